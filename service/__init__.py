@@ -1,0 +1,1 @@
+"""YOLO26 over uploaded pictures: events in, detections out."""

@@ -1,0 +1,104 @@
+"""The HTTP edge: one endpoint for events, two for health. Decides each answer's status.
+
+Pub/Sub and Eventarc deliver a message again unless the answer is 102, 200, 201, 202 or 204
+(https://cloud.google.com/pubsub/docs/push), so the question is always: can another delivery help?
+
+| situation                                              | status |
+|---|---|
+| every picture final, final before, or not ours         | 204 |
+| the request cannot be read                             | 400, and the dead letter in the end |
+| the body is over the limit                             | 413, likewise |
+| too many pictures on their way                         | 429 |
+| Storage, Firestore or the model unavailable, stopping  | 503 |
+| anything else                                          | 500, with the trace in the log |
+"""
+
+import logging
+
+from flask import Flask, Response, jsonify, request
+from werkzeug.exceptions import HTTPException
+
+from service.errors import EnvelopeError, QueueFullError, TransientError
+from service.events import parse_event
+from service.logs import set_trace
+from service.pipeline import Pipeline
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(
+    pipeline: Pipeline, *, max_request_bytes: int = 4 * 2**20, project: str | None = None
+) -> Flask:
+    """Build the web application around a pipeline.
+
+    Args:
+        pipeline: handles the events.
+        max_request_bytes: larger requests are answered 413, unread.
+        project: the project whose traces the log names.
+    """
+    app = Flask(__name__)
+    app.config["MAX_CONTENT_LENGTH"] = max_request_bytes
+    app.config["MAX_FORM_MEMORY_SIZE"] = max_request_bytes
+
+    @app.before_request
+    def trace() -> None:
+        set_trace(request.headers.get("X-Cloud-Trace-Context"), project)
+
+    @app.post("/")
+    def receive() -> Response:
+        event = parse_event(dict(request.headers), request.get_data())
+        pipeline.handle(event)
+        return Response(status=204)
+
+    @app.get("/health/live")
+    def live() -> Response:
+        failed = pipeline.status().startswith("failed")
+        return _health(pipeline.status(), 503 if failed else 200)
+
+    @app.get("/health/ready")
+    def ready() -> Response:
+        status = pipeline.status()
+        return _health(status, 200 if status == "ready" else 503)
+
+    @app.errorhandler(EnvelopeError)
+    def unreadable(error: EnvelopeError) -> Response:
+        logger.warning("Refused a request", extra={"reason": str(error)})
+        return _error(400, "unreadable_request", str(error))
+
+    @app.errorhandler(TransientError)
+    def transient(error: TransientError) -> Response:
+        status = 429 if isinstance(error, QueueFullError) else 503
+        logger.warning(
+            "Gave a message back",
+            extra={"status": status, "reason": str(error)},
+            exc_info=error.__cause__,
+        )
+        response = _error(status, "try_again", str(error))
+        response.headers["Retry-After"] = str(error.retry_after_seconds)
+        return response
+
+    @app.errorhandler(HTTPException)
+    def http_error(error: HTTPException) -> Response:
+        status = error.code or 500
+        code = (error.name or "error").lower().replace(" ", "_")
+        return _error(status, code, error.description or error.name)
+
+    @app.errorhandler(Exception)
+    def unexpected(error: Exception) -> Response:
+        logger.error("Failed to handle a message", exc_info=error)
+        return _error(500, "internal_error", "The message could not be handled; the log says why.")
+
+    return app
+
+
+def _health(status: str, code: int) -> Response:
+    response = jsonify(status=status)
+    response.status_code = code
+    return response
+
+
+def _error(status: int, code: str, sentence: str) -> Response:
+    """Answer with one public sentence; never with anything of the request."""
+    response = jsonify(error={"code": code, "message": sentence})
+    response.status_code = status
+    return response

@@ -1,0 +1,203 @@
+"""Forms batches from concurrent callers. Knows nothing of pictures, stores or the web.
+
+A caller is admitted, prepares its item on its own thread, submits it and waits:
+
+    with batcher.admit() as ticket:      # QueueFullError when too many are admitted
+        item = prepare()                 # "on its way": a forming batch waits for it
+        outcome = ticket.submit(item).result()
+
+One thread runs batches, one at a time. A batch starts when it is full, when nobody is on the way
+any more, or when its first item has waited `max_delay_seconds`. What a run returns is handed to
+`finish` on another thread, so that the next batch runs meanwhile; callers get their outcome after
+`finish` has returned.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+from service.errors import DetectorError, QueueFullError, ShuttingDownError
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_FINISH_THREADS = 4  # finishing waits for the network; more than this only when the store is down
+
+
+@dataclass
+class _Entry(Generic[Item, Result]):
+    item: Item
+    submitted_at: float = field(default_factory=time.monotonic)
+    future: "Future[Result]" = field(default_factory=Future)
+
+
+class Batcher(Generic[Item, Result]):
+    """Gathers items into batches for one runner."""
+
+    def __init__(
+        self,
+        run: Callable[[list[Item]], Sequence[Result]],
+        finish: Callable[[list[Result]], None],
+        *,
+        max_batch_size: int,
+        max_delay_seconds: float,
+        max_admitted: int,
+    ) -> None:
+        """Start the runner's thread.
+
+        Args:
+            run: a batch to its results, same length and order. When it raises, the batch is split
+                until the culprit stands alone; the others get their results.
+            finish: makes the results of one batch final; when it raises, all of them failed.
+            max_batch_size: items in a batch at most.
+            max_delay_seconds: how long an item waits for others that are on their way.
+            max_admitted: callers admitted at once.
+        """
+        self._run = run
+        self._finish = finish
+        self._max_batch_size = max_batch_size
+        self._max_delay = max_delay_seconds
+        self._max_admitted = max_admitted
+        self._changed = threading.Condition()
+        self._waiting: deque[_Entry[Item, Result]] = deque()
+        self._admitted = 0
+        self._on_the_way = 0
+        self._closed = False
+        self._finisher = ThreadPoolExecutor(_FINISH_THREADS, thread_name_prefix="finish")
+        self._runner = threading.Thread(target=self._loop, name="batcher", daemon=True)
+        self._runner.start()
+
+    def admit(self) -> "Ticket[Item, Result]":
+        """Reserve a place.
+
+        Raises:
+            QueueFullError: `max_admitted` callers are admitted already.
+            ShuttingDownError: the batcher is closed.
+        """
+        with self._changed:
+            if self._closed:
+                raise ShuttingDownError("The service is shutting down.")
+            if self._admitted >= self._max_admitted:
+                raise QueueFullError("The queue is full.")
+            self._admitted += 1
+            self._on_the_way += 1
+        return Ticket(self)
+
+    def stop_admitting(self) -> None:
+        """Let those that are admitted finish; later calls to `admit` raise."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def close(self, *, timeout_seconds: float) -> None:
+        """Stop admitting, and wait until everything admitted is answered."""
+        self.stop_admitting()
+        self._runner.join(timeout_seconds)
+        self._finisher.shutdown(wait=False)
+
+    def _submit(self, item: Item) -> "Future[Result]":
+        entry: _Entry[Item, Result] = _Entry(item)
+        with self._changed:
+            self._on_the_way -= 1
+            self._waiting.append(entry)
+            self._changed.notify_all()
+        return entry.future
+
+    def _leave(self, *, submitted: bool) -> None:
+        with self._changed:
+            self._admitted -= 1
+            if not submitted:
+                self._on_the_way -= 1
+            self._changed.notify_all()
+
+    def _loop(self) -> None:
+        while batch := self._take():
+            results = _run_isolating(self._run, [entry.item for entry in batch])
+            self._finisher.submit(self._deliver, batch, results)
+
+    def _take(self) -> "list[_Entry[Item, Result]]":
+        """Wait for a batch; empty when closed and nobody is left."""
+        with self._changed:
+            while not self._waiting:
+                if self._closed and not self._on_the_way:
+                    return []
+                self._changed.wait()
+            deadline = self._waiting[0].submitted_at + self._max_delay
+            while len(self._waiting) < self._max_batch_size and self._on_the_way:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    break
+                self._changed.wait(remaining)
+            size = min(len(self._waiting), self._max_batch_size)
+            return [self._waiting.popleft() for _ in range(size)]
+
+    def _deliver(
+        self, batch: "list[_Entry[Item, Result]]", results: "list[Result | Exception]"
+    ) -> None:
+        """Finish the good results together, then answer everybody."""
+        good = [result for result in results if not isinstance(result, Exception)]
+        try:
+            if good:
+                self._finish(good)
+        except Exception as exc:  # noqa: BLE001 - each caller raises it, on its own thread
+            results = [result if isinstance(result, Exception) else exc for result in results]
+        for entry, result in zip(batch, results, strict=True):
+            if isinstance(result, Exception):
+                entry.future.set_exception(result)
+            else:
+                entry.future.set_result(result)
+
+
+class Ticket(Generic[Item, Result]):
+    """A place in the queue, held until the caller has its outcome."""
+
+    def __init__(self, batcher: Batcher[Item, Result]) -> None:
+        """Made by `Batcher.admit`."""
+        self._batcher = batcher
+        self._submitted = False
+
+    def submit(self, item: Item) -> "Future[Result]":
+        """Put the prepared item into the next batch."""
+        self._submitted = True
+        return self._batcher._submit(item)
+
+    def __enter__(self) -> Self:
+        """Hold the place."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the place back, prepared or not."""
+        self._batcher._leave(submitted=self._submitted)
+
+
+def _run_isolating(
+    run: Callable[[list[Item]], Sequence[Result]], items: list[Item]
+) -> list[Result | Exception]:
+    """Run a batch; where it raises, run its halves, so that only the culprit fails.
+
+    A batch of n with one culprit costs about 2 log2(n) more runs.
+    """
+    try:
+        results = run(items)
+        if len(results) != len(items):
+            raise DetectorError(f"{len(items)} items went in and {len(results)} results came out")
+        return list(results)
+    except Exception as exc:
+        logger.exception("A batch of %d raised%s", len(items), "; splitting" * (len(items) > 1))
+        if len(items) == 1:
+            return [exc]
+    half = len(items) // 2
+    return _run_isolating(run, items[:half]) + _run_isolating(run, items[half:])

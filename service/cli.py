@@ -1,0 +1,270 @@
+"""The command line: `yolo-batch`."""
+
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from service.errors import YoloBatchError
+from service.settings import BUNDLED_MODEL, Settings
+
+
+class _Group(click.Group):
+    """Shows our own errors as one sentence, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except YoloBatchError as exc:
+            raise click.ClickException(str(exc)) from exc
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="yolo-batch")
+def main() -> None:
+    """YOLO26 over every picture uploaded to a bucket."""
+    # What a command has to say it prints; log lines belong to the service.
+    logging.getLogger("service").addHandler(logging.NullHandler())
+
+
+@main.command()
+def serve() -> None:
+    """Run the service as the container does; settings come from the environment."""
+    Settings.from_env()  # a wrong one is told before the server starts
+    command = ["gunicorn", "--config", "python:service.gunicorn_conf", "service.main:build_app()"]
+    os.execv(sys.executable, [sys.executable, "-m", *command])
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    default=BUNDLED_MODEL,
+    help="Exported directory, or a file that ultralytics loads.",
+)
+@click.option("--device", default="cpu", show_default=True, help="cpu, or a GPU such as 0.")
+@click.option("--min-confidence", default=0.25, show_default=True)
+@click.option("--batch-size", default=8, show_default=True, type=click.IntRange(1, 64))
+@click.option("--json", "as_json", is_flag=True, help="One JSON document a line.")
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for annotated pictures.",
+)
+def detect(
+    paths: tuple[Path, ...],
+    model: Path,
+    device: str,
+    min_confidence: float,
+    batch_size: int,
+    as_json: bool,
+    save: Path | None,
+) -> None:
+    """Detect on local files and folders, without any cloud."""
+    from service.detect import detect_files, find_files, save_annotated
+    from service.detector import load_detector
+    from service.pipeline import PipelineOptions
+    from service.report import table
+
+    files = find_files(paths)
+    detector = load_detector(model, device=device, min_confidence=min_confidence)
+    documents: list[dict[str, Any]] = []
+
+    def receive(document: dict[str, Any]) -> None:
+        documents.append(document)
+        if as_json:
+            click.echo(json.dumps(document, ensure_ascii=False))
+        if save and document["status"] == "done":
+            source = Path(document["name"])
+            save_annotated(source, document, save / f"{source.stem}.jpg")
+
+    # Twice the batch: one runs while the next is decoded. Nobody else wants the queue.
+    options = PipelineOptions(max_batch_size=batch_size, max_queue=2 * batch_size)
+    detect_files(files, detector, options, receive)
+    if not as_json:
+        click.echo(table(sorted(documents, key=lambda document: document["name"])))
+    if save:
+        click.echo(f"Annotated pictures are in {save}", err=True)
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Directory to write; by default MODEL_openvino_model beside the model.",
+)
+@click.option(
+    "--image-size",
+    default=640,
+    show_default=True,
+    type=click.IntRange(32, 4096),
+    help="Longer side that the network sees, in pixels; a multiple of 32.",
+)
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    type=click.Choice(["fp32", "fp16"]),
+    help="Of the stored weights.",
+)
+def export(model: Path, output: Path | None, image_size: int, precision: str) -> None:
+    """Turn a YOLO26 detection MODEL into the directory that the service runs.
+
+    An official name that is no file (yolo26n.pt) is downloaded first.
+    """
+    from service.detector.export import export_openvino
+
+    directory = export_openvino(model, output, image_size=image_size, precision=precision)
+    click.echo(f"Exported to {directory}")
+
+
+@main.command()
+@click.argument("uri")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document a line.")
+def results(uri: str, as_json: bool) -> None:
+    """Print the results of gs://bucket/prefix from Firestore."""
+    from service.main import build_store
+    from service.report import table
+
+    bucket, _, prefix = uri.removeprefix("gs://").partition("/")
+    if not uri.startswith("gs://") or not bucket:
+        raise click.BadParameter("it must be gs://bucket or gs://bucket/prefix", param_hint="URI")
+    documents = build_store(Settings.from_env()).results(bucket, prefix)
+    if as_json:
+        for document in documents:
+            click.echo(json.dumps(document, ensure_ascii=False, default=_plain))
+    else:
+        click.echo(table(documents))
+
+
+@main.command()
+@click.argument("uris", nargs=-1, required=True)
+@click.option(
+    "--topic",
+    default="jobs",
+    show_default=True,
+    help="Topic's name, or projects/PROJECT/topics/NAME.",
+)
+def submit(uris: tuple[str, ...], topic: str) -> None:
+    """Publish a job for URIS (gs://bucket/object, or - to read them from standard input)."""
+    from google.cloud import pubsub_v1  # type: ignore[attr-defined]  # published without types
+
+    from service.events import parse_uri
+    from service.publisher import job_messages, publish_jobs
+
+    wanted = list(_lines(sys.stdin) if uris == ("-",) else uris)
+    for uri in wanted:
+        parse_uri(uri)
+    project = Settings.from_env().google_cloud_project
+    if "/" not in topic:
+        if not project:
+            raise click.ClickException("Set GOOGLE_CLOUD_PROJECT, or give the topic's full name")
+        topic = f"projects/{project}/topics/{topic}"
+    ids = publish_jobs(pubsub_v1.PublisherClient(), topic, job_messages(wanted))
+    click.echo(f"Published {len(wanted)} uris in {len(ids)} messages to {topic}")
+
+
+@main.command()
+@click.option(
+    "--model", type=click.Path(path_type=Path), help="Model of the service; the bundled one."
+)
+@click.option("--bucket", default="uploads", show_default=True, help="Bucket for uploads.")
+def up(model: Path | None, bucket: str) -> None:
+    """Run the whole system on this machine until Ctrl-C: emulators, deliveries, service."""
+    from service.local.stack import Stack, StackOptions
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: stop everything
+    click.echo("Starting the Pub/Sub, Firestore and Cloud Storage emulators and the service ...")
+    try:
+        with Stack(StackOptions(model_path=model, bucket=bucket, echo=click.echo)) as stack:
+            click.echo(_UP.format(exports="\n".join(stack.export_lines()), bucket=bucket))
+            while True:
+                stack.raise_if_dead()
+                time.sleep(1)
+    except KeyboardInterrupt:
+        click.echo("Stopped.")
+
+
+_UP = """\
+The stack is up. In another terminal, paste:
+
+{exports}
+
+then upload, submit and look:
+
+gcloud storage cp PICTURE.jpg gs://{bucket}/
+yolo-batch submit gs://{bucket}/PICTURE.jpg
+yolo-batch results gs://{bucket}/
+
+Ctrl-C stops everything. The service's log follows.
+"""
+
+
+@main.command()
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path, exists=True),
+    help="Picture or folder to upload; samples are drawn when not given.",
+)
+@click.option("--model", type=click.Path(path_type=Path), help="Exported directory, or a .pt file.")
+@click.option(
+    "--output",
+    default=Path("demo-output"),
+    show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for annotated pictures.",
+)
+def demo(images: Path | None, model: Path | None, output: Path) -> None:
+    """Upload pictures to a local stack, and show their documents."""
+    from service.local.demo import run_demo
+    from service.local.errors import MissingRequirementsError
+
+    with tempfile.TemporaryDirectory() as scratch:
+        images = images or _drawn_samples(Path(scratch) / "shapes")
+        model = _runnable(model, Path(scratch))
+        try:
+            run_demo(images.resolve(), model, output)
+        except MissingRequirementsError as exc:
+            click.echo(f"{exc}\n\nUntil then, the detector alone, without the cloud's part:\n")
+            context = click.get_current_context()
+            context.invoke(detect, paths=(images,), model=model or BUNDLED_MODEL, save=output)
+            context.exit(1)
+
+
+def _drawn_samples(directory: Path) -> Path:
+    from service.demo.shapes import write_samples
+
+    click.echo(f"Drew {len(write_samples(directory))} sample pictures")
+    return directory
+
+
+def _runnable(model: Path | None, scratch: Path) -> Path | None:
+    """Export weights that were given as a .pt file: the demo runs what a container runs."""
+    if model is None or model.suffix != ".pt":
+        return model
+    from service.detector.export import export_openvino
+
+    click.echo(f"Exporting {model} ...")
+    return export_openvino(model, scratch / f"{model.stem}_openvino_model")
+
+
+def _lines(stream: Iterable[str]) -> Iterable[str]:
+    return filter(None, map(str.strip, stream))
+
+
+def _plain(value: object) -> str:
+    """Write a Firestore timestamp as RFC 3339."""
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} is not JSON")

@@ -1,0 +1,106 @@
+"""The same pipeline on local files, without any cloud."""
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from service.annotate import annotate
+from service.detector import Detector
+from service.document import to_document
+from service.domain import Box, Detection, Download, Event, ImageRef, ImageResult, ObjectMetadata
+from service.errors import ObjectGoneError, YoloBatchError
+from service.images import decode
+from service.pipeline import Pipeline, PipelineOptions
+
+_ANY_GENERATION = 1  # local files have none
+
+
+class MissingFileError(YoloBatchError):
+    """A path that was given is no file."""
+
+
+def find_files(paths: Iterable[Path]) -> list[Path]:
+    """List files, and those in folders at any depth; names that begin with a dot are left out."""
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+            files.extend(sorted(inside))
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise MissingFileError(f"There is no file or folder {path}")
+    return files
+
+
+def detect_files(
+    files: Sequence[Path],
+    detector: Detector,
+    options: PipelineOptions,
+    receive: Callable[[dict[str, Any]], None],
+) -> None:
+    """Detect on files; call `receive` with each one's document as soon as it is final.
+
+    The documents are those of the service, but their `uri` and `name` are the file's path.
+
+    Raises:
+        DetectorError: the network failed on some file.
+    """
+    ready: Future[Detector] = Future()
+    ready.set_result(detector)
+    pipeline = Pipeline(_LocalFiles(), _Receiver(receive), ready, options)
+    images = tuple(ImageRef("", str(file), _ANY_GENERATION) for file in dict.fromkeys(files))
+    try:
+        pipeline.handle(Event(images))
+    finally:
+        pipeline.close()
+
+
+def save_annotated(file: Path, document: Mapping[str, Any], destination: Path) -> None:
+    """Draw a document's detections on the picture that they were found in."""
+    picture = decode(file.read_bytes(), max_pixels=2**30)
+    detections = [
+        Detection(found["label"], found["class_id"], found["confidence"], Box(**found["box"]))
+        for found in document["detections"]
+    ]
+    _, data = cv2.imencode(".jpg", annotate(picture.pixels, detections))
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    destination.write_bytes(data.tobytes())
+
+
+class _LocalFiles:
+    """Files as the pipeline's storage."""
+
+    def resolve(self, ref: ImageRef) -> ImageRef:
+        return ref
+
+    def download(self, ref: ImageRef) -> Download:
+        try:
+            data = Path(ref.name).read_bytes()
+        except OSError as exc:
+            raise ObjectGoneError(f"{ref.name} cannot be read") from exc
+        return Download(data, ObjectMetadata(size=len(data)))
+
+
+class _Receiver:
+    """Hands each committed result on, as the pipeline's store."""
+
+    def __init__(self, receive: Callable[[dict[str, Any]], None]) -> None:
+        self._receive = receive
+        self._lock = threading.Lock()  # commits come from several threads
+
+    def is_final(self, document_id: str) -> bool:
+        return False
+
+    def commit(self, results: Sequence[ImageResult]) -> None:
+        with self._lock:
+            for result in results:
+                document = to_document(result)
+                document["uri"] = document["name"]
+                for absent in ("bucket", "generation", "event_time"):
+                    del document[absent]
+                self._receive(document)

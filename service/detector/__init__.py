@@ -1,0 +1,74 @@
+"""The network: a picture's pixels in, its detections out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from service.domain import Detection, ModelInfo
+from service.errors import ModelError
+from service.images import Pixels
+
+OPENVINO_METADATA = "metadata.yaml"  # ultralytics writes it beside the network it exports
+
+
+class Detector(Protocol):
+    """What the pipeline needs of a network. Used from one thread at a time."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """Which network this is, for the records."""
+
+    def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
+        """Detect objects.
+
+        Args:
+            images: uint8 HxWx3 BGR pictures of any sizes.
+
+        Returns:
+            One list for each picture, in the same order, most confident first; boxes are in the
+            picture's own pixels.
+        """
+
+
+def load_detector(
+    path: Path, *, device: str = "cpu", image_size: int | None = None, min_confidence: float = 0.25
+) -> Detector:
+    """Load a network by what its path is.
+
+    An exported `*_openvino_model` directory runs on OpenVINO, without torch; whatever else
+    ultralytics loads runs on ultralytics, on a CPU or a GPU.
+
+    Args:
+        path: the model.
+        device: `cpu`, or a GPU as ultralytics names it.
+        image_size: longer side that the network sees, in pixels; None: the model's own.
+        min_confidence: detections below are left out.
+
+    Raises:
+        ModelError: there is no such model, it cannot be loaded, or it is not a detection model.
+    """
+    if not path.exists():
+        raise ModelError(f"There is no model at {path}: set MODEL_PATH, or export one first")
+    if path.is_dir() and (path / OPENVINO_METADATA).is_file():
+        if device != "cpu":
+            raise ModelError(
+                f"{path} is an OpenVINO model, which runs on DEVICE=cpu, not {device!r}: "
+                "for a GPU set MODEL_PATH to the .pt or .engine file"
+            )
+        from service.detector.openvino import OpenVINODetector
+
+        return OpenVINODetector(path, image_size=image_size, min_confidence=min_confidence)
+    # Imported only here: ultralytics brings torch.
+    from service.detector.ultralytics import UltralyticsDetector
+
+    return UltralyticsDetector(
+        path, device=device, image_size=image_size, min_confidence=min_confidence
+    )
+
+
+def warm_up(detector: Detector) -> None:
+    """Run a first inference, so that the first real picture does not pay for it."""
+    import numpy as np
+
+    size = detector.info.image_size
+    detector.detect([np.full((size, size, 3), 114, np.uint8)])

@@ -1,0 +1,48 @@
+"""The schema of a picture's document."""
+
+from dataclasses import asdict
+from typing import Any
+
+from service.domain import ImageResult, ObjectMetadata
+
+STATUS_DONE = "done"
+STATUS_FAILED = "failed"
+
+
+def to_document(result: ImageResult) -> dict[str, Any]:
+    """Write a result as plain data; every document has all of these fields.
+
+    The store adds `created_at`, the server's time.
+
+    Firestore refuses arrays in arrays, so that boxes are maps. `labels` repeats the keys of
+    `counts` because `array-contains` matches whole elements only.
+    """
+    ref, failure = result.ref, result.failure
+    return {
+        "uri": ref.uri,
+        "bucket": ref.bucket,
+        "name": ref.name,
+        "generation": ref.generation,
+        "content_type": ref.metadata.content_type,
+        "size": ref.metadata.size,
+        **_checksum(ref.metadata),
+        "status": STATUS_FAILED if failure else STATUS_DONE,
+        "error": {"code": str(failure.code), "message": failure.message} if failure else None,
+        "image": asdict(result.image) if result.image else None,
+        "model": asdict(result.model) if result.model else None,
+        "detections": [asdict(found) for found in result.detections],
+        "labels": list(result.counts),
+        "counts": result.counts,
+        "num_detections": len(result.detections),
+        "max_confidence": max((found.confidence for found in result.detections), default=None),
+        "batch_size": result.batch_size,
+        "timings": asdict(result.timings),
+        "event_time": result.event_time,
+    }
+
+
+def _checksum(metadata: ObjectMetadata) -> dict[str, str | None]:
+    """Return the md5, or the crc32c of a composite object, which has no md5."""
+    if metadata.md5 or not metadata.crc32c:
+        return {"md5": metadata.md5}
+    return {"crc32c": metadata.crc32c}

@@ -1,0 +1,164 @@
+"""The words of the domain: what arrives, what is detected, what is recorded."""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+
+@dataclass(frozen=True)
+class ObjectMetadata:
+    """What Cloud Storage says of one generation; None where it did not say."""
+
+    size: int | None = None  # bytes
+    content_type: str | None = None
+    md5: str | None = None  # base64; composite objects have none
+    crc32c: str | None = None  # base64
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """One picture: one generation of one object. Without a generation it means the live one."""
+
+    bucket: str
+    name: str
+    generation: int | None = None
+    metadata: ObjectMetadata = field(default_factory=ObjectMetadata, compare=False)
+
+    @property
+    def uri(self) -> str:
+        """`gs://bucket/name`, without the generation."""
+        return f"gs://{self.bucket}/{self.name}"
+
+    @property
+    def document_id(self) -> str:
+        """Name of the picture's document: the same for every delivery, and not sequential.
+
+        A hash, because object names hold `/` and share prefixes, and sequential ids make hot
+        spots in Firestore.
+
+        Raises:
+            ValueError: the generation is not known yet.
+        """
+        if self.generation is None:
+            raise ValueError(f"{self.uri} has no generation yet, so it has no document id")
+        key = f"{self.uri}#{self.generation}"
+        return hashlib.sha256(key.encode()).hexdigest()[:40]
+
+
+@dataclass(frozen=True)
+class Download:
+    """A picture's bytes, and what the storage says of them."""
+
+    data: bytes
+    metadata: ObjectMetadata
+
+
+@dataclass(frozen=True)
+class Event:
+    """What one request asks for: pictures to detect, or the reason to ignore it."""
+
+    images: tuple[ImageRef, ...] = ()
+    event_time: datetime | None = None
+    ignored: str | None = None
+
+
+@dataclass(frozen=True)
+class Box:
+    """Corners in pixels of the upright picture."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One object found in a picture. `confidence` is in [0, 1]."""
+
+    label: str
+    class_id: int
+    confidence: float
+    box: Box
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """The decoded picture: upright size in pixels, and format (`JPEG`, `PNG`, ...)."""
+
+    width: int
+    height: int
+    format: str
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Which network answered. `image_size` is the longer side that it sees, in pixels."""
+
+    name: str
+    sha256: str
+    image_size: int
+    precision: str
+    runtime: str
+
+
+class ErrorCode(StrEnum):
+    """Why a picture can never be detected, as written in its document."""
+
+    EMPTY_OBJECT = "empty_object"
+    UNSUPPORTED_MEDIA = "unsupported_media"
+    CORRUPT_IMAGE = "corrupt_image"
+    IMAGE_TOO_LARGE = "image_too_large"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The reason of a failed picture, for a person to act on."""
+
+    code: ErrorCode
+    message: str
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where a picture's time went, in milliseconds.
+
+    `inference_ms` is the picture's share: the batch's time divided by its size.
+    """
+
+    download_ms: float = 0.0
+    decode_ms: float = 0.0
+    queue_ms: float = 0.0
+    inference_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """The final record of one picture: its detections, or its failure."""
+
+    ref: ImageRef
+    failure: Failure | None = None
+    image: ImageInfo | None = None
+    model: ModelInfo | None = None
+    detections: tuple[Detection, ...] = ()
+    batch_size: int = 0
+    timings: Timings = field(default_factory=Timings)
+    event_time: datetime | None = None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Detections by label, labels sorted."""
+        return dict(sorted(Counter(found.label for found in self.detections).items()))
+
+
+class Outcome(StrEnum):
+    """How one picture of an event ended. Each of them lets the event be acknowledged."""
+
+    DONE = "done"  # detections committed
+    FAILED = "failed"  # a failure committed
+    ALREADY_FINAL = "already_final"  # the document was there before
+    GONE = "gone"  # the generation was overwritten or deleted
+    IGNORED = "ignored"  # a folder marker or a part of a composite upload
+    REFUSED = "refused"  # a bucket that this service does not serve

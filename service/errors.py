@@ -1,0 +1,85 @@
+"""Everything that can go wrong, and whether a second delivery can help.
+
+    YoloBatchError
+    ├── SettingsError              a wrong environment variable: stops the start
+    ├── ModelError                 a model that cannot be loaded or exported
+    ├── EnvelopeError              a request that cannot be read: 400
+    ├── BadImageError              never detectable: recorded, then acknowledged
+    ├── ObjectGoneError            the generation no longer exists: acknowledged
+    ├── DetectorError              the network failed on a picture: 500
+    └── TransientError             a later delivery can succeed: 503
+        ├── QueueFullError         429
+        ├── ShuttingDownError
+        ├── ModelNotReadyError
+        ├── StorageUnavailableError
+        └── StoreUnavailableError
+
+The text of an EnvelopeError or a TransientError goes back to the caller: it is a sentence of ours
+and never repeats the input.
+"""
+
+from service.domain import ErrorCode
+
+
+class YoloBatchError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class SettingsError(YoloBatchError):
+    """An environment variable is missing or has a wrong value."""
+
+
+class ModelError(YoloBatchError):
+    """A model cannot be loaded or exported."""
+
+
+class EnvelopeError(YoloBatchError):
+    """The request is not an event, a push message or a job that we can read."""
+
+
+class BadImageError(YoloBatchError):
+    """The bytes can never become a picture that we detect on."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        """Keep the code apart from the message: both go into the picture's document."""
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class ObjectGoneError(YoloBatchError):
+    """The generation was overwritten or deleted before we read it."""
+
+
+class DetectorError(YoloBatchError):
+    """The network raised, or answered with the wrong number of results."""
+
+
+class TransientError(YoloBatchError):
+    """Not now: the same message can succeed when it is delivered again."""
+
+    retry_after_seconds = 10
+
+
+class QueueFullError(TransientError):
+    """As many pictures as allowed are on their way already."""
+
+    retry_after_seconds = 2
+
+
+class ShuttingDownError(TransientError):
+    """The process was told to stop; another one takes the message."""
+
+    retry_after_seconds = 1
+
+
+class ModelNotReadyError(TransientError):
+    """The model did not load, so nothing can be detected."""
+
+
+class StorageUnavailableError(TransientError):
+    """Cloud Storage did not give the picture."""
+
+
+class StoreUnavailableError(TransientError):
+    """Firestore did not take or give the document."""

@@ -1,0 +1,243 @@
+"""From a request (headers and body) to the pictures that it names. Pure.
+
+Forms are told apart by headers and body, never by path:
+
+1. CloudEvent, binary or structured mode, of Cloud Storage: the data is the object.
+2. CloudEvent `google.cloud.pubsub.topic.v1.messagePublished`: the data is a push envelope.
+3. Pub/Sub push, wrapped: `{"message": {...}, "subscription": ...}`.
+4. Pub/Sub push with payload unwrapping: the body is the message's data, and its attributes are
+   headers when the subscription writes metadata.
+
+A message (3, 4) is a Cloud Storage notification, told by its attributes, or a job:
+`{"uri": "gs://bucket/object"}` or `{"uris": [...]}`.
+
+Sources: https://cloud.google.com/eventarc/docs/cloudevents,
+https://cloud.google.com/pubsub/docs/push, https://cloud.google.com/storage/docs/pubsub-notifications
+"""
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from service.domain import Event, ImageRef, ObjectMetadata
+from service.errors import EnvelopeError
+
+MAX_URIS = 1000
+
+_CE_TYPE = "ce-type"  # CloudEvents, binary mode: the event's type
+_CE_TIME = "ce-time"
+_STRUCTURED = "application/cloudevents+json"  # content type of structured mode
+_STORAGE = "google.cloud.storage.object.v1."
+_FINALIZED = _STORAGE + "finalized"
+_MESSAGE_PUBLISHED = "google.cloud.pubsub.topic.v1.messagePublished"
+
+# Attributes of a Cloud Storage notification.
+_EVENT_TYPE = "eventType"
+_BUCKET_ID = "bucketId"
+_OBJECT_ID = "objectId"
+_GENERATION = "objectGeneration"
+_EVENT_TIME = "eventTime"
+_OBJECT_FINALIZE = "OBJECT_FINALIZE"
+
+_OBJECT_KIND = "storage#object"  # `kind` of an object resource
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+_URI = re.compile(r"gs://([^/]+)/(.+?)(?:#(\d{1,19}))?", re.DOTALL)
+_MAX_NAME_BYTES = 1024
+
+
+def parse_event(headers: Mapping[str, str], body: bytes) -> Event:
+    """Read one request.
+
+    Args:
+        headers: the request's headers; names are compared without regard to case.
+        body: the request's body.
+
+    Raises:
+        EnvelopeError: the request has none of the forms above.
+    """
+    lowered = {name.lower(): value for name, value in headers.items()}
+    content_type = lowered.get("content-type", "").partition(";")[0].strip().lower()
+    payload = _json(body)
+    if content_type == _STRUCTURED:
+        event = _mapping(payload, "a CloudEvent must be a JSON object")
+        return _from_cloud_event(_text(event, "type"), event.get("time"), _structured_data(event))
+    if event_type := lowered.get(_CE_TYPE):
+        return _from_cloud_event(event_type, lowered.get(_CE_TIME), payload)
+    if isinstance(payload, dict) and "message" in payload:
+        return _from_envelope(payload)
+    # Header names of unwrapped attributes are ASCII, but WSGI garbles the values of others, so
+    # that the object's name is taken from the body wherever there is one.
+    attributes = {
+        key: lowered[key.lower()]
+        for key in (_EVENT_TYPE, _BUCKET_ID, _OBJECT_ID, _GENERATION, _EVENT_TIME)
+        if key.lower() in lowered
+    }
+    return _from_message(attributes, payload)
+
+
+def _from_cloud_event(event_type: str, time: Any, data: Any) -> Event:
+    if event_type == _MESSAGE_PUBLISHED:
+        return _from_envelope(data)
+    if event_type == _FINALIZED:
+        return Event((_image_from_object(data),), _time(time))
+    if event_type.startswith(_STORAGE):
+        return Event(ignored="a Cloud Storage event other than finalized")
+    raise EnvelopeError("The CloudEvent's type is not one that this service takes.")
+
+
+def _structured_data(event: dict[str, Any]) -> Any:
+    if "data_base64" in event:
+        return _json(_base64(event["data_base64"]))
+    return event.get("data")
+
+
+def _from_envelope(envelope: Any) -> Event:
+    envelope = _mapping(envelope, "The push envelope must be a JSON object.")
+    message = _mapping(envelope.get("message"), "The push envelope's message must be an object.")
+    attributes = _mapping(
+        message.get("attributes") or {}, "The message's attributes must be an object."
+    )
+    return _from_message(attributes, _json(_base64(message.get("data") or "")))
+
+
+def _from_message(attributes: dict[str, Any], data: Any) -> Event:
+    """Read a Pub/Sub message from its attributes and its decoded data (None: no data)."""
+    if _EVENT_TYPE in attributes and _BUCKET_ID in attributes:
+        if attributes[_EVENT_TYPE] != _OBJECT_FINALIZE:
+            return Event(ignored="a Cloud Storage notification other than OBJECT_FINALIZE")
+        image = _image_from_object(data) if data else _image_from_attributes(attributes)
+        return Event((image,), _time(attributes.get(_EVENT_TIME)))
+    job = _mapping(data, "The message is neither a Cloud Storage notification nor a job.")
+    if job.get("kind") == _OBJECT_KIND:  # unwrapped notification without metadata
+        return Event((_image_from_object(job),), _time(job.get("timeCreated")))
+    return Event(_images_from_job(job))
+
+
+def _image_from_object(data: Any) -> ImageRef:
+    """Read an object resource; numbers come as JSON strings or as numbers."""
+    resource = _mapping(data, "The event's data must be a Cloud Storage object.")
+    metadata = ObjectMetadata(
+        size=_optional_integer(resource, "size"),
+        content_type=_optional_text(resource, "contentType"),
+        md5=_optional_text(resource, "md5Hash"),
+        crc32c=_optional_text(resource, "crc32c"),
+    )
+    generation = _integer(resource, "generation")
+    image = _image(_text(resource, "bucket"), _text(resource, "name"), generation)
+    return replace(image, metadata=metadata)
+
+
+def _image_from_attributes(attributes: dict[str, Any]) -> ImageRef:
+    return _image(
+        _text(attributes, _BUCKET_ID),
+        _text(attributes, _OBJECT_ID),
+        _integer(attributes, _GENERATION),
+    )
+
+
+def _images_from_job(job: dict[str, Any]) -> tuple[ImageRef, ...]:
+    if ("uri" in job) == ("uris" in job):
+        raise EnvelopeError('A job is {"uri": "gs://bucket/object"} or {"uris": [...]}.')
+    uris = [job["uri"]] if "uri" in job else job["uris"]
+    if not isinstance(uris, list) or not uris:
+        raise EnvelopeError("The job's uris must be a list that is not empty.")
+    if len(uris) > MAX_URIS:
+        raise EnvelopeError(f"A job names at most {MAX_URIS} uris.")
+    return tuple(dict.fromkeys(parse_uri(uri) for uri in uris))
+
+
+def parse_uri(uri: Any) -> ImageRef:
+    """Read `gs://bucket/object` or `gs://bucket/object#generation`.
+
+    An object whose own name ends in `#` and digits needs the generation written after it.
+
+    Raises:
+        EnvelopeError: it is not such a uri.
+    """
+    match = _URI.fullmatch(uri) if isinstance(uri, str) else None
+    if not match:
+        raise EnvelopeError(
+            "A job's uri must be gs://bucket/object or gs://bucket/object#generation."
+        )
+    bucket, name, generation = match.groups()
+    return _image(bucket, name, int(generation) if generation else None)
+
+
+def _image(bucket: str, name: str, generation: int | None) -> ImageRef:
+    if not _BUCKET.fullmatch(bucket):
+        raise EnvelopeError("The bucket's name is not one that Cloud Storage allows.")
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:  # a lone surrogate: JSON can spell it, UTF-8 cannot
+        length = 0
+    if not 1 <= length <= _MAX_NAME_BYTES:
+        raise EnvelopeError("The object's name is not one that Cloud Storage allows.")
+    if generation is not None and not 0 < generation < 2**63:
+        raise EnvelopeError("The generation is not one that Cloud Storage gives.")
+    return ImageRef(bucket, name, generation)
+
+
+def _json(body: bytes) -> Any:
+    """Decode JSON; None for an empty body.
+
+    Raises:
+        EnvelopeError: it is not JSON, or nested too deep to be read.
+    """
+    if not body.strip():
+        return None
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as exc:
+        raise EnvelopeError("The body or the message's data is not JSON.") from exc
+
+
+def _base64(text: Any) -> bytes:
+    if not isinstance(text, str):
+        raise EnvelopeError("The message's data must be base64 text.")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise EnvelopeError("The message's data must be base64 text.") from exc
+
+
+def _mapping(value: Any, sentence: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise EnvelopeError(sentence)
+    return value
+
+
+def _text(mapping: dict[str, Any], key: str) -> str:
+    value = mapping.get(key)
+    if not isinstance(value, str) or not value:
+        raise EnvelopeError(f"The field {key} must be text.")
+    return value
+
+
+def _optional_text(mapping: dict[str, Any], key: str) -> str | None:
+    return _text(mapping, key) if mapping.get(key) else None
+
+
+def _integer(mapping: dict[str, Any], key: str) -> int:
+    value = mapping.get(key)
+    digits = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 19):
+        raise EnvelopeError(f"The field {key} must be a whole number.")
+    return int(digits)
+
+
+def _optional_integer(mapping: dict[str, Any], key: str) -> int | None:
+    return _integer(mapping, key) if mapping.get(key) is not None else None
+
+
+def _time(value: Any) -> datetime | None:
+    """Read RFC 3339; None where it is missing or odd, since it is only recorded."""
+    try:
+        time = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        return None
+    return time if time.tzinfo else None

@@ -1,0 +1,49 @@
+"""How gunicorn serves, in the container and in the local stack alike.
+
+gunicorn --config python:service.gunicorn_conf "service.main:build_app()"
+"""
+
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+from service import logs
+from service.errors import SettingsError
+from service.settings import Settings
+
+try:
+    _settings = Settings.from_env()
+except SettingsError as exc:
+    sys.exit(f"Cannot start: {exc}")
+
+bind = f"0.0.0.0:{_settings.port}"
+# One worker: a second one would hold a second model and split the batches.
+workers = 1
+worker_class = "gthread"
+threads = _settings.concurrency
+# Cloud Run keeps the request's clock; gunicorn's would kill a worker that loads its model.
+timeout = 0
+graceful_timeout = _settings.graceful_timeout_seconds
+# Cloud Run's front end keeps connections; closing them first would race with its next request.
+keepalive = 620
+control_socket_disable = True
+logconfig_dict = logs.config(_settings.log_level)
+
+
+def post_worker_init(worker: Any) -> None:
+    """On SIGTERM, tell the pipeline first: a job of many pictures is given back, not drained."""
+    drain = signal.getsignal(signal.SIGTERM)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        worker.wsgi.extensions["pipeline"].stop()
+        if callable(drain):
+            drain(number, frame)
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def worker_exit(_server: Any, worker: Any) -> None:
+    """After the last answer, let the pipeline's threads end."""
+    if app := getattr(worker, "wsgi", None):
+        app.extensions["pipeline"].close(timeout_seconds=1.0)

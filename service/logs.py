@@ -1,0 +1,64 @@
+"""Log lines as Cloud Logging reads them: one JSON object a line, with severity and trace."""
+
+import logging
+from contextvars import ContextVar
+from typing import Any
+
+# Keys that Cloud Logging takes out of the JSON:
+# https://cloud.google.com/logging/docs/structured-logging#structured_logging_special_fields
+_SEVERITY = "severity"
+_TRACE = "logging.googleapis.com/trace"
+
+_trace: ContextVar[str | None] = ContextVar("trace", default=None)
+
+
+def set_trace(header: str | None, project: str | None) -> None:
+    """Name the request's trace in the log lines that follow on this thread.
+
+    Args:
+        header: `X-Cloud-Trace-Context`, `TRACE_ID/SPAN_ID;o=OPTIONS`, as Cloud Run sends it.
+        project: the project that the trace belongs to.
+    """
+    trace_id = (header or "").partition("/")[0]
+    _trace.set(f"projects/{project}/traces/{trace_id}" if trace_id and project else None)
+
+
+class TraceFilter(logging.Filter):
+    """Puts the current request's trace on each record."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Add the trace, if there is one; never drop a record."""
+        if trace := _trace.get():
+            setattr(record, _TRACE, trace)
+        return True
+
+
+def config(level: str) -> dict[str, Any]:
+    """Configuration for `logging.config.dictConfig`, gunicorn's own loggers included."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "filters": {"trace": {"()": TraceFilter}},
+        "formatters": {
+            "json": {
+                "()": "pythonjsonlogger.json.JsonFormatter",
+                "fmt": "%(levelname)s %(name)s %(message)s",
+                "rename_fields": {"levelname": _SEVERITY, "name": "logger"},
+                "timestamp": "time",
+            }
+        },
+        "handlers": {
+            "stdout": {
+                "class": "logging.StreamHandler",
+                "stream": "ext://sys.stdout",
+                "formatter": "json",
+                "filters": ["trace"],
+            }
+        },
+        "root": {"level": level, "handlers": ["stdout"]},
+        "loggers": {
+            # gunicorn gives these handlers of its own; one line an event is enough.
+            "gunicorn.error": {"level": level, "handlers": [], "propagate": True},
+            "gunicorn.access": {"level": "WARNING", "handlers": [], "propagate": True},
+        },
+    }

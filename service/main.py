@@ -1,0 +1,123 @@
+"""Composition root of the container: settings, clients, model, pipeline, application."""
+
+import logging
+import logging.config
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from flask import Flask
+
+from service import logs
+from service.app import create_app
+from service.detector import Detector, load_detector, warm_up
+from service.errors import ModelError, SettingsError
+from service.pipeline import Pipeline, PipelineOptions
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.storage import ImageStorage
+    from service.store import ResultStore
+
+logger = logging.getLogger(__name__)
+
+PIPELINE = "pipeline"  # key in `app.extensions`, for the server's shutdown hook
+_BOOT_ERROR = 3  # gunicorn stops, instead of starting the worker again, on this exit code
+
+
+def build_app() -> Flask:
+    """Build the application from the environment, as gunicorn calls it."""
+    try:
+        settings = Settings.from_env()
+    except SettingsError as exc:
+        logger.critical("Cannot start: %s", exc)
+        sys.exit(_BOOT_ERROR)
+    logging.config.dictConfig(logs.config(settings.log_level))
+    if not settings.model_path.exists():
+        logger.critical("Cannot start: there is no model at MODEL_PATH=%s", settings.model_path)
+        sys.exit(_BOOT_ERROR)
+    pipeline = build_pipeline(settings)
+    app = create_app(
+        pipeline,
+        max_request_bytes=settings.max_request_bytes,
+        project=settings.google_cloud_project,
+    )
+    app.extensions[PIPELINE] = pipeline
+    return app
+
+
+def build_pipeline(settings: Settings) -> Pipeline:
+    """Connect the parts. The model loads in the background while the clients are made."""
+    loader = ThreadPoolExecutor(1, thread_name_prefix="model")
+    detector = loader.submit(_load, settings)
+    loader.shutdown(wait=False)
+    return Pipeline(
+        _storage(settings),
+        build_store(settings),
+        detector,
+        PipelineOptions(
+            max_batch_size=settings.max_batch_size,
+            max_batch_delay_seconds=settings.max_batch_delay_ms / 1000,
+            max_queue=settings.max_queue,
+            max_image_pixels=settings.max_image_pixels,
+            allowed_buckets=settings.allowed_buckets,
+        ),
+    )
+
+
+def _load(settings: Settings) -> Detector:
+    """Load the model and run it once."""
+    started = time.monotonic()
+    try:
+        detector = load_detector(
+            settings.model_path,
+            device=settings.device,
+            image_size=settings.image_size,
+            min_confidence=settings.min_confidence,
+        )
+        warm_up(detector)
+    except ModelError as exc:
+        logger.critical("The model did not load: %s", exc)
+        raise
+    except Exception:
+        logger.critical("The model did not load", exc_info=True)
+        raise
+    logger.info(
+        "The model is ready",
+        extra={
+            "model": asdict(detector.info),
+            "load_ms": round((time.monotonic() - started) * 1e3),
+        },
+    )
+    return detector
+
+
+def _storage(settings: Settings) -> "ImageStorage":
+    # Imported here, so that the model's thread already loads meanwhile.
+    from google.cloud import storage  # type: ignore[attr-defined]  # published without types
+
+    from service.storage import ImageStorage
+
+    return ImageStorage(
+        storage.Client(project=settings.google_cloud_project),
+        timeout_seconds=settings.storage_timeout_seconds,
+        max_bytes=settings.max_image_bytes,
+        connections=settings.concurrency,
+    )
+
+
+def build_store(settings: Settings) -> "ResultStore":
+    """Connect to Firestore; the command line reads results through it too."""
+    from google.cloud import firestore
+
+    from service.store import ResultStore
+
+    return ResultStore(
+        firestore.Client(
+            project=settings.google_cloud_project, database=settings.firestore_database
+        ),
+        collection=settings.firestore_collection,
+        timeout_seconds=settings.firestore_timeout_seconds,
+    )

@@ -1,0 +1,335 @@
+"""The use case: an event's pictures, each fetched, decoded, batched, detected and committed.
+
+    events → pipeline → (storage, images, batching, detector) → store
+
+The promise: `handle` returns only when every picture of the event has its final record, or needs
+none. Whatever it raises means that the event must come again, and doing so is safe.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from typing import Protocol
+
+from service.batching import Batcher
+from service.detector import Detector
+from service.domain import (
+    Detection,
+    Download,
+    Event,
+    Failure,
+    ImageInfo,
+    ImageRef,
+    ImageResult,
+    Outcome,
+    Timings,
+)
+from service.errors import (
+    BadImageError,
+    DetectorError,
+    ModelNotReadyError,
+    ObjectGoneError,
+    ShuttingDownError,
+    TransientError,
+)
+from service.images import Pixels, decode, enlarge_box, shrink
+from service.singleflight import SingleFlight
+
+logger = logging.getLogger(__name__)
+
+# Temporary parts of composite uploads: gsutil's and gcloud's own names for them.
+_COMPOSITE_PARTS = (
+    "/gsutil/tmp/parallel_composite_uploads/",
+    "/gcloud/tmp/parallel_composite_uploads/",
+)
+_STOPPING = "The service is shutting down."
+
+
+class Storage(Protocol):
+    """Where pictures come from; see `service.storage.ImageStorage`."""
+
+    def resolve(self, ref: ImageRef) -> ImageRef:
+        """Name the live generation."""
+
+    def download(self, ref: ImageRef) -> Download:
+        """Fetch exactly this generation."""
+
+
+class Store(Protocol):
+    """Where results go; see `service.store.ResultStore`."""
+
+    def is_final(self, document_id: str) -> bool:
+        """Say whether the picture has its document."""
+
+    def commit(self, results: Sequence[ImageResult]) -> None:
+        """Make results final."""
+
+
+@dataclass(frozen=True)
+class PipelineOptions:
+    """Limits of the pipeline; see `service.settings.Settings` for each one's meaning."""
+
+    max_batch_size: int = 8
+    max_batch_delay_seconds: float = 0.02
+    max_queue: int = 32
+    max_image_pixels: int = 50_000_000
+    allowed_buckets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A picture that waits for its batch, small enough to wait in numbers."""
+
+    ref: ImageRef
+    info: ImageInfo
+    pixels: Pixels
+    event_time: datetime | None
+    download_ms: float
+    decode_ms: float
+    queued_at: float
+
+
+class Pipeline:
+    """Handles events; safe to call from many threads."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        store: Store,
+        detector: "Future[Detector]",
+        options: PipelineOptions | None = None,
+    ) -> None:
+        """Take the parts.
+
+        Args:
+            storage: gives pictures.
+            store: takes results.
+            detector: the network, which may still be loading; pictures are fetched meanwhile.
+            options: limits.
+        """
+        self._options = options or PipelineOptions()
+        self._storage = storage
+        self._store = store
+        self._detector = detector
+        self._flights: SingleFlight[str, Outcome] = SingleFlight()
+        self._stopping = False
+        self._batcher: Batcher[_Prepared, ImageResult] = Batcher(
+            self._detect,
+            self._commit,
+            max_batch_size=self._options.max_batch_size,
+            max_delay_seconds=self._options.max_batch_delay_seconds,
+            max_admitted=self._options.max_queue,
+        )
+        # A job's pictures: enough at once to fill one batch while another one runs, and few
+        # enough to leave room in the queue for uploads.
+        self._job_threads = ThreadPoolExecutor(
+            min(2 * self._options.max_batch_size, self._options.max_queue),
+            thread_name_prefix="job",
+        )
+
+    def handle(self, event: Event) -> list[Outcome]:
+        """Bring every picture of an event to its final record.
+
+        Returns:
+            How each picture ended, in the event's order.
+
+        Raises:
+            TransientError: some picture has no final record yet; the event must come again.
+            DetectorError: the network failed on some picture, on that picture alone.
+        """
+        if event.ignored:
+            logger.info("Ignored an event", extra={"reason": event.ignored})
+            return []
+        if len(event.images) == 1:
+            return [self._process(event.images[0], event.event_time)]
+        return self._handle_job(event)
+
+    def _handle_job(self, event: Event) -> list[Outcome]:
+        """Process many pictures at once. A culprit fails alone; an outage ends the whole job."""
+        if self._stopping:
+            raise ShuttingDownError(_STOPPING)
+        given_up = threading.Event()
+
+        def process(image: ImageRef) -> Outcome:
+            if given_up.is_set():
+                raise TransientError("The job was given back before this picture was begun.")
+            try:
+                return self._process(image, event.event_time)
+            except TransientError:
+                given_up.set()
+                raise
+
+        futures = [self._job_threads.submit(process, image) for image in event.images]
+        wait(futures)
+        outcomes = [future.result() for future in futures if not future.cancelled()]
+        if len(outcomes) < len(futures):  # cancelled by `close`
+            raise ShuttingDownError(_STOPPING)
+        return outcomes
+
+    def status(self) -> str:
+        """`ready`, `loading`, `stopping`, or the reason why the model did not load."""
+        if self._stopping:
+            return "stopping"
+        if not self._detector.done():
+            return "loading"
+        error = self._detector.exception()
+        return f"failed: {error}" if error else "ready"
+
+    def stop(self) -> None:
+        """Take nothing new; what is in flight goes on. Safe to call from a signal handler."""
+        self._stopping = True
+
+    def close(self, *, timeout_seconds: float = 8.0) -> None:
+        """Stop, and wait for what is in flight."""
+        self.stop()
+        self._job_threads.shutdown(wait=True, cancel_futures=True)
+        self._batcher.close(timeout_seconds=timeout_seconds)
+
+    def _process(self, ref: ImageRef, event_time: datetime | None) -> Outcome:
+        if self._stopping:
+            raise ShuttingDownError(_STOPPING)
+        if _is_ignorable(ref.name):
+            return Outcome.IGNORED
+        if self._options.allowed_buckets and ref.bucket not in self._options.allowed_buckets:
+            logger.warning(
+                "Refused a picture of a bucket that is not in ALLOWED_BUCKETS",
+                extra={"uri": ref.uri},
+            )
+            return Outcome.REFUSED
+        try:
+            if ref.generation is None:
+                ref = self._storage.resolve(ref)
+            return self._flights.do(ref.document_id, lambda: self._process_once(ref, event_time))
+        except ObjectGoneError:
+            logger.warning(
+                "A picture is gone: it was overwritten or deleted before it was read",
+                extra={"uri": ref.uri, "generation": ref.generation},
+            )
+            return Outcome.GONE
+
+    def _process_once(self, ref: ImageRef, event_time: datetime | None) -> Outcome:
+        with self._batcher.admit() as ticket:
+            if self._store.is_final(ref.document_id):
+                return Outcome.ALREADY_FINAL
+            prepared = self._prepare(ref, event_time)
+            if isinstance(prepared, _Prepared):
+                ticket.submit(prepared).result()
+                return Outcome.DONE
+        self._commit([prepared])
+        return Outcome.FAILED
+
+    def _prepare(self, ref: ImageRef, event_time: datetime | None) -> _Prepared | ImageResult:
+        """Download, decode and shrink on the caller's thread, beside the running batch.
+
+        A picture that can never be detected comes back as its final, failed result.
+        """
+        started = time.monotonic()
+        try:
+            download = self._storage.download(ref)
+            ref = replace(ref, metadata=download.metadata)
+            downloaded = time.monotonic()
+            picture = decode(download.data, max_pixels=self._options.max_image_pixels)
+        except BadImageError as exc:
+            failure = Failure(exc.code, exc.message)
+            return ImageResult(ref, failure=failure, event_time=event_time)
+        pixels = shrink(picture.pixels, image_size=self._loaded_detector().info.image_size)
+        decoded = time.monotonic()
+        return _Prepared(
+            ref=ref,
+            info=picture.info,
+            pixels=pixels,
+            event_time=event_time,
+            download_ms=(downloaded - started) * 1000,
+            decode_ms=(decoded - downloaded) * 1000,
+            queued_at=decoded,
+        )
+
+    def _detect(self, batch: list[_Prepared]) -> list[ImageResult]:
+        detector = self._loaded_detector()
+        started = time.monotonic()
+        found = detector.detect([prepared.pixels for prepared in batch])
+        if len(found) != len(batch):
+            raise DetectorError(
+                f"{detector.info.name} got {len(batch)} pictures and gave {len(found)} results"
+            )
+        inference_ms = (time.monotonic() - started) * 1000 / len(batch)
+        return [
+            ImageResult(
+                ref=prepared.ref,
+                image=prepared.info,
+                model=detector.info,
+                detections=_enlarged(detections, prepared),
+                batch_size=len(batch),
+                timings=Timings(
+                    download_ms=round(prepared.download_ms, 1),
+                    decode_ms=round(prepared.decode_ms, 1),
+                    queue_ms=round((started - prepared.queued_at) * 1000, 1),
+                    inference_ms=round(inference_ms, 1),
+                ),
+                event_time=prepared.event_time,
+            )
+            for prepared, detections in zip(batch, found, strict=True)
+        ]
+
+    def _commit(self, results: Sequence[ImageResult]) -> None:
+        started = time.monotonic()
+        self._store.commit(results)
+        commit_ms = round((time.monotonic() - started) * 1000, 1)
+        done = [result for result in results if not result.failure]
+        if done:
+            logger.info("Committed a batch", extra=_batch_log(done) | {"commit_ms": commit_ms})
+        for result in results:
+            if result.failure:
+                logger.warning("A picture failed", extra=_failure_log(result, result.failure))
+
+    def _loaded_detector(self) -> Detector:
+        """Wait for the network.
+
+        Raises:
+            ModelNotReadyError: it did not load.
+        """
+        try:
+            return self._detector.result()
+        except Exception as exc:
+            raise ModelNotReadyError("The model did not load; the log says why.") from exc
+
+
+def _is_ignorable(name: str) -> bool:
+    """Say whether an object is no picture of a user: a folder marker or an upload's part."""
+    return name.endswith("/") or any(part in f"/{name}" for part in _COMPOSITE_PARTS)
+
+
+def _enlarged(detections: Sequence[Detection], prepared: _Prepared) -> tuple[Detection, ...]:
+    """Take boxes from the queued picture's pixels to the full picture's."""
+    height, width = prepared.pixels.shape[:2]
+    full = (prepared.info.width, prepared.info.height)
+    return tuple(
+        replace(found, box=enlarge_box(found.box, small=(width, height), full=full))
+        for found in detections
+    )
+
+
+def _batch_log(results: Sequence[ImageResult]) -> dict[str, object]:
+    """One batch for the log: its size, its pictures' sizes, and its mean stage times."""
+    count = len(results)
+    return {
+        "batch_size": count,
+        "shapes": sorted({f"{r.image.width}x{r.image.height}" for r in results if r.image}),
+        **{
+            stage: round(sum(asdict(result.timings)[stage] for result in results) / count, 1)
+            for stage in asdict(results[0].timings)
+        },
+    }
+
+
+def _failure_log(result: ImageResult, failure: Failure) -> dict[str, object]:
+    return {
+        "uri": result.ref.uri,
+        "generation": result.ref.generation,
+        "code": str(failure.code),
+        "reason": failure.message,
+    }

@@ -1,0 +1,36 @@
+"""Tables for a person: one row a picture."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tabulate import tabulate
+
+_HEADERS = ("picture", "status", "found", "best", "batch", "ms")
+_ALIGN = ("left", "left", "left", "right", "right", "right")
+
+
+def table(documents: Iterable[Mapping[str, Any]]) -> str:
+    """Render documents as `service.store.to_document` writes them.
+
+    `best` is the highest confidence; `ms` is the picture's own time: download, decode, queue, and
+    its share of the batch's inference.
+    """
+    rows = [_row(document) for document in documents]
+    return tabulate(rows, headers=_HEADERS, disable_numparse=True, colalign=_ALIGN)
+
+
+def _row(document: Mapping[str, Any]) -> tuple[str, ...]:
+    name, error = str(document["name"]), document.get("error")
+    if error:
+        return name, "failed", f"{error['code']}: {error['message']}", "", "", ""
+    counts = ", ".join(f"{count} {label}" for label, count in sorted(document["counts"].items()))
+    best = document["max_confidence"]
+    milliseconds = sum(document["timings"].values())
+    return (
+        name,
+        str(document["status"]),
+        counts or "nothing",
+        f"{best:.2f}" if best is not None else "",
+        str(document["batch_size"]),
+        f"{milliseconds:.0f}",
+    )

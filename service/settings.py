@@ -1,0 +1,179 @@
+"""Every setting of the service: read once from the environment, typed and checked."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from service.errors import SettingsError
+
+BUNDLED_MODEL = Path(__file__).parent / "demo" / "shapes_openvino_model"
+
+
+def _setting(default: Any, help_text: str, parse: Callable[[str], Any] = str) -> Any:
+    return field(default=default, metadata={"help": help_text, "parse": parse})
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return value
+
+    return parse
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:  # also refuses NaN
+            raise ValueError(f"a number from {low:g} to {high:g}")
+        return value
+
+    return parse
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError("one of " + ", ".join(choices))
+        return text
+
+    return parse
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _multiple_of_32(text: str) -> int:
+    value = _integer(32, 4096)(text)
+    if value % 32:
+        raise ValueError("a multiple of 32, the network's stride")
+    return value
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one process; a field's name in capitals is its environment variable."""
+
+    port: int = _setting(8080, "Port to listen on; Cloud Run sets it.", _integer(1, 65535))
+    model_path: Path = _setting(
+        BUNDLED_MODEL,
+        "Exported `*_openvino_model` directory, or a file that ultralytics loads "
+        "(`.pt`, `.onnx`, `.engine`).",
+        Path,
+    )
+    device: str = _setting("cpu", "`cpu`, or a GPU as ultralytics names it (`0`, `cuda:0`).")
+    image_size: int | None = _setting(
+        None,
+        "Longer side that the network sees, in pixels; unset: the model's own.",
+        _multiple_of_32,
+    )
+    min_confidence: float = _setting(
+        0.25, "Detections below are not recorded.", _number(0.001, 1.0)
+    )
+    max_batch_size: int = _setting(8, "Pictures in one batch at most.", _integer(1, 64))
+    max_batch_delay_ms: float = _setting(
+        20.0,
+        "How long a picture waits for others that are on their way, in milliseconds.",
+        _number(0, 5000),
+    )
+    max_queue: int = _setting(
+        32,
+        "Pictures admitted and not yet answered at most; beyond, the answer is 429.",
+        _integer(1, 10_000),
+    )
+    concurrency: int = _setting(
+        40,
+        "Threads of the server; at least Cloud Run's concurrency, and more than MAX_QUEUE.",
+        _integer(1, 1000),
+    )
+    max_image_bytes: int = _setting(
+        32 * 2**20,
+        "Objects larger than this are recorded as `image_too_large`.",
+        _integer(1, 2**31),
+    )
+    max_image_pixels: int = _setting(
+        50_000_000,
+        "Pictures of more pixels are recorded as `image_too_large`, before the decode.",
+        _integer(1, 2**30),
+    )
+    max_request_bytes: int = _setting(
+        4 * 2**20, "Requests larger than this are answered 413.", _integer(1024, 2**25)
+    )
+    allowed_buckets: tuple[str, ...] = _setting(
+        (), "Buckets that are served, separated by commas; unset: every bucket.", _names
+    )
+    google_cloud_project: str | None = _setting(
+        None, "Project of the clients and of the log's trace ids; unset: as credentials say."
+    )
+    firestore_database: str = _setting("(default)", "Firestore database.")
+    firestore_collection: str = _setting("detections", "Firestore collection of the results.")
+    storage_timeout_seconds: float = _setting(
+        6.0, "How long Cloud Storage is retried before the answer is 503.", _number(0.1, 600)
+    )
+    firestore_timeout_seconds: float = _setting(
+        6.0, "How long Firestore is retried before the answer is 503.", _number(0.1, 600)
+    )
+    graceful_timeout_seconds: int = _setting(
+        8,
+        "How long work in flight may take after SIGTERM; Cloud Run kills after 10.",
+        _integer(1, 600),
+    )
+    log_level: str = _setting(
+        "INFO", "Least severity that is logged.", _one_of("DEBUG", "INFO", "WARNING", "ERROR")
+    )
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":
+        """Read the settings; an unset or empty variable means its default.
+
+        Args:
+            environ: the environment; the process's own when not given.
+
+        Raises:
+            SettingsError: a value is wrong; the message names the variable and the value.
+        """
+        environ = os.environ if environ is None else environ
+        values = {}
+        for spec in fields(cls):
+            variable = spec.name.upper()
+            text = environ.get(variable, "").strip()
+            if not text:
+                continue
+            try:
+                values[spec.name] = spec.metadata["parse"](text)
+            except ValueError as exc:
+                raise SettingsError(f"{variable}={text!r} is wrong: it must be {exc}") from exc
+        settings = cls(**values)
+        if settings.max_queue < settings.max_batch_size:
+            raise SettingsError(
+                f"MAX_QUEUE={settings.max_queue} is wrong: it must be at least "
+                f"MAX_BATCH_SIZE={settings.max_batch_size}, or no batch could ever be full"
+            )
+        return settings
+
+
+def table() -> list[tuple[str, str, str]]:
+    """Rows of the README's table of settings: variable, default, meaning."""
+    return [
+        (spec.name.upper(), _shown(spec.default), spec.metadata["help"])
+        for spec in fields(Settings)
+    ]
+
+
+def _shown(default: Any) -> str:
+    if default is None or default == ():
+        return "unset"
+    if default == BUNDLED_MODEL:
+        return "the bundled demo model"
+    return f"`{default}`"

@@ -1,0 +1,130 @@
+"""The exact generation's bytes from Cloud Storage."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from google.api_core import exceptions, retry
+from google.auth.exceptions import GoogleAuthError
+from google.cloud import storage  # type: ignore[attr-defined]  # published without types
+from google.cloud.exceptions import NotFound
+from google.cloud.storage.exceptions import DataCorruption
+from google.cloud.storage.retry import DEFAULT_RETRY
+from requests.adapters import HTTPAdapter
+from requests.exceptions import ContentDecodingError, RequestException
+
+from service.domain import Download, ErrorCode, ImageRef, ObjectMetadata
+from service.errors import BadImageError, ObjectGoneError, StorageUnavailableError
+
+
+class ImageStorage:
+    """Reads pictures; safe to use from many threads."""
+
+    def __init__(
+        self, client: storage.Client, *, timeout_seconds: float, max_bytes: int, connections: int
+    ) -> None:
+        """Take a client and the limits.
+
+        Args:
+            client: the vendor's client.
+            timeout_seconds: how long one call is retried, and how long it may be silent.
+            max_bytes: larger objects are refused.
+            connections: how many threads will call at once.
+        """
+        # requests keeps 10 connections a host by default, and drops the others after each use.
+        adapter = HTTPAdapter(pool_connections=connections, pool_maxsize=connections)
+        client._http.mount("https://", adapter)
+        client._http.mount("http://", adapter)
+        self._client = client
+        self._timeout = timeout_seconds
+        self._retry: retry.Retry = DEFAULT_RETRY.with_timeout(timeout_seconds)
+        self._max_bytes = max_bytes
+
+    def resolve(self, ref: ImageRef) -> ImageRef:
+        """Name the live generation of an object.
+
+        Raises:
+            ObjectGoneError: there is no such object.
+            StorageUnavailableError: Cloud Storage did not answer.
+        """
+        with _translated():
+            blob = self._client.bucket(ref.bucket).blob(ref.name)
+            blob.reload(timeout=self._timeout, retry=self._retry)
+            return replace(ref, generation=blob.generation, metadata=_metadata(blob, blob.size))
+
+    def download(self, ref: ImageRef) -> Download:
+        """Fetch the bytes of exactly this generation, checked against Cloud Storage's checksum.
+
+        Raises:
+            BadImageError: the object is larger than allowed.
+            ObjectGoneError: this generation no longer exists.
+            StorageUnavailableError: Cloud Storage did not answer, or its bytes were damaged.
+        """
+        if (ref.metadata.size or 0) > self._max_bytes:
+            raise _too_large(self._max_bytes)
+        with _translated():
+            blob = self._client.bucket(ref.bucket).blob(ref.name, generation=ref.generation)
+            buffer = _BoundedBuffer(self._max_bytes)
+            blob.download_to_file(buffer, timeout=self._timeout, retry=self._retry)
+            data = buffer.getvalue()
+        return Download(data, _merged(ref.metadata, _metadata(blob, len(data))))
+
+
+class _BoundedBuffer(io.BytesIO):
+    """Memory that refuses to grow past a limit, whatever the object's size was said to be."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__()
+        self._max_bytes = max_bytes
+
+    def write(self, data: "bytes | bytearray | memoryview", /) -> int:  # type: ignore[override]
+        if self.tell() + len(data) > self._max_bytes:
+            raise _too_large(self._max_bytes)
+        return super().write(data)
+
+
+def _too_large(max_bytes: int) -> BadImageError:
+    return BadImageError(
+        ErrorCode.IMAGE_TOO_LARGE, f"The object has more than MAX_IMAGE_BYTES={max_bytes} bytes."
+    )
+
+
+def _metadata(blob: storage.Blob, size: int | None) -> ObjectMetadata:
+    return ObjectMetadata(size, blob.content_type, blob.md5_hash, blob.crc32c)
+
+
+def _merged(event: ObjectMetadata, answer: ObjectMetadata) -> ObjectMetadata:
+    """The event's word where it has one: an answer's headers may name an encoding's type."""
+    return ObjectMetadata(
+        size=answer.size if event.size is None else event.size,
+        content_type=event.content_type or answer.content_type,
+        md5=event.md5 or answer.md5,
+        crc32c=event.crc32c or answer.crc32c,
+    )
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn the vendor's errors into ours."""
+    try:
+        yield
+    except (NotFound, exceptions.PreconditionFailed, exceptions.BadRequest) as exc:
+        raise ObjectGoneError("Cloud Storage has no such object generation.") from exc
+    except (exceptions.Forbidden, exceptions.Unauthorized) as exc:
+        raise StorageUnavailableError(
+            "Cloud Storage refused access: the service account needs roles/storage.objectViewer "
+            "on the bucket."
+        ) from exc
+    except ContentDecodingError as exc:
+        raise BadImageError(
+            ErrorCode.CORRUPT_IMAGE, "The object's bytes are not in its Content-Encoding."
+        ) from exc
+    except (
+        exceptions.GoogleAPIError,
+        GoogleAuthError,
+        DataCorruption,
+        RequestException,
+        OSError,
+    ) as exc:
+        raise StorageUnavailableError("Cloud Storage is unavailable.") from exc
