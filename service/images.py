@@ -13,7 +13,6 @@ from PIL import (
     Image,
     Jpeg2KImagePlugin,
     JpegImagePlugin,
-    MpoImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
     TiffImagePlugin,
@@ -30,8 +29,7 @@ _PLUGINS = (
     BmpImagePlugin.BmpImageFile,
     GifImagePlugin.GifImageFile,
     Jpeg2KImagePlugin.Jpeg2KImageFile,
-    JpegImagePlugin.JpegImageFile,
-    MpoImagePlugin.MpoImageFile,  # JPEGs of several pictures, as phones write; the first counts
+    JpegImagePlugin.JpegImageFile,  # and MPO: several pictures, of which the first counts
     PngImagePlugin.PngImageFile,
     PpmImagePlugin.PpmImageFile,
     TiffImagePlugin.TiffImageFile,

@@ -2,7 +2,9 @@
 
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -46,17 +48,7 @@ def export_openvino(
         copy = Path(scratch) / source.name
         shutil.copyfile(source, copy)
         try:
-            written = Path(
-                load_yolo(copy).export(
-                    format="openvino",
-                    imgsz=image_size,
-                    dynamic=True,
-                    nms=False,  # the end-to-end head: see UltralyticsDetector
-                    quantize=PRECISIONS[precision],
-                    device="cpu",
-                    verbose=False,
-                )
-            )
+            written = _export(load_yolo(copy), image_size, PRECISIONS[precision])
         except Exception as exc:  # noqa: BLE001 - ultralytics raises whatever its exporters raise
             raise ModelError(f"ultralytics cannot export {weights}: {exc}") from exc
         _record(written, source=source, sha256=sha256_of(source), precision=precision)
@@ -64,6 +56,21 @@ def export_openvino(
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(written, target)
     return target
+
+
+def _export(model: Any, image_size: int, bits: int) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's to ultralytics: nothing a user can act on
+        written = model.export(
+            format="openvino",
+            imgsz=image_size,
+            dynamic=True,
+            nms=False,  # the end-to-end head: see UltralyticsDetector
+            quantize=bits,
+            device="cpu",
+            verbose=False,
+        )
+    return Path(written)
 
 
 def _record(directory: Path, *, source: Path, sha256: str, precision: str) -> None:

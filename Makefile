@@ -1,0 +1,56 @@
+# `make demo` and `make test` start from nothing but Python 3.11+; everything goes into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+IMAGES ?=
+MODEL ?=
+
+.PHONY: demo up test test-fast check unit fix clean
+
+demo: $(if $(filter %.pt,$(MODEL)),$(VENV)/export,$(VENV)/local)  ## upload pictures to a local stack
+	$(BIN)/yolo-batch demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(MODEL),--model "$(MODEL)")
+
+up: $(VENV)/local  ## run the local stack until Ctrl-C
+	$(BIN)/yolo-batch up $(if $(MODEL),--model "$(MODEL)")
+
+test: $(VENV)/dev $(VENV)/export check  ## everything; ultralytics brings torch, several GB
+	$(BIN)/pytest
+
+test-fast: $(VENV)/dev check  ## everything but the tests that need ultralytics
+	$(BIN)/pytest -m "not ultralytics"
+	@echo "Left out: the tests marked ultralytics (parity and export). make test runs them."
+
+check: $(VENV)/dev  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: $(VENV)/dev  ## the tests that need no emulator
+	$(BIN)/pytest tests/unit
+
+fix: $(VENV)/dev  ## what can be corrected by machine
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build *.egg-info demo-output
+
+# A file in .venv for each set of extras that is installed.
+$(VENV)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/local: $(VENV)/pip pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[local]'
+	@touch $@
+
+$(VENV)/dev: $(VENV)/local
+	$(BIN)/pip install --quiet --editable '.[local,dev]'
+	@touch $@
+
+$(VENV)/export: $(VENV)/local
+	@echo "Installing ultralytics and torch: several GB, some minutes ..."
+	$(BIN)/pip install --quiet --editable '.[local,export]'
+	@touch $@

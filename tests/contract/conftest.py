@@ -1,0 +1,60 @@
+"""The official emulators, without the service: what the vendor's clients really do."""
+
+import os
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from google.cloud import firestore, pubsub_v1, storage
+
+from service.local.stack import Stack, StackOptions
+from service.storage import ImageStorage
+from service.store import ResultStore
+
+BUCKET = "uploads"
+NOBODY = "http://127.0.0.1:9"  # the discard port: what is pushed there is not answered
+
+
+@pytest.fixture(scope="session")
+def emulators() -> Iterator[Stack]:
+    options = StackOptions(with_service=False, service_url=NOBODY, bucket=BUCKET)
+    with Stack(options) as stack:
+        yield stack
+
+
+@pytest.fixture(autouse=True)
+def emulator_environment(emulators: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in emulators.environment.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def bucket() -> storage.Bucket:
+    return storage.Client().bucket(BUCKET)
+
+
+@pytest.fixture
+def image_storage() -> ImageStorage:
+    return ImageStorage(storage.Client(), timeout_seconds=5, max_bytes=1000, connections=4)
+
+
+@pytest.fixture
+def collection() -> str:
+    """A collection of the test's own."""
+    return f"test-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def store(collection: str) -> ResultStore:
+    return ResultStore(firestore.Client(), collection=collection, timeout_seconds=5)
+
+
+@pytest.fixture
+def publisher() -> Iterator[pubsub_v1.PublisherClient]:
+    with pubsub_v1.PublisherClient() as client:
+        yield client
+
+
+@pytest.fixture
+def project() -> str:
+    return os.environ["GOOGLE_CLOUD_PROJECT"]

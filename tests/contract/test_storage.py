@@ -1,0 +1,193 @@
+"""`ImageStorage` against a real server of the Cloud Storage protocol."""
+
+import base64
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from google.cloud import storage
+
+from service.domain import ErrorCode, ImageRef, ObjectMetadata
+from service.errors import BadImageError, ObjectGoneError, StorageUnavailableError
+from service.storage import ImageStorage
+from tests.contract.conftest import BUCKET
+
+
+def upload(bucket: storage.Bucket, name: str, data: bytes, kind: str = "image/jpeg") -> ImageRef:
+    blob = bucket.blob(name)
+    blob.upload_from_string(data, content_type=kind)
+    return ImageRef(BUCKET, name, blob.generation)
+
+
+def test_download_gives_bytes_and_metadata(
+    image_storage: ImageStorage, bucket: storage.Bucket
+) -> None:
+    download = image_storage.download(upload(bucket, "plain.jpg", b"picture"))
+    assert download.data == b"picture"
+    assert download.metadata.size == 7
+    assert download.metadata.content_type == "image/jpeg"
+    assert download.metadata.md5 == base64.b64encode(hashlib.md5(b"picture").digest()).decode()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a b.jpg", "dir/é日本.jpg", "what?#1%2F.jpg", "..hidden", "x" * 200 + ".jpg"],
+    ids=["space", "unicode", "reserved", "dots", "long"],
+)
+def test_download_of_odd_name_gives_its_bytes(
+    image_storage: ImageStorage, bucket: storage.Bucket, name: str
+) -> None:
+    assert image_storage.download(upload(bucket, name, name.encode())).data == name.encode()
+
+
+def test_download_after_overwrite_is_gone(
+    image_storage: ImageStorage, bucket: storage.Bucket
+) -> None:
+    first = upload(bucket, "overwritten.jpg", b"first")
+    second = upload(bucket, "overwritten.jpg", b"second")
+    with pytest.raises(ObjectGoneError):
+        image_storage.download(first)
+    assert image_storage.download(second).data == b"second"
+
+
+def test_download_after_delete_is_gone(image_storage: ImageStorage, bucket: storage.Bucket) -> None:
+    ref = upload(bucket, "deleted.jpg", b"picture")
+    bucket.blob("deleted.jpg").delete()
+    with pytest.raises(ObjectGoneError):
+        image_storage.download(ref)
+
+
+def test_download_from_missing_bucket_is_gone(image_storage: ImageStorage) -> None:
+    with pytest.raises(ObjectGoneError):
+        image_storage.download(ImageRef("no-such-bucket", "picture.jpg", 1))
+
+
+def test_download_of_empty_object_gives_no_bytes(
+    image_storage: ImageStorage, bucket: storage.Bucket
+) -> None:
+    assert image_storage.download(upload(bucket, "empty.jpg", b"")).data == b""
+
+
+def test_download_over_limit_is_refused_whatever_the_event_said(
+    image_storage: ImageStorage, bucket: storage.Bucket
+) -> None:
+    ref = upload(bucket, "large.jpg", b"x" * 1001)
+    said_small = ImageRef(BUCKET, ref.name, ref.generation, ObjectMetadata(size=10))
+    for large in (ref, said_small):
+        with pytest.raises(BadImageError) as refused:
+            image_storage.download(large)
+        assert refused.value.code == ErrorCode.IMAGE_TOO_LARGE
+
+
+def test_download_over_limit_by_event_is_refused_without_a_call(
+    image_storage: ImageStorage,
+) -> None:
+    missing = ImageRef(BUCKET, "never-there.jpg", 1, ObjectMetadata(size=1001))
+    with pytest.raises(BadImageError) as refused:
+        image_storage.download(missing)
+    assert refused.value.code == ErrorCode.IMAGE_TOO_LARGE
+
+
+def test_resolve_names_the_live_generation(
+    image_storage: ImageStorage, bucket: storage.Bucket
+) -> None:
+    upload(bucket, "live.jpg", b"first")
+    second = upload(bucket, "live.jpg", b"second!")
+    found = image_storage.resolve(ImageRef(BUCKET, "live.jpg"))
+    assert found.generation == second.generation
+    assert found.metadata.size == 7
+
+
+def test_resolve_of_missing_object_is_gone(image_storage: ImageStorage) -> None:
+    with pytest.raises(ObjectGoneError):
+        image_storage.resolve(ImageRef(BUCKET, "never-there.jpg"))
+
+
+@pytest.mark.parametrize("status", [401, 403, 408, 429, 500, 502, 503, 504])
+def test_download_refused_by_server_is_unavailable(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        server_answering(status) as url,
+        impatient_storage(url, monkeypatch) as impatient,
+        pytest.raises(StorageUnavailableError),
+    ):
+        impatient.download(ImageRef(BUCKET, "picture.jpg", 1))
+
+
+@pytest.mark.parametrize("status", [400, 404, 412])
+def test_download_that_can_never_succeed_is_gone(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        server_answering(status) as url,
+        impatient_storage(url, monkeypatch) as impatient,
+        pytest.raises(ObjectGoneError),
+    ):
+        impatient.download(ImageRef(BUCKET, "picture.jpg", 1))
+
+
+def test_download_of_damaged_bytes_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {"X-Goog-Hash": "crc32c=AAAAAA=="}  # every object has this checksum, composite or not
+    with (
+        server_answering(200, wrong) as url,
+        impatient_storage(url, monkeypatch) as impatient,
+        pytest.raises(StorageUnavailableError),
+    ):
+        impatient.download(ImageRef(BUCKET, "picture.jpg", 1))
+
+
+def test_download_in_a_wrong_encoding_is_a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        server_answering(200, {"Content-Encoding": "gzip"}) as url,
+        impatient_storage(url, monkeypatch) as impatient,
+        pytest.raises(BadImageError) as refused,
+    ):
+        impatient.download(ImageRef(BUCKET, "picture.jpg", 1))
+    assert refused.value.code == ErrorCode.CORRUPT_IMAGE
+
+
+def test_download_without_a_server_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        impatient_storage("http://127.0.0.1:9", monkeypatch) as impatient,
+        pytest.raises(StorageUnavailableError),
+    ):
+        impatient.download(ImageRef(BUCKET, "picture.jpg", 1))
+
+
+@contextmanager
+def impatient_storage(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ImageStorage]:
+    """An `ImageStorage` that gives up soon."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+    with storage.Client() as client:
+        yield ImageStorage(client, timeout_seconds=0.3, max_bytes=1000, connections=4)
+
+
+@contextmanager
+def server_answering(status: int, headers: dict[str, str] | None = None) -> Iterator[str]:
+    """A server that always answers the same: the emulator cannot be made to fail like that."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b"picture"
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

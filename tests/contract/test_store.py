@@ -1,0 +1,114 @@
+"""`ResultStore` against the official Firestore emulator."""
+
+import pytest
+from google.cloud import firestore
+from google.cloud.firestore_v1.base_query import FieldFilter
+
+from service.domain import (
+    Box,
+    Detection,
+    ErrorCode,
+    Failure,
+    ImageInfo,
+    ImageRef,
+    ImageResult,
+    ModelInfo,
+)
+from service.errors import StoreUnavailableError
+from service.store import ResultStore
+
+MODEL = ModelInfo("yolo26n.pt", "0" * 64, 640, "fp32", "openvino")
+
+
+def done(name: str, *labels: str, confidence: float = 0.5) -> ImageResult:
+    detections = tuple(Detection(label, 0, confidence, Box(1.0, 2.0, 3.5, 4.0)) for label in labels)
+    return ImageResult(
+        ImageRef("uploads", name, 1),
+        image=ImageInfo(64, 48, "JPEG"),
+        model=MODEL,
+        detections=detections,
+        batch_size=1,
+    )
+
+
+def failed(name: str) -> ImageResult:
+    failure = Failure(ErrorCode.CORRUPT_IMAGE, "cut short")
+    return ImageResult(ImageRef("uploads", name, 1), failure=failure)
+
+
+def read(collection: str, result: ImageResult) -> dict[str, object] | None:
+    reference = firestore.Client().collection(collection).document(result.ref.document_id)
+    return reference.get().to_dict()
+
+
+def test_commit_writes_every_document_of_a_batch(store: ResultStore, collection: str) -> None:
+    results = [done("a.jpg", "cat", "cat", "dog"), failed("b.jpg")]
+    store.commit(results)
+    first, second = (read(collection, result) for result in results)
+    assert first is not None
+    assert second is not None
+    assert first["counts"] == {"cat": 2, "dog": 1}
+    assert first["detections"][0]["box"] == {"x1": 1.0, "y1": 2.0, "x2": 3.5, "y2": 4.0}  # type: ignore[index]
+    assert first["created_at"] is not None
+    assert second["status"] == "failed"
+    assert second["error"] == {"code": "corrupt_image", "message": "cut short"}
+
+
+def test_commit_of_a_final_picture_changes_nothing(store: ResultStore, collection: str) -> None:
+    store.commit([done("a.jpg", "cat")])
+    before = read(collection, done("a.jpg"))
+    store.commit([done("a.jpg", "dog")])
+    assert read(collection, done("a.jpg")) == before
+
+
+def test_commit_beside_final_pictures_writes_the_others(
+    store: ResultStore, collection: str
+) -> None:
+    store.commit([done("b.jpg", "cat")])
+    store.commit([done("a.jpg", "dog"), done("b.jpg", "dog"), done("c.jpg", "dog")])
+    found = [read(collection, done(name)) for name in ("a.jpg", "b.jpg", "c.jpg")]
+    assert [document and document["labels"] for document in found] == [["dog"], ["cat"], ["dog"]]
+
+
+def test_commit_of_the_largest_batch_is_taken(store: ResultStore) -> None:
+    results = [done(f"{i}.jpg", *["traffic light"] * 300) for i in range(64)]
+    store.commit(results)
+    assert all(store.is_final(result.ref.document_id) for result in results)
+
+
+def test_is_final_is_false_before_and_true_after_the_commit(store: ResultStore) -> None:
+    result = done("a.jpg")
+    assert not store.is_final(result.ref.document_id)
+    store.commit([result])
+    assert store.is_final(result.ref.document_id)
+
+
+def test_results_are_those_of_bucket_and_prefix_by_name(store: ResultStore) -> None:
+    names = ["cam1/b.jpg", "cam1/a.jpg", "cam10/a.jpg", "cam1", "cam1/é.jpg", "other.jpg"]
+    store.commit([done(name) for name in names])
+    found = [document["name"] for document in store.results("uploads", "cam1/")]
+    assert found == ["cam1/a.jpg", "cam1/b.jpg", "cam1/é.jpg"]
+    assert len(list(store.results("uploads", ""))) == len(names)
+    assert list(store.results("another", "")) == []
+
+
+def test_store_without_a_server_is_unavailable(
+    collection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", "127.0.0.1:9")
+    store = ResultStore(firestore.Client(), collection=collection, timeout_seconds=0.3)
+    with pytest.raises(StoreUnavailableError):
+        store.is_final("a")
+    with pytest.raises(StoreUnavailableError):
+        store.commit([done("a.jpg")])
+    with pytest.raises(StoreUnavailableError):
+        list(store.results("uploads", ""))
+
+
+def test_document_answers_queries_for_labels_with_spaces(
+    store: ResultStore, collection: str
+) -> None:
+    store.commit([done("a.jpg", *["traffic light"] * 4), done("b.jpg", "traffic light")])
+    path = firestore.Client.field_path("counts", "traffic light")
+    query = firestore.Client().collection(collection).where(filter=FieldFilter(path, ">", 3))
+    assert [snapshot.get("name") for snapshot in query.stream()] == ["a.jpg"]

@@ -1,0 +1,243 @@
+"""Both detectors against ultralytics itself, on the same weights and the same pictures.
+
+The reference is `ultralytics.YOLO(...).predict(path, nms=False)`: reading, letterbox, network and
+boxes are ultralytics' own. The network in the repository is compared always; COCO weights and
+pictures where they lie beside the checkout.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.demo.shapes import write_samples
+from service.detect import detect_files
+from service.detector import Detector, load_detector
+from service.domain import Box
+from service.images import decode
+from service.pipeline import PipelineOptions
+from service.settings import BUNDLED_MODEL
+
+pytestmark = [
+    pytest.mark.ultralytics,
+    pytest.mark.filterwarnings("ignore"),  # torch's to ultralytics
+]
+
+SHARED = Path(os.environ.get("PARITY_DATA", "../shared"))
+COCO_WEIGHTS = SHARED / "models" / "yolo26n.pt"
+COCO_PICTURES = SHARED / "coco-mini" / "dev"
+MIN_CONFIDENCE = 0.25
+MIN_IOU = 0.99
+MAX_CONFIDENCE_GAP = 0.01
+
+
+@dataclass(frozen=True)
+class Found:
+    """A detection, whoever made it."""
+
+    class_id: int
+    confidence: float
+    box: Box
+
+
+@pytest.fixture(autouse=True)
+def offline_ultralytics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("YOLO_OFFLINE", "True")
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return [path for path, _ in write_samples(tmp_path_factory.mktemp("samples"))]
+
+
+@pytest.fixture(scope="session")
+def coco() -> tuple[Path, list[Path]]:
+    if not COCO_WEIGHTS.is_file() or not COCO_PICTURES.is_dir():
+        pytest.skip(
+            f"NOT CHECKED: parity on COCO needs {COCO_WEIGHTS} and {COCO_PICTURES}; "
+            "set PARITY_DATA to the folder that holds models/ and coco-mini/"
+        )
+    return COCO_WEIGHTS, sorted(COCO_PICTURES.glob("*.jpg"))
+
+
+@pytest.fixture(scope="session")
+def coco_export(coco: tuple[Path, list[Path]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from service.detector.export import export_openvino
+
+    return export_openvino(coco[0], tmp_path_factory.mktemp("export") / "coco_openvino_model")
+
+
+def test_bundled_model_agrees_with_ultralytics(samples: list[Path]) -> None:
+    detector = load_detector(BUNDLED_MODEL)
+    reference = predicted(BUNDLED_MODEL, samples, detector.info.image_size)
+    assert_parity(detected(detector, samples), reference, at_least=len(samples))
+
+
+def test_ultralytics_detector_agrees_with_ultralytics(samples: list[Path]) -> None:
+    from service.detector.ultralytics import UltralyticsDetector
+
+    size = load_detector(BUNDLED_MODEL).info.image_size
+    ours = detected(UltralyticsDetector(BUNDLED_MODEL, image_size=size), samples)
+    assert_parity(ours, predicted(BUNDLED_MODEL, samples, size), at_least=len(samples))
+
+
+def test_openvino_agrees_with_ultralytics_on_coco(
+    coco: tuple[Path, list[Path]], coco_export: Path
+) -> None:
+    weights, pictures = coco
+    ours = detected(load_detector(coco_export), pictures)
+    assert_parity(ours, predicted(weights, pictures, 640), at_least=100)
+
+
+def test_ultralytics_detector_agrees_with_ultralytics_on_coco(
+    coco: tuple[Path, list[Path]],
+) -> None:
+    weights, pictures = coco
+    ours = detected(load_detector(weights), pictures)
+    assert_parity(ours, predicted(weights, pictures, 640), at_least=100)
+
+
+def grey(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY))
+
+
+def color(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels[..., ::-1])
+
+
+def turned(pixels: np.ndarray, path: Path) -> None:
+    """Store lying on its side, with the EXIF orientation that sets it upright."""
+    image = color(pixels).rotate(90, expand=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown rotated by 90 degrees clockwise
+    image.save(path, exif=exif, quality=95)
+
+
+def sixteen_bit(pixels: np.ndarray, path: Path) -> None:
+    cv2.imwrite(str(path), pixels.astype(np.uint16) * 257)
+
+
+ODD: dict[str, tuple[str, Callable[[np.ndarray, Path], Any]]] = {
+    "exif": (".jpg", turned),
+    "grey": (".jpg", lambda pixels, path: grey(pixels).save(path, quality=95)),
+    "palette": (".png", lambda pixels, path: color(pixels).quantize(256).save(path)),
+    "rgba": (".png", lambda pixels, path: color(pixels).convert("RGBA").save(path)),
+    "16-bit": (".png", sixteen_bit),
+    "cmyk": (".jpg", lambda pixels, path: color(pixels).convert("CMYK").save(path, quality=95)),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_picture_agrees_with_ultralytics(
+    kind: str, samples: list[Path], tmp_path: Path
+) -> None:
+    suffix, write = ODD[kind]
+    odd = []
+    for index, sample in enumerate(samples):
+        odd.append(tmp_path / f"{index}{suffix}")
+        write(decode(sample.read_bytes(), max_pixels=10**8).pixels, odd[-1])
+    detector = load_detector(BUNDLED_MODEL)
+    reference = predicted(BUNDLED_MODEL, odd, detector.info.image_size)
+    assert_parity(detected(detector, odd), reference, at_least=len(odd))
+
+
+def test_mixed_batch_agrees_with_one_by_one(samples: list[Path]) -> None:
+    from service.detector.ultralytics import UltralyticsDetector
+
+    pictures = [decode(path.read_bytes(), max_pixels=10**8).pixels for path in samples]
+    for detector in (load_detector(BUNDLED_MODEL), UltralyticsDetector(BUNDLED_MODEL)):
+        together = as_found(detector.detect(pictures))
+        alone = as_found([detector.detect([picture])[0] for picture in pictures])
+        assert_parity(together, alone, at_least=len(samples))
+
+
+def test_export_of_weights_without_a_network_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from service.detector.export import export_openvino
+    from service.errors import ModelError
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.pt").write_bytes(b"no weights")
+    with pytest.raises(ModelError, match=r"ultralytics cannot load broken\.pt"):
+        export_openvino(Path("broken.pt"))
+
+
+def test_export_records_what_identifies_the_model(coco_export: Path) -> None:
+    info = load_detector(coco_export).info
+    assert info.name == "yolo26n.pt"
+    assert len(info.sha256) == 64
+    assert (info.image_size, info.precision) == (640, "fp32")
+    assert str(coco_export.parent) not in (coco_export / "metadata.yaml").read_text()
+
+
+def detected(detector: Detector, paths: Sequence[Path]) -> list[list[Found]]:
+    """Run files through the service's own pipeline, in batches."""
+    documents: dict[str, Any] = {}
+
+    def receive(document: dict[str, Any]) -> None:
+        documents[document["name"]] = document
+
+    detect_files(paths, detector, PipelineOptions(), receive)
+    return [
+        [
+            Found(found["class_id"], found["confidence"], Box(**found["box"]))
+            for found in documents[str(path)]["detections"]
+        ]
+        for path in paths
+    ]
+
+
+def predicted(model: Path, paths: Sequence[Path], image_size: int) -> list[list[Found]]:
+    """Let ultralytics read and predict the files, one by one."""
+    from ultralytics import YOLO
+
+    reference = YOLO(model, task="detect")
+    found = []
+    for path in paths:
+        results = reference.predict(
+            path, imgsz=image_size, conf=MIN_CONFIDENCE, nms=False, verbose=False
+        )
+        boxes = results[0].boxes.cpu().numpy()
+        rows = zip(boxes.cls, boxes.conf, boxes.xyxy, strict=True)
+        found.append([Found(int(c), float(s), Box(*map(float, xyxy))) for c, s, xyxy in rows])
+    return found
+
+
+def as_found(batches: Sequence[Sequence[Any]]) -> list[list[Found]]:
+    return [[Found(d.class_id, d.confidence, d.box) for d in batch] for batch in batches]
+
+
+def assert_parity(ours: list[list[Found]], reference: list[list[Found]], *, at_least: int) -> None:
+    """Every confident detection of either has its counterpart in the other."""
+    assert len(ours) == len(reference)
+    for mine, theirs in zip(ours, reference, strict=True):
+        assert_all_matched(mine, theirs)
+        assert_all_matched(theirs, mine)
+    assert sum(map(len, reference)) >= at_least  # agreeing on nothing proves nothing
+
+
+def assert_all_matched(these: Sequence[Found], others: Sequence[Found]) -> None:
+    for found in these:
+        # One just over the threshold may be just under it in the other.
+        if found.confidence < MIN_CONFIDENCE + MAX_CONFIDENCE_GAP:
+            continue
+        rivals = [other for other in others if other.class_id == found.class_id]
+        best = max(rivals, key=lambda other: iou(found.box, other.box), default=None)
+        assert best is not None, f"{found} has no counterpart"
+        assert iou(found.box, best.box) > MIN_IOU, (found, best)
+        assert abs(found.confidence - best.confidence) < MAX_CONFIDENCE_GAP, (found, best)
+
+
+def iou(a: Box, b: Box) -> float:
+    width = max(0.0, min(a.x2, b.x2) - max(a.x1, b.x1))
+    height = max(0.0, min(a.y2, b.y2) - max(a.y1, b.y1))
+    areas = (a.x2 - a.x1) * (a.y2 - a.y1) + (b.x2 - b.x1) * (b.y2 - b.y1)
+    return width * height / (areas - width * height)

@@ -1,0 +1,136 @@
+"""The whole system: emulators, deliveries, and the service under gunicorn."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from google.cloud import firestore, storage
+
+from service.demo.shapes import Scene, write_samples
+from service.domain import ImageRef
+from service.local.processes import Child, Processes, free_port
+from service.local.stack import SERVICE_COMMAND, Stack, StackOptions
+
+COLLECTION = "detections"
+_READY_SECONDS = 60
+_DOCUMENT_SECONDS = 60
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    directory = tmp_path_factory.mktemp("stack")
+    with Stack(StackOptions(directory=directory)) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def stack_environment(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in stack.environment.items():
+        monkeypatch.setenv(name, value)
+
+
+@dataclass
+class Service:
+    """A service of a test's own, on the session's emulators."""
+
+    child: Child
+    url: str
+
+    def post(self, ref: ImageRef, timeout: float = 60) -> requests.Response:
+        """Deliver a finalized event of one picture, as Eventarc does."""
+        return requests.post(self.url, json=event_data(ref), headers=EVENT, timeout=timeout)
+
+    def log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.child.log_text().splitlines()]
+
+
+EVENT = {"ce-type": "google.cloud.storage.object.v1.finalized", "ce-specversion": "1.0"}
+
+
+def event_data(ref: ImageRef) -> dict[str, str]:
+    return {"bucket": ref.bucket, "name": ref.name, "generation": str(ref.generation)}
+
+
+@pytest.fixture
+def start_service(stack: Stack, tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """Start a service with further settings; it is stopped with the test."""
+    with Processes(tmp_path) as processes:
+
+        def start(*, ready: bool = True, **settings: str) -> Service:
+            port = free_port()
+            environment = {**os.environ, "PORT": str(port), **settings}
+            child = processes.start(f"service-{port}", SERVICE_COMMAND, environment)
+            service = Service(child, f"http://127.0.0.1:{port}")
+            if ready:
+                child.wait_until(
+                    lambda: answers(service.url + "/health/ready"), timeout_seconds=_READY_SECONDS
+                )
+            return service
+
+        yield start
+
+
+def answers(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=1).status_code == 200
+    except requests.RequestException:
+        return False
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, Scene]]:
+    """The demo's pictures, with their ground truth."""
+    return write_samples(tmp_path_factory.mktemp("samples"))
+
+
+def upload(stack: Stack, name: str, data: bytes) -> ImageRef:
+    blob = storage.Client().bucket(stack.bucket).blob(name)
+    blob.upload_from_string(data, content_type="image/jpeg")
+    return ImageRef(stack.bucket, name, blob.generation)
+
+
+def put_aside(stack: Stack, name: str, data: bytes) -> ImageRef:
+    """Upload to a bucket whose events nobody delivers but the test."""
+    client = storage.Client()
+    bucket = client.bucket(ASIDE)
+    if not bucket.exists():
+        bucket.create()
+    blob = bucket.blob(name)
+    blob.upload_from_string(data, content_type="image/jpeg")
+    return ImageRef(ASIDE, name, blob.generation)
+
+
+ASIDE = "aside"
+
+
+def document(ref: ImageRef) -> dict[str, Any] | None:
+    found = firestore.Client().collection(COLLECTION).document(ref.document_id).get()
+    return found.to_dict() if found.exists else None
+
+
+def wait_for_document(ref: ImageRef) -> dict[str, Any]:
+    deadline = time.monotonic() + _DOCUMENT_SECONDS
+    while (found := document(ref)) is None:
+        assert time.monotonic() < deadline, f"{ref.uri} has no document"
+        time.sleep(0.1)
+    return found
+
+
+def run_cli(*arguments: str | Path, **options: Any) -> "subprocess.CompletedProcess[str]":
+    """Run `yolo-batch` as a user does."""
+    return subprocess.run(
+        [Path(sys.executable).with_name("yolo-batch"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        **options,
+    )

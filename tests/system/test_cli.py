@@ -1,0 +1,134 @@
+"""The command line as a user meets it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import pytest
+import requests
+
+from service.demo.shapes import CLASS_NAMES, Scene
+from service.local.stack import Stack
+from tests.system.conftest import run_cli, upload, wait_for_document
+
+Samples = list[tuple[Path, Scene]]
+
+
+def test_detect_prints_a_row_a_picture_and_saves_annotated(
+    samples: Samples, tmp_path: Path
+) -> None:
+    done = run_cli("detect", samples[0][0].parent, "--save", tmp_path / "out")
+    rows = done.stdout.splitlines()[2:]
+    assert done.returncode == 0
+    assert len(rows) == len(samples)
+    assert all("done" in row for row in rows)
+    saved = cv2.imread(str(tmp_path / "out" / samples[0][0].name))
+    assert saved.shape == samples[0][1].image.shape
+
+
+def test_detect_json_holds_labels_and_failures(samples: Samples, tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("not a picture")
+    done = run_cli("detect", "--json", samples[0][0], tmp_path / "text.jpg")
+    documents = {Path(d["uri"]).name: d for d in map(json.loads, done.stdout.splitlines())}
+    assert set(documents[samples[0][0].name]["labels"]) <= set(CLASS_NAMES)
+    assert documents["text.jpg"]["error"]["code"] == "unsupported_media"
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["detect", "nowhere.jpg"], "There is no file or folder nowhere.jpg"),
+        (["detect", __file__, "--model", "nowhere"], "There is no model at nowhere"),
+        (["results", "uploads/a"], "it must be gs://bucket"),
+        (["submit", "uploads/a"], "uri must be gs://bucket/object"),
+        (["submit", "gs://uploads/a", "--topic", "nowhere"], "There is no topic"),
+    ],
+    ids=["path", "model", "results-uri", "job-uri", "topic"],
+)
+def test_wrong_argument_is_told_in_a_sentence(arguments: list[str], sentence: str) -> None:
+    done = run_cli(*arguments)
+    assert done.returncode != 0
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_results_prints_documents_of_a_prefix(stack: Stack, samples: Samples) -> None:
+    ref = upload(stack, "results/one.jpg", samples[0][0].read_bytes())
+    wait_for_document(ref)
+    table = run_cli("results", "gs://uploads/results/")
+    lines = run_cli("results", "gs://uploads/results/", "--json").stdout.splitlines()
+    assert "results/one.jpg" in table.stdout
+    assert [json.loads(line)["uri"] for line in lines] == [ref.uri]
+
+
+def test_submit_reads_uris_from_standard_input(stack: Stack, samples: Samples) -> None:
+    refs = [upload(stack, f"submit/{i}.jpg", samples[i][0].read_bytes()) for i in range(3)]
+    done = run_cli("submit", "-", input="".join(f"{ref.uri}\n" for ref in refs))
+    assert done.stdout.startswith("Published 3 uris in 1 messages")
+    assert all(wait_for_document(ref) for ref in refs)
+
+
+def test_demo_shows_every_upload_and_stops_what_it_started(tmp_path: Path) -> None:
+    done = run_cli("demo", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "12 of 12 uploads have their document" in done.stdout
+    assert len(list((tmp_path / "demo-output").rglob("*.jpg"))) == 12
+    assert "Uploaded with gcloud storage cp" in done.stdout
+
+
+def test_demo_takes_own_pictures_bad_ones_too(samples: Samples, tmp_path: Path) -> None:
+    pictures = tmp_path / "my pictures"
+    (pictures / "deep").mkdir(parents=True)
+    (pictures / "deep" / "good #1.jpg").write_bytes(samples[0][0].read_bytes())
+    (pictures / "bad.jpg").write_bytes(b"not a picture")
+    done = run_cli("demo", "--images", pictures, "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 uploads have their document" in done.stdout
+    assert "unsupported_media" in done.stdout
+    assert (tmp_path / "out" / "my pictures" / "deep" / "good #1.jpg").exists()
+
+
+def test_demo_without_java_names_the_command_and_still_detects(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "JAVA_HOME"} | {"PATH": "/nowhere"}
+    done = run_cli("demo", cwd=tmp_path, env=environment)
+    assert done.returncode == 1
+    assert "apt-get install" in done.stdout
+    assert done.stdout.count("done") == 12
+    assert len(list((tmp_path / "demo-output").rglob("*.jpg"))) == 12
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_up_prints_the_environment_and_takes_everything_with_it(how: signal.Signals) -> None:
+    command = [Path(sys.executable).with_name("yolo-batch"), "up"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        exports: dict[str, str] = {}
+        for line in process.stdout:
+            if line.startswith("export "):
+                name, _, value = line.removeprefix("export ").strip().partition("=")
+                exports[name] = value
+            if line.startswith("Ctrl-C"):
+                break
+        firestore = f"http://{exports['FIRESTORE_EMULATOR_HOST']}/"
+        assert requests.get(firestore, timeout=5).status_code == 200
+        process.send_signal(how)
+        process.stdout.read()
+        process.wait(30)
+    deadline = time.monotonic() + 30
+    while is_up(firestore) or is_up(exports["STORAGE_EMULATOR_HOST"]):
+        assert time.monotonic() < deadline, "the stack outlived its command"
+        time.sleep(0.2)
+
+
+def is_up(url: str) -> bool:
+    try:
+        requests.get(url, timeout=1)
+    except requests.ConnectionError:
+        return False
+    return True
