@@ -1,0 +1,22 @@
+"""Detections against the truth."""
+
+from collections.abc import Iterable, Sequence
+
+from service.domain import Box
+
+Labelled = tuple[str, Box]
+
+
+def count_found(truth: Iterable[Labelled], detections: Sequence[Labelled]) -> int:
+    """How many of the true boxes some detection of their label covers."""
+    return sum(
+        any(label == found and iou(box, at) > 0.7 for found, at in detections)
+        for label, box in truth
+    )
+
+
+def iou(a: Box, b: Box) -> float:
+    width = max(0.0, min(a.x2, b.x2) - max(a.x1, b.x1))
+    height = max(0.0, min(a.y2, b.y2) - max(a.y1, b.y1))
+    areas = (a.x2 - a.x1) * (a.y2 - a.y1) + (b.x2 - b.x1) * (b.y2 - b.y1)
+    return width * height / (areas - width * height)

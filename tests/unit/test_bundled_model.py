@@ -1,0 +1,70 @@
+"""The model in the repository, against the pictures whose truth is known: they were drawn."""
+
+import numpy as np
+import pytest
+
+from service.demo.shapes import Scene, sample_scenes
+from service.detector import Detector, load_detector, warm_up
+from service.domain import Box
+from service.settings import BUNDLED_MODEL
+from tests.boxes import count_found
+
+MAX_BYTES = 3 * 2**20
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    loaded = load_detector(BUNDLED_MODEL)
+    warm_up(loaded)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    return [scene for _, scene in sample_scenes()]
+
+
+def test_bundled_model_is_small_and_says_what_it_is(detector: Detector) -> None:
+    assert sum(file.stat().st_size for file in BUNDLED_MODEL.iterdir()) <= MAX_BYTES
+    assert (detector.info.name, detector.info.precision) == ("shapes.pt", "fp16")
+    assert len(detector.info.sha256) == 64
+
+
+def test_bundled_model_finds_what_was_drawn(detector: Detector, scenes: list[Scene]) -> None:
+    found = detector.detect([scene.image for scene in scenes])
+    drawn = sum(len(scene.objects) for scene in scenes)
+    matched = sum(
+        count_found(
+            [(thing.label, Box(*thing.box)) for thing in scene.objects],
+            [(detection.label, detection.box) for detection in detections],
+        )
+        for scene, detections in zip(scenes, found, strict=True)
+    )
+    assert drawn >= 50
+    assert matched >= 0.95 * drawn
+    assert sum(map(len, found)) <= 1.1 * drawn
+
+
+def test_bundled_model_finds_the_same_in_a_mixed_batch_and_alone(
+    detector: Detector, scenes: list[Scene]
+) -> None:
+    together = detector.detect([scene.image for scene in scenes])
+    alone = [detector.detect([scene.image])[0] for scene in scenes]
+    assert [[d.label for d in found] for found in together] == [
+        [d.label for d in found] for found in alone
+    ]
+
+
+def test_bundled_model_detects_nothing_in_no_pictures(detector: Detector) -> None:
+    assert detector.detect([]) == []
+
+
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [(1, 20_000), (20_000, 1), (1, 1), (320, 20)],
+    ids=["tall", "wide", "pixel", "strip"],
+)
+def test_bundled_model_takes_thin_pictures(detector: Detector, width: int, height: int) -> None:
+    """The head wants 300 anchors at least; the smallest frame of a thin picture has fewer."""
+    (found,) = detector.detect([np.full((height, width, 3), 114, np.uint8)])
+    assert all(box.box.x2 <= width and box.box.y2 <= height for box in found)
