@@ -1,0 +1,42 @@
+"""Copies a growing log file line by line to a sink, as `tail -f` does."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+_POLL_SECONDS = 0.2
+
+
+class LogEcho:
+    """Follows a file that may not exist yet, in a thread of its own."""
+
+    def __init__(self, path: Path, sink: Callable[[str], None]) -> None:
+        """Follow from the file's present end."""
+        self._path = path
+        self._sink = sink
+        self._position = path.stat().st_size if path.exists() else 0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="log-echo")
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Copy what is there still, and end."""
+        self._stopping.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        is_last = False
+        while not is_last:
+            is_last = self._stopping.wait(_POLL_SECONDS)
+            self._copy()
+
+    def _copy(self) -> None:
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as log:
+            log.seek(self._position)
+            for line in log:
+                if not line.endswith(b"\n") and not self._stopping.is_set():
+                    return  # still being written
+                self._position += len(line)
+                self._sink(line.decode(errors="replace").rstrip("\n"))

@@ -1,0 +1,377 @@
+"""The local stack as its user meets it: the real tools, and a service that only records."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from flask import Flask, request
+from google.cloud import pubsub_v1, storage
+from werkzeug.serving import make_server
+
+from service.local import emulators
+from service.local.errors import StartError
+from service.local.eventarc import Eventarc, EventarcOptions
+from service.local.processes import Processes, free_port, is_answering
+from service.local.requirements import find_programs
+from service.local.stack import Stack, StackOptions
+from service.local.topics import UPLOADS_SUBSCRIPTION, UPLOADS_TOPIC, create_topics
+
+ANSWER_TIMEOUT_SECONDS = 1.5  # Eventarc's is 10: a test would wait for nothing
+ODD_NAMES = ["a b.jpg", "c#1.jpg", "d?e.jpg", "é 50%.jpg"]
+INSTALL = {
+    "gcloud": "Install the Google Cloud CLI: https://cloud.google.com/sdk/docs/install",
+    "gsutil": "gcloud components install gsutil",
+}
+# A service that is ready at once, and a program that holds a stack with it until it is killed.
+TINY_SERVICE = """
+import os
+from flask import Flask
+app = Flask("tiny")
+app.get("/health/ready")(lambda: "ok")
+app.run(port=int(os.environ["PORT"]))
+"""
+HOLDER = """
+import sys, time
+from service.local.stack import Stack, StackOptions
+with Stack(StackOptions(service_command=[sys.executable, "-c", sys.argv[1]])) as stack:
+    print(stack.directory, flush=True)
+    time.sleep(60)
+"""
+
+
+@dataclass(frozen=True)
+class Received:
+    """One request that the service got."""
+
+    at: float
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def name(self) -> str:
+        return str(json.loads(self.body).get("name"))
+
+
+@dataclass
+class Recorder:
+    """A service that keeps what it gets, and answers as a test tells it."""
+
+    answer: Callable[[int], int] = lambda _: 204  # from the number of earlier requests
+    received: list[Received] = field(default_factory=list)
+    most_at_once: int = 0
+    _running: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def handle(self) -> tuple[str, int]:
+        # Header names in lower case, as they mean the same in any.
+        headers = {name.lower(): value for name, value in request.headers}
+        with self._lock:
+            earlier = len(self.received)
+            self.received.append(Received(time.monotonic(), headers, request.get_data()))
+            self._running += 1
+            self.most_at_once = max(self.most_at_once, self._running)
+        try:
+            return "", self.answer(earlier)
+        finally:
+            with self._lock:
+                self._running -= 1
+
+    def reset(self) -> None:
+        self.answer = lambda _: 204
+        self.received.clear()
+        self.most_at_once = 0
+
+    def wait_for(self, count: int, seconds: float = 10) -> list[Received]:
+        """Wait for so many requests, and a moment more for one too many."""
+        deadline = time.monotonic() + seconds
+        while len(self.received) < count and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.2)
+        assert len(self.received) == count, [item.body for item in self.received]
+        return self.received
+
+    def names(self, count: int) -> list[str]:
+        return sorted(item.name for item in self.wait_for(count))
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[tuple[Recorder, str]]:
+    recorder = Recorder()
+    app = Flask("recorder")
+    app.add_url_rule("/", view_func=recorder.handle, methods=["POST"])
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield recorder, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def stack(service: tuple[Recorder, str]) -> Iterator[Stack]:
+    """Shadows the session's stack, so that its environment is this one's."""
+    options = StackOptions(
+        with_service=False,
+        service_url=service[1],
+        eventarc=EventarcOptions(concurrency=8, answer_timeout_seconds=ANSWER_TIMEOUT_SECONDS),
+    )
+    with Stack(options) as running:
+        yield running
+
+
+@pytest.fixture
+def recorder(service: tuple[Recorder, str]) -> Iterator[Recorder]:
+    service[0].reset()
+    yield service[0]
+    service[0].reset()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """Some files with odd names, beside a folder that has a folder."""
+    (tmp_path / "shots" / "inner").mkdir(parents=True)
+    for name in [*ODD_NAMES, "shots/one.jpg", "shots/inner/two.jpg"]:
+        (tmp_path / name).write_bytes(name.encode())
+    return tmp_path
+
+
+@pytest.fixture
+def run(files: Path, stack: Stack) -> Callable[[str], str]:
+    """Run a line in a shell where the stack's environment was pasted."""
+
+    def run_line(line: str) -> str:
+        tool = line.split()[0]
+        assert shutil.which(tool), f"{tool} is missing. {INSTALL[tool]}"
+        script = "\n".join([*stack.export_lines(), line])
+        done = subprocess.run(
+            ["sh", "-c", script], cwd=files, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run_line
+
+
+def put(stack: Stack, name: str) -> int:
+    """Upload with the client, as it finds the stack by its environment; return the generation."""
+    blob = storage.Client().bucket(stack.bucket).blob(name)
+    blob.upload_from_string(b"jpeg", content_type="image/jpeg", timeout=10)
+    return int(blob.generation)
+
+
+def generation(stack: Stack, name: str) -> str:
+    blob = storage.Client().bucket(stack.bucket).get_blob(name, timeout=10)
+    assert blob is not None
+    return str(blob.generation)
+
+
+def test_gcloud_cp_one_file_becomes_one_cloud_event(
+    recorder: Recorder, stack: Stack, run: Callable[[str], str]
+) -> None:
+    run("gcloud storage cp shots/one.jpg gs://uploads/in/one.jpg")
+    (event,) = recorder.wait_for(1)
+    data = json.loads(event.body)
+    assert (data["bucket"], data["name"]) == ("uploads", "in/one.jpg")
+    assert data["generation"] == generation(stack, "in/one.jpg")
+    assert event.headers["content-type"] == "application/json"
+    assert event.headers["ce-specversion"] == "1.0"
+    assert event.headers["ce-type"] == "google.cloud.storage.object.v1.finalized"
+    assert event.headers["ce-source"] == "//storage.googleapis.com/projects/_/buckets/uploads"
+    assert event.headers["ce-subject"] == "objects/in/one.jpg"
+    assert event.headers["ce-bucket"] == "uploads"
+    assert event.headers["ce-id"].isdecimal()
+
+
+def test_gcloud_cp_glob_with_odd_names(recorder: Recorder, run: Callable[[str], str]) -> None:
+    run("gcloud storage cp *.jpg gs://uploads/glob/")
+    assert recorder.names(4) == sorted(f"glob/{name}" for name in ODD_NAMES)
+
+
+def test_gcloud_cp_recursive_to_a_prefix_and_rm(
+    recorder: Recorder, run: Callable[[str], str]
+) -> None:
+    run("gcloud storage cp -r shots gs://uploads/prefix")
+    assert recorder.names(2) == ["prefix/inner/two.jpg", "prefix/one.jpg"]
+    run("gcloud storage rm gs://uploads/prefix/one.jpg")
+    run("gcloud storage rm -r gs://uploads/prefix")
+    assert "prefix" not in run("gcloud storage ls gs://uploads/")
+
+
+def test_gsutil_cp_with_odd_names_and_rm(recorder: Recorder, run: Callable[[str], str]) -> None:
+    run("gsutil cp *.jpg gs://uploads/gsutil/")
+    assert recorder.names(4) == sorted(f"gsutil/{name}" for name in ODD_NAMES)
+    run("gsutil rm 'gs://uploads/gsutil/a b.jpg'")
+
+
+def test_gsutil_parallel_recursive_cp(recorder: Recorder, run: Callable[[str], str]) -> None:
+    run("gsutil -m cp -r shots gs://uploads/parallel")
+    assert recorder.names(2) == ["parallel/inner/two.jpg", "parallel/one.jpg"]
+
+
+@pytest.mark.parametrize("tool", ["gcloud storage", "gsutil"])
+def test_cp_of_a_folder_to_a_slash_keeps_its_name(
+    tool: str, recorder: Recorder, run: Callable[[str], str]
+) -> None:
+    prefix = tool.split()[0]
+    run(f"{tool} cp -r shots gs://uploads/slash-{prefix}/")
+    assert recorder.names(2) == [
+        f"slash-{prefix}/shots/inner/two.jpg",
+        f"slash-{prefix}/shots/one.jpg",
+    ]
+
+
+@pytest.mark.parametrize("tool", ["gcloud storage", "gsutil"])
+def test_resumable_upload_goes_on_by_the_proxy(
+    tool: str, recorder: Recorder, files: Path, run: Callable[[str], str]
+) -> None:
+    (files / "big.jpg").write_bytes(os.urandom(9 * 2**20))  # both resume from 8 MiB on
+    run(f"{tool} cp big.jpg gs://uploads/big/")
+    assert recorder.names(1) == ["big/big.jpg"]
+    run(f"{tool} cp gs://uploads/big/big.jpg back.jpg")
+    assert (files / "back.jpg").read_bytes() == (files / "big.jpg").read_bytes()
+
+
+def test_failing_service_gets_the_event_again_with_back_off(
+    recorder: Recorder, stack: Stack
+) -> None:
+    before = stack.eventarc.counters
+    recorder.answer = lambda earlier: 503 if earlier < 2 else 204
+    put(stack, "again.jpg")
+    first, second, third = recorder.wait_for(3)
+    assert first.headers["ce-id"] == second.headers["ce-id"] == third.headers["ce-id"]
+    assert 0.9 < second.at - first.at < 1.6
+    assert 1.9 < third.at - second.at < 2.6
+    after = stack.eventarc.counters
+    assert after.delivered - before.delivered == 3
+    assert after.nacked - before.nacked == 2
+    assert after.acked - before.acked == 1
+
+
+def test_answer_after_the_deadline_means_a_second_delivery(
+    recorder: Recorder, stack: Stack
+) -> None:
+    def late_once(earlier: int) -> int:
+        time.sleep(0 if earlier else ANSWER_TIMEOUT_SECONDS + 0.5)
+        return 204
+
+    recorder.answer = late_once
+    put(stack, "late.jpg")
+    first, second = recorder.wait_for(2)
+    assert first.headers["ce-id"] == second.headers["ce-id"]
+    assert second.at - first.at > ANSWER_TIMEOUT_SECONDS + 0.9
+
+
+def test_as_many_requests_at_once_as_the_concurrency(recorder: Recorder, stack: Stack) -> None:
+    def slow(_: int) -> int:
+        time.sleep(0.5)
+        return 204
+
+    recorder.answer = slow
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: put(stack, f"many/{number}.jpg"), range(20)))
+    recorder.wait_for(20)
+    assert 6 <= recorder.most_at_once <= 8
+
+
+def test_job_published_with_gcloud_is_pushed(recorder: Recorder, run: Callable[[str], str]) -> None:
+    run("""gcloud pubsub topics publish jobs --message '{"uris": ["gs://uploads/é.jpg"]}'""")
+    (push,) = recorder.wait_for(1)
+    envelope = json.loads(push.body)
+    assert envelope["subscription"] == "projects/yolo-batch-local/subscriptions/jobs-push"
+    assert envelope["message"]["data"] == "eyJ1cmlzIjogWyJnczovL3VwbG9hZHMvw6kuanBnIl19"
+    assert not any(name.startswith("ce-") for name in push.headers)
+
+
+def test_job_published_with_the_client_is_pushed(recorder: Recorder, stack: Stack) -> None:
+    publisher = pubsub_v1.PublisherClient()
+    topic = publisher.topic_path(stack.project, stack.jobs_topic)
+    message_id = publisher.publish(topic, b"{}", timeout=10).result(10)
+    (push,) = recorder.wait_for(1)
+    assert json.loads(push.body)["message"]["messageId"] == message_id
+    publisher.stop()
+    publisher.transport.close()
+
+
+def test_eventarc_survives_a_restart_of_the_emulator(
+    recorder: Recorder, service: tuple[Recorder, str], tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    port = free_port()
+    host, ready = f"127.0.0.1:{port}", f"http://127.0.0.1:{port}/v1/projects/p/topics"
+    emulator = emulators.pubsub(find_programs(), tmp_path)
+    subscription = f"projects/restart/subscriptions/{UPLOADS_SUBSCRIPTION}"
+    attributes = {"eventType": "OBJECT_FINALIZE", "bucketId": "b", "objectId": "o"}
+
+    with Processes(tmp_path) as processes:
+
+        def run_emulator() -> None:
+            child = processes.start("pubsub", emulator.command(port), os.environ)
+            child.wait_until(lambda: is_answering(ready), timeout_seconds=30)
+            create_topics(host, "restart", push_endpoint=service[1], lease_seconds=30)
+
+        eventarc = Eventarc(host, subscription, service[1]).start()
+        run_emulator()
+        processes.stop(*processes.children, grace_seconds=5)
+        run_emulator()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PUBSUB_EMULATOR_HOST", host)
+            publisher = pubsub_v1.PublisherClient()
+        topic = publisher.topic_path("restart", UPLOADS_TOPIC)
+        publisher.publish(topic, b"{}", timeout=10, **attributes).result(10)
+        (event,) = recorder.wait_for(1)
+        publisher.stop()
+        publisher.transport.close()
+        eventarc.stop()
+    assert event.headers["ce-subject"] == "objects/o"
+    assert "Pub/Sub does not deliver, trying on" in caplog.text
+    assert "Pub/Sub delivers again" in caplog.text
+
+
+def test_service_that_cannot_start_is_told_with_its_log(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "print('no such model'); raise SystemExit(3)"]
+    stack = Stack(StackOptions(directory=tmp_path, service_command=command))
+    with pytest.raises(StartError, match=r"service ended with exit code 3.*\n  \| no such model"):
+        stack.__enter__()
+    assert not is_answering(stack.environment["STORAGE_EMULATOR_HOST"] + "/_internal/healthcheck")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+def test_killed_stack_leaves_nothing_behind(number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, TINY_SERVICE], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout
+        directory = Path(holder.stdout.readline().strip())
+        children = child_pids(holder.pid)
+        assert len(children) == 5  # the reaper, two in Java, Storage and the service
+        holder.send_signal(number)
+    deadline = time.monotonic() + 8
+    while any(map(is_running, children)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in children if is_running(pid)]
+    assert not directory.exists()
+
+
+def child_pids(parent: int) -> list[int]:
+    listed = subprocess.run(
+        ["pgrep", "-P", str(parent)], capture_output=True, text=True, timeout=10, check=True
+    )
+    return [int(line) for line in listed.stdout.split()]
+
+
+def is_running(pid: int) -> bool:
+    state = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, timeout=10
+    ).stdout.strip()
+    return bool(state) and not state.startswith("Z")

@@ -1,0 +1,99 @@
+"""The environment that `yolo-batch up` prints."""
+
+import configparser
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from service.local.client_environment import (
+    client_environment,
+    export_lines,
+    tool_environment,
+    upload_command,
+)
+
+
+def clients() -> dict[str, str]:
+    return client_environment(
+        project="p1", pubsub_host="127.0.0.1:1", firestore_host="127.0.0.1:2",
+        storage_url="http://127.0.0.1:3",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.mark.usefixtures("no_proxy")
+def test_clients_get_the_emulators_and_nothing_else() -> None:
+    assert clients() == {
+        "GOOGLE_CLOUD_PROJECT": "p1",
+        "PUBSUB_EMULATOR_HOST": "127.0.0.1:1",
+        "FIRESTORE_EMULATOR_HOST": "127.0.0.1:2",
+        "STORAGE_EMULATOR_HOST": "http://127.0.0.1:3",
+    }
+
+
+@pytest.mark.usefixtures("no_proxy")
+def test_behind_a_proxy_loopback_is_exempt_beside_what_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
+    monkeypatch.setenv("NO_PROXY", ".example")
+    assert clients()["NO_PROXY"] == ".example,127.0.0.1,localhost"
+    assert clients()["no_proxy"] == ".example,127.0.0.1,localhost"
+
+
+def tools(directory: Path) -> dict[str, str]:
+    return tool_environment(
+        project="p1", pubsub_host="127.0.0.1:1", proxy_url="http://127.0.0.1:4/",
+        proxy_https_port=5, ca_file=directory / "ca.pem", directory=directory,
+    )  # fmt: skip
+
+
+def test_gsutil_verifies_the_proxy_by_its_own_ca(tmp_path: Path) -> None:
+    environment = tools(tmp_path)
+    boto = configparser.ConfigParser()
+    boto.read(environment["BOTO_CONFIG"])
+    assert boto["Credentials"]["gs_json_port"] == "5"
+    assert boto["Boto"]["https_validate_certificates"] == "True"
+    assert boto["Boto"]["ca_certificates_file"] == str(tmp_path / "ca.pem")
+    # The SDK's gsutil prefers this one, wherever it comes from.
+    assert environment["CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE"] == str(tmp_path / "ca.pem")
+
+
+def test_gcloud_keeps_away_from_the_users_configuration(tmp_path: Path) -> None:
+    environment = tools(tmp_path)
+    assert environment["CLOUDSDK_CONFIG"] == str(tmp_path / "gcloud")
+    assert environment["CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE"] == "http://127.0.0.1:4/"
+    assert environment["CLOUDSDK_API_ENDPOINT_OVERRIDES_PUBSUB"] == "http://127.0.0.1:1/"
+
+
+def test_export_lines_survive_the_shell() -> None:
+    lines = export_lines({"ONE": "it's $HOME", "TWO": "a b"})
+    script = "\n".join([*lines, 'printf "%s|%s" "$ONE" "$TWO"'])
+    shell = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=10)
+    assert shell.stdout == "it's $HOME|a b"
+
+
+@pytest.mark.parametrize(
+    ("installed", "command"),
+    [
+        pytest.param(
+            ["gcloud", "gsutil"], ["gcloud", "storage", "cp", "--recursive", "dir", "gs://b/p/"],
+            id="gcloud",
+        ),
+        pytest.param(["gsutil"], ["gsutil", "-m", "cp", "-r", "dir", "gs://b/p/"], id="gsutil"),
+        pytest.param([], None, id="neither"),
+    ],
+)  # fmt: skip
+def test_upload_command_takes_what_is_installed(
+    installed: list[str], command: list[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in installed:
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert upload_command([Path("dir")], "gs://b/p/") == command

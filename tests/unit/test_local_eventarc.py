@@ -1,0 +1,75 @@
+"""What the Eventarc stand-in makes of a bucket's notification."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from service.local.eventarc import CloudEvent, EventarcOptions, event_from_notification
+
+NOTIFICATION = {
+    "eventType": "OBJECT_FINALIZE",
+    "bucketId": "uploads",
+    "objectId": "dir/cat.jpg",
+    "objectGeneration": "1755000000000001",
+    "payloadFormat": "JSON_API_V1",
+    "eventTime": "2026-09-24T11:12:11Z",
+}
+PUBLISHED = datetime(2026, 9, 24, 11, 12, 12, 500000, tzinfo=UTC)
+
+
+def event(**changes: str) -> CloudEvent | None:
+    attributes = {**NOTIFICATION, **changes}
+    return event_from_notification(attributes, b"{}", message_id="42", publish_time=PUBLISHED)
+
+
+def test_finalize_becomes_a_binary_mode_cloud_event() -> None:
+    assert event() == CloudEvent(
+        headers={
+            "content-type": "application/json",
+            "ce-specversion": "1.0",
+            "ce-id": "42",
+            "ce-type": "google.cloud.storage.object.v1.finalized",
+            "ce-source": "//storage.googleapis.com/projects/_/buckets/uploads",
+            "ce-subject": "objects/dir/cat.jpg",
+            "ce-time": "2026-09-24T11:12:11Z",
+            "ce-bucket": "uploads",
+        },
+        body=b"{}",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "subject"),
+    [
+        pytest.param("a b.jpg", "objects/a%20b.jpg", id="space"),
+        pytest.param("é.jpg", "objects/%C3%A9.jpg", id="not-ascii"),
+        pytest.param('50%".jpg', "objects/50%25%22.jpg", id="percent-and-quote"),
+        pytest.param("a#b?c.jpg", "objects/a#b?c.jpg", id="printable"),
+        pytest.param("a\nb.jpg", "objects/a%0Ab.jpg", id="newline"),
+    ],
+)
+def test_subject_is_percent_encoded_as_a_header(name: str, subject: str) -> None:
+    made = event(objectId=name)
+    assert made and made.headers["ce-subject"] == subject
+
+
+def test_time_missing_is_the_publish_time() -> None:
+    made = event(eventTime="")
+    assert made and made.headers["ce-time"] == "2026-09-24T11:12:12.500000Z"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"eventType": "OBJECT_DELETE"}, id="delete"),
+        pytest.param({"eventType": ""}, id="no-notification"),
+        pytest.param({"objectId": ""}, id="no-object"),
+    ],
+)
+def test_other_messages_are_no_events(changes: dict[str, str]) -> None:
+    assert event(**changes) is None
+
+
+def test_delay_doubles_up_to_its_limit() -> None:
+    options = EventarcOptions(min_delay_seconds=1, max_delay_seconds=10)
+    assert [options.delay_seconds(n) for n in (1, 2, 3, 4, 5, 10_000)] == [1, 2, 4, 8, 10, 10]

@@ -1,0 +1,23 @@
+"""A growing log, copied line by line."""
+
+from pathlib import Path
+
+from service.local.log_echo import LogEcho
+
+
+def test_echo_copies_what_is_written_after_its_start(tmp_path: Path) -> None:
+    path, lines = tmp_path / "service.log", list[str]()
+    path.write_text("old\n")
+    echo = LogEcho(path, lines.append)
+    with path.open("a") as log:
+        log.write("one\ntwo é\nunfin")
+    echo.stop()
+    assert lines == ["one", "two é", "unfin"]
+
+
+def test_echo_waits_for_a_file_to_come(tmp_path: Path) -> None:
+    path, lines = tmp_path / "service.log", list[str]()
+    echo = LogEcho(path, lines.append)
+    path.write_text("one\n")
+    echo.stop()
+    assert lines == ["one"]
