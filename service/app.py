@@ -16,7 +16,7 @@ Pub/Sub and Eventarc deliver a message again unless the answer is 102, 200, 201,
 import logging
 
 from flask import Flask, Response, jsonify, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from service.errors import EnvelopeError, QueueFullError, TransientError
 from service.events import parse_event
@@ -46,14 +46,16 @@ def create_app(
 
     @app.post("/")
     def receive() -> Response:
-        event = parse_event(dict(request.headers), request.get_data())
-        pipeline.handle(event)
+        body = request.get_data()
+        if request.content_length is None and len(body) >= max_request_bytes:
+            raise RequestEntityTooLarge  # Flask cuts a chunked body at the limit, silently
+        pipeline.handle(parse_event(dict(request.headers), body))
         return Response(status=204)
 
     @app.get("/health/live")
     def live() -> Response:
-        failed = pipeline.status().startswith("failed")
-        return _health(pipeline.status(), 503 if failed else 200)
+        status = pipeline.status()
+        return _health(status, 503 if status == "failed" else 200)
 
     @app.get("/health/ready")
     def ready() -> Response:
@@ -80,8 +82,11 @@ def create_app(
     @app.errorhandler(HTTPException)
     def http_error(error: HTTPException) -> Response:
         status = error.code or 500
-        code = (error.name or "error").lower().replace(" ", "_")
-        return _error(status, code, error.description or error.name)
+        code = error.name.lower().replace(" ", "_")
+        response = _error(status, code, error.description or error.name)
+        headers = error.get_headers(request.environ)  # a 405 names the methods that are allowed
+        response.headers.extend([h for h in headers if h[0].lower() not in response.headers])
+        return response
 
     @app.errorhandler(Exception)
     def unexpected(error: Exception) -> Response:

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Generic, Self, TypeVar
@@ -71,6 +71,8 @@ class Batcher(Generic[Item, Result]):
         self._admitted = 0
         self._on_the_way = 0
         self._closed = False
+        self._abandoned = False
+        self._deliveries: set[Future[None]] = set()
         self._finisher = ThreadPoolExecutor(_FINISH_THREADS, thread_name_prefix="finish")
         self._runner = threading.Thread(target=self._loop, name="batcher", daemon=True)
         self._runner.start()
@@ -98,9 +100,17 @@ class Batcher(Generic[Item, Result]):
             self._changed.notify_all()
 
     def close(self, *, timeout_seconds: float) -> None:
-        """Stop admitting, and wait until everything admitted is answered."""
+        """Stop admitting, and wait until everything admitted is answered.
+
+        When the time is up, what was not run is answered with a ShuttingDownError.
+        """
+        deadline = time.monotonic() + timeout_seconds
         self.stop_admitting()
         self._runner.join(timeout_seconds)
+        with self._changed:
+            self._abandoned = True
+            deliveries = list(self._deliveries)
+        wait(deliveries, max(0.0, deadline - time.monotonic()))
         self._finisher.shutdown(wait=False)
 
     def _submit(self, item: Item) -> "Future[Result]":
@@ -121,7 +131,19 @@ class Batcher(Generic[Item, Result]):
     def _loop(self) -> None:
         while batch := self._take():
             results = _run_isolating(self._run, [entry.item for entry in batch])
-            self._finisher.submit(self._deliver, batch, results)
+            self._hand_over(batch, results)
+
+    def _hand_over(
+        self, batch: "list[_Entry[Item, Result]]", results: "list[Result | Exception]"
+    ) -> None:
+        with self._changed:
+            if not self._abandoned:
+                delivery = self._finisher.submit(self._deliver, batch, results)
+                self._deliveries.add(delivery)
+                delivery.add_done_callback(self._deliveries.discard)
+                return
+        for entry in batch:
+            entry.future.set_exception(ShuttingDownError("The service is shutting down."))
 
     def _take(self) -> "list[_Entry[Item, Result]]":
         """Wait for a batch; empty when closed and nobody is left."""

@@ -21,7 +21,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from service.domain import Event, ImageRef, ObjectMetadata
@@ -46,8 +46,11 @@ _OBJECT_FINALIZE = "OBJECT_FINALIZE"
 
 _OBJECT_KIND = "storage#object"  # `kind` of an object resource
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
-_URI = re.compile(r"gs://([^/]+)/(.+?)(?:#(\d{1,19}))?", re.DOTALL)
+_URI = re.compile(r"gs://([^/]+)/(.+?)(?:#([0-9]{1,19}))?", re.DOTALL)
 _MAX_NAME_BYTES = 1024
+_NO_NAMES = (".", "..")
+_MAX_INT64 = 2**63 - 1
+_INT64_DIGITS = 19
 
 
 def parse_event(headers: Mapping[str, str], body: bytes) -> Event:
@@ -70,10 +73,9 @@ def parse_event(headers: Mapping[str, str], body: bytes) -> Event:
         return _from_cloud_event(event_type, lowered.get(_CE_TIME), payload)
     if isinstance(payload, dict) and "message" in payload:
         return _from_envelope(payload)
-    # Header names of unwrapped attributes are ASCII, but WSGI garbles the values of others, so
-    # that the object's name is taken from the body wherever there is one.
+    # Unwrapped attributes come as headers; the object's name is better taken from the body.
     attributes = {
-        key: lowered[key.lower()]
+        key: _header_text(lowered[key.lower()])
         for key in (_EVENT_TYPE, _BUCKET_ID, _OBJECT_ID, _GENERATION, _EVENT_TIME)
         if key.lower() in lowered
     }
@@ -159,7 +161,7 @@ def parse_uri(uri: Any) -> ImageRef:
     Raises:
         EnvelopeError: it is not such a uri.
     """
-    match = _URI.fullmatch(uri) if isinstance(uri, str) else None
+    match = _URI.fullmatch(uri) if isinstance(uri, str) and _is_utf8(uri) else None
     if not match:
         raise EnvelopeError(
             "A job's uri must be gs://bucket/object or gs://bucket/object#generation."
@@ -171,15 +173,19 @@ def parse_uri(uri: Any) -> ImageRef:
 def _image(bucket: str, name: str, generation: int | None) -> ImageRef:
     if not _BUCKET.fullmatch(bucket):
         raise EnvelopeError("The bucket's name is not one that Cloud Storage allows.")
-    try:
-        length = len(name.encode())
-    except UnicodeEncodeError:  # a lone surrogate: JSON can spell it, UTF-8 cannot
-        length = 0
-    if not 1 <= length <= _MAX_NAME_BYTES:
+    if len(name.encode()) > _MAX_NAME_BYTES or name in _NO_NAMES:
         raise EnvelopeError("The object's name is not one that Cloud Storage allows.")
-    if generation is not None and not 0 < generation < 2**63:
+    if generation is not None and not 0 < generation <= _MAX_INT64:
         raise EnvelopeError("The generation is not one that Cloud Storage gives.")
     return ImageRef(bucket, name, generation)
+
+
+def _header_text(value: str) -> str:
+    """Undo WSGI's decoding of a header as latin-1 (PEP 3333), where its bytes were UTF-8."""
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeError:
+        return value
 
 
 def _json(body: bytes) -> Any:
@@ -213,9 +219,18 @@ def _mapping(value: Any, sentence: str) -> dict[str, Any]:
 
 def _text(mapping: dict[str, Any], key: str) -> str:
     value = mapping.get(key)
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value or not _is_utf8(value):
         raise EnvelopeError(f"The field {key} must be text.")
     return value
+
+
+def _is_utf8(text: str) -> bool:
+    """Say whether text can be stored: JSON can spell a lone surrogate, UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _optional_text(mapping: dict[str, Any], key: str) -> str | None:
@@ -225,7 +240,8 @@ def _optional_text(mapping: dict[str, Any], key: str) -> str | None:
 def _integer(mapping: dict[str, Any], key: str) -> int:
     value = mapping.get(key)
     digits = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
-    if not (digits.isascii() and digits.isdigit() and len(digits) <= 19):
+    is_number = digits.isascii() and digits.isdigit() and len(digits) <= _INT64_DIGITS
+    if not is_number or int(digits) > _MAX_INT64:
         raise EnvelopeError(f"The field {key} must be a whole number.")
     return int(digits)
 
@@ -238,6 +254,6 @@ def _time(value: Any) -> datetime | None:
     """Read RFC 3339; None where it is missing or odd, since it is only recorded."""
     try:
         time = datetime.fromisoformat(value)
-    except (TypeError, ValueError):
+        return time.astimezone(UTC) if time.tzinfo else None
+    except (TypeError, ValueError, OverflowError):  # the last: outside of what UTC can write
         return None
-    return time if time.tzinfo else None

@@ -141,15 +141,23 @@ class Letterbox:
 _GREY = (114, 114, 114)  # the padding that YOLO is trained with
 
 
-def letterbox(width: int, height: int, *, image_size: int, stride: int) -> Letterbox:
+def letterbox(
+    width: int, height: int, *, image_size: int, stride: int, min_frame_pixels: int = 0
+) -> Letterbox:
     """Smallest frame of whole strides that holds the picture with its longer side at `image_size`.
 
-    `image_size` is a multiple of `stride`.
+    `image_size` is a multiple of `stride`. A frame of fewer than `min_frame_pixels` (as a very thin
+    picture's would be) gets more padding at its shorter side.
     """
     scale = min(image_size / height, image_size / width)
     resized_width, resized_height = max(round(width * scale), 1), max(round(height * scale), 1)
     pad_x = (image_size - resized_width) % stride
     pad_y = (image_size - resized_height) % stride
+    while (resized_width + pad_x) * (resized_height + pad_y) < min_frame_pixels:
+        if resized_width + pad_x < resized_height + pad_y:
+            pad_x += stride
+        else:
+            pad_y += stride
     return Letterbox(
         resized_width,
         resized_height,

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Protocol
@@ -163,30 +164,35 @@ class Pipeline:
                 given_up.set()
                 raise
 
-        futures = [self._job_threads.submit(process, image) for image in event.images]
+        try:
+            futures = [
+                # Each with a copy of the context: its log lines name the request's trace too.
+                self._job_threads.submit(copy_context().run, process, image)
+                for image in event.images
+            ]
+        except RuntimeError as exc:  # the threads were shut down meanwhile
+            raise ShuttingDownError(_STOPPING) from exc
         wait(futures)
-        outcomes = [future.result() for future in futures if not future.cancelled()]
-        if len(outcomes) < len(futures):  # cancelled by `close`
-            raise ShuttingDownError(_STOPPING)
-        return outcomes
+        return [future.result() for future in futures]
 
     def status(self) -> str:
-        """`ready`, `loading`, `stopping`, or the reason why the model did not load."""
+        """Say `ready`, `loading`, `stopping`, or `failed` when the model did not load."""
         if self._stopping:
             return "stopping"
         if not self._detector.done():
             return "loading"
-        error = self._detector.exception()
-        return f"failed: {error}" if error else "ready"
+        return "failed" if self._detector.exception() else "ready"
 
     def stop(self) -> None:
         """Take nothing new; what is in flight goes on. Safe to call from a signal handler."""
         self._stopping = True
 
     def close(self, *, timeout_seconds: float = 8.0) -> None:
-        """Stop, and wait for what is in flight."""
+        """Stop, and wait for what is in flight, but no longer than this."""
         self.stop()
-        self._job_threads.shutdown(wait=True, cancel_futures=True)
+        # What a job has not begun yet is given back by its threads themselves: futures cancelled
+        # by the executor would never wake the job that waits for them.
+        self._job_threads.shutdown(wait=False)
         self._batcher.close(timeout_seconds=timeout_seconds)
 
     def _process(self, ref: ImageRef, event_time: datetime | None) -> Outcome:
@@ -251,7 +257,10 @@ class Pipeline:
     def _detect(self, batch: list[_Prepared]) -> list[ImageResult]:
         detector = self._loaded_detector()
         started = time.monotonic()
-        found = detector.detect([prepared.pixels for prepared in batch])
+        try:
+            found = detector.detect([prepared.pixels for prepared in batch])
+        except Exception as exc:
+            raise DetectorError(f"{detector.info.name} failed on {len(batch)} pictures") from exc
         if len(found) != len(batch):
             raise DetectorError(
                 f"{detector.info.name} got {len(batch)} pictures and gave {len(found)} results"

@@ -109,7 +109,7 @@ def _translated() -> Iterator[None]:
     """Turn the vendor's errors into ours."""
     try:
         yield
-    except (NotFound, exceptions.PreconditionFailed, exceptions.BadRequest) as exc:
+    except (NotFound, exceptions.PreconditionFailed) as exc:
         raise ObjectGoneError("Cloud Storage has no such object generation.") from exc
     except (exceptions.Forbidden, exceptions.Unauthorized) as exc:
         raise StorageUnavailableError(

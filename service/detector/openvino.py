@@ -1,6 +1,7 @@
 """The default on a CPU: an exported network on OpenVINO. Imports neither torch nor ultralytics."""
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,8 +53,9 @@ class OpenVINODetector:
         except RuntimeError as exc:
             raise ModelError(f"OpenVINO cannot load {files[0]}: {exc}") from exc
         self._request = self._compiled.create_infer_request()
+        self._min_frame_pixels = _pixels_for_anchors(network.output(0).partial_shape[1])
         self._names: dict[int, str] = metadata["names"]
-        self._stride = int(metadata["stride"])
+        self._stride: int = metadata["stride"]
         self._min_confidence = min_confidence
         self._info = ModelInfo(
             name=str(metadata.get("source") or files[0].stem),
@@ -76,6 +78,7 @@ class OpenVINODetector:
                 image.shape[0],
                 image_size=self._info.image_size,
                 stride=self._stride,
+                min_frame_pixels=self._min_frame_pixels,
             )
             for image in images
         ]
@@ -106,10 +109,11 @@ class OpenVINODetector:
 def _read_metadata(directory: Path) -> dict[str, Any]:
     path = directory / OPENVINO_METADATA
     try:
-        metadata = yaml.safe_load(path.read_text(encoding="utf-8"))
-        names, image_size = metadata["names"], metadata["imgsz"]
-        int(metadata["stride"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as exc:
+        metadata = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        metadata["names"] = {int(key): str(name) for key, name in metadata["names"].items()}
+        metadata["imgsz"] = [int(side) for side in metadata["imgsz"]]
+        metadata["stride"] = int(metadata["stride"])
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as exc:
         raise ModelError(f"{path} is not the metadata that ultralytics writes: {exc}") from exc
     if metadata.get("task") != "detect":
         raise ModelError(f"{directory} is a model for {metadata.get('task')!r}, not for detection")
@@ -118,9 +122,7 @@ def _read_metadata(directory: Path) -> dict[str, Any]:
             f"{directory} was exported without YOLO26's end-to-end head: "
             "export it again with `yolo-batch export`"
         )
-    metadata["names"] = {int(key): str(name) for key, name in dict(names).items()}
-    metadata["imgsz"] = [int(side) for side in image_size]
-    return dict(metadata)
+    return metadata
 
 
 def _check_shapes(network: ov.Model, directory: Path) -> None:
@@ -132,6 +134,14 @@ def _check_shapes(network: ov.Model, directory: Path) -> None:
         )
     if output.rank.get_length() != 3 or output[2] != _COLUMNS:
         raise ModelError(f"{directory} has the output {output}, not [batch, boxes, {_COLUMNS}]")
+
+
+def _pixels_for_anchors(rows: ov.Dimension) -> int:
+    """Pixels of the smallest frame whose anchors fill the head's top-k, which is fixed at export.
+
+    YOLO26 has an anchor for each cell of 8, 16 and 32 pixels: 21 for every 32x32.
+    """
+    return math.ceil(rows.get_length() * 32 * 32 / 21) if rows.is_static else 0
 
 
 def _with_preprocessing(network: ov.Model) -> ov.Model:

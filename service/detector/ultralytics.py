@@ -103,7 +103,8 @@ def load_yolo(path: Path) -> Any:
         model = YOLO(path, verbose=False)
         task = model.task
     except Exception as exc:  # noqa: BLE001 - ultralytics raises whatever its loaders raise
-        raise ModelError(f"ultralytics cannot load {path}: {exc}") from exc
+        hint = "" if path.exists() else ". There is no such file here, and it cannot be downloaded"
+        raise ModelError(f"ultralytics cannot load {path}: {exc}{hint}") from exc
     if task != "detect":
         raise ModelError(f"{path} is a model for {task!r}, not for detection")
     return model

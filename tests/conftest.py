@@ -1,0 +1,43 @@
+"""Every test starts from the same environment and leaves the logging as it found it."""
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import fields
+
+import pytest
+
+from service.settings import Settings
+
+_EMULATOR_SUFFIXES = ("_EMULATOR_HOST", "_EMULATOR_HUB")
+
+
+def _is_isolated(variable: str) -> bool:
+    """Say whether a variable could change what the service or a Google client does."""
+    settings = {spec.name.upper() for spec in fields(Settings)}
+    return (
+        variable in settings
+        or variable.endswith(_EMULATOR_SUFFIXES)
+        or variable.startswith(("GOOGLE_", "CLOUDSDK_", "GCLOUD_", "GUNICORN_"))
+    )
+
+
+@pytest.fixture(autouse=True)
+def isolate_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in filter(_is_isolated, list(os.environ)):
+        monkeypatch.delenv(variable)
+
+
+@pytest.fixture(autouse=True)
+def isolate_logging() -> Iterator[None]:
+    named = [logging.getLogger(name) for name in ("service", "gunicorn.error", "gunicorn.access")]
+    before = [
+        (logger, logger.level, logger.handlers[:], logger.propagate, logger.disabled)
+        for logger in (logging.getLogger(), *named)
+    ]
+    yield
+    for logger, level, handlers, propagate, disabled in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+        logger.propagate = propagate
+        logger.disabled = disabled

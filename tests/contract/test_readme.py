@@ -1,0 +1,77 @@
+"""The README's queries, run as they stand there."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.cloud import firestore
+
+from service.domain import (
+    Box,
+    Detection,
+    ErrorCode,
+    Failure,
+    ImageInfo,
+    ImageRef,
+    ImageResult,
+    ModelInfo,
+)
+from service.store import ResultStore
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SETUP, QUERIES = SNIPPETS[0], SNIPPETS[1:]
+
+
+def seen(name: str, *found: tuple[str, float]) -> ImageResult:
+    return ImageResult(
+        ImageRef("uploads", name, 1),
+        image=ImageInfo(64, 48, "JPEG"),
+        model=ModelInfo("m", "0", 640, "fp32", "openvino"),
+        detections=tuple(Detection(label, 0, score, Box(0, 0, 9, 9)) for label, score in found),
+    )
+
+
+@pytest.fixture(scope="module")
+def seeded() -> list[ImageResult]:
+    return [
+        seen("cam1/07.jpg", ("person", 0.95), ("car", 0.5)),
+        seen("cam1/08.jpg", *[("car", 0.6)] * 4),
+        seen("cam1/09.jpg", *[("car", 0.6)] * 3),
+        ImageResult(
+            ImageRef("uploads", "cam1/10.jpg", 1),
+            failure=Failure(ErrorCode.CORRUPT_IMAGE, "The JPEG file is damaged or cut short."),
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    list(
+        zip(
+            QUERIES,
+            ["cam1/07.jpg", "cam1/08.jpg", "cam1/07.jpg", "cam1/10.jpg", "cam1/07.jpg"],
+            strict=True,
+        )
+    ),
+    ids=["person", "three-cars", "confident", "failed", "uri"],
+)
+def test_readme_query_finds_its_picture(
+    query: str, expected: str, seeded: list[ImageResult]
+) -> None:
+    ResultStore(firestore.Client(), collection="detections", timeout_seconds=5).commit(seeded)
+    names: dict[str, Any] = {}
+    exec(SETUP, names)
+    found = eval(query, names).stream()
+    assert [snapshot.get("name") for snapshot in found] == [expected]
+
+
+def test_readme_shows_every_field_of_a_document(seeded: list[ImageResult]) -> None:
+    example = re.search(r"```json\n(.*?)```", README, re.DOTALL)
+    assert example
+    store = ResultStore(firestore.Client(), collection="detections", timeout_seconds=5)
+    store.commit(seeded)
+    (document,) = (d for d in store.results("uploads", "cam1/07.jpg"))
+    shown = set(re.findall(r'"(\w+)":', example[1]))
+    assert set(document) <= shown

@@ -1,0 +1,183 @@
+"""Hand-written stand-ins for what the pipeline talks to, and the pictures that they hold.
+
+A fake waits only where a test closed its gate, and never for longer than `PATIENCE_SECONDS`: a
+test that would hang fails instead.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+
+from service.detector import Detector
+from service.document import to_document
+from service.domain import Box, Detection, Download, ImageRef, ImageResult, ModelInfo
+from service.errors import ObjectGoneError
+from service.images import Pixels
+
+PATIENCE_SECONDS = 20.0
+BUCKET = "uploads"
+
+Color = tuple[int, int, int]  # blue, green, red
+Value = TypeVar("Value")
+
+
+class Gate:
+    """A door that a fake passes: open unless a test closes it, and it counts who came."""
+
+    def __init__(self) -> None:
+        self._open = threading.Event()
+        self._open.set()
+        self._arrivals = threading.Semaphore(0)
+
+    def close(self) -> None:
+        self._open.clear()
+
+    def open(self) -> None:
+        self._open.set()
+
+    def wait_for_arrivals(self, count: int = 1) -> None:
+        for _ in range(count):
+            if not self._arrivals.acquire(timeout=PATIENCE_SECONDS):
+                raise TimeoutError(f"fewer than {count} arrived at the gate")
+
+    def enter(self) -> None:
+        self._arrivals.release()
+        if not self._open.wait(PATIENCE_SECONDS):
+            raise TimeoutError("nobody opened the gate")
+
+
+class FakeStorage:
+    """Objects by (bucket, name, generation); errors by object name; a gate before each download."""
+
+    def __init__(self) -> None:
+        self.objects: dict[tuple[str, str, int], bytes] = {}
+        self.errors: dict[str, Exception] = {}
+        self.gate = Gate()
+        self.downloads: list[ImageRef] = []
+        self.resolved: list[ImageRef] = []
+
+    def put(self, name: str, data: bytes, *, generation: int = 1, bucket: str = BUCKET) -> ImageRef:
+        self.objects[bucket, name, generation] = data
+        return ImageRef(bucket, name, generation)
+
+    def resolve(self, ref: ImageRef) -> ImageRef:
+        self.resolved.append(ref)
+        key = (ref.bucket, ref.name)
+        generations = [found[2] for found in self.objects if found[:2] == key]
+        if not generations:
+            raise ObjectGoneError("no such object")
+        return replace(ref, generation=max(generations))
+
+    def download(self, ref: ImageRef) -> Download:
+        self.downloads.append(ref)
+        self.gate.enter()
+        if error := self.errors.get(ref.name):
+            raise error
+        try:
+            data = self.objects[ref.bucket, ref.name, ref.generation or 0]
+        except KeyError:
+            raise ObjectGoneError("no such generation") from None
+        return Download(data, replace(ref.metadata, size=len(data), content_type="image/bmp"))
+
+
+class FakeStore:
+    """Documents by id; commits as lists of object names; errors taken one a commit."""
+
+    def __init__(self) -> None:
+        self.documents: dict[str, dict[str, Any]] = {}
+        self.commits: list[list[str]] = []
+        self.errors: list[Exception] = []
+        self.gate = Gate()
+        self.lookups: list[str] = []
+        self._lock = threading.Lock()
+
+    def is_final(self, document_id: str) -> bool:
+        with self._lock:
+            self.lookups.append(document_id)
+            return document_id in self.documents
+
+    def commit(self, results: Sequence[ImageResult]) -> None:
+        self.gate.enter()
+        with self._lock:
+            if self.errors:
+                raise self.errors.pop(0)
+            self.commits.append([result.ref.name for result in results])
+            for result in results:
+                self.documents.setdefault(result.ref.document_id, to_document(result))
+
+    def document(self, name: str) -> dict[str, Any]:
+        """The one document of the objects called `name`."""
+        [found] = [document for document in self.documents.values() if document["name"] == name]
+        return found
+
+
+class FakeDetector:
+    """Finds one object in every picture: its middle half, labelled by the picture's colour."""
+
+    def __init__(self) -> None:
+        self.info = ModelInfo("fake.pt", "0" * 64, image_size=640, precision="fp32", runtime="fake")
+        self.batch_sizes: list[int] = []
+        self.shapes: list[tuple[int, ...]] = []
+        self.poison: Color | None = None
+        self.missing_results = 0
+        self.gate = Gate()
+
+    def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
+        self.batch_sizes.append(len(images))
+        self.shapes += [image.shape for image in images]
+        self.gate.enter()
+        if any(mean_color(image) == self.poison for image in images):
+            raise RuntimeError("poison")
+        return [_middle(image) for image in images][: max(len(images) - self.missing_results, 0)]
+
+
+def mean_color(pixels: Pixels) -> Color:
+    blue, green, red = pixels.reshape(-1, 3).mean(axis=0).round().astype(int).tolist()
+    return blue, green, red
+
+
+def label_of(color: Color) -> str:
+    return "-".join(map(str, color))
+
+
+def _middle(pixels: Pixels) -> list[Detection]:
+    height, width = pixels.shape[:2]
+    color = mean_color(pixels)
+    box = Box(width / 4, height / 4, width * 3 / 4, height * 3 / 4)
+    return [Detection(label_of(color), sum(color) % 80, round(max(color) / 255, 3), box)]
+
+
+def picture(color: Color = (10, 20, 30), *, width: int = 32, height: int = 24) -> bytes:
+    """A BMP file of one colour: small, quick and without loss."""
+    pixels = np.full((height, width, 3), color, np.uint8)
+    return cv2.imencode(".bmp", pixels)[1].tobytes()
+
+
+def color_of(number: int) -> Color:
+    """A colour of its own for every number below 65,536."""
+    return number // 256, number % 256, 200
+
+
+def loaded(detector: Detector) -> "Future[Detector]":
+    future: Future[Detector] = Future()
+    future.set_result(detector)
+    return future
+
+
+def in_thread(call: Callable[[], Value]) -> "Future[Value]":
+    """Call on a thread of its own."""
+    future: Future[Value] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as exc:  # noqa: BLE001 - raised where the test asks for the result
+            future.set_exception(exc)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future

@@ -1,0 +1,354 @@
+"""The status of every answer, and that no answer repeats the request."""
+
+import base64
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from service.app import create_app
+from service.detector import Detector
+from service.errors import (
+    DetectorError,
+    ModelError,
+    ModelNotReadyError,
+    QueueFullError,
+    ShuttingDownError,
+    StorageUnavailableError,
+    StoreUnavailableError,
+)
+from service.pipeline import Pipeline, PipelineOptions
+from tests.fakes import PATIENCE_SECONDS, FakeDetector, FakeStorage, FakeStore, loaded, picture
+
+SECRET = "secret7f3a"  # in requests and in errors; never in an answer
+FINALIZED = {"ce-type": "google.cloud.storage.object.v1.finalized"}
+
+
+class Site:
+    """An application around fakes."""
+
+    def __init__(self, detector: "Future[Detector] | None" = None) -> None:
+        self.storage = FakeStorage()
+        self.store = FakeStore()
+        self.detector = FakeDetector()
+        self.pipeline = Pipeline(
+            self.storage,
+            self.store,
+            detector or loaded(self.detector),
+            PipelineOptions(max_batch_delay_seconds=0.0, allowed_buckets=("uploads",)),
+        )
+        self.app: Flask = create_app(self.pipeline, max_request_bytes=10_000, project="my-project")
+        self.client: FlaskClient = self.app.test_client()
+
+    def upload(
+        self, data: bytes = b"", *, name: str = SECRET, bucket: str = "uploads"
+    ) -> TestResponse:
+        """Store an object, and post its event."""
+        self.storage.put(name, data or picture(), bucket=bucket)
+        event = {"bucket": bucket, "name": name, "generation": "1"}
+        return self.client.post("/", headers=FINALIZED, data=json.dumps(event))
+
+
+Build = Callable[..., Site]
+
+
+@pytest.fixture
+def build() -> Iterator[Build]:
+    built: list[Site] = []
+
+    def build_one(detector: "Future[Detector] | None" = None) -> Site:
+        built.append(Site(detector))
+        return built[-1]
+
+    yield build_one
+    for site in built:
+        site.pipeline.close(timeout_seconds=PATIENCE_SECONDS)
+
+
+@pytest.fixture
+def site(build: Build) -> Site:
+    return build()
+
+
+def error_of(response: TestResponse) -> Any:
+    """The error of a JSON answer that says nothing of the request or of the cause."""
+    text = response.get_data(as_text=True)
+    assert response.mimetype == "application/json"
+    assert SECRET not in text
+    assert "Traceback" not in text
+    body = json.loads(text)
+    assert list(body) == ["error"] and sorted(body["error"]) == ["code", "message"]
+    return body["error"]
+
+
+def assert_empty(response: TestResponse) -> None:
+    assert (response.status_code, response.get_data()) == (204, b"")
+
+
+# Acknowledged
+
+
+def test_post_of_a_picture_is_204_after_its_commit(site: Site) -> None:
+    assert_empty(site.upload())
+    assert site.store.document(SECRET)["status"] == "done"
+
+
+def test_post_of_the_same_event_twice_is_204_twice(site: Site) -> None:
+    assert_empty(site.upload())
+    assert_empty(site.upload())
+    assert site.store.commits == [[SECRET]]
+
+
+def test_post_of_what_is_no_picture_is_204_after_its_commit(site: Site) -> None:
+    assert_empty(site.upload(b"just a note"))
+    assert site.store.document(SECRET)["status"] == "failed"
+
+
+def test_post_of_a_gone_picture_is_204(site: Site) -> None:
+    event = {"bucket": "uploads", "name": "gone", "generation": "1"}
+    assert_empty(site.client.post("/", headers=FINALIZED, data=json.dumps(event)))
+    assert site.store.commits == []
+
+
+def test_post_of_another_bucket_is_204(site: Site) -> None:
+    assert_empty(site.upload(bucket="theirs"))
+    assert site.store.commits == []
+
+
+def test_post_of_another_storage_event_is_204(site: Site) -> None:
+    headers = {"ce-type": "google.cloud.storage.object.v1.deleted"}
+    assert_empty(site.client.post("/", headers=headers, data="{}"))
+
+
+def test_post_of_a_pushed_job_is_204(site: Site) -> None:
+    for name in ("a", "b"):
+        site.storage.put(name, picture())
+    job = json.dumps({"uris": ["gs://uploads/a", "gs://uploads/b"]}).encode()
+    envelope = {"message": {"data": base64.b64encode(job).decode()}, "subscription": "s"}
+    assert_empty(site.client.post("/", json=envelope))
+    assert len(site.store.documents) == 2
+
+
+def test_post_of_a_form_content_type_is_read_all_the_same(site: Site) -> None:
+    """The emulator sends unwrapped messages so, and Flask must not take the body for a form."""
+    site.storage.put("a", picture())
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert_empty(site.client.post("/", headers=headers, data='{"uri": "gs://uploads/a"}'))
+
+
+def test_post_of_a_unicode_name_is_committed_under_it(site: Site) -> None:
+    assert_empty(site.upload(name="日本/é 😀#?%2F.jpg"))
+    assert site.store.document("日本/é 😀#?%2F.jpg")["status"] == "done"
+
+
+# Refused
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", SECRET.encode(), b"[" * 9000, json.dumps({SECRET: SECRET}).encode(), b"\xff\xfe"],
+    ids=["empty", "text", "nested", "object", "binary"],
+)
+def test_post_of_unreadable_body_is_400(site: Site, body: bytes) -> None:
+    response = site.client.post("/", data=body, headers={"X-Secret": SECRET})
+    assert response.status_code == 400
+    assert error_of(response)["code"] == "unreadable_request"
+    assert "Retry-After" not in response.headers
+
+
+def test_post_over_the_limit_is_413(site: Site) -> None:
+    response = site.client.post("/", data=SECRET * 2000)
+    assert response.status_code == 413
+    assert error_of(response)["code"] == "request_entity_too_large"
+
+
+def test_post_without_an_end_is_413(site: Site) -> None:
+    """Chunked, as gunicorn hands it on. Werkzeug cuts such a body at the limit, silently."""
+    response = site.client.post(
+        "/",
+        environ_overrides={
+            "wsgi.input": Endless(),
+            "wsgi.input_terminated": True,
+            "HTTP_TRANSFER_ENCODING": "chunked",
+            "CONTENT_LENGTH": "",
+        },
+    )
+    assert response.status_code == 413
+
+
+class Endless(io.RawIOBase):
+    """A body that never ends."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        buffer[:] = b"a" * len(buffer)
+        return len(buffer)
+
+
+def test_post_just_under_the_limit_is_read(site: Site) -> None:
+    event = {"bucket": "uploads", "name": "gone", "generation": "1", "metadata": {"a": "b" * 9000}}
+    assert_empty(site.client.post("/", headers=FINALIZED, data=json.dumps(event)))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/", 405, "method_not_allowed"),
+        ("PUT", "/", 405, "method_not_allowed"),
+        ("POST", "/health/live", 405, "method_not_allowed"),
+        ("GET", f"/{SECRET}", 404, "not_found"),
+        ("POST", f"/events?{SECRET}", 404, "not_found"),
+    ],
+    ids=["get", "put", "post-health", "unknown", "unknown-post"],
+)
+def test_request_of_another_kind_is_refused_as_json(
+    site: Site, method: str, path: str, status: int, code: str
+) -> None:
+    response = site.client.open(path, method=method)
+    assert response.status_code == status
+    assert error_of(response)["code"] == code
+
+
+def test_answer_405_names_the_allowed_methods(site: Site) -> None:
+    """RFC 9110 asks for it."""
+    assert "POST" in site.client.get("/").headers.get("Allow", "")
+
+
+# Given back
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "retry_after"),
+    [
+        (QueueFullError("The queue is full."), 429, "2"),
+        (ShuttingDownError("The service is shutting down."), 503, "1"),
+        (ModelNotReadyError("The model did not load."), 503, "10"),
+        (StorageUnavailableError("Cloud Storage is unavailable."), 503, "10"),
+        (StoreUnavailableError("Firestore is unavailable."), 503, "10"),
+    ],
+    ids=["queue", "stopping", "model", "storage", "store"],
+)
+def test_post_that_may_succeed_later_says_when(
+    site: Site, error: Exception, status: int, retry_after: str
+) -> None:
+    site.storage.errors[SECRET] = error
+    response = site.upload()
+    assert response.status_code == status
+    assert error_of(response) == {"code": "try_again", "message": str(error)}
+    assert response.headers["Retry-After"] == retry_after
+    assert site.store.commits == []
+
+
+def test_post_when_the_commit_fails_is_503_and_204_the_next_time(site: Site) -> None:
+    site.store.errors.append(StoreUnavailableError("Firestore is unavailable."))
+    assert site.upload().status_code == 503
+    assert_empty(site.upload())
+
+
+def test_post_while_stopping_is_503(site: Site) -> None:
+    site.pipeline.stop()
+    response = site.upload()
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "1"
+
+
+def test_post_given_back_logs_the_vendors_error(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    error = StorageUnavailableError("Cloud Storage is unavailable.")
+    error.__cause__ = OSError("connection reset by peer")
+    site.storage.errors[SECRET] = error
+    site.upload()
+    [record] = [one for one in caplog.records if one.getMessage() == "Gave a message back"]
+    assert record.levelno == logging.WARNING
+    assert "connection reset by peer" in caplog.text
+
+
+# Our own trouble
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError(SECRET), KeyError(SECRET), DetectorError(SECRET), OSError(5, SECRET)],
+    ids=["runtime", "key", "detector", "os"],
+)
+def test_post_that_raises_the_unexpected_is_500_and_logged(
+    site: Site, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.storage.errors[SECRET] = error
+    response = site.upload()
+    assert response.status_code == 500
+    assert error_of(response)["code"] == "internal_error"
+    [record] = [one for one in caplog.records if one.levelno == logging.ERROR]
+    assert record.exc_info and record.exc_info[1] is error
+    assert "Traceback" in caplog.text and SECRET in caplog.text
+
+
+def test_post_of_a_poison_picture_is_500_and_the_next_one_204(site: Site) -> None:
+    site.detector.poison = (1, 2, 3)
+    assert site.upload(picture((1, 2, 3))).status_code == 500
+    assert_empty(site.upload(name="good"))
+
+
+# Health
+
+
+def failed() -> "Future[Detector]":
+    future: Future[Detector] = Future()
+    future.set_exception(ModelError("the file is broken"))
+    return future
+
+
+@pytest.mark.parametrize(
+    ("detector", "status", "live", "ready"),
+    [
+        (Future, "loading", 200, 503),
+        (lambda: loaded(FakeDetector()), "ready", 200, 200),
+        (failed, "failed", 503, 503),
+    ],
+    ids=["loading", "ready", "failed"],
+)
+def test_health_follows_the_model(
+    build: Build, detector: Callable[[], Any], status: str, live: int, ready: int
+) -> None:
+    client = build(detector()).client
+    answers = [client.get("/health/live"), client.get("/health/ready")]
+    assert [answer.status_code for answer in answers] == [live, ready]
+    assert [answer.get_json() for answer in answers] == [{"status": status}] * 2
+
+
+def test_health_while_stopping_is_live_and_not_ready(site: Site) -> None:
+    site.pipeline.stop()
+    answers = [site.client.get("/health/live"), site.client.get("/health/ready")]
+    assert [answer.status_code for answer in answers] == [200, 503]
+    assert answers[1].get_json() == {"status": "stopping"}
+
+
+def test_health_of_a_failed_model_does_not_tell_its_error(build: Build) -> None:
+    """The text is a vendor's, with paths; whoever reaches the service could read it."""
+    assert "broken" not in build(failed()).client.get("/health/ready").get_data(as_text=True)
+
+
+# Traces
+
+
+def test_post_logs_the_trace_of_its_own_request(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    from service.logs import TraceFilter
+
+    caplog.handler.addFilter(trace := TraceFilter())
+    site.client.post("/", data=b"", headers={"X-Cloud-Trace-Context": "abc123/7;o=1"})
+    site.client.post("/", data=b"")
+    caplog.handler.removeFilter(trace)
+    found = [vars(one).get("logging.googleapis.com/trace") for one in caplog.records]
+    assert found == ["projects/my-project/traces/abc123", None]

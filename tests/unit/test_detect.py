@@ -1,0 +1,111 @@
+"""The same pipeline on local files, and the drawing of its results."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from service.annotate import annotate
+from service.detect import MissingFileError, detect_files, find_files, save_annotated
+from service.domain import Box, Detection
+from service.errors import DetectorError
+from service.pipeline import PipelineOptions
+from tests.fakes import FakeDetector, color_of, label_of, picture
+
+OPTIONS = PipelineOptions(max_batch_size=4, max_queue=8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number in range(10):
+        (tmp_path / f"{number}.bmp").write_bytes(picture(color_of(number)))
+    return tmp_path
+
+
+def detect(files: list[Path], detector: FakeDetector | None = None) -> dict[str, dict[str, Any]]:
+    documents: list[dict[str, Any]] = []
+    detect_files(files, detector or FakeDetector(), OPTIONS, documents.append)
+    return {Path(document["name"]).name: document for document in documents}
+
+
+def test_find_files_lists_folders_at_any_depth_and_no_hidden_files(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    for name in ("b/c.jpg", "a.jpg", ".hidden"):
+        (tmp_path / name).touch()
+    found = find_files([tmp_path, tmp_path / "a.jpg"])
+    assert found == [tmp_path / "a.jpg", tmp_path / "b" / "c.jpg", tmp_path / "a.jpg"]
+
+
+def test_find_files_of_missing_path_raises(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match="There is no file or folder .*nothing"):
+        find_files([tmp_path / "nothing"])
+
+
+def test_detect_files_gives_each_its_own_result_once(folder: Path) -> None:
+    files = find_files([folder, folder / "3.bmp"])
+    documents = detect(files)
+    assert {name: one["labels"] for name, one in documents.items()} == {
+        f"{number}.bmp": [label_of(color_of(number))] for number in range(10)
+    }
+
+
+def test_detect_files_gives_json_without_the_clouds_fields(folder: Path) -> None:
+    document = detect([folder / "3.bmp"])["3.bmp"]
+    assert json.loads(json.dumps(document)) == document
+    assert document["uri"] == document["name"] == str(folder / "3.bmp")
+    assert not {"bucket", "generation", "event_time"} & set(document)
+
+
+def test_detect_files_of_a_note_among_pictures_is_one_failure(folder: Path) -> None:
+    (folder / "note.txt").write_text("just a note", encoding="utf-8")
+    documents = detect(find_files([folder]))
+    assert documents["note.txt"]["error"]["code"] == "unsupported_media"
+    assert [one["status"] for one in documents.values()].count("done") == 10
+
+
+def test_detect_files_of_a_poison_picture_raises_after_the_others(folder: Path) -> None:
+    detector = FakeDetector()
+    detector.poison = color_of(3)
+    received: list[str] = []
+    with pytest.raises(DetectorError):
+        detect_files(
+            find_files([folder]), detector, OPTIONS, lambda one: received.append(one["name"])
+        )
+    assert len(received) == 9
+
+
+def test_detect_files_of_nothing_is_nothing() -> None:
+    assert detect([]) == {}
+
+
+def test_save_annotated_writes_a_picture_of_the_same_size(folder: Path) -> None:
+    document = detect([folder / "3.bmp"])["3.bmp"]
+    target = folder / "out" / "3.jpg"
+    save_annotated(folder / "3.bmp", document, target)
+    drawn = cv2.imread(str(target))
+    assert drawn is not None and drawn.shape == (24, 32, 3)
+
+
+def test_annotate_draws_the_box_on_a_copy() -> None:
+    pixels = np.zeros((200, 300, 3), np.uint8)
+    drawn = annotate(pixels, [Detection("cat", 15, 0.8, Box(50.0, 60.0, 250.0, 180.0))])
+    assert not pixels.any()
+    assert drawn[180, 150].any() and drawn[120, 50].any()
+    assert not drawn[120, 150].any() and not drawn[195, 150].any()
+
+
+def test_annotate_of_nothing_is_an_equal_copy() -> None:
+    pixels = np.full((20, 30, 3), 9, np.uint8)
+    drawn = annotate(pixels, [])
+    assert np.array_equal(drawn, pixels) and drawn is not pixels
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (3000, 2)], ids=str)
+def test_annotate_of_extreme_sides_does_not_raise(size: tuple[int, int]) -> None:
+    pixels = np.zeros((*size, 3), np.uint8)
+    box = Box(0.0, 0.0, float(size[1]), float(size[0]))
+    drawn = annotate(pixels, [Detection("日本", 0, 0.5, box)])
+    assert drawn.shape == pixels.shape

@@ -1,0 +1,402 @@
+"""Decoding every supported format, refusing the rest, and the geometry of the letterbox."""
+
+import io
+import struct
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.domain import Box, ErrorCode, ImageInfo
+from service.errors import BadImageError
+from service.images import Letterbox, Picture, Pixels, decode, enlarge_box, letterbox, shrink
+
+WIDTH, HEIGHT = 60, 40
+RED, GREEN, BLUE, YELLOW = (0, 0, 255), (0, 255, 0), (255, 0, 0), (0, 255, 255)  # BGR
+CORNERS = (RED, GREEN, BLUE, YELLOW)  # top left, top right, bottom left, bottom right
+GREYS = ((76,) * 3, (150,) * 3, (29,) * 3, (226,) * 3)  # the same four without colour
+
+
+def quarters() -> Image.Image:
+    """Four quarters of four colours, so that a turned or mirrored picture shows."""
+    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    middle_y, middle_x = HEIGHT // 2, WIDTH // 2
+    pixels[:middle_y, :middle_x], pixels[:middle_y, middle_x:] = RED, GREEN
+    pixels[middle_y:, :middle_x], pixels[middle_y:, middle_x:] = BLUE, YELLOW
+    return Image.fromarray(np.ascontiguousarray(pixels[:, :, ::-1]))
+
+
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def read(data: bytes) -> Picture:
+    return decode(data, max_pixels=1_000_000)
+
+
+def assert_corners(pixels: Pixels, expected: Any, *, tolerance: int = 4) -> None:
+    height, width = pixels.shape[:2]
+    rows, columns = (height // 4, height * 3 // 4), (width // 4, width * 3 // 4)
+    found = [pixels[row, column].tolist() for row in rows for column in columns]
+    assert np.abs(np.array(found) - np.array(expected)).max() <= tolerance, found
+
+
+def palette_with_transparency() -> bytes:
+    return saved(quarters().quantize(8), "PNG", transparency=0)
+
+
+def half_transparent() -> bytes:
+    image = quarters().convert("RGBA")
+    image.putalpha(128)
+    return saved(image, "PNG")
+
+
+def png_of_16_bits() -> bytes:
+    pixels = np.asarray(quarters())[:, :, ::-1].astype(np.uint16) * 257
+    return cv2.imencode(".png", pixels)[1].tobytes()
+
+
+def with_second_frame(kind: str, **options: Any) -> bytes:
+    second = Image.new("RGB", (WIDTH, HEIGHT), "white")
+    return saved(quarters(), kind, save_all=True, append_images=[second], **options)
+
+
+FULL = {"quality": 95, "subsampling": 0}
+IN_COLOUR: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "jpeg": ("JPEG", lambda: saved(quarters(), "JPEG", **FULL)),
+    "jpeg-progressive": ("JPEG", lambda: saved(quarters(), "JPEG", progressive=True, **FULL)),
+    "jpeg-cmyk": ("JPEG", lambda: saved(quarters().convert("CMYK"), "JPEG", **FULL)),
+    "jpeg-of-two": ("MPO", lambda: with_second_frame("MPO", **FULL)),
+    "png": ("PNG", lambda: saved(quarters(), "PNG")),
+    "png-palette-transparent": ("PNG", palette_with_transparency),
+    "png-rgba": ("PNG", half_transparent),
+    "png-16-bit": ("PNG", png_of_16_bits),
+    "webp": ("WEBP", lambda: saved(quarters(), "WEBP", lossless=True)),
+    "webp-lossy": ("WEBP", lambda: saved(quarters(), "WEBP", quality=95)),
+    "webp-animated": ("WEBP", lambda: with_second_frame("WEBP", lossless=True)),
+    "gif": ("GIF", lambda: saved(quarters(), "GIF")),
+    "gif-animated": ("GIF", lambda: with_second_frame("GIF")),
+    "bmp": ("BMP", lambda: saved(quarters(), "BMP")),
+    "tiff": ("TIFF", lambda: saved(quarters(), "TIFF")),
+    "tiff-lzw": ("TIFF", lambda: saved(quarters(), "TIFF", compression="tiff_lzw")),
+    "tiff-of-two": ("TIFF", lambda: with_second_frame("TIFF")),
+    "avif": ("AVIF", lambda: saved(quarters(), "AVIF", quality=95, subsampling="4:4:4")),
+    "jpeg2000": ("JPEG2000", lambda: saved(quarters(), "JPEG2000")),
+    "ppm": ("PPM", lambda: saved(quarters(), "PPM")),
+}
+IN_GREY: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "jpeg": ("JPEG", lambda: saved(quarters().convert("L"), "JPEG", quality=95)),
+    "png": ("PNG", lambda: saved(quarters().convert("L"), "PNG")),
+    "png-with-alpha": ("PNG", lambda: saved(quarters().convert("LA"), "PNG")),
+    "pgm": ("PPM", lambda: saved(quarters().convert("L"), "PPM")),
+}
+
+
+@pytest.mark.parametrize(("kind", "make"), IN_COLOUR.values(), ids=IN_COLOUR)
+def test_decode_of_colour_format_gives_its_pixels(kind: str, make: Callable[[], bytes]) -> None:
+    picture = read(make())
+    assert picture.info == ImageInfo(WIDTH, HEIGHT, kind)
+    assert picture.pixels.shape == (HEIGHT, WIDTH, 3)
+    assert picture.pixels.dtype == np.uint8
+    # 4:2:0 of a lossy WebP takes some colour away
+    assert_corners(picture.pixels, CORNERS, tolerance=12 if kind == "WEBP" else 4)
+
+
+@pytest.mark.parametrize(("kind", "make"), IN_GREY.values(), ids=IN_GREY)
+def test_decode_of_grey_format_gives_three_channels(kind: str, make: Callable[[], bytes]) -> None:
+    picture = read(make())
+    assert picture.info == ImageInfo(WIDTH, HEIGHT, kind)
+    assert_corners(picture.pixels, GREYS)
+
+
+@pytest.mark.parametrize("make", [make for _, make in IN_COLOUR.values()], ids=list(IN_COLOUR))
+def test_decode_gives_the_pixels_that_opencv_reads(make: Callable[[], bytes]) -> None:
+    data = make()
+    expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert expected is not None
+    assert np.array_equal(read(data).pixels, expected)
+
+
+def exif(orientation: int) -> bytes:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags.tobytes()
+
+
+STORED_AS = {  # how a camera stores the upright picture under each EXIF orientation
+    1: lambda upright: upright,
+    2: lambda upright: upright.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    3: lambda upright: upright.transpose(Image.Transpose.ROTATE_180),
+    4: lambda upright: upright.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+    5: lambda upright: upright.transpose(Image.Transpose.TRANSPOSE),
+    6: lambda upright: upright.transpose(Image.Transpose.ROTATE_90),
+    7: lambda upright: upright.transpose(Image.Transpose.TRANSVERSE),
+    8: lambda upright: upright.transpose(Image.Transpose.ROTATE_270),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED_AS)
+def test_decode_of_turned_jpeg_gives_it_upright(orientation: int) -> None:
+    stored = STORED_AS[orientation](quarters())
+    picture = read(saved(stored, "JPEG", exif=exif(orientation), **FULL))
+    assert (picture.info.width, picture.info.height) == (WIDTH, HEIGHT)
+    assert_corners(picture.pixels, CORNERS)
+
+
+def test_decode_of_unknown_orientation_leaves_the_picture() -> None:
+    picture = read(saved(quarters(), "JPEG", exif=exif(9), **FULL))
+    assert_corners(picture.pixels, CORNERS)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"just a note\n",
+        b"<!doctype html><html><body><img src=cat.jpg></body></html>",
+        b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n",
+        b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>',
+        b"PK\x03\x04" + bytes(60),
+        b"\x00\x00\x00\x18ftypmp42" + bytes(40),
+        bytes(1000),
+        b"\xff",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        saved(quarters(), "TGA"),
+        saved(quarters(), "ICO"),
+    ],
+    ids=["text", "html", "pdf", "svg", "zip", "mp4", "zeros", "byte", "eps", "tga", "ico"],
+)
+def test_decode_of_no_picture_is_unsupported_media(data: bytes) -> None:
+    with pytest.raises(BadImageError) as raised:
+        read(data)
+    assert raised.value.code is ErrorCode.UNSUPPORTED_MEDIA
+    assert "JPEG" in raised.value.message
+
+
+def test_decode_of_no_bytes_is_empty_object() -> None:
+    with pytest.raises(BadImageError) as raised:
+        read(b"")
+    assert raised.value.code is ErrorCode.EMPTY_OBJECT
+
+
+@pytest.mark.parametrize("make", [make for _, make in IN_COLOUR.values()], ids=list(IN_COLOUR))
+def test_decode_of_a_signature_alone_is_corrupt_image(make: Callable[[], bytes]) -> None:
+    with pytest.raises(BadImageError) as raised:
+        read(make()[:24])
+    assert raised.value.code is ErrorCode.CORRUPT_IMAGE
+
+
+def assert_read_or_corrupt(data: bytes) -> None:
+    try:
+        picture = decode(data, max_pixels=100_000)
+    except BadImageError:
+        return
+    assert picture.pixels.ndim == 3
+    assert picture.pixels.shape == (picture.info.height, picture.info.width, 3)
+
+
+damaged = pytest.mark.parametrize(
+    "make", [make for _, make in IN_COLOUR.values()], ids=list(IN_COLOUR)
+)
+# Pillow warns of damaged headers; the service only logs that.
+pillow_warns = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@pillow_warns
+@damaged
+def test_decode_of_cut_file_reads_or_refuses(make: Callable[[], bytes]) -> None:
+    data = make()
+    for length in range(1, len(data), max(len(data) // 60, 1)):
+        assert_read_or_corrupt(data[:length])
+
+
+@pillow_warns
+@damaged
+def test_decode_of_flipped_bits_reads_or_refuses(make: Callable[[], bytes]) -> None:
+    data = make()
+    for offset in {*range(0, min(len(data), 64)), *range(64, len(data), len(data) // 40 + 1)}:
+        flipped = bytearray(data)
+        flipped[offset] ^= 1 << (offset % 8)
+        assert_read_or_corrupt(bytes(flipped))
+
+
+@pytest.mark.parametrize("name", ["jpeg", "jpeg-progressive", "png", "webp", "jpeg2000"])
+def test_decode_of_half_a_file_is_corrupt_image(name: str) -> None:
+    """Half a picture must not pass for one that shows nothing in its lower half."""
+    noise = np.random.default_rng(1).integers(0, 256, (200, 300, 3), np.uint8)
+    kind = IN_COLOUR[name][0]
+    data = saved(Image.fromarray(noise), kind, **({"progressive": True} if "-" in name else {}))
+    with pytest.raises(BadImageError) as raised:
+        read(data[: len(data) // 2])
+    assert raised.value.code is ErrorCode.CORRUPT_IMAGE
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that says its size, and has hardly any pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes(100))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
+
+
+def test_decode_of_bomb_is_refused_before_its_memory_is_taken() -> None:
+    data = png_header(30_000, 30_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadImageError) as raised:
+            decode(data, max_pixels=50_000_000)
+        _, peak = tracemalloc.get_traced_memory()  # numpy's arrays count
+    finally:
+        tracemalloc.stop()
+    assert raised.value.code is ErrorCode.IMAGE_TOO_LARGE
+    assert "30000x30000" in raised.value.message
+    assert peak < 2**20
+
+
+def test_decode_of_bomb_under_the_limit_is_corrupt_image() -> None:
+    with pytest.raises(BadImageError) as raised:
+        read(png_header(900, 900))
+    assert raised.value.code is ErrorCode.CORRUPT_IMAGE
+
+
+@pytest.mark.parametrize(
+    ("max_pixels", "is_allowed"), [(2400, True), (2399, False)], ids=["just", "over"]
+)
+def test_decode_counts_pixels_against_the_limit(max_pixels: int, is_allowed: bool) -> None:
+    data = saved(quarters(), "PNG")
+    if is_allowed:
+        assert decode(data, max_pixels=max_pixels).info.width == WIDTH
+    else:
+        with pytest.raises(BadImageError, match="60x40 pixels, more than MAX_IMAGE_PIXELS=2399"):
+            decode(data, max_pixels=max_pixels)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1)], ids=str)
+def test_decode_and_letterbox_of_extreme_sides(size: tuple[int, int]) -> None:
+    picture = read(saved(Image.new("RGB", size, "red"), "PNG"))
+    assert (picture.info.width, picture.info.height) == size
+    assert picture.pixels[0, 0].tolist() == list(RED)
+    small = shrink(picture.pixels, image_size=640)
+    frame = letterbox(small.shape[1], small.shape[0], image_size=640, stride=32)
+    assert max(frame.apply(small).shape[:2]) == 640
+
+
+KNOWN = {
+    (640, 480): Letterbox(640, 480, 0, 0, 640, 480, 640, 480),
+    (1280, 720): Letterbox(640, 360, 0, 12, 640, 384, 1280, 720),
+    (500, 375): Letterbox(640, 480, 0, 0, 640, 480, 500, 375),
+    (375, 500): Letterbox(480, 640, 0, 0, 480, 640, 375, 500),
+    (1, 3000): Letterbox(1, 640, 15, 0, 32, 640, 1, 3000),
+    (640, 640): Letterbox(640, 640, 0, 0, 640, 640, 640, 640),
+    (10, 10): Letterbox(640, 640, 0, 0, 640, 640, 10, 10),
+    (1920, 1080): Letterbox(640, 360, 0, 12, 640, 384, 1920, 1080),
+    (1000, 333): Letterbox(640, 213, 0, 5, 640, 224, 1000, 333),
+    (4000, 3000): Letterbox(640, 480, 0, 0, 640, 480, 4000, 3000),
+}
+
+
+@pytest.mark.parametrize("size", KNOWN, ids=str)
+def test_letterbox_of_known_size_gives_known_frame(size: tuple[int, int]) -> None:
+    assert letterbox(*size, image_size=640, stride=32) == KNOWN[size]
+
+
+def test_letterbox_of_every_ratio_is_whole_strides_and_symmetric() -> None:
+    for width, height in [(w, h) for w in range(1, 900, 37) for h in range(1, 900, 41)]:
+        frame = letterbox(width, height, image_size=320, stride=32)
+        right = frame.frame_width - frame.resized_width - frame.left
+        bottom = frame.frame_height - frame.resized_height - frame.top
+        assert frame.frame_width % 32 == frame.frame_height % 32 == 0
+        assert max(frame.frame_width, frame.frame_height) == 320
+        assert 0 <= right - frame.left <= 1 and 0 <= bottom - frame.top <= 1
+
+
+def test_letterbox_apply_centres_the_picture_on_grey() -> None:
+    frame = letterbox(64, 20, image_size=64, stride=32).apply(np.full((20, 64, 3), 7, np.uint8))
+    assert frame.shape == (32, 64, 3)
+    assert (frame[:6] == 114).all() and (frame[26:] == 114).all()
+    assert (frame[6:26] == 7).all()
+
+
+def test_letterbox_apply_enlarges_a_small_picture() -> None:
+    frame = letterbox(10, 5, image_size=64, stride=32).apply(np.full((5, 10, 3), 7, np.uint8))
+    assert frame.shape == (32, 64, 3)
+    assert (frame == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "in_frame", "in_picture"),
+    [
+        ((1280, 720), (0, 12, 640, 372), Box(0, 0, 1280, 720)),
+        ((1280, 720), (100, 112, 200, 212), Box(200, 200, 400, 400)),
+        ((500, 375), (64, 64, 128, 96), Box(50, 50, 100, 75)),
+        ((320, 320), (320, 0, 640, 320), Box(160, 0, 320, 160)),
+    ],
+    ids=["whole", "shrunk", "enlarged", "square"],
+)
+def test_letterbox_box_goes_back_to_the_picture(
+    size: tuple[int, int], in_frame: tuple[float, ...], in_picture: Box
+) -> None:
+    x1, y1, x2, y2 = in_frame
+    found = letterbox(*size, image_size=640, stride=32).box(x1, y1, x2, y2)
+    assert close(found, in_picture)
+
+
+def close(found: Box, expected: Box) -> bool:
+    return [found.x1, found.y1, found.x2, found.y2] == pytest.approx(
+        [expected.x1, expected.y1, expected.x2, expected.y2], abs=1e-9
+    )
+
+
+def test_letterbox_box_is_clipped_to_the_picture() -> None:
+    frame = letterbox(1280, 720, image_size=640, stride=32)
+    assert frame.box(-50.0, 0.0, 700.0, 384.0) == Box(0.0, 0.0, 1280.0, 720.0)
+
+
+def test_letterbox_box_finds_what_apply_drew() -> None:
+    pixels = np.zeros((600, 900, 3), np.uint8)
+    pixels[150:450, 300:600] = 255
+    frame = letterbox(900, 600, image_size=640, stride=32)
+    rows, columns = np.nonzero(frame.apply(pixels)[:, :, 0] > 200)
+    found = frame.box(columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    corners = [found.x1, found.y1, found.x2, found.y2]
+    assert corners == pytest.approx([300, 150, 600, 450], abs=1.5)
+
+
+@pytest.mark.parametrize(
+    "size", [(1280, 960), (1000, 333), (777, 1234), (641, 640), (30, 20), (1, 3000)], ids=str
+)
+def test_shrink_then_letterbox_gives_the_same_frame(size: tuple[int, int]) -> None:
+    width, height = size
+    pixels = np.random.default_rng(3).integers(0, 256, (height, width, 3), np.uint8)
+    small = shrink(pixels, image_size=320)
+    direct = letterbox(width, height, image_size=320, stride=32)
+    after = letterbox(small.shape[1], small.shape[0], image_size=320, stride=32)
+    assert max(small.shape[:2]) <= 320
+    assert np.array_equal(after.apply(small), direct.apply(pixels))
+
+
+def test_shrink_of_small_picture_leaves_it_alone() -> None:
+    pixels = np.zeros((320, 200, 3), np.uint8)
+    assert shrink(pixels, image_size=320) is pixels
+
+
+def test_shrink_then_boxes_is_the_box_of_the_full_picture() -> None:
+    full = letterbox(1000, 333, image_size=320, stride=32).box(10, 20, 110, 90)
+    small = letterbox(320, 107, image_size=320, stride=32).box(10, 20, 110, 90)
+    assert close(enlarge_box(small, small=(320, 107), full=(1000, 333)), full)
+
+
+def test_enlarge_box_scales_each_side_by_itself() -> None:
+    box = enlarge_box(Box(1, 2, 3, 4), small=(10, 20), full=(100, 40))
+    assert box == Box(10, 4, 30, 8)

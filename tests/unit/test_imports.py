@@ -1,0 +1,166 @@
+"""Who may import what: the layout of the package, held over its source."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "service"
+
+# What each module may import of the package, besides the standard library and its vendors below.
+INTERNAL: dict[str, set[str]] = {
+    "domain": set(),
+    "errors": {"domain"},
+    "settings": {"errors"},
+    "logs": set(),
+    "singleflight": set(),
+    "events": {"domain", "errors"},
+    "storage": {"domain", "errors"},
+    "images": {"domain", "errors"},
+    "batching": {"errors"},
+    "document": {"domain"},
+    "report": set(),
+    "annotate": {"domain", "images"},
+    "store": {"document", "domain", "errors"},
+    "publisher": {"errors", "events"},
+    "detector": {"domain", "errors", "images", "detector.openvino", "detector.ultralytics"},
+    "detector.openvino": {"detector", "domain", "errors", "images"},
+    "detector.ultralytics": {"domain", "errors", "images"},
+    "detector.export": {"detector", "detector.ultralytics", "errors"},
+    "pipeline": {"batching", "detector", "domain", "errors", "images", "singleflight"},
+    "app": {"errors", "events", "logs", "pipeline"},
+    "detect": {"annotate", "detector", "document", "domain", "errors", "images", "pipeline"},
+    "gunicorn_conf": {"logs", "errors", "settings"},
+}
+COMPOSITION_ROOTS = {"main", "cli", "local", "demo"}  # these may import all of it
+
+# Where each vendor's library may be imported.
+VENDORS: dict[str, set[str]] = {
+    "google.cloud.storage": {"storage", "main", "local"},
+    "google.cloud.firestore": {"store", "main", "local"},
+    "google.cloud.firestore_v1": {"store"},
+    "google.cloud.pubsub_v1": {"publisher", "cli", "local"},
+    "google.cloud.exceptions": {"storage"},
+    "google.api_core": {"storage", "store", "publisher", "local"},
+    "google.auth": {"storage", "store", "publisher", "local"},
+    "google.pubsub_v1": {"local"},
+    "requests": {"storage", "local"},
+    "flask": {"app", "main"},
+    "werkzeug": {"app"},
+    "click": {"cli", "local"},
+    "openvino": {"detector.openvino", "demo.train"},
+    "ultralytics": {"detector.ultralytics", "detector.export", "demo.train"},
+    "torch": {"demo.train"},
+    "numpy": {"images", "annotate", "detector", "detector.openvino", "demo"},
+    "cv2": {"images", "annotate", "detect", "demo"},
+    "PIL": {"images"},
+    "yaml": {"detector.openvino", "detector.export", "demo"},
+    "tabulate": {"report"},
+    "grpc": {"local"},
+    "trustme": {"local"},
+}
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module that a file imports, at its top or inside a function."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                is_module = name.removeprefix("service.") in MODULES or node.module in (
+                    "google",
+                    "google.cloud",
+                )
+                yield name if is_module else str(node.module)
+
+
+def is_within(module: str, packages: set[str]) -> bool:
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+def own_imports(module: str) -> set[str]:
+    names = (name for name in imported(MODULES[module]) if name.split(".")[0] == "service")
+    return {name.removeprefix("service").removeprefix(".") for name in names} - {""}
+
+
+def vendor_imports(module: str) -> set[str]:
+    known = sys.stdlib_module_names | {"service"}
+    return {name for name in imported(MODULES[module]) if name.split(".")[0] not in known}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name])
+def test_module_imports_only_what_the_layout_says_of_the_package(module: str) -> None:
+    if is_within(module, COMPOSITION_ROOTS):
+        return
+    assert module in INTERNAL, f"service/{module} is not in the layout: add its row here"
+    assert own_imports(module) <= INTERNAL[module]
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name])
+def test_module_imports_only_its_own_vendors(module: str) -> None:
+    for name in vendor_imports(module):
+        places = [places for vendor, places in VENDORS.items() if is_within(name, {vendor})]
+        assert places, f"{name} has no row here"
+        assert any(is_within(module, allowed) for allowed in places), f"{module} imports {name}"
+
+
+def test_layout_names_only_modules_that_exist() -> None:
+    assert set(INTERNAL) <= set(MODULES)
+    assert all(any(is_within(m, {root}) for m in MODULES) for root in COMPOSITION_ROOTS)
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["domain", "errors", "settings", "events", "batching", "singleflight", "document", "pipeline"],
+)
+def test_pure_module_imports_no_vendor(module: str) -> None:
+    assert vendor_imports(module) == set()
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if not is_within(m, COMPOSITION_ROOTS)])
+def test_only_composition_roots_import_composition_roots(module: str) -> None:
+    assert not [name for name in own_imports(module) if is_within(name, COMPOSITION_ROOTS)]
+
+
+@pytest.mark.parametrize("module", ["main", "cli"])
+def test_demo_and_local_stack_are_imported_only_inside_functions(module: str) -> None:
+    """The container carries neither."""
+    top = ast.parse(MODULES[module].read_text(encoding="utf-8")).body
+    names = [str(node.module) for node in top if isinstance(node, ast.ImportFrom)]
+    assert not [name for name in names if name.startswith(("service.local", "service.demo"))]
+
+
+def run_python(code: str) -> str:
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_container_imports_neither_torch_nor_ultralytics() -> None:
+    unwanted = "{'torch', 'ultralytics', 'service.local', 'service.demo'}"
+    code = (
+        "import sys, service.main, service.detector.openvino, service.storage, service.store; "
+        f"print(sorted({unwanted} & set(sys.modules)))"
+    )
+    assert run_python(code) == "[]"
+
+
+def test_command_line_imports_no_heavy_library() -> None:
+    """So that `--help` answers at once."""
+    heavy = "{'torch', 'ultralytics', 'cv2', 'numpy', 'openvino', 'flask', 'google.cloud.storage'}"
+    assert run_python(f"import sys, service.cli; print(sorted({heavy} & set(sys.modules)))") == "[]"

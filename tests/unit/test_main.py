@@ -1,0 +1,53 @@
+"""The container's composition root: what stops the start, and what the model's thread says."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from service.detector import load_detector, warm_up
+from service.errors import ModelError
+from service.main import build_app
+from tests.fakes import FakeDetector
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("PORT", "http"), ("MODEL_PATH", "/no/such/model")],
+    ids=["setting", "model"],
+)
+def test_build_app_of_wrong_setting_exits_with_gunicorns_boot_error(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SystemExit) as raised:
+        build_app()
+    assert raised.value.code == 3
+
+
+def test_build_app_of_wrong_setting_logs_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PORT", "http")
+    with pytest.raises(SystemExit):
+        build_app()
+    [record] = caplog.records
+    assert record.levelno == logging.CRITICAL
+    assert "PORT='http' is wrong" in record.getMessage()
+
+
+def test_load_detector_of_no_model_names_the_setting(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="There is no model at .*nothing: set MODEL_PATH"):
+        load_detector(tmp_path / "nothing")
+
+
+def test_load_detector_of_openvino_model_refuses_a_gpu(tmp_path: Path) -> None:
+    (tmp_path / "metadata.yaml").write_text("{}", encoding="utf-8")
+    with pytest.raises(ModelError, match="runs on DEVICE=cpu, not 'cuda:0'"):
+        load_detector(tmp_path, device="cuda:0")
+
+
+def test_warm_up_runs_one_picture_of_the_models_size() -> None:
+    detector = FakeDetector()
+    warm_up(detector)
+    assert detector.shapes == [(640, 640, 3)]

@@ -1,0 +1,164 @@
+"""The OpenVINO detector on a network made here: it answers with each picture's mean colours."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+import yaml
+from openvino import opset13 as ops
+
+from service.detector.openvino import OpenVINODetector
+from service.domain import Box, ModelInfo
+from service.errors import ModelError
+from service.images import Pixels
+
+METADATA: dict[str, Any] = {
+    "names": {0: "red", 1: "green", 2: "blue"},
+    "imgsz": [64, 64],
+    "stride": 32,
+    "task": "detect",
+    "end2end": True,
+    "source": "colours.pt",
+    "sha256": "ab" * 32,
+    "precision": "fp32",
+}
+BOXES = [[0, 0, 64, 64], [8, 16, 24, 32], [-9, -9, 99, 99]]  # of red, green, blue; in the frame
+
+
+def network(*, shape: list[int], columns: int = 6) -> ov.Model:
+    """Three rows for each picture: box, mean of one channel, class. Padding counts in the mean."""
+    pictures = ops.parameter(ov.PartialShape(shape), ov.Type.f32)
+    means = ops.unsqueeze(ops.reduce_mean(pictures, np.array([2, 3])), np.array([2]))
+    nothing = ops.multiply(means, np.float32(0))
+    boxes = ops.add(nothing, np.array([BOXES], np.float32))
+    classes = ops.add(nothing, np.array([[[0], [1], [2]]], np.float32))
+    parts = [boxes, means, classes] + [nothing] * (columns - 6)
+    return ov.Model([ops.concat(parts, 2)], [pictures])
+
+
+def write(
+    directory: Path, *, shape: list[int] | None = None, columns: int = 6, **changes: Any
+) -> Path:
+    model = network(shape=shape or [-1, 3, -1, -1], columns=columns)
+    ov.save_model(model, directory / "colours.xml", compress_to_fp16=False)
+    metadata = {key: value for key, value in (METADATA | changes).items() if value is not None}
+    (directory / "metadata.yaml").write_text(yaml.safe_dump(metadata), encoding="utf-8")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> OpenVINODetector:
+    return OpenVINODetector(write(tmp_path_factory.mktemp("model")), min_confidence=0.25)
+
+
+def plain(blue: int, green: int, red: int, *, width: int = 64, height: int = 64) -> Pixels:
+    return np.full((height, width, 3), (blue, green, red), np.uint8)
+
+
+def test_info_is_of_the_metadata(detector: OpenVINODetector) -> None:
+    version = ov.__version__.partition("-")[0]
+    expected = ModelInfo("colours.pt", "ab" * 32, 64, "fp32", f"openvino {version}")
+    assert detector.info == expected
+
+
+def test_detect_reads_bgr_in_the_range_of_one(detector: OpenVINODetector) -> None:
+    [found] = detector.detect([plain(102, 153, 255)])
+    assert [one.label for one in found] == ["red", "green", "blue"]  # most confident first
+    assert [one.class_id for one in found] == [0, 1, 2]
+    assert [one.confidence for one in found] == pytest.approx([1.0, 0.6, 0.4], abs=1e-6)
+
+
+def test_detect_leaves_out_what_is_below_the_confidence(detector: OpenVINODetector) -> None:
+    [found] = detector.detect([plain(255, 63, 64)])
+    assert [one.label for one in found] == ["blue", "red"]  # 64/255 is above 0.25, 63/255 below
+
+
+def test_detect_gives_boxes_of_the_picture_clipped_to_it(detector: OpenVINODetector) -> None:
+    [found] = detector.detect([plain(255, 254, 253, width=128, height=64)])
+    boxes = {one.label: one.box for one in found}
+    assert boxes["red"] == Box(0.0, 0.0, 128.0, 64.0)
+    assert boxes["green"] == Box(16.0, 32.0, 48.0, 64.0)
+    assert boxes["blue"] == Box(0.0, 0.0, 128.0, 64.0)
+
+
+def test_detect_of_many_sizes_keeps_each_pictures_own_results(detector: OpenVINODetector) -> None:
+    sizes = [(64, 64), (128, 64), (64, 128), (50, 20), (64, 64), (128, 64), (7, 7)]
+    images = [
+        plain(0, 0, 70 + 25 * i, width=width, height=height)
+        for i, (width, height) in enumerate(sizes)
+    ]
+    together = detector.detect(images)
+    alone = [detector.detect([image])[0] for image in images]
+    assert [found[0].label for found in together] == ["red"] * 7
+    for found, expected in zip(together, alone, strict=True):
+        assert [one.label for one in found] == [one.label for one in expected]
+        assert [one.confidence for one in found] == pytest.approx(
+            [one.confidence for one in expected], abs=1e-6
+        )
+        assert [one.box for one in found] == [one.box for one in expected]
+
+
+def test_detect_of_nothing_is_nothing(detector: OpenVINODetector) -> None:
+    assert detector.detect([]) == []
+    assert detector.detect([plain(0, 0, 0)]) == [[]]
+
+
+def test_detect_gives_plain_types(detector: OpenVINODetector) -> None:
+    [[found, *_]] = detector.detect([plain(0, 0, 255)])
+    values = [found.label, found.class_id, found.confidence, found.box.x1, found.box.y2]
+    assert [type(value) for value in values] == [str, int, float, float, float]
+
+
+def test_image_size_of_the_setting_wins(tmp_path: Path) -> None:
+    assert OpenVINODetector(write(tmp_path), image_size=96).info.image_size == 96
+
+
+def test_info_without_our_own_metadata_is_of_the_files(tmp_path: Path) -> None:
+    info = OpenVINODetector(write(tmp_path, source=None, sha256=None, precision=None)).info
+    assert (info.name, info.precision) == ("colours", "unknown")
+    assert len(info.sha256) == 64 and info.sha256 != "ab" * 32
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "segment"}, "a model for 'segment', not for detection"),
+        ({"end2end": None}, "without YOLO26's end-to-end head"),
+        ({"end2end": False}, "without YOLO26's end-to-end head"),
+        ({"names": None}, "is not the metadata that ultralytics writes"),
+        ({"imgsz": None}, "is not the metadata that ultralytics writes"),
+        ({"stride": "wide"}, "is not the metadata that ultralytics writes"),
+        ({"shape": [1, 3, 64, 64]}, "exported for the one shape"),
+        ({"columns": 7}, "not \\[batch, boxes, 6\\]"),
+    ],
+    ids=["task", "no-head", "other-head", "names", "size", "stride", "shape", "output"],
+)
+def test_load_of_another_model_says_what_is_wrong(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        OpenVINODetector(write(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "{", "\x00", "names: 7\nimgsz: 9\nstride: 32"])
+def test_load_of_broken_metadata_is_a_model_error(tmp_path: Path, text: str) -> None:
+    write(tmp_path)
+    body = text + ("\ntask: detect\nend2end: true\n" if text.startswith("names") else "")
+    (tmp_path / "metadata.yaml").write_text(body, encoding="utf-8")
+    with pytest.raises(ModelError):
+        OpenVINODetector(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["colours.xml", "colours.bin"])
+def test_load_of_a_directory_without_its_files_is_a_model_error(tmp_path: Path, name: str) -> None:
+    (write(tmp_path) / name).unlink()
+    with pytest.raises(ModelError):
+        OpenVINODetector(tmp_path)
+
+
+def test_load_of_a_broken_network_is_a_model_error(tmp_path: Path) -> None:
+    (write(tmp_path) / "colours.xml").write_text("<net", encoding="utf-8")
+    with pytest.raises(ModelError, match="OpenVINO cannot load"):
+        OpenVINODetector(tmp_path)

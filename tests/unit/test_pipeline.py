@@ -1,0 +1,634 @@
+"""The promise: `handle` returns when every picture is final, and raises when some may not be."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import pytest
+
+from service import logs
+from service.detector import Detector
+from service.domain import ErrorCode, Event, ImageRef, Outcome
+from service.errors import (
+    BadImageError,
+    DetectorError,
+    ModelError,
+    ModelNotReadyError,
+    QueueFullError,
+    ShuttingDownError,
+    StorageUnavailableError,
+    StoreUnavailableError,
+    TransientError,
+)
+from service.pipeline import Pipeline, PipelineOptions
+from tests.fakes import (
+    BUCKET,
+    PATIENCE_SECONDS,
+    Color,
+    FakeDetector,
+    FakeStorage,
+    FakeStore,
+    color_of,
+    in_thread,
+    label_of,
+    loaded,
+    picture,
+)
+
+EVENT_TIME = datetime(2026, 9, 24, 11, 12, 11, tzinfo=UTC)
+POISON: Color = (1, 2, 3)
+
+
+class World:
+    """The fakes, and the pipelines made of them."""
+
+    def __init__(self) -> None:
+        self.storage = FakeStorage()
+        self.store = FakeStore()
+        self.detector = FakeDetector()
+        self.pipelines: list[Pipeline] = []
+
+    def pipeline(self, *, detector: "Future[Detector] | None" = None, **options: Any) -> Pipeline:
+        pipeline = Pipeline(
+            self.storage,
+            self.store,
+            detector or loaded(self.detector),
+            PipelineOptions(**{"max_batch_delay_seconds": 60.0} | options),
+        )
+        self.pipelines.append(pipeline)
+        return pipeline
+
+    def put(self, count: int) -> tuple[ImageRef, ...]:
+        """Pictures `0`, `1`, ..., each of a colour of its own."""
+        return tuple(self.storage.put(str(i), picture(color_of(i))) for i in range(count))
+
+    def labels(self) -> dict[str, list[str]]:
+        return {one["name"]: one["labels"] for one in self.store.documents.values()}
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World()
+    yield world
+    for gate in (world.storage.gate, world.detector.gate, world.store.gate):
+        gate.open()
+    for pipeline in world.pipelines:
+        pipeline.close(timeout_seconds=PATIENCE_SECONDS)
+
+
+def handle(pipeline: Pipeline, *refs: ImageRef) -> list[Outcome]:
+    return pipeline.handle(Event(refs, EVENT_TIME))
+
+
+def handling(pipeline: Pipeline, *refs: ImageRef) -> "Future[list[Outcome]]":
+    return in_thread(lambda: handle(pipeline, *refs))
+
+
+def result(future: "Future[list[Outcome]]") -> list[Outcome]:
+    return future.result(timeout=PATIENCE_SECONDS)
+
+
+# One picture
+
+
+def test_handle_of_a_picture_commits_its_detections(world: World) -> None:
+    ref = world.storage.put("dir/cat.bmp", picture((10, 20, 30), width=32, height=24))
+    assert handle(world.pipeline(), ref) == [Outcome.DONE]
+    document = world.store.documents[ref.document_id]
+    assert document["status"] == "done"
+    assert document["image"] == {"width": 32, "height": 24, "format": "BMP"}
+    assert document["model"]["name"] == "fake.pt"
+    assert document["labels"] == ["10-20-30"]
+    assert document["detections"][0]["box"] == {"x1": 8.0, "y1": 6.0, "x2": 24.0, "y2": 18.0}
+    assert (document["batch_size"], document["event_time"]) == (1, EVENT_TIME)
+
+
+def test_handle_records_what_the_storage_says_of_the_picture(world: World) -> None:
+    ref = world.storage.put("cat.bmp", picture())
+    handle(world.pipeline(), ref)
+    document = world.store.document("cat.bmp")
+    assert (document["size"], document["content_type"]) == (len(picture()), "image/bmp")
+
+
+def test_handle_of_a_large_picture_gives_boxes_of_the_full_one(world: World) -> None:
+    ref = world.storage.put("large.bmp", picture(width=1280, height=960))
+    handle(world.pipeline(), ref)
+    assert world.detector.shapes == [(480, 640, 3)]
+    document = world.store.document("large.bmp")
+    assert document["image"] == {"width": 1280, "height": 960, "format": "BMP"}
+    box = document["detections"][0]["box"]
+    assert box == {"x1": 320.0, "y1": 240.0, "x2": 960.0, "y2": 720.0}
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"", "empty_object"),
+        (b"just a note", "unsupported_media"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(20), "corrupt_image"),
+        (picture(width=200, height=100), "image_too_large"),
+    ],
+    ids=["empty", "text", "corrupt", "large"],
+)
+def test_handle_of_what_is_no_picture_commits_a_failure(
+    world: World, data: bytes, code: str
+) -> None:
+    ref = world.storage.put("bad", data)
+    assert handle(world.pipeline(max_image_pixels=10_000), ref) == [Outcome.FAILED]
+    document = world.store.documents[ref.document_id]
+    assert (document["status"], document["error"]["code"]) == ("failed", code)
+    assert document["event_time"] == EVENT_TIME
+    assert world.detector.batch_sizes == []
+
+
+def test_handle_of_an_object_over_the_bytes_allowed_commits_a_failure(world: World) -> None:
+    ref = world.storage.put("huge", b"")
+    world.storage.errors["huge"] = BadImageError(ErrorCode.IMAGE_TOO_LARGE, "Too many bytes.")
+    assert handle(world.pipeline(), ref) == [Outcome.FAILED]
+    error = {"code": "image_too_large", "message": "Too many bytes."}
+    assert world.store.documents[ref.document_id]["error"] == error
+
+
+def test_handle_of_no_picture_does_not_wait_for_the_model(world: World) -> None:
+    ref = world.storage.put("note.txt", b"just a note")
+    assert handle(world.pipeline(detector=Future()), ref) == [Outcome.FAILED]
+
+
+@pytest.mark.parametrize("data", [picture(), b"just a note"], ids=["done", "failed"])
+def test_handle_of_a_final_picture_neither_downloads_nor_detects(world: World, data: bytes) -> None:
+    ref = world.storage.put("again", data)
+    pipeline = world.pipeline()
+    handle(pipeline, ref)
+    world.storage.downloads.clear()
+    world.detector.batch_sizes.clear()
+    assert handle(pipeline, ref) == [Outcome.ALREADY_FINAL]
+    assert (world.storage.downloads, world.detector.batch_sizes) == ([], [])
+    assert world.store.commits == [["again"]]
+
+
+def test_handle_of_a_new_generation_detects_again(world: World) -> None:
+    pipeline = world.pipeline()
+    old = world.storage.put("cat", picture((1, 1, 1)), generation=1)
+    assert handle(pipeline, old) == [Outcome.DONE]
+    new = world.storage.put("cat", picture((9, 9, 9)), generation=2)
+    assert handle(pipeline, new) == [Outcome.DONE]
+    assert world.store.documents[old.document_id]["labels"] == ["1-1-1"]
+    assert world.store.documents[new.document_id]["labels"] == ["9-9-9"]
+
+
+def test_handle_of_a_gone_generation_commits_nothing(world: World) -> None:
+    world.storage.put("cat", picture(), generation=2)
+    pipeline = world.pipeline()
+    assert handle(pipeline, ImageRef(BUCKET, "cat", 1)) == [Outcome.GONE]
+    assert handle(pipeline, ImageRef(BUCKET, "never")) == [Outcome.GONE]
+    assert world.store.commits == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dir/",
+        "a/gsutil/tmp/parallel_composite_uploads/for_details_see/gsutil_help_cp/x_0",
+        "/gsutil/tmp/parallel_composite_uploads/for_details_see/gsutil_help_cp/x_0",
+        "gcloud/tmp/parallel_composite_uploads/see_gcloud_storage_cp_help_for_details/x_0",
+        "dir/gcloud/tmp/parallel_composite_uploads/see_gcloud_storage_cp_help/x_0",
+    ],
+    ids=["folder", "gsutil", "gsutil-root", "gcloud-root", "gcloud"],
+)
+def test_handle_of_what_no_user_uploaded_is_ignored(world: World, name: str) -> None:
+    ref = world.storage.put(name, picture())
+    assert handle(world.pipeline(), ref) == [Outcome.IGNORED]
+    assert (world.storage.downloads, world.store.lookups, world.store.commits) == ([], [], [])
+
+
+@pytest.mark.parametrize(
+    "name", ["gsutil/tmp/cat.bmp", "my-gsutil/tmp/parallel_composite_uploads/cat.bmp", "dir/a"]
+)
+def test_handle_of_a_name_like_a_part_is_not_ignored(world: World, name: str) -> None:
+    assert handle(world.pipeline(), world.storage.put(name, picture())) == [Outcome.DONE]
+
+
+def test_handle_of_another_bucket_is_refused(world: World) -> None:
+    ref = world.storage.put("cat", picture(), bucket="theirs")
+    unresolved = ImageRef("theirs", "cat")
+    pipeline = world.pipeline(allowed_buckets=("mine", BUCKET))
+    assert handle(pipeline, ref) == [Outcome.REFUSED]
+    assert handle(pipeline, unresolved) == [Outcome.REFUSED]
+    assert (world.storage.downloads, world.storage.resolved) == ([], [])
+    assert (world.store.lookups, world.store.commits) == ([], [])
+    assert handle(pipeline, world.storage.put("cat", picture())) == [Outcome.DONE]
+
+
+def test_handle_without_generation_takes_the_live_one(world: World) -> None:
+    world.storage.put("cat", picture((1, 1, 1)), generation=1)
+    live = world.storage.put("cat", picture((9, 9, 9)), generation=2)
+    pipeline = world.pipeline()
+    assert handle(pipeline, ImageRef(BUCKET, "cat")) == [Outcome.DONE]
+    assert world.store.documents[live.document_id]["generation"] == 2
+    assert world.labels() == {"cat": ["9-9-9"]}
+    assert handle(pipeline, ImageRef(BUCKET, "cat")) == [Outcome.ALREADY_FINAL]
+
+
+def test_handle_of_an_ignored_event_does_nothing(world: World) -> None:
+    assert world.pipeline().handle(Event(ignored="a deletion")) == []
+    assert (world.storage.downloads, world.store.lookups) == ([], [])
+
+
+def test_handle_of_an_event_without_pictures_does_nothing(world: World) -> None:
+    assert world.pipeline().handle(Event()) == []
+
+
+# At once
+
+
+class WatchedId(str):
+    """A document id that tells when a flight looks it up."""
+
+    seen: threading.Event
+
+    def __hash__(self) -> int:
+        self.seen.set()
+        return super().__hash__()
+
+
+@dataclass(frozen=True)
+class WatchedRef(ImageRef):
+    """The same picture, by a caller whose arrival in the flight can be waited for."""
+
+    seen: threading.Event = field(default_factory=threading.Event, compare=False)
+
+    @property
+    def document_id(self) -> str:
+        watched = WatchedId(super().document_id)
+        watched.seen = self.seen
+        return watched
+
+
+def test_handle_of_the_same_picture_twice_at_once_detects_once(world: World) -> None:
+    ref = world.storage.put("cat", picture())
+    pipeline = world.pipeline()
+    world.detector.gate.close()
+    first = handling(pipeline, ref)
+    world.detector.gate.wait_for_arrivals()
+    again = WatchedRef(ref.bucket, ref.name, ref.generation)
+    second = handling(pipeline, again)
+    assert again.seen.wait(PATIENCE_SECONDS)
+    world.detector.gate.open()
+    assert (result(first), result(second)) == ([Outcome.DONE], [Outcome.DONE])
+    assert world.detector.batch_sizes == [1]
+    assert (len(world.storage.downloads), world.store.commits) == (1, [["cat"]])
+
+
+def test_handle_of_the_same_picture_twice_in_a_job_detects_once(world: World) -> None:
+    ref = world.storage.put("cat", picture())
+    outcomes = handle(world.pipeline(), ref, ImageRef(BUCKET, "cat"))
+    assert set(outcomes) <= {Outcome.DONE, Outcome.ALREADY_FINAL}
+    assert world.detector.batch_sizes == [1]
+    assert world.store.commits == [["cat"]]
+
+
+def test_handle_of_many_uploads_at_once_batches_and_commits_them_together(world: World) -> None:
+    first, *rest = world.put(5)
+    pipeline = world.pipeline(max_batch_size=4)
+    world.detector.gate.close()
+    futures = [handling(pipeline, first)]
+    world.detector.gate.wait_for_arrivals()
+    futures += [handling(pipeline, ref) for ref in rest]
+    world.storage.gate.wait_for_arrivals(5)  # all are on the way: the batch waits for them
+    world.detector.gate.open()
+    assert [result(future) for future in futures] == [[Outcome.DONE]] * 5
+    assert world.detector.batch_sizes == [1, 4]
+    assert [sorted(names) for names in world.store.commits] == [["0"], ["1", "2", "3", "4"]]
+    assert world.labels() == {str(i): [label_of(color_of(i))] for i in range(5)}
+    assert [one["batch_size"] for one in world.store.documents.values()] == [1, 4, 4, 4, 4]
+
+
+def test_handle_from_many_threads_crosses_nothing(world: World) -> None:
+    refs = world.put(160)
+    pipeline = world.pipeline(max_batch_delay_seconds=0.001, max_queue=16)
+
+    def deliver(mine: tuple[ImageRef, ...]) -> list[list[Outcome]]:
+        return [handle(pipeline, ref) for ref in mine]
+
+    futures = [in_thread(partial(deliver, refs[i::8])) for i in range(8)]
+    for future in futures:
+        assert future.result(timeout=PATIENCE_SECONDS) == [[Outcome.DONE]] * 20
+    assert world.labels() == {str(i): [label_of(color_of(i))] for i in range(160)}
+
+
+def test_handle_beyond_the_queue_raises_before_anything_is_asked(world: World) -> None:
+    one, two = world.put(2)
+    pipeline = world.pipeline(max_batch_size=1, max_queue=1)
+    world.detector.gate.close()
+    first = handling(pipeline, one)
+    world.detector.gate.wait_for_arrivals()
+    with pytest.raises(QueueFullError):
+        handle(pipeline, two)
+    assert world.store.lookups == [one.document_id]
+    assert world.storage.downloads == [one]
+    world.detector.gate.open()
+    assert result(first) == [Outcome.DONE]
+    assert handle(pipeline, two) == [Outcome.DONE]
+
+
+@pytest.mark.parametrize(
+    "name", ["0", "bad", "gone", "down"], ids=["done", "failed", "gone", "outage"]
+)
+def test_handle_gives_its_place_back_however_it_ends(world: World, name: str) -> None:
+    world.put(1)
+    world.storage.put("bad", b"just a note")
+    world.storage.errors["down"] = StorageUnavailableError("down")
+    pipeline = world.pipeline(max_batch_size=1, max_queue=1)
+    for _ in range(3):
+        try:
+            handle(pipeline, ImageRef(BUCKET, name, 1))
+        except StorageUnavailableError:
+            assert name == "down"
+    assert handle(pipeline, world.storage.put("last", picture())) == [Outcome.DONE]
+
+
+# Jobs
+
+
+def test_handle_of_a_job_gives_the_outcomes_in_its_order(world: World) -> None:
+    good, final = world.put(2)
+    pipeline = world.pipeline(allowed_buckets=(BUCKET,))
+    handle(pipeline, final)
+    outcomes = handle(
+        pipeline,
+        good,
+        world.storage.put("note", b"just a note"),
+        final,
+        ImageRef(BUCKET, "gone", 7),
+        ImageRef(BUCKET, "folder/", 7),
+        ImageRef("theirs", "cat", 7),
+    )
+    assert [str(outcome) for outcome in outcomes] == [
+        "done",
+        "failed",
+        "already_final",
+        "gone",
+        "ignored",
+        "refused",
+    ]
+
+
+def test_handle_of_a_job_of_1000_finishes_each_once(world: World) -> None:
+    refs = world.put(1000)
+    outcomes = handle(world.pipeline(max_batch_delay_seconds=0.001), *refs)
+    assert outcomes == [Outcome.DONE] * 1000
+    assert sorted(sum(world.store.commits, []), key=int) == [str(i) for i in range(1000)]
+    assert world.labels() == {str(i): [label_of(color_of(i))] for i in range(1000)}
+    assert max(world.detector.batch_sizes) <= 8
+
+
+def test_handle_of_a_job_with_one_bad_picture_detects_the_others(world: World) -> None:
+    refs = world.put(8)
+    world.storage.put("3", b"just a note")
+    outcomes = handle(world.pipeline(), *refs)
+    assert [i for i, outcome in enumerate(outcomes) if outcome is Outcome.FAILED] == [3]
+    assert len(world.store.documents) == 8
+    assert world.store.document("3")["status"] == "failed"
+
+
+def test_handle_of_a_job_all_bad_is_acknowledged(world: World) -> None:
+    refs = [world.storage.put(str(i), b"just a note") for i in range(5)]
+    assert handle(world.pipeline(), *refs) == [Outcome.FAILED] * 5
+    assert world.detector.batch_sizes == []
+
+
+def test_handle_of_a_job_with_a_poison_picture_commits_all_others(world: World) -> None:
+    refs = world.put(8)
+    poison = world.storage.put("3", picture(POISON))
+    world.detector.poison = POISON
+    pipeline = world.pipeline()
+    with pytest.raises(DetectorError, match="failed on 1 pictures"):
+        handle(pipeline, *refs)
+    assert sorted(world.labels()) == ["0", "1", "2", "4", "5", "6", "7"]
+    assert poison.document_id not in world.store.documents
+
+
+def test_handle_of_a_poison_picture_raises_detector_error(world: World) -> None:
+    """As `handle` documents: not whatever the network's library raised."""
+    ref = world.storage.put("poison", picture(POISON))
+    world.detector.poison = POISON
+    with pytest.raises(DetectorError):
+        handle(world.pipeline(), ref)
+
+
+def test_handle_of_a_job_during_an_outage_gives_the_rest_back(world: World) -> None:
+    refs = world.put(50)
+    world.storage.errors["2"] = StorageUnavailableError("down")
+    pipeline = world.pipeline(max_batch_size=1, max_queue=1)  # one after the other
+    with pytest.raises(StorageUnavailableError):
+        handle(pipeline, *refs)
+    assert [ref.name for ref in world.storage.downloads] in (["0", "1", "2"], ["1", "0", "2"])
+    world.storage.errors.clear()
+    outcomes = handle(pipeline, *refs)
+    assert outcomes == [Outcome.ALREADY_FINAL] * 2 + [Outcome.DONE] * 48
+
+
+def test_handle_of_a_job_leaves_room_for_uploads(world: World) -> None:
+    *refs, upload = world.put(41)
+    pipeline = world.pipeline(max_batch_size=2, max_queue=8)  # a job takes 4 of 8 places
+    world.storage.gate.close()
+    job = handling(pipeline, *refs)
+    world.storage.gate.wait_for_arrivals(4)
+    single = handling(pipeline, upload)
+    world.storage.gate.wait_for_arrivals()
+    assert len(world.storage.downloads) == 5
+    world.storage.gate.open()
+    assert result(single) == [Outcome.DONE]
+    assert result(job) == [Outcome.DONE] * 40
+
+
+def test_handle_of_a_job_logs_the_trace_of_its_request(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.handler.addFilter(trace := logs.TraceFilter())
+    logs.set_trace("abc/1;o=1", "my-project")
+    try:
+        handle(world.pipeline(), ImageRef(BUCKET, "gone", 1), ImageRef(BUCKET, "gone", 2))
+    finally:
+        logs.set_trace(None, None)
+        caplog.handler.removeFilter(trace)
+    found = [vars(record).get("logging.googleapis.com/trace") for record in caplog.records]
+    assert found == ["projects/my-project/traces/abc"] * 2
+
+
+# Trouble
+
+
+def test_handle_when_the_commit_fails_raises_and_a_second_delivery_succeeds(world: World) -> None:
+    [ref] = world.put(1)
+    world.store.errors.append(StoreUnavailableError("down"))
+    pipeline = world.pipeline()
+    with pytest.raises(StoreUnavailableError):
+        handle(pipeline, ref)
+    assert world.store.documents == {}
+    assert handle(pipeline, ref) == [Outcome.DONE]
+    assert world.store.commits == [["0"]]
+
+
+def test_handle_when_the_commit_of_a_failure_fails_raises(world: World) -> None:
+    ref = world.storage.put("note", b"just a note")
+    world.store.errors.append(StoreUnavailableError("down"))
+    pipeline = world.pipeline()
+    with pytest.raises(StoreUnavailableError):
+        handle(pipeline, ref)
+    assert world.store.documents == {}
+    assert handle(pipeline, ref) == [Outcome.FAILED]
+
+
+def test_handle_when_the_commit_of_a_batch_fails_acknowledges_none_of_it(world: World) -> None:
+    refs = world.put(3)
+    world.storage.gate.close()
+    pipeline = world.pipeline()
+    futures = [handling(pipeline, ref) for ref in refs]
+    world.storage.gate.wait_for_arrivals(3)
+    world.store.errors.append(StoreUnavailableError("down"))
+    world.storage.gate.open()
+    for future in futures:
+        assert isinstance(future.exception(PATIENCE_SECONDS), StoreUnavailableError)
+    assert world.detector.batch_sizes == [3]
+    assert [handle(pipeline, ref) for ref in refs] == [[Outcome.DONE]] * 3
+
+
+def test_handle_answers_only_after_the_commit(world: World) -> None:
+    [ref] = world.put(1)
+    world.store.gate.close()
+    future = handling(world.pipeline(), ref)
+    world.store.gate.wait_for_arrivals()
+    assert not future.done()
+    world.store.gate.open()
+    assert result(future) == [Outcome.DONE]
+    assert ref.document_id in world.store.documents
+
+
+@pytest.mark.parametrize("missing", [1, -1], ids=["too-few", "too-many"])
+def test_handle_when_the_network_answers_the_wrong_length_raises(
+    world: World, missing: int
+) -> None:
+    class WrongLength(FakeDetector):
+        def detect(self, images: Any) -> Any:
+            found = super().detect(images)
+            return found[:-1] if missing > 0 else [*found, found[0]]
+
+    refs = world.put(3)
+    with pytest.raises(DetectorError):
+        handle(world.pipeline(detector=loaded(WrongLength())), *refs)
+    assert (world.store.documents, world.store.commits) == ({}, [])
+
+
+def test_handle_when_the_model_did_not_load_raises(world: World) -> None:
+    [ref] = world.put(1)
+    failed: Future[Detector] = Future()
+    failed.set_exception(ModelError("the file is broken"))
+    pipeline = world.pipeline(detector=failed)
+    with pytest.raises(ModelNotReadyError):
+        handle(pipeline, ref)
+    assert world.store.commits == []
+    assert pipeline.status() == "failed"
+
+
+def test_handle_while_the_model_loads_waits_for_it(world: World) -> None:
+    [ref] = world.put(1)
+    loading: Future[Detector] = Future()
+    pipeline = world.pipeline(detector=loading)
+    assert pipeline.status() == "loading"
+    future = handling(pipeline, ref)
+    world.storage.gate.wait_for_arrivals()  # fetched meanwhile
+    assert not future.done()
+    loading.set_result(world.detector)
+    assert result(future) == [Outcome.DONE]
+    assert pipeline.status() == "ready"
+
+
+def test_handle_when_the_storage_raises_the_unexpected_commits_nothing(world: World) -> None:
+    [ref] = world.put(1)
+    world.storage.errors["0"] = RuntimeError("a bug")
+    pipeline = world.pipeline()
+    with pytest.raises(RuntimeError, match="a bug"):
+        handle(pipeline, ref)
+    assert world.store.commits == []
+    world.storage.errors.clear()
+    assert handle(pipeline, ref) == [Outcome.DONE]
+
+
+# Stopping
+
+
+def test_stop_refuses_new_events_and_lets_those_in_flight_finish(world: World) -> None:
+    one, two = world.put(2)
+    pipeline = world.pipeline()
+    world.detector.gate.close()
+    future = handling(pipeline, one)
+    world.detector.gate.wait_for_arrivals()
+    pipeline.stop()
+    assert pipeline.status() == "stopping"
+    with pytest.raises(ShuttingDownError):
+        handle(pipeline, two)
+    with pytest.raises(ShuttingDownError):
+        handle(pipeline, two, one)
+    world.detector.gate.open()
+    assert result(future) == [Outcome.DONE]
+    assert world.labels() == {"0": ["0-0-200"]}
+
+
+def test_stop_gives_the_rest_of_a_job_back(world: World) -> None:
+    refs = world.put(20)
+    pipeline = world.pipeline(max_batch_size=1, max_queue=1)
+    world.detector.gate.close()
+    future = handling(pipeline, *refs)
+    world.detector.gate.wait_for_arrivals()
+    pipeline.stop()
+    world.detector.gate.open()
+    assert isinstance(future.exception(PATIENCE_SECONDS), ShuttingDownError)
+    assert list(world.labels()) == ["0"]
+
+
+def test_close_during_a_job_answers_it(world: World) -> None:
+    refs = world.put(20)
+    pipeline = world.pipeline(max_batch_size=1, max_queue=1)
+    world.detector.gate.close()
+    future = handling(pipeline, *refs)
+    world.detector.gate.wait_for_arrivals()
+    closing = in_thread(lambda: pipeline.close(timeout_seconds=PATIENCE_SECONDS))
+    world.detector.gate.open()
+    closing.result(timeout=PATIENCE_SECONDS)
+    assert isinstance(future.exception(timeout=2), TransientError)
+
+
+def test_close_while_a_job_begins_gives_it_back(world: World) -> None:
+    pipeline = world.pipeline()
+
+    class ClosedMidway(tuple[ImageRef, ...]):
+        def __iter__(self) -> Iterator[ImageRef]:
+            for number, ref in enumerate(super().__iter__()):
+                if number == 1:
+                    pipeline.close(timeout_seconds=PATIENCE_SECONDS)
+                yield ref
+
+    with pytest.raises(TransientError):
+        pipeline.handle(Event(ClosedMidway(world.put(3))))
+
+
+def test_close_after_its_time_does_not_wait_for_a_job(world: World) -> None:
+    refs = world.put(4)
+    loading: Future[Detector] = Future()  # for ever, as far as `close` can know
+    pipeline = world.pipeline(detector=loading)
+    job = handling(pipeline, *refs)
+    world.storage.gate.wait_for_arrivals(4)
+    closing = in_thread(lambda: pipeline.close(timeout_seconds=0.01))
+    try:
+        closing.result(timeout=2)
+        has_returned = True
+    except TimeoutError:
+        has_returned = False
+    loading.set_exception(ModelError("never"))
+    assert isinstance(job.exception(PATIENCE_SECONDS), TransientError)
+    assert has_returned

@@ -1,0 +1,144 @@
+"""Settings from the environment: defaults, what is refused, and what the README says of them."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.errors import SettingsError
+from service.settings import BUNDLED_MODEL, Settings, table
+
+README = Path(__file__).parents[2] / "README.md"
+
+DEFAULTS: dict[str, Any] = {
+    "port": 8080,
+    "model_path": BUNDLED_MODEL,
+    "device": "cpu",
+    "image_size": None,
+    "min_confidence": 0.25,
+    "max_batch_size": 8,
+    "max_batch_delay_ms": 20.0,
+    "max_queue": 32,
+    "concurrency": 40,
+    "max_image_bytes": 33_554_432,
+    "max_image_pixels": 50_000_000,
+    "max_request_bytes": 4_194_304,
+    "allowed_buckets": (),
+    "google_cloud_project": None,
+    "firestore_database": "(default)",
+    "firestore_collection": "detections",
+    "storage_timeout_seconds": 6.0,
+    "firestore_timeout_seconds": 6.0,
+    "graceful_timeout_seconds": 8,
+    "log_level": "INFO",
+}
+
+
+def test_from_env_of_nothing_gives_the_defaults() -> None:
+    settings = Settings.from_env({})
+    assert {spec.name: getattr(settings, spec.name) for spec in fields(settings)} == DEFAULTS
+
+
+@pytest.mark.parametrize("text", ["", "  ", "\n"], ids=["empty", "spaces", "newline"])
+def test_from_env_of_blank_value_gives_the_default(text: str) -> None:
+    assert Settings.from_env({"PORT": text, "ALLOWED_BUCKETS": text}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "expected"),
+    [
+        ("PORT", "9090", 9090),
+        ("PORT", " 9090 ", 9090),
+        ("MODEL_PATH", "/models/yolo26n.pt", Path("/models/yolo26n.pt")),
+        ("DEVICE", "cuda:0", "cuda:0"),
+        ("IMAGE_SIZE", "1280", 1280),
+        ("MIN_CONFIDENCE", "0.001", 0.001),
+        ("MIN_CONFIDENCE", "1", 1.0),
+        ("MAX_BATCH_SIZE", "32", 32),
+        ("MAX_BATCH_DELAY_MS", "0", 0.0),
+        ("MAX_QUEUE", "8", 8),
+        ("ALLOWED_BUCKETS", "one, two ,,three,", ("one", "two", "three")),
+        ("GOOGLE_CLOUD_PROJECT", "my-project", "my-project"),
+        ("LOG_LEVEL", "ERROR", "ERROR"),
+    ],
+)
+def test_from_env_reads_a_value(variable: str, text: str, expected: object) -> None:
+    assert getattr(Settings.from_env({variable: text}), variable.lower()) == expected
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "demand"),
+    [
+        ("PORT", "http", "a whole number from 1 to 65535"),
+        ("PORT", "0", "a whole number from 1 to 65535"),
+        ("PORT", "65536", "a whole number from 1 to 65535"),
+        ("PORT", "80.5", "a whole number from 1 to 65535"),
+        ("IMAGE_SIZE", "650", "a multiple of 32"),
+        ("IMAGE_SIZE", "0", "a whole number from 32 to 4096"),
+        ("MIN_CONFIDENCE", "0", "a number from 0.001 to 1"),
+        ("MIN_CONFIDENCE", "1.01", "a number from 0.001 to 1"),
+        ("MIN_CONFIDENCE", "nan", "a number from 0.001 to 1"),
+        ("MIN_CONFIDENCE", "0,5", "a number from 0.001 to 1"),
+        ("MAX_BATCH_SIZE", "0", "a whole number from 1 to 64"),
+        ("MAX_BATCH_SIZE", "65", "a whole number from 1 to 64"),
+        ("MAX_BATCH_DELAY_MS", "-1", "a number from 0 to 5000"),
+        ("MAX_BATCH_DELAY_MS", "inf", "a number from 0 to 5000"),
+        ("MAX_QUEUE", "-3", "a whole number from 1 to 10000"),
+        ("CONCURRENCY", "0", "a whole number from 1 to 1000"),
+        ("MAX_IMAGE_BYTES", "32MB", "a whole number from 1 to 2147483648"),
+        ("MAX_IMAGE_PIXELS", "0", "a whole number from 1 to 1073741824"),
+        ("MAX_REQUEST_BYTES", "10", "a whole number from 1024 to 33554432"),
+        ("STORAGE_TIMEOUT_SECONDS", "0", "a number from 0.1 to 600"),
+        ("FIRESTORE_TIMEOUT_SECONDS", "soon", "a number from 0.1 to 600"),
+        ("GRACEFUL_TIMEOUT_SECONDS", "0", "a whole number from 1 to 600"),
+        ("LOG_LEVEL", "verbose", "one of DEBUG, INFO, WARNING, ERROR"),
+        ("LOG_LEVEL", "info", "one of DEBUG, INFO, WARNING, ERROR"),
+    ],
+)
+def test_from_env_of_wrong_value_names_it(variable: str, text: str, demand: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        Settings.from_env({variable: text})
+    assert str(raised.value).startswith(f"{variable}={text!r} is wrong: it must be {demand}")
+
+
+def test_from_env_of_queue_smaller_than_batch_names_both() -> None:
+    with pytest.raises(SettingsError) as raised:
+        Settings.from_env({"MAX_QUEUE": "4"})
+    assert "MAX_QUEUE=4 is wrong" in str(raised.value)
+    assert "MAX_BATCH_SIZE=8" in str(raised.value)
+
+
+def test_from_env_without_argument_reads_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "9091")
+    assert Settings.from_env().port == 9091
+
+
+def test_from_env_ignores_other_variables() -> None:
+    assert Settings.from_env({"port": "9", "HOME": "/", "PORTS": "x"}) == Settings()
+
+
+def test_default_graceful_timeout_ends_before_cloud_run_kills() -> None:
+    assert Settings().graceful_timeout_seconds < 10
+
+
+def test_default_threads_outnumber_the_queue() -> None:
+    """Else no request could ever be told that the queue is full, and health would starve."""
+    settings = Settings()
+    assert settings.concurrency > settings.max_queue
+
+
+def test_table_has_a_row_for_every_setting() -> None:
+    rows = table()
+    assert [name.lower() for name, _, _ in rows] == list(DEFAULTS)
+    assert ("PORT", "`8080`", "Port to listen on; Cloud Run sets it.") in rows
+    assert [default for name, default, _ in rows if name == "ALLOWED_BUCKETS"] == ["unset"]
+    assert [default for name, default, _ in rows if name == "MODEL_PATH"] == [
+        "the bundled demo model"
+    ]
+
+
+@pytest.mark.parametrize(("name", "default", "meaning"), table(), ids=[row[0] for row in table()])
+def test_readme_has_the_setting(name: str, default: str, meaning: str) -> None:
+    rows = README.read_text(encoding="utf-8").splitlines()
+    assert f"| `{name}` | {default} | {meaning} |" in rows

@@ -1,0 +1,86 @@
+"""Every error of a vendor's client becomes one of ours, in the module that imports the vendor."""
+
+import inspect
+from types import ModuleType
+from typing import Any
+
+import google.api_core.exceptions
+import google.auth.exceptions
+import google.cloud.storage.exceptions
+import pytest
+import requests.exceptions
+from google.api_core.exceptions import BadRequest, GoogleAPICallError
+
+from service import storage, store
+from service.errors import (
+    BadImageError,
+    ObjectGoneError,
+    StorageUnavailableError,
+    StoreUnavailableError,
+    TransientError,
+)
+
+_NEVER_RAISED = {
+    "AsyncRestUnsupportedParameterError",  # of asynchronous clients
+    "InvalidPathError",  # of downloads to files
+    "InvalidResponse",  # the client itself turns it into a GoogleAPICallError
+}
+
+
+def classes(module: ModuleType) -> list[type[Exception]]:
+    """The exceptions that a module defines, warnings left out."""
+    return [
+        found
+        for _, found in inspect.getmembers(module, inspect.isclass)
+        if issubclass(found, Exception)
+        and not issubclass(found, Warning)
+        and found.__module__ == module.__name__
+        and found.__name__ not in _NEVER_RAISED
+    ]
+
+
+def make(kind: type[Exception]) -> Exception:
+    """An instance without its constructor, which differs from class to class."""
+    error: Any = kind.__new__(kind)
+    Exception.__init__(error, "secret")
+    if issubclass(kind, GoogleAPICallError):
+        error.message, error._errors, error._details, error._response = "secret", [], [], None
+        error._error_info = None
+    return error  # type: ignore[no-any-return]
+
+
+GOOGLE = classes(google.api_core.exceptions) + classes(google.auth.exceptions)
+STORAGE = GOOGLE + classes(google.cloud.storage.exceptions) + classes(requests.exceptions)
+STORAGE = [kind for kind in STORAGE if not issubclass(kind, BadRequest)]
+STORAGE += [OSError, ConnectionError, TimeoutError]
+GONE = {"NotFound", "PreconditionFailed"}
+
+
+@pytest.mark.parametrize("kind", STORAGE, ids=[kind.__name__ for kind in STORAGE])
+def test_error_of_cloud_storage_becomes_ours(kind: type[Exception]) -> None:
+    ours = (ObjectGoneError, StorageUnavailableError, BadImageError)
+    with pytest.raises(ours) as raised, storage._translated():
+        raise make(kind)
+    assert isinstance(raised.value, ObjectGoneError) == (kind.__name__ in GONE)
+    assert "secret" not in str(raised.value)
+    assert type(raised.value.__cause__) is kind
+
+
+def test_bucket_that_asks_for_a_paying_project_is_not_gone() -> None:
+    """Acknowledged as gone, every picture of such a bucket would be lost without a document."""
+    with pytest.raises(StorageUnavailableError), storage._translated():
+        raise make(BadRequest)  # requester pays bucket but no user project provided
+
+
+@pytest.mark.parametrize("kind", GOOGLE, ids=[kind.__name__ for kind in GOOGLE])
+def test_error_of_firestore_becomes_ours(kind: type[Exception]) -> None:
+    with pytest.raises(StoreUnavailableError) as raised, store._translated():
+        raise make(kind)
+    assert isinstance(raised.value, TransientError)
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("module", [storage, store], ids=["storage", "store"])
+def test_error_of_our_own_is_not_hidden(module: Any) -> None:
+    with pytest.raises(KeyError), module._translated():
+        raise KeyError("a bug")
