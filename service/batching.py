@@ -109,7 +109,10 @@ class Batcher(Generic[Item, Result]):
         self._runner.join(timeout_seconds)
         with self._changed:
             self._abandoned = True
-            deliveries = list(self._deliveries)
+            deliveries, unrun = list(self._deliveries), list(self._waiting)
+            self._waiting.clear()
+            self._changed.notify_all()
+        _give_back(unrun)
         wait(deliveries, max(0.0, deadline - time.monotonic()))
         self._finisher.shutdown(wait=False)
 
@@ -117,7 +120,10 @@ class Batcher(Generic[Item, Result]):
         entry: _Entry[Item, Result] = _Entry(item)
         with self._changed:
             self._on_the_way -= 1
-            self._waiting.append(entry)
+            if self._abandoned:
+                _give_back([entry])
+            else:
+                self._waiting.append(entry)
             self._changed.notify_all()
         return entry.future
 
@@ -142,14 +148,13 @@ class Batcher(Generic[Item, Result]):
                 self._deliveries.add(delivery)
                 delivery.add_done_callback(self._deliveries.discard)
                 return
-        for entry in batch:
-            entry.future.set_exception(ShuttingDownError("The service is shutting down."))
+        _give_back(batch)
 
     def _take(self) -> "list[_Entry[Item, Result]]":
         """Wait for a batch; empty when closed and nobody is left."""
         with self._changed:
             while not self._waiting:
-                if self._closed and not self._on_the_way:
+                if self._abandoned or (self._closed and not self._on_the_way):
                     return []
                 self._changed.wait()
             deadline = self._waiting[0].submitted_at + self._max_delay
@@ -203,6 +208,11 @@ class Ticket(Generic[Item, Result]):
     ) -> None:
         """Give the place back, prepared or not."""
         self._batcher._leave(submitted=self._submitted)
+
+
+def _give_back(entries: list[_Entry[Item, Result]]) -> None:
+    for entry in entries:
+        entry.future.set_exception(ShuttingDownError("The service is shutting down."))
 
 
 def _run_isolating(

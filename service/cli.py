@@ -185,6 +185,8 @@ def up(model: Path | None, bucket: str) -> None:
     from service.local.stack import Stack, StackOptions
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: stop everything
+    # What the stand-in for Eventarc has to say: deliveries that failed, Pub/Sub away.
+    logging.getLogger("service.local").addHandler(logging.StreamHandler())
     click.echo("Starting the Pub/Sub, Firestore and Cloud Storage emulators and the service ...")
     try:
         with Stack(StackOptions(model_path=model, bucket=bucket, echo=click.echo)) as stack:

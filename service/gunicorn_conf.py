@@ -17,7 +17,7 @@ try:
 except SettingsError as exc:
     sys.exit(f"Cannot start: {exc}")
 
-bind = f"0.0.0.0:{_settings.port}"
+bind = f"{_settings.bind_address}:{_settings.port}"
 # One worker: a second one would hold a second model and split the batches.
 workers = 1
 worker_class = "gthread"

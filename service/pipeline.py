@@ -242,16 +242,19 @@ class Pipeline:
         except BadImageError as exc:
             failure = Failure(exc.code, exc.message)
             return ImageResult(ref, failure=failure, event_time=event_time)
-        pixels = shrink(picture.pixels, image_size=self._loaded_detector().info.image_size)
         decoded = time.monotonic()
+        image_size = self._loaded_detector().info.image_size  # waits only while the model loads
+        shrinking = time.monotonic()
+        pixels = shrink(picture.pixels, image_size=image_size)
+        queued_at = time.monotonic()
         return _Prepared(
             ref=ref,
             info=picture.info,
             pixels=pixels,
             event_time=event_time,
             download_ms=(downloaded - started) * 1000,
-            decode_ms=(decoded - downloaded) * 1000,
-            queued_at=decoded,
+            decode_ms=(decoded - downloaded + queued_at - shrinking) * 1000,
+            queued_at=queued_at,
         )
 
     def _detect(self, batch: list[_Prepared]) -> list[ImageResult]:

@@ -54,6 +54,12 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
+def _collection(text: str) -> str:
+    if "/" in text:
+        raise ValueError("the name of a top-level collection, without /")
+    return text
+
+
 def _multiple_of_32(text: str) -> int:
     value = _integer(32, 4096)(text)
     if value % 32:
@@ -65,6 +71,9 @@ def _multiple_of_32(text: str) -> int:
 class Settings:
     """The settings of one process; a field's name in capitals is its environment variable."""
 
+    bind_address: str = _setting(
+        "0.0.0.0", "Address to listen on; the container's own network decides."
+    )
     port: int = _setting(8080, "Port to listen on; Cloud Run sets it.", _integer(1, 65535))
     model_path: Path = _setting(
         BUNDLED_MODEL,
@@ -117,7 +126,9 @@ class Settings:
         None, "Project of the clients and of the log's trace ids; unset: as credentials say."
     )
     firestore_database: str = _setting("(default)", "Firestore database.")
-    firestore_collection: str = _setting("detections", "Firestore collection of the results.")
+    firestore_collection: str = _setting(
+        "detections", "Firestore collection of the results.", _collection
+    )
     storage_timeout_seconds: float = _setting(
         6.0, "How long Cloud Storage is retried before the answer is 503.", _number(0.1, 600)
     )
@@ -159,6 +170,11 @@ class Settings:
             raise SettingsError(
                 f"MAX_QUEUE={settings.max_queue} is wrong: it must be at least "
                 f"MAX_BATCH_SIZE={settings.max_batch_size}, or no batch could ever be full"
+            )
+        if settings.concurrency <= settings.max_queue:
+            raise SettingsError(
+                f"CONCURRENCY={settings.concurrency} is wrong: it must be more than "
+                f"MAX_QUEUE={settings.max_queue}, or nobody could answer that the queue is full"
             )
         return settings
 

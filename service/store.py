@@ -59,35 +59,55 @@ class ResultStore:
         """Make results final, all in one commit. Safe to call twice.
 
         Raises:
-            StoreUnavailableError: Firestore did not confirm; nothing, or all, was written.
+            StoreUnavailableError: Firestore did not confirm, or refused one of them; call again,
+                what was written stays as it is.
         """
         documents = {
             result.ref.document_id: to_document(result) | {"created_at": firestore.SERVER_TIMESTAMP}
             for result in results
         }
+        with _translated():
+            try:
+                self._create_missing(documents)
+            except exceptions.InvalidArgument:
+                if len(documents) == 1:
+                    raise
+                self._commit_one_by_one(results)
+
+    def _create_missing(self, documents: dict[str, dict[str, Any]]) -> None:
+        """Create those documents that do not exist; all or, on an error, none of them."""
         while documents:
             # BulkWriter would lose writes without an error when the call itself fails:
             # https://github.com/googleapis/python-firestore/issues/633
             batch = self._client.batch()
             for document_id, document in documents.items():
                 batch.create(self._collection.document(document_id), document)
-            with _translated():
-                try:
-                    batch.commit(**self._call)
-                    return
-                except exceptions.AlreadyExists:
-                    # Another process was first, or our own answer was lost on its way and the
-                    # client called again.
-                    existing = self._existing(documents)
-            if not existing:
-                raise StoreUnavailableError("Firestore refused documents that it does not have.")
-            for document_id in existing:
-                del documents[document_id]
+            try:
+                batch.commit(**self._call)
+                return
+            except exceptions.AlreadyExists:
+                # Another process was first, or our own answer was lost on its way and the
+                # client called again.
+                existing = self._existing(documents)
+                if not existing:
+                    raise
+                documents = {i: document for i, document in documents.items() if i not in existing}
 
-    def _existing(self, document_ids: Iterable[str]) -> list[str]:
+    def _commit_one_by_one(self, results: Sequence[ImageResult]) -> None:
+        """Make final what can be, when Firestore refuses some document of a batch for good."""
+        refusals = []
+        for result in results:
+            try:
+                self.commit([result])
+            except StoreUnavailableError as exc:
+                refusals.append(exc)
+        if refusals:
+            raise refusals[0]
+
+    def _existing(self, document_ids: Iterable[str]) -> set[str]:
         refs = [self._collection.document(document_id) for document_id in document_ids]
         found = self._client.get_all(refs, field_paths=["status"], **self._call)
-        return [snapshot.id for snapshot in found if snapshot.exists]
+        return {snapshot.id for snapshot in found if snapshot.exists}
 
     def results(self, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
         """Read the documents of a bucket whose names begin with `prefix`, by name.
@@ -114,6 +134,8 @@ def _translated() -> Iterator[None]:
         raise StoreUnavailableError(
             "Firestore refused access: the service account needs roles/datastore.user."
         ) from exc
+    except exceptions.InvalidArgument as exc:
+        raise StoreUnavailableError("Firestore refused a document; the log says why.") from exc
     except exceptions.NotFound as exc:
         raise StoreUnavailableError(
             "Firestore has no such database: create it, or set FIRESTORE_DATABASE."

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.local.errors import PortTakenError
+from service.local.errors import StartError
 from service.local.processes import Child, Processes, free_port, is_answering
 from service.local.requirements import FIRESTORE_MAIN_CLASS, Programs
 
@@ -119,22 +119,31 @@ def storage(
     )  # fmt: skip
 
 
-def start(processes: Processes, emulators: Sequence[Emulator]) -> list[int]:
-    """Start servers in parallel; return their ports, in the same order, when all are ready."""
+def start(
+    processes: Processes,
+    emulators: Sequence[Emulator],
+    *,
+    choose_port: Callable[[], int] = free_port,
+) -> list[int]:
+    """Start servers in parallel; return their ports, in the same order, when all are ready.
+
+    Raises:
+        StartError: a server did not start; one whose port was taken has been tried on others.
+    """
     with ThreadPoolExecutor(len(emulators)) as pool:
-        return list(pool.map(lambda emulator: _start(processes, emulator), emulators))
+        return list(pool.map(lambda emulator: _start(processes, emulator, choose_port), emulators))
 
 
-def _start(processes: Processes, emulator: Emulator) -> int:
+def _start(processes: Processes, emulator: Emulator, choose_port: Callable[[], int]) -> int:
     for attempt in range(1, _ATTEMPTS + 1):
-        port = free_port()
+        port = choose_port()
         environment = {**os.environ, **emulator.environment}
         child = processes.start(emulator.name, emulator.command(port), environment)
         try:
             child.wait_until(_readiness(child, emulator, port), timeout_seconds=_READY_SECONDS)
-        except PortTakenError:
+        except StartError:
             processes.kill(child)
-            if attempt == _ATTEMPTS:
+            if attempt == _ATTEMPTS or not _found_port_taken(child):
                 raise
         else:
             return port
@@ -150,16 +159,19 @@ def _readiness(child: Child, emulator: Emulator, port: int) -> Callable[[], bool
     answering_since: list[float] = []
 
     def is_ready() -> bool:
-        log = child.log_text()
-        if _PORT_TAKEN.search(log):
-            raise PortTakenError(child.failure(f"found its port {port} taken"))
+        if _found_port_taken(child):
+            raise StartError(child.failure(f"found its port {port} taken"))
         if not is_answering(url):
             return False
         answering_since.append(time.monotonic())
-        announced = emulator.ready_line in log
+        announced = emulator.ready_line in child.log_text()
         return announced or time.monotonic() - answering_since[0] > _UNANNOUNCED_SECONDS
 
     return is_ready
+
+
+def _found_port_taken(child: Child) -> bool:
+    return _PORT_TAKEN.search(child.log_text()) is not None
 
 
 def _has_extended_attributes(directory: Path) -> bool:

@@ -3,7 +3,6 @@
 LocalStackError
 ├── MissingRequirementsError   something must be installed first
 └── StartError                 a process did not become ready
-    └── PortTakenError         ... because somebody else has its port
 """
 
 from service.errors import YoloBatchError
@@ -19,7 +18,3 @@ class MissingRequirementsError(LocalStackError):
 
 class StartError(LocalStackError):
     """A process of the stack stopped, or was not ready in time."""
-
-
-class PortTakenError(StartError):
-    """Another process took the port between our choice and our start."""

@@ -18,7 +18,7 @@ from datetime import datetime
 from typing import Self
 from urllib.parse import quote
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 import requests
 from google.api_core.exceptions import GoogleAPICallError, RetryError
 from google.api_core.retry import Retry

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from service.local import emulators, topics
+from service.local import emulators, resources
 from service.local.client_environment import client_environment, export_lines, tool_environment
 from service.local.errors import LocalStackError
 from service.local.eventarc import Eventarc, EventarcOptions
@@ -74,7 +74,7 @@ class Stack:
         self.options = options or StackOptions()
         self.project = self.options.project
         self.bucket = self.options.bucket
-        self.jobs_topic = topics.JOBS_TOPIC
+        self.jobs_topic = resources.JOBS_TOPIC
         self.environment: dict[str, str] = {}
         self.service_url = self.options.service_url or f"http://127.0.0.1:{free_port()}"
         self._client_environment: dict[str, str] = {}
@@ -147,7 +147,7 @@ class Stack:
     def create_topics(self) -> None:
         """Make topics and subscriptions; a restarted Pub/Sub emulator has forgotten them."""
         lease = int(self._eventarc_options().answer_timeout_seconds) + _LEASE_MARGIN_SECONDS
-        topics.create_topics(
+        resources.create_topics(
             self._client_environment["PUBSUB_EMULATOR_HOST"],
             self.project,
             push_endpoint=self.service_url,
@@ -193,13 +193,13 @@ class Stack:
         self._client_environment["PUBSUB_EMULATOR_HOST"] = pubsub_host
         # Before the Storage server: an event whose topic is missing is lost at once.
         self.create_topics()
-        (directory / "buckets" / self.bucket).mkdir(exist_ok=True)
         storage = emulators.storage(
             programs, directory / "buckets",
-            pubsub_host=pubsub_host, project=self.project, topic=topics.UPLOADS_TOPIC,
+            pubsub_host=pubsub_host, project=self.project, topic=resources.UPLOADS_TOPIC,
         )  # fmt: skip
         (storage_port,) = emulators.start(processes, [storage])
         storage_host = f"127.0.0.1:{storage_port}"
+        resources.create_bucket(f"http://{storage_host}", self.bucket)
         self._client_environment = client_environment(
             project=self.project,
             pubsub_host=pubsub_host,
@@ -225,7 +225,7 @@ class Stack:
     def _start_eventarc(self) -> None:
         self._eventarc = Eventarc(
             self._client_environment["PUBSUB_EMULATOR_HOST"],
-            f"projects/{self.project}/subscriptions/{topics.UPLOADS_SUBSCRIPTION}",
+            f"projects/{self.project}/subscriptions/{resources.UPLOADS_SUBSCRIPTION}",
             self.service_url,
             self._eventarc_options(),
         )
@@ -237,6 +237,7 @@ class Stack:
 
     def _service_environment(self) -> dict[str, str]:
         own = {
+            "BIND_ADDRESS": "127.0.0.1",  # this machine's pictures are nobody else's
             "PORT": self.service_url.rpartition(":")[2],
             "ALLOWED_BUCKETS": self.bucket,
             "CONCURRENCY": str(self.options.concurrency),

@@ -76,6 +76,18 @@ def test_commit_of_the_largest_batch_is_taken(store: ResultStore) -> None:
     assert all(store.is_final(result.ref.document_id) for result in results)
 
 
+def test_commit_with_a_document_that_firestore_refuses_writes_the_others(
+    store: ResultStore,
+) -> None:
+    refused = ImageResult(
+        ImageRef("uploads", "b.jpg", 1), failure=Failure(ErrorCode.CORRUPT_IMAGE, "x" * 1_100_000)
+    )
+    with pytest.raises(StoreUnavailableError, match="refused a document"):
+        store.commit([done("a.jpg"), refused, done("c.jpg")])
+    finals = [store.is_final(r.ref.document_id) for r in (done("a.jpg"), refused, done("c.jpg"))]
+    assert finals == [True, False, True]
+
+
 def test_is_final_is_false_before_and_true_after_the_commit(store: ResultStore) -> None:
     result = done("a.jpg")
     assert not store.is_final(result.ref.document_id)

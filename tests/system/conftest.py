@@ -66,7 +66,7 @@ def start_service(stack: Stack, tmp_path: Path) -> Iterator[Callable[..., Servic
 
         def start(*, ready: bool = True, **settings: str) -> Service:
             port = free_port()
-            environment = {**os.environ, "PORT": str(port), **settings}
+            environment = {**os.environ, "BIND_ADDRESS": "127.0.0.1", "PORT": str(port), **settings}
             child = processes.start(f"service-{port}", SERVICE_COMMAND, environment)
             service = Service(child, f"http://127.0.0.1:{port}")
             if ready:

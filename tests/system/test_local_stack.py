@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -23,8 +24,8 @@ from service.local.errors import StartError
 from service.local.eventarc import Eventarc, EventarcOptions
 from service.local.processes import Processes, free_port, is_answering
 from service.local.requirements import find_programs
+from service.local.resources import UPLOADS_SUBSCRIPTION, UPLOADS_TOPIC, create_topics
 from service.local.stack import Stack, StackOptions
-from service.local.topics import UPLOADS_SUBSCRIPTION, UPLOADS_TOPIC, create_topics
 
 ANSWER_TIMEOUT_SECONDS = 1.5  # Eventarc's is 10: a test would wait for nothing
 ODD_NAMES = ["a b.jpg", "c#1.jpg", "d?e.jpg", "é 50%.jpg"]
@@ -336,6 +337,22 @@ def test_eventarc_survives_a_restart_of_the_emulator(
     assert event.headers["ce-subject"] == "objects/o"
     assert "Pub/Sub does not deliver, trying on" in caplog.text
     assert "Pub/Sub delivers again" in caplog.text
+
+
+def test_emulators_go_to_another_port_when_theirs_is_taken(tmp_path: Path) -> None:
+    programs = find_programs()
+    storage_server = emulators.storage(
+        programs, tmp_path / "buckets", pubsub_host="127.0.0.1:9", project="p", topic="uploads"
+    )
+    started = [emulators.pubsub(programs, tmp_path), emulators.firestore(programs), storage_server]
+    with socket.create_server(("127.0.0.1", 0)) as stranger, Processes(tmp_path) as processes:
+        taken = stranger.getsockname()[1]
+        choices = iter([taken] * len(started))
+        ports = emulators.start(
+            processes, started, choose_port=lambda: next(choices, None) or free_port()
+        )
+        assert taken not in ports
+        assert len(processes.children) == len(started)
 
 
 def test_service_that_cannot_start_is_told_with_its_log(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from service.settings import BUNDLED_MODEL, Settings, table
 README = Path(__file__).parents[2] / "README.md"
 
 DEFAULTS: dict[str, Any] = {
+    "bind_address": "0.0.0.0",
     "port": 8080,
     "model_path": BUNDLED_MODEL,
     "device": "cpu",

@@ -1,4 +1,4 @@
-"""The stack's topics and subscriptions, made over the emulator's REST interface."""
+"""The stack's topics, subscriptions and bucket, made over the emulators' REST interfaces."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def create_topics(host: str, project: str, *, push_endpoint: str, lease_seconds:
         push_endpoint: where the subscription of the jobs pushes to.
         lease_seconds: how long the Eventarc stand-in may keep a message before it comes again.
     """
-    creator = _Creator(host, project)
+    creator = _PubsubCreator(host, project)
     for topic in (UPLOADS_TOPIC, JOBS_TOPIC, DEAD_LETTER_TOPIC):
         creator.topic(topic)
     creator.subscription(UPLOADS_SUBSCRIPTION, UPLOADS_TOPIC, ackDeadlineSeconds=lease_seconds)
@@ -47,7 +47,12 @@ def create_topics(host: str, project: str, *, push_endpoint: str, lease_seconds:
     )
 
 
-class _Creator:
+def create_bucket(storage_url: str, bucket: str) -> None:
+    """Make a bucket, or leave the one that exists."""
+    _create("POST", f"{storage_url}/storage/v1/b", {"name": bucket})
+
+
+class _PubsubCreator:
     def __init__(self, host: str, project: str) -> None:
         self._project = f"projects/{project}"
         self._url = f"http://{host}/v1/"
@@ -64,11 +69,15 @@ class _Creator:
         self._put(f"{self._project}/subscriptions/{subscription}", body)
 
     def _put(self, path: str, body: dict[str, Any]) -> None:
-        with requests.Session() as session:
-            session.trust_env = False  # a proxy from the environment knows nothing of our loopback
-            try:
-                answer = session.put(self._url + path, json=body, timeout=_CALL_SECONDS)
-            except requests.RequestException as exc:
-                raise LocalStackError(f"The Pub/Sub emulator did not make {path}: {exc}") from exc
-        if not answer.ok and answer.status_code != _ALREADY_EXISTS:
-            raise LocalStackError(f"The Pub/Sub emulator did not make {path}: {answer.text}")
+        _create("PUT", self._url + path, body)
+
+
+def _create(method: str, url: str, body: dict[str, Any]) -> None:
+    with requests.Session() as session:
+        session.trust_env = False  # a proxy from the environment knows nothing of our loopback
+        try:
+            answer = session.request(method, url, json=body, timeout=_CALL_SECONDS)
+        except requests.RequestException as exc:
+            raise LocalStackError(f"An emulator did not create {url}: {exc}") from exc
+    if not answer.ok and answer.status_code != _ALREADY_EXISTS:
+        raise LocalStackError(f"An emulator did not create {url}: {answer.text} {body}")
