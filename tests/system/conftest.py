@@ -1,5 +1,6 @@
 """The whole system: emulators, deliveries, and the service under gunicorn."""
 
+import base64
 import json
 import os
 import subprocess
@@ -47,6 +48,12 @@ class Service:
     def post(self, ref: ImageRef, timeout: float = 60) -> requests.Response:
         """Deliver a finalized event of one picture, as Eventarc does."""
         return requests.post(self.url, json=event_data(ref), headers=EVENT, timeout=timeout)
+
+    def post_job(self, refs: list[ImageRef]) -> requests.Response:
+        """Deliver a job, as a wrapped push does."""
+        job = json.dumps({"uris": [f"{ref.uri}#{ref.generation}" for ref in refs]})
+        push = {"message": {"data": base64.b64encode(job.encode()).decode()}}
+        return requests.post(self.url, json=push, timeout=60)
 
     def log(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.child.log_text().splitlines()]
