@@ -184,7 +184,9 @@ def up(model: Path | None, bucket: str) -> None:
     """Run the whole system on this machine until Ctrl-C: emulators, deliveries, service."""
     from service.local.stack import Stack, StackOptions
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: stop everything
+    # Both stop everything. SIGINT too: a shell starts its background jobs with it ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     # What the stand-in for Eventarc has to say: deliveries that failed, Pub/Sub away.
     logging.getLogger("service.local").addHandler(logging.StreamHandler())
     click.echo("Starting the Pub/Sub, Firestore and Cloud Storage emulators and the service ...")

@@ -105,7 +105,13 @@ def test_demo_without_java_names_the_command_and_still_detects(tmp_path: Path) -
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_up_prints_the_environment_and_takes_everything_with_it(how: signal.Signals) -> None:
-    command = [Path(sys.executable).with_name("yolo-batch"), "up"]
+    # With SIGINT ignored at its start, as a shell starts its background jobs.
+    command = [
+        "sh",
+        "-c",
+        'trap "" INT; exec "$0" up',
+        Path(sys.executable).with_name("yolo-batch"),
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         exports: dict[str, str] = {}
