@@ -71,7 +71,7 @@ def detect(
     save: Path | None,
 ) -> None:
     """Detect on local files and folders, without any cloud."""
-    from service.detect import detect_files, find_files, save_annotated
+    from service.detect import annotated_name, detect_files, find_files, save_annotated
     from service.detector import load_detector
     from service.pipeline import PipelineOptions
     from service.report import table
@@ -86,7 +86,7 @@ def detect(
             click.echo(json.dumps(document, ensure_ascii=False))
         if save and document["status"] == "done":
             source = Path(document["name"])
-            save_annotated(source, document, save / f"{source.stem}.jpg")
+            save_annotated(source, document, save / annotated_name(source, paths))
 
     # Twice the batch: one runs while the next is decoded. Nobody else wants the queue.
     options = PipelineOptions(max_batch_size=batch_size, max_queue=2 * batch_size)

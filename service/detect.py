@@ -37,6 +37,19 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
     return files
 
 
+def annotated_name(file: Path, paths: Sequence[Path]) -> Path:
+    """Name the annotated copy of a file, so that no two files of `paths` get the same.
+
+    It keeps its place below the folder that was given, and its name, with `.jpg` after it unless
+    it has that already; with several paths, the folder's own name comes before.
+    """
+    folder = next((path for path in paths if path.is_dir() and file.is_relative_to(path)), None)
+    place = file.relative_to(folder) if folder else Path(file.name)
+    if folder and len(paths) > 1:
+        place = folder.name / place
+    return place if place.suffix == ".jpg" else place.with_name(place.name + ".jpg")
+
+
 def detect_files(
     files: Sequence[Path],
     detector: Detector,

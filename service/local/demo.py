@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from service.detect import save_annotated
+from service.detect import annotated_name, save_annotated
 from service.local.client_environment import upload_command
 from service.local.errors import LocalStackError
 from service.local.stack import Stack, StackOptions
@@ -147,7 +147,8 @@ def save_pictures(
     for item in uploads:
         document = documents.get(item.name)
         if document and document["status"] == "done":
-            relative = Path(item.name).relative_to(_PREFIX).with_suffix(".jpg")
-            save_annotated(item.file, document, output / relative)
+            place = Path(item.name).relative_to(_PREFIX).parent
+            name = annotated_name(item.file, [item.file])
+            save_annotated(item.file, document, output / place / name)
             count += 1
     return count

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from service.annotate import annotate
-from service.detect import MissingFileError, detect_files, find_files, save_annotated
+from service.detect import (
+    MissingFileError,
+    annotated_name,
+    detect_files,
+    find_files,
+    save_annotated,
+)
 from service.domain import Box, Detection
 from service.errors import DetectorError
 from service.pipeline import PipelineOptions
@@ -79,6 +85,17 @@ def test_detect_files_of_a_poison_picture_raises_after_the_others(folder: Path) 
 
 def test_detect_files_of_nothing_is_nothing() -> None:
     assert detect([]) == {}
+
+
+def test_annotated_names_of_equal_files_differ(tmp_path: Path) -> None:
+    names = ["a/1.jpg", "b/1.jpg", "b/deep/1.jpg", "b/1.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    both = [tmp_path / "a", tmp_path / "b"]
+    copies = [str(annotated_name(tmp_path / name, both)) for name in names]
+    assert copies == ["a/1.jpg", "b/1.jpg", "b/deep/1.jpg", "b/1.png.jpg"]
+    assert annotated_name(tmp_path / "a/1.jpg", both[:1]) == Path("1.jpg")
 
 
 def test_save_annotated_writes_a_picture_of_the_same_size(folder: Path) -> None:
