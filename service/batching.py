@@ -77,14 +77,20 @@ class Batcher(Generic[Item, Result]):
         self._runner = threading.Thread(target=self._loop, name="batcher", daemon=True)
         self._runner.start()
 
-    def admit(self) -> "Ticket[Item, Result]":
+    def admit(self, *, patience_seconds: float = 0.0) -> "Ticket[Item, Result]":
         """Reserve a place.
+
+        Args:
+            patience_seconds: how long to wait for one.
 
         Raises:
             QueueFullError: `max_admitted` callers are admitted already.
             ShuttingDownError: the batcher is closed.
         """
         with self._changed:
+            self._changed.wait_for(
+                lambda: self._closed or self._admitted < self._max_admitted, patience_seconds
+            )
             if self._closed:
                 raise ShuttingDownError("The service is shutting down.")
             if self._admitted >= self._max_admitted:

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from service.errors import YoloBatchError
+from service.errors import EnvelopeError, YoloBatchError
 from service.settings import BUNDLED_MODEL, Settings
 
 
@@ -24,7 +24,7 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except YoloBatchError as exc:
+        except (YoloBatchError, OSError) as exc:
             raise click.ClickException(str(exc)) from exc
 
 
@@ -53,7 +53,7 @@ def serve() -> None:
     help="Exported directory, or a file that ultralytics loads.",
 )
 @click.option("--device", default="cpu", show_default=True, help="cpu, or a GPU such as 0.")
-@click.option("--min-confidence", default=0.25, show_default=True)
+@click.option("--min-confidence", default=0.25, show_default=True, type=click.FloatRange(0.001, 1))
 @click.option("--batch-size", default=8, show_default=True, type=click.IntRange(1, 64))
 @click.option("--json", "as_json", is_flag=True, help="One JSON document a line.")
 @click.option(
@@ -72,12 +72,15 @@ def detect(
 ) -> None:
     """Detect on local files and folders, without any cloud."""
     from service.detect import annotated_name, detect_files, find_files, save_annotated
-    from service.detector import load_detector
+    from service.detector import load_detector, warm_up
     from service.pipeline import PipelineOptions
     from service.report import table
 
     files = find_files(paths)
+    if not files:
+        raise click.ClickException("There are no files in " + ", ".join(map(str, paths)))
     detector = load_detector(model, device=device, min_confidence=min_confidence)
+    warm_up(detector)
     documents: list[dict[str, Any]] = []
 
     def receive(document: dict[str, Any]) -> None:
@@ -90,9 +93,11 @@ def detect(
 
     # Twice the batch: one runs while the next is decoded. Nobody else wants the queue.
     options = PipelineOptions(max_batch_size=batch_size, max_queue=2 * batch_size)
-    detect_files(files, detector, options, receive)
-    if not as_json:
-        click.echo(table(sorted(documents, key=lambda document: document["name"])))
+    try:
+        detect_files(files, detector, options, receive)
+    finally:  # what was detected is shown, even when some file could not be
+        if not as_json:
+            click.echo(table(sorted(documents, key=lambda document: document["name"])))
     if save:
         click.echo(f"Annotated pictures are in {save}", err=True)
 
@@ -158,20 +163,23 @@ def results(uri: str, as_json: bool) -> None:
 )
 def submit(uris: tuple[str, ...], topic: str) -> None:
     """Publish a job for URIS (gs://bucket/object, or - to read them from standard input)."""
-    from google.cloud import pubsub_v1  # type: ignore[attr-defined]  # published without types
-
     from service.events import parse_uri
-    from service.publisher import job_messages, publish_jobs
+    from service.publisher import connect, job_messages, publish_jobs
 
     wanted = list(_lines(sys.stdin) if uris == ("-",) else uris)
+    if not wanted:
+        raise click.ClickException("There are no uris to submit")
     for uri in wanted:
-        parse_uri(uri)
+        try:
+            parse_uri(uri)
+        except EnvelopeError as exc:
+            raise click.ClickException(f"{uri!r} is wrong: {exc}") from exc
     project = Settings.from_env().google_cloud_project
     if "/" not in topic:
         if not project:
             raise click.ClickException("Set GOOGLE_CLOUD_PROJECT, or give the topic's full name")
         topic = f"projects/{project}/topics/{topic}"
-    ids = publish_jobs(pubsub_v1.PublisherClient(), topic, job_messages(wanted))
+    ids = publish_jobs(connect(), topic, job_messages(wanted))
     click.echo(f"Published {len(wanted)} uris in {len(ids)} messages to {topic}")
 
 
@@ -192,7 +200,8 @@ def up(model: Path | None, bucket: str) -> None:
     click.echo("Starting the Pub/Sub, Firestore and Cloud Storage emulators and the service ...")
     try:
         with Stack(StackOptions(model_path=model, bucket=bucket, echo=click.echo)) as stack:
-            click.echo(_UP.format(exports="\n".join(stack.export_lines()), bucket=bucket))
+            exports = "\n".join(stack.export_lines())
+            click.echo(_UP.format(exports=exports, bucket=bucket, url=stack.service_url))
             while True:
                 stack.raise_if_dead()
                 time.sleep(1)
@@ -211,7 +220,7 @@ gcloud storage cp PICTURE.jpg gs://{bucket}/
 yolo-batch submit gs://{bucket}/PICTURE.jpg
 yolo-batch results gs://{bucket}/
 
-Ctrl-C stops everything. The service's log follows.
+The service answers at {url}. Ctrl-C stops everything. The service's log follows.
 """
 
 

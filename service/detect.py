@@ -12,7 +12,7 @@ from service.annotate import annotate
 from service.detector import Detector
 from service.document import to_document
 from service.domain import Box, Detection, Download, Event, ImageRef, ImageResult, ObjectMetadata
-from service.errors import ObjectGoneError, YoloBatchError
+from service.errors import YoloBatchError
 from service.images import decode
 from service.pipeline import Pipeline, PipelineOptions
 
@@ -20,7 +20,7 @@ _ANY_GENERATION = 1  # local files have none
 
 
 class MissingFileError(YoloBatchError):
-    """A path that was given is no file."""
+    """A path that was given is no file, or cannot be read."""
 
 
 def find_files(paths: Iterable[Path]) -> list[Path]:
@@ -95,7 +95,7 @@ class _LocalFiles:
         try:
             data = Path(ref.name).read_bytes()
         except OSError as exc:
-            raise ObjectGoneError(f"{ref.name} cannot be read") from exc
+            raise MissingFileError(f"{ref.name} cannot be read: {exc.strerror}") from exc
         return Download(data, ObjectMetadata(size=len(data)))
 
 

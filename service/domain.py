@@ -44,7 +44,7 @@ class ImageRef:
         if self.generation is None:
             raise ValueError(f"{self.uri} has no generation yet, so it has no document id")
         key = f"{self.uri}#{self.generation}"
-        return hashlib.sha256(key.encode()).hexdigest()[:40]
+        return hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:40]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
     YoloBatchError
     ├── SettingsError              a wrong environment variable: stops the start
+    ├── CredentialsError           no credentials or no project: stops the start
     ├── ModelError                 a model that cannot be loaded or exported
     ├── EnvelopeError              a request that cannot be read: 400
     ├── BadImageError              never detectable: recorded, then acknowledged
@@ -27,6 +28,18 @@ class YoloBatchError(Exception):
 
 class SettingsError(YoloBatchError):
     """An environment variable is missing or has a wrong value."""
+
+
+class CredentialsError(YoloBatchError):
+    """Google's clients found no credentials, or no project."""
+
+    def __init__(self) -> None:
+        """Say what to do; what Google's library says is the cause."""
+        super().__init__(
+            "Google credentials or the project are missing: run `gcloud auth "
+            "application-default login` and set GOOGLE_CLOUD_PROJECT, or paste what "
+            "`yolo-batch up` prints"
+        )
 
 
 class ModelError(YoloBatchError):

@@ -110,7 +110,7 @@ def _from_envelope(envelope: Any) -> Event:
 def _from_message(attributes: dict[str, Any], data: Any) -> Event:
     """Read a Pub/Sub message from its attributes and its decoded data (None: no data)."""
     if _EVENT_TYPE in attributes and _BUCKET_ID in attributes:
-        if attributes[_EVENT_TYPE] != _OBJECT_FINALIZE:
+        if _text(attributes, _EVENT_TYPE) != _OBJECT_FINALIZE:
             return Event(ignored="a Cloud Storage notification other than OBJECT_FINALIZE")
         image = _image_from_object(data) if data else _image_from_attributes(attributes)
         return Event((image,), _time(attributes.get(_EVENT_TIME)))

@@ -4,7 +4,7 @@ import logging
 import logging.config
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from flask import Flask
 from service import logs
 from service.app import create_app
 from service.detector import Detector, load_detector, warm_up
-from service.errors import ModelError, SettingsError
+from service.errors import CredentialsError, ModelError, SettingsError
 from service.pipeline import Pipeline, PipelineOptions
 from service.settings import Settings
 
@@ -38,24 +38,28 @@ def build_app() -> Flask:
     if not settings.model_path.exists():
         logger.critical("Cannot start: there is no model at MODEL_PATH=%s", settings.model_path)
         sys.exit(_BOOT_ERROR)
-    pipeline = build_pipeline(settings)
-    app = create_app(
-        pipeline,
-        max_request_bytes=settings.max_request_bytes,
-        project=settings.google_cloud_project,
-    )
+    # The model loads in the background while the clients are made.
+    loader = ThreadPoolExecutor(1, thread_name_prefix="model")
+    detector = loader.submit(_load, settings)
+    loader.shutdown(wait=False)
+    try:
+        store = build_store(settings)
+        pipeline = build_pipeline(settings, store, detector)
+    except CredentialsError as exc:
+        logger.critical("Cannot start: %s", exc)
+        sys.exit(_BOOT_ERROR)
+    app = create_app(pipeline, max_request_bytes=settings.max_request_bytes, project=store.project)
     app.extensions[PIPELINE] = pipeline
     return app
 
 
-def build_pipeline(settings: Settings) -> Pipeline:
-    """Connect the parts. The model loads in the background while the clients are made."""
-    loader = ThreadPoolExecutor(1, thread_name_prefix="model")
-    detector = loader.submit(_load, settings)
-    loader.shutdown(wait=False)
+def build_pipeline(
+    settings: Settings, store: "ResultStore", detector: Future[Detector]
+) -> Pipeline:
+    """Connect the parts."""
     return Pipeline(
         _storage(settings),
-        build_store(settings),
+        store,
         detector,
         PipelineOptions(
             max_batch_size=settings.max_batch_size,
@@ -109,15 +113,24 @@ def _storage(settings: Settings) -> "ImageStorage":
 
 
 def build_store(settings: Settings) -> "ResultStore":
-    """Connect to Firestore; the command line reads results through it too."""
+    """Connect to Firestore; the command line reads results through it too.
+
+    Raises:
+        CredentialsError: there are none.
+    """
+    from google.auth.exceptions import GoogleAuthError
     from google.cloud import firestore
 
     from service.store import ResultStore
 
-    return ResultStore(
-        firestore.Client(
+    try:
+        client = firestore.Client(
             project=settings.google_cloud_project, database=settings.firestore_database
-        ),
+        )
+    except (GoogleAuthError, OSError) as exc:  # OSError: no project is known
+        raise CredentialsError from exc
+    return ResultStore(
+        client,
         collection=settings.firestore_collection,
         timeout_seconds=settings.firestore_timeout_seconds,
     )

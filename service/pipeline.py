@@ -7,6 +7,7 @@ none. Whatever it raises means that the event must come again, and doing so is s
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -48,6 +49,9 @@ _COMPOSITE_PARTS = (
     "/gcloud/tmp/parallel_composite_uploads/",
 )
 _STOPPING = "The service is shutting down."
+# A job's picture waits for a place in the queue rather than give the whole job back: uploads, which
+# come with a short deadline, do not wait.
+_JOB_PATIENCE_SECONDS = 30.0
 
 
 class Storage(Protocol):
@@ -118,6 +122,9 @@ class Pipeline:
         self._detector = detector
         self._flights: SingleFlight[str, Outcome] = SingleFlight()
         self._stopping = False
+        # Full-size pixels exist only between decode and shrink: as many at once as can be worked
+        # on, or a burst of large pictures would take gigabytes.
+        self._decoders = threading.Semaphore(os.cpu_count() or 1)
         self._batcher: Batcher[_Prepared, ImageResult] = Batcher(
             self._detect,
             self._commit,
@@ -159,7 +166,9 @@ class Pipeline:
             if given_up.is_set():
                 raise TransientError("The job was given back before this picture was begun.")
             try:
-                return self._process(image, event.event_time)
+                return self._process(
+                    image, event.event_time, patience_seconds=_JOB_PATIENCE_SECONDS
+                )
             except TransientError:
                 given_up.set()
                 raise
@@ -195,7 +204,9 @@ class Pipeline:
         self._job_threads.shutdown(wait=False)
         self._batcher.close(timeout_seconds=timeout_seconds)
 
-    def _process(self, ref: ImageRef, event_time: datetime | None) -> Outcome:
+    def _process(
+        self, ref: ImageRef, event_time: datetime | None, *, patience_seconds: float = 0.0
+    ) -> Outcome:
         if self._stopping:
             raise ShuttingDownError(_STOPPING)
         if _is_ignorable(ref.name):
@@ -209,7 +220,9 @@ class Pipeline:
         try:
             if ref.generation is None:
                 ref = self._storage.resolve(ref)
-            return self._flights.do(ref.document_id, lambda: self._process_once(ref, event_time))
+            return self._flights.do(
+                ref.document_id, lambda: self._process_once(ref, event_time, patience_seconds)
+            )
         except ObjectGoneError:
             logger.warning(
                 "A picture is gone: it was overwritten or deleted before it was read",
@@ -217,8 +230,10 @@ class Pipeline:
             )
             return Outcome.GONE
 
-    def _process_once(self, ref: ImageRef, event_time: datetime | None) -> Outcome:
-        with self._batcher.admit() as ticket:
+    def _process_once(
+        self, ref: ImageRef, event_time: datetime | None, patience_seconds: float
+    ) -> Outcome:
+        with self._batcher.admit(patience_seconds=patience_seconds) as ticket:
             if self._store.is_final(ref.document_id):
                 return Outcome.ALREADY_FINAL
             prepared = self._prepare(ref, event_time)
@@ -238,22 +253,24 @@ class Pipeline:
             download = self._storage.download(ref)
             ref = replace(ref, metadata=download.metadata)
             downloaded = time.monotonic()
-            picture = decode(download.data, max_pixels=self._options.max_image_pixels)
+            with self._decoders:
+                decoding = time.monotonic()
+                picture = decode(download.data, max_pixels=self._options.max_image_pixels)
+                decoded = time.monotonic()
+                image_size = self._loaded_detector().info.image_size  # waits only at the start
+                shrinking = time.monotonic()
+                pixels = shrink(picture.pixels, image_size=image_size)
+                queued_at = time.monotonic()
         except BadImageError as exc:
             failure = Failure(exc.code, exc.message)
             return ImageResult(ref, failure=failure, event_time=event_time)
-        decoded = time.monotonic()
-        image_size = self._loaded_detector().info.image_size  # waits only while the model loads
-        shrinking = time.monotonic()
-        pixels = shrink(picture.pixels, image_size=image_size)
-        queued_at = time.monotonic()
         return _Prepared(
             ref=ref,
             info=picture.info,
             pixels=pixels,
             event_time=event_time,
             download_ms=(downloaded - started) * 1000,
-            decode_ms=(decoded - downloaded + queued_at - shrinking) * 1000,
+            decode_ms=(decoded - decoding + queued_at - shrinking) * 1000,
             queued_at=queued_at,
         )
 
@@ -263,7 +280,9 @@ class Pipeline:
         try:
             found = detector.detect([prepared.pixels for prepared in batch])
         except Exception as exc:
-            raise DetectorError(f"{detector.info.name} failed on {len(batch)} pictures") from exc
+            raise DetectorError(
+                f"{detector.info.name} failed on {len(batch)} pictures: {exc}"
+            ) from exc
         if len(found) != len(batch):
             raise DetectorError(
                 f"{detector.info.name} got {len(batch)} pictures and gave {len(found)} results"

@@ -8,7 +8,7 @@ from google.api_core import exceptions, retry
 from google.auth.exceptions import GoogleAuthError
 from google.cloud import pubsub_v1  # type: ignore[attr-defined]  # published without types
 
-from service.errors import YoloBatchError
+from service.errors import CredentialsError, YoloBatchError
 from service.events import MAX_URIS
 
 
@@ -21,6 +21,18 @@ def job_messages(uris: Iterable[str], *, uris_per_message: int = MAX_URIS) -> It
     remaining = iter(uris)
     while group := list(islice(remaining, uris_per_message)):
         yield json.dumps({"uris": group}, ensure_ascii=False).encode()
+
+
+def connect() -> pubsub_v1.PublisherClient:
+    """Connect to Pub/Sub.
+
+    Raises:
+        CredentialsError: there are none.
+    """
+    try:
+        return pubsub_v1.PublisherClient()
+    except GoogleAuthError as exc:
+        raise CredentialsError from exc
 
 
 def publish_jobs(

@@ -1,6 +1,7 @@
 """Every setting of the service: read once from the environment, typed and checked."""
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -50,8 +51,11 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+def _buckets(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names or not all(re.fullmatch(r"[a-z0-9][a-z0-9._-]+", name) for name in names):
+        raise ValueError("names of buckets, without gs://, separated by commas")
+    return names
 
 
 def _collection(text: str) -> str:
@@ -84,7 +88,8 @@ class Settings:
     device: str = _setting("cpu", "`cpu`, or a GPU as ultralytics names it (`0`, `cuda:0`).")
     image_size: int | None = _setting(
         None,
-        "Longer side that the network sees, in pixels; unset: the model's own.",
+        "Longer side that the network sees, in pixels; unset: the model's own, "
+        "but 640 for an `.onnx` or `.engine`.",
         _multiple_of_32,
     )
     min_confidence: float = _setting(
@@ -103,7 +108,7 @@ class Settings:
     )
     concurrency: int = _setting(
         40,
-        "Threads of the server; at least Cloud Run's concurrency, and more than MAX_QUEUE.",
+        "Threads of the server: more than MAX_QUEUE, at which Cloud Run's own concurrency is best.",
         _integer(1, 1000),
     )
     max_image_bytes: int = _setting(
@@ -120,7 +125,7 @@ class Settings:
         4 * 2**20, "Requests larger than this are answered 413.", _integer(1024, 2**25)
     )
     allowed_buckets: tuple[str, ...] = _setting(
-        (), "Buckets that are served, separated by commas; unset: every bucket.", _names
+        (), "Buckets that are served, separated by commas; unset: every bucket.", _buckets
     )
     google_cloud_project: str | None = _setting(
         None, "Project of the clients and of the log's trace ids; unset: as credentials say."

@@ -45,6 +45,11 @@ class ResultStore:
             "timeout": timeout_seconds,
         }
 
+    @property
+    def project(self) -> str:
+        """The project that the database is in."""
+        return str(self._client.project)
+
     def is_final(self, document_id: str) -> bool:
         """Say whether the picture has its document already.
 

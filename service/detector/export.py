@@ -14,6 +14,7 @@ from service.errors import ModelError
 
 PRECISIONS = {"fp32": 32, "fp16": 16}  # bits of a stored weight; arithmetic is float32 with both
 _SUFFIX = "_openvino_model"
+_STRIDE = 32  # of the network: ultralytics would round other sizes up
 
 
 def export_openvino(
@@ -38,6 +39,8 @@ def export_openvino(
     Raises:
         ModelError: the weights cannot be loaded, downloaded or exported.
     """
+    if image_size % _STRIDE:
+        raise ModelError(f"The image size {image_size} is not a multiple of {_STRIDE}")
     model = load_yolo(weights)
     source = Path(getattr(model, "ckpt_path", None) or weights)
     target = destination or source.with_name(source.stem + _SUFFIX)

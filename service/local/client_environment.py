@@ -79,8 +79,10 @@ def export_lines(environment: Mapping[str, str]) -> list[str]:
 
 
 def upload_command(paths: Iterable[str | Path], destination: str) -> list[str] | None:
-    """Return a command that copies files or directories to `gs://...`; None without any tool."""
+    """Return a command that copies files or directories to `gs://...`; None if no tool can."""
     sources: Sequence[str] = [str(path) for path in paths]
+    if any(character in source for source in sources for character in "*?[]"):
+        return None  # both tools would take the name as a pattern, and have no way to quote it
     if shutil.which("gcloud"):
         return ["gcloud", "storage", "cp", "--recursive", *sources, destination]
     if shutil.which("gsutil"):

@@ -22,6 +22,7 @@ from service.store import ResultStore
 _PREFIX = "demo"
 _POLL_SECONDS = 0.5
 _PATIENCE_SECONDS = 90.0  # without one new document
+_SHOWN_NAMES = 5
 _UPLOAD_SECONDS = 600.0
 
 
@@ -57,13 +58,17 @@ def run_demo(images: Path, model: Path | None, output: Path) -> None:
         click.echo(f"Uploaded with {upload(stack.bucket, images, uploads)}")
         store = build_store(Settings.from_env())
         with click.progressbar(length=len(names), label="Documents", show_pos=True) as bar:
-            documents = wait_for_documents(store, stack.bucket, names, on_progress=bar.update)
+            documents = wait_for_documents(
+                store, stack.bucket, names, on_progress=bar.update, check=stack.raise_if_dead
+            )
     click.echo("\n" + table(documents[name] for name in sorted(documents)))
     saved = save_pictures(uploads, documents, output)
     click.echo(f"\n{len(documents)} of {len(names)} uploads have their document.")
     click.echo(f"{saved} annotated pictures are in {output}/")
     if missing := sorted(names - documents.keys()):
-        raise DemoError("No document for " + ", ".join(missing))
+        shown = ", ".join(missing[:_SHOWN_NAMES])
+        more = f" and {len(missing) - _SHOWN_NAMES} more" if len(missing) > _SHOWN_NAMES else ""
+        raise DemoError(f"No document for {shown}{more}")
 
 
 def plan_uploads(source: Path) -> list[Upload]:
@@ -89,7 +94,7 @@ def upload(bucket: str, source: Path, uploads: Iterable[Upload]) -> str:
     command = upload_command([source], f"gs://{bucket}/{_PREFIX}/")
     if command is None:
         _upload_with_client(bucket, uploads)
-        return "the Python client (neither gcloud nor gsutil is installed)"
+        return "the Python client (no gcloud or gsutil, or a name that they take as a pattern)"
     done = subprocess.run(
         command,
         stdout=subprocess.PIPE,
@@ -112,7 +117,12 @@ def _upload_with_client(bucket: str, uploads: Iterable[Upload]) -> None:
 
 
 def wait_for_documents(
-    store: ResultStore, bucket: str, names: set[str], *, on_progress: Callable[[int], None]
+    store: ResultStore,
+    bucket: str,
+    names: set[str],
+    *,
+    on_progress: Callable[[int], None],
+    check: Callable[[], None],
 ) -> dict[str, Mapping[str, Any]]:
     """Wait until every name has its document, or none has come for a while.
 
@@ -121,6 +131,7 @@ def wait_for_documents(
         bucket: the bucket of the uploads.
         names: the objects' names.
         on_progress: called with how many documents are new.
+        check: called now and then; raises when waiting has become useless.
 
     Returns:
         The documents by name; fewer than names if patience ran out.
@@ -135,6 +146,7 @@ def wait_for_documents(
             on_progress(len(news))
             last_news = time.monotonic()
         else:
+            check()
             time.sleep(_POLL_SECONDS)
     return found
 

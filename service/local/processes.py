@@ -180,12 +180,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def is_answering(url: str) -> bool:
-    """Whether a GET is answered with 200."""
+def is_answering(url: str, status: int = 200) -> bool:
+    """Whether a GET is answered with this status."""
     with requests.Session() as session:
         session.trust_env = False  # a proxy from the environment knows nothing of our loopback
         try:
-            return session.get(url, timeout=2, allow_redirects=False).status_code == 200
+            return session.get(url, timeout=2, allow_redirects=False).status_code == status
         except requests.RequestException:
             return False
 

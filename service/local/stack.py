@@ -13,7 +13,7 @@ from typing import Self, TypeVar
 
 from service.local import emulators, resources
 from service.local.client_environment import client_environment, export_lines, tool_environment
-from service.local.errors import LocalStackError
+from service.local.errors import LocalStackError, StartError
 from service.local.eventarc import Eventarc, EventarcOptions
 from service.local.gcs_proxy import GcsProxy
 from service.local.log_echo import LogEcho
@@ -49,8 +49,8 @@ class StackOptions:
     service_environment: Mapping[str, str] = field(default_factory=dict)
     #: Where logs and uploads go; None for a temporary directory, removed at the end.
     directory: Path | None = None
-    #: Threads of the service, and requests that the Eventarc stand-in sends at once.
-    concurrency: int = 40
+    #: Requests that the Eventarc stand-in sends at once; the service has a few threads more.
+    concurrency: int = 32
     #: False to deliver to `service_url`, which somebody else serves.
     with_service: bool = True
     service_url: str | None = None
@@ -130,7 +130,14 @@ class Stack:
         )
         self._service = service
         health_url = self.service_url + _HEALTH_PATH
-        service.wait_until(lambda: is_answering(health_url), timeout_seconds=_SERVICE_READY_SECONDS)
+        live_url = self.service_url + "/health/live"
+
+        def is_ready() -> bool:
+            if is_answering(live_url, 503):
+                raise StartError(service.failure("did not load its model"))
+            return is_answering(health_url)
+
+        service.wait_until(is_ready, timeout_seconds=_SERVICE_READY_SECONDS)
 
     def stop_service(self) -> None:
         """Stop the service as Cloud Run does: TERM, and ten seconds later KILL."""
@@ -240,7 +247,7 @@ class Stack:
             "BIND_ADDRESS": "127.0.0.1",  # this machine's pictures are nobody else's
             "PORT": self.service_url.rpartition(":")[2],
             "ALLOWED_BUCKETS": self.bucket,
-            "CONCURRENCY": str(self.options.concurrency),
+            "CONCURRENCY": os.environ.get("CONCURRENCY", str(self.options.concurrency + 8)),
             "PYTHONUNBUFFERED": "1",
         }
         if self.options.model_path is not None:

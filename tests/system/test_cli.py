@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import requests
 
 from service.demo.shapes import CLASS_NAMES, Scene
 from service.local.stack import Stack
+from service.settings import BUNDLED_MODEL
 from tests.system.conftest import run_cli, upload, wait_for_document
 
 Samples = list[tuple[Path, Scene]]
@@ -45,17 +47,51 @@ def test_detect_json_holds_labels_and_failures(samples: Samples, tmp_path: Path)
     [
         (["detect", "nowhere.jpg"], "There is no file or folder nowhere.jpg"),
         (["detect", __file__, "--model", "nowhere"], "There is no model at nowhere"),
+        (["detect", "/proc/self/mem"], "/proc/self/mem cannot be read"),
+        (["submit", "gs://uploads/a", "gs://b"], "'gs://b' is wrong"),
         (["results", "uploads/a"], "it must be gs://bucket"),
         (["submit", "uploads/a"], "uri must be gs://bucket/object"),
         (["submit", "gs://uploads/a", "--topic", "nowhere"], "There is no topic"),
     ],
-    ids=["path", "model", "results-uri", "job-uri", "topic"],
+    ids=["path", "model", "unreadable", "second-uri", "results-uri", "job-uri", "topic"],
 )
 def test_wrong_argument_is_told_in_a_sentence(arguments: list[str], sentence: str) -> None:
     done = run_cli(*arguments)
     assert done.returncode != 0
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_commands_without_credentials_say_what_to_do(tmp_path: Path) -> None:
+    emulators = ("FIRESTORE_EMULATOR_HOST", "PUBSUB_EMULATOR_HOST", "GOOGLE_CLOUD_PROJECT")
+    environment = {k: v for k, v in os.environ.items() if k not in emulators}
+    environment |= {"HOME": str(tmp_path), "NO_GCE_CHECK": "true"}
+    environment["CLOUDSDK_CONFIG"] = str(tmp_path)
+    for command in (
+        ["results", "gs://a"],
+        ["submit", "gs://uploads/a", "--topic", "projects/p/topics/t"],
+    ):
+        done = run_cli(*command, env=environment)
+        assert done.returncode == 1
+        assert "credentials or the project are missing" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_up_with_a_broken_model_says_so_at_once(tmp_path: Path) -> None:
+    shutil.copytree(BUNDLED_MODEL, tmp_path / "model")
+    (tmp_path / "model" / "shapes.xml").write_text("<net")
+    done = run_cli("up", "--model", tmp_path / "model")
+    assert done.returncode == 1
+    assert "did not load its model" in done.stderr
+    assert "OpenVINO cannot load" in done.stderr
+
+
+def test_demo_takes_a_folder_whose_name_is_a_pattern(samples: Samples, tmp_path: Path) -> None:
+    (tmp_path / "cam[1]").mkdir()
+    (tmp_path / "cam[1]" / "a.jpg").write_bytes(samples[0][0].read_bytes())
+    done = run_cli("demo", "--images", tmp_path / "cam[1]", "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 uploads have their document" in done.stdout
 
 
 def test_results_prints_documents_of_a_prefix(stack: Stack, samples: Samples) -> None:

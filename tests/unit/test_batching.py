@@ -358,3 +358,21 @@ def test_ticket_is_a_place_until_its_block_ends(make: Make) -> None:
         pass
     with batcher.admit():
         pass
+
+
+def test_admit_with_patience_gets_the_next_place(make: Make) -> None:
+    batcher = make(admitted=1)
+    ticket = batcher.admit()
+    patient = in_thread(lambda: batcher.admit(patience_seconds=PATIENCE_SECONDS))
+    time.sleep(A_MOMENT)
+    assert not patient.done()
+    with ticket:
+        pass
+    with patient.result(timeout=PATIENCE_SECONDS):
+        pass
+
+
+def test_admit_with_patience_ends_when_it_runs_out(make: Make) -> None:
+    batcher = make(admitted=1)
+    with batcher.admit(), pytest.raises(QueueFullError):
+        batcher.admit(patience_seconds=0.01)

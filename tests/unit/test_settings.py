@@ -143,3 +143,9 @@ def test_table_has_a_row_for_every_setting() -> None:
 def test_readme_has_the_setting(name: str, default: str, meaning: str) -> None:
     rows = README.read_text(encoding="utf-8").splitlines()
     assert f"| `{name}` | {default} | {meaning} |" in rows
+
+
+@pytest.mark.parametrize("text", [",", "gs://uploads", "a b", "Uploads"])
+def test_from_env_of_wrong_buckets_never_means_every_bucket(text: str) -> None:
+    with pytest.raises(SettingsError, match="ALLOWED_BUCKETS="):
+        Settings.from_env({"ALLOWED_BUCKETS": text})
