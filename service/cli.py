@@ -220,7 +220,8 @@ gcloud storage cp PICTURE.jpg gs://{bucket}/
 yolo-batch submit gs://{bucket}/PICTURE.jpg
 yolo-batch results gs://{bucket}/
 
-The service answers at {url}. Ctrl-C stops everything. The service's log follows.
+The service answers at {url}.
+Ctrl-C stops everything. The service's log follows.
 """
 
 
