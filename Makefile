@@ -47,7 +47,7 @@ $(VENV)/local: $(VENV)/pip pyproject.toml
 	@touch $@
 
 $(VENV)/dev: $(VENV)/local
-	$(BIN)/pip install --quiet --editable '.[local,dev]'
+	$(BIN)/pip install --quiet --editable '.[local,bench,dev]'
 	@touch $@
 
 $(VENV)/export: $(VENV)/local

@@ -6,8 +6,9 @@ A caller is admitted, prepares its item on its own thread, submits it and waits:
         item = prepare()                 # "on its way": a forming batch waits for it
         outcome = ticket.submit(item).result()
 
-One thread runs batches, one at a time. A batch starts when it is full, when nobody is on the way
-any more, or when its first item has waited `max_delay_seconds`. What a run returns is handed to
+One thread runs batches, one at a time. A batch holds items of one kind (`key`), the oldest item's,
+so that none waits behind others for ever. It starts when it is full (by number or by `weight`), when
+nobody is on the way any more, or when its first item has waited `max_delay_seconds`. What a run returns is handed to
 `finish` on another thread, so that the next batch runs meanwhile; callers get their outcome after
 `finish` has returned.
 """
@@ -16,7 +17,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -50,6 +51,9 @@ class Batcher(Generic[Item, Result]):
         max_batch_size: int,
         max_delay_seconds: float,
         max_admitted: int,
+        key: Callable[[Item], Hashable] = lambda item: None,
+        weight: Callable[[Item], int] = lambda item: 0,
+        max_weight: int = 0,
     ) -> None:
         """Start the runner's thread.
 
@@ -60,7 +64,13 @@ class Batcher(Generic[Item, Result]):
             max_batch_size: items in a batch at most.
             max_delay_seconds: how long an item waits for others that are on their way.
             max_admitted: callers admitted at once.
+            key: items of equal keys may share a batch.
+            weight: what an item adds to its batch.
+            max_weight: of a batch; an item that is heavier runs alone.
         """
+        self._key = key
+        self._weight = weight
+        self._max_weight = max_weight
         self._run = run
         self._finish = finish
         self._max_batch_size = max_batch_size
@@ -163,14 +173,36 @@ class Batcher(Generic[Item, Result]):
                 if self._abandoned or (self._closed and not self._on_the_way):
                     return []
                 self._changed.wait()
-            deadline = self._waiting[0].submitted_at + self._max_delay
-            while len(self._waiting) < self._max_batch_size and self._on_the_way:
+            oldest = self._waiting[0]
+            deadline = oldest.submitted_at + self._max_delay
+            batch, is_full = self._fitting()
+            while not is_full and self._on_the_way:
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
                     break
                 self._changed.wait(remaining)
-            size = min(len(self._waiting), self._max_batch_size)
-            return [self._waiting.popleft() for _ in range(size)]
+                if not self._waiting or self._waiting[0] is not oldest:
+                    return self._take()  # given back meanwhile
+                batch, is_full = self._fitting()
+            taken = set(map(id, batch))
+            self._waiting = deque(entry for entry in self._waiting if id(entry) not in taken)
+            return batch
+
+    def _fitting(self) -> "tuple[list[_Entry[Item, Result]], bool]":
+        """What could run with the oldest item now, and whether more would not fit."""
+        key = self._key(self._waiting[0].item)
+        batch: list[_Entry[Item, Result]] = []
+        weight = 0
+        for entry in self._waiting:
+            if self._key(entry.item) != key:
+                continue
+            weight += self._weight(entry.item)
+            if batch and weight > self._max_weight:
+                return batch, True
+            batch.append(entry)
+            if len(batch) == self._max_batch_size:
+                return batch, True
+        return batch, False
 
     def _deliver(
         self, batch: "list[_Entry[Item, Result]]", results: "list[Result | Exception]"

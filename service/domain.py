@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -18,6 +19,28 @@ class ObjectMetadata:
 
 
 @dataclass(frozen=True)
+class Rerun:
+    """Leave to replace a document that was seen failed, or recorded by another model.
+
+    The same rerun replaces a document once: what it writes is younger than `seen_at`.
+    """
+
+    seen_at: datetime  # Firestore's own time when the document was seen
+    model: str | None = None  # sha256 of the model that is to replace the others; None: any model
+
+    def replaces(self, created_at: datetime, model: str | None) -> bool:
+        """Say whether a document of this age, recorded by the model of this sha256, may go."""
+        return created_at <= self.seen_at and (self.model is None or model != self.model)
+
+
+# Temporary parts of composite uploads: gsutil's and gcloud's own names for them.
+_COMPOSITE_PARTS = (
+    "/gsutil/tmp/parallel_composite_uploads/",
+    "/gcloud/tmp/parallel_composite_uploads/",
+)
+
+
+@dataclass(frozen=True)
 class ImageRef:
     """One picture: one generation of one object. Without a generation it means the live one."""
 
@@ -25,11 +48,17 @@ class ImageRef:
     name: str
     generation: int | None = None
     metadata: ObjectMetadata = field(default_factory=ObjectMetadata, compare=False)
+    rerun: Rerun | None = field(default=None, compare=False)  # None: a document there is final
 
     @property
     def uri(self) -> str:
         """`gs://bucket/name`, without the generation."""
         return f"gs://{self.bucket}/{self.name}"
+
+    @property
+    def is_ignorable(self) -> bool:
+        """Whether it is no picture of a user: a folder marker or a composite upload's part."""
+        return self.name.endswith("/") or any(part in f"/{self.name}" for part in _COMPOSITE_PARTS)
 
     @property
     def document_id(self) -> str:
@@ -151,6 +180,24 @@ class ImageResult:
     def counts(self) -> dict[str, int]:
         """Detections by label, labels sorted."""
         return dict(sorted(Counter(found.label for found in self.detections).items()))
+
+
+@dataclass(frozen=True)
+class Record:
+    """What stands in a document, as far as it decides about a rerun."""
+
+    status: str
+    model: str | None  # sha256; a failed picture has none
+    created_at: datetime
+    update_time: datetime  # Firestore's own, for the precondition of a replacement
+
+
+@dataclass(frozen=True)
+class Records:
+    """Documents by id, as they were at one time of Firestore's clock."""
+
+    by_id: Mapping[str, Record]
+    read_at: datetime
 
 
 class Outcome(StrEnum):

@@ -3,6 +3,7 @@
 gunicorn --config python:service.gunicorn_conf "service.main:build_app()"
 """
 
+import logging
 import signal
 import sys
 from types import FrameType
@@ -11,6 +12,8 @@ from typing import Any
 from service import logs
 from service.errors import SettingsError
 from service.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 try:
     _settings = Settings.from_env()
@@ -41,9 +44,17 @@ def post_worker_init(worker: Any) -> None:
             drain(number, frame)
 
     signal.signal(signal.SIGTERM, stop)
+    if _settings.profile_stages:
+        signal.signal(signal.SIGUSR1, lambda number, frame: _log_stages(worker.wsgi))
 
 
 def worker_exit(_server: Any, worker: Any) -> None:
     """After the last answer, let the pipeline's threads end."""
     if app := getattr(worker, "wsgi", None):
         app.extensions["pipeline"].close(timeout_seconds=1.0)
+        if _settings.profile_stages:
+            _log_stages(app)
+
+
+def _log_stages(app: Any) -> None:
+    logger.info("Stages", extra={"cpu_seconds": app.extensions["stages"].seconds()})

@@ -1,6 +1,7 @@
 """Bytes to an upright picture within limits, and the geometry of the letterbox."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -36,8 +37,17 @@ _PLUGINS = (
     WebPImagePlugin.WebPImageFile,
 )
 FORMATS = tuple(str(plugin.format) for plugin in _PLUGINS)
+_REDUCIBLE = ("JPEG", "MPO")
+_READ_AT = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
 _PREFIX_BYTES = 16  # what Pillow hands to a format's signature test
 
+# Pictures are worked on side by side already; OpenCV's own threads would only cost.
+cv2.setNumThreads(1)
 Image.MAX_IMAGE_PIXELS = None  # our own limit takes its place: it refuses, rather than warns
 
 Pixels = NDArray[np.uint8]  # HxWx3, BGR
@@ -51,12 +61,46 @@ class Picture:
     info: ImageInfo
 
 
-def decode(data: bytes, *, max_pixels: int) -> Picture:
+def decode(data: bytes, *, max_pixels: int, image_size: int | None = None) -> Picture:
     """Decode a picture, turned upright by its EXIF orientation, 8 bits a channel, no alpha.
+
+    Args:
+        data: the file.
+        max_pixels: pictures of more pixels are refused.
+        image_size: longer side that the network sees, in pixels. A JPEG at least twice as large
+            is decoded at a half, a quarter or an eighth, by libjpeg's scaled inverse DCT, and so
+            never below this; None decodes in full. `Picture.info` has the full size either way.
 
     Raises:
         BadImageError: not a picture, a damaged one, or one of more than `max_pixels` pixels; the
             size is read from the header, before any memory for the pixels is taken.
+    """
+    stored = inspect(data, max_pixels=max_pixels)
+    image_format, width, height = stored.format, stored.width, stored.height
+    reduction = 1
+    if image_size and image_format in _REDUCIBLE:
+        reduction = _reduction(width, height, image_size)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _READ_AT[reduction])
+    except cv2.error:
+        pixels = None
+    if pixels is None or pixels.size == 0:
+        raise BadImageError(
+            ErrorCode.CORRUPT_IMAGE, f"The {image_format} file is damaged or cut short."
+        )
+    upright = np.asarray(pixels, np.uint8)
+    if reduction == 1:
+        height, width = upright.shape[:2]
+    elif upright.shape[:2] != _reduced(height, width, reduction):  # turned by its orientation
+        width, height = height, width
+    return Picture(upright, ImageInfo(width, height, image_format))
+
+
+def inspect(data: bytes, *, max_pixels: int) -> ImageInfo:
+    """Read format and size, as stored (before EXIF), from the header; no pixels.
+
+    Raises:
+        BadImageError: not a picture, or one of more than `max_pixels` pixels.
     """
     if not data:
         raise BadImageError(ErrorCode.EMPTY_OBJECT, "The object has no bytes.")
@@ -66,16 +110,25 @@ def decode(data: bytes, *, max_pixels: int) -> Picture:
             ErrorCode.IMAGE_TOO_LARGE,
             f"The picture has {width}x{height} pixels, more than MAX_IMAGE_PIXELS={max_pixels}.",
         )
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:
-        pixels = None
-    if pixels is None or pixels.size == 0:
-        raise BadImageError(
-            ErrorCode.CORRUPT_IMAGE, f"The {image_format} file is damaged or cut short."
-        )
-    upright = np.asarray(pixels, np.uint8)
-    return Picture(upright, ImageInfo(upright.shape[1], upright.shape[0], image_format))
+    return ImageInfo(width, height, image_format)
+
+
+def _reduction(width: int, height: int, image_size: int) -> int:
+    """How many times smaller a JPEG of this size is decoded: 1, 2, 4 or 8."""
+    for reduction in (8, 4, 2):
+        small = _reduced(height, width, reduction)
+        # Of a picture that is square when reduced, and not before, nobody could tell whether its
+        # orientation has turned it.
+        if max(width, height) >= reduction * image_size and (
+            small[0] != small[1] or width == height
+        ):
+            return reduction
+    return 1
+
+
+def _reduced(height: int, width: int, reduction: int) -> tuple[int, int]:
+    """Size of a picture that libjpeg reduces (jdmaster.c: rounded up), height first."""
+    return -(-height // reduction), -(-width // reduction)
 
 
 def _header(data: bytes) -> tuple[str, int, int]:
@@ -116,13 +169,18 @@ class Letterbox:
     width: int  # of the picture, in pixels
     height: int
 
-    def apply(self, pixels: Pixels) -> Pixels:
-        """Return the frame: uint8, frame_height x frame_width x 3."""
+    def apply(self, pixels: Pixels, out: Pixels | None = None) -> Pixels:
+        """Return the frame: uint8, frame_height x frame_width x 3.
+
+        Args:
+            pixels: the picture.
+            out: contiguous memory of the frame's shape to write into; None makes some.
+        """
         resized = _resize(pixels, self.resized_width, self.resized_height)
         bottom = self.frame_height - self.resized_height - self.top
         right = self.frame_width - self.resized_width - self.left
         framed = cv2.copyMakeBorder(
-            resized, self.top, bottom, self.left, right, cv2.BORDER_CONSTANT, value=_GREY
+            resized, self.top, bottom, self.left, right, cv2.BORDER_CONSTANT, out, value=_GREY
         )
         return np.asarray(framed, np.uint8)
 
@@ -149,22 +207,65 @@ def letterbox(
     `image_size` is a multiple of `stride`. A frame of fewer than `min_frame_pixels` (as a very thin
     picture's would be) gets more padding at its shorter side.
     """
-    scale = min(image_size / height, image_size / width)
-    resized_width, resized_height = max(round(width * scale), 1), max(round(height * scale), 1)
-    pad_x = (image_size - resized_width) % stride
-    pad_y = (image_size - resized_height) % stride
-    while (resized_width + pad_x) * (resized_height + pad_y) < min_frame_pixels:
-        if resized_width + pad_x < resized_height + pad_y:
-            pad_x += stride
+    resized_width, resized_height = _resized(width, height, image_size)
+    frame_width = resized_width + (image_size - resized_width) % stride
+    frame_height = resized_height + (image_size - resized_height) % stride
+    while frame_width * frame_height < min_frame_pixels:
+        if frame_width < frame_height:
+            frame_width += stride
         else:
-            pad_y += stride
+            frame_height += stride
+    return _centred(width, height, image_size, (frame_height, frame_width))
+
+
+# Shorter side to longer side of the pictures that cameras take: 16:9, 3:2, 4:3, and square.
+_RATIOS = (9 / 16, 2 / 3, 3 / 4, 1.0)
+
+
+def frame_sizes(
+    image_size: int, *, stride: int, min_frame_pixels: int = 0
+) -> tuple[tuple[int, int], ...]:
+    """The few frames, as (height, width), that every picture is put into, smallest first.
+
+    Few, because a network is compiled for each of them. They hold the ratios of cameras, upright
+    and lying, without more padding than `letterbox` gives those; other pictures get more.
+    """
+    sizes = set()
+    for ratio in _RATIOS:
+        framed = letterbox(
+            image_size, round(image_size * ratio), image_size=image_size, stride=stride,
+            min_frame_pixels=min_frame_pixels,
+        )  # fmt: skip
+        size = framed.frame_height, framed.frame_width
+        sizes |= {size, size[::-1]}
+    return tuple(sorted(sizes, key=lambda size: (size[0] * size[1], size)))
+
+
+def fit(width: int, height: int, *, image_size: int, sizes: Sequence[tuple[int, int]]) -> Letterbox:
+    """Letterbox into the smallest of the `frame_sizes` that holds the picture.
+
+    So the same picture always gets the same frame, whatever came before it.
+    """
+    resized_width, resized_height = _resized(width, height, image_size)
+    size = next(s for s in sizes if s[0] >= resized_height and s[1] >= resized_width)
+    return _centred(width, height, image_size, size)
+
+
+def _resized(width: int, height: int, image_size: int) -> tuple[int, int]:
+    scale = min(image_size / height, image_size / width)
+    return max(round(width * scale), 1), max(round(height * scale), 1)
+
+
+def _centred(width: int, height: int, image_size: int, size: tuple[int, int]) -> Letterbox:
+    resized_width, resized_height = _resized(width, height, image_size)
+    frame_height, frame_width = size
     return Letterbox(
         resized_width,
         resized_height,
-        left=round(pad_x / 2 - 0.1),
-        top=round(pad_y / 2 - 0.1),
-        frame_width=resized_width + pad_x,
-        frame_height=resized_height + pad_y,
+        left=round((frame_width - resized_width) / 2 - 0.1),
+        top=round((frame_height - resized_height) / 2 - 0.1),
+        frame_width=frame_width,
+        frame_height=frame_height,
         width=width,
         height=height,
     )
@@ -177,10 +278,9 @@ def shrink(pixels: Pixels, *, image_size: int) -> Pixels:
     only pads: the network sees the same pixels as from the full picture.
     """
     height, width = pixels.shape[:2]
-    scale = min(image_size / height, image_size / width)
-    if scale >= 1:
+    if max(height, width) <= image_size:
         return pixels
-    return _resize(pixels, max(round(width * scale), 1), max(round(height * scale), 1))
+    return _resize(pixels, *_resized(width, height, image_size))
 
 
 def enlarge_box(box: Box, *, small: tuple[int, int], full: tuple[int, int]) -> Box:

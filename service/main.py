@@ -16,6 +16,7 @@ from service.detector import Detector, load_detector, warm_up
 from service.errors import CredentialsError, ModelError, SettingsError
 from service.pipeline import Pipeline, PipelineOptions
 from service.settings import Settings
+from service.stages import NO_CLOCK, StageClock
 
 if TYPE_CHECKING:
     from service.storage import ImageStorage
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PIPELINE = "pipeline"  # key in `app.extensions`, for the server's shutdown hook
+# Keys in `app.extensions`, for the server's hooks.
+PIPELINE = "pipeline"
+STAGES = "stages"
 _BOOT_ERROR = 3  # gunicorn stops, instead of starting the worker again, on this exit code
 
 
@@ -39,22 +42,27 @@ def build_app() -> Flask:
         logger.critical("Cannot start: there is no model at MODEL_PATH=%s", settings.model_path)
         sys.exit(_BOOT_ERROR)
     # The model loads in the background while the clients are made.
+    clock = StageClock() if settings.profile_stages else NO_CLOCK
     loader = ThreadPoolExecutor(1, thread_name_prefix="model")
-    detector = loader.submit(_load, settings)
+    detector = loader.submit(_load, settings, clock)
     loader.shutdown(wait=False)
     try:
         store = build_store(settings)
-        pipeline = build_pipeline(settings, store, detector)
+        pipeline = build_pipeline(settings, store, detector, clock)
     except CredentialsError as exc:
         logger.critical("Cannot start: %s", exc)
         sys.exit(_BOOT_ERROR)
     app = create_app(pipeline, max_request_bytes=settings.max_request_bytes, project=store.project)
     app.extensions[PIPELINE] = pipeline
+    app.extensions[STAGES] = clock
     return app
 
 
 def build_pipeline(
-    settings: Settings, store: "ResultStore", detector: Future[Detector]
+    settings: Settings,
+    store: "ResultStore",
+    detector: Future[Detector],
+    clock: StageClock = NO_CLOCK,
 ) -> Pipeline:
     """Connect the parts."""
     return Pipeline(
@@ -63,15 +71,18 @@ def build_pipeline(
         detector,
         PipelineOptions(
             max_batch_size=settings.max_batch_size,
+            max_batch_pixels=settings.max_batch_pixels,
             max_batch_delay_seconds=settings.max_batch_delay_ms / 1000,
             max_queue=settings.max_queue,
             max_image_pixels=settings.max_image_pixels,
+            reduced_decode=settings.reduced_decode,
             allowed_buckets=settings.allowed_buckets,
         ),
+        clock,
     )
 
 
-def _load(settings: Settings) -> Detector:
+def _load(settings: Settings, clock: StageClock) -> Detector:
     """Load the model and run it once."""
     started = time.monotonic()
     try:
@@ -80,6 +91,8 @@ def _load(settings: Settings) -> Detector:
             device=settings.device,
             image_size=settings.image_size,
             min_confidence=settings.min_confidence,
+            lanes=settings.lanes,
+            clock=clock,
         )
         warm_up(detector)
     except ModelError as exc:

@@ -7,10 +7,9 @@ none. Whatever it raises means that the event must come again, and doing so is s
 """
 
 import logging
-import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +27,7 @@ from service.domain import (
     ImageRef,
     ImageResult,
     Outcome,
+    Rerun,
     Timings,
 )
 from service.errors import (
@@ -38,16 +38,13 @@ from service.errors import (
     ShuttingDownError,
     TransientError,
 )
-from service.images import Pixels, decode, enlarge_box, shrink
+from service.images import Pixels, decode, enlarge_box, inspect, shrink
+from service.machine import cores
 from service.singleflight import SingleFlight
+from service.stages import NO_CLOCK, StageClock
 
 logger = logging.getLogger(__name__)
 
-# Temporary parts of composite uploads: gsutil's and gcloud's own names for them.
-_COMPOSITE_PARTS = (
-    "/gsutil/tmp/parallel_composite_uploads/",
-    "/gcloud/tmp/parallel_composite_uploads/",
-)
 _STOPPING = "The service is shutting down."
 # A job's picture waits for a place in the queue rather than give the whole job back: uploads, which
 # come with a short deadline, do not wait.
@@ -67,8 +64,8 @@ class Storage(Protocol):
 class Store(Protocol):
     """Where results go; see `service.store.ResultStore`."""
 
-    def is_final(self, document_id: str) -> bool:
-        """Say whether the picture has its document."""
+    def is_final(self, document_id: str, rerun: Rerun | None = None) -> bool:
+        """Say whether the picture has its document, which no rerun may replace."""
 
     def commit(self, results: Sequence[ImageResult]) -> None:
         """Make results final."""
@@ -80,8 +77,10 @@ class PipelineOptions:
 
     max_batch_size: int = 8
     max_batch_delay_seconds: float = 0.02
+    max_batch_pixels: int = 20_000_000
     max_queue: int = 32
     max_image_pixels: int = 50_000_000
+    reduced_decode: bool = True
     allowed_buckets: tuple[str, ...] = ()
 
 
@@ -107,6 +106,7 @@ class Pipeline:
         store: Store,
         detector: "Future[Detector]",
         options: PipelineOptions | None = None,
+        clock: StageClock = NO_CLOCK,
     ) -> None:
         """Take the parts.
 
@@ -115,8 +115,10 @@ class Pipeline:
             store: takes results.
             detector: the network, which may still be loading; pictures are fetched meanwhile.
             options: limits.
+            clock: counts the CPU time of `download`, `decode` and `store`.
         """
         self._options = options or PipelineOptions()
+        self._clock = clock
         self._storage = storage
         self._store = store
         self._detector = detector
@@ -124,13 +126,16 @@ class Pipeline:
         self._stopping = False
         # Full-size pixels exist only between decode and shrink: as many at once as can be worked
         # on, or a burst of large pictures would take gigabytes.
-        self._decoders = threading.Semaphore(os.cpu_count() or 1)
+        self._decoders = threading.Semaphore(cores())
         self._batcher: Batcher[_Prepared, ImageResult] = Batcher(
             self._detect,
             self._commit,
             max_batch_size=self._options.max_batch_size,
             max_delay_seconds=self._options.max_batch_delay_seconds,
             max_admitted=self._options.max_queue,
+            key=self._batch_key,
+            weight=lambda prepared: prepared.pixels.shape[0] * prepared.pixels.shape[1],
+            max_weight=self._options.max_batch_pixels,
         )
         # A job's pictures: enough at once to fill one batch while another one runs, and few
         # enough to leave room in the queue for uploads.
@@ -209,7 +214,7 @@ class Pipeline:
     ) -> Outcome:
         if self._stopping:
             raise ShuttingDownError(_STOPPING)
-        if _is_ignorable(ref.name):
+        if ref.is_ignorable:
             return Outcome.IGNORED
         if self._options.allowed_buckets and ref.bucket not in self._options.allowed_buckets:
             logger.warning(
@@ -219,9 +224,13 @@ class Pipeline:
             return Outcome.REFUSED
         try:
             if ref.generation is None:
-                ref = self._storage.resolve(ref)
+                with self._clock.measure("download"):
+                    ref = self._storage.resolve(ref)
+            self._check_model(ref.rerun)
+            # A rerun must not take part in the flight of somebody who finds the document final.
+            flight = f"{ref.document_id} {ref.rerun}" if ref.rerun else ref.document_id
             return self._flights.do(
-                ref.document_id, lambda: self._process_once(ref, event_time, patience_seconds)
+                flight, lambda: self._process_once(ref, event_time, patience_seconds)
             )
         except ObjectGoneError:
             logger.warning(
@@ -234,7 +243,9 @@ class Pipeline:
         self, ref: ImageRef, event_time: datetime | None, patience_seconds: float
     ) -> Outcome:
         with self._batcher.admit(patience_seconds=patience_seconds) as ticket:
-            if self._store.is_final(ref.document_id):
+            with self._clock.measure("store"):
+                is_final = self._store.is_final(ref.document_id, ref.rerun)
+            if is_final:
                 return Outcome.ALREADY_FINAL
             prepared = self._prepare(ref, event_time)
             if isinstance(prepared, _Prepared):
@@ -250,15 +261,20 @@ class Pipeline:
         """
         started = time.monotonic()
         try:
-            download = self._storage.download(ref)
+            with self._clock.measure("download"):
+                download = self._storage.download(ref)
             ref = replace(ref, metadata=download.metadata)
             downloaded = time.monotonic()
-            with self._decoders:
+            if not self._detector.done():  # what is no picture need not wait for the model
+                inspect(download.data, max_pixels=self._options.max_image_pixels)
+            image_size = self._loaded_detector().info.image_size
+            with self._decoders, self._clock.measure("decode"):
                 decoding = time.monotonic()
-                picture = decode(download.data, max_pixels=self._options.max_image_pixels)
-                decoded = time.monotonic()
-                image_size = self._loaded_detector().info.image_size  # waits only at the start
-                shrinking = time.monotonic()
+                picture = decode(
+                    download.data,
+                    max_pixels=self._options.max_image_pixels,
+                    image_size=image_size if self._options.reduced_decode else None,
+                )
                 pixels = shrink(picture.pixels, image_size=image_size)
                 queued_at = time.monotonic()
         except BadImageError as exc:
@@ -270,9 +286,13 @@ class Pipeline:
             pixels=pixels,
             event_time=event_time,
             download_ms=(downloaded - started) * 1000,
-            decode_ms=(decoded - decoding + queued_at - shrinking) * 1000,
+            decode_ms=(queued_at - decoding) * 1000,
             queued_at=queued_at,
         )
+
+    def _batch_key(self, prepared: _Prepared) -> Hashable:
+        height, width = prepared.pixels.shape[:2]
+        return self._loaded_detector().batch_key(width, height)
 
     def _detect(self, batch: list[_Prepared]) -> list[ImageResult]:
         detector = self._loaded_detector()
@@ -308,7 +328,8 @@ class Pipeline:
 
     def _commit(self, results: Sequence[ImageResult]) -> None:
         started = time.monotonic()
-        self._store.commit(results)
+        with self._clock.measure("store"):
+            self._store.commit(results)
         commit_ms = round((time.monotonic() - started) * 1000, 1)
         done = [result for result in results if not result.failure]
         if done:
@@ -316,6 +337,16 @@ class Pipeline:
         for result in results:
             if result.failure:
                 logger.warning("A picture failed", extra=_failure_log(result, result.failure))
+
+    def _check_model(self, rerun: Rerun | None) -> None:
+        """Refuse a rerun for another model, as another revision of the service may run it.
+
+        Raises:
+            ModelNotReadyError: this one does not.
+        """
+        wanted = rerun.model if rerun else None
+        if wanted and wanted != self._loaded_detector().info.sha256:
+            raise ModelNotReadyError("The job asks for another model than this service runs.")
 
     def _loaded_detector(self) -> Detector:
         """Wait for the network.
@@ -327,11 +358,6 @@ class Pipeline:
             return self._detector.result()
         except Exception as exc:
             raise ModelNotReadyError("The model did not load; the log says why.") from exc
-
-
-def _is_ignorable(name: str) -> bool:
-    """Say whether an object is no picture of a user: a folder marker or an upload's part."""
-    return name.endswith("/") or any(part in f"/{name}" for part in _COMPOSITE_PARTS)
 
 
 def _enlarged(detections: Sequence[Detection], prepared: _Prepared) -> tuple[Detection, ...]:

@@ -51,6 +51,12 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError("true or false")
+    return text.lower() == "true"
+
+
 def _buckets(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if not names or not all(re.fullmatch(r"[a-z0-9][a-z0-9._-]+", name) for name in names):
@@ -86,6 +92,9 @@ class Settings:
         Path,
     )
     device: str = _setting("cpu", "`cpu`, or a GPU as ultralytics names it (`0`, `cuda:0`).")
+    lanes: int | None = _setting(
+        None, "Pictures inferred at once on a CPU; unset: one for each core.", _integer(1, 256)
+    )
     image_size: int | None = _setting(
         None,
         "Longer side that the network sees, in pixels; unset: the model's own, "
@@ -96,6 +105,11 @@ class Settings:
         0.25, "Detections below are not recorded.", _number(0.001, 1.0)
     )
     max_batch_size: int = _setting(8, "Pictures in one batch at most.", _integer(1, 64))
+    max_batch_pixels: int = _setting(
+        20_000_000,
+        "Pixels in one batch at most, as the network sees them; bounds a GPU's memory.",
+        _integer(1024, 2**31),
+    )
     max_batch_delay_ms: float = _setting(
         20.0,
         "How long a picture waits for others that are on their way, in milliseconds.",
@@ -124,6 +138,12 @@ class Settings:
     max_request_bytes: int = _setting(
         4 * 2**20, "Requests larger than this are answered 413.", _integer(1024, 2**25)
     )
+    reduced_decode: bool = _setting(
+        True,
+        "Decode a JPEG at 1/2, 1/4 or 1/8 when it is at least so much larger than what the "
+        "network sees; `false` decodes it in full.",
+        _boolean,
+    )
     allowed_buckets: tuple[str, ...] = _setting(
         (), "Buckets that are served, separated by commas; unset: every bucket.", _buckets
     )
@@ -144,6 +164,11 @@ class Settings:
         8,
         "How long work in flight may take after SIGTERM; Cloud Run kills after 10.",
         _integer(1, 600),
+    )
+    profile_stages: bool = _setting(
+        False,
+        "Count CPU seconds by stage, and log them on SIGUSR1 and at the end (`yolo-batch bench`).",
+        _boolean,
     )
     log_level: str = _setting(
         "INFO", "Least severity that is logged.", _one_of("DEBUG", "INFO", "WARNING", "ERROR")
@@ -197,4 +222,6 @@ def _shown(default: Any) -> str:
         return "unset"
     if default == BUNDLED_MODEL:
         return "the bundled demo model"
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
     return f"`{default}`"

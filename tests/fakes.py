@@ -5,9 +5,10 @@ test that would hang fails instead.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import cv2
@@ -15,7 +16,7 @@ import numpy as np
 
 from service.detector import Detector
 from service.document import to_document
-from service.domain import Box, Detection, Download, ImageRef, ImageResult, ModelInfo
+from service.domain import Box, Detection, Download, ImageRef, ImageResult, ModelInfo, Rerun
 from service.errors import ObjectGoneError
 from service.images import Pixels
 
@@ -90,16 +91,25 @@ class FakeStore:
 
     def __init__(self) -> None:
         self.documents: dict[str, dict[str, Any]] = {}
+        self.created: dict[str, datetime] = {}
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)  # the store's clock: one tick a document
         self.commits: list[list[str]] = []
         self.errors: list[Exception] = []
         self.gate = Gate()
         self.lookups: list[str] = []
         self._lock = threading.Lock()
 
-    def is_final(self, document_id: str) -> bool:
+    def is_final(self, document_id: str, rerun: Rerun | None = None) -> bool:
         with self._lock:
             self.lookups.append(document_id)
-            return document_id in self.documents
+            return self._is_final(document_id, rerun)
+
+    def _is_final(self, document_id: str, rerun: Rerun | None) -> bool:
+        document = self.documents.get(document_id)
+        if document is None or rerun is None:
+            return document is not None
+        model = (document["model"] or {}).get("sha256")
+        return not rerun.replaces(self.created[document_id], model)
 
     def commit(self, results: Sequence[ImageResult]) -> None:
         self.gate.enter()
@@ -108,7 +118,11 @@ class FakeStore:
                 raise self.errors.pop(0)
             self.commits.append([result.ref.name for result in results])
             for result in results:
-                self.documents.setdefault(result.ref.document_id, to_document(result))
+                document_id = result.ref.document_id
+                if not self._is_final(document_id, result.ref.rerun):
+                    self.now += timedelta(seconds=1)
+                    self.documents[document_id] = to_document(result)
+                    self.created[document_id] = self.now
 
     def document(self, name: str) -> dict[str, Any]:
         """The one document of the objects called `name`."""
@@ -126,6 +140,9 @@ class FakeDetector:
         self.poison: Color | None = None
         self.missing_results = 0
         self.gate = Gate()
+
+    def batch_key(self, width: int, height: int) -> Hashable:
+        return None
 
     def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
         self.batch_sizes.append(len(images))

@@ -1,12 +1,13 @@
 """The network: a picture's pixels in, its detections out."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from service.domain import Detection, ModelInfo
 from service.errors import ModelError
 from service.images import Pixels
+from service.stages import NO_CLOCK, StageClock
 
 OPENVINO_METADATA = "metadata.yaml"  # ultralytics writes it beside the network it exports
 
@@ -17,6 +18,14 @@ class Detector(Protocol):
     @property
     def info(self) -> ModelInfo:
         """Which network this is, for the records."""
+
+    def batch_key(self, width: int, height: int) -> Hashable:
+        """Tell which pictures may share a batch: those of equal keys.
+
+        Args:
+            width: of the picture as it is queued, in pixels.
+            height: likewise.
+        """
 
     def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
         """Detect objects.
@@ -31,7 +40,13 @@ class Detector(Protocol):
 
 
 def load_detector(
-    path: Path, *, device: str = "cpu", image_size: int | None = None, min_confidence: float = 0.25
+    path: Path,
+    *,
+    device: str = "cpu",
+    image_size: int | None = None,
+    min_confidence: float = 0.25,
+    lanes: int | None = None,
+    clock: StageClock = NO_CLOCK,
 ) -> Detector:
     """Load a network by what its path is.
 
@@ -43,6 +58,8 @@ def load_detector(
         device: `cpu`, or a GPU as ultralytics names it.
         image_size: longer side that the network sees, in pixels; None: the model's own.
         min_confidence: detections below are left out.
+        lanes: pictures inferred at once on a CPU; None: one for each core.
+        clock: counts CPU time by stage, as far as the detector can tell.
 
     Raises:
         ModelError: there is no such model, it cannot be loaded, or it is not a detection model.
@@ -57,7 +74,9 @@ def load_detector(
             )
         from service.detector.openvino import OpenVINODetector
 
-        return OpenVINODetector(path, image_size=image_size, min_confidence=min_confidence)
+        return OpenVINODetector(
+            path, image_size=image_size, min_confidence=min_confidence, lanes=lanes, clock=clock
+        )
     # Imported only here: ultralytics brings torch.
     from service.detector.ultralytics import UltralyticsDetector
 

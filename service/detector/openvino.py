@@ -2,8 +2,9 @@
 
 import hashlib
 import math
-from collections import defaultdict
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from openvino.preprocess import ColorFormat, PrePostProcessor
 from service.detector import OPENVINO_METADATA
 from service.domain import Detection, ModelInfo
 from service.errors import ModelError
-from service.images import Letterbox, Pixels, letterbox
+from service.images import Letterbox, Pixels, fit, frame_sizes
+from service.machine import cores
+from service.stages import NO_CLOCK, StageClock
 
 _COLUMNS = 6  # of the end-to-end head's output: x1, y1, x2, y2, confidence, class id
 
@@ -25,14 +28,30 @@ _COLUMNS = 6  # of the end-to-end head's output: x1, y1, x2, y2, confidence, cla
 class OpenVINODetector:
     """A YOLO26 network exported with its end-to-end (NMS-free) head and dynamic shapes.
 
-    Pictures are letterboxed to the smallest frame that holds them, as ultralytics does for single
-    pictures, and those of equal frames run as one batch.
+    Each picture is letterboxed into one of a few frames (`images.frame_sizes`), and the network is
+    compiled for a frame when the first picture needs it: static shapes are faster than dynamic
+    ones, and a bounded number of them is compiled. A batch is spread over lanes, a thread with one
+    picture and one core each: on few cores that costs less than one request of many pictures, and
+    pictures of different frames cost each other nothing (docs/performance.md has the figures).
     """
 
     def __init__(
-        self, directory: Path, *, image_size: int | None = None, min_confidence: float = 0.25
+        self,
+        directory: Path,
+        *,
+        image_size: int | None = None,
+        min_confidence: float = 0.25,
+        lanes: int | None = None,
+        clock: StageClock = NO_CLOCK,
     ) -> None:
-        """Load and compile the network.
+        """Load the network.
+
+        Args:
+            directory: what `yolo-batch export` wrote.
+            image_size: longer side that the network sees, in pixels; None: as exported.
+            min_confidence: detections below are left out.
+            lanes: pictures inferred at once; None: one for each core.
+            clock: counts the CPU time of `letterbox`, `inference` and `postprocess`.
 
         Raises:
             ModelError: the directory does not hold such a network.
@@ -41,22 +60,9 @@ class OpenVINODetector:
         files = sorted(directory.glob("*.xml"))
         if len(files) != 1:
             raise ModelError(f"{directory} must hold one .xml file; it holds {len(files)}")
-        try:
-            network = ov.Core().read_model(files[0])
-            _check_shapes(network, directory)
-            self._compiled = ov.Core().compile_model(
-                _with_preprocessing(network),
-                "CPU",
-                # float32 even where the CPU offers bfloat16: results must not depend on the machine
-                {"INFERENCE_PRECISION_HINT": Type.f32, "PERFORMANCE_HINT": "LATENCY"},
-            )
-        except RuntimeError as exc:
-            raise ModelError(f"OpenVINO cannot load {files[0]}: {exc}") from exc
-        self._request = self._compiled.create_infer_request()
-        self._min_frame_pixels = _pixels_for_anchors(network.output(0).partial_shape[1])
         self._names: dict[int, str] = metadata["names"]
-        self._stride: int = metadata["stride"]
         self._min_confidence = min_confidence
+        self._clock = clock
         self._info = ModelInfo(
             name=str(metadata.get("source") or files[0].stem),
             sha256=str(metadata.get("sha256") or _sha256(files[0].with_suffix(".bin"))),
@@ -64,46 +70,100 @@ class OpenVINODetector:
             precision=str(metadata.get("precision") or "unknown"),
             runtime=f"openvino {ov.__version__.partition('-')[0]}",
         )
+        count = lanes or cores()
+        try:
+            network = ov.Core().read_model(files[0])
+            _check_shapes(network, directory)
+            self._networks = _Networks(_with_preprocessing(network), lanes=count)
+        except RuntimeError as exc:
+            raise ModelError(f"OpenVINO cannot load {files[0]}: {exc}") from exc
+        self._frame_sizes = frame_sizes(
+            self._info.image_size,
+            stride=metadata["stride"],
+            min_frame_pixels=_pixels_for_anchors(network.output(0).partial_shape[1]),
+        )
+        self._lanes = ThreadPoolExecutor(count, thread_name_prefix="lane")
 
     @property
     def info(self) -> ModelInfo:
         """Which network this is."""
         return self._info
 
+    def batch_key(self, width: int, height: int) -> None:
+        """Any pictures may share a batch; see `Detector.batch_key`."""
+        del width, height
+
     def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
         """Detect objects; see `Detector.detect`."""
-        frames = [
-            letterbox(
-                image.shape[1],
-                image.shape[0],
-                image_size=self._info.image_size,
-                stride=self._stride,
-                min_frame_pixels=self._min_frame_pixels,
-            )
-            for image in images
-        ]
-        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for index, frame in enumerate(frames):
-            groups[frame.frame_height, frame.frame_width].append(index)
-        found: list[list[Detection]] = [[] for _ in images]
-        for indices in groups.values():
-            rows = self._infer(np.stack([frames[i].apply(images[i]) for i in indices]))
-            for index, picture_rows in zip(indices, rows, strict=True):
-                found[index] = self._detections(picture_rows, frames[index])
-        return found
+        return list(self._lanes.map(self._detect_one, images))
 
-    def _infer(self, batch: Pixels) -> NDArray[np.float32]:
-        """Run uint8 NxHxWx3 BGR frames; return float32 NxRx6 rows."""
-        output = self._request.infer([batch], share_inputs=True)[0]
-        return np.asarray(output, np.float32)
+    def _detect_one(self, image: Pixels) -> list[Detection]:
+        frame = fit(
+            image.shape[1],
+            image.shape[0],
+            image_size=self._info.image_size,
+            sizes=self._frame_sizes,
+        )
+        with self._clock.measure("inference"):
+            request = self._networks.request(frame.frame_height, frame.frame_width)
+        with self._clock.measure("letterbox"):
+            # Written where the network reads it: no copy, no memory taken.
+            frame.apply(image, out=request.get_input_tensor().data[0])
+        with self._clock.measure("inference"):
+            request.infer()
+        with self._clock.measure("postprocess"):
+            return self._detections(request.get_output_tensor().data[0], frame)
 
     def _detections(self, rows: NDArray[np.float32], frame: Letterbox) -> list[Detection]:
+        """Read the float32 Rx6 rows of one picture."""
         confident = rows[rows[:, 4] >= self._min_confidence]
         ordered = confident[np.argsort(-confident[:, 4], kind="stable")]
         return [
             Detection(self._names[int(row[5])], int(row[5]), row[4], frame.box(*row[:4]))
             for row in ordered.tolist()
         ]
+
+
+class _Networks:
+    """One network, compiled for each frame on demand; a request for each frame and lane."""
+
+    def __init__(self, network: ov.Model, *, lanes: int) -> None:
+        self._network = network
+        self._options = {
+            # float32 even where the CPU offers bfloat16: results must not depend on the machine
+            "INFERENCE_PRECISION_HINT": Type.f32,
+            "NUM_STREAMS": lanes,
+            "INFERENCE_NUM_THREADS": lanes,
+        }
+        self._core = ov.Core()
+        self._lock = threading.Lock()
+        self._compiled: dict[tuple[int, int], ov.CompiledModel] = {}
+        self._of_lane = threading.local()
+        # OpenVINO's binding looks numpy up at its first use, and two threads that do so at once
+        # lock each other for ever, one holding the interpreter, the other the lookup's guard.
+        _ = ov.Tensor(np.zeros(1, np.uint8)).data
+
+    def request(self, height: int, width: int) -> ov.InferRequest:
+        """This thread's own request: uint8 1 x height x width x 3 BGR in, float32 1xRx6 rows out.
+
+        Raises:
+            RuntimeError: OpenVINO cannot compile the network for this frame.
+        """
+        size = height, width
+        if not hasattr(self._of_lane, "requests"):
+            self._of_lane.requests = {}
+        requests: dict[tuple[int, int], ov.InferRequest] = self._of_lane.requests
+        if size not in requests:
+            requests[size] = self._compile(size).create_infer_request()
+        return requests[size]
+
+    def _compile(self, size: tuple[int, int]) -> ov.CompiledModel:
+        with self._lock:
+            if size not in self._compiled:
+                network = self._network.clone()
+                network.reshape([1, *size, 3])
+                self._compiled[size] = self._core.compile_model(network, "CPU", self._options)
+            return self._compiled[size]
 
 
 def _read_metadata(directory: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -57,7 +58,7 @@ def make(work: Work) -> Iterator[Make]:
     made: list[Batcher[int, str]] = []
 
     def make_one(
-        *, size: int = 8, delay: float = FOR_EVER, admitted: int = 100
+        *, size: int = 8, delay: float = FOR_EVER, admitted: int = 100, **options: Any
     ) -> Batcher[int, str]:
         batcher = Batcher(
             work.run,
@@ -65,6 +66,7 @@ def make(work: Work) -> Iterator[Make]:
             max_batch_size=size,
             max_delay_seconds=delay,
             max_admitted=admitted,
+            **options,
         )
         made.append(batcher)
         return batcher
@@ -113,6 +115,44 @@ def test_batcher_under_load_runs_full_batches_in_order(make: Make, work: Work) -
     assert [answer(future) for future in rest] == [f"result of {i}" for i in range(1, 10)]
     assert work.batches == [[0], [1, 2, 3, 4], [5, 6, 7, 8], [9]]
     assert answer(first) == "result of 0"
+
+
+def test_batch_holds_items_of_one_kind_the_oldest_first(make: Make, work: Work) -> None:
+    batcher = make(key=lambda item: item % 2)
+    first, others = submit_behind(batcher, work, [1, 2, 3, 4, 5, 6])
+    work.run_gate.open()
+    assert [answer(one) for one in others] == [f"result of {item}" for item in range(1, 7)]
+    assert work.batches == [[0], [1, 3, 5], [2, 4, 6]]
+    assert answer(first) == "result of 0"
+
+
+def test_batch_is_full_for_the_oldest_items_kind_alone(make: Make, work: Work) -> None:
+    batcher = make(size=2, key=lambda item: item % 2)
+    with batcher.admit():  # somebody is on the way, for whom only what is not full waits
+        futures = [submit(batcher, item) for item in (1, 2, 3)]
+        assert answer(futures[0]) == "result of 1"
+        assert work.batches == [[1, 3]]
+        assert not futures[1].done()
+    assert answer(futures[1]) == "result of 2"
+
+
+@pytest.mark.parametrize(
+    ("items", "batches"),
+    [
+        ([4, 4, 4], [[4, 4], [4]]),
+        ([9, 8, 3], [[9], [8], [3]]),  # 9 is over the limit by itself
+        ([1, 9, 1, 8], [[1], [9], [1], [8]]),
+        ([4, 6, 1], [[4], [6, 1]]),
+    ],
+)
+def test_batch_weighs_no_more_than_allowed(
+    make: Make, work: Work, items: list[int], batches: list[list[int]]
+) -> None:
+    batcher = make(weight=lambda item: item, max_weight=8)
+    _, others = submit_behind(batcher, work, items)
+    work.run_gate.open()
+    assert [answer(one) for one in others] == [f"result of {item}" for item in items]
+    assert work.batches == [[0], *batches]
 
 
 def test_batcher_finishes_once_a_batch(make: Make, work: Work) -> None:

@@ -10,11 +10,23 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from service.domain import Box, ErrorCode, ImageInfo
 from service.errors import BadImageError
-from service.images import Letterbox, Picture, Pixels, decode, enlarge_box, letterbox, shrink
+from service.images import (
+    Letterbox,
+    Picture,
+    Pixels,
+    decode,
+    enlarge_box,
+    fit,
+    frame_sizes,
+    letterbox,
+    shrink,
+)
 
 WIDTH, HEIGHT = 60, 40
 RED, GREEN, BLUE, YELLOW = (0, 0, 255), (0, 255, 0), (255, 0, 0), (0, 255, 255)  # BGR
@@ -400,3 +412,115 @@ def test_shrink_then_boxes_is_the_box_of_the_full_picture() -> None:
 def test_enlarge_box_scales_each_side_by_itself() -> None:
     box = enlarge_box(Box(1, 2, 3, 4), small=(10, 20), full=(100, 40))
     assert box == Box(10, 4, 30, 8)
+
+
+FRAMES = frame_sizes(640, stride=32)
+
+
+def test_frame_sizes_are_those_of_cameras_both_ways() -> None:
+    wide = {(384, 640), (448, 640), (480, 640), (640, 640)}
+    assert set(FRAMES) == wide | {size[::-1] for size in wide}
+    assert [h * w for h, w in FRAMES] == sorted(h * w for h, w in FRAMES)
+
+
+@pytest.mark.parametrize("image_size", [32, 64, 320, 1280])
+def test_frame_sizes_of_any_image_size_are_whole_strides(image_size: int) -> None:
+    sizes = frame_sizes(image_size, stride=32, min_frame_pixels=14_629)
+    assert (image_size, image_size) in sizes or image_size**2 < 14_629
+    assert all(h % 32 == w % 32 == 0 and h * w >= 14_629 for h, w in sizes)
+    assert len(sizes) <= 7
+
+
+@pytest.mark.parametrize("size", [(640, 480), (480, 640), (1920, 1080), (6000, 4000), (640, 640)])
+def test_fit_of_a_cameras_ratio_pads_no_more_than_letterbox(size: tuple[int, int]) -> None:
+    assert fit(*size, image_size=640, sizes=FRAMES) == letterbox(*size, image_size=640, stride=32)
+
+
+@given(st.integers(1, 9000), st.integers(1, 9000))
+def test_fit_of_any_size_is_the_smallest_frame_that_holds_it(width: int, height: int) -> None:
+    framed = fit(width, height, image_size=640, sizes=FRAMES)
+    assert 0 <= framed.left <= framed.frame_width - framed.resized_width
+    assert 0 <= framed.top <= framed.frame_height - framed.resized_height
+    smaller = [s for s in FRAMES if s[0] * s[1] < framed.frame_height * framed.frame_width]
+    assert not any(h >= framed.resized_height and w >= framed.resized_width for h, w in smaller)
+
+
+def test_apply_writes_into_the_memory_that_is_given() -> None:
+    framed = fit(60, 40, image_size=64, sizes=frame_sizes(64, stride=32))
+    out = np.zeros((framed.frame_height, framed.frame_width, 3), np.uint8)
+    pixels = np.full((40, 60, 3), 200, np.uint8)
+    framed.apply(pixels, out=out)
+    assert np.array_equal(out, framed.apply(pixels))
+
+
+def large(width: int, height: int, **options: Any) -> bytes:
+    return saved(quarters().resize((width, height)), "JPEG", **FULL, **options)
+
+
+@pytest.mark.parametrize(
+    ("size", "reduction"),
+    [
+        ((1279, 900), 1),
+        ((1280, 900), 2),
+        ((2559, 1700), 2),
+        ((2560, 1700), 4),
+        ((5120, 20), 8),
+        ((1281, 1282), 1),  # square when reduced: nobody could tell whether it was turned
+        ((1281, 1281), 2),
+    ],
+)
+def test_decode_of_large_jpeg_is_reduced_and_tells_its_full_size(
+    size: tuple[int, int], reduction: int
+) -> None:
+    picture = decode(large(*size), max_pixels=50_000_000, image_size=640)
+    assert (picture.info.width, picture.info.height) == size
+    height, width = picture.pixels.shape[:2]
+    assert (width, height) == (-(-size[0] // reduction), -(-size[1] // reduction))
+    assert max(width, height) >= min(640, max(size))
+    assert_corners(picture.pixels, CORNERS)
+
+
+def test_decode_of_large_jpeg_without_an_image_size_is_in_full() -> None:
+    assert decode(large(1300, 900), max_pixels=50_000_000).pixels.shape == (900, 1300, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_decode_of_large_turned_jpeg_is_upright_like_the_full_one(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = large(1300, 900, exif=exif)
+    reduced = decode(data, max_pixels=50_000_000, image_size=640)
+    full = decode(data, max_pixels=50_000_000)
+    assert reduced.info == full.info
+    rows, columns = reduced.pixels.shape[:2]
+    assert (rows * 2, columns * 2) == full.pixels.shape[:2]
+    expected = cv2.resize(full.pixels, (columns, rows), interpolation=cv2.INTER_AREA)
+    assert np.abs(reduced.pixels.astype(int) - expected).mean() < 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: saved(quarters().convert("CMYK").resize((1300, 900)), "JPEG", **FULL),
+        lambda: saved(quarters().convert("L").resize((1300, 900)), "JPEG", **FULL),
+        lambda: large(1300, 900, progressive=True),
+    ],
+    ids=["cmyk", "grey", "progressive"],
+)
+def test_decode_of_large_odd_jpeg_is_like_the_full_one(make: Callable[[], bytes]) -> None:
+    reduced = decode(make(), max_pixels=50_000_000, image_size=640).pixels
+    full = cv2.resize(decode(make(), max_pixels=50_000_000).pixels, (650, 450))
+    assert reduced.shape == full.shape
+    assert np.abs(reduced.astype(int) - full).mean() < 1
+
+
+def test_decode_of_large_cut_jpeg_is_corrupt_when_reduced_too() -> None:
+    data = large(1300, 900)
+    with pytest.raises(BadImageError) as refusal:
+        decode(data[: len(data) // 2], max_pixels=50_000_000, image_size=640)
+    assert refusal.value.code is ErrorCode.CORRUPT_IMAGE
+
+
+def test_decode_of_other_formats_is_never_reduced() -> None:
+    data = saved(quarters().resize((1300, 900)), "PNG")
+    assert decode(data, max_pixels=50_000_000, image_size=640).pixels.shape == (900, 1300, 3)

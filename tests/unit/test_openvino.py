@@ -1,5 +1,7 @@
 """The OpenVINO detector on a network made here: it answers with each picture's mean colours."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from service.detector.openvino import OpenVINODetector
 from service.domain import Box, ModelInfo
 from service.errors import ModelError
 from service.images import Pixels
+from service.stages import StageClock
+
+ROOT = Path(__file__).parents[2]
 
 METADATA: dict[str, Any] = {
     "names": {0: "red", 1: "green", 2: "blue"},
@@ -79,7 +84,7 @@ def test_detect_gives_boxes_of_the_picture_clipped_to_it(detector: OpenVINODetec
     [found] = detector.detect([plain(255, 254, 253, width=128, height=64)])
     boxes = {one.label: one.box for one in found}
     assert boxes["red"] == Box(0.0, 0.0, 128.0, 64.0)
-    assert boxes["green"] == Box(16.0, 32.0, 48.0, 64.0)
+    assert boxes["green"] == Box(16.0, 0.0, 48.0, 32.0)  # 16 rows of padding above
     assert boxes["blue"] == Box(0.0, 0.0, 128.0, 64.0)
 
 
@@ -98,6 +103,63 @@ def test_detect_of_many_sizes_keeps_each_pictures_own_results(detector: OpenVINO
             [one.confidence for one in expected], abs=1e-6
         )
         assert [one.box for one in found] == [one.box for one in expected]
+
+
+def test_detect_compiles_for_few_frames_however_many_sizes_come(tmp_path: Path) -> None:
+    detector = OpenVINODetector(write(tmp_path), image_size=640)
+    sizes = [(640, 640 * share // 40) for share in range(1, 41)]
+    for width, height in sizes + [size[::-1] for size in sizes]:
+        detector.detect([plain(9, 9, 9, width=width, height=height)])
+    assert len(detector._networks._compiled) == 7
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 5])
+def test_detect_on_any_number_of_lanes_keeps_the_order(tmp_path: Path, lanes: int) -> None:
+    detector = OpenVINODetector(write(tmp_path), lanes=lanes)
+    images = [plain(0, 0, 255 - i) for i in range(64)]
+    found = detector.detect(images)
+    confidences = [one[0].confidence for one in found]
+    assert confidences == pytest.approx([(255 - i) / 255 for i in range(64)], abs=1e-5)
+
+
+def test_detect_passes_on_what_a_lane_raises(detector: OpenVINODetector) -> None:
+    with pytest.raises(ZeroDivisionError):
+        detector.detect([plain(1, 2, 3), np.zeros((0, 0), np.uint8)])
+
+
+def test_detect_counts_its_stages(tmp_path: Path) -> None:
+    clock = StageClock()
+    OpenVINODetector(write(tmp_path), clock=clock).detect([plain(1, 2, 3)])
+    assert set(clock.seconds()) == {"letterbox", "inference", "postprocess"}
+
+
+def test_first_pictures_on_two_threads_of_a_new_process_do_not_lock_each_other(
+    tmp_path: Path,
+) -> None:
+    """OpenVINO's binding looks numpy up at its first use; two threads at once would hang there.
+
+    A lookup that lets the other thread run makes the race certain.
+    """
+    write(tmp_path)
+    code = f"""
+import builtins, time
+from pathlib import Path
+import numpy as np
+from service.detector.openvino import OpenVINODetector
+
+original = builtins.__import__
+def slow(name, *rest, **more):
+    if name.startswith("numpy"):
+        time.sleep(0.2)
+    return original(name, *rest, **more)
+builtins.__import__ = slow
+
+detector = OpenVINODetector(Path({str(tmp_path)!r}), lanes=2)
+print(len(detector.detect([np.zeros((64, 64, 3), np.uint8)] * 8)))
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "8", done.stderr
 
 
 def test_detect_of_nothing_is_nothing(detector: OpenVINODetector) -> None:
