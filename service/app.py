@@ -14,6 +14,7 @@ Pub/Sub and Eventarc deliver a message again unless the answer is 102, 200, 201,
 """
 
 import logging
+from collections.abc import Callable, Mapping
 
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
@@ -27,7 +28,11 @@ logger = logging.getLogger(__name__)
 
 
 def create_app(
-    pipeline: Pipeline, *, max_request_bytes: int = 4 * 2**20, project: str | None = None
+    pipeline: Pipeline,
+    *,
+    max_request_bytes: int = 4 * 2**20,
+    project: str | None = None,
+    model_health: Callable[[], Mapping[str, str]] = dict,
 ) -> Flask:
     """Build the web application around a pipeline.
 
@@ -35,6 +40,7 @@ def create_app(
         pipeline: handles the events.
         max_request_bytes: larger requests are answered 413, unread.
         project: the project whose traces the log names.
+        model_health: what the health answers add to the status.
     """
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = max_request_bytes
@@ -55,12 +61,12 @@ def create_app(
     @app.get("/health/live")
     def live() -> Response:
         status = pipeline.status()
-        return _health(status, 503 if status == "failed" else 200)
+        return _health(status, 503 if status == "failed" else 200, model_health())
 
     @app.get("/health/ready")
     def ready() -> Response:
         status = pipeline.status()
-        return _health(status, 200 if status == "ready" else 503)
+        return _health(status, 200 if status == "ready" else 503, model_health())
 
     @app.errorhandler(EnvelopeError)
     def unreadable(error: EnvelopeError) -> Response:
@@ -96,8 +102,8 @@ def create_app(
     return app
 
 
-def _health(status: str, code: int) -> Response:
-    response = jsonify(status=status)
+def _health(status: str, code: int, model: Mapping[str, str]) -> Response:
+    response = jsonify(status=status, **model)
     response.status_code = code
     return response
 

@@ -81,7 +81,7 @@ def load_detector(
     from service.detector.ultralytics import UltralyticsDetector
 
     return UltralyticsDetector(
-        path, device=device, image_size=image_size, min_confidence=min_confidence
+        path, device=device, image_size=image_size, min_confidence=min_confidence, clock=clock
     )
 
 
@@ -90,4 +90,4 @@ def warm_up(detector: Detector) -> None:
     import numpy as np
 
     size = detector.info.image_size
-    detector.detect([np.full((size, size, 3), 114, np.uint8)])
+    detector.detect([np.full((size * 3 // 4, size, 3), 114, np.uint8)])  # 4:3, the most frequent

@@ -1,0 +1,347 @@
+"""The ultralytics detector on networks made here: they answer with each picture's mean colours.
+
+They are OpenVINO directories, which ultralytics loads as it loads an engine: with the shapes and
+the metadata of an export. No GPU is needed.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import openvino as ov
+import pytest
+import yaml
+from openvino import opset13 as ops
+
+from service.detector import ultralytics
+from service.detector.ultralytics import UltralyticsDetector, decode_boxes_in_float32, sha256_of
+from service.domain import Box, Detection
+from service.errors import ModelError
+from service.images import Pixels
+
+pytestmark = [
+    pytest.mark.ultralytics,
+    pytest.mark.filterwarnings("ignore"),  # torch's to ultralytics
+]
+
+METADATA: dict[str, Any] = {
+    "names": {0: "red", 1: "green", 2: "blue"},
+    "imgsz": [160, 160],
+    "stride": 32,
+    "batch": 1,
+    "task": "detect",
+    "end2end": True,
+    "args": {"dynamic": True, "nms": False},
+}
+FIXED = METADATA | {"imgsz": [96, 160], "batch": 2, "args": {"dynamic": False, "nms": False}}
+BOXES = [[0, 0, 64, 64], [8, 16, 24, 32], [-9, -9, 999, 999]]  # of red, green, blue; in the frame
+
+
+@pytest.fixture(autouse=True, scope="module")
+def offline_ultralytics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("YOLO_OFFLINE", "True")
+        environment.setenv("YOLO_CONFIG_DIR", str(tmp_path_factory.mktemp("ultralytics")))
+        yield
+
+
+def write(directory: Path, metadata: dict[str, Any], shape: tuple[int, ...]) -> Path:
+    """Three rows for each picture: box, brightest pixel of one channel, class."""
+    pictures = ops.parameter(ov.PartialShape(list(shape)), ov.Type.f32, name="images")
+    brightest = ops.unsqueeze(ops.reduce_max(pictures, np.array([2, 3])), np.array([2]))
+    nothing = ops.multiply(brightest, np.float32(0))
+    boxes = ops.add(nothing, np.array([BOXES], np.float32))
+    classes = ops.add(nothing, np.array([[[0], [1], [2]]], np.float32))
+    model = ov.Model([ops.concat([boxes, brightest, classes], 2)], [pictures])
+    path = directory / "colours_openvino_model"
+    path.mkdir()
+    ov.save_model(model, path / "colours.xml", compress_to_fp16=False)
+    (path / "metadata.yaml").write_text(yaml.safe_dump(metadata), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def dynamic(tmp_path_factory: pytest.TempPathFactory) -> UltralyticsDetector:
+    return UltralyticsDetector(
+        write(tmp_path_factory.mktemp("dynamic"), METADATA, (-1, 3, -1, -1)), min_confidence=0.5
+    )
+
+
+@pytest.fixture(scope="module")
+def fixed(tmp_path_factory: pytest.TempPathFactory) -> UltralyticsDetector:
+    return UltralyticsDetector(
+        write(tmp_path_factory.mktemp("fixed"), FIXED, (2, 3, 96, 160)), min_confidence=0.5
+    )
+
+
+def plain(blue: int, green: int, red: int, *, width: int = 160, height: int = 160) -> Pixels:
+    return np.full((height, width, 3), (blue, green, red), np.uint8)
+
+
+MIXED = [
+    plain(255, 130, 190),
+    plain(204, 255, 180, width=320, height=120),
+    plain(150, 200, 255, width=70, height=140),
+    plain(250, 160, 240),
+    plain(230, 180, 170, width=120, height=320),
+]
+
+
+def test_info_is_of_the_file_and_its_metadata(dynamic: UltralyticsDetector) -> None:
+    info = dynamic.info
+    assert (info.name, info.image_size, info.precision) == ("colours_openvino_model", 160, "fp32")
+    assert info.runtime.startswith("ultralytics 8.")
+    assert len(info.sha256) == 64
+
+
+def test_detect_reads_bgr_in_the_range_of_one(dynamic: UltralyticsDetector) -> None:
+    [found] = dynamic.detect([plain(153, 204, 255)])
+    assert [(one.label, one.class_id) for one in found] == [("red", 0), ("green", 1), ("blue", 2)]
+    assert [one.confidence for one in found] == pytest.approx([1.0, 0.8, 0.6], abs=1e-6)
+
+
+def test_detect_leaves_out_what_is_below_the_threshold(dynamic: UltralyticsDetector) -> None:
+    [found] = dynamic.detect([plain(127, 128, 0)])  # 0.498, 0.502; the grey of padding is 0.447
+    assert [one.label for one in found] == ["green"]
+
+
+def test_boxes_are_in_the_pictures_own_pixels(dynamic: UltralyticsDetector) -> None:
+    # 320x120 becomes 160x60 in a frame of 160x96, 18 pixels from the top.
+    [found] = dynamic.detect([plain(255, 204, 230, width=320, height=120)])
+    assert {one.label: one.box for one in found} == {
+        "red": Box(0, 0, 128, 92),
+        "green": Box(16, 0, 48, 28),
+        "blue": Box(0, 0, 320, 120),
+    }
+
+
+@pytest.mark.parametrize("name", ["dynamic", "fixed"])
+def test_picture_does_not_depend_on_its_neighbours(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    detector: UltralyticsDetector = request.getfixturevalue(name)
+    together = detector.detect(MIXED)
+    assert together == [detector.detect([image])[0] for image in MIXED]
+    assert [one[0].label for one in together] == ["blue", "green", "red", "blue", "blue"]
+
+
+def test_detect_of_nothing_is_nothing(dynamic: UltralyticsDetector) -> None:
+    assert dynamic.detect([]) == []
+
+
+def test_pictures_of_equal_frames_share_a_key(dynamic: UltralyticsDetector) -> None:
+    assert dynamic.batch_key(320, 120) == dynamic.batch_key(160, 96) == (96, 160)
+    assert dynamic.batch_key(120, 320) == (160, 96)  # at least 300 anchors, as exports need them
+    assert dynamic.batch_key(160, 160) == (160, 160)
+
+
+def test_fixed_shape_is_the_frame_of_every_picture(fixed: UltralyticsDetector) -> None:
+    assert {fixed.batch_key(image.shape[1], image.shape[0]) for image in MIXED} == {(96, 160)}
+    assert fixed.info.image_size == 160
+    # 120x320 becomes 36x96, 62 pixels from the left.
+    [found] = fixed.detect([plain(0, 255, 0, width=120, height=320)])
+    assert found[0].box == Box(0, pytest.approx(16 / 0.3), 0, pytest.approx(32 / 0.3))
+
+
+class Recorder(UltralyticsDetector):
+    """Keeps the shapes of the batches that it runs."""
+
+    def infer(self, batch: Any) -> Any:
+        self.shapes = [*getattr(self, "shapes", []), tuple(batch.shape)]
+        return super().infer(batch)
+
+
+def test_batches_are_of_one_frame_and_at_most_32(tmp_path: Path) -> None:
+    detector = Recorder(write(tmp_path, METADATA, (-1, 3, -1, -1)))
+    small, wide = plain(0, 0, 0), plain(0, 0, 0, width=320, height=120)
+    detector.detect([small, wide] * 20 + [small] * 15)
+    assert detector.shapes == [(32, 160, 160, 3), (3, 160, 160, 3), (20, 96, 160, 3)]
+
+
+def test_warm_up_runs_the_frames_of_common_pictures(tmp_path: Path) -> None:
+    detector = Recorder(write(tmp_path, METADATA, (-1, 3, -1, -1)))
+    detector.warm_up()
+    frames = {shape[1:3] for shape in detector.shapes}
+    assert frames == {(160, 160), (128, 160), (160, 128), (96, 160), (160, 96)}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "image_size", "message"),
+    [
+        (METADATA | {"end2end": False}, None, "no end-to-end head"),
+        (METADATA | {"task": "pose"}, None, "is a model for 'pose'"),
+        (METADATA, 100, "not a multiple of 32"),
+        (FIXED, 320, "exported for 160 pixels alone"),
+    ],
+    ids=["nms", "pose", "stride", "fixed"],
+)
+def test_model_that_cannot_serve_is_refused(
+    metadata: dict[str, Any], image_size: int | None, message: str, tmp_path: Path
+) -> None:
+    shape = (2, 3, 96, 160) if metadata is FIXED else (-1, 3, -1, -1)
+    with pytest.raises(ModelError, match=message):
+        UltralyticsDetector(write(tmp_path, metadata, shape), image_size=image_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "message"),
+    [
+        ("a.onnx", "cpu", "needs onnxruntime, which is not installed"),
+        ("a.engine", "0", "needs tensorrt, which is not installed"),
+    ],
+)
+def test_missing_library_is_named_and_not_installed(
+    name: str, device: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ultralytics, "find_spec", lambda library: None)
+    with pytest.raises(ModelError, match=message):
+        UltralyticsDetector(tmp_path / name, device=device)
+
+
+def test_engine_is_refused_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ultralytics, "find_spec", lambda library: object())
+    with pytest.raises(ModelError, match="runs on a GPU: set DEVICE"):
+        UltralyticsDetector(tmp_path / "a.engine")
+
+
+def test_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, METADATA, (-1, 3, -1, -1))
+    with pytest.raises(ModelError, match="cannot be loaded on DEVICE=99"):
+        UltralyticsDetector(path, device="99")
+
+
+class FakeEngine:
+    """What `AutoBackend` is for a TensorRT engine of 4 pictures: one buffer for every output."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self.device = torch.device("cpu")
+        self.fp16 = True
+        self.metadata = {"args": {"quantize": 16}}
+        self.format, self.batch, self.imgsz, self.dynamic = "engine", 4, [96, 96], False
+        self.stride, self.names = 32, {0: "bright"}
+        self._output = torch.empty(4, 1, 6)
+
+    def __call__(self, frames: Any) -> Any:
+        import torch
+
+        assert frames.dtype == torch.float16
+        assert len(frames) <= 4
+        rows = self._output[: len(frames)]
+        rows[:] = torch.tensor([10, 20, 30, 40, 0, 0])
+        rows[:, 0, 4] = frames.amax((1, 2, 3))
+        return rows
+
+
+@pytest.fixture
+def weights_and_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Weights with an engine beside them, where only the engine loads, and only on a GPU."""
+
+    def load(path: Path, device: str) -> FakeEngine:
+        if path.suffix == ".engine" and path.read_bytes() == b"engine" and device != "cpu":
+            return FakeEngine()
+        raise ModelError(f"{path.name} does not load here")
+
+    monkeypatch.setattr(ultralytics, "_load_network", load)
+    (tmp_path / "a.pt").write_bytes(b"weights")
+    (tmp_path / "a.engine").write_bytes(b"engine")
+    return tmp_path / "a.pt"
+
+
+def test_engine_beside_the_weights_is_used_on_a_gpu(weights_and_engine: Path) -> None:
+    detector = UltralyticsDetector(weights_and_engine, device="0")
+    assert (detector.info.name, detector.info.precision) == ("a.engine", "fp16")
+    assert detector.info.sha256 == sha256_of(weights_and_engine)
+
+
+def test_engine_beside_the_weights_is_not_tried_on_a_cpu(
+    weights_and_engine: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING), pytest.raises(ModelError, match=r"a\.pt does not load"):
+        UltralyticsDetector(weights_and_engine)
+    assert not caplog.records
+
+
+def test_engine_that_does_not_load_gives_way_to_the_weights(
+    weights_and_engine: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights_and_engine.with_suffix(".engine").write_bytes(b"of another GPU")
+    with caplog.at_level(logging.WARNING), pytest.raises(ModelError, match=r"a\.pt does not load"):
+        UltralyticsDetector(weights_and_engine, device="0")
+    assert "the weights run instead" in caplog.text
+
+
+def test_engine_that_reuses_its_output_gives_each_picture_its_own(
+    weights_and_engine: Path,
+) -> None:
+    detector = UltralyticsDetector(weights_and_engine, device="0", min_confidence=0.4)
+    levels = list(range(120, 250, 10))
+    found = detector.detect([plain(v, v, v, width=96, height=96) for v in levels])
+    box = Box(10, 20, 30, 40)
+    assert found == [
+        [Detection("bright", 0, pytest.approx(v / 255, abs=1e-3), box)] for v in levels
+    ]
+
+
+def test_half_precision_keeps_boxes_exact() -> None:
+    """The head of a network in half precision, on what its convolutions would give."""
+    import torch
+    from ultralytics.nn.modules import Detect
+
+    head = Detect(nc=1, reg_max=1, end2end=True, ch=(16, 16, 16)).eval()
+    head.end2end = True
+    head.stride = torch.tensor([8.0, 16.0, 32.0])
+    cells = [torch.zeros(1, 1, 640 // stride, 640 // stride) for stride in (8, 16, 32)]
+    count = sum(level[0, 0].numel() for level in cells)
+    sides = torch.rand(1, 4, count, generator=torch.Generator().manual_seed(0)).half()
+
+    def corners(dtype: Any) -> Any:
+        head.shape = None  # of the anchors that it keeps
+        levels = [level.to(dtype) for level in cells]
+        return head._get_decode_boxes({"boxes": sides.to(dtype), "feats": levels}).float()
+
+    exact = corners(torch.float32)
+    assert (corners(torch.float16) - exact).abs().max() > 0.2  # so far is a half float off
+    decode_boxes_in_float32(head)
+    assert torch.equal(corners(torch.float16), exact)
+
+
+def test_nothing_is_reported_to_anybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ultralytics.utils.events import events
+
+    monkeypatch.setattr(events, "enabled", True)
+    ultralytics.load_yolo(write(tmp_path, METADATA, (-1, 3, -1, -1)))
+    assert events.enabled is False
+
+
+def test_image_size_of_weights_is_that_of_their_training() -> None:
+    model = SimpleNamespace(args={"imgsz": [480, 640]})
+    assert ultralytics._trained_image_size(SimpleNamespace(model=model)) == 640
+    assert ultralytics._trained_image_size(SimpleNamespace(model=None)) == 640
+
+
+def test_gpu_benchmark_runs_on_a_cpu_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks import gpu
+
+    model, images = write(tmp_path, METADATA, (-1, 3, -1, -1)), tmp_path / "images"
+    images.mkdir()
+    for index, pixels in enumerate(MIXED):
+        cv2.imwrite(str(images / f"{index}.jpg"), pixels)
+    options = "--device cpu --batch-sizes 1 4 --pictures 12 --rounds 1 --json"
+    monkeypatch.setattr(
+        "sys.argv", ["gpu", "--model", str(model), "--images", str(images), *options.split()]
+    )
+    gpu.main()
+    output = capsys.readouterr().out
+    measured = json.loads(output[output.index("{") :])["batch_sizes"]
+    assert measured["1"]["formed"] == 1
+    assert 1 <= measured["4"]["formed"] <= 4
+    assert all(value > 0 for row in measured.values() for value in row.values())
