@@ -14,6 +14,12 @@ from typing import Any
 
 import click
 
+from service.commands.bench import bench
+from service.commands.check_model import check_model
+from service.commands.dead_letters import dead_letters
+from service.commands.export import export
+from service.commands.reconcile import reconcile
+from service.commands.smoke import smoke
 from service.errors import EnvelopeError, YoloBatchError
 from service.settings import BUNDLED_MODEL, Settings
 
@@ -24,6 +30,12 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except ModuleNotFoundError as exc:
+            if (exc.name or "").startswith("service."):  # the container leaves local tools out
+                raise click.ClickException(
+                    "This command is not in the container: run it from a checkout of yolo-batch"
+                ) from exc
+            raise click.ClickException(f"{exc}: install yolo-batch with its extras") from exc
         except (YoloBatchError, OSError) as exc:
             raise click.ClickException(str(exc)) from exc
 
@@ -34,6 +46,10 @@ def main() -> None:
     """YOLO26 over every picture uploaded to a bucket."""
     # What a command has to say it prints; log lines belong to the service.
     logging.getLogger("service").addHandler(logging.NullHandler())
+
+
+for command in (bench, check_model, dead_letters, export, reconcile, smoke):
+    main.add_command(command)
 
 
 @main.command()
@@ -100,38 +116,6 @@ def detect(
             click.echo(table(sorted(documents, key=lambda document: document["name"])))
     if save:
         click.echo(f"Annotated pictures are in {save}", err=True)
-
-
-@main.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Directory to write; by default MODEL_openvino_model beside the model.",
-)
-@click.option(
-    "--image-size",
-    default=640,
-    show_default=True,
-    type=click.IntRange(32, 4096),
-    help="Longer side that the network sees, in pixels; a multiple of 32.",
-)
-@click.option(
-    "--precision",
-    default="fp32",
-    show_default=True,
-    type=click.Choice(["fp32", "fp16"]),
-    help="Of the stored weights.",
-)
-def export(model: Path, output: Path | None, image_size: int, precision: str) -> None:
-    """Turn a YOLO26 detection MODEL into the directory that the service runs.
-
-    An official name that is no file (yolo26n.pt) is downloaded first.
-    """
-    from service.detector.export import export_openvino
-
-    directory = export_openvino(model, output, image_size=image_size, precision=precision)
-    click.echo(f"Exported to {directory}")
 
 
 @main.command()

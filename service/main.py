@@ -6,6 +6,7 @@ import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flask import Flask
@@ -13,6 +14,7 @@ from flask import Flask
 from service import logs
 from service.app import create_app
 from service.detector import Detector, load_detector, warm_up
+from service.detector.canary import Checked, load_checked
 from service.errors import CredentialsError, ModelError, SettingsError
 from service.pipeline import Pipeline, PipelineOptions
 from service.settings import Settings
@@ -44,15 +46,20 @@ def build_app() -> Flask:
     # The model loads in the background while the clients are made.
     clock = StageClock() if settings.profile_stages else NO_CLOCK
     loader = ThreadPoolExecutor(1, thread_name_prefix="model")
-    detector = loader.submit(_load, settings, clock)
+    checked = loader.submit(_load, settings, clock)
     loader.shutdown(wait=False)
     try:
         store = build_store(settings)
-        pipeline = build_pipeline(settings, store, detector, clock)
+        pipeline = build_pipeline(settings, store, _detector_of(checked), clock)
     except CredentialsError as exc:
         logger.critical("Cannot start: %s", exc)
         sys.exit(_BOOT_ERROR)
-    app = create_app(pipeline, max_request_bytes=settings.max_request_bytes, project=store.project)
+    app = create_app(
+        pipeline,
+        max_request_bytes=settings.max_request_bytes,
+        project=store.project,
+        model_health=lambda: _health(checked, settings),
+    )
     app.extensions[PIPELINE] = pipeline
     app.extensions[STAGES] = clock
     return app
@@ -82,19 +89,32 @@ def build_pipeline(
     )
 
 
-def _load(settings: Settings, clock: StageClock) -> Detector:
-    """Load the model and run it once."""
-    started = time.monotonic()
-    try:
-        detector = load_detector(
-            settings.model_path,
+def load_model(settings: Settings, clock: StageClock = NO_CLOCK) -> Checked:
+    """Load the model, and try it on its canary; run it once where it has none.
+
+    Raises:
+        ModelError: it cannot be loaded, or does not answer as where it was exported.
+    """
+
+    def load(path: Path) -> Detector:
+        return load_detector(
+            path,
             device=settings.device,
             image_size=settings.image_size,
             min_confidence=settings.min_confidence,
             lanes=settings.lanes,
             clock=clock,
         )
-        warm_up(detector)
+
+    checked = load_checked(settings.model_path, load=load, min_confidence=settings.min_confidence)
+    warm_up(checked.detector)
+    return checked
+
+
+def _load(settings: Settings, clock: StageClock) -> Checked:
+    started = time.monotonic()
+    try:
+        checked = load_model(settings, clock)
     except ModelError as exc:
         logger.critical("The model did not load: %s", exc)
         raise
@@ -104,11 +124,44 @@ def _load(settings: Settings, clock: StageClock) -> Detector:
     logger.info(
         "The model is ready",
         extra={
-            "model": asdict(detector.info),
+            "model": asdict(checked.detector.info),
+            "fallback": checked.fallback,
             "load_ms": round((time.monotonic() - started) * 1e3),
         },
     )
+    return checked
+
+
+def _detector_of(checked: Future[Checked]) -> Future[Detector]:
+    detector: Future[Detector] = Future()
+
+    def hand_on(done: Future[Checked]) -> None:
+        if error := done.exception():
+            detector.set_exception(error)
+        else:
+            detector.set_result(done.result().detector)
+
+    checked.add_done_callback(hand_on)
     return detector
+
+
+def _health(checked: Future[Checked], settings: Settings) -> dict[str, str]:
+    """What /health/ready tells of the model: its name and precision, or why there is none."""
+    if not checked.done():
+        return {}
+    if error := checked.exception():
+        reason = str(error) if isinstance(error, ModelError) else "The log says why."
+        return {"reason": _without_directory(reason, settings)}
+    found = checked.result()
+    health = {"model": found.detector.info.name, "precision": found.detector.info.precision}
+    if found.fallback:
+        health["fallback"] = _without_directory(found.fallback, settings)
+    return health
+
+
+def _without_directory(text: str, settings: Settings) -> str:
+    """An answer names no path of the machine, only the model's own name."""
+    return text.replace(f"{settings.model_path.parent}/", "")
 
 
 def _storage(settings: Settings) -> "ImageStorage":

@@ -1,13 +1,16 @@
 """The container's composition root: what stops the start, and what the model's thread says."""
 
 import logging
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
 from service.detector import load_detector, warm_up
+from service.detector.canary import Checked
 from service.errors import ModelError
-from service.main import build_app
+from service.main import _detector_of, _health, build_app
+from service.settings import Settings
 from tests.fakes import FakeDetector
 
 
@@ -50,4 +53,45 @@ def test_load_detector_of_openvino_model_refuses_a_gpu(tmp_path: Path) -> None:
 def test_warm_up_runs_one_picture_of_the_models_size() -> None:
     detector = FakeDetector()
     warm_up(detector)
-    assert detector.shapes == [(640, 640, 3)]
+    assert detector.shapes == [(480, 640, 3)]
+
+
+def settled(value: Checked | Exception) -> "Future[Checked]":
+    future: Future[Checked] = Future()
+    if isinstance(value, Exception):
+        future.set_exception(value)
+    else:
+        future.set_result(value)
+    return future
+
+
+SETTINGS = Settings(model_path=Path("/srv/secret/shapes_openvino_model"))
+
+
+def test_health_names_model_and_precision() -> None:
+    checked = Checked(FakeDetector(), SETTINGS.model_path)
+    assert _health(settled(checked), SETTINGS) == {"model": "fake.pt", "precision": "fp32"}
+
+
+def test_health_of_a_fallback_says_why_and_names_no_directory() -> None:
+    checked = Checked(FakeDetector(), SETTINGS.model_path, f"The canary of {SETTINGS.model_path} x")
+    health = _health(settled(checked), SETTINGS)
+    assert health["fallback"] == "The canary of shapes_openvino_model x"
+
+
+def test_health_of_a_model_that_did_not_load_says_why_and_names_no_directory() -> None:
+    error = ModelError(f"The canary of {SETTINGS.model_path} differs")
+    health = _health(settled(error), SETTINGS)
+    assert health == {"reason": "The canary of shapes_openvino_model differs"}
+    assert _health(settled(KeyError("/srv")), SETTINGS) == {"reason": "The log says why."}
+
+
+def test_health_while_loading_says_nothing_of_the_model() -> None:
+    assert _health(Future(), SETTINGS) == {}
+
+
+def test_detector_comes_out_of_the_checked_model_or_its_error() -> None:
+    detector = FakeDetector()
+    assert _detector_of(settled(Checked(detector, Path("model")))).result(0) is detector
+    with pytest.raises(ModelError, match="broken"):
+        _detector_of(settled(ModelError("broken"))).result(0)

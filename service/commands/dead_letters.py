@@ -1,0 +1,177 @@
+"""`yolo-batch dead-letters`: what Pub/Sub gave up, shown and tried again."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import click
+from tabulate import tabulate
+
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.deadletters import Letter, Reading
+    from service.subscriber import Subscription
+
+_HEADERS = ("id", "kind", "pictures", "attempts", "age", "from", "first picture, or reason")
+
+
+@click.command(name="dead-letters")
+@click.option(
+    "--subscription",
+    default="jobs-dead-letter",
+    show_default=True,
+    help="Subscription's name, or projects/PROJECT/subscriptions/NAME.",
+)
+@click.option(
+    "--limit", default=1000, show_default=True, type=click.IntRange(1), help="Messages at most."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option(
+    "--replay",
+    is_flag=True,
+    help="Publish the readable ones as jobs to --topic; each is removed from here once it is "
+    "published.",
+)
+@click.option("--id", "ids", multiple=True, help="With --replay: only this message; repeatable.")
+@click.option(
+    "--as-is",
+    is_flag=True,
+    help="With --replay: publish them as they were, unreadable ones too, to the topic that they "
+    "came from, or to --topic.",
+)
+@click.option("--topic", help="Topic's name, or projects/PROJECT/topics/NAME.  [default: jobs]")
+def dead_letters(
+    subscription: str,
+    limit: int,
+    as_json: bool,
+    replay: bool,
+    ids: tuple[str, ...],
+    as_is: bool,
+    topic: str | None,
+) -> None:
+    """Show the messages in a dead-letter subscription; they stay there.
+
+    With --replay, try them again. A picture that has its document meanwhile is not detected again.
+    """
+    from service.deadletters import read
+    from service.subscriber import connect
+
+    if (ids or as_is) and not replay:
+        raise click.UsageError("--id and --as-is need --replay")
+    project = Settings.from_env().google_cloud_project
+    source = connect(subscription, project)
+    held: list[Letter] = []
+    try:
+        for letter in source.letters(limit):
+            held.append(letter)
+        readings = [(letter, read(letter)) for letter in held]
+        _show(readings, as_json=as_json)
+        if replay:
+            chosen = [(at, said) for at, said in readings if not ids or at.message_id in ids]
+            if missing := set(ids) - {letter.message_id for letter, _ in chosen}:
+                click.echo(f"Not here: {', '.join(sorted(missing))}", err=True)
+            sender = _Sender(source, project, topic, as_is=as_is)
+            for letter, reading in chosen:
+                if sender.send(letter, reading):
+                    source.acknowledge([letter])
+                    held.remove(letter)
+            click.echo(
+                f"Replayed {sender.sent} of {len(readings)} messages to "
+                f"{', '.join(sorted(sender.topics)) or 'no topic'}",
+                err=as_json,
+            )
+    finally:
+        source.release(held)
+
+
+class _Sender:
+    """Publishes letters again."""
+
+    def __init__(
+        self, source: "Subscription", project: str | None, topic: str | None, *, as_is: bool
+    ) -> None:
+        from service.publisher import connect, topic_path
+
+        self._client = connect()
+        self._source = source
+        self._as_is = as_is
+        self._topic = topic_path(topic or "jobs", project) if topic or not as_is else None
+        self.sent = 0
+        self.topics: set[str] = set()
+
+    def send(self, letter: "Letter", reading: "Reading") -> bool:
+        """Publish one, and wait for the confirmation; False, with a word, where it cannot be."""
+        from service.deadletters import Kind
+        from service.publisher import job_messages, publish_jobs
+
+        if self._as_is:
+            topic = self._topic or self._origin(letter)
+            if topic is None:
+                click.echo(
+                    f"{letter.message_id} does not say where it came from: give --topic", err=True
+                )
+                return False
+            publish_jobs(self._client, topic, [letter.data], attributes=letter.own_attributes)
+        elif reading.kind is Kind.UNREADABLE:
+            click.echo(
+                f"{letter.message_id} stays: it cannot be read; --as-is publishes it as it was",
+                err=True,
+            )
+            return False
+        else:
+            topic = str(self._topic)
+            rerun = reading.event.images[0].rerun if reading.event.images else None
+            publish_jobs(self._client, topic, job_messages(reading.uris, rerun=rerun))
+        self.sent += 1
+        self.topics.add(topic)
+        return True
+
+    def _origin(self, letter: "Letter") -> str | None:
+        return self._source.topic_of(letter.source) if letter.source else None
+
+
+def _show(readings: "list[tuple[Letter, Reading]]", *, as_json: bool) -> None:
+    if as_json:
+        for letter, reading in readings:
+            click.echo(json.dumps(_plain(letter, reading), ensure_ascii=False))
+        return
+    click.echo(tabulate([_row(*pair) for pair in readings], _HEADERS, disable_numparse=True))
+
+
+def _row(letter: "Letter", reading: "Reading") -> tuple[str, ...]:
+    return (
+        letter.message_id,
+        reading.kind,
+        str(len(reading.uris)),
+        str(letter.attempts or ""),
+        _age(datetime.now(UTC) - letter.published_at),
+        (letter.source or "").rpartition("/")[2],
+        reading.reason or _printable(next(iter(reading.uris), "")),
+    )
+
+
+def _plain(letter: "Letter", reading: "Reading") -> dict[str, object]:
+    return {
+        "id": letter.message_id,
+        "kind": reading.kind,
+        "uris": reading.uris,
+        "reason": reading.reason,
+        "attempts": letter.attempts,
+        "published_at": letter.published_at.isoformat(),
+        "source": letter.source,
+        "attributes": dict(letter.attributes),
+    }
+
+
+def _printable(uri: str) -> str:
+    """Keep what an object's name could do to a terminal or a table out of them."""
+    return "".join(letter if letter.isprintable() else "?" for letter in uri)
+
+
+def _age(age: timedelta) -> str:
+    """Write an age in its largest unit."""
+    for unit, seconds in (("d", 86400), ("h", 3600), ("min", 60)):
+        if age.total_seconds() >= seconds:
+            return f"{age.total_seconds() / seconds:.0f} {unit}"
+    return f"{max(0.0, age.total_seconds()):.0f} s"

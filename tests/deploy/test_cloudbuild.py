@@ -1,0 +1,339 @@
+"""cloudbuild.yaml: what its schema misses, and its scripts run against stand-ins for the tools."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from service.commands.check_model import check_model
+from service.commands.smoke import smoke
+
+ROOT = Path(__file__).parents[2]
+CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "cloudbuild.yaml").read_text(encoding="utf-8"))
+STEPS: dict[str, dict[str, Any]] = {step["id"]: step for step in CONFIG["steps"]}
+SUBSTITUTIONS: dict[str, str] = CONFIG["substitutions"]
+BUILT_IN = {"PROJECT_ID": "project-1", "BUILD_ID": "build-1"}  # Cloud Build's own
+TEXT = "\n".join(step["script"] for step in STEPS.values())
+IMAGE = "us-central1-docker.pkg.dev/project-1/yolo-batch/service"
+DIGEST = f"{IMAGE}@sha256:{'ab' * 32}"
+PREVIOUS = f"{IMAGE}@sha256:{'cd' * 32}"
+
+
+def tool(name: str) -> str:
+    return str(Path(sys.executable).with_name(name))
+
+
+def seconds(duration: str) -> int:
+    return int(duration.removesuffix("s"))
+
+
+def test_file_has_the_schema_of_cloud_build() -> None:
+    command = [tool("check-jsonschema"), "--builtin-schema", "vendor.cloudbuild"]
+    done = subprocess.run(
+        [*command, ROOT / "cloudbuild.yaml"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_step_has_an_id_of_its_own() -> None:
+    assert len(STEPS) == len(CONFIG["steps"])
+
+
+def test_steps_wait_only_for_earlier_ones() -> None:
+    earlier = {"-"}
+    for name, step in STEPS.items():
+        assert set(step["waitFor"]) <= earlier, f"{name} waits for what is not before it"
+        earlier.add(name)
+
+
+def test_nothing_is_pushed_before_all_checks_passed() -> None:
+    assert set(STEPS["push"]["waitFor"]) == {"test", "audit", "terraform-test", "check-model"}
+
+
+def test_build_has_the_time_of_its_longest_chain() -> None:
+    ends = {"-": 0}
+    for name, step in STEPS.items():
+        ends[name] = max(ends[other] for other in step["waitFor"]) + seconds(step["timeout"])
+    assert max(ends.values()) <= seconds(CONFIG["timeout"])
+
+
+def test_substitutions_are_those_that_scripts_use() -> None:
+    assert set(re.findall(r"\$\{?(_[A-Z_]+)", TEXT)) == set(SUBSTITUTIONS)
+
+
+def test_scripts_use_no_other_variable_of_the_environment() -> None:
+    used = set(re.findall(r"\$\{?([A-Z][A-Z_]*)", TEXT))
+    assert used == set(BUILT_IN)
+    assert CONFIG["options"]["automapSubstitutions"] is True
+    assert "$$" not in TEXT, "scripts are not substituted: $$ is the shell's own number"
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_script_stops_at_the_first_error(name: str) -> None:
+    first, second = STEPS[name]["script"].splitlines()[:2]
+    expected = {
+        "#!/usr/bin/env bash": "set -euo pipefail",
+        "#!/bin/sh": "set -eu",  # POSIX has no pipefail
+    }
+    assert second == expected[first]
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_script_passes_shellcheck(name: str) -> None:
+    done = subprocess.run(
+        [tool("shellcheck"), "-"],
+        input=STEPS[name]["script"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def dockerfile() -> str:
+    return (ROOT / "Dockerfile").read_text(encoding="utf-8")
+
+
+def test_build_arguments_are_those_of_the_dockerfile() -> None:
+    given = set(re.findall(r'--build-arg "([A-Z_]+)=', STEPS["build"]["script"]))
+    assert given == {"MODEL", "CALIBRATION"}
+    assert given <= set(re.findall(r"^ARG ([A-Z_]+)", dockerfile(), re.MULTILINE))
+
+
+def test_targets_are_stages_of_the_dockerfile() -> None:
+    targets = set(re.findall(r"target=(\w+)", TEXT))
+    assert targets == {"cpu", "gpu"}
+    assert targets <= set(re.findall(r"^FROM .* AS (\w+)", dockerfile(), re.MULTILINE | re.I))
+
+
+def test_accelerators_are_those_of_terraform() -> None:
+    variables = (ROOT / "terraform" / "variables.tf").read_text(encoding="utf-8")
+    known = re.search(r'contains\(\[("none".*?)\], var\.accelerator\)', variables)
+    assert known
+    named = re.search(
+        r"^\s+none\) .*\n\s+(.*)\) target=gpu", STEPS["build"]["script"], re.MULTILINE
+    )
+    assert named
+    assert re.findall(r'"([\w-]+)"', known[1]) == ["none", *named[1].split(" | ")]
+
+
+def test_terraform_gives_every_substitution_that_differs_by_project() -> None:
+    text = (ROOT / "terraform" / "build.tf").read_text(encoding="utf-8")
+    given = set(re.findall(r"^\s+(_[A-Z]+)\s+=", text, re.MULTILINE))
+    given |= set(re.findall(r",(_[A-Z]+)=", text))
+    assert given <= set(SUBSTITUTIONS)
+    assert {"_BUCKET", "_REGION", "_REPOSITORY", "_SERVICE", "_JOB", "_DEPLOY"} <= given
+
+
+def test_image_that_terraform_deploys_first_is_the_one_that_is_pushed() -> None:
+    text = (ROOT / "terraform" / "build.tf").read_text(encoding="utf-8")
+    assert "/service:latest" in text
+    assert TEXT.count('image="${_REGION}-docker.pkg.dev/${PROJECT_ID}/${_REPOSITORY}/service"') == 2
+
+
+NEEDED = (
+    "Dockerfile",
+    "Makefile",
+    "cloudbuild.yaml",
+    "pyproject.toml",
+    "requirements/cpu.txt",
+    "requirements/gpu.txt",
+    "container/export.sh",
+    "models/README.md",
+    "service/demo/shapes_openvino_model/shapes.bin",
+    "terraform/service.tf",
+    "tests/deploy/test_cloudbuild.py",
+    "tests/unit/test_imports.py",
+)
+
+
+def test_files_that_the_steps_name_exist() -> None:
+    assert [path for path in NEEDED if not (ROOT / path).exists()] == []
+    assert re.search(r"^check:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_upload_holds_what_the_steps_need_and_no_rubbish(tmp_path: Path) -> None:
+    if not shutil.which("gcloud"):
+        pytest.skip("needs the Google Cloud CLI, whose own reading of .gcloudignore is asked")
+    own = [
+        "models/own.pt",
+        "models/calibration/one.jpg",
+    ]  # as _MODEL and _CALIBRATION may name them
+    rubbish = [".venv/bin/python", ".git/HEAD", "service/__pycache__/cli.pyc"]
+    rubbish += ["terraform/.terraform/providers/x", "terraform/terraform.tfstate", "build/lib/x"]
+    for path in (*NEEDED, *own, *rubbish):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    shutil.copy(ROOT / ".gcloudignore", tmp_path)
+    done = subprocess.run(
+        ["gcloud", "meta", "list-files-for-upload", tmp_path],
+        env={**os.environ, "CLOUDSDK_CONFIG": str(tmp_path / "build" / "gcloud")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == {*NEEDED, *own, ".gcloudignore"}
+
+
+# The scripts themselves, with `docker` and `gcloud` that only write down how they were called.
+
+_DOCKER = f"""\
+#!/usr/bin/env bash
+echo "docker $*" >> calls.txt
+case $1 in
+  image) echo "{DIGEST}" ;;
+  run) exit "${{FAKE_RUN_EXIT:-0}}" ;;
+esac
+"""
+_GCLOUD = f"""\
+#!/usr/bin/env bash
+echo "gcloud $*" >> calls.txt
+case "$*" in
+  *" describe "*) echo "${{FAKE_PREVIOUS:-{PREVIOUS}}}" ;;
+  *"services update"*) exit "${{FAKE_UPDATE_EXIT:-0}}" ;;
+esac
+"""
+
+
+@dataclass
+class Workspace:
+    """The build's folder, and what its steps called."""
+
+    directory: Path
+
+    def run(self, name: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+        """Run a step's script as Cloud Build does: with the substitutions as variables."""
+        script = self.directory / f"{name}.sh"
+        script.write_text(STEPS[name]["script"], encoding="utf-8")
+        script.chmod(0o755)
+        path = f"{self.directory / 'bin'}:{os.environ['PATH']}"
+        environment = {**SUBSTITUTIONS, **BUILT_IN, "_BUCKET": "uploads", "PATH": path}
+        return subprocess.run(
+            [script],
+            cwd=self.directory,
+            env={**environment, **variables},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def calls(self) -> list[str]:
+        log = self.directory / "calls.txt"
+        return log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+
+    def deploy(self, **variables: str) -> "subprocess.CompletedProcess[str]":
+        """Run all that follows the push."""
+        for name in ("push", "deploy", "smoke"):
+            done = self.run(name, **variables)
+            assert done.returncode == 0, done.stderr
+        return self.run("keep-or-roll-back", **variables)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    (tmp_path / "bin").mkdir()
+    for name, text in (("docker", _DOCKER), ("gcloud", _GCLOUD)):
+        (tmp_path / "bin" / name).write_text(text, encoding="utf-8")
+        (tmp_path / "bin" / name).chmod(0o755)
+    return Workspace(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "target"),
+    [("none", "cpu"), ("nvidia-l4", "gpu"), ("nvidia-rtx-pro-6000", "gpu")],
+)
+def test_build_takes_the_target_of_the_accelerator(
+    workspace: Workspace, accelerator: str, target: str
+) -> None:
+    done = workspace.run("build", _ACCELERATOR=accelerator, _CALIBRATION="my pictures")
+    assert done.returncode == 0, done.stderr
+    build = workspace.calls()[-1]
+    assert f" --target {target} --tag {IMAGE}:build-1 " in build
+    assert " --build-arg MODEL=yolo26n.pt --build-arg CALIBRATION=my pictures " in build
+    assert f" --cache-from type=registry,ref={IMAGE}:cache-{target} " in build
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"_ACCELERATOR": "l4"}, "_ACCELERATOR=l4 is wrong: none, nvidia-l4 or"),
+        ({"_BUCKET": ""}, "_BUCKET is empty"),
+    ],
+    ids=["accelerator", "bucket"],
+)
+def test_build_refuses_a_wrong_substitution(
+    workspace: Workspace, variables: dict[str, str], sentence: str
+) -> None:
+    done = workspace.run("build", **variables)
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert workspace.calls() == []
+
+
+def test_push_names_the_digest(workspace: Workspace) -> None:
+    done = workspace.run("push")
+    assert done.returncode == 0, done.stderr
+    assert (workspace.directory / "image.txt").read_text(encoding="utf-8").strip() == DIGEST
+    assert f"docker push {IMAGE}:latest" in workspace.calls()
+
+
+def test_picture_that_gets_its_result_keeps_the_image_and_updates_the_job(
+    workspace: Workspace,
+) -> None:
+    done = workspace.deploy()
+    assert done.returncode == 0, done.stderr
+    updates = [call for call in workspace.calls() if " update " in call]
+    assert len(updates) == 2
+    assert updates[0].startswith("gcloud run services update yolo-batch ")
+    assert f" --image {DIGEST} " in updates[0]
+    assert updates[1].startswith("gcloud run jobs update yolo-batch-reconcile ")
+    assert DIGEST in updates[1]
+
+
+def test_picture_without_result_rolls_back_and_fails_the_build(workspace: Workspace) -> None:
+    done = workspace.deploy(FAKE_RUN_EXIT="1")
+    assert done.returncode == 1
+    assert "The sample picture got no result" in done.stderr
+    assert f" --image {DIGEST} " in workspace.calls()[-3]
+    assert workspace.calls()[-1].endswith(f" --image {PREVIOUS} --quiet")
+    assert not [call for call in workspace.calls() if "jobs update" in call]
+
+
+def test_rollback_to_the_same_image_is_left_out(workspace: Workspace) -> None:
+    done = workspace.deploy(FAKE_RUN_EXIT="1", FAKE_PREVIOUS=DIGEST)
+    assert done.returncode == 1
+    assert len([call for call in workspace.calls() if "services" in call]) == 2
+
+
+def test_revision_that_does_not_start_fails_the_build(workspace: Workspace) -> None:
+    assert workspace.run("push").returncode == 0
+    assert workspace.run("deploy", FAKE_UPDATE_EXIT="1").returncode == 1
+
+
+def test_first_build_pushes_and_deploys_nothing(workspace: Workspace) -> None:
+    done = workspace.deploy(_DEPLOY="false", _BUCKET="")
+    assert done.returncode == 0, done.stderr
+    assert all(call.startswith("docker ") for call in workspace.calls())
+    assert not [call for call in workspace.calls() if call.startswith("docker run")]
+
+
+def test_service_without_reconcile_job_is_deployed(workspace: Workspace) -> None:
+    assert workspace.deploy(_JOB="").returncode == 0
+    assert not [call for call in workspace.calls() if "jobs update" in call]
+
+
+def test_commands_in_the_container_take_these_arguments(workspace: Workspace) -> None:
+    assert workspace.run("check-model").returncode == 0
+    workspace.deploy()
+    check, sample = (call for call in workspace.calls() if call.startswith("docker run"))
+    check_model.make_context("check-model", check.partition("yolo-batch check-model")[2].split())
+    context = smoke.make_context("smoke", sample.partition("yolo-batch smoke ")[2].split())
+    assert context.params["uri"] == "gs://uploads"

@@ -1,0 +1,322 @@
+"""The Terraform module, as far as it can be checked without a cloud project or a provider."""
+
+import json
+import logging.config
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import hcl2
+import pytest
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import firestore
+from google.cloud.firestore_v1.base_query import BaseQuery, FieldFilter
+
+from service import logs
+from service.app import create_app
+from service.commands.reconcile import reconcile
+from service.domain import Event
+from service.pipeline import Pipeline
+from service.settings import Settings
+from service.store import ResultStore
+from tests.fakes import FakeDetector, FakeStorage, FakeStore, loaded, picture
+
+REPOSITORY = Path(__file__).parents[2]
+MODULE = REPOSITORY / "terraform"
+CHECKER = REPOSITORY.parent / "shared" / "tools" / "check_terraform" / "check_terraform.py"
+PATIENCE_SECONDS = 300
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"accelerator": "nvidia-l4"},
+    {"accelerator": "nvidia-rtx-pro-6000"},
+    {"batch_size": 1},
+    {"batch_size": 64, "settings": {"MIN_CONFIDENCE": "0.4"}},
+]
+needs_terraform = pytest.mark.skipif(
+    not shutil.which("terraform"),
+    reason="NOT CHECKED: terraform is not installed (https://developer.hashicorp.com/terraform/install)",
+)
+
+
+# --- Reading the module
+
+
+def _plain(value: Any) -> Any:
+    """A parsed value, its strings without quotes and escapes."""
+    if isinstance(value, str) and len(value) > 1 and value[0] == value[-1] == '"':
+        return value[1:-1].replace('\\"', '"')
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    return value
+
+
+def _blocks(path: Path, kind: str) -> Iterator[Any]:
+    with path.open() as file:
+        yield from _plain(hcl2.load(file)).get(kind, [])
+
+
+def _resource(kind: str, name: str) -> Any:
+    for path in MODULE.glob("*.tf"):
+        for block in _blocks(path, "resource"):
+            if found := block.get(kind, {}).get(name):
+                return found
+    raise LookupError(f"{kind}.{name}")
+
+
+def _local(name: str) -> Any:
+    for path in MODULE.glob("*.tf"):
+        for block in _blocks(path, "locals"):
+            if name in block:
+                return block[name]
+    raise LookupError(f"local.{name}")
+
+
+# --- Running Terraform on the files that need no provider
+
+
+def _terraform(*arguments: str, directory: Path, text: str = "") -> str:
+    """Run terraform without a network; fail with what it said."""
+    done = subprocess.run(
+        ["terraform", *arguments],
+        cwd=directory,
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        env=os.environ | {"CHECKPOINT_DISABLE": "1", "TF_IN_AUTOMATION": "1", "NO_COLOR": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def offline(tmp_path: Path) -> Path:
+    """A module of the variables and of what follows from them alone."""
+    for name in ("variables.tf", "locals.tf"):
+        shutil.copy(MODULE / name, tmp_path)
+    return tmp_path
+
+
+def _evaluate(directory: Path, expression: str, variables: dict[str, Any]) -> Any:
+    variables = {"project_id": "my-project-1", "region": "europe-west4"} | variables
+    (directory / "terraform.tfvars.json").write_text(json.dumps(variables))
+    said = _terraform("console", directory=directory, text=f"jsonencode({expression})\n")
+    return json.loads(json.loads(said.strip().splitlines()[-1]))
+
+
+# --- Form
+
+
+@needs_terraform
+def test_files_are_formatted() -> None:
+    assert _terraform("fmt", "-check", "-recursive", "-diff", directory=MODULE) == ""
+
+
+@pytest.mark.skipif(
+    not CHECKER.exists(), reason="NOT CHECKED: there is no ../shared/tools/check_terraform"
+)
+def test_module_fits_the_providers_schema() -> None:
+    done = subprocess.run(
+        [sys.executable, str(CHECKER), str(MODULE)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_variables_and_outputs_are_sorted_and_described() -> None:
+    for kind in ("variable", "output"):
+        found = {
+            name: body
+            for block in _blocks(MODULE / f"{kind}s.tf", kind)
+            for name, body in block.items()
+        }
+        assert list(found) == sorted(found)
+        assert all(body["description"] for body in found.values())
+
+
+def test_readme_names_every_variable_and_output() -> None:
+    readme = (MODULE / "README.md").read_text()
+    for kind in ("variable", "output"):
+        for block in _blocks(MODULE / f"{kind}s.tf", kind):
+            [name] = block
+            assert f"| `{name}` |" in readme
+
+
+# --- The container's environment
+
+
+@needs_terraform
+@pytest.mark.parametrize("variables", VARIANTS, ids=str)
+def test_environment_is_valid_settings(offline: Path, variables: dict[str, Any]) -> None:
+    environment = _evaluate(offline, "local.service_environment", variables)
+    settings = Settings.from_env(environment)
+    assert {name.lower() for name in environment} <= set(vars(settings))
+    concurrency = _evaluate(offline, "local.queue", variables)
+    assert settings.max_batch_size <= settings.max_queue == concurrency < settings.concurrency
+
+
+@needs_terraform
+def test_defaults_of_timeouts_are_the_services_own(offline: Path) -> None:
+    names = ("storage_timeout_seconds", "firestore_timeout_seconds", "graceful_timeout_seconds")
+    settings = Settings.from_env(_evaluate(offline, "local.service_environment", {}))
+    assert [getattr(settings, name) for name in names] == [
+        getattr(Settings(), name) for name in names
+    ]
+
+
+def test_probes_ask_paths_that_the_service_has() -> None:
+    [container] = _resource("google_cloud_run_v2_service", "main")["template"][0]["containers"]
+    pipeline = Pipeline(FakeStorage(), FakeStore(), loaded(FakeDetector()))
+    client = create_app(pipeline).test_client()
+    for probe in ("startup_probe", "liveness_probe"):
+        assert client.get(container[probe][0]["http_get"][0]["path"]).status_code == 200
+    pipeline.close()
+
+
+def test_reconcile_job_calls_the_command_as_it_is() -> None:
+    [container] = _resource("google_cloud_run_v2_job", "reconcile")["template"][0]["template"][0][
+        "containers"
+    ]
+    assert container["command"] == ["yolo-batch"]
+    name, _uri, *options = container["args"]
+    assert name == reconcile.name
+    known = {option for parameter in reconcile.params for option in parameter.opts}
+    assert {option for option in options if option.startswith("--")} <= known
+    enqueue = next(p for p in reconcile.params if "--enqueue" in p.opts)
+    assert isinstance(enqueue.type, click.Choice)
+    assert options[options.index("--enqueue") + 1] in enqueue.type.choices
+
+
+def test_substitutions_are_those_of_the_build() -> None:
+    build = (REPOSITORY / "cloudbuild.yaml").read_text()
+    defined = set(re.findall(r"^  (_[A-Z]+):", build, re.MULTILINE))
+    assert set(_local("substitutions")) | {"_DEPLOY"} <= defined
+    assert '/service"' in build and ":latest" in build  # the image that the first service takes
+
+
+# --- Refusals
+
+
+@needs_terraform
+def test_every_refusal_happens(offline: Path) -> None:
+    """`terraform test` of refusals.tftest.hcl, on the files that need no provider."""
+    text = (MODULE / "tests" / "refusals.tftest.hcl").read_text()
+    text = re.sub(r"^mock_provider .*\n", "", text, flags=re.MULTILINE)
+    text = text.replace(", check.uploads_subscription", "")
+    (offline / "tests").mkdir()
+    (offline / "tests" / "refusals.tftest.hcl").write_text(text)
+    _terraform("init", "-backend=false", "-input=false", directory=offline)
+    said = _terraform("test", "-no-color", directory=offline)
+    assert f"Success! {len(re.findall('^run ', text, re.MULTILINE))} passed, 0 failed." in said
+
+
+def test_every_validation_and_check_has_a_failing_run() -> None:
+    runs = [
+        body
+        for block in _blocks(MODULE / "tests" / "refusals.tftest.hcl", "run")
+        for body in block.values()
+    ]
+    refused = [re.sub(r"[${}]", "", run["expect_failures"][0]) for run in runs]
+    for block in _blocks(MODULE / "variables.tf", "variable"):
+        [(name, body)] = block.items()
+        assert refused.count(f"var.{name}") >= len(body.get("validation", []))
+    assert {"check.gpu_region", "check.write_rate"} <= set(refused)
+    # The third precondition cannot be broken from outside.
+    assert refused.count("terraform_data.agreement") == 2
+
+
+# --- Indexes
+
+
+def _fields(query: BaseQuery) -> list[str]:
+    """Fields that a query filters and sorts by, each once."""
+    # A query's public face does not tell them.
+    structured = query._to_protobuf()
+    where = structured.where
+    filters = [each.field_filter for each in where.composite_filter.filters] or [where.field_filter]
+    fields = [each.field.field_path for each in filters]
+    fields += [order.field.field_path for order in structured.order_by]
+    return list(dict.fromkeys(fields))
+
+
+def _client() -> firestore.Client:
+    return firestore.Client(project="my-project-1", credentials=AnonymousCredentials())  # type: ignore[no-untyped-call]
+
+
+def _readme_queries() -> list[BaseQuery]:
+    readme = (REPOSITORY / "README.md").read_text()
+    _setup, *queries = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    names = {"results": _client().collection("detections"), "FieldFilter": FieldFilter}
+    return [eval(query, names) for query in queries]
+
+
+def test_readme_queries_have_their_indexes(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries = _readme_queries()
+
+    def note(query: firestore.Query, **_: Any) -> Iterator[Any]:
+        queries.append(query)
+        return iter(())
+
+    monkeypatch.setattr(firestore.Query, "stream", note)
+    store = ResultStore(_client(), collection="detections", timeout_seconds=1)
+    assert list(store.results("uploads", "cam1/")) == []
+
+    composites = re.findall(r"\[(.*?)\]", _local("composite_indexes"), re.DOTALL)
+    available = [re.findall(r'path\"?\s*[=:]\s*"(\w+)"', fields) for fields in composites]
+    unindexed = {*re.findall(r'"(\w+)"', str(_local("unindexed_fields"))), "created_at"}
+    assert unindexed >= {"detections", "event_time", "generation"}
+    for query in queries:
+        fields = _fields(query)
+        assert not {field.partition(".")[0] for field in fields} & unindexed
+        assert len(fields) == 1 or fields in available, f"no index for {fields}"
+
+
+# --- Metrics of log lines
+
+
+@pytest.fixture
+def log_lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    """What the service logs of a batch, of a picture that fails, and of a message given back."""
+    logging.config.dictConfig(logs.config("INFO"))
+    storage, store = FakeStorage(), FakeStore()
+    good, bad = storage.put("good.bmp", picture()), storage.put("bad.bmp", b"no picture")
+    pipeline = Pipeline(storage, store, loaded(FakeDetector()))
+    pipeline.handle(Event((good,)))
+    pipeline.handle(Event((bad,)))
+    pipeline.stop()
+    answer = (
+        create_app(pipeline)
+        .test_client()
+        .post("/", json={"message": {"data": "eyJ1cmkiOiAiZ3M6Ly91cGxvYWRzL2EuanBnIn0="}})
+    )
+    assert answer.status_code == 503
+    pipeline.close()
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def _messages(lines: list[dict[str, Any]], message: str) -> list[dict[str, Any]]:
+    return [line for line in lines if line["message"] == message]
+
+
+def test_batch_metrics_read_what_is_logged(log_lines: list[dict[str, Any]]) -> None:
+    metric = _resource("google_logging_metric", "batch")
+    [message] = re.findall(r'jsonPayload\.message="(.*?)"', metric["filter"])
+    [line] = _messages(log_lines, message)
+    assert metric["value_extractor"] == "EXTRACT(jsonPayload.${each.key})"
+    assert all(isinstance(line[field], int | float) for field in _local("batch_metrics"))
+
+
+def test_line_metrics_read_what_is_logged(log_lines: list[dict[str, Any]]) -> None:
+    for metric in _local("line_metrics").values():
+        [line] = _messages(log_lines, metric["message"])
+        assert line[metric["label"]]

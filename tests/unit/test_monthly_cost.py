@@ -1,0 +1,56 @@
+"""The arithmetic of the README's table of costs."""
+
+import pytest
+
+from benchmarks.monthly_cost import PRICES, Month, cost, quantities, table
+
+BUSY = Month(pictures=1_000_000, cpu_ms=60, vcpu=2, memory_gib=4, busy=0.5, starts=100)
+
+
+def test_billed_time_is_cpu_time_over_the_busy_share_and_starts() -> None:
+    # 60,000 CPU-s on 2 vCPU half busy: 60,000 s; 100 starts of 5 s: 500 s
+    counted = quantities(BUSY)
+    assert counted["Cloud Run vCPU"] == pytest.approx(121_000)
+    assert counted["Cloud Run memory"] == pytest.approx(242_000)
+
+
+def test_every_quantity_has_a_price() -> None:
+    assert set(quantities(BUSY)) == set(PRICES)
+
+
+def test_each_picture_is_read_and_written_once_and_compared_at_every_reconcile() -> None:
+    counted = quantities(Month(pictures=1_000_000, objects=2_000_000, reconciles=30))
+    assert counted["Firestore writes"] == 1
+    assert counted["Firestore reads"] == 61
+    assert counted["Cloud Storage writes, lists"] == pytest.approx(1.06)
+
+
+def test_free_units_are_taken_off_and_never_paid_back() -> None:
+    month = Month(pictures=10, cpu_ms=60, reconciles=1, image_gb=0.6)
+    paid = {name: usd for name, usd in cost(month, free_tier=True).items() if usd}
+    assert paid == pytest.approx(
+        {
+            "Artifact Registry": 0.01,
+            "Cloud Storage writes, lists": 10 / 1e6 * 5,
+            "Cloud Storage reads": 10 / 1e6 * 0.4,
+        }
+    )
+
+
+def test_gpu_is_paid_by_the_hour_and_not_by_request() -> None:
+    counted = quantities(Month(pictures=1_000_000, cpu_ms=60, gpu_hours=10))
+    assert counted["Cloud Run vCPU"] == 0
+    assert cost(Month(gpu_hours=10), free_tier=False)["Cloud Run with GPU"] == pytest.approx(
+        10.4652
+    )
+
+
+def test_idle_month_pays_for_the_reconcile_job_by_the_minute() -> None:
+    usd = cost(Month(reconciles=730, image_gb=0), free_tier=False)
+    assert sum(usd.values()) == pytest.approx(730 * 60 * 0.00002 + 0.10)
+
+
+def test_table_ends_with_the_sums_of_its_columns() -> None:
+    cells = table(BUSY, Month()).splitlines()[-1].replace("*", "").split("|")
+    expected = sum(cost(BUSY, free_tier=False).values())
+    assert float(cells[6]) == pytest.approx(expected, abs=0.01)

@@ -1,0 +1,142 @@
+"""The smoke test: its sample, the wait for its document, what the vendor's errors become."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from google.api_core import exceptions
+
+from service.domain import ImageRef
+from service.errors import StoreUnavailableError
+from service.smoke import CloudSamples, SmokeError, draw_sample, sample_name, wait_for_result
+
+REF = ImageRef("uploads", "smoke/1.jpg", 7)
+DONE = {"generation": 7, "status": "done", "error": None}
+FAILED = {
+    "generation": 7,
+    "status": "failed",
+    "error": {"code": "corrupt_image", "message": "The JPEG is cut short."},
+}
+
+
+class FakeResults:
+    """Answers one look after the other; an error is raised; the last answer is given for ever."""
+
+    def __init__(self, *looks: bool | Exception, documents: list[dict[str, Any]] | None = None):
+        self.looks = list(looks)
+        self.documents = documents or []
+        self.asked: list[str] = []
+
+    def is_final(self, document_id: str) -> bool:
+        self.asked.append(document_id)
+        look = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
+        if isinstance(look, Exception):
+            raise look
+        return look
+
+    def results(self, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
+        assert (bucket, prefix) == (REF.bucket, REF.name)
+        return iter(self.documents)
+
+
+class FakeBlob:
+    """An object of Cloud Storage that refuses every call with the same error."""
+
+    def __init__(self, error: Exception):
+        self.error = error
+
+    def upload_from_string(self, *_: object, **__: object) -> None:
+        raise self.error
+
+    def delete(self, **_: object) -> None:
+        raise self.error
+
+
+class FakeClient:
+    """A Cloud Storage of such objects."""
+
+    def __init__(self, error: Exception):
+        self.error = error
+
+    def bucket(self, _: str) -> "FakeClient":
+        return self
+
+    def blob(self, _: str) -> FakeBlob:
+        return FakeBlob(self.error)
+
+
+def wait(results: FakeResults, timeout_seconds: float = 600) -> dict[str, Any]:
+    return wait_for_result(REF, results, timeout_seconds=timeout_seconds, poll_seconds=0)
+
+
+def test_sample_is_a_jpeg_of_two_colours_on_grey() -> None:
+    data = draw_sample()
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert data[:2] == b"\xff\xd8"
+    assert image is not None
+    assert image.shape == (240, 320, 3)
+    assert image.std() > 10
+
+
+def test_sample_has_a_name_of_its_own_under_the_prefix() -> None:
+    names = {sample_name("in/") for _ in range(100)}
+    assert len(names) == 100
+    assert all(name.startswith("in/smoke/") and name.endswith(".jpg") for name in names)
+
+
+def test_wait_returns_the_document_of_this_generation() -> None:
+    older = {**DONE, "generation": 6}
+    results = FakeResults(False, False, True, documents=[older, DONE])
+    assert wait(results) == DONE
+    assert results.asked == [REF.document_id] * 3
+
+
+def test_wait_in_vain_names_the_generation_and_where_to_look() -> None:
+    with pytest.raises(SmokeError, match="has no document after 0 s") as raised:
+        wait(FakeResults(False), timeout_seconds=0)
+    sentence = str(raised.value)
+    assert "gs://uploads/smoke/1.jpg (generation 7)" in sentence
+    assert "service's log" in sentence
+    assert "subscription" in sentence
+    assert "dead letters" in sentence
+
+
+def test_failed_document_is_told_with_its_reason() -> None:
+    with pytest.raises(SmokeError, match="says failed: corrupt_image: The JPEG is cut short"):
+        wait(FakeResults(True, documents=[FAILED]))
+
+
+def test_firestore_that_comes_back_is_waited_for() -> None:
+    away = StoreUnavailableError("Firestore is unavailable.")
+    assert wait(FakeResults(away, away, True, documents=[DONE])) == DONE
+
+
+def test_firestore_that_stays_away_is_told() -> None:
+    away = StoreUnavailableError("Firestore refused access.")
+    with pytest.raises(SmokeError, match="Firestore refused access"):
+        wait(FakeResults(away), timeout_seconds=0)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (exceptions.NotFound("no"), "Cannot upload gs://b/n: there is no such bucket"),
+        (exceptions.Forbidden("no"), "roles/storage.objectUser"),
+        (exceptions.RetryError("no", cause=None), "Cloud Storage is unavailable"),
+    ],
+    ids=["bucket", "access", "away"],
+)
+def test_upload_that_fails_is_told_in_a_sentence(error: Exception, sentence: str) -> None:
+    with pytest.raises(SmokeError, match=sentence):
+        CloudSamples(FakeClient(error)).upload("b", "n", b"")
+
+
+def test_removal_of_what_is_gone_is_no_error() -> None:
+    CloudSamples(FakeClient(exceptions.NotFound("no"))).remove(REF)
+
+
+def test_removal_that_is_refused_is_told() -> None:
+    with pytest.raises(SmokeError, match="Cannot delete gs://uploads/smoke/1.jpg: access refused"):
+        CloudSamples(FakeClient(exceptions.Forbidden("no"))).remove(REF)
