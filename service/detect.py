@@ -11,7 +11,16 @@ import cv2
 from service.annotate import annotate
 from service.detector import Detector
 from service.document import to_document
-from service.domain import Box, Detection, Download, Event, ImageRef, ImageResult, ObjectMetadata
+from service.domain import (
+    Box,
+    Detection,
+    Download,
+    Event,
+    ImageRef,
+    ImageResult,
+    ObjectMetadata,
+    Rerun,
+)
 from service.errors import YoloBatchError
 from service.images import decode
 from service.pipeline import Pipeline, PipelineOptions
@@ -106,7 +115,7 @@ class _Receiver:
         self._receive = receive
         self._lock = threading.Lock()  # commits come from several threads
 
-    def is_final(self, document_id: str) -> bool:
+    def is_final(self, document_id: str, rerun: Rerun | None = None) -> bool:
         return False
 
     def commit(self, results: Sequence[ImageResult]) -> None:

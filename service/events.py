@@ -9,7 +9,8 @@ Forms are told apart by headers and body, never by path:
    headers when the subscription writes metadata.
 
 A message (3, 4) is a Cloud Storage notification, told by its attributes, or a job:
-`{"uri": "gs://bucket/object"}` or `{"uris": [...]}`.
+`{"uri": "gs://bucket/object"}` or `{"uris": [...]}`, with leave to replace what is recorded in
+`"rerun": {"seen_at": RFC 3339, "model": sha256 or null}` (see `service.domain.Rerun`).
 
 Sources: https://cloud.google.com/eventarc/docs/cloudevents,
 https://cloud.google.com/pubsub/docs/push, https://cloud.google.com/storage/docs/pubsub-notifications
@@ -24,7 +25,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from service.domain import Event, ImageRef, ObjectMetadata
+from service.domain import Event, ImageRef, ObjectMetadata, Rerun
 from service.errors import EnvelopeError
 
 MAX_URIS = 1000
@@ -49,6 +50,7 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _URI = re.compile(r"gs://([^/]+)/(.+?)(?:#([0-9]{1,19}))?", re.DOTALL)
 _MAX_NAME_BYTES = 1024
 _NO_NAMES = (".", "..")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_INT64 = 2**63 - 1
 _INT64_DIGITS = 19
 
@@ -150,7 +152,26 @@ def _images_from_job(job: dict[str, Any]) -> tuple[ImageRef, ...]:
         raise EnvelopeError("The job's uris must be a list that is not empty.")
     if len(uris) > MAX_URIS:
         raise EnvelopeError(f"A job names at most {MAX_URIS} uris.")
-    return tuple(dict.fromkeys(parse_uri(uri) for uri in uris))
+    images = dict.fromkeys(parse_uri(uri) for uri in uris)
+    if "rerun" not in job:
+        return tuple(images)
+    rerun = _rerun(job["rerun"])
+    return tuple(replace(image, rerun=rerun) for image in images)
+
+
+def _rerun(value: Any) -> Rerun:
+    rerun = _mapping(value, "A job's rerun must be an object.")
+    seen_at, model = _time(rerun.get("seen_at")), rerun.get("model")
+    if seen_at is None:
+        raise EnvelopeError("A rerun's seen_at must be a time with its zone, as RFC 3339 has it.")
+    if model is not None and not is_sha256(model):
+        raise EnvelopeError("A rerun's model must be null or a sha256 in small letters.")
+    return Rerun(seen_at, model)
+
+
+def is_sha256(value: Any) -> bool:
+    """Say whether a value is a sha256 as we write it: 64 hexadecimal digits in small letters."""
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
 
 
 def parse_uri(uri: Any) -> ImageRef:

@@ -1,7 +1,7 @@
-"""The exact generation's bytes from Cloud Storage."""
+"""The exact generation's bytes from Cloud Storage, and the names of what a bucket holds."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -15,7 +15,21 @@ from requests.adapters import HTTPAdapter
 from requests.exceptions import ContentDecodingError, RequestException
 
 from service.domain import Download, ErrorCode, ImageRef, ObjectMetadata
-from service.errors import BadImageError, ObjectGoneError, StorageUnavailableError
+from service.errors import (
+    BadImageError,
+    CredentialsError,
+    ObjectGoneError,
+    StorageUnavailableError,
+    YoloBatchError,
+)
+
+_PAGE_SIZE = 1000  # the most that Cloud Storage gives
+# What the listing asks for of each object: names are long enough.
+_LISTED_FIELDS = "items(name,generation,size),nextPageToken"
+
+
+class NoBucketError(YoloBatchError):
+    """The bucket does not exist."""
 
 
 class ImageStorage:
@@ -69,6 +83,62 @@ class ImageStorage:
             blob.download_to_file(buffer, timeout=self._timeout, retry=self._retry)
             data = buffer.getvalue()
         return Download(data, _merged(ref.metadata, _metadata(blob, len(data))))
+
+
+class ObjectLister:
+    """Lists buckets; see `connect_lister`."""
+
+    def __init__(self, client: storage.Client, *, timeout_seconds: float = 60.0) -> None:
+        """Take a client, and how long one call is retried."""
+        self._client = client
+        self._timeout = timeout_seconds
+        self._retry: retry.Retry = DEFAULT_RETRY.with_timeout(timeout_seconds)
+
+    def pages(self, bucket: str, prefix: str, *, after: str = "") -> Iterator[Sequence[ImageRef]]:
+        """List the live objects with a prefix, up to 1000 at a time, by the bytes of their names.
+
+        Args:
+            bucket: the bucket's name.
+            prefix: beginning of the names.
+            after: the name that a listing before this one ended with.
+
+        Raises:
+            NoBucketError: there is no such bucket.
+            StorageUnavailableError: Cloud Storage did not answer.
+        """
+        with _translated():
+            listing = self._client.list_blobs(
+                bucket,
+                prefix=prefix or None,
+                start_offset=after or None,  # the first name that is listed
+                page_size=_PAGE_SIZE,
+                fields=_LISTED_FIELDS,
+                timeout=self._timeout,
+                retry=self._retry,
+            )
+            try:
+                for page in listing.pages:
+                    found = [_listed(bucket, blob) for blob in page if blob.name != after]
+                    if found:
+                        yield found
+            except NotFound as exc:
+                raise NoBucketError(f"There is no bucket gs://{bucket}") from exc
+
+
+def connect_lister(project: str | None) -> ObjectLister:
+    """Connect to Cloud Storage.
+
+    Raises:
+        CredentialsError: there are none.
+    """
+    try:
+        return ObjectLister(storage.Client(project=project))
+    except (GoogleAuthError, OSError) as exc:  # OSError: no project is known
+        raise CredentialsError from exc
+
+
+def _listed(bucket: str, blob: storage.Blob) -> ImageRef:
+    return ImageRef(bucket, blob.name, blob.generation, ObjectMetadata(size=blob.size))
 
 
 class _BoundedBuffer(io.BytesIO):

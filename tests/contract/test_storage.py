@@ -12,7 +12,7 @@ from google.cloud import storage
 
 from service.domain import ErrorCode, ImageRef, ObjectMetadata
 from service.errors import BadImageError, ObjectGoneError, StorageUnavailableError
-from service.storage import ImageStorage
+from service.storage import ImageStorage, NoBucketError, ObjectLister, connect_lister
 from tests.contract.conftest import BUCKET
 
 
@@ -191,3 +191,39 @@ def server_answering(status: int, headers: dict[str, str] | None = None) -> Iter
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@pytest.fixture
+def listed(bucket: storage.Bucket) -> list[ImageRef]:
+    """Objects in the order of a listing: by the bytes of their names."""
+    names = ["list/10.jpg", "list/2.jpg", "list/A.jpg", "list/a#5.jpg", "list/é.jpg", "list/😀.jpg"]
+    return [upload(bucket, name, b"x") for name in names]
+
+
+@pytest.mark.parametrize("place", [None, 0, 2, 5], ids=["all", "first", "middle", "last"])
+def test_lister_goes_on_after_any_name(listed: list[ImageRef], place: int | None) -> None:
+    after = "" if place is None else listed[place].name
+    pages = list(connect_lister(None).pages(BUCKET, "list/", after=after))
+    found = [ref for page in pages for ref in page]
+    assert found == listed[0 if place is None else place + 1 :]
+    assert all(ref.metadata.size == 1 for ref in found)
+    assert all(pages)
+
+
+def test_lister_gives_only_live_generations(bucket: storage.Bucket) -> None:
+    upload(bucket, "live/a.jpg", b"first")
+    second = upload(bucket, "live/a.jpg", b"second")
+    upload(bucket, "live/b.jpg", b"x")
+    bucket.blob("live/b.jpg").delete()
+    assert list(connect_lister(None).pages(BUCKET, "live/")) == [[second]]
+
+
+def test_lister_of_no_bucket_says_so() -> None:
+    with pytest.raises(NoBucketError, match="There is no bucket gs://nowhere"):
+        list(connect_lister(None).pages("nowhere", ""))
+
+
+def test_lister_without_a_server_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
+    with pytest.raises(StorageUnavailableError):
+        list(ObjectLister(storage.Client(), timeout_seconds=0.3).pages(BUCKET, ""))

@@ -1,5 +1,10 @@
 """`ResultStore` against the official Firestore emulator."""
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
 import pytest
 from google.cloud import firestore
 from google.cloud.firestore_v1.base_query import FieldFilter
@@ -13,6 +18,7 @@ from service.domain import (
     ImageRef,
     ImageResult,
     ModelInfo,
+    Rerun,
 )
 from service.errors import StoreUnavailableError
 from service.store import ResultStore
@@ -124,3 +130,134 @@ def test_document_answers_queries_for_labels_with_spaces(
     path = firestore.Client.field_path("counts", "traffic light")
     query = firestore.Client().collection(collection).where(filter=FieldFilter(path, ">", 3))
     assert [snapshot.get("name") for snapshot in query.stream()] == ["a.jpg"]
+
+
+# Reruns
+
+
+def of(result: ImageResult, rerun: Rerun | None) -> ImageResult:
+    return replace(result, ref=replace(result.ref, rerun=rerun))
+
+
+def seen(store: ResultStore, *results: ImageResult, model: str | None = None) -> Rerun:
+    """Leave to replace what stands there now."""
+    return Rerun(store.records([result.ref for result in results]).read_at, model)
+
+
+def test_records_say_how_each_picture_is_recorded(store: ResultStore) -> None:
+    recorded = [done("a.jpg", "cat"), failed("b.jpg")]
+    store.commit(recorded)
+    found = store.records([*(result.ref for result in recorded), done("c.jpg").ref])
+    first, second = (found.by_id[result.ref.document_id] for result in recorded)
+    assert len(found.by_id) == 2
+    assert (first.status, first.model) == ("done", MODEL.sha256)
+    assert (second.status, second.model) == ("failed", None)
+    assert first.created_at <= found.read_at
+
+
+def test_records_of_many_missing_pictures_are_none(store: ResultStore) -> None:
+    found = store.records([done(f"{i}.jpg").ref for i in range(250)])
+    assert found.by_id == {}
+    assert found.read_at > datetime(2020, 1, 1, tzinfo=UTC)
+
+
+def test_commit_of_a_rerun_replaces_every_field_once(store: ResultStore, collection: str) -> None:
+    store.commit([failed("a.jpg")])
+    rerun = seen(store, failed("a.jpg"))
+    before = read(collection, done("a.jpg"))
+    assert not store.is_final(done("a.jpg").ref.document_id, rerun)
+    store.commit([of(done("a.jpg", "traffic light"), rerun)])
+    after = read(collection, done("a.jpg"))
+    assert before and after and set(before) == set(after)
+    assert (after["status"], after["error"]) == ("done", None)
+    assert after["counts"] == {"traffic light": 1}
+    assert after["created_at"] > before["created_at"]  # type: ignore[operator]
+    assert store.is_final(done("a.jpg").ref.document_id, rerun)
+    store.commit([of(done("a.jpg", "dog"), rerun)])  # the same message again
+    assert read(collection, done("a.jpg")) == after
+
+
+def test_commit_of_a_rerun_forgets_the_counts_that_are_gone(
+    store: ResultStore, collection: str
+) -> None:
+    store.commit([done("a.jpg", "cat", "dog")])
+    store.commit([of(done("a.jpg", "cat"), seen(store, done("a.jpg")))])
+    after = read(collection, done("a.jpg"))
+    assert after and after["counts"] == {"cat": 1}
+
+
+def test_commit_of_a_rerun_leaves_what_its_model_recorded(
+    store: ResultStore, collection: str
+) -> None:
+    old = replace(done("old.jpg", "cat"), model=replace(MODEL, sha256="1" * 64))
+    store.commit([done("new.jpg", "cat"), old])
+    rerun = seen(store, old, model=MODEL.sha256)
+    store.commit([of(done(name, "dog"), rerun) for name in ("new.jpg", "old.jpg")])
+    found = [read(collection, done(name)) for name in ("new.jpg", "old.jpg")]
+    assert [document and document["labels"] for document in found] == [["cat"], ["dog"]]
+
+
+def test_commit_mixes_reruns_and_new_pictures(store: ResultStore, collection: str) -> None:
+    store.commit([failed("old.jpg"), done("final.jpg", "cat")])
+    rerun = seen(store, failed("old.jpg"))
+    store.commit(
+        [
+            of(done("old.jpg", "dog"), rerun),
+            of(done("never.jpg", "dog"), rerun),
+            done("final.jpg", "dog"),
+            done("new.jpg", "dog"),
+        ]
+    )
+    names = ("old.jpg", "never.jpg", "final.jpg", "new.jpg")
+    found = [read(collection, done(name)) for name in names]
+    labels = [document and document["labels"] for document in found]
+    assert labels == [["dog"], ["dog"], ["cat"], ["dog"]]
+
+
+def test_commit_of_racing_reruns_replaces_once(store: ResultStore, collection: str) -> None:
+    results = [failed(f"{i}.jpg") for i in range(3)]
+    store.commit(results)
+    rerun = seen(store, *results)
+    racers = [[of(done(f"{i}.jpg", label), rerun) for i in range(3)] for label in "abcd"]
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(store.commit, racers))
+    found = [read(collection, result) for result in results]
+    labels = [document and document["labels"] for document in found]
+    assert labels[0] in (["a"], ["b"], ["c"], ["d"])
+    assert labels == [labels[0]] * 3  # each commit is whole: all of one racer
+
+
+class Interfering:
+    """A client whose first batch is overtaken by somebody else, between its look and its write."""
+
+    def __init__(self, client: firestore.Client, overtake: Any) -> None:
+        self._client, self._overtake = client, overtake
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def batch(self) -> Any:
+        if overtake := self._overtake:
+            self._overtake = None
+            overtake()
+        return self._client.batch()
+
+
+@pytest.mark.parametrize("how", ["edited", "deleted", "replaced"])
+def test_commit_of_a_rerun_that_is_overtaken_looks_again(
+    how: str, store: ResultStore, collection: str
+) -> None:
+    store.commit([failed("a.jpg")])
+    rerun = seen(store, failed("a.jpg"))
+    reference = firestore.Client().collection(collection).document(done("a.jpg").ref.document_id)
+    overtake = {
+        "edited": lambda: reference.update({"note": "by hand"}),
+        "deleted": reference.delete,
+        "replaced": lambda: store.commit([of(done("a.jpg", "first"), rerun)]),
+    }[how]
+    client = Interfering(firestore.Client(), overtake)
+    late = ResultStore(client, collection=collection, timeout_seconds=5)
+    late.commit([of(done("a.jpg", "late"), rerun)])
+    after = read(collection, done("a.jpg"))
+    assert after and after["labels"] == (["first"] if how == "replaced" else ["late"])
+    assert after.get("note") == ("by hand" if how == "edited" else None)

@@ -41,7 +41,10 @@ def plain(event: Event) -> dict[str, Any]:
     images = []
     for image in event.images:
         fields = asdict(image)
+        rerun = fields.pop("rerun")
         images.append(fields | fields.pop("metadata"))
+        if rerun:
+            images[-1]["rerun"] = rerun | {"seen_at": rerun["seen_at"].isoformat()}
     return {
         "images": images,
         "event_time": event.event_time.isoformat() if event.event_time else None,
@@ -107,6 +110,9 @@ def test_parse_event_of_the_most_uris_allowed_keeps_their_order() -> None:
 def test_parse_event_takes_bucket_names_that_exist(bucket: str) -> None:
     assert parse_event(FINALIZED, dumps(resource(bucket=bucket))).images[0].bucket == bucket
 
+
+RERUN = {"uri": f"gs://uploads/{MARKER}"}
+SEEN = {"seen_at": "2026-11-21T14:36:54Z"}
 
 UNREADABLE: dict[str, tuple[dict[str, str], bytes]] = {
     "empty body": ({}, b""),
@@ -202,6 +208,27 @@ UNREADABLE: dict[str, tuple[dict[str, str], bytes]] = {
     "uri with a lone surrogate": ({}, push({"uri": f"gs://uploads/{MARKER}\ud800"})),
     "uri over 1024 bytes": ({}, push({"uri": f"gs://uploads/{MARKER}{'é' * 508}"})),
     "uri of a bad bucket": ({}, push({"uri": f"gs://{MARKER.upper()}/a"})),
+    "rerun null": ({}, push(RERUN | {"rerun": None})),
+    "rerun a text": ({}, push(RERUN | {"rerun": MARKER})),
+    "rerun empty": ({}, push(RERUN | {"rerun": {}})),
+    "rerun seen at a text": ({}, push(RERUN | {"rerun": {"seen_at": MARKER}})),
+    "rerun seen at a number": ({}, push(RERUN | {"rerun": {"seen_at": 7}})),
+    "rerun seen at a time without zone": (
+        {},
+        push(RERUN | {"rerun": {"seen_at": "2026-11-21T14:36:54"}}),
+    ),
+    "rerun seen before the year 1": (
+        {},
+        push(RERUN | {"rerun": {"seen_at": "0001-01-01T00:00:00+23:59"}}),
+    ),
+    "rerun of a model's name": ({}, push(RERUN | {"rerun": SEEN | {"model": MARKER}})),
+    "rerun of a model in capitals": ({}, push(RERUN | {"rerun": SEEN | {"model": "A" * 64}})),
+    "rerun of a model and a newline": (
+        {},
+        push(RERUN | {"rerun": SEEN | {"model": "a" * 63 + "\n"}}),
+    ),
+    "rerun of a model a number": ({}, push(RERUN | {"rerun": SEEN | {"model": 7}})),
+    "rerun without uris": ({}, push({"rerun": SEEN})),
     "generation missing": (FINALIZED, dumps(resource(generation=None))),
     "generation a text": (FINALIZED, dumps(resource(generation=MARKER))),
     "generation empty": (FINALIZED, dumps(resource(generation=""))),
@@ -316,6 +343,7 @@ json_values = st.recursive(
 )
 some_keys = st.sampled_from(
     ["bucket", "name", "generation", "size", "contentType", "kind", "uri", "uris", "time", "type"]
+    + ["rerun", "seen_at", "model"]
     + ["data", "data_base64", "message", "attributes", "eventType", "bucketId", "objectId"]
 )
 near_misses = st.dictionaries(

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 
 from service import logs
 from service.detector import Detector
-from service.domain import ErrorCode, Event, ImageRef, Outcome
+from service.domain import ErrorCode, Event, ImageRef, Outcome, Rerun
 from service.errors import (
     BadImageError,
     DetectorError,
@@ -632,3 +632,62 @@ def test_close_after_its_time_does_not_wait_for_a_job(world: World) -> None:
     loading.set_exception(ModelError("never"))
     assert isinstance(job.exception(PATIENCE_SECONDS), TransientError)
     assert has_returned
+
+
+# Reruns
+
+
+def handle_rerun(pipeline: Pipeline, ref: ImageRef, rerun: Rerun) -> list[Outcome]:
+    return handle(pipeline, replace(ref, rerun=rerun))
+
+
+def test_handle_of_a_rerun_replaces_what_was_seen_and_only_once(world: World) -> None:
+    ref = world.storage.put("cat", b"just a note")
+    pipeline = world.pipeline()
+    assert handle(pipeline, ref) == [Outcome.FAILED]
+    world.storage.put("cat", picture((9, 9, 9)))
+    rerun = Rerun(world.store.now)
+    assert handle_rerun(pipeline, ref, rerun) == [Outcome.DONE]
+    assert world.labels() == {"cat": ["9-9-9"]}
+    assert handle_rerun(pipeline, ref, rerun) == [Outcome.ALREADY_FINAL]
+    assert world.store.commits == [["cat"], ["cat"]]
+
+
+def test_handle_of_a_rerun_without_a_document_creates_it(world: World) -> None:
+    [ref] = world.put(1)
+    assert handle_rerun(world.pipeline(), ref, Rerun(world.store.now)) == [Outcome.DONE]
+
+
+def test_handle_of_a_rerun_leaves_what_was_recorded_since(world: World) -> None:
+    [ref] = world.put(1)
+    rerun = Rerun(world.store.now)
+    pipeline = world.pipeline()
+    handle(pipeline, ref)
+    assert handle_rerun(pipeline, ref, rerun) == [Outcome.ALREADY_FINAL]
+
+
+def test_handle_of_a_rerun_leaves_what_its_own_model_recorded(world: World) -> None:
+    [ref] = world.put(1)
+    pipeline = world.pipeline()
+    handle(pipeline, ref)
+    rerun = Rerun(world.store.now, world.detector.info.sha256)
+    assert handle_rerun(pipeline, ref, rerun) == [Outcome.ALREADY_FINAL]
+
+
+def test_handle_of_a_rerun_for_another_model_gives_it_back(world: World) -> None:
+    [ref] = world.put(1)
+    with pytest.raises(ModelNotReadyError, match="another model"):
+        handle_rerun(world.pipeline(), ref, Rerun(world.store.now, "f" * 64))
+    assert world.store.commits == []
+
+
+def test_handle_of_a_rerun_beside_a_plain_delivery_is_not_lost_in_it(world: World) -> None:
+    [ref] = world.put(1)
+    pipeline = world.pipeline()
+    handle(pipeline, ref)
+    world.detector.gate.close()
+    rerun = in_thread(lambda: handle_rerun(pipeline, ref, Rerun(world.store.now)))
+    world.detector.gate.wait_for_arrivals(2)
+    assert handle(pipeline, ref) == [Outcome.ALREADY_FINAL]
+    world.detector.gate.open()
+    assert result(rerun) == [Outcome.DONE]

@@ -1,0 +1,153 @@
+"""Messages pulled from a Pub/Sub subscription, and given back or acknowledged."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+
+from google.api_core import exceptions, retry
+from google.auth.exceptions import GoogleAuthError
+from google.cloud import pubsub_v1  # type: ignore[attr-defined]  # published without types
+
+from service.deadletters import Letter
+from service.errors import CredentialsError, YoloBatchError
+
+_CALL_SECONDS = 30.0
+_PULL_SECONDS = 5.0  # an empty pull would wait longer
+_PULL_SIZE = 100
+_HOLD_SECONDS = 120  # nobody else gets a message meanwhile; after a kill, it comes back by itself
+# Pub/Sub may answer with nothing while it has something: two in a row are taken for the end.
+_EMPTY_PULLS = 2
+_ACK_SIZE = 500  # ids in one call: a request has 512 KiB at most
+
+
+class SubscriptionError(YoloBatchError):
+    """Pub/Sub did not give the messages, or did not take the answer."""
+
+
+class Subscription:
+    """One pull subscription, by its full name."""
+
+    def __init__(self, client: pubsub_v1.SubscriberClient, name: str) -> None:
+        """Take a client; see `connect`."""
+        self._client = client
+        self.name = name
+
+    def letters(self, limit: int) -> Iterator[Letter]:
+        """Pull messages, at most so many, and hold them.
+
+        Raises:
+            SubscriptionError: there is no such subscription, or Pub/Sub did not answer.
+        """
+        seen: set[str] = set()
+        empty = 0
+        while len(seen) < limit and empty < _EMPTY_PULLS:
+            found = self._pull(min(_PULL_SIZE, limit - len(seen)))
+            self._set_deadline((letter.ack_id for letter in found), _HOLD_SECONDS)
+            new = [letter for letter in found if letter.message_id not in seen]
+            empty = 0 if new else empty + 1
+            seen.update(letter.message_id for letter in new)
+            yield from new
+
+    def acknowledge(self, letters: Iterable[Letter]) -> None:
+        """Take messages out of the subscription for good.
+
+        Raises:
+            SubscriptionError: Pub/Sub did not answer; the messages may come again.
+        """
+        for ids in _groups(letter.ack_id for letter in letters):
+            with _translated(self.name):
+                self._client.acknowledge(
+                    subscription=self.name, ack_ids=ids, retry=_policy(), timeout=_CALL_SECONDS
+                )
+
+    def release(self, letters: Iterable[Letter]) -> None:
+        """Give messages back: they can be pulled again at once.
+
+        Raises:
+            SubscriptionError: Pub/Sub did not answer; they come back by themselves later.
+        """
+        self._set_deadline((letter.ack_id for letter in letters), 0)
+
+    def topic_of(self, subscription: str) -> str:
+        """Return the full name of the topic that a subscription reads.
+
+        Raises:
+            SubscriptionError: there is no such subscription, or Pub/Sub did not answer.
+        """
+        with _translated(subscription):
+            found = self._client.get_subscription(
+                subscription=subscription, retry=_policy(), timeout=_CALL_SECONDS
+            )
+            return str(found.topic)
+
+    def _pull(self, size: int) -> list[Letter]:
+        with _translated(self.name):
+            try:
+                answer = self._client.pull(
+                    subscription=self.name, max_messages=size, retry=None, timeout=_PULL_SECONDS
+                )
+            except exceptions.DeadlineExceeded:
+                return []
+        return [
+            Letter(
+                ack_id=received.ack_id,
+                message_id=received.message.message_id,
+                data=received.message.data,
+                attributes=dict(received.message.attributes),
+                publish_time=received.message.publish_time,
+            )
+            for received in answer.received_messages
+        ]
+
+    def _set_deadline(self, ack_ids: Iterable[str], seconds: int) -> None:
+        for ids in _groups(ack_ids):
+            with _translated(self.name):
+                self._client.modify_ack_deadline(
+                    subscription=self.name,
+                    ack_ids=ids,
+                    ack_deadline_seconds=seconds,
+                    retry=_policy(),
+                    timeout=_CALL_SECONDS,
+                )
+
+
+def connect(subscription: str, project: str | None) -> Subscription:
+    """Connect to a subscription, by its name or its full name.
+
+    Raises:
+        CredentialsError: there are none, or the project is not known.
+    """
+    if "/" not in subscription:
+        if not project:
+            raise CredentialsError
+        subscription = f"projects/{project}/subscriptions/{subscription}"
+    try:
+        return Subscription(pubsub_v1.SubscriberClient(), subscription)
+    except GoogleAuthError as exc:
+        raise CredentialsError from exc
+
+
+def _policy() -> retry.Retry:
+    return retry.Retry(
+        predicate=retry.if_exception_type(
+            exceptions.ServiceUnavailable, exceptions.InternalServerError, exceptions.Aborted
+        ),
+        timeout=_CALL_SECONDS,
+    )
+
+
+def _groups(ids: Iterable[str]) -> Iterator[Sequence[str]]:
+    remaining = iter(ids)
+    while group := list(islice(remaining, _ACK_SIZE)):
+        yield group
+
+
+@contextmanager
+def _translated(subscription: str) -> Iterator[None]:
+    """Turn the vendor's errors into ours."""
+    try:
+        yield
+    except exceptions.NotFound as exc:
+        raise SubscriptionError(f"There is no subscription {subscription}") from exc
+    except (exceptions.GoogleAPIError, GoogleAuthError) as exc:
+        raise SubscriptionError(f"Pub/Sub did not answer for {subscription}: {exc}") from exc

@@ -1,0 +1,88 @@
+"""The command against the emulators, with a person who is asked."""
+
+import json
+import uuid
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from google.cloud import pubsub_v1, storage
+
+from service.commands import reconcile as command
+from service.publisher import PublishError
+
+
+@pytest.fixture
+def prefix(bucket: storage.Bucket) -> str:
+    """Three pictures without a document."""
+    prefix = f"ask-{uuid.uuid4().hex}/"
+    for i in range(3):
+        bucket.blob(f"{prefix}{i}.jpg").upload_from_string(b"x")
+    return prefix
+
+
+@pytest.fixture
+def topic(publisher: pubsub_v1.PublisherClient, project: str) -> str:
+    name = publisher.topic_path(project, f"ask-{uuid.uuid4().hex}")
+    publisher.create_topic(name=name)
+    with pubsub_v1.SubscriberClient() as subscriber:
+        subscription = name.replace("/topics/", "/subscriptions/")
+        subscriber.create_subscription(name=subscription, topic=name)
+    return str(name)
+
+
+def pulled(topic: str) -> list[str]:
+    """The uris of the jobs that are there."""
+    subscription = topic.replace("/topics/", "/subscriptions/")
+    with pubsub_v1.SubscriberClient() as subscriber:
+        answer = subscriber.pull(subscription=subscription, max_messages=10, timeout=10)
+    jobs = [json.loads(received.message.data) for received in answer.received_messages]
+    return sorted(uri for job in jobs for uri in job["uris"])
+
+
+def ask(answer: str, prefix: str, *options: str, monkeypatch: pytest.MonkeyPatch) -> Result:
+    monkeypatch.setattr(command, "_can_ask", lambda: True)
+    arguments = [f"gs://uploads/{prefix}", "--enqueue", "missing", *options]
+    return CliRunner().invoke(command.reconcile, arguments, input=answer)
+
+
+def test_person_who_says_yes_gets_the_jobs(
+    prefix: str, topic: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    done = ask("y\n", prefix, "--topic", topic, "--resume", str(state), monkeypatch=monkeypatch)
+    assert done.exit_code == 0, done.output
+    assert "3 objects = 0 done + 0 failed + 3 missing + 0 ignored" in done.output
+    assert "Published 3 pictures in 1 messages" in done.output
+    names = [uri.rpartition("#")[0] for uri in pulled(topic)]
+    assert names == [f"gs://uploads/{prefix}{i}.jpg" for i in range(3)]
+    assert not state.exists()
+
+
+def test_person_who_says_no_spends_nothing(
+    prefix: str, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = ask("n\n", prefix, "--topic", topic, monkeypatch=monkeypatch)
+    assert done.exit_code == 1
+    assert "3 pictures, about 1 messages" in done.output
+    assert "Published" not in done.output
+    assert pulled(topic) == []
+
+
+def test_person_is_not_asked_about_nothing(topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = ask("", "no-such-prefix/", "--topic", topic, monkeypatch=monkeypatch)
+    assert done.exit_code == 0, done.output
+    assert "Published 0 pictures in 0 messages" in done.output
+
+
+def test_run_that_fails_says_how_to_go_on(
+    prefix: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    options = ["--topic", "never-made", "--yes", "--resume", str(state)]
+    done = ask("", prefix, *options, monkeypatch=monkeypatch)
+    assert done.exit_code == 1
+    assert "There is no topic" in done.output
+    assert f"{state} keeps the place" in done.output.replace("\n", " ")
+    assert json.loads(state.read_text())["tally"]["missing"] == 0
+    assert PublishError.__name__ not in done.output

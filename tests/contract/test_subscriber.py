@@ -1,0 +1,82 @@
+"""Dead letters through the official Pub/Sub emulator."""
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from google.cloud import pubsub_v1
+
+from service.errors import CredentialsError
+from service.publisher import publish_jobs
+from service.subscriber import Subscription, SubscriptionError, connect
+
+
+@pytest.fixture
+def topic(publisher: pubsub_v1.PublisherClient, project: str) -> str:
+    name = publisher.topic_path(project, f"dead-{uuid.uuid4().hex}")
+    publisher.create_topic(name=name)
+    return str(name)
+
+
+@pytest.fixture
+def subscription(topic: str, project: str) -> Iterator[Subscription]:
+    with pubsub_v1.SubscriberClient() as client:
+        name = client.subscription_path(project, topic.rpartition("/")[2])
+        client.create_subscription(name=name, topic=topic, ack_deadline_seconds=600)
+        yield Subscription(client, name)
+
+
+def data(subscription: Subscription, limit: int = 1000) -> list[bytes]:
+    """Everything that can be had now, which is then given back."""
+    letters = list(subscription.letters(limit))
+    subscription.release(letters)
+    return sorted(letter.data for letter in letters)
+
+
+def test_letters_are_all_there_and_stay(
+    subscription: Subscription, publisher: pubsub_v1.PublisherClient, topic: str
+) -> None:
+    messages = [f"{i:03}".encode() for i in range(250)]
+    publish_jobs(publisher, topic, messages, attributes={"ce-type": "é", "b": "two\nlines"})
+    letters = list(subscription.letters(1000))
+    assert sorted(letter.data for letter in letters) == messages
+    assert {tuple(sorted(letter.attributes.items())) for letter in letters} == {
+        (("b", "two\nlines"), ("ce-type", "é"))
+    }
+    subscription.release(letters)
+    assert data(subscription) == messages
+
+
+def test_letters_are_no_more_than_the_limit(
+    subscription: Subscription, publisher: pubsub_v1.PublisherClient, topic: str
+) -> None:
+    publish_jobs(publisher, topic, [b"%d" % i for i in range(5)])
+    assert len(list(subscription.letters(3))) == 3
+
+
+def test_acknowledged_letters_are_gone(
+    subscription: Subscription, publisher: pubsub_v1.PublisherClient, topic: str
+) -> None:
+    publish_jobs(publisher, topic, [b"stays", b"goes"])
+    letters = list(subscription.letters(10))
+    subscription.acknowledge(letter for letter in letters if letter.data == b"goes")
+    subscription.release(letter for letter in letters if letter.data == b"stays")
+    assert data(subscription) == [b"stays"]
+
+
+def test_topic_of_a_subscription_is_its_topic(subscription: Subscription, topic: str) -> None:
+    assert subscription.topic_of(subscription.name) == topic
+
+
+def test_missing_subscription_is_named(project: str) -> None:
+    source = connect("never-made", project)
+    with pytest.raises(SubscriptionError, match="There is no subscription .*never-made"):
+        list(source.letters(1))
+    with pytest.raises(SubscriptionError, match="There is no subscription .*nor-this"):
+        source.topic_of(f"projects/{project}/subscriptions/nor-this")
+
+
+def test_connect_by_name_needs_a_project() -> None:
+    with pytest.raises(CredentialsError):
+        connect("jobs-dead-letter", None)
+    assert connect("projects/p/subscriptions/s", None).name == "projects/p/subscriptions/s"

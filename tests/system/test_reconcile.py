@@ -1,0 +1,281 @@
+"""Reconcile, back-fill and dead letters, through the whole system."""
+
+import base64
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from google.cloud import firestore, pubsub_v1
+
+from service.demo.shapes import Scene
+from service.detector.identity import sha256_of_model
+from service.domain import ErrorCode, Failure, ImageRef, ImageResult, ModelInfo
+from service.local.stack import Stack
+from service.settings import BUNDLED_MODEL
+from service.store import ResultStore
+from tests.system.conftest import COLLECTION, Service, document, put_aside, run_cli
+
+Samples = list[tuple[Path, Scene]]
+
+PATIENCE_SECONDS = 240
+NOBODY = "http://127.0.0.1:9"  # the discard port: what is pushed there is not answered
+PART = "gcloud/tmp/parallel_composite_uploads/see_gcloud_storage_cp_help_for_details/x_0"
+OURS = sha256_of_model(BUNDLED_MODEL)
+OTHER_MODEL = ModelInfo("old.pt", "b" * 64, 320, "fp32", "openvino")
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"reconcile-{uuid.uuid4().hex}/"
+
+
+@pytest.fixture
+def subscriber(stack: Stack) -> Iterator[pubsub_v1.SubscriberClient]:
+    with pubsub_v1.SubscriberClient() as client:
+        yield client
+
+
+@pytest.fixture
+def make_topic(
+    stack: Stack, subscriber: pubsub_v1.SubscriberClient
+) -> Iterator[Callable[..., str]]:
+    """Make a topic and a subscription of one name; the subscription ends with the test."""
+    made: list[str] = []
+    with pubsub_v1.PublisherClient() as publisher:
+
+        def make(**settings: Any) -> str:
+            name = f"reconcile-{uuid.uuid4().hex}"
+            topic = publisher.topic_path(stack.project, name)
+            publisher.create_topic(name=topic)
+            made.append(subscriber.subscription_path(stack.project, name))
+            request = {"name": made[-1], "topic": topic, "ack_deadline_seconds": 600}
+            subscriber.create_subscription(request=request | settings)
+            return name
+
+        yield make
+        for name in made:
+            subscriber.delete_subscription(subscription=name)
+
+
+def record(*results: ImageResult) -> None:
+    store().commit(results)
+
+
+def store() -> ResultStore:
+    return ResultStore(firestore.Client(), collection=COLLECTION, timeout_seconds=30)
+
+
+def failed(ref: ImageRef) -> ImageResult:
+    return ImageResult(ref, failure=Failure(ErrorCode.CORRUPT_IMAGE, "The picture was damaged."))
+
+
+def wait_until(is_so: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not is_so():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+def is_done(ref: ImageRef, model: str = OURS) -> bool:
+    found = document(ref) or {}
+    return found.get("status") == "done" and found["model"]["sha256"] == model
+
+
+def counts(output: str) -> dict[str, int]:
+    """The numbers of the line that adds up."""
+    line = next(line for line in output.splitlines() if " objects = " in line)
+    found = re.findall(r"([\d,]+) (objects|done|failed|missing|ignored)", line)
+    return {name: int(number.replace(",", "")) for number, name in found}
+
+
+def test_reconcile_counts_enqueues_and_replaces(
+    stack: Stack,
+    samples: Samples,
+    prefix: str,
+    make_topic: Callable[..., str],
+    start_service: Callable[..., Service],
+) -> None:
+    data = samples[0][0].read_bytes()
+    names = ("done", "failed", "missing-1", "missing-2", "stale")
+    refs = {name: put_aside(stack, f"{prefix}{name}.jpg", data) for name in names}
+    put_aside(stack, prefix + PART, b"x")
+    record(
+        failed(refs["failed"]),
+        ImageResult(refs["stale"], model=OTHER_MODEL),
+        ImageResult(refs["done"], model=replace(OTHER_MODEL, sha256=OURS)),
+    )
+    before = {name: document(ref) for name, ref in refs.items()}
+    topic = make_topic(push_config={"push_endpoint": start_service().url})
+    command = ["reconcile", f"gs://aside/{prefix}", "--model-sha256", OURS, "--topic", topic]
+
+    counted = run_cli(*command)
+    assert counted.returncode == 0, counted.stderr
+    everything = {"objects": 6, "done": 2, "failed": 1, "missing": 2, "ignored": 1}
+    assert counts(counted.stdout) == everything
+    assert "1 of the done are by another model" in counted.stdout
+    dry = run_cli(*command, "--enqueue", "all", "--dry-run")
+    assert "--enqueue all: 4 pictures, about 1 messages" in dry.stdout, dry.stderr
+    unasked = run_cli(*command, "--enqueue", "all", stdin=subprocess.DEVNULL)
+    assert unasked.returncode != 0
+    assert "give --yes to publish" in unasked.stderr
+    assert {name: document(ref) for name, ref in refs.items()} == before
+
+    published = run_cli(*command, "--enqueue", "all", "--yes")
+    assert "Published 4 pictures in 1 messages" in published.stdout, published.stderr
+    wanted = [refs[name] for name in names if name != "done"]
+    wait_until(lambda: all(map(is_done, wanted)), "not everything was done again")
+    assert document(refs["done"]) == before["done"]
+    again = run_cli(*command, "--enqueue", "all", "--yes")
+    assert counts(again.stdout) == everything | {"done": 5, "failed": 0, "missing": 0}
+    assert "Published 0 pictures in 0 messages" in again.stdout
+
+
+def test_rerun_delivered_again_changes_nothing(
+    stack: Stack, samples: Samples, prefix: str, start_service: Callable[..., Service]
+) -> None:
+    ref = put_aside(stack, f"{prefix}a.jpg", samples[0][0].read_bytes())
+    record(failed(ref))
+    rerun = {"seen_at": store().records([ref]).read_at.isoformat(), "model": None}
+    job = {"uris": [f"{ref.uri}#{ref.generation}"], "rerun": rerun}
+    push = {"message": {"data": base64.b64encode(json.dumps(job).encode()).decode()}}
+    url = start_service().url
+    assert requests.post(url, json=push, timeout=PATIENCE_SECONDS).status_code == 204
+    replaced = document(ref)
+    assert is_done(ref)
+    assert requests.post(url, json=push, timeout=PATIENCE_SECONDS).status_code == 204
+    assert document(ref) == replaced
+
+
+# The command, listing few objects a page, killed at the worst moment: jobs are published, and the
+# place is not kept yet.
+KILLED = """
+import os, signal, sys
+from service import publisher, storage
+from service.commands.reconcile import reconcile
+storage._PAGE_SIZE = 5
+publish, calls = publisher.publish_jobs, []
+def killed(*arguments, **named):
+    ids = publish(*arguments, **named)
+    calls.append(ids)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return ids
+publisher.publish_jobs = killed
+reconcile(sys.argv[1:])
+"""
+
+
+def test_reconcile_killed_in_the_middle_goes_on_and_adds_up(
+    stack: Stack,
+    prefix: str,
+    tmp_path: Path,
+    make_topic: Callable[..., str],
+    subscriber: pubsub_v1.SubscriberClient,
+) -> None:
+    refs = [put_aside(stack, f"{prefix}{i:02}.jpg", b"x") for i in range(30)]
+    record(*(failed(ref) for ref in refs[::3]))
+    missing = [f"{ref.uri}#{ref.generation}" for i, ref in enumerate(refs) if i % 3]
+    topic, state = make_topic(), tmp_path / "state.json"
+    options = ["--enqueue", "missing", "--yes", "--topic", topic, "--resume", str(state)]
+    # 5 uris a message: 0.55 a second, 300 s, 32 messages at once.
+    command = [f"gs://aside/{prefix}", *options, "--pictures-per-second", "0.55"]
+
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *command],
+        check=False, capture_output=True, text=True, timeout=PATIENCE_SECONDS,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert json.loads(state.read_text())["tally"]["messages"] > 0
+    finished = run_cli("reconcile", *command)
+    assert finished.returncode == 0, finished.stderr
+    assert counts(finished.stdout) == {
+        "objects": 30, "done": 0, "failed": 10, "missing": 20, "ignored": 0
+    }  # fmt: skip
+    assert "Published 20 pictures" in finished.stdout
+    assert not state.exists()
+
+    uris: Counter[str] = Counter()
+    subscription = subscriber.subscription_path(stack.project, topic)
+
+    def has_all() -> bool:
+        answer = subscriber.pull(subscription=subscription, max_messages=100, timeout=30)
+        for message in answer.received_messages:
+            uris.update(json.loads(message.message.data)["uris"])
+        return sum(uris.values()) > len(missing) and set(uris) == set(missing)
+
+    wait_until(has_all, f"published so far: {sorted(uris)}")
+    assert set(uris.values()) == {1, 2}  # twice: those between the publish and the kill
+
+
+def test_dead_letters_are_listed_replayed_and_gone(
+    stack: Stack,
+    samples: Samples,
+    prefix: str,
+    make_topic: Callable[..., str],
+    start_service: Callable[..., Service],
+    subscriber: pubsub_v1.SubscriberClient,
+) -> None:
+    data = samples[0][0].read_bytes()
+    job, notified = (put_aside(stack, f"{prefix}{i} #.jpg", data) for i in range(2))
+    dead = make_topic()
+    policy = {
+        "dead_letter_topic": f"projects/{stack.project}/topics/{dead}",
+        "max_delivery_attempts": 5,
+    }
+    live = make_topic(push_config={"push_endpoint": NOBODY}, dead_letter_policy=policy)
+    attributes = {
+        "eventType": "OBJECT_FINALIZE", "bucketId": notified.bucket,
+        "objectId": notified.name, "objectGeneration": str(notified.generation),
+    }  # fmt: skip
+    with pubsub_v1.PublisherClient() as publisher:
+        topic = publisher.topic_path(stack.project, live)
+        body = json.dumps({"uri": f"{job.uri}#{job.generation}"}).encode()
+        for message in ((body, {}), (b"", attributes), (b"not JSON", {"colour": "blue"})):
+            publisher.publish(topic, message[0], **message[1]).result(timeout=PATIENCE_SECONDS)
+
+    def listed() -> dict[str, dict[str, Any]]:
+        done = run_cli("dead-letters", "--subscription", dead, "--json")
+        assert done.returncode == 0, done.stderr
+        return {letter["kind"]: letter for letter in map(json.loads, done.stdout.splitlines())}
+
+    letters: dict[str, dict[str, Any]] = {}
+
+    def are_all_dead() -> bool:
+        letters.update(listed())
+        return len(letters) == 3
+
+    wait_until(are_all_dead, "not every message became a dead letter")
+    assert letters["job"]["uris"] == [f"{job.uri}#{job.generation}"]
+    assert letters["notification"]["uris"] == [f"{notified.uri}#{notified.generation}"]
+    assert "not JSON" in letters["unreadable"]["reason"]
+    assert all(letter["attempts"] >= 5 for letter in letters.values())
+    table = run_cli("dead-letters", "--subscription", dead).stdout
+    assert all(letter["id"] in table for letter in letters.values())
+
+    url = start_service().url
+    jobs = make_topic(push_config={"push_endpoint": url})
+    replay = ["dead-letters", "--subscription", dead, "--replay"]
+    one = run_cli(*replay, "--id", letters["job"]["id"], "--topic", jobs)
+    assert "Replayed 1 of 3 messages" in one.stdout, one.stderr
+    wait_until(lambda: is_done(job), "the job was not done")
+    kept = run_cli(*replay, "--id", letters["unreadable"]["id"], "--topic", jobs)
+    assert "Replayed 0 of 2 messages" in kept.stdout
+    assert "it cannot be read" in kept.stderr
+
+    subscription = subscriber.subscription_path(stack.project, live)
+    subscriber.modify_push_config(subscription=subscription, push_config={"push_endpoint": url})
+    as_was = run_cli(*replay, "--as-is", "--id", letters["notification"]["id"])
+    assert f"Replayed 1 of 2 messages to projects/{stack.project}/topics/{live}" in as_was.stdout
+    wait_until(lambda: is_done(notified), "the notification was not done")
+    assert set(listed()) == {"unreadable"}

@@ -1,0 +1,86 @@
+"""Dead letters in their three forms."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from service.deadletters import Kind, Letter, read
+from service.domain import Rerun
+
+PUBLISHED = datetime(2026, 11, 21, 15, tzinfo=UTC)
+ADDED = {
+    "CloudPubSubDeadLetterSourceDeliveryCount": "10",
+    "CloudPubSubDeadLetterSourceSubscription": "jobs-push",
+    "CloudPubSubDeadLetterSourceSubscriptionProject": "p",
+    "CloudPubSubDeadLetterSourceTopicPublishTime": "2026-11-21T03:00:00.5+00:00",
+}
+NOTIFICATION = {"eventType": "OBJECT_FINALIZE", "bucketId": "uploads", "objectId": "a b#.jpg"}
+OBJECT = {"kind": "storage#object", "bucket": "uploads", "name": "a b#.jpg", "generation": "7"}
+
+
+def letter(data: Any = b"", **attributes: str) -> Letter:
+    data = data if isinstance(data, bytes) else json.dumps(data).encode()
+    return Letter("ack", "1", data, ADDED | attributes, PUBLISHED)
+
+
+@pytest.mark.parametrize(
+    ("given", "uris"),
+    [
+        (letter(OBJECT, **NOTIFICATION), ["gs://uploads/a b#.jpg#7"]),
+        (letter(**NOTIFICATION, objectGeneration="7"), ["gs://uploads/a b#.jpg#7"]),
+        (
+            letter(OBJECT, **{"ce-type": "google.cloud.storage.object.v1.finalized"}),
+            ["gs://uploads/a b#.jpg#7"],
+        ),
+        (letter(**NOTIFICATION | {"eventType": "OBJECT_DELETE"}), []),
+    ],
+    ids=["notification", "attributes-only", "cloud-event", "deletion"],
+)
+def test_read_of_a_notification(given: Letter, uris: list[str]) -> None:
+    reading = read(given)
+    assert (reading.kind, reading.uris) == (Kind.NOTIFICATION, uris)
+    assert bool(reading.reason) == (not uris)
+
+
+def test_read_of_a_job_keeps_its_rerun() -> None:
+    job = {"uris": ["gs://uploads/a", "gs://uploads/b#7"]}
+    rerun = {"seen_at": "2026-11-21T14:36:54Z", "model": None}
+    reading = read(letter(job | {"rerun": rerun}, colour="blue"))
+    assert (reading.kind, reading.uris) == (Kind.JOB, job["uris"])
+    expected = Rerun(datetime(2026, 11, 21, 14, 36, 54, tzinfo=UTC))
+    assert [image.rerun for image in reading.event.images] == [expected] * 2
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        letter(b"\xff\xd8"),
+        letter(b""),
+        letter({"url": "gs://uploads/a"}),
+        letter({"uris": []}),
+        letter({"bucket": "uploads"}, **NOTIFICATION),
+        letter(OBJECT, **{"ce-type": "com.example"}),
+    ],
+    ids=["binary", "empty", "other", "no-uris", "no-name", "other-event"],
+)
+def test_read_of_the_unreadable_says_why(given: Letter) -> None:
+    reading = read(given)
+    assert (reading.kind, reading.uris) == (Kind.UNREADABLE, [])
+    assert reading.reason
+
+
+def test_letter_tells_what_pubsub_added_from_its_own() -> None:
+    found = letter(colour="blue")
+    assert (found.attempts, found.source) == (10, "projects/p/subscriptions/jobs-push")
+    assert found.published_at == datetime(2026, 11, 21, 3, 0, 0, 500_000, tzinfo=UTC)
+    assert found.own_attributes == {"colour": "blue"}
+
+
+@pytest.mark.parametrize("odd", ["", "yesterday", "2026-11-21T03:00:00"])
+def test_letter_of_odd_additions_falls_back(odd: str) -> None:
+    attributes = {f"CloudPubSubDeadLetterSource{end}": odd for end in ("DeliveryCount",)}
+    attributes["CloudPubSubDeadLetterSourceTopicPublishTime"] = odd
+    found = Letter("ack", "1", b"", attributes, PUBLISHED)
+    assert (found.attempts, found.source, found.published_at) == (None, None, PUBLISHED)

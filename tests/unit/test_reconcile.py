@@ -1,0 +1,294 @@
+"""A bucket against its documents: exact counts, the right jobs, and a place to go on from."""
+
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from service.domain import ImageRef, Record, Records, Rerun
+from service.errors import StoreUnavailableError
+from service.reconcile import Enqueue, ResumeError, Scope, State, Tally, load, reconcile, save
+
+BUCKET = "uploads"
+START = datetime(2026, 11, 21, tzinfo=UTC)
+OURS, THEIRS = "a" * 64, "b" * 64
+PART = "gcloud/tmp/parallel_composite_uploads/see_gcloud_storage_cp_help_for_details/x_0"
+
+
+@dataclass
+class FakeBucket:
+    """Names in order, in pages; every object's generation is 7."""
+
+    names: Sequence[str]
+    page_size: int = 2
+    fails_after: int | None = None  # pages
+
+    def pages(self, bucket: str, prefix: str, *, after: str = "") -> Iterator[Sequence[ImageRef]]:
+        names = [name for name in self.names if name.startswith(prefix) and name > after]
+        for start in range(0, len(names), self.page_size):
+            if start // self.page_size == self.fails_after:
+                raise StoreUnavailableError("down")
+            yield [ImageRef(bucket, name, 7) for name in names[start : start + self.page_size]]
+
+
+@dataclass
+class FakeRecords:
+    """Documents by name; its clock ticks with each call."""
+
+    by_name: dict[str, tuple[str, str | None]]
+    calls: list[int] = field(default_factory=list)
+
+    def records(self, refs: Sequence[ImageRef]) -> Records:
+        assert refs
+        self.calls.append(len(refs))
+        now = START + timedelta(seconds=len(self.calls))
+        found = {
+            ref.document_id: Record(*self.by_name[ref.name], START, START)
+            for ref in refs
+            if ref.name in self.by_name
+        }
+        return Records(found, now)
+
+
+@dataclass
+class Published:
+    jobs: list[tuple[list[str], Rerun | None]] = field(default_factory=list)
+
+    def __call__(self, uris: Sequence[str], rerun: Rerun | None) -> int:
+        self.jobs.append((list(uris), rerun))
+        return 1
+
+    @property
+    def uris(self) -> list[str]:
+        return [uri for uris, _ in self.jobs for uri in uris]
+
+
+DOCUMENTS: dict[str, tuple[str, str | None]] = {
+    "b.jpg": ("done", OURS),
+    "c.jpg": ("done", THEIRS),
+    "d.jpg": ("failed", None),
+    "gone.jpg": ("done", OURS),  # its object is not in the bucket any more
+}
+NAMES = ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "dir/", "e#5.jpg", PART]
+
+
+def uris(*names: str) -> list[str]:
+    return [f"gs://uploads/{name}#7" for name in names]
+
+
+def test_every_object_is_counted_once() -> None:
+    tally = reconcile(Scope(BUCKET, model=OURS), FakeBucket(NAMES), FakeRecords(DOCUMENTS))
+    assert (tally.objects, tally.done, tally.failed, tally.missing) == (7, 2, 1, 2)
+    assert (tally.ignored, tally.stale, tally.selected) == (2, 1, 0)
+
+
+def test_without_a_model_nothing_is_stale() -> None:
+    tally = reconcile(Scope(BUCKET), FakeBucket(NAMES), FakeRecords(DOCUMENTS))
+    assert (tally.done, tally.stale) == (2, 0)
+
+
+def test_of_an_empty_bucket_counts_nothing() -> None:
+    tally = reconcile(Scope(BUCKET), FakeBucket([]), FakeRecords({}))
+    assert asdict(tally) == asdict(Tally())
+
+
+@pytest.mark.parametrize(
+    ("enqueue", "expected", "rerun"),
+    [
+        ("missing", uris("a.jpg", "e#5.jpg"), None),
+        ("failed", uris("d.jpg"), Rerun(START + timedelta(seconds=2))),
+        ("stale", uris("c.jpg"), Rerun(START + timedelta(seconds=2), OURS)),
+        (
+            "all",
+            uris("a.jpg", "c.jpg", "d.jpg", "e#5.jpg"),
+            Rerun(START + timedelta(seconds=1), OURS),  # the first look-up: never too late
+        ),
+    ],
+)
+def test_enqueue_publishes_what_was_asked_for(
+    enqueue: str, expected: list[str], rerun: Rerun | None
+) -> None:
+    publish = Published()
+    scope = Scope(BUCKET, model=OURS, enqueue=Enqueue(enqueue))
+    tally = reconcile(
+        scope, FakeBucket(NAMES), FakeRecords(DOCUMENTS), publish=publish, uris_per_message=100
+    )
+    assert publish.jobs == [(expected, rerun)]
+    assert (tally.selected, tally.messages) == (len(expected), 1)
+
+
+def test_counting_alone_publishes_nothing_and_counts_the_same() -> None:
+    scope = Scope(BUCKET, model=OURS, enqueue=Enqueue.ALL)
+    tally = reconcile(scope, FakeBucket(NAMES), FakeRecords(DOCUMENTS))
+    assert (tally.selected, tally.messages) == (4, 0)
+
+
+def test_records_are_asked_for_in_groups_and_not_for_what_is_ignored() -> None:
+    names = [f"{i:04}.jpg" for i in range(1000)] + ["x/"]
+    store = FakeRecords({})
+    reconcile(Scope(BUCKET), FakeBucket(names, page_size=1001), store)
+    assert store.calls == [250] * 4
+
+
+def test_a_full_message_is_published_at_once_and_the_rest_at_the_end() -> None:
+    names = [f"{i}.jpg" for i in range(10)]
+    publish = Published()
+    scope = Scope(BUCKET, enqueue=Enqueue.MISSING)
+    bucket = FakeBucket(names, page_size=3)
+    reconcile(scope, bucket, FakeRecords({}), publish=publish, uris_per_message=5)
+    assert [len(group) for group, _ in publish.jobs] == [6, 4]
+    assert publish.uris == uris(*names)
+
+
+def test_few_missing_ones_are_gathered_over_pages_but_not_for_ever() -> None:
+    names = [f"{i:03}.jpg" for i in range(60)]
+    documents: dict[str, tuple[str, str | None]] = {
+        name: ("done", OURS) for i, name in enumerate(names) if i % 6
+    }
+    publish = Published()
+    scope = Scope(BUCKET, enqueue=Enqueue.MISSING)
+    reconcile(
+        scope, FakeBucket(names), FakeRecords(documents), publish=publish, uris_per_message=500
+    )
+    assert [len(group) for group, _ in publish.jobs] == [4, 3, 3]  # every 10 pages of 2
+
+
+@pytest.mark.parametrize("fails_after", [0, 1, 9, 10, 11, 14])
+def test_after_a_stop_a_run_goes_on_and_adds_up(fails_after: int, tmp_path: Path) -> None:
+    names = [f"{i:03}.jpg" for i in range(30)]
+    documents: dict[str, tuple[str, str | None]] = {
+        name: ("done", OURS) for name in names if int(name[:3]) % 2
+    }
+    scope = Scope(BUCKET, enqueue=Enqueue.MISSING)
+    path, publish = tmp_path / "state", Published()
+
+    def run(bucket: FakeBucket) -> Tally:
+        return reconcile(
+            scope,
+            bucket,
+            FakeRecords(documents),
+            tally=load(path, scope),
+            publish=publish,
+            uris_per_message=4,
+            checkpoint=lambda tally: save(path, scope, tally),
+        )
+
+    with pytest.raises(StoreUnavailableError):
+        run(FakeBucket(names, fails_after=fails_after))
+    tally = run(FakeBucket(names))
+    assert (tally.objects, tally.done, tally.missing, tally.selected) == (30, 15, 15, 15)
+    assert publish.uris == uris(*names[::2])  # what is published before a checkpoint is not lost
+
+
+def test_a_publish_that_fails_leaves_the_checkpoint_before_it(tmp_path: Path) -> None:
+    scope = Scope(BUCKET, enqueue=Enqueue.MISSING)
+    path = tmp_path / "state"
+    bucket = FakeBucket([f"{i}.jpg" for i in range(8)])
+    attempts: list[list[str]] = []
+
+    def publish(group: Sequence[str], rerun: Rerun | None) -> int:
+        attempts.append(list(group))
+        if len(attempts) == 2:
+            raise StoreUnavailableError("down")
+        return 1
+
+    def run() -> Tally:
+        return reconcile(
+            scope, bucket, FakeRecords({}), tally=load(path, scope), publish=publish,
+            uris_per_message=2, checkpoint=lambda tally: save(path, scope, tally),
+        )  # fmt: skip
+
+    with pytest.raises(StoreUnavailableError):
+        run()
+    assert load(path, scope) == Tally(after="1.jpg", missing=2, selected=2, messages=1)
+    assert run() == Tally(after="7.jpg", missing=8, selected=8, messages=4)
+    assert attempts[1] == attempts[2] == uris("2.jpg", "3.jpg")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "{}", '{"scope": {}, "tally": 7}', '{"scope": {}, "tally": {"done": "1"}}'],
+)
+def test_load_of_another_file_says_so(text: str, tmp_path: Path) -> None:
+    (tmp_path / "state").write_text(text)
+    with pytest.raises(ResumeError, match="not a file that --resume has written"):
+        load(tmp_path / "state", Scope(BUCKET))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Scope("other"),
+        Scope(BUCKET, "cam1/"),
+        Scope(BUCKET, model=OURS),
+        Scope(BUCKET, enqueue=Enqueue.MISSING),
+    ],
+    ids=["bucket", "prefix", "model", "enqueue"],
+)
+def test_load_of_another_scope_says_so(other: Scope, tmp_path: Path) -> None:
+    save(tmp_path / "state", Scope(BUCKET), Tally(after="a", done=3))
+    assert load(tmp_path / "state", Scope(BUCKET)) == Tally(after="a", done=3)
+    with pytest.raises(ResumeError, match="of another run"):
+        load(tmp_path / "state", other)
+
+
+def test_enqueue_all_means_every_state_that_can_be_enqueued() -> None:
+    assert Enqueue.ALL.states == {State.MISSING, State.FAILED, State.STALE}
+    assert [one for one in Enqueue if one.asks_for_model] == [Enqueue.STALE, Enqueue.ALL]
+
+
+class Endless:
+    """So many made-up objects, made as they are asked for."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def pages(self, bucket: str, prefix: str, *, after: str = "") -> Iterator[Sequence[ImageRef]]:
+        for start in range(0, self._count, 1000):
+            yield [ImageRef(bucket, f"{i:09}.jpg", 7) for i in range(start, start + 1000)]
+
+
+# A process of its own: the peak of this one is some other test's.
+MEASURED = """
+import resource
+from service.reconcile import Enqueue, Scope, reconcile
+from tests.unit.test_reconcile import Endless, FakeRecords, Published
+
+class Counted(Published):
+    count = 0
+    def __call__(self, uris, rerun):
+        self.count += len(uris)
+        return 1
+
+for count in (10_000, 300_000):
+    publish = Counted()
+    scope = Scope("uploads", enqueue=Enqueue.MISSING)
+    bucket, store = Endless(count), FakeRecords({})
+    tally = reconcile(scope, bucket, store, publish=publish, uris_per_message=234)
+    assert tally.missing == publish.count == count
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_does_not_grow_with_the_bucket() -> None:
+    """What is kept of each object would be 75 bytes and more: of 300,000, over 20 MB."""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", MEASURED]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    few, many = (int(kilobytes) for kilobytes in done.stdout.split())
+    assert many - few < 10_000  # kilobytes
+
+
+def test_rerun_of_a_page_was_seen_at_its_first_look_up() -> None:
+    names = [f"{i:03}.jpg" for i in range(300)]
+    publish = Published()
+    scope = Scope(BUCKET, enqueue=Enqueue.FAILED)
+    store = FakeRecords(dict.fromkeys(names, ("failed", None)))
+    reconcile(scope, FakeBucket(names, page_size=300), store, publish=publish)
+    assert store.calls == [250, 50]
+    assert [rerun for _, rerun in publish.jobs] == [Rerun(START + timedelta(seconds=1))]

@@ -1,0 +1,56 @@
+"""What `yolo-batch reconcile` and `dead-letters` refuse, before they ask any cloud."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from service.commands.dead_letters import dead_letters
+from service.commands.reconcile import reconcile
+
+SHA256 = "a" * 64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["uploads/a"], "it must be gs://bucket or gs://bucket/prefix"),
+        (["gs://"], "it must be gs://bucket or gs://bucket/prefix"),
+        (["gs://uploads", "--dry-run"], "--dry-run needs --enqueue"),
+        (["gs://uploads", "--enqueue", "missing"], "give --yes to publish, or --dry-run"),
+        (["gs://uploads", "--enqueue", "stale", "--yes"], "give --model-sha256, or set MODEL_PATH"),
+        (["gs://uploads", "--enqueue", "all", "--dry-run"], "--model-sha256, or set MODEL_PATH"),
+        (["gs://uploads", "--model-sha256", "A" * 64], "64 hexadecimal digits in small letters"),
+        (["gs://uploads", "--cpu-ms", "0"], "--cpu-ms"),
+    ],
+    ids=["uri", "bucket", "dry", "unasked", "stale", "all", "sha256", "cpu"],
+)
+def test_reconcile_of_wrong_arguments_says_so(arguments: list[str], sentence: str) -> None:
+    done = CliRunner().invoke(reconcile, arguments)
+    assert done.exit_code == 2
+    assert sentence in " ".join(done.output.split())
+
+
+def test_reconcile_with_a_model_path_that_is_no_model_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MODEL_PATH", str(tmp_path / "nowhere"))
+    done = CliRunner().invoke(reconcile, ["gs://uploads"])
+    assert "nowhere" in str(done.exception)
+
+
+def test_reconcile_resuming_from_another_file_says_so(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("my notes")
+    done = CliRunner().invoke(
+        reconcile,
+        ["gs://uploads", "--enqueue", "missing", "--yes", "--resume", str(tmp_path / "state")],
+    )
+    assert "not a file that --resume has written" in str(done.exception)
+    assert (tmp_path / "state").read_text() == "my notes"
+
+
+@pytest.mark.parametrize("option", [["--as-is"], ["--id", "7"]], ids=["as-is", "id"])
+def test_dead_letters_of_replay_options_alone_says_so(option: list[str]) -> None:
+    done = CliRunner().invoke(dead_letters, option)
+    assert done.exit_code == 2
+    assert "need --replay" in done.output
