@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 IMAGES ?=
 MODEL ?=
 
-.PHONY: demo up test test-fast check unit fix clean
+.PHONY: demo up test test-fast check unit fix clean lock
 
 demo: $(if $(filter %.pt,$(MODEL)),$(VENV)/export,$(VENV)/local)  ## upload pictures to a local stack
 	$(BIN)/yolo-batch demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(MODEL),--model "$(MODEL)")
@@ -31,6 +31,25 @@ unit: $(VENV)/dev  ## the tests that need no emulator
 fix: $(VENV)/dev  ## what can be corrected by machine
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# By the container's Python. Left out: what tells others of a conversion, and what has a headless
+# twin. The runtime's versions are those that export: nncf holds some back.
+LOCK_PYTHON ?= python3.13
+LOCK := CUSTOM_COMPILE_COMMAND="make lock" $(VENV)-lock/bin/pip-compile --quiet $(if $(UPGRADE),--upgrade) \
+  --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --strip-extras
+lock: $(VENV)-lock/pip-tools  ## the container's packages, with hashes; UPGRADE=1 for newer ones
+	$(LOCK) --allow-unsafe --only-build-deps --build-deps-for wheel -o requirements/build.txt pyproject.toml
+	$(LOCK) --unsafe-package opencv-python --extra export -o requirements/export.txt pyproject.toml
+	$(LOCK) --unsafe-package openvino-telemetry -c requirements/export.txt \
+	  -o requirements/cpu.txt pyproject.toml
+	$(LOCK) --unsafe-package opencv-python --unsafe-package openvino --unsafe-package openvino-telemetry \
+	  -c requirements/export.txt -o requirements/gpu.txt pyproject.toml requirements/gpu.in
+	sed -i '/^# WARNING: The following/,$$d' requirements/*.txt  # about what is left out
+
+$(VENV)-lock/pip-tools:
+	$(LOCK_PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/pip install --quiet 'pip-tools>=7.5,<8'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo-output

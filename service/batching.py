@@ -7,10 +7,10 @@ A caller is admitted, prepares its item on its own thread, submits it and waits:
         outcome = ticket.submit(item).result()
 
 One thread runs batches, one at a time. A batch holds items of one kind (`key`), the oldest item's,
-so that none waits behind others for ever. It starts when it is full (by number or by `weight`), when
-nobody is on the way any more, or when its first item has waited `max_delay_seconds`. What a run returns is handed to
-`finish` on another thread, so that the next batch runs meanwhile; callers get their outcome after
-`finish` has returned.
+so that none waits behind others for ever. It starts when it is full (by number or by `weight`),
+when nobody is on the way any more, or when its first item has waited `max_delay_seconds`. What a
+run returns is handed to `finish` on another thread, so that the next batch runs meanwhile; callers
+get their outcome after `finish` has returned.
 """
 
 import logging

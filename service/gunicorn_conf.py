@@ -57,4 +57,4 @@ def worker_exit(_server: Any, worker: Any) -> None:
 
 
 def _log_stages(app: Any) -> None:
-    logger.info("Stages", extra={"cpu_seconds": app.extensions["stages"].seconds()})
+    logger.info("Stages", extra=app.extensions["stages"].report())

@@ -103,7 +103,9 @@ class Settings:
     min_confidence: float = _setting(
         0.25, "Detections below are not recorded.", _number(0.001, 1.0)
     )
-    max_batch_size: int = _setting(8, "Pictures in one batch at most; 32 suits a GPU.", _integer(1, 64))
+    max_batch_size: int = _setting(
+        8, "Pictures in one batch at most; 32 suits a GPU.", _integer(1, 64)
+    )
     max_batch_pixels: int = _setting(
         20_000_000,
         "Pixels in one batch at most, as the network sees them; bounds a GPU's memory.",

@@ -17,7 +17,7 @@ class StageClock:
     def __init__(self) -> None:
         """Start at zero."""
         self._lock = threading.Lock()
-        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._seconds: defaultdict[tuple[int, str], float] = defaultdict(float)
         self._inner = threading.local()
 
     @contextmanager
@@ -31,13 +31,34 @@ class StageClock:
         finally:
             spent = time.thread_time() - started
             with self._lock:
-                self._seconds[stage] += spent - self._inner.seconds
+                self._seconds[threading.get_native_id(), stage] += spent - self._inner.seconds
             self._inner.seconds = outer + spent
 
     def seconds(self) -> dict[str, float]:
         """CPU seconds so far, by stage."""
         with self._lock:
-            return dict(self._seconds)
+            counted = dict(self._seconds)
+        totals: defaultdict[str, float] = defaultdict(float)
+        for (_, stage), seconds in counted.items():
+            totals[stage] += seconds
+        return dict(totals)
+
+    def report(self) -> dict[str, object]:
+        """Fields of a log line: CPU seconds by stage, and those of each of Python's threads."""
+        with self._lock:
+            counted = dict(self._seconds)
+        threads = {
+            str(thread.native_id): {
+                "name": thread.name,
+                "cpu_seconds": {
+                    stage: seconds
+                    for (number, stage), seconds in counted.items()
+                    if number == thread.native_id
+                },
+            }
+            for thread in threading.enumerate()
+        }
+        return {"cpu_seconds": self.seconds(), "threads": threads}
 
 
 class NoClock(StageClock):

@@ -272,6 +272,8 @@ def export(weights: Path, record: TrainingRecord) -> Path:
     """
     from ultralytics import YOLO
 
+    from service.detector.export import export_openvino
+
     # In this version of Ultralytics nms=False means: keep the NMS-free head. Left at None
     # the export would take the other head, whose output needs non-maximum suppression.
     exported = YOLO(str(weights), task="detect").export(
@@ -285,7 +287,7 @@ def export(weights: Path, record: TrainingRecord) -> Path:
     )
     directory = Path(exported)
     _rewrite_metadata(directory / "metadata.yaml", weights)
-    return directory
+    return export_openvino(directory, directory, precision="fp16")  # adds the canary
 
 
 def measure(model: Path, data: Path) -> Measurement:

@@ -1,5 +1,6 @@
 """The network: a picture's pixels in, its detections out."""
 
+import sys
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -8,6 +9,9 @@ from service.domain import Detection, ModelInfo
 from service.errors import ModelError
 from service.images import Pixels
 from service.stages import NO_CLOCK, StageClock
+
+# `import openvino` would fork a process that reports its use to Google Analytics.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # not importable
 
 OPENVINO_METADATA = "metadata.yaml"  # ultralytics writes it beside the network it exports
 

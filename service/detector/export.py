@@ -1,64 +1,177 @@
-"""Any YOLO26 detection model to the OpenVINO directory that the service runs. Needs ultralytics."""
+"""Any YOLO26 detection model to the OpenVINO directory that the service runs."""
 
 import shutil
 import tempfile
 import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from service.detector import OPENVINO_METADATA
+from service.detector.accuracy import (
+    LEAST_CONFIDENCE,
+    Agreement,
+    Labels,
+    agreement,
+    detect_files,
+    mean_precision,
+)
+from service.detector.canary import CANARY, FALLBACK, FLOOR, write_canary
+from service.detector.drawings import draw
 from service.detector.ultralytics import load_yolo, sha256_of
-from service.errors import ModelError
+from service.errors import BadImageError, ModelError
+from service.images import decode
 
-PRECISIONS = {"fp32": 32, "fp16": 16}  # bits of a stored weight; arithmetic is float32 with both
+# Bits of a stored weight; arithmetic is float32 with fp32 and fp16.
+PRECISIONS = {"fp32": 32, "fp16": 16, "int8": 8}
+MIN_AGREEMENT = 0.9  # F1 of the detections; what stayed below cost 1.7 to 3.2 points of mAP
+MIN_IOU = 0.95  # mean, of the boxes that both find
+_MIN_DETECTIONS = 20  # of the float network: with fewer, agreement says little
+_MAX_PICTURES = 300  # more change the ranges no more
+_DEFAULT_IMAGE_SIZE = 640
 _SUFFIX = "_openvino_model"
 _STRIDE = 32  # of the network: ultralytics would round other sizes up
 
 
 def export_openvino(
-    weights: Path,
+    model: Path,
     destination: Path | None = None,
     *,
-    image_size: int = 640,
+    image_size: int | None = None,
     precision: str = "fp32",
+    calibration: Path | None = None,
+    labels: Labels | None = None,
+    min_agreement: float = MIN_AGREEMENT,
+    fallback: bool = True,
+    canary: Path | None = None,
 ) -> Path:
-    """Export weights with the end-to-end head and dynamic shapes.
+    """Export a model with the end-to-end head and dynamic shapes, and a canary beside it.
 
     Args:
-        weights: a `.pt` file; an official name that is no file (`yolo26n.pt`) is downloaded by
+        model: a `.pt` file, or an exported float directory, which needs neither torch nor
+            ultralytics; an official name that is no file (`yolo26n.pt`) is downloaded by
             ultralytics.
-        destination: directory to write; by default `<stem>_openvino_model` beside the weights.
-        image_size: longer side that the network will see, in pixels.
+        destination: directory to write; by default `<stem>_openvino_model` or, with int8,
+            `<stem>_int8_openvino_model` beside the model.
+        image_size: longer side that the network will see, in pixels; by default an exported
+            model's own, or 640.
         precision: one of `PRECISIONS`.
+        calibration: folder of pictures like those to come; int8 needs it.
+        labels: labelled pictures to measure mAP on, of the float network too.
+        min_agreement: F1 with the float network's detections on the calibration pictures, under
+            which no int8 model is written.
+        fallback: whether the float model is packed beside the int8 one.
+        canary: folder of pictures to pack as the canary, in place of the drawn ones.
 
     Returns:
-        The directory written.
+        The directory written; `metadata.yaml` in it has what was measured.
 
     Raises:
-        ModelError: the weights cannot be loaded, downloaded or exported.
+        ModelError: the model cannot be loaded, downloaded, exported or quantised, or int8 agrees
+            too little with float.
     """
-    if image_size % _STRIDE:
-        raise ModelError(f"The image size {image_size} is not a multiple of {_STRIDE}")
-    model = load_yolo(weights)
-    source = Path(getattr(model, "ckpt_path", None) or weights)
-    target = destination or source.with_name(source.stem + _SUFFIX)
-    if target.exists() and not (target / OPENVINO_METADATA).is_file():
-        raise ModelError(f"{target} exists and is not an exported model: name another --output")
+    size = image_size or _DEFAULT_IMAGE_SIZE
+    if size % _STRIDE:
+        raise ModelError(f"The image size {size} is not a multiple of {_STRIDE}")
+    if precision == "int8" and calibration is None:
+        raise ModelError("int8 needs --calibration: a folder of pictures like those to come")
     with tempfile.TemporaryDirectory() as scratch:
-        # ultralytics writes beside the weights: work on a copy, so that nothing is left behind.
-        copy = Path(scratch) / source.name
-        shutil.copyfile(source, copy)
-        try:
-            written = _export(load_yolo(copy), image_size, PRECISIONS[precision])
-        except Exception as exc:  # noqa: BLE001 - ultralytics raises whatever its exporters raise
-            raise ModelError(f"ultralytics cannot export {weights}: {exc}") from exc
-        _record(written, source=source, sha256=sha256_of(source), precision=precision)
+        floating = Path(scratch) / "model"
+        if (model / OPENVINO_METADATA).is_file():
+            source = model
+            _take(model, floating, image_size, precision)
+        else:
+            source = _from_weights(model, floating, size, precision)
+        target = destination or _default_target(source, precision)
+        if target.exists() and not (target / OPENVINO_METADATA).is_file():
+            raise ModelError(f"{target} exists and is not an exported model: name another --output")
+        pictures = _canary_pictures(canary)
+        _add_canary(floating, pictures)
+        written = floating
+        if calibration is not None and precision == "int8":
+            written = Path(scratch) / "int8"
+            _quantize(floating, written, find_pictures(calibration), min_agreement)
+            _add_canary(written, pictures)
+            if fallback:
+                shutil.copytree(floating, written / FALLBACK)
+        if labels:
+            _add_precision(written, floating, labels)
         shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(written, target)
     return target
+
+
+def read_metadata(directory: Path) -> dict[str, Any]:
+    """What an export says of itself.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    path = directory / OPENVINO_METADATA
+    try:
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, TypeError, ValueError) as exc:
+        raise ModelError(f"{path} cannot be read: {exc}") from exc
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """List the pictures of a folder by name; of very many, some, evenly apart.
+
+    Raises:
+        ModelError: there are none, or a file is damaged.
+    """
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and _is_picture(path)]
+    if not files:
+        raise ModelError(f"There are no pictures in {folder}")
+    step = max(len(files) / _MAX_PICTURES, 1.0)
+    return [files[int(index * step)] for index in range(min(len(files), _MAX_PICTURES))]
+
+
+def _is_picture(path: Path) -> bool:
+    try:
+        decode(path.read_bytes(), max_pixels=2**30)
+    except BadImageError:
+        return False
+    return True
+
+
+def _default_target(source: Path, precision: str) -> Path:
+    """Name the directory as ultralytics does."""
+    stem = source.name.removesuffix(_SUFFIX) if source.is_dir() else source.stem
+    return source.with_name(stem + ("_int8" if precision == "int8" else "") + _SUFFIX)
+
+
+def _from_weights(weights: Path, directory: Path, image_size: int, precision: str) -> Path:
+    """Export weights to a float directory; return where they are."""
+    model = load_yolo(weights)
+    source = Path(getattr(model, "ckpt_path", None) or weights)
+    floating = "fp32" if precision == "int8" else precision
+    # ultralytics writes beside the weights: work on a copy, so that nothing is left behind.
+    copy = directory.with_name(source.name)
+    shutil.copyfile(source, copy)
+    try:
+        written = _export(load_yolo(copy), image_size, PRECISIONS[floating])
+    except Exception as exc:  # noqa: BLE001 - ultralytics raises whatever its exporters raise
+        raise ModelError(f"ultralytics cannot export {weights}: {exc}") from exc
+    shutil.move(written, directory)
+    metadata = read_metadata(directory)
+    if not metadata.get("end2end"):
+        raise ModelError(f"{source.name} has no end-to-end head: only YOLO26 models have one")
+    metadata.pop("date", None)  # the same weights make the same export
+    _write_metadata(
+        directory,
+        metadata,
+        # In place of what names this machine.
+        description=f"Exported from {source.name}",
+        source=source.name,
+        sha256=sha256_of(source),
+        precision=floating,
+    )
+    return source
 
 
 def _export(model: Any, image_size: int, bits: int) -> Path:
@@ -76,12 +189,126 @@ def _export(model: Any, image_size: int, bits: int) -> Path:
     return Path(written)
 
 
-def _record(directory: Path, *, source: Path, sha256: str, precision: str) -> None:
-    """Add to the metadata what identifies the model, and drop what names this machine."""
-    path = directory / OPENVINO_METADATA
-    metadata = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not metadata.get("end2end"):
-        raise ModelError(f"{source.name} has no end-to-end head: only YOLO26 models have one")
-    metadata["description"] = f"Exported from {source.name}"
-    metadata |= {"source": source.name, "sha256": sha256, "precision": precision}
-    path.write_text(yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True), encoding="utf-8")
+def _take(model: Path, directory: Path, image_size: int | None, precision: str) -> None:
+    """Copy an exported float model, with its weights in another precision where that is asked."""
+    import openvino as ov
+
+    metadata = read_metadata(model)
+    has = metadata.get("precision")
+    if has not in ("fp32", "fp16"):
+        raise ModelError(f"{model} is no float model: its precision is {has}")
+    if (has, precision) == ("fp16", "fp32"):
+        raise ModelError(f"{model} has fp16 weights: export fp32 from the .pt file")
+    networks = list(model.glob("*.xml"))
+    if len(networks) != 1:
+        raise ModelError(f"{model} must hold one .xml file; it holds {len(networks)}")
+    directory.mkdir()
+    if (has, precision) == ("fp32", "fp16"):
+        _save(ov.Core().read_model(networks[0]), directory / networks[0].name, fp16=True)
+        metadata["precision"] = "fp16"
+    else:
+        for file in (networks[0], networks[0].with_suffix(".bin")):
+            shutil.copyfile(file, directory / file.name)
+    if image_size:
+        metadata["imgsz"] = [image_size, image_size]
+    _write_metadata(directory, metadata)
+
+
+def _quantize(floating: Path, directory: Path, pictures: list[Path], min_agreement: float) -> None:
+    """Write the int8 model of a float one, if it agrees."""
+    import openvino as ov
+
+    from service.detector.quantize import METHOD, quantize, version
+
+    metadata = read_metadata(floating)
+    [file] = floating.glob("*.xml")
+    network = quantize(
+        ov.Core().read_model(file),
+        pictures,
+        image_size=max(metadata["imgsz"]),
+        stride=int(metadata["stride"]),
+    )
+    directory.mkdir()
+    _save(network, directory / file.name, fp16=False)
+    _write_metadata(directory, metadata, precision="int8")
+    theirs, ours = (
+        detect_files(_load(path, LEAST_CONFIDENCE), pictures) for path in (floating, directory)
+    )
+    reached = agreement(theirs, ours)
+    _refuse(reached, len(pictures), min_agreement)
+    _write_metadata(
+        directory,
+        metadata,
+        precision="int8",
+        quantization={
+            "method": METHOD,
+            "nncf": version(),
+            "calibration_pictures": len(pictures),
+            "agreement": _rounded(asdict(reached)),
+            "threshold": {"f1": min_agreement, "iou": MIN_IOU},
+        },
+    )
+
+
+def _refuse(reached: Agreement, pictures: int, min_agreement: float) -> None:
+    """Raise where an int8 model is not one to trust."""
+    if reached.detections < _MIN_DETECTIONS:
+        raise ModelError(
+            f"The float model finds {reached.detections} objects in the {pictures} calibration "
+            f"pictures, fewer than {_MIN_DETECTIONS}: whether int8 finds the same cannot be told. "
+            "Give more pictures, of what the model is for"
+        )
+    if reached.f1 < min_agreement or reached.iou < MIN_IOU:
+        raise ModelError(
+            f"int8 agrees too little with float on the {pictures} calibration pictures, so nothing "
+            f"was written: F1 of the detections {reached.f1:.3f} (at least {min_agreement:g}), "
+            f"mean IoU of their boxes {reached.iou:.3f} (at least {MIN_IOU:g}), "
+            f"{reached.detections} detections. More and other calibration pictures may help"
+        )
+
+
+def _canary_pictures(folder: Path | None) -> Mapping[str, bytes]:
+    if folder is None:
+        return draw()
+    return {path.name: path.read_bytes() for path in find_pictures(folder)}
+
+
+def _add_canary(directory: Path, pictures: Mapping[str, bytes]) -> None:
+    compared = write_canary(directory, _load(directory, FLOOR), pictures)
+    metadata = read_metadata(directory)
+    _write_metadata(directory, metadata, **{CANARY: {"detections_compared": compared}})
+
+
+def _add_precision(directory: Path, floating: Path, labels: Labels) -> None:
+    metadata = read_metadata(directory)
+    measured = {
+        read_metadata(path)["precision"]: _rounded(
+            asdict(mean_precision(_load(path, LEAST_CONFIDENCE), labels))
+        )
+        for path in dict.fromkeys((floating, directory))
+    }
+    _write_metadata(directory, metadata, accuracy={"labels": labels.file.name} | measured)
+
+
+def _load(directory: Path, min_confidence: float) -> Any:
+    from service.detector.openvino import OpenVINODetector
+
+    return OpenVINODetector(directory, min_confidence=min_confidence)
+
+
+def _save(network: Any, path: Path, *, fp16: bool) -> None:
+    import openvino as ov
+
+    ov.save_model(network, path, compress_to_fp16=fp16)
+
+
+def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: round(value, 4) if isinstance(value, float) else value
+        for name, value in figures.items()
+    }
+
+
+def _write_metadata(directory: Path, metadata: Mapping[str, Any], **changes: Any) -> None:
+    text = yaml.safe_dump(dict(metadata) | changes, sort_keys=False, allow_unicode=True)
+    (directory / OPENVINO_METADATA).write_text(text, encoding="utf-8")

@@ -80,7 +80,7 @@ class OpenVINODetector:
         self._frame_sizes = frame_sizes(
             self._info.image_size,
             stride=metadata["stride"],
-            min_frame_pixels=_pixels_for_anchors(network.output(0).partial_shape[1]),
+            min_frame_pixels=pixels_for_anchors(network.output(0).partial_shape[1]),
         )
         self._lanes = ThreadPoolExecutor(count, thread_name_prefix="lane")
 
@@ -196,7 +196,7 @@ def _check_shapes(network: ov.Model, directory: Path) -> None:
         raise ModelError(f"{directory} has the output {output}, not [batch, boxes, {_COLUMNS}]")
 
 
-def _pixels_for_anchors(rows: ov.Dimension) -> int:
+def pixels_for_anchors(rows: ov.Dimension) -> int:
     """Pixels of the smallest frame whose anchors fill the head's top-k, which is fixed at export.
 
     YOLO26 has an anchor for each cell of 8, 16 and 32 pixels: 21 for every 32x32.

@@ -219,3 +219,11 @@ def test_command_line_imports_no_heavy_library() -> None:
     """So that `--help` answers at once."""
     heavy = "{'torch', 'ultralytics', 'cv2', 'numpy', 'openvino', 'flask', 'google.cloud.storage'}"
     assert run_python(f"import sys, service.cli; print(sorted({heavy} & set(sys.modules)))") == "[]"
+
+
+def test_import_of_openvino_brings_no_library_that_reports_its_use() -> None:
+    code = (
+        "import sys, service.detector.openvino; "
+        "print([name for name in sys.modules if name.startswith('openvino_telemetry.')])"
+    )
+    assert run_python(code) == "[]"

@@ -1,0 +1,135 @@
+# The service's image: `docker build .` runs the bundled model on a CPU; README, "Container".
+#   --target cpu (the default)  OpenVINO, neither torch nor a compiler
+#   --target gpu                ultralytics and CUDA torch, several GB
+#   --build-arg MODEL=          cpu: nothing (the bundled demo model), an official name (yolo26n.pt,
+#                               downloaded now, never at a start), models/NAME.pt, or an exported
+#                               models/NAME_openvino_model; gpu: yolo26n.pt or models/NAME.pt
+#   --build-arg CALIBRATION=    cpu: models/FOLDER of pictures, for int8 beside float
+#
+# Pin the base for good with --build-arg BASE=python:3.13-slim-bookworm@sha256:...; the digest
+# of a mirror's copy may differ from that of the original, so none is written here.
+ARG BASE=python:3.13-slim-bookworm
+
+# --- the package itself ------------------------------------------------------------------------
+FROM ${BASE} AS wheel
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /build
+COPY requirements/build.txt requirements/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m pip install --quiet --no-deps --require-hashes --requirement requirements/build.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY service service
+RUN python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir /wheels .
+
+# --- what it needs on a CPU --------------------------------------------------------------------
+# --no-deps everywhere: a lock is complete, but for what it leaves out on purpose (Makefile, lock).
+FROM ${BASE} AS cpu-dependencies
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /build
+COPY requirements/cpu.txt requirements/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv --without-pip /opt/yolo-batch \
+ && python -m pip --python /opt/yolo-batch/bin/python install --quiet --no-compile --no-deps \
+      --require-hashes --requirement requirements/cpu.txt
+COPY container/prune.py container/
+# Bytecode that never looks at its source: no time stamp that a copied layer could spoil.
+RUN python container/prune.py /opt/yolo-batch/lib/python3.*/site-packages \
+ && /opt/yolo-batch/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash \
+      /opt/yolo-batch/lib \
+ && find /opt/yolo-batch/bin -type f ! -name gunicorn -delete
+
+# --- what it needs on a GPU --------------------------------------------------------------------
+FROM ${BASE} AS gpu-dependencies
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /build
+COPY requirements/gpu.txt requirements/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv --without-pip /opt/yolo-batch \
+ && python -m pip --python /opt/yolo-batch/bin/python install --quiet --no-compile --no-deps \
+      --require-hashes --requirement requirements/gpu.txt \
+ && /opt/yolo-batch/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash \
+      /opt/yolo-batch/lib
+
+# --- the package, without what only a developer's machine runs ---------------------------------
+FROM ${BASE} AS application
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+COPY --from=wheel /wheels /wheels
+# The venv only gives the scripts their interpreter.
+RUN python -m venv --without-pip /opt/yolo-batch \
+ && python -m pip --python /opt/yolo-batch/bin/python install --quiet --no-compile --no-deps \
+      --no-index --target /app /wheels/*.whl \
+ && rm -rf /app/service/local /app/service/bench \
+      /app/service/demo/shapes.py /app/service/demo/train.py /app/service/demo/yolo26-demo.yaml \
+ && python -m compileall -q --invalidation-mode unchecked-hash /app
+
+# --- the model: weights into what the runtime loads --------------------------------------------
+FROM ${BASE} AS export
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore YOLO_AUTOINSTALL=false
+WORKDIR /build
+ARG MODEL=
+ARG CALIBRATION=
+ARG IMAGE_SIZE=640
+COPY requirements/export.txt requirements/
+COPY container/install-export.sh container/
+RUN --mount=type=cache,target=/root/.cache/pip sh container/install-export.sh
+COPY models models
+COPY container/export.sh container/
+COPY --from=wheel /wheels /wheels
+RUN sh container/export.sh /model
+
+FROM gpu-dependencies AS weights
+ENV YOLO_AUTOINSTALL=false
+ARG MODEL=yolo26n.pt
+COPY models models
+COPY container/weights.sh container/
+RUN PATH=/opt/yolo-batch/bin:$PATH sh container/weights.sh /model
+
+# --- the runtime -------------------------------------------------------------------------------
+FROM ${BASE} AS runtime
+# The standard library's bytecode, too, is made here: an image has none, and a read-only start
+# would compile it again and again. What installs packages has no use any more.
+RUN rm -rf /usr/local/lib/python3.*/site-packages/* /usr/local/lib/python3.*/ensurepip \
+      /usr/local/lib/python3.*/idlelib /usr/local/lib/python3.*/tkinter \
+      /usr/local/lib/python3.*/turtledemo /usr/local/lib/python3.*/test \
+      /usr/local/bin/pip* /usr/local/bin/idle* \
+ && mkdir /app \
+ && python -m compileall -q -j 0 --invalidation-mode unchecked-hash /usr/local/lib/python3.*
+ENV PATH=/app/bin:/opt/yolo-batch/bin:$PATH \
+    PYTHONPATH=/app \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+WORKDIR /app
+EXPOSE 8080
+# Numbers, so that a platform can see that it is not root; nothing on the file system is its own.
+USER 10001:10001
+# Exec form: gunicorn is process 1 and gets SIGTERM itself.
+CMD ["python", "-m", "gunicorn", "--config", "python:service.gunicorn_conf", "service.main:build_app()"]
+
+FROM runtime AS gpu
+COPY --from=gpu-dependencies /opt/yolo-batch /opt/yolo-batch
+ARG MODEL=yolo26n.pt
+# A user without a name or a home: ultralytics, matplotlib and torch keep their notes in /tmp.
+ENV DEVICE=0 \
+    MODEL_PATH=/model/${MODEL} \
+    HOME=/tmp \
+    USER=yolo-batch \
+    YOLO_CONFIG_DIR=/tmp \
+    MPLCONFIGDIR=/tmp \
+    YOLO_AUTOINSTALL=false \
+    YOLO_OFFLINE=true
+COPY --from=weights /model /model
+COPY --from=application /app /app
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="yolo-batch" \
+      org.opencontainers.image.licenses="AGPL-3.0-only" \
+      org.opencontainers.image.revision="${REVISION}"
+
+FROM runtime AS cpu
+COPY --from=cpu-dependencies /opt/yolo-batch /opt/yolo-batch
+ENV MODEL_PATH=/model
+COPY --from=export /model /model
+COPY --from=application /app /app
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="yolo-batch" \
+      org.opencontainers.image.licenses="AGPL-3.0-only" \
+      org.opencontainers.image.revision="${REVISION}"

@@ -1,0 +1,28 @@
+#!/bin/sh
+# Put the model that the CPU runtime loads into the directory $1, by what MODEL names.
+set -eu
+target=$1
+fail() { echo "error: $*" >&2; exit 1; }
+
+case "$MODEL" in
+  '' | *_openvino_model | *_openvino_model/)
+    [ -z "$CALIBRATION" ] || fail "CALIBRATION=$CALIBRATION quantises weights: name them by MODEL"
+    if [ -z "$MODEL" ]; then
+      python -m pip install --quiet --no-deps --no-index --target /bundled /wheels/*.whl
+      MODEL=/bundled/service/demo/shapes_openvino_model
+    fi
+    [ -f "$MODEL/metadata.yaml" ] || fail "MODEL=$MODEL is not an exported model inside models/"
+    cp -R "$MODEL" "$target"
+    ;;
+  *)
+    case "$MODEL" in */*) [ -f "$MODEL" ] || fail "there is no file MODEL=$MODEL; put it into models/" ;; esac
+    [ -z "$CALIBRATION" ] || [ -d "$CALIBRATION" ] \
+      || fail "there is no folder CALIBRATION=$CALIBRATION; put it into models/"
+    python -m pip --python /opt/export/bin/python install --quiet --no-deps --no-index /wheels/*.whl
+    set -- "$MODEL" --image-size "$IMAGE_SIZE" --output "$target"
+    [ -z "$CALIBRATION" ] || set -- "$@" --precision int8 --calibration "$CALIBRATION"
+    /opt/export/bin/yolo-batch export "$@"
+    ;;
+esac
+# The service is nobody here: it only reads.
+chmod -R a+rX "$target"

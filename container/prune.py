@@ -1,0 +1,54 @@
+"""Remove from an environment what the CPU runtime never loads: prune.py SITE_PACKAGES.
+
+A pattern that matches nothing ends the build: a new version has moved things, so look again.
+Licences stay.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+UNUSED = (
+    # Inference is on the CPU, and the network is OpenVINO's own format.
+    "openvino/libs/libopenvino_intel_gpu_plugin.so",
+    "openvino/libs/cache.json",  # the GPU plugin's kernels
+    "openvino/libs/libopenvino_intel_npu_plugin.so",
+    "openvino/libs/libopenvino_auto*_plugin.so",
+    "openvino/libs/libopenvino_hetero_plugin.so",
+    "openvino/libs/libopenvino_*_frontend.so.*",
+    "openvino/frontend/*/py_*_frontend*.so",
+    # Development files of every package.
+    "**/*.pyi",
+    "**/tests",
+    "**/*.pyx",
+    "**/*.pxd",
+    "numpy/_core/include",
+    "numpy/_core/lib",
+    "numpy/random/lib",
+    "numpy/f2py",
+    "cv2/data",
+)
+USED = ("openvino/libs/libopenvino_ir_frontend.so.*",)
+
+
+def main() -> None:
+    """Remove the patterns below the given directory."""
+    root = Path(sys.argv[1])
+    kept = {path for pattern in USED for path in root.glob(pattern)}
+    freed = 0
+    for pattern in UNUSED:
+        found = [path for path in root.glob(pattern) if path not in kept]
+        if not found:
+            sys.exit(f"error: prune.py: nothing matches {pattern} in {root}")
+        for path in found:
+            if path.is_dir():
+                freed += sum(file.lstat().st_size for file in path.rglob("*") if file.is_file())
+                shutil.rmtree(path)
+            elif path.exists():  # not gone with its directory
+                freed += path.stat().st_size
+                path.unlink()
+    sys.stdout.write(f"prune.py: {freed / 1e6:.0f} MB removed\n")
+
+
+if __name__ == "__main__":
+    main()

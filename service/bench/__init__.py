@@ -1,0 +1,1 @@
+"""The benchmark: the service's stages and its alternatives, measured in one run."""

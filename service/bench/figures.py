@@ -1,0 +1,213 @@
+"""What was measured, as figures: rounds, medians with their spread, goals. Pure."""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tabulate import tabulate
+
+# The subjects' names, which the goals refer to.
+NETWORK = "network alone (pictures ready)"
+ENGINE = "engine (decode to detections)"
+SERVICE = "whole service (HTTP, Storage, Firestore)"
+NAIVE = "Flask + YOLO(.pt), one picture a request"
+LOOP = "YOLO(.pt), one by one"
+BATCHES = "YOLO(.pt).predict(list)"
+OPENVINO_LOOP = "YOLO(own OpenVINO export), one by one"
+OPENVINO_BATCHES = "YOLO(own OpenVINO export).predict(list)"
+
+# Two medians of one program differ by as much on a machine that does nothing else.
+SWEEP_TOLERANCE = 0.03
+
+
+@dataclass(frozen=True)
+class Round:
+    """One subject's work for some seconds."""
+
+    pictures: int
+    seconds: float
+    cpu_seconds: float
+
+    @property
+    def pictures_per_second(self) -> float:
+        """Pictures by the clock on the wall."""
+        return self.pictures / self.seconds
+
+    @property
+    def cpu_ms(self) -> float:
+        """Milliseconds of CPU time that one picture took."""
+        return self.cpu_seconds * 1000 / self.pictures
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, smallest and largest of some rounds."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Spread":
+        """Summarise at least one value."""
+        known = list(values)
+        return cls(statistics.median(known), min(known), max(known))
+
+    def __str__(self) -> str:
+        """Show `median (least-most)`, three digits."""
+        return f"{digits(self.median)} ({digits(self.least)}-{digits(self.most)})"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All rounds of one subject."""
+
+    name: str
+    rounds: Sequence[Round]
+
+    @property
+    def speed(self) -> Spread:
+        """Pictures a second."""
+        return Spread.of(each.pictures_per_second for each in self.rounds)
+
+    @property
+    def cpu_ms(self) -> Spread:
+        """CPU milliseconds a picture."""
+        return Spread.of(each.cpu_ms for each in self.rounds)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure that was asked for, and the one that was measured."""
+
+    text: str
+    value: float
+    limit: float
+    at_most: bool
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether the figure is on the right side of the limit."""
+        return self.value <= self.limit if self.at_most else self.value >= self.limit
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the report: a table in Markdown, remarks, and the same as plain data."""
+
+    title: str
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    data: Any
+    notes: Sequence[str] = field(default_factory=tuple)
+
+    def markdown(self) -> str:
+        """Render to paste into a document."""
+        align = ["left"] + ["right"] * (len(self.headers) - 1)
+        table = tabulate(
+            self.rows, self.headers, "github", disable_numparse=True, colalign=align if self.rows
+            else None
+        )  # fmt: skip
+        parts = [f"### {self.title}", table, *self.notes]
+        return "\n\n".join(parts)
+
+
+def digits(value: float) -> str:
+    """Show three significant digits, but every digit of a whole number's."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{decimals}f}"
+
+
+def main_section(measured: Sequence[Measured]) -> Section:
+    """Table the subjects beside the first baseline there is: the naive service, or the engine."""
+    by_name = {each.name: each for each in measured}
+    base = by_name.get(NAIVE) or by_name[ENGINE]
+    rows = [
+        (
+            each.name,
+            str(each.speed),
+            str(each.cpu_ms),
+            f"{each.speed.median / base.speed.median:.2f}",
+            f"{each.cpu_ms.median / base.cpu_ms.median:.2f}",
+        )
+        for each in measured
+    ]
+    note = (
+        "Medians of interleaved rounds (least-most). CPU: user and system time of the process "
+        f"itself. The last two columns: relative to '{base.name}'."
+    )
+    headers = ("", "pictures/s", "CPU-ms a picture", "x speed", "x CPU")
+    return Section("Speed and CPU time", headers, rows, [_plain(each) for each in measured], [note])
+
+
+def sweep_section(measured: Sequence[Measured]) -> Section:
+    """Table the engine by batch size, and say whether a batch was ever slower than one by one."""
+    single = measured[0].speed.median
+    rows = [
+        (
+            each.name,
+            str(each.speed),
+            str(each.cpu_ms),
+            f"{each.speed.median / single:.2f}",
+        )
+        for each in measured
+    ]
+    worst = min(measured, key=lambda each: each.speed.median)
+    ratio = worst.speed.median / single
+    is_never_slower = ratio >= 1 - SWEEP_TOLERANCE
+    verdict = "reached" if is_never_slower else "MISSED"
+    note = (
+        f"Batching is never slower than one by one: {verdict} (slowest: batch size {worst.name}, "
+        f"{ratio:.2f} of one by one; tolerance {SWEEP_TOLERANCE:.0%})."
+    )
+    data = {"rows": [_plain(each) for each in measured], "is_never_slower": is_never_slower}
+    headers = ("MAX_BATCH_SIZE", "pictures/s", "CPU-ms a picture", "x one by one")
+    return Section("Engine by batch size, mixed shapes", headers, rows, data, [note])
+
+
+def speed_goals(measured: Sequence[Measured]) -> list[Goal]:
+    """Compare the whole service with what it is held to, as far as that was measured."""
+    by_name = {each.name: each for each in measured}
+    service, engine = by_name.get(SERVICE), by_name.get(ENGINE)
+    naive, batches = by_name.get(NAIVE), by_name.get(OPENVINO_BATCHES)
+    goals: list[Goal] = []
+    if service and engine:
+        ratio = service.cpu_ms.median / engine.cpu_ms.median
+        goals.append(Goal("service's CPU-ms / engine's", ratio, 1.25, at_most=True))
+    if service and naive:
+        speed = service.speed.median / naive.speed.median
+        cpu = service.cpu_ms.median / naive.cpu_ms.median
+        goals.append(Goal(f"service's pictures/s / '{NAIVE}'", speed, 4.0, at_most=False))
+        goals.append(Goal(f"service's CPU-ms / '{NAIVE}'", cpu, 0.4, at_most=True))
+    if service and batches:
+        speed = service.speed.median / batches.speed.median
+        goals.append(Goal(f"service's pictures/s / '{OPENVINO_BATCHES}'", speed, 2.0, False))
+    return goals
+
+
+def goals_section(goals: Sequence[Goal]) -> Section:
+    """Table goals with what was reached."""
+    rows = [
+        (
+            goal.text,
+            f"{'at most' if goal.at_most else 'at least'} {goal.limit:g}",
+            digits(goal.value),
+            "reached" if goal.is_reached else "MISSED",
+        )
+        for goal in goals
+    ]
+    data = [asdict(goal) | {"is_reached": goal.is_reached} for goal in goals]
+    return Section("Goals", ("", "goal", "measured", ""), rows, data)
+
+
+def _plain(measured: Measured) -> dict[str, Any]:
+    return {
+        "name": measured.name,
+        "pictures_per_second": asdict(measured.speed),
+        "cpu_ms_per_picture": asdict(measured.cpu_ms),
+        "rounds": [asdict(each) for each in measured.rounds],
+    }

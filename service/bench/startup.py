@@ -1,0 +1,124 @@
+"""Cold start and memory: from process start to the first result, and over thousands of pictures."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from service.bench import load
+from service.bench.accounting import peak_resident_mb, resident_mb
+from service.bench.figures import NAIVE, Goal, Section, Spread, digits
+from service.bench.subjects import CLIENTS, Http, Process, Server, check_answers
+from service.local.processes import Processes
+
+READY_GOAL_SECONDS = 2.0
+RATIO_GOAL = 0.25
+MEMORY_GOAL_MB = 350.0
+FLATNESS = 0.05
+_OURS = "yolo-batch"
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of one service, with a warm page cache."""
+
+    ready_seconds: float  # process start to the first 200 of /health/ready
+    first_result_seconds: float  # process start to the first picture stored, or answered
+    peak_mb: float  # of the worker, after all pictures
+
+
+def measure_start(
+    processes: Processes,
+    generator: Process,
+    command: Sequence[str],
+    settings: Mapping[str, str],
+    requests: Sequence[load.Request],
+    cores: frozenset[int],
+) -> Start:
+    """Start a service, send it one picture and then all others, and stop it."""
+    started = time.monotonic()
+    server = Server(processes, command, settings, cores)
+    try:
+        ready = time.monotonic() - started
+        answers = generator.call(load.send_closed, server.url, requests[:1], clients=1)
+        first = time.monotonic() - started
+        answers += generator.call(load.send_closed, server.url, requests[1:], clients=CLIENTS)
+        check_answers(answers, server.child)
+        return Start(ready, first, peak_resident_mb(server.pid))
+    finally:
+        processes.stop(server.child, grace_seconds=10)
+
+
+def start_section(ours: Sequence[Start], naive: Sequence[Start]) -> tuple[Section, list[Goal]]:
+    """Table the starts beside the alternative's, if that was measured; and the goals."""
+    names = {
+        "ready_seconds": "process start to /health/ready, s",
+        "first_result_seconds": "process start to the first result, s",
+        "peak_mb": "peak memory of the worker, MB",
+    }
+    rows = []
+    spreads: dict[str, list[Spread]] = {}
+    for field, name in names.items():
+        found = [
+            Spread.of(getattr(start, field) for start in starts)
+            for starts in (ours, naive)
+            if starts
+        ]
+        spreads[field] = found
+        ratio = [digits(found[0].median / found[1].median)] if naive else []
+        rows.append((name, *map(str, found), *ratio))
+    first = [spread.median for spread in spreads["first_result_seconds"]]
+    goals = [
+        Goal("process start to the first stored result, s", first[0], READY_GOAL_SECONDS, True),
+        Goal("peak memory, MB", spreads["peak_mb"][0].median, MEMORY_GOAL_MB, at_most=True),
+    ]
+    if naive:
+        text = f"first result / '{NAIVE}'"
+        goals.append(Goal(text, first[0] / first[1], RATIO_GOAL, at_most=True))
+    data = {
+        _OURS: [asdict(start) for start in ours],
+        "alternative": [asdict(start) for start in naive],
+    }
+    headers = ("", _OURS, *((NAIVE, "ratio") if naive else ()))
+    note = (
+        f"Medians of {len(ours)} starts (least-most), warm page cache, all cores. The first result "
+        "is a stored document for yolo-batch, and an answer for the alternative."
+    )
+    return Section("Cold start and memory", headers, rows, data, [note]), goals
+
+
+@dataclass(frozen=True)
+class Level:
+    """Resident memory after so many pictures."""
+
+    pictures: int
+    resident_mb: float
+
+
+def measure_memory(
+    server: Server, subject: Http, pictures: int, progress: Callable[[str], None]
+) -> list[Level]:
+    """Send a warm service at least so many pictures, and look at its memory now and then."""
+    levels = [Level(0, resident_mb(server.pid))]
+    while levels[-1].pictures < pictures:
+        done = levels[-1].pictures + subject.round().pictures
+        levels.append(Level(done, resident_mb(server.pid)))
+        progress(f"{done} of {pictures} pictures: {levels[-1].resident_mb:.0f} MB")
+    return levels
+
+
+def memory_section(
+    levels: Sequence[Level], peak_mb: float, batch_size: int
+) -> tuple[Section, list[Goal]]:
+    """Table the memory over the pictures, and say whether it stayed flat."""
+    growth = max(level.resident_mb for level in levels) / levels[0].resident_mb - 1
+    step = max(1, len(levels) // 10)
+    shown = [*levels[:-1:step], levels[-1]]
+    rows = [(str(level.pictures), f"{level.resident_mb:.0f}") for level in shown]
+    goals = [
+        Goal(f"growth of memory over {levels[-1].pictures} pictures", growth, FLATNESS, True),
+        Goal(f"peak memory at batch {batch_size}, MB", peak_mb, MEMORY_GOAL_MB, at_most=True),
+    ]
+    data = {"levels": [asdict(level) for level in levels], "peak_mb": peak_mb}
+    note = f"Peak: {peak_mb:.0f} MB. MAX_BATCH_SIZE={batch_size}; after two warm rounds."
+    headers = ("pictures", "resident memory, MB")
+    return Section("Memory over many pictures", headers, rows, data, [note]), goals

@@ -1,0 +1,169 @@
+"""How well two networks agree, and how right one is on labelled pictures."""
+
+import contextlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from service.detector import Detector
+from service.detector.canary import match, overlap
+from service.domain import Detection
+from service.errors import ModelError
+from service.images import decode, enlarge_box, shrink
+
+CONFIDENCE = 0.25  # from which a detection counts for the agreement, as MIN_CONFIDENCE's default
+IOU = 0.5  # at which two boxes are of one object
+LEAST_CONFIDENCE = 0.001  # of detections that mAP is computed over, as everywhere
+_MAX_PIXELS = 2**30
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a network's detections agree with those of another.
+
+    Attributes:
+        f1: detections of at least `CONFIDENCE` that both have (same class, IoU at least `IOU`,
+            one to one), times two, divided by those of both.
+        iou: mean IoU of these pairs.
+        detections: of the one that is compared with.
+    """
+
+    f1: float
+    iou: float
+    detections: int
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labelled pictures: a file in COCO's format, and the folder of its pictures."""
+
+    file: Path
+    pictures: Path
+
+
+@dataclass(frozen=True)
+class MeanPrecision:
+    """Mean average precision, in 0..1."""
+
+    map50_95: float
+    map50: float
+
+
+def detect_files(detector: Detector, files: Sequence[Path]) -> list[list[Detection]]:
+    """Detect on files as the pipeline does; boxes are in pixels of the upright picture.
+
+    Raises:
+        BadImageError: a file is no picture.
+    """
+    size = detector.info.image_size
+    found: list[list[Detection]] = []
+    for start in range(0, len(files), _BATCH):
+        batch = [
+            decode(file.read_bytes(), max_pixels=_MAX_PIXELS, image_size=size)
+            for file in files[start : start + _BATCH]
+        ]
+        small = [shrink(picture.pixels, image_size=size) for picture in batch]
+        for picture, pixels, rows in zip(batch, small, detector.detect(small), strict=True):
+            sizes = {
+                "small": (pixels.shape[1], pixels.shape[0]),
+                "full": (picture.info.width, picture.info.height),
+            }
+            found.append([replace(row, box=enlarge_box(row.box, **sizes)) for row in rows])
+    return found
+
+
+def agreement(
+    reference: Sequence[Sequence[Detection]], found: Sequence[Sequence[Detection]]
+) -> Agreement:
+    """Compare two networks' detections on the same pictures."""
+    shares: list[float] = []
+    count = detections = 0
+    for theirs, ours in zip(reference, found, strict=True):
+        expected, confident = (
+            [one for one in rows if one.confidence >= CONFIDENCE] for rows in (theirs, ours)
+        )
+        detections += len(expected)
+        count += len(expected) + len(confident)
+        pairs = match(expected, confident, min_iou=IOU)
+        shares += [overlap(a.box, b.box) for a, b in pairs]
+    return Agreement(
+        f1=2 * len(shares) / count if count else 1.0,
+        iou=sum(shares) / len(shares) if shares else 1.0,
+        detections=detections,
+    )
+
+
+def mean_precision(detector: Detector, labels: Labels) -> MeanPrecision:
+    """Measure mAP with pycocotools; the network's classes are found by name among the labels'.
+
+    Args:
+        detector: gives detections from `LEAST_CONFIDENCE` up.
+        labels: the truth.
+
+    Raises:
+        ModelError: pycocotools is not installed, or the labels are none of this network.
+    """
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError as exc:
+        raise ModelError(
+            "--data needs pycocotools, which is not installed: pip install 'yolo-batch[export]'"
+        ) from exc
+    truth = _read(labels.file)
+    categories = {str(one["name"]): one["id"] for one in truth["categories"]}
+    files = [labels.pictures / image["file_name"] for image in truth["images"]]
+    if missing := [file for file in files if not file.is_file()]:
+        raise ModelError(f"{labels.file} names {missing[0]}, which is not there")
+    rows = [
+        {
+            "image_id": image["id"],
+            "category_id": categories[one.label],
+            "score": one.confidence,
+            "bbox": [one.box.x1, one.box.y1, one.box.x2 - one.box.x1, one.box.y2 - one.box.y1],
+        }
+        for image, found in zip(truth["images"], detect_files(detector, files), strict=True)
+        for one in found
+        if one.label in categories
+    ]
+    if not rows:
+        raise ModelError(f"The network finds nothing of what {labels.file} has labels for")
+    with contextlib.redirect_stdout(io.StringIO()):  # its progress
+        coco = COCO()
+        coco.dataset = truth
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(rows), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return MeanPrecision(float(evaluation.stats[0]), float(evaluation.stats[1]))
+
+
+def find_labels(file: Path, pictures: Path | None = None) -> Labels:
+    """Find the pictures of a file of labels.
+
+    By default they lie in `NAME` beside `instances_NAME.json`, else in the file's own folder.
+
+    Raises:
+        ModelError: there is no such folder.
+    """
+    if pictures is None:
+        beside = file.with_name(file.stem.removeprefix("instances_"))
+        pictures = beside if beside.is_dir() else file.parent
+    if not pictures.is_dir():
+        raise ModelError(f"There is no folder {pictures}")
+    return Labels(file, pictures)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        truth: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        for field in ("images", "annotations", "categories"):
+            list(truth[field])
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise ModelError(f"{file} is no file of labels in COCO's format: {exc!r}") from exc
+    return truth

@@ -1,0 +1,355 @@
+"""Before a network serves: does it answer on this machine as it did where it was exported?
+
+An exported directory carries drawn pictures and what its network found in them. Another CPU's
+kernels, a damaged file or another version of a library can make a network wrong without any error;
+int8 arithmetic more easily than float. So the pictures go through the real path first.
+
+    MODEL_openvino_model/
+    ├── metadata.yaml, MODEL.xml, MODEL.bin
+    ├── canary/   expected.json and its pictures
+    └── float/    of an int8 export: the float model, a complete export with a canary of its own
+"""
+
+import faulthandler
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from service.detector import OPENVINO_METADATA, Detector
+from service.domain import Box, Detection
+from service.errors import ModelError
+from service.images import Pixels, decode, shrink
+
+logger = logging.getLogger(__name__)
+
+CANARY = "canary"
+FALLBACK = "float"
+_EXPECTED = "expected.json"
+_MAX_PIXELS = 2**26  # the pictures are ours: no limit of the service applies
+# Rows below are written down too, so that one that has grown is not taken for a wrong one.
+FLOOR = 0.05
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an answer may be from the expected one, and still be the same network's.
+
+    Detections are compared where they are at least `confidence` by a margin of `logit`; below, a
+    network is undecided, and int8 kernels of different CPUs decide differently. Confidences are
+    compared as logits (log(p / (1 - p))), in which the same rounding error has the same size at
+    any confidence. `docs/performance.md` has the measurements behind the numbers.
+    """
+
+    confidence: float = 0.25
+    logit: float = 0.75
+    iou: float = 0.85
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A network that answered as expected.
+
+    Attributes:
+        detector: the network.
+        path: the directory or file that it was loaded from.
+        fallback: why it is not the one that was asked for, as a sentence; None where it is.
+    """
+
+    detector: Detector
+    path: Path
+    fallback: str | None = None
+
+
+def load_checked(
+    path: Path, *, load: Callable[[Path], Detector], min_confidence: float = 0.25
+) -> Checked:
+    """Load a network and try it on the pictures that its directory carries.
+
+    When an int8 network fails, the float one beside it is taken. A crash of the native library
+    takes the process down: the log then names model and CPU, and the process that is started
+    next takes the float network at once.
+
+    Args:
+        path: the model.
+        load: loads the network at a path.
+        min_confidence: detections below are left out by what `load` gives.
+
+    Raises:
+        ModelError: it cannot be loaded, or it failed and there is nothing beside it.
+    """
+    try:
+        return Checked(_load_and_check(path, load, min_confidence), path)
+    except ModelError as exc:
+        beside = path / FALLBACK
+        if not (beside / OPENVINO_METADATA).is_file():
+            raise
+        reason = f"{exc}. The float model beside it runs instead"
+    logger.error("Fell back to the float model", extra={"reason": reason})
+    return Checked(_load_and_check(beside, load, min_confidence), beside, reason)
+
+
+def write_canary(directory: Path, detector: Detector, pictures: Mapping[str, bytes]) -> int:
+    """Add pictures and what the network finds in them to an exported directory.
+
+    Args:
+        directory: the export.
+        detector: its network, which gives detections from `FLOOR` up.
+        pictures: files by name.
+
+    Returns:
+        How many detections a start will compare, with MIN_CONFIDENCE at its default.
+    """
+    folder = directory / CANARY
+    folder.mkdir()
+    found = {}
+    for name, data in pictures.items():
+        (folder / name).write_bytes(data)
+        found[name] = _find(detector, data)
+    tolerance = Tolerance()
+    expected = {
+        "network": _sha256_of_network(directory),
+        "image_size": detector.info.image_size,
+        "tolerance": asdict(tolerance),
+        "pictures": {name: [_to_json(one) for one in rows] for name, rows in found.items()},
+    }
+    text = json.dumps(expected, indent=1, ensure_ascii=False) + "\n"
+    (folder / _EXPECTED).write_text(text, encoding="utf-8")
+    limit = _limit(tolerance, 0.0)
+    return sum(one.confidence >= limit for rows in found.values() for one in rows)
+
+
+def difference(
+    expected: Sequence[Detection],
+    found: Sequence[Detection],
+    tolerance: Tolerance,
+    *,
+    min_confidence: float = 0.0,
+) -> str | None:
+    """Say how two answers on one picture differ, or None where they are the same.
+
+    Boxes are in shares of the picture's sides. Detections below `min_confidence` were left out of
+    `found`.
+    """
+    limit = _limit(tolerance, min_confidence)
+    pairs = match(expected, found, min_iou=tolerance.iou)
+    partner = {id(a): b for a, b in pairs} | {id(b): a for a, b in pairs}
+    for one in expected:
+        if one.confidence < limit:
+            continue
+        other = partner.get(id(one))
+        if other is None:
+            return f"expected {_described(one)}, which was not found"
+        apart = abs(_logit(one.confidence) - _logit(other.confidence))
+        if not apart <= tolerance.logit:  # nor is it with a NaN
+            return f"expected {_described(one)}, found it at {other.confidence:.2f}"
+    for one in found:
+        if one.confidence >= limit and id(one) not in partner:
+            return f"found {_described(one)}, which was not expected"
+    return None
+
+
+def match(
+    these: Sequence[Detection], those: Sequence[Detection], *, min_iou: float
+) -> list[tuple[Detection, Detection]]:
+    """Pair detections of the same class one to one, those that overlap most first."""
+    candidates = [
+        (overlap(a.box, b.box), i, j)
+        for i, a in enumerate(these)
+        for j, b in enumerate(those)
+        if a.class_id == b.class_id
+    ]
+    pairs: dict[int, int] = {}
+    for share, i, j in sorted(candidates, key=lambda one: (-one[0], one[1], one[2])):
+        if share >= min_iou and i not in pairs and j not in pairs.values():
+            pairs[i] = j
+    return [(these[i], those[j]) for i, j in pairs.items()]
+
+
+def overlap(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes."""
+    width = max(min(a.x2, b.x2) - max(a.x1, b.x1), 0.0)
+    height = max(min(a.y2, b.y2) - max(a.y1, b.y1), 0.0)
+    both = width * height
+    union = (a.x2 - a.x1) * (a.y2 - a.y1) + (b.x2 - b.x1) * (b.y2 - b.y1) - both
+    return both / union if union > 0 else 0.0
+
+
+def _load_and_check(
+    path: Path, load: Callable[[Path], Detector], min_confidence: float
+) -> Detector:
+    if not (path / OPENVINO_METADATA).is_file():
+        return load(path)  # weights, which ultralytics runs
+    expected = _read(path)
+    if expected is None:
+        logger.warning(
+            "The model carries no canary, so whether it answers right on this machine is not "
+            "checked: export it with `yolo-batch export`",
+            extra={"model": str(path)},
+        )
+        return load(path)
+    cpu = cpu_name()
+    with _marked(path, expected["network"], cpu):
+        # Written before, as a crash leaves no time: this says what the process died of.
+        logger.info("Trying the model's canary", extra={"model": str(path), "cpu": cpu})
+        if not faulthandler.is_enabled():
+            faulthandler.enable()
+        if _sha256_of_network(path) != expected["network"]:
+            raise ModelError(f"{path} is damaged: its network is not the one that was exported")
+        detector = load(path)
+        _check(path, detector, expected, min_confidence, cpu)
+    return detector
+
+
+def _check(
+    path: Path, detector: Detector, expected: dict[str, Any], min_confidence: float, cpu: str
+) -> None:
+    tolerance = Tolerance(**expected["tolerance"])
+    is_comparable = detector.info.image_size == expected["image_size"]
+    for name, rows in expected["pictures"].items():
+        try:
+            found = _find(detector, (path / CANARY / name).read_bytes())
+        except Exception as exc:
+            raise ModelError(f"The canary of {path} failed on {cpu}: {name}: {exc}") from exc
+        if is_comparable:
+            wanted = [_from_json(row) for row in rows]
+            what = difference(wanted, found, tolerance, min_confidence=min_confidence)
+            if what:
+                raise ModelError(
+                    f"The canary of {path} differs on {cpu}: in {name} the network {what}"
+                )
+    if not is_comparable:
+        logger.warning(
+            "The canary ran, but was not compared: IMAGE_SIZE is not the one of the export",
+            extra={"model": str(path), "image_size": detector.info.image_size},
+        )
+
+
+def _find(detector: Detector, data: bytes) -> list[Detection]:
+    """Detect on one file as the pipeline does; boxes in shares of the picture's sides."""
+    size = detector.info.image_size
+    pixels: Pixels = decode(data, max_pixels=_MAX_PIXELS, image_size=size).pixels
+    pixels = shrink(pixels, image_size=size)
+    height, width = pixels.shape[:2]
+    [found] = detector.detect([pixels])
+    return [
+        Detection(one.label, one.class_id, one.confidence, _scaled(one.box, 1 / width, 1 / height))
+        for one in found
+    ]
+
+
+def _scaled(box: Box, x: float, y: float) -> Box:
+    return Box(box.x1 * x, box.y1 * y, box.x2 * x, box.y2 * y)
+
+
+def _limit(tolerance: Tolerance, min_confidence: float) -> float:
+    """Confidence from which a detection has to be in both answers."""
+    logit = _logit(max(tolerance.confidence, min_confidence)) + tolerance.logit
+    return 1 / (1 + math.exp(-logit))
+
+
+def _logit(confidence: float) -> float:
+    inside = min(max(confidence, 1e-6), 1 - 1e-6)
+    return math.log(inside / (1 - inside))
+
+
+def _described(found: Detection) -> str:
+    corners = (found.box.x1, found.box.y1, found.box.x2, found.box.y2)
+    place = ", ".join(f"{100 * value:.0f}" for value in corners)
+    return f"{found.label!r} at {found.confidence:.2f} in ({place}) % of the picture"
+
+
+def _to_json(found: Detection) -> dict[str, Any]:
+    return {
+        "label": found.label,
+        "class_id": found.class_id,
+        "confidence": round(found.confidence, 4),
+        "box": {side: round(value, 4) for side, value in asdict(found.box).items()},
+    }
+
+
+def _from_json(row: Mapping[str, Any]) -> Detection:
+    return Detection(row["label"], row["class_id"], row["confidence"], Box(**row["box"]))
+
+
+def _read(directory: Path) -> dict[str, Any] | None:
+    path = directory / CANARY / _EXPECTED
+    if not path.parent.exists():
+        return None
+    try:
+        expected: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        str(expected["network"]), int(expected["image_size"]), Tolerance(**expected["tolerance"])
+        _ = [_from_json(row) for rows in expected["pictures"].values() for row in rows]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise ModelError(f"{path} is not what `yolo-batch export` writes: {exc!r}") from exc
+    return expected
+
+
+def _sha256_of_network(directory: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted([*directory.glob("*.xml"), *directory.glob("*.bin")]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def cpu_name() -> str:
+    """Name of this machine's CPU, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+@contextmanager
+def _marked(path: Path, network: str, cpu: str) -> Iterator[None]:
+    """Keep a marker while a canary runs; whoever finds one follows a process that died of it.
+
+    The marker is locked by the process that runs the canary, and the system takes the lock away
+    with the process. So a marker that is locked is of a process at work, and one that is not, of
+    one that died. It is taken away when found: a later start tries again.
+
+    Raises:
+        ModelError: a process died while it ran this canary on this machine.
+    """
+    marker = Path(tempfile.gettempdir()) / f"yolo-batch-canary-{os.getuid()}-{network[:16]}.json"
+    try:
+        file = os.open(marker, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError as exc:
+        logger.warning("A crash of the canary would go unseen", extra={"reason": str(exc)})
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # another process runs this canary right now
+            yield
+            return
+        if left := os.read(file, 4096):
+            marker.unlink(missing_ok=True)
+            raise ModelError(_epitaph(left, path))
+        os.write(file, json.dumps({"model": str(path), "cpu": cpu}).encode())
+        try:
+            yield
+        finally:
+            marker.unlink(missing_ok=True)
+    finally:
+        os.close(file)
+
+
+def _epitaph(left: bytes, path: Path) -> str:
+    try:
+        cpu = json.loads(left)["cpu"]
+    except (ValueError, KeyError, TypeError):  # it died while it wrote
+        cpu = "an unknown CPU"
+    return f"The canary of {path} killed the process that ran it before, on {cpu}"

@@ -1,0 +1,69 @@
+# APIs, the service agents behind them, and the waits that a first apply needs: an API, an agent
+# and a grant each work only some time after they were made.
+
+resource "google_project_service" "main" {
+  for_each = toset([
+    "artifactregistry.googleapis.com",
+    "cloudbuild.googleapis.com",
+    "cloudresourcemanager.googleapis.com",
+    "cloudscheduler.googleapis.com",
+    "eventarc.googleapis.com",
+    "firestore.googleapis.com",
+    "iam.googleapis.com",
+    "iamcredentials.googleapis.com",
+    "logging.googleapis.com",
+    "monitoring.googleapis.com",
+    "pubsub.googleapis.com",
+    "run.googleapis.com",
+    "storage.googleapis.com",
+  ])
+
+  service = each.key
+  # Others in the project may use them.
+  disable_on_destroy = false
+}
+
+resource "time_sleep" "apis" {
+  create_duration = "60s"
+  triggers        = { apis = join(",", sort(keys(google_project_service.main))) }
+
+  depends_on = [google_project_service.main]
+}
+
+# Enabling an API does not make its agent, and a grant to an agent that does not exist is refused.
+resource "google_project_service_identity" "main" {
+  for_each = toset(["eventarc.googleapis.com", "pubsub.googleapis.com"])
+  provider = google-beta
+
+  service = each.key
+
+  depends_on = [time_sleep.apis]
+}
+
+# Reading it makes it.
+data "google_storage_project_service_account" "main" {
+  depends_on = [time_sleep.apis]
+}
+
+resource "google_project_iam_member" "eventarc_agent" {
+  project = var.project_id
+  role    = "roles/eventarc.serviceAgent"
+  member  = google_project_service_identity.main["eventarc.googleapis.com"].member
+}
+
+# Every grant that an upload's way needs. Seven minutes are what Google gives as the bound for a
+# grant to hold everywhere; the first image is built meanwhile.
+resource "time_sleep" "agent_grants" {
+  create_duration = "420s"
+  triggers = merge(
+    {
+      eventarc_agent = google_project_iam_member.eventarc_agent.id
+      service_reads  = google_storage_bucket_iam_member.service.id
+      service_writes = google_project_iam_member.service.id
+      token_creator  = join(",", [for grant in google_service_account_iam_member.token_creator : grant.id])
+    },
+    { for key, grant in google_project_iam_member.storage_agent : "storage_agent_${key}" => grant.id },
+    { for key, grant in google_pubsub_topic_iam_member.storage_agent : "storage_agent_topic_${key}" => grant.id },
+    { for key, grant in google_project_iam_member.event_receiver : "event_receiver_${key}" => grant.id },
+  )
+}

@@ -1,0 +1,143 @@
+# Cloud Build's account, and the first image: built before there is a service or a trigger, so that
+# nothing but the real service ever acknowledges an upload.
+
+resource "google_service_account" "build" {
+  account_id   = "${var.name}-build"
+  display_name = "${var.name}: Cloud Build"
+
+  depends_on = [time_sleep.apis]
+}
+
+# Sources that gcloud uploads. An account of one's own cannot read the default bucket.
+resource "google_storage_bucket" "build" {
+  name     = "${var.project_id}-${var.name}-build"
+  location = upper(var.region)
+
+  uniform_bucket_level_access = true
+  public_access_prevention    = "enforced"
+  force_destroy               = true # copies of the repository
+
+  soft_delete_policy {
+    retention_duration_seconds = 0
+  }
+
+  lifecycle_rule {
+    action {
+      type = "Delete"
+    }
+    condition {
+      age = 7
+    }
+  }
+
+  depends_on = [time_sleep.apis]
+}
+
+resource "google_storage_bucket_iam_member" "build_source" {
+  bucket = google_storage_bucket.build.name
+  role   = "roles/storage.objectViewer"
+  member = google_service_account.build.member
+}
+
+resource "google_artifact_registry_repository_iam_member" "build" {
+  location   = var.region
+  repository = google_artifact_registry_repository.main.name
+  role       = "roles/artifactregistry.writer"
+  member     = google_service_account.build.member
+}
+
+# Logs; and, for the smoke test, reading the document of its picture.
+resource "google_project_iam_member" "build" {
+  for_each = toset(["roles/datastore.viewer", "roles/logging.logWriter"])
+
+  project = var.project_id
+  role    = each.key
+  member  = google_service_account.build.member
+}
+
+# For the smoke test: uploads its picture, and deletes it.
+resource "google_storage_bucket_iam_member" "build_smoke" {
+  bucket = google_storage_bucket.uploads.name
+  role   = "roles/storage.objectUser"
+  member = google_service_account.build.member
+}
+
+# Deploying: the service, the job, and leave to run them as their accounts.
+resource "google_cloud_run_v2_service_iam_member" "build" {
+  location = var.region
+  name     = google_cloud_run_v2_service.main.name
+  role     = "roles/run.developer"
+  member   = google_service_account.build.member
+}
+
+resource "google_cloud_run_v2_job_iam_member" "build" {
+  location = var.region
+  name     = google_cloud_run_v2_job.reconcile.name
+  role     = "roles/run.developer"
+  member   = google_service_account.build.member
+}
+
+resource "google_service_account_iam_member" "build" {
+  for_each = {
+    service   = google_service_account.service.name
+    reconcile = google_service_account.reconcile.name
+  }
+
+  service_account_id = each.value
+  role               = "roles/iam.serviceAccountUser"
+  member             = google_service_account.build.member
+}
+
+resource "time_sleep" "build_grants" {
+  create_duration = "120s"
+  triggers = merge(
+    {
+      source   = google_storage_bucket_iam_member.build_source.id
+      registry = google_artifact_registry_repository_iam_member.build.id
+    },
+    { for role, grant in google_project_iam_member.build : role => grant.id },
+  )
+}
+
+locals {
+  # The tag that cloudbuild.yaml pushes beside each build's own. It matters for the first
+  # deployment alone.
+  built_image = "${var.region}-docker.pkg.dev/${var.project_id}/${google_artifact_registry_repository.main.repository_id}/service:latest"
+  first_image = coalesce(var.image, local.built_image)
+
+  substitutions = {
+    _ACCELERATOR = var.accelerator
+    _BUCKET      = local.bucket_name
+    _CALIBRATION = var.calibration
+    _COLLECTION  = var.firestore_collection
+    _DATABASE    = var.firestore_database
+    _JOB         = "${var.name}-reconcile"
+    _MODEL       = var.model
+    _REGION      = var.region
+    _REPOSITORY  = var.name
+    _SERVICE     = local.service_name
+  }
+  # Double quotes hold in every shell; no value has one.
+  build_options = join(" ", [
+    "--project=${var.project_id}",
+    "--config=cloudbuild.yaml",
+    "--service-account=${google_service_account.build.id}",
+    "--gcs-source-staging-dir=gs://${google_storage_bucket.build.name}/source",
+    "--substitutions=\"${join(",", [for name, value in local.substitutions : "${name}=${value}"])}",
+  ])
+}
+
+# Runs once, and again for another accelerator, which takes another image; a new model is deployed
+# by a build, as new code is.
+resource "terraform_data" "first_image" {
+  for_each = var.image == null ? toset(["main"]) : toset([])
+
+  triggers_replace = [google_artifact_registry_repository.main.id, var.accelerator]
+
+  provisioner "local-exec" {
+    working_dir = "${path.module}/.."
+    command     = "gcloud builds submit ${local.build_options},_DEPLOY=false\" ."
+  }
+
+  depends_on = [terraform_data.agreement, time_sleep.build_grants]
+}

@@ -1,0 +1,121 @@
+# What follows from the variables alone, and the inequalities that it has to keep.
+
+locals {
+  labels = { app = var.name }
+
+  # A GPU's service has a name of its own: added to an existing service, the old revisions'
+  # max_instances would count against the GPU quota, and the deployment can fail.
+  service_name = var.accelerator == "none" ? var.name : "${var.name}-${var.accelerator}"
+  bucket_name  = coalesce(var.bucket_name, "${var.project_id}-${var.name}-uploads")
+  has_gpu      = var.accelerator != "none"
+
+  # The least that Cloud Run takes with each GPU.
+  machine = {
+    none                = { cpu = var.cpu, memory_gib = max(2, var.cpu), batch_size = 8, max_instances = 10 }
+    nvidia-l4           = { cpu = 4, memory_gib = 16, batch_size = 32, max_instances = 1 }
+    nvidia-rtx-pro-6000 = { cpu = 20, memory_gib = 80, batch_size = 32, max_instances = 1 }
+  }[var.accelerator]
+  max_instances = coalesce(var.max_instances, local.machine.max_instances)
+  limits = merge(
+    { cpu = tostring(local.machine.cpu), memory = "${local.machine.memory_gib}Gi" },
+    local.has_gpu ? { "nvidia.com/gpu" = "1" } : {},
+  )
+
+  # One place for what has to agree:
+  #   batch_size <= queue < threads, and Cloud Run's concurrency = queue.
+  # The queue holds a batch that runs, one that is committed and two that form. Cloud Run sends no
+  # instance more than it admits; the threads beyond it answer probes, and 429 to jobs' pictures.
+  batch_size = coalesce(var.batch_size, local.machine.batch_size)
+  queue      = 4 * local.batch_size
+  threads    = local.queue + 8
+
+  # Seconds. A message is worked on once at a time:
+  #   work <= request <= ack deadline; after it, Pub/Sub delivers again whatever runs.
+  ack_deadline_seconds = 600 # the longest that Pub/Sub has
+  request_seconds      = 600
+  # At worst: a place in the queue (30 for a job's picture), Cloud Storage, Firestore before and after.
+  work_seconds = 30 + local.storage_seconds + 2 * local.firestore_seconds
+  # Cloud Run kills 10 s after SIGTERM; the server's own end takes up to 2.
+  kill_seconds = 10
+  stop_seconds = local.graceful_seconds + 2
+
+  storage_seconds   = tonumber(lookup(var.settings, "STORAGE_TIMEOUT_SECONDS", "6"))
+  firestore_seconds = tonumber(lookup(var.settings, "FIRESTORE_TIMEOUT_SECONDS", "6"))
+  graceful_seconds  = tonumber(lookup(var.settings, "GRACEFUL_TIMEOUT_SECONDS", "8"))
+
+  # Redeliveries, from 10 s doubling to 600 s: 50 attempts are about seven hours. A 429 or 503 of a
+  # service that is full counts as an attempt, so that a backlog must not become dead letters.
+  retry = {
+    attempts        = 50
+    minimum_backoff = "10s"
+    maximum_backoff = "600s"
+    retention       = "604800s" # 7 days; Eventarc's own subscriptions have one
+  }
+
+  # Environment of the service and of the reconcile job: names are fields of service/settings.py.
+  environment = {
+    FIRESTORE_COLLECTION = var.firestore_collection
+    FIRESTORE_DATABASE   = var.firestore_database
+    GOOGLE_CLOUD_PROJECT = var.project_id
+  }
+  service_environment = merge(
+    local.environment,
+    {
+      ALLOWED_BUCKETS           = local.bucket_name
+      CONCURRENCY               = tostring(local.threads)
+      DEVICE                    = local.has_gpu ? "0" : "cpu"
+      FIRESTORE_TIMEOUT_SECONDS = tostring(local.firestore_seconds)
+      GRACEFUL_TIMEOUT_SECONDS  = tostring(local.graceful_seconds)
+      MAX_BATCH_SIZE            = tostring(local.batch_size)
+      MAX_QUEUE                 = tostring(local.queue)
+      STORAGE_TIMEOUT_SECONDS   = tostring(local.storage_seconds)
+    },
+    var.settings,
+  )
+}
+
+# The plan fails here, and the service is not reached, when the numbers do not agree; or when a
+# variable is refused that has no other way to the service.
+resource "terraform_data" "agreement" {
+  input = {
+    notification_channels = var.notification_channels
+    reconcile_schedule    = var.reconcile_schedule
+    results_ttl_days      = var.results_ttl_days
+  }
+
+  lifecycle {
+    precondition {
+      condition     = local.batch_size <= local.queue && local.queue < local.threads && local.threads <= 1000
+      error_message = "batch_size <= queue < threads <= 1000 is broken: ${local.batch_size}, ${local.queue}, ${local.threads}."
+    }
+
+    precondition {
+      condition     = local.work_seconds <= local.request_seconds && local.request_seconds <= local.ack_deadline_seconds
+      error_message = "A picture may take ${local.work_seconds} s, a request ${local.request_seconds} s and the ack deadline is ${local.ack_deadline_seconds} s: each must be at most the next. Lower STORAGE_TIMEOUT_SECONDS or FIRESTORE_TIMEOUT_SECONDS in settings."
+    }
+
+    precondition {
+      condition     = local.stop_seconds <= local.kill_seconds
+      error_message = "GRACEFUL_TIMEOUT_SECONDS is ${local.graceful_seconds}, but Cloud Run kills ${local.kill_seconds} s after SIGTERM: it must be at most ${local.kill_seconds - 2}."
+    }
+  }
+}
+
+# A warning, not an error: Google adds regions. Known in August 2026.
+check "gpu_region" {
+  assert {
+    condition = contains(lookup({
+      nvidia-l4           = ["asia-south1", "asia-southeast1", "europe-west1", "europe-west4", "us-central1", "us-east4"]
+      nvidia-rtx-pro-6000 = ["europe-west4", "us-central1"]
+    }, var.accelerator, [var.region]), var.region)
+    error_message = "${var.region} was not known to have ${var.accelerator} on Cloud Run; the deployment may fail."
+  }
+}
+
+# No picture is decoded, sent and stored in under 20 ms of a vCPU: a generous bound, no measurement.
+check "write_rate" {
+  assert {
+    condition     = !var.query_by_time || local.max_instances * local.machine.cpu * 50 <= 500
+    error_message = "query_by_time indexes created_at, which caps the collection at 500 new documents a second; ${local.max_instances} instances of ${local.machine.cpu} vCPU may commit more in a burst, and would be slowed down. Lower max_instances, or leave query_by_time off."
+  }
+}

@@ -1,0 +1,124 @@
+# Uploads that have no document are found and enqueued as jobs: whatever an event lost, from a day
+# without the service to a dead letter.
+
+resource "google_service_account" "reconcile" {
+  account_id   = "${var.name}-reconcile"
+  display_name = "${var.name}: the reconcile job"
+
+  depends_on = [time_sleep.apis]
+}
+
+resource "google_storage_bucket_iam_member" "reconcile" {
+  bucket = google_storage_bucket.uploads.name
+  role   = "roles/storage.objectViewer"
+  member = google_service_account.reconcile.member
+}
+
+resource "google_project_iam_member" "reconcile" {
+  project = var.project_id
+  role    = "roles/datastore.viewer"
+  member  = google_service_account.reconcile.member
+}
+
+resource "google_pubsub_topic_iam_member" "reconcile" {
+  topic  = google_pubsub_topic.jobs.name
+  role   = "roles/pubsub.publisher"
+  member = google_service_account.reconcile.member
+}
+
+resource "google_cloud_run_v2_job" "reconcile" {
+  name     = "${var.name}-reconcile"
+  location = var.region
+
+  deletion_protection = false
+
+  template {
+    task_count = 1
+
+    template {
+      service_account = google_service_account.reconcile.email
+      timeout         = "3600s"
+      max_retries     = 1
+
+      containers {
+        image   = local.first_image
+        command = ["yolo-batch"]
+        args = [
+          "reconcile", "gs://${google_storage_bucket.uploads.name}",
+          "--enqueue", "missing",
+          "--topic", google_pubsub_topic.jobs.id,
+          "--yes",
+          # Messages are sized by what the service can do.
+          "--concurrency", tostring(local.queue),
+          "--instances", tostring(local.max_instances),
+          "--vcpu", tostring(local.machine.cpu),
+        ]
+
+        resources {
+          limits = { cpu = "1", memory = "1Gi" }
+        }
+
+        dynamic "env" {
+          for_each = local.environment
+          content {
+            name  = env.key
+            value = env.value
+          }
+        }
+      }
+    }
+  }
+
+  lifecycle {
+    # Cloud Build owns this image too.
+    ignore_changes = [
+      client,
+      client_version,
+      template[0].annotations,
+      template[0].labels,
+      template[0].template[0].containers[0].image,
+    ]
+  }
+
+  depends_on = [
+    google_project_iam_member.reconcile,
+    google_pubsub_topic_iam_member.reconcile,
+    google_storage_bucket_iam_member.reconcile,
+    terraform_data.first_image,
+  ]
+}
+
+resource "google_service_account" "scheduler" {
+  account_id   = "${var.name}-scheduler"
+  display_name = "${var.name}: starts the reconcile job"
+
+  depends_on = [time_sleep.apis]
+}
+
+resource "google_cloud_run_v2_job_iam_member" "scheduler" {
+  location = var.region
+  name     = google_cloud_run_v2_job.reconcile.name
+  role     = "roles/run.invoker"
+  member   = google_service_account.scheduler.member
+}
+
+resource "google_cloud_scheduler_job" "reconcile" {
+  for_each = var.reconcile_schedule == null ? {} : { main = var.reconcile_schedule }
+
+  name             = "${var.name}-reconcile"
+  region           = var.region
+  description      = "Enqueues uploads that have no document."
+  schedule         = each.value
+  time_zone        = "Etc/UTC"
+  attempt_deadline = "60s" # it starts the job, and does not wait for it
+
+  http_target {
+    http_method = "POST"
+    uri         = "https://run.googleapis.com/v2/${google_cloud_run_v2_job.reconcile.id}:run"
+    oauth_token {
+      service_account_email = google_service_account.scheduler.email
+    }
+  }
+
+  depends_on = [google_cloud_run_v2_job_iam_member.scheduler]
+}

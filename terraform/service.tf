@@ -1,0 +1,140 @@
+# The service, its account, and who may call it.
+
+resource "google_service_account" "service" {
+  account_id   = var.name
+  display_name = "${var.name}: the service"
+
+  depends_on = [time_sleep.apis]
+}
+
+resource "google_storage_bucket_iam_member" "service" {
+  bucket = google_storage_bucket.uploads.name
+  role   = "roles/storage.objectViewer"
+  member = google_service_account.service.member
+}
+
+resource "google_project_iam_member" "service" {
+  project = var.project_id
+  role    = "roles/datastore.user"
+  member  = google_service_account.service.member
+}
+
+resource "google_cloud_run_v2_service" "main" {
+  name     = local.service_name
+  location = var.region
+
+  # Internal ingress admits Pub/Sub and Eventarc of this project; it is no authentication, which
+  # IAM stays for.
+  ingress              = "INGRESS_TRAFFIC_INTERNAL_ONLY"
+  invoker_iam_disabled = false
+  # It holds nothing: bucket and database are what protect_data protects.
+  deletion_protection = false
+
+  template {
+    service_account                  = google_service_account.service.email
+    timeout                          = "${local.request_seconds}s"
+    max_instance_request_concurrency = local.queue
+    execution_environment            = "EXECUTION_ENVIRONMENT_GEN2"
+    gpu_zonal_redundancy_disabled    = local.has_gpu ? true : null
+
+    scaling {
+      min_instance_count = 0
+      max_instance_count = local.max_instances
+    }
+
+    dynamic "node_selector" {
+      for_each = local.has_gpu ? [var.accelerator] : []
+      content {
+        accelerator = node_selector.value
+      }
+    }
+
+    containers {
+      image = local.first_image
+
+      ports {
+        container_port = 8080
+      }
+
+      resources {
+        limits = local.limits
+        # Paid by request without a GPU; a GPU is paid while its instance lives. Unset means false.
+        cpu_idle          = !local.has_gpu
+        startup_cpu_boost = true
+      }
+
+      dynamic "env" {
+        for_each = local.service_environment
+        content {
+          name  = env.key
+          value = env.value
+        }
+      }
+
+      # No request before the model is loaded and has run once.
+      startup_probe {
+        period_seconds    = 1
+        timeout_seconds   = 1
+        failure_threshold = 240 # as long as Cloud Run waits
+        http_get {
+          path = "/health/ready"
+        }
+      }
+
+      # 503 only when the model can never load. Each probe is paid for.
+      liveness_probe {
+        period_seconds    = 60
+        timeout_seconds   = 10
+        failure_threshold = 3
+        http_get {
+          path = "/health/live"
+        }
+      }
+    }
+  }
+
+  lifecycle {
+    # Another accelerator is another service: the new one is there before the old one goes.
+    create_before_destroy = true
+    # Cloud Build owns the deployed image; Terraform owns everything else.
+    ignore_changes = [
+      client,
+      client_version,
+      template[0].annotations,
+      template[0].containers[0].image,
+      template[0].labels,
+    ]
+  }
+
+  # Not on its grants: what must exist first is created before it is destroyed too, and a bucket
+  # cannot be. The ways in wait for the grants.
+  depends_on = [terraform_data.agreement, terraform_data.first_image]
+}
+
+# One account for each way in, so that either can be cut off alone.
+resource "google_service_account" "events" {
+  for_each = toset(["jobs", "uploads"])
+
+  account_id   = "${var.name}-${each.key}"
+  display_name = "${var.name}: calls the service with ${each.key}"
+
+  depends_on = [time_sleep.apis]
+}
+
+resource "google_cloud_run_v2_service_iam_member" "events" {
+  for_each = google_service_account.events
+
+  location = var.region
+  name     = google_cloud_run_v2_service.main.name
+  role     = "roles/run.invoker"
+  member   = each.value.member
+}
+
+# Agents made before April 2021 cannot sign the push's token without it; to others it does nothing.
+resource "google_service_account_iam_member" "token_creator" {
+  for_each = google_service_account.events
+
+  service_account_id = each.value.name
+  role               = "roles/iam.serviceAccountTokenCreator"
+  member             = google_project_service_identity.main["pubsub.googleapis.com"].member
+}

@@ -1,0 +1,289 @@
+# What each variant plans. No project and no credentials are needed, but the providers are.
+# check.uploads_subscription reads what an apply makes: until then it is unknown, which a test of a
+# plan has to expect.
+
+mock_provider "google" {}
+mock_provider "google-beta" {}
+mock_provider "time" {}
+
+variables {
+  project_id = "my-project-1"
+  region     = "europe-west4"
+}
+
+run "cpu" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+
+  assert {
+    condition     = google_cloud_run_v2_service.main.name == "yolo-batch"
+    error_message = "The CPU service has the plain name."
+  }
+
+  assert {
+    condition     = google_cloud_run_v2_service.main.ingress == "INGRESS_TRAFFIC_INTERNAL_ONLY"
+    error_message = "Only Pub/Sub and Eventarc of the project may reach the service."
+  }
+
+  assert {
+    condition = (
+      google_cloud_run_v2_service.main.template[0].scaling[0].min_instance_count == 0
+      && google_cloud_run_v2_service.main.template[0].scaling[0].max_instance_count == 10
+    )
+    error_message = "The service scales from zero to ten."
+  }
+
+  assert {
+    condition = (
+      google_cloud_run_v2_service.main.template[0].containers[0].resources[0].cpu_idle
+      && google_cloud_run_v2_service.main.template[0].containers[0].resources[0].startup_cpu_boost
+      && google_cloud_run_v2_service.main.template[0].containers[0].resources[0].limits["cpu"] == "2"
+      && google_cloud_run_v2_service.main.template[0].containers[0].resources[0].limits["memory"] == "2Gi"
+    )
+    error_message = "2 vCPU and 2 GiB, paid by request, boosted at the start."
+  }
+
+  assert {
+    condition     = length(google_cloud_run_v2_service.main.template[0].node_selector) == 0
+    error_message = "No GPU is asked for."
+  }
+
+  assert {
+    condition = (
+      google_cloud_run_v2_service.main.template[0].max_instance_request_concurrency == 32
+      && local.service_environment["MAX_BATCH_SIZE"] == "8"
+      && local.service_environment["MAX_QUEUE"] == "32"
+      && local.service_environment["CONCURRENCY"] == "40"
+    )
+    error_message = "Concurrency, queue and threads follow from the batch size."
+  }
+
+  assert {
+    condition = (
+      google_cloud_run_v2_service.main.template[0].containers[0].startup_probe[0].http_get[0].path == "/health/ready"
+      && google_cloud_run_v2_service.main.template[0].containers[0].liveness_probe[0].http_get[0].path == "/health/live"
+    )
+    error_message = "The probes ask the service's own paths."
+  }
+
+  assert {
+    condition = (
+      google_pubsub_subscription.jobs.ack_deadline_seconds == 600
+      && google_pubsub_subscription.jobs.dead_letter_policy[0].max_delivery_attempts == 50
+      && google_pubsub_subscription.jobs.expiration_policy[0].ttl == ""
+      && google_pubsub_subscription.dead_letters.expiration_policy[0].ttl == ""
+    )
+    error_message = "Jobs have ten minutes, a dead letter, and subscriptions that do not expire."
+  }
+
+  assert {
+    condition = (
+      google_storage_bucket.uploads.uniform_bucket_level_access
+      && google_storage_bucket.uploads.public_access_prevention == "enforced"
+      && !google_storage_bucket.uploads.force_destroy
+      && google_firestore_database.main.delete_protection_state == "DELETE_PROTECTION_ENABLED"
+      && google_firestore_database.main.deletion_policy == "DELETE"
+    )
+    error_message = "Nobody reads the uploads, and a destroy deletes neither them nor the results."
+  }
+
+  assert {
+    condition = (
+      length(google_firestore_field.created_at.index_config[0].indexes) == 0
+      && length(google_firestore_field.created_at.ttl_config) == 0
+      && keys(google_firestore_field.unindexed) == ["detections", "event_time", "generation"]
+      && keys(google_firestore_index.main) == ["bucket_name"]
+    )
+    error_message = "What grows with time is not indexed; results by prefix have their index."
+  }
+
+  assert {
+    condition = (
+      google_storage_bucket_iam_member.service.role == "roles/storage.objectViewer"
+      && google_project_iam_member.service.role == "roles/datastore.user"
+      && alltrue([for grant in google_cloud_run_v2_service_iam_member.events : grant.role == "roles/run.invoker"])
+    )
+    error_message = "The service reads one bucket and writes documents; the ways in may call it."
+  }
+}
+
+run "nvidia_l4" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    accelerator = "nvidia-l4"
+  }
+
+  assert {
+    condition = (
+      google_cloud_run_v2_service.main.name == "yolo-batch-nvidia-l4"
+      && google_cloud_run_v2_service.main.template[0].node_selector[0].accelerator == "nvidia-l4"
+      && google_cloud_run_v2_service.main.template[0].gpu_zonal_redundancy_disabled
+      && !google_cloud_run_v2_service.main.template[0].containers[0].resources[0].cpu_idle
+      && google_cloud_run_v2_service.main.template[0].containers[0].resources[0].limits["nvidia.com/gpu"] == "1"
+      && google_cloud_run_v2_service.main.template[0].containers[0].resources[0].limits["memory"] == "16Gi"
+      && google_cloud_run_v2_service.main.template[0].scaling[0].max_instance_count == 1
+    )
+    error_message = "One L4 without zonal redundancy, in a service of its own, paid by instance."
+  }
+
+  assert {
+    condition = (
+      local.service_environment["DEVICE"] == "0"
+      && local.service_environment["MAX_BATCH_SIZE"] == "32"
+      && google_cloud_run_v2_service.main.template[0].max_instance_request_concurrency == 128
+    )
+    error_message = "The GPU is used, in batches of 32."
+  }
+}
+
+run "nvidia_rtx_pro_6000" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    accelerator = "nvidia-rtx-pro-6000"
+  }
+
+  assert {
+    condition = (
+      google_cloud_run_v2_service.main.name == "yolo-batch-nvidia-rtx-pro-6000"
+      && google_cloud_run_v2_service.main.template[0].node_selector[0].accelerator == "nvidia-rtx-pro-6000"
+      && google_cloud_run_v2_service.main.template[0].containers[0].resources[0].limits["cpu"] == "20"
+      && google_cloud_run_v2_service.main.template[0].containers[0].resources[0].limits["memory"] == "80Gi"
+    )
+    error_message = "One RTX PRO 6000 with what Cloud Run wants beside it."
+  }
+}
+
+run "uploads_by_eventarc" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+
+  assert {
+    condition = (
+      toset([for criterion in google_eventarc_trigger.uploads["uploads"].matching_criteria : criterion.value])
+      == toset(["google.cloud.storage.object.v1.finalized", "my-project-1-yolo-batch-uploads"])
+      && length(google_eventarc_trigger.uploads["uploads"].retry_policy) == 0
+      && length(terraform_data.tuned_subscription) == 1
+    )
+    error_message = "Finalized objects of the one bucket, retried, by a tuned subscription."
+  }
+
+  assert {
+    condition     = length(google_storage_notification.uploads) == 0 && length(google_pubsub_subscription.uploads) == 0
+    error_message = "No upload comes twice."
+  }
+}
+
+run "uploads_by_notification" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    upload_events = "notification"
+  }
+
+  assert {
+    condition = (
+      google_storage_notification.uploads["uploads"].payload_format == "JSON_API_V1"
+      && google_storage_notification.uploads["uploads"].event_types == toset(["OBJECT_FINALIZE"])
+      && google_pubsub_subscription.uploads["uploads"].ack_deadline_seconds == 600
+      && google_pubsub_subscription.uploads["uploads"].dead_letter_policy[0].max_delivery_attempts == 50
+      && google_pubsub_subscription.uploads["uploads"].expiration_policy[0].ttl == ""
+    )
+    error_message = "A notification to a topic of our own, with a push subscription like that of the jobs."
+  }
+
+  assert {
+    condition     = length(google_eventarc_trigger.uploads) == 0 && length(terraform_data.tuned_subscription) == 0
+    error_message = "No upload comes twice, and no gcloud is needed."
+  }
+}
+
+run "given_image" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    image = "europe-west4-docker.pkg.dev/my-project-1/yolo-batch/service@sha256:0123"
+  }
+
+  assert {
+    condition = (
+      length(terraform_data.first_image) == 0
+      && google_cloud_run_v2_service.main.template[0].containers[0].image == var.image
+    )
+    error_message = "A given image is deployed, and none is built."
+  }
+}
+
+run "disposable" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    protect_data = false
+  }
+
+  assert {
+    condition = (
+      google_storage_bucket.uploads.force_destroy
+      && google_firestore_database.main.delete_protection_state == "DELETE_PROTECTION_DISABLED"
+      && google_firestore_database.main.deletion_policy == "DELETE"
+    )
+    error_message = "A destroy takes all, so that the next apply finds nothing in its way."
+  }
+}
+
+run "by_time_and_expiring" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    query_by_time          = true
+    max_instances          = 5
+    results_ttl_days       = 30
+    uploads_retention_days = 7
+    versioning             = true
+    soft_delete_days       = 0
+    reconcile_schedule     = null
+  }
+
+  assert {
+    condition = (
+      length(google_firestore_field.created_at.index_config[0].indexes) == 2
+      && google_firestore_field.created_at.ttl_config[0].expiration_offset == "2592000s"
+      && length(google_firestore_index.main) == 3
+    )
+    error_message = "created_at is indexed, and documents expire by it."
+  }
+
+  assert {
+    condition = (
+      length(google_storage_bucket.uploads.lifecycle_rule) == 3
+      && google_storage_bucket.uploads.versioning[0].enabled
+      && google_storage_bucket.uploads.soft_delete_policy[0].retention_duration_seconds == 0
+      && length(google_cloud_scheduler_job.reconcile) == 0
+    )
+    error_message = "Uploads expire, their older versions too, and nothing is reconciled by itself."
+  }
+}
+
+run "reconcile" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+
+  assert {
+    condition = (
+      slice(google_cloud_run_v2_job.reconcile.template[0].template[0].containers[0].args, 0, 4)
+      == tolist(["reconcile", "gs://my-project-1-yolo-batch-uploads", "--enqueue", "missing"])
+      && google_cloud_scheduler_job.reconcile["main"].schedule == "23 3 * * *"
+    )
+    error_message = "Every night, uploads without a document are enqueued."
+  }
+
+  assert {
+    condition = (
+      google_storage_bucket_iam_member.reconcile.role == "roles/storage.objectViewer"
+      && google_project_iam_member.reconcile.role == "roles/datastore.viewer"
+      && google_pubsub_topic_iam_member.reconcile.role == "roles/pubsub.publisher"
+    )
+    error_message = "The reconcile job reads, and publishes to the one topic."
+  }
+}

@@ -1,0 +1,245 @@
+# Values that are refused, a run for each validation and precondition; and warnings that are given.
+
+mock_provider "google" {}
+mock_provider "google-beta" {}
+mock_provider "time" {}
+
+variables {
+  project_id = "my-project-1"
+  region     = "europe-west4"
+}
+
+run "accelerator_unknown" {
+  command = plan
+  variables {
+    accelerator = "nvidia-t4"
+  }
+
+  expect_failures = [var.accelerator]
+}
+
+run "batch_size_zero" {
+  command = plan
+  variables {
+    batch_size = 0
+  }
+
+  expect_failures = [var.batch_size]
+}
+
+run "batch_size_fraction" {
+  command = plan
+  variables {
+    batch_size = 1.5
+  }
+
+  expect_failures = [var.batch_size]
+}
+
+run "bucket_name_with_scheme" {
+  command = plan
+  variables {
+    bucket_name = "gs://uploads"
+  }
+
+  expect_failures = [var.bucket_name]
+}
+
+run "cpu_odd" {
+  command = plan
+  variables {
+    cpu = 3
+  }
+
+  expect_failures = [var.cpu]
+}
+
+run "firestore_collection_nested" {
+  command = plan
+  variables {
+    firestore_collection = "a/b"
+  }
+
+  expect_failures = [var.firestore_collection]
+}
+
+run "firestore_database_upper_case" {
+  command = plan
+  variables {
+    firestore_database = "Results"
+  }
+
+  expect_failures = [var.firestore_database]
+}
+
+run "image_without_tag" {
+  command = plan
+  variables {
+    image = "europe-west4-docker.pkg.dev/p/r/service"
+  }
+
+  expect_failures = [var.image]
+}
+
+run "max_instances_zero" {
+  command = plan
+  variables {
+    max_instances = 0
+  }
+
+  expect_failures = [var.max_instances]
+}
+
+run "calibration_with_space" {
+  command = plan
+  variables {
+    calibration = "my pictures"
+  }
+
+  expect_failures = [var.calibration]
+}
+
+run "model_with_space" {
+  command = plan
+  variables {
+    model = "my model.pt"
+  }
+
+  expect_failures = [var.model]
+}
+
+run "name_too_long" {
+  command = plan
+  variables {
+    name = "yolo-batch-of-the-company"
+  }
+
+  expect_failures = [var.name]
+}
+
+run "notification_channel_by_mail" {
+  command = plan
+  variables {
+    notification_channels = ["me@example.com"]
+  }
+
+  expect_failures = [var.notification_channels]
+}
+
+run "project_by_number" {
+  command = plan
+  variables {
+    project_id = "123456789012"
+  }
+
+  expect_failures = [var.project_id]
+}
+
+run "reconcile_schedule_by_word" {
+  command = plan
+  variables {
+    reconcile_schedule = "daily"
+  }
+
+  expect_failures = [var.reconcile_schedule]
+}
+
+run "region_of_many" {
+  command = plan
+  variables {
+    region = "eu"
+  }
+
+  expect_failures = [var.region]
+}
+
+run "results_ttl_zero" {
+  command = plan
+  variables {
+    results_ttl_days = 0
+  }
+
+  expect_failures = [var.results_ttl_days]
+}
+
+run "settings_in_small_letters" {
+  command = plan
+  variables {
+    settings = { min_confidence = "0.4" }
+  }
+
+  expect_failures = [var.settings]
+}
+
+run "settings_derived_here" {
+  command = plan
+  variables {
+    settings = { MAX_QUEUE = "7" }
+  }
+
+  expect_failures = [var.settings]
+}
+
+run "soft_delete_too_short" {
+  command = plan
+  variables {
+    soft_delete_days = 3
+  }
+
+  expect_failures = [var.soft_delete_days]
+}
+
+run "upload_events_unknown" {
+  command = plan
+  variables {
+    upload_events = "pubsub"
+  }
+
+  expect_failures = [var.upload_events]
+}
+
+run "uploads_retention_negative" {
+  command = plan
+  variables {
+    uploads_retention_days = -1
+  }
+
+  expect_failures = [var.uploads_retention_days]
+}
+
+run "graceful_stop_too_long" {
+  command = plan
+  variables {
+    settings = { GRACEFUL_TIMEOUT_SECONDS = "9" }
+  }
+
+  expect_failures = [terraform_data.agreement]
+}
+
+run "work_longer_than_the_request" {
+  command = plan
+  variables {
+    settings = { STORAGE_TIMEOUT_SECONDS = "600" }
+  }
+
+  expect_failures = [terraform_data.agreement]
+}
+
+run "gpu_in_a_region_without" {
+  command = plan
+  variables {
+    accelerator = "nvidia-rtx-pro-6000"
+    region      = "europe-north1"
+  }
+
+  expect_failures = [check.gpu_region, check.uploads_subscription]
+}
+
+run "by_time_at_a_high_rate" {
+  command = plan
+  variables {
+    query_by_time = true
+  }
+
+  expect_failures = [check.write_rate, check.uploads_subscription]
+}

@@ -1,0 +1,202 @@
+# How an upload reaches the service: by Eventarc, or by a notification to a topic of our own.
+
+locals {
+  by_eventarc = var.upload_events == "eventarc" ? toset(["uploads"]) : toset([])
+  by_topic    = var.upload_events == "notification" ? toset(["uploads"]) : toset([])
+
+  # Eventarc names its subscription itself.
+  eventarc_subscription = one([
+    for path in flatten([for trigger in google_eventarc_trigger.uploads : trigger.transport[*].pubsub[*].subscription]) : basename(path)
+  ])
+}
+
+# --- Eventarc
+
+resource "google_project_iam_member" "storage_agent" {
+  for_each = local.by_eventarc
+
+  project = var.project_id
+  role    = "roles/pubsub.publisher"
+  member  = data.google_storage_project_service_account.main.member
+}
+
+resource "google_project_iam_member" "event_receiver" {
+  for_each = local.by_eventarc
+
+  project = var.project_id
+  role    = "roles/eventarc.eventReceiver"
+  member  = google_service_account.events["uploads"].member
+}
+
+# Its retry_policy is left out: the one value that it takes, max_attempts = 1, means no retry.
+resource "google_eventarc_trigger" "uploads" {
+  for_each = local.by_eventarc
+
+  name            = "${var.name}-uploads"
+  location        = var.region
+  service_account = google_service_account.events["uploads"].email
+
+  matching_criteria {
+    attribute = "type"
+    value     = "google.cloud.storage.object.v1.finalized"
+  }
+
+  matching_criteria {
+    attribute = "bucket"
+    value     = google_storage_bucket.uploads.name
+  }
+
+  destination {
+    cloud_run_service {
+      service = google_cloud_run_v2_service.main.name
+      region  = var.region
+    }
+  }
+
+  depends_on = [
+    google_cloud_run_v2_service_iam_member.events,
+    google_firestore_database.main,
+    time_sleep.agent_grants,
+  ]
+}
+
+# Eventarc makes the subscription with a deadline of 10 s, no dead letter and a day's retention, and
+# the provider cannot change what it has not made. A new trigger has a new subscription.
+resource "terraform_data" "tuned_subscription" {
+  for_each = local.by_eventarc
+
+  input = local.eventarc_subscription
+  triggers_replace = {
+    subscription = local.eventarc_subscription
+    trigger      = google_eventarc_trigger.uploads[each.key].uid
+    commands = [
+      join(" ", [
+        "gcloud pubsub subscriptions update ${coalesce(local.eventarc_subscription, "unknown")} --quiet",
+        "--project=${var.project_id}",
+        "--ack-deadline=${local.ack_deadline_seconds}",
+        "--message-retention-duration=${local.retry.retention}",
+        "--expiration-period=never",
+        "--dead-letter-topic=${google_pubsub_topic.dead_letters.id}",
+        "--max-delivery-attempts=${local.retry.attempts}",
+        "--min-retry-delay=${local.retry.minimum_backoff}",
+        "--max-retry-delay=${local.retry.maximum_backoff}",
+      ]),
+      join(" ", [
+        "gcloud pubsub subscriptions add-iam-policy-binding ${coalesce(local.eventarc_subscription, "unknown")} --quiet",
+        "--project=${var.project_id}",
+        "--member=${google_project_service_identity.main["pubsub.googleapis.com"].member}",
+        "--role=roles/pubsub.subscriber",
+      ]),
+    ]
+  }
+
+  provisioner "local-exec" {
+    command = join(" && ", self.triggers_replace.commands)
+  }
+
+  depends_on = [google_pubsub_topic_iam_member.dead_letters]
+}
+
+# --- Notification
+
+resource "google_pubsub_topic" "uploads" {
+  for_each = local.by_topic
+
+  name = "${var.name}-uploads"
+
+  depends_on = [time_sleep.apis]
+}
+
+resource "google_pubsub_topic_iam_member" "storage_agent" {
+  for_each = google_pubsub_topic.uploads
+
+  topic  = each.value.name
+  role   = "roles/pubsub.publisher"
+  member = data.google_storage_project_service_account.main.member
+}
+
+resource "google_storage_notification" "uploads" {
+  for_each = google_pubsub_topic.uploads
+
+  bucket         = google_storage_bucket.uploads.name
+  topic          = each.value.id
+  payload_format = "JSON_API_V1"
+  event_types    = ["OBJECT_FINALIZE"]
+
+  # It is refused until the grant holds; and nothing is published before there is a subscription.
+  depends_on = [
+    google_pubsub_subscription.uploads,
+    time_sleep.agent_grants,
+  ]
+}
+
+resource "google_pubsub_subscription" "uploads" {
+  for_each = google_pubsub_topic.uploads
+
+  name  = "${var.name}-uploads"
+  topic = each.value.id
+
+  ack_deadline_seconds       = local.ack_deadline_seconds
+  message_retention_duration = local.retry.retention
+
+  push_config {
+    push_endpoint = google_cloud_run_v2_service.main.uri
+    oidc_token {
+      service_account_email = google_service_account.events["uploads"].email
+      audience              = google_cloud_run_v2_service.main.uri
+    }
+  }
+
+  retry_policy {
+    minimum_backoff = local.retry.minimum_backoff
+    maximum_backoff = local.retry.maximum_backoff
+  }
+
+  dead_letter_policy {
+    dead_letter_topic     = google_pubsub_topic.dead_letters.id
+    max_delivery_attempts = local.retry.attempts
+  }
+
+  expiration_policy {
+    ttl = ""
+  }
+
+  depends_on = [
+    google_cloud_run_v2_service_iam_member.events,
+    google_firestore_database.main,
+    google_pubsub_topic_iam_member.dead_letters,
+    time_sleep.agent_grants,
+  ]
+}
+
+resource "google_pubsub_subscription_iam_member" "uploads" {
+  for_each = google_pubsub_subscription.uploads
+
+  subscription = each.value.name
+  role         = "roles/pubsub.subscriber"
+  member       = google_project_service_identity.main["pubsub.googleapis.com"].member
+}
+
+# Reads the subscription back after every apply, whoever made it, and warns.
+check "uploads_subscription" {
+  data "google_pubsub_subscription" "uploads" {
+    # By what the tuning gives out, so that it is read after that.
+    name = one(concat(
+      [for tuned in terraform_data.tuned_subscription : tuned.output],
+      [for subscription in google_pubsub_subscription.uploads : subscription.name],
+    ))
+  }
+
+  assert {
+    condition     = data.google_pubsub_subscription.uploads.ack_deadline_seconds == local.ack_deadline_seconds
+    error_message = "The subscription of the uploads has an ack deadline of ${data.google_pubsub_subscription.uploads.ack_deadline_seconds} s instead of ${local.ack_deadline_seconds}: uploads will be delivered, and inferred, more than once. Repair: terraform apply -replace='terraform_data.tuned_subscription[\"uploads\"]'"
+  }
+
+  assert {
+    condition = endswith(
+      join(",", data.google_pubsub_subscription.uploads.dead_letter_policy[*].dead_letter_topic),
+      "/topics/${google_pubsub_topic.dead_letters.name}",
+    )
+    error_message = "The subscription of the uploads has not ${google_pubsub_topic.dead_letters.name} as its dead-letter topic: what fails for good will be dropped. Repair: terraform apply -replace='terraform_data.tuned_subscription[\"uploads\"]'"
+  }
+}

@@ -1,0 +1,273 @@
+variable "accelerator" {
+  description = "GPU of the service: none, nvidia-l4 or nvidia-rtx-pro-6000. Each is a service of its own name."
+  type        = string
+  default     = "none"
+  nullable    = false
+
+  validation {
+    condition     = contains(["none", "nvidia-l4", "nvidia-rtx-pro-6000"], var.accelerator)
+    error_message = "accelerator must be none, nvidia-l4 or nvidia-rtx-pro-6000."
+  }
+}
+
+variable "batch_size" {
+  description = "Pictures in one batch at most, 1 to 64; 8 without a GPU and 32 with one when null. Queue, threads and concurrency follow from it."
+  type        = number
+  default     = null
+
+  validation {
+    condition = (
+      var.batch_size == null
+      ? true
+      : var.batch_size >= 1 && var.batch_size <= 64 && floor(var.batch_size) == var.batch_size
+    )
+    error_message = "batch_size must be a whole number from 1 to 64."
+  }
+}
+
+variable "bucket_name" {
+  description = "Name of the bucket for uploads; PROJECT-NAME-uploads when null."
+  type        = string
+  default     = null
+
+  validation {
+    condition = (
+      var.bucket_name == null
+      ? true
+      : can(regex("^[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$", var.bucket_name))
+    )
+    error_message = "bucket_name must be a bucket's name, without gs://: 3 to 63 lower-case letters, digits, '-', '_' and '.'."
+  }
+}
+
+variable "calibration" {
+  description = "Folder of pictures in the repository, such as models/calibration, on which Cloud Build quantises the model to int8. Empty: float."
+  type        = string
+  default     = ""
+  nullable    = false
+
+  validation {
+    condition     = can(regex("^[A-Za-z0-9._/-]*$", var.calibration))
+    error_message = "calibration must be a path of letters, digits, '.', '_', '-' and '/', or empty."
+  }
+}
+
+variable "cpu" {
+  description = "vCPUs of an instance without a GPU: 1, 2, 4 or 8. Memory is 1 GiB each, at least 2 GiB."
+  type        = number
+  default     = 2
+  nullable    = false
+
+  validation {
+    condition     = contains([1, 2, 4, 8], var.cpu)
+    error_message = "cpu must be 1, 2, 4 or 8."
+  }
+}
+
+variable "firestore_collection" {
+  description = "Firestore collection of the results."
+  type        = string
+  default     = "detections"
+  nullable    = false
+
+  validation {
+    condition     = can(regex("^[A-Za-z][A-Za-z0-9_-]*$", var.firestore_collection))
+    error_message = "firestore_collection must be the name of a top-level collection: letters, digits, '-' and '_', a letter first."
+  }
+}
+
+variable "firestore_database" {
+  description = "Firestore database, made here; (default) has the free tier, and a project has one of it."
+  type        = string
+  default     = "(default)"
+  nullable    = false
+
+  validation {
+    condition     = var.firestore_database == "(default)" || can(regex("^[a-z][a-z0-9-]{2,61}[a-z0-9]$", var.firestore_database))
+    error_message = "firestore_database must be (default), or 4 to 63 lower-case letters, digits and '-', a letter first."
+  }
+}
+
+variable "firestore_location" {
+  description = "Location of the database, such as eur3; the region when null. It can never be changed."
+  type        = string
+  default     = null
+}
+
+variable "image" {
+  description = "Image of the first deployment, REGION-docker.pkg.dev/...; when null, Cloud Build builds it during the first apply."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.image == null ? true : can(regex("^[a-z0-9.-]+\\.[a-z]+/.+[:@].+$", var.image))
+    error_message = "image must be HOST/PATH:TAG or HOST/PATH@sha256:DIGEST."
+  }
+}
+
+variable "max_instances" {
+  description = "Instances at most; 10 without a GPU and 1 with one when null. A new project's quota is 20 vCPU, 40 GiB and 3 GPUs a region."
+  type        = number
+  default     = null
+
+  validation {
+    condition     = var.max_instances == null ? true : var.max_instances >= 1 && floor(var.max_instances) == var.max_instances
+    error_message = "max_instances must be a whole number from 1."
+  }
+}
+
+variable "model" {
+  description = "Weights that Cloud Build packs into the image: an official name such as yolo26n.pt, or a path in the repository."
+  type        = string
+  default     = "yolo26n.pt"
+  nullable    = false
+
+  validation {
+    condition     = can(regex("^[A-Za-z0-9._/-]+$", var.model))
+    error_message = "model must be a name or a path of letters, digits, '.', '_', '-' and '/'."
+  }
+}
+
+variable "name" {
+  description = "What every resource's name begins with."
+  type        = string
+  default     = "yolo-batch"
+  nullable    = false
+
+  validation {
+    condition     = can(regex("^[a-z][a-z0-9-]{1,15}[a-z0-9]$", var.name))
+    error_message = "name must be 3 to 17 lower-case letters, digits and '-', a letter first: the longest account made from it has 30."
+  }
+}
+
+variable "notification_channels" {
+  description = "Notification channels of the alerts, projects/PROJECT/notificationChannels/ID; without any, alerts show in the console alone."
+  type        = list(string)
+  default     = []
+  nullable    = false
+
+  validation {
+    condition     = alltrue([for channel in var.notification_channels : can(regex("^projects/[^/]+/notificationChannels/[^/]+$", channel))])
+    error_message = "notification_channels must be projects/PROJECT/notificationChannels/ID."
+  }
+}
+
+variable "project_id" {
+  description = "Project to deploy into."
+  type        = string
+  nullable    = false
+
+  validation {
+    condition     = can(regex("^[a-z][a-z0-9-]{4,28}[a-z0-9]$", var.project_id))
+    error_message = "project_id must be the project's id, not its name or number."
+  }
+}
+
+variable "protect_data" {
+  description = "Whether a destroy fails, rather than delete the results and the uploads. To tear down: apply with false first, then destroy."
+  type        = bool
+  default     = true
+  nullable    = false
+}
+
+variable "query_by_time" {
+  description = "Whether created_at is indexed, to query by it alone or with status or a label; caps the collection at 500 new documents a second."
+  type        = bool
+  default     = false
+  nullable    = false
+}
+
+variable "reconcile_schedule" {
+  description = "When uploads without a document are enqueued again, as cron in UTC; never by itself when null."
+  type        = string
+  default     = "23 3 * * *"
+
+  validation {
+    condition     = var.reconcile_schedule == null ? true : can(regex("^\\S+( \\S+){4}$", var.reconcile_schedule))
+    error_message = "reconcile_schedule must be five fields of cron, such as \"23 3 * * *\"."
+  }
+}
+
+variable "region" {
+  description = "Region of everything that has one, such as europe-west1."
+  type        = string
+  nullable    = false
+
+  validation {
+    condition     = can(regex("^[a-z]+-[a-z]+[0-9]+$", var.region))
+    error_message = "region must be one region, such as europe-west1: the bucket and its trigger have to be in the same place."
+  }
+}
+
+variable "results_ttl_days" {
+  description = "Days after which Firestore deletes a result, within about a day; for ever when null."
+  type        = number
+  default     = null
+
+  validation {
+    condition     = var.results_ttl_days == null ? true : var.results_ttl_days >= 1 && floor(var.results_ttl_days) == var.results_ttl_days
+    error_message = "results_ttl_days must be a whole number from 1."
+  }
+}
+
+variable "settings" {
+  description = "More settings of the service, such as {MIN_CONFIDENCE = \"0.4\"}; README.md lists them."
+  type        = map(string)
+  default     = {}
+  nullable    = false
+
+  validation {
+    condition     = alltrue([for key in keys(var.settings) : can(regex("^[A-Z][A-Z_]*$", key))])
+    error_message = "settings must be named as environment variables, in capitals."
+  }
+
+  validation {
+    condition = length(setintersection(keys(var.settings), [
+      "ALLOWED_BUCKETS", "BIND_ADDRESS", "CONCURRENCY", "DEVICE", "FIRESTORE_COLLECTION", "FIRESTORE_DATABASE",
+      "GOOGLE_CLOUD_PROJECT", "MAX_BATCH_SIZE", "MAX_QUEUE", "PORT",
+    ])) == 0
+    error_message = "settings must leave out what is derived here: batch size, queue and concurrency follow from batch_size; bucket, database and device from their variables."
+  }
+}
+
+variable "soft_delete_days" {
+  description = "Days for which a deleted upload can be restored, and is paid for: 0, or 7 to 90."
+  type        = number
+  default     = 7
+  nullable    = false
+
+  validation {
+    condition     = var.soft_delete_days == 0 || (var.soft_delete_days >= 7 && var.soft_delete_days <= 90)
+    error_message = "soft_delete_days must be 0, or from 7 to 90."
+  }
+}
+
+variable "upload_events" {
+  description = "How uploads reach the service: eventarc (needs gcloud at apply, to tune Eventarc's subscription) or notification (all under Terraform)."
+  type        = string
+  default     = "eventarc"
+  nullable    = false
+
+  validation {
+    condition     = contains(["eventarc", "notification"], var.upload_events)
+    error_message = "upload_events must be eventarc or notification."
+  }
+}
+
+variable "uploads_retention_days" {
+  description = "Days after which an upload is deleted; for ever when null."
+  type        = number
+  default     = null
+
+  validation {
+    condition     = var.uploads_retention_days == null ? true : var.uploads_retention_days >= 1 && floor(var.uploads_retention_days) == var.uploads_retention_days
+    error_message = "uploads_retention_days must be a whole number from 1."
+  }
+}
+
+variable "versioning" {
+  description = "Whether the bucket keeps overwritten uploads for 30 days. Each generation has its own event and result either way."
+  type        = bool
+  default     = false
+  nullable    = false
+}

@@ -1,0 +1,265 @@
+"""The image: built, looked into, and run beside the emulators as a platform runs it."""
+
+import ast
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import requests
+from google.cloud import firestore, storage
+
+from service.demo.shapes import Scene, write_samples
+from service.domain import Box, ImageRef
+from service.local.processes import free_port
+from service.local.stack import Stack, StackOptions
+from tests.boxes import count_found
+from tests.container.engine import (
+    Container,
+    Image,
+    build,
+    podman,
+    remove,
+    run_options,
+    run_service,
+    skip_without_engine,
+)
+from tests.system.conftest import EVENT, document, event_data, upload, wait_for_document
+
+MAX_OWN_MEGABYTES = 450
+USER = 10001
+# The first test to need the image also waits for the tool: on a new machine it installs podman and
+# makes a base.
+pytestmark = [pytest.mark.timeout(3600), pytest.mark.emulator]
+
+RunService = Callable[[], Container]
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
+    skip_without_engine(tmp_path_factory.mktemp("probe"))
+    built = build()
+    yield built
+    remove(built)
+
+
+@pytest.fixture(scope="module")
+def stack(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The emulators, which deliver to where the tests' containers listen, one after another."""
+    options = StackOptions(
+        with_service=False,
+        service_url=f"http://127.0.0.1:{free_port()}",
+        directory=tmp_path_factory.mktemp("stack"),
+    )
+    with Stack(options) as running:
+        yield running
+
+
+@pytest.fixture
+def client_environment(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What the containers need to know of the emulators; the test knows it too."""
+    suffixes = ("_EMULATOR_HOST", "CLOUD_PROJECT", "NO_PROXY")
+    found = {
+        name: value
+        for name, value in stack.environment.items()
+        if name.upper().endswith(suffixes) and not name.startswith("CLOUDSDK_")
+    }
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+    return found
+
+
+@pytest.fixture
+def container(
+    image: Image, stack: Stack, client_environment: dict[str, str], tmp_path: Path
+) -> Iterator[Container]:
+    port = int(stack.service_url.rpartition(":")[2])
+    with run_service(image, tmp_path, client_environment, port) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, Scene]]:
+    return write_samples(tmp_path_factory.mktemp("samples"))
+
+
+def test_own_layers_are_small(image: Image) -> None:
+    print(image.report)
+    assert image.own_megabytes() <= MAX_OWN_MEGABYTES
+
+
+def test_configuration_is_that_of_the_service(image: Image, tmp_path: Path) -> None:
+    archive = tmp_path / "image.tar"
+    podman("save", "--quiet", "--format=docker-archive", f"--output={archive}", image.name)
+    done = subprocess.run(
+        [
+            Path(sys.executable).with_name("container-structure-test"),
+            "test", "--driver=tar", f"--image={archive}",
+            f"--config={Path(__file__).with_name('structure.yaml')}",
+        ],
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# In the image, below its own folders; `*` is the Python's version.
+PRESENT = (
+    "/app/bin/yolo-batch",
+    "/app/*.dist-info/licenses/LICENSE",
+    "/model/metadata.yaml",
+    # Bytecode: a start on one CPU would spend a second on compiling, each time.
+    "/app/service/__pycache__/main.*.pyc",
+    "/opt/yolo-batch/lib/*/site-packages/flask/__pycache__/app.*.pyc",
+    "/usr/local/lib/*/json/__pycache__/decoder.*.pyc",
+)
+ABSENT = (
+    "/app/service/local",
+    "/app/service/bench",
+    "/app/service/demo/train.py",
+    *(
+        f"{root}/lib/*/site-packages/{package}"
+        for root in ("/opt/yolo-batch", "/usr/local")
+        for package in ("torch", "ultralytics", "pip", "setuptools", "openvino_telemetry")
+    ),
+    "/usr/local/bin/pip*",
+    "/usr/bin/*gcc*",
+    "/root/.cache",
+    "/build",
+)
+
+
+def test_image_holds_what_runs_and_nothing_else(image: Image) -> None:
+    code = f"import glob; print([p for p in {PRESENT + ABSENT!r} if glob.glob(p)])"
+    found = podman(*run_options({}), image.name, "python", "-c", code)
+    assert ast.literal_eval(found) == list(PRESENT)
+
+
+@pytest.mark.parametrize("command", ["reconcile", "dead-letters", "smoke", "results", "submit"])
+def test_commands_of_the_operator_load(image: Image, command: str) -> None:
+    shown = podman(*run_options({}), image.name, "yolo-batch", command, "--help")
+    assert f"yolo-batch {command}" in shown
+
+
+def test_model_is_loaded_and_checked_without_a_network(image: Image) -> None:
+    options = [option for option in run_options({}) if option != "--network=host"]
+    shown = podman(*options, "--network=none", image.name, "yolo-batch", "check-model")
+    assert "shapes.pt" in shown
+
+
+def test_uploads_become_documents(
+    container: Container, stack: Stack, samples: list[tuple[Path, Scene]]
+) -> None:
+    refs = [upload(stack, f"image/{path.name}", path.read_bytes()) for path, _ in samples]
+    documents = [wait_for_document(ref) for ref in refs]
+    scenes = [scene for _, scene in samples]
+    matched = sum(
+        count_found(
+            [(thing.label, Box(*thing.box)) for thing in scene.objects],
+            [(found["label"], Box(**found["box"])) for found in document["detections"]],
+        )
+        for scene, document in zip(scenes, documents, strict=True)
+    )
+    assert matched >= 0.95 * sum(len(scene.objects) for scene in scenes)
+    assert users_of(container.pid) == {USER}
+    assert container.terminate() == 0
+
+
+def test_smoke_command_sees_a_picture_through(
+    container: Container, image: Image, client_environment: dict[str, str]
+) -> None:
+    shown = podman(
+        *run_options(client_environment), image.name,
+        "yolo-batch", "smoke", "gs://uploads", "--timeout", "120",
+    )  # fmt: skip
+    assert "done after" in shown
+
+
+def test_terminated_under_load_it_loses_nothing_that_it_acknowledged(
+    container: Container, stack: Stack, samples: list[tuple[Path, Scene]]
+) -> None:
+    data = samples[0][0].read_bytes()
+    numbers = itertools.count()
+    bucket = storage.Client().create_bucket("container-load")  # nobody delivers its events
+    acknowledged: list[ImageRef] = []
+
+    def upload_until_refused(_: int) -> None:
+        """There is always something in flight, however fast or slow the machine is."""
+        while True:
+            blob = bucket.blob(f"{next(numbers)}.jpg")
+            blob.upload_from_string(data, content_type="image/jpeg")
+            ref = ImageRef(bucket.name, blob.name, blob.generation)
+            try:
+                answer = requests.post(
+                    container.url, json=event_data(ref), headers=EVENT, timeout=300
+                )
+            except requests.RequestException:
+                return  # nobody listens any more
+            if answer.status_code == 204:
+                acknowledged.append(ref)
+            elif answer.status_code != 503:
+                pytest.fail(f"answered {answer.status_code}: {answer.text}")
+
+    with ThreadPoolExecutor(16) as clients:
+        running = [clients.submit(upload_until_refused, number) for number in range(16)]
+        while len(acknowledged) < 32 and not any(future.done() for future in running):
+            container.child.raise_if_dead()
+        code = container.terminate()
+        for future in running:
+            future.result()
+    assert code == 0
+    assert len(acknowledged) >= 32
+    found = firestore.Client().collection("detections")
+    documents = firestore.Client().get_all(found.document(ref.document_id) for ref in acknowledged)
+    assert all(snapshot.exists for snapshot in documents)
+
+
+def test_full_queue_of_large_pictures_fits_into_a_gibibyte(container: Container) -> None:
+    """32 pictures of 12 million pixels: together they would be 1.1 GiB of pixels."""
+    noise = np.random.default_rng(0).integers(0, 255, (300, 400, 3), np.uint8)
+    data = cv2.imencode(".jpg", cv2.resize(noise, (4000, 3000)))[1].tobytes()
+    bucket = storage.Client().create_bucket("container-memory")
+    refs = []
+    for number in range(32):
+        blob = bucket.blob(f"{number}.jpg")
+        blob.upload_from_string(data, content_type="image/jpeg")
+        refs.append(ImageRef(bucket.name, blob.name, blob.generation))
+
+    def post(ref: ImageRef) -> int:
+        return requests.post(
+            container.url, json=event_data(ref), headers=EVENT, timeout=600
+        ).status_code
+
+    workers = children_of(container.pid)
+    with ThreadPoolExecutor(32) as clients:
+        assert list(clients.map(post, refs)) == [204] * 32
+    print(f"peak of the container's memory: {peak_megabytes(container.pid):.0f} MB of 1 GiB")
+    assert all(document(ref) for ref in refs)
+    assert children_of(container.pid) == workers  # none was killed for memory and started again
+
+
+def users_of(pid: int) -> set[int]:
+    """Effective users of a process and its children."""
+    pids = [pid, *children_of(pid)]
+    statuses = [Path(f"/proc/{number}/status").read_text().splitlines() for number in pids]
+    return {int(line.split()[2]) for lines in statuses for line in lines if line.startswith("Uid:")}
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(number) for number in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def peak_megabytes(pid: int) -> float:
+    """Most memory, page cache included, that the container's cgroup (version 1 or 2) has had."""
+    lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    groups = {line.split(":")[1]: line.split(":", 2)[2].lstrip("/") for line in lines}
+    root = Path("/sys/fs/cgroup")
+    if "memory" in groups:
+        peak = root / "memory" / groups["memory"] / "memory.max_usage_in_bytes"
+    else:
+        peak = root / groups[""] / "memory.peak"
+    return int(peak.read_text()) / 2**20 if peak.is_file() else float("nan")

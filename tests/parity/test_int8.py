@@ -1,0 +1,85 @@
+"""int8 against float on COCO: what `yolo-batch export` measures, on labelled pictures.
+
+The calibration pictures and the measured ones are different photographs.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.detector import load_detector
+from service.detector.accuracy import find_labels
+from service.detector.canary import FALLBACK, load_checked
+from service.detector.export import export_openvino, read_metadata
+
+pytestmark = [
+    pytest.mark.ultralytics,
+    pytest.mark.filterwarnings("ignore"),  # torch's to ultralytics, and NNCF's
+]
+
+HERE = Path(__file__).parents[2]
+SHARED = Path(os.environ.get("PARITY_DATA", "../shared"))
+WEIGHTS = SHARED / "models" / "yolo26n.pt"
+CALIBRATION = SHARED / "coco-mini" / "calibration"
+LABELS = SHARED / "coco-mini" / "instances_dev.json"
+MAX_LOSS = 0.01  # of mAP50-95, in 0..1
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not (WEIGHTS.is_file() and CALIBRATION.is_dir() and LABELS.is_file()):
+        pytest.skip(
+            f"NOT CHECKED: int8 on COCO needs {WEIGHTS}, {CALIBRATION} and {LABELS}; "
+            "set PARITY_DATA to the folder that holds models/ and coco-mini/"
+        )
+    folder = tmp_path_factory.mktemp("int8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("YOLO_OFFLINE", "True")
+        patch.setenv("YOLO_CONFIG_DIR", str(folder))
+        return export_openvino(
+            WEIGHTS,
+            folder / "yolo26n_int8_openvino_model",
+            precision="int8",
+            calibration=CALIBRATION,
+            labels=find_labels(LABELS),
+        )
+
+
+def test_int8_loses_at_most_a_point_of_map(int8: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metadata = read_metadata(int8)
+    measured = metadata["accuracy"]
+    with capsys.disabled():
+        print(f"\n{measured} {metadata['quantization']['agreement']}")
+    assert measured["fp32"]["map50_95"] > 0.4
+    assert measured["fp32"]["map50_95"] - measured["int8"]["map50_95"] <= MAX_LOSS
+
+
+def test_int8_and_its_float_model_pass_their_canaries(int8: Path) -> None:
+    for path, precision in ((int8, "int8"), (int8 / FALLBACK, "fp32")):
+        assert read_metadata(path)["canary"]["detections_compared"] >= 4
+        checked = load_checked(path, load=load_detector)
+        assert (checked.fallback, checked.detector.info.precision) == (None, precision)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="these are x86's instructions")
+@pytest.mark.parametrize("instructions", ["AVX2", "AVX512_CORE"])
+def test_int8_passes_its_canary_without_vnni(int8: Path, tmp_path: Path, instructions: str) -> None:
+    """CPUs without VNNI add up products of 8 bits in 16, which can overflow."""
+    code = (
+        "import sys; from pathlib import Path; from service.detector import load_detector; "
+        "from service.detector.canary import load_checked; "
+        "print(load_checked(Path(sys.argv[1]), load=load_detector).fallback)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(int8)],
+        cwd=HERE,
+        env=os.environ | {"ONEDNN_MAX_CPU_ISA": instructions, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "None", done.stderr

@@ -1,0 +1,78 @@
+"""`yolo-batch bench` end to end; its figures are not judged, a test machine is no quiet one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.bench import figures
+from service.bench.profile import BETWEEN, HTTP, STAGES
+from service.demo.shapes import Scene
+from tests.system.conftest import run_cli
+
+_BENCH_SECONDS = 1200
+
+Samples = list[tuple[Path, Scene]]
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="the benchmark needs Linux"
+)
+
+
+@pytest.mark.timeout(_BENCH_SECONDS + 120)  # six services are started, one after the other
+def test_quick_bench_measures_every_part_on_the_bundled_model(
+    samples: Samples, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib", reason="extra bench is not installed")
+    (tmp_path / "pictures").mkdir()
+    for file, _ in samples[:3]:
+        (tmp_path / "pictures" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "pictures" / "text.jpg").write_text("not a picture")
+    command = [
+        Path(sys.executable).with_name("yolo-batch"), "bench", tmp_path / "pictures", "--quick",
+        "--table", "--sweep", "--profile", "--cold-start", "--memory",
+        "--plot", tmp_path / "plot.png", "--json", tmp_path / "bench.json",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=_BENCH_SECONDS, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "text.jpg" in done.stderr  # left out, and told
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert report["header"]["pictures"].startswith("3 of ")
+    sections = report["sections"]
+    assert all(f"### {title}" in done.stdout for title in sections)
+    table = sections["Speed and CPU time"]
+    assert [row["name"] for row in table] == [figures.NETWORK, figures.ENGINE, figures.SERVICE]
+    assert all(row["cpu_ms_per_picture"]["median"] > 0 for row in table)
+    assert len(sections["Engine by batch size, mixed shapes"]["rows"]) == 2
+
+    profile = sections["CPU time of the whole service by stage"]
+    assert list(profile["cpu_ms_per_picture"]) == [*STAGES, HTTP, BETWEEN]
+    assert profile["cpu_ms_per_picture"]["inference"] > 0
+    assert sections["Throughput, latency and cost by load"]["points"][0]["served_per_second"] > 0
+    start = sections["Cold start and memory"]["yolo-batch"][0]
+    assert 0 < start["ready_seconds"] < start["first_result_seconds"]
+    assert sections["Memory over many pictures"]["levels"][-1]["pictures"] >= 9
+    assert len(sections["Goals"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--cores", "4096"], "this process may use the cores"),
+        (["--prices", __file__], "is not a table of prices"),
+        (["/proc/self/cmdline"], "There are no pictures in"),
+    ],
+    ids=["cores", "prices", "pictures"],
+)
+def test_what_cannot_be_measured_is_told_in_a_sentence(arguments: list[str], sentence: str) -> None:
+    done = run_cli("bench", "--quick", *arguments)
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr

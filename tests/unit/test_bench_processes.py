@@ -1,0 +1,330 @@
+"""The accounting on processes whose work is known, the load generator, and the plot."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import ClassVar
+
+import cv2
+import numpy as np
+import pytest
+
+from service.bench import accounting, curve, machine, profile
+from service.bench.accounting import ThreadTime
+from service.bench.errors import BenchError
+from service.bench.load import Answer, Request, send_closed, send_open
+from service.bench.machine import Cores, choose_cores
+from service.bench.prices import DEFAULT_PRICES, Prices
+from service.bench.profile import PythonThread, Sample, attribute, profile_section
+from service.bench.run import choose_pictures
+from service.bench.subjects import Process
+from service.local.processes import free_port
+
+linux = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="reads /proc")
+
+# Burns half a second in each of two threads, one of them in a stage; then says so, and waits.
+_BURNER = """
+import json, sys, threading, time
+
+def burn():
+    started = time.thread_time()
+    while time.thread_time() - started < 0.5:
+        pass
+    return time.thread_time() - started
+
+found, done, go = {}, threading.Barrier(3), threading.Event()
+
+def work(stage):
+    spent = burn()
+    found[threading.get_native_id()] = {stage: spent} if stage else {}
+    done.wait()
+    go.wait()
+
+threads = [
+    threading.Thread(target=work, args=("decode",), name="lane_0", daemon=True),
+    threading.Thread(target=work, args=(None,), name="ThreadPoolExecutor-1_0", daemon=True),
+]
+for thread in threads:
+    thread.start()
+done.wait()
+print(json.dumps({
+    "cpu_seconds": {"decode": sum(s.get("decode", 0) for s in found.values())},
+    "threads": {
+        str(t.native_id): {"name": t.name, "cpu_seconds": found.get(t.native_id, {})}
+        for t in threading.enumerate()
+    },
+}), flush=True)
+sys.stdin.read()
+"""
+NOTHING = Sample(0.0, {}, {}, {})
+
+
+@linux
+def test_profile_of_a_known_process_adds_up_to_its_own_accounting() -> None:
+    command = [sys.executable, "-c", _BURNER]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout
+        assert child.stdin
+        line = json.loads(child.stdout.readline())
+        pid = child.pid
+        sample = profile.sample_of(
+            line, accounting.process_seconds(pid), accounting.thread_times(pid)
+        )
+        child.stdin.close()
+    result = attribute(NOTHING, sample, pictures=10)
+    assert result.process_seconds >= 0.95
+    assert result.seconds["decode"] >= 0.5
+    assert result.seconds["HTTP"] >= 0.45  # the other thread, and the main one's start
+    assert abs(result.seconds["batching, threads"]) <= 0.1  # nothing is left of the first one
+    assert result.agrees
+
+
+def test_attribution_knows_threads_by_their_names() -> None:
+    python = {
+        1: PythonThread("MainThread", {}),
+        2: PythonThread("ThreadPoolExecutor-0_0", {"download": 1.0, "store": 0.5}),
+        3: PythonThread("lane_0", {"inference": 4.0}),
+    }
+    threads = {
+        1: ThreadTime("gunicorn", 0.25),
+        2: ThreadTime("gunicorn", 2.0),
+        3: ThreadTime("gunicorn", 4.125),
+        4: ThreadTime("gunicorn", 3.0),  # of OpenVINO
+        5: ThreadTime("event_engine", 0.75),  # of gRPC
+    }
+    stages = {"download": 1.0, "store": 0.5, "inference": 4.0}
+    result = attribute(NOTHING, Sample(10.25, threads, python, stages), pictures=100)
+    assert {name: seconds for name, seconds in result.seconds.items() if seconds} == {
+        "download": 1.0,
+        "inference": 7.0,
+        "store": 1.25,
+        "HTTP": 0.75,
+        "batching, threads": 0.125,
+    }
+    assert result.attributed_seconds == 10.125
+
+
+def test_attribution_counts_only_what_came_between() -> None:
+    python = {1: PythonThread("MainThread", {"decode": 1.0})}
+    before = Sample(3.0, {1: ThreadTime("p", 3.0)}, python, {"decode": 1.0})
+    after = Sample(
+        8.0,
+        {1: ThreadTime("p", 7.0), 2: ThreadTime("p", 1.0)},
+        {1: PythonThread("MainThread", {"decode": 3.0}), 2: PythonThread("finish_0", {})},
+        {"decode": 3.0},
+    )
+    result = attribute(before, after, pictures=1)
+    assert (result.seconds["decode"], result.seconds["HTTP"]) == (2.0, 2.0)
+    assert result.process_seconds == 5.0
+    assert result.attributed_seconds == 5.0
+
+
+@pytest.mark.parametrize(
+    ("process", "verdict"), [(10.9, "reached"), (12.0, "MISSED"), (8.0, "MISSED")]
+)
+def test_profile_section_judges_the_sum(process: float, verdict: str) -> None:
+    section = profile_section(profile.Profile(100, {"decode": 10.0}, process))
+    assert section.notes[0].endswith(verdict + ".")
+    assert section.rows[0][:2] == ("decode", "100")
+    assert section.rows[-1][0] == "not attributed"
+
+
+@linux
+def test_process_runs_on_its_cores_and_leaves_ours_alone() -> None:
+    before = os.sched_getaffinity(0)
+    one = frozenset({min(before)})
+    with Process(one) as process:
+        assert process.call(os.sched_getaffinity, 0) == one
+        assert process.call(os.getpid) != os.getpid()
+    assert os.sched_getaffinity(0) == before
+
+
+@linux
+def test_process_that_dies_is_told() -> None:
+    cores = frozenset(os.sched_getaffinity(0))
+    with Process(cores) as process, pytest.raises(BenchError, match="died"):
+        process.call(os._exit, 3)
+
+
+_PARENT = """
+import os
+from service.bench.run import choose_pictures
+from service.bench.subjects import Process
+
+if __name__ == "__main__":
+    with Process(frozenset(os.sched_getaffinity(0))) as process:
+        print(process.call(os.getpid), flush=True)
+        input()
+"""
+
+
+@linux
+def test_process_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(_PARENT)
+    with subprocess.Popen(
+        [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout
+        child = int(parent.stdout.readline())
+        assert is_alive(child)
+        parent.kill()
+    deadline = time.monotonic() + 120
+    while is_alive(child):
+        assert time.monotonic() < deadline, "the child outlived its parent"
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"  # whoever inherited it may not have waited for it yet
+
+
+@linux
+def test_cores_default_to_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    assert choose_cores(None) == Cores(frozenset({2}), frozenset({0, 1}))
+    assert choose_cores("0-1") == Cores(frozenset({0, 1}), frozenset({2}))
+    assert choose_cores("0-2").rest == {0, 1, 2}
+
+
+@linux
+@pytest.mark.parametrize("text", ["7", "a", "1-", "2-1", "1,,2"])
+def test_wrong_cores_are_told(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    with pytest.raises(BenchError, match=f"--cores {text}"):
+        choose_cores(text)
+
+
+@linux
+def test_header_names_machine_versions_date_and_model() -> None:
+    model = {
+        "name": "m.pt", "sha256": "0123456789", "precision": "int8", "image_size": 640,
+        "runtime": "openvino 1",
+    }  # fmt: skip
+    lines = machine.header(model, Cores(frozenset({1}), frozenset({0})), {"rounds": "5"})
+    assert list(lines) == ["machine", "versions", "date", "model", "rounds"]
+    assert lines["model"] == "m.pt (01234567), int8, 640 pixels, openvino 1"
+    assert "measured process on core 1, emulators and load on core 0" in lines["machine"]
+    assert "openvino" in lines["versions"]
+
+
+class _Echo(BaseHTTPRequestHandler):
+    """Answers with the status that the body asks for."""
+
+    seen: ClassVar[list[str]] = []
+
+    def do_POST(self) -> None:
+        status = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.seen.append(status)
+        self.send_response(int(status))
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def echo() -> Iterator[str]:
+    _Echo.seen.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Echo)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_closed_load_sends_everything_once(echo: str) -> None:
+    statuses = ["204", "429", "500", "204"]
+    answers = send_closed(echo, [Request({}, s.encode()) for s in statuses], clients=2)
+    assert [answer.status for answer in answers] == [204, 429, 500, 204]
+    assert [answer.is_good for answer in answers] == [True, False, False, True]
+    assert sorted(_Echo.seen) == sorted(statuses)
+
+
+def test_open_load_is_spread_over_time(echo: str) -> None:
+    answers = send_open(echo, [Request({}, b"204")] * 20, rate=100.0)
+    due = [answer.due for answer in answers]
+    assert due == sorted(due)
+    assert 0.05 < due[-1] < 1.0  # 20 at 100 a second, at random but seeded
+    assert all(answer.due <= answer.sent <= answer.answered for answer in answers)
+
+
+def test_load_counts_a_refused_connection_as_no_answer() -> None:
+    nobody = f"http://127.0.0.1:{free_port()}"
+    answers = send_closed(nobody, [Request({}, b"204")], clients=1)
+    assert answers[0].status == 0
+
+
+def test_pictures_are_chosen_at_equal_distances_and_others_left_out(tmp_path: Path) -> None:
+    for number in range(13):
+        size = 32 if number < 6 else 48
+        cv2.imwrite(str(tmp_path / f"{number:02}.png"), np.zeros((size, 64, 3), np.uint8))
+    (tmp_path / "06.png").write_bytes(b"")
+    told: list[str] = []
+    chosen, sizes = choose_pictures(tmp_path, told.append, is_quick=True)
+    assert [file.name for file in chosen] == ["00.png", "03.png", "09.png", "12.png"]
+    assert sizes == 2
+    assert len(told) == 1
+    assert "06.png" in told[0]
+
+
+def test_a_folder_without_pictures_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="There are no pictures in"):
+        choose_pictures(tmp_path, print, is_quick=False)
+
+
+PRICES = Prices.read(DEFAULT_PRICES)
+
+
+def test_point_summarises_what_was_served() -> None:
+    answers = [Answer(i, i + 0.1, i + 0.5, 204) for i in range(9)]
+    answers.append(Answer(9, 9.1, 9.2, 429))
+    point = curve.point_of(answers, cpu_seconds=1.8, prices=PRICES)
+    assert point.offered_per_second == pytest.approx(10 / 9)
+    assert point.p50_ms == pytest.approx(500)
+    assert point.refused_share == pytest.approx(0.1)
+    assert point.served_per_second == pytest.approx(9 / 9.2)
+    assert point.cpu_seconds_per_million == pytest.approx(200_000)
+    billed = (9 * 0.4 + 0.1) / 9
+    assert point.usd_per_million == pytest.approx(PRICES.usd_per_million(billed))
+
+
+def test_point_of_no_answers_is_an_error() -> None:
+    with pytest.raises(BenchError, match="none was served"):
+        curve.point_of([Answer(1, 1, 2, 503)], 1.0, PRICES)
+
+
+def test_plot_is_a_png_of_all_axes(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="extra bench is not installed")
+    points = [curve.Point(r, min(r, 8), 0, 40 * r, 90 * r, 5e4, 2.0) for r in (1.0, 4.0, 9.0)]
+    levels = [curve.Level("alternative", 3.0, 1e5, 6.0)]
+    file = tmp_path / "new" / "plot.png"
+    curve.draw(points, levels, "a title", file)
+    assert file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    drawn = cv2.imread(str(file))
+    assert drawn.shape[0] > drawn.shape[1] > 500
+    assert drawn.std() > 5  # not an empty sheet
+
+
+def test_curve_section_has_a_row_a_load_and_the_prices() -> None:
+    points = [curve.Point(1.0, 1.0, 0, 40, 90, 5e4, 2.0), curve.Point(2.0, 2.0, 0.5, 1, 2, 3, 4)]
+    section = curve.curve_section(points, [curve.Level("alternative", 3, 1e5, 6)], PRICES)
+    assert section.rows[1][:3] == ("2.00", "2.00", "50%")
+    assert PRICES.name in section.notes[0]
+    assert "'alternative'" in section.notes[1]
+    json.dumps(section.data)

@@ -1,0 +1,372 @@
+"""What a network has to answer before it serves: on the network in the repository, and on fakes."""
+
+import fcntl
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.detector import Detector, load_detector
+from service.detector.canary import (
+    CANARY,
+    FALLBACK,
+    Tolerance,
+    cpu_name,
+    difference,
+    load_checked,
+    write_canary,
+)
+from service.detector.drawings import draw
+from service.domain import Box, Detection, ModelInfo
+from service.errors import ModelError
+from service.images import Pixels
+from service.settings import BUNDLED_MODEL
+
+BOX = Box(0.1, 0.1, 0.5, 0.5)
+NEAR = Box(0.1, 0.1, 0.5, 0.52)  # IoU 0.95
+FAR = Box(0.3, 0.1, 0.7, 0.5)
+HERE = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def markers(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep markers apart from those of services on this machine."""
+    folder = tmp_path_factory.mktemp("markers")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(BUNDLED_MODEL, tmp_path / "model"))
+
+
+@pytest.fixture
+def with_float(model: Path) -> Path:
+    """A model whose canary fails, with a good one beside it."""
+    shutil.copytree(BUNDLED_MODEL, model / FALLBACK)
+    expect(model, "circle", "heart")
+    return model
+
+
+def expect(model: Path, label: str, other: str) -> None:
+    """Let the canary expect another class."""
+    path = model / CANARY / "expected.json"
+    text = path.read_text(encoding="utf-8")
+    assert f'"{label}"' in text
+    swapped = text.replace(f'"{label}"', f'"{other}"').replace('"class_id": 0', '"class_id": 4')
+    path.write_text(swapped, encoding="utf-8")
+
+
+class Seeing:
+    """A detector that gives the same detections for each picture."""
+
+    def __init__(self, *found: Detection, image_size: int = 320) -> None:
+        self.info = ModelInfo("seeing.pt", "ab" * 32, image_size, "int8", "fake")
+        self.found = list(found)
+        self.batches: list[int] = []
+
+    def batch_key(self, width: int, height: int) -> None:
+        del width, height
+
+    def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
+        self.batches.append(len(images))
+        return [self.found for _ in images]
+
+
+def thing(confidence: float, box: Box = BOX, class_id: int = 0) -> Detection:
+    return Detection("circle", class_id, confidence, box)
+
+
+# --- the comparison ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("expected", "found"),
+    [
+        ([], []),
+        ([thing(0.9)], [thing(0.9)]),
+        ([thing(0.9)], [thing(0.85, NEAR)]),
+        ([thing(0.9), thing(0.8, FAR)], [thing(0.8, FAR), thing(0.9)]),
+        ([thing(0.3)], []),  # undecided
+        ([], [thing(0.3)]),
+        ([thing(0.35)], [thing(0.45)]),
+    ],
+    ids=["nothing", "equal", "near", "order", "weak-lost", "weak-new", "weak-grown"],
+)
+def test_difference_of_the_same_network_is_none(
+    expected: list[Detection], found: list[Detection]
+) -> None:
+    assert difference(expected, found, Tolerance()) is None
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "what"),
+    [
+        ([thing(0.9)], [], "expected 'circle' at 0.90 in (10, 10, 50, 50) %"),
+        ([thing(0.9)], [thing(0.9, FAR)], "which was not found"),
+        ([thing(0.9)], [thing(0.9, class_id=1)], "which was not found"),
+        ([thing(0.9)], [thing(0.6)], "found it at 0.60"),
+        ([thing(0.9)], [thing(float("nan"))], "found it at nan"),
+        ([thing(0.9)], [thing(0.9), thing(0.9)], "found 'circle' at 0.90"),
+        ([], [thing(0.9)], "which was not expected"),
+    ],
+    ids=["lost", "moved", "class", "unsure", "nan", "twice", "new"],
+)
+def test_difference_of_a_broken_network_says_what(
+    expected: list[Detection], found: list[Detection], what: str
+) -> None:
+    assert what in str(difference(expected, found, Tolerance()))
+
+
+def test_difference_leaves_out_what_the_service_leaves_out() -> None:
+    assert difference([thing(0.8)], [], Tolerance(), min_confidence=0.9) is None
+    assert difference([thing(0.8)], [], Tolerance(), min_confidence=0.5)
+
+
+# --- a real network ---------------------------------------------------------------------------
+
+
+def test_bundled_model_passes_its_canary(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        checked = load_checked(BUNDLED_MODEL, load=load_detector)
+    assert (checked.path, checked.fallback) == (BUNDLED_MODEL, None)
+    [line] = [record for record in caplog.records if "canary" in record.message]
+    assert vars(line)["model"] == str(BUNDLED_MODEL)
+    assert vars(line)["cpu"] == cpu_name() != ""
+
+
+CHECKING = """
+import sys
+from pathlib import Path
+from service.detector import load_detector
+from service.detector.canary import load_checked
+
+print(load_checked(Path(sys.argv[1]), load=load_detector).fallback)
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="these are x86's instructions")
+@pytest.mark.parametrize("instructions", ["AVX2", "AVX512_CORE"])
+def test_bundled_model_passes_its_canary_on_other_cpus(instructions: str, markers: Path) -> None:
+    """As far as oneDNN's switch makes this CPU one of them; one without them stays as it is."""
+    done = subprocess.run(
+        [sys.executable, "-c", CHECKING, str(BUNDLED_MODEL)],
+        cwd=HERE,
+        env=os.environ | {"ONEDNN_MAX_CPU_ISA": instructions, "TMPDIR": str(markers)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "None", done.stderr
+
+
+def test_canary_passes_at_any_min_confidence() -> None:
+    for confidence in (0.001, 0.6, 0.99):
+        load_checked(
+            BUNDLED_MODEL,
+            load=lambda path, least=confidence: load_detector(path, min_confidence=least),
+            min_confidence=confidence,
+        )
+
+
+def test_canary_runs_one_picture_at_a_time(model: Path) -> None:
+    shutil.rmtree(model / CANARY)
+    write_canary(model, Seeing(thing(0.9)), draw())
+    seeing = Seeing(thing(0.9))
+    assert load_checked(model, load=lambda _: seeing).detector is seeing
+    assert seeing.batches == [1, 1, 1]
+
+
+def test_canary_with_other_answers_refuses_and_says_what(model: Path, markers: Path) -> None:
+    expect(model, "circle", "heart")
+    with pytest.raises(ModelError, match=r"differs on .+: in street\.jpg the network expected"):
+        load_checked(model, load=load_detector)
+    assert not list(markers.iterdir())
+
+
+def test_canary_with_other_answers_falls_back_to_float(
+    with_float: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checked = load_checked(with_float, load=load_detector)
+    assert checked.path == with_float / FALLBACK
+    assert checked.detector.info.precision == "fp16"
+    assert "differs on" in str(checked.fallback)
+    assert "The float model beside it runs instead" in str(checked.fallback)
+    assert [r.levelname for r in caplog.records if "Fell back" in r.message] == ["ERROR"]
+
+
+def test_fallback_has_to_pass_its_own_canary(with_float: Path) -> None:
+    expect(with_float / FALLBACK, "circle", "heart")
+    with pytest.raises(ModelError, match=r"The canary of .*float differs"):
+        load_checked(with_float, load=load_detector)
+
+
+@pytest.mark.parametrize("name", ["shapes.bin", "shapes.xml"])
+def test_damaged_network_is_never_loaded(model: Path, name: str) -> None:
+    file = model / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+    def load(path: Path) -> Detector:
+        raise AssertionError(f"loaded {path}")
+
+    with pytest.raises(ModelError, match="is damaged"):
+        load_checked(model, load=load)
+
+
+def test_network_that_sees_other_colours_is_found_by_its_answers(model: Path) -> None:
+    """As a wrong library would show itself: the files are right, the answers are not."""
+
+    class Swapped(Seeing):
+        def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
+            return right.detect([np.ascontiguousarray(image[:, :, ::-1]) for image in images])
+
+    right = load_detector(model)
+    with pytest.raises(ModelError, match="differs on"):
+        load_checked(model, load=lambda _: Swapped())
+
+
+def test_network_that_raises_falls_back(with_float: Path) -> None:
+    class Raising(Seeing):
+        def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
+            raise RuntimeError("no kernel")
+
+    def load(path: Path) -> Detector:
+        return load_detector(path) if path.name == FALLBACK else Raising()
+
+    assert "street.jpg: no kernel" in str(load_checked(with_float, load=load).fallback)
+
+
+def test_network_that_cannot_be_loaded_falls_back(with_float: Path) -> None:
+    (with_float / "shapes.xml").write_text("<net", encoding="utf-8")
+    shutil.rmtree(with_float / CANARY)
+    assert "OpenVINO cannot load" in str(load_checked(with_float, load=load_detector).fallback)
+
+
+def test_model_without_a_canary_loads_with_a_warning(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(model / CANARY)
+    assert load_checked(model, load=load_detector).fallback is None
+    assert "carries no canary" in caplog.text
+
+
+def test_weights_are_loaded_as_they_are(tmp_path: Path) -> None:
+    seeing = Seeing()
+    assert load_checked(tmp_path / "yolo26n.pt", load=lambda _: seeing).detector is seeing
+    assert seeing.batches == []
+
+
+def test_canary_of_another_image_size_runs_but_is_not_compared(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    seeing = Seeing(image_size=640)
+    assert load_checked(model, load=lambda _: seeing).fallback is None
+    assert len(seeing.batches) == 3
+    assert "was not compared" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"network": 1, "image_size": 2}'])
+def test_broken_expectations_are_a_model_error(model: Path, text: str) -> None:
+    (model / CANARY / "expected.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ModelError, match="is not what `yolo-batch export` writes"):
+        load_checked(model, load=load_detector)
+
+
+# --- a crash ----------------------------------------------------------------------------------
+
+ABORTING = """
+import logging, os, sys
+from pathlib import Path
+from service.detector import load_detector
+from service.detector.canary import load_checked
+
+class Aborting:
+    def __init__(self, path):
+        self.info = load_detector(path).info
+
+    def detect(self, images):
+        os.abort()
+
+logging.basicConfig(level="INFO", format="%(message)s %(cpu)s %(model)s")
+load_checked(Path(sys.argv[1]), load=Aborting)
+"""
+
+
+def crash(model: Path, markers: Path) -> str:
+    """Let a canary kill its process; return what that wrote."""
+    done = subprocess.run(
+        [sys.executable, "-c", ABORTING, str(model)],
+        cwd=HERE,
+        env=os.environ | {"TMPDIR": str(markers)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode < 0, done.stderr
+    return done.stderr
+
+
+def test_crash_says_which_model_and_cpu(model: Path, markers: Path) -> None:
+    output = crash(model, markers)
+    assert f"Trying the model's canary {cpu_name()} {model}" in output
+    assert "Fatal Python error: Aborted" in output  # faulthandler's
+    assert "in detect" in output
+
+
+def test_next_process_after_a_crash_falls_back(model: Path, markers: Path) -> None:
+    crash(model, markers)
+    shutil.copytree(BUNDLED_MODEL, model / "other")  # a model of other weights in its place
+    other = model / "other"
+    (other / "shapes.xml").write_bytes((other / "shapes.xml").read_bytes() + b"\n")
+    shutil.rmtree(other / CANARY)
+    write_canary(other, load_detector(other, min_confidence=0.05), draw())
+    other.rename(model / FALLBACK)
+    checked = load_checked(model, load=load_detector)
+    assert checked.path.name == FALLBACK
+    assert f"killed the process that ran it before, on {cpu_name()}" in str(checked.fallback)
+    assert str(model) in str(checked.fallback)
+
+
+def test_next_process_after_a_crash_refuses_without_float_then_tries_again(
+    model: Path, markers: Path
+) -> None:
+    crash(model, markers)
+    with pytest.raises(ModelError, match="killed the process that ran it before"):
+        load_checked(model, load=load_detector)
+    assert load_checked(model, load=load_detector).fallback is None
+    assert not list(markers.iterdir())
+
+
+def test_canary_that_another_process_runs_right_now_is_no_crash(model: Path, markers: Path) -> None:
+    crash(model, markers)
+    [marker] = markers.iterdir()
+    with marker.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert load_checked(model, load=load_detector).fallback is None
+    assert marker.exists()
+
+
+def test_marker_that_cannot_be_written_is_said(
+    markers: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(markers / "absent"))
+    assert load_checked(BUNDLED_MODEL, load=load_detector).fallback is None
+    assert "would go unseen" in caplog.text
+
+
+def test_write_canary_counts_what_a_start_compares(model: Path) -> None:
+    shutil.rmtree(model / CANARY)
+    sure = replace(thing(0.9), box=FAR)
+    assert write_canary(model, Seeing(sure, thing(0.3)), draw()) == 3

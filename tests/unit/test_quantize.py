@@ -1,0 +1,427 @@
+"""int8: what is measured, when it is refused, and a real quantisation of the bundled model.
+
+The real one runs in a process of its own, without torch and ultralytics, that notes whatever goes
+to the network.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from openvino import opset13 as ops
+
+from service.commands.export import export
+from service.demo.shapes import sample_scenes, write_samples
+from service.detector import load_detector
+from service.detector.accuracy import (
+    CONFIDENCE,
+    Agreement,
+    Labels,
+    agreement,
+    detect_files,
+    find_labels,
+    mean_precision,
+)
+from service.detector.canary import CANARY, FALLBACK, load_checked
+from service.detector.export import _refuse, export_openvino, find_pictures, read_metadata
+from service.domain import Box, Detection
+from service.errors import ModelError
+from service.settings import BUNDLED_MODEL
+
+needs_export_extra = pytest.mark.ultralytics  # nncf and pycocotools
+HERE = Path(__file__).parents[2]
+BOX = Box(0, 0, 100, 100)
+
+
+def thing(confidence: float, box: Box = BOX, class_id: int = 0) -> Detection:
+    return Detection("circle", class_id, confidence, box)
+
+
+# --- agreement --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "f1"),
+    [
+        ([], [], 1.0),
+        ([thing(0.9)], [thing(0.4)], 1.0),
+        ([thing(0.9)], [], 0.0),
+        ([thing(0.9)], [thing(0.2)], 0.0),
+        ([thing(0.9)], [thing(0.9, class_id=1)], 0.0),
+        ([thing(0.9)], [thing(0.9), thing(0.9)], 2 / 3),
+        ([thing(0.9), thing(0.1)], [thing(0.9)], 1.0),
+    ],
+    ids=["nothing", "same", "lost", "weak", "class", "twice", "below"],
+)
+def test_agreement_counts_what_both_find(
+    theirs: list[Detection], ours: list[Detection], f1: float
+) -> None:
+    assert agreement([theirs], [ours]).f1 == pytest.approx(f1)
+
+
+def test_agreement_pairs_boxes_that_overlap_by_half() -> None:
+    half, less = Box(0, 0, 100, 50), Box(0, 0, 100, 49)
+    assert agreement([[thing(0.9)]], [[thing(0.9, half)]]) == Agreement(1.0, 0.5, 1)
+    assert agreement([[thing(0.9)]], [[thing(0.9, less)]]).f1 == 0.0
+
+
+@pytest.mark.parametrize(
+    ("reached", "what"),
+    [
+        (Agreement(0.85, 0.97, 300), r"F1 of the detections 0\.850 \(at least 0\.9\)"),
+        (Agreement(0.95, 0.93, 300), r"mean IoU of their boxes 0\.930 \(at least 0\.95\)"),
+        (Agreement(1.0, 1.0, 3), "finds 3 objects in the 80 calibration pictures, fewer than 20"),
+    ],
+    ids=["f1", "iou", "few"],
+)
+def test_too_little_agreement_is_refused_with_the_figures(reached: Agreement, what: str) -> None:
+    with pytest.raises(ModelError, match=what):
+        _refuse(reached, 80, 0.9)
+
+
+def test_enough_agreement_is_not_refused() -> None:
+    _refuse(Agreement(0.9, 0.95, 20), 80, 0.9)
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def test_find_pictures_takes_pictures_alone_and_of_many_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_samples(tmp_path / "deep", count=6)
+    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff")
+    assert len(find_pictures(tmp_path)) == 6
+    monkeypatch.setattr("service.detector.export._MAX_PICTURES", 4)
+    names = [path.name for path in find_pictures(tmp_path)]
+    assert names == ["shapes-01.jpg", "shapes-02.jpg", "shapes-04.jpg", "shapes-05.jpg"]
+
+
+def test_find_pictures_of_a_folder_without_any_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no pictures in"):
+        find_pictures(tmp_path)
+
+
+def test_find_labels_looks_beside_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "instances_dev.json"
+    assert find_labels(file) == Labels(file, tmp_path)
+    (tmp_path / "dev").mkdir()
+    assert find_labels(file) == Labels(file, tmp_path / "dev")
+    assert find_labels(file, tmp_path) == Labels(file, tmp_path)
+    with pytest.raises(ModelError, match="no folder"):
+        find_labels(file, tmp_path / "absent")
+
+
+# --- export of an exported model --------------------------------------------------------------
+
+
+@pytest.fixture
+def fp32(tmp_path: Path) -> Path:
+    """The bundled model, as if its weights had been exported in 32 bits."""
+    directory = tmp_path / "shapes32_openvino_model"
+    directory.mkdir()
+    network = ov.Core().read_model(BUNDLED_MODEL / "shapes.xml")
+    for convert in network.get_ordered_ops():
+        if convert.get_type_name() == "Convert":
+            weights = convert.input_value(0).get_node()
+            if weights.get_type_name() == "Constant" and weights.get_element_type() == ov.Type.f16:
+                wide = ops.constant(weights.data.astype(np.float32))
+                convert.output(0).replace(wide.output(0))
+    ov.save_model(network, directory / "shapes.xml", compress_to_fp16=False)
+    metadata = read_metadata(BUNDLED_MODEL) | {"precision": "fp32"}
+    (directory / "metadata.yaml").write_text(yaml.safe_dump(metadata), encoding="utf-8")
+    return directory
+
+
+def test_export_of_an_export_adds_a_canary(tmp_path: Path) -> None:
+    written = export_openvino(BUNDLED_MODEL, tmp_path / "out", precision="fp16")
+    for name in ("shapes.xml", "shapes.bin", f"{CANARY}/street.jpg"):
+        assert (written / name).read_bytes() == (BUNDLED_MODEL / name).read_bytes()
+    assert load_checked(written, load=load_detector).fallback is None
+
+
+def test_export_of_fp32_to_fp16_halves_the_weights(fp32: Path, tmp_path: Path) -> None:
+    written = export_openvino(fp32, tmp_path / "out", precision="fp16", image_size=256)
+    sizes = [(path / "shapes.bin").stat().st_size for path in (written, fp32)]
+    assert sizes[0] < 0.6 * sizes[1]
+    info = load_checked(written, load=load_detector).detector.info
+    assert (info.precision, info.image_size, info.name) == ("fp16", 256, "shapes.pt")
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "what"),
+    [
+        ({}, {"precision": "fp32"}, "has fp16 weights"),
+        ({"precision": "int8"}, {"precision": "fp16"}, "is no float model: its precision is int8"),
+        ({}, {"precision": "int8"}, "int8 needs --calibration"),
+        ({}, {"precision": "fp16", "image_size": 100}, "not a multiple of 32"),
+    ],
+    ids=["fp32", "from-int8", "calibration", "size"],
+)
+def test_export_that_cannot_be_is_refused(
+    tmp_path: Path, changes: dict[str, Any], arguments: dict[str, Any], what: str
+) -> None:
+    model = Path(shutil.copytree(BUNDLED_MODEL, tmp_path / "model"))
+    metadata = read_metadata(model) | changes
+    (model / "metadata.yaml").write_text(yaml.safe_dump(metadata), encoding="utf-8")
+    with pytest.raises(ModelError, match=what):
+        export_openvino(model, tmp_path / "out", **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_over_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ModelError, match="exists and is not an exported model"):
+        export_openvino(BUNDLED_MODEL, tmp_path, precision="fp16")
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_canary_of_own_pictures_takes_the_place_of_the_drawn_ones(tmp_path: Path) -> None:
+    write_samples(tmp_path / "own", count=1)
+    options = ["--precision", "fp16", "--canary", str(tmp_path / "own")]
+    done = run_export(BUNDLED_MODEL, tmp_path / "out", *options)
+    assert "would notice little" not in done.output
+    names = sorted(path.name for path in (tmp_path / "out" / CANARY).iterdir())
+    assert names == ["expected.json", "shapes-01.jpg"]
+    assert load_checked(tmp_path / "out", load=load_detector).fallback is None
+
+
+def run_export(*arguments: object) -> Result:
+    model, output, *options = map(str, arguments)
+    done = CliRunner().invoke(export, [model, "--output", output, *options])
+    if done.exception:
+        raise done.exception
+    return done
+
+
+# --- a network that cannot be quantised well ---------------------------------------------------
+
+
+def test_int8_without_nncf_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_samples(tmp_path / "pictures", count=2)
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(ModelError, match=r"pip install 'yolo-batch\[export\]'"):
+        export_openvino(
+            BUNDLED_MODEL,
+            tmp_path / "out",
+            precision="int8",
+            calibration=tmp_path / "pictures",
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_int8_that_disagrees_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The quantisation is replaced by one that blunts the network; all else is real."""
+    monkeypatch.setattr("service.detector.quantize.quantize", blunted)
+    monkeypatch.setattr("service.detector.quantize.version", lambda: "0")
+    write_samples(tmp_path / "pictures")
+    with pytest.raises(ModelError, match=r"int8 agrees too little with float on the 12 .*F1"):
+        export_openvino(
+            BUNDLED_MODEL,
+            tmp_path / "out",
+            precision="int8",
+            calibration=tmp_path / "pictures",
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def blunted(network: ov.Model, pictures: Sequence[Path], **_: int) -> ov.Model:
+    """Halve what the network sees."""
+    assert len(pictures) == 12
+    [parameter] = network.get_parameters()
+    readers = parameter.output(0).get_target_inputs()
+    darker = ops.multiply(parameter, np.float32(0.3))
+    for reader in readers:
+        reader.replace_source_output(darker.output(0))
+    return network
+
+
+# --- the real quantisation --------------------------------------------------------------------
+
+QUANTIZE = """
+import json, sys
+noted = []
+
+def note(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto", "os.fork"):
+        noted.append([event, repr(arguments)])
+
+sys.addaudithook(note)
+sys.modules["torch"] = sys.modules["ultralytics"] = None  # not importable
+from service.commands.export import export
+try:
+    export(sys.argv[1:], standalone_mode=False)
+finally:
+    print(json.dumps(noted))
+"""
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("samples")
+    write_samples(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def labels(samples: Path) -> Labels:
+    """Labels of the samples, in COCO's format."""
+    truth: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
+    classes: dict[str, int] = {}
+    for image_id, (name, scene) in enumerate(sample_scenes(), 1):
+        height, width = scene.image.shape[:2]
+        image = {"id": image_id, "file_name": name, "width": width, "height": height}
+        truth["images"].append(image)
+        for thing in scene.objects:
+            category = classes.setdefault(thing.label, len(classes) + 7)
+            x1, y1, x2, y2 = thing.box
+            area = (x2 - x1) * (y2 - y1)
+            truth["annotations"].append(
+                {
+                    "id": len(truth["annotations"]) + 1,
+                    "image_id": image_id,
+                    "category_id": category,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": area,
+                    "iscrowd": 0,
+                }
+            )
+    truth["categories"] = [{"id": number, "name": name} for name, number in classes.items()]
+    file = samples.parent / "labels.json"
+    file.write_text(json.dumps(truth), encoding="utf-8")
+    return Labels(file, samples)
+
+
+@pytest.fixture(scope="module")
+def quantized(
+    samples: Path, labels: Labels, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[str]]:
+    """An int8 export of the bundled model, and what its process printed."""
+    home = tmp_path_factory.mktemp("int8")
+    output = home / "out"
+    arguments: list[object] = [BUNDLED_MODEL, "--output", output, "--precision", "int8"]
+    arguments += ["--calibration", samples, "--data", labels.file, "--data-images", labels.pictures]
+    done = subprocess.run(
+        [sys.executable, "-c", QUANTIZE, *map(str, arguments)],
+        cwd=HERE,
+        env={k: v for k, v in os.environ.items() if k != "CI"} | {"HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return output, done.stdout.splitlines()
+
+
+@needs_export_extra
+def test_int8_is_quantised_without_torch_and_reports_to_nobody(
+    quantized: tuple[Path, list[str]],
+) -> None:
+    output, lines = quantized
+    assert json.loads(lines[-1]) == []
+    assert [path.name for path in output.parent.iterdir()] == ["out"]  # nothing left at home
+
+
+@needs_export_extra
+def test_int8_says_what_was_measured(quantized: tuple[Path, list[str]]) -> None:
+    output, lines = quantized
+    metadata = read_metadata(output)
+    reached = metadata["quantization"]["agreement"]
+    assert metadata["precision"] == "int8"
+    assert metadata["quantization"]["calibration_pictures"] == 12
+    assert metadata["quantization"]["threshold"] == {"f1": 0.9, "iou": 0.95}
+    assert reached["f1"] >= 0.9 and reached["iou"] >= 0.95 and reached["detections"] >= 50
+    for precision in ("fp16", "int8"):
+        assert 0.85 < metadata["accuracy"][precision]["map50_95"] < 1
+    assert any(f"F1 {reached['f1']:.3f} (at least 0.9)" in line for line in lines)
+    assert any(line.startswith("int8 on labels.json: mAP50-95 ") for line in lines)
+    assert str(output.parent) not in (output / "metadata.yaml").read_text(encoding="utf-8")
+
+
+@needs_export_extra
+def test_int8_is_static_and_keeps_the_ends_in_float(quantized: tuple[Path, list[str]]) -> None:
+    output, _ = quantized
+    network = ov.Core().read_model(output / "shapes.xml")
+    assert network.input(0).partial_shape.to_string() == "[?,3,?,?]"
+    kinds = [op.get_type_name() for op in network.get_ordered_ops()]
+    assert kinds.count("FakeQuantize") > 50
+    first = next(op for op in network.get_ordered_ops() if op.get_type_name() == "Convolution")
+    assert first.input_value(0).get_node().get_type_name() != "FakeQuantize"
+    [last] = network.get_results()
+    assert not decoded_by("FakeQuantize", last)
+
+
+def decoded_by(kind: str, result: ov.Node) -> bool:
+    """Whether an operation of this kind lies between the last convolutions and the output."""
+    pending, seen = [result], set()
+    while pending:
+        for value in pending.pop().input_values():
+            node = value.get_node()
+            if node.get_friendly_name() in seen:
+                continue
+            seen.add(node.get_friendly_name())
+            if node.get_type_name() == kind:
+                return True
+            if node.get_type_name() not in ("Convolution", "GroupConvolution", "ShapeOf"):
+                pending.append(node)
+    return False
+
+
+@needs_export_extra
+def test_int8_carries_its_canary_and_the_float_model(quantized: tuple[Path, list[str]]) -> None:
+    output, _ = quantized
+    checked = load_checked(output, load=load_detector)
+    assert (checked.fallback, checked.detector.info.precision) == (None, "int8")
+    beside = load_checked(output / FALLBACK, load=load_detector)
+    assert (beside.fallback, beside.detector.info.precision) == (None, "fp16")
+    assert (output / FALLBACK / "shapes.bin").read_bytes() == (
+        BUNDLED_MODEL / "shapes.bin"
+    ).read_bytes()
+
+
+@needs_export_extra
+def test_int8_agrees_with_float_on_pictures_it_was_not_calibrated_on(
+    quantized: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    write_samples(tmp_path, seed=77)
+    files = sorted(tmp_path.iterdir())
+    theirs, ours = (
+        detect_files(load_detector(path, min_confidence=CONFIDENCE), files)
+        for path in (BUNDLED_MODEL, quantized[0])
+    )
+    reached = agreement(theirs, ours)
+    assert reached.detections >= 40
+    assert reached.f1 >= 0.9
+
+
+@needs_export_extra
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pycocotools'
+def test_precision_of_labels_of_other_things_says_so(labels: Labels, tmp_path: Path) -> None:
+    truth = json.loads(labels.file.read_text(encoding="utf-8"))
+    for category in truth["categories"]:
+        category["name"] += "?"
+    file = tmp_path / "other.json"
+    file.write_text(json.dumps(truth), encoding="utf-8")
+    detector = load_detector(BUNDLED_MODEL)
+    with pytest.raises(ModelError, match="finds nothing of what"):
+        mean_precision(detector, Labels(file, labels.pictures))
+    with pytest.raises(ModelError, match="which is not there"):
+        mean_precision(detector, Labels(labels.file, tmp_path))
+    file.write_text("[]", encoding="utf-8")
+    with pytest.raises(ModelError, match="no file of labels"):
+        mean_precision(detector, Labels(file, labels.pictures))
