@@ -17,6 +17,7 @@ from datetime import datetime
 from typing import Protocol
 
 from service.batching import Batcher
+from service.budget import ByteBudget
 from service.detector import Detector
 from service.domain import (
     Detection,
@@ -79,6 +80,8 @@ class PipelineOptions:
     max_batch_delay_seconds: float = 0.02
     max_batch_pixels: int = 20_000_000
     max_queue: int = 32
+    max_image_bytes: int = 32 * 2**20
+    max_held_bytes: int = 128 * 2**20
     max_image_pixels: int = 50_000_000
     reduced_decode: bool = True
     allowed_buckets: tuple[str, ...] = ()
@@ -127,6 +130,7 @@ class Pipeline:
         # Full-size pixels exist only between decode and shrink: as many at once as can be worked
         # on, or a burst of large pictures would take gigabytes.
         self._decoders = threading.Semaphore(cores())
+        self._held_bytes = ByteBudget(self._options.max_held_bytes)
         self._batcher: Batcher[_Prepared, ImageResult] = Batcher(
             self._detect,
             self._commit,
@@ -259,34 +263,44 @@ class Pipeline:
 
         A picture that can never be detected comes back as its final, failed result.
         """
-        started = time.monotonic()
+        size = ref.metadata.size
+        if size is None:  # a job does not tell: an equal share for each that may be admitted
+            size = self._options.max_held_bytes // self._options.max_queue
+        size = min(size, self._options.max_image_bytes)  # what is larger is refused unread
         try:
-            with self._clock.measure("download"):
-                download = self._storage.download(ref)
-            ref = replace(ref, metadata=download.metadata)
-            downloaded = time.monotonic()
-            if not self._detector.done():  # what is no picture need not wait for the model
-                inspect(download.data, max_pixels=self._options.max_image_pixels)
-            image_size = self._loaded_detector().info.image_size
-            with self._decoders, self._clock.measure("decode"):
-                decoding = time.monotonic()
-                picture = decode(
-                    download.data,
-                    max_pixels=self._options.max_image_pixels,
-                    image_size=image_size if self._options.reduced_decode else None,
-                )
-                pixels = shrink(picture.pixels, image_size=image_size)
-                queued_at = time.monotonic()
+            with self._held_bytes.hold(size):  # a file is in memory from download to decode
+                started = time.monotonic()
+                with self._clock.measure("download"):
+                    download = self._storage.download(ref)
+                ref = replace(ref, metadata=download.metadata)
+                download_ms = (time.monotonic() - started) * 1000
+                return self._decode(ref, event_time, download.data, download_ms)
         except BadImageError as exc:
             failure = Failure(exc.code, exc.message)
             return ImageResult(ref, failure=failure, event_time=event_time)
+
+    def _decode(
+        self, ref: ImageRef, event_time: datetime | None, data: bytes, download_ms: float
+    ) -> _Prepared:
+        if not self._detector.done():  # what is no picture need not wait for the model
+            inspect(data, max_pixels=self._options.max_image_pixels)
+        image_size = self._loaded_detector().info.image_size
+        with self._decoders, self._clock.measure("decode"):
+            started = time.monotonic()
+            picture = decode(
+                data,
+                max_pixels=self._options.max_image_pixels,
+                image_size=image_size if self._options.reduced_decode else None,
+            )
+            pixels = shrink(picture.pixels, image_size=image_size)
+            queued_at = time.monotonic()
         return _Prepared(
             ref=ref,
             info=picture.info,
             pixels=pixels,
             event_time=event_time,
-            download_ms=(downloaded - started) * 1000,
-            decode_ms=(queued_at - decoding) * 1000,
+            download_ms=download_ms,
+            decode_ms=(queued_at - started) * 1000,
             queued_at=queued_at,
         )
 

@@ -64,6 +64,13 @@ def _buckets(text: str) -> tuple[str, ...]:
     return names
 
 
+def _emails(text: str) -> tuple[str, ...]:
+    emails = tuple(email.strip() for email in text.split(",") if email.strip())
+    if not emails or not all(re.fullmatch(r"[^@\s]+@[^@\s]+", email) for email in emails):
+        raise ValueError("emails of service accounts, separated by commas")
+    return emails
+
+
 def _collection(text: str) -> str:
     if "/" in text:
         raise ValueError("the name of a top-level collection, without /")
@@ -131,6 +138,12 @@ class Settings:
         "Objects larger than this are recorded as `image_too_large`.",
         _integer(1, 2**31),
     )
+    max_held_bytes: int = _setting(
+        128 * 2**20,
+        "Bytes of files in memory at once, from download to decode; further ones wait. A file whose "
+        "size the message does not tell counts as this by MAX_QUEUE.",
+        _integer(1, 2**40),
+    )
     max_image_pixels: int = _setting(
         50_000_000,
         "Pictures of more pixels are recorded as `image_too_large`, before the decode.",
@@ -147,6 +160,15 @@ class Settings:
     )
     allowed_buckets: tuple[str, ...] = _setting(
         (), "Buckets that are served, separated by commas; unset: every bucket.", _buckets
+    )
+    push_audience: str | None = _setting(
+        None,
+        "Audience that a push's OIDC token must have; unset: not checked, Cloud Run's IAM does it.",
+    )
+    push_service_accounts: tuple[str, ...] = _setting(
+        (),
+        "Service accounts whose pushes are taken, separated by commas; with PUSH_AUDIENCE only.",
+        _emails,
     )
     google_cloud_project: str | None = _setting(
         None, "Project of the clients and of the log's trace ids; unset: as credentials say."
@@ -206,6 +228,11 @@ class Settings:
             raise SettingsError(
                 f"CONCURRENCY={settings.concurrency} is wrong: it must be more than "
                 f"MAX_QUEUE={settings.max_queue}, or nobody could answer that the queue is full"
+            )
+        if bool(settings.push_audience) != bool(settings.push_service_accounts):
+            raise SettingsError(
+                "PUSH_AUDIENCE or PUSH_SERVICE_ACCOUNTS is missing: a push's token is checked for "
+                "both, so set both or neither"
             )
         return settings
 

@@ -74,7 +74,7 @@ class OpenVINODetector:
         try:
             network = ov.Core().read_model(files[0])
             _check_shapes(network, directory)
-            self._networks = _Networks(_with_preprocessing(network), lanes=count)
+            self._networks = _Networks(with_preprocessing(network), lanes=count)
         except RuntimeError as exc:
             raise ModelError(f"OpenVINO cannot load {files[0]}: {exc}") from exc
         self._frame_sizes = frame_sizes(
@@ -204,7 +204,7 @@ def pixels_for_anchors(rows: ov.Dimension) -> int:
     return math.ceil(rows.get_length() * 32 * 32 / 21) if rows.is_static else 0
 
 
-def _with_preprocessing(network: ov.Model) -> ov.Model:
+def with_preprocessing(network: ov.Model) -> ov.Model:
     """Let the network take uint8 NHWC BGR: no float copies in Python."""
     steps = PrePostProcessor(network)
     tensor = steps.input().tensor()

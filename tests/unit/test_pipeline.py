@@ -12,7 +12,7 @@ import pytest
 
 from service import logs
 from service.detector import Detector
-from service.domain import ErrorCode, Event, ImageRef, Outcome, Rerun
+from service.domain import ErrorCode, Event, ImageRef, ObjectMetadata, Outcome, Rerun
 from service.errors import (
     BadImageError,
     DetectorError,
@@ -151,6 +151,24 @@ def test_handle_of_an_object_over_the_bytes_allowed_commits_a_failure(world: Wor
     assert handle(world.pipeline(), ref) == [Outcome.FAILED]
     error = {"code": "image_too_large", "message": "Too many bytes."}
     assert world.store.documents[ref.document_id]["error"] == error
+
+
+def test_handle_holds_no_more_bytes_of_files_than_allowed(world: World) -> None:
+    """Further files are downloaded when those before are decoded."""
+    model: Future[Detector] = Future()
+    pipeline = world.pipeline(detector=model, max_held_bytes=100, max_queue=8)
+    sizes = [40, 60, None, 30]  # a file of unknown size counts as 100 / 8
+    refs = [
+        replace(ref, metadata=ObjectMetadata(size=size))
+        for ref, size in zip(world.put(4), sizes, strict=True)
+    ]
+    first = [handling(pipeline, ref) for ref in refs[:2]]
+    world.storage.gate.wait_for_arrivals(2)
+    rest = [handling(pipeline, ref) for ref in refs[2:]]
+    assert len(world.storage.downloads) == 2  # both are held while the model loads
+    model.set_result(world.detector)
+    assert [result(one) for one in first + rest] == [[Outcome.DONE]] * 4
+    assert len(world.storage.downloads) == 4
 
 
 def test_handle_of_no_picture_does_not_wait_for_the_model(world: World) -> None:
@@ -450,14 +468,14 @@ def test_handle_of_a_job_logs_the_trace_of_its_request(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.handler.addFilter(trace := logs.TraceFilter())
-    logs.set_trace("abc/1;o=1", "my-project")
+    logs.set_trace(f"{'ab' * 16}/1;o=1", "my-project")
     try:
         handle(world.pipeline(), ImageRef(BUCKET, "gone", 1), ImageRef(BUCKET, "gone", 2))
     finally:
         logs.set_trace(None, None)
         caplog.handler.removeFilter(trace)
     found = [vars(record).get("logging.googleapis.com/trace") for record in caplog.records]
-    assert found == ["projects/my-project/traces/abc"] * 2
+    assert found == [f"projects/my-project/traces/{'ab' * 16}"] * 2
 
 
 # Trouble

@@ -1,0 +1,71 @@
+"""Bytes held at once stay within the limit, and nobody waits for ever."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from service.budget import ByteBudget
+from tests.fakes import PATIENCE_SECONDS, in_thread
+
+
+def held_by_many(limit: int, counts: list[int]) -> int:
+    """Let many threads hold at once; return the most bytes that were held together."""
+    budget, lock, held, most = ByteBudget(limit), threading.Lock(), 0, 0
+
+    def work(count: int) -> None:
+        nonlocal held, most
+        with budget.hold(count):
+            with lock:
+                held += count
+                most = max(most, held)
+            threading.Event().wait(0.001)
+            with lock:
+                held -= count
+
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(work, counts))
+    return most
+
+
+def test_no_more_is_held_than_allowed() -> None:
+    assert held_by_many(100, [30] * 60) <= 100
+
+
+def test_what_fits_is_held_together() -> None:
+    budget = ByteBudget(100)
+    with budget.hold(50), budget.hold(50):
+        pass  # a budget that let one in at a time would hang here
+
+
+def test_more_than_the_limit_is_held_alone() -> None:
+    assert held_by_many(100, [500, 1, 500, 1] * 5) == 500
+
+
+def test_a_large_one_is_not_overtaken_by_small_ones() -> None:
+    budget = ByteBudget(100)
+    order: list[str] = []
+
+    def hold(name: str, count: int) -> None:
+        with budget.hold(count):
+            order.append(name)
+
+    with budget.hold(60):
+        large = in_thread(lambda: hold("large", 80))
+        while budget._next_ticket < 2:
+            threading.Event().wait(0.001)
+        small = in_thread(lambda: hold("small", 10))
+        while budget._next_ticket < 3:
+            threading.Event().wait(0.001)
+        assert not order
+    large.result(timeout=PATIENCE_SECONDS)
+    small.result(timeout=PATIENCE_SECONDS)
+    assert order[0] == "large"
+
+
+def test_bytes_come_back_when_the_holder_raises() -> None:
+    budget = ByteBudget(1)
+    for _ in range(2):
+        try:
+            with budget.hold(1):
+                raise ValueError
+        except ValueError:
+            pass
