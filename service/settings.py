@@ -140,8 +140,8 @@ class Settings:
     )
     max_held_bytes: int = _setting(
         128 * 2**20,
-        "Bytes of files in memory at once, from download to decode; further ones wait. A file whose "
-        "size the message does not tell counts as this by MAX_QUEUE.",
+        "Bytes of files in memory at once, from download to decode; further ones wait. A file "
+        "whose size the message does not tell counts as this by MAX_QUEUE.",
         _integer(1, 2**40),
     )
     max_image_pixels: int = _setting(
