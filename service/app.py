@@ -7,6 +7,7 @@ Pub/Sub and Eventarc deliver a message again unless the answer is 102, 200, 201,
 |---|---|
 | every picture final, final before, or not ours         | 204 |
 | the request cannot be read                             | 400, and the dead letter in the end |
+| the push's token is missing, not valid, not allowed    | 401 or 403, likewise |
 | the body is over the limit                             | 413, likewise |
 | too many pictures on their way                         | 429 |
 | Storage, Firestore or the model unavailable, stopping  | 503 |
@@ -19,12 +20,20 @@ from collections.abc import Callable, Mapping
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from service.errors import EnvelopeError, QueueFullError, TransientError
+from service.errors import (
+    EnvelopeError,
+    ForbiddenError,
+    QueueFullError,
+    TransientError,
+    UnauthenticatedError,
+)
 from service.events import parse_event
 from service.logs import set_trace
 from service.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
+
+_OPEN = ("live", "ready")  # endpoints that need no token: probes have none
 
 
 def create_app(
@@ -33,6 +42,7 @@ def create_app(
     max_request_bytes: int = 4 * 2**20,
     project: str | None = None,
     model_health: Callable[[], Mapping[str, str]] = dict,
+    verify: Callable[[str | None], None] | None = None,
 ) -> Flask:
     """Build the web application around a pipeline.
 
@@ -41,6 +51,7 @@ def create_app(
         max_request_bytes: larger requests are answered 413, unread.
         project: the project whose traces the log names.
         model_health: what the health answers add to the status.
+        verify: checks the `Authorization` header of every request but those for health.
     """
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = max_request_bytes
@@ -50,9 +61,16 @@ def create_app(
     def trace() -> None:
         set_trace(request.headers.get("X-Cloud-Trace-Context"), project)
 
+    if verify:
+
+        @app.before_request
+        def authenticate() -> None:
+            if request.endpoint not in _OPEN:
+                verify(request.headers.get("Authorization"))
+
     @app.post("/")
     def receive() -> Response:
-        body = request.get_data()
+        body = _body()
         if request.content_length is None and len(body) >= max_request_bytes:
             raise RequestEntityTooLarge  # Flask cuts a chunked body at the limit, silently
         pipeline.handle(parse_event(dict(request.headers), body))
@@ -72,6 +90,18 @@ def create_app(
     def unreadable(error: EnvelopeError) -> Response:
         logger.warning("Refused a request", extra={"reason": str(error)})
         return _error(400, "unreadable_request", str(error))
+
+    @app.errorhandler(UnauthenticatedError)
+    def unauthenticated(error: UnauthenticatedError) -> Response:
+        logger.warning("Refused a caller", extra={"status": 401, "reason": str(error)})
+        response = _error(401, "unauthenticated", str(error))
+        response.headers["WWW-Authenticate"] = "Bearer"
+        return response
+
+    @app.errorhandler(ForbiddenError)
+    def forbidden(error: ForbiddenError) -> Response:
+        logger.warning("Refused a caller", extra={"status": 403, "reason": str(error)})
+        return _error(403, "forbidden", str(error))
 
     @app.errorhandler(TransientError)
     def transient(error: TransientError) -> Response:
@@ -100,6 +130,21 @@ def create_app(
         return _error(500, "internal_error", "The message could not be handled; the log says why.")
 
     return app
+
+
+def _body() -> bytes:
+    """Read the body, up to the limit.
+
+    Raises:
+        EnvelopeError: its chunks are broken; the server's own errors say so, and quote them.
+        HTTPException: it is over the limit, or ends early.
+    """
+    try:
+        return request.get_data()
+    except HTTPException:
+        raise
+    except Exception:  # noqa: BLE001 - of the server's library, which only gunicorn_conf knows
+        raise EnvelopeError("The request's body cannot be read.") from None
 
 
 def _health(status: str, code: int, model: Mapping[str, str]) -> Response:

@@ -5,6 +5,8 @@
     ├── CredentialsError           no credentials or no project: stops the start
     ├── ModelError                 a model that cannot be loaded or exported
     ├── EnvelopeError              a request that cannot be read: 400
+    ├── UnauthenticatedError       a push without a valid token: 401
+    ├── ForbiddenError             a push in the name of an account that may not: 403
     ├── BadImageError              never detectable: recorded, then acknowledged
     ├── ObjectGoneError            the generation no longer exists: acknowledged
     ├── DetectorError              the network failed on a picture: 500
@@ -12,11 +14,12 @@
         ├── QueueFullError         429
         ├── ShuttingDownError
         ├── ModelNotReadyError
+        ├── CertificatesUnavailableError
         ├── StorageUnavailableError
         └── StoreUnavailableError
 
-The text of an EnvelopeError or a TransientError goes back to the caller: it is a sentence of ours
-and never repeats the input.
+The text of an error that is answered with 400, 401, 403, 429 or 503 goes back to the caller: it
+is a sentence of ours and never repeats the input.
 """
 
 from service.domain import ErrorCode
@@ -48,6 +51,14 @@ class ModelError(YoloBatchError):
 
 class EnvelopeError(YoloBatchError):
     """The request is not an event, a push message or a job that we can read."""
+
+
+class UnauthenticatedError(YoloBatchError):
+    """The push carries no token, or not a valid one."""
+
+
+class ForbiddenError(YoloBatchError):
+    """The push's token is valid, but its service account may not push."""
 
 
 class BadImageError(YoloBatchError):
@@ -88,6 +99,10 @@ class ShuttingDownError(TransientError):
 
 class ModelNotReadyError(TransientError):
     """The model did not load, so nothing can be detected."""
+
+
+class CertificatesUnavailableError(TransientError):
+    """Google's certificates, with which tokens are checked, cannot be had."""
 
 
 class StorageUnavailableError(TransientError):

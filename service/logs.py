@@ -1,6 +1,7 @@
 """Log lines as Cloud Logging reads them: one JSON object a line, with severity and trace."""
 
 import logging
+import re
 from contextvars import ContextVar
 from typing import Any
 
@@ -8,6 +9,9 @@ from typing import Any
 # https://cloud.google.com/logging/docs/structured-logging#structured_logging_special_fields
 _SEVERITY = "severity"
 _TRACE = "logging.googleapis.com/trace"
+
+# https://cloud.google.com/trace/docs/trace-context: whatever else a caller sends stays out.
+_TRACE_ID = re.compile(r"[0-9a-f]{32}")
 
 _trace: ContextVar[str | None] = ContextVar("trace", default=None)
 
@@ -20,7 +24,8 @@ def set_trace(header: str | None, project: str | None) -> None:
         project: the project that the trace belongs to.
     """
     trace_id = (header or "").partition("/")[0]
-    _trace.set(f"projects/{project}/traces/{trace_id}" if trace_id and project else None)
+    is_trace = project and _TRACE_ID.fullmatch(trace_id)
+    _trace.set(f"projects/{project}/traces/{trace_id}" if is_trace else None)
 
 
 class TraceFilter(logging.Filter):

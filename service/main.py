@@ -4,6 +4,7 @@ import logging
 import logging.config
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -59,6 +60,7 @@ def build_app() -> Flask:
         max_request_bytes=settings.max_request_bytes,
         project=store.project,
         model_health=lambda: _health(checked, settings),
+        verify=_verifier(settings),
     )
     app.extensions[PIPELINE] = pipeline
     app.extensions[STAGES] = clock
@@ -81,6 +83,8 @@ def build_pipeline(
             max_batch_pixels=settings.max_batch_pixels,
             max_batch_delay_seconds=settings.max_batch_delay_ms / 1000,
             max_queue=settings.max_queue,
+            max_image_bytes=settings.max_image_bytes,
+            max_held_bytes=settings.max_held_bytes,
             max_image_pixels=settings.max_image_pixels,
             reduced_decode=settings.reduced_decode,
             allowed_buckets=settings.allowed_buckets,
@@ -162,6 +166,14 @@ def _health(checked: Future[Checked], settings: Settings) -> dict[str, str]:
 def _without_directory(text: str, settings: Settings) -> str:
     """An answer names no path of the machine, only the model's own name."""
     return text.replace(f"{settings.model_path.parent}/", "")
+
+
+def _verifier(settings: Settings) -> Callable[[str | None], None] | None:
+    if not settings.push_audience:
+        return None
+    from service.tokens import TokenVerifier
+
+    return TokenVerifier(settings.push_audience, settings.push_service_accounts).verify
 
 
 def _storage(settings: Settings) -> "ImageStorage":

@@ -346,9 +346,10 @@ def test_post_logs_the_trace_of_its_own_request(
 ) -> None:
     from service.logs import TraceFilter
 
+    trace_id = "105445aa7843bc8bf206b12000100000"
     caplog.handler.addFilter(trace := TraceFilter())
-    site.client.post("/", data=b"", headers={"X-Cloud-Trace-Context": "abc123/7;o=1"})
+    site.client.post("/", data=b"", headers={"X-Cloud-Trace-Context": f"{trace_id}/7;o=1"})
     site.client.post("/", data=b"")
     caplog.handler.removeFilter(trace)
     found = [vars(one).get("logging.googleapis.com/trace") for one in caplog.records]
-    assert found == ["projects/my-project/traces/abc123", None]
+    assert found == [f"projects/my-project/traces/{trace_id}", None]

@@ -19,6 +19,7 @@ INTERNAL: dict[str, set[str]] = {
     "singleflight": set(),
     "stages": set(),
     "machine": set(),
+    "budget": set(),
     "events": {"domain", "errors"},
     "storage": {"domain", "errors"},
     "images": {"domain", "errors"},
@@ -61,6 +62,7 @@ INTERNAL: dict[str, set[str]] = {
     },
     "pipeline": {
         "batching",
+        "budget",
         "detector",
         "domain",
         "errors",
@@ -71,6 +73,7 @@ INTERNAL: dict[str, set[str]] = {
     },
     "app": {"errors", "events", "logs", "pipeline"},
     "detect": {"annotate", "detector", "document", "domain", "errors", "images", "pipeline"},
+    "tokens": {"errors"},
     "gunicorn_conf": {"logs", "errors", "settings"},
 }
 COMPOSITION_ROOTS = {
@@ -90,7 +93,16 @@ VENDORS: dict[str, set[str]] = {
     "google.cloud.pubsub_v1": {"publisher", "subscriber", "local"},
     "google.cloud.exceptions": {"storage", "smoke"},
     "google.api_core": {"storage", "store", "publisher", "subscriber", "smoke", "local"},
-    "google.auth": {"storage", "store", "publisher", "subscriber", "smoke", "main", "local"},
+    "google.auth": {
+        "storage",
+        "store",
+        "publisher",
+        "subscriber",
+        "smoke",
+        "tokens",
+        "main",
+        "local",
+    },
     "google.pubsub_v1": {"local"},
     "requests": {"storage", "smoke", "local", "bench"},
     "flask": {"app", "main", "bench"},

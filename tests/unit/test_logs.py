@@ -11,6 +11,7 @@ import pytest
 from service import logs
 
 TRACE = "logging.googleapis.com/trace"
+TRACE_ID = "105445aa7843bc8bf206b12000100000"
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
@@ -83,14 +84,21 @@ def test_line_of_an_exception_is_one_line_with_its_trace(
 @pytest.mark.parametrize(
     ("header", "project", "expected"),
     [
-        ("105445aa7843bc8b/1;o=1", "p", "projects/p/traces/105445aa7843bc8b"),
-        ("abc", "p", "projects/p/traces/abc"),
+        (f"{TRACE_ID}/1;o=1", "p", f"projects/p/traces/{TRACE_ID}"),
+        (TRACE_ID, "p", f"projects/p/traces/{TRACE_ID}"),
         (None, "p", None),
         ("", "p", None),
         ("/1;o=1", "p", None),
-        ("abc/1;o=1", None, None),
+        (f"{TRACE_ID}/1;o=1", None, None),
+        ("abc/1", "p", None),
+        (f"{TRACE_ID}0/1", "p", None),
+        (TRACE_ID.replace("a", "A"), "p", None),
+        (f"{TRACE_ID}\n", "p", None),
+        ("../" * 11, "p", None),
+        ("x" * 8000, "p", None),
     ],
-    ids=["full", "short", "none", "empty", "no-id", "no-project"],
+    ids=["full", "short", "none", "empty", "no-id", "no-project"]
+    + ["too-short", "too-long", "capitals", "newline", "path", "huge"],
 )
 def test_line_names_the_trace_of_the_header(
     capsys: pytest.CaptureFixture[str],
@@ -107,7 +115,7 @@ def test_line_names_the_trace_of_the_header(
 
 def test_trace_of_one_request_does_not_reach_the_next(capsys: pytest.CaptureFixture[str]) -> None:
     logger = configured()
-    logs.set_trace("abc/1", "p")
+    logs.set_trace(f"{TRACE_ID}/1", "p")
     logs.set_trace(None, "p")
     logger.info("Committed")
     assert TRACE not in lines(capsys)[0]
@@ -115,7 +123,7 @@ def test_trace_of_one_request_does_not_reach_the_next(capsys: pytest.CaptureFixt
 
 def test_trace_of_one_thread_does_not_reach_another(capsys: pytest.CaptureFixture[str]) -> None:
     logger = configured()
-    logs.set_trace("abc/1", "p")
+    logs.set_trace(f"{TRACE_ID}/1", "p")
     with ThreadPoolExecutor(1) as other:
         other.submit(logger.info, "Committed").result()
     assert TRACE not in lines(capsys)[0]
