@@ -53,8 +53,15 @@ class MeanPrecision:
     map50: float
 
 
-def detect_files(detector: Detector, files: Sequence[Path]) -> list[list[Detection]]:
+def detect_files(
+    detector: Detector, files: Sequence[Path], *, reduced_decode: bool = True
+) -> list[list[Detection]]:
     """Detect on files as the pipeline does; boxes are in pixels of the upright picture.
+
+    Args:
+        detector: the network.
+        files: the pictures.
+        reduced_decode: decode large JPEGs at reduced scale, as the service does by default.
 
     Raises:
         BadImageError: a file is no picture.
@@ -63,7 +70,11 @@ def detect_files(detector: Detector, files: Sequence[Path]) -> list[list[Detecti
     found: list[list[Detection]] = []
     for start in range(0, len(files), _BATCH):
         batch = [
-            decode(file.read_bytes(), max_pixels=_MAX_PIXELS, image_size=size)
+            decode(
+                file.read_bytes(),
+                max_pixels=_MAX_PIXELS,
+                image_size=size if reduced_decode else None,
+            )
             for file in files[start : start + _BATCH]
         ]
         small = [shrink(picture.pixels, image_size=size) for picture in batch]
@@ -97,12 +108,15 @@ def agreement(
     )
 
 
-def mean_precision(detector: Detector, labels: Labels) -> MeanPrecision:
+def mean_precision(
+    detector: Detector, labels: Labels, *, reduced_decode: bool = True
+) -> MeanPrecision:
     """Measure mAP with pycocotools; the network's classes are found by name among the labels'.
 
     Args:
         detector: gives detections from `LEAST_CONFIDENCE` up.
         labels: the truth.
+        reduced_decode: see `detect_files`.
 
     Raises:
         ModelError: pycocotools is not installed, or the labels are none of this network.
@@ -119,6 +133,7 @@ def mean_precision(detector: Detector, labels: Labels) -> MeanPrecision:
     files = [labels.pictures / image["file_name"] for image in truth["images"]]
     if missing := [file for file in files if not file.is_file()]:
         raise ModelError(f"{labels.file} names {missing[0]}, which is not there")
+    detected = detect_files(detector, files, reduced_decode=reduced_decode)
     rows = [
         {
             "image_id": image["id"],
@@ -126,7 +141,7 @@ def mean_precision(detector: Detector, labels: Labels) -> MeanPrecision:
             "score": one.confidence,
             "bbox": [one.box.x1, one.box.y1, one.box.x2 - one.box.x1, one.box.y2 - one.box.y1],
         }
-        for image, found in zip(truth["images"], detect_files(detector, files), strict=True)
+        for image, found in zip(truth["images"], detected, strict=True)
         for one in found
         if one.label in categories
     ]
