@@ -5,6 +5,8 @@
 #                               downloaded now, never at a start), models/NAME.pt, or an exported
 #                               models/NAME_openvino_model; gpu: yolo26n.pt or models/NAME.pt
 #   --build-arg CALIBRATION=    cpu: models/FOLDER of pictures, for int8 beside float
+#   --build-arg IMAGE_SIZE=     cpu: what weights are exported for, 640 unless told
+#   --build-arg REVISION=       what the image was made from, for its label
 #
 # Pin the base for good with --build-arg BASE=python:3.13-slim-bookworm@sha256:...; the digest
 # of a mirror's copy may differ from that of the original, so none is written here.

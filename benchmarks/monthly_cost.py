@@ -77,7 +77,7 @@ class Month:
     document_kb: float = 6.0
     message_kb: float = 3.0
     log_kb: float = 2.0
-    image_gb: float = 1.0
+    image_gb: float = 5.0  # 1 of images that share layers, 4 of the builds' cache: torch with CUDA
     reconciles: int = int(DAYS)
     reconcile_seconds: float = 60.0
 

@@ -99,7 +99,8 @@ def draw_sample() -> bytes:
 
 def sample_name(prefix: str = "") -> str:
     """Name an object that no other run uses."""
-    return f"{prefix}{_FOLDER}/{uuid.uuid4().hex}.jpg"
+    folder = f"{prefix.rstrip('/')}/{_FOLDER}" if prefix else _FOLDER
+    return f"{folder}/{uuid.uuid4().hex}.jpg"
 
 
 def wait_for_result(

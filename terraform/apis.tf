@@ -51,6 +51,16 @@ resource "google_project_iam_member" "eventarc_agent" {
   member  = google_project_service_identity.main["eventarc.googleapis.com"].member
 }
 
+# Cloud Run refuses an account that is not known everywhere yet. With a built image, the build is
+# longer than this anyway.
+resource "time_sleep" "accounts" {
+  create_duration = "20s"
+  triggers = {
+    reconcile = google_service_account.reconcile.id
+    service   = google_service_account.service.id
+  }
+}
+
 # Every grant that an upload's way needs. Seven minutes are what Google gives as the bound for a
 # grant to hold everywhere; the first image is built meanwhile.
 resource "time_sleep" "agent_grants" {

@@ -55,11 +55,16 @@ resource "google_project_iam_member" "build" {
   member  = google_service_account.build.member
 }
 
-# For the smoke test: uploads its picture, and deletes it.
+# For the smoke test: uploads its picture, and deletes it. Nothing else of the bucket.
 resource "google_storage_bucket_iam_member" "build_smoke" {
   bucket = google_storage_bucket.uploads.name
   role   = "roles/storage.objectUser"
   member = google_service_account.build.member
+
+  condition {
+    title      = "smoke"
+    expression = "resource.name.startsWith(\"projects/_/buckets/${google_storage_bucket.uploads.name}/objects/smoke/\")"
+  }
 }
 
 # Deploying: the service, the job, and leave to run them as their accounts.
@@ -100,8 +105,8 @@ resource "time_sleep" "build_grants" {
 }
 
 locals {
-  # The tag that cloudbuild.yaml pushes beside each build's own. It matters for the first
-  # deployment alone.
+  # The tag that cloudbuild.yaml gives the first image, and then each one that passed. It matters for
+  # the first deployment alone.
   built_image = "${var.region}-docker.pkg.dev/${var.project_id}/${google_artifact_registry_repository.main.repository_id}/service:latest"
   first_image = coalesce(var.image, local.built_image)
 
@@ -120,6 +125,7 @@ locals {
   # Double quotes hold in every shell; no value has one.
   build_options = join(" ", [
     "--project=${var.project_id}",
+    "--region=${coalesce(var.build_region, var.region)}",
     "--config=cloudbuild.yaml",
     "--service-account=${google_service_account.build.id}",
     "--gcs-source-staging-dir=gs://${google_storage_bucket.build.name}/source",

@@ -33,8 +33,9 @@ locals {
   #   work <= request <= ack deadline; after it, Pub/Sub delivers again whatever runs.
   ack_deadline_seconds = 600 # the longest that Pub/Sub has
   request_seconds      = 600
-  # At worst: a place in the queue (30 for a job's picture), Cloud Storage, Firestore before and after.
-  work_seconds = 30 + local.storage_seconds + 2 * local.firestore_seconds
+  # At worst: a place in the queue (30 for a job's picture), Cloud Storage twice (size, bytes),
+  # Firestore before and after.
+  work_seconds = 30 + 2 * local.storage_seconds + 2 * local.firestore_seconds
   # Cloud Run kills 10 s after SIGTERM; the server's own end takes up to 2.
   kill_seconds = 10
   stop_seconds = local.graceful_seconds + 2

@@ -93,31 +93,37 @@ locals {
     { title = "Oldest unacknowledged message, s", queries = { age = "max by (subscription_id) (pubsub_googleapis_com:subscription_oldest_unacked_message_age{${local.of_work}})" } },
     { title = "Dead letters", queries = { dead_letters = "sum(pubsub_googleapis_com:subscription_num_undelivered_messages{monitored_resource=\"pubsub_subscription\",subscription_id=\"${local.dead_letters_id}\"})" } },
   ]
-}
 
-resource "google_monitoring_dashboard" "main" {
-  dashboard_json = jsonencode({
+  # The API gives no zero and no null back; written here, each would be a change in every plan.
+  dashboard = {
     displayName = local.service_name
     mosaicLayout = {
       columns = 12
-      tiles = [for index, tile in local.tiles : {
-        xPos   = 6 * (index % 2)
-        yPos   = 4 * floor(index / 2)
-        width  = 6
-        height = 4
-        widget = {
-          title = tile.title
-          xyChart = {
-            dataSets = [for name, query in tile.queries : {
-              legendTemplate  = length(tile.queries) > 1 ? name : null
-              plotType        = "LINE"
-              timeSeriesQuery = { prometheusQuery = query }
-            }]
+      tiles = [for index, tile in local.tiles : merge(
+        { for key, value in { xPos = 6 * (index % 2), yPos = 4 * floor(index / 2) } : key => value if value > 0 },
+        {
+          width  = 6
+          height = 4
+          widget = {
+            title = tile.title
+            xyChart = {
+              dataSets = [for name, query in tile.queries : merge(
+                length(tile.queries) > 1 ? { legendTemplate = name } : {},
+                {
+                  plotType        = "LINE"
+                  timeSeriesQuery = { prometheusQuery = query }
+                },
+              )]
+            }
           }
-        }
-      }]
+        },
+      )]
     }
-  })
+  }
+}
+
+resource "google_monitoring_dashboard" "main" {
+  dashboard_json = jsonencode(local.dashboard)
 
   depends_on = [time_sleep.apis]
 }

@@ -85,6 +85,7 @@ resource "google_cloud_run_v2_job" "reconcile" {
     google_pubsub_topic_iam_member.reconcile,
     google_storage_bucket_iam_member.reconcile,
     terraform_data.first_image,
+    time_sleep.accounts,
   ]
 }
 

@@ -108,7 +108,7 @@ resource "google_cloud_run_v2_service" "main" {
 
   # Not on its grants: what must exist first is created before it is destroyed too, and a bucket
   # cannot be. The ways in wait for the grants.
-  depends_on = [terraform_data.agreement, terraform_data.first_image]
+  depends_on = [terraform_data.agreement, terraform_data.first_image, time_sleep.accounts]
 }
 
 # One account for each way in, so that either can be cut off alone.

@@ -199,4 +199,14 @@ check "uploads_subscription" {
     )
     error_message = "The subscription of the uploads has not ${google_pubsub_topic.dead_letters.name} as its dead-letter topic: what fails for good will be dropped. Repair: terraform apply -replace='terraform_data.tuned_subscription[\"uploads\"]'"
   }
+
+  assert {
+    condition = (
+      data.google_pubsub_subscription.uploads.message_retention_duration == local.retry.retention
+      && join(",", data.google_pubsub_subscription.uploads.retry_policy[*].minimum_backoff) == local.retry.minimum_backoff
+      && join(",", data.google_pubsub_subscription.uploads.retry_policy[*].maximum_backoff) == local.retry.maximum_backoff
+      && join(",", data.google_pubsub_subscription.uploads.dead_letter_policy[*].max_delivery_attempts) == tostring(local.retry.attempts)
+    )
+    error_message = "The subscription of the uploads has not the retention of ${local.retry.retention} and the ${local.retry.attempts} attempts, ${local.retry.minimum_backoff} to ${local.retry.maximum_backoff} apart: a long outage may lose uploads. Repair: terraform apply -replace='terraform_data.tuned_subscription[\"uploads\"]'"
+  }
 }

@@ -40,6 +40,17 @@ variable "bucket_name" {
   }
 }
 
+variable "build_region" {
+  description = "Region of Cloud Build, such as europe-west1, or global; the region when null. A new project may be held to a few."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.build_region == null ? true : can(regex("^(global|[a-z]+-[a-z]+[0-9]+)$", var.build_region))
+    error_message = "build_region must be one region, such as europe-west1, or global."
+  }
+}
+
 variable "calibration" {
   description = "Folder of pictures in the repository, such as models/calibration, on which Cloud Build quantises the model to int8. Empty: float."
   type        = string
@@ -135,8 +146,8 @@ variable "name" {
   nullable    = false
 
   validation {
-    condition     = can(regex("^[a-z][a-z0-9-]{1,15}[a-z0-9]$", var.name))
-    error_message = "name must be 3 to 17 lower-case letters, digits and '-', a letter first: the longest account made from it has 30."
+    condition     = can(regex("^[a-z][a-z0-9-]{4,15}[a-z0-9]$", var.name))
+    error_message = "name must be 6 to 17 lower-case letters, digits and '-', a letter first and no '-' last: it is the id of the service's account, which has at least 6, and part of longer names."
   }
 }
 

@@ -36,6 +36,15 @@ run "batch_size_fraction" {
   expect_failures = [var.batch_size]
 }
 
+run "build_region_of_many" {
+  command = plan
+  variables {
+    build_region = "eu"
+  }
+
+  expect_failures = [var.build_region]
+}
+
 run "bucket_name_with_scheme" {
   command = plan
   variables {
@@ -106,6 +115,15 @@ run "model_with_space" {
   }
 
   expect_failures = [var.model]
+}
+
+run "name_too_short" {
+  command = plan
+  variables {
+    name = "yolo1"
+  }
+
+  expect_failures = [var.name]
 }
 
 run "name_too_long" {

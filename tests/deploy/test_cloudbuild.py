@@ -103,8 +103,9 @@ def dockerfile() -> str:
 
 def test_build_arguments_are_those_of_the_dockerfile() -> None:
     given = set(re.findall(r'--build-arg "([A-Z_]+)=', STEPS["build"]["script"]))
-    assert given == {"MODEL", "CALIBRATION"}
+    assert given == {"BASE", "REVISION", "MODEL", "CALIBRATION"}
     assert given <= set(re.findall(r"^ARG ([A-Z_]+)", dockerfile(), re.MULTILINE))
+    assert f"\nARG BASE={SUBSTITUTIONS['_BASE']}\n" in dockerfile()
 
 
 def test_targets_are_stages_of_the_dockerfile() -> None:
@@ -135,10 +136,11 @@ def test_terraform_gives_every_substitution_that_differs_by_project() -> None:
 def test_image_that_terraform_deploys_first_is_the_one_that_is_pushed() -> None:
     text = (ROOT / "terraform" / "build.tf").read_text(encoding="utf-8")
     assert "/service:latest" in text
-    assert TEXT.count('image="${_REGION}-docker.pkg.dev/${PROJECT_ID}/${_REPOSITORY}/service"') == 2
+    assert TEXT.count('image="${_REGION}-docker.pkg.dev/${PROJECT_ID}/${_REPOSITORY}/service"') == 3
 
 
 NEEDED = (
+    ".dockerignore",
     "Dockerfile",
     "Makefile",
     "cloudbuild.yaml",
@@ -149,6 +151,7 @@ NEEDED = (
     "models/README.md",
     "service/demo/shapes_openvino_model/shapes.bin",
     "terraform/service.tf",
+    "tests/container/test_dockerfile.py",
     "tests/deploy/test_cloudbuild.py",
     "tests/unit/test_imports.py",
 )
@@ -168,6 +171,8 @@ def test_upload_holds_what_the_steps_need_and_no_rubbish(tmp_path: Path) -> None
     ]  # as _MODEL and _CALIBRATION may name them
     rubbish = [".venv/bin/python", ".git/HEAD", "service/__pycache__/cli.pyc"]
     rubbish += ["terraform/.terraform/providers/x", "terraform/terraform.tfstate", "build/lib/x"]
+    # What `terraform test` would read: a user's own values.
+    rubbish += ["terraform/terraform.tfvars", "terraform/own.auto.tfvars.json"]
     for path in (*NEEDED, *own, *rubbish):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
@@ -197,7 +202,8 @@ _GCLOUD = f"""\
 #!/usr/bin/env bash
 echo "gcloud $*" >> calls.txt
 case "$*" in
-  *" describe "*) echo "${{FAKE_PREVIOUS:-{PREVIOUS}}}" ;;
+  *"services describe"*) echo "${{FAKE_PREVIOUS:-{PREVIOUS}}} ${{FAKE_REVISION-revision-1}}" ;;
+  *"revisions describe"*) echo "${{FAKE_DIGEST-{PREVIOUS}}}"; exit "${{FAKE_DIGEST_EXIT:-0}}" ;;
   *"services update"*) exit "${{FAKE_UPDATE_EXIT:-0}}" ;;
 esac
 """
@@ -230,11 +236,12 @@ class Workspace:
         return log.read_text(encoding="utf-8").splitlines() if log.exists() else []
 
     def deploy(self, **variables: str) -> "subprocess.CompletedProcess[str]":
-        """Run all that follows the push."""
+        """Run the push and all that follows it, up to the step that decides or the last one."""
         for name in ("push", "deploy", "smoke"):
             done = self.run(name, **variables)
             assert done.returncode == 0, done.stderr
-        return self.run("keep-or-roll-back", **variables)
+        done = self.run("keep-or-roll-back", **variables)
+        return self.run("latest", **variables) if done.returncode == 0 else done
 
 
 @pytest.fixture
@@ -257,6 +264,7 @@ def test_build_takes_the_target_of_the_accelerator(
     assert done.returncode == 0, done.stderr
     build = workspace.calls()[-1]
     assert f" --target {target} --tag {IMAGE}:build-1 " in build
+    assert " --build-arg BASE=python:3.13-slim-bookworm --build-arg REVISION=build-1 " in build
     assert " --build-arg MODEL=yolo26n.pt --build-arg CALIBRATION=my pictures " in build
     assert f" --cache-from type=registry,ref={IMAGE}:cache-{target} " in build
 
@@ -282,7 +290,9 @@ def test_push_names_the_digest(workspace: Workspace) -> None:
     done = workspace.run("push")
     assert done.returncode == 0, done.stderr
     assert (workspace.directory / "image.txt").read_text(encoding="utf-8").strip() == DIGEST
-    assert f"docker push {IMAGE}:latest" in workspace.calls()
+    assert [call for call in workspace.calls() if " push " in call] == [
+        f"docker push {IMAGE}:build-1"
+    ]
 
 
 def test_picture_that_gets_its_result_keeps_the_image_and_updates_the_job(
@@ -296,6 +306,10 @@ def test_picture_that_gets_its_result_keeps_the_image_and_updates_the_job(
     assert f" --image {DIGEST} " in updates[0]
     assert updates[1].startswith("gcloud run jobs update yolo-batch-reconcile ")
     assert DIGEST in updates[1]
+    assert workspace.calls()[-2:] == [
+        f"docker tag {IMAGE}:build-1 {IMAGE}:latest",
+        f"docker push {IMAGE}:latest",
+    ]
 
 
 def test_picture_without_result_rolls_back_and_fails_the_build(workspace: Workspace) -> None:
@@ -305,6 +319,24 @@ def test_picture_without_result_rolls_back_and_fails_the_build(workspace: Worksp
     assert f" --image {DIGEST} " in workspace.calls()[-3]
     assert workspace.calls()[-1].endswith(f" --image {PREVIOUS} --quiet")
     assert not [call for call in workspace.calls() if "jobs update" in call]
+
+
+@pytest.mark.parametrize(
+    ("variables", "restored"),
+    [
+        ({}, PREVIOUS),
+        ({"FAKE_REVISION": ""}, f"{IMAGE}:latest"),
+        ({"FAKE_DIGEST": "", "FAKE_DIGEST_EXIT": "1"}, f"{IMAGE}:latest"),
+    ],
+    ids=["digest", "never-started", "refused"],
+)
+def test_rollback_from_the_first_deployments_tag_is_never_to_the_bad_image(
+    workspace: Workspace, variables: dict[str, str], restored: str
+) -> None:
+    done = workspace.deploy(FAKE_RUN_EXIT="1", FAKE_PREVIOUS=f"{IMAGE}:latest", **variables)
+    assert done.returncode == 1
+    assert workspace.calls()[-1].endswith(f" --image {restored} --quiet")
+    assert f"docker push {IMAGE}:latest" not in workspace.calls()
 
 
 def test_rollback_to_the_same_image_is_left_out(workspace: Workspace) -> None:
@@ -323,6 +355,16 @@ def test_first_build_pushes_and_deploys_nothing(workspace: Workspace) -> None:
     assert done.returncode == 0, done.stderr
     assert all(call.startswith("docker ") for call in workspace.calls())
     assert not [call for call in workspace.calls() if call.startswith("docker run")]
+    assert workspace.calls()[-1] == f"docker push {IMAGE}:latest"
+
+
+@pytest.mark.parametrize("name", ["test", "terraform-test"])
+def test_first_build_does_not_wait_for_tools_that_no_lock_holds(
+    workspace: Workspace, name: str
+) -> None:
+    done = workspace.run(name, _DEPLOY="false")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Not tested")
 
 
 def test_service_without_reconcile_job_is_deployed(workspace: Workspace) -> None:

@@ -24,6 +24,7 @@ from service.commands.reconcile import reconcile
 from service.domain import Event
 from service.pipeline import Pipeline
 from service.settings import Settings
+from service.smoke import sample_name
 from service.store import ResultStore
 from tests.fakes import FakeDetector, FakeStorage, FakeStore, loaded, picture
 
@@ -202,6 +203,55 @@ def test_substitutions_are_those_of_the_build() -> None:
     defined = set(re.findall(r"^  (_[A-Z]+):", build, re.MULTILINE))
     assert set(_local("substitutions")) | {"_DEPLOY"} <= defined
     assert '/service"' in build and ":latest" in build  # the image that the first service takes
+
+
+def test_builder_touches_no_upload_but_the_smoke_tests() -> None:
+    grant = _resource("google_storage_bucket_iam_member", "build_smoke")
+    [prefix] = re.findall(r"/objects/(.*?)\"", grant["condition"][0]["expression"])
+    assert sample_name().startswith(prefix)
+
+
+# --- The dashboard
+
+
+@needs_terraform
+def test_dashboard_holds_nothing_that_the_api_leaves_out(offline: Path) -> None:
+    """The API gives back neither zeros nor nulls: each would be a difference in every plan."""
+    text = (MODULE / "monitoring.tf").read_text()
+    text = "\n".join(re.findall(r"^locals \{.*?^\}$", text, re.MULTILINE | re.DOTALL))
+    text = text.replace("google_pubsub_subscription.dead_letters.name", '"dead-letters"')
+    (offline / "monitoring.tf").write_text(text)
+    tiles = _evaluate(offline, "local.dashboard", {})["mosaicLayout"]["tiles"]
+    assert [(tile.get("xPos"), tile.get("yPos")) for tile in tiles[:4]] == [
+        (None, None),
+        (6, None),
+        (None, 4),
+        (6, 4),
+    ]
+    sets = [tile["widget"]["xyChart"]["dataSets"] for tile in tiles]
+    assert "legendTemplate" not in sets[0][0]
+    assert [each["legendTemplate"] for each in sets[3]] == [
+        "commit",
+        "decode",
+        "download",
+        "inference",
+        "queue",
+    ]
+    assert not re.search(r": (0|null)\b", json.dumps(tiles))
+
+
+# --- The recipe
+
+
+def test_both_readmes_deploy_by_the_same_commands() -> None:
+    recipes = []
+    for path in (REPOSITORY / "README.md", MODULE / "README.md"):
+        deploy = path.read_text().partition("\n## Deploy\n")[2]
+        block = re.search(r"\n(```\n|    )(gcloud auth login .*?)\n(```)?\n", deploy, re.DOTALL)
+        assert block
+        recipes.append([line.strip() for line in block[2].splitlines()])
+    assert recipes[0] == recipes[1]
+    assert len(recipes[0]) <= 5
 
 
 # --- Refusals

@@ -80,10 +80,15 @@ def test_sample_is_a_jpeg_of_two_colours_on_grey() -> None:
     assert image.std() > 10
 
 
-def test_sample_has_a_name_of_its_own_under_the_prefix() -> None:
-    names = {sample_name("in/") for _ in range(100)}
+@pytest.mark.parametrize(
+    ("prefix", "folder"),
+    [("", "smoke/"), ("in/", "in/smoke/"), ("cam1", "cam1/smoke/")],
+    ids=["none", "folder", "bare"],
+)
+def test_sample_has_a_name_of_its_own_under_the_prefix(prefix: str, folder: str) -> None:
+    names = {sample_name(prefix) for _ in range(100)}
     assert len(names) == 100
-    assert all(name.startswith("in/smoke/") and name.endswith(".jpg") for name in names)
+    assert all(name.startswith(folder) and name.endswith(".jpg") for name in names)
 
 
 def test_wait_returns_the_document_of_this_generation() -> None:
