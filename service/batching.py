@@ -36,6 +36,8 @@ _FINISH_THREADS = 4  # finishing waits for the network; more than this only when
 @dataclass
 class _Entry(Generic[Item, Result]):
     item: Item
+    key: Hashable
+    weight: int
     submitted_at: float = field(default_factory=time.monotonic)
     future: "Future[Result]" = field(default_factory=Future)
 
@@ -133,7 +135,7 @@ class Batcher(Generic[Item, Result]):
         self._finisher.shutdown(wait=False)
 
     def _submit(self, item: Item) -> "Future[Result]":
-        entry: _Entry[Item, Result] = _Entry(item)
+        entry: _Entry[Item, Result] = _Entry(item, self._key(item), self._weight(item))
         with self._changed:
             self._on_the_way -= 1
             if self._abandoned:
@@ -190,13 +192,13 @@ class Batcher(Generic[Item, Result]):
 
     def _fitting(self) -> "tuple[list[_Entry[Item, Result]], bool]":
         """What could run with the oldest item now, and whether more would not fit."""
-        key = self._key(self._waiting[0].item)
+        key = self._waiting[0].key
         batch: list[_Entry[Item, Result]] = []
         weight = 0
         for entry in self._waiting:
-            if self._key(entry.item) != key:
+            if entry.key != key:
                 continue
-            weight += self._weight(entry.item)
+            weight += entry.weight
             if batch and weight > self._max_weight:
                 return batch, True
             batch.append(entry)
@@ -230,9 +232,14 @@ class Ticket(Generic[Item, Result]):
         self._submitted = False
 
     def submit(self, item: Item) -> "Future[Result]":
-        """Put the prepared item into the next batch."""
+        """Put the prepared item into the next batch.
+
+        Raises:
+            Exception: what `key` or `weight` raise; the item is then not in a batch.
+        """
+        future = self._batcher._submit(item)
         self._submitted = True
-        return self._batcher._submit(item)
+        return future
 
     def __enter__(self) -> Self:
         """Hold the place."""

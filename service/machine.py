@@ -1,10 +1,26 @@
 """What this process may use of the machine."""
 
+import math
 import os
+from pathlib import Path
+
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: "max 100000", or microseconds of a period
 
 
 def cores() -> int:
-    """CPU cores that this process may run on."""
+    """CPU cores that this process may run on: of its affinity, or fewer by its group's quota."""
     if hasattr(os, "sched_getaffinity"):  # Linux; macOS has none
-        return len(os.sched_getaffinity(0))
+        return min(len(os.sched_getaffinity(0)), _quota())
     return os.cpu_count() or 1
+
+
+def _quota() -> int:
+    """Cores that the control group may use, rounded up; unlimited where it does not tell.
+
+    Source: https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files
+    """
+    try:
+        quota, period = map(int, _QUOTA.read_text(encoding="ascii").split())
+    except (OSError, ValueError):  # no such file, or "max"
+        return 2**16
+    return max(1, math.ceil(quota / period))

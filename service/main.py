@@ -15,7 +15,7 @@ from flask import Flask
 from service import logs
 from service.app import create_app
 from service.detector import Detector, load_detector, warm_up
-from service.detector.canary import Checked, load_checked
+from service.detector.canary import NOT_COMPARED, Checked, load_checked
 from service.errors import CredentialsError, ModelError, SettingsError
 from service.pipeline import Pipeline, PipelineOptions
 from service.settings import Settings
@@ -111,7 +111,8 @@ def load_model(settings: Settings, clock: StageClock = NO_CLOCK) -> Checked:
         )
 
     checked = load_checked(settings.model_path, load=load, min_confidence=settings.min_confidence)
-    warm_up(checked.detector)
+    if checked.canary is None:
+        warm_up(checked.detector)
     return checked
 
 
@@ -160,6 +161,8 @@ def _health(checked: Future[Checked], settings: Settings) -> dict[str, str]:
     health = {"model": found.detector.info.name, "precision": found.detector.info.precision}
     if found.fallback:
         health["fallback"] = _without_directory(found.fallback, settings)
+    if found.canary == NOT_COMPARED:
+        health["canary"] = NOT_COMPARED
     return health
 
 

@@ -39,7 +39,7 @@ from service.errors import (
     ShuttingDownError,
     TransientError,
 )
-from service.images import Pixels, decode, enlarge_box, inspect, shrink
+from service.images import Pixels, decode, enlarge_box, inspect, letterbox, shrink
 from service.machine import cores
 from service.singleflight import SingleFlight
 from service.stages import NO_CLOCK, StageClock
@@ -50,13 +50,14 @@ _STOPPING = "The service is shutting down."
 # A job's picture waits for a place in the queue rather than give the whole job back: uploads, which
 # come with a short deadline, do not wait.
 _JOB_PATIENCE_SECONDS = 30.0
+_STRIDE = 32  # of YOLO26: its coarsest cells
 
 
 class Storage(Protocol):
     """Where pictures come from; see `service.storage.ImageStorage`."""
 
     def resolve(self, ref: ImageRef) -> ImageRef:
-        """Name the live generation."""
+        """Complete a reference: its generation, its size."""
 
     def download(self, ref: ImageRef) -> Download:
         """Fetch exactly this generation."""
@@ -138,7 +139,7 @@ class Pipeline:
             max_delay_seconds=self._options.max_batch_delay_seconds,
             max_admitted=self._options.max_queue,
             key=self._batch_key,
-            weight=lambda prepared: prepared.pixels.shape[0] * prepared.pixels.shape[1],
+            weight=self._frame_pixels,
             max_weight=self._options.max_batch_pixels,
         )
         # A job's pictures: enough at once to fill one batch while another one runs, and few
@@ -263,10 +264,11 @@ class Pipeline:
 
         A picture that can never be detected comes back as its final, failed result.
         """
-        size = ref.metadata.size
-        if size is None:  # a job does not tell: an equal share for each that may be admitted
-            size = self._options.max_held_bytes // self._options.max_queue
-        size = min(size, self._options.max_image_bytes)  # what is larger is refused unread
+        if ref.metadata.size is None:  # a job does not tell
+            with self._clock.measure("download"):
+                ref = self._storage.resolve(ref)
+        # What is larger is refused unread.
+        size = min(ref.metadata.size or 0, self._options.max_image_bytes)
         try:
             with self._held_bytes.hold(size):  # a file is in memory from download to decode
                 started = time.monotonic()
@@ -307,6 +309,12 @@ class Pipeline:
     def _batch_key(self, prepared: _Prepared) -> Hashable:
         height, width = prepared.pixels.shape[:2]
         return self._loaded_detector().batch_key(width, height)
+
+    def _frame_pixels(self, prepared: _Prepared) -> int:
+        height, width = prepared.pixels.shape[:2]
+        image_size = self._loaded_detector().info.image_size
+        frame = letterbox(width, height, image_size=image_size, stride=_STRIDE)
+        return frame.frame_height * frame.frame_width
 
     def _detect(self, batch: list[_Prepared]) -> list[ImageResult]:
         detector = self._loaded_detector()

@@ -111,7 +111,9 @@ class Settings:
         0.25, "Detections below are not recorded.", _number(0.001, 1.0)
     )
     max_batch_size: int = _setting(
-        8, "Pictures in one batch at most; 32 suits a GPU.", _integer(1, 64)
+        8,
+        "Pictures in one batch at most; 32 suits a GPU, with a MAX_QUEUE of 128.",
+        _integer(1, 64),
     )
     max_batch_pixels: int = _setting(
         20_000_000,
@@ -140,8 +142,7 @@ class Settings:
     )
     max_held_bytes: int = _setting(
         128 * 2**20,
-        "Bytes of files in memory at once, from download to decode; further ones wait. A file "
-        "whose size the message does not tell counts as this by MAX_QUEUE.",
+        "Bytes of files in memory at once, from download to decode; further ones wait.",
         _integer(1, 2**40),
     )
     max_image_pixels: int = _setting(

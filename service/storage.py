@@ -56,16 +56,17 @@ class ImageStorage:
         self._max_bytes = max_bytes
 
     def resolve(self, ref: ImageRef) -> ImageRef:
-        """Name the live generation of an object.
+        """Complete a reference: the live generation where it names none, and what is known of it.
 
         Raises:
-            ObjectGoneError: there is no such object.
+            ObjectGoneError: there is no such object, or not of this generation.
             StorageUnavailableError: Cloud Storage did not answer.
         """
         with _translated():
-            blob = self._client.bucket(ref.bucket).blob(ref.name)
+            blob = self._client.bucket(ref.bucket).blob(ref.name, generation=ref.generation)
             blob.reload(timeout=self._timeout, retry=self._retry)
-            return replace(ref, generation=blob.generation, metadata=_metadata(blob, blob.size))
+            found = _metadata(blob, blob.size)
+            return replace(ref, generation=blob.generation, metadata=_merged(ref.metadata, found))
 
     def download(self, ref: ImageRef) -> Download:
         """Fetch the bytes of exactly this generation, checked against Cloud Storage's checksum.

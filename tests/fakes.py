@@ -70,9 +70,11 @@ class FakeStorage:
         self.resolved.append(ref)
         key = (ref.bucket, ref.name)
         generations = [found[2] for found in self.objects if found[:2] == key]
-        if not generations:
+        if not generations or ref.generation not in (None, *generations):
             raise ObjectGoneError("no such object")
-        return replace(ref, generation=max(generations))
+        generation = ref.generation or max(generations)
+        size = len(self.objects[(*key, generation)])
+        return replace(ref, generation=generation, metadata=replace(ref.metadata, size=size))
 
     def download(self, ref: ImageRef) -> Download:
         self.downloads.append(ref)

@@ -42,6 +42,15 @@ def peak_resident_mb(pid: int) -> float:
     return _status_mb(pid, "VmHWM")
 
 
+def private_mb(pid: int) -> float:
+    """Memory that a process shares with no other, in MB; all of it where that cannot be read."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return resident_mb(pid)
+    return sum(_mb(line) for line in lines if line.startswith("Private_"))
+
+
 def worker_of(master: int) -> int:
     """Find the only child of a server's master process."""
     return int(Path(f"/proc/{master}/task/{master}/children").read_text().split()[0])
@@ -66,6 +75,10 @@ def _stat(path: Path) -> ThreadTime:
 
 
 def _status_mb(pid: int, name: str) -> float:
-    """Read a row of proc(5)'s status, which is in KiB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":")) / 1024
+    return next(_mb(line) for line in lines if line.startswith(name + ":"))
+
+
+def _mb(line: str) -> float:
+    """Read a row such as `VmRSS:  1024 kB`; proc(5)'s kB are KiB."""
+    return int(line.split()[1]) * 1024 / 1e6

@@ -85,8 +85,20 @@ def measure_curve(
     seconds: float,
     prices: Prices,
     before: Callable[[], None],
+    after: Callable[[int], None],
 ) -> list[Point]:
-    """Offer the rates one after the other; `requests` are enough for the highest of them."""
+    """Offer the rates one after the other.
+
+    Args:
+        server: the service.
+        generator: where the load comes from.
+        requests: enough for the highest rate.
+        rates: requests a second.
+        seconds: how long each is offered.
+        prices: what the processor and its memory cost.
+        before: called before each rate, and not measured.
+        after: called after each rate with the number of pictures served, and not measured.
+    """
     points = []
     for rate in rates:
         before()
@@ -94,6 +106,7 @@ def measure_curve(
         cpu = process_seconds(server.pid)
         answers = generator.call(load.send_open, server.url, some, rate=rate)
         points.append(point_of(answers, process_seconds(server.pid) - cpu, prices))
+        after(sum(answer.is_good for answer in answers))
     return points
 
 

@@ -122,6 +122,11 @@ def digits(value: float) -> str:
     return f"{value:.{decimals}f}"
 
 
+def counted(cores: int) -> str:
+    """Say how many cores."""
+    return f"{cores} core" + "s" * (cores != 1)
+
+
 def main_section(measured: Sequence[Measured]) -> Section:
     """Table the subjects beside the first baseline there is: the naive service, or the engine."""
     by_name = {each.name: each for each in measured}
@@ -144,7 +149,7 @@ def main_section(measured: Sequence[Measured]) -> Section:
     return Section("Speed and CPU time", headers, rows, [_plain(each) for each in measured], [note])
 
 
-def sweep_section(measured: Sequence[Measured]) -> Section:
+def sweep_section(measured: Sequence[Measured], cores: int) -> Section:
     """Table the engine by batch size, and say whether a batch was ever slower than one by one."""
     single = measured[0].speed.median
     rows = [
@@ -166,7 +171,8 @@ def sweep_section(measured: Sequence[Measured]) -> Section:
     )
     data = {"rows": [_plain(each) for each in measured], "is_never_slower": is_never_slower}
     headers = ("MAX_BATCH_SIZE", "pictures/s", "CPU-ms a picture", "x one by one")
-    return Section("Engine by batch size, mixed shapes", headers, rows, data, [note])
+    title = f"Engine by batch size, mixed shapes, {counted(cores)}"
+    return Section(title, headers, rows, data, [note])
 
 
 def speed_goals(measured: Sequence[Measured]) -> list[Goal]:

@@ -21,6 +21,11 @@ class Cores:
     service: frozenset[int]
     rest: frozenset[int]
 
+    @property
+    def usable(self) -> frozenset[int]:
+        """All cores of this process."""
+        return self.service | self.rest
+
     def __str__(self) -> str:
         """Say it for a person."""
         service, rest = (_shown(cores) for cores in (self.service, self.rest))

@@ -5,19 +5,19 @@ WEIGHTS=yolo26n.pt. The picture comes in the request; the answer holds its detec
 """
 
 import os
+from pathlib import Path
 
 import cv2
 import numpy as np
 from flask import Flask, request
-from ultralytics import YOLO
 
-from service.bench.worker import use_own_cores
+from service.bench.worker import load_yolo, use_own_cores
 
 
 def build_app() -> Flask:
     """Load the model, warm it up as the service does, and serve."""
     app = Flask(__name__)
-    model = YOLO(os.environ["WEIGHTS"])
+    model = load_yolo(Path(os.environ["WEIGHTS"]))
     model.predict(np.full((640, 640, 3), 114, np.uint8), verbose=False)
     use_own_cores()
 

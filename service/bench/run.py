@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from service.bench import curve, figures, startup, worker
-from service.bench.accounting import on_cores, peak_resident_mb
+from service.bench.accounting import on_cores
 from service.bench.cloud import Cloud, running_cloud
 from service.bench.errors import BenchError
 from service.bench.figures import Goal, Section
@@ -43,6 +43,7 @@ _MAX_PIXELS = 2**28
 _SWEEP = (1, 2, 4, 8, 16, 32)
 _QUICK_SWEEP = (1, 8)
 _MEMORY_BATCH = 8
+_START_CORES = 2  # the goal's
 
 
 class Part(Enum):
@@ -190,17 +191,18 @@ class _Bench:
 
     def sections(self) -> tuple[list[Section], list[Goal]]:
         """Measure the parts that were asked for, in their order."""
-        measurers: dict[Part, Callable[[], tuple[Section, list[Goal]]]] = {
-            Part.TABLE: self._table,
-            Part.SWEEP: self._sweep,
-            Part.PROFILE: self._profile,
-            Part.PLOT: self._plot,
-            Part.COLD_START: self._cold_start,
-            Part.MEMORY: self._memory,
-        }
+        measurers: list[tuple[Part, Callable[[], tuple[Section, list[Goal]]]]] = [
+            (Part.TABLE, self._table),
+            (Part.SWEEP, self._sweep),
+            *([(Part.SWEEP, self._sweep_on_all_cores)] if self._has_other_cores else []),
+            (Part.PROFILE, self._profile),
+            (Part.PLOT, self._plot),
+            (Part.COLD_START, self._cold_start),
+            (Part.MEMORY, self._memory),
+        ]
         sections: list[Section] = []
         goals: list[Goal] = []
-        for part, measurer in measurers.items():
+        for part, measurer in measurers:
             if part in self._options.parts:
                 self._progress(part.name.lower().replace("_", " "))
                 section, more = measurer()
@@ -234,13 +236,20 @@ class _Bench:
         ]
 
     def _sweep(self) -> tuple[Section, list[Goal]]:
+        return self._sweep_on(self._cores.service), []
+
+    def _sweep_on_all_cores(self) -> tuple[Section, list[Goal]]:
+        return self._sweep_on(self._cores.usable), []
+
+    def _sweep_on(self, cores: frozenset[int]) -> Section:
         sizes = _QUICK_SWEEP if self._options.is_quick else _SWEEP
         with ExitStack() as ending:
             subjects = [
-                self._in_process(ending, str(size), "engine", self._model, size) for size in sizes
+                self._in_process(ending, str(size), "engine", self._model, size, cores=cores)
+                for size in sizes
             ]
             measured = measure(subjects, self._rounds, self._progress)
-        return figures.sweep_section(measured), []
+        return figures.sweep_section(measured, len(cores))
 
     def _profile(self) -> tuple[Section, list[Goal]]:
         with ExitStack() as ending:
@@ -257,7 +266,8 @@ class _Bench:
             self._upload(curve.needed_requests(max(rates), seconds))
             points = curve.measure_curve(
                 server, self._generator, self._events, rates,
-                seconds=seconds, prices=prices, before=self._cloud.forget,
+                seconds=seconds, prices=prices,
+                before=self._cloud.forget, after=self._cloud.check_results,
             )  # fmt: skip
         levels: list[curve.Level] = []
         if self._weights:
@@ -271,7 +281,7 @@ class _Bench:
         return curve.curve_section(points, levels, prices), []
 
     def _cold_start(self) -> tuple[Section, list[Goal]]:
-        everywhere = self._cores.service | self._cores.rest
+        cores = frozenset(sorted(self._cores.usable)[-_START_CORES:])
         events = self._upload(len(self._pictures))
         own = service_settings(self._model, self._batch_size)
         ours: list[startup.Start] = []
@@ -280,13 +290,16 @@ class _Bench:
         warming = 0 if self._options.is_quick else 1
         for number in range(1 - warming, self._rounds + 1):
             self._cloud.forget()
-            ours.append(self._start(SERVICE_COMMAND, own, events, everywhere))
+            ours.append(
+                self._start(SERVICE_COMMAND, own, events, cores, precision=self._info["precision"])
+            )
+            self._cloud.check_results(len(events))
             if self._weights:
                 settings = {"WEIGHTS": str(self._weights)}
                 requests = picture_requests(self._pictures, len(self._pictures))
-                naive.append(self._start(NAIVE_COMMAND, settings, requests, everywhere))
+                naive.append(self._start(NAIVE_COMMAND, settings, requests, cores))
             self._progress(f"start {number}/{self._rounds}")
-        return startup.start_section(ours[warming:], naive[warming:])
+        return startup.start_section(ours[warming:], naive[warming:], len(cores))
 
     def _start(
         self,
@@ -294,10 +307,13 @@ class _Bench:
         settings: Mapping[str, str],
         requests: Sequence[Request],
         cores: frozenset[int],
+        *,
+        precision: str | None = None,
     ) -> startup.Start:
         return startup.measure_start(
-            self._processes, self._generator, command, settings, requests, cores
-        )
+            self._processes, self._generator, command, settings, requests, cores,
+            precision=precision,
+        )  # fmt: skip
 
     def _memory(self) -> tuple[Section, list[Goal]]:
         with ExitStack() as ending:
@@ -306,7 +322,11 @@ class _Bench:
                 self._options.memory_pictures
             )  # fmt: skip
             levels = startup.measure_memory(server, subject, wanted, self._progress)
-            return startup.memory_section(levels, peak_resident_mb(server.pid), _MEMORY_BATCH)
+            return startup.memory_section(levels, server.peak_memory_mb, _MEMORY_BATCH)
+
+    @property
+    def _has_other_cores(self) -> bool:
+        return self._cores.service != self._cores.usable
 
     @property
     def _rounds(self) -> int:
@@ -333,9 +353,16 @@ class _Bench:
         return self._events[:count]
 
     def _in_process(
-        self, ending: ExitStack, name: str, kind: str, model: Path, batch_size: int
+        self,
+        ending: ExitStack,
+        name: str,
+        kind: str,
+        model: Path,
+        batch_size: int,
+        *,
+        cores: frozenset[int] | None = None,
     ) -> InProcess:
-        process = ending.enter_context(Process(self._cores.service))
+        process = ending.enter_context(Process(cores or self._cores.service))
         task = worker.Task(kind, model, self._pictures, batch_size)
         return InProcess(name, process, task, least_seconds=self._options.least_round_seconds)
 
@@ -344,8 +371,11 @@ class _Bench:
         server = self._server(
             ending, SERVICE_COMMAND, service_settings(self._model, self._batch_size) | settings
         )
-        subject = Http(figures.SERVICE, server, self._generator, events, before=self._cloud.forget)
-        self._cloud.check_results(len(events))
+        server.check_model(self._info["precision"])
+        subject = Http(
+            figures.SERVICE, server, self._generator, events,
+            before=self._cloud.forget, after=lambda: self._cloud.check_results(len(events)),
+        )  # fmt: skip
         return server, subject
 
     def _naive(self, ending: ExitStack, weights: Path) -> Http:

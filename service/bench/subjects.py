@@ -1,5 +1,6 @@
 """What is measured, as processes on named cores: in-process work, and services behind HTTP."""
 
+import logging
 import multiprocessing
 import os
 import sys
@@ -9,10 +10,19 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import TracebackType
-from typing import ParamSpec, Protocol, Self, TypeVar
+from typing import Any, ParamSpec, Protocol, Self, TypeVar
+
+import requests
 
 from service.bench import load, worker
-from service.bench.accounting import on_cores, process_seconds, worker_of
+from service.bench.accounting import (
+    on_cores,
+    peak_resident_mb,
+    private_mb,
+    process_seconds,
+    resident_mb,
+    worker_of,
+)
 from service.bench.errors import BenchError
 from service.bench.figures import Measured, Round
 from service.local.errors import StartError
@@ -23,7 +33,17 @@ NAIVE_COMMAND = (
     sys.executable, "-m", "gunicorn", "--workers", "1", "--threads", str(CLIENTS),
     "--timeout", "0", "--keep-alive", "620", "service.bench.naive_service:build_app()",
 )  # fmt: skip
+# Settings of the measured service, whatever the user's environment says; empty: their defaults.
+PINNED = {
+    "DEVICE": "cpu",
+    "FIRESTORE_DATABASE": "(default)",  # the one whose documents are deleted between two rounds
+    "FIRESTORE_COLLECTION": "detections",
+    "ALLOWED_BUCKETS": "",
+    "PUSH_AUDIENCE": "",
+    "PUSH_SERVICE_ACCOUNTS": "",
+}
 _READY_SECONDS = 300.0
+_HEALTH_SECONDS = 10.0
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -122,7 +142,32 @@ class Server:
     @property
     def pid(self) -> int:
         """The process that does the work."""
-        return worker_of(self.child.process.pid)
+        return worker_of(self._master)
+
+    @property
+    def memory_mb(self) -> float:
+        """What a container would pay for now: the worker, and what only its master holds."""
+        return resident_mb(self.pid) + private_mb(self._master)
+
+    @property
+    def peak_memory_mb(self) -> float:
+        """The most that a container would have paid for so far."""
+        return peak_resident_mb(self.pid) + private_mb(self._master)
+
+    def check_model(self, precision: str) -> None:
+        """Make sure that the service runs the model that was asked for.
+
+        Raises:
+            BenchError: it runs another one, in place of one that failed.
+        """
+        with requests.Session() as session:
+            session.trust_env = False  # no proxy knows our loopback
+            answer = session.get(self.url + "/health/ready", timeout=_HEALTH_SECONDS)
+        check_health(answer.json(), precision)
+
+    @property
+    def _master(self) -> int:
+        return self.child.process.pid
 
     def _is_ready(self) -> bool:
         if is_answering(self.url + "/health/ready"):
@@ -144,6 +189,7 @@ class Http:
         requests: Sequence[load.Request],
         *,
         before: Callable[[], None] = lambda: None,
+        after: Callable[[], None] = lambda: None,
     ) -> None:
         """Take the service and the requests of one round; make two rounds, so that all is warm.
 
@@ -153,12 +199,14 @@ class Http:
             generator: where the load comes from.
             requests: of one round.
             before: called before each round, and not measured.
+            after: likewise after each round.
         """
         self.name = name
         self._server = server
         self._generator = generator
         self._requests = requests
         self._before = before
+        self._after = after
         for _ in range(2):
             self.round()
 
@@ -175,6 +223,7 @@ class Http:
         )
         cpu = process_seconds(self._server.pid) - cpu
         check_answers(answers, self._server.child)
+        self._after()
         return Round(len(answers), max(answer.answered for answer in answers), cpu)
 
 
@@ -187,6 +236,20 @@ def check_answers(answers: Sequence[load.Answer], child: Child) -> None:
     bad = [answer.status for answer in answers if not answer.is_good]
     if bad:
         raise BenchError(child.failure(f"answered {len(bad)} of {len(answers)} with {bad[0]}"))
+
+
+def check_health(health: Mapping[str, Any], precision: str) -> None:
+    """Refuse to measure another model than the one that was asked for.
+
+    Raises:
+        BenchError: the service tells of a fallback, or of another precision.
+    """
+    if reason := health.get("fallback"):
+        raise BenchError(f"The service does not run the model that was asked for: {reason}")
+    if health.get("precision") != precision:
+        raise BenchError(
+            f"The service runs a model of precision {health.get('precision')}, not {precision}"
+        )
 
 
 def measure(
@@ -208,6 +271,7 @@ def measure(
 def service_settings(model: Path, batch_size: int) -> dict[str, str]:
     """Environment of the measured service; the rest is as the user's environment says."""
     return {
+        **PINNED,
         "MODEL_PATH": str(model.resolve()),
         "MAX_BATCH_SIZE": str(batch_size),
         # An emulator that is slow once must not end the benchmark.
@@ -227,6 +291,7 @@ def _prepare() -> None:
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
     os.close(devnull)
+    logging.disable(logging.WARNING)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

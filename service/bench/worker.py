@@ -5,12 +5,16 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from service.bench.errors import BenchError
 from service.bench.figures import Round
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.detector import Detector
 
 Work = Callable[[], int]  # one pass over the pictures; returns how many there were
 
@@ -51,9 +55,7 @@ def measure(least_seconds: float) -> Round:
 
 def describe(model: Path) -> dict[str, Any]:
     """Say which model it is: the fields of `ModelInfo`."""
-    from service.detector import load_detector
-
-    return asdict(load_detector(model).info)
+    return asdict(_detector(_settings(model)).info)
 
 
 def export_own(weights: Path, directory: Path) -> Path:
@@ -64,22 +66,27 @@ def export_own(weights: Path, directory: Path) -> Path:
 
 
 def export_alternative(weights: Path, directory: Path) -> Path:
-    """Export weights as `YOLO(weights).export(format="openvino")` does, with its own defaults."""
+    """Export weights as `YOLO(weights).export(format="openvino")` does, with its own defaults.
+
+    Raises:
+        BenchError: ultralytics cannot.
+    """
     (directory / "alternative").mkdir()
     copy = directory / "alternative" / weights.name  # it writes beside the weights
     shutil.copyfile(weights, copy)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's to ultralytics: nothing a user can act on
-        return Path(_quiet_yolo(copy).export(format="openvino", device="cpu", verbose=False))
+        try:
+            return Path(load_yolo(copy).export(format="openvino", device="cpu", verbose=False))
+        except Exception as exc:  # noqa: BLE001 - ultralytics raises whatever its exporters raise
+            raise BenchError(f"ultralytics cannot export {weights} for OpenVINO: {exc}") from exc
 
 
 def _network(task: Task) -> Work:
     """The detector on pictures that are decoded and resized already."""
-    from service.detector import load_detector
     from service.images import decode, shrink
-    from service.settings import Settings
 
-    detector = load_detector(task.model, lanes=Settings.from_env().lanes)
+    detector = _detector(_settings(task.model))
     size = detector.info.image_size
     decoded = (decode(path.read_bytes(), max_pixels=2**30).pixels for path in task.pictures)
     small = [shrink(pixels, image_size=size) for pixels in decoded]
@@ -96,19 +103,19 @@ def _network(task: Task) -> Work:
 def _engine(task: Task) -> Work:
     """The pipeline without HTTP and without a cloud: files in, documents out."""
     from service.detect import detect_files
-    from service.detector import load_detector, warm_up
     from service.pipeline import PipelineOptions
-    from service.settings import Settings
 
-    settings = Settings.from_env()
-    detector = load_detector(
-        task.model, lanes=settings.lanes, min_confidence=settings.min_confidence
-    )
-    warm_up(detector)
+    settings = _settings(task.model)
+    detector = _detector(settings)
+    # As `build_pipeline` has them, but for ALLOWED_BUCKETS: files are in none.
     options = PipelineOptions(
         max_batch_size=task.batch_size,
+        max_batch_pixels=settings.max_batch_pixels,
         max_batch_delay_seconds=settings.max_batch_delay_ms / 1000,
         max_queue=max(settings.max_queue, 2 * task.batch_size),
+        max_image_bytes=settings.max_image_bytes,
+        max_held_bytes=settings.max_held_bytes,
+        max_image_pixels=settings.max_image_pixels,
         reduced_decode=settings.reduced_decode,
     )
 
@@ -125,7 +132,7 @@ def _engine(task: Task) -> Work:
 
 def _predict(task: Task) -> Work:
     """Pictures through `YOLO.predict`: one call each, or as lists of the batch size."""
-    model = _quiet_yolo(task.model)
+    model = load_yolo(task.model)
     files = [str(path) for path in task.pictures]
 
     def work() -> int:
@@ -146,11 +153,34 @@ def use_own_cores() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
-def _quiet_yolo(path: Path) -> Any:
-    os.environ["YOLO_VERBOSE"] = "false"
+def load_yolo(path: Path) -> Any:
+    """Load an `ultralytics.YOLO` that says little, installs nothing and reports no use."""
+    os.environ["YOLO_VERBOSE"] = "false"  # both are read at the import
+    os.environ["YOLO_AUTOINSTALL"] = "False"
     from ultralytics import YOLO
+    from ultralytics.utils.events import events
 
+    events.enabled = False
     return YOLO(str(path), task="detect")
+
+
+def _settings(model: Path) -> Settings:
+    """The service's settings, with this model."""
+    return replace(Settings.from_env(), model_path=model, device="cpu")
+
+
+def _detector(settings: Settings) -> "Detector":
+    """Load the model as the service does, canary included.
+
+    Raises:
+        BenchError: the model failed here, so that the service would run another.
+    """
+    from service.main import load_model
+
+    checked = load_model(settings)
+    if checked.fallback:
+        raise BenchError(f"The model that was to be measured does not run: {checked.fallback}")
+    return checked.detector
 
 
 def _chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:

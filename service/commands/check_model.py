@@ -13,6 +13,7 @@ from service.settings import Settings
 @click.argument("path", required=False, type=click.Path(path_type=Path))
 def check_model(path: Path | None) -> None:
     """Load the model at PATH, or at MODEL_PATH, and try it as the service does at its start."""
+    from service.detector.canary import NOT_COMPARED
     from service.main import load_model
 
     settings = Settings.from_env()
@@ -23,6 +24,12 @@ def check_model(path: Path | None) -> None:
     milliseconds = (time.monotonic() - started) * 1e3
     if checked.fallback:
         click.echo(f"Warning: {checked.fallback}", err=True)
+    if checked.canary == NOT_COMPARED:
+        click.echo(
+            "Warning: the canary ran, but was not compared: "
+            "IMAGE_SIZE is not the one of the export",
+            err=True,
+        )
     info = checked.detector.info
     click.echo(
         f"model      {info.name}\n"

@@ -55,8 +55,8 @@ _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 @click.option(
     "--canary",
     type=_FOLDER,
-    help="Folder of a few pictures to pack as the canary, where the model knows nothing of the "
-    "drawn ones. They become part of the export.",
+    help="Folder of at most 10 pictures to pack as the canary, where the model knows nothing of "
+    "the drawn ones. They become part of the export.",
 )
 def export(
     model: Path,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from service.domain import Detection, ModelInfo
-from service.errors import ModelError
+from service.errors import ModelError, YoloBatchError
 from service.images import Pixels
 from service.stages import NO_CLOCK, StageClock
 
@@ -90,8 +90,18 @@ def load_detector(
 
 
 def warm_up(detector: Detector) -> None:
-    """Run a first inference, so that the first real picture does not pay for it."""
+    """Run a first inference, so that the first real picture does not pay for it.
+
+    Raises:
+        ModelError: the network does not run; some runtimes compile it only now.
+    """
     import numpy as np
 
     size = detector.info.image_size
-    detector.detect([np.full((size * 3 // 4, size, 3), 114, np.uint8)])  # 4:3, the most frequent
+    picture = np.full((size * 3 // 4, size, 3), 114, np.uint8)  # 4:3, the most frequent
+    try:
+        detector.detect([picture])
+    except YoloBatchError:
+        raise
+    except Exception as exc:
+        raise ModelError(f"{detector.info.name} cannot run on this machine: {exc}") from exc

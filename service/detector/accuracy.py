@@ -11,14 +11,20 @@ from typing import Any
 from service.detector import Detector
 from service.detector.canary import match, overlap
 from service.domain import Detection
-from service.errors import ModelError
-from service.images import decode, enlarge_box, shrink
+from service.errors import BadImageError, ModelError
+from service.images import Picture, decode, enlarge_box, shrink
 
 CONFIDENCE = 0.25  # from which a detection counts for the agreement, as MIN_CONFIDENCE's default
 IOU = 0.5  # at which two boxes are of one object
 LEAST_CONFIDENCE = 0.001  # of detections that mAP is computed over, as everywhere
 _MAX_PIXELS = 2**30
 _BATCH = 8
+# Of a COCO dataset, what pycocotools needs to compare boxes.
+_FIELDS = {
+    "images": ("id", "file_name"),
+    "annotations": ("id", "image_id", "category_id", "bbox"),
+    "categories": ("id", "name"),
+}
 
 
 @dataclass(frozen=True)
@@ -64,27 +70,34 @@ def detect_files(
         reduced_decode: decode large JPEGs at reduced scale, as the service does by default.
 
     Raises:
-        BadImageError: a file is no picture.
+        ModelError: a file is no picture, or the network does not run.
     """
     size = detector.info.image_size
     found: list[list[Detection]] = []
     for start in range(0, len(files), _BATCH):
         batch = [
-            decode(
-                file.read_bytes(),
-                max_pixels=_MAX_PIXELS,
-                image_size=size if reduced_decode else None,
-            )
+            _decoded(file, image_size=size if reduced_decode else None)
             for file in files[start : start + _BATCH]
         ]
         small = [shrink(picture.pixels, image_size=size) for picture in batch]
-        for picture, pixels, rows in zip(batch, small, detector.detect(small), strict=True):
+        try:
+            answers = detector.detect(small)
+        except Exception as exc:
+            raise ModelError(f"{detector.info.name} cannot run on this machine: {exc}") from exc
+        for picture, pixels, rows in zip(batch, small, answers, strict=True):
             sizes = {
                 "small": (pixels.shape[1], pixels.shape[0]),
                 "full": (picture.info.width, picture.info.height),
             }
             found.append([replace(row, box=enlarge_box(row.box, **sizes)) for row in rows])
     return found
+
+
+def _decoded(file: Path, *, image_size: int | None) -> Picture:
+    try:
+        return decode(file.read_bytes(), max_pixels=_MAX_PIXELS, image_size=image_size)
+    except BadImageError as exc:
+        raise ModelError(f"{file}: {exc}") from exc
 
 
 def agreement(
@@ -119,20 +132,14 @@ def mean_precision(
         reduced_decode: see `detect_files`.
 
     Raises:
-        ModelError: pycocotools is not installed, or the labels are none of this network.
+        ModelError: as `read_labels`, or the labels are none of this network.
     """
-    try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    except ImportError as exc:
-        raise ModelError(
-            "--data needs pycocotools, which is not installed: pip install 'yolo-batch[export]'"
-        ) from exc
-    truth = _read(labels.file)
+    truth = read_labels(labels)
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
     categories = {str(one["name"]): one["id"] for one in truth["categories"]}
     files = [labels.pictures / image["file_name"] for image in truth["images"]]
-    if missing := [file for file in files if not file.is_file()]:
-        raise ModelError(f"{labels.file} names {missing[0]}, which is not there")
     detected = detect_files(detector, files, reduced_decode=reduced_decode)
     rows = [
         {
@@ -174,11 +181,39 @@ def find_labels(file: Path, pictures: Path | None = None) -> Labels:
     return Labels(file, pictures)
 
 
+def read_labels(labels: Labels) -> dict[str, Any]:
+    """Read what `mean_precision` needs: a COCO dataset, and all of its pictures in their folder.
+
+    Raises:
+        ModelError: pycocotools is not installed, the file lacks something, or a picture does.
+    """
+    try:
+        import pycocotools  # noqa: F401
+    except ImportError as exc:
+        raise ModelError(
+            "--data needs pycocotools, which is not installed: pip install 'yolo-batch[export]'"
+        ) from exc
+    truth = _read(labels.file)
+    for image in truth["images"]:
+        file = labels.pictures / image["file_name"]
+        if not file.is_file():
+            raise ModelError(f"{labels.file} names {file}, which is not there")
+    return truth
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
         truth: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        for field in ("images", "annotations", "categories"):
-            list(truth[field])
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+        for kind, fields in _FIELDS.items():
+            if not truth[kind]:
+                raise ValueError(f"there are no {kind}")
+            for one in truth[kind]:
+                if missing := [field for field in fields if field not in one]:
+                    raise ValueError(f"one of the {kind} has no {missing[0]!r}")
+        for one in truth["annotations"]:
+            _, _, width, height = map(float, one["bbox"])
+            one.setdefault("iscrowd", 0)
+            one.setdefault("area", width * height)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise ModelError(f"{file} is no file of labels in COCO's format: {exc!r}") from exc
     return truth

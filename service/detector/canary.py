@@ -27,17 +27,21 @@ from typing import Any
 
 from service.detector import OPENVINO_METADATA, Detector
 from service.domain import Box, Detection
-from service.errors import ModelError
+from service.errors import BadImageError, ModelError
 from service.images import Pixels, decode, shrink
 
 logger = logging.getLogger(__name__)
 
 CANARY = "canary"
 FALLBACK = "float"
+# What `Checked.canary` is.
+PASSED = "passed"
+NOT_COMPARED = "not compared"
 _EXPECTED = "expected.json"
 _MAX_PIXELS = 2**26  # the pictures are ours: no limit of the service applies
 # Rows below are written down too, so that one that has grown is not taken for a wrong one.
 FLOOR = 0.05
+_MAX_DEATHS = 2  # in a row, of processes that ran a canary with nothing beside it
 
 
 @dataclass(frozen=True)
@@ -63,11 +67,14 @@ class Checked:
         detector: the network.
         path: the directory or file that it was loaded from.
         fallback: why it is not the one that was asked for, as a sentence; None where it is.
+        canary: `PASSED`, or `NOT_COMPARED` where it ran at another image size than the export's;
+            None where it carries none, and so has not run yet.
     """
 
     detector: Detector
     path: Path
     fallback: str | None = None
+    canary: str | None = None
 
 
 def load_checked(
@@ -77,7 +84,8 @@ def load_checked(
 
     When an int8 network fails, the float one beside it is taken. A crash of the native library
     takes the process down: the log then names model and CPU, and the process that is started
-    next takes the float network at once.
+    next takes the float network at once. Where there is none, it tries again, and it is the one
+    after it that refuses: a process dies of other things too.
 
     Args:
         path: the model.
@@ -88,14 +96,16 @@ def load_checked(
         ModelError: it cannot be loaded, or it failed and there is nothing beside it.
     """
     try:
-        return Checked(_load_and_check(path, load, min_confidence), path)
+        detector, canary = _load_and_check(path, load, min_confidence)
+        return Checked(detector, path, canary=canary)
     except ModelError as exc:
-        beside = path / FALLBACK
-        if not (beside / OPENVINO_METADATA).is_file():
+        if not _has_fallback(path):
             raise
         reason = f"{exc}. The float model beside it runs instead"
     logger.error("Fell back to the float model", extra={"reason": reason})
-    return Checked(_load_and_check(beside, load, min_confidence), beside, reason)
+    beside = path / FALLBACK
+    detector, canary = _load_and_check(beside, load, min_confidence)
+    return Checked(detector, beside, reason, canary)
 
 
 def write_canary(directory: Path, detector: Detector, pictures: Mapping[str, bytes]) -> int:
@@ -108,13 +118,21 @@ def write_canary(directory: Path, detector: Detector, pictures: Mapping[str, byt
 
     Returns:
         How many detections a start will compare, with MIN_CONFIDENCE at its default.
+
+    Raises:
+        ModelError: a file is no picture, or the network does not run.
     """
     folder = directory / CANARY
     folder.mkdir()
     found = {}
     for name, data in pictures.items():
         (folder / name).write_bytes(data)
-        found[name] = _find(detector, data)
+        try:
+            found[name] = _find(detector, data)
+        except BadImageError as exc:
+            raise ModelError(f"{name} cannot be a canary's picture: {exc}") from exc
+        except Exception as exc:
+            raise ModelError(f"{detector.info.name} cannot run on this machine: {exc}") from exc
     tolerance = Tolerance()
     expected = {
         "network": _sha256_of_network(directory),
@@ -184,11 +202,32 @@ def overlap(a: Box, b: Box) -> float:
     return both / union if union > 0 else 0.0
 
 
+def _has_fallback(path: Path) -> bool:
+    return (path / FALLBACK / OPENVINO_METADATA).is_file()
+
+
 def _load_and_check(
     path: Path, load: Callable[[Path], Detector], min_confidence: float
-) -> Detector:
+) -> tuple[Detector, str | None]:
+    """Load a network and run its canary; return what `Checked.canary` says of it, too.
+
+    Raises:
+        ModelError: whatever went wrong.
+    """
+    try:
+        return _try(path, load, min_confidence)
+    except ModelError:
+        raise
+    except Exception as exc:
+        logger.exception("The model failed in an unforeseen way", extra={"model": str(path)})
+        raise ModelError(f"{path} cannot be loaded and tried: {exc!r}") from exc
+
+
+def _try(
+    path: Path, load: Callable[[Path], Detector], min_confidence: float
+) -> tuple[Detector, str | None]:
     if not (path / OPENVINO_METADATA).is_file():
-        return load(path)  # weights, which ultralytics runs
+        return load(path), None  # weights, which ultralytics runs
     expected = _read(path)
     if expected is None:
         logger.warning(
@@ -196,23 +235,24 @@ def _load_and_check(
             "checked: export it with `yolo-batch export`",
             extra={"model": str(path)},
         )
-        return load(path)
+        return load(path), None
     cpu = cpu_name()
     with _marked(path, expected["network"], cpu):
-        # Written before, as a crash leaves no time: this says what the process died of.
-        logger.info("Trying the model's canary", extra={"model": str(path), "cpu": cpu})
+        # Written before, as a crash leaves no time: this says what the process died of. So it is
+        # not to be lost to LOG_LEVEL=WARNING either.
+        level = logging.INFO if logger.isEnabledFor(logging.INFO) else logging.WARNING
+        logger.log(level, "Trying the model's canary", extra={"model": str(path), "cpu": cpu})
         if not faulthandler.is_enabled():
             faulthandler.enable()
         if _sha256_of_network(path) != expected["network"]:
             raise ModelError(f"{path} is damaged: its network is not the one that was exported")
         detector = load(path)
-        _check(path, detector, expected, min_confidence, cpu)
-    return detector
+        return detector, _check(path, detector, expected, min_confidence, cpu)
 
 
 def _check(
     path: Path, detector: Detector, expected: dict[str, Any], min_confidence: float, cpu: str
-) -> None:
+) -> str:
     tolerance = Tolerance(**expected["tolerance"])
     is_comparable = detector.info.image_size == expected["image_size"]
     for name, rows in expected["pictures"].items():
@@ -227,11 +267,13 @@ def _check(
                 raise ModelError(
                     f"The canary of {path} differs on {cpu}: in {name} the network {what}"
                 )
-    if not is_comparable:
-        logger.warning(
-            "The canary ran, but was not compared: IMAGE_SIZE is not the one of the export",
-            extra={"model": str(path), "image_size": detector.info.image_size},
-        )
+    if is_comparable:
+        return PASSED
+    logger.warning(
+        "The canary ran, but was not compared: IMAGE_SIZE is not the one of the export",
+        extra={"model": str(path), "image_size": detector.info.image_size},
+    )
+    return NOT_COMPARED
 
 
 def _find(detector: Detector, data: bytes) -> list[Detection]:
@@ -289,6 +331,8 @@ def _read(directory: Path) -> dict[str, Any] | None:
         expected: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         str(expected["network"]), int(expected["image_size"]), Tolerance(**expected["tolerance"])
         _ = [_from_json(row) for rows in expected["pictures"].values() for row in rows]
+        if not expected["pictures"]:
+            raise ValueError("it names no pictures")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise ModelError(f"{path} is not what `yolo-batch export` writes: {exc!r}") from exc
     return expected
@@ -313,43 +357,68 @@ def cpu_name() -> str:
 
 @contextmanager
 def _marked(path: Path, network: str, cpu: str) -> Iterator[None]:
-    """Keep a marker while a canary runs; whoever finds one follows a process that died of it.
+    """Keep a marker while a canary runs; whoever finds one follows a process that died meanwhile.
 
     The marker is locked by the process that runs the canary, and the system takes the lock away
     with the process. So a marker that is locked is of a process at work, and one that is not, of
-    one that died. It is taken away when found: a later start tries again.
+    one that died: of the canary or of something else, which cannot be told. It says how many died
+    in a row. It is taken away when a canary ends or is refused: a later start tries again.
 
     Raises:
-        ModelError: a process died while it ran this canary on this machine.
+        ModelError: a process died while it ran this canary on this machine, and there is a float
+            model beside it; or `_MAX_DEATHS` did.
     """
     marker = Path(tempfile.gettempdir()) / f"yolo-batch-canary-{os.getuid()}-{network[:16]}.json"
     try:
-        file = os.open(marker, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        file = _locked(marker)
     except OSError as exc:
         logger.warning("A crash of the canary would go unseen", extra={"reason": str(exc)})
+        file = None
+    if file is None:
         yield
         return
     try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # another process runs this canary right now
-            yield
-            return
-        if left := os.read(file, 4096):
-            marker.unlink(missing_ok=True)
-            raise ModelError(_epitaph(left, path))
-        os.write(file, json.dumps({"model": str(path), "cpu": cpu}).encode())
-        try:
-            yield
-        finally:
-            marker.unlink(missing_ok=True)
+        deaths = _mourn(os.read(file, 4096), path)
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps({"model": str(path), "cpu": cpu, "deaths": deaths}).encode(), 0)
+        yield
     finally:
+        os.ftruncate(file, 0)  # whoever has opened it already reads that nobody died
+        marker.unlink(missing_ok=True)
         os.close(file)
 
 
-def _epitaph(left: bytes, path: Path) -> str:
+def _locked(marker: Path) -> int | None:
+    """Open and lock the marker; None where another process runs this canary right now."""
+    while True:
+        file = os.open(marker, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(file)
+            return None
+        if os.fstat(file).st_nlink:
+            return file
+        os.close(file)  # its process took it away between the opening and the lock
+
+
+def _mourn(left: bytes, path: Path) -> int:
+    """Read how many processes died in a row, from what the last one left.
+
+    Raises:
+        ModelError: too many.
+    """
+    if not left:
+        return 0
     try:
-        cpu = json.loads(left)["cpu"]
+        marker = json.loads(left)
+        deaths, cpu = int(marker["deaths"]) + 1, marker["cpu"]
     except (ValueError, KeyError, TypeError):  # it died while it wrote
-        cpu = "an unknown CPU"
-    return f"The canary of {path} killed the process that ran it before, on {cpu}"
+        deaths, cpu = 1, "an unknown CPU"
+    epitaph = f"The canary of {path}: the process died while it ran, on {cpu}"
+    if deaths > 1:
+        epitaph += f", {deaths} times in a row"
+    if _has_fallback(path) or deaths >= _MAX_DEATHS:
+        raise ModelError(epitaph)
+    logger.error("The model's canary is tried again", extra={"reason": epitaph})
+    return deaths

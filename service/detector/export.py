@@ -1,5 +1,7 @@
 """Any YOLO26 detection model to the OpenVINO directory that the service runs."""
 
+import itertools
+import random
 import shutil
 import tempfile
 import warnings
@@ -18,19 +20,22 @@ from service.detector.accuracy import (
     agreement,
     detect_files,
     mean_precision,
+    read_labels,
 )
 from service.detector.canary import CANARY, FALLBACK, FLOOR, write_canary
 from service.detector.drawings import draw
 from service.detector.ultralytics import load_yolo, sha256_of
 from service.errors import BadImageError, ModelError
-from service.images import decode
+from service.images import inspect
 
 # Bits of a stored weight; arithmetic is float32 with fp32 and fp16.
 PRECISIONS = {"fp32": 32, "fp16": 16, "int8": 8}
-MIN_AGREEMENT = 0.9  # F1 of the detections; what stayed below cost 1.7 to 3.2 points of mAP
+MIN_AGREEMENT = 0.9  # F1 of the detections; what stayed below cost 1.7 to 3.9 points of mAP
 MIN_IOU = 0.95  # mean, of the boxes that both find
 _MIN_DETECTIONS = 20  # of the float network: with fewer, agreement says little
 _MAX_PICTURES = 300  # more change the ranges no more
+_MAX_CANARY = 10  # pictures: every start runs them
+_MAX_PIXELS = 2**30
 _DEFAULT_IMAGE_SIZE = 640
 _SUFFIX = "_openvino_model"
 _STRIDE = 32  # of the network: ultralytics would round other sizes up
@@ -70,14 +75,19 @@ def export_openvino(
         The directory written; `metadata.yaml` in it has what was measured.
 
     Raises:
-        ModelError: the model cannot be loaded, downloaded, exported or quantised, or int8 agrees
-            too little with float.
+        ModelError: the model cannot be loaded, downloaded, exported or quantised, int8 agrees too
+            little with float, or the default directory is the model itself.
     """
     size = image_size or _DEFAULT_IMAGE_SIZE
     if size % _STRIDE:
         raise ModelError(f"The image size {size} is not a multiple of {_STRIDE}")
     if precision == "int8" and calibration is None:
         raise ModelError("int8 needs --calibration: a folder of pictures like those to come")
+    # What is wrong with any of these is said before the work begins.
+    _target(model, destination, precision)
+    pictures = _canary_pictures(canary)
+    if labels:
+        read_labels(labels)
     with tempfile.TemporaryDirectory() as scratch:
         floating = Path(scratch) / "model"
         if (model / OPENVINO_METADATA).is_file():
@@ -85,10 +95,7 @@ def export_openvino(
             _take(model, floating, image_size, precision)
         else:
             source = _from_weights(model, floating, size, precision)
-        target = destination or _default_target(source, precision)
-        if target.exists() and not (target / OPENVINO_METADATA).is_file():
-            raise ModelError(f"{target} exists and is not an exported model: name another --output")
-        pictures = _canary_pictures(canary)
+        target = _target(source, destination, precision)
         _add_canary(floating, pictures)
         written = floating
         if calibration is not None and precision == "int8":
@@ -99,9 +106,7 @@ def export_openvino(
                 shutil.copytree(floating, written / FALLBACK)
         if labels:
             _add_precision(written, floating, labels)
-        shutil.rmtree(target, ignore_errors=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(written, target)
+        _put(written, target)
     return target
 
 
@@ -119,28 +124,54 @@ def read_metadata(directory: Path) -> dict[str, Any]:
 
 
 def find_pictures(folder: Path) -> list[Path]:
-    """List the pictures of a folder by name; of very many, some, evenly apart.
+    """List the pictures of a folder by name; of very many, some, drawn alike every time.
+
+    What is a picture is told by its header: one that is damaged further on is listed.
 
     Raises:
-        ModelError: there are none, or a file is damaged.
+        ModelError: there are none.
     """
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and _is_picture(path)]
-    if not files:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    drawn = random.Random(0).sample(files, len(files))
+    pictures = sorted(itertools.islice(filter(_is_picture, drawn), _MAX_PICTURES))
+    if not pictures:
         raise ModelError(f"There are no pictures in {folder}")
-    step = max(len(files) / _MAX_PICTURES, 1.0)
-    return [files[int(index * step)] for index in range(min(len(files), _MAX_PICTURES))]
+    return pictures
 
 
 def _is_picture(path: Path) -> bool:
     try:
-        decode(path.read_bytes(), max_pixels=2**30)
+        inspect(path.read_bytes(), max_pixels=_MAX_PIXELS)
     except BadImageError:
         return False
     return True
 
 
+def _target(source: Path, destination: Path | None, precision: str) -> Path:
+    """Choose the directory to write; the model itself is one only for who names it."""
+    target = destination or _default_target(source, precision)
+    if target.exists() and not (target / OPENVINO_METADATA).is_file():
+        raise ModelError(f"{target} exists and is not an exported model: name another --output")
+    if not destination and target.resolve() == source.resolve():
+        raise ModelError(f"The export would take the place of {source}: name another with --output")
+    return target
+
+
+def _put(written: Path, target: Path) -> None:
+    """Move an export into place; what was there goes when the new one lies whole beside it."""
+    target = target.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{target.name}.", dir=target.parent) as beside:
+        new = Path(beside) / "new"
+        shutil.move(written, new)
+        if target.exists():
+            target.rename(Path(beside) / "old")
+        new.rename(target)
+
+
 def _default_target(source: Path, precision: str) -> Path:
     """Name the directory as ultralytics does."""
+    source = source if source.name else source.resolve()  # the working directory
     stem = source.name.removesuffix(_SUFFIX) if source.is_dir() else source.stem
     return source.with_name(stem + ("_int8" if precision == "int8" else "") + _SUFFIX)
 
@@ -194,6 +225,8 @@ def _take(model: Path, directory: Path, image_size: int | None, precision: str) 
     import openvino as ov
 
     metadata = read_metadata(model)
+    for figures in ("accuracy", "quantization", CANARY):  # of the source, not of what is written
+        metadata.pop(figures, None)
     has = metadata.get("precision")
     if has not in ("fp32", "fp16"):
         raise ModelError(f"{model} is no float model: its precision is {has}")
@@ -270,7 +303,15 @@ def _refuse(reached: Agreement, pictures: int, min_agreement: float) -> None:
 def _canary_pictures(folder: Path | None) -> Mapping[str, bytes]:
     if folder is None:
         return draw()
-    return {path.name: path.read_bytes() for path in find_pictures(folder)}
+    files = find_pictures(folder)
+    if len(files) > _MAX_CANARY:
+        raise ModelError(f"{folder} has more than {_MAX_CANARY} pictures, too many for a canary")
+    pictures: dict[str, bytes] = {}
+    for file in files:
+        if file.name in pictures:
+            raise ModelError(f"{folder} has two pictures of the name {file.name}")
+        pictures[file.name] = file.read_bytes()
+    return pictures
 
 
 def _add_canary(directory: Path, pictures: Mapping[str, bytes]) -> None:

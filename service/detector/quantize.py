@@ -14,7 +14,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from service.detector.openvino import pixels_for_anchors
-from service.errors import ModelError
+from service.errors import BadImageError, ModelError
 from service.images import decode, fit, frame_sizes, shrink
 
 METHOD = (
@@ -62,6 +62,8 @@ def quantize(
                 overflow_fix=OverflowFix.DISABLE,
             ),
         )
+    except ModelError:
+        raise
     except Exception as exc:  # noqa: BLE001 - NNCF and OpenVINO raise many kinds
         raise ModelError(f"NNCF cannot quantise the network: {exc}") from exc
 
@@ -95,7 +97,10 @@ def _reader(
     )
 
     def read(file: Path) -> NDArray[np.float32]:
-        picture = decode(file.read_bytes(), max_pixels=_MAX_PIXELS, image_size=image_size)
+        try:
+            picture = decode(file.read_bytes(), max_pixels=_MAX_PIXELS, image_size=image_size)
+        except BadImageError as exc:
+            raise ModelError(f"{file}: {exc}") from exc
         pixels = shrink(picture.pixels, image_size=image_size)
         frame = fit(pixels.shape[1], pixels.shape[0], image_size=image_size, sizes=sizes)
         rgb = frame.apply(pixels)[None, :, :, ::-1].transpose(0, 3, 1, 2)

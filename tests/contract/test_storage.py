@@ -101,6 +101,25 @@ def test_resolve_names_the_live_generation(
     assert found.metadata.size == 7
 
 
+def test_resolve_of_a_generation_tells_its_size(
+    image_storage: ImageStorage, bucket: storage.Bucket
+) -> None:
+    ref = upload(bucket, "sized.jpg", b"four")
+    asked = ImageRef(BUCKET, "sized.jpg", ref.generation, ObjectMetadata(content_type="image/x"))
+    found = image_storage.resolve(asked)
+    assert (found.generation, found.metadata.size) == (ref.generation, 4)
+    assert found.metadata.content_type == "image/x"
+
+
+def test_resolve_of_an_overwritten_generation_is_gone(
+    image_storage: ImageStorage, bucket: storage.Bucket
+) -> None:
+    first = upload(bucket, "twice.jpg", b"first")
+    upload(bucket, "twice.jpg", b"second")
+    with pytest.raises(ObjectGoneError):
+        image_storage.resolve(ImageRef(BUCKET, "twice.jpg", first.generation))
+
+
 def test_resolve_of_missing_object_is_gone(image_storage: ImageStorage) -> None:
     with pytest.raises(ObjectGoneError):
         image_storage.resolve(ImageRef(BUCKET, "never-there.jpg"))

@@ -155,6 +155,16 @@ def test_batch_weighs_no_more_than_allowed(
     assert work.batches == [[0], *batches]
 
 
+def test_item_whose_kind_cannot_be_told_fails_alone(make: Make, work: Work) -> None:
+    batcher = make(size=4, key=lambda item: 1 // item)
+    with pytest.raises(ZeroDivisionError), batcher.admit() as ticket:
+        ticket.submit(0)
+    with batcher.admit() as ticket:
+        future = ticket.submit(1)
+        work.run_gate.open()
+        assert answer(future) == "result of 1"
+
+
 def test_batcher_finishes_once_a_batch(make: Make, work: Work) -> None:
     _, rest = submit_behind(make(size=4), work, [1, 2, 3, 4])
     work.run_gate.open()

@@ -86,7 +86,9 @@ def test_goals_section_says_reached_or_missed() -> None:
 )
 def test_sweep_tells_a_batch_that_is_slower_than_one_by_one(slowest: float, verdict: str) -> None:
     sizes = [("1", 25.0), ("2", 26.0), ("4", slowest), ("8", 30.0)]
-    section = figures.sweep_section([measured(name, speed=s, cpu_ms=1) for name, s in sizes])
+    rows = [measured(name, speed=s, cpu_ms=1) for name, s in sizes]
+    section = figures.sweep_section(rows, cores=2)
+    assert section.title.endswith(", 2 cores")
     assert f"one by one: {verdict} (slowest: batch size 4, 0.97" in section.notes[0]
     assert section.data["is_never_slower"] is (verdict == "reached")
 
@@ -137,15 +139,17 @@ def test_an_instance_is_billed_while_any_request_is_in_flight(
 def test_start_section_compares_medians_and_judges_them() -> None:
     ours = [Start(0.5, 1.0, 200), Start(0.6, 1.2, 210), Start(0.4, 9.0, 220)]
     naive = [Start(3.0, 4.0, 800)]
-    section, goals = start_section(ours, naive)
+    section, goals = start_section(ours, naive, cores=2)
     assert section.rows[1] == (
         "process start to the first result, s", "1.20 (1.00-9.00)", "4.00 (4.00-4.00)", "0.300",
     )  # fmt: skip
     assert [goal.is_reached for goal in goals] == [True, True, False]
+    assert goals[0].text == "process start to the first stored result on 2 cores, s"
+    assert "warm page cache, 2 cores." in section.notes[0]
 
 
 def test_start_section_without_the_alternative_has_one_column() -> None:
-    section, goals = start_section([Start(0.5, 2.5, 400)], [])
+    section, goals = start_section([Start(0.5, 2.5, 400)], [], cores=1)
     assert [len(row) for row in section.rows] == [2, 2, 2]
     assert [goal.is_reached for goal in goals] == [False, False]
 

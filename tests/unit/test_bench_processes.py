@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from service.bench import accounting, curve, machine, profile
+from service.bench import accounting, curve, machine, profile, worker
 from service.bench.accounting import ThreadTime
 from service.bench.errors import BenchError
 from service.bench.load import Answer, Request, send_closed, send_open
@@ -23,25 +23,26 @@ from service.bench.machine import Cores, choose_cores
 from service.bench.prices import DEFAULT_PRICES, Prices
 from service.bench.profile import PythonThread, Sample, attribute, profile_section
 from service.bench.run import choose_pictures
-from service.bench.subjects import Process
+from service.bench.subjects import Process, check_health, service_settings
 from service.local.processes import free_port
+from service.settings import BUNDLED_MODEL, Settings
 
 linux = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="reads /proc")
 
-# Burns half a second in each of two threads, one of them in a stage; then says so, and waits.
+# Burns 2 s in one thread's stage and half a second in another thread; then says so, and waits.
 _BURNER = """
 import json, sys, threading, time
 
-def burn():
+def burn(seconds):
     started = time.thread_time()
-    while time.thread_time() - started < 0.5:
+    while time.thread_time() - started < seconds:
         pass
     return time.thread_time() - started
 
 found, done, go = {}, threading.Barrier(3), threading.Event()
 
 def work(stage):
-    spent = burn()
+    spent = burn(2.0 if stage else 0.5)
     found[threading.get_native_id()] = {stage: spent} if stage else {}
     done.wait()
     go.wait()
@@ -80,8 +81,8 @@ def test_profile_of_a_known_process_adds_up_to_its_own_accounting() -> None:
         )
         child.stdin.close()
     result = attribute(NOTHING, sample, pictures=10)
-    assert result.process_seconds >= 0.95
-    assert result.seconds["decode"] >= 0.5
+    assert result.process_seconds >= 2.45
+    assert result.seconds["decode"] >= 2.0
     assert result.seconds["HTTP"] >= 0.45  # the other thread, and the main one's start
     assert abs(result.seconds["batching, threads"]) <= 0.1  # nothing is left of the first one
     assert result.agrees
@@ -112,6 +113,33 @@ def test_attribution_knows_threads_by_their_names() -> None:
     assert result.attributed_seconds == 10.125
 
 
+def profile_of(counted: float) -> profile.Profile:
+    """One lane that spent 10 s, of which the clock counted some as inference."""
+    stages = {"inference": counted}
+    threads = {1: ThreadTime("gunicorn", 10.0)}
+    python = {1: PythonThread("lane_0", stages)}
+    return attribute(NOTHING, Sample(10.0, threads, python, stages), pictures=1)
+
+
+@pytest.mark.parametrize(
+    ("counted", "agrees"),
+    [(0.0, False), (7.4, False), (7.6, True), (10.0, True), (10.05, True), (10.2, False)],
+    ids=["nothing", "too-little", "enough", "all", "rounded", "more-than-spent"],
+)
+def test_a_clock_that_counts_wrongly_does_not_agree(counted: float, agrees: bool) -> None:
+    result = profile_of(counted)
+    assert result.attributed_seconds == pytest.approx(10.0)  # which it is in any case
+    assert result.agrees is agrees
+
+
+def test_profile_section_tells_what_is_by_difference() -> None:
+    section = profile_section(profile_of(4.0))
+    shares = {row[0]: row[2] for row in section.rows}
+    assert shares["sum of what was counted: stages by clock, other threads by name"] == "40.0%"
+    assert shares["sum by difference: HTTP and batching, threads"] == "60.0%"
+    assert section.notes[0].endswith("MISSED.")
+
+
 def test_attribution_counts_only_what_came_between() -> None:
     python = {1: PythonThread("MainThread", {"decode": 1.0})}
     before = Sample(3.0, {1: ThreadTime("p", 3.0)}, python, {"decode": 1.0})
@@ -135,6 +163,63 @@ def test_profile_section_judges_the_sum(process: float, verdict: str) -> None:
     assert section.notes[0].endswith(verdict + ".")
     assert section.rows[0][:2] == ("decode", "100")
     assert section.rows[-1][0] == "not attributed"
+
+
+@linux
+def test_memory_is_in_millions_of_bytes() -> None:
+    before = accounting.resident_mb(os.getpid()), accounting.private_mb(os.getpid())
+    held = np.ones(100_000_000, np.uint8)
+    after = accounting.resident_mb(os.getpid()), accounting.private_mb(os.getpid())
+    assert [b - a for a, b in zip(before, after, strict=True)] == pytest.approx([100, 100], abs=2)
+    assert accounting.peak_resident_mb(os.getpid()) >= after[0] - 1
+    assert held.any()
+
+
+@linux
+def test_private_memory_is_less_than_all_of_it() -> None:
+    assert 0 < accounting.private_mb(os.getpid()) < accounting.resident_mb(os.getpid())
+
+
+def test_health_of_the_model_that_was_asked_for_is_accepted() -> None:
+    check_health({"status": "ready", "model": "m.pt", "precision": "int8"}, "int8")
+
+
+@pytest.mark.parametrize(
+    ("health", "sentence"),
+    [
+        ({"precision": "fp32", "fallback": "The canary differs"}, "The canary differs"),
+        ({"precision": "fp32"}, "of precision fp32, not int8"),
+        ({}, "of precision None, not int8"),
+    ],
+    ids=["fallback", "other", "silent"],
+)
+def test_another_model_is_not_measured(health: dict[str, str], sentence: str) -> None:
+    with pytest.raises(BenchError, match=sentence):
+        check_health(health, "int8")
+
+
+def test_service_is_measured_with_the_database_that_is_emptied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FIRESTORE_DATABASE", "other")
+    monkeypatch.setenv("ALLOWED_BUCKETS", "mine")
+    monkeypatch.setenv("DEVICE", "cuda:0")
+    pinned = service_settings(BUNDLED_MODEL, 8)
+    settings = Settings.from_env({**os.environ, **pinned})
+    assert settings.firestore_database == "(default)"
+    assert (settings.allowed_buckets, settings.device) == ((), "cpu")
+
+
+def test_engine_has_the_settings_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGE_SIZE", "96")
+    assert worker.describe(BUNDLED_MODEL)["image_size"] == 96
+
+
+def test_an_export_that_fails_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("ultralytics", reason="extra export is not installed")
+    (tmp_path / "broken.pt").write_bytes(b"no weights")
+    with pytest.raises(BenchError, match=r"ultralytics cannot export .*broken\.pt"):
+        worker.export_alternative(tmp_path / "broken.pt", tmp_path)
 
 
 @linux

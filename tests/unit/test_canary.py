@@ -9,17 +9,24 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from service.detector import Detector, load_detector
+from service.commands.check_model import check_model
+from service.detector import Detector, load_detector, warm_up
 from service.detector.canary import (
     CANARY,
     FALLBACK,
+    NOT_COMPARED,
+    PASSED,
+    Checked,
     Tolerance,
+    _locked,
     cpu_name,
     difference,
     load_checked,
@@ -29,7 +36,8 @@ from service.detector.drawings import draw
 from service.domain import Box, Detection, ModelInfo
 from service.errors import ModelError
 from service.images import Pixels
-from service.settings import BUNDLED_MODEL
+from service.main import _health, load_model
+from service.settings import BUNDLED_MODEL, Settings
 
 BOX = Box(0.1, 0.1, 0.5, 0.5)
 NEAR = Box(0.1, 0.1, 0.5, 0.52)  # IoU 0.95
@@ -81,6 +89,13 @@ class Seeing:
     def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
         self.batches.append(len(images))
         return [self.found for _ in images]
+
+
+class Raising(Seeing):
+    """A network that its runtime cannot compile."""
+
+    def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
+        raise RuntimeError("no kernel")
 
 
 def thing(confidence: float, box: Box = BOX, class_id: int = 0) -> Detection:
@@ -139,10 +154,19 @@ def test_difference_leaves_out_what_the_service_leaves_out() -> None:
 def test_bundled_model_passes_its_canary(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         checked = load_checked(BUNDLED_MODEL, load=load_detector)
-    assert (checked.path, checked.fallback) == (BUNDLED_MODEL, None)
+    assert (checked.path, checked.fallback, checked.canary) == (BUNDLED_MODEL, None, PASSED)
     [line] = [record for record in caplog.records if "canary" in record.message]
     assert vars(line)["model"] == str(BUNDLED_MODEL)
     assert vars(line)["cpu"] == cpu_name() != ""
+
+
+@pytest.mark.parametrize("level", ["INFO", "WARNING"])
+def test_canary_says_what_it_tries_where_the_log_shows_it(
+    level: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(level):
+        load_checked(BUNDLED_MODEL, load=load_detector)
+    assert [r.levelname for r in caplog.records if "Trying" in r.message] == [level]
 
 
 CHECKING = """
@@ -238,10 +262,6 @@ def test_network_that_sees_other_colours_is_found_by_its_answers(model: Path) ->
 
 
 def test_network_that_raises_falls_back(with_float: Path) -> None:
-    class Raising(Seeing):
-        def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
-            raise RuntimeError("no kernel")
-
     def load(path: Path) -> Detector:
         return load_detector(path) if path.name == FALLBACK else Raising()
 
@@ -254,11 +274,26 @@ def test_network_that_cannot_be_loaded_falls_back(with_float: Path) -> None:
     assert "OpenVINO cannot load" in str(load_checked(with_float, load=load_detector).fallback)
 
 
+def test_network_that_fails_in_an_unforeseen_way_falls_back(
+    with_float: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def load(path: Path) -> Detector:
+        if path.name != FALLBACK:
+            raise ZeroDivisionError("imgsz")
+        return load_detector(path)
+
+    checked = load_checked(with_float, load=load)
+    assert "cannot be loaded and tried: ZeroDivisionError('imgsz')" in str(checked.fallback)
+    assert checked.canary == PASSED
+    assert any(record.exc_info for record in caplog.records)
+
+
 def test_model_without_a_canary_loads_with_a_warning(
     model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.rmtree(model / CANARY)
-    assert load_checked(model, load=load_detector).fallback is None
+    checked = load_checked(model, load=load_detector)
+    assert (checked.fallback, checked.canary) == (None, None)
     assert "carries no canary" in caplog.text
 
 
@@ -272,12 +307,22 @@ def test_canary_of_another_image_size_runs_but_is_not_compared(
     model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     seeing = Seeing(image_size=640)
-    assert load_checked(model, load=lambda _: seeing).fallback is None
+    assert load_checked(model, load=lambda _: seeing).canary == NOT_COMPARED
     assert len(seeing.batches) == 3
     assert "was not compared" in caplog.text
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"network": 1, "image_size": 2}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        "[]",
+        '{"network": 1, "image_size": 2}',
+        '{"network": 1, "image_size": 2, "tolerance": {}, "pictures": {}}',
+    ],
+    ids=["empty", "nothing", "list", "half", "no-pictures"],
+)
 def test_broken_expectations_are_a_model_error(model: Path, text: str) -> None:
     (model / CANARY / "expected.json").write_text(text, encoding="utf-8")
     with pytest.raises(ModelError, match="is not what `yolo-batch export` writes"):
@@ -335,18 +380,76 @@ def test_next_process_after_a_crash_falls_back(model: Path, markers: Path) -> No
     other.rename(model / FALLBACK)
     checked = load_checked(model, load=load_detector)
     assert checked.path.name == FALLBACK
-    assert f"killed the process that ran it before, on {cpu_name()}" in str(checked.fallback)
+    assert f"the process died while it ran, on {cpu_name()}" in str(checked.fallback)
     assert str(model) in str(checked.fallback)
 
 
-def test_next_process_after_a_crash_refuses_without_float_then_tries_again(
-    model: Path, markers: Path
+def test_next_process_after_a_death_tries_again_without_float(
+    model: Path, markers: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     crash(model, markers)
-    with pytest.raises(ModelError, match="killed the process that ran it before"):
-        load_checked(model, load=load_detector)
-    assert load_checked(model, load=load_detector).fallback is None
+    assert load_checked(model, load=load_detector).canary == PASSED
+    [line] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert f"died while it ran, on {cpu_name()}" in vars(line)["reason"]
     assert not list(markers.iterdir())
+
+
+def test_process_after_two_deaths_in_a_row_refuses_and_the_one_after_it_tries_again(
+    model: Path, markers: Path
+) -> None:
+    for _ in range(2):
+        crash(model, markers)
+    with pytest.raises(ModelError, match=r"died while it ran, on .*, 2 times in a row"):
+        load_checked(model, load=load_detector)
+    assert not list(markers.iterdir())
+    assert load_checked(model, load=load_detector).canary == PASSED
+
+
+def test_marker_that_is_half_written_is_of_one_death(
+    model: Path, markers: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    crash(model, markers)
+    [marker] = markers.iterdir()
+    marker.write_text('{"model": "/srv', encoding="utf-8")
+    assert load_checked(model, load=load_detector).canary == PASSED
+    assert "on an unknown CPU" in str([vars(record).get("reason") for record in caplog.records])
+
+
+def test_marker_is_emptied_for_whoever_has_opened_it_already(model: Path, markers: Path) -> None:
+    class Opening(Seeing):
+        def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
+            if not opened:
+                [marker] = markers.iterdir()
+                opened.append(os.open(marker, os.O_RDWR))
+                assert os.pread(opened[0], 4096, 0)
+            return right.detect(images)
+
+    opened: list[int] = []
+    right = load_detector(model)
+    load_checked(model, load=lambda _: Opening(image_size=right.info.image_size))
+    assert os.pread(opened[0], 4096, 0) == b""
+    os.close(opened[0])
+
+
+def test_marker_that_goes_between_opening_and_lock_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process ends just then; nothing but a replaced flock can hit that moment."""
+    marker = tmp_path / "marker"
+    unlinked: list[int] = []
+
+    def flock(file: int, operation: int) -> None:
+        if not unlinked:
+            marker.unlink()
+            unlinked.append(file)
+        lock(file, operation)
+
+    lock = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", flock)
+    file = _locked(marker)
+    assert file is not None
+    assert os.fstat(file).st_ino == marker.stat().st_ino
+    os.close(file)
 
 
 def test_canary_that_another_process_runs_right_now_is_no_crash(model: Path, markers: Path) -> None:
@@ -370,3 +473,52 @@ def test_write_canary_counts_what_a_start_compares(model: Path) -> None:
     shutil.rmtree(model / CANARY)
     sure = replace(thing(0.9), box=FAR)
     assert write_canary(model, Seeing(sure, thing(0.3)), draw()) == 3
+
+
+def test_write_canary_of_a_network_that_does_not_run_is_a_model_error(model: Path) -> None:
+    shutil.rmtree(model / CANARY)
+    with pytest.raises(ModelError, match=r"seeing\.pt cannot run on this machine: no kernel"):
+        write_canary(model, Raising(), draw())
+
+
+def test_write_canary_of_no_picture_names_it(model: Path) -> None:
+    shutil.rmtree(model / CANARY)
+    with pytest.raises(ModelError, match=r"cut\.jpg cannot be a canary's picture"):
+        write_canary(model, Seeing(), {"cut.jpg": b"\xff\xd8\xff"})
+
+
+# --- the service's start ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("has_canary", "runs"), [(True, 3), (False, 1)], ids=["canary", "none"])
+def test_start_warms_up_only_what_no_canary_has_run(
+    model: Path, monkeypatch: pytest.MonkeyPatch, has_canary: bool, runs: int
+) -> None:
+    shutil.rmtree(model / CANARY)
+    seeing = Seeing()
+    if has_canary:
+        write_canary(model, Seeing(), draw())
+    monkeypatch.setattr("service.main.load_detector", lambda *_, **__: seeing)
+    load_model(Settings(model_path=model))
+    assert seeing.batches == [1] * runs
+
+
+def test_warm_up_of_a_network_that_does_not_run_is_a_model_error() -> None:
+    with pytest.raises(ModelError, match=r"seeing\.pt cannot run on this machine: no kernel"):
+        warm_up(Raising())
+
+
+def test_health_says_that_the_canary_was_not_compared(model: Path) -> None:
+    settings = Settings(model_path=model, image_size=640)
+    checked: Future[Checked] = Future()
+    checked.set_result(load_model(settings))
+    assert _health(checked, settings)["canary"] == "not compared"
+
+
+def test_check_model_warns_that_the_canary_was_not_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("IMAGE_SIZE", "640")
+    done = CliRunner().invoke(check_model, [str(BUNDLED_MODEL)])
+    assert done.exit_code == 0, done.output
+    assert "not compared: IMAGE_SIZE is not the one of the export" in done.stderr

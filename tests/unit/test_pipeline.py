@@ -157,7 +157,7 @@ def test_handle_holds_no_more_bytes_of_files_than_allowed(world: World) -> None:
     """Further files are downloaded when those before are decoded."""
     model: Future[Detector] = Future()
     pipeline = world.pipeline(detector=model, max_held_bytes=100, max_queue=8)
-    sizes = [40, 60, None, 30]  # a file of unknown size counts as 100 / 8
+    sizes = [40, 60, None, 30]  # what the message does not tell is asked for
     refs = [
         replace(ref, metadata=ObjectMetadata(size=size))
         for ref, size in zip(world.put(4), sizes, strict=True)
@@ -166,6 +166,7 @@ def test_handle_holds_no_more_bytes_of_files_than_allowed(world: World) -> None:
     world.storage.gate.wait_for_arrivals(2)
     rest = [handling(pipeline, ref) for ref in refs[2:]]
     assert len(world.storage.downloads) == 2  # both are held while the model loads
+    assert {ref.name for ref in world.storage.resolved} <= {refs[2].name}
     model.set_result(world.detector)
     assert [result(one) for one in first + rest] == [[Outcome.DONE]] * 4
     assert len(world.storage.downloads) == 4
@@ -323,6 +324,21 @@ def test_handle_of_many_uploads_at_once_batches_and_commits_them_together(world:
     assert [sorted(names) for names in world.store.commits] == [["0"], ["1", "2", "3", "4"]]
     assert world.labels() == {str(i): [label_of(color_of(i))] for i in range(5)}
     assert [one["batch_size"] for one in world.store.documents.values()] == [1, 4, 4, 4, 4]
+
+
+def test_batch_weighs_what_the_network_sees(world: World) -> None:
+    """A picture of 32x24 pixels is one of 640x480 to the network."""
+    first, *rest = world.put(5)
+    pipeline = world.pipeline(max_batch_size=4, max_batch_pixels=2 * 640 * 480)
+    world.detector.gate.close()
+    futures = [handling(pipeline, first)]
+    world.detector.gate.wait_for_arrivals()
+    futures += [handling(pipeline, ref) for ref in rest]
+    world.storage.gate.wait_for_arrivals(5)
+    world.detector.gate.open()
+    assert [result(future) for future in futures] == [[Outcome.DONE]] * 5
+    assert world.detector.batch_sizes[0] == 1
+    assert max(world.detector.batch_sizes) == 2
 
 
 def test_handle_from_many_threads_crosses_nothing(world: World) -> None:

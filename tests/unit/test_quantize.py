@@ -20,13 +20,16 @@ import yaml
 from click.testing import CliRunner, Result
 from openvino import opset13 as ops
 
+from service.cli import main
 from service.commands.export import export
 from service.demo.shapes import sample_scenes, write_samples
 from service.detector import load_detector
 from service.detector.accuracy import (
     CONFIDENCE,
+    LEAST_CONFIDENCE,
     Agreement,
     Labels,
+    _read,
     agreement,
     detect_files,
     find_labels,
@@ -34,9 +37,11 @@ from service.detector.accuracy import (
 )
 from service.detector.canary import CANARY, FALLBACK, load_checked
 from service.detector.export import _refuse, export_openvino, find_pictures, read_metadata
-from service.domain import Box, Detection
+from service.domain import Box, Detection, ImageInfo
 from service.errors import ModelError
+from service.images import Pixels, inspect
 from service.settings import BUNDLED_MODEL
+from tests.fakes import FakeDetector
 
 needs_export_extra = pytest.mark.ultralytics  # nncf and pycocotools
 HERE = Path(__file__).parents[2]
@@ -105,7 +110,25 @@ def test_find_pictures_takes_pictures_alone_and_of_many_some(
     assert len(find_pictures(tmp_path)) == 6
     monkeypatch.setattr("service.detector.export._MAX_PICTURES", 4)
     names = [path.name for path in find_pictures(tmp_path)]
-    assert names == ["shapes-01.jpg", "shapes-02.jpg", "shapes-04.jpg", "shapes-05.jpg"]
+    assert len(names) == 4 and names == sorted(names)
+    assert names == [path.name for path in find_pictures(tmp_path)]
+
+
+def test_find_pictures_reads_headers_until_there_are_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_samples(tmp_path, count=8)
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:1000])  # of a few kB: nothing to decode
+    read: list[int] = []
+
+    def counted(data: bytes, *, max_pixels: int) -> ImageInfo:
+        read.append(len(data))
+        return inspect(data, max_pixels=max_pixels)
+
+    monkeypatch.setattr("service.detector.export._MAX_PICTURES", 5)
+    monkeypatch.setattr("service.detector.export.inspect", counted)
+    assert len(find_pictures(tmp_path)) == len(read) == 5
 
 
 def test_find_pictures_of_a_folder_without_any_says_so(tmp_path: Path) -> None:
@@ -121,6 +144,58 @@ def test_find_labels_looks_beside_the_file(tmp_path: Path) -> None:
     assert find_labels(file, tmp_path) == Labels(file, tmp_path)
     with pytest.raises(ModelError, match="no folder"):
         find_labels(file, tmp_path / "absent")
+
+
+def test_detect_files_names_the_file_that_is_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(ModelError, match=r"cut\.jpg: The picture's header is damaged"):
+        detect_files(FakeDetector(), [tmp_path / "cut.jpg"])
+
+
+def test_detect_files_with_a_network_that_does_not_run_is_a_model_error(tmp_path: Path) -> None:
+    class Raising(FakeDetector):
+        def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
+            raise RuntimeError("no kernel")
+
+    write_samples(tmp_path, count=1)
+    with pytest.raises(ModelError, match=r"fake\.pt cannot run on this machine: no kernel"):
+        detect_files(Raising(), list(tmp_path.iterdir()))
+
+
+LABELLED: dict[str, Any] = {
+    "images": [{"id": 1, "file_name": "a.jpg"}],
+    "annotations": [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [0, 0, 4, 5]}],
+    "categories": [{"id": 7, "name": "circle"}],
+}
+
+
+def test_labels_without_crowds_and_areas_get_them(tmp_path: Path) -> None:
+    file = tmp_path / "labels.json"
+    file.write_text(json.dumps(LABELLED), encoding="utf-8")
+    [annotation] = _read(file)["annotations"]
+    assert (annotation["iscrowd"], annotation["area"]) == (0, 20)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"images": [{"id": 1}]}, "one of the images has no 'file_name'"),
+        ({"images": [{"file_name": "a.jpg"}]}, "one of the images has no 'id'"),
+        ({"categories": [{"id": 7}]}, "one of the categories has no 'name'"),
+        ({"annotations": [{"id": 1, "image_id": 1}]}, "has no 'category_id'"),
+        ({"annotations": []}, "there are no annotations"),
+        ({"annotations": [LABELLED["annotations"][0] | {"bbox": [1, 2]}]}, "not enough values"),
+        ({"annotations": 3}, "not iterable"),
+    ],
+    ids=["file", "image", "category", "annotation", "none", "box", "number"],
+)
+def test_labels_that_lack_something_say_what(
+    tmp_path: Path, changes: dict[str, Any], what: str
+) -> None:
+    file = tmp_path / "labels.json"
+    file.write_text(json.dumps(LABELLED | changes), encoding="utf-8")
+    with pytest.raises(ModelError, match=rf"labels\.json is no file of labels .*{what}"):
+        _read(file)
 
 
 # --- export of an exported model --------------------------------------------------------------
@@ -187,6 +262,63 @@ def test_export_over_something_else_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.txt").exists()
 
 
+def test_export_in_the_place_of_its_own_model_is_refused_unless_named(tmp_path: Path) -> None:
+    model = Path(shutil.copytree(BUNDLED_MODEL, tmp_path / "shapes_openvino_model"))
+    shutil.rmtree(model / CANARY)
+    done = CliRunner().invoke(main, ["export", str(model), "--precision", "fp16"])
+    assert done.exit_code == 1
+    assert "would take the place" in done.output and "--output" in done.output
+    assert not (model / CANARY).exists()
+    assert export_openvino(model, model, precision="fp16") == model
+    assert load_checked(model, load=load_detector).fallback is None
+
+
+def test_export_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
+    target = Path(shutil.copytree(BUNDLED_MODEL, tmp_path / "out"))
+    (target / "old.bin").write_bytes(b"old")
+    export_openvino(BUNDLED_MODEL, target, precision="fp16")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    names = sorted(path.name for path in target.iterdir())
+    assert names == [CANARY, "metadata.yaml", "shapes.bin", "shapes.xml"]
+
+
+def test_export_that_cannot_be_written_leaves_the_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Path, target: Path) -> None:
+        raise OSError("No space left on device")
+
+    target = Path(shutil.copytree(BUNDLED_MODEL, tmp_path / "out"))
+    monkeypatch.setattr(shutil, "move", full)
+    with pytest.raises(OSError, match="No space left"):
+        export_openvino(BUNDLED_MODEL, target, precision="fp16")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert load_checked(target, load=load_detector).fallback is None
+
+
+def test_export_of_an_export_leaves_its_figures_behind(tmp_path: Path) -> None:
+    model = Path(shutil.copytree(BUNDLED_MODEL, tmp_path / "model"))
+    figures = {"accuracy": {"labels": "old.json"}, "quantization": {}, CANARY: {"old": 1}}
+    metadata = yaml.safe_dump(read_metadata(model) | figures)
+    (model / "metadata.yaml").write_text(metadata, encoding="utf-8")
+    written = read_metadata(export_openvino(model, tmp_path / "out", precision="fp16"))
+    assert "accuracy" not in written and "quantization" not in written
+    assert list(written[CANARY]) == ["detections_compared"]
+
+
+def test_canary_of_many_pictures_or_of_two_of_one_name_is_refused(tmp_path: Path) -> None:
+    def export_with(own: Path) -> None:
+        export_openvino(BUNDLED_MODEL, tmp_path / "out", precision="fp16", canary=own)
+
+    write_samples(tmp_path / "many", count=11)
+    for folder in ("a", "b"):
+        write_samples(tmp_path / "twice" / folder, count=1)
+    with pytest.raises(ModelError, match="more than 10 pictures"):
+        export_with(tmp_path / "many")
+    with pytest.raises(ModelError, match=r"two pictures of the name shapes-01\.jpg"):
+        export_with(tmp_path / "twice")
+
+
 def test_canary_of_own_pictures_takes_the_place_of_the_drawn_ones(tmp_path: Path) -> None:
     write_samples(tmp_path / "own", count=1)
     options = ["--precision", "fp16", "--canary", str(tmp_path / "own")]
@@ -238,6 +370,28 @@ def test_int8_that_disagrees_is_not_written(
             calibration=tmp_path / "pictures",
         )
     assert not (tmp_path / "out").exists()
+
+
+@needs_export_extra
+def test_labels_are_read_before_the_quantisation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def quantize(*_: object, **__: object) -> None:
+        raise AssertionError("quantised")
+
+    monkeypatch.setattr("service.detector.quantize.quantize", quantize)
+    write_samples(tmp_path / "pictures", count=2)
+    file = tmp_path / "labels.json"
+    for text, what in (("{}", "no file of labels"), (json.dumps(LABELLED), "which is not there")):
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(ModelError, match=what):
+            export_openvino(
+                BUNDLED_MODEL,
+                tmp_path / "out",
+                precision="int8",
+                calibration=tmp_path / "pictures",
+                labels=Labels(file, tmp_path / "pictures"),
+            )
 
 
 def blunted(network: ov.Model, pictures: Sequence[Path], **_: int) -> ov.Model:
@@ -407,6 +561,19 @@ def test_int8_agrees_with_float_on_pictures_it_was_not_calibrated_on(
     reached = agreement(theirs, ours)
     assert reached.detections >= 40
     assert reached.f1 >= 0.9
+
+
+@needs_export_extra
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pycocotools'
+def test_precision_needs_no_crowds_and_no_areas(labels: Labels, tmp_path: Path) -> None:
+    truth = json.loads(labels.file.read_text(encoding="utf-8"))
+    for annotation in truth["annotations"]:
+        del annotation["iscrowd"], annotation["area"]
+    file = tmp_path / "bare.json"
+    file.write_text(json.dumps(truth), encoding="utf-8")
+    detector = load_detector(BUNDLED_MODEL, min_confidence=LEAST_CONFIDENCE)
+    bare = mean_precision(detector, Labels(file, labels.pictures))
+    assert bare == mean_precision(detector, labels)
 
 
 @needs_export_extra

@@ -1,0 +1,36 @@
+"""How many cores the process takes itself to have."""
+
+from pathlib import Path
+
+import pytest
+
+from service import machine
+
+
+@pytest.fixture
+def quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(machine, "_QUOTA", tmp_path / "cpu.max")
+    return tmp_path / "cpu.max"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("max 100000", 8),
+        ("100000 100000", 1),
+        ("150000 100000", 2),
+        ("10000 100000", 1),
+        ("3200000 100000", 8),
+        ("", 8),
+        ("nonsense", 8),
+    ],
+    ids=["none", "one", "rounded-up", "a-tenth", "more-than-there-are", "empty", "nonsense"],
+)
+def test_cores_are_those_of_the_groups_quota(quota: Path, text: str, expected: int) -> None:
+    quota.write_text(text, encoding="ascii")
+    assert machine.cores() == expected
+
+
+def test_cores_without_a_group_are_those_of_the_affinity(quota: Path) -> None:
+    assert machine.cores() == 8
