@@ -168,7 +168,7 @@ def draw(points: Sequence[Point], levels: Sequence[Level], title: str, file: Pat
     # Not pyplot: it would look for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import ScalarFormatter
+    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
     figure = Figure(figsize=(8, 10), layout="constrained")
     FigureCanvasAgg(figure)
@@ -183,8 +183,9 @@ def draw(points: Sequence[Point], levels: Sequence[Level], title: str, file: Pat
     latency.plot(offered, [point.p50_ms for point in points], "o-", label="p50")
     latency.plot(offered, [point.p95_ms for point in points], "s-", label="p95")
     latency.set_yscale("log")
+    latency.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    latency.yaxis.set_minor_locator(NullLocator())
     latency.yaxis.set_major_formatter(ScalarFormatter())
-    latency.yaxis.set_minor_formatter(ScalarFormatter())
     latency.set_ylabel("latency, ms")
     cost.plot(offered, [point.usd_per_million for point in points], "o-", label="US dollars")
     cost.set_ylabel("US dollars a million pictures")
