@@ -60,7 +60,7 @@ COPY --from=wheel /wheels /wheels
 RUN python -m venv --without-pip /opt/yolo-batch \
  && python -m pip --python /opt/yolo-batch/bin/python install --quiet --no-compile --no-deps \
       --no-index --target /app /wheels/*.whl \
- && rm -rf /app/service/local /app/service/bench \
+ && rm -rf /app/service/local /app/service/bench /app/service/chaos \
       /app/service/demo/shapes.py /app/service/demo/train.py /app/service/demo/yolo26-demo.yaml \
  && python -m compileall -q --invalidation-mode unchecked-hash /app
 

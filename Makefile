@@ -5,13 +5,20 @@ BIN := $(VENV)/bin
 IMAGES ?=
 MODEL ?=
 
-.PHONY: demo up test test-fast check unit fix clean lock
+.PHONY: demo up chaos test test-fast check unit fix clean lock
 
 demo: $(if $(filter %.pt,$(MODEL)),$(VENV)/export,$(VENV)/local)  ## upload pictures to a local stack
 	$(BIN)/yolo-batch demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(MODEL),--model "$(MODEL)")
 
 up: $(VENV)/local  ## run the local stack until Ctrl-C
 	$(BIN)/yolo-batch up $(if $(MODEL),--model "$(MODEL)")
+
+CHAOS_UPLOADS ?= 2000
+CHAOS_SEEDS ?= 1 2 3 4 5
+chaos: $(VENV)/local  ## uploads under faults, all audited; docs/chaos.md
+	@trap 'exit 130' INT; for seed in $(CHAOS_SEEDS); do \
+	  $(BIN)/yolo-batch chaos --uploads $(CHAOS_UPLOADS) --seed $$seed || failed="$$failed $$seed"; \
+	done; [ -z "$$failed" ] || { echo "Seeds with problems:$$failed"; exit 1; }
 
 test: $(VENV)/dev $(VENV)/export check  ## everything; ultralytics brings torch, several GB
 	$(BIN)/pytest

@@ -10,11 +10,13 @@ Pub/Sub and Eventarc deliver a message again unless the answer is 102, 200, 201,
 | the push's token is missing, not valid, not allowed    | 401 or 403, likewise |
 | the body is over the limit                             | 413, likewise |
 | too many pictures on their way                         | 429 |
-| Storage, Firestore or the model unavailable, stopping  | 503 |
+| Storage, Firestore or model away, too late, stopping   | 503 |
 | anything else                                          | 500, with the trace in the log |
 """
 
 import logging
+import math
+import time
 from collections.abc import Callable, Mapping
 
 from flask import Flask, Response, jsonify, request
@@ -40,6 +42,7 @@ def create_app(
     pipeline: Pipeline,
     *,
     max_request_bytes: int = 4 * 2**20,
+    begin_within_seconds: float = math.inf,
     project: str | None = None,
     model_health: Callable[[], Mapping[str, str]] = dict,
     verify: Callable[[str | None], None] | None = None,
@@ -49,6 +52,8 @@ def create_app(
     Args:
         pipeline: handles the events.
         max_request_bytes: larger requests are answered 413, unread.
+        begin_within_seconds: a picture that could not begin so long after its message came is
+            given back.
         project: the project whose traces the log names.
         model_health: what the health answers add to the status.
         verify: checks the `Authorization` header of every request but those for health.
@@ -70,10 +75,11 @@ def create_app(
 
     @app.post("/")
     def receive() -> Response:
+        begin_by = time.monotonic() + begin_within_seconds
         body = _body()
         if request.content_length is None and len(body) >= max_request_bytes:
             raise RequestEntityTooLarge  # Flask cuts a chunked body at the limit, silently
-        pipeline.handle(parse_event(dict(request.headers), body))
+        pipeline.handle(parse_event(dict(request.headers), body), begin_by=begin_by)
         return Response(status=204)
 
     @app.get("/health/live")

@@ -8,12 +8,14 @@ A caller is admitted, prepares its item on its own thread, submits it and waits:
 
 One thread runs batches, one at a time. A batch holds items of one kind (`key`), the oldest item's,
 so that none waits behind others for ever. It starts when it is full (by number or by `weight`),
-when nobody is on the way any more, or when its first item has waited `max_delay_seconds`. What a
-run returns is handed to `finish` on another thread, so that the next batch runs meanwhile; callers
-get their outcome after `finish` has returned.
+when nobody is on the way any more, or when its first item has waited `max_delay_seconds`. An item
+whose time to begin (`begin_by`) has passed meanwhile is given back instead. What a run returns is
+handed to `finish` on another thread, so that the next batch runs meanwhile; callers get their
+outcome after `finish` has returned.
 """
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -23,7 +25,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-from service.errors import DetectorError, QueueFullError, ShuttingDownError
+from service.errors import DetectorError, QueueFullError, ShuttingDownError, TooLateError
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ class _Entry(Generic[Item, Result]):
     item: Item
     key: Hashable
     weight: int
+    begin_by: float
     submitted_at: float = field(default_factory=time.monotonic)
     future: "Future[Result]" = field(default_factory=Future)
 
@@ -85,7 +88,7 @@ class Batcher(Generic[Item, Result]):
         self._closed = False
         self._abandoned = False
         self._deliveries: set[Future[None]] = set()
-        self._finisher = ThreadPoolExecutor(_FINISH_THREADS, thread_name_prefix="finish")
+        self._finisher = _started_threads(_FINISH_THREADS, "finish")
         self._runner = threading.Thread(target=self._loop, name="batcher", daemon=True)
         self._runner.start()
 
@@ -134,8 +137,8 @@ class Batcher(Generic[Item, Result]):
         wait(deliveries, max(0.0, deadline - time.monotonic()))
         self._finisher.shutdown(wait=False)
 
-    def _submit(self, item: Item) -> "Future[Result]":
-        entry: _Entry[Item, Result] = _Entry(item, self._key(item), self._weight(item))
+    def _submit(self, item: Item, begin_by: float) -> "Future[Result]":
+        entry: _Entry[Item, Result] = _Entry(item, self._key(item), self._weight(item), begin_by)
         with self._changed:
             self._on_the_way -= 1
             if self._abandoned:
@@ -153,9 +156,10 @@ class Batcher(Generic[Item, Result]):
             self._changed.notify_all()
 
     def _loop(self) -> None:
-        while batch := self._take():
-            results = _run_isolating(self._run, [entry.item for entry in batch])
-            self._hand_over(batch, results)
+        while taken := self._take():
+            if batch := _in_time(taken):
+                results = _run_isolating(self._run, [entry.item for entry in batch])
+                self._hand_over(batch, results)
 
     def _hand_over(
         self, batch: "list[_Entry[Item, Result]]", results: "list[Result | Exception]"
@@ -231,13 +235,18 @@ class Ticket(Generic[Item, Result]):
         self._batcher = batcher
         self._submitted = False
 
-    def submit(self, item: Item) -> "Future[Result]":
+    def submit(self, item: Item, *, begin_by: float = math.inf) -> "Future[Result]":
         """Put the prepared item into the next batch.
+
+        Args:
+            item: what to run.
+            begin_by: until when its batch may begin, by the monotonic clock; after that, the
+                outcome is a TooLateError.
 
         Raises:
             Exception: what `key` or `weight` raise; the item is then not in a batch.
         """
-        future = self._batcher._submit(item)
+        future = self._batcher._submit(item, begin_by)
         self._submitted = True
         return future
 
@@ -258,6 +267,25 @@ class Ticket(Generic[Item, Result]):
 def _give_back(entries: list[_Entry[Item, Result]]) -> None:
     for entry in entries:
         entry.future.set_exception(ShuttingDownError("The service is shutting down."))
+
+
+def _started_threads(count: int, name: str) -> ThreadPoolExecutor:
+    """Start all threads at once: later, where memory is short, none might start."""
+    threads = ThreadPoolExecutor(count, thread_name_prefix=name)
+    all_started = threading.Barrier(count + 1)
+    for _ in range(count):
+        threads.submit(all_started.wait)
+    all_started.wait()
+    return threads
+
+
+def _in_time(batch: list[_Entry[Item, Result]]) -> list[_Entry[Item, Result]]:
+    """Give back what it is too late for; return the others."""
+    now = time.monotonic()
+    for entry in batch:
+        if entry.begin_by < now:
+            entry.future.set_exception(TooLateError())
+    return [entry for entry in batch if entry.begin_by >= now]
 
 
 def _run_isolating(

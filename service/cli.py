@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from service.commands.bench import bench
+from service.commands.chaos import chaos
 from service.commands.check_model import check_model
 from service.commands.dead_letters import dead_letters
 from service.commands.export import export
@@ -48,7 +49,7 @@ def main() -> None:
     logging.getLogger("service").addHandler(logging.NullHandler())
 
 
-for command in (bench, check_model, dead_letters, export, reconcile, smoke):
+for command in (bench, chaos, check_model, dead_letters, export, reconcile, smoke):
     main.add_command(command)
 
 

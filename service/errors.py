@@ -12,8 +12,10 @@
     ├── DetectorError              the network failed on a picture: 500
     └── TransientError             a later delivery can succeed: 503
         ├── QueueFullError         429
+        ├── TooLateError
         ├── ShuttingDownError
         ├── ModelNotReadyError
+        ├── DecoderBusyError
         ├── CertificatesUnavailableError
         ├── StorageUnavailableError
         └── StoreUnavailableError
@@ -91,6 +93,16 @@ class QueueFullError(TransientError):
     retry_after_seconds = 2
 
 
+class TooLateError(TransientError):
+    """The message's deadline is near: its next delivery may begin at once."""
+
+    retry_after_seconds = 1
+
+    def __init__(self) -> None:
+        """Say so."""
+        super().__init__("The picture waited until its message's deadline was near.")
+
+
 class ShuttingDownError(TransientError):
     """The process was told to stop; another one takes the message."""
 
@@ -99,6 +111,10 @@ class ShuttingDownError(TransientError):
 
 class ModelNotReadyError(TransientError):
     """The model did not load, so nothing can be detected."""
+
+
+class DecoderBusyError(TransientError):
+    """No memory to decode a picture now, which says nothing against the picture."""
 
 
 class CertificatesUnavailableError(TransientError):

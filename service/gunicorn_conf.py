@@ -4,6 +4,7 @@ gunicorn --config python:service.gunicorn_conf "service.main:build_app()"
 """
 
 import logging
+import os
 import signal
 import sys
 from types import FrameType
@@ -12,6 +13,7 @@ from typing import Any
 from service import logs
 from service.errors import SettingsError
 from service.settings import Settings
+from service.suspects import Suspects
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +25,7 @@ except SettingsError as exc:
 bind = f"{_settings.bind_address}:{_settings.port}"
 # One worker: a second one would hold a second model and split the batches.
 workers = 1
-worker_class = "gthread"
+worker_class = "service.gunicorn_worker.Worker"
 threads = _settings.concurrency
 # Cloud Run keeps the request's clock; gunicorn's would kill a worker that loads its model.
 timeout = 0
@@ -32,10 +34,16 @@ graceful_timeout = _settings.graceful_timeout_seconds
 keepalive = 620
 control_socket_disable = True
 logconfig_dict = logs.config(_settings.log_level)
+# Made here, before the worker is forked: one that is started after its death finds it.
+_suspects = Suspects()
 
 
 def post_worker_init(worker: Any) -> None:
-    """On SIGTERM, tell the pipeline first: a job of many pictures is given back, not drained."""
+    """Learn from a worker that died; on SIGTERM, tell the pipeline first.
+
+    A job of many pictures is given back then, not drained.
+    """
+    worker.wsgi.extensions["pipeline"].learn_from(_suspects)
     drain = signal.getsignal(signal.SIGTERM)
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -54,6 +62,10 @@ def worker_exit(_server: Any, worker: Any) -> None:
         app.extensions["pipeline"].close(timeout_seconds=1.0)
         if _settings.profile_stages:
             _log_stages(app)
+        # Python would wait for every thread, and one that waits for another's answer may never end:
+        # the server would count a worker as alive that answers nobody.
+        logging.shutdown()
+        os._exit(0)
 
 
 def _log_stages(app: Any) -> None:

@@ -1,8 +1,10 @@
 """Bytes to an upright picture within limits, and the geometry of the letterbox."""
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,8 +22,9 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from service import sandbox
 from service.domain import Box, ErrorCode, ImageInfo
-from service.errors import BadImageError
+from service.errors import BadImageError, DecoderBusyError
 
 # Pillow reads the header (format, size, no pixels); OpenCV decodes, as ultralytics does, so that
 # both see the same pixels. These are the formats that both know.
@@ -38,6 +41,7 @@ _PLUGINS = (
 )
 FORMATS = tuple(str(plugin.format) for plugin in _PLUGINS)
 _REDUCIBLE = ("JPEG", "MPO")
+_NO_MEMORY = -4  # cv2.Error.StsNoMem
 _READ_AT = {
     1: cv2.IMREAD_COLOR,
     2: cv2.IMREAD_REDUCED_COLOR_2,
@@ -45,6 +49,25 @@ _READ_AT = {
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
 _PREFIX_BYTES = 16  # what Pillow hands to a format's signature test
+
+# Formats whose few bytes can cost OpenCV gigabytes or minutes: what their pixels say of the size
+# need not be what their header says, and a GIF can clear its table with every code.
+_SANDBOXED = ("AVIF", "GIF", "JPEG2000", "TIFF")
+_SANDBOX_BYTES, _SANDBOX_BYTES_PER_PIXEL = 256 * 2**20, 16  # OpenCV's most is a GIF's 12 a pixel
+_WEIGHTS = {"AVIF": 2, "JPEG2000": 2}  # decoders that take twice that
+
+# More parts than encoders write, which cost some reader time or memory for each: mozjpeg writes 12
+# scans; a 360-degree JPEG carries its depth in some hundred segments; a PNG of 50 MB in rows of
+# 512 bytes has 100,000 chunks.
+_MAX_SCANS = 100
+_MAX_SEGMENTS = 1000
+_MAX_CHUNKS = 100_000
+_MAX_PACKED_CHUNKS = 4  # a PNG's that unpack, to 8 MB each at most (libpng's limit)
+_SOS, _EOI = b"\xff\xda", b"\xff\xd9"
+_SEQUENTIAL = (b"\xff\xc0", b"\xff\xc1")
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # with a length; a scan's data has none
+_PNG_SIGNATURE, _IEND = b"\x89PNG\r\n\x1a\n", b"IEND"
+_MAX_PPM_HEADER_BYTES = 4096  # which Pillow reads byte by byte
 
 # Pictures are worked on side by side already; OpenCV's own threads would only cost.
 cv2.setNumThreads(1)
@@ -74,21 +97,22 @@ def decode(data: bytes, *, max_pixels: int, image_size: int | None = None) -> Pi
     Raises:
         BadImageError: not a picture, a damaged one, or one of more than `max_pixels` pixels; the
             size is read from the header, before any memory for the pixels is taken.
+        DecoderBusyError: no memory now.
     """
     stored = inspect(data, max_pixels=max_pixels)
     image_format, width, height = stored.format, stored.width, stored.height
     reduction = 1
     if image_size and image_format in _REDUCIBLE:
         reduction = _reduction(width, height, image_size)
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _READ_AT[reduction])
-    except cv2.error:
-        pixels = None
+    pixels = _pixels(data, stored, _READ_AT[reduction])
     if pixels is None or pixels.size == 0:
         raise BadImageError(
-            ErrorCode.CORRUPT_IMAGE, f"The {image_format} file is damaged or cut short."
+            ErrorCode.CORRUPT_IMAGE,
+            f"The {image_format} file is damaged, cut short, or takes too much to decode.",
         )
     upright = np.asarray(pixels, np.uint8)
+    if upright.shape[0] * upright.shape[1] > max_pixels:  # its header said less
+        raise _too_large(upright.shape[1], upright.shape[0], f"MAX_IMAGE_PIXELS={max_pixels}")
     if reduction == 1:
         height, width = upright.shape[:2]
     elif upright.shape[:2] != _reduced(height, width, reduction):  # turned by its orientation
@@ -96,21 +120,49 @@ def decode(data: bytes, *, max_pixels: int, image_size: int | None = None) -> Pi
     return Picture(upright, ImageInfo(width, height, image_format))
 
 
+def _pixels(data: bytes, stored: ImageInfo, flags: int) -> Any:
+    """Let OpenCV decode, in the sandbox what may need it; None for what it cannot read."""
+    pixels = stored.width * stored.height
+    try:
+        if stored.format in _SANDBOXED or (stored.format == "PNG" and _is_odd_png(data)):
+            per_pixel = _SANDBOX_BYTES_PER_PIXEL * _WEIGHTS.get(stored.format, 1)
+            return sandbox.imdecode(data, max_bytes=_SANDBOX_BYTES + pixels * per_pixel)
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        if decoded is None:  # what codecs say of a damaged file and of no memory alike: which?
+            np.empty(2 * pixels * 3, np.uint8)
+        return decoded
+    except cv2.error as exc:
+        if exc.code == _NO_MEMORY:
+            raise DecoderBusyError("There is no memory to decode the picture now.") from exc
+        return None
+    except (MemoryError, OSError) as exc:
+        raise DecoderBusyError("There is no memory to decode the picture now.") from exc
+
+
 def inspect(data: bytes, *, max_pixels: int) -> ImageInfo:
     """Read format and size, as stored (before EXIF), from the header; no pixels.
 
     Raises:
-        BadImageError: not a picture, or one of more than `max_pixels` pixels.
+        BadImageError: not a picture, or one of more than `max_pixels` pixels, or of half as many
+            of a format whose decoder takes twice the memory.
     """
     if not data:
         raise BadImageError(ErrorCode.EMPTY_OBJECT, "The object has no bytes.")
+    _check_parts(data)
     image_format, width, height = _header(data)
-    if width * height > max_pixels:
-        raise BadImageError(
-            ErrorCode.IMAGE_TOO_LARGE,
-            f"The picture has {width}x{height} pixels, more than MAX_IMAGE_PIXELS={max_pixels}.",
-        )
+    weight = _WEIGHTS.get(image_format, 1)
+    if width * height * weight > max_pixels:
+        limit = f"MAX_IMAGE_PIXELS={max_pixels}"
+        if weight > 1:
+            limit += f" divided by {weight}, as for every {image_format}"
+        raise _too_large(width, height, limit)
     return ImageInfo(width, height, image_format)
+
+
+def _too_large(width: int, height: int, limit: str) -> BadImageError:
+    return BadImageError(
+        ErrorCode.IMAGE_TOO_LARGE, f"The picture has {width}x{height} pixels, more than {limit}."
+    )
 
 
 def _reduction(width: int, height: int, image_size: int) -> int:
@@ -133,9 +185,17 @@ def _reduced(height: int, width: int, reduction: int) -> tuple[int, int]:
 
 def _header(data: bytes) -> tuple[str, int, int]:
     """Read format, width and height (as stored, before EXIF) without decoding."""
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        width, height = (int.from_bytes(data[at : at + 2], "little") for at in (6, 8))
+        if width and height:  # Pillow would gather a million comments
+            return "GIF", width, height
+    if data.startswith(b"P"):  # of a PPM
+        data = data[:_MAX_PPM_HEADER_BYTES]
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return str(image.format), image.width, image.height
+    except MemoryError as exc:
+        raise DecoderBusyError("There is no memory to read the picture now.") from exc
     except Exception as exc:  # noqa: BLE001 - Pillow's parsers raise many kinds on damaged headers
         if _has_known_signature(data):
             raise BadImageError(
@@ -145,6 +205,78 @@ def _header(data: bytes) -> tuple[str, int, int]:
             ErrorCode.UNSUPPORTED_MEDIA,
             "The object is not a picture of a supported format: " + ", ".join(sorted(FORMATS)),
         ) from exc
+
+
+def _check_parts(data: bytes) -> None:
+    """Refuse a JPEG or PNG of more parts than any encoder writes.
+
+    Raises:
+        BadImageError: it has more.
+    """
+    is_sane = True
+    if data.startswith(b"\xff\xd8"):
+        is_sane = _is_sane_jpeg(data)
+    elif data.startswith(_PNG_SIGNATURE):
+        is_sane = len(_png_chunks(data)[0]) <= _MAX_CHUNKS
+    if not is_sane:
+        raise BadImageError(
+            ErrorCode.CORRUPT_IMAGE, "The file has more parts than any encoder writes."
+        )
+
+
+def _is_sane_jpeg(data: bytes) -> bool:
+    """Count segments up to the first scan, and scans; bytes between segments count as such."""
+    at = 2
+    components = b""  # of a frame that may have a single scan
+    for _ in range(_MAX_SEGMENTS):
+        marker = data[at : at + 2]
+        if marker in _SEQUENTIAL:
+            components = data[at + 9 : at + 10]
+        if marker == _SOS:
+            if data[at + 4 : at + 5] == components:
+                return True  # all in one scan: libjpeg takes no second one
+            return data.count(_SOS, at) <= _MAX_SCANS or _is_sane_in_scans(data, at)
+        if len(marker) < 2:
+            return True  # it ends before its pixels; the decoder will say so
+        at += 2 + int.from_bytes(data[at + 2 : at + 4]) if _MARKER.match(marker) else 1
+    return False
+
+
+def _is_sane_in_scans(data: bytes, at: int) -> bool:
+    """Count scans up to the picture's end: what follows it may hold anything, as a film."""
+    scans = 0
+    for _ in range(_MAX_SEGMENTS):
+        found = _MARKER.search(data, at)
+        if not found or found[0] == _EOI:
+            return True
+        scans += found[0] == _SOS
+        if scans > _MAX_SCANS:
+            return False
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
+    return False
+
+
+def _is_odd_png(data: bytes) -> bool:
+    """Whether it is animated, or unpacks more than pixels and a profile, or ends early or late.
+
+    For a chunk that says it is longer than the file, OpenCV takes as much memory as it says; and
+    it may read on behind an end.
+    """
+    chunks, end = _png_chunks(data)
+    if end != len(data) or chunks[-1:] != [_IEND]:
+        return True
+    packed = sum(chunks.count(kind) for kind in (b"zTXt", b"iTXt", b"iCCP"))
+    return b"acTL" in chunks or b"fcTL" in chunks or packed > _MAX_PACKED_CHUNKS
+
+
+def _png_chunks(data: bytes) -> tuple[list[bytes], int]:
+    """Kinds of a PNG's chunks up to its end, as many as one more than allowed, and where it is."""
+    kinds: list[bytes] = []
+    at = len(_PNG_SIGNATURE)
+    while len(kinds) <= _MAX_CHUNKS and at + 8 <= len(data) and kinds[-1:] != [_IEND]:
+        kinds.append(data[at + 4 : at + 8])
+        at += 12 + int.from_bytes(data[at : at + 4])
+    return kinds, at
 
 
 def _has_known_signature(data: bytes) -> bool:

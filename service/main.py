@@ -58,6 +58,8 @@ def build_app() -> Flask:
     app = create_app(
         pipeline,
         max_request_bytes=settings.max_request_bytes,
+        # What is begun then is committed before its message comes again.
+        begin_within_seconds=settings.ack_deadline_seconds - settings.firestore_timeout_seconds,
         project=store.project,
         model_health=lambda: _health(checked, settings),
         verify=_verifier(settings),

@@ -7,6 +7,7 @@ none. Whatever it raises means that the event must come again, and doing so is s
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Hashable, Sequence
@@ -27,6 +28,7 @@ from service.domain import (
     ImageInfo,
     ImageRef,
     ImageResult,
+    ObjectMetadata,
     Outcome,
     Rerun,
     Timings,
@@ -37,12 +39,14 @@ from service.errors import (
     ModelNotReadyError,
     ObjectGoneError,
     ShuttingDownError,
+    TooLateError,
     TransientError,
 )
 from service.images import Pixels, decode, enlarge_box, inspect, letterbox, shrink
 from service.machine import cores
 from service.singleflight import SingleFlight
 from service.stages import NO_CLOCK, StageClock
+from service.suspects import Suspects
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +93,26 @@ class PipelineOptions:
 
 
 @dataclass(frozen=True)
+class _Delivery:
+    """What a message's pictures share."""
+
+    event_time: datetime | None
+    begin_by: float  # monotonic; a picture that is not with the network by then is given back
+    is_job: bool
+
+    def patience_seconds(self) -> float:
+        """How long a picture may wait for a place in the queue.
+
+        Raises:
+            TooLateError: not even until now.
+        """
+        left = self.begin_by - time.monotonic()
+        if left < 0:
+            raise TooLateError
+        return min(left, _JOB_PATIENCE_SECONDS) if self.is_job else 0.0
+
+
+@dataclass(frozen=True)
 class _Prepared:
     """A picture that waits for its batch, small enough to wait in numbers."""
 
@@ -127,6 +151,7 @@ class Pipeline:
         self._store = store
         self._detector = detector
         self._flights: SingleFlight[str, Outcome] = SingleFlight()
+        self._suspects = Suspects()
         self._stopping = False
         # Full-size pixels exist only between decode and shrink: as many at once as can be worked
         # on, or a burst of large pictures would take gigabytes.
@@ -149,8 +174,13 @@ class Pipeline:
             thread_name_prefix="job",
         )
 
-    def handle(self, event: Event) -> list[Outcome]:
+    def handle(self, event: Event, *, begin_by: float = math.inf) -> list[Outcome]:
         """Bring every picture of an event to its final record.
+
+        Args:
+            event: names the pictures.
+            begin_by: until when a picture may begin, by the monotonic clock. Later it could not
+                be final before the message's deadline: somebody else would work on it too.
 
         Returns:
             How each picture ended, in the event's order.
@@ -163,22 +193,22 @@ class Pipeline:
             logger.info("Ignored an event", extra={"reason": event.ignored})
             return []
         if len(event.images) == 1:
-            return [self._process(event.images[0], event.event_time)]
-        return self._handle_job(event)
+            delivery = _Delivery(event.event_time, begin_by, is_job=False)
+            return [self._process(event.images[0], delivery)]
+        return self._handle_job(event, begin_by)
 
-    def _handle_job(self, event: Event) -> list[Outcome]:
+    def _handle_job(self, event: Event, begin_by: float) -> list[Outcome]:
         """Process many pictures at once. A culprit fails alone; an outage ends the whole job."""
         if self._stopping:
             raise ShuttingDownError(_STOPPING)
+        delivery = _Delivery(event.event_time, begin_by, is_job=True)
         given_up = threading.Event()
 
         def process(image: ImageRef) -> Outcome:
             if given_up.is_set():
                 raise TransientError("The job was given back before this picture was begun.")
             try:
-                return self._process(
-                    image, event.event_time, patience_seconds=_JOB_PATIENCE_SECONDS
-                )
+                return self._process(image, delivery)
             except TransientError:
                 given_up.set()
                 raise
@@ -193,6 +223,11 @@ class Pipeline:
             raise ShuttingDownError(_STOPPING) from exc
         wait(futures)
         return [future.result() for future in futures]
+
+    def learn_from(self, suspects: Suspects) -> None:
+        """Take over what the process before this one died of. Before the first event."""
+        suspects.mourn()
+        self._suspects = suspects
 
     def status(self) -> str:
         """Say `ready`, `loading`, `stopping`, or `failed` when the model did not load."""
@@ -214,9 +249,7 @@ class Pipeline:
         self._job_threads.shutdown(wait=False)
         self._batcher.close(timeout_seconds=timeout_seconds)
 
-    def _process(
-        self, ref: ImageRef, event_time: datetime | None, *, patience_seconds: float = 0.0
-    ) -> Outcome:
+    def _process(self, ref: ImageRef, delivery: _Delivery) -> Outcome:
         if self._stopping:
             raise ShuttingDownError(_STOPPING)
         if ref.is_ignorable:
@@ -234,9 +267,7 @@ class Pipeline:
             self._check_model(ref.rerun)
             # A rerun must not take part in the flight of somebody who finds the document final.
             flight = f"{ref.document_id} {ref.rerun}" if ref.rerun else ref.document_id
-            return self._flights.do(
-                flight, lambda: self._process_once(ref, event_time, patience_seconds)
-            )
+            return self._flights.do(flight, lambda: self._process_once(ref, delivery))
         except ObjectGoneError:
             logger.warning(
                 "A picture is gone: it was overwritten or deleted before it was read",
@@ -244,17 +275,17 @@ class Pipeline:
             )
             return Outcome.GONE
 
-    def _process_once(
-        self, ref: ImageRef, event_time: datetime | None, patience_seconds: float
-    ) -> Outcome:
-        with self._batcher.admit(patience_seconds=patience_seconds) as ticket:
+    def _process_once(self, ref: ImageRef, delivery: _Delivery) -> Outcome:
+        if self._suspects.is_culprit(ref.document_id):
+            raise DetectorError(f"The process died of {ref.uri} before, so it is not run again.")
+        with self._batcher.admit(patience_seconds=delivery.patience_seconds()) as ticket:
             with self._clock.measure("store"):
                 is_final = self._store.is_final(ref.document_id, ref.rerun)
             if is_final:
                 return Outcome.ALREADY_FINAL
-            prepared = self._prepare(ref, event_time)
+            prepared = self._prepare(ref, delivery.event_time)
             if isinstance(prepared, _Prepared):
-                ticket.submit(prepared).result()
+                ticket.submit(prepared, begin_by=delivery.begin_by).result()
                 return Outcome.DONE
         self._commit([prepared])
         return Outcome.FAILED
@@ -264,9 +295,11 @@ class Pipeline:
 
         A picture that can never be detected comes back as its final, failed result.
         """
-        if ref.metadata.size is None:  # a job does not tell
+        size = ref.metadata.size
+        # A job does not tell. And nothing is recorded as too large on an event's word alone.
+        if size is None or size > self._options.max_image_bytes:
             with self._clock.measure("download"):
-                ref = self._storage.resolve(ref)
+                ref = self._storage.resolve(replace(ref, metadata=ObjectMetadata()))
         # What is larger is refused unread.
         size = min(ref.metadata.size or 0, self._options.max_image_bytes)
         try:
@@ -307,6 +340,8 @@ class Pipeline:
         )
 
     def _batch_key(self, prepared: _Prepared) -> Hashable:
+        if self._suspects.must_run_alone(prepared.ref.document_id):
+            return prepared.ref.document_id
         height, width = prepared.pixels.shape[:2]
         return self._loaded_detector().batch_key(width, height)
 
@@ -318,6 +353,8 @@ class Pipeline:
 
     def _detect(self, batch: list[_Prepared]) -> list[ImageResult]:
         detector = self._loaded_detector()
+        running = [prepared.ref.document_id for prepared in batch]
+        self._suspects.begin(running)
         started = time.monotonic()
         try:
             found = detector.detect([prepared.pixels for prepared in batch])
@@ -325,6 +362,8 @@ class Pipeline:
             raise DetectorError(
                 f"{detector.info.name} failed on {len(batch)} pictures: {exc}"
             ) from exc
+        finally:
+            self._suspects.end(running)
         if len(found) != len(batch):
             raise DetectorError(
                 f"{detector.info.name} got {len(batch)} pictures and gave {len(found)} results"

@@ -184,6 +184,12 @@ class Settings:
     firestore_timeout_seconds: float = _setting(
         6.0, "How long Firestore is retried before the answer is 503.", _number(0.1, 600)
     )
+    ack_deadline_seconds: float = _setting(
+        600.0,
+        "Ack deadline of the subscriptions: a picture that waits until FIRESTORE_TIMEOUT_SECONDS "
+        "before it is given back (503), not begun. Eventarc's own is 10 until it is raised.",
+        _number(1, 600),
+    )
     graceful_timeout_seconds: int = _setting(
         8,
         "How long work in flight may take after SIGTERM; Cloud Run kills after 10.",
@@ -229,6 +235,12 @@ class Settings:
             raise SettingsError(
                 f"CONCURRENCY={settings.concurrency} is wrong: it must be more than "
                 f"MAX_QUEUE={settings.max_queue}, or nobody could answer that the queue is full"
+            )
+        if settings.ack_deadline_seconds <= settings.firestore_timeout_seconds:
+            raise SettingsError(
+                f"ACK_DEADLINE_SECONDS={settings.ack_deadline_seconds:g} is wrong: it must be more "
+                f"than FIRESTORE_TIMEOUT_SECONDS={settings.firestore_timeout_seconds:g}, or no "
+                "picture could ever begin"
             )
         if bool(settings.push_audience) != bool(settings.push_service_accounts):
             raise SettingsError(

@@ -80,10 +80,18 @@ class ImageStorage:
             raise _too_large(self._max_bytes)
         with _translated():
             blob = self._client.bucket(ref.bucket).blob(ref.name, generation=ref.generation)
-            buffer = _BoundedBuffer(self._max_bytes)
-            blob.download_to_file(buffer, timeout=self._timeout, retry=self._retry)
-            data = buffer.getvalue()
+            data = self._retry(self._download_whole)(blob)
         return Download(data, _merged(ref.metadata, _metadata(blob, len(data))))
+
+    def _download_whole(self, blob: storage.Blob) -> bytes:
+        """Download from the first byte on: the client checks no download that it resumes.
+
+        Its retry asks for the rest of a download that broke, and takes that unchecked
+        (google-cloud-storage 3.x, _media/requests/download.py).
+        """
+        buffer = _BoundedBuffer(self._max_bytes)
+        blob.download_to_file(buffer, timeout=self._timeout, retry=None)
+        return buffer.getvalue()
 
 
 class ObjectLister:
@@ -166,12 +174,12 @@ def _metadata(blob: storage.Blob, size: int | None) -> ObjectMetadata:
 
 
 def _merged(event: ObjectMetadata, answer: ObjectMetadata) -> ObjectMetadata:
-    """The event's word where it has one: an answer's headers may name an encoding's type."""
+    """Prefer the event's size and type, as an answer may tell an encoding's, but not its sums."""
     return ObjectMetadata(
         size=answer.size if event.size is None else event.size,
         content_type=event.content_type or answer.content_type,
-        md5=event.md5 or answer.md5,
-        crc32c=event.crc32c or answer.crc32c,
+        md5=answer.md5 or event.md5,
+        crc32c=answer.crc32c or event.crc32c,
     )
 
 

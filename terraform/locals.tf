@@ -62,6 +62,7 @@ locals {
   service_environment = merge(
     local.environment,
     {
+      ACK_DEADLINE_SECONDS      = tostring(local.ack_deadline_seconds)
       ALLOWED_BUCKETS           = local.bucket_name
       CONCURRENCY               = tostring(local.threads)
       DEVICE                    = local.has_gpu ? "0" : "cpu"

@@ -234,7 +234,7 @@ variable "settings" {
 
   validation {
     condition = length(setintersection(keys(var.settings), [
-      "ALLOWED_BUCKETS", "BIND_ADDRESS", "CONCURRENCY", "DEVICE", "FIRESTORE_COLLECTION", "FIRESTORE_DATABASE",
+      "ACK_DEADLINE_SECONDS", "ALLOWED_BUCKETS", "BIND_ADDRESS", "CONCURRENCY", "DEVICE", "FIRESTORE_COLLECTION", "FIRESTORE_DATABASE",
       "GOOGLE_CLOUD_PROJECT", "MAX_BATCH_SIZE", "MAX_QUEUE", "PORT",
     ])) == 0
     error_message = "settings must leave out what is derived here: batch size, queue and concurrency follow from batch_size; bucket, database and device from their variables."

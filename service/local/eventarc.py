@@ -11,7 +11,7 @@ only then is there anything to batch.
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -53,6 +53,8 @@ class EventarcOptions:
     answer_timeout_seconds: float = 10.0  # Eventarc's ack deadline
     min_delay_seconds: int = 1  # the cloud's 10 would only make a test slow
     max_delay_seconds: int = 60
+    #: Told of each request: its event's id (the message's), and the answer's status, None without.
+    on_answer: Callable[[str, int | None], None] = lambda message_id, status: None
 
     def delay_seconds(self, failures: int) -> int:
         """How long a message rests after so many failed attempts (1 or more)."""
@@ -209,7 +211,7 @@ class Eventarc:
         """
         self._count(delivered=1)
         timeout = (_CONNECT_SECONDS, self._options.answer_timeout_seconds)
-        subject = event.headers["ce-subject"]
+        subject, message_id = event.headers["ce-subject"], event.headers["ce-id"]
         try:
             answer = self._session.post(
                 self._url, data=event.body, headers=event.headers,
@@ -217,7 +219,9 @@ class Eventarc:
             )  # fmt: skip
         except requests.RequestException as exc:
             logger.warning("%s not delivered: %s", subject, type(exc).__name__)
+            self._options.on_answer(message_id, None)
             return False
+        self._options.on_answer(message_id, answer.status_code)
         if answer.status_code not in _ACKNOWLEDGING:
             logger.warning("%s answered with %d", subject, answer.status_code)
             return False

@@ -55,6 +55,8 @@ class StackOptions:
     with_service: bool = True
     service_url: str | None = None
     service_command: Sequence[str] = SERVICE_COMMAND
+    #: False to leave the uploads' events to somebody else who pulls them.
+    with_eventarc: bool = True
     #: Delivery of uploads; None for the cloud's way with `concurrency`.
     eventarc: EventarcOptions | None = None
     #: Receives the lines of the service's log.
@@ -116,6 +118,21 @@ class Stack:
         """Return the environment as lines to paste into a shell."""
         return export_lines(self.environment)
 
+    def service_environment(self, url: str) -> dict[str, str]:
+        """Return what a service needs to serve this stack at a URL of this machine."""
+        own = {
+            "BIND_ADDRESS": "127.0.0.1",  # this machine's pictures are nobody else's
+            "PORT": url.rpartition(":")[2],
+            "ALLOWED_BUCKETS": self.bucket,
+            "CONCURRENCY": os.environ.get("CONCURRENCY", str(self.options.concurrency + 8)),
+            "PYTHONUNBUFFERED": "1",
+        }
+        if self.options.model_path is not None:
+            own["MODEL_PATH"] = str(self.options.model_path.resolve())
+        return {
+            **os.environ, **self._client_environment, **own, **self.options.service_environment
+        }  # fmt: skip
+
     def raise_if_dead(self) -> None:
         """Raise a StartError when any process has ended by itself."""
         _started(self._processes).raise_if_dead()
@@ -126,7 +143,7 @@ class Stack:
             raise LocalStackError("The service of this stack runs already.")
         processes = _started(self._processes)
         service = processes.start(
-            "service", self.options.service_command, self._service_environment()
+            "service", self.options.service_command, self.service_environment(self.service_url)
         )
         self._service = service
         health_url = self.service_url + _HEALTH_PATH
@@ -172,7 +189,8 @@ class Stack:
         if self.options.with_service:
             self._cleanup.callback(self.stop_service)
             self.start_service()
-        self._start_eventarc()
+        if self.options.with_eventarc:
+            self._start_eventarc()
 
     def _make_directory(self) -> Path:
         given = self.options.directory
@@ -241,20 +259,6 @@ class Stack:
 
     def _eventarc_options(self) -> EventarcOptions:
         return self.options.eventarc or EventarcOptions(concurrency=self.options.concurrency)
-
-    def _service_environment(self) -> dict[str, str]:
-        own = {
-            "BIND_ADDRESS": "127.0.0.1",  # this machine's pictures are nobody else's
-            "PORT": self.service_url.rpartition(":")[2],
-            "ALLOWED_BUCKETS": self.bucket,
-            "CONCURRENCY": os.environ.get("CONCURRENCY", str(self.options.concurrency + 8)),
-            "PYTHONUNBUFFERED": "1",
-        }
-        if self.options.model_path is not None:
-            own["MODEL_PATH"] = str(self.options.model_path.resolve())
-        return {
-            **os.environ, **self._client_environment, **own, **self.options.service_environment
-        }  # fmt: skip
 
     def _log_directory(self) -> Path:
         return self.directory / "logs"

@@ -120,6 +120,7 @@ PRESENT = (
 ABSENT = (
     "/app/service/local",
     "/app/service/bench",
+    "/app/service/chaos",
     "/app/service/demo/train.py",
     *(
         f"{root}/lib/*/site-packages/{package}"

@@ -5,6 +5,7 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -89,6 +90,17 @@ def test_download_over_limit_by_event_is_refused_without_a_call(
     with pytest.raises(BadImageError) as refused:
         image_storage.download(missing)
     assert refused.value.code == ErrorCode.IMAGE_TOO_LARGE
+
+
+def test_download_believes_no_checksum_of_an_event(
+    image_storage: ImageStorage, bucket: storage.Bucket
+) -> None:
+    """Events can be forged; what is recorded of a picture must be what Cloud Storage says."""
+    ref = upload(bucket, "sums.jpg", b"picture")
+    forged = replace(ref, metadata=ObjectMetadata(size=7, md5="forged", crc32c="forged"))
+    assert image_storage.download(forged).metadata == replace(
+        image_storage.download(ref).metadata, size=7
+    )
 
 
 def test_resolve_names_the_live_generation(

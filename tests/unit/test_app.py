@@ -254,6 +254,17 @@ def test_post_when_the_commit_fails_is_503_and_204_the_next_time(site: Site) -> 
     assert_empty(site.upload())
 
 
+def test_post_that_comes_to_its_deadline_is_503_and_may_come_again_at_once(site: Site) -> None:
+    hasty = create_app(site.pipeline, begin_within_seconds=-1.0).test_client()
+    site.storage.put("late", picture())
+    event = {"bucket": "uploads", "name": "late", "generation": "1"}
+    response = hasty.post("/", headers=FINALIZED, data=json.dumps(event))
+    assert response.status_code == 503
+    assert error_of(response)["code"] == "try_again"
+    assert site.store.commits == []
+    assert_empty(site.client.post("/", headers=FINALIZED, data=json.dumps(event)))
+
+
 def test_post_while_stopping_is_503(site: Site) -> None:
     site.pipeline.stop()
     response = site.upload()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from service.batching import Batcher, Ticket
-from service.errors import DetectorError, QueueFullError, ShuttingDownError
+from service.errors import DetectorError, QueueFullError, ShuttingDownError, TooLateError
 from tests.fakes import PATIENCE_SECONDS, Gate, in_thread
 
 FOR_EVER = 3600.0  # a delay that no test could wait out
@@ -211,6 +211,28 @@ def test_batcher_stops_waiting_for_one_that_turns_back(make: Make, work: Work) -
             waiting = early.submit(1)
         assert answer(waiting) == "result of 1"
     assert work.batches == [[1]]
+
+
+def test_item_too_late_to_begin_is_given_back_and_the_others_run(make: Make, work: Work) -> None:
+    batcher = make(size=3)
+    first, [second] = submit_behind(batcher, work, [1])
+    with batcher.admit() as ticket:
+        late = ticket.submit(2, begin_by=time.monotonic())
+    with batcher.admit() as ticket:
+        third = ticket.submit(3, begin_by=time.monotonic() + PATIENCE_SECONDS)
+    work.run_gate.open()
+    assert isinstance(error_of(late), TooLateError)
+    assert [answer(one) for one in (first, second, third)] == [f"result of {i}" for i in (0, 1, 3)]
+    assert work.batches == [[0], [1, 3]]
+
+
+def test_batcher_goes_on_after_a_batch_that_was_too_late(make: Make, work: Work) -> None:
+    batcher = make()
+    with batcher.admit() as ticket:
+        late = ticket.submit(1, begin_by=0.0)
+    assert isinstance(error_of(late), TooLateError)
+    assert answer(submit(batcher, 2)) == "result of 2"
+    assert work.batches == [[2]]
 
 
 def test_admit_beyond_the_limit_raises_until_a_place_is_given_back(make: Make) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.domain import Box, ErrorCode, ImageInfo
-from service.errors import BadImageError
+from service.errors import BadImageError, DecoderBusyError
 from service.images import (
     Letterbox,
     Picture,
@@ -294,6 +294,39 @@ def test_decode_counts_pixels_against_the_limit(max_pixels: int, is_allowed: boo
             decode(data, max_pixels=max_pixels)
 
 
+def test_decode_of_more_pixels_than_its_header_says_is_too_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = saved(quarters(), "PNG")
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: np.zeros((300, 400, 3), np.uint8))
+    with pytest.raises(BadImageError, match="400x300 pixels") as raised:
+        decode(data, max_pixels=20_000)
+    assert raised.value.code is ErrorCode.IMAGE_TOO_LARGE
+
+
+@pytest.mark.parametrize(("kind", "weight"), [("AVIF", 2), ("JPEG2000", 2), ("GIF", 1)])
+def test_decode_of_format_that_takes_more_memory_is_limited_to_fewer_pixels(
+    kind: str, weight: int
+) -> None:
+    data = saved(quarters(), kind)
+    assert decode(data, max_pixels=2400 * weight).info.width == WIDTH
+    with pytest.raises(BadImageError, match="60x40 pixels, more than"):
+        decode(data, max_pixels=2400 * weight - 1)
+
+
+def raise_no_memory(*_: Any) -> None:
+    error = cv2.error("Insufficient memory")
+    error.code = -4  # cv2.Error.StsNoMem
+    raise error
+
+
+def test_decode_without_memory_is_busy_not_corrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = saved(quarters(), "PNG")
+    monkeypatch.setattr(cv2, "imdecode", raise_no_memory)
+    with pytest.raises(DecoderBusyError):
+        read(data)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1)], ids=str)
 def test_decode_and_letterbox_of_extreme_sides(size: tuple[int, int]) -> None:
     picture = read(saved(Image.new("RGB", size, "red"), "PNG"))
@@ -512,6 +545,17 @@ def test_decode_of_large_odd_jpeg_is_like_the_full_one(make: Callable[[], bytes]
     full = cv2.resize(decode(make(), max_pixels=50_000_000).pixels, (650, 450))
     assert reduced.shape == full.shape
     assert np.abs(reduced.astype(int) - full).mean() < 1
+
+
+def test_no_memory_for_the_header_says_nothing_against_the_picture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_memory(*args: object, **options: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", no_memory)
+    with pytest.raises(DecoderBusyError):
+        decode(large(64, 64), max_pixels=50_000_000)
 
 
 def test_decode_of_large_cut_jpeg_is_corrupt_when_reduced_too() -> None:

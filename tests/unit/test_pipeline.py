@@ -1,6 +1,7 @@
 """The promise: `handle` returns when every picture is final, and raises when some may not be."""
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -22,9 +23,11 @@ from service.errors import (
     ShuttingDownError,
     StorageUnavailableError,
     StoreUnavailableError,
+    TooLateError,
     TransientError,
 )
 from service.pipeline import Pipeline, PipelineOptions
+from service.suspects import Suspects
 from tests.fakes import (
     BUCKET,
     PATIENCE_SECONDS,
@@ -151,6 +154,14 @@ def test_handle_of_an_object_over_the_bytes_allowed_commits_a_failure(world: Wor
     assert handle(world.pipeline(), ref) == [Outcome.FAILED]
     error = {"code": "image_too_large", "message": "Too many bytes."}
     assert world.store.documents[ref.document_id]["error"] == error
+
+
+def test_handle_of_an_object_that_only_its_event_calls_too_large_detects_it(world: World) -> None:
+    """Else whoever can forge an event could have any picture recorded as failed, for good."""
+    [ref] = world.put(1)
+    forged = replace(ref, metadata=ObjectMetadata(size=2**40))
+    assert handle(world.pipeline(), forged) == [Outcome.DONE]
+    assert [one.metadata.size for one in world.storage.downloads] == [len(picture())]
 
 
 def test_handle_holds_no_more_bytes_of_files_than_allowed(world: World) -> None:
@@ -478,6 +489,108 @@ def test_handle_of_a_job_leaves_room_for_uploads(world: World) -> None:
     world.storage.gate.open()
     assert result(single) == [Outcome.DONE]
     assert result(job) == [Outcome.DONE] * 40
+
+
+# Deaths
+
+
+def after_a_death(world: World, *refs: ImageRef) -> Suspects:
+    """What a process leaves that died with these pictures in the network."""
+    suspects = Suspects()
+    suspects.begin([ref.document_id for ref in refs])
+    return suspects
+
+
+def test_handle_after_a_death_runs_the_suspects_alone_and_the_others_together(
+    world: World,
+) -> None:
+    refs = world.put(6)
+    pipeline = world.pipeline(max_batch_size=8)
+    pipeline.learn_from(after_a_death(world, *refs[:3]))
+    world.storage.gate.close()
+    job = handling(pipeline, *refs)
+    world.storage.gate.wait_for_arrivals(6)
+    world.storage.gate.open()
+    assert result(job) == [Outcome.DONE] * 6
+    assert sorted(world.detector.batch_sizes) == [1, 1, 1, 3]
+
+
+def test_handle_of_a_suspect_that_lives_is_a_picture_like_any_other_again(world: World) -> None:
+    [ref] = world.put(1)
+    pipeline = world.pipeline()
+    suspects = after_a_death(world, ref)
+    pipeline.learn_from(suspects)
+    assert handle(pipeline, ref) == [Outcome.DONE]
+    assert not suspects.must_run_alone(ref.document_id)
+
+
+def test_handle_of_a_culprit_runs_it_no_more_and_all_others(world: World) -> None:
+    culprit, *refs = world.put(4)
+    suspects = after_a_death(world, culprit, *refs)
+    suspects.mourn()
+    suspects.begin([culprit.document_id])  # and the process died again
+    pipeline = world.pipeline()
+    pipeline.learn_from(suspects)
+    with pytest.raises(DetectorError):
+        handle(pipeline, culprit)
+    assert world.storage.downloads == []
+    assert handle(pipeline, *refs) == [Outcome.DONE] * 3
+
+
+def test_handle_of_a_picture_on_which_the_network_raises_kills_nobody(world: World) -> None:
+    world.detector.poison = POISON
+    ref = world.storage.put("poison", picture(POISON))
+    suspects = Suspects()
+    pipeline = world.pipeline()
+    pipeline.learn_from(suspects)
+    with pytest.raises(DetectorError):
+        handle(pipeline, ref)
+    suspects.mourn()
+    assert not suspects.must_run_alone(ref.document_id)
+
+
+# Deadlines
+
+
+@pytest.mark.parametrize("count", [1, 3], ids=["upload", "job"])
+def test_handle_when_it_is_too_late_asks_nobody(world: World, count: int) -> None:
+    with pytest.raises(TransientError):
+        world.pipeline().handle(Event(world.put(count)), begin_by=time.monotonic() - 1)
+    assert world.store.lookups == []
+    assert world.storage.downloads == []
+
+
+def test_handle_of_a_picture_that_waits_until_it_is_too_late_gives_it_back(world: World) -> None:
+    [ref] = world.put(1)
+    pipeline = world.pipeline()
+    begin_by = time.monotonic() + 0.3
+    world.storage.gate.close()
+    late = in_thread(lambda: pipeline.handle(Event((ref,)), begin_by=begin_by))
+    while time.monotonic() <= begin_by:
+        time.sleep(0.01)
+    world.storage.gate.open()
+    with pytest.raises(TooLateError):
+        result(late)
+    assert world.detector.batch_sizes == []
+    assert handle(pipeline, ref) == [Outcome.DONE]
+
+
+def test_handle_of_a_job_gives_back_what_waits_for_a_place_until_it_is_too_late(
+    world: World,
+) -> None:
+    """The job has half a minute's patience; its message has less."""
+    upload, *refs = world.put(3)
+    pipeline = world.pipeline(max_batch_size=1, max_queue=1)
+    world.detector.gate.close()
+    first = handling(pipeline, upload)
+    world.detector.gate.wait_for_arrivals()
+    begin_by = time.monotonic() + 0.1
+    job = in_thread(lambda: pipeline.handle(Event(tuple(refs)), begin_by=begin_by))
+    with pytest.raises(TransientError):
+        result(job)
+    world.detector.gate.open()
+    assert result(first) == [Outcome.DONE]
+    assert world.detector.batch_sizes == [1]
 
 
 def test_handle_of_a_job_logs_the_trace_of_its_request(

@@ -37,6 +37,7 @@ DEFAULTS: dict[str, Any] = {
     "firestore_collection": "detections",
     "storage_timeout_seconds": 6.0,
     "firestore_timeout_seconds": 6.0,
+    "ack_deadline_seconds": 600.0,
     "graceful_timeout_seconds": 8,
     "profile_stages": False,
     "log_level": "INFO",
@@ -118,6 +119,13 @@ def test_from_env_of_queue_smaller_than_batch_names_both() -> None:
         Settings.from_env({"MAX_QUEUE": "4"})
     assert "MAX_QUEUE=4 is wrong" in str(raised.value)
     assert "MAX_BATCH_SIZE=8" in str(raised.value)
+
+
+def test_from_env_of_a_deadline_that_leaves_no_time_names_both() -> None:
+    with pytest.raises(SettingsError) as raised:
+        Settings.from_env({"ACK_DEADLINE_SECONDS": "6"})
+    assert "ACK_DEADLINE_SECONDS=6 is wrong" in str(raised.value)
+    assert "FIRESTORE_TIMEOUT_SECONDS=6" in str(raised.value)
 
 
 def test_from_env_without_argument_reads_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,224 @@
+"""What a chaos run does, from its seed alone: uploads, deliveries, and faults by progress.
+
+A run is reproducible in what it does, not in when: a fault strikes after so many uploads.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from random import Random
+from typing import TypeVar
+
+SERVICES = 2  # processes side by side
+
+_PAIR = 2  # what is replaced, and what replaces it
+_BAD_SHARE = 0.10
+_FATE_SHARE = 0.08  # of the pairs
+_DELIVERED_OTHERWISE_SHARE = 0.25
+_UPLOADS_A_NETWORK_FAULT = 8
+_UPLOADS_A_PROCESS_FAULT = 50
+_FAULTY_PART = 0.9  # of the run; what comes after it is there to be struck
+_MAX_SCENES = 240
+_MAX_LATE = 60  # uploads
+# What object names may hold, and a client or an event could get wrong.
+_NAMES = ("{0:05d}.jpg", "{0:05d} b.jpg", "{0:05d}#1.jpg", "ü/{0:05d}.jpg", "{0:05d}%2F?.jpg")
+
+
+class Kind(StrEnum):
+    """What is uploaded."""
+
+    GOOD = "good"
+    EMPTY = "empty"
+    TEXT = "text"
+    TRUNCATED = "truncated"
+    TOO_MANY_PIXELS = "too many pixels"
+    TOO_MANY_BYTES = "too many bytes"
+
+
+class Fate(StrEnum):
+    """What happens to the object."""
+
+    KEPT = "kept"
+    REPLACED = "replaced before its event"
+    DELETED = "deleted before its event"
+    REPLACED_AT_ONCE = "replaced beside its event"
+    DELETED_AT_ONCE = "deleted beside its event"
+
+
+class FaultKind(StrEnum):
+    """What goes wrong."""
+
+    STORAGE_429 = "storage 429"
+    STORAGE_500 = "storage 500"
+    STORAGE_503 = "storage 503"
+    STORAGE_RESET = "storage reset"  # in the middle of the body
+    STORAGE_CUT = "storage body cut"  # the connection ends early
+    STORAGE_SHORT = "storage body short"  # fewer bytes, said to be all
+    STORAGE_FLIPPED = "storage bytes wrong"
+    FIRESTORE_UNAVAILABLE = "firestore unavailable"
+    FIRESTORE_DEADLINE = "firestore deadline"
+    FIRESTORE_EXHAUSTED = "firestore exhausted"
+    FIRESTORE_ANSWER_LOST = "firestore answer lost"  # the commit is done
+    FIRESTORE_RESTART = "firestore restart"  # refuses connections for a while
+    KILL = "kill"
+    KILL_WORKER = "kill worker"  # as for want of memory; the server starts another
+    TERM = "term"
+    STOP = "stop"  # past the answer's time-out, then continued
+    SLOW_START = "slow start"
+    MEMORY = "memory short"
+    DISK = "disk full"  # for the log, all that the service writes
+
+
+STORAGE_FAULTS = tuple(kind for kind in FaultKind if kind.startswith("storage"))
+FIRESTORE_FAULTS = tuple(kind for kind in FaultKind if kind.startswith("firestore"))
+PROCESS_FAULTS = tuple(kind for kind in FaultKind if kind not in STORAGE_FAULTS + FIRESTORE_FAULTS)
+_CALLS = (1, 2, 4, 12, 40)  # that one network fault strikes
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One generation of one object."""
+
+    index: int
+    name: str
+    kind: Kind
+    scene: int  # which drawn picture it is, or was before it was spoilt
+    fate: Fate = Fate.KEPT
+    #: One message each, published when so many more uploads were made.
+    deliveries: tuple[int, ...] = (0,)
+    #: The upload whose object this one overwrites.
+    replaces: int | None = None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether its event waits until its fate has come."""
+        return self.fate in (Fate.REPLACED, Fate.DELETED)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that goes wrong after so many uploads."""
+
+    after: int
+    kind: FaultKind
+    calls: int = 0  # that it strikes, of a network
+    service: int = 0  # that it strikes, of a process
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run."""
+
+    seed: int
+    uploads: tuple[Upload, ...]
+    faults: tuple[Fault, ...]
+
+    @property
+    def scenes(self) -> int:
+        """How many different pictures are drawn."""
+        return 1 + max(upload.scene for upload in self.uploads)
+
+    def faults_after(self, uploads: int) -> list[Fault]:
+        """What goes wrong after the upload of this number."""
+        return [fault for fault in self.faults if fault.after == uploads]
+
+
+def make_plan(uploads: int, seed: int, *, without: Collection[FaultKind] = ()) -> Plan:
+    """Draw up a run.
+
+    Args:
+        uploads: generations of objects, at least 40, so that each kind of everything has its turn.
+        seed: the same one gives the same plan.
+        without: faults that are left out.
+    """
+    rng = Random(seed)
+    planned = _deliver(rng, _doom(rng, _spoil(rng, _good(rng, uploads))))
+    faults = [
+        *_network_faults(rng, uploads, [k for k in _NETWORK_FAULTS if k not in without]),
+        *_process_faults(rng, uploads, [k for k in PROCESS_FAULTS if k not in without]),
+    ]
+    return Plan(seed, tuple(planned), tuple(sorted(faults, key=lambda fault: fault.after)))
+
+
+_NETWORK_FAULTS = STORAGE_FAULTS + FIRESTORE_FAULTS
+
+_T = TypeVar("_T")
+
+
+def _good(rng: Random, count: int) -> list[Upload]:
+    scenes = min(_MAX_SCENES, count)
+    return [
+        Upload(index, "chaos/" + _NAMES[index % len(_NAMES)].format(index), Kind.GOOD, scene)
+        for index, scene in enumerate(_dealt(rng, range(scenes), count))
+    ]
+
+
+def _spoil(rng: Random, uploads: list[Upload]) -> list[Upload]:
+    bad = [kind for kind in Kind if kind is not Kind.GOOD]
+    number = _at_least_once(bad, len(uploads) * _BAD_SHARE)
+    chosen = rng.sample(range(len(uploads)), number)
+    for index, kind in zip(chosen, _dealt(rng, bad, number), strict=True):
+        uploads[index] = replace(uploads[index], kind=kind)
+    return uploads
+
+
+def _doom(rng: Random, uploads: list[Upload]) -> list[Upload]:
+    """Replace or delete some; what replaces another comes right after it."""
+    fates = [fate for fate in Fate if fate is not Fate.KEPT]
+    pairs = len(uploads) // _PAIR
+    number = _at_least_once(fates, pairs * _FATE_SHARE)
+    chosen = rng.sample(range(pairs), number)
+    for pair, fate in zip(chosen, _dealt(rng, fates, number), strict=True):
+        first = pair * _PAIR
+        uploads[first] = replace(uploads[first], fate=fate)
+        if fate in (Fate.REPLACED, Fate.REPLACED_AT_ONCE):
+            uploads[first : first + _PAIR] = _replaced(*uploads[first : first + _PAIR])
+    return uploads
+
+
+def _replaced(first: Upload, second: Upload) -> list[Upload]:
+    """Let the second overwrite the first, with other bytes."""
+    if first.kind is second.kind is Kind.EMPTY:
+        first = replace(first, kind=Kind.GOOD)
+    return [first, replace(second, name=first.name, replaces=first.index)]
+
+
+def _deliver(rng: Random, uploads: list[Upload]) -> list[Upload]:
+    """Twice, ten times, late, again late, and a little later than others: out of order."""
+    number = max(10, int(len(uploads) * _DELIVERED_OTHERWISE_SHARE))
+    for turn, index in enumerate(rng.sample(range(len(uploads)), number)):
+        late, soon = rng.randint(20, _MAX_LATE), rng.randint(1, 9)
+        ways: Sequence[tuple[int, ...]] = ((0, 0), (0,) * 10, (late,), (0, late), (soon,))
+        uploads[index] = replace(uploads[index], deliveries=ways[turn % len(ways)])
+    return uploads
+
+
+def _network_faults(rng: Random, uploads: int, kinds: Sequence[FaultKind]) -> Iterable[Fault]:
+    number = _at_least_once(kinds, uploads / _UPLOADS_A_NETWORK_FAULT)
+    dealt = zip(_spread(rng, uploads, number), _dealt(rng, kinds, number), strict=True)
+    return [Fault(after, kind, calls=rng.choice(_CALLS)) for after, kind in dealt]
+
+
+def _process_faults(rng: Random, uploads: int, kinds: Sequence[FaultKind]) -> Iterable[Fault]:
+    number = _at_least_once(kinds, uploads / _UPLOADS_A_PROCESS_FAULT)
+    dealt = zip(_spread(rng, uploads, number), _dealt(rng, kinds, number), strict=True)
+    return [Fault(after, kind, service=rng.randrange(SERVICES)) for after, kind in dealt]
+
+
+def _at_least_once(kinds: Sequence[object], wanted: float) -> int:
+    return max(len(kinds), int(wanted)) if kinds else 0
+
+
+def _dealt(rng: Random, kinds: Iterable[_T], number: int) -> list[_T]:
+    """Deal kinds like cards: each comes before any comes again."""
+    deck, dealt = list(kinds), list[_T]()
+    while len(dealt) < number:
+        rng.shuffle(deck)
+        dealt += deck
+    return dealt[:number]
+
+
+def _spread(rng: Random, uploads: int, number: int) -> list[int]:
+    """Upload numbers, one in each of equal stretches of the run but its end."""
+    stretch = uploads * _FAULTY_PART / max(number, 1)
+    return [int(turn * stretch + rng.random() * stretch) for turn in range(number)]

@@ -1,0 +1,59 @@
+"""A short chaos run: everything goes wrong once, and nothing is lost."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from service.chaos.plan import FaultKind
+from service.chaos.services import impossible_faults
+from tests.system.conftest import run_cli
+from tests.system.test_local_stack import child_pids, is_running
+
+YOLO_BATCH = Path(sys.executable).with_name("yolo-batch")
+PATIENCE_SECONDS = 120
+# A worker that cannot start a thread ends, but waits for its others first, sometimes for ever.
+LEFT_OUT = FaultKind.MEMORY
+RUN_SECONDS = 540  # ten times what it takes
+
+
+def test_uploads_under_every_fault_end_as_they_should(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            YOLO_BATCH, "chaos", "--uploads", "60", "--seed", "1",
+            "--answer-seconds", "5", "--patience", str(PATIENCE_SECONDS), "--keep", tmp_path,
+            "--without", LEFT_OUT,
+        ],
+        capture_output=True, text=True, timeout=RUN_SECONDS, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout, re.MULTILINE))
+    assert figures["uploads"] == "60"
+    for problem in ("lost", "duplicated", "crossed", "wrong", "stuck", "unexpected"):
+        assert figures[problem] == "0", problem
+    struck = set(re.findall(r"\d+ x ([a-z0-9 ]+)", done.stdout.partition("faults struck")[2]))
+    assert struck == set(FaultKind) - impossible_faults() - {LEFT_OUT}
+
+
+def test_interrupted_run_stops_everything_it_started() -> None:
+    command: list[str | Path] = [YOLO_BATCH, "chaos", "--uploads", "60"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout
+        while "Uploads" not in run.stdout.readline():
+            assert run.poll() is None
+        children = child_pids(run.pid)
+        run.send_signal(signal.SIGINT)
+        assert run.wait(PATIENCE_SECONDS) == 1
+    assert len(children) >= 7  # two reapers, three emulators and two services
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while any(map(is_running, children)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_unknown_fault_is_refused_with_those_that_there_are() -> None:
+    done = run_cli("chaos", "--without", "flood")
+    assert done.returncode == 2
+    assert "flood: it must be one of storage 429" in done.stderr

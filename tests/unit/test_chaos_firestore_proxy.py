@@ -1,0 +1,125 @@
+"""What the service sees of Firestore through the proxy, fault by fault."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import pytest
+
+from service.chaos.firestore_proxy import FirestoreProxy
+from service.chaos.plan import FaultKind
+
+COMMIT = "/google.firestore.v1.Firestore/Commit"
+READ = "/google.firestore.v1.Firestore/BatchGetDocuments"
+PATIENCE_SECONDS = 30
+LOOPBACK = [("grpc.enable_http_proxy", 0)]
+
+
+class Upstream(grpc.GenericRpcHandler):
+    """Commits count; reads are streams of three."""
+
+    def __init__(self) -> None:
+        self.commits: list[bytes] = []
+        self.metadata: dict[str, Any] = {}
+
+    def service(self, handler_call_details: Any) -> Any:
+        self.metadata = dict(handler_call_details.invocation_metadata)
+        if handler_call_details.method == COMMIT:
+            return grpc.unary_unary_rpc_method_handler(self._commit)
+        return grpc.unary_stream_rpc_method_handler(lambda request, context: iter([request] * 3))
+
+    def _commit(self, request: bytes, context: Any) -> bytes:
+        if request == b"twice":
+            context.abort(grpc.StatusCode.ALREADY_EXISTS, "it is there")
+        self.commits.append(request)
+        return b"committed"
+
+
+@pytest.fixture
+def upstream() -> Upstream:
+    return Upstream()
+
+
+@pytest.fixture
+def proxy(upstream: Upstream) -> Iterator[FirestoreProxy]:
+    with ThreadPoolExecutor(4) as pool:
+        server = grpc.server(pool, handlers=[upstream])
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        with FirestoreProxy(f"127.0.0.1:{port}") as running:
+            yield running
+        server.stop(grace=None).wait()
+
+
+@pytest.fixture
+def channel(proxy: FirestoreProxy) -> Iterator[Any]:
+    with grpc.insecure_channel(proxy.host, options=LOOPBACK) as opened:
+        yield opened
+
+
+def commit(channel: Any, request: bytes = b"writes") -> bytes:
+    metadata = [("google-cloud-resource-prefix", "projects/p")]
+    answer = channel.unary_unary(COMMIT)(request, timeout=PATIENCE_SECONDS, metadata=metadata)
+    return bytes(answer)
+
+
+def code_of(channel: Any, request: bytes = b"writes") -> Any:
+    with pytest.raises(grpc.RpcError) as error:
+        commit(channel, request)
+    return error.value.code()  # type: ignore[attr-defined]  # published without types
+
+
+def test_calls_of_both_kinds_pass_unchanged(channel: Any, upstream: Upstream) -> None:
+    assert commit(channel) == b"committed"
+    assert upstream.metadata["google-cloud-resource-prefix"] == "projects/p"
+    assert list(channel.unary_stream(READ)(b"ids", timeout=PATIENCE_SECONDS)) == [b"ids"] * 3
+
+
+def test_errors_of_the_emulator_pass_unchanged(channel: Any) -> None:
+    assert code_of(channel, b"twice") is grpc.StatusCode.ALREADY_EXISTS
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (FaultKind.FIRESTORE_UNAVAILABLE, grpc.StatusCode.UNAVAILABLE),
+        (FaultKind.FIRESTORE_DEADLINE, grpc.StatusCode.DEADLINE_EXCEEDED),
+        (FaultKind.FIRESTORE_EXHAUSTED, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    ],
+)
+def test_refused_call_is_not_forwarded(
+    channel: Any, proxy: FirestoreProxy, upstream: Upstream, kind: FaultKind, code: Any
+) -> None:
+    proxy.armed.arm(kind, 1)
+    assert code_of(channel) is code
+    assert not upstream.commits
+    assert commit(channel) == b"committed"
+
+
+def test_commit_whose_answer_is_lost_is_done(
+    channel: Any, proxy: FirestoreProxy, upstream: Upstream
+) -> None:
+    proxy.armed.arm(FaultKind.FIRESTORE_ANSWER_LOST, 1)
+    assert list(channel.unary_stream(READ)(b"ids", timeout=PATIENCE_SECONDS)) == [b"ids"] * 3
+    assert code_of(channel) is grpc.StatusCode.UNAVAILABLE
+    assert upstream.commits == [b"writes"]
+
+
+def test_restarted_proxy_refuses_connections_and_answers_again_where_it_was(
+    channel: Any, proxy: FirestoreProxy
+) -> None:
+    again, host = threading.Event(), proxy.host
+    with ThreadPoolExecutor(1) as thread:
+        restart = thread.submit(proxy.restart, again, PATIENCE_SECONDS)
+        while not restart.done():
+            try:
+                commit(channel)
+            except grpc.RpcError:
+                again.set()
+        restart.result()
+    assert proxy.host == host
+    assert again.is_set()
+    answer = channel.unary_unary(COMMIT)(b"", timeout=PATIENCE_SECONDS, wait_for_ready=True)
+    assert answer == b"committed"

@@ -1,0 +1,80 @@
+"""What a chaos run is going to do."""
+
+import pytest
+
+from service.chaos.plan import (
+    PROCESS_FAULTS,
+    SERVICES,
+    Fate,
+    FaultKind,
+    Kind,
+    Plan,
+    Upload,
+    _replaced,
+    make_plan,
+)
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return make_plan(60, 1)
+
+
+def test_same_seed_makes_the_same_plan() -> None:
+    assert make_plan(300, 7) == make_plan(300, 7)
+    assert make_plan(300, 7) != make_plan(300, 8)
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_short_plan_has_everything_once(seed: int) -> None:
+    plan = make_plan(60, seed)
+    assert len(plan.uploads) == 60
+    assert {upload.kind for upload in plan.uploads} == set(Kind)
+    assert {upload.fate for upload in plan.uploads} == set(Fate)
+    assert {fault.kind for fault in plan.faults} == set(FaultKind)
+    assert {1, 2, 10} <= {len(upload.deliveries) for upload in plan.uploads}
+    assert any(max(upload.deliveries) > 10 for upload in plan.uploads)
+
+
+def test_most_uploads_are_good_and_delivered_once(plan: Plan) -> None:
+    plain = [u for u in plan.uploads if u.kind is Kind.GOOD and u.deliveries == (0,)]
+    assert len(plain) > 30
+
+
+@pytest.mark.parametrize("seed", range(1, 30))
+def test_generations_of_one_object_follow_each_other_and_differ(seed: int) -> None:
+    uploads = make_plan(400, seed).uploads
+    assert [upload.index for upload in uploads] == list(range(400))
+    replacing = [upload for upload in uploads if upload.replaces is not None]
+    assert len({upload.name for upload in uploads}) == 400 - len(replacing)
+    for new in replacing:
+        old = uploads[new.index - 1]
+        assert (old.index, old.name) == (new.replaces, new.name)
+        assert old.fate in (Fate.REPLACED, Fate.REPLACED_AT_ONCE)
+
+
+def test_empty_object_does_not_replace_an_empty_one() -> None:
+    """Nobody could tell their notifications apart."""
+    empty = [Upload(index, f"{index}.jpg", Kind.EMPTY, 0) for index in range(2)]
+    assert [upload.kind for upload in _replaced(*empty)] == [Kind.GOOD, Kind.EMPTY]
+
+
+def test_every_fault_comes_while_there_are_uploads_to_strike(plan: Plan) -> None:
+    assert all(0 <= fault.after < 54 for fault in plan.faults)
+    in_turn = [fault for upload in plan.uploads for fault in plan.faults_after(upload.index)]
+    assert in_turn == list(plan.faults)
+
+
+def test_network_faults_strike_calls_and_others_a_service(plan: Plan) -> None:
+    for fault in plan.faults:
+        assert (fault.calls > 0) == (fault.kind not in PROCESS_FAULTS)
+        assert fault.service in range(SERVICES)
+
+
+def test_faults_can_be_left_out() -> None:
+    plan = make_plan(60, 1, without=[FaultKind.STOP, FaultKind.STORAGE_429])
+    assert {f.kind for f in plan.faults} == set(FaultKind) - {
+        FaultKind.STOP,
+        FaultKind.STORAGE_429,
+    }
+    assert not make_plan(60, 1, without=list(FaultKind)).faults

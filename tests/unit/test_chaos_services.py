@@ -1,0 +1,159 @@
+"""What faults do to a process of the service: here to a small server with a worker."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.chaos import services as module
+from service.chaos.plan import PROCESS_FAULTS, FaultKind
+from service.chaos.services import Service, impossible_faults
+from service.local.processes import Processes
+
+PATIENCE_SECONDS = 30
+# As gunicorn: a server that starts its worker again, and answers 200; each worker says that it
+# infers, so that faults need not wait.
+SERVER = """
+import os, signal, socket, time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+        print('{"inferring": 1}', os.environ["CHAOS_LOAD_SECONDS"], flush=True)
+    def log_message(self, *args): pass
+server = HTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler)
+while True:
+    worker = os.fork()
+    if not worker:
+        server.serve_forever()
+    os.wait()
+"""
+
+
+@pytest.fixture
+def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    monkeypatch.setattr(module, "COMMAND", (sys.executable, "-c", SERVER))
+    monkeypatch.setattr(module, "_BATCH_SECONDS", 0.0)
+    monkeypatch.setattr(module, "_SHORT_SECONDS", 0.1)
+    with Processes(tmp_path) as processes:
+        started = Service(
+            name="service-0",
+            processes=processes,
+            log_path=tmp_path / "service-0.log",
+            environment={},
+            stop_seconds=0.5,
+            slow_seconds=3.0,
+            leaving=threading.Event(),
+        )
+        started.start()
+        yield started
+
+
+def server_and_workers(service: Service) -> tuple[int, list[int]]:
+    return service._running.process.pid, service._workers()
+
+
+def state(pid: int) -> str:
+    listed = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
+    return listed.stdout.strip()[:1]
+
+
+@pytest.mark.parametrize("kind", [FaultKind.KILL, FaultKind.TERM, FaultKind.SLOW_START])
+def test_killed_or_stopped_service_is_another_one(service: Service, kind: FaultKind) -> None:
+    before = server_and_workers(service)
+    service.suffer(kind)
+    assert server_and_workers(service)[0] != before[0]
+    assert service._is_ready()
+
+
+def test_slow_start_is_told_to_the_service(service: Service) -> None:
+    service.suffer(FaultKind.SLOW_START)
+    assert service._running.log_text().splitlines()[0].endswith(" 3.0")
+
+
+def test_killed_worker_is_another_one_of_the_same_server(service: Service) -> None:
+    server, workers = server_and_workers(service)
+    service.suffer(FaultKind.KILL_WORKER)
+    assert server_and_workers(service)[0] == server
+    assert not set(server_and_workers(service)[1]) & set(workers)
+    assert service._is_ready()
+
+
+def test_stopped_service_stands_still_and_goes_on(service: Service) -> None:
+    server, workers = server_and_workers(service)
+    thread = threading.Thread(target=service.suffer, args=(FaultKind.STOP,))
+    thread.start()
+    seen = set[str]()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while "T" not in seen and time.monotonic() < deadline:
+        seen.add(state(workers[0]))
+    thread.join()
+    assert "T" in seen
+    assert server_and_workers(service) == (server, workers)
+    assert service._is_ready()
+
+
+@pytest.mark.parametrize("kind", sorted({FaultKind.MEMORY, FaultKind.DISK} - impossible_faults()))
+def test_starved_service_goes_on_with_its_limits_of_before(
+    service: Service, kind: FaultKind
+) -> None:
+    limits = Path(f"/proc/{service._workers()[0]}/limits")
+    before = limits.read_text()
+    service.suffer(kind)
+    assert limits.read_text() == before
+    assert service._is_ready()
+
+
+@pytest.mark.parametrize("kind", sorted(set(PROCESS_FAULTS) - impossible_faults()))
+def test_every_fault_is_kept_for_the_audit(service: Service, kind: FaultKind) -> None:
+    before = time.time()
+    service.suffer(kind)
+    (excuse,) = service.excuses
+    assert (excuse.service, excuse.kind) == ("service-0", kind)
+    assert before <= excuse.started <= excuse.ended
+
+
+def test_service_that_does_not_come_back_is_told_and_started_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_RECOVERY_SECONDS", 0.5)
+    server = service._running.process.pid
+    monkeypatch.setattr(service, "_is_ready", lambda: service._running.process.pid != server)
+    service.suffer(FaultKind.STOP)
+    assert service.failures == ["service-0 did not come back after: stop"]
+    assert service._running.process.pid != server
+
+
+def test_fault_strikes_after_it_has_waited_for_a_batch(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = service._running.process.pid
+    waited: list[int] = []
+    monkeypatch.setattr(
+        Service, "_wait_for_batch", lambda self: waited.append(self._running.process.pid)
+    )
+    service.suffer(FaultKind.KILL)
+    assert waited == [server]
+
+
+def test_wait_for_a_batch_ends_with_the_next_one(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BATCH_SECONDS", 10 * PATIENCE_SECONDS)
+    thread = threading.Thread(target=service._wait_for_batch)
+    thread.start()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while thread.is_alive() and time.monotonic() < deadline:
+        service._is_ready()  # asks, which this server calls a batch
+    is_over = not thread.is_alive()
+    service.leaving.set()
+    thread.join()
+    assert is_over

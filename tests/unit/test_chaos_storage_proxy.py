@@ -1,0 +1,102 @@
+"""What the service sees of Cloud Storage through the proxy, fault by fault."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import requests
+
+from service.chaos.plan import FaultKind
+from service.chaos.storage_proxy import StorageProxy
+
+BODY = bytes(range(256)) * 400
+DOWNLOAD = "/download/b/uploads/o/a%2Fb%231.jpg?alt=media&generation=1"
+METADATA = "/b/uploads/o/a.jpg"
+
+
+class Upstream(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        found = "missing" not in self.path
+        self.send_response(200 if found else 404)
+        self.send_header("content-length", str(len(BODY)))
+        self.send_header("x-goog-hash", "md5=AAAA")
+        self.send_header("x-path", self.path)
+        self.end_headers()
+        self.wfile.write(BODY)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def proxy() -> Iterator[StorageProxy]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Upstream) as upstream:
+        upstream.daemon_threads = True
+        thread = threading.Thread(target=upstream.serve_forever, args=(0.05,))
+        thread.start()
+        with StorageProxy(f"127.0.0.1:{upstream.server_port}") as running:
+            yield running
+        upstream.shutdown()
+        thread.join()
+
+
+def get(proxy: StorageProxy, path: str = DOWNLOAD) -> requests.Response:
+    with requests.Session() as session:
+        session.trust_env = False
+        return session.get(proxy.url + path, timeout=30)
+
+
+def test_answers_pass_unchanged(proxy: StorageProxy) -> None:
+    answer = get(proxy)
+    assert (answer.status_code, answer.content) == (200, BODY)
+    assert answer.headers["x-goog-hash"] == "md5=AAAA"
+    assert answer.headers["x-path"] == DOWNLOAD
+
+
+@pytest.mark.parametrize("path", [DOWNLOAD, METADATA], ids=["download", "metadata"])
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [(FaultKind.STORAGE_429, 429), (FaultKind.STORAGE_500, 500), (FaultKind.STORAGE_503, 503)],
+)
+def test_status_strikes_as_many_calls_as_it_is_armed_for(
+    proxy: StorageProxy, kind: FaultKind, status: int, path: str
+) -> None:
+    proxy.armed.arm(kind, 2)
+    assert [get(proxy, path).status_code for _ in range(3)] == [status, status, 200]
+    assert proxy.armed.struck == {kind: 2}
+
+
+@pytest.mark.parametrize("kind", [FaultKind.STORAGE_CUT, FaultKind.STORAGE_RESET])
+def test_body_that_ends_early_breaks_the_connection(proxy: StorageProxy, kind: FaultKind) -> None:
+    proxy.armed.arm(kind, 1)
+    with pytest.raises(requests.RequestException):
+        get(proxy)
+    assert get(proxy).content == BODY
+
+
+def test_short_body_looks_whole(proxy: StorageProxy) -> None:
+    proxy.armed.arm(FaultKind.STORAGE_SHORT, 1)
+    assert get(proxy).content == BODY[: len(BODY) // 2]
+
+
+def test_wrong_bytes_keep_their_number_and_checksum(proxy: StorageProxy) -> None:
+    proxy.armed.arm(FaultKind.STORAGE_FLIPPED, 1)
+    answer = get(proxy)
+    assert len(answer.content) == len(BODY)
+    assert answer.content != BODY
+    assert answer.headers["x-goog-hash"] == "md5=AAAA"
+
+
+def test_body_is_not_spoilt_but_of_a_download_that_is_there(proxy: StorageProxy) -> None:
+    proxy.armed.arm(FaultKind.STORAGE_FLIPPED, 1)
+    assert get(proxy, METADATA).content == BODY
+    assert get(proxy, DOWNLOAD.replace("a%2F", "missing")).content == BODY
+
+
+def test_disarmed_faults_do_not_strike(proxy: StorageProxy) -> None:
+    proxy.armed.arm(FaultKind.STORAGE_503, 5)
+    proxy.armed.disarm()
+    assert get(proxy).status_code == 200

@@ -1,0 +1,83 @@
+"""Every file of the corpus ends as its record, within bounds; every name is found as it is."""
+
+import base64
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.domain import ImageRef
+from service.events import parse_event
+from tests.corpus import CASES, NAMES, Got
+
+ROOT = Path(__file__).parents[2]
+MANY_SECONDS = 400  # all of them take a twentieth of it
+
+
+@pytest.fixture(scope="module")
+def gots() -> dict[str, Got]:
+    """How each case ended; read by a process without threads, as it forks."""
+    command = [sys.executable, "-m", "tests.corpus", "--together"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=MANY_SECONDS, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return {line["name"]: Got(**line) for line in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_file_of_the_corpus_ends_as_expected_within_bounds(gots: dict[str, Got], name: str) -> None:
+    assert gots[name].is_good, gots[name]
+
+
+def test_corpus_has_as_many_files_as_its_page_says() -> None:
+    page = (ROOT / "docs" / "bad-input.md").read_text(encoding="utf-8")
+    assert f"{len(CASES)} of {len(CASES)} as expected." in page
+    assert all(f"| {name} " in page for name in CASES)
+
+
+def encoded(value: Any) -> str:
+    return base64.b64encode(json.dumps(value).encode()).decode()
+
+
+def as_latin_1(text: str) -> str:
+    """A header's text as WSGI gives it (PEP 3333)."""
+    return text.encode().decode("latin-1")
+
+
+def requests_for(name: str) -> dict[str, tuple[dict[str, str], Any]]:
+    """Every form in which generation 7 of an object can be named."""
+    resource = {"bucket": "uploads", "name": name, "generation": "7"}
+    attributes = {"eventType": "OBJECT_FINALIZE", "bucketId": "uploads", "objectId": name}
+    attributes["objectGeneration"] = "7"
+    finalized = "google.cloud.storage.object.v1.finalized"
+    return {
+        "binary": ({"ce-type": finalized}, resource),
+        "structured": (
+            {"content-type": "application/cloudevents+json"},
+            {"type": finalized, "data": resource},
+        ),
+        "push of data": ({}, {"message": {"data": encoded(resource), "attributes": attributes}}),
+        "push of attributes": ({}, {"message": {"attributes": attributes}}),
+        "unwrapped": ({key: as_latin_1(value) for key, value in attributes.items()}, None),
+        "job": ({}, {"message": {"data": encoded({"uri": f"gs://uploads/{name}#7"})}}),
+        "jobs": ({}, {"message": {"data": encoded({"uris": [f"gs://uploads/{name}#7"]})}}),
+    }
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=list(NAMES))
+@pytest.mark.parametrize("form", requests_for(""))
+def test_name_of_the_corpus_is_found_in_every_form(name: str, form: str) -> None:
+    headers, body = requests_for(name)[form]
+    event = parse_event(headers, json.dumps(body).encode() if body else b"")
+    [image] = event.images
+    assert (image.bucket, image.name, image.generation) == ("uploads", name, 7)
+
+
+def test_names_that_differ_a_little_are_different_documents() -> None:
+    ids = {ImageRef("uploads", name, 7).document_id for name in NAMES.values()}
+    assert len(ids) == len(NAMES)
+    assert all("/" not in found and len(found.encode()) <= 1500 for found in ids)

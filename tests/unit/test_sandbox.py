@@ -1,0 +1,227 @@
+"""The decoder's process: the same pixels, limits, and what dies with what."""
+
+import io
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from service import sandbox
+from service.domain import ErrorCode
+from service.errors import BadImageError, DecoderBusyError
+from service.images import decode
+from tests.corpus import CASES
+
+MIB = 2**20
+PATIENCE_SECONDS = 60
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    sandbox.close()
+    yield
+    sandbox.close()
+
+
+def gif(side: int = 64) -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise((side, side), 80).convert("RGB").quantize(16).save(buffer, "GIF")
+    return buffer.getvalue()
+
+
+def large_gif() -> bytes:
+    """Of 27 MB of pixels."""
+    buffer = io.BytesIO()
+    Image.new("P", (3000, 3000)).save(buffer, "GIF")
+    return buffer.getvalue()
+
+
+def process_id() -> int:
+    assert sandbox._process is not None
+    return sandbox._process.pid
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_until(is_so: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not is_so():
+        assert time.monotonic() < end, "it never became so"
+        time.sleep(0.01)
+
+
+def slow_gif() -> bytes:
+    """One that takes minutes: every code clears the table."""
+    clears = b"\x02" + (b"\xff" + b"\x24\x49\x92" * 85) * 60_000 + b"\0"
+    header = b"GIF89a" + struct.pack("<HHBBB", 2, 2, 0x81, 0, 0) + bytes(12)
+    return header + b"\x2c" + struct.pack("<HHHHB", 0, 0, 2, 2, 0) + clears + b"\x3b"
+
+
+def test_imdecode_gives_the_pixels_that_opencv_reads() -> None:
+    data = gif()
+    expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    found = sandbox.imdecode(data, max_bytes=256 * MIB)
+    assert found is not None
+    assert np.array_equal(found, expected)
+    assert found.flags.writeable
+
+
+def test_imdecode_of_no_picture_is_none_and_the_process_goes_on() -> None:
+    assert sandbox.imdecode(b"GIF89a", max_bytes=256 * MIB) is None
+    before = process_id()
+    assert sandbox.imdecode(gif(), max_bytes=256 * MIB) is not None
+    assert process_id() == before
+
+
+def test_imdecode_over_its_memory_is_none_and_within_it_a_picture() -> None:
+    data = large_gif()
+    assert sandbox.imdecode(data, max_bytes=20 * MIB) is None
+    assert sandbox.imdecode(data, max_bytes=400 * MIB) is not None
+
+
+def test_imdecode_over_its_cpu_time_is_none_and_the_process_goes_on() -> None:
+    assert sandbox.imdecode(slow_gif(), max_bytes=256 * MIB, max_cpu_seconds=1) is None
+    before = process_id()
+    assert sandbox.imdecode(gif(), max_bytes=256 * MIB) is not None
+    assert process_id() == before
+
+
+def test_decode_over_its_limits_is_corrupt_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.images._SANDBOX_BYTES", 0)
+    monkeypatch.setattr("service.images._SANDBOX_BYTES_PER_PIXEL", 1)
+    with pytest.raises(BadImageError) as raised:
+        decode(large_gif(), max_pixels=50_000_000)
+    assert raised.value.code is ErrorCode.CORRUPT_IMAGE
+
+
+def killed_while_it_decodes(victim: Callable[[], int]) -> type[BaseException] | None:
+    """Decode something slow, kill what `victim` names, and say what decoding raised."""
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(decode, slow_gif(), max_pixels=1000)
+        wait_until(lambda: sandbox._process and children_of(process_id()))
+        os.kill(victim(), signal.SIGKILL)
+        error = answer.exception(PATIENCE_SECONDS)
+    return type(error) if error else None
+
+
+@pytest.mark.parametrize(
+    "victim", [process_id, lambda: children_of(process_id())[0]], ids=["process", "fork"]
+)
+def test_decode_whose_process_is_killed_is_busy_and_the_next_one_works(
+    victim: Callable[[], int],
+) -> None:
+    assert killed_while_it_decodes(victim) is DecoderBusyError
+    assert decode(gif(), max_pixels=10_000).info.format == "GIF"
+
+
+def test_decode_whose_idle_process_was_killed_is_busy_once() -> None:
+    decode(gif(), max_pixels=10_000)
+    os.kill(process_id(), signal.SIGKILL)
+    with pytest.raises(DecoderBusyError):
+        decode(gif(), max_pixels=10_000)
+    assert decode(gif(), max_pixels=10_000).info.format == "GIF"
+
+
+def test_decode_without_a_process_to_start_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_fork(*_: object, **__: object) -> None:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", no_fork)
+    with pytest.raises(DecoderBusyError) as raised:
+        decode(gif(), max_pixels=10_000)
+    assert raised.value.retry_after_seconds > 0
+
+
+def test_decode_of_many_threads_shares_one_process() -> None:
+    files = [gif(side) for side in range(10, 60)]
+    with ThreadPoolExecutor(8) as pool:
+        shapes = [p.pixels.shape for p in pool.map(lambda d: decode(d, max_pixels=10_000), files)]
+    assert shapes == [(side, side, 3) for side in range(10, 60)]
+
+
+def test_close_ends_the_process_and_the_next_file_starts_another() -> None:
+    decode(gif(), max_pixels=10_000)
+    before = process_id()
+    sandbox.close()
+    assert not is_running(before)
+    decode(gif(), max_pixels=10_000)
+    assert process_id() != before
+
+
+OWNER = """
+import sys
+from service import sandbox
+data = sys.stdin.buffer.read()
+sandbox._started()
+print(sandbox._process.pid, flush=True)
+sandbox.imdecode(data, max_bytes=2**28, max_cpu_seconds=3)
+"""
+
+
+def test_process_and_its_fork_end_with_a_killed_owner() -> None:
+    command = [sys.executable, "-c", OWNER]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as owner:
+        assert owner.stdin and owner.stdout
+        owner.stdin.write(slow_gif())
+        owner.stdin.close()
+        process = int(owner.stdout.readline())
+        wait_until(lambda: children_of(process))
+        fork = children_of(process)[0]
+        owner.kill()
+    wait_until(lambda: not is_running(process) and not is_running(fork))
+
+
+def test_fork_of_the_owner_gets_a_process_of_its_own() -> None:
+    code = (
+        "import os, sys; from service import sandbox; data = sys.stdin.buffer.read(); "
+        "sandbox.imdecode(data, max_bytes=2**28); first = sandbox._process.pid; "
+        "child = os.fork(); "
+        "shape = sandbox.imdecode(data, max_bytes=2**28).shape; "
+        "assert (sandbox._process.pid == first) == bool(child); "
+        "sandbox.close(); child or os._exit(0); print(shape, os.waitpid(child, 0)[1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, input=gif(), capture_output=True, check=False,
+        timeout=PATIENCE_SECONDS,
+    )  # fmt: skip
+    assert done.stdout.split() == [b"(64,", b"64,", b"3)", b"0"], done.stderr
+
+
+def test_process_has_no_threads_as_it_forks() -> None:
+    decode(gif(), max_pixels=10_000)
+    assert len(list(Path(f"/proc/{process_id()}/task").iterdir())) == 1
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "AVIF", "JPEG 2000", "PNG, animated"])
+def test_decode_of_a_risky_format_uses_the_process(kind: str) -> None:
+    decode(CASES[kind].make(), max_pixels=20_000)
+    assert sandbox._process is not None
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "progressive JPEG", "PNG", "WebP", "BMP", "PPM"])
+def test_decode_of_an_ordinary_format_uses_none(kind: str) -> None:
+    decode(CASES[kind].make(), max_pixels=10_000)
+    assert sandbox._process is None
