@@ -156,10 +156,17 @@ class Batcher(Generic[Item, Result]):
             self._changed.notify_all()
 
     def _loop(self) -> None:
-        while taken := self._take():
-            if batch := _in_time(taken):
-                results = _run_isolating(self._run, [entry.item for entry in batch])
-                self._hand_over(batch, results)
+        while True:
+            taken: list[_Entry[Item, Result]] = []
+            try:
+                taken = self._take()
+                if not taken:
+                    return
+                if batch := _in_time(taken):
+                    results = _run_isolating(self._run, [entry.item for entry in batch])
+                    self._hand_over(batch, results)
+            except Exception as exc:  # noqa: BLE001 - as where memory is short: no caller may hang
+                _fail(taken, exc)
 
     def _hand_over(
         self, batch: "list[_Entry[Item, Result]]", results: "list[Result | Exception]"
@@ -214,17 +221,17 @@ class Batcher(Generic[Item, Result]):
         self, batch: "list[_Entry[Item, Result]]", results: "list[Result | Exception]"
     ) -> None:
         """Finish the good results together, then answer everybody."""
-        good = [result for result in results if not isinstance(result, Exception)]
         try:
-            if good:
+            if good := [result for result in results if not isinstance(result, Exception)]:
                 self._finish(good)
+            for entry, result in zip(batch, results, strict=True):
+                if not isinstance(result, Exception):
+                    entry.future.set_result(result)
+                else:
+                    entry.future.set_exception(result)
         except Exception as exc:  # noqa: BLE001 - each caller raises it, on its own thread
-            results = [result if isinstance(result, Exception) else exc for result in results]
-        for entry, result in zip(batch, results, strict=True):
-            if isinstance(result, Exception):
-                entry.future.set_exception(result)
-            else:
-                entry.future.set_result(result)
+            for entry, result in zip(batch, results, strict=True):
+                _fail([entry], result if isinstance(result, Exception) else exc)
 
 
 class Ticket(Generic[Item, Result]):
@@ -262,6 +269,13 @@ class Ticket(Generic[Item, Result]):
     ) -> None:
         """Give the place back, prepared or not."""
         self._batcher._leave(submitted=self._submitted)
+
+
+def _fail(entries: list[_Entry[Item, Result]], error: Exception) -> None:
+    """Answer those that have no answer yet."""
+    for entry in entries:
+        if not entry.future.done():
+            entry.future.set_exception(error)
 
 
 def _give_back(entries: list[_Entry[Item, Result]]) -> None:

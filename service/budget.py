@@ -1,6 +1,7 @@
 """A limit on bytes that many threads hold at once."""
 
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,8 +14,7 @@ class ByteBudget:
         self._limit = limit
         self._held = 0
         self._changed = threading.Condition()
-        self._next_ticket = 0
-        self._serving = 0
+        self._waiting: deque[object] = deque()
 
     @contextmanager
     def hold(self, count: int) -> Iterator[None]:
@@ -23,17 +23,20 @@ class ByteBudget:
         More than the limit is held alone. Those who came first go first, so that a large file is
         not overtaken for ever by small ones.
         """
+        place = object()
         with self._changed:
-            ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
-            self._changed.wait_for(
-                lambda: (
-                    ticket == self._serving
-                    and (self._held == 0 or self._held + count <= self._limit)
+            self._waiting.append(place)
+            try:
+                self._changed.wait_for(
+                    lambda: (
+                        self._waiting[0] is place
+                        and (self._held == 0 or self._held + count <= self._limit)
+                    )
                 )
-            )
-            self._serving += 1
-            self._held += count
-            self._changed.notify_all()
+                self._held += count
+            finally:  # where memory is short, waiting itself may raise: nobody waits behind it then
+                self._waiting.remove(place)
+                self._changed.notify_all()
         try:
             yield
         finally:

@@ -155,6 +155,24 @@ def test_batch_weighs_no_more_than_allowed(
     assert work.batches == [[0], *batches]
 
 
+def test_batch_that_cannot_be_handed_on_fails_and_the_next_runs(
+    make: Make, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where memory is short: no caller waits for ever."""
+    batcher = make()
+
+    def no_thread(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    work.run_gate.open()
+    with monkeypatch.context() as patch, batcher.admit() as ticket:
+        patch.setattr(batcher._finisher, "submit", no_thread)
+        with pytest.raises(RuntimeError, match="new thread"):
+            ticket.submit(1).result(PATIENCE_SECONDS)
+    with batcher.admit() as ticket:
+        assert answer(ticket.submit(2)) == "result of 2"
+
+
 def test_item_whose_kind_cannot_be_told_fails_alone(make: Make, work: Work) -> None:
     batcher = make(size=4, key=lambda item: 1 // item)
     with pytest.raises(ZeroDivisionError), batcher.admit() as ticket:

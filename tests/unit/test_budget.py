@@ -3,8 +3,32 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from service.budget import ByteBudget
 from tests.fakes import PATIENCE_SECONDS, in_thread
+
+
+def test_waiting_that_raises_keeps_nobody_waiting_behind_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where memory is short: a lock to wait on cannot be made."""
+    budget = ByteBudget(10)
+
+    def no_memory(predicate: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(budget._changed, "wait_for", no_memory)
+        with pytest.raises(MemoryError), budget.hold(5):
+            pass
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(hold_once, budget, 10).result(PATIENCE_SECONDS)
+
+
+def hold_once(budget: ByteBudget, count: int) -> bool:
+    with budget.hold(count):
+        return True
 
 
 def held_by_many(limit: int, counts: list[int]) -> int:
@@ -50,10 +74,10 @@ def test_a_large_one_is_not_overtaken_by_small_ones() -> None:
 
     with budget.hold(60):
         large = in_thread(lambda: hold("large", 80))
-        while budget._next_ticket < 2:
+        while len(budget._waiting) < 1:
             threading.Event().wait(0.001)
         small = in_thread(lambda: hold("small", 10))
-        while budget._next_ticket < 3:
+        while len(budget._waiting) < 2:
             threading.Event().wait(0.001)
         assert not order
     large.result(timeout=PATIENCE_SECONDS)
