@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 IMAGES ?=
 MODEL ?=
 
-.PHONY: demo up chaos test test-fast check unit fix clean lock
+.PHONY: demo up chaos fuzz test test-fast check unit fix clean lock
 
 demo: $(if $(filter %.pt,$(MODEL)),$(VENV)/export,$(VENV)/local)  ## upload pictures to a local stack
 	$(BIN)/yolo-batch demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(MODEL),--model "$(MODEL)")
@@ -15,10 +15,21 @@ up: $(VENV)/local  ## run the local stack until Ctrl-C
 
 CHAOS_UPLOADS ?= 2000
 CHAOS_SEEDS ?= 1 2 3 4 5
+# Without the faults that let the ack deadline pass, no second inference has an excuse.
+CHAOS_STRICT_SEEDS ?= 6
+STRICT = --without stop --without "slow start"
 chaos: $(VENV)/local  ## uploads under faults, all audited; docs/chaos.md
 	@trap 'exit 130' INT; for seed in $(CHAOS_SEEDS); do \
 	  $(BIN)/yolo-batch chaos --uploads $(CHAOS_UPLOADS) --seed $$seed || failed="$$failed $$seed"; \
+	done; for seed in $(CHAOS_STRICT_SEEDS); do \
+	  $(BIN)/yolo-batch chaos --uploads $(CHAOS_UPLOADS) --seed $$seed $(STRICT) \
+	    || failed="$$failed $$seed"; \
 	done; [ -z "$$failed" ] || { echo "Seeds with problems:$$failed"; exit 1; }
+
+FUZZ_RUNS ?= 100000
+TARGET = envelope picture settings
+fuzz: $(VENV)/fuzz  ## the parsers on random bytes, guided by coverage; docs/bad-input.md
+	$(BIN)/python -m tests.fuzz $(TARGET) --runs $(FUZZ_RUNS)
 
 test: $(VENV)/dev $(VENV)/export check  ## everything; ultralytics brings torch, several GB
 	$(BIN)/pytest
@@ -79,4 +90,8 @@ $(VENV)/dev: $(VENV)/local
 $(VENV)/export: $(VENV)/local
 	@echo "Installing ultralytics and torch: several GB, some minutes ..."
 	$(BIN)/pip install --quiet --editable '.[local,export]'
+	@touch $@
+
+$(VENV)/fuzz: $(VENV)/local
+	$(BIN)/pip install --quiet --editable '.[local,fuzz]'
 	@touch $@

@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Generic, Self, TypeVar
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_PAUSE_SECONDS = 0.1  # after an error outside of any batch, which might come again at once
 _FINISH_THREADS = 4  # finishing waits for the network; more than this only when the store is down
 
 
@@ -137,14 +139,17 @@ class Batcher(Generic[Item, Result]):
         wait(deliveries, max(0.0, deadline - time.monotonic()))
         self._finisher.shutdown(wait=False)
 
-    def _submit(self, item: Item, begin_by: float) -> "Future[Result]":
+    def _submit(
+        self, item: Item, begin_by: float, ticket: "Ticket[Item, Result]"
+    ) -> "Future[Result]":
         entry: _Entry[Item, Result] = _Entry(item, self._key(item), self._weight(item), begin_by)
         with self._changed:
-            self._on_the_way -= 1
             if self._abandoned:
                 _give_back([entry])
             else:
                 self._waiting.append(entry)
+            self._on_the_way -= 1
+            ticket._submitted = True
             self._changed.notify_all()
         return entry.future
 
@@ -165,8 +170,11 @@ class Batcher(Generic[Item, Result]):
                 if batch := _in_time(taken):
                     results = _run_isolating(self._run, [entry.item for entry in batch])
                     self._hand_over(batch, results)
-            except Exception as exc:  # noqa: BLE001 - as where memory is short: no caller may hang
+            except Exception as exc:  # as where memory is short: this thread must go on
                 _fail(taken, exc)
+                with suppress(MemoryError):
+                    logger.error("A batch could not be run", exc_info=exc)
+                time.sleep(_PAUSE_SECONDS)
 
     def _hand_over(
         self, batch: "list[_Entry[Item, Result]]", results: "list[Result | Exception]"
@@ -253,9 +261,7 @@ class Ticket(Generic[Item, Result]):
         Raises:
             Exception: what `key` or `weight` raise; the item is then not in a batch.
         """
-        future = self._batcher._submit(item, begin_by)
-        self._submitted = True
-        return future
+        return self._batcher._submit(item, begin_by, self)
 
     def __enter__(self) -> Self:
         """Hold the place."""
@@ -274,8 +280,9 @@ class Ticket(Generic[Item, Result]):
 def _fail(entries: list[_Entry[Item, Result]], error: Exception) -> None:
     """Answer those that have no answer yet."""
     for entry in entries:
-        if not entry.future.done():
-            entry.future.set_exception(error)
+        with suppress(MemoryError):  # this caller waits on, until the watchdog ends the process
+            if not entry.future.done():
+                entry.future.set_exception(error)
 
 
 def _give_back(entries: list[_Entry[Item, Result]]) -> None:

@@ -259,7 +259,8 @@ def _runnable(model: Path | None, scratch: Path) -> Path | None:
 
 
 def _lines(stream: Iterable[str]) -> Iterable[str]:
-    return filter(None, map(str.strip, stream))
+    # Blanks stay: an object's name may begin or end with them.
+    return filter(None, (line.rstrip("\r\n") for line in stream))
 
 
 def _plain(value: object) -> str:

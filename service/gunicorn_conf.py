@@ -58,13 +58,16 @@ def post_worker_init(worker: Any) -> None:
 
 def worker_exit(_server: Any, worker: Any) -> None:
     """After the last answer, let the pipeline's threads end."""
-    if app := getattr(worker, "wsgi", None):
+    if not (app := getattr(worker, "wsgi", None)):
+        return
+    try:
         app.extensions["pipeline"].close(timeout_seconds=1.0)
         if _settings.profile_stages:
             _log_stages(app)
+        logging.shutdown()
+    finally:
         # Python would wait for every thread, and one that waits for another's answer may never end:
         # the server would count a worker as alive that answers nobody.
-        logging.shutdown()
         os._exit(0)
 
 

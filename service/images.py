@@ -53,8 +53,10 @@ _PREFIX_BYTES = 16  # what Pillow hands to a format's signature test
 # Formats whose few bytes can cost OpenCV gigabytes or minutes: what their pixels say of the size
 # need not be what their header says, and a GIF can clear its table with every code.
 _SANDBOXED = ("AVIF", "GIF", "JPEG2000", "TIFF")
-_SANDBOX_BYTES, _SANDBOX_BYTES_PER_PIXEL = 256 * 2**20, 16  # OpenCV's most is a GIF's 12 a pixel
+# OpenCV's most is 12 a pixel: a GIF's, or a progressive JPEG's that is turned.
+_SANDBOX_BYTES, _SANDBOX_BYTES_PER_PIXEL = 256 * 2**20, 16
 _WEIGHTS = {"AVIF": 2, "JPEG2000": 2}  # decoders that take twice that
+_NATIVE_HEADERS = ("AVIF", "WEBP")  # which Pillow has a native library read
 
 # More parts than encoders write, which cost some reader time or memory for each: mozjpeg writes 12
 # scans; a 360-degree JPEG carries its depth in some hundred segments; a PNG of 50 MB in rows of
@@ -84,7 +86,9 @@ class Picture:
     info: ImageInfo
 
 
-def decode(data: bytes, *, max_pixels: int, image_size: int | None = None) -> Picture:
+def decode(
+    data: bytes, *, max_pixels: int, image_size: int | None = None, apart: bool = False
+) -> Picture:
     """Decode a picture, turned upright by its EXIF orientation, 8 bits a channel, no alpha.
 
     Args:
@@ -93,18 +97,19 @@ def decode(data: bytes, *, max_pixels: int, image_size: int | None = None) -> Pi
         image_size: longer side that the network sees, in pixels. A JPEG at least twice as large
             is decoded at a half, a quarter or an eighth, by libjpeg's scaled inverse DCT, and so
             never below this; None decodes in full. `Picture.info` has the full size either way.
+        apart: let no native library see the file in this process, as it may crash there.
 
     Raises:
         BadImageError: not a picture, a damaged one, or one of more than `max_pixels` pixels; the
             size is read from the header, before any memory for the pixels is taken.
         DecoderBusyError: no memory now.
     """
-    stored = inspect(data, max_pixels=max_pixels)
+    stored = _stored(data, max_pixels=max_pixels, apart=apart)
     image_format, width, height = stored.format, stored.width, stored.height
     reduction = 1
     if image_size and image_format in _REDUCIBLE:
         reduction = _reduction(width, height, image_size)
-    pixels = _pixels(data, stored, _READ_AT[reduction])
+    pixels = _pixels(data, stored, _READ_AT[reduction], apart=apart)
     if pixels is None or pixels.size == 0:
         raise BadImageError(
             ErrorCode.CORRUPT_IMAGE,
@@ -120,13 +125,28 @@ def decode(data: bytes, *, max_pixels: int, image_size: int | None = None) -> Pi
     return Picture(upright, ImageInfo(width, height, image_format))
 
 
-def _pixels(data: bytes, stored: ImageInfo, flags: int) -> Any:
+def is_sandboxed(data: bytes) -> bool:
+    """Say whether `decode` has a process of its own decode such a file, one at a time."""
+    kind = _kind(data)
+    return kind in _SANDBOXED or (kind == "PNG" and _is_odd_png(data))
+
+
+def _stored(data: bytes, *, max_pixels: int, apart: bool) -> ImageInfo:
+    """Read the header; of what may not be read here, say that it is as large as allowed."""
+    kind = _kind(data)
+    if apart and kind in _NATIVE_HEADERS:
+        return ImageInfo(max_pixels // _WEIGHTS.get(kind, 1), 1, kind)
+    return inspect(data, max_pixels=max_pixels)
+
+
+def _pixels(data: bytes, stored: ImageInfo, flags: int, *, apart: bool) -> Any:
     """Let OpenCV decode, in the sandbox what may need it; None for what it cannot read."""
     pixels = stored.width * stored.height
     try:
-        if stored.format in _SANDBOXED or (stored.format == "PNG" and _is_odd_png(data)):
+        if apart or is_sandboxed(data):
             per_pixel = _SANDBOX_BYTES_PER_PIXEL * _WEIGHTS.get(stored.format, 1)
-            return sandbox.imdecode(data, max_bytes=_SANDBOX_BYTES + pixels * per_pixel)
+            max_bytes = _SANDBOX_BYTES + pixels * per_pixel
+            return sandbox.imdecode(data, flags=flags, max_bytes=max_bytes)
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         if decoded is None:  # what codecs say of a damaged file and of no memory alike: which?
             np.empty(2 * pixels * 3, np.uint8)
@@ -197,7 +217,7 @@ def _header(data: bytes) -> tuple[str, int, int]:
     except MemoryError as exc:
         raise DecoderBusyError("There is no memory to read the picture now.") from exc
     except Exception as exc:  # noqa: BLE001 - Pillow's parsers raise many kinds on damaged headers
-        if _has_known_signature(data):
+        if _kind(data):
             raise BadImageError(
                 ErrorCode.CORRUPT_IMAGE, "The picture's header is damaged or cut short."
             ) from exc
@@ -279,9 +299,11 @@ def _png_chunks(data: bytes) -> tuple[list[bytes], int]:
     return kinds, at
 
 
-def _has_known_signature(data: bytes) -> bool:
-    accepts = (Image.OPEN[name][1] for name in FORMATS if name in Image.OPEN)
-    return any(accept(data[:_PREFIX_BYTES]) is True for accept in accepts if accept)
+def _kind(data: bytes) -> str | None:
+    """Tell the format by the signature alone; an MPO is a JPEG, to that."""
+    accepts = ((name, Image.OPEN[name][1]) for name in FORMATS if name in Image.OPEN)
+    prefix = data[:_PREFIX_BYTES]
+    return next((name for name, accept in accepts if accept and accept(prefix) is True), None)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from service.errors import CredentialsError, ModelError, SettingsError
 from service.pipeline import Pipeline, PipelineOptions
 from service.settings import Settings
 from service.stages import NO_CLOCK, StageClock
+from service.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from service.storage import ImageStorage
@@ -58,7 +59,7 @@ def build_app() -> Flask:
     app = create_app(
         pipeline,
         max_request_bytes=settings.max_request_bytes,
-        # What is begun then is committed before its message comes again.
+        # What is begun then has the time of a commit left before its message comes again.
         begin_within_seconds=settings.ack_deadline_seconds - settings.firestore_timeout_seconds,
         project=store.project,
         model_health=lambda: _health(checked, settings),
@@ -92,6 +93,7 @@ def build_pipeline(
             allowed_buckets=settings.allowed_buckets,
         ),
         clock,
+        Watchdog(settings.stuck_seconds),
     )
 
 

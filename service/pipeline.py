@@ -10,15 +10,16 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import copy_context
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Protocol
 
 from service.batching import Batcher
-from service.budget import ByteBudget
+from service.budget import Budget
 from service.detector import Detector
 from service.domain import (
     Detection,
@@ -35,6 +36,7 @@ from service.domain import (
 )
 from service.errors import (
     BadImageError,
+    DecoderBusyError,
     DetectorError,
     ModelNotReadyError,
     ObjectGoneError,
@@ -42,11 +44,20 @@ from service.errors import (
     TooLateError,
     TransientError,
 )
-from service.images import Pixels, decode, enlarge_box, inspect, letterbox, shrink
+from service.images import (
+    Pixels,
+    decode,
+    enlarge_box,
+    inspect,
+    is_sandboxed,
+    letterbox,
+    shrink,
+)
 from service.machine import cores
 from service.singleflight import SingleFlight
 from service.stages import NO_CLOCK, StageClock
 from service.suspects import Suspects
+from service.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +65,9 @@ _STOPPING = "The service is shutting down."
 # A job's picture waits for a place in the queue rather than give the whole job back: uploads, which
 # come with a short deadline, do not wait.
 _JOB_PATIENCE_SECONDS = 30.0
+# A queue of files that take all the time that the sandbox gives would take minutes.
+_SANDBOX_PATIENCE_SECONDS = 120.0
+_PREPARE_SECONDS = 10.0  # from the decode's begin to the network's, by far
 _STRIDE = 32  # of YOLO26: its coarsest cells
 
 
@@ -99,6 +113,18 @@ class _Delivery:
     event_time: datetime | None
     begin_by: float  # monotonic; a picture that is not with the network by then is given back
     is_job: bool
+    prepare_by: float  # sooner, or a decode would end when it is too late to begin
+
+    @classmethod
+    def of(cls, event: Event, begin_by: float, *, is_job: bool) -> "_Delivery":
+        """Leave some seconds for decode and queue, but half of the time at most.
+
+        Without them, under an overload, every decode would be of a picture that is late when it is
+        ready, and none would be delivered as long as that lasts.
+        """
+        left = max(0.0, begin_by - time.monotonic())
+        prepare_by = begin_by - min(_PREPARE_SECONDS, left / 2)
+        return cls(event.event_time, begin_by, is_job, prepare_by)
 
     def patience_seconds(self) -> float:
         """How long a picture may wait for a place in the queue.
@@ -135,6 +161,7 @@ class Pipeline:
         detector: "Future[Detector]",
         options: PipelineOptions | None = None,
         clock: StageClock = NO_CLOCK,
+        watchdog: Watchdog | None = None,
     ) -> None:
         """Take the parts.
 
@@ -144,19 +171,25 @@ class Pipeline:
             detector: the network, which may still be loading; pictures are fetched meanwhile.
             options: limits.
             clock: counts the CPU time of `download`, `decode` and `store`.
+            watchdog: watches each picture; started here, when the network is loaded.
         """
         self._options = options or PipelineOptions()
         self._clock = clock
         self._storage = storage
         self._store = store
         self._detector = detector
+        self._watchdog = watchdog or Watchdog()
+        if watchdog:
+            detector.add_done_callback(lambda _: watchdog.start())
         self._flights: SingleFlight[str, Outcome] = SingleFlight()
         self._suspects = Suspects()
         self._stopping = False
         # Full-size pixels exist only between decode and shrink: as many at once as can be worked
-        # on, or a burst of large pictures would take gigabytes.
-        self._decoders = threading.Semaphore(cores())
-        self._held_bytes = ByteBudget(self._options.max_held_bytes)
+        # on, or a burst of large pictures would take gigabytes. And one more, of the files that the
+        # sandbox decodes: apart from the others, who would wait for the slowest of them.
+        self._decoders = Budget(cores())
+        self._sandbox = Budget(1)
+        self._held_bytes = Budget(self._options.max_held_bytes)
         self._batcher: Batcher[_Prepared, ImageResult] = Batcher(
             self._detect,
             self._commit,
@@ -167,10 +200,10 @@ class Pipeline:
             weight=self._frame_pixels,
             max_weight=self._options.max_batch_pixels,
         )
-        # A job's pictures: enough at once to fill one batch while another one runs, and few
-        # enough to leave room in the queue for uploads.
+        # A job's pictures: enough at once to fill one batch while another one runs, and at most
+        # half of the queue, to leave room for uploads.
         self._job_threads = ThreadPoolExecutor(
-            min(2 * self._options.max_batch_size, self._options.max_queue),
+            min(2 * self._options.max_batch_size, max(1, self._options.max_queue // 2)),
             thread_name_prefix="job",
         )
 
@@ -193,7 +226,7 @@ class Pipeline:
             logger.info("Ignored an event", extra={"reason": event.ignored})
             return []
         if len(event.images) == 1:
-            delivery = _Delivery(event.event_time, begin_by, is_job=False)
+            delivery = _Delivery.of(event, begin_by, is_job=False)
             return [self._process(event.images[0], delivery)]
         return self._handle_job(event, begin_by)
 
@@ -201,7 +234,7 @@ class Pipeline:
         """Process many pictures at once. A culprit fails alone; an outage ends the whole job."""
         if self._stopping:
             raise ShuttingDownError(_STOPPING)
-        delivery = _Delivery(event.event_time, begin_by, is_job=True)
+        delivery = _Delivery.of(event, begin_by, is_job=True)
         given_up = threading.Event()
 
         def process(image: ImageRef) -> Outcome:
@@ -248,6 +281,7 @@ class Pipeline:
         # by the executor would never wake the job that waits for them.
         self._job_threads.shutdown(wait=False)
         self._batcher.close(timeout_seconds=timeout_seconds)
+        self._watchdog.close()
 
     def _process(self, ref: ImageRef, delivery: _Delivery) -> Outcome:
         if self._stopping:
@@ -261,13 +295,8 @@ class Pipeline:
             )
             return Outcome.REFUSED
         try:
-            if ref.generation is None:
-                with self._clock.measure("download"):
-                    ref = self._storage.resolve(ref)
-            self._check_model(ref.rerun)
-            # A rerun must not take part in the flight of somebody who finds the document final.
-            flight = f"{ref.document_id} {ref.rerun}" if ref.rerun else ref.document_id
-            return self._flights.do(flight, lambda: self._process_once(ref, delivery))
+            with self._watchdog.watch():
+                return self._process_together(ref, delivery)
         except ObjectGoneError:
             logger.warning(
                 "A picture is gone: it was overwritten or deleted before it was read",
@@ -275,22 +304,32 @@ class Pipeline:
             )
             return Outcome.GONE
 
+    def _process_together(self, ref: ImageRef, delivery: _Delivery) -> Outcome:
+        """Process a picture once for all that ask for it meanwhile."""
+        if ref.generation is None:
+            with self._clock.measure("download"):
+                ref = self._storage.resolve(ref)
+        self._check_model(ref.rerun)
+        # A rerun must not take part in the flight of somebody who finds the document final.
+        flight = f"{ref.document_id} {ref.rerun}" if ref.rerun else ref.document_id
+        return self._flights.do(flight, lambda: self._process_once(ref, delivery))
+
     def _process_once(self, ref: ImageRef, delivery: _Delivery) -> Outcome:
-        if self._suspects.is_culprit(ref.document_id):
-            raise DetectorError(f"The process died of {ref.uri} before, so it is not run again.")
         with self._batcher.admit(patience_seconds=delivery.patience_seconds()) as ticket:
             with self._clock.measure("store"):
                 is_final = self._store.is_final(ref.document_id, ref.rerun)
             if is_final:
                 return Outcome.ALREADY_FINAL
-            prepared = self._prepare(ref, delivery.event_time)
+            if self._suspects.is_culprit(ref.document_id):
+                raise DetectorError(f"The process died of {ref.uri} before: it is not run again.")
+            prepared = self._prepare(ref, delivery)
             if isinstance(prepared, _Prepared):
                 ticket.submit(prepared, begin_by=delivery.begin_by).result()
                 return Outcome.DONE
         self._commit([prepared])
         return Outcome.FAILED
 
-    def _prepare(self, ref: ImageRef, event_time: datetime | None) -> _Prepared | ImageResult:
+    def _prepare(self, ref: ImageRef, delivery: _Delivery) -> _Prepared | ImageResult:
         """Download, decode and shrink on the caller's thread, beside the running batch.
 
         A picture that can never be detected comes back as its final, failed result.
@@ -303,29 +342,37 @@ class Pipeline:
         # What is larger is refused unread.
         size = min(ref.metadata.size or 0, self._options.max_image_bytes)
         try:
-            with self._held_bytes.hold(size):  # a file is in memory from download to decode
+            # A file is in memory from download to decode.
+            with self._held_bytes.hold(size, begin_by=delivery.prepare_by):
                 started = time.monotonic()
                 with self._clock.measure("download"):
                     download = self._storage.download(ref)
                 ref = replace(ref, metadata=download.metadata)
                 download_ms = (time.monotonic() - started) * 1000
-                return self._decode(ref, event_time, download.data, download_ms)
+                return self._decode(ref, delivery, download.data, download_ms)
         except BadImageError as exc:
             failure = Failure(exc.code, exc.message)
-            return ImageResult(ref, failure=failure, event_time=event_time)
+            return ImageResult(ref, failure=failure, event_time=delivery.event_time)
 
     def _decode(
-        self, ref: ImageRef, event_time: datetime | None, data: bytes, download_ms: float
+        self, ref: ImageRef, delivery: _Delivery, data: bytes, download_ms: float
     ) -> _Prepared:
-        if not self._detector.done():  # what is no picture need not wait for the model
-            inspect(data, max_pixels=self._options.max_image_pixels)
+        apart = self._suspects.must_decode_apart(ref.document_id)
+        has_sandbox = apart or is_sandboxed(data)
+        if not apart and (has_sandbox or not self._detector.done()):
+            # The header, here, as a native library may read it; and what is no picture need not
+            # wait for the model.
+            with self._decoding_here(ref, delivery):
+                inspect(data, max_pixels=self._options.max_image_pixels)
         image_size = self._loaded_detector().info.image_size
-        with self._decoders, self._clock.measure("decode"):
+        room = self._sandboxed(delivery) if has_sandbox else self._decoding_here(ref, delivery)
+        with room, self._clock.measure("decode"):
             started = time.monotonic()
             picture = decode(
                 data,
                 max_pixels=self._options.max_image_pixels,
                 image_size=image_size if self._options.reduced_decode else None,
+                apart=apart,
             )
             pixels = shrink(picture.pixels, image_size=image_size)
             queued_at = time.monotonic()
@@ -333,11 +380,36 @@ class Pipeline:
             ref=ref,
             info=picture.info,
             pixels=pixels,
-            event_time=event_time,
+            event_time=delivery.event_time,
             download_ms=download_ms,
             decode_ms=(queued_at - started) * 1000,
             queued_at=queued_at,
         )
+
+    @contextmanager
+    def _decoding_here(self, ref: ImageRef, delivery: _Delivery) -> Iterator[None]:
+        """Wait for a decoder, and note the picture, should this process die of it."""
+        with self._decoders.hold(1, begin_by=delivery.prepare_by):
+            try:
+                self._suspects.begin_decode(ref.document_id)
+                yield
+            finally:
+                self._suspects.end_decode(ref.document_id)
+
+    @contextmanager
+    def _sandboxed(self, delivery: _Delivery) -> Iterator[None]:
+        """Wait for the sandbox, but not for ever.
+
+        Raises:
+            DecoderBusyError: others' files took too long.
+        """
+        begin_by = min(delivery.prepare_by, time.monotonic() + _SANDBOX_PATIENCE_SECONDS)
+        with ExitStack() as room:
+            try:
+                room.enter_context(self._sandbox.hold(1, begin_by=begin_by))
+            except TooLateError as exc:
+                raise DecoderBusyError("Other files keep the decoder's process busy.") from exc
+            yield
 
     def _batch_key(self, prepared: _Prepared) -> Hashable:
         if self._suspects.must_run_alone(prepared.ref.document_id):
@@ -354,16 +426,19 @@ class Pipeline:
     def _detect(self, batch: list[_Prepared]) -> list[ImageResult]:
         detector = self._loaded_detector()
         running = [prepared.ref.document_id for prepared in batch]
-        self._suspects.begin(running)
-        started = time.monotonic()
-        try:
-            found = detector.detect([prepared.pixels for prepared in batch])
-        except Exception as exc:
-            raise DetectorError(
-                f"{detector.info.name} failed on {len(batch)} pictures: {exc}"
-            ) from exc
-        finally:
-            self._suspects.end(running)
+        # A suspect runs while nothing is decoded here: if the process dies, it is clear of what.
+        is_suspect = any(map(self._suspects.must_run_alone, running))
+        with self._decoders.hold_all() if is_suspect else nullcontext():
+            self._suspects.begin(running)
+            started = time.monotonic()
+            try:
+                found = detector.detect([prepared.pixels for prepared in batch])
+            except Exception as exc:
+                raise DetectorError(
+                    f"{detector.info.name} failed on {len(batch)} pictures: {exc}"
+                ) from exc
+            finally:
+                self._suspects.end(running)
         if len(found) != len(batch):
             raise DetectorError(
                 f"{detector.info.name} got {len(batch)} pictures and gave {len(found)} results"

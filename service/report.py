@@ -19,8 +19,13 @@ def table(documents: Iterable[Mapping[str, Any]]) -> str:
     return tabulate(rows, headers=_HEADERS, disable_numparse=True, colalign=_ALIGN)
 
 
+def printable(text: str) -> str:
+    """Keep what an object's name could do to a terminal or a table out of them."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def _row(document: Mapping[str, Any]) -> tuple[str, ...]:
-    name, error = str(document["name"]), document.get("error")
+    name, error = printable(str(document["name"])), document.get("error")
     if error:
         return name, "failed", f"{error['code']}: {error['message']}", "", "", ""
     counts = ", ".join(f"{count} {label}" for label, count in sorted(document["counts"].items()))

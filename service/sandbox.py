@@ -5,7 +5,7 @@ allowed, or crashes the decoder, ends its fork alone. (Forking the service itsel
 has threads, and their locks would stay locked.) The process starts with the first such file and
 ends with the one that started it, whose end closes the pipe. It reads and writes:
 
-    request: bytes of memory, seconds of CPU time, length (8 bytes each), file
+    request: bytes of memory, seconds of CPU time, flags, length (8 bytes each), file
     reply:   height, width (4 bytes each; 0 for no picture), BGR pixels
 
 It bounds cost and crashes; the fork has its caller's rights.
@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_CPU_SECONDS = 10  # several times what the largest honest picture takes
-_REQUEST, _REPLY = struct.Struct("<QQQ"), struct.Struct("<II")
+_REQUEST, _REPLY = struct.Struct("<QQQQ"), struct.Struct("<II")
 _NO_PICTURE = _REPLY.pack(0, 0)
 _PR_SET_PDEATHSIG = 1  # prctl(2): end with the parent, or its pipe would stay open
 _ENDED = "The decoder's process did not start or was killed, as where memory is short."
@@ -39,12 +39,17 @@ _of_parents: list[Any] = []  # processes of those that forked us: theirs to end
 
 
 def imdecode(
-    data: bytes, *, max_bytes: int, max_cpu_seconds: int = MAX_CPU_SECONDS
+    data: bytes,
+    *,
+    flags: int = cv2.IMREAD_COLOR,
+    max_bytes: int,
+    max_cpu_seconds: int = MAX_CPU_SECONDS,
 ) -> NDArray[np.uint8] | None:
     """Decode to uint8 HxWx3 BGR as `cv2.imdecode` does; None if that fails within the limits.
 
     Args:
         data: the file.
+        flags: of `cv2.imdecode`, in colour.
         max_bytes: memory that the decoder may take, besides what the process has.
         max_cpu_seconds: CPU time that it may take, whole seconds.
 
@@ -54,7 +59,8 @@ def imdecode(
     with _lock:
         process = _started()
         try:
-            return _ask(process, _REQUEST.pack(max_bytes, max_cpu_seconds, len(data)), data)
+            request = _REQUEST.pack(max_bytes, max_cpu_seconds, flags, len(data))
+            return _ask(process, request, data)
         except BaseException:  # with half a reply unread, nothing after it could be understood
             with suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)  # a fork that goes on, too
@@ -132,12 +138,12 @@ def _read(stream: IO[bytes], count: int) -> bytes:
 def main() -> None:
     """Answer requests until there are no more; a fork killed from outside ends it."""
     requests = sys.stdin.buffer
-    while request := requests.read(_REQUEST.size):
-        max_bytes, max_cpu_seconds, length = _REQUEST.unpack(request)
+    while len(request := requests.read(_REQUEST.size)) == _REQUEST.size:
+        max_bytes, max_cpu_seconds, flags, length = _REQUEST.unpack(request)
         data = _read(requests, length)
         child = os.fork()
         if not child:
-            _reply(data, max_bytes, max_cpu_seconds)
+            _reply(data, flags, max_bytes, max_cpu_seconds)
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
             sys.exit(1)
@@ -145,7 +151,7 @@ def main() -> None:
             os.write(1, _NO_PICTURE)
 
 
-def _reply(data: bytes, max_bytes: int, max_cpu_seconds: int) -> None:
+def _reply(data: bytes, flags: int, max_bytes: int, max_cpu_seconds: int) -> None:
     """Decode within limits, reply and exit; a non-zero exit means no reply."""
     code = 1
     try:
@@ -156,7 +162,7 @@ def _reply(data: bytes, max_bytes: int, max_cpu_seconds: int) -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (max_cpu_seconds, most))
         resource.setrlimit(resource.RLIMIT_AS, (_address_space() + max_bytes,) * 2)
         with suppress(cv2.error, MemoryError):
-            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
             if pixels is not None and pixels.size:
                 resource.setrlimit(resource.RLIMIT_CPU, (most, most))  # no half replies
                 with open(1, "wb") as replies:  # noqa: PTH123 - a descriptor
@@ -178,4 +184,5 @@ def _address_space() -> int:
 
 if __name__ == "__main__":
     cv2.setNumThreads(1)
-    main()
+    with suppress(ConnectionError):  # whoever asked was killed: nobody waits for a reply
+        main()

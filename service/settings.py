@@ -190,6 +190,12 @@ class Settings:
         "before it is given back (503), not begun. Eventarc's own is 10 until it is raised.",
         _number(1, 600),
     )
+    stuck_seconds: float = _setting(
+        300.0,
+        "A picture at work for longer hangs: the process ends, to be started again. More than "
+        "MAX_QUEUE pictures take.",
+        _number(10, 3600),
+    )
     graceful_timeout_seconds: int = _setting(
         8,
         "How long work in flight may take after SIGTERM; Cloud Run kills after 10.",

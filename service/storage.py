@@ -72,7 +72,7 @@ class ImageStorage:
         """Fetch the bytes of exactly this generation, checked against Cloud Storage's checksum.
 
         Raises:
-            BadImageError: the object is larger than allowed.
+            BadImageError: the object is larger than allowed, or not in its Content-Encoding.
             ObjectGoneError: this generation no longer exists.
             StorageUnavailableError: Cloud Storage did not answer, or its bytes were damaged.
         """
@@ -80,8 +80,19 @@ class ImageStorage:
             raise _too_large(self._max_bytes)
         with _translated():
             blob = self._client.bucket(ref.bucket).blob(ref.name, generation=ref.generation)
-            data = self._retry(self._download_whole)(blob)
+            data = self._download_checked(blob)
         return Download(data, _merged(ref.metadata, _metadata(blob, len(data))))
+
+    def _download_checked(self, blob: storage.Blob) -> bytes:
+        """Download, and once more what is not in its encoding: it may have been damaged on its way.
+
+        Decoding comes before the checksum is looked at.
+        """
+        download = self._retry(self._download_whole)
+        try:
+            return download(blob)
+        except ContentDecodingError:
+            return download(blob)
 
     def _download_whole(self, blob: storage.Blob) -> bytes:
         """Download from the first byte on: the client checks no download that it resumes.

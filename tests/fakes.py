@@ -5,6 +5,7 @@ test that would hang fails instead.
 """
 
 import threading
+import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -20,7 +21,7 @@ from service.domain import Box, Detection, Download, ImageRef, ImageResult, Mode
 from service.errors import ObjectGoneError
 from service.images import Pixels
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0  # of every test: far more than anything takes on a busy machine
 BUCKET = "uploads"
 
 Color = tuple[int, int, int]  # blue, green, red
@@ -34,8 +35,13 @@ class Gate:
         self._open = threading.Event()
         self._open.set()
         self._arrivals = threading.Semaphore(0)
+        self._free = threading.Semaphore(0)
+        self._lock = threading.Lock()
+        self.waiting = 0  # those that it holds now
 
-    def close(self) -> None:
+    def close(self, *, after: int = 0) -> None:
+        """Close it, behind so many more."""
+        self._free = threading.Semaphore(after)
         self._open.clear()
 
     def open(self) -> None:
@@ -48,8 +54,16 @@ class Gate:
 
     def enter(self) -> None:
         self._arrivals.release()
-        if not self._open.wait(PATIENCE_SECONDS):
-            raise TimeoutError("nobody opened the gate")
+        if self._open.is_set() or self._free.acquire(blocking=False):
+            return
+        with self._lock:
+            self.waiting += 1
+        try:
+            if not self._open.wait(PATIENCE_SECONDS):
+                raise TimeoutError("nobody opened the gate")
+        finally:
+            with self._lock:
+                self.waiting -= 1
 
 
 class FakeStorage:
@@ -180,6 +194,14 @@ def picture(color: Color = (10, 20, 30), *, width: int = 32, height: int = 24) -
 def color_of(number: int) -> Color:
     """A colour of its own for every number below 65,536."""
     return number // 256, number % 256, 200
+
+
+def wait_until(is_so: Callable[[], bool], what: str) -> None:
+    """Wait for a condition; fail with `what` when patience is over."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not is_so():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
 
 
 def loaded(detector: Detector) -> "Future[Detector]":

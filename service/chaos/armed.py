@@ -1,6 +1,7 @@
 """Faults that wait for calls to strike."""
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Collection
 
@@ -15,6 +16,7 @@ class Armed:
         self._lock = threading.Lock()
         self._waiting: list[FaultKind] = []
         self._struck: Counter[FaultKind] = Counter()
+        self._times: list[float] = []
 
     def arm(self, kind: FaultKind, calls: int) -> None:
         """Let a fault strike the next calls that it can strike."""
@@ -28,6 +30,7 @@ class Armed:
                 if kind in possible:
                     del self._waiting[position]
                     self._struck[kind] += 1
+                    self._times.append(time.time())
                     return kind
         return None
 
@@ -41,3 +44,9 @@ class Armed:
         """How many calls each fault has struck."""
         with self._lock:
             return Counter(self._struck)
+
+    @property
+    def times(self) -> list[float]:
+        """When each call was struck, of the epoch."""
+        with self._lock:
+            return list(self._times)

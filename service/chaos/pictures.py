@@ -2,12 +2,16 @@
 
 import base64
 import hashlib
+import itertools
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
+
+from service.chaos.audit import is_same_picture
 from service.chaos.plan import Kind, Plan, Upload
 from service.demo.shapes import draw_scene, encode_jpeg, scene_generator
 from service.detect import detect_files
@@ -17,7 +21,7 @@ from service.errors import YoloBatchError
 from service.pipeline import PipelineOptions
 
 #: What the service is told, so that a picture over it is quick to make.
-MAX_IMAGE_BYTES = 400_000
+MAX_IMAGE_BYTES = 600_000
 
 CODES: Mapping[Kind, ErrorCode] = {
     Kind.EMPTY: ErrorCode.EMPTY_OBJECT,
@@ -30,8 +34,16 @@ CODES: Mapping[Kind, ErrorCode] = {
 _SEED = 2605  # of no other set of drawn pictures
 _SIZES = ((480, 360), (360, 480), (400, 400), (960, 720))  # the last is decoded at a half
 _QUALITY = 90
+# One scene in six is of a format that is decoded in a process of its own, or of WebP.
+_OTHER_EVERY = 6
+_OTHER_FORMATS: tuple[tuple[str, list[int]], ...] = (
+    (".gif", []),
+    (".tiff", []),
+    (".webp", [cv2.IMWRITE_WEBP_QUALITY, 101]),  # lossless
+)
 _MIN_OBJECTS = 3  # so that no two pictures have the same detections
 _HUGE_SIDE = 30_000
+_JPEG = b"\xff\xd8"
 
 
 class SceneError(YoloBatchError):
@@ -55,9 +67,10 @@ class Pictures:
             return b"<html>" + unique + b"</html>"
         if upload.kind is Kind.TOO_MANY_PIXELS:
             return _huge_png(unique)
-        picture = _with_comment(self.scenes[upload.scene], unique)
+        scene = self.scenes[upload.scene]
         if upload.kind is Kind.TRUNCATED:
-            return picture[: len(picture) // 2]
+            return _with_comment(scene[: len(scene) // 2], unique)
+        picture = _with_comment(scene, unique)
         if upload.kind is Kind.TOO_MANY_BYTES:
             return picture + bytes(MAX_IMAGE_BYTES)
         return picture
@@ -74,9 +87,9 @@ def find_alone(
     """Detect on each picture alone; return their documents, in the same order.
 
     Raises:
-        SceneError: two pictures have the same detections, or one has none.
+        SceneError: two pictures look the same to the audit, or one has no detections.
     """
-    files = [directory / f"scene-{index:04d}.jpg" for index in range(len(scenes))]
+    files = [directory / f"scene-{index:04d}" for index in range(len(scenes))]
     for file, scene in zip(files, scenes, strict=True):
         file.write_bytes(scene)
     found: dict[str, Mapping[str, Any]] = {}
@@ -86,21 +99,34 @@ def find_alone(
 
     detect_files(files, detector, PipelineOptions(max_batch_size=1, max_queue=2), receive)
     documents = [found[str(file)] for file in files]
-    different = {str(document["detections"]) for document in documents if document["detections"]}
-    if len(different) < len(documents):
+    pairs = itertools.combinations(documents, 2)
+    if any(is_same_picture(*pair) for pair in pairs) or not all(d["detections"] for d in documents):
         raise SceneError("Two of the drawn pictures look the same to the model, or empty")
     return documents
 
 
 def _draw(index: int) -> bytes:
-    width, height = _SIZES[index % len(_SIZES)]
-    scene = draw_scene(scene_generator(_SEED, index), width, height, min_objects=_MIN_OBJECTS)
-    return encode_jpeg(scene.image, _QUALITY)
+    turn, rest = divmod(index, _OTHER_EVERY)
+    if rest == _OTHER_EVERY - 1:
+        # Not of the largest size: a TIFF of it has more than MAX_IMAGE_BYTES.
+        image = _draw_scene(index, *_SIZES[turn % (len(_SIZES) - 1)])
+        extension, parameters = _OTHER_FORMATS[turn % len(_OTHER_FORMATS)]
+        _, data = cv2.imencode(extension, image, parameters)
+        return data.tobytes()
+    return encode_jpeg(_draw_scene(index, *_SIZES[index % len(_SIZES)]), _QUALITY)
 
 
-def _with_comment(jpeg: bytes, comment: bytes) -> bytes:
-    """Put a comment segment after the start of the image: other bytes, the same pixels."""
-    return jpeg[:2] + b"\xff\xfe" + struct.pack(">H", 2 + len(comment)) + comment + jpeg[2:]
+def _draw_scene(index: int, width: int, height: int) -> Any:
+    generator = scene_generator(_SEED, index)
+    return draw_scene(generator, width, height, min_objects=_MIN_OBJECTS).image
+
+
+def _with_comment(picture: bytes, comment: bytes) -> bytes:
+    """Make other bytes of the same pixels."""
+    if not picture.startswith(_JPEG):
+        return picture + comment  # after the end, where no decoder looks
+    segment = b"\xff\xfe" + struct.pack(">H", 2 + len(comment)) + comment
+    return picture[:2] + segment + picture[2:]
 
 
 def _huge_png(comment: bytes) -> bytes:

@@ -20,6 +20,8 @@ _UPLOADS_A_PROCESS_FAULT = 50
 _FAULTY_PART = 0.9  # of the run; what comes after it is there to be struck
 _MAX_SCENES = 240
 _MAX_LATE = 60  # uploads
+_UPLOADS_A_JOB = 40
+_DELIVERED_TOO = 8  # pictures that a job names though they have an event
 # What object names may hold, and a client or an event could get wrong.
 _NAMES = ("{0:05d}.jpg", "{0:05d} b.jpg", "{0:05d}#1.jpg", "ü/{0:05d}.jpg", "{0:05d}%2F?.jpg")
 
@@ -84,7 +86,8 @@ class Upload:
     kind: Kind
     scene: int  # which drawn picture it is, or was before it was spoilt
     fate: Fate = Fate.KEPT
-    #: One message each, published when so many more uploads were made.
+    #: One message each, published when so many more uploads were made. None: the event is lost, and
+    #: a job names the picture.
     deliveries: tuple[int, ...] = (0,)
     #: The upload whose object this one overwrites.
     replaces: int | None = None
@@ -93,6 +96,15 @@ class Upload:
     def is_held(self) -> bool:
         """Whether its event waits until its fate has come."""
         return self.fate in (Fate.REPLACED, Fate.DELETED)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One message that names pictures, published after so many uploads."""
+
+    after: int
+    uploads: tuple[int, ...]
+    copies: int
 
 
 @dataclass(frozen=True)
@@ -112,11 +124,16 @@ class Plan:
     seed: int
     uploads: tuple[Upload, ...]
     faults: tuple[Fault, ...]
+    jobs: tuple[Job, ...] = ()
 
     @property
     def scenes(self) -> int:
         """How many different pictures are drawn."""
         return 1 + max(upload.scene for upload in self.uploads)
+
+    def jobs_after(self, uploads: int) -> list[Job]:
+        """What is published after the upload of this number."""
+        return [job for job in self.jobs if job.after == uploads]
 
     def faults_after(self, uploads: int) -> list[Fault]:
         """What goes wrong after the upload of this number."""
@@ -137,7 +154,8 @@ def make_plan(uploads: int, seed: int, *, without: Collection[FaultKind] = ()) -
         *_network_faults(rng, uploads, [k for k in _NETWORK_FAULTS if k not in without]),
         *_process_faults(rng, uploads, [k for k in PROCESS_FAULTS if k not in without]),
     ]
-    return Plan(seed, tuple(planned), tuple(sorted(faults, key=lambda fault: fault.after)))
+    in_turn = sorted(faults, key=lambda fault: fault.after)
+    return Plan(seed, tuple(planned), tuple(in_turn), tuple(_jobs(rng, planned)))
 
 
 _NETWORK_FAULTS = STORAGE_FAULTS + FIRESTORE_FAULTS
@@ -184,13 +202,29 @@ def _replaced(first: Upload, second: Upload) -> list[Upload]:
 
 
 def _deliver(rng: Random, uploads: list[Upload]) -> list[Upload]:
-    """Twice, ten times, late, again late, and a little later than others: out of order."""
+    """Twice, ten times, late, again late, a little later than others: out of order; and never."""
     number = max(10, int(len(uploads) * _DELIVERED_OTHERWISE_SHARE))
     for turn, index in enumerate(rng.sample(range(len(uploads)), number)):
         late, soon = rng.randint(20, _MAX_LATE), rng.randint(1, 9)
-        ways: Sequence[tuple[int, ...]] = ((0, 0), (0,) * 10, (late,), (0, late), (soon,))
-        uploads[index] = replace(uploads[index], deliveries=ways[turn % len(ways)])
+        ways: Sequence[tuple[int, ...]] = ((0, 0), (0,) * 10, (late,), (0, late), (soon,), ())
+        deliveries = ways[turn % len(ways)]
+        if deliveries or uploads[index].fate is Fate.KEPT:
+            uploads[index] = replace(uploads[index], deliveries=deliveries)
     return uploads
+
+
+def _jobs(rng: Random, uploads: Sequence[Upload]) -> Iterable[Job]:
+    """Name what has no event, and some that have one: they are at work, or done, or both.
+
+    Only what stays: a job names no generation, so that it means what is there when it comes.
+    """
+    for start in range(0, len(uploads), _UPLOADS_A_JOB):
+        stretch = uploads[start : start + _UPLOADS_A_JOB]
+        kept = [upload for upload in stretch if upload.fate is Fate.KEPT]
+        lost = [upload.index for upload in kept if not upload.deliveries]
+        others = [upload.index for upload in kept if upload.deliveries]
+        named = lost + rng.sample(others, min(len(others), _DELIVERED_TOO))
+        yield Job(stretch[-1].index, tuple(sorted(named)), copies=rng.choice((1, 2)))
 
 
 def _network_faults(rng: Random, uploads: int, kinds: Sequence[FaultKind]) -> Iterable[Fault]:

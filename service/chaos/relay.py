@@ -1,13 +1,14 @@
 """Stands between the bucket's notifications and their delivery: again, late and out of order.
 
 upload -> Storage's topic -> relay: held until its fate, copied, delayed -> topic -> Eventarc
+                                                                   jobs ---^
 """
 
 import heapq
 import itertools
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Self
 
@@ -33,7 +34,8 @@ class Relay:
         self._late: list[tuple[int, int, Upload, _Message]] = []
         self._order = itertools.count()
         self._uploads = 0
-        self._published: dict[str, int] = {}
+        self._published: dict[str, Sequence[int]] = {}
+        self._refused: list[Sequence[int]] = []
         self._sent = 0
         self._acknowledged: set[str] = set()
 
@@ -48,7 +50,13 @@ class Relay:
             self._uploads = uploads
             while self._late and self._late[0][0] <= uploads:
                 _, _, upload, message = heapq.heappop(self._late)
-                self._publish(upload, message)
+                self._publish([upload.index], message)
+
+    def publish_job(self, data: bytes, uploads: Sequence[int], *, copies: int) -> None:
+        """Publish a message of its own, that names uploads."""
+        with self._lock:
+            for _ in range(copies):
+                self._publish(uploads, (data, {}))
 
     def release(self, upload: Upload) -> None:
         """Say that the fate of an upload has come: its event need not be held any more."""
@@ -87,10 +95,11 @@ class Relay:
 
     @property
     def unacknowledged(self) -> list[int]:
-        """Uploads of which some message was not acknowledged."""
+        """Uploads of which some message was not acknowledged, or not even published."""
         with self._lock:
             left = self._published.keys() - self._acknowledged
-            return sorted({self._published[message_id] for message_id in left})
+            messages = [*self._refused, *(self._published[message_id] for message_id in left)]
+        return sorted({index for uploads in messages for index in uploads})
 
     def receive(self, data: bytes, attributes: Mapping[str, str]) -> None:
         """Take a notification; the same one again changes nothing."""
@@ -110,16 +119,19 @@ class Relay:
         for lag in upload.deliveries:
             due = upload.index + lag
             if not lag or due <= self._uploads:
-                self._publish(upload, message)
+                self._publish([upload.index], message)
             else:
                 heapq.heappush(self._late, (due, next(self._order), upload, message))
 
-    def _publish(self, upload: Upload, message: _Message) -> None:
+    def _publish(self, uploads: Sequence[int], message: _Message) -> None:
         self._sent += 1
 
         def keep(done: "Future[str]") -> None:
             with self._lock:
-                self._published[done.result()] = upload.index
+                if done.cancelled() or done.exception():  # it stays outstanding
+                    self._refused.append(uploads)
+                else:
+                    self._published[done.result()] = uploads
 
         self._send(*message).add_done_callback(keep)
 

@@ -19,7 +19,8 @@ from google.cloud import (  # type: ignore[attr-defined]  # published without ty
     storage,
 )
 
-from service.chaos.audit import Answer, Expectation, Found, LogLine, Report, Wanted, audit
+from service.chaos.audit import Expectation, Found, Report, Wanted, audit
+from service.chaos.excuses import STUCK_SECONDS, Answer, Faults, LogLine, Strike
 from service.chaos.firestore_proxy import FirestoreProxy
 from service.chaos.pictures import CODES, MAX_IMAGE_BYTES, Pictures, find_alone, md5
 from service.chaos.plan import (
@@ -29,6 +30,7 @@ from service.chaos.plan import (
     Fate,
     Fault,
     FaultKind,
+    Job,
     Kind,
     Plan,
     Upload,
@@ -48,6 +50,7 @@ _TOPIC = "chaos"  # what the relay publishes, and both services get
 _WINDOW = 48  # events under way at most; uploads wait for the others
 _MAX_QUEUE = 16  # less than is delivered at once, so that 429 is among the answers
 _DELIVERED_AT_ONCE = 24
+_FIRESTORE_PART = 0.4  # of the time to answer; what is not begun before its last part is too late
 _LEASE_MARGIN_SECONDS = 20
 _MAX_DELAY_SECONDS = 8
 _DOWN_SECONDS = 3.0  # of Firestore, when its proxy restarts
@@ -85,6 +88,8 @@ class Run:
         self._uploaded: list[tuple[Upload, bytes, int]] = []
         self._troubles: dict[int, Future[None]] = {}
         self._restart: Future[None] | None = None
+        self._is_settled = False
+        self._deliveries: list[Eventarc] = []
 
     def __enter__(self) -> Self:
         """Draw the pictures, and start everything."""
@@ -106,6 +111,7 @@ class Run:
     def _start(self) -> None:
         keep = self._cleanup.enter_context
         scratch = Path(keep(tempfile.TemporaryDirectory(prefix="yolo-batch-chaos-")))
+        self._scratch = scratch
         self._pictures = Pictures(self._plan)
         self._alone = find_alone(self._pictures.scenes, load_detector(BUNDLED_MODEL), scratch)
         self._logs = (self._options.directory or scratch) / "services"
@@ -123,6 +129,7 @@ class Run:
         self._threads = keep(_Threads(SERVICES + 1, self._leaving))
 
     def _stack_options(self) -> StackOptions:
+        answer_seconds = self._options.answer_seconds
         return StackOptions(
             with_service=False,
             with_eventarc=False,
@@ -131,6 +138,9 @@ class Run:
             service_environment={
                 "MAX_QUEUE": str(_MAX_QUEUE),
                 "MAX_IMAGE_BYTES": str(MAX_IMAGE_BYTES),
+                "ACK_DEADLINE_SECONDS": str(answer_seconds),
+                "FIRESTORE_TIMEOUT_SECONDS": str(_FIRESTORE_PART * answer_seconds),
+                "STUCK_SECONDS": str(STUCK_SECONDS),
             },
         )
 
@@ -143,14 +153,20 @@ class Run:
         return services
 
     def _make_service(self, name: str, processes: Processes) -> Service:
+        # As a container's own: markers of other processes that died are none of its business.
+        temporary = self._scratch / name
+        temporary.mkdir()
         environment = self._stack.service_environment(self._stack.service_url) | {
             "FIRESTORE_EMULATOR_HOST": self._firestore.host,
             "STORAGE_EMULATOR_HOST": self._storage.url,
+            "TMPDIR": str(temporary),
         }
+        log_path = self._logs / f"{name}.log"
+        log_path.unlink(missing_ok=True)  # of an earlier run, whose faults nobody knows any more
         return Service(
             name=name,
             processes=processes,
-            log_path=self._logs / f"{name}.log",
+            log_path=log_path,
             environment=environment,
             stop_seconds=self._options.answer_seconds + 2,
             slow_seconds=self._options.slow_start_seconds,
@@ -172,8 +188,9 @@ class Run:
         return PubsubRelay(source, topic)
 
     def _deliver_to(self, service: Service) -> None:
-        def receive(message_id: str, status: int | None) -> None:
-            self._answers.append(Answer(service.name, time.time(), status))
+        def receive(message_id: str, status: int | None, seconds: float) -> None:
+            now = time.time()
+            self._answers.append(Answer(service.name, now - seconds, now, status))
             if status == 204:
                 self._relay.acknowledged(message_id)
 
@@ -181,12 +198,13 @@ class Run:
             concurrency=_DELIVERED_AT_ONCE,
             answer_timeout_seconds=self._options.answer_seconds,
             max_delay_seconds=_MAX_DELAY_SECONDS,
+            with_pushes=True,
             on_answer=receive,
         )
         host = os.environ["PUBSUB_EMULATOR_HOST"]
         eventarc = Eventarc(host, self._subscription, service.url, options)
         self._cleanup.callback(eventarc.stop)
-        eventarc.start()
+        self._deliveries.append(eventarc.start())
 
     def upload_all(self, on_upload: Progress) -> None:
         """Upload everything, with its faults; ends early when nothing moves any more."""
@@ -194,12 +212,17 @@ class Run:
             if not self._wait(lambda: self._relay.outstanding < _WINDOW):
                 return
             self._upload(upload)
+            for job in self._plan.jobs_after(upload.index):
+                self._publish(job)
             for fault in self._plan.faults_after(upload.index):
                 self._strike(fault)
             on_upload(1)
 
     def settle(self, on_settled: Progress) -> None:
-        """Wait until all faults are over and every event is acknowledged, or nothing moves."""
+        """Wait until all faults are over and every event is acknowledged, or nothing moves.
+
+        Which of the two it was is told by the audit.
+        """
         for trouble in [*self._troubles.values(), self._restart]:
             if trouble is not None:
                 trouble.result()
@@ -209,32 +232,55 @@ class Run:
             on_settled(self._relay.outstanding)
             return self._relay.outstanding <= 0
 
-        self._wait(is_settled)
+        self._is_settled = self._wait(is_settled)
 
     def stop_services(self) -> None:
-        """Stop the services, so that nothing is written or logged any more."""
+        """Stop deliveries and services, so that nothing is written or logged any more."""
+        for eventarc in self._deliveries:
+            eventarc.stop()
         for service in self._services:
             service.stop()
 
     def audit(self) -> Report:
         """Compare what was uploaded with what is recorded."""
-        by_index = {upload.index: upload.name for upload, _, _ in self._uploaded}
         stuck = sorted({*self._relay.unseen, *self._relay.unacknowledged})
-        excuses = [excuse for service in self._services for excuse in service.excuses]
         expectations = [self._expectation(*uploaded) for uploaded in self._uploaded]
         documents = list(_documents(Settings.from_env().firestore_collection))
-        if self._options.directory:  # for whoever looks for the reason of a problem
-            _write(self._options.directory / "documents.jsonl", (d.fields for d in documents))
-            _write(self._options.directory / "expected.jsonl", map(asdict, expectations))
+        faults = self._faults()
+        if self._options.directory:
+            _keep(self._options.directory, expectations, documents, self._answers, faults)
         return audit(
             expectations,
             documents,
-            stuck=[f"{by_index[index]} was not acknowledged" for index in stuck],
+            stuck=[f"{self._plan.uploads[index].name} was not acknowledged" for index in stuck],
             log=[line for service in self._services for line in read_log(service.log_path)],
             answers=self._answers,
-            excuses=excuses,
-            failures=[failure for service in self._services for failure in service.failures],
-            limit_waste=not any(f.kind in _WASTEFUL for f in self._plan.faults),
+            faults=faults,
+            failures=[
+                *(failure for service in self._services for failure in service.failures),
+                *self.shortfalls(),
+            ],
+            held=_MAX_QUEUE,
+        )
+
+    def shortfalls(self) -> list[str]:
+        """What of the plan was not done, as sentences: then the others prove little."""
+        made, planned = len(self._uploaded), len(self._plan.uploads)
+        waited = f"nothing was acknowledged for {self._options.patience_seconds:g} s"
+        sentences = []
+        if made < planned:
+            sentences.append(f"Only {made} of {planned} uploads were made: {waited}")
+        if not self._is_settled:
+            sentences.append(f"{self._relay.outstanding} events are under way still: {waited}")
+        return sentences
+
+    def _faults(self) -> Faults:
+        times = [*self._storage.armed.times, *self._firestore.armed.times]
+        spans = [*((time, time) for time in times), *self._firestore.outages]
+        return Faults(
+            excuses=[excuse for service in self._services for excuse in service.excuses],
+            strikes=[Strike(*span) for span in sorted(spans)],
+            answer_seconds=self._options.answer_seconds,
         )
 
     @property
@@ -244,8 +290,8 @@ class Run:
         for service in self._services:
             for excuse in service.excuses:
                 processes[excuse.kind] = processes.get(excuse.kind, 0) + 1
-        if self._firestore.restarts:
-            processes[FaultKind.FIRESTORE_RESTART] = self._firestore.restarts
+        if self._firestore.outages:
+            processes[FaultKind.FIRESTORE_RESTART] = len(self._firestore.outages)
         return {**self._storage.armed.struck, **self._firestore.armed.struck, **processes}
 
     def _upload(self, upload: Upload) -> None:
@@ -260,6 +306,12 @@ class Run:
         if upload.replaces is not None:
             self._relay.release(self._plan.uploads[upload.replaces])
         self._relay.uploaded(upload.index + 1)
+
+    def _publish(self, job: Job) -> None:
+        names = [self._plan.uploads[index].name for index in job.uploads]
+        uris = [f"gs://{self._stack.bucket}/{name}" for name in names]
+        data = json.dumps({"uris": uris}).encode()
+        self._relay.publish_job(data, job.uploads, copies=job.copies)
 
     def _strike(self, fault: Fault) -> None:
         if fault.kind in PROCESS_FAULTS:
@@ -303,12 +355,9 @@ class Run:
             code=str(CODES[upload.kind]) if upload.kind in CODES else None,
             detections=alone.get("detections", ()),
             image=alone.get("image"),
+            model=alone.get("model"),
+            content_type=_CONTENT_TYPE,
         )
-
-
-# After the ack deadline the same picture is at work in the other service, or again in this one; a
-# model that loads slowly lets it pass too.
-_WASTEFUL = (FaultKind.STOP, FaultKind.SLOW_START)
 
 
 def wanted(upload: Upload) -> Wanted:
@@ -343,7 +392,24 @@ def read_log(path: Path) -> Iterator[LogLine]:
 
 def _documents(collection: str) -> Iterator[Found]:
     for snapshot in firestore.Client().collection(collection).stream():
-        yield Found(snapshot.to_dict() or {}, snapshot.create_time, snapshot.update_time)
+        yield Found(
+            snapshot.id, snapshot.to_dict() or {}, snapshot.create_time, snapshot.update_time
+        )
+
+
+def _keep(
+    directory: Path,
+    expectations: Iterable[Expectation],
+    documents: Iterable[Found],
+    answers: Iterable[Answer],
+    faults: Faults,
+) -> None:
+    """Keep all that is audited, for whoever looks for the reason of a problem."""
+    _write(directory / "documents.jsonl", (document.fields for document in documents))
+    _write(directory / "expected.jsonl", (asdict(expectation) for expectation in expectations))
+    _write(directory / "answers.jsonl", (asdict(answer) for answer in answers))
+    _write(directory / "excuses.jsonl", (asdict(excuse) for excuse in faults.excuses))
+    _write(directory / "strikes.jsonl", (asdict(strike) for strike in faults.strikes))
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

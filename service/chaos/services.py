@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.chaos.audit import Excuse
+from service.chaos.excuses import Excuse
 from service.chaos.plan import FaultKind
 from service.chaos.served import INFERRING, LOAD_SECONDS
 from service.local.errors import StartError
@@ -72,12 +72,13 @@ class Service:
         self._wait_for_batch()
         started = time.time()
         _FAULTS[kind](self)
+        over = time.time()
         try:
             self._running.wait_until(self._is_ready, timeout_seconds=_RECOVERY_SECONDS)
         except StartError:
             self.failures.append(f"{self.name} did not come back after: {kind}")
             self._kill()
-        self.excuses.append(Excuse(self.name, kind, started, time.time()))
+        self.excuses.append(Excuse(self.name, kind, started, over, time.time()))
 
     def stop(self) -> None:
         """Stop the process as Cloud Run does."""
@@ -137,8 +138,9 @@ class Service:
         """Leave the worker little more address space than it has."""
         with contextlib.ExitStack() as limits:
             for worker in self._workers():
-                size = _virtual_bytes(worker) + _SPARE_BYTES
-                limits.enter_context(_limited(worker, resource.RLIMIT_AS, size))
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+                    size = _virtual_bytes(worker) + _SPARE_BYTES
+                    limits.enter_context(_limited(worker, resource.RLIMIT_AS, size))
             self.leaving.wait(_SHORT_SECONDS)
 
     def _fill_disk(self) -> None:

@@ -43,7 +43,8 @@ def chaos(
 ) -> None:  # fmt: skip
     """Upload pictures to a local stack while faults strike it, and audit every one of them.
 
-    Ends with an error when something was lost, duplicated, crossed, stuck or wrong.
+    Ends with an error when something was lost, duplicated, crossed, wrong, stuck, unexpected or
+    wasted.
     """
     from service.chaos.plan import FaultKind, make_plan
     from service.chaos.run import ChaosOptions, Run

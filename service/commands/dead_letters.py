@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 from tabulate import tabulate
 
+from service.report import printable
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def _row(letter: "Letter", reading: "Reading") -> tuple[str, ...]:
         str(letter.attempts or ""),
         _age(datetime.now(UTC) - letter.published_at),
         (letter.source or "").rpartition("/")[2],
-        reading.reason or _printable(next(iter(reading.uris), "")),
+        reading.reason or printable(next(iter(reading.uris), "")),
     )
 
 
@@ -162,11 +163,6 @@ def _plain(letter: "Letter", reading: "Reading") -> dict[str, object]:
         "source": letter.source,
         "attributes": dict(letter.attributes),
     }
-
-
-def _printable(uri: str) -> str:
-    """Keep what an object's name could do to a terminal or a table out of them."""
-    return "".join(letter if letter.isprintable() else "?" for letter in uri)
 
 
 def _age(age: timedelta) -> str:

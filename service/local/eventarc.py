@@ -8,8 +8,11 @@ The emulator's own push sends two requests at a time; Cloud Run gets as many as 
 only then is there anything to batch.
 """
 
+import base64
+import json
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,12 +27,13 @@ from google.api_core.exceptions import GoogleAPICallError, RetryError
 from google.api_core.retry import Retry
 from google.pubsub_v1 import SubscriberClient
 from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
-from google.pubsub_v1.types import ReceivedMessage
+from google.pubsub_v1.types import PubsubMessage, ReceivedMessage
 
 logger = logging.getLogger(__name__)
 
 FINALIZED = "google.cloud.storage.object.v1.finalized"
 
+_JSON = "application/json"
 _OBJECT_FINALIZE = "OBJECT_FINALIZE"  # attribute eventType of a notification
 # The answers that acknowledge a push (https://cloud.google.com/pubsub/docs/push).
 _ACKNOWLEDGING = frozenset({102, 200, 201, 202, 204})
@@ -53,8 +57,11 @@ class EventarcOptions:
     answer_timeout_seconds: float = 10.0  # Eventarc's ack deadline
     min_delay_seconds: int = 1  # the cloud's 10 would only make a test slow
     max_delay_seconds: int = 60
-    #: Told of each request: its event's id (the message's), and the answer's status, None without.
-    on_answer: Callable[[str, int | None], None] = lambda message_id, status: None
+    #: Whether what is no notification is delivered too, as Pub/Sub pushes a message (a job).
+    with_pushes: bool = False
+    #: Told of each request: its event's id (the message's), the answer's status, None without, and
+    #: the seconds until then.
+    on_answer: Callable[[str, int | None, float], None] = lambda message_id, status, seconds: None
 
     def delay_seconds(self, failures: int) -> int:
         """How long a message rests after so many failed attempts (1 or more)."""
@@ -73,31 +80,51 @@ class Counters:
 
 
 @dataclass(frozen=True)
-class CloudEvent:
-    """A request to send: the event's attributes as headers, its data as body."""
+class Delivery:
+    """A request to send."""
 
+    message_id: str
+    subject: str  # for the log
     headers: Mapping[str, str]
     body: bytes
 
 
 def event_from_notification(
     attributes: Mapping[str, str], data: bytes, *, message_id: str, publish_time: datetime
-) -> CloudEvent | None:
+) -> Delivery | None:
     """Turn a bucket's notification into a binary-mode CloudEvent; None for other event types."""
     bucket, name = attributes.get("bucketId"), attributes.get("objectId")
     if attributes.get("eventType") != _OBJECT_FINALIZE or not bucket or not name:
         return None
+    subject = "objects/" + quote(name, safe=_HEADER_SAFE)
     headers = {
-        "content-type": "application/json",
+        "content-type": _JSON,
         "ce-specversion": "1.0",
         "ce-id": message_id,
         "ce-type": FINALIZED,
         "ce-source": f"//storage.googleapis.com/projects/_/buckets/{bucket}",
-        "ce-subject": "objects/" + quote(name, safe=_HEADER_SAFE),
-        "ce-time": attributes.get("eventTime") or publish_time.isoformat().replace("+00:00", "Z"),
+        "ce-subject": subject,
+        "ce-time": attributes.get("eventTime") or _rfc3339(publish_time),
         "ce-bucket": bucket,
     }
-    return CloudEvent(headers, data)
+    return Delivery(message_id, subject, headers, data)
+
+
+def push_from_message(message: PubsubMessage, subscription: str) -> Delivery:
+    """Wrap a message as Pub/Sub pushes it (https://cloud.google.com/pubsub/docs/push)."""
+    wrapped = {
+        "attributes": dict(message.attributes),
+        "data": base64.b64encode(message.data).decode(),
+        "messageId": message.message_id,
+        "publishTime": _rfc3339(message.publish_time),
+    }
+    body = json.dumps({"message": wrapped, "subscription": subscription}).encode()
+    subject = f"message {message.message_id}"
+    return Delivery(message.message_id, subject, {"content-type": _JSON}, body)
+
+
+def _rfc3339(time: datetime) -> str:
+    return time.isoformat().replace("+00:00", "Z")
 
 
 class Eventarc:
@@ -188,15 +215,11 @@ class Eventarc:
             self._slots.release()
 
     def _deliver(self, received: ReceivedMessage) -> None:
-        message = received.message
-        event = event_from_notification(
-            message.attributes, message.data,
-            message_id=message.message_id, publish_time=message.publish_time,
-        )  # fmt: skip
-        if event is None:
+        delivery = self._delivery(received.message)
+        if delivery is None:
             self._count(dropped=1)
             self._acknowledge(received)
-        elif self._post(event):
+        elif self._post(delivery):
             self._forget(received)
             self._count(acked=1)
             self._acknowledge(received)
@@ -204,24 +227,34 @@ class Eventarc:
             self._count(nacked=1)
             self._postpone(received)
 
-    def _post(self, event: CloudEvent) -> bool:
+    def _delivery(self, message: PubsubMessage) -> Delivery | None:
+        event = event_from_notification(
+            message.attributes, message.data,
+            message_id=message.message_id, publish_time=message.publish_time,
+        )  # fmt: skip
+        if event or not self._options.with_pushes:
+            return event
+        return push_from_message(message, self._subscription)
+
+    def _post(self, delivery: Delivery) -> bool:
         """Send one request; whether its answer acknowledges.
 
         After a time-out the service may be at work still, and gets it again: as in the cloud.
         """
         self._count(delivered=1)
         timeout = (_CONNECT_SECONDS, self._options.answer_timeout_seconds)
-        subject, message_id = event.headers["ce-subject"], event.headers["ce-id"]
+        subject, message_id = delivery.subject, delivery.message_id
+        began = time.monotonic()
         try:
             answer = self._session.post(
-                self._url, data=event.body, headers=event.headers,
+                self._url, data=delivery.body, headers=delivery.headers,
                 timeout=timeout, allow_redirects=False,
             )  # fmt: skip
         except requests.RequestException as exc:
             logger.warning("%s not delivered: %s", subject, type(exc).__name__)
-            self._options.on_answer(message_id, None)
+            self._options.on_answer(message_id, None, time.monotonic() - began)
             return False
-        self._options.on_answer(message_id, answer.status_code)
+        self._options.on_answer(message_id, answer.status_code, time.monotonic() - began)
         if answer.status_code not in _ACKNOWLEDGING:
             logger.warning("%s answered with %d", subject, answer.status_code)
             return False

@@ -7,12 +7,14 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import requests
 from google.cloud import firestore, storage
+from PIL import Image as Pillow
 
 from service.demo.shapes import Scene, write_samples
 from service.domain import Box, ImageRef
@@ -29,6 +31,8 @@ from tests.container.engine import (
     run_service,
     skip_without_engine,
 )
+from tests.corpus import CASES, saved
+from tests.processes import children_of, decoders_of
 from tests.system.conftest import EVENT, document, event_data, upload, wait_for_document
 
 MAX_OWN_MEGABYTES = 450
@@ -170,6 +174,51 @@ def test_uploads_become_documents(
     assert container.terminate() == 0
 
 
+SANDBOXED = ("AVIF", "GIF", "JPEG2000", "TIFF")  # by Pillow's names
+ODD_OR_HOSTILE = (
+    "GIF, animated",
+    "LZW TIFF",
+    "TIFF, JPEG inside",
+    "AVIF, alpha",
+    "JPEG 2000, bare codestream",
+    "TIFF, cut at 60%",
+    "TIFF with a packed tile of 30000x30000",  # 2.7 GB of pixels in 0.4 MB
+    "GIF of 5000x5000 without pixels",
+    "AVIF that says 96x64 over 8000x6000",
+    "JPEG 2000 with 16384 channels",
+)
+
+
+def test_formats_of_the_limited_decoder_end_as_their_records(
+    container: Container, stack: Stack, samples: list[tuple[Path, Scene]]
+) -> None:
+    scene = samples[0][1]
+    workers = children_of(container.pid)
+    drawn = Pillow.fromarray(scene.image[:, :, ::-1])
+    whole = [upload(stack, f"formats/{kind}", saved(kind, drawn)) for kind in SANDBOXED]
+    refs = {name: upload(stack, f"formats/{name}", CASES[name].make()) for name in ODD_OR_HOSTILE}
+    matched = 0
+    for ref in whole:
+        found = wait_for_document(ref)
+        assert found["image"]["format"] == ref.name.removeprefix("formats/")
+        matched += count_found(
+            [(thing.label, Box(*thing.box)) for thing in scene.objects],
+            [(one["label"], Box(**one["box"])) for one in found["detections"]],
+        )
+    assert matched >= 0.95 * len(whole) * len(scene.objects)
+    records = {name: record_of(wait_for_document(ref)) for name, ref in refs.items()}
+    assert records == {name: CASES[name].expected[0] for name in ODD_OR_HOSTILE}
+    assert any(map(decoders_of, workers))
+    assert children_of(container.pid) == workers  # none was killed for memory and started again
+
+
+def record_of(found: dict[str, Any]) -> str:
+    """A document as the corpus writes it."""
+    if found["status"] == "failed":
+        return str(found["error"]["code"])
+    return f"done {found['image']['width']}x{found['image']['height']}"
+
+
 def test_smoke_command_sees_a_picture_through(
     container: Container, image: Image, client_environment: dict[str, str]
 ) -> None:
@@ -248,10 +297,6 @@ def users_of(pid: int) -> set[int]:
     pids = [pid, *children_of(pid)]
     statuses = [Path(f"/proc/{number}/status").read_text().splitlines() for number in pids]
     return {int(line.split()[2]) for lines in statuses for line in lines if line.startswith("Uid:")}
-
-
-def children_of(pid: int) -> list[int]:
-    return [int(number) for number in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def peak_megabytes(pid: int) -> float:

@@ -10,6 +10,7 @@ from google.cloud import firestore, pubsub_v1, storage
 from service.local.stack import Stack, StackOptions
 from service.storage import ImageStorage
 from service.store import ResultStore
+from tests.fakes import PATIENCE_SECONDS
 
 BUCKET = "uploads"
 NOBODY = "http://127.0.0.1:9"  # the discard port: what is pushed there is not answered
@@ -35,7 +36,9 @@ def bucket() -> storage.Bucket:
 
 @pytest.fixture
 def image_storage() -> ImageStorage:
-    return ImageStorage(storage.Client(), timeout_seconds=5, max_bytes=1000, connections=4)
+    return ImageStorage(
+        storage.Client(), timeout_seconds=PATIENCE_SECONDS, max_bytes=1000, connections=4
+    )
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ def collection() -> str:
 
 @pytest.fixture
 def store(collection: str) -> ResultStore:
-    return ResultStore(firestore.Client(), collection=collection, timeout_seconds=5)
+    return ResultStore(firestore.Client(), collection=collection, timeout_seconds=PATIENCE_SECONDS)
 
 
 @pytest.fixture

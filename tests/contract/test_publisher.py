@@ -7,6 +7,7 @@ import pytest
 from google.cloud import pubsub_v1
 
 from service.publisher import PublishError, job_messages, publish_jobs
+from tests.fakes import PATIENCE_SECONDS
 
 
 def test_publish_jobs_reach_a_subscriber(
@@ -21,7 +22,9 @@ def test_publish_jobs_reach_a_subscriber(
         ids = publish_jobs(publisher, topic, job_messages(uris, uris_per_message=2))
         received: list[str] = []
         while len(received) < len(uris):
-            answer = subscriber.pull(subscription=subscription, max_messages=10, timeout=10)
+            answer = subscriber.pull(
+                subscription=subscription, max_messages=10, timeout=PATIENCE_SECONDS
+            )
             for message in answer.received_messages:
                 received += json.loads(message.message.data)["uris"]
     assert len(ids) == 3

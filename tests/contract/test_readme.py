@@ -18,10 +18,17 @@ from service.domain import (
     ModelInfo,
 )
 from service.store import ResultStore
+from tests.fakes import PATIENCE_SECONDS
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SETUP, QUERIES = SNIPPETS[0], SNIPPETS[1:]
+
+
+def store() -> ResultStore:
+    return ResultStore(
+        firestore.Client(), collection="detections", timeout_seconds=PATIENCE_SECONDS
+    )
 
 
 def seen(name: str, *found: tuple[str, float]) -> ImageResult:
@@ -60,7 +67,7 @@ def seeded() -> list[ImageResult]:
 def test_readme_query_finds_its_picture(
     query: str, expected: str, seeded: list[ImageResult]
 ) -> None:
-    ResultStore(firestore.Client(), collection="detections", timeout_seconds=5).commit(seeded)
+    store().commit(seeded)
     names: dict[str, Any] = {}
     exec(SETUP, names)
     found = eval(query, names).stream()
@@ -70,8 +77,7 @@ def test_readme_query_finds_its_picture(
 def test_readme_shows_every_field_of_a_document(seeded: list[ImageResult]) -> None:
     example = re.search(r"```json\n(.*?)```", README, re.DOTALL)
     assert example
-    store = ResultStore(firestore.Client(), collection="detections", timeout_seconds=5)
-    store.commit(seeded)
-    (document,) = (d for d in store.results("uploads", "cam1/07.jpg"))
+    store().commit(seeded)
+    (document,) = store().results("uploads", "cam1/07.jpg")
     shown = set(re.findall(r'"(\w+)":', example[1]))
     assert set(document) <= shown

@@ -10,6 +10,7 @@ from google.cloud import pubsub_v1, storage
 
 from service.commands import reconcile as command
 from service.publisher import PublishError
+from tests.fakes import PATIENCE_SECONDS
 
 
 @pytest.fixture
@@ -35,7 +36,9 @@ def pulled(topic: str) -> list[str]:
     """The uris of the jobs that are there."""
     subscription = topic.replace("/topics/", "/subscriptions/")
     with pubsub_v1.SubscriberClient() as subscriber:
-        answer = subscriber.pull(subscription=subscription, max_messages=10, timeout=10)
+        answer = subscriber.pull(
+            subscription=subscription, max_messages=10, timeout=PATIENCE_SECONDS
+        )
     jobs = [json.loads(received.message.data) for received in answer.received_messages]
     return sorted(uri for job in jobs for uri in job["uris"])
 
@@ -60,13 +63,17 @@ def test_person_who_says_yes_gets_the_jobs(
 
 
 def test_person_who_says_no_spends_nothing(
-    prefix: str, topic: str, monkeypatch: pytest.MonkeyPatch
+    prefix: str,
+    topic: str,
+    publisher: pubsub_v1.PublisherClient,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     done = ask("n\n", prefix, "--topic", topic, monkeypatch=monkeypatch)
     assert done.exit_code == 1
     assert "3 pictures, about 1 messages" in done.output
     assert "Published" not in done.output
-    assert pulled(topic) == []
+    publisher.publish(topic, b'{"uris": ["of the test"]}').result(PATIENCE_SECONDS)
+    assert pulled(topic) == ["of the test"]
 
 
 def test_person_is_not_asked_about_nothing(topic: str, monkeypatch: pytest.MonkeyPatch) -> None:

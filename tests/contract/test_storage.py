@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -15,6 +16,7 @@ from service.domain import ErrorCode, ImageRef, ObjectMetadata
 from service.errors import BadImageError, ObjectGoneError, StorageUnavailableError
 from service.storage import ImageStorage, NoBucketError, ObjectLister, connect_lister
 from tests.contract.conftest import BUCKET
+from tests.fakes import PATIENCE_SECONDS
 
 
 def upload(bucket: storage.Bucket, name: str, data: bytes, kind: str = "image/jpeg") -> ImageRef:
@@ -155,10 +157,10 @@ def test_download_that_can_never_succeed_is_gone(
 ) -> None:
     with (
         server_answering(status) as url,
-        impatient_storage(url, monkeypatch) as impatient,
+        storage_at(url, monkeypatch) as image_storage,
         pytest.raises(ObjectGoneError),
     ):
-        impatient.download(ImageRef(BUCKET, "picture.jpg", 1))
+        image_storage.download(ImageRef(BUCKET, "picture.jpg", 1))
 
 
 def test_download_of_damaged_bytes_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,10 +176,10 @@ def test_download_of_damaged_bytes_is_unavailable(monkeypatch: pytest.MonkeyPatc
 def test_download_in_a_wrong_encoding_is_a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         server_answering(200, {"Content-Encoding": "gzip"}) as url,
-        impatient_storage(url, monkeypatch) as impatient,
+        storage_at(url, monkeypatch) as image_storage,
         pytest.raises(BadImageError) as refused,
     ):
-        impatient.download(ImageRef(BUCKET, "picture.jpg", 1))
+        image_storage.download(ImageRef(BUCKET, "picture.jpg", 1))
     assert refused.value.code == ErrorCode.CORRUPT_IMAGE
 
 
@@ -190,11 +192,15 @@ def test_download_without_a_server_is_unavailable(monkeypatch: pytest.MonkeyPatc
 
 
 @contextmanager
-def impatient_storage(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ImageStorage]:
-    """An `ImageStorage` that gives up soon."""
+def storage_at(
+    url: str, monkeypatch: pytest.MonkeyPatch, *, timeout_seconds: float = PATIENCE_SECONDS
+) -> Iterator[ImageStorage]:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
     with storage.Client() as client:
-        yield ImageStorage(client, timeout_seconds=0.3, max_bytes=1000, connections=4)
+        yield ImageStorage(client, timeout_seconds=timeout_seconds, max_bytes=1000, connections=4)
+
+
+impatient_storage = partial(storage_at, timeout_seconds=0.3)  # gives up soon
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Downloads that break on their way: what comes after is checked as a whole."""
 
+import gzip
 import os
 from collections.abc import Iterator
 
@@ -8,10 +9,11 @@ from google.cloud import storage
 
 from service.chaos.plan import FaultKind
 from service.chaos.storage_proxy import StorageProxy
-from service.domain import ImageRef
-from service.errors import StorageUnavailableError
+from service.domain import ErrorCode, ImageRef
+from service.errors import BadImageError, StorageUnavailableError
 from service.storage import ImageStorage
 from tests.contract.conftest import BUCKET
+from tests.fakes import PATIENCE_SECONDS
 
 DATA = bytes(range(256)) * 1024  # the client hands it on in pieces of 8 KB
 
@@ -33,7 +35,9 @@ def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[StorageProxy]:
 
 def download(ref: ImageRef) -> bytes:
     with storage.Client() as client:
-        service = ImageStorage(client, timeout_seconds=10, max_bytes=10**6, connections=4)
+        service = ImageStorage(
+            client, timeout_seconds=PATIENCE_SECONDS, max_bytes=10**6, connections=4
+        )
         return service.download(ref).data
 
 
@@ -58,3 +62,30 @@ def test_damaged_rest_of_a_broken_download_is_not_taken(
         assert download(ref) == DATA
     except StorageUnavailableError:
         return
+
+
+@pytest.fixture
+def encoded(bucket: storage.Bucket) -> ImageRef:
+    """An object that is stored compressed: the client unpacks it before it looks at its sum."""
+    blob = bucket.blob("encoded.jpg")
+    blob.content_encoding = "gzip"
+    blob.upload_from_string(gzip.compress(DATA), content_type="image/jpeg")
+    return ImageRef(BUCKET, blob.name, blob.generation)
+
+
+def test_encoded_download_that_was_damaged_on_its_way_is_tried_again(
+    encoded: ImageRef, proxy: StorageProxy
+) -> None:
+    proxy.armed.arm(FaultKind.STORAGE_FLIPPED, 1)
+    assert download(encoded) == DATA
+    assert proxy.armed.struck == {FaultKind.STORAGE_FLIPPED: 1}
+
+
+def test_download_that_is_twice_not_in_its_encoding_is_a_bad_image(
+    encoded: ImageRef, proxy: StorageProxy
+) -> None:
+    proxy.armed.arm(FaultKind.STORAGE_FLIPPED, 2)
+    with pytest.raises(BadImageError) as refused:
+        download(encoded)
+    assert refused.value.code == ErrorCode.CORRUPT_IMAGE
+    assert proxy.armed.struck == {FaultKind.STORAGE_FLIPPED: 2}

@@ -22,6 +22,7 @@ from service.domain import (
 )
 from service.errors import StoreUnavailableError
 from service.store import ResultStore
+from tests.fakes import PATIENCE_SECONDS
 
 MODEL = ModelInfo("yolo26n.pt", "0" * 64, 640, "fp32", "openvino")
 
@@ -256,7 +257,7 @@ def test_commit_of_a_rerun_that_is_overtaken_looks_again(
         "replaced": lambda: store.commit([of(done("a.jpg", "first"), rerun)]),
     }[how]
     client = Interfering(firestore.Client(), overtake)
-    late = ResultStore(client, collection=collection, timeout_seconds=5)
+    late = ResultStore(client, collection=collection, timeout_seconds=PATIENCE_SECONDS)
     late.commit([of(done("a.jpg", "late"), rerun)])
     after = read(collection, done("a.jpg"))
     assert after and after["labels"] == (["first"] if how == "replaced" else ["late"])

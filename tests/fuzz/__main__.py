@@ -1,54 +1,84 @@
-"""Fuzz one parser, guided by coverage: `python -m tests.fuzz envelope --runs 100000`.
+"""Fuzz the parsers, guided by coverage: `make fuzz`, or `python -m tests.fuzz envelope`.
 
 Needs the extra `fuzz` (atheris, libFuzzer for Python). It begins with the corpus, keeps what covers
-more in a folder, and ends with `Done N runs`, or at the first input that breaks a promise, hangs
-or takes too much memory: libFuzzer writes that as `crash-...`, `timeout-...` or `oom-...`. Such an
-input goes to tests/fuzz/found, where the tests read it for ever.
+more in a folder, and says of each parser how often it ran. One that breaks a promise, hangs or
+takes too much memory ends there; libFuzzer writes the input as `TARGET-crash-...`, `-timeout-...`
+or `-oom-...`. Such an input goes to tests/fuzz/found, where the tests read it for ever.
 """
 
 import argparse
-import hashlib
+import importlib.util
+import re
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-import atheris
+from tests.fuzz.targets import TARGETS
 
-with atheris.instrument_imports(include=["service", "tests.fuzz.targets", "PIL", "json"]):
-    from tests.fuzz.targets import TARGETS
+TAIL_LINES = 20  # of the log of a run that broke a promise
 
-MAX_MB = 1024  # of the process; the codecs' own process has its own bound
-MAX_SECONDS = 30  # for one input
-MAX_BYTES = 64 * 1024
+
+@dataclass(frozen=True)
+class Summary:
+    """What libFuzzer's last lines say of a run."""
+
+    target: str
+    executions: int
+    peak_mb: int
+    is_good: bool
+
+    def __str__(self) -> str:
+        broken = "no promise broken" if self.is_good else "a promise broken"
+        return f"{self.target}: {self.executions:,} executions, {broken}, peak {self.peak_mb} MB"
+
+
+def summary(target: str, log: str, code: int) -> Summary:
+    """Read libFuzzer's log and exit code; a run of no executions is no good one."""
+    stats = dict(re.findall(r"^stat::(\w+): +(\d+)$", log, re.M))
+    executions = int(stats.get("number_of_executed_units", 0))
+    is_good = code == 0 and executions > 0
+    return Summary(target, executions, int(stats.get("peak_rss_mb", 0)), is_good)
+
+
+def fuzz(target: str, folder: Path, options: argparse.Namespace) -> Summary:
+    """Run one parser in a process of its own, and show its log's end where it did not go well."""
+    command = [sys.executable, "-m", "tests.fuzz.libfuzzer", target, str(folder)]
+    for name in ("runs", "seconds", "seed"):
+        command += [f"--{name}", str(getattr(options, name))]
+    path = folder / f"{target}.log"
+    with path.open("wb") as log:
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
+    text = path.read_text(encoding="utf-8", errors="replace")
+    found = summary(target, text, done.returncode)
+    if not found.is_good:
+        print(*text.splitlines()[-TAIL_LINES:], sep="\n", file=sys.stderr)
+    return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("target", choices=TARGETS)
-    parser.add_argument("--runs", type=int, default=100_000)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)}")
+    parser.add_argument("--runs", type=int, default=100_000, help="of each")
+    parser.add_argument("--seconds", type=int, default=0, help="at most, for each; 0: no limit")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--keep", type=Path, help="folder of inputs; by default a fresh one")
+    parser.add_argument("--keep", type=Path, help="folder of inputs and logs; by default a new one")
     options = parser.parse_args()
-    target = TARGETS[options.target]
-    folder = options.keep or Path(tempfile.mkdtemp(prefix=f"fuzz-{options.target}-"))
-    write(folder, target.seeds())
-    print(f"Inputs are kept in {folder}", flush=True)
-    limits = [f"-rss_limit_mb={MAX_MB}", f"-timeout={MAX_SECONDS}", f"-max_len={MAX_BYTES}"]
-    limits += [
-        f"-runs={options.runs}",
-        f"-seed={options.seed}",
-        "-len_control=0",
-        "-print_final_stats=1",
-    ]
-    atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={folder}/", str(folder)], target.check)
-    atheris.Fuzz()
-
-
-def write(folder: Path, seeds: Iterable[bytes]) -> None:
+    if unknown := set(options.targets) - set(TARGETS):
+        parser.error(f"there is no {', '.join(sorted(unknown))}, only {', '.join(TARGETS)}")
+    if importlib.util.find_spec("atheris") is None:
+        parser.exit(1, "atheris is missing: pip install -e '.[local,fuzz]', or make fuzz\n")
+    folder = options.keep or Path(tempfile.mkdtemp(prefix="fuzz-"))
     folder.mkdir(parents=True, exist_ok=True)
-    for data in seeds:
-        (folder / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
+    print(f"Inputs and logs are kept in {folder}", flush=True)
+    found = []
+    for target in options.targets or TARGETS:
+        found.append(fuzz(target, folder, options))
+        print(found[-1], flush=True)
+    sys.exit(not all(one.is_good for one in found))
 
 
 if __name__ == "__main__":

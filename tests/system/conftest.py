@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,41 @@ import pytest
 import requests
 from google.cloud import firestore, storage
 
+from service.chaos.storage_proxy import StorageProxy
 from service.demo.shapes import Scene, write_samples
 from service.domain import ImageRef
+from service.local.eventarc import EventarcOptions
 from service.local.processes import Child, Processes, free_port
 from service.local.stack import SERVICE_COMMAND, Stack, StackOptions
+from tests.fakes import PATIENCE_SECONDS, Gate
 
 COLLECTION = "detections"
-_READY_SECONDS = 60
-_DOCUMENT_SECONDS = 60
+_READY_SECONDS = 180  # as long as the stack gives its own service
+_ANSWER_SECONDS = 300  # a queue of large pictures on a busy machine
+_DOCUMENT_SECONDS = 240  # several deliveries, with the rests between them
+# On a busy machine an emulator may take longer than the default: no outage, so no 503.
+PATIENT = {
+    "STORAGE_TIMEOUT_SECONDS": f"{PATIENCE_SECONDS:g}",
+    "FIRESTORE_TIMEOUT_SECONDS": f"{PATIENCE_SECONDS:g}",
+}
 
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     directory = tmp_path_factory.mktemp("stack")
-    with Stack(StackOptions(directory=directory)) as running:
+    options = StackOptions(
+        directory=directory,
+        service_environment=PATIENT | alone_in(directory),
+        # A minute's rest after a few refusals would be a test's whole patience.
+        eventarc=EventarcOptions(concurrency=StackOptions.concurrency, max_delay_seconds=8),
+    )
+    with Stack(options) as running:
         yield running
+
+
+def alone_in(directory: Path) -> dict[str, str]:
+    """Let a service find no marker of another one that was killed in its model's canary."""
+    return {"TMPDIR": str(directory)}
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +66,7 @@ class Service:
     child: Child
     url: str
 
-    def post(self, ref: ImageRef, timeout: float = 60) -> requests.Response:
+    def post(self, ref: ImageRef, timeout: float = _ANSWER_SECONDS) -> requests.Response:
         """Deliver a finalized event of one picture, as Eventarc does."""
         return requests.post(self.url, json=event_data(ref), headers=EVENT, timeout=timeout)
 
@@ -53,10 +74,19 @@ class Service:
         """Deliver a job, as a wrapped push does."""
         job = json.dumps({"uris": [f"{ref.uri}#{ref.generation}" for ref in refs]})
         push = {"message": {"data": base64.b64encode(job.encode()).decode()}}
-        return requests.post(self.url, json=push, timeout=60)
+        return requests.post(self.url, json=push, timeout=_ANSWER_SECONDS)
 
     def log(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.child.log_text().splitlines()]
+        """Its lines in JSON; a native library's own, or one that a kill cut short, are not."""
+        lines = map(_json_of, self.child.log_text().splitlines())
+        return [line for line in lines if isinstance(line, dict)]
+
+
+def _json_of(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 EVENT = {"ce-type": "google.cloud.storage.object.v1.finalized", "ce-specversion": "1.0"}
@@ -73,7 +103,8 @@ def start_service(stack: Stack, tmp_path: Path) -> Iterator[Callable[..., Servic
 
         def start(*, ready: bool = True, **settings: str) -> Service:
             port = free_port()
-            environment = {**os.environ, "BIND_ADDRESS": "127.0.0.1", "PORT": str(port), **settings}
+            own = {"BIND_ADDRESS": "127.0.0.1", "PORT": str(port)}
+            environment = {**os.environ, **own, **PATIENT, **alone_in(tmp_path), **settings}
             child = processes.start(f"service-{port}", SERVICE_COMMAND, environment)
             service = Service(child, f"http://127.0.0.1:{port}")
             if ready:
@@ -87,9 +118,24 @@ def start_service(stack: Stack, tmp_path: Path) -> Iterator[Callable[..., Servic
 
 def answers(url: str) -> bool:
     try:
-        return requests.get(url, timeout=1).status_code == 200
+        return requests.get(url, timeout=PATIENCE_SECONDS).status_code == 200
     except requests.RequestException:
         return False
+
+
+@contextmanager
+def held_storage() -> Iterator[tuple[str, Gate]]:
+    """The stack's Cloud Storage by another url, and a gate before each of its answers.
+
+    A picture whose event tells no size takes two: of what is known of it, and of its bytes.
+    """
+    gate = Gate()
+    with StorageProxy(os.environ["STORAGE_EMULATOR_HOST"].removeprefix("http://")) as proxy:
+        proxy.armed.take = lambda possible: gate.enter()  # no fault but to wait
+        try:
+            yield proxy.url, gate
+        finally:
+            gate.open()
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,15 @@
 """Workers of the service with something amiss; a test names one in GUNICORN_CMD_ARGS."""
 
 import os
+import resource
 import signal
+import threading
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import cv2
 
 from service import main
 from service.detector import Detector
@@ -30,6 +34,17 @@ class HastyWorker(Worker):
     read_seconds = 1.0
 
 
+STOPPING = "the pipeline knows that it stops"
+
+
+class TellingWorker(Worker):
+    """Writes to its log when SIGTERM has reached its pipeline."""
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        super().handle_exit(sig, frame)
+        os.write(1, f"{STOPPING}\n".encode())  # a logger's lock is not for a signal's handler
+
+
 class PoisonedWorker(Worker):
     """Dies of one picture in the network, as of a defect of a native library."""
 
@@ -38,10 +53,43 @@ class PoisonedWorker(Worker):
 
         def load_poisoned(*args: Any) -> Any:
             checked = load_model(*args)
-            return replace(checked, detector=Deadly(checked.detector))
+            return replace(checked, detector=self.poison(checked.detector))
 
         main.load_model = load_poisoned
         super().load_wsgi()
+
+    def poison(self, detector: Detector) -> Detector:
+        return Deadly(detector)
+
+
+class HangingWorker(PoisonedWorker):
+    """Hangs on one picture in the network."""
+
+    def poison(self, detector: Detector) -> Detector:
+        return Endless(detector)
+
+
+class FragileWorker(PoisonedWorker):
+    """Crashes as it decodes one picture; the network of the first process never answers."""
+
+    def load_wsgi(self) -> None:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        imdecode = cv2.imdecode
+
+        def crash(data: Any, flags: int) -> Any:
+            if data.tobytes().endswith(FATAL):
+                signal.raise_signal(signal.SIGSEGV)  # to this thread: nothing comes after it
+            return imdecode(data, flags)
+
+        vars(cv2)["imdecode"] = crash  # of this process; the sandbox's is another one
+        super().load_wsgi()
+
+    def poison(self, detector: Detector) -> Detector:
+        return detector if Path(os.environ[HAS_RUN]).exists() else Expectant(detector)
+
+
+FATAL = b"what no decoder survives"  # the file's end
+HAS_RUN = "FRAGILE_HAS_RUN"  # environment variable: a file that says that the network has begun
 
 
 class Deadly:
@@ -56,5 +104,24 @@ class Deadly:
 
     def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
         if any(image.shape == POISON_SHAPE for image in images):
-            os.kill(os.getpid(), signal.SIGKILL)
+            self.end()
         return self._detector.detect(images)
+
+    def end(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Endless(Deadly):
+    """A detector that never answers."""
+
+    def end(self) -> None:
+        threading.Event().wait()
+
+
+class Expectant(Deadly):
+    """A detector that is at work when its process dies."""
+
+    def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
+        Path(os.environ[HAS_RUN]).touch()
+        threading.Event().wait()
+        return super().detect(images)

@@ -4,10 +4,11 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import cv2
 import pytest
@@ -16,6 +17,7 @@ import requests
 from service.demo.shapes import CLASS_NAMES, Scene
 from service.local.stack import Stack
 from service.settings import BUNDLED_MODEL
+from tests.fakes import PATIENCE_SECONDS, wait_until
 from tests.system.conftest import run_cli, upload, wait_for_document
 
 Samples = list[tuple[Path, Scene]]
@@ -158,19 +160,19 @@ def test_up_prints_the_environment_and_takes_everything_with_it(how: signal.Sign
             if line.startswith("Ctrl-C"):
                 break
         firestore = f"http://{exports['FIRESTORE_EMULATOR_HOST']}/"
-        assert requests.get(firestore, timeout=5).status_code == 200
+        assert requests.get(firestore, timeout=PATIENCE_SECONDS).status_code == 200
         process.send_signal(how)
         process.stdout.read()
-        process.wait(30)
-    deadline = time.monotonic() + 30
-    while is_up(firestore) or is_up(exports["STORAGE_EMULATOR_HOST"]):
-        assert time.monotonic() < deadline, "the stack outlived its command"
-        time.sleep(0.2)
+        process.wait(PATIENCE_SECONDS)
+    for url in (firestore, exports["STORAGE_EMULATOR_HOST"]):
+        wait_until(lambda url=url: not is_up(url), "the stack outlived its command")
 
 
 def is_up(url: str) -> bool:
+    """Whether somebody listens there, however slow."""
+    where = urlsplit(url)
     try:
-        requests.get(url, timeout=1)
-    except requests.ConnectionError:
+        socket.create_connection((where.hostname, where.port), PATIENCE_SECONDS).close()
+    except ConnectionError:
         return False
     return True

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,8 +27,12 @@ from service.local.processes import Processes, free_port, is_answering
 from service.local.requirements import find_programs
 from service.local.resources import UPLOADS_SUBSCRIPTION, UPLOADS_TOPIC, create_topics
 from service.local.stack import Stack, StackOptions
+from tests.fakes import PATIENCE_SECONDS, wait_until
 
-ANSWER_TIMEOUT_SECONDS = 1.5  # Eventarc's is 10: a test would wait for nothing
+ANSWER_TIMEOUT_SECONDS = PATIENCE_SECONDS / 2  # a message that is lost comes again within patience
+CONCURRENCY = 8
+A_MOMENT = 0.5  # for what must not happen
+TOOL_SECONDS = 300  # gcloud takes seconds to start, and far more on a busy machine
 ODD_NAMES = ["a b.jpg", "c#1.jpg", "d?e.jpg", "é 50%.jpg"]
 INSTALL = {
     "gcloud": "Install the Google Cloud CLI: https://cloud.google.com/sdk/docs/install",
@@ -46,7 +51,7 @@ import sys, time
 from service.local.stack import Stack, StackOptions
 with Stack(StackOptions(service_command=[sys.executable, "-c", sys.argv[1]])) as stack:
     print(stack.directory, flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -87,17 +92,21 @@ class Recorder:
             with self._lock:
                 self._running -= 1
 
+    @property
+    def running(self) -> int:
+        """Requests that are not answered yet."""
+        with self._lock:
+            return self._running
+
     def reset(self) -> None:
         self.answer = lambda _: 204
         self.received.clear()
         self.most_at_once = 0
 
-    def wait_for(self, count: int, seconds: float = 10) -> list[Received]:
+    def wait_for(self, count: int) -> list[Received]:
         """Wait for so many requests, and a moment more for one too many."""
-        deadline = time.monotonic() + seconds
-        while len(self.received) < count and time.monotonic() < deadline:
-            time.sleep(0.02)
-        time.sleep(0.2)
+        wait_until(lambda: len(self.received) >= count, f"fewer than {count} requests came")
+        time.sleep(A_MOMENT)
         assert len(self.received) == count, [item.body for item in self.received]
         return self.received
 
@@ -125,7 +134,9 @@ def stack(service: tuple[Recorder, str]) -> Iterator[Stack]:
     options = StackOptions(
         with_service=False,
         service_url=service[1],
-        eventarc=EventarcOptions(concurrency=8, answer_timeout_seconds=ANSWER_TIMEOUT_SECONDS),
+        eventarc=EventarcOptions(
+            concurrency=CONCURRENCY, answer_timeout_seconds=ANSWER_TIMEOUT_SECONDS
+        ),
     )
     with Stack(options) as running:
         yield running
@@ -156,8 +167,9 @@ def run(files: Path, stack: Stack) -> Callable[[str], str]:
         assert shutil.which(tool), f"{tool} is missing. {INSTALL[tool]}"
         script = "\n".join([*stack.export_lines(), line])
         done = subprocess.run(
-            ["sh", "-c", script], cwd=files, capture_output=True, text=True, timeout=60
-        )
+            ["sh", "-c", script],
+            cwd=files, capture_output=True, text=True, timeout=TOOL_SECONDS, check=False,
+        )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -167,12 +179,12 @@ def run(files: Path, stack: Stack) -> Callable[[str], str]:
 def put(stack: Stack, name: str) -> int:
     """Upload with the client, as it finds the stack by its environment; return the generation."""
     blob = storage.Client().bucket(stack.bucket).blob(name)
-    blob.upload_from_string(b"jpeg", content_type="image/jpeg", timeout=10)
+    blob.upload_from_string(b"jpeg", content_type="image/jpeg", timeout=PATIENCE_SECONDS)
     return int(blob.generation)
 
 
 def generation(stack: Stack, name: str) -> str:
-    blob = storage.Client().bucket(stack.bucket).get_blob(name, timeout=10)
+    blob = storage.Client().bucket(stack.bucket).get_blob(name, timeout=PATIENCE_SECONDS)
     assert blob is not None
     return str(blob.generation)
 
@@ -251,8 +263,9 @@ def test_failing_service_gets_the_event_again_with_back_off(
     put(stack, "again.jpg")
     first, second, third = recorder.wait_for(3)
     assert first.headers["ce-id"] == second.headers["ce-id"] == third.headers["ce-id"]
-    assert 0.9 < second.at - first.at < 1.6
-    assert 1.9 < third.at - second.at < 2.6
+    assert second.at - first.at > 0.9
+    assert third.at - second.at > 1.9
+    wait_until(lambda: stack.eventarc.counters.acked > before.acked, "it is not acknowledged")
     after = stack.eventarc.counters
     assert after.delivered - before.delivered == 3
     assert after.nacked - before.nacked == 2
@@ -260,29 +273,65 @@ def test_failing_service_gets_the_event_again_with_back_off(
 
 
 def test_answer_after_the_deadline_means_a_second_delivery(
-    recorder: Recorder, stack: Stack
+    recorder: Recorder, service: tuple[Recorder, str], stack: Stack
 ) -> None:
+    """On a busy machine the second one may be late too; what counts is that it comes, and when."""
+    came_again = threading.Event()
+
     def late_once(earlier: int) -> int:
-        time.sleep(0 if earlier else ANSWER_TIMEOUT_SECONDS + 0.5)
+        if earlier:
+            came_again.set()
+        else:
+            came_again.wait(PATIENCE_SECONDS)
         return 204
 
     recorder.answer = late_once
-    put(stack, "late.jpg")
-    first, second = recorder.wait_for(2)
+    host = stack.environment["PUBSUB_EMULATOR_HOST"]
+    create_topics(host, "late", push_endpoint=service[1], lease_seconds=30)
+    options = EventarcOptions(answer_timeout_seconds=1.5)
+    subscription = f"projects/late/subscriptions/{UPLOADS_SUBSCRIPTION}"
+    eventarc = Eventarc(host, subscription, service[1], options).start()
+    try:
+        began = time.monotonic()
+        publish_finalized(host, "late")
+        wait_until(lambda: eventarc.counters.acked == 1, "it is not acknowledged")
+    finally:
+        came_again.set()
+        eventarc.stop()
+    first, second = recorder.received[:2]
     assert first.headers["ce-id"] == second.headers["ce-id"]
-    assert second.at - first.at > ANSWER_TIMEOUT_SECONDS + 0.9
+    assert second.at - began > 1.5 + 0.9
+
+
+def publish_finalized(host: str, project: str) -> None:
+    """Publish what Cloud Storage does after an upload, to the emulator at a host and port."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PUBSUB_EMULATOR_HOST", host)
+        publisher = pubsub_v1.PublisherClient()
+    with publisher:
+        publisher.publish(
+            publisher.topic_path(project, UPLOADS_TOPIC), b"{}", timeout=PATIENCE_SECONDS,
+            eventType="OBJECT_FINALIZE", bucketId="b", objectId="o",
+        ).result(PATIENCE_SECONDS)  # fmt: skip
 
 
 def test_as_many_requests_at_once_as_the_concurrency(recorder: Recorder, stack: Stack) -> None:
-    def slow(_: int) -> int:
-        time.sleep(0.5)
+    may_end = threading.Event()
+
+    def wait_and_accept(_: int) -> int:
+        may_end.wait(PATIENCE_SECONDS)
         return 204
 
-    recorder.answer = slow
+    recorder.answer = wait_and_accept
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda number: put(stack, f"many/{number}.jpg"), range(20)))
-    recorder.wait_for(20)
-    assert 6 <= recorder.most_at_once <= 8
+    try:
+        wait_until(lambda: recorder.running == CONCURRENCY, "fewer are sent at once")
+        time.sleep(A_MOMENT)
+    finally:
+        may_end.set()
+    assert recorder.names(20) == sorted(f"many/{number}.jpg" for number in range(20))
+    assert recorder.most_at_once == CONCURRENCY
 
 
 def test_job_published_with_gcloud_is_pushed(recorder: Recorder, run: Callable[[str], str]) -> None:
@@ -297,7 +346,8 @@ def test_job_published_with_gcloud_is_pushed(recorder: Recorder, run: Callable[[
 def test_job_published_with_the_client_is_pushed(recorder: Recorder, stack: Stack) -> None:
     publisher = pubsub_v1.PublisherClient()
     topic = publisher.topic_path(stack.project, stack.jobs_topic)
-    message_id = publisher.publish(topic, b"{}", timeout=10).result(10)
+    sent = publisher.publish(topic, b"{}", timeout=PATIENCE_SECONDS)
+    message_id = sent.result(PATIENCE_SECONDS)
     (push,) = recorder.wait_for(1)
     assert json.loads(push.body)["message"]["messageId"] == message_id
     publisher.stop()
@@ -312,30 +362,24 @@ def test_eventarc_survives_a_restart_of_the_emulator(
     host, ready = f"127.0.0.1:{port}", f"http://127.0.0.1:{port}/v1/projects/p/topics"
     emulator = emulators.pubsub(find_programs(), tmp_path)
     subscription = f"projects/restart/subscriptions/{UPLOADS_SUBSCRIPTION}"
-    attributes = {"eventType": "OBJECT_FINALIZE", "bucketId": "b", "objectId": "o"}
 
     with Processes(tmp_path) as processes:
 
         def run_emulator() -> None:
             child = processes.start("pubsub", emulator.command(port), os.environ)
-            child.wait_until(lambda: is_answering(ready), timeout_seconds=30)
+            child.wait_until(lambda: is_answering(ready), timeout_seconds=PATIENCE_SECONDS)
             create_topics(host, "restart", push_endpoint=service[1], lease_seconds=30)
 
-        eventarc = Eventarc(host, subscription, service[1]).start()
-        run_emulator()
-        processes.stop(*processes.children, grace_seconds=5)
-        run_emulator()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PUBSUB_EMULATOR_HOST", host)
-            publisher = pubsub_v1.PublisherClient()
-        topic = publisher.topic_path("restart", UPLOADS_TOPIC)
-        publisher.publish(topic, b"{}", timeout=10, **attributes).result(10)
-        (event,) = recorder.wait_for(1)
-        publisher.stop()
-        publisher.transport.close()
-        eventarc.stop()
+        with ExitStack() as cleanup:
+            eventarc = Eventarc(host, subscription, service[1]).start()
+            cleanup.callback(eventarc.stop)
+            wait_until(lambda: "Pub/Sub does not deliver, trying on" in caplog.text, "not noticed")
+            run_emulator()
+            processes.stop(*processes.children, grace_seconds=5)
+            run_emulator()
+            publish_finalized(host, "restart")
+            (event,) = recorder.wait_for(1)
     assert event.headers["ce-subject"] == "objects/o"
-    assert "Pub/Sub does not deliver, trying on" in caplog.text
     assert "Pub/Sub delivers again" in caplog.text
 
 
@@ -373,22 +417,21 @@ def test_killed_stack_leaves_nothing_behind(number: signal.Signals) -> None:
         children = child_pids(holder.pid)
         assert len(children) == 5  # the reaper, two in Java, Storage and the service
         holder.send_signal(number)
-    deadline = time.monotonic() + 8
-    while any(map(is_running, children)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not [pid for pid in children if is_running(pid)]
+    wait_until(lambda: not any(map(is_running, children)), "something is left behind")
     assert not directory.exists()
 
 
 def child_pids(parent: int) -> list[int]:
     listed = subprocess.run(
-        ["pgrep", "-P", str(parent)], capture_output=True, text=True, timeout=10, check=True
-    )
+        ["pgrep", "-P", str(parent)],
+        capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True,
+    )  # fmt: skip
     return [int(line) for line in listed.stdout.split()]
 
 
 def is_running(pid: int) -> bool:
     state = subprocess.run(
-        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, timeout=10
-    ).stdout.strip()
+        ["ps", "-o", "stat=", "-p", str(pid)],
+        capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False,
+    ).stdout.strip()  # fmt: skip
     return bool(state) and not state.startswith("Z")

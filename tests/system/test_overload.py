@@ -22,9 +22,9 @@ from service.domain import ImageRef
 from service.images import Pixels
 from service.local.processes import Child
 from service.local.stack import Stack
-from tests.fakes import PATIENCE_SECONDS
+from tests.fakes import PATIENCE_SECONDS, wait_until
 from tests.system import hooks
-from tests.system.conftest import Service, document, put_aside
+from tests.system.conftest import Service, document, held_storage, put_aside
 from tests.system.test_service import count_documents
 
 Samples = list[tuple[Path, Scene]]
@@ -33,7 +33,7 @@ StartService = Callable[..., Service]
 SIGTERM_ROUNDS = int(os.environ.get("SIGTERM_ROUNDS", "3"))
 ROUND_PICTURES = 64  # more than there are threads: some are refused, some wait to be read
 GIVEN_BACK = {429, 503}
-GONE_SECONDS = 15  # Cloud Run kills after 10; this machine may be slow
+GRACEFUL_SECONDS = 60  # for a slow machine: what is not answered by then is an error
 
 
 class Load:
@@ -71,11 +71,11 @@ def stop(child: Child) -> float:
     """Send SIGTERM, as Cloud Run does; return how long the process took to end."""
     began = time.monotonic()
     os.kill(child.process.pid, signal.SIGTERM)
-    assert child.process.wait(GONE_SECONDS) == 0
+    assert child.process.wait(GRACEFUL_SECONDS + PATIENCE_SECONDS) == 0
     return time.monotonic() - began
 
 
-@pytest.mark.timeout(60 * SIGTERM_ROUNDS + 120)
+@pytest.mark.timeout(120 * SIGTERM_ROUNDS + 300)
 def test_sigterm_under_load_many_times_acknowledges_nothing_without_its_document(
     start_service: StartService, stack: Stack, samples: Samples
 ) -> None:
@@ -88,7 +88,7 @@ def test_sigterm_under_load_many_times_acknowledges_nothing_without_its_document
     for number in range(SIGTERM_ROUNDS):
         names = [f"rounds/{number}/{i}.jpg" for i in range(ROUND_PICTURES)]
         fresh = [put_aside(stack, name, data) for name in names]
-        service = start_service()
+        service = start_service(GRACEFUL_TIMEOUT_SECONDS=str(GRACEFUL_SECONDS))
         load = Load(service, fresh)
         load.wait_for_answers(random.Random(number).randrange(ROUND_PICTURES))
         took.append(stop(service.child))
@@ -161,23 +161,26 @@ def test_ten_times_the_load_is_delivered_by_retries_in_bounded_memory(
 ) -> None:
     data = large_picture()
     refs = [put_aside(stack, f"overload/{i}.jpg", data) for i in range(2 * CALLERS)]
-    service = start_service(**OFFERED)
-    refused: list[requests.Response] = []
+    refused: list[int] = []
+    with held_storage() as (url, gate):
+        service = start_service(STORAGE_EMULATOR_HOST=url, **OFFERED)
 
-    def deliver(ref: ImageRef) -> int:
-        while (answer := service.post(ref)).status_code == 429:
-            refused.append(answer)
-            time.sleep(min(0.5, int(answer.headers["Retry-After"])))
-        return answer.status_code
+        def deliver(ref: ImageRef) -> int:
+            while (answer := service.post(ref)).status_code in GIVEN_BACK:
+                refused.append(answer.status_code)
+                gate.open()
+                time.sleep(min(0.5, int(answer.headers["Retry-After"])))
+            return answer.status_code
 
-    assert service.post(refs[0]).status_code == 204
-    worker = worker_of(service.child.process.pid)
-    before = peak_resident_mb(worker)
-    with ThreadPoolExecutor(CALLERS) as callers:
-        assert set(callers.map(deliver, refs)) == {204}
-    peak = peak_resident_mb(worker)
-    print(f"{len(refs)} pictures, {len(refused)} answers 429, {before:.0f} MB and then {peak:.0f}")
-    assert len(refused) > len(refs)
+        assert service.post(refs[0]).status_code == 204
+        worker = worker_of(service.child.process.pid)
+        before = peak_resident_mb(worker)
+        gate.close()  # until the queue is full
+        with ThreadPoolExecutor(CALLERS) as callers:
+            assert set(callers.map(deliver, refs[1:])) == {204}
+        peak = peak_resident_mb(worker)
+    print(f"{len(refs)} pictures, {len(refused)} given back, {before:.0f} MB and then {peak:.0f}")
+    assert 429 in refused
     assert peak < before + MEMORY_MB
     assert count_documents("overload/") == len(refs)
     assert [line for line in service.log() if line["severity"] == "ERROR"] == []
@@ -193,27 +196,39 @@ def test_picture_that_kills_the_process_takes_its_batch_along_once_and_ends_as_a
     poison = put_aside(stack, "poison/0.jpg", encoded(np.full((height, width, 3), 128, np.uint8)))
     data = samples[0][0].read_bytes()
     good = [put_aside(stack, f"poison/{i}.jpg", data) for i in range(1, 8)]
-    service = start_service(MAX_BATCH_DELAY_MS="5000", **hooks.settings(hooks.PoisonedWorker))
 
-    def deliver(ref: ImageRef) -> list[int]:
-        """As Pub/Sub does; the answers, 0 for none."""
-        statuses: list[int] = []
-        while 204 not in statuses and len(statuses) < ATTEMPTS:
-            try:
-                statuses.append(service.post(ref).status_code)
-            except requests.ConnectionError:
-                statuses.append(0)
-        return statuses
+    def attempt(ref: ImageRef) -> int:
+        """Deliver it as Pub/Sub does; the answer, 0 for none."""
+        try:
+            return service.post(ref).status_code
+        except requests.ConnectionError:
+            return 0
 
-    with ThreadPoolExecutor(len(good) + 1) as callers:
-        ends = callers.map(deliver, [poison, *good])
-        poisoned, *others = ends
-    assert {statuses[-1] for statuses in others} == {204}
-    assert poisoned == [0, 0] + [500] * (ATTEMPTS - 2)
-    assert document(poison) is None
+    def attempt_together(refs: list[ImageRef]) -> list[int]:
+        """All are on the way before the first can be in a batch."""
+        gate.close()
+        answers = callers.map(attempt, refs)
+        wait_until(lambda: gate.waiting == len(refs), "they do not all come to their download")
+        gate.open()
+        return list(answers)
+
+    with held_storage() as (url, gate), ThreadPoolExecutor(len(good) + 1) as callers:
+        service = start_service(
+            STORAGE_EMULATOR_HOST=url,
+            MAX_BATCH_DELAY_MS="5000",
+            **hooks.settings(hooks.PoisonedWorker),
+        )
+        first = attempt_together([poison, *good])
+        taken_along = [ref for ref, status in zip(good, first[1:], strict=True) if not status]
+        second = attempt_together([poison, *taken_along])
+        assert [attempt(ref) for ref in good] == [204] * len(good)
+        poisoned = [first[0], second[0], *(attempt(poison) for _ in range(ATTEMPTS - 2))]
     deaths = [line["document_ids"] for line in service.log() if "document_ids" in line]
-    assert len(deaths) == 2
-    assert deaths[1] == [poison.document_id]
+    assert len(deaths[0]) > 1
+    assert deaths[1:] == [[poison.document_id]] * (len(deaths) - 1)
+    assert len(deaths) in (2, 3)  # on a busy machine something is still decoded at the second
+    assert poisoned == [0] * len(deaths) + [500] * (ATTEMPTS - len(deaths))
+    assert document(poison) is None
 
 
 def encoded(pixels: Pixels) -> bytes:

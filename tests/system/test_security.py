@@ -4,7 +4,7 @@ import json
 import re
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -82,14 +82,14 @@ NOT_HTTP = {
 def test_what_is_not_http_is_refused_and_repeated_nowhere(
     url: str, stack: Stack, sent: bytes
 ) -> None:
+    log = stack.directory / "logs" / "service.log"
+    size_before = log.stat().st_size  # earlier tests' outages have their causes in it
     with connection(url, sent) as client:
         raw = answer(client)
     assert status(raw) == 400
-    assert SECRET.encode() not in raw
-    assert b"Traceback" not in raw
-    log = (stack.directory / "logs" / "service.log").read_text(encoding="utf-8")
-    assert SECRET not in log
-    assert "Traceback" not in log
+    for told in (raw, log.read_bytes()[size_before:]):
+        assert SECRET.encode() not in told
+        assert b"Traceback" not in told
 
 
 @pytest.mark.parametrize(
@@ -102,8 +102,9 @@ def test_body_over_the_limit_is_refused_before_it_is_sent(url: str, framing: str
     with connection(url, post(framing + "\r\n")) as client:
         if "chunked" in framing:
             chunk = b"100000\r\n" + b"a" * 0x100000 + b"\r\n"
-            for _ in range(5):
-                client.sendall(chunk)
+            with suppress(ConnectionError):  # it may be refused and closed before the last one
+                for _ in range(5):
+                    client.sendall(chunk)
         assert status(client.recv(65536)) == 413
 
 
@@ -155,7 +156,7 @@ def test_more_slow_clients_than_threads_do_not_stop_the_service(
 def test_refused_clients_that_linger_do_not_stop_the_service(start_service: StartService) -> None:
     """gunicorn waits 2 s for each to close, and would do so where it accepts connections."""
     service = start_service()
-    lingering = 30  # a minute, one after another
+    lingering = int(PATIENCE_SECONDS)  # twice our patience, one after another
     with ExitStack() as clients:
         refused = [
             clients.enter_context(connection(service.url, NOT_HTTP["text"]))

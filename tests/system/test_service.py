@@ -4,9 +4,10 @@ import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,15 @@ from service.demo.shapes import Scene
 from service.domain import Box, ImageRef
 from service.local.stack import Stack
 from tests.boxes import count_found
+from tests.fakes import PATIENCE_SECONDS, wait_until
+from tests.system import hooks
 from tests.system.conftest import (
     COLLECTION,
     EVENT,
     Service,
     document,
     event_data,
+    held_storage,
     put_aside,
     upload,
     wait_for_document,
@@ -80,9 +84,13 @@ def test_concurrent_events_share_batches(
 ) -> None:
     data = samples[0][0].read_bytes()
     refs = [put_aside(stack, f"share/{i}.jpg", data) for i in range(32)]
-    service = start_service()
-    with ThreadPoolExecutor(32) as callers:
-        assert {answer.status_code for answer in callers.map(service.post, refs)} == {204}
+    with held_storage() as (url, gate), ThreadPoolExecutor(32) as callers:
+        service = start_service(STORAGE_EMULATOR_HOST=url, MAX_BATCH_DELAY_MS="5000")
+        gate.close()
+        answers = callers.map(service.post, refs)
+        gate.wait_for_arrivals(32)  # all are on the way: a batch waits until it is full
+        gate.open()
+        assert {answer.status_code for answer in answers} == {204}
     sizes = [line["batch_size"] for line in service.log() if "batch_size" in line]
     assert sum(sizes) == 32
     assert max(sizes) == 8
@@ -97,7 +105,8 @@ def test_job_by_push_is_detected_and_skips_what_is_not_there(
     uris = [ref.uri for ref in live] + ["gs://uploads/never-there.jpg", refs[0].uri]
     with pubsub_v1.PublisherClient() as publisher:
         topic = publisher.topic_path(stack.project, stack.jobs_topic)
-        publisher.publish(topic, json.dumps({"uris": uris}).encode()).result(timeout=10)
+        job = publisher.publish(topic, json.dumps({"uris": uris}).encode())
+        job.result(timeout=PATIENCE_SECONDS)
     assert all(wait_for_document(ref)["status"] == "done" for ref in live)
     assert document(refs[0]) is None
 
@@ -145,7 +154,7 @@ def test_bad_picture_does_not_fail_its_neighbours(
     ids=["not-json", "foreign-uri", "too-large"],
 )
 def test_unreadable_request_is_refused_without_echo(stack: Stack, body: bytes, status: int) -> None:
-    answer = requests.post(stack.service_url, data=body, timeout=10)
+    answer = requests.post(stack.service_url, data=body, timeout=PATIENCE_SECONDS)
     assert answer.status_code == status
     assert answer.json()["error"]["message"]
     assert b"example.com" not in answer.content
@@ -156,14 +165,19 @@ def test_full_queue_answers_429_and_loses_nothing(
 ) -> None:
     data = samples[0][0].read_bytes()
     refs = [put_aside(stack, f"queue/{i}.jpg", data) for i in range(24)]
-    service = start_service(MAX_QUEUE="1", MAX_BATCH_SIZE="1")
-    with ThreadPoolExecutor(24) as callers:
-        answers = list(callers.map(service.post, refs))
-    refused = [answer for answer in answers if answer.status_code == 429]
-    assert {answer.status_code for answer in answers} == {204, 429}
-    assert all(int(answer.headers["Retry-After"]) > 0 for answer in refused)
-    for ref, answer in zip(refs, answers, strict=True):
-        assert (document(ref) is not None) == (answer.status_code == 204)
+    with held_storage() as (url, gate), ThreadPoolExecutor(24) as callers:
+        service = start_service(STORAGE_EMULATOR_HOST=url, MAX_QUEUE="1", MAX_BATCH_SIZE="1")
+        gate.close()
+        futures = {callers.submit(service.post, ref): ref for ref in refs}
+        refused = list(islice(as_completed(futures, PATIENCE_SECONDS), 23))  # one is admitted
+        gate.open()
+        admitted = set(futures).difference(refused).pop()
+        assert admitted.result().status_code == 204
+    answers = [future.result() for future in refused]
+    assert {answer.status_code for answer in answers} == {429}
+    assert all(int(answer.headers["Retry-After"]) > 0 for answer in answers)
+    assert document(futures[admitted]) is not None
+    assert all(document(futures[future]) is None for future in refused)
     assert all(service.post(ref).status_code == 204 for ref in refs)
     assert all(document(ref) for ref in refs)
 
@@ -210,7 +224,7 @@ def test_sigterm_under_load_answers_or_gives_back_every_picture(
         os.kill(service.child.process.pid, signal.SIGTERM)
         for future in futures:
             future.result()
-    assert service.child.process.wait(15) == 0
+    assert service.child.process.wait(PATIENCE_SECONDS) == 0
     assert all(document(ref) for ref in acknowledged)
     successor = start_service()
     assert all(successor.post(ref).status_code == 204 for ref in refs)
@@ -222,24 +236,36 @@ def test_sigterm_during_a_job_gives_it_back(
 ) -> None:
     data = samples[0][0].read_bytes()
     refs = [put_aside(stack, f"job-term/{i}.jpg", data) for i in range(200)]
-    service = start_service()
-    with ThreadPoolExecutor(1) as caller:
+    with held_storage() as (url, gate), ThreadPoolExecutor(1) as caller:
+        service = start_service(
+            STORAGE_EMULATOR_HOST=url,
+            GRACEFUL_TIMEOUT_SECONDS="60",
+            **hooks.settings(hooks.TellingWorker),
+        )
+        gate.close(after=40)  # some pictures come through, and most do not before the signal
         answer = caller.submit(service.post_job, refs)
-        while not any("batch_size" in line for line in service.log()):
-            time.sleep(0.02)
+        wait_until(lambda: count_documents("job-term/") > 0, "no picture of the job is done")
         os.kill(service.child.process.pid, signal.SIGTERM)
+        wait_until(lambda: hooks.STOPPING in service.child.log_text(), "SIGTERM does not arrive")
+        gate.open()
         assert answer.result().status_code == 503
-    assert service.child.process.wait(15) == 0
+    assert service.child.process.wait(PATIENCE_SECONDS) == 0
     assert 0 < count_documents("job-term/") < 200
 
 
 def test_kill_in_mid_batch_loses_and_repeats_nothing(stack: Stack, samples: Samples) -> None:
     data = samples[0][0].read_bytes()
+    killed = threading.Event()
+
+    def take(number: int) -> ImageRef:
+        assert number < 60 or killed.wait(PATIENCE_SECONDS)
+        return upload(stack, f"kill/{number}.jpg", data)
+
     with ThreadPoolExecutor(1) as camera:  # goes on while the service is dead
-        uploads = [camera.submit(upload, stack, f"kill/{i}.jpg", data) for i in range(80)]
-        while not count_documents("kill/"):
-            time.sleep(0.01)
+        uploads = [camera.submit(take, number) for number in range(80)]
+        wait_until(lambda: count_documents("kill/") > 0, "no picture is done")
         stack.kill_service()
+        killed.set()
         refs = [future.result() for future in uploads]
     before = {ref.name: document(ref) for ref in refs}
     assert None in before.values()
@@ -285,7 +311,7 @@ def test_wrong_setting_stops_the_start_and_names_it(
     settings: dict[str, str], sentence: str, start_service: StartService
 ) -> None:
     service = start_service(ready=False, **settings)
-    assert service.child.process.wait(30) != 0
+    assert service.child.process.wait(PATIENCE_SECONDS) != 0
     assert sentence in service.child.log_text()
     assert "Traceback" not in service.child.log_text()
 
@@ -300,9 +326,10 @@ def test_model_that_does_not_load_is_never_ready_and_acknowledges_nothing(
     )
     ref = put_aside(stack, "no-model.jpg", samples[0][0].read_bytes())
     service = start_service(ready=False, MODEL_PATH=str(broken))
-    service.child.wait_until(lambda: "did not load" in service.child.log_text(), timeout_seconds=30)
+    wait_until(lambda: "did not load" in service.child.log_text(), "the model loads for ever")
     answers = [
-        requests.get(f"{service.url}/health/{kind}", timeout=5) for kind in ("live", "ready")
+        requests.get(f"{service.url}/health/{kind}", timeout=PATIENCE_SECONDS)
+        for kind in ("live", "ready")
     ]
     assert [answer.status_code for answer in answers] == [503, 503]
     assert "not for detection" in service.child.log_text()
@@ -325,9 +352,10 @@ def test_structured_event_and_wrapped_notification_are_taken(
         "payloadFormat": "NONE",
     }
     structured = {"content-type": "application/cloudevents+json"}
+    post = partial(requests.post, service.url, timeout=PATIENCE_SECONDS)
     answers = [
-        requests.post(service.url, data=json.dumps(event), headers=structured, timeout=30),
-        requests.post(service.url, json={"message": {"attributes": attributes}}, timeout=30),
+        post(data=json.dumps(event), headers=structured),
+        post(json={"message": {"attributes": attributes}}),
     ]
     assert [answer.status_code for answer in answers] == [204, 204]
     assert document(first)

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
@@ -171,6 +172,41 @@ def test_batch_that_cannot_be_handed_on_fails_and_the_next_runs(
             ticket.submit(1).result(PATIENCE_SECONDS)
     with batcher.admit() as ticket:
         assert answer(ticket.submit(2)) == "result of 2"
+
+
+def test_batcher_goes_on_after_an_answer_that_cannot_be_given(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where memory is short; for this caller's sake the watchdog ends the process."""
+    tried = threading.Event()
+
+    def no_memory(*_: object) -> None:
+        tried.set()
+        raise MemoryError
+
+    batcher = make()
+    with monkeypatch.context() as patch, batcher.admit() as ticket:
+        patch.setattr(batcher._finisher, "submit", no_memory)
+        patch.setattr(Future, "set_exception", no_memory)
+        ticket.submit(1)
+        assert tried.wait(PATIENCE_SECONDS)
+    with batcher.admit() as ticket:
+        assert answer(ticket.submit(2)) == "result of 2"
+
+
+def test_item_that_cannot_be_queued_keeps_no_batch_waiting(make: Make) -> None:
+    class Full(deque[Any]):
+        def append(self, item: Any) -> None:
+            raise MemoryError
+
+    batcher = make()
+    batcher._waiting = Full()
+    with pytest.raises(MemoryError), batcher.admit() as ticket:
+        ticket.submit(1)
+    batcher._waiting = deque()
+    with batcher.admit() as ticket:
+        assert answer(ticket.submit(2)) == "result of 2"
+    assert batcher._on_the_way == 0
 
 
 def test_item_whose_kind_cannot_be_told_fails_alone(make: Make, work: Work) -> None:
@@ -420,7 +456,7 @@ def test_close_that_ran_out_of_time_leaves_nobody_without_an_answer(make: Make, 
     batcher.close(timeout_seconds=0.01)
     work.run_gate.open()
     try:
-        outcome: object = future.result(timeout=2)
+        outcome: object = future.result(timeout=PATIENCE_SECONDS)
     except TimeoutError:
         outcome = "no answer"
     except Exception as exc:  # noqa: BLE001 - any answer is one

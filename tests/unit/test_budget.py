@@ -1,11 +1,13 @@
 """Bytes held at once stay within the limit, and nobody waits for ever."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from service.budget import ByteBudget
+from service.budget import Budget
+from service.errors import TooLateError
 from tests.fakes import PATIENCE_SECONDS, in_thread
 
 
@@ -13,9 +15,9 @@ def test_waiting_that_raises_keeps_nobody_waiting_behind_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As where memory is short: a lock to wait on cannot be made."""
-    budget = ByteBudget(10)
+    budget = Budget(10)
 
-    def no_memory(predicate: object) -> None:
+    def no_memory(*_: object) -> None:
         raise MemoryError
 
     with monkeypatch.context() as patch:
@@ -26,14 +28,14 @@ def test_waiting_that_raises_keeps_nobody_waiting_behind_it(
         assert other.submit(hold_once, budget, 10).result(PATIENCE_SECONDS)
 
 
-def hold_once(budget: ByteBudget, count: int) -> bool:
+def hold_once(budget: Budget, count: int) -> bool:
     with budget.hold(count):
         return True
 
 
 def held_by_many(limit: int, counts: list[int]) -> int:
     """Let many threads hold at once; return the most bytes that were held together."""
-    budget, lock, held, most = ByteBudget(limit), threading.Lock(), 0, 0
+    budget, lock, held, most = Budget(limit), threading.Lock(), 0, 0
 
     def work(count: int) -> None:
         nonlocal held, most
@@ -55,7 +57,7 @@ def test_no_more_is_held_than_allowed() -> None:
 
 
 def test_what_fits_is_held_together() -> None:
-    budget = ByteBudget(100)
+    budget = Budget(100)
     with budget.hold(50), budget.hold(50):
         pass  # a budget that let one in at a time would hang here
 
@@ -65,7 +67,7 @@ def test_more_than_the_limit_is_held_alone() -> None:
 
 
 def test_a_large_one_is_not_overtaken_by_small_ones() -> None:
-    budget = ByteBudget(100)
+    budget = Budget(100)
     order: list[str] = []
 
     def hold(name: str, count: int) -> None:
@@ -86,10 +88,43 @@ def test_a_large_one_is_not_overtaken_by_small_ones() -> None:
 
 
 def test_bytes_come_back_when_the_holder_raises() -> None:
-    budget = ByteBudget(1)
+    budget = Budget(1)
     for _ in range(2):
         try:
             with budget.hold(1):
                 raise ValueError
         except ValueError:
             pass
+
+
+def test_what_cannot_be_held_in_time_is_too_late_and_keeps_nobody_waiting() -> None:
+    budget = Budget(10)
+    with budget.hold(6):
+        with pytest.raises(TooLateError), budget.hold(6, begin_by=time.monotonic() - 1):
+            pass
+        with budget.hold(4, begin_by=time.monotonic() + PATIENCE_SECONDS):
+            pass
+
+
+def test_what_is_free_is_held_however_late() -> None:
+    with Budget(10).hold(10, begin_by=time.monotonic() - 1):
+        pass
+
+
+def test_all_is_held_when_nobody_holds_anything() -> None:
+    budget = Budget(2)
+    entered = threading.Event()
+
+    def hold_all() -> bool:
+        with budget.hold_all():
+            entered.set()
+            return first_left.is_set()
+
+    first_left = threading.Event()
+    with budget.hold(1):
+        other = in_thread(hold_all)
+        while not budget._waiting:
+            threading.Event().wait(0.001)
+        assert not entered.is_set()
+        first_left.set()
+    assert other.result(PATIENCE_SECONDS)

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -36,8 +36,9 @@ from service.detector.drawings import draw
 from service.domain import Box, Detection, ModelInfo
 from service.errors import ModelError
 from service.images import Pixels
-from service.main import _health, load_model
+from service.main import _health, _load, load_model
 from service.settings import BUNDLED_MODEL, Settings
+from service.stages import NO_CLOCK
 
 BOX = Box(0.1, 0.1, 0.5, 0.5)
 NEAR = Box(0.1, 0.1, 0.5, 0.52)  # IoU 0.95
@@ -501,6 +502,38 @@ def test_start_warms_up_only_what_no_canary_has_run(
     monkeypatch.setattr("service.main.load_detector", lambda *_, **__: seeing)
     load_model(Settings(model_path=model))
     assert seeing.batches == [1] * runs
+
+
+def damage(model: Path) -> None:
+    next(model.glob("*.bin")).write_bytes(b"other weights")
+
+
+def lose_its_pictures(model: Path) -> None:
+    for picture in (model / CANARY).glob("*.jpg"):
+        picture.unlink()
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda model: expect(model, "circle", "heart"), damage, lose_its_pictures],
+    ids=["differs", "damaged", "fails"],
+)  # fmt: skip
+def test_start_that_its_canary_stops_logs_the_models_full_path(
+    model: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]
+) -> None:
+    spoil(model)
+    with pytest.raises(ModelError):
+        _load(Settings(model_path=model), NO_CLOCK)
+    [record] = [one for one in caplog.records if one.levelno >= logging.ERROR]
+    assert model.is_absolute()
+    assert f"{model} " in record.getMessage()
+
+
+def test_start_that_falls_back_logs_the_full_path_of_the_model_that_failed(
+    with_float: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _load(Settings(model_path=with_float), NO_CLOCK)
+    [record] = [one for one in caplog.records if one.levelno >= logging.ERROR]
+    assert f"The canary of {with_float} differs" in vars(record)["reason"]
 
 
 def test_warm_up_of_a_network_that_does_not_run_is_a_model_error() -> None:

@@ -13,24 +13,31 @@ from service.chaos.pictures import (
     find_alone,
     md5,
 )
-from service.chaos.plan import Kind, Plan, Upload
+from service.chaos.plan import Kind, Plan, Upload, make_plan
 from service.detector import Detector, load_detector
 from service.errors import BadImageError
-from service.images import decode
+from service.images import decode, inspect
 from service.settings import BUNDLED_MODEL, Settings
 
 KINDS = list(Kind)
 
 
-@pytest.fixture(scope="module")
-def uploads() -> list[Upload]:
+SCENES = {"JPEG": 1, "GIF": 5, "TIFF": 11, "WEBP": 17}
+
+
+def make_uploads(scene: int) -> list[Upload]:
     """Two of each kind, of the same scene."""
-    return [Upload(i, f"{i}.jpg", KINDS[i % len(KINDS)], 1) for i in range(2 * len(KINDS))]
+    return [Upload(i, f"{i}.jpg", KINDS[i % len(KINDS)], scene) for i in range(2 * len(KINDS))]
+
+
+@pytest.fixture(scope="module", params=SCENES.values(), ids=list(SCENES))
+def uploads(request: pytest.FixtureRequest) -> list[Upload]:
+    return make_uploads(request.param)
 
 
 @pytest.fixture(scope="module")
-def pictures(uploads: list[Upload]) -> Pictures:
-    return Pictures(Plan(1, tuple(uploads), ()))
+def pictures() -> Pictures:
+    return Pictures(Plan(1, tuple(make_uploads(max(SCENES.values()))), ()))
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +52,11 @@ def test_uploads_of_one_scene_differ_in_bytes(pictures: Pictures, uploads: list[
 
 
 def test_good_upload_has_the_pixels_of_its_scene(pictures: Pictures, uploads: list[Upload]) -> None:
-    content = pictures.content(uploads[0])
-    assert content != pictures.scenes[1]
-    mine, scene = (decode(data, max_pixels=10**6).pixels for data in (content, pictures.scenes[1]))
-    assert np.array_equal(mine, scene)
+    content, scene = pictures.content(uploads[0]), pictures.scenes[uploads[0].scene]
+    assert content != scene
+    mine, drawn = (decode(data, max_pixels=10**6).pixels for data in (content, scene))
+    assert np.array_equal(mine, drawn)
+    assert len(content) < MAX_IMAGE_BYTES
 
 
 @pytest.mark.parametrize("kind", CODES)
@@ -66,10 +74,10 @@ def test_bad_upload_is_bad_in_the_way_that_the_audit_expects(
 
 
 def test_pictures_are_found_apart(pictures: Pictures, detector: Detector, tmp_path: Path) -> None:
-    first, second = find_alone(pictures.scenes, detector, tmp_path)
-    assert first["detections"]
-    assert first["detections"] != second["detections"]
-    assert first["image"] == {"width": 480, "height": 360, "format": "JPEG"}
+    found = find_alone(pictures.scenes, detector, tmp_path)
+    assert all(document["detections"] for document in found)
+    assert found[0]["image"] == {"width": 480, "height": 360, "format": "JPEG"}
+    assert {found[scene]["image"]["format"] for scene in SCENES.values()} == set(SCENES)
 
 
 def test_pictures_that_look_the_same_are_refused(
@@ -77,3 +85,23 @@ def test_pictures_that_look_the_same_are_refused(
 ) -> None:
     with pytest.raises(SceneError):
         find_alone([pictures.scenes[0]] * 2, detector, tmp_path)
+
+
+def test_pictures_that_only_the_audit_takes_for_the_same_are_refused(
+    pictures: Pictures, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.chaos.pictures.is_same_picture", lambda one, other: True)
+    with pytest.raises(SceneError):
+        find_alone(pictures.scenes[:2], detector, tmp_path)
+
+
+def test_every_format_is_among_the_pictures_of_a_short_run() -> None:
+    scenes = Pictures(make_plan(60, 1)).scenes
+    assert max(map(len, scenes)) < MAX_IMAGE_BYTES
+    formats = [inspect(scene, max_pixels=10**6).format for scene in scenes]
+    assert {name: formats.count(name) for name in SCENES} == {
+        "JPEG": 50,
+        "GIF": 4,
+        "TIFF": 3,
+        "WEBP": 3,
+    }

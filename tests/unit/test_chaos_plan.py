@@ -33,12 +33,31 @@ def test_short_plan_has_everything_once(seed: int) -> None:
     assert {upload.fate for upload in plan.uploads} == set(Fate)
     assert {fault.kind for fault in plan.faults} == set(FaultKind)
     assert {1, 2, 10} <= {len(upload.deliveries) for upload in plan.uploads}
-    assert any(max(upload.deliveries) > 10 for upload in plan.uploads)
+    assert any(max(upload.deliveries, default=0) > 10 for upload in plan.uploads)
 
 
 def test_most_uploads_are_good_and_delivered_once(plan: Plan) -> None:
     plain = [u for u in plan.uploads if u.kind is Kind.GOOD and u.deliveries == (0,)]
     assert len(plain) > 30
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_jobs_name_what_has_no_event_and_some_that_have_one(seed: int) -> None:
+    plan = make_plan(400, seed)
+    lost = {upload.index for upload in plan.uploads if not upload.deliveries}
+    named = [index for job in plan.jobs for index in job.uploads]
+    assert len(plan.jobs) == 10
+    assert lost < set(named)
+    assert len(named) == len(set(named))
+    assert {job.copies for job in plan.jobs} == {1, 2}
+    for job in plan.jobs:
+        assert max(job.uploads) <= job.after
+        assert {plan.uploads[index].fate for index in job.uploads} == {Fate.KEPT}
+        assert job in plan.jobs_after(job.after)
+
+
+def test_short_plan_loses_an_event() -> None:
+    assert any(not upload.deliveries for upload in make_plan(60, 1).uploads)
 
 
 @pytest.mark.parametrize("seed", range(1, 30))

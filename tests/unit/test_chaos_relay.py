@@ -17,8 +17,10 @@ class Topic:
         self.names: list[str] = []
 
     def publish(self, data: bytes, attributes: Mapping[str, str]) -> "Future[str]":
-        assert attributes == {"eventType": "OBJECT_FINALIZE"}
-        self.names.append(json.loads(data)["name"])
+        message = json.loads(data)
+        is_job = "uris" in message
+        assert attributes == ({} if is_job else {"eventType": "OBJECT_FINALIZE"})
+        self.names.append("job" if is_job else message["name"])
         done: Future[str] = Future()
         done.set_result(str(len(self.names)))
         return done
@@ -36,6 +38,10 @@ def relay(topic: Topic) -> Relay:
 
 def make(index: int, *deliveries: int, fate: Fate = Fate.KEPT, name: str = "") -> Upload:
     return Upload(index, name or f"{index}.jpg", Kind.GOOD, 0, fate, deliveries or (0,))
+
+
+def lose_event(index: int) -> Upload:
+    return Upload(index, f"{index}.jpg", Kind.GOOD, 0, deliveries=())
 
 
 def notify(relay: Relay, name: str, md5: str = "x") -> None:
@@ -105,3 +111,34 @@ def test_everything_is_outstanding_until_it_is_acknowledged(relay: Relay) -> Non
     relay.acknowledged("2")
     assert (relay.unacknowledged, relay.outstanding) == ([], 1)
     assert relay.acknowledgements == 2
+
+
+def test_refused_message_stays_outstanding_and_names_its_uploads() -> None:
+    def refuse(data: bytes, attributes: Mapping[str, str]) -> "Future[str]":
+        done: Future[str] = Future()
+        done.set_exception(TimeoutError("Pub/Sub is away"))
+        return done
+
+    relay = Relay(refuse)
+    relay.expect(make(4), "x")
+    notify(relay, "4.jpg")
+    relay.publish_job(b'{"uris": []}', [5, 6], copies=1)
+    assert (relay.unseen, relay.unacknowledged, relay.outstanding) == ([], [4, 5, 6], 2)
+
+
+def test_lost_event_is_seen_but_not_published(relay: Relay, topic: Topic) -> None:
+    relay.expect(lose_event(0), "x")
+    notify(relay, "0.jpg")
+    relay.flush()
+    assert (topic.names, relay.unseen, relay.outstanding) == ([], [], 0)
+
+
+def test_job_is_outstanding_for_all_that_it_names_until_each_copy_is_acknowledged(
+    relay: Relay, topic: Topic
+) -> None:
+    relay.publish_job(b'{"uris": []}', [3, 5], copies=2)
+    assert topic.names == ["job", "job"]
+    relay.acknowledged("1")
+    assert (relay.unacknowledged, relay.outstanding) == ([3, 5], 1)
+    relay.acknowledged("2")
+    assert (relay.unacknowledged, relay.outstanding) == ([], 0)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from service.chaos.audit import LogLine, Wanted
-from service.chaos.plan import Fate, Kind, Upload
-from service.chaos.run import read_log, wanted
+from service.chaos.audit import Wanted
+from service.chaos.excuses import LogLine
+from service.chaos.plan import Fate, Kind, Upload, make_plan
+from service.chaos.run import ChaosOptions, Run, read_log, wanted
 from service.chaos.services import _limited
 
 TIME = "2026-11-21T17:00:00+00:00"
@@ -51,6 +52,63 @@ def test_log_is_read_with_its_inferences_and_printed_traces(tmp_path: Path) -> N
 )
 def test_upload_should_end_by_its_kind_and_fate(kind: Kind, fate: Fate, expected: Wanted) -> None:
     assert wanted(Upload(0, "a.jpg", kind, 0, fate)) is expected
+
+
+class Relay:
+    """Where nothing is ever acknowledged, or everything at once."""
+
+    acknowledgements = 0
+
+    def __init__(self, outstanding: int) -> None:
+        self.outstanding = outstanding
+
+    def flush(self) -> None:
+        pass
+
+    def uploaded(self, uploads: int) -> None:
+        pass
+
+
+class Stack:
+    def raise_if_dead(self) -> None:
+        pass
+
+
+def started_run(outstanding: int, monkeypatch: pytest.MonkeyPatch) -> Run:
+    run = Run(make_plan(40, 1), ChaosOptions(patience_seconds=0))
+    monkeypatch.setattr(run, "_relay", Relay(outstanding), raising=False)
+    monkeypatch.setattr(run, "_stack", Stack(), raising=False)
+    monkeypatch.setattr(run, "_upload", lambda upload: run._uploaded.append((upload, b"", 1)))
+    for nothing in ("_publish", "_strike"):
+        monkeypatch.setattr(run, nothing, lambda _: None)
+    return run
+
+
+def go(run: Run) -> None:
+    run.upload_all(lambda _: None)
+    run.settle(lambda _: None)
+
+
+def test_run_that_was_done_in_full_falls_short_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = started_run(0, monkeypatch)
+    go(run)
+    assert run.shortfalls() == []
+
+
+def test_run_that_ends_early_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = started_run(48, monkeypatch)
+    go(run)
+    assert run.shortfalls() == [
+        "Only 0 of 40 uploads were made: nothing was acknowledged for 0 s",
+        "48 events are under way still: nothing was acknowledged for 0 s",
+    ]
+
+
+def test_run_whose_last_event_is_not_acknowledged_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = started_run(1, monkeypatch)
+    go(run)
+    (sentence,) = run.shortfalls()
+    assert sentence.startswith("1 events are under way still")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux sets limits of other processes")

@@ -88,6 +88,7 @@ def test_killed_worker_is_another_one_of_the_same_server(service: Service) -> No
 
 
 def test_stopped_service_stands_still_and_goes_on(service: Service) -> None:
+    service.stop_seconds = 10 * PATIENCE_SECONDS
     server, workers = server_and_workers(service)
     thread = threading.Thread(target=service.suffer, args=(FaultKind.STOP,))
     thread.start()
@@ -95,7 +96,9 @@ def test_stopped_service_stands_still_and_goes_on(service: Service) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while "T" not in seen and time.monotonic() < deadline:
         seen.add(state(workers[0]))
+    service.leaving.set()
     thread.join()
+    service.leaving.clear()
     assert "T" in seen
     assert server_and_workers(service) == (server, workers)
     assert service._is_ready()
@@ -118,7 +121,34 @@ def test_every_fault_is_kept_for_the_audit(service: Service, kind: FaultKind) ->
     service.suffer(kind)
     (excuse,) = service.excuses
     assert (excuse.service, excuse.kind) == ("service-0", kind)
-    assert before <= excuse.started <= excuse.ended
+    assert before <= excuse.started <= excuse.over <= excuse.ended
+
+
+def test_shortage_is_over_before_the_service_is_back(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over: list[float] = []
+
+    def is_ready() -> bool:
+        over.append(time.time())
+        return len(over) > 1
+
+    monkeypatch.setattr(service, "_is_ready", is_ready)
+    service.suffer(FaultKind.STOP)
+    (excuse,) = service.excuses
+    assert excuse.started + service.stop_seconds / 2 < excuse.over  # it was stopped meanwhile
+    assert excuse.over <= over[0] < over[1] <= excuse.ended
+
+
+@pytest.mark.skipif(FaultKind.MEMORY in impossible_faults(), reason="only Linux limits others")
+def test_worker_that_has_just_ended_cannot_be_starved(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    monkeypatch.setattr(service, "_workers", lambda: [ended.pid])
+    service.suffer(FaultKind.MEMORY)
+    assert [excuse.kind for excuse in service.excuses] == [FaultKind.MEMORY]
 
 
 def test_service_that_does_not_come_back_is_told_and_started_again(

@@ -1,6 +1,8 @@
 """What the documents point to is there."""
 
+import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,9 @@ DOCUMENTS = [
     *(REPOSITORY / "terraform").glob("*.md"),
     *(REPOSITORY / "models").glob("*.md"),
 ]
+
+
+TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 
 def anchors(document: Path) -> set[str]:
@@ -30,6 +35,19 @@ def pointers() -> list[tuple[Path, str]]:
     ]
 
 
+def named_tests() -> list[tuple[str, str]]:
+    """Tests that documents name, as file and function."""
+    return sorted(
+        {found for one in DOCUMENTS for found in TEST.findall(one.read_text(encoding="utf-8"))}
+    )
+
+
+@cache
+def functions(file: str) -> set[str]:
+    tree = ast.parse((REPOSITORY / file).read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
 @pytest.mark.parametrize(
     ("document", "target"), pointers(), ids=lambda value: getattr(value, "name", value)
 )
@@ -41,6 +59,11 @@ def test_document_points_to_what_exists(document: Path, target: str) -> None:
         assert anchor in anchors(file)
 
 
+@pytest.mark.parametrize(("file", "name"), named_tests())
+def test_test_that_a_document_names_exists(file: str, name: str) -> None:
+    assert name.startswith("test_") and name in functions(file)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_document_has_nothing_left_to_fill_in(document: Path) -> None:
     assert not re.search(r"<!--|TODO|FIXME|XXX", document.read_text(encoding="utf-8"))
@@ -49,3 +72,4 @@ def test_document_has_nothing_left_to_fill_in(document: Path) -> None:
 def test_there_are_documents_to_check() -> None:
     assert len(DOCUMENTS) > 5
     assert len(pointers()) > 5
+    assert len(named_tests()) > 20

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import AvifImagePlugin, Image, WebPImagePlugin
 
+from service import sandbox
 from service.domain import Box, ErrorCode, ImageInfo
 from service.errors import BadImageError, DecoderBusyError
 from service.images import (
@@ -24,6 +25,7 @@ from service.images import (
     enlarge_box,
     fit,
     frame_sizes,
+    is_sandboxed,
     letterbox,
     shrink,
 )
@@ -568,3 +570,88 @@ def test_decode_of_large_cut_jpeg_is_corrupt_when_reduced_too() -> None:
 def test_decode_of_other_formats_is_never_reduced() -> None:
     data = saved(quarters().resize((1300, 900)), "PNG")
     assert decode(data, max_pixels=50_000_000, image_size=640).pixels.shape == (900, 1300, 3)
+
+
+@pytest.fixture
+def sandboxed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The files that are decoded apart."""
+    files: list[bytes] = []
+    decode_apart = sandbox.imdecode
+
+    def imdecode(data: bytes, **options: Any) -> Any:
+        files.append(data)
+        return decode_apart(data, **options)
+
+    monkeypatch.setattr(sandbox, "imdecode", imdecode)
+    return files
+
+
+@pytest.mark.parametrize("name", IN_COLOUR)
+def test_decode_apart_of_any_format_gives_the_same_picture(
+    sandboxed: list[bytes], name: str
+) -> None:
+    data = IN_COLOUR[name][1]()
+    here = decode(data, max_pixels=1_000_000)
+    sandboxed.clear()
+    apart = decode(data, max_pixels=1_000_000, apart=True)
+    assert sandboxed == [data]
+    assert np.array_equal(apart.pixels, here.pixels)
+    assert apart.info == here.info
+
+
+def test_decode_apart_of_large_jpeg_is_reduced_like_the_other(sandboxed: list[bytes]) -> None:
+    data = large(2600, 1700, exif=exif(6))
+    here = decode(data, max_pixels=50_000_000, image_size=640)
+    apart = decode(data, max_pixels=50_000_000, image_size=640, apart=True)
+    assert len(sandboxed) == 1
+    assert apart.info == here.info
+    assert np.array_equal(apart.pixels, here.pixels)
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, where: object, name: str) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError(f"{name} was called in this process")
+
+    monkeypatch.setattr(where, name, never)
+
+
+@pytest.mark.parametrize("name", IN_COLOUR)
+def test_decode_apart_lets_no_native_decoder_see_the_file(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    data = IN_COLOUR[name][1]()
+    forbid(monkeypatch, cv2, "imdecode")
+    forbid(monkeypatch, WebPImagePlugin._webp, "WebPAnimDecoder")
+    forbid(monkeypatch, AvifImagePlugin._avif, "AvifDecoder")
+    assert decode(data, max_pixels=1_000_000, apart=True).pixels.shape == (HEIGHT, WIDTH, 3)
+
+
+@pytest.mark.parametrize("name", IN_COLOUR)
+def test_decode_apart_limits_pixels_too(name: str) -> None:
+    data = IN_COLOUR[name][1]()
+    with pytest.raises(BadImageError) as raised:
+        decode(data, max_pixels=100, apart=True)
+    assert raised.value.code is ErrorCode.IMAGE_TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"", ErrorCode.EMPTY_OBJECT),
+        (b"just a note", ErrorCode.UNSUPPORTED_MEDIA),
+        (b"RIFF\x20\0\0\0WEBPVP8 " + bytes(24), ErrorCode.CORRUPT_IMAGE),
+        (b"\xff\xd8\xff\xe0" + bytes(24), ErrorCode.CORRUPT_IMAGE),
+    ],
+    ids=["empty", "text", "webp", "jpeg"],
+)
+def test_decode_apart_of_what_is_no_picture_says_what_it_is(data: bytes, code: ErrorCode) -> None:
+    with pytest.raises(BadImageError) as raised:
+        decode(data, max_pixels=1_000_000, apart=True)
+    assert raised.value.code is code
+
+
+@pytest.mark.parametrize("name", IN_COLOUR)
+def test_is_sandboxed_says_what_decode_does(sandboxed: list[bytes], name: str) -> None:
+    data = IN_COLOUR[name][1]()
+    read(data)
+    assert is_sandboxed(data) == bool(sandboxed)

@@ -12,6 +12,7 @@ from service.local.client_environment import (
     tool_environment,
     upload_command,
 )
+from tests.fakes import PATIENCE_SECONDS
 
 
 def clients() -> dict[str, str]:
@@ -74,7 +75,9 @@ def test_gcloud_keeps_away_from_the_users_configuration(tmp_path: Path) -> None:
 def test_export_lines_survive_the_shell() -> None:
     lines = export_lines({"ONE": "it's $HOME", "TWO": "a b"})
     script = "\n".join([*lines, 'printf "%s|%s" "$ONE" "$TWO"'])
-    shell = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=10)
+    shell = subprocess.run(
+        ["sh", "-c", script], capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
     assert shell.stdout == "it's $HOME|a b"
 
 

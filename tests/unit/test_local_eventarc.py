@@ -1,10 +1,19 @@
 """What the Eventarc stand-in makes of a bucket's notification."""
 
+import json
 from datetime import UTC, datetime
 
 import pytest
+from google.pubsub_v1.types import PubsubMessage
 
-from service.local.eventarc import CloudEvent, EventarcOptions, event_from_notification
+from service.domain import ImageRef
+from service.events import parse_event
+from service.local.eventarc import (
+    Delivery,
+    EventarcOptions,
+    event_from_notification,
+    push_from_message,
+)
 
 NOTIFICATION = {
     "eventType": "OBJECT_FINALIZE",
@@ -17,13 +26,15 @@ NOTIFICATION = {
 PUBLISHED = datetime(2026, 9, 24, 11, 12, 12, 500000, tzinfo=UTC)
 
 
-def event(**changes: str) -> CloudEvent | None:
+def event(**changes: str) -> Delivery | None:
     attributes = {**NOTIFICATION, **changes}
     return event_from_notification(attributes, b"{}", message_id="42", publish_time=PUBLISHED)
 
 
 def test_finalize_becomes_a_binary_mode_cloud_event() -> None:
-    assert event() == CloudEvent(
+    assert event() == Delivery(
+        message_id="42",
+        subject="objects/dir/cat.jpg",
         headers={
             "content-type": "application/json",
             "ce-specversion": "1.0",
@@ -68,6 +79,24 @@ def test_time_missing_is_the_publish_time() -> None:
 )
 def test_other_messages_are_no_events(changes: dict[str, str]) -> None:
     assert event(**changes) is None
+
+
+def test_other_message_is_wrapped_as_pubsub_pushes_it() -> None:
+    message = PubsubMessage(
+        data=b'{"uri": "gs://uploads/cat.jpg"}', message_id="7", publish_time=PUBLISHED
+    )
+    push = push_from_message(message, "projects/p/subscriptions/jobs")
+    assert (push.message_id, push.subject) == ("7", "message 7")
+    assert json.loads(push.body) == {
+        "message": {
+            "attributes": {},
+            "data": "eyJ1cmkiOiAiZ3M6Ly91cGxvYWRzL2NhdC5qcGcifQ==",
+            "messageId": "7",
+            "publishTime": "2026-09-24T11:12:12.500000Z",
+        },
+        "subscription": "projects/p/subscriptions/jobs",
+    }
+    assert parse_event(push.headers, push.body).images == (ImageRef("uploads", "cat.jpg"),)
 
 
 def test_delay_doubles_up_to_its_limit() -> None:

@@ -11,6 +11,7 @@ import pytest
 import requests
 
 from service.local.gcs_proxy import GcsProxy
+from tests.fakes import PATIENCE_SECONDS
 
 BIG = bytes(range(256)) * 8192  # 2 MiB, some of the proxy's blocks
 
@@ -76,7 +77,7 @@ def session() -> Iterator[requests.Session]:
 
 def test_storage_layout_is_answered(proxy: GcsProxy, session: requests.Session) -> None:
     url = proxy.http_url + "storage/v1/b/uploads/storageLayout?alt=json"
-    answer = session.get(url, timeout=5)
+    answer = session.get(url, timeout=PATIENCE_SECONDS)
     assert answer.json() == {
         "kind": "storage#storageLayout",
         "bucket": "uploads",
@@ -89,21 +90,32 @@ def test_storage_layout_is_answered(proxy: GcsProxy, session: requests.Session) 
 def test_storage_layout_of_a_missing_bucket_is_404(
     proxy: GcsProxy, session: requests.Session
 ) -> None:
-    answer = session.get(proxy.http_url + "storage/v1/b/none/storageLayout", timeout=5)
+    answer = session.get(
+        proxy.http_url + "storage/v1/b/none/storageLayout", timeout=PATIENCE_SECONDS
+    )
     assert answer.status_code == 404
 
 
 def test_delete_has_no_content(proxy: GcsProxy, session: requests.Session) -> None:
-    answer = session.delete(proxy.http_url + "storage/v1/b/uploads/o/a%2Fb.jpg", timeout=5)
+    answer = session.delete(
+        proxy.http_url + "storage/v1/b/uploads/o/a%2Fb.jpg", timeout=PATIENCE_SECONDS
+    )
     assert (answer.status_code, answer.content) == (204, b"")
 
 
 def test_delete_of_what_is_not_there_is_404(proxy: GcsProxy, session: requests.Session) -> None:
-    assert session.delete(proxy.http_url + "storage/v1/b/u/o/none", timeout=5).status_code == 404
+    assert (
+        session.delete(
+            proxy.http_url + "storage/v1/b/u/o/none", timeout=PATIENCE_SECONDS
+        ).status_code
+        == 404
+    )
 
 
 def test_upload_is_passed_on_and_continues_here(proxy: GcsProxy, session: requests.Session) -> None:
-    answer = session.post(proxy.http_url + "upload/a%2Fb%20%C3%A9?x=1", data=BIG, timeout=5)
+    answer = session.post(
+        proxy.http_url + "upload/a%2Fb%20%C3%A9?x=1", data=BIG, timeout=PATIENCE_SECONDS
+    )
     assert answer.content == BIG
     assert answer.headers["path"] == "/upload/a%2Fb%20%C3%A9?x=1"
     assert answer.headers["location"] == proxy.http_url + "upload?id=1"
@@ -111,21 +123,25 @@ def test_upload_is_passed_on_and_continues_here(proxy: GcsProxy, session: reques
 
 def test_chunked_upload_is_passed_on(proxy: GcsProxy, session: requests.Session) -> None:
     parts = (BIG[start : start + 100_000] for start in range(0, len(BIG), 100_000))
-    assert session.post(proxy.http_url + "upload", data=parts, timeout=5).content == BIG
+    assert (
+        session.post(proxy.http_url + "upload", data=parts, timeout=PATIENCE_SECONDS).content == BIG
+    )
 
 
 def test_download_is_passed_on_as_it_is(proxy: GcsProxy, session: requests.Session) -> None:
-    answer = session.get(proxy.http_url + "download/big", timeout=5)
+    answer = session.get(proxy.http_url + "download/big", timeout=PATIENCE_SECONDS)
     assert answer.headers["content-encoding"] == "gzip"
     assert answer.content == BIG
 
 
 def test_https_is_verified_by_the_written_ca(proxy: GcsProxy, session: requests.Session) -> None:
     url = f"https://127.0.0.1:{proxy.https_port}/"
-    answer = session.post(url + "upload", data=b"x", timeout=5, verify=str(proxy.ca_file))
+    answer = session.post(
+        url + "upload", data=b"x", timeout=PATIENCE_SECONDS, verify=str(proxy.ca_file)
+    )
     assert answer.headers["location"] == url + "upload?id=1"
     with pytest.raises(requests.exceptions.SSLError):
-        session.get(url, timeout=5)
+        session.get(url, timeout=PATIENCE_SECONDS)
 
 
 def test_ca_file_is_a_certificate(proxy: GcsProxy) -> None:

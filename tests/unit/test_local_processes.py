@@ -4,8 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,19 +12,21 @@ import pytest
 from service.local import processes as module
 from service.local.errors import StartError
 from service.local.processes import Child, Processes, free_port
+from tests.fakes import PATIENCE_SECONDS, wait_until
 
-SLEEP = [sys.executable, "-c", "import time; print('here', flush=True); time.sleep(60)"]
+LONG = 10 * PATIENCE_SECONDS  # nothing ends by itself while a test looks
+SLEEP = [sys.executable, "-c", f"import time; print('here', flush=True); time.sleep({LONG})"]
 STUBBORN = [
     sys.executable,
     "-c",
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
-    "print('here', flush=True); time.sleep(60)",
+    f"print('here', flush=True); time.sleep({LONG})",
 ]
 PARENT = [
     sys.executable,
     "-c",
     "import subprocess, time;"
-    "print(subprocess.Popen(['sleep', '60']).pid, 'here', flush=True); time.sleep(60)",
+    f"print(subprocess.Popen(['sleep', '{LONG:g}']).pid, 'here', flush=True); time.sleep({LONG})",
 ]
 # A holder of two children, one with a child of its own in its group, that is then killed.
 HOLDER = f"""
@@ -38,10 +39,10 @@ processes = Processes(directory)
 processes.remove_at_the_end(directory / "scratch")
 one = processes.start("one", {STUBBORN!r}, {{}})
 two = processes.start("two", {PARENT!r}, {{}})
-one.wait_until(lambda: "here" in one.log_text(), timeout_seconds=10)
-two.wait_until(lambda: "here" in two.log_text(), timeout_seconds=10)
+one.wait_until(lambda: "here" in one.log_text(), timeout_seconds={PATIENCE_SECONDS})
+two.wait_until(lambda: "here" in two.log_text(), timeout_seconds={PATIENCE_SECONDS})
 print(one.process.pid, two.process.pid, two.log_text().split()[0], flush=True)
-time.sleep(60)
+time.sleep({LONG})
 """
 
 
@@ -53,40 +54,34 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
 
 def start(processes: Processes, command: list[str]) -> Child:
     child = processes.start("child", command, {})
-    child.wait_until(lambda: "here" in child.log_text(), timeout_seconds=10)
+    child.wait_until(lambda: "here" in child.log_text(), timeout_seconds=PATIENCE_SECONDS)
     return child
 
 
 def is_running(pid: int) -> bool:
     state = subprocess.run(
-        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, timeout=10
-    ).stdout.strip()
+        ["ps", "-o", "stat=", "-p", str(pid)],
+        capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False,
+    ).stdout.strip()  # fmt: skip
     return bool(state) and not state.startswith("Z")
-
-
-def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return condition()
 
 
 def test_stop_ends_the_child_with_term(processes: Processes) -> None:
     child = start(processes, SLEEP)
-    processes.stop(child, grace_seconds=5)
+    processes.stop(child, grace_seconds=PATIENCE_SECONDS)
     assert child.process.returncode == -signal.SIGTERM
 
 
 def test_stop_kills_the_child_that_ignores_term(processes: Processes) -> None:
     child = start(processes, STUBBORN)
     processes.stop(child, grace_seconds=0.2)
-    assert child.process.returncode == -signal.SIGKILL
+    assert child.process.wait(PATIENCE_SECONDS) == -signal.SIGKILL
 
 
 def test_end_before_ready_tells_code_and_log(processes: Processes) -> None:
     child = processes.start("child", [sys.executable, "-c", "print('no model'); exit(3)"], {})
     with pytest.raises(StartError, match=r"child ended with exit code 3\. .*\n  \| no model"):
-        child.wait_until(lambda: False, timeout_seconds=10)
+        child.wait_until(lambda: False, timeout_seconds=PATIENCE_SECONDS)
 
 
 def test_never_ready_tells_log(processes: Processes) -> None:
@@ -104,7 +99,7 @@ def test_death_later_is_noticed(processes: Processes) -> None:
     child = start(processes, SLEEP)
     processes.raise_if_dead()
     os.killpg(child.process.pid, signal.SIGKILL)
-    child.process.wait(5)
+    child.process.wait(PATIENCE_SECONDS)
     with pytest.raises(StartError, match="exit code -9"):
         processes.raise_if_dead()
 
@@ -112,7 +107,7 @@ def test_death_later_is_noticed(processes: Processes) -> None:
 def test_second_run_reads_its_own_part_of_the_log(processes: Processes, tmp_path: Path) -> None:
     processes.kill(start(processes, SLEEP))
     child = processes.start("child", [sys.executable, "-c", "print('again')"], {})
-    child.process.wait(10)
+    child.process.wait(PATIENCE_SECONDS)
     assert child.log_text() == "again\n"
     assert (tmp_path / "child.log").read_text() == "here\nagain\n"
 
@@ -127,8 +122,8 @@ def test_killed_holder_leaves_neither_processes_nor_directory(tmp_path: Path) ->
         assert len(pids) == 3
         assert all(is_running(pid) for pid in pids)
         holder.kill()
-    assert wait_for(lambda: not any(is_running(pid) for pid in pids), seconds=6)
-    assert wait_for(lambda: not (tmp_path / "scratch").exists(), seconds=2)
+    wait_until(lambda: not any(map(is_running, pids)), "something is left behind")
+    wait_until(lambda: not (tmp_path / "scratch").exists(), "the directory is left behind")
 
 
 def test_free_port_is_free_on_loopback() -> None:

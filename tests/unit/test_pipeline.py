@@ -26,8 +26,9 @@ from service.errors import (
     TooLateError,
     TransientError,
 )
-from service.pipeline import Pipeline, PipelineOptions
+from service.pipeline import Pipeline, PipelineOptions, _Delivery
 from service.suspects import Suspects
+from service.watchdog import Watchdog
 from tests.fakes import (
     BUCKET,
     PATIENCE_SECONDS,
@@ -40,6 +41,7 @@ from tests.fakes import (
     label_of,
     loaded,
     picture,
+    wait_until,
 )
 
 EVENT_TIME = datetime(2026, 9, 24, 11, 12, 11, tzinfo=UTC)
@@ -176,11 +178,19 @@ def test_handle_holds_no_more_bytes_of_files_than_allowed(world: World) -> None:
     first = [handling(pipeline, ref) for ref in refs[:2]]
     world.storage.gate.wait_for_arrivals(2)
     rest = [handling(pipeline, ref) for ref in refs[2:]]
+    wait_until(lambda: waiting_to_hold(pipeline) == 2, "the rest does not come, or does not wait")
     assert len(world.storage.downloads) == 2  # both are held while the model loads
     assert {ref.name for ref in world.storage.resolved} <= {refs[2].name}
     model.set_result(world.detector)
     assert [result(one) for one in first + rest] == [[Outcome.DONE]] * 4
     assert len(world.storage.downloads) == 4
+
+
+def waiting_to_hold(pipeline: Pipeline) -> int:
+    """How many pictures wait until they may hold their bytes."""
+    budget = pipeline._held_bytes
+    with budget._changed:
+        return len(budget._waiting)
 
 
 def test_handle_of_no_picture_does_not_wait_for_the_model(world: World) -> None:
@@ -537,6 +547,36 @@ def test_handle_of_a_culprit_runs_it_no_more_and_all_others(world: World) -> Non
     assert handle(pipeline, *refs) == [Outcome.DONE] * 3
 
 
+def test_handle_of_a_culprit_that_is_recorded_by_another_process_is_done(world: World) -> None:
+    [culprit] = world.put(1)
+    assert handle(world.pipeline(), culprit) == [Outcome.DONE]
+    suspects = after_a_death(world, culprit)
+    suspects.mourn()
+    suspects.begin([culprit.document_id])
+    pipeline = world.pipeline()
+    pipeline.learn_from(suspects)
+    assert handle(pipeline, culprit) == [Outcome.ALREADY_FINAL]
+
+
+def test_handle_watches_each_picture_from_the_time_that_the_network_is_loaded(
+    world: World,
+) -> None:
+    stuck = threading.Event()
+    detector: Future[Detector] = Future()
+    pipeline = Pipeline(
+        world.storage, world.store, detector, watchdog=Watchdog(0.05, on_stuck=stuck.set)
+    )
+    [ref] = world.put(1)
+    job = handling(pipeline, ref)
+    assert not stuck.wait(0.2)
+    world.detector.gate.close()
+    detector.set_result(world.detector)
+    assert stuck.wait(PATIENCE_SECONDS)
+    world.detector.gate.open()
+    assert result(job) == [Outcome.DONE]
+    pipeline.close()
+
+
 def test_handle_of_a_picture_on_which_the_network_raises_kills_nobody(world: World) -> None:
     world.detector.poison = POISON
     ref = world.storage.put("poison", picture(POISON))
@@ -573,6 +613,13 @@ def test_handle_of_a_picture_that_waits_until_it_is_too_late_gives_it_back(world
         result(late)
     assert world.detector.batch_sizes == []
     assert handle(pipeline, ref) == [Outcome.DONE]
+
+
+@pytest.mark.parametrize(("left", "margin"), [(4, 2), (594, 10)], ids=["short", "long"])
+def test_picture_must_be_prepared_some_time_before_it_must_begin(left: int, margin: int) -> None:
+    """Or an overload would decode late pictures alone, and deliver none."""
+    delivery = _Delivery.of(Event(()), time.monotonic() + left, is_job=False)
+    assert delivery.begin_by - delivery.prepare_by == pytest.approx(margin, abs=1)
 
 
 def test_handle_of_a_job_gives_back_what_waits_for_a_place_until_it_is_too_late(
@@ -747,7 +794,7 @@ def test_close_during_a_job_answers_it(world: World) -> None:
     closing = in_thread(lambda: pipeline.close(timeout_seconds=PATIENCE_SECONDS))
     world.detector.gate.open()
     closing.result(timeout=PATIENCE_SECONDS)
-    assert isinstance(future.exception(timeout=2), TransientError)
+    assert isinstance(future.exception(PATIENCE_SECONDS), TransientError)
 
 
 def test_close_while_a_job_begins_gives_it_back(world: World) -> None:
@@ -772,7 +819,7 @@ def test_close_after_its_time_does_not_wait_for_a_job(world: World) -> None:
     world.storage.gate.wait_for_arrivals(4)
     closing = in_thread(lambda: pipeline.close(timeout_seconds=0.01))
     try:
-        closing.result(timeout=2)
+        closing.result(timeout=PATIENCE_SECONDS)
         has_returned = True
     except TimeoutError:
         has_returned = False

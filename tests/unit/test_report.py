@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import pytest
+
 from service.document import to_document
 from service.domain import Box, Detection, ErrorCode, Failure, ImageRef, ImageResult, Timings
 from service.report import table
+from tests.corpus import NAMES
 
 REF = ImageRef("uploads", "cat.jpg", 1)
 BOX = Box(0.0, 0.0, 1.0, 1.0)
@@ -37,6 +40,13 @@ def test_table_of_failed_picture_gives_the_reason() -> None:
 def test_table_of_name_that_looks_like_a_number_keeps_it() -> None:
     document = done() | {"name": "1e5"}
     assert table([document]).splitlines()[2].startswith("1e5 ")
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=list(NAMES))
+def test_table_shows_any_name_in_one_row_and_does_nothing_to_the_terminal(name: str) -> None:
+    shown = table([done() | {"name": name}])
+    assert shown.count("\n") == 2
+    assert shown.replace("\n", "").isprintable()
 
 
 def test_table_of_nothing_has_only_its_header() -> None:

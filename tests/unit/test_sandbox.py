@@ -87,6 +87,14 @@ def test_imdecode_gives_the_pixels_that_opencv_reads() -> None:
     assert found.flags.writeable
 
 
+def test_imdecode_with_flags_gives_the_pixels_that_opencv_reads_with_them() -> None:
+    data = cv2.imencode(".jpg", np.full((64, 128, 3), 90, np.uint8))[1].tobytes()
+    flags = cv2.IMREAD_REDUCED_COLOR_2
+    found = sandbox.imdecode(data, flags=flags, max_bytes=256 * MIB)
+    assert found is not None and found.shape == (32, 64, 3)
+    assert np.array_equal(found, cv2.imdecode(np.frombuffer(data, np.uint8), flags))
+
+
 def test_imdecode_of_no_picture_is_none_and_the_process_goes_on() -> None:
     assert sandbox.imdecode(b"GIF89a", max_bytes=256 * MIB) is None
     before = process_id()
@@ -115,12 +123,14 @@ def test_decode_over_its_limits_is_corrupt_image(monkeypatch: pytest.MonkeyPatch
     assert raised.value.code is ErrorCode.CORRUPT_IMAGE
 
 
-def killed_while_it_decodes(victim: Callable[[], int]) -> type[BaseException] | None:
+def killed_while_it_decodes(
+    victim: Callable[[], int], number: int = signal.SIGKILL
+) -> type[BaseException] | None:
     """Decode something slow, kill what `victim` names, and say what decoding raised."""
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(decode, slow_gif(), max_pixels=1000)
         wait_until(lambda: sandbox._process and children_of(process_id()))
-        os.kill(victim(), signal.SIGKILL)
+        os.kill(victim(), number)
         error = answer.exception(PATIENCE_SECONDS)
     return type(error) if error else None
 
@@ -133,6 +143,15 @@ def test_decode_whose_process_is_killed_is_busy_and_the_next_one_works(
 ) -> None:
     assert killed_while_it_decodes(victim) is DecoderBusyError
     assert decode(gif(), max_pixels=10_000).info.format == "GIF"
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS], ids=str)
+def test_decode_that_crashes_is_corrupt_image_and_the_process_goes_on(number: int) -> None:
+    decode(gif(), max_pixels=10_000)
+    before = process_id()
+    assert killed_while_it_decodes(lambda: children_of(before)[0], number) is BadImageError
+    assert decode(gif(), max_pixels=10_000).info.format == "GIF"
+    assert process_id() == before
 
 
 def test_decode_whose_idle_process_was_killed_is_busy_once() -> None:
@@ -177,6 +196,29 @@ sandbox._started()
 print(sandbox._process.pid, flush=True)
 sandbox.imdecode(data, max_bytes=2**28, max_cpu_seconds=3)
 """
+
+
+@pytest.mark.parametrize("length", [3, 60], ids=["request", "file"])
+def test_process_whose_owner_was_killed_in_mid_request_says_nothing(length: int) -> None:
+    request = sandbox._REQUEST.pack(2**28, 3, cv2.IMREAD_COLOR, 10_000) + bytes(100)
+    command = [sys.executable, "-P", sandbox.__file__]
+    done = subprocess.run(
+        command, input=request[:length], capture_output=True, timeout=PATIENCE_SECONDS, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_process_that_cannot_reply_to_its_killed_owner_says_nothing() -> None:
+    request = sandbox._REQUEST.pack(2**28, 3, cv2.IMREAD_COLOR, 9) + b"no figure"
+    command = [sys.executable, "-P", sandbox.__file__]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout and process.stderr and process.stdin
+        process.stdout.close()
+        process.stdin.write(request)
+        process.stdin.close()
+        assert process.stderr.read() == b""
 
 
 def test_process_and_its_fork_end_with_a_killed_owner() -> None:

@@ -1,10 +1,17 @@
 """What one process leaves to the next."""
 
 import logging
+import multiprocessing
+import os
+import signal
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from service.suspects import Suspects
+from tests.fakes import PATIENCE_SECONDS
 
 IDS = [f"{number:040x}" for number in range(2000)]
 
@@ -78,3 +85,129 @@ def test_death_is_logged_with_its_pictures(caplog: pytest.LogCaptureFixture) -> 
     [record] = caplog.records
     assert record.levelno == logging.ERROR
     assert vars(record)["document_ids"] == [IDS[3]]
+
+
+def dies_decoding(suspects: Suspects, *decoded: str, ran: Sequence[str] = ()) -> None:
+    """A process dies while it decodes these, with or without a batch in the network."""
+    suspects.begin(ran)
+    for document_id in decoded:
+        suspects.begin_decode(document_id)
+    suspects.mourn()
+
+
+def test_what_was_decoded_at_a_death_is_decoded_apart_and_stays_it() -> None:
+    suspects = Suspects()
+    dies_decoding(suspects, *IDS[:2])
+    dies_decoding(suspects, IDS[5])
+    assert [suspects.must_decode_apart(one) for one in IDS[:3]] == [True, True, False]
+    assert suspects.must_decode_apart(IDS[5])
+    assert not any(map(suspects.must_run_alone, IDS[:6]))
+
+
+def test_what_was_decoded_to_the_end_is_not_decoded_apart() -> None:
+    suspects = Suspects()
+    suspects.begin_decode(IDS[0])
+    suspects.begin_decode(IDS[1])
+    suspects.end_decode(IDS[0])
+    suspects.mourn()
+    assert not suspects.must_decode_apart(IDS[0])
+    assert suspects.must_decode_apart(IDS[1])
+
+
+def test_end_of_what_could_not_be_begun_is_none() -> None:
+    suspects = Suspects()
+    suspects.begin_decode(IDS[1])
+    suspects.end_decode(IDS[0])
+    suspects.mourn()
+    assert [suspects.must_decode_apart(one) for one in IDS[:2]] == [False, True]
+
+
+def test_nobody_is_the_culprit_of_a_death_while_something_was_decoded() -> None:
+    suspects = Suspects()
+    dies_of(suspects, *IDS[:2])
+    dies_decoding(suspects, IDS[5], ran=[IDS[0]])
+    assert not suspects.is_culprit(IDS[0]) and suspects.must_run_alone(IDS[0])
+    dies_of(suspects, IDS[0])
+    assert suspects.is_culprit(IDS[0])
+
+
+def test_culprit_stays_it_whatever_is_decoded() -> None:
+    suspects = Suspects()
+    dies_of(suspects, IDS[0])
+    dies_of(suspects, IDS[0])
+    dies_decoding(suspects, IDS[5], ran=[IDS[0]])
+    assert suspects.is_culprit(IDS[0])
+
+
+def test_another_process_finds_what_this_one_died_of() -> None:
+    """As gunicorn's next worker, which shares nothing but the memory."""
+    suspects = Suspects()
+    dies_of(suspects, IDS[0])
+    child = multiprocessing.get_context("fork").Process(target=die_at_work, args=(suspects,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads that other tests left
+        child.start()
+    child.join(PATIENCE_SECONDS)
+    assert child.exitcode == -signal.SIGKILL
+    suspects.mourn()
+    assert suspects.must_decode_apart(IDS[1])
+    assert suspects.must_run_alone(IDS[0]) and suspects.must_run_alone(IDS[2])
+
+
+def die_at_work(suspects: Suspects) -> None:
+    suspects.begin([IDS[2]])
+    suspects.begin_decode(IDS[1])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_notes_of_many_threads_lose_nothing() -> None:
+    suspects = Suspects()
+
+    def decode_many(ids: list[str]) -> None:
+        for document_id in ids:
+            suspects.begin_decode(document_id)
+            suspects.end_decode(document_id)
+        suspects.begin_decode(ids[0])
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(decode_many, [IDS[start : start + 200] for start in range(0, 1600, 200)]))
+    suspects.mourn()
+    apart = [place for place, one in enumerate(IDS) if suspects.must_decode_apart(one)]
+    assert apart == list(range(0, 1600, 200))
+
+
+def test_longer_note_before_leaves_nothing_behind_a_shorter_one() -> None:
+    suspects = Suspects()
+    suspects.begin(IDS[:64])
+    suspects.end(IDS[:64])
+    dies_of(suspects, IDS[100])
+    assert suspects.must_run_alone(IDS[100])
+    assert not suspects.must_run_alone(IDS[1])
+
+
+def test_half_a_note_is_none_and_takes_nothing_along() -> None:
+    suspects = Suspects()
+    dies_of(suspects, IDS[0])
+    suspects.begin(IDS[1:3])
+    suspects._at_work_memory._memory[20:40] = bytes(20)
+    suspects.mourn()
+    assert suspects.must_run_alone(IDS[0])
+    assert not suspects.must_run_alone(IDS[1])
+
+
+def test_as_much_as_can_be_known_has_room() -> None:
+    suspects = Suspects()
+    for start in range(0, len(IDS), 50):
+        dies_decoding(suspects, *IDS[start : start + 50], ran=IDS[start : start + 50])
+    suspects.mourn()
+    assert suspects.must_decode_apart(IDS[-1]) and suspects.must_run_alone(IDS[-1])
+    assert not suspects.must_decode_apart(IDS[0])
+
+
+def test_death_while_decoding_is_logged_with_its_pictures(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    dies_decoding(Suspects(), IDS[3])
+    [record] = caplog.records
+    assert record.levelno == logging.ERROR
+    assert vars(record)["decoded_ids"] == [IDS[3]]

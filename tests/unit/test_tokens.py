@@ -90,7 +90,8 @@ def signer() -> Signer:
 
 
 @pytest.fixture
-def server(signer: Signer) -> Iterator[CertificateServer]:
+def server(signer: Signer, monkeypatch: pytest.MonkeyPatch) -> Iterator[CertificateServer]:
+    monkeypatch.setattr("service.tokens._FETCH_TIMEOUT_SECONDS", PATIENCE_SECONDS)
     running = CertificateServer()
     running.headers: dict[str, str] = {"Cache-Control": "public, max-age=20000"}
     running.body = json.dumps({"one": signer.certificate}).encode()

@@ -1,0 +1,32 @@
+"""What is said of a run is what libFuzzer said."""
+
+import pytest
+
+from tests.corpus import FUZZING, PAGE, names_table
+from tests.fuzz.__main__ import summary
+
+STATS = """
+Done 1300000 runs in 200 second(s)
+stat::number_of_executed_units: 1300000
+stat::average_exec_per_sec:     6500
+stat::new_units_added:          68
+stat::slowest_unit_time_sec:    0
+stat::peak_rss_mb:              103
+"""
+
+
+def test_page_tells_the_names_and_the_runs_as_its_generator_does() -> None:
+    assert PAGE.read_text(encoding="utf-8").endswith(names_table() + FUZZING)
+
+
+def test_summary_of_a_run_gives_its_executions_and_memory() -> None:
+    found = summary("envelope", STATS, 0)
+    assert str(found) == "envelope: 1,300,000 executions, no promise broken, peak 103 MB"
+    assert found.is_good
+
+
+@pytest.mark.parametrize(("log", "code"), [(STATS, 77), ("", 1), ("", 0)])
+def test_run_that_failed_or_did_nothing_is_not_good(log: str, code: int) -> None:
+    found = summary("envelope", log, code)
+    assert not found.is_good
+    assert "a promise broken" in str(found)

@@ -1,0 +1,207 @@
+"""Objects of any name that Cloud Storage allows, from the upload to the document and back.
+
+`fake-gcs-server` runs on its memory here. Over files, as the local stack runs it, it cannot take
+names of more than 255 bytes, with a NUL, or of an object below another (`a`, `a/b`); and it lists
+`a//b` as `a/b`. Left out are `.` and `..`: Cloud Storage refuses them, as the service does
+(tests/unit/test_events.py), and `requests` would turn their addresses into others.
+"""
+
+import json
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.cloud import firestore, pubsub_v1, storage
+from google.cloud.firestore_v1.base_query import FieldFilter
+
+from service.demo.shapes import Scene
+from service.local import emulators
+from service.local.eventarc import Eventarc
+from service.local.processes import Processes
+from service.local.requirements import find_programs
+from service.local.stack import Stack
+from service.storage import connect_lister
+from service.store import ResultStore
+from tests.corpus import NAMES
+from tests.fakes import PATIENCE_SECONDS
+from tests.system.conftest import COLLECTION, Service, run_cli
+
+Samples = list[tuple[Path, Scene]]
+IGNORED = ["folder/", "cat.jpg/", "//"]  # what the console makes of a new folder
+COUNTS = {"done": 0, "failed": 0, "missing": 0, "ignored": len(IGNORED)}
+COUNTS["objects"] = len(NAMES) + len(IGNORED)
+
+
+@pytest.fixture
+def make_topic(stack: Stack) -> Iterator[Callable[..., str]]:
+    """Make a topic and a subscription of one name; the subscription ends with the test."""
+    made: list[str] = []
+    with pubsub_v1.PublisherClient() as publisher, pubsub_v1.SubscriberClient() as subscriber:
+
+        def make(**settings: Any) -> str:
+            name = f"odd-{uuid.uuid4().hex}"
+            topic = publisher.topic_path(stack.project, name)
+            publisher.create_topic(name=topic)
+            made.append(subscriber.subscription_path(stack.project, name))
+            request = {"name": made[-1], "topic": topic, "ack_deadline_seconds": 600}
+            subscriber.create_subscription(request=request | settings)
+            return name
+
+        yield make
+        for name in made:
+            subscriber.delete_subscription(subscription=name)
+
+
+@pytest.fixture
+def events_topic(make_topic: Callable[..., str]) -> str:
+    return make_topic()
+
+
+@pytest.fixture
+def bucket(
+    stack: Stack, events_topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[storage.Bucket]:
+    """A bucket of a Cloud Storage of the test's own, which takes any name."""
+    on_files = emulators.storage(
+        find_programs(),
+        tmp_path / "buckets",
+        pubsub_host=stack.environment["PUBSUB_EMULATOR_HOST"],
+        project=stack.project,
+        topic=events_topic,
+    )
+
+    def command(port: int) -> list[str | Path]:
+        return ["memory" if word == "filesystem" else word for word in on_files.command(port)]
+
+    with Processes(tmp_path) as processes:
+        [port] = emulators.start(processes, [replace(on_files, command=command)])
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+        yield storage.Client().create_bucket(f"odd-{uuid.uuid4().hex}")
+
+
+@contextmanager
+def delivered(stack: Stack, topic: str, service: Service) -> Iterator[Eventarc]:
+    """Deliver a topic's notifications to a service, as Eventarc does."""
+    subscription = f"projects/{stack.project}/subscriptions/{topic}"
+    eventarc = Eventarc(stack.environment["PUBSUB_EMULATOR_HOST"], subscription, service.url)
+    try:
+        yield eventarc.start()
+    finally:
+        eventarc.stop()
+
+
+def upload_all(bucket: storage.Bucket, samples: Samples) -> dict[str, str]:
+    """Upload a picture of its own bytes under each name; return their MD5 sums by name."""
+    picture = samples[0][0].read_bytes()
+    sums = {}
+    for name in NAMES.values():
+        blob = bucket.blob(name)
+        blob.upload_from_string(picture + name.encode(), content_type="image/jpeg")
+        sums[name] = blob.md5_hash
+    for name in IGNORED:
+        bucket.blob(name).upload_from_string(b"", content_type="text/plain")
+    return sums
+
+
+def documents(bucket: storage.Bucket) -> list[dict[str, Any]]:
+    found = firestore.Client().collection(COLLECTION)
+    of_bucket = found.where(filter=FieldFilter("bucket", "==", bucket.name)).stream()
+    return [snapshot.to_dict() or {} for snapshot in of_bucket]
+
+
+def wait_until(is_so: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not is_so():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+def assert_each_is_recorded(bucket: storage.Bucket, sums: dict[str, str]) -> None:
+    """One document a name, of the bytes that were uploaded under it."""
+    found = documents(bucket)
+    recorded = {row["name"]: (row["md5"], row["uri"], row["status"]) for row in found}
+    uri = f"gs://{bucket.name}/"
+    assert recorded == {name: (md5, uri + name, "done") for name, md5 in sums.items()}
+    assert len(found) == len(sums)
+
+
+def reconciled(bucket: storage.Bucket, *options: str) -> dict[str, int]:
+    done = run_cli("reconcile", f"gs://{bucket.name}", *options)
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if " objects = " in line)
+    pairs = re.findall(r"([\d,]+) (objects|done|failed|missing|ignored)", line)
+    return {state: int(number.replace(",", "")) for number, state in pairs}
+
+
+def test_upload_of_any_name_ends_as_one_document_that_is_found_by_it(
+    stack: Stack,
+    samples: Samples,
+    events_topic: str,
+    bucket: storage.Bucket,
+    start_service: Callable[..., Service],
+) -> None:
+    with delivered(stack, events_topic, start_service()) as eventarc:
+        sums = upload_all(bucket, samples)
+        wait_until(
+            lambda: eventarc.counters.acked >= COUNTS["objects"], "not everything was delivered"
+        )
+    assert_each_is_recorded(bucket, sums)
+    assert reconciled(bucket) == COUNTS | {"done": len(NAMES)}
+    shown = run_cli("results", f"gs://{bucket.name}/", "--json")
+    assert shown.returncode == 0, shown.stderr
+    # By "\n" alone: other ends of a line may be in a name, as they are.
+    listed = [json.loads(line)["name"] for line in shown.stdout.rstrip("\n").split("\n")]
+    assert listed == sorted(NAMES.values(), key=str.encode)
+
+
+def test_name_is_found_as_a_prefix_of_results_and_of_objects(
+    samples: Samples,
+    bucket: storage.Bucket,
+    start_service: Callable[..., Service],
+) -> None:
+    sums = upload_all(bucket, samples)
+    [page] = connect_lister(None).pages(bucket.name, "")
+    refs = [ref for ref in page if not ref.is_ignorable]
+    assert start_service().post_job(refs).status_code == 204
+    assert_each_is_recorded(bucket, sums)
+    store = ResultStore(firestore.Client(), collection=COLLECTION, timeout_seconds=30)
+    for name in NAMES.values():
+        assert next(iter(store.results(bucket.name, name)))["name"] == name
+        assert next(connect_lister(None).pages(bucket.name, name))[0].name == name
+
+
+def test_missing_pictures_of_any_name_are_done_by_jobs(
+    samples: Samples,
+    bucket: storage.Bucket,
+    make_topic: Callable[..., str],
+    start_service: Callable[..., Service],
+) -> None:
+    sums = upload_all(bucket, samples)
+    assert reconciled(bucket) == COUNTS | {"missing": len(NAMES)}
+    jobs = make_topic(push_config={"push_endpoint": start_service().url})
+    reconciled(bucket, "--enqueue", "missing", "--yes", "--topic", jobs)
+    wait_until(lambda: len(documents(bucket)) >= len(NAMES), "not everything was done")
+    assert_each_is_recorded(bucket, sums)
+    assert reconciled(bucket) == COUNTS | {"done": len(NAMES)}
+
+
+def test_object_whose_name_has_blanks_at_its_ends_can_be_submitted(
+    stack: Stack, samples: Samples, bucket: storage.Bucket, make_topic: Callable[..., str]
+) -> None:
+    names = [NAMES["spaces"], NAMES["hash"]]
+    topic = make_topic()
+    lines = "".join(f"gs://{bucket.name}/{name}\n" for name in names)
+    done = run_cli("submit", "-", "--topic", topic, input=lines)
+    assert done.returncode == 0, done.stderr
+    with pubsub_v1.SubscriberClient() as subscriber:
+        subscription = subscriber.subscription_path(stack.project, topic)
+        answer = subscriber.pull(subscription=subscription, max_messages=9, timeout=30)
+    [message] = answer.received_messages
+    uris = json.loads(message.message.data)["uris"]
+    assert uris == [f"gs://{bucket.name}/{name}" for name in names]

@@ -1,0 +1,217 @@
+"""What faults explain of errors and missing answers, and what stays unexpected."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from service.chaos.excuses import (
+    Answer,
+    Excuse,
+    Faults,
+    LogLine,
+    Silence,
+    Strike,
+    count_silences,
+    unexpected_answers,
+    unexpected_lines,
+    unexpected_silences,
+)
+from service.chaos.plan import FaultKind
+
+# The shortage lasts from 100 to 103; the service takes until 160 to be ready again.
+MEMORY = Excuse("service-0", FaultKind.MEMORY, started=100, over=103, ended=160)
+STUCK = LogLine("service-0", 135, "CRITICAL", "Work is stuck: the process ends, to be started ...")
+KILLED = Excuse("service-0", FaultKind.KILL_WORKER, started=49, over=51, ended=53)
+
+
+def error(
+    seconds: float, message: str = "Failed to handle a message", service: str = "service-0"
+) -> LogLine:
+    return LogLine(service, seconds, "ERROR", message)
+
+
+def silence(began: float, seconds: float = 10.0, service: str = "service-0") -> Answer:
+    return Answer(service, began, began + seconds, None)
+
+
+@pytest.mark.parametrize(
+    ("service", "seconds", "is_explained"),
+    [
+        ("service-0", 101, True),
+        ("service-0", 117, True),
+        ("service-0", 99, False),
+        ("service-0", 119, False),
+        ("service-1", 101, False),
+    ],
+    ids=["during", "soon-after", "before", "not-back-yet", "elsewhere"],
+)
+def test_errors_are_explained_only_while_memory_is_short(
+    service: str, seconds: float, is_explained: bool
+) -> None:
+    faults = Faults([MEMORY])
+    line, answer = error(seconds, service=service), Answer(service, seconds - 1, seconds, 500)
+    found = [*unexpected_lines([line], faults), *unexpected_answers([answer], faults)]
+    assert len(found) == (0 if is_explained else 2)
+
+
+def test_lines_below_errors_are_not_judged() -> None:
+    assert not unexpected_lines([replace(error(1), severity="WARNING")], Faults())
+
+
+@pytest.mark.parametrize("kind", [FaultKind.KILL_WORKER, FaultKind.TERM, FaultKind.STOP])
+@pytest.mark.parametrize(
+    "message",
+    ["Worker (pid:17) was sent SIGKILL!", "The process died while the network ran; ..."],
+    ids=["server", "service"],
+)
+def test_worker_may_be_missed_only_when_it_was_killed(message: str, kind: FaultKind) -> None:
+    faults = Faults([replace(KILLED, kind=kind)])
+    assert bool(unexpected_lines([error(50, message)], faults)) == (kind is FaultKind.STOP)
+    assert unexpected_lines([error(50, "Failed to handle a message")], faults)
+    assert unexpected_lines([error(70, message)], faults)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Work is stuck: the process ends, to be started again",
+        "Worker (pid:17) exited with code 1.",
+        "The process died while the network ran; ...",
+    ],
+    ids=["service", "server", "next-worker"],
+)
+def test_worker_may_end_itself_only_after_memory_was_short(message: str) -> None:
+    assert not unexpected_lines([error(177, message)], Faults([MEMORY]))
+    assert unexpected_lines([error(179, message)], Faults([MEMORY]))
+    assert unexpected_lines([error(177, message)], Faults([replace(KILLED, ended=160)]))
+
+
+@pytest.mark.parametrize("status", [204, 429, 503, None])
+def test_usual_answers_are_expected(status: int | None) -> None:
+    assert not unexpected_answers([Answer("service-0", 1, 2, status)], Faults())
+
+
+@pytest.mark.parametrize("status", [200, 400, 413, 500])
+def test_other_answers_are_unexpected(status: int) -> None:
+    found = unexpected_answers([Answer("service-0", 1, 2, status)], Faults([KILLED]))
+    assert found == [f"service-0 answered {status}"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (silence(45), Silence.PROCESS),
+        (silence(52), Silence.PROCESS),
+        (silence(50, seconds=0.1), Silence.PROCESS),
+        (silence(54), Silence.SLOW),
+        (silence(38), Silence.SLOW),
+        (silence(45, service="service-1"), Silence.SLOW),
+        (silence(54, seconds=0.1), Silence.BROKEN),
+    ],
+    ids=["across", "before-it-is-back", "broken", "after", "before", "elsewhere", "broken-after"],
+)
+def test_silence_is_a_process_fault_s_only_while_it_lasts(answer: Answer, reason: Silence) -> None:
+    assert Faults([KILLED]).explain_silence(answer) is reason
+
+
+@pytest.mark.parametrize(
+    ("kind", "seconds", "reason"),
+    [
+        (FaultKind.STOP, 10, Silence.PROCESS),
+        (FaultKind.STOP, 1, Silence.BROKEN),
+        (FaultKind.KILL, 1, Silence.PROCESS),
+        (FaultKind.DISK, 10, Silence.SLOW),
+    ],
+)
+def test_stopped_process_breaks_no_connection_and_a_full_disk_does_nothing(
+    kind: FaultKind, seconds: float, reason: Silence
+) -> None:
+    faults = Faults([replace(KILLED, kind=kind)])
+    assert faults.explain_silence(silence(50, seconds)) is reason
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (silence(95), Silence.NETWORK),
+        (silence(105), Silence.NETWORK),
+        (silence(110), Silence.SLOW),
+        (silence(89), Silence.SLOW),
+        (silence(98, seconds=3), Silence.BROKEN),
+    ],
+    ids=["during", "retried-still", "after", "before", "broken"],
+)
+def test_late_answer_is_the_network_s_only_about_a_strike(answer: Answer, reason: Silence) -> None:
+    faults = Faults(strikes=[Strike(10, 10), Strike(100, 101)])
+    assert faults.explain_silence(answer) is reason
+
+
+def test_time_for_an_answer_is_that_of_the_run() -> None:
+    assert Faults(answer_seconds=5).explain_silence(silence(1, 5)) is Silence.SLOW
+    assert Faults(answer_seconds=10).explain_silence(silence(1, 5)) is Silence.BROKEN
+
+
+def test_silence_until_a_stuck_worker_is_replaced_is_the_shortage_s() -> None:
+    early = Faults([replace(MEMORY, ended=104)])
+    answers = [silence(120), silence(140), silence(170)]
+    assert count_silences(answers, early.lengthened([error(104)])) == {Silence.SLOW: 3}
+    assert count_silences(answers, early.lengthened([STUCK])) == {
+        Silence.PROCESS: 2,
+        Silence.SLOW: 1,
+    }
+    ready = LogLine("service-0", 139, "INFO", "The model is ready")
+    log = [
+        replace(ready, seconds=99),
+        replace(ready, service="service-1", seconds=136),
+        STUCK,
+        ready,
+    ]
+    assert early.lengthened(log).excuses == [replace(MEMORY, ended=139)]
+    assert early.lengthened([STUCK, replace(ready, seconds=300)]).excuses[0].ended == 165
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        replace(STUCK, service="service-1"),
+        replace(STUCK, seconds=99),
+        replace(STUCK, seconds=300),
+        error(52, "The process died while the network ran; ..."),
+    ],
+    ids=["elsewhere", "before", "long-after", "killed"],
+)
+def test_stuck_worker_of_no_shortage_lengthens_nothing(line: LogLine) -> None:
+    faults = Faults([replace(MEMORY, ended=104), KILLED])
+    assert faults.lengthened([line]) == faults
+
+
+@pytest.mark.parametrize(
+    ("silences", "deliveries", "problems"),
+    [
+        ({Silence.PROCESS: 1000}, 1000, 0),
+        ({Silence.SLOW: 20}, 1000, 0),
+        ({Silence.SLOW: 21}, 1000, 1),
+        ({Silence.NETWORK: 21}, 1000, 1),
+        ({Silence.NETWORK: 11, Silence.SLOW: 10}, 1000, 1),
+        ({Silence.SLOW: 2, Silence.PROCESS: 900}, 1000, 0),
+        ({Silence.SLOW: 3, Silence.PROCESS: 900}, 1000, 1),
+        ({Silence.BROKEN: 1}, 1000, 1),
+        ({Silence.SLOW: 1000}, 1000, 1),
+    ],
+    ids=[
+        "explained",
+        "few",
+        "many",
+        "by-the-network",
+        "together",
+        "few-of-the-others",
+        "many-of-the-others",
+        "broken",
+        "all",
+    ],
+)
+def test_few_deliveries_may_be_late_and_none_broken(
+    silences: dict[Silence, int], deliveries: int, problems: int
+) -> None:
+    assert len(unexpected_silences(Counter(silences), deliveries)) == problems

@@ -1,0 +1,199 @@
+"""The overload benchmark: its deliveries, its arithmetic, its verdict and its plot."""
+
+import json
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Lock, Thread
+
+import cv2
+import pytest
+
+from benchmarks.overload import (
+    Capacity,
+    Pusher,
+    Run,
+    Sample,
+    draw,
+    errors_logged,
+    per_second,
+    problems,
+    rest_seconds,
+    section,
+    took,
+)
+from service.bench.load import Answer, Request
+from service.local.eventarc import EventarcOptions
+from tests.fakes import PATIENCE_SECONDS
+
+AT_ONCE = EventarcOptions(min_delay_seconds=0)
+HANG_UP = 0
+
+GOOD = Answer(due=0.0, sent=0.5, answered=3.5, status=204)
+REFUSED = Answer(due=0.2, sent=0.2, answered=0.3, status=429)
+BEFORE = Sample(at=0.0, pid=7, memory_mb=300, peak_mb=400, threads=40)
+RUN = Run(
+    capacity=Capacity(per_second=0.5, cpu_ms=900),
+    seconds=1.0,
+    pictures=1,
+    deadline_seconds=10,
+    answers=[REFUSED, GOOD],
+    samples=[BEFORE, replace(BEFORE, at=1.0, peak_mb=500, threads=60)],
+    before=BEFORE,
+    service_cpu=2.0,
+    load_cpu=0.1,
+    most_deliveries=2,
+)
+
+
+@contextmanager
+def answering(status_of: Callable[[int], int]) -> Iterator[str]:
+    """A server that answers by the number of the body's delivery, from 1."""
+    seen: defaultdict[bytes, int] = defaultdict(int)
+    lock = Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            with lock:
+                seen[body] += 1
+                status = status_of(seen[body])
+            if status == HANG_UP:
+                self.close_connection = True
+                return
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 128  # of the 5 by default, a burst of connections would be reset
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def pushed(url: str, count: int, *, patience_seconds: float = PATIENCE_SECONDS) -> Pusher:
+    requests = [Request({}, str(number).encode()) for number in range(count)]
+    pusher = Pusher(url, deadline_seconds=PATIENCE_SECONDS, options=AT_ONCE)
+    pusher.push(requests, rate=1000, every_second=lambda: None, patience_seconds=patience_seconds)
+    return pusher
+
+
+def test_pusher_delivers_again_what_is_refused_or_not_answered() -> None:
+    with answering(lambda delivery: [429, 503, HANG_UP, 204][delivery - 1]) as url:
+        pusher = pushed(url, 20)
+    statuses = Counter(answer.status for answer in pusher.answers)
+    assert statuses == {429: 20, 503: 20, 0: 20, 204: 20}
+    assert (pusher.left, pusher.most_deliveries) == (0, 4)
+
+
+def test_pusher_delivers_once_what_is_accepted() -> None:
+    with answering(lambda delivery: 204) as url:
+        pusher = pushed(url, 5)
+    assert [answer.status for answer in pusher.answers] == [204] * 5
+    assert all(answer.due <= answer.sent <= answer.answered for answer in pusher.answers)
+
+
+def test_pusher_gives_up_when_nothing_is_accepted_any_more() -> None:
+    with answering(lambda delivery: 429) as url:
+        pusher = pushed(url, 2, patience_seconds=0.2)
+    assert pusher.left == 2
+
+
+def test_pusher_looks_before_the_first_delivery_and_then_every_second() -> None:
+    looks: list[float] = []
+    with answering(lambda delivery: 429 if len(looks) < 3 else 204) as url:
+        pusher = Pusher(url, deadline_seconds=PATIENCE_SECONDS, options=AT_ONCE)
+        pusher.push(
+            [Request({}, b"")],
+            rate=1000,
+            every_second=lambda: looks.append(pusher.now()),
+            patience_seconds=PATIENCE_SECONDS,
+        )
+    assert len(looks) >= 3
+    assert pusher.left == 0
+
+
+@pytest.mark.parametrize(("failures", "seconds"), [(1, 1), (2, 2), (6, 32), (7, 60), (50, 60)])
+def test_rest_doubles_up_to_a_minute_give_or_take_a_quarter(failures: int, seconds: int) -> None:
+    generator = random.Random(1)
+    rests = [rest_seconds(failures, EventarcOptions(), generator) for _ in range(200)]
+    assert 0.75 * seconds <= min(rests) < 0.8 * seconds
+    assert 1.2 * seconds < max(rests) <= 1.25 * seconds
+
+
+def test_per_second_counts_each_second() -> None:
+    assert per_second([0.0, 0.9, 2.5, 2.6, 2.7], 4) == [2, 0, 3, 0]
+
+
+def test_took_counts_from_the_delivery_not_from_when_it_was_due() -> None:
+    assert took([GOOD]) == [3.0]
+
+
+def test_run_that_kept_its_promises_has_no_problems() -> None:
+    assert problems(RUN) == []
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (replace(RUN, pictures=3), "2 pictures were not delivered"),
+        (replace(RUN, deadline_seconds=2.5), "1 accepted pictures took longer than 2.5 s"),
+        (replace(RUN, answers=[GOOD, replace(REFUSED, status=0)]), "1 deliveries had no answer"),
+        (
+            replace(RUN, answers=[GOOD, replace(REFUSED, status=500)]),
+            "unexpected answers: {500: 1}",
+        ),
+        (
+            replace(RUN, samples=[replace(BEFORE, pid=8)]),
+            "the service had 2 workers, one after the other",
+        ),
+    ],
+    ids=["lost", "late", "unanswered", "unexpected", "died"],
+)
+def test_problems_names_what_was_broken(broken: Run, said: str) -> None:
+    assert problems(broken) == [said]
+
+
+def test_section_has_the_figures() -> None:
+    rows = {row[0]: row[1] for row in section(RUN).rows}
+    assert rows["answered 204, 429, 503, not at all"] == "1, 1, 0, 0"
+    assert rows["deliveries/s meanwhile, with retries"] == "2.00"
+    assert rows["deliveries, most of one picture"] == "2, 2"
+    assert rows["slowest, with a deadline of 10"] == "3.00"
+    assert rows["slowest 429, s"] == "0.10"
+    assert rows["memory then, MB: peak"] == "500"
+    assert rows["then, with all that was refused"] == "2000"
+    assert rows["threads before, most"] == "40, 60"
+    assert rows["all delivered after s"] == "4"
+
+
+def test_section_of_a_run_that_accepted_nothing_is_made_all_the_same() -> None:
+    rows = {row[0]: row[1] for row in section(replace(RUN, answers=[REFUSED])).rows}
+    assert rows["an accepted picture, s: median"] == "nan"
+
+
+def test_errors_logged_leaves_out_what_is_no_error() -> None:
+    lines = [("WARNING", "given back"), ("ERROR", "broken"), ("CRITICAL", "dead")]
+    log = "\n".join(json.dumps({"severity": severity, "message": m}) for severity, m in lines)
+    assert errors_logged(log) == ["broken", "dead"]
+
+
+def test_plot_is_a_png_as_wide_as_those_of_the_bench(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "overload.png"
+    draw(RUN, "a title", file)
+    picture = cv2.imread(str(file))
+    assert picture is not None
+    assert picture.shape == (1200, 960, 3)
