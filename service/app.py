@@ -10,7 +10,7 @@ Pub/Sub and Eventarc deliver a message again unless the answer is 102, 200, 201,
 | the push's token is missing, not valid, not allowed    | 401 or 403, likewise |
 | the body is over the limit                             | 413, likewise |
 | too many pictures on their way                         | 429 |
-| Storage, Firestore or model away, too late, stopping   | 503 |
+| a part of it away or busy, too late, stopping          | 503 |
 | anything else                                          | 500, with the trace in the log |
 """
 

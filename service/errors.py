@@ -114,7 +114,7 @@ class ModelNotReadyError(TransientError):
 
 
 class DecoderBusyError(TransientError):
-    """No memory to decode a picture now, which says nothing against the picture."""
+    """No memory, or no turn, to decode a picture now; this says nothing against the picture."""
 
 
 class CertificatesUnavailableError(TransientError):

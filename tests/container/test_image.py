@@ -33,7 +33,14 @@ from tests.container.engine import (
 )
 from tests.corpus import CASES, saved
 from tests.processes import children_of, decoders_of
-from tests.system.conftest import EVENT, document, event_data, upload, wait_for_document
+from tests.system.conftest import (
+    EVENT,
+    PATIENT,
+    document,
+    event_data,
+    upload,
+    wait_for_document,
+)
 
 MAX_OWN_MEGABYTES = 450
 USER = 10001
@@ -75,7 +82,7 @@ def client_environment(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> dict[st
     }
     for name, value in found.items():
         monkeypatch.setenv(name, value)
-    return found
+    return found | PATIENT
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 import requests
-from google.cloud import firestore, storage
+from google.cloud import firestore, pubsub_v1, storage
 
 from service.chaos.storage_proxy import StorageProxy
 from service.demo.shapes import Scene, write_samples
@@ -136,6 +137,26 @@ def held_storage() -> Iterator[tuple[str, Gate]]:
             yield proxy.url, gate
         finally:
             gate.open()
+
+
+@pytest.fixture
+def make_topic(stack: Stack) -> Iterator[Callable[..., str]]:
+    """Make a topic and a subscription of one name; the subscription ends with the test."""
+    made: list[str] = []
+    with pubsub_v1.PublisherClient() as publisher, pubsub_v1.SubscriberClient() as subscriber:
+
+        def make(**settings: Any) -> str:
+            name = f"test-{uuid.uuid4().hex}"
+            topic = publisher.topic_path(stack.project, name)
+            publisher.create_topic(name=topic)
+            made.append(subscriber.subscription_path(stack.project, name))
+            request = {"name": made[-1], "topic": topic, "ack_deadline_seconds": 600}
+            subscriber.create_subscription(request=request | settings)
+            return name
+
+        yield make
+        for name in made:
+            subscriber.delete_subscription(subscription=name)
 
 
 @pytest.fixture(scope="session")

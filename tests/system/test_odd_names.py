@@ -39,26 +39,6 @@ COUNTS["objects"] = len(NAMES) + len(IGNORED)
 
 
 @pytest.fixture
-def make_topic(stack: Stack) -> Iterator[Callable[..., str]]:
-    """Make a topic and a subscription of one name; the subscription ends with the test."""
-    made: list[str] = []
-    with pubsub_v1.PublisherClient() as publisher, pubsub_v1.SubscriberClient() as subscriber:
-
-        def make(**settings: Any) -> str:
-            name = f"odd-{uuid.uuid4().hex}"
-            topic = publisher.topic_path(stack.project, name)
-            publisher.create_topic(name=topic)
-            made.append(subscriber.subscription_path(stack.project, name))
-            request = {"name": made[-1], "topic": topic, "ack_deadline_seconds": 600}
-            subscriber.create_subscription(request=request | settings)
-            return name
-
-        yield make
-        for name in made:
-            subscriber.delete_subscription(subscription=name)
-
-
-@pytest.fixture
 def events_topic(make_topic: Callable[..., str]) -> str:
     return make_topic()
 

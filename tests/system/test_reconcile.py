@@ -46,28 +46,6 @@ def subscriber(stack: Stack) -> Iterator[pubsub_v1.SubscriberClient]:
         yield client
 
 
-@pytest.fixture
-def make_topic(
-    stack: Stack, subscriber: pubsub_v1.SubscriberClient
-) -> Iterator[Callable[..., str]]:
-    """Make a topic and a subscription of one name; the subscription ends with the test."""
-    made: list[str] = []
-    with pubsub_v1.PublisherClient() as publisher:
-
-        def make(**settings: Any) -> str:
-            name = f"reconcile-{uuid.uuid4().hex}"
-            topic = publisher.topic_path(stack.project, name)
-            publisher.create_topic(name=topic)
-            made.append(subscriber.subscription_path(stack.project, name))
-            request = {"name": made[-1], "topic": topic, "ack_deadline_seconds": 600}
-            subscriber.create_subscription(request=request | settings)
-            return name
-
-        yield make
-        for name in made:
-            subscriber.delete_subscription(subscription=name)
-
-
 def record(*results: ImageResult) -> None:
     store().commit(results)
 
