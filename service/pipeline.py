@@ -65,8 +65,8 @@ _STOPPING = "The service is shutting down."
 # A job's picture waits for a place in the queue rather than give the whole job back: uploads, which
 # come with a short deadline, do not wait.
 _JOB_PATIENCE_SECONDS = 30.0
-# A queue of files that take all the time that the sandbox gives would take minutes.
-_SANDBOX_PATIENCE_SECONDS = 120.0
+# For memory, a decoder or the sandbox: a queue of the slowest files would take minutes.
+_TURN_PATIENCE_SECONDS = 120.0
 _PREPARE_SECONDS = 10.0  # from the decode's begin to the network's, by far
 _STRIDE = 32  # of YOLO26: its coarsest cells
 
@@ -171,7 +171,7 @@ class Pipeline:
             detector: the network, which may still be loading; pictures are fetched meanwhile.
             options: limits.
             clock: counts the CPU time of `download`, `decode` and `store`.
-            watchdog: watches each picture; started here, when the network is loaded.
+            watchdog: watches the network's load, then each picture; started here.
         """
         self._options = options or PipelineOptions()
         self._clock = clock
@@ -180,7 +180,7 @@ class Pipeline:
         self._detector = detector
         self._watchdog = watchdog or Watchdog()
         if watchdog:
-            detector.add_done_callback(lambda _: watchdog.start())
+            watchdog.start(after=detector)
         self._flights: SingleFlight[str, Outcome] = SingleFlight()
         self._suspects = Suspects()
         self._stopping = False
@@ -341,9 +341,11 @@ class Pipeline:
                 ref = self._storage.resolve(replace(ref, metadata=ObjectMetadata()))
         # What is larger is refused unread.
         size = min(ref.metadata.size or 0, self._options.max_image_bytes)
+        turn_by = min(delivery.prepare_by, time.monotonic() + _TURN_PATIENCE_SECONDS)
+        delivery = replace(delivery, prepare_by=turn_by)
         try:
             # A file is in memory from download to decode.
-            with self._held_bytes.hold(size, begin_by=delivery.prepare_by):
+            with self._held_bytes.hold(size, begin_by=turn_by):
                 started = time.monotonic()
                 with self._clock.measure("download"):
                     download = self._storage.download(ref)
@@ -403,10 +405,9 @@ class Pipeline:
         Raises:
             DecoderBusyError: others' files took too long.
         """
-        begin_by = min(delivery.prepare_by, time.monotonic() + _SANDBOX_PATIENCE_SECONDS)
         with ExitStack() as room:
             try:
-                room.enter_context(self._sandbox.hold(1, begin_by=begin_by))
+                room.enter_context(self._sandbox.hold(1, begin_by=delivery.prepare_by))
             except TooLateError as exc:
                 raise DecoderBusyError("Other files keep the decoder's process busy.") from exc
             yield

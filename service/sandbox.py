@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_CPU_SECONDS = 10  # several times what the largest honest picture takes
+_MAX_SECONDS = 100  # by the clock, where it hangs, or has no CPU
 _REQUEST, _REPLY = struct.Struct("<QQQQ"), struct.Struct("<II")
 _NO_PICTURE = _REPLY.pack(0, 0)
 _PR_SET_PDEATHSIG = 1  # prctl(2): end with the parent, or its pipe would stay open
@@ -136,7 +137,7 @@ def _read(stream: IO[bytes], count: int) -> bytes:
 
 
 def main() -> None:
-    """Answer requests until there are no more; a fork killed from outside ends it."""
+    """Answer requests until there are no more; a fork that was killed, or hangs, ends it."""
     requests = sys.stdin.buffer
     while len(request := requests.read(_REQUEST.size)) == _REQUEST.size:
         max_bytes, max_cpu_seconds, flags, length = _REQUEST.unpack(request)
@@ -145,7 +146,7 @@ def main() -> None:
         if not child:
             _reply(data, flags, max_bytes, max_cpu_seconds)
         _, status = os.waitpid(child, 0)
-        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGALRM):
             sys.exit(1)
         if status:
             os.write(1, _NO_PICTURE)
@@ -157,6 +158,7 @@ def _reply(data: bytes, flags: int, max_bytes: int, max_cpu_seconds: int) -> Non
     try:
         with suppress(AttributeError):  # of Linux alone
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.alarm(_MAX_SECONDS)
         _, most = resource.getrlimit(resource.RLIMIT_CPU)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_CPU, (max_cpu_seconds, most))

@@ -248,6 +248,13 @@ class Settings:
                 f"than FIRESTORE_TIMEOUT_SECONDS={settings.firestore_timeout_seconds:g}, or no "
                 "picture could ever begin"
             )
+        outage = settings.storage_timeout_seconds + settings.firestore_timeout_seconds
+        if settings.stuck_seconds <= outage:
+            raise SettingsError(
+                f"STUCK_SECONDS={settings.stuck_seconds:g} is wrong: it must be more than "
+                "STORAGE_TIMEOUT_SECONDS and FIRESTORE_TIMEOUT_SECONDS together, or an outage "
+                "would end the process"
+            )
         if bool(settings.push_audience) != bool(settings.push_service_accounts):
             raise SettingsError(
                 "PUSH_AUDIENCE or PUSH_SERVICE_ACCOUNTS is missing: a push's token is checked for "

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from google.api_core import exceptions, retry
@@ -89,10 +89,9 @@ class ImageStorage:
         Decoding comes before the checksum is looked at.
         """
         download = self._retry(self._download_whole)
-        try:
+        with suppress(ContentDecodingError):
             return download(blob)
-        except ContentDecodingError:
-            return download(blob)
+        return download(blob)  # not in the handler, whose trace would hold the first bytes
 
     def _download_whole(self, blob: storage.Blob) -> bytes:
         """Download from the first byte on: the client checks no download that it resumes.

@@ -9,6 +9,9 @@ ran and what was decoded is therefore written down beforehand, and after a death
   Pub/Sub gives it up to the dead letters. If something was being decoded too, it may be that which
   killed, so nobody is known then.
 
+Two deaths of other causes, as for want of memory, while the same picture runs alone make a culprit
+of it, too; its dead letter can be replayed to another server.
+
 It is memory that a server's processes share, as the first makes it before it forks the others. It
 ends with the server, and another machine's server has to learn by itself. A delivery's own count
 of its attempts would tell every machine, but Eventarc's deliveries have none.

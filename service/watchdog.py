@@ -11,10 +11,12 @@ import logging
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import NoReturn
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +26,9 @@ _LAST_WORDS_SECONDS = 10
 
 def end_process() -> NoReturn:
     """Say what every thread waits for, and end at once: whatever is waited for might not come."""
-    faulthandler.dump_traceback_later(_LAST_WORDS_SECONDS, exit=True)  # if the log hangs, too
     try:
+        with suppress(RuntimeError, MemoryError):  # no thread can be started: the log may do
+            faulthandler.dump_traceback_later(_LAST_WORDS_SECONDS, exit=True)  # if it hangs, too
         logger.critical(
             "Work is stuck: the process ends, to be started again", extra={"threads": _stacks()}
         )
@@ -56,11 +59,18 @@ class Watchdog:
         self._ticks = 0
         self._began: dict[object, int] = {}
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
-    def start(self) -> None:
-        """Begin to count time."""
-        self._thread.start()
+    def start(self, after: "Future[Any]", *, start_seconds: float = 600.0) -> None:
+        """Start the thread, which counts the time of work from when `after` is done.
+
+        Args:
+            after: what all work waits for.
+            start_seconds: that this may last.
+        """
+        ticks = round(start_seconds / self._tick_seconds)
+        threading.Thread(
+            target=self._run, args=(after, ticks), name="watchdog", daemon=True
+        ).start()
 
     def close(self) -> None:
         """Count no more."""
@@ -78,13 +88,17 @@ class Watchdog:
             with self._lock:
                 del self._began[work]
 
-    def _run(self) -> None:
-        while not self._closed.wait(self._tick_seconds):
+    def _run(self, after: "Future[Any]", start_ticks: int) -> None:
+        while not self._closed.is_set():
             try:
-                if self._tick():
+                self._closed.wait(self._tick_seconds)
+                start_ticks -= not after.done()
+                if start_ticks < 0 or (after.done() and self._tick()):
                     self._on_stuck()
             except Exception:  # as where memory is short: it must go on
-                logger.exception("The watchdog failed")
+                with suppress(MemoryError):
+                    logger.exception("The watchdog failed")
+                time.sleep(self._tick_seconds)
 
     def _tick(self) -> bool:
         """Count one; say whether some work has seen more ticks than it may."""

@@ -132,6 +132,7 @@ def test_full_queue_is_told_at_once_while_those_admitted_still_wait(
         service = start_service(
             STORAGE_EMULATOR_HOST=url,
             STORAGE_TIMEOUT_SECONDS="600",
+            STUCK_SECONDS="3600",
             MAX_QUEUE="2",
             MAX_BATCH_SIZE="2",
             CONCURRENCY="3",

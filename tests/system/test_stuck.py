@@ -11,7 +11,11 @@ from tests.system import hooks
 from tests.system.conftest import Service, answers, document, put_aside
 from tests.system.test_overload import Samples, StartService
 
-STUCK_SECONDS = "10"  # the least that may be set
+LIMITS = {
+    "STUCK_SECONDS": "25",  # more than the two others
+    "STORAGE_TIMEOUT_SECONDS": "12",
+    "FIRESTORE_TIMEOUT_SECONDS": "12",
+}
 
 
 def test_worker_that_hangs_ends_and_its_successor_serves(
@@ -20,7 +24,7 @@ def test_worker_that_hangs_ends_and_its_successor_serves(
     endless = cv2.imencode(".jpg", np.full(hooks.POISON_SHAPE, 128, np.uint8))[1].tobytes()
     hanging = put_aside(stack, "stuck/hangs.jpg", endless)
     good = put_aside(stack, "stuck/good.jpg", samples[0][0].read_bytes())
-    service = start_service(STUCK_SECONDS=STUCK_SECONDS, **hooks.settings(hooks.HangingWorker))
+    service = start_service(**LIMITS, **hooks.settings(hooks.HangingWorker))
     with pytest.raises(requests.ConnectionError):
         service.post(hanging, timeout=PATIENCE_SECONDS)
     assert document(hanging) is None

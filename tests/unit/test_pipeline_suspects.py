@@ -269,7 +269,7 @@ def test_file_that_waits_for_slow_ones_is_given_back(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or a queue of them would take longer than the watchdog lets anything take."""
-    monkeypatch.setattr(pipeline, "_SANDBOX_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(pipeline, "_TURN_PATIENCE_SECONDS", 0.1)
     made = world.pipeline()
     with made._sandbox.hold(1), pytest.raises(DecoderBusyError):
         result(handling(made, world.put("picture.gif", GIF)))

@@ -127,6 +127,7 @@ def killed_while_it_decodes(
     victim: Callable[[], int], number: int = signal.SIGKILL
 ) -> type[BaseException] | None:
     """Decode something slow, kill what `victim` names, and say what decoding raised."""
+    wait_until(lambda: not (sandbox._process and children_of(process_id())))  # of a file before
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(decode, slow_gif(), max_pixels=1000)
         wait_until(lambda: sandbox._process and children_of(process_id()))
@@ -142,6 +143,16 @@ def test_decode_whose_process_is_killed_is_busy_and_the_next_one_works(
     victim: Callable[[], int],
 ) -> None:
     assert killed_while_it_decodes(victim) is DecoderBusyError
+    assert decode(gif(), max_pixels=10_000).info.format == "GIF"
+
+
+def test_decode_that_hangs_is_ended_by_its_own_clock_and_the_next_one_works() -> None:
+    """The alarm is set off by the test, which would wait long for it."""
+
+    def victim() -> int:
+        return children_of(process_id())[0]
+
+    assert killed_while_it_decodes(victim, signal.SIGALRM) is DecoderBusyError
     assert decode(gif(), max_pixels=10_000).info.format == "GIF"
 
 

@@ -130,6 +130,14 @@ def test_from_env_of_a_deadline_that_leaves_no_time_names_both() -> None:
     assert "FIRESTORE_TIMEOUT_SECONDS=6" in str(raised.value)
 
 
+def test_from_env_of_a_watchdog_that_an_outage_would_wake_names_all() -> None:
+    with pytest.raises(SettingsError) as raised:
+        Settings.from_env({"STUCK_SECONDS": "12"})
+    assert "STUCK_SECONDS=12 is wrong" in str(raised.value)
+    assert "STORAGE_TIMEOUT_SECONDS and FIRESTORE_TIMEOUT_SECONDS" in str(raised.value)
+    assert Settings.from_env({"STUCK_SECONDS": "12.5"}).stuck_seconds == 12.5
+
+
 def test_from_env_without_argument_reads_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORT", "9091")
     assert Settings.from_env().port == 9091
