@@ -34,11 +34,6 @@ class Armed:
                     return kind
         return None
 
-    def disarm(self) -> None:
-        """Let nothing more strike."""
-        with self._lock:
-            self._waiting.clear()
-
     @property
     def struck(self) -> Counter[FaultKind]:
         """How many calls each fault has struck."""

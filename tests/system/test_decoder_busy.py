@@ -8,7 +8,6 @@ import fcntl
 import os
 import signal
 import termios
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,18 +17,11 @@ import pytest
 from service.domain import ImageRef
 from service.local.stack import Stack
 from tests.corpus import CASES
-from tests.fakes import PATIENCE_SECONDS
+from tests.fakes import PATIENCE_SECONDS, wait_until
 from tests.processes import children_of, decoders_of
 from tests.system.conftest import Service, document, put_aside
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux' /proc")
-
-
-def wait_until(is_so: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not is_so():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 def decoder_of(service: Service) -> int:

@@ -7,8 +7,6 @@ names of more than 255 bytes, with a NUL, or of an object below another (`a`, `a
 """
 
 import json
-import re
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,8 +27,9 @@ from service.local.stack import Stack
 from service.storage import connect_lister
 from service.store import ResultStore
 from tests.corpus import NAMES
-from tests.fakes import PATIENCE_SECONDS
+from tests.fakes import wait_until
 from tests.system.conftest import COLLECTION, Service, run_cli
+from tests.system.test_reconcile import counts
 
 Samples = list[tuple[Path, Scene]]
 IGNORED = ["folder/", "cat.jpg/", "//"]  # what the console makes of a new folder
@@ -95,13 +94,6 @@ def documents(bucket: storage.Bucket) -> list[dict[str, Any]]:
     return [snapshot.to_dict() or {} for snapshot in of_bucket]
 
 
-def wait_until(is_so: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not is_so():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
-
-
 def assert_each_is_recorded(bucket: storage.Bucket, sums: dict[str, str]) -> None:
     """One document a name, of the bytes that were uploaded under it."""
     found = documents(bucket)
@@ -114,9 +106,7 @@ def assert_each_is_recorded(bucket: storage.Bucket, sums: dict[str, str]) -> Non
 def reconciled(bucket: storage.Bucket, *options: str) -> dict[str, int]:
     done = run_cli("reconcile", f"gs://{bucket.name}", *options)
     assert done.returncode == 0, done.stderr
-    line = next(line for line in done.stdout.splitlines() if " objects = " in line)
-    pairs = re.findall(r"([\d,]+) (objects|done|failed|missing|ignored)", line)
-    return {state: int(number.replace(",", "")) for number, state in pairs}
+    return counts(done.stdout)
 
 
 def test_upload_of_any_name_ends_as_one_document_that_is_found_by_it(

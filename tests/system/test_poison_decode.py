@@ -1,6 +1,5 @@
 """A picture that crashes its decoder takes the process along once, and nobody else."""
 
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +10,7 @@ import requests
 from service.demo.shapes import Scene
 from service.domain import ImageRef
 from service.local.stack import Stack
-from tests.fakes import PATIENCE_SECONDS
+from tests.fakes import wait_until
 from tests.system import hooks
 from tests.system.conftest import Service, document, put_aside
 
@@ -48,7 +47,7 @@ def test_picture_that_kills_its_decoder_is_decoded_apart_and_convicts_nobody(
 
     with ThreadPoolExecutor(NEIGHBOURS + 1) as callers:
         neighbours = callers.map(deliver, good)
-        wait_until(has_run.exists)
+        wait_until(has_run.exists, "the network does not begin")
         assert callers.submit(deliver, poison).result() == [0, 204]
         assert all(statuses in ([0, 204], [204]) for statuses in neighbours)
     assert [found_status(ref) for ref in good] == ["done"] * NEIGHBOURS
@@ -58,13 +57,6 @@ def test_picture_that_kills_its_decoder_is_decoded_apart_and_convicts_nobody(
     [suspects] = [line["document_ids"] for line in log if "document_ids" in line]
     assert poison.document_id in decoded
     assert suspects and set(suspects) <= {ref.document_id for ref in good}
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not is_so():
-        assert time.monotonic() < end, "the network does not begin"
-        time.sleep(0.05)
 
 
 def found_status(ref: ImageRef) -> str | None:

@@ -95,9 +95,3 @@ def test_body_is_not_spoilt_but_of_a_download_that_is_there(proxy: StorageProxy)
     proxy.armed.arm(FaultKind.STORAGE_FLIPPED, 1)
     assert get(proxy, METADATA).content == BODY
     assert get(proxy, DOWNLOAD.replace("a%2F", "missing")).content == BODY
-
-
-def test_disarmed_faults_do_not_strike(proxy: StorageProxy) -> None:
-    proxy.armed.arm(FaultKind.STORAGE_503, 5)
-    proxy.armed.disarm()
-    assert get(proxy).status_code == 200
