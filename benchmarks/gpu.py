@@ -36,7 +36,8 @@ from tabulate import tabulate
 from service.detector import Detector
 from service.detector.ultralytics import UltralyticsDetector
 from service.domain import Download, Event, ImageRef, ImageResult, ObjectMetadata
-from service.images import decode, shrink
+from service.images.decode import decode
+from service.images.letterbox import shrink
 from service.pipeline import Pipeline, PipelineOptions
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)

@@ -18,7 +18,8 @@ from tabulate import tabulate
 
 from service.detector.accuracy import LEAST_CONFIDENCE, Labels, find_labels, mean_precision
 from service.detector.openvino import OpenVINODetector
-from service.images import decode, shrink
+from service.images.decode import decode
+from service.images.letterbox import shrink
 
 FACTORS = (1, 2, 4, 8)
 QUALITY = 90

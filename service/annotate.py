@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from service.domain import Detection
-from service.images import Pixels
+from service.images.pixels import Pixels
 
 _COLORS = (  # BGR; told apart on light and dark grounds
     (56, 56, 255), (29, 178, 255), (49, 210, 72), (255, 157, 37), (236, 24, 132),

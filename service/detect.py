@@ -22,7 +22,7 @@ from service.domain import (
     Rerun,
 )
 from service.errors import YoloBatchError
-from service.images import decode
+from service.images.decode import decode
 from service.pipeline import Pipeline, PipelineOptions
 
 _ANY_GENERATION = 1  # local files have none

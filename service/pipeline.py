@@ -44,15 +44,10 @@ from service.errors import (
     TooLateError,
     TransientError,
 )
-from service.images import (
-    Pixels,
-    decode,
-    enlarge_box,
-    inspect,
-    is_sandboxed,
-    letterbox,
-    shrink,
-)
+from service.images.decode import decode, is_sandboxed
+from service.images.letterbox import enlarge_box, letterbox, shrink
+from service.images.pixels import Pixels
+from service.images.read import inspect
 from service.machine import cores
 from service.singleflight import SingleFlight
 from service.stages import NO_CLOCK, StageClock

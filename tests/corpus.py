@@ -26,10 +26,11 @@ import numpy as np
 from PIL import Image
 from tabulate import tabulate
 
-from service import sandbox
 from service.domain import ErrorCode
 from service.errors import BadImageError
-from service.images import decode, shrink
+from service.images import sandbox
+from service.images.decode import decode
+from service.images.letterbox import shrink
 
 PAGE = Path(__file__).parents[1] / "docs" / "bad-input.md"
 WIDTH, HEIGHT = 96, 64
@@ -47,7 +48,8 @@ CORRUPT = ErrorCode.CORRUPT_IMAGE.value
 TOO_LARGE = ErrorCode.IMAGE_TOO_LARGE.value
 UNSUPPORTED = ErrorCode.UNSUPPORTED_MEDIA.value
 EMPTY = ErrorCode.EMPTY_OBJECT.value
-EITHER = (DONE, CORRUPT)  # a flipped bit: nobody can tell whether it shows
+# A flipped bit: nobody can tell whether it shows, and it may make a marker of another one.
+EITHER = (DONE, CORRUPT, UNSUPPORTED)
 
 Make = Callable[[], bytes]
 

@@ -19,7 +19,7 @@ from service.detector import Detector
 from service.document import to_document
 from service.domain import Box, Detection, Download, ImageRef, ImageResult, ModelInfo, Rerun
 from service.errors import ObjectGoneError
-from service.images import Pixels
+from service.images.pixels import Pixels
 
 PATIENCE_SECONDS = 60.0  # of every test: far more than anything takes on a busy machine
 BUCKET = "uploads"

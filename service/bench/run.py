@@ -32,7 +32,7 @@ from service.bench.subjects import (
 )
 from service.detect import find_files
 from service.errors import BadImageError
-from service.images import decode
+from service.images.decode import decode
 from service.local.processes import Processes
 from service.local.stack import SERVICE_COMMAND
 from service.settings import Settings

@@ -84,7 +84,8 @@ def export_alternative(weights: Path, directory: Path) -> Path:
 
 def _network(task: Task) -> Work:
     """The detector on pictures that are decoded and resized already."""
-    from service.images import decode, shrink
+    from service.images.decode import decode
+    from service.images.letterbox import shrink
 
     detector = _detector(_settings(task.model))
     size = detector.info.image_size

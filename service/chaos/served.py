@@ -15,7 +15,7 @@ from service import main
 from service.detector import Detector
 from service.detector.canary import Checked
 from service.domain import Detection, ModelInfo
-from service.images import Pixels
+from service.images.pixels import Pixels
 from service.settings import Settings
 from service.stages import StageClock
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from service.domain import Detection, ModelInfo
 from service.errors import ModelError, YoloBatchError
-from service.images import Pixels
+from service.images.pixels import Pixels
 from service.stages import NO_CLOCK, StageClock
 
 # `import openvino` would fork a process that reports its use to Google Analytics.

@@ -12,7 +12,9 @@ from service.detector import Detector
 from service.detector.canary import match, overlap
 from service.domain import Detection
 from service.errors import BadImageError, ModelError
-from service.images import Picture, decode, enlarge_box, shrink
+from service.images.decode import decode
+from service.images.letterbox import enlarge_box, shrink
+from service.images.pixels import Picture
 
 CONFIDENCE = 0.25  # from which a detection counts for the agreement, as MIN_CONFIDENCE's default
 IOU = 0.5  # at which two boxes are of one object

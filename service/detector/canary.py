@@ -28,7 +28,9 @@ from typing import Any
 from service.detector import OPENVINO_METADATA, Detector
 from service.domain import Box, Detection
 from service.errors import BadImageError, ModelError
-from service.images import Pixels, decode, shrink
+from service.images.decode import decode
+from service.images.letterbox import shrink
+from service.images.pixels import Pixels
 
 logger = logging.getLogger(__name__)
 

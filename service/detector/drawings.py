@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from service.images import Pixels
+from service.images.pixels import Pixels
 
 _QUALITY = 85
 _SIZES = (640, 1000, 1280)  # widths, in pixels

@@ -26,7 +26,7 @@ from service.detector.canary import CANARY, FALLBACK, FLOOR, write_canary
 from service.detector.drawings import draw
 from service.detector.ultralytics import load_yolo, sha256_of
 from service.errors import BadImageError, ModelError
-from service.images import inspect
+from service.images.read import inspect
 
 # Bits of a stored weight; arithmetic is float32 with fp32 and fp16.
 PRECISIONS = {"fp32": 32, "fp16": 16, "int8": 8}

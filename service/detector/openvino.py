@@ -18,7 +18,8 @@ from openvino.preprocess import ColorFormat, PrePostProcessor
 from service.detector import OPENVINO_METADATA
 from service.domain import Detection, ModelInfo
 from service.errors import ModelError
-from service.images import Letterbox, Pixels, fit, frame_sizes
+from service.images.letterbox import Letterbox, fit, frame_sizes
+from service.images.pixels import Pixels
 from service.machine import cores
 from service.stages import NO_CLOCK, StageClock
 

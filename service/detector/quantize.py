@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from service.detector.openvino import pixels_for_anchors
 from service.errors import BadImageError, ModelError
-from service.images import decode, fit, frame_sizes, shrink
+from service.images.decode import decode
+from service.images.letterbox import fit, frame_sizes, shrink
 
 METHOD = (
     "static, after training: weights symmetric by channel, activations asymmetric, their ranges "

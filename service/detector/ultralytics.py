@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from service.domain import Detection, ModelInfo
 from service.errors import ModelError
-from service.images import Letterbox, Pixels, letterbox
+from service.images.letterbox import Letterbox, letterbox
+from service.images.pixels import Pixels
 from service.stages import NO_CLOCK, StageClock
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import numpy as np
 from service.domain import ImageRef
 from service.errors import BadImageError, EnvelopeError, SettingsError
 from service.events import MAX_URIS, parse_event
-from service.images import decode, shrink
+from service.images.decode import decode
+from service.images.letterbox import shrink
 from service.settings import Settings
 from tests.corpus import CASES
 

@@ -21,7 +21,8 @@ from service.demo.train import MODEL_YAML
 from service.detect import detect_files
 from service.detector import Detector, load_detector
 from service.domain import Box
-from service.images import decode, fit, frame_sizes
+from service.images.decode import decode
+from service.images.letterbox import fit, frame_sizes
 from service.pipeline import PipelineOptions
 from service.settings import BUNDLED_MODEL
 from tests.boxes import iou

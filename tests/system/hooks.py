@@ -15,7 +15,7 @@ from service import main
 from service.detector import Detector
 from service.domain import Detection
 from service.gunicorn_worker import Worker
-from service.images import Pixels
+from service.images.pixels import Pixels
 
 POISON_SHAPE = (99, 132, 3)  # of the picture that kills; of the demo's ratio, to share its batches
 

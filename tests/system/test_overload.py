@@ -19,7 +19,7 @@ import requests
 from service.bench.accounting import peak_resident_mb, worker_of
 from service.demo.shapes import Scene
 from service.domain import ImageRef
-from service.images import Pixels
+from service.images.pixels import Pixels
 from service.local.processes import Child
 from service.local.stack import Stack
 from tests.fakes import PATIENCE_SECONDS, wait_until

@@ -35,7 +35,7 @@ from service.detector.canary import (
 from service.detector.drawings import draw
 from service.domain import Box, Detection, ModelInfo
 from service.errors import ModelError
-from service.images import Pixels
+from service.images.pixels import Pixels
 from service.main import _health, _load, load_model
 from service.settings import BUNDLED_MODEL, Settings
 from service.stages import NO_CLOCK

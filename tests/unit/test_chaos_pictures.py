@@ -16,7 +16,8 @@ from service.chaos.pictures import (
 from service.chaos.plan import Kind, Plan, Upload, make_plan
 from service.detector import Detector, load_detector
 from service.errors import BadImageError
-from service.images import decode, inspect
+from service.images.decode import decode
+from service.images.read import inspect
 from service.settings import BUNDLED_MODEL, Settings
 
 KINDS = list(Kind)

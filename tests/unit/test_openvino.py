@@ -14,7 +14,7 @@ from openvino import opset13 as ops
 from service.detector.openvino import OpenVINODetector
 from service.domain import Box, ModelInfo
 from service.errors import ModelError
-from service.images import Pixels
+from service.images.pixels import Pixels
 from service.stages import StageClock
 
 ROOT = Path(__file__).parents[2]

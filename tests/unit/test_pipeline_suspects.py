@@ -10,10 +10,13 @@ import cv2
 import numpy as np
 import pytest
 
-from service import images, pipeline, sandbox
+from service import pipeline
 from service.budget import Budget
 from service.domain import Event, ImageRef, Outcome
 from service.errors import DecoderBusyError, TooLateError, TransientError
+from service.images import sandbox
+from service.images.decode import is_sandboxed
+from service.images.pixels import Picture
 from service.pipeline import Pipeline, PipelineOptions
 from service.suspects import Suspects
 from tests.corpus import CASES
@@ -155,13 +158,13 @@ def test_picture_that_was_decoded_at_a_death_is_decoded_apart_and_no_other_one(
     suspects.begin_decode(poison.document_id)
     made = world.pipeline(suspects)
     apart: list[bytes] = []
-    decode_apart = sandbox.imdecode
+    decode_apart = sandbox.read
 
     def imdecode(data: bytes, **options: Any) -> Any:
         apart.append(data)
         return decode_apart(data, **options)
 
-    monkeypatch.setattr(sandbox, "imdecode", imdecode)
+    monkeypatch.setattr(sandbox, "read", imdecode)
     assert result(handling(made, poison, other)) == [Outcome.DONE] * 2
     assert apart == [world.storage.objects[poison.bucket, poison.name, 1]]
 
@@ -169,7 +172,7 @@ def test_picture_that_was_decoded_at_a_death_is_decoded_apart_and_no_other_one(
 def test_picture_that_crashes_its_decoder_apart_too_is_corrupt(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sandbox, "imdecode", lambda *_, **__: None)  # as of a fork that died
+    monkeypatch.setattr(sandbox, "read", lambda *_, **__: None)  # as of a fork that died
     suspects = Suspects()
     ref = world.put("poison")
     suspects.begin_decode(ref.document_id)
@@ -188,7 +191,7 @@ def test_suspect_runs_while_nothing_is_decoded(
     gate = world.gate()
     decode = pipeline.decode
 
-    def decode_slowly(data: bytes, **options: Any) -> images.Picture:
+    def decode_slowly(data: bytes, **options: Any) -> Picture:
         found = decode(data, **options)
         if found.info.width == 64:
             gate.enter()
@@ -212,7 +215,7 @@ def test_files_that_wait_for_the_sandbox_keep_no_others_waiting(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = world.gate()
-    gate_before(monkeypatch, sandbox, "imdecode", gate)
+    gate_before(monkeypatch, sandbox, "read", gate)
     made = world.pipeline()
     slow = [handling(made, world.put(f"{i}.gif", GIF)) for i in range(2 * CORES)]
     gate.wait_for_arrivals()
@@ -228,13 +231,13 @@ def test_one_file_of_the_sandbox_is_in_memory_in_full_at_once(
     gate = world.gate()
     gate_before(monkeypatch, pipeline, "shrink", gate)
     decoded: list[bytes] = []
-    decode_apart = sandbox.imdecode
+    decode_apart = sandbox.read
 
     def imdecode(data: bytes, **options: Any) -> Any:
         decoded.append(data)
         return decode_apart(data, **options)
 
-    monkeypatch.setattr(sandbox, "imdecode", imdecode)
+    monkeypatch.setattr(sandbox, "read", imdecode)
     made = world.pipeline()
     handled = [handling(made, world.put(f"{i}.gif", GIF)) for i in range(3)]
     gate.wait_for_arrivals()
@@ -299,5 +302,5 @@ def test_job_where_there_is_one_place_is_done_one_by_one(world: World) -> None:
 
 
 def test_gif_of_these_tests_is_one_for_the_sandbox() -> None:
-    assert images.is_sandboxed(GIF)
+    assert is_sandboxed(GIF)
     assert cv2.imdecode(np.frombuffer(GIF, np.uint8), cv2.IMREAD_COLOR) is not None

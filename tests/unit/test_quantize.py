@@ -39,7 +39,8 @@ from service.detector.canary import CANARY, FALLBACK, load_checked
 from service.detector.export import _refuse, export_openvino, find_pictures, read_metadata
 from service.domain import Box, Detection, ImageInfo
 from service.errors import ModelError
-from service.images import Pixels, inspect
+from service.images.pixels import Pixels
+from service.images.read import inspect
 from service.settings import BUNDLED_MODEL
 from tests.fakes import FakeDetector
 

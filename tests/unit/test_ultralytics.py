@@ -22,7 +22,7 @@ from service.detector import ultralytics
 from service.detector.ultralytics import UltralyticsDetector, decode_boxes_in_float32, sha256_of
 from service.domain import Box, Detection
 from service.errors import ModelError
-from service.images import Pixels
+from service.images.pixels import Pixels
 
 pytestmark = [
     pytest.mark.ultralytics,

@@ -1,0 +1,67 @@
+"""Bytes to an upright image within limits, in this process or in one that may fail."""
+
+from service.domain import ErrorCode, ImageInfo
+from service.errors import BadImageError, DecoderBusyError
+from service.images import sandbox
+from service.images.formats import kind_of
+from service.images.pixels import Picture
+from service.images.read import WEIGHTS, inspect, read
+
+# Formats whose few bytes can cost their decoders gigabytes or minutes: what their pixels say of
+# the size need not be what their header says, and a GIF can clear its table with every code.
+_SANDBOXED = ("AVIF", "GIF", "JPEG2000", "TIFF")
+# What a decoder may take: the most seen is 12 bytes a pixel, of a progressive JPEG that is turned.
+_SANDBOX_BYTES, _SANDBOX_BYTES_PER_PIXEL = 256 * 2**20, 16
+_NATIVE_HEADERS = ("AVIF", "WEBP")  # which Pillow has a native library read
+
+
+def decode(
+    data: bytes, *, max_pixels: int, image_size: int | None = None, apart: bool = False
+) -> Picture:
+    """Decode an image, turned upright by its EXIF orientation, 8 bits a channel, no alpha.
+
+    Args:
+        data: the file.
+        max_pixels: images of more pixels are refused.
+        image_size: longer side that the model sees, in pixels. A JPEG at least twice as large is
+            decoded at a reduced scale, and never below this; None decodes in full.
+            `Picture.info` has the full size either way.
+        apart: let no native library see the file in this process, as it may crash there.
+
+    Raises:
+        BadImageError: not an image, a damaged one, one of a kind that is not supported, or of
+            more than `max_pixels` pixels; the size is read from the header, before any memory for
+            the pixels is taken.
+        DecoderBusyError: no memory now.
+    """
+    try:
+        if not (apart or is_sandboxed(data)):
+            return read(data, max_pixels=max_pixels, image_size=image_size)
+        stored = _stored(data, max_pixels=max_pixels, apart=apart)
+        weight = WEIGHTS.get(stored.format, 1)
+        per_pixel = _SANDBOX_BYTES_PER_PIXEL * weight
+        max_bytes = _SANDBOX_BYTES + stored.width * stored.height * per_pixel
+        picture = sandbox.read(
+            data, max_pixels=max_pixels, image_size=image_size, max_bytes=max_bytes
+        )
+    except (MemoryError, OSError) as exc:
+        raise DecoderBusyError("There is no memory to decode the image now.") from exc
+    if picture is None:
+        raise BadImageError(
+            ErrorCode.CORRUPT_IMAGE,
+            f"The {stored.format} file crashes its decoder, or takes too much to decode.",
+        )
+    return picture
+
+
+def is_sandboxed(data: bytes) -> bool:
+    """Say whether `decode` has a process of its own decode such a file, one at a time."""
+    return kind_of(data) in _SANDBOXED
+
+
+def _stored(data: bytes, *, max_pixels: int, apart: bool) -> ImageInfo:
+    """Read the header; of what may not be read here, say that it is as large as allowed."""
+    kind = kind_of(data)
+    if apart and kind in _NATIVE_HEADERS:
+        return ImageInfo(max_pixels // WEIGHTS.get(kind, 1), 1, kind)
+    return inspect(data, max_pixels=max_pixels)

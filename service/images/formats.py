@@ -1,0 +1,106 @@
+"""What a file is, told by its first bytes, and what reads it."""
+
+import re
+from typing import Protocol
+
+from service.domain import ErrorCode, ImageInfo
+from service.errors import BadImageError
+from service.images import jpeg, netpbm, pillow, png
+from service.images.pixels import Picture
+
+FORMATS = tuple(sorted(("JPEG", "MPO", "PPM", *pillow.FORMATS)))
+_SIGNATURES = {
+    b"\xff\xd8\xff": "JPEG",
+    png.SIGNATURE: "PNG",
+    b"GIF87a": "GIF",
+    b"GIF89a": "GIF",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",  # BigTIFF
+    b"MM\0+": "TIFF",
+    b"\xff\x4f\xff\x51": "JPEG2000",  # a bare codestream
+    b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG2000",
+}
+_NETPBM = re.compile(rb"P[1-6fF][\s#]")
+# Of the ISO base media file format (ISO/IEC 14496-12): what its brands say that a file holds.
+_AVIF_BRANDS = (b"avif", b"avis")
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_OTHERS = {
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"8BPS": "Photoshop's format",
+    b"%PDF": "PDF",
+    b"v/1\x01": "OpenEXR",
+    b"P7\n": "PAM",
+}
+
+
+class File(Protocol):
+    """One file whose header was read."""
+
+    info: ImageInfo  # of a size before or after its orientation
+
+    def decode(self, image_size: int | None) -> Picture:
+        """Decode, turned upright.
+
+        Args:
+            image_size: longer side that the model sees, in pixels; the result may be of a reduced
+                scale, but not below it. None: in full.
+
+        Raises:
+            BadImageError: it is damaged, cut short, or not supported.
+            DecoderBusyError: no memory now.
+        """
+
+
+def kind_of(data: bytes) -> str | None:
+    """Name the format by the first bytes; an MPO is a JPEG, to that. None for no format of ours."""
+    for signature, kind in _SIGNATURES.items():
+        if data.startswith(signature):
+            return kind
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if _NETPBM.match(data):
+        return "PPM"
+    if any(brand in _AVIF_BRANDS for brand in _brands(data)):
+        return "AVIF"
+    return None
+
+
+def open_file(data: bytes) -> File:
+    """Read a file's header.
+
+    Raises:
+        BadImageError: no bytes, no format of ours, damaged, or not supported.
+    """
+    if not data:
+        raise BadImageError(ErrorCode.EMPTY_OBJECT, "The object has no bytes.")
+    match kind_of(data):
+        case None:
+            raise _unsupported(data)
+        case "JPEG":
+            return jpeg.Jpeg(data)
+        case "PPM":
+            return netpbm.Netpbm(data)
+        case kind:
+            return pillow.PillowFile(data, kind)
+
+
+def _brands(data: bytes) -> list[bytes]:
+    """Read the brands of a file-type box, the first thing in such a file."""
+    if data[4:8] != b"ftyp":
+        return []
+    box = data[8 : min(int.from_bytes(data[:4]), 4096)]
+    return [box[at : at + 4] for at in range(0, len(box), 4) if at != 4]  # a version is there
+
+
+def _unsupported(data: bytes) -> BadImageError:
+    name = next((name for start, name in _OTHERS.items() if data.startswith(start)), None)
+    if any(brand in _HEIF_BRANDS for brand in _brands(data)):
+        name = "HEIC"
+    begin = f"The object is {name}, not" if name else "The object is not"
+    return BadImageError(
+        ErrorCode.UNSUPPORTED_MEDIA,
+        f"{begin} an image of a supported format: {', '.join(FORMATS)}.",
+    )

@@ -1,0 +1,187 @@
+"""The formats that Pillow reads: its view of orientation, range and frames agrees with browsers."""
+
+import io
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    Jpeg2KImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from service.domain import ErrorCode, ImageInfo
+from service.errors import BadImageError
+from service.images import png
+from service.images.pixels import Picture, Pixels, checked, upright
+
+# One path for every TIFF: without libtiff, Pillow reads subsampled colour as if it were not.
+TiffImagePlugin.READ_LIBTIFF = True
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # images are decoded side by side already
+Image.MAX_IMAGE_PIXELS = None  # our own limit takes its place: it refuses, rather than warns
+
+_PLUGINS: dict[str, Callable[[io.BytesIO], Any]] = {
+    "AVIF": AvifImagePlugin.AvifImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "JPEG2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+}
+FORMATS = tuple(_PLUGINS)
+# Modes of 8 bits that Pillow turns into RGB. Not float, 32-bit integers, or Lab, whose range or
+# colours no header tells.
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+_STRIP_PIXELS = 2**20  # converted at once, so that no second copy of all of it is needed
+
+# Tags of TIFF 6.0 and its supplements.
+_NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _SUB_IFDS = 254, 255, 330
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLE_FORMAT = 256, 257, 258, 259, 262, 339
+_REDUCED, _MASK = 1, 4  # bits of NewSubfileType
+_OLD_REDUCED = 2  # a value of SubfileType
+_WHITE_IS_ZERO = 0
+_MAX_DIRECTORIES = 100
+
+_NOT_SUPPORTED = re.compile(
+    r"unsupported (?!bmp palette)|not (yet )?supported|unable to determine|unknown pixel mode",
+    re.IGNORECASE,
+)
+
+
+class PillowFile:
+    """One file that Pillow reads, and of several frames or pages the main one."""
+
+    def __init__(self, data: bytes, kind: str) -> None:
+        """Read the header.
+
+        Raises:
+            BadImageError: it is damaged, or says something that is not supported.
+        """
+        self._kind = kind
+        with _translated(kind):
+            self._image = _PLUGINS[kind](io.BytesIO(png.essence(data) if kind == "PNG" else data))
+            if kind == "TIFF":
+                _seek_main_image(self._image, data)
+            width, height = self._image.size
+            self.info = ImageInfo(width, height, kind)
+
+    def decode(self, image_size: int | None) -> Picture:
+        """Decode in full, turned upright.
+
+        Raises:
+            BadImageError: data are missing, the file is damaged, or its pixels not supported.
+        """
+        del image_size
+        with _translated(self._kind):
+            self._image.load()
+            orientation = self._image.getexif().get(ExifTags.Base.Orientation, 1)
+            if self._image.mode.startswith("I;16"):
+                pixels = _grey_of_16_bits(self._image)
+            else:
+                pixels = _colours(self._image)
+        pixels = upright(pixels, orientation)
+        return Picture(pixels, ImageInfo(pixels.shape[1], pixels.shape[0], self._kind))
+
+
+def _grey_of_16_bits(image: Any) -> Pixels:
+    grey = np.asarray(image)
+    bits, photometric = 16, None
+    if image.format == "TIFF":  # whose samples Pillow takes as they are
+        bits = max(image.tag_v2.get(_BITS, (16,)))
+        photometric = image.tag_v2.get(_PHOTOMETRIC)
+    grey = (grey >> (bits - 8)).astype(np.uint8)
+    if photometric == _WHITE_IS_ZERO:
+        grey = 255 - grey
+    return checked(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR))
+
+
+def _colours(image: Any) -> Pixels:
+    """Return BGR of an image of 8 bits a channel; an alpha channel is dropped."""
+    if image.mode not in (*_MODES, *_PREMULTIPLIED):
+        raise _unsupported(f"{image.format} with samples of the kind {image.mode}")
+    width, height = image.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        if strip.mode in _PREMULTIPLIED:
+            strip = strip.convert(_PREMULTIPLIED[strip.mode])
+        rgb = np.asarray(strip.convert("RGB"))
+        pixels[top : top + rows] = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+    return pixels
+
+
+def _seek_main_image(image: Any, data: bytes) -> None:
+    """Go to the first page of a TIFF that is no preview of another one, and no mask.
+
+    Raises:
+        BadImageError: there is none, as in a camera's raw file.
+    """
+    for page in range(_MAX_DIRECTORIES):
+        try:
+            image.seek(page)
+        except EOFError:
+            break
+        if _is_main(image.tag_v2):
+            largest = max(
+                (_area(tags) for tags in _sub_directories(image.tag_v2, data) if _is_main(tags)),
+                default=0,
+            )
+            if largest > _area(image.tag_v2):
+                break
+            return
+    raise _unsupported("A TIFF whose full image cannot be read, as a camera's raw file,")
+
+
+def _is_main(tags: Any) -> bool:
+    kind = tags.get(_NEW_SUBFILE_TYPE, 0)
+    return not kind & (_REDUCED | _MASK) and tags.get(_SUBFILE_TYPE) != _OLD_REDUCED
+
+
+def _area(tags: Any) -> int:
+    return int(tags.get(_WIDTH, 0) * tags.get(_HEIGHT, 0))
+
+
+def _sub_directories(tags: Any, data: bytes) -> Iterator[Any]:
+    for offset in tags.get(_SUB_IFDS, ())[:_MAX_DIRECTORIES]:
+        yield _directory(data, offset)
+
+
+def _directory(data: bytes, offset: int | None = None) -> Any:
+    """Read the tags of one directory of a TIFF, the first one where no offset is given."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2(data[:16] if 43 in data[2:4] else data[:8])
+    file = io.BytesIO(data)
+    file.seek(tags.next if offset is None else offset)
+    tags.load(file)
+    return tags
+
+
+@contextmanager
+def _translated(kind: str) -> Iterator[None]:
+    """Turn whatever Pillow raises into a reason for a person."""
+    try:
+        yield
+    except (BadImageError, MemoryError):
+        raise
+    except Exception as exc:  # Pillow's parsers raise many kinds on damaged files
+        if isinstance(exc.__cause__, KeyError) or _NOT_SUPPORTED.search(str(exc)):
+            raise _unsupported(f"This kind of {kind} ({exc})") from exc
+        raise BadImageError(
+            ErrorCode.CORRUPT_IMAGE, f"The {kind} file is damaged or cut short: {exc}."
+        ) from exc
+
+
+def _unsupported(what: str) -> BadImageError:
+    return BadImageError(ErrorCode.UNSUPPORTED_MEDIA, f"{what} is not supported.")

@@ -1,0 +1,60 @@
+"""A file's bytes to its size and its pixels, in this process."""
+
+from service.domain import ErrorCode, ImageInfo
+from service.errors import BadImageError, DecoderBusyError
+from service.images.formats import kind_of, open_file
+from service.images.pixels import Picture
+
+# Decoders that take twice the memory for a pixel: they are allowed half as many.
+WEIGHTS = {"AVIF": 2, "JPEG2000": 2}
+
+
+def inspect(data: bytes, *, max_pixels: int) -> ImageInfo:
+    """Read format and size, before any orientation, from the header; no pixels.
+
+    Raises:
+        BadImageError: not an image, or one of more than `max_pixels` pixels, or of half as many
+            of a format whose decoder takes twice the memory.
+        DecoderBusyError: no memory now.
+    """
+    if kind_of(data) == "GIF":
+        width, height = (int.from_bytes(data[at : at + 2], "little") for at in (6, 8))
+        if width and height:  # Pillow would read all that comes before the first frame
+            return _allowed(ImageInfo(width, height, "GIF"), max_pixels)
+    try:
+        return _allowed(open_file(data).info, max_pixels)
+    except MemoryError as exc:
+        raise DecoderBusyError("There is no memory to read the image now.") from exc
+
+
+def read(data: bytes, *, max_pixels: int, image_size: int | None) -> Picture:
+    """Decode, turned upright; see `service.images.decode.decode`.
+
+    Raises:
+        BadImageError: not an image, damaged, cut short, not supported, or too large.
+        DecoderBusyError: no memory now.
+        MemoryError: likewise.
+    """
+    file = open_file(data)
+    _allowed(file.info, max_pixels)
+    try:
+        picture = file.decode(image_size)
+    except ValueError as exc:  # of `Picture`: whatever it is, it must not be detected on
+        raise BadImageError(
+            ErrorCode.UNSUPPORTED_MEDIA, f"The {file.info.format} file cannot be read: {exc}."
+        ) from exc
+    _allowed(picture.info, max_pixels)  # its header may have said less
+    return picture
+
+
+def _allowed(info: ImageInfo, max_pixels: int) -> ImageInfo:
+    weight = WEIGHTS.get(info.format, 1)
+    if info.width * info.height * weight > max_pixels:
+        limit = f"MAX_IMAGE_PIXELS={max_pixels}"
+        if weight > 1:
+            limit += f" divided by {weight}, as for every {info.format}"
+        raise BadImageError(
+            ErrorCode.IMAGE_TOO_LARGE,
+            f"The image has {info.width}x{info.height} pixels, more than {limit}.",
+        )
+    return info
