@@ -521,7 +521,20 @@ NONE: dict[str, Make | bytes] = {
     "noise": lambda: b"\0" + np.random.default_rng(1).bytes(5000),
     "space before a JPEG": lambda: b" " + saved("JPEG"),
 }
-for _name, _drawn in NONE.items():
+# Whole, but of a kind that is not supported.
+OF_OTHER_KINDS: dict[str, Make | bytes] = {
+    "JPEG, lossless": lambda: jpeg_frame(0xC3),
+    "JPEG-LS": lambda: jpeg_frame(0xF7),
+    "JPEG, hierarchical": lambda: jpeg_frame(0xC5),
+    "JPEG, 12 bits": lambda: jpeg_frame(0xC1, precision=12),
+    "TIFF of an unknown compression": tiff_of(compression=4711),
+    "TIFF of 32 bits": tiff_of(bytes(256), bits=32, count=256),
+    "TIFF, floating-point": lambda: saved("TIFF", drawn("F")),
+    "TIFF of 5 channels": tiff_of(bytes(320), channels=5, count=320),
+    "PFM": lambda: b"Pf\n8 8\n-1.0\n" + bytes(256),
+    "PFM in colour": lambda: b"PF\n8 8\n-1.0\n" + bytes(768),
+}
+for _name, _drawn in (NONE | OF_OTHER_KINDS).items():
     add(_name, _drawn, UNSUPPORTED)
 add("no bytes", b"", EMPTY)
 
@@ -717,7 +730,19 @@ ENDS = dict.fromkeys(
     "TIFF whose directories run in a circle": "done 8x8",
     "JPEG 2000 in tiles of one pixel": DONE,
     "JPEG 2000 of a million boxes": DONE,
-    "JPEG of a million EXIF segments between scans": DONE,
+    "JPEG of ten million bytes between segments": DONE,
+    "JPEG of ten million fill bytes": DONE,
+    "PNG with an animation's frame of 60000x60000": DONE,
+    "PNG whose animation control is too short": DONE,
+    "PNG with text that unpacks to 100 MB": DONE,
+    "PNG with a profile that unpacks to 100 MB": DONE,
+    "PNG, animated, with a chunk of 4 GB": DONE,
+    "AVIF that says 96x64 over 8000x6000": DONE,  # and is scaled to that, as browsers do
+    "GIF with a frame larger than its screen": TOO_LARGE,
+    "GIF with a frame beside its screen": TOO_LARGE,
+    "JPEG 2000 with 16384 channels": UNSUPPORTED,
+    "TIFF with 65535 channels": UNSUPPORTED,
+    "TIFF of 59,000 tags": UNSUPPORTED,
     "WebP of two million chunks": DONE,
     "WebP of 100,000 frames": DONE,
     "AVIF of a million boxes": DONE,
@@ -735,8 +760,6 @@ WRONG: dict[str, Make | bytes] = {
     "JPEG of no height": lambda: jpeg_sized(WIDTH, 0),
     "JPEG of no width": lambda: jpeg_sized(0, HEIGHT),
     "JPEG without pixels": lambda: (d := saved("JPEG"))[: d.index(b"\xff\xda")] + b"\xff\xd9",
-    "JPEG, lossless": lambda: jpeg_frame(0xC3),
-    "JPEG, 12 bits": lambda: jpeg_frame(0xC1, precision=12),
     "JPEG with HTML behind its first bytes": lambda: b"\xff\xd8\xff\xe0<html></html>",
     "JPEG of its first bytes": b"\xff\xd8\xff",
     "PNG without its first chunk": lambda: (d := saved("PNG"))[:8] + d[33:],
@@ -756,7 +779,6 @@ WRONG: dict[str, Make | bytes] = {
     "TIFF of no width": tiff_of(width=0),
     "TIFF whose strip begins behind its end": tiff_of(offset=10**9),
     "TIFF without tags": b"II*\0\x08\0\0\0\0\0\0\0\0\0",
-    "TIFF of an unknown compression": tiff_of(compression=4711),
     "WebP without pixels": riff(canvas(8, 8)),
     "AVIF of its first box": ftyp(b"avif"),
     "JPEG 2000 of its first box": b"\0\0\0\x0cjP  \r\n\x87\n",

@@ -5,23 +5,19 @@ from typing import Protocol
 
 from service.domain import ErrorCode, ImageInfo
 from service.errors import BadImageError
-from service.images import jpeg, netpbm, pillow, png
+from service.images import jpeg, jpeg2000, netpbm, pillow, png, tiff
 from service.images.pixels import Picture
 
-FORMATS = tuple(sorted(("JPEG", "MPO", "PPM", *pillow.FORMATS)))
+FORMATS = tuple(sorted(("JPEG", "MPO", "PNG", "PPM", *pillow.FORMATS)))
 _SIGNATURES = {
-    b"\xff\xd8\xff": "JPEG",
+    jpeg.SIGNATURE: "JPEG",
     png.SIGNATURE: "PNG",
     b"GIF87a": "GIF",
     b"GIF89a": "GIF",
-    b"BM": "BMP",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-    b"II+\0": "TIFF",  # BigTIFF
-    b"MM\0+": "TIFF",
-    b"\xff\x4f\xff\x51": "JPEG2000",  # a bare codestream
-    b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG2000",
+    **dict.fromkeys(tiff.SIGNATURES, "TIFF"),
+    **dict.fromkeys(jpeg2000.SIGNATURES, "JPEG2000"),
 }
+_BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # bytes: text may begin with BM too
 _NETPBM = re.compile(rb"P[1-6fF][\s#]")
 # Of the ISO base media file format (ISO/IEC 14496-12): what its brands say that a file holds.
 _AVIF_BRANDS = (b"avif", b"avis")
@@ -56,9 +52,13 @@ class File(Protocol):
 
 def kind_of(data: bytes) -> str | None:
     """Name the format by the first bytes; an MPO is a JPEG, to that. None for no format of ours."""
+    if data[20:24] == b"mjp2":  # a film with the signature of JPEG 2000
+        return None
     for signature, kind in _SIGNATURES.items():
         if data.startswith(signature):
             return kind
+    if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
+        return "BMP"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     if _NETPBM.match(data):
@@ -81,8 +81,14 @@ def open_file(data: bytes) -> File:
             raise _unsupported(data)
         case "JPEG":
             return jpeg.Jpeg(data)
+        case "JPEG2000":
+            return jpeg2000.Jpeg2000(data)
+        case "PNG":
+            return png.Png(data)
         case "PPM":
             return netpbm.Netpbm(data)
+        case "TIFF":
+            return pillow.PillowFile(tiff.main_image(data), "TIFF")
         case kind:
             return pillow.PillowFile(data, kind)
 

@@ -10,14 +10,18 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import simplejpeg
-from PIL import ExifTags, JpegImagePlugin
+from PIL import JpegImagePlugin
 
 from service.domain import ErrorCode, ImageInfo
-from service.errors import BadImageError, DecoderBusyError
+from service.errors import BadImageError
+from service.images.exif import orientation_of
+from service.images.opencv import imdecode
 from service.images.pixels import TRANSPOSED, Picture, Pixels, checked, upright
 
-_SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
+SIGNATURE = b"\xff\xd8"
+_SOI, _EOI = SIGNATURE, b"\xff\xd9"
 # A marker that has a length (ITU-T T.81, B.1.1.3): no fill byte, TEM, RST0 to RST7 or SOI.
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 _END_OF_IMAGE, _START_OF_SCAN = 0xD9, 0xDA
@@ -38,6 +42,7 @@ _DESCRIPTIONS = (
     (0xE2, b"MPF\0"),
 )
 _MAX_DESCRIPTIONS = 100
+_LATE_HEIGHT = b"\xff\xdc\0\4"  # a DNL segment (T.81, B.2.5)
 _MIN_SCAN_BYTES = 10  # of a scan's header for one component (T.81, B.2.3)
 _UNKNOWN = 16  # more than any bit
 
@@ -47,6 +52,9 @@ _MAX_SEGMENTS = 100_000
 _MAX_SCANS = 1000
 _MAX_SCANNED_PIXELS = 2_000_000_000
 
+# libjpeg's words (jerror.h: JWRN_HIT_MARKER, JWRN_JPEG_EOF, JWRN_MUST_RESYNC).
+_MISSING = re.compile(r"premature end|found marker 0x(?!d[0-7])", re.IGNORECASE)
+_FOLLOWING = b"\x5a" * 4096
 _NOT_SUPPORTED = re.compile(
     r"unsupported (?!marker)|not (yet )?(implemented|supported)|could not determine", re.IGNORECASE
 )
@@ -64,7 +72,7 @@ class Jpeg:
         frame, header, self._stream = _essence(data)
         try:
             with JpegImagePlugin.jpeg_factory(io.BytesIO(header)) as image:
-                self._orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+                self._orientation = orientation_of(image)
                 self.info = ImageInfo(frame.width, frame.height, str(image.format))
                 self._scans = frame.scans
         except (SyntaxError, ValueError, OSError) as exc:
@@ -80,19 +88,14 @@ class Jpeg:
 
         Raises:
             BadImageError: data are missing, the file is damaged, or not supported.
-            DecoderBusyError: no memory now.
+            MemoryError: there is no memory now.
         """
         width, height = self.info.width, self.info.height
         if self._scans * width * height > _MAX_SCANNED_PIXELS:
             raise _too_many_parts()
         factors = (n for n in (8, 4, 2) if image_size and max(width, height) >= n * image_size)
         factor = next(factors, 1)
-        scale = {
-            "min_width": -(-width // factor),  # rounded up, as libjpeg does (jdmaster.c)
-            "min_height": -(-height // factor),
-            "min_factor": factor,
-        }
-        pixels = upright(_decoded(self._stream, scale), self._orientation)
+        pixels = upright(_decoded(self._stream, self.info, factor), self._orientation)
         if self._orientation in TRANSPOSED:
             width, height = height, width
         return Picture(pixels, ImageInfo(width, height, self.info.format))
@@ -109,7 +112,7 @@ class _Frame:
     def __post_init__(self) -> None:
         """Read the header (T.81, B.2.2); zeros where it is cut short."""
         header = self.segment.ljust(10, b"\0")
-        self.precision = header[4]
+        self.precision, self.channels = header[4], header[9]
         self.height, self.width = int.from_bytes(header[5:7]), int.from_bytes(header[7:9])
         # For each component, the lowest bit that is known of each of its 64 coefficients.
         self._known = {c: [_UNKNOWN] * 64 for c in header[10 : 10 + 3 * header[9] : 3]}
@@ -186,28 +189,55 @@ def _essence(data: bytes) -> tuple[_Frame, bytes, bytes]:
         raise _corrupt("The JPEG ends before its pixels.")
     if frame.precision != 8:
         raise _unsupported(f"JPEG of {frame.precision} bits a channel")
+    if frame.channels not in (1, 3, 4):
+        raise _unsupported(f"JPEG of {frame.channels} channels")
+    if not frame.height and _LATE_HEIGHT in data:
+        raise _unsupported("JPEG that tells its height behind its pixels (DNL)")
     if not frame.is_begun or (frame.is_progressive and not has_end and not frame.is_complete):
         raise _corrupt("The JPEG lacks some of its scans.")
     header = b"".join((*described[: 1 + _MAX_DESCRIPTIONS], frame.segment, first_scan))
     return frame, header, b"".join((*decoded, data[begin:end], _EOI))
 
 
-def _decoded(stream: bytes, scale: dict[str, int]) -> Pixels:
+def _decoded(stream: bytes, info: ImageInfo, factor: int) -> Pixels:
     """Decode; of what libjpeg warns of, missing data alone are an error."""
+    scale = {
+        "min_width": -(-info.width // factor),  # rounded up, as libjpeg does (jdmaster.c)
+        "min_height": -(-info.height // factor),
+        "min_factor": factor,
+    }
     try:
         try:
             return checked(simplejpeg.decode_jpeg(stream, "BGR", strict=True, **scale))
         except ValueError as exc:
-            if "premature end" in str(exc).lower():
+            if _MISSING.search(str(exc)):
                 raise _corrupt("The JPEG lacks some of its data.") from exc
         return checked(simplejpeg.decode_jpeg(stream, "BGR", strict=False, **scale))
     except ValueError as exc:
         reason = str(exc)
         if reason.startswith("Insufficient memory"):
-            raise DecoderBusyError("There is no memory to decode the image now.") from exc
+            raise MemoryError from exc
+        if "subsampling" in reason:
+            return _oddly_sampled(stream, info, factor)
         if _NOT_SUPPORTED.search(reason):
             raise _unsupported(f"This kind of JPEG ({reason})") from exc
         raise _corrupt(f"The JPEG is damaged: {reason}") from exc
+
+
+def _oddly_sampled(stream: bytes, info: ImageInfo, factor: int) -> Pixels:
+    """Decode what libjpeg-turbo's own interface does not: sampling factors of a rare kind.
+
+    Its other interface, which OpenCV uses, does, but OpenCV keeps the warnings to itself. Where
+    data are missing, libjpeg takes what follows them: other bytes then make other pixels.
+    """
+    size = {"width": info.width, "height": info.height, "factor": factor}
+    pixels = imdecode(stream, **size)
+    if pixels is None:
+        raise _corrupt("The JPEG is damaged.")
+    followed = imdecode(stream[: -len(_EOI)] + _FOLLOWING + _EOI, **size)
+    if followed is None or not np.array_equal(pixels, followed):
+        raise _corrupt("The JPEG lacks some of its data.")
+    return pixels
 
 
 def _corrupt(message: str) -> BadImageError:

@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from service.domain import Box
 from service.images.pixels import Pixels, checked
@@ -42,6 +40,9 @@ class Letterbox:
         """
         if checked(pixels).shape[:2] != (self.height, self.width):
             raise ValueError(f"Pixels of {pixels.shape} for a letterbox of {self}")
+        frame_shape = (self.frame_height, self.frame_width, 3)
+        if out is not None and checked(out).shape != frame_shape:
+            raise ValueError(f"Memory of {out.shape} for a frame of {frame_shape}")
         resized = _resize(pixels, self.resized_width, self.resized_height)
         bottom = self.frame_height - self.resized_height - self.top
         right = self.frame_width - self.resized_width - self.left
@@ -49,8 +50,8 @@ class Letterbox:
             resized, self.top, bottom, self.left, right, cv2.BORDER_CONSTANT, out, value=_GREY
         )
         # OpenCV writes to memory of its own where `out` is not what it needs.
-        if out is not None and not _is_same_memory(framed, out):
-            raise ValueError(f"A frame of {framed.shape} does not fill {out.dtype} {out.shape}")
+        if out is not None and framed.__array_interface__ != out.__array_interface__:
+            raise ValueError("The frame was written to other memory than it was to")
         return checked(framed)
 
     def box(self, x1: float, y1: float, x2: float, y2: float) -> Box:
@@ -162,12 +163,6 @@ def _resize(pixels: Pixels, width: int, height: int) -> Pixels:
     if pixels.shape[:2] == (height, width):
         return pixels
     return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
-
-
-def _is_same_memory(one: NDArray[Any], other: NDArray[Any]) -> bool:
-    return one.__array_interface__["data"] == other.__array_interface__["data"] and (
-        one.shape == other.shape and one.strides == other.strides and one.dtype == other.dtype
-    )
 
 
 def _clip(value: float, limit: int) -> float:

@@ -27,17 +27,24 @@ class Netpbm:
                 ErrorCode.UNSUPPORTED_MEDIA,
                 "PFM is not supported: its floating-point values have no upper limit.",
             )
-        # A last number that nothing follows is a number too.
-        file = io.BytesIO(data + b"\n" if data[1:2] in b"123" else data)
+        is_text = data[1:2] in b"123"
         try:
-            self._file = NetpbmFile(file)
+            header = NetpbmFile(io.BytesIO(data[:_MAX_HEADER_BYTES]))
         except ValueError as exc:
             raise _corrupt("header") from exc
-        if not (self._file.width > 0 < self._file.height and 0 < self._file.maxval < 65536):
+        width, height, top = header.width, header.height, header.maxval
+        if not (width > 0 and height > 0 and 0 < top < 65536):
             raise _corrupt("header")
-        self._file.frames = 1
         self._channels = 3 if data[1:2] in b"36" else 1
-        self.info = ImageInfo(self._file.width, self._file.height, "PPM")
+        if is_text:
+            data += b"\n"  # a last number that nothing follows is a number too
+        else:  # what follows is another image, which the library would mix with this one
+            row = (
+                -(-width // 8) if data[1:2] == b"4" else width * self._channels * (1 + (top > 255))
+            )
+            data = data[: len(header.header) + height * row]
+        self._data, self._top = data, top
+        self.info = ImageInfo(width, height, "PPM")
 
     def decode(self, image_size: int | None) -> Picture:
         """Decode in full. The maximum that the header names becomes 255.
@@ -47,11 +54,11 @@ class Netpbm:
         """
         del image_size
         try:
-            samples = self._file.asarray(copy=False)
+            samples = NetpbmFile(io.BytesIO(self._data)).asarray(copy=False)
             samples = samples.reshape(self.info.height, self.info.width, self._channels)
         except ValueError as exc:
             raise _corrupt("data") from exc
-        top = self._file.maxval
+        top = self._top
         if samples.dtype == np.bool_:
             scaled = np.where(samples, np.uint8(0), np.uint8(255))  # in a PBM, 1 is black
         elif top == 255:

@@ -11,18 +11,16 @@ import numpy as np
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
-    ExifTags,
     GifImagePlugin,
     Image,
     Jpeg2KImagePlugin,
-    PngImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
 )
 
 from service.domain import ErrorCode, ImageInfo
 from service.errors import BadImageError
-from service.images import png
+from service.images.exif import orientation_of
 from service.images.pixels import Picture, Pixels, checked, upright
 
 # One path for every TIFF: without libtiff, Pillow reads subsampled colour as if it were not.
@@ -35,7 +33,6 @@ _PLUGINS: dict[str, Callable[[io.BytesIO], Any]] = {
     "BMP": BmpImagePlugin.BmpImageFile,
     "GIF": GifImagePlugin.GifImageFile,
     "JPEG2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
-    "PNG": PngImagePlugin.PngImageFile,
     "TIFF": TiffImagePlugin.TiffImageFile,
     "WEBP": WebPImagePlugin.WebPImageFile,
 }
@@ -46,13 +43,7 @@ _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 _STRIP_PIXELS = 2**20  # converted at once, so that no second copy of all of it is needed
 
-# Tags of TIFF 6.0 and its supplements.
-_NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _SUB_IFDS = 254, 255, 330
-_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLE_FORMAT = 256, 257, 258, 259, 262, 339
-_REDUCED, _MASK = 1, 4  # bits of NewSubfileType
-_OLD_REDUCED = 2  # a value of SubfileType
-_WHITE_IS_ZERO = 0
-_MAX_DIRECTORIES = 100
+_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF 6.0, and a value
 
 _NOT_SUPPORTED = re.compile(
     r"unsupported (?!bmp palette)|not (yet )?supported|unable to determine|unknown pixel mode",
@@ -61,7 +52,7 @@ _NOT_SUPPORTED = re.compile(
 
 
 class PillowFile:
-    """One file that Pillow reads, and of several frames or pages the main one."""
+    """One file that Pillow reads, and of several frames the first one."""
 
     def __init__(self, data: bytes, kind: str) -> None:
         """Read the header.
@@ -70,10 +61,8 @@ class PillowFile:
             BadImageError: it is damaged, or says something that is not supported.
         """
         self._kind = kind
-        with _translated(kind):
-            self._image = _PLUGINS[kind](io.BytesIO(png.essence(data) if kind == "PNG" else data))
-            if kind == "TIFF":
-                _seek_main_image(self._image, data)
+        with translated(kind):
+            self._image = _PLUGINS[kind](io.BytesIO(data))
             width, height = self._image.size
             self.info = ImageInfo(width, height, kind)
 
@@ -84,14 +73,13 @@ class PillowFile:
             BadImageError: data are missing, the file is damaged, or its pixels not supported.
         """
         del image_size
-        with _translated(self._kind):
+        with translated(self._kind):
             self._image.load()
-            orientation = self._image.getexif().get(ExifTags.Base.Orientation, 1)
             if self._image.mode.startswith("I;16"):
                 pixels = _grey_of_16_bits(self._image)
             else:
                 pixels = _colours(self._image)
-        pixels = upright(pixels, orientation)
+        pixels = upright(pixels, orientation_of(self._image))
         return Picture(pixels, ImageInfo(pixels.shape[1], pixels.shape[0], self._kind))
 
 
@@ -123,53 +111,8 @@ def _colours(image: Any) -> Pixels:
     return pixels
 
 
-def _seek_main_image(image: Any, data: bytes) -> None:
-    """Go to the first page of a TIFF that is no preview of another one, and no mask.
-
-    Raises:
-        BadImageError: there is none, as in a camera's raw file.
-    """
-    for page in range(_MAX_DIRECTORIES):
-        try:
-            image.seek(page)
-        except EOFError:
-            break
-        if _is_main(image.tag_v2):
-            largest = max(
-                (_area(tags) for tags in _sub_directories(image.tag_v2, data) if _is_main(tags)),
-                default=0,
-            )
-            if largest > _area(image.tag_v2):
-                break
-            return
-    raise _unsupported("A TIFF whose full image cannot be read, as a camera's raw file,")
-
-
-def _is_main(tags: Any) -> bool:
-    kind = tags.get(_NEW_SUBFILE_TYPE, 0)
-    return not kind & (_REDUCED | _MASK) and tags.get(_SUBFILE_TYPE) != _OLD_REDUCED
-
-
-def _area(tags: Any) -> int:
-    return int(tags.get(_WIDTH, 0) * tags.get(_HEIGHT, 0))
-
-
-def _sub_directories(tags: Any, data: bytes) -> Iterator[Any]:
-    for offset in tags.get(_SUB_IFDS, ())[:_MAX_DIRECTORIES]:
-        yield _directory(data, offset)
-
-
-def _directory(data: bytes, offset: int | None = None) -> Any:
-    """Read the tags of one directory of a TIFF, the first one where no offset is given."""
-    tags = TiffImagePlugin.ImageFileDirectory_v2(data[:16] if 43 in data[2:4] else data[:8])
-    file = io.BytesIO(data)
-    file.seek(tags.next if offset is None else offset)
-    tags.load(file)
-    return tags
-
-
 @contextmanager
-def _translated(kind: str) -> Iterator[None]:
+def translated(kind: str) -> Iterator[None]:
     """Turn whatever Pillow raises into a reason for a person."""
     try:
         yield

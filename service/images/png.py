@@ -1,43 +1,90 @@
-"""PNG: the chunks that decide its pixels."""
+"""PNG: the chunks that decide its pixels, and these by OpenCV.
+
+OpenCV has libpng read them, which checks all data. Pillow takes an image whose data end early, in a
+whole file, for one that is black below.
+"""
 
 import zlib
+from itertools import chain
 
-from service.domain import ErrorCode
+from PIL import Image
+
+from service.domain import ErrorCode, ImageInfo
 from service.errors import BadImageError
+from service.images.exif import orientation_of
+from service.images.opencv import imdecode
+from service.images.pixels import Picture, upright
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_DATA, _END = b"IDAT", b"IEND"
-_USED = (b"IHDR", b"PLTE", b"tRNS", _DATA, b"eXIf")
+_HEADER, _PALETTE, _DATA, _END = b"IHDR", b"PLTE", b"IDAT", b"IEND"
+_EXIF, _TEXT = b"eXIf", b"iTXt"
+_USED = (_HEADER, _PALETTE, b"tRNS", _DATA, _EXIF, _TEXT)
+_XMP = b"XML:com.adobe.xmp\0\0"  # the begin of a text that is not packed
+_HEADER_BYTES = 13
+_COLOUR_TYPE, _INDEXED = 9, 3  # its place in the header, and a value of it
 _IS_ANCILLARY = 0x20  # bit 5 of the first letter (PNG specification, 5.4)
-_COLOUR_TYPE, _PALETTE = 17, b"\3"  # its place in the header's chunk, and a value of it
 # A PNG of 50 MB in rows of 512 bytes has that many.
 _MAX_CHUNKS = 100_000
 
 
-def essence(data: bytes) -> bytes:
-    """Return the same image without what does not decide its pixels or its orientation.
+class Png:
+    """One PNG file, and the still image of an animated one."""
 
-    Left out: texts and profiles, which unpack to many times their size, and an animation, whose
-    still image is taken. A last chunk of pixels that is cut short stays as far as it goes: whether
-    pixels are missing is left to the decoder.
+    def __init__(self, data: bytes) -> None:
+        """Read all chunks, but no pixels.
 
-    Raises:
-        BadImageError: a checksum is wrong, there are too many chunks, or one is not known.
+        Raises:
+            BadImageError: a checksum is wrong, there are too many chunks, or one is not known.
+        """
+        chunks = _chunks(data)
+        header = chunks.get(_HEADER, [b""])[0][8:-4]
+        if len(header) != _HEADER_BYTES:
+            raise _corrupt("The PNG's header is damaged.")
+        if header[_COLOUR_TYPE] == _INDEXED and _PALETTE not in chunks:
+            raise _corrupt("The PNG has no palette.")
+        width, height = int.from_bytes(header[:4]), int.from_bytes(header[4:8])
+        self.info = ImageInfo(width, height, "PNG")
+        exif, xmp = (chunks.pop(kind, [b""])[0][8:-4] for kind in (_EXIF, _TEXT))
+        self._orientation = _orientation(exif, xmp)
+        self._stream = b"".join((SIGNATURE, *chain(*chunks.values()), _chunk(_END, b"")))
+
+    def decode(self, image_size: int | None) -> Picture:
+        """Decode in full, turned upright.
+
+        Raises:
+            BadImageError: data are missing, or the file is damaged.
+            MemoryError: there is no memory now.
+        """
+        del image_size
+        pixels = imdecode(self._stream, width=self.info.width, height=self.info.height)
+        if pixels is None:
+            raise _corrupt("The PNG is damaged, or lacks some of its data.")
+        pixels = upright(pixels, self._orientation)
+        return Picture(pixels, ImageInfo(pixels.shape[1], pixels.shape[0], "PNG"))
+
+
+def _chunks(data: bytes) -> dict[bytes, list[bytes]]:
+    """Return the chunks that decide pixels and orientation, by kind, in the file's order.
+
+    Left out: texts and profiles, which unpack to many times their size, and an animation. A last
+    chunk of pixels that is cut short stays as far as it goes: whether pixels are missing is left
+    to the decoder.
     """
-    kept = [SIGNATURE]
+    kept: dict[bytes, list[bytes]] = {}
     at = len(SIGNATURE)
     for _ in range(_MAX_CHUNKS):
         length, kind = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
         end = at + 12 + length
         if len(kind) < 4 or kind == _END:
-            _check_palette(kept)
-            return b"".join((*kept, _chunk(_END, b"")))
+            return kept
         is_critical = not kind[0] & _IS_ANCILLARY
-        if kind in _USED or is_critical:
+        if kind == _TEXT and not data.startswith(_XMP, at + 8):
+            pass
+        elif kind in _USED or is_critical:
             is_whole = end <= len(data)
             is_sound = zlib.crc32(data[at + 4 : end - 4]) == int.from_bytes(data[end - 4 : end])
             if is_whole and is_sound and kind in _USED:
-                kept.append(data[at:end])
+                kept.setdefault(kind, []).append(data[at:end])
             elif is_whole and is_sound:
                 raise BadImageError(
                     ErrorCode.UNSUPPORTED_MEDIA, f"PNG with a chunk {kind!r} is not supported."
@@ -45,23 +92,21 @@ def essence(data: bytes) -> bytes:
             elif is_whole and is_critical:
                 raise _corrupt("A checksum of the PNG is wrong: it is damaged.")
             elif kind == _DATA:
-                kept.append(_chunk(kind, data[at + 8 : at + 8 + length]))
+                kept.setdefault(kind, []).append(_chunk(kind, data[at + 8 : at + 8 + length]))
         at = end
     raise _corrupt("The PNG has more parts than any encoder writes.")
-
-
-def _check_palette(chunks: list[bytes]) -> None:
-    """Refuse an image of palette indices without a palette: Pillow would show them as grey."""
-    kinds = [chunk[4:8] for chunk in chunks]
-    if b"IHDR" in kinds and b"PLTE" not in kinds:
-        colour_type = chunks[kinds.index(b"IHDR")][_COLOUR_TYPE : _COLOUR_TYPE + 1]
-        if colour_type == _PALETTE:
-            raise _corrupt("The PNG has no palette.")
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
     checksum = zlib.crc32(kind + body)
     return len(body).to_bytes(4) + kind + body + checksum.to_bytes(4)
+
+
+def _orientation(exif: bytes, xmp: bytes) -> int:
+    """Take Pillow's view of both, without its reader of the file."""
+    image = Image.new("1", (1, 1))
+    image.info = {"exif": exif, "xmp": xmp}
+    return orientation_of(image)
 
 
 def _corrupt(message: str) -> BadImageError:

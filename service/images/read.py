@@ -1,9 +1,13 @@
 """A file's bytes to its size and its pixels, in this process."""
 
+import logging
+
 from service.domain import ErrorCode, ImageInfo
 from service.errors import BadImageError, DecoderBusyError
 from service.images.formats import kind_of, open_file
 from service.images.pixels import Picture
+
+logger = logging.getLogger(__name__)
 
 # Decoders that take twice the memory for a pixel: they are allowed half as many.
 WEIGHTS = {"AVIF": 2, "JPEG2000": 2}
@@ -39,9 +43,12 @@ def read(data: bytes, *, max_pixels: int, image_size: int | None) -> Picture:
     _allowed(file.info, max_pixels)
     try:
         picture = file.decode(image_size)
-    except ValueError as exc:  # of `Picture`: whatever it is, it must not be detected on
+    except (BadImageError, DecoderBusyError, MemoryError):
+        raise
+    except Exception as exc:  # `Picture`'s refusal, or a kind of damage that nobody foresaw
+        logger.exception("A decoder failed in a way that it should not")
         raise BadImageError(
-            ErrorCode.UNSUPPORTED_MEDIA, f"The {file.info.format} file cannot be read: {exc}."
+            ErrorCode.CORRUPT_IMAGE, f"The {file.info.format} file cannot be decoded."
         ) from exc
     _allowed(picture.info, max_pixels)  # its header may have said less
     return picture

@@ -22,6 +22,7 @@ from service.images.decode import decode, is_sandboxed
 from service.images.letterbox import Letterbox, enlarge_box, fit, frame_sizes, letterbox, shrink
 from service.images.pillow import PillowFile
 from service.images.pixels import Picture, Pixels
+from service.images.png import Png
 
 WIDTH, HEIGHT = 60, 40
 RED, GREEN, BLUE, YELLOW = (0, 0, 255), (0, 255, 0), (255, 0, 0), (0, 255, 255)  # BGR
@@ -293,7 +294,7 @@ def test_decode_of_more_pixels_than_its_header_says_is_too_large(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     grown = Picture(np.zeros((300, 400, 3), np.uint8), ImageInfo(400, 300, "PNG"))
-    monkeypatch.setattr(PillowFile, "decode", lambda *_: grown)
+    monkeypatch.setattr(Png, "decode", lambda *_: grown)
     with pytest.raises(BadImageError, match="400x300 pixels") as raised:
         decode(saved(quarters(), "PNG"), max_pixels=20_000)
     assert raised.value.code is ErrorCode.IMAGE_TOO_LARGE
@@ -313,6 +314,12 @@ def no_memory(*_: object, **__: object) -> None:
     raise MemoryError
 
 
+def no_memory_of_opencv(*_: object, **__: object) -> None:
+    error = cv2.error("Insufficient memory")
+    error.code = -4  # cv2.Error.StsNoMem
+    raise error
+
+
 def no_memory_of_libjpeg(*_: object, **__: object) -> None:
     raise ValueError("Insufficient memory (case 4)")
 
@@ -323,8 +330,10 @@ def no_memory_of_libjpeg(*_: object, **__: object) -> None:
         (simplejpeg, "decode_jpeg", no_memory, "JPEG"),
         (simplejpeg, "decode_jpeg", no_memory_of_libjpeg, "JPEG"),
         (jpeg.JpegImagePlugin, "jpeg_factory", no_memory, "JPEG"),
-        (PillowFile, "__init__", no_memory, "PNG"),
-        (PillowFile, "decode", no_memory, "PNG"),
+        (PillowFile, "__init__", no_memory, "WEBP"),
+        (PillowFile, "decode", no_memory, "WEBP"),
+        (cv2, "imdecode", no_memory, "PNG"),
+        (cv2, "imdecode", no_memory_of_opencv, "PNG"),
         (cv2, "cvtColor", no_memory, "PPM"),
     ],
 )

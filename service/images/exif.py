@@ -1,0 +1,16 @@
+"""Orientation, by Pillow's view of EXIF and XMP."""
+
+from typing import Any
+
+from PIL import ExifTags
+
+
+def orientation_of(image: Any) -> int:
+    """Return the orientation of a Pillow image, 1 to 8; 1 where what it says cannot be read."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - damaged EXIF raises many kinds; the image is whole
+        return 1
+    return orientation if orientation in range(1, 9) else 1

@@ -1,0 +1,129 @@
+"""TIFF: which of its images is the main one, and whether all of it is there and supported.
+
+A file holds a chain of directories, each of one image with its tags, and an image may have further
+ones below it (TIFF 6.0; Adobe's supplements 1 and 2). Pillow parses them.
+"""
+
+import io
+import struct
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from PIL import Image, TiffImagePlugin
+
+from service.domain import ErrorCode
+from service.errors import BadImageError
+from service.images.pillow import translated
+
+SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BIG_ENDIAN_BIGTIFF = b"MM\0+"  # whose directories Pillow misreads
+_BIGTIFF = b"II+\0"
+_CANON_RAW = b"CR"  # behind the header
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _CHANNELS, _SAMPLE_FORMAT = 256, 257, 258, 259, 277, 339
+_NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _SUB_DIRECTORIES = 254, 255, 330
+_OFFSETS, _BYTE_COUNTS = (273, 324), (279, 325)  # of strips, and of tiles
+_REDUCED, _MASK = 1, 4  # bits of NewSubfileType
+_OLD_REDUCED = 2  # a value of SubfileType
+_UNCOMPRESSED = 1
+_UNSIGNED, _UNDEFINED = 1, 4  # values of SampleFormat
+_MAX_CHANNELS = 4  # grey or colours, and alpha
+_MAX_BITS = 16
+_MAX_DIRECTORIES = 100
+
+
+def main_image(data: bytes) -> bytes:
+    """Return the file with its header pointing to the main image.
+
+    That is the first one that is neither a preview of another one nor a mask.
+
+    Raises:
+        BadImageError: there is none, as in a camera's raw file; it is of a kind that is not
+            supported; or data are missing.
+    """
+    if data.startswith(_BIG_ENDIAN_BIGTIFF):
+        raise _unsupported("BigTIFF in big-endian order")
+    with translated("TIFF"):
+        tags = next((one for one in _directories(data) if _is_main(one)), None)
+        if tags is None or data[8:10] == _CANON_RAW or _has_larger_below(tags, data):
+            raise _unsupported("TIFF whose full image is of another kind, as a camera's raw file,")
+        _check(tags, data)
+        if data.startswith(_BIGTIFF):
+            return data[:8] + struct.pack("<Q", tags.offset) + data[16:]
+        order = "<" if data.startswith(b"II") else ">"
+        return data[:4] + struct.pack(order + "I", tags.offset) + data[8:]
+
+
+def _directories(data: bytes) -> Iterator[Any]:
+    offset = _empty(data).next
+    seen: set[int] = set()
+    while offset and offset not in seen and len(seen) < _MAX_DIRECTORIES:
+        seen.add(offset)
+        tags = _directory(data, offset)
+        yield tags
+        offset = tags.next
+
+
+def _empty(data: bytes) -> Any:
+    return TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if data.startswith(_BIGTIFF) else 8])
+
+
+def _directory(data: bytes, offset: int) -> Any:
+    tags = _empty(data)
+    file = io.BytesIO(data)
+    file.seek(offset)
+    tags.load(file)
+    return tags
+
+
+def _is_main(tags: Any) -> bool:
+    is_other = tags.get(_NEW_SUBFILE_TYPE, 0) & (_REDUCED | _MASK)
+    return not is_other and tags.get(_SUBFILE_TYPE) != _OLD_REDUCED
+
+
+def _has_larger_below(tags: Any, data: bytes) -> bool:
+    offsets = tags.get(_SUB_DIRECTORIES, ())
+    offsets = (offsets,) if isinstance(offsets, int) else offsets[:_MAX_DIRECTORIES]
+    below = (_directory(data, offset) for offset in offsets)
+    return any(_is_main(one) and _area(one) > _area(tags) for one in below)
+
+
+def _area(tags: Any) -> int:
+    return int(tags.get(_WIDTH, 0) * tags.get(_HEIGHT, 0))
+
+
+def _check(tags: Any, data: bytes) -> None:
+    """Refuse what Pillow would decode to wrong pixels, or with a reason of libtiff's alone."""
+    channels, compression = tags.get(_CHANNELS, 1), tags.get(_COMPRESSION, _UNCOMPRESSED)
+    if channels > _MAX_CHANNELS:
+        raise _unsupported(f"TIFF of {channels} channels")
+    if max(tags.get(_BITS, (1,))) > _MAX_BITS:
+        raise _unsupported(f"TIFF of {max(tags[_BITS])} bits a channel")
+    if not set(tags.get(_SAMPLE_FORMAT, ())) <= {_UNSIGNED, _UNDEFINED}:
+        raise _unsupported("TIFF of signed or floating-point samples")
+    if not _is_readable(compression):
+        raise _unsupported(f"TIFF with compression {compression}")
+    offsets, counts = (
+        next((tags[tag] for tag in place if tag in tags), ()) for place in (_OFFSETS, _BYTE_COUNTS)
+    )
+    # Without compression the image's size tells what is needed: writers get the counts wrong.
+    if compression != _UNCOMPRESSED and any(
+        offset + count > len(data) for offset, count in zip(offsets, counts, strict=False)
+    ):
+        raise BadImageError(ErrorCode.CORRUPT_IMAGE, "The TIFF lacks some of its data.")
+
+
+@cache
+def _is_readable(compression: int) -> bool:
+    """Say whether Pillow knows a compression, and its libtiff was built with it."""
+    name = TiffImagePlugin.COMPRESSION_INFO.get(compression)
+    if name in ("webp", "zstd", "lzma"):
+        try:
+            Image.new("RGB", (8, 8)).save(io.BytesIO(), "TIFF", compression=name)
+        except Exception:  # noqa: BLE001 - whatever is raised, it was not written
+            return False
+    return name is not None
+
+
+def _unsupported(what: str) -> BadImageError:
+    return BadImageError(ErrorCode.UNSUPPORTED_MEDIA, f"{what} is not supported.")

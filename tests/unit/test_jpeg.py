@@ -1,0 +1,184 @@
+"""JPEG as cameras and accidents make it: what is legal is read, what lacks data is refused."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.domain import ErrorCode
+from service.errors import BadImageError
+from service.images.decode import decode
+from service.images.pixels import Picture
+from tests.corpus import HEIGHT, WIDTH, after_start, drawn, saved, segment
+
+SOS, EOI = b"\xff\xda", b"\xff\xd9"
+KINDS: dict[str, Callable[[], bytes]] = {
+    "baseline": lambda: saved("JPEG"),
+    "progressive": lambda: saved("JPEG", progressive=True),
+    "grey": lambda: saved("JPEG", drawn("L")),
+    "restart markers": lambda: saved("JPEG", restart_marker_blocks=2),
+    "CMYK": lambda: saved("JPEG", drawn("CMYK")),
+}
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def read(data: bytes) -> Picture:
+    return decode(data, max_pixels=100_000)
+
+
+def code_of(data: bytes) -> ErrorCode:
+    with pytest.raises(BadImageError) as raised:
+        read(data)
+    return raised.value.code
+
+
+def is_same(data: bytes, as_data: bytes) -> bool:
+    return np.array_equal(read(data).pixels, read(as_data).pixels)
+
+
+@kinds
+@pytest.mark.parametrize("missing", [1, 2])
+def test_without_its_end_a_jpeg_has_all_its_pixels(kind: str, missing: int) -> None:
+    whole = KINDS[kind]()
+    assert is_same(whole[:-missing], whole)
+
+
+@kinds
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("end", [b"", EOI], ids=["cut", "ended"])
+def test_without_some_data_a_jpeg_is_corrupt(kind: str, share: float, end: bytes) -> None:
+    whole = KINDS[kind]()
+    scans = whole.index(SOS) + 14
+    kept = scans + int(share * (len(whole) - scans))
+    assert code_of(whole[:kept] + end) is ErrorCode.CORRUPT_IMAGE
+
+
+def test_half_a_jpeg_with_another_fault_before_it_is_corrupt() -> None:
+    """libjpeg reports the first fault alone."""
+    whole = after_start(saved("JPEG"), b"stray bytes")
+    whole = whole.replace(b"JFIF\0\1\1", b"JFIF\0\7\7")  # of a version that it does not know
+    assert code_of(whole[: len(whole) // 2] + EOI) is ErrorCode.CORRUPT_IMAGE
+
+
+def scans_of(data: bytes) -> list[bytes]:
+    """What comes before the first scan, and each scan with the tables before it."""
+    at = [data.index(SOS)]
+    while (found := data.find(SOS, at[-1] + 2)) >= 0:
+        at.append(found)
+    return [data[: at[0]], *(data[a:b] for a, b in zip(at, [*at[1:], -2], strict=True))]
+
+
+def test_progressive_jpeg_cut_between_its_scans_is_corrupt() -> None:
+    header, *scans = scans_of(KINDS["progressive"]())
+    for kept in range(len(scans)):
+        assert code_of(header + b"".join(scans[:kept])) is ErrorCode.CORRUPT_IMAGE
+
+
+def test_progressive_jpeg_of_fewer_scans_by_choice_is_read() -> None:
+    """As a progressive file is shown while it loads, and as some encoders leave it."""
+    header, *scans = scans_of(KINDS["progressive"]())
+    assert read(header + b"".join(scans[:-1]) + EOI).info.width == WIDTH
+
+
+def test_jpeg_without_the_scan_of_a_colour_is_corrupt() -> None:
+    """In scans of one component each, as progressive ones have after their first."""
+    header, *scans = scans_of(KINDS["progressive"]())
+    of_one = [scan for scan in scans if scan[4] == 1]
+    assert code_of(header + b"".join(of_one) + EOI) is ErrorCode.CORRUPT_IMAGE
+
+
+BETWEEN: dict[str, bytes] = {
+    "2,048 fill bytes": b"\xff" * 2048,
+    "a million fill bytes": b"\xff" * 10**6,
+    "stray bytes": b"\x00\x01stray",
+    "a million stray bytes": b"x" * 10**6,
+    "5,000 comments": segment(0xFE, b"hello") * 5000,
+    "5,000 EXIF segments": segment(0xE1, b"Exif\0\0") * 5000,
+    "255 profiles of 64 kB": segment(0xE2, bytes(65_000)) * 255,
+    "markers without a length": b"\xff\x01\xff\xd0",
+    "a reserved segment": segment(0xF0, b"?"),
+}
+
+
+@kinds
+@pytest.mark.parametrize("extra", BETWEEN.values(), ids=BETWEEN)
+def test_what_stands_between_segments_does_not_matter(kind: str, extra: bytes) -> None:
+    whole = KINDS[kind]()
+    for place in (2 + 18, whole.index(b"\xff\xdb"), whole.index(SOS)):  # behind a JFIF segment
+        if whole[place : place + 1] == b"\xff":
+            assert is_same(whole[:place] + extra + whole[place:], whole)
+
+
+@kinds
+def test_what_stands_behind_the_end_does_not_matter(kind: str) -> None:
+    whole = KINDS[kind]()
+    assert is_same(whole + b"\0\0\0\x18ftypmp42" + whole, whole)
+
+
+def flat(factors: tuple[int, int, int], *, size: tuple[int, int] = (96, 64)) -> bytes:
+    """A grey JPEG of sampling factors that no common encoder writes; each byte as in SOF.
+
+    All of its blocks are alike: no difference, and the end of a block, in 6 bits.
+    """
+    data = bytearray(saved("JPEG", Image.new("RGB", size, (128, 128, 128)), optimize=False))
+    frame, scan = data.index(b"\xff\xc0"), data.index(SOS)
+    for index, factor in enumerate(factors):
+        data[frame + 11 + 3 * index] = factor
+        data[scan + 6 + 2 * index] = 0  # all by the first tables
+    wide, high = (max(f >> 4 for f in factors), max(f & 15 for f in factors))
+    units = -(-size[0] // (8 * wide)) * -(-size[1] // (8 * high))
+    blocks = units * sum((f >> 4) * (f & 15) for f in factors)
+    bits = np.tile(np.array([0, 0, 1, 0, 1, 0], np.uint8), blocks)
+    padded = np.append(bits, np.ones(-len(bits) % 8, np.uint8))
+    return bytes(data[: scan + 14]) + np.packbits(padded).tobytes() + EOI
+
+
+ODD = [(0x31, 0x11, 0x11), (0x11, 0x22, 0x22), (0x22, 0x12, 0x21), (0x11, 0x12, 0x21)]
+odd = pytest.mark.parametrize("factors", ODD, ids=[bytes(f).hex() for f in ODD])
+
+
+@odd
+def test_jpeg_of_rare_sampling_factors_is_read(factors: tuple[int, int, int]) -> None:
+    picture = read(flat(factors))
+    assert picture.pixels.shape == (HEIGHT, WIDTH, 3)
+    assert (picture.pixels == 128).all()
+
+
+@odd
+def test_half_a_jpeg_of_rare_sampling_factors_is_corrupt(factors: tuple[int, int, int]) -> None:
+    whole = flat(factors)
+    scan = whole.index(SOS) + 14
+    half = whole[: (scan + len(whole)) // 2] + EOI
+    assert code_of(half) is ErrorCode.CORRUPT_IMAGE
+
+
+@odd
+def test_large_jpeg_of_rare_sampling_factors_is_reduced(factors: tuple[int, int, int]) -> None:
+    picture = decode(flat(factors, size=(1300, 900)), max_pixels=10**7, image_size=640)
+    assert (picture.info.width, picture.info.height) == (1300, 900)
+    assert picture.pixels.shape == (450, 650, 3)
+
+
+def late_height() -> bytes:
+    """A JPEG that tells its height behind its scan (DNL)."""
+    data = bytearray(saved("JPEG"))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 7] = b"\0\0"
+    return bytes(data[:-2]) + segment(0xDC, HEIGHT.to_bytes(2)) + EOI
+
+
+def two_channels() -> bytes:
+    """A JPEG without its third component."""
+    data = saved("JPEG")
+    frame, scan = data.index(b"\xff\xc0"), data.index(SOS)
+    return (
+        data[:frame] + segment(0xC0, data[frame + 4 : frame + 9] + b"\2" + data[frame + 10 :][:6])
+        + data[frame + 19 : scan] + segment(0xDA, b"\2" + data[scan + 5 :][:4] + b"\0\x3f\0")
+        + data[scan + 14 :]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [late_height, two_channels], ids=["late height", "two channels"])
+def test_whole_jpeg_of_a_rare_kind_is_unsupported(make: Callable[[], bytes]) -> None:
+    assert code_of(make()) is ErrorCode.UNSUPPORTED_MEDIA

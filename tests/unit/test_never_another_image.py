@@ -1,0 +1,200 @@
+"""A result never depends on what ran before: no pixels of one image are read as another's."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from service.detector import load_detector
+from service.detector.openvino import OpenVINODetector
+from service.domain import Detection
+from service.errors import BadImageError
+from service.images.decode import decode
+from service.images.letterbox import Letterbox, fit, frame_sizes, shrink
+from service.images.pixels import Pixels
+from service.settings import BUNDLED_MODEL
+from tests.corpus import CASES, saved
+
+# Pillow warns of damaged headers.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+IMAGE_SIZE = 64
+FRAMES = frame_sizes(IMAGE_SIZE, stride=32)
+EXAMPLES = 1500
+
+Samples = Any
+
+
+def through_pillow(kind: str) -> Callable[[Samples], bytes]:
+    def make(samples: Samples) -> bytes:
+        eight_bits = np.clip(np.nan_to_num(samples.astype(np.float64)), 0, 255).astype(np.uint8)
+        squeezed = eight_bits[:, :, 0] if eight_bits.shape[2] in (1, 2) else eight_bits[:, :, :4]
+        image = Image.fromarray(squeezed)
+        return saved(kind, image.convert("RGB") if kind in ("JPEG", "PPM", "BMP") else image)
+
+    return make
+
+
+def tiff(samples: Samples) -> bytes:
+    """Of any type and number of channels, as TIFF alone allows."""
+    buffer = io.BytesIO()
+    photometric = "rgb" if samples.shape[2] >= 3 else "minisblack"
+    tifffile.imwrite(buffer, samples, photometric=photometric, planarconfig="contig")
+    return buffer.getvalue()
+
+
+def pfm(samples: Samples) -> bytes:
+    channels = 3 if samples.shape[2] >= 3 else 1
+    floats = np.nan_to_num(samples[:, :, :channels].astype("<f4"))
+    height, width = samples.shape[:2]
+    return (
+        b"P%c\n%d %d\n-1.0\n" % (b"F" if channels == 3 else b"f", width, height) + floats.tobytes()
+    )
+
+
+def pgm(samples: Samples) -> bytes:
+    """Of the type's whole range, in two bytes where one is not enough."""
+    grey = np.abs(np.nan_to_num(samples[:, :, 0].astype(np.float64))) % 65536
+    top = 255 if grey.max() < 256 else 65535
+    body = grey.astype("u1" if top == 255 else ">u2").tobytes()
+    return b"P5 %d %d %d\n" % (samples.shape[1], samples.shape[0], top) + body
+
+
+FORMATS: dict[str, Callable[[Samples], bytes]] = {
+    "TIFF": tiff,
+    "PFM": pfm,
+    "PGM": pgm,
+    **{kind: through_pillow(kind) for kind in ("JPEG", "PNG", "WEBP", "BMP", "PPM", "GIF")},
+}
+TYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "f2", "f4", "f8")
+
+
+@st.composite
+def files(draw: st.DrawFn) -> tuple[str, bytes]:
+    """A file of a format, of samples of a type, in one to five channels."""
+    name = draw(st.sampled_from(sorted(FORMATS)))
+    shape = draw(st.tuples(st.integers(2, 40), st.integers(2, 40), st.integers(1, 5)))
+    kind = np.dtype(draw(st.sampled_from(TYPES)))
+    seed = draw(st.integers(0, 2**16))
+    raw = np.random.default_rng(seed).integers(0, 256, (*shape, kind.itemsize), np.uint8)
+    with np.errstate(all="ignore"):  # of floats that no integer holds
+        return name, FORMATS[name](raw.reshape(*shape[:2], -1).view(kind))
+
+
+def framed(pixels: Pixels) -> Letterbox:
+    return fit(pixels.shape[1], pixels.shape[0], image_size=IMAGE_SIZE, sizes=FRAMES)
+
+
+def used_memory(frame: Letterbox, before: int) -> Pixels:
+    """What a model's input holds after another image."""
+    shape = frame.frame_height, frame.frame_width, 3
+    return np.random.default_rng(before).integers(0, 256, shape, np.uint8)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(files(), st.integers(0, 3))
+def test_frame_of_any_file_holds_nothing_of_what_was_there(
+    file: tuple[str, bytes], before: int
+) -> None:
+    try:
+        pixels = decode(file[1], max_pixels=10_000).pixels
+    except BadImageError:
+        return
+    small = shrink(pixels, image_size=IMAGE_SIZE)
+    frame = framed(small)
+    out = used_memory(frame, before)
+    frame.apply(small, out=out)
+    assert np.array_equal(out, frame.apply(small))
+
+
+ARRAYS = hnp.arrays(
+    dtype=st.sampled_from([np.dtype(kind) for kind in (*TYPES, "?", ">u2")]),
+    shape=hnp.array_shapes(min_dims=1, max_dims=4, min_side=1, max_side=6),
+    fill=st.just(0),
+)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(ARRAYS, ARRAYS, st.booleans())
+def test_frame_of_any_array_is_whole_or_refused(
+    pixels: Any, memory: Any, is_its_size: bool
+) -> None:
+    """Whatever a decoder returns, and whatever memory a model gives."""
+    frame = fit(6, 4, image_size=IMAGE_SIZE, sizes=FRAMES)
+    if is_its_size:
+        pixels = np.resize(pixels, (4, 6, 3)).astype(pixels.dtype)
+        memory = np.resize(memory, (frame.frame_height, frame.frame_width, 3))
+    try:
+        frame.apply(pixels, out=memory)
+    except ValueError:
+        return
+    assert (pixels.dtype, pixels.shape) == (np.uint8, (4, 6, 3))
+    assert np.array_equal(memory, frame.apply(pixels))
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        np.zeros((64, 64), np.uint8),
+        np.zeros((64, 64, 1), np.uint8),
+        np.zeros((64, 64, 4), np.uint8),
+        np.zeros((64, 64, 3), np.float32),
+        np.zeros((64, 128, 3), np.uint8)[:, ::2],
+        np.zeros((3, 64, 64), np.uint8).transpose(1, 2, 0),
+        np.zeros((32, 64, 3), np.uint8),
+    ],
+    ids=["HxW", "HxWx1", "HxWx4", "float", "strided", "CxHxW", "smaller"],
+)
+def test_frame_into_memory_that_does_not_fit_is_refused(out: Any) -> None:
+    frame = fit(64, 64, image_size=64, sizes=((64, 64),))
+    with pytest.raises(ValueError):
+        frame.apply(np.full((64, 64, 3), 7, np.uint8), out=out)
+
+
+@pytest.fixture(scope="module")
+def detector() -> OpenVINODetector:
+    """One runner: each image gets the buffers of the one before it."""
+    made = load_detector(BUNDLED_MODEL, lanes=1, min_confidence=0.001)
+    assert isinstance(made, OpenVINODetector)
+    return made
+
+
+def pixels_of(name: str) -> Pixels | None:
+    try:
+        return decode(CASES[name].make(), max_pixels=100_000).pixels
+    except BadImageError:
+        return None
+
+
+READ = [
+    name for name, case in CASES.items() if any(e.startswith("done 96x64") for e in case.expected)
+]
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Pixels]:
+    """The corpus's files of one size, which share a model's input buffer."""
+    return [pixels for name in READ if (pixels := pixels_of(name)) is not None]
+
+
+@pytest.fixture(scope="module")
+def alone(detector: OpenVINODetector, images: list[Pixels]) -> list[list[Detection]]:
+    """What is found in each of them behind a blank one."""
+    blank = np.zeros((64, 96, 3), np.uint8)
+    return [detector.detect([blank, pixels])[1] for pixels in images]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_detections_do_not_depend_on_what_ran_before(
+    detector: OpenVINODetector, images: list[Pixels], alone: list[list[Detection]], seed: int
+) -> None:
+    order = np.random.default_rng(seed).permutation(len(images))
+    assert sum(map(len, alone)) > len(images)
+    assert detector.detect([images[index] for index in order]) == [alone[index] for index in order]

@@ -1,0 +1,265 @@
+"""Every format at every depth of its samples: black becomes 0, white becomes 255."""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cv2
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from numpy.typing import NDArray
+
+from service.domain import ErrorCode
+from service.errors import BadImageError
+from service.images.decode import decode
+from tests.corpus import chunk
+
+SIDE = 16
+RAMP = np.linspace(0, 1, SIDE * SIDE).reshape(SIDE, SIDE)  # grey, from black to white
+
+
+def grey(top: int) -> NDArray[Any]:
+    """The ramp in integers up to `top`."""
+    kind = np.uint8 if top < 256 else np.uint16
+    return np.round(RAMP * top).astype(kind)
+
+
+def colour(top: int) -> NDArray[Any]:
+    """Three ramps: as it is, from the other end, and turned by a quarter."""
+    return np.dstack([grey(top), grey(top)[::-1], grey(top).T])
+
+
+def packed(rows: NDArray[Any], bits: int) -> bytes:
+    """Samples of so many bits, each row from a whole byte on."""
+    as_bits = np.unpackbits(rows.astype(">u2").view(np.uint8), axis=1)
+    rows = as_bits.reshape(len(rows), -1, 16)[:, :, 16 - bits :].reshape(len(rows), -1)
+    return b"".join(np.packbits(row).tobytes() for row in rows)
+
+
+def png(samples: NDArray[Any], bits: int, colour_type: int, *chunks: bytes) -> bytes:
+    flat = samples.reshape(SIDE, -1)
+    row = packed(flat, bits)
+    width = len(row) // SIDE
+    body = b"".join(b"\0" + row[at : at + width] for at in range(0, len(row), width))
+    header = struct.pack(">IIBBBBB", SIDE, SIDE, bits, colour_type, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        (chunk(b"IHDR", header), *chunks, chunk(b"IDAT", zlib.compress(body)), chunk(b"IEND", b""))
+    )
+
+
+def palette(bits: int) -> bytes:
+    """Of greys, in the order of the indices."""
+    return chunk(b"PLTE", b"".join(bytes([v] * 3) for v in levels(bits)))
+
+
+def levels(bits: int) -> Sequence[int]:
+    top = 2**bits - 1
+    return [round(index * 255 / top) for index in range(top + 1)]
+
+
+def with_alpha(samples: NDArray[Any]) -> NDArray[Any]:
+    return np.dstack([samples, np.full((SIDE, SIDE), samples.max(), samples.dtype)])
+
+
+def pnm(kind: int, top: int) -> bytes:
+    samples = colour(top) if kind in (3, 6) else grey(top)
+    header = f"P{kind}\n# of the ramp\n{SIDE} {SIDE}\n".encode()
+    if kind in (1, 4):
+        bits = 1 - samples  # 1 is black
+        body = b" ".join(b"%d" % v for v in bits.ravel()) if kind == 1 else packed(bits, 1)
+        return header + body
+    header += b"%d\n" % top
+    if kind in (2, 3):
+        return header + b" ".join(b"%d" % v for v in samples.ravel())  # and no line's end
+    return header + samples.astype(">u2" if top > 255 else "u1").tobytes()
+
+
+def tiff(samples: NDArray[Any], **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, samples, **options)
+    return buffer.getvalue()
+
+
+def encoded(name: str, samples: NDArray[Any], **options: Any) -> bytes:
+    return bytes(getattr(imagecodecs, f"{name}_encode")(samples, **options))
+
+
+def bmp(bits: int) -> bytes:
+    """Of palette indices, or of five bits a channel."""
+    ramp = grey(2**bits - 1 if bits <= 8 else 31)[::-1].astype(np.uint32)
+    rows = ramp * 0b100001000010000 // 16 if bits == 16 else ramp
+    body = rows.astype("<u2").tobytes() if bits == 16 else packed(rows, bits)
+    width = len(body) // SIDE
+    body = b"".join(body[at : at + width].ljust(4, b"\0") for at in range(0, len(body), width))
+    colours = b"".join(bytes([v, v, v, 0]) for v in levels(bits)) if bits <= 8 else b""
+    info = struct.pack(
+        "<IiiHHIIiiII", 40, SIDE, SIDE, 1, bits, 0, len(body), 0, 0, len(colours) // 4, 0
+    )
+    offset = 54 + len(colours)
+    return b"BM" + struct.pack("<IHHI", offset + len(body), 0, 0, offset) + info + colours + body
+
+
+# The top of the samples, and a file of them.
+GREY: dict[str, tuple[int, Callable[[], bytes]]] = {
+    **{
+        f"PNG, {b} bits": (2**b - 1, lambda b=b: png(grey(2**b - 1), b, 0))
+        for b in (1, 2, 4, 8, 16)
+    },
+    **{
+        f"PNG, palette of {b} bits": (
+            2**b - 1,
+            lambda b=b: png(grey(2**b - 1), b, 3, palette(b)),
+        )
+        for b in (1, 2, 4, 8)
+    },
+    "PNG, 8 bits and alpha": (255, lambda: png(with_alpha(grey(255)), 8, 4)),
+    "PNG, 16 bits and alpha": (65535, lambda: png(with_alpha(grey(65535)), 16, 4)),
+    "plain PBM": (1, lambda: pnm(1, 1)),
+    "PBM": (1, lambda: pnm(4, 1)),
+    **{f"plain PGM of {m}": (m, lambda m=m: pnm(2, m)) for m in (1, 7, 255, 1023, 65535)},
+    **{f"PGM of {m}": (m, lambda m=m: pnm(5, m)) for m in (1, 7, 100, 255, 256, 1023, 4095, 65535)},
+    "TIFF, 1 bit": (1, lambda: tiff(grey(1).astype(bool), photometric="minisblack")),
+    "TIFF, 8 bits": (255, lambda: tiff(grey(255))),
+    "TIFF, 8 bits, white is 0": (255, lambda: tiff(255 - grey(255), photometric="miniswhite")),
+    "TIFF, 16 bits": (65535, lambda: tiff(grey(65535))),
+    "TIFF, 16 bits, big-endian": (65535, lambda: tiff(grey(65535), byteorder=">")),
+    "TIFF, 16 bits, packed": (65535, lambda: tiff(grey(65535), compression="zlib")),
+    "TIFF, 16 bits, white is 0": (
+        65535,
+        lambda: tiff(65535 - grey(65535), photometric="miniswhite"),
+    ),
+    **{
+        f"JPEG 2000, {b} bits": (
+            2**b - 1,
+            lambda b=b: encoded("jpeg2k", grey(2**b - 1), bitspersample=b, level=0),
+        )
+        for b in (8, 10, 12, 16)
+    },
+    "JPEG 2000, 12 bits, codestream": (
+        4095,
+        lambda: encoded("jpeg2k", grey(4095), bitspersample=12, level=0, codecformat="j2k"),
+    ),
+    "JPEG": (255, lambda: encoded("jpeg", grey(255), level=100)),
+    **{f"BMP, {b} bits": (2**b - 1, lambda b=b: bmp(b)) for b in (1, 4, 8)},
+    "BMP, 16 bits": (31, lambda: bmp(16)),
+}
+COLOUR: dict[str, tuple[int, Callable[[], bytes]]] = {
+    "PNG, 8 bits": (255, lambda: png(colour(255), 8, 2)),
+    "PNG, 16 bits": (65535, lambda: png(colour(65535), 16, 2)),
+    "PNG, 16 bits and alpha": (65535, lambda: png(with_alpha(colour(65535)), 16, 6)),
+    **{f"plain PPM of {m}": (m, lambda m=m: pnm(3, m)) for m in (1, 7, 255, 1023, 65535)},
+    **{f"PPM of {m}": (m, lambda m=m: pnm(6, m)) for m in (1, 7, 100, 255, 256, 1023, 4095, 65535)},
+    "TIFF, 8 bits": (255, lambda: tiff(colour(255), photometric="rgb")),
+    "TIFF, 8 bits, big-endian": (255, lambda: tiff(colour(255), photometric="rgb", byteorder=">")),
+    "TIFF, 16 bits": (65535, lambda: tiff(colour(65535), photometric="rgb")),
+    "TIFF, 16 bits, big-endian": (
+        65535,
+        lambda: tiff(colour(65535), photometric="rgb", byteorder=">"),
+    ),
+    "TIFF, planes": (
+        255,
+        lambda: tiff(np.moveaxis(colour(255), 2, 0), photometric="rgb", planarconfig="separate"),
+    ),
+    "BigTIFF": (255, lambda: tiff(colour(255), photometric="rgb", bigtiff=True)),
+    "JPEG 2000, 8 bits": (255, lambda: encoded("jpeg2k", colour(255), level=0)),
+    "JPEG 2000, 12 bits": (
+        4095,
+        lambda: encoded("jpeg2k", colour(4095), bitspersample=12, level=0),
+    ),
+    "JPEG 2000, 12 bits, codestream": (
+        4095,
+        lambda: encoded("jpeg2k", colour(4095), bitspersample=12, level=0, codecformat="j2k"),
+    ),
+    "JPEG 2000, 16 bits": (65535, lambda: encoded("jpeg2k", colour(65535), level=0)),
+    **{
+        f"AVIF, {b} bits": (
+            2**b - 1,
+            lambda b=b: encoded("avif", colour(2**b - 1), bitspersample=b, level=100),
+        )
+        for b in (8, 10, 12)
+    },
+    "WebP": (255, lambda: encoded("webp", colour(255), lossless=True)),
+}
+TOLERANCES = {"JPEG": 3, "AVIF": 3, "BMP, 16": 1, "JPEG 2000": 2}
+
+
+def assert_scaled(name: str, data: bytes, expected: NDArray[Any]) -> None:
+    tolerance = next((t for start, t in TOLERANCES.items() if name.startswith(start)), 1)
+    pixels = decode(data, max_pixels=10_000).pixels
+    assert pixels.shape == (SIDE, SIDE, 3)
+    assert np.abs(pixels.astype(float) - expected).max() <= tolerance
+
+
+@pytest.mark.parametrize("name", GREY)
+def test_grey_samples_are_scaled_by_their_depth(name: str) -> None:
+    top, make = GREY[name]
+    expected = grey(top).astype(float) * 255 / top
+    assert_scaled(name, make(), np.dstack([expected] * 3))
+
+
+@pytest.mark.parametrize("name", COLOUR)
+def test_colour_samples_are_scaled_by_their_depth(name: str) -> None:
+    top, make = COLOUR[name]
+    assert_scaled(name, make(), colour(top)[:, :, ::-1].astype(float) * 255 / top)
+
+
+def pfm(samples: NDArray[Any], order: str) -> bytes:
+    kind = b"PF" if samples.ndim == 3 else b"Pf"
+    scale = b"-1.0" if order == "<" else b"1.0"
+    return (
+        kind + b"\n%d %d\n" % (SIDE, SIDE) + scale + b"\n" + samples.astype(order + "f4").tobytes()
+    )
+
+
+UNKNOWN_RANGE: dict[str, Callable[[], bytes]] = {
+    **{
+        f"PFM, {kind}, {order}": lambda s=samples, o=order: pfm(s, o)
+        for kind, samples in (("grey", RAMP), ("colour", np.dstack([RAMP] * 3)))
+        for order in "<>"
+    },
+    **{
+        f"TIFF, {name}": lambda d=name: tiff((RAMP * 100).astype(d), photometric="minisblack")
+        for name in ("float16", "float32", "float64", "int8", "int16", "int32", "uint32")
+    },
+    "TIFF, float colour": lambda: tiff(np.dstack([RAMP] * 3).astype("f4"), photometric="rgb"),
+    "TIFF, 5 channels": lambda: tiff(
+        np.dstack([grey(255)] * 5), photometric="minisblack", planarconfig="contig"
+    ),
+    "TIFF, 5 channels, colour": lambda: tiff(
+        np.dstack([grey(255)] * 5), photometric="rgb", extrasamples=(0, 0)
+    ),
+    "TIFF, Lab": lambda: tiff(colour(255), photometric="cielab"),
+    "TIFF, LERC": lambda: tiff(grey(255), compression="lerc"),
+    "TIFF, JPEG XL": lambda: tiff(grey(255), compression="jpegxl"),
+    "JPEG, 12 bits": lambda: encoded("jpeg", grey(4095), bitspersample=12),
+    "JPEG, lossless": lambda: encoded("ljpeg", grey(255)),
+    "JPEG-LS": lambda: encoded("jpegls", grey(255)),
+    "JPEG XL": lambda: encoded("jpegxl", grey(255)),
+    "JPEG XR": lambda: encoded("jpegxr", grey(255)),
+    "JPEG 2000, 5 channels": lambda: encoded("jpeg2k", np.dstack([grey(255)] * 5), level=0),
+    "EXR": lambda: cv2.imencode(".hdr", np.dstack([RAMP] * 3).astype("f4"))[1].tobytes(),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN_RANGE)
+def test_whole_file_of_an_unknown_kind_is_unsupported(name: str) -> None:
+    with pytest.raises(BadImageError) as raised:
+        decode(UNKNOWN_RANGE[name](), max_pixels=10_000)
+    assert raised.value.code is ErrorCode.UNSUPPORTED_MEDIA
+
+
+@pytest.mark.parametrize("name", ["zstd", "lzma", "webp", "packbits", "lzw", "zlib", "jpeg"])
+def test_compressed_tiff_is_read_or_unsupported(name: str) -> None:
+    data = tiff(colour(255), photometric="rgb", compression=name)
+    try:
+        pixels = decode(data, max_pixels=10_000).pixels
+    except BadImageError as exc:
+        assert exc.code is ErrorCode.UNSUPPORTED_MEDIA
+        assert name in ("zstd", "lzma", "webp")
+    else:
+        tolerance = 30 if name == "jpeg" else 0
+        assert np.abs(pixels.astype(int) - colour(255)[:, :, ::-1]).max() <= tolerance
