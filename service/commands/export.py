@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from service.labels import shared_labels
+
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
@@ -21,7 +23,7 @@ _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
     "--image-size",
     type=click.IntRange(32, 4096),
     help="Longer side that the network sees, in pixels, a multiple of 32; "
-    "by default 640, or an exported model's own.",
+    "by default the one that the weights were trained with, or an exported model's own.",
 )
 @click.option(
     "--precision",
@@ -58,6 +60,13 @@ _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
     help="Folder of at most 10 pictures to pack as the canary, where the model knows nothing of "
     "the drawn ones. They become part of the export.",
 )
+@click.option(
+    "--rename",
+    "renames",
+    metavar="OLD=NEW",
+    multiple=True,
+    help="Give a class another label. OLD may be empty, or '#' and a class id. Repeatable.",
+)
 def export(
     model: Path,
     output: Path | None,
@@ -69,6 +78,7 @@ def export(
     min_agreement: float,
     no_fallback: bool,
     canary: Path | None,
+    renames: tuple[str, ...],
 ) -> None:
     """Turn a YOLO26 detection MODEL into the directory that the service runs.
 
@@ -88,10 +98,28 @@ def export(
         min_agreement=min_agreement,
         fallback=not no_fallback,
         canary=canary,
+        renames=renames,
     )
-    for line in _figures(read_metadata(directory)):
+    metadata = read_metadata(directory)
+    for line in (*_labels(metadata), *_figures(metadata)):
         click.echo(line)
+    click.echo(f"Image size {max(metadata['imgsz'])} pixels{_origin(model, image_size)}")
     click.echo(f"Exported to {directory}")
+
+
+def _origin(model: Path, image_size: int | None) -> str:
+    """Say where the image size comes from, when the user did not give it."""
+    if image_size:
+        return ""
+    return ", as the model was exported" if model.is_dir() else ", as the weights were trained"
+
+
+def _labels(metadata: Mapping[str, Any]) -> list[str]:
+    """Say which classes share a label."""
+    return [
+        f"The classes {', '.join(map(str, ids))} share the label {label!r}: they are counted as one"
+        for label, ids in shared_labels(metadata["names"]).items()
+    ]
 
 
 def _figures(metadata: Mapping[str, Any]) -> list[str]:

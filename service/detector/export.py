@@ -5,7 +5,7 @@ import random
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,16 @@ from service.detector.accuracy import (
 )
 from service.detector.canary import CANARY, FALLBACK, FLOOR, write_canary
 from service.detector.drawings import draw
-from service.detector.ultralytics import load_yolo, sha256_of
+from service.detector.ultralytics import (
+    labels_of,
+    load_yolo,
+    sha256_of,
+    stride_of,
+    trained_image_size,
+)
 from service.errors import BadImageError, ModelError
 from service.images import inspect
+from service.labels import class_labels, rename
 
 # Bits of a stored weight; arithmetic is float32 with fp32 and fp16.
 PRECISIONS = {"fp32": 32, "fp16": 16, "int8": 8}
@@ -36,9 +43,8 @@ _MIN_DETECTIONS = 20  # of the float network: with fewer, agreement says little
 _MAX_PICTURES = 300  # more change the ranges no more
 _MAX_CANARY = 10  # pictures: every start runs them
 _MAX_PIXELS = 2**30
-_DEFAULT_IMAGE_SIZE = 640
 _SUFFIX = "_openvino_model"
-_STRIDE = 32  # of the network: ultralytics would round other sizes up
+_STRIDE = 32  # the least of any network: ultralytics would round other sizes up
 
 
 def export_openvino(
@@ -52,6 +58,7 @@ def export_openvino(
     min_agreement: float = MIN_AGREEMENT,
     fallback: bool = True,
     canary: Path | None = None,
+    renames: Sequence[str] = (),
 ) -> Path:
     """Export a model with the end-to-end head and dynamic shapes, and a canary beside it.
 
@@ -61,8 +68,8 @@ def export_openvino(
             ultralytics.
         destination: directory to write; by default `<stem>_openvino_model` or, with int8,
             `<stem>_int8_openvino_model` beside the model.
-        image_size: longer side that the network will see, in pixels; by default an exported
-            model's own, or 640.
+        image_size: longer side that the network will see, in pixels; by default the one that the
+            weights were trained with, or an exported model's own.
         precision: one of `PRECISIONS`.
         calibration: folder of pictures like those to come; int8 needs it.
         labels: labelled pictures to measure mAP on, of the float network too.
@@ -70,17 +77,16 @@ def export_openvino(
             which no int8 model is written.
         fallback: whether the float model is packed beside the int8 one.
         canary: folder of pictures to pack as the canary, in place of the drawn ones.
+        renames: `OLD=NEW` for each label to replace; see `service.labels.rename`.
 
     Returns:
         The directory written; `metadata.yaml` in it has what was measured.
 
     Raises:
-        ModelError: the model cannot be loaded, downloaded, exported or quantised, int8 agrees too
-            little with float, or the default directory is the model itself.
+        ModelError: the model cannot be loaded, downloaded, exported or quantised, a label cannot be
+            stored, int8 agrees too little with float, or the default directory is the model itself.
     """
-    size = image_size or _DEFAULT_IMAGE_SIZE
-    if size % _STRIDE:
-        raise ModelError(f"The image size {size} is not a multiple of {_STRIDE}")
+    _check_size(image_size, _STRIDE)
     if precision == "int8" and calibration is None:
         raise ModelError("int8 needs --calibration: a folder of pictures like those to come")
     # What is wrong with any of these is said before the work begins.
@@ -92,9 +98,9 @@ def export_openvino(
         floating = Path(scratch) / "model"
         if (model / OPENVINO_METADATA).is_file():
             source = model
-            _take(model, floating, image_size, precision)
+            _take(model, floating, image_size, precision, renames)
         else:
-            source = _from_weights(model, floating, size, precision)
+            source = _from_weights(model, floating, image_size, precision, renames)
         target = _target(source, destination, precision)
         _add_canary(floating, pictures)
         written = floating
@@ -176,16 +182,30 @@ def _default_target(source: Path, precision: str) -> Path:
     return source.with_name(stem + ("_int8" if precision == "int8" else "") + _SUFFIX)
 
 
-def _from_weights(weights: Path, directory: Path, image_size: int, precision: str) -> Path:
+def _check_size(image_size: int | None, stride: int) -> None:
+    if image_size and image_size % stride:
+        raise ModelError(f"The image size {image_size} is not a multiple of {stride}")
+
+
+def _from_weights(
+    weights: Path, directory: Path, image_size: int | None, precision: str, renames: Sequence[str]
+) -> Path:
     """Export weights to a float directory; return where they are."""
     model = load_yolo(weights)
+    if isinstance(model.model, str | Path):
+        raise ModelError(f"{weights} is an export already: give the weights that it was made of")
     source = Path(getattr(model, "ckpt_path", None) or weights)
+    labels = labels_of(model, name=source.name, renames=renames)
+    _check_size(image_size, stride_of(model))
+    size = image_size or trained_image_size(model)
     floating = "fp32" if precision == "int8" else precision
     # ultralytics writes beside the weights: work on a copy, so that nothing is left behind.
     copy = directory.with_name(source.name)
     shutil.copyfile(source, copy)
+    model = load_yolo(copy)
+    model.model.names = labels
     try:
-        written = _export(load_yolo(copy), image_size, PRECISIONS[floating])
+        written = _export(model, size, PRECISIONS[floating])
     except Exception as exc:  # noqa: BLE001 - ultralytics raises whatever its exporters raise
         raise ModelError(f"ultralytics cannot export {weights}: {exc}") from exc
     shutil.move(written, directory)
@@ -201,6 +221,7 @@ def _from_weights(weights: Path, directory: Path, image_size: int, precision: st
         source=source.name,
         sha256=sha256_of(source),
         precision=floating,
+        names=labels,  # as they are written: ultralytics replaces codes of ImageNet's
     )
     return source
 
@@ -220,9 +241,13 @@ def _export(model: Any, image_size: int, bits: int) -> Path:
     return Path(written)
 
 
-def _take(model: Path, directory: Path, image_size: int | None, precision: str) -> None:
+def _take(
+    model: Path, directory: Path, image_size: int | None, precision: str, renames: Sequence[str]
+) -> None:
     """Copy an exported float model, with its weights in another precision where that is asked."""
     import openvino as ov
+
+    from service.detector.openvino import count_classes
 
     metadata = read_metadata(model)
     for figures in ("accuracy", "quantization", CANARY):  # of the source, not of what is written
@@ -235,9 +260,16 @@ def _take(model: Path, directory: Path, image_size: int | None, precision: str) 
     networks = list(model.glob("*.xml"))
     if len(networks) != 1:
         raise ModelError(f"{model} must hold one .xml file; it holds {len(networks)}")
+    _check_size(image_size, int(metadata.get("stride", _STRIDE)))
+    names: object = metadata.get("names")
+    network = ov.Core().read_model(networks[0])
+    count = count_classes(network)
+    if renames:
+        names = rename(names, renames, model=model.name, count=count)
+    metadata["names"] = class_labels(names, model=model.name, count=count)
     directory.mkdir()
     if (has, precision) == ("fp32", "fp16"):
-        _save(ov.Core().read_model(networks[0]), directory / networks[0].name, fp16=True)
+        _save(network, directory / networks[0].name, fp16=True)
         metadata["precision"] = "fp16"
     else:
         for file in (networks[0], networks[0].with_suffix(".bin")):

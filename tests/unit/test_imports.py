@@ -21,6 +21,7 @@ INTERNAL: dict[str, set[str]] = {
     "machine": set(),
     "budget": {"errors"},
     "watchdog": set(),
+    "labels": {"errors"},
     "events": {"domain", "errors"},
     "storage": {"domain", "errors"},
     "sandbox": set(),
@@ -44,8 +45,8 @@ INTERNAL: dict[str, set[str]] = {
         "detector.openvino",
         "detector.ultralytics",
     },
-    "detector.openvino": {"detector", "domain", "errors", "images", "machine", "stages"},
-    "detector.ultralytics": {"domain", "errors", "images", "stages"},
+    "detector.openvino": {"detector", "domain", "errors", "images", "labels", "machine", "stages"},
+    "detector.ultralytics": {"domain", "errors", "images", "labels", "stages"},
     "detector.identity": {"detector", "detector.ultralytics", "errors"},
     "detector.drawings": {"images"},
     "detector.canary": {"detector", "domain", "errors", "images"},
@@ -61,6 +62,7 @@ INTERNAL: dict[str, set[str]] = {
         "detector.ultralytics",
         "errors",
         "images",
+        "labels",
     },
     "pipeline": {
         "batching",
@@ -210,7 +212,17 @@ def test_layout_names_only_modules_that_exist() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["domain", "errors", "settings", "events", "batching", "singleflight", "document", "pipeline"],
+    [
+        "domain",
+        "errors",
+        "settings",
+        "labels",
+        "events",
+        "batching",
+        "singleflight",
+        "document",
+        "pipeline",
+    ],
 )
 def test_pure_module_imports_no_vendor(module: str) -> None:
     assert vendor_imports(module) == set()
