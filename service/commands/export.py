@@ -8,6 +8,7 @@ import click
 
 from service.labels import shared_labels
 
+PRECISIONS = ("fp32", "fp16", "int8")
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
@@ -29,7 +30,7 @@ _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
     "--precision",
     default="fp32",
     show_default=True,
-    type=click.Choice(["fp32", "fp16", "int8"]),
+    type=click.Choice(PRECISIONS),
     help="fp16 is of the stored weights alone; int8 of the arithmetic too.",
 )
 @click.option(
@@ -124,20 +125,28 @@ def _labels(metadata: Mapping[str, Any]) -> list[str]:
 
 def _figures(metadata: Mapping[str, Any]) -> list[str]:
     """What was measured, in sentences."""
+    from service.detector.truth import listed
+
     lines = []
     if quantization := metadata.get("quantization"):
         reached, threshold = quantization["agreement"], quantization["threshold"]
+        if skipped := quantization.get("skipped"):
+            lines.append(f"Calibration images that cannot be read, skipped: {listed(skipped)}")
         lines.append(
             f"int8 against float on {quantization['calibration_pictures']} calibration pictures, "
             f"{reached['detections']} detections: "
             f"F1 {reached['f1']:.3f} (at least {threshold['f1']:g}), "
             f"mean IoU {reached['iou']:.3f} (at least {threshold['iou']:g})"
         )
-    for precision, measured in (metadata.get("accuracy") or {}).items():
-        if precision != "labels":
+    if accuracy := metadata.get("accuracy"):
+        name = accuracy["labels"]
+        lines.append(f"{name}: {accuracy['images']} images, {accuracy['objects']} objects")
+        lines += [f"{name}: {note}" for note in accuracy["notes"]]
+        for precision in filter(accuracy.get, PRECISIONS):
+            measured = accuracy[precision]
             lines.append(
-                f"{precision} on {metadata['accuracy']['labels']}: "
-                f"mAP50-95 {100 * measured['map50_95']:.2f}, mAP50 {100 * measured['map50']:.2f}"
+                f"{precision} on {name}: mAP50-95 {100 * measured['map50_95']:.2f}, "
+                f"mAP50 {100 * measured['map50']:.2f}"
             )
     if not metadata["canary"]["detections_compared"]:
         lines.append(

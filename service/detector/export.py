@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from service.detector import OPENVINO_METADATA
 from service.detector.accuracy import (
     LEAST_CONFIDENCE,
     Agreement,
-    Labels,
     agreement,
     detect_files,
     mean_precision,
@@ -24,6 +23,7 @@ from service.detector.accuracy import (
 )
 from service.detector.canary import CANARY, FALLBACK, FLOOR, write_canary
 from service.detector.drawings import draw
+from service.detector.truth import Labels, listed, match_classes
 from service.detector.ultralytics import (
     labels_of,
     load_yolo,
@@ -31,8 +31,9 @@ from service.detector.ultralytics import (
     stride_of,
     trained_image_size,
 )
+from service.domain import ErrorCode
 from service.errors import BadImageError, ModelError
-from service.images import inspect
+from service.images import decode, inspect
 from service.labels import class_labels, rename
 
 # Bits of a stored weight; arithmetic is float32 with fp32 and fp16.
@@ -41,6 +42,7 @@ MIN_AGREEMENT = 0.9  # F1 of the detections; what stayed below cost 1.7 to 3.9 p
 MIN_IOU = 0.95  # mean, of the boxes that both find
 _MIN_DETECTIONS = 20  # of the float network: with fewer, agreement says little
 _MAX_PICTURES = 300  # more change the ranges no more
+_MIN_CALIBRATION = 10  # images, where others could not be read
 _MAX_CANARY = 10  # pictures: every start runs them
 _MAX_PIXELS = 2**30
 _SUFFIX = "_openvino_model"
@@ -92,8 +94,7 @@ def export_openvino(
     # What is wrong with any of these is said before the work begins.
     _target(model, destination, precision)
     pictures = _canary_pictures(canary)
-    if labels:
-        read_labels(labels)
+    truth = read_labels(labels) if labels else None
     with tempfile.TemporaryDirectory() as scratch:
         floating = Path(scratch) / "model"
         if (model / OPENVINO_METADATA).is_file():
@@ -102,11 +103,15 @@ def export_openvino(
         else:
             source = _from_weights(model, floating, image_size, precision, renames)
         target = _target(source, destination, precision)
+        if labels and truth:
+            match_classes(truth, read_metadata(floating)["names"].values(), file=labels.file)
         _add_canary(floating, pictures)
         written = floating
         if calibration is not None and precision == "int8":
             written = Path(scratch) / "int8"
-            _quantize(floating, written, find_pictures(calibration), min_agreement)
+            size = max(read_metadata(floating)["imgsz"])
+            images = find_calibration(calibration, image_size=size)
+            _quantize(floating, written, images, min_agreement)
             _add_canary(written, pictures)
             if fallback:
                 shutil.copytree(floating, written / FALLBACK)
@@ -137,12 +142,58 @@ def find_pictures(folder: Path) -> list[Path]:
     Raises:
         ModelError: there are none.
     """
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    drawn = random.Random(0).sample(files, len(files))
-    pictures = sorted(itertools.islice(filter(_is_picture, drawn), _MAX_PICTURES))
+    pictures = sorted(itertools.islice(filter(_is_picture, _drawn(folder)), _MAX_PICTURES))
     if not pictures:
         raise ModelError(f"There are no pictures in {folder}")
     return pictures
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Images to calibrate with; `skipped` says which others could not be read, and why."""
+
+    images: list[Path]
+    skipped: list[str]
+
+
+def find_calibration(folder: Path, *, image_size: int) -> Calibration:
+    """Find images that can be decoded, as `find_pictures` finds those with a header.
+
+    What is no image is passed over. An image that is damaged is skipped, and another one is drawn.
+
+    Args:
+        folder: of the images.
+        image_size: longer side that the network sees, in pixels: large JPEGs are decoded for it.
+
+    Raises:
+        ModelError: too few can be read.
+    """
+    images: list[Path] = []
+    skipped: list[str] = []
+    for path in _drawn(folder):
+        try:
+            decode(path.read_bytes(), max_pixels=_MAX_PIXELS, image_size=image_size)
+        except BadImageError as exc:
+            if exc.code != ErrorCode.UNSUPPORTED_MEDIA:
+                skipped.append(f"{path.relative_to(folder)} ({exc})")
+            continue
+        images.append(path)
+        if len(images) == _MAX_PICTURES:
+            break
+    if not images and not skipped:
+        raise ModelError(f"There are no pictures in {folder}")
+    if skipped and len(images) < _MIN_CALIBRATION:
+        raise ModelError(
+            f"Too few images in {folder} can be read: {len(images)}, and int8 needs at least "
+            f"{_MIN_CALIBRATION}. Not read: {listed(sorted(skipped))}"
+        )
+    return Calibration(sorted(images), sorted(skipped))
+
+
+def _drawn(folder: Path) -> list[Path]:
+    """List the files of a folder in an order that looks random, and is always the same."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return random.Random(0).sample(files, len(files))
 
 
 def _is_picture(path: Path) -> bool:
@@ -279,13 +330,15 @@ def _take(
     _write_metadata(directory, metadata)
 
 
-def _quantize(floating: Path, directory: Path, pictures: list[Path], min_agreement: float) -> None:
+def _quantize(
+    floating: Path, directory: Path, calibration: Calibration, min_agreement: float
+) -> None:
     """Write the int8 model of a float one, if it agrees."""
     import openvino as ov
 
     from service.detector.quantize import METHOD, quantize, version
 
-    metadata = read_metadata(floating)
+    metadata, pictures = read_metadata(floating), calibration.images
     [file] = floating.glob("*.xml")
     network = quantize(
         ov.Core().read_model(file),
@@ -309,6 +362,7 @@ def _quantize(floating: Path, directory: Path, pictures: list[Path], min_agreeme
             "method": METHOD,
             "nncf": version(),
             "calibration_pictures": len(pictures),
+            "skipped": calibration.skipped,
             "agreement": _rounded(asdict(reached)),
             "threshold": {"f1": min_agreement, "iou": MIN_IOU},
         },
@@ -354,13 +408,16 @@ def _add_canary(directory: Path, pictures: Mapping[str, bytes]) -> None:
 
 def _add_precision(directory: Path, floating: Path, labels: Labels) -> None:
     metadata = read_metadata(directory)
-    measured = {
-        read_metadata(path)["precision"]: _rounded(
-            asdict(mean_precision(_load(path, LEAST_CONFIDENCE), labels))
+    accuracy: dict[str, Any] = {"labels": labels.file.name}
+    for path in dict.fromkeys((floating, directory)):
+        measured = mean_precision(_load(path, LEAST_CONFIDENCE), labels)
+        # The same for both: it is the images and the labels that they are about.
+        accuracy |= {"images": measured.images, "objects": measured.objects}
+        accuracy["notes"] = list(measured.notes)
+        accuracy[read_metadata(path)["precision"]] = _rounded(
+            {"map50_95": measured.map50_95, "map50": measured.map50}
         )
-        for path in dict.fromkeys((floating, directory))
-    }
-    _write_metadata(directory, metadata, accuracy={"labels": labels.file.name} | measured)
+    _write_metadata(directory, metadata, accuracy=accuracy)
 
 
 def _load(directory: Path, min_confidence: float) -> Any:

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ class OpenVINODetector:
         try:
             network = ov.Core().read_model(files[0])
             _check_shapes(network, directory)
-            self._names = class_labels(
+            self._labels = class_labels(
                 metadata["names"], model=directory.name, count=count_classes(network)
             )
             self._networks = _Networks(with_preprocessing(network), lanes=count)
@@ -92,6 +92,11 @@ class OpenVINODetector:
     def info(self) -> ModelInfo:
         """Which network this is."""
         return self._info
+
+    @property
+    def labels(self) -> Mapping[int, str]:
+        """Labels of the classes, by their ids."""
+        return self._labels
 
     def batch_key(self, width: int, height: int) -> None:
         """Any pictures may share a batch; see `Detector.batch_key`."""
@@ -123,7 +128,7 @@ class OpenVINODetector:
         confident = rows[rows[:, 4] >= self._min_confidence]
         ordered = confident[np.argsort(-confident[:, 4], kind="stable")]
         return [
-            Detection(self._names[int(row[5])], int(row[5]), row[4], frame.box(*row[:4]))
+            Detection(self._labels[int(row[5])], int(row[5]), row[4], frame.box(*row[:4]))
             for row in ordered.tolist()
         ]
 

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import chain
@@ -87,7 +87,7 @@ class UltralyticsDetector:
                 f"IMAGE_SIZE={image_size or own_size} is not a multiple of {self.network.stride}, "
                 f"the stride of {loaded}"
             )
-        self._names = class_labels(
+        self._labels = class_labels(
             _names_as_written(self.network), model=loaded.name, count=_count_classes(self.network)
         )
         self._min_confidence = min_confidence
@@ -109,6 +109,11 @@ class UltralyticsDetector:
     def info(self) -> ModelInfo:
         """Which network this is."""
         return self._info
+
+    @property
+    def labels(self) -> Mapping[int, str]:
+        """Labels of the classes, by their ids."""
+        return self._labels
 
     def batch_key(self, width: int, height: int) -> Hashable:
         """Return the frame (height, width) of a picture of this size; see `Detector.batch_key`."""
@@ -211,7 +216,7 @@ class UltralyticsDetector:
     def _detections(self, rows: "torch.Tensor", frame: Letterbox) -> list[Detection]:
         confident = rows[rows[:, 4] >= self._min_confidence].tolist()
         return [
-            Detection(self._names[int(row[5])], int(row[5]), row[4], frame.box(*row[:4]))
+            Detection(self._labels[int(row[5])], int(row[5]), row[4], frame.box(*row[:4]))
             for row in sorted(confident, key=lambda row: -row[4])
         ]
 
