@@ -440,5 +440,6 @@ def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_metadata(directory: Path, metadata: Mapping[str, Any], **changes: Any) -> None:
-    text = yaml.safe_dump(dict(metadata) | changes, sort_keys=False, allow_unicode=True)
+    # In ASCII: of other characters, PyYAML writes some (U+0085) so that they are read as others.
+    text = yaml.safe_dump(dict(metadata) | changes, sort_keys=False)
     (directory / OPENVINO_METADATA).write_text(text, encoding="utf-8")

@@ -1,11 +1,14 @@
 """Which labels Firestore can store, and how a class gets another one."""
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from service.detector.export import _write_metadata, read_metadata
 from service.errors import ModelError
 from service.labels import MAX_LABEL_BYTES, broken_rule, class_labels, rename, shared_labels
 
@@ -75,6 +78,17 @@ def test_label_that_is_accepted_fits_firestores_rules(label: str) -> None:
         assert 0 < size <= 1000
         assert "\0" not in label
         assert not (label[:2] == label[-2:] == "__" and len(label) > 3)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40))
+@example("\x85")
+@example(" a\r\n\u2028b: #c\t")
+def test_label_survives_the_metadata_of_an_export(label: str) -> None:
+    if broken_rule(label) is None:
+        with tempfile.TemporaryDirectory() as directory:
+            _write_metadata(Path(directory), {"names": {0: label}})
+            names = read_metadata(Path(directory))["names"]
+        assert class_labels(names, model="a.pt") == {0: label}
 
 
 @pytest.mark.parametrize(
