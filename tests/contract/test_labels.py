@@ -123,6 +123,7 @@ ODD = [
     "🛑",
     "\u200b",
     "\uffff",
+    "\x85",
     "x" * MAX_LABEL_BYTES,
     "`" * MAX_LABEL_BYTES,
     "é" * (MAX_LABEL_BYTES // 2),
@@ -185,7 +186,9 @@ def test_results_shows_every_label(
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 0, done.output
     if as_json:
-        documents: list[dict[str, Any]] = [json.loads(line) for line in done.output.splitlines()]
+        documents: list[dict[str, Any]] = [
+            json.loads(line) for line in done.output.split("\n") if line
+        ]
         assert {label for document in documents for label in document["counts"]} == set(labels)
     else:
         lines = done.output.splitlines()
