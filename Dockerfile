@@ -5,7 +5,8 @@
 #                               downloaded now, never at a start), models/NAME.pt, or an exported
 #                               models/NAME_openvino_model; gpu: yolo26n.pt or models/NAME.pt
 #   --build-arg CALIBRATION=    cpu: models/FOLDER of pictures, for int8 beside float
-#   --build-arg IMAGE_SIZE=     cpu: what weights are exported for, 640 unless told
+#   --build-arg IMAGE_SIZE=     cpu: longer side that weights are exported for, in pixels; by
+#                               default the one that they were trained with
 #   --build-arg REVISION=       what the image was made from, for its label
 #
 # Pin the base for good with --build-arg BASE=python:3.13-slim-bookworm@sha256:...; the digest
@@ -70,7 +71,7 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore YOLO_AUTOINSTALL
 WORKDIR /build
 ARG MODEL=
 ARG CALIBRATION=
-ARG IMAGE_SIZE=640
+ARG IMAGE_SIZE=
 COPY requirements/export.txt requirements/
 COPY container/install-export.sh container/
 RUN --mount=type=cache,target=/root/.cache/pip sh container/install-export.sh

@@ -16,8 +16,9 @@ from pathlib import Path
 from PIL import Image
 from tabulate import tabulate
 
-from service.detector.accuracy import LEAST_CONFIDENCE, Labels, find_labels, mean_precision
+from service.detector.accuracy import LEAST_CONFIDENCE, find_labels, mean_precision
 from service.detector.openvino import OpenVINODetector
+from service.detector.truth import Labels
 from service.images.decode import decode
 from service.images.letterbox import shrink
 

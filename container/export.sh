@@ -19,7 +19,8 @@ case "$MODEL" in
     [ -z "$CALIBRATION" ] || [ -d "$CALIBRATION" ] \
       || fail "there is no folder CALIBRATION=$CALIBRATION; put it into models/"
     python -m pip --python /opt/export/bin/python install --quiet --no-deps --no-index /wheels/*.whl
-    set -- "$MODEL" --image-size "$IMAGE_SIZE" --output "$target"
+    set -- "$MODEL" --output "$target"
+    [ -z "${IMAGE_SIZE:-}" ] || set -- "$@" --image-size "$IMAGE_SIZE"
     [ -z "$CALIBRATION" ] || set -- "$@" --precision int8 --calibration "$CALIBRATION"
     /opt/export/bin/yolo-batch export "$@"
     ;;

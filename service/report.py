@@ -28,7 +28,9 @@ def _row(document: Mapping[str, Any]) -> tuple[str, ...]:
     name, error = printable(str(document["name"])), document.get("error")
     if error:
         return name, "failed", f"{error['code']}: {error['message']}", "", "", ""
-    counts = ", ".join(f"{count} {label}" for label, count in sorted(document["counts"].items()))
+    counts = ", ".join(
+        f"{count} {printable(label)}" for label, count in sorted(document["counts"].items())
+    )
     best = document["max_confidence"]
     milliseconds = sum(document["timings"].values())
     return (

@@ -6,6 +6,9 @@ from typing import Any
 
 import click
 
+from service.labels import shared_labels
+
+PRECISIONS = ("fp32", "fp16", "int8")
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
@@ -21,13 +24,13 @@ _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
     "--image-size",
     type=click.IntRange(32, 4096),
     help="Longer side that the network sees, in pixels, a multiple of 32; "
-    "by default 640, or an exported model's own.",
+    "by default the one that the weights were trained with, or an exported model's own.",
 )
 @click.option(
     "--precision",
     default="fp32",
     show_default=True,
-    type=click.Choice(["fp32", "fp16", "int8"]),
+    type=click.Choice(PRECISIONS),
     help="fp16 is of the stored weights alone; int8 of the arithmetic too.",
 )
 @click.option(
@@ -58,6 +61,13 @@ _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
     help="Folder of at most 10 pictures to pack as the canary, where the model knows nothing of "
     "the drawn ones. They become part of the export.",
 )
+@click.option(
+    "--rename",
+    "renames",
+    metavar="OLD=NEW",
+    multiple=True,
+    help="Give a class another label. OLD may be empty, or '#' and a class id. Repeatable.",
+)
 def export(
     model: Path,
     output: Path | None,
@@ -69,6 +79,7 @@ def export(
     min_agreement: float,
     no_fallback: bool,
     canary: Path | None,
+    renames: tuple[str, ...],
 ) -> None:
     """Turn a YOLO26 detection MODEL into the directory that the service runs.
 
@@ -88,28 +99,54 @@ def export(
         min_agreement=min_agreement,
         fallback=not no_fallback,
         canary=canary,
+        renames=renames,
     )
-    for line in _figures(read_metadata(directory)):
+    metadata = read_metadata(directory)
+    for line in (*_labels(metadata), *_figures(metadata)):
         click.echo(line)
+    click.echo(f"Image size {max(metadata['imgsz'])} pixels{_origin(model, image_size)}")
     click.echo(f"Exported to {directory}")
+
+
+def _origin(model: Path, image_size: int | None) -> str:
+    """Say where the image size comes from, when the user did not give it."""
+    if image_size:
+        return ""
+    return ", as the model was exported" if model.is_dir() else ", as the weights were trained"
+
+
+def _labels(metadata: Mapping[str, Any]) -> list[str]:
+    """Say which classes share a label."""
+    return [
+        f"The classes {', '.join(map(str, ids))} share the label {label!r}: they are counted as one"
+        for label, ids in shared_labels(metadata["names"]).items()
+    ]
 
 
 def _figures(metadata: Mapping[str, Any]) -> list[str]:
     """What was measured, in sentences."""
+    from service.detector.truth import listed
+
     lines = []
     if quantization := metadata.get("quantization"):
         reached, threshold = quantization["agreement"], quantization["threshold"]
+        if skipped := quantization.get("skipped"):
+            lines.append(f"Calibration images that cannot be read, skipped: {listed(skipped)}")
         lines.append(
             f"int8 against float on {quantization['calibration_pictures']} calibration pictures, "
             f"{reached['detections']} detections: "
             f"F1 {reached['f1']:.3f} (at least {threshold['f1']:g}), "
             f"mean IoU {reached['iou']:.3f} (at least {threshold['iou']:g})"
         )
-    for precision, measured in (metadata.get("accuracy") or {}).items():
-        if precision != "labels":
+    if accuracy := metadata.get("accuracy"):
+        name = accuracy["labels"]
+        lines.append(f"{name}: {accuracy['images']} images, {accuracy['objects']} objects")
+        lines += [f"{name}: {note}" for note in accuracy["notes"]]
+        for precision in filter(accuracy.get, PRECISIONS):
+            measured = accuracy[precision]
             lines.append(
-                f"{precision} on {metadata['accuracy']['labels']}: "
-                f"mAP50-95 {100 * measured['map50_95']:.2f}, mAP50 {100 * measured['map50']:.2f}"
+                f"{precision} on {name}: mAP50-95 {100 * measured['map50_95']:.2f}, "
+                f"mAP50 {100 * measured['map50']:.2f}"
             )
     if not metadata["canary"]["detections_compared"]:
         lines.append(

@@ -78,15 +78,28 @@ def load_detector(
             )
         from service.detector.openvino import OpenVINODetector
 
-        return OpenVINODetector(
+        detector: Detector = OpenVINODetector(
             path, image_size=image_size, min_confidence=min_confidence, lanes=lanes, clock=clock
         )
-    # Imported only here: ultralytics brings torch.
-    from service.detector.ultralytics import UltralyticsDetector
+    else:
+        # Imported only here: ultralytics brings torch.
+        from service.detector.ultralytics import UltralyticsDetector
 
-    return UltralyticsDetector(
-        path, device=device, image_size=image_size, min_confidence=min_confidence, clock=clock
-    )
+        detector = UltralyticsDetector(
+            path, device=device, image_size=image_size, min_confidence=min_confidence, clock=clock
+        )
+    _check_name(detector.info)
+    return detector
+
+
+def _check_name(info: ModelInfo) -> None:
+    """Every document names the model, so the name must be text that Firestore takes."""
+    try:
+        info.name.encode()
+    except UnicodeEncodeError as exc:
+        raise ModelError(
+            f"The name of the model, {info.name!r}, is not valid UTF-8: rename the file"
+        ) from exc
 
 
 def warm_up(detector: Detector) -> None:

@@ -2,15 +2,22 @@
 
 import contextlib
 import io
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from service.detector import Detector
 from service.detector.canary import match, overlap
-from service.domain import Detection
+from service.detector.truth import (
+    LabelledObject,
+    Labels,
+    Truth,
+    listed,
+    match_classes,
+    read_truth,
+)
+from service.domain import Detection, ImageInfo
 from service.errors import BadImageError, ModelError
 from service.images.decode import decode
 from service.images.letterbox import enlarge_box, shrink
@@ -21,12 +28,6 @@ IOU = 0.5  # at which two boxes are of one object
 LEAST_CONFIDENCE = 0.001  # of detections that mAP is computed over, as everywhere
 _MAX_PIXELS = 2**30
 _BATCH = 8
-# Of a COCO dataset, what pycocotools needs to compare boxes.
-_FIELDS = {
-    "images": ("id", "file_name"),
-    "annotations": ("id", "image_id", "category_id", "bbox"),
-    "categories": ("id", "name"),
-}
 
 
 @dataclass(frozen=True)
@@ -45,20 +46,31 @@ class Agreement:
     detections: int
 
 
-@dataclass(frozen=True)
-class Labels:
-    """Labelled pictures: a file in COCO's format, and the folder of its pictures."""
+class LabelledDetector(Detector, Protocol):
+    """A detector that says which classes it knows."""
 
-    file: Path
-    pictures: Path
+    @property
+    def labels(self) -> Mapping[int, str]:
+        """Labels of the classes, by their ids."""
 
 
 @dataclass(frozen=True)
 class MeanPrecision:
-    """Mean average precision, in 0..1."""
+    """Mean average precision, in 0..1.
+
+    Attributes:
+        map50_95: mean over IoU thresholds from 0.5 to 0.95.
+        map50: at the IoU threshold 0.5.
+        images: that were measured on.
+        objects: labelled objects in them.
+        notes: sentences about what was left out, or taken for something else.
+    """
 
     map50_95: float
     map50: float
+    images: int
+    objects: int
+    notes: tuple[str, ...]
 
 
 def detect_files(
@@ -74,32 +86,57 @@ def detect_files(
     Raises:
         ModelError: a file is no picture, or the network does not run.
     """
+    found = []
+    results = _detect(detector, files, reduced_decode=reduced_decode)
+    for file, result in zip(files, results, strict=True):
+        if isinstance(result, BadImageError):
+            raise ModelError(f"{file}: {result}") from result
+        found.append(result.detections)
+    return found
+
+
+@dataclass(frozen=True)
+class _Detected:
+    info: ImageInfo
+    detections: list[Detection]
+
+
+def _detect(
+    detector: Detector, files: Sequence[Path], *, reduced_decode: bool
+) -> Iterator[_Detected | BadImageError]:
+    """Detect on each file; what cannot be decoded gives the reason."""
     size = detector.info.image_size
-    found: list[list[Detection]] = []
     for start in range(0, len(files), _BATCH):
         batch = [
             _decoded(file, image_size=size if reduced_decode else None)
             for file in files[start : start + _BATCH]
         ]
-        small = [shrink(picture.pixels, image_size=size) for picture in batch]
+        pictures = [each for each in batch if not isinstance(each, BadImageError)]
+        small = [shrink(picture.pixels, image_size=size) for picture in pictures]
         try:
             answers = detector.detect(small)
         except Exception as exc:
             raise ModelError(f"{detector.info.name} cannot run on this machine: {exc}") from exc
-        for picture, pixels, rows in zip(batch, small, answers, strict=True):
+        rows_of = zip(pictures, small, answers, strict=True)
+        for each in batch:
+            if isinstance(each, BadImageError):
+                yield each
+                continue
+            picture, pixels, rows = next(rows_of)
             sizes = {
                 "small": (pixels.shape[1], pixels.shape[0]),
                 "full": (picture.info.width, picture.info.height),
             }
-            found.append([replace(row, box=enlarge_box(row.box, **sizes)) for row in rows])
-    return found
+            yield _Detected(
+                picture.info, [replace(row, box=enlarge_box(row.box, **sizes)) for row in rows]
+            )
 
 
-def _decoded(file: Path, *, image_size: int | None) -> Picture:
+def _decoded(file: Path, *, image_size: int | None) -> Picture | BadImageError:
     try:
         return decode(file.read_bytes(), max_pixels=_MAX_PIXELS, image_size=image_size)
     except BadImageError as exc:
-        raise ModelError(f"{file}: {exc}") from exc
+        return exc
 
 
 def agreement(
@@ -124,9 +161,11 @@ def agreement(
 
 
 def mean_precision(
-    detector: Detector, labels: Labels, *, reduced_decode: bool = True
+    detector: LabelledDetector, labels: Labels, *, reduced_decode: bool = True
 ) -> MeanPrecision:
-    """Measure mAP with pycocotools; the network's classes are found by name among the labels'.
+    """Measure mAP with pycocotools, over the classes that both the model and the labels have.
+
+    Images that cannot be read, or that have another size than the labels say, are left out.
 
     Args:
         detector: gives detections from `LEAST_CONFIDENCE` up.
@@ -137,34 +176,118 @@ def mean_precision(
         ModelError: as `read_labels`, or the labels are none of this network.
     """
     truth = read_labels(labels)
+    classes = match_classes(truth, detector.labels.values(), file=labels.file)
+    results = list(
+        _detect(detector, [image.file for image in truth.images], reduced_decode=reduced_decode)
+    )
+    sizes, notes = _measurable(truth, results)
+    ids = {
+        label: number for number, label in enumerate(dict.fromkeys(classes.label_of.values()), 1)
+    }
+    objects = [
+        thing for thing in truth.objects if thing.image in sizes and thing.name in classes.label_of
+    ]
+    if all(thing.is_crowd for thing in objects):
+        left_out = ". ".join((*truth.notes, *classes.notes, *notes))
+        raise ModelError(f"{labels.file} has no object that can be measured. {left_out}")
+    outside = sum(not _is_inside(thing, sizes[thing.image]) for thing in objects)
+    if outside:
+        notes.append(
+            f"{outside} of {len(objects)} boxes reach beyond their image, so they cannot be found "
+            "well: are they x, y, width, height in pixels?"
+        )
+    rows = [
+        {
+            "image_id": index + 1,
+            "category_id": ids[found.label],
+            "score": found.confidence,
+            "bbox": [
+                found.box.x1,
+                found.box.y1,
+                found.box.x2 - found.box.x1,
+                found.box.y2 - found.box.y1,
+            ],
+        }
+        for index, result in enumerate(results)
+        if index in sizes and isinstance(result, _Detected)
+        for found in result.detections
+        if found.label in ids
+    ]
+    if not rows:
+        raise ModelError(f"The model finds nothing of what {labels.file} has labels for")
+    dataset = {
+        "images": [{"id": index + 1} for index in sizes],
+        "categories": [{"id": number, "name": label} for label, number in ids.items()],
+        "annotations": [
+            {
+                "id": number,  # from 1 up: pycocotools takes 0 for an object that was not found
+                "image_id": thing.image + 1,
+                "category_id": ids[classes.label_of[thing.name]],
+                "bbox": list(thing.bbox),
+                "area": thing.bbox[2] * thing.bbox[3],
+                "iscrowd": int(thing.is_crowd),
+            }
+            for number, thing in enumerate(objects, 1)
+        ],
+    }
+    map50_95, map50 = _evaluate(dataset, rows)
+    return MeanPrecision(
+        map50_95,
+        map50,
+        images=len(sizes),
+        objects=len(objects),
+        notes=(*truth.notes, *classes.notes, *notes),
+    )
+
+
+def _measurable(
+    truth: Truth, results: Sequence[_Detected | BadImageError]
+) -> tuple[dict[int, tuple[int, int]], list[str]]:
+    """Return the sizes of the images that can be measured on, by index, and why others cannot."""
+    sizes: dict[int, tuple[int, int]] = {}
+    unreadable, resized = [], []
+    for index, (image, result) in enumerate(zip(truth.images, results, strict=True)):
+        if isinstance(result, BadImageError):
+            unreadable.append(f"{image.file.name} ({result})")
+            continue
+        size = result.info.width, result.info.height
+        if image.size and image.size != size:
+            width, height = image.size
+            resized.append(f"{image.file.name} ({size[0]}x{size[1]}, labelled {width}x{height})")
+        else:
+            sizes[index] = size
+    notes = []
+    if unreadable:
+        notes.append(
+            f"Images that cannot be read, left out: {len(unreadable)}: {listed(unreadable)}"
+        )
+    if resized:
+        notes.append(
+            f"Images of another size than labelled, left out: {len(resized)}: {listed(resized)}"
+        )
+    return sizes, notes
+
+
+def _is_inside(thing: LabelledObject, size: tuple[int, int]) -> bool:
+    x, y, width, height = thing.bbox
+    slack = 0.01 * max(size) + 1
+    return min(x, y) >= -slack and x + width <= size[0] + slack and y + height <= size[1] + slack
+
+
+def _evaluate(dataset: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Return mAP50-95 and mAP50 as pycocotools computes them."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    categories = {str(one["name"]): one["id"] for one in truth["categories"]}
-    files = [labels.pictures / image["file_name"] for image in truth["images"]]
-    detected = detect_files(detector, files, reduced_decode=reduced_decode)
-    rows = [
-        {
-            "image_id": image["id"],
-            "category_id": categories[one.label],
-            "score": one.confidence,
-            "bbox": [one.box.x1, one.box.y1, one.box.x2 - one.box.x1, one.box.y2 - one.box.y1],
-        }
-        for image, found in zip(truth["images"], detected, strict=True)
-        for one in found
-        if one.label in categories
-    ]
-    if not rows:
-        raise ModelError(f"The network finds nothing of what {labels.file} has labels for")
     with contextlib.redirect_stdout(io.StringIO()):  # its progress
         coco = COCO()
-        coco.dataset = truth
+        coco.dataset = dataset
         coco.createIndex()
         evaluation = COCOeval(coco, coco.loadRes(rows), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return MeanPrecision(float(evaluation.stats[0]), float(evaluation.stats[1]))
+    return float(evaluation.stats[0]), float(evaluation.stats[1])
 
 
 def find_labels(file: Path, pictures: Path | None = None) -> Labels:
@@ -183,11 +306,11 @@ def find_labels(file: Path, pictures: Path | None = None) -> Labels:
     return Labels(file, pictures)
 
 
-def read_labels(labels: Labels) -> dict[str, Any]:
-    """Read what `mean_precision` needs: a COCO dataset, and all of its pictures in their folder.
+def read_labels(labels: Labels) -> Truth:
+    """Read what `mean_precision` needs; see `service.detector.truth`.
 
     Raises:
-        ModelError: pycocotools is not installed, the file lacks something, or a picture does.
+        ModelError: pycocotools is not installed, the file lacks something, or an image does.
     """
     try:
         import pycocotools  # noqa: F401
@@ -195,27 +318,4 @@ def read_labels(labels: Labels) -> dict[str, Any]:
         raise ModelError(
             "--data needs pycocotools, which is not installed: pip install 'yolo-batch[export]'"
         ) from exc
-    truth = _read(labels.file)
-    for image in truth["images"]:
-        file = labels.pictures / image["file_name"]
-        if not file.is_file():
-            raise ModelError(f"{labels.file} names {file}, which is not there")
-    return truth
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        truth: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        for kind, fields in _FIELDS.items():
-            if not truth[kind]:
-                raise ValueError(f"there are no {kind}")
-            for one in truth[kind]:
-                if missing := [field for field in fields if field not in one]:
-                    raise ValueError(f"one of the {kind} has no {missing[0]!r}")
-        for one in truth["annotations"]:
-            _, _, width, height = map(float, one["bbox"])
-            one.setdefault("iscrowd", 0)
-            one.setdefault("area", width * height)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise ModelError(f"{file} is no file of labels in COCO's format: {exc!r}") from exc
-    return truth
+    return read_truth(labels)

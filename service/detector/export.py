@@ -5,8 +5,8 @@ import random
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from service.detector import OPENVINO_METADATA
 from service.detector.accuracy import (
     LEAST_CONFIDENCE,
     Agreement,
-    Labels,
     agreement,
     detect_files,
     mean_precision,
@@ -24,9 +23,19 @@ from service.detector.accuracy import (
 )
 from service.detector.canary import CANARY, FALLBACK, FLOOR, write_canary
 from service.detector.drawings import draw
-from service.detector.ultralytics import load_yolo, sha256_of
+from service.detector.truth import Labels, listed, match_classes
+from service.detector.ultralytics import (
+    labels_of,
+    load_yolo,
+    sha256_of,
+    stride_of,
+    trained_image_size,
+)
+from service.domain import ErrorCode
 from service.errors import BadImageError, ModelError
+from service.images.decode import decode
 from service.images.read import inspect
+from service.labels import class_labels, rename
 
 # Bits of a stored weight; arithmetic is float32 with fp32 and fp16.
 PRECISIONS = {"fp32": 32, "fp16": 16, "int8": 8}
@@ -34,11 +43,11 @@ MIN_AGREEMENT = 0.9  # F1 of the detections; what stayed below cost 1.7 to 3.9 p
 MIN_IOU = 0.95  # mean, of the boxes that both find
 _MIN_DETECTIONS = 20  # of the float network: with fewer, agreement says little
 _MAX_PICTURES = 300  # more change the ranges no more
+_MIN_CALIBRATION = 10  # images, where others could not be read
 _MAX_CANARY = 10  # pictures: every start runs them
 _MAX_PIXELS = 2**30
-_DEFAULT_IMAGE_SIZE = 640
 _SUFFIX = "_openvino_model"
-_STRIDE = 32  # of the network: ultralytics would round other sizes up
+_STRIDE = 32  # the least of any network: ultralytics would round other sizes up
 
 
 def export_openvino(
@@ -52,6 +61,7 @@ def export_openvino(
     min_agreement: float = MIN_AGREEMENT,
     fallback: bool = True,
     canary: Path | None = None,
+    renames: Sequence[str] = (),
 ) -> Path:
     """Export a model with the end-to-end head and dynamic shapes, and a canary beside it.
 
@@ -61,8 +71,8 @@ def export_openvino(
             ultralytics.
         destination: directory to write; by default `<stem>_openvino_model` or, with int8,
             `<stem>_int8_openvino_model` beside the model.
-        image_size: longer side that the network will see, in pixels; by default an exported
-            model's own, or 640.
+        image_size: longer side that the network will see, in pixels; by default the one that the
+            weights were trained with, or an exported model's own.
         precision: one of `PRECISIONS`.
         calibration: folder of pictures like those to come; int8 needs it.
         labels: labelled pictures to measure mAP on, of the float network too.
@@ -70,37 +80,39 @@ def export_openvino(
             which no int8 model is written.
         fallback: whether the float model is packed beside the int8 one.
         canary: folder of pictures to pack as the canary, in place of the drawn ones.
+        renames: `OLD=NEW` for each label to replace; see `service.labels.rename`.
 
     Returns:
         The directory written; `metadata.yaml` in it has what was measured.
 
     Raises:
-        ModelError: the model cannot be loaded, downloaded, exported or quantised, int8 agrees too
-            little with float, or the default directory is the model itself.
+        ModelError: the model cannot be loaded, downloaded, exported or quantised, a label cannot be
+            stored, int8 agrees too little with float, or the default directory is the model itself.
     """
-    size = image_size or _DEFAULT_IMAGE_SIZE
-    if size % _STRIDE:
-        raise ModelError(f"The image size {size} is not a multiple of {_STRIDE}")
+    _check_size(image_size, _STRIDE)
     if precision == "int8" and calibration is None:
         raise ModelError("int8 needs --calibration: a folder of pictures like those to come")
     # What is wrong with any of these is said before the work begins.
     _target(model, destination, precision)
     pictures = _canary_pictures(canary)
-    if labels:
-        read_labels(labels)
+    truth = read_labels(labels) if labels else None
     with tempfile.TemporaryDirectory() as scratch:
         floating = Path(scratch) / "model"
         if (model / OPENVINO_METADATA).is_file():
             source = model
-            _take(model, floating, image_size, precision)
+            _take(model, floating, image_size, precision, renames)
         else:
-            source = _from_weights(model, floating, size, precision)
+            source = _from_weights(model, floating, image_size, precision, renames)
         target = _target(source, destination, precision)
+        if labels and truth:
+            match_classes(truth, read_metadata(floating)["names"].values(), file=labels.file)
         _add_canary(floating, pictures)
         written = floating
         if calibration is not None and precision == "int8":
             written = Path(scratch) / "int8"
-            _quantize(floating, written, find_pictures(calibration), min_agreement)
+            size = max(read_metadata(floating)["imgsz"])
+            images = find_calibration(calibration, image_size=size)
+            _quantize(floating, written, images, min_agreement)
             _add_canary(written, pictures)
             if fallback:
                 shutil.copytree(floating, written / FALLBACK)
@@ -131,12 +143,58 @@ def find_pictures(folder: Path) -> list[Path]:
     Raises:
         ModelError: there are none.
     """
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    drawn = random.Random(0).sample(files, len(files))
-    pictures = sorted(itertools.islice(filter(_is_picture, drawn), _MAX_PICTURES))
+    pictures = sorted(itertools.islice(filter(_is_picture, _drawn(folder)), _MAX_PICTURES))
     if not pictures:
         raise ModelError(f"There are no pictures in {folder}")
     return pictures
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Images to calibrate with; `skipped` says which others could not be read, and why."""
+
+    images: list[Path]
+    skipped: list[str]
+
+
+def find_calibration(folder: Path, *, image_size: int) -> Calibration:
+    """Find images that can be decoded, as `find_pictures` finds those with a header.
+
+    What is no image is passed over. An image that is damaged is skipped, and another one is drawn.
+
+    Args:
+        folder: of the images.
+        image_size: longer side that the network sees, in pixels: large JPEGs are decoded for it.
+
+    Raises:
+        ModelError: too few can be read.
+    """
+    images: list[Path] = []
+    skipped: list[str] = []
+    for path in _drawn(folder):
+        try:
+            decode(path.read_bytes(), max_pixels=_MAX_PIXELS, image_size=image_size)
+        except BadImageError as exc:
+            if exc.code != ErrorCode.UNSUPPORTED_MEDIA:
+                skipped.append(f"{path.relative_to(folder)} ({exc})")
+            continue
+        images.append(path)
+        if len(images) == _MAX_PICTURES:
+            break
+    if not images and not skipped:
+        raise ModelError(f"There are no pictures in {folder}")
+    if skipped and len(images) < _MIN_CALIBRATION:
+        raise ModelError(
+            f"Too few images in {folder} can be read: {len(images)}, and int8 needs at least "
+            f"{_MIN_CALIBRATION}. Not read: {listed(sorted(skipped))}"
+        )
+    return Calibration(sorted(images), sorted(skipped))
+
+
+def _drawn(folder: Path) -> list[Path]:
+    """List the files of a folder in an order that looks random, and is always the same."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return random.Random(0).sample(files, len(files))
 
 
 def _is_picture(path: Path) -> bool:
@@ -176,16 +234,30 @@ def _default_target(source: Path, precision: str) -> Path:
     return source.with_name(stem + ("_int8" if precision == "int8" else "") + _SUFFIX)
 
 
-def _from_weights(weights: Path, directory: Path, image_size: int, precision: str) -> Path:
+def _check_size(image_size: int | None, stride: int) -> None:
+    if image_size and image_size % stride:
+        raise ModelError(f"The image size {image_size} is not a multiple of {stride}")
+
+
+def _from_weights(
+    weights: Path, directory: Path, image_size: int | None, precision: str, renames: Sequence[str]
+) -> Path:
     """Export weights to a float directory; return where they are."""
     model = load_yolo(weights)
+    if isinstance(model.model, str | Path):
+        raise ModelError(f"{weights} is an export already: give the weights that it was made of")
     source = Path(getattr(model, "ckpt_path", None) or weights)
+    labels = labels_of(model, name=source.name, renames=renames)
+    _check_size(image_size, stride_of(model))
+    size = image_size or trained_image_size(model)
     floating = "fp32" if precision == "int8" else precision
     # ultralytics writes beside the weights: work on a copy, so that nothing is left behind.
     copy = directory.with_name(source.name)
     shutil.copyfile(source, copy)
+    model = load_yolo(copy)
+    model.model.names = labels
     try:
-        written = _export(load_yolo(copy), image_size, PRECISIONS[floating])
+        written = _export(model, size, PRECISIONS[floating])
     except Exception as exc:  # noqa: BLE001 - ultralytics raises whatever its exporters raise
         raise ModelError(f"ultralytics cannot export {weights}: {exc}") from exc
     shutil.move(written, directory)
@@ -201,6 +273,7 @@ def _from_weights(weights: Path, directory: Path, image_size: int, precision: st
         source=source.name,
         sha256=sha256_of(source),
         precision=floating,
+        names=labels,  # as they are written: ultralytics replaces codes of ImageNet's
     )
     return source
 
@@ -220,9 +293,13 @@ def _export(model: Any, image_size: int, bits: int) -> Path:
     return Path(written)
 
 
-def _take(model: Path, directory: Path, image_size: int | None, precision: str) -> None:
+def _take(
+    model: Path, directory: Path, image_size: int | None, precision: str, renames: Sequence[str]
+) -> None:
     """Copy an exported float model, with its weights in another precision where that is asked."""
     import openvino as ov
+
+    from service.detector.openvino import count_classes
 
     metadata = read_metadata(model)
     for figures in ("accuracy", "quantization", CANARY):  # of the source, not of what is written
@@ -235,9 +312,16 @@ def _take(model: Path, directory: Path, image_size: int | None, precision: str) 
     networks = list(model.glob("*.xml"))
     if len(networks) != 1:
         raise ModelError(f"{model} must hold one .xml file; it holds {len(networks)}")
+    _check_size(image_size, int(metadata.get("stride", _STRIDE)))
+    names: object = metadata.get("names")
+    network = ov.Core().read_model(networks[0])
+    count = count_classes(network)
+    if renames:
+        names = rename(names, renames, model=model.name, count=count)
+    metadata["names"] = class_labels(names, model=model.name, count=count)
     directory.mkdir()
     if (has, precision) == ("fp32", "fp16"):
-        _save(ov.Core().read_model(networks[0]), directory / networks[0].name, fp16=True)
+        _save(network, directory / networks[0].name, fp16=True)
         metadata["precision"] = "fp16"
     else:
         for file in (networks[0], networks[0].with_suffix(".bin")):
@@ -247,13 +331,15 @@ def _take(model: Path, directory: Path, image_size: int | None, precision: str) 
     _write_metadata(directory, metadata)
 
 
-def _quantize(floating: Path, directory: Path, pictures: list[Path], min_agreement: float) -> None:
+def _quantize(
+    floating: Path, directory: Path, calibration: Calibration, min_agreement: float
+) -> None:
     """Write the int8 model of a float one, if it agrees."""
     import openvino as ov
 
     from service.detector.quantize import METHOD, quantize, version
 
-    metadata = read_metadata(floating)
+    metadata, pictures = read_metadata(floating), calibration.images
     [file] = floating.glob("*.xml")
     network = quantize(
         ov.Core().read_model(file),
@@ -277,6 +363,7 @@ def _quantize(floating: Path, directory: Path, pictures: list[Path], min_agreeme
             "method": METHOD,
             "nncf": version(),
             "calibration_pictures": len(pictures),
+            "skipped": calibration.skipped,
             "agreement": _rounded(asdict(reached)),
             "threshold": {"f1": min_agreement, "iou": MIN_IOU},
         },
@@ -322,13 +409,16 @@ def _add_canary(directory: Path, pictures: Mapping[str, bytes]) -> None:
 
 def _add_precision(directory: Path, floating: Path, labels: Labels) -> None:
     metadata = read_metadata(directory)
-    measured = {
-        read_metadata(path)["precision"]: _rounded(
-            asdict(mean_precision(_load(path, LEAST_CONFIDENCE), labels))
+    accuracy: dict[str, Any] = {"labels": labels.file.name}
+    for path in dict.fromkeys((floating, directory)):
+        measured = mean_precision(_load(path, LEAST_CONFIDENCE), labels)
+        # The same for both: it is the images and the labels that they are about.
+        accuracy |= {"images": measured.images, "objects": measured.objects}
+        accuracy["notes"] = list(measured.notes)
+        accuracy[read_metadata(path)["precision"]] = _rounded(
+            {"map50_95": measured.map50_95, "map50": measured.map50}
         )
-        for path in dict.fromkeys((floating, directory))
-    }
-    _write_metadata(directory, metadata, accuracy={"labels": labels.file.name} | measured)
+    _write_metadata(directory, metadata, accuracy=accuracy)
 
 
 def _load(directory: Path, min_confidence: float) -> Any:
@@ -351,5 +441,6 @@ def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_metadata(directory: Path, metadata: Mapping[str, Any], **changes: Any) -> None:
-    text = yaml.safe_dump(dict(metadata) | changes, sort_keys=False, allow_unicode=True)
+    # In ASCII: of other characters, PyYAML writes some (U+0085) so that they are read as others.
+    text = yaml.safe_dump(dict(metadata) | changes, sort_keys=False)
     (directory / OPENVINO_METADATA).write_text(text, encoding="utf-8")

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from service.domain import Detection, ModelInfo
 from service.errors import ModelError
 from service.images.letterbox import Letterbox, fit, frame_sizes
 from service.images.pixels import Pixels
+from service.labels import class_labels
 from service.machine import cores
 from service.stages import NO_CLOCK, StageClock
 
 _COLUMNS = 6  # of the end-to-end head's output: x1, y1, x2, y2, confidence, class id
+_SIDES = 4  # of a box
 
 
 class OpenVINODetector:
@@ -61,7 +63,6 @@ class OpenVINODetector:
         files = sorted(directory.glob("*.xml"))
         if len(files) != 1:
             raise ModelError(f"{directory} must hold one .xml file; it holds {len(files)}")
-        self._names: dict[int, str] = metadata["names"]
         self._min_confidence = min_confidence
         self._clock = clock
         self._info = ModelInfo(
@@ -75,6 +76,9 @@ class OpenVINODetector:
         try:
             network = ov.Core().read_model(files[0])
             _check_shapes(network, directory)
+            self._labels = class_labels(
+                metadata["names"], model=directory.name, count=count_classes(network)
+            )
             self._networks = _Networks(with_preprocessing(network), lanes=count)
         except RuntimeError as exc:
             raise ModelError(f"OpenVINO cannot load {files[0]}: {exc}") from exc
@@ -89,6 +93,11 @@ class OpenVINODetector:
     def info(self) -> ModelInfo:
         """Which network this is."""
         return self._info
+
+    @property
+    def labels(self) -> Mapping[int, str]:
+        """Labels of the classes, by their ids."""
+        return self._labels
 
     def batch_key(self, width: int, height: int) -> None:
         """Any pictures may share a batch; see `Detector.batch_key`."""
@@ -120,7 +129,7 @@ class OpenVINODetector:
         confident = rows[rows[:, 4] >= self._min_confidence]
         ordered = confident[np.argsort(-confident[:, 4], kind="stable")]
         return [
-            Detection(self._names[int(row[5])], int(row[5]), row[4], frame.box(*row[:4]))
+            Detection(self._labels[int(row[5])], int(row[5]), row[4], frame.box(*row[:4]))
             for row in ordered.tolist()
         ]
 
@@ -171,7 +180,8 @@ def _read_metadata(directory: Path) -> dict[str, Any]:
     path = directory / OPENVINO_METADATA
     try:
         metadata = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-        metadata["names"] = {int(key): str(name) for key, name in metadata["names"].items()}
+        if "names" not in metadata:
+            raise KeyError("names")
         metadata["imgsz"] = [int(side) for side in metadata["imgsz"]]
         metadata["stride"] = int(metadata["stride"])
     except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as exc:
@@ -195,6 +205,23 @@ def _check_shapes(network: ov.Model, directory: Path) -> None:
         )
     if output.rank.get_length() != 3 or output[2] != _COLUMNS:
         raise ModelError(f"{directory} has the output {output}, not [batch, boxes, {_COLUMNS}]")
+
+
+def count_classes(network: ov.Model) -> int | None:
+    """Count the classes of an end-to-end head; None where it is not built as ultralytics does.
+
+    The head splits each anchor's row into 4 sides of a box and a score for each class.
+    """
+    splits = (op for op in network.get_ordered_ops() if op.get_type_name() == "VariadicSplit")
+    counts = set()
+    for split in splits:
+        row, lengths = split.input(0).get_partial_shape(), split.input_value(2).get_node()
+        if lengths.get_type_name() != "Constant" or row.rank.get_length() != 3:
+            continue
+        sides, *scores = lengths.data.tolist()
+        if sides == _SIDES and len(scores) == 1 and row[2].is_static:
+            counts.add(row[2].get_length() - sides)
+    return counts.pop() if len(counts) == 1 else None
 
 
 def pixels_for_anchors(rows: ov.Dimension) -> int:

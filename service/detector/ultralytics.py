@@ -9,7 +9,7 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import chain
@@ -20,6 +20,7 @@ from service.domain import Detection, ModelInfo
 from service.errors import ModelError
 from service.images.letterbox import Letterbox, letterbox
 from service.images.pixels import Pixels
+from service.labels import class_labels, rename
 from service.stages import NO_CLOCK, StageClock
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _DEFAULT_IMAGE_SIZE = 640
+_MIN_STRIDE = 32  # ultralytics' own
 _MAX_BATCH = 32  # frames in one forward pass at most
 # Pixels of the smallest frame whose anchors (21 for every 32x32) fill the head's top 300, a number
 # that is fixed at an export. Weights take as many rows as there are.
@@ -76,16 +78,19 @@ class UltralyticsDetector:
         exported = getattr(self.network, "imgsz", None)  # (height, width); a .pt has none
         # What was exported for one shape: every picture gets that frame.
         self._fixed_frame = None if not exported or self.network.dynamic else tuple(exported)
-        own_size = max(exported) if exported else _trained_image_size(self.network)
+        own_size = max(exported) if exported else trained_image_size(self.network)
         if self._fixed_frame and image_size not in (None, own_size):
             raise ModelError(
                 f"{loaded} was exported for {own_size} pixels alone, not IMAGE_SIZE={image_size}"
             )
         if (image_size or own_size) % self.network.stride:
             raise ModelError(
-                f"IMAGE_SIZE={image_size} is not a multiple of {self.network.stride}, "
+                f"IMAGE_SIZE={image_size or own_size} is not a multiple of {self.network.stride}, "
                 f"the stride of {loaded}"
             )
+        self._labels = class_labels(
+            _names_as_written(self.network), model=loaded.name, count=_count_classes(self.network)
+        )
         self._min_confidence = min_confidence
         self._clock = clock
         self._info = ModelInfo(
@@ -105,6 +110,11 @@ class UltralyticsDetector:
     def info(self) -> ModelInfo:
         """Which network this is."""
         return self._info
+
+    @property
+    def labels(self) -> Mapping[int, str]:
+        """Labels of the classes, by their ids."""
+        return self._labels
 
     def batch_key(self, width: int, height: int) -> Hashable:
         """Return the frame (height, width) of a picture of this size; see `Detector.batch_key`."""
@@ -206,9 +216,8 @@ class UltralyticsDetector:
 
     def _detections(self, rows: "torch.Tensor", frame: Letterbox) -> list[Detection]:
         confident = rows[rows[:, 4] >= self._min_confidence].tolist()
-        names = self.network.names
         return [
-            Detection(names[int(row[5])], int(row[5]), row[4], frame.box(*row[:4]))
+            Detection(self._labels[int(row[5])], int(row[5]), row[4], frame.box(*row[:4]))
             for row in sorted(confident, key=lambda row: -row[4])
         ]
 
@@ -255,6 +264,8 @@ def _load_network(path: Path, device: str) -> Any:
     if path.suffix == ".engine" and device == "cpu":
         raise ModelError(f"{path} is a TensorRT engine, which runs on a GPU: set DEVICE=0")
     model = load_yolo(path)
+    if not isinstance(model.model, str | Path):  # weights; an export is not read yet
+        labels_of(model, name=path.name)
     try:
         from ultralytics.nn.autobackend import AutoBackend
         from ultralytics.utils.torch_utils import select_device
@@ -322,13 +333,52 @@ def load_yolo(path: Path) -> Any:
     return model
 
 
-def _trained_image_size(network: Any) -> int:
-    """Return the longer side that the weights were trained with, in pixels."""
-    arguments = getattr(network.model, "args", None)
+def labels_of(model: Any, *, name: str, renames: Sequence[str] = ()) -> dict[int, str]:
+    """Read the labels of weights that `load_yolo` has loaded, after renaming some of them.
+
+    Raises:
+        ModelError: as `service.labels.rename` and `class_labels`.
+    """
+    names, count = getattr(model.model, "names", None), _count_classes(model)
+    if renames:
+        names = rename(names, renames, model=name, count=count)
+    return class_labels(names, model=name, count=count)
+
+
+def _names_as_written(network: Any) -> Any:
+    """Return the classes' names before ultralytics made text of them."""
+    if network.format == "pt":
+        return network.model.names
+    return network.metadata.get("names") or network.names
+
+
+def _count_classes(owner: Any) -> int | None:
+    """Count the classes of weights by their head; None for an export."""
+    layers = getattr(getattr(owner, "model", None), "model", None)
+    count = getattr(layers[-1], "nc", None) if layers is not None else None
+    return int(count) if count else None
+
+
+def trained_image_size(model: Any) -> int:
+    """Return the longer side that weights were trained with, in pixels.
+
+    Like ultralytics, round it up to the stride of the network.
+
+    Args:
+        model: what `load_yolo` returns for weights, or the `AutoBackend` that runs them.
+    """
+    arguments = getattr(model.model, "args", None)
     size = arguments.get("imgsz") if isinstance(arguments, dict) else None
     if isinstance(size, list | tuple):
-        size = max(size)
-    return int(size or _DEFAULT_IMAGE_SIZE)
+        size = max(size, default=None)
+    stride = stride_of(model)
+    return math.ceil(int(size or _DEFAULT_IMAGE_SIZE) / stride) * stride
+
+
+def stride_of(model: Any) -> int:
+    """Return the stride of weights, in pixels: sides of frames are multiples of it."""
+    strides = getattr(model.model, "stride", None)
+    return max(int(max(strides)), _MIN_STRIDE) if strides is not None else _MIN_STRIDE
 
 
 def _precision(network: Any) -> str:

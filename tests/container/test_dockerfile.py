@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "Dockerfile"
 
@@ -51,3 +53,32 @@ def test_every_package_is_installed_by_its_hash_or_from_here() -> None:
     assert len(installs) >= 5
     for install in installs:
         assert "--require-hashes" in install or "--no-index" in install, install
+
+
+@pytest.mark.parametrize(
+    ("size", "arguments"),
+    [
+        ("", "export yolo26n.pt --output OUT"),
+        ("1280", "export yolo26n.pt --output OUT --image-size 1280"),
+    ],
+    ids=["trained", "given"],
+)
+def test_weights_are_exported_at_their_own_size_unless_told(
+    size: str, arguments: str, tmp_path: Path
+) -> None:
+    """The script runs as it stands, on tools that only note how they are called."""
+    for tool in ("python", "yolo-batch"):
+        (tmp_path / tool).write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/{tool}.txt\n')
+        (tmp_path / tool).chmod(0o755)
+    script = (ROOT / "container/export.sh").read_text(encoding="utf-8")
+    target = tmp_path / "model"
+    target.mkdir()
+    subprocess.run(
+        ["sh", "-c", script.replace("/opt/export/bin", str(tmp_path)), "export.sh", str(target)],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "MODEL": "yolo26n.pt", "CALIBRATION": ""}
+        | {"IMAGE_SIZE": size},
+        check=True,
+    )
+    called = (tmp_path / "yolo-batch.txt").read_text(encoding="utf-8").strip()
+    assert called == arguments.replace("OUT", str(target))
+    assert "IMAGE_SIZE=" in instructions("ARG")

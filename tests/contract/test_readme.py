@@ -45,6 +45,7 @@ def seeded() -> list[ImageResult]:
     return [
         seen("cam1/07.jpg", ("person", 0.95), ("car", 0.5)),
         seen("cam1/08.jpg", *[("car", 0.6)] * 4),
+        seen("cam1/11.jpg", ("traffic light", 0.7)),
         seen("cam1/09.jpg", *[("car", 0.6)] * 3),
         ImageResult(
             ImageRef("uploads", "cam1/10.jpg", 1),
@@ -58,11 +59,11 @@ def seeded() -> list[ImageResult]:
     list(
         zip(
             QUERIES,
-            ["cam1/07.jpg", "cam1/08.jpg", "cam1/07.jpg", "cam1/10.jpg", "cam1/07.jpg"],
+            [f"cam1/{number}.jpg" for number in ("07", "08", "11", "07", "10", "07")],
             strict=True,
         )
     ),
-    ids=["person", "three-cars", "confident", "failed", "uri"],
+    ids=["person", "three-cars", "traffic-light", "confident", "failed", "uri"],
 )
 def test_readme_query_finds_its_picture(
     query: str, expected: str, seeded: list[ImageResult]

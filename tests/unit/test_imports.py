@@ -21,6 +21,7 @@ INTERNAL: dict[str, set[str]] = {
     "machine": set(),
     "budget": {"errors"},
     "watchdog": set(),
+    "labels": {"errors"},
     "events": {"domain", "errors"},
     "storage": {"domain", "errors"},
     "images": set(),
@@ -80,12 +81,20 @@ INTERNAL: dict[str, set[str]] = {
         "detector.openvino",
         "detector.ultralytics",
     },
-    "detector.openvino": {"detector", "domain", "errors", "images", "machine", "stages"},
-    "detector.ultralytics": {"domain", "errors", "images", "stages"},
+    "detector.openvino": {"detector", "domain", "errors", "images", "labels", "machine", "stages"},
+    "detector.ultralytics": {"domain", "errors", "images", "labels", "stages"},
     "detector.identity": {"detector", "detector.ultralytics", "errors"},
     "detector.drawings": {"images"},
     "detector.canary": {"detector", "domain", "errors", "images"},
-    "detector.accuracy": {"detector", "detector.canary", "domain", "errors", "images"},
+    "detector.truth": {"errors"},
+    "detector.accuracy": {
+        "detector",
+        "detector.canary",
+        "detector.truth",
+        "domain",
+        "errors",
+        "images",
+    },
     "detector.quantize": {"detector.openvino", "errors", "images"},
     "detector.export": {
         "detector",
@@ -94,9 +103,12 @@ INTERNAL: dict[str, set[str]] = {
         "detector.drawings",
         "detector.openvino",
         "detector.quantize",
+        "detector.truth",
         "detector.ultralytics",
+        "domain",
         "errors",
         "images",
+        "labels",
     },
     "pipeline": {
         "batching",
@@ -250,7 +262,17 @@ def test_layout_names_only_modules_that_exist() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["domain", "errors", "settings", "events", "batching", "singleflight", "document", "pipeline"],
+    [
+        "domain",
+        "errors",
+        "settings",
+        "labels",
+        "events",
+        "batching",
+        "singleflight",
+        "document",
+        "pipeline",
+    ],
 )
 def test_pure_module_imports_no_vendor(module: str) -> None:
     assert vendor_imports(module) == set()

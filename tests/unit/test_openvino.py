@@ -1,5 +1,6 @@
 """The OpenVINO detector on a network made here: it answers with each picture's mean colours."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,12 @@ import pytest
 import yaml
 from openvino import opset13 as ops
 
+from service.detector import load_detector
 from service.detector.openvino import OpenVINODetector
 from service.domain import Box, ModelInfo
 from service.errors import ModelError
 from service.images.pixels import Pixels
+from service.settings import BUNDLED_MODEL
 from service.stages import StageClock
 
 ROOT = Path(__file__).parents[2]
@@ -173,6 +176,31 @@ def test_detect_gives_plain_types(detector: OpenVINODetector) -> None:
     assert [type(value) for value in values] == [str, int, float, float, float]
 
 
+def test_names_may_be_a_list(tmp_path: Path) -> None:
+    detector = OpenVINODetector(write(tmp_path, names=["traffic light", 7, "blue"]))
+    [found] = detector.detect([plain(255, 254, 253)])
+    assert {one.class_id: one.label for one in found} == {0: "traffic light", 1: "7", 2: "blue"}
+
+
+def test_class_that_the_network_has_needs_a_label(tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(BUNDLED_MODEL, tmp_path / "model"))
+    text = (directory / "metadata.yaml").read_text(encoding="utf-8")
+    metadata = yaml.safe_load(text)
+    assert len(metadata["names"]) == 6
+    del metadata["names"][5]
+    (directory / "metadata.yaml").write_text(yaml.safe_dump(metadata), encoding="utf-8")
+    with pytest.raises(ModelError, match="class 5 has no label"):
+        OpenVINODetector(directory)
+
+
+def test_name_of_the_model_must_be_text(tmp_path: Path) -> None:
+    write(tmp_path, source=None)
+    for suffix in (".xml", ".bin"):
+        (tmp_path / f"colours{suffix}").rename(tmp_path / f"colours\udcff{suffix}")
+    with pytest.raises(ModelError, match=r"'colours\\udcff', is not valid UTF-8"):
+        load_detector(tmp_path)
+
+
 def test_image_size_of_the_setting_wins(tmp_path: Path) -> None:
     assert OpenVINODetector(write(tmp_path), image_size=96).info.image_size == 96
 
@@ -190,12 +218,29 @@ def test_info_without_our_own_metadata_is_of_the_files(tmp_path: Path) -> None:
         ({"end2end": None}, "without YOLO26's end-to-end head"),
         ({"end2end": False}, "without YOLO26's end-to-end head"),
         ({"names": None}, "is not the metadata that ultralytics writes"),
+        ({"names": 7}, "does not name its classes"),
+        ({"names": {0: "red", 2: "blue"}}, "class 1 has no label"),
+        ({"names": ["red", "", "blue"]}, "class 1, '': a label cannot be empty"),
+        ({"names": {0: "red", 1: False, 2: "blue"}}, "class 1, False: this is bool, not text"),
         ({"imgsz": None}, "is not the metadata that ultralytics writes"),
         ({"stride": "wide"}, "is not the metadata that ultralytics writes"),
         ({"shape": [1, 3, 64, 64]}, "exported for the one shape"),
         ({"columns": 7}, "not \\[batch, boxes, 6\\]"),
     ],
-    ids=["task", "no-head", "other-head", "names", "size", "stride", "shape", "output"],
+    ids=[
+        "task",
+        "no-head",
+        "other-head",
+        "names",
+        "number",
+        "gap",
+        "empty",
+        "bool",
+        "size",
+        "stride",
+        "shape",
+        "output",
+    ],
 )
 def test_load_of_another_model_says_what_is_wrong(
     tmp_path: Path, changes: dict[str, Any], message: str

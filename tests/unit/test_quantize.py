@@ -22,28 +22,37 @@ from openvino import opset13 as ops
 
 from service.cli import main
 from service.commands.export import export
-from service.demo.shapes import sample_scenes, write_samples
+from service.demo.shapes import write_samples
 from service.detector import load_detector
 from service.detector.accuracy import (
     CONFIDENCE,
-    LEAST_CONFIDENCE,
     Agreement,
-    Labels,
-    _read,
     agreement,
     detect_files,
     find_labels,
-    mean_precision,
 )
 from service.detector.canary import CANARY, FALLBACK, load_checked
-from service.detector.export import _refuse, export_openvino, find_pictures, read_metadata
+from service.detector.export import (
+    _refuse,
+    export_openvino,
+    find_calibration,
+    find_pictures,
+    read_metadata,
+)
+from service.detector.truth import Labels
 from service.domain import Box, Detection, ImageInfo
 from service.errors import ModelError
 from service.images.pixels import Pixels
 from service.images.read import inspect
 from service.settings import BUNDLED_MODEL
 from tests.fakes import FakeDetector
+from tests.labelled import labelled_samples
 
+ABSENT = {
+    "images": [{"id": 1, "file_name": "a.jpg"}],
+    "annotations": [{"image_id": 1, "category_id": 7, "bbox": [0, 0, 4, 5]}],
+    "categories": [{"id": 7, "name": "circle"}],
+}
 needs_export_extra = pytest.mark.ultralytics  # nncf and pycocotools
 HERE = Path(__file__).parents[2]
 BOX = Box(0, 0, 100, 100)
@@ -137,6 +146,46 @@ def test_find_pictures_of_a_folder_without_any_says_so(tmp_path: Path) -> None:
         find_pictures(tmp_path)
 
 
+def damage(path: Path) -> None:
+    """Keep the header, and lose most of the image."""
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def test_unreadable_calibration_image_is_skipped_and_named(tmp_path: Path) -> None:
+    write_samples(tmp_path / "deep", count=12)
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    damage(tmp_path / "deep/shapes-03.jpg")
+    found = find_calibration(tmp_path, image_size=640)
+    assert len(found.images) == 11
+    assert [entry.partition(" (")[0] for entry in found.skipped] == [
+        "deep/shapes-03.jpg",
+        "empty.jpg",
+    ]
+
+
+def test_unreadable_calibration_image_gets_a_substitute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.detector.export._MAX_PICTURES", 10)
+    write_samples(tmp_path, count=12)
+    first = find_calibration(tmp_path, image_size=640).images
+    damage(first[0])
+    found = find_calibration(tmp_path, image_size=640)
+    assert len(found.images) == 10
+    assert set(first[1:]) < set(found.images)
+
+
+def test_too_few_readable_calibration_images_are_refused(tmp_path: Path) -> None:
+    write_samples(tmp_path, count=12)
+    for path in sorted(tmp_path.iterdir())[:3]:
+        damage(path)
+    with pytest.raises(ModelError, match=r"can be read: 9, .* at least 10\. .*shapes-01\.jpg \("):
+        find_calibration(tmp_path, image_size=640)
+    with pytest.raises(ModelError, match="no pictures in"):
+        find_calibration(tmp_path.parent / "absent", image_size=640)
+
+
 def test_find_labels_looks_beside_the_file(tmp_path: Path) -> None:
     file = tmp_path / "instances_dev.json"
     assert find_labels(file) == Labels(file, tmp_path)
@@ -161,42 +210,6 @@ def test_detect_files_with_a_network_that_does_not_run_is_a_model_error(tmp_path
     write_samples(tmp_path, count=1)
     with pytest.raises(ModelError, match=r"fake\.pt cannot run on this machine: no kernel"):
         detect_files(Raising(), list(tmp_path.iterdir()))
-
-
-LABELLED: dict[str, Any] = {
-    "images": [{"id": 1, "file_name": "a.jpg"}],
-    "annotations": [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [0, 0, 4, 5]}],
-    "categories": [{"id": 7, "name": "circle"}],
-}
-
-
-def test_labels_without_crowds_and_areas_get_them(tmp_path: Path) -> None:
-    file = tmp_path / "labels.json"
-    file.write_text(json.dumps(LABELLED), encoding="utf-8")
-    [annotation] = _read(file)["annotations"]
-    assert (annotation["iscrowd"], annotation["area"]) == (0, 20)
-
-
-@pytest.mark.parametrize(
-    ("changes", "what"),
-    [
-        ({"images": [{"id": 1}]}, "one of the images has no 'file_name'"),
-        ({"images": [{"file_name": "a.jpg"}]}, "one of the images has no 'id'"),
-        ({"categories": [{"id": 7}]}, "one of the categories has no 'name'"),
-        ({"annotations": [{"id": 1, "image_id": 1}]}, "has no 'category_id'"),
-        ({"annotations": []}, "there are no annotations"),
-        ({"annotations": [LABELLED["annotations"][0] | {"bbox": [1, 2]}]}, "not enough values"),
-        ({"annotations": 3}, "not iterable"),
-    ],
-    ids=["file", "image", "category", "annotation", "none", "box", "number"],
-)
-def test_labels_that_lack_something_say_what(
-    tmp_path: Path, changes: dict[str, Any], what: str
-) -> None:
-    file = tmp_path / "labels.json"
-    file.write_text(json.dumps(LABELLED | changes), encoding="utf-8")
-    with pytest.raises(ModelError, match=rf"labels\.json is no file of labels .*{what}"):
-        _read(file)
 
 
 # --- export of an exported model --------------------------------------------------------------
@@ -383,7 +396,7 @@ def test_labels_are_read_before_the_quantisation(
     monkeypatch.setattr("service.detector.quantize.quantize", quantize)
     write_samples(tmp_path / "pictures", count=2)
     file = tmp_path / "labels.json"
-    for text, what in (("{}", "no file of labels"), (json.dumps(LABELLED), "which is not there")):
+    for text, what in (("{}", "no file of labels"), (json.dumps(ABSENT), "which is not there")):
         file.write_text(text, encoding="utf-8")
         with pytest.raises(ModelError, match=what):
             export_openvino(
@@ -436,29 +449,8 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def labels(samples: Path) -> Labels:
     """Labels of the samples, in COCO's format."""
-    truth: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
-    classes: dict[str, int] = {}
-    for image_id, (name, scene) in enumerate(sample_scenes(), 1):
-        height, width = scene.image.shape[:2]
-        image = {"id": image_id, "file_name": name, "width": width, "height": height}
-        truth["images"].append(image)
-        for thing in scene.objects:
-            category = classes.setdefault(thing.label, len(classes) + 7)
-            x1, y1, x2, y2 = thing.box
-            area = (x2 - x1) * (y2 - y1)
-            truth["annotations"].append(
-                {
-                    "id": len(truth["annotations"]) + 1,
-                    "image_id": image_id,
-                    "category_id": category,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": area,
-                    "iscrowd": 0,
-                }
-            )
-    truth["categories"] = [{"id": number, "name": name} for name, number in classes.items()]
     file = samples.parent / "labels.json"
-    file.write_text(json.dumps(truth), encoding="utf-8")
+    file.write_text(json.dumps(labelled_samples()), encoding="utf-8")
     return Labels(file, samples)
 
 
@@ -562,34 +554,3 @@ def test_int8_agrees_with_float_on_pictures_it_was_not_calibrated_on(
     reached = agreement(theirs, ours)
     assert reached.detections >= 40
     assert reached.f1 >= 0.9
-
-
-@needs_export_extra
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pycocotools'
-def test_precision_needs_no_crowds_and_no_areas(labels: Labels, tmp_path: Path) -> None:
-    truth = json.loads(labels.file.read_text(encoding="utf-8"))
-    for annotation in truth["annotations"]:
-        del annotation["iscrowd"], annotation["area"]
-    file = tmp_path / "bare.json"
-    file.write_text(json.dumps(truth), encoding="utf-8")
-    detector = load_detector(BUNDLED_MODEL, min_confidence=LEAST_CONFIDENCE)
-    bare = mean_precision(detector, Labels(file, labels.pictures))
-    assert bare == mean_precision(detector, labels)
-
-
-@needs_export_extra
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pycocotools'
-def test_precision_of_labels_of_other_things_says_so(labels: Labels, tmp_path: Path) -> None:
-    truth = json.loads(labels.file.read_text(encoding="utf-8"))
-    for category in truth["categories"]:
-        category["name"] += "?"
-    file = tmp_path / "other.json"
-    file.write_text(json.dumps(truth), encoding="utf-8")
-    detector = load_detector(BUNDLED_MODEL)
-    with pytest.raises(ModelError, match="finds nothing of what"):
-        mean_precision(detector, Labels(file, labels.pictures))
-    with pytest.raises(ModelError, match="which is not there"):
-        mean_precision(detector, Labels(labels.file, tmp_path))
-    file.write_text("[]", encoding="utf-8")
-    with pytest.raises(ModelError, match="no file of labels"):
-        mean_precision(detector, Labels(file, labels.pictures))

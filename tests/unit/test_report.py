@@ -26,6 +26,13 @@ def test_table_of_done_picture_counts_labels_and_sums_its_time() -> None:
     assert rows[2].split() == ["cat.jpg", "done", "1", "cat,", "2", "person", "0.88", "4", "42"]
 
 
+def test_table_shows_labels_that_could_break_it() -> None:
+    found = [Detection("a\n\x1b[2Jb", 0, 0.5, BOX), Detection("traffic light", 9, 0.5, BOX)]
+    lines = table([done(*found)]).splitlines()
+    assert len(lines) == 3
+    assert "1 a??[2Jb, 1 traffic light" in lines[2]
+
+
 def test_table_of_picture_of_nothing_says_so() -> None:
     row = table([done()]).splitlines()[2]
     assert row.split() == ["cat.jpg", "done", "nothing", "4", "42"]

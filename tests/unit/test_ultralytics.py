@@ -176,9 +176,15 @@ def test_warm_up_runs_the_frames_of_common_pictures(tmp_path: Path) -> None:
         (METADATA | {"end2end": False}, None, "no end-to-end head"),
         (METADATA | {"task": "pose"}, None, "is a model for 'pose'"),
         (METADATA, 100, "not a multiple of 32"),
+        (METADATA | {"names": {0: "red", 1: "", 2: "blue"}}, None, "class 1, '': .* empty"),
+        (
+            METADATA | {"names": {0: "red", 1: False, 2: "blue"}},
+            None,
+            "class 1, False: .* not text",
+        ),
         (FIXED, 320, "exported for 160 pixels alone"),
     ],
-    ids=["nms", "pose", "stride", "fixed"],
+    ids=["nms", "pose", "stride", "empty", "bool", "fixed"],
 )
 def test_model_that_cannot_serve_is_refused(
     metadata: dict[str, Any], image_size: int | None, message: str, tmp_path: Path
@@ -321,9 +327,12 @@ def test_nothing_is_reported_to_anybody(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_image_size_of_weights_is_that_of_their_training() -> None:
-    model = SimpleNamespace(args={"imgsz": [480, 640]})
-    assert ultralytics._trained_image_size(SimpleNamespace(model=model)) == 640
-    assert ultralytics._trained_image_size(SimpleNamespace(model=None)) == 640
+    def trained(imgsz: object) -> int:
+        model = SimpleNamespace(args={"imgsz": imgsz}, stride=[8, 16, 32])
+        return ultralytics.trained_image_size(SimpleNamespace(model=model))
+
+    assert [trained(size) for size in ([480, 640], (1280,), 1000, None)] == [640, 1280, 1024, 640]
+    assert ultralytics.trained_image_size(SimpleNamespace(model=None)) == 640
 
 
 def test_gpu_benchmark_runs_on_a_cpu_too(

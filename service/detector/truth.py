@@ -1,0 +1,222 @@
+"""Labelled images in COCO's format, read so that nothing in the file lowers mAP unseen.
+
+Files from the field have ids that pycocotools takes for something else (0), that are there twice or
+missing, categories that only group others, names that are spelled otherwise, and boxes of no area.
+Ids are not kept: everything gets a new one. What cannot be measured is left out, and said.
+"""
+
+import json
+import math
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from service.errors import ModelError
+
+# What is needed to compare boxes; an annotation's own id is not.
+_FIELDS = {
+    "images": ("id", "file_name"),
+    "annotations": ("image_id", "category_id", "bbox"),
+    "categories": ("id", "name"),
+}
+_MAX_NAMED = 5  # in one note
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labelled images: a file in COCO's format, and the folder of its images."""
+
+    file: Path
+    pictures: Path
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """One image; `size` is its width and height as the labels have them, None where they do not."""
+
+    file: Path
+    size: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class LabelledObject:
+    """One object: the index of its image, its category's name, and x, y, width, height in pixels.
+
+    Whether a crowd is found does not count, but what is found in it is not wrong.
+    """
+
+    image: int
+    name: str
+    bbox: tuple[float, float, float, float]
+    is_crowd: bool
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a file of labels says. `notes` are sentences about what was left out or put together."""
+
+    images: tuple[LabelledImage, ...]
+    objects: tuple[LabelledObject, ...]
+    names: tuple[str, ...]  # of all categories, each once
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Which of the model's labels each category is. `notes` are sentences about the others."""
+
+    label_of: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+def read_truth(labels: Labels) -> Truth:
+    """Read a file in COCO's format.
+
+    Raises:
+        ModelError: it is not such a file, it contradicts itself, or an image is not in its folder.
+    """
+    try:
+        return _truth(labels, _read(labels.file))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as exc:
+        raise ModelError(f"{labels.file} is no file of labels in COCO's format: {exc!r}") from exc
+
+
+def match_classes(truth: Truth, labels: Iterable[str], *, file: Path) -> Classes:
+    """Find the model's label for each category: the same name, else the one spelled alike.
+
+    Upper and lower case, blanks, hyphens and underscores make no difference, unless the model has
+    two labels that differ in nothing else.
+
+    Args:
+        truth: what `file` says.
+        labels: of the model.
+        file: to name in an error.
+
+    Raises:
+        ModelError: no category with objects is a class of the model.
+    """
+    known = set(labels)
+    alike: dict[str, set[str]] = defaultdict(set)
+    for label in known:
+        alike[_plain(label)].add(label)
+    label_of = {}
+    for name in truth.names:
+        candidates = {name} if name in known else alike[_plain(name)]
+        if len(candidates) == 1:
+            [label_of[name]] = candidates
+    counts = Counter(thing.name for thing in truth.objects)
+    if not any(name in label_of for name in counts):
+        raise ModelError(
+            f"The model finds nothing of what {file} has labels for: these are "
+            f"{listed(map(repr, counts))}, and the model knows {listed(map(repr, sorted(known)))}"
+        )
+    spelled = [f"{name!r} for {label!r}" for name, label in label_of.items() if name != label]
+    strange = [
+        f"{name!r} ({count} objects)" for name, count in counts.items() if name not in label_of
+    ]
+    missing = sorted(known - set(label_of.values()))
+    notes = []
+    if spelled:
+        notes.append(f"The labels spell classes otherwise: {listed(spelled)}")
+    if strange:
+        notes.append(f"The model has no class {listed(strange)}: left out of mAP")
+    if missing:
+        notes.append(
+            f"The labels have no category for {len(missing)} of the model's classes, which are not "
+            f"measured: {listed(map(repr, missing))}"
+        )
+    return Classes(label_of, tuple(notes))
+
+
+def listed(texts: Iterable[str]) -> str:
+    """Join texts by commas; of many, the first ones and how many more there are."""
+    all_of_them = list(texts)
+    more = len(all_of_them) - _MAX_NAMED
+    return ", ".join(all_of_them[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name).casefold())
+
+
+def _read(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8-sig"))
+    for kind, fields in _FIELDS.items():
+        if not content[kind]:
+            raise ValueError(f"there are no {kind}")
+        for entry in content[kind]:
+            if missing := [field for field in fields if field not in entry]:
+                raise ValueError(f"one of the {kind} has no {missing[0]!r}")
+    return content
+
+
+def _truth(labels: Labels, content: Mapping[str, Any]) -> Truth:
+    index_of: dict[str, int] = {}
+    images: list[LabelledImage] = []
+    for image in content["images"]:
+        if index_of.setdefault(_key(image["id"]), len(images)) != len(images):
+            raise ValueError(f"two images have the id {image['id']}")
+        file = labels.pictures / image["file_name"]
+        if not file.is_file():
+            raise ModelError(f"{labels.file} names {file}, which is not there")
+        images.append(LabelledImage(file, _size(image)))
+    repeated = [file for file, times in Counter(i.file for i in images).items() if times > 1]
+    if repeated:
+        raise ValueError(f"two images have the file name {repeated[0].name}")
+    names: dict[str, str] = {}
+    for category in content["categories"]:
+        name = str(category["name"])
+        if names.setdefault(_key(category["id"]), name) != name:
+            raise ValueError(f"two categories have the id {category['id']}")
+    objects, notes = _objects(content["annotations"], index_of, names)
+    return Truth(tuple(images), objects, tuple(dict.fromkeys(names.values())), notes)
+
+
+def _objects(
+    annotations: Sequence[Mapping[str, Any]], images: Mapping[str, int], names: Mapping[str, str]
+) -> tuple[tuple[LabelledObject, ...], tuple[str, ...]]:
+    objects: dict[LabelledObject, None] = {}
+    left_out: Counter[str] = Counter()
+    used: dict[str, set[str]] = defaultdict(set)
+    for annotation in annotations:
+        x, y, width, height = map(float, annotation["bbox"])
+        image, category = images.get(_key(annotation["image_id"])), _key(annotation["category_id"])
+        if image is None:
+            left_out["of images that the file does not list"] += 1
+        elif category not in names:
+            left_out["of categories that the file does not list"] += 1
+        elif not (all(map(math.isfinite, (x, y, width, height))) and width > 0 and height > 0):
+            left_out["with a box of no area"] += 1
+        else:
+            is_crowd = bool(int(annotation.get("iscrowd") or 0))
+            name = names[category]
+            thing = LabelledObject(image, name, (x, y, width, height), is_crowd)
+            if thing in objects:
+                left_out["that repeat another one"] += 1
+            objects[thing] = None
+            used[name].add(category)
+    if not objects:
+        raise ValueError(f"no annotation can be used: {dict(left_out)}")
+    if all(max(x + width, y + height) <= 1 for x, y, width, height in (o.bbox for o in objects)):
+        raise ValueError("the boxes are shares of the image, not pixels")
+    notes = [f"Annotations {why}, left out: {count}" for why, count in left_out.items()]
+    notes += [
+        f"{len(ids)} categories have the name {name!r}, and objects: they were measured as one"
+        for name, ids in used.items()
+        if len(ids) > 1
+    ]
+    return tuple(objects), tuple(notes)
+
+
+def _key(value: object) -> str:
+    """Make ids comparable that are a number at one place and text at another."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    width, height = (int(image.get(side) or 0) for side in ("width", "height"))
+    return (width, height) if width > 0 and height > 0 else None

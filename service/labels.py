@@ -1,0 +1,169 @@
+"""The labels of a model: which ones Firestore can store, and how a class gets another one.
+
+A label is stored as it is written: as a key of `counts`, in `labels` and in each detection. So it
+must follow Firestore's rules for field names. A label that breaks one would make every commit of an
+image that has such an object fail.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+
+from service.errors import ModelError
+
+# Firestore allows 1,500 bytes for a field path (`counts.` included) and 1 MiB for a document, which
+# repeats the labels of up to 300 detections three times.
+MAX_LABEL_BYTES = 1000
+_MAX_NAMED = 5  # problems in one message
+_MAX_SHOWN = 60  # characters of a label in a message
+
+
+def broken_rule(label: object) -> str | None:
+    """Say which rule for labels this one breaks; None where Firestore stores and finds it.
+
+    The rules are Firestore's own (https://firebase.google.com/docs/firestore/quotas), with room
+    for the rest of the path and of the document. NUL is what a client in C ends a string at.
+    """
+    if not isinstance(label, str):
+        return f"this is {type(label).__name__}, not text (YAML reads an unquoted no or null so)"
+    if not label:
+        return "a label cannot be empty"
+    if label.startswith("__") and label.endswith("__") and len(label) >= 4:
+        return "Firestore reserves names that begin and end with two underscores"
+    if "\0" in label:
+        return "a label cannot contain the character NUL"
+    try:
+        size = len(label.encode())
+    except UnicodeEncodeError:
+        return "a label must be valid Unicode; this one cannot be written as UTF-8"
+    if size > MAX_LABEL_BYTES:
+        return f"a label may have {MAX_LABEL_BYTES:,} bytes at most; this one has {size:,}"
+    return None
+
+
+def class_labels(names: object, *, model: object, count: int | None = None) -> dict[int, str]:
+    """Read a model's `names` as labels by class id; each of them can be stored.
+
+    Args:
+        names: a mapping from class ids, or a list in their order. Numbers become their digits.
+        model: what to call the model in an error.
+        count: classes that the network has; None: as many as there are names.
+
+    Raises:
+        ModelError: a class has no label, or one that Firestore cannot store.
+    """
+    labels = _by_id(names, model)
+    number = count or max(labels, default=-1) + 1
+    problems = [
+        f"class {class_id} has no label"
+        if class_id not in labels
+        else f"class {class_id}, {_shown(labels[class_id])}: {broken_rule(labels[class_id])}"
+        for class_id in sorted(labels.keys() | range(number))
+        if class_id not in labels or broken_rule(labels[class_id])
+    ]
+    if not labels and not problems:
+        problems = ["it names no classes"]
+    if problems:
+        more = f"; and {len(problems) - _MAX_NAMED} more" if len(problems) > _MAX_NAMED else ""
+        raise ModelError(
+            f"{model} has labels that cannot be stored: {'; '.join(problems[:_MAX_NAMED])}{more}. "
+            "Rename them: yolo-batch export MODEL --rename OLD=NEW "
+            "(or --rename '#ID=NEW', with the class's id)"
+        )
+    return {class_id: str(label) for class_id, label in labels.items()}
+
+
+def rename(
+    names: object, renames: Sequence[str], *, model: object, count: int | None = None
+) -> dict[int, object]:
+    """Give classes other labels, each written as `OLD=NEW`.
+
+    OLD is a label, which may be empty, or `#` and a class id. Every class of the label gets the new
+    one. Labels are compared as they are written, all of them before any is renamed.
+
+    Args:
+        names: as `class_labels` takes them, and returns them afterwards.
+        renames: `OLD=NEW` each.
+        model: what to call the model in an error.
+        count: classes that the network has; None: as many as there are names.
+
+    Raises:
+        ModelError: there is no such label, it is not clear which one is meant, the new label cannot
+            be stored, or another class has it already: their counts could not be told apart.
+    """
+    labels = _by_id(names, model)
+    renamed = dict(labels)
+    sources: dict[int, str] = {}
+    for text in renames:
+        old, ids, new = _parsed(text, labels, model, count or max(labels, default=-1) + 1)
+        if rule := broken_rule(new):
+            raise ModelError(f"--rename {text!r} is wrong: {_shown(new)}: {rule}")
+        for class_id in ids:
+            if class_id in sources:
+                raise ModelError(f"--rename names class {class_id} twice")
+            sources[class_id] = old
+            renamed[class_id] = new
+    for class_id, old in sources.items():
+        for other, label in renamed.items():
+            if label == renamed[class_id] and sources.get(other) != old:
+                raise ModelError(
+                    f"--rename would give the classes {min(class_id, other)} and "
+                    f"{max(class_id, other)} one label, {_shown(label)}: "
+                    "their counts could not be told apart"
+                )
+    return renamed
+
+
+def shared_labels(labels: Mapping[int, str]) -> dict[str, list[int]]:
+    """List the labels that several classes have, with the ids of these."""
+    ids: dict[str, list[int]] = {}
+    for class_id, label in sorted(labels.items()):
+        ids.setdefault(label, []).append(class_id)
+    return {label: shared for label, shared in ids.items() if len(shared) > 1}
+
+
+def _by_id(names: object, model: object) -> dict[int, object]:
+    """Read names by class id. Of what is not text, numbers alone are sure to be as written."""
+    if isinstance(names, list | tuple):
+        names = dict(enumerate(names))
+    if not isinstance(names, Mapping):
+        raise ModelError(f"{model} does not name its classes: `names` is {names!r:.80}")
+    try:
+        labels = {int(key): label for key, label in names.items()}
+    except (TypeError, ValueError) as exc:
+        raise ModelError(f"{model} does not name its classes by their ids: {exc}") from exc
+    if len(labels) < len(names) or any(class_id < 0 for class_id in labels):
+        raise ModelError(f"{model} does not name each class once, by an id from 0 up")
+    return {
+        class_id: str(label) if type(label) in (int, float) else label
+        for class_id, label in labels.items()
+    }
+
+
+def _parsed(
+    text: str, labels: Mapping[int, object], model: object, count: int
+) -> tuple[str, list[int], str]:
+    """Split `OLD=NEW`; either may contain `=`, so OLD is what the model has."""
+    if "=" not in text:
+        raise ModelError(f"--rename {text!r} is wrong: write OLD=NEW")
+    places = [place for place, letter in enumerate(text) if letter == "="]
+    splits = [(text[:place], text[place + 1 :]) for place in places]
+    by_label = [
+        (old, [class_id for class_id, label in labels.items() if str(label) == old], new)
+        for old, new in splits
+    ]
+    matches = [match for match in by_label if match[1]]
+    if len(matches) > 1:
+        raise ModelError(f"--rename {text!r} can be read in two ways: name the class by '#ID=NEW'")
+    if matches:
+        return matches[0]
+    old, new = splits[0]
+    if old.startswith("#") and old[1:].isdecimal() and int(old[1:]) < count:
+        return old, [int(old[1:])], new
+    known = ", ".join(_shown(label) for label in islice(labels.values(), _MAX_NAMED))
+    more = ", ..." if len(labels) > _MAX_NAMED else ""
+    raise ModelError(f"--rename {text!r}: {model} has no class {_shown(old)}. It has {known}{more}")
+
+
+def _shown(label: object) -> str:
+    text = repr(label)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."

@@ -1,0 +1,360 @@
+"""mAP on labels from the field: the same as on clean ones, or said; never lower without a word."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.demo.shapes import write_samples
+from service.detector import load_detector
+from service.detector.accuracy import LEAST_CONFIDENCE, MeanPrecision, mean_precision
+from service.detector.truth import Labels, match_classes, read_truth
+from service.errors import ModelError
+from service.settings import BUNDLED_MODEL
+from tests.labelled import labelled_samples
+
+needs_pycocotools = [
+    pytest.mark.ultralytics,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # pycocotools'
+]
+SHAPES = ["circle", "cross", "heart", "square", "star", "triangle"]
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("samples")
+    write_samples(folder)
+    return folder
+
+
+def written(directory: Path, truth: Any, images: Path) -> Labels:
+    file = directory / "labels.json"
+    file.write_text(json.dumps(truth), encoding="utf-8")
+    return Labels(file, images)
+
+
+@pytest.fixture(scope="module")
+def measure(
+    samples: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., MeanPrecision]:
+    detector = load_detector(BUNDLED_MODEL, min_confidence=LEAST_CONFIDENCE)
+
+    def run(truth: Any, images: Path = samples) -> MeanPrecision:
+        labels = written(tmp_path_factory.mktemp("labels"), truth, images)
+        return mean_precision(detector, labels)  # type: ignore[arg-type]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def clean(measure: Callable[..., MeanPrecision]) -> MeanPrecision:
+    return measure(labelled_samples())
+
+
+def category(truth: Any, name: str) -> Any:
+    return next(entry for entry in truth["categories"] if entry["name"] == name)
+
+
+def annotations_from_zero(truth: Any) -> None:
+    for number, annotation in enumerate(truth["annotations"]):
+        annotation["id"] = number
+
+
+def annotations_of_one_id(truth: Any) -> None:
+    for annotation in truth["annotations"]:
+        annotation["id"] = 1
+
+
+def annotations_without_ids(truth: Any) -> None:
+    for annotation in truth["annotations"]:
+        del annotation["id"]
+
+
+def no_crowds_and_areas(truth: Any) -> None:
+    for annotation in truth["annotations"]:
+        del annotation["iscrowd"], annotation["area"]
+
+
+def areas_that_are_no_areas(truth: Any) -> None:
+    for annotation in truth["annotations"]:
+        annotation["area"], annotation["iscrowd"] = -1, "0"
+
+
+def ids_from_zero(truth: Any) -> None:
+    annotations_from_zero(truth)
+    for image in truth["images"]:
+        image["id"] -= 1
+    for entry in truth["categories"]:
+        entry["id"] -= 7
+    for annotation in truth["annotations"]:
+        annotation["image_id"] -= 1
+        annotation["category_id"] -= 7
+
+
+def ids_that_are_text(truth: Any) -> None:
+    for image in truth["images"]:
+        image["id"] = str(image["id"])
+    for entry in truth["categories"]:
+        entry["id"] = float(entry["id"])
+
+
+def group_that_repeats_a_class(truth: Any) -> None:
+    truth["categories"].insert(0, {"id": 0, "name": "star", "supercategory": "none"})
+    truth["categories"].append({"id": 99, "name": "star", "supercategory": "none"})
+
+
+def group_of_its_own(truth: Any) -> None:
+    truth["categories"].insert(0, {"id": 0, "name": "shapes", "supercategory": "none"})
+
+
+QUIET = [
+    annotations_from_zero,
+    annotations_of_one_id,
+    annotations_without_ids,
+    no_crowds_and_areas,
+    areas_that_are_no_areas,
+    ids_from_zero,
+    ids_that_are_text,
+    group_that_repeats_a_class,
+    group_of_its_own,
+]
+
+
+@pytest.mark.parametrize("change", QUIET, ids=lambda change: change.__name__)
+class TestQuiet:
+    pytestmark = needs_pycocotools
+
+    def test_odd_labels_are_measured_like_clean_ones(
+        self,
+        change: Callable[[Any], None],
+        clean: MeanPrecision,
+        measure: Callable[..., MeanPrecision],
+    ) -> None:
+        truth = labelled_samples()
+        change(truth)
+        assert clean.notes == ()
+        assert clean.map50_95 > 0.85
+        assert measure(truth) == clean
+
+
+def other_spelling(truth: Any) -> None:
+    category(truth, "star")["name"] = "STAR_"
+
+
+def a_class_in_two_categories(truth: Any) -> None:
+    truth["categories"].append({"id": 99, "name": "star"})
+    star = category(truth, "star")["id"]
+    mine = [one for one in truth["annotations"] if one["category_id"] == star]
+    mine[0]["category_id"] = 99
+
+
+def objects_that_repeat(truth: Any) -> None:
+    truth["annotations"] += [one | {"id": 1000} for one in truth["annotations"][:3]]
+
+
+def boxes_of_no_area(truth: Any) -> None:
+    first = truth["annotations"][0]
+    truth["annotations"] += [first | {"bbox": [3, 3, 0, 9]}, first | {"bbox": [3, 3, 9, -1]}]
+
+
+def objects_of_no_image(truth: Any) -> None:
+    truth["annotations"].append(truth["annotations"][0] | {"image_id": 1000})
+
+
+def objects_of_no_category(truth: Any) -> None:
+    truth["annotations"].append(truth["annotations"][0] | {"category_id": 1000})
+
+
+def objects_of_no_class(truth: Any) -> None:
+    truth["categories"].append({"id": 99, "name": "hexagon"})
+    truth["annotations"].append(truth["annotations"][0] | {"category_id": 99})
+
+
+SAID = [
+    (other_spelling, "spell classes otherwise: 'STAR_' for 'star'"),
+    (a_class_in_two_categories, "2 categories have the name 'star'"),
+    (objects_that_repeat, "that repeat another one, left out: 3"),
+    (boxes_of_no_area, "with a box of no area, left out: 2"),
+    (objects_of_no_image, "of images that the file does not list, left out: 1"),
+    (objects_of_no_category, "of categories that the file does not list, left out: 1"),
+    (objects_of_no_class, "The model has no class 'hexagon' (1 objects): left out of mAP"),
+]
+
+
+@pytest.mark.parametrize(("change", "note"), SAID, ids=[change.__name__ for change, _ in SAID])
+class TestSaid:
+    pytestmark = needs_pycocotools
+
+    def test_what_is_put_right_or_left_out_is_said(
+        self,
+        change: Callable[[Any], None],
+        note: str,
+        clean: MeanPrecision,
+        measure: Callable[..., MeanPrecision],
+    ) -> None:
+        truth = labelled_samples()
+        change(truth)
+        measured = measure(truth)
+        assert replace(measured, notes=()) == clean
+        [said] = measured.notes
+        assert note in said
+
+
+class TestMeasured:
+    pytestmark = needs_pycocotools
+
+    def test_image_that_cannot_be_measured_is_said(
+        self, samples: Path, tmp_path: Path, measure: Callable[..., MeanPrecision]
+    ) -> None:
+        for path in samples.iterdir():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+        (tmp_path / "shapes-02.jpg").write_bytes((tmp_path / "shapes-02.jpg").read_bytes()[:2000])
+        truth = labelled_samples()
+        turned = truth["images"][4]
+        turned["width"], turned["height"] = 10, 20
+        measured = measure(truth, tmp_path)
+        without = labelled_samples()
+        del without["images"][4], without["images"][1]
+        ids = {image["id"] for image in without["images"]}
+        without["annotations"] = [one for one in without["annotations"] if one["image_id"] in ids]
+        assert replace(measured, notes=()) == measure(without)
+        assert measured.images == 10
+        unreadable, resized = measured.notes
+        assert "cannot be read, left out: 1: shapes-02.jpg (" in unreadable
+        assert "another size than labelled, left out: 1: shapes-05.jpg (" in resized
+        assert "labelled 10x20" in resized
+
+    def test_no_image_that_can_be_measured_is_an_error(
+        self, measure: Callable[..., MeanPrecision]
+    ) -> None:
+        truth = labelled_samples()
+        for image in truth["images"]:
+            image["width"] += 1
+        with pytest.raises(ModelError, match="no object that can be measured.*another size"):
+            measure(truth)
+
+    def test_corners_taken_for_sizes_are_said(self, measure: Callable[..., MeanPrecision]) -> None:
+        truth = labelled_samples()
+        for annotation in truth["annotations"]:
+            x, y, width, height = annotation["bbox"]
+            annotation["bbox"] = [x, y, x + width, y + height]
+        [note] = measure(truth).notes
+        assert "reach beyond their image" in note
+
+    def test_class_that_the_labels_lack_is_said(
+        self, measure: Callable[..., MeanPrecision]
+    ) -> None:
+        truth = labelled_samples()
+        star = category(truth, "star")
+        truth["categories"].remove(star)
+        truth["annotations"] = [
+            one for one in truth["annotations"] if one["category_id"] != star["id"]
+        ]
+        [note] = measure(truth).notes
+        assert "no category for 1 of the model's classes, which are not measured: 'star'" in note
+
+    def test_labels_of_other_things_are_an_error(
+        self, measure: Callable[..., MeanPrecision]
+    ) -> None:
+        truth = labelled_samples()
+        for entry in truth["categories"]:
+            entry["name"] += "?"
+        with pytest.raises(ModelError, match="finds nothing of what .*these are .*'circle\\?'"):
+            measure(truth)
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+LABELLED: dict[str, Any] = {
+    "images": [{"id": 1, "file_name": "a.jpg"}],
+    "annotations": [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [0, 0, 4, 5]}],
+    "categories": [{"id": 7, "name": "circle"}],
+}
+ANNOTATION = LABELLED["annotations"][0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"images": [{"id": 1}]}, "one of the images has no 'file_name'"),
+        ({"images": [{"file_name": "a.jpg"}]}, "one of the images has no 'id'"),
+        ({"images": LABELLED["images"] * 2}, "two images have the id 1"),
+        (
+            {"images": [*LABELLED["images"], {"id": 2, "file_name": "a.jpg"}]},
+            "two images have the file name a.jpg",
+        ),
+        ({"categories": [{"id": 7}]}, "one of the categories has no 'name'"),
+        (
+            {"categories": [*LABELLED["categories"], {"id": 7, "name": "star"}]},
+            "two categories have the id 7",
+        ),
+        ({"annotations": [{"id": 1, "image_id": 1}]}, "has no 'category_id'"),
+        ({"annotations": []}, "there are no annotations"),
+        ({"annotations": [ANNOTATION | {"bbox": [1, 2]}]}, "not enough values"),
+        ({"annotations": [ANNOTATION | {"bbox": [1, 2, None, 3]}]}, "must be"),
+        ({"annotations": [ANNOTATION | {"bbox": [0.1, 0.2, 0.3, 0.4]}]}, "shares of the image"),
+        ({"annotations": [ANNOTATION | {"image_id": 3}]}, "no annotation can be used"),
+        ({"annotations": 3}, "not iterable"),
+    ],
+    ids=[
+        "file",
+        "image-id",
+        "images",
+        "files",
+        "category",
+        "categories",
+        "annotation",
+        "none",
+        "box",
+        "null",
+        "shares",
+        "images-of-none",
+        "number",
+    ],
+)
+def test_labels_that_lack_something_say_what(
+    tmp_path: Path, changes: dict[str, Any], what: str
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"")
+    with pytest.raises(ModelError, match=rf"labels\.json is no file of labels .*{what}"):
+        read_truth(written(tmp_path, LABELLED | changes, tmp_path))
+
+
+@pytest.mark.parametrize("text", ["[]", "", "{", "7", "\x00"])
+def test_file_that_is_no_labels_says_so(tmp_path: Path, text: str) -> None:
+    (tmp_path / "labels.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ModelError, match="no file of labels"):
+        read_truth(Labels(tmp_path / "labels.json", tmp_path))
+
+
+def test_labelled_image_that_is_absent_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"names .*a\.jpg, which is not there"):
+        read_truth(written(tmp_path, LABELLED, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "label"),
+    [
+        ("traffic light", ["traffic light"], "traffic light"),
+        ("traffic_light", ["traffic light"], "traffic light"),
+        ("Traffic-Light", ["traffic light"], "traffic light"),
+        ("trafficlight", ["traffic light"], "traffic light"),
+        ("Piéton".encode().decode(), ["PIE\u0301TON"], "PIE\u0301TON"),
+        ("car", ["Car", "car"], "car"),
+        ("CAR", ["Car", "car"], None),
+        ("lamp", ["traffic light"], None),
+    ],
+)
+def test_label_spelled_otherwise_is_found(
+    tmp_path: Path, name: str, labels: list[str], label: str | None
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"")
+    categories = [{"id": 7, "name": name}, {"id": 8, "name": "other"}]
+    second = ANNOTATION | {"category_id": 8}
+    content = LABELLED | {"categories": categories, "annotations": [ANNOTATION, second]}
+    truth = read_truth(written(tmp_path, content, tmp_path))
+    classes = match_classes(truth, [*labels, "other"], file=tmp_path / "labels.json")
+    assert classes.label_of.get(name) == label
