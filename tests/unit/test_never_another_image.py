@@ -45,8 +45,11 @@ def through_pillow(kind: str) -> Callable[[Samples], bytes]:
 def tiff(samples: Samples) -> bytes:
     """Of any type and number of channels, as TIFF alone allows."""
     buffer = io.BytesIO()
-    photometric = "rgb" if samples.shape[2] >= 3 else "minisblack"
-    tifffile.imwrite(buffer, samples, photometric=photometric, planarconfig="contig")
+    if samples.shape[2] == 1:
+        tifffile.imwrite(buffer, samples[:, :, 0], photometric="minisblack")
+    else:
+        photometric = "rgb" if samples.shape[2] >= 3 else "minisblack"
+        tifffile.imwrite(buffer, samples, photometric=photometric, planarconfig="contig")
     return buffer.getvalue()
 
 

@@ -198,7 +198,7 @@ def test_find_labels_looks_beside_the_file(tmp_path: Path) -> None:
 
 def test_detect_files_names_the_file_that_is_no_picture(tmp_path: Path) -> None:
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(ModelError, match=r"cut\.jpg: The picture's header is damaged"):
+    with pytest.raises(ModelError, match=r"cut\.jpg: The JPEG ends before its pixels"):
         detect_files(FakeDetector(), [tmp_path / "cut.jpg"])
 
 
