@@ -118,7 +118,7 @@ class _Receiver:
     def is_final(self, document_id: str, rerun: Rerun | None = None) -> bool:
         return False
 
-    def commit(self, results: Sequence[ImageResult]) -> None:
+    def commit(self, results: Sequence[ImageResult]) -> Sequence[ImageResult]:
         with self._lock:
             for result in results:
                 document = to_document(result)
@@ -126,3 +126,4 @@ class _Receiver:
                 for absent in ("bucket", "generation", "event_time"):
                     del document[absent]
                 self._receive(document)
+        return results

@@ -22,14 +22,16 @@ INTERNAL: dict[str, set[str]] = {
     "budget": {"errors"},
     "watchdog": set(),
     "events": {"domain", "errors"},
-    "storage": {"domain", "errors"},
+    "outages": set(),
+    "refusals": set(),
+    "storage": {"domain", "errors", "outages", "refusals"},
     "sandbox": set(),
     "images": {"domain", "errors", "sandbox"},
     "batching": {"errors"},
     "document": {"domain"},
     "report": set(),
     "annotate": {"domain", "images"},
-    "store": {"document", "domain", "errors"},
+    "store": {"document", "domain", "errors", "outages"},
     "publisher": {"domain", "errors", "events"},
     "pace": {"events"},
     "reconcile": {"document", "domain", "errors"},
@@ -210,7 +212,18 @@ def test_layout_names_only_modules_that_exist() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["domain", "errors", "settings", "events", "batching", "singleflight", "document", "pipeline"],
+    [
+        "domain",
+        "errors",
+        "settings",
+        "events",
+        "batching",
+        "singleflight",
+        "document",
+        "pipeline",
+        "outages",
+        "refusals",
+    ],
 )
 def test_pure_module_imports_no_vendor(module: str) -> None:
     assert vendor_imports(module) == set()
