@@ -37,6 +37,8 @@ class _Group(click.Group):
                     "This command is not in the container: run it from a checkout of yolo-batch"
                 ) from exc
             raise click.ClickException(f"{exc}: install yolo-batch with its extras") from exc
+        except BrokenPipeError:  # nobody reads on, as behind `| head`: click ends quietly
+            raise
         except (YoloBatchError, OSError) as exc:
             raise click.ClickException(str(exc)) from exc
 

@@ -21,7 +21,7 @@ from service.domain import (
     ObjectMetadata,
     Rerun,
 )
-from service.errors import YoloBatchError
+from service.errors import TransientError, YoloBatchError
 from service.images import decode
 from service.pipeline import Pipeline, PipelineOptions
 
@@ -71,6 +71,7 @@ def detect_files(
 
     Raises:
         DetectorError: the network failed on some file.
+        Exception: what `receive` raises; further files are not begun then.
     """
     ready: Future[Detector] = Future()
     ready.set_result(detector)
@@ -78,6 +79,8 @@ def detect_files(
     images = tuple(ImageRef("", str(file), _ANY_GENERATION) for file in dict.fromkeys(files))
     try:
         pipeline.handle(Event(images))
+    except _ReceiverError as exc:
+        raise exc.error from None
     finally:
         pipeline.close()
 
@@ -108,6 +111,14 @@ class _LocalFiles:
         return Download(data, ObjectMetadata(size=len(data)))
 
 
+class _ReceiverError(TransientError):
+    """Nobody takes the results: the pipeline begins no further file."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 class _Receiver:
     """Hands each committed result on, as the pipeline's store."""
 
@@ -125,5 +136,8 @@ class _Receiver:
                 document["uri"] = document["name"]
                 for absent in ("bucket", "generation", "event_time"):
                     del document[absent]
-                self._receive(document)
+                try:
+                    self._receive(document)
+                except Exception as exc:
+                    raise _ReceiverError(exc) from exc
         return results

@@ -146,13 +146,13 @@ def reconcile(
     except YoloBatchError as exc:
         hint = f"\nGo on with the same command: {resume} keeps the place." if resume else ""
         raise click.ClickException(f"{exc}{hint}") from exc
+    if resume:
+        resume.unlink(missing_ok=True)
     if yes:
         run.show(final)
     click.echo(
         f"Published {final.selected:,} pictures in {final.messages:,} messages to {run.topic}"
     )
-    if resume:
-        resume.unlink(missing_ok=True)
 
 
 class _Run:

@@ -83,6 +83,19 @@ def test_detect_files_of_a_poison_picture_raises_after_the_others(folder: Path) 
     assert len(received) == 9
 
 
+def test_detect_files_ends_soon_when_nobody_takes_the_results(tmp_path: Path) -> None:
+    for number in range(200):
+        (tmp_path / f"{number:03}.bmp").write_bytes(picture(color_of(number)))
+    detector = FakeDetector()
+
+    def refuse(document: dict[str, Any]) -> None:
+        raise BrokenPipeError("nobody reads")
+
+    with pytest.raises(BrokenPipeError, match="nobody reads"):
+        detect_files(find_files([tmp_path]), detector, OPTIONS, refuse)
+    assert sum(detector.batch_sizes) < 100
+
+
 def test_detect_files_of_nothing_is_nothing() -> None:
     assert detect([]) == {}
 
