@@ -1,8 +1,10 @@
 """The same pipeline on local files, without any cloud."""
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,14 @@ from service.domain import (
     Box,
     Detection,
     Download,
+    ErrorCode,
     Event,
     ImageRef,
     ImageResult,
     ObjectMetadata,
     Rerun,
 )
-from service.errors import TransientError, YoloBatchError
+from service.errors import BadImageError, TransientError, YoloBatchError
 from service.images import decode
 from service.pipeline import Pipeline, PipelineOptions
 
@@ -75,7 +78,7 @@ def detect_files(
     """
     ready: Future[Detector] = Future()
     ready.set_result(detector)
-    pipeline = Pipeline(_LocalFiles(), _Receiver(receive), ready, options)
+    pipeline = Pipeline(_LocalFiles(options.max_image_bytes), _Receiver(receive), ready, options)
     images = tuple(ImageRef("", str(file), _ANY_GENERATION) for file in dict.fromkeys(files))
     try:
         pipeline.handle(Event(images))
@@ -100,15 +103,31 @@ def save_annotated(file: Path, document: Mapping[str, Any], destination: Path) -
 class _LocalFiles:
     """Files as the pipeline's storage."""
 
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+
     def resolve(self, ref: ImageRef) -> ImageRef:
-        return ref
+        with _reading(ref):
+            size = Path(ref.name).stat().st_size
+        return replace(ref, metadata=ObjectMetadata(size=size))
 
     def download(self, ref: ImageRef) -> Download:
-        try:
+        if (ref.metadata.size or 0) > self._max_bytes:
+            raise BadImageError(
+                ErrorCode.IMAGE_TOO_LARGE,
+                f"The file has more than MAX_IMAGE_BYTES={self._max_bytes} bytes.",
+            )
+        with _reading(ref):
             data = Path(ref.name).read_bytes()
-        except OSError as exc:
-            raise MissingFileError(f"{ref.name} cannot be read: {exc.strerror}") from exc
         return Download(data, ObjectMetadata(size=len(data)))
+
+
+@contextmanager
+def _reading(ref: ImageRef) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise MissingFileError(f"{ref.name} cannot be read: {exc.strerror}") from exc
 
 
 class _ReceiverError(TransientError):

@@ -70,10 +70,7 @@ class ImageStorage:
             connections: how many threads will call at once.
             outages: logs a bucket that cannot be read at all.
         """
-        # requests keeps 10 connections a host by default, and drops the others after each use.
-        adapter = HTTPAdapter(pool_connections=connections, pool_maxsize=connections)
-        client._http.mount("https://", adapter)
-        client._http.mount("http://", adapter)
+        _widen(client, connections)
         self._client = client
         self._timeout = timeout_seconds
         self._retry: retry.Retry = DEFAULT_RETRY.with_timeout(timeout_seconds)
@@ -239,6 +236,28 @@ class ObjectLister:
         self._timeout = timeout_seconds
         self._retry: retry.Retry = DEFAULT_RETRY.with_timeout(timeout_seconds)
 
+    def exists(self, ref: ImageRef) -> bool:
+        """Say whether an object is there; its generation, if the reference names one.
+
+        Raises:
+            StorageUnavailableError: Cloud Storage did not answer, or refuses to say.
+        """
+        with _translated():
+            blob = self._client.bucket(ref.bucket).blob(ref.name, generation=ref.generation)
+            try:
+                return bool(blob.exists(timeout=self._timeout, retry=self._retry))
+            except exceptions.GoogleAPICallError as exc:
+                if exc.code in _GONE:
+                    return False
+                if exc.code not in _REFUSALS:
+                    raise
+                refusal = _refusal(exc)
+                raise StorageRefusedError(
+                    f"Cloud Storage does not say whether {ref.uri} exists: "
+                    f"{refusal.status} {refusal.reason} {refusal.text} (`submit --no-check` does "
+                    "not ask)"
+                ) from exc
+
     def pages(self, bucket: str, prefix: str, *, after: str = "") -> Iterator[Sequence[ImageRef]]:
         """List the live objects with a prefix, up to 1000 at a time, by the bytes of their names.
 
@@ -278,16 +297,29 @@ class ObjectLister:
                 ) from exc
 
 
-def connect_lister(project: str | None) -> ObjectLister:
+def connect_lister(project: str | None, *, connections: int = 1) -> ObjectLister:
     """Connect to Cloud Storage.
+
+    Args:
+        project: the caller's project.
+        connections: how many threads will call at once.
 
     Raises:
         CredentialsError: there are none.
     """
     try:
-        return ObjectLister(storage.Client(project=project))
+        client = storage.Client(project=project)
+        _widen(client, connections)
+        return ObjectLister(client)
     except (GoogleAuthError, OSError) as exc:  # OSError: no project is known
         raise CredentialsError from exc
+
+
+def _widen(client: storage.Client, connections: int) -> None:
+    """Keep so many connections; requests drops those beyond 10 after each use."""
+    adapter = HTTPAdapter(pool_connections=connections, pool_maxsize=connections)
+    client._http.mount("https://", adapter)
+    client._http.mount("http://", adapter)
 
 
 def _listed(bucket: str, blob: storage.Blob) -> ImageRef:

@@ -34,6 +34,7 @@ INTERNAL: dict[str, set[str]] = {
     "store": {"document", "domain", "errors", "outages"},
     "publisher": {"domain", "errors", "events"},
     "pace": {"events"},
+    "submission": {"domain", "errors", "events"},
     "reconcile": {"document", "domain", "errors"},
     "deadletters": {"domain", "errors", "events"},
     "subscriber": {"deadletters", "errors"},
