@@ -3,8 +3,9 @@
 Sources: https://cloud.google.com/storage/docs/json_api/v1/status-codes. Errors of metadata come as
 JSON with a `reason`; errors of a download (`alt=media`) come as text, so sentences are read too.
 
-A plain 403 does not say what it concerns: no right on the bucket, or none on this object. It is the
-object's own if the object was refused twice, and others of the bucket were read in between.
+A plain 403 does not say what it concerns: no right on the bucket, or none on this object. It is
+the object's own if the object was refused twice, and the bucket was readable in between: another
+object of it was read, or the account has the right.
 """
 
 import json
@@ -18,24 +19,24 @@ _BAD_REQUEST, _UNAUTHORIZED, _FORBIDDEN, _LEGAL_REASONS = 400, 401, 403, 451
 _MAX_REMEMBERED = 10_000  # refused objects; the oldest are forgotten
 _MAX_TEXT = 300  # letters of Cloud Storage's own sentence in a document
 
-_RETRY = " When that is repaired, `yolo-batch reconcile --enqueue failed` retries it."
+_RETRY = " Then run `yolo-batch reconcile --enqueue failed`."
 _CUSTOMER_KEY = (
     "The object is encrypted with a customer-supplied encryption key, which the service does not "
     "have. Upload it again without that key."
 )
 _KMS_KEY = (
     "Cloud Storage cannot use the Cloud KMS key of the object ({text}). Enable the key, or grant "
-    "it to the Cloud Storage service agent."
+    "it to the Cloud Storage service agent." + _RETRY
 )
 _REQUESTER_PAYS = (
     "The bucket is a Requester Pays bucket, and the service names no project that pays. Turn "
-    "Requester Pays off, or copy the object to another bucket."
+    "Requester Pays off, or copy the object to another bucket." + _RETRY
 )
 _LEGAL = "Cloud Storage withholds the object for legal reasons ({text})."
 _NO_ACCESS = (
     "Cloud Storage refuses access to this object, though not to the bucket ({text}). The service "
     "account needs storage.objects.get on it: check its ACL, its managed folder, and IAM "
-    "conditions and deny policies."
+    "conditions and deny policies." + _RETRY
 )
 _OTHER = "Cloud Storage refuses to give this object ({text})."
 
@@ -119,7 +120,7 @@ class Refusal:
             _FORBIDDEN: _NO_ACCESS,
             _LEGAL_REASONS: _LEGAL,
         }.get(self.status, _OTHER)
-        return template.replace("{text}", text) + _RETRY
+        return template.replace("{text}", text)
 
     def _known(self) -> str | None:
         """Return the sentence of a refusal that names its reason."""
@@ -134,7 +135,7 @@ class Refusal:
 
 
 class AccessHistory:
-    """Which objects were refused, and when something of their bucket was read."""
+    """Which objects were refused, and when their buckets were readable."""
 
     def __init__(self) -> None:
         """Start without any."""
@@ -143,7 +144,7 @@ class AccessHistory:
         self._lock = threading.Lock()
 
     def read(self, bucket: str) -> None:
-        """Note that an object of a bucket was read."""
+        """Note that a bucket is readable."""
         with self._lock:
             self._reads[bucket] = time.monotonic_ns()
             self._reads.move_to_end(bucket)
@@ -153,7 +154,7 @@ class AccessHistory:
     def is_refused_alone(self, bucket: str, name: str) -> bool:
         """Note a refusal; say whether it is the object's own.
 
-        It is if the object was refused before, and another one was read in between.
+        It is if the object was refused before, and the bucket was readable in between.
         """
         with self._lock:
             first = self._refused.setdefault((bucket, name), time.monotonic_ns())

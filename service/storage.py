@@ -143,14 +143,17 @@ class ImageStorage:
         """
         refusal = _refusal(error)
         scope = refusal.scope
+        has_metadata = False
         if scope is Scope.UNCLEAR and is_download:
             # The metadata's answer has a reason. If they are not refused, the bytes alone are.
-            if again := self._metadata_refusal(ref):
-                refusal, scope = again, again.scope
-            else:
-                scope = Scope.OBJECT
+            again = self._metadata_refusal(ref)
+            has_metadata = again is None
+            refusal = again or refusal
+            scope = refusal.scope
         if scope is Scope.UNCLEAR and refusal.status == exceptions.Forbidden.code:
-            scope = self._scope_of_forbidden(ref)
+            scope = self._scope_of_forbidden(ref, has_metadata=has_metadata)
+        elif scope is Scope.UNCLEAR and has_metadata:
+            scope = Scope.OBJECT
         if scope is Scope.OBJECT:
             return BadImageError(ErrorCode.UNREADABLE_OBJECT, refusal.sentence())
         if scope is not Scope.EVERYTHING:
@@ -174,14 +177,18 @@ class ImageStorage:
             return _refusal(exc)
         return None
 
-    def _scope_of_forbidden(self, ref: ImageRef) -> Scope:
-        """Say whether a plain 403 concerns one object, or all of its bucket."""
+    def _scope_of_forbidden(self, ref: ImageRef, *, has_metadata: bool) -> Scope:
+        """Say whether a plain 403 concerns one object, or all of its bucket.
+
+        A right that is granted or taken away just now reaches Cloud Storage's servers one after the
+        other, so that no single delivery proves anything.
+        """
         if self._history.is_refused_alone(ref.bucket, f"{ref.name}#{ref.generation}"):
             return Scope.OBJECT
-        if not self._has_rights(ref.bucket):
-            return Scope.EVERYTHING
-        # The rights may have been granted just now.
-        return Scope.OBJECT if self._metadata_refusal(ref) else Scope.NOW
+        if has_metadata or self._has_rights(ref.bucket):
+            self._history.read(ref.bucket)
+            return Scope.NOW
+        return Scope.EVERYTHING
 
     def _has_rights(self, bucket: str) -> bool:
         """Say whether the account may read and list a bucket; asking this needs no right itself.

@@ -51,7 +51,10 @@ _MAX_DOCUMENT_BYTES = 2**20
 _MAX_COMMIT_BYTES = 3 * 2**20
 _NAME_BYTES = 2048  # the document's own name and the bytes that Firestore adds, at most
 _MAX_REASON = 300  # letters of what the vendor's client says
-_NO_ACCESS = "Firestore refused access: the service account needs roles/datastore.user."
+_NO_ACCESS = (
+    "Firestore refused access: the service account needs roles/datastore.user, the project billing "
+    "and the Firestore API."
+)
 _NO_DATABASE = "Firestore has no such database: create it, or set FIRESTORE_DATABASE."
 _NO_CREDENTIALS = "Google does not accept the service account, or cannot be asked for its token."
 _NO_NATIVE = "Firestore refuses the call: the database must be in Native mode. The log says more."
