@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -72,17 +73,26 @@ def serve() -> None:
 def results(uri: str, as_json: bool) -> None:
     """Print the results of gs://bucket/prefix from Firestore."""
     from service.main import build_store
-    from service.report import table
+    from service.report import pattern_note, table
 
     bucket, _, prefix = uri.removeprefix("gs://").partition("/")
     if not uri.startswith("gs://") or not bucket:
         raise click.BadParameter("it must be gs://bucket or gs://bucket/prefix", param_hint="URI")
-    documents = build_store(Settings.from_env()).results(bucket, prefix)
+    count = 0
+
+    def counted() -> Iterator[dict[str, Any]]:
+        nonlocal count
+        for document in build_store(Settings.from_env()).results(bucket, prefix):
+            count += 1
+            yield document
+
     if as_json:
-        for document in documents:
+        for document in counted():
             click.echo(json.dumps(document, ensure_ascii=False, default=_plain))
     else:
-        click.echo(table(documents))
+        click.echo(table(counted()))
+    if not count and (note := pattern_note(prefix)):
+        click.echo(note, err=True)
 
 
 @main.command()

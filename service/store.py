@@ -48,7 +48,7 @@ _MAX_COMMITS = 10
 # https://firebase.google.com/docs/firestore/quotas. A larger one would not be refused but tried
 # again and again: where a whole commit is too large, some servers answer as if they were busy.
 _MAX_DOCUMENT_BYTES = 2**20
-_MAX_COMMIT_BYTES = 3 * 2**20
+_MAX_COMMIT_BYTES = 5 * 2**19  # of documents; up to 4 MiB when they are sent
 _NAME_BYTES = 2048  # the document's own name and the bytes that Firestore adds, at most
 _MAX_REASON = 300  # letters of what the vendor's client says
 _NO_ACCESS = (

@@ -83,6 +83,14 @@ def test_bucket_that_may_not_be_read_is_said(topic: str, monkeypatch: pytest.Mon
         assert submit(topic, "--no-check", "gs://uploads/a.jpg").exit_code == 0
 
 
+@pytest.mark.parametrize("command", ["results", "reconcile"])
+def test_pattern_where_a_prefix_belongs_is_noted(command: str, prefix: str) -> None:
+    noted = CliRunner().invoke(main, [command, f"{prefix}x*.jpg"])
+    assert "give a prefix here, not a pattern" in noted.stderr
+    literal = CliRunner().invoke(main, [command, f"{prefix}none"])
+    assert "pattern" not in literal.stderr
+
+
 def test_many_objects_are_looked_up_together(topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with refusing_storage() as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
