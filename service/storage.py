@@ -124,7 +124,8 @@ class ImageStorage:
             try:
                 yield
             except exceptions.GoogleAPICallError as exc:
-                if exc.code not in _REFUSALS:
+                # An organisation's policy is answered 412.
+                if exc.code not in _REFUSALS and _refusal(exc).scope is not Scope.EVERYTHING:
                     raise
                 raise self._refused(ref, exc, is_download=is_download) from exc
             except GoogleAuthError as exc:
@@ -372,8 +373,6 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except (NotFound, exceptions.PreconditionFailed) as exc:
-        if _refusal(exc).scope is Scope.EVERYTHING:  # an organisation's policy, answered 412
-            raise StorageUnavailableError(_REFUSED) from exc
         raise ObjectGoneError("Cloud Storage has no such object generation.") from exc
     except ContentDecodingError as exc:
         raise BadImageError(

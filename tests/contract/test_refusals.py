@@ -205,7 +205,7 @@ def test_organisations_policy_is_not_a_gone_object(
     server: RefusingStorage, service: ImageStorage
 ) -> None:
     image = server.refuse("a.jpg", Answer(412, "orgPolicyConstraintFailed"))
-    with pytest.raises(StorageUnavailableError):
+    with pytest.raises(StorageRefusedError):
         service.resolve(image)
 
 
