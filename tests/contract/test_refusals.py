@@ -111,7 +111,7 @@ def test_forbidden_object_of_a_readable_bucket_is_unreadable(
     assert "storage.objects.get" in message
 
 
-def test_forbidden_bytes_whose_metadata_are_given_are_unreadable(
+def test_forbidden_bytes_with_readable_metadata_are_unreadable(
     server: RefusingStorage, service: ImageStorage
 ) -> None:
     server.rights = []

@@ -134,7 +134,7 @@ def test_result_that_cannot_be_stored_is_final(store: ResultStore, collection: s
     assert read(collection, refused) == before
 
 
-def test_every_result_of_a_batch_may_be_one_that_cannot_be_stored(store: ResultStore) -> None:
+def test_every_result_of_a_batch_may_be_unstorable(store: ResultStore) -> None:
     refused = [labelled(f"{i}.jpg", "" if i % 2 else 2**70) for i in range(8)]
     outcomes = store.commit(refused)
     assert all(isinstance(one, ImageResult) and one.failure for one in outcomes)

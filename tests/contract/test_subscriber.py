@@ -87,7 +87,7 @@ def test_letters_are_held_for_longer_than_a_lease(
     assert len(data(subscription)) == 2
 
 
-def test_letter_that_comes_twice_is_acknowledged_by_its_last_delivery(
+def test_letter_that_comes_twice_is_acknowledged_once_for_all(
     subscription: Subscription, publisher: pubsub_v1.PublisherClient, topic: str
 ) -> None:
     publish_jobs(publisher, topic, [b"1"])

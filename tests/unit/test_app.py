@@ -288,7 +288,7 @@ def test_post_given_back_logs_the_vendors_error(
 
 
 @pytest.mark.parametrize("kind", [StorageRefusedError, StoreRefusedError])
-def test_post_rejected_for_all_alike_is_503_without_a_line_of_its_own(
+def test_post_rejected_for_all_alike_has_no_log_line_of_its_own(
     site: Site, kind: type[TransientError], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

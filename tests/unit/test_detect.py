@@ -97,7 +97,7 @@ def test_detect_files_ends_soon_when_nobody_takes_the_results(tmp_path: Path) ->
     assert sum(detector.batch_sizes) < 100
 
 
-def test_file_over_the_limits_is_refused_by_the_setting_that_holds(folder: Path) -> None:
+def test_file_over_a_limit_is_refused_by_the_limits_name(folder: Path) -> None:
     documents: dict[str, Any] = {}
     small = picture(width=8, height=8)
     (folder / "small.bmp").write_bytes(small)

@@ -259,7 +259,7 @@ def test_object_that_cannot_be_read_is_recorded_as_failed(world: World) -> None:
     assert handle(pipeline, ref) == [Outcome.ALREADY_FINAL]
 
 
-def test_object_whose_metadata_are_refused_is_recorded_as_failed(world: World) -> None:
+def test_object_with_refused_metadata_is_recorded_as_failed(world: World) -> None:
     ref = world.storage.put("cat", picture())
     world.storage.unresolvable["cat"] = UNREADABLE
     assert handle(world.pipeline(), ref) == [Outcome.FAILED]
