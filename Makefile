@@ -43,8 +43,8 @@ check: $(VENV)/dev  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-unit: $(VENV)/dev  ## the tests that need no emulator
-	$(BIN)/pytest tests/unit
+unit: $(VENV)/dev  ## the tests that need neither emulator nor ultralytics
+	$(BIN)/pytest -m "not ultralytics" tests/unit
 
 fix: $(VENV)/dev  ## what can be corrected by machine
 	$(BIN)/ruff check --fix .

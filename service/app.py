@@ -112,7 +112,8 @@ def create_app(
     @app.errorhandler(TransientError)
     def transient(error: TransientError) -> Response:
         status = 429 if isinstance(error, QueueFullError) else 503
-        logger.warning(
+        logger.log(
+            logging.DEBUG if error.is_logged else logging.WARNING,
             "Gave a message back",
             extra={"status": status, "reason": str(error)},
             exc_info=error.__cause__,

@@ -19,7 +19,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -53,7 +53,7 @@ class Batcher(Generic[Item, Result]):
     def __init__(
         self,
         run: Callable[[list[Item]], Sequence[Result]],
-        finish: Callable[[list[Result]], None],
+        finish: Callable[[list[Result]], Sequence[Result | Exception]],
         *,
         max_batch_size: int,
         max_delay_seconds: float,
@@ -67,7 +67,8 @@ class Batcher(Generic[Item, Result]):
         Args:
             run: a batch to its results, same length and order. When it raises, the batch is split
                 until the culprit stands alone; the others get their results.
-            finish: makes the results of one batch final; when it raises, all of them failed.
+            finish: makes the results of one batch final, and returns what each one became: a
+                result, or the error of its caller alone. When it raises, all of them failed.
             max_batch_size: items in a batch at most.
             max_delay_seconds: how long an item waits for others that are on their way.
             max_admitted: callers admitted at once.
@@ -230,13 +231,18 @@ class Batcher(Generic[Item, Result]):
     ) -> None:
         """Finish the good results together, then answer everybody."""
         try:
+            finished: Iterator[Result | Exception] = iter(())
             if good := [result for result in results if not isinstance(result, Exception)]:
-                self._finish(good)
+                outcomes = self._finish(good)
+                if len(outcomes) != len(good):
+                    raise DetectorError(f"{len(good)} results were finished as {len(outcomes)}")
+                finished = iter(outcomes)
             for entry, result in zip(batch, results, strict=True):
-                if not isinstance(result, Exception):
-                    entry.future.set_result(result)
+                outcome = result if isinstance(result, Exception) else next(finished)
+                if not isinstance(outcome, Exception):
+                    entry.future.set_result(outcome)
                 else:
-                    entry.future.set_exception(result)
+                    entry.future.set_exception(outcome)
         except Exception as exc:  # noqa: BLE001 - each caller raises it, on its own thread
             for entry, result in zip(batch, results, strict=True):
                 _fail([entry], result if isinstance(result, Exception) else exc)

@@ -7,7 +7,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from service.commands.bench import bench
 from service.commands.chaos import chaos
 from service.commands.check_model import check_model
 from service.commands.dead_letters import dead_letters
+from service.commands.detect import detect
 from service.commands.export import export
 from service.commands.reconcile import reconcile
 from service.commands.smoke import smoke
-from service.errors import EnvelopeError, YoloBatchError
+from service.commands.submit import submit
+from service.errors import YoloBatchError
 from service.settings import BUNDLED_MODEL, Settings
 
 
@@ -37,6 +39,8 @@ class _Group(click.Group):
                     "This command is not in the container: run it from a checkout of yolo-batch"
                 ) from exc
             raise click.ClickException(f"{exc}: install yolo-batch with its extras") from exc
+        except BrokenPipeError:  # nobody reads on, as behind `| head`: click ends quietly
+            raise
         except (YoloBatchError, OSError) as exc:
             raise click.ClickException(str(exc)) from exc
 
@@ -49,7 +53,9 @@ def main() -> None:
     logging.getLogger("service").addHandler(logging.NullHandler())
 
 
-for command in (bench, chaos, check_model, dead_letters, export, reconcile, smoke):
+for command in (
+    bench, chaos, check_model, dead_letters, detect, export, reconcile, smoke, submit
+):  # fmt: skip
     main.add_command(command)
 
 
@@ -62,110 +68,31 @@ def serve() -> None:
 
 
 @main.command()
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--model",
-    type=click.Path(path_type=Path),
-    default=BUNDLED_MODEL,
-    help="Exported directory, or a file that ultralytics loads.",
-)
-@click.option("--device", default="cpu", show_default=True, help="cpu, or a GPU such as 0.")
-@click.option("--min-confidence", default=0.25, show_default=True, type=click.FloatRange(0.001, 1))
-@click.option("--batch-size", default=8, show_default=True, type=click.IntRange(1, 64))
-@click.option("--json", "as_json", is_flag=True, help="One JSON document a line.")
-@click.option(
-    "--save",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for annotated pictures.",
-)
-def detect(
-    paths: tuple[Path, ...],
-    model: Path,
-    device: str,
-    min_confidence: float,
-    batch_size: int,
-    as_json: bool,
-    save: Path | None,
-) -> None:
-    """Detect on local files and folders, without any cloud."""
-    from service.detect import annotated_name, detect_files, find_files, save_annotated
-    from service.detector import load_detector, warm_up
-    from service.pipeline import PipelineOptions
-    from service.report import table
-
-    files = find_files(paths)
-    if not files:
-        raise click.ClickException("There are no files in " + ", ".join(map(str, paths)))
-    detector = load_detector(model, device=device, min_confidence=min_confidence)
-    warm_up(detector)
-    documents: list[dict[str, Any]] = []
-
-    def receive(document: dict[str, Any]) -> None:
-        documents.append(document)
-        if as_json:
-            click.echo(json.dumps(document, ensure_ascii=False))
-        if save and document["status"] == "done":
-            source = Path(document["name"])
-            save_annotated(source, document, save / annotated_name(source, paths))
-
-    # Twice the batch: one runs while the next is decoded. Nobody else wants the queue.
-    options = PipelineOptions(max_batch_size=batch_size, max_queue=2 * batch_size)
-    try:
-        detect_files(files, detector, options, receive)
-    finally:  # what was detected is shown, even when some file could not be
-        if not as_json:
-            click.echo(table(sorted(documents, key=lambda document: document["name"])))
-    if save:
-        click.echo(f"Annotated pictures are in {save}", err=True)
-
-
-@main.command()
 @click.argument("uri")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document a line.")
 def results(uri: str, as_json: bool) -> None:
     """Print the results of gs://bucket/prefix from Firestore."""
     from service.main import build_store
-    from service.report import table
+    from service.report import pattern_note, table
 
     bucket, _, prefix = uri.removeprefix("gs://").partition("/")
     if not uri.startswith("gs://") or not bucket:
         raise click.BadParameter("it must be gs://bucket or gs://bucket/prefix", param_hint="URI")
-    documents = build_store(Settings.from_env()).results(bucket, prefix)
+    count = 0
+
+    def counted() -> Iterator[dict[str, Any]]:
+        nonlocal count
+        for document in build_store(Settings.from_env()).results(bucket, prefix):
+            count += 1
+            yield document
+
     if as_json:
-        for document in documents:
+        for document in counted():
             click.echo(json.dumps(document, ensure_ascii=False, default=_plain))
     else:
-        click.echo(table(documents))
-
-
-@main.command()
-@click.argument("uris", nargs=-1, required=True)
-@click.option(
-    "--topic",
-    default="jobs",
-    show_default=True,
-    help="Topic's name, or projects/PROJECT/topics/NAME.",
-)
-def submit(uris: tuple[str, ...], topic: str) -> None:
-    """Publish a job for URIS (gs://bucket/object, or - to read them from standard input)."""
-    from service.events import parse_uri
-    from service.publisher import connect, job_messages, publish_jobs
-
-    wanted = list(_lines(sys.stdin) if uris == ("-",) else uris)
-    if not wanted:
-        raise click.ClickException("There are no uris to submit")
-    for uri in wanted:
-        try:
-            parse_uri(uri)
-        except EnvelopeError as exc:
-            raise click.ClickException(f"{uri!r} is wrong: {exc}") from exc
-    project = Settings.from_env().google_cloud_project
-    if "/" not in topic:
-        if not project:
-            raise click.ClickException("Set GOOGLE_CLOUD_PROJECT, or give the topic's full name")
-        topic = f"projects/{project}/topics/{topic}"
-    ids = publish_jobs(connect(), topic, job_messages(wanted))
-    click.echo(f"Published {len(wanted)} uris in {len(ids)} messages to {topic}")
+        click.echo(table(counted()))
+    if not count and (note := pattern_note(prefix)):
+        click.echo(note, err=True)
 
 
 @main.command()
@@ -256,11 +183,6 @@ def _runnable(model: Path | None, scratch: Path) -> Path | None:
 
     click.echo(f"Exporting {model} ...")
     return export_openvino(model, scratch / f"{model.stem}_openvino_model")
-
-
-def _lines(stream: Iterable[str]) -> Iterable[str]:
-    # Blanks stay: an object's name may begin or end with them.
-    return filter(None, (line.rstrip("\r\n") for line in stream))
 
 
 def _plain(value: object) -> str:

@@ -1,8 +1,10 @@
 """The same pipeline on local files, without any cloud."""
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,14 @@ from service.domain import (
     Box,
     Detection,
     Download,
+    ErrorCode,
     Event,
     ImageRef,
     ImageResult,
     ObjectMetadata,
     Rerun,
 )
-from service.errors import YoloBatchError
+from service.errors import BadImageError, TransientError, YoloBatchError
 from service.images.decode import decode
 from service.pipeline import Pipeline, PipelineOptions
 
@@ -71,13 +74,16 @@ def detect_files(
 
     Raises:
         DetectorError: the network failed on some file.
+        Exception: what `receive` raises; further files are not begun then.
     """
     ready: Future[Detector] = Future()
     ready.set_result(detector)
-    pipeline = Pipeline(_LocalFiles(), _Receiver(receive), ready, options)
+    pipeline = Pipeline(_LocalFiles(options.max_image_bytes), _Receiver(receive), ready, options)
     images = tuple(ImageRef("", str(file), _ANY_GENERATION) for file in dict.fromkeys(files))
     try:
         pipeline.handle(Event(images))
+    except _ReceiverError as exc:
+        raise exc.error from None
     finally:
         pipeline.close()
 
@@ -97,15 +103,39 @@ def save_annotated(file: Path, document: Mapping[str, Any], destination: Path) -
 class _LocalFiles:
     """Files as the pipeline's storage."""
 
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+
     def resolve(self, ref: ImageRef) -> ImageRef:
-        return ref
+        with _reading(ref):
+            size = Path(ref.name).stat().st_size
+        return replace(ref, metadata=ObjectMetadata(size=size))
 
     def download(self, ref: ImageRef) -> Download:
-        try:
+        if (ref.metadata.size or 0) > self._max_bytes:
+            raise BadImageError(
+                ErrorCode.IMAGE_TOO_LARGE,
+                f"The file has more than MAX_IMAGE_BYTES={self._max_bytes} bytes.",
+            )
+        with _reading(ref):
             data = Path(ref.name).read_bytes()
-        except OSError as exc:
-            raise MissingFileError(f"{ref.name} cannot be read: {exc.strerror}") from exc
         return Download(data, ObjectMetadata(size=len(data)))
+
+
+@contextmanager
+def _reading(ref: ImageRef) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise MissingFileError(f"{ref.name} cannot be read: {exc.strerror}") from exc
+
+
+class _ReceiverError(TransientError):
+    """Nobody takes the results: the pipeline begins no further file."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class _Receiver:
@@ -118,11 +148,15 @@ class _Receiver:
     def is_final(self, document_id: str, rerun: Rerun | None = None) -> bool:
         return False
 
-    def commit(self, results: Sequence[ImageResult]) -> None:
+    def commit(self, results: Sequence[ImageResult]) -> Sequence[ImageResult]:
         with self._lock:
             for result in results:
                 document = to_document(result)
                 document["uri"] = document["name"]
                 for absent in ("bucket", "generation", "event_time"):
                     del document[absent]
-                self._receive(document)
+                try:
+                    self._receive(document)
+                except Exception as exc:
+                    raise _ReceiverError(exc) from exc
+        return results

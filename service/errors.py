@@ -18,7 +18,9 @@
         ├── DecoderBusyError
         ├── CertificatesUnavailableError
         ├── StorageUnavailableError
+        │   └── StorageRefusedError    it refuses whatever is asked: somebody has to act
         └── StoreUnavailableError
+            └── StoreRefusedError      likewise
 
 The text of an error that is answered with 400, 401, 403, 429 or 503 goes back to the caller: it
 is a sentence of ours and never repeats the input.
@@ -85,6 +87,7 @@ class TransientError(YoloBatchError):
     """Not now: the same message can succeed when it is delivered again."""
 
     retry_after_seconds = 10
+    is_logged = False  # whether it is in the log already, once for all the messages it concerns
 
 
 class QueueFullError(TransientError):
@@ -127,3 +130,15 @@ class StorageUnavailableError(TransientError):
 
 class StoreUnavailableError(TransientError):
     """Firestore did not take or give the document."""
+
+
+class StorageRefusedError(StorageUnavailableError):
+    """Cloud Storage refuses the bucket or the account; see `service.outages`."""
+
+    is_logged = True
+
+
+class StoreRefusedError(StoreUnavailableError):
+    """Firestore refuses the database or the account; see `service.outages`."""
+
+    is_logged = True

@@ -81,19 +81,24 @@ def build_pipeline(
         _storage(settings),
         store,
         detector,
-        PipelineOptions(
-            max_batch_size=settings.max_batch_size,
-            max_batch_pixels=settings.max_batch_pixels,
-            max_batch_delay_seconds=settings.max_batch_delay_ms / 1000,
-            max_queue=settings.max_queue,
-            max_image_bytes=settings.max_image_bytes,
-            max_held_bytes=settings.max_held_bytes,
-            max_image_pixels=settings.max_image_pixels,
-            reduced_decode=settings.reduced_decode,
-            allowed_buckets=settings.allowed_buckets,
-        ),
+        pipeline_options(settings),
         clock,
         Watchdog(settings.stuck_seconds),
+    )
+
+
+def pipeline_options(settings: Settings) -> PipelineOptions:
+    """Take the pipeline's limits from the settings; `detect` has the same."""
+    return PipelineOptions(
+        max_batch_size=settings.max_batch_size,
+        max_batch_pixels=settings.max_batch_pixels,
+        max_batch_delay_seconds=settings.max_batch_delay_ms / 1000,
+        max_queue=settings.max_queue,
+        max_image_bytes=settings.max_image_bytes,
+        max_held_bytes=settings.max_held_bytes,
+        max_image_pixels=settings.max_image_pixels,
+        reduced_decode=settings.reduced_decode,
+        allowed_buckets=settings.allowed_buckets,
     )
 
 

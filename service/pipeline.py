@@ -8,6 +8,7 @@ none. Whatever it raises means that the event must come again, and doing so is s
 
 import logging
 import math
+import shlex
 import threading
 import time
 from collections.abc import Hashable, Iterator, Sequence
@@ -64,6 +65,8 @@ _JOB_PATIENCE_SECONDS = 30.0
 _TURN_PATIENCE_SECONDS = 120.0
 _PREPARE_SECONDS = 10.0  # from the decode's begin to the network's, by far
 _STRIDE = 32  # of YOLO26: its coarsest cells
+# Recorded of an object whose generation Cloud Storage refuses to name; no object has this one.
+_NO_GENERATION = 0
 
 
 class Storage(Protocol):
@@ -82,8 +85,8 @@ class Store(Protocol):
     def is_final(self, document_id: str, rerun: Rerun | None = None) -> bool:
         """Say whether the picture has its document, which no rerun may replace."""
 
-    def commit(self, results: Sequence[ImageResult]) -> None:
-        """Make results final."""
+    def commit(self, results: Sequence[ImageResult]) -> Sequence[ImageResult | Exception]:
+        """Make results final; return each as it was recorded, or why it was not."""
 
 
 @dataclass(frozen=True)
@@ -294,22 +297,32 @@ class Pipeline:
                 return self._process_together(ref, delivery)
         except ObjectGoneError:
             logger.warning(
-                "A picture is gone: it was overwritten or deleted before it was read",
-                extra={"uri": ref.uri, "generation": ref.generation},
+                "An image is gone: deleted or overwritten before it was read, or it never existed",
+                extra={
+                    "uri": ref.uri,
+                    "generation": ref.generation,
+                    "look": f"gcloud storage ls --all-versions {shlex.quote(ref.uri)}",
+                },
             )
             return Outcome.GONE
 
     def _process_together(self, ref: ImageRef, delivery: _Delivery) -> Outcome:
         """Process a picture once for all that ask for it meanwhile."""
+        failure = None
         if ref.generation is None:
-            with self._clock.measure("download"):
-                ref = self._storage.resolve(ref)
+            try:
+                with self._clock.measure("download"):
+                    ref = self._storage.resolve(ref)
+            except BadImageError as exc:
+                ref = replace(ref, generation=_NO_GENERATION)
+                failure = Failure(exc.code, exc.message)
         self._check_model(ref.rerun)
         # A rerun must not take part in the flight of somebody who finds the document final.
         flight = f"{ref.document_id} {ref.rerun}" if ref.rerun else ref.document_id
-        return self._flights.do(flight, lambda: self._process_once(ref, delivery))
+        return self._flights.do(flight, lambda: self._process_once(ref, delivery, failure))
 
-    def _process_once(self, ref: ImageRef, delivery: _Delivery) -> Outcome:
+    def _process_once(self, ref: ImageRef, delivery: _Delivery, failure: Failure | None) -> Outcome:
+        """Bring one image to its final record; `failure` is why it cannot be read, if known."""
         with self._batcher.admit(patience_seconds=delivery.patience_seconds()) as ticket:
             with self._clock.measure("store"):
                 is_final = self._store.is_final(ref.document_id, ref.rerun)
@@ -317,11 +330,17 @@ class Pipeline:
                 return Outcome.ALREADY_FINAL
             if self._suspects.is_culprit(ref.document_id):
                 raise DetectorError(f"The process died of {ref.uri} before: it is not run again.")
-            prepared = self._prepare(ref, delivery)
+            prepared: _Prepared | ImageResult
+            if failure:
+                prepared = ImageResult(ref, failure=failure, event_time=delivery.event_time)
+            else:
+                prepared = self._prepare(ref, delivery)
             if isinstance(prepared, _Prepared):
-                ticket.submit(prepared, begin_by=delivery.begin_by).result()
-                return Outcome.DONE
-        self._commit([prepared])
+                recorded = ticket.submit(prepared, begin_by=delivery.begin_by).result()
+                return Outcome.FAILED if recorded.failure else Outcome.DONE
+        [committed] = self._commit([prepared])
+        if isinstance(committed, Exception):
+            raise committed
         return Outcome.FAILED
 
     def _prepare(self, ref: ImageRef, delivery: _Delivery) -> _Prepared | ImageResult:
@@ -330,15 +349,15 @@ class Pipeline:
         A picture that can never be detected comes back as its final, failed result.
         """
         size = ref.metadata.size
-        # A job does not tell. And nothing is recorded as too large on an event's word alone.
-        if size is None or size > self._options.max_image_bytes:
-            with self._clock.measure("download"):
-                ref = self._storage.resolve(replace(ref, metadata=ObjectMetadata()))
-        # What is larger is refused unread.
-        size = min(ref.metadata.size or 0, self._options.max_image_bytes)
-        turn_by = min(delivery.prepare_by, time.monotonic() + _TURN_PATIENCE_SECONDS)
-        delivery = replace(delivery, prepare_by=turn_by)
         try:
+            # A job does not tell. And nothing is recorded as too large on an event's word alone.
+            if size is None or size > self._options.max_image_bytes:
+                with self._clock.measure("download"):
+                    ref = self._storage.resolve(replace(ref, metadata=ObjectMetadata()))
+            # What is larger is refused unread.
+            size = min(ref.metadata.size or 0, self._options.max_image_bytes)
+            turn_by = min(delivery.prepare_by, time.monotonic() + _TURN_PATIENCE_SECONDS)
+            delivery = replace(delivery, prepare_by=turn_by)
             # A file is in memory from download to decode.
             with self._held_bytes.hold(size, begin_by=turn_by):
                 started = time.monotonic()
@@ -458,17 +477,19 @@ class Pipeline:
             for prepared, detections in zip(batch, found, strict=True)
         ]
 
-    def _commit(self, results: Sequence[ImageResult]) -> None:
+    def _commit(self, results: Sequence[ImageResult]) -> Sequence[ImageResult | Exception]:
         started = time.monotonic()
         with self._clock.measure("store"):
-            self._store.commit(results)
+            outcomes = self._store.commit(results)
         commit_ms = round((time.monotonic() - started) * 1000, 1)
-        done = [result for result in results if not result.failure]
+        recorded = [result for result in outcomes if isinstance(result, ImageResult)]
+        done = [result for result in recorded if not result.failure]
         if done:
             logger.info("Committed a batch", extra=_batch_log(done) | {"commit_ms": commit_ms})
-        for result in results:
+        for result in recorded:
             if result.failure:
                 logger.warning("A picture failed", extra=_failure_log(result, result.failure))
+        return outcomes
 
     def _check_model(self, rerun: Rerun | None) -> None:
         """Refuse a rerun for another model, as another revision of the service may run it.

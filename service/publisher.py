@@ -21,6 +21,10 @@ class PublishError(YoloBatchError):
     """Pub/Sub did not take the jobs."""
 
 
+class AttributesError(PublishError):
+    """A message's own attributes cannot be published."""
+
+
 def job_messages(
     uris: Iterable[str], *, uris_per_message: int = MAX_URIS, rerun: Rerun | None = None
 ) -> Iterator[bytes]:
@@ -97,10 +101,11 @@ def publish_jobs(
         The ids of the messages, in order.
 
     Raises:
+        AttributesError: their names are the client's own.
         PublishError: some message was not taken; publishing again is safe.
     """
     if taken := _NO_ATTRIBUTES.intersection(attributes or {}):
-        raise PublishError(f"Attributes of these names cannot be published: {sorted(taken)}")
+        raise AttributesError(f"Attributes of these names cannot be published: {sorted(taken)}")
     policy = retry.Retry(
         predicate=retry.if_exception_type(
             exceptions.ServiceUnavailable, exceptions.InternalServerError, exceptions.Aborted

@@ -24,6 +24,13 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
+def pattern_note(prefix: str) -> str | None:
+    """Say, where nothing begins with a prefix, that a pattern is not one; None if it is none."""
+    if not set(prefix) & {"*", "?"}:
+        return None
+    return f"Nothing begins with {printable(prefix)!r}: give a prefix here, not a pattern"
+
+
 def _row(document: Mapping[str, Any]) -> tuple[str, ...]:
     name, error = printable(str(document["name"])), document.get("error")
     if error:

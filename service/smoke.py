@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -29,11 +29,8 @@ class SmokeError(YoloBatchError):
 class Results(Protocol):
     """What is read of the store."""
 
-    def is_final(self, document_id: str) -> bool:
-        """Say whether the document exists."""
-
-    def results(self, bucket: str, prefix: str) -> Iterable[dict[str, Any]]:
-        """Read the documents of a prefix."""
+    def document(self, document_id: str) -> dict[str, Any] | None:
+        """Read one document by its id; None if there is none."""
 
 
 class Samples(Protocol):
@@ -117,8 +114,8 @@ def wait_for_result(
     while True:
         trouble = ""
         try:
-            if store.is_final(ref.document_id):
-                return _checked(ref, store)
+            if document := store.document(ref.document_id):
+                return _checked(document)
         except StoreUnavailableError as exc:
             trouble = f" The last look at Firestore: {exc}"
         if time.monotonic() >= deadline:
@@ -132,17 +129,18 @@ def wait_for_result(
         time.sleep(poll_seconds)
 
 
-def _checked(ref: ImageRef, store: Results) -> dict[str, Any]:
-    for document in store.results(ref.bucket, ref.name):
-        if document["generation"] == ref.generation:
-            if document["status"] != STATUS_DONE:
-                error = document["error"]
-                raise SmokeError(
-                    f"The sample's document says {document['status']}: "
-                    f"{error['code']}: {error['message']}"
-                )
-            return document
-    raise StoreUnavailableError(f"document {ref.document_id} is there, its query finds it not.")
+def _checked(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a document that says done.
+
+    Raises:
+        SmokeError: it records a failure.
+    """
+    if document["status"] != STATUS_DONE:
+        error = document["error"]
+        raise SmokeError(
+            f"The sample's document says {document['status']}: {error['code']}: {error['message']}"
+        )
+    return document
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """The exact generation's bytes from Cloud Storage, and the names of what a bucket holds."""
 
 import io
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -19,13 +21,28 @@ from service.errors import (
     BadImageError,
     CredentialsError,
     ObjectGoneError,
+    StorageRefusedError,
     StorageUnavailableError,
     YoloBatchError,
 )
+from service.outages import Outages
+from service.refusals import AccessHistory, Refusal, Scope
 
 _PAGE_SIZE = 1000  # the most that Cloud Storage gives
 # What the listing asks for of each object: names are long enough.
 _LISTED_FIELDS = "items(name,generation,size),nextPageToken"
+_GONE = frozenset({404, 410})
+_REFUSALS = frozenset({400, 401, 403, 451})  # an answer that a repetition does not change
+# Of the bucket. With both, Cloud Storage tells a missing object from a refused one.
+_RIGHTS = ("storage.objects.get", "storage.objects.list")
+_NO_RIGHTS_SECONDS = 30.0  # how long a bucket is not asked again for the rights that it denied
+_MAX_BUCKETS = 1000  # that this is remembered of
+_NO_ACCESS = (
+    "Cloud Storage refused access: the service account needs roles/storage.objectViewer on the "
+    "bucket."
+)
+_NO_CREDENTIALS = "Google does not accept the service account, or cannot be asked for its token."
+_REFUSED = "Cloud Storage refuses every request to the bucket; the log says why."
 
 
 class NoBucketError(YoloBatchError):
@@ -36,7 +53,13 @@ class ImageStorage:
     """Reads pictures; safe to use from many threads."""
 
     def __init__(
-        self, client: storage.Client, *, timeout_seconds: float, max_bytes: int, connections: int
+        self,
+        client: storage.Client,
+        *,
+        timeout_seconds: float,
+        max_bytes: int,
+        connections: int,
+        outages: Outages | None = None,
     ) -> None:
         """Take a client and the limits.
 
@@ -45,26 +68,29 @@ class ImageStorage:
             timeout_seconds: how long one call is retried, and how long it may be silent.
             max_bytes: larger objects are refused.
             connections: how many threads will call at once.
+            outages: logs a bucket that cannot be read at all.
         """
-        # requests keeps 10 connections a host by default, and drops the others after each use.
-        adapter = HTTPAdapter(pool_connections=connections, pool_maxsize=connections)
-        client._http.mount("https://", adapter)
-        client._http.mount("http://", adapter)
+        _widen(client, connections)
         self._client = client
         self._timeout = timeout_seconds
         self._retry: retry.Retry = DEFAULT_RETRY.with_timeout(timeout_seconds)
         self._max_bytes = max_bytes
+        self._outages = outages or Outages()
+        self._history = AccessHistory()
+        self._no_rights: dict[str, float] = {}  # buckets, and when they denied a right
+        self._lock = threading.Lock()
 
     def resolve(self, ref: ImageRef) -> ImageRef:
         """Complete a reference: the live generation where it names none, and what is known of it.
 
         Raises:
+            BadImageError: Cloud Storage refuses this object for good.
             ObjectGoneError: there is no such object, or not of this generation.
-            StorageUnavailableError: Cloud Storage did not answer.
+            StorageUnavailableError: Cloud Storage did not answer, or refuses the whole bucket.
         """
-        with _translated():
-            blob = self._client.bucket(ref.bucket).blob(ref.name, generation=ref.generation)
-            blob.reload(timeout=self._timeout, retry=self._retry)
+        with self._reading(ref):
+            blob = self._blob(ref)
+            self._read_metadata(blob)
             found = _metadata(blob, blob.size)
             return replace(ref, generation=blob.generation, metadata=_merged(ref.metadata, found))
 
@@ -72,16 +98,121 @@ class ImageStorage:
         """Fetch the bytes of exactly this generation, checked against Cloud Storage's checksum.
 
         Raises:
-            BadImageError: the object is larger than allowed, or not in its Content-Encoding.
+            BadImageError: the object is larger than allowed, or not in its Content-Encoding, or
+                Cloud Storage refuses it for good.
             ObjectGoneError: this generation no longer exists.
-            StorageUnavailableError: Cloud Storage did not answer, or its bytes were damaged.
+            StorageUnavailableError: Cloud Storage did not answer, its bytes were damaged, or it
+                refuses the whole bucket.
         """
         if (ref.metadata.size or 0) > self._max_bytes:
             raise _too_large(self._max_bytes)
-        with _translated():
-            blob = self._client.bucket(ref.bucket).blob(ref.name, generation=ref.generation)
+        with self._reading(ref, is_download=True):
+            blob = self._blob(ref)
             data = self._download_checked(blob)
         return Download(data, _merged(ref.metadata, _metadata(blob, len(data))))
+
+    def _blob(self, ref: ImageRef) -> storage.Blob:
+        return self._client.bucket(ref.bucket).blob(ref.name, generation=ref.generation)
+
+    def _read_metadata(self, blob: storage.Blob) -> None:
+        blob.reload(timeout=self._timeout, retry=self._retry)
+
+    @contextmanager
+    def _reading(self, ref: ImageRef, *, is_download: bool = False) -> Iterator[None]:
+        """Turn the vendor's errors into ours, and find out what a refusal concerns."""
+        with _translated():
+            try:
+                yield
+            except exceptions.GoogleAPICallError as exc:
+                # An organisation's policy is answered 412.
+                if exc.code not in _REFUSALS and _refusal(exc).scope is not Scope.EVERYTHING:
+                    raise
+                raise self._refused(ref, exc, is_download=is_download) from exc
+            except GoogleAuthError as exc:
+                self._outages.report(f"gs://{ref.bucket}", _NO_CREDENTIALS, str(exc))
+                raise StorageRefusedError(_NO_CREDENTIALS) from exc
+        self._history.read(ref.bucket)
+        self._outages.clear(f"gs://{ref.bucket}")
+
+    def _refused(
+        self, ref: ImageRef, error: exceptions.GoogleAPICallError, *, is_download: bool
+    ) -> YoloBatchError:
+        """Say what a refusal means for this object.
+
+        Raises:
+            GoogleAPICallError: further questions to Cloud Storage failed.
+        """
+        refusal = _refusal(error)
+        scope = refusal.scope
+        has_metadata = False
+        if scope is Scope.UNCLEAR and is_download:
+            # The metadata's answer has a reason. If they are not refused, the bytes alone are.
+            again = self._metadata_refusal(ref)
+            has_metadata = again is None
+            refusal = again or refusal
+            scope = refusal.scope
+        if scope is Scope.UNCLEAR and refusal.status == exceptions.Forbidden.code:
+            scope = self._scope_of_forbidden(ref, has_metadata=has_metadata)
+        elif scope is Scope.UNCLEAR and has_metadata:
+            scope = Scope.OBJECT
+        if scope is Scope.OBJECT:
+            return BadImageError(ErrorCode.UNREADABLE_OBJECT, refusal.sentence())
+        if scope is not Scope.EVERYTHING:
+            return StorageUnavailableError("Cloud Storage is unavailable.")
+        is_plain = refusal.status == exceptions.Forbidden.code and refusal.scope is Scope.UNCLEAR
+        code = f"{refusal.status} {refusal.reason}".strip()
+        self._outages.report(
+            f"gs://{ref.bucket}",
+            f"{_NO_ACCESS} ({code})" if is_plain else f"Cloud Storage refuses the bucket ({code}).",
+            refusal.text,
+        )
+        return StorageRefusedError(_NO_ACCESS if is_plain else _REFUSED)
+
+    def _metadata_refusal(self, ref: ImageRef) -> Refusal | None:
+        """Ask for an object's metadata; return why they are refused, or None if they are not."""
+        try:
+            self._read_metadata(self._blob(ref))
+        except exceptions.GoogleAPICallError as exc:
+            if exc.code not in _REFUSALS:
+                raise
+            return _refusal(exc)
+        return None
+
+    def _scope_of_forbidden(self, ref: ImageRef, *, has_metadata: bool) -> Scope:
+        """Say whether a plain 403 concerns one object, or all of its bucket.
+
+        A right that is granted or taken away just now reaches Cloud Storage's servers one after the
+        other, so that no single delivery proves anything.
+        """
+        if self._history.is_refused_alone(ref.bucket, f"{ref.name}#{ref.generation}"):
+            return Scope.OBJECT
+        if has_metadata or self._has_rights(ref.bucket):
+            self._history.read(ref.bucket)
+            return Scope.NOW
+        return Scope.EVERYTHING
+
+    def _has_rights(self, bucket: str) -> bool:
+        """Say whether the account may read and list a bucket; asking this needs no right itself.
+
+        Only a denial is remembered: rights that were taken away a moment ago must be seen.
+        """
+        now = time.monotonic()
+        with self._lock:
+            if now - self._no_rights.get(bucket, -_NO_RIGHTS_SECONDS) < _NO_RIGHTS_SECONDS:
+                return False
+        try:
+            granted = self._client.bucket(bucket).test_iam_permissions(
+                list(_RIGHTS), timeout=self._timeout, retry=self._retry
+            )
+        except exceptions.ClientError:
+            granted = []
+        if set(granted) >= set(_RIGHTS):
+            return True
+        with self._lock:
+            if len(self._no_rights) >= _MAX_BUCKETS:
+                self._no_rights.clear()
+            self._no_rights[bucket] = now
+        return False
 
     def _download_checked(self, blob: storage.Blob) -> bytes:
         """Download, and once more what is not in its encoding: it may have been damaged on its way.
@@ -113,6 +244,28 @@ class ObjectLister:
         self._timeout = timeout_seconds
         self._retry: retry.Retry = DEFAULT_RETRY.with_timeout(timeout_seconds)
 
+    def exists(self, ref: ImageRef) -> bool:
+        """Say whether an object is there; its generation, if the reference names one.
+
+        Raises:
+            StorageUnavailableError: Cloud Storage did not answer, or refuses to say.
+        """
+        with _translated():
+            blob = self._client.bucket(ref.bucket).blob(ref.name, generation=ref.generation)
+            try:
+                return bool(blob.exists(timeout=self._timeout, retry=self._retry))
+            except exceptions.GoogleAPICallError as exc:
+                if exc.code in _GONE:
+                    return False
+                if exc.code not in _REFUSALS:
+                    raise
+                refusal = _refusal(exc)
+                raise StorageRefusedError(
+                    f"Cloud Storage does not say whether {ref.uri} exists: "
+                    f"{refusal.status} {refusal.reason} {refusal.text} (`submit --no-check` does "
+                    "not ask)"
+                ) from exc
+
     def pages(self, bucket: str, prefix: str, *, after: str = "") -> Iterator[Sequence[ImageRef]]:
         """List the live objects with a prefix, up to 1000 at a time, by the bytes of their names.
 
@@ -123,7 +276,7 @@ class ObjectLister:
 
         Raises:
             NoBucketError: there is no such bucket.
-            StorageUnavailableError: Cloud Storage did not answer.
+            StorageUnavailableError: Cloud Storage did not answer, or refuses the bucket.
         """
         with _translated():
             listing = self._client.list_blobs(
@@ -140,20 +293,41 @@ class ObjectLister:
                     found = [_listed(bucket, blob) for blob in page if blob.name != after]
                     if found:
                         yield found
-            except NotFound as exc:
-                raise NoBucketError(f"There is no bucket gs://{bucket}") from exc
+            except exceptions.GoogleAPICallError as exc:
+                if exc.code in _GONE:
+                    raise NoBucketError(f"There is no bucket gs://{bucket}") from exc
+                if exc.code not in _REFUSALS:
+                    raise
+                refusal = _refusal(exc)
+                raise StorageRefusedError(
+                    f"Cloud Storage refuses to list gs://{bucket} (roles/storage.objectViewer is "
+                    f"needed): {refusal.status} {refusal.reason} {refusal.text}".rstrip()
+                ) from exc
 
 
-def connect_lister(project: str | None) -> ObjectLister:
+def connect_lister(project: str | None, *, connections: int = 1) -> ObjectLister:
     """Connect to Cloud Storage.
+
+    Args:
+        project: the caller's project.
+        connections: how many threads will call at once.
 
     Raises:
         CredentialsError: there are none.
     """
     try:
-        return ObjectLister(storage.Client(project=project))
+        client = storage.Client(project=project)
+        _widen(client, connections)
+        return ObjectLister(client)
     except (GoogleAuthError, OSError) as exc:  # OSError: no project is known
         raise CredentialsError from exc
+
+
+def _widen(client: storage.Client, connections: int) -> None:
+    """Keep so many connections; requests drops those beyond 10 after each use."""
+    adapter = HTTPAdapter(pool_connections=connections, pool_maxsize=connections)
+    client._http.mount("https://", adapter)
+    client._http.mount("http://", adapter)
 
 
 def _listed(bucket: str, blob: storage.Blob) -> ImageRef:
@@ -200,11 +374,6 @@ def _translated() -> Iterator[None]:
         yield
     except (NotFound, exceptions.PreconditionFailed) as exc:
         raise ObjectGoneError("Cloud Storage has no such object generation.") from exc
-    except (exceptions.Forbidden, exceptions.Unauthorized) as exc:
-        raise StorageUnavailableError(
-            "Cloud Storage refused access: the service account needs roles/storage.objectViewer "
-            "on the bucket."
-        ) from exc
     except ContentDecodingError as exc:
         raise BadImageError(
             ErrorCode.CORRUPT_IMAGE, "The object's bytes are not in its Content-Encoding."
@@ -216,4 +385,12 @@ def _translated() -> Iterator[None]:
         RequestException,
         OSError,
     ) as exc:
+        if getattr(exc, "code", None) in _GONE:
+            raise ObjectGoneError("Cloud Storage has no such object generation.") from exc
         raise StorageUnavailableError("Cloud Storage is unavailable.") from exc
+
+
+def _refusal(error: exceptions.GoogleAPICallError) -> Refusal:
+    """Read what Cloud Storage wrote with an error."""
+    body = getattr(error.response, "text", None) or error.message or ""
+    return Refusal.read(error.code or 0, body)

@@ -4,10 +4,15 @@ A document is created once: its id names one generation of one object, and a fin
 it is. Two processes that detect the same picture at once lose nothing: the second one's `create`
 finds the document and drops its own. Only a rerun replaces a document, and only the one that it
 saw: a document written since is younger than the rerun, and stays.
+
+An image whose document cannot be written fails alone: its neighbours are committed without it, and
+it is recorded as `unstorable_result`, by a small document that holds nothing of what was refused.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from google.api_core import exceptions, retry
@@ -16,8 +21,18 @@ from google.cloud import firestore
 from google.cloud.firestore_v1.base_query import FieldFilter
 
 from service.document import to_document
-from service.domain import ImageRef, ImageResult, Record, Records, Rerun
-from service.errors import StoreUnavailableError
+from service.domain import (
+    ErrorCode,
+    Failure,
+    ImageRef,
+    ImageResult,
+    ObjectMetadata,
+    Record,
+    Records,
+    Rerun,
+)
+from service.errors import StoreRefusedError, StoreUnavailableError
+from service.outages import Outages
 
 _TRANSIENT = retry.if_exception_type(
     exceptions.Aborted,
@@ -30,16 +45,40 @@ _AFTER_EVERY_NAME = "\U0010ffff"  # sorts after every object name with the prefi
 _RECORD_FIELDS = ["status", "model.sha256", "created_at"]
 # Each failed commit means that somebody else wrote meanwhile, so that even two are rare.
 _MAX_COMMITS = 10
+# https://firebase.google.com/docs/firestore/quotas. A larger one would not be refused but tried
+# again and again: where a whole commit is too large, some servers answer as if they were busy.
+_MAX_DOCUMENT_BYTES = 2**20
+_MAX_COMMIT_BYTES = 5 * 2**19  # of documents; up to 4 MiB when they are sent
+_NAME_BYTES = 2048  # the document's own name and the bytes that Firestore adds, at most
+_MAX_REASON = 300  # letters of what the vendor's client says
+_NO_ACCESS = (
+    "Firestore refused access: the service account needs roles/datastore.user, the project billing "
+    "and the Firestore API."
+)
+_NO_DATABASE = "Firestore has no such database: create it, or set FIRESTORE_DATABASE."
+_NO_CREDENTIALS = "Google does not accept the service account, or cannot be asked for its token."
+_NO_NATIVE = "Firestore refuses the call: the database must be in Native mode. The log says more."
+_REFUSES_DOCUMENTS = "Firestore refuses every document: check FIRESTORE_COLLECTION."
+
+
+class _DocumentRefusedError(Exception):
+    """Firestore refuses a document as it is, whenever it comes."""
 
 
 class ResultStore:
     """The results' collection; safe to use from many threads."""
 
     def __init__(
-        self, client: firestore.Client, *, collection: str, timeout_seconds: float
+        self,
+        client: firestore.Client,
+        *,
+        collection: str,
+        timeout_seconds: float,
+        outages: Outages | None = None,
     ) -> None:
-        """Take a client, and how long one call is retried."""
+        """Take a client, how long one call is retried, and what logs a refused database."""
         self._client = client
+        self._outages = outages or Outages()
         self._collection = client.collection(collection)
         # Both are needed: `timeout` bounds one attempt, the retry's own timeout bounds them all.
         self._call: dict[str, Any] = {
@@ -60,7 +99,7 @@ class ResultStore:
         Raises:
             StoreUnavailableError: Firestore did not answer.
         """
-        with _translated():
+        with self._answering():
             document = self._collection.document(document_id)
             if rerun:
                 return _is_final(self._read([document_id]).get(document_id), rerun)
@@ -72,60 +111,127 @@ class ResultStore:
         Raises:
             StoreUnavailableError: Firestore did not answer.
         """
-        with _translated():
+        with self._answering():
             snapshots = self._snapshots(ref.document_id for ref in refs)
             return Records(_records(snapshots), min(found.read_time for found in snapshots))
 
-    def commit(self, results: Sequence[ImageResult]) -> None:
-        """Make results final, all in one commit. Safe to call twice.
+    def commit(self, results: Sequence[ImageResult]) -> list[ImageResult | Exception]:
+        """Make results final, if possible in one commit. Safe to call twice.
 
         A document that is there stays, unless its result is a rerun's that may replace it.
 
+        Returns:
+            For each result what was recorded: the result, or a failed one if Firestore refuses its
+            document for good. Or the error for which nothing is recorded of it, though of others.
+
         Raises:
-            StoreUnavailableError: Firestore did not confirm, or refused one of them; call again,
+            StoreUnavailableError: Firestore did not confirm, or refuses everything; call again,
                 what was written stays as it is.
         """
-        pending = {result.ref.document_id: result for result in results}
-        with _translated():
+        entries: dict[str, _Entry] = {}
+        refused: dict[str, tuple[ImageResult, Exception]] = {}
+        for result in results:
             try:
-                self._write(pending)
-            except exceptions.InvalidArgument:
-                if len(pending) == 1:
-                    raise
-                self._commit_one_by_one(results)
+                entries[result.ref.document_id] = _Entry.of(result)
+            except MemoryError:
+                raise
+            except Exception as exc:  # noqa: BLE001 - whatever it is, it is this image's own
+                refused[result.ref.document_id] = (result, exc)
+        outcomes: dict[str, ImageResult | Exception] = {}
+        for group in _groups(entries):
+            outcomes |= self._commit_isolating(group)
+        for document_id, (result, error) in refused.items():
+            outcomes[document_id] = self._record_refusal(result, error)
+        if all(isinstance(outcome, StoreUnavailableError) for outcome in outcomes.values()):
+            for outcome in outcomes.values():
+                raise outcome  # type: ignore[misc]  # one of these errors
+        return [outcomes[result.ref.document_id] for result in results]
 
-    def _write(self, results: dict[str, ImageResult]) -> None:
-        """Create or replace those documents that are not final; all or, on an error, none."""
-        has_reruns = any(result.ref.rerun for result in results.values())
-        records = self._read(results) if has_reruns else {}
+    def _commit_isolating(self, entries: "dict[str, _Entry]") -> dict[str, ImageResult | Exception]:
+        """Commit results together; if that fails because of one of them, one by one."""
+        try:
+            with self._answering():
+                self._write(entries)
+            return {key: entry.result for key, entry in entries.items()}
+        except StoreUnavailableError as exc:
+            return dict.fromkeys(entries, exc)
+        except MemoryError:
+            raise
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it must not fail the others
+            if len(entries) == 1:
+                return {
+                    key: self._record_refusal(entry.result, exc) for key, entry in entries.items()
+                }
+        outcomes: dict[str, ImageResult | Exception] = {}
+        for document_id, entry in entries.items():
+            outcomes |= self._commit_isolating({document_id: entry})
+        return outcomes
+
+    def _record_refusal(self, result: ImageResult, error: Exception) -> ImageResult | Exception:
+        """Record that the document of a result cannot be written, and why.
+
+        Returns:
+            The failed result, or why nothing is recorded.
+        """
+        # What an event or Cloud Storage says of the object may be what is refused, too.
+        failed = ImageResult(
+            replace(result.ref, metadata=ObjectMetadata()),
+            failure=Failure(
+                ErrorCode.UNSTORABLE_RESULT,
+                f"Firestore cannot store the result of this image: {_line(error)}",
+            ),
+        )
+        try:
+            with self._answering():
+                self._write({result.ref.document_id: _Entry.of(failed)})
+            return failed
+        except StoreUnavailableError as exc:
+            return exc
+        except MemoryError:
+            raise
+        except _DocumentRefusedError as exc:
+            # There is nothing of the image in it: no document can be written at all.
+            self._outages.report(self._subject, _REFUSES_DOCUMENTS, str(exc))
+            return StoreRefusedError(_REFUSES_DOCUMENTS)
+        except Exception:  # noqa: BLE001 - the first error says more
+            return error
+
+    def _write(self, entries: "dict[str, _Entry]") -> None:
+        """Create or replace those documents that are not final; all or, on an error, none.
+
+        Raises:
+            _DocumentRefusedError: Firestore refuses some document for good.
+        """
+        has_reruns = any(entry.result.ref.rerun for entry in entries.values())
+        records = self._read(entries) if has_reruns else {}
         for attempt in range(1, _MAX_COMMITS + 1):
-            results = {
-                document_id: result
-                for document_id, result in results.items()
-                if not _is_final(records.get(document_id), result.ref.rerun)
+            entries = {
+                document_id: entry
+                for document_id, entry in entries.items()
+                if not _is_final(records.get(document_id), entry.result.ref.rerun)
             }
-            if not results:
+            if not entries:
                 return
             try:
-                self._commit_batch(results, records)
+                self._commit_batch(entries, records)
                 return
             except (exceptions.AlreadyExists, exceptions.FailedPrecondition, exceptions.NotFound):
                 # Another process was first, or our own answer was lost on its way and the
                 # client called again.
                 if attempt == _MAX_COMMITS:
                     raise
-                records = self._read(results)
+                records = self._read(entries)
+            except (exceptions.InvalidArgument, exceptions.OutOfRange) as exc:
+                raise _DocumentRefusedError(exc.message) from exc
 
-    def _commit_batch(
-        self, results: Mapping[str, ImageResult], records: Mapping[str, Record]
-    ) -> None:
+    def _commit_batch(self, entries: "Mapping[str, _Entry]", records: Mapping[str, Record]) -> None:
         """Replace the documents that have a record, as long as it stands, and create the others."""
         # BulkWriter would lose writes without an error when the call itself fails:
         # https://github.com/googleapis/python-firestore/issues/633
         batch = self._client.batch()
-        for document_id, result in results.items():
+        for document_id, entry in entries.items():
             reference = self._collection.document(document_id)
-            document = to_document(result) | {"created_at": firestore.SERVER_TIMESTAMP}
+            document = entry.document | {"created_at": firestore.SERVER_TIMESTAMP}
             if record := records.get(document_id):
                 # `set` takes no precondition; every document has the same fields.
                 unchanged = self._client.write_option(last_update_time=record.update_time)
@@ -133,17 +239,6 @@ class ResultStore:
             else:
                 batch.create(reference, document)
         batch.commit(**self._call)
-
-    def _commit_one_by_one(self, results: Sequence[ImageResult]) -> None:
-        """Make final what can be, when Firestore refuses some document of a batch for good."""
-        refusals = []
-        for result in results:
-            try:
-                self.commit([result])
-            except StoreUnavailableError as exc:
-                refusals.append(exc)
-        if refusals:
-            raise refusals[0]
 
     def _read(self, document_ids: Iterable[str]) -> dict[str, Record]:
         return _records(self._snapshots(document_ids))
@@ -163,9 +258,38 @@ class ResultStore:
             query = query.where(filter=FieldFilter("name", ">=", prefix)).where(
                 filter=FieldFilter("name", "<", prefix + _AFTER_EVERY_NAME)
             )
-        with _translated():
-            for snapshot in query.order_by("name").stream(**self._call):
-                yield snapshot.to_dict() or {}
+        with self._answering():
+            try:
+                for snapshot in query.order_by("name").stream(**self._call):
+                    yield snapshot.to_dict() or {}
+            except exceptions.FailedPrecondition as exc:  # it has the link that makes the index
+                raise StoreUnavailableError(f"Firestore refused the query: {exc.message}") from exc
+
+    def document(self, document_id: str) -> dict[str, Any] | None:
+        """Read one document by its id; None if there is none.
+
+        Raises:
+            StoreUnavailableError: Firestore did not answer.
+        """
+        with self._answering():
+            found = self._collection.document(document_id).get(**self._call)
+            return found.to_dict() if found.exists else None
+
+    @property
+    def _subject(self) -> str:
+        """The database, for the log."""
+        return f"Firestore database {self._client._database}"
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Turn the vendor's errors into ours, and log once what concerns every message."""
+        try:
+            with _translated():
+                yield
+        except StoreRefusedError as exc:
+            self._outages.report(self._subject, str(exc), str(exc.__cause__ or ""))
+            raise
+        self._outages.clear(self._subject)
 
 
 def _is_final(record: Record | None, rerun: Rerun | None) -> bool:
@@ -189,20 +313,76 @@ def _records(snapshots: Iterable[Any]) -> dict[str, Record]:
     return records
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """A result and its document."""
+
+    result: ImageResult
+    document: dict[str, Any]
+    size: int  # bytes
+
+    @classmethod
+    def of(cls, result: ImageResult) -> "_Entry":
+        """Write a result as a document.
+
+        Raises:
+            ValueError: it is larger than Firestore takes.
+        """
+        document = to_document(result)
+        size = _size(document) + _NAME_BYTES
+        if size > _MAX_DOCUMENT_BYTES:
+            raise ValueError(f"its document has {size:,} bytes, more than {_MAX_DOCUMENT_BYTES:,}")
+        return cls(result, document, size)
+
+
+def _size(value: Any) -> int:
+    """Count the bytes of a value as Firestore does.
+
+    https://firebase.google.com/docs/firestore/storage-size
+    """
+    if isinstance(value, str):
+        return len(value.encode()) + 1
+    if isinstance(value, Mapping):
+        return sum(_size(key) + _size(item) for key, item in value.items())
+    if isinstance(value, list):
+        return sum(map(_size, value))
+    return 8 if isinstance(value, int | float | datetime) else 1
+
+
+def _groups(entries: Mapping[str, _Entry]) -> Iterator[dict[str, _Entry]]:
+    """Divide documents into commits that are not too large; nearly always one."""
+    group: dict[str, _Entry] = {}
+    size = 0
+    for document_id, entry in entries.items():
+        if group and size + entry.size > _MAX_COMMIT_BYTES:
+            yield group
+            group, size = {}, 0
+        group[document_id] = entry
+        size += entry.size
+    if group:
+        yield group
+
+
+def _line(error: Exception) -> str:
+    """Say in one line what an error says."""
+    text = str(error) or type(error).__name__
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:_MAX_REASON]
+
+
 @contextmanager
 def _translated() -> Iterator[None]:
     """Turn the vendor's errors into ours."""
     try:
         yield
     except exceptions.PermissionDenied as exc:
-        raise StoreUnavailableError(
-            "Firestore refused access: the service account needs roles/datastore.user."
-        ) from exc
-    except exceptions.InvalidArgument as exc:
-        raise StoreUnavailableError("Firestore refused a document; the log says why.") from exc
+        raise StoreRefusedError(_NO_ACCESS) from exc
     except exceptions.NotFound as exc:
-        raise StoreUnavailableError(
-            "Firestore has no such database: create it, or set FIRESTORE_DATABASE."
-        ) from exc
-    except (exceptions.GoogleAPIError, GoogleAuthError) as exc:
+        raise StoreRefusedError(_NO_DATABASE) from exc
+    except (exceptions.Unauthenticated, GoogleAuthError) as exc:
+        raise StoreRefusedError(_NO_CREDENTIALS) from exc
+    except exceptions.FailedPrecondition as exc:
+        raise StoreRefusedError(_NO_NATIVE) from exc
+    except (exceptions.InvalidArgument, exceptions.OutOfRange) as exc:
+        raise StoreRefusedError(_REFUSES_DOCUMENTS) from exc
+    except exceptions.GoogleAPIError as exc:
         raise StoreUnavailableError("Firestore is unavailable.") from exc

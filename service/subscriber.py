@@ -1,7 +1,8 @@
 """Messages pulled from a Pub/Sub subscription, and given back or acknowledged."""
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 
 from google.api_core import exceptions, retry
@@ -14,7 +15,7 @@ from service.errors import CredentialsError, YoloBatchError
 _CALL_SECONDS = 30.0
 _PULL_SECONDS = 5.0  # an empty pull would wait longer
 _PULL_SIZE = 100
-_HOLD_SECONDS = 120  # nobody else gets a message meanwhile; after a kill, it comes back by itself
+_HOLD_SECONDS = 120  # a lease, extended while `holding`; after a kill, messages come back by then
 # Pub/Sub may answer with nothing while it has something: two in a row are taken for the end.
 _EMPTY_PULLS = 2
 _ACK_SIZE = 500  # ids in one call: a request has 512 KiB at most
@@ -27,13 +28,29 @@ class SubscriptionError(YoloBatchError):
 class Subscription:
     """One pull subscription, by its full name."""
 
-    def __init__(self, client: pubsub_v1.SubscriberClient, name: str) -> None:
-        """Take a client; see `connect`."""
+    def __init__(
+        self,
+        client: pubsub_v1.SubscriberClient,
+        name: str,
+        *,
+        hold_seconds: int = _HOLD_SECONDS,
+    ) -> None:
+        """Take a client; see `connect`.
+
+        Args:
+            client: the vendor's client.
+            name: the subscription's full name.
+            hold_seconds: how long nobody else gets a message that was pulled.
+        """
         self._client = client
         self.name = name
+        self._hold_seconds = hold_seconds
+        # By message: if one comes twice, only its last acknowledgement counts.
+        self._ack_ids: dict[str, str] = {}
+        self._lock = threading.Lock()
 
     def letters(self, limit: int) -> Iterator[Letter]:
-        """Pull messages, at most so many, and hold them.
+        """Pull messages, at most so many, and lease them: for long, only within `holding`.
 
         Raises:
             SubscriptionError: there is no such subscription, or Pub/Sub did not answer.
@@ -42,11 +59,33 @@ class Subscription:
         empty = 0
         while len(seen) < limit and empty < _EMPTY_PULLS:
             found = self._pull(min(_PULL_SIZE, limit - len(seen)))
-            self._set_deadline((letter.ack_id for letter in found), _HOLD_SECONDS)
+            self._set_deadline((letter.ack_id for letter in found), self._hold_seconds)
+            with self._lock:
+                self._ack_ids |= {letter.message_id: letter.ack_id for letter in found}
             new = [letter for letter in found if letter.message_id not in seen]
             empty = 0 if new else empty + 1
             seen.update(letter.message_id for letter in new)
             yield from new
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Extend the leases of all messages that are pulled and not yet taken out or released."""
+        is_over = threading.Event()
+
+        def extend() -> None:
+            while not is_over.wait(self._hold_seconds / 3):
+                with self._lock:
+                    ack_ids = list(self._ack_ids.values())
+                with suppress(SubscriptionError):  # tried again before the lease ends
+                    self._set_deadline(ack_ids, self._hold_seconds)
+
+        thread = threading.Thread(target=extend, name="leases", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
 
     def acknowledge(self, letters: Iterable[Letter]) -> None:
         """Take messages out of the subscription for good.
@@ -54,7 +93,7 @@ class Subscription:
         Raises:
             SubscriptionError: Pub/Sub did not answer; the messages may come again.
         """
-        for ids in _groups(letter.ack_id for letter in letters):
+        for ids in _groups(self._forget(letters)):
             with _translated(self.name):
                 self._client.acknowledge(
                     subscription=self.name, ack_ids=ids, retry=_policy(), timeout=_CALL_SECONDS
@@ -66,7 +105,12 @@ class Subscription:
         Raises:
             SubscriptionError: Pub/Sub did not answer; they come back by themselves later.
         """
-        self._set_deadline((letter.ack_id for letter in letters), 0)
+        self._set_deadline(self._forget(letters), 0)
+
+    def _forget(self, letters: Iterable[Letter]) -> list[str]:
+        """Hold messages no longer; return what acknowledges them."""
+        with self._lock:
+            return [self._ack_ids.pop(letter.message_id, letter.ack_id) for letter in letters]
 
     def topic_of(self, subscription: str) -> str:
         """Return the full name of the topic that a subscription reads.

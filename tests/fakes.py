@@ -72,6 +72,7 @@ class FakeStorage:
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str, int], bytes] = {}
         self.errors: dict[str, Exception] = {}
+        self.unresolvable: dict[str, Exception] = {}
         self.gate = Gate()
         self.downloads: list[ImageRef] = []
         self.resolved: list[ImageRef] = []
@@ -82,6 +83,8 @@ class FakeStorage:
 
     def resolve(self, ref: ImageRef) -> ImageRef:
         self.resolved.append(ref)
+        if error := self.unresolvable.get(ref.name):
+            raise error
         key = (ref.bucket, ref.name)
         generations = [found[2] for found in self.objects if found[:2] == key]
         if not generations or ref.generation not in (None, *generations):
@@ -111,6 +114,7 @@ class FakeStore:
         self.now = datetime(2026, 1, 1, tzinfo=UTC)  # the store's clock: one tick a document
         self.commits: list[list[str]] = []
         self.errors: list[Exception] = []
+        self.outcomes: dict[str, ImageResult | Exception] = {}  # by name, instead of the result
         self.gate = Gate()
         self.lookups: list[str] = []
         self._lock = threading.Lock()
@@ -127,18 +131,22 @@ class FakeStore:
         model = (document["model"] or {}).get("sha256")
         return not rerun.replaces(self.created[document_id], model)
 
-    def commit(self, results: Sequence[ImageResult]) -> None:
+    def commit(self, results: Sequence[ImageResult]) -> Sequence[ImageResult | Exception]:
         self.gate.enter()
         with self._lock:
             if self.errors:
                 raise self.errors.pop(0)
             self.commits.append([result.ref.name for result in results])
-            for result in results:
+            outcomes = [self.outcomes.get(result.ref.name, result) for result in results]
+            for result in outcomes:
+                if isinstance(result, Exception):
+                    continue
                 document_id = result.ref.document_id
                 if not self._is_final(document_id, result.ref.rerun):
                     self.now += timedelta(seconds=1)
                     self.documents[document_id] = to_document(result)
                     self.created[document_id] = self.now
+            return outcomes
 
     def document(self, name: str) -> dict[str, Any]:
         """The one document of the objects called `name`."""

@@ -62,28 +62,29 @@ def dead_letters(
         raise click.UsageError("--id and --as-is need --replay")
     project = Settings.from_env().google_cloud_project
     source = connect(subscription, project)
-    held: list[Letter] = []
+    held: dict[str, Letter] = {}
     try:
-        for letter in source.letters(limit):
-            held.append(letter)
-        readings = [(letter, read(letter)) for letter in held]
-        _show(readings, as_json=as_json)
-        if replay:
-            chosen = [(at, said) for at, said in readings if not ids or at.message_id in ids]
-            if missing := set(ids) - {letter.message_id for letter, _ in chosen}:
-                click.echo(f"Not here: {', '.join(sorted(missing))}", err=True)
-            sender = _Sender(source, project, topic, as_is=as_is)
-            for letter, reading in chosen:
-                if sender.send(letter, reading):
-                    source.acknowledge([letter])
-                    held.remove(letter)
-            click.echo(
-                f"Replayed {sender.sent} of {len(readings)} messages to "
-                f"{', '.join(sorted(sender.topics)) or 'no topic'}",
-                err=as_json,
-            )
+        with source.holding():
+            for letter in source.letters(limit):
+                held[letter.message_id] = letter
+            readings = [(letter, read(letter)) for letter in held.values()]
+            _show(readings, as_json=as_json)
+            if replay:
+                chosen = [(at, said) for at, said in readings if not ids or at.message_id in ids]
+                if missing := set(ids) - {letter.message_id for letter, _ in chosen}:
+                    click.echo(f"Not here: {', '.join(sorted(missing))}", err=True)
+                sender = _Sender(source, project, topic, as_is=as_is)
+                for letter, reading in chosen:
+                    if sender.send(letter, reading):
+                        source.acknowledge([letter])
+                        del held[letter.message_id]
+                click.echo(
+                    f"Replayed {sender.sent} of {len(readings)} messages to "
+                    f"{', '.join(sorted(sender.topics)) or 'no topic'}",
+                    err=as_json,
+                )
     finally:
-        source.release(held)
+        source.release(held.values())
 
 
 class _Sender:
@@ -104,7 +105,7 @@ class _Sender:
     def send(self, letter: "Letter", reading: "Reading") -> bool:
         """Publish one, and wait for the confirmation; False, with a word, where it cannot be."""
         from service.deadletters import Kind
-        from service.publisher import job_messages, publish_jobs
+        from service.publisher import AttributesError, job_messages, publish_jobs
 
         if self._as_is:
             topic = self._topic or self._origin(letter)
@@ -113,10 +114,21 @@ class _Sender:
                     f"{letter.message_id} does not say where it came from: give --topic", err=True
                 )
                 return False
-            publish_jobs(self._client, topic, [letter.data], attributes=letter.own_attributes)
+            try:
+                publish_jobs(self._client, topic, [letter.data], attributes=letter.own_attributes)
+            except AttributesError as exc:
+                click.echo(f"{letter.message_id} stays: {exc}", err=True)
+                return False
         elif reading.kind is Kind.UNREADABLE:
             click.echo(
                 f"{letter.message_id} stays: it cannot be read; --as-is publishes it as it was",
+                err=True,
+            )
+            return False
+        elif not reading.uris:
+            click.echo(
+                f"{letter.message_id} stays: it names no image ({reading.reason}); "
+                "--as-is publishes it as it was",
                 err=True,
             )
             return False

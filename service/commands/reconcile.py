@@ -146,13 +146,13 @@ def reconcile(
     except YoloBatchError as exc:
         hint = f"\nGo on with the same command: {resume} keeps the place." if resume else ""
         raise click.ClickException(f"{exc}{hint}") from exc
+    if resume:
+        resume.unlink(missing_ok=True)
     if yes:
         run.show(final)
     click.echo(
         f"Published {final.selected:,} pictures in {final.messages:,} messages to {run.topic}"
     )
-    if resume:
-        resume.unlink(missing_ok=True)
 
 
 class _Run:
@@ -213,6 +213,8 @@ class _Run:
 
     def show(self, tally: "Tally") -> None:
         """Print the counts, and what jobs for them take."""
+        from service.report import pattern_note
+
         scope = self._scope
         if sys.stderr.isatty():
             click.echo(err=True)  # the end of the progress's line
@@ -220,6 +222,8 @@ class _Run:
             f"{scope.uri}: {tally.objects:,} objects = {tally.done:,} done + {tally.failed:,} "
             f"failed + {tally.missing:,} missing + {tally.ignored:,} ignored"
         )
+        if not tally.objects and (note := pattern_note(scope.prefix)):
+            click.echo(note, err=True)
         if scope.model:
             click.echo(f"{tally.stale:,} of the done are by another model than {scope.model}")
         if scope.enqueue:

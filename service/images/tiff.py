@@ -20,7 +20,8 @@ SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BIG_ENDIAN_BIGTIFF = b"MM\0+"  # whose directories Pillow misreads
 _BIGTIFF = b"II+\0"
 _CANON_RAW = b"CR"  # behind the header
-_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _CHANNELS, _SAMPLE_FORMAT = 256, 257, 258, 259, 277, 339
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
+_CHANNELS, _SAMPLE_FORMAT = 277, 339
 _NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _SUB_DIRECTORIES = 254, 255, 330
 _OFFSETS, _BYTE_COUNTS = (273, 324), (279, 325)  # of strips, and of tiles
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
@@ -95,6 +96,8 @@ def _area(tags: Any) -> int:
 def _check(tags: Any, data: bytes) -> None:
     """Refuse what Pillow would decode to wrong pixels, or with a reason of libtiff's alone."""
     channels, compression = tags.get(_CHANNELS, 1), tags.get(_COMPRESSION, _UNCOMPRESSED)
+    if _PHOTOMETRIC not in tags:  # required: Pillow would take 0 for white, libtiff for black
+        raise _unsupported("TIFF that does not tell whether 0 is black or white")
     if channels > _MAX_CHANNELS:
         raise _unsupported(f"TIFF of {channels} channels")
     if max(tags.get(_BITS, (1,))) > _MAX_BITS:

@@ -16,8 +16,14 @@ class LogEcho:
         self._sink = sink
         self._position = path.stat().st_size if path.exists() else 0
         self._stopping = threading.Event()
+        self._error: OSError | None = None
         self._thread = threading.Thread(target=self._follow, name="log-echo")
         self._thread.start()
+
+    def raise_if_broken(self) -> None:
+        """Raise what the sink raised, for example because nobody reads its output."""
+        if self._error:
+            raise self._error
 
     def stop(self) -> None:
         """Copy what is there still, and end."""
@@ -28,7 +34,11 @@ class LogEcho:
         is_last = False
         while not is_last:
             is_last = self._stopping.wait(_POLL_SECONDS)
-            self._copy()
+            try:
+                self._copy()
+            except OSError as exc:
+                self._error = exc
+                return
 
     def _copy(self) -> None:
         if not self._path.exists():

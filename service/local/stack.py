@@ -85,6 +85,7 @@ class Stack:
         self._processes: Processes | None = None
         self._service: Child | None = None
         self._eventarc: Eventarc | None = None
+        self._echo: LogEcho | None = None
 
     def __enter__(self) -> Self:
         """Start everything; on a failure half-way, stop what was started."""
@@ -134,8 +135,10 @@ class Stack:
         }  # fmt: skip
 
     def raise_if_dead(self) -> None:
-        """Raise a StartError when any process has ended by itself."""
+        """Raise a StartError when any process has ended by itself, or what `echo` raised."""
         _started(self._processes).raise_if_dead()
+        if self._echo:
+            self._echo.raise_if_broken()
 
     def start_service(self) -> None:
         """Start the service and wait until it is ready."""
@@ -183,9 +186,8 @@ class Stack:
         self._processes = self._start_processes(self._directory)
         self._start_emulators(programs, self._processes, self._directory)
         if self.options.echo is not None:
-            self._cleanup.callback(
-                LogEcho(self._log_directory() / "service.log", self.options.echo).stop
-            )
+            self._echo = LogEcho(self._log_directory() / "service.log", self.options.echo)
+            self._cleanup.callback(self._echo.stop)
         if self.options.with_service:
             self._cleanup.callback(self.stop_service)
             self.start_service()

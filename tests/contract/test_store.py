@@ -5,7 +5,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pytest
+from google.api_core.exceptions import ServiceUnavailable
 from google.cloud import firestore
 from google.cloud.firestore_v1.base_query import FieldFilter
 
@@ -18,9 +20,10 @@ from service.domain import (
     ImageRef,
     ImageResult,
     ModelInfo,
+    ObjectMetadata,
     Rerun,
 )
-from service.errors import StoreUnavailableError
+from service.errors import StoreRefusedError, StoreUnavailableError
 from service.store import ResultStore
 from tests.fakes import PATIENCE_SECONDS
 
@@ -83,16 +86,144 @@ def test_commit_of_the_largest_batch_is_taken(store: ResultStore) -> None:
     assert all(store.is_final(result.ref.document_id) for result in results)
 
 
-def test_commit_with_a_document_that_firestore_refuses_writes_the_others(
-    store: ResultStore,
+def labelled(name: str, label: Any) -> ImageResult:
+    return replace(done(name), detections=(Detection(label, 0, 0.5, Box(1, 2, 3, 4)),))
+
+
+REFUSED = {
+    "empty-label": labelled("bad.jpg", ""),
+    "reserved-label": labelled("bad.jpg", "__x__"),
+    "long-label": labelled("bad.jpg", "x" * 1600),
+    "surrogate-label": labelled("bad.jpg", "\ud800"),
+    "label-that-is-none": labelled("bad.jpg", None),
+    "numpy-number": replace(done("bad.jpg"), batch_size=np.int64(3)),
+    "large-number": replace(done("bad.jpg"), batch_size=2**70),
+    "too-large": done("bad.jpg", *["x" * 5000] * 300),
+    "far-too-large": done("bad.jpg", *["x" * 50_000] * 300),
+    "metadata": replace(
+        done("bad.jpg"),
+        ref=replace(done("bad.jpg").ref, metadata=ObjectMetadata(content_type="x" * 2_000_000)),
+    ),
+    "no-result-at-all": replace(done("bad.jpg"), detections=("no detection",)),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("refused", REFUSED.values(), ids=REFUSED)
+def test_result_that_cannot_be_stored_fails_alone(
+    store: ResultStore, collection: str, refused: ImageResult
 ) -> None:
-    refused = ImageResult(
-        ImageRef("uploads", "b.jpg", 1), failure=Failure(ErrorCode.CORRUPT_IMAGE, "x" * 1_100_000)
+    outcomes = store.commit([done("a.jpg", "cat"), refused, done("c.jpg", "cat")])
+    assert [type(outcome) for outcome in outcomes] == [ImageResult] * 3
+    good = [read(collection, done(name)) for name in ("a.jpg", "c.jpg")]
+    assert [document and document["labels"] for document in good] == [["cat"], ["cat"]]
+    bad = read(collection, refused)
+    assert bad and bad["status"] == "failed"
+    assert bad["error"]["code"] == "unstorable_result"  # type: ignore[index]
+    assert "cannot store the result" in bad["error"]["message"]  # type: ignore[index]
+    assert set(bad) == set(good[0] or {})
+    recorded = outcomes[1]
+    assert isinstance(recorded, ImageResult) and recorded.failure
+
+
+def test_result_that_cannot_be_stored_is_final(store: ResultStore, collection: str) -> None:
+    refused = REFUSED["too-large"]
+    store.commit([refused])
+    before = read(collection, refused)
+    assert store.is_final(refused.ref.document_id)
+    store.commit([refused])
+    assert read(collection, refused) == before
+
+
+def test_every_result_of_a_batch_may_be_unstorable(store: ResultStore) -> None:
+    refused = [labelled(f"{i}.jpg", "" if i % 2 else 2**70) for i in range(8)]
+    outcomes = store.commit(refused)
+    assert all(isinstance(one, ImageResult) and one.failure for one in outcomes)
+    assert all(store.is_final(one.ref.document_id) for one in refused)
+
+
+def test_rerun_that_cannot_be_stored_replaces_its_document(
+    store: ResultStore, collection: str
+) -> None:
+    store.commit([done("bad.jpg", "cat")])
+    rerun = seen(store, done("bad.jpg"))
+    store.commit([of(labelled("bad.jpg", "__x__"), rerun), of(done("a.jpg"), rerun)])
+    after = read(collection, done("bad.jpg"))
+    assert after and after["error"]["code"] == "unstorable_result"  # type: ignore[index]
+    assert (after["labels"], after["counts"]) == ([], {})
+
+
+def test_batch_larger_than_a_commit_is_taken(store: ResultStore) -> None:
+    results = [done(f"{i}.jpg", *["x" * 1000] * 300) for i in range(16)]  # 10 MB together
+    outcomes = store.commit(results)
+    assert outcomes == results
+    assert all(store.is_final(result.ref.document_id) for result in results)
+
+
+def test_collection_that_firestore_refuses_is_no_images_fault(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = ResultStore(
+        firestore.Client(), collection="__reserved__", timeout_seconds=PATIENCE_SECONDS
     )
-    with pytest.raises(StoreUnavailableError, match="refused a document"):
-        store.commit([done("a.jpg"), refused, done("c.jpg")])
-    finals = [store.is_final(r.ref.document_id) for r in (done("a.jpg"), refused, done("c.jpg"))]
-    assert finals == [True, False, True]
+    for _ in range(3):
+        with pytest.raises(StoreRefusedError, match="FIRESTORE_COLLECTION"):
+            store.commit([done("a.jpg"), done("b.jpg")])
+    with pytest.raises(StoreRefusedError):
+        store.is_final("a")
+    assert caplog.messages == ["Messages are rejected until this is repaired"]
+
+
+class Raising:
+    """A client whose commit raises, if a document of some name is in it."""
+
+    def __init__(self, client: firestore.Client, name: str, error: Exception) -> None:
+        self._client, self._name, self._error = client, name, error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def batch(self) -> Any:
+        batch, commit, names = self._client.batch(), None, []
+        create, commit = batch.create, batch.commit
+
+        def note(reference: Any, document: dict[str, Any]) -> None:
+            names.append(document["name"] if document["status"] == "done" else None)
+            create(reference, document)
+
+        def fail(**call: Any) -> Any:
+            if self._name in names:
+                raise self._error
+            return commit(**call)
+
+        batch.create, batch.commit = note, fail
+        return batch
+
+
+@pytest.mark.parametrize("error", [RuntimeError("odd"), KeyError("odd"), OSError("odd")], ids=repr)
+def test_whatever_a_commit_raises_fails_one_image(collection: str, error: Exception) -> None:
+    client = Raising(firestore.Client(), "b.jpg", error)
+    store = ResultStore(client, collection=collection, timeout_seconds=PATIENCE_SECONDS)
+    first, second, third = store.commit([done(name) for name in ("a.jpg", "b.jpg", "c.jpg")])
+    assert (first, third) == (done("a.jpg"), done("c.jpg"))
+    assert isinstance(second, ImageResult) and second.failure
+    assert "odd" in second.failure.message
+
+
+def test_outage_amid_a_divided_commit_fails_only_the_rest(collection: str) -> None:
+    client = Raising(firestore.Client(), "c.jpg", ServiceUnavailable("away"))
+    store = ResultStore(client, collection=collection, timeout_seconds=PATIENCE_SECONDS)
+    results = [done(f"{i}.jpg", *["x" * 1000] * 300) for i in range(14)]  # two commits
+    results[-1] = replace(results[-1], ref=done("c.jpg").ref)
+    outcomes = store.commit(results)
+    assert outcomes[0] == results[0]
+    assert isinstance(outcomes[-1], StoreUnavailableError)
+
+
+def test_document_is_read_by_its_id(store: ResultStore) -> None:
+    assert store.document(done("a.jpg").ref.document_id) is None
+    store.commit([done("a.jpg", "cat")])
+    found = store.document(done("a.jpg").ref.document_id)
+    assert found and found["labels"] == ["cat"]
 
 
 def test_is_final_is_false_before_and_true_after_the_commit(store: ResultStore) -> None:

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from google.cloud import pubsub_v1
@@ -9,6 +10,7 @@ from google.cloud import pubsub_v1
 from service.errors import CredentialsError
 from service.publisher import publish_jobs
 from service.subscriber import Subscription, SubscriptionError, connect
+from tests.fakes import wait_until
 
 
 @pytest.fixture
@@ -52,6 +54,49 @@ def test_letters_are_no_more_than_the_limit(
 ) -> None:
     publish_jobs(publisher, topic, [b"%d" % i for i in range(5)])
     assert len(list(subscription.letters(3))) == 3
+
+
+class Extensions:
+    """A client that counts how often leases are extended."""
+
+    def __init__(self, client: pubsub_v1.SubscriberClient) -> None:
+        self._client = client
+        self.count = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def modify_ack_deadline(self, **call: Any) -> None:
+        self._client.modify_ack_deadline(**call)
+        self.count += 1
+
+
+def test_letters_are_held_for_longer_than_a_lease(
+    subscription: Subscription, publisher: pubsub_v1.PublisherClient, topic: str
+) -> None:
+    publish_jobs(publisher, topic, [b"1", b"2", b"3"])
+    client = Extensions(subscription._client)
+    source = Subscription(client, subscription.name, hold_seconds=2)
+    with source.holding():
+        letters = list(source.letters(10))
+        source.acknowledge(letters[:1])
+        # Each lease is extended after a third of it: so many are three leases.
+        wait_until(lambda: client.count >= 10, "the leases are not extended")
+        assert data(subscription) == []
+    source.release(letters[1:])
+    assert len(data(subscription)) == 2
+
+
+def test_letter_that_comes_twice_is_acknowledged_once_for_all(
+    subscription: Subscription, publisher: pubsub_v1.PublisherClient, topic: str
+) -> None:
+    publish_jobs(publisher, topic, [b"1"])
+    [first] = subscription.letters(1)
+    subscription._set_deadline([first.ack_id], 0)  # as if its lease had ended
+    [again] = subscription.letters(1)
+    assert again.ack_id != first.ack_id
+    subscription.acknowledge([first])
+    assert data(subscription) == []
 
 
 def test_acknowledged_letters_are_gone(

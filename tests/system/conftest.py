@@ -73,7 +73,8 @@ class Service:
 
     def post_job(self, refs: list[ImageRef]) -> requests.Response:
         """Deliver a job, as a wrapped push does."""
-        job = json.dumps({"uris": [f"{ref.uri}#{ref.generation}" for ref in refs]})
+        uris = [f"{ref.uri}#{ref.generation}" if ref.generation else ref.uri for ref in refs]
+        job = json.dumps({"uris": uris})
         push = {"message": {"data": base64.b64encode(job.encode()).decode()}}
         return requests.post(self.url, json=push, timeout=_ANSWER_SECONDS)
 

@@ -44,6 +44,19 @@ def test_detect_json_holds_labels_and_failures(samples: Samples, tmp_path: Path)
     assert done.stderr == ""
 
 
+def test_detect_reads_the_limits_of_the_service(
+    samples: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for setting, value in (("MAX_IMAGE_PIXELS", "1000"), ("MAX_IMAGE_BYTES", "100")):
+        monkeypatch.setenv(setting, value)
+        [line] = run_cli("detect", "--json", samples[0][0]).stdout.splitlines()
+        error = json.loads(line)["error"]
+        assert (error["code"], setting in error["message"]) == ("image_too_large", True)
+        monkeypatch.setenv(setting, "1000000")
+        [line] = run_cli("detect", "--json", samples[0][0]).stdout.splitlines()
+        assert json.loads(line)["status"] == "done"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -53,7 +66,7 @@ def test_detect_json_holds_labels_and_failures(samples: Samples, tmp_path: Path)
         (["submit", "gs://uploads/a", "gs://b"], "'gs://b' is wrong"),
         (["results", "uploads/a"], "it must be gs://bucket"),
         (["submit", "uploads/a"], "uri must be gs://bucket/object"),
-        (["submit", "gs://uploads/a", "--topic", "nowhere"], "There is no topic"),
+        (["submit", "gs://uploads/a", "--no-check", "--topic", "nowhere"], "There is no topic"),
     ],
     ids=["path", "model", "unreadable", "second-uri", "results-uri", "job-uri", "topic"],
 )
@@ -64,14 +77,77 @@ def test_wrong_argument_is_told_in_a_sentence(arguments: list[str], sentence: st
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["detect", "FOLDER"],
+        ["detect", "FOLDER", "--json"],
+        ["check-model"],
+        ["results", "gs://uploads/"],
+        ["results", "gs://uploads/", "--json"],
+        ["reconcile", "gs://uploads/"],
+        ["dead-letters", "--limit", "1"],
+        ["submit", "gs://uploads/a", "--no-check"],
+        ["smoke", "gs://uploads"],
+        ["demo"],
+    ],
+    ids=" ".join,
+)
+def test_command_whose_output_nobody_reads_ends_quietly(
+    stack: Stack, samples: Samples, tmp_path: Path, arguments: list[str]
+) -> None:
+    """As behind `| head`, which ends before the command does."""
+    wait_for_document(upload(stack, "quiet/one.jpg", samples[0][0].read_bytes()))
+    folder = str(samples[0][0].parent)
+    command = [folder if argument == "FOLDER" else argument for argument in arguments]
+    unread, output = os.pipe()
+    os.close(unread)
+    try:
+        done = subprocess.run(
+            [Path(sys.executable).with_name("yolo-batch"), *command],
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=300,
+            check=False,
+            cwd=tmp_path,
+        )
+    finally:
+        os.close(output)
+    assert done.stderr == ""
+    assert done.returncode == 1
+
+
+def test_up_whose_log_nobody_reads_stops_quietly() -> None:
+    command = [Path(sys.executable).with_name("yolo-batch"), "up"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        for line in process.stdout:
+            if line.startswith("The service answers at"):
+                url = line.split()[-1].rstrip(".")
+                break
+        process.stdout.close()
+        requests.post(url, data=b"unreadable", timeout=PATIENCE_SECONDS)  # a line for the log
+        assert process.wait(PATIENCE_SECONDS) == 1
+        assert process.stderr.read() == ""
+
+
 def test_commands_without_credentials_say_what_to_do(tmp_path: Path) -> None:
-    emulators = ("FIRESTORE_EMULATOR_HOST", "PUBSUB_EMULATOR_HOST", "GOOGLE_CLOUD_PROJECT")
-    environment = {k: v for k, v in os.environ.items() if k not in emulators}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.endswith("_EMULATOR_HOST") and name != "GOOGLE_CLOUD_PROJECT"
+    }
     environment |= {"HOME": str(tmp_path), "NO_GCE_CHECK": "true"}
     environment["CLOUDSDK_CONFIG"] = str(tmp_path)
     for command in (
         ["results", "gs://a"],
         ["submit", "gs://uploads/a", "--topic", "projects/p/topics/t"],
+        ["submit", "gs://uploads/a", "--no-check", "--topic", "projects/p/topics/t"],
     ):
         done = run_cli(*command, env=environment)
         assert done.returncode == 1

@@ -165,6 +165,8 @@ def test_object_whose_name_has_blanks_at_its_ends_can_be_submitted(
     stack: Stack, samples: Samples, bucket: storage.Bucket, make_topic: Callable[..., str]
 ) -> None:
     names = [NAMES["spaces"], NAMES["hash"]]
+    for name in names:
+        bucket.blob(name).upload_from_string(samples[0][0].read_bytes())
     topic = make_topic()
     lines = "".join(f"gs://{bucket.name}/{name}\n" for name in names)
     done = run_cli("submit", "-", "--topic", topic, input=lines)

@@ -21,8 +21,11 @@ from service.errors import (
     ModelNotReadyError,
     QueueFullError,
     ShuttingDownError,
+    StorageRefusedError,
     StorageUnavailableError,
+    StoreRefusedError,
     StoreUnavailableError,
+    TransientError,
 )
 from service.pipeline import Pipeline, PipelineOptions
 from tests.fakes import PATIENCE_SECONDS, FakeDetector, FakeStorage, FakeStore, loaded, picture
@@ -282,6 +285,16 @@ def test_post_given_back_logs_the_vendors_error(
     [record] = [one for one in caplog.records if one.getMessage() == "Gave a message back"]
     assert record.levelno == logging.WARNING
     assert "connection reset by peer" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [StorageRefusedError, StoreRefusedError])
+def test_post_rejected_for_all_alike_has_no_log_line_of_its_own(
+    site: Site, kind: type[TransientError], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    site.storage.errors[SECRET] = kind("Access is refused.")
+    assert site.upload().status_code == 503
+    assert "Gave a message back" not in caplog.messages
 
 
 # Our own trouble

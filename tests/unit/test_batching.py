@@ -29,6 +29,7 @@ class Work:
         self.culprits: set[int] = set()
         self.missing_results = 0
         self.finish_error: Exception | None = None
+        self.unfinished: dict[str, Exception] = {}
 
     def run(self, items: list[int]) -> list[str]:
         self.batches.append(items)
@@ -37,12 +38,13 @@ class Work:
             raise ValueError(f"cannot run {sorted(bad)}")
         return [f"result of {item}" for item in items][: len(items) - self.missing_results]
 
-    def finish(self, results: list[str]) -> None:
+    def finish(self, results: list[str]) -> list[str | Exception]:
         self.finish_gate.enter()
         if error := self.finish_error:
             self.finish_error = None
             raise error
         self.finished.append(results)
+        return [self.unfinished.get(result, result) for result in results]
 
 
 Make = Callable[..., Batcher[int, str]]
@@ -371,7 +373,11 @@ def test_run_of_the_wrong_length_is_an_error_for_all(missing: int) -> None:
 
     finished: list[list[str]] = []
     batcher: Batcher[int, str] = Batcher(
-        run, finished.append, max_batch_size=4, max_delay_seconds=FOR_EVER, max_admitted=4
+        run,
+        lambda results: finished.append(results) or results,
+        max_batch_size=4,
+        max_delay_seconds=FOR_EVER,
+        max_admitted=4,
     )
     with batcher.admit() as one, batcher.admit() as two:
         errors = [error_of(future) for future in (one.submit(1), two.submit(2))]
@@ -391,6 +397,17 @@ def test_finish_that_raises_fails_its_whole_batch_and_no_other(make: Make, work:
     assert kinds == [OSError, OSError, ValueError]
     assert answer(submit(batcher, 4)) == "result of 4"
     assert work.finished == [["result of 4"]]
+
+
+def test_finish_may_fail_one_of_its_batch(make: Make, work: Work) -> None:
+    batcher = make(size=3)
+    work.culprits = {1}
+    work.unfinished = {"result of 2": OSError("this one is refused")}
+    with batcher.admit() as one, batcher.admit() as two, batcher.admit() as three:
+        futures = [one.submit(1), two.submit(2), three.submit(3)]
+        assert isinstance(error_of(futures[0]), ValueError)
+        assert isinstance(error_of(futures[1]), OSError)
+        assert answer(futures[2]) == "result of 3"
 
 
 def test_batcher_answers_only_after_finish_and_runs_the_next_meanwhile(

@@ -1,6 +1,7 @@
 """The same pipeline on local files, and the drawing of its results."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,39 @@ def test_detect_files_of_a_poison_picture_raises_after_the_others(folder: Path) 
             find_files([folder]), detector, OPTIONS, lambda one: received.append(one["name"])
         )
     assert len(received) == 9
+
+
+def test_detect_files_ends_soon_when_nobody_takes_the_results(tmp_path: Path) -> None:
+    for number in range(200):
+        (tmp_path / f"{number:03}.bmp").write_bytes(picture(color_of(number)))
+    detector = FakeDetector()
+
+    def refuse(document: dict[str, Any]) -> None:
+        raise BrokenPipeError("nobody reads")
+
+    with pytest.raises(BrokenPipeError, match="nobody reads"):
+        detect_files(find_files([tmp_path]), detector, OPTIONS, refuse)
+    assert sum(detector.batch_sizes) < 100
+
+
+def test_file_over_a_limit_is_refused_by_the_limits_name(folder: Path) -> None:
+    documents: dict[str, Any] = {}
+    small = picture(width=8, height=8)
+    (folder / "small.bmp").write_bytes(small)
+    for options in (
+        replace(OPTIONS, max_image_bytes=len(small)),
+        replace(OPTIONS, max_image_pixels=64),
+    ):
+        detect_files(
+            [folder / "3.bmp", folder / "small.bmp"],
+            FakeDetector(),
+            options,
+            lambda one: documents.update({Path(one["name"]).name: one}),
+        )
+        limit = "BYTES" if options.max_image_pixels > 64 else "PIXELS"
+        assert documents["3.bmp"]["error"]["code"] == "image_too_large"
+        assert f"MAX_IMAGE_{limit}" in documents["3.bmp"]["error"]["message"]
+        assert documents["small.bmp"]["status"] == "done"
 
 
 def test_detect_files_of_nothing_is_nothing() -> None:

@@ -73,3 +73,15 @@ def test_there_are_documents_to_check() -> None:
     assert len(DOCUMENTS) > 5
     assert len(pointers()) > 5
     assert len(named_tests()) > 20
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_table_of_a_document_is_whole(document: Path) -> None:
+    """A blank line inside a table cuts it: the rest is shown as text."""
+    lines = ["", *document.read_text(encoding="utf-8").splitlines(), ""]
+    is_code = False
+    for number, line in enumerate(lines):
+        is_code ^= line.startswith("```")
+        begins = line.startswith("|") and not lines[number - 1].startswith("|")
+        if begins and not is_code:
+            assert re.fullmatch(r"[|:\- ]+", lines[number + 1]), f"line {number}: {line[:60]}"

@@ -1,8 +1,12 @@
 """A growing log, copied line by line."""
 
+import threading
 from pathlib import Path
 
+import pytest
+
 from service.local.log_echo import LogEcho
+from tests.fakes import PATIENCE_SECONDS
 
 
 def test_echo_copies_what_is_written_after_its_start(tmp_path: Path) -> None:
@@ -13,6 +17,23 @@ def test_echo_copies_what_is_written_after_its_start(tmp_path: Path) -> None:
         log.write("one\ntwo é\nunfin")
     echo.stop()
     assert lines == ["one", "two é", "unfin"]
+
+
+def test_echo_that_nobody_reads_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "service.log"
+    taken = threading.Event()
+
+    def refuse(line: str) -> None:
+        taken.set()
+        raise BrokenPipeError
+
+    echo = LogEcho(path, refuse)
+    echo.raise_if_broken()
+    path.write_text("one\n")
+    assert taken.wait(PATIENCE_SECONDS)
+    echo.stop()
+    with pytest.raises(BrokenPipeError):
+        echo.raise_if_broken()
 
 
 def test_echo_waits_for_a_file_to_come(tmp_path: Path) -> None:

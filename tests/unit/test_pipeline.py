@@ -13,7 +13,16 @@ import pytest
 
 from service import logs
 from service.detector import Detector
-from service.domain import ErrorCode, Event, ImageRef, ObjectMetadata, Outcome, Rerun
+from service.domain import (
+    ErrorCode,
+    Event,
+    Failure,
+    ImageRef,
+    ImageResult,
+    ObjectMetadata,
+    Outcome,
+    Rerun,
+)
 from service.errors import (
     BadImageError,
     DetectorError,
@@ -226,6 +235,70 @@ def test_handle_of_a_gone_generation_commits_nothing(world: World) -> None:
     assert handle(pipeline, ImageRef(BUCKET, "cat", 1)) == [Outcome.GONE]
     assert handle(pipeline, ImageRef(BUCKET, "never")) == [Outcome.GONE]
     assert world.store.commits == []
+
+
+def test_gone_image_is_logged_with_how_to_look(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    handle(world.pipeline(), ImageRef(BUCKET, "it's a typo.jpg"))
+    [line] = [one for one in caplog.records if "is gone" in one.getMessage()]
+    look = """gcloud storage ls --all-versions 'gs://uploads/it'"'"'s a typo.jpg'"""
+    assert line.__dict__["look"] == look
+
+
+UNREADABLE = BadImageError(ErrorCode.UNREADABLE_OBJECT, "It needs a key.")
+
+
+def test_object_that_cannot_be_read_is_recorded_as_failed(world: World) -> None:
+    ref = world.storage.put("cat", picture())
+    world.storage.errors["cat"] = UNREADABLE
+    pipeline = world.pipeline()
+    assert handle(pipeline, ref) == [Outcome.FAILED]
+    error = world.store.document("cat")["error"]
+    assert error == {"code": "unreadable_object", "message": "It needs a key."}
+    assert handle(pipeline, ref) == [Outcome.ALREADY_FINAL]
+
+
+def test_object_with_refused_metadata_is_recorded_as_failed(world: World) -> None:
+    ref = world.storage.put("cat", picture())
+    world.storage.unresolvable["cat"] = UNREADABLE
+    assert handle(world.pipeline(), ref) == [Outcome.FAILED]
+    assert world.store.document("cat")["generation"] == ref.generation
+
+
+def test_refused_object_of_unknown_generation_is_recorded(world: World) -> None:
+    """A job need not name the generation, and Cloud Storage does not either."""
+    world.storage.unresolvable["cat"] = UNREADABLE
+    job = ImageRef(BUCKET, "cat")
+    pipeline = world.pipeline()
+    assert handle(pipeline, job) == [Outcome.FAILED]
+    assert world.store.document("cat")["generation"] == 0
+    assert handle(pipeline, job) == [Outcome.ALREADY_FINAL]
+    del world.storage.unresolvable["cat"]
+    world.storage.put("cat", picture())
+    assert handle(pipeline, job) == [Outcome.DONE]
+
+
+def test_result_that_cannot_be_stored_fails_its_image_alone(world: World) -> None:
+    refs = world.put(4)
+    failure = Failure(ErrorCode.UNSTORABLE_RESULT, "It is too large.")
+    world.store.outcomes = {"1": ImageResult(refs[1], failure=failure)}
+    outcomes = handle(world.pipeline(max_batch_size=4), *refs)
+    assert outcomes == [Outcome.DONE, Outcome.FAILED, Outcome.DONE, Outcome.DONE]
+    assert world.store.document("1")["error"]["code"] == "unstorable_result"
+
+
+def test_image_that_is_not_recorded_fails_alone(world: World) -> None:
+    refs = world.put(4)
+    world.storage.objects[BUCKET, "3", 1] = b"no image"
+    world.store.outcomes = {name: StoreUnavailableError("away") for name in "13"}
+    pipeline = world.pipeline(max_batch_size=4, max_batch_delay_seconds=0)
+    done = [handling(pipeline, ref) for ref in refs]
+    assert result(done[0]) == result(done[2]) == [Outcome.DONE]
+    for number in (1, 3):
+        with pytest.raises(StoreUnavailableError):
+            result(done[number])
+    assert set(world.labels()) == {"0", "2"}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The smoke test: its sample, the wait for its document, what the vendor's errors become."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -24,21 +23,16 @@ FAILED = {
 class FakeResults:
     """Answers one look after the other; an error is raised; the last answer is given for ever."""
 
-    def __init__(self, *looks: bool | Exception, documents: list[dict[str, Any]] | None = None):
+    def __init__(self, *looks: dict[str, Any] | Exception | None):
         self.looks = list(looks)
-        self.documents = documents or []
         self.asked: list[str] = []
 
-    def is_final(self, document_id: str) -> bool:
+    def document(self, document_id: str) -> dict[str, Any] | None:
         self.asked.append(document_id)
         look = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
         if isinstance(look, Exception):
             raise look
         return look
-
-    def results(self, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
-        assert (bucket, prefix) == (REF.bucket, REF.name)
-        return iter(self.documents)
 
 
 class FakeBlob:
@@ -91,16 +85,15 @@ def test_sample_has_a_name_of_its_own_under_the_prefix(prefix: str, folder: str)
     assert all(name.startswith(folder) and name.endswith(".jpg") for name in names)
 
 
-def test_wait_returns_the_document_of_this_generation() -> None:
-    older = {**DONE, "generation": 6}
-    results = FakeResults(False, False, True, documents=[older, DONE])
+def test_wait_reads_the_document_by_the_id_of_this_generation() -> None:
+    results = FakeResults(None, None, DONE)
     assert wait(results) == DONE
     assert results.asked == [REF.document_id] * 3
 
 
 def test_wait_in_vain_names_the_generation_and_where_to_look() -> None:
     with pytest.raises(SmokeError, match="has no document after 0 s") as raised:
-        wait(FakeResults(False), timeout_seconds=0)
+        wait(FakeResults(None), timeout_seconds=0)
     sentence = str(raised.value)
     assert "gs://uploads/smoke/1.jpg (generation 7)" in sentence
     assert "service's log" in sentence
@@ -110,12 +103,12 @@ def test_wait_in_vain_names_the_generation_and_where_to_look() -> None:
 
 def test_failed_document_is_told_with_its_reason() -> None:
     with pytest.raises(SmokeError, match="says failed: corrupt_image: The JPEG is cut short"):
-        wait(FakeResults(True, documents=[FAILED]))
+        wait(FakeResults(FAILED))
 
 
 def test_firestore_that_comes_back_is_waited_for() -> None:
     away = StoreUnavailableError("Firestore is unavailable.")
-    assert wait(FakeResults(away, away, True, documents=[DONE])) == DONE
+    assert wait(FakeResults(away, away, DONE)) == DONE
 
 
 def test_firestore_that_stays_away_is_told() -> None:

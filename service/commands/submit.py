@@ -1,0 +1,57 @@
+"""`yolo-batch submit`: jobs for objects."""
+
+import sys
+from collections.abc import Iterable
+
+import click
+
+from service.settings import Settings
+
+
+@click.command()
+@click.argument("uris", nargs=-1, required=True)
+@click.option(
+    "--topic",
+    default="jobs",
+    show_default=True,
+    help="Topic's name, or projects/PROJECT/topics/NAME.",
+)
+@click.option(
+    "--no-check",
+    is_flag=True,
+    help="Publish the uris as they are: look for no object, and expand no pattern.",
+)
+def submit(uris: tuple[str, ...], topic: str, no_check: bool) -> None:
+    """Publish a job for URIS (gs://bucket/object, or - to read them from standard input).
+
+    Each object must exist. A name with * (within a folder), ** (across folders) or ? means all
+    objects that match, unless one has this very name.
+    """
+    from service.publisher import connect, job_messages, publish_jobs, topic_path
+    from service.storage import connect_lister
+    from service.submission import LOOKUPS, look_up, read
+
+    refs = read(_lines(sys.stdin) if uris == ("-",) else uris)
+    settings = Settings.from_env()
+    project = settings.google_cloud_project
+    topic = topic_path(topic, project)
+    wanted = list(refs)
+    if not no_check:
+        found = look_up(refs, connect_lister(project, connections=LOOKUPS))
+        for pattern, count in found.matches.items():
+            click.echo(f"{pattern} matches {count:,} objects", err=True)
+        wanted = found.uris
+    if settings.allowed_buckets:
+        for bucket in sorted({ref.bucket for ref in refs.values()} - set(settings.allowed_buckets)):
+            click.echo(
+                f"Warning: gs://{bucket} is not in ALLOWED_BUCKETS, and a service with the same "
+                "setting refuses its images.",
+                err=True,
+            )
+    ids = publish_jobs(connect(), topic, job_messages(wanted))
+    click.echo(f"Published {len(wanted)} uris in {len(ids)} messages to {topic}")
+
+
+def _lines(stream: Iterable[str]) -> Iterable[str]:
+    # Blanks stay: an object's name may begin or end with them.
+    return filter(None, (line.rstrip("\r\n") for line in stream))

@@ -1,0 +1,105 @@
+"""`dead-letters --replay` against the official Pub/Sub emulator."""
+
+import json
+import uuid
+
+import pytest
+from click.testing import CliRunner, Result
+from google.cloud import pubsub_v1
+from google.pubsub_v1 import PublisherClient
+
+from service.commands.dead_letters import dead_letters
+from service.publisher import publish_jobs
+from tests.fakes import PATIENCE_SECONDS
+
+DELETION = {"eventType": "OBJECT_DELETE", "bucketId": "uploads", "objectId": "a.jpg"}
+
+
+def topic_with_subscription(publisher: pubsub_v1.PublisherClient, project: str) -> str:
+    """Make a topic and a subscription of one name."""
+    name = f"letters-{uuid.uuid4().hex}"
+    topic = publisher.topic_path(project, name)
+    publisher.create_topic(name=topic)
+    with pubsub_v1.SubscriberClient() as client:
+        client.create_subscription(name=client.subscription_path(project, name), topic=topic)
+    return name
+
+
+@pytest.fixture
+def dead(publisher: pubsub_v1.PublisherClient, project: str) -> str:
+    return topic_with_subscription(publisher, project)
+
+
+@pytest.fixture
+def jobs(publisher: pubsub_v1.PublisherClient, project: str) -> str:
+    return topic_with_subscription(publisher, project)
+
+
+def put(
+    publisher: pubsub_v1.PublisherClient, project: str, dead: str, data: bytes, **attributes: str
+) -> str:
+    """Publish a dead letter, and return its id."""
+    topic = publisher.topic_path(project, dead)
+    [message_id] = publish_jobs(publisher, topic, [data], attributes=attributes)
+    return message_id
+
+
+def run(dead: str, *options: str, limit: int) -> Result:
+    """Run the command; with as many letters as there are it need not wait for further ones."""
+    arguments = ["--subscription", dead, "--limit", str(limit), *options]
+    done = CliRunner().invoke(dead_letters, arguments)
+    assert done.exit_code == 0, done.output
+    return done
+
+
+def ids_in(dead: str) -> set[str]:
+    lines = run(dead, "--json", limit=10).stdout.splitlines()
+    return {json.loads(line)["id"] for line in lines}
+
+
+def published(project: str, jobs: str) -> list[bytes]:
+    with pubsub_v1.SubscriberClient() as client:
+        answer = client.pull(
+            subscription=client.subscription_path(project, jobs),
+            max_messages=10,
+            timeout=PATIENCE_SECONDS,
+        )
+    return [received.message.data for received in answer.received_messages]
+
+
+def test_letter_that_names_no_image_is_not_said_to_be_replayed(
+    publisher: pubsub_v1.PublisherClient, project: str, dead: str, jobs: str
+) -> None:
+    deletion = put(publisher, project, dead, b"", **DELETION)
+    job = put(publisher, project, dead, b'{"uri": "gs://uploads/a.jpg"}')
+    done = run(dead, "--replay", "--topic", jobs, limit=2)
+    assert "Replayed 1 of 2 messages" in done.stdout
+    assert f"{deletion} stays: it names no image" in done.stderr
+    assert ids_in(dead) == {deletion}
+    assert published(project, jobs) == [b'{"uris": ["gs://uploads/a.jpg"]}']
+    assert job not in done.stderr
+
+
+def test_letter_that_names_no_image_is_replayed_as_it_is(
+    publisher: pubsub_v1.PublisherClient, project: str, dead: str, jobs: str
+) -> None:
+    put(publisher, project, dead, b"{}", **DELETION)
+    done = run(dead, "--replay", "--as-is", "--topic", jobs, limit=1)
+    assert "Replayed 1 of 1 messages" in done.stdout
+    assert ids_in(dead) == set()
+    assert published(project, jobs) == [b"{}"]
+
+
+def test_letter_whose_attributes_cannot_be_published_stays(
+    publisher: pubsub_v1.PublisherClient, project: str, dead: str, jobs: str
+) -> None:
+    message = {"data": b"odd", "attributes": {"timeout": "5"}}
+    topic = publisher.topic_path(project, dead)
+    # The class below the client, which takes any attributes.
+    answer = PublisherClient.publish(publisher, topic=topic, messages=[message])
+    [odd] = answer.message_ids
+    put(publisher, project, dead, b"good")
+    done = run(dead, "--replay", "--as-is", "--topic", jobs, limit=2)
+    assert "Replayed 1 of 2 messages" in done.stdout
+    assert f"{odd} stays: Attributes of these names" in done.stderr
+    assert ids_in(dead) == {odd}

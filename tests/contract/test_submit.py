@@ -1,0 +1,101 @@
+"""`submit` against the emulators of Cloud Storage and Pub/Sub."""
+
+import json
+import uuid
+
+import pytest
+from click.testing import CliRunner, Result
+from google.cloud import pubsub_v1, storage
+
+from service.cli import main
+from tests.fakes import PATIENCE_SECONDS
+from tests.refusing_storage import FORBIDDEN, refusing_storage
+
+
+@pytest.fixture
+def topic(publisher: pubsub_v1.PublisherClient, project: str) -> str:
+    name = publisher.topic_path(project, f"submit-{uuid.uuid4().hex}")
+    publisher.create_topic(name=name)
+    with pubsub_v1.SubscriberClient() as subscriber:
+        subscription = name.replace("/topics/", "/subscriptions/")
+        subscriber.create_subscription(name=subscription, topic=name)
+    return str(name)
+
+
+@pytest.fixture
+def prefix(bucket: storage.Bucket) -> str:
+    """Some images, and one whose name is a pattern."""
+    prefix = f"gs://uploads/submit-{uuid.uuid4().hex}/"
+    for name in ("a.jpg", "b.jpg", "deep/c.jpg", "odd*.jpg", "odd1.jpg"):
+        bucket.blob(prefix.removeprefix("gs://uploads/") + name).upload_from_string(b"x")
+    return prefix
+
+
+def submit(topic: str, *arguments: str, stdin: str = "") -> Result:
+    return CliRunner().invoke(main, ["submit", "--topic", topic, *arguments], input=stdin)
+
+
+def published(topic: str) -> list[str]:
+    subscription = topic.replace("/topics/", "/subscriptions/")
+    with pubsub_v1.SubscriberClient() as subscriber:
+        answer = subscriber.pull(
+            subscription=subscription, max_messages=10, timeout=PATIENCE_SECONDS
+        )
+    jobs = [json.loads(received.message.data) for received in answer.received_messages]
+    return [uri for job in jobs for uri in job["uris"]]
+
+
+def test_pattern_is_expanded(topic: str, prefix: str) -> None:
+    done = submit(topic, f"{prefix}?.jpg", f"{prefix}odd*.jpg")
+    assert done.exit_code == 0, done.output
+    assert "?.jpg matches 2 objects" in done.stderr
+    assert "Published 3 uris in 1 messages" in done.stdout
+    *expanded, literal = published(topic)
+    assert [uri.rpartition("#")[0] for uri in expanded] == [f"{prefix}a.jpg", f"{prefix}b.jpg"]
+    assert literal == f"{prefix}odd*.jpg"
+
+
+def test_missing_object_stops_before_anything_is_published(topic: str, prefix: str) -> None:
+    refused = submit(topic, "-", stdin=f"{prefix}a.jpg\n{prefix}typo.jpg\n{prefix}*.png\n")
+    assert refused.exit_code == 1
+    assert "2 of 3 uris name no object" in refused.stderr
+    assert "typo.jpg" in refused.stderr
+    done = submit(topic, "--no-check", f"{prefix}typo.jpg", f"{prefix}*.png")
+    assert "Published 2 uris" in done.stdout
+    assert published(topic) == [f"{prefix}typo.jpg", f"{prefix}*.png"]
+
+
+def test_object_of_no_bucket_is_missing(topic: str) -> None:
+    for name in ("a.jpg", "*.jpg"):
+        refused = submit(topic, f"gs://no-such-bucket/{name}")
+        assert refused.exit_code == 1
+        assert "no object" in refused.stderr or "no bucket" in refused.stderr
+
+
+def test_bucket_that_may_not_be_read_is_said(topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with refusing_storage() as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+        server.refuse("a.jpg", FORBIDDEN)
+        refused = submit(topic, "gs://uploads/a.jpg")
+        assert refused.exit_code == 1
+        assert "does not say whether gs://uploads/a.jpg exists: 403" in refused.stderr
+        assert "--no-check" in refused.stderr
+        assert submit(topic, "--no-check", "gs://uploads/a.jpg").exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["results", "reconcile"])
+def test_pattern_where_a_prefix_belongs_is_noted(command: str, prefix: str) -> None:
+    noted = CliRunner().invoke(main, [command, f"{prefix}x*.jpg"])
+    assert "give a prefix here, not a pattern" in noted.stderr
+    literal = CliRunner().invoke(main, [command, f"{prefix}none"])
+    assert "pattern" not in literal.stderr
+
+
+def test_many_objects_are_looked_up_together(topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with refusing_storage() as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+        uris = [f"gs://uploads/{i}.jpg" for i in range(2500)]
+        done = submit(topic, "-", stdin="\n".join(uris))
+        assert "Published 2500 uris in 3 messages" in done.stdout, done.output
+        looked_up = [one for one in server.asked if one.startswith("metadata")]
+        assert len(looked_up) == 2500

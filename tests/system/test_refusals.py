@@ -1,0 +1,61 @@
+"""What Cloud Storage refuses, through the real service; the server that refuses is ours."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from service.domain import ImageRef
+from tests.refusing_storage import (
+    BUCKET,
+    CUSTOMER_KEY,
+    FORBIDDEN,
+    KMS_KEY,
+    REQUESTER_PAYS,
+    Answer,
+    RefusingStorage,
+    ref,
+    refusing_storage,
+)
+from tests.system.conftest import Service, document
+
+Start = Callable[..., Service]
+
+
+@pytest.fixture
+def server() -> Iterator[RefusingStorage]:
+    with refusing_storage() as running:
+        yield running
+
+
+def test_refused_objects_end_as_failed_records(
+    server: RefusingStorage, start_service: Start
+) -> None:
+    service = start_service(STORAGE_EMULATOR_HOST=server.url)
+    answers = {"key.jpg": CUSTOMER_KEY, "kms.jpg": KMS_KEY, "pays.jpg": REQUESTER_PAYS}
+    answers |= {"acl.jpg": FORBIDDEN}
+    assert service.post(server.refuse("acl.jpg", FORBIDDEN)).status_code == 503  # once
+    for name, answer in answers.items():
+        assert service.post(server.refuse(name, answer)).status_code == 204
+        recorded = document(ref(name))
+        assert recorded and recorded["error"]["code"] == "unreadable_object"
+    job = [ImageRef(BUCKET, name) for name in answers if name != "acl.jpg"]
+    assert service.post_job(job).status_code == 204
+    assert service.post(server.refuse("gone.jpg", Answer(410, "gone"))).status_code == 204
+    assert document(ref("gone.jpg")) is None
+
+
+def test_refused_bucket_is_503_and_logged_once(
+    server: RefusingStorage, start_service: Start
+) -> None:
+    server.rights = []
+    service = start_service(STORAGE_EMULATOR_HOST=server.url)
+    for number in range(5):
+        assert service.post(server.refuse(f"{number}.jpg", FORBIDDEN)).status_code == 503
+    lines = [line for line in service.log() if line["severity"] in ("WARNING", "ERROR")]
+    [line] = [line for line in lines if "rejected" in line["message"]]
+    assert line["severity"] == "ERROR"
+    assert "roles/storage.objectViewer" in line["reason"]
+    assert not [line for line in lines if "Gave a message back" in line["message"]]
+    server.data = b"no image"
+    assert service.post(ref("readable.jpg")).status_code == 204
+    assert "Messages are accepted again" in [line["message"] for line in service.log()]
