@@ -5,7 +5,7 @@ from typing import Protocol
 
 from service.domain import ErrorCode, ImageInfo
 from service.errors import BadImageError
-from service.images import jpeg, jpeg2000, netpbm, pillow, png, tiff
+from service.images import jpeg, jpeg2000, netpbm, pillow, png, tiff, webp
 from service.images.pixels import Picture
 
 FORMATS = tuple(sorted(("JPEG", "MPO", "PNG", "PPM", *pillow.FORMATS)))
@@ -89,6 +89,8 @@ def open_file(data: bytes) -> File:
             return netpbm.Netpbm(data)
         case "TIFF":
             return pillow.PillowFile(tiff.main_image(data), "TIFF")
+        case "WEBP":
+            return webp.Webp(data)
         case kind:
             return pillow.PillowFile(data, kind)
 

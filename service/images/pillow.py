@@ -66,6 +66,11 @@ class PillowFile:
             width, height = self._image.size
             self.info = ImageInfo(width, height, kind)
 
+    @property
+    def orientation(self) -> int:
+        """The EXIF orientation; of a TIFF, what is left of it once Pillow has turned it."""
+        return orientation_of(self._image)
+
     def decode(self, image_size: int | None) -> Picture:
         """Decode in full, turned upright.
 
@@ -79,7 +84,7 @@ class PillowFile:
                 pixels = _grey_of_16_bits(self._image)
             else:
                 pixels = _colours(self._image)
-        pixels = upright(pixels, orientation_of(self._image))
+        pixels = upright(pixels, self.orientation)
         return Picture(pixels, ImageInfo(pixels.shape[1], pixels.shape[0], self._kind))
 
 

@@ -27,6 +27,9 @@ _OFFSETS, _BYTE_COUNTS = (273, 324), (279, 325)  # of strips, and of tiles
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _OLD_REDUCED = 2  # a value of SubfileType
 _UNCOMPRESSED = 1
+# CCITT fax, LZW, JPEG of both kinds, deflate of both, PackBits; and LZMA, ZSTD, WebP.
+_ALWAYS_BUILT = (_UNCOMPRESSED, 2, 3, 4, 5, 6, 7, 8, 32946, 32773)
+_NOT_ALWAYS_BUILT = (34925, 50000, 50001)
 _UNSIGNED, _UNDEFINED = 1, 4  # values of SampleFormat
 _MAX_CHANNELS = 4  # grey or colours, and alpha
 _MAX_BITS = 16
@@ -95,6 +98,8 @@ def _area(tags: Any) -> int:
 
 def _check(tags: Any, data: bytes) -> None:
     """Refuse what Pillow would decode to wrong pixels, or with a reason of libtiff's alone."""
+    if not (_WIDTH in tags and _HEIGHT in tags and any(tag in tags for tag in _OFFSETS)):
+        raise BadImageError(ErrorCode.CORRUPT_IMAGE, "The TIFF's directory is damaged.")
     channels, compression = tags.get(_CHANNELS, 1), tags.get(_COMPRESSION, _UNCOMPRESSED)
     if _PHOTOMETRIC not in tags:  # required: Pillow would take 0 for white, libtiff for black
         raise _unsupported("TIFF that does not tell whether 0 is black or white")
@@ -118,14 +123,15 @@ def _check(tags: Any, data: bytes) -> None:
 
 @cache
 def _is_readable(compression: int) -> bool:
-    """Say whether Pillow knows a compression, and its libtiff was built with it."""
-    name = TiffImagePlugin.COMPRESSION_INFO.get(compression)
-    if name in ("webp", "zstd", "lzma"):
-        try:
-            Image.new("RGB", (8, 8)).save(io.BytesIO(), "TIFF", compression=name)
-        except Exception:  # noqa: BLE001 - whatever is raised, it was not written
-            return False
-    return name is not None
+    """Say whether Pillow's libtiff decodes a compression."""
+    if compression not in _NOT_ALWAYS_BUILT:
+        return compression in _ALWAYS_BUILT
+    try:  # it says so only by what it writes
+        name = TiffImagePlugin.COMPRESSION_INFO[compression]
+        Image.new("RGB", (8, 8)).save(io.BytesIO(), "TIFF", compression=name)
+    except Exception:  # noqa: BLE001 - whatever is raised, it was not written
+        return False
+    return True
 
 
 def _unsupported(what: str) -> BadImageError:

@@ -331,7 +331,7 @@ def no_memory_of_libjpeg(*_: object, **__: object) -> None:
         (simplejpeg, "decode_jpeg", no_memory_of_libjpeg, "JPEG"),
         (jpeg.JpegImagePlugin, "jpeg_factory", no_memory, "JPEG"),
         (PillowFile, "__init__", no_memory, "WEBP"),
-        (PillowFile, "decode", no_memory, "WEBP"),
+        (PillowFile, "decode", no_memory, "BMP"),
         (cv2, "imdecode", no_memory, "PNG"),
         (cv2, "imdecode", no_memory_of_opencv, "PNG"),
         (cv2, "cvtColor", no_memory, "PPM"),

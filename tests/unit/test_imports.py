@@ -40,6 +40,7 @@ INTERNAL: dict[str, set[str]] = {
         "images.pixels",
     },
     "images.tiff": {"domain", "errors", "images.pillow"},
+    "images.webp": {"domain", "errors", "images.opencv", "images.pillow", "images.pixels"},
     "images.formats": {
         "domain",
         "errors",
@@ -50,6 +51,7 @@ INTERNAL: dict[str, set[str]] = {
         "images.pixels",
         "images.png",
         "images.tiff",
+        "images.webp",
     },
     "images.read": {"domain", "errors", "images.formats", "images.pixels"},
     "images.sandbox": {"domain", "errors", "images.pixels", "images.read"},

@@ -1,0 +1,38 @@
+"""WebP: its header by Pillow, its pixels by OpenCV, which takes a fifth of Pillow's memory."""
+
+from service.domain import ErrorCode, ImageInfo
+from service.errors import BadImageError
+from service.images.opencv import imdecode
+from service.images.pillow import PillowFile
+from service.images.pixels import Picture, upright
+
+
+class Webp:
+    """One WebP file, and the first frame of an animated one."""
+
+    def __init__(self, data: bytes) -> None:
+        """Read the header.
+
+        Raises:
+            BadImageError: it is damaged.
+        """
+        file = PillowFile(data, "WEBP")
+        self.info: ImageInfo = file.info
+        self._data = data
+        self._orientation = file.orientation
+
+    def decode(self, image_size: int | None) -> Picture:
+        """Decode in full, turned upright.
+
+        Raises:
+            BadImageError: data are missing, or the file is damaged.
+            MemoryError: there is no memory now.
+        """
+        del image_size
+        pixels = imdecode(self._data, width=self.info.width, height=self.info.height)
+        if pixels is None:
+            raise BadImageError(
+                ErrorCode.CORRUPT_IMAGE, "The WEBP file is damaged, or lacks some of its data."
+            )
+        pixels = upright(pixels, self._orientation)
+        return Picture(pixels, ImageInfo(pixels.shape[1], pixels.shape[0], "WEBP"))
