@@ -101,11 +101,12 @@ class Counting:
     def is_final(self, document_id: str, rerun: Any = None) -> bool:
         return False
 
-    def commit(self, results: Sequence[ImageResult]) -> None:
+    def commit(self, results: Sequence[ImageResult]) -> Sequence[ImageResult]:
         failed = next((result.failure for result in results if result.failure), None)
         if failed:
             raise RuntimeError(f"A picture cannot be read: {failed.message}")
         self.batches.append(len(results))
+        return results
 
 
 def measure(

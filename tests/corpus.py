@@ -930,17 +930,18 @@ to its document and its row of `results` and `reconcile` (`tests/system/test_odd
 FUZZING = """
 ## What else is done
 
-- **Header first.** Format and size come from the header, and `MAX_IMAGE_PIXELS` is held before any
-  pixel; AVIF and JPEG 2000 count twice, as their decoders take twice the memory.
-- **Parts are counted.** A JPEG of more than 1000 segments or 100 scans, or a PNG of more than
-  100,000 chunks, is `corrupt_image`: a file of 330 kB in 10,000 scans would decode for minutes.
-- **Risky formats have a process of their own**: AVIF, GIF, JPEG 2000, TIFF and odd PNG (animated,
-  cut, longer than its end, much packed text) can cost gigabytes or minutes whatever their header
-  says. It forks for each file, within limits of memory and 10 s of CPU time; a file over them is
-  `corrupt_image`. A fork killed from outside, as where memory is short, says nothing of the file:
-  the answer is 503. The process starts with the first such file (0.15 s, 56 MB, of which 22 MB its
-  own) and adds about 10 ms to a small picture, 15 to 20 ms to one of 1280x720; they are decoded
-  one at a time.
+- **Header first.** Format and size come from the header, and `MAX_IMAGE_PIXELS` is held before
+  any pixel; AVIF and JPEG 2000 count twice, as their decoders take twice the memory.
+- **Cost is counted, not bytes.** Of a JPEG or PNG, a decoder sees only the parts that decide its
+  pixels. Fill bytes, stray bytes, texts, profiles and animations cost next to nothing. A JPEG of
+  more than 100,000 segments or 1,000 scans, or whose scans times pixels exceed two billion, and a
+  PNG of more than 100,000 chunks, are `corrupt_image`: a file of 330 kB in 10,000 scans would
+  decode for minutes.
+- **Risky formats have a process of their own**: AVIF, GIF, JPEG 2000 and TIFF can cost gigabytes
+  or minutes whatever their header says. It forks for each file, within limits of memory and 10 s
+  of CPU time; a file over them is `corrupt_image`. A fork killed from outside, as where memory is
+  short, says nothing of the file: the answer is 503. The process starts with the first such file
+  and decodes one file at a time.
 
 Fuzzed with libFuzzer, guided by the coverage of Python (`make fuzz`; `tests/fuzz` says what must
 hold), beginning with the files above, the events of `tests/data` and every setting, at most 1 GB

@@ -124,10 +124,11 @@ def translated(kind: str) -> Iterator[None]:
     except (BadImageError, MemoryError):
         raise
     except Exception as exc:  # Pillow's parsers raise many kinds on damaged files
-        if isinstance(exc.__cause__, KeyError) or _NOT_SUPPORTED.search(str(exc)):
-            raise _unsupported(f"This kind of {kind} ({exc})") from exc
+        reason = str(exc).strip(" .")
+        if isinstance(exc.__cause__, KeyError) or _NOT_SUPPORTED.search(reason):
+            raise _unsupported(f"This kind of {kind} ({reason})") from exc
         raise BadImageError(
-            ErrorCode.CORRUPT_IMAGE, f"The {kind} file is damaged or cut short: {exc}."
+            ErrorCode.CORRUPT_IMAGE, f"The {kind} file is damaged or cut short: {reason}."
         ) from exc
 
 

@@ -10,7 +10,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = [
     *REPOSITORY.glob("*.md"),
-    *(REPOSITORY / "docs").glob("*.md"),
+    *(REPOSITORY / "docs").rglob("*.md"),
     *(REPOSITORY / "benchmarks").glob("*.md"),
     *(REPOSITORY / "terraform").glob("*.md"),
     *(REPOSITORY / "models").glob("*.md"),
