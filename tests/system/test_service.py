@@ -1,5 +1,6 @@
 """The promises, kept by the real service on the real protocols."""
 
+import io
 import json
 import os
 import signal
@@ -10,15 +11,18 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import requests
 from google.cloud import firestore, pubsub_v1
 from google.cloud.firestore_v1.base_query import FieldFilter
+from PIL import Image
 
 from service.demo.shapes import Scene
 from service.domain import Box, ImageRef
 from service.local.stack import Stack
 from tests.boxes import count_found
+from tests.corpus import saved
 from tests.fakes import PATIENCE_SECONDS, wait_until
 from tests.system import hooks
 from tests.system.conftest import (
@@ -146,6 +150,46 @@ def test_bad_picture_does_not_fail_its_neighbours(
     assert service.post_job(refs).status_code == 204
     found = [(document(ref) or {})["status"] for ref in refs]
     assert found == ["done" if i % 4 else "failed" for i in range(16)]
+
+
+def test_odd_files_among_images_have_their_own_records(
+    start_service: StartService, stack: Stack, samples: Samples
+) -> None:
+    """Each between good images, whose buffers it is given."""
+    good = samples[0][0].read_bytes()
+    image = Image.open(io.BytesIO(good))
+    width, height = image.size
+    turned = image.transpose(Image.Transpose.ROTATE_90)
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    pfm = b"Pf\n%d %d\n-1.0\n" % image.size
+    files = {
+        "good.jpg": (good, "done"),
+        "grey.pfm": (pfm + np.zeros((height, width), "<f4").tobytes(), "unsupported_media"),
+        "no-end.jpg": (good[:-2], "done"),
+        "half.jpg": (good[: len(good) // 2] + good[-2:], "corrupt_image"),
+        "turned.avif": (saved("AVIF", turned, exif=tags.tobytes(), quality=95), "done"),
+        "maximum.ppm": (with_maximum(image, 1023), "done"),
+    }
+    refs = {
+        (number, name): put_aside(stack, f"odd/{number}/{name}", data)
+        for number in range(3)
+        for name, (data, _) in files.items()
+    }
+    assert start_service(MAX_BATCH_SIZE="4").post_job(list(refs.values())).status_code == 204
+    found = {key: document(ref) or {} for key, ref in refs.items()}
+    ends = {key: doc["error"]["code"] if doc["error"] else "done" for key, doc in found.items()}
+    assert ends == {key: files[key[1]][1] for key in refs}
+    expected = found[0, "good.jpg"]
+    for key, end in ends.items():
+        if end == "done":
+            assert found[key]["image"] | {"format": ""} == expected["image"] | {"format": ""}
+            assert found[key]["counts"].keys() == expected["counts"].keys()
+
+
+def with_maximum(image: Image.Image, top: int) -> bytes:
+    samples = np.asarray(image).astype(np.uint32) * top // 255
+    return b"P6 %d %d %d\n" % (*image.size, top) + samples.astype(">u2").tobytes()
 
 
 @pytest.mark.parametrize(
