@@ -74,6 +74,16 @@ class BadImageError(YoloBatchError):
         self.code = code
         self.message = message
 
+    @classmethod
+    def corrupt(cls, message: str) -> "BadImageError":
+        """Make one for a damaged file; the message says what is wrong with it."""
+        return cls(ErrorCode.CORRUPT_IMAGE, message)
+
+    @classmethod
+    def unsupported(cls, what: str) -> "BadImageError":
+        """Make one for a whole file of a kind that is not supported; it is named."""
+        return cls(ErrorCode.UNSUPPORTED_MEDIA, f"{what} is not supported.")
+
 
 class ObjectGoneError(YoloBatchError):
     """The generation was overwritten or deleted before we read it."""

@@ -1,6 +1,6 @@
 """Bytes to an upright image within limits, in this process or in one that may fail."""
 
-from service.domain import ErrorCode, ImageInfo
+from service.domain import ImageInfo
 from service.errors import BadImageError, DecoderBusyError
 from service.images import sandbox
 from service.images.formats import kind_of
@@ -47,8 +47,7 @@ def decode(
     except (MemoryError, OSError) as exc:
         raise DecoderBusyError("There is no memory to decode the image now.") from exc
     if picture is None:
-        raise BadImageError(
-            ErrorCode.CORRUPT_IMAGE,
+        raise BadImageError.corrupt(
             f"The {stored.format} file crashes its decoder, or takes too much to decode.",
         )
     return picture

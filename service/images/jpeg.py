@@ -14,7 +14,7 @@ import numpy as np
 import simplejpeg
 from PIL import JpegImagePlugin
 
-from service.domain import ErrorCode, ImageInfo
+from service.domain import ImageInfo
 from service.errors import BadImageError
 from service.images.exif import orientation_of
 from service.images.opencv import imdecode
@@ -76,7 +76,7 @@ class Jpeg:
                 self.info = ImageInfo(frame.width, frame.height, str(image.format))
                 self._scans = frame.scans
         except (SyntaxError, ValueError, OSError) as exc:
-            raise _corrupt("The JPEG's header is damaged.") from exc
+            raise BadImageError.corrupt("The JPEG's header is damaged.") from exc
 
     def decode(self, image_size: int | None) -> Picture:
         """Decode, turned upright.
@@ -174,7 +174,7 @@ def _essence(data: bytes) -> tuple[_Frame, bytes, bytes]:
         elif first_scan:
             continue  # between scans: kept as it is
         elif code in _UNSUPPORTED:
-            raise _unsupported(_UNSUPPORTED[code])
+            raise BadImageError.unsupported(_UNSUPPORTED[code])
         elif code in _FRAMES:
             frame = frame or _Frame(segment, is_progressive=code in _PROGRESSIVE)
             decoded.append(segment)
@@ -186,15 +186,15 @@ def _essence(data: bytes) -> tuple[_Frame, bytes, bytes]:
         elif any(code == c and segment[4:].startswith(name) for c, name in _DESCRIPTIONS):
             described.append(segment)
     if not frame or not first_scan:
-        raise _corrupt("The JPEG ends before its pixels.")
+        raise BadImageError.corrupt("The JPEG ends before its pixels.")
     if frame.precision != 8:
-        raise _unsupported(f"JPEG of {frame.precision} bits a channel")
+        raise BadImageError.unsupported(f"JPEG of {frame.precision} bits a channel")
     if frame.channels not in (1, 3, 4):
-        raise _unsupported(f"JPEG of {frame.channels} channels")
+        raise BadImageError.unsupported(f"JPEG of {frame.channels} channels")
     if not frame.height and _LATE_HEIGHT in data:
-        raise _unsupported("JPEG that tells its height behind its pixels (DNL)")
+        raise BadImageError.unsupported("JPEG that tells its height behind its pixels (DNL)")
     if not frame.is_begun or (frame.is_progressive and not has_end and not frame.is_complete):
-        raise _corrupt("The JPEG lacks some of its scans.")
+        raise BadImageError.corrupt("The JPEG lacks some of its scans.")
     header = b"".join((*described[: 1 + _MAX_DESCRIPTIONS], frame.segment, first_scan))
     return frame, header, b"".join((*decoded, data[begin:end], _EOI))
 
@@ -211,7 +211,7 @@ def _decoded(stream: bytes, info: ImageInfo, factor: int) -> Pixels:
             return checked(simplejpeg.decode_jpeg(stream, "BGR", strict=True, **scale))
         except ValueError as exc:
             if _MISSING.search(str(exc)):
-                raise _corrupt("The JPEG lacks some of its data.") from exc
+                raise BadImageError.corrupt("The JPEG lacks some of its data.") from exc
         return checked(simplejpeg.decode_jpeg(stream, "BGR", strict=False, **scale))
     except ValueError as exc:
         reason = str(exc)
@@ -220,8 +220,8 @@ def _decoded(stream: bytes, info: ImageInfo, factor: int) -> Pixels:
         if "subsampling" in reason:
             return _oddly_sampled(stream, info, factor)
         if _NOT_SUPPORTED.search(reason):
-            raise _unsupported(f"This kind of JPEG ({reason})") from exc
-        raise _corrupt(f"The JPEG is damaged: {reason}") from exc
+            raise BadImageError.unsupported(f"This kind of JPEG ({reason})") from exc
+        raise BadImageError.corrupt(f"The JPEG is damaged: {reason}") from exc
 
 
 def _oddly_sampled(stream: bytes, info: ImageInfo, factor: int) -> Pixels:
@@ -233,20 +233,12 @@ def _oddly_sampled(stream: bytes, info: ImageInfo, factor: int) -> Pixels:
     size = {"width": info.width, "height": info.height, "factor": factor}
     pixels = imdecode(stream, **size)
     if pixels is None:
-        raise _corrupt("The JPEG is damaged.")
+        raise BadImageError.corrupt("The JPEG is damaged.")
     followed = imdecode(stream[: -len(_EOI)] + _FOLLOWING + _EOI, **size)
     if followed is None or not np.array_equal(pixels, followed):
-        raise _corrupt("The JPEG lacks some of its data.")
+        raise BadImageError.corrupt("The JPEG lacks some of its data.")
     return pixels
 
 
-def _corrupt(message: str) -> BadImageError:
-    return BadImageError(ErrorCode.CORRUPT_IMAGE, message)
-
-
 def _too_many_parts() -> BadImageError:
-    return _corrupt("The JPEG has more parts than any encoder writes.")
-
-
-def _unsupported(what: str) -> BadImageError:
-    return BadImageError(ErrorCode.UNSUPPORTED_MEDIA, f"{what} is not supported.")
+    return BadImageError.corrupt("The JPEG has more parts than any encoder writes.")

@@ -3,7 +3,7 @@
 Pillow rounds such samples up, so that white becomes black.
 """
 
-from service.domain import ErrorCode, ImageInfo
+from service.domain import ImageInfo
 from service.errors import BadImageError
 from service.images.opencv import imdecode
 from service.images.pillow import PillowFile
@@ -31,15 +31,15 @@ class Jpeg2000:
         start = data.find(_CODESTREAM)
         channels = int.from_bytes(data[start + _CHANNELS : start + _SAMPLES]) if start >= 0 else 0
         if channels > _MAX_CHANNELS:
-            raise _unsupported(f"JPEG 2000 of {channels} channels")
+            raise BadImageError.unsupported(f"JPEG 2000 of {channels} channels")
         first = start + _SAMPLES
         samples = data[first : first + _BYTES_A_CHANNEL * channels : _BYTES_A_CHANNEL]
         self._bits = max(((sample & _BITS) + 1 for sample in samples), default=8)
         self._is_colour = channels > 2
         if self._bits > 8 and len(set(samples)) > 1:
-            raise _unsupported("JPEG 2000 whose channels differ in their bits")
+            raise BadImageError.unsupported("JPEG 2000 whose channels differ in their bits")
         if self._bits > 16 or any(sample & _SIGNED for sample in samples):
-            raise _unsupported("JPEG 2000 of signed samples, or of more than 16 bits,")
+            raise BadImageError.unsupported("JPEG 2000 of signed samples, or of more than 16 bits,")
         self._file = PillowFile(self._data, "JPEG2000")
         self.info: ImageInfo = self._file.info
 
@@ -55,11 +55,5 @@ class Jpeg2000:
         width, height = self.info.width, self.info.height
         pixels = imdecode(self._data, width=width, height=height, bits=self._bits)
         if pixels is None:
-            raise BadImageError(
-                ErrorCode.CORRUPT_IMAGE, "The JPEG2000 file is damaged or cut short."
-            )
+            raise BadImageError.corrupt("The JPEG2000 file is damaged or cut short.")
         return Picture(pixels, self.info)
-
-
-def _unsupported(what: str) -> BadImageError:
-    return BadImageError(ErrorCode.UNSUPPORTED_MEDIA, f"{what} is not supported.")

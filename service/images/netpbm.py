@@ -72,4 +72,4 @@ class Netpbm:
 
 
 def _corrupt(part: str) -> BadImageError:
-    return BadImageError(ErrorCode.CORRUPT_IMAGE, f"The file's {part} is damaged or cut short.")
+    return BadImageError.corrupt(f"The file's {part} is damaged or cut short.")

@@ -18,7 +18,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from service.domain import ErrorCode, ImageInfo
+from service.domain import ImageInfo
 from service.errors import BadImageError
 from service.images.exif import orientation_of
 from service.images.pixels import Picture, Pixels, checked, upright
@@ -103,7 +103,7 @@ def _grey_of_16_bits(image: Any) -> Pixels:
 def _colours(image: Any) -> Pixels:
     """Return BGR of an image of 8 bits a channel; an alpha channel is dropped."""
     if image.mode not in (*_MODES, *_PREMULTIPLIED):
-        raise _unsupported(f"{image.format} with samples of the kind {image.mode}")
+        raise BadImageError.unsupported(f"{image.format} with samples of the kind {image.mode}")
     width, height = image.size
     pixels = np.empty((height, width, 3), np.uint8)
     rows = max(1, _STRIP_PIXELS // width)
@@ -126,11 +126,5 @@ def translated(kind: str) -> Iterator[None]:
     except Exception as exc:  # Pillow's parsers raise many kinds on damaged files
         reason = str(exc).strip(" .")
         if isinstance(exc.__cause__, KeyError) or _NOT_SUPPORTED.search(reason):
-            raise _unsupported(f"This kind of {kind} ({reason})") from exc
-        raise BadImageError(
-            ErrorCode.CORRUPT_IMAGE, f"The {kind} file is damaged or cut short: {reason}."
-        ) from exc
-
-
-def _unsupported(what: str) -> BadImageError:
-    return BadImageError(ErrorCode.UNSUPPORTED_MEDIA, f"{what} is not supported.")
+            raise BadImageError.unsupported(f"This kind of {kind} ({reason})") from exc
+        raise BadImageError.corrupt(f"The {kind} file is damaged or cut short: {reason}.") from exc

@@ -9,7 +9,7 @@ from itertools import chain
 
 from PIL import Image
 
-from service.domain import ErrorCode, ImageInfo
+from service.domain import ImageInfo
 from service.errors import BadImageError
 from service.images.exif import orientation_of
 from service.images.opencv import imdecode
@@ -39,9 +39,9 @@ class Png:
         chunks = _chunks(data)
         header = chunks.get(_HEADER, [b""])[0][8:-4]
         if len(header) != _HEADER_BYTES:
-            raise _corrupt("The PNG's header is damaged.")
+            raise BadImageError.corrupt("The PNG's header is damaged.")
         if header[_COLOUR_TYPE] == _INDEXED and _PALETTE not in chunks:
-            raise _corrupt("The PNG has no palette.")
+            raise BadImageError.corrupt("The PNG has no palette.")
         width, height = int.from_bytes(header[:4]), int.from_bytes(header[4:8])
         self.info = ImageInfo(width, height, "PNG")
         exif, xmp = (chunks.pop(kind, [b""])[0][8:-4] for kind in (_EXIF, _TEXT))
@@ -58,7 +58,7 @@ class Png:
         del image_size
         pixels = imdecode(self._stream, width=self.info.width, height=self.info.height)
         if pixels is None:
-            raise _corrupt("The PNG is damaged, or lacks some of its data.")
+            raise BadImageError.corrupt("The PNG is damaged, or lacks some of its data.")
         pixels = upright(pixels, self._orientation)
         return Picture(pixels, ImageInfo(pixels.shape[1], pixels.shape[0], "PNG"))
 
@@ -86,15 +86,13 @@ def _chunks(data: bytes) -> dict[bytes, list[bytes]]:
             if is_whole and is_sound and kind in _USED:
                 kept.setdefault(kind, []).append(data[at:end])
             elif is_whole and is_sound:
-                raise BadImageError(
-                    ErrorCode.UNSUPPORTED_MEDIA, f"PNG with a chunk {kind!r} is not supported."
-                )
+                raise BadImageError.unsupported(f"PNG with a chunk {kind!r}")
             elif is_whole and is_critical:
-                raise _corrupt("A checksum of the PNG is wrong: it is damaged.")
+                raise BadImageError.corrupt("A checksum of the PNG is wrong: it is damaged.")
             elif kind == _DATA:
                 kept.setdefault(kind, []).append(_chunk(kind, data[at + 8 : at + 8 + length]))
         at = end
-    raise _corrupt("The PNG has more parts than any encoder writes.")
+    raise BadImageError.corrupt("The PNG has more parts than any encoder writes.")
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
@@ -107,7 +105,3 @@ def _orientation(exif: bytes, xmp: bytes) -> int:
     image = Image.new("1", (1, 1))
     image.info = {"exif": exif, "xmp": xmp}
     return orientation_of(image)
-
-
-def _corrupt(message: str) -> BadImageError:
-    return BadImageError(ErrorCode.CORRUPT_IMAGE, message)

@@ -47,9 +47,7 @@ def read(data: bytes, *, max_pixels: int, image_size: int | None) -> Picture:
         raise
     except Exception as exc:  # `Picture`'s refusal, or a kind of damage that nobody foresaw
         logger.exception("A decoder failed in a way that it should not")
-        raise BadImageError(
-            ErrorCode.CORRUPT_IMAGE, f"The {file.info.format} file cannot be decoded."
-        ) from exc
+        raise BadImageError.corrupt(f"The {file.info.format} file cannot be decoded.") from exc
     _allowed(picture.info, max_pixels)  # its header may have said less
     return picture
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from PIL import Image, TiffImagePlugin
 
-from service.domain import ErrorCode
 from service.errors import BadImageError
 from service.images.pillow import translated
 
@@ -46,11 +45,13 @@ def main_image(data: bytes) -> bytes:
             supported; or data are missing.
     """
     if data.startswith(_BIG_ENDIAN_BIGTIFF):
-        raise _unsupported("BigTIFF in big-endian order")
+        raise BadImageError.unsupported("BigTIFF in big-endian order")
     with translated("TIFF"):
         tags = next((one for one in _directories(data) if _is_main(one)), None)
         if tags is None or data[8:10] == _CANON_RAW or _has_larger_below(tags, data):
-            raise _unsupported("TIFF whose full image is of another kind, as a camera's raw file,")
+            raise BadImageError.unsupported(
+                "TIFF whose full image is of another kind, as a camera's raw file,"
+            )
         _check(tags, data)
         if data.startswith(_BIGTIFF):
             return data[:8] + struct.pack("<Q", tags.offset) + data[16:]
@@ -99,18 +100,18 @@ def _area(tags: Any) -> int:
 def _check(tags: Any, data: bytes) -> None:
     """Refuse what Pillow would decode to wrong pixels, or with a reason of libtiff's alone."""
     if not (_WIDTH in tags and _HEIGHT in tags and any(tag in tags for tag in _OFFSETS)):
-        raise BadImageError(ErrorCode.CORRUPT_IMAGE, "The TIFF's directory is damaged.")
+        raise BadImageError.corrupt("The TIFF's directory is damaged.")
     channels, compression = tags.get(_CHANNELS, 1), tags.get(_COMPRESSION, _UNCOMPRESSED)
     if _PHOTOMETRIC not in tags:  # required: Pillow would take 0 for white, libtiff for black
-        raise _unsupported("TIFF that does not tell whether 0 is black or white")
+        raise BadImageError.unsupported("TIFF that does not tell whether 0 is black or white")
     if channels > _MAX_CHANNELS:
-        raise _unsupported(f"TIFF of {channels} channels")
+        raise BadImageError.unsupported(f"TIFF of {channels} channels")
     if max(tags.get(_BITS, (1,))) > _MAX_BITS:
-        raise _unsupported(f"TIFF of {max(tags[_BITS])} bits a channel")
+        raise BadImageError.unsupported(f"TIFF of {max(tags[_BITS])} bits a channel")
     if not set(tags.get(_SAMPLE_FORMAT, ())) <= {_UNSIGNED, _UNDEFINED}:
-        raise _unsupported("TIFF of signed or floating-point samples")
+        raise BadImageError.unsupported("TIFF of signed or floating-point samples")
     if not _is_readable(compression):
-        raise _unsupported(f"TIFF with compression {compression}")
+        raise BadImageError.unsupported(f"TIFF with compression {compression}")
     offsets, counts = (
         next((tags[tag] for tag in place if tag in tags), ()) for place in (_OFFSETS, _BYTE_COUNTS)
     )
@@ -118,7 +119,7 @@ def _check(tags: Any, data: bytes) -> None:
     if compression != _UNCOMPRESSED and any(
         offset + count > len(data) for offset, count in zip(offsets, counts, strict=False)
     ):
-        raise BadImageError(ErrorCode.CORRUPT_IMAGE, "The TIFF lacks some of its data.")
+        raise BadImageError.corrupt("The TIFF lacks some of its data.")
 
 
 @cache
@@ -132,7 +133,3 @@ def _is_readable(compression: int) -> bool:
     except Exception:  # noqa: BLE001 - whatever is raised, it was not written
         return False
     return True
-
-
-def _unsupported(what: str) -> BadImageError:
-    return BadImageError(ErrorCode.UNSUPPORTED_MEDIA, f"{what} is not supported.")

@@ -1,6 +1,6 @@
 """WebP: its header by Pillow, its pixels by OpenCV, which takes less than half of the memory."""
 
-from service.domain import ErrorCode, ImageInfo
+from service.domain import ImageInfo
 from service.errors import BadImageError
 from service.images.opencv import imdecode
 from service.images.pillow import PillowFile
@@ -31,8 +31,6 @@ class Webp:
         del image_size
         pixels = imdecode(self._data, width=self.info.width, height=self.info.height)
         if pixels is None:
-            raise BadImageError(
-                ErrorCode.CORRUPT_IMAGE, "The WEBP file is damaged, or lacks some of its data."
-            )
+            raise BadImageError.corrupt("The WEBP file is damaged, or lacks some of its data.")
         pixels = upright(pixels, self._orientation)
         return Picture(pixels, ImageInfo(pixels.shape[1], pixels.shape[0], "WEBP"))
