@@ -3,6 +3,10 @@
 from contextlib import suppress
 from pathlib import Path
 
+from service.images import sandbox
+
+SANDBOX = sandbox.COMMAND[-1].encode()
+
 
 def children_of(pid: int) -> list[int]:
     """Processes that any thread of a process has started, sorted."""
@@ -14,8 +18,8 @@ def children_of(pid: int) -> list[int]:
 
 
 def decoders_of(worker: int) -> list[int]:
-    """The processes that decode for a worker; see service/sandbox.py."""
-    return [pid for pid in children_of(worker) if b"sandbox.py" in command_of(pid)]
+    """The processes that decode for a worker; see service/images/sandbox.py."""
+    return [pid for pid in children_of(worker) if SANDBOX in command_of(pid)]
 
 
 def command_of(pid: int) -> bytes:

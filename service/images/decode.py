@@ -1,4 +1,4 @@
-"""Bytes to an upright image within limits, in this process or in one that may fail."""
+"""Decode a file to an upright image within limits, in this process or in the sandbox."""
 
 from service.domain import ImageInfo
 from service.errors import BadImageError, DecoderBusyError
@@ -7,10 +7,10 @@ from service.images.formats import kind_of
 from service.images.pixels import Picture
 from service.images.read import WEIGHTS, inspect, read
 
-# Formats whose few bytes can cost their decoders gigabytes or minutes: what their pixels say of
-# the size need not be what their header says, and a GIF can clear its table with every code.
+# Small files of these formats can cost gigabytes or minutes: their pixel data may have another size
+# than their header says.
 _SANDBOXED = ("AVIF", "GIF", "JPEG2000", "TIFF")
-# What a decoder may take: the most seen is 12 bytes a pixel, of a progressive JPEG that is turned.
+# Memory that a decoder may take. The most seen is 12 bytes a pixel: a turned progressive JPEG.
 _SANDBOX_BYTES, _SANDBOX_BYTES_PER_PIXEL = 256 * 2**20, 16
 _NATIVE_HEADERS = ("AVIF", "WEBP")  # which Pillow has a native library read
 
@@ -48,7 +48,7 @@ def decode(
         raise DecoderBusyError("There is no memory to decode the image now.") from exc
     if picture is None:
         raise BadImageError.corrupt(
-            f"The {stored.format} file crashes its decoder, or takes too much to decode.",
+            f"The {stored.format} file crashed its decoder, or exceeded its memory or CPU time."
         )
     return picture
 
@@ -59,7 +59,7 @@ def is_sandboxed(data: bytes) -> bool:
 
 
 def _stored(data: bytes, *, max_pixels: int, apart: bool) -> ImageInfo:
-    """Read the header; of what may not be read here, say that it is as large as allowed."""
+    """Read the header, or assume the largest size where that needs a native library."""
     kind = kind_of(data)
     if apart and kind in _NATIVE_HEADERS:
         return ImageInfo(max_pixels // WEIGHTS.get(kind, 1), 1, kind)

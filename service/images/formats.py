@@ -1,4 +1,4 @@
-"""What a file is, told by its first bytes, and what reads it."""
+"""Identify a file's format by its first bytes, and open it with its decoder."""
 
 import re
 from typing import Protocol
@@ -51,8 +51,8 @@ class File(Protocol):
 
 
 def kind_of(data: bytes) -> str | None:
-    """Name the format by the first bytes; an MPO is a JPEG, to that. None for no format of ours."""
-    if data[20:24] == b"mjp2":  # a film with the signature of JPEG 2000
+    """Return the format by the first bytes, or None if it is not supported; JPEG for an MPO."""
+    if data[20:24] == b"mjp2":  # a video with the signature of JPEG 2000
         return None
     for signature, kind in _SIGNATURES.items():
         if data.startswith(signature):

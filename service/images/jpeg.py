@@ -25,7 +25,7 @@ _SOI, _EOI = SIGNATURE, b"\xff\xd9"
 # A marker that has a length (ITU-T T.81, B.1.1.3): no fill byte, TEM, RST0 to RST7 or SOI.
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 _END_OF_IMAGE, _START_OF_SCAN = 0xD9, 0xDA
-# Frames that libjpeg-turbo decodes, with Huffman or arithmetic codes; of the others, what they are.
+# Frames that libjpeg-turbo decodes (Huffman or arithmetic coding), and names for the others.
 _PROGRESSIVE = (0xC2, 0xCA)
 _FRAMES = (0xC0, 0xC1, 0xC9, *_PROGRESSIVE)
 _UNSUPPORTED = {
@@ -35,7 +35,7 @@ _UNSUPPORTED = {
 }
 _TABLES = (0xC4, 0xCC, 0xDB, 0xDD)  # DHT, DAC, DQT, DRI
 _COLOUR_SPACE = (0xE0, 0xEE)  # JFIF's and Adobe's segments, from which libjpeg takes it
-# What says how the image is turned, and whether it is the first of several.
+# Segments with the orientation, and with the number of images in the file.
 _DESCRIPTIONS = (
     (0xE1, b"Exif\0\0"),
     (0xE1, b"http://ns.adobe.com/xap/1.0/\0"),
@@ -103,7 +103,7 @@ class Jpeg:
 
 @dataclass
 class _Frame:
-    """An image's frame, and what its scans so far have told of it."""
+    """An image's frame, and which of its data the scans so far have."""
 
     segment: bytes
     is_progressive: bool
@@ -136,7 +136,7 @@ class _Frame:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Give code, start and end of each segment, up to the end of the image and with it."""
+    """Yield code, start and end of each segment, up to and including the end of the image."""
     end = 2
     while found := _MARKER.search(data, end):
         code, start, end = found[1][0], found.start(), found.end()
@@ -188,11 +188,11 @@ def _essence(data: bytes) -> tuple[_Frame, bytes, bytes]:
     if not frame or not first_scan:
         raise BadImageError.corrupt("The JPEG ends before its pixels.")
     if frame.precision != 8:
-        raise BadImageError.unsupported(f"JPEG of {frame.precision} bits a channel")
+        raise BadImageError.unsupported(f"JPEG with {frame.precision} bits per channel")
     if frame.channels not in (1, 3, 4):
-        raise BadImageError.unsupported(f"JPEG of {frame.channels} channels")
+        raise BadImageError.unsupported(f"JPEG with {frame.channels} channels")
     if not frame.height and _LATE_HEIGHT in data:
-        raise BadImageError.unsupported("JPEG that tells its height behind its pixels (DNL)")
+        raise BadImageError.unsupported("JPEG with its height after its pixels (DNL segment)")
     if not frame.is_begun or (frame.is_progressive and not has_end and not frame.is_complete):
         raise BadImageError.corrupt("The JPEG lacks some of its scans.")
     header = b"".join((*described[: 1 + _MAX_DESCRIPTIONS], frame.segment, first_scan))
@@ -200,7 +200,7 @@ def _essence(data: bytes) -> tuple[_Frame, bytes, bytes]:
 
 
 def _decoded(stream: bytes, info: ImageInfo, factor: int) -> Pixels:
-    """Decode; of what libjpeg warns of, missing data alone are an error."""
+    """Decode. Of libjpeg's warnings, only missing data are an error."""
     scale = {
         "min_width": -(-info.width // factor),  # rounded up, as libjpeg does (jdmaster.c)
         "min_height": -(-info.height // factor),
@@ -225,10 +225,11 @@ def _decoded(stream: bytes, info: ImageInfo, factor: int) -> Pixels:
 
 
 def _oddly_sampled(stream: bytes, info: ImageInfo, factor: int) -> Pixels:
-    """Decode what libjpeg-turbo's own interface does not: sampling factors of a rare kind.
+    """Decode rare sampling factors, which libjpeg-turbo's own interface rejects.
 
-    Its other interface, which OpenCV uses, does, but OpenCV keeps the warnings to itself. Where
-    data are missing, libjpeg takes what follows them: other bytes then make other pixels.
+    OpenCV uses libjpeg's older interface, which accepts them, but it hides the warnings. To detect
+    missing data, decode twice with different bytes after the data: if data are missing, the pixels
+    differ.
     """
     size = {"width": info.width, "height": info.height, "factor": factor}
     pixels = imdecode(stream, **size)
@@ -241,4 +242,4 @@ def _oddly_sampled(stream: bytes, info: ImageInfo, factor: int) -> Pixels:
 
 
 def _too_many_parts() -> BadImageError:
-    return BadImageError.corrupt("The JPEG has more parts than any encoder writes.")
+    return BadImageError.corrupt("The JPEG has more segments or scans than the limit allows.")

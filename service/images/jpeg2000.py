@@ -31,15 +31,15 @@ class Jpeg2000:
         start = data.find(_CODESTREAM)
         channels = int.from_bytes(data[start + _CHANNELS : start + _SAMPLES]) if start >= 0 else 0
         if channels > _MAX_CHANNELS:
-            raise BadImageError.unsupported(f"JPEG 2000 of {channels} channels")
+            raise BadImageError.unsupported(f"JPEG 2000 with {channels} channels")
         first = start + _SAMPLES
         samples = data[first : first + _BYTES_A_CHANNEL * channels : _BYTES_A_CHANNEL]
         self._bits = max(((sample & _BITS) + 1 for sample in samples), default=8)
         self._is_colour = channels > 2
         if self._bits > 8 and len(set(samples)) > 1:
-            raise BadImageError.unsupported("JPEG 2000 whose channels differ in their bits")
+            raise BadImageError.unsupported("JPEG 2000 with different bit depths per channel")
         if self._bits > 16 or any(sample & _SIGNED for sample in samples):
-            raise BadImageError.unsupported("JPEG 2000 of signed samples, or of more than 16 bits,")
+            raise BadImageError.unsupported("JPEG 2000 with signed or over 16-bit samples")
         self._file = PillowFile(self._data, "JPEG2000")
         self.info: ImageInfo = self._file.info
 
@@ -55,5 +55,5 @@ class Jpeg2000:
         width, height = self.info.width, self.info.height
         pixels = imdecode(self._data, width=width, height=height, bits=self._bits)
         if pixels is None:
-            raise BadImageError.corrupt("The JPEG2000 file is damaged or cut short.")
+            raise BadImageError.corrupt("The JPEG 2000 file is damaged or cut short.")
         return Picture(pixels, self.info)

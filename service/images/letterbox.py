@@ -51,7 +51,7 @@ class Letterbox:
         )
         # OpenCV writes to memory of its own where `out` is not what it needs.
         if out is not None and framed.__array_interface__ != out.__array_interface__:
-            raise ValueError("The frame was written to other memory than it was to")
+            raise ValueError("OpenCV wrote the frame to other memory than `out`")
         return checked(framed)
 
     def box(self, x1: float, y1: float, x2: float, y2: float) -> Box:

@@ -38,7 +38,7 @@ class Netpbm:
         self._channels = 3 if data[1:2] in b"36" else 1
         if is_text:
             data += b"\n"  # a last number that nothing follows is a number too
-        else:  # what follows is another image, which the library would mix with this one
+        else:  # drop a second image behind this one: the library would mix both
             row = (
                 -(-width // 8) if data[1:2] == b"4" else width * self._channels * (1 + (top > 255))
             )
@@ -72,4 +72,4 @@ class Netpbm:
 
 
 def _corrupt(part: str) -> BadImageError:
-    return BadImageError.corrupt(f"The file's {part} is damaged or cut short.")
+    return BadImageError.corrupt(f"The Netpbm file's {part} is damaged or cut short.")

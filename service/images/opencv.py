@@ -21,7 +21,7 @@ def imdecode(
         width: of the image, in pixels.
         height: likewise.
         factor: 1, 2, 4 or 8: how many times smaller it is decoded, if it is a JPEG.
-        bits: of a sample, where they are more than 8 and less than OpenCV takes them for.
+        bits: bits per sample. OpenCV returns samples of more than 8 bits unscaled.
 
     Raises:
         MemoryError: there is no memory now.
@@ -40,7 +40,9 @@ def imdecode(
             raise MemoryError from exc
         return None
     if pixels is None:
-        np.empty(2 * width * height * 3, np.uint8)  # or was that for want of memory?
+        np.empty(
+            2 * width * height * 3, np.uint8
+        )  # MemoryError if there is none: then the file may be sound
         return None
     if pixels.dtype == np.uint16:
         pixels = cv2.convertScaleAbs(pixels, alpha=255 / (2**bits - 1))

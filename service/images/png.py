@@ -1,7 +1,7 @@
 """PNG: the chunks that decide its pixels, and these by OpenCV.
 
-OpenCV has libpng read them, which checks all data. Pillow takes an image whose data end early, in a
-whole file, for one that is black below.
+OpenCV uses libpng, which checks all data. If the pixel data end early in an otherwise whole file,
+Pillow fills the missing rows with black.
 """
 
 import zlib
@@ -86,13 +86,15 @@ def _chunks(data: bytes) -> dict[bytes, list[bytes]]:
             if is_whole and is_sound and kind in _USED:
                 kept.setdefault(kind, []).append(data[at:end])
             elif is_whole and is_sound:
-                raise BadImageError.unsupported(f"PNG with a chunk {kind!r}")
+                raise BadImageError.unsupported(
+                    f"PNG with the unknown critical chunk {kind.decode('latin-1')!r}"
+                )
             elif is_whole and is_critical:
                 raise BadImageError.corrupt("A checksum of the PNG is wrong: it is damaged.")
             elif kind == _DATA:
                 kept.setdefault(kind, []).append(_chunk(kind, data[at + 8 : at + 8 + length]))
         at = end
-    raise BadImageError.corrupt("The PNG has more parts than any encoder writes.")
+    raise BadImageError.corrupt(f"The PNG has more than {_MAX_CHUNKS} chunks.")
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:

@@ -57,7 +57,7 @@ def _allowed(info: ImageInfo, max_pixels: int) -> ImageInfo:
     if info.width * info.height * weight > max_pixels:
         limit = f"MAX_IMAGE_PIXELS={max_pixels}"
         if weight > 1:
-            limit += f" divided by {weight}, as for every {info.format}"
+            limit += f" divided by {weight} (the limit for {info.format})"
         raise BadImageError(
             ErrorCode.IMAGE_TOO_LARGE,
             f"The image has {info.width}x{info.height} pixels, more than {limit}.",

@@ -50,7 +50,7 @@ def main_image(data: bytes) -> bytes:
         tags = next((one for one in _directories(data) if _is_main(one)), None)
         if tags is None or data[8:10] == _CANON_RAW or _has_larger_below(tags, data):
             raise BadImageError.unsupported(
-                "TIFF whose full image is of another kind, as a camera's raw file,"
+                "TIFF without a readable full image, for example a camera raw file,"
             )
         _check(tags, data)
         if data.startswith(_BIGTIFF):
@@ -98,18 +98,18 @@ def _area(tags: Any) -> int:
 
 
 def _check(tags: Any, data: bytes) -> None:
-    """Refuse what Pillow would decode to wrong pixels, or with a reason of libtiff's alone."""
+    """Refuse files that Pillow would decode to wrong pixels, or reject with an unclear error."""
     if not (_WIDTH in tags and _HEIGHT in tags and any(tag in tags for tag in _OFFSETS)):
         raise BadImageError.corrupt("The TIFF's directory is damaged.")
     channels, compression = tags.get(_CHANNELS, 1), tags.get(_COMPRESSION, _UNCOMPRESSED)
     if _PHOTOMETRIC not in tags:  # required: Pillow would take 0 for white, libtiff for black
-        raise BadImageError.unsupported("TIFF that does not tell whether 0 is black or white")
+        raise BadImageError.unsupported("TIFF without the PhotometricInterpretation tag")
     if channels > _MAX_CHANNELS:
-        raise BadImageError.unsupported(f"TIFF of {channels} channels")
+        raise BadImageError.unsupported(f"TIFF with {channels} channels")
     if max(tags.get(_BITS, (1,))) > _MAX_BITS:
-        raise BadImageError.unsupported(f"TIFF of {max(tags[_BITS])} bits a channel")
+        raise BadImageError.unsupported(f"TIFF with {max(tags[_BITS])} bits per channel")
     if not set(tags.get(_SAMPLE_FORMAT, ())) <= {_UNSIGNED, _UNDEFINED}:
-        raise BadImageError.unsupported("TIFF of signed or floating-point samples")
+        raise BadImageError.unsupported("TIFF with signed or floating-point samples")
     if not _is_readable(compression):
         raise BadImageError.unsupported(f"TIFF with compression {compression}")
     offsets, counts = (

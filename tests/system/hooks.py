@@ -9,13 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
-
 from service import main
 from service.detector import Detector
 from service.domain import Detection
 from service.gunicorn_worker import Worker
-from service.images.pixels import Pixels
+from service.images import decode
+from service.images.pixels import Picture, Pixels
 
 POISON_SHAPE = (99, 132, 3)  # of the picture that kills; of the demo's ratio, to share its batches
 
@@ -74,14 +73,14 @@ class FragileWorker(PoisonedWorker):
 
     def load_wsgi(self) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        imdecode = cv2.imdecode
+        read = decode.read
 
-        def crash(data: Any, flags: int) -> Any:
-            if data.tobytes().endswith(FATAL):
+        def crash(data: bytes, **limits: Any) -> Picture:
+            if data.endswith(FATAL):
                 signal.raise_signal(signal.SIGSEGV)  # to this thread: nothing comes after it
-            return imdecode(data, flags)
+            return read(data, **limits)
 
-        vars(cv2)["imdecode"] = crash  # of this process; the sandbox's is another one
+        vars(decode)["read"] = crash  # of this process; the sandbox's is another one
         super().load_wsgi()
 
     def poison(self, detector: Detector) -> Detector:
