@@ -9,6 +9,7 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import simplejpeg
@@ -26,8 +27,8 @@ _SOI, _EOI = SIGNATURE, b"\xff\xd9"
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 _END_OF_IMAGE, _START_OF_SCAN = 0xD9, 0xDA
 # Frames that libjpeg-turbo decodes (Huffman or arithmetic coding), and names for the others.
-_PROGRESSIVE = (0xC2, 0xCA)
-_FRAMES = (0xC0, 0xC1, 0xC9, *_PROGRESSIVE)
+_PROGRESSIVE, _ARITHMETIC = (0xC2, 0xCA), (0xC9, 0xCA)
+_FRAMES = (0xC0, 0xC1, 0xC2, *_ARITHMETIC)
 _UNSUPPORTED = {
     **dict.fromkeys((0xC3, 0xCB), "lossless JPEG"),
     **dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "hierarchical JPEG"),
@@ -51,12 +52,14 @@ _UNKNOWN = 16  # more than any bit
 _MAX_SEGMENTS = 100_000
 _MAX_SCANS = 1000
 _MAX_SCANNED_PIXELS = 2_000_000_000
+_ARITHMETIC_COST = 8  # times that of a scan in Huffman codes
 
 # libjpeg's words (jerror.h: JWRN_HIT_MARKER, JWRN_JPEG_EOF, JWRN_MUST_RESYNC).
 _MISSING = re.compile(r"premature end|found marker 0x(?!d[0-7])", re.IGNORECASE)
-_FOLLOWING = b"\x5a" * 4096
+_FOLLOWING = b"Z" * 64
+_RESTART = re.compile(rb"\xff+[\xd0-\xd7]")
 _NOT_SUPPORTED = re.compile(
-    r"unsupported (?!marker)|not (yet )?(implemented|supported)|could not determine", re.IGNORECASE
+    r"unsupported (?!marker)|not (yet )?(implemented|supported)", re.IGNORECASE
 )
 
 
@@ -70,11 +73,11 @@ class Jpeg:
             BadImageError: the file is damaged, or of a kind of JPEG that is not supported.
         """
         frame, header, self._stream = _essence(data)
+        self._cost = frame.scans * (_ARITHMETIC_COST if frame.is_arithmetic else 1)
         try:
             with JpegImagePlugin.jpeg_factory(io.BytesIO(header)) as image:
                 self._orientation = orientation_of(image)
                 self.info = ImageInfo(frame.width, frame.height, str(image.format))
-                self._scans = frame.scans
         except (SyntaxError, ValueError, OSError) as exc:
             raise BadImageError.corrupt("The JPEG's header is damaged.") from exc
 
@@ -91,7 +94,7 @@ class Jpeg:
             MemoryError: there is no memory now.
         """
         width, height = self.info.width, self.info.height
-        if self._scans * width * height > _MAX_SCANNED_PIXELS:
+        if self._cost * width * height > _MAX_SCANNED_PIXELS:
             raise _too_many_parts()
         factors = (n for n in (8, 4, 2) if image_size and max(width, height) >= n * image_size)
         factor = next(factors, 1)
@@ -106,11 +109,13 @@ class _Frame:
     """An image's frame, and which of its data the scans so far have."""
 
     segment: bytes
-    is_progressive: bool
+    code: int
     scans: int = 0
 
     def __post_init__(self) -> None:
         """Read the header (T.81, B.2.2); zeros where it is cut short."""
+        self.is_progressive = self.code in _PROGRESSIVE
+        self.is_arithmetic = self.code in _ARITHMETIC
         header = self.segment.ljust(10, b"\0")
         self.precision, self.channels = header[4], header[9]
         self.height, self.width = int.from_bytes(header[5:7]), int.from_bytes(header[7:9])
@@ -176,13 +181,10 @@ def _essence(data: bytes) -> tuple[_Frame, bytes, bytes]:
         elif code in _UNSUPPORTED:
             raise BadImageError.unsupported(_UNSUPPORTED[code])
         elif code in _FRAMES:
-            frame = frame or _Frame(segment, is_progressive=code in _PROGRESSIVE)
+            frame = frame or _Frame(segment, code)
             decoded.append(segment)
-        elif code in _TABLES:
+        elif code in _TABLES or code in _COLOUR_SPACE:
             decoded.append(segment)
-        elif code in _COLOUR_SPACE:
-            decoded.append(segment)
-            described.append(segment)
         elif any(code == c and segment[4:].startswith(name) for c, name in _DESCRIPTIONS):
             described.append(segment)
     if not frame or not first_scan:
@@ -207,38 +209,46 @@ def _decoded(stream: bytes, info: ImageInfo, factor: int) -> Pixels:
         "min_factor": factor,
     }
     try:
-        try:
-            return checked(simplejpeg.decode_jpeg(stream, "BGR", strict=True, **scale))
-        except ValueError as exc:
-            if _MISSING.search(str(exc)):
-                raise BadImageError.corrupt("The JPEG lacks some of its data.") from exc
-        return checked(simplejpeg.decode_jpeg(stream, "BGR", strict=False, **scale))
+        return checked(simplejpeg.decode_jpeg(stream, "BGR", strict=True, **scale))
     except ValueError as exc:
         reason = str(exc)
-        if reason.startswith("Insufficient memory"):
-            raise MemoryError from exc
-        if "subsampling" in reason:
-            return _oddly_sampled(stream, info, factor)
-        if _NOT_SUPPORTED.search(reason):
-            raise BadImageError.unsupported(f"This kind of JPEG ({reason})") from exc
-        raise BadImageError.corrupt(f"The JPEG is damaged: {reason}") from exc
+    if reason.startswith("Insufficient memory"):
+        raise MemoryError
+    if _MISSING.search(reason):
+        raise BadImageError.corrupt("The JPEG lacks some of its data.")
+    if _NOT_SUPPORTED.search(reason):
+        raise BadImageError.unsupported(f"This kind of JPEG ({reason})")
+    return _despite_warnings(stream, info, factor, reason)
 
 
-def _oddly_sampled(stream: bytes, info: ImageInfo, factor: int) -> Pixels:
-    """Decode rare sampling factors, which libjpeg-turbo's own interface rejects.
+def _despite_warnings(stream: bytes, info: ImageInfo, factor: int, reason: str) -> Pixels:
+    """Decode what libjpeg-turbo's own interface warns of, or rejects: rare sampling factors.
 
-    OpenCV uses libjpeg's older interface, which accepts them, but it hides the warnings. To detect
-    missing data, decode twice with different bytes after the data: if data are missing, the pixels
-    differ.
+    After a first warning that interface reports no second one, and not even that it gave up and
+    left memory unwritten. OpenCV uses libjpeg's older interface and returns whole images alone,
+    but it hides warnings. To detect missing data, decode twice, with different bytes behind the
+    data of each scan and restart interval: if data are missing, the pixels differ.
     """
     size = {"width": info.width, "height": info.height, "factor": factor}
     pixels = imdecode(stream, **size)
     if pixels is None:
-        raise BadImageError.corrupt("The JPEG is damaged.")
-    followed = imdecode(stream[: -len(_EOI)] + _FOLLOWING + _EOI, **size)
+        raise BadImageError.corrupt(f"The JPEG is damaged: {reason}.")
+    followed = imdecode(_followed(stream), **size)
     if followed is None or not np.array_equal(pixels, followed):
         raise BadImageError.corrupt("The JPEG lacks some of its data.")
     return pixels
+
+
+def _followed(stream: bytes) -> bytes:
+    """Put meaningless bytes behind the data of each scan and of each restart interval."""
+    segments = list(_segments(stream))
+    parts, at = [], 0
+    for (code, _, begin), (_, end, _) in pairwise(segments):
+        if code == _START_OF_SCAN:
+            data = stream[begin:end].rstrip(b"\xff")  # fill bytes
+            parts += [stream[at:begin], _RESTART.sub(rb"%b\g<0>" % _FOLLOWING, data), _FOLLOWING]
+            at = end
+    return b"".join((*parts, stream[at:]))
 
 
 def _too_many_parts() -> BadImageError:
