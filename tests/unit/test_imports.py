@@ -195,7 +195,6 @@ VENDORS: dict[str, set[str]] = {
     },
     "PIL": {"images"},
     "simplejpeg": {"images.jpeg"},
-    "netpbmfile": {"images.netpbm"},
     "yaml": {"detector", "bench", "demo"},
     "tabulate": {"report", "commands", "bench", "chaos"},
     "grpc": {"local", "chaos"},
