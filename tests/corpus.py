@@ -695,6 +695,8 @@ PARTS: dict[str, Make | bytes] = {
         lambda d: d[:32] + struct.pack(">I4s", 8, b"free") * 10**6 + d[32:]
     )(saved("JPEG2000")),
     "AVIF of a million boxes": lambda: saved("AVIF") + struct.pack(">I4s", 8, b"free") * 10**6,
+    "PPM of a header of carriage returns": b"P6\n" + b"#\r" * 5000 + b"x",
+    "PPM of a header of blanks": b"P6\n" + b" " * 5000 + b"x",
     "PPM of ten million bytes of comment": lambda: (
         b"P6 #" + b"x" * 10**7 + b"\n8 8 255\n" + bytes(192)
     ),
@@ -937,11 +939,11 @@ FUZZING = """
   more than 100,000 segments or 1,000 scans, or whose scans times pixels exceed two billion, and a
   PNG of more than 100,000 chunks, are `corrupt_image`: a file of 330 kB in 10,000 scans would
   decode for minutes.
-- **Risky formats have a process of their own**: AVIF, GIF, JPEG 2000 and TIFF can cost gigabytes
-  or minutes whatever their header says. It forks for each file, within limits of memory and 10 s
-  of CPU time; a file over them is `corrupt_image`. A fork killed from outside, as where memory is
-  short, says nothing of the file: the answer is 503. The process starts with the first such file
-  and decodes one file at a time.
+- **Risky formats have a process of their own**: AVIF, GIF, JPEG 2000, TIFF, animated WebP and
+  run-length BMP can cost gigabytes or minutes whatever their header says. It forks for each file,
+  within limits of memory and 30 s of CPU time; a file over them is `corrupt_image`. A fork killed
+  from outside, as where memory is short, says nothing of the file: the answer is 503. The process
+  starts with the first such file and decodes one file at a time.
 
 Fuzzed with libFuzzer, guided by the coverage of Python (`make fuzz`; `tests/fuzz` says what must
 hold), beginning with the files above, the events of `tests/data` and every setting, at most 1 GB

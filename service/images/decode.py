@@ -8,8 +8,12 @@ from service.images.pixels import Picture
 from service.images.read import WEIGHTS, inspect, read
 
 # Small files of these formats can cost gigabytes or minutes: their pixel data may have another size
-# than their header says.
+# than their header says. So can a BMP in run lengths, which Pillow expands in Python, and an
+# animated WebP, which takes the memory of several frames.
 _SANDBOXED = ("AVIF", "GIF", "JPEG2000", "TIFF")
+# A place in the header of a BMP, and RLE8 and RLE4 there; one in VP8X of a WebP, and a flag there.
+_BMP_COMPRESSION, _RUN_LENGTHS = slice(30, 31), (b"\1", b"\2")
+_WEBP_FLAGS, _ANIMATED = slice(20, 21), 2
 # Memory that a decoder may take. The most seen is 12 bytes a pixel: a turned progressive JPEG.
 _SANDBOX_BYTES, _SANDBOX_BYTES_PER_PIXEL = 256 * 2**20, 16
 _NATIVE_HEADERS = ("AVIF", "WEBP")  # which Pillow has a native library read
@@ -55,7 +59,13 @@ def decode(
 
 def is_sandboxed(data: bytes) -> bool:
     """Say whether `decode` has a process of its own decode such a file, one at a time."""
-    return kind_of(data) in _SANDBOXED
+    match kind_of(data):
+        case "BMP":
+            return data[_BMP_COMPRESSION] in _RUN_LENGTHS
+        case "WEBP":
+            return data[12:16] == b"VP8X" and any(f & _ANIMATED for f in data[_WEBP_FLAGS])
+        case kind:
+            return kind in _SANDBOXED
 
 
 def _stored(data: bytes, *, max_pixels: int, apart: bool) -> ImageInfo:

@@ -20,7 +20,8 @@ _BIG_ENDIAN_BIGTIFF = b"MM\0+"  # whose directories Pillow misreads
 _BIGTIFF = b"II+\0"
 _CANON_RAW = b"CR"  # behind the header
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
-_CHANNELS, _SAMPLE_FORMAT = 277, 339
+_CHANNELS, _COLOUR_MAP, _SAMPLE_FORMAT = 277, 320, 339
+_FULL = 65535  # of a colour map
 _NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _SUB_DIRECTORIES = 254, 255, 330
 _OFFSETS, _BYTE_COUNTS = (273, 324), (279, 325)  # of strips, and of tiles
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
@@ -110,6 +111,8 @@ def _check(tags: Any, data: bytes) -> None:
         raise BadImageError.unsupported(f"TIFF with {max(tags[_BITS])} bits per channel")
     if not set(tags.get(_SAMPLE_FORMAT, ())) <= {_UNSIGNED, _UNDEFINED}:
         raise BadImageError.unsupported("TIFF with signed or floating-point samples")
+    if max(tags.get(_COLOUR_MAP, (_FULL,))) < _FULL // 256 + 1:  # Pillow would make it black
+        raise BadImageError.unsupported("TIFF with a colour map of 8 bits")
     if not _is_readable(compression):
         raise BadImageError.unsupported(f"TIFF with compression {compression}")
     offsets, counts = (

@@ -4,6 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import simplejpeg
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from service.domain import ErrorCode
@@ -158,6 +161,92 @@ def test_large_jpeg_of_rare_sampling_factors_is_reduced(factors: tuple[int, int,
     picture = decode(flat(factors, size=(1300, 900)), max_pixels=10**7, image_size=640)
     assert (picture.info.width, picture.info.height) == (1300, 900)
     assert picture.pixels.shape == (450, 650, 3)
+
+
+def after_scan(number: int, extra: bytes) -> bytes:
+    """A progressive JPEG with something behind one of its scans."""
+    header, *scans = scans_of(KINDS["progressive"]())
+    scans[number] += extra
+    return header + b"".join(scans) + EOI
+
+
+# libjpeg gives up at these, after a warning, and leaves the rest of its output unwritten.
+GIVES_UP = {
+    "an unknown marker": after_scan(0, b"stray bytes" + segment(0xBF, b"?")),
+    "a second frame": after_scan(2, b"stray bytes" + segment(0xC2, bytes(15))),
+    "an impossible scan": after_scan(1, b"stray bytes" + segment(0xDA, b"\1\1\0\x46\x47\0")),
+}
+
+
+def decoded_over(data: bytes, value: int) -> Picture | None:
+    """Decode into memory that held other pixels just before; None if it is refused."""
+    before = [np.full((HEIGHT, WIDTH, 3), value, np.uint8) for _ in range(8)]
+    del before
+    try:
+        return read(data)
+    except BadImageError:
+        return None
+
+
+def assert_shows_no_memory(data: bytes) -> None:
+    first, second = decoded_over(data, 0), decoded_over(data, 255)
+    assert (first is None) == (second is None)
+    assert not first or not second or np.array_equal(first.pixels, second.pixels)
+
+
+@pytest.mark.parametrize("data", GIVES_UP.values(), ids=GIVES_UP)
+def test_jpeg_that_libjpeg_gives_up_shows_no_memory(data: bytes) -> None:
+    assert_shows_no_memory(data)
+
+
+def test_pixels_come_only_from_decodes_without_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a warning, libjpeg-turbo's own interface does not say that it gave up."""
+    asked: list[bool] = []
+    decode_jpeg = simplejpeg.decode_jpeg
+
+    def noted(*args: object, strict: bool, **options: object) -> object:
+        asked.append(strict)
+        return decode_jpeg(*args, strict=strict, **options)
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", noted)
+    for data in GIVES_UP.values():
+        decoded_over(data, 0)
+    assert asked == [True] * len(GIVES_UP)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's of damaged EXIF
+@settings(max_examples=500, deadline=None)
+@given(st.sampled_from(sorted(KINDS)), st.integers(0, 2**32), st.integers(1, 4))
+def test_damaged_jpeg_shows_no_memory(kind: str, seed: int, count: int) -> None:
+    data = bytearray(KINDS[kind]())
+    for place in np.random.default_rng(seed).integers(0, len(data), count):
+        data[place] ^= 1 << (seed % 8)
+    assert_shows_no_memory(bytes(data))
+
+
+STRAY = b"stray bytes"
+HIDES: dict[str, Callable[[], bytes]] = {  # a fault that libjpeg warns of before the missing data
+    "before a restart": lambda: (
+        (d := KINDS["restart markers"]()).replace(b"\xff\xd0", STRAY + b"\xff\xd0", 1)[
+            : len(d) * 3 // 4
+        ]
+        + EOI
+    ),
+    "between scans": lambda: after_scan(0, STRAY)[: len(KINDS["progressive"]()) * 3 // 4] + EOI,
+}
+
+
+@pytest.mark.parametrize("make", HIDES.values(), ids=HIDES)
+def test_missing_data_behind_another_fault_are_seen(make: Callable[[], bytes]) -> None:
+    assert code_of(make()) is ErrorCode.CORRUPT_IMAGE
+
+
+@kinds
+def test_whole_jpeg_with_a_fault_that_hides_nothing_is_read(kind: str) -> None:
+    whole = KINDS[kind]()
+    unknown_version = whole.replace(b"JFIF\0\1", b"JFIF\0\2")
+    assert is_same(unknown_version, whole)
+    assert is_same(whole[:-2] + STRAY + EOI, whole)
 
 
 def late_height() -> bytes:

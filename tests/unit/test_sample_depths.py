@@ -137,7 +137,14 @@ GREY: dict[str, tuple[int, Callable[[], bytes]]] = {
             2**b - 1,
             lambda b=b: encoded("jpeg2k", grey(2**b - 1), bitspersample=b, level=0),
         )
-        for b in (8, 10, 12, 16)
+        for b in (1, 2, 4, 8, 9, 10, 12, 16)
+    },
+    **{
+        f"JPEG 2000, {b} bits and alpha": (
+            2**b - 1,
+            lambda b=b: encoded("jpeg2k", with_alpha(grey(2**b - 1)), bitspersample=b, level=0),
+        )
+        for b in (8, 9, 12)
     },
     "JPEG 2000, 12 bits, codestream": (
         4095,
@@ -165,7 +172,13 @@ COLOUR: dict[str, tuple[int, Callable[[], bytes]]] = {
         lambda: tiff(np.moveaxis(colour(255), 2, 0), photometric="rgb", planarconfig="separate"),
     ),
     "BigTIFF": (255, lambda: tiff(colour(255), photometric="rgb", bigtiff=True)),
-    "JPEG 2000, 8 bits": (255, lambda: encoded("jpeg2k", colour(255), level=0)),
+    **{
+        f"JPEG 2000, {b} bits": (
+            2**b - 1,
+            lambda b=b: encoded("jpeg2k", colour(2**b - 1), bitspersample=b, level=0),
+        )
+        for b in (2, 4, 8, 9)
+    },
     "JPEG 2000, 12 bits": (
         4095,
         lambda: encoded("jpeg2k", colour(4095), bitspersample=12, level=0),
@@ -215,6 +228,18 @@ def pfm(samples: NDArray[Any], order: str) -> bytes:
     )
 
 
+def jp2_of_order(data: bytes) -> bytes:
+    """A file that defines its channels as blue, green and red (T.800, I.5.3.6)."""
+    definition = struct.pack(">I4sH9H", 28, b"cdef", 3, 0, 0, 3, 1, 0, 2, 2, 0, 1)
+    header = data.index(b"jp2h") - 4
+    length = int.from_bytes(data[header : header + 4])
+    end = header + length
+    return (
+        data[:header] + struct.pack(">I", length + 28) + data[header + 4 : end]
+        + definition + data[end:]
+    )  # fmt: skip
+
+
 UNKNOWN_RANGE: dict[str, Callable[[], bytes]] = {
     **{
         f"PFM, {kind}, {order}": lambda s=samples, o=order: pfm(s, o)
@@ -240,6 +265,12 @@ UNKNOWN_RANGE: dict[str, Callable[[], bytes]] = {
     "JPEG-LS": lambda: encoded("jpegls", grey(255)),
     "JPEG XL": lambda: encoded("jpegxl", grey(255)),
     "JPEG XR": lambda: encoded("jpegxr", grey(255)),
+    "JPEG 2000, channels in another order": lambda: jp2_of_order(encoded("jpeg2k", colour(255))),
+    "TIFF, colour map of 8 bits": lambda: tiff(
+        grey(255),
+        photometric="palette",
+        colormap=np.arange(256, dtype="u2").repeat(3).reshape(256, 3).T,
+    ),
     "JPEG 2000, 5 channels": lambda: encoded("jpeg2k", np.dstack([grey(255)] * 5), level=0),
     "EXR": lambda: cv2.imencode(".hdr", np.dstack([RAMP] * 3).astype("f4"))[1].tobytes(),
 }

@@ -155,6 +155,15 @@ def test_decode_whose_process_is_killed_is_busy_and_the_next_one_works(
     assert decode(gif(), max_pixels=10_000).info.format == "GIF"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGPIPE], ids=str)
+def test_decode_that_is_ended_from_outside_is_busy(number: int) -> None:
+    """Its reply may have begun: what follows in the pipe could be taken for pixels."""
+    assert killed_while_it_decodes(lambda: children_of(process_id())[0], number) in (
+        DecoderBusyError, BadImageError,
+    )  # fmt: skip
+    assert decode(gif(), max_pixels=10_000).info.format == "GIF"
+
+
 def test_decode_that_hangs_is_ended_by_its_own_clock_and_the_next_one_works() -> None:
     """The alarm is set off by the test, which would wait long for it."""
 
@@ -277,7 +286,7 @@ def test_process_has_no_threads_as_it_forks() -> None:
     assert len(list(Path(f"/proc/{process_id()}/task").iterdir())) == 1
 
 
-@pytest.mark.parametrize("kind", ["GIF", "TIFF", "AVIF", "JPEG 2000"])
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "AVIF", "JPEG 2000", "WebP, animated"])
 def test_decode_of_a_risky_format_uses_the_process(kind: str) -> None:
     decode(CASES[kind].make(), max_pixels=20_000)
     assert sandbox._process is not None
