@@ -83,13 +83,14 @@ class Netpbm:
     def _text(self, shape: tuple[int, int, int]) -> NDArray[np.uint8 | np.uint16]:
         """Read samples in decimal digits; those of a bitmap need no blanks between them."""
         count = shape[0] * shape[1] * shape[2]
-        text = _COMMENT.sub(b" ", bytes(self._data))
+        text = _COMMENT.sub(b" ", bytes(self._data)).strip(_BLANKS)
         if text.translate(None, _BLANKS + b"0123456789"):
             raise _corrupt("data")
         if self._kind == b"1":
             samples = np.frombuffer(text.translate(None, _BLANKS), np.uint8) - ord("0")
         else:
-            samples = np.fromstring(text, np.int64, count, sep=" ")
+            # Not with a count: numpy leaves what a short text lacks unwritten.
+            samples = np.fromstring(text, np.int64, sep=" ")
         samples = samples[:count]
         if len(samples) < count or samples.max() > self._top:
             raise _corrupt("data")

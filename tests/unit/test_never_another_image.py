@@ -19,8 +19,9 @@ from service.errors import BadImageError
 from service.images.decode import decode
 from service.images.letterbox import Letterbox, fit, frame_sizes, shrink
 from service.images.pixels import Pixels
+from service.images.read import read
 from service.settings import BUNDLED_MODEL
-from tests.corpus import CASES, saved
+from tests.corpus import CASES, PLAIN, saved
 
 # Pillow warns of damaged headers.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -115,6 +116,40 @@ def test_frame_of_any_file_holds_nothing_of_what_was_there(
     out = used_memory(frame, before)
     frame.apply(small, out=out)
     assert np.array_equal(out, frame.apply(small))
+
+
+PLAIN_TEXT = {
+    "plain PPM": lambda: b"P3 96 64 255\n" + b"9 99 199 " * (96 * 64),
+    "plain PGM": lambda: b"P2 96 64 1023\n" + b"999 " * (96 * 64),
+    "plain PBM": lambda: b"P1 96 64\n" + b"01" * (48 * 64),
+}
+WHOLE = {name: make() for name, make in (PLAIN | PLAIN_TEXT).items()}
+
+
+def read_over(data: bytes, value: int) -> Pixels | None:
+    """Decode into memory that held other pixels just before; None if it is refused."""
+    before = [np.full(96 * 64 * size, value, np.uint8) for size in (1, 3, 4, 8, 24) * 4]
+    del before
+    try:
+        return read(data, max_pixels=10_000, image_size=None).pixels
+    except BadImageError:
+        return None
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(st.sampled_from(sorted(WHOLE)), st.integers(0, 2**32), st.integers(0, 3), st.booleans())
+def test_damaged_file_shows_nothing_of_what_was_there(
+    name: str, seed: int, flips: int, is_cut: bool
+) -> None:
+    """No decoder leaves memory unwritten that it calls an image."""
+    data = bytearray(WHOLE[name])
+    random = np.random.default_rng(seed)
+    for place in random.integers(0, len(data), flips):
+        data[place] ^= 1 << (seed % 8)
+    damaged = bytes(data[: random.integers(8, len(data))] if is_cut else data)
+    first, second = read_over(damaged, 0), read_over(damaged, 255)
+    assert (first is None) == (second is None)
+    assert first is None or second is None or np.array_equal(first, second)
 
 
 ARRAYS = hnp.arrays(
