@@ -433,7 +433,7 @@ def _add_precision(directory: Path, floating: Path, labels: Labels) -> None:
         measured = mean_precision(_load(path, LEAST_CONFIDENCE), labels)
         # The same for both: it is the images and the labels that they are about.
         accuracy |= {"images": measured.images, "objects": measured.objects}
-        accuracy["notes"] = list(measured.notes)
+        accuracy["notes"] = list(dict.fromkeys([*accuracy.get("notes", []), *measured.notes]))
         accuracy[read_metadata(path)["precision"]] = _rounded(
             {"map50_95": measured.map50_95, "map50": measured.map50}
         )
