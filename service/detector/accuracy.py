@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from PIL import Image
-
 from service.detector import Detector
 from service.detector.canary import match, overlap
 from service.detector.truth import (
@@ -22,7 +20,7 @@ from service.detector.truth import (
 from service.domain import Detection, ImageInfo
 from service.errors import BadImageError, ModelError
 from service.images.decode import decode
-from service.images.exif import orientation_of
+from service.images.exif import orientation_of_file
 from service.images.letterbox import enlarge_box, shrink
 from service.images.pixels import TRANSPOSED, Picture
 
@@ -268,7 +266,7 @@ def _measurable(
         else:
             sizes[index] = size
             unsized += image.size is None
-            orientation = _orientation(image.file)
+            orientation = orientation_of_file(image.file)
             # Where the sizes are equal and width and height differ, the labels are for the upright
             # image: a quarter turn would have exchanged them.
             is_proven = image.size and size[0] != size[1] and orientation in TRANSPOSED
@@ -294,14 +292,6 @@ def _measurable(
             "Boxes that were drawn on the image before it is turned would lower mAP"
         )
     return sizes, notes
-
-
-def _orientation(file: Path) -> int:
-    try:
-        with Image.open(file) as image:
-            return orientation_of(image)
-    except Exception:  # noqa: BLE001 - Pillow raises many kinds; other decoders read the image
-        return 1
 
 
 def _doubts(objects: Sequence[LabelledObject], sizes: Mapping[int, tuple[int, int]]) -> list[str]:

@@ -235,6 +235,14 @@ def count_classes(network: ov.Model) -> int | None:
     return counts.pop() if len(counts) == 1 else None
 
 
+def count_classes_of_file(path: Path) -> int | None:
+    """Count the classes of an exported file; None where OpenVINO cannot read it, too."""
+    try:
+        return count_classes(ov.Core().read_model(path))
+    except RuntimeError:
+        return None
+
+
 def pixels_for_anchors(rows: ov.Dimension) -> int:
     """Pixels of the smallest frame whose anchors fill the head's top-k, which is fixed at export.
 

@@ -380,14 +380,9 @@ def _count_classes_of_onnx(path: Path) -> int | None:
     """Count the classes of an ONNX file by its graph, which OpenVINO reads; None for others."""
     if path.suffix != ".onnx":
         return None
-    import openvino as ov
+    from service.detector.openvino import count_classes_of_file
 
-    from service.detector.openvino import count_classes
-
-    try:
-        return count_classes(ov.Core().read_model(path))
-    except RuntimeError:  # a graph that OpenVINO does not know may run on onnxruntime
-        return None
+    return count_classes_of_file(path)
 
 
 def trained_image_size(model: Any) -> int:
