@@ -377,8 +377,11 @@ def _count_classes(owner: Any) -> int | None:
 
 
 def _count_classes_of_onnx(path: Path) -> int | None:
-    """Count the classes of an ONNX file by its graph, which OpenVINO reads; None for others."""
-    if path.suffix != ".onnx":
+    """Count the classes of an ONNX file by its graph, which OpenVINO reads; None for others.
+
+    None also without OpenVINO, which the GPU image does not have.
+    """
+    if path.suffix != ".onnx" or not find_spec("openvino"):
         return None
     from service.detector.openvino import count_classes_of_file
 

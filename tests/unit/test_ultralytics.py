@@ -322,10 +322,15 @@ def onnx_of_six_classes() -> bytes:
     return message((1, 8), (7, graph), (8, message((1, ""), (2, 13))))
 
 
-def test_classes_of_an_onnx_file_are_counted(tmp_path: Path) -> None:
+def test_classes_of_an_onnx_file_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.onnx"
     path.write_bytes(onnx_of_six_classes())
     assert ultralytics._count_classes_of_onnx(path) == 6
+    with monkeypatch.context() as gpu_image:
+        gpu_image.setattr(ultralytics, "find_spec", lambda library: None)
+        assert ultralytics._count_classes_of_onnx(path) is None
     path.write_bytes(b"another graph")
     assert ultralytics._count_classes_of_onnx(path) is None
     assert ultralytics._count_classes_of_onnx(tmp_path / "a.engine") is None
