@@ -5,6 +5,8 @@ must follow Firestore's rules for field names. A label that breaks one would mak
 image that has such an object fail.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from itertools import islice
 
@@ -13,15 +15,24 @@ from service.errors import ModelError
 # Firestore allows 1,500 bytes for a field path (`counts.` included) and 1 MiB for a document, which
 # repeats the labels of up to 300 detections three times.
 MAX_LABEL_BYTES = 1000
+MAX_CLASSES = 100_000
 _MAX_NAMED = 5  # problems in one message
 _MAX_SHOWN = 60  # characters of a label in a message
+
+
+_RENAME = "--rename OLD=NEW (or --rename '#ID=NEW', with the class's id)"
+ADVICE_FOR_OTHERS = (
+    "Such an export cannot be renamed: export again from its weights or from its float model, "
+    f"with {_RENAME}"
+)
 
 
 def broken_rule(label: object) -> str | None:
     """Say which rule for labels this one breaks; None where Firestore stores and finds it.
 
     The rules are Firestore's own (https://firebase.google.com/docs/firestore/quotas), with room
-    for the rest of the path and of the document. NUL is what a client in C ends a string at.
+    for the rest of the path and of the document. NUL is what a client in C ends a string at. In a
+    query's path, the emulator reads a carriage return as a line feed: it finds no such label.
     """
     if not isinstance(label, str):
         return f"this is {type(label).__name__}, not text (YAML reads an unquoted no or null so)"
@@ -31,6 +42,8 @@ def broken_rule(label: object) -> str | None:
         return "Firestore reserves names that begin and end with two underscores"
     if "\0" in label:
         return "a label cannot contain the character NUL"
+    if "\r" in label:
+        return "a label cannot contain a carriage return, which queries do not find"
     try:
         size = len(label.encode())
     except UnicodeEncodeError:
@@ -40,13 +53,16 @@ def broken_rule(label: object) -> str | None:
     return None
 
 
-def class_labels(names: object, *, model: object, count: int | None = None) -> dict[int, str]:
+def class_labels(
+    names: object, *, model: object, count: int | None = None, advice: str
+) -> dict[int, str]:
     """Read a model's `names` as labels by class id; each of them can be stored.
 
     Args:
         names: a mapping from class ids, or a list in their order. Numbers become their digits.
         model: what to call the model in an error.
         count: classes that the network has; None: as many as there are names.
+        advice: how to give this model other labels; see `advice_for_weights` and the others.
 
     Raises:
         ModelError: a class has no label, or one that Firestore cannot store.
@@ -66,10 +82,41 @@ def class_labels(names: object, *, model: object, count: int | None = None) -> d
         more = f"; and {len(problems) - _MAX_NAMED} more" if len(problems) > _MAX_NAMED else ""
         raise ModelError(
             f"{model} has labels that cannot be stored: {'; '.join(problems[:_MAX_NAMED])}{more}. "
-            "Rename them: yolo-batch export MODEL --rename OLD=NEW "
-            "(or --rename '#ID=NEW', with the class's id)"
+            f"{advice}"
         )
     return {class_id: str(label) for class_id, label in labels.items()}
+
+
+def label_of(labels: Mapping[int, str], class_id: int) -> str:
+    """Return the label of a class: its digits, where an export names fewer classes than it has.
+
+    The load refuses such a model, unless it cannot count the network's classes.
+    """
+    return labels.get(class_id) or str(class_id)
+
+
+def advice_for_weights(path: object) -> str:
+    """Say how to rename labels of weights."""
+    return f"Rename them: yolo-batch export {path} {_RENAME}"
+
+
+def advice_for_export(directory: object, precision: object) -> str:
+    """Say how to rename labels of a directory that `export` wrote in this precision."""
+    if precision in ("fp32", "fp16"):
+        return (
+            f"Rename them: yolo-batch export {directory} --precision {precision} "
+            f"--output DIRECTORY {_RENAME}"
+        )
+    return ADVICE_FOR_OTHERS
+
+
+def identity(sha256: str, labels: Mapping[int, str]) -> str:
+    """Return the sha256 that documents carry for weights whose labels were renamed.
+
+    It differs from that of the weights, so documents with the old labels count as stale.
+    """
+    text = json.dumps([sha256, sorted(labels.items())])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def rename(
@@ -96,7 +143,7 @@ def rename(
     for text in renames:
         old, ids, new = _parsed(text, labels, model, count or max(labels, default=-1) + 1)
         if rule := broken_rule(new):
-            raise ModelError(f"--rename {text!r} is wrong: {_shown(new)}: {rule}")
+            raise ModelError(f"--rename {_shown(text)} is wrong: {_shown(new)}: {rule}")
         for class_id in ids:
             if class_id in sources:
                 raise ModelError(f"--rename names class {class_id} twice")
@@ -111,6 +158,21 @@ def rename(
                     "their counts could not be told apart"
                 )
     return renamed
+
+
+def relabelled(
+    names: object, renames: Sequence[str], *, model: object, count: int | None, advice: str
+) -> tuple[dict[int, str], bool]:
+    """Return the labels after `rename`, as `class_labels` does, and whether that changed any.
+
+    Raises:
+        ModelError: as these two.
+    """
+    if not renames:
+        return class_labels(names, model=model, count=count, advice=advice), False
+    renamed = rename(names, renames, model=model, count=count)
+    labels = class_labels(renamed, model=model, count=count, advice=advice)
+    return labels, labels != _by_id(names, model)
 
 
 def shared_labels(labels: Mapping[int, str]) -> dict[str, list[int]]:
@@ -129,8 +191,11 @@ def _by_id(names: object, model: object) -> dict[int, object]:
         raise ModelError(f"{model} does not name its classes: `names` is {names!r:.80}")
     try:
         labels = {int(key): label for key, label in names.items()}
-    except (TypeError, ValueError) as exc:
-        raise ModelError(f"{model} does not name its classes by their ids: {exc}") from exc
+    except (TypeError, ValueError, OverflowError) as exc:
+        reason = str(exc)[:_MAX_SHOWN]
+        raise ModelError(f"{model} does not name its classes by their ids: {reason}") from exc
+    if max(labels, default=0) >= MAX_CLASSES:
+        raise ModelError(f"{model} names a class {max(labels)}: ids end at {MAX_CLASSES - 1:,}")
     if len(labels) < len(names) or any(class_id < 0 for class_id in labels):
         raise ModelError(f"{model} does not name each class once, by an id from 0 up")
     return {
@@ -143,8 +208,9 @@ def _parsed(
     text: str, labels: Mapping[int, object], model: object, count: int
 ) -> tuple[str, list[int], str]:
     """Split `OLD=NEW`; either may contain `=`, so OLD is what the model has."""
+    option = f"--rename {_shown(text)}"
     if "=" not in text:
-        raise ModelError(f"--rename {text!r} is wrong: write OLD=NEW")
+        raise ModelError(f"{option} is wrong: write OLD=NEW")
     places = [place for place, letter in enumerate(text) if letter == "="]
     splits = [(text[:place], text[place + 1 :]) for place in places]
     by_label = [
@@ -153,15 +219,23 @@ def _parsed(
     ]
     matches = [match for match in by_label if match[1]]
     if len(matches) > 1:
-        raise ModelError(f"--rename {text!r} can be read in two ways: name the class by '#ID=NEW'")
+        raise ModelError(f"{option} can be read in two ways: name the class by '#ID=NEW'")
     if matches:
         return matches[0]
     old, new = splits[0]
-    if old.startswith("#") and old[1:].isdecimal() and int(old[1:]) < count:
-        return old, [int(old[1:])], new
+    if (class_id := _id(old)) is not None and class_id < count:
+        return old, [class_id], new
     known = ", ".join(_shown(label) for label in islice(labels.values(), _MAX_NAMED))
     more = ", ..." if len(labels) > _MAX_NAMED else ""
-    raise ModelError(f"--rename {text!r}: {model} has no class {_shown(old)}. It has {known}{more}")
+    raise ModelError(f"{option}: {model} has no class {_shown(old)}. It has {known}{more}")
+
+
+def _id(text: str) -> int | None:
+    """Read `#` and a class id; None for anything else."""
+    digits = text.removeprefix("#")
+    if digits == text or not digits.isdecimal() or len(digits) > len(str(MAX_CLASSES)):
+        return None
+    return int(digits)
 
 
 def _shown(label: object) -> str:

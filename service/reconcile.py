@@ -239,7 +239,7 @@ def load(path: Path, scope: Scope) -> Tally:
         if not all(type(getattr(tally, name)) is kind for name, kind in kinds.items()):
             raise TypeError("a wrong type")
         is_same = saved["scope"] == asdict(scope)
-    except (ValueError, TypeError, KeyError) as exc:
+    except (ValueError, TypeError, KeyError, RecursionError) as exc:
         raise ResumeError(f"{path} is not a file that --resume has written") from exc
     if not is_same:
         raise ResumeError(f"{path} is of another run: another bucket, prefix, model or --enqueue")

@@ -20,12 +20,15 @@ from service.detector.truth import (
 from service.domain import Detection, ImageInfo
 from service.errors import BadImageError, ModelError
 from service.images.decode import decode
+from service.images.exif import orientation_of_file
 from service.images.letterbox import enlarge_box, shrink
-from service.images.pixels import Picture
+from service.images.pixels import TRANSPOSED, Picture
 
 CONFIDENCE = 0.25  # from which a detection counts for the agreement, as MIN_CONFIDENCE's default
 IOU = 0.5  # at which two boxes are of one object
 LEAST_CONFIDENCE = 0.001  # of detections that mAP is computed over, as everywhere
+LEAST_MAP50 = 0.05  # below it, labels are likelier wrong than a model that finds objects
+_CORNER = 0.6  # share of the width and of the height in which few images have all their objects
 _MAX_PIXELS = 2**30
 _BATCH = 8
 
@@ -137,6 +140,8 @@ def _decoded(file: Path, *, image_size: int | None) -> Picture | BadImageError:
         return decode(file.read_bytes(), max_pixels=_MAX_PIXELS, image_size=image_size)
     except BadImageError as exc:
         return exc
+    except OSError as exc:
+        return BadImageError.corrupt(f"The file cannot be opened: {exc.strerror}.")
 
 
 def agreement(
@@ -190,13 +195,8 @@ def mean_precision(
     if all(thing.is_crowd for thing in objects):
         left_out = ". ".join((*truth.notes, *classes.notes, *notes))
         raise ModelError(f"{labels.file} has no object that can be measured. {left_out}")
-    outside = sum(not _is_inside(thing, sizes[thing.image]) for thing in objects)
-    if outside:
-        notes.append(
-            f"{outside} of {len(objects)} boxes reach beyond their image, so they cannot be found "
-            "well: are they x, y, width, height in pixels?"
-        )
-    rows = [
+    notes += _doubts(objects, sizes)
+    rows: list[dict[str, Any]] = [
         {
             "image_id": index + 1,
             "category_id": ids[found.label],
@@ -231,12 +231,20 @@ def mean_precision(
         ],
     }
     map50_95, map50 = _evaluate(dataset, rows)
+    confident = sum(row["score"] >= CONFIDENCE for row in rows)
+    if map50 < LEAST_MAP50 and confident:
+        notes.insert(
+            0,
+            f"WARNING: mAP50 is {100 * map50:.2f}, yet the model finds {confident} objects in the "
+            f"images with a confidence of at least {CONFIDENCE}. The boxes, ids or sizes of the "
+            "labels probably do not fit the images",
+        )
     return MeanPrecision(
         map50_95,
         map50,
         images=len(sizes),
         objects=len(objects),
-        notes=(*truth.notes, *classes.notes, *notes),
+        notes=(*notes, *truth.notes, *classes.notes),
     )
 
 
@@ -245,7 +253,8 @@ def _measurable(
 ) -> tuple[dict[int, tuple[int, int]], list[str]]:
     """Return the sizes of the images that can be measured on, by index, and why others cannot."""
     sizes: dict[int, tuple[int, int]] = {}
-    unreadable, resized = [], []
+    unreadable, resized, turned = [], [], []
+    unsized = 0
     for index, (image, result) in enumerate(zip(truth.images, results, strict=True)):
         if isinstance(result, BadImageError):
             unreadable.append(f"{image.file.name} ({result})")
@@ -256,6 +265,13 @@ def _measurable(
             resized.append(f"{image.file.name} ({size[0]}x{size[1]}, labelled {width}x{height})")
         else:
             sizes[index] = size
+            unsized += image.size is None
+            orientation = orientation_of_file(image.file)
+            # Where the sizes are equal and width and height differ, the labels are for the upright
+            # image: a quarter turn would have exchanged them.
+            is_proven = image.size and size[0] != size[1] and orientation in TRANSPOSED
+            if orientation != 1 and not is_proven:
+                turned.append(image.file.name)
     notes = []
     if unreadable:
         notes.append(
@@ -265,7 +281,39 @@ def _measurable(
         notes.append(
             f"Images of another size than labelled, left out: {len(resized)}: {listed(resized)}"
         )
+    if unsized:
+        notes.append(
+            f"Images whose width and height the labels do not say: {unsized}. "
+            "Boxes for images of another size would lower mAP"
+        )
+    if turned:
+        notes.append(
+            f"Images that their EXIF orientation turns: {len(turned)}: {listed(turned)}. "
+            "Boxes that were drawn on the image before it is turned would lower mAP"
+        )
     return sizes, notes
+
+
+def _doubts(objects: Sequence[LabelledObject], sizes: Mapping[int, tuple[int, int]]) -> list[str]:
+    """Say what boxes have in common that boxes in pixels of these images rarely have."""
+    notes = []
+    outside = sum(not _is_inside(thing, sizes[thing.image]) for thing in objects)
+    if outside:
+        notes.append(
+            f"{outside} of {len(objects)} boxes reach beyond their image, so they cannot be found "
+            "well: are they x, y, width, height in pixels?"
+        )
+    corner = sum(
+        thing.bbox[axis] + thing.bbox[axis + 2] <= _CORNER * sizes[thing.image][axis]
+        for thing in objects
+        for axis in (0, 1)
+    )
+    if len(objects) >= 10 and corner >= 0.95 * 2 * len(objects):
+        notes.append(
+            f"Nearly all of the {len(objects)} boxes end before {100 * _CORNER:.0f}% of the width "
+            "and height of their image: are they percent, or for images of another size?"
+        )
+    return notes
 
 
 def _is_inside(thing: LabelledObject, size: tuple[int, int]) -> bool:

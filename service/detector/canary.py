@@ -335,7 +335,7 @@ def _read(directory: Path) -> dict[str, Any] | None:
         _ = [_from_json(row) for rows in expected["pictures"].values() for row in rows]
         if not expected["pictures"]:
             raise ValueError("it names no pictures")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise ModelError(f"{path} is not what `yolo-batch export` writes: {exc!r}") from exc
     return expected
 

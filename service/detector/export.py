@@ -23,6 +23,7 @@ from service.detector.accuracy import (
 )
 from service.detector.canary import CANARY, FALLBACK, FLOOR, write_canary
 from service.detector.drawings import draw
+from service.detector.identity import sha256_of_model
 from service.detector.truth import Labels, listed, match_classes
 from service.detector.ultralytics import (
     labels_of,
@@ -35,7 +36,7 @@ from service.domain import ErrorCode
 from service.errors import BadImageError, ModelError
 from service.images.decode import decode
 from service.images.read import inspect
-from service.labels import class_labels, rename
+from service.labels import advice_for_export, identity, relabelled
 
 # Bits of a stored weight; arithmetic is float32 with fp32 and fp16.
 PRECISIONS = {"fp32": 32, "fp16": 16, "int8": 8}
@@ -131,7 +132,7 @@ def read_metadata(directory: Path) -> dict[str, Any]:
     path = directory / OPENVINO_METADATA
     try:
         return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, TypeError, ValueError) as exc:
+    except (OSError, yaml.YAMLError, TypeError, ValueError, RecursionError) as exc:
         raise ModelError(f"{path} cannot be read: {exc}") from exc
 
 
@@ -141,7 +142,7 @@ def find_pictures(folder: Path) -> list[Path]:
     What is a picture is told by its header: one that is damaged further on is listed.
 
     Raises:
-        ModelError: there are none.
+        ModelError: there are none, or a file cannot be read.
     """
     pictures = sorted(itertools.islice(filter(_is_picture, _drawn(folder)), _MAX_PICTURES))
     if not pictures:
@@ -178,6 +179,9 @@ def find_calibration(folder: Path, *, image_size: int) -> Calibration:
             if exc.code != ErrorCode.UNSUPPORTED_MEDIA:
                 skipped.append(f"{path.relative_to(folder)} ({exc})")
             continue
+        except OSError as exc:
+            skipped.append(f"{path.relative_to(folder)} ({exc.strerror})")
+            continue
         images.append(path)
         if len(images) == _MAX_PICTURES:
             break
@@ -202,6 +206,8 @@ def _is_picture(path: Path) -> bool:
         inspect(path.read_bytes(), max_pixels=_MAX_PIXELS)
     except BadImageError:
         return False
+    except OSError as exc:
+        raise ModelError(f"{path} cannot be read: {exc.strerror}") from exc
     return True
 
 
@@ -247,7 +253,7 @@ def _from_weights(
     if isinstance(model.model, str | Path):
         raise ModelError(f"{weights} is an export already: give the weights that it was made of")
     source = Path(getattr(model, "ckpt_path", None) or weights)
-    labels = labels_of(model, name=source.name, renames=renames)
+    labels, is_renamed = labels_of(model, source, renames=renames)
     _check_size(image_size, stride_of(model))
     size = image_size or trained_image_size(model)
     floating = "fp32" if precision == "int8" else precision
@@ -265,17 +271,24 @@ def _from_weights(
     if not metadata.get("end2end"):
         raise ModelError(f"{source.name} has no end-to-end head: only YOLO26 models have one")
     metadata.pop("date", None)  # the same weights make the same export
+    metadata |= _identity(sha256_of(source), labels, is_renamed=is_renamed)
     _write_metadata(
         directory,
         metadata,
         # In place of what names this machine.
         description=f"Exported from {source.name}",
         source=source.name,
-        sha256=sha256_of(source),
         precision=floating,
         names=labels,  # as they are written: ultralytics replaces codes of ImageNet's
     )
     return source
+
+
+def _identity(weights: str, labels: Mapping[int, str], *, is_renamed: bool) -> dict[str, str]:
+    """Make what names the model in documents: the weights, and with other labels these too."""
+    if not is_renamed:
+        return {"sha256": weights}
+    return {"sha256": identity(weights, labels), "weights_sha256": weights}
 
 
 def _export(model: Any, image_size: int, bits: int) -> Path:
@@ -313,12 +326,18 @@ def _take(
     if len(networks) != 1:
         raise ModelError(f"{model} must hold one .xml file; it holds {len(networks)}")
     _check_size(image_size, int(metadata.get("stride", _STRIDE)))
-    names: object = metadata.get("names")
     network = ov.Core().read_model(networks[0])
-    count = count_classes(network)
-    if renames:
-        names = rename(names, renames, model=model.name, count=count)
-    metadata["names"] = class_labels(names, model=model.name, count=count)
+    labels, is_renamed = relabelled(
+        metadata.get("names"),
+        renames,
+        model=model.name,
+        count=count_classes(network),
+        advice=advice_for_export(model, has),
+    )
+    metadata["names"] = labels
+    if is_renamed:
+        weights = metadata.get("weights_sha256") or sha256_of_model(model)
+        metadata |= _identity(weights, labels, is_renamed=True)
     directory.mkdir()
     if (has, precision) == ("fp32", "fp16"):
         _save(network, directory / networks[0].name, fp16=True)
@@ -414,7 +433,7 @@ def _add_precision(directory: Path, floating: Path, labels: Labels) -> None:
         measured = mean_precision(_load(path, LEAST_CONFIDENCE), labels)
         # The same for both: it is the images and the labels that they are about.
         accuracy |= {"images": measured.images, "objects": measured.objects}
-        accuracy["notes"] = list(measured.notes)
+        accuracy["notes"] = list(dict.fromkeys([*accuracy.get("notes", []), *measured.notes]))
         accuracy[read_metadata(path)["precision"]] = _rounded(
             {"map50_95": measured.map50_95, "map50": measured.map50}
         )

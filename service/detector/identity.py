@@ -22,7 +22,7 @@ def sha256_of_model(path: Path) -> str:
             return str(recorded or _sha256(sorted(path.glob("*.bin"))))
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
         return _sha256([file for file in files if file.is_file()] or [path])
-    except (OSError, yaml.YAMLError, AttributeError, ValueError) as exc:
+    except (OSError, yaml.YAMLError, AttributeError, ValueError, RecursionError) as exc:
         raise ModelError(f"Which model {path} is cannot be read: {exc}") from exc
 
 

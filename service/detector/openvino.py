@@ -20,7 +20,7 @@ from service.domain import Detection, ModelInfo
 from service.errors import ModelError
 from service.images.letterbox import Letterbox, fit, frame_sizes
 from service.images.pixels import Pixels
-from service.labels import class_labels
+from service.labels import advice_for_export, class_labels, label_of
 from service.machine import cores
 from service.stages import NO_CLOCK, StageClock
 
@@ -77,7 +77,10 @@ class OpenVINODetector:
             network = ov.Core().read_model(files[0])
             _check_shapes(network, directory)
             self._labels = class_labels(
-                metadata["names"], model=directory.name, count=count_classes(network)
+                metadata["names"],
+                model=directory.name,
+                count=count_classes(network),
+                advice=advice_for_export(directory, metadata.get("precision")),
             )
             self._networks = _Networks(with_preprocessing(network), lanes=count)
         except RuntimeError as exc:
@@ -129,7 +132,7 @@ class OpenVINODetector:
         confident = rows[rows[:, 4] >= self._min_confidence]
         ordered = confident[np.argsort(-confident[:, 4], kind="stable")]
         return [
-            Detection(self._labels[int(row[5])], int(row[5]), row[4], frame.box(*row[:4]))
+            Detection(label_of(self._labels, int(row[5])), int(row[5]), row[4], frame.box(*row[:4]))
             for row in ordered.tolist()
         ]
 
@@ -184,7 +187,15 @@ def _read_metadata(directory: Path) -> dict[str, Any]:
             raise KeyError("names")
         metadata["imgsz"] = [int(side) for side in metadata["imgsz"]]
         metadata["stride"] = int(metadata["stride"])
-    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as exc:
+    except (
+        OSError,
+        yaml.YAMLError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as exc:
         raise ModelError(f"{path} is not the metadata that ultralytics writes: {exc}") from exc
     if metadata.get("task") != "detect":
         raise ModelError(f"{directory} is a model for {metadata.get('task')!r}, not for detection")
@@ -222,6 +233,14 @@ def count_classes(network: ov.Model) -> int | None:
         if sides == _SIDES and len(scores) == 1 and row[2].is_static:
             counts.add(row[2].get_length() - sides)
     return counts.pop() if len(counts) == 1 else None
+
+
+def count_classes_of_file(path: Path) -> int | None:
+    """Count the classes of an exported file; None where OpenVINO cannot read it, too."""
+    try:
+        return count_classes(ov.Core().read_model(path))
+    except RuntimeError:
+        return None
 
 
 def pixels_for_anchors(rows: ov.Dimension) -> int:

@@ -1,8 +1,9 @@
 """Labelled images in COCO's format, read so that nothing in the file lowers mAP unseen.
 
 Files from the field have ids that pycocotools takes for something else (0), that are there twice or
-missing, categories that only group others, names that are spelled otherwise, and boxes of no area.
-Ids are not kept: everything gets a new one. What cannot be measured is left out, and said.
+missing, categories that only group others, names that are spelled otherwise, and boxes that are
+rotated, absent or have no area. Ids are not kept: everything gets a new one. What cannot be
+measured is left out, and said.
 """
 
 import json
@@ -17,12 +18,7 @@ from typing import Any
 
 from service.errors import ModelError
 
-# What is needed to compare boxes; an annotation's own id is not.
-_FIELDS = {
-    "images": ("id", "file_name"),
-    "annotations": ("image_id", "category_id", "bbox"),
-    "categories": ("id", "name"),
-}
+_FIELDS = {"images": ("id", "file_name"), "annotations": (), "categories": ("id", "name")}
 _MAX_NAMED = 5  # in one note
 
 
@@ -81,8 +77,11 @@ def read_truth(labels: Labels) -> Truth:
     """
     try:
         return _truth(labels, _read(labels.file))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as exc:
-        raise ModelError(f"{labels.file} is no file of labels in COCO's format: {exc!r}") from exc
+    except RecursionError as exc:
+        reason = "it is nested too deeply"
+        raise ModelError(f"{labels.file} is no file of labels in COCO's format: {reason}") from exc
+    except (OSError, ValueError) as exc:
+        raise ModelError(f"{labels.file} is no file of labels in COCO's format: {exc}") from exc
 
 
 def match_classes(truth: Truth, labels: Iterable[str], *, file: Path) -> Classes:
@@ -143,14 +142,18 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name).casefold())
 
 
-def _read(file: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8-sig"))
+def _read(file: Path) -> dict[str, list[dict[str, Any]]]:
+    content = json.loads(file.read_text(encoding="utf-8-sig"))
+    if not isinstance(content, dict):
+        raise ValueError("it is no object with images, annotations and categories")  # noqa: TRY004
     for kind, fields in _FIELDS.items():
-        if not content[kind]:
+        entries = content.get(kind)
+        if not entries or not isinstance(entries, list):
             raise ValueError(f"there are no {kind}")
-        for entry in content[kind]:
-            if missing := [field for field in fields if field not in entry]:
-                raise ValueError(f"one of the {kind} has no {missing[0]!r}")
+        for entry in entries:
+            for field in fields:
+                if not isinstance(entry, dict) or entry.get(field) is None:
+                    raise ValueError(f"one of the {kind} has no {field!r}")
     return content
 
 
@@ -160,7 +163,7 @@ def _truth(labels: Labels, content: Mapping[str, Any]) -> Truth:
     for image in content["images"]:
         if index_of.setdefault(_key(image["id"]), len(images)) != len(images):
             raise ValueError(f"two images have the id {image['id']}")
-        file = labels.pictures / image["file_name"]
+        file = labels.pictures / str(image["file_name"])
         if not file.is_file():
             raise ModelError(f"{labels.file} names {file}, which is not there")
         images.append(LabelledImage(file, _size(image)))
@@ -177,33 +180,53 @@ def _truth(labels: Labels, content: Mapping[str, Any]) -> Truth:
 
 
 def _objects(
-    annotations: Sequence[Mapping[str, Any]], images: Mapping[str, int], names: Mapping[str, str]
+    annotations: Sequence[Any], images: Mapping[str, int], names: Mapping[str, str]
 ) -> tuple[tuple[LabelledObject, ...], tuple[str, ...]]:
     objects: dict[LabelledObject, None] = {}
     left_out: Counter[str] = Counter()
     used: dict[str, set[str]] = defaultdict(set)
+    rotated = ignored = 0
     for annotation in annotations:
-        x, y, width, height = map(float, annotation["bbox"])
-        image, category = images.get(_key(annotation["image_id"])), _key(annotation["category_id"])
-        if image is None:
+        entry = annotation if isinstance(annotation, dict) else {}
+        bbox = _bbox(entry.get("bbox"))
+        image, category = images.get(_key(entry.get("image_id"))), _key(entry.get("category_id"))
+        if bbox is None:
+            left_out["without a box of four numbers"] += 1
+        elif image is None:
             left_out["of images that the file does not list"] += 1
         elif category not in names:
             left_out["of categories that the file does not list"] += 1
-        elif not (all(map(math.isfinite, (x, y, width, height))) and width > 0 and height > 0):
+        elif bbox[2] <= 0 or bbox[3] <= 0:
             left_out["with a box of no area"] += 1
         else:
-            is_crowd = bool(int(annotation.get("iscrowd") or 0))
+            around = _rotated(bbox, entry)
+            is_ignored = _is_set(entry.get("ignore"))
+            is_crowd = _is_set(entry.get("iscrowd")) or is_ignored
             name = names[category]
-            thing = LabelledObject(image, name, (x, y, width, height), is_crowd)
+            thing = LabelledObject(image, name, around, is_crowd)
             if thing in objects:
                 left_out["that repeat another one"] += 1
+                continue
+            rotated += around != bbox
+            ignored += is_ignored
             objects[thing] = None
             used[name].add(category)
-    if not objects:
-        raise ValueError(f"no annotation can be used: {dict(left_out)}")
-    if all(max(x + width, y + height) <= 1 for x, y, width, height in (o.bbox for o in objects)):
+    shares = [thing for thing in objects if _is_share(thing)]
+    if len(shares) * 2 > len(objects):
         raise ValueError("the boxes are shares of the image, not pixels")
+    for thing in shares:
+        left_out["with a box within the first pixel"] += 1
+        del objects[thing]
+    if not objects:
+        raise ValueError(
+            "no annotation can be used: "
+            + "; ".join(f"{count} {why}" for why, count in left_out.items())
+        )
     notes = [f"Annotations {why}, left out: {count}" for why, count in left_out.items()]
+    if rotated:
+        notes.append(f"Rotated boxes, measured as the upright boxes around them: {rotated}")
+    if ignored:
+        notes.append(f"Objects that the labels ignore, measured like crowds: {ignored}")
     notes += [
         f"{len(ids)} categories have the name {name!r}, and objects: they were measured as one"
         for name, ids in used.items()
@@ -212,11 +235,55 @@ def _objects(
     return tuple(objects), tuple(notes)
 
 
+def _bbox(value: Any) -> tuple[float, float, float, float] | None:
+    """Read x, y, width and height; None where they are not four finite numbers."""
+    if not isinstance(value, list):
+        return None
+    try:
+        x, y, width, height = map(float, value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return (x, y, width, height) if all(map(math.isfinite, (x, y, width, height))) else None
+
+
+def _rotated(
+    bbox: tuple[float, float, float, float], annotation: Mapping[str, Any]
+) -> tuple[float, float, float, float]:
+    """Return the upright box around one that CVAT rotates about its centre, in degrees."""
+    attributes = annotation.get("attributes")
+    degrees = _number(attributes.get("rotation") if isinstance(attributes, dict) else None)
+    if not degrees or not degrees % 360:
+        return bbox
+    x, y, width, height = bbox
+    cosine, sine = (abs(turn(math.radians(degrees))) for turn in (math.cos, math.sin))
+    wide, high = width * cosine + height * sine, width * sine + height * cosine
+    return x + (width - wide) / 2, y + (height - high) / 2, wide, high
+
+
+def _is_share(thing: LabelledObject) -> bool:
+    """Say whether a box lies in the first pixel, and a bit, as no box in pixels does."""
+    x, y, width, height = thing.bbox
+    return max(x + width, y + height) <= 1.1
+
+
+def _is_set(flag: object) -> bool:
+    return str(flag or 0).strip().casefold() not in ("", "0", "0.0", "false", "no")
+
+
+def _number(value: Any) -> float | None:
+    """Read a finite number, also one that is written as text; None for anything else."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
 def _key(value: object) -> str:
     """Make ids comparable that are a number at one place and text at another."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
-    width, height = (int(image.get(side) or 0) for side in ("width", "height"))
+    width, height = (int(_number(image.get(side)) or 0) for side in ("width", "height"))
     return (width, height) if width > 0 and height > 0 else None

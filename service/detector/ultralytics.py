@@ -20,7 +20,13 @@ from service.domain import Detection, ModelInfo
 from service.errors import ModelError
 from service.images.letterbox import Letterbox, letterbox
 from service.images.pixels import Pixels
-from service.labels import class_labels, rename
+from service.labels import (
+    ADVICE_FOR_OTHERS,
+    advice_for_weights,
+    class_labels,
+    label_of,
+    relabelled,
+)
 from service.stages import NO_CLOCK, StageClock
 
 if TYPE_CHECKING:
@@ -89,7 +95,10 @@ class UltralyticsDetector:
                 f"the stride of {loaded}"
             )
         self._labels = class_labels(
-            _names_as_written(self.network), model=loaded.name, count=_count_classes(self.network)
+            _names_as_written(self.network),
+            model=loaded.name,
+            count=_count_classes(self.network) or _count_classes_of_onnx(loaded),
+            advice=advice_for_weights(path) if path.suffix == ".pt" else ADVICE_FOR_OTHERS,
         )
         self._min_confidence = min_confidence
         self._clock = clock
@@ -217,7 +226,7 @@ class UltralyticsDetector:
     def _detections(self, rows: "torch.Tensor", frame: Letterbox) -> list[Detection]:
         confident = rows[rows[:, 4] >= self._min_confidence].tolist()
         return [
-            Detection(self._labels[int(row[5])], int(row[5]), row[4], frame.box(*row[:4]))
+            Detection(label_of(self._labels, int(row[5])), int(row[5]), row[4], frame.box(*row[:4]))
             for row in sorted(confident, key=lambda row: -row[4])
         ]
 
@@ -265,7 +274,7 @@ def _load_network(path: Path, device: str) -> Any:
         raise ModelError(f"{path} is a TensorRT engine, which runs on a GPU: set DEVICE=0")
     model = load_yolo(path)
     if not isinstance(model.model, str | Path):  # weights; an export is not read yet
-        labels_of(model, name=path.name)
+        labels_of(model, path)
     try:
         from ultralytics.nn.autobackend import AutoBackend
         from ultralytics.utils.torch_utils import select_device
@@ -333,16 +342,24 @@ def load_yolo(path: Path) -> Any:
     return model
 
 
-def labels_of(model: Any, *, name: str, renames: Sequence[str] = ()) -> dict[int, str]:
+def labels_of(
+    model: Any, path: Path, *, renames: Sequence[str] = ()
+) -> tuple[dict[int, str], bool]:
     """Read the labels of weights that `load_yolo` has loaded, after renaming some of them.
+
+    Args:
+        model: what `load_yolo` returned.
+        path: what it loaded.
+        renames: `OLD=NEW` each; see `service.labels.rename`.
+
+    Returns:
+        The labels by class id, and whether one of them differs from the weights' own.
 
     Raises:
         ModelError: as `service.labels.rename` and `class_labels`.
     """
     names, count = getattr(model.model, "names", None), _count_classes(model)
-    if renames:
-        names = rename(names, renames, model=name, count=count)
-    return class_labels(names, model=name, count=count)
+    return relabelled(names, renames, model=path.name, count=count, advice=advice_for_weights(path))
 
 
 def _names_as_written(network: Any) -> Any:
@@ -357,6 +374,18 @@ def _count_classes(owner: Any) -> int | None:
     layers = getattr(getattr(owner, "model", None), "model", None)
     count = getattr(layers[-1], "nc", None) if layers is not None else None
     return int(count) if count else None
+
+
+def _count_classes_of_onnx(path: Path) -> int | None:
+    """Count the classes of an ONNX file by its graph, which OpenVINO reads; None for others.
+
+    None also without OpenVINO, which the GPU image does not have.
+    """
+    if path.suffix != ".onnx" or not find_spec("openvino"):
+        return None
+    from service.detector.openvino import count_classes_of_file
+
+    return count_classes_of_file(path)
 
 
 def trained_image_size(model: Any) -> int:

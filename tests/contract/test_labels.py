@@ -1,6 +1,7 @@
 """Every label that a model may have, in Firestore: written, rewritten, found and read as it is."""
 
 import json
+import unicodedata
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -128,6 +129,14 @@ ODD = [
     "`" * MAX_LABEL_BYTES,
     "é" * (MAX_LABEL_BYTES // 2),
 ]
+# Every character that ends lines, is invisible or controls a terminal, but for those refused.
+CONTROLS = [
+    label
+    for character in map(chr, range(0x3001))
+    if unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp", "Zs")
+    for label in (character, f"a{character}b")
+    if broken_rule(label) is None
+]
 REFUSED = ["", "__x__", "__a\nb__", "x" * 1500, "half a \ud83d"]
 MODEL = ModelInfo("yolo26n.pt", "0" * 64, 640, "fp32", "openvino")
 
@@ -163,6 +172,29 @@ def test_every_label_is_found_by_the_readmes_queries(store: ResultStore, collect
             assert document.get(path) == 2
             assert document.get("counts") == {label: 2}
             assert [found["label"] for found in document.get("detections")] == [label] * 2
+
+
+def test_every_control_character_is_found_as_it_is(collection: str) -> None:
+    client = firestore.Client()
+    results = client.collection(collection)
+    for start in range(0, len(CONTROLS), 100):
+        batch = client.batch()
+        for index, label in enumerate(CONTROLS[start : start + 100], start):
+            batch.set(results.document(str(index)), {"counts": {label: 1}})
+        batch.commit()
+    for index, label in enumerate(CONTROLS):
+        path = client.field_path("counts", label)
+        found = results.where(filter=FieldFilter(path, ">", 0)).stream()
+        assert [document.id for document in found] == [str(index)], repr(label)
+
+
+def test_carriage_return_is_refused_as_queries_do_not_find_it(collection: str) -> None:
+    assert broken_rule("a\rb")
+    client = firestore.Client()
+    results = client.collection(collection)
+    results.document("cr").set({"counts": {"a\rb": 1}})
+    path = client.field_path("counts", "a\rb")
+    assert not list(results.where(filter=FieldFilter(path, ">", 0)).stream())
 
 
 def test_rerun_replaces_every_labels_document(store: ResultStore, collection: str) -> None:

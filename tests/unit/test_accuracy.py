@@ -1,12 +1,14 @@
 """mAP on labels from the field: the same as on clean ones, or said; never lower without a word."""
 
 import json
+import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from service.demo.shapes import write_samples
 from service.detector import load_detector
@@ -83,6 +85,14 @@ def areas_that_are_no_areas(truth: Any) -> None:
         annotation["area"], annotation["iscrowd"] = -1, "0"
 
 
+def numbers_that_are_text(truth: Any) -> None:
+    for image in truth["images"]:
+        image["width"], image["height"] = f"{image['width']}.0", str(image["height"])
+    for annotation in truth["annotations"]:
+        annotation["bbox"] = list(map(str, annotation["bbox"]))
+        annotation["iscrowd"] = annotation["ignore"] = "false"
+
+
 def ids_from_zero(truth: Any) -> None:
     annotations_from_zero(truth)
     for image in truth["images"]:
@@ -116,6 +126,7 @@ QUIET = [
     annotations_without_ids,
     no_crowds_and_areas,
     areas_that_are_no_areas,
+    numbers_that_are_text,
     ids_from_zero,
     ids_that_are_text,
     group_that_repeats_a_class,
@@ -173,7 +184,39 @@ def objects_of_no_class(truth: Any) -> None:
     truth["annotations"].append(truth["annotations"][0] | {"category_id": 99})
 
 
+def annotations_without_boxes(truth: Any) -> None:
+    first = truth["annotations"][0]
+    boxes: list[Any] = [[], None, "1234", [1, 2, 3], [1, 2, "x", 4], [1, 2, float("nan"), 4], {}, 7]
+    truth["annotations"] += [first | {"bbox": bbox} for bbox in boxes]
+    truth["annotations"].append({key: first[key] for key in first if key != "bbox"})
+    truth["annotations"].append("an object")
+
+
+def boxes_in_the_first_pixel(truth: Any) -> None:
+    truth["annotations"].append(truth["annotations"][0] | {"bbox": [0.1, 0.2, 0.3, 0.4]})
+
+
+def boxes_that_cvat_rotates(truth: Any) -> None:
+    for annotation in truth["annotations"][:3]:
+        x, y, width, height = annotation["bbox"]
+        middle = x + width / 2, y + height / 2
+        annotation["bbox"] = [middle[0] - height / 2, middle[1] - width / 2, height, width]
+        annotation["attributes"] = {"occluded": False, "rotation": 270.0}
+    for annotation, rotation in zip(truth["annotations"][3:], (0.0, "left", None), strict=False):
+        annotation["attributes"] = {"rotation": rotation}
+
+
+def sizes_that_are_absent(truth: Any) -> None:
+    del truth["images"][0]["width"]
+    truth["images"][1]["height"] = "tall"
+    truth["images"][2]["height"] = float("inf")
+
+
 SAID = [
+    (annotations_without_boxes, "without a box of four numbers, left out: 10"),
+    (boxes_in_the_first_pixel, "with a box within the first pixel, left out: 1"),
+    (boxes_that_cvat_rotates, "measured as the upright boxes around them: 3"),
+    (sizes_that_are_absent, "width and height the labels do not say: 3"),
     (other_spelling, "spell classes otherwise: 'STAR_' for 'star'"),
     (a_class_in_two_categories, "2 categories have the name 'star'"),
     (objects_that_repeat, "that repeat another one, left out: 3"),
@@ -198,9 +241,41 @@ class TestSaid:
         truth = labelled_samples()
         change(truth)
         measured = measure(truth)
-        assert replace(measured, notes=()) == clean
+        assert astuple(measured)[:4] == pytest.approx(astuple(clean)[:4])
         [said] = measured.notes
         assert note in said
+
+
+def rescale(truth: Any, scale: float) -> None:
+    """Write boxes as a share of the image, times `scale`; 0.5 is of pixels, without sizes."""
+    sizes = {image["id"]: (image["width"], image["height"]) for image in truth["images"]}
+    for annotation in truth["annotations"]:
+        width, height = sizes[annotation["image_id"]] if scale < 1 else (1, 1)
+        by = [scale / side for side in sizes[annotation["image_id"]]]
+        factors = [by[0] * width, by[1] * height] * 2
+        annotation["bbox"] = [
+            side * factor for side, factor in zip(annotation["bbox"], factors, strict=True)
+        ]
+    if scale < 1:
+        for image in truth["images"]:
+            del image["width"], image["height"]
+
+
+def percent(truth: Any) -> None:
+    rescale(truth, 100)
+
+
+def half_the_size(truth: Any) -> None:
+    rescale(truth, 0.5)
+
+
+def names_of_other_classes(truth: Any) -> None:
+    names = [entry["name"] for entry in truth["categories"]]
+    for entry, name in zip(truth["categories"], names[1:] + names[:1], strict=True):
+        entry["name"] = name
+
+
+MISFITS = [percent, half_the_size, names_of_other_classes]
 
 
 class TestMeasured:
@@ -241,8 +316,93 @@ class TestMeasured:
         for annotation in truth["annotations"]:
             x, y, width, height = annotation["bbox"]
             annotation["bbox"] = [x, y, x + width, y + height]
-        [note] = measure(truth).notes
+        warning, note = measure(truth).notes
+        assert warning.startswith("WARNING: mAP50 is ")
         assert "reach beyond their image" in note
+
+    @pytest.mark.parametrize("change", MISFITS, ids=lambda change: change.__name__)
+    def test_labels_that_do_not_fit_the_images_are_said(
+        self, change: Callable[[Any], None], measure: Callable[..., MeanPrecision]
+    ) -> None:
+        truth = labelled_samples()
+        change(truth)
+        measured = measure(truth)
+        assert measured.map50 < 0.05
+        assert measured.notes[0].startswith("WARNING: mAP50 is ")
+        assert "probably do not fit the images" in measured.notes[0]
+
+    @pytest.mark.parametrize("scale", [0.5, 100])
+    def test_labels_of_another_scale_are_said(
+        self, scale: float, measure: Callable[..., MeanPrecision]
+    ) -> None:
+        truth = labelled_samples()
+        rescale(truth, scale)
+        assert any("end before 60% of the width" in note for note in measure(truth).notes)
+
+    @pytest.mark.parametrize("reach", [1, 1.001, 1.05])
+    def test_shares_of_the_image_are_an_error(
+        self, reach: float, measure: Callable[..., MeanPrecision]
+    ) -> None:
+        truth = labelled_samples()
+        rescale(truth, 1)
+        for number, annotation in enumerate(truth["annotations"]):
+            if number % 3 == 0:
+                annotation["bbox"][2] = reach - annotation["bbox"][0]
+        with pytest.raises(ModelError, match="shares of the image, not pixels"):
+            measure(truth)
+
+    def test_ignored_objects_count_like_crowds(self, measure: Callable[..., MeanPrecision]) -> None:
+        crowds, ignored = labelled_samples(), labelled_samples()
+        for number in range(0, len(crowds["annotations"]), 3):
+            crowds["annotations"][number]["iscrowd"] = 1
+            ignored["annotations"][number]["ignore"] = 1
+        measured = measure(ignored)
+        assert replace(measured, notes=()) == measure(crowds)
+        [note] = measured.notes
+        assert note.startswith("Objects that the labels ignore, measured like crowds: ")
+
+    def test_image_that_cannot_be_opened_is_left_out(
+        self, samples: Path, tmp_path: Path, measure: Callable[..., MeanPrecision]
+    ) -> None:
+        shutil.copytree(samples, tmp_path, dirs_exist_ok=True)
+        (tmp_path / "shapes-02.jpg").unlink()
+        (tmp_path / "shapes-02.jpg").symlink_to("/proc/self/mem")
+        measured = measure(labelled_samples(), tmp_path)
+        assert measured.images == 11
+        assert "shapes-02.jpg (The file cannot be opened: Input/output error.)" in measured.notes[0]
+
+    @pytest.mark.parametrize("orientation", [1, 2, 3, 4, 6])
+    def test_image_that_exif_turns_is_said(
+        self,
+        orientation: int,
+        samples: Path,
+        tmp_path: Path,
+        measure: Callable[..., MeanPrecision],
+    ) -> None:
+        shutil.copytree(samples, tmp_path, dirs_exist_ok=True)
+        with Image.open(samples / "shapes-02.jpg") as image:
+            exif = image.getexif()
+            exif[0x112] = orientation
+            image.save(tmp_path / "shapes-02.jpg", exif=exif, quality=95)
+        measured = measure(labelled_samples(), tmp_path)
+        if orientation == 1:
+            assert measured.notes == ()
+        elif orientation == 6:
+            assert "another size than labelled" in measured.notes[0]
+        else:
+            assert "EXIF orientation turns: 1: shapes-02.jpg" in measured.notes[0]
+
+    def test_labels_for_the_upright_image_are_proven_by_its_size(
+        self, samples: Path, tmp_path: Path, measure: Callable[..., MeanPrecision]
+    ) -> None:
+        shutil.copytree(samples, tmp_path, dirs_exist_ok=True)
+        with Image.open(samples / "shapes-02.jpg") as image:
+            assert image.width != image.height
+            exif = image.getexif()
+            exif[0x112] = 6
+            turned = image.transpose(Image.Transpose.ROTATE_90)  # what 6 turns back
+            turned.save(tmp_path / "shapes-02.jpg", exif=exif, quality=95)
+        assert measure(labelled_samples(), tmp_path).notes == ()
 
     def test_class_that_the_labels_lack_is_said(
         self, measure: Callable[..., MeanPrecision]
@@ -291,13 +451,16 @@ ANNOTATION = LABELLED["annotations"][0]
             {"categories": [*LABELLED["categories"], {"id": 7, "name": "star"}]},
             "two categories have the id 7",
         ),
-        ({"annotations": [{"id": 1, "image_id": 1}]}, "has no 'category_id'"),
+        ({"annotations": [{"id": 1, "image_id": 1}]}, "1 without a box of four numbers"),
         ({"annotations": []}, "there are no annotations"),
-        ({"annotations": [ANNOTATION | {"bbox": [1, 2]}]}, "not enough values"),
-        ({"annotations": [ANNOTATION | {"bbox": [1, 2, None, 3]}]}, "must be"),
+        ({"annotations": [ANNOTATION | {"bbox": [1, 2]}]}, "1 without a box of four numbers"),
+        ({"annotations": [ANNOTATION | {"bbox": [1, 2, None, 3]}]}, "1 without a box"),
         ({"annotations": [ANNOTATION | {"bbox": [0.1, 0.2, 0.3, 0.4]}]}, "shares of the image"),
         ({"annotations": [ANNOTATION | {"image_id": 3}]}, "no annotation can be used"),
-        ({"annotations": 3}, "not iterable"),
+        ({"annotations": 3}, "there are no annotations"),
+        ({"annotations": {"a": 1}}, "there are no annotations"),
+        ({"images": [1]}, "one of the images has no 'id'"),
+        ({"images": [{"id": 1, "file_name": "a" * 5000}]}, "too long"),
     ],
     ids=[
         "file",
@@ -313,6 +476,9 @@ ANNOTATION = LABELLED["annotations"][0]
         "shares",
         "images-of-none",
         "number",
+        "mapping",
+        "image",
+        "long",
     ],
 )
 def test_labels_that_lack_something_say_what(
@@ -323,11 +489,16 @@ def test_labels_that_lack_something_say_what(
         read_truth(written(tmp_path, LABELLED | changes, tmp_path))
 
 
-@pytest.mark.parametrize("text", ["[]", "", "{", "7", "\x00"])
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "", "{", "7", "\x00", "[" * 200_000],
+    ids=["list", "empty", "open", "number", "nul", "deep"],
+)
 def test_file_that_is_no_labels_says_so(tmp_path: Path, text: str) -> None:
     (tmp_path / "labels.json").write_text(text, encoding="utf-8")
-    with pytest.raises(ModelError, match="no file of labels"):
+    with pytest.raises(ModelError, match="no file of labels") as caught:
         read_truth(Labels(tmp_path / "labels.json", tmp_path))
+    assert "Error(" not in str(caught.value)
 
 
 def test_labelled_image_that_is_absent_is_named(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from service.cli import main
 from service.detector import load_detector
 from service.detector.export import read_metadata
+from service.detector.identity import sha256_of_model
 from service.errors import ModelError
 
 pytestmark = [
@@ -79,6 +80,9 @@ def test_rename_gives_the_export_labels_that_can_be_stored(tmp_path: Path) -> No
     done = export(path, *renames)
     assert done.exit_code == 0, done.output
     written = tmp_path / "field_openvino_model"
+    weights_sha256 = sha256_of_model(path)
+    assert read_metadata(written)["weights_sha256"] == weights_sha256
+    assert sha256_of_model(written) == load_detector(written).info.sha256 != weights_sha256
     expected = ["n01440764", "traffic light", "ab", "true", "background", "cross"]
     assert read_metadata(written)["names"] == dict(enumerate(expected))
     load_detector(written)
@@ -88,6 +92,7 @@ def test_rename_works_on_an_exported_model(tmp_path: Path) -> None:
     done = export(weights(tmp_path, names=changed(0, "a\n`b")))
     assert done.exit_code == 0, done.output
     source, target = tmp_path / "field_openvino_model", tmp_path / "out"
+    assert sha256_of_model(source) == sha256_of_model(tmp_path / "field.pt")
     assert read_metadata(source)["names"][0] == "a\n`b"
     assert export(source, "--output", target, "--rename", "#0=ab").exit_code == 0
     assert list(read_metadata(target)["names"].values()) == changed(0, "ab")

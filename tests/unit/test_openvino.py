@@ -249,7 +249,11 @@ def test_load_of_another_model_says_what_is_wrong(
         OpenVINODetector(write(tmp_path, **changes))
 
 
-@pytest.mark.parametrize("text", ["", "[1, 2]", "{", "\x00", "names: 7\nimgsz: 9\nstride: 32"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[1, 2]", "{", "\x00", "names: 7\nimgsz: 9\nstride: 32", "[" * 20_000],
+    ids=["empty", "list", "yaml", "nul", "number", "deep"],
+)
 def test_load_of_broken_metadata_is_a_model_error(tmp_path: Path, text: str) -> None:
     write(tmp_path)
     body = text + ("\ntask: detect\nend2end: true\n" if text.startswith("names") else "")

@@ -39,6 +39,7 @@ from service.detector.export import (
     find_pictures,
     read_metadata,
 )
+from service.detector.identity import sha256_of_model
 from service.detector.truth import Labels
 from service.domain import Box, Detection, ImageInfo
 from service.errors import ModelError
@@ -164,6 +165,16 @@ def test_unreadable_calibration_image_is_skipped_and_named(tmp_path: Path) -> No
     ]
 
 
+def test_calibration_file_that_cannot_be_opened_is_skipped(tmp_path: Path) -> None:
+    write_samples(tmp_path, count=12)
+    (tmp_path / "memory.jpg").symlink_to("/proc/self/mem")  # fails to be read, also by root
+    found = find_calibration(tmp_path, image_size=640)
+    assert len(found.images) == 12
+    assert found.skipped == ["memory.jpg (Input/output error)"]
+    with pytest.raises(ModelError, match=r"memory\.jpg cannot be read: Input/output error"):
+        find_pictures(tmp_path)
+
+
 def test_unreadable_calibration_image_gets_a_substitute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +257,47 @@ def test_export_of_fp32_to_fp16_halves_the_weights(fp32: Path, tmp_path: Path) -
     assert sizes[0] < 0.6 * sizes[1]
     info = load_checked(written, load=load_detector).detector.info
     assert (info.precision, info.image_size, info.name) == ("fp16", 256, "shapes.pt")
+
+
+def test_renamed_export_is_another_model_in_the_documents(tmp_path: Path) -> None:
+    own = read_metadata(BUNDLED_MODEL)["sha256"]
+
+    def sha256_of_export(model: Path, name: str, *renames: str) -> str:
+        target = tmp_path / name
+        export_openvino(model, target, precision="fp16", renames=renames)
+        info = load_detector(target).info
+        assert sha256_of_model(target) == info.sha256
+        return info.sha256
+
+    assert sha256_of_export(BUNDLED_MODEL, "same") == own
+    assert sha256_of_export(BUNDLED_MODEL, "kept", "star=star") == own
+    first = sha256_of_export(BUNDLED_MODEL, "renamed", "star=sun")
+    again = sha256_of_export(tmp_path / "renamed", "again")
+    second = sha256_of_export(tmp_path / "renamed", "second", "heart=love")
+    both = sha256_of_export(BUNDLED_MODEL, "both", "heart=love", "star=sun")
+    assert first == again
+    assert second == both
+    assert len({own, first, second}) == 3
+    assert read_metadata(tmp_path / "second")["weights_sha256"] == own
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", None])
+def test_advice_about_labels_works_for_the_precision(tmp_path: Path, precision: str | None) -> None:
+    model = shutil.copytree(BUNDLED_MODEL, tmp_path / "odd_openvino_model")
+    metadata = read_metadata(model)
+    metadata["names"][3] = ""
+    metadata["precision"] = precision
+    (model / "metadata.yaml").write_text(yaml.safe_dump(metadata), encoding="utf-8")
+    with pytest.raises(ModelError, match="class 3, '': a label cannot be empty") as caught:
+        load_detector(model)
+    if precision != "fp16":
+        assert "export again from its weights" in str(caught.value)
+        return
+    advice = str(caught.value).partition("yolo-batch ")[2].partition(" (or")[0]
+    arguments = advice.replace("DIRECTORY", str(tmp_path / "out")).replace("OLD=NEW", "=sun")
+    done = CliRunner().invoke(main, arguments.split())
+    assert done.exit_code == 0, done.output
+    assert read_metadata(tmp_path / "out")["names"][3] == "sun"
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,11 @@ def test_sha256_of_another_directory_is_that_of_ultralytics(tmp_path: Path) -> N
     assert sha256_of_model(tmp_path / "saved") == sha256_of(tmp_path / "saved")
 
 
-@pytest.mark.parametrize("text", [None, "[", "7", b"\xff"], ids=["none", "yaml", "number", "bytes"])
+@pytest.mark.parametrize(
+    "text",
+    [None, "[", "7", b"\xff", "[" * 20_000],
+    ids=["none", "yaml", "number", "bytes", "deep"],
+)
 def test_sha256_of_no_model_says_so(text: str | bytes | None, tmp_path: Path) -> None:
     model = tmp_path / "model"
     if text is not None:

@@ -283,6 +283,74 @@ def test_engine_that_does_not_load_gives_way_to_the_weights(
     assert "the weights run instead" in caplog.text
 
 
+def varint(value: int) -> bytes:
+    return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7)
+
+
+def message(*fields: tuple[int, int | bytes | str]) -> bytes:
+    """Encode a message of protobuf, of which an ONNX file is made."""
+    encoded = b""
+    for number, value in fields:
+        if isinstance(value, int):
+            encoded += varint(number << 3) + varint(value)
+        else:
+            data = value.encode() if isinstance(value, str) else value
+            encoded += varint(number << 3 | 2) + varint(len(data)) + data
+    return encoded
+
+
+def onnx_of_six_classes() -> bytes:
+    """Draw an ONNX graph that splits rows of 10 into 4 sides and 6 scores, as the head does."""
+
+    def tensor(name: str, *shape: int) -> bytes:
+        sides = message(*((1, message((1, side))) for side in shape))
+        return message((1, name), (2, message((1, message((1, 1), (2, sides))))))
+
+    axis = message((1, "axis"), (3, 2), (20, 2))
+    lengths = message((1, 2), (2, 7), (7, varint(4) + varint(6)), (8, "lengths"))
+    split = message(
+        (1, "rows"), (1, "lengths"), (2, "sides"), (2, "scores"), (4, "Split"), (5, axis)
+    )
+    graph = message(
+        (1, split),
+        (2, "head"),
+        (5, lengths),
+        (11, tensor("rows", 1, 84, 10)),
+        (12, tensor("sides", 1, 84, 4)),
+        (12, tensor("scores", 1, 84, 6)),
+    )
+    return message((1, 8), (7, graph), (8, message((1, ""), (2, 13))))
+
+
+def test_classes_of_an_onnx_file_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.onnx"
+    path.write_bytes(onnx_of_six_classes())
+    assert ultralytics._count_classes_of_onnx(path) == 6
+    with monkeypatch.context() as gpu_image:
+        gpu_image.setattr(ultralytics, "find_spec", lambda library: None)
+        assert ultralytics._count_classes_of_onnx(path) is None
+    path.write_bytes(b"another graph")
+    assert ultralytics._count_classes_of_onnx(path) is None
+    assert ultralytics._count_classes_of_onnx(tmp_path / "a.engine") is None
+
+
+def test_class_without_a_label_does_not_fail_the_image(
+    weights_and_engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class WithMoreClasses(FakeEngine):
+        def __call__(self, frames: Any) -> Any:
+            rows = super().__call__(frames)
+            rows[:, 0, 5] = 7
+            return rows
+
+    monkeypatch.setattr(ultralytics, "_load_network", lambda path, device: WithMoreClasses())
+    detector = UltralyticsDetector(weights_and_engine, device="0", min_confidence=0.4)
+    [[found]] = detector.detect([plain(200, 200, 200, width=96, height=96)])
+    assert (found.label, found.class_id) == ("7", 7)
+
+
 def test_engine_that_reuses_its_output_gives_each_picture_its_own(
     weights_and_engine: Path,
 ) -> None:
