@@ -22,7 +22,7 @@ from service.settings import Settings
     help="Publish the uris as they are: look for no object, and expand no pattern.",
 )
 def submit(uris: tuple[str, ...], topic: str, no_check: bool) -> None:
-    """Publish a job for URIS (gs://bucket/object, or - to read them from standard input).
+    """Publish a job for URIS (gs://bucket/object, or - to read them from standard input, in UTF-8).
 
     Each object must exist. A name with * (within a folder), ** (across folders) or ? means all
     objects that match, unless one has this very name.
@@ -37,10 +37,8 @@ def submit(uris: tuple[str, ...], topic: str, no_check: bool) -> None:
     topic = topic_path(topic, project)
     wanted = list(refs)
     if no_check:
-        for uri in filter(lambda uri: is_pattern(refs[uri]), refs):
-            click.echo(
-                f"Warning: {uri} is published as it is, for an object of this name", err=True
-            )
+        for uri in (uri for uri, ref in refs.items() if is_pattern(ref)):
+            click.echo(f"Warning: {uri} is published as it is, and not expanded", err=True)
     else:
         found = look_up(refs, connect_lister(project, connections=LOOKUPS))
         for pattern, count in found.matches.items():
