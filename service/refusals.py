@@ -141,10 +141,9 @@ class Refusal:
             return Scope.EVERYTHING
         if self.status == _LEGAL_REASONS:
             return Scope.OBJECT
-        # Only these say that they will not pass. All our requests are alike but for the object, so
-        # that any 400 may be about the object; but it may be some proxy's, too.
-        is_plain = self._known() in (_CUSTOMER_KEY, _REQUESTER_PAYS) or self._is_disabled_key()
-        return Scope.OBJECT if self.status == _BAD_REQUEST and is_plain else Scope.UNCLEAR
+        # Only these say that they will not pass.
+        is_lasting = self._known() in (_CUSTOMER_KEY, _REQUESTER_PAYS) or self._is_disabled_key()
+        return Scope.OBJECT if self.status == _BAD_REQUEST and is_lasting else Scope.UNCLEAR
 
     def sentence(self, *, has_generation: bool = True) -> str:
         """Say why the object cannot be read, and what to do, for its document."""
@@ -165,7 +164,12 @@ class Refusal:
             return _BILLING
         if self.status == _UNAUTHORIZED:
             return NO_CREDENTIALS
-        return _NO_RIGHT if self.scope is Scope.UNCLEAR else _REFUSED
+        return _NO_RIGHT if self.is_plain else _REFUSED
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a 403 without a reason, as where a role is missing."""
+        return self.status == _FORBIDDEN and self.scope is Scope.UNCLEAR and not self._known()
 
     @property
     def code(self) -> str:

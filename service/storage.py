@@ -157,7 +157,7 @@ class ImageStorage:
             is_readable = has_metadata or self._has_rights(ref.bucket)
             if is_lasting and (is_readable or self._history.was_read_lately(ref.bucket)):
                 scope = Scope.OBJECT
-            elif refusal.status == exceptions.Forbidden.code and not is_readable:
+            elif refusal.is_plain and not is_readable:
                 scope = Scope.EVERYTHING
         if scope is Scope.OBJECT:
             sentence = refusal.sentence(has_generation=ref.generation is not None)

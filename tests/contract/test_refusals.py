@@ -186,6 +186,14 @@ def test_key_that_is_denied_is_recorded_though_metadata_are_read_each_time(
     assert "grant it to the Cloud" in reason_of(service, ref("a.jpg"))
 
 
+def test_key_that_is_denied_is_not_logged_as_a_missing_role(
+    server: RefusingStorage, service: ImageStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.rights = []
+    refuse_for_now(service, server.refuse("a.jpg", KMS_DENIED))
+    assert caplog.messages == []
+
+
 def test_forbidden_metadata_are_recorded_after_ten_minutes(
     server: RefusingStorage, service: ImageStorage, clock: Clock
 ) -> None:
