@@ -366,7 +366,7 @@ def _translated() -> Iterator[None]:
             ErrorCode.CORRUPT_IMAGE, "The object's bytes are not in its Content-Encoding."
         ) from exc
     except (RefreshError, DefaultCredentialsError) as exc:
-        raise StorageRefusedError(f"{_YOUR_CREDENTIALS} ({exc.args[0]})") from exc
+        raise StorageRefusedError(_YOUR_CREDENTIALS) from exc
     except (
         exceptions.GoogleAPIError,
         GoogleAuthError,

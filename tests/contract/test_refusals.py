@@ -350,5 +350,5 @@ def test_credentials_that_have_expired_are_said(call: str, monkeypatch: pytest.M
 
     monkeypatch.delenv("STORAGE_EMULATOR_HOST")
     lister = ObjectLister(storage.Client(credentials=Expired(), project="p"), timeout_seconds=1)
-    with pytest.raises(StorageRefusedError, match="application-default login.*Reauthentication"):
+    with pytest.raises(StorageRefusedError, match="expired: run `gcloud auth application-default"):
         lister.exists(ref("a")) if call == "exists" else list(lister.pages(BUCKET, ""))
