@@ -171,8 +171,8 @@ class Batcher(Generic[Item, Result]):
                 if batch := _in_time(taken):
                     results = _run_isolating(self._run, [entry.item for entry in batch])
                     self._hand_over(batch, results)
-            except Exception as exc:  # as where memory is short: this thread must go on
-                _fail(taken, exc)
+            except BaseException as exc:  # noqa: BLE001 - as where memory is short: it must go on
+                _fail(taken, _as_exception(exc))
                 with suppress(MemoryError):
                     logger.error("A batch could not be run", exc_info=exc)
                 time.sleep(_PAUSE_SECONDS)
@@ -243,9 +243,9 @@ class Batcher(Generic[Item, Result]):
                     entry.future.set_result(outcome)
                 else:
                     entry.future.set_exception(outcome)
-        except Exception as exc:  # noqa: BLE001 - each caller raises it, on its own thread
+        except BaseException as exc:  # noqa: BLE001 - each caller raises it, on its own thread
             for entry, result in zip(batch, results, strict=True):
-                _fail([entry], result if isinstance(result, Exception) else exc)
+                _fail([entry], result if isinstance(result, Exception) else _as_exception(exc))
 
 
 class Ticket(Generic[Item, Result]):
@@ -281,6 +281,15 @@ class Ticket(Generic[Item, Result]):
     ) -> None:
         """Give the place back, prepared or not."""
         self._batcher._leave(submitted=self._submitted)
+
+
+def _as_exception(error: BaseException) -> Exception:
+    """Return an error that a caller's thread survives."""
+    if isinstance(error, Exception):
+        return error
+    wrapped = DetectorError(f"{type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped
 
 
 def _fail(entries: list[_Entry[Item, Result]], error: Exception) -> None:
@@ -327,9 +336,9 @@ def _run_isolating(
         if len(results) != len(items):
             raise DetectorError(f"{len(items)} items went in and {len(results)} results came out")
         return list(results)
-    except Exception as exc:
+    except BaseException as exc:  # noqa: BLE001 - a panic of Rust code is no Exception
         logger.exception("A batch of %d raised%s", len(items), "; splitting" * (len(items) > 1))
         if len(items) == 1:
-            return [exc]
+            return [_as_exception(exc)]
     half = len(items) // 2
     return _run_isolating(run, items[:half]) + _run_isolating(run, items[half:])

@@ -143,6 +143,11 @@ class ErrorCode(StrEnum):
     UNREADABLE_OBJECT = "unreadable_object"  # Cloud Storage refuses this object for good
     UNSTORABLE_RESULT = "unstorable_result"  # Firestore refuses the document of its result
 
+    @property
+    def is_of_the_bytes(self) -> bool:
+        """Whether the object's bytes are the reason, so that another attempt ends likewise."""
+        return self not in (ErrorCode.UNREADABLE_OBJECT, ErrorCode.UNSTORABLE_RESULT)
+
 
 @dataclass(frozen=True)
 class Failure:

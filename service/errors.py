@@ -8,6 +8,7 @@
     ├── UnauthenticatedError       a push without a valid token: 401
     ├── ForbiddenError             a push in the name of an account that may not: 403
     ├── BadImageError              never detectable: recorded, then acknowledged
+    ├── DocumentKeptError          a rerun that failed beside a done document: acknowledged
     ├── ObjectGoneError            the generation no longer exists: acknowledged
     ├── DetectorError              the network failed on a picture: 500
     └── TransientError             a later delivery can succeed: 503
@@ -87,6 +88,10 @@ class BadImageError(YoloBatchError):
 
 class ObjectGoneError(YoloBatchError):
     """The generation was overwritten or deleted before we read it."""
+
+
+class DocumentKeptError(YoloBatchError):
+    """A rerun failed for a reason that is not in the image's bytes: its done document stays."""
 
 
 class DetectorError(YoloBatchError):

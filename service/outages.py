@@ -1,4 +1,4 @@
-"""What concerns every message, in the log once: when it begins, changes, and is over.
+"""What concerns every message, in the log once: when it begins, now and then, when it is over.
 
 Without this, a bucket that the service may not read would write one line for each delivery of each
 message, and the line that says what to do would be lost among them.
@@ -7,32 +7,45 @@ message, and the line that says what to do would be lost among them.
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 logger = logging.getLogger(__name__)
 
+Value = TypeVar("Value")
+
 _QUIET_SECONDS = 60.0  # the same reason is not logged again so soon, if it comes and goes
-_MAX_KNOWN = 1000  # subjects; the oldest is forgotten
+_REPEAT_SECONDS = 1800.0  # and is logged again after this, as long as it lasts
+_MAX_SUBJECTS = 1000  # the oldest is forgotten
+_MAX_REASONS = 20  # of one subject; likewise
 
 
 @dataclass
 class _Outage:
-    reason: str
     logged_at: float
+    rejected: int = 0  # messages since then
     is_over: bool = False
 
 
 class Outages:
     """The outages of one service; safe to use from many threads."""
 
-    def __init__(self, *, quiet_seconds: float = _QUIET_SECONDS) -> None:
+    def __init__(
+        self,
+        *,
+        quiet_seconds: float = _QUIET_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Start without any.
 
         Args:
             quiet_seconds: how long a reason that comes back soon is not logged again.
+            clock: seconds.
         """
         self._quiet_seconds = quiet_seconds
-        self._outages: dict[str, _Outage] = {}
+        self._clock = clock
+        self._outages: dict[str, dict[str, _Outage]] = {}  # by subject and reason
         self._lock = threading.Lock()
 
     def report(self, subject: str, reason: str, cause: str = "") -> None:
@@ -43,19 +56,19 @@ class Outages:
             reason: why, and what to do, in sentences.
             cause: what the cloud wrote; it may differ from message to message.
         """
-        now = time.monotonic()
+        now = self._clock()
         with self._lock:
-            known = self._outages.get(subject)
-            if known and known.reason == reason:
-                is_recent = now - known.logged_at < self._quiet_seconds
-                if not known.is_over or is_recent:
-                    return
-            self._outages[subject] = _Outage(reason, now)
-            if len(self._outages) > _MAX_KNOWN:
-                del self._outages[next(iter(self._outages))]
+            reasons = _slot(self._outages, subject, {}, _MAX_SUBJECTS)
+            outage = _slot(reasons, reason, _Outage(-_REPEAT_SECONDS + now), _MAX_REASONS)
+            outage.rejected += 1
+            quiet_seconds = self._quiet_seconds if outage.is_over else _REPEAT_SECONDS
+            if now - outage.logged_at < quiet_seconds:
+                return
+            rejected = outage.rejected
+            reasons[reason] = _Outage(now)
         logger.error(
             "Messages are rejected until this is repaired",
-            extra={"subject": subject, "reason": reason, "cause": cause},
+            extra={"subject": subject, "reason": reason, "cause": cause, "rejected": rejected},
         )
 
     def clear(self, subject: str) -> None:
@@ -63,8 +76,17 @@ class Outages:
         if not self._outages:  # nearly always
             return
         with self._lock:
-            known = self._outages.get(subject)
-            if known is None or known.is_over:
+            reasons = self._outages.get(subject, {}).values()
+            if all(outage.is_over for outage in reasons):
                 return
-            known.is_over = True
+            for outage in reasons:
+                outage.is_over = True
         logger.warning("Messages are accepted again", extra={"subject": subject})
+
+
+def _slot(known: dict[str, Value], key: str, new: Value, size: int) -> Value:
+    """Return what is known of a key, or the new value; forget the oldest beyond a size."""
+    found = known.setdefault(key, new)
+    if len(known) > size:
+        del known[next(iter(known))]
+    return found

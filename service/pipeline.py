@@ -39,6 +39,7 @@ from service.errors import (
     BadImageError,
     DecoderBusyError,
     DetectorError,
+    DocumentKeptError,
     ModelNotReadyError,
     ObjectGoneError,
     ShuttingDownError,
@@ -295,6 +296,12 @@ class Pipeline:
         try:
             with self._watchdog.watch():
                 return self._process_together(ref, delivery)
+        except DocumentKeptError as exc:
+            logger.warning(
+                "A rerun failed for a reason that is not in the image: its document stays as it is",
+                extra={"uri": ref.uri, "generation": ref.generation, "reason": str(exc)},
+            )
+            return Outcome.ALREADY_FINAL
         except ObjectGoneError:
             logger.warning(
                 "An image is gone: deleted or overwritten before it was read, or it never existed",

@@ -21,8 +21,8 @@ class PublishError(YoloBatchError):
     """Pub/Sub did not take the jobs."""
 
 
-class AttributesError(PublishError):
-    """A message's own attributes cannot be published."""
+class MessageError(PublishError):
+    """A message cannot be published as it is."""
 
 
 def job_messages(
@@ -101,11 +101,11 @@ def publish_jobs(
         The ids of the messages, in order.
 
     Raises:
-        AttributesError: their names are the client's own.
+        MessageError: Pub/Sub or its client cannot take some message as it is.
         PublishError: some message was not taken; publishing again is safe.
     """
     if taken := _NO_ATTRIBUTES.intersection(attributes or {}):
-        raise AttributesError(f"Attributes of these names cannot be published: {sorted(taken)}")
+        raise MessageError(f"Attributes of these names cannot be published: {sorted(taken)}")
     policy = retry.Retry(
         predicate=retry.if_exception_type(
             exceptions.ServiceUnavailable, exceptions.InternalServerError, exceptions.Aborted
@@ -122,5 +122,7 @@ def publish_jobs(
         return [future.result(timeout=timeout_seconds) for future in futures]
     except exceptions.NotFound as exc:
         raise PublishError(f"There is no topic {topic}") from exc
+    except (exceptions.InvalidArgument, ValueError, TypeError) as exc:
+        raise MessageError(f"Pub/Sub cannot take the message: {exc}") from exc
     except (exceptions.GoogleAPIError, GoogleAuthError, TimeoutError) as exc:
         raise PublishError(f"Pub/Sub did not take the jobs: {exc}") from exc

@@ -3,23 +3,32 @@
 Sources: https://cloud.google.com/storage/docs/json_api/v1/status-codes. Errors of metadata come as
 JSON with a `reason`; errors of a download (`alt=media`) come as text, so sentences are read too.
 
-A plain 403 does not say what it concerns: no right on the bucket, or none on this object. It is
-the object's own if the object was refused twice, and the bucket was readable in between: another
-object of it was read, or the account has the right.
+Most refusals do not say what they concern, or may pass: permissions take minutes to spread, and a
+key that is away comes back. See docs/decisions/0003-refused-objects.md.
 """
 
 import json
+import math
+import re
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+
+# An unclear refusal is the object's own if the object was refused for so long. Google's own figure
+# for permissions to spread is 7 minutes and more: https://cloud.google.com/iam/docs/access-change-propagation
+MIN_REFUSED_SECONDS = 600.0
 
 _BAD_REQUEST, _UNAUTHORIZED, _FORBIDDEN, _LEGAL_REASONS = 400, 401, 403, 451
 _MAX_REMEMBERED = 10_000  # refused objects; the oldest are forgotten
 _MAX_TEXT = 300  # letters of Cloud Storage's own sentence in a document
+_MAX_READ = 2000  # that are read
 
 _RETRY = " Then run `yolo-batch reconcile --enqueue failed`."
+# Of a job that names no generation: its document is not of a live object's.
+_SUBMIT = " Then submit the object again."
 _CUSTOMER_KEY = (
     "The object is encrypted with a customer-supplied encryption key, which the service does not "
     "have. Upload it again without that key."
@@ -40,6 +49,19 @@ _NO_ACCESS = (
 )
 _OTHER = "Cloud Storage refuses to give this object ({text})."
 
+# Of everything.
+_NO_RIGHT = (
+    "Cloud Storage refused access: the service account needs roles/storage.objectViewer on the "
+    "bucket."
+)
+NO_CREDENTIALS = "Google does not accept the service account, or cannot be asked for its token."
+_POLICY = (
+    "An organization policy or a VPC Service Controls perimeter refuses access: let the service "
+    "account and its project through. Roles do not help."
+)
+_BILLING = "Cloud Storage refuses the bucket: its project's billing or account is disabled."
+_REFUSED = "Cloud Storage refuses every request to the bucket; `cause` says why."
+
 _NOW = {
     "rateLimitExceeded",
     "userRateLimitExceeded",
@@ -49,14 +71,12 @@ _NOW = {
     "RESOURCE_QUOTA_EXCEEDED",
     "conflict",
 }
+_OF_POLICY = {"orgPolicyConstraintFailed", "SECURITY_POLICY_VIOLATED", "vpcServiceControls"}
+_OF_BILLING = {"accountDisabled", "billingDisabled", "BILLING_DISABLED"}
 _EVERYTHING = {
     "accessNotConfigured",
-    "accountDisabled",
     "authError",
-    "billingDisabled",
-    "BILLING_DISABLED",
     "countryBlocked",
-    "orgPolicyConstraintFailed",
     "SERVICE_DISABLED",
     "sslRequired",
     "turnedDown",
@@ -64,7 +84,21 @@ _EVERYTHING = {
     "UserProjectAccountProblem",
     "userProjectInconsistent",
     "userProjectInvalid",
+    *_OF_POLICY,
+    *_OF_BILLING,
 }
+
+# Whole phrases of sentences in which no name is left.
+_SAYS_NOW = re.compile(r"\b(exceed(s|ed)? (\w+ ){0,4}(rate limit|quota)|quota exceeded"
+                       r"|rate limit (was )?exceeded)\b")  # fmt: skip
+_SAYS_POLICY = re.compile(r"\borgani[sz]ation.s policy\b|\bvpcservicecontrolsuniqueidentifier\b")
+_SAYS_BILLING = re.compile(r"\bbilling account\b.*\bdisabled\b")
+_SAYS_CUSTOMER_KEY = re.compile(r"\bcustomer-supplied encryption key\b")
+_SAYS_KMS = re.compile(r"\bcloud kms (\w+ )?(crypto)?key\b")
+_SAYS_DISABLED = re.compile(r"\b(disabled|destroyed)\b")
+_SAYS_REQUESTER_PAYS = re.compile(r"\brequester pays bucket\b")
+_QUOTED = re.compile(r"""(?<!\w)(['"`]).*?\1(?!\w)""")
+_MARKUP = re.compile(r"<[!?/a-z]", re.IGNORECASE)
 
 
 class Scope(Enum):
@@ -73,7 +107,7 @@ class Scope(Enum):
     NOW = "now"  # a later delivery can succeed
     EVERYTHING = "everything"  # the bucket, the project, the account: somebody has to act
     OBJECT = "object"  # this object, for good
-    UNCLEAR = "unclear"
+    UNCLEAR = "unclear"  # any of these: time tells
 
 
 @dataclass(frozen=True)
@@ -83,87 +117,131 @@ class Refusal:
     status: int
     reason: str = ""  # of its JSON; empty where it wrote text
     text: str = ""
+    name: str = ""  # of the object, which may hold any words
 
     @classmethod
-    def read(cls, status: int, body: str) -> "Refusal":
+    def read(cls, status: int, body: str, name: str = "") -> "Refusal":
         """Read a response's body, JSON or text."""
         try:
             error = json.loads(body)["error"]
             [first, *_] = error.get("errors") or [{}]
             reason = str(first.get("reason") or error.get("status") or "")
-            return cls(status, reason, _clean(str(error.get("message", ""))))
+            return cls(status, _clean(reason), _clean(str(error.get("message", ""))), name)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            return cls(status, "", _clean(body))
+            return cls(status, "", _clean(body), name)
 
     @property
     def scope(self) -> Scope:
         """What it concerns, as far as it says so itself."""
-        text = self.text.lower()
-        if self.reason in _NOW or "rate limit" in text or "quota" in text:
+        if self.reason in _NOW or self._says(_SAYS_NOW):
             return Scope.NOW
         if self.status == _UNAUTHORIZED or self.reason in _EVERYTHING:
             return Scope.EVERYTHING
-        if "billing account" in text:
+        if self._says(_SAYS_BILLING) or self._says(_SAYS_POLICY):
             return Scope.EVERYTHING
-        if self._known() or self.status == _LEGAL_REASONS:
+        if self.status == _LEGAL_REASONS:
             return Scope.OBJECT
-        # All our requests are alike but for the object, so a 400 is about the object. Where it has
-        # no reason, it may be some proxy's.
-        is_bad_request = self.status == _BAD_REQUEST
-        return Scope.OBJECT if is_bad_request and self.reason else Scope.UNCLEAR
+        # Only these say that they will not pass.
+        is_lasting = self._known() in (_CUSTOMER_KEY, _REQUESTER_PAYS) or self._is_disabled_key()
+        return Scope.OBJECT if self.status == _BAD_REQUEST and is_lasting else Scope.UNCLEAR
 
-    def sentence(self) -> str:
+    def sentence(self, *, has_generation: bool = True) -> str:
         """Say why the object cannot be read, and what to do, for its document."""
-        shown = f"{self.status}{' ' + self.reason if self.reason else ''}"
-        text = f"{shown}: {self.text}" if self.text else shown
         template = self._known() or {
             _FORBIDDEN: _NO_ACCESS,
             _LEGAL_REASONS: _LEGAL,
         }.get(self.status, _OTHER)
+        if not has_generation:
+            template = template.replace(_RETRY, _SUBMIT)
+        text = f"{self.code}: {self.text[:_MAX_TEXT]}" if self.text else self.code
         return template.replace("{text}", text)
+
+    def advice(self) -> str:
+        """Say why everything is refused, and what to do, for the log and the caller."""
+        if self.reason in _OF_POLICY or self._says(_SAYS_POLICY):
+            return _POLICY
+        if self.reason in _OF_BILLING or self._says(_SAYS_BILLING):
+            return _BILLING
+        if self.status == _UNAUTHORIZED:
+            return NO_CREDENTIALS
+        return _NO_RIGHT if self.is_plain else _REFUSED
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a 403 without a reason, as where a role is missing."""
+        return self.status == _FORBIDDEN and self.scope is Scope.UNCLEAR and not self._known()
+
+    @property
+    def code(self) -> str:
+        """Its status and its reason, if it has one."""
+        return f"{self.status} {self.reason}".rstrip()
 
     def _known(self) -> str | None:
         """Return the sentence of a refusal that names its reason."""
-        reason, text = self.reason.lower(), self.text.lower()
-        if "customerencryptionkey" in reason or "customer-supplied encryption key" in text:
+        reason = self.reason.lower()
+        if "customerencryptionkey" in reason or self._says(_SAYS_CUSTOMER_KEY):
             return _CUSTOMER_KEY
-        if "kms" in reason or "cloud kms" in text or "cloudkms" in text:
+        if reason.startswith("cloudkms") or self._says(_SAYS_KMS):
             return _KMS_KEY
-        if reason == "userprojectmissing" or "requester pays" in text:
+        if reason == "userprojectmissing" or self._says(_SAYS_REQUESTER_PAYS):
             return _REQUESTER_PAYS
         return None
 
+    def _is_disabled_key(self) -> bool:
+        if self._known() != _KMS_KEY:
+            return False
+        return self.reason == "cloudKmsDisabledKey" or self._says(_SAYS_DISABLED)
+
+    def _says(self, phrase: re.Pattern[str]) -> bool:
+        """Say whether it holds a phrase, but for names: of accounts, resources and the object."""
+        text = self.text
+        if not self.name.isalpha():  # else it may be a word of the sentence
+            text = text.replace(_clean(self.name) or "\0", "/")
+        words = _QUOTED.sub(" / ", text).lower().split()
+        return bool(phrase.search(" ".join(map(_without_name, words))))
+
 
 class AccessHistory:
-    """Which objects were refused, and when their buckets were readable."""
+    """Since when objects are refused, and when their buckets were readable."""
 
-    def __init__(self) -> None:
-        """Start without any."""
-        self._refused: OrderedDict[tuple[str, str], int] = OrderedDict()
-        self._reads: OrderedDict[str, int] = OrderedDict()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start without any, by a clock in seconds."""
+        self._clock = clock
+        self._refused: OrderedDict[tuple[object, ...], float] = OrderedDict()
+        self._reads: OrderedDict[str, float] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, bucket: str) -> None:
-        """Note that a bucket is readable."""
+    def read(self, bucket: str, *request: object) -> None:
+        """Note that a request for an object succeeded: its refusals are forgotten."""
         with self._lock:
-            self._reads[bucket] = time.monotonic_ns()
+            self._refused.pop((bucket, *request), None)
+            self._reads[bucket] = self._clock()
             self._reads.move_to_end(bucket)
             if len(self._reads) > _MAX_REMEMBERED:
                 self._reads.popitem(last=False)
 
-    def is_refused_alone(self, bucket: str, name: str) -> bool:
-        """Note a refusal; say whether it is the object's own.
-
-        It is if the object was refused before, and the bucket was readable in between.
-        """
+    def is_lasting(self, bucket: str, *request: object) -> bool:
+        """Note a refusal; say whether the same request has been refused for long enough."""
         with self._lock:
-            first = self._refused.setdefault((bucket, name), time.monotonic_ns())
+            first = self._refused.setdefault((bucket, *request), self._clock())
             if len(self._refused) > _MAX_REMEMBERED:
                 self._refused.popitem(last=False)
-            return first < self._reads.get(bucket, 0)
+            return self._clock() - first >= MIN_REFUSED_SECONDS
+
+    def was_read_lately(self, bucket: str) -> bool:
+        """Say whether a bucket was readable within the time that a verdict takes."""
+        with self._lock:
+            return self._clock() - self._reads.get(bucket, -math.inf) < MIN_REFUSED_SECONDS
+
+
+def _without_name(word: str) -> str:
+    """Return a word, or "/" for an e-mail address, a path or a domain."""
+    return "/" if re.search(r"[@/]|\.\w", word) else word
 
 
 def _clean(text: str) -> str:
-    """Make one line of what Cloud Storage wrote."""
+    """Make one line of what Cloud Storage wrote; nothing of a page, which some proxy wrote."""
+    if _MARKUP.search(text):
+        return ""
     line = "".join(letter if letter.isprintable() else " " for letter in text)
-    return " ".join(line.split())[:_MAX_TEXT]
+    return " ".join(line.split())[:_MAX_READ]

@@ -3,12 +3,12 @@
 import io
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from google.api_core import exceptions, retry
-from google.auth.exceptions import GoogleAuthError
+from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, RefreshError
 from google.cloud import storage  # type: ignore[attr-defined]  # published without types
 from google.cloud.exceptions import NotFound
 from google.cloud.storage.exceptions import DataCorruption
@@ -26,7 +26,7 @@ from service.errors import (
     YoloBatchError,
 )
 from service.outages import Outages
-from service.refusals import AccessHistory, Refusal, Scope
+from service.refusals import NO_CREDENTIALS, AccessHistory, Refusal, Scope
 
 _PAGE_SIZE = 1000  # the most that Cloud Storage gives
 # What the listing asks for of each object: names are long enough.
@@ -37,12 +37,11 @@ _REFUSALS = frozenset({400, 401, 403, 451})  # an answer that a repetition does 
 _RIGHTS = ("storage.objects.get", "storage.objects.list")
 _NO_RIGHTS_SECONDS = 30.0  # how long a bucket is not asked again for the rights that it denied
 _MAX_BUCKETS = 1000  # that this is remembered of
-_NO_ACCESS = (
-    "Cloud Storage refused access: the service account needs roles/storage.objectViewer on the "
-    "bucket."
+_FOR_NOW = "Cloud Storage refuses the object, for now at least."
+_YOUR_CREDENTIALS = (
+    "Google does not accept your credentials, or they have expired: run `gcloud auth "
+    "application-default login`"
 )
-_NO_CREDENTIALS = "Google does not accept the service account, or cannot be asked for its token."
-_REFUSED = "Cloud Storage refuses every request to the bucket; the log says why."
 
 
 class NoBucketError(YoloBatchError):
@@ -60,6 +59,7 @@ class ImageStorage:
         max_bytes: int,
         connections: int,
         outages: Outages | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take a client and the limits.
 
@@ -69,6 +69,7 @@ class ImageStorage:
             max_bytes: larger objects are refused.
             connections: how many threads will call at once.
             outages: logs a bucket that cannot be read at all.
+            clock: seconds, by which refusals grow old.
         """
         _widen(client, connections)
         self._client = client
@@ -76,7 +77,8 @@ class ImageStorage:
         self._retry: retry.Retry = DEFAULT_RETRY.with_timeout(timeout_seconds)
         self._max_bytes = max_bytes
         self._outages = outages or Outages()
-        self._history = AccessHistory()
+        self._clock = clock
+        self._history = AccessHistory(clock)
         self._no_rights: dict[str, float] = {}  # buckets, and when they denied a right
         self._lock = threading.Lock()
 
@@ -125,13 +127,13 @@ class ImageStorage:
                 yield
             except exceptions.GoogleAPICallError as exc:
                 # An organisation's policy is answered 412.
-                if exc.code not in _REFUSALS and _refusal(exc).scope is not Scope.EVERYTHING:
+                if exc.code not in _REFUSALS and _refusal(exc, ref).scope is not Scope.EVERYTHING:
                     raise
                 raise self._refused(ref, exc, is_download=is_download) from exc
             except GoogleAuthError as exc:
-                self._outages.report(f"gs://{ref.bucket}", _NO_CREDENTIALS, str(exc))
-                raise StorageRefusedError(_NO_CREDENTIALS) from exc
-        self._history.read(ref.bucket)
+                self._outages.report(f"gs://{ref.bucket}", NO_CREDENTIALS, str(exc))
+                raise StorageRefusedError(NO_CREDENTIALS) from exc
+        self._history.read(*_request(ref, is_download=is_download))
         self._outages.clear(f"gs://{ref.bucket}")
 
     def _refused(
@@ -142,31 +144,29 @@ class ImageStorage:
         Raises:
             GoogleAPICallError: further questions to Cloud Storage failed.
         """
-        refusal = _refusal(error)
-        scope = refusal.scope
+        refusal = _refusal(error, ref)
         has_metadata = False
-        if scope is Scope.UNCLEAR and is_download:
+        if refusal.scope is Scope.UNCLEAR and is_download:
             # The metadata's answer has a reason. If they are not refused, the bytes alone are.
             again = self._metadata_refusal(ref)
             has_metadata = again is None
             refusal = again or refusal
-            scope = refusal.scope
-        if scope is Scope.UNCLEAR and refusal.status == exceptions.Forbidden.code:
-            scope = self._scope_of_forbidden(ref, has_metadata=has_metadata)
-        elif scope is Scope.UNCLEAR and has_metadata:
-            scope = Scope.OBJECT
+        scope = refusal.scope
+        if scope is Scope.UNCLEAR:
+            is_lasting = self._history.is_lasting(*_request(ref, is_download=is_download))
+            is_readable = has_metadata or self._has_rights(ref.bucket)
+            if is_lasting and (is_readable or self._history.was_read_lately(ref.bucket)):
+                scope = Scope.OBJECT
+            elif refusal.is_plain and not is_readable:
+                scope = Scope.EVERYTHING
         if scope is Scope.OBJECT:
-            return BadImageError(ErrorCode.UNREADABLE_OBJECT, refusal.sentence())
+            sentence = refusal.sentence(has_generation=ref.generation is not None)
+            return BadImageError(ErrorCode.UNREADABLE_OBJECT, sentence)
         if scope is not Scope.EVERYTHING:
-            return StorageUnavailableError("Cloud Storage is unavailable.")
-        is_plain = refusal.status == exceptions.Forbidden.code and refusal.scope is Scope.UNCLEAR
-        code = f"{refusal.status} {refusal.reason}".strip()
-        self._outages.report(
-            f"gs://{ref.bucket}",
-            f"{_NO_ACCESS} ({code})" if is_plain else f"Cloud Storage refuses the bucket ({code}).",
-            refusal.text,
-        )
-        return StorageRefusedError(_NO_ACCESS if is_plain else _REFUSED)
+            return StorageUnavailableError(_FOR_NOW)
+        reason = f"{refusal.advice()} ({refusal.code})"
+        self._outages.report(f"gs://{ref.bucket}", reason, refusal.text)
+        return StorageRefusedError(refusal.advice())
 
     def _metadata_refusal(self, ref: ImageRef) -> Refusal | None:
         """Ask for an object's metadata; return why they are refused, or None if they are not."""
@@ -175,28 +175,15 @@ class ImageStorage:
         except exceptions.GoogleAPICallError as exc:
             if exc.code not in _REFUSALS:
                 raise
-            return _refusal(exc)
+            return _refusal(exc, ref)
         return None
-
-    def _scope_of_forbidden(self, ref: ImageRef, *, has_metadata: bool) -> Scope:
-        """Say whether a plain 403 concerns one object, or all of its bucket.
-
-        A right that is granted or taken away just now reaches Cloud Storage's servers one after the
-        other, so that no single delivery proves anything.
-        """
-        if self._history.is_refused_alone(ref.bucket, f"{ref.name}#{ref.generation}"):
-            return Scope.OBJECT
-        if has_metadata or self._has_rights(ref.bucket):
-            self._history.read(ref.bucket)
-            return Scope.NOW
-        return Scope.EVERYTHING
 
     def _has_rights(self, bucket: str) -> bool:
         """Say whether the account may read and list a bucket; asking this needs no right itself.
 
         Only a denial is remembered: rights that were taken away a moment ago must be seen.
         """
-        now = time.monotonic()
+        now = self._clock()
         with self._lock:
             if now - self._no_rights.get(bucket, -_NO_RIGHTS_SECONDS) < _NO_RIGHTS_SECONDS:
                 return False
@@ -378,6 +365,8 @@ def _translated() -> Iterator[None]:
         raise BadImageError(
             ErrorCode.CORRUPT_IMAGE, "The object's bytes are not in its Content-Encoding."
         ) from exc
+    except (RefreshError, DefaultCredentialsError) as exc:
+        raise StorageRefusedError(_YOUR_CREDENTIALS) from exc
     except (
         exceptions.GoogleAPIError,
         GoogleAuthError,
@@ -390,7 +379,12 @@ def _translated() -> Iterator[None]:
         raise StorageUnavailableError("Cloud Storage is unavailable.") from exc
 
 
-def _refusal(error: exceptions.GoogleAPICallError) -> Refusal:
-    """Read what Cloud Storage wrote with an error."""
+def _request(ref: ImageRef, *, is_download: bool) -> tuple[str, object, object, object]:
+    """Return what is refused or allowed: where metadata can be read, the bytes may be refused."""
+    return ref.bucket, ref.name, ref.generation, is_download
+
+
+def _refusal(error: exceptions.GoogleAPICallError, ref: ImageRef | None = None) -> Refusal:
+    """Read what Cloud Storage wrote with an error of an object."""
     body = getattr(error.response, "text", None) or error.message or ""
-    return Refusal.read(error.code or 0, body)
+    return Refusal.read(error.code or 0, body, ref.name if ref else "")

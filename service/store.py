@@ -3,12 +3,15 @@
 A document is created once: its id names one generation of one object, and a final record stays as
 it is. Two processes that detect the same picture at once lose nothing: the second one's `create`
 finds the document and drops its own. Only a rerun replaces a document, and only the one that it
-saw: a document written since is younger than the rerun, and stays.
+saw: a document written since is younger than the rerun, and stays. So does a done document whose
+rerun failed for a reason that is not in the image's bytes.
 
 An image whose document cannot be written fails alone: its neighbours are committed without it, and
 it is recorded as `unstorable_result`, by a small document that holds nothing of what was refused.
+Only a refusal of the document itself is recorded. Any other error is handed on, to be tried again.
 """
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +23,7 @@ from google.auth.exceptions import GoogleAuthError
 from google.cloud import firestore
 from google.cloud.firestore_v1.base_query import FieldFilter
 
-from service.document import to_document
+from service.document import STATUS_DONE, to_document
 from service.domain import (
     ErrorCode,
     Failure,
@@ -31,7 +34,7 @@ from service.domain import (
     Records,
     Rerun,
 )
-from service.errors import StoreRefusedError, StoreUnavailableError
+from service.errors import DocumentKeptError, StoreRefusedError, StoreUnavailableError
 from service.outages import Outages
 
 _TRANSIENT = retry.if_exception_type(
@@ -45,11 +48,14 @@ _AFTER_EVERY_NAME = "\U0010ffff"  # sorts after every object name with the prefi
 _RECORD_FIELDS = ["status", "model.sha256", "created_at"]
 # Each failed commit means that somebody else wrote meanwhile, so that even two are rare.
 _MAX_COMMITS = 10
+_PAUSE_SECONDS = 0.1  # before an image is tried again alone
 # https://firebase.google.com/docs/firestore/quotas. A larger one would not be refused but tried
 # again and again: where a whole commit is too large, some servers answer as if they were busy.
 _MAX_DOCUMENT_BYTES = 2**20
 _MAX_COMMIT_BYTES = 5 * 2**19  # of documents; up to 4 MiB when they are sent
 _NAME_BYTES = 2048  # the document's own name and the bytes that Firestore adds, at most
+# What a document raises that cannot be written at all, while it is built.
+_BUILD_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _MAX_REASON = 300  # letters of what the vendor's client says
 _NO_ACCESS = (
     "Firestore refused access: the service account needs roles/datastore.user, the project billing "
@@ -80,6 +86,9 @@ class ResultStore:
         self._client = client
         self._outages = outages or Outages()
         self._collection = client.collection(collection)
+        # Apart, as an account may have the right to read only.
+        self._reads = f"Firestore database {client._database}, reading"
+        self._writes = f"Firestore database {client._database}, writing"
         # Both are needed: `timeout` bounds one attempt, the retry's own timeout bounds them all.
         self._call: dict[str, Any] = {
             "retry": retry.Retry(
@@ -99,7 +108,7 @@ class ResultStore:
         Raises:
             StoreUnavailableError: Firestore did not answer.
         """
-        with self._answering():
+        with self._reading():
             document = self._collection.document(document_id)
             if rerun:
                 return _is_final(self._read([document_id]).get(document_id), rerun)
@@ -111,7 +120,7 @@ class ResultStore:
         Raises:
             StoreUnavailableError: Firestore did not answer.
         """
-        with self._answering():
+        with self._reading():
             snapshots = self._snapshots(ref.document_id for ref in refs)
             return Records(_records(snapshots), min(found.read_time for found in snapshots))
 
@@ -130,48 +139,60 @@ class ResultStore:
         """
         entries: dict[str, _Entry] = {}
         refused: dict[str, tuple[ImageResult, Exception]] = {}
+        outcomes: dict[str, ImageResult | Exception] = {}
         for result in results:
             try:
                 entries[result.ref.document_id] = _Entry.of(result)
             except MemoryError:
                 raise
-            except Exception as exc:  # noqa: BLE001 - whatever it is, it is this image's own
+            except Exception as exc:  # noqa: BLE001 - nothing but the result decides about it
                 refused[result.ref.document_id] = (result, exc)
-        outcomes: dict[str, ImageResult | Exception] = {}
-        for group in _groups(entries):
-            outcomes |= self._commit_isolating(group)
-        for document_id, (result, error) in refused.items():
-            outcomes[document_id] = self._record_refusal(result, error)
+        try:
+            for group in _groups(entries):
+                self._commit_isolating(group, outcomes)
+            for document_id, (result, error) in refused.items():
+                outcomes[document_id] = self._record_refusal(result, error)
+        except StoreUnavailableError as exc:  # nobody else need wait for it
+            outcomes = dict.fromkeys([*entries, *refused], exc) | outcomes
         if all(isinstance(outcome, StoreUnavailableError) for outcome in outcomes.values()):
             for outcome in outcomes.values():
                 raise outcome  # type: ignore[misc]  # one of these errors
         return [outcomes[result.ref.document_id] for result in results]
 
-    def _commit_isolating(self, entries: "dict[str, _Entry]") -> dict[str, ImageResult | Exception]:
-        """Commit results together; if that fails because of one of them, one by one."""
+    def _commit_isolating(
+        self, entries: "dict[str, _Entry]", outcomes: dict[str, ImageResult | Exception]
+    ) -> None:
+        """Commit results together; if that fails because of one of them, one by one.
+
+        Raises:
+            StoreUnavailableError: Firestore did not answer; those without an outcome have none.
+        """
         try:
-            with self._answering():
-                self._write(entries)
-            return {key: entry.result for key, entry in entries.items()}
-        except StoreUnavailableError as exc:
-            return dict.fromkeys(entries, exc)
-        except MemoryError:
+            outcomes |= self._write(entries)
+            return
+        except (StoreUnavailableError, MemoryError):
             raise
-        except Exception as exc:  # noqa: BLE001 - whatever it is, it must not fail the others
+        except Exception:  # noqa: BLE001 - seen again below, by the image that causes it
             if len(entries) == 1:
-                return {
-                    key: self._record_refusal(entry.result, exc) for key, entry in entries.items()
-                }
-        outcomes: dict[str, ImageResult | Exception] = {}
+                time.sleep(_PAUSE_SECONDS)
         for document_id, entry in entries.items():
-            outcomes |= self._commit_isolating({document_id: entry})
-        return outcomes
+            try:
+                outcomes |= self._write({document_id: entry})
+            except _DocumentRefusedError as exc:
+                outcomes[document_id] = self._record_refusal(entry.result, exc)
+            except (StoreUnavailableError, MemoryError):
+                raise
+            except Exception as exc:  # noqa: BLE001 - whatever it is, it must not fail the others
+                outcomes[document_id] = exc
 
     def _record_refusal(self, result: ImageResult, error: Exception) -> ImageResult | Exception:
         """Record that the document of a result cannot be written, and why.
 
         Returns:
             The failed result, or why nothing is recorded.
+
+        Raises:
+            StoreUnavailableError: Firestore did not answer.
         """
         # What an event or Cloud Storage says of the object may be what is refused, too.
         failed = ImageResult(
@@ -181,40 +202,53 @@ class ResultStore:
                 f"Firestore cannot store the result of this image: {_line(error)}",
             ),
         )
+        document_id = result.ref.document_id
         try:
-            with self._answering():
-                self._write({result.ref.document_id: _Entry.of(failed)})
-            return failed
-        except StoreUnavailableError as exc:
-            return exc
-        except MemoryError:
+            return self._write({document_id: _Entry.of(failed)})[document_id]
+        except (StoreUnavailableError, MemoryError):
             raise
         except _DocumentRefusedError as exc:
             # There is nothing of the image in it: no document can be written at all.
-            self._outages.report(self._subject, _REFUSES_DOCUMENTS, str(exc))
+            self._outages.report(self._writes, _REFUSES_DOCUMENTS, str(exc))
             return StoreRefusedError(_REFUSES_DOCUMENTS)
         except Exception:  # noqa: BLE001 - the first error says more
             return error
 
-    def _write(self, entries: "dict[str, _Entry]") -> None:
+    def _write(self, entries: "dict[str, _Entry]") -> dict[str, ImageResult | Exception]:
         """Create or replace those documents that are not final; all or, on an error, none.
+
+        Returns:
+            The results; a DocumentKeptError where a done document stays instead.
 
         Raises:
             _DocumentRefusedError: Firestore refuses some document for good.
+            StoreUnavailableError: Firestore did not answer.
         """
+        with self._answering(self._writes):
+            return self._write_translated(entries)
+
+    def _write_translated(self, entries: "dict[str, _Entry]") -> dict[str, ImageResult | Exception]:
+        outcomes: dict[str, ImageResult | Exception] = {
+            document_id: entry.result for document_id, entry in entries.items()
+        }
         has_reruns = any(entry.result.ref.rerun for entry in entries.values())
         records = self._read(entries) if has_reruns else {}
-        for attempt in range(1, _MAX_COMMITS + 1):
+        attempt = 0
+        while True:
+            attempt += 1
             entries = {
                 document_id: entry
                 for document_id, entry in entries.items()
                 if not _is_final(records.get(document_id), entry.result.ref.rerun)
             }
+            for document_id in _kept(entries, records):
+                failure = entries.pop(document_id).result.failure
+                outcomes[document_id] = DocumentKeptError(failure.message if failure else "")
             if not entries:
-                return
+                return outcomes
             try:
                 self._commit_batch(entries, records)
-                return
+                return outcomes
             except (exceptions.AlreadyExists, exceptions.FailedPrecondition, exceptions.NotFound):
                 # Another process was first, or our own answer was lost on its way and the
                 # client called again.
@@ -225,20 +259,28 @@ class ResultStore:
                 raise _DocumentRefusedError(exc.message) from exc
 
     def _commit_batch(self, entries: "Mapping[str, _Entry]", records: Mapping[str, Record]) -> None:
-        """Replace the documents that have a record, as long as it stands, and create the others."""
+        """Replace the documents that have a record, as long as it stands, and create the others.
+
+        Raises:
+            _DocumentRefusedError: the client cannot write some document.
+        """
         # BulkWriter would lose writes without an error when the call itself fails:
         # https://github.com/googleapis/python-firestore/issues/633
         batch = self._client.batch()
-        for document_id, entry in entries.items():
-            reference = self._collection.document(document_id)
-            document = entry.document | {"created_at": firestore.SERVER_TIMESTAMP}
-            if record := records.get(document_id):
-                # `set` takes no precondition; every document has the same fields.
-                unchanged = self._client.write_option(last_update_time=record.update_time)
-                batch.update(reference, document, option=unchanged)
-            else:
-                batch.create(reference, document)
+        try:
+            for document_id, entry in entries.items():
+                reference = self._collection.document(document_id)
+                document = entry.document | {"created_at": firestore.SERVER_TIMESTAMP}
+                if record := records.get(document_id):
+                    # `set` takes no precondition; every document has the same fields.
+                    unchanged = self._client.write_option(last_update_time=record.update_time)
+                    batch.update(reference, document, option=unchanged)
+                else:
+                    batch.create(reference, document)
+        except _BUILD_ERRORS as exc:
+            raise _DocumentRefusedError(_line(exc)) from exc
         batch.commit(**self._call)
+        self._outages.clear(self._writes)
 
     def _read(self, document_ids: Iterable[str]) -> dict[str, Record]:
         return _records(self._snapshots(document_ids))
@@ -258,7 +300,7 @@ class ResultStore:
             query = query.where(filter=FieldFilter("name", ">=", prefix)).where(
                 filter=FieldFilter("name", "<", prefix + _AFTER_EVERY_NAME)
             )
-        with self._answering():
+        with self._reading():
             try:
                 for snapshot in query.order_by("name").stream(**self._call):
                     yield snapshot.to_dict() or {}
@@ -271,31 +313,41 @@ class ResultStore:
         Raises:
             StoreUnavailableError: Firestore did not answer.
         """
-        with self._answering():
+        with self._reading():
             found = self._collection.document(document_id).get(**self._call)
             return found.to_dict() if found.exists else None
 
-    @property
-    def _subject(self) -> str:
-        """The database, for the log."""
-        return f"Firestore database {self._client._database}"
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with self._answering(self._reads):
+            yield
+        self._outages.clear(self._reads)
 
     @contextmanager
-    def _answering(self) -> Iterator[None]:
+    def _answering(self, subject: str) -> Iterator[None]:
         """Turn the vendor's errors into ours, and log once what concerns every message."""
         try:
             with _translated():
                 yield
         except StoreRefusedError as exc:
-            self._outages.report(self._subject, str(exc), str(exc.__cause__ or ""))
+            self._outages.report(subject, str(exc), str(exc.__cause__ or ""))
             raise
-        self._outages.clear(self._subject)
 
 
 def _is_final(record: Record | None, rerun: Rerun | None) -> bool:
     if record is None:
         return False
     return rerun is None or not rerun.replaces(record.created_at, record.model)
+
+
+def _kept(entries: "Mapping[str, _Entry]", records: Mapping[str, Record]) -> list[str]:
+    """Return the documents that no failure may replace that says nothing of the image's bytes."""
+    return [
+        document_id
+        for document_id, entry in entries.items()
+        if (record := records.get(document_id)) and record.status == STATUS_DONE
+        if (failure := entry.result.failure) and not failure.code.is_of_the_bytes
+    ]
 
 
 def _records(snapshots: Iterable[Any]) -> dict[str, Record]:
@@ -384,5 +436,5 @@ def _translated() -> Iterator[None]:
         raise StoreRefusedError(_NO_NATIVE) from exc
     except (exceptions.InvalidArgument, exceptions.OutOfRange) as exc:
         raise StoreRefusedError(_REFUSES_DOCUMENTS) from exc
-    except exceptions.GoogleAPIError as exc:
+    except (exceptions.GoogleAPIError, TimeoutError) as exc:
         raise StoreUnavailableError("Firestore is unavailable.") from exc

@@ -7,11 +7,12 @@ are wildcards, as gcloud's: `*` and `?` stay within one folder, `**` does not.
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from service.domain import ImageRef
-from service.errors import EnvelopeError, YoloBatchError
+from service.errors import EnvelopeError, StorageRefusedError, YoloBatchError
 from service.events import parse_uri
 
 LOOKUPS = 32  # objects asked for at once
@@ -63,6 +64,11 @@ def read(uris: Iterable[str]) -> dict[str, ImageRef]:
     return refs
 
 
+def is_pattern(ref: ImageRef) -> bool:
+    """Say whether a name has wildcards; with a generation, it means one object."""
+    return ref.generation is None and bool(_WILDCARD.search(ref.name))
+
+
 def look_up(refs: dict[str, ImageRef], objects: Objects) -> Submission:
     """Find the objects of uris.
 
@@ -72,18 +78,29 @@ def look_up(refs: dict[str, ImageRef], objects: Objects) -> Submission:
     """
     submission = Submission()
     missing = []
+
+    def exists(ref: ImageRef) -> bool:
+        try:
+            return objects.exists(ref)
+        except StorageRefusedError:
+            if is_pattern(ref):
+                return False  # the listing tells, to whoever may only list
+            raise
+
     with ThreadPoolExecutor(LOOKUPS) as threads:
-        exist = list(threads.map(objects.exists, refs.values()))
+        exist = list(threads.map(exists, refs.values()))
     for (uri, ref), is_there in zip(refs.items(), exist, strict=True):
         if is_there:
             submission.uris.append(uri)
         elif found := list(_matching(ref, objects)):
-            submission.uris += found
+            # Where the lookup was refused, the object of this very name may be among them.
+            found = [one for one in found if one.name == ref.name] or found
+            submission.uris += [f"{one.uri}#{one.generation}" for one in found]
             submission.matches[uri] = len(found)
         else:
             missing.append(uri)
     if missing:
-        shown = "".join(f"\n  {uri}" for uri in missing[:_SHOWN])
+        shown = "".join(f"\n  {uri}{_hint(refs[uri], objects)}" for uri in missing[:_SHOWN])
         more = f"\n  and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
         raise SubmissionError(
             f"{len(missing):,} of {len(refs):,} uris name no object, so nothing is published "
@@ -93,16 +110,28 @@ def look_up(refs: dict[str, ImageRef], objects: Objects) -> Submission:
     return submission
 
 
-def _matching(ref: ImageRef, objects: Objects) -> Iterator[str]:
+def _matching(ref: ImageRef, objects: Objects) -> Iterator[ImageRef]:
     """Find the objects that a pattern means, each with its generation."""
     first = _WILDCARD.search(ref.name)
-    if not first or ref.generation is not None:
+    if not first or not is_pattern(ref):
         return
     expression = re.compile(_expression(ref.name), re.DOTALL)
     for page in objects.pages(ref.bucket, ref.name[: first.start()]):
         for found in page:
             if expression.fullmatch(found.name) and not found.is_ignorable:
-                yield f"{found.uri}#{found.generation}"
+                yield found
+
+
+def _hint(ref: ImageRef, objects: Objects) -> str:
+    """Name an object whose own name ends in what was read as the generation, if there is one."""
+    if ref.generation is None:
+        return ""
+    name = f"{ref.name}#{ref.generation}"
+    with suppress(YoloBatchError):
+        for found in next(iter(objects.pages(ref.bucket, name)), ()):
+            if found.name == name:
+                return f" (for the object of this name give {found.uri}#{found.generation})"
+    return ""
 
 
 def _expression(pattern: str) -> str:

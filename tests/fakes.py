@@ -18,7 +18,7 @@ import numpy as np
 from service.detector import Detector
 from service.document import to_document
 from service.domain import Box, Detection, Download, ImageRef, ImageResult, ModelInfo, Rerun
-from service.errors import ObjectGoneError
+from service.errors import DocumentKeptError, ObjectGoneError
 from service.images.pixels import Pixels
 
 PATIENCE_SECONDS = 60.0  # of every test: far more than anything takes on a busy machine
@@ -137,11 +137,16 @@ class FakeStore:
             if self.errors:
                 raise self.errors.pop(0)
             self.commits.append([result.ref.name for result in results])
+            outcomes: list[ImageResult | Exception]
             outcomes = [self.outcomes.get(result.ref.name, result) for result in results]
             for result in outcomes:
                 if isinstance(result, Exception):
                     continue
                 document_id = result.ref.document_id
+                status = self.documents.get(document_id, {}).get("status")
+                if status == "done" and result.failure and not result.failure.code.is_of_the_bytes:
+                    outcomes[outcomes.index(result)] = DocumentKeptError(result.failure.message)
+                    continue
                 if not self._is_final(document_id, result.ref.rerun):
                     self.now += timedelta(seconds=1)
                     self.documents[document_id] = to_document(result)

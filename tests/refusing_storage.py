@@ -105,6 +105,7 @@ def refusing_storage() -> Iterator[RefusingStorage]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = -1  # header and body in one packet: two would wait for each other
 
         def do_GET(self) -> None:
             status, body = storage.answer(self.path)

@@ -1,12 +1,14 @@
 """`yolo-batch dead-letters`: what Pub/Sub gave up, shown and tried again."""
 
 import json
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import click
 from tabulate import tabulate
 
+from service.errors import YoloBatchError
 from service.report import printable
 from service.settings import Settings
 
@@ -63,6 +65,7 @@ def dead_letters(
     project = Settings.from_env().google_cloud_project
     source = connect(subscription, project)
     held: dict[str, Letter] = {}
+    has_failed = False
     try:
         with source.holding():
             for letter in source.letters(limit):
@@ -74,17 +77,24 @@ def dead_letters(
                 if missing := set(ids) - {letter.message_id for letter, _ in chosen}:
                     click.echo(f"Not here: {', '.join(sorted(missing))}", err=True)
                 sender = _Sender(source, project, topic, as_is=as_is)
-                for letter, reading in chosen:
-                    if sender.send(letter, reading):
-                        source.acknowledge([letter])
-                        del held[letter.message_id]
-                click.echo(
-                    f"Replayed {sender.sent} of {len(readings)} messages to "
-                    f"{', '.join(sorted(sender.topics)) or 'no topic'}",
-                    err=as_json,
-                )
-    finally:
-        source.release(held.values())
+                try:
+                    for letter, reading in chosen:
+                        if sender.send(letter, reading):
+                            del held[letter.message_id]
+                finally:
+                    click.echo(
+                        f"Replayed {sender.sent} of {len(readings)} messages to "
+                        f"{', '.join(sorted(sender.topics)) or 'no topic'}",
+                        err=as_json,
+                    )
+                has_failed = sender.has_failed
+    except BaseException:
+        with suppress(YoloBatchError):  # the first error says more
+            source.release(held.values())
+        raise
+    source.release(held.values())
+    if has_failed:
+        raise SystemExit(1)
 
 
 class _Sender:
@@ -99,49 +109,72 @@ class _Sender:
         self._source = source
         self._as_is = as_is
         self._topic = topic_path(topic or "jobs", project) if topic or not as_is else None
+        self._origins: dict[str, str] = {}  # topics by their subscriptions
+        self._broken: dict[str, YoloBatchError] = {}  # topics and subscriptions
         self.sent = 0
         self.topics: set[str] = set()
+        self.has_failed = False
 
     def send(self, letter: "Letter", reading: "Reading") -> bool:
-        """Publish one, and wait for the confirmation; False, with a word, where it cannot be."""
+        """Publish one letter and take it out; False, with a word, where it stays."""
         from service.deadletters import Kind
-        from service.publisher import AttributesError, job_messages, publish_jobs
+        from service.publisher import MessageError
 
-        if self._as_is:
+        if not self._as_is and reading.kind is Kind.UNREADABLE:
+            self._keep(letter, "it cannot be read; --as-is publishes it as it was")
+            return False
+        if not self._as_is and not reading.uris:
+            reason = f"it names no image ({reading.reason}); --as-is publishes it as it was"
+            self._keep(letter, reason)
+            return False
+        place = self._topic or letter.source
+        try:
+            if broken := self._broken.get(place or ""):  # each attempt may take a time-out
+                raise broken
             topic = self._topic or self._origin(letter)
-            if topic is None:
-                click.echo(
-                    f"{letter.message_id} does not say where it came from: give --topic", err=True
-                )
-                return False
-            try:
-                publish_jobs(self._client, topic, [letter.data], attributes=letter.own_attributes)
-            except AttributesError as exc:
-                click.echo(f"{letter.message_id} stays: {exc}", err=True)
-                return False
-        elif reading.kind is Kind.UNREADABLE:
-            click.echo(
-                f"{letter.message_id} stays: it cannot be read; --as-is publishes it as it was",
-                err=True,
-            )
+            self._publish(topic, letter, reading)
+        except YoloBatchError as exc:
+            self.has_failed = True
+            if place and not isinstance(exc, MessageError):
+                self._broken[place] = exc
+            self._keep(letter, str(exc))
             return False
-        elif not reading.uris:
-            click.echo(
-                f"{letter.message_id} stays: it names no image ({reading.reason}); "
-                "--as-is publishes it as it was",
-                err=True,
-            )
-            return False
-        else:
-            topic = str(self._topic)
-            rerun = reading.event.images[0].rerun if reading.event.images else None
-            publish_jobs(self._client, topic, job_messages(reading.uris, rerun=rerun))
         self.sent += 1
         self.topics.add(topic)
+        try:
+            self._source.acknowledge([letter])
+        except YoloBatchError as exc:
+            self.has_failed = True
+            click.echo(f"{letter.message_id} is published, but comes again: {exc}", err=True)
         return True
 
-    def _origin(self, letter: "Letter") -> str | None:
-        return self._source.topic_of(letter.source) if letter.source else None
+    def _publish(self, topic: str, letter: "Letter", reading: "Reading") -> None:
+        """Publish one letter, and wait for the confirmation."""
+        from service.publisher import job_messages, publish_jobs
+
+        if self._as_is:
+            publish_jobs(self._client, topic, [letter.data], attributes=letter.own_attributes)
+            return
+        rerun = reading.event.images[0].rerun if reading.event.images else None
+        publish_jobs(self._client, topic, job_messages(reading.uris, rerun=rerun))
+
+    def _origin(self, letter: "Letter") -> str:
+        """Return the topic that a letter came from.
+
+        Raises:
+            PublishError: it does not say.
+            SubscriptionError: the subscription that it came from is not there.
+        """
+        from service.publisher import PublishError
+
+        if not letter.source:
+            raise PublishError("it does not say where it came from: give --topic")
+        if letter.source not in self._origins:
+            self._origins[letter.source] = self._source.topic_of(letter.source)
+        return self._origins[letter.source]
+
+    def _keep(self, letter: "Letter", reason: str) -> None:
+        click.echo(f"{letter.message_id} stays: {reason}", err=True)
 
 
 def _show(readings: "list[tuple[Letter, Reading]]", *, as_json: bool) -> None:

@@ -1,7 +1,7 @@
 """`yolo-batch submit`: jobs for objects."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 import click
 
@@ -22,21 +22,24 @@ from service.settings import Settings
     help="Publish the uris as they are: look for no object, and expand no pattern.",
 )
 def submit(uris: tuple[str, ...], topic: str, no_check: bool) -> None:
-    """Publish a job for URIS (gs://bucket/object, or - to read them from standard input).
+    """Publish a job for URIS (gs://bucket/object, or - to read them from standard input, in UTF-8).
 
     Each object must exist. A name with * (within a folder), ** (across folders) or ? means all
     objects that match, unless one has this very name.
     """
     from service.publisher import connect, job_messages, publish_jobs, topic_path
     from service.storage import connect_lister
-    from service.submission import LOOKUPS, look_up, read
+    from service.submission import LOOKUPS, is_pattern, look_up, read
 
-    refs = read(_lines(sys.stdin) if uris == ("-",) else uris)
+    refs = read(_stdin_lines() if uris == ("-",) else uris)
     settings = Settings.from_env()
     project = settings.google_cloud_project
     topic = topic_path(topic, project)
     wanted = list(refs)
-    if not no_check:
+    if no_check:
+        for uri in (uri for uri, ref in refs.items() if is_pattern(ref)):
+            click.echo(f"Warning: {uri} is published as it is, and not expanded", err=True)
+    else:
         found = look_up(refs, connect_lister(project, connections=LOOKUPS))
         for pattern, count in found.matches.items():
             click.echo(f"{pattern} matches {count:,} objects", err=True)
@@ -52,6 +55,17 @@ def submit(uris: tuple[str, ...], topic: str, no_check: bool) -> None:
     click.echo(f"Published {len(wanted)} uris in {len(ids)} messages to {topic}")
 
 
-def _lines(stream: Iterable[str]) -> Iterable[str]:
-    # Blanks stay: an object's name may begin or end with them.
-    return filter(None, (line.rstrip("\r\n") for line in stream))
+def _stdin_lines() -> Iterator[str]:
+    """Read uris from standard input: names are UTF-8, whatever the locale is.
+
+    Raises:
+        SubmissionError: it is closed.
+    """
+    from service.submission import SubmissionError
+
+    if not sys.stdin:
+        raise SubmissionError("Standard input is closed")
+    for line in sys.stdin.buffer:
+        # Blanks stay: an object's name may begin or end with them.
+        if text := line.decode(errors="surrogateescape").rstrip("\r\n"):
+            yield text

@@ -9,7 +9,8 @@ from google.cloud import pubsub_v1
 from google.pubsub_v1 import PublisherClient
 
 from service.commands.dead_letters import dead_letters
-from service.publisher import publish_jobs
+from service.publisher import PublishError, publish_jobs
+from service.subscriber import SubscriptionError
 from tests.fakes import PATIENCE_SECONDS
 
 DELETION = {"eventType": "OBJECT_DELETE", "bucketId": "uploads", "objectId": "a.jpg"}
@@ -44,11 +45,11 @@ def put(
     return message_id
 
 
-def run(dead: str, *options: str, limit: int) -> Result:
+def run(dead: str, *options: str, limit: int, exit_code: int = 0) -> Result:
     """Run the command; with as many letters as there are it need not wait for further ones."""
     arguments = ["--subscription", dead, "--limit", str(limit), *options]
     done = CliRunner().invoke(dead_letters, arguments)
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == exit_code, done.output
     return done
 
 
@@ -99,7 +100,81 @@ def test_letter_whose_attributes_cannot_be_published_stays(
     answer = PublisherClient.publish(publisher, topic=topic, messages=[message])
     [odd] = answer.message_ids
     put(publisher, project, dead, b"good")
-    done = run(dead, "--replay", "--as-is", "--topic", jobs, limit=2)
+    done = run(dead, "--replay", "--as-is", "--topic", jobs, limit=2, exit_code=1)
     assert "Replayed 1 of 2 messages" in done.stdout
     assert f"{odd} stays: Attributes of these names" in done.stderr
     assert ids_in(dead) == {odd}
+
+
+def from_source(name: str, project: str) -> dict[str, str]:
+    """What Pub/Sub adds to a letter of a subscription."""
+    source = "CloudPubSubDeadLetterSourceSubscription"
+    return {source: name, f"{source}Project": project}
+
+
+def test_letter_that_cannot_be_replayed_keeps_no_other_from_it(
+    publisher: pubsub_v1.PublisherClient, project: str, dead: str, jobs: str
+) -> None:
+    lost = topic_with_subscription(publisher, project)
+    publisher.delete_topic(topic=publisher.topic_path(project, lost))
+    stay = [
+        put(publisher, project, dead, b"x", **from_source(name, project))
+        for name in ("gone", "gone", lost, "in/valid")
+    ]
+    unknown = put(publisher, project, dead, b"x")
+    put(publisher, project, dead, b"good", **from_source(jobs, project))
+    done = run(dead, "--replay", "--as-is", limit=6, exit_code=1)
+    assert done.stderr.count("stays: There is no subscription") >= 2
+    assert f"{unknown} stays: it does not say where it came from" in done.stderr
+    assert "Replayed 1 of 6 messages" in done.stdout
+    assert published(project, jobs) == [b"good"]
+    assert ids_in(dead) == {*stay, unknown}
+
+
+def test_replay_to_no_topic_asks_once_and_keeps_all(
+    publisher: pubsub_v1.PublisherClient,
+    project: str,
+    dead: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def no_topic(client: object, topic: str, messages: object) -> None:
+        asked.append(topic)
+        raise PublishError("There is no topic")
+
+    monkeypatch.setattr("service.publisher.publish_jobs", no_topic)
+    job = b'{"uri": "gs://uploads/a.jpg"}'
+    letters = {put(publisher, project, dead, job) for _ in range(3)}
+    done = run(dead, "--replay", limit=3, exit_code=1)
+    assert len(asked) == 1
+    assert done.stderr.count("stays: There is no topic") == 3
+    assert ids_in(dead) == letters
+
+
+def test_replay_that_is_interrupted_says_how_many(
+    publisher: pubsub_v1.PublisherClient,
+    project: str,
+    dead: str,
+    jobs: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And what went wrong first is said, though the others cannot be given back."""
+    for _ in range(3):
+        put(publisher, project, dead, b'{"uri": "gs://uploads/a.jpg"}')
+    sent = []
+
+    def interrupted(*call: object) -> None:
+        if sent:
+            raise KeyboardInterrupt
+        sent.append(call)
+
+    def away(*call: object) -> None:
+        raise SubscriptionError("away")
+
+    monkeypatch.setattr("service.publisher.publish_jobs", interrupted)
+    monkeypatch.setattr("service.subscriber.Subscription.release", away)
+    stopped = run(dead, "--replay", "--topic", jobs, limit=3, exit_code=1)
+    assert "Replayed 1 of 3 messages" in stopped.stdout
+    assert "Aborted" in stopped.stderr
+    assert "away" not in stopped.output

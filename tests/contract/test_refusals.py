@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from google.auth.credentials import Credentials
+from google.auth.exceptions import RefreshError
 from google.cloud import storage
 
 from service.domain import ErrorCode, ImageRef
@@ -41,10 +43,30 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RefusingStorage]:
         yield running
 
 
+class Clock:
+    """Minutes that a test lets pass."""
+
+    minutes = 0.0
+
+    def __call__(self) -> float:
+        return self.minutes * 60
+
+
 @pytest.fixture
-def service(server: RefusingStorage) -> Iterator[ImageStorage]:
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def service(server: RefusingStorage, clock: Clock) -> Iterator[ImageStorage]:
     with storage.Client() as client:
-        yield ImageStorage(client, timeout_seconds=PATIENCE_SECONDS, max_bytes=1000, connections=4)
+        yield ImageStorage(
+            client,
+            timeout_seconds=PATIENCE_SECONDS,
+            max_bytes=1000,
+            connections=4,
+            clock=clock,
+        )
 
 
 def reason_of(service: ImageStorage, image: ImageRef) -> str:
@@ -55,11 +77,22 @@ def reason_of(service: ImageStorage, image: ImageRef) -> str:
     return refused.value.message
 
 
-def refuse_once(service: ImageStorage, image: ImageRef) -> None:
-    """Be refused for the first time, which decides nothing."""
+def refuse_for_now(service: ImageStorage, image: ImageRef) -> None:
+    """Be refused, which decides nothing."""
     with pytest.raises(StorageUnavailableError) as refused:
         service.download(image)
     assert not isinstance(refused.value, StorageRefusedError)
+
+
+def refuse_for_ten_minutes(service: ImageStorage, clock: Clock, image: ImageRef) -> None:
+    """Be refused as Pub/Sub delivers, until time is up."""
+    for _ in range(5):
+        refuse_for_now(service, image)
+        clock.minutes += 2
+
+
+KMS_DENIED = Answer(403, "forbidden", "Permission denied on Cloud KMS key.")
+PAGE = Answer(400, "", "<!DOCTYPE html><title>Error 400 (Bad Request)!!1</title>")
 
 
 @pytest.mark.parametrize(
@@ -67,13 +100,12 @@ def refuse_once(service: ImageStorage, image: ImageRef) -> None:
     [
         (CUSTOMER_KEY, "Upload it again without that key"),
         (KMS_KEY, "Enable the key"),
-        (Answer(403, "forbidden", "Permission denied on Cloud KMS key."), "grant it to the Cloud"),
         (REQUESTER_PAYS, "Turn Requester Pays off"),
         (replace(REQUESTER_PAYS, reason="required"), "Turn Requester Pays off"),
-        (Answer(400, "invalidArgument", "odd name"), "400 invalidArgument: odd name"),
+        (replace(KMS_KEY, reason="invalid"), "Enable the key"),
         (Answer(451, "legal", "removed"), "for legal reasons"),
     ],
-    ids=["customer-key", "kms", "kms-denied", "pays", "pays-required", "other", "legal"],
+    ids=["customer-key", "kms", "pays", "pays-required", "kms-invalid", "legal"],
 )
 def test_object_refused_for_good_says_why_and_what_to_do(
     server: RefusingStorage, service: ImageStorage, answer: Answer, advice: str
@@ -86,12 +118,107 @@ def test_object_refused_for_good_says_why_and_what_to_do(
     assert refused.value.code == ErrorCode.UNREADABLE_OBJECT
 
 
-@pytest.mark.parametrize("answer", [CUSTOMER_KEY, KMS_KEY, Answer(400, "", "no")])
+@pytest.mark.parametrize("answer", [CUSTOMER_KEY, KMS_KEY])
 def test_object_whose_bytes_alone_are_refused_is_unreadable(
     server: RefusingStorage, service: ImageStorage, answer: Answer
 ) -> None:
     server.media["a.jpg"] = answer
     assert reason_of(service, ref("a.jpg"))
+
+
+def test_refusal_of_unknown_generation_advises_to_submit(
+    server: RefusingStorage, service: ImageStorage
+) -> None:
+    server.refuse("a.jpg", REQUESTER_PAYS)
+    with pytest.raises(BadImageError) as refused:
+        service.resolve(ImageRef(BUCKET, "a.jpg"))
+    assert refused.value.message.endswith("Then submit the object again.")
+
+
+MAY_PASS = {
+    "forbidden": (FORBIDDEN, "not to the bucket"),
+    "kms-denied": (KMS_DENIED, "grant it to the Cloud"),
+    "kms-disabled-403": (replace(KMS_KEY, status=403), "Enable the key"),
+    "kms-not-found": (Answer(400, "cloudKmsDecryptionKeyNotFound", "no key"), "Enable the key"),
+    "other": (Answer(400, "invalidArgument", "odd"), "give this object (400 invalidArgument: odd)"),
+    "page": (PAGE, "give this object (400)."),
+}
+
+
+@pytest.mark.parametrize("bytes_only", [True, False])
+@pytest.mark.parametrize(("answer", "message"), MAY_PASS.values(), ids=MAY_PASS)
+def test_refusal_that_may_pass_is_recorded_after_ten_minutes(
+    server: RefusingStorage,
+    service: ImageStorage,
+    clock: Clock,
+    answer: Answer,
+    message: str,
+    bytes_only: bool,
+) -> None:
+    image = server.refuse("a.jpg", answer)
+    if bytes_only:
+        server.metadata.clear()
+    refuse_for_ten_minutes(service, clock, image)
+    # Read with the metadata's answer, which has the reason, or with the text of the bytes.
+    assert bytes_only or message in reason_of(service, image)
+    assert "<" not in reason_of(service, image)
+
+
+@pytest.mark.parametrize(("answer", "_"), MAY_PASS.values(), ids=MAY_PASS)
+def test_refusal_that_passed_begins_anew(
+    server: RefusingStorage, service: ImageStorage, clock: Clock, answer: Answer, _: str
+) -> None:
+    refuse_for_ten_minutes(service, clock, server.refuse("a.jpg", answer))
+    server.media.clear()
+    assert service.download(ref("a.jpg")).data == server.data
+    refuse_for_ten_minutes(service, clock, server.refuse("a.jpg", answer))
+    assert reason_of(service, ref("a.jpg"))
+
+
+def test_key_that_is_denied_is_recorded_though_metadata_are_read_each_time(
+    server: RefusingStorage, service: ImageStorage, clock: Clock
+) -> None:
+    server.media["a.jpg"] = KMS_DENIED
+    for _ in range(10):
+        service.resolve(ref("a.jpg"))
+        refuse_for_now(service, ref("a.jpg"))
+        clock.minutes += 1
+    assert "grant it to the Cloud" in reason_of(service, ref("a.jpg"))
+
+
+def test_key_that_is_denied_is_not_logged_as_a_missing_role(
+    server: RefusingStorage, service: ImageStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.rights = []
+    refuse_for_now(service, server.refuse("a.jpg", KMS_DENIED))
+    assert caplog.messages == []
+
+
+def test_forbidden_metadata_are_recorded_after_ten_minutes(
+    server: RefusingStorage, service: ImageStorage, clock: Clock
+) -> None:
+    server.refuse("a.jpg", FORBIDDEN)
+    job = ImageRef(BUCKET, "a.jpg")
+    with pytest.raises(StorageUnavailableError):
+        service.resolve(job)
+    clock.minutes += 10
+    with pytest.raises(BadImageError):
+        service.resolve(job)
+
+
+@pytest.mark.parametrize("answer", [FORBIDDEN, PAGE, KMS_DENIED], ids=lambda one: one.text[:9])
+def test_no_refusal_is_recorded_while_the_bucket_is_not_readable(
+    server: RefusingStorage, service: ImageStorage, clock: Clock, answer: Answer
+) -> None:
+    image = server.refuse("a.jpg", answer)
+    server.refuse("b.jpg", answer)
+    service.download(ref("before.jpg"))
+    server.rights = []
+    for _ in range(6):
+        clock.minutes += 10
+        for one in (image, ref("b.jpg")):
+            with pytest.raises(StorageUnavailableError):
+                service.download(one)
 
 
 def test_object_that_is_410_is_gone(server: RefusingStorage, service: ImageStorage) -> None:
@@ -101,33 +228,15 @@ def test_object_that_is_410_is_gone(server: RefusingStorage, service: ImageStora
             call(image)
 
 
-def test_forbidden_object_of_a_readable_bucket_is_unreadable(
-    server: RefusingStorage, service: ImageStorage
-) -> None:
-    image = server.refuse("a.jpg", FORBIDDEN)
-    refuse_once(service, image)
-    message = reason_of(service, image)
-    assert "not to the bucket" in message
-    assert "storage.objects.get" in message
-
-
-def test_forbidden_bytes_with_readable_metadata_are_unreadable(
-    server: RefusingStorage, service: ImageStorage
-) -> None:
-    server.rights = []
-    server.media["a.jpg"] = FORBIDDEN
-    refuse_once(service, ref("a.jpg"))
-    assert reason_of(service, ref("a.jpg"))
-
-
 def test_forbidden_object_is_unreadable_once_others_were_read(
-    server: RefusingStorage, service: ImageStorage
+    server: RefusingStorage, service: ImageStorage, clock: Clock
 ) -> None:
     """Its ACL: the account has no right on the bucket, but on the other objects."""
     server.rights = []
     image = server.refuse("a.jpg", FORBIDDEN)
     with pytest.raises(StorageRefusedError):
         service.download(image)
+    clock.minutes += 10
     with pytest.raises(StorageRefusedError):
         service.download(image)
     service.download(ref("b.jpg"))
@@ -138,7 +247,6 @@ def test_bucket_that_refuses_everything_is_no_objects_fault(
     server: RefusingStorage, service: ImageStorage
 ) -> None:
     server.rights = []
-    service.download(ref("before.jpg"))
     for name in ("a.jpg", "b.jpg", "a.jpg"):
         with pytest.raises(StorageRefusedError, match="roles/storage.objectViewer"):
             service.download(server.refuse(name, FORBIDDEN))
@@ -201,6 +309,18 @@ def test_outage_of_a_bucket_is_logged_once_and_its_end(
     assert "roles/storage.objectViewer" in caplog.records[0].__dict__["reason"]
 
 
+def test_perimeter_that_refuses_is_told_from_a_missing_role(
+    server: RefusingStorage, service: ImageStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.rights = []
+    policy = Answer(403, "forbidden", "Request is prohibited by organization's policy. vpcS: 1")
+    for _ in range(3):
+        for answer, advice in ((policy, "perimeter"), (FORBIDDEN, "roles/storage.objectViewer")):
+            with pytest.raises(StorageRefusedError, match=advice):
+                service.download(server.refuse("a.jpg", answer))
+    assert len(caplog.records) == 2
+
+
 def test_organisations_policy_is_not_a_gone_object(
     server: RefusingStorage, service: ImageStorage
 ) -> None:
@@ -220,3 +340,15 @@ def test_listing_of_a_bucket_that_is_410_says_so(server: RefusingStorage) -> Non
     server.listing = Answer(410, "gone")
     with pytest.raises(NoBucketError):
         list(ObjectLister(storage.Client()).pages(BUCKET, ""))
+
+
+@pytest.mark.parametrize("call", ["exists", "pages"])
+def test_credentials_that_have_expired_are_said(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Expired(Credentials):
+        def refresh(self, request: object) -> None:
+            raise RefreshError("Reauthentication is needed.")
+
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST")
+    lister = ObjectLister(storage.Client(credentials=Expired(), project="p"), timeout_seconds=1)
+    with pytest.raises(StorageRefusedError, match="expired: run `gcloud auth application-default"):
+        lister.exists(ref("a")) if call == "exists" else list(lister.pages(BUCKET, ""))

@@ -23,7 +23,7 @@ from service.domain import (
     ObjectMetadata,
     Rerun,
 )
-from service.errors import StoreRefusedError, StoreUnavailableError
+from service.errors import DocumentKeptError, StoreRefusedError, StoreUnavailableError
 from service.store import ResultStore
 from tests.fakes import PATIENCE_SECONDS
 
@@ -141,15 +141,38 @@ def test_every_result_of_a_batch_may_be_unstorable(store: ResultStore) -> None:
     assert all(store.is_final(one.ref.document_id) for one in refused)
 
 
-def test_rerun_that_cannot_be_stored_replaces_its_document(
+@pytest.mark.parametrize("code", [ErrorCode.UNREADABLE_OBJECT, ErrorCode.UNSTORABLE_RESULT])
+def test_failure_that_is_not_of_the_bytes_replaces_no_done_document(
+    store: ResultStore, collection: str, code: ErrorCode
+) -> None:
+    store.commit([done("done.jpg", "cat"), failed("failed.jpg")])
+    rerun = seen(store, done("done.jpg"), failed("failed.jpg"))
+    names = ["done.jpg", "failed.jpg", "new.jpg"]
+    again = [of(replace(failed(name), failure=Failure(code, "away")), rerun) for name in names]
+    kept, *others = store.commit(again)
+    assert isinstance(kept, DocumentKeptError)
+    assert others == again[1:]
+    found = [read(collection, one) for one in again]
+    assert [one and one["labels"] for one in found] == [["cat"], [], []]
+    assert [one and one["error"]["code"] for one in found[1:]] == [code] * 2  # type: ignore[index]
+
+
+def test_failure_of_the_bytes_replaces_a_done_document(store: ResultStore, collection: str) -> None:
+    store.commit([done("a.jpg", "cat")])
+    store.commit([of(failed("a.jpg"), seen(store, done("a.jpg")))])
+    after = read(collection, done("a.jpg"))
+    assert after and after["status"] == "failed"
+
+
+def test_rerun_that_cannot_be_stored_keeps_the_done_document(
     store: ResultStore, collection: str
 ) -> None:
     store.commit([done("bad.jpg", "cat")])
     rerun = seen(store, done("bad.jpg"))
-    store.commit([of(labelled("bad.jpg", "__x__"), rerun), of(done("a.jpg"), rerun)])
+    outcomes = store.commit([of(labelled("bad.jpg", "__x__"), rerun), of(done("a.jpg"), rerun)])
+    assert [type(one) for one in outcomes] == [DocumentKeptError, ImageResult]
     after = read(collection, done("bad.jpg"))
-    assert after and after["error"]["code"] == "unstorable_result"  # type: ignore[index]
-    assert (after["labels"], after["counts"]) == ([], {})
+    assert after and (after["status"], after["labels"]) == ("done", ["cat"])
 
 
 def test_batch_larger_than_a_commit_is_taken(store: ResultStore) -> None:
@@ -170,7 +193,11 @@ def test_collection_that_firestore_refuses_is_no_images_fault(
             store.commit([done("a.jpg"), done("b.jpg")])
     with pytest.raises(StoreRefusedError):
         store.is_final("a")
-    assert caplog.messages == ["Messages are rejected until this is repaired"]
+    assert caplog.messages == ["Messages are rejected until this is repaired"] * 2
+    assert [line.__dict__["subject"].rpartition(", ")[2] for line in caplog.records] == [
+        "writing",
+        "reading",
+    ]
 
 
 class Raising:
@@ -200,13 +227,12 @@ class Raising:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("odd"), KeyError("odd"), OSError("odd")], ids=repr)
-def test_whatever_a_commit_raises_fails_one_image(collection: str, error: Exception) -> None:
+def test_odd_error_of_a_commit_fails_one_image_for_now(collection: str, error: Exception) -> None:
     client = Raising(firestore.Client(), "b.jpg", error)
     store = ResultStore(client, collection=collection, timeout_seconds=PATIENCE_SECONDS)
-    first, second, third = store.commit([done(name) for name in ("a.jpg", "b.jpg", "c.jpg")])
-    assert (first, third) == (done("a.jpg"), done("c.jpg"))
-    assert isinstance(second, ImageResult) and second.failure
-    assert "odd" in second.failure.message
+    outcomes = store.commit([done(name) for name in ("a.jpg", "b.jpg", "c.jpg")])
+    assert outcomes == [done("a.jpg"), error, done("c.jpg")]
+    assert not store.is_final(done("b.jpg").ref.document_id)
 
 
 def test_outage_amid_a_divided_commit_fails_only_the_rest(collection: str) -> None:

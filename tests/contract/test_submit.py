@@ -1,6 +1,9 @@
 """`submit` against the emulators of Cloud Storage and Pub/Sub."""
 
 import json
+import os
+import subprocess
+import sys
 import uuid
 
 import pytest
@@ -31,7 +34,7 @@ def prefix(bucket: storage.Bucket) -> str:
     return prefix
 
 
-def submit(topic: str, *arguments: str, stdin: str = "") -> Result:
+def submit(topic: str, *arguments: str, stdin: str | bytes = "") -> Result:
     return CliRunner().invoke(main, ["submit", "--topic", topic, *arguments], input=stdin)
 
 
@@ -62,6 +65,8 @@ def test_missing_object_stops_before_anything_is_published(topic: str, prefix: s
     assert "typo.jpg" in refused.stderr
     done = submit(topic, "--no-check", f"{prefix}typo.jpg", f"{prefix}*.png")
     assert "Published 2 uris" in done.stdout
+    assert f"Warning: {prefix}*.png is published as it is" in done.stderr
+    assert "typo" not in done.stderr
     assert published(topic) == [f"{prefix}typo.jpg", f"{prefix}*.png"]
 
 
@@ -81,6 +86,42 @@ def test_bucket_that_may_not_be_read_is_said(topic: str, monkeypatch: pytest.Mon
         assert "does not say whether gs://uploads/a.jpg exists: 403" in refused.stderr
         assert "--no-check" in refused.stderr
         assert submit(topic, "--no-check", "gs://uploads/a.jpg").exit_code == 0
+
+
+def test_pattern_needs_no_right_but_to_list(topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with refusing_storage() as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+        server.metadata["*.jpg"] = FORBIDDEN
+        refused = submit(topic, "gs://uploads/*.jpg")
+        assert "1 of 1 uris name no object" in refused.stderr
+        server.listing = FORBIDDEN
+        refused = submit(topic, "gs://uploads/*.jpg")
+        assert "refuses to list gs://uploads (roles/storage.objectViewer" in refused.stderr
+
+
+def test_object_whose_name_ends_like_a_generation_is_named(topic: str, prefix: str) -> None:
+    blob = storage.Client().bucket("uploads").blob(f"{prefix.removeprefix('gs://uploads/')}h#12")
+    blob.upload_from_string(b"x")
+    refused = submit(topic, f"{prefix}h#12", f"{prefix}a.jpg#12")
+    assert f"\n  {prefix}h#12 (for the object of this name give " in refused.stderr
+    assert f"\n  {prefix}a.jpg#12\n" in refused.stderr
+    assert submit(topic, f"{prefix}h#12#{blob.generation}").exit_code == 0
+
+
+def test_standard_input_that_is_not_utf8_is_refused(topic: str) -> None:
+    refused = submit(topic, "-", stdin=b"gs://uploads/\xff.jpg\n")
+    assert refused.exit_code == 1
+    assert r"'gs://uploads/\udcff.jpg' is wrong" in refused.stderr
+
+
+def test_standard_input_that_is_closed_is_said() -> None:
+    refused = subprocess.run(
+        [sys.executable, "-c", "from service.cli import main; main()", "submit", "-"],
+        preexec_fn=lambda: os.close(0),
+        capture_output=True,
+        text=True,
+    )
+    assert (refused.returncode, refused.stderr) == (1, "Error: Standard input is closed\n")
 
 
 @pytest.mark.parametrize("command", ["results", "reconcile"])

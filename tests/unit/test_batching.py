@@ -399,6 +399,34 @@ def test_finish_that_raises_fails_its_whole_batch_and_no_other(make: Make, work:
     assert work.finished == [["result of 4"]]
 
 
+class Panic(BaseException):
+    """As pyo3's PanicException."""
+
+
+@pytest.mark.parametrize("place", ["run", "finish"])
+def test_panic_fails_its_batch_and_the_next_runs(place: str) -> None:
+    panics = [Panic("rust"), Panic("rust")]
+
+    def maybe(here: str, items: list[int]) -> list[int]:
+        if here == place and panics:
+            raise panics.pop()
+        return items
+
+    batcher: Batcher[int, int] = Batcher(
+        partial(maybe, "run"),
+        partial(maybe, "finish"),
+        max_batch_size=4,
+        max_delay_seconds=FOR_EVER,
+        max_admitted=4,
+    )
+    for _ in range(2):
+        with batcher.admit() as ticket, pytest.raises(DetectorError, match="Panic: rust"):
+            ticket.submit(1).result(PATIENCE_SECONDS)
+    with batcher.admit() as ticket:
+        assert ticket.submit(2).result(PATIENCE_SECONDS) == 2
+    batcher.close(timeout_seconds=PATIENCE_SECONDS)
+
+
 def test_finish_may_fail_one_of_its_batch(make: Make, work: Work) -> None:
     batcher = make(size=3)
     work.culprits = {1}

@@ -26,6 +26,23 @@ def test_outage_whose_reason_changes_is_logged_again(caplog: pytest.LogCaptureFi
     assert caplog.messages == [BEGUN, BEGUN]
 
 
+def test_reasons_that_alternate_are_logged_once_each(caplog: pytest.LogCaptureFixture) -> None:
+    outages = Outages()
+    for number in range(100):
+        outages.report("gs://a", "no right" if number % 2 else "account disabled")
+    assert caplog.messages == [BEGUN, BEGUN]
+
+
+def test_outage_that_lasts_is_repeated_with_a_count(caplog: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    outages = Outages(clock=lambda: now[0])
+    for minute in range(61):
+        now[0] = minute * 60.0
+        outages.report("gs://a", "no right")
+    assert caplog.messages == [BEGUN] * 3
+    assert [line.__dict__["rejected"] for line in caplog.records] == [1, 30, 30]
+
+
 def test_outage_that_is_over_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("WARNING")
     outages = Outages(quiet_seconds=0)
@@ -51,4 +68,6 @@ def test_outages_of_endless_buckets_are_forgotten() -> None:
     outages = Outages()
     for number in range(5000):
         outages.report(f"gs://{number}", "no right")
+        outages.report("gs://4999", f"reason {number}")
     assert len(outages._outages) == 1000
+    assert len(outages._outages["gs://4999"]) == 20

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from service.refusals import AccessHistory, Refusal, Scope
+from service.refusals import MIN_REFUSED_SECONDS, AccessHistory, Refusal, Scope
 
 
 def body(reason: str, text: str = "refused") -> str:
@@ -16,10 +16,10 @@ def body(reason: str, text: str = "refused") -> str:
     [
         (400, "resourceIsEncryptedWithCustomerEncryptionKey", Scope.OBJECT),
         (400, "cloudKmsDisabledKey", Scope.OBJECT),
-        (403, "cloudKmsKeyDisabled", Scope.OBJECT),
-        (400, "cloudKmsDecryptionKeyNotFound", Scope.OBJECT),
+        (403, "cloudKmsDisabledKey", Scope.UNCLEAR),
+        (400, "cloudKmsDecryptionKeyNotFound", Scope.UNCLEAR),
         (400, "userProjectMissing", Scope.OBJECT),
-        (400, "invalid", Scope.OBJECT),
+        (400, "invalid", Scope.UNCLEAR),
         (451, "", Scope.OBJECT),
         (400, "userProjectInvalid", Scope.EVERYTHING),
         (400, "turnedDown", Scope.EVERYTHING),
@@ -45,7 +45,9 @@ def test_reason_says_what_is_concerned(status: int, reason: str, scope: Scope) -
     [
         (400, "The target object is encrypted by a customer-supplied encryption key.", "OBJECT"),
         (400, "Bucket is a requester pays bucket but no user project provided.", "OBJECT"),
-        (403, "Permission denied on Cloud KMS key. Please ensure that ...", "OBJECT"),
+        (400, "Cloud KMS encryption key is disabled, destroyed, or scheduled ...", "OBJECT"),
+        (403, "Permission denied on Cloud KMS key. Please ensure that ...", "UNCLEAR"),
+        (403, "Request is prohibited by organization's policy. vpcServiceC...", "EVERYTHING"),
         (
             403,
             "The billing account for the owning project is disabled in state absent",
@@ -86,21 +88,75 @@ def test_sentence_holds_one_short_line_of_what_was_written() -> None:
     assert len(sentence) < 400
 
 
-def test_history_wants_two_refusals_and_a_read_between() -> None:
-    history = AccessHistory()
-    history.read("uploads")
-    assert not history.is_refused_alone("uploads", "a")
-    assert not history.is_refused_alone("uploads", "a")
-    history.read("another")
-    assert not history.is_refused_alone("uploads", "a")
-    history.read("uploads")
-    assert history.is_refused_alone("uploads", "a")
-    assert not history.is_refused_alone("uploads", "b")
+PLAIN = "does not have storage.objects.get access to"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"yolo@acme-cloudkms-prod.iam.gserviceaccount.com {PLAIN} the Google Cloud Storage object.",
+        f"yolo@quota-team.iam.gserviceaccount.com {PLAIN} the Google Cloud Storage object.",
+        f"a@b.c {PLAIN} 'the quota exceeded and Cloud KMS key.jpg'",
+        f"a@b.c {PLAIN} projects/quota exceeded",
+        f"a@b.c {PLAIN} uploads/no quota exceeded, Cloud KMS key disabled of requester pays bucket",
+    ],
+)
+def test_words_of_names_are_no_reason(text: str) -> None:
+    name = "no quota exceeded, Cloud KMS key disabled of requester pays bucket"
+    for body in (text, json.dumps({"error": {"message": text}})):
+        refusal = Refusal.read(403, body.replace("projects/quota", "projects/quota-"), name)
+        assert refusal.scope is Scope.UNCLEAR
+        assert "though not to the bucket" in refusal.sentence()
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        (f"a@b.c {PLAIN} the object.", "roles/storage.objectViewer"),
+        ("Request is prohibited by organization's policy. vpcServiceControls", "perimeter"),
+        ("The billing account for the owning project is disabled in state absent", "billing"),
+    ],
+)
+def test_advice_is_of_the_cause(text: str, advice: str) -> None:
+    assert advice in Refusal.read(403, text).advice()
+
+
+@pytest.mark.parametrize(
+    "page", ["<!DOCTYPE html><title>Error 400</title>", "x <script>alert(1)</script>", "<?xml ?>"]
+)
+def test_page_of_a_proxy_is_in_no_sentence(page: str) -> None:
+    for text in (page, body(page, page)):
+        refusal = Refusal.read(400, text)
+        assert refusal.scope is Scope.UNCLEAR
+        assert refusal.sentence() == "Cloud Storage refuses to give this object (400)."
+
+
+def test_refusal_is_lasting_after_ten_minutes_without_a_read() -> None:
+    now = [0.0]
+    history = AccessHistory(lambda: now[0])
+    for minute in range(10):
+        now[0] = minute * 60.0
+        assert not history.is_lasting("uploads", "a")
+    now[0] = MIN_REFUSED_SECONDS
+    assert not history.is_lasting("uploads", "b")
+    assert history.is_lasting("uploads", "a")
+    history.read("uploads", "a")
+    assert not history.is_lasting("uploads", "a")
+
+
+def test_bucket_was_read_lately_for_ten_minutes() -> None:
+    now = [0.0]
+    history = AccessHistory(lambda: now[0])
+    assert not history.was_read_lately("uploads")
+    history.read("uploads", "b")
+    assert history.was_read_lately("uploads")
+    now[0] = MIN_REFUSED_SECONDS
+    assert not history.was_read_lately("uploads")
 
 
 def test_history_of_endless_objects_is_bounded() -> None:
     history = AccessHistory()
     for number in range(20_000):
-        history.is_refused_alone("uploads", str(number))
+        history.is_lasting("uploads", str(number))
         history.read(str(number))
     assert (len(history._refused), len(history._reads)) == (10_000, 10_000)

@@ -6,8 +6,9 @@ import pytest
 from google.api_core import exceptions
 from google.auth.exceptions import RefreshError
 
-from service.domain import ImageRef, ImageResult
+from service.domain import ErrorCode, ImageRef, ImageResult
 from service.errors import StoreRefusedError, StoreUnavailableError
+from service.outages import Outages
 from service.store import ResultStore
 
 
@@ -71,10 +72,97 @@ def test_database_that_refuses_everything_is_logged_once(
     client.error = None
     store.is_final("a")
     store.is_final("a")
-    began, ended = caplog.records
-    assert (began.levelname, ended.levelname) == ("ERROR", "WARNING")
-    assert advice in began.__dict__["reason"]
-    assert str(error) in began.__dict__["cause"]
+    store.commit(results)
+    store.commit(results)
+    levels = [(line.levelname, line.__dict__["subject"]) for line in caplog.records]
+    reads, writes = (f"Firestore database (default), {one}ing" for one in ("read", "writ"))
+    assert levels == [("ERROR", reads), ("ERROR", writes), ("WARNING", reads), ("WARNING", writes)]
+    for began in caplog.records[:2]:
+        assert advice in began.__dict__["reason"]
+        assert str(error) in began.__dict__["cause"]
+
+
+def test_account_that_may_only_read_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    class ReadOnly(RefusingClient):
+        def get(self, **call: object) -> Any:
+            return self
+
+    client = ReadOnly(exceptions.PermissionDenied("no"))
+    now = [0.0]
+    outages = Outages(clock=lambda: now[0])
+    store = ResultStore(client, collection="c", timeout_seconds=1, outages=outages)
+    for _ in range(20):
+        now[0] += 60
+        store.is_final("a")
+        with pytest.raises(StoreRefusedError):
+            store.commit(RESULTS)
+    [line] = caplog.records
+    assert line.__dict__["subject"].endswith("writing")
+
+
+class Sequence(RefusingClient):
+    """Its commits end one after the other as listed, then as the last one."""
+
+    def __init__(self, *errors: Exception | None) -> None:
+        super().__init__(None)
+        self.errors = list(errors)
+        self.commits = 0
+
+    def commit(self, **call: object) -> None:
+        self.commits += 1
+        self.error = self.errors.pop(0) if len(self.errors) > 1 else self.errors[0]
+        super().commit()
+
+
+RESULTS = [ImageResult(ImageRef("uploads", name, 1)) for name in "abcdefgh"]
+
+
+@pytest.mark.parametrize(
+    "away", [exceptions.RetryError("away", None), TimeoutError("away")], ids=repr
+)
+def test_store_that_goes_away_amid_isolation_is_asked_once(away: Exception) -> None:
+    client = Sequence(exceptions.InvalidArgument("bad"), None, away)
+    outcomes = ResultStore(client, collection="c", timeout_seconds=1).commit(RESULTS)
+    assert client.commits == 3
+    assert outcomes[0] == RESULTS[0]
+    assert all(isinstance(one, StoreUnavailableError) for one in outcomes[1:])
+
+
+def test_store_that_is_away_is_not_asked_for_the_next_group(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.store._MAX_COMMIT_BYTES", 1)  # one document a group
+    client = Sequence(exceptions.RetryError("away", None))
+    with pytest.raises(StoreUnavailableError):
+        ResultStore(client, collection="c", timeout_seconds=1).commit(RESULTS)
+    assert client.commits == 1
+
+
+ODD = [RuntimeError("can't start new thread"), OSError(24, "Too many open files"), ValueError("x")]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_image_of_an_odd_error_is_tried_again_alone_and_handed_on(odd: Exception) -> None:
+    passing = Sequence(odd, None)
+    assert ResultStore(passing, collection="c", timeout_seconds=1).commit(RESULTS[:1]) == [
+        RESULTS[0]
+    ]
+    lasting = Sequence(odd)
+    assert ResultStore(lasting, collection="c", timeout_seconds=1).commit(RESULTS[:1]) == [odd]
+    assert lasting.commits == 2
+
+
+@pytest.mark.parametrize("refusal", [ValueError("bad"), TypeError("bad"), OverflowError("bad")])
+def test_document_that_cannot_be_built_is_recorded(refusal: Exception) -> None:
+    class Unbuildable(RefusingClient):
+        def create(self, reference: object, document: Any) -> None:
+            if document["status"] == "done":
+                raise refusal
+
+    store = ResultStore(Unbuildable(None), collection="c", timeout_seconds=1)
+    [recorded] = store.commit(RESULTS[:1])
+    assert isinstance(recorded, ImageResult) and recorded.failure
+    assert recorded.failure.code == ErrorCode.UNSTORABLE_RESULT
 
 
 def test_database_that_is_away_is_not_called_refusing(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from service.domain import ImageRef
+from service.errors import StorageRefusedError
 from service.submission import Submission, SubmissionError, look_up, read
 
 NAMES = [
@@ -78,6 +79,28 @@ def test_pattern_means_the_objects_that_match(pattern: str, expected: list[str])
 def test_object_of_this_very_name_comes_before_a_pattern() -> None:
     submission = submit("gs://uploads/odd*.jpg")
     assert (submission.uris, submission.matches) == (["gs://uploads/odd*.jpg"], {})
+
+
+class ListOnly(FakeObjects):
+    """Of an account that may list, but not look up."""
+
+    def exists(self, ref: ImageRef) -> bool:
+        raise StorageRefusedError("refused")
+
+
+def test_pattern_is_listed_where_the_lookup_is_refused() -> None:
+    objects = ListOnly()
+    assert names(submit("gs://uploads/?.jpg", objects=objects)) == ["a.jpg", "b.jpg"]
+    assert names(submit("gs://uploads/odd*.jpg", objects=objects)) == ["odd*.jpg"]
+    with pytest.raises(StorageRefusedError):
+        submit("gs://uploads/a.jpg", objects=objects)
+
+
+def test_name_that_ends_like_a_generation_is_named() -> None:
+    with pytest.raises(SubmissionError) as refused:
+        submit("gs://uploads/sum#5", "gs://uploads/a.jpg#7")
+    hint = " (for the object of this name give gs://uploads/sum#5#12)"
+    assert str(refused.value).endswith(f"\n  gs://uploads/sum#5{hint}\n  gs://uploads/a.jpg#7")
 
 
 def test_pattern_lists_only_what_begins_like_it() -> None:
