@@ -67,8 +67,8 @@ class Batcher(Generic[Item, Result]):
         Args:
             run: a batch to its results, same length and order. When it raises, the batch is split
                 until the culprit stands alone; the others get their results.
-            finish: makes the results of one batch final, and returns what each one became: a
-                result, or the error of its caller alone. When it raises, all of them failed.
+            finish: makes the results of one batch final, and returns one outcome for each: the
+                result, or an error that only its caller gets. When it raises, all of them failed.
             max_batch_size: items in a batch at most.
             max_delay_seconds: how long an item waits for others that are on their way.
             max_admitted: callers admitted at once.

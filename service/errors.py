@@ -19,7 +19,7 @@
         ├── DecoderBusyError
         ├── CertificatesUnavailableError
         ├── StorageUnavailableError
-        │   └── StorageRefusedError    it refuses whatever is asked: somebody has to act
+        │   └── StorageRefusedError    it refuses every request: an operator must act
         └── StoreUnavailableError
             └── StoreRefusedError      likewise
 

@@ -35,7 +35,10 @@ def broken_rule(label: object) -> str | None:
     query's path, the emulator reads a carriage return as a line feed: it finds no such label.
     """
     if not isinstance(label, str):
-        return f"this is {type(label).__name__}, not text (YAML reads an unquoted no or null so)"
+        return (
+            f"this is {type(label).__name__}, not text: YAML reads an unquoted no or null as "
+            "another value, so put it in quotes"
+        )
     if not label:
         return "a label cannot be empty"
     if label.startswith("__") and label.endswith("__") and len(label) >= 4:

@@ -1,4 +1,4 @@
-"""What concerns every message, in the log once: when it begins, now and then, when it is over.
+"""Log what affects every message when it begins, now and then, and when it is over.
 
 Without this, a bucket that the service may not read would write one line for each delivery of each
 message, and the line that says what to do would be lost among them.

@@ -25,7 +25,7 @@ def printable(text: str) -> str:
 
 
 def pattern_note(prefix: str) -> str | None:
-    """Say, where nothing begins with a prefix, that a pattern is not one; None if it is none."""
+    """Return a note that a prefix looks like a pattern; None if it does not."""
     if not set(prefix) & {"*", "?"}:
         return None
     return f"Nothing begins with {printable(prefix)!r}: give a prefix here, not a pattern"

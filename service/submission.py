@@ -58,7 +58,10 @@ def read(uris: Iterable[str]) -> dict[str, ImageRef]:
             raise SubmissionError(f"{uri!r} is wrong: {exc}") from exc
         if ref.is_ignorable:
             advice = f": for its images give {uri}**" if uri.endswith("/") else ""
-            raise SubmissionError(f"{uri!r} is no image but a folder or a part of one{advice}")
+            raise SubmissionError(
+                f"{uri!r} is a folder marker or a part of a composite upload, "
+                f"which the service ignores{advice}"
+            )
     if not refs:
         raise SubmissionError("There are no uris to submit")
     return refs

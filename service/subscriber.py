@@ -108,7 +108,7 @@ class Subscription:
         self._set_deadline(self._forget(letters), 0)
 
     def _forget(self, letters: Iterable[Letter]) -> list[str]:
-        """Hold messages no longer; return what acknowledges them."""
+        """Stop extending the leases of messages; return their ack ids."""
         with self._lock:
             return [self._ack_ids.pop(letter.message_id, letter.ack_id) for letter in letters]
 

@@ -66,7 +66,8 @@ _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
     "renames",
     metavar="OLD=NEW",
     multiple=True,
-    help="Give a class another label. OLD may be empty, or '#' and a class id. Repeatable.",
+    help="Give a class another label. OLD is a label (it may be empty) or '#' with a class id. "
+    "Can be repeated.",
 )
 def export(
     model: Path,

@@ -19,7 +19,7 @@ from service.settings import Settings
 @click.option(
     "--no-check",
     is_flag=True,
-    help="Publish the uris as they are: look for no object, and expand no pattern.",
+    help="Publish the uris as they are. Do not look for objects, and do not expand patterns.",
 )
 def submit(uris: tuple[str, ...], topic: str, no_check: bool) -> None:
     """Publish a job for URIS (gs://bucket/object, or - to read them from standard input, in UTF-8).

@@ -251,7 +251,7 @@ def _from_weights(
     """Export weights to a float directory; return where they are."""
     model = load_yolo(weights)
     if isinstance(model.model, str | Path):
-        raise ModelError(f"{weights} is an export already: give the weights that it was made of")
+        raise ModelError(f"{weights} is an export already: give the weights that it was made from")
     source = Path(getattr(model, "ckpt_path", None) or weights)
     labels, is_renamed = labels_of(model, source, renames=renames)
     _check_size(image_size, stride_of(model))

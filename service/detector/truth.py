@@ -1,4 +1,4 @@
-"""Labelled images in COCO's format, read so that nothing in the file lowers mAP unseen.
+"""Labelled images in COCO's format, read so that no fault in the file lowers mAP without a note.
 
 Files from the field have ids that pycocotools takes for something else (0), that are there twice or
 missing, categories that only group others, names that are spelled otherwise, and boxes that are
@@ -42,7 +42,7 @@ class LabelledImage:
 class LabelledObject:
     """One object: the index of its image, its category's name, and x, y, width, height in pixels.
 
-    Whether a crowd is found does not count, but what is found in it is not wrong.
+    A crowd is ignored: missing it is not an error, and neither is a detection inside it.
     """
 
     image: int
@@ -120,7 +120,7 @@ def match_classes(truth: Truth, labels: Iterable[str], *, file: Path) -> Classes
     missing = sorted(known - set(label_of.values()))
     notes = []
     if spelled:
-        notes.append(f"The labels spell classes otherwise: {listed(spelled)}")
+        notes.append(f"Classes matched despite another spelling: {listed(spelled)}")
     if strange:
         notes.append(f"The model has no class {listed(strange)}: left out of mAP")
     if missing:
@@ -165,7 +165,10 @@ def _truth(labels: Labels, content: Mapping[str, Any]) -> Truth:
             raise ValueError(f"two images have the id {image['id']}")
         file = labels.pictures / str(image["file_name"])
         if not file.is_file():
-            raise ModelError(f"{labels.file} names {file}, which is not there")
+            raise ModelError(
+                f"{labels.file} names {file}, which does not exist. "
+                "Give the images' folder with --data-images"
+            )
         images.append(LabelledImage(file, _size(image)))
     repeated = [file for file, times in Counter(i.file for i in images).items() if times > 1]
     if repeated:

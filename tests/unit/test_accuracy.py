@@ -217,7 +217,7 @@ SAID = [
     (boxes_in_the_first_pixel, "with a box within the first pixel, left out: 1"),
     (boxes_that_cvat_rotates, "measured as the upright boxes around them: 3"),
     (sizes_that_are_absent, "width and height the labels do not say: 3"),
-    (other_spelling, "spell classes otherwise: 'STAR_' for 'star'"),
+    (other_spelling, "despite another spelling: 'STAR_' for 'star'"),
     (a_class_in_two_categories, "2 categories have the name 'star'"),
     (objects_that_repeat, "that repeat another one, left out: 3"),
     (boxes_of_no_area, "with a box of no area, left out: 2"),
@@ -502,7 +502,7 @@ def test_file_that_is_no_labels_says_so(tmp_path: Path, text: str) -> None:
 
 
 def test_labelled_image_that_is_absent_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"names .*a\.jpg, which is not there"):
+    with pytest.raises(ModelError, match=r"names .*a\.jpg, which does not exist"):
         read_truth(written(tmp_path, LABELLED, tmp_path))
 
 

@@ -129,7 +129,7 @@ def test_object_that_several_uris_mean_is_published_once() -> None:
         ("uploads/a", "'uploads/a' is wrong"),
         ("gs://up*/a", "The bucket's name"),
         ("gs://uploads/cam1/", r"for its images give gs://uploads/cam1/\*\*"),
-        ("gs://uploads/gcloud/tmp/parallel_composite_uploads/x/1", "a part of one"),
+        ("gs://uploads/gcloud/tmp/parallel_composite_uploads/x/1", "a part of a composite upload"),
     ],
     ids=["uri", "bucket", "folder", "part"],
 )
