@@ -306,7 +306,11 @@ def _client() -> firestore.Client:
 def _readme_queries() -> list[BaseQuery]:
     readme = (REPOSITORY / "README.md").read_text()
     _setup, *queries = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    names = {"results": _client().collection("detections"), "FieldFilter": FieldFilter}
+    names = {
+        "firestore": firestore,
+        "results": _client().collection("detections"),
+        "FieldFilter": FieldFilter,
+    }
     return [eval(query, names) for query in queries]
 
 
