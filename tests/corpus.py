@@ -948,8 +948,8 @@ FUZZING = """
 Fuzzed with libFuzzer, guided by the coverage of Python (`make fuzz`; `tests/fuzz` says what must
 hold), beginning with the files above, the events of `tests/data` and every setting, at most 1 GB
 and 30 s for an input. `python -m tests.fuzz --runs 100000000 --seconds 230` said, of
-`service.events.parse_event` and `Settings.from_env`, and `python -m tests.fuzz picture --runs 15000`
-of `service.images.decode.decode`, after the decoders had changed:
+`service.events.parse_event` and `Settings.from_env`. After the decoders had changed,
+`python -m tests.fuzz picture --runs 15000` said, of `service.images.decode.decode`:
 
     envelope: 3,772,271 executions, no promise broken, peak 95 MB
     picture: 15,000 executions, no promise broken, peak 119 MB
