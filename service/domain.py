@@ -145,7 +145,7 @@ class ErrorCode(StrEnum):
 
     @property
     def is_of_the_bytes(self) -> bool:
-        """Whether the object's bytes are the reason, so that another attempt ends likewise."""
+        """Whether the object's bytes are the reason: another attempt would fail in the same way."""
         return self not in (ErrorCode.UNREADABLE_OBJECT, ErrorCode.UNSTORABLE_RESULT)
 
 

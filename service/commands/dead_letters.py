@@ -145,7 +145,10 @@ class _Sender:
             self._source.acknowledge([letter])
         except YoloBatchError as exc:
             self.has_failed = True
-            click.echo(f"{letter.message_id} is published, but comes again: {exc}", err=True)
+            click.echo(
+                f"{letter.message_id} is published but not acknowledged, so it returns: {exc}",
+                err=True,
+            )
         return True
 
     def _publish(self, topic: str, letter: "Letter", reading: "Reading") -> None:

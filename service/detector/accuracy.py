@@ -214,7 +214,7 @@ def mean_precision(
         if found.label in ids
     ]
     if not rows:
-        raise ModelError(f"The model finds nothing of what {labels.file} has labels for")
+        raise ModelError(f"The model detects no object of the classes that {labels.file} labels")
     dataset = {
         "images": [{"id": index + 1} for index in sizes],
         "categories": [{"id": number, "name": label} for label, number in ids.items()],

@@ -110,7 +110,7 @@ def match_classes(truth: Truth, labels: Iterable[str], *, file: Path) -> Classes
     counts = Counter(thing.name for thing in truth.objects)
     if not any(name in label_of for name in counts):
         raise ModelError(
-            f"The model finds nothing of what {file} has labels for: these are "
+            f"No category in {file} is a class of the model. The categories are "
             f"{listed(map(repr, counts))}, and the model knows {listed(map(repr, sorted(known)))}"
         )
     spelled = [f"{name!r} for {label!r}" for name, label in label_of.items() if name != label]

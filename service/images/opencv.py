@@ -3,7 +3,9 @@
 import cv2
 import numpy as np
 
-from service.images.pixels import Pixels, checked
+from service.domain import ImageInfo
+from service.errors import BadImageError
+from service.images.pixels import Picture, Pixels, checked, upright
 
 cv2.utils.logging.setLogLevel(
     cv2.utils.logging.LOG_LEVEL_SILENT
@@ -19,7 +21,7 @@ def imdecode(
     Args:
         data: the file.
         width: of the image, in pixels.
-        height: likewise.
+        height: of the image, in pixels.
         factor: 1, 2, 4 or 8: how many times smaller it is decoded, if it is a JPEG.
         bits: bits per sample. OpenCV returns samples of more than 8 bits unscaled.
 
@@ -47,3 +49,17 @@ def imdecode(
     if pixels.dtype == np.uint16:
         pixels = cv2.convertScaleAbs(pixels, alpha=255 / (2**bits - 1))
     return checked(pixels)
+
+
+def decode_upright(data: bytes, info: ImageInfo, orientation: int) -> Picture:
+    """Decode a whole file in full, and turn it upright.
+
+    Raises:
+        BadImageError: data are missing, or the file is damaged.
+        MemoryError: there is no memory now.
+    """
+    pixels = imdecode(data, width=info.width, height=info.height)
+    if pixels is None:
+        raise BadImageError.corrupt(f"The {info.format} is damaged, or lacks some of its data.")
+    pixels = upright(pixels, orientation)
+    return Picture(pixels, ImageInfo(pixels.shape[1], pixels.shape[0], info.format))

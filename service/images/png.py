@@ -12,8 +12,8 @@ from PIL import Image
 from service.domain import ImageInfo
 from service.errors import BadImageError
 from service.images.exif import orientation_of
-from service.images.opencv import imdecode
-from service.images.pixels import Picture, upright
+from service.images.opencv import decode_upright
+from service.images.pixels import Picture
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER, _PALETTE, _DATA, _END = b"IHDR", b"PLTE", b"IDAT", b"IEND"
@@ -56,11 +56,7 @@ class Png:
             MemoryError: there is no memory now.
         """
         del image_size
-        pixels = imdecode(self._stream, width=self.info.width, height=self.info.height)
-        if pixels is None:
-            raise BadImageError.corrupt("The PNG is damaged, or lacks some of its data.")
-        pixels = upright(pixels, self._orientation)
-        return Picture(pixels, ImageInfo(pixels.shape[1], pixels.shape[0], "PNG"))
+        return decode_upright(self._stream, self.info, self._orientation)
 
 
 def _chunks(data: bytes) -> dict[bytes, list[bytes]]:

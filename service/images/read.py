@@ -37,7 +37,7 @@ def read(data: bytes, *, max_pixels: int, image_size: int | None) -> Picture:
     Raises:
         BadImageError: not an image, damaged, cut short, not supported, or too large.
         DecoderBusyError: no memory now.
-        MemoryError: likewise.
+        MemoryError: there is no memory now.
     """
     file = open_file(data)
     _allowed(file.info, max_pixels)

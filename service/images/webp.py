@@ -1,10 +1,9 @@
 """WebP: its header by Pillow, its pixels by OpenCV, which takes less than half of the memory."""
 
 from service.domain import ImageInfo
-from service.errors import BadImageError
-from service.images.opencv import imdecode
+from service.images.opencv import decode_upright
 from service.images.pillow import PillowFile
-from service.images.pixels import Picture, upright
+from service.images.pixels import Picture
 
 
 class Webp:
@@ -29,8 +28,4 @@ class Webp:
             MemoryError: there is no memory now.
         """
         del image_size
-        pixels = imdecode(self._data, width=self.info.width, height=self.info.height)
-        if pixels is None:
-            raise BadImageError.corrupt("The WEBP file is damaged, or lacks some of its data.")
-        pixels = upright(pixels, self._orientation)
-        return Picture(pixels, ImageInfo(pixels.shape[1], pixels.shape[0], "WEBP"))
+        return decode_upright(self._data, self.info, self._orientation)

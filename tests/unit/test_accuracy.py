@@ -422,7 +422,7 @@ class TestMeasured:
         truth = labelled_samples()
         for entry in truth["categories"]:
             entry["name"] += "?"
-        with pytest.raises(ModelError, match="finds nothing of what .*these are .*'circle\\?'"):
+        with pytest.raises(ModelError, match="No category in .*The categories are .*'circle\\?'"):
             measure(truth)
 
 

@@ -27,7 +27,7 @@ INTERNAL: dict[str, set[str]] = {
     "images.pixels": {"domain"},
     "images.letterbox": {"domain", "images.pixels"},
     "images.exif": set(),
-    "images.opencv": {"images.pixels"},
+    "images.opencv": {"domain", "errors", "images.pixels"},
     "images.png": {"domain", "errors", "images.exif", "images.opencv", "images.pixels"},
     "images.jpeg": {"domain", "errors", "images.exif", "images.opencv", "images.pixels"},
     "images.netpbm": {"domain", "errors", "images.pixels"},

@@ -160,11 +160,11 @@ def test_picture_that_was_decoded_at_a_death_is_decoded_apart_and_no_other_one(
     apart: list[bytes] = []
     decode_apart = sandbox.read
 
-    def imdecode(data: bytes, **options: Any) -> Any:
+    def read_apart(data: bytes, **options: Any) -> Any:
         apart.append(data)
         return decode_apart(data, **options)
 
-    monkeypatch.setattr(sandbox, "read", imdecode)
+    monkeypatch.setattr(sandbox, "read", read_apart)
     assert result(handling(made, poison, other)) == [Outcome.DONE] * 2
     assert apart == [world.storage.objects[poison.bucket, poison.name, 1]]
 
@@ -233,11 +233,11 @@ def test_one_file_of_the_sandbox_is_in_memory_in_full_at_once(
     decoded: list[bytes] = []
     decode_apart = sandbox.read
 
-    def imdecode(data: bytes, **options: Any) -> Any:
+    def read_apart(data: bytes, **options: Any) -> Any:
         decoded.append(data)
         return decode_apart(data, **options)
 
-    monkeypatch.setattr(sandbox, "read", imdecode)
+    monkeypatch.setattr(sandbox, "read", read_apart)
     made = world.pipeline()
     handled = [handling(made, world.put(f"{i}.gif", GIF)) for i in range(3)]
     gate.wait_for_arrivals()
