@@ -18,7 +18,9 @@ NOBODY = "http://127.0.0.1:9"  # the discard port: what is pushed there is not a
 
 @pytest.fixture(scope="session")
 def emulators() -> Iterator[Stack]:
-    options = StackOptions(with_service=False, service_url=NOBODY, bucket=BUCKET)
+    options = StackOptions(
+        with_service=False, with_eventarc=False, service_url=NOBODY, bucket=BUCKET
+    )
     with Stack(options) as stack:
         yield stack
 

@@ -21,6 +21,7 @@ from service.errors import (
 )
 from service.storage import ImageStorage, NoBucketError, ObjectLister
 from tests.fakes import PATIENCE_SECONDS
+from tests.logged import logged_by
 from tests.refusing_storage import (
     BUCKET,
     CUSTOMER_KEY,
@@ -191,7 +192,7 @@ def test_key_that_is_denied_is_not_logged_as_a_missing_role(
 ) -> None:
     server.rights = []
     refuse_for_now(service, server.refuse("a.jpg", KMS_DENIED))
-    assert caplog.messages == []
+    assert logged_by(caplog, "service.outages") == []
 
 
 def test_forbidden_metadata_are_recorded_after_ten_minutes(
@@ -301,12 +302,12 @@ def test_outage_of_a_bucket_is_logged_once_and_its_end(
     server.media.clear()
     service.download(ref("a"))
     service.download(ref("b"))
-    logged = [(one.levelno, one.getMessage()) for one in caplog.records]
-    assert logged == [
+    lines = logged_by(caplog, "service.outages")
+    assert [(one.levelno, one.getMessage()) for one in lines] == [
         (logging.ERROR, "Messages are rejected until this is repaired"),
         (logging.WARNING, "Messages are accepted again"),
     ]
-    assert "roles/storage.objectViewer" in caplog.records[0].__dict__["reason"]
+    assert "roles/storage.objectViewer" in lines[0].__dict__["reason"]
 
 
 def test_perimeter_that_refuses_is_told_from_a_missing_role(
@@ -318,7 +319,7 @@ def test_perimeter_that_refuses_is_told_from_a_missing_role(
         for answer, advice in ((policy, "perimeter"), (FORBIDDEN, "roles/storage.objectViewer")):
             with pytest.raises(StorageRefusedError, match=advice):
                 service.download(server.refuse("a.jpg", answer))
-    assert len(caplog.records) == 2
+    assert len(logged_by(caplog, "service.outages")) == 2
 
 
 def test_organisations_policy_is_not_a_gone_object(

@@ -29,6 +29,7 @@ from service.errors import (
 )
 from service.pipeline import Pipeline, PipelineOptions
 from tests.fakes import PATIENCE_SECONDS, FakeDetector, FakeStorage, FakeStore, loaded, picture
+from tests.logged import logged_by
 
 SECRET = "secret7f3a"  # in requests and in errors; never in an answer
 FINALIZED = {"ce-type": "google.cloud.storage.object.v1.finalized"}
@@ -312,7 +313,7 @@ def test_post_that_raises_the_unexpected_is_500_and_logged(
     response = site.upload()
     assert response.status_code == 500
     assert error_of(response)["code"] == "internal_error"
-    [record] = [one for one in caplog.records if one.levelno == logging.ERROR]
+    [record] = [one for one in logged_by(caplog, "service") if one.levelno == logging.ERROR]
     assert record.exc_info and record.exc_info[1] is error
     assert "Traceback" in caplog.text and SECRET in caplog.text
 

@@ -39,6 +39,7 @@ from service.images.pixels import Pixels
 from service.main import _health, _load, load_model
 from service.settings import BUNDLED_MODEL, Settings
 from service.stages import NO_CLOCK
+from tests.logged import logged_by
 
 BOX = Box(0.1, 0.1, 0.5, 0.5)
 NEAR = Box(0.1, 0.1, 0.5, 0.52)  # IoU 0.95
@@ -390,7 +391,7 @@ def test_next_process_after_a_death_tries_again_without_float(
 ) -> None:
     crash(model, markers)
     assert load_checked(model, load=load_detector).canary == PASSED
-    [line] = [record for record in caplog.records if record.levelname == "ERROR"]
+    [line] = [record for record in logged_by(caplog, "service") if record.levelname == "ERROR"]
     assert f"died while it ran, on {cpu_name()}" in vars(line)["reason"]
     assert not list(markers.iterdir())
 
@@ -523,7 +524,7 @@ def test_start_that_its_canary_stops_logs_the_models_full_path(
     spoil(model)
     with pytest.raises(ModelError):
         _load(Settings(model_path=model), NO_CLOCK)
-    [record] = [one for one in caplog.records if one.levelno >= logging.ERROR]
+    [record] = [one for one in logged_by(caplog, "service") if one.levelno >= logging.ERROR]
     assert model.is_absolute()
     assert f"{model} " in record.getMessage()
 
@@ -532,7 +533,7 @@ def test_start_that_falls_back_logs_the_full_path_of_the_model_that_failed(
     with_float: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     _load(Settings(model_path=with_float), NO_CLOCK)
-    [record] = [one for one in caplog.records if one.levelno >= logging.ERROR]
+    [record] = [one for one in logged_by(caplog, "service") if one.levelno >= logging.ERROR]
     assert f"The canary of {with_float} differs" in vars(record)["reason"]
 
 

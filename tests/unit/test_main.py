@@ -12,6 +12,7 @@ from service.errors import ModelError
 from service.main import _detector_of, _health, build_app
 from service.settings import Settings
 from tests.fakes import FakeDetector
+from tests.logged import logged_by
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_build_app_of_wrong_setting_logs_it(
     monkeypatch.setenv("PORT", "http")
     with pytest.raises(SystemExit):
         build_app()
-    [record] = caplog.records
+    [record] = logged_by(caplog, "service.main")
     assert record.levelno == logging.CRITICAL
     assert "PORT='http' is wrong" in record.getMessage()
 

@@ -10,6 +10,7 @@ from service.domain import ErrorCode, ImageRef, ImageResult
 from service.errors import StoreRefusedError, StoreUnavailableError
 from service.outages import Outages
 from service.store import ResultStore
+from tests.logged import logged_by
 
 
 class RefusingClient:
@@ -74,10 +75,11 @@ def test_database_that_refuses_everything_is_logged_once(
     store.is_final("a")
     store.commit(results)
     store.commit(results)
-    levels = [(line.levelname, line.__dict__["subject"]) for line in caplog.records]
+    lines = logged_by(caplog, "service.outages")
+    levels = [(line.levelname, line.__dict__["subject"]) for line in lines]
     reads, writes = (f"Firestore database (default), {one}ing" for one in ("read", "writ"))
     assert levels == [("ERROR", reads), ("ERROR", writes), ("WARNING", reads), ("WARNING", writes)]
-    for began in caplog.records[:2]:
+    for began in lines[:2]:
         assert advice in began.__dict__["reason"]
         assert str(error) in began.__dict__["cause"]
 
@@ -96,7 +98,7 @@ def test_account_that_may_only_read_is_logged_once(caplog: pytest.LogCaptureFixt
         store.is_final("a")
         with pytest.raises(StoreRefusedError):
             store.commit(RESULTS)
-    [line] = caplog.records
+    [line] = logged_by(caplog, "service.outages")
     assert line.__dict__["subject"].endswith("writing")
 
 
@@ -172,4 +174,4 @@ def test_database_that_is_away_is_not_called_refusing(caplog: pytest.LogCaptureF
     with pytest.raises(StoreUnavailableError) as raised:
         store.is_final("a")
     assert not isinstance(raised.value, StoreRefusedError)
-    assert caplog.messages == []
+    assert logged_by(caplog, "service.outages") == []

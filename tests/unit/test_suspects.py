@@ -12,6 +12,7 @@ import pytest
 
 from service.suspects import Suspects
 from tests.fakes import PATIENCE_SECONDS
+from tests.logged import logged_by
 
 IDS = [f"{number:040x}" for number in range(2000)]
 
@@ -82,7 +83,7 @@ def test_oldest_are_forgotten_before_there_is_no_room() -> None:
 
 def test_death_is_logged_with_its_pictures(caplog: pytest.LogCaptureFixture) -> None:
     dies_of(Suspects(), IDS[3])
-    [record] = caplog.records
+    [record] = logged_by(caplog, "service.suspects")
     assert record.levelno == logging.ERROR
     assert vars(record)["document_ids"] == [IDS[3]]
 
@@ -208,6 +209,6 @@ def test_death_while_decoding_is_logged_with_its_pictures(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     dies_decoding(Suspects(), IDS[3])
-    [record] = caplog.records
+    [record] = logged_by(caplog, "service.suspects")
     assert record.levelno == logging.ERROR
     assert vars(record)["decoded_ids"] == [IDS[3]]

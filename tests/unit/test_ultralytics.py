@@ -23,6 +23,7 @@ from service.detector.ultralytics import UltralyticsDetector, decode_boxes_in_fl
 from service.domain import Box, Detection
 from service.errors import ModelError
 from service.images.pixels import Pixels
+from tests.logged import logged_by
 
 pytestmark = [
     pytest.mark.ultralytics,
@@ -271,7 +272,7 @@ def test_engine_beside_the_weights_is_not_tried_on_a_cpu(
 ) -> None:
     with caplog.at_level(logging.WARNING), pytest.raises(ModelError, match=r"a\.pt does not load"):
         UltralyticsDetector(weights_and_engine)
-    assert not caplog.records
+    assert not logged_by(caplog, "service")
 
 
 def test_engine_that_does_not_load_gives_way_to_the_weights(
