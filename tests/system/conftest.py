@@ -26,9 +26,9 @@ from service.local.stack import SERVICE_COMMAND, Stack, StackOptions
 from tests.fakes import PATIENCE_SECONDS, Gate
 
 COLLECTION = "detections"
-_READY_SECONDS = 180  # as long as the stack gives its own service
+READY_SECONDS = 180  # as long as the stack gives its own service
 _ANSWER_SECONDS = 300  # a queue of large pictures on a busy machine
-_DOCUMENT_SECONDS = 240  # several deliveries, with the rests between them
+DOCUMENT_SECONDS = 240  # several deliveries, with the rests between them
 # On a busy machine an emulator may take longer than the default: no outage, so no 503.
 PATIENT = {
     "STORAGE_TIMEOUT_SECONDS": f"{PATIENCE_SECONDS:g}",
@@ -111,7 +111,7 @@ def start_service(stack: Stack, tmp_path: Path) -> Iterator[Callable[..., Servic
             service = Service(child, f"http://127.0.0.1:{port}")
             if ready:
                 child.wait_until(
-                    lambda: answers(service.url + "/health/ready"), timeout_seconds=_READY_SECONDS
+                    lambda: answers(service.url + "/health/ready"), timeout_seconds=READY_SECONDS
                 )
             return service
 
@@ -192,7 +192,7 @@ def document(ref: ImageRef) -> dict[str, Any] | None:
 
 
 def wait_for_document(ref: ImageRef) -> dict[str, Any]:
-    deadline = time.monotonic() + _DOCUMENT_SECONDS
+    deadline = time.monotonic() + DOCUMENT_SECONDS
     while (found := document(ref)) is None:
         assert time.monotonic() < deadline, f"{ref.uri} has no document"
         time.sleep(0.1)
