@@ -28,7 +28,8 @@ from tests.fakes import PATIENCE_SECONDS, Gate
 COLLECTION = "detections"
 READY_SECONDS = 180  # as long as the stack gives its own service
 _ANSWER_SECONDS = 300  # a queue of large pictures on a busy machine
-DOCUMENT_SECONDS = 240  # several deliveries, with the rests between them
+CLI_SECONDS = 540  # a whole stack, on a busy machine; less than a test may take
+_DOCUMENT_SECONDS = 240  # several deliveries, with the rests between them
 # On a busy machine an emulator may take longer than the default: no outage, so no 503.
 PATIENT = {
     "STORAGE_TIMEOUT_SECONDS": f"{PATIENCE_SECONDS:g}",
@@ -192,7 +193,7 @@ def document(ref: ImageRef) -> dict[str, Any] | None:
 
 
 def wait_for_document(ref: ImageRef) -> dict[str, Any]:
-    deadline = time.monotonic() + DOCUMENT_SECONDS
+    deadline = time.monotonic() + _DOCUMENT_SECONDS
     while (found := document(ref)) is None:
         assert time.monotonic() < deadline, f"{ref.uri} has no document"
         time.sleep(0.1)
@@ -205,7 +206,7 @@ def run_cli(*arguments: str | Path, **options: Any) -> "subprocess.CompletedProc
         [Path(sys.executable).with_name("yolo-batch"), *arguments],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=CLI_SECONDS,
         check=False,
         **options,
     )
