@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,10 +200,13 @@ def wait_for_document(ref: ImageRef) -> dict[str, Any]:
     return found
 
 
-def run_cli(*arguments: str | Path, **options: Any) -> "subprocess.CompletedProcess[str]":
-    """Run `yolo-batch` as a user does."""
+def run_cli(
+    *arguments: str | Path, env: Mapping[str, str] | None = None, **options: Any
+) -> "subprocess.CompletedProcess[str]":
+    """Run `yolo-batch` as a user does, but a patient one."""
     return subprocess.run(
         [Path(sys.executable).with_name("yolo-batch"), *arguments],
+        env=PATIENT | dict(os.environ if env is None else env),
         capture_output=True,
         text=True,
         timeout=CLI_SECONDS,
