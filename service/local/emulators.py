@@ -24,7 +24,7 @@ com.google.cloud.pubsub.testing.v1.Main.level=INFO
 # The longest ack deadline. The emulator itself waits for an answer for ever, with one of its two
 # push threads.
 _PUSH_ANSWER_TIMEOUT_MS = 600_000
-_READY_SECONDS = 60.0
+_READY_SECONDS = 180.0  # as the service's: Java starts slowly on a busy machine
 # How long a server must answer without its ready line: a newer release may word it otherwise.
 _UNANNOUNCED_SECONDS = 5.0
 _ATTEMPTS = 5

@@ -19,7 +19,7 @@ from service.local.errors import StartError
 
 _LOG_TAIL_LINES = 20
 _POLL_SECONDS = 0.05
-_KILL_WAIT_SECONDS = 5.0
+_KILL_WAIT_SECONDS = 30.0  # a busy machine needs some; Python warns of a child left unwaited
 
 
 class Child:

@@ -1,7 +1,6 @@
 """The Terraform module, as far as it can be checked without a cloud project or a provider."""
 
 import json
-import logging.config
 import os
 import re
 import shutil
@@ -18,7 +17,6 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import firestore
 from google.cloud.firestore_v1.base_query import BaseQuery, FieldFilter
 
-from service import logs
 from service.app import create_app
 from service.commands.reconcile import reconcile
 from service.domain import Event
@@ -27,6 +25,7 @@ from service.settings import Settings
 from service.smoke import sample_name
 from service.store import ResultStore
 from tests.fakes import FakeDetector, FakeStorage, FakeStore, loaded, picture
+from tests.loglines import configure
 
 REPOSITORY = Path(__file__).parents[2]
 MODULE = REPOSITORY / "terraform"
@@ -341,7 +340,7 @@ def test_readme_queries_have_their_indexes(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.fixture
 def log_lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     """What the service logs of a batch, of a picture that fails, and of a message given back."""
-    logging.config.dictConfig(logs.config("INFO"))
+    configure("INFO")
     storage, store = FakeStorage(), FakeStore()
     good, bad = storage.put("good.bmp", picture()), storage.put("bad.bmp", b"no picture")
     pipeline = Pipeline(storage, store, loaded(FakeDetector()))

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,9 @@ from service.local.stack import SERVICE_COMMAND, Stack, StackOptions
 from tests.fakes import PATIENCE_SECONDS, Gate
 
 COLLECTION = "detections"
-_READY_SECONDS = 180  # as long as the stack gives its own service
+READY_SECONDS = 180  # as long as the stack gives its own service
 _ANSWER_SECONDS = 300  # a queue of large pictures on a busy machine
+CLI_SECONDS = 540  # a whole stack, on a busy machine; less than a test may take
 _DOCUMENT_SECONDS = 240  # several deliveries, with the rests between them
 # On a busy machine an emulator may take longer than the default: no outage, so no 503.
 PATIENT = {
@@ -111,7 +112,7 @@ def start_service(stack: Stack, tmp_path: Path) -> Iterator[Callable[..., Servic
             service = Service(child, f"http://127.0.0.1:{port}")
             if ready:
                 child.wait_until(
-                    lambda: answers(service.url + "/health/ready"), timeout_seconds=_READY_SECONDS
+                    lambda: answers(service.url + "/health/ready"), timeout_seconds=READY_SECONDS
                 )
             return service
 
@@ -199,13 +200,16 @@ def wait_for_document(ref: ImageRef) -> dict[str, Any]:
     return found
 
 
-def run_cli(*arguments: str | Path, **options: Any) -> "subprocess.CompletedProcess[str]":
-    """Run `yolo-batch` as a user does."""
+def run_cli(
+    *arguments: str | Path, env: Mapping[str, str] | None = None, **options: Any
+) -> "subprocess.CompletedProcess[str]":
+    """Run `yolo-batch` as a user does, but a patient one."""
     return subprocess.run(
         [Path(sys.executable).with_name("yolo-batch"), *arguments],
+        env=PATIENT | dict(os.environ if env is None else env),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=CLI_SECONDS,
         check=False,
         **options,
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from service.chaos.plan import FaultKind
 from service.chaos.services import impossible_faults
+from tests.fakes import wait_until
 from tests.system.conftest import run_cli
 from tests.system.test_local_stack import child_pids, is_running
 
@@ -40,10 +41,11 @@ def test_interrupted_run_stops_everything_it_started() -> None:
         assert run.stdout
         while "Uploads" not in run.stdout.readline():
             assert run.poll() is None
+        # Two reapers, three emulators and two services; one of these may just be started again.
+        wait_until(lambda: len(child_pids(run.pid)) >= 7, "not everything is started")
         children = child_pids(run.pid)
         run.send_signal(signal.SIGINT)
         assert run.wait(PATIENCE_SECONDS) == 1
-    assert len(children) >= 7  # two reapers, three emulators and two services
     deadline = time.monotonic() + PATIENCE_SECONDS
     while any(map(is_running, children)):
         assert time.monotonic() < deadline

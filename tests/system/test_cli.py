@@ -18,7 +18,7 @@ from service.demo.shapes import CLASS_NAMES, Scene
 from service.local.stack import Stack
 from service.settings import BUNDLED_MODEL
 from tests.fakes import PATIENCE_SECONDS, wait_until
-from tests.system.conftest import run_cli, upload, wait_for_document
+from tests.system.conftest import CLI_SECONDS, PATIENT, run_cli, upload, wait_for_document
 
 Samples = list[tuple[Path, Scene]]
 
@@ -107,10 +107,11 @@ def test_command_whose_output_nobody_reads_ends_quietly(
     try:
         done = subprocess.run(
             [Path(sys.executable).with_name("yolo-batch"), *command],
+            env=PATIENT | dict(os.environ),
             stdout=output,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=300,
+            timeout=CLI_SECONDS,
             check=False,
             cwd=tmp_path,
         )

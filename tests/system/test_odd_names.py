@@ -20,16 +20,16 @@ from google.cloud.firestore_v1.base_query import FieldFilter
 
 from service.demo.shapes import Scene
 from service.local import emulators
-from service.local.eventarc import Eventarc
+from service.local.eventarc import Eventarc, EventarcOptions
 from service.local.processes import Processes
 from service.local.requirements import find_programs
 from service.local.stack import Stack
 from service.storage import connect_lister
 from service.store import ResultStore
 from tests.corpus import NAMES
-from tests.fakes import wait_until
+from tests.fakes import PATIENCE_SECONDS
 from tests.system.conftest import COLLECTION, Service, run_cli
-from tests.system.test_reconcile import counts
+from tests.system.test_reconcile import counts, wait_until
 
 Samples = list[tuple[Path, Scene]]
 IGNORED = ["folder/", "cat.jpg/", "//"]  # what the console makes of a new folder
@@ -67,8 +67,11 @@ def bucket(
 @contextmanager
 def delivered(stack: Stack, topic: str, service: Service) -> Iterator[Eventarc]:
     """Deliver a topic's notifications to a service, as Eventarc does."""
+    host = stack.environment["PUBSUB_EMULATOR_HOST"]
     subscription = f"projects/{stack.project}/subscriptions/{topic}"
-    eventarc = Eventarc(stack.environment["PUBSUB_EMULATOR_HOST"], subscription, service.url)
+    # What a busy machine answers late would rest for up to a minute.
+    options = EventarcOptions(answer_timeout_seconds=PATIENCE_SECONDS, max_delay_seconds=8)
+    eventarc = Eventarc(host, subscription, service.url, options)
     try:
         yield eventarc.start()
     finally:

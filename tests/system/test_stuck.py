@@ -8,7 +8,7 @@ import requests
 from service.local.stack import Stack
 from tests.fakes import PATIENCE_SECONDS
 from tests.system import hooks
-from tests.system.conftest import Service, answers, document, put_aside
+from tests.system.conftest import READY_SECONDS, Service, answers, document, put_aside
 from tests.system.test_overload import Samples, StartService
 
 LIMITS = {
@@ -26,10 +26,10 @@ def test_worker_that_hangs_ends_and_its_successor_serves(
     good = put_aside(stack, "stuck/good.jpg", samples[0][0].read_bytes())
     service = start_service(**LIMITS, **hooks.settings(hooks.HangingWorker))
     with pytest.raises(requests.ConnectionError):
-        service.post(hanging, timeout=PATIENCE_SECONDS)
+        service.post(hanging)
     assert document(hanging) is None
     service.child.wait_until(
-        lambda: answers(service.url + "/health/ready"), timeout_seconds=PATIENCE_SECONDS
+        lambda: answers(service.url + "/health/ready"), timeout_seconds=READY_SECONDS
     )
     assert service.post(good, timeout=PATIENCE_SECONDS).status_code == 204
     assert document(good) is not None

@@ -165,14 +165,33 @@ def test_profile_section_judges_the_sum(process: float, verdict: str) -> None:
     assert section.rows[-1][0] == "not attributed"
 
 
+_HOLDER = """
+print("ready", flush=True)
+input()
+held = b"x" * 100_000_000
+print("held", flush=True)
+input()
+"""
+
+
 @linux
 def test_memory_is_in_millions_of_bytes() -> None:
-    before = accounting.resident_mb(os.getpid()), accounting.private_mb(os.getpid())
-    held = np.ones(100_000_000, np.uint8)
-    after = accounting.resident_mb(os.getpid()), accounting.private_mb(os.getpid())
+    """Of a process without threads: those that other tests left take and free memory, too."""
+    command = [sys.executable, "-c", _HOLDER]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdin and child.stdout
+        assert child.stdout.readline() == "ready\n"
+        before = accounting.resident_mb(child.pid), accounting.private_mb(child.pid)
+        child.stdin.write("\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "held\n"
+        after = accounting.resident_mb(child.pid), accounting.private_mb(child.pid)
+        peak = accounting.peak_resident_mb(child.pid)
+        child.communicate("\n")
     assert [b - a for a, b in zip(before, after, strict=True)] == pytest.approx([100, 100], abs=2)
-    assert accounting.peak_resident_mb(os.getpid()) >= after[0] - 1
-    assert held.any()
+    assert peak >= after[0] - 1
 
 
 @linux

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import logging.config
 import tracemalloc
 from collections.abc import Iterator
 from typing import Any
@@ -10,11 +9,11 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from service import logs
 from service.app import create_app
 from service.pipeline import Pipeline, PipelineOptions
 from service.settings import Settings
 from tests.fakes import PATIENCE_SECONDS, FakeDetector, FakeStorage, FakeStore, loaded, picture
+from tests.loglines import configure
 from tests.unit.test_events import FINALIZED, MARKER, UNREADABLE, dumps, push, resource
 
 LIMIT = Settings().max_request_bytes
@@ -58,7 +57,7 @@ def assert_refused(world: World, headers: dict[str, str], body: bytes) -> None:
 def test_unreadable_request_is_400_and_repeated_neither_in_answer_nor_log(
     world: World, headers: dict[str, str], body: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    logging.config.dictConfig(logs.config("DEBUG"))
+    configure("DEBUG")
     assert_refused(world, headers, body)
     logged = capsys.readouterr().out
     assert [json.loads(line)["severity"] for line in logged.splitlines()] == ["WARNING"]
@@ -150,7 +149,7 @@ def test_name_of_an_object_is_only_ever_a_name(world: World, name: str) -> None:
 def test_headers_of_another_kind_change_nothing(
     world: World, headers: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    logging.config.dictConfig(logs.config("DEBUG"))
+    configure("DEBUG")
     assert_refused(world, headers, b"{}")
     assert MARKER not in capsys.readouterr().out
 

@@ -2,13 +2,13 @@
 
 import json
 import logging
-import logging.config
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from service import logs
+from tests.loglines import configure
 
 TRACE = "logging.googleapis.com/trace"
 TRACE_ID = "105445aa7843bc8bf206b12000100000"
@@ -21,7 +21,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
 
 def configured() -> logging.Logger:
     """A logger of the service. No fixture: standard output is another one by the test's start."""
-    logging.config.dictConfig(logs.config("INFO"))
+    configure("INFO")
     logs.set_trace(None, None)
     return logging.getLogger("service.test")
 

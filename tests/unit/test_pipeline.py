@@ -865,6 +865,8 @@ def test_close_during_a_job_answers_it(world: World) -> None:
     future = handling(pipeline, *refs)
     world.detector.gate.wait_for_arrivals()
     closing = in_thread(lambda: pipeline.close(timeout_seconds=PATIENCE_SECONDS))
+    # Or the job might be over before the other thread gets to run.
+    wait_until(lambda: pipeline.status() == "stopping", "it does not begin to close")
     world.detector.gate.open()
     closing.result(timeout=PATIENCE_SECONDS)
     assert isinstance(future.exception(PATIENCE_SECONDS), TransientError)
