@@ -1,6 +1,7 @@
 """The exact generation's bytes from Cloud Storage, and the names of what a bucket holds."""
 
 import io
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,10 @@ from service.errors import (
 )
 from service.outages import Outages
 from service.refusals import NO_CREDENTIALS, AccessHistory, Refusal, Scope
+
+# Otherwise the client looks up each bucket in a background thread (for traces that are off), and
+# needs a role for it that the service does not have (google-cloud-storage 3.17).
+os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
 
 _PAGE_SIZE = 1000  # the most that Cloud Storage gives
 # What the listing asks for of each object: names are long enough.

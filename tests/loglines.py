@@ -1,4 +1,4 @@
-"""The service's log lines on standard output, without those of other tests' threads.
+"""The log lines of the code under test, without those of other threads.
 
 The stacks that the session's fixtures started deliver on, and log, while other tests run; so do
 threads that the vendor's clients start and nobody waits for.
@@ -6,6 +6,8 @@ threads that the vendor's clients start and nobody waits for.
 
 import logging
 import logging.config
+
+import pytest
 
 from service import logs
 
@@ -21,3 +23,12 @@ def configure(level: str) -> None:
 
 def _is_of_the_test(record: logging.LogRecord) -> bool:
     return not (record.threadName or "").startswith(_OF_OTHERS)
+
+
+def logged_by(caplog: pytest.LogCaptureFixture, logger: str) -> list[logging.LogRecord]:
+    """Return the lines of a logger and those below it.
+
+    A test that counts lines looks at these: vendors' threads and other tests' log at any time.
+    """
+    below = f"{logger}."
+    return [one for one in caplog.records if one.name == logger or one.name.startswith(below)]

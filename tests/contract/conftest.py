@@ -29,8 +29,6 @@ def emulators() -> Iterator[Stack]:
 def emulator_environment(emulators: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in emulators.environment.items():
         monkeypatch.setenv(name, value)
-    # Or the client asks for each bucket in a thread of its own, which goes on after the test.
-    monkeypatch.setenv("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
 
 
 @pytest.fixture

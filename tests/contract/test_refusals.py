@@ -21,7 +21,7 @@ from service.errors import (
 )
 from service.storage import ImageStorage, NoBucketError, ObjectLister
 from tests.fakes import PATIENCE_SECONDS
-from tests.logged import logged_by
+from tests.loglines import logged_by
 from tests.refusing_storage import (
     BUCKET,
     CUSTOMER_KEY,

@@ -35,6 +35,14 @@ def test_download_gives_bytes_and_metadata(
     assert download.metadata.md5 == base64.b64encode(hashlib.md5(b"picture").digest()).decode()
 
 
+def test_download_does_not_look_up_the_bucket(bucket: storage.Bucket) -> None:
+    client = storage.Client()
+    service = ImageStorage(client, timeout_seconds=PATIENCE_SECONDS, max_bytes=1000, connections=4)
+    assert service.download(upload(bucket, "no-lookup.jpg", b"picture")).data == b"picture"
+    lookups = client._bucket_metadata_cache
+    assert not lookups._inflight_fetches and lookups.get(BUCKET) is None
+
+
 @pytest.mark.parametrize(
     "name",
     ["a b.jpg", "dir/é日本.jpg", "what?#1%2F.jpg", "..hidden", "x" * 200 + ".jpg"],

@@ -26,7 +26,7 @@ from service.domain import (
 from service.errors import DocumentKeptError, StoreRefusedError, StoreUnavailableError
 from service.store import ResultStore
 from tests.fakes import PATIENCE_SECONDS
-from tests.logged import logged_by
+from tests.loglines import logged_by
 
 MODEL = ModelInfo("yolo26n.pt", "0" * 64, 640, "fp32", "openvino")
 

@@ -29,7 +29,7 @@ from service.errors import (
 )
 from service.pipeline import Pipeline, PipelineOptions
 from tests.fakes import PATIENCE_SECONDS, FakeDetector, FakeStorage, FakeStore, loaded, picture
-from tests.logged import logged_by
+from tests.loglines import logged_by
 
 SECRET = "secret7f3a"  # in requests and in errors; never in an answer
 FINALIZED = {"ce-type": "google.cloud.storage.object.v1.finalized"}

@@ -39,7 +39,7 @@ from service.images.pixels import Pixels
 from service.main import _health, _load, load_model
 from service.settings import BUNDLED_MODEL, Settings
 from service.stages import NO_CLOCK
-from tests.logged import logged_by
+from tests.loglines import logged_by
 
 BOX = Box(0.1, 0.1, 0.5, 0.5)
 NEAR = Box(0.1, 0.1, 0.5, 0.52)  # IoU 0.95

@@ -12,7 +12,7 @@ from service.errors import ModelError
 from service.main import _detector_of, _health, build_app
 from service.settings import Settings
 from tests.fakes import FakeDetector
-from tests.logged import logged_by
+from tests.loglines import logged_by
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from service.outages import Outages
-from tests.logged import logged_by
+from tests.loglines import logged_by
 
 BEGUN = "Messages are rejected until this is repaired"
 OVER = "Messages are accepted again"

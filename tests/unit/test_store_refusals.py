@@ -10,7 +10,7 @@ from service.domain import ErrorCode, ImageRef, ImageResult
 from service.errors import StoreRefusedError, StoreUnavailableError
 from service.outages import Outages
 from service.store import ResultStore
-from tests.logged import logged_by
+from tests.loglines import logged_by
 
 
 class RefusingClient:

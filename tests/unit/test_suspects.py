@@ -11,7 +11,7 @@ import pytest
 
 from service.suspects import Suspects
 from tests.fakes import PATIENCE_SECONDS
-from tests.logged import logged_by
+from tests.loglines import logged_by
 
 ROOT = Path(__file__).parents[2]
 IDS = [f"{number:040x}" for number in range(2000)]

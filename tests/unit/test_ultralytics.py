@@ -23,7 +23,7 @@ from service.detector.ultralytics import UltralyticsDetector, decode_boxes_in_fl
 from service.domain import Box, Detection
 from service.errors import ModelError
 from service.images.pixels import Pixels
-from tests.logged import logged_by
+from tests.loglines import logged_by
 
 pytestmark = [
     pytest.mark.ultralytics,
