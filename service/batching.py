@@ -171,7 +171,7 @@ class Batcher(Generic[Item, Result]):
                 if batch := _in_time(taken):
                     results = _run_isolating(self._run, [entry.item for entry in batch])
                     self._hand_over(batch, results)
-            except BaseException as exc:  # noqa: BLE001 - as where memory is short: it must go on
+            except BaseException as exc:  # noqa: BLE001 - out of memory, a panic: keep the thread
                 _fail(taken, _as_exception(exc))
                 with suppress(MemoryError):
                     logger.error("A batch could not be run", exc_info=exc)

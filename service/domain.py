@@ -140,7 +140,7 @@ class ErrorCode(StrEnum):
     UNSUPPORTED_MEDIA = "unsupported_media"
     CORRUPT_IMAGE = "corrupt_image"
     IMAGE_TOO_LARGE = "image_too_large"
-    UNREADABLE_OBJECT = "unreadable_object"  # Cloud Storage refuses this object for good
+    UNREADABLE_OBJECT = "unreadable_object"  # Cloud Storage refuses this object permanently
     UNSTORABLE_RESULT = "unstorable_result"  # Firestore refuses the document of its result
 
     @property

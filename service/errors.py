@@ -21,7 +21,7 @@
         ├── StorageUnavailableError
         │   └── StorageRefusedError    it refuses every request: an operator must act
         └── StoreUnavailableError
-            └── StoreRefusedError      likewise
+            └── StoreRefusedError      it refuses every request: an operator must act
 
 The text of an error that is answered with 400, 401, 403, 429 or 503 goes back to the caller: it
 is a sentence of ours and never repeats the input.
@@ -77,12 +77,12 @@ class BadImageError(YoloBatchError):
 
     @classmethod
     def corrupt(cls, message: str) -> "BadImageError":
-        """Make one for a damaged file; the message says what is wrong with it."""
+        """Return the error for a damaged file; the message says what is damaged."""
         return cls(ErrorCode.CORRUPT_IMAGE, message)
 
     @classmethod
     def unsupported(cls, what: str) -> "BadImageError":
-        """Make one for a whole file of a kind that is not supported; it is named."""
+        """Return the error for an intact file of an unsupported kind."""
         return cls(ErrorCode.UNSUPPORTED_MEDIA, f"{what} is not supported.")
 
 
@@ -102,7 +102,7 @@ class TransientError(YoloBatchError):
     """Not now: the same message can succeed when it is delivered again."""
 
     retry_after_seconds = 10
-    is_logged = False  # whether it is in the log already, once for all the messages it concerns
+    is_logged = False  # whether one log line already covers all affected messages
 
 
 class QueueFullError(TransientError):

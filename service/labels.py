@@ -198,7 +198,7 @@ def _by_id(names: object, model: object) -> dict[int, object]:
         reason = str(exc)[:_MAX_SHOWN]
         raise ModelError(f"{model} does not name its classes by their ids: {reason}") from exc
     if max(labels, default=0) >= MAX_CLASSES:
-        raise ModelError(f"{model} names a class {max(labels)}: ids end at {MAX_CLASSES - 1:,}")
+        raise ModelError(f"{model} names class {max(labels)}: the last id is {MAX_CLASSES - 1:,}")
     if len(labels) < len(names) or any(class_id < 0 for class_id in labels):
         raise ModelError(f"{model} does not name each class once, by an id from 0 up")
     return {
@@ -222,7 +222,7 @@ def _parsed(
     ]
     matches = [match for match in by_label if match[1]]
     if len(matches) > 1:
-        raise ModelError(f"{option} can be read in two ways: name the class by '#ID=NEW'")
+        raise ModelError(f"{option} is ambiguous: name the class by '#ID=NEW'")
     if matches:
         return matches[0]
     old, new = splits[0]

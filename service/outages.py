@@ -1,4 +1,4 @@
-"""Log what affects every message when it begins, now and then, and when it is over.
+"""Log a fault that affects every message: when it begins, every 30 minutes, and at its end.
 
 Without this, a bucket that the service may not read would write one line for each delivery of each
 message, and the line that says what to do would be lost among them.
@@ -15,10 +15,10 @@ logger = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 
-_QUIET_SECONDS = 60.0  # the same reason is not logged again so soon, if it comes and goes
-_REPEAT_SECONDS = 1800.0  # and is logged again after this, as long as it lasts
+_QUIET_SECONDS = 60.0  # a reason that recurs within this time is not logged again
+_REPEAT_SECONDS = 1800.0  # a lasting reason is logged again after this time
 _MAX_SUBJECTS = 1000  # the oldest is forgotten
-_MAX_REASONS = 20  # of one subject; likewise
+_MAX_REASONS = 20  # per subject; the oldest is forgotten
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Outages:
         quiet_seconds: float = _QUIET_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Start without any.
+        """Start without outages.
 
         Args:
             quiet_seconds: how long a reason that comes back soon is not logged again.
@@ -85,7 +85,7 @@ class Outages:
 
 
 def _slot(known: dict[str, Value], key: str, new: Value, size: int) -> Value:
-    """Return what is known of a key, or the new value; forget the oldest beyond a size."""
+    """Return the value of a key, or store a new one; drop the oldest key beyond the size."""
     found = known.setdefault(key, new)
     if len(known) > size:
         del known[next(iter(known))]

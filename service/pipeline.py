@@ -66,7 +66,7 @@ _JOB_PATIENCE_SECONDS = 30.0
 _TURN_PATIENCE_SECONDS = 120.0
 _PREPARE_SECONDS = 10.0  # from the decode's begin to the network's, by far
 _STRIDE = 32  # of YOLO26: its coarsest cells
-# Recorded of an object whose generation Cloud Storage refuses to name; no object has this one.
+# Recorded if Cloud Storage refuses to report the generation. No object has generation 0.
 _NO_GENERATION = 0
 
 
@@ -298,7 +298,7 @@ class Pipeline:
                 return self._process_together(ref, delivery)
         except DocumentKeptError as exc:
             logger.warning(
-                "A rerun failed for a reason that is not in the image: its document stays as it is",
+                "A rerun failed for a reason outside the image: its done document is kept",
                 extra={"uri": ref.uri, "generation": ref.generation, "reason": str(exc)},
             )
             return Outcome.ALREADY_FINAL
@@ -357,7 +357,7 @@ class Pipeline:
         """
         size = ref.metadata.size
         try:
-            # A job does not tell. And nothing is recorded as too large on an event's word alone.
+            # A job has no size. Do not reject an image as too large on the event's untrusted size.
             if size is None or size > self._options.max_image_bytes:
                 with self._clock.measure("download"):
                     ref = self._storage.resolve(replace(ref, metadata=ObjectMetadata()))

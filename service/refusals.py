@@ -1,4 +1,4 @@
-"""What a refusal of Cloud Storage means: for one object for good, for everything, or for now. Pure.
+"""Classify refusals by Cloud Storage: of one object, of everything, or only for now. Pure.
 
 Sources: https://cloud.google.com/storage/docs/json_api/v1/status-codes. Errors of metadata come as
 JSON with a `reason`; errors of a download (`alt=media`) come as text, so sentences are read too.
@@ -17,17 +17,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-# An unclear refusal is the object's own if the object was refused for so long. Google's own figure
-# for permissions to spread is 7 minutes and more: https://cloud.google.com/iam/docs/access-change-propagation
+# A refusal that does not say what it concerns counts as the object's own after this time. Google
+# states 7 minutes or more for permission changes:
+# https://cloud.google.com/iam/docs/access-change-propagation
 MIN_REFUSED_SECONDS = 600.0
 
 _BAD_REQUEST, _UNAUTHORIZED, _FORBIDDEN, _LEGAL_REASONS = 400, 401, 403, 451
 _MAX_REMEMBERED = 10_000  # refused objects; the oldest are forgotten
-_MAX_TEXT = 300  # letters of Cloud Storage's own sentence in a document
-_MAX_READ = 2000  # that are read
+_MAX_TEXT = 300  # characters of Cloud Storage's message that a document quotes
+_MAX_READ = 2000  # characters of a response that are read
 
 _RETRY = " Then run `yolo-batch reconcile --enqueue failed`."
-# Of a job that names no generation: its document is not of a live object's.
+# The advice for a job without a generation: `reconcile` does not see its document.
 _SUBMIT = " Then submit the object again."
 _CUSTOMER_KEY = (
     "The object is encrypted with a customer-supplied encryption key, which the service does not "
@@ -35,10 +36,10 @@ _CUSTOMER_KEY = (
 )
 _KMS_KEY = (
     "Cloud Storage cannot use the Cloud KMS key of the object ({text}). Enable the key, or grant "
-    "it to the Cloud Storage service agent." + _RETRY
+    "the Cloud Storage service agent access to it." + _RETRY
 )
 _REQUESTER_PAYS = (
-    "The bucket is a Requester Pays bucket, and the service names no project that pays. Turn "
+    "The bucket is a Requester Pays bucket, and the service sets no project to bill. Turn "
     "Requester Pays off, or copy the object to another bucket." + _RETRY
 )
 _LEGAL = "Cloud Storage withholds the object for legal reasons ({text})."
@@ -47,17 +48,17 @@ _NO_ACCESS = (
     "account needs storage.objects.get on it: check its ACL, its managed folder, and IAM "
     "conditions and deny policies." + _RETRY
 )
-_OTHER = "Cloud Storage refuses to give this object ({text})."
+_OTHER = "Cloud Storage refuses to serve this object ({text})."
 
-# Of everything.
+# Refusals that concern everything.
 _NO_RIGHT = (
     "Cloud Storage refused access: the service account needs roles/storage.objectViewer on the "
     "bucket."
 )
-NO_CREDENTIALS = "Google does not accept the service account, or cannot be asked for its token."
+NO_CREDENTIALS = "Google rejected the service account's credentials, or issued no token for it."
 _POLICY = (
-    "An organization policy or a VPC Service Controls perimeter refuses access: let the service "
-    "account and its project through. Roles do not help."
+    "An organization policy or a VPC Service Controls perimeter refuses access. Allow the service "
+    "account and its project there. IAM roles do not help."
 )
 _BILLING = "Cloud Storage refuses the bucket: its project's billing or account is disabled."
 _REFUSED = "Cloud Storage refuses every request to the bucket; `cause` says why."
@@ -88,7 +89,7 @@ _EVERYTHING = {
     *_OF_BILLING,
 }
 
-# Whole phrases of sentences in which no name is left.
+# Phrases, matched after names have been removed.
 _SAYS_NOW = re.compile(r"\b(exceed(s|ed)? (\w+ ){0,4}(rate limit|quota)|quota exceeded"
                        r"|rate limit (was )?exceeded)\b")  # fmt: skip
 _SAYS_POLICY = re.compile(r"\borgani[sz]ation.s policy\b|\bvpcservicecontrolsuniqueidentifier\b")
@@ -106,7 +107,7 @@ class Scope(Enum):
 
     NOW = "now"  # a later delivery can succeed
     EVERYTHING = "everything"  # the bucket, the project, the account: somebody has to act
-    OBJECT = "object"  # this object, for good
+    OBJECT = "object"  # this object, permanently
     UNCLEAR = "unclear"  # any of these: time tells
 
 
@@ -193,7 +194,7 @@ class Refusal:
         return self.reason == "cloudKmsDisabledKey" or self._says(_SAYS_DISABLED)
 
     def _says(self, phrase: re.Pattern[str]) -> bool:
-        """Say whether it holds a phrase, but for names: of accounts, resources and the object."""
+        """Whether the text has a phrase, ignoring names of accounts, resources and the object."""
         text = self.text
         if not self.name.isalpha():  # else it may be a word of the sentence
             text = text.replace(_clean(self.name) or "\0", "/")
@@ -202,7 +203,7 @@ class Refusal:
 
 
 class AccessHistory:
-    """Since when objects are refused, and when their buckets were readable."""
+    """When objects were first refused, and when their buckets were last readable."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Start without any, by a clock in seconds."""
@@ -229,7 +230,7 @@ class AccessHistory:
             return self._clock() - first >= MIN_REFUSED_SECONDS
 
     def was_read_lately(self, bucket: str) -> bool:
-        """Say whether a bucket was readable within the time that a verdict takes."""
+        """Whether an object of the bucket was read within MIN_REFUSED_SECONDS."""
         with self._lock:
             return self._clock() - self._reads.get(bucket, -math.inf) < MIN_REFUSED_SECONDS
 
@@ -240,7 +241,7 @@ def _without_name(word: str) -> str:
 
 
 def _clean(text: str) -> str:
-    """Make one line of what Cloud Storage wrote; nothing of a page, which some proxy wrote."""
+    """Return one line of Cloud Storage's message; nothing for HTML or XML from a proxy."""
     if _MARKUP.search(text):
         return ""
     line = "".join(letter if letter.isprintable() else " " for letter in text)

@@ -28,7 +28,7 @@ def pattern_note(prefix: str) -> str | None:
     """Return a note that a prefix looks like a pattern; None if it does not."""
     if not set(prefix) & {"*", "?"}:
         return None
-    return f"Nothing begins with {printable(prefix)!r}: give a prefix here, not a pattern"
+    return f"No name begins with {printable(prefix)!r}: give a prefix here, not a pattern"
 
 
 def _row(document: Mapping[str, Any]) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ _REFUSALS = frozenset({400, 401, 403, 451})  # an answer that a repetition does 
 _RIGHTS = ("storage.objects.get", "storage.objects.list")
 _NO_RIGHTS_SECONDS = 30.0  # how long a bucket is not asked again for the rights that it denied
 _MAX_BUCKETS = 1000  # remembered
-_FOR_NOW = "Cloud Storage refuses the object, for now at least."
+_FOR_NOW = "Cloud Storage refuses the object now. A later delivery may succeed."
 _YOUR_CREDENTIALS = (
     "Google does not accept your credentials, or they have expired: run `gcloud auth "
     "application-default login`"

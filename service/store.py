@@ -56,19 +56,19 @@ _MAX_COMMIT_BYTES = 5 * 2**19  # of documents; up to 4 MiB when they are sent
 _NAME_BYTES = 2048  # the document's own name and the bytes that Firestore adds, at most
 # What a document raises that cannot be written at all, while it is built.
 _BUILD_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-_MAX_REASON = 300  # letters of what the vendor's client says
+_MAX_REASON = 300  # characters of the client's message
 _NO_ACCESS = (
-    "Firestore refused access: the service account needs roles/datastore.user, the project billing "
-    "and the Firestore API."
+    "Firestore refused access: grant the service account roles/datastore.user, and check that the "
+    "project has billing and the Firestore API enabled."
 )
 _NO_DATABASE = "Firestore has no such database: create it, or set FIRESTORE_DATABASE."
-_NO_CREDENTIALS = "Google does not accept the service account, or cannot be asked for its token."
+_NO_CREDENTIALS = "Google rejected the service account's credentials, or issued no token for it."
 _NO_NATIVE = "Firestore refuses the call: the database must be in Native mode. The log says more."
 _REFUSES_DOCUMENTS = "Firestore refuses every document: check FIRESTORE_COLLECTION."
 
 
 class _DocumentRefusedError(Exception):
-    """Firestore refuses a document as it is, whenever it comes."""
+    """Firestore refuses this document at every attempt."""
 
 
 class ResultStore:
@@ -86,7 +86,7 @@ class ResultStore:
         self._client = client
         self._outages = outages or Outages()
         self._collection = client.collection(collection)
-        # Apart, as an account may have the right to read only.
+        # Separate subjects: an account may have read access only.
         self._reads = f"Firestore database {client._database}, reading"
         self._writes = f"Firestore database {client._database}, writing"
         # Both are needed: `timeout` bounds one attempt, the retry's own timeout bounds them all.
@@ -130,8 +130,8 @@ class ResultStore:
         A document that is there stays, unless its result is a rerun's that may replace it.
 
         Returns:
-            For each result what was recorded: the result, or a failed one if Firestore refuses its
-            document for good. Or the error for which nothing is recorded of it, though of others.
+            For each result, the outcome: the result itself, a failed result if Firestore refuses
+            its document permanently, or the error because of which nothing was recorded.
 
         Raises:
             StoreUnavailableError: Firestore did not confirm, or refuses everything; call again,
@@ -165,7 +165,8 @@ class ResultStore:
         """Commit results together; if that fails because of one of them, one by one.
 
         Raises:
-            StoreUnavailableError: Firestore did not answer; those without an outcome have none.
+            StoreUnavailableError: Firestore did not answer; results without an outcome were not
+                written.
         """
         try:
             outcomes |= self._write(entries)
@@ -341,7 +342,7 @@ def _is_final(record: Record | None, rerun: Rerun | None) -> bool:
 
 
 def _kept(entries: "Mapping[str, _Entry]", records: Mapping[str, Record]) -> list[str]:
-    """Return the documents that no failure may replace that says nothing of the image's bytes."""
+    """Return the documents that must stay: done, and the new failure is not about the bytes."""
     return [
         document_id
         for document_id, entry in entries.items()

@@ -87,7 +87,7 @@ def look_up(refs: dict[str, ImageRef], objects: Objects) -> Submission:
             return objects.exists(ref)
         except StorageRefusedError:
             if is_pattern(ref):
-                return False  # the listing tells, to whoever may only list
+                return False  # an account that may only list: the listing decides
             raise
 
     with ThreadPoolExecutor(LOOKUPS) as threads:
@@ -96,7 +96,7 @@ def look_up(refs: dict[str, ImageRef], objects: Objects) -> Submission:
         if is_there:
             submission.uris.append(uri)
         elif found := list(_matching(ref, objects)):
-            # Where the lookup was refused, the object of this very name may be among them.
+            # If the lookup was refused, the object with exactly this name may be in the list.
             found = [one for one in found if one.name == ref.name] or found
             submission.uris += [f"{one.uri}#{one.generation}" for one in found]
             submission.matches[uri] = len(found)

@@ -50,7 +50,7 @@ class Subscription:
         self._lock = threading.Lock()
 
     def letters(self, limit: int) -> Iterator[Letter]:
-        """Pull messages, at most so many, and lease them: for long, only within `holding`.
+        """Pull and lease at most `limit` messages. `holding` keeps the leases.
 
         Raises:
             SubscriptionError: there is no such subscription, or Pub/Sub did not answer.

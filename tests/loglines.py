@@ -11,11 +11,12 @@ import pytest
 
 from service import logs
 
-_OF_OTHERS = ("eventarc", "Thread-")  # begin their threads' names; the service names its own
+# Prefixes of the names of other threads; the service names its own.
+_OF_OTHERS = ("eventarc", "Thread-")
 
 
 def configure(level: str) -> None:
-    """Log as the service does, but for what other tests' threads log."""
+    """Log as the service does, without the log lines of other tests' threads."""
     logging.config.dictConfig(logs.config(level))
     for handler in logging.getLogger().handlers:
         handler.addFilter(_is_of_the_test)

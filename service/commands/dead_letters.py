@@ -75,7 +75,7 @@ def dead_letters(
             if replay:
                 chosen = [(at, said) for at, said in readings if not ids or at.message_id in ids]
                 if missing := set(ids) - {letter.message_id for letter, _ in chosen}:
-                    click.echo(f"Not here: {', '.join(sorted(missing))}", err=True)
+                    click.echo(f"No such message: {', '.join(sorted(missing))}", err=True)
                 sender = _Sender(source, project, topic, as_is=as_is)
                 try:
                     for letter, reading in chosen:
@@ -146,7 +146,8 @@ class _Sender:
         except YoloBatchError as exc:
             self.has_failed = True
             click.echo(
-                f"{letter.message_id} is published but not acknowledged, so it returns: {exc}",
+                f"{letter.message_id} was published but not acknowledged, so Pub/Sub will deliver "
+                f"it again: {exc}",
                 err=True,
             )
         return True

@@ -25,7 +25,7 @@ from service.settings import BUNDLED_MODEL, Settings
 @click.option(
     "--save",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for annotated pictures.",
+    help="Folder for annotated images.",
 )
 def detect(
     paths: tuple[Path, ...],
@@ -38,7 +38,7 @@ def detect(
 ) -> None:
     """Detect on local files and folders, without any cloud.
 
-    Limits are the service's settings, from the environment: MAX_IMAGE_PIXELS, MAX_IMAGE_BYTES,
+    The limits are the service's environment variables: MAX_IMAGE_PIXELS, MAX_IMAGE_BYTES,
     MAX_HELD_BYTES, MAX_BATCH_PIXELS, REDUCED_DECODE, IMAGE_SIZE, LANES.
     """
     from service.detect import annotated_name, detect_files, find_files, save_annotated
@@ -81,4 +81,4 @@ def detect(
         if not as_json:
             click.echo(table(sorted(documents, key=lambda document: document["name"])))
     if save:
-        click.echo(f"Annotated pictures are in {save}", err=True)
+        click.echo(f"Annotated images are in {save}", err=True)

@@ -24,8 +24,8 @@ from service.settings import Settings
 def submit(uris: tuple[str, ...], topic: str, no_check: bool) -> None:
     """Publish a job for URIS (gs://bucket/object, or - to read them from standard input, in UTF-8).
 
-    Each object must exist. A name with * (within a folder), ** (across folders) or ? means all
-    objects that match, unless one has this very name.
+    Each object must exist. In a name, * and ? match within a folder, and ** matches across folders.
+    If an object has exactly the given name, only that object is submitted.
     """
     from service.publisher import connect, job_messages, publish_jobs, topic_path
     from service.storage import connect_lister
@@ -38,7 +38,9 @@ def submit(uris: tuple[str, ...], topic: str, no_check: bool) -> None:
     wanted = list(refs)
     if no_check:
         for uri in (uri for uri, ref in refs.items() if is_pattern(ref)):
-            click.echo(f"Warning: {uri} is published as it is, and not expanded", err=True)
+            click.echo(
+                f"Warning: {uri} is published as it is. --no-check expands no patterns.", err=True
+            )
     else:
         found = look_up(refs, connect_lister(project, connections=LOOKUPS))
         for pattern, count in found.matches.items():
@@ -47,8 +49,8 @@ def submit(uris: tuple[str, ...], topic: str, no_check: bool) -> None:
     if settings.allowed_buckets:
         for bucket in sorted({ref.bucket for ref in refs.values()} - set(settings.allowed_buckets)):
             click.echo(
-                f"Warning: gs://{bucket} is not in ALLOWED_BUCKETS, and a service with the same "
-                "setting refuses its images.",
+                f"Warning: gs://{bucket} is not in ALLOWED_BUCKETS. A service with this setting "
+                "does not read its images.",
                 err=True,
             )
     ids = publish_jobs(connect(), topic, job_messages(wanted))

@@ -27,8 +27,8 @@ from service.images.pixels import TRANSPOSED, Picture
 CONFIDENCE = 0.25  # from which a detection counts for the agreement, as MIN_CONFIDENCE's default
 IOU = 0.5  # at which two boxes are of one object
 LEAST_CONFIDENCE = 0.001  # of detections that mAP is computed over, as everywhere
-LEAST_MAP50 = 0.05  # below it, labels are likelier wrong than a model that finds objects
-_CORNER = 0.6  # share of the width and of the height in which few images have all their objects
+LEAST_MAP50 = 0.05  # below it, the labels are more likely wrong than the model
+_CORNER = 0.6  # few label files have nearly all boxes in this part of width and height
 _MAX_PIXELS = 2**30
 _BATCH = 8
 
@@ -214,7 +214,7 @@ def mean_precision(
         if found.label in ids
     ]
     if not rows:
-        raise ModelError(f"The model detects no object of the classes that {labels.file} labels")
+        raise ModelError(f"{labels.file} labels no class in which the model detects an object")
     dataset = {
         "images": [{"id": index + 1} for index in sizes],
         "categories": [{"id": number, "name": label} for label, number in ids.items()],
@@ -283,12 +283,12 @@ def _measurable(
         )
     if unsized:
         notes.append(
-            f"Images whose width and height the labels do not say: {unsized}. "
+            f"Images without a width and height in the labels: {unsized}. "
             "Boxes for images of another size would lower mAP"
         )
     if turned:
         notes.append(
-            f"Images that their EXIF orientation turns: {len(turned)}: {listed(turned)}. "
+            f"Images turned by their EXIF orientation: {len(turned)}: {listed(turned)}. "
             "Boxes that were drawn on the image before it is turned would lower mAP"
         )
     return sizes, notes
@@ -311,7 +311,7 @@ def _doubts(objects: Sequence[LabelledObject], sizes: Mapping[int, tuple[int, in
     if len(objects) >= 10 and corner >= 0.95 * 2 * len(objects):
         notes.append(
             f"Nearly all of the {len(objects)} boxes end before {100 * _CORNER:.0f}% of the width "
-            "and height of their image: are they percent, or for images of another size?"
+            "and height of their image: are they percentages, or for images of another size?"
         )
     return notes
 

@@ -79,9 +79,9 @@ def read_truth(labels: Labels) -> Truth:
         return _truth(labels, _read(labels.file))
     except RecursionError as exc:
         reason = "it is nested too deeply"
-        raise ModelError(f"{labels.file} is no file of labels in COCO's format: {reason}") from exc
+        raise ModelError(f"{labels.file} is not a COCO label file: {reason}") from exc
     except (OSError, ValueError) as exc:
-        raise ModelError(f"{labels.file} is no file of labels in COCO's format: {exc}") from exc
+        raise ModelError(f"{labels.file} is not a COCO label file: {exc}") from exc
 
 
 def match_classes(truth: Truth, labels: Iterable[str], *, file: Path) -> Classes:
@@ -145,7 +145,7 @@ def _plain(name: str) -> str:
 def _read(file: Path) -> dict[str, list[dict[str, Any]]]:
     content = json.loads(file.read_text(encoding="utf-8-sig"))
     if not isinstance(content, dict):
-        raise ValueError("it is no object with images, annotations and categories")  # noqa: TRY004
+        raise ValueError("it must have images, annotations and categories")  # noqa: TRY004
     for kind, fields in _FIELDS.items():
         entries = content.get(kind)
         if not entries or not isinstance(entries, list):
@@ -208,7 +208,7 @@ def _objects(
             name = names[category]
             thing = LabelledObject(image, name, around, is_crowd)
             if thing in objects:
-                left_out["that repeat another one"] += 1
+                left_out["that repeat another annotation"] += 1
                 continue
             rotated += around != bbox
             ignored += is_ignored
@@ -216,7 +216,7 @@ def _objects(
             used[name].add(category)
     shares = [thing for thing in objects if _is_share(thing)]
     if len(shares) * 2 > len(objects):
-        raise ValueError("the boxes are shares of the image, not pixels")
+        raise ValueError("the boxes are fractions of the image, not pixels")
     for thing in shares:
         left_out["with a box within the first pixel"] += 1
         del objects[thing]
@@ -229,7 +229,7 @@ def _objects(
     if rotated:
         notes.append(f"Rotated boxes, measured as the upright boxes around them: {rotated}")
     if ignored:
-        notes.append(f"Objects that the labels ignore, measured like crowds: {ignored}")
+        notes.append(f"Objects marked `ignore`, measured like crowds: {ignored}")
     notes += [
         f"{len(ids)} categories have the name {name!r}, and objects: they were measured as one"
         for name, ids in used.items()

@@ -11,7 +11,8 @@ from service.images.read import WEIGHTS, inspect, read
 # than their header says. So can a BMP in run lengths, which Pillow expands in Python, and an
 # animated WebP, which takes the memory of several frames.
 _SANDBOXED = ("AVIF", "GIF", "JPEG2000", "TIFF")
-# A place in the header of a BMP, and RLE8 and RLE4 there; one in VP8X of a WebP, and a flag there.
+# Offset 30 in a BMP is the compression; 1 and 2 are RLE8 and RLE4. Offset 20 in a WebP holds the
+# flags of the VP8X chunk; 2 means animated.
 _BMP_COMPRESSION, _RUN_LENGTHS = slice(30, 31), (b"\1", b"\2")
 _WEBP_FLAGS, _ANIMATED = slice(20, 21), 2
 # Memory that a decoder may take. The most seen is 12 bytes a pixel: a turned progressive JPEG.

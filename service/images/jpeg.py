@@ -222,11 +222,11 @@ def _decoded(stream: bytes, info: ImageInfo, factor: int) -> Pixels:
 
 
 def _despite_warnings(stream: bytes, info: ImageInfo, factor: int, reason: str) -> Pixels:
-    """Decode what libjpeg-turbo's own interface warns of, or rejects: rare sampling factors.
+    """Decode after a warning, or with rare sampling factors, which libjpeg-turbo rejects.
 
-    After a first warning that interface reports no second one, and not even that it gave up and
-    left memory unwritten. OpenCV uses libjpeg's older interface and returns whole images alone,
-    but it hides warnings. To detect missing data, decode twice, with different bytes behind the
+    After a first warning libjpeg-turbo's own interface reports nothing more, not even that it gave
+    up and left memory unwritten. OpenCV uses libjpeg's older interface. It returns only whole
+    images, but hides warnings. To detect missing data, decode twice, with different bytes after the
     data of each scan and restart interval: if data are missing, the pixels differ.
     """
     size = {"width": info.width, "height": info.height, "factor": factor}

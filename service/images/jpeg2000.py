@@ -77,7 +77,7 @@ class Jpeg2000:
         pixels = imdecode(data, width=width, height=height, bits=self._bits)
         if pixels is None:
             self._file.decode(image_size)  # says what is wrong with it, if anything
-            raise BadImageError.unsupported(f"This kind of JPEG 2000 of {self._bits} bits")
+            raise BadImageError.unsupported(f"This kind of {self._bits}-bit JPEG 2000")
         return Picture(pixels, self.info)
 
     def _wrapped(self) -> bytes:

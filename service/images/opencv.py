@@ -60,6 +60,6 @@ def decode_upright(data: bytes, info: ImageInfo, orientation: int) -> Picture:
     """
     pixels = imdecode(data, width=info.width, height=info.height)
     if pixels is None:
-        raise BadImageError.corrupt(f"The {info.format} is damaged, or lacks some of its data.")
+        raise BadImageError.corrupt(f"The {info.format} file is damaged or lacks some of its data.")
     pixels = upright(pixels, orientation)
     return Picture(pixels, ImageInfo(pixels.shape[1], pixels.shape[0], info.format))

@@ -103,7 +103,7 @@ def _grey_of_16_bits(image: Any) -> Pixels:
 def _colours(image: Any) -> Pixels:
     """Return BGR of an image of 8 bits a channel; an alpha channel is dropped."""
     if image.mode not in (*_MODES, *_PREMULTIPLIED):
-        raise BadImageError.unsupported(f"{image.format} with samples of the kind {image.mode}")
+        raise BadImageError.unsupported(f"{image.format} with the sample type {image.mode}")
     width, height = image.size
     pixels = np.empty((height, width, 3), np.uint8)
     rows = max(1, _STRIP_PIXELS // width)

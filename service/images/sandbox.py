@@ -36,12 +36,12 @@ from service.errors import BadImageError, DecoderBusyError
 from service.images.pixels import Picture
 from service.images.read import read as read_here
 
-MAX_CPU_SECONDS = 30  # four times what the largest honest image takes (JPEG 2000 of 31 MB)
+MAX_CPU_SECONDS = 30  # four times what the largest valid image takes (JPEG 2000 of 31 MB)
 _MAX_SECONDS = 100  # by the clock, where it hangs, or has no CPU
 _REQUEST, _REPLY = struct.Struct("<QQQQQ"), struct.Struct("<I")
 _NO_ANSWER = _REPLY.pack(0)
 _ROOT = Path(__file__).parents[2]  # where the package lies
-# What a decoder dies of by its own fault: SIGXCPU is that of too much CPU time.
+# Signals of a decoder that failed by itself. SIGXCPU: it used too much CPU time.
 _CRASHES = (
     signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGXCPU,
 )  # fmt: skip
@@ -195,7 +195,7 @@ def _reply(
         with suppress(AttributeError):  # Linux has it, other systems do not
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         replies = os.fdopen(os.dup(1), "wb")
-        os.dup2(2, 1)  # what a library prints is no reply
+        os.dup2(2, 1)  # what a library prints must not get into the reply
         signal.alarm(_MAX_SECONDS)
         _, most = resource.getrlimit(resource.RLIMIT_CPU)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

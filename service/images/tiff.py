@@ -112,7 +112,7 @@ def _check(tags: Any, data: bytes) -> None:
     if not set(tags.get(_SAMPLE_FORMAT, ())) <= {_UNSIGNED, _UNDEFINED}:
         raise BadImageError.unsupported("TIFF with signed or floating-point samples")
     if max(tags.get(_COLOUR_MAP, (_FULL,))) < _FULL // 256 + 1:  # Pillow would make it black
-        raise BadImageError.unsupported("TIFF with a colour map of 8 bits")
+        raise BadImageError.unsupported("TIFF with an 8-bit colour map")
     if not _is_readable(compression):
         raise BadImageError.unsupported(f"TIFF with compression {compression}")
     offsets, counts = (

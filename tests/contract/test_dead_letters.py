@@ -159,7 +159,7 @@ def test_replay_that_is_interrupted_says_how_many(
     jobs: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And what went wrong first is said, though the others cannot be given back."""
+    """And the first error is printed, though the other letters cannot be released."""
     for _ in range(3):
         put(publisher, project, dead, b'{"uri": "gs://uploads/a.jpg"}')
     sent = []

@@ -348,7 +348,7 @@ class TestMeasured:
         for number, annotation in enumerate(truth["annotations"]):
             if number % 3 == 0:
                 annotation["bbox"][2] = reach - annotation["bbox"][0]
-        with pytest.raises(ModelError, match="shares of the image, not pixels"):
+        with pytest.raises(ModelError, match="fractions of the image, not pixels"):
             measure(truth)
 
     def test_ignored_objects_count_like_crowds(self, measure: Callable[..., MeanPrecision]) -> None:
@@ -359,7 +359,7 @@ class TestMeasured:
         measured = measure(ignored)
         assert replace(measured, notes=()) == measure(crowds)
         [note] = measured.notes
-        assert note.startswith("Objects that the labels ignore, measured like crowds: ")
+        assert note.startswith("Objects marked `ignore`, measured like crowds: ")
 
     def test_image_that_cannot_be_opened_is_left_out(
         self, samples: Path, tmp_path: Path, measure: Callable[..., MeanPrecision]
@@ -455,7 +455,7 @@ ANNOTATION = LABELLED["annotations"][0]
         ({"annotations": []}, "there are no annotations"),
         ({"annotations": [ANNOTATION | {"bbox": [1, 2]}]}, "1 without a box of four numbers"),
         ({"annotations": [ANNOTATION | {"bbox": [1, 2, None, 3]}]}, "1 without a box"),
-        ({"annotations": [ANNOTATION | {"bbox": [0.1, 0.2, 0.3, 0.4]}]}, "shares of the image"),
+        ({"annotations": [ANNOTATION | {"bbox": [0.1, 0.2, 0.3, 0.4]}]}, "fractions of the image"),
         ({"annotations": [ANNOTATION | {"image_id": 3}]}, "no annotation can be used"),
         ({"annotations": 3}, "there are no annotations"),
         ({"annotations": {"a": 1}}, "there are no annotations"),
@@ -485,7 +485,7 @@ def test_labels_that_lack_something_say_what(
     tmp_path: Path, changes: dict[str, Any], what: str
 ) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")
-    with pytest.raises(ModelError, match=rf"labels\.json is no file of labels .*{what}"):
+    with pytest.raises(ModelError, match=rf"labels\.json is not a COCO label file: .*{what}"):
         read_truth(written(tmp_path, LABELLED | changes, tmp_path))
 
 
@@ -496,7 +496,7 @@ def test_labels_that_lack_something_say_what(
 )
 def test_file_that_is_no_labels_says_so(tmp_path: Path, text: str) -> None:
     (tmp_path / "labels.json").write_text(text, encoding="utf-8")
-    with pytest.raises(ModelError, match="no file of labels") as caught:
+    with pytest.raises(ModelError, match="not a COCO label file") as caught:
         read_truth(Labels(tmp_path / "labels.json", tmp_path))
     assert "Error(" not in str(caught.value)
 

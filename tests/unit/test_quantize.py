@@ -448,7 +448,10 @@ def test_labels_are_read_before_the_quantisation(
     monkeypatch.setattr("service.detector.quantize.quantize", quantize)
     write_samples(tmp_path / "pictures", count=2)
     file = tmp_path / "labels.json"
-    for text, what in (("{}", "no file of labels"), (json.dumps(ABSENT), "which does not exist")):
+    for text, what in (
+        ("{}", "not a COCO label file"),
+        (json.dumps(ABSENT), "which does not exist"),
+    ):
         file.write_text(text, encoding="utf-8")
         with pytest.raises(ModelError, match=what):
             export_openvino(

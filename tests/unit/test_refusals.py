@@ -128,7 +128,7 @@ def test_page_of_a_proxy_is_in_no_sentence(page: str) -> None:
     for text in (page, body(page, page)):
         refusal = Refusal.read(400, text)
         assert refusal.scope is Scope.UNCLEAR
-        assert refusal.sentence() == "Cloud Storage refuses to give this object (400)."
+        assert refusal.sentence() == "Cloud Storage refuses to serve this object (400)."
 
 
 def test_refusal_is_lasting_after_ten_minutes_without_a_read() -> None:
