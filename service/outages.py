@@ -34,16 +34,9 @@ class Outages:
     def __init__(
         self,
         *,
-        quiet_seconds: float = _QUIET_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Start without outages.
-
-        Args:
-            quiet_seconds: how long a reason that comes back soon is not logged again.
-            clock: seconds.
-        """
-        self._quiet_seconds = quiet_seconds
+        """Start without outages, by a clock in seconds."""
         self._clock = clock
         self._outages: dict[str, dict[str, _Outage]] = {}  # by subject and reason
         self._lock = threading.Lock()
@@ -61,7 +54,7 @@ class Outages:
             reasons = _slot(self._outages, subject, {}, _MAX_SUBJECTS)
             outage = _slot(reasons, reason, _Outage(-_REPEAT_SECONDS + now), _MAX_REASONS)
             outage.rejected += 1
-            quiet_seconds = self._quiet_seconds if outage.is_over else _REPEAT_SECONDS
+            quiet_seconds = _QUIET_SECONDS if outage.is_over else _REPEAT_SECONDS
             if now - outage.logged_at < quiet_seconds:
                 return
             rejected = outage.rejected

@@ -1,6 +1,6 @@
 """Tables for a person: one row a picture."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from tabulate import tabulate
@@ -29,6 +29,16 @@ def pattern_note(prefix: str) -> str | None:
     if not set(prefix) & {"*", "?"}:
         return None
     return f"No name begins with {printable(prefix)!r}: give a prefix here, not a pattern"
+
+
+def bucket_note(bucket: str, allowed_buckets: Collection[str]) -> str | None:
+    """Return a warning that a service with these settings reads nothing of a bucket, or None."""
+    if not allowed_buckets or bucket in allowed_buckets:
+        return None
+    return (
+        f"Warning: gs://{bucket} is not in ALLOWED_BUCKETS. A service with this setting does not "
+        "read its images."
+    )
 
 
 def _row(document: Mapping[str, Any]) -> tuple[str, ...]:

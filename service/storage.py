@@ -11,7 +11,6 @@ from dataclasses import replace
 from google.api_core import exceptions, retry
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, RefreshError
 from google.cloud import storage  # type: ignore[attr-defined]  # published without types
-from google.cloud.exceptions import NotFound
 from google.cloud.storage.exceptions import DataCorruption
 from google.cloud.storage.retry import DEFAULT_RETRY
 from requests.adapters import HTTPAdapter
@@ -63,7 +62,6 @@ class ImageStorage:
         timeout_seconds: float,
         max_bytes: int,
         connections: int,
-        outages: Outages | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take a client and the limits.
@@ -73,7 +71,6 @@ class ImageStorage:
             timeout_seconds: how long one call is retried, and how long it may be silent.
             max_bytes: larger objects are refused.
             connections: how many threads will call at once.
-            outages: logs a bucket that cannot be read at all.
             clock: seconds, by which refusals grow old.
         """
         _widen(client, connections)
@@ -81,7 +78,7 @@ class ImageStorage:
         self._timeout = timeout_seconds
         self._retry: retry.Retry = DEFAULT_RETRY.with_timeout(timeout_seconds)
         self._max_bytes = max_bytes
-        self._outages = outages or Outages()
+        self._outages = Outages()
         self._clock = clock
         self._history = AccessHistory(clock)
         self._no_rights: dict[str, float] = {}  # buckets, and when they denied a right
@@ -254,7 +251,7 @@ class ObjectLister:
                 refusal = _refusal(exc)
                 raise StorageRefusedError(
                     f"Cloud Storage does not say whether {ref.uri} exists: "
-                    f"{refusal.status} {refusal.reason} {refusal.text} (`submit --no-check` does "
+                    f"{refusal.code} {refusal.text} (`submit --no-check` does "
                     "not ask)"
                 ) from exc
 
@@ -293,7 +290,7 @@ class ObjectLister:
                 refusal = _refusal(exc)
                 raise StorageRefusedError(
                     f"Cloud Storage refuses to list gs://{bucket} (roles/storage.objectViewer is "
-                    f"needed): {refusal.status} {refusal.reason} {refusal.text}".rstrip()
+                    f"needed): {refusal.code} {refusal.text}".rstrip()
                 ) from exc
 
 
@@ -364,7 +361,7 @@ def _translated() -> Iterator[None]:
     """Turn the vendor's errors into ours."""
     try:
         yield
-    except (NotFound, exceptions.PreconditionFailed) as exc:
+    except exceptions.PreconditionFailed as exc:
         raise ObjectGoneError("Cloud Storage has no such object generation.") from exc
     except ContentDecodingError as exc:
         raise BadImageError(

@@ -28,7 +28,8 @@ from tabulate import tabulate
 
 from service.domain import ErrorCode
 from service.errors import BadImageError
-from service.images import sandbox
+from service.images import jpeg, sandbox
+from service.images import png as png_module
 from service.images.decode import decode
 from service.images.letterbox import shrink
 
@@ -935,21 +936,22 @@ FUZZING = """
 - **Header first.** Format and size come from the header, and `MAX_IMAGE_PIXELS` is held before
   any pixel; AVIF and JPEG 2000 count twice, as their decoders take twice the memory.
 - **Cost is counted, not bytes.** Of a JPEG or PNG, a decoder sees only the parts that decide its
-  pixels. Fill bytes, stray bytes, texts, profiles and animations cost next to nothing. A JPEG of
-  more than 100,000 segments or 1,000 scans, or whose scans times pixels exceed two billion, and a
-  PNG of more than 100,000 chunks, are `corrupt_image`: a file of 330 kB in 10,000 scans would
-  decode for minutes.
+  pixels. Fill bytes, stray bytes, texts, profiles and animations cost next to nothing. A JPEG with
+  more than {segments:,} segments or {scans:,} scans, or with more than {pixels:,} pixels in all
+  scans together (arithmetic coding counts {arithmetic} times), and a PNG with more than {chunks:,}
+  chunks, are `corrupt_image`: a file of 330 kB in 10,000 scans would decode for minutes.
 - **Risky formats have a process of their own**: AVIF, GIF, JPEG 2000, TIFF, animated WebP and
   run-length BMP can cost gigabytes or minutes whatever their header says. It forks for each file,
-  within limits of memory and 30 s of CPU time; a file over them is `corrupt_image`. A fork killed
-  from outside, as where memory is short, says nothing of the file: the answer is 503. The process
+  within limits of memory and {cpu} s of CPU time; a file over them is `corrupt_image`. If a
+  fork is killed from outside, for example because memory is short, the answer is 503. The process
   starts with the first such file and decodes one file at a time.
 
 Fuzzed with libFuzzer, guided by the coverage of Python (`make fuzz`; `tests/fuzz` says what must
 hold), beginning with the files above, the events of `tests/data` and every setting, at most 1 GB
 and 30 s for an input. `python -m tests.fuzz --runs 100000000 --seconds 230` said, of
 `service.events.parse_event` and `Settings.from_env`. After the decoders had changed,
-`python -m tests.fuzz picture --runs 15000` said, of `service.images.decode.decode`:
+`python -m tests.fuzz picture --runs 15000` said, of `service.images.decode.decode`. The lines are
+copied from these runs of November 2026; `make fuzz` prints its own:
 
     envelope: 3,772,271 executions, no promise broken, peak 95 MB
     picture: 15,000 executions, no promise broken, peak 119 MB
@@ -970,7 +972,19 @@ def page(gots: Sequence[Got]) -> str:
         rows, ["input", "expected", "got", "MB", "s"], tablefmt="github", disable_numparse=True
     )
     heading = HEADING.format(mb=MAX_MB, cpu=MAX_CPU_SECONDS)
-    return f"{heading}{good} of {len(gots)} as expected.\n\n{table}\n\n{names_table()}{FUZZING}"
+    return f"{heading}{good} of {len(gots)} as expected.\n\n{table}\n\n{end_of_page()}"
+
+
+def end_of_page() -> str:
+    """Return what follows the table of files: the names, the limits, and the runs of fuzzing."""
+    return names_table() + FUZZING.format(
+        segments=jpeg._MAX_SEGMENTS,
+        scans=jpeg._MAX_SCANS,
+        pixels=jpeg._MAX_SCANNED_PIXELS,
+        arithmetic=jpeg._ARITHMETIC_COST,
+        chunks=png_module._MAX_CHUNKS,
+        cpu=sandbox.MAX_CPU_SECONDS,
+    )
 
 
 def names_table() -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from service.detector import Detector
 from service.document import to_document
 from service.domain import Box, Detection, Download, ImageRef, ImageResult, ModelInfo, Rerun
-from service.errors import DocumentKeptError, ObjectGoneError
+from service.errors import ObjectGoneError
 from service.images.pixels import Pixels
 
 PATIENCE_SECONDS = 60.0  # of every test: far more than anything takes on a busy machine
@@ -137,16 +137,11 @@ class FakeStore:
             if self.errors:
                 raise self.errors.pop(0)
             self.commits.append([result.ref.name for result in results])
-            outcomes: list[ImageResult | Exception]
             outcomes = [self.outcomes.get(result.ref.name, result) for result in results]
             for result in outcomes:
                 if isinstance(result, Exception):
                     continue
                 document_id = result.ref.document_id
-                status = self.documents.get(document_id, {}).get("status")
-                if status == "done" and result.failure and not result.failure.code.is_of_the_bytes:
-                    outcomes[outcomes.index(result)] = DocumentKeptError(result.failure.message)
-                    continue
                 if not self._is_final(document_id, result.ref.rerun):
                     self.now += timedelta(seconds=1)
                     self.documents[document_id] = to_document(result)
@@ -209,9 +204,11 @@ def color_of(number: int) -> Color:
     return number // 256, number % 256, 200
 
 
-def wait_until(is_so: Callable[[], bool], what: str) -> None:
+def wait_until(
+    is_so: Callable[[], bool], what: str, *, patience_seconds: float = PATIENCE_SECONDS
+) -> None:
     """Wait for a condition; fail with `what` when patience is over."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + patience_seconds
     while not is_so():
         assert time.monotonic() < deadline, what
         time.sleep(0.02)

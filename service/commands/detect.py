@@ -39,7 +39,7 @@ def detect(
     """Detect on local files and folders, without any cloud.
 
     The limits are the service's environment variables: MAX_IMAGE_PIXELS, MAX_IMAGE_BYTES,
-    MAX_HELD_BYTES, MAX_BATCH_PIXELS, REDUCED_DECODE, IMAGE_SIZE, LANES.
+    MAX_HELD_BYTES, MAX_BATCH_PIXELS, MAX_BATCH_DELAY_MS, REDUCED_DECODE, IMAGE_SIZE, LANES.
     """
     from service.detect import annotated_name, detect_files, find_files, save_annotated
     from service.detector import load_detector, warm_up

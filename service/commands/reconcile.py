@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from service.commands.options import topic_option
 from service.errors import YoloBatchError
+from service.report import bucket_note, pattern_note
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,12 +36,7 @@ _PAGES_A_LINE = 20  # of the progress where it is a log, not a terminal
     "--dry-run", is_flag=True, help="Only say what --enqueue would publish, take and cost."
 )
 @click.option("--yes", is_flag=True, help="Publish without being asked, and in one pass.")
-@click.option(
-    "--topic",
-    default="jobs",
-    show_default=True,
-    help="Topic's name, or projects/PROJECT/topics/NAME.",
-)
+@topic_option
 @click.option(
     "--model-sha256",
     help="The deployed model, as its documents name it; by default the one at MODEL_PATH, if set.",
@@ -169,12 +166,8 @@ class _Run:
         self._store = build_store(replace(settings, firestore_timeout_seconds=_CALL_SECONDS))
         project = settings.google_cloud_project or self._store.project
         self.topic = topic_path(topic, project)
-        if settings.allowed_buckets and scope.bucket not in settings.allowed_buckets:
-            click.echo(
-                f"Warning: gs://{scope.bucket} is not in ALLOWED_BUCKETS, and a service with the "
-                "same setting refuses its pictures.",
-                err=True,
-            )
+        if note := bucket_note(scope.bucket, settings.allowed_buckets):
+            click.echo(note, err=True)
 
     def count(self, tally: "Tally") -> "Tally":
         """Compare, and publish nothing."""
@@ -213,8 +206,6 @@ class _Run:
 
     def show(self, tally: "Tally") -> None:
         """Print the counts, and what jobs for them take."""
-        from service.report import pattern_note
-
         scope = self._scope
         if sys.stderr.isatty():
             click.echo(err=True)  # the end of the progress's line

@@ -5,17 +5,13 @@ from collections.abc import Iterator
 
 import click
 
+from service.commands.options import topic_option
 from service.settings import Settings
 
 
 @click.command()
 @click.argument("uris", nargs=-1, required=True)
-@click.option(
-    "--topic",
-    default="jobs",
-    show_default=True,
-    help="Topic's name, or projects/PROJECT/topics/NAME.",
-)
+@topic_option
 @click.option(
     "--no-check",
     is_flag=True,
@@ -28,6 +24,7 @@ def submit(uris: tuple[str, ...], topic: str, no_check: bool) -> None:
     If an object has exactly the given name, only that object is submitted.
     """
     from service.publisher import connect, job_messages, publish_jobs, topic_path
+    from service.report import bucket_note
     from service.storage import connect_lister
     from service.submission import LOOKUPS, is_pattern, look_up, read
 
@@ -46,13 +43,9 @@ def submit(uris: tuple[str, ...], topic: str, no_check: bool) -> None:
         for pattern, count in found.matches.items():
             click.echo(f"{pattern} matches {count:,} objects", err=True)
         wanted = found.uris
-    if settings.allowed_buckets:
-        for bucket in sorted({ref.bucket for ref in refs.values()} - set(settings.allowed_buckets)):
-            click.echo(
-                f"Warning: gs://{bucket} is not in ALLOWED_BUCKETS. A service with this setting "
-                "does not read its images.",
-                err=True,
-            )
+    for bucket in sorted({ref.bucket for ref in refs.values()}):
+        if note := bucket_note(bucket, settings.allowed_buckets):
+            click.echo(note, err=True)
     ids = publish_jobs(connect(), topic, job_messages(wanted))
     click.echo(f"Published {len(wanted)} uris in {len(ids)} messages to {topic}")
 

@@ -240,13 +240,13 @@ def _objects(
 
 def _bbox(value: Any) -> tuple[float, float, float, float] | None:
     """Read x, y, width and height; None where they are not four finite numbers."""
-    if not isinstance(value, list):
+    if not isinstance(value, list) or len(value) != 4:
         return None
-    try:
-        x, y, width, height = map(float, value)
-    except (TypeError, ValueError, OverflowError):
+    sides = [side for side in map(_number, value) if side is not None]
+    if len(sides) != 4:
         return None
-    return (x, y, width, height) if all(map(math.isfinite, (x, y, width, height))) else None
+    x, y, width, height = sides
+    return x, y, width, height
 
 
 def _rotated(

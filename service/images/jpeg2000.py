@@ -69,6 +69,8 @@ class Jpeg2000:
         """
         if self._bits <= 8:
             picture = self._file.decode(image_size)
+            if self._bits == 8:
+                return picture
             shifted_white = (2**self._bits - 1) << (8 - self._bits)
             scaled = cv2.convertScaleAbs(picture.pixels, alpha=255 / shifted_white)
             return Picture(checked(scaled), picture.info)

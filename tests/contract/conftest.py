@@ -63,3 +63,18 @@ def publisher() -> Iterator[pubsub_v1.PublisherClient]:
 @pytest.fixture
 def project() -> str:
     return os.environ["GOOGLE_CLOUD_PROJECT"]
+
+
+@pytest.fixture
+def topic(publisher: pubsub_v1.PublisherClient, project: str) -> str:
+    """A topic of the test's own, with a subscription of the same name."""
+    return topic_with_subscription(publisher, project)
+
+
+def topic_with_subscription(publisher: pubsub_v1.PublisherClient, project: str) -> str:
+    """Make a topic, and a subscription of the same name; return the topic's full name."""
+    topic = str(publisher.topic_path(project, f"test-{uuid.uuid4().hex}"))
+    publisher.create_topic(name=topic)
+    with pubsub_v1.SubscriberClient() as client:
+        client.create_subscription(name=topic.replace("/topics/", "/subscriptions/"), topic=topic)
+    return topic

@@ -1,7 +1,6 @@
 """`dead-letters --replay` against the official Pub/Sub emulator."""
 
 import json
-import uuid
 
 import pytest
 from click.testing import CliRunner, Result
@@ -11,29 +10,20 @@ from google.pubsub_v1 import PublisherClient
 from service.commands.dead_letters import dead_letters
 from service.publisher import PublishError, publish_jobs
 from service.subscriber import SubscriptionError
+from tests.contract.conftest import topic_with_subscription
 from tests.fakes import PATIENCE_SECONDS
 
 DELETION = {"eventType": "OBJECT_DELETE", "bucketId": "uploads", "objectId": "a.jpg"}
 
 
-def topic_with_subscription(publisher: pubsub_v1.PublisherClient, project: str) -> str:
-    """Make a topic and a subscription of one name."""
-    name = f"letters-{uuid.uuid4().hex}"
-    topic = publisher.topic_path(project, name)
-    publisher.create_topic(name=topic)
-    with pubsub_v1.SubscriberClient() as client:
-        client.create_subscription(name=client.subscription_path(project, name), topic=topic)
-    return name
-
-
 @pytest.fixture
 def dead(publisher: pubsub_v1.PublisherClient, project: str) -> str:
-    return topic_with_subscription(publisher, project)
+    return topic_with_subscription(publisher, project).rpartition("/")[2]
 
 
 @pytest.fixture
 def jobs(publisher: pubsub_v1.PublisherClient, project: str) -> str:
-    return topic_with_subscription(publisher, project)
+    return topic_with_subscription(publisher, project).rpartition("/")[2]
 
 
 def put(
@@ -115,7 +105,7 @@ def from_source(name: str, project: str) -> dict[str, str]:
 def test_letter_that_cannot_be_replayed_keeps_no_other_from_it(
     publisher: pubsub_v1.PublisherClient, project: str, dead: str, jobs: str
 ) -> None:
-    lost = topic_with_subscription(publisher, project)
+    lost = topic_with_subscription(publisher, project).rpartition("/")[2]
     publisher.delete_topic(topic=publisher.topic_path(project, lost))
     stay = [
         put(publisher, project, dead, b"x", **from_source(name, project))

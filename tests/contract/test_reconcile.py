@@ -22,16 +22,6 @@ def prefix(bucket: storage.Bucket) -> str:
     return prefix
 
 
-@pytest.fixture
-def topic(publisher: pubsub_v1.PublisherClient, project: str) -> str:
-    name = publisher.topic_path(project, f"ask-{uuid.uuid4().hex}")
-    publisher.create_topic(name=name)
-    with pubsub_v1.SubscriberClient() as subscriber:
-        subscription = name.replace("/topics/", "/subscriptions/")
-        subscriber.create_subscription(name=subscription, topic=name)
-    return str(name)
-
-
 def pulled(topic: str) -> list[str]:
     """The uris of the jobs that are there."""
     subscription = topic.replace("/topics/", "/subscriptions/")

@@ -15,16 +15,6 @@ from tests.refusing_storage import FORBIDDEN, refusing_storage
 
 
 @pytest.fixture
-def topic(publisher: pubsub_v1.PublisherClient, project: str) -> str:
-    name = publisher.topic_path(project, f"submit-{uuid.uuid4().hex}")
-    publisher.create_topic(name=name)
-    with pubsub_v1.SubscriberClient() as subscriber:
-        subscription = name.replace("/topics/", "/subscriptions/")
-        subscriber.create_subscription(name=subscription, topic=name)
-    return str(name)
-
-
-@pytest.fixture
 def prefix(bucket: storage.Bucket) -> str:
     """Some images, and one whose name is a pattern."""
     prefix = f"gs://uploads/submit-{uuid.uuid4().hex}/"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.corpus import FUZZING, PAGE, names_table
+from tests.corpus import PAGE, end_of_page
 from tests.fuzz.__main__ import summary
 
 STATS = """
@@ -16,7 +16,7 @@ stat::peak_rss_mb:              103
 
 
 def test_page_tells_the_names_and_the_runs_as_its_generator_does() -> None:
-    assert PAGE.read_text(encoding="utf-8").endswith(names_table() + FUZZING)
+    assert PAGE.read_text(encoding="utf-8").endswith(end_of_page())
 
 
 def test_summary_of_a_run_gives_its_executions_and_memory() -> None:

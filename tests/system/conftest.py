@@ -23,13 +23,13 @@ from service.domain import ImageRef
 from service.local.eventarc import EventarcOptions
 from service.local.processes import Child, Processes, free_port
 from service.local.stack import SERVICE_COMMAND, Stack, StackOptions
-from tests.fakes import PATIENCE_SECONDS, Gate
+from tests.fakes import PATIENCE_SECONDS, Gate, wait_until
 
 COLLECTION = "detections"
 READY_SECONDS = 180  # as long as the stack gives its own service
 _ANSWER_SECONDS = 300  # a queue of large pictures on a busy machine
 CLI_SECONDS = 540  # a whole stack, on a busy machine; less than a test may take
-_DOCUMENT_SECONDS = 240  # several deliveries, with the rests between them
+DOCUMENT_SECONDS = 240  # several deliveries, with the rests between them
 # On a busy machine an emulator may take longer than the default: no outage, so no 503.
 PATIENT = {
     "STORAGE_TIMEOUT_SECONDS": f"{PATIENCE_SECONDS:g}",
@@ -192,8 +192,13 @@ def document(ref: ImageRef) -> dict[str, Any] | None:
     return found.to_dict() if found.exists else None
 
 
+def wait_for_deliveries(is_so: Callable[[], bool], what: str) -> None:
+    """Wait for what takes several deliveries; fail with `what` when patience is over."""
+    wait_until(is_so, what, patience_seconds=DOCUMENT_SECONDS)
+
+
 def wait_for_document(ref: ImageRef) -> dict[str, Any]:
-    deadline = time.monotonic() + _DOCUMENT_SECONDS
+    deadline = time.monotonic() + DOCUMENT_SECONDS
     while (found := document(ref)) is None:
         assert time.monotonic() < deadline, f"{ref.uri} has no document"
         time.sleep(0.1)

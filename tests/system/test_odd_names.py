@@ -28,8 +28,8 @@ from service.storage import connect_lister
 from service.store import ResultStore
 from tests.corpus import NAMES
 from tests.fakes import PATIENCE_SECONDS
-from tests.system.conftest import COLLECTION, Service, run_cli
-from tests.system.test_reconcile import counts, wait_until
+from tests.system.conftest import COLLECTION, Service, run_cli, wait_for_deliveries
+from tests.system.test_reconcile import counts
 
 Samples = list[tuple[Path, Scene]]
 IGNORED = ["folder/", "cat.jpg/", "//"]  # what the console makes of a new folder
@@ -121,7 +121,7 @@ def test_upload_of_any_name_ends_as_one_document_that_is_found_by_it(
 ) -> None:
     with delivered(stack, events_topic, start_service()) as eventarc:
         sums = upload_all(bucket, samples)
-        wait_until(
+        wait_for_deliveries(
             lambda: eventarc.counters.acked >= COUNTS["objects"], "not everything was delivered"
         )
     assert_each_is_recorded(bucket, sums)
@@ -159,7 +159,7 @@ def test_missing_pictures_of_any_name_are_done_by_jobs(
     assert reconciled(bucket) == COUNTS | {"missing": len(NAMES)}
     jobs = make_topic(push_config={"push_endpoint": start_service().url})
     reconciled(bucket, "--enqueue", "missing", "--yes", "--topic", jobs)
-    wait_until(lambda: len(documents(bucket)) >= len(NAMES), "not everything was done")
+    wait_for_deliveries(lambda: len(documents(bucket)) >= len(NAMES), "not everything was done")
     assert_each_is_recorded(bucket, sums)
     assert reconciled(bucket) == COUNTS | {"done": len(NAMES)}
 

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,11 +23,18 @@ from service.domain import ErrorCode, Failure, ImageRef, ImageResult, ModelInfo
 from service.local.stack import Stack
 from service.settings import BUNDLED_MODEL
 from service.store import ResultStore
-from tests.system.conftest import COLLECTION, Service, document, put_aside, run_cli
+from tests.system.conftest import (
+    COLLECTION,
+    DOCUMENT_SECONDS,
+    Service,
+    document,
+    put_aside,
+    run_cli,
+    wait_for_deliveries,
+)
 
 Samples = list[tuple[Path, Scene]]
 
-PATIENCE_SECONDS = 240
 NOBODY = "http://127.0.0.1:9"  # the discard port: what is pushed there is not answered
 PART = "gcloud/tmp/parallel_composite_uploads/see_gcloud_storage_cp_help_for_details/x_0"
 OURS = sha256_of_model(BUNDLED_MODEL)
@@ -56,13 +62,6 @@ def store() -> ResultStore:
 
 def failed(ref: ImageRef) -> ImageResult:
     return ImageResult(ref, failure=Failure(ErrorCode.CORRUPT_IMAGE, "The picture was damaged."))
-
-
-def wait_until(is_so: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not is_so():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
 
 
 def is_done(ref: ImageRef, model: str = OURS) -> bool:
@@ -112,7 +111,7 @@ def test_reconcile_counts_enqueues_and_replaces(
     published = run_cli(*command, "--enqueue", "all", "--yes")
     assert "Published 4 pictures in 1 messages" in published.stdout, published.stderr
     wanted = [refs[name] for name in names if name != "done"]
-    wait_until(lambda: all(map(is_done, wanted)), "not everything was done again")
+    wait_for_deliveries(lambda: all(map(is_done, wanted)), "not everything was done again")
     assert document(refs["done"]) == before["done"]
     again = run_cli(*command, "--enqueue", "all", "--yes")
     assert counts(again.stdout) == everything | {"done": 5, "failed": 0, "missing": 0}
@@ -128,10 +127,10 @@ def test_rerun_delivered_again_changes_nothing(
     job = {"uris": [f"{ref.uri}#{ref.generation}"], "rerun": rerun}
     push = {"message": {"data": base64.b64encode(json.dumps(job).encode()).decode()}}
     url = start_service().url
-    assert requests.post(url, json=push, timeout=PATIENCE_SECONDS).status_code == 204
+    assert requests.post(url, json=push, timeout=DOCUMENT_SECONDS).status_code == 204
     replaced = document(ref)
     assert is_done(ref)
-    assert requests.post(url, json=push, timeout=PATIENCE_SECONDS).status_code == 204
+    assert requests.post(url, json=push, timeout=DOCUMENT_SECONDS).status_code == 204
     assert document(ref) == replaced
 
 
@@ -171,7 +170,7 @@ def test_reconcile_killed_in_the_middle_goes_on_and_adds_up(
 
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, *command],
-        check=False, capture_output=True, text=True, timeout=PATIENCE_SECONDS,
+        check=False, capture_output=True, text=True, timeout=DOCUMENT_SECONDS,
     )  # fmt: skip
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert json.loads(state.read_text())["tally"]["messages"] > 0
@@ -192,7 +191,7 @@ def test_reconcile_killed_in_the_middle_goes_on_and_adds_up(
             uris.update(json.loads(message.message.data)["uris"])
         return sum(uris.values()) > len(missing) and set(uris) == set(missing)
 
-    wait_until(has_all, f"published so far: {sorted(uris)}")
+    wait_for_deliveries(has_all, f"published so far: {sorted(uris)}")
     assert set(uris.values()) == {1, 2}  # twice: those between the publish and the kill
 
 
@@ -220,7 +219,7 @@ def test_dead_letters_are_listed_replayed_and_gone(
         topic = publisher.topic_path(stack.project, live)
         body = json.dumps({"uri": f"{job.uri}#{job.generation}"}).encode()
         for message in ((body, {}), (b"", attributes), (b"not JSON", {"colour": "blue"})):
-            publisher.publish(topic, message[0], **message[1]).result(timeout=PATIENCE_SECONDS)
+            publisher.publish(topic, message[0], **message[1]).result(timeout=DOCUMENT_SECONDS)
 
     def listed() -> dict[str, dict[str, Any]]:
         done = run_cli("dead-letters", "--subscription", dead, "--json")
@@ -233,7 +232,7 @@ def test_dead_letters_are_listed_replayed_and_gone(
         letters.update(listed())
         return len(letters) == 3
 
-    wait_until(are_all_dead, "not every message became a dead letter")
+    wait_for_deliveries(are_all_dead, "not every message became a dead letter")
     assert letters["job"]["uris"] == [f"{job.uri}#{job.generation}"]
     assert letters["notification"]["uris"] == [f"{notified.uri}#{notified.generation}"]
     assert "not JSON" in letters["unreadable"]["reason"]
@@ -246,7 +245,7 @@ def test_dead_letters_are_listed_replayed_and_gone(
     replay = ["dead-letters", "--subscription", dead, "--replay"]
     one = run_cli(*replay, "--id", letters["job"]["id"], "--topic", jobs)
     assert "Replayed 1 of 3 messages" in one.stdout, one.stderr
-    wait_until(lambda: is_done(job), "the job was not done")
+    wait_for_deliveries(lambda: is_done(job), "the job was not done")
     kept = run_cli(*replay, "--id", letters["unreadable"]["id"], "--topic", jobs)
     assert "Replayed 0 of 2 messages" in kept.stdout
     assert "it cannot be read" in kept.stderr
@@ -255,5 +254,5 @@ def test_dead_letters_are_listed_replayed_and_gone(
     subscriber.modify_push_config(subscription=subscription, push_config={"push_endpoint": url})
     as_was = run_cli(*replay, "--as-is", "--id", letters["notification"]["id"])
     assert f"Replayed 1 of 2 messages to projects/{stack.project}/topics/{live}" in as_was.stdout
-    wait_until(lambda: is_done(notified), "the notification was not done")
+    wait_for_deliveries(lambda: is_done(notified), "the notification was not done")
     assert set(listed()) == {"unreadable"}

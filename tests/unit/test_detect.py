@@ -1,15 +1,18 @@
 """The same pipeline on local files, and the drawing of its results."""
 
 import json
-from dataclasses import replace
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from service.annotate import annotate
+from service.commands.detect import detect as command
 from service.detect import (
     MissingFileError,
     annotated_name,
@@ -160,3 +163,40 @@ def test_annotate_of_extreme_sides_does_not_raise(size: tuple[int, int]) -> None
     box = Box(0.0, 0.0, float(size[1]), float(size[0]))
     drawn = annotate(pixels, [Detection("日本", 0, 0.5, box)])
     assert drawn.shape == pixels.shape
+
+
+# Every setting that the help names: a value of the environment, and what arrives.
+SETTINGS: dict[str, tuple[str, str, object]] = {
+    "MAX_IMAGE_PIXELS": ("1234", "max_image_pixels", 1234),
+    "MAX_IMAGE_BYTES": ("1234", "max_image_bytes", 1234),
+    "MAX_HELD_BYTES": ("1234", "max_held_bytes", 1234),
+    "MAX_BATCH_PIXELS": ("1234", "max_batch_pixels", 1234),
+    "MAX_BATCH_DELAY_MS": ("250", "max_batch_delay_seconds", 0.25),
+    "REDUCED_DECODE": ("false", "reduced_decode", False),
+    "IMAGE_SIZE": ("96", "image_size", 96),
+    "LANES": ("3", "lanes", 3),
+}
+
+
+@pytest.mark.parametrize("name", re.findall(r"[A-Z]+(?:_[A-Z]+)+|LANES", command.help or ""))
+def test_setting_that_the_help_names_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    value, key, expected = SETTINGS[name]
+    monkeypatch.setenv(name, value)
+    arrived: dict[str, Any] = {}
+
+    def load(path: Path, **given: Any) -> FakeDetector:
+        arrived.update(given)
+        return FakeDetector()
+
+    def detect_none(
+        files: list[Path], detector: FakeDetector, options: PipelineOptions, receive: Any
+    ) -> None:
+        arrived.update(asdict(options))
+
+    monkeypatch.setattr("service.detector.load_detector", load)
+    monkeypatch.setattr("service.detect.detect_files", detect_none)
+    ran = CliRunner().invoke(command, [str(folder)])
+    assert ran.exit_code == 0, ran.output
+    assert arrived[key] == expected

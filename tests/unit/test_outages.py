@@ -56,9 +56,11 @@ def test_outage_that_lasts_is_repeated_with_a_count(caplog: pytest.LogCaptureFix
 
 def test_outage_that_is_over_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("WARNING")
-    outages = Outages(quiet_seconds=0)
+    now = [0.0]
+    outages = Outages(clock=lambda: now[0])
     outages.clear("gs://a")
     for _ in range(2):
+        now[0] += 61
         outages.report("gs://a", "no right")
         outages.clear("gs://a")
         outages.clear("gs://a")
@@ -68,7 +70,7 @@ def test_outage_that_is_over_is_logged_once(caplog: pytest.LogCaptureFixture) ->
 def test_outage_that_comes_and_goes_is_logged_now_and_then(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    outages = Outages(quiet_seconds=3600)
+    outages = Outages(clock=lambda: 0.0)
     for _ in range(100):
         outages.report("gs://a", "no right")
         outages.clear("gs://a")

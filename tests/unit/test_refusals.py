@@ -103,8 +103,8 @@ PLAIN = "does not have storage.objects.get access to"
 )
 def test_words_of_names_are_no_reason(text: str) -> None:
     name = "no quota exceeded, Cloud KMS key disabled of requester pays bucket"
-    for body in (text, json.dumps({"error": {"message": text}})):
-        refusal = Refusal.read(403, body.replace("projects/quota", "projects/quota-"), name)
+    for response in (text, json.dumps({"error": {"message": text}})):
+        refusal = Refusal.read(403, response, name)
         assert refusal.scope is Scope.UNCLEAR
         assert "though not to the bucket" in refusal.sentence()
 

@@ -6,7 +6,7 @@ import pytest
 
 from service.document import to_document
 from service.domain import Box, Detection, ErrorCode, Failure, ImageRef, ImageResult, Timings
-from service.report import table
+from service.report import bucket_note, table
 from tests.corpus import NAMES
 
 REF = ImageRef("uploads", "cat.jpg", 1)
@@ -58,3 +58,12 @@ def test_table_shows_any_name_in_one_row_and_does_nothing_to_the_terminal(name: 
 
 def test_table_of_nothing_has_only_its_header() -> None:
     assert table([]).split()[:6] == ["picture", "status", "found", "best", "batch", "ms"]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "is_warned"), [((), False), (("a", "b"), False), (("b",), True)], ids=str
+)
+def test_bucket_that_is_not_allowed_is_warned_of(allowed: tuple[str, ...], is_warned: bool) -> None:
+    note = bucket_note("a", allowed)
+    assert (note is not None) == is_warned
+    assert not note or "gs://a is not in ALLOWED_BUCKETS" in note

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -21,7 +22,7 @@ from service.errors import BadImageError, DecoderBusyError
 from service.images import sandbox
 from service.images.decode import decode
 from service.images.read import read
-from tests.corpus import CASES
+from tests.corpus import CASES, bmp
 
 MIB = 2**20
 PATIENCE_SECONDS = 60
@@ -287,6 +288,18 @@ def test_process_has_no_threads_as_it_forks() -> None:
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "AVIF", "JPEG 2000", "WebP, animated"])
 def test_decode_of_a_risky_format_uses_the_process(kind: str) -> None:
     decode(CASES[kind].make(), max_pixels=20_000)
+    assert sandbox._process is not None
+
+
+@pytest.mark.parametrize(("bits", "compression"), [(8, 1), (4, 2)], ids=["RLE8", "RLE4"])
+def test_decode_of_a_bitmap_in_run_lengths_uses_the_process(bits: int, compression: int) -> None:
+    palette = bytes(4 * 2**bits)
+    rows = b"\x08\x00\x00\x00" * 8 + b"\x00\x01"
+    picture = bmp(
+        8, 8, bits=bits, compression=compression, body=palette + rows, offset=54 + len(palette)
+    )
+    with suppress(BadImageError):
+        decode(picture, max_pixels=10_000)
     assert sandbox._process is not None
 
 
