@@ -138,11 +138,11 @@ def test_refusal_of_unknown_generation_advises_to_submit(
 
 MAY_PASS = {
     "forbidden": (FORBIDDEN, "not to the bucket"),
-    "kms-denied": (KMS_DENIED, "grant it to the Cloud"),
+    "kms-denied": (KMS_DENIED, "grant the Cloud Storage service agent"),
     "kms-disabled-403": (replace(KMS_KEY, status=403), "Enable the key"),
     "kms-not-found": (Answer(400, "cloudKmsDecryptionKeyNotFound", "no key"), "Enable the key"),
-    "other": (Answer(400, "invalidArgument", "odd"), "give this object (400 invalidArgument: odd)"),
-    "page": (PAGE, "give this object (400)."),
+    "other": (Answer(400, "invalidArgument", "odd"), "serve this object (400 invalidArgument: odd)"),
+    "page": (PAGE, "serve this object (400)."),
 }
 
 
@@ -184,7 +184,7 @@ def test_key_that_is_denied_is_recorded_though_metadata_are_read_each_time(
         service.resolve(ref("a.jpg"))
         refuse_for_now(service, ref("a.jpg"))
         clock.minutes += 1
-    assert "grant it to the Cloud" in reason_of(service, ref("a.jpg"))
+    assert "grant the Cloud Storage service agent" in reason_of(service, ref("a.jpg"))
 
 
 def test_key_that_is_denied_is_not_logged_as_a_missing_role(

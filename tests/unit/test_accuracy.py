@@ -216,10 +216,10 @@ SAID = [
     (annotations_without_boxes, "without a box of four numbers, left out: 10"),
     (boxes_in_the_first_pixel, "with a box within the first pixel, left out: 1"),
     (boxes_that_cvat_rotates, "measured as the upright boxes around them: 3"),
-    (sizes_that_are_absent, "width and height the labels do not say: 3"),
+    (sizes_that_are_absent, "without a width and height in the labels: 3"),
     (other_spelling, "despite another spelling: 'STAR_' for 'star'"),
     (a_class_in_two_categories, "2 categories have the name 'star'"),
-    (objects_that_repeat, "that repeat another one, left out: 3"),
+    (objects_that_repeat, "that repeat another annotation, left out: 3"),
     (boxes_of_no_area, "with a box of no area, left out: 2"),
     (objects_of_no_image, "of images that the file does not list, left out: 1"),
     (objects_of_no_category, "of categories that the file does not list, left out: 1"),
@@ -390,7 +390,7 @@ class TestMeasured:
         elif orientation == 6:
             assert "another size than labelled" in measured.notes[0]
         else:
-            assert "EXIF orientation turns: 1: shapes-02.jpg" in measured.notes[0]
+            assert "turned by their EXIF orientation: 1: shapes-02.jpg" in measured.notes[0]
 
     def test_labels_for_the_upright_image_are_proven_by_its_size(
         self, samples: Path, tmp_path: Path, measure: Callable[..., MeanPrecision]
