@@ -140,7 +140,7 @@ def test_numbers_become_their_digits() -> None:
         ({}, "class 0 has no label; class 1 .*class 2"),
         (None, "does not name its classes"),
         ("abc", "does not name its classes"),
-        ({1_000_000_000: "a"}, "names a class 1000000000: the last id is 99,999"),
+        ({1_000_000_000: "a"}, "names class 1000000000: the last id is 99,999"),
         ({float("inf"): "a"}, "by their ids"),
         ({"9" * 5000: "a"}, "by their ids"),
         ({"x" * 5000: "a"}, "by their ids: .{,60}$"),
