@@ -141,7 +141,7 @@ MAY_PASS = {
     "kms-denied": (KMS_DENIED, "grant the Cloud Storage service agent"),
     "kms-disabled-403": (replace(KMS_KEY, status=403), "Enable the key"),
     "kms-not-found": (Answer(400, "cloudKmsDecryptionKeyNotFound", "no key"), "Enable the key"),
-    "other": (Answer(400, "invalidArgument", "odd"), "serve this object (400 invalidArgument: odd)"),
+    "other": (Answer(400, "invalidArgument", "odd"), "this object (400 invalidArgument: odd)"),
     "page": (PAGE, "serve this object (400)."),
 }
 
