@@ -20,6 +20,7 @@ INTERNAL: dict[str, set[str]] = {
     "stages": set(),
     "machine": set(),
     "budget": {"errors"},
+    "deadline": {"errors"},
     "watchdog": set(),
     "labels": {"errors"},
     "events": {"domain", "errors"},
