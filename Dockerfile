@@ -61,8 +61,6 @@ COPY --from=wheel /wheels /wheels
 RUN python -m venv --without-pip /opt/yolo-batch \
  && python -m pip --python /opt/yolo-batch/bin/python install --quiet --no-compile --no-deps \
       --no-index --target /app /wheels/*.whl \
- && rm -rf /app/service/local /app/service/bench /app/service/chaos \
-      /app/service/demo/shapes.py /app/service/demo/train.py /app/service/demo/yolo26-demo.yaml \
  && python -m compileall -q --invalidation-mode unchecked-hash /app
 
 # --- the model: weights into what the runtime loads --------------------------------------------
@@ -106,7 +104,7 @@ EXPOSE 8080
 # Numbers, so that a platform can see that it is not root; nothing on the file system is its own.
 USER 10001:10001
 # Exec form: gunicorn is process 1 and gets SIGTERM itself.
-CMD ["python", "-m", "gunicorn", "--config", "python:service.gunicorn_conf", "service.main:build_app()"]
+CMD ["python", "-m", "gunicorn", "--config", "python:service.server.gunicorn_conf", "service.server.wsgi:build_app()"]
 
 FROM runtime AS gpu
 COPY --from=gpu-dependencies /opt/yolo-batch /opt/yolo-batch

@@ -8,10 +8,10 @@ MODEL ?=
 .PHONY: demo up chaos fuzz test test-fast check unit fix clean lock
 
 demo: $(if $(filter %.pt,$(MODEL)),$(VENV)/export,$(VENV)/local)  ## upload pictures to a local stack
-	$(BIN)/yolo-batch demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(MODEL),--model "$(MODEL)")
+	$(BIN)/yolo-batch-dev demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(MODEL),--model "$(MODEL)")
 
 up: $(VENV)/local  ## run the local stack until Ctrl-C
-	$(BIN)/yolo-batch up $(if $(MODEL),--model "$(MODEL)")
+	$(BIN)/yolo-batch-dev up $(if $(MODEL),--model "$(MODEL)")
 
 CHAOS_UPLOADS ?= 2000
 CHAOS_SEEDS ?= 1 2 3 4 5
@@ -20,16 +20,16 @@ CHAOS_STRICT_SEEDS ?= 6
 STRICT = --without stop --without "slow start"
 chaos: $(VENV)/local  ## uploads under faults, all audited; docs/chaos.md
 	@trap 'exit 130' INT; for seed in $(CHAOS_SEEDS); do \
-	  $(BIN)/yolo-batch chaos --uploads $(CHAOS_UPLOADS) --seed $$seed || failed="$$failed $$seed"; \
+	  $(BIN)/yolo-batch-dev chaos --uploads $(CHAOS_UPLOADS) --seed $$seed || failed="$$failed $$seed"; \
 	done; for seed in $(CHAOS_STRICT_SEEDS); do \
-	  $(BIN)/yolo-batch chaos --uploads $(CHAOS_UPLOADS) --seed $$seed $(STRICT) \
+	  $(BIN)/yolo-batch-dev chaos --uploads $(CHAOS_UPLOADS) --seed $$seed $(STRICT) \
 	    || failed="$$failed $$seed"; \
 	done; [ -z "$$failed" ] || { echo "Seeds with problems:$$failed"; exit 1; }
 
 FUZZ_RUNS ?= 100000
 TARGET ?= envelope picture settings
 fuzz: $(VENV)/fuzz  ## the parsers on random bytes, guided by coverage; docs/bad-input.md
-	$(BIN)/python -m tests.fuzz $(TARGET) --runs $(FUZZ_RUNS)
+	$(BIN)/python -m devtools.fuzz $(TARGET) --runs $(FUZZ_RUNS)
 
 test: $(VENV)/dev $(VENV)/export check  ## everything; ultralytics brings torch, several GB
 	$(BIN)/pytest
@@ -38,10 +38,11 @@ test-fast: $(VENV)/dev check  ## everything but the tests that need ultralytics
 	$(BIN)/pytest -m "not ultralytics"
 	@echo "Left out: the tests marked ultralytics (parity and export). make test runs them."
 
-check: $(VENV)/dev  ## lint, format and types
+check: $(VENV)/dev  ## lint, format, types and the layout's import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 unit: $(VENV)/dev  ## the tests that need neither emulator nor ultralytics
 	$(BIN)/pytest -m "not ultralytics" tests/unit
@@ -79,19 +80,19 @@ $(VENV)/pip:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/local: $(VENV)/pip pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[local]'
+$(VENV)/local: $(VENV)/pip pyproject.toml devtools/pyproject.toml
+	$(BIN)/pip install --quiet --editable . --editable ./devtools
 	@touch $@
 
 $(VENV)/dev: $(VENV)/local
-	$(BIN)/pip install --quiet --editable '.[local,bench,dev]'
+	$(BIN)/pip install --quiet --editable . --editable './devtools[dev]'
 	@touch $@
 
 $(VENV)/export: $(VENV)/local
 	@echo "Installing ultralytics and torch: several GB, some minutes ..."
-	$(BIN)/pip install --quiet --editable '.[local,export]'
+	$(BIN)/pip install --quiet --editable '.[export]' --editable ./devtools
 	@touch $@
 
 $(VENV)/fuzz: $(VENV)/local
-	$(BIN)/pip install --quiet --editable '.[local,fuzz]'
+	$(BIN)/pip install --quiet --editable . --editable './devtools[fuzz]'
 	@touch $@

@@ -9,7 +9,7 @@ case "$MODEL" in
     [ -z "$CALIBRATION" ] || fail "CALIBRATION=$CALIBRATION quantises weights: name them by MODEL"
     if [ -z "$MODEL" ]; then
       python -m pip install --quiet --no-deps --no-index --target /bundled /wheels/*.whl
-      MODEL=/bundled/service/demo/shapes_openvino_model
+      MODEL=/bundled/service/bundled_model
     fi
     [ -f "$MODEL/metadata.yaml" ] || fail "MODEL=$MODEL is not an exported model inside models/"
     cp -R "$MODEL" "$target"

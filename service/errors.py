@@ -10,6 +10,7 @@
     ├── BadImageError              never detectable: recorded, then acknowledged
     ├── DocumentKeptError          a rerun that failed beside a done document: acknowledged
     ├── ObjectGoneError            the generation no longer exists: acknowledged
+    ├── SmokeError                 the smoke test's image did not become a result
     ├── DetectorError              the network failed on a picture: 500
     └── TransientError             a later delivery can succeed: 503
         ├── QueueFullError         429
@@ -46,7 +47,7 @@ class CredentialsError(YoloBatchError):
         super().__init__(
             "Google credentials or the project are missing: run `gcloud auth "
             "application-default login` and set GOOGLE_CLOUD_PROJECT, or paste what "
-            "`yolo-batch up` prints"
+            "`yolo-batch-dev up` prints"
         )
 
 
@@ -92,6 +93,10 @@ class ObjectGoneError(YoloBatchError):
 
 class DocumentKeptError(YoloBatchError):
     """A rerun failed for a reason that is not in the image's bytes: its done document stays."""
+
+
+class SmokeError(YoloBatchError):
+    """The sample did not become a result; the message says where to look."""
 
 
 class DetectorError(YoloBatchError):
@@ -148,12 +153,12 @@ class StoreUnavailableError(TransientError):
 
 
 class StorageRefusedError(StorageUnavailableError):
-    """Cloud Storage refuses the bucket or the account; see `service.outages`."""
+    """Cloud Storage refuses the bucket or the account; see `service.gcp.outages`."""
 
     is_logged = True
 
 
 class StoreRefusedError(StoreUnavailableError):
-    """Firestore refuses the database or the account; see `service.outages`."""
+    """Firestore refuses the database or the account; see `service.gcp.outages`."""
 
     is_logged = True

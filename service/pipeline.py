@@ -19,9 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Protocol
 
-from service.batching import Batcher
 from service.budget import Budget
-from service.detector import Detector
 from service.domain import (
     Detection,
     Download,
@@ -50,6 +48,8 @@ from service.images.decode import decode, is_sandboxed
 from service.images.letterbox import enlarge_box, letterbox, shrink
 from service.images.pixels import Pixels
 from service.images.read import inspect
+from service.inference.batching import Batcher
+from service.inference.detector import Detector
 from service.machine import cores
 from service.singleflight import SingleFlight
 from service.stages import NO_CLOCK, StageClock
@@ -71,7 +71,7 @@ _NO_GENERATION = 0
 
 
 class Storage(Protocol):
-    """Where pictures come from; see `service.storage.ImageStorage`."""
+    """Where pictures come from; see `service.gcp.storage.ImageStorage`."""
 
     def resolve(self, ref: ImageRef) -> ImageRef:
         """Complete a reference: its generation, its size."""
@@ -81,7 +81,7 @@ class Storage(Protocol):
 
 
 class Store(Protocol):
-    """Where results go; see `service.store.ResultStore`."""
+    """Where results go; see `service.gcp.firestore.ResultStore`."""
 
     def is_final(self, document_id: str, rerun: Rerun | None = None) -> bool:
         """Say whether the picture has its document, which no rerun may replace."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from service.errors import SettingsError
 
-BUNDLED_MODEL = Path(__file__).parent / "demo" / "shapes_openvino_model"
+BUNDLED_MODEL = Path(__file__).parent / "bundled_model"
 
 
 def _setting(default: Any, help_text: str, parse: Callable[[str], Any] = str) -> Any:
@@ -203,7 +203,8 @@ class Settings:
     )
     profile_stages: bool = _setting(
         False,
-        "Count CPU seconds by stage, and log them on SIGUSR1 and at the end (`yolo-batch bench`).",
+        "Count CPU seconds by stage, and log them on SIGUSR1 and at the end "
+        "(`yolo-batch-dev bench`).",
         _boolean,
     )
     log_level: str = _setting(

@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 
-from service.detector import Detector
 from service.document import to_document
 from service.domain import Box, Detection, Download, ImageRef, ImageResult, ModelInfo, Rerun
 from service.errors import ObjectGoneError
 from service.images.pixels import Pixels
+from service.inference.detector import Detector
 
 PATIENCE_SECONDS = 60.0  # of every test: far more than anything takes on a busy machine
 BUCKET = "uploads"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from service.demo.shapes import sample_scenes
+from devtools.demo_model.shapes import sample_scenes
 
 
 def labelled_samples() -> dict[str, Any]:

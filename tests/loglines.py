@@ -9,7 +9,7 @@ import logging.config
 
 import pytest
 
-from service import logs
+from service.server import logs
 
 # Prefixes of the names of other threads; the service names its own.
 _OF_OTHERS = ("eventarc", "Thread-")

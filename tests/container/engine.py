@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from service.local.processes import Child, Processes, is_answering
+from devtools.local_stack.processes import Child, Processes, is_answering
 
 ROOT = Path(__file__).parents[2]
 TOOL = Path(os.environ.get("CONTAINER_TOOL", ROOT.parent / "shared/tools/build_container.sh"))

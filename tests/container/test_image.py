@@ -16,10 +16,11 @@ import requests
 from google.cloud import firestore, storage
 from PIL import Image as Pillow
 
-from service.demo.shapes import Scene, write_samples
+from devtools.demo_model.shapes import Scene, write_samples
+from devtools.fuzz.corpus import CASES, saved
+from devtools.local_stack.processes import free_port
+from devtools.local_stack.stack import Stack, StackOptions
 from service.domain import Box, ImageRef
-from service.local.processes import free_port
-from service.local.stack import Stack, StackOptions
 from tests.boxes import count_found
 from tests.container.engine import (
     Container,
@@ -31,7 +32,6 @@ from tests.container.engine import (
     run_service,
     skip_without_engine,
 )
-from tests.corpus import CASES, saved
 from tests.processes import children_of, decoders_of
 from tests.system.conftest import (
     EVENT,
@@ -124,15 +124,13 @@ PRESENT = (
     "/app/*.dist-info/licenses/LICENSE",
     "/model/metadata.yaml",
     # Bytecode: a start on one CPU would spend a second on compiling, each time.
-    "/app/service/__pycache__/main.*.pyc",
+    "/app/service/server/__pycache__/wsgi.*.pyc",
     "/opt/yolo-batch/lib/*/site-packages/flask/__pycache__/app.*.pyc",
     "/usr/local/lib/*/json/__pycache__/decoder.*.pyc",
 )
 ABSENT = (
-    "/app/service/local",
-    "/app/service/bench",
-    "/app/service/chaos",
-    "/app/service/demo/train.py",
+    "/app/devtools",
+    "/app/tests",
     *(
         f"{root}/lib/*/site-packages/{package}"
         for root in ("/opt/yolo-batch", "/usr/local")

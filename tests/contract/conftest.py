@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 from google.cloud import firestore, pubsub_v1, storage
 
-from service.local.stack import Stack, StackOptions
-from service.storage import ImageStorage
-from service.store import ResultStore
+from devtools.local_stack.stack import Stack, StackOptions
+from service.gcp.firestore import ResultStore
+from service.gcp.storage import ImageStorage
 from tests.fakes import PATIENCE_SECONDS
 
 BUCKET = "uploads"

@@ -7,9 +7,9 @@ from click.testing import CliRunner, Result
 from google.cloud import pubsub_v1
 from google.pubsub_v1 import PublisherClient
 
-from service.commands.dead_letters import dead_letters
-from service.publisher import PublishError, publish_jobs
-from service.subscriber import SubscriptionError
+from service.cli.dead_letters import dead_letters
+from service.gcp.publisher import PublishError, publish_jobs
+from service.gcp.subscriber import SubscriptionError
 from tests.contract.conftest import topic_with_subscription
 from tests.fakes import PATIENCE_SECONDS
 
@@ -133,7 +133,7 @@ def test_replay_to_no_topic_asks_once_and_keeps_all(
         asked.append(topic)
         raise PublishError("There is no topic")
 
-    monkeypatch.setattr("service.publisher.publish_jobs", no_topic)
+    monkeypatch.setattr("service.gcp.publisher.publish_jobs", no_topic)
     job = b'{"uri": "gs://uploads/a.jpg"}'
     letters = {put(publisher, project, dead, job) for _ in range(3)}
     done = run(dead, "--replay", limit=3, exit_code=1)
@@ -162,8 +162,8 @@ def test_replay_that_is_interrupted_says_how_many(
     def away(*call: object) -> None:
         raise SubscriptionError("away")
 
-    monkeypatch.setattr("service.publisher.publish_jobs", interrupted)
-    monkeypatch.setattr("service.subscriber.Subscription.release", away)
+    monkeypatch.setattr("service.gcp.publisher.publish_jobs", interrupted)
+    monkeypatch.setattr("service.gcp.subscriber.Subscription.release", away)
     stopped = run(dead, "--replay", "--topic", jobs, limit=3, exit_code=1)
     assert "Replayed 1 of 3 messages" in stopped.stdout
     assert "Aborted" in stopped.stderr

@@ -11,10 +11,10 @@ from google.api_core.exceptions import InvalidArgument
 from google.cloud import firestore
 from google.cloud.firestore_v1.base_query import FieldFilter
 
-from service.cli import main
+from service.cli.main import main
 from service.domain import Box, Detection, ImageInfo, ImageRef, ImageResult, ModelInfo, Rerun
-from service.labels import MAX_LABEL_BYTES, broken_rule
-from service.store import ResultStore
+from service.gcp.firestore import ResultStore
+from service.inference.labels import MAX_LABEL_BYTES, broken_rule
 
 COCO = [
     "person",

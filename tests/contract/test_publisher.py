@@ -6,7 +6,7 @@ import uuid
 import pytest
 from google.cloud import pubsub_v1
 
-from service.publisher import PublishError, job_messages, publish_jobs
+from service.gcp.publisher import PublishError, job_messages, publish_jobs
 from tests.fakes import PATIENCE_SECONDS
 
 

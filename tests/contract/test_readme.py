@@ -17,7 +17,7 @@ from service.domain import (
     ImageResult,
     ModelInfo,
 )
-from service.store import ResultStore
+from service.gcp.firestore import ResultStore
 from tests.fakes import PATIENCE_SECONDS
 
 README = (Path(__file__).parents[2] / "README.md").read_text()

@@ -19,7 +19,7 @@ from service.errors import (
     StorageRefusedError,
     StorageUnavailableError,
 )
-from service.storage import ImageStorage, NoBucketError, ObjectLister
+from service.gcp.storage import ImageStorage, NoBucketError, ObjectLister
 from tests.fakes import PATIENCE_SECONDS
 from tests.loglines import logged_by
 from tests.refusing_storage import (
@@ -192,7 +192,7 @@ def test_key_that_is_denied_is_not_logged_as_a_missing_role(
 ) -> None:
     server.rights = []
     refuse_for_now(service, server.refuse("a.jpg", KMS_DENIED))
-    assert logged_by(caplog, "service.outages") == []
+    assert logged_by(caplog, "service.gcp.outages") == []
 
 
 def test_forbidden_metadata_are_recorded_after_ten_minutes(
@@ -302,7 +302,7 @@ def test_outage_of_a_bucket_is_logged_once_and_its_end(
     server.media.clear()
     service.download(ref("a"))
     service.download(ref("b"))
-    lines = logged_by(caplog, "service.outages")
+    lines = logged_by(caplog, "service.gcp.outages")
     assert [(one.levelno, one.getMessage()) for one in lines] == [
         (logging.ERROR, "Messages are rejected until this is repaired"),
         (logging.WARNING, "Messages are accepted again"),
@@ -319,7 +319,7 @@ def test_perimeter_that_refuses_is_told_from_a_missing_role(
         for answer, advice in ((policy, "perimeter"), (FORBIDDEN, "roles/storage.objectViewer")):
             with pytest.raises(StorageRefusedError, match=advice):
                 service.download(server.refuse("a.jpg", answer))
-    assert len(logged_by(caplog, "service.outages")) == 2
+    assert len(logged_by(caplog, "service.gcp.outages")) == 2
 
 
 def test_organisations_policy_is_not_a_gone_object(

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pytest
 from google.cloud import storage
 
-from service.chaos.plan import FaultKind
-from service.chaos.storage_proxy import StorageProxy
+from devtools.chaos.plan import FaultKind
+from devtools.chaos.storage_proxy import StorageProxy
 from service.domain import ErrorCode, ImageRef
 from service.errors import BadImageError, StorageUnavailableError
-from service.storage import ImageStorage
+from service.gcp.storage import ImageStorage
 from tests.contract.conftest import BUCKET
 from tests.fakes import PATIENCE_SECONDS
 

@@ -24,7 +24,7 @@ from service.domain import (
     Rerun,
 )
 from service.errors import DocumentKeptError, StoreRefusedError, StoreUnavailableError
-from service.store import ResultStore
+from service.gcp.firestore import ResultStore
 from tests.fakes import PATIENCE_SECONDS
 from tests.loglines import logged_by
 
@@ -194,7 +194,7 @@ def test_collection_that_firestore_refuses_is_no_images_fault(
             store.commit([done("a.jpg"), done("b.jpg")])
     with pytest.raises(StoreRefusedError):
         store.is_final("a")
-    lines = logged_by(caplog, "service.outages")
+    lines = logged_by(caplog, "service.gcp.outages")
     assert {line.getMessage() for line in lines} == {"Messages are rejected until this is repaired"}
     assert [line.__dict__["subject"].rpartition(", ")[2] for line in lines] == [
         "writing",

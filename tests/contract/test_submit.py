@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 from google.cloud import pubsub_v1, storage
 
-from service.cli import main
+from service.cli.main import main
 from tests.fakes import PATIENCE_SECONDS
 from tests.refusing_storage import FORBIDDEN, refusing_storage
 
@@ -105,7 +105,7 @@ def test_standard_input_that_is_not_utf8_is_refused(topic: str) -> None:
 
 def test_standard_input_that_is_closed_is_said() -> None:
     # The shell closes it: no Python may run between fork and exec where there are other threads.
-    command = [sys.executable, "-c", "from service.cli import main; main()", "submit", "-"]
+    command = [sys.executable, "-c", "from service.cli.main import main; main()", "submit", "-"]
     refused = subprocess.run(
         ["sh", "-c", 'exec "$@" <&-', "sh", *command], capture_output=True, text=True
     )

@@ -8,8 +8,8 @@ import pytest
 from google.cloud import pubsub_v1
 
 from service.errors import CredentialsError
-from service.publisher import publish_jobs
-from service.subscriber import Subscription, SubscriptionError, connect
+from service.gcp.publisher import publish_jobs
+from service.gcp.subscriber import Subscription, SubscriptionError, connect
 from tests.fakes import wait_until
 
 

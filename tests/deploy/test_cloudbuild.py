@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from service.commands.check_model import check_model
-from service.commands.smoke import smoke
+from service.cli.check_model import check_model
+from service.cli.smoke import smoke
 
 ROOT = Path(__file__).parents[2]
 CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "cloudbuild.yaml").read_text(encoding="utf-8"))
@@ -149,7 +149,7 @@ NEEDED = (
     "requirements/gpu.txt",
     "container/export.sh",
     "models/README.md",
-    "service/demo/shapes_openvino_model/shapes.bin",
+    "service/bundled_model/shapes.bin",
     "terraform/service.tf",
     "tests/container/test_dockerfile.py",
     "tests/deploy/test_cloudbuild.py",

@@ -17,13 +17,13 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import firestore
 from google.cloud.firestore_v1.base_query import BaseQuery, FieldFilter
 
-from service.app import create_app
-from service.commands.reconcile import reconcile
+from service.cli.reconcile import reconcile
 from service.domain import Event
+from service.gcp.firestore import ResultStore
+from service.operate.smoke import sample_name
 from service.pipeline import Pipeline
+from service.server.app import create_app
 from service.settings import Settings
-from service.smoke import sample_name
-from service.store import ResultStore
 from tests.fakes import FakeDetector, FakeStorage, FakeStore, loaded, picture
 from tests.loglines import configure
 

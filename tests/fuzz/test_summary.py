@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.corpus import PAGE, end_of_page
-from tests.fuzz.__main__ import summary
+from devtools.fuzz.__main__ import summary
+from devtools.fuzz.corpus import PAGE, end_of_page
 
 STATS = """
 Done 1300000 runs in 200 second(s)

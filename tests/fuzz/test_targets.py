@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.fuzz.targets import TARGETS
+from devtools.fuzz.targets import TARGETS
 
 FOUND = Path(__file__).parent / "found"  # TARGET-*: inputs that once broke a promise
 SEEDS = {name: list(target.seeds()) for name, target in TARGETS.items()}

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from service.detector import load_detector
-from service.detector.accuracy import find_labels
-from service.detector.canary import FALLBACK, load_checked
-from service.detector.export import export_openvino, read_metadata
+from service.export.accuracy import find_labels
+from service.export.weights import export_openvino, read_metadata
+from service.inference.canary import FALLBACK, load_checked
+from service.inference.loading import load_detector
 
 pytestmark = [
     pytest.mark.ultralytics,
@@ -70,8 +70,9 @@ def test_int8_and_its_float_model_pass_their_canaries(int8: Path) -> None:
 def test_int8_passes_its_canary_without_vnni(int8: Path, tmp_path: Path, instructions: str) -> None:
     """CPUs without VNNI add up products of 8 bits in 16, which can overflow."""
     code = (
-        "import sys; from pathlib import Path; from service.detector import load_detector; "
-        "from service.detector.canary import load_checked; "
+        "import sys; from pathlib import Path; "
+        "from service.inference.loading import load_detector; "
+        "from service.inference.canary import load_checked; "
         "print(load_checked(Path(sys.argv[1]), load=load_detector).fallback)"
     )
     done = subprocess.run(

@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.demo.shapes import write_samples
-from service.demo.train import MODEL_YAML
-from service.detect import detect_files
-from service.detector import Detector, load_detector
+from devtools.demo_model.shapes import write_samples
+from devtools.demo_model.train import MODEL_YAML
 from service.domain import Box
 from service.images.decode import decode
 from service.images.letterbox import fit, frame_sizes
+from service.inference.detector import Detector
+from service.inference.loading import load_detector
+from service.operate.detect import detect_files
 from service.pipeline import PipelineOptions
 from service.settings import BUNDLED_MODEL
 from tests.boxes import iou
@@ -87,7 +88,7 @@ def coco() -> tuple[Path, list[Path]]:
 
 @pytest.fixture(scope="session")
 def coco_export(coco: tuple[Path, list[Path]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from service.detector.export import export_openvino
+    from service.export.weights import export_openvino
 
     return export_openvino(coco[0], tmp_path_factory.mktemp("export") / "coco_openvino_model")
 
@@ -99,7 +100,7 @@ def test_bundled_model_agrees_with_ultralytics(samples: list[Path]) -> None:
 
 
 def test_ultralytics_detector_agrees_with_ultralytics(samples: list[Path]) -> None:
-    from service.detector.ultralytics import UltralyticsDetector
+    from service.inference.ultralytics import UltralyticsDetector
 
     size = load_detector(BUNDLED_MODEL).info.image_size
     ours = detected(UltralyticsDetector(BUNDLED_MODEL, image_size=size), samples)
@@ -138,7 +139,7 @@ def weights(samples: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_ultralytics_detector_agrees_with_ultralytics_on_weights(
     weights: Path, samples: list[Path], image_size: int
 ) -> None:
-    from service.detector.ultralytics import UltralyticsDetector
+    from service.inference.ultralytics import UltralyticsDetector
 
     detector = UltralyticsDetector(weights, image_size=image_size)
     reference = predicted(weights, samples, image_size)
@@ -252,7 +253,7 @@ def write_odd(kind: str, pictures: Sequence[Path], directory: Path) -> list[Path
 
 
 def test_mixed_batch_agrees_with_one_by_one(samples: list[Path], weights: Path) -> None:
-    from service.detector.ultralytics import UltralyticsDetector
+    from service.inference.ultralytics import UltralyticsDetector
 
     pictures = [pixels_of(path) for path in samples]
     detectors = (
@@ -269,8 +270,8 @@ def test_mixed_batch_agrees_with_one_by_one(samples: list[Path], weights: Path) 
 def test_export_of_weights_without_a_network_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from service.detector.export import export_openvino
     from service.errors import ModelError
+    from service.export.weights import export_openvino
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.pt").write_bytes(b"no weights")

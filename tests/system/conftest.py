@@ -17,12 +17,12 @@ import pytest
 import requests
 from google.cloud import firestore, pubsub_v1, storage
 
-from service.chaos.storage_proxy import StorageProxy
-from service.demo.shapes import Scene, write_samples
+from devtools.chaos.storage_proxy import StorageProxy
+from devtools.demo_model.shapes import Scene, write_samples
+from devtools.local_stack.eventarc import EventarcOptions
+from devtools.local_stack.processes import Child, Processes, free_port
+from devtools.local_stack.stack import SERVICE_COMMAND, Stack, StackOptions
 from service.domain import ImageRef
-from service.local.eventarc import EventarcOptions
-from service.local.processes import Child, Processes, free_port
-from service.local.stack import SERVICE_COMMAND, Stack, StackOptions
 from tests.fakes import PATIENCE_SECONDS, Gate, wait_until
 
 COLLECTION = "detections"

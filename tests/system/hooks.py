@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from service import main
-from service.detector import Detector
 from service.domain import Detection
-from service.gunicorn_worker import Worker
 from service.images import decode
 from service.images.pixels import Picture, Pixels
+from service.inference.detector import Detector
+from service.server import wsgi as main
+from service.server.gunicorn_worker import Worker
 
 POISON_SHAPE = (99, 132, 3)  # of the picture that kills; of the demo's ratio, to share its batches
 

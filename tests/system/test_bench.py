@@ -1,4 +1,4 @@
-"""`yolo-batch bench` end to end; its figures are not judged, a test machine is no quiet one."""
+"""`yolo-batch-dev bench` end to end; its figures are not judged, a test machine is no quiet one."""
 
 import json
 import os
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from service.bench import figures
-from service.bench.profile import BETWEEN, HTTP, STAGES
-from service.demo.shapes import Scene
+from devtools.bench import figures
+from devtools.bench.profile import BETWEEN, HTTP, STAGES
+from devtools.demo_model.shapes import Scene
 from tests.system.conftest import run_cli
 
 _BENCH_SECONDS = 1200

@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from service.chaos.plan import FaultKind
-from service.chaos.services import impossible_faults
+from devtools.chaos.plan import FaultKind
+from devtools.chaos.services import impossible_faults
 from tests.fakes import wait_until
 from tests.system.conftest import run_cli
 from tests.system.test_local_stack import child_pids, is_running

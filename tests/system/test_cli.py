@@ -14,8 +14,8 @@ import cv2
 import pytest
 import requests
 
-from service.demo.shapes import CLASS_NAMES, Scene
-from service.local.stack import Stack
+from devtools.demo_model.shapes import CLASS_NAMES, Scene
+from devtools.local_stack.stack import Stack
 from service.settings import BUNDLED_MODEL
 from tests.fakes import PATIENCE_SECONDS, wait_until
 from tests.system.conftest import CLI_SECONDS, PATIENT, run_cli, upload, wait_for_document

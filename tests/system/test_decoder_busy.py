@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from devtools.fuzz.corpus import CASES
+from devtools.local_stack.stack import Stack
 from service.domain import ImageRef
-from service.local.stack import Stack
-from tests.corpus import CASES
 from tests.fakes import PATIENCE_SECONDS, wait_until
 from tests.processes import children_of, decoders_of
 from tests.system.conftest import Service, document, put_aside

@@ -20,13 +20,13 @@ from flask import Flask, request
 from google.cloud import pubsub_v1, storage
 from werkzeug.serving import make_server
 
-from service.local import emulators
-from service.local.errors import StartError
-from service.local.eventarc import Eventarc, EventarcOptions
-from service.local.processes import Processes, free_port, is_answering
-from service.local.requirements import find_programs
-from service.local.resources import UPLOADS_SUBSCRIPTION, UPLOADS_TOPIC, create_topics
-from service.local.stack import Stack, StackOptions
+from devtools.local_stack import emulators
+from devtools.local_stack.errors import StartError
+from devtools.local_stack.eventarc import Eventarc, EventarcOptions
+from devtools.local_stack.processes import Processes, free_port, is_answering
+from devtools.local_stack.requirements import find_programs
+from devtools.local_stack.resources import UPLOADS_SUBSCRIPTION, UPLOADS_TOPIC, create_topics
+from devtools.local_stack.stack import Stack, StackOptions
 from tests.fakes import PATIENCE_SECONDS, wait_until
 
 ANSWER_TIMEOUT_SECONDS = PATIENCE_SECONDS / 2  # a message that is lost comes again within patience
@@ -48,7 +48,7 @@ app.run(port=int(os.environ["PORT"]))
 """
 HOLDER = """
 import sys, time
-from service.local.stack import Stack, StackOptions
+from devtools.local_stack.stack import Stack, StackOptions
 with Stack(StackOptions(service_command=[sys.executable, "-c", sys.argv[1]])) as stack:
     print(stack.directory, flush=True)
     time.sleep(600)

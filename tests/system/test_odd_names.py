@@ -18,15 +18,15 @@ import pytest
 from google.cloud import firestore, pubsub_v1, storage
 from google.cloud.firestore_v1.base_query import FieldFilter
 
-from service.demo.shapes import Scene
-from service.local import emulators
-from service.local.eventarc import Eventarc, EventarcOptions
-from service.local.processes import Processes
-from service.local.requirements import find_programs
-from service.local.stack import Stack
-from service.storage import connect_lister
-from service.store import ResultStore
-from tests.corpus import NAMES
+from devtools.demo_model.shapes import Scene
+from devtools.fuzz.corpus import NAMES
+from devtools.local_stack import emulators
+from devtools.local_stack.eventarc import Eventarc, EventarcOptions
+from devtools.local_stack.processes import Processes
+from devtools.local_stack.requirements import find_programs
+from devtools.local_stack.stack import Stack
+from service.gcp.firestore import ResultStore
+from service.gcp.storage import connect_lister
 from tests.fakes import PATIENCE_SECONDS
 from tests.system.conftest import COLLECTION, Service, run_cli, wait_for_deliveries
 from tests.system.test_reconcile import counts

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import requests
 
-from service.bench.accounting import peak_resident_mb, worker_of
-from service.demo.shapes import Scene
+from devtools.bench.accounting import peak_resident_mb, worker_of
+from devtools.demo_model.shapes import Scene
+from devtools.local_stack.processes import Child
+from devtools.local_stack.stack import Stack
 from service.domain import ImageRef
 from service.images.pixels import Pixels
-from service.local.processes import Child
-from service.local.stack import Stack
 from tests.fakes import PATIENCE_SECONDS, wait_until
 from tests.system import hooks
 from tests.system.conftest import Service, document, held_storage, put_aside

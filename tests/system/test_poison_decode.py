@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from service.demo.shapes import Scene
+from devtools.demo_model.shapes import Scene
+from devtools.local_stack.stack import Stack
 from service.domain import ImageRef
-from service.local.stack import Stack
 from tests.fakes import wait_until
 from tests.system import hooks
 from tests.system.conftest import Service, document, put_aside

@@ -17,12 +17,12 @@ import pytest
 import requests
 from google.cloud import firestore, pubsub_v1
 
-from service.demo.shapes import Scene
-from service.detector.identity import sha256_of_model
+from devtools.demo_model.shapes import Scene
+from devtools.local_stack.stack import Stack
 from service.domain import ErrorCode, Failure, ImageRef, ImageResult, ModelInfo
-from service.local.stack import Stack
+from service.gcp.firestore import ResultStore
+from service.inference.identity import sha256_of_model
 from service.settings import BUNDLED_MODEL
-from service.store import ResultStore
 from tests.system.conftest import (
     COLLECTION,
     DOCUMENT_SECONDS,
@@ -138,8 +138,8 @@ def test_rerun_delivered_again_changes_nothing(
 # place is not kept yet.
 KILLED = """
 import os, signal, sys
-from service import publisher, storage
-from service.commands.reconcile import reconcile
+from service.gcp import publisher, storage
+from service.cli.reconcile import reconcile
 storage._PAGE_SIZE = 5
 publish, calls = publisher.publish_jobs, []
 def killed(*arguments, **named):

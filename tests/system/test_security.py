@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from service.local.stack import Stack
+from devtools.local_stack.stack import Stack
 from tests.fakes import PATIENCE_SECONDS
 from tests.system import hooks
 from tests.system.conftest import EVENT, Service, document, put_aside

@@ -18,11 +18,11 @@ from google.cloud import firestore, pubsub_v1
 from google.cloud.firestore_v1.base_query import FieldFilter
 from PIL import Image
 
-from service.demo.shapes import Scene
+from devtools.demo_model.shapes import Scene
+from devtools.fuzz.corpus import saved
+from devtools.local_stack.stack import Stack
 from service.domain import Box, ImageRef
-from service.local.stack import Stack
 from tests.boxes import count_found
-from tests.corpus import saved
 from tests.fakes import PATIENCE_SECONDS, wait_until
 from tests.system import hooks
 from tests.system.conftest import (

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from google.cloud import storage
 
-from service.detector import load_detector
-from service.detector.canary import CANARY, FALLBACK, FLOOR, write_canary
+from devtools.local_stack.stack import Stack
 from service.domain import ImageRef
-from service.local.stack import Stack
+from service.inference.canary import CANARY, FALLBACK, FLOOR, write_canary
+from service.inference.loading import load_detector
+from service.operate.smoke import draw_sample
 from service.settings import BUNDLED_MODEL
-from service.smoke import draw_sample
 from tests.system.conftest import ASIDE, document, put_aside, run_cli
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import requests
 
-from service.local.stack import Stack
+from devtools.local_stack.stack import Stack
 from tests.fakes import PATIENCE_SECONDS
 from tests.system import hooks
 from tests.system.conftest import READY_SECONDS, Service, answers, document, put_aside

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from service.demo.shapes import write_samples
-from service.detector import load_detector
-from service.detector.accuracy import LEAST_CONFIDENCE, MeanPrecision, mean_precision
-from service.detector.truth import Labels, match_classes, read_truth
+from devtools.demo_model.shapes import write_samples
 from service.errors import ModelError
+from service.export.accuracy import LEAST_CONFIDENCE, MeanPrecision, mean_precision
+from service.export.truth import Labels, match_classes, read_truth
+from service.inference.loading import load_detector
 from service.settings import BUNDLED_MODEL
 from tests.labelled import labelled_samples
 

@@ -13,8 +13,6 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from service.app import create_app
-from service.detector import Detector
 from service.errors import (
     DetectorError,
     ModelError,
@@ -27,7 +25,9 @@ from service.errors import (
     StoreUnavailableError,
     TransientError,
 )
+from service.inference.detector import Detector
 from service.pipeline import Pipeline, PipelineOptions
+from service.server.app import create_app
 from tests.fakes import PATIENCE_SECONDS, FakeDetector, FakeStorage, FakeStore, loaded, picture
 from tests.loglines import logged_by
 
@@ -369,7 +369,7 @@ def test_health_of_a_failed_model_does_not_tell_its_error(build: Build) -> None:
 def test_post_logs_the_trace_of_its_own_request(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from service.logs import TraceFilter
+    from service.server.logs import TraceFilter
 
     trace_id = "105445aa7843bc8bf206b12000100000"
     caplog.handler.addFilter(trace := TraceFilter())

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from service.batching import Batcher, Ticket
 from service.errors import DetectorError, QueueFullError, ShuttingDownError, TooLateError
+from service.inference.batching import Batcher, Ticket
 from tests.fakes import PATIENCE_SECONDS, Gate, in_thread
 
 FOR_EVER = 3600.0  # a delay that no test could wait out

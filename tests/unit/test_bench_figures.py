@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from service.bench import figures
-from service.bench.errors import BenchError
-from service.bench.figures import Goal, Measured, Round, Section, Spread
-from service.bench.prices import DEFAULT_PRICES, Prices, billed_seconds
-from service.bench.startup import Level, Start, memory_section, start_section
+from devtools.bench import figures
+from devtools.bench.errors import BenchError
+from devtools.bench.figures import Goal, Measured, Round, Section, Spread
+from devtools.bench.prices import DEFAULT_PRICES, Prices, billed_seconds
+from devtools.bench.startup import Level, Start, memory_section, start_section
 
 
 def measured(name: str, *, speed: float, cpu_ms: float) -> Measured:

@@ -15,16 +15,16 @@ import cv2
 import numpy as np
 import pytest
 
-from service.bench import accounting, curve, machine, profile, worker
-from service.bench.accounting import ThreadTime
-from service.bench.errors import BenchError
-from service.bench.load import Answer, Request, send_closed, send_open
-from service.bench.machine import Cores, choose_cores
-from service.bench.prices import DEFAULT_PRICES, Prices
-from service.bench.profile import PythonThread, Sample, attribute, profile_section
-from service.bench.run import choose_pictures
-from service.bench.subjects import Process, check_health, service_settings
-from service.local.processes import free_port
+from devtools.bench import accounting, curve, machine, profile, worker
+from devtools.bench.accounting import ThreadTime
+from devtools.bench.errors import BenchError
+from devtools.bench.load import Answer, Request, send_closed, send_open
+from devtools.bench.machine import Cores, choose_cores
+from devtools.bench.prices import DEFAULT_PRICES, Prices
+from devtools.bench.profile import PythonThread, Sample, attribute, profile_section
+from devtools.bench.run import choose_pictures
+from devtools.bench.subjects import Process, check_health, service_settings
+from devtools.local_stack.processes import free_port
 from service.settings import BUNDLED_MODEL, Settings
 
 linux = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="reads /proc")
@@ -260,8 +260,8 @@ def test_process_that_dies_is_told() -> None:
 
 _PARENT = """
 import os
-from service.bench.run import choose_pictures
-from service.bench.subjects import Process
+from devtools.bench.run import choose_pictures
+from devtools.bench.subjects import Process
 
 if __name__ == "__main__":
     with Process(frozenset(os.sched_getaffinity(0))) as process:

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from service.demo.shapes import Scene, sample_scenes
-from service.detector import Detector, load_detector, warm_up
+from devtools.demo_model.shapes import Scene, sample_scenes
 from service.domain import Box
+from service.inference.detector import Detector
+from service.inference.loading import load_detector, warm_up
 from service.settings import BUNDLED_MODEL
 from tests.boxes import count_found
 

@@ -17,9 +17,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from service.commands.check_model import check_model
-from service.detector import Detector, load_detector, warm_up
-from service.detector.canary import (
+from service.cli.check_model import check_model
+from service.domain import Box, Detection, ModelInfo
+from service.errors import ModelError
+from service.export.drawings import draw
+from service.images.pixels import Pixels
+from service.inference.canary import (
     CANARY,
     FALLBACK,
     NOT_COMPARED,
@@ -32,11 +35,9 @@ from service.detector.canary import (
     load_checked,
     write_canary,
 )
-from service.detector.drawings import draw
-from service.domain import Box, Detection, ModelInfo
-from service.errors import ModelError
-from service.images.pixels import Pixels
-from service.main import _health, _load, load_model
+from service.inference.detector import Detector
+from service.inference.loading import load_detector, warm_up
+from service.server.wsgi import _health, _load, load_model
 from service.settings import BUNDLED_MODEL, Settings
 from service.stages import NO_CLOCK
 from tests.loglines import logged_by
@@ -174,8 +175,8 @@ def test_canary_says_what_it_tries_where_the_log_shows_it(
 CHECKING = """
 import sys
 from pathlib import Path
-from service.detector import load_detector
-from service.detector.canary import load_checked
+from service.inference.loading import load_detector
+from service.inference.canary import load_checked
 
 print(load_checked(Path(sys.argv[1]), load=load_detector).fallback)
 """
@@ -336,8 +337,8 @@ def test_broken_expectations_are_a_model_error(model: Path, text: str) -> None:
 ABORTING = """
 import logging, os, sys
 from pathlib import Path
-from service.detector import load_detector
-from service.detector.canary import load_checked
+from service.inference.loading import load_detector
+from service.inference.canary import load_checked
 
 class Aborting:
     def __init__(self, path):
@@ -500,7 +501,7 @@ def test_start_warms_up_only_what_no_canary_has_run(
     seeing = Seeing()
     if has_canary:
         write_canary(model, Seeing(), draw())
-    monkeypatch.setattr("service.main.load_detector", lambda *_, **__: seeing)
+    monkeypatch.setattr("service.inference.loading.load_detector", lambda *_, **__: seeing)
     load_model(Settings(model_path=model))
     assert seeing.batches == [1] * runs
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from service.chaos.audit import Expectation, Found, Report, Wanted, audit
-from service.chaos.excuses import Answer, Excuse, Faults, LogLine, Silence
-from service.chaos.plan import FaultKind
+from devtools.chaos.audit import Expectation, Found, Report, Wanted, audit
+from devtools.chaos.excuses import Answer, Excuse, Faults, LogLine, Silence
+from devtools.chaos.plan import FaultKind
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 IMAGE = {"width": 480, "height": 360, "format": "JPEG"}

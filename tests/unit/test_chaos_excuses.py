@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from service.chaos.excuses import (
+from devtools.chaos.excuses import (
     Answer,
     Excuse,
     Faults,
@@ -17,7 +17,7 @@ from service.chaos.excuses import (
     unexpected_lines,
     unexpected_silences,
 )
-from service.chaos.plan import FaultKind
+from devtools.chaos.plan import FaultKind
 
 # The shortage lasts from 100 to 103; the service takes until 160 to be ready again.
 MEMORY = Excuse("service-0", FaultKind.MEMORY, started=100, over=103, ended=160)

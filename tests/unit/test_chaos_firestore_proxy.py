@@ -8,8 +8,8 @@ from typing import Any
 import grpc
 import pytest
 
-from service.chaos.firestore_proxy import FirestoreProxy
-from service.chaos.plan import FaultKind
+from devtools.chaos.firestore_proxy import FirestoreProxy
+from devtools.chaos.plan import FaultKind
 
 COMMIT = "/google.firestore.v1.Firestore/Commit"
 READ = "/google.firestore.v1.Firestore/BatchGetDocuments"

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.chaos.pictures import (
+from devtools.chaos.pictures import (
     CODES,
     MAX_IMAGE_BYTES,
     Pictures,
@@ -13,11 +13,12 @@ from service.chaos.pictures import (
     find_alone,
     md5,
 )
-from service.chaos.plan import Kind, Plan, Upload, make_plan
-from service.detector import Detector, load_detector
+from devtools.chaos.plan import Kind, Plan, Upload, make_plan
 from service.errors import BadImageError
 from service.images.decode import decode
 from service.images.read import inspect
+from service.inference.detector import Detector
+from service.inference.loading import load_detector
 from service.settings import BUNDLED_MODEL, Settings
 
 KINDS = list(Kind)
@@ -91,7 +92,7 @@ def test_pictures_that_look_the_same_are_refused(
 def test_pictures_that_only_the_audit_takes_for_the_same_are_refused(
     pictures: Pictures, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.chaos.pictures.is_same_picture", lambda one, other: True)
+    monkeypatch.setattr("devtools.chaos.pictures.is_same_picture", lambda one, other: True)
     with pytest.raises(SceneError):
         find_alone(pictures.scenes[:2], detector, tmp_path)
 

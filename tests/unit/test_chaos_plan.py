@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.chaos.plan import (
+from devtools.chaos.plan import (
     PROCESS_FAULTS,
     SERVICES,
     Fate,

@@ -6,8 +6,8 @@ from concurrent.futures import Future
 
 import pytest
 
-from service.chaos.plan import Fate, Kind, Upload
-from service.chaos.relay import Relay
+from devtools.chaos.plan import Fate, Kind, Upload
+from devtools.chaos.relay import Relay
 
 
 class Topic:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from service.chaos.audit import Wanted
-from service.chaos.excuses import LogLine
-from service.chaos.plan import Fate, Kind, Upload, make_plan
-from service.chaos.run import ChaosOptions, Run, read_log, wanted
-from service.chaos.services import _limited
+from devtools.chaos.audit import Wanted
+from devtools.chaos.excuses import LogLine
+from devtools.chaos.plan import Fate, Kind, Upload, make_plan
+from devtools.chaos.run import ChaosOptions, Run, read_log, wanted
+from devtools.chaos.services import _limited
 
 TIME = "2026-11-21T17:00:00+00:00"
 SECONDS = 1795280400.0

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from service.chaos import services as module
-from service.chaos.plan import PROCESS_FAULTS, FaultKind
-from service.chaos.services import Service, impossible_faults
-from service.local.processes import Processes
+from devtools.chaos import services as module
+from devtools.chaos.plan import PROCESS_FAULTS, FaultKind
+from devtools.chaos.services import Service, impossible_faults
+from devtools.local_stack.processes import Processes
 
 PATIENCE_SECONDS = 30
 # As gunicorn: a server that starts its worker again, and answers 200; each worker says that it

@@ -7,8 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import requests
 
-from service.chaos.plan import FaultKind
-from service.chaos.storage_proxy import StorageProxy
+from devtools.chaos.plan import FaultKind
+from devtools.chaos.storage_proxy import StorageProxy
 
 BODY = bytes(range(256)) * 400
 DOWNLOAD = "/download/b/uploads/o/a%2Fb%231.jpg?alt=media&generation=1"

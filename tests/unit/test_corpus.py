@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from devtools.fuzz.corpus import CASES, NAMES, Got
 from service.domain import ImageRef
 from service.events import parse_event
-from tests.corpus import CASES, NAMES, Got
 
 ROOT = Path(__file__).parents[2]
 MANY_SECONDS = 400  # all of them take a twentieth of it
@@ -20,7 +20,7 @@ MANY_SECONDS = 400  # all of them take a twentieth of it
 @pytest.fixture(scope="module")
 def gots() -> dict[str, Got]:
     """How each case ended; read by a process without threads, as it forks."""
-    command = [sys.executable, "-m", "tests.corpus", "--together"]
+    command = [sys.executable, "-m", "devtools.fuzz.corpus", "--together"]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=MANY_SECONDS, check=False
     )

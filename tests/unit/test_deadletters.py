@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from service.deadletters import Kind, Letter, read
 from service.domain import Rerun
+from service.gcp.subscriber import Letter
+from service.operate.dead_letters import Kind, read
 
 PUBLISHED = datetime(2026, 11, 21, 15, tzinfo=UTC)
 ADDED = {

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import decoders
-from tests.corpus import saved
+from devtools.bench import decoders
+from devtools.fuzz.corpus import saved
 
 
 def test_decoders_benchmark_compares_pixels(

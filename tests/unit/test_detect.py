@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from service.annotate import annotate
-from service.commands.detect import detect as command
-from service.detect import (
+from service.cli.detect import detect as command
+from service.domain import Box, Detection
+from service.errors import DetectorError
+from service.operate.annotate import annotate
+from service.operate.detect import (
     MissingFileError,
     annotated_name,
     detect_files,
     find_files,
     save_annotated,
 )
-from service.domain import Box, Detection
-from service.errors import DetectorError
 from service.pipeline import PipelineOptions
 from tests.fakes import FakeDetector, color_of, label_of, picture
 
@@ -195,8 +195,8 @@ def test_setting_that_the_help_names_is_read(
     ) -> None:
         arrived.update(asdict(options))
 
-    monkeypatch.setattr("service.detector.load_detector", load)
-    monkeypatch.setattr("service.detect.detect_files", detect_none)
+    monkeypatch.setattr("service.inference.loading.load_detector", load)
+    monkeypatch.setattr("service.operate.detect.detect_files", detect_none)
     ran = CliRunner().invoke(command, [str(folder)])
     assert ran.exit_code == 0, ran.output
     assert arrived[key] == expected

@@ -11,7 +11,7 @@ REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = [
     *REPOSITORY.glob("*.md"),
     *(REPOSITORY / "docs").rglob("*.md"),
-    *(REPOSITORY / "benchmarks").glob("*.md"),
+    *(REPOSITORY / "devtools").rglob("*.md"),
     *(REPOSITORY / "terraform").glob("*.md"),
     *(REPOSITORY / "models").glob("*.md"),
 ]

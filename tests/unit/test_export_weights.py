@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from service.cli import main
-from service.detector import load_detector
-from service.detector.export import read_metadata
-from service.detector.identity import sha256_of_model
+from service.cli.main import main
 from service.errors import ModelError
+from service.export.weights import read_metadata
+from service.inference.identity import sha256_of_model
+from service.inference.loading import load_detector
 
 pytestmark = [
     pytest.mark.ultralytics,
     pytest.mark.filterwarnings("ignore"),  # torch's to ultralytics
 ]
-ARCHITECTURE = Path(__file__).parents[2] / "service/demo/yolo26-demo.yaml"
+ARCHITECTURE = Path(__file__).parents[2] / "devtools/demo_model/yolo26-demo.yaml"
 LABELS = ["circle", "square", "triangle", "star", "heart", "cross"]
 
 

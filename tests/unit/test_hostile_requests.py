@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from service.app import create_app
 from service.pipeline import Pipeline, PipelineOptions
+from service.server.app import create_app
 from service.settings import Settings
 from tests.fakes import PATIENCE_SECONDS, FakeDetector, FakeStorage, FakeStore, loaded, picture
 from tests.loglines import configure

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from devtools.fuzz.corpus import HEIGHT, WIDTH, after_start, drawn, saved, segment
 from service.domain import ErrorCode
 from service.errors import BadImageError
 from service.images.decode import decode
 from service.images.pixels import Picture
-from tests.corpus import HEIGHT, WIDTH, after_start, drawn, saved, segment
 
 SOS, EOI = b"\xff\xda", b"\xff\xd9"
 KINDS: dict[str, Callable[[], bytes]] = {

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from service.detector.export import _write_metadata, read_metadata
 from service.errors import ModelError
-from service.labels import (
+from service.export.weights import _write_metadata, read_metadata
+from service.inference.labels import (
     MAX_LABEL_BYTES,
     advice_for_export,
     advice_for_weights,
@@ -21,7 +21,7 @@ from service.labels import (
     rename,
     shared_labels,
 )
-from service.labels import class_labels as class_labels_advised
+from service.inference.labels import class_labels as class_labels_advised
 
 ADVICE = "What to do."
 

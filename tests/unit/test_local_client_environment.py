@@ -1,4 +1,4 @@
-"""The environment that `yolo-batch up` prints."""
+"""The environment that `yolo-batch-dev up` prints."""
 
 import configparser
 import subprocess
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.local.client_environment import (
+from devtools.local_stack.client_environment import (
     client_environment,
     export_lines,
     tool_environment,

@@ -6,14 +6,14 @@ from datetime import UTC, datetime
 import pytest
 from google.pubsub_v1.types import PubsubMessage
 
-from service.domain import ImageRef
-from service.events import parse_event
-from service.local.eventarc import (
+from devtools.local_stack.eventarc import (
     Delivery,
     EventarcOptions,
     event_from_notification,
     push_from_message,
 )
+from service.domain import ImageRef
+from service.events import parse_event
 
 NOTIFICATION = {
     "eventType": "OBJECT_FINALIZE",

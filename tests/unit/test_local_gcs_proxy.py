@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import requests
 
-from service.local.gcs_proxy import GcsProxy
+from devtools.local_stack.gcs_proxy import GcsProxy
 from tests.fakes import PATIENCE_SECONDS
 
 BIG = bytes(range(256)) * 8192  # 2 MiB, some of the proxy's blocks

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.local.log_echo import LogEcho
+from devtools.local_stack.log_echo import LogEcho
 from tests.fakes import PATIENCE_SECONDS
 
 

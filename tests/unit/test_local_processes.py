@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from service.local import processes as module
-from service.local.errors import StartError
-from service.local.processes import Child, Processes, free_port
+from devtools.local_stack import processes as module
+from devtools.local_stack.errors import StartError
+from devtools.local_stack.processes import Child, Processes, free_port
 from tests.fakes import PATIENCE_SECONDS, wait_until
 
 LONG = 10 * PATIENCE_SECONDS  # nothing ends by itself while a test looks
@@ -32,7 +32,7 @@ PARENT = [
 HOLDER = f"""
 import sys, time
 from pathlib import Path
-from service.local.processes import Processes
+from devtools.local_stack.processes import Processes
 directory = Path(sys.argv[1])
 (directory / "scratch").mkdir()
 processes = Processes(directory)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from service.local import requirements
-from service.local.errors import MissingRequirementsError
-from service.local.requirements import FIRESTORE_MAIN_CLASS, Missing
+from devtools.local_stack import requirements
+from devtools.local_stack.errors import MissingRequirementsError
+from devtools.local_stack.requirements import FIRESTORE_MAIN_CLASS, Missing
 
 PUBSUB_JAR = "platform/pubsub-emulator/lib/cloud-pubsub-emulator-9.9.9-all.jar"
 FIRESTORE_JAR = "platform/cloud-firestore-emulator/cloud-firestore-emulator.jar"

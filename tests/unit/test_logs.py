@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service import logs
+from service.server import logs
 from tests.loglines import configure
 
 TRACE = "logging.googleapis.com/trace"

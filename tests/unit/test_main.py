@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from service.detector import load_detector, warm_up
-from service.detector.canary import Checked
 from service.errors import ModelError
-from service.main import _detector_of, _health, build_app
+from service.inference.canary import Checked
+from service.inference.loading import load_detector, warm_up
+from service.server.wsgi import _detector_of, _health, build_app
 from service.settings import Settings
 from tests.fakes import FakeDetector
 from tests.loglines import logged_by
@@ -35,7 +35,7 @@ def test_build_app_of_wrong_setting_logs_it(
     monkeypatch.setenv("PORT", "http")
     with pytest.raises(SystemExit):
         build_app()
-    [record] = logged_by(caplog, "service.main")
+    [record] = logged_by(caplog, "service.server.wsgi")
     assert record.levelno == logging.CRITICAL
     assert "PORT='http' is wrong" in record.getMessage()
 

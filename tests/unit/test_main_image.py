@@ -10,10 +10,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from service.domain import ErrorCode
-from service.errors import BadImageError
-from service.images.decode import decode
-from tests.corpus import (
+from devtools.fuzz.corpus import (
     HEIGHT,
     WIDTH,
     animation,
@@ -26,6 +23,9 @@ from tests.corpus import (
     saved,
     tiff_of,
 )
+from service.domain import ErrorCode
+from service.errors import BadImageError
+from service.images.decode import decode
 
 MAIN = np.asarray(drawn())
 SMALL = np.asarray(drawn(size=(24, 16)))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.monthly_cost import PRICES, Month, cost, quantities, table
+from devtools.bench.monthly_cost import PRICES, Month, cost, quantities, table
 
 BUSY = Month(pictures=1_000_000, cpu_ms=60, vcpu=2, memory_gib=4, busy=0.5, starts=100)
 

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from service.detector import load_detector
-from service.detector.openvino import OpenVINODetector
+from devtools.fuzz.corpus import CASES, PLAIN, saved
 from service.domain import Detection
 from service.errors import BadImageError
 from service.images.decode import decode
 from service.images.letterbox import Letterbox, fit, frame_sizes, shrink
 from service.images.pixels import Pixels
 from service.images.read import read
+from service.inference.loading import load_detector
+from service.inference.openvino import OpenVINODetector
 from service.settings import BUNDLED_MODEL
-from tests.corpus import CASES, PLAIN, saved
 
 # Pillow warns of damaged headers.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -12,11 +12,11 @@ import pytest
 import yaml
 from openvino import opset13 as ops
 
-from service.detector import load_detector
-from service.detector.openvino import OpenVINODetector
 from service.domain import Box, ModelInfo
 from service.errors import ModelError
 from service.images.pixels import Pixels
+from service.inference.loading import load_detector
+from service.inference.openvino import OpenVINODetector
 from service.settings import BUNDLED_MODEL
 from service.stages import StageClock
 
@@ -148,7 +148,7 @@ def test_first_pictures_on_two_threads_of_a_new_process_do_not_lock_each_other(
 import builtins, time
 from pathlib import Path
 import numpy as np
-from service.detector.openvino import OpenVINODetector
+from service.inference.openvino import OpenVINODetector
 
 original = builtins.__import__
 def slow(name, *rest, **more):

@@ -10,9 +10,18 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
+from devtools.fuzz.corpus import (
+    after_header,
+    after_start,
+    chunk,
+    drawn,
+    riff,
+    riff_chunk,
+    saved,
+    segment,
+)
 from service.images.decode import decode
 from service.images.pixels import TRANSPOSED, upright
-from tests.corpus import after_header, after_start, chunk, drawn, riff, riff_chunk, saved, segment
 
 ORIENTATIONS = range(1, 9)
 LITTLE, BIG = "<", ">"

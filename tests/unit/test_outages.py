@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from service.outages import Outages
+from service.gcp.outages import Outages
 from tests.loglines import logged_by
 
 BEGUN = "Messages are rejected until this is repaired"
@@ -12,7 +12,7 @@ OVER = "Messages are accepted again"
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    return logged_by(caplog, "service.outages")
+    return logged_by(caplog, "service.gcp.outages")
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:

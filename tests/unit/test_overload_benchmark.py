@@ -13,7 +13,8 @@ from threading import Lock, Thread
 import cv2
 import pytest
 
-from benchmarks.overload import (
+from devtools.bench.load import Answer, Request
+from devtools.bench.overload import (
     Capacity,
     Pusher,
     Run,
@@ -26,8 +27,7 @@ from benchmarks.overload import (
     section,
     took,
 )
-from service.bench.load import Answer, Request
-from service.local.eventarc import EventarcOptions
+from devtools.local_stack.eventarc import EventarcOptions
 from tests.fakes import PATIENCE_SECONDS
 
 AT_ONCE = EventarcOptions(min_delay_seconds=0)

@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-from service import logs
-from service.detector import Detector
 from service.domain import (
     ErrorCode,
     Event,
@@ -36,7 +34,9 @@ from service.errors import (
     TooLateError,
     TransientError,
 )
+from service.inference.detector import Detector
 from service.pipeline import Pipeline, PipelineOptions, _Delivery
+from service.server import logs
 from service.suspects import Suspects
 from service.watchdog import Watchdog
 from tests.fakes import (

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from devtools.fuzz.corpus import CASES
 from service import pipeline
 from service.budget import Budget
 from service.domain import Event, ImageRef, Outcome
@@ -19,7 +20,6 @@ from service.images.decode import is_sandboxed
 from service.images.pixels import Picture
 from service.pipeline import Pipeline, PipelineOptions
 from service.suspects import Suspects
-from tests.corpus import CASES
 from tests.fakes import (
     PATIENCE_SECONDS,
     FakeDetector,

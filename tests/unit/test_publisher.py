@@ -8,7 +8,7 @@ import pytest
 
 from service.domain import Rerun
 from service.events import MAX_URIS, parse_event
-from service.publisher import PublishError, job_messages, publish_jobs, topic_path
+from service.gcp.publisher import PublishError, job_messages, publish_jobs, topic_path
 from service.settings import Settings
 
 

@@ -20,31 +20,31 @@ import yaml
 from click.testing import CliRunner, Result
 from openvino import opset13 as ops
 
-from service.cli import main
-from service.commands.export import export
-from service.demo.shapes import write_samples
-from service.detector import load_detector
-from service.detector.accuracy import (
+from devtools.demo_model.shapes import write_samples
+from service.cli.export import export
+from service.cli.main import main
+from service.domain import Box, Detection, ImageInfo
+from service.errors import ModelError
+from service.export.accuracy import (
     CONFIDENCE,
     Agreement,
     agreement,
     detect_files,
     find_labels,
 )
-from service.detector.canary import CANARY, FALLBACK, load_checked
-from service.detector.export import (
+from service.export.truth import Labels
+from service.export.weights import (
     _refuse,
     export_openvino,
     find_calibration,
     find_pictures,
     read_metadata,
 )
-from service.detector.identity import sha256_of_model
-from service.detector.truth import Labels
-from service.domain import Box, Detection, ImageInfo
-from service.errors import ModelError
 from service.images.pixels import Pixels
 from service.images.read import inspect
+from service.inference.canary import CANARY, FALLBACK, load_checked
+from service.inference.identity import sha256_of_model
+from service.inference.loading import load_detector
 from service.settings import BUNDLED_MODEL
 from tests.fakes import FakeDetector
 from tests.labelled import labelled_samples
@@ -119,7 +119,7 @@ def test_find_pictures_takes_pictures_alone_and_of_many_some(
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff")
     assert len(find_pictures(tmp_path)) == 6
-    monkeypatch.setattr("service.detector.export._MAX_PICTURES", 4)
+    monkeypatch.setattr("service.export.weights._MAX_PICTURES", 4)
     names = [path.name for path in find_pictures(tmp_path)]
     assert len(names) == 4 and names == sorted(names)
     assert names == [path.name for path in find_pictures(tmp_path)]
@@ -137,8 +137,8 @@ def test_find_pictures_reads_headers_until_there_are_enough(
         read.append(len(data))
         return inspect(data, max_pixels=max_pixels)
 
-    monkeypatch.setattr("service.detector.export._MAX_PICTURES", 5)
-    monkeypatch.setattr("service.detector.export.inspect", counted)
+    monkeypatch.setattr("service.export.weights._MAX_PICTURES", 5)
+    monkeypatch.setattr("service.export.weights.inspect", counted)
     assert len(find_pictures(tmp_path)) == len(read) == 5
 
 
@@ -178,7 +178,7 @@ def test_calibration_file_that_cannot_be_opened_is_skipped(tmp_path: Path) -> No
 def test_unreadable_calibration_image_gets_a_substitute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.detector.export._MAX_PICTURES", 10)
+    monkeypatch.setattr("service.export.weights._MAX_PICTURES", 10)
     write_samples(tmp_path, count=12)
     first = find_calibration(tmp_path, image_size=640).images
     damage(first[0])
@@ -425,8 +425,8 @@ def test_int8_that_disagrees_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The quantisation is replaced by one that blunts the network; all else is real."""
-    monkeypatch.setattr("service.detector.quantize.quantize", blunted)
-    monkeypatch.setattr("service.detector.quantize.version", lambda: "0")
+    monkeypatch.setattr("service.export.quantize.quantize", blunted)
+    monkeypatch.setattr("service.export.quantize.version", lambda: "0")
     write_samples(tmp_path / "pictures")
     with pytest.raises(ModelError, match=r"int8 agrees too little with float on the 12 .*F1"):
         export_openvino(
@@ -445,7 +445,7 @@ def test_labels_are_read_before_the_quantisation(
     def quantize(*_: object, **__: object) -> None:
         raise AssertionError("quantised")
 
-    monkeypatch.setattr("service.detector.quantize.quantize", quantize)
+    monkeypatch.setattr("service.export.quantize.quantize", quantize)
     write_samples(tmp_path / "pictures", count=2)
     file = tmp_path / "labels.json"
     for text, what in (
@@ -486,7 +486,7 @@ def note(event, arguments):
 
 sys.addaudithook(note)
 sys.modules["torch"] = sys.modules["ultralytics"] = None  # not importable
-from service.commands.export import export
+from service.cli.export import export
 try:
     export(sys.argv[1:], standalone_mode=False)
 finally:

@@ -11,7 +11,16 @@ import pytest
 
 from service.domain import ImageRef, Record, Records, Rerun
 from service.errors import StoreUnavailableError
-from service.reconcile import Enqueue, ResumeError, Scope, State, Tally, load, reconcile, save
+from service.operate.reconcile import (
+    Enqueue,
+    ResumeError,
+    Scope,
+    State,
+    Tally,
+    load,
+    reconcile,
+    save,
+)
 
 BUCKET = "uploads"
 START = datetime(2026, 11, 21, tzinfo=UTC)
@@ -255,7 +264,7 @@ class Endless:
 # A process of its own: the peak of this one is some other test's.
 MEASURED = """
 import resource
-from service.reconcile import Enqueue, Scope, reconcile
+from service.operate.reconcile import Enqueue, Scope, reconcile
 from tests.unit.test_reconcile import Endless, FakeRecords, Published
 
 class Counted(Published):

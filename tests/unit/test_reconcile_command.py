@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from service.commands.dead_letters import dead_letters
-from service.commands.reconcile import reconcile
+from service.cli.dead_letters import dead_letters
+from service.cli.reconcile import reconcile
 
 SHA256 = "a" * 64
 

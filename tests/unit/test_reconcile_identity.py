@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from service.detector.identity import sha256_of_model
-from service.detector.openvino import OpenVINODetector
-from service.detector.ultralytics import sha256_of
 from service.errors import ModelError
+from service.inference.identity import sha256_of_model
+from service.inference.openvino import OpenVINODetector
+from service.inference.ultralytics import sha256_of
 from service.settings import BUNDLED_MODEL
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.pace import Pace
+from service.operate.pace import Pace
 
 
 @pytest.mark.parametrize(

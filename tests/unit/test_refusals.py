@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from service.refusals import MIN_REFUSED_SECONDS, AccessHistory, Refusal, Scope
+from service.gcp.refusals import MIN_REFUSED_SECONDS, AccessHistory, Refusal, Scope
 
 
 def body(reason: str, text: str = "refused") -> str:

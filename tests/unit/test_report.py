@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from devtools.fuzz.corpus import NAMES
+from service.cli.report import bucket_note, table
 from service.document import to_document
 from service.domain import Box, Detection, ErrorCode, Failure, ImageRef, ImageResult, Timings
-from service.report import bucket_note, table
-from tests.corpus import NAMES
 
 REF = ImageRef("uploads", "cat.jpg", 1)
 BOX = Box(0.0, 0.0, 1.0, 1.0)

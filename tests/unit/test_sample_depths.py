@@ -13,10 +13,10 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
+from devtools.fuzz.corpus import chunk
 from service.domain import ErrorCode
 from service.errors import BadImageError
 from service.images.decode import decode
-from tests.corpus import chunk
 
 SIDE = 16
 RAMP = np.linspace(0, 1, SIDE * SIDE).reshape(SIDE, SIDE)  # grey, from black to white

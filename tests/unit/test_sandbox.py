@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from devtools.fuzz.corpus import CASES, bmp
 from service.domain import ErrorCode, ImageInfo
 from service.errors import BadImageError, DecoderBusyError
 from service.images import sandbox
 from service.images.decode import decode
 from service.images.read import read
-from tests.corpus import CASES, bmp
 
 MIB = 2**20
 PATIENCE_SECONDS = 60

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from service.demo import shapes, train
+from devtools.demo_model import shapes, train
 
 CLASS_IDS = range(len(shapes.CLASS_NAMES))
 

@@ -8,8 +8,9 @@ import pytest
 from google.api_core import exceptions
 
 from service.domain import ImageRef
-from service.errors import StoreUnavailableError
-from service.smoke import CloudSamples, SmokeError, draw_sample, sample_name, wait_for_result
+from service.errors import SmokeError, StoreUnavailableError
+from service.gcp.samples import CloudSamples
+from service.operate.smoke import draw_sample, sample_name, wait_for_result
 
 REF = ImageRef("uploads", "smoke/1.jpg", 7)
 DONE = {"generation": 7, "status": "done", "error": None}

@@ -8,8 +8,8 @@ from google.auth.exceptions import RefreshError
 
 from service.domain import ErrorCode, ImageRef, ImageResult
 from service.errors import StoreRefusedError, StoreUnavailableError
-from service.outages import Outages
-from service.store import ResultStore
+from service.gcp.firestore import ResultStore
+from service.gcp.outages import Outages
 from tests.loglines import logged_by
 
 
@@ -75,7 +75,7 @@ def test_database_that_refuses_everything_is_logged_once(
     store.is_final("a")
     store.commit(results)
     store.commit(results)
-    lines = logged_by(caplog, "service.outages")
+    lines = logged_by(caplog, "service.gcp.outages")
     levels = [(line.levelname, line.__dict__["subject"]) for line in lines]
     reads, writes = (f"Firestore database (default), {one}ing" for one in ("read", "writ"))
     assert levels == [("ERROR", reads), ("ERROR", writes), ("WARNING", reads), ("WARNING", writes)]
@@ -98,7 +98,7 @@ def test_account_that_may_only_read_is_logged_once(caplog: pytest.LogCaptureFixt
         store.is_final("a")
         with pytest.raises(StoreRefusedError):
             store.commit(RESULTS)
-    [line] = logged_by(caplog, "service.outages")
+    [line] = logged_by(caplog, "service.gcp.outages")
     assert line.__dict__["subject"].endswith("writing")
 
 
@@ -133,7 +133,7 @@ def test_store_that_goes_away_amid_isolation_is_asked_once(away: Exception) -> N
 def test_store_that_is_away_is_not_asked_for_the_next_group(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("service.store._MAX_COMMIT_BYTES", 1)  # one document a group
+    monkeypatch.setattr("service.gcp.firestore._MAX_COMMIT_BYTES", 1)  # one document a group
     client = Sequence(exceptions.RetryError("away", None))
     with pytest.raises(StoreUnavailableError):
         ResultStore(client, collection="c", timeout_seconds=1).commit(RESULTS)
@@ -174,4 +174,4 @@ def test_database_that_is_away_is_not_called_refusing(caplog: pytest.LogCaptureF
     with pytest.raises(StoreUnavailableError) as raised:
         store.is_final("a")
     assert not isinstance(raised.value, StoreRefusedError)
-    assert logged_by(caplog, "service.outages") == []
+    assert logged_by(caplog, "service.gcp.outages") == []

@@ -6,7 +6,7 @@ import pytest
 
 from service.domain import ImageRef
 from service.errors import StorageRefusedError
-from service.submission import Submission, SubmissionError, look_up, read
+from service.operate.submission import Submission, SubmissionError, look_up, read
 
 NAMES = [
     "a.jpg",

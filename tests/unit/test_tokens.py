@@ -14,12 +14,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from service.app import create_app
 from service.errors import CertificatesUnavailableError, ForbiddenError, UnauthenticatedError
-from service.main import _verifier
+from service.gcp.push_auth import ISSUER, TokenVerifier
 from service.pipeline import Pipeline
+from service.server.app import create_app
+from service.server.wsgi import _verifier
 from service.settings import Settings
-from service.tokens import ISSUER, TokenVerifier
 from tests.fakes import PATIENCE_SECONDS, FakeDetector, FakeStorage, FakeStore, loaded
 
 AUDIENCE = "https://push.example"
@@ -91,7 +91,7 @@ def signer() -> Signer:
 
 @pytest.fixture
 def server(signer: Signer, monkeypatch: pytest.MonkeyPatch) -> Iterator[CertificateServer]:
-    monkeypatch.setattr("service.tokens._FETCH_TIMEOUT_SECONDS", PATIENCE_SECONDS)
+    monkeypatch.setattr("service.gcp.push_auth._FETCH_TIMEOUT_SECONDS", PATIENCE_SECONDS)
     running = CertificateServer()
     running.headers: dict[str, str] = {"Cache-Control": "public, max-age=20000"}
     running.body = json.dumps({"one": signer.certificate}).encode()
@@ -106,7 +106,7 @@ def verifier(server: CertificateServer) -> TokenVerifier:
 
 
 class Clock:
-    """The monotonic clock of `service.tokens`, moved by hand."""
+    """The monotonic clock of `service.gcp.push_auth`, moved by hand."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -118,7 +118,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("service.tokens.time", clock)
+    monkeypatch.setattr("service.gcp.push_auth.time", clock)
     return clock
 
 

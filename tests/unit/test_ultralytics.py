@@ -18,11 +18,11 @@ import pytest
 import yaml
 from openvino import opset13 as ops
 
-from service.detector import ultralytics
-from service.detector.ultralytics import UltralyticsDetector, decode_boxes_in_float32, sha256_of
 from service.domain import Box, Detection
 from service.errors import ModelError
 from service.images.pixels import Pixels
+from service.inference import ultralytics
+from service.inference.ultralytics import UltralyticsDetector, decode_boxes_in_float32, sha256_of
 from tests.loglines import logged_by
 
 pytestmark = [
@@ -407,7 +407,7 @@ def test_image_size_of_weights_is_that_of_their_training() -> None:
 def test_gpu_benchmark_runs_on_a_cpu_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from benchmarks import gpu
+    from devtools.bench import gpu
 
     model, images = write(tmp_path, METADATA, (-1, 3, -1, -1)), tmp_path / "images"
     images.mkdir()

@@ -11,7 +11,6 @@ import pytest
 import requests.exceptions
 from google.api_core.exceptions import BadRequest, GoogleAPICallError
 
-from service import storage, store
 from service.errors import (
     BadImageError,
     ObjectGoneError,
@@ -19,6 +18,8 @@ from service.errors import (
     StoreUnavailableError,
     TransientError,
 )
+from service.gcp import firestore as store
+from service.gcp import storage
 
 _NEVER_RAISED = {
     "AsyncRestUnsupportedParameterError",  # of asynchronous clients

@@ -100,7 +100,7 @@ def test_stuck_process_says_where_its_threads_are_and_ends(before: str) -> None:
     program = """
 import faulthandler, logging.config, threading
 from concurrent.futures import Future
-from service import logs
+from service.server import logs
 from service.watchdog import Watchdog
 
 # before

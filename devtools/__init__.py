@@ -1,0 +1,1 @@
+"""Tools for developers; neither in the wheel nor in the container."""

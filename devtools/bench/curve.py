@@ -1,0 +1,214 @@
+"""Throughput, latency and cost against offered load, and their plot."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from devtools.bench import load
+from devtools.bench.accounting import process_seconds
+from devtools.bench.errors import BenchError
+from devtools.bench.figures import Round, Section, digits
+from devtools.bench.prices import Prices, billed_seconds
+from devtools.bench.subjects import Process, Server
+
+# Of the load that keeps the service busy all the time.
+LOADS = (0.1, 0.25, 0.5, 0.7, 0.85, 1.0, 1.2)
+QUICK_LOADS = (0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one offered load did."""
+
+    offered_per_second: float
+    served_per_second: float
+    refused_share: float
+    p50_ms: float
+    p95_ms: float
+    cpu_seconds_per_million: float
+    usd_per_million: float
+
+
+@dataclass(frozen=True)
+class Level:
+    """Another service's cost when it is kept busy, to compare with."""
+
+    name: str
+    served_per_second: float
+    cpu_seconds_per_million: float
+    usd_per_million: float
+
+
+def point_of(answers: Sequence[load.Answer], cpu_seconds: float, prices: Prices) -> Point:
+    """Summarise the answers to one load.
+
+    Latencies are those of the pictures that were served, from the moment that each was due.
+
+    Raises:
+        BenchError: none was served.
+    """
+    offered = len(answers) / max(answer.due for answer in answers)
+    good = [answer for answer in answers if answer.is_good]
+    if not good:
+        raise BenchError(f"At {offered:.1f} pictures/s none was served")
+    latencies = sorted((answer.answered - answer.due) * 1000 for answer in good)
+    billed = billed_seconds((answer.sent, answer.answered) for answer in answers)
+    return Point(
+        offered_per_second=offered,
+        served_per_second=len(good) / max(answer.answered for answer in answers),
+        refused_share=1 - len(good) / len(answers),
+        p50_ms=statistics.median(latencies),
+        p95_ms=latencies[min(len(latencies) - 1, int(0.95 * len(latencies)))],
+        cpu_seconds_per_million=cpu_seconds * 1e6 / len(good),
+        usd_per_million=prices.usd_per_million(billed / len(good)),
+    )
+
+
+def level_of(name: str, result: Round, prices: Prices) -> Level:
+    """Cost of a service that is busy all the time."""
+    return Level(
+        name,
+        result.pictures_per_second,
+        result.cpu_seconds * 1e6 / result.pictures,
+        prices.usd_per_million(result.seconds / result.pictures),
+    )
+
+
+def measure_curve(
+    server: Server,
+    generator: Process,
+    requests: Sequence[load.Request],
+    rates: Sequence[float],
+    *,
+    seconds: float,
+    prices: Prices,
+    before: Callable[[], None],
+    after: Callable[[int], None],
+) -> list[Point]:
+    """Offer the rates one after the other.
+
+    Args:
+        server: the service.
+        generator: where the load comes from.
+        requests: enough for the highest rate.
+        rates: requests a second.
+        seconds: how long each is offered.
+        prices: what the processor and its memory cost.
+        before: called before each rate, and not measured.
+        after: called after each rate with the number of pictures served, and not measured.
+    """
+    points = []
+    for rate in rates:
+        before()
+        some = requests[: needed_requests(rate, seconds)]
+        cpu = process_seconds(server.pid)
+        answers = generator.call(load.send_open, server.url, some, rate=rate)
+        points.append(point_of(answers, process_seconds(server.pid) - cpu, prices))
+        after(sum(answer.is_good for answer in answers))
+    return points
+
+
+def needed_requests(rate: float, seconds: float) -> int:
+    """How many requests one load takes."""
+    return max(2, round(rate * seconds))
+
+
+def curve_section(points: Sequence[Point], levels: Sequence[Level], prices: Prices) -> Section:
+    """Table the loads."""
+    rows = [
+        (
+            digits(point.offered_per_second),
+            digits(point.served_per_second),
+            f"{point.refused_share:.0%}",
+            f"{point.p50_ms:.0f}",
+            f"{point.p95_ms:.0f}",
+            f"{point.cpu_seconds_per_million:.0f}",
+            f"{point.usd_per_million:.2f}",
+        )
+        for point in points
+    ]
+    notes = [
+        f"Prices: {prices.name}; {prices.vcpus:g} vCPU, {prices.memory_gib:g} GiB, billed while a "
+        "request is in flight, with the fee per request; without Storage, Firestore, Eventarc and "
+        "the free tier. Refused: answered 429, and sent again by Pub/Sub."
+    ]
+    notes += [
+        f"'{level.name}', kept busy: {digits(level.served_per_second)} pictures/s, "
+        f"{level.cpu_seconds_per_million:.0f} CPU-s and {level.usd_per_million:.2f} USD a million."
+        for level in levels
+    ]
+    data: dict[str, Any] = {
+        "points": [asdict(point) for point in points],
+        "levels": [asdict(level) for level in levels],
+        "prices": asdict(prices),
+    }
+    headers = (
+        "offered/s", "served/s", "refused", "p50, ms", "p95, ms", "CPU-s a million",
+        "USD a million",
+    )  # fmt: skip
+    return Section("Throughput, latency and cost by load", headers, rows, data, notes)
+
+
+def require_matplotlib() -> None:
+    """Make sure that a plot can be drawn.
+
+    Raises:
+        BenchError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as exc:
+        raise BenchError("The plot needs matplotlib: pip install -e './devtools[bench]'") from exc
+
+
+def draw(points: Sequence[Point], levels: Sequence[Level], title: str, file: Path) -> None:
+    """Write the plot as PNG."""
+    # Not pyplot: it would look for a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
+
+    figure = Figure(figsize=(8, 10), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=9)
+    speed, latency, cost = figure.subplots(3, 1, sharex=True)
+    offered = [point.offered_per_second for point in points]
+    limits = [0, max(offered)]
+
+    speed.plot(limits, limits, ":", color="grey", label="all that is offered")
+    speed.plot(offered, [point.served_per_second for point in points], "o-", label="served")
+    speed.set_ylabel("pictures/s")
+    latency.plot(offered, [point.p50_ms for point in points], "o-", label="p50")
+    latency.plot(offered, [point.p95_ms for point in points], "s-", label="p95")
+    latency.set_yscale("log")
+    latency.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    latency.yaxis.set_minor_locator(NullLocator())
+    latency.yaxis.set_major_formatter(ScalarFormatter())
+    latency.set_ylabel("latency, ms")
+    cost.plot(offered, [point.usd_per_million for point in points], "o-", label="US dollars")
+    cost.set_ylabel("US dollars a million pictures")
+    cost.set_xlabel("offered load, pictures/s")
+    processor = cost.twinx()
+    processor.plot(
+        offered,
+        [point.cpu_seconds_per_million / 1000 for point in points],
+        "s--", color="tab:green", label="CPU",
+    )  # fmt: skip
+    processor.set_ylabel("thousand CPU-seconds a million pictures")
+    for level in levels:
+        speed.axhline(
+            level.served_per_second, color="tab:red", ls="--", label=f"{level.name}, busy"
+        )
+        cost.axhline(level.usd_per_million, color="tab:red", ls="--", label=f"{level.name}, busy")
+    for axes in (cost, processor):
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
+    for axes in (speed, latency, cost):
+        axes.grid(visible=True, alpha=0.3)
+    for axes in (speed, latency):
+        axes.legend(fontsize=8, loc="upper left")
+    handles = [*cost.get_lines(), *processor.get_lines()]
+    cost.legend(handles=handles, fontsize=8, loc="center right")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, format="png", dpi=120)

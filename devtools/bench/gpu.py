@@ -1,0 +1,219 @@
+"""Pictures a second of the ultralytics detector, and how much of that time is the GPU's own.
+
+    python -m devtools.bench.gpu --model yolo26n.pt --images FOLDER --device 0
+
+A TensorRT engine beside the weights is used, as the service does; `--device cpu` shows that the
+benchmark itself works. Printed are, for each batch size, medians over rounds:
+
+- formed: pictures in a batch, as the service's own batcher made them, of one frame each;
+- end to end: pictures a second through the service's pipeline, from JPEG bytes in memory to
+  detections, decoded on the threads of as many callers as the queue holds;
+- CPU ms: CPU time of the whole process for a picture of the former;
+- GPU ms: from the first upload of a batch to its rows, by CUDA events around each, for a picture;
+  that the GPU waits between two kernels for the CPU to launch the next one is in it;
+- GPU share: the sum of those over the wall clock of the round: near 100 % means that only a faster
+  GPU or network helps, far below that the CPU keeps the GPU waiting;
+- network: pictures a second where full batches of the commonest frame lie ready in pinned memory,
+  the ceiling of the second column.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from service.domain import Download, Event, ImageRef, ImageResult, ObjectMetadata
+from service.images.decode import decode
+from service.images.letterbox import shrink
+from service.inference.detector import Detector
+from service.inference.ultralytics import UltralyticsDetector
+from service.pipeline import Pipeline, PipelineOptions
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One round of one batch size; see the module's text."""
+
+    formed: float
+    end_to_end_per_s: float
+    cpu_ms: float
+    gpu_ms: float
+    gpu_share: float
+    network_per_s: float
+
+
+class TimedDetector(UltralyticsDetector):
+    """Takes the time of what it gives to the device."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.elapsed_ms: list[
+            Callable[[], float]
+        ] = []  # of each batch, to be asked when it is done
+        super().__init__(*arguments, **options)
+
+    def infer(self, batch: torch.Tensor) -> torch.Tensor:
+        if batch.is_pinned():
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            start.record()
+            rows = super().infer(batch)
+            end.record()
+            self.elapsed_ms.append(lambda: float(start.elapsed_time(end)))
+            return rows
+        started = time.perf_counter()
+        rows = super().infer(batch)
+        elapsed = (time.perf_counter() - started) * 1000
+        self.elapsed_ms.append(lambda: elapsed)
+        return rows
+
+
+class Memory:
+    """Pictures as the pipeline's storage: object `i` is the i-th, over and over."""
+
+    def __init__(self, pictures: Sequence[bytes]) -> None:
+        self._pictures = pictures
+
+    def resolve(self, ref: ImageRef) -> ImageRef:
+        return ref
+
+    def download(self, ref: ImageRef) -> Download:
+        return Download(self._pictures[int(ref.name) % len(self._pictures)], ObjectMetadata())
+
+
+class Counting:
+    """The pipeline's store: counts batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def is_final(self, document_id: str, rerun: Any = None) -> bool:
+        return False
+
+    def commit(self, results: Sequence[ImageResult]) -> Sequence[ImageResult]:
+        failed = next((result.failure for result in results if result.failure), None)
+        if failed:
+            raise RuntimeError(f"A picture cannot be read: {failed.message}")
+        self.batches.append(len(results))
+        return results
+
+
+def measure(
+    detector: TimedDetector, pictures: Sequence[bytes], batch_size: int, count: int
+) -> Measured:
+    callers = max(4 * batch_size, 2 * (os.cpu_count() or 1))
+    options = PipelineOptions(max_batch_size=batch_size, max_queue=callers)
+    loaded: Future[Detector] = Future()
+    loaded.set_result(detector)
+    store = Counting()
+    pipeline = Pipeline(Memory(pictures), store, loaded, options)
+    detector.elapsed_ms = []
+    wall, cpu = time.perf_counter(), time.process_time()
+    with ThreadPoolExecutor(callers) as threads:
+        events = (Event((ImageRef("", str(index), 1),)) for index in range(count))
+        list(threads.map(pipeline.handle, events))
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    pipeline.close()
+    gpu_ms = sum(elapsed() for elapsed in detector.elapsed_ms)
+    return Measured(
+        formed=count / len(store.batches),
+        end_to_end_per_s=count / wall,
+        cpu_ms=cpu * 1000 / count,
+        gpu_ms=gpu_ms / count,
+        gpu_share=gpu_ms / (wall * 1000),
+        network_per_s=network_per_second(detector, pictures, batch_size, count),
+    )
+
+
+def network_per_second(
+    detector: UltralyticsDetector, pictures: Sequence[bytes], batch_size: int, count: int
+) -> float:
+    sizes = (decode(data, max_pixels=10**9).pixels for data in pictures[:100])
+    shapes = (shrink(pixels, image_size=detector.info.image_size).shape for pixels in sizes)
+    frames = Counter(detector.batch_key(width, height) for height, width, _ in shapes)
+    [(frame, _)] = frames.most_common(1)
+    assert isinstance(frame, tuple)
+    on_cuda = detector.network.device.type == "cuda"
+    batch = torch.zeros((batch_size, *frame, 3), dtype=torch.uint8, pin_memory=on_cuda)
+    batches = max(count // batch_size, 1)
+    with torch.inference_mode():
+        detector.infer(batch).cpu()
+        started = time.perf_counter()
+        for _ in range(batches):
+            rows = detector.infer(batch)
+        rows.cpu()  # waits for all of them
+    return batches * batch_size / (time.perf_counter() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", type=Path, required=True, help="a .pt, .engine or .onnx file")
+    parser.add_argument("--images", type=Path, required=True, help="a folder of pictures")
+    parser.add_argument("--device", default="0", help="as ultralytics names it, or cpu")
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=BATCH_SIZES)
+    parser.add_argument("--pictures", type=int, default=4000, help="in each round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--channels-last", action="store_true", help="lay weights (.pt) out so")
+    parser.add_argument("--cudnn-benchmark", action="store_true", help="let cuDNN search, warmly")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    torch.backends.cudnn.benchmark = arguments.cudnn_benchmark
+    pictures = [path.read_bytes() for path in sorted(arguments.images.iterdir()) if path.is_file()]
+    detector = TimedDetector(
+        arguments.model, device=arguments.device, image_size=arguments.image_size
+    )
+    if arguments.channels_last:
+        detector.network.model.to(memory_format=torch.channels_last)
+    rounds: dict[int, list[Measured]] = {size: [] for size in arguments.batch_sizes}
+    for number in range(arguments.rounds + 1):
+        for size, measured in rounds.items():
+            one = measure(detector, pictures, size, arguments.pictures)
+            if number:  # the first round warms up
+                measured.append(one)
+    medians = {
+        size: {
+            field.name: statistics.median(getattr(one, field.name) for one in measured)
+            for field in fields(Measured)
+        }
+        for size, measured in rounds.items()
+    }
+    device = detector.network.device
+    about = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "model": asdict(detector.info),
+        "channels_last": arguments.channels_last,
+        "cudnn_benchmark": arguments.cudnn_benchmark,
+        "files": len(pictures),
+        "pictures_a_round": arguments.pictures,
+        "rounds": arguments.rounds,
+    }
+    if arguments.json:
+        print(json.dumps({"about": about, "batch_sizes": medians}, indent=2))
+        return
+    print("\n".join(f"{name}: {value}" for name, value in about.items()))
+    formats = (".1f", ".0f", ".2f", ".2f", ".0%", ".0f")
+    headers = ("batch", "formed", "end to end/s", "CPU ms", "GPU ms", "GPU share", "network/s")
+    table = [
+        (size, *(format(v, f) for v, f in zip(row.values(), formats, strict=True)))
+        for size, row in medians.items()
+    ]
+    print(tabulate(table, headers=headers))
+
+
+if __name__ == "__main__":
+    main()

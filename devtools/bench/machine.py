@@ -1,0 +1,102 @@
+"""Where and with what was measured, for the head of a report."""
+
+import os
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from devtools.bench.errors import BenchError
+
+_PACKAGES = ("yolo-batch", "openvino", "opencv-python-headless", "ultralytics", "torch", "gunicorn")
+
+
+@dataclass(frozen=True)
+class Cores:
+    """Which cores the measured process has, and which are for everything else."""
+
+    service: frozenset[int]
+    rest: frozenset[int]
+
+    @property
+    def usable(self) -> frozenset[int]:
+        """All cores of this process."""
+        return self.service | self.rest
+
+    def __str__(self) -> str:
+        """Say it for a person."""
+        service, rest = (_shown(cores) for cores in (self.service, self.rest))
+        if self.service & self.rest:
+            return f"measured process, emulators and load on the same core {service}"
+        return f"measured process on core {service}, emulators and load on core {rest}"
+
+
+def choose_cores(wanted: str | None) -> Cores:
+    """Split the cores that this process may use; without a wish, the last one is measured on.
+
+    Args:
+        wanted: cores for the measured process, such as `1` or `2-3,6`.
+
+    Raises:
+        BenchError: there are no such cores, or this is not Linux.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        raise BenchError("The benchmark pins processes to cores and reads /proc: it needs Linux")
+    usable = frozenset(os.sched_getaffinity(0))
+    service = _parsed(wanted) if wanted else frozenset({max(usable)})
+    if not service <= usable:
+        raise BenchError(f"--cores {wanted}: this process may use the cores {_shown(usable)}")
+    return Cores(service, usable - service or usable)
+
+
+def header(model: Mapping[str, object], cores: Cores, further: Mapping[str, str]) -> dict[str, str]:
+    """Describe machine, versions, date and model, one line each."""
+    return {
+        "machine": f"{cpu_model()}, {os.cpu_count()} cores; {cores}",
+        "versions": ", ".join([f"Python {platform.python_version()}", *_versions()]),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "model": (
+            f"{model['name']} ({str(model['sha256'])[:8]}), {model['precision']}, "
+            f"{model['image_size']} pixels, {model['runtime']}"
+        ),
+        **further,
+    }
+
+
+def cpu_model() -> str:
+    """Name of the CPU, and those of its instruction sets that decide its speed at int8."""
+    info = Path("/proc/cpuinfo").read_text()
+    name = re.search(r"^model name\s*: (.+)$", info, re.MULTILINE)
+    known = ("amx_int8", "avx512_vnni", "avx_vnni", "avx2")
+    found = [flag for flag in known if re.search(rf"\b{flag}\b", info)]
+    return (name[1] if name else platform.machine()) + (f" ({found[0]})" if found else "")
+
+
+def _versions() -> list[str]:
+    found = []
+    for package in _PACKAGES:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:  # an alternative that is not installed
+            continue
+    return found
+
+
+def _parsed(text: str) -> frozenset[int]:
+    cores: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        try:
+            cores.update(range(int(first), int(last if dash else first) + 1))
+        except ValueError as exc:
+            raise BenchError(f"--cores {text} must be numbers, such as 1 or 2-3,6") from exc
+    if not cores:
+        raise BenchError(f"--cores {text} names no core")
+    return frozenset(cores)
+
+
+def _shown(cores: frozenset[int]) -> str:
+    return ",".join(map(str, sorted(cores)))

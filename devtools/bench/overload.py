@@ -1,0 +1,477 @@
+"""Many times what the service can take, and how long until all of it is delivered by retries.
+
+    python -m devtools.bench.overload --seconds 60 --times 10 --plot overload.png
+
+Starts the emulators, and the service on a core of its own; uploads large pictures; measures the
+capacity with a closed loop; then pictures arrive `--times` as fast for `--seconds`, at random
+moments (Poisson), each delivered as a Pub/Sub push is: what is not acknowledged comes again, after
+a second at first and twice as long each time, 60 s at most, give or take a quarter. Retries come on
+top of the arrivals. It goes on until every picture is acknowledged, and ends with an error where
+one is lost, where an accepted one took longer than its ack deadline, or where anything unexpected
+was answered or logged.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import random
+import sched
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import cv2
+import urllib3
+
+from devtools.bench import curve, load, worker
+from devtools.bench.accounting import on_cores, process_seconds, thread_times
+from devtools.bench.cloud import Cloud, running_cloud
+from devtools.bench.errors import BenchError
+from devtools.bench.figures import Section, digits
+from devtools.bench.load import Answer, Request
+from devtools.bench.machine import choose_cores, header
+from devtools.bench.subjects import PINNED, Process, Server, check_answers
+from devtools.demo_model.shapes import write_samples
+from devtools.local_stack.errors import LocalStackError
+from devtools.local_stack.eventarc import EventarcOptions
+from devtools.local_stack.processes import Processes
+from devtools.local_stack.stack import SERVICE_COMMAND
+from service.settings import BUNDLED_MODEL, Settings
+
+MEGAPIXELS = 24
+JPEG_QUALITY = 80
+# In full, so that a picture is dear and its pixels take memory: what an overload is about.
+SETTINGS = {"REDUCED_DECODE": "false"}
+
+_CAPACITY_SECONDS = 15.0
+_CAPACITY_CLIENTS = 8  # keep the service busy, and none waiting until its deadline is near
+_WARMING_PICTURES = 32
+_PUSH_CLIENTS = 96  # more than the service admits, so that hardly a delivery waits for a client
+_JITTER = 0.25
+_TICK_SECONDS = 0.01
+_PATIENCE_SECONDS = 180.0
+_ACCEPTED, _NONE = 204, 0
+_EXPECTED = (_ACCEPTED, 429, 503, _NONE)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The service's worker at one moment, in seconds of the answers' clock."""
+
+    at: float
+    pid: int
+    memory_mb: float
+    peak_mb: float
+    threads: int
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the service does when it is kept busy, and nothing is refused."""
+
+    per_second: float
+    cpu_ms: float  # of a picture
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one overload was, and what it did."""
+
+    capacity: Capacity
+    seconds: float  # of the arrivals
+    pictures: int
+    deadline_seconds: float
+    answers: Sequence[Answer]
+    samples: Sequence[Sample]
+    before: Sample
+    service_cpu: float  # seconds
+    load_cpu: float
+    most_deliveries: int  # of one picture
+
+    @property
+    def ended(self) -> float:
+        """When the last answer came."""
+        return max(answer.answered for answer in self.answers)
+
+    def having(self, *statuses: int) -> list[Answer]:
+        """The answers of these statuses."""
+        return [answer for answer in self.answers if answer.status in statuses]
+
+
+class Pusher:
+    """Delivers each request until it is acknowledged, as a push subscription does."""
+
+    def __init__(
+        self, url: str, *, deadline_seconds: float, options: EventarcOptions, seed: int = 26
+    ) -> None:
+        self.answers: list[Answer] = []
+        self.left = 0  # requests that are not acknowledged yet
+        self.most_deliveries = 0  # of one request
+        self._url = url
+        self._options = options
+        self._random = random.Random(seed)
+        self._pool = urllib3.PoolManager(
+            maxsize=_PUSH_CLIENTS, retries=False, timeout=deadline_seconds
+        )
+        self._threads = ThreadPoolExecutor(_PUSH_CLIENTS)
+        self._start = time.monotonic()
+        self._scheduler = sched.scheduler(self.now)
+        self._changed = threading.Lock()
+        self._last_success = 0.0
+
+    def now(self) -> float:
+        """Seconds since the deliveries began."""
+        return time.monotonic() - self._start
+
+    def push(
+        self,
+        requests: Sequence[Request],
+        rate: float,
+        *,
+        every_second: Callable[[], None],
+        patience_seconds: float = _PATIENCE_SECONDS,
+    ) -> None:
+        """Deliver all, the first time at so many a second; give up when nothing is accepted."""
+        self.left, self._start = len(requests), time.monotonic()
+        arrivals = accumulate(self._random.expovariate(rate) for _ in requests)
+        for due, request in zip(arrivals, requests, strict=True):
+            self._deliver_at(due, request, failures=0)
+        self._repeat(every_second)
+        while self.left and self.now() < self._last_success + patience_seconds:
+            self._scheduler.run(blocking=False)
+            time.sleep(_TICK_SECONDS)
+        self._threads.shutdown(cancel_futures=True)
+        self._pool.clear()
+
+    def _repeat(self, action: Callable[[], None]) -> None:
+        action()
+        self._scheduler.enter(1.0, 0, self._repeat, (action,))
+
+    def _deliver_at(self, due: float, request: Request, *, failures: int) -> None:
+        call = (self._deliver, request, due, failures)
+        self._scheduler.enterabs(due, 1, self._threads.submit, call)
+
+    def _deliver(self, request: Request, due: float, failures: int) -> None:
+        sent = self.now()
+        status = self._post(request)
+        answer = Answer(due, sent, self.now(), status)
+        with self._changed:
+            self.answers.append(answer)
+            self.most_deliveries = max(self.most_deliveries, failures + 1)
+            if answer.is_good:
+                self.left -= 1
+                self._last_success = answer.answered
+                return
+            rest = rest_seconds(failures + 1, self._options, self._random)
+        self._deliver_at(answer.answered + rest, request, failures=failures + 1)
+
+    def _post(self, request: Request) -> int:
+        """Return the answer's status, 0 for none."""
+        body, headers = request.body, request.headers
+        try:
+            return self._pool.request("POST", self._url, body=body, headers=headers).status
+        except urllib3.exceptions.HTTPError:
+            return 0
+
+
+def rest_seconds(failures: int, options: EventarcOptions, generator: random.Random) -> float:
+    """How long a message rests after so many failed deliveries (1 or more)."""
+    return options.delay_seconds(failures) * generator.uniform(1 - _JITTER, 1 + _JITTER)
+
+
+def per_second(moments: Iterable[float], seconds: int) -> list[int]:
+    """Count what happened in each of so many seconds."""
+    counts = Counter(int(moment) for moment in moments)
+    return [counts[second] for second in range(seconds)]
+
+
+def took(answers: Iterable[Answer]) -> list[float]:
+    """Seconds from sending to the answer of each."""
+    return [answer.answered - answer.sent for answer in answers]
+
+
+def problems(run: Run) -> list[str]:
+    """Say what broke a promise; nothing if all are kept."""
+    statuses = Counter(answer.status for answer in run.answers)
+    lost = run.pictures - statuses[_ACCEPTED]
+    late = sum(seconds > run.deadline_seconds for seconds in took(run.having(_ACCEPTED)))
+    unexpected = {status: n for status, n in statuses.items() if status not in _EXPECTED}
+    workers = {sample.pid for sample in (run.before, *run.samples)}
+    found = {
+        f"{lost} pictures were not delivered": lost,
+        f"{late} accepted pictures took longer than {run.deadline_seconds:g} s": late,
+        f"{statuses[_NONE]} deliveries had no answer": statuses[_NONE],
+        f"unexpected answers: {unexpected}": unexpected,
+        f"the service had {len(workers)} workers, one after the other": len(workers) > 1,
+    }
+    return [text for text, is_so in found.items() if is_so]
+
+
+def section(run: Run) -> Section:
+    """Table the run."""
+    rows = [*_load_rows(run), *_answer_rows(run), *_process_rows(run)]
+    return Section("Overload", ("", "measured"), rows, None)
+
+
+def _load_rows(run: Run) -> list[tuple[str, str]]:
+    meanwhile = sum(answer.sent < run.seconds for answer in run.answers) / run.seconds
+    waits = [answer.sent - answer.due for answer in run.answers]
+    return [
+        ("capacity, pictures/s", digits(run.capacity.per_second)),
+        ("pictures", f"{run.pictures:,}"),
+        (f"pictures/s that arrived for {run.seconds:g} s", digits(run.pictures / run.seconds)),
+        ("deliveries/s meanwhile, with retries", digits(meanwhile)),
+        ("deliveries, most of one picture", f"{len(run.answers):,}, {run.most_deliveries}"),
+        ("longest that a delivery was behind its time, s", f"{max(waits):.2f}"),
+    ]
+
+
+def _answer_rows(run: Run) -> list[tuple[str, str]]:
+    counts = [f"{len(run.having(status)):,}" for status in _EXPECTED]
+    accepted = took(run.having(_ACCEPTED)) or [math.nan]
+    return [
+        ("answered 204, 429, 503, not at all", ", ".join(counts)),
+        ("an accepted picture, s: median", f"{statistics.median(accepted):.2f}"),
+        (f"slowest, with a deadline of {run.deadline_seconds:g}", f"{max(accepted):.2f}"),
+        ("slowest 429, s", f"{max(took(run.having(429)), default=0.0):.2f}"),
+        ("all delivered after s", f"{run.ended:.0f}"),
+        ("accepted/s until then", digits(len(run.having(_ACCEPTED)) / run.ended)),
+    ]
+
+
+def _process_rows(run: Run) -> list[tuple[str, str]]:
+    peak = max(sample.peak_mb for sample in run.samples)
+    threads = max(sample.threads for sample in run.samples)
+    cpu_ms = 1000 * run.service_cpu / max(1, len(run.having(_ACCEPTED)))
+    return [
+        ("CPU-ms of an accepted picture before", f"{run.capacity.cpu_ms:.0f}"),
+        ("then, with all that was refused", f"{cpu_ms:.0f}"),
+        ("CPU-s of the load generator", f"{run.load_cpu:.0f}"),
+        ("memory before, MB: peak", f"{run.before.peak_mb:.0f}"),
+        ("memory then, MB: peak", f"{peak:.0f}"),
+        ("threads before, most", f"{run.before.threads}, {threads}"),
+    ]
+
+
+def draw(run: Run, title: str, file: Path) -> None:
+    """Write the plot as PNG."""
+    # Not pyplot: it would look for a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 10), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=9)
+    panels = figure.subplots(4, 1, sharex=True, height_ratios=(3, 2, 3, 2))
+    for axes, drawer in zip(
+        panels, (_draw_rates, _draw_delivered, _draw_latencies, _draw_process), strict=True
+    ):
+        drawer(axes, run)
+        axes.axvspan(0, run.seconds, color="tab:red", alpha=0.08, lw=0)
+        axes.grid(visible=True, alpha=0.3)
+    panels[-1].set_xlabel("seconds; shaded: pictures arrive")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, format="png", dpi=120)
+
+
+def _draw_rates(axes: Any, run: Run) -> None:
+    seconds = math.floor(run.ended) + 1
+    refused = run.having(429, 503)
+    for label, moments in (
+        ("offered", [answer.sent for answer in run.answers]),
+        ("refused (429, 503)", [answer.answered for answer in refused]),
+        ("accepted (204)", [answer.answered for answer in run.having(_ACCEPTED)]),
+    ):
+        axes.step(range(seconds), per_second(moments, seconds), where="post", lw=1, label=label)
+    axes.axhline(run.capacity.per_second, color="grey", ls=":", label="capacity, measured before")
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(0)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_ylabel("deliveries/s")
+    axes.legend(fontsize=8, loc="upper right")
+
+
+def _draw_delivered(axes: Any, run: Run) -> None:
+    ends = sorted(answer.answered for answer in run.having(_ACCEPTED))
+    axes.plot([0, run.seconds], [0, run.pictures], ":", color="grey", label="arrived")
+    axes.plot([0, *ends], range(len(ends) + 1), color="tab:green", label="accepted")
+    axes.set_ylabel("pictures")
+    axes.legend(fontsize=8, loc="lower right")
+
+
+def _draw_latencies(axes: Any, run: Run) -> None:
+    for status, colour in ((429, "tab:orange"), (503, "tab:red"), (_ACCEPTED, "tab:green")):
+        if answers := run.having(status):
+            moments = [answer.answered for answer in answers]
+            axes.plot(moments, took(answers), ".", ms=2, alpha=0.5, color=colour, label=f"{status}")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_ylabel("seconds to the answer")
+    axes.legend(fontsize=8, loc="upper right", markerscale=5)
+
+
+def _draw_process(axes: Any, run: Run) -> None:
+    moments = [sample.at for sample in run.samples]
+    axes.plot(moments, [sample.memory_mb for sample in run.samples], label="memory")
+    axes.plot(moments, [sample.peak_mb for sample in run.samples], "--", label="its peak so far")
+    axes.set_ylabel("service, MB")
+    axes.set_ylim(0)
+    counts = axes.twinx()
+    threads = [sample.threads for sample in run.samples]
+    counts.plot(moments, threads, color="tab:purple", lw=1, label="threads")
+    counts.set_ylabel("threads")
+    counts.set_ylim(0, 2 * max(threads))
+    handles = [*axes.get_lines(), *counts.get_lines()]
+    axes.legend(handles=handles, fontsize=8, loc="lower right")
+
+
+def enlarge_samples(directory: Path) -> list[Path]:
+    """Draw the demo's pictures at MEGAPIXELS."""
+    files = []
+    for file, scene in write_samples(directory):
+        scale = math.sqrt(MEGAPIXELS * 1e6 / (scene.image.shape[0] * scene.image.shape[1]))
+        large = cv2.resize(scene.image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(file), large, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        files.append(file)
+    return files
+
+
+def sample(server: Server, at: float) -> Sample:
+    """Look at the service's worker."""
+    pid = server.pid
+    return Sample(at, pid, server.memory_mb, server.peak_memory_mb, len(thread_times(pid)))
+
+
+class Overload:
+    """One service, its cloud and its pictures."""
+
+    def __init__(self, cloud: Cloud, server: Server, pictures: Sequence[Path]) -> None:
+        self._cloud = cloud
+        self._server = server
+        self._pictures = pictures
+        self._events: list[Request] = []
+
+    def capacity(self) -> Capacity:
+        """Measure a closed loop of some clients, after a short one to warm up."""
+        rate = self._closed(_WARMING_PICTURES, clients=1).per_second
+        count = max(_WARMING_PICTURES, round(rate * _CAPACITY_SECONDS))
+        return self._closed(count, clients=_CAPACITY_CLIENTS)
+
+    def run(self, capacity: Capacity, times: float, seconds: float, deadline: float) -> Run:
+        """Offer a multiple of the capacity, and deliver it all."""
+        rate = capacity.per_second * times
+        count = round(rate * seconds)
+        events = self._upload(count)
+        self._cloud.forget()
+        pusher = Pusher(self._server.url, deadline_seconds=deadline, options=EventarcOptions())
+        before, samples = sample(self._server, 0.0), []
+        service_cpu, load_cpu = process_seconds(self._server.pid), time.process_time()
+
+        def look() -> None:
+            with contextlib.suppress(IndexError, OSError):  # between two workers there is none
+                samples.append(sample(self._server, pusher.now()))
+            if len(samples) % 10 == 1:
+                tell(f"{pusher.now():.0f} s: {count - pusher.left:,} of {count:,} delivered")
+
+        pusher.push(events, rate, every_second=look)
+        self._cloud.check_results(count - pusher.left)  # each acknowledged one has its document
+        return Run(
+            capacity, seconds, count, deadline, pusher.answers, samples, before,
+            process_seconds(self._server.pid) - service_cpu, time.process_time() - load_cpu,
+            pusher.most_deliveries,
+        )  # fmt: skip
+
+    def _closed(self, count: int, *, clients: int) -> Capacity:
+        events = self._upload(count)
+        self._cloud.forget()
+        cpu = process_seconds(self._server.pid)
+        answers = load.send_closed(self._server.url, events, clients=clients)
+        check_answers(answers, self._server.child)
+        cpu = process_seconds(self._server.pid) - cpu
+        seconds = max(answer.answered for answer in answers)
+        return Capacity(len(answers) / seconds, 1000 * cpu / len(answers))
+
+    def _upload(self, count: int) -> list[Request]:
+        if count > len(self._events):
+            tell(f"uploading {count - len(self._events):,} pictures")
+            self._events += self._cloud.upload(self._pictures, count - len(self._events))
+        return self._events[:count]
+
+
+def errors_logged(log: str) -> list[str]:
+    """Messages of the service's log that are errors."""
+    lines = [json.loads(line) for line in log.splitlines()]
+    return [line["message"] for line in lines if line["severity"] in ("ERROR", "CRITICAL")]
+
+
+def tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def measure(arguments: argparse.Namespace) -> list[str]:
+    """Measure, print and draw; return what broke a promise.
+
+    Raises:
+        BenchError: it could not be measured, or a document is missing.
+    """
+    cores = choose_cores(None)
+    with on_cores(cores.rest), ExitStack() as cleanup:
+        directory = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="overload-")))
+        with Process(cores.rest) as helper:
+            info = helper.call(worker.describe, arguments.model)
+        cloud = cleanup.enter_context(running_cloud())
+        processes = cleanup.enter_context(Processes(directory))
+        settings = SETTINGS | PINNED | {
+            "MODEL_PATH": str(arguments.model.resolve()),
+            "ACK_DEADLINE_SECONDS": str(arguments.deadline),
+        }  # fmt: skip
+        server = Server(processes, SERVICE_COMMAND, settings, cores.service)
+        overload = Overload(cloud, server, enlarge_samples(directory))
+        capacity = overload.capacity()
+        tell(f"capacity: {capacity.per_second:.1f} pictures/s")
+        run = overload.run(capacity, arguments.times, arguments.seconds, arguments.deadline)
+        errors = errors_logged(server.child.log_text())
+    drawn = {"pictures": f"drawn, of {MEGAPIXELS} megapixels, decoded in full"}
+    head = header(info, cores, drawn)
+    print("\n".join(f"- {name}: {text}" for name, text in head.items()))
+    print("\n" + section(run).markdown())
+    if arguments.plot:
+        draw(run, f"{arguments.times:g} times the capacity for {arguments.seconds:g} s, "
+             f"{cores}", arguments.plot)  # fmt: skip
+    return problems(run) + [f"the service logged: {error}" for error in errors[:10]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=60, help="for which pictures arrive")
+    parser.add_argument("--times", type=float, default=10, help="the capacity")
+    deadline = Settings().ack_deadline_seconds
+    parser.add_argument("--deadline", type=float, default=deadline, help="ack deadline, seconds")
+    parser.add_argument("--model", type=Path, default=BUNDLED_MODEL, help="an exported directory")
+    parser.add_argument("--plot", type=Path, metavar="PNG")
+    arguments = parser.parse_args()
+    try:
+        if arguments.plot:
+            curve.require_matplotlib()
+        found = measure(arguments)
+    except (BenchError, LocalStackError) as exc:
+        sys.exit(f"Error: {exc}")
+    if found:
+        sys.exit("\n".join(f"PROBLEM: {problem}" for problem in found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Where the service's CPU time goes: its own stages, and threads that no stage sees.
+
+The stages are counted by the service itself, each on the thread that does the work. The rest is
+told from the operating system's accounting of each thread: a Python thread's remainder is HTTP
+(gunicorn's threads) or the passing of pictures from thread to thread; a thread that Python does not
+know belongs to OpenVINO, which leaves it the process's name, or to gRPC, which names its own.
+"""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from devtools.bench.accounting import ThreadTime, process_seconds, thread_times
+from devtools.bench.errors import BenchError
+from devtools.bench.figures import Section, digits
+from devtools.bench.subjects import Http, Server
+
+STAGES = ("download", "decode", "letterbox", "inference", "postprocess", "store")
+HTTP = "HTTP"
+BETWEEN = "batching, threads"
+BY_DIFFERENCE = (HTTP, BETWEEN)  # a thread's time less what its stages counted
+AGREEMENT = 0.10
+LEAST_SHARE = -0.01  # of a stage: below, more was counted than the threads spent
+MOST_BY_DIFFERENCE = 0.25  # 9% with the smallest network, less with larger ones
+
+_MESSAGE = "Stages"  # of the service's log line
+_LINE_SECONDS = 60.0
+# Of the main thread, and of gunicorn's pool.
+_HTTP_THREADS = ("MainThread", "ThreadPoolExecutor")
+
+
+@dataclass(frozen=True)
+class PythonThread:
+    """A thread that Python knows, and its CPU seconds by stage."""
+
+    name: str
+    stages: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Everything that is known of a process at one moment; CPU seconds since its start."""
+
+    process: float
+    threads: Mapping[int, ThreadTime]
+    python: Mapping[int, PythonThread]
+    stages: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """CPU seconds of some pictures, by stage, and the process's own figure for all of it."""
+
+    pictures: int
+    seconds: Mapping[str, float]
+    process_seconds: float
+
+    @property
+    def attributed_seconds(self) -> float:
+        """Sum of the stages."""
+        return sum(self.seconds.values())
+
+    @property
+    def seconds_by_difference(self) -> float:
+        """The part of the sum that nothing counted: the remainders of Python's threads."""
+        return sum(self.seconds.get(name, 0.0) for name in BY_DIFFERENCE)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the sum is the process's own figure, and was counted more than concluded.
+
+        What is by difference makes up for any error of the clock, so the sum alone proves little.
+        """
+        apart = abs(self.attributed_seconds - self.process_seconds)
+        return (
+            apart <= AGREEMENT * self.process_seconds
+            and min(self.seconds.values()) >= LEAST_SHARE * self.process_seconds
+            and self.seconds_by_difference <= MOST_BY_DIFFERENCE * self.process_seconds
+        )
+
+
+def attribute(before: Sample, after: Sample, pictures: int) -> Profile:
+    """Share out the CPU time between two samples."""
+    seconds = dict.fromkeys((*STAGES, HTTP, BETWEEN), 0.0)
+    for stage, total in after.stages.items():
+        seconds[stage] = seconds.get(stage, 0.0) + total - before.stages.get(stage, 0.0)
+    main = next((after.threads[i].name for i, t in after.python.items() if t.name == "MainThread"
+                 and i in after.threads), "")  # fmt: skip
+    for number, thread in after.threads.items():
+        earlier = before.threads.get(number)
+        spent = thread.seconds - (earlier.seconds if earlier else 0.0)
+        known = after.python.get(number)
+        if known is None:
+            seconds["inference" if thread.name == main else "store"] += spent
+            continue
+        counted_before = before.python.get(number)
+        counted = sum(known.stages.values())
+        counted -= sum(counted_before.stages.values()) if counted_before else 0.0
+        seconds[HTTP if known.name.startswith(_HTTP_THREADS) else BETWEEN] += spent - counted
+    return Profile(pictures, seconds, after.process - before.process)
+
+
+def take_sample(server: Server) -> Sample:
+    """Ask the service for its stages (SIGUSR1), and the operating system for the rest.
+
+    Raises:
+        BenchError: the service does not write them.
+    """
+    seen = len(_stage_lines(server.child.log_text()))
+    os.kill(server.pid, signal.SIGUSR1)
+    deadline = time.monotonic() + _LINE_SECONDS
+    while len(lines := _stage_lines(server.child.log_text())) <= seen:
+        server.child.raise_if_dead()
+        if time.monotonic() > deadline:
+            raise BenchError(server.child.failure("wrote no stages; is PROFILE_STAGES set?"))
+        time.sleep(0.05)
+    return sample_of(lines[-1], process_seconds(server.pid), thread_times(server.pid))
+
+
+def sample_of(line: Mapping[str, Any], process: float, threads: Mapping[int, ThreadTime]) -> Sample:
+    """Read the service's log line."""
+    python = {
+        int(number): PythonThread(thread["name"], thread["cpu_seconds"])
+        for number, thread in line["threads"].items()
+    }
+    return Sample(process, threads, python, line["cpu_seconds"])
+
+
+def run_profile(server: Server, subject: Http, rounds: int) -> Section:
+    """Profile some rounds of a warm service."""
+    before = take_sample(server)
+    pictures = sum(subject.round().pictures for _ in range(rounds))
+    return profile_section(attribute(before, take_sample(server), pictures))
+
+
+def profile_section(profile: Profile) -> Section:
+    """Table CPU milliseconds a picture by stage, and check the sum."""
+
+    def row(name: str, seconds: float) -> tuple[str, str, str]:
+        share = seconds / profile.process_seconds
+        return name, digits(seconds * 1000 / profile.pictures), f"{share:.1%}"
+
+    rows: Sequence[tuple[str, str, str]] = [
+        *(row(name, seconds) for name, seconds in profile.seconds.items()),
+        row(
+            "sum of what was counted: stages by clock, other threads by name",
+            profile.attributed_seconds - profile.seconds_by_difference,
+        ),
+        row(f"sum by difference: {' and '.join(BY_DIFFERENCE)}", profile.seconds_by_difference),
+        row("sum", profile.attributed_seconds),
+        row("process's own accounting", profile.process_seconds),
+        row("not attributed", profile.process_seconds - profile.attributed_seconds),
+    ]
+    verdict = "reached" if profile.agrees else "MISSED"
+    note = (
+        f"The sum agrees with the process's own accounting within {AGREEMENT:.0%}, no row is "
+        f"below {LEAST_SHARE:.0%}, and at most {MOST_BY_DIFFERENCE:.0%} is by difference: "
+        f"{verdict}."
+    )
+    data = {
+        "pictures": profile.pictures,
+        "cpu_ms_per_picture": {
+            name: seconds * 1000 / profile.pictures for name, seconds in profile.seconds.items()
+        },
+        "process_cpu_ms_per_picture": profile.process_seconds * 1000 / profile.pictures,
+        "by_difference_cpu_ms_per_picture": profile.seconds_by_difference * 1000 / profile.pictures,
+        "agrees": profile.agrees,
+    }
+    title = "CPU time of the whole service by stage"
+    return Section(title, ("stage", "CPU-ms a picture", "share"), rows, data, [note])
+
+
+def _stage_lines(log: str) -> list[dict[str, Any]]:
+    lines = (json.loads(line) for line in log.splitlines() if f'"{_MESSAGE}"' in line)
+    return [line for line in lines if line.get("message") == _MESSAGE]

@@ -1,0 +1,91 @@
+"""What decoding at reduced scale costs in accuracy and saves in time, on labelled pictures.
+
+    python -m devtools.bench.reduced_decode --model yolo26n_openvino_model --data instances_dev.json
+
+The labelled pictures are enlarged (Lanczos) to 2, 4 and 8 times the size that the network sees,
+stored as JPEG, and detected on twice: decoded at reduced scale, and in full. Printed are mAP of
+both, and the CPU time of one decode, resize included, by the operating system's accounting.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+from PIL import Image
+from tabulate import tabulate
+
+from service.export.accuracy import LEAST_CONFIDENCE, find_labels, mean_precision
+from service.export.truth import Labels
+from service.images.decode import decode
+from service.images.letterbox import shrink
+from service.inference.openvino import OpenVINODetector
+
+FACTORS = (1, 2, 4, 8)
+QUALITY = 90
+
+
+def enlarge(labels: Labels, directory: Path, longer_side: int) -> Labels:
+    """Write enlarged pictures, and labels that fit them."""
+    truth = json.loads(labels.file.read_text(encoding="utf-8"))
+    scales = {}
+    for image in truth["images"]:
+        with Image.open(labels.pictures / image["file_name"]) as picture:
+            scale = longer_side / max(picture.size)
+            size = round(picture.width * scale), round(picture.height * scale)
+            large = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        large.save(directory / image["file_name"], "JPEG", quality=QUALITY)
+        scales[image["id"]] = scale
+        image["width"], image["height"] = size
+    for annotation in truth["annotations"]:
+        scale = scales[annotation["image_id"]]
+        annotation["bbox"] = [side * scale for side in annotation["bbox"]]
+        annotation["area"] *= scale**2
+        annotation.pop("segmentation", None)
+    file = directory / labels.file.name
+    file.write_text(json.dumps(truth), encoding="utf-8")
+    return Labels(file, directory)
+
+
+def decode_ms(files: list[Path], image_size: int, *, reduced: bool) -> float:
+    """CPU milliseconds of one decode and resize, on average."""
+    started = time.process_time()
+    for file in files:
+        size = image_size if reduced else None
+        pixels = decode(file.read_bytes(), max_pixels=2**30, image_size=size).pixels
+        shrink(pixels, image_size=image_size)
+    return (time.process_time() - started) * 1000 / len(files)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", type=Path, required=True, help="an exported directory")
+    parser.add_argument("--data", type=Path, required=True, help="labels in COCO's format")
+    arguments = parser.parse_args()
+    detector = OpenVINODetector(arguments.model, min_confidence=LEAST_CONFIDENCE)
+    image_size = detector.info.image_size
+    rows = []
+    for factor in FACTORS:
+        with tempfile.TemporaryDirectory() as scratch:
+            labels = enlarge(find_labels(arguments.data), Path(scratch), factor * image_size)
+            files = sorted(Path(scratch).glob("*.jpg"))
+            full = mean_precision(detector, labels, reduced_decode=False).map50_95
+            reduced = mean_precision(detector, labels).map50_95
+            rows.append(
+                (
+                    f"{factor * image_size} px",
+                    f"{full:.3f}",
+                    f"{reduced:.3f}",
+                    f"{100 * (reduced - full):+.1f}",
+                    f"{decode_ms(files, image_size, reduced=False):.1f}",
+                    f"{decode_ms(files, image_size, reduced=True):.1f}",
+                )
+            )
+    headers = ("longer side", "mAP full", "mAP reduced", "points", "CPU ms full", "CPU ms reduced")
+    print(f"{len(files)} pictures, {detector.info.name} ({detector.info.precision})")
+    print(tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True))
+
+
+if __name__ == "__main__":
+    main()

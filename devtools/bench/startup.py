@@ -1,0 +1,145 @@
+"""Cold start and memory: from process start to the first result, and over thousands of pictures."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from devtools.bench import load
+from devtools.bench.figures import NAIVE, Goal, Section, Spread, counted, digits
+from devtools.bench.subjects import CLIENTS, Http, Process, Server, check_answers
+from devtools.local_stack.processes import Processes
+
+READY_GOAL_SECONDS = 2.0
+RATIO_GOAL = 0.25
+MEMORY_GOAL_MB = 350.0
+FLATNESS = 0.05
+_OURS = "yolo-batch"
+_MEMORY_NOTE = (
+    "Memory: all that gunicorn's worker has resident, and what its master shares with no process."
+)
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of one service, with a warm page cache."""
+
+    ready_seconds: float  # process start to the first 200 of /health/ready
+    first_result_seconds: float  # process start to the first picture stored, or answered
+    peak_mb: float  # of worker and master, after all pictures
+
+
+def measure_start(
+    processes: Processes,
+    generator: Process,
+    command: Sequence[str],
+    settings: Mapping[str, str],
+    requests: Sequence[load.Request],
+    cores: frozenset[int],
+    *,
+    precision: str | None = None,
+) -> Start:
+    """Start a service, send it one picture and then all others, and stop it.
+
+    Ours also has to run a model of `precision`; the alternative cannot tell.
+    """
+    started = time.monotonic()
+    server = Server(processes, command, settings, cores)
+    try:
+        ready = time.monotonic() - started
+        answers = generator.call(load.send_closed, server.url, requests[:1], clients=1)
+        first = time.monotonic() - started
+        answers += generator.call(load.send_closed, server.url, requests[1:], clients=CLIENTS)
+        check_answers(answers, server.child)
+        if precision:
+            server.check_model(precision)
+        return Start(ready, first, server.peak_memory_mb)
+    finally:
+        processes.stop(server.child, grace_seconds=10)
+
+
+def start_section(
+    ours: Sequence[Start], naive: Sequence[Start], cores: int
+) -> tuple[Section, list[Goal]]:
+    """Table the starts beside the alternative's, if that was measured; and the goals."""
+    names = {
+        "ready_seconds": "process start to /health/ready, s",
+        "first_result_seconds": "process start to the first result, s",
+        "peak_mb": "peak memory of worker and master, MB",
+    }
+    rows = []
+    spreads: dict[str, list[Spread]] = {}
+    for field, name in names.items():
+        found = [
+            Spread.of(getattr(start, field) for start in starts)
+            for starts in (ours, naive)
+            if starts
+        ]
+        spreads[field] = found
+        ratio = [digits(found[0].median / found[1].median)] if naive else []
+        rows.append((name, *map(str, found), *ratio))
+    first = [spread.median for spread in spreads["first_result_seconds"]]
+    goals = [
+        Goal(
+            f"process start to the first stored result on {counted(cores)}, s",
+            first[0],
+            READY_GOAL_SECONDS,
+            at_most=True,
+        ),
+        Goal("peak memory, MB", spreads["peak_mb"][0].median, MEMORY_GOAL_MB, at_most=True),
+    ]
+    if naive:
+        text = f"first result / '{NAIVE}'"
+        goals.append(Goal(text, first[0] / first[1], RATIO_GOAL, at_most=True))
+    data = {
+        _OURS: [asdict(start) for start in ours],
+        "alternative": [asdict(start) for start in naive],
+        "cores": cores,
+    }
+    headers = ("", _OURS, *((NAIVE, "ratio") if naive else ()))
+    note = (
+        f"Medians of {len(ours)} starts (least-most), warm page cache, {counted(cores)}. The first "
+        "result is a stored document for yolo-batch, and an answer for the alternative. "
+        + _MEMORY_NOTE
+    )
+    return Section("Cold start and memory", headers, rows, data, [note]), goals
+
+
+@dataclass(frozen=True)
+class Level:
+    """Resident memory of worker and master after so many pictures."""
+
+    pictures: int
+    resident_mb: float
+
+
+def measure_memory(
+    server: Server, subject: Http, pictures: int, progress: Callable[[str], None]
+) -> list[Level]:
+    """Send a warm service at least so many pictures, and look at its memory now and then."""
+    levels = [Level(0, server.memory_mb)]
+    while levels[-1].pictures < pictures:
+        done = levels[-1].pictures + subject.round().pictures
+        levels.append(Level(done, server.memory_mb))
+        progress(f"{done} of {pictures} pictures: {levels[-1].resident_mb:.0f} MB")
+    return levels
+
+
+def memory_section(
+    levels: Sequence[Level], peak_mb: float, batch_size: int
+) -> tuple[Section, list[Goal]]:
+    """Table the memory over the pictures, and say whether it stayed flat."""
+    growth = max(level.resident_mb for level in levels) / levels[0].resident_mb - 1
+    step = max(1, len(levels) // 10)
+    shown = [*levels[:-1:step], levels[-1]]
+    rows = [(str(level.pictures), f"{level.resident_mb:.0f}") for level in shown]
+    goals = [
+        Goal(f"growth of memory over {levels[-1].pictures} pictures", growth, FLATNESS, True),
+        Goal(f"peak memory at batch {batch_size}, MB", peak_mb, MEMORY_GOAL_MB, at_most=True),
+    ]
+    data = {"levels": [asdict(level) for level in levels], "peak_mb": peak_mb}
+    note = (
+        f"Peak: {peak_mb:.0f} MB. MAX_BATCH_SIZE={batch_size}; after two warm rounds. "
+        + _MEMORY_NOTE
+    )
+    headers = ("pictures", "resident memory, MB")
+    return Section("Memory over many pictures", headers, rows, data, [note]), goals

@@ -1,0 +1,195 @@
+"""What is measured without HTTP, each in a process of its own; functions that run there."""
+
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from devtools.bench.errors import BenchError
+from devtools.bench.figures import Round
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.inference.detector import Detector
+
+Work = Callable[[], int]  # one pass over the pictures; returns how many there were
+
+_work: Work | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a process is to measure."""
+
+    kind: str  # a key of `_KINDS`
+    model: Path
+    pictures: Sequence[Path]
+    batch_size: int
+
+
+def load(task: Task) -> None:
+    """Make ready for `measure`: load the model and make a first pass, so that all is compiled."""
+    global _work  # of a process that does nothing else
+    _work = _KINDS[task.kind](task)
+    _work()
+
+
+def measure(least_seconds: float) -> Round:
+    """Go over the pictures, again and again until the time is up.
+
+    Raises:
+        BenchError: nothing was loaded.
+    """
+    if _work is None:
+        raise BenchError("This process has nothing to measure")
+    pictures, start, cpu = 0, time.monotonic(), time.process_time()
+    while True:
+        pictures += _work()
+        if time.monotonic() - start >= least_seconds:
+            return Round(pictures, time.monotonic() - start, time.process_time() - cpu)
+
+
+def describe(model: Path) -> dict[str, Any]:
+    """Say which model it is: the fields of `ModelInfo`."""
+    return asdict(_detector(_settings(model)).info)
+
+
+def export_own(weights: Path, directory: Path) -> Path:
+    """Export weights as the service runs them, in float."""
+    from service.export.weights import export_openvino
+
+    return export_openvino(weights, directory / f"{weights.stem}_openvino_model")
+
+
+def export_alternative(weights: Path, directory: Path) -> Path:
+    """Export weights as `YOLO(weights).export(format="openvino")` does, with its own defaults.
+
+    Raises:
+        BenchError: ultralytics cannot.
+    """
+    (directory / "alternative").mkdir()
+    copy = directory / "alternative" / weights.name  # it writes beside the weights
+    shutil.copyfile(weights, copy)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's to ultralytics: nothing a user can act on
+        try:
+            return Path(load_yolo(copy).export(format="openvino", device="cpu", verbose=False))
+        except Exception as exc:  # noqa: BLE001 - ultralytics raises whatever its exporters raise
+            raise BenchError(f"ultralytics cannot export {weights} for OpenVINO: {exc}") from exc
+
+
+def _network(task: Task) -> Work:
+    """The detector on pictures that are decoded and resized already."""
+    from service.images.decode import decode
+    from service.images.letterbox import shrink
+
+    detector = _detector(_settings(task.model))
+    size = detector.info.image_size
+    decoded = (decode(path.read_bytes(), max_pixels=2**30).pixels for path in task.pictures)
+    small = [shrink(pixels, image_size=size) for pixels in decoded]
+    small.sort(key=lambda pixels: pixels.shape)  # full batches of equal shapes
+
+    def work() -> int:
+        for batch in _chunks(small, task.batch_size):
+            detector.detect(batch)
+        return len(small)
+
+    return work
+
+
+def _engine(task: Task) -> Work:
+    """The pipeline without HTTP and without a cloud: files in, documents out."""
+    from service.operate.detect import detect_files
+    from service.pipeline import PipelineOptions
+
+    settings = _settings(task.model)
+    detector = _detector(settings)
+    # As `build_pipeline` has them, but for ALLOWED_BUCKETS: files are in none.
+    options = PipelineOptions(
+        max_batch_size=task.batch_size,
+        max_batch_pixels=settings.max_batch_pixels,
+        max_batch_delay_seconds=settings.max_batch_delay_ms / 1000,
+        max_queue=max(settings.max_queue, 2 * task.batch_size),
+        max_image_bytes=settings.max_image_bytes,
+        max_held_bytes=settings.max_held_bytes,
+        max_image_pixels=settings.max_image_pixels,
+        reduced_decode=settings.reduced_decode,
+    )
+
+    def work() -> int:
+        documents: list[dict[str, Any]] = []
+        detect_files(task.pictures, detector, options, documents.append)
+        for document in documents:
+            if document["error"]:
+                raise BenchError(f"{document['name']} failed: {document['error']['message']}")
+        return len(documents)
+
+    return work
+
+
+def _predict(task: Task) -> Work:
+    """Pictures through `YOLO.predict`: one call each, or as lists of the batch size."""
+    model = load_yolo(task.model)
+    files = [str(path) for path in task.pictures]
+
+    def work() -> int:
+        for batch in _chunks(files, task.batch_size):
+            source = batch if task.batch_size > 1 else batch[0]
+            model.predict(source, batch=task.batch_size, device="cpu", verbose=False)
+        return len(files)
+
+    work()
+    use_own_cores()
+    return work
+
+
+def use_own_cores() -> None:
+    """Give torch as many threads as this process has cores; ultralytics counts the machine's."""
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+
+def load_yolo(path: Path) -> Any:
+    """Load an `ultralytics.YOLO` that says little, installs nothing and reports no use."""
+    os.environ["YOLO_VERBOSE"] = "false"  # both are read at the import
+    os.environ["YOLO_AUTOINSTALL"] = "False"
+    from ultralytics import YOLO
+    from ultralytics.utils.events import events
+
+    events.enabled = False
+    return YOLO(str(path), task="detect")
+
+
+def _settings(model: Path) -> Settings:
+    """The service's settings, with this model."""
+    return replace(Settings.from_env(), model_path=model, device="cpu")
+
+
+def _detector(settings: Settings) -> "Detector":
+    """Load the model as the service does, canary included.
+
+    Raises:
+        BenchError: the model failed here, so that the service would run another.
+    """
+    from service.inference.loading import load_model
+
+    checked = load_model(settings)
+    if checked.fallback:
+        raise BenchError(f"The model that was to be measured does not run: {checked.fallback}")
+    return checked.detector
+
+
+def _chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+_KINDS: dict[str, Callable[[Task], Work]] = {
+    "network": _network,
+    "engine": _engine,
+    "predict": _predict,
+}

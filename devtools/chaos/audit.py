@@ -1,0 +1,346 @@
+"""What became of each upload: a pure function of what was expected, found, logged and answered."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from tabulate import tabulate
+
+from devtools.chaos.excuses import (
+    Answer,
+    Faults,
+    LogLine,
+    Silence,
+    count_silences,
+    unexpected_answers,
+    unexpected_lines,
+    unexpected_silences,
+)
+from devtools.chaos.plan import FaultKind
+from service.domain import ImageRef
+
+MAX_WASTE = 0.20
+_MAX_UNSEEN = 0.5  # of the inferences, where the log was not written for a while
+_PIXELS = 0.5  # boxes of the same picture in another batch
+_CONFIDENCE = 0.01
+_SHOWN = 5
+# After the ack deadline the same picture is at work in the other service, or again in this one; a
+# model that loads slowly lets it pass too.
+_WASTEFUL = (FaultKind.STOP, FaultKind.SLOW_START)
+_SWALLOWING = (FaultKind.DISK, FaultKind.MEMORY)  # lines of the log
+_NOT_COMPARED = ("batch_size", "timings", "event_time", "created_at")
+
+
+class Wanted(StrEnum):
+    """How an upload should end."""
+
+    DONE = "done"
+    FAILED = "failed"
+    NOTHING = "nothing"  # it was gone before its event
+    DONE_OR_NOTHING = "done or nothing"  # it went while its event was delivered
+    FAILED_OR_NOTHING = "failed or nothing"
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What an upload's document should say."""
+
+    uri: str
+    generation: int
+    size: int
+    md5: str
+    wanted: Wanted
+    code: str | None = None
+    detections: Sequence[Mapping[str, Any]] = ()
+    image: Mapping[str, Any] | None = None
+    model: Mapping[str, Any] | None = None
+    content_type: str = "image/jpeg"
+
+    @property
+    def ref(self) -> ImageRef:
+        """The upload, as the service names it."""
+        bucket, _, name = self.uri.removeprefix("gs://").partition("/")
+        return ImageRef(bucket, name, self.generation)
+
+    @property
+    def alone(self) -> Mapping[str, Any]:
+        """What a document of the picture says of it; nothing, of one that fails."""
+        return {} if self.should_fail else {"image": self.image, "detections": self.detections}
+
+    @property
+    def should_fail(self) -> bool:
+        """Whether its document, if it has one, is a failure's."""
+        return self.wanted in (Wanted.FAILED, Wanted.FAILED_OR_NOTHING)
+
+    @property
+    def shown(self) -> str:
+        """The generation, for a person."""
+        return f"{self.uri}#{self.generation}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A document, and when Firestore wrote it."""
+
+    id: str
+    fields: Mapping[str, Any]
+    created: datetime
+    updated: datetime
+
+
+@dataclass
+class Report:
+    """What is wrong, each as a sentence; and figures."""
+
+    uploads: int = 0
+    done: int = 0
+    failed: int = 0
+    superseded: int = 0
+    lost: list[str] = field(default_factory=list)
+    duplicated: list[str] = field(default_factory=list)
+    crossed: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    stuck: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    inferences: int = 0
+    answers: Counter[str] = field(default_factory=Counter)
+    silences: Counter[Silence] = field(default_factory=Counter)
+    forgiven: int = 0  # inferences that faults explain
+    is_log_whole: bool = True
+
+    @property
+    def waste(self) -> float:
+        """Inferences over the minimum, as a part of it."""
+        return self.inferences / self.done - 1 if self.done else 0.0
+
+    @property
+    def wasted(self) -> list[str]:
+        """Whether pictures were inferred too often, or too seldom to be believed."""
+        if self.inferences > self.done * (1 + MAX_WASTE) + self.forgiven:
+            return [f"{self.waste:.0%} more inferences than pictures"]
+        if self.inferences < self.done * (1 if self.is_log_whole else 1 - _MAX_UNSEEN):
+            return [f"only {self.inferences} inferences of {self.done} pictures"]
+        return []
+
+    @property
+    def problems(self) -> dict[str, list[str]]:
+        """Everything that must be empty."""
+        return {
+            "lost": self.lost,
+            "duplicated": self.duplicated,
+            "crossed": self.crossed,
+            "wrong": self.wrong,
+            "stuck": self.stuck,
+            "unexpected": self.unexpected,
+            "wasted": self.wasted,
+        }
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing is wrong."""
+        return not any(self.problems.values())
+
+    def table(self) -> str:
+        """The figures, and the first of each problem."""
+        rows: list[tuple[str, object]] = [
+            ("uploads", self.uploads),
+            ("done, failed, superseded", f"{self.done}, {self.failed}, {self.superseded}"),
+            *[(kind, len(found)) for kind, found in self.problems.items() if kind != "wasted"],
+            ("inferences", f"{self.inferences} ({self.waste:+.1%} over the minimum)"),
+            ("answers", _counted(self.answers)),
+            ("none, because of", _counted(self.silences)),
+        ]
+        sentences = [
+            f"{kind}: {sentence}"
+            for kind, found in self.problems.items()
+            for sentence in _first(found)
+        ]
+        return "\n".join([tabulate(rows, tablefmt="plain"), *sentences])
+
+
+def audit(
+    expectations: Sequence[Expectation],
+    documents: Iterable[Found],
+    *,
+    stuck: Iterable[str] = (),
+    log: Sequence[LogLine] = (),
+    answers: Sequence[Answer] = (),
+    faults: Faults | None = None,
+    failures: Iterable[str] = (),
+    held: int = 0,
+) -> Report:
+    """Compare what should be with what is.
+
+    Args:
+        expectations: of each upload.
+        documents: all of the collection.
+        stuck: uploads of which an event was never acknowledged.
+        log: of all services.
+        answers: to all deliveries.
+        faults: what struck, and when.
+        failures: services that did not come back after a fault, uploads that were not made.
+        held: pictures that one service works on at once at most.
+    """
+    faults = faults or Faults()
+    kinds = [excuse.kind for excuse in faults.excuses]
+    report = Report(
+        uploads=len(expectations),
+        stuck=list(stuck),
+        unexpected=list(failures),
+        forgiven=held * sum(kind in _WASTEFUL for kind in kinds),
+        is_log_whole=not any(kind in _SWALLOWING for kind in kinds),
+    )
+    found = _by_generation(expectations, documents, report)
+    for expectation in expectations:
+        _judge(expectation, found[expectation.shown], expectations, report)
+    _judge_services(log, answers, faults.lengthened(log), report)
+    return report
+
+
+def _by_generation(
+    expectations: Sequence[Expectation], documents: Iterable[Found], report: Report
+) -> dict[str, list[Found]]:
+    known = {expectation.shown for expectation in expectations}
+    found: defaultdict[str, list[Found]] = defaultdict(list)
+    for document in documents:
+        shown = f"{document.fields.get('uri')}#{document.fields.get('generation')}"
+        if shown in known:
+            found[shown].append(document)
+        else:
+            report.wrong.append(f"{shown} was never uploaded, and has a document")
+    return found
+
+
+def _judge(
+    wanted: Expectation, found: Sequence[Found], others: Sequence[Expectation], report: Report
+) -> None:
+    if not found:
+        _judge_absence(wanted, report)
+        return
+    if len(found) > 1:
+        report.duplicated.append(f"{wanted.shown} has {len(found)} documents")
+    if any(document.updated != document.created for document in found):
+        report.duplicated.append(f"{wanted.shown} was written more than once")
+    if wanted.wanted is Wanted.NOTHING:
+        report.wrong.append(f"{wanted.shown} was gone, and has a document")
+        return
+    for document in found:
+        _judge_document(wanted, document, others, report)
+
+
+def _judge_absence(wanted: Expectation, report: Report) -> None:
+    if wanted.wanted in (Wanted.DONE, Wanted.FAILED):
+        report.lost.append(f"{wanted.shown} has no document")
+    else:
+        report.superseded += 1
+
+
+def _judge_document(
+    wanted: Expectation, document: Found, others: Sequence[Expectation], report: Report
+) -> None:
+    fields = document.fields
+    status, code = fields.get("status"), (fields.get("error") or {}).get("code")
+    if (status, code) != (("failed", wanted.code) if wanted.should_fail else ("done", None)):
+        expected = wanted.code if wanted.should_fail else "done"
+        report.wrong.append(f"{wanted.shown} is {status} {code or ''}, not {expected}")
+    elif (fields.get("size"), fields.get("md5")) != (wanted.size, wanted.md5):
+        report.crossed.append(f"{wanted.shown} has the size or checksum of something else")
+    elif not is_same_picture(wanted.alone, fields):
+        report.crossed.append(f"{wanted.shown} has the detections of {_owner(fields, others)}")
+    elif different := _different(wanted, document):
+        report.wrong.append(f"{wanted.shown} has another {', '.join(different)}")
+    elif wanted.should_fail:
+        report.failed += 1
+    else:
+        report.done += 1
+
+
+def _different(wanted: Expectation, document: Found) -> list[str]:
+    """Names of the other fields that are not as they should be."""
+    expected, fields = _other_fields(wanted), document.fields
+    known = {*expected, *_ALREADY_COMPARED, *_NOT_COMPARED}
+    different = [name for name, value in expected.items() if fields.get(name) != value]
+    if abs((fields.get("max_confidence") or 0) - _max_confidence(wanted)) > _CONFIDENCE:
+        different.append("max_confidence")
+    if bool((fields.get("error") or {}).get("message")) != wanted.should_fail:
+        different.append("error")
+    if document.id != wanted.ref.document_id:
+        different.append("id")
+    return sorted({*different, *(fields.keys() ^ known)})
+
+
+_ALREADY_COMPARED = (
+    "uri", "generation", "size", "md5", "status", "error", "image", "detections", "max_confidence"
+)  # fmt: skip
+
+
+def _other_fields(wanted: Expectation) -> dict[str, Any]:
+    detections = wanted.alone.get("detections", ())
+    counts = Counter(found["label"] for found in detections)
+    return {
+        "bucket": wanted.ref.bucket,
+        "name": wanted.ref.name,
+        "content_type": wanted.content_type,
+        "model": None if wanted.should_fail else wanted.model,
+        "labels": sorted(counts),
+        "counts": dict(counts),
+        "num_detections": len(detections),
+    }
+
+
+def _max_confidence(wanted: Expectation) -> float:
+    detections = wanted.alone.get("detections", ())
+    return max((float(found["confidence"]) for found in detections), default=0.0)
+
+
+def is_same_picture(alone: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
+    """Whether two documents have the same shape and, but for last digits, detections."""
+    if fields.get("image") != alone.get("image"):
+        return False
+    found, wanted = list(fields.get("detections") or ()), list(alone.get("detections") or ())
+    if len(found) != len(wanted):
+        return False
+    for expected in wanted:
+        match = next((one for one in found if _is_same(expected, one)), None)
+        if match is None:
+            return False
+        found.remove(match)
+    return True
+
+
+def _is_same(expected: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    return (
+        (expected["label"], expected["class_id"]) == (found["label"], found["class_id"])
+        and abs(expected["confidence"] - found["confidence"]) <= _CONFIDENCE
+        and all(abs(expected["box"][x] - found["box"][x]) <= _PIXELS for x in expected["box"])
+    )
+
+
+def _owner(fields: Mapping[str, Any], others: Sequence[Expectation]) -> str:
+    owners = (
+        other.shown for other in others if other.detections and is_same_picture(other.alone, fields)
+    )
+    return next(owners, "no picture of this run")
+
+
+def _judge_services(
+    log: Sequence[LogLine], answers: Sequence[Answer], faults: Faults, report: Report
+) -> None:
+    report.inferences = sum(line.inferring for line in log)
+    report.answers = Counter(str(answer.status or "none") for answer in answers)
+    report.silences = count_silences(answers, faults)
+    report.unexpected += unexpected_lines(log, faults)
+    report.unexpected += unexpected_answers(answers, faults)
+    report.unexpected += unexpected_silences(report.silences, len(answers))
+
+
+def _counted(numbers: Mapping[str, int] | Mapping[Silence, int]) -> str:
+    return ", ".join(f"{count} x {kind}" for kind, count in sorted(numbers.items()))
+
+
+def _first(sentences: Sequence[str]) -> list[str]:
+    more = len(sentences) - _SHOWN
+    return [*sentences[:_SHOWN], *([f"... and {more} more"] if more > 0 else [])]

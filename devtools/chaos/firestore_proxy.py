@@ -1,0 +1,130 @@
+"""A gRPC proxy in front of the Firestore emulator that fails some of its calls.
+
+It forwards bytes, whatever the method: on the wire a call with one answer is a stream of one.
+"""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, Self
+
+import grpc
+
+from devtools.chaos.armed import Armed
+from devtools.chaos.plan import FaultKind
+from devtools.local_stack.errors import StartError
+
+_CODES = {
+    FaultKind.FIRESTORE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    FaultKind.FIRESTORE_DEADLINE: grpc.StatusCode.DEADLINE_EXCEEDED,
+    FaultKind.FIRESTORE_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+_COMMIT = "/google.firestore.v1.Firestore/Commit"
+_COMMIT_FAULTS = (*_CODES, FaultKind.FIRESTORE_ANSWER_LOST)
+_THREADS = 64  # more calls at once than both services make
+_UNLIMITED = ("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0)
+# gRPC writes these itself.
+_NOT_FORWARDED = ("grpc-", "user-agent", "te", "content-type")
+
+
+class FirestoreProxy:
+    """The proxy, on a port that stays the same over its restarts."""
+
+    def __init__(self, upstream: str) -> None:
+        """Listen, in front of the server at `upstream` (host:port)."""
+        self.armed = Armed()
+        self._channel = grpc.insecure_channel(upstream, options=_UNLIMITED)
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="firestore-proxy")
+        self._lock = threading.Lock()
+        self._port = 0
+        #: When it was away, of the epoch: from, until.
+        self.outages: list[tuple[float, float]] = []
+        self._server = self._listen()
+
+    @property
+    def host(self) -> str:
+        """Where the service sends its calls."""
+        return f"127.0.0.1:{self._port}"
+
+    def __enter__(self) -> Self:
+        """Nothing more: it answers already."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Answer no more."""
+        self._server.stop(grace=None).wait()
+        self._channel.close()
+        self._pool.shutdown()
+
+    def restart(self, pause: threading.Event, seconds: float) -> None:
+        """Break every connection, refuse new ones for a while, and listen again.
+
+        Args:
+            pause: set to listen again at once.
+            seconds: how long.
+        """
+        with self._lock:
+            began = time.time()
+            self._server.stop(grace=None).wait()
+            with _reserved(self._port):
+                pause.wait(seconds)
+            self._server = self._listen()
+            self.outages.append((began, time.time()))
+
+    def _listen(self) -> Any:
+        server = grpc.server(
+            self._pool, handlers=[_Forwarder(self._channel, self.armed)],
+            options=[*_UNLIMITED, ("grpc.so_reuseport", 0)],
+        )  # fmt: skip
+        self._port = server.add_insecure_port(f"127.0.0.1:{self._port}")
+        if not self._port:
+            raise StartError("The Firestore proxy found its port taken")
+        server.start()
+        return server
+
+
+class _Forwarder(grpc.GenericRpcHandler):  # type: ignore[misc]  # published without types
+    def __init__(self, channel: Any, armed: Armed) -> None:
+        self._channel = channel
+        self._armed = armed
+
+    def service(self, handler_call_details: Any) -> Any:
+        answer = partial(self._answer, handler_call_details.method)
+        return grpc.unary_stream_rpc_method_handler(answer)  # without serializers: bytes
+
+    def _answer(self, method: str, request: bytes, context: Any) -> Iterator[bytes]:
+        fault = self._armed.take(_COMMIT_FAULTS if method == _COMMIT else tuple(_CODES))
+        if fault in _CODES:
+            context.abort(_CODES[fault], "chaos")
+        messages = self._forward(method, request, context)
+        if fault is FaultKind.FIRESTORE_ANSWER_LOST:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "chaos")
+        yield from messages
+
+    def _forward(self, method: str, request: bytes, context: Any) -> list[bytes]:
+        metadata = [
+            (key, value)
+            for key, value in context.invocation_metadata()
+            if not key.startswith(_NOT_FORWARDED)
+        ]
+        call = self._channel.unary_stream(method)
+        try:
+            return list(call(request, metadata=metadata, timeout=context.time_remaining()))
+        except grpc.RpcError as exc:
+            context.set_trailing_metadata(exc.trailing_metadata() or ())
+            context.abort(exc.code(), exc.details())
+            raise  # for the type checker: abort raises
+
+
+@contextmanager
+def _reserved(port: int) -> Iterator[None]:
+    """Keep a port from others, and refuse its connections: nobody listens."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with suppress(OSError):  # gRPC has not let go of it yet: then nobody else has it either
+            holder.bind(("127.0.0.1", port))
+        yield

@@ -1,0 +1,140 @@
+"""The bytes of each upload, and what a detector finds on them when nothing goes wrong."""
+
+import base64
+import hashlib
+import itertools
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from devtools.chaos.audit import is_same_picture
+from devtools.chaos.plan import Kind, Plan, Upload
+from devtools.demo_model.shapes import draw_scene, encode_jpeg, scene_generator
+from service.domain import ErrorCode
+from service.errors import YoloBatchError
+from service.inference.detector import Detector
+from service.operate.detect import detect_files
+from service.pipeline import PipelineOptions
+
+#: What the service is told, so that a picture over it is quick to make.
+MAX_IMAGE_BYTES = 600_000
+
+CODES: Mapping[Kind, ErrorCode] = {
+    Kind.EMPTY: ErrorCode.EMPTY_OBJECT,
+    Kind.TEXT: ErrorCode.UNSUPPORTED_MEDIA,
+    Kind.TRUNCATED: ErrorCode.CORRUPT_IMAGE,
+    Kind.TOO_MANY_PIXELS: ErrorCode.IMAGE_TOO_LARGE,
+    Kind.TOO_MANY_BYTES: ErrorCode.IMAGE_TOO_LARGE,
+}
+
+_SEED = 2605  # of no other set of drawn pictures
+_SIZES = ((480, 360), (360, 480), (400, 400), (960, 720))  # the last is decoded at a half
+_QUALITY = 90
+# One scene in six is of a format that is decoded in a process of its own, or of WebP.
+_OTHER_EVERY = 6
+_OTHER_FORMATS: tuple[tuple[str, list[int]], ...] = (
+    (".gif", []),
+    (".tiff", []),
+    (".webp", [cv2.IMWRITE_WEBP_QUALITY, 101]),  # lossless
+)
+_MIN_OBJECTS = 3  # so that no two pictures have the same detections
+_HUGE_SIDE = 30_000
+_JPEG = b"\xff\xd8"
+
+
+class SceneError(YoloBatchError):
+    """The drawn pictures cannot tell a crossed result from a right one."""
+
+
+class Pictures:
+    """The uploads' bytes; no two are the same but the empty ones."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Draw every scene of the plan."""
+        self._seed = plan.seed
+        self.scenes = [_draw(index) for index in range(plan.scenes)]
+
+    def content(self, upload: Upload) -> bytes:
+        """What is uploaded."""
+        unique = f"yolo-batch-dev chaos {self._seed} {upload.index}".encode()
+        if upload.kind is Kind.EMPTY:
+            return b""
+        if upload.kind is Kind.TEXT:
+            return b"<html>" + unique + b"</html>"
+        if upload.kind is Kind.TOO_MANY_PIXELS:
+            return _huge_png(unique)
+        scene = self.scenes[upload.scene]
+        if upload.kind is Kind.TRUNCATED:
+            return _with_comment(scene[: len(scene) // 2], unique)
+        picture = _with_comment(scene, unique)
+        if upload.kind is Kind.TOO_MANY_BYTES:
+            return picture + bytes(MAX_IMAGE_BYTES)
+        return picture
+
+
+def md5(content: bytes) -> str:
+    """The checksum as Cloud Storage writes it."""
+    return base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
+
+
+def find_alone(
+    scenes: Sequence[bytes], detector: Detector, directory: Path
+) -> list[Mapping[str, Any]]:
+    """Detect on each picture alone; return their documents, in the same order.
+
+    Raises:
+        SceneError: two pictures look the same to the audit, or one has no detections.
+    """
+    files = [directory / f"scene-{index:04d}" for index in range(len(scenes))]
+    for file, scene in zip(files, scenes, strict=True):
+        file.write_bytes(scene)
+    found: dict[str, Mapping[str, Any]] = {}
+
+    def receive(document: Mapping[str, Any]) -> None:
+        found[document["name"]] = document
+
+    detect_files(files, detector, PipelineOptions(max_batch_size=1, max_queue=2), receive)
+    documents = [found[str(file)] for file in files]
+    pairs = itertools.combinations(documents, 2)
+    if any(is_same_picture(*pair) for pair in pairs) or not all(d["detections"] for d in documents):
+        raise SceneError("Two of the drawn pictures look the same to the model, or empty")
+    return documents
+
+
+def _draw(index: int) -> bytes:
+    turn, rest = divmod(index, _OTHER_EVERY)
+    if rest == _OTHER_EVERY - 1:
+        # Not of the largest size: a TIFF of it has more than MAX_IMAGE_BYTES.
+        image = _draw_scene(index, *_SIZES[turn % (len(_SIZES) - 1)])
+        extension, parameters = _OTHER_FORMATS[turn % len(_OTHER_FORMATS)]
+        _, data = cv2.imencode(extension, image, parameters)
+        return data.tobytes()
+    return encode_jpeg(_draw_scene(index, *_SIZES[index % len(_SIZES)]), _QUALITY)
+
+
+def _draw_scene(index: int, width: int, height: int) -> Any:
+    generator = scene_generator(_SEED, index)
+    return draw_scene(generator, width, height, min_objects=_MIN_OBJECTS).image
+
+
+def _with_comment(picture: bytes, comment: bytes) -> bytes:
+    """Make other bytes of the same pixels."""
+    if not picture.startswith(_JPEG):
+        return picture + comment  # after the end, where no decoder looks
+    segment = b"\xff\xfe" + struct.pack(">H", 2 + len(comment)) + comment
+    return picture[:2] + segment + picture[2:]
+
+
+def _huge_png(comment: bytes) -> bytes:
+    """A picture whose header claims more pixels than may be decoded, and has none."""
+    header = struct.pack(">IIBBBBB", _HUGE_SIDE, _HUGE_SIDE, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"tEXt", b"Comment\0" + comment), (b"IDAT", b""), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(*chunk) for chunk in chunks)
+
+
+def _png_chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

@@ -1,0 +1,440 @@
+"""One chaos run: the local stack behind proxies, two services, uploads, faults, and the audit."""
+
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
+
+from google.cloud import (  # type: ignore[attr-defined]  # published without types
+    firestore,
+    pubsub_v1,
+    storage,
+)
+
+from devtools.chaos.audit import Expectation, Found, Report, Wanted, audit
+from devtools.chaos.excuses import STUCK_SECONDS, Answer, Faults, LogLine, Strike
+from devtools.chaos.firestore_proxy import FirestoreProxy
+from devtools.chaos.pictures import CODES, MAX_IMAGE_BYTES, Pictures, find_alone, md5
+from devtools.chaos.plan import (
+    PROCESS_FAULTS,
+    SERVICES,
+    STORAGE_FAULTS,
+    Fate,
+    Fault,
+    FaultKind,
+    Job,
+    Kind,
+    Plan,
+    Upload,
+)
+from devtools.chaos.relay import PubsubRelay
+from devtools.chaos.served import INFERRING
+from devtools.chaos.services import Service
+from devtools.chaos.storage_proxy import StorageProxy
+from devtools.local_stack import resources
+from devtools.local_stack.eventarc import Eventarc, EventarcOptions
+from devtools.local_stack.processes import Processes
+from devtools.local_stack.stack import Stack, StackOptions
+from service.inference.loading import load_detector
+from service.settings import BUNDLED_MODEL, Settings
+
+_TOPIC = "chaos"  # what the relay publishes, and both services get
+_WINDOW = 48  # events under way at most; uploads wait for the others
+_MAX_QUEUE = 16  # less than is delivered at once, so that 429 is among the answers
+_DELIVERED_AT_ONCE = 24
+_FIRESTORE_PART = 0.4  # of the time to answer; what is not begun before its last part is too late
+_LEASE_MARGIN_SECONDS = 20
+_MAX_DELAY_SECONDS = 8
+_DOWN_SECONDS = 3.0  # of Firestore, when its proxy restarts
+_POLL_SECONDS = 0.02
+_CONTENT_TYPE = "image/jpeg"
+# A trace that was not logged but printed: somebody's thread has died.
+_PRINTED_ERRORS = ("Traceback", "Exception in thread", "Exception ignored")
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class ChaosOptions:
+    """How a run goes about its plan."""
+
+    #: Eventarc's ack deadline; a stopped service is stopped for longer.
+    answer_seconds: float = 10.0
+    slow_start_seconds: float = 5.0
+    #: Without one more acknowledgement, until what is under way counts as stuck.
+    patience_seconds: float = 180.0
+    #: Where logs and uploads stay; None for a temporary directory.
+    directory: Path | None = None
+
+
+class Run:
+    """A run's parts, as a context manager that stops all of them."""
+
+    def __init__(self, plan: Plan, options: ChaosOptions) -> None:
+        """Start nothing yet."""
+        self._plan = plan
+        self._options = options
+        self._cleanup = ExitStack()
+        self._leaving = threading.Event()
+        self._answers: list[Answer] = []
+        self._uploaded: list[tuple[Upload, bytes, int]] = []
+        self._troubles: dict[int, Future[None]] = {}
+        self._restart: Future[None] | None = None
+        self._is_settled = False
+        self._deliveries: list[Eventarc] = []
+
+    def __enter__(self) -> Self:
+        """Draw the pictures, and start everything."""
+        try:
+            self._start()
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop everything, in the middle of faults too."""
+        self._close()
+
+    def _close(self) -> None:
+        self._leaving.set()
+        self._cleanup.close()
+
+    def _start(self) -> None:
+        keep = self._cleanup.enter_context
+        scratch = Path(keep(tempfile.TemporaryDirectory(prefix="yolo-batch-chaos-")))
+        self._scratch = scratch
+        self._pictures = Pictures(self._plan)
+        self._alone = find_alone(self._pictures.scenes, load_detector(BUNDLED_MODEL), scratch)
+        self._logs = (self._options.directory or scratch) / "services"
+        self._logs.mkdir(parents=True, exist_ok=True)
+        self._stack = keep(Stack(self._stack_options()))
+        keep(_environment(self._stack.environment))
+        self._firestore = keep(FirestoreProxy(os.environ["FIRESTORE_EMULATOR_HOST"]))
+        upstream = os.environ["STORAGE_EMULATOR_HOST"].removeprefix("http://")
+        self._storage = keep(StorageProxy(upstream))
+        self._bucket = storage.Client().bucket(self._stack.bucket)
+        self._services = self._start_services(keep(Processes(self._logs)))
+        self._relay = keep(self._make_relay())
+        for service in self._services:
+            self._deliver_to(service)
+        self._threads = keep(_Threads(SERVICES + 1, self._leaving))
+
+    def _stack_options(self) -> StackOptions:
+        answer_seconds = self._options.answer_seconds
+        return StackOptions(
+            with_service=False,
+            with_eventarc=False,
+            directory=self._options.directory,
+            concurrency=_DELIVERED_AT_ONCE,
+            service_environment={
+                "MAX_QUEUE": str(_MAX_QUEUE),
+                "MAX_IMAGE_BYTES": str(MAX_IMAGE_BYTES),
+                "ACK_DEADLINE_SECONDS": str(answer_seconds),
+                "FIRESTORE_TIMEOUT_SECONDS": str(_FIRESTORE_PART * answer_seconds),
+                "STUCK_SECONDS": str(STUCK_SECONDS),
+            },
+        )
+
+    def _start_services(self, processes: Processes) -> list[Service]:
+        services = [
+            self._make_service(f"service-{number}", processes) for number in range(SERVICES)
+        ]
+        with ThreadPoolExecutor(SERVICES) as starters:
+            list(starters.map(Service.start, services))
+        return services
+
+    def _make_service(self, name: str, processes: Processes) -> Service:
+        # As a container's own: markers of other processes that died are none of its business.
+        temporary = self._scratch / name
+        temporary.mkdir()
+        environment = self._stack.service_environment(self._stack.service_url) | {
+            "FIRESTORE_EMULATOR_HOST": self._firestore.host,
+            "STORAGE_EMULATOR_HOST": self._storage.url,
+            "TMPDIR": str(temporary),
+        }
+        log_path = self._logs / f"{name}.log"
+        log_path.unlink(missing_ok=True)  # of an earlier run, whose faults nobody knows any more
+        return Service(
+            name=name,
+            processes=processes,
+            log_path=log_path,
+            environment=environment,
+            stop_seconds=self._options.answer_seconds + 2,
+            slow_seconds=self._options.slow_start_seconds,
+            leaving=self._leaving,
+        )
+
+    def _make_relay(self) -> PubsubRelay:
+        with pubsub_v1.PublisherClient() as publisher, pubsub_v1.SubscriberClient() as subscriber:
+            topic = publisher.topic_path(self._stack.project, _TOPIC)
+            self._subscription = subscriber.subscription_path(self._stack.project, _TOPIC)
+            publisher.create_topic(name=topic)
+            lease = int(self._options.answer_seconds) + _LEASE_MARGIN_SECONDS
+            subscriber.create_subscription(
+                name=self._subscription, topic=topic, ack_deadline_seconds=lease
+            )
+            source = subscriber.subscription_path(
+                self._stack.project, resources.UPLOADS_SUBSCRIPTION
+            )
+        return PubsubRelay(source, topic)
+
+    def _deliver_to(self, service: Service) -> None:
+        def receive(message_id: str, status: int | None, seconds: float) -> None:
+            now = time.time()
+            self._answers.append(Answer(service.name, now - seconds, now, status))
+            if status == 204:
+                self._relay.acknowledged(message_id)
+
+        options = EventarcOptions(
+            concurrency=_DELIVERED_AT_ONCE,
+            answer_timeout_seconds=self._options.answer_seconds,
+            max_delay_seconds=_MAX_DELAY_SECONDS,
+            with_pushes=True,
+            on_answer=receive,
+        )
+        host = os.environ["PUBSUB_EMULATOR_HOST"]
+        eventarc = Eventarc(host, self._subscription, service.url, options)
+        self._cleanup.callback(eventarc.stop)
+        self._deliveries.append(eventarc.start())
+
+    def upload_all(self, on_upload: Progress) -> None:
+        """Upload everything, with its faults; ends early when nothing moves any more."""
+        for upload in self._plan.uploads:
+            if not self._wait(lambda: self._relay.outstanding < _WINDOW):
+                return
+            self._upload(upload)
+            for job in self._plan.jobs_after(upload.index):
+                self._publish(job)
+            for fault in self._plan.faults_after(upload.index):
+                self._strike(fault)
+            on_upload(1)
+
+    def settle(self, on_settled: Progress) -> None:
+        """Wait until all faults are over and every event is acknowledged, or nothing moves.
+
+        Which of the two it was is told by the audit.
+        """
+        for trouble in [*self._troubles.values(), self._restart]:
+            if trouble is not None:
+                trouble.result()
+        self._relay.flush()
+
+        def is_settled() -> bool:
+            on_settled(self._relay.outstanding)
+            return self._relay.outstanding <= 0
+
+        self._is_settled = self._wait(is_settled)
+
+    def stop_services(self) -> None:
+        """Stop deliveries and services, so that nothing is written or logged any more."""
+        for eventarc in self._deliveries:
+            eventarc.stop()
+        for service in self._services:
+            service.stop()
+
+    def audit(self) -> Report:
+        """Compare what was uploaded with what is recorded."""
+        stuck = sorted({*self._relay.unseen, *self._relay.unacknowledged})
+        expectations = [self._expectation(*uploaded) for uploaded in self._uploaded]
+        documents = list(_documents(Settings.from_env().firestore_collection))
+        faults = self._faults()
+        if self._options.directory:
+            _keep(self._options.directory, expectations, documents, self._answers, faults)
+        return audit(
+            expectations,
+            documents,
+            stuck=[f"{self._plan.uploads[index].name} was not acknowledged" for index in stuck],
+            log=[line for service in self._services for line in read_log(service.log_path)],
+            answers=self._answers,
+            faults=faults,
+            failures=[
+                *(failure for service in self._services for failure in service.failures),
+                *self.shortfalls(),
+            ],
+            held=_MAX_QUEUE,
+        )
+
+    def shortfalls(self) -> list[str]:
+        """What of the plan was not done, as sentences: then the others prove little."""
+        made, planned = len(self._uploaded), len(self._plan.uploads)
+        waited = f"nothing was acknowledged for {self._options.patience_seconds:g} s"
+        sentences = []
+        if made < planned:
+            sentences.append(f"Only {made} of {planned} uploads were made: {waited}")
+        if not self._is_settled:
+            sentences.append(f"{self._relay.outstanding} events are under way still: {waited}")
+        return sentences
+
+    def _faults(self) -> Faults:
+        times = [*self._storage.armed.times, *self._firestore.armed.times]
+        spans = [*((time, time) for time in times), *self._firestore.outages]
+        return Faults(
+            excuses=[excuse for service in self._services for excuse in service.excuses],
+            strikes=[Strike(*span) for span in sorted(spans)],
+            answer_seconds=self._options.answer_seconds,
+        )
+
+    @property
+    def struck(self) -> Mapping[FaultKind, int]:
+        """How often each fault has struck."""
+        processes: dict[FaultKind, int] = {}
+        for service in self._services:
+            for excuse in service.excuses:
+                processes[excuse.kind] = processes.get(excuse.kind, 0) + 1
+        if self._firestore.outages:
+            processes[FaultKind.FIRESTORE_RESTART] = len(self._firestore.outages)
+        return {**self._storage.armed.struck, **self._firestore.armed.struck, **processes}
+
+    def _upload(self, upload: Upload) -> None:
+        content = self._pictures.content(upload)
+        self._relay.expect(upload, md5(content))
+        blob = self._bucket.blob(upload.name)
+        blob.upload_from_string(content, content_type=_CONTENT_TYPE)
+        self._uploaded.append((upload, content, int(blob.generation)))
+        if upload.fate in (Fate.DELETED, Fate.DELETED_AT_ONCE):
+            blob.delete()
+            self._relay.release(upload)
+        if upload.replaces is not None:
+            self._relay.release(self._plan.uploads[upload.replaces])
+        self._relay.uploaded(upload.index + 1)
+
+    def _publish(self, job: Job) -> None:
+        names = [self._plan.uploads[index].name for index in job.uploads]
+        uris = [f"gs://{self._stack.bucket}/{name}" for name in names]
+        data = json.dumps({"uris": uris}).encode()
+        self._relay.publish_job(data, job.uploads, copies=job.copies)
+
+    def _strike(self, fault: Fault) -> None:
+        if fault.kind in PROCESS_FAULTS:
+            service = self._services[fault.service]
+            if earlier := self._troubles.get(fault.service):
+                earlier.result()  # or it would strike when there is nothing to do any more
+            self._troubles[fault.service] = self._threads.submit(service.suffer, fault.kind)
+        elif fault.kind is FaultKind.FIRESTORE_RESTART:
+            if self._restart:
+                self._restart.result()
+            self._restart = self._threads.submit(
+                self._firestore.restart, self._leaving, _DOWN_SECONDS
+            )
+        elif fault.kind in STORAGE_FAULTS:
+            self._storage.armed.arm(fault.kind, fault.calls)
+        else:
+            self._firestore.armed.arm(fault.kind, fault.calls)
+
+    def _wait(self, is_over: Callable[[], bool]) -> bool:
+        """Wait as long as events are acknowledged; say whether it is over."""
+        acknowledgements, deadline = -1, 0.0
+        while not is_over():
+            # Not answers: what is refused for ever is answered for ever.
+            if self._relay.acknowledgements != acknowledgements:
+                acknowledgements = self._relay.acknowledgements
+                deadline = time.monotonic() + self._options.patience_seconds
+            if time.monotonic() > deadline:
+                return False
+            self._stack.raise_if_dead()
+            time.sleep(_POLL_SECONDS)
+        return True
+
+    def _expectation(self, upload: Upload, content: bytes, generation: int) -> Expectation:
+        alone = self._alone[upload.scene] if upload.kind is Kind.GOOD else {}
+        return Expectation(
+            uri=f"gs://{self._stack.bucket}/{upload.name}",
+            generation=generation,
+            size=len(content),
+            md5=md5(content),
+            wanted=wanted(upload),
+            code=str(CODES[upload.kind]) if upload.kind in CODES else None,
+            detections=alone.get("detections", ()),
+            image=alone.get("image"),
+            model=alone.get("model"),
+            content_type=_CONTENT_TYPE,
+        )
+
+
+def wanted(upload: Upload) -> Wanted:
+    """How an upload should end."""
+    is_good = upload.kind is Kind.GOOD
+    if upload.is_held:
+        return Wanted.NOTHING
+    if upload.fate is Fate.KEPT:
+        return Wanted.DONE if is_good else Wanted.FAILED
+    return Wanted.DONE_OR_NOTHING if is_good else Wanted.FAILED_OR_NOTHING
+
+
+def read_log(path: Path) -> Iterator[LogLine]:
+    """Read a service's log; a line that was cut by a kill is left out."""
+    seconds = 0.0
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            fields = json.loads(line)
+            seconds = datetime.fromisoformat(fields["time"]).timestamp()
+        except (ValueError, KeyError, TypeError):
+            if line.startswith(_PRINTED_ERRORS):
+                yield LogLine(path.stem, seconds, "ERROR", line)
+            continue
+        yield LogLine(
+            path.stem,
+            seconds,
+            str(fields.get("severity")),
+            str(fields.get("message")),
+            int(fields.get(INFERRING, 0)),
+        )
+
+
+def _documents(collection: str) -> Iterator[Found]:
+    for snapshot in firestore.Client().collection(collection).stream():
+        yield Found(
+            snapshot.id, snapshot.to_dict() or {}, snapshot.create_time, snapshot.update_time
+        )
+
+
+def _keep(
+    directory: Path,
+    expectations: Iterable[Expectation],
+    documents: Iterable[Found],
+    answers: Iterable[Answer],
+    faults: Faults,
+) -> None:
+    """Keep all that is audited, for whoever looks for the reason of a problem."""
+    _write(directory / "documents.jsonl", (document.fields for document in documents))
+    _write(directory / "expected.jsonl", (asdict(expectation) for expectation in expectations))
+    _write(directory / "answers.jsonl", (asdict(answer) for answer in answers))
+    _write(directory / "excuses.jsonl", (asdict(excuse) for excuse in faults.excuses))
+    _write(directory / "strikes.jsonl", (asdict(strike) for strike in faults.strikes))
+
+
+def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row, default=str) + "\n" for row in rows))
+
+
+class _Threads(ThreadPoolExecutor):
+    """Threads that are told to leave before they are waited for."""
+
+    def __init__(self, number: int, leaving: threading.Event) -> None:
+        super().__init__(number, thread_name_prefix="chaos")
+        self._leaving = leaving
+
+    def __exit__(self, *_: Any) -> None:
+        self._leaving.set()
+        self.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for the clients of this process."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

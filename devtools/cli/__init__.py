@@ -1,0 +1,1 @@
+"""The command line `yolo-batch-dev`, one module a command."""

@@ -1,0 +1,85 @@
+"""Fuzz the parsers, guided by coverage: `make fuzz`, or `python -m devtools.fuzz envelope`.
+
+Needs the extra `fuzz` (atheris, libFuzzer for Python). It begins with the corpus, keeps what covers
+more in a folder, and says of each parser how often it ran. One that breaks a promise, hangs or
+takes too much memory ends there; libFuzzer writes the input as `TARGET-crash-...`, `-timeout-...`
+or `-oom-...`. Such an input goes to tests/fuzz/found, where the tests read it for ever.
+"""
+
+import argparse
+import importlib.util
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from devtools.fuzz.targets import TARGETS
+
+TAIL_LINES = 20  # of the log of a run that broke a promise
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What libFuzzer's last lines say of a run."""
+
+    target: str
+    executions: int
+    peak_mb: int
+    is_good: bool
+
+    def __str__(self) -> str:
+        broken = "no promise broken" if self.is_good else "a promise broken"
+        return f"{self.target}: {self.executions:,} executions, {broken}, peak {self.peak_mb} MB"
+
+
+def summary(target: str, log: str, code: int) -> Summary:
+    """Read libFuzzer's log and exit code; a run of no executions is no good one."""
+    stats = dict(re.findall(r"^stat::(\w+): +(\d+)$", log, re.M))
+    executions = int(stats.get("number_of_executed_units", 0))
+    is_good = code == 0 and executions > 0
+    return Summary(target, executions, int(stats.get("peak_rss_mb", 0)), is_good)
+
+
+def fuzz(target: str, folder: Path, options: argparse.Namespace) -> Summary:
+    """Run one parser in a process of its own, and show its log's end where it did not go well."""
+    command = [sys.executable, "-m", "devtools.fuzz.libfuzzer", target, str(folder)]
+    for name in ("runs", "seconds", "seed"):
+        command += [f"--{name}", str(getattr(options, name))]
+    path = folder / f"{target}.log"
+    with path.open("wb") as log:
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
+    text = path.read_text(encoding="utf-8", errors="replace")
+    found = summary(target, text, done.returncode)
+    if not found.is_good:
+        print(*text.splitlines()[-TAIL_LINES:], sep="\n", file=sys.stderr)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)}")
+    parser.add_argument("--runs", type=int, default=100_000, help="of each")
+    parser.add_argument("--seconds", type=int, default=0, help="at most, for each; 0: no limit")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="folder of inputs and logs; by default a new one")
+    options = parser.parse_args()
+    if unknown := set(options.targets) - set(TARGETS):
+        parser.error(f"there is no {', '.join(sorted(unknown))}, only {', '.join(TARGETS)}")
+    if importlib.util.find_spec("atheris") is None:
+        parser.exit(1, "atheris is missing: pip install -e './devtools[fuzz]', or make fuzz\n")
+    folder = options.keep or Path(tempfile.mkdtemp(prefix="fuzz-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"Inputs and logs are kept in {folder}", flush=True)
+    found = []
+    for target in options.targets or TARGETS:
+        found.append(fuzz(target, folder, options))
+        print(found[-1], flush=True)
+    sys.exit(not all(one.is_good for one in found))
+
+
+if __name__ == "__main__":
+    main()

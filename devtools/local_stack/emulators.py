@@ -1,0 +1,185 @@
+"""The emulators of Pub/Sub, Firestore and Storage: how each is started, and when it is ready."""
+
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from devtools.local_stack.errors import StartError
+from devtools.local_stack.processes import Child, Processes, free_port, is_answering
+from devtools.local_stack.requirements import FIRESTORE_MAIN_CLASS, Programs
+
+# Twice as fast to start as the defaults, and faster at this load.
+_JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+# The Pub/Sub emulator writes a stack trace per failed push (1 MB in 10 s); its Main says when it
+# listens.
+_LOGGING = """\
+handlers=java.util.logging.ConsoleHandler
+.level=WARNING
+com.google.cloud.pubsub.testing.v1.Main.level=INFO
+"""
+# The longest ack deadline. The emulator itself waits for an answer for ever, with one of its two
+# push threads.
+_PUSH_ANSWER_TIMEOUT_MS = 600_000
+_READY_SECONDS = 180.0  # as the service's: Java starts slowly on a busy machine
+# How long a server must answer without its ready line: a newer release may word it otherwise.
+_UNANNOUNCED_SECONDS = 5.0
+_ATTEMPTS = 5
+_PORT_TAKEN = re.compile(r"address already in use|BindException", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Emulator:
+    """A server to start on a port that is not known yet."""
+
+    name: str
+    command: Callable[[int], list[str | Path]]
+    health_path: str
+    ready_line: str  # what it logs when it, and nobody else, listens on the port
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def pubsub(programs: Programs, directory: Path) -> Emulator:
+    """Describe the official Pub/Sub emulator."""
+    logging_properties = directory / "pubsub-logging.properties"
+    logging_properties.write_text(_LOGGING)
+    options = (
+        "-Xmx256m",
+        f"-Djava.util.logging.config.file={logging_properties}",
+        f"-Dsun.net.client.defaultReadTimeout={_PUSH_ANSWER_TIMEOUT_MS}",
+        # Java repeats a POST whose connection broke: a push would come twice in one attempt.
+        "-Dsun.net.http.retryPost=false",
+    )
+
+    def command(port: int) -> list[str | Path]:
+        return [
+            programs.java,
+            *_JVM,
+            *options,
+            "-jar",
+            programs.pubsub_jar,
+            "--host=127.0.0.1",
+            f"--port={port}",
+        ]
+
+    return Emulator("pubsub", command, "/v1/projects/ready/topics", "Server started, listening on")
+
+
+def firestore(programs: Programs) -> Emulator:
+    """Describe the official Firestore emulator."""
+    options = ("-Xmx512m", "-Duser.language=en")
+
+    def command(port: int) -> list[str | Path]:
+        return [
+            programs.java,
+            *_JVM,
+            *options,
+            "-cp",
+            programs.firestore_jar,
+            FIRESTORE_MAIN_CLASS,
+            "start",
+            "--host=127.0.0.1",
+            f"--port={port}",
+        ]
+
+    return Emulator("firestore", command, "/", "Dev App Server is now running")
+
+
+def storage(
+    programs: Programs, directory: Path, *, pubsub_host: str, project: str, topic: str
+) -> Emulator:
+    """Describe fake-gcs-server, publishing finalize events to a topic that must exist already."""
+    directory.mkdir(parents=True, exist_ok=True)
+    backend = "filesystem" if _has_extended_attributes(directory) else "memory"
+    options = (
+        "-scheme", "http", "-host", "127.0.0.1",
+        "-backend", backend, "-filesystem-root", str(directory),
+        "-event.pubsub-project-id", project, "-event.pubsub-topic", topic,
+        "-event.list", "finalize",
+    )  # fmt: skip
+
+    def command(port: int) -> list[str | Path]:
+        return [
+            programs.storage_server,
+            *options,
+            "-port",
+            str(port),
+            "-external-url",
+            f"http://127.0.0.1:{port}",
+            "-public-host",
+            f"127.0.0.1:{port}",
+        ]
+
+    return Emulator(
+        "storage", command, "/_internal/healthcheck", "server started at",
+        {"PUBSUB_EMULATOR_HOST": pubsub_host},
+    )  # fmt: skip
+
+
+def start(
+    processes: Processes,
+    emulators: Sequence[Emulator],
+    *,
+    choose_port: Callable[[], int] = free_port,
+) -> list[int]:
+    """Start servers in parallel; return their ports, in the same order, when all are ready.
+
+    Raises:
+        StartError: a server did not start; one whose port was taken has been tried on others.
+    """
+    with ThreadPoolExecutor(len(emulators)) as pool:
+        return list(pool.map(lambda emulator: _start(processes, emulator, choose_port), emulators))
+
+
+def _start(processes: Processes, emulator: Emulator, choose_port: Callable[[], int]) -> int:
+    for attempt in range(1, _ATTEMPTS + 1):
+        port = choose_port()
+        environment = {**os.environ, **emulator.environment}
+        child = processes.start(emulator.name, emulator.command(port), environment)
+        try:
+            child.wait_until(_readiness(child, emulator, port), timeout_seconds=_READY_SECONDS)
+        except StartError:
+            processes.kill(child)
+            if attempt == _ATTEMPTS or not _found_port_taken(child):
+                raise
+        else:
+            return port
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _readiness(child: Child, emulator: Emulator, port: int) -> Callable[[], bool]:
+    """Make the probe; an answer alone proves nothing, as a stranger on the port answers too.
+
+    With its port taken the Pub/Sub emulator does not end: it logs that and stays for ever.
+    """
+    url = f"http://127.0.0.1:{port}{emulator.health_path}"
+    answering_since: list[float] = []
+
+    def is_ready() -> bool:
+        if _found_port_taken(child):
+            raise StartError(child.failure(f"found its port {port} taken"))
+        if not is_answering(url):
+            return False
+        answering_since.append(time.monotonic())
+        announced = emulator.ready_line in child.log_text()
+        return announced or time.monotonic() - answering_since[0] > _UNANNOUNCED_SECONDS
+
+    return is_ready
+
+
+def _found_port_taken(child: Child) -> bool:
+    return _PORT_TAKEN.search(child.log_text()) is not None
+
+
+def _has_extended_attributes(directory: Path) -> bool:
+    """Whether files can carry attributes, in which fake-gcs-server keeps an object's metadata."""
+    if not hasattr(os, "setxattr"):  # macOS: its file systems can
+        return True
+    try:
+        os.setxattr(directory, "user.yolo-batch", b"1")
+    except OSError:
+        return False
+    return True

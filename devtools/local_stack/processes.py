@@ -1,0 +1,196 @@
+"""Child processes in sessions of their own, that never outlive the process that started them."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import requests
+
+from devtools.local_stack.errors import StartError
+
+_LOG_TAIL_LINES = 20
+_POLL_SECONDS = 0.05
+_KILL_WAIT_SECONDS = 30.0  # a busy machine needs some; Python warns of a child left unwaited
+
+
+class Child:
+    """A running program and its log file."""
+
+    def __init__(
+        self, name: str, process: subprocess.Popen[bytes], log_path: Path, log_start: int
+    ) -> None:
+        """Take the log's size at the start: a log is appended to, and holds earlier runs too."""
+        self.name = name
+        self.process = process
+        self._log_path = log_path
+        self._log_start = log_start
+
+    def log_text(self) -> str:
+        """Everything that this run has logged."""
+        with self._log_path.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode(errors="replace")
+
+    def failure(self, what: str) -> str:
+        """Say what happened, with the last lines of the log."""
+        lines = self.log_text().splitlines()[-_LOG_TAIL_LINES:]
+        shown = "\n".join(f"  | {line}" for line in lines) or "  | (nothing)"
+        return f"{self.name} {what}. The end of its log:\n{shown}"
+
+    def raise_if_dead(self) -> None:
+        """Raise a StartError when the program has ended."""
+        code = self.process.poll()
+        if code is not None:
+            raise StartError(self.failure(f"ended with exit code {code}"))
+
+    def wait_until(self, is_ready: Callable[[], bool], *, timeout_seconds: float) -> None:
+        """Wait for the probe to say yes.
+
+        Raises:
+            StartError: the program ended, or the time is up; with the end of its log.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        while not is_ready():
+            self.raise_if_dead()
+            if time.monotonic() > deadline:
+                raise StartError(self.failure(f"was not ready after {timeout_seconds:g} s"))
+            time.sleep(_POLL_SECONDS)
+        self.raise_if_dead()  # somebody else may have answered the probe
+
+
+class Processes:
+    """Starts and stops children; the reaper does it if this process cannot any more."""
+
+    def __init__(self, log_directory: Path) -> None:
+        """Start the reaper before anything that it might have to stop."""
+        self._log_directory = log_directory
+        self._lock = threading.Lock()
+        self._children: list[Child] = []
+        self._reaper = subprocess.Popen(
+            [sys.executable, "-I", "-S", Path(__file__).with_name("reaper.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,  # an inherited pipe would keep its reader waiting
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            text=True,
+        )
+
+    def __enter__(self) -> Self:
+        """Nothing more: the reaper runs already."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop every child, all at once; the reaper then removes directories and ends."""
+        self.stop(*self.children, grace_seconds=5)
+        # communicate() closes the pipe, which ends the reaper.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._reaper.communicate(timeout=_KILL_WAIT_SECONDS)
+
+    def start(self, name: str, command: Sequence[str | Path], env: Mapping[str, str]) -> Child:
+        """Start a program in a session of its own, its output appended to `NAME.log`."""
+        path = self._log_directory / f"{name}.log"
+        with self._lock, path.open("ab") as log:
+            log_start = log.tell()
+            try:
+                process = subprocess.Popen(
+                    command,
+                    env=dict(env),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # the terminal's Ctrl-C is for us alone
+                )
+            except OSError as exc:
+                raise StartError(f"{name} cannot be started: {exc}") from exc
+            self._tell_reaper(f"+{process.pid}")
+            child = Child(name, process, path, log_start)
+            self._children.append(child)
+        return child
+
+    def stop(self, *children: Child, grace_seconds: float) -> None:
+        """Send TERM to the groups, wait for their leaders, then KILL what is left of them.
+
+        A leader is waited for only here and in `Child.raise_if_dead`, whose error leads here: until
+        then even a dead one keeps its number, so no signal can reach a stranger who got it.
+        """
+        for child in children:
+            _signal_group(child, signal.SIGTERM)
+        deadline = time.monotonic() + grace_seconds
+        for child in children:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.process.wait(max(0.0, deadline - time.monotonic()))
+        self.kill(*children)
+
+    def kill(self, *children: Child) -> None:
+        """Send KILL to the groups at once and forget them."""
+        for child in children:
+            _signal_group(child, signal.SIGKILL)
+        for child in children:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.process.wait(_KILL_WAIT_SECONDS)
+        with self._lock:
+            for child in children:
+                self._tell_reaper(f"-{child.process.pid}")
+            self._children = [child for child in self._children if child not in children]
+
+    @property
+    def children(self) -> list[Child]:
+        """Those that were started and not stopped."""
+        with self._lock:
+            return list(self._children)
+
+    def raise_if_dead(self) -> None:
+        """Raise a StartError when a child has ended by itself."""
+        for child in self.children:
+            child.raise_if_dead()
+
+    def remove_at_the_end(self, directory: Path) -> None:
+        """Let the reaper remove a directory: it does so even when we cannot."""
+        with self._lock:
+            self._tell_reaper(f"rm {directory}")
+
+    def _tell_reaper(self, line: str) -> None:
+        if self._reaper.stdin is None:
+            raise StartError("The reaper was started without a pipe.")
+        with contextlib.suppress(
+            BrokenPipeError
+        ):  # killed by someone: we still stop them ourselves
+            self._reaper.stdin.write(line + "\n")
+            self._reaper.stdin.flush()
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def is_answering(url: str, status: int = 200) -> bool:
+    """Whether a GET is answered with this status."""
+    with requests.Session() as session:
+        session.trust_env = False  # a proxy from the environment knows nothing of our loopback
+        try:
+            return session.get(url, timeout=2, allow_redirects=False).status_code == status
+        except requests.RequestException:
+            return False
+
+
+def _signal_group(child: Child, number: signal.Signals) -> None:
+    # Gone, or (macOS) only a zombie is left.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.process.pid, number)

@@ -1,0 +1,83 @@
+"""The stack's topics, subscriptions and bucket, made over the emulators' REST interfaces."""
+
+from typing import Any
+
+import requests
+
+from devtools.local_stack.errors import LocalStackError
+
+UPLOADS_TOPIC = "uploads"
+UPLOADS_SUBSCRIPTION = "uploads-eventarc"
+JOBS_TOPIC = "jobs"
+JOBS_SUBSCRIPTION = "jobs-push"
+DEAD_LETTER_TOPIC = "jobs-dead-letter"
+DEAD_LETTER_SUBSCRIPTION = "jobs-dead-letter"
+
+MAX_DELIVERY_ATTEMPTS = 10
+
+_JOBS_ACK_DEADLINE_SECONDS = 600
+_CALL_SECONDS = 10.0
+_ALREADY_EXISTS = 409
+
+
+def create_topics(host: str, project: str, *, push_endpoint: str, lease_seconds: int) -> None:
+    """Make all topics and subscriptions, or leave those that exist.
+
+    Args:
+        host: the emulator's host and port.
+        project: their project.
+        push_endpoint: where the subscription of the jobs pushes to.
+        lease_seconds: how long the Eventarc stand-in may keep a message before it comes again.
+    """
+    creator = _PubsubCreator(host, project)
+    for topic in (UPLOADS_TOPIC, JOBS_TOPIC, DEAD_LETTER_TOPIC):
+        creator.topic(topic)
+    creator.subscription(UPLOADS_SUBSCRIPTION, UPLOADS_TOPIC, ackDeadlineSeconds=lease_seconds)
+    creator.subscription(DEAD_LETTER_SUBSCRIPTION, DEAD_LETTER_TOPIC)
+    creator.subscription(
+        JOBS_SUBSCRIPTION,
+        JOBS_TOPIC,
+        pushConfig={"pushEndpoint": push_endpoint},
+        ackDeadlineSeconds=_JOBS_ACK_DEADLINE_SECONDS,
+        retryPolicy={"minimumBackoff": "1s", "maximumBackoff": "60s"},
+        deadLetterPolicy={
+            "deadLetterTopic": creator.topic_path(DEAD_LETTER_TOPIC),
+            "maxDeliveryAttempts": MAX_DELIVERY_ATTEMPTS,
+        },
+    )
+
+
+def create_bucket(storage_url: str, bucket: str) -> None:
+    """Make a bucket, or leave the one that exists."""
+    _create("POST", f"{storage_url}/storage/v1/b", {"name": bucket})
+
+
+class _PubsubCreator:
+    def __init__(self, host: str, project: str) -> None:
+        self._project = f"projects/{project}"
+        self._url = f"http://{host}/v1/"
+
+    def topic_path(self, topic: str) -> str:
+        return f"{self._project}/topics/{topic}"
+
+    def topic(self, topic: str) -> None:
+        self._put(self.topic_path(topic), {})
+
+    def subscription(self, subscription: str, topic: str, **settings: Any) -> None:
+        # An empty expiration policy: it never expires.
+        body = {"topic": self.topic_path(topic), "expirationPolicy": {}, **settings}
+        self._put(f"{self._project}/subscriptions/{subscription}", body)
+
+    def _put(self, path: str, body: dict[str, Any]) -> None:
+        _create("PUT", self._url + path, body)
+
+
+def _create(method: str, url: str, body: dict[str, Any]) -> None:
+    with requests.Session() as session:
+        session.trust_env = False  # a proxy from the environment knows nothing of our loopback
+        try:
+            answer = session.request(method, url, json=body, timeout=_CALL_SECONDS)
+        except requests.RequestException as exc:
+            raise LocalStackError(f"An emulator did not create {url}: {exc}") from exc
+    if not answer.ok and answer.status_code != _ALREADY_EXISTS:
+        raise LocalStackError(f"An emulator did not create {url}: {answer.text} {body}")

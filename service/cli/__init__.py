@@ -1,0 +1,1 @@
+"""Commands of `yolo-batch`, a module each; `service.cli.main` gathers them."""

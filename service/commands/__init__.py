@@ -1,1 +1,0 @@
-"""Commands of `yolo-batch`, a module each; `service.cli` gathers them."""

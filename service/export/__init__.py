@@ -1,0 +1,1 @@
+"""Weights to what the service runs. Needs the extra `export`."""

@@ -1,0 +1,38 @@
+"""Clients of Google Cloud, made from the settings."""
+
+from google.auth.exceptions import GoogleAuthError
+from google.cloud import firestore, storage  # type: ignore[attr-defined]  # published without types
+
+from service.errors import CredentialsError
+from service.gcp.firestore import ResultStore
+from service.gcp.storage import ImageStorage
+from service.settings import Settings
+
+
+def build_storage(settings: Settings) -> ImageStorage:
+    """Connect to Cloud Storage."""
+    return ImageStorage(
+        storage.Client(project=settings.google_cloud_project),
+        timeout_seconds=settings.storage_timeout_seconds,
+        max_bytes=settings.max_image_bytes,
+        connections=settings.concurrency,
+    )
+
+
+def build_store(settings: Settings) -> ResultStore:
+    """Connect to Firestore; the command line reads results through it too.
+
+    Raises:
+        CredentialsError: there are none.
+    """
+    try:
+        client = firestore.Client(
+            project=settings.google_cloud_project, database=settings.firestore_database
+        )
+    except (GoogleAuthError, OSError) as exc:  # OSError: no project is known
+        raise CredentialsError from exc
+    return ResultStore(
+        client,
+        collection=settings.firestore_collection,
+        timeout_seconds=settings.firestore_timeout_seconds,
+    )

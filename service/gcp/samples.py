@@ -1,0 +1,74 @@
+"""The smoke test's image in Cloud Storage: uploaded, and removed again."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from google.api_core import exceptions
+from google.auth.exceptions import GoogleAuthError
+from google.cloud import storage  # type: ignore[attr-defined]  # published without types
+from google.cloud.exceptions import NotFound
+from requests.exceptions import RequestException
+
+from service.domain import ImageRef, ObjectMetadata
+from service.errors import CredentialsError, SmokeError
+
+_CALL_SECONDS = 30.0  # for one call to Cloud Storage, retries included
+
+
+class CloudSamples:
+    """Samples in Cloud Storage."""
+
+    def __init__(self, client: storage.Client) -> None:
+        """Take the vendor's client."""
+        self._client = client
+
+    def upload(self, bucket: str, name: str, data: bytes) -> ImageRef:
+        """Upload a JPEG; name the generation that it became.
+
+        Raises:
+            SmokeError: Cloud Storage did not take it.
+        """
+        with _translated(f"upload gs://{bucket}/{name}"):
+            blob = self._client.bucket(bucket).blob(name)
+            blob.upload_from_string(data, content_type="image/jpeg", timeout=_CALL_SECONDS)
+            return ImageRef(bucket, name, blob.generation, ObjectMetadata(size=len(data)))
+
+    def remove(self, ref: ImageRef) -> None:
+        """Delete the object; one that is gone already is no error.
+
+        Raises:
+            SmokeError: Cloud Storage did not delete it.
+        """
+        with _translated(f"delete {ref.uri}"):
+            try:
+                self._client.bucket(ref.bucket).blob(ref.name).delete(timeout=_CALL_SECONDS)
+            except NotFound:
+                return
+
+
+def connect(project: str | None) -> CloudSamples:
+    """Connect to Cloud Storage.
+
+    Raises:
+        CredentialsError: there are none.
+    """
+    try:
+        return CloudSamples(storage.Client(project=project))
+    except (GoogleAuthError, OSError) as exc:  # OSError: no project is known
+        raise CredentialsError from exc
+
+
+@contextmanager
+def _translated(action: str) -> Iterator[None]:
+    """Turn the vendor's errors into ours."""
+    try:
+        yield
+    except NotFound as exc:
+        raise SmokeError(f"Cannot {action}: there is no such bucket") from exc
+    except (exceptions.Forbidden, exceptions.Unauthorized) as exc:
+        raise SmokeError(
+            f"Cannot {action}: access refused; the caller needs roles/storage.objectUser on the "
+            "bucket"
+        ) from exc
+    except (exceptions.GoogleAPIError, GoogleAuthError, RequestException) as exc:
+        raise SmokeError(f"Cannot {action}: Cloud Storage is unavailable") from exc

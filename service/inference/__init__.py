@@ -1,0 +1,1 @@
+"""From pixels to detections: the model, how it is loaded, and the queue in front of it."""

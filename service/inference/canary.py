@@ -1,0 +1,426 @@
+"""Before a network serves: does it answer on this machine as it did where it was exported?
+
+An exported directory carries drawn pictures and what its network found in them. Another CPU's
+kernels, a damaged file or another version of a library can make a network wrong without any error;
+int8 arithmetic more easily than float. So the pictures go through the real path first.
+
+    MODEL_openvino_model/
+    ├── metadata.yaml, MODEL.xml, MODEL.bin
+    ├── canary/   expected.json and its pictures
+    └── float/    of an int8 export: the float model, a complete export with a canary of its own
+"""
+
+import faulthandler
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from service.domain import Box, Detection
+from service.errors import BadImageError, ModelError
+from service.images.decode import decode
+from service.images.letterbox import shrink
+from service.images.pixels import Pixels
+from service.inference.detector import OPENVINO_METADATA, Detector
+
+logger = logging.getLogger(__name__)
+
+CANARY = "canary"
+FALLBACK = "float"
+# What `Checked.canary` is.
+PASSED = "passed"
+NOT_COMPARED = "not compared"
+_EXPECTED = "expected.json"
+_MAX_PIXELS = 2**26  # the pictures are ours: no limit of the service applies
+# Rows below are written down too, so that one that has grown is not taken for a wrong one.
+FLOOR = 0.05
+_MAX_DEATHS = 2  # in a row, of processes that ran a canary with nothing beside it
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an answer may be from the expected one, and still be the same network's.
+
+    Detections are compared where they are at least `confidence` by a margin of `logit`; below, a
+    network is undecided, and int8 kernels of different CPUs decide differently. Confidences are
+    compared as logits (log(p / (1 - p))), in which the same rounding error has the same size at
+    any confidence. `docs/performance.md` has the measurements behind the numbers.
+    """
+
+    confidence: float = 0.25
+    logit: float = 0.75
+    iou: float = 0.85
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A network that answered as expected.
+
+    Attributes:
+        detector: the network.
+        path: the directory or file that it was loaded from.
+        fallback: why it is not the one that was asked for, as a sentence; None where it is.
+        canary: `PASSED`, or `NOT_COMPARED` where it ran at another image size than the export's;
+            None where it carries none, and so has not run yet.
+    """
+
+    detector: Detector
+    path: Path
+    fallback: str | None = None
+    canary: str | None = None
+
+
+def load_checked(
+    path: Path, *, load: Callable[[Path], Detector], min_confidence: float = 0.25
+) -> Checked:
+    """Load a network and try it on the pictures that its directory carries.
+
+    When an int8 network fails, the float one beside it is taken. A crash of the native library
+    takes the process down: the log then names model and CPU, and the process that is started
+    next takes the float network at once. Where there is none, it tries again, and it is the one
+    after it that refuses: a process dies of other things too.
+
+    Args:
+        path: the model.
+        load: loads the network at a path.
+        min_confidence: detections below are left out by what `load` gives.
+
+    Raises:
+        ModelError: it cannot be loaded, or it failed and there is nothing beside it.
+    """
+    try:
+        detector, canary = _load_and_check(path, load, min_confidence)
+        return Checked(detector, path, canary=canary)
+    except ModelError as exc:
+        if not _has_fallback(path):
+            raise
+        reason = f"{exc}. The float model beside it runs instead"
+    logger.error("Fell back to the float model", extra={"reason": reason})
+    beside = path / FALLBACK
+    detector, canary = _load_and_check(beside, load, min_confidence)
+    return Checked(detector, beside, reason, canary)
+
+
+def write_canary(directory: Path, detector: Detector, pictures: Mapping[str, bytes]) -> int:
+    """Add pictures and what the network finds in them to an exported directory.
+
+    Args:
+        directory: the export.
+        detector: its network, which gives detections from `FLOOR` up.
+        pictures: files by name.
+
+    Returns:
+        How many detections a start will compare, with MIN_CONFIDENCE at its default.
+
+    Raises:
+        ModelError: a file is no picture, or the network does not run.
+    """
+    folder = directory / CANARY
+    folder.mkdir()
+    found = {}
+    for name, data in pictures.items():
+        (folder / name).write_bytes(data)
+        try:
+            found[name] = _find(detector, data)
+        except BadImageError as exc:
+            raise ModelError(f"{name} cannot be a canary's picture: {exc}") from exc
+        except Exception as exc:
+            raise ModelError(f"{detector.info.name} cannot run on this machine: {exc}") from exc
+    tolerance = Tolerance()
+    expected = {
+        "network": _sha256_of_network(directory),
+        "image_size": detector.info.image_size,
+        "tolerance": asdict(tolerance),
+        "pictures": {name: [_to_json(one) for one in rows] for name, rows in found.items()},
+    }
+    text = json.dumps(expected, indent=1, ensure_ascii=False) + "\n"
+    (folder / _EXPECTED).write_text(text, encoding="utf-8")
+    limit = _limit(tolerance, 0.0)
+    return sum(one.confidence >= limit for rows in found.values() for one in rows)
+
+
+def difference(
+    expected: Sequence[Detection],
+    found: Sequence[Detection],
+    tolerance: Tolerance,
+    *,
+    min_confidence: float = 0.0,
+) -> str | None:
+    """Say how two answers on one picture differ, or None where they are the same.
+
+    Boxes are in shares of the picture's sides. Detections below `min_confidence` were left out of
+    `found`.
+    """
+    limit = _limit(tolerance, min_confidence)
+    pairs = match(expected, found, min_iou=tolerance.iou)
+    partner = {id(a): b for a, b in pairs} | {id(b): a for a, b in pairs}
+    for one in expected:
+        if one.confidence < limit:
+            continue
+        other = partner.get(id(one))
+        if other is None:
+            return f"expected {_described(one)}, which was not found"
+        apart = abs(_logit(one.confidence) - _logit(other.confidence))
+        if not apart <= tolerance.logit:  # nor is it with a NaN
+            return f"expected {_described(one)}, found it at {other.confidence:.2f}"
+    for one in found:
+        if one.confidence >= limit and id(one) not in partner:
+            return f"found {_described(one)}, which was not expected"
+    return None
+
+
+def match(
+    these: Sequence[Detection], those: Sequence[Detection], *, min_iou: float
+) -> list[tuple[Detection, Detection]]:
+    """Pair detections of the same class one to one, those that overlap most first."""
+    candidates = [
+        (overlap(a.box, b.box), i, j)
+        for i, a in enumerate(these)
+        for j, b in enumerate(those)
+        if a.class_id == b.class_id
+    ]
+    pairs: dict[int, int] = {}
+    for share, i, j in sorted(candidates, key=lambda one: (-one[0], one[1], one[2])):
+        if share >= min_iou and i not in pairs and j not in pairs.values():
+            pairs[i] = j
+    return [(these[i], those[j]) for i, j in pairs.items()]
+
+
+def overlap(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes."""
+    width = max(min(a.x2, b.x2) - max(a.x1, b.x1), 0.0)
+    height = max(min(a.y2, b.y2) - max(a.y1, b.y1), 0.0)
+    both = width * height
+    union = (a.x2 - a.x1) * (a.y2 - a.y1) + (b.x2 - b.x1) * (b.y2 - b.y1) - both
+    return both / union if union > 0 else 0.0
+
+
+def _has_fallback(path: Path) -> bool:
+    return (path / FALLBACK / OPENVINO_METADATA).is_file()
+
+
+def _load_and_check(
+    path: Path, load: Callable[[Path], Detector], min_confidence: float
+) -> tuple[Detector, str | None]:
+    """Load a network and run its canary; return what `Checked.canary` says of it, too.
+
+    Raises:
+        ModelError: whatever went wrong.
+    """
+    try:
+        return _try(path, load, min_confidence)
+    except ModelError:
+        raise
+    except Exception as exc:
+        logger.exception("The model failed in an unforeseen way", extra={"model": str(path)})
+        raise ModelError(f"{path} cannot be loaded and tried: {exc!r}") from exc
+
+
+def _try(
+    path: Path, load: Callable[[Path], Detector], min_confidence: float
+) -> tuple[Detector, str | None]:
+    if not (path / OPENVINO_METADATA).is_file():
+        return load(path), None  # weights, which ultralytics runs
+    expected = _read(path)
+    if expected is None:
+        logger.warning(
+            "The model carries no canary, so whether it answers right on this machine is not "
+            "checked: export it with `yolo-batch export`",
+            extra={"model": str(path)},
+        )
+        return load(path), None
+    cpu = cpu_name()
+    with _marked(path, expected["network"], cpu):
+        # Written before, as a crash leaves no time: this says what the process died of. So it is
+        # not to be lost to LOG_LEVEL=WARNING either.
+        level = logging.INFO if logger.isEnabledFor(logging.INFO) else logging.WARNING
+        logger.log(level, "Trying the model's canary", extra={"model": str(path), "cpu": cpu})
+        if not faulthandler.is_enabled():
+            faulthandler.enable()
+        if _sha256_of_network(path) != expected["network"]:
+            raise ModelError(f"{path} is damaged: its network is not the one that was exported")
+        detector = load(path)
+        return detector, _check(path, detector, expected, min_confidence, cpu)
+
+
+def _check(
+    path: Path, detector: Detector, expected: dict[str, Any], min_confidence: float, cpu: str
+) -> str:
+    tolerance = Tolerance(**expected["tolerance"])
+    is_comparable = detector.info.image_size == expected["image_size"]
+    for name, rows in expected["pictures"].items():
+        try:
+            found = _find(detector, (path / CANARY / name).read_bytes())
+        except Exception as exc:
+            raise ModelError(f"The canary of {path} failed on {cpu}: {name}: {exc}") from exc
+        if is_comparable:
+            wanted = [_from_json(row) for row in rows]
+            what = difference(wanted, found, tolerance, min_confidence=min_confidence)
+            if what:
+                raise ModelError(
+                    f"The canary of {path} differs on {cpu}: in {name} the network {what}"
+                )
+    if is_comparable:
+        return PASSED
+    logger.warning(
+        "The canary ran, but was not compared: IMAGE_SIZE is not the one of the export",
+        extra={"model": str(path), "image_size": detector.info.image_size},
+    )
+    return NOT_COMPARED
+
+
+def _find(detector: Detector, data: bytes) -> list[Detection]:
+    """Detect on one file as the pipeline does; boxes in shares of the picture's sides."""
+    size = detector.info.image_size
+    pixels: Pixels = decode(data, max_pixels=_MAX_PIXELS, image_size=size).pixels
+    pixels = shrink(pixels, image_size=size)
+    height, width = pixels.shape[:2]
+    [found] = detector.detect([pixels])
+    return [
+        Detection(one.label, one.class_id, one.confidence, _scaled(one.box, 1 / width, 1 / height))
+        for one in found
+    ]
+
+
+def _scaled(box: Box, x: float, y: float) -> Box:
+    return Box(box.x1 * x, box.y1 * y, box.x2 * x, box.y2 * y)
+
+
+def _limit(tolerance: Tolerance, min_confidence: float) -> float:
+    """Confidence from which a detection has to be in both answers."""
+    logit = _logit(max(tolerance.confidence, min_confidence)) + tolerance.logit
+    return 1 / (1 + math.exp(-logit))
+
+
+def _logit(confidence: float) -> float:
+    inside = min(max(confidence, 1e-6), 1 - 1e-6)
+    return math.log(inside / (1 - inside))
+
+
+def _described(found: Detection) -> str:
+    corners = (found.box.x1, found.box.y1, found.box.x2, found.box.y2)
+    place = ", ".join(f"{100 * value:.0f}" for value in corners)
+    return f"{found.label!r} at {found.confidence:.2f} in ({place}) % of the picture"
+
+
+def _to_json(found: Detection) -> dict[str, Any]:
+    return {
+        "label": found.label,
+        "class_id": found.class_id,
+        "confidence": round(found.confidence, 4),
+        "box": {side: round(value, 4) for side, value in asdict(found.box).items()},
+    }
+
+
+def _from_json(row: Mapping[str, Any]) -> Detection:
+    return Detection(row["label"], row["class_id"], row["confidence"], Box(**row["box"]))
+
+
+def _read(directory: Path) -> dict[str, Any] | None:
+    path = directory / CANARY / _EXPECTED
+    if not path.parent.exists():
+        return None
+    try:
+        expected: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        str(expected["network"]), int(expected["image_size"]), Tolerance(**expected["tolerance"])
+        _ = [_from_json(row) for rows in expected["pictures"].values() for row in rows]
+        if not expected["pictures"]:
+            raise ValueError("it names no pictures")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        raise ModelError(f"{path} is not what `yolo-batch export` writes: {exc!r}") from exc
+    return expected
+
+
+def _sha256_of_network(directory: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted([*directory.glob("*.xml"), *directory.glob("*.bin")]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def cpu_name() -> str:
+    """Name of this machine's CPU, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+@contextmanager
+def _marked(path: Path, network: str, cpu: str) -> Iterator[None]:
+    """Keep a marker while a canary runs; whoever finds one follows a process that died meanwhile.
+
+    The marker is locked by the process that runs the canary, and the system takes the lock away
+    with the process. So a marker that is locked is of a process at work, and one that is not, of
+    one that died: of the canary or of something else, which cannot be told. It says how many died
+    in a row. It is taken away when a canary ends or is refused: a later start tries again.
+
+    Raises:
+        ModelError: a process died while it ran this canary on this machine, and there is a float
+            model beside it; or `_MAX_DEATHS` did.
+    """
+    marker = Path(tempfile.gettempdir()) / f"yolo-batch-canary-{os.getuid()}-{network[:16]}.json"
+    try:
+        file = _locked(marker)
+    except OSError as exc:
+        logger.warning("A crash of the canary would go unseen", extra={"reason": str(exc)})
+        file = None
+    if file is None:
+        yield
+        return
+    try:
+        deaths = _mourn(os.read(file, 4096), path)
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps({"model": str(path), "cpu": cpu, "deaths": deaths}).encode(), 0)
+        yield
+    finally:
+        os.ftruncate(file, 0)  # whoever has opened it already reads that nobody died
+        marker.unlink(missing_ok=True)
+        os.close(file)
+
+
+def _locked(marker: Path) -> int | None:
+    """Open and lock the marker; None where another process runs this canary right now."""
+    while True:
+        file = os.open(marker, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(file)
+            return None
+        if os.fstat(file).st_nlink:
+            return file
+        os.close(file)  # its process took it away between the opening and the lock
+
+
+def _mourn(left: bytes, path: Path) -> int:
+    """Read how many processes died in a row, from what the last one left.
+
+    Raises:
+        ModelError: too many.
+    """
+    if not left:
+        return 0
+    try:
+        marker = json.loads(left)
+        deaths, cpu = int(marker["deaths"]) + 1, marker["cpu"]
+    except (ValueError, KeyError, TypeError):  # it died while it wrote
+        deaths, cpu = 1, "an unknown CPU"
+    epitaph = f"The canary of {path}: the process died while it ran, on {cpu}"
+    if deaths > 1:
+        epitaph += f", {deaths} times in a row"
+    if _has_fallback(path) or deaths >= _MAX_DEATHS:
+        raise ModelError(epitaph)
+    logger.error("The model's canary is tried again", extra={"reason": epitaph})
+    return deaths

@@ -1,0 +1,1 @@
+"""What an operator does besides the service: submit, reconcile, replay, smoke-test, detect."""

@@ -1,0 +1,167 @@
+"""The HTTP edge: one endpoint for events, two for health. Decides each answer's status.
+
+Pub/Sub and Eventarc deliver a message again unless the answer is 102, 200, 201, 202 or 204
+(https://cloud.google.com/pubsub/docs/push), so the question is always: can another delivery help?
+
+| situation                                              | status |
+|---|---|
+| every picture final, final before, or not ours         | 204 |
+| the request cannot be read                             | 400, and the dead letter in the end |
+| the push's token is missing, not valid, not allowed    | 401 or 403, likewise |
+| the body is over the limit                             | 413, likewise |
+| too many pictures on their way                         | 429 |
+| a part of it away or busy, too late, stopping          | 503 |
+| anything else                                          | 500, with the trace in the log |
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+
+from flask import Flask, Response, jsonify, request
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+
+from service.errors import (
+    EnvelopeError,
+    ForbiddenError,
+    QueueFullError,
+    TransientError,
+    UnauthenticatedError,
+)
+from service.events import parse_event
+from service.pipeline import Pipeline
+from service.server.logs import set_trace
+
+logger = logging.getLogger(__name__)
+
+_OPEN = ("live", "ready")  # endpoints that need no token: probes have none
+
+
+def create_app(
+    pipeline: Pipeline,
+    *,
+    max_request_bytes: int = 4 * 2**20,
+    begin_within_seconds: float = math.inf,
+    project: str | None = None,
+    model_health: Callable[[], Mapping[str, str]] = dict,
+    verify: Callable[[str | None], None] | None = None,
+) -> Flask:
+    """Build the web application around a pipeline.
+
+    Args:
+        pipeline: handles the events.
+        max_request_bytes: larger requests are answered 413, unread.
+        begin_within_seconds: a picture that could not begin so long after its message came is
+            given back.
+        project: the project whose traces the log names.
+        model_health: what the health answers add to the status.
+        verify: checks the `Authorization` header of every request but those for health.
+    """
+    app = Flask(__name__)
+    app.config["MAX_CONTENT_LENGTH"] = max_request_bytes
+    app.config["MAX_FORM_MEMORY_SIZE"] = max_request_bytes
+
+    @app.before_request
+    def trace() -> None:
+        set_trace(request.headers.get("X-Cloud-Trace-Context"), project)
+
+    if verify:
+
+        @app.before_request
+        def authenticate() -> None:
+            if request.endpoint not in _OPEN:
+                verify(request.headers.get("Authorization"))
+
+    @app.post("/")
+    def receive() -> Response:
+        begin_by = time.monotonic() + begin_within_seconds
+        body = _body()
+        if request.content_length is None and len(body) >= max_request_bytes:
+            raise RequestEntityTooLarge  # Flask cuts a chunked body at the limit, silently
+        pipeline.handle(parse_event(dict(request.headers), body), begin_by=begin_by)
+        return Response(status=204)
+
+    @app.get("/health/live")
+    def live() -> Response:
+        status = pipeline.status()
+        return _health(status, 503 if status == "failed" else 200, model_health())
+
+    @app.get("/health/ready")
+    def ready() -> Response:
+        status = pipeline.status()
+        return _health(status, 200 if status == "ready" else 503, model_health())
+
+    @app.errorhandler(EnvelopeError)
+    def unreadable(error: EnvelopeError) -> Response:
+        logger.warning("Refused a request", extra={"reason": str(error)})
+        return _error(400, "unreadable_request", str(error))
+
+    @app.errorhandler(UnauthenticatedError)
+    def unauthenticated(error: UnauthenticatedError) -> Response:
+        logger.warning("Refused a caller", extra={"status": 401, "reason": str(error)})
+        response = _error(401, "unauthenticated", str(error))
+        response.headers["WWW-Authenticate"] = "Bearer"
+        return response
+
+    @app.errorhandler(ForbiddenError)
+    def forbidden(error: ForbiddenError) -> Response:
+        logger.warning("Refused a caller", extra={"status": 403, "reason": str(error)})
+        return _error(403, "forbidden", str(error))
+
+    @app.errorhandler(TransientError)
+    def transient(error: TransientError) -> Response:
+        status = 429 if isinstance(error, QueueFullError) else 503
+        logger.log(
+            logging.DEBUG if error.is_logged else logging.WARNING,
+            "Gave a message back",
+            extra={"status": status, "reason": str(error)},
+            exc_info=error.__cause__,
+        )
+        response = _error(status, "try_again", str(error))
+        response.headers["Retry-After"] = str(error.retry_after_seconds)
+        return response
+
+    @app.errorhandler(HTTPException)
+    def http_error(error: HTTPException) -> Response:
+        status = error.code or 500
+        code = error.name.lower().replace(" ", "_")
+        response = _error(status, code, error.description or error.name)
+        headers = error.get_headers(request.environ)  # a 405 names the methods that are allowed
+        response.headers.extend([h for h in headers if h[0].lower() not in response.headers])
+        return response
+
+    @app.errorhandler(Exception)
+    def unexpected(error: Exception) -> Response:
+        logger.error("Failed to handle a message", exc_info=error)
+        return _error(500, "internal_error", "The message could not be handled; the log says why.")
+
+    return app
+
+
+def _body() -> bytes:
+    """Read the body, up to the limit.
+
+    Raises:
+        EnvelopeError: its chunks are broken; the server's own errors say so, and quote them.
+        HTTPException: it is over the limit, or ends early.
+    """
+    try:
+        return request.get_data()
+    except HTTPException:
+        raise
+    except Exception:  # noqa: BLE001 - of the server's library, which only gunicorn_conf knows
+        raise EnvelopeError("The request's body cannot be read.") from None
+
+
+def _health(status: str, code: int, model: Mapping[str, str]) -> Response:
+    response = jsonify(status=status, **model)
+    response.status_code = code
+    return response
+
+
+def _error(status: int, code: str, sentence: str) -> Response:
+    """Answer with one public sentence; never with anything of the request."""
+    response = jsonify(error={"code": code, "message": sentence})
+    response.status_code = status
+    return response
