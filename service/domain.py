@@ -19,18 +19,19 @@ class ObjectMetadata:
 
 
 @dataclass(frozen=True)
-class Rerun:
-    """Leave to replace a document that was seen failed, or recorded by another model.
+class Replace:
+    """Permission to replace a document: an old one, or one by another model.
 
-    The same rerun replaces a document once: what it writes is younger than `seen_at`.
+    The same message replaces a document once: what it writes is younger than `if_created_before`.
     """
 
-    seen_at: datetime  # Firestore's own time when the document was seen
-    model: str | None = None  # sha256 of the model that is to replace the others; None: any model
+    if_created_before: datetime  # by Firestore's clock
+    unless_model: str | None = None  # sha256; a document by this model stays; None: by any model
 
     def replaces(self, created_at: datetime, model: str | None) -> bool:
-        """Say whether a document of this age, recorded by the model of this sha256, may go."""
-        return created_at <= self.seen_at and (self.model is None or model != self.model)
+        """Return whether a document of this age, by the model of this sha256, may be replaced."""
+        is_old = created_at <= self.if_created_before
+        return is_old and (self.unless_model is None or model != self.unless_model)
 
 
 # Temporary parts of composite uploads: gsutil's and gcloud's own names for them.
@@ -48,7 +49,7 @@ class ImageRef:
     name: str
     generation: int | None = None
     metadata: ObjectMetadata = field(default_factory=ObjectMetadata, compare=False)
-    rerun: Rerun | None = field(default=None, compare=False)  # None: a document there is final
+    replace: Replace | None = field(default=None, compare=False)  # None: its document is final
 
     @property
     def uri(self) -> str:
@@ -78,19 +79,22 @@ class ImageRef:
 
 @dataclass(frozen=True)
 class Download:
-    """A picture's bytes, and what the storage says of them."""
+    """An object's bytes as they are stored, and what the storage says of them."""
 
     data: bytes
     metadata: ObjectMetadata
+    content_encoding: str | None = None  # such as `gzip`: what is stored is compressed
 
 
 @dataclass(frozen=True)
 class Event:
-    """What one request asks for: pictures to detect, or the reason to ignore it."""
+    """What one request names: an image, or the reason to ignore the request."""
 
-    images: tuple[ImageRef, ...] = ()
+    image: ImageRef | None = None
     event_time: datetime | None = None
     ignored: str | None = None
+    is_job: bool = False  # a message of `submit`, `reconcile` or a person, not an upload
+    delivery_attempt: int | None = None  # from 1; None where Pub/Sub does not report it
 
 
 @dataclass(frozen=True)
@@ -190,8 +194,16 @@ class ImageResult:
 
 
 @dataclass(frozen=True)
+class Recorded:
+    """A result as its document has it."""
+
+    result: ImageResult
+    is_new: bool  # False: another delivery's document was there first
+
+
+@dataclass(frozen=True)
 class Record:
-    """What stands in a document, as far as it decides about a rerun."""
+    """What stands in a document, as far as it decides about a replacement."""
 
     status: str
     model: str | None  # sha256; a failed picture has none
@@ -208,11 +220,12 @@ class Records:
 
 
 class Outcome(StrEnum):
-    """How one picture of an event ended. Each of them lets the event be acknowledged."""
+    """How the image of a request ended. After each of them the message is acknowledged."""
 
     DONE = "done"  # detections committed
     FAILED = "failed"  # a failure committed
-    ALREADY_FINAL = "already_final"  # the document was there before
+    ALREADY_RECORDED = "already_recorded"  # the document was there before anything was done
+    SUPERSEDED = "superseded"  # inferred, but another delivery's document was there first
     GONE = "gone"  # the generation was overwritten or deleted
     IGNORED = "ignored"  # a folder marker or a part of a composite upload
     REFUSED = "refused"  # a bucket that this service does not serve

@@ -16,7 +16,7 @@
         ├── QueueFullError         429
         ├── TooLateError
         ├── ShuttingDownError
-        ├── ModelNotReadyError
+        ├── OtherModelError
         ├── DecoderBusyError
         ├── CertificatesUnavailableError
         ├── StorageUnavailableError
@@ -82,6 +82,13 @@ class BadImageError(YoloBatchError):
         return cls(ErrorCode.CORRUPT_IMAGE, message)
 
     @classmethod
+    def too_many_bytes(cls, what: str, limit: int) -> "BadImageError":
+        """Return the error for an object or a file over MAX_IMAGE_BYTES."""
+        return cls(
+            ErrorCode.IMAGE_TOO_LARGE, f"The {what} has more than MAX_IMAGE_BYTES={limit} bytes."
+        )
+
+    @classmethod
     def unsupported(cls, what: str) -> "BadImageError":
         """Return the error for an intact file of an unsupported kind."""
         return cls(ErrorCode.UNSUPPORTED_MEDIA, f"{what} is not supported.")
@@ -111,7 +118,7 @@ class TransientError(YoloBatchError):
 
 
 class QueueFullError(TransientError):
-    """As many pictures as allowed are on their way already."""
+    """As many images as allowed are in flight already."""
 
     retry_after_seconds = 2
 
@@ -122,8 +129,8 @@ class TooLateError(TransientError):
     retry_after_seconds = 1
 
     def __init__(self) -> None:
-        """Say so."""
-        super().__init__("The picture waited until its message's deadline was near.")
+        """Take no details: the sentence is the same for every wait."""
+        super().__init__("The image waited until its message's deadline was near.")
 
 
 class ShuttingDownError(TransientError):
@@ -132,8 +139,8 @@ class ShuttingDownError(TransientError):
     retry_after_seconds = 1
 
 
-class ModelNotReadyError(TransientError):
-    """The model did not load, so nothing can be detected."""
+class OtherModelError(TransientError):
+    """The message asks for another model than this service runs; another revision may run it."""
 
 
 class DecoderBusyError(TransientError):

@@ -1,25 +1,20 @@
-"""The use case: an event's pictures, each fetched, decoded, batched, detected and committed.
+"""The use case: one image, from the request that names it to its final record.
 
-    events → pipeline → (storage, images, batching, detector) → store
+    slot → known already? → download → decode → inference → commit → outcome
 
-The promise: `handle` returns only when every picture of the event has its final record, or needs
-none. Whatever it raises means that the event must come again, and doing so is safe.
+`handle` returns only when the image has its final record, or needs none. Whatever it raises means
+that the message must be delivered again, and that this is safe.
 """
 
 import logging
-import math
 import shlex
-import threading
 import time
-from collections.abc import Hashable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager, nullcontext
-from contextvars import copy_context
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from service.budget import Budget
+from service.deadline import Deadline
 from service.domain import (
     Detection,
     Download,
@@ -28,280 +23,159 @@ from service.domain import (
     ImageInfo,
     ImageRef,
     ImageResult,
-    ObjectMetadata,
     Outcome,
-    Rerun,
+    Replace,
     Timings,
 )
 from service.errors import (
     BadImageError,
-    DecoderBusyError,
-    DetectorError,
     DocumentKeptError,
-    ModelNotReadyError,
     ObjectGoneError,
+    OtherModelError,
     ShuttingDownError,
-    TooLateError,
-    TransientError,
 )
-from service.images.decode import decode, is_sandboxed
-from service.images.letterbox import enlarge_box, letterbox, shrink
-from service.images.pixels import Pixels
-from service.images.read import inspect
-from service.inference.batching import Batcher
-from service.inference.detector import Detector
-from service.machine import cores
-from service.singleflight import SingleFlight
-from service.stages import NO_CLOCK, StageClock
-from service.suspects import Suspects
-from service.watchdog import Watchdog
+from service.health import Health
+from service.images.letterbox import enlarge_box
+from service.images.pixels import Picture, Pixels
+from service.inference.model import Model
+from service.inference.queue import Inferred
+from service.recorder import Recorder
+from service.semaphore import FairSemaphore
+from service.slots import Slots
 
 logger = logging.getLogger(__name__)
 
-_STOPPING = "The service is shutting down."
-# A job's picture waits for a place in the queue rather than give the whole job back: uploads, which
-# come with a short deadline, do not wait.
-_JOB_PATIENCE_SECONDS = 30.0
-# For memory, a decoder or the sandbox: a queue of the slowest files would take minutes.
-_TURN_PATIENCE_SECONDS = 120.0
-_PREPARE_SECONDS = 10.0  # from the decode's begin to the network's, by far
-_STRIDE = 32  # of YOLO26: its coarsest cells
 # Recorded if Cloud Storage refuses to report the generation. No object has generation 0.
 _NO_GENERATION = 0
+_CLOSE_SECONDS = 8.0
 
 
 class Storage(Protocol):
-    """Where pictures come from; see `service.gcp.storage.ImageStorage`."""
+    """Where images come from; see `service.gcp.storage.ImageStorage`."""
 
-    def resolve(self, ref: ImageRef) -> ImageRef:
-        """Complete a reference: its generation, its size."""
+    def resolve(self, ref: ImageRef, deadline: Deadline) -> ImageRef:
+        """Complete a reference: the live generation where it names none, and its metadata."""
 
-    def download(self, ref: ImageRef) -> Download:
-        """Fetch exactly this generation."""
+    def download(
+        self,
+        ref: ImageRef,
+        deadline: Deadline,
+        buffer: Callable[[int, Deadline], AbstractContextManager[None]],
+    ) -> AbstractContextManager[Download]:
+        """Fetch exactly this generation; `buffer` counts its bytes until the block ends."""
 
 
-class Store(Protocol):
-    """Where results go; see `service.gcp.firestore.ResultStore`."""
+class Decoders(Protocol):
+    """Where files become pixels; see `service.images.decoders.Decoders`."""
 
-    def is_final(self, document_id: str, rerun: Rerun | None = None) -> bool:
-        """Say whether the picture has its document, which no rerun may replace."""
+    def decode(
+        self, data: bytes, *, image_size: int, content_encoding: str | None, deadline: Deadline
+    ) -> Picture:
+        """Decode a file to upright pixels no larger than the model sees."""
 
-    def commit(self, results: Sequence[ImageResult]) -> Sequence[ImageResult | Exception]:
-        """Make results final; return each as it was recorded, or why it was not."""
+    def close(self) -> None:
+        """End the decoder processes."""
 
 
 @dataclass(frozen=True)
 class PipelineOptions:
-    """Limits of the pipeline; see `service.settings.Settings` for each one's meaning."""
+    """Limits of the pipeline; see `service.settings.Settings` for the meaning of each."""
 
-    max_batch_size: int = 8
-    max_batch_delay_seconds: float = 0.02
-    max_batch_pixels: int = 20_000_000
-    max_queue: int = 32
-    max_image_bytes: int = 32 * 2**20
-    max_held_bytes: int = 128 * 2**20
-    max_image_pixels: int = 50_000_000
-    reduced_decode: bool = True
+    max_in_flight: int = 32
+    max_buffered_bytes: int = 128 * 2**20
     allowed_buckets: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Delivery:
-    """What a message's pictures share."""
-
-    event_time: datetime | None
-    begin_by: float  # monotonic; a picture that is not with the network by then is given back
-    is_job: bool
-    prepare_by: float  # sooner, or a decode would end when it is too late to begin
-
-    @classmethod
-    def of(cls, event: Event, begin_by: float, *, is_job: bool) -> "_Delivery":
-        """Leave some seconds for decode and queue, but half of the time at most.
-
-        Without them, under an overload, every decode would be of a picture that is late when it is
-        ready, and none would be delivered as long as that lasts.
-        """
-        left = max(0.0, begin_by - time.monotonic())
-        prepare_by = begin_by - min(_PREPARE_SECONDS, left / 2)
-        return cls(event.event_time, begin_by, is_job, prepare_by)
-
-    def patience_seconds(self) -> float:
-        """How long a picture may wait for a place in the queue.
-
-        Raises:
-            TooLateError: not even until now.
-        """
-        left = self.begin_by - time.monotonic()
-        if left < 0:
-            raise TooLateError
-        return min(left, _JOB_PATIENCE_SECONDS) if self.is_job else 0.0
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A picture that waits for its batch, small enough to wait in numbers."""
-
-    ref: ImageRef
-    info: ImageInfo
-    pixels: Pixels
-    event_time: datetime | None
-    download_ms: float
-    decode_ms: float
-    queued_at: float
-
-
 class Pipeline:
-    """Handles events; safe to call from many threads."""
+    """Handles one image a request; safe to call from many threads."""
 
     def __init__(
         self,
         storage: Storage,
-        store: Store,
-        detector: "Future[Detector]",
+        decoders: Decoders,
+        model: Model,
+        recorder: Recorder,
+        health: Health,
         options: PipelineOptions | None = None,
-        clock: StageClock = NO_CLOCK,
-        watchdog: Watchdog | None = None,
     ) -> None:
         """Take the parts.
 
         Args:
-            storage: gives pictures.
-            store: takes results.
-            detector: the network, which may still be loading; pictures are fetched meanwhile.
+            storage: where images come from.
+            decoders: files to pixels.
+            model: pixels to detections.
+            recorder: results to documents.
+            health: watches the work in flight.
             options: limits.
-            clock: counts the CPU time of `download`, `decode` and `store`.
-            watchdog: watches the network's load, then each picture; started here.
         """
         self._options = options or PipelineOptions()
-        self._clock = clock
         self._storage = storage
-        self._store = store
-        self._detector = detector
-        self._watchdog = watchdog or Watchdog()
-        if watchdog:
-            watchdog.start(after=detector)
-        self._flights: SingleFlight[str, Outcome] = SingleFlight()
-        self._suspects = Suspects()
-        self._stopping = False
-        # Full-size pixels exist only between decode and shrink: as many at once as can be worked
-        # on, or a burst of large pictures would take gigabytes. And one more, of the files that the
-        # sandbox decodes: apart from the others, who would wait for the slowest of them.
-        self._decoders = Budget(cores())
-        self._sandbox = Budget(1)
-        self._held_bytes = Budget(self._options.max_held_bytes)
-        self._batcher: Batcher[_Prepared, ImageResult] = Batcher(
-            self._detect,
-            self._commit,
-            max_batch_size=self._options.max_batch_size,
-            max_delay_seconds=self._options.max_batch_delay_seconds,
-            max_admitted=self._options.max_queue,
-            key=self._batch_key,
-            weight=self._frame_pixels,
-            max_weight=self._options.max_batch_pixels,
+        self._decoders = decoders
+        self._model = model
+        self._recorder = recorder
+        self._health = health
+        self._slots = Slots(
+            self._options.max_in_flight, jobs=max(1, self._options.max_in_flight // 2)
         )
-        # A job's pictures: enough at once to fill one batch while another one runs, and at most
-        # half of the queue, to leave room for uploads.
-        self._job_threads = ThreadPoolExecutor(
-            min(2 * self._options.max_batch_size, max(1, self._options.max_queue // 2)),
-            thread_name_prefix="job",
-        )
+        self._buffered = FairSemaphore(self._options.max_buffered_bytes)
 
-    def handle(self, event: Event, *, begin_by: float = math.inf) -> list[Outcome]:
-        """Bring every picture of an event to its final record.
+    def handle(self, event: Event, deadline: Deadline) -> Outcome:
+        """Bring the image of a request to its final record.
 
         Args:
-            event: names the pictures.
-            begin_by: until when a picture may begin, by the monotonic clock. Later it could not
-                be final before the message's deadline: somebody else would work on it too.
-
-        Returns:
-            How each picture ended, in the event's order.
+            event: what the request names.
+            deadline: of the delivery; every wait ends with it.
 
         Raises:
-            TransientError: some picture has no final record yet; the event must come again.
-            DetectorError: the network failed on some picture, on that picture alone.
+            QueueFullError: too many images are in flight.
+            TransientError: the image has no final record yet.
+            DetectorError: the model failed on this image.
         """
-        if event.ignored:
-            logger.info("Ignored an event", extra={"reason": event.ignored})
-            return []
-        if len(event.images) == 1:
-            delivery = _Delivery.of(event, begin_by, is_job=False)
-            return [self._process(event.images[0], delivery)]
-        return self._handle_job(event, begin_by)
-
-    def _handle_job(self, event: Event, begin_by: float) -> list[Outcome]:
-        """Process many pictures at once. A culprit fails alone; an outage ends the whole job."""
-        if self._stopping:
-            raise ShuttingDownError(_STOPPING)
-        delivery = _Delivery.of(event, begin_by, is_job=True)
-        given_up = threading.Event()
-
-        def process(image: ImageRef) -> Outcome:
-            if given_up.is_set():
-                raise TransientError("The job was given back before this picture was begun.")
-            try:
-                return self._process(image, delivery)
-            except TransientError:
-                given_up.set()
-                raise
-
-        try:
-            futures = [
-                # Each with a copy of the context: its log lines name the request's trace too.
-                self._job_threads.submit(copy_context().run, process, image)
-                for image in event.images
-            ]
-        except RuntimeError as exc:  # the threads were shut down meanwhile
-            raise ShuttingDownError(_STOPPING) from exc
-        wait(futures)
-        return [future.result() for future in futures]
-
-    def learn_from(self, suspects: Suspects) -> None:
-        """Take over what the process before this one died of. Before the first event."""
-        suspects.mourn()
-        self._suspects = suspects
-
-    def status(self) -> str:
-        """Say `ready`, `loading`, `stopping`, or `failed` when the model did not load."""
-        if self._stopping:
-            return "stopping"
-        if not self._detector.done():
-            return "loading"
-        return "failed" if self._detector.exception() else "ready"
+        outcome = self._handle(event, deadline)
+        self._recorder.count(outcome)
+        return outcome
 
     def stop(self) -> None:
-        """Take nothing new; what is in flight goes on. Safe to call from a signal handler."""
-        self._stopping = True
+        """Admit nothing new; what is in flight goes on. Safe to call from a signal handler."""
+        self._slots.stop()
 
-    def close(self, *, timeout_seconds: float = 8.0) -> None:
+    def close(self, *, timeout_seconds: float = _CLOSE_SECONDS) -> None:
         """Stop, and wait for what is in flight, but no longer than this."""
+        until = Deadline.after(timeout_seconds)
         self.stop()
-        # What a job has not begun yet is given back by its threads themselves: futures cancelled
-        # by the executor would never wake the job that waits for them.
-        self._job_threads.shutdown(wait=False)
-        self._batcher.close(timeout_seconds=timeout_seconds)
-        self._watchdog.close()
+        self._model.close(timeout_seconds=max(0.0, until.seconds_left()))
+        self._recorder.close(timeout_seconds=max(0.0, until.seconds_left()))
+        self._decoders.close()
 
-    def _process(self, ref: ImageRef, delivery: _Delivery) -> Outcome:
-        if self._stopping:
-            raise ShuttingDownError(_STOPPING)
-        if ref.is_ignorable:
+    def fault(self) -> str | None:
+        """Return why the process should be replaced, as a sentence; None if it should not."""
+        return self._health.probe()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether nothing new is admitted."""
+        return self._slots.is_stopped
+
+    def _handle(self, event: Event, deadline: Deadline) -> Outcome:
+        ref = event.image
+        if ref is None or ref.is_ignorable:
+            logger.info("Ignored a request", extra={"reason": event.ignored or "not an image"})
             return Outcome.IGNORED
         if self._options.allowed_buckets and ref.bucket not in self._options.allowed_buckets:
             logger.warning(
-                "Refused a picture of a bucket that is not in ALLOWED_BUCKETS",
+                "Refused an image of a bucket that is not in ALLOWED_BUCKETS",
                 extra={"uri": ref.uri},
             )
             return Outcome.REFUSED
         try:
-            with self._watchdog.watch():
-                return self._process_together(ref, delivery)
+            with self._slots.take(is_job=event.is_job), self._health.work():
+                return self._process(ref, event, deadline)
         except DocumentKeptError as exc:
             logger.warning(
                 "A rerun failed for a reason outside the image: its done document is kept",
                 extra={"uri": ref.uri, "generation": ref.generation, "reason": str(exc)},
             )
-            return Outcome.ALREADY_FINAL
+            return Outcome.ALREADY_RECORDED
         except ObjectGoneError:
             logger.warning(
                 "An image is gone: deleted or overwritten before it was read, or it never existed",
@@ -313,240 +187,73 @@ class Pipeline:
             )
             return Outcome.GONE
 
-    def _process_together(self, ref: ImageRef, delivery: _Delivery) -> Outcome:
-        """Process a picture once for all that ask for it meanwhile."""
+    def _process(self, ref: ImageRef, event: Event, deadline: Deadline) -> Outcome:
+        self._check_model(ref.replace)
         failure = None
         if ref.generation is None:
             try:
-                with self._clock.measure("download"):
-                    ref = self._storage.resolve(ref)
+                ref = self._storage.resolve(ref, deadline)
             except BadImageError as exc:
                 ref = replace(ref, generation=_NO_GENERATION)
                 failure = Failure(exc.code, exc.message)
-        self._check_model(ref.rerun)
-        # A rerun must not take part in the flight of somebody who finds the document final.
-        flight = f"{ref.document_id} {ref.rerun}" if ref.rerun else ref.document_id
-        return self._flights.do(flight, lambda: self._process_once(ref, delivery, failure))
+        # The first delivery of an upload finds no document. A wrong guess costs an inference only:
+        # the commit never replaces a document.
+        is_first = event.delivery_attempt == 1 and not event.is_job
+        if not is_first and self._recorder.is_final(ref, deadline):
+            return Outcome.ALREADY_RECORDED
+        if failure:
+            result = ImageResult(ref, failure=failure)
+        else:
+            result = self._detect(ref, deadline)
+        return self._recorder.record(replace(result, event_time=event.event_time), deadline)
 
-    def _process_once(self, ref: ImageRef, delivery: _Delivery, failure: Failure | None) -> Outcome:
-        """Bring one image to its final record; `failure` is why it cannot be read, if known."""
-        with self._batcher.admit(patience_seconds=delivery.patience_seconds()) as ticket:
-            with self._clock.measure("store"):
-                is_final = self._store.is_final(ref.document_id, ref.rerun)
-            if is_final:
-                return Outcome.ALREADY_FINAL
-            if self._suspects.is_culprit(ref.document_id):
-                raise DetectorError(f"The process died of {ref.uri} before: it is not run again.")
-            prepared: _Prepared | ImageResult
-            if failure:
-                prepared = ImageResult(ref, failure=failure, event_time=delivery.event_time)
-            else:
-                prepared = self._prepare(ref, delivery)
-            if isinstance(prepared, _Prepared):
-                recorded = ticket.submit(prepared, begin_by=delivery.begin_by).result()
-                return Outcome.FAILED if recorded.failure else Outcome.DONE
-        [committed] = self._commit([prepared])
-        if isinstance(committed, Exception):
-            raise committed
-        return Outcome.FAILED
-
-    def _prepare(self, ref: ImageRef, delivery: _Delivery) -> _Prepared | ImageResult:
-        """Download, decode and shrink on the caller's thread, beside the running batch.
-
-        A picture that can never be detected comes back as its final, failed result.
-        """
-        size = ref.metadata.size
+    def _detect(self, ref: ImageRef, deadline: Deadline) -> ImageResult:
+        """Download, decode and detect. A file that can never be detected is a failed result."""
+        started = time.monotonic()
         try:
-            # A job has no size. Do not reject an image as too large on the event's untrusted size.
-            if size is None or size > self._options.max_image_bytes:
-                with self._clock.measure("download"):
-                    ref = self._storage.resolve(replace(ref, metadata=ObjectMetadata()))
-            # What is larger is refused unread.
-            size = min(ref.metadata.size or 0, self._options.max_image_bytes)
-            turn_by = min(delivery.prepare_by, time.monotonic() + _TURN_PATIENCE_SECONDS)
-            delivery = replace(delivery, prepare_by=turn_by)
-            # A file is in memory from download to decode.
-            with self._held_bytes.hold(size, begin_by=turn_by):
-                started = time.monotonic()
-                with self._clock.measure("download"):
-                    download = self._storage.download(ref)
+            with self._storage.download(ref, deadline, self._buffered.acquire) as download:
                 ref = replace(ref, metadata=download.metadata)
-                download_ms = (time.monotonic() - started) * 1000
-                return self._decode(ref, delivery, download.data, download_ms)
+                downloaded = time.monotonic()
+                picture = self._decoders.decode(
+                    download.data,
+                    image_size=self._model.info.image_size,
+                    content_encoding=download.content_encoding,
+                    deadline=deadline,
+                )
+                del download  # not to be kept while the pixels wait for the model
         except BadImageError as exc:
-            failure = Failure(exc.code, exc.message)
-            return ImageResult(ref, failure=failure, event_time=delivery.event_time)
-
-    def _decode(
-        self, ref: ImageRef, delivery: _Delivery, data: bytes, download_ms: float
-    ) -> _Prepared:
-        apart = self._suspects.must_decode_apart(ref.document_id)
-        has_sandbox = apart or is_sandboxed(data)
-        if not apart and (has_sandbox or not self._detector.done()):
-            # The header, here, as a native library may read it; and what is no picture need not
-            # wait for the model.
-            with self._decoding_here(ref, delivery):
-                inspect(data, max_pixels=self._options.max_image_pixels)
-        image_size = self._loaded_detector().info.image_size
-        room = self._sandboxed(delivery) if has_sandbox else self._decoding_here(ref, delivery)
-        with room, self._clock.measure("decode"):
-            started = time.monotonic()
-            picture = decode(
-                data,
-                max_pixels=self._options.max_image_pixels,
-                image_size=image_size if self._options.reduced_decode else None,
-                apart=apart,
-            )
-            pixels = shrink(picture.pixels, image_size=image_size)
-            queued_at = time.monotonic()
-        return _Prepared(
-            ref=ref,
-            info=picture.info,
-            pixels=pixels,
-            event_time=delivery.event_time,
-            download_ms=download_ms,
-            decode_ms=(queued_at - started) * 1000,
-            queued_at=queued_at,
+            return ImageResult(ref, failure=Failure(exc.code, exc.message))
+        decoded = time.monotonic()
+        inferred = self._model.infer(picture.pixels, ref.document_id, deadline)
+        return ImageResult(
+            ref,
+            image=picture.info,
+            model=self._model.info,
+            detections=_enlarged(inferred.result, picture),
+            batch_size=inferred.batch_size,
+            timings=Timings(
+                download_ms=round((downloaded - started) * 1000, 1),
+                decode_ms=round((decoded - downloaded) * 1000, 1),
+                queue_ms=round(inferred.queue_ms, 1),
+                inference_ms=round(inferred.inference_ms, 1),
+            ),
         )
 
-    @contextmanager
-    def _decoding_here(self, ref: ImageRef, delivery: _Delivery) -> Iterator[None]:
-        """Wait for a decoder, and note the picture, should this process die of it."""
-        with self._decoders.hold(1, begin_by=delivery.prepare_by):
-            try:
-                self._suspects.begin_decode(ref.document_id)
-                yield
-            finally:
-                self._suspects.end_decode(ref.document_id)
-
-    @contextmanager
-    def _sandboxed(self, delivery: _Delivery) -> Iterator[None]:
-        """Wait for the sandbox, but not for ever.
+    def _check_model(self, wanted: Replace | None) -> None:
+        """Refuse a replacement by another model: another revision of the service may run it.
 
         Raises:
-            DecoderBusyError: others' files took too long.
+            OtherModelError: this service runs another one.
         """
-        with ExitStack() as room:
-            try:
-                room.enter_context(self._sandbox.hold(1, begin_by=delivery.prepare_by))
-            except TooLateError as exc:
-                raise DecoderBusyError("Other files keep the decoder's process busy.") from exc
-            yield
-
-    def _batch_key(self, prepared: _Prepared) -> Hashable:
-        if self._suspects.must_run_alone(prepared.ref.document_id):
-            return prepared.ref.document_id
-        height, width = prepared.pixels.shape[:2]
-        return self._loaded_detector().batch_key(width, height)
-
-    def _frame_pixels(self, prepared: _Prepared) -> int:
-        height, width = prepared.pixels.shape[:2]
-        image_size = self._loaded_detector().info.image_size
-        frame = letterbox(width, height, image_size=image_size, stride=_STRIDE)
-        return frame.frame_height * frame.frame_width
-
-    def _detect(self, batch: list[_Prepared]) -> list[ImageResult]:
-        detector = self._loaded_detector()
-        running = [prepared.ref.document_id for prepared in batch]
-        # A suspect runs while nothing is decoded here: if the process dies, it is clear of what.
-        is_suspect = any(map(self._suspects.must_run_alone, running))
-        with self._decoders.hold_all() if is_suspect else nullcontext():
-            self._suspects.begin(running)
-            started = time.monotonic()
-            try:
-                found = detector.detect([prepared.pixels for prepared in batch])
-            except Exception as exc:
-                raise DetectorError(
-                    f"{detector.info.name} failed on {len(batch)} pictures: {exc}"
-                ) from exc
-            finally:
-                self._suspects.end(running)
-        if len(found) != len(batch):
-            raise DetectorError(
-                f"{detector.info.name} got {len(batch)} pictures and gave {len(found)} results"
-            )
-        inference_ms = (time.monotonic() - started) * 1000 / len(batch)
-        return [
-            ImageResult(
-                ref=prepared.ref,
-                image=prepared.info,
-                model=detector.info,
-                detections=_enlarged(detections, prepared),
-                batch_size=len(batch),
-                timings=Timings(
-                    download_ms=round(prepared.download_ms, 1),
-                    decode_ms=round(prepared.decode_ms, 1),
-                    queue_ms=round((started - prepared.queued_at) * 1000, 1),
-                    inference_ms=round(inference_ms, 1),
-                ),
-                event_time=prepared.event_time,
-            )
-            for prepared, detections in zip(batch, found, strict=True)
-        ]
-
-    def _commit(self, results: Sequence[ImageResult]) -> Sequence[ImageResult | Exception]:
-        started = time.monotonic()
-        with self._clock.measure("store"):
-            outcomes = self._store.commit(results)
-        commit_ms = round((time.monotonic() - started) * 1000, 1)
-        recorded = [result for result in outcomes if isinstance(result, ImageResult)]
-        done = [result for result in recorded if not result.failure]
-        if done:
-            logger.info("Committed a batch", extra=_batch_log(done) | {"commit_ms": commit_ms})
-        for result in recorded:
-            if result.failure:
-                logger.warning("A picture failed", extra=_failure_log(result, result.failure))
-        return outcomes
-
-    def _check_model(self, rerun: Rerun | None) -> None:
-        """Refuse a rerun for another model, as another revision of the service may run it.
-
-        Raises:
-            ModelNotReadyError: this one does not.
-        """
-        wanted = rerun.model if rerun else None
-        if wanted and wanted != self._loaded_detector().info.sha256:
-            raise ModelNotReadyError("The job asks for another model than this service runs.")
-
-    def _loaded_detector(self) -> Detector:
-        """Wait for the network.
-
-        Raises:
-            ModelNotReadyError: it did not load.
-        """
-        try:
-            return self._detector.result()
-        except Exception as exc:
-            raise ModelNotReadyError("The model did not load; the log says why.") from exc
+        if wanted and wanted.unless_model and wanted.unless_model != self._model.info.sha256:
+            raise OtherModelError("The message asks for another model than this service runs.")
 
 
-def _enlarged(detections: Sequence[Detection], prepared: _Prepared) -> tuple[Detection, ...]:
-    """Take boxes from the queued picture's pixels to the full picture's."""
-    height, width = prepared.pixels.shape[:2]
-    full = (prepared.info.width, prepared.info.height)
+def _enlarged(detections: Sequence[Detection], picture: Picture) -> tuple[Detection, ...]:
+    """Take boxes from the decoded pixels to the full image's."""
+    height, width = picture.pixels.shape[:2]
+    full = (picture.info.width, picture.info.height)
     return tuple(
         replace(found, box=enlarge_box(found.box, small=(width, height), full=full))
         for found in detections
     )
-
-
-def _batch_log(results: Sequence[ImageResult]) -> dict[str, object]:
-    """One batch for the log: its size, its pictures' sizes, and its mean stage times."""
-    count = len(results)
-    return {
-        "batch_size": count,
-        "shapes": sorted({f"{r.image.width}x{r.image.height}" for r in results if r.image}),
-        **{
-            stage: round(sum(asdict(result.timings)[stage] for result in results) / count, 1)
-            for stage in asdict(results[0].timings)
-        },
-    }
-
-
-def _failure_log(result: ImageResult, failure: Failure) -> dict[str, object]:
-    return {
-        "uri": result.ref.uri,
-        "generation": result.ref.generation,
-        "code": str(failure.code),
-        "reason": failure.message,
-    }

@@ -99,8 +99,8 @@ class Settings:
         Path,
     )
     device: str = _setting("cpu", "`cpu`, or a GPU as ultralytics names it (`0`, `cuda:0`).")
-    lanes: int | None = _setting(
-        None, "Pictures inferred at once on a CPU; unset: one for each core.", _integer(1, 256)
+    inference_streams: int | None = _setting(
+        None, "Images inferred at once on a CPU; unset: one a core.", _integer(1, 256)
     )
     image_size: int | None = _setting(
         None,
@@ -112,42 +112,33 @@ class Settings:
     )
     max_batch_size: int = _setting(
         8,
-        "Pictures in one batch at most; 32 suits a GPU, with a MAX_QUEUE of 128.",
+        "Images in one batch at most; 32 suits a GPU, with a MAX_IN_FLIGHT of 128.",
         _integer(1, 64),
     )
     max_batch_pixels: int = _setting(
         20_000_000,
-        "Pixels in one batch at most, as the network sees them; bounds a GPU's memory.",
+        "Pixels in one batch of a GPU at most, as the model sees them; bounds its memory.",
         _integer(1024, 2**31),
     )
-    max_batch_delay_ms: float = _setting(
-        20.0,
-        "How long a picture waits for others that are on their way, in milliseconds.",
-        _number(0, 5000),
-    )
-    max_queue: int = _setting(
+    max_in_flight: int = _setting(
         32,
-        "Pictures admitted and not yet answered at most; beyond, the answer is 429.",
-        _integer(1, 10_000),
-    )
-    concurrency: int = _setting(
-        40,
-        "Threads of the server: more than MAX_QUEUE, at which Cloud Run's own concurrency is best.",
-        _integer(1, 1000),
+        "Images in flight at most; further messages are answered 429. Messages in job form get "
+        "half of it. Set Cloud Run's concurrency to the same number.",
+        _integer(2, 1000),
     )
     max_image_bytes: int = _setting(
         32 * 2**20,
         "Objects larger than this are recorded as `image_too_large`.",
         _integer(1, 2**31),
     )
-    max_held_bytes: int = _setting(
+    max_buffered_bytes: int = _setting(
         128 * 2**20,
-        "Bytes of files in memory at once, from download to decode; further ones wait.",
+        "Bytes of files in memory at once, from download to decode; further downloads wait.",
         _integer(1, 2**40),
     )
     max_image_pixels: int = _setting(
         50_000_000,
-        "Pictures of more pixels are recorded as `image_too_large`, before the decode.",
+        "Images of more pixels are recorded as `image_too_large`, before the decode.",
         _integer(1, 2**30),
     )
     max_request_bytes: int = _setting(
@@ -186,26 +177,21 @@ class Settings:
     )
     ack_deadline_seconds: float = _setting(
         600.0,
-        "Ack deadline of the subscriptions: a picture that waits until FIRESTORE_TIMEOUT_SECONDS "
-        "before it is given back (503), not begun. Eventarc's own is 10 until it is raised.",
+        "Ack deadline of the subscriptions. A message that is not finished in time is answered 503 "
+        "before it; the last FIRESTORE_TIMEOUT_SECONDS are reserved for the commit. Eventarc's own "
+        "is 10 until it is raised.",
         _number(1, 600),
     )
-    stuck_seconds: float = _setting(
+    hang_timeout_seconds: float = _setting(
         300.0,
-        "A picture at work for longer hangs: the process ends, to be started again. More than "
-        "MAX_QUEUE pictures take.",
+        "An image in flight for longer hangs: liveness then fails, and the platform replaces the "
+        "instance. A message is answered 503 before that, after three quarters of this time.",
         _number(10, 3600),
     )
     graceful_timeout_seconds: int = _setting(
         8,
         "How long work in flight may take after SIGTERM; Cloud Run kills after 10.",
         _integer(1, 600),
-    )
-    profile_stages: bool = _setting(
-        False,
-        "Count CPU seconds by stage, and log them on SIGUSR1 and at the end "
-        "(`yolo-batch-dev bench`).",
-        _boolean,
     )
     log_level: str = _setting(
         "INFO", "Least severity that is logged.", _one_of("DEBUG", "INFO", "WARNING", "ERROR")
@@ -233,28 +219,12 @@ class Settings:
             except ValueError as exc:
                 raise SettingsError(f"{variable}={text!r} is wrong: it must be {exc}") from exc
         settings = cls(**values)
-        if settings.max_queue < settings.max_batch_size:
+        if settings.work_seconds <= 0:
             raise SettingsError(
-                f"MAX_QUEUE={settings.max_queue} is wrong: it must be at least "
-                f"MAX_BATCH_SIZE={settings.max_batch_size}, or no batch could ever be full"
-            )
-        if settings.concurrency <= settings.max_queue:
-            raise SettingsError(
-                f"CONCURRENCY={settings.concurrency} is wrong: it must be more than "
-                f"MAX_QUEUE={settings.max_queue}, or nobody could answer that the queue is full"
-            )
-        if settings.ack_deadline_seconds <= settings.firestore_timeout_seconds:
-            raise SettingsError(
-                f"ACK_DEADLINE_SECONDS={settings.ack_deadline_seconds:g} is wrong: it must be more "
-                f"than FIRESTORE_TIMEOUT_SECONDS={settings.firestore_timeout_seconds:g}, or no "
-                "picture could ever begin"
-            )
-        outage = settings.storage_timeout_seconds + settings.firestore_timeout_seconds
-        if settings.stuck_seconds <= outage:
-            raise SettingsError(
-                f"STUCK_SECONDS={settings.stuck_seconds:g} is wrong: it must be more than "
-                "STORAGE_TIMEOUT_SECONDS and FIRESTORE_TIMEOUT_SECONDS together, or an outage "
-                "would end the process"
+                f"ACK_DEADLINE_SECONDS={settings.ack_deadline_seconds:g} or HANG_TIMEOUT_SECONDS="
+                f"{settings.hang_timeout_seconds:g} is wrong: each must leave more time than "
+                f"FIRESTORE_TIMEOUT_SECONDS={settings.firestore_timeout_seconds:g}, which is "
+                "reserved for the commit"
             )
         if bool(settings.push_audience) != bool(settings.push_service_accounts):
             raise SettingsError(
@@ -262,6 +232,21 @@ class Settings:
                 "both, so set both or neither"
             )
         return settings
+
+    @property
+    def delivery_seconds(self) -> float:
+        """How long a delivery may take: until its ack deadline, and never long enough to hang."""
+        return min(self.ack_deadline_seconds, 0.75 * self.hang_timeout_seconds)
+
+    @property
+    def work_seconds(self) -> float:
+        """The part of `delivery_seconds` that is not reserved for the commit."""
+        return self.delivery_seconds - self.firestore_timeout_seconds
+
+    @property
+    def server_threads(self) -> int:
+        """One for each image in flight, and some that answer 429 and health probes meanwhile."""
+        return self.max_in_flight + 8
 
 
 def table() -> list[tuple[str, str, str]]:

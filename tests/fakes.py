@@ -1,4 +1,4 @@
-"""Hand-written stand-ins for what the pipeline talks to, and the pictures that they hold.
+"""Hand-written fakes of what the pipeline talks to, and the pictures that they hold.
 
 A fake waits only where a test closed its gate, and never for longer than `PATIENCE_SECONDS`: a
 test that would hang fails instead.
@@ -6,8 +6,9 @@ test that would hang fails instead.
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -15,16 +16,28 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 
+from service.deadline import Deadline
 from service.document import to_document
-from service.domain import Box, Detection, Download, ImageRef, ImageResult, ModelInfo, Rerun
+from service.domain import (
+    Box,
+    Detection,
+    Download,
+    ImageRef,
+    ImageResult,
+    ModelInfo,
+    Recorded,
+    Replace,
+)
 from service.errors import ObjectGoneError
-from service.images.pixels import Pixels
-from service.inference.detector import Detector
+from service.images.letterbox import shrink
+from service.images.pixels import Picture, Pixels
+from service.images.decode import decode
 
 PATIENCE_SECONDS = 60.0  # of every test: far more than anything takes on a busy machine
 BUCKET = "uploads"
 
 Color = tuple[int, int, int]  # blue, green, red
+Buffer = Callable[[int, Deadline], AbstractContextManager[None]]
 Value = TypeVar("Value")
 
 
@@ -81,7 +94,7 @@ class FakeStorage:
         self.objects[bucket, name, generation] = data
         return ImageRef(bucket, name, generation)
 
-    def resolve(self, ref: ImageRef) -> ImageRef:
+    def resolve(self, ref: ImageRef, deadline: Deadline) -> ImageRef:
         self.resolved.append(ref)
         if error := self.unresolvable.get(ref.name):
             raise error
@@ -93,16 +106,43 @@ class FakeStorage:
         size = len(self.objects[(*key, generation)])
         return replace(ref, generation=generation, metadata=replace(ref.metadata, size=size))
 
-    def download(self, ref: ImageRef) -> Download:
+    @contextmanager
+    def download(self, ref: ImageRef, deadline: Deadline, buffer: Buffer) -> Iterator[Download]:
         self.downloads.append(ref)
-        self.gate.enter()
         if error := self.errors.get(ref.name):
             raise error
         try:
             data = self.objects[ref.bucket, ref.name, ref.generation or 0]
         except KeyError:
             raise ObjectGoneError("no such generation") from None
-        return Download(data, replace(ref.metadata, size=len(data), content_type="image/bmp"))
+        with buffer(len(data), deadline):
+            self.gate.enter()
+            metadata = replace(ref.metadata, size=len(data), content_type="image/bmp")
+            yield Download(data, metadata)
+
+
+class DecodersHere:
+    """Decodes in this process, as the decoder processes do."""
+
+    def __init__(self) -> None:
+        self.gate = Gate()
+        self.is_closed = False
+
+    def decode(
+        self,
+        data: bytes,
+        *,
+        image_size: int,
+        content_encoding: str | None = None,
+        deadline: Deadline,
+    ) -> Picture:
+        self.gate.enter()
+        deadline.wait_seconds()
+        picture = decode(data, max_pixels=50_000_000, image_size=image_size)
+        return replace(picture, pixels=shrink(picture.pixels, image_size=image_size))
+
+    def close(self) -> None:
+        self.is_closed = True
 
 
 class FakeStore:
@@ -119,34 +159,39 @@ class FakeStore:
         self.lookups: list[str] = []
         self._lock = threading.Lock()
 
-    def is_final(self, document_id: str, rerun: Rerun | None = None) -> bool:
+    def is_final(self, document_id: str, wanted: Replace | None, deadline: Deadline) -> bool:
         with self._lock:
             self.lookups.append(document_id)
-            return self._is_final(document_id, rerun)
+            return self._is_final(document_id, wanted)
 
-    def _is_final(self, document_id: str, rerun: Rerun | None) -> bool:
+    def _is_final(self, document_id: str, wanted: Replace | None) -> bool:
         document = self.documents.get(document_id)
-        if document is None or rerun is None:
+        if document is None or wanted is None:
             return document is not None
         model = (document["model"] or {}).get("sha256")
-        return not rerun.replaces(self.created[document_id], model)
+        return not wanted.replaces(self.created[document_id], model)
 
-    def commit(self, results: Sequence[ImageResult]) -> Sequence[ImageResult | Exception]:
+    def commit(
+        self, results: Sequence[ImageResult], deadline: Deadline
+    ) -> Sequence[Recorded | Exception]:
         self.gate.enter()
         with self._lock:
             if self.errors:
-                raise self.errors.pop(0)
+                error = self.errors.pop(0)
+                return [error] * len(results)
             self.commits.append([result.ref.name for result in results])
-            outcomes = [self.outcomes.get(result.ref.name, result) for result in results]
-            for result in outcomes:
-                if isinstance(result, Exception):
-                    continue
-                document_id = result.ref.document_id
-                if not self._is_final(document_id, result.ref.rerun):
-                    self.now += timedelta(seconds=1)
-                    self.documents[document_id] = to_document(result)
-                    self.created[document_id] = self.now
-            return outcomes
+            return [self._commit(self.outcomes.get(one.ref.name, one)) for one in results]
+
+    def _commit(self, result: ImageResult | Exception) -> Recorded | Exception:
+        if isinstance(result, Exception):
+            return result
+        document_id = result.ref.document_id
+        if self._is_final(document_id, result.ref.replace):
+            return Recorded(result, is_new=False)
+        self.now += timedelta(seconds=1)
+        self.documents[document_id] = to_document(result)
+        self.created[document_id] = self.now
+        return Recorded(result, is_new=True)
 
     def document(self, name: str) -> dict[str, Any]:
         """The one document of the objects called `name`."""
@@ -162,11 +207,13 @@ class FakeDetector:
         self.batch_sizes: list[int] = []
         self.shapes: list[tuple[int, ...]] = []
         self.poison: Color | None = None
+        self.runners = 1
+        self.shape: tuple[int, int] | None = (640, 640)  # of every image; None: its own
         self.missing_results = 0
         self.gate = Gate()
 
-    def batch_key(self, width: int, height: int) -> Hashable:
-        return None
+    def input_shape(self, width: int, height: int) -> tuple[int, int]:
+        return self.shape or (height, width)
 
     def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
         self.batch_sizes.append(len(images))
@@ -212,12 +259,6 @@ def wait_until(
     while not is_so():
         assert time.monotonic() < deadline, what
         time.sleep(0.02)
-
-
-def loaded(detector: Detector) -> "Future[Detector]":
-    future: Future[Detector] = Future()
-    future.set_result(detector)
-    return future
 
 
 def in_thread(call: Callable[[], Value]) -> "Future[Value]":

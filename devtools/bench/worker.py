@@ -5,6 +5,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,10 +93,11 @@ def _network(task: Task) -> Work:
     decoded = (decode(path.read_bytes(), max_pixels=2**30).pixels for path in task.pictures)
     small = [shrink(pixels, image_size=size) for pixels in decoded]
     small.sort(key=lambda pixels: pixels.shape)  # full batches of equal shapes
+    threads = ThreadPoolExecutor(detector.runners)
 
     def work() -> int:
-        for batch in _chunks(small, task.batch_size):
-            detector.detect(batch)
+        batches = _chunks(small, task.batch_size)
+        list(threads.map(lambda batch: list(detector.detect(batch)), batches))
         return len(small)
 
     return work
@@ -104,25 +106,13 @@ def _network(task: Task) -> Work:
 def _engine(task: Task) -> Work:
     """The pipeline without HTTP and without a cloud: files in, documents out."""
     from service.operate.detect import detect_files
-    from service.pipeline import PipelineOptions
 
-    settings = _settings(task.model)
+    settings = replace(_settings(task.model), max_batch_size=task.batch_size)
     detector = _detector(settings)
-    # As `build_pipeline` has them, but for ALLOWED_BUCKETS: files are in none.
-    options = PipelineOptions(
-        max_batch_size=task.batch_size,
-        max_batch_pixels=settings.max_batch_pixels,
-        max_batch_delay_seconds=settings.max_batch_delay_ms / 1000,
-        max_queue=max(settings.max_queue, 2 * task.batch_size),
-        max_image_bytes=settings.max_image_bytes,
-        max_held_bytes=settings.max_held_bytes,
-        max_image_pixels=settings.max_image_pixels,
-        reduced_decode=settings.reduced_decode,
-    )
 
     def work() -> int:
         documents: list[dict[str, Any]] = []
-        detect_files(task.pictures, detector, options, documents.append)
+        detect_files(task.pictures, detector, settings, documents.append)
         for document in documents:
             if document["error"]:
                 raise BenchError(f"{document['name']} failed: {document['error']['message']}")

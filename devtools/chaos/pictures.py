@@ -6,6 +6,7 @@ import itertools
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from service.domain import ErrorCode
 from service.errors import YoloBatchError
 from service.inference.detector import Detector
 from service.operate.detect import detect_files
-from service.pipeline import PipelineOptions
+from service.settings import Settings
 
 #: What the service is told, so that a picture over it is quick to make.
 MAX_IMAGE_BYTES = 600_000
@@ -97,7 +98,7 @@ def find_alone(
     def receive(document: Mapping[str, Any]) -> None:
         found[document["name"]] = document
 
-    detect_files(files, detector, PipelineOptions(max_batch_size=1, max_queue=2), receive)
+    detect_files(files, detector, replace(Settings(), max_batch_size=1), receive)
     documents = [found[str(file)] for file in files]
     pairs = itertools.combinations(documents, 2)
     if any(is_same_picture(*pair) for pair in pairs) or not all(d["detections"] for d in documents):

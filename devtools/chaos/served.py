@@ -6,19 +6,18 @@ gunicorn --config python:service.server.gunicorn_conf "devtools.chaos.served:bui
 import logging
 import os
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from flask import Flask
 
-from service.domain import Detection, ModelInfo
+from service.domain import Detection
 from service.images.pixels import Pixels
-from service.inference.canary import Checked
+from service.inference.canary import Decode, VerifiedModel
 from service.inference.detector import Detector
 from service.inference.loading import load_model
 from service.server import wsgi as main
 from service.settings import Settings
-from service.stages import StageClock
 
 #: Environment variable: how long the model takes longer to load.
 LOAD_SECONDS = "CHAOS_LOAD_SECONDS"
@@ -31,10 +30,10 @@ logger = logging.getLogger(__name__)
 def build_app() -> Flask:
     """Build the application of `service.server.wsgi` around a model that counts."""
 
-    def load_counting(settings: Settings, clock: StageClock) -> Checked:
+    def load_counting(settings: Settings, decode: Decode | None = None) -> VerifiedModel:
         time.sleep(float(os.environ.get(LOAD_SECONDS, "0")))
-        checked = load_model(settings, clock)
-        return replace(checked, detector=_Counting(checked.detector))
+        verified = load_model(settings, decode)
+        return replace(verified, detector=_Counting(verified.detector))
 
     # The one place where the model comes from: whatever else the container does, this one does.
     vars(main)["load_model"] = load_counting
@@ -46,14 +45,10 @@ class _Counting:
 
     def __init__(self, detector: Detector) -> None:
         self._detector = detector
+        self.info = detector.info
+        self.runners = detector.runners
+        self.input_shape = detector.input_shape
 
-    @property
-    def info(self) -> ModelInfo:
-        return self._detector.info
-
-    def batch_key(self, width: int, height: int) -> Hashable:
-        return self._detector.batch_key(width, height)
-
-    def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
+    def detect(self, images: Sequence[Pixels]) -> Iterable[list[Detection]]:
         logger.info("Inferring a batch", extra={INFERRING: len(images)})
         return self._detector.detect(images)

@@ -129,7 +129,6 @@ class Stack:
             "BIND_ADDRESS": "127.0.0.1",  # this machine's pictures are nobody else's
             "PORT": url.rpartition(":")[2],
             "ALLOWED_BUCKETS": self.bucket,
-            "CONCURRENCY": os.environ.get("CONCURRENCY", str(self.options.concurrency + 8)),
             "PYTHONUNBUFFERED": "1",
         }
         if self.options.model_path is not None:

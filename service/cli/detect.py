@@ -39,14 +39,13 @@ def detect(
     """Detect on local files and folders, without any cloud.
 
     The limits are the service's environment variables: MAX_IMAGE_PIXELS, MAX_IMAGE_BYTES,
-    MAX_HELD_BYTES, MAX_BATCH_PIXELS, MAX_BATCH_DELAY_MS, REDUCED_DECODE, IMAGE_SIZE, LANES.
+    MAX_BUFFERED_BYTES, MAX_BATCH_PIXELS, REDUCED_DECODE, IMAGE_SIZE, INFERENCE_STREAMS.
     """
     from service.cli.report import table
     from service.inference.loading import load_detector, warm_up
     from service.operate.detect import annotated_name, detect_files, find_files, save_annotated
-    from service.server.wsgi import pipeline_options
 
-    settings = Settings.from_env()
+    settings = replace(Settings.from_env(), max_batch_size=batch_size)
     files = find_files(paths)
     if not files:
         raise click.ClickException("There are no files in " + ", ".join(map(str, paths)))
@@ -55,7 +54,8 @@ def detect(
         device=device,
         image_size=settings.image_size,
         min_confidence=min_confidence,
-        lanes=settings.lanes,
+        streams=settings.inference_streams,
+        max_batch_pixels=settings.max_batch_pixels,
     )
     warm_up(detector)
     documents: list[dict[str, Any]] = []
@@ -68,15 +68,8 @@ def detect(
             source = Path(document["name"])
             save_annotated(source, document, save / annotated_name(source, paths))
 
-    options = replace(
-        pipeline_options(settings),
-        max_batch_size=batch_size,
-        # Twice the batch: one runs while the next is decoded. Nobody else wants the queue.
-        max_queue=2 * batch_size,
-        allowed_buckets=(),
-    )
     try:
-        detect_files(files, detector, options, receive)
+        detect_files(files, detector, settings, receive)
     finally:  # what was detected is shown, even when some file could not be
         if not as_json:
             click.echo(table(sorted(documents, key=lambda document: document["name"])))

@@ -15,7 +15,7 @@ def build_storage(settings: Settings) -> ImageStorage:
         storage.Client(project=settings.google_cloud_project),
         timeout_seconds=settings.storage_timeout_seconds,
         max_bytes=settings.max_image_bytes,
-        connections=settings.concurrency,
+        connections=settings.max_in_flight,
     )
 
 

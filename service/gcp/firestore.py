@@ -32,7 +32,7 @@ from service.domain import (
     ObjectMetadata,
     Record,
     Records,
-    Rerun,
+    Replace,
 )
 from service.errors import DocumentKeptError, StoreRefusedError, StoreUnavailableError
 from service.gcp.outages import Outages
@@ -102,7 +102,7 @@ class ResultStore:
         """The project that the database is in."""
         return str(self._client.project)
 
-    def is_final(self, document_id: str, rerun: Rerun | None = None) -> bool:
+    def is_final(self, document_id: str, rerun: Replace | None = None) -> bool:
         """Say whether the picture has its document already, and no rerun may replace it.
 
         Raises:
@@ -335,7 +335,7 @@ class ResultStore:
             raise
 
 
-def _is_final(record: Record | None, rerun: Rerun | None) -> bool:
+def _is_final(record: Record | None, rerun: Replace | None) -> bool:
     if record is None:
         return False
     return rerun is None or not rerun.replaces(record.created_at, record.model)

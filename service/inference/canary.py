@@ -11,23 +11,18 @@ int8 arithmetic more easily than float. So the pictures go through the real path
 """
 
 import faulthandler
-import fcntl
 import hashlib
 import json
 import logging
 import math
-import os
 import platform
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from service.domain import Box, Detection
 from service.errors import BadImageError, ModelError
-from service.images.decode import decode
 from service.images.letterbox import shrink
 from service.images.pixels import Pixels
 from service.inference.detector import OPENVINO_METADATA, Detector
@@ -36,14 +31,17 @@ logger = logging.getLogger(__name__)
 
 CANARY = "canary"
 FALLBACK = "float"
-# What `Checked.canary` is.
+# What `VerifiedModel.canary` is.
 PASSED = "passed"
 NOT_COMPARED = "not compared"
 _EXPECTED = "expected.json"
 _MAX_PIXELS = 2**26  # the pictures are ours: no limit of the service applies
 # Rows below are written down too, so that one that has grown is not taken for a wrong one.
 FLOOR = 0.05
-_MAX_DEATHS = 2  # in a row, of processes that ran a canary with nothing beside it
+
+
+# A file, and the longer side that the model sees, to uint8 HxWx3 BGR pixels no larger than that.
+Decode = Callable[[bytes, int], Pixels]
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Tolerance:
 
 
 @dataclass(frozen=True)
-class Checked:
+class VerifiedModel:
     """A network that answered as expected.
 
     Attributes:
@@ -79,35 +77,40 @@ class Checked:
     canary: str | None = None
 
 
-def load_checked(
-    path: Path, *, load: Callable[[Path], Detector], min_confidence: float = 0.25
-) -> Checked:
+def load_verified(
+    path: Path,
+    *,
+    load: Callable[[Path], Detector],
+    decode: Decode | None = None,
+    min_confidence: float = 0.25,
+) -> VerifiedModel:
     """Load a network and try it on the pictures that its directory carries.
 
-    When an int8 network fails, the float one beside it is taken. A crash of the native library
-    takes the process down: the log then names model and CPU, and the process that is started
-    next takes the float network at once. Where there is none, it tries again, and it is the one
-    after it that refuses: a process dies of other things too.
+    When an int8 model gives wrong answers or raises an exception, the float model beside it is
+    taken. A crash of the native library ends the process: the log then names the model and the
+    CPU, the revision never becomes ready, and the platform keeps the one before it.
 
     Args:
         path: the model.
         load: loads the network at a path.
+        decode: a file to the pixels that the service gives the model; None: in this process.
         min_confidence: detections below are left out by what `load` gives.
 
     Raises:
         ModelError: it cannot be loaded, or it failed and there is nothing beside it.
     """
+    decode = decode or decode_here
     try:
-        detector, canary = _load_and_check(path, load, min_confidence)
-        return Checked(detector, path, canary=canary)
+        detector, canary = _load_and_check(path, load, decode, min_confidence)
+        return VerifiedModel(detector, path, canary=canary)
     except ModelError as exc:
         if not _has_fallback(path):
             raise
         reason = f"{exc}. The float model beside it runs instead"
     logger.error("Fell back to the float model", extra={"reason": reason})
     beside = path / FALLBACK
-    detector, canary = _load_and_check(beside, load, min_confidence)
-    return Checked(detector, beside, reason, canary)
+    detector, canary = _load_and_check(beside, load, decode, min_confidence)
+    return VerifiedModel(detector, beside, reason, canary)
 
 
 def write_canary(directory: Path, detector: Detector, pictures: Mapping[str, bytes]) -> int:
@@ -130,7 +133,7 @@ def write_canary(directory: Path, detector: Detector, pictures: Mapping[str, byt
     for name, data in pictures.items():
         (folder / name).write_bytes(data)
         try:
-            found[name] = _find(detector, data)
+            found[name] = _find(detector, data, decode_here)
         except BadImageError as exc:
             raise ModelError(f"{name} cannot be a canary's picture: {exc}") from exc
         except Exception as exc:
@@ -209,15 +212,15 @@ def _has_fallback(path: Path) -> bool:
 
 
 def _load_and_check(
-    path: Path, load: Callable[[Path], Detector], min_confidence: float
+    path: Path, load: Callable[[Path], Detector], decode: Decode, min_confidence: float
 ) -> tuple[Detector, str | None]:
-    """Load a network and run its canary; return what `Checked.canary` says of it, too.
+    """Load a network and run its canary; return what `VerifiedModel.canary` says of it, too.
 
     Raises:
         ModelError: whatever went wrong.
     """
     try:
-        return _try(path, load, min_confidence)
+        return _try(path, load, decode, min_confidence)
     except ModelError:
         raise
     except Exception as exc:
@@ -226,7 +229,7 @@ def _load_and_check(
 
 
 def _try(
-    path: Path, load: Callable[[Path], Detector], min_confidence: float
+    path: Path, load: Callable[[Path], Detector], decode: Decode, min_confidence: float
 ) -> tuple[Detector, str | None]:
     if not (path / OPENVINO_METADATA).is_file():
         return load(path), None  # weights, which ultralytics runs
@@ -238,28 +241,32 @@ def _try(
             extra={"model": str(path)},
         )
         return load(path), None
+    # Logged first: a crash of the native library leaves no time, and this line then names the model
+    # and the CPU. So LOG_LEVEL=WARNING must not hide it either.
+    level = logging.INFO if logger.isEnabledFor(logging.INFO) else logging.WARNING
     cpu = cpu_name()
-    with _marked(path, expected["network"], cpu):
-        # Written before, as a crash leaves no time: this says what the process died of. So it is
-        # not to be lost to LOG_LEVEL=WARNING either.
-        level = logging.INFO if logger.isEnabledFor(logging.INFO) else logging.WARNING
-        logger.log(level, "Trying the model's canary", extra={"model": str(path), "cpu": cpu})
-        if not faulthandler.is_enabled():
-            faulthandler.enable()
-        if _sha256_of_network(path) != expected["network"]:
-            raise ModelError(f"{path} is damaged: its network is not the one that was exported")
-        detector = load(path)
-        return detector, _check(path, detector, expected, min_confidence, cpu)
+    logger.log(level, "Trying the model's canary", extra={"model": str(path), "cpu": cpu})
+    if not faulthandler.is_enabled():
+        faulthandler.enable()
+    if _sha256_of_network(path) != expected["network"]:
+        raise ModelError(f"{path} is damaged: its network is not the one that was exported")
+    detector = load(path)
+    return detector, _check(path, detector, expected, decode, min_confidence, cpu)
 
 
 def _check(
-    path: Path, detector: Detector, expected: dict[str, Any], min_confidence: float, cpu: str
+    path: Path,
+    detector: Detector,
+    expected: dict[str, Any],
+    decode: Decode,
+    min_confidence: float,
+    cpu: str,
 ) -> str:
     tolerance = Tolerance(**expected["tolerance"])
     is_comparable = detector.info.image_size == expected["image_size"]
     for name, rows in expected["pictures"].items():
         try:
-            found = _find(detector, (path / CANARY / name).read_bytes())
+            found = _find(detector, (path / CANARY / name).read_bytes(), decode)
         except Exception as exc:
             raise ModelError(f"The canary of {path} failed on {cpu}: {name}: {exc}") from exc
         if is_comparable:
@@ -278,11 +285,21 @@ def _check(
     return NOT_COMPARED
 
 
-def _find(detector: Detector, data: bytes) -> list[Detection]:
-    """Detect on one file as the pipeline does; boxes in shares of the picture's sides."""
-    size = detector.info.image_size
-    pixels: Pixels = decode(data, max_pixels=_MAX_PIXELS, image_size=size).pixels
-    pixels = shrink(pixels, image_size=size)
+def decode_here(data: bytes, image_size: int) -> Pixels:
+    """Decode a file of ours in this process.
+
+    Raises:
+        BadImageError: it is no image.
+    """
+    from service.images.decode import decode  # the service itself decodes in other processes
+
+    picture = decode(data, max_pixels=_MAX_PIXELS, image_size=image_size)
+    return shrink(picture.pixels, image_size=image_size)
+
+
+def _find(detector: Detector, data: bytes, decode: Decode) -> list[Detection]:
+    """Detect on one file as the pipeline does; boxes in shares of the image's sides."""
+    pixels = decode(data, detector.info.image_size)
     height, width = pixels.shape[:2]
     [found] = detector.detect([pixels])
     return [
@@ -355,72 +372,3 @@ def cpu_name() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, "") or platform.processor() or platform.machine()
-
-
-@contextmanager
-def _marked(path: Path, network: str, cpu: str) -> Iterator[None]:
-    """Keep a marker while a canary runs; whoever finds one follows a process that died meanwhile.
-
-    The marker is locked by the process that runs the canary, and the system takes the lock away
-    with the process. So a marker that is locked is of a process at work, and one that is not, of
-    one that died: of the canary or of something else, which cannot be told. It says how many died
-    in a row. It is taken away when a canary ends or is refused: a later start tries again.
-
-    Raises:
-        ModelError: a process died while it ran this canary on this machine, and there is a float
-            model beside it; or `_MAX_DEATHS` did.
-    """
-    marker = Path(tempfile.gettempdir()) / f"yolo-batch-canary-{os.getuid()}-{network[:16]}.json"
-    try:
-        file = _locked(marker)
-    except OSError as exc:
-        logger.warning("A crash of the canary would go unseen", extra={"reason": str(exc)})
-        file = None
-    if file is None:
-        yield
-        return
-    try:
-        deaths = _mourn(os.read(file, 4096), path)
-        os.ftruncate(file, 0)
-        os.pwrite(file, json.dumps({"model": str(path), "cpu": cpu, "deaths": deaths}).encode(), 0)
-        yield
-    finally:
-        os.ftruncate(file, 0)  # whoever has opened it already reads that nobody died
-        marker.unlink(missing_ok=True)
-        os.close(file)
-
-
-def _locked(marker: Path) -> int | None:
-    """Open and lock the marker; None where another process runs this canary right now."""
-    while True:
-        file = os.open(marker, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(file)
-            return None
-        if os.fstat(file).st_nlink:
-            return file
-        os.close(file)  # its process took it away between the opening and the lock
-
-
-def _mourn(left: bytes, path: Path) -> int:
-    """Read how many processes died in a row, from what the last one left.
-
-    Raises:
-        ModelError: too many.
-    """
-    if not left:
-        return 0
-    try:
-        marker = json.loads(left)
-        deaths, cpu = int(marker["deaths"]) + 1, marker["cpu"]
-    except (ValueError, KeyError, TypeError):  # it died while it wrote
-        deaths, cpu = 1, "an unknown CPU"
-    epitaph = f"The canary of {path}: the process died while it ran, on {cpu}"
-    if deaths > 1:
-        epitaph += f", {deaths} times in a row"
-    if _has_fallback(path) or deaths >= _MAX_DEATHS:
-        raise ModelError(epitaph)
-    logger.error("The model's canary is tried again", extra={"reason": epitaph})
-    return deaths

@@ -1,40 +1,39 @@
-"""The network: a picture's pixels in, its detections out."""
+"""What the service needs of a model."""
 
-import sys
-from collections.abc import Hashable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from service.domain import Detection, ModelInfo
 from service.images.pixels import Pixels
 
-# `import openvino` would fork a process that reports its use to Google Analytics.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # not importable
-
 OPENVINO_METADATA = "metadata.yaml"  # ultralytics writes it beside the network it exports
 
 
 class Detector(Protocol):
-    """What the pipeline needs of a network. Used from one thread at a time."""
+    """A model that detects objects."""
 
     @property
     def info(self) -> ModelInfo:
-        """Which network this is, for the records."""
+        """Which model this is, for the records."""
 
-    def batch_key(self, width: int, height: int) -> Hashable:
-        """Tell which pictures may share a batch: those of equal keys.
+    @property
+    def runners(self) -> int:
+        """How many threads may call `detect` at once: one a core on a CPU, one on a GPU."""
 
-        Args:
-            width: of the picture as it is queued, in pixels.
-            height: likewise.
+    def input_shape(self, width: int, height: int) -> tuple[int, int]:
+        """Return the (height, width) in pixels that an image of this size is letterboxed to.
+
+        Images of equal shapes may share a batch. Its product is what an image costs.
         """
 
-    def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
+    def detect(self, images: Sequence[Pixels]) -> Iterable[list[Detection]]:
         """Detect objects.
 
         Args:
-            images: uint8 HxWx3 BGR pictures of any sizes.
+            images: uint8 HxWx3 BGR images, all of one input shape.
 
         Returns:
-            One list for each picture, in the same order, most confident first; boxes are in the
-            picture's own pixels.
+            One list for each image, in the same order, most confident first; boxes are in the
+            image's own pixels. A list after one true batch, or an iterator that infers one image
+            for each step.
         """

@@ -4,14 +4,17 @@ from pathlib import Path
 
 from service.domain import ModelInfo
 from service.errors import ModelError, YoloBatchError
-from service.inference.canary import Checked, load_checked
+from service.inference.canary import Decode, VerifiedModel, load_verified
 from service.inference.detector import OPENVINO_METADATA, Detector
 from service.settings import Settings
-from service.stages import NO_CLOCK, StageClock
 
 
-def load_model(settings: Settings, clock: StageClock = NO_CLOCK) -> Checked:
+def load_model(settings: Settings, decode: Decode | None = None) -> VerifiedModel:
     """Load the model, and try it on its canary; run it once where it has none.
+
+    Args:
+        settings: name the model and its device.
+        decode: as the service decodes; None: in this process.
 
     Raises:
         ModelError: it cannot be loaded, or does not answer as where it was exported.
@@ -23,14 +26,19 @@ def load_model(settings: Settings, clock: StageClock = NO_CLOCK) -> Checked:
             device=settings.device,
             image_size=settings.image_size,
             min_confidence=settings.min_confidence,
-            lanes=settings.lanes,
-            clock=clock,
+            streams=settings.inference_streams,
+            max_batch_pixels=settings.max_batch_pixels,
         )
 
-    checked = load_checked(settings.model_path, load=load, min_confidence=settings.min_confidence)
-    if checked.canary is None:
-        warm_up(checked.detector)
-    return checked
+    verified = load_verified(
+        settings.model_path,
+        load=load,
+        decode=decode,
+        min_confidence=settings.min_confidence,
+    )
+    if verified.canary is None:
+        warm_up(verified.detector)
+    return verified
 
 
 def load_detector(
@@ -39,10 +47,10 @@ def load_detector(
     device: str = "cpu",
     image_size: int | None = None,
     min_confidence: float = 0.25,
-    lanes: int | None = None,
-    clock: StageClock = NO_CLOCK,
+    streams: int | None = None,
+    max_batch_pixels: int = 20_000_000,
 ) -> Detector:
-    """Load a network by what its path is.
+    """Load a model by what its path is.
 
     An exported `*_openvino_model` directory runs on OpenVINO, without torch; whatever else
     ultralytics loads runs on ultralytics, on a CPU or a GPU.
@@ -50,10 +58,10 @@ def load_detector(
     Args:
         path: the model.
         device: `cpu`, or a GPU as ultralytics names it.
-        image_size: longer side that the network sees, in pixels; None: the model's own.
+        image_size: longer side that the model sees, in pixels; None: the model's own.
         min_confidence: detections below are left out.
-        lanes: pictures inferred at once on a CPU; None: one for each core.
-        clock: counts CPU time by stage, as far as the detector can tell.
+        streams: images that OpenVINO infers at once; None: one a core.
+        max_batch_pixels: pixels of one batch of ultralytics at most.
 
     Raises:
         ModelError: there is no such model, it cannot be loaded, or it is not a detection model.
@@ -69,14 +77,18 @@ def load_detector(
         from service.inference.openvino import OpenVINODetector
 
         detector: Detector = OpenVINODetector(
-            path, image_size=image_size, min_confidence=min_confidence, lanes=lanes, clock=clock
+            path, image_size=image_size, min_confidence=min_confidence, streams=streams
         )
     else:
         # Imported only here: ultralytics brings torch.
         from service.inference.ultralytics import UltralyticsDetector
 
         detector = UltralyticsDetector(
-            path, device=device, image_size=image_size, min_confidence=min_confidence, clock=clock
+            path,
+            device=device,
+            image_size=image_size,
+            min_confidence=min_confidence,
+            max_batch_pixels=max_batch_pixels,
         )
     _check_name(detector.info)
     return detector
@@ -93,17 +105,17 @@ def _check_name(info: ModelInfo) -> None:
 
 
 def warm_up(detector: Detector) -> None:
-    """Run a first inference, so that the first real picture does not pay for it.
+    """Run a first inference, so that the first real image does not pay for it.
 
     Raises:
-        ModelError: the network does not run; some runtimes compile it only now.
+        ModelError: the model does not run; some runtimes compile it only now.
     """
     import numpy as np
 
     size = detector.info.image_size
-    picture = np.full((size * 3 // 4, size, 3), 114, np.uint8)  # 4:3, the most frequent
+    image = np.full((size * 3 // 4, size, 3), 114, np.uint8)  # 4:3, the most frequent
     try:
-        detector.detect([picture])
+        list(detector.detect([image]))
     except YoloBatchError:
         raise
     except Exception as exc:

@@ -3,8 +3,7 @@
 import hashlib
 import math
 import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,11 @@ from openvino.preprocess import ColorFormat, PrePostProcessor
 
 from service.domain import Detection, ModelInfo
 from service.errors import ModelError
-from service.images.letterbox import Letterbox, fit, frame_sizes
+from service.images.letterbox import Letterbox, fit, input_shapes
 from service.images.pixels import Pixels
 from service.inference.detector import OPENVINO_METADATA
 from service.inference.labels import advice_for_export, class_labels, label_of
 from service.machine import cores
-from service.stages import NO_CLOCK, StageClock
 
 _COLUMNS = 6  # of the end-to-end head's output: x1, y1, x2, y2, confidence, class id
 _SIDES = 4  # of a box
@@ -31,11 +29,11 @@ _SIDES = 4  # of a box
 class OpenVINODetector:
     """A YOLO26 network exported with its end-to-end (NMS-free) head and dynamic shapes.
 
-    Each picture is letterboxed into one of a few frames (`images.frame_sizes`), and the network is
-    compiled for a frame when the first picture needs it: static shapes are faster than dynamic
-    ones, and a bounded number of them is compiled. A batch is spread over lanes, a thread with one
-    picture and one core each: on few cores that costs less than one request of many pictures, and
-    pictures of different frames cost each other nothing (docs/performance.md has the figures).
+    Each image is letterboxed to one of a few input shapes (`letterbox.input_shapes`). The network
+    is compiled for a shape when the first image needs it: static shapes are faster than dynamic
+    ones, and a bounded number of them is compiled. Each thread that calls `detect` infers its
+    images one by one on one core: on few cores that costs less than one request of many images
+    (docs/performance.md has the figures).
     """
 
     def __init__(
@@ -44,8 +42,7 @@ class OpenVINODetector:
         *,
         image_size: int | None = None,
         min_confidence: float = 0.25,
-        lanes: int | None = None,
-        clock: StageClock = NO_CLOCK,
+        streams: int | None = None,
     ) -> None:
         """Load the network.
 
@@ -53,8 +50,7 @@ class OpenVINODetector:
             directory: what `yolo-batch export` wrote.
             image_size: longer side that the network sees, in pixels; None: as exported.
             min_confidence: detections below are left out.
-            lanes: pictures inferred at once; None: one for each core.
-            clock: counts the CPU time of `letterbox`, `inference` and `postprocess`.
+            streams: images inferred at once; None: one a core.
 
         Raises:
             ModelError: the directory does not hold such a network.
@@ -64,7 +60,6 @@ class OpenVINODetector:
         if len(files) != 1:
             raise ModelError(f"{directory} must hold one .xml file; it holds {len(files)}")
         self._min_confidence = min_confidence
-        self._clock = clock
         self._info = ModelInfo(
             name=str(metadata.get("source") or files[0].stem),
             sha256=str(metadata.get("sha256") or _sha256(files[0].with_suffix(".bin"))),
@@ -72,7 +67,7 @@ class OpenVINODetector:
             precision=str(metadata.get("precision") or "unknown"),
             runtime=f"openvino {ov.__version__.partition('-')[0]}",
         )
-        count = lanes or cores()
+        self.runners = streams or cores()
         try:
             network = ov.Core().read_model(files[0])
             _check_shapes(network, directory)
@@ -82,15 +77,14 @@ class OpenVINODetector:
                 count=count_classes(network),
                 advice=advice_for_export(directory, metadata.get("precision")),
             )
-            self._networks = _Networks(with_preprocessing(network), lanes=count)
+            self._networks = _Networks(with_preprocessing(network), streams=self.runners)
         except RuntimeError as exc:
             raise ModelError(f"OpenVINO cannot load {files[0]}: {exc}") from exc
-        self._frame_sizes = frame_sizes(
+        self._input_shapes = input_shapes(
             self._info.image_size,
             stride=metadata["stride"],
-            min_frame_pixels=pixels_for_anchors(network.output(0).partial_shape[1]),
+            min_pixels=pixels_for_anchors(network.output(0).partial_shape[1]),
         )
-        self._lanes = ThreadPoolExecutor(count, thread_name_prefix="lane")
 
     @property
     def info(self) -> ModelInfo:
@@ -102,56 +96,51 @@ class OpenVINODetector:
         """Labels of the classes, by their ids."""
         return self._labels
 
-    def batch_key(self, width: int, height: int) -> None:
-        """Any pictures may share a batch; see `Detector.batch_key`."""
-        del width, height
+    def input_shape(self, width: int, height: int) -> tuple[int, int]:
+        """Return the (height, width) that an image is letterboxed to; see `Detector`."""
+        fitted = self._letterbox(width, height)
+        return fitted.input_height, fitted.input_width
 
-    def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
-        """Detect objects; see `Detector.detect`."""
-        return list(self._lanes.map(self._detect_one, images))
-
-    def _detect_one(self, image: Pixels) -> list[Detection]:
-        frame = fit(
-            image.shape[1],
-            image.shape[0],
-            image_size=self._info.image_size,
-            sizes=self._frame_sizes,
-        )
-        with self._clock.measure("inference"):
-            request = self._networks.request(frame.frame_height, frame.frame_width)
-        with self._clock.measure("letterbox"):
+    def detect(self, images: Sequence[Pixels]) -> Iterator[list[Detection]]:
+        """Detect objects, one image for each step; see `Detector.detect`."""
+        for image in images:
+            letterbox = self._letterbox(image.shape[1], image.shape[0])
+            request = self._networks.request(letterbox.input_height, letterbox.input_width)
             # Written where the network reads it: no copy, no memory taken.
-            frame.apply(image, out=request.get_input_tensor().data[0])
-        with self._clock.measure("inference"):
+            letterbox.apply(image, out=request.get_input_tensor().data[0])
             request.infer()
-        with self._clock.measure("postprocess"):
-            return self._detections(request.get_output_tensor().data[0], frame)
+            yield self._detections(request.get_output_tensor().data[0], letterbox)
 
-    def _detections(self, rows: NDArray[np.float32], frame: Letterbox) -> list[Detection]:
+    def _letterbox(self, width: int, height: int) -> Letterbox:
+        return fit(width, height, image_size=self._info.image_size, shapes=self._input_shapes)
+
+    def _detections(self, rows: NDArray[np.float32], letterbox: Letterbox) -> list[Detection]:
         """Read the float32 Rx6 rows of one picture."""
         confident = rows[rows[:, 4] >= self._min_confidence]
         ordered = confident[np.argsort(-confident[:, 4], kind="stable")]
         return [
-            Detection(label_of(self._labels, int(row[5])), int(row[5]), row[4], frame.box(*row[:4]))
+            Detection(
+                label_of(self._labels, int(row[5])), int(row[5]), row[4], letterbox.box(*row[:4])
+            )
             for row in ordered.tolist()
         ]
 
 
 class _Networks:
-    """One network, compiled for each frame on demand; a request for each frame and lane."""
+    """One network, compiled for each input shape on demand; a request for each shape and thread."""
 
-    def __init__(self, network: ov.Model, *, lanes: int) -> None:
+    def __init__(self, network: ov.Model, *, streams: int) -> None:
         self._network = network
         self._options = {
             # float32 even where the CPU offers bfloat16: results must not depend on the machine
             "INFERENCE_PRECISION_HINT": Type.f32,
-            "NUM_STREAMS": lanes,
-            "INFERENCE_NUM_THREADS": lanes,
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": streams,
         }
         self._core = ov.Core()
         self._lock = threading.Lock()
         self._compiled: dict[tuple[int, int], ov.CompiledModel] = {}
-        self._of_lane = threading.local()
+        self._of_thread = threading.local()
         # OpenVINO's binding looks numpy up at its first use, and two threads that do so at once
         # lock each other for ever, one holding the interpreter, the other the lookup's guard.
         _ = ov.Tensor(np.zeros(1, np.uint8)).data
@@ -160,12 +149,12 @@ class _Networks:
         """This thread's own request: uint8 1 x height x width x 3 BGR in, float32 1xRx6 rows out.
 
         Raises:
-            RuntimeError: OpenVINO cannot compile the network for this frame.
+            RuntimeError: OpenVINO cannot compile the network for this shape.
         """
         size = height, width
-        if not hasattr(self._of_lane, "requests"):
-            self._of_lane.requests = {}
-        requests: dict[tuple[int, int], ov.InferRequest] = self._of_lane.requests
+        if not hasattr(self._of_thread, "requests"):
+            self._of_thread.requests = {}
+        requests: dict[tuple[int, int], ov.InferRequest] = self._of_thread.requests
         if size not in requests:
             requests[size] = self._compile(size).create_infer_request()
         return requests[size]
@@ -244,7 +233,7 @@ def count_classes_of_file(path: Path) -> int | None:
 
 
 def pixels_for_anchors(rows: ov.Dimension) -> int:
-    """Pixels of the smallest frame whose anchors fill the head's top-k, which is fixed at export.
+    """Pixels of the smallest input whose anchors fill the head's top-k, which is fixed at export.
 
     YOLO26 has an anchor for each cell of 8, 16 and 32 pixels: 21 for every 32x32.
     """

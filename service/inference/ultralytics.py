@@ -9,7 +9,7 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import chain
@@ -27,7 +27,6 @@ from service.inference.labels import (
     label_of,
     relabelled,
 )
-from service.stages import NO_CLOCK, StageClock
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +58,7 @@ class UltralyticsDetector:
         device: str = "cpu",
         image_size: int | None = None,
         min_confidence: float = 0.25,
-        clock: StageClock = NO_CLOCK,
+        max_batch_pixels: int = 20_000_000,
     ) -> None:
         """Load the network.
 
@@ -68,8 +67,7 @@ class UltralyticsDetector:
             device: `cpu`, or a GPU as ultralytics names it.
             image_size: longer side that the network sees, in pixels; None: as trained or exported.
             min_confidence: detections below are left out.
-            clock: counts the CPU time of `letterbox`, `inference` and `postprocess`, each of the
-                thread that calls: neither torch's other threads nor a GPU.
+            max_batch_pixels: pixels of one batch at most; bounds a GPU's memory.
 
         Raises:
             ModelError: ultralytics is not installed, or cannot load the file on this device, or the
@@ -101,7 +99,8 @@ class UltralyticsDetector:
             advice=advice_for_weights(path) if path.suffix == ".pt" else ADVICE_FOR_OTHERS,
         )
         self._min_confidence = min_confidence
-        self._clock = clock
+        self._max_batch_pixels = max_batch_pixels
+        self.runners = 1
         self._info = ModelInfo(
             name=loaded.name,
             sha256=sha256_of(path),  # of the weights, where an engine made of them runs
@@ -125,28 +124,22 @@ class UltralyticsDetector:
         """Labels of the classes, by their ids."""
         return self._labels
 
-    def batch_key(self, width: int, height: int) -> Hashable:
-        """Return the frame (height, width) of a picture of this size; see `Detector.batch_key`."""
-        frame = self._letterbox(width, height)
-        return frame.frame_height, frame.frame_width
+    def input_shape(self, width: int, height: int) -> tuple[int, int]:
+        """Return the (height, width) that an image is letterboxed to; see `Detector`."""
+        fitted = self._letterbox(width, height)
+        return fitted.input_height, fitted.input_width
 
     def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
         """Detect objects; see `Detector.detect`.
 
-        The device works on one frame's batch while the next one is letterboxed here; only the rows
-        of all of them are waited for.
+        Several batches are needed where the images have several input shapes, or more pixels than
+        one batch may have. The device works on one while the next one is letterboxed here; only
+        the rows of all of them are waited for.
         """
         import torch
 
-        frames = [self._letterbox(image.shape[1], image.shape[0]) for image in images]
-        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for index, frame in enumerate(frames):
-            groups[frame.frame_height, frame.frame_width].append(index)
-        batches = [
-            indices[start : start + self._max_batch]
-            for indices in groups.values()
-            for start in range(0, len(indices), self._max_batch)
-        ]
+        letterboxes = [self._letterbox(image.shape[1], image.shape[0]) for image in images]
+        batches = list(self._batches(letterboxes))
         found: list[list[Detection]] = [[] for _ in images]
         if not batches:
             return found
@@ -154,20 +147,25 @@ class UltralyticsDetector:
         with torch.inference_mode(), torch.cuda.device(self._device if self._on_cuda else -1):
             rows = []
             for indices in batches:
-                with self._clock.measure("letterbox"):
-                    batch = self._host_memory(frames[indices[0]], len(indices))
-                    for slot, index in zip(batch.numpy(), indices, strict=True):
-                        frames[index].apply(images[index], slot)
-                with self._clock.measure("inference"):
-                    rows.append(self.infer(batch))
-            with self._clock.measure("inference"):
-                on_host = torch.cat([each.flatten(0, 1) for each in rows]).cpu()
-        with self._clock.measure("postprocess"):
-            counts = [each.shape[1] for each in rows for _ in range(len(each))]
-            split = torch.split(on_host, counts)
-            for index, picture_rows in zip(chain(*batches), split, strict=True):
-                found[index] = self._detections(picture_rows, frames[index])
+                batch = self._host_memory(letterboxes[indices[0]], len(indices))
+                for slot, index in zip(batch.numpy(), indices, strict=True):
+                    letterboxes[index].apply(images[index], slot)
+                rows.append(self.infer(batch))
+            on_host = torch.cat([each.flatten(0, 1) for each in rows]).cpu()
+        counts = [each.shape[1] for each in rows for _ in range(len(each))]
+        split = torch.split(on_host, counts)
+        for index, image_rows in zip(chain(*batches), split, strict=True):
+            found[index] = self._detections(image_rows, letterboxes[index])
         return found
+
+    def _batches(self, letterboxes: Sequence[Letterbox]) -> Iterator[list[int]]:
+        """Divide images, by their numbers, into batches of one shape that the device can hold."""
+        by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, fitted in enumerate(letterboxes):
+            by_shape[fitted.input_height, fitted.input_width].append(index)
+        for (height, width), indices in by_shape.items():
+            size = min(self._max_batch, max(1, self._max_batch_pixels // (height * width)))
+            yield from (indices[start : start + size] for start in range(0, len(indices), size))
 
     def infer(self, batch: "torch.Tensor") -> "torch.Tensor":
         """Run the network; on a GPU, only queue its work.
@@ -209,7 +207,7 @@ class UltralyticsDetector:
             height,
             image_size=self._info.image_size,
             stride=self.network.stride,
-            min_frame_pixels=0 if self.network.format == "pt" else _MIN_FRAME_PIXELS,
+            min_pixels=0 if self.network.format == "pt" else _MIN_FRAME_PIXELS,
         )
 
     def _host_memory(self, frame: Letterbox, count: int) -> "torch.Tensor":
@@ -220,7 +218,7 @@ class UltralyticsDetector:
         """
         import torch
 
-        shape = (count, frame.frame_height, frame.frame_width, 3)
+        shape = (count, frame.input_height, frame.input_width, 3)
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self._on_cuda)
 
     def _detections(self, rows: "torch.Tensor", frame: Letterbox) -> list[Detection]:
@@ -231,17 +229,17 @@ class UltralyticsDetector:
         ]
 
 
-def _fit(width: int, height: int, frame_height: int, frame_width: int) -> Letterbox:
+def _fit(width: int, height: int, input_height: int, input_width: int) -> Letterbox:
     """Letterbox into the one frame of a fixed-shape export, as ultralytics does it."""
-    scale = min(frame_height / height, frame_width / width)
+    scale = min(input_height / height, input_width / width)
     resized_width, resized_height = max(round(width * scale), 1), max(round(height * scale), 1)
     return Letterbox(
         resized_width,
         resized_height,
-        left=round((frame_width - resized_width) / 2 - 0.1),
-        top=round((frame_height - resized_height) / 2 - 0.1),
-        frame_width=frame_width,
-        frame_height=frame_height,
+        left=round((input_width - resized_width) / 2 - 0.1),
+        top=round((input_height - resized_height) / 2 - 0.1),
+        input_width=input_width,
+        input_height=input_height,
         width=width,
         height=height,
     )

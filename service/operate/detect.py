@@ -1,32 +1,37 @@
 """The same pipeline on local files, without any cloud."""
 
-import threading
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import cv2
 
+from service.deadline import NO_DEADLINE, Deadline
 from service.document import to_document
 from service.domain import (
     Box,
     Detection,
     Download,
-    ErrorCode,
     Event,
     ImageRef,
     ImageResult,
     ObjectMetadata,
-    Rerun,
+    Recorded,
+    Replace,
 )
-from service.errors import BadImageError, TransientError, YoloBatchError
+from service.errors import BadImageError, YoloBatchError
+from service.health import Health
+from service.images.decoders import build_decoders
 from service.images.decode import decode
 from service.inference.detector import Detector
+from service.inference.model import Model
 from service.operate.annotate import annotate
 from service.pipeline import Pipeline, PipelineOptions
+from service.recorder import Recorder
+from service.settings import Settings
 
 _ANY_GENERATION = 1  # local files have none
 
@@ -65,27 +70,50 @@ def annotated_name(file: Path, paths: Sequence[Path]) -> Path:
 def detect_files(
     files: Sequence[Path],
     detector: Detector,
-    options: PipelineOptions,
+    settings: Settings,
     receive: Callable[[dict[str, Any]], None],
 ) -> None:
     """Detect on files; call `receive` with each one's document as soon as it is final.
 
     The documents are those of the service, but their `uri` and `name` are the file's path.
 
+    Args:
+        files: what to detect on, each once.
+        detector: the model.
+        settings: limits; twice a batch of images is in flight.
+        receive: takes the documents, one at a time.
+
     Raises:
-        DetectorError: the network failed on some file.
+        DetectorError: the model failed on some file; the others are done.
         Exception: what `receive` raises; further files are not begun then.
     """
-    ready: Future[Detector] = Future()
-    ready.set_result(detector)
-    pipeline = Pipeline(_LocalFiles(options.max_image_bytes), _Receiver(receive), ready, options)
-    images = tuple(ImageRef("", str(file), _ANY_GENERATION) for file in dict.fromkeys(files))
+    in_flight = 2 * settings.max_batch_size
+    health = Health(hang_timeout_seconds=math.inf)
+    pipeline = Pipeline(
+        _LocalFiles(settings.max_image_bytes),
+        build_decoders(settings),
+        Model(detector, health, max_batch_size=settings.max_batch_size),
+        Recorder(_Receiver(receive)),
+        health,
+        PipelineOptions(max_in_flight=in_flight, max_buffered_bytes=settings.max_buffered_bytes),
+    )
+
+    def detect(file: Path) -> None:
+        pipeline.handle(Event(ImageRef("", str(file), _ANY_GENERATION)), NO_DEADLINE)
+
+    errors: list[Exception] = []
+    threads = ThreadPoolExecutor(in_flight, thread_name_prefix="file")
     try:
-        pipeline.handle(Event(images))
-    except _ReceiverError as exc:
-        raise exc.error from None
+        for done in as_completed([threads.submit(detect, file) for file in dict.fromkeys(files)]):
+            if isinstance(error := done.exception(), _ReceiverError):
+                raise error.error from None
+            if isinstance(error, Exception):
+                errors.append(error)
     finally:
+        threads.shutdown(cancel_futures=True)
         pipeline.close()
+    if errors:
+        raise errors[0]
 
 
 def save_annotated(file: Path, document: Mapping[str, Any], destination: Path) -> None:
@@ -106,20 +134,25 @@ class _LocalFiles:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
 
-    def resolve(self, ref: ImageRef) -> ImageRef:
-        with _reading(ref):
-            size = Path(ref.name).stat().st_size
-        return replace(ref, metadata=ObjectMetadata(size=size))
+    def resolve(self, ref: ImageRef, deadline: Deadline) -> ImageRef:
+        raise NotImplementedError("Local files have their generation.")
 
-    def download(self, ref: ImageRef) -> Download:
-        if (ref.metadata.size or 0) > self._max_bytes:
-            raise BadImageError(
-                ErrorCode.IMAGE_TOO_LARGE,
-                f"The file has more than MAX_IMAGE_BYTES={self._max_bytes} bytes.",
-            )
+    @contextmanager
+    def download(
+        self,
+        ref: ImageRef,
+        deadline: Deadline,
+        buffer: Callable[[int, Deadline], AbstractContextManager[None]],
+    ) -> Iterator[Download]:
+        file = Path(ref.name)
         with _reading(ref):
-            data = Path(ref.name).read_bytes()
-        return Download(data, ObjectMetadata(size=len(data)))
+            size = file.stat().st_size
+        if size > self._max_bytes:
+            raise BadImageError.too_many_bytes("file", self._max_bytes)
+        with buffer(size, deadline):
+            with _reading(ref):
+                data = file.read_bytes()
+            yield Download(data, ObjectMetadata(size=len(data)))
 
 
 @contextmanager
@@ -130,8 +163,8 @@ def _reading(ref: ImageRef) -> Iterator[None]:
         raise MissingFileError(f"{ref.name} cannot be read: {exc.strerror}") from exc
 
 
-class _ReceiverError(TransientError):
-    """Nobody takes the results: the pipeline begins no further file."""
+class _ReceiverError(YoloBatchError):
+    """The receiver failed: no further file is begun."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -143,20 +176,22 @@ class _Receiver:
 
     def __init__(self, receive: Callable[[dict[str, Any]], None]) -> None:
         self._receive = receive
-        self._lock = threading.Lock()  # commits come from several threads
 
-    def is_final(self, document_id: str, rerun: Rerun | None = None) -> bool:
+    def is_final(self, document_id: str, wanted: Replace | None, deadline: Deadline) -> bool:
         return False
 
-    def commit(self, results: Sequence[ImageResult]) -> Sequence[ImageResult]:
-        with self._lock:
-            for result in results:
-                document = to_document(result)
-                document["uri"] = document["name"]
-                for absent in ("bucket", "generation", "event_time"):
-                    del document[absent]
-                try:
-                    self._receive(document)
-                except Exception as exc:
-                    raise _ReceiverError(exc) from exc
-        return results
+    def commit(
+        self, results: Sequence[ImageResult], deadline: Deadline
+    ) -> Sequence[Recorded | Exception]:
+        return [self._hand_on(result) for result in results]
+
+    def _hand_on(self, result: ImageResult) -> Recorded | Exception:
+        document = to_document(result)
+        document["uri"] = document["name"]
+        for absent in ("bucket", "generation", "event_time"):
+            del document[absent]
+        try:
+            self._receive(document)
+        except Exception as exc:  # noqa: BLE001 - the caller raises it
+            return _ReceiverError(exc)
+        return Recorded(result, is_new=True)

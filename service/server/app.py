@@ -5,23 +5,22 @@ Pub/Sub and Eventarc deliver a message again unless the answer is 102, 200, 201,
 
 | situation                                              | status |
 |---|---|
-| every picture final, final before, or not ours         | 204 |
+| the image is final, was final before, or is not ours    | 204 |
 | the request cannot be read                             | 400, and the dead letter in the end |
 | the push's token is missing, not valid, not allowed    | 401 or 403, likewise |
 | the body is over the limit                             | 413, likewise |
-| too many pictures on their way                         | 429 |
-| a part of it away or busy, too late, stopping          | 503 |
+| too many images in flight                              | 429 |
+| a dependency is down or busy, too late, stopping       | 503 |
 | anything else                                          | 500, with the trace in the log |
 """
 
 import logging
-import math
-import time
 from collections.abc import Callable, Mapping
 
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
+from service.deadline import NO_DEADLINE, Deadline
 from service.errors import (
     EnvelopeError,
     ForbiddenError,
@@ -42,9 +41,9 @@ def create_app(
     pipeline: Pipeline,
     *,
     max_request_bytes: int = 4 * 2**20,
-    begin_within_seconds: float = math.inf,
+    start_deadline: Callable[[], Deadline] = lambda: NO_DEADLINE,
     project: str | None = None,
-    model_health: Callable[[], Mapping[str, str]] = dict,
+    model_health: Mapping[str, str] | None = None,
     verify: Callable[[str | None], None] | None = None,
 ) -> Flask:
     """Build the web application around a pipeline.
@@ -52,8 +51,7 @@ def create_app(
     Args:
         pipeline: handles the events.
         max_request_bytes: larger requests are answered 413, unread.
-        begin_within_seconds: a picture that could not begin so long after its message came is
-            given back.
+        start_deadline: called when a request arrives; returns when it must be answered.
         project: the project whose traces the log names.
         model_health: what the health answers add to the status.
         verify: checks the `Authorization` header of every request but those for health.
@@ -75,22 +73,28 @@ def create_app(
 
     @app.post("/")
     def receive() -> Response:
-        begin_by = time.monotonic() + begin_within_seconds
+        deadline = start_deadline()
         body = _body()
         if request.content_length is None and len(body) >= max_request_bytes:
             raise RequestEntityTooLarge  # Flask cuts a chunked body at the limit, silently
-        pipeline.handle(parse_event(dict(request.headers), body), begin_by=begin_by)
+        pipeline.handle(parse_event(dict(request.headers), body), deadline)
         return Response(status=204)
 
     @app.get("/health/live")
     def live() -> Response:
-        status = pipeline.status()
-        return _health(status, 503 if status == "failed" else 200, model_health())
+        fault = pipeline.fault()
+        if fault:
+            return _health(503, status="failed", reason=fault)
+        return _health(200, status="stopping" if pipeline.is_stopping else "ready")
 
     @app.get("/health/ready")
     def ready() -> Response:
-        status = pipeline.status()
-        return _health(status, 200 if status == "ready" else 503, model_health())
+        fault = pipeline.fault()
+        if fault:
+            return _health(503, status="failed", reason=fault)
+        if pipeline.is_stopping:
+            return _health(503, status="stopping")
+        return _health(200, status="ready", **(model_health or {}))
 
     @app.errorhandler(EnvelopeError)
     def unreadable(error: EnvelopeError) -> Response:
@@ -114,7 +118,7 @@ def create_app(
         status = 429 if isinstance(error, QueueFullError) else 503
         logger.log(
             logging.DEBUG if error.is_logged else logging.WARNING,
-            "Gave a message back",
+            "Rejected a message",
             extra={"status": status, "reason": str(error)},
             exc_info=error.__cause__,
         )
@@ -154,8 +158,8 @@ def _body() -> bytes:
         raise EnvelopeError("The request's body cannot be read.") from None
 
 
-def _health(status: str, code: int, model: Mapping[str, str]) -> Response:
-    response = jsonify(status=status, **model)
+def _health(code: int, **fields: str) -> Response:
+    response = jsonify(fields)
     response.status_code = code
     return response
 

@@ -21,7 +21,7 @@ from service.domain import (
     ImageResult,
     ModelInfo,
     ObjectMetadata,
-    Rerun,
+    Replace,
 )
 from service.errors import DocumentKeptError, StoreRefusedError, StoreUnavailableError
 from service.gcp.firestore import ResultStore
@@ -295,13 +295,13 @@ def test_document_answers_queries_for_labels_with_spaces(
 # Reruns
 
 
-def of(result: ImageResult, rerun: Rerun | None) -> ImageResult:
+def of(result: ImageResult, rerun: Replace | None) -> ImageResult:
     return replace(result, ref=replace(result.ref, rerun=rerun))
 
 
-def seen(store: ResultStore, *results: ImageResult, model: str | None = None) -> Rerun:
+def seen(store: ResultStore, *results: ImageResult, model: str | None = None) -> Replace:
     """Leave to replace what stands there now."""
-    return Rerun(store.records([result.ref for result in results]).read_at, model)
+    return Replace(store.records([result.ref for result in results]).read_at, model)
 
 
 def test_records_say_how_each_picture_is_recorded(store: ResultStore) -> None:

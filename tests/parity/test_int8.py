@@ -13,7 +13,7 @@ import pytest
 
 from service.export.accuracy import find_labels
 from service.export.weights import export_openvino, read_metadata
-from service.inference.canary import FALLBACK, load_checked
+from service.inference.canary import FALLBACK, load_verified
 from service.inference.loading import load_detector
 
 pytestmark = [
@@ -61,7 +61,7 @@ def test_int8_loses_at_most_a_point_of_map(int8: Path, capsys: pytest.CaptureFix
 def test_int8_and_its_float_model_pass_their_canaries(int8: Path) -> None:
     for path, precision in ((int8, "int8"), (int8 / FALLBACK, "fp32")):
         assert read_metadata(path)["canary"]["detections_compared"] >= 4
-        checked = load_checked(path, load=load_detector)
+        checked = load_verified(path, load=load_detector)
         assert (checked.fallback, checked.detector.info.precision) == (None, precision)
 
 
@@ -72,8 +72,8 @@ def test_int8_passes_its_canary_without_vnni(int8: Path, tmp_path: Path, instruc
     code = (
         "import sys; from pathlib import Path; "
         "from service.inference.loading import load_detector; "
-        "from service.inference.canary import load_checked; "
-        "print(load_checked(Path(sys.argv[1]), load=load_detector).fallback)"
+        "from service.inference.canary import load_verified; "
+        "print(load_verified(Path(sys.argv[1]), load=load_detector).fallback)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(int8)],

@@ -1,17 +1,15 @@
 """Workers of the service with something amiss; a test names one in GUNICORN_CMD_ARGS."""
 
 import os
-import resource
 import signal
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from service.domain import Detection
-from service.images import decode
-from service.images.pixels import Picture, Pixels
+from service.images.pixels import Pixels
 from service.inference.detector import Detector
 from service.server import wsgi as main
 from service.server.gunicorn_worker import Worker
@@ -68,40 +66,16 @@ class HangingWorker(PoisonedWorker):
         return Endless(detector)
 
 
-class FragileWorker(PoisonedWorker):
-    """Crashes as it decodes one picture; the network of the first process never answers."""
-
-    def load_wsgi(self) -> None:
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        read = decode.read
-
-        def crash(data: bytes, **limits: Any) -> Picture:
-            if data.endswith(FATAL):
-                signal.raise_signal(signal.SIGSEGV)  # to this thread: nothing comes after it
-            return read(data, **limits)
-
-        vars(decode)["read"] = crash  # of this process; the sandbox's is another one
-        super().load_wsgi()
-
-    def poison(self, detector: Detector) -> Detector:
-        return detector if Path(os.environ[HAS_RUN]).exists() else Expectant(detector)
-
-
-FATAL = b"what no decoder survives"  # the file's end
-HAS_RUN = "FRAGILE_HAS_RUN"  # environment variable: a file that says that the network has begun
-
-
 class Deadly:
     """A detector that kills its process."""
 
     def __init__(self, detector: Detector) -> None:
         self.info = detector.info
+        self.runners = detector.runners
+        self.input_shape = detector.input_shape
         self._detector = detector
 
-    def batch_key(self, width: int, height: int) -> Hashable:
-        return self._detector.batch_key(width, height)
-
-    def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
+    def detect(self, images: Sequence[Pixels]) -> Iterable[list[Detection]]:
         if any(image.shape == POISON_SHAPE for image in images):
             self.end()
         return self._detector.detect(images)
@@ -115,12 +89,3 @@ class Endless(Deadly):
 
     def end(self) -> None:
         threading.Event().wait()
-
-
-class Expectant(Deadly):
-    """A detector that is at work when its process dies."""
-
-    def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
-        Path(os.environ[HAS_RUN]).touch()
-        threading.Event().wait()
-        return super().detect(images)

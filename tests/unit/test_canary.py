@@ -27,12 +27,12 @@ from service.inference.canary import (
     FALLBACK,
     NOT_COMPARED,
     PASSED,
-    Checked,
+    VerifiedModel,
     Tolerance,
     _locked,
     cpu_name,
     difference,
-    load_checked,
+    load_verified,
     write_canary,
 )
 from service.inference.detector import Detector
@@ -156,7 +156,7 @@ def test_difference_leaves_out_what_the_service_leaves_out() -> None:
 
 def test_bundled_model_passes_its_canary(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        checked = load_checked(BUNDLED_MODEL, load=load_detector)
+        checked = load_verified(BUNDLED_MODEL, load=load_detector)
     assert (checked.path, checked.fallback, checked.canary) == (BUNDLED_MODEL, None, PASSED)
     [line] = [record for record in caplog.records if "canary" in record.message]
     assert vars(line)["model"] == str(BUNDLED_MODEL)
@@ -168,7 +168,7 @@ def test_canary_says_what_it_tries_where_the_log_shows_it(
     level: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(level):
-        load_checked(BUNDLED_MODEL, load=load_detector)
+        load_verified(BUNDLED_MODEL, load=load_detector)
     assert [r.levelname for r in caplog.records if "Trying" in r.message] == [level]
 
 
@@ -176,9 +176,9 @@ CHECKING = """
 import sys
 from pathlib import Path
 from service.inference.loading import load_detector
-from service.inference.canary import load_checked
+from service.inference.canary import load_verified
 
-print(load_checked(Path(sys.argv[1]), load=load_detector).fallback)
+print(load_verified(Path(sys.argv[1]), load=load_detector).fallback)
 """
 
 
@@ -199,7 +199,7 @@ def test_bundled_model_passes_its_canary_on_other_cpus(instructions: str, marker
 
 def test_canary_passes_at_any_min_confidence() -> None:
     for confidence in (0.001, 0.6, 0.99):
-        load_checked(
+        load_verified(
             BUNDLED_MODEL,
             load=lambda path, least=confidence: load_detector(path, min_confidence=least),
             min_confidence=confidence,
@@ -210,21 +210,21 @@ def test_canary_runs_one_picture_at_a_time(model: Path) -> None:
     shutil.rmtree(model / CANARY)
     write_canary(model, Seeing(thing(0.9)), draw())
     seeing = Seeing(thing(0.9))
-    assert load_checked(model, load=lambda _: seeing).detector is seeing
+    assert load_verified(model, load=lambda _: seeing).detector is seeing
     assert seeing.batches == [1, 1, 1]
 
 
 def test_canary_with_other_answers_refuses_and_says_what(model: Path, markers: Path) -> None:
     expect(model, "circle", "heart")
     with pytest.raises(ModelError, match=r"differs on .+: in street\.jpg the network expected"):
-        load_checked(model, load=load_detector)
+        load_verified(model, load=load_detector)
     assert not list(markers.iterdir())
 
 
 def test_canary_with_other_answers_falls_back_to_float(
     with_float: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    checked = load_checked(with_float, load=load_detector)
+    checked = load_verified(with_float, load=load_detector)
     assert checked.path == with_float / FALLBACK
     assert checked.detector.info.precision == "fp16"
     assert "differs on" in str(checked.fallback)
@@ -235,7 +235,7 @@ def test_canary_with_other_answers_falls_back_to_float(
 def test_fallback_has_to_pass_its_own_canary(with_float: Path) -> None:
     expect(with_float / FALLBACK, "circle", "heart")
     with pytest.raises(ModelError, match=r"The canary of .*float differs"):
-        load_checked(with_float, load=load_detector)
+        load_verified(with_float, load=load_detector)
 
 
 @pytest.mark.parametrize("name", ["shapes.bin", "shapes.xml"])
@@ -249,7 +249,7 @@ def test_damaged_network_is_never_loaded(model: Path, name: str) -> None:
         raise AssertionError(f"loaded {path}")
 
     with pytest.raises(ModelError, match="is damaged"):
-        load_checked(model, load=load)
+        load_verified(model, load=load)
 
 
 def test_network_that_sees_other_colours_is_found_by_its_answers(model: Path) -> None:
@@ -261,20 +261,20 @@ def test_network_that_sees_other_colours_is_found_by_its_answers(model: Path) ->
 
     right = load_detector(model)
     with pytest.raises(ModelError, match="differs on"):
-        load_checked(model, load=lambda _: Swapped())
+        load_verified(model, load=lambda _: Swapped())
 
 
 def test_network_that_raises_falls_back(with_float: Path) -> None:
     def load(path: Path) -> Detector:
         return load_detector(path) if path.name == FALLBACK else Raising()
 
-    assert "street.jpg: no kernel" in str(load_checked(with_float, load=load).fallback)
+    assert "street.jpg: no kernel" in str(load_verified(with_float, load=load).fallback)
 
 
 def test_network_that_cannot_be_loaded_falls_back(with_float: Path) -> None:
     (with_float / "shapes.xml").write_text("<net", encoding="utf-8")
     shutil.rmtree(with_float / CANARY)
-    assert "OpenVINO cannot load" in str(load_checked(with_float, load=load_detector).fallback)
+    assert "OpenVINO cannot load" in str(load_verified(with_float, load=load_detector).fallback)
 
 
 def test_network_that_fails_in_an_unforeseen_way_falls_back(
@@ -285,7 +285,7 @@ def test_network_that_fails_in_an_unforeseen_way_falls_back(
             raise ZeroDivisionError("imgsz")
         return load_detector(path)
 
-    checked = load_checked(with_float, load=load)
+    checked = load_verified(with_float, load=load)
     assert "cannot be loaded and tried: ZeroDivisionError('imgsz')" in str(checked.fallback)
     assert checked.canary == PASSED
     assert any(record.exc_info for record in caplog.records)
@@ -295,14 +295,14 @@ def test_model_without_a_canary_loads_with_a_warning(
     model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.rmtree(model / CANARY)
-    checked = load_checked(model, load=load_detector)
+    checked = load_verified(model, load=load_detector)
     assert (checked.fallback, checked.canary) == (None, None)
     assert "carries no canary" in caplog.text
 
 
 def test_weights_are_loaded_as_they_are(tmp_path: Path) -> None:
     seeing = Seeing()
-    assert load_checked(tmp_path / "yolo26n.pt", load=lambda _: seeing).detector is seeing
+    assert load_verified(tmp_path / "yolo26n.pt", load=lambda _: seeing).detector is seeing
     assert seeing.batches == []
 
 
@@ -310,7 +310,7 @@ def test_canary_of_another_image_size_runs_but_is_not_compared(
     model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     seeing = Seeing(image_size=640)
-    assert load_checked(model, load=lambda _: seeing).canary == NOT_COMPARED
+    assert load_verified(model, load=lambda _: seeing).canary == NOT_COMPARED
     assert len(seeing.batches) == 3
     assert "was not compared" in caplog.text
 
@@ -329,7 +329,7 @@ def test_canary_of_another_image_size_runs_but_is_not_compared(
 def test_broken_expectations_are_a_model_error(model: Path, text: str) -> None:
     (model / CANARY / "expected.json").write_text(text, encoding="utf-8")
     with pytest.raises(ModelError, match="is not what `yolo-batch export` writes"):
-        load_checked(model, load=load_detector)
+        load_verified(model, load=load_detector)
 
 
 # --- a crash ----------------------------------------------------------------------------------
@@ -338,7 +338,7 @@ ABORTING = """
 import logging, os, sys
 from pathlib import Path
 from service.inference.loading import load_detector
-from service.inference.canary import load_checked
+from service.inference.canary import load_verified
 
 class Aborting:
     def __init__(self, path):
@@ -348,7 +348,7 @@ class Aborting:
         os.abort()
 
 logging.basicConfig(level="INFO", format="%(message)s %(cpu)s %(model)s")
-load_checked(Path(sys.argv[1]), load=Aborting)
+load_verified(Path(sys.argv[1]), load=Aborting)
 """
 
 
@@ -381,7 +381,7 @@ def test_next_process_after_a_crash_falls_back(model: Path, markers: Path) -> No
     shutil.rmtree(other / CANARY)
     write_canary(other, load_detector(other, min_confidence=0.05), draw())
     other.rename(model / FALLBACK)
-    checked = load_checked(model, load=load_detector)
+    checked = load_verified(model, load=load_detector)
     assert checked.path.name == FALLBACK
     assert f"the process died while it ran, on {cpu_name()}" in str(checked.fallback)
     assert str(model) in str(checked.fallback)
@@ -391,7 +391,7 @@ def test_next_process_after_a_death_tries_again_without_float(
     model: Path, markers: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     crash(model, markers)
-    assert load_checked(model, load=load_detector).canary == PASSED
+    assert load_verified(model, load=load_detector).canary == PASSED
     [line] = [record for record in logged_by(caplog, "service") if record.levelname == "ERROR"]
     assert f"died while it ran, on {cpu_name()}" in vars(line)["reason"]
     assert not list(markers.iterdir())
@@ -403,9 +403,9 @@ def test_process_after_two_deaths_in_a_row_refuses_and_the_one_after_it_tries_ag
     for _ in range(2):
         crash(model, markers)
     with pytest.raises(ModelError, match=r"died while it ran, on .*, 2 times in a row"):
-        load_checked(model, load=load_detector)
+        load_verified(model, load=load_detector)
     assert not list(markers.iterdir())
-    assert load_checked(model, load=load_detector).canary == PASSED
+    assert load_verified(model, load=load_detector).canary == PASSED
 
 
 def test_marker_that_is_half_written_is_of_one_death(
@@ -414,7 +414,7 @@ def test_marker_that_is_half_written_is_of_one_death(
     crash(model, markers)
     [marker] = markers.iterdir()
     marker.write_text('{"model": "/srv', encoding="utf-8")
-    assert load_checked(model, load=load_detector).canary == PASSED
+    assert load_verified(model, load=load_detector).canary == PASSED
     assert "on an unknown CPU" in str([vars(record).get("reason") for record in caplog.records])
 
 
@@ -429,7 +429,7 @@ def test_marker_is_emptied_for_whoever_has_opened_it_already(model: Path, marker
 
     opened: list[int] = []
     right = load_detector(model)
-    load_checked(model, load=lambda _: Opening(image_size=right.info.image_size))
+    load_verified(model, load=lambda _: Opening(image_size=right.info.image_size))
     assert os.pread(opened[0], 4096, 0) == b""
     os.close(opened[0])
 
@@ -460,7 +460,7 @@ def test_canary_that_another_process_runs_right_now_is_no_crash(model: Path, mar
     [marker] = markers.iterdir()
     with marker.open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert load_checked(model, load=load_detector).fallback is None
+        assert load_verified(model, load=load_detector).fallback is None
     assert marker.exists()
 
 
@@ -468,7 +468,7 @@ def test_marker_that_cannot_be_written_is_said(
     markers: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(markers / "absent"))
-    assert load_checked(BUNDLED_MODEL, load=load_detector).fallback is None
+    assert load_verified(BUNDLED_MODEL, load=load_detector).fallback is None
     assert "would go unseen" in caplog.text
 
 
@@ -545,7 +545,7 @@ def test_warm_up_of_a_network_that_does_not_run_is_a_model_error() -> None:
 
 def test_health_says_that_the_canary_was_not_compared(model: Path) -> None:
     settings = Settings(model_path=model, image_size=640)
-    checked: Future[Checked] = Future()
+    checked: Future[VerifiedModel] = Future()
     checked.set_result(load_model(settings))
     assert _health(checked, settings)["canary"] == "not compared"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import ModelError
-from service.inference.canary import Checked
+from service.inference.canary import VerifiedModel
 from service.inference.loading import load_detector, warm_up
 from service.server.wsgi import _detector_of, _health, build_app
 from service.settings import Settings
@@ -57,8 +57,8 @@ def test_warm_up_runs_one_picture_of_the_models_size() -> None:
     assert detector.shapes == [(480, 640, 3)]
 
 
-def settled(value: Checked | Exception) -> "Future[Checked]":
-    future: Future[Checked] = Future()
+def settled(value: VerifiedModel | Exception) -> "Future[VerifiedModel]":
+    future: Future[VerifiedModel] = Future()
     if isinstance(value, Exception):
         future.set_exception(value)
     else:
@@ -70,12 +70,12 @@ SETTINGS = Settings(model_path=Path("/srv/secret/shapes_openvino_model"))
 
 
 def test_health_names_model_and_precision() -> None:
-    checked = Checked(FakeDetector(), SETTINGS.model_path)
+    checked = VerifiedModel(FakeDetector(), SETTINGS.model_path)
     assert _health(settled(checked), SETTINGS) == {"model": "fake.pt", "precision": "fp32"}
 
 
 def test_health_of_a_fallback_says_why_and_names_no_directory() -> None:
-    checked = Checked(FakeDetector(), SETTINGS.model_path, f"The canary of {SETTINGS.model_path} x")
+    checked = VerifiedModel(FakeDetector(), SETTINGS.model_path, f"The canary of {SETTINGS.model_path} x")
     health = _health(settled(checked), SETTINGS)
     assert health["fallback"] == "The canary of shapes_openvino_model x"
 
@@ -93,6 +93,6 @@ def test_health_while_loading_says_nothing_of_the_model() -> None:
 
 def test_detector_comes_out_of_the_checked_model_or_its_error() -> None:
     detector = FakeDetector()
-    assert _detector_of(settled(Checked(detector, Path("model")))).result(0) is detector
+    assert _detector_of(settled(VerifiedModel(detector, Path("model")))).result(0) is detector
     with pytest.raises(ModelError, match="broken"):
         _detector_of(settled(ModelError("broken"))).result(0)

@@ -18,7 +18,7 @@ from service.errors import BadImageError
 from service.images.decode import decode
 from service.images.letterbox import Letterbox, fit, frame_sizes, shrink
 from service.images.pixels import Pixels
-from service.images.read import read
+from service.images.decode import decode
 from service.inference.loading import load_detector
 from service.inference.openvino import OpenVINODetector
 from service.settings import BUNDLED_MODEL

@@ -1,58 +1,47 @@
-"""The promise: `handle` returns when every picture is final, and raises when some may not be."""
+"""`handle` returns when the image has its final record, and raises while it may not have one."""
 
+import logging
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import pytest
 
-from service.domain import (
-    ErrorCode,
-    Event,
-    Failure,
-    ImageRef,
-    ImageResult,
-    ObjectMetadata,
-    Outcome,
-    Rerun,
-)
+from service.deadline import NO_DEADLINE, Deadline
+from service.domain import ErrorCode, Event, Failure, ImageRef, ImageResult, Outcome, Replace
 from service.errors import (
     BadImageError,
     DetectorError,
     DocumentKeptError,
-    ModelError,
-    ModelNotReadyError,
+    OtherModelError,
     QueueFullError,
     ShuttingDownError,
     StorageUnavailableError,
     StoreUnavailableError,
     TooLateError,
-    TransientError,
 )
-from service.inference.detector import Detector
-from service.pipeline import Pipeline, PipelineOptions, _Delivery
-from service.server import logs
-from service.suspects import Suspects
-from service.watchdog import Watchdog
+from service.health import Health
+from service.inference.model import Model
+from service.pipeline import Pipeline, PipelineOptions
+from service.recorder import Recorder
 from tests.fakes import (
     BUCKET,
     PATIENCE_SECONDS,
     Color,
+    DecodersHere,
     FakeDetector,
     FakeStorage,
     FakeStore,
     color_of,
     in_thread,
     label_of,
-    loaded,
     picture,
     wait_until,
 )
+from tests.loglines import logged_by
 
 EVENT_TIME = datetime(2026, 9, 24, 11, 12, 11, tzinfo=UTC)
 POISON: Color = (1, 2, 3)
@@ -63,22 +52,26 @@ class World:
 
     def __init__(self) -> None:
         self.storage = FakeStorage()
-        self.store = FakeStore()
+        self.decoders = DecodersHere()
         self.detector = FakeDetector()
+        self.store = FakeStore()
+        self.health = Health(hang_timeout_seconds=300)
         self.pipelines: list[Pipeline] = []
 
-    def pipeline(self, *, detector: "Future[Detector] | None" = None, **options: Any) -> Pipeline:
+    def pipeline(self, *, max_batch_size: int = 8, **options: Any) -> Pipeline:
         pipeline = Pipeline(
             self.storage,
-            self.store,
-            detector or loaded(self.detector),
-            PipelineOptions(**{"max_batch_delay_seconds": 60.0} | options),
+            self.decoders,
+            Model(self.detector, self.health, max_batch_size=max_batch_size),
+            Recorder(self.store),
+            self.health,
+            PipelineOptions(**options),
         )
         self.pipelines.append(pipeline)
         return pipeline
 
     def put(self, count: int) -> tuple[ImageRef, ...]:
-        """Pictures `0`, `1`, ..., each of a colour of its own."""
+        """Images `0`, `1`, ..., each of a colour of its own."""
         return tuple(self.storage.put(str(i), picture(color_of(i))) for i in range(count))
 
     def labels(self) -> dict[str, list[str]]:
@@ -89,30 +82,34 @@ class World:
 def world() -> Iterator[World]:
     world = World()
     yield world
-    for gate in (world.storage.gate, world.detector.gate, world.store.gate):
+    for gate in (world.storage.gate, world.decoders.gate, world.detector.gate, world.store.gate):
         gate.open()
     for pipeline in world.pipelines:
         pipeline.close(timeout_seconds=PATIENCE_SECONDS)
 
 
-def handle(pipeline: Pipeline, *refs: ImageRef) -> list[Outcome]:
-    return pipeline.handle(Event(refs, EVENT_TIME))
+def handle(
+    pipeline: Pipeline, ref: ImageRef, deadline: Deadline = NO_DEADLINE, **event: Any
+) -> Outcome:
+    return pipeline.handle(Event(ref, EVENT_TIME, **event), deadline)
 
 
-def handling(pipeline: Pipeline, *refs: ImageRef) -> "Future[list[Outcome]]":
-    return in_thread(lambda: handle(pipeline, *refs))
+def handling(
+    pipeline: Pipeline, ref: ImageRef, deadline: Deadline = NO_DEADLINE, **event: Any
+) -> "Future[Outcome]":
+    return in_thread(lambda: handle(pipeline, ref, deadline, **event))
 
 
-def result(future: "Future[list[Outcome]]") -> list[Outcome]:
+def result(future: "Future[Outcome]") -> Outcome:
     return future.result(timeout=PATIENCE_SECONDS)
 
 
-# One picture
+# One image
 
 
-def test_handle_of_a_picture_commits_its_detections(world: World) -> None:
+def test_an_image_is_recorded_with_its_detections(world: World) -> None:
     ref = world.storage.put("dir/cat.bmp", picture((10, 20, 30), width=32, height=24))
-    assert handle(world.pipeline(), ref) == [Outcome.DONE]
+    assert handle(world.pipeline(), ref) is Outcome.DONE
     document = world.store.documents[ref.document_id]
     assert document["status"] == "done"
     assert document["image"] == {"width": 32, "height": 24, "format": "BMP"}
@@ -120,856 +117,388 @@ def test_handle_of_a_picture_commits_its_detections(world: World) -> None:
     assert document["labels"] == ["10-20-30"]
     assert document["detections"][0]["box"] == {"x1": 8.0, "y1": 6.0, "x2": 24.0, "y2": 18.0}
     assert (document["batch_size"], document["event_time"]) == (1, EVENT_TIME)
-
-
-def test_handle_records_what_the_storage_says_of_the_picture(world: World) -> None:
-    ref = world.storage.put("cat.bmp", picture())
-    handle(world.pipeline(), ref)
-    document = world.store.document("cat.bmp")
     assert (document["size"], document["content_type"]) == (len(picture()), "image/bmp")
 
 
-def test_handle_of_a_large_picture_gives_boxes_of_the_full_one(world: World) -> None:
-    ref = world.storage.put("large.bmp", picture(width=1280, height=960))
+def test_boxes_of_a_large_image_are_in_its_own_pixels(world: World) -> None:
+    ref = world.storage.put("big.bmp", picture(width=1920, height=960))
     handle(world.pipeline(), ref)
-    assert world.detector.shapes == [(480, 640, 3)]
-    document = world.store.document("large.bmp")
-    assert document["image"] == {"width": 1280, "height": 960, "format": "BMP"}
-    box = document["detections"][0]["box"]
-    assert box == {"x1": 320.0, "y1": 240.0, "x2": 960.0, "y2": 720.0}
+    assert world.detector.shapes == [(320, 640, 3)]
+    document = world.store.document("big.bmp")
+    assert document["image"] == {"width": 1920, "height": 960, "format": "BMP"}
+    box = {"x1": 480.0, "y1": 240.0, "x2": 1440.0, "y2": 720.0}
+    assert document["detections"][0]["box"] == pytest.approx(box)
 
 
 @pytest.mark.parametrize(
     ("data", "code"),
     [
-        (b"", "empty_object"),
-        (b"just a note", "unsupported_media"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(20), "corrupt_image"),
-        (picture(width=200, height=100), "image_too_large"),
+        (b"", ErrorCode.EMPTY_OBJECT),
+        (b"no image", ErrorCode.UNSUPPORTED_MEDIA),
+        (picture()[:-100], ErrorCode.CORRUPT_IMAGE),
     ],
-    ids=["empty", "text", "corrupt", "large"],
+    ids=["empty", "text", "cut"],
 )
-def test_handle_of_what_is_no_picture_commits_a_failure(
-    world: World, data: bytes, code: str
+def test_a_file_that_is_no_image_is_recorded_as_failed(
+    world: World, data: bytes, code: ErrorCode
 ) -> None:
     ref = world.storage.put("bad", data)
-    assert handle(world.pipeline(max_image_pixels=10_000), ref) == [Outcome.FAILED]
+    assert handle(world.pipeline(), ref) is Outcome.FAILED
     document = world.store.documents[ref.document_id]
     assert (document["status"], document["error"]["code"]) == ("failed", code)
-    assert document["event_time"] == EVENT_TIME
+    assert document["size"] == len(data)
     assert world.detector.batch_sizes == []
 
 
-def test_handle_of_an_object_over_the_bytes_allowed_commits_a_failure(world: World) -> None:
-    ref = world.storage.put("huge", b"")
-    world.storage.errors["huge"] = BadImageError(ErrorCode.IMAGE_TOO_LARGE, "Too many bytes.")
-    assert handle(world.pipeline(), ref) == [Outcome.FAILED]
-    error = {"code": "image_too_large", "message": "Too many bytes."}
-    assert world.store.documents[ref.document_id]["error"] == error
+def test_an_object_that_cannot_be_read_is_recorded_as_failed(world: World) -> None:
+    ref = world.storage.put("secret", picture())
+    world.storage.errors["secret"] = BadImageError(ErrorCode.UNREADABLE_OBJECT, "Refused.")
+    assert handle(world.pipeline(), ref) is Outcome.FAILED
+    assert world.store.document("secret")["error"]["message"] == "Refused."
 
 
-def test_handle_of_an_object_that_only_its_event_calls_too_large_detects_it(world: World) -> None:
-    """Else whoever can forge an event could have any picture recorded as failed, for good."""
-    [ref] = world.put(1)
-    forged = replace(ref, metadata=ObjectMetadata(size=2**40))
-    assert handle(world.pipeline(), forged) == [Outcome.DONE]
-    assert [one.metadata.size for one in world.storage.downloads] == [len(picture())]
+def test_an_object_without_a_generation_is_its_live_one(world: World) -> None:
+    world.storage.put("cat", picture((1, 1, 1)), generation=3)
+    live = world.storage.put("cat", picture((2, 2, 2)), generation=5)
+    assert handle(world.pipeline(), ImageRef(BUCKET, "cat"), is_job=True) is Outcome.DONE
+    assert world.store.documents[live.document_id]["labels"] == ["2-2-2"]
 
 
-def test_handle_holds_no_more_bytes_of_files_than_allowed(world: World) -> None:
-    """Further files are downloaded when those before are decoded."""
-    model: Future[Detector] = Future()
-    pipeline = world.pipeline(detector=model, max_held_bytes=100, max_queue=8)
-    sizes = [40, 60, None, 30]  # what the message does not tell is asked for
-    refs = [
-        replace(ref, metadata=ObjectMetadata(size=size))
-        for ref, size in zip(world.put(4), sizes, strict=True)
-    ]
-    first = [handling(pipeline, ref) for ref in refs[:2]]
-    world.storage.gate.wait_for_arrivals(2)
-    rest = [handling(pipeline, ref) for ref in refs[2:]]
-    wait_until(lambda: waiting_to_hold(pipeline) == 2, "the rest does not come, or does not wait")
-    assert len(world.storage.downloads) == 2  # both are held while the model loads
-    assert {ref.name for ref in world.storage.resolved} <= {refs[2].name}
-    model.set_result(world.detector)
-    assert [result(one) for one in first + rest] == [[Outcome.DONE]] * 4
-    assert len(world.storage.downloads) == 4
+def test_an_object_whose_generation_is_refused_is_recorded(world: World) -> None:
+    world.storage.unresolvable["cat"] = BadImageError(ErrorCode.UNREADABLE_OBJECT, "Refused.")
+    assert handle(world.pipeline(), ImageRef(BUCKET, "cat"), is_job=True) is Outcome.FAILED
+    assert world.store.document("cat")["generation"] == 0
 
 
-def waiting_to_hold(pipeline: Pipeline) -> int:
-    """How many pictures wait until they may hold their bytes."""
-    budget = pipeline._held_bytes
-    with budget._changed:
-        return len(budget._waiting)
-
-
-def test_handle_of_no_picture_does_not_wait_for_the_model(world: World) -> None:
-    ref = world.storage.put("note.txt", b"just a note")
-    assert handle(world.pipeline(detector=Future()), ref) == [Outcome.FAILED]
-
-
-@pytest.mark.parametrize("data", [picture(), b"just a note"], ids=["done", "failed"])
-def test_handle_of_a_final_picture_neither_downloads_nor_detects(world: World, data: bytes) -> None:
-    ref = world.storage.put("again", data)
+def test_a_new_generation_is_detected_again(world: World) -> None:
     pipeline = world.pipeline()
-    handle(pipeline, ref)
-    world.storage.downloads.clear()
-    world.detector.batch_sizes.clear()
-    assert handle(pipeline, ref) == [Outcome.ALREADY_FINAL]
-    assert (world.storage.downloads, world.detector.batch_sizes) == ([], [])
-    assert world.store.commits == [["again"]]
+    for generation in (1, 2):
+        ref = world.storage.put("cat", picture(color_of(generation)), generation=generation)
+        assert handle(pipeline, ref) is Outcome.DONE
+    assert len(world.store.documents) == 2
 
 
-def test_handle_of_a_new_generation_detects_again(world: World) -> None:
-    pipeline = world.pipeline()
-    old = world.storage.put("cat", picture((1, 1, 1)), generation=1)
-    assert handle(pipeline, old) == [Outcome.DONE]
-    new = world.storage.put("cat", picture((9, 9, 9)), generation=2)
-    assert handle(pipeline, new) == [Outcome.DONE]
-    assert world.store.documents[old.document_id]["labels"] == ["1-1-1"]
-    assert world.store.documents[new.document_id]["labels"] == ["9-9-9"]
+# What needs no record
 
 
-def test_handle_of_a_gone_generation_commits_nothing(world: World) -> None:
-    world.storage.put("cat", picture(), generation=2)
-    pipeline = world.pipeline()
-    assert handle(pipeline, ImageRef(BUCKET, "cat", 1)) == [Outcome.GONE]
-    assert handle(pipeline, ImageRef(BUCKET, "never")) == [Outcome.GONE]
-    assert world.store.commits == []
-
-
-def test_gone_image_is_logged_with_how_to_look(
+def test_a_gone_image_is_acknowledged_and_logged_with_how_to_look(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    handle(world.pipeline(), ImageRef(BUCKET, "it's a typo.jpg"))
-    [line] = [one for one in caplog.records if "is gone" in one.getMessage()]
-    look = """gcloud storage ls --all-versions 'gs://uploads/it'"'"'s a typo.jpg'"""
-    assert line.__dict__["look"] == look
+    assert handle(world.pipeline(), ImageRef(BUCKET, "it's gone", 7)) is Outcome.GONE
+    [line] = [one for one in logged_by(caplog, "service.pipeline") if one.levelname == "WARNING"]
+    assert vars(line)["look"] == """gcloud storage ls --all-versions 'gs://uploads/it'"'"'s gone'"""
+    assert world.store.documents == {}
 
 
-UNREADABLE = BadImageError(ErrorCode.UNREADABLE_OBJECT, "It needs a key.")
+@pytest.mark.parametrize("name", ["folder/", "gcloud/tmp/parallel_composite_uploads/x"])
+def test_what_no_user_uploaded_is_ignored(world: World, name: str) -> None:
+    assert handle(world.pipeline(), ImageRef(BUCKET, name, 1)) is Outcome.IGNORED
+    assert world.storage.downloads == []
 
 
-def test_object_that_cannot_be_read_is_recorded_as_failed(world: World) -> None:
+def test_an_ignored_request_does_nothing(world: World) -> None:
+    outcome = world.pipeline().handle(Event(ignored="a deletion"), NO_DEADLINE)
+    assert outcome is Outcome.IGNORED
+
+
+def test_an_image_of_another_bucket_is_refused(world: World) -> None:
+    pipeline = world.pipeline(allowed_buckets=("mine",))
+    assert handle(pipeline, world.storage.put("cat", picture())) is Outcome.REFUSED
+    assert world.storage.downloads == [] and world.store.lookups == []
+
+
+# Delivered again
+
+
+@pytest.mark.parametrize("event", [{}, {"delivery_attempt": 2}, {"is_job": True}], ids=str)
+def test_a_recorded_image_is_neither_downloaded_nor_detected(
+    world: World, event: dict[str, Any]
+) -> None:
+    pipeline, ref = world.pipeline(), world.storage.put("cat", picture())
+    handle(pipeline, ref)
+    assert handle(pipeline, ref, **event) is Outcome.ALREADY_RECORDED
+    assert len(world.storage.downloads) == 1
+
+
+def test_the_first_delivery_of_an_upload_asks_for_no_document(world: World) -> None:
     ref = world.storage.put("cat", picture())
-    world.storage.errors["cat"] = UNREADABLE
-    pipeline = world.pipeline()
-    assert handle(pipeline, ref) == [Outcome.FAILED]
-    error = world.store.document("cat")["error"]
-    assert error == {"code": "unreadable_object", "message": "It needs a key."}
-    assert handle(pipeline, ref) == [Outcome.ALREADY_FINAL]
+    assert handle(world.pipeline(), ref, delivery_attempt=1) is Outcome.DONE
+    assert world.store.lookups == []
 
 
-def test_object_with_refused_metadata_is_recorded_as_failed(world: World) -> None:
+def test_the_first_delivery_of_a_job_asks_for_its_document(world: World) -> None:
     ref = world.storage.put("cat", picture())
-    world.storage.unresolvable["cat"] = UNREADABLE
-    assert handle(world.pipeline(), ref) == [Outcome.FAILED]
-    assert world.store.document("cat")["generation"] == ref.generation
+    handle(world.pipeline(), ref, delivery_attempt=1, is_job=True)
+    assert world.store.lookups == [ref.document_id]
 
 
-def test_refused_object_of_unknown_generation_is_recorded(world: World) -> None:
-    """A job need not name the generation, and Cloud Storage does not either."""
-    world.storage.unresolvable["cat"] = UNREADABLE
-    job = ImageRef(BUCKET, "cat")
-    pipeline = world.pipeline()
-    assert handle(pipeline, job) == [Outcome.FAILED]
-    assert world.store.document("cat")["generation"] == 0
-    assert handle(pipeline, job) == [Outcome.ALREADY_FINAL]
-    del world.storage.unresolvable["cat"]
-    world.storage.put("cat", picture())
-    assert handle(pipeline, job) == [Outcome.DONE]
+def test_two_deliveries_at_once_make_one_document(world: World) -> None:
+    pipeline, ref = world.pipeline(), world.storage.put("cat", picture())
+    world.decoders.gate.close()
+    both = [handling(pipeline, ref) for _ in range(2)]
+    world.decoders.gate.wait_for_arrivals(2)
+    world.decoders.gate.open()
+    assert sorted(map(result, both)) == [Outcome.DONE, Outcome.SUPERSEDED]
+    assert len(world.store.documents) == 1
 
 
-def test_result_that_cannot_be_stored_fails_its_image_alone(world: World) -> None:
-    refs = world.put(4)
-    failure = Failure(ErrorCode.UNSTORABLE_RESULT, "It is too large.")
-    world.store.outcomes = {"1": ImageResult(refs[1], failure=failure)}
-    outcomes = handle(world.pipeline(max_batch_size=4), *refs)
-    assert outcomes == [Outcome.DONE, Outcome.FAILED, Outcome.DONE, Outcome.DONE]
-    assert world.store.document("1")["error"]["code"] == "unstorable_result"
+# Many at once
 
 
-def test_image_that_is_not_recorded_fails_alone(world: World) -> None:
-    refs = world.put(4)
-    world.storage.objects[BUCKET, "3", 1] = b"no image"
-    world.store.outcomes = {name: StoreUnavailableError("away") for name in "13"}
-    pipeline = world.pipeline(max_batch_size=4, max_batch_delay_seconds=0)
-    done = [handling(pipeline, ref) for ref in refs]
-    assert result(done[0]) == result(done[2]) == [Outcome.DONE]
-    for number in (1, 3):
-        with pytest.raises(StoreUnavailableError):
-            result(done[number])
-    assert set(world.labels()) == {"0", "2"}
+def test_images_from_many_threads_are_never_crossed(world: World) -> None:
+    pipeline, refs = world.pipeline(max_in_flight=64), world.put(64)
+    outcomes = [result(future) for future in [handling(pipeline, ref) for ref in refs]]
+    assert outcomes == [Outcome.DONE] * 64
+    assert world.labels() == {str(i): [label_of(color_of(i))] for i in range(64)}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "dir/",
-        "a/gsutil/tmp/parallel_composite_uploads/for_details_see/gsutil_help_cp/x_0",
-        "/gsutil/tmp/parallel_composite_uploads/for_details_see/gsutil_help_cp/x_0",
-        "gcloud/tmp/parallel_composite_uploads/see_gcloud_storage_cp_help_for_details/x_0",
-        "dir/gcloud/tmp/parallel_composite_uploads/see_gcloud_storage_cp_help/x_0",
-    ],
-    ids=["folder", "gsutil", "gsutil-root", "gcloud-root", "gcloud"],
-)
-def test_handle_of_what_no_user_uploaded_is_ignored(world: World, name: str) -> None:
-    ref = world.storage.put(name, picture())
-    assert handle(world.pipeline(), ref) == [Outcome.IGNORED]
-    assert (world.storage.downloads, world.store.lookups, world.store.commits) == ([], [], [])
-
-
-@pytest.mark.parametrize(
-    "name", ["gsutil/tmp/cat.bmp", "my-gsutil/tmp/parallel_composite_uploads/cat.bmp", "dir/a"]
-)
-def test_handle_of_a_name_like_a_part_is_not_ignored(world: World, name: str) -> None:
-    assert handle(world.pipeline(), world.storage.put(name, picture())) == [Outcome.DONE]
-
-
-def test_handle_of_another_bucket_is_refused(world: World) -> None:
-    ref = world.storage.put("cat", picture(), bucket="theirs")
-    unresolved = ImageRef("theirs", "cat")
-    pipeline = world.pipeline(allowed_buckets=("mine", BUCKET))
-    assert handle(pipeline, ref) == [Outcome.REFUSED]
-    assert handle(pipeline, unresolved) == [Outcome.REFUSED]
-    assert (world.storage.downloads, world.storage.resolved) == ([], [])
-    assert (world.store.lookups, world.store.commits) == ([], [])
-    assert handle(pipeline, world.storage.put("cat", picture())) == [Outcome.DONE]
-
-
-def test_handle_without_generation_takes_the_live_one(world: World) -> None:
-    world.storage.put("cat", picture((1, 1, 1)), generation=1)
-    live = world.storage.put("cat", picture((9, 9, 9)), generation=2)
-    pipeline = world.pipeline()
-    assert handle(pipeline, ImageRef(BUCKET, "cat")) == [Outcome.DONE]
-    assert world.store.documents[live.document_id]["generation"] == 2
-    assert world.labels() == {"cat": ["9-9-9"]}
-    assert handle(pipeline, ImageRef(BUCKET, "cat")) == [Outcome.ALREADY_FINAL]
-
-
-def test_handle_of_an_ignored_event_does_nothing(world: World) -> None:
-    assert world.pipeline().handle(Event(ignored="a deletion")) == []
-    assert (world.storage.downloads, world.store.lookups) == ([], [])
-
-
-def test_handle_of_an_event_without_pictures_does_nothing(world: World) -> None:
-    assert world.pipeline().handle(Event()) == []
-
-
-# At once
-
-
-class WatchedId(str):
-    """A document id that tells when a flight looks it up."""
-
-    seen: threading.Event
-
-    def __hash__(self) -> int:
-        self.seen.set()
-        return super().__hash__()
-
-
-@dataclass(frozen=True)
-class WatchedRef(ImageRef):
-    """The same picture, by a caller whose arrival in the flight can be waited for."""
-
-    seen: threading.Event = field(default_factory=threading.Event, compare=False)
-
-    @property
-    def document_id(self) -> str:
-        watched = WatchedId(super().document_id)
-        watched.seen = self.seen
-        return watched
-
-
-def test_handle_of_the_same_picture_twice_at_once_detects_once(world: World) -> None:
-    ref = world.storage.put("cat", picture())
-    pipeline = world.pipeline()
+def test_images_that_wait_for_the_model_share_a_batch_and_a_commit(world: World) -> None:
+    pipeline, refs = world.pipeline(), world.put(9)
     world.detector.gate.close()
-    first = handling(pipeline, ref)
+    first = handling(pipeline, refs[0])
     world.detector.gate.wait_for_arrivals()
-    again = WatchedRef(ref.bucket, ref.name, ref.generation)
-    second = handling(pipeline, again)
-    assert again.seen.wait(PATIENCE_SECONDS)
+    others = [handling(pipeline, ref) for ref in refs[1:]]
+    wait_until(lambda: len(world.storage.downloads) == 9, "not all were downloaded")
     world.detector.gate.open()
-    assert (result(first), result(second)) == ([Outcome.DONE], [Outcome.DONE])
-    assert world.detector.batch_sizes == [1]
-    assert (len(world.storage.downloads), world.store.commits) == (1, [["cat"]])
+    assert [result(future) for future in [first, *others]] == [Outcome.DONE] * 9
+    assert sum(world.detector.batch_sizes) == 9
+    assert sum(len(commit) for commit in world.store.commits) == 9
 
 
-def test_handle_of_the_same_picture_twice_in_a_job_detects_once(world: World) -> None:
-    ref = world.storage.put("cat", picture())
-    outcomes = handle(world.pipeline(), ref, ImageRef(BUCKET, "cat"))
-    assert set(outcomes) <= {Outcome.DONE, Outcome.ALREADY_FINAL}
-    assert world.detector.batch_sizes == [1]
-    assert world.store.commits == [["cat"]]
-
-
-def test_handle_of_many_uploads_at_once_batches_and_commits_them_together(world: World) -> None:
-    first, *rest = world.put(5)
-    pipeline = world.pipeline(max_batch_size=4)
+def test_the_model_s_failure_on_one_image_spares_its_batch(world: World) -> None:
+    world.detector.poison = POISON
+    pipeline, refs = world.pipeline(), world.put(4)
+    poison = world.storage.put("poison", picture(POISON))
     world.detector.gate.close()
-    futures = [handling(pipeline, first)]
+    all_of_them = [handling(pipeline, ref) for ref in (*refs, poison)]
     world.detector.gate.wait_for_arrivals()
-    futures += [handling(pipeline, ref) for ref in rest]
-    world.storage.gate.wait_for_arrivals(5)  # all are on the way: the batch waits for them
     world.detector.gate.open()
-    assert [result(future) for future in futures] == [[Outcome.DONE]] * 5
-    assert world.detector.batch_sizes == [1, 4]
-    assert [sorted(names) for names in world.store.commits] == [["0"], ["1", "2", "3", "4"]]
-    assert world.labels() == {str(i): [label_of(color_of(i))] for i in range(5)}
-    assert [one["batch_size"] for one in world.store.documents.values()] == [1, 4, 4, 4, 4]
+    with pytest.raises(DetectorError):
+        result(all_of_them[-1])
+    assert [result(future) for future in all_of_them[:-1]] == [Outcome.DONE] * 4
 
 
-def test_batch_weighs_what_the_network_sees(world: World) -> None:
-    """A picture of 32x24 pixels is one of 640x480 to the network."""
-    first, *rest = world.put(5)
-    pipeline = world.pipeline(max_batch_size=4, max_batch_pixels=2 * 640 * 480)
-    world.detector.gate.close()
-    futures = [handling(pipeline, first)]
-    world.detector.gate.wait_for_arrivals()
-    futures += [handling(pipeline, ref) for ref in rest]
-    world.storage.gate.wait_for_arrivals(5)
-    world.detector.gate.open()
-    assert [result(future) for future in futures] == [[Outcome.DONE]] * 5
-    assert world.detector.batch_sizes[0] == 1
-    assert max(world.detector.batch_sizes) == 2
-
-
-def test_handle_from_many_threads_crosses_nothing(world: World) -> None:
-    refs = world.put(160)
-    pipeline = world.pipeline(max_batch_delay_seconds=0.001, max_queue=16)
-
-    def deliver(mine: tuple[ImageRef, ...]) -> list[list[Outcome]]:
-        return [handle(pipeline, ref) for ref in mine]
-
-    futures = [in_thread(partial(deliver, refs[i::8])) for i in range(8)]
-    for future in futures:
-        assert future.result(timeout=PATIENCE_SECONDS) == [[Outcome.DONE]] * 20
-    assert world.labels() == {str(i): [label_of(color_of(i))] for i in range(160)}
-
-
-def test_handle_beyond_the_queue_raises_before_anything_is_asked(world: World) -> None:
-    one, two = world.put(2)
-    pipeline = world.pipeline(max_batch_size=1, max_queue=1)
-    world.detector.gate.close()
-    first = handling(pipeline, one)
-    world.detector.gate.wait_for_arrivals()
+def test_more_images_than_slots_are_refused_before_anything_is_read(world: World) -> None:
+    pipeline, refs = world.pipeline(max_in_flight=2), world.put(3)
+    world.storage.gate.close()
+    in_flight = [handling(pipeline, ref) for ref in refs[:2]]
+    world.storage.gate.wait_for_arrivals(2)
     with pytest.raises(QueueFullError):
-        handle(pipeline, two)
-    assert world.store.lookups == [one.document_id]
-    assert world.storage.downloads == [one]
-    world.detector.gate.open()
-    assert result(first) == [Outcome.DONE]
-    assert handle(pipeline, two) == [Outcome.DONE]
+        handle(pipeline, refs[2])
+    assert refs[2] not in world.storage.downloads
+    world.storage.gate.open()
+    assert [result(future) for future in in_flight] == [Outcome.DONE] * 2
+    assert handle(pipeline, refs[2]) is Outcome.DONE
 
 
-@pytest.mark.parametrize(
-    "name", ["0", "bad", "gone", "down"], ids=["done", "failed", "gone", "outage"]
-)
-def test_handle_gives_its_place_back_however_it_ends(world: World, name: str) -> None:
-    world.put(1)
-    world.storage.put("bad", b"just a note")
-    world.storage.errors["down"] = StorageUnavailableError("down")
-    pipeline = world.pipeline(max_batch_size=1, max_queue=1)
+def test_jobs_leave_half_of_the_slots_to_uploads(world: World) -> None:
+    pipeline, refs = world.pipeline(max_in_flight=4), world.put(5)
+    world.storage.gate.close()
+    jobs = [handling(pipeline, ref, is_job=True) for ref in refs[:2]]
+    world.storage.gate.wait_for_arrivals(2)
+    with pytest.raises(QueueFullError):
+        handle(pipeline, refs[2], is_job=True)
+    uploads = [handling(pipeline, ref) for ref in refs[3:]]
+    world.storage.gate.wait_for_arrivals(2)
+    world.storage.gate.open()
+    assert [result(future) for future in [*jobs, *uploads]] == [Outcome.DONE] * 4
+
+
+def test_files_in_memory_are_bounded(world: World) -> None:
+    size = len(picture())
+    pipeline, refs = world.pipeline(max_buffered_bytes=2 * size), world.put(6)
+    world.decoders.gate.close()
+    futures = [handling(pipeline, ref) for ref in refs]
+    world.decoders.gate.wait_for_arrivals(2)
+    wait_until(lambda: len(world.storage.downloads) == 6, "not all have begun")
+    assert world.decoders.gate.waiting == 2
+    world.decoders.gate.open()
+    assert [result(future) for future in futures] == [Outcome.DONE] * 6
+
+
+@pytest.mark.parametrize("name", ["good", "bad", "gone", "away"])
+def test_a_slot_is_free_again_however_an_image_ends(world: World, name: str) -> None:
+    pipeline = world.pipeline(max_in_flight=2)
+    good = world.storage.put("good", picture())
+    refs = {
+        "good": good,
+        "bad": world.storage.put("bad", b"no image"),
+        "gone": ImageRef(BUCKET, "gone", 1),
+        "away": world.storage.put("away", picture()),
+    }
+    world.storage.errors["away"] = StorageUnavailableError("Cloud Storage is down.")
     for _ in range(3):
         try:
-            handle(pipeline, ImageRef(BUCKET, name, 1))
+            handle(pipeline, refs[name])
         except StorageUnavailableError:
-            assert name == "down"
-    assert handle(pipeline, world.storage.put("last", picture())) == [Outcome.DONE]
+            assert name == "away"
+    assert handle(pipeline, good) in (Outcome.DONE, Outcome.ALREADY_RECORDED)
 
 
-# Jobs
+# Faults
 
 
-def test_handle_of_a_job_gives_the_outcomes_in_its_order(world: World) -> None:
-    good, final = world.put(2)
-    pipeline = world.pipeline(allowed_buckets=(BUCKET,))
-    handle(pipeline, final)
-    outcomes = handle(
-        pipeline,
-        good,
-        world.storage.put("note", b"just a note"),
-        final,
-        ImageRef(BUCKET, "gone", 7),
-        ImageRef(BUCKET, "folder/", 7),
-        ImageRef("theirs", "cat", 7),
-    )
-    assert [str(outcome) for outcome in outcomes] == [
-        "done",
-        "failed",
-        "already_final",
-        "gone",
-        "ignored",
-        "refused",
-    ]
-
-
-def test_handle_of_a_job_of_1000_finishes_each_once(world: World) -> None:
-    refs = world.put(1000)
-    outcomes = handle(world.pipeline(max_batch_delay_seconds=0.001), *refs)
-    assert outcomes == [Outcome.DONE] * 1000
-    assert sorted(sum(world.store.commits, []), key=int) == [str(i) for i in range(1000)]
-    assert world.labels() == {str(i): [label_of(color_of(i))] for i in range(1000)}
-    assert max(world.detector.batch_sizes) <= 8
-
-
-def test_handle_of_a_job_with_one_bad_picture_detects_the_others(world: World) -> None:
-    refs = world.put(8)
-    world.storage.put("3", b"just a note")
-    outcomes = handle(world.pipeline(), *refs)
-    assert [i for i, outcome in enumerate(outcomes) if outcome is Outcome.FAILED] == [3]
-    assert len(world.store.documents) == 8
-    assert world.store.document("3")["status"] == "failed"
-
-
-def test_handle_of_a_job_all_bad_is_acknowledged(world: World) -> None:
-    refs = [world.storage.put(str(i), b"just a note") for i in range(5)]
-    assert handle(world.pipeline(), *refs) == [Outcome.FAILED] * 5
-    assert world.detector.batch_sizes == []
-
-
-def test_handle_of_a_job_with_a_poison_picture_commits_all_others(world: World) -> None:
-    refs = world.put(8)
-    poison = world.storage.put("3", picture(POISON))
-    world.detector.poison = POISON
-    pipeline = world.pipeline()
-    with pytest.raises(DetectorError, match="failed on 1 pictures"):
-        handle(pipeline, *refs)
-    assert sorted(world.labels()) == ["0", "1", "2", "4", "5", "6", "7"]
-    assert poison.document_id not in world.store.documents
-
-
-def test_handle_of_a_poison_picture_raises_detector_error(world: World) -> None:
-    """As `handle` documents: not whatever the network's library raised."""
-    ref = world.storage.put("poison", picture(POISON))
-    world.detector.poison = POISON
-    with pytest.raises(DetectorError):
-        handle(world.pipeline(), ref)
-
-
-def test_handle_of_a_job_during_an_outage_gives_the_rest_back(world: World) -> None:
-    refs = world.put(50)
-    world.storage.errors["2"] = StorageUnavailableError("down")
-    pipeline = world.pipeline(max_batch_size=1, max_queue=1)  # one after the other
-    with pytest.raises(StorageUnavailableError):
-        handle(pipeline, *refs)
-    assert [ref.name for ref in world.storage.downloads] in (["0", "1", "2"], ["1", "0", "2"])
-    world.storage.errors.clear()
-    outcomes = handle(pipeline, *refs)
-    assert outcomes == [Outcome.ALREADY_FINAL] * 2 + [Outcome.DONE] * 48
-
-
-def test_handle_of_a_job_leaves_room_for_uploads(world: World) -> None:
-    *refs, upload = world.put(41)
-    pipeline = world.pipeline(max_batch_size=2, max_queue=8)  # a job takes 4 of 8 places
-    world.storage.gate.close()
-    job = handling(pipeline, *refs)
-    world.storage.gate.wait_for_arrivals(4)
-    single = handling(pipeline, upload)
-    world.storage.gate.wait_for_arrivals()
-    assert len(world.storage.downloads) == 5
-    world.storage.gate.open()
-    assert result(single) == [Outcome.DONE]
-    assert result(job) == [Outcome.DONE] * 40
-
-
-# Deaths
-
-
-def after_a_death(world: World, *refs: ImageRef) -> Suspects:
-    """What a process leaves that died with these pictures in the network."""
-    suspects = Suspects()
-    suspects.begin([ref.document_id for ref in refs])
-    return suspects
-
-
-def test_handle_after_a_death_runs_the_suspects_alone_and_the_others_together(
-    world: World,
-) -> None:
-    refs = world.put(6)
-    pipeline = world.pipeline(max_batch_size=8)
-    pipeline.learn_from(after_a_death(world, *refs[:3]))
-    world.storage.gate.close()
-    job = handling(pipeline, *refs)
-    world.storage.gate.wait_for_arrivals(6)
-    world.storage.gate.open()
-    assert result(job) == [Outcome.DONE] * 6
-    assert sorted(world.detector.batch_sizes) == [1, 1, 1, 3]
-
-
-def test_handle_of_a_suspect_that_lives_is_a_picture_like_any_other_again(world: World) -> None:
-    [ref] = world.put(1)
-    pipeline = world.pipeline()
-    suspects = after_a_death(world, ref)
-    pipeline.learn_from(suspects)
-    assert handle(pipeline, ref) == [Outcome.DONE]
-    assert not suspects.must_run_alone(ref.document_id)
-
-
-def test_handle_of_a_culprit_runs_it_no_more_and_all_others(world: World) -> None:
-    culprit, *refs = world.put(4)
-    suspects = after_a_death(world, culprit, *refs)
-    suspects.mourn()
-    suspects.begin([culprit.document_id])  # and the process died again
-    pipeline = world.pipeline()
-    pipeline.learn_from(suspects)
-    with pytest.raises(DetectorError):
-        handle(pipeline, culprit)
-    assert world.storage.downloads == []
-    assert handle(pipeline, *refs) == [Outcome.DONE] * 3
-
-
-def test_handle_of_a_culprit_that_is_recorded_by_another_process_is_done(world: World) -> None:
-    [culprit] = world.put(1)
-    assert handle(world.pipeline(), culprit) == [Outcome.DONE]
-    suspects = after_a_death(world, culprit)
-    suspects.mourn()
-    suspects.begin([culprit.document_id])
-    pipeline = world.pipeline()
-    pipeline.learn_from(suspects)
-    assert handle(pipeline, culprit) == [Outcome.ALREADY_FINAL]
-
-
-def test_handle_watches_each_picture_from_the_time_that_the_network_is_loaded(
-    world: World,
-) -> None:
-    stuck = threading.Event()
-    detector: Future[Detector] = Future()
-    pipeline = Pipeline(
-        world.storage, world.store, detector, watchdog=Watchdog(0.05, on_stuck=stuck.set)
-    )
-    [ref] = world.put(1)
-    job = handling(pipeline, ref)
-    assert not stuck.wait(0.2)
-    world.detector.gate.close()
-    detector.set_result(world.detector)
-    assert stuck.wait(PATIENCE_SECONDS)
-    world.detector.gate.open()
-    assert result(job) == [Outcome.DONE]
-    pipeline.close()
-
-
-def test_handle_of_a_picture_on_which_the_network_raises_kills_nobody(world: World) -> None:
-    world.detector.poison = POISON
-    ref = world.storage.put("poison", picture(POISON))
-    suspects = Suspects()
-    pipeline = world.pipeline()
-    pipeline.learn_from(suspects)
-    with pytest.raises(DetectorError):
-        handle(pipeline, ref)
-    suspects.mourn()
-    assert not suspects.must_run_alone(ref.document_id)
-
-
-# Deadlines
-
-
-@pytest.mark.parametrize("count", [1, 3], ids=["upload", "job"])
-def test_handle_when_it_is_too_late_asks_nobody(world: World, count: int) -> None:
-    with pytest.raises(TransientError):
-        world.pipeline().handle(Event(world.put(count)), begin_by=time.monotonic() - 1)
-    assert world.store.lookups == []
-    assert world.storage.downloads == []
-
-
-def test_handle_of_a_picture_that_waits_until_it_is_too_late_gives_it_back(world: World) -> None:
-    [ref] = world.put(1)
-    pipeline = world.pipeline()
-    begin_by = time.monotonic() + 0.3
-    world.storage.gate.close()
-    late = in_thread(lambda: pipeline.handle(Event((ref,)), begin_by=begin_by))
-    while time.monotonic() <= begin_by:
-        time.sleep(0.01)
-    world.storage.gate.open()
-    with pytest.raises(TooLateError):
-        result(late)
-    assert world.detector.batch_sizes == []
-    assert handle(pipeline, ref) == [Outcome.DONE]
-
-
-@pytest.mark.parametrize(("left", "margin"), [(4, 2), (594, 10)], ids=["short", "long"])
-def test_picture_must_be_prepared_some_time_before_it_must_begin(left: int, margin: int) -> None:
-    """Or an overload would decode late pictures alone, and deliver none."""
-    delivery = _Delivery.of(Event(()), time.monotonic() + left, is_job=False)
-    assert delivery.begin_by - delivery.prepare_by == pytest.approx(margin, abs=1)
-
-
-def test_handle_of_a_job_gives_back_what_waits_for_a_place_until_it_is_too_late(
-    world: World,
-) -> None:
-    """The job has half a minute's patience; its message has less."""
-    upload, *refs = world.put(3)
-    pipeline = world.pipeline(max_batch_size=1, max_queue=1)
-    world.detector.gate.close()
-    first = handling(pipeline, upload)
-    world.detector.gate.wait_for_arrivals()
-    begin_by = time.monotonic() + 0.1
-    job = in_thread(lambda: pipeline.handle(Event(tuple(refs)), begin_by=begin_by))
-    with pytest.raises(TransientError):
-        result(job)
-    world.detector.gate.open()
-    assert result(first) == [Outcome.DONE]
-    assert world.detector.batch_sizes == [1]
-
-
-def test_handle_of_a_job_logs_the_trace_of_its_request(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.handler.addFilter(trace := logs.TraceFilter())
-    logs.set_trace(f"{'ab' * 16}/1;o=1", "my-project")
-    try:
-        handle(world.pipeline(), ImageRef(BUCKET, "gone", 1), ImageRef(BUCKET, "gone", 2))
-    finally:
-        logs.set_trace(None, None)
-        caplog.handler.removeFilter(trace)
-    found = [vars(record).get("logging.googleapis.com/trace") for record in caplog.records]
-    assert found == [f"projects/my-project/traces/{'ab' * 16}"] * 2
-
-
-# Trouble
-
-
-def test_handle_when_the_commit_fails_raises_and_a_second_delivery_succeeds(world: World) -> None:
-    [ref] = world.put(1)
-    world.store.errors.append(StoreUnavailableError("down"))
-    pipeline = world.pipeline()
+def test_a_failed_commit_raises_and_a_second_delivery_succeeds(world: World) -> None:
+    pipeline, ref = world.pipeline(), world.storage.put("cat", picture())
+    world.store.errors = [StoreUnavailableError("Firestore is down.")]
     with pytest.raises(StoreUnavailableError):
         handle(pipeline, ref)
     assert world.store.documents == {}
-    assert handle(pipeline, ref) == [Outcome.DONE]
-    assert world.store.commits == [["0"]]
+    assert handle(pipeline, ref) is Outcome.DONE
 
 
-def test_handle_when_the_commit_of_a_failure_fails_raises(world: World) -> None:
-    ref = world.storage.put("note", b"just a note")
-    world.store.errors.append(StoreUnavailableError("down"))
-    pipeline = world.pipeline()
-    with pytest.raises(StoreUnavailableError):
-        handle(pipeline, ref)
-    assert world.store.documents == {}
-    assert handle(pipeline, ref) == [Outcome.FAILED]
-
-
-def test_handle_when_the_commit_of_a_batch_fails_acknowledges_none_of_it(world: World) -> None:
-    refs = world.put(3)
-    world.storage.gate.close()
-    pipeline = world.pipeline()
-    futures = [handling(pipeline, ref) for ref in refs]
-    world.storage.gate.wait_for_arrivals(3)
-    world.store.errors.append(StoreUnavailableError("down"))
-    world.storage.gate.open()
-    for future in futures:
-        assert isinstance(future.exception(PATIENCE_SECONDS), StoreUnavailableError)
-    assert world.detector.batch_sizes == [3]
-    assert [handle(pipeline, ref) for ref in refs] == [[Outcome.DONE]] * 3
-
-
-def test_handle_answers_only_after_the_commit(world: World) -> None:
-    [ref] = world.put(1)
+def test_handle_returns_only_after_the_commit(world: World) -> None:
+    pipeline, ref = world.pipeline(), world.storage.put("cat", picture())
     world.store.gate.close()
-    future = handling(world.pipeline(), ref)
+    future = handling(pipeline, ref)
     world.store.gate.wait_for_arrivals()
     assert not future.done()
     world.store.gate.open()
-    assert result(future) == [Outcome.DONE]
-    assert ref.document_id in world.store.documents
+    assert result(future) is Outcome.DONE
 
 
-@pytest.mark.parametrize("missing", [1, -1], ids=["too-few", "too-many"])
-def test_handle_when_the_network_answers_the_wrong_length_raises(
-    world: World, missing: int
-) -> None:
-    class WrongLength(FakeDetector):
-        def detect(self, images: Any) -> Any:
-            found = super().detect(images)
-            return found[:-1] if missing > 0 else [*found, found[0]]
+def test_a_result_that_cannot_be_stored_fails_its_image_alone(world: World) -> None:
+    pipeline, refs = world.pipeline(), world.put(2)
+    failure = Failure(ErrorCode.UNSTORABLE_RESULT, "Firestore refuses the document.")
+    world.store.outcomes["0"] = ImageResult(refs[0], failure=failure)
+    assert handle(pipeline, refs[0]) is Outcome.FAILED
+    assert handle(pipeline, refs[1]) is Outcome.DONE
 
-    refs = world.put(3)
+
+def test_a_model_that_returns_too_few_results_records_nothing(world: World) -> None:
+    world.detector.missing_results = 1
     with pytest.raises(DetectorError):
-        handle(world.pipeline(detector=loaded(WrongLength())), *refs)
-    assert (world.store.documents, world.store.commits) == ({}, [])
+        handle(world.pipeline(), world.storage.put("cat", picture()))
+    assert world.store.documents == {}
 
 
-def test_handle_when_the_model_did_not_load_raises(world: World) -> None:
-    [ref] = world.put(1)
-    failed: Future[Detector] = Future()
-    failed.set_exception(ModelError("the file is broken"))
-    pipeline = world.pipeline(detector=failed)
-    with pytest.raises(ModelNotReadyError):
-        handle(pipeline, ref)
-    assert world.store.commits == []
-    assert pipeline.status() == "failed"
+def test_a_model_that_fails_on_every_image_is_a_fault(world: World) -> None:
+    world.detector.missing_results = 1
+    pipeline, refs = world.pipeline(), world.put(20)
+    assert pipeline.fault() is None
+    for ref in refs:
+        with pytest.raises(DetectorError):
+            handle(pipeline, ref)
+    assert "failed on" in str(pipeline.fault())
+    world.detector.missing_results = 0
+    handle(pipeline, refs[0])
+    assert pipeline.fault() is None
 
 
-def test_handle_while_the_model_loads_waits_for_it(world: World) -> None:
-    [ref] = world.put(1)
-    loading: Future[Detector] = Future()
-    pipeline = world.pipeline(detector=loading)
-    assert pipeline.status() == "loading"
-    future = handling(pipeline, ref)
-    world.storage.gate.wait_for_arrivals()  # fetched meanwhile
-    assert not future.done()
-    loading.set_result(world.detector)
-    assert result(future) == [Outcome.DONE]
-    assert pipeline.status() == "ready"
+def test_one_image_on_which_the_model_always_fails_is_no_fault(world: World) -> None:
+    world.detector.missing_results = 1
+    pipeline, ref = world.pipeline(), world.storage.put("cat", picture())
+    for _ in range(50):
+        with pytest.raises(DetectorError):
+            handle(pipeline, ref)
+    assert pipeline.fault() is None
 
 
-def test_handle_when_the_storage_raises_the_unexpected_commits_nothing(world: World) -> None:
-    [ref] = world.put(1)
-    world.storage.errors["0"] = RuntimeError("a bug")
-    pipeline = world.pipeline()
-    with pytest.raises(RuntimeError, match="a bug"):
-        handle(pipeline, ref)
-    assert world.store.commits == []
-    world.storage.errors.clear()
-    assert handle(pipeline, ref) == [Outcome.DONE]
+# The deadline
+
+
+def test_a_late_delivery_asks_for_nothing(world: World) -> None:
+    ref = world.storage.put("cat", picture())
+    with pytest.raises(TooLateError):
+        handle(world.pipeline(), ref, Deadline.after(-1))
+    assert world.store.documents == {} and world.detector.batch_sizes == []
+
+
+def test_an_image_that_waits_for_the_model_until_it_is_late_is_rejected(world: World) -> None:
+    pipeline, refs = world.pipeline(), world.put(2)
+    world.detector.gate.close()
+    first = handling(pipeline, refs[0])
+    world.detector.gate.wait_for_arrivals()
+    with pytest.raises(TooLateError):
+        handle(pipeline, refs[1], Deadline.after(0.3))
+    world.detector.gate.open()
+    assert result(first) is Outcome.DONE
+    assert world.detector.batch_sizes == [1]
 
 
 # Stopping
 
 
-def test_stop_refuses_new_events_and_lets_those_in_flight_finish(world: World) -> None:
-    one, two = world.put(2)
-    pipeline = world.pipeline()
-    world.detector.gate.close()
-    future = handling(pipeline, one)
-    world.detector.gate.wait_for_arrivals()
+def test_a_stopped_pipeline_admits_nothing_and_finishes_what_is_in_flight(world: World) -> None:
+    pipeline, refs = world.pipeline(), world.put(2)
+    world.store.gate.close()
+    in_flight = handling(pipeline, refs[0])
+    world.store.gate.wait_for_arrivals()
     pipeline.stop()
-    assert pipeline.status() == "stopping"
     with pytest.raises(ShuttingDownError):
-        handle(pipeline, two)
-    with pytest.raises(ShuttingDownError):
-        handle(pipeline, two, one)
-    world.detector.gate.open()
-    assert result(future) == [Outcome.DONE]
-    assert world.labels() == {"0": ["0-0-200"]}
+        handle(pipeline, refs[1])
+    world.store.gate.open()
+    assert result(in_flight) is Outcome.DONE
 
 
-def test_stop_gives_the_rest_of_a_job_back(world: World) -> None:
-    refs = world.put(20)
-    pipeline = world.pipeline(max_batch_size=1, max_queue=1)
-    world.detector.gate.close()
-    future = handling(pipeline, *refs)
-    world.detector.gate.wait_for_arrivals()
-    pipeline.stop()
-    world.detector.gate.open()
-    assert isinstance(future.exception(PATIENCE_SECONDS), ShuttingDownError)
-    assert list(world.labels()) == ["0"]
+def test_close_ends_the_decoders(world: World) -> None:
+    world.pipeline().close()
+    assert world.decoders.is_closed
 
 
-def test_close_during_a_job_answers_it(world: World) -> None:
-    refs = world.put(20)
-    pipeline = world.pipeline(max_batch_size=1, max_queue=1)
-    world.detector.gate.close()
-    future = handling(pipeline, *refs)
-    world.detector.gate.wait_for_arrivals()
-    closing = in_thread(lambda: pipeline.close(timeout_seconds=PATIENCE_SECONDS))
-    # Or the job might be over before the other thread gets to run.
-    wait_until(lambda: pipeline.status() == "stopping", "it does not begin to close")
-    world.detector.gate.open()
-    closing.result(timeout=PATIENCE_SECONDS)
-    assert isinstance(future.exception(PATIENCE_SECONDS), TransientError)
+# Replacing a document
 
 
-def test_close_while_a_job_begins_gives_it_back(world: World) -> None:
-    pipeline = world.pipeline()
-
-    class ClosedMidway(tuple[ImageRef, ...]):
-        def __iter__(self) -> Iterator[ImageRef]:
-            for number, ref in enumerate(super().__iter__()):
-                if number == 1:
-                    pipeline.close(timeout_seconds=PATIENCE_SECONDS)
-                yield ref
-
-    with pytest.raises(TransientError):
-        pipeline.handle(Event(ClosedMidway(world.put(3))))
+def replacing(ref: ImageRef, world: World, **wanted: Any) -> ImageRef:
+    return replace(ref, replace=Replace(**{"if_created_before": world.store.now} | wanted))
 
 
-def test_close_after_its_time_does_not_wait_for_a_job(world: World) -> None:
-    refs = world.put(4)
-    loading: Future[Detector] = Future()  # for ever, as far as `close` can know
-    pipeline = world.pipeline(detector=loading)
-    job = handling(pipeline, *refs)
-    world.storage.gate.wait_for_arrivals(4)
-    closing = in_thread(lambda: pipeline.close(timeout_seconds=0.01))
-    try:
-        closing.result(timeout=PATIENCE_SECONDS)
-        has_returned = True
-    except TimeoutError:
-        has_returned = False
-    loading.set_exception(ModelError("never"))
-    assert isinstance(job.exception(PATIENCE_SECONDS), TransientError)
-    assert has_returned
-
-
-# Reruns
-
-
-def handle_rerun(pipeline: Pipeline, ref: ImageRef, rerun: Rerun) -> list[Outcome]:
-    return handle(pipeline, replace(ref, rerun=rerun))
-
-
-def test_handle_of_a_rerun_replaces_what_was_seen_and_only_once(world: World) -> None:
-    ref = world.storage.put("cat", b"just a note")
-    pipeline = world.pipeline()
-    assert handle(pipeline, ref) == [Outcome.FAILED]
+def test_a_replacement_replaces_what_was_seen_once(world: World) -> None:
+    pipeline, ref = world.pipeline(), world.storage.put("cat", b"no image")
+    handle(pipeline, ref)
     world.storage.put("cat", picture((9, 9, 9)))
-    rerun = Rerun(world.store.now)
-    assert handle_rerun(pipeline, ref, rerun) == [Outcome.DONE]
-    assert world.labels() == {"cat": ["9-9-9"]}
-    assert handle_rerun(pipeline, ref, rerun) == [Outcome.ALREADY_FINAL]
-    assert world.store.commits == [["cat"], ["cat"]]
+    wanted = replacing(ref, world)
+    assert handle(pipeline, wanted, is_job=True) is Outcome.DONE
+    assert handle(pipeline, wanted, is_job=True) is Outcome.ALREADY_RECORDED
+    assert world.store.document("cat")["labels"] == ["9-9-9"]
 
 
-def test_rerun_whose_done_document_is_kept_is_final_and_logged(
+def test_a_replacement_leaves_what_its_own_model_recorded(world: World) -> None:
+    pipeline, ref = world.pipeline(), world.storage.put("cat", picture())
+    handle(pipeline, ref)
+    wanted = replacing(ref, world, unless_model=world.detector.info.sha256)
+    assert handle(pipeline, wanted, is_job=True) is Outcome.ALREADY_RECORDED
+
+
+def test_a_replacement_by_another_model_waits_for_that_model(world: World) -> None:
+    ref = replacing(world.storage.put("cat", picture()), world, unless_model="f" * 64)
+    with pytest.raises(OtherModelError):
+        handle(world.pipeline(), ref, is_job=True)
+
+
+def test_a_document_that_is_kept_is_acknowledged_and_logged(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    [ref] = world.put(1)
+    ref = replacing(world.storage.put("cat", picture()), world)
+    world.store.outcomes["cat"] = DocumentKeptError("Cloud Storage refuses the object.")
+    assert handle(world.pipeline(), ref, is_job=True) is Outcome.ALREADY_RECORDED
+    assert "its done document is kept" in logged_by(caplog, "service.pipeline")[-1].getMessage()
+
+
+# Counting
+
+
+def test_outcomes_are_counted_in_the_log(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    pipeline, ref = world.pipeline(), world.storage.put("cat", picture())
+    for _ in range(3):
+        handle(pipeline, ref)
+    handle(pipeline, world.storage.put("bad", b"no image"))
+    handle(pipeline, ImageRef(BUCKET, "gone", 1))
+    pipeline.close()
+    lines = [vars(line) for line in logged_by(caplog, "service.recorder")]
+    totals = {key: sum(line.get(key, 0) for line in lines) for key in map(str, Outcome)}
+    assert {key: count for key, count in totals.items() if count} == {
+        "done": 1,
+        "already_recorded": 2,
+        "failed": 1,
+        "gone": 1,
+    }
+
+
+def test_threads_end_when_a_pipeline_is_closed(world: World) -> None:
+    before = threading.active_count()
     pipeline = world.pipeline()
-    handle(pipeline, ref)
-    world.store.outcomes["0"] = DocumentKeptError("It needs a key.")
-    assert handle_rerun(pipeline, ref, Rerun(world.store.now)) == [Outcome.ALREADY_FINAL]
-    [line] = [one for one in caplog.records if "A rerun failed" in one.getMessage()]
-    assert (line.__dict__["uri"], line.__dict__["reason"]) == (ref.uri, "It needs a key.")
-
-
-def test_handle_of_a_rerun_without_a_document_creates_it(world: World) -> None:
-    [ref] = world.put(1)
-    assert handle_rerun(world.pipeline(), ref, Rerun(world.store.now)) == [Outcome.DONE]
-
-
-def test_handle_of_a_rerun_leaves_what_was_recorded_since(world: World) -> None:
-    [ref] = world.put(1)
-    rerun = Rerun(world.store.now)
-    pipeline = world.pipeline()
-    handle(pipeline, ref)
-    assert handle_rerun(pipeline, ref, rerun) == [Outcome.ALREADY_FINAL]
-
-
-def test_handle_of_a_rerun_leaves_what_its_own_model_recorded(world: World) -> None:
-    [ref] = world.put(1)
-    pipeline = world.pipeline()
-    handle(pipeline, ref)
-    rerun = Rerun(world.store.now, world.detector.info.sha256)
-    assert handle_rerun(pipeline, ref, rerun) == [Outcome.ALREADY_FINAL]
-
-
-def test_handle_of_a_rerun_for_another_model_gives_it_back(world: World) -> None:
-    [ref] = world.put(1)
-    with pytest.raises(ModelNotReadyError, match="another model"):
-        handle_rerun(world.pipeline(), ref, Rerun(world.store.now, "f" * 64))
-    assert world.store.commits == []
-
-
-def test_handle_of_a_rerun_beside_a_plain_delivery_is_not_lost_in_it(world: World) -> None:
-    [ref] = world.put(1)
-    pipeline = world.pipeline()
-    handle(pipeline, ref)
-    world.detector.gate.close()
-    rerun = in_thread(lambda: handle_rerun(pipeline, ref, Rerun(world.store.now)))
-    world.detector.gate.wait_for_arrivals(2)
-    assert handle(pipeline, ref) == [Outcome.ALREADY_FINAL]
-    world.detector.gate.open()
-    assert result(rerun) == [Outcome.DONE]
+    handle(pipeline, world.storage.put("cat", picture()))
+    pipeline.close(timeout_seconds=PATIENCE_SECONDS)
+    wait_until(lambda: threading.active_count() <= before, "threads are left")

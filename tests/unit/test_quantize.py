@@ -41,8 +41,8 @@ from service.export.weights import (
     read_metadata,
 )
 from service.images.pixels import Pixels
-from service.images.read import inspect
-from service.inference.canary import CANARY, FALLBACK, load_checked
+from service.images.decode import inspect
+from service.inference.canary import CANARY, FALLBACK, load_verified
 from service.inference.identity import sha256_of_model
 from service.inference.loading import load_detector
 from service.settings import BUNDLED_MODEL
@@ -248,14 +248,14 @@ def test_export_of_an_export_adds_a_canary(tmp_path: Path) -> None:
     written = export_openvino(BUNDLED_MODEL, tmp_path / "out", precision="fp16")
     for name in ("shapes.xml", "shapes.bin", f"{CANARY}/street.jpg"):
         assert (written / name).read_bytes() == (BUNDLED_MODEL / name).read_bytes()
-    assert load_checked(written, load=load_detector).fallback is None
+    assert load_verified(written, load=load_detector).fallback is None
 
 
 def test_export_of_fp32_to_fp16_halves_the_weights(fp32: Path, tmp_path: Path) -> None:
     written = export_openvino(fp32, tmp_path / "out", precision="fp16", image_size=256)
     sizes = [(path / "shapes.bin").stat().st_size for path in (written, fp32)]
     assert sizes[0] < 0.6 * sizes[1]
-    info = load_checked(written, load=load_detector).detector.info
+    info = load_verified(written, load=load_detector).detector.info
     assert (info.precision, info.image_size, info.name) == ("fp16", 256, "shapes.pt")
 
 
@@ -336,7 +336,7 @@ def test_export_in_the_place_of_its_own_model_is_refused_unless_named(tmp_path: 
     assert "would take the place" in done.output and "--output" in done.output
     assert not (model / CANARY).exists()
     assert export_openvino(model, model, precision="fp16") == model
-    assert load_checked(model, load=load_detector).fallback is None
+    assert load_verified(model, load=load_detector).fallback is None
 
 
 def test_export_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def test_export_that_cannot_be_written_leaves_the_older_one(
     with pytest.raises(OSError, match="No space left"):
         export_openvino(BUNDLED_MODEL, target, precision="fp16")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert load_checked(target, load=load_detector).fallback is None
+    assert load_verified(target, load=load_detector).fallback is None
 
 
 def test_export_of_an_export_leaves_its_figures_behind(tmp_path: Path) -> None:
@@ -392,7 +392,7 @@ def test_canary_of_own_pictures_takes_the_place_of_the_drawn_ones(tmp_path: Path
     assert "would notice little" not in done.output
     names = sorted(path.name for path in (tmp_path / "out" / CANARY).iterdir())
     assert names == ["expected.json", "shapes-01.jpg"]
-    assert load_checked(tmp_path / "out", load=load_detector).fallback is None
+    assert load_verified(tmp_path / "out", load=load_detector).fallback is None
 
 
 def run_export(*arguments: object) -> Result:
@@ -587,9 +587,9 @@ def decoded_by(kind: str, result: ov.Node) -> bool:
 @needs_export_extra
 def test_int8_carries_its_canary_and_the_float_model(quantized: tuple[Path, list[str]]) -> None:
     output, _ = quantized
-    checked = load_checked(output, load=load_detector)
+    checked = load_verified(output, load=load_detector)
     assert (checked.fallback, checked.detector.info.precision) == (None, "int8")
-    beside = load_checked(output / FALLBACK, load=load_detector)
+    beside = load_verified(output / FALLBACK, load=load_detector)
     assert (beside.fallback, beside.detector.info.precision) == (None, "fp16")
     assert (output / FALLBACK / "shapes.bin").read_bytes() == (
         BUNDLED_MODEL / "shapes.bin"

@@ -1,0 +1,137 @@
+"""The pool of decoder processes beside other pools and beside no pool: CPU time of all processes.
+
+    python -m benchmarks.decoder_pool path/to/folder
+
+Each pool has one worker and one caller. The folder's JPEGs are decoded as they are, and enlarged to
+12 megapixels: by way of a reduced scale, and in full. pebble and loky take part where they are
+installed (`pip install pebble loky`).
+"""
+
+import argparse
+import importlib
+import io
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, closing, suppress
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+from PIL import Image
+from tabulate import tabulate
+
+from service.deadline import NO_DEADLINE
+from service.images.decoders import Decoders
+from service.images.letterbox import shrink
+from service.images.pixels import Picture
+from service.images.read import read
+
+LARGE = (4000, 3000)
+IMAGE_SIZE = 640
+MAX_PIXELS = 50_000_000
+TICKS = os.sysconf("SC_CLK_TCK")
+_CPU_TIMES = slice(11, 15)  # in /proc/PID/stat, behind the name: of it, and of ended children
+
+Decode = Callable[[bytes, bool], object]
+
+
+def in_process(data: bytes, reduced: bool) -> Picture:
+    picture = read(data, max_pixels=MAX_PIXELS, image_size=IMAGE_SIZE if reduced else None)
+    return Picture(shrink(picture.pixels, image_size=IMAGE_SIZE), picture.info)
+
+
+def pools(stack: ExitStack) -> dict[str, Decode]:
+    """Start each pool; the stack ends them."""
+    started: dict[str, Decode] = {"in process": in_process}
+    decoders = stack.enter_context(
+        closing(Decoders(1, max_pixels=MAX_PIXELS, max_decompressed_bytes=2**25))
+    )
+    started["Decoders"] = lambda data, reduced: decoders.decode(
+        data,
+        image_size=IMAGE_SIZE,
+        reduced=reduced,
+        content_encoding=None,
+        deadline=NO_DEADLINE,
+    )
+    executor = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
+    started["concurrent.futures"] = partial(through, executor.submit)
+    with suppress(ImportError):
+        pebble = importlib.import_module("pebble")
+        pool = stack.enter_context(pebble.ProcessPool(1, context=get_context("spawn")))
+        started["pebble"] = partial(through, pool.submit, None)
+    with suppress(ImportError):
+        loky = importlib.import_module("loky")
+        reusable = stack.enter_context(loky.ProcessPoolExecutor(1))
+        started["loky"] = partial(through, reusable.submit)
+    return started
+
+
+def through(submit: Callable[..., object], *arguments: object) -> object:
+    *first, data, reduced = arguments
+    return submit(in_process, *first, data, reduced).result()  # type: ignore[attr-defined]
+
+
+def descendants(process: int) -> Iterator[int]:
+    for task in Path(f"/proc/{process}/task").iterdir():
+        for child in map(int, (task / "children").read_text().split()):
+            yield child
+            yield from descendants(child)
+
+
+def cpu_seconds() -> float:
+    total = time.process_time()
+    for process in descendants(os.getpid()):
+        stat = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        total += sum(map(int, stat[_CPU_TIMES])) / TICKS
+    return total
+
+
+def cpu_ms(decode: Decode, files: Sequence[bytes], reduced: bool) -> float:
+    began = cpu_seconds()
+    for data in files:
+        decode(data, reduced)
+    return (cpu_seconds() - began) * 1000 / len(files)
+
+
+def enlarged(data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as image:
+        image.convert("RGB").resize(LARGE).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    files = [file.read_bytes() for file in sorted(options.folder.glob("*.jpg"))[:60]]
+    large = [enlarged(data) for data in files[:8]]
+    cases = {
+        "as they are": (files * 4, True),
+        "12 megapixels, reduced": (large * 5, True),
+        "12 megapixels, in full": (large * 5, False),
+    }
+    rows = []
+    with ExitStack() as stack:
+        started = pools(stack)
+        for name in {"pebble", "loky"} - {*started}:
+            print(f"{name} is not installed, so it is left out.")
+        for decode in started.values():
+            decode(files[0], True)
+        for case, (data, reduced) in cases.items():
+            rounds = [
+                {name: cpu_ms(decode, data, reduced) for name, decode in started.items()}
+                for _ in range(options.rounds)
+            ]
+            medians = (statistics.median(r[name] for r in rounds) for name in started)
+            rows.append([case, *medians])
+    headers = ["CPU-ms an image", *started]
+    print(tabulate(rows, headers, tablefmt="github", floatfmt=".2f"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""A decoder process that misbehaves for marked files: `python -P -m tests.hostile_decoder`.
+
+What follows `MARK` in a file says what the decoder does; a file without it is decoded as always.
+"""
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+from service.images import decoder_process
+from service.images.decoder_process import Decode
+from service.images.decoders import Request
+from service.images.pixels import Picture
+
+COMMAND = (sys.executable, "-P", "-m", "tests.hostile_decoder")
+MARK = b"HOSTILE:"
+MIB = 2**20
+
+_honest_reply = decoder_process._reply
+
+
+def marked(data: bytes, what: str | bytes) -> bytes:
+    """Return a file that makes the decoder do what is named, or send these very bytes."""
+    return data + MARK + (b"raw:" + what if isinstance(what, bytes) else what.encode())
+
+
+def decode(data: bytes, request: Request) -> Picture:
+    match data.partition(MARK)[2].decode():
+        case "segfault":
+            ctypes.string_at(0)
+        case "abort":
+            os.abort()
+        case "exit":
+            os._exit(3)
+        case "hang":
+            Path("/proc/self/comm").write_text("hanging")  # by which a test knows
+            signal.pause()
+        case "spin":
+            while True:
+                pass
+        case "bloat":
+            held = []
+            while True:
+                held.append(bytearray(16 * MIB))
+        case "large":
+            bytearray(220 * MIB)
+        case "nap":
+            time.sleep(2)
+        case "no room":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        case "slow":
+            time.sleep(0.05)
+        case "print":
+            print("P" * 100, flush=True)
+    return decoder_process.decode(data, request)
+
+
+def reply(request: Request, file: int, pixels: int, decode: Decode) -> bytes:
+    what = os.pread(file, request.length, 0).partition(MARK)[2]
+    if what.startswith(b"raw:"):
+        os.ftruncate(pixels, 0)
+        return what.removeprefix(b"raw:")
+    return _honest_reply(request, file, pixels, decode)
+
+
+if __name__ == "__main__":
+    decoder_process._reply = reply
+    decoder_process.main(decode)

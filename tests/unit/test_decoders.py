@@ -1,0 +1,665 @@
+"""The pool of decoder processes: the same pixels, limits, and what ends with what."""
+
+import gzip
+import io
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.deadline import NO_DEADLINE, Deadline
+from service.domain import ErrorCode, ImageInfo
+from service.errors import BadImageError, DecoderBusyError, ShuttingDownError, TooLateError
+from service.images import decoders as module
+from service.images.decoders import (
+    BAD,
+    BYTES,
+    COMMAND,
+    ENDED,
+    LARGE,
+    PICTURE,
+    PICTURE_HEADER,
+    READY,
+    DecodeLimits,
+    Decoders,
+)
+from service.images.letterbox import shrink
+from service.images.pixels import Picture
+from service.images.read import read
+from tests import hostile_decoder
+from tests.corpus import CASES, MAX_MB, MAX_PIXELS, Case
+from tests.hostile_decoder import marked
+
+PATIENCE_SECONDS = 60
+MAX_BYTES = 2**25
+ROOT = Path(__file__).parents[2]
+HEALTHY = [c for c in CASES.values() if all(e.startswith("done") for e in c.expected)]
+
+
+def pool(
+    count: int = 1,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    limits: DecodeLimits = DecodeLimits(cpu_seconds=30, wall_seconds=PATIENCE_SECONDS),  # noqa: B008
+    command: tuple[str, ...] = hostile_decoder.COMMAND,
+) -> Any:
+    return closing(
+        Decoders(
+            count,
+            max_pixels=max_pixels,
+            max_decompressed_bytes=MAX_BYTES,
+            limits=limits,
+            command=command,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def decoders() -> Iterator[Decoders]:
+    with pool(2, command=COMMAND) as opened:
+        yield opened
+
+
+@pytest.fixture
+def hostile() -> Iterator[Decoders]:
+    with pool() as opened:
+        yield opened
+
+
+def decode(
+    decoders: Decoders,
+    data: bytes,
+    *,
+    image_size: int | None = 640,
+    reduced: bool = True,
+    content_encoding: str | None = None,
+    deadline: Deadline = NO_DEADLINE,
+) -> Picture:
+    return decoders.decode(
+        data,
+        image_size=image_size,
+        reduced=reduced,
+        content_encoding=content_encoding,
+        deadline=deadline,
+    )
+
+
+def jpeg(colour: int = 90, size: tuple[int, int] = (96, 64)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (colour, 255 - colour, colour // 2)).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def photo(size: tuple[int, int]) -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise(size, 80).convert("RGB").save(buffer, "JPEG", quality=50)
+    return buffer.getvalue()
+
+
+def record(decoders: Decoders, data: bytes, **options: Any) -> BadImageError:
+    with pytest.raises(BadImageError) as raised:
+        decode(decoders, data, **options)
+    return raised.value
+
+
+def children_of(pid: int) -> list[int]:
+    try:
+        return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def decoders_of(pool: Decoders) -> list[int]:
+    return children_of(pool._root.pid)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_until(is_so: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not is_so():
+        assert time.monotonic() < end, "it never became so"
+        time.sleep(0.01)
+
+
+def is_hanging(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text() == "hanging\n"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+# --- the same pixels ---------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF:UserWarning")
+@pytest.mark.parametrize("case", HEALTHY, ids=lambda case: case.name)
+def test_file_decodes_as_in_this_process(case: Case, decoders: Decoders) -> None:
+    data = case.make()
+    expected = read(data, max_pixels=MAX_PIXELS, image_size=64)
+    found = decode(decoders, data, image_size=64)
+    assert np.array_equal(found.pixels, shrink(expected.pixels, image_size=64))
+    assert found.info == expected.info
+    assert found.pixels.flags.writeable
+
+
+@pytest.mark.parametrize("reduced", [True, False])
+def test_scale_is_reduced_only_where_it_may_be(decoders: Decoders, reduced: bool) -> None:
+    data = photo((1300, 900))
+    expected = read(data, max_pixels=MAX_PIXELS, image_size=320 if reduced else None).pixels
+    found = decode(decoders, data, image_size=320, reduced=reduced)
+    assert np.array_equal(found.pixels, shrink(expected, image_size=320))
+    assert found.info == ImageInfo(1300, 900, "JPEG")
+
+
+def test_without_image_size_the_image_is_full(decoders: Decoders) -> None:
+    data = photo((2300, 1700))
+    found = decode(decoders, data, image_size=None)
+    expected = read(data, max_pixels=MAX_PIXELS, image_size=None)
+    assert np.array_equal(found.pixels, expected.pixels)
+
+
+def test_many_callers_each_get_their_own_pixels() -> None:
+    sizes = [(8 + n % 57, 8 + n % 41) for n in range(400)]
+    with pool(3) as decoders, ThreadPoolExecutor(32) as callers:
+
+        def mismatch(n: int) -> str:
+            data = jpeg(n % 256, sizes[n])
+            data = marked(data, "segfault") if n % 50 == 7 else data
+            data = b"no image" * n if n % 10 == 3 else data
+            try:
+                found = decode(decoders, data)
+            except BadImageError as exc:
+                return "" if n % 50 == 7 or n % 10 == 3 else str(exc)
+            expected = read(jpeg(n % 256, sizes[n]), max_pixels=MAX_PIXELS, image_size=640)
+            return "" if np.array_equal(found.pixels, expected.pixels) else f"pixels of {n}"
+
+        assert not [text for text in callers.map(mismatch, range(len(sizes))) if text]
+
+
+def test_what_a_library_prints_is_no_reply(hostile: Decoders) -> None:
+    assert decode(hostile, marked(jpeg(), "print")).info.format == "JPEG"
+
+
+# --- Content-Encoding --------------------------------------------------------------------------
+
+
+def deflated_raw(data: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packer.compress(data) + packer.flush()
+
+
+ENCODED: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "X-GZIP": gzip.compress,
+    "deflate": zlib.compress,
+    " deflate ": deflated_raw,
+    "deflate, gzip": lambda data: gzip.compress(zlib.compress(data)),
+    "identity": bytes,
+    "": bytes,
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODED, ids=repr)
+def test_content_encoding_is_undone(decoders: Decoders, encoding: str) -> None:
+    data = ENCODED[encoding](jpeg())
+    assert decode(decoders, data, content_encoding=encoding).info == ImageInfo(96, 64, "JPEG")
+
+
+def test_gzip_of_several_members_is_undone(decoders: Decoders) -> None:
+    data = jpeg()
+    members = gzip.compress(data[:100]) + gzip.compress(data[100:]) + b"padding"
+    assert decode(decoders, members, content_encoding="gzip").info.format == "JPEG"
+
+
+@pytest.mark.parametrize("keep", [slice(0, -20), slice(5, None)], ids=["cut short", "no header"])
+def test_bytes_not_in_their_encoding_are_corrupt(decoders: Decoders, keep: slice) -> None:
+    error = record(decoders, gzip.compress(jpeg())[keep], content_encoding="gzip")
+    assert error.code is ErrorCode.CORRUPT_IMAGE
+    assert error.message == "The object's bytes are not in its Content-Encoding."
+
+
+def test_too_many_decompressed_bytes_are_too_large(decoders: Decoders) -> None:
+    exact = jpeg() + bytes(MAX_BYTES - len(jpeg()))
+    assert decode(decoders, gzip.compress(exact), content_encoding="gzip").info.width == 96
+    error = record(decoders, gzip.compress(exact + b"\0"), content_encoding="gzip")
+    assert error.code is ErrorCode.IMAGE_TOO_LARGE
+    assert str(MAX_BYTES) in error.message
+
+
+def test_empty_object_is_empty_in_any_encoding(decoders: Decoders) -> None:
+    assert record(decoders, b"", content_encoding="gzip").code is ErrorCode.EMPTY_OBJECT
+    assert record(decoders, b"").code is ErrorCode.EMPTY_OBJECT
+
+
+# --- a file that fails -------------------------------------------------------------------------
+
+SENTENCES = {
+    "segfault": "The file crashed its decoder (SIGSEGV).",
+    "abort": "The file crashed its decoder (SIGABRT).",
+    "exit": "The file made its decoder exit.",
+    "spin": "Decoding the file took more than 1 s of CPU time.",
+    "hang": "Decoding the file took more than 2 s.",
+    "bloat": "Decoding the file takes more memory than an image of its size may.",
+}
+
+
+@pytest.mark.parametrize("what", SENTENCES)
+def test_failing_file_gets_its_record_and_the_next_decodes(what: str) -> None:
+    cpu, wall = (1 if what == "spin" else 30), (2 if what == "hang" else PATIENCE_SECONDS)
+    with pool(limits=DecodeLimits(cpu, wall)) as decoders:
+        error = record(decoders, marked(jpeg(), what))
+        assert (error.code, error.message) == (ErrorCode.CORRUPT_IMAGE, SENTENCES[what])
+        assert decode(decoders, jpeg()).info.format == "JPEG"
+        wait_until(lambda: len(decoders_of(decoders)) == 1)
+
+
+def test_failing_file_ends_no_other_files_decoder() -> None:
+    with pool(2) as decoders, ThreadPoolExecutor(2) as callers:
+        slow = callers.submit(lambda: [decode(decoders, marked(jpeg(), "slow")) for _ in range(20)])
+        for _ in range(5):
+            record(decoders, marked(jpeg(), "segfault"))
+        assert len(slow.result(PATIENCE_SECONDS)) == 20
+
+
+def test_bad_file_says_why_and_its_decoder_goes_on(hostile: Decoders) -> None:
+    decode(hostile, jpeg())
+    before = decoders_of(hostile)
+    with pytest.raises(BadImageError) as here:
+        read(b"GIF89a", max_pixels=10**7, image_size=None)
+    there = record(hostile, b"GIF89a")
+    assert (there.code, there.message) == (here.value.code, here.value.message)
+    assert decode(hostile, jpeg()).info.format == "JPEG"
+    assert decoders_of(hostile) == before
+
+
+def test_decoder_is_replaced_after_so_many_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_FILES", 3)
+    seen: Counter[int] = Counter()
+    with pool() as decoders:
+        for _ in range(7):
+            wait_until(lambda: len(decoders_of(decoders)) == 1)
+            seen.update(decoders_of(decoders))
+            decode(decoders, jpeg())
+    assert sorted(seen.values()) == [1, 3, 3]
+
+
+# --- memory ------------------------------------------------------------------------------------
+
+
+def test_file_that_needs_more_memory_gets_it_and_its_decoder_ends(hostile: Decoders) -> None:
+    decode(hostile, jpeg())
+    before = decoders_of(hostile)
+    assert decode(hostile, marked(jpeg(), "large")).info.format == "JPEG"
+    assert not {*before} & {*decoders_of(hostile)}
+
+
+def test_file_that_needs_more_memory_waits_for_its_turn_until_its_deadline() -> None:
+    with pool(2) as decoders, ThreadPoolExecutor(1) as callers:
+        wait = decoders._large_slot.acquired(NO_DEADLINE)
+        with wait, pytest.raises(TooLateError):
+            decode(decoders, marked(jpeg(), "large"), deadline=Deadline.after(2))
+        later = callers.submit(decode, decoders, marked(jpeg(), "large"))
+        assert later.result(PATIENCE_SECONDS).info.format == "JPEG"
+
+
+def test_image_whose_header_says_more_memory_is_decoded_with_it() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4000, 3500)).save(buffer, "PNG")
+    with pool() as decoders:
+        assert decode(decoders, buffer.getvalue()).info == ImageInfo(4000, 3500, "PNG")
+
+
+BOMBS = """
+import resource, sys
+from service.deadline import NO_DEADLINE
+from service.errors import BadImageError
+from service.images.decoders import Decoders
+from tests.corpus import CASES, MAX_PIXELS
+
+decoders = Decoders(2, max_pixels=MAX_PIXELS, max_decompressed_bytes=2**25)
+for case in CASES.values():
+    if case.expected[0].startswith("done"):
+        continue
+    try:
+        picture = decoders.decode(
+            case.make(), image_size=640, reduced=True, content_encoding=None, deadline=NO_DEADLINE
+        )
+        found = f"done {picture.info.width}x{picture.info.height}"
+    except BadImageError as exc:
+        found = exc.code.value
+    # With the size that a WebP's first chunk says, which Pillow calls damaged.
+    if found not in case.expected and case.name != "WebP of 16383x16383 without pixels":
+        print(case.name, found, *case.expected)
+decoders.close()
+print("KB", resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+def test_bad_files_get_their_records_within_their_memory() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", BOMBS],
+        cwd=ROOT, capture_output=True, text=True, timeout=600, check=True,
+    )  # fmt: skip
+    *wrong, kilobytes = done.stdout.splitlines()
+    assert not wrong
+    assert int(kilobytes.removeprefix("KB ")) < MAX_MB * 1024
+
+
+def test_file_that_does_not_fit_into_memory_is_busy(hostile: Decoders) -> None:
+    decode(hostile, jpeg())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(DecoderBusyError):
+            decode(hostile, jpeg(91))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert decode(hostile, jpeg()).info.format == "JPEG"
+
+
+def test_pixels_that_do_not_fit_into_memory_are_busy(hostile: Decoders) -> None:
+    """And never the rest of those of the image before."""
+    decode(hostile, jpeg())
+    with pytest.raises(DecoderBusyError):
+        decode(hostile, marked(jpeg(91), "no room"))
+    assert decode(hostile, jpeg()).info.format == "JPEG"
+
+
+def test_without_memory_for_the_pixels_it_is_busy(
+    hostile: Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    decode(hostile, jpeg())
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "empty", no_memory)
+        with pytest.raises(DecoderBusyError):
+            decode(hostile, jpeg())
+    assert decode(hostile, jpeg()).info.format == "JPEG"
+
+
+def test_without_descriptors_it_is_busy_and_loses_none() -> None:
+    with pool() as decoders:
+        decode(decoders, jpeg())
+        before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a plain count
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        os.kill(decoders_of(decoders)[0], signal.SIGKILL)
+        wait_until(lambda: not decoders_of(decoders))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            with pytest.raises(DecoderBusyError):
+                decode(decoders, jpeg())
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert decode(decoders, jpeg()).info.format == "JPEG"
+        assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 - as above
+
+
+# --- deadlines ---------------------------------------------------------------------------------
+
+
+def test_deadline_ends_what_is_being_decoded(hostile: Decoders) -> None:
+    decode(hostile, jpeg())
+    [before] = decoders_of(hostile)
+    with pytest.raises(TooLateError):
+        decode(hostile, marked(jpeg(), "hang"), deadline=Deadline.after(1))
+    assert not is_running(before)
+    assert decode(hostile, jpeg()).info.format == "JPEG"
+
+
+def test_past_deadline_begins_nothing(hostile: Decoders) -> None:
+    decode(hostile, jpeg())
+    before = decoders_of(hostile)
+    with pytest.raises(TooLateError):
+        decode(hostile, marked(jpeg(), "segfault"), deadline=Deadline.after(-1))
+    assert decoders_of(hostile) == before
+    assert decode(hostile, jpeg()).info.format == "JPEG"
+
+
+def test_wait_for_a_decoder_ends_with_the_deadline(hostile: Decoders) -> None:
+    with hostile._slots.acquired(NO_DEADLINE), pytest.raises(TooLateError):
+        decode(hostile, jpeg(), deadline=Deadline.after(0.1))
+    assert decode(hostile, jpeg()).info.format == "JPEG"
+
+
+def test_decoders_are_given_first_come_first_served(hostile: Decoders) -> None:
+    order: list[int] = []
+
+    def wait(number: int) -> None:
+        with hostile._slots.acquired(NO_DEADLINE):
+            order.append(number)
+
+    threads = [threading.Thread(target=wait, args=(number,)) for number in range(10)]
+    with hostile._slots.acquired(NO_DEADLINE):
+        for number, thread in enumerate(threads, 1):
+            thread.start()
+            wait_until(partial(lambda n: len(hostile._slots._waiting) == n, number))
+    for thread in threads:
+        thread.join(PATIENCE_SECONDS)
+    assert order == [*range(10)]
+
+
+def test_time_in_which_this_process_was_stopped_is_not_the_files() -> None:
+    """Both are stopped, as in a frozen container; the file would be over its wall time."""
+    code = (
+        "import sys; from service.deadline import NO_DEADLINE; "
+        "from service.images.decoders import Decoders, DecodeLimits; "
+        "d = Decoders(1, max_pixels=10**6, max_decompressed_bytes=10**6, "
+        f"limits=DecodeLimits(30, 3.5), command={hostile_decoder.COMMAND!r}); "
+        "data = sys.stdin.buffer.read(); decode = lambda data: d.decode(data, image_size=64, "
+        "reduced=True, content_encoding=None, deadline=NO_DEADLINE); decode(data); "
+        "print(d._root.pid, flush=True); "
+        "print(decode(data + b'HOSTILE:nap').info.format); d.close()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as owner:
+        assert owner.stdin and owner.stdout
+        owner.stdin.write(jpeg())
+        owner.stdin.close()
+        [decoder] = children_of(int(owner.stdout.readline()))
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for pid in (decoder, owner.pid):
+                os.kill(pid, number)
+            time.sleep(5 * (number == signal.SIGSTOP))
+        assert owner.stdout.read() == b"JPEG\n"
+
+
+def test_limits_end_before_the_deliverys_work_time() -> None:
+    assert DecodeLimits.within(570) == DecodeLimits(30, 100.0)
+    assert DecodeLimits.within(30) == DecodeLimits(10, 22.5)
+    assert DecodeLimits.within(2) == DecodeLimits(1, 1.5)
+
+
+# --- killed from outside -----------------------------------------------------------------------
+
+
+def killed_while_it_decodes(decoders: Decoders, victim: Callable[[], int], number: int) -> object:
+    """Decode what hangs, kill what `victim` names, and return what decoding raised."""
+    decode(decoders, jpeg())
+    [decoder] = decoders_of(decoders)
+    with ThreadPoolExecutor(1) as caller:
+        error = caller.submit(decode, decoders, marked(jpeg(), "hang"))
+        wait_until(lambda: is_hanging(decoder))
+        os.kill(victim(), number)
+        return type(error.exception(PATIENCE_SECONDS))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1], ids=str)
+def test_decoder_killed_from_outside_is_busy(hostile: Decoders, number: int) -> None:
+    raised = killed_while_it_decodes(hostile, lambda: decoders_of(hostile)[0], number)
+    assert raised is DecoderBusyError
+    assert decode(hostile, jpeg()).info.format == "JPEG"
+
+
+def test_root_killed_while_decoding_is_busy_and_the_next_decodes(hostile: Decoders) -> None:
+    first = hostile._root.pid
+    raised = killed_while_it_decodes(hostile, lambda: first, signal.SIGKILL)
+    assert raised is DecoderBusyError
+    assert decode(hostile, jpeg()).info.format == "JPEG"
+    assert hostile._root.pid != first
+
+
+@pytest.mark.parametrize("is_root", [True, False], ids=["root", "decoder"])
+def test_idle_process_that_was_killed_costs_no_file(hostile: Decoders, is_root: bool) -> None:
+    decode(hostile, jpeg())
+    [decoder] = decoders_of(hostile)
+    root = hostile._root.pid
+    os.kill(root if is_root else decoder, signal.SIGKILL)
+    wait_until(lambda: not is_running(decoder) and decoder not in children_of(root))
+    for _ in range(3):
+        assert decode(hostile, jpeg()).info.format == "JPEG"
+
+
+def test_root_that_does_not_start_is_busy() -> None:
+    with (
+        pool(command=(sys.executable, "-c", "raise SystemExit")) as decoders,
+        pytest.raises(DecoderBusyError),
+    ):
+        decode(decoders, jpeg())
+
+
+def test_root_that_is_slow_to_start_is_not_the_files_fault() -> None:
+    start = "from service.images.decoder_process import main; main()"
+    slow = f"import time; time.sleep(3); {start}"  # longer than the wall time of a file
+    limits = DecodeLimits(30, 2)
+    with pool(limits=limits, command=(sys.executable, "-P", "-c", slow)) as decoders:
+        with pytest.raises(TooLateError):
+            decode(decoders, jpeg(), deadline=Deadline.after(0.1))
+        assert decode(decoders, jpeg()).info.format == "JPEG"
+
+
+# --- the end -----------------------------------------------------------------------------------
+
+
+def test_close_ends_all_processes_and_what_is_decoded() -> None:
+    with pool(2) as decoders, ThreadPoolExecutor(3) as callers:
+        hanging = [callers.submit(decode, decoders, marked(jpeg(), "hang")) for _ in range(3)]
+        wait_until(lambda: [is_hanging(pid) for pid in decoders_of(decoders)] == [True, True])
+        processes = [decoders._root.pid, *decoders_of(decoders)]
+        decoders.close()
+        errors = Counter(type(one.exception(PATIENCE_SECONDS)) for one in hanging)
+        assert errors == {DecoderBusyError: 2, ShuttingDownError: 1}
+        assert not any(map(is_running, processes))
+        with pytest.raises(ShuttingDownError):
+            decode(decoders, jpeg())
+
+
+def test_close_frees_all_descriptors() -> None:
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a plain count
+    with pool(3) as decoders:
+        decode(decoders, jpeg())
+        record(decoders, marked(jpeg(), "segfault"))
+        record(decoders, marked(jpeg(), b"lie"))
+        decode(decoders, jpeg())
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 - as above
+
+
+def test_nothing_outlives_a_killed_service() -> None:
+    code = (
+        "import sys; from service.deadline import NO_DEADLINE; "
+        "from service.images.decoders import Decoders; "
+        "d = Decoders(2, max_pixels=10**6, max_decompressed_bytes=10**6, "
+        f"command={hostile_decoder.COMMAND!r}); print(d._root.pid, flush=True); "
+        "d.decode(sys.stdin.buffer.read(), image_size=64, reduced=True, content_encoding=None, "
+        "deadline=NO_DEADLINE)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as owner:
+        assert owner.stdin and owner.stdout
+        owner.stdin.write(marked(jpeg(), "hang"))
+        owner.stdin.close()
+        root = int(owner.stdout.readline())
+        wait_until(lambda: any(map(is_hanging, children_of(root))))
+        wait_until(lambda: len(children_of(root)) == 2)
+        processes = [root, *children_of(root)]
+        owner.kill()
+    wait_until(lambda: not any(map(is_running, processes)))
+
+
+def test_root_has_no_threads_as_it_forks(decoders: Decoders) -> None:
+    decode(decoders, jpeg())
+    assert len(os.listdir(f"/proc/{decoders._root.pid}/task")) == 1  # noqa: PTH208 - a plain count
+
+
+def test_decoder_has_no_descriptors_of_others(decoders: Decoders) -> None:
+    wait_until(lambda: len(decoders_of(decoders)) == 2)
+    decode(decoders, jpeg())
+    for pid in decoders_of(decoders):
+        sockets = [
+            link
+            for fd in Path(f"/proc/{pid}/fd").iterdir()
+            if "socket:" in (link := str(fd.readlink()))
+        ]
+        assert len(sockets) == 1
+
+
+def test_decoder_is_what_the_system_ends_where_memory_is_short(decoders: Decoders) -> None:
+    decode(decoders, jpeg())
+    for pid in decoders_of(decoders):
+        assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
+
+
+# --- a decoder that was taken over -------------------------------------------------------------
+
+
+def picture(height: int, width: int, full: tuple[int, int], kind: bytes = b"JPEG") -> bytes:
+    return PICTURE + PICTURE_HEADER.pack(height, width, *full) + kind
+
+
+LIES = {
+    "larger than the image": picture(64, 96, (32, 48)),
+    "larger than the model's image": picture(641, 641, (700, 700)),
+    "of more pixels than are allowed": picture(4, 4, (2**16, 2**16)),
+    "empty": picture(0, 0, (64, 96)),
+    "without its pixels": picture(64, 96, (64, 96)),
+    "of no format": picture(64, 96, (64, 96), b"\xff\n"),
+    "cut short": PICTURE + b"\1",
+    "of no code": BAD + b"nonsense The file is bad.",
+    "of nothing": BAD,
+    "of an unknown kind": b"?",
+    "ready again": READY,
+    "memory without a number": LARGE,
+    "an end without its status": ENDED,
+    "code": b"\x80\x04cos\nsystem\n",
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_reply_that_lies_is_refused(hostile: Decoders, lie: str) -> None:
+    assert record(hostile, marked(jpeg(), LIES[lie])).code is ErrorCode.CORRUPT_IMAGE
+    assert decode(hostile, jpeg()).info.format == "JPEG"
+
+
+def test_need_of_memory_that_is_a_lie_is_bounded(hostile: Decoders) -> None:
+    error = record(hostile, marked(jpeg(), LARGE + BYTES.pack(2**63)))
+    assert error.message == SENTENCES["bloat"]
+
+
+def test_sentence_that_cannot_be_stored_is_made_one_that_can(hostile: Decoders) -> None:
+    error = record(hostile, marked(jpeg(), BAD + b"corrupt_image \xed\xa0\x80 is bad"))
+    assert error.message.encode().endswith(b" is bad")

@@ -1,0 +1,55 @@
+"""Slots: no more images in flight than allowed, and uploads keep their half."""
+
+from contextlib import ExitStack
+
+import pytest
+
+from service.errors import QueueFullError, ShuttingDownError
+from service.slots import Slots
+
+
+def test_an_image_beyond_the_total_is_refused_at_once() -> None:
+    slots = Slots(2, jobs=1)
+    with ExitStack() as taken:
+        for _ in range(2):
+            taken.enter_context(slots.take(is_job=False))
+        with pytest.raises(QueueFullError):
+            taken.enter_context(slots.take(is_job=False))
+
+
+def test_jobs_leave_the_other_slots_to_uploads() -> None:
+    slots = Slots(4, jobs=2)
+    with slots.take(is_job=True), slots.take(is_job=True):
+        with pytest.raises(QueueFullError), slots.take(is_job=True):
+            pass
+        with slots.take(is_job=False), slots.take(is_job=False):
+            pass
+
+
+def test_uploads_may_take_every_slot() -> None:
+    slots = Slots(4, jobs=2)
+    with ExitStack() as taken:
+        for _ in range(4):
+            taken.enter_context(slots.take(is_job=False))
+        with pytest.raises(QueueFullError), slots.take(is_job=True):
+            pass
+    with slots.take(is_job=True), slots.take(is_job=True):  # the refused job kept no slot
+        pass
+
+
+@pytest.mark.parametrize("is_job", [False, True])
+def test_a_slot_is_free_again_after_an_error(is_job: bool) -> None:
+    slots = Slots(1, jobs=1)
+    for _ in range(3):
+        with pytest.raises(ValueError), slots.take(is_job=is_job):
+            raise ValueError
+    with slots.take(is_job=False):
+        pass
+
+
+def test_nothing_is_admitted_after_a_stop() -> None:
+    slots = Slots(1, jobs=1)
+    with slots.take(is_job=False):
+        slots.stop()  # what is in flight goes on
+    with pytest.raises(ShuttingDownError), slots.take(is_job=False):
+        pass
