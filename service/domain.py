@@ -78,10 +78,11 @@ class ImageRef:
 
 @dataclass(frozen=True)
 class Download:
-    """A picture's bytes, and what the storage says of them."""
+    """An image's bytes as they are stored, and what Cloud Storage reports about them."""
 
     data: bytes
     metadata: ObjectMetadata
+    content_encoding: str | None = None  # of `data`, as its owner declared it: `gzip`, ...
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,23 @@ class Outcome(StrEnum):
 
     DONE = "done"  # detections committed
     FAILED = "failed"  # a failure committed
+    SUPERSEDED = "superseded"  # processed, but another's document was there first
     ALREADY_FINAL = "already_final"  # the document was there before
     GONE = "gone"  # the generation was overwritten or deleted
     IGNORED = "ignored"  # a folder marker or a part of a composite upload
     REFUSED = "refused"  # a bucket that this service does not serve
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A result that has its final document."""
+
+    result: ImageResult  # as recorded: a failed one if Firestore refuses the document of another
+    is_superseded: bool = False  # another's document was there first: nothing was written
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the image of the result ended."""
+        if self.is_superseded:
+            return Outcome.SUPERSEDED
+        return Outcome.FAILED if self.result.failure else Outcome.DONE
