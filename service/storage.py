@@ -88,8 +88,7 @@ class ImageStorage:
 
         Args:
             client: the vendor's client.
-            timeout_seconds: total time of a call, with all its attempts. An attempt ends when the
-                peer is silent for a third of it, or for 5 seconds.
+            timeout_seconds: total time of a call, with all its attempts.
             max_bytes: larger objects are refused. Counted as they are stored.
             connections: how many threads will call at once.
             clock: seconds, by which refusals grow old.
@@ -97,7 +96,6 @@ class ImageStorage:
         _widen(client, connections)
         self._client = client
         self._timeout_seconds = timeout_seconds
-        self._silence_seconds = min(timeout_seconds / 3, _MAX_SILENCE_SECONDS)
         self._retry: retry.Retry = DEFAULT_RETRY.with_delay(initial=0.1, maximum=2.0)
         self._max_bytes = max_bytes
         self._outages = Outages()
@@ -277,13 +275,13 @@ class ImageStorage:
     def _get_once(self, url: str, until: Deadline, *, is_media: bool) -> _Response:
         """Send a GET, and read its body until `until` at most; see `_get`.
 
-        Connecting, and each read, may take `silence_seconds`: none of them begins when less than
-        that is left.
+        Connecting, waiting for the response, and each read of its body may take a third of the
+        time that is left. So it ends in time, and a silent peer leaves time for another attempt.
         """
         left = until.seconds_left()
-        silence_seconds = min(left / 2, self._silence_seconds)
         if left <= 0:
             raise requests.Timeout("no time is left")
+        silence_seconds = min(left / 3, _MAX_SILENCE_SECONDS)
         with self._client._http.get(
             url,
             headers={"Accept-Encoding": "gzip"},  # else what is stored as gzip is decompressed
@@ -295,20 +293,19 @@ class ImageStorage:
             if is_media and (response.raw.length_remaining or 0) > max_bytes:
                 raise _too_large(max_bytes)
             body = io.BytesIO()
-            # One read of the socket at a time: `read` would wait until the buffer is full.
-            while chunk := response.raw.read1(_READ_BYTES, decode_content=not is_media):
-                body.write(chunk)
-                if body.tell() > max_bytes:
-                    raise _too_large(max_bytes)
+            chunk = b"first"
+            while chunk and body.tell() <= max_bytes:
                 if until.seconds_left() < silence_seconds:
                     raise requests.Timeout("the response comes too slowly")
+                # One read of the socket: `read` would wait until it has so many bytes.
+                chunk = response.raw.read1(_READ_BYTES, decode_content=not is_media)
+                body.write(chunk)
             found = _Response(response.headers, body.getvalue())
+        if is_media and len(found.body) > max_bytes:
+            raise _too_large(max_bytes)
         if response.status_code != 200:
             text = found.body.decode(errors="replace")
-            error: exceptions.GoogleAPICallError = exceptions.from_http_status(  # type: ignore[no-untyped-call]
-                response.status_code, text
-            )
-            raise error
+            raise exceptions.from_http_status(response.status_code, text)  # type: ignore[no-untyped-call]
         if is_media and _crc32c(found.body) != _checksums(found).get("crc32c"):
             raise ConnectionError("The bytes do not have their checksum.")  # it is tried again
         return found
