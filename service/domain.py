@@ -198,6 +198,7 @@ class Record:
     model: str | None  # sha256; a failed picture has none
     created_at: datetime
     update_time: datetime  # Firestore's own, for the precondition of a replacement
+    timings: Mapping[str, float] | None = None  # as written: they tell whose result it is
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from service.domain import (
     ImageResult,
     ObjectMetadata,
     Outcome,
+    Recorded,
     Rerun,
     Timings,
 )
@@ -86,7 +87,9 @@ class Store(Protocol):
     def is_final(self, document_id: str, rerun: Rerun | None = None) -> bool:
         """Say whether the picture has its document, which no rerun may replace."""
 
-    def commit(self, results: Sequence[ImageResult]) -> Sequence[ImageResult | Exception]:
+    def commit(
+        self, results: Sequence[ImageResult]
+    ) -> Sequence[Recorded | ImageResult | Exception]:
         """Make results final; return each as it was recorded, or why it was not."""
 
 
@@ -487,7 +490,10 @@ class Pipeline:
     def _commit(self, results: Sequence[ImageResult]) -> Sequence[ImageResult | Exception]:
         started = time.monotonic()
         with self._clock.measure("store"):
-            outcomes = self._store.commit(results)
+            outcomes = [
+                outcome.result if isinstance(outcome, Recorded) else outcome
+                for outcome in self._store.commit(results)
+            ]
         commit_ms = round((time.monotonic() - started) * 1000, 1)
         recorded = [result for result in outcomes if isinstance(result, ImageResult)]
         done = [result for result in recorded if not result.failure]
