@@ -22,7 +22,7 @@ from service.domain import (
     ImageRef,
     ImageResult,
     ObjectMetadata,
-    Rerun,
+    Replace,
 )
 from service.errors import BadImageError, TransientError, YoloBatchError
 from service.images.decode import decode
@@ -145,7 +145,7 @@ class _Receiver:
         self._receive = receive
         self._lock = threading.Lock()  # commits come from several threads
 
-    def is_final(self, document_id: str, rerun: Rerun | None = None) -> bool:
+    def is_final(self, document_id: str, rerun: Replace | None = None) -> bool:
         return False
 
     def commit(self, results: Sequence[ImageResult]) -> Sequence[ImageResult]:

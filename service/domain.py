@@ -19,7 +19,7 @@ class ObjectMetadata:
 
 
 @dataclass(frozen=True)
-class Rerun:
+class Replace:
     """Leave to replace a document that was seen failed, or recorded by another model.
 
     The same rerun replaces a document once: what it writes is younger than `seen_at`.
@@ -48,7 +48,7 @@ class ImageRef:
     name: str
     generation: int | None = None
     metadata: ObjectMetadata = field(default_factory=ObjectMetadata, compare=False)
-    rerun: Rerun | None = field(default=None, compare=False)  # None: a document there is final
+    rerun: Replace | None = field(default=None, compare=False)  # None: a document there is final
 
     @property
     def uri(self) -> str:
@@ -215,7 +215,7 @@ class Outcome(StrEnum):
     DONE = "done"  # detections committed
     FAILED = "failed"  # a failure committed
     SUPERSEDED = "superseded"  # processed, but another's document was there first
-    ALREADY_FINAL = "already_final"  # the document was there before
+    ALREADY_RECORDED = "already_recorded"  # the document was there before
     GONE = "gone"  # the generation was overwritten or deleted
     IGNORED = "ignored"  # a folder marker or a part of a composite upload
     REFUSED = "refused"  # a bucket that this service does not serve

@@ -15,7 +15,7 @@
         ├── QueueFullError         429
         ├── TooLateError
         ├── ShuttingDownError
-        ├── ModelNotReadyError
+        ├── OtherModelError
         ├── DecoderBusyError
         ├── CertificatesUnavailableError
         ├── StorageUnavailableError
@@ -127,7 +127,7 @@ class ShuttingDownError(TransientError):
     retry_after_seconds = 1
 
 
-class ModelNotReadyError(TransientError):
+class OtherModelError(TransientError):
     """The model did not load, so nothing can be detected."""
 
 

@@ -10,7 +10,7 @@ Forms are told apart by headers and body, never by path:
 
 A message (3, 4) is a Cloud Storage notification, told by its attributes, or a job:
 `{"uri": "gs://bucket/object"}` or `{"uris": [...]}`, with leave to replace what is recorded in
-`"rerun": {"seen_at": RFC 3339, "model": sha256 or null}` (see `service.domain.Rerun`).
+`"rerun": {"seen_at": RFC 3339, "model": sha256 or null}` (see `service.domain.Replace`).
 
 Sources: https://cloud.google.com/eventarc/docs/cloudevents,
 https://cloud.google.com/pubsub/docs/push, https://cloud.google.com/storage/docs/pubsub-notifications
@@ -25,7 +25,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from service.domain import Event, ImageRef, ObjectMetadata, Rerun
+from service.domain import Event, ImageRef, ObjectMetadata, Replace
 from service.errors import EnvelopeError
 
 MAX_URIS = 1000
@@ -159,14 +159,14 @@ def _images_from_job(job: dict[str, Any]) -> tuple[ImageRef, ...]:
     return tuple(replace(image, rerun=rerun) for image in images)
 
 
-def _rerun(value: Any) -> Rerun:
+def _rerun(value: Any) -> Replace:
     rerun = _mapping(value, "A job's rerun must be an object.")
     seen_at, model = _time(rerun.get("seen_at")), rerun.get("model")
     if seen_at is None:
         raise EnvelopeError("A rerun's seen_at must be a time with its zone, as RFC 3339 has it.")
     if model is not None and not is_sha256(model):
         raise EnvelopeError("A rerun's model must be null or a sha256 in small letters.")
-    return Rerun(seen_at, model)
+    return Replace(seen_at, model)
 
 
 def is_sha256(value: Any) -> bool:

@@ -33,7 +33,7 @@ from service.domain import (
     ObjectMetadata,
     Outcome,
     Recorded,
-    Rerun,
+    Replace,
     Timings,
 )
 from service.errors import (
@@ -41,7 +41,7 @@ from service.errors import (
     DecoderBusyError,
     DetectorError,
     DocumentKeptError,
-    ModelNotReadyError,
+    OtherModelError,
     ObjectGoneError,
     ShuttingDownError,
     TooLateError,
@@ -84,7 +84,7 @@ class Storage(Protocol):
 class Store(Protocol):
     """Where results go; see `service.store.ResultStore`."""
 
-    def is_final(self, document_id: str, rerun: Rerun | None = None) -> bool:
+    def is_final(self, document_id: str, rerun: Replace | None = None) -> bool:
         """Say whether the picture has its document, which no rerun may replace."""
 
     def commit(
@@ -304,7 +304,7 @@ class Pipeline:
                 "A rerun failed for a reason outside the image: its done document is kept",
                 extra={"uri": ref.uri, "generation": ref.generation, "reason": str(exc)},
             )
-            return Outcome.ALREADY_FINAL
+            return Outcome.ALREADY_RECORDED
         except ObjectGoneError:
             logger.warning(
                 "An image is gone: deleted or overwritten before it was read, or it never existed",
@@ -337,7 +337,7 @@ class Pipeline:
             with self._clock.measure("store"):
                 is_final = self._store.is_final(ref.document_id, ref.rerun)
             if is_final:
-                return Outcome.ALREADY_FINAL
+                return Outcome.ALREADY_RECORDED
             if self._suspects.is_culprit(ref.document_id):
                 raise DetectorError(f"The process died of {ref.uri} before: it is not run again.")
             prepared: _Prepared | ImageResult
@@ -504,26 +504,26 @@ class Pipeline:
                 logger.warning("A picture failed", extra=_failure_log(result, result.failure))
         return outcomes
 
-    def _check_model(self, rerun: Rerun | None) -> None:
+    def _check_model(self, rerun: Replace | None) -> None:
         """Refuse a rerun for another model, as another revision of the service may run it.
 
         Raises:
-            ModelNotReadyError: this one does not.
+            OtherModelError: this one does not.
         """
         wanted = rerun.model if rerun else None
         if wanted and wanted != self._loaded_detector().info.sha256:
-            raise ModelNotReadyError("The job asks for another model than this service runs.")
+            raise OtherModelError("The job asks for another model than this service runs.")
 
     def _loaded_detector(self) -> Detector:
         """Wait for the network.
 
         Raises:
-            ModelNotReadyError: it did not load.
+            OtherModelError: it did not load.
         """
         try:
             return self._detector.result()
         except Exception as exc:
-            raise ModelNotReadyError("The model did not load; the log says why.") from exc
+            raise OtherModelError("The model did not load; the log says why.") from exc
 
 
 def _enlarged(detections: Sequence[Detection], prepared: _Prepared) -> tuple[Detection, ...]:

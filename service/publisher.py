@@ -7,7 +7,7 @@ from google.api_core import exceptions, retry
 from google.auth.exceptions import GoogleAuthError
 from google.cloud import pubsub_v1  # type: ignore[attr-defined]  # published without types
 
-from service.domain import Rerun
+from service.domain import Replace
 from service.errors import CredentialsError, YoloBatchError
 from service.events import MAX_URIS
 
@@ -26,7 +26,7 @@ class MessageError(PublishError):
 
 
 def job_messages(
-    uris: Iterable[str], *, uris_per_message: int = MAX_URIS, rerun: Rerun | None = None
+    uris: Iterable[str], *, uris_per_message: int = MAX_URIS, rerun: Replace | None = None
 ) -> Iterator[bytes]:
     """Write uris as the data of as few messages as allowed.
 
@@ -48,7 +48,7 @@ def job_messages(
         yield _job(group, rerun)
 
 
-def _job(uris: list[str], rerun: Rerun | None) -> bytes:
+def _job(uris: list[str], rerun: Replace | None) -> bytes:
     job: dict[str, object] = {"uris": uris}
     if rerun:
         job["rerun"] = {"seen_at": rerun.seen_at.isoformat(), "model": rerun.model}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from service.document import STATUS_FAILED
-from service.domain import ImageRef, Record, Records, Rerun
+from service.domain import ImageRef, Record, Records, Replace
 from service.errors import YoloBatchError
 
 _LOOKUP_SIZE = 250  # documents asked for in one call
@@ -116,7 +116,7 @@ class Tally:
 class Publish(Protocol):
     """Publishes jobs, and returns the number of messages when all of them are confirmed."""
 
-    def __call__(self, uris: Sequence[str], rerun: Rerun | None) -> int:
+    def __call__(self, uris: Sequence[str], rerun: Replace | None) -> int:
         """Publish jobs for uris."""
 
 
@@ -188,7 +188,7 @@ class _Batch:
         rerun = None
         if self.seen_at and self.scope.enqueue is not Enqueue.MISSING:
             asks = self.scope.enqueue is not None and self.scope.enqueue.asks_for_model
-            rerun = Rerun(self.seen_at, self.scope.model if asks else None)
+            rerun = Replace(self.seen_at, self.scope.model if asks else None)
         messages = publish(self.uris, rerun)
         self.uris, self.seen_at = [], None
         return messages

@@ -34,7 +34,7 @@ from service.domain import (
     Record,
     Recorded,
     Records,
-    Rerun,
+    Replace,
 )
 from service.errors import (
     DocumentKeptError,
@@ -136,7 +136,7 @@ class ResultStore:
         return str(self._client.project)
 
     def is_final(
-        self, document_id: str, rerun: Rerun | None = None, deadline: Deadline = NO_DEADLINE
+        self, document_id: str, rerun: Replace | None = None, deadline: Deadline = NO_DEADLINE
     ) -> bool:
         """Say whether the image has its document already, and no rerun may replace it.
 
@@ -380,7 +380,7 @@ class ResultStore:
             raise
 
 
-def _is_final(record: Record | None, rerun: Rerun | None) -> bool:
+def _is_final(record: Record | None, rerun: Replace | None) -> bool:
     if record is None:
         return False
     return rerun is None or not rerun.replaces(record.created_at, record.model)

@@ -17,7 +17,7 @@ import numpy as np
 
 from service.detector import Detector
 from service.document import to_document
-from service.domain import Box, Detection, Download, ImageRef, ImageResult, ModelInfo, Rerun
+from service.domain import Box, Detection, Download, ImageRef, ImageResult, ModelInfo, Replace
 from service.errors import ObjectGoneError
 from service.images.pixels import Pixels
 
@@ -119,12 +119,12 @@ class FakeStore:
         self.lookups: list[str] = []
         self._lock = threading.Lock()
 
-    def is_final(self, document_id: str, rerun: Rerun | None = None) -> bool:
+    def is_final(self, document_id: str, rerun: Replace | None = None) -> bool:
         with self._lock:
             self.lookups.append(document_id)
             return self._is_final(document_id, rerun)
 
-    def _is_final(self, document_id: str, rerun: Rerun | None) -> bool:
+    def _is_final(self, document_id: str, rerun: Replace | None) -> bool:
         document = self.documents.get(document_id)
         if document is None or rerun is None:
             return document is not None

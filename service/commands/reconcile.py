@@ -16,7 +16,7 @@ from service.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from service.domain import Rerun
+    from service.domain import Replace
     from service.pace import Pace
     from service.reconcile import Publish, Scope, Tally
 
@@ -198,7 +198,7 @@ class _Run:
 
         client = connect()
 
-        def publish(uris: "Sequence[str]", rerun: "Rerun | None") -> int:
+        def publish(uris: "Sequence[str]", rerun: "Replace | None") -> int:
             messages = job_messages(uris, uris_per_message=self._pace.uris_per_message, rerun=rerun)
             return len(publish_jobs(client, self.topic, messages))
 

@@ -12,7 +12,7 @@ from google.cloud import firestore
 from google.cloud.firestore_v1.base_query import FieldFilter
 
 from service.cli import main
-from service.domain import Box, Detection, ImageInfo, ImageRef, ImageResult, ModelInfo, Rerun
+from service.domain import Box, Detection, ImageInfo, ImageRef, ImageResult, ModelInfo, Replace
 from service.labels import MAX_LABEL_BYTES, broken_rule
 from service.store import ResultStore
 
@@ -141,7 +141,7 @@ REFUSED = ["", "__x__", "__a\nb__", "x" * 1500, "half a \ud83d"]
 MODEL = ModelInfo("yolo26n.pt", "0" * 64, 640, "fp32", "openvino")
 
 
-def seen(label: str, *, rerun: Rerun | None = None, count: int = 2) -> ImageResult:
+def seen(label: str, *, rerun: Replace | None = None, count: int = 2) -> ImageResult:
     return ImageResult(
         ImageRef("uploads", f"{label.encode('utf-8', 'replace').hex()[:900]}.jpg", 1, rerun=rerun),
         image=ImageInfo(64, 48, "JPEG"),
@@ -200,7 +200,7 @@ def test_carriage_return_is_refused_as_queries_do_not_find_it(collection: str) -
 def test_rerun_replaces_every_labels_document(store: ResultStore, collection: str) -> None:
     labels = [*COCO, *ODD]
     store.commit([seen(label) for label in labels])
-    rerun = Rerun(datetime.now(UTC) + timedelta(minutes=1))
+    rerun = Replace(datetime.now(UTC) + timedelta(minutes=1))
     store.commit([seen(label, rerun=rerun, count=3) for label in labels])
     documents = list(store.results("uploads", ""))
     counts = sorted((document["counts"] for document in documents), key=str)

@@ -24,7 +24,7 @@ from service.domain import (
     ObjectMetadata,
     Outcome,
     Recorded,
-    Rerun,
+    Replace,
     Timings,
 )
 from service.errors import DocumentKeptError, StoreRefusedError, StoreUnavailableError
@@ -331,13 +331,13 @@ def test_document_answers_queries_for_labels_with_spaces(
 # Reruns
 
 
-def of(result: ImageResult, rerun: Rerun | None) -> ImageResult:
+def of(result: ImageResult, rerun: Replace | None) -> ImageResult:
     return replace(result, ref=replace(result.ref, rerun=rerun))
 
 
-def seen(store: ResultStore, *results: ImageResult, model: str | None = None) -> Rerun:
+def seen(store: ResultStore, *results: ImageResult, model: str | None = None) -> Replace:
     """Leave to replace what stands there now."""
-    return Rerun(store.records([result.ref for result in results]).read_at, model)
+    return Replace(store.records([result.ref for result in results]).read_at, model)
 
 
 def test_records_say_how_each_picture_is_recorded(store: ResultStore) -> None:

@@ -18,7 +18,7 @@ from service.detector import Detector
 from service.errors import (
     DetectorError,
     ModelError,
-    ModelNotReadyError,
+    OtherModelError,
     QueueFullError,
     ShuttingDownError,
     StorageRefusedError,
@@ -235,7 +235,7 @@ def test_answer_405_names_the_allowed_methods(site: Site) -> None:
     [
         (QueueFullError("The queue is full."), 429, "2"),
         (ShuttingDownError("The service is shutting down."), 503, "1"),
-        (ModelNotReadyError("The model did not load."), 503, "10"),
+        (OtherModelError("The model did not load."), 503, "10"),
         (StorageUnavailableError("Cloud Storage is unavailable."), 503, "10"),
         (StoreUnavailableError("Firestore is unavailable."), 503, "10"),
     ],

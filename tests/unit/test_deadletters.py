@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from service.deadletters import Kind, Letter, read
-from service.domain import Rerun
+from service.domain import Replace
 
 PUBLISHED = datetime(2026, 11, 21, 15, tzinfo=UTC)
 ADDED = {
@@ -49,7 +49,7 @@ def test_read_of_a_job_keeps_its_rerun() -> None:
     rerun = {"seen_at": "2026-11-21T14:36:54Z", "model": None}
     reading = read(letter(job | {"rerun": rerun}, colour="blue"))
     assert (reading.kind, reading.uris) == (Kind.JOB, job["uris"])
-    expected = Rerun(datetime(2026, 11, 21, 14, 36, 54, tzinfo=UTC))
+    expected = Replace(datetime(2026, 11, 21, 14, 36, 54, tzinfo=UTC))
     assert [image.rerun for image in reading.event.images] == [expected] * 2
 
 

@@ -21,14 +21,14 @@ from service.domain import (
     ImageResult,
     ObjectMetadata,
     Outcome,
-    Rerun,
+    Replace,
 )
 from service.errors import (
     BadImageError,
     DetectorError,
     DocumentKeptError,
     ModelError,
-    ModelNotReadyError,
+    OtherModelError,
     QueueFullError,
     ShuttingDownError,
     StorageUnavailableError,
@@ -215,7 +215,7 @@ def test_handle_of_a_final_picture_neither_downloads_nor_detects(world: World, d
     handle(pipeline, ref)
     world.storage.downloads.clear()
     world.detector.batch_sizes.clear()
-    assert handle(pipeline, ref) == [Outcome.ALREADY_FINAL]
+    assert handle(pipeline, ref) == [Outcome.ALREADY_RECORDED]
     assert (world.storage.downloads, world.detector.batch_sizes) == ([], [])
     assert world.store.commits == [["again"]]
 
@@ -257,7 +257,7 @@ def test_object_that_cannot_be_read_is_recorded_as_failed(world: World) -> None:
     assert handle(pipeline, ref) == [Outcome.FAILED]
     error = world.store.document("cat")["error"]
     assert error == {"code": "unreadable_object", "message": "It needs a key."}
-    assert handle(pipeline, ref) == [Outcome.ALREADY_FINAL]
+    assert handle(pipeline, ref) == [Outcome.ALREADY_RECORDED]
 
 
 def test_object_with_refused_metadata_is_recorded_as_failed(world: World) -> None:
@@ -274,7 +274,7 @@ def test_refused_object_of_unknown_generation_is_recorded(world: World) -> None:
     pipeline = world.pipeline()
     assert handle(pipeline, job) == [Outcome.FAILED]
     assert world.store.document("cat")["generation"] == 0
-    assert handle(pipeline, job) == [Outcome.ALREADY_FINAL]
+    assert handle(pipeline, job) == [Outcome.ALREADY_RECORDED]
     del world.storage.unresolvable["cat"]
     world.storage.put("cat", picture())
     assert handle(pipeline, job) == [Outcome.DONE]
@@ -344,7 +344,7 @@ def test_handle_without_generation_takes_the_live_one(world: World) -> None:
     assert handle(pipeline, ImageRef(BUCKET, "cat")) == [Outcome.DONE]
     assert world.store.documents[live.document_id]["generation"] == 2
     assert world.labels() == {"cat": ["9-9-9"]}
-    assert handle(pipeline, ImageRef(BUCKET, "cat")) == [Outcome.ALREADY_FINAL]
+    assert handle(pipeline, ImageRef(BUCKET, "cat")) == [Outcome.ALREADY_RECORDED]
 
 
 def test_handle_of_an_ignored_event_does_nothing(world: World) -> None:
@@ -400,7 +400,7 @@ def test_handle_of_the_same_picture_twice_at_once_detects_once(world: World) -> 
 def test_handle_of_the_same_picture_twice_in_a_job_detects_once(world: World) -> None:
     ref = world.storage.put("cat", picture())
     outcomes = handle(world.pipeline(), ref, ImageRef(BUCKET, "cat"))
-    assert set(outcomes) <= {Outcome.DONE, Outcome.ALREADY_FINAL}
+    assert set(outcomes) <= {Outcome.DONE, Outcome.ALREADY_RECORDED}
     assert world.detector.batch_sizes == [1]
     assert world.store.commits == [["cat"]]
 
@@ -499,7 +499,7 @@ def test_handle_of_a_job_gives_the_outcomes_in_its_order(world: World) -> None:
     assert [str(outcome) for outcome in outcomes] == [
         "done",
         "failed",
-        "already_final",
+        "already_recorded",
         "gone",
         "ignored",
         "refused",
@@ -558,7 +558,7 @@ def test_handle_of_a_job_during_an_outage_gives_the_rest_back(world: World) -> N
     assert [ref.name for ref in world.storage.downloads] in (["0", "1", "2"], ["1", "0", "2"])
     world.storage.errors.clear()
     outcomes = handle(pipeline, *refs)
-    assert outcomes == [Outcome.ALREADY_FINAL] * 2 + [Outcome.DONE] * 48
+    assert outcomes == [Outcome.ALREADY_RECORDED] * 2 + [Outcome.DONE] * 48
 
 
 def test_handle_of_a_job_leaves_room_for_uploads(world: World) -> None:
@@ -629,7 +629,7 @@ def test_handle_of_a_culprit_that_is_recorded_by_another_process_is_done(world: 
     suspects.begin([culprit.document_id])
     pipeline = world.pipeline()
     pipeline.learn_from(suspects)
-    assert handle(pipeline, culprit) == [Outcome.ALREADY_FINAL]
+    assert handle(pipeline, culprit) == [Outcome.ALREADY_RECORDED]
 
 
 def test_handle_watches_each_picture_from_the_time_that_the_network_is_loaded(
@@ -797,7 +797,7 @@ def test_handle_when_the_model_did_not_load_raises(world: World) -> None:
     failed: Future[Detector] = Future()
     failed.set_exception(ModelError("the file is broken"))
     pipeline = world.pipeline(detector=failed)
-    with pytest.raises(ModelNotReadyError):
+    with pytest.raises(OtherModelError):
         handle(pipeline, ref)
     assert world.store.commits == []
     assert pipeline.status() == "failed"
@@ -907,7 +907,7 @@ def test_close_after_its_time_does_not_wait_for_a_job(world: World) -> None:
 # Reruns
 
 
-def handle_rerun(pipeline: Pipeline, ref: ImageRef, rerun: Rerun) -> list[Outcome]:
+def handle_rerun(pipeline: Pipeline, ref: ImageRef, rerun: Replace) -> list[Outcome]:
     return handle(pipeline, replace(ref, rerun=rerun))
 
 
@@ -916,10 +916,10 @@ def test_handle_of_a_rerun_replaces_what_was_seen_and_only_once(world: World) ->
     pipeline = world.pipeline()
     assert handle(pipeline, ref) == [Outcome.FAILED]
     world.storage.put("cat", picture((9, 9, 9)))
-    rerun = Rerun(world.store.now)
+    rerun = Replace(world.store.now)
     assert handle_rerun(pipeline, ref, rerun) == [Outcome.DONE]
     assert world.labels() == {"cat": ["9-9-9"]}
-    assert handle_rerun(pipeline, ref, rerun) == [Outcome.ALREADY_FINAL]
+    assert handle_rerun(pipeline, ref, rerun) == [Outcome.ALREADY_RECORDED]
     assert world.store.commits == [["cat"], ["cat"]]
 
 
@@ -930,36 +930,36 @@ def test_rerun_whose_done_document_is_kept_is_final_and_logged(
     pipeline = world.pipeline()
     handle(pipeline, ref)
     world.store.outcomes["0"] = DocumentKeptError("It needs a key.")
-    assert handle_rerun(pipeline, ref, Rerun(world.store.now)) == [Outcome.ALREADY_FINAL]
+    assert handle_rerun(pipeline, ref, Replace(world.store.now)) == [Outcome.ALREADY_RECORDED]
     [line] = [one for one in caplog.records if "A rerun failed" in one.getMessage()]
     assert (line.__dict__["uri"], line.__dict__["reason"]) == (ref.uri, "It needs a key.")
 
 
 def test_handle_of_a_rerun_without_a_document_creates_it(world: World) -> None:
     [ref] = world.put(1)
-    assert handle_rerun(world.pipeline(), ref, Rerun(world.store.now)) == [Outcome.DONE]
+    assert handle_rerun(world.pipeline(), ref, Replace(world.store.now)) == [Outcome.DONE]
 
 
 def test_handle_of_a_rerun_leaves_what_was_recorded_since(world: World) -> None:
     [ref] = world.put(1)
-    rerun = Rerun(world.store.now)
+    rerun = Replace(world.store.now)
     pipeline = world.pipeline()
     handle(pipeline, ref)
-    assert handle_rerun(pipeline, ref, rerun) == [Outcome.ALREADY_FINAL]
+    assert handle_rerun(pipeline, ref, rerun) == [Outcome.ALREADY_RECORDED]
 
 
 def test_handle_of_a_rerun_leaves_what_its_own_model_recorded(world: World) -> None:
     [ref] = world.put(1)
     pipeline = world.pipeline()
     handle(pipeline, ref)
-    rerun = Rerun(world.store.now, world.detector.info.sha256)
-    assert handle_rerun(pipeline, ref, rerun) == [Outcome.ALREADY_FINAL]
+    rerun = Replace(world.store.now, world.detector.info.sha256)
+    assert handle_rerun(pipeline, ref, rerun) == [Outcome.ALREADY_RECORDED]
 
 
 def test_handle_of_a_rerun_for_another_model_gives_it_back(world: World) -> None:
     [ref] = world.put(1)
-    with pytest.raises(ModelNotReadyError, match="another model"):
-        handle_rerun(world.pipeline(), ref, Rerun(world.store.now, "f" * 64))
+    with pytest.raises(OtherModelError, match="another model"):
+        handle_rerun(world.pipeline(), ref, Replace(world.store.now, "f" * 64))
     assert world.store.commits == []
 
 
@@ -968,8 +968,8 @@ def test_handle_of_a_rerun_beside_a_plain_delivery_is_not_lost_in_it(world: Worl
     pipeline = world.pipeline()
     handle(pipeline, ref)
     world.detector.gate.close()
-    rerun = in_thread(lambda: handle_rerun(pipeline, ref, Rerun(world.store.now)))
+    rerun = in_thread(lambda: handle_rerun(pipeline, ref, Replace(world.store.now)))
     world.detector.gate.wait_for_arrivals(2)
-    assert handle(pipeline, ref) == [Outcome.ALREADY_FINAL]
+    assert handle(pipeline, ref) == [Outcome.ALREADY_RECORDED]
     world.detector.gate.open()
     assert result(rerun) == [Outcome.DONE]

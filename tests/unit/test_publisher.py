@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from service.domain import Rerun
+from service.domain import Replace
 from service.events import MAX_URIS, parse_event
 from service.publisher import PublishError, job_messages, publish_jobs, topic_path
 from service.settings import Settings
@@ -74,7 +74,7 @@ def test_job_messages_of_names_that_escape_to_many_bytes_still_fit_a_request() -
 
 @pytest.mark.parametrize("model", [None, "ab" * 32], ids=["any", "one"])
 def test_job_messages_of_a_rerun_come_back_with_it(model: str | None) -> None:
-    rerun = Rerun(datetime(2026, 11, 21, 14, 36, 54, 443164, tzinfo=UTC), model)
+    rerun = Replace(datetime(2026, 11, 21, 14, 36, 54, 443164, tzinfo=UTC), model)
     messages = job_messages(["gs://uploads/a.jpg#7"] * 3, uris_per_message=2, rerun=rerun)
     images = [parse_event({}, pushed(message)).images for message in messages]
     assert [[image.rerun for image in group] for group in images] == [[rerun], [rerun]]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.domain import ImageRef, Record, Records, Rerun
+from service.domain import ImageRef, Record, Records, Replace
 from service.errors import StoreUnavailableError
 from service.reconcile import Enqueue, ResumeError, Scope, State, Tally, load, reconcile, save
 
@@ -56,9 +56,9 @@ class FakeRecords:
 
 @dataclass
 class Published:
-    jobs: list[tuple[list[str], Rerun | None]] = field(default_factory=list)
+    jobs: list[tuple[list[str], Replace | None]] = field(default_factory=list)
 
-    def __call__(self, uris: Sequence[str], rerun: Rerun | None) -> int:
+    def __call__(self, uris: Sequence[str], rerun: Replace | None) -> int:
         self.jobs.append((list(uris), rerun))
         return 1
 
@@ -100,17 +100,17 @@ def test_of_an_empty_bucket_counts_nothing() -> None:
     ("enqueue", "expected", "rerun"),
     [
         ("missing", uris("a.jpg", "e#5.jpg"), None),
-        ("failed", uris("d.jpg"), Rerun(START + timedelta(seconds=2))),
-        ("stale", uris("c.jpg"), Rerun(START + timedelta(seconds=2), OURS)),
+        ("failed", uris("d.jpg"), Replace(START + timedelta(seconds=2))),
+        ("stale", uris("c.jpg"), Replace(START + timedelta(seconds=2), OURS)),
         (
             "all",
             uris("a.jpg", "c.jpg", "d.jpg", "e#5.jpg"),
-            Rerun(START + timedelta(seconds=1), OURS),  # the first look-up: never too late
+            Replace(START + timedelta(seconds=1), OURS),  # the first look-up: never too late
         ),
     ],
 )
 def test_enqueue_publishes_what_was_asked_for(
-    enqueue: str, expected: list[str], rerun: Rerun | None
+    enqueue: str, expected: list[str], rerun: Replace | None
 ) -> None:
     publish = Published()
     scope = Scope(BUCKET, model=OURS, enqueue=Enqueue(enqueue))
@@ -190,7 +190,7 @@ def test_a_publish_that_fails_leaves_the_checkpoint_before_it(tmp_path: Path) ->
     bucket = FakeBucket([f"{i}.jpg" for i in range(8)])
     attempts: list[list[str]] = []
 
-    def publish(group: Sequence[str], rerun: Rerun | None) -> int:
+    def publish(group: Sequence[str], rerun: Replace | None) -> int:
         attempts.append(list(group))
         if len(attempts) == 2:
             raise StoreUnavailableError("down")
@@ -291,4 +291,4 @@ def test_rerun_of_a_page_was_seen_at_its_first_look_up() -> None:
     store = FakeRecords(dict.fromkeys(names, ("failed", None)))
     reconcile(scope, FakeBucket(names, page_size=300), store, publish=publish)
     assert store.calls == [250, 50]
-    assert [rerun for _, rerun in publish.jobs] == [Rerun(START + timedelta(seconds=1))]
+    assert [rerun for _, rerun in publish.jobs] == [Replace(START + timedelta(seconds=1))]
