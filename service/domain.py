@@ -194,14 +194,6 @@ class ImageResult:
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """A result as its document has it."""
-
-    result: ImageResult
-    is_new: bool  # False: another delivery's document was there first
-
-
-@dataclass(frozen=True)
 class Record:
     """What stands in a document, as far as it decides about a replacement."""
 
@@ -209,6 +201,7 @@ class Record:
     model: str | None  # sha256; a failed picture has none
     created_at: datetime
     update_time: datetime  # Firestore's own, for the precondition of a replacement
+    timings: Mapping[str, float] | None = None  # as written: they tell whose result it is
 
 
 @dataclass(frozen=True)
@@ -229,3 +222,18 @@ class Outcome(StrEnum):
     GONE = "gone"  # the generation was overwritten or deleted
     IGNORED = "ignored"  # a folder marker or a part of a composite upload
     REFUSED = "refused"  # a bucket that this service does not serve
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A result that has its final document."""
+
+    result: ImageResult  # as recorded: a failed one if Firestore refuses the document of another
+    is_superseded: bool = False  # another's document was there first: nothing was written
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the image of the result ended."""
+        if self.is_superseded:
+            return Outcome.SUPERSEDED
+        return Outcome.FAILED if self.result.failure else Outcome.DONE

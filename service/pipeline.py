@@ -20,7 +20,6 @@ from service.domain import (
     Download,
     Event,
     Failure,
-    ImageInfo,
     ImageRef,
     ImageResult,
     Outcome,
@@ -32,13 +31,11 @@ from service.errors import (
     DocumentKeptError,
     ObjectGoneError,
     OtherModelError,
-    ShuttingDownError,
 )
 from service.health import Health
 from service.images.letterbox import enlarge_box
-from service.images.pixels import Picture, Pixels
+from service.images.pixels import Picture
 from service.inference.model import Model
-from service.inference.queue import Inferred
 from service.recorder import Recorder
 from service.semaphore import FairSemaphore
 from service.slots import Slots
@@ -201,10 +198,7 @@ class Pipeline:
         is_first = event.delivery_attempt == 1 and not event.is_job
         if not is_first and self._recorder.is_final(ref, deadline):
             return Outcome.ALREADY_RECORDED
-        if failure:
-            result = ImageResult(ref, failure=failure)
-        else:
-            result = self._detect(ref, deadline)
+        result = ImageResult(ref, failure=failure) if failure else self._detect(ref, deadline)
         return self._recorder.record(replace(result, event_time=event.event_time), deadline)
 
     def _detect(self, ref: ImageRef, deadline: Deadline) -> ImageResult:

@@ -53,7 +53,7 @@ class Recorder:
         """
         recorded = self._commits.commit(result, deadline)
         failure = recorded.result.failure
-        if failure and recorded.is_new:
+        if failure and recorded.outcome is Outcome.FAILED:
             logger.warning(
                 "An image failed",
                 extra={
@@ -63,9 +63,7 @@ class Recorder:
                     "reason": failure.message,
                 },
             )
-        if not recorded.is_new:
-            return Outcome.SUPERSEDED
-        return Outcome.FAILED if failure else Outcome.DONE
+        return recorded.outcome
 
     def count(self, outcome: Outcome) -> None:
         """Count how an image ended; the next log line carries it."""

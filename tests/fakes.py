@@ -187,11 +187,11 @@ class FakeStore:
             return result
         document_id = result.ref.document_id
         if self._is_final(document_id, result.ref.replace):
-            return Recorded(result, is_new=False)
+            return Recorded(result, is_superseded=True)
         self.now += timedelta(seconds=1)
         self.documents[document_id] = to_document(result)
         self.created[document_id] = self.now
-        return Recorded(result, is_new=True)
+        return Recorded(result)
 
     def document(self, name: str) -> dict[str, Any]:
         """The one document of the objects called `name`."""

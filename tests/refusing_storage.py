@@ -4,6 +4,7 @@ It answers in the two ways of the real one: metadata, lists and rights as JSON w
 (`alt=media`) as text.
 """
 
+import base64
 import json
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import google_crc32c
 
 from service.domain import ImageRef
 
@@ -89,6 +92,11 @@ class RefusingStorage:
         return 200, json.dumps(_metadata(name, len(self.data))).encode()
 
 
+def crc32c(data: bytes) -> str:
+    """The checksum that Cloud Storage sends with an object's bytes, in base64."""
+    return base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode()
+
+
 def ref(name: str, *, bucket: str = BUCKET) -> ImageRef:
     return ImageRef(bucket, name, GENERATION)
 
@@ -111,6 +119,7 @@ def refusing_storage() -> Iterator[RefusingStorage]:
             status, body = storage.answer(self.path)
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
+            self.send_header("X-Goog-Hash", f"crc32c={crc32c(body)}")
             self.end_headers()
             self.wfile.write(body)
 

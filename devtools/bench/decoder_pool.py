@@ -1,6 +1,6 @@
 """The pool of decoder processes beside other pools and beside no pool: CPU time of all processes.
 
-    python -m benchmarks.decoder_pool path/to/folder
+    python -m devtools.bench.decoder_pool path/to/folder
 
 Each pool has one worker and one caller. The folder's JPEGs are decoded as they are, and enlarged to
 12 megapixels: by way of a reduced scale, and in full. pebble and loky take part where they are

@@ -1,7 +1,7 @@
 """Runners and group commit beside what they replaced: latency and CPU time.
 
-    python -m benchmarks.runners                         # the bundled model, about 5 minutes
-    python -m benchmarks.runners --image-size 640        # larger inputs, so that one takes longer
+    python -m devtools.bench.runners                         # the bundled model, about 5 minutes
+    python -m devtools.bench.runners --image-size 640        # larger inputs, so that one takes longer
 
 Three tables:
 
@@ -35,8 +35,8 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from service.deadline import NO_DEADLINE, Deadline
-from service.demo.shapes import sample_scenes
-from service.detector.openvino import with_preprocessing
+from devtools.demo_model.shapes import sample_scenes
+from service.inference.openvino import with_preprocessing
 from service.group_commit import GroupCommit
 from service.images.letterbox import letterbox
 from service.inference.queue import InferenceQueue

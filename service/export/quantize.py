@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from service.errors import BadImageError, ModelError
 from service.images.decode import decode
-from service.images.letterbox import fit, frame_sizes, shrink
+from service.images.letterbox import fit, input_shapes, shrink
 from service.inference.openvino import pixels_for_anchors
 
 METHOD = (
@@ -91,10 +91,10 @@ def _reader(
     network: ov.Model, *, image_size: int, stride: int
 ) -> Callable[[Path], NDArray[np.float32]]:
     """Make what letterboxes a file as the detector does: float32 1 x 3 x H x W, RGB in 0..1."""
-    sizes = frame_sizes(
+    sizes = input_shapes(
         image_size,
         stride=stride,
-        min_frame_pixels=pixels_for_anchors(network.output(0).partial_shape[1]),
+        min_pixels=pixels_for_anchors(network.output(0).partial_shape[1]),
     )
 
     def read(file: Path) -> NDArray[np.float32]:
@@ -103,7 +103,7 @@ def _reader(
         except BadImageError as exc:
             raise ModelError(f"{file}: {exc}") from exc
         pixels = shrink(picture.pixels, image_size=image_size)
-        frame = fit(pixels.shape[1], pixels.shape[0], image_size=image_size, sizes=sizes)
+        frame = fit(pixels.shape[1], pixels.shape[0], image_size=image_size, shapes=sizes)
         rgb = frame.apply(pixels)[None, :, :, ::-1].transpose(0, 3, 1, 2)
         return np.ascontiguousarray(rgb, np.float32) / np.float32(255)
 

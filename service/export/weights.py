@@ -24,8 +24,7 @@ from service.export.accuracy import (
 )
 from service.export.drawings import draw
 from service.export.truth import Labels, listed, match_classes
-from service.images.decode import decode
-from service.images.decode import inspect
+from service.images.decode import decode, inspect
 from service.inference.canary import CANARY, FALLBACK, FLOOR, write_canary
 from service.inference.detector import OPENVINO_METADATA
 from service.inference.identity import sha256_of_model

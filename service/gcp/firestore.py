@@ -1,10 +1,10 @@
 """Documents in Firestore: which exist, the commit of a batch, and reading them back.
 
 A document is created once: its id names one generation of one object, and a final record stays as
-it is. Two processes that detect the same picture at once lose nothing: the second one's `create`
-finds the document and drops its own. Only a rerun replaces a document, and only the one that it
-saw: a document written since is younger than the rerun, and stays. So does a done document whose
-rerun failed for a reason that is not in the image's bytes.
+it is. Two processes that detect the same image at once lose nothing: the second one's `create`
+finds the document and drops its own. Only a message that asks for it replaces a document, and only
+the one that it saw: a document written since then is younger, and stays. So does a done document
+whose replacement failed for a reason that is not in the image's bytes.
 
 An image whose document cannot be written fails alone: its neighbours are committed without it, and
 it is recorded as `unstorable_result`, by a small document that holds nothing of what was refused.
@@ -12,7 +12,7 @@ Only a refusal of the document itself is recorded. Any other error is handed on,
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -23,6 +23,7 @@ from google.auth.exceptions import GoogleAuthError
 from google.cloud import firestore
 from google.cloud.firestore_v1.base_query import FieldFilter
 
+from service.deadline import NO_DEADLINE, Deadline
 from service.document import STATUS_DONE, to_document
 from service.domain import (
     ErrorCode,
@@ -31,11 +32,18 @@ from service.domain import (
     ImageResult,
     ObjectMetadata,
     Record,
+    Recorded,
     Records,
     Replace,
 )
-from service.errors import DocumentKeptError, StoreRefusedError, StoreUnavailableError
+from service.errors import (
+    DocumentKeptError,
+    StoreRefusedError,
+    StoreUnavailableError,
+    TransientError,
+)
 from service.gcp.outages import Outages
+from service.one_line import one_line
 
 _TRANSIENT = retry.if_exception_type(
     exceptions.Aborted,
@@ -45,7 +53,7 @@ _TRANSIENT = retry.if_exception_type(
     exceptions.ServiceUnavailable,
 )
 _AFTER_EVERY_NAME = "\U0010ffff"  # sorts after every object name with the prefix before it
-_RECORD_FIELDS = ["status", "model.sha256", "created_at"]
+_RECORD_FIELDS = ["status", "model.sha256", "created_at", "timings"]
 # Each failed commit means that somebody else wrote meanwhile, so that even two are rare.
 _MAX_COMMITS = 10
 _PAUSE_SECONDS = 0.1  # before an image is tried again alone
@@ -71,6 +79,37 @@ class _DocumentRefusedError(Exception):
     """Firestore refuses this document at every attempt."""
 
 
+class _Call:
+    """The time of one call of the store: all of its requests, with all their attempts, end with it.
+
+    An attempt gets a third of it, so that a server which is silent at first is asked again.
+    """
+
+    def __init__(self, seconds: float, *, attempts: int = 3) -> None:
+        self._until = Deadline.after(seconds)
+        self._attempt_seconds = seconds / attempts
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """The arguments of a client's method that say how long it tries."""
+        left = max(self._until.seconds_left(), 0.0)
+        again = retry.Retry(predicate=_TRANSIENT, initial=0.1, maximum=2.0, timeout=left)
+        return {"retry": again, "timeout": self._limited}
+
+    def _limited(self, attempt: Callable[..., Any]) -> Callable[..., Any]:
+        """Give each attempt its own timeout.
+
+        api_core takes any decorator for this. Its own one gives an attempt the whole time again
+        when less than a second is left (TimeToDeadlineTimeout of google-api-core 2.44).
+        """
+
+        def limited(*args: Any, **kwargs: Any) -> Any:
+            seconds = min(self._until.seconds_left(), self._attempt_seconds)
+            return attempt(*args, **kwargs | {"timeout": max(seconds, 0.0)})
+
+        return limited
+
+
 class ResultStore:
     """The results' collection; safe to use from many threads."""
 
@@ -82,37 +121,32 @@ class ResultStore:
         timeout_seconds: float,
         outages: Outages | None = None,
     ) -> None:
-        """Take a client, how long one call is retried, and what logs a refused database."""
+        """Take a client, the seconds of one call with all its attempts, and the log of outages."""
         self._client = client
         self._outages = outages or Outages()
         self._collection = client.collection(collection)
         # Separate subjects: an account may have read access only.
         self._reads = f"Firestore database {client._database}, reading"
         self._writes = f"Firestore database {client._database}, writing"
-        # Both are needed: `timeout` bounds one attempt, the retry's own timeout bounds them all.
-        self._call: dict[str, Any] = {
-            "retry": retry.Retry(
-                predicate=_TRANSIENT, initial=0.1, maximum=2.0, timeout=timeout_seconds
-            ),
-            "timeout": timeout_seconds,
-        }
+        self._timeout_seconds = timeout_seconds
 
     @property
     def project(self) -> str:
         """The project that the database is in."""
         return str(self._client.project)
 
-    def is_final(self, document_id: str, rerun: Replace | None = None) -> bool:
-        """Say whether the picture has its document already, and no rerun may replace it.
+    def is_final(
+        self, document_id: str, wanted: Replace | None = None, deadline: Deadline = NO_DEADLINE
+    ) -> bool:
+        """Say whether the image has its document already, which must not be replaced.
 
         Raises:
-            StoreUnavailableError: Firestore did not answer.
+            StoreUnavailableError: Firestore did not answer in time.
+            TooLateError: the deadline has passed.
         """
+        call = self._call(deadline)
         with self._reading():
-            document = self._collection.document(document_id)
-            if rerun:
-                return _is_final(self._read([document_id]).get(document_id), rerun)
-            return bool(document.get(field_paths=["status"], **self._call).exists)
+            return _is_final(self._read([document_id], call).get(document_id), wanted)
 
     def records(self, refs: Sequence[ImageRef]) -> Records:
         """Read which pictures (one or more) are recorded, and how.
@@ -121,46 +155,46 @@ class ResultStore:
             StoreUnavailableError: Firestore did not answer.
         """
         with self._reading():
-            snapshots = self._snapshots(ref.document_id for ref in refs)
+            ids = [ref.document_id for ref in refs]
+            snapshots = self._snapshots(ids, self._patient_call())
             return Records(_records(snapshots), min(found.read_time for found in snapshots))
 
-    def commit(self, results: Sequence[ImageResult]) -> list[ImageResult | Exception]:
+    def commit(
+        self, results: Sequence[ImageResult], deadline: Deadline = NO_DEADLINE
+    ) -> list[Recorded | Exception]:
         """Make results final, if possible in one commit. Safe to call twice.
 
-        A document that is there stays, unless its result is a rerun's that may replace it.
+        A document that is there stays, unless its message asks to replace it. Where
+        several results are of one image, the first one is written.
 
         Returns:
-            For each result, the outcome: the result itself, a failed result if Firestore refuses
-            its document permanently, or the error because of which nothing was recorded.
-
-        Raises:
-            StoreUnavailableError: Firestore did not confirm, or refuses everything; call again,
-                what was written stays as it is.
+            For each result, how it is recorded, or the error because of which it is not: a
+            StoreUnavailableError where Firestore did not confirm in time or refuses everything, a
+            TooLateError, a DocumentKeptError where a done document stays instead of a failure, or
+            what else the client raised. Call again: what was written stays as it is.
         """
-        entries: dict[str, _Entry] = {}
-        refused: dict[str, tuple[ImageResult, Exception]] = {}
-        outcomes: dict[str, ImageResult | Exception] = {}
-        for result in results:
+        outcomes: dict[int, Recorded | Exception] = {}
+        entries: list[_Entry] = []
+        refused: list[tuple[int, Exception]] = []
+        for place, result in enumerate(results):
             try:
-                entries[result.ref.document_id] = _Entry.of(result)
+                entries.append(_Entry.of(place, result))
             except MemoryError:
                 raise
             except Exception as exc:  # noqa: BLE001 - nothing but the result decides about it
-                refused[result.ref.document_id] = (result, exc)
+                refused.append((place, exc))
         try:
+            call = self._call(deadline)
             for group in _groups(entries):
-                self._commit_isolating(group, outcomes)
-            for document_id, (result, error) in refused.items():
-                outcomes[document_id] = self._record_refusal(result, error)
-        except StoreUnavailableError as exc:  # nobody else need wait for it
-            outcomes = dict.fromkeys([*entries, *refused], exc) | outcomes
-        if all(isinstance(outcome, StoreUnavailableError) for outcome in outcomes.values()):
-            for outcome in outcomes.values():
-                raise outcome  # type: ignore[misc]  # one of these errors
-        return [outcomes[result.ref.document_id] for result in results]
+                self._commit_isolating(group, outcomes, call)
+            for place, error in refused:
+                outcomes[place] = self._record_refusal(place, results[place], error, call)
+        except TransientError as exc:  # nobody else need wait for it
+            outcomes = dict.fromkeys(range(len(results)), exc) | outcomes
+        return [outcomes[place] for place in range(len(results))]
 
     def _commit_isolating(
-        self, entries: "dict[str, _Entry]", outcomes: dict[str, ImageResult | Exception]
+        self, entries: "list[_Entry]", outcomes: dict[int, Recorded | Exception], call: _Call
     ) -> None:
         """Commit results together; if that fails because of one of them, one by one.
 
@@ -169,24 +203,27 @@ class ResultStore:
                 written.
         """
         try:
-            outcomes |= self._write(entries)
+            outcomes |= self._write(entries, call)
             return
         except (StoreUnavailableError, MemoryError):
             raise
         except Exception:  # noqa: BLE001 - seen again below, by the image that causes it
             if len(entries) == 1:
                 time.sleep(_PAUSE_SECONDS)
-        for document_id, entry in entries.items():
+        for entry in entries:
             try:
-                outcomes |= self._write({document_id: entry})
+                outcomes |= self._write([entry], call)
             except _DocumentRefusedError as exc:
-                outcomes[document_id] = self._record_refusal(entry.result, exc)
+                refusal = self._record_refusal(entry.place, entry.result, exc, call)
+                outcomes[entry.place] = refusal
             except (StoreUnavailableError, MemoryError):
                 raise
             except Exception as exc:  # noqa: BLE001 - whatever it is, it must not fail the others
-                outcomes[document_id] = exc
+                outcomes[entry.place] = exc
 
-    def _record_refusal(self, result: ImageResult, error: Exception) -> ImageResult | Exception:
+    def _record_refusal(
+        self, place: int, result: ImageResult, error: Exception, call: _Call
+    ) -> Recorded | Exception:
         """Record that the document of a result cannot be written, and why.
 
         Returns:
@@ -200,12 +237,11 @@ class ResultStore:
             replace(result.ref, metadata=ObjectMetadata()),
             failure=Failure(
                 ErrorCode.UNSTORABLE_RESULT,
-                f"Firestore cannot store the result of this image: {_line(error)}",
+                f"Firestore cannot store the result of this image: {_reason(error)}",
             ),
         )
-        document_id = result.ref.document_id
         try:
-            return self._write({document_id: _Entry.of(failed)})[document_id]
+            return self._write([_Entry.of(place, failed)], call)[place]
         except (StoreUnavailableError, MemoryError):
             raise
         except _DocumentRefusedError as exc:
@@ -215,51 +251,53 @@ class ResultStore:
         except Exception:  # noqa: BLE001 - the first error says more
             return error
 
-    def _write(self, entries: "dict[str, _Entry]") -> dict[str, ImageResult | Exception]:
+    def _write(self, entries: "list[_Entry]", call: _Call) -> dict[int, Recorded | Exception]:
         """Create or replace those documents that are not final; all or, on an error, none.
 
         Returns:
-            The results; a DocumentKeptError where a done document stays instead.
+            By place, how each result is recorded, or a DocumentKeptError where a done document
+            stays instead.
 
         Raises:
             _DocumentRefusedError: Firestore refuses some document for good.
             StoreUnavailableError: Firestore did not answer.
         """
         with self._answering(self._writes):
-            return self._write_translated(entries)
+            return self._write_translated(entries, call)
 
-    def _write_translated(self, entries: "dict[str, _Entry]") -> dict[str, ImageResult | Exception]:
-        outcomes: dict[str, ImageResult | Exception] = {
-            document_id: entry.result for document_id, entry in entries.items()
-        }
-        has_reruns = any(entry.result.ref.rerun for entry in entries.values())
-        records = self._read(entries) if has_reruns else {}
+    def _write_translated(
+        self, entries: "list[_Entry]", call: _Call
+    ) -> dict[int, Recorded | Exception]:
+        outcomes: dict[int, Recorded | Exception] = {}
+        may_replace = any(entry.result.ref.replace for entry in entries)
+        records = self._read([entry.id for entry in entries], call) if may_replace else {}
         attempt = 0
         while True:
             attempt += 1
-            entries = {
-                document_id: entry
-                for document_id, entry in entries.items()
-                if not _is_final(records.get(document_id), entry.result.ref.rerun)
-            }
-            for document_id in _kept(entries, records):
-                failure = entries.pop(document_id).result.failure
-                outcomes[document_id] = DocumentKeptError(failure.message if failure else "")
+            waiting = []
+            for entry in entries:
+                if outcome := _settled(entry, records.get(entry.id)):
+                    outcomes[entry.place] = outcome
+                else:
+                    waiting.append(entry)
+            entries = waiting
             if not entries:
                 return outcomes
             try:
-                self._commit_batch(entries, records)
-                return outcomes
+                self._commit_batch(entries, records, call)
+                return outcomes | {entry.place: Recorded(entry.result) for entry in entries}
             except (exceptions.AlreadyExists, exceptions.FailedPrecondition, exceptions.NotFound):
                 # Another process was first, or our own answer was lost on its way and the
                 # client called again.
                 if attempt == _MAX_COMMITS:
                     raise
-                records = self._read(entries)
+                records = self._read([entry.id for entry in entries], call)
             except (exceptions.InvalidArgument, exceptions.OutOfRange) as exc:
                 raise _DocumentRefusedError(exc.message) from exc
 
-    def _commit_batch(self, entries: "Mapping[str, _Entry]", records: Mapping[str, Record]) -> None:
+    def _commit_batch(
+        self, entries: "Sequence[_Entry]", records: Mapping[str, Record], call: _Call
+    ) -> None:
         """Replace the documents that have a record, as long as it stands, and create the others.
 
         Raises:
@@ -269,26 +307,33 @@ class ResultStore:
         # https://github.com/googleapis/python-firestore/issues/633
         batch = self._client.batch()
         try:
-            for document_id, entry in entries.items():
-                reference = self._collection.document(document_id)
+            for entry in entries:
+                reference = self._collection.document(entry.id)
                 document = entry.document | {"created_at": firestore.SERVER_TIMESTAMP}
-                if record := records.get(document_id):
+                if record := records.get(entry.id):
                     # `set` takes no precondition; every document has the same fields.
                     unchanged = self._client.write_option(last_update_time=record.update_time)
                     batch.update(reference, document, option=unchanged)
                 else:
                     batch.create(reference, document)
         except _BUILD_ERRORS as exc:
-            raise _DocumentRefusedError(_line(exc)) from exc
-        batch.commit(**self._call)
+            raise _DocumentRefusedError(_reason(exc)) from exc
+        batch.commit(**call.limits)
         self._outages.clear(self._writes)
 
-    def _read(self, document_ids: Iterable[str]) -> dict[str, Record]:
-        return _records(self._snapshots(document_ids))
+    def _read(self, document_ids: Sequence[str], call: _Call) -> dict[str, Record]:
+        return _records(self._snapshots(document_ids, call))
 
-    def _snapshots(self, document_ids: Iterable[str]) -> list[Any]:
+    def _snapshots(self, document_ids: Sequence[str], call: _Call) -> list[Any]:
         refs = [self._collection.document(document_id) for document_id in document_ids]
-        return list(self._client.get_all(refs, field_paths=_RECORD_FIELDS, **self._call))
+        return list(self._client.get_all(refs, field_paths=_RECORD_FIELDS, **call.limits))
+
+    def _call(self, deadline: Deadline) -> _Call:
+        return _Call(deadline.wait_seconds(self._timeout_seconds))
+
+    def _patient_call(self) -> _Call:
+        """Return a call for an operator, who reads much at once."""
+        return _Call(self._timeout_seconds, attempts=1)
 
     def results(self, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
         """Read the documents of a bucket whose names begin with `prefix`, by name.
@@ -303,7 +348,7 @@ class ResultStore:
             )
         with self._reading():
             try:
-                for snapshot in query.order_by("name").stream(**self._call):
+                for snapshot in query.order_by("name").stream(**self._patient_call().limits):
                     yield snapshot.to_dict() or {}
             except exceptions.FailedPrecondition as exc:  # it has the link that makes the index
                 raise StoreUnavailableError(f"Firestore refused the query: {exc.message}") from exc
@@ -315,7 +360,7 @@ class ResultStore:
             StoreUnavailableError: Firestore did not answer.
         """
         with self._reading():
-            found = self._collection.document(document_id).get(**self._call)
+            found = self._collection.document(document_id).get(**self._patient_call().limits)
             return found.to_dict() if found.exists else None
 
     @contextmanager
@@ -335,20 +380,22 @@ class ResultStore:
             raise
 
 
-def _is_final(record: Record | None, rerun: Replace | None) -> bool:
+def _is_final(record: Record | None, wanted: Replace | None) -> bool:
     if record is None:
         return False
-    return rerun is None or not rerun.replaces(record.created_at, record.model)
+    return wanted is None or not wanted.replaces(record.created_at, record.model)
 
 
-def _kept(entries: "Mapping[str, _Entry]", records: Mapping[str, Record]) -> list[str]:
-    """Return the documents that must stay: done, and the new failure is not about the bytes."""
-    return [
-        document_id
-        for document_id, entry in entries.items()
-        if (record := records.get(document_id)) and record.status == STATUS_DONE
-        if (failure := entry.result.failure) and not failure.code.is_of_the_bytes
-    ]
+def _settled(entry: "_Entry", record: Record | None) -> Recorded | DocumentKeptError | None:
+    """Return the outcome of a result whose document stays; None if it is to be written."""
+    result = entry.result
+    if _is_final(record, result.ref.replace):
+        is_own = record and record.timings == entry.document["timings"]
+        return Recorded(result, is_superseded=not is_own)
+    is_done = record and record.status == STATUS_DONE
+    if is_done and result.failure and not result.failure.code.is_of_the_bytes:
+        return DocumentKeptError(result.failure.message)
+    return None
 
 
 def _records(snapshots: Iterable[Any]) -> dict[str, Record]:
@@ -362,6 +409,7 @@ def _records(snapshots: Iterable[Any]) -> dict[str, Record]:
                 model=(document.get("model") or {}).get("sha256"),
                 created_at=document.get("created_at") or snapshot.create_time,
                 update_time=snapshot.update_time,
+                timings=document.get("timings"),
             )
     return records
 
@@ -370,12 +418,18 @@ def _records(snapshots: Iterable[Any]) -> dict[str, Record]:
 class _Entry:
     """A result and its document."""
 
+    place: int  # of the result among those of the commit
     result: ImageResult
     document: dict[str, Any]
     size: int  # bytes
 
+    @property
+    def id(self) -> str:
+        """The document's id."""
+        return self.result.ref.document_id
+
     @classmethod
-    def of(cls, result: ImageResult) -> "_Entry":
+    def of(cls, place: int, result: ImageResult) -> "_Entry":
         """Write a result as a document.
 
         Raises:
@@ -385,7 +439,7 @@ class _Entry:
         size = _size(document) + _NAME_BYTES
         if size > _MAX_DOCUMENT_BYTES:
             raise ValueError(f"its document has {size:,} bytes, more than {_MAX_DOCUMENT_BYTES:,}")
-        return cls(result, document, size)
+        return cls(place, result, document, size)
 
 
 def _size(value: Any) -> int:
@@ -402,24 +456,23 @@ def _size(value: Any) -> int:
     return 8 if isinstance(value, int | float | datetime) else 1
 
 
-def _groups(entries: Mapping[str, _Entry]) -> Iterator[dict[str, _Entry]]:
-    """Divide documents into commits that are not too large; nearly always one."""
+def _groups(entries: Iterable[_Entry]) -> Iterator[list[_Entry]]:
+    """Divide documents into commits, none too large or with two of one id; nearly always one."""
     group: dict[str, _Entry] = {}
     size = 0
-    for document_id, entry in entries.items():
-        if group and size + entry.size > _MAX_COMMIT_BYTES:
-            yield group
+    for entry in entries:
+        if group and (size + entry.size > _MAX_COMMIT_BYTES or entry.id in group):
+            yield list(group.values())
             group, size = {}, 0
-        group[document_id] = entry
+        group[entry.id] = entry
         size += entry.size
     if group:
-        yield group
+        yield list(group.values())
 
 
-def _line(error: Exception) -> str:
-    """Say in one line what an error says."""
-    text = str(error) or type(error).__name__
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:_MAX_REASON]
+def _reason(error: Exception) -> str:
+    """Return in one line what an error says."""
+    return one_line(str(error) or type(error).__name__, _MAX_REASON)
 
 
 @contextmanager

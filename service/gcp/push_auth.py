@@ -8,12 +8,13 @@ Source: https://cloud.google.com/pubsub/docs/authenticate-push-subscriptions
 """
 
 import json
-import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from cachetools import TLRUCache, cached
 from google.auth import jwt
 from google.auth.exceptions import GoogleAuthError
 from google.auth.transport.requests import Request
@@ -26,21 +27,26 @@ ISSUER = "https://accounts.google.com"
 _ALGORITHM = "RS256"
 _CLOCK_SKEW_SECONDS = 10
 _FETCH_TIMEOUT_SECONDS = 3.0
-# Unknown key ids must not become requests to Google, nor an outage a queue of waiting threads.
-_FETCH_GAP_SECONDS = 60.0
-_FAILED_FETCH_GAP_SECONDS = 5.0
-_DEFAULT_MAX_AGE_SECONDS = 3600
-_LONGEST_MAX_AGE_SECONDS = 86400
-_MAX_AGE = re.compile(r"max-age=([0-9]{1,9})")
+# Google publishes a key long before it signs with it, and lets certificates be kept for hours. So
+# an unknown key id is not one that we lack, and becomes no request to Google.
+_KEPT_SECONDS = 3600.0
+_FAILURE_KEPT_SECONDS = 5.0  # an outage must not become a queue of waiting threads
 
 _INVALID = "The push's token is malformed, expired, not signed by Google, or not for this service."
+
+_Certificates = Mapping[str, str] | Exception  # by key id, or why they cannot be had
 
 
 class TokenVerifier:
     """Lets through pushes that Google signed for us, in the name of an allowed service account."""
 
     def __init__(
-        self, audience: str, service_accounts: Sequence[str], *, certs_url: str = CERTS_URL
+        self,
+        audience: str,
+        service_accounts: Sequence[str],
+        *,
+        certs_url: str = CERTS_URL,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nothing is fetched before the first token.
 
@@ -48,10 +54,15 @@ class TokenVerifier:
             audience: the subscription's audience; its endpoint url unless set otherwise.
             service_accounts: emails that may push.
             certs_url: where Google's certificates are.
+            clock: seconds, by which certificates grow old.
         """
         self._audience = audience
         self._service_accounts = tuple(service_accounts)
-        self._certificates = _Certificates(certs_url)
+        # One thread fetches while others wait. google-auth alone would fetch for each token.
+        cache = TLRUCache[Any, _Certificates](maxsize=1, ttu=_keep_until, timer=clock)
+        self._certificates: Callable[[], _Certificates] = cached(
+            cache, condition=threading.Condition()
+        )(partial(_fetch, certs_url))
 
     def verify(self, authorization: str | None) -> None:
         """Check the request's `Authorization` header.
@@ -75,12 +86,16 @@ class TokenVerifier:
     def _claims(self, token: str) -> Mapping[str, Any]:
         try:
             header = jwt.decode_header(token)  # type: ignore[no-untyped-call]
-            key_id = header.get("kid")
-            if header.get("alg") != _ALGORITHM or not isinstance(key_id, str):
+            if header.get("alg") != _ALGORITHM or not isinstance(header.get("kid"), str):
                 raise ValueError
+            certificates = self._certificates()
+            if isinstance(certificates, Exception):
+                raise CertificatesUnavailableError(
+                    "Google's certificates are unavailable."
+                ) from certificates
             claims: Mapping[str, Any] = jwt.decode(  # type: ignore[no-untyped-call]
                 token,
-                certs=self._certificates.holding(key_id),
+                certs=certificates,
                 audience=self._audience,
                 clock_skew_in_seconds=_CLOCK_SKEW_SECONDS,
             )
@@ -90,49 +105,18 @@ class TokenVerifier:
         return claims
 
 
-class _Certificates:
-    """Google's certificates, kept for as long as they may be; google-auth fetches at each call."""
+def _keep_until(_: object, found: _Certificates, now: float) -> float:
+    return now + (_FAILURE_KEPT_SECONDS if isinstance(found, Exception) else _KEPT_SECONDS)
 
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._request = Request()
-        self._lock = threading.Lock()
-        self._held: tuple[Mapping[str, str], float] = ({}, 0.0)  # and until when, monotonic
-        self._next_fetch = 0.0
 
-    def holding(self, key_id: str) -> Mapping[str, str]:
-        """Return certificates by key id; without this one, if Google does not have it."""
-        if certs := self._fresh(key_id):
-            return certs
-        with self._lock:
-            if certs := self._fresh(key_id):  # another thread fetched them
-                return certs
-            if time.monotonic() >= self._next_fetch:
-                self._fetch()
-            certs, until = self._held
-            if time.monotonic() >= until:
-                raise CertificatesUnavailableError("Google's certificates are unavailable.")
-            return certs
-
-    def _fresh(self, key_id: str) -> Mapping[str, str] | None:
-        certs, until = self._held
-        return certs if key_id in certs and time.monotonic() < until else None
-
-    def _fetch(self) -> None:
-        self._next_fetch = time.monotonic() + _FAILED_FETCH_GAP_SECONDS
-        try:
-            response = self._request(self._url, timeout=_FETCH_TIMEOUT_SECONDS)
-            if response.status != 200:
-                raise ValueError(f"the answer is {response.status}")
-            certs = json.loads(response.data)
-            if not isinstance(certs, dict) or not certs:
-                raise ValueError("the answer has no certificates")
-        except (GoogleAuthError, ValueError) as exc:
-            raise CertificatesUnavailableError("Google's certificates are unavailable.") from exc
-        now = time.monotonic()
-        found = _MAX_AGE.search(response.headers.get("Cache-Control", ""))
-        max_age = (
-            min(int(found[1]), _LONGEST_MAX_AGE_SECONDS) if found else _DEFAULT_MAX_AGE_SECONDS
-        )
-        self._held = (certs, now + max(max_age, _FETCH_GAP_SECONDS))
-        self._next_fetch = now + _FETCH_GAP_SECONDS
+def _fetch(url: str) -> _Certificates:
+    try:
+        response = Request()(url, timeout=_FETCH_TIMEOUT_SECONDS)
+        if response.status != 200:
+            raise ValueError(f"the response is {response.status}")
+        certificates = json.loads(response.data)
+        if not isinstance(certificates, dict) or not certificates:
+            raise ValueError("the response has no certificates")
+    except (GoogleAuthError, ValueError) as exc:
+        return exc
+    return certificates

@@ -17,13 +17,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+from service.one_line import one_line
+
 # A refusal that does not say what it concerns counts as the object's own after this time. Google
 # states 7 minutes or more for permission changes:
 # https://cloud.google.com/iam/docs/access-change-propagation
 MIN_REFUSED_SECONDS = 600.0
 
 _BAD_REQUEST, _UNAUTHORIZED, _FORBIDDEN, _LEGAL_REASONS = 400, 401, 403, 451
-_MAX_REMEMBERED = 10_000  # refused objects; the oldest are forgotten
+_DENIED_SECONDS = 30.0  # how long a denied right is not asked for again
+_MAX_REMEMBERED = 10_000  # objects or buckets; the oldest are forgotten
 _MAX_TEXT = 300  # characters of Cloud Storage's message that a document quotes
 _MAX_READ = 2000  # characters of a response that are read
 
@@ -203,36 +206,67 @@ class Refusal:
 
 
 class AccessHistory:
-    """When objects were first refused, and when their buckets were last readable."""
+    """When objects were refused, and when their buckets were readable; safe in many threads."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Start without any, by a clock in seconds."""
-        self._clock = clock
-        self._refused: OrderedDict[tuple[object, ...], float] = OrderedDict()
-        self._reads: OrderedDict[str, float] = OrderedDict()
+        self._refused = _Times(clock)  # requests, at their first refusal
+        self._reads = _Times(clock)  # buckets, at their last successful read
+        self._denied = _Times(clock)  # buckets, at the last denial of a right
         self._lock = threading.Lock()
 
     def read(self, bucket: str, *request: object) -> None:
         """Note that a request for an object succeeded: its refusals are forgotten."""
         with self._lock:
-            self._refused.pop((bucket, *request), None)
-            self._reads[bucket] = self._clock()
-            self._reads.move_to_end(bucket)
-            if len(self._reads) > _MAX_REMEMBERED:
-                self._reads.popitem(last=False)
+            self._refused.forget((bucket, *request))
+            self._reads.note(bucket)
 
     def is_lasting(self, bucket: str, *request: object) -> bool:
         """Note a refusal; say whether the same request has been refused for long enough."""
+        key = (bucket, *request)
         with self._lock:
-            first = self._refused.setdefault((bucket, *request), self._clock())
-            if len(self._refused) > _MAX_REMEMBERED:
-                self._refused.popitem(last=False)
-            return self._clock() - first >= MIN_REFUSED_SECONDS
+            if self._refused.age(key) == math.inf:
+                self._refused.note(key)
+            return self._refused.age(key) >= MIN_REFUSED_SECONDS
 
     def was_read_lately(self, bucket: str) -> bool:
         """Whether an object of the bucket was read within MIN_REFUSED_SECONDS."""
         with self._lock:
-            return self._clock() - self._reads.get(bucket, -math.inf) < MIN_REFUSED_SECONDS
+            return self._reads.age(bucket) < MIN_REFUSED_SECONDS
+
+    def deny(self, bucket: str) -> None:
+        """Note that the account has not the rights to read and list a bucket."""
+        with self._lock:
+            self._denied.note(bucket)
+
+    def was_denied_lately(self, bucket: str) -> bool:
+        """Whether the rights were denied within 30 seconds: they need not be asked for again."""
+        with self._lock:
+            return self._denied.age(bucket) < _DENIED_SECONDS
+
+
+class _Times:
+    """When each key was noted, in seconds; the oldest key is forgotten beyond a limit."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._noted: OrderedDict[object, float] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._noted)
+
+    def note(self, key: object) -> None:
+        self._noted[key] = self._clock()
+        self._noted.move_to_end(key)
+        if len(self._noted) > _MAX_REMEMBERED:
+            self._noted.popitem(last=False)
+
+    def forget(self, key: object) -> None:
+        self._noted.pop(key, None)
+
+    def age(self, key: object) -> float:
+        """Return the seconds since a key was noted; infinite for an unknown one."""
+        return self._clock() - self._noted.get(key, -math.inf)
 
 
 def _without_name(word: str) -> str:
@@ -244,5 +278,4 @@ def _clean(text: str) -> str:
     """Return one line of Cloud Storage's message; nothing for HTML or XML from a proxy."""
     if _MARKUP.search(text):
         return ""
-    line = "".join(letter if letter.isprintable() else " " for letter in text)
-    return " ".join(line.split())[:_MAX_READ]
+    return one_line(text, _MAX_READ)

@@ -23,6 +23,8 @@ from typing import NoReturn
 
 from service.domain import ErrorCode
 from service.errors import BadImageError, DecoderBusyError
+from service.images.decode import WEIGHTS, inspect
+from service.images.decode import decode as decode_here
 from service.images.decoders import (
     BAD,
     BYTES,
@@ -38,7 +40,6 @@ from service.images.decoders import (
 from service.images.formats import kind_of
 from service.images.letterbox import shrink
 from service.images.pixels import Picture
-from service.images.read import WEIGHTS, inspect, read
 
 Decode = Callable[[bytes, Request], Picture]
 
@@ -63,11 +64,11 @@ def decode(data: bytes, request: Request) -> Picture:
     """Decode a file's bytes, turn the image upright and shrink it.
 
     Raises:
-        BadImageError: see `service.images.read.read`.
+        BadImageError: see `service.images.decode.decode`.
         DecoderBusyError: no memory.
         MemoryError: no memory.
     """
-    picture = read(
+    picture = decode_here(
         data,
         max_pixels=request.max_pixels,
         image_size=request.image_size if request.reduced else None,

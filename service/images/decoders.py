@@ -29,9 +29,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -40,8 +39,11 @@ import numpy as np
 
 from service.deadline import Deadline
 from service.domain import ErrorCode, ImageInfo
-from service.errors import BadImageError, DecoderBusyError, ShuttingDownError, TooLateError
+from service.errors import BadImageError, DecoderBusyError, ShuttingDownError
 from service.images.pixels import Picture
+from service.machine import cores
+from service.semaphore import FairSemaphore
+from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +127,7 @@ class Decoders:
         *,
         max_pixels: int,
         max_decompressed_bytes: int,
+        reduced: bool = True,
         limits: DecodeLimits = DecodeLimits(),  # noqa: B008 - it cannot be changed
         command: Sequence[str] = COMMAND,
     ) -> None:
@@ -135,6 +138,8 @@ class Decoders:
             max_pixels: images of more pixels are refused.
             max_decompressed_bytes: files that are larger without their Content-Encoding are
                 refused.
+            reduced: let a JPEG at least twice as large as the model sees be decoded at a reduced
+                scale.
             limits: what decoding one file may take.
             command: the root process.
 
@@ -143,10 +148,11 @@ class Decoders:
         """
         self._max_pixels = max_pixels
         self._max_decompressed_bytes = max_decompressed_bytes
+        self._reduced = reduced
         self._limits = limits
         self._command = command
-        self._slots = _FairSemaphore(count)
-        self._large_slot = _FairSemaphore(1)
+        self._slots = FairSemaphore(count)
+        self._large_slot = FairSemaphore(1)
         self._lock = threading.Lock()  # of what follows
         self._is_closed = False
         self._root, self._control = self._started()
@@ -157,8 +163,7 @@ class Decoders:
         data: bytes,
         *,
         image_size: int | None,
-        reduced: bool,
-        content_encoding: str | None,
+        content_encoding: str | None = None,
         deadline: Deadline,
     ) -> Picture:
         """Decode an image, turned upright by its EXIF orientation, 8 bits a channel, no alpha.
@@ -167,7 +172,6 @@ class Decoders:
             data: the file, as it is stored.
             image_size: longer side that the model sees, in pixels: a larger image is shrunk to it.
                 None: in full. `Picture.info` has the full size either way.
-            reduced: let a JPEG at least twice as large be decoded at a reduced scale first.
             content_encoding: the object's; `gzip` and `deflate` are decompressed.
             deadline: ends every wait, and what is being decoded.
 
@@ -183,7 +187,7 @@ class Decoders:
             length=len(data),
             content_encoding=content_encoding,
             image_size=image_size,
-            reduced=reduced,
+            reduced=self._reduced,
             max_pixels=self._max_pixels,
             max_decompressed_bytes=self._max_decompressed_bytes,
             memory_bytes=limits.small_bytes,
@@ -193,7 +197,7 @@ class Decoders:
             answer = self._ask(request, data, deadline)
             if isinstance(answer, Picture):
                 return answer
-            with self._large_slot.acquired(deadline):
+            with self._large_slot.acquire(1, deadline):
                 while isinstance(answer, int):
                     if limits.large_bytes + answer <= request.memory_bytes:
                         raise BadImageError.corrupt(
@@ -221,7 +225,7 @@ class Decoders:
 
     def _ask(self, request: Request, data: bytes, deadline: Deadline) -> Picture | int:
         """Let the next free decoder decode; return a picture, or the bytes that it needs."""
-        with self._slots.acquired(deadline):
+        with self._slots.acquire(1, deadline):
             with self._lock:
                 decoder = self._idle.pop() if self._idle else None
             try:
@@ -307,6 +311,17 @@ class Decoders:
                 control.close()
                 raise
         return process, control
+
+
+def build_decoders(settings: Settings) -> Decoders:
+    """Start the decoder processes, one a core."""
+    return Decoders(
+        cores(),
+        max_pixels=settings.max_image_pixels,
+        max_decompressed_bytes=settings.max_image_bytes,
+        reduced=settings.reduced_decode,
+        limits=DecodeLimits.within(settings.work_seconds),
+    )
 
 
 class _Decoder:
@@ -482,39 +497,3 @@ def _error_of(status: int, cpu_seconds: int) -> Exception:
             return BadImageError.corrupt("The file made its decoder exit.")
         case _:
             return DecoderBusyError(_KILLED)
-
-
-class _FairSemaphore:
-    """A number of slots, first come, first served."""
-
-    def __init__(self, count: int) -> None:
-        self._free = count
-        self._waiting: deque[threading.Event] = deque()
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def acquired(self, deadline: Deadline) -> Iterator[None]:
-        """Wait for a slot, and hold it.
-
-        Raises:
-            TooLateError: the deadline came first.
-        """
-        is_mine = threading.Event()
-        with self._lock:
-            if self._free:
-                self._free -= 1
-                is_mine.set()
-            else:
-                self._waiting.append(is_mine)
-        try:
-            if not is_mine.wait(deadline.wait_seconds(threading.TIMEOUT_MAX)):
-                raise TooLateError
-            yield
-        finally:
-            with self._lock:
-                if is_mine in self._waiting:
-                    self._waiting.remove(is_mine)
-                elif self._waiting:
-                    self._waiting.popleft().set()
-                else:
-                    self._free += 1

@@ -5,7 +5,7 @@ from service.domain import Detection, ModelInfo
 from service.health import Health
 from service.images.pixels import Pixels
 from service.inference.detector import Detector
-from service.inference.queue import Inferred, InferenceQueue
+from service.inference.queue import InferenceQueue, Inferred
 
 
 class Model:

@@ -24,8 +24,8 @@ from service.domain import (
 )
 from service.errors import BadImageError, YoloBatchError
 from service.health import Health
-from service.images.decoders import build_decoders
 from service.images.decode import decode
+from service.images.decoders import build_decoders
 from service.inference.detector import Detector
 from service.inference.model import Model
 from service.operate.annotate import annotate
@@ -194,4 +194,4 @@ class _Receiver:
             self._receive(document)
         except Exception as exc:  # noqa: BLE001 - the caller raises it
             return _ReceiverError(exc)
-        return Recorded(result, is_new=True)
+        return Recorded(result)

@@ -14,12 +14,11 @@ from flask import Flask
 from service.deadline import Deadline
 from service.errors import CredentialsError, ModelError, SettingsError
 from service.health import Health
-from service.images.decoders import Decoders, DecodeLimits
+from service.images.decoders import Decoders, build_decoders
 from service.images.pixels import Pixels
 from service.inference.canary import NOT_COMPARED, VerifiedModel
 from service.inference.loading import load_model
 from service.inference.model import Model
-from service.machine import cores
 from service.pipeline import Pipeline, PipelineOptions
 from service.recorder import Recorder
 from service.server import logs
@@ -76,17 +75,6 @@ def build_app() -> Flask:
     )
     app.extensions[PIPELINE] = pipeline
     return app
-
-
-def build_decoders(settings: Settings) -> Decoders:
-    """Start the decoder processes, one a core."""
-    return Decoders(
-        cores(),
-        max_pixels=settings.max_image_pixels,
-        max_decompressed_bytes=settings.max_image_bytes,
-        reduced=settings.reduced_decode,
-        limits=DecodeLimits.within(settings.work_seconds),
-    )
 
 
 def build_pipeline(

@@ -1,5 +1,6 @@
 """`ResultStore` against the official Firestore emulator."""
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,7 +22,10 @@ from service.domain import (
     ImageResult,
     ModelInfo,
     ObjectMetadata,
+    Outcome,
+    Recorded,
     Replace,
+    Timings,
 )
 from service.errors import DocumentKeptError, StoreRefusedError, StoreUnavailableError
 from service.gcp.firestore import ResultStore
@@ -81,6 +85,37 @@ def test_commit_beside_final_pictures_writes_the_others(
     assert [document and document["labels"] for document in found] == [["dog"], ["cat"], ["dog"]]
 
 
+def by(instance: float, result: ImageResult) -> ImageResult:
+    """The result as an instance of the service would have it: with its own timings."""
+    return replace(result, timings=Timings(queue_ms=instance))
+
+
+def test_result_of_a_second_delivery_is_superseded(store: ResultStore, collection: str) -> None:
+    first, second, other = (
+        by(1, done("a.jpg", "cat")), by(2, done("a.jpg", "dog")), by(2, done("b.jpg"))
+    )  # fmt: skip
+    assert [one.outcome for one in recorded(store.commit([first]))] == [Outcome.DONE]
+    outcomes = recorded(store.commit([second, other]))
+    assert [one.outcome for one in outcomes] == [Outcome.SUPERSEDED, Outcome.DONE]
+    found = read(collection, first)
+    assert found and found["labels"] == ["cat"]
+
+
+def test_commit_that_is_repeated_supersedes_nothing(store: ResultStore) -> None:
+    results = [by(1, done("a.jpg", "cat")), failed("b.jpg")]
+    assert store.commit(results) == store.commit(results)
+
+
+def test_second_result_of_an_image_in_a_batch_is_superseded(store: ResultStore) -> None:
+    outcomes = recorded(store.commit([by(place, done("a.jpg")) for place in range(3)]))
+    assert [one.outcome for one in outcomes] == [Outcome.DONE] + [Outcome.SUPERSEDED] * 2
+
+
+def recorded(outcomes: Iterable[Recorded | Exception]) -> list[Recorded]:
+    """The outcomes, none of which is an error."""
+    return [outcome for outcome in outcomes if isinstance(outcome, Recorded)]
+
+
 def test_commit_of_the_largest_batch_is_taken(store: ResultStore) -> None:
     results = [done(f"{i}.jpg", *["traffic light"] * 300) for i in range(64)]
     store.commit(results)
@@ -114,7 +149,7 @@ def test_result_that_cannot_be_stored_fails_alone(
     store: ResultStore, collection: str, refused: ImageResult
 ) -> None:
     outcomes = store.commit([done("a.jpg", "cat"), refused, done("c.jpg", "cat")])
-    assert [type(outcome) for outcome in outcomes] == [ImageResult] * 3
+    assert [type(outcome) for outcome in outcomes] == [Recorded] * 3
     good = [read(collection, done(name)) for name in ("a.jpg", "c.jpg")]
     assert [document and document["labels"] for document in good] == [["cat"], ["cat"]]
     bad = read(collection, refused)
@@ -123,7 +158,7 @@ def test_result_that_cannot_be_stored_fails_alone(
     assert "cannot store the result" in bad["error"]["message"]  # type: ignore[index]
     assert set(bad) == set(good[0] or {})
     recorded = outcomes[1]
-    assert isinstance(recorded, ImageResult) and recorded.failure
+    assert isinstance(recorded, Recorded) and recorded.outcome == Outcome.FAILED
 
 
 def test_result_that_cannot_be_stored_is_final(store: ResultStore, collection: str) -> None:
@@ -138,7 +173,7 @@ def test_result_that_cannot_be_stored_is_final(store: ResultStore, collection: s
 def test_every_result_of_a_batch_may_be_unstorable(store: ResultStore) -> None:
     refused = [labelled(f"{i}.jpg", "" if i % 2 else 2**70) for i in range(8)]
     outcomes = store.commit(refused)
-    assert all(isinstance(one, ImageResult) and one.failure for one in outcomes)
+    assert all(isinstance(one, Recorded) and one.result.failure for one in outcomes)
     assert all(store.is_final(one.ref.document_id) for one in refused)
 
 
@@ -152,7 +187,7 @@ def test_failure_that_is_not_of_the_bytes_replaces_no_done_document(
     again = [of(replace(failed(name), failure=Failure(code, "away")), rerun) for name in names]
     kept, *others = store.commit(again)
     assert isinstance(kept, DocumentKeptError)
-    assert others == again[1:]
+    assert others == [Recorded(one) for one in again[1:]]
     found = [read(collection, one) for one in again]
     assert [one and one["labels"] for one in found] == [["cat"], [], []]
     assert [one and one["error"]["code"] for one in found[1:]] == [code] * 2  # type: ignore[index]
@@ -171,7 +206,7 @@ def test_rerun_that_cannot_be_stored_keeps_the_done_document(
     store.commit([done("bad.jpg", "cat")])
     rerun = seen(store, done("bad.jpg"))
     outcomes = store.commit([of(labelled("bad.jpg", "__x__"), rerun), of(done("a.jpg"), rerun)])
-    assert [type(one) for one in outcomes] == [DocumentKeptError, ImageResult]
+    assert [type(one) for one in outcomes] == [DocumentKeptError, Recorded]
     after = read(collection, done("bad.jpg"))
     assert after and (after["status"], after["labels"]) == ("done", ["cat"])
 
@@ -179,7 +214,7 @@ def test_rerun_that_cannot_be_stored_keeps_the_done_document(
 def test_batch_larger_than_a_commit_is_taken(store: ResultStore) -> None:
     results = [done(f"{i}.jpg", *["x" * 1000] * 300) for i in range(16)]  # 10 MB together
     outcomes = store.commit(results)
-    assert outcomes == results
+    assert outcomes == [Recorded(result) for result in results]
     assert all(store.is_final(result.ref.document_id) for result in results)
 
 
@@ -190,8 +225,9 @@ def test_collection_that_firestore_refuses_is_no_images_fault(
         firestore.Client(), collection="__reserved__", timeout_seconds=PATIENCE_SECONDS
     )
     for _ in range(3):
-        with pytest.raises(StoreRefusedError, match="FIRESTORE_COLLECTION"):
-            store.commit([done("a.jpg"), done("b.jpg")])
+        for outcome in store.commit([done("a.jpg"), done("b.jpg")]):
+            assert isinstance(outcome, StoreRefusedError)
+            assert "FIRESTORE_COLLECTION" in str(outcome)
     with pytest.raises(StoreRefusedError):
         store.is_final("a")
     lines = logged_by(caplog, "service.gcp.outages")
@@ -233,7 +269,7 @@ def test_odd_error_of_a_commit_fails_one_image_for_now(collection: str, error: E
     client = Raising(firestore.Client(), "b.jpg", error)
     store = ResultStore(client, collection=collection, timeout_seconds=PATIENCE_SECONDS)
     outcomes = store.commit([done(name) for name in ("a.jpg", "b.jpg", "c.jpg")])
-    assert outcomes == [done("a.jpg"), error, done("c.jpg")]
+    assert outcomes == [Recorded(done("a.jpg")), error, Recorded(done("c.jpg"))]
     assert not store.is_final(done("b.jpg").ref.document_id)
 
 
@@ -243,7 +279,7 @@ def test_outage_amid_a_divided_commit_fails_only_the_rest(collection: str) -> No
     results = [done(f"{i}.jpg", *["x" * 1000] * 300) for i in range(14)]  # two commits
     results[-1] = replace(results[-1], ref=done("c.jpg").ref)
     outcomes = store.commit(results)
-    assert outcomes[0] == results[0]
+    assert outcomes[0] == Recorded(results[0])
     assert isinstance(outcomes[-1], StoreUnavailableError)
 
 
@@ -277,8 +313,8 @@ def test_store_without_a_server_is_unavailable(
     store = ResultStore(firestore.Client(), collection=collection, timeout_seconds=0.3)
     with pytest.raises(StoreUnavailableError):
         store.is_final("a")
-    with pytest.raises(StoreUnavailableError):
-        store.commit([done("a.jpg")])
+    [outcome] = store.commit([done("a.jpg")])
+    assert isinstance(outcome, StoreUnavailableError)
     with pytest.raises(StoreUnavailableError):
         list(store.results("uploads", ""))
 

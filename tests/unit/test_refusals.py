@@ -154,9 +154,22 @@ def test_bucket_was_read_lately_for_ten_minutes() -> None:
     assert not history.was_read_lately("uploads")
 
 
+def test_denied_right_is_remembered_for_30_seconds() -> None:
+    now = [0.0]
+    history = AccessHistory(lambda: now[0])
+    assert not history.was_denied_lately("uploads")
+    history.deny("uploads")
+    assert history.was_denied_lately("uploads")
+    assert not history.was_denied_lately("others")
+    now[0] = 30.0
+    assert not history.was_denied_lately("uploads")
+
+
 def test_history_of_endless_objects_is_bounded() -> None:
     history = AccessHistory()
     for number in range(20_000):
         history.is_lasting("uploads", str(number))
         history.read(str(number))
-    assert (len(history._refused), len(history._reads)) == (10_000, 10_000)
+        history.deny(str(number))
+    kept = [len(times) for times in (history._refused, history._reads, history._denied)]
+    assert kept == [10_000] * 3

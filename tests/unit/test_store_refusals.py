@@ -6,10 +6,10 @@ import pytest
 from google.api_core import exceptions
 from google.auth.exceptions import RefreshError
 
-from service.domain import ErrorCode, ImageRef, ImageResult
+from service.domain import ErrorCode, ImageRef, ImageResult, Recorded
 from service.errors import StoreRefusedError, StoreUnavailableError
-from service.gcp.firestore import ResultStore
 from service.gcp.outages import Outages
+from service.gcp.firestore import ResultStore
 from tests.loglines import logged_by
 
 
@@ -38,15 +38,9 @@ class RefusingClient:
         if self.error:
             raise self.error
 
-    def get(self, **call: object) -> Any:
-        self.commit()
-        return self
-
     def get_all(self, references: object, **call: object) -> list[Any]:
         self.commit()
         return []
-
-    exists = False
 
 
 REFUSALS = {
@@ -68,8 +62,9 @@ def test_database_that_refuses_everything_is_logged_once(
     for _ in range(5):
         with pytest.raises(StoreRefusedError, match=advice):
             store.is_final("a")
-        with pytest.raises(StoreRefusedError, match=advice):
-            store.commit(results)
+        for outcome in store.commit(results):
+            assert isinstance(outcome, StoreRefusedError)
+            assert advice in str(outcome)
     client.error = None
     store.is_final("a")
     store.is_final("a")
@@ -86,8 +81,8 @@ def test_database_that_refuses_everything_is_logged_once(
 
 def test_account_that_may_only_read_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     class ReadOnly(RefusingClient):
-        def get(self, **call: object) -> Any:
-            return self
+        def get_all(self, references: object, **call: object) -> list[Any]:
+            return []
 
     client = ReadOnly(exceptions.PermissionDenied("no"))
     now = [0.0]
@@ -96,8 +91,7 @@ def test_account_that_may_only_read_is_logged_once(caplog: pytest.LogCaptureFixt
     for _ in range(20):
         now[0] += 60
         store.is_final("a")
-        with pytest.raises(StoreRefusedError):
-            store.commit(RESULTS)
+        assert {type(outcome) for outcome in store.commit(RESULTS)} == {StoreRefusedError}
     [line] = logged_by(caplog, "service.gcp.outages")
     assert line.__dict__["subject"].endswith("writing")
 
@@ -126,7 +120,7 @@ def test_store_that_goes_away_amid_isolation_is_asked_once(away: Exception) -> N
     client = Sequence(exceptions.InvalidArgument("bad"), None, away)
     outcomes = ResultStore(client, collection="c", timeout_seconds=1).commit(RESULTS)
     assert client.commits == 3
-    assert outcomes[0] == RESULTS[0]
+    assert outcomes[0] == Recorded(RESULTS[0])
     assert all(isinstance(one, StoreUnavailableError) for one in outcomes[1:])
 
 
@@ -135,8 +129,8 @@ def test_store_that_is_away_is_not_asked_for_the_next_group(
 ) -> None:
     monkeypatch.setattr("service.gcp.firestore._MAX_COMMIT_BYTES", 1)  # one document a group
     client = Sequence(exceptions.RetryError("away", None))
-    with pytest.raises(StoreUnavailableError):
-        ResultStore(client, collection="c", timeout_seconds=1).commit(RESULTS)
+    outcomes = ResultStore(client, collection="c", timeout_seconds=1).commit(RESULTS)
+    assert {type(outcome) for outcome in outcomes} == {StoreUnavailableError}
     assert client.commits == 1
 
 
@@ -147,7 +141,7 @@ ODD = [RuntimeError("can't start new thread"), OSError(24, "Too many open files"
 def test_image_of_an_odd_error_is_tried_again_alone_and_handed_on(odd: Exception) -> None:
     passing = Sequence(odd, None)
     assert ResultStore(passing, collection="c", timeout_seconds=1).commit(RESULTS[:1]) == [
-        RESULTS[0]
+        Recorded(RESULTS[0])
     ]
     lasting = Sequence(odd)
     assert ResultStore(lasting, collection="c", timeout_seconds=1).commit(RESULTS[:1]) == [odd]
@@ -163,8 +157,8 @@ def test_document_that_cannot_be_built_is_recorded(refusal: Exception) -> None:
 
     store = ResultStore(Unbuildable(None), collection="c", timeout_seconds=1)
     [recorded] = store.commit(RESULTS[:1])
-    assert isinstance(recorded, ImageResult) and recorded.failure
-    assert recorded.failure.code == ErrorCode.UNSTORABLE_RESULT
+    assert isinstance(recorded, Recorded) and recorded.result.failure
+    assert recorded.result.failure.code == ErrorCode.UNSTORABLE_RESULT
 
 
 def test_database_that_is_away_is_not_called_refusing(caplog: pytest.LogCaptureFixture) -> None:

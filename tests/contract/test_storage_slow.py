@@ -1,0 +1,275 @@
+"""Peers that are silent, slow or endless. Without a bound of ours, most of these would hang."""
+
+import gzip
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from google.cloud import storage
+
+from service.deadline import NO_DEADLINE, Deadline
+from service.domain import ErrorCode, ImageRef
+from service.errors import BadImageError, StorageUnavailableError, TooLateError
+from service.gcp.storage import ImageStorage
+from tests.fakes import PATIENCE_SECONDS
+from tests.refusing_storage import crc32c
+
+REF = ImageRef("uploads", "a.jpg", 1)
+DATA = b"image" * 100
+FOR_EVER = 10.0**6
+
+
+class Peer:
+    """A Cloud Storage whose answers a test writes; each gets the number of its request."""
+
+    def __init__(self, answer: "Callable[[Peer, BaseHTTPRequestHandler, int], None]") -> None:
+        self.answer = answer
+        self.requests: list[str] = []
+        self.connections = 0
+        self.closing = threading.Event()
+        self.lock = threading.Lock()
+
+    def head(self, handler: BaseHTTPRequestHandler, status: int = 200, **headers: str) -> None:
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.flush()
+
+    def send(self, handler: BaseHTTPRequestHandler, data: bytes, **headers: str) -> None:
+        """Send a whole response with its checksum."""
+        headers = {"X_Goog_Hash": f"crc32c={crc32c(data)}"} | headers
+        self.head(handler, Content_Length=str(len(data)), **headers)
+        handler.wfile.write(data)
+
+    def drip(self, handler: BaseHTTPRequestHandler, piece: bytes = b"x") -> None:
+        """Send a piece again and again, until the test ends or the client has left."""
+        handler.close_connection = True
+        try:
+            while not self.closing.wait(0.02):
+                handler.wfile.write(piece)
+                handler.wfile.flush()
+        except OSError:
+            handler.wfile = io.BytesIO()  # what is left must not be flushed
+
+
+Answer = Callable[[Peer, BaseHTTPRequestHandler, int], None]
+
+
+@contextmanager
+def peer(answer: Answer) -> Iterator[tuple[Peer, str]]:
+    running = Peer(answer)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        wbufsize = -1
+
+        def setup(self) -> None:
+            super().setup()
+            with running.lock:
+                running.connections += 1
+
+        def do_GET(self) -> None:
+            with running.lock:
+                running.requests.append(self.path)
+                number = len(running.requests)
+            running.answer(running, self, number)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield running, f"http://127.0.0.1:{server.server_port}"
+    finally:
+        running.closing.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextmanager
+def storage_of(
+    answer: Answer, monkeypatch: pytest.MonkeyPatch, *, timeout_seconds: float = PATIENCE_SECONDS
+) -> Iterator[tuple[ImageStorage, Peer]]:
+    with peer(answer) as (running, url):
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+        with storage.Client() as client:
+            yield (
+                ImageStorage(
+                    client, timeout_seconds=timeout_seconds, max_bytes=1000, connections=4
+                ),
+                running,
+            )
+
+
+def is_silent(running: Peer, handler: BaseHTTPRequestHandler, number: int) -> None:
+    running.closing.wait(PATIENCE_SECONDS)
+    handler.close_connection = True
+
+
+def drips_its_body(running: Peer, handler: BaseHTTPRequestHandler, number: int) -> None:
+    running.head(handler, Content_Length="1000")
+    running.drip(handler)
+
+
+def drips_an_error(running: Peer, handler: BaseHTTPRequestHandler, number: int) -> None:
+    running.head(handler, 403, Content_Length="10000")
+    running.drip(handler)
+
+
+SLOW = [is_silent, drips_its_body, drips_an_error]
+
+
+@pytest.mark.parametrize("answer", SLOW)
+@pytest.mark.parametrize("call", ["download", "resolve"])
+def test_slow_peer_is_left_when_the_time_is_up(
+    call: str, answer: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        storage_of(answer, monkeypatch, timeout_seconds=0.5) as (service, _),
+        pytest.raises(StorageUnavailableError),
+    ):
+        getattr(service, call)(REF, NO_DEADLINE)
+
+
+@pytest.mark.parametrize("answer", [drips_its_body, drips_an_error])
+@pytest.mark.parametrize("call", ["download", "resolve"])
+def test_slow_peer_is_left_at_the_deadline(
+    call: str, answer: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        storage_of(answer, monkeypatch, timeout_seconds=FOR_EVER) as (service, _),
+        pytest.raises(StorageUnavailableError),
+    ):
+        getattr(service, call)(REF, Deadline.after(0.5))
+
+
+@pytest.mark.parametrize("call", ["download", "resolve"])
+def test_call_after_the_deadline_sends_nothing(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with storage_of(is_silent, monkeypatch) as (service, running):
+        with pytest.raises(TooLateError):
+            getattr(service, call)(REF, Deadline.after(-1))
+        assert running.requests == []
+
+
+def test_silent_attempt_is_followed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent_at_first(running: Peer, handler: BaseHTTPRequestHandler, number: int) -> None:
+        if number == 1:
+            is_silent(running, handler, number)
+        else:
+            running.send(handler, DATA)
+
+    with storage_of(silent_at_first, monkeypatch) as (service, running):
+        assert service.download(REF).data == DATA
+        assert len(running.requests) > 1
+
+
+def test_damaged_bytes_are_fetched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged_at_first(running: Peer, handler: BaseHTTPRequestHandler, number: int) -> None:
+        flipped = bytes([DATA[0] ^ 1]) + DATA[1:]
+        whole = f"crc32c={crc32c(DATA)}"
+        running.send(handler, flipped if number == 1 else DATA, X_Goog_Hash=whole)
+
+    with storage_of(damaged_at_first, monkeypatch) as (service, running):
+        assert service.download(REF).data == DATA
+        assert len(running.requests) == 2
+
+
+def test_bytes_without_a_checksum_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bare(running: Peer, handler: BaseHTTPRequestHandler, number: int) -> None:
+        running.send(handler, DATA, X_Goog_Hash="")
+
+    with (
+        storage_of(bare, monkeypatch, timeout_seconds=0.5) as (service, _),
+        pytest.raises(StorageUnavailableError),
+    ):
+        service.download(REF)
+
+
+def test_request_names_the_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+    with storage_of(lambda running, handler, _: running.send(handler, DATA), monkeypatch) as (
+        service,
+        running,
+    ):
+        service.download(ImageRef("uploads", "dir/a b?#.jpg", 17))
+        [path] = running.requests
+    assert path.startswith("/download/storage/v1/b/uploads/o/dir%2Fa%20b%3F%23.jpg?")
+    assert "generation=17" in path
+
+
+def announces_too_much(running: Peer, handler: BaseHTTPRequestHandler, number: int) -> None:
+    running.head(handler, Content_Length="1001")
+    is_silent(running, handler, number)
+
+
+def sends_too_much(running: Peer, handler: BaseHTTPRequestHandler, number: int) -> None:
+    running.head(handler, Transfer_Encoding="chunked")
+    running.drip(handler, b"fa\r\n" + b"x" * 250 + b"\r\n")
+
+
+@pytest.mark.parametrize("answer", [announces_too_much, sends_too_much])
+def test_body_that_is_too_large_is_left(answer: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with storage_of(answer, monkeypatch) as (service, running):
+        with pytest.raises(BadImageError) as refused:
+            service.download(REF)
+        assert refused.value.code == ErrorCode.IMAGE_TOO_LARGE
+        assert len(running.requests) == 1
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "gzip, gzip"])
+def test_compressed_object_is_fetched_as_it_is_stored(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bomb = gzip.compress(bytes(10**5))  # unpacked, it would be over the limit
+
+    def answer(running: Peer, handler: BaseHTTPRequestHandler, number: int) -> None:
+        running.send(handler, bomb, Content_Encoding=encoding)
+
+    with storage_of(answer, monkeypatch) as (service, _):
+        download = service.download(REF)
+    assert (download.data, download.content_encoding) == (bomb, encoding)
+    assert download.metadata.size == len(bomb)
+
+
+def test_metadata_without_end_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def endless(running: Peer, handler: BaseHTTPRequestHandler, number: int) -> None:
+        running.head(handler, Transfer_Encoding="chunked")
+        running.drip(handler, b"4000\r\n" + b" " * 0x4000 + b"\r\n")
+
+    with (
+        storage_of(endless, monkeypatch) as (service, _),
+        pytest.raises(StorageUnavailableError),
+    ):
+        service.resolve(REF)
+
+
+@pytest.mark.parametrize("found", [[], {}, {"generation": "x", "size": "1"}, "text"])
+def test_metadata_of_another_form_are_unavailable(
+    found: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(running: Peer, handler: BaseHTTPRequestHandler, number: int) -> None:
+        running.send(handler, json.dumps(found).encode())
+
+    with (
+        storage_of(answer, monkeypatch) as (service, _),
+        pytest.raises(StorageUnavailableError),
+    ):
+        service.resolve(REF)
+
+
+def test_downloads_share_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    with storage_of(lambda running, handler, _: running.send(handler, DATA), monkeypatch) as (
+        service,
+        running,
+    ):
+        for _ in range(3):
+            service.download(REF)
+        assert (len(running.requests), running.connections) == (3, 1)
