@@ -13,14 +13,15 @@ from service.workers import Waiting, Workers, in_time
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+Recorded = TypeVar("Recorded")
 
 
-class GroupCommit(Generic[Result]):
+class GroupCommit(Generic[Result, Recorded]):
     """Commits results from many threads in groups. The trouble of one never fails another."""
 
     def __init__(
         self,
-        commit: Callable[[Sequence[Result], Deadline], Sequence[Result | Exception]],
+        commit: Callable[[Sequence[Result], Deadline], Sequence[Recorded | Exception]],
         *,
         max_group_size: int = 100,
         committers: int = 2,
@@ -38,7 +39,7 @@ class GroupCommit(Generic[Result]):
             watch: entered for each group, to see a commit that hangs.
         """
         self._commit = commit
-        self._workers: Workers[Result, Result] = Workers(
+        self._workers: Workers[Result, Recorded] = Workers(
             self._commit_group,
             take=lambda queue: list(islice(queue, max_group_size)),
             count=committers,
@@ -46,7 +47,7 @@ class GroupCommit(Generic[Result]):
             watch=watch,
         )
 
-    def commit(self, result: Result, deadline: Deadline) -> Result:
+    def commit(self, result: Result, deadline: Deadline) -> Recorded:
         """Queue a result, and wait until it is final.
 
         Args:
@@ -68,7 +69,7 @@ class GroupCommit(Generic[Result]):
         """Refuse new results, and commit what waits. What is left when the time is up fails."""
         self._workers.close(timeout_seconds=timeout_seconds)
 
-    def _commit_group(self, group: list[Waiting[Result, Result]]) -> None:
+    def _commit_group(self, group: list[Waiting[Result, Recorded]]) -> None:
         try:
             self._commit_together(group)
         except TransientError as exc:
@@ -80,7 +81,7 @@ class GroupCommit(Generic[Result]):
             else:
                 self._commit_each(group)
 
-    def _commit_each(self, group: list[Waiting[Result, Result]]) -> None:
+    def _commit_each(self, group: list[Waiting[Result, Recorded]]) -> None:
         """Commit each result alone. Stop if the store fails: n timeouts in a row help nobody."""
         for waiting in group:
             try:
@@ -94,7 +95,7 @@ class GroupCommit(Generic[Result]):
                 logger.exception("A commit failed")
                 _fail([waiting], exc)
 
-    def _commit_together(self, group: list[Waiting[Result, Result]]) -> None:
+    def _commit_together(self, group: list[Waiting[Result, Recorded]]) -> None:
         """Commit results at once.
 
         The latest deadline bounds the commit: the earliest would let one late result cut short the
@@ -118,7 +119,7 @@ class GroupCommit(Generic[Result]):
                 waiting.succeed(outcome)
 
 
-def _fail(group: list[Waiting[Result, Result]], error: BaseException) -> None:
+def _fail(group: list[Waiting[Result, Recorded]], error: BaseException) -> None:
     """Fail those that have no outcome yet."""
     if not isinstance(error, Exception):  # a request's thread would not survive it
         cause, error = error, RuntimeError(f"{type(error).__name__}: {error}")

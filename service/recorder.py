@@ -10,6 +10,7 @@ from typing import Protocol
 from service.deadline import Deadline
 from service.domain import ImageRef, ImageResult, Outcome, Recorded, Replace
 from service.group_commit import GroupCommit
+from service.health import Health
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +30,12 @@ class Store(Protocol):
 class Recorder:
     """Makes results final, and counts how images ended."""
 
-    def __init__(self, store: Store) -> None:
-        """Take the store."""
+    def __init__(self, store: Store, health: Health) -> None:
+        """Take the store, and the health that watches each commit."""
         self._store = store
-        self._commits: GroupCommit[ImageResult, Recorded] = GroupCommit(self._commit)
+        self._commits: GroupCommit[ImageResult, Recorded] = GroupCommit(
+            self._commit, watch=health.work
+        )
         self._lock = threading.Lock()
         self._counts: Counter[Outcome] = Counter()  # since the last log line
 

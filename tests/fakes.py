@@ -29,9 +29,9 @@ from service.domain import (
     Replace,
 )
 from service.errors import ObjectGoneError
+from service.images.decode import decode
 from service.images.letterbox import shrink
 from service.images.pixels import Picture, Pixels
-from service.images.decode import decode
 
 PATIENCE_SECONDS = 60.0  # of every test: far more than anything takes on a busy machine
 BUCKET = "uploads"

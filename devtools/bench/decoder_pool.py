@@ -24,10 +24,10 @@ from PIL import Image
 from tabulate import tabulate
 
 from service.deadline import NO_DEADLINE
+from service.images.decode import decode
 from service.images.decoders import Decoders
 from service.images.letterbox import shrink
 from service.images.pixels import Picture
-from service.images.read import read
 
 LARGE = (4000, 3000)
 IMAGE_SIZE = 640
@@ -39,7 +39,7 @@ Decode = Callable[[bytes, bool], object]
 
 
 def in_process(data: bytes, reduced: bool) -> Picture:
-    picture = read(data, max_pixels=MAX_PIXELS, image_size=IMAGE_SIZE if reduced else None)
+    picture = decode(data, max_pixels=MAX_PIXELS, image_size=IMAGE_SIZE if reduced else None)
     return Picture(shrink(picture.pixels, image_size=IMAGE_SIZE), picture.info)
 
 
@@ -52,7 +52,6 @@ def pools(stack: ExitStack) -> dict[str, Decode]:
     started["Decoders"] = lambda data, reduced: decoders.decode(
         data,
         image_size=IMAGE_SIZE,
-        reduced=reduced,
         content_encoding=None,
         deadline=NO_DEADLINE,
     )

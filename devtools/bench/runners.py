@@ -34,11 +34,11 @@ import openvino as ov
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from service.deadline import NO_DEADLINE, Deadline
 from devtools.demo_model.shapes import sample_scenes
-from service.inference.openvino import with_preprocessing
+from service.deadline import NO_DEADLINE, Deadline
 from service.group_commit import GroupCommit
 from service.images.letterbox import letterbox
+from service.inference.openvino import with_preprocessing
 from service.inference.queue import InferenceQueue
 from service.machine import cores
 from service.settings import BUNDLED_MODEL
@@ -312,7 +312,7 @@ def _commits(rate: float, committers: int, seconds: float) -> list[float]:
         time.sleep(SLOW_COMMIT_SECONDS if is_slow else COMMIT_SECONDS)
         return results
 
-    group_commit: GroupCommit[int] = GroupCommit(commit, committers=committers)
+    group_commit: GroupCommit[int, int] = GroupCommit(commit, committers=committers)
     latencies: list[float] = []
 
     def arrive(due: float) -> None:

@@ -29,7 +29,7 @@ from tabulate import tabulate
 
 from service.domain import ErrorCode
 from service.errors import BadImageError
-from service.images import jpeg, sandbox
+from service.images import jpeg
 from service.images import png as png_module
 from service.images.decode import decode
 from service.images.letterbox import shrink
@@ -738,6 +738,7 @@ ENDS = dict.fromkeys(
         "BMP of negative width",
         "TIFF of 100000x100000 without pixels",
         "animated WebP of 16383x16383",
+        "animated WebP of 65535x65535",
         "JPEG 2000 of 100000x100000 without pixels",
         "JPEG 2000 of 7000x7000 without pixels",
         "PPM of 100000x100000 without pixels",

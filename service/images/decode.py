@@ -21,10 +21,14 @@ def inspect(data: bytes, *, max_pixels: int) -> ImageInfo:
             of a format whose decoder takes twice the memory.
         DecoderBusyError: no memory now.
     """
-    if kind_of(data) == "GIF":
+    kind = kind_of(data)
+    if kind == "GIF":
         width, height = (int.from_bytes(data[at : at + 2], "little") for at in (6, 8))
         if width and height:  # Pillow would read all that comes before the first frame
-            return _allowed(ImageInfo(width, height, "GIF"), max_pixels)
+            return _allowed(ImageInfo(width, height, kind), max_pixels)
+    if kind == "WEBP" and data[12:16] == b"VP8X":  # Pillow would take memory for two frames
+        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
+        return _allowed(ImageInfo(width, height, kind), max_pixels)
     try:
         return _allowed(open_file(data).info, max_pixels)
     except MemoryError as exc:

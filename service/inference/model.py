@@ -9,14 +9,14 @@ from service.inference.queue import InferenceQueue, Inferred
 
 
 class Model:
-    """Detects objects for many threads, and reports the model's failures to the health."""
+    """Detects objects for many threads, and reports to the health what hangs and what fails."""
 
     def __init__(self, detector: Detector, health: Health, *, max_batch_size: int) -> None:
         """Start the runners.
 
         Args:
             detector: the model.
-            health: counts failures.
+            health: watches each batch, and counts failures.
             max_batch_size: images in one batch at most.
         """
         self.info: ModelInfo = detector.info
@@ -26,6 +26,7 @@ class Model:
             runners=detector.runners,
             max_batch_size=max_batch_size,
             shape=lambda pixels: detector.input_shape(pixels.shape[1], pixels.shape[0]),
+            watch=health.work,
         )
 
     def infer(

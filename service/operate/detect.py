@@ -93,7 +93,7 @@ def detect_files(
         _LocalFiles(settings.max_image_bytes),
         build_decoders(settings),
         Model(detector, health, max_batch_size=settings.max_batch_size),
-        Recorder(_Receiver(receive)),
+        Recorder(_Receiver(receive), health),
         health,
         PipelineOptions(max_in_flight=in_flight, max_buffered_bytes=settings.max_buffered_bytes),
     )

@@ -90,7 +90,7 @@ def build_pipeline(
         storage,
         decoders,
         Model(verified.detector, health, max_batch_size=settings.max_batch_size),
-        Recorder(store),
+        Recorder(store, health),
         health,
         PipelineOptions(
             max_in_flight=settings.max_in_flight,

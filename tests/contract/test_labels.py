@@ -13,8 +13,8 @@ from google.cloud.firestore_v1.base_query import FieldFilter
 
 from service.cli.main import main
 from service.domain import Box, Detection, ImageInfo, ImageRef, ImageResult, ModelInfo, Replace
-from service.inference.labels import MAX_LABEL_BYTES, broken_rule
 from service.gcp.firestore import ResultStore
+from service.inference.labels import MAX_LABEL_BYTES, broken_rule
 
 COCO = [
     "person",

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from service.stages import NO_CLOCK
 
 from service.cli.check_model import check_model
 from service.domain import Box, Detection, ModelInfo
@@ -27,8 +28,8 @@ from service.inference.canary import (
     FALLBACK,
     NOT_COMPARED,
     PASSED,
-    VerifiedModel,
     Tolerance,
+    VerifiedModel,
     _locked,
     cpu_name,
     difference,
@@ -39,7 +40,6 @@ from service.inference.detector import Detector
 from service.inference.loading import load_detector, warm_up
 from service.server.wsgi import _health, _load, load_model
 from service.settings import BUNDLED_MODEL, Settings
-from service.stages import NO_CLOCK
 from tests.loglines import logged_by
 
 BOX = Box(0.1, 0.1, 0.5, 0.5)

@@ -15,8 +15,7 @@ from devtools.chaos.pictures import (
 )
 from devtools.chaos.plan import Kind, Plan, Upload, make_plan
 from service.errors import BadImageError
-from service.images.decode import decode
-from service.images.decode import inspect
+from service.images.decode import decode, inspect
 from service.inference.detector import Detector
 from service.inference.loading import load_detector
 from service.settings import BUNDLED_MODEL, Settings

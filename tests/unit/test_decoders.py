@@ -22,10 +22,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from devtools.fuzz.corpus import CASES, MAX_MB, MAX_PIXELS, Case
 from service.deadline import NO_DEADLINE, Deadline
 from service.domain import ErrorCode, ImageInfo
 from service.errors import BadImageError, DecoderBusyError, ShuttingDownError, TooLateError
 from service.images import decoders as module
+from service.images.decode import decode as decode_here
 from service.images.decoders import (
     BAD,
     BYTES,
@@ -40,9 +42,7 @@ from service.images.decoders import (
 )
 from service.images.letterbox import shrink
 from service.images.pixels import Picture
-from service.images.read import read
 from tests import hostile_decoder
-from tests.corpus import CASES, MAX_MB, MAX_PIXELS, Case
 from tests.hostile_decoder import marked
 
 PATIENCE_SECONDS = 60
@@ -55,6 +55,7 @@ def pool(
     count: int = 1,
     *,
     max_pixels: int = MAX_PIXELS,
+    reduced: bool = True,
     limits: DecodeLimits = DecodeLimits(cpu_seconds=30, wall_seconds=PATIENCE_SECONDS),  # noqa: B008
     command: tuple[str, ...] = hostile_decoder.COMMAND,
 ) -> Any:
@@ -63,6 +64,7 @@ def pool(
             count,
             max_pixels=max_pixels,
             max_decompressed_bytes=MAX_BYTES,
+            reduced=reduced,
             limits=limits,
             command=command,
         )
@@ -86,14 +88,12 @@ def decode(
     data: bytes,
     *,
     image_size: int | None = 640,
-    reduced: bool = True,
     content_encoding: str | None = None,
     deadline: Deadline = NO_DEADLINE,
 ) -> Picture:
     return decoders.decode(
         data,
         image_size=image_size,
-        reduced=reduced,
         content_encoding=content_encoding,
         deadline=deadline,
     )
@@ -157,7 +157,7 @@ def is_hanging(pid: int) -> bool:
 @pytest.mark.parametrize("case", HEALTHY, ids=lambda case: case.name)
 def test_file_decodes_as_in_this_process(case: Case, decoders: Decoders) -> None:
     data = case.make()
-    expected = read(data, max_pixels=MAX_PIXELS, image_size=64)
+    expected = decode_here(data, max_pixels=MAX_PIXELS, image_size=64)
     found = decode(decoders, data, image_size=64)
     assert np.array_equal(found.pixels, shrink(expected.pixels, image_size=64))
     assert found.info == expected.info
@@ -165,10 +165,11 @@ def test_file_decodes_as_in_this_process(case: Case, decoders: Decoders) -> None
 
 
 @pytest.mark.parametrize("reduced", [True, False])
-def test_scale_is_reduced_only_where_it_may_be(decoders: Decoders, reduced: bool) -> None:
+def test_scale_is_reduced_only_where_it_may_be(reduced: bool) -> None:
     data = photo((1300, 900))
-    expected = read(data, max_pixels=MAX_PIXELS, image_size=320 if reduced else None).pixels
-    found = decode(decoders, data, image_size=320, reduced=reduced)
+    expected = decode_here(data, max_pixels=MAX_PIXELS, image_size=320 if reduced else None).pixels
+    with pool(reduced=reduced) as decoders:
+        found = decode(decoders, data, image_size=320)
     assert np.array_equal(found.pixels, shrink(expected, image_size=320))
     assert found.info == ImageInfo(1300, 900, "JPEG")
 
@@ -176,7 +177,7 @@ def test_scale_is_reduced_only_where_it_may_be(decoders: Decoders, reduced: bool
 def test_without_image_size_the_image_is_full(decoders: Decoders) -> None:
     data = photo((2300, 1700))
     found = decode(decoders, data, image_size=None)
-    expected = read(data, max_pixels=MAX_PIXELS, image_size=None)
+    expected = decode_here(data, max_pixels=MAX_PIXELS, image_size=None)
     assert np.array_equal(found.pixels, expected.pixels)
 
 
@@ -192,7 +193,7 @@ def test_many_callers_each_get_their_own_pixels() -> None:
                 found = decode(decoders, data)
             except BadImageError as exc:
                 return "" if n % 50 == 7 or n % 10 == 3 else str(exc)
-            expected = read(jpeg(n % 256, sizes[n]), max_pixels=MAX_PIXELS, image_size=640)
+            expected = decode_here(jpeg(n % 256, sizes[n]), max_pixels=MAX_PIXELS, image_size=640)
             return "" if np.array_equal(found.pixels, expected.pixels) else f"pixels of {n}"
 
         assert not [text for text in callers.map(mismatch, range(len(sizes))) if text]
@@ -287,7 +288,7 @@ def test_bad_file_says_why_and_its_decoder_goes_on(hostile: Decoders) -> None:
     decode(hostile, jpeg())
     before = decoders_of(hostile)
     with pytest.raises(BadImageError) as here:
-        read(b"GIF89a", max_pixels=10**7, image_size=None)
+        decode_here(b"GIF89a", max_pixels=10**7, image_size=None)
     there = record(hostile, b"GIF89a")
     assert (there.code, there.message) == (here.value.code, here.value.message)
     assert decode(hostile, jpeg()).info.format == "JPEG"
@@ -317,7 +318,7 @@ def test_file_that_needs_more_memory_gets_it_and_its_decoder_ends(hostile: Decod
 
 def test_file_that_needs_more_memory_waits_for_its_turn_until_its_deadline() -> None:
     with pool(2) as decoders, ThreadPoolExecutor(1) as callers:
-        wait = decoders._large_slot.acquired(NO_DEADLINE)
+        wait = decoders._large_slot.acquire(1, NO_DEADLINE)
         with wait, pytest.raises(TooLateError):
             decode(decoders, marked(jpeg(), "large"), deadline=Deadline.after(2))
         later = callers.submit(decode, decoders, marked(jpeg(), "large"))
@@ -336,7 +337,7 @@ import resource, sys
 from service.deadline import NO_DEADLINE
 from service.errors import BadImageError
 from service.images.decoders import Decoders
-from tests.corpus import CASES, MAX_PIXELS
+from devtools.fuzz.corpus import CASES, MAX_PIXELS
 
 decoders = Decoders(2, max_pixels=MAX_PIXELS, max_decompressed_bytes=2**25)
 for case in CASES.values():
@@ -344,7 +345,7 @@ for case in CASES.values():
         continue
     try:
         picture = decoders.decode(
-            case.make(), image_size=640, reduced=True, content_encoding=None, deadline=NO_DEADLINE
+            case.make(), image_size=640, deadline=NO_DEADLINE
         )
         found = f"done {picture.info.width}x{picture.info.height}"
     except BadImageError as exc:
@@ -440,7 +441,7 @@ def test_past_deadline_begins_nothing(hostile: Decoders) -> None:
 
 
 def test_wait_for_a_decoder_ends_with_the_deadline(hostile: Decoders) -> None:
-    with hostile._slots.acquired(NO_DEADLINE), pytest.raises(TooLateError):
+    with hostile._slots.acquire(1, NO_DEADLINE), pytest.raises(TooLateError):
         decode(hostile, jpeg(), deadline=Deadline.after(0.1))
     assert decode(hostile, jpeg()).info.format == "JPEG"
 
@@ -449,11 +450,11 @@ def test_decoders_are_given_first_come_first_served(hostile: Decoders) -> None:
     order: list[int] = []
 
     def wait(number: int) -> None:
-        with hostile._slots.acquired(NO_DEADLINE):
+        with hostile._slots.acquire(1, NO_DEADLINE):
             order.append(number)
 
     threads = [threading.Thread(target=wait, args=(number,)) for number in range(10)]
-    with hostile._slots.acquired(NO_DEADLINE):
+    with hostile._slots.acquire(1, NO_DEADLINE):
         for number, thread in enumerate(threads, 1):
             thread.start()
             wait_until(partial(lambda n: len(hostile._slots._waiting) == n, number))
@@ -470,7 +471,7 @@ def test_time_in_which_this_process_was_stopped_is_not_the_files() -> None:
         "d = Decoders(1, max_pixels=10**6, max_decompressed_bytes=10**6, "
         f"limits=DecodeLimits(30, 3.5), command={hostile_decoder.COMMAND!r}); "
         "data = sys.stdin.buffer.read(); decode = lambda data: d.decode(data, image_size=64, "
-        "reduced=True, content_encoding=None, deadline=NO_DEADLINE); decode(data); "
+        "deadline=NO_DEADLINE); decode(data); "
         "print(d._root.pid, flush=True); "
         "print(decode(data + b'HOSTILE:nap').info.format); d.close()"
     )
@@ -584,7 +585,7 @@ def test_nothing_outlives_a_killed_service() -> None:
         "from service.images.decoders import Decoders; "
         "d = Decoders(2, max_pixels=10**6, max_decompressed_bytes=10**6, "
         f"command={hostile_decoder.COMMAND!r}); print(d._root.pid, flush=True); "
-        "d.decode(sys.stdin.buffer.read(), image_size=64, reduced=True, content_encoding=None, "
+        "d.decode(sys.stdin.buffer.read(), image_size=64, "
         "deadline=NO_DEADLINE)"
     )
     with subprocess.Popen(

@@ -50,7 +50,7 @@ def store() -> Iterator[Store]:
 
 def one_committer(
     commit: Callable[[Sequence[str], Deadline], Sequence[str | Exception]],
-) -> GroupCommit[str]:
+) -> GroupCommit[str, str]:
     """So that what waits behind its gate shares the next commit."""
     return GroupCommit(commit, committers=1)
 
@@ -60,7 +60,7 @@ def soon() -> Deadline:
 
 
 def start(
-    commits: GroupCommit[str], result: str, deadline: Deadline | None = None
+    commits: GroupCommit[str, str], result: str, deadline: Deadline | None = None
 ) -> "Future[str]":
     """Let a thread commit; return once the result waits or is in a group."""
     before = len(commits._workers._unsettled)
@@ -70,7 +70,9 @@ def start(
     return future
 
 
-def behind(store: Store, commits: GroupCommit[str], results: Iterable[str]) -> "list[Future[str]]":
+def behind(
+    store: Store, commits: GroupCommit[str, str], results: Iterable[str]
+) -> "list[Future[str]]":
     """Let results wait, in this order, while "first" is committed; the caller opens the gate."""
     store.gate.close()
     first = start(commits, "first")
@@ -138,7 +140,7 @@ def test_a_wrong_number_of_outcomes_is_never_guessed_at(store: Store) -> None:
 
 
 def test_a_result_without_an_outcome_fails(store: Store) -> None:
-    commits: GroupCommit[str] = GroupCommit(lambda results, deadline: [])
+    commits: GroupCommit[str, str] = GroupCommit(lambda results, deadline: [])
     with pytest.raises(RuntimeError, match="0 outcomes"):
         commits.commit("a", soon())
 
@@ -267,7 +269,7 @@ def test_every_caller_gets_exactly_its_own_outcome(
         recorded.extend(result for result in results if "good" in result)
         return [ValueError(result) if "refused" in result else result for result in results]
 
-    commits: GroupCommit[str] = GroupCommit(
+    commits: GroupCommit[str, str] = GroupCommit(
         commit, committers=committers, max_group_size=max_group_size
     )
     results = [f"{kind} {number}" for number, kind in enumerate(kinds)]

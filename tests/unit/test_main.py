@@ -75,7 +75,9 @@ def test_health_names_model_and_precision() -> None:
 
 
 def test_health_of_a_fallback_says_why_and_names_no_directory() -> None:
-    checked = VerifiedModel(FakeDetector(), SETTINGS.model_path, f"The canary of {SETTINGS.model_path} x")
+    checked = VerifiedModel(
+        FakeDetector(), SETTINGS.model_path, f"The canary of {SETTINGS.model_path} x"
+    )
     health = _health(settled(checked), SETTINGS)
     assert health["fallback"] == "The canary of shapes_openvino_model x"
 

@@ -18,7 +18,6 @@ from service.errors import BadImageError
 from service.images.decode import decode
 from service.images.letterbox import Letterbox, fit, frame_sizes, shrink
 from service.images.pixels import Pixels
-from service.images.decode import decode
 from service.inference.loading import load_detector
 from service.inference.openvino import OpenVINODetector
 from service.settings import BUNDLED_MODEL
@@ -131,7 +130,7 @@ def read_over(data: bytes, value: int) -> Pixels | None:
     before = [np.full(96 * 64 * size, value, np.uint8) for size in (1, 3, 4, 8, 24) * 4]
     del before
     try:
-        return read(data, max_pixels=10_000, image_size=None).pixels
+        return decode(data, max_pixels=10_000).pixels
     except BadImageError:
         return None
 

@@ -11,6 +11,7 @@ import openvino as ov
 import pytest
 import yaml
 from openvino import opset13 as ops
+from service.stages import StageClock
 
 from service.domain import Box, ModelInfo
 from service.errors import ModelError
@@ -18,7 +19,6 @@ from service.images.pixels import Pixels
 from service.inference.loading import load_detector
 from service.inference.openvino import OpenVINODetector
 from service.settings import BUNDLED_MODEL
-from service.stages import StageClock
 
 ROOT = Path(__file__).parents[2]
 

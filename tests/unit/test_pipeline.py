@@ -63,7 +63,7 @@ class World:
             self.storage,
             self.decoders,
             Model(self.detector, self.health, max_batch_size=max_batch_size),
-            Recorder(self.store),
+            Recorder(self.store, self.health),
             self.health,
             PipelineOptions(**options),
         )

@@ -40,8 +40,8 @@ from service.export.weights import (
     find_pictures,
     read_metadata,
 )
-from service.images.pixels import Pixels
 from service.images.decode import inspect
+from service.images.pixels import Pixels
 from service.inference.canary import CANARY, FALLBACK, load_verified
 from service.inference.identity import sha256_of_model
 from service.inference.loading import load_detector

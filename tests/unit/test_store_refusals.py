@@ -8,8 +8,8 @@ from google.auth.exceptions import RefreshError
 
 from service.domain import ErrorCode, ImageRef, ImageResult, Recorded
 from service.errors import StoreRefusedError, StoreUnavailableError
-from service.gcp.outages import Outages
 from service.gcp.firestore import ResultStore
+from service.gcp.outages import Outages
 from tests.loglines import logged_by
 
 

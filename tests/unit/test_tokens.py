@@ -15,12 +15,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from service.server.app import create_app
 from service.errors import CertificatesUnavailableError, ForbiddenError, UnauthenticatedError
-from service.server.wsgi import _verifier
-from service.pipeline import Pipeline
-from service.settings import Settings
 from service.gcp.push_auth import ISSUER, TokenVerifier
+from service.pipeline import Pipeline
+from service.server.app import create_app
+from service.server.wsgi import _verifier
+from service.settings import Settings
 from tests.fakes import PATIENCE_SECONDS, FakeDetector, FakeStorage, FakeStore, loaded
 
 AUDIENCE = "https://push.example"
