@@ -16,6 +16,7 @@ class ObjectMetadata:
     content_type: str | None = None
     md5: str | None = None  # base64; composite objects have none
     crc32c: str | None = None  # base64
+    created_at: datetime | None = None  # of this generation
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,13 @@ class Download:
 
 @dataclass(frozen=True)
 class Event:
-    """What one request asks for: pictures to detect, or the reason to ignore it."""
+    """What one request asks for: one image to detect, or the reason why there is none."""
 
-    images: tuple[ImageRef, ...] = ()
+    image: ImageRef | None = None  # None: nothing to do, and `ignored` says why
     event_time: datetime | None = None
     ignored: str | None = None
+    is_job: bool = False  # it came in job form, not as an upload's notification
+    delivery_attempt: int | None = None  # from 1; None where the push does not count
 
 
 @dataclass(frozen=True)

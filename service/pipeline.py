@@ -9,12 +9,10 @@ none. Whatever it raises means that the event must come again, and doing so is s
 import logging
 import math
 import shlex
-import threading
 import time
 from collections.abc import Hashable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, nullcontext
-from contextvars import copy_context
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Protocol
@@ -42,7 +40,6 @@ from service.errors import (
     ObjectGoneError,
     ShuttingDownError,
     TooLateError,
-    TransientError,
 )
 from service.images.decode import decode, is_sandboxed
 from service.images.letterbox import enlarge_box, letterbox, shrink
@@ -59,9 +56,6 @@ from service.watchdog import Watchdog
 logger = logging.getLogger(__name__)
 
 _STOPPING = "The service is shutting down."
-# A job's picture waits for a place in the queue rather than give the whole job back: uploads, which
-# come with a short deadline, do not wait.
-_JOB_PATIENCE_SECONDS = 30.0
 # For memory, a decoder or the sandbox: a queue of the slowest files would take minutes.
 _TURN_PATIENCE_SECONDS = 120.0
 _PREPARE_SECONDS = 10.0  # from the decode's begin to the network's, by far
@@ -111,11 +105,10 @@ class _Delivery:
 
     event_time: datetime | None
     begin_by: float  # monotonic; a picture that is not with the network by then is given back
-    is_job: bool
     prepare_by: float  # sooner, or a decode would end when it is too late to begin
 
     @classmethod
-    def of(cls, event: Event, begin_by: float, *, is_job: bool) -> "_Delivery":
+    def of(cls, event: Event, begin_by: float) -> "_Delivery":
         """Leave some seconds for decode and queue, but half of the time at most.
 
         Without them, under an overload, every decode would be of a picture that is late when it is
@@ -123,7 +116,7 @@ class _Delivery:
         """
         left = max(0.0, begin_by - time.monotonic())
         prepare_by = begin_by - min(_PREPARE_SECONDS, left / 2)
-        return cls(event.event_time, begin_by, is_job, prepare_by)
+        return cls(event.event_time, begin_by, prepare_by)
 
     def patience_seconds(self) -> float:
         """How long a picture may wait for a place in the queue.
@@ -131,10 +124,9 @@ class _Delivery:
         Raises:
             TooLateError: not even until now.
         """
-        left = self.begin_by - time.monotonic()
-        if left < 0:
+        if self.begin_by < time.monotonic():
             raise TooLateError
-        return min(left, _JOB_PATIENCE_SECONDS) if self.is_job else 0.0
+        return 0.0
 
 
 @dataclass(frozen=True)
@@ -199,62 +191,28 @@ class Pipeline:
             weight=self._frame_pixels,
             max_weight=self._options.max_batch_pixels,
         )
-        # A job's pictures: enough at once to fill one batch while another one runs, and at most
-        # half of the queue, to leave room for uploads.
-        self._job_threads = ThreadPoolExecutor(
-            min(2 * self._options.max_batch_size, max(1, self._options.max_queue // 2)),
-            thread_name_prefix="job",
-        )
 
     def handle(self, event: Event, *, begin_by: float = math.inf) -> list[Outcome]:
-        """Bring every picture of an event to its final record.
+        """Bring the image of an event to its final record.
 
         Args:
-            event: names the pictures.
+            event: names the image.
             begin_by: until when a picture may begin, by the monotonic clock. Later it could not
                 be final before the message's deadline: somebody else would work on it too.
 
         Returns:
-            How each picture ended, in the event's order.
+            How the image ended; nothing where there is none.
 
         Raises:
-            TransientError: some picture has no final record yet; the event must come again.
-            DetectorError: the network failed on some picture, on that picture alone.
+            TransientError: it has no final record yet; the event must come again.
+            DetectorError: the model failed on this image.
         """
         if event.ignored:
             logger.info("Ignored an event", extra={"reason": event.ignored})
             return []
-        if len(event.images) == 1:
-            delivery = _Delivery.of(event, begin_by, is_job=False)
-            return [self._process(event.images[0], delivery)]
-        return self._handle_job(event, begin_by)
-
-    def _handle_job(self, event: Event, begin_by: float) -> list[Outcome]:
-        """Process many pictures at once. A culprit fails alone; an outage ends the whole job."""
-        if self._stopping:
-            raise ShuttingDownError(_STOPPING)
-        delivery = _Delivery.of(event, begin_by, is_job=True)
-        given_up = threading.Event()
-
-        def process(image: ImageRef) -> Outcome:
-            if given_up.is_set():
-                raise TransientError("The job was given back before this picture was begun.")
-            try:
-                return self._process(image, delivery)
-            except TransientError:
-                given_up.set()
-                raise
-
-        try:
-            futures = [
-                # Each with a copy of the context: its log lines name the request's trace too.
-                self._job_threads.submit(copy_context().run, process, image)
-                for image in event.images
-            ]
-        except RuntimeError as exc:  # the threads were shut down meanwhile
-            raise ShuttingDownError(_STOPPING) from exc
-        wait(futures)
-        return [future.result() for future in futures]
+        if event.image is None:
+            return []
+        return [self._process(event.image, _Delivery.of(event, begin_by))]
 
     def learn_from(self, suspects: Suspects) -> None:
         """Take over what the process before this one died of. Before the first event."""
@@ -276,9 +234,6 @@ class Pipeline:
     def close(self, *, timeout_seconds: float = 8.0) -> None:
         """Stop, and wait for what is in flight, but no longer than this."""
         self.stop()
-        # What a job has not begun yet is given back by its threads themselves: futures cancelled
-        # by the executor would never wake the job that waits for them.
-        self._job_threads.shutdown(wait=False)
         self._batcher.close(timeout_seconds=timeout_seconds)
         self._watchdog.close()
 

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -79,9 +79,20 @@ def detect_files(
     ready: Future[Detector] = Future()
     ready.set_result(detector)
     pipeline = Pipeline(_LocalFiles(options.max_image_bytes), _Receiver(receive), ready, options)
-    images = tuple(ImageRef("", str(file), _ANY_GENERATION) for file in dict.fromkeys(files))
+    given_up = threading.Event()
+
+    def handle(file: Path) -> None:
+        if given_up.is_set():
+            return
+        try:
+            pipeline.handle(Event(ImageRef("", str(file), _ANY_GENERATION)))
+        except TransientError:
+            given_up.set()
+            raise
+
     try:
-        pipeline.handle(Event(images))
+        with ThreadPoolExecutor(options.max_queue) as threads:
+            list(threads.map(handle, dict.fromkeys(files)))
     except _ReceiverError as exc:
         raise exc.error from None
     finally:
