@@ -11,7 +11,7 @@ import numpy as np
 from devtools.fuzz.corpus import CASES
 from service.domain import ImageRef
 from service.errors import BadImageError, EnvelopeError, SettingsError
-from service.events import MAX_URIS, parse_event
+from service.events import parse_event
 from service.images.decode import decode
 from service.images.letterbox import shrink
 from service.settings import Settings
@@ -40,11 +40,11 @@ def check_envelope(data: bytes) -> None:
     except EnvelopeError as exc:
         assert 0 < len(str(exc)) < 120  # a sentence of ours
         return
-    assert bool(event.images) != bool(event.ignored)
-    assert len(event.images) <= MAX_URIS
+    assert bool(event.image) != bool(event.ignored)
     assert event.event_time is None or event.event_time.tzinfo
-    for image in event.images:
-        check_image(image)
+    assert event.delivery_attempt is None or event.delivery_attempt > 0
+    if event.image:
+        check_image(event.image)
 
 
 def check_image(image: ImageRef) -> None:

@@ -344,8 +344,8 @@ def log_lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     storage, store = FakeStorage(), FakeStore()
     good, bad = storage.put("good.bmp", picture()), storage.put("bad.bmp", b"no picture")
     pipeline = Pipeline(storage, store, loaded(FakeDetector()))
-    pipeline.handle(Event((good,)))
-    pipeline.handle(Event((bad,)))
+    pipeline.handle(Event(good))
+    pipeline.handle(Event(bad))
     pipeline.stop()
     answer = (
         create_app(pipeline)

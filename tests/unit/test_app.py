@@ -132,12 +132,17 @@ def test_post_of_another_storage_event_is_204(site: Site) -> None:
 
 
 def test_post_of_a_pushed_job_is_204(site: Site) -> None:
-    for name in ("a", "b"):
-        site.storage.put(name, picture())
-    job = json.dumps({"uris": ["gs://uploads/a", "gs://uploads/b"]}).encode()
+    site.storage.put("a", picture())
+    job = b'{"uri": "gs://uploads/a"}'
     envelope = {"message": {"data": base64.b64encode(job).decode()}, "subscription": "s"}
     assert_empty(site.client.post("/", json=envelope))
-    assert len(site.store.documents) == 2
+    assert len(site.store.documents) == 1
+
+
+def test_post_of_a_job_of_several_images_is_400(site: Site) -> None:
+    response = site.client.post("/", json={"uris": ["gs://uploads/a", "gs://uploads/b"]})
+    assert response.status_code == 400
+    assert "publish one message" in response.get_json()["error"]["message"]
 
 
 def test_post_of_a_form_content_type_is_read_all_the_same(site: Site) -> None:

@@ -41,9 +41,7 @@ def test_estimate_tells_what_is_published_at_once() -> None:
 
 
 def test_estimate_takes_the_prices_given() -> None:
-    deployment = Deployment(
-        images_per_second=1, instances=1, instance_price=3600, image_price=0.5
-    )
+    deployment = Deployment(images_per_second=1, instances=1, instance_price=3600, image_price=0.5)
     estimate = backfill_estimate(60, deployment)
     assert (estimate.minutes, estimate.dollars) == (1, 90)
 

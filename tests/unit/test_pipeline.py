@@ -36,7 +36,6 @@ from service.errors import (
 )
 from service.inference.detector import Detector
 from service.pipeline import Pipeline, PipelineOptions, _Delivery
-from service.server import logs
 from service.suspects import Suspects
 from service.watchdog import Watchdog
 from tests.fakes import (
@@ -96,7 +95,12 @@ def world() -> Iterator[World]:
 
 
 def handle(pipeline: Pipeline, *refs: ImageRef) -> list[Outcome]:
-    return pipeline.handle(Event(refs, EVENT_TIME))
+    """Handle images, each by a message of its own, all at once; their outcomes in order."""
+    futures = [
+        in_thread(lambda ref=ref: pipeline.handle(Event(ref, EVENT_TIME)))  # type: ignore[misc]
+        for ref in refs
+    ]
+    return [outcome for future in futures for outcome in result(future)]
 
 
 def handling(pipeline: Pipeline, *refs: ImageRef) -> "Future[list[Outcome]]":
@@ -483,38 +487,6 @@ def test_handle_gives_its_place_back_however_it_ends(world: World, name: str) ->
 # Jobs
 
 
-def test_handle_of_a_job_gives_the_outcomes_in_its_order(world: World) -> None:
-    good, final = world.put(2)
-    pipeline = world.pipeline(allowed_buckets=(BUCKET,))
-    handle(pipeline, final)
-    outcomes = handle(
-        pipeline,
-        good,
-        world.storage.put("note", b"just a note"),
-        final,
-        ImageRef(BUCKET, "gone", 7),
-        ImageRef(BUCKET, "folder/", 7),
-        ImageRef("theirs", "cat", 7),
-    )
-    assert [str(outcome) for outcome in outcomes] == [
-        "done",
-        "failed",
-        "already_final",
-        "gone",
-        "ignored",
-        "refused",
-    ]
-
-
-def test_handle_of_a_job_of_1000_finishes_each_once(world: World) -> None:
-    refs = world.put(1000)
-    outcomes = handle(world.pipeline(max_batch_delay_seconds=0.001), *refs)
-    assert outcomes == [Outcome.DONE] * 1000
-    assert sorted(sum(world.store.commits, []), key=int) == [str(i) for i in range(1000)]
-    assert world.labels() == {str(i): [label_of(color_of(i))] for i in range(1000)}
-    assert max(world.detector.batch_sizes) <= 8
-
-
 def test_handle_of_a_job_with_one_bad_picture_detects_the_others(world: World) -> None:
     refs = world.put(8)
     world.storage.put("3", b"just a note")
@@ -524,55 +496,12 @@ def test_handle_of_a_job_with_one_bad_picture_detects_the_others(world: World) -
     assert world.store.document("3")["status"] == "failed"
 
 
-def test_handle_of_a_job_all_bad_is_acknowledged(world: World) -> None:
-    refs = [world.storage.put(str(i), b"just a note") for i in range(5)]
-    assert handle(world.pipeline(), *refs) == [Outcome.FAILED] * 5
-    assert world.detector.batch_sizes == []
-
-
-def test_handle_of_a_job_with_a_poison_picture_commits_all_others(world: World) -> None:
-    refs = world.put(8)
-    poison = world.storage.put("3", picture(POISON))
-    world.detector.poison = POISON
-    pipeline = world.pipeline()
-    with pytest.raises(DetectorError, match="failed on 1 pictures"):
-        handle(pipeline, *refs)
-    assert sorted(world.labels()) == ["0", "1", "2", "4", "5", "6", "7"]
-    assert poison.document_id not in world.store.documents
-
-
 def test_handle_of_a_poison_picture_raises_detector_error(world: World) -> None:
     """As `handle` documents: not whatever the network's library raised."""
     ref = world.storage.put("poison", picture(POISON))
     world.detector.poison = POISON
     with pytest.raises(DetectorError):
         handle(world.pipeline(), ref)
-
-
-def test_handle_of_a_job_during_an_outage_gives_the_rest_back(world: World) -> None:
-    refs = world.put(50)
-    world.storage.errors["2"] = StorageUnavailableError("down")
-    pipeline = world.pipeline(max_batch_size=1, max_queue=1)  # one after the other
-    with pytest.raises(StorageUnavailableError):
-        handle(pipeline, *refs)
-    assert [ref.name for ref in world.storage.downloads] in (["0", "1", "2"], ["1", "0", "2"])
-    world.storage.errors.clear()
-    outcomes = handle(pipeline, *refs)
-    assert outcomes == [Outcome.ALREADY_FINAL] * 2 + [Outcome.DONE] * 48
-
-
-def test_handle_of_a_job_leaves_room_for_uploads(world: World) -> None:
-    *refs, upload = world.put(41)
-    pipeline = world.pipeline(max_batch_size=2, max_queue=8)  # a job takes 4 of 8 places
-    world.storage.gate.close()
-    job = handling(pipeline, *refs)
-    world.storage.gate.wait_for_arrivals(4)
-    single = handling(pipeline, upload)
-    world.storage.gate.wait_for_arrivals()
-    assert len(world.storage.downloads) == 5
-    world.storage.gate.open()
-    assert result(single) == [Outcome.DONE]
-    assert result(job) == [Outcome.DONE] * 40
 
 
 # Deaths
@@ -666,10 +595,10 @@ def test_handle_of_a_picture_on_which_the_network_raises_kills_nobody(world: Wor
 # Deadlines
 
 
-@pytest.mark.parametrize("count", [1, 3], ids=["upload", "job"])
-def test_handle_when_it_is_too_late_asks_nobody(world: World, count: int) -> None:
+def test_handle_when_it_is_too_late_asks_nobody(world: World) -> None:
+    [ref] = world.put(1)
     with pytest.raises(TransientError):
-        world.pipeline().handle(Event(world.put(count)), begin_by=time.monotonic() - 1)
+        world.pipeline().handle(Event(ref), begin_by=time.monotonic() - 1)
     assert world.store.lookups == []
     assert world.storage.downloads == []
 
@@ -679,7 +608,7 @@ def test_handle_of_a_picture_that_waits_until_it_is_too_late_gives_it_back(world
     pipeline = world.pipeline()
     begin_by = time.monotonic() + 0.3
     world.storage.gate.close()
-    late = in_thread(lambda: pipeline.handle(Event((ref,)), begin_by=begin_by))
+    late = in_thread(lambda: pipeline.handle(Event(ref), begin_by=begin_by))
     while time.monotonic() <= begin_by:
         time.sleep(0.01)
     world.storage.gate.open()
@@ -692,40 +621,8 @@ def test_handle_of_a_picture_that_waits_until_it_is_too_late_gives_it_back(world
 @pytest.mark.parametrize(("left", "margin"), [(4, 2), (594, 10)], ids=["short", "long"])
 def test_picture_must_be_prepared_some_time_before_it_must_begin(left: int, margin: int) -> None:
     """Or an overload would decode late pictures alone, and deliver none."""
-    delivery = _Delivery.of(Event(()), time.monotonic() + left, is_job=False)
+    delivery = _Delivery.of(Event(), time.monotonic() + left)
     assert delivery.begin_by - delivery.prepare_by == pytest.approx(margin, abs=1)
-
-
-def test_handle_of_a_job_gives_back_what_waits_for_a_place_until_it_is_too_late(
-    world: World,
-) -> None:
-    """The job has half a minute's patience; its message has less."""
-    upload, *refs = world.put(3)
-    pipeline = world.pipeline(max_batch_size=1, max_queue=1)
-    world.detector.gate.close()
-    first = handling(pipeline, upload)
-    world.detector.gate.wait_for_arrivals()
-    begin_by = time.monotonic() + 0.1
-    job = in_thread(lambda: pipeline.handle(Event(tuple(refs)), begin_by=begin_by))
-    with pytest.raises(TransientError):
-        result(job)
-    world.detector.gate.open()
-    assert result(first) == [Outcome.DONE]
-    assert world.detector.batch_sizes == [1]
-
-
-def test_handle_of_a_job_logs_the_trace_of_its_request(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.handler.addFilter(trace := logs.TraceFilter())
-    logs.set_trace(f"{'ab' * 16}/1;o=1", "my-project")
-    try:
-        handle(world.pipeline(), ImageRef(BUCKET, "gone", 1), ImageRef(BUCKET, "gone", 2))
-    finally:
-        logs.set_trace(None, None)
-        caplog.handler.removeFilter(trace)
-    found = [vars(record).get("logging.googleapis.com/trace") for record in caplog.records]
-    assert found == [f"projects/my-project/traces/{'ab' * 16}"] * 2
 
 
 # Trouble
@@ -845,63 +742,6 @@ def test_stop_refuses_new_events_and_lets_those_in_flight_finish(world: World) -
     world.detector.gate.open()
     assert result(future) == [Outcome.DONE]
     assert world.labels() == {"0": ["0-0-200"]}
-
-
-def test_stop_gives_the_rest_of_a_job_back(world: World) -> None:
-    refs = world.put(20)
-    pipeline = world.pipeline(max_batch_size=1, max_queue=1)
-    world.detector.gate.close()
-    future = handling(pipeline, *refs)
-    world.detector.gate.wait_for_arrivals()
-    pipeline.stop()
-    world.detector.gate.open()
-    assert isinstance(future.exception(PATIENCE_SECONDS), ShuttingDownError)
-    assert list(world.labels()) == ["0"]
-
-
-def test_close_during_a_job_answers_it(world: World) -> None:
-    refs = world.put(20)
-    pipeline = world.pipeline(max_batch_size=1, max_queue=1)
-    world.detector.gate.close()
-    future = handling(pipeline, *refs)
-    world.detector.gate.wait_for_arrivals()
-    closing = in_thread(lambda: pipeline.close(timeout_seconds=PATIENCE_SECONDS))
-    # Or the job might be over before the other thread gets to run.
-    wait_until(lambda: pipeline.status() == "stopping", "it does not begin to close")
-    world.detector.gate.open()
-    closing.result(timeout=PATIENCE_SECONDS)
-    assert isinstance(future.exception(PATIENCE_SECONDS), TransientError)
-
-
-def test_close_while_a_job_begins_gives_it_back(world: World) -> None:
-    pipeline = world.pipeline()
-
-    class ClosedMidway(tuple[ImageRef, ...]):
-        def __iter__(self) -> Iterator[ImageRef]:
-            for number, ref in enumerate(super().__iter__()):
-                if number == 1:
-                    pipeline.close(timeout_seconds=PATIENCE_SECONDS)
-                yield ref
-
-    with pytest.raises(TransientError):
-        pipeline.handle(Event(ClosedMidway(world.put(3))))
-
-
-def test_close_after_its_time_does_not_wait_for_a_job(world: World) -> None:
-    refs = world.put(4)
-    loading: Future[Detector] = Future()  # for ever, as far as `close` can know
-    pipeline = world.pipeline(detector=loading)
-    job = handling(pipeline, *refs)
-    world.storage.gate.wait_for_arrivals(4)
-    closing = in_thread(lambda: pipeline.close(timeout_seconds=0.01))
-    try:
-        closing.result(timeout=PATIENCE_SECONDS)
-        has_returned = True
-    except TimeoutError:
-        has_returned = False
-    loading.set_exception(ModelError("never"))
-    assert isinstance(job.exception(PATIENCE_SECONDS), TransientError)
-    assert has_returned
 
 
 # Reruns

@@ -81,7 +81,12 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
 
 def handling(made: Pipeline, *refs: ImageRef, **options: Any) -> "Future[list[Outcome]]":
-    return in_thread(lambda: made.handle(Event(refs, None), **options))
+    """Handle images, each by a message of its own, all at once."""
+    futures = [
+        in_thread(lambda ref=ref: made.handle(Event(ref), **options))  # type: ignore[misc]
+        for ref in refs
+    ]
+    return in_thread(lambda: [outcome for future in futures for outcome in result(future)])
 
 
 def result(future: "Future[list[Outcome]]") -> list[Outcome]:
@@ -279,26 +284,6 @@ def test_file_that_waits_for_slow_ones_is_given_back(
 
 
 # Jobs
-
-
-@pytest.mark.parametrize(("batch", "queue"), [(8, 16), (16, 16), (2, 8)], ids=str)
-def test_job_takes_half_of_the_queue_at_most(world: World, batch: int, queue: int) -> None:
-    made = world.pipeline(max_batch_size=batch, max_queue=queue)
-    world.storage.gate.close()
-    refs = [world.put(str(i)) for i in range(3 * queue)]
-    job = handling(made, *refs[: 2 * queue])
-    world.storage.gate.wait_for_arrivals(min(2 * batch, queue // 2))
-    uploads = [handling(made, ref) for ref in refs[2 * queue :][: queue // 2]]
-    world.storage.gate.wait_for_arrivals(queue // 2)
-    world.storage.gate.open()
-    assert [result(one) for one in uploads] == [[Outcome.DONE]] * (queue // 2)
-    assert result(job) == [Outcome.DONE] * 2 * queue
-
-
-def test_job_where_there_is_one_place_is_done_one_by_one(world: World) -> None:
-    made = world.pipeline(max_batch_size=1, max_queue=1)
-    job = handling(made, *[world.put(str(i)) for i in range(3)])
-    assert result(job) == [Outcome.DONE] * 3
 
 
 def test_gif_of_these_tests_is_one_for_the_sandbox() -> None:
