@@ -31,20 +31,19 @@ class LastRun:
         """Return the object's bytes; None where there is no object yet.
 
         Raises:
-            LastRunError: there is no bucket, or Cloud Storage did not answer.
+            LastRunError: Cloud Storage did not answer.
         """
         with self._translated():
             try:
                 return bytes(self._blob.download_as_bytes(timeout=_CALL_SECONDS))
-            except exceptions.NotFound:
-                self._blob.bucket.reload(timeout=_CALL_SECONDS)  # or a typo would mean no run yet
+            except exceptions.NotFound:  # of a bucket too: then `write` will fail
                 return None
 
     def write(self, data: bytes) -> None:
         """Replace the object.
 
         Raises:
-            LastRunError: Cloud Storage did not take it.
+            LastRunError: there is no bucket, or Cloud Storage did not take it.
         """
         with self._translated():
             self._blob.upload_from_string(
