@@ -20,6 +20,7 @@ from google.cloud.firestore_v1.base_query import BaseQuery, FieldFilter
 from service.cli.reconcile import reconcile
 from service.domain import Event
 from service.gcp.firestore import ResultStore
+from service.operate.backfill import Redelivery
 from service.operate.smoke import sample_name
 from service.pipeline import Pipeline
 from service.server.app import create_app
@@ -195,6 +196,17 @@ def test_reconcile_job_calls_the_command_as_it_is() -> None:
     enqueue = next(p for p in reconcile.params if "--enqueue" in p.opts)
     assert isinstance(enqueue.type, click.Choice)
     assert options[options.index("--enqueue") + 1] in enqueue.type.choices
+    since = options[options.index("--since") + 1]
+    assert since.startswith("gs://${google_storage_bucket.reconcile.name}/")
+
+
+def test_backfill_is_paced_by_the_subscriptions_own_redeliveries() -> None:
+    retry = _local("retry")
+    assert Redelivery() == Redelivery(
+        deliveries=retry["attempts"],
+        minimum_backoff_seconds=float(retry["minimum_backoff"].removesuffix("s")),
+        maximum_backoff_seconds=float(retry["maximum_backoff"].removesuffix("s")),
+    )
 
 
 def test_substitutions_are_those_of_the_build() -> None:
