@@ -16,6 +16,7 @@ class ObjectMetadata:
     content_type: str | None = None
     md5: str | None = None  # base64; composite objects have none
     crc32c: str | None = None  # base64
+    created_at: datetime | None = None  # of this generation
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,13 @@ class Download:
 
 @dataclass(frozen=True)
 class Event:
-    """What one request names: an image, or the reason to ignore the request."""
+    """What one request asks for: one image to detect, or the reason why there is none."""
 
-    image: ImageRef | None = None
+    image: ImageRef | None = None  # None: nothing to do, and `ignored` says why
     event_time: datetime | None = None
     ignored: str | None = None
-    is_job: bool = False  # a message of `submit`, `reconcile` or a person, not an upload
-    delivery_attempt: int | None = None  # from 1; None where Pub/Sub does not report it
+    is_job: bool = False  # it came in job form, not as an upload's notification
+    delivery_attempt: int | None = None  # from 1; None where the push does not count
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@
     ├── UnauthenticatedError       a push without a valid token: 401
     ├── ForbiddenError             a push in the name of an account that may not: 403
     ├── BadImageError              never detectable: recorded, then acknowledged
-    ├── DocumentKeptError          a rerun that failed beside a done document: acknowledged
+    ├── DocumentKeptError          a replacement that failed beside a done document: acknowledged
     ├── ObjectGoneError            the generation no longer exists: acknowledged
     ├── SmokeError                 the smoke test's image did not become a result
     ├── DetectorError              the network failed on a picture: 500
@@ -99,7 +99,7 @@ class ObjectGoneError(YoloBatchError):
 
 
 class DocumentKeptError(YoloBatchError):
-    """A rerun failed for a reason that is not in the image's bytes: its done document stays."""
+    """A replacement failed for a reason outside the image's bytes: its done document stays."""
 
 
 class SmokeError(YoloBatchError):

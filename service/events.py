@@ -1,4 +1,4 @@
-"""From a request (headers and body) to the pictures that it names. Pure.
+"""From a request (headers and body) to the one image that it names. Pure.
 
 Forms are told apart by headers and body, never by path:
 
@@ -8,9 +8,10 @@ Forms are told apart by headers and body, never by path:
 4. Pub/Sub push with payload unwrapping: the body is the message's data, and its attributes are
    headers when the subscription writes metadata.
 
-A message (3, 4) is a Cloud Storage notification, told by its attributes, or a job:
-`{"uri": "gs://bucket/object"}` or `{"uris": [...]}`, with leave to replace what is recorded in
-`"rerun": {"seen_at": RFC 3339, "model": sha256 or null}` (see `service.domain.Replace`).
+A message (3, 4) is a Cloud Storage notification, recognised by its attributes, or a job:
+`{"uri": "gs://bucket/object[#generation]"}`. A job may permit that a document is replaced:
+`"replace": {"if_created_before": RFC 3339, "unless_model": sha256 or null}` replaces one that was
+created at or before this time by another model (null: by any model). See `service.domain.Replace`.
 
 Sources: https://cloud.google.com/eventarc/docs/cloudevents,
 https://cloud.google.com/pubsub/docs/push, https://cloud.google.com/storage/docs/pubsub-notifications
@@ -27,8 +28,6 @@ from typing import Any
 
 from service.domain import Event, ImageRef, ObjectMetadata, Replace
 from service.errors import EnvelopeError
-
-MAX_URIS = 1000
 
 _CE_TYPE = "ce-type"  # CloudEvents, binary mode: the event's type
 _CE_TIME = "ce-time"
@@ -88,7 +87,7 @@ def _from_cloud_event(event_type: str, time: Any, data: Any) -> Event:
     if event_type == _MESSAGE_PUBLISHED:
         return _from_envelope(data)
     if event_type == _FINALIZED:
-        return Event((_image_from_object(data),), _time(time))
+        return Event(_image_from_object(data), _time(time))
     if event_type.startswith(_STORAGE):
         return Event(ignored="a Cloud Storage event other than finalized")
     raise EnvelopeError("The CloudEvent's type is not one that this service takes.")
@@ -106,7 +105,8 @@ def _from_envelope(envelope: Any) -> Event:
     attributes = _mapping(
         message.get("attributes") or {}, "The message's attributes must be an object."
     )
-    return _from_message(attributes, _json(_base64(message.get("data") or "")))
+    event = _from_message(attributes, _json(_base64(message.get("data") or "")))
+    return replace(event, delivery_attempt=_delivery_attempt(envelope))
 
 
 def _from_message(attributes: dict[str, Any], data: Any) -> Event:
@@ -115,11 +115,23 @@ def _from_message(attributes: dict[str, Any], data: Any) -> Event:
         if _text(attributes, _EVENT_TYPE) != _OBJECT_FINALIZE:
             return Event(ignored="a Cloud Storage notification other than OBJECT_FINALIZE")
         image = _image_from_object(data) if data else _image_from_attributes(attributes)
-        return Event((image,), _time(attributes.get(_EVENT_TIME)))
+        return Event(image, _time(attributes.get(_EVENT_TIME)))
     job = _mapping(data, "The message is neither a Cloud Storage notification nor a job.")
     if job.get("kind") == _OBJECT_KIND:  # unwrapped notification without metadata
-        return Event((_image_from_object(job),), _time(job.get("timeCreated")))
-    return Event(_images_from_job(job))
+        return Event(_image_from_object(job), _time(job.get("timeCreated")))
+    return Event(_image_from_job(job), is_job=True)
+
+
+def _delivery_attempt(envelope: dict[str, Any]) -> int | None:
+    """Read how often the message was delivered, from 1.
+
+    None where Pub/Sub does not count (a subscription without a dead-letter topic), or the field is
+    odd: nothing depends on it but the saving of a read.
+    """
+    attempt = envelope.get("deliveryAttempt")
+    if not isinstance(attempt, int) or isinstance(attempt, bool) or attempt < 1:
+        return None
+    return attempt
 
 
 def _image_from_object(data: Any) -> ImageRef:
@@ -144,29 +156,23 @@ def _image_from_attributes(attributes: dict[str, Any]) -> ImageRef:
     )
 
 
-def _images_from_job(job: dict[str, Any]) -> tuple[ImageRef, ...]:
-    if ("uri" in job) == ("uris" in job):
-        raise EnvelopeError('A job is {"uri": "gs://bucket/object"} or {"uris": [...]}.')
-    uris = [job["uri"]] if "uri" in job else job["uris"]
-    if not isinstance(uris, list) or not uris:
-        raise EnvelopeError("The job's uris must be a list that is not empty.")
-    if len(uris) > MAX_URIS:
-        raise EnvelopeError(f"A job names at most {MAX_URIS} uris.")
-    images = dict.fromkeys(parse_uri(uri) for uri in uris)
-    if "rerun" not in job:
-        return tuple(images)
-    rerun = _rerun(job["rerun"])
-    return tuple(replace(image, rerun=rerun) for image in images)
+def _image_from_job(job: dict[str, Any]) -> ImageRef:
+    if "uris" in job:
+        raise EnvelopeError('A job names one image: publish one message {"uri": ...} an image.')
+    if "uri" not in job:
+        raise EnvelopeError('A job is {"uri": "gs://bucket/object"}.')
+    image = parse_uri(job["uri"])
+    return replace(image, replace=_replacement(job["replace"])) if "replace" in job else image
 
 
-def _rerun(value: Any) -> Replace:
-    rerun = _mapping(value, "A job's rerun must be an object.")
-    seen_at, model = _time(rerun.get("seen_at")), rerun.get("model")
-    if seen_at is None:
-        raise EnvelopeError("A rerun's seen_at must be a time with its zone, as RFC 3339 has it.")
+def _replacement(value: Any) -> Replace:
+    permission = _mapping(value, "A job's replace must be an object.")
+    before, model = _time(permission.get("if_created_before")), permission.get("unless_model")
+    if before is None:
+        raise EnvelopeError("if_created_before must be a time with its zone, as RFC 3339 has it.")
     if model is not None and not is_sha256(model):
-        raise EnvelopeError("A rerun's model must be null or a sha256 in small letters.")
-    return Replace(seen_at, model)
+        raise EnvelopeError("unless_model must be null or a sha256 in small letters.")
+    return Replace(before, model)
 
 
 def is_sha256(value: Any) -> bool:

@@ -169,7 +169,7 @@ class Pipeline:
                 return self._process(ref, event, deadline)
         except DocumentKeptError as exc:
             logger.warning(
-                "A rerun failed for a reason outside the image: its done document is kept",
+                "A replacement failed for a reason outside the image: its done document is kept",
                 extra={"uri": ref.uri, "generation": ref.generation, "reason": str(exc)},
             )
             return Outcome.ALREADY_RECORDED

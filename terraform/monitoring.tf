@@ -150,7 +150,7 @@ resource "google_monitoring_alert_policy" "dead_letters" {
 
   documentation {
     mime_type = "text/markdown"
-    content   = "Messages failed ${local.retry.attempts} times. Why is in the log of ${local.service_name} (severity ERROR). Look at them with `gcloud pubsub subscriptions pull ${local.dead_letters_id} --project ${var.project_id} --limit 10`, which does not remove them. When the cause is mended, `gcloud run jobs execute ${var.name}-reconcile --region ${var.region} --project ${var.project_id}` enqueues every upload without a document again; then `gcloud pubsub subscriptions seek ${local.dead_letters_id} --project ${var.project_id} --time $(date -u +%Y-%m-%dT%H:%M:%SZ)` empties the dead letters."
+    content   = "Messages failed ${local.retry.attempts} times. Why is in the log of ${local.service_name} (severity ERROR). Look at them with `gcloud pubsub subscriptions pull ${local.dead_letters_id} --project ${var.project_id} --limit 10`, which does not remove them. When the cause is fixed, `yolo-batch dead-letters --subscription ${google_pubsub_subscription.dead_letters.id} --replay --topic ${google_pubsub_topic.jobs.id}` publishes their images again and removes them; `gcloud pubsub subscriptions seek ${local.dead_letters_id} --project ${var.project_id} --time $(date -u +%Y-%m-%dT%H:%M:%SZ)` drops those that are left."
   }
 
   depends_on = [time_sleep.apis]

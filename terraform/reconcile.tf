@@ -1,5 +1,6 @@
 # Uploads that have no document are found and enqueued as jobs: whatever an event lost, from a day
-# without the service to a dead letter.
+# without the service to a dead letter. Only uploads since the last run: results that expire are not
+# made again.
 
 resource "google_service_account" "reconcile" {
   account_id   = "${var.name}-reconcile"
@@ -18,6 +19,29 @@ resource "google_project_iam_member" "reconcile" {
   project = var.project_id
   role    = "roles/datastore.viewer"
   member  = google_service_account.reconcile.member
+}
+
+# Keeps when the last successful run started: a run looks back to it, but at least two days. A bucket
+# of its own, because this object is all that the job may write.
+resource "google_storage_bucket" "reconcile" {
+  name     = "${var.project_id}-${var.name}-reconcile"
+  location = upper(var.region)
+
+  uniform_bucket_level_access = true
+  public_access_prevention    = "enforced"
+  force_destroy               = true # one object, which the next run writes again
+
+  soft_delete_policy {
+    retention_duration_seconds = 0
+  }
+
+  depends_on = [time_sleep.apis]
+}
+
+resource "google_storage_bucket_iam_member" "reconcile_state" {
+  bucket = google_storage_bucket.reconcile.name
+  role   = "roles/storage.objectUser"
+  member = google_service_account.reconcile.member
 }
 
 resource "google_pubsub_topic_iam_member" "reconcile" {
@@ -46,10 +70,10 @@ resource "google_cloud_run_v2_job" "reconcile" {
         args = [
           "reconcile", "gs://${google_storage_bucket.uploads.name}",
           "--enqueue", "missing",
+          "--since", "gs://${google_storage_bucket.reconcile.name}/last-run",
           "--topic", google_pubsub_topic.jobs.id,
           "--yes",
-          # Messages are sized by what the service can do.
-          "--concurrency", tostring(local.queue),
+          # Jobs are published no faster than the service works.
           "--instances", tostring(local.max_instances),
           "--vcpu", tostring(local.machine.cpu),
         ]
@@ -84,6 +108,7 @@ resource "google_cloud_run_v2_job" "reconcile" {
     google_project_iam_member.reconcile,
     google_pubsub_topic_iam_member.reconcile,
     google_storage_bucket_iam_member.reconcile,
+    google_storage_bucket_iam_member.reconcile_state,
     terraform_data.first_image,
     time_sleep.accounts,
   ]

@@ -189,7 +189,7 @@ variable "query_by_time" {
 }
 
 variable "reconcile_schedule" {
-  description = "When uploads without a document are enqueued again, as cron in UTC; never by itself when null."
+  description = "When uploads since the last run that have no document are enqueued again, as cron in UTC; never by itself when null."
   type        = string
   default     = "23 3 * * *"
 

@@ -29,9 +29,13 @@ from service.domain import (
     Replace,
 )
 from service.errors import ObjectGoneError
+from service.health import Health
 from service.images.decode import decode
 from service.images.letterbox import shrink
 from service.images.pixels import Picture, Pixels
+from service.inference.model import Model
+from service.pipeline import Pipeline, PipelineOptions
+from service.recorder import Recorder
 
 PATIENCE_SECONDS = 60.0  # of every test: far more than anything takes on a busy machine
 BUCKET = "uploads"
@@ -273,3 +277,25 @@ def in_thread(call: Callable[[], Value]) -> "Future[Value]":
 
     threading.Thread(target=run, daemon=True).start()
     return future
+
+
+def pipeline_of(
+    storage: FakeStorage,
+    store: FakeStore,
+    detector: FakeDetector,
+    *,
+    decoders: DecodersHere | None = None,
+    health: Health | None = None,
+    max_batch_size: int = 8,
+    **options: Any,
+) -> Pipeline:
+    """A pipeline around fakes."""
+    health = health or Health(hang_timeout_seconds=300)
+    return Pipeline(
+        storage,
+        decoders or DecodersHere(),
+        Model(detector, health, max_batch_size=max_batch_size),
+        Recorder(store, health),
+        health,
+        PipelineOptions(**options),
+    )

@@ -121,7 +121,7 @@ def measure(
     detector.elapsed_ms = []
     wall, cpu = time.perf_counter(), time.process_time()
     with ThreadPoolExecutor(callers) as threads:
-        events = (Event((ImageRef("", str(index), 1),)) for index in range(count))
+        events = (Event(ImageRef("", str(index), 1)) for index in range(count))
         list(threads.map(pipeline.handle, events))
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     pipeline.close()

@@ -80,6 +80,7 @@ class Month:
     image_gb: float = 5.0  # 1 of images that share layers, 4 of the builds' cache: torch with CUDA
     reconciles: int = int(DAYS)
     reconcile_seconds: float = 60.0
+    reconcile_days: float = 2.0  # of uploads, whose documents a run reads; names are all listed
 
 
 def quantities(month: Month) -> dict[str, float]:
@@ -90,7 +91,8 @@ def quantities(month: Month) -> dict[str, float]:
     if month.gpu_hours:
         billed = 0.0
     job_seconds = month.reconciles * month.reconcile_seconds
-    compared = month.reconciles * month.objects
+    listed = month.reconciles * month.objects
+    compared = month.reconciles * min(month.objects, month.pictures * month.reconcile_days / DAYS)
     return {
         "Cloud Run vCPU": billed * month.vcpu,
         "Cloud Run memory": billed * month.memory_gib,
@@ -102,7 +104,7 @@ def quantities(month: Month) -> dict[str, float]:
         "Firestore writes": million,
         "Firestore storage": month.objects * month.document_kb * 1000 / GIB,
         "Cloud Storage": month.objects * month.picture_kb * 1000 / 1e9,
-        "Cloud Storage writes, lists": million + compared / 1000 / 1e6,  # 1,000 names a list
+        "Cloud Storage writes, lists": million + listed / 1000 / 1e6,  # 1,000 names a list
         "Cloud Storage reads": million,
         "Pub/Sub": 2 * month.pictures * month.message_kb * 1000 / GIB,  # in, and out
         "Artifact Registry": month.image_gb,

@@ -1,7 +1,7 @@
 """Runners and group commit beside what they replaced: latency and CPU time.
 
     python -m devtools.bench.runners                         # the bundled model, about 5 minutes
-    python -m devtools.bench.runners --image-size 640        # larger inputs, so that one takes longer
+    python -m devtools.bench.runners --image-size 640        # larger inputs
 
 Three tables:
 

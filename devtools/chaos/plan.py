@@ -100,7 +100,7 @@ class Upload:
 
 @dataclass(frozen=True)
 class Job:
-    """One message that names pictures, published after so many uploads."""
+    """Images that somebody submits after so many uploads: a message an image."""
 
     after: int
     uploads: tuple[int, ...]

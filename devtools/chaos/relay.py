@@ -8,7 +8,7 @@ import heapq
 import itertools
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, Self
 
@@ -34,8 +34,8 @@ class Relay:
         self._late: list[tuple[int, int, Upload, _Message]] = []
         self._order = itertools.count()
         self._uploads = 0
-        self._published: dict[str, Sequence[int]] = {}
-        self._refused: list[Sequence[int]] = []
+        self._published: dict[str, int] = {}  # uploads by message
+        self._refused: set[int] = set()
         self._sent = 0
         self._acknowledged: set[str] = set()
 
@@ -50,13 +50,13 @@ class Relay:
             self._uploads = uploads
             while self._late and self._late[0][0] <= uploads:
                 _, _, upload, message = heapq.heappop(self._late)
-                self._publish([upload.index], message)
+                self._publish(upload.index, message)
 
-    def publish_job(self, data: bytes, uploads: Sequence[int], *, copies: int) -> None:
-        """Publish a message of its own, that names uploads."""
+    def publish_job(self, data: bytes, index: int, *, copies: int) -> None:
+        """Publish a job that names an upload, so often."""
         with self._lock:
             for _ in range(copies):
-                self._publish(uploads, (data, {}))
+                self._publish(index, (data, {}))
 
     def release(self, upload: Upload) -> None:
         """Say that the fate of an upload has come: its event need not be held any more."""
@@ -98,8 +98,7 @@ class Relay:
         """Uploads of which some message was not acknowledged, or not even published."""
         with self._lock:
             left = self._published.keys() - self._acknowledged
-            messages = [*self._refused, *(self._published[message_id] for message_id in left)]
-        return sorted({index for uploads in messages for index in uploads})
+            return sorted(self._refused | {self._published[message_id] for message_id in left})
 
     def receive(self, data: bytes, attributes: Mapping[str, str]) -> None:
         """Take a notification; the same one again changes nothing."""
@@ -119,19 +118,19 @@ class Relay:
         for lag in upload.deliveries:
             due = upload.index + lag
             if not lag or due <= self._uploads:
-                self._publish([upload.index], message)
+                self._publish(upload.index, message)
             else:
                 heapq.heappush(self._late, (due, next(self._order), upload, message))
 
-    def _publish(self, uploads: Sequence[int], message: _Message) -> None:
+    def _publish(self, index: int, message: _Message) -> None:
         self._sent += 1
 
         def keep(done: "Future[str]") -> None:
             with self._lock:
                 if done.cancelled() or done.exception():  # it stays outstanding
-                    self._refused.append(uploads)
+                    self._refused.add(index)
                 else:
-                    self._published[done.result()] = uploads
+                    self._published[done.result()] = index
 
         self._send(*message).add_done_callback(keep)
 

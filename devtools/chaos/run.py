@@ -43,6 +43,7 @@ from devtools.local_stack import resources
 from devtools.local_stack.eventarc import Eventarc, EventarcOptions
 from devtools.local_stack.processes import Processes
 from devtools.local_stack.stack import Stack, StackOptions
+from service.gcp.publisher import job_message
 from service.inference.loading import load_detector
 from service.settings import BUNDLED_MODEL, Settings
 
@@ -308,10 +309,9 @@ class Run:
         self._relay.uploaded(upload.index + 1)
 
     def _publish(self, job: Job) -> None:
-        names = [self._plan.uploads[index].name for index in job.uploads]
-        uris = [f"gs://{self._stack.bucket}/{name}" for name in names]
-        data = json.dumps({"uris": uris}).encode()
-        self._relay.publish_job(data, job.uploads, copies=job.copies)
+        for index in job.uploads:
+            uri = f"gs://{self._stack.bucket}/{self._plan.uploads[index].name}"
+            self._relay.publish_job(job_message(uri), index, copies=job.copies)
 
     def _strike(self, fault: Fault) -> None:
         if fault.kind in PROCESS_FAULTS:

@@ -11,7 +11,7 @@ import numpy as np
 from devtools.fuzz.corpus import CASES
 from service.domain import ImageRef
 from service.errors import BadImageError, EnvelopeError, SettingsError
-from service.events import MAX_URIS, parse_event
+from service.events import parse_event
 from service.images.decode import decode
 from service.images.letterbox import shrink
 from service.settings import Settings
@@ -40,11 +40,11 @@ def check_envelope(data: bytes) -> None:
     except EnvelopeError as exc:
         assert 0 < len(str(exc)) < 120  # a sentence of ours
         return
-    assert bool(event.images) != bool(event.ignored)
-    assert len(event.images) <= MAX_URIS
+    assert bool(event.image) != bool(event.ignored)
     assert event.event_time is None or event.event_time.tzinfo
-    for image in event.images:
-        check_image(image)
+    assert event.delivery_attempt is None or event.delivery_attempt > 0
+    if event.image:
+        check_image(event.image)
 
 
 def check_image(image: ImageRef) -> None:
@@ -82,7 +82,7 @@ def check_settings(data: bytes) -> None:
         assert str(exc).split("=")[0].split(" ")[0].isupper()  # names the variable
         return
     assert 0 < settings.port < 2**16
-    assert settings.max_batch_size <= settings.max_queue < settings.concurrency
+    assert settings.max_in_flight < settings.server_threads
     assert all(name and "/" not in name for name in settings.allowed_buckets)
 
 
@@ -109,7 +109,7 @@ def settings_seeds() -> Iterable[bytes]:
         for text in texts:
             yield f"{spec.name.upper()}={text}".encode()
     yield b"PUSH_AUDIENCE=https://x\nPUSH_SERVICE_ACCOUNTS=a@b.c"
-    yield b"MAX_QUEUE=128\nMAX_BATCH_SIZE=32\nCONCURRENCY=200"
+    yield b"MAX_IN_FLIGHT=128\nMAX_BATCH_SIZE=32"
 
 
 TARGETS = {

@@ -1,7 +1,6 @@
 """`yolo-batch dead-letters`: what Pub/Sub gave up, shown and tried again."""
 
 import json
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from service.gcp.subscriber import Letter, Subscription
     from service.operate.dead_letters import Reading
 
-_HEADERS = ("id", "kind", "pictures", "attempts", "age", "from", "first picture, or reason")
+_HEADERS = ("id", "kind", "attempts", "age", "from", "image, or reason")
 
 
 @click.command(name="dead-letters")
@@ -55,7 +54,7 @@ def dead_letters(
 ) -> None:
     """Show the messages in a dead-letter subscription; they stay there.
 
-    With --replay, try them again. A picture that has its document meanwhile is not detected again.
+    With --replay, try them again. An image that has its document meanwhile is not detected again.
     """
     from service.gcp.subscriber import connect
     from service.operate.dead_letters import read
@@ -64,35 +63,25 @@ def dead_letters(
         raise click.UsageError("--id and --as-is need --replay")
     project = Settings.from_env().google_cloud_project
     source = connect(subscription, project)
-    held: dict[str, Letter] = {}
     has_failed = False
-    try:
-        with source.holding():
-            for letter in source.letters(limit):
-                held[letter.message_id] = letter
-            readings = [(letter, read(letter)) for letter in held.values()]
-            _show(readings, as_json=as_json)
-            if replay:
-                chosen = [(at, said) for at, said in readings if not ids or at.message_id in ids]
-                if missing := set(ids) - {letter.message_id for letter, _ in chosen}:
-                    click.echo(f"No such message: {', '.join(sorted(missing))}", err=True)
-                sender = _Sender(source, project, topic, as_is=as_is)
-                try:
-                    for letter, reading in chosen:
-                        if sender.send(letter, reading):
-                            del held[letter.message_id]
-                finally:
-                    click.echo(
-                        f"Replayed {sender.sent} of {len(readings)} messages to "
-                        f"{', '.join(sorted(sender.topics)) or 'no topic'}",
-                        err=as_json,
-                    )
-                has_failed = sender.has_failed
-    except BaseException:
-        with suppress(YoloBatchError):  # the first error says more
-            source.release(held.values())
-        raise
-    source.release(held.values())
+    with source.holding():
+        readings = [(letter, read(letter)) for letter in source.letters(limit)]
+        _show(readings, as_json=as_json)
+        if replay:
+            chosen = [pair for pair in readings if not ids or pair[0].message_id in ids]
+            if missing := set(ids) - {letter.message_id for letter, _ in chosen}:
+                click.echo(f"No such message: {', '.join(sorted(missing))}", err=True)
+            sender = _Sender(source, project, topic, as_is=as_is)
+            try:
+                for letter, reading in chosen:
+                    sender.send(letter, reading)
+            finally:
+                click.echo(
+                    f"Replayed {sender.sent} of {len(readings)} messages to "
+                    f"{', '.join(sorted(sender.topics)) or 'no topic'}",
+                    err=as_json,
+                )
+            has_failed = sender.has_failed
     if has_failed:
         raise SystemExit(1)
 
@@ -115,18 +104,18 @@ class _Sender:
         self.topics: set[str] = set()
         self.has_failed = False
 
-    def send(self, letter: "Letter", reading: "Reading") -> bool:
-        """Publish one letter and take it out; False, with a word, where it stays."""
+    def send(self, letter: "Letter", reading: "Reading") -> None:
+        """Publish one dead letter and take it out, or print why it stays."""
         from service.gcp.publisher import MessageError
         from service.operate.dead_letters import Kind
 
         if not self._as_is and reading.kind is Kind.UNREADABLE:
             self._keep(letter, "it cannot be read; --as-is publishes it as it was")
-            return False
-        if not self._as_is and not reading.uris:
+            return
+        if not self._as_is and not reading.uri:
             reason = f"it names no image ({reading.reason}); --as-is publishes it as it was"
             self._keep(letter, reason)
-            return False
+            return
         place = self._topic or letter.source
         try:
             if broken := self._broken.get(place or ""):  # each attempt may take a time-out
@@ -138,7 +127,7 @@ class _Sender:
             if place and not isinstance(exc, MessageError):
                 self._broken[place] = exc
             self._keep(letter, str(exc))
-            return False
+            return
         self.sent += 1
         self.topics.add(topic)
         try:
@@ -150,17 +139,16 @@ class _Sender:
                 f"it again: {exc}",
                 err=True,
             )
-        return True
 
     def _publish(self, topic: str, letter: "Letter", reading: "Reading") -> None:
         """Publish one letter, and wait for the confirmation."""
-        from service.gcp.publisher import job_messages, publish_jobs
+        from service.gcp.publisher import job_message, publish_jobs
 
-        if self._as_is:
+        if self._as_is or not (reading.uri and reading.event.image):
             publish_jobs(self._client, topic, [letter.data], attributes=letter.own_attributes)
-            return
-        rerun = reading.event.images[0].rerun if reading.event.images else None
-        publish_jobs(self._client, topic, job_messages(reading.uris, rerun=rerun))
+        else:
+            message = job_message(reading.uri, reading.event.image.replace)
+            publish_jobs(self._client, topic, [message])
 
     def _origin(self, letter: "Letter") -> str:
         """Return the topic that a letter came from.
@@ -193,11 +181,10 @@ def _row(letter: "Letter", reading: "Reading") -> tuple[str, ...]:
     return (
         letter.message_id,
         reading.kind,
-        str(len(reading.uris)),
         str(letter.attempts or ""),
         _age(datetime.now(UTC) - letter.published_at),
         (letter.source or "").rpartition("/")[2],
-        reading.reason or printable(next(iter(reading.uris), "")),
+        reading.reason or printable(reading.uri or ""),
     )
 
 
@@ -205,7 +192,7 @@ def _plain(letter: "Letter", reading: "Reading") -> dict[str, object]:
     return {
         "id": letter.message_id,
         "kind": reading.kind,
-        "uris": reading.uris,
+        "uri": reading.uri,
         "reason": reading.reason,
         "attempts": letter.attempts,
         "published_at": letter.published_at.isoformat(),

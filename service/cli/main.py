@@ -15,6 +15,7 @@ from service.cli.commands import Commands
 from service.cli.dead_letters import dead_letters
 from service.cli.detect import detect
 from service.cli.export import export
+from service.cli.options import bucket_argument
 from service.cli.reconcile import reconcile
 from service.cli.smoke import smoke
 from service.cli.submit import submit
@@ -49,16 +50,14 @@ def serve() -> None:
 
 
 @main.command()
-@click.argument("uri")
+@bucket_argument
 @click.option("--json", "as_json", is_flag=True, help="One JSON document a line.")
-def results(uri: str, as_json: bool) -> None:
+def results(uri: tuple[str, str], as_json: bool) -> None:
     """Print the results of gs://bucket/prefix from Firestore."""
     from service.cli.report import pattern_note, table
     from service.gcp.clients import build_store
 
-    bucket, _, prefix = uri.removeprefix("gs://").partition("/")
-    if not uri.startswith("gs://") or not bucket:
-        raise click.BadParameter("it must be gs://bucket or gs://bucket/prefix", param_hint="URI")
+    bucket, prefix = uri
     count = 0
 
     def counted() -> Iterator[dict[str, Any]]:

@@ -3,13 +3,14 @@
 import os
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from service.cli.options import topic_option
-from service.cli.report import bucket_note, pattern_note
+from service.cli.options import bucket_argument, deployment_options, topic_option
+from service.cli.report import bucket_note, pace_note, pattern_note
 from service.errors import YoloBatchError
 from service.settings import Settings
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from service.domain import Replace
-    from service.operate.pace import Pace
+    from service.gcp.last_run import LastRun
+    from service.operate.backfill import Deployment
     from service.operate.reconcile import Publish, Scope, Tally
 
 _CALL_SECONDS = 60.0  # how long Firestore is retried; nobody's request waits for us
@@ -25,12 +27,19 @@ _PAGES_A_LINE = 20  # of the progress where it is a log, not a terminal
 
 
 @click.command()
-@click.argument("uri")
+@bucket_argument
 @click.option(
     "--enqueue",
     type=click.Choice(["missing", "failed", "stale", "all"]),
-    help="Publish jobs for pictures without a document, for failed ones, for those that another "
+    help="Publish jobs for images without a document, for failed ones, for those that another "
     "model recorded, or for all three.",
+)
+@click.option(
+    "--since",
+    help="Compare only objects created since: an age such as 2d or 12h, a time (RFC 3339), or "
+    "gs://bucket/object. This object keeps when the last successful run with --enqueue started, "
+    "and is written by this option; the comparison goes back to it, but at least two days.  "
+    "[default: compare all objects]",
 )
 @click.option(
     "--dry-run", is_flag=True, help="Only say what --enqueue would publish, take and cost."
@@ -46,39 +55,7 @@ _PAGES_A_LINE = 20  # of the progress where it is a log, not a terminal
     type=click.Path(path_type=Path, dir_okay=False),
     help="File that keeps the place: given again after a stop, the run goes on from there.",
 )
-@click.option(
-    "--cpu-ms",
-    default=80.0,
-    show_default=True,
-    type=click.FloatRange(0.1),
-    help="CPU time of one picture in the service, in milliseconds.",
-)
-@click.option(
-    "--vcpu",
-    default=2.0,
-    show_default=True,
-    type=click.FloatRange(0.1),
-    help="vCPUs of one instance.",
-)
-@click.option(
-    "--pictures-per-second",
-    type=click.FloatRange(0.001),
-    help="Of one instance; by default what --cpu-ms and --vcpu allow. Messages are sized by it.",
-)
-@click.option(
-    "--concurrency",
-    default=32,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Requests that one instance gets at once. Messages are sized by it.",
-)
-@click.option(
-    "--instances",
-    default=10,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Instances at work at once.",
-)
+@deployment_options
 @click.option(
     "--instance-price",
     type=click.FloatRange(0),
@@ -86,34 +63,34 @@ _PAGES_A_LINE = 20  # of the progress where it is a log, not a terminal
     "each, at least two.",
 )
 @click.option(
-    "--picture-price",
+    "--image-price",
     default=0.0000016,
     show_default="1.6e-06",
     type=click.FloatRange(0),
-    help="USD that Firestore and Cloud Storage take for one picture.",
+    help="USD that Firestore and Cloud Storage take for one image.",
 )
 def reconcile(
-    uri: str,
+    uri: tuple[str, str],
     enqueue: str | None,
+    since: str | None,
     dry_run: bool,
     yes: bool,
     topic: str,
     model_sha256: str | None,
     resume: Path | None,
-    **pace_options: Any,
+    **deployed: Any,
 ) -> None:
     """Compare gs://bucket[/prefix] with Firestore; publish jobs for what is to be done.
 
-    Says how many of the live objects are done, failed, missing and ignored. Safe to run twice and
-    beside uploads.
+    Says how many of the live objects are done, failed, missing and ignored, and how many are older
+    than --since and were not compared. Safe to run twice and beside uploads.
     """
-    from service.operate.pace import Pace
-    from service.operate.reconcile import Enqueue, Scope, Tally, load
+    from service.operate.backfill import Deployment
+    from service.operate.reconcile import Enqueue, Scope, Tally, last_run, load
 
+    started_at = datetime.now(UTC)
     settings = Settings.from_env()
-    bucket, _, prefix = uri.removeprefix("gs://").partition("/")
-    if not uri.startswith("gs://") or not bucket:
-        raise click.BadParameter("it must be gs://bucket or gs://bucket/prefix", param_hint="URI")
+    bucket, prefix = uri
     wanted = Enqueue(enqueue) if enqueue else None
     if dry_run and not wanted:
         raise click.UsageError("--dry-run needs --enqueue: without it nothing is published anyway")
@@ -125,9 +102,13 @@ def reconcile(
         raise click.UsageError(
             f"--enqueue {wanted} needs the deployed model: give --model-sha256, or set MODEL_PATH"
         )
-    scope = Scope(bucket, prefix, model, wanted)
-    tally = load(resume, scope) if resume else Tally()
-    run = _Run(scope, settings, topic, Pace(**pace_options))
+    scope = Scope(bucket, prefix, model, wanted, since)
+    tally = Tally()
+    if resume:
+        started_at, tally = load(resume, scope, started_at)
+    kept = _last_run(since, settings)
+    oldest = _oldest(scope, kept, started_at)
+    run = _Run(scope, settings, topic, Deployment(**deployed), oldest)
     if tally.after:
         click.echo(f"Going on after {tally.after!r}, {tally.objects:,} objects", err=True)
     try:
@@ -139,7 +120,9 @@ def reconcile(
             run.show(counted)
             if counted.selected > tally.selected:
                 click.confirm(f"Publish these jobs to {run.topic}?", abort=True)
-        final = run.publish(tally, resume)
+        final = run.publish(tally, resume, started_at)
+        if kept:
+            kept.write(last_run(scope, started_at))
     except YoloBatchError as exc:
         hint = f"\nGo on with the same command: {resume} keeps the place." if resume else ""
         raise click.ClickException(f"{exc}{hint}") from exc
@@ -147,84 +130,190 @@ def reconcile(
         resume.unlink(missing_ok=True)
     if yes:
         run.show(final)
-    click.echo(
-        f"Published {final.selected:,} pictures in {final.messages:,} messages to {run.topic}"
-    )
+    click.echo(f"Published {final.selected:,} jobs to {run.topic}")
 
 
 class _Run:
     """The parts of one run, connected."""
 
-    def __init__(self, scope: "Scope", settings: Settings, topic: str, pace: "Pace") -> None:
+    def __init__(
+        self,
+        scope: "Scope",
+        settings: Settings,
+        topic: str,
+        deployment: "Deployment",
+        oldest: datetime | None,
+    ) -> None:
         from service.gcp.clients import build_store
         from service.gcp.publisher import topic_path
         from service.gcp.storage import connect_lister
 
         self._scope = scope
-        self._pace = pace
+        self._deployment = deployment
+        self._oldest = oldest
         self._objects = connect_lister(settings.google_cloud_project)
         self._store = build_store(replace(settings, firestore_timeout_seconds=_CALL_SECONDS))
         project = settings.google_cloud_project or self._store.project
         self.topic = topic_path(topic, project)
         if note := bucket_note(scope.bucket, settings.allowed_buckets):
             click.echo(note, err=True)
+        if note := _expiry_note(scope, settings, project):
+            click.echo(note, err=True)
 
     def count(self, tally: "Tally") -> "Tally":
         """Compare, and publish nothing."""
         from service.operate.reconcile import reconcile as compare
 
-        return compare(self._scope, self._objects, self._store, tally=tally, progressed=_progress())
+        return compare(
+            self._scope,
+            self._objects,
+            self._store,
+            since=self._oldest,
+            tally=tally,
+            progressed=_progress(),
+        )
 
-    def publish(self, tally: "Tally", resume: Path | None) -> "Tally":
+    def publish(self, tally: "Tally", resume: Path | None, started_at: datetime) -> "Tally":
         """Compare, and publish jobs."""
         from service.operate.reconcile import reconcile as compare
         from service.operate.reconcile import save
 
         if resume:
-            save(resume, self._scope, tally)  # before anything is published: it may be refused
+            save(resume, self._scope, started_at, tally)  # before a job is: it may be refused
+
+        def checkpoint(now: "Tally") -> None:
+            if resume:
+                save(resume, self._scope, started_at, now)
+
         return compare(
             self._scope,
             self._objects,
             self._store,
+            since=self._oldest,
             tally=tally,
             publish=self._publisher(),
-            uris_per_message=self._pace.uris_per_message,
             progressed=_progress(),
-            checkpoint=lambda now: save(resume, self._scope, now) if resume else None,
+            checkpoint=checkpoint,
         )
 
     def _publisher(self) -> "Publish":
-        from service.gcp.publisher import connect, job_messages, publish_jobs
+        from service.gcp.publisher import connect, job_message, publish_jobs
+        from service.operate.backfill import token_bucket
 
-        client = connect()
+        client, tokens = connect(), token_bucket(self._deployment)
 
-        def publish(uris: "Sequence[str]", rerun: "Replace | None") -> int:
-            messages = job_messages(uris, uris_per_message=self._pace.uris_per_message, rerun=rerun)
-            return len(publish_jobs(client, self.topic, messages))
+        def publish(uris: "Sequence[str]", wanted: "Replace | None") -> None:
+            jobs = (job_message(uri, wanted) for uri in tokens.paced(uris))
+            publish_jobs(client, self.topic, jobs)
 
         return publish
 
     def show(self, tally: "Tally") -> None:
         """Print the counts, and what jobs for them take."""
+        from service.operate.backfill import backfill_estimate
+
         scope = self._scope
         if sys.stderr.isatty():
             click.echo(err=True)  # the end of the progress's line
+        older = f" + {tally.older:,} older" if self._oldest else ""
         click.echo(
             f"{scope.uri}: {tally.objects:,} objects = {tally.done:,} done + {tally.failed:,} "
-            f"failed + {tally.missing:,} missing + {tally.ignored:,} ignored"
+            f"failed + {tally.missing:,} missing + {tally.ignored:,} ignored{older}"
         )
+        if self._oldest:
+            click.echo(
+                f"Objects created before {self._oldest:%Y-%m-%dT%H:%M:%SZ} were not compared. "
+                "Without --since all are."
+            )
         if not tally.objects and (note := pattern_note(scope.prefix)):
             click.echo(note, err=True)
         if scope.model:
             click.echo(f"{tally.stale:,} of the done are by another model than {scope.model}")
         if scope.enqueue:
-            estimate = self._pace.estimate(tally.selected)
+            estimate = backfill_estimate(tally.selected, self._deployment)
             click.echo(
-                f"--enqueue {scope.enqueue}: {estimate.pictures:,} pictures, about "
-                f"{estimate.messages:,} messages, {estimate.minutes:,.1f} minutes on "
-                f"{self._pace.instances} instances of {self._pace.rate:g} pictures/s, "
-                f"{estimate.dollars:,.2f} USD"
+                f"--enqueue {scope.enqueue}: {estimate.images:,} images, about "
+                f"{estimate.minutes:,.1f} minutes on {self._deployment.instances} instances of "
+                f"{self._deployment.instance_rate:g} images/s, {estimate.dollars:,.2f} USD"
             )
+            if note := pace_note(estimate, self._deployment):
+                click.echo(note)
+
+
+def _last_run(since: str | None, settings: Settings) -> "LastRun | None":
+    """Connect to the object that `--since` names; None where it names none.
+
+    Raises:
+        click.BadParameter: it names a bucket, or an object's generation.
+    """
+    from service.errors import EnvelopeError
+    from service.events import parse_uri
+    from service.gcp.last_run import connect
+
+    if not since or not since.startswith("gs://"):
+        return None
+    try:
+        ref = parse_uri(since)
+    except EnvelopeError:
+        ref = None
+    if not ref or ref.generation or ref.is_ignorable:
+        raise click.BadParameter("it must be gs://bucket/object", param_hint="--since")
+    return connect(ref, settings.google_cloud_project)
+
+
+def _oldest(scope: "Scope", kept: "LastRun | None", started_at: datetime) -> datetime | None:
+    """Return the creation time from which objects are compared; None: all are.
+
+    Raises:
+        click.BadParameter: `--since` is neither an age nor a time.
+        ResumeError: the object that keeps the last run is of another one.
+    """
+    from service.operate.reconcile import last_started_at, parse_since, since_last
+
+    if kept:
+        last = last_started_at(scope, kept.read())
+        if not last:
+            click.echo(
+                "No successful run is recorded: the last two days are compared. Run it once "
+                "without --since to compare all objects.",
+                err=True,
+            )
+        return since_last(last, started_at)
+    if scope.since is None:
+        return None
+    try:
+        found = parse_since(scope.since)
+        return started_at - found if isinstance(found, timedelta) else found
+    except (ValueError, OverflowError) as exc:
+        raise click.BadParameter(
+            "it must be an age (2d, 12h), a time with its zone (2026-11-21T00:00:00Z) or "
+            "gs://bucket/object",
+            param_hint="--since",
+        ) from exc
+
+
+def _expiry_note(scope: "Scope", settings: Settings, project: str) -> str | None:
+    """Return a warning where jobs would bring back results that have expired; None if none would.
+
+    Whether results expire is asked only where it matters: all objects, and missing ones enqueued.
+    """
+    from service.gcp.expiry import connect, results_expire
+    from service.operate.reconcile import State
+
+    if scope.since or not scope.enqueue or State.MISSING not in scope.enqueue.states:
+        return None
+    if not (client := connect()):
+        return None
+    expire = results_expire(
+        client, project, settings.firestore_database, settings.firestore_collection
+    )
+    if expire is False:
+        return None
+    fact = "Results expire" if expire else "Results may expire (Firestore does not say)"
+    return (
+        f"Warning: {fact}. An image whose document has expired, or was deleted, counts as missing "
+        "and is detected again. --since leaves old objects out."
+    )
 
 
 def _can_ask() -> bool:

@@ -1,9 +1,12 @@
 """Tables for a person: one row a picture."""
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
+
+if TYPE_CHECKING:
+    from service.operate.backfill import Deployment, Estimate
 
 _HEADERS = ("picture", "status", "found", "best", "batch", "ms")
 _ALIGN = ("left", "left", "left", "right", "right", "right")
@@ -38,6 +41,16 @@ def bucket_note(bucket: str, allowed_buckets: Collection[str]) -> str | None:
     return (
         f"Warning: gs://{bucket} is not in ALLOWED_BUCKETS. A service with this setting does not "
         "read its images."
+    )
+
+
+def pace_note(estimate: "Estimate", deployment: "Deployment") -> str | None:
+    """Return how jobs are paced; None if all of them are published at once."""
+    if estimate.images <= estimate.at_once:
+        return None
+    return (
+        f"{estimate.at_once:,} of {estimate.images:,} jobs are published at once, the others at "
+        f"{deployment.rate:g} a second, the estimated rate of {deployment.instances} instances"
     )
 
 

@@ -4,12 +4,13 @@ import time
 
 import click
 
+from service.cli.options import bucket_argument
 from service.errors import SmokeError
 from service.settings import Settings
 
 
 @click.command()
-@click.argument("uri")
+@bucket_argument
 @click.option(
     "--timeout",
     default=120.0,
@@ -18,7 +19,7 @@ from service.settings import Settings
     help="How long to wait for the document, in seconds.",
 )
 @click.option("--keep", is_flag=True, help="Leave the picture in the bucket.")
-def smoke(uri: str, timeout: float, keep: bool) -> None:
+def smoke(uri: tuple[str, str], timeout: float, keep: bool) -> None:
     """Upload a drawn picture to gs://bucket[/prefix], wait for its document, delete the picture.
 
     Its document stays: the results are only ever added to.
@@ -27,9 +28,7 @@ def smoke(uri: str, timeout: float, keep: bool) -> None:
     from service.gcp.samples import connect
     from service.operate.smoke import draw_sample, sample_name, wait_for_result
 
-    bucket, _, prefix = uri.removeprefix("gs://").partition("/")
-    if not uri.startswith("gs://") or not bucket:
-        raise click.BadParameter("it must be gs://bucket or gs://bucket/prefix", param_hint="URI")
+    bucket, prefix = uri
     settings = Settings.from_env()
     store, samples = build_store(settings), connect(settings.google_cloud_project)
     ref = samples.upload(bucket, sample_name(prefix), draw_sample())

@@ -2,10 +2,11 @@
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import click
 
-from service.cli.options import topic_option
+from service.cli.options import deployment_options, topic_option
 from service.settings import Settings
 
 
@@ -17,15 +18,19 @@ from service.settings import Settings
     is_flag=True,
     help="Publish the uris as they are. Do not look for objects, and do not expand patterns.",
 )
-def submit(uris: tuple[str, ...], topic: str, no_check: bool) -> None:
-    """Publish a job for URIS (gs://bucket/object, or - to read them from standard input, in UTF-8).
+@deployment_options
+def submit(uris: tuple[str, ...], topic: str, no_check: bool, **deployed: Any) -> None:
+    """Publish a job for each of URIS (gs://bucket/object; - reads them from standard input, UTF-8).
 
     Each object must exist. In a name, * and ? match within a folder, and ** matches across folders.
     If an object has exactly the given name, only that object is submitted.
+
+    So many jobs that the service would reject some for hours are published no faster than it works.
     """
-    from service.cli.report import bucket_note
-    from service.gcp.publisher import connect, job_messages, publish_jobs, topic_path
+    from service.cli.report import bucket_note, pace_note
+    from service.gcp.publisher import connect, job_message, publish_jobs, topic_path
     from service.gcp.storage import connect_lister
+    from service.operate.backfill import Deployment, backfill_estimate, token_bucket
     from service.operate.submission import LOOKUPS, is_pattern, look_up, read
 
     refs = read(_stdin_lines() if uris == ("-",) else uris)
@@ -46,8 +51,12 @@ def submit(uris: tuple[str, ...], topic: str, no_check: bool) -> None:
     for bucket in sorted({ref.bucket for ref in refs.values()}):
         if note := bucket_note(bucket, settings.allowed_buckets):
             click.echo(note, err=True)
-    ids = publish_jobs(connect(), topic, job_messages(wanted))
-    click.echo(f"Published {len(wanted)} uris in {len(ids)} messages to {topic}")
+    deployment = Deployment(**deployed)
+    if note := pace_note(backfill_estimate(len(wanted), deployment), deployment):
+        click.echo(note, err=True)
+    jobs = token_bucket(deployment).paced(wanted)
+    count = publish_jobs(connect(), topic, map(job_message, jobs))
+    click.echo(f"Published {count:,} jobs to {topic}")
 
 
 def _stdin_lines() -> Iterator[str]:

@@ -1,7 +1,9 @@
-"""Jobs as Pub/Sub messages."""
+"""Jobs as Pub/Sub messages, one an image."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 
 from google.api_core import exceptions, retry
 from google.auth.exceptions import GoogleAuthError
@@ -9,12 +11,14 @@ from google.cloud import pubsub_v1  # type: ignore[attr-defined]  # published wi
 
 from service.domain import Replace
 from service.errors import CredentialsError, YoloBatchError
-from service.events import MAX_URIS
 
 # Parameters of the client's own, which takes attributes as keywords beside them.
 _NO_ATTRIBUTES = {"self", "topic", "data", "ordering_key", "retry", "timeout"}
-# Of a message's data. As the base64 of a push it stays below the service's MAX_REQUEST_BYTES.
-_MAX_DATA_BYTES = 2 * 2**20
+_BATCHING = pubsub_v1.types.BatchSettings(
+    max_messages=1000,  # Pub/Sub's own limit of one call
+    max_latency=0.05,  # seconds that a message waits for others
+)
+_MAX_OUTSTANDING = 2000  # messages that are not confirmed yet: two calls' worth
 
 
 class PublishError(YoloBatchError):
@@ -25,33 +29,19 @@ class MessageError(PublishError):
     """A message cannot be published as it is."""
 
 
-def job_messages(
-    uris: Iterable[str], *, uris_per_message: int = MAX_URIS, rerun: Replace | None = None
-) -> Iterator[bytes]:
-    """Write uris as the data of as few messages as allowed.
+def job_message(uri: str, wanted: Replace | None = None) -> bytes:
+    """Write the data of a job's message, as `service.events` reads it.
 
     Args:
-        uris: `gs://bucket/object`, each with an optional `#generation`.
-        uris_per_message: at most so many, and fewer where their names are very long.
-        rerun: leave to replace what is recorded of them.
+        uri: `gs://bucket/object`, with an optional `#generation`.
+        wanted: permission to replace what is recorded of it.
     """
-    group: list[str] = []
-    size = 0
-    for uri in uris:
-        length = len(json.dumps(uri, ensure_ascii=False).encode()) + len(", ")
-        if group and (len(group) == uris_per_message or size + length > _MAX_DATA_BYTES):
-            yield _job(group, rerun)
-            group, size = [], 0
-        group.append(uri)
-        size += length
-    if group:
-        yield _job(group, rerun)
-
-
-def _job(uris: list[str], rerun: Replace | None) -> bytes:
-    job: dict[str, object] = {"uris": uris}
-    if rerun:
-        job["rerun"] = {"seen_at": rerun.seen_at.isoformat(), "model": rerun.model}
+    job: dict[str, object] = {"uri": uri}
+    if wanted:
+        job["replace"] = {
+            "if_created_before": wanted.if_created_before.isoformat(),
+            "unless_model": wanted.unless_model,
+        }
     return json.dumps(job, ensure_ascii=False).encode()
 
 
@@ -69,13 +59,13 @@ def topic_path(topic: str, project: str | None) -> str:
 
 
 def connect() -> pubsub_v1.PublisherClient:
-    """Connect to Pub/Sub.
+    """Connect to Pub/Sub, with a client that sends up to 1,000 messages in one call.
 
     Raises:
         CredentialsError: there are none.
     """
     try:
-        return pubsub_v1.PublisherClient()
+        return pubsub_v1.PublisherClient(_BATCHING)
     except GoogleAuthError as exc:
         raise CredentialsError from exc
 
@@ -87,18 +77,18 @@ def publish_jobs(
     *,
     attributes: Mapping[str, str] | None = None,
     timeout_seconds: float = 30.0,
-) -> list[str]:
-    """Publish, and wait until Pub/Sub has them all.
+) -> int:
+    """Publish, and wait until Pub/Sub has them all. Few of them are in memory at once.
 
     Args:
-        client: the vendor's client, which sends many messages in one call.
+        client: the vendor's client; see `connect`.
         topic: the topic's full name.
         messages: their data.
         attributes: of each of them; a job has none.
         timeout_seconds: how long one call is retried.
 
     Returns:
-        The ids of the messages, in order.
+        How many there were.
 
     Raises:
         MessageError: Pub/Sub or its client cannot take some message as it is.
@@ -112,17 +102,24 @@ def publish_jobs(
         ),
         timeout=timeout_seconds,
     )
+    outstanding: deque[Future[str]] = deque()
+    published = 0
     try:
-        futures = [
-            client.publish(
-                topic, message, retry=policy, timeout=timeout_seconds, **(attributes or {})
+        for message in messages:
+            outstanding.append(
+                client.publish(
+                    topic, message, retry=policy, timeout=timeout_seconds, **(attributes or {})
+                )
             )
-            for message in messages
-        ]
-        return [future.result(timeout=timeout_seconds) for future in futures]
+            published += 1
+            while outstanding and (len(outstanding) > _MAX_OUTSTANDING or outstanding[0].done()):
+                outstanding.popleft().result(timeout=timeout_seconds)
+        for future in outstanding:
+            future.result(timeout=timeout_seconds)
     except exceptions.NotFound as exc:
         raise PublishError(f"There is no topic {topic}") from exc
     except (exceptions.InvalidArgument, ValueError, TypeError) as exc:
         raise MessageError(f"Pub/Sub cannot take the message: {exc}") from exc
     except (exceptions.GoogleAPIError, GoogleAuthError, TimeoutError) as exc:
         raise PublishError(f"Pub/Sub did not take the jobs: {exc}") from exc
+    return published

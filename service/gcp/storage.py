@@ -40,7 +40,7 @@ os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
 
 _PAGE_SIZE = 1000  # the most that Cloud Storage gives
 # What the listing asks for of each object: names are long enough.
-_LISTED_FIELDS = "items(name,generation,size),nextPageToken"
+_LISTED_FIELDS = "items(name,generation,size,timeCreated),nextPageToken"
 _METADATA_FIELDS = "generation,size,contentType,md5Hash,crc32c"
 _GONE = frozenset({404, 410})
 _REFUSALS = frozenset({400, 401, 403, 451})  # an answer that a repetition does not change
@@ -459,7 +459,8 @@ def _widen(client: storage.Client, connections: int) -> None:
 
 
 def _listed(bucket: str, blob: storage.Blob) -> ImageRef:
-    return ImageRef(bucket, blob.name, blob.generation, ObjectMetadata(size=blob.size))
+    metadata = ObjectMetadata(size=blob.size, created_at=blob.time_created)
+    return ImageRef(bucket, blob.name, blob.generation, metadata)
 
 
 def _object(ref: ImageRef, prefix: str = "") -> str:

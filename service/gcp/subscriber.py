@@ -115,7 +115,11 @@ class Subscription:
 
     @contextmanager
     def holding(self) -> Iterator[None]:
-        """Extend the leases of all messages that are pulled and not yet taken out or released."""
+        """Extend the leases of the messages that are pulled; at the end, release those left.
+
+        Raises:
+            SubscriptionError: they could not be released. An error of the body goes first.
+        """
         is_over = threading.Event()
 
         def extend() -> None:
@@ -129,9 +133,16 @@ class Subscription:
         thread.start()
         try:
             yield
-        finally:
-            is_over.set()
-            thread.join()
+        except BaseException:
+            with suppress(SubscriptionError):  # the first error says more
+                self._end(is_over, thread)
+            raise
+        self._end(is_over, thread)
+
+    def _end(self, is_over: threading.Event, thread: threading.Thread) -> None:
+        is_over.set()
+        thread.join()
+        self.release()
 
     def acknowledge(self, letters: Iterable[Letter]) -> None:
         """Take messages out of the subscription for good.
@@ -145,13 +156,16 @@ class Subscription:
                     subscription=self.name, ack_ids=ids, retry=_policy(), timeout=_CALL_SECONDS
                 )
 
-    def release(self, letters: Iterable[Letter]) -> None:
-        """Give messages back: they can be pulled again at once.
+    def release(self) -> None:
+        """Release all messages that are held: they can be pulled again at once.
 
         Raises:
             SubscriptionError: Pub/Sub did not answer; they come back by themselves later.
         """
-        self._set_deadline(self._forget(letters), 0)
+        with self._lock:
+            ack_ids = list(self._ack_ids.values())
+            self._ack_ids.clear()
+        self._set_deadline(ack_ids, 0)
 
     def _forget(self, letters: Iterable[Letter]) -> list[str]:
         """Stop extending the leases of messages; return their ack ids."""

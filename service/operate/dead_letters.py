@@ -1,4 +1,4 @@
-"""What lies in a dead-letter subscription: which pictures it is about, and how to try them again.
+"""What lies in a dead-letter subscription: which images it is about, and how to try them again.
 
 Pub/Sub adds to a dead letter's own attributes where it comes from and how often it was tried
 (https://cloud.google.com/pubsub/docs/handling-failures).
@@ -17,37 +17,36 @@ from service.events import parse_event
 if TYPE_CHECKING:
     from service.gcp.subscriber import Letter
 
-_BUCKET_ID = "bucketId"  # an attribute of every Cloud Storage notification
 _CE_TYPE = "ce-type"  # the attribute of a CloudEvent in Pub/Sub's binary mode
 
 
 class Kind(StrEnum):
     """What a dead letter was."""
 
-    NOTIFICATION = "notification"  # an upload, told by Cloud Storage or Eventarc
+    NOTIFICATION = "notification"  # an upload, reported by Cloud Storage or Eventarc
     JOB = "job"
     UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a letter says: its pictures, or why nothing can be read in it."""
+    """What a dead letter says: its image, or why there is none to be read in it."""
 
     kind: Kind
     event: Event
     reason: str | None = None
 
     @property
-    def uris(self) -> list[str]:
-        """Its pictures, as a job names them."""
-        return [
-            f"{image.uri}#{image.generation}" if image.generation else image.uri
-            for image in self.event.images
-        ]
+    def uri(self) -> str | None:
+        """Its image, as a job names it."""
+        image = self.event.image
+        if image and image.generation:
+            return f"{image.uri}#{image.generation}"
+        return image.uri if image else None
 
 
 def read(letter: "Letter") -> Reading:
-    """Read a letter as the service would."""
+    """Read a dead letter as the service would."""
     attributes = letter.own_attributes
     try:
         if _CE_TYPE in attributes:
@@ -56,5 +55,5 @@ def read(letter: "Letter") -> Reading:
         event = parse_event({}, json.dumps({"message": message}).encode())
     except EnvelopeError as exc:
         return Reading(Kind.UNREADABLE, Event(), str(exc))
-    kind = Kind.NOTIFICATION if _BUCKET_ID in attributes else Kind.JOB
+    kind = Kind.JOB if event.is_job else Kind.NOTIFICATION
     return Reading(kind, event, event.ignored)

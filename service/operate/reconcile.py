@@ -4,14 +4,19 @@ The bucket is read page by page; nothing is kept of a page once its jobs are pub
 memory does not grow with the bucket. Running it twice, or beside live traffic, changes no result:
 a job for what is recorded meanwhile finds the document and does nothing.
 
-    page ─▶ records ─▶ tally, pending ─▶ published ─▶ checkpoint
-                                         killed here: these jobs are published once more
+    page ─▶ young enough? ─▶ records ─▶ tally ─▶ jobs published ─▶ checkpoint
+                                                 killed here: these jobs are published once more
+
+All names are listed, because Cloud Storage cannot list by age. But the documents of objects that
+are older than `since` are not read: results that have expired, or that somebody deleted, are not
+made again.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from datetime import datetime
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
@@ -22,10 +27,13 @@ from service.errors import YoloBatchError
 
 _LOOKUP_SIZE = 250  # documents asked for in one call
 _CHECKPOINT_PAGES = 10  # pages, at most, that a killed run has to read again
+# A run after a successful one looks back at least so far: an event may be on its way for a day.
+LEAST_AGE = timedelta(days=2)
+_AGE = re.compile(r"([0-9]{1,6})([dh])")
 
 
 class ResumeError(YoloBatchError):
-    """The file to resume from belongs to another run, or is not one of ours."""
+    """A file or an object that keeps a run's state is of another run, or not one of ours."""
 
 
 class Objects(Protocol):
@@ -50,6 +58,7 @@ class State(StrEnum):
     FAILED = "failed"
     MISSING = "missing"  # no document
     IGNORED = "ignored"  # folder markers and parts of composite uploads
+    OLDER = "older"  # than `since`: not compared
 
 
 class Enqueue(StrEnum):
@@ -81,6 +90,7 @@ class Scope:
     prefix: str = ""
     model: str | None = None  # sha256 of the deployed model; None: nothing counts as stale
     enqueue: Enqueue | None = None
+    since: str | None = None  # as it was given; None: every object is compared
 
     @property
     def uri(self) -> str:
@@ -98,13 +108,13 @@ class Tally:
     failed: int = 0
     missing: int = 0
     ignored: int = 0
-    selected: int = 0  # to be given a job
-    messages: int = 0  # published
+    older: int = 0
+    selected: int = 0  # given a job, or to be given one
 
     @property
     def objects(self) -> int:
         """All that were counted."""
-        return self.done + self.failed + self.missing + self.ignored
+        return self.done + self.failed + self.missing + self.ignored + self.older
 
     def add(self, state: State) -> None:
         """Count one object."""
@@ -113,11 +123,8 @@ class Tally:
         setattr(self, state, getattr(self, state) + 1)
 
 
-class Publish(Protocol):
-    """Publishes jobs, and returns the number of messages when all of them are confirmed."""
-
-    def __call__(self, uris: Sequence[str], rerun: Replace | None) -> int:
-        """Publish jobs for uris."""
+# Publishes a job for each uri, and returns when Pub/Sub has confirmed all of them.
+Publish = Callable[[Sequence[str], Replace | None], None]
 
 
 def reconcile(
@@ -125,9 +132,9 @@ def reconcile(
     objects: Objects,
     store: Store,
     *,
+    since: datetime | None = None,
     tally: Tally | None = None,
     publish: Publish | None = None,
-    uris_per_message: int = 1,
     progressed: Callable[[Tally], None] = lambda tally: None,
     checkpoint: Callable[[Tally], None] = lambda tally: None,
 ) -> Tally:
@@ -137,9 +144,9 @@ def reconcile(
         scope: what to compare, and which objects get a job.
         objects: the bucket.
         store: the documents.
+        since: objects that were created before are counted, not compared.
         tally: where an earlier run stopped.
         publish: takes the jobs; without it they are only counted.
-        uris_per_message: so many make a message worth publishing.
         progressed: called after each page.
         checkpoint: called when everything up to `Tally.after` is counted and published.
 
@@ -150,59 +157,48 @@ def reconcile(
         YoloBatchError: some service did not answer; the last checkpoint is the place to go on.
     """
     tally = tally or Tally()
-    batch = _Batch(scope)
+    wanted = scope.enqueue.states if scope.enqueue else frozenset()
     pages = objects.pages(scope.bucket, scope.prefix, after=tally.after)
     for number, page in enumerate(pages, 1):
-        states, read_at = _states(page, store, scope.model)
-        for ref, state in states:
+        states, read_at = _states(page, store, scope.model, since)
+        for _, state in states:
             tally.add(state)
-            if scope.enqueue and state in scope.enqueue.states:
-                tally.selected += 1
-                if publish and read_at:
-                    batch.add(ref, read_at)
+        uris = [f"{ref.uri}#{ref.generation}" for ref, state in states if state in wanted]
+        tally.selected += len(uris)
         tally.after = page[-1].name
-        if len(batch.uris) >= uris_per_message or number % _CHECKPOINT_PAGES == 0:
-            tally.messages += batch.flush(publish)
+        if publish and uris and read_at:
+            publish(uris, _replacement(scope, read_at))
+        if uris or number % _CHECKPOINT_PAGES == 0:
             checkpoint(tally)
         progressed(tally)
-    tally.messages += batch.flush(publish)
     checkpoint(tally)
     return tally
 
 
-@dataclass
-class _Batch:
-    """Pictures that wait for their job."""
-
-    scope: Scope
-    uris: list[str] = field(default_factory=list)
-    seen_at: datetime | None = None  # the earliest time at which one of them was looked up
-
-    def add(self, ref: ImageRef, read_at: datetime) -> None:
-        self.uris.append(f"{ref.uri}#{ref.generation}")
-        self.seen_at = min(self.seen_at or read_at, read_at)
-
-    def flush(self, publish: Publish | None) -> int:
-        if not (publish and self.uris):
-            return 0
-        rerun = None
-        if self.seen_at and self.scope.enqueue is not Enqueue.MISSING:
-            asks = self.scope.enqueue is not None and self.scope.enqueue.asks_for_model
-            rerun = Replace(self.seen_at, self.scope.model if asks else None)
-        messages = publish(self.uris, rerun)
-        self.uris, self.seen_at = [], None
-        return messages
+def _replacement(scope: Scope, read_at: datetime) -> Replace | None:
+    """Permit that what was seen is replaced; a missing document needs no permission."""
+    if scope.enqueue is None or scope.enqueue is Enqueue.MISSING:
+        return None
+    return Replace(read_at, scope.model if scope.enqueue.asks_for_model else None)
 
 
 def _states(
-    page: Sequence[ImageRef], store: Store, model: str | None
+    page: Sequence[ImageRef], store: Store, model: str | None, since: datetime | None
 ) -> tuple[list[tuple[ImageRef, State]], datetime | None]:
     """Say what each object is, and since when on Firestore's clock; None: nothing was asked."""
-    states = [(ref, State.IGNORED) for ref in page if ref.is_ignorable]
-    pictures = [ref for ref in page if not ref.is_ignorable]
+    states: list[tuple[ImageRef, State]] = []
+    images = []
+    for ref in page:
+        created_at = ref.metadata.created_at
+        if ref.is_ignorable:
+            states.append((ref, State.IGNORED))
+        elif since and created_at and created_at < since:
+            states.append((ref, State.OLDER))
+        else:
+            images.append(ref)
     read_at = None
-    for start in range(0, len(pictures), _LOOKUP_SIZE):
-        group = pictures[start : start + _LOOKUP_SIZE]
+    for start in range(0, len(images), _LOOKUP_SIZE):
+        group = images[start : start + _LOOKUP_SIZE]
         found = store.records(group)
         read_at = min(read_at or found.read_at, found.read_at)
         states += [(ref, _state(found.by_id.get(ref.document_id), model)) for ref in group]
@@ -217,30 +213,93 @@ def _state(record: Record | None, model: str | None) -> State:
     return State.STALE if model and record.model != model else State.DONE
 
 
-def save(path: Path, scope: Scope, tally: Tally) -> None:
+def parse_since(text: str) -> timedelta | datetime:
+    """Read an age (`2d`, `12h`) or a time with its zone (RFC 3339).
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if age := _AGE.fullmatch(text):
+        number, unit = age.groups()
+        return timedelta(days=int(number)) if unit == "d" else timedelta(hours=int(number))
+    time = datetime.fromisoformat(text)
+    if time.tzinfo is None:
+        raise ValueError("a time needs its zone")
+    return time.astimezone(UTC)
+
+
+def since_last(last: datetime | None, started_at: datetime) -> datetime:
+    """Say how far a run looks back: to the last successful one's start, but at least two days.
+
+    Args:
+        last: when the last successful run started; None: there was none.
+        started_at: when this run started.
+    """
+    return min(last or started_at, started_at - LEAST_AGE)
+
+
+def save(path: Path, scope: Scope, started_at: datetime, tally: Tally) -> None:
     """Write where a run is, in one step: a kill leaves the old file or the new one."""
     scratch = path.with_name(path.name + ".new")
-    scratch.write_text(json.dumps({"scope": asdict(scope), "tally": asdict(tally)}) + "\n")
+    state = {"started_at": started_at.isoformat(), "tally": asdict(tally)}
+    scratch.write_text(json.dumps({"scope": asdict(scope)} | state) + "\n")
     scratch.replace(path)
 
 
-def load(path: Path, scope: Scope) -> Tally:
-    """Read where a run of the same scope was; its beginning when there is no file.
+def load(path: Path, scope: Scope, started_at: datetime) -> tuple[datetime, Tally]:
+    """Read when a run of the same scope started, and where it was.
+
+    Without a file, a run begins: it returns the time that it was given.
 
     Raises:
         ResumeError: the file is of another scope, or not one of ours.
     """
     if not path.exists():
-        return Tally()
+        return started_at, Tally()
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         tally = Tally(**saved["tally"])
         kinds = {spec.name: type(spec.default) for spec in fields(Tally)}
         if not all(type(getattr(tally, name)) is kind for name, kind in kinds.items()):
             raise TypeError("a wrong type")
+        started_at = _utc(saved["started_at"])
         is_same = saved["scope"] == asdict(scope)
     except (ValueError, TypeError, KeyError, RecursionError) as exc:
         raise ResumeError(f"{path} is not a file that --resume has written") from exc
     if not is_same:
-        raise ResumeError(f"{path} is of another run: another bucket, prefix, model or --enqueue")
-    return tally
+        raise ResumeError(
+            f"{path} is of another run: another bucket, prefix, model, --enqueue or --since"
+        )
+    return started_at, tally
+
+
+def last_run(scope: Scope, started_at: datetime) -> bytes:
+    """Write what is kept of a successful run."""
+    return json.dumps(_identity(scope) | {"started_at": started_at.isoformat()}).encode()
+
+
+def last_started_at(scope: Scope, kept: bytes | None) -> datetime | None:
+    """Read when the last successful run started; None: there was none.
+
+    Raises:
+        ResumeError: what is kept is of another bucket, prefix or `enqueue`, or not one of ours.
+    """
+    if kept is None:
+        return None
+    try:
+        saved = json.loads(kept)
+        started_at = _utc(saved.pop("started_at"))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
+        raise ResumeError(f"{scope.since} was not written by an earlier run") from exc
+    if saved != _identity(scope):
+        raise ResumeError(f"{scope.since} is of another run: another bucket, prefix or --enqueue")
+    return started_at
+
+
+def _identity(scope: Scope) -> dict[str, str | None]:
+    """Say which runs follow each other. Not the model: a new one is deployed between them."""
+    return {"uri": scope.uri, "enqueue": scope.enqueue}
+
+
+def _utc(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone(UTC)

@@ -271,11 +271,14 @@ run "reconcile" {
 
   assert {
     condition = (
-      slice(google_cloud_run_v2_job.reconcile.template[0].template[0].containers[0].args, 0, 4)
-      == tolist(["reconcile", "gs://my-project-1-yolo-batch-uploads", "--enqueue", "missing"])
+      slice(google_cloud_run_v2_job.reconcile.template[0].template[0].containers[0].args, 0, 6)
+      == tolist([
+        "reconcile", "gs://my-project-1-yolo-batch-uploads", "--enqueue", "missing",
+        "--since", "gs://my-project-1-yolo-batch-reconcile/last-run",
+      ])
       && google_cloud_scheduler_job.reconcile["main"].schedule == "23 3 * * *"
     )
-    error_message = "Every night, uploads without a document are enqueued."
+    error_message = "Every night, uploads without a document since the last run are enqueued."
   }
 
   assert {
@@ -283,7 +286,9 @@ run "reconcile" {
       google_storage_bucket_iam_member.reconcile.role == "roles/storage.objectViewer"
       && google_project_iam_member.reconcile.role == "roles/datastore.viewer"
       && google_pubsub_topic_iam_member.reconcile.role == "roles/pubsub.publisher"
+      && google_storage_bucket_iam_member.reconcile_state.role == "roles/storage.objectUser"
+      && google_storage_bucket_iam_member.reconcile_state.bucket == "my-project-1-yolo-batch-reconcile"
     )
-    error_message = "The reconcile job reads, and publishes to the one topic."
+    error_message = "The reconcile job reads, publishes to one topic, and writes to a bucket of its own."
   }
 }

@@ -8,7 +8,7 @@ from google.cloud import pubsub_v1
 from google.pubsub_v1 import PublisherClient
 
 from service.cli.dead_letters import dead_letters
-from service.gcp.publisher import PublishError, publish_jobs
+from service.gcp.publisher import PublishError
 from service.gcp.subscriber import SubscriptionError
 from tests.contract.conftest import topic_with_subscription
 from tests.fakes import PATIENCE_SECONDS
@@ -31,8 +31,7 @@ def put(
 ) -> str:
     """Publish a dead letter, and return its id."""
     topic = publisher.topic_path(project, dead)
-    [message_id] = publish_jobs(publisher, topic, [data], attributes=attributes)
-    return message_id
+    return str(publisher.publish(topic, data, **attributes).result(PATIENCE_SECONDS))
 
 
 def run(dead: str, *options: str, limit: int, exit_code: int = 0) -> Result:
@@ -67,7 +66,7 @@ def test_letter_that_names_no_image_is_not_said_to_be_replayed(
     assert "Replayed 1 of 2 messages" in done.stdout
     assert f"{deletion} stays: it names no image" in done.stderr
     assert ids_in(dead) == {deletion}
-    assert published(project, jobs) == [b'{"uris": ["gs://uploads/a.jpg"]}']
+    assert published(project, jobs) == [b'{"uri": "gs://uploads/a.jpg"}']
     assert job not in done.stderr
 
 

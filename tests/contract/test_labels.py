@@ -141,9 +141,11 @@ REFUSED = ["", "__x__", "__a\nb__", "x" * 1500, "half a \ud83d"]
 MODEL = ModelInfo("yolo26n.pt", "0" * 64, 640, "fp32", "openvino")
 
 
-def seen(label: str, *, rerun: Replace | None = None, count: int = 2) -> ImageResult:
+def seen(label: str, *, permission: Replace | None = None, count: int = 2) -> ImageResult:
     return ImageResult(
-        ImageRef("uploads", f"{label.encode('utf-8', 'replace').hex()[:900]}.jpg", 1, rerun=rerun),
+        ImageRef(
+            "uploads", f"{label.encode('utf-8', 'replace').hex()[:900]}.jpg", 1, replace=permission
+        ),
         image=ImageInfo(64, 48, "JPEG"),
         model=MODEL,
         detections=(Detection(label, 0, 0.5, Box(1.0, 2.0, 3.5, 4.0)),) * count,
@@ -200,8 +202,8 @@ def test_carriage_return_is_refused_as_queries_do_not_find_it(collection: str) -
 def test_rerun_replaces_every_labels_document(store: ResultStore, collection: str) -> None:
     labels = [*COCO, *ODD]
     store.commit([seen(label) for label in labels])
-    rerun = Replace(datetime.now(UTC) + timedelta(minutes=1))
-    store.commit([seen(label, rerun=rerun, count=3) for label in labels])
+    permission = Replace(datetime.now(UTC) + timedelta(minutes=1))
+    store.commit([seen(label, permission=permission, count=3) for label in labels])
     documents = list(store.results("uploads", ""))
     counts = sorted((document["counts"] for document in documents), key=str)
     assert counts == sorted(({label: 3} for label in labels), key=str)

@@ -6,7 +6,7 @@ import uuid
 import pytest
 from google.cloud import pubsub_v1
 
-from service.gcp.publisher import PublishError, job_messages, publish_jobs
+from service.gcp.publisher import PublishError, connect, job_message, publish_jobs
 from tests.fakes import PATIENCE_SECONDS
 
 
@@ -15,19 +15,22 @@ def test_publish_jobs_reach_a_subscriber(
 ) -> None:
     topic = publisher.topic_path(project, f"jobs-{uuid.uuid4().hex}")
     publisher.create_topic(name=topic)
-    uris = [f"gs://uploads/{i}.jpg" for i in range(5)]
+    uris = sorted(f"gs://uploads/{i}.jpg" for i in range(2500))
     with pubsub_v1.SubscriberClient() as subscriber:
         subscription = subscriber.subscription_path(project, topic.rpartition("/")[2])
         subscriber.create_subscription(name=subscription, topic=topic)
-        ids = publish_jobs(publisher, topic, job_messages(uris, uris_per_message=2))
+        assert publish_jobs(connect(), topic, map(job_message, uris)) == len(uris)
         received: list[str] = []
         while len(received) < len(uris):
             answer = subscriber.pull(
-                subscription=subscription, max_messages=10, timeout=PATIENCE_SECONDS
+                subscription=subscription, max_messages=1000, timeout=PATIENCE_SECONDS
             )
-            for message in answer.received_messages:
-                received += json.loads(message.message.data)["uris"]
-    assert len(ids) == 3
+            received += [json.loads(one.message.data)["uri"] for one in answer.received_messages]
+            subscriber.acknowledge(
+                subscription=subscription,
+                ack_ids=[one.ack_id for one in answer.received_messages],
+                timeout=PATIENCE_SECONDS,
+            )
     assert sorted(received) == uris
 
 

@@ -15,7 +15,7 @@ from tests.fakes import PATIENCE_SECONDS
 
 @pytest.fixture
 def prefix(bucket: storage.Bucket) -> str:
-    """Three pictures without a document."""
+    """Three images without a document."""
     prefix = f"ask-{uuid.uuid4().hex}/"
     for i in range(3):
         bucket.blob(f"{prefix}{i}.jpg").upload_from_string(b"x")
@@ -29,8 +29,7 @@ def pulled(topic: str) -> list[str]:
         answer = subscriber.pull(
             subscription=subscription, max_messages=10, timeout=PATIENCE_SECONDS
         )
-    jobs = [json.loads(received.message.data) for received in answer.received_messages]
-    return sorted(uri for job in jobs for uri in job["uris"])
+    return sorted(json.loads(one.message.data)["uri"] for one in answer.received_messages)
 
 
 def ask(answer: str, prefix: str, *options: str, monkeypatch: pytest.MonkeyPatch) -> Result:
@@ -46,7 +45,7 @@ def test_person_who_says_yes_gets_the_jobs(
     done = ask("y\n", prefix, "--topic", topic, "--resume", str(state), monkeypatch=monkeypatch)
     assert done.exit_code == 0, done.output
     assert "3 objects = 0 done + 0 failed + 3 missing + 0 ignored" in done.output
-    assert "Published 3 pictures in 1 messages" in done.output
+    assert "Published 3 jobs to" in done.output
     names = [uri.rpartition("#")[0] for uri in pulled(topic)]
     assert names == [f"gs://uploads/{prefix}{i}.jpg" for i in range(3)]
     assert not state.exists()
@@ -60,16 +59,16 @@ def test_person_who_says_no_spends_nothing(
 ) -> None:
     done = ask("n\n", prefix, "--topic", topic, monkeypatch=monkeypatch)
     assert done.exit_code == 1
-    assert "3 pictures, about 1 messages" in done.output
+    assert "3 images, about" in done.output
     assert "Published" not in done.output
-    publisher.publish(topic, b'{"uris": ["of the test"]}').result(PATIENCE_SECONDS)
+    publisher.publish(topic, b'{"uri": "of the test"}').result(PATIENCE_SECONDS)
     assert pulled(topic) == ["of the test"]
 
 
 def test_person_is_not_asked_about_nothing(topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
     done = ask("", "no-such-prefix/", "--topic", topic, monkeypatch=monkeypatch)
     assert done.exit_code == 0, done.output
-    assert "Published 0 pictures in 0 messages" in done.output
+    assert "Published 0 jobs" in done.output
 
 
 def test_run_that_fails_says_how_to_go_on(

@@ -182,9 +182,9 @@ def test_failure_that_is_not_of_the_bytes_replaces_no_done_document(
     store: ResultStore, collection: str, code: ErrorCode
 ) -> None:
     store.commit([done("done.jpg", "cat"), failed("failed.jpg")])
-    rerun = seen(store, done("done.jpg"), failed("failed.jpg"))
+    permission = seen(store, done("done.jpg"), failed("failed.jpg"))
     names = ["done.jpg", "failed.jpg", "new.jpg"]
-    again = [of(replace(failed(name), failure=Failure(code, "away")), rerun) for name in names]
+    again = [of(replace(failed(name), failure=Failure(code, "away")), permission) for name in names]
     kept, *others = store.commit(again)
     assert isinstance(kept, DocumentKeptError)
     assert others == [Recorded(one) for one in again[1:]]
@@ -204,8 +204,10 @@ def test_rerun_that_cannot_be_stored_keeps_the_done_document(
     store: ResultStore, collection: str
 ) -> None:
     store.commit([done("bad.jpg", "cat")])
-    rerun = seen(store, done("bad.jpg"))
-    outcomes = store.commit([of(labelled("bad.jpg", "__x__"), rerun), of(done("a.jpg"), rerun)])
+    permission = seen(store, done("bad.jpg"))
+    outcomes = store.commit(
+        [of(labelled("bad.jpg", "__x__"), permission), of(done("a.jpg"), permission)]
+    )
     assert [type(one) for one in outcomes] == [DocumentKeptError, Recorded]
     after = read(collection, done("bad.jpg"))
     assert after and (after["status"], after["labels"]) == ("done", ["cat"])
@@ -331,8 +333,8 @@ def test_document_answers_queries_for_labels_with_spaces(
 # Reruns
 
 
-def of(result: ImageResult, rerun: Replace | None) -> ImageResult:
-    return replace(result, ref=replace(result.ref, rerun=rerun))
+def of(result: ImageResult, permission: Replace | None) -> ImageResult:
+    return replace(result, ref=replace(result.ref, replace=permission))
 
 
 def seen(store: ResultStore, *results: ImageResult, model: str | None = None) -> Replace:
@@ -359,17 +361,17 @@ def test_records_of_many_missing_pictures_are_none(store: ResultStore) -> None:
 
 def test_commit_of_a_rerun_replaces_every_field_once(store: ResultStore, collection: str) -> None:
     store.commit([failed("a.jpg")])
-    rerun = seen(store, failed("a.jpg"))
+    permission = seen(store, failed("a.jpg"))
     before = read(collection, done("a.jpg"))
-    assert not store.is_final(done("a.jpg").ref.document_id, rerun)
-    store.commit([of(done("a.jpg", "traffic light"), rerun)])
+    assert not store.is_final(done("a.jpg").ref.document_id, permission)
+    store.commit([of(done("a.jpg", "traffic light"), permission)])
     after = read(collection, done("a.jpg"))
     assert before and after and set(before) == set(after)
     assert (after["status"], after["error"]) == ("done", None)
     assert after["counts"] == {"traffic light": 1}
     assert after["created_at"] > before["created_at"]  # type: ignore[operator]
-    assert store.is_final(done("a.jpg").ref.document_id, rerun)
-    store.commit([of(done("a.jpg", "dog"), rerun)])  # the same message again
+    assert store.is_final(done("a.jpg").ref.document_id, permission)
+    store.commit([of(done("a.jpg", "dog"), permission)])  # the same message again
     assert read(collection, done("a.jpg")) == after
 
 
@@ -387,19 +389,19 @@ def test_commit_of_a_rerun_leaves_what_its_model_recorded(
 ) -> None:
     old = replace(done("old.jpg", "cat"), model=replace(MODEL, sha256="1" * 64))
     store.commit([done("new.jpg", "cat"), old])
-    rerun = seen(store, old, model=MODEL.sha256)
-    store.commit([of(done(name, "dog"), rerun) for name in ("new.jpg", "old.jpg")])
+    permission = seen(store, old, model=MODEL.sha256)
+    store.commit([of(done(name, "dog"), permission) for name in ("new.jpg", "old.jpg")])
     found = [read(collection, done(name)) for name in ("new.jpg", "old.jpg")]
     assert [document and document["labels"] for document in found] == [["cat"], ["dog"]]
 
 
 def test_commit_mixes_reruns_and_new_pictures(store: ResultStore, collection: str) -> None:
     store.commit([failed("old.jpg"), done("final.jpg", "cat")])
-    rerun = seen(store, failed("old.jpg"))
+    permission = seen(store, failed("old.jpg"))
     store.commit(
         [
-            of(done("old.jpg", "dog"), rerun),
-            of(done("never.jpg", "dog"), rerun),
+            of(done("old.jpg", "dog"), permission),
+            of(done("never.jpg", "dog"), permission),
             done("final.jpg", "dog"),
             done("new.jpg", "dog"),
         ]
@@ -413,8 +415,8 @@ def test_commit_mixes_reruns_and_new_pictures(store: ResultStore, collection: st
 def test_commit_of_racing_reruns_replaces_once(store: ResultStore, collection: str) -> None:
     results = [failed(f"{i}.jpg") for i in range(3)]
     store.commit(results)
-    rerun = seen(store, *results)
-    racers = [[of(done(f"{i}.jpg", label), rerun) for i in range(3)] for label in "abcd"]
+    permission = seen(store, *results)
+    racers = [[of(done(f"{i}.jpg", label), permission) for i in range(3)] for label in "abcd"]
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(store.commit, racers))
     found = [read(collection, result) for result in results]
@@ -444,16 +446,16 @@ def test_commit_of_a_rerun_that_is_overtaken_looks_again(
     how: str, store: ResultStore, collection: str
 ) -> None:
     store.commit([failed("a.jpg")])
-    rerun = seen(store, failed("a.jpg"))
+    permission = seen(store, failed("a.jpg"))
     reference = firestore.Client().collection(collection).document(done("a.jpg").ref.document_id)
     overtake = {
         "edited": lambda: reference.update({"note": "by hand"}),
         "deleted": reference.delete,
-        "replaced": lambda: store.commit([of(done("a.jpg", "first"), rerun)]),
+        "replaced": lambda: store.commit([of(done("a.jpg", "first"), permission)]),
     }[how]
     client = Interfering(firestore.Client(), overtake)
     late = ResultStore(client, collection=collection, timeout_seconds=PATIENCE_SECONDS)
-    late.commit([of(done("a.jpg", "late"), rerun)])
+    late.commit([of(done("a.jpg", "late"), permission)])
     after = read(collection, done("a.jpg"))
     assert after and after["labels"] == (["first"] if how == "replaced" else ["late"])
     assert after.get("note") == ("by hand" if how == "edited" else None)

@@ -33,15 +33,14 @@ def published(topic: str) -> list[str]:
         answer = subscriber.pull(
             subscription=subscription, max_messages=10, timeout=PATIENCE_SECONDS
         )
-    jobs = [json.loads(received.message.data) for received in answer.received_messages]
-    return [uri for job in jobs for uri in job["uris"]]
+    return [json.loads(received.message.data)["uri"] for received in answer.received_messages]
 
 
 def test_pattern_is_expanded(topic: str, prefix: str) -> None:
     done = submit(topic, f"{prefix}?.jpg", f"{prefix}odd*.jpg")
     assert done.exit_code == 0, done.output
     assert "?.jpg matches 2 objects" in done.stderr
-    assert "Published 3 uris in 1 messages" in done.stdout
+    assert "Published 3 jobs to" in done.stdout
     *expanded, literal = published(topic)
     assert [uri.rpartition("#")[0] for uri in expanded] == [f"{prefix}a.jpg", f"{prefix}b.jpg"]
     assert literal == f"{prefix}odd*.jpg"
@@ -53,7 +52,7 @@ def test_missing_object_stops_before_anything_is_published(topic: str, prefix: s
     assert "2 of 3 uris name no object" in refused.stderr
     assert "typo.jpg" in refused.stderr
     done = submit(topic, "--no-check", f"{prefix}typo.jpg", f"{prefix}*.png")
-    assert "Published 2 uris" in done.stdout
+    assert "Published 2 jobs" in done.stdout
     assert f"Warning: {prefix}*.png is published as it is" in done.stderr
     assert "typo" not in done.stderr
     assert published(topic) == [f"{prefix}typo.jpg", f"{prefix}*.png"]
@@ -125,6 +124,6 @@ def test_many_objects_are_looked_up_together(topic: str, monkeypatch: pytest.Mon
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
         uris = [f"gs://uploads/{i}.jpg" for i in range(2500)]
         done = submit(topic, "-", stdin="\n".join(uris))
-        assert "Published 2500 uris in 3 messages" in done.stdout, done.output
+        assert "Published 2,500 jobs" in done.stdout, done.output
         looked_up = [one for one in server.asked if one.startswith("metadata")]
         assert len(looked_up) == 2500

@@ -378,4 +378,4 @@ def test_commands_in_the_container_take_these_arguments(workspace: Workspace) ->
     check, sample = (call for call in workspace.calls() if call.startswith("docker run"))
     check_model.make_context("check-model", check.partition("yolo-batch check-model")[2].split())
     context = smoke.make_context("smoke", sample.partition("yolo-batch smoke ")[2].split())
-    assert context.params["uri"] == "gs://uploads"
+    assert context.params["uri"] == ("uploads", "")

@@ -20,11 +20,11 @@ from google.cloud.firestore_v1.base_query import BaseQuery, FieldFilter
 from service.cli.reconcile import reconcile
 from service.domain import Event
 from service.gcp.firestore import ResultStore
+from service.operate.backfill import Redelivery
 from service.operate.smoke import sample_name
-from service.pipeline import Pipeline
 from service.server.app import create_app
 from service.settings import Settings
-from tests.fakes import FakeDetector, FakeStorage, FakeStore, loaded, picture
+from tests.fakes import FakeDetector, FakeStorage, FakeStore, picture, pipeline_of
 from tests.loglines import configure
 
 REPOSITORY = Path(__file__).parents[2]
@@ -176,7 +176,7 @@ def test_defaults_of_timeouts_are_the_services_own(offline: Path) -> None:
 
 def test_probes_ask_paths_that_the_service_has() -> None:
     [container] = _resource("google_cloud_run_v2_service", "main")["template"][0]["containers"]
-    pipeline = Pipeline(FakeStorage(), FakeStore(), loaded(FakeDetector()))
+    pipeline = pipeline_of(FakeStorage(), FakeStore(), FakeDetector())
     client = create_app(pipeline).test_client()
     for probe in ("startup_probe", "liveness_probe"):
         assert client.get(container[probe][0]["http_get"][0]["path"]).status_code == 200
@@ -195,6 +195,17 @@ def test_reconcile_job_calls_the_command_as_it_is() -> None:
     enqueue = next(p for p in reconcile.params if "--enqueue" in p.opts)
     assert isinstance(enqueue.type, click.Choice)
     assert options[options.index("--enqueue") + 1] in enqueue.type.choices
+    since = options[options.index("--since") + 1]
+    assert since.startswith("gs://${google_storage_bucket.reconcile.name}/")
+
+
+def test_backfill_is_paced_by_the_subscriptions_own_redeliveries() -> None:
+    retry = _local("retry")
+    assert Redelivery() == Redelivery(
+        deliveries=retry["attempts"],
+        minimum_backoff_seconds=float(retry["minimum_backoff"].removesuffix("s")),
+        maximum_backoff_seconds=float(retry["maximum_backoff"].removesuffix("s")),
+    )
 
 
 def test_substitutions_are_those_of_the_build() -> None:
@@ -343,9 +354,9 @@ def log_lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     configure("INFO")
     storage, store = FakeStorage(), FakeStore()
     good, bad = storage.put("good.bmp", picture()), storage.put("bad.bmp", b"no picture")
-    pipeline = Pipeline(storage, store, loaded(FakeDetector()))
-    pipeline.handle(Event((good,)))
-    pipeline.handle(Event((bad,)))
+    pipeline = pipeline_of(storage, store, FakeDetector())
+    pipeline.handle(Event(good))
+    pipeline.handle(Event(bad))
     pipeline.stop()
     answer = (
         create_app(pipeline)

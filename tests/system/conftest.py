@@ -8,6 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from devtools.local_stack.eventarc import EventarcOptions
 from devtools.local_stack.processes import Child, Processes, free_port
 from devtools.local_stack.stack import SERVICE_COMMAND, Stack, StackOptions
 from service.domain import ImageRef
+from service.gcp.publisher import job_message
 from tests.fakes import PATIENCE_SECONDS, Gate, wait_until
 
 COLLECTION = "detections"
@@ -72,12 +74,15 @@ class Service:
         """Deliver a finalized event of one picture, as Eventarc does."""
         return requests.post(self.url, json=event_data(ref), headers=EVENT, timeout=timeout)
 
-    def post_job(self, refs: list[ImageRef]) -> requests.Response:
+    def post_all(self, refs: list[ImageRef]) -> set[int]:
+        """Deliver an event for each image, some at once; return the statuses that came."""
+        with ThreadPoolExecutor(8) as callers:
+            return {answer.status_code for answer in callers.map(self.post, refs)}
+
+    def post_job(self, ref: ImageRef, timeout: float = _ANSWER_SECONDS) -> requests.Response:
         """Deliver a job, as a wrapped push does."""
-        uris = [f"{ref.uri}#{ref.generation}" if ref.generation else ref.uri for ref in refs]
-        job = json.dumps({"uris": uris})
-        push = {"message": {"data": base64.b64encode(job.encode()).decode()}}
-        return requests.post(self.url, json=push, timeout=_ANSWER_SECONDS)
+        data = base64.b64encode(job_message(f"{ref.uri}#{ref.generation}")).decode()
+        return requests.post(self.url, json={"message": {"data": data}}, timeout=timeout)
 
     def log(self) -> list[dict[str, Any]]:
         """Its lines in JSON; a native library's own, or one that a kill cut short, are not."""

@@ -185,7 +185,7 @@ def test_results_prints_documents_of_a_prefix(stack: Stack, samples: Samples) ->
 def test_submit_reads_uris_from_standard_input(stack: Stack, samples: Samples) -> None:
     refs = [upload(stack, f"submit/{i}.jpg", samples[i][0].read_bytes()) for i in range(3)]
     done = run_cli("submit", "-", input="".join(f"{ref.uri}\n" for ref in refs))
-    assert done.stdout.startswith("Published 3 uris in 1 messages")
+    assert done.stdout.startswith("Published 3 jobs to ")
     assert all(wait_for_document(ref) for ref in refs)
 
 

@@ -353,11 +353,11 @@ def test_as_many_requests_at_once_as_the_concurrency(recorder: Recorder, stack: 
 
 
 def test_job_published_with_gcloud_is_pushed(recorder: Recorder, run: Callable[[str], str]) -> None:
-    run("""gcloud pubsub topics publish jobs --message '{"uris": ["gs://uploads/é.jpg"]}'""")
+    run("""gcloud pubsub topics publish jobs --message '{"uri": "gs://uploads/é.jpg"}'""")
     (push,) = recorder.wait_for(1)
     envelope = json.loads(push.body)
     assert envelope["subscription"] == "projects/yolo-batch-local/subscriptions/jobs-push"
-    assert envelope["message"]["data"] == "eyJ1cmlzIjogWyJnczovL3VwbG9hZHMvw6kuanBnIl19"
+    assert envelope["message"]["data"] == "eyJ1cmkiOiAiZ3M6Ly91cGxvYWRzL8OpLmpwZyJ9"
     assert not any(name.startswith("ce-") for name in push.headers)
 
 

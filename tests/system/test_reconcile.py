@@ -19,8 +19,9 @@ from google.cloud import firestore, pubsub_v1
 
 from devtools.demo_model.shapes import Scene
 from devtools.local_stack.stack import Stack
-from service.domain import ErrorCode, Failure, ImageRef, ImageResult, ModelInfo
+from service.domain import ErrorCode, Failure, ImageRef, ImageResult, ModelInfo, Replace
 from service.gcp.firestore import ResultStore
+from service.gcp.publisher import job_message
 from service.inference.identity import sha256_of_model
 from service.settings import BUNDLED_MODEL
 from tests.system.conftest import (
@@ -102,20 +103,20 @@ def test_reconcile_counts_enqueues_and_replaces(
     assert counts(counted.stdout) == everything
     assert "1 of the done are by another model" in counted.stdout
     dry = run_cli(*command, "--enqueue", "all", "--dry-run")
-    assert "--enqueue all: 4 pictures, about 1 messages" in dry.stdout, dry.stderr
+    assert "--enqueue all: 4 images, about " in dry.stdout, dry.stderr
     unasked = run_cli(*command, "--enqueue", "all", stdin=subprocess.DEVNULL)
     assert unasked.returncode != 0
     assert "give --yes to publish" in unasked.stderr
     assert {name: document(ref) for name, ref in refs.items()} == before
 
     published = run_cli(*command, "--enqueue", "all", "--yes")
-    assert "Published 4 pictures in 1 messages" in published.stdout, published.stderr
+    assert "Published 4 jobs to" in published.stdout, published.stderr
     wanted = [refs[name] for name in names if name != "done"]
     wait_for_deliveries(lambda: all(map(is_done, wanted)), "not everything was done again")
     assert document(refs["done"]) == before["done"]
     again = run_cli(*command, "--enqueue", "all", "--yes")
     assert counts(again.stdout) == everything | {"done": 5, "failed": 0, "missing": 0}
-    assert "Published 0 pictures in 0 messages" in again.stdout
+    assert "Published 0 jobs to" in again.stdout
 
 
 def test_rerun_delivered_again_changes_nothing(
@@ -123,9 +124,8 @@ def test_rerun_delivered_again_changes_nothing(
 ) -> None:
     ref = put_aside(stack, f"{prefix}a.jpg", samples[0][0].read_bytes())
     record(failed(ref))
-    rerun = {"seen_at": store().records([ref]).read_at.isoformat(), "model": None}
-    job = {"uris": [f"{ref.uri}#{ref.generation}"], "rerun": rerun}
-    push = {"message": {"data": base64.b64encode(json.dumps(job).encode()).decode()}}
+    job = job_message(f"{ref.uri}#{ref.generation}", Replace(store().records([ref]).read_at))
+    push = {"message": {"data": base64.b64encode(job).decode()}}
     url = start_service().url
     assert requests.post(url, json=push, timeout=DOCUMENT_SECONDS).status_code == 204
     replaced = document(ref)
@@ -143,11 +143,11 @@ from service.cli.reconcile import reconcile
 storage._PAGE_SIZE = 5
 publish, calls = publisher.publish_jobs, []
 def killed(*arguments, **named):
-    ids = publish(*arguments, **named)
-    calls.append(ids)
+    count = publish(*arguments, **named)
+    calls.append(count)
     if len(calls) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    return ids
+    return count
 publisher.publish_jobs = killed
 reconcile(sys.argv[1:])
 """
@@ -165,21 +165,20 @@ def test_reconcile_killed_in_the_middle_goes_on_and_adds_up(
     missing = [f"{ref.uri}#{ref.generation}" for i, ref in enumerate(refs) if i % 3]
     topic, state = make_topic(), tmp_path / "state.json"
     options = ["--enqueue", "missing", "--yes", "--topic", topic, "--resume", str(state)]
-    # 5 uris a message: 0.55 a second, 300 s, 32 messages at once.
-    command = [f"gs://aside/{prefix}", *options, "--pictures-per-second", "0.55"]
+    command = [f"gs://aside/{prefix}", *options]
 
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, *command],
         check=False, capture_output=True, text=True, timeout=DOCUMENT_SECONDS,
     )  # fmt: skip
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert json.loads(state.read_text())["tally"]["messages"] > 0
+    assert json.loads(state.read_text())["tally"]["selected"] > 0
     finished = run_cli("reconcile", *command)
     assert finished.returncode == 0, finished.stderr
     assert counts(finished.stdout) == {
         "objects": 30, "done": 0, "failed": 10, "missing": 20, "ignored": 0
     }  # fmt: skip
-    assert "Published 20 pictures" in finished.stdout
+    assert "Published 20 jobs" in finished.stdout
     assert not state.exists()
 
     uris: Counter[str] = Counter()
@@ -187,8 +186,7 @@ def test_reconcile_killed_in_the_middle_goes_on_and_adds_up(
 
     def has_all() -> bool:
         answer = subscriber.pull(subscription=subscription, max_messages=100, timeout=30)
-        for message in answer.received_messages:
-            uris.update(json.loads(message.message.data)["uris"])
+        uris.update(json.loads(one.message.data)["uri"] for one in answer.received_messages)
         return sum(uris.values()) > len(missing) and set(uris) == set(missing)
 
     wait_for_deliveries(has_all, f"published so far: {sorted(uris)}")
@@ -233,8 +231,8 @@ def test_dead_letters_are_listed_replayed_and_gone(
         return len(letters) == 3
 
     wait_for_deliveries(are_all_dead, "not every message became a dead letter")
-    assert letters["job"]["uris"] == [f"{job.uri}#{job.generation}"]
-    assert letters["notification"]["uris"] == [f"{notified.uri}#{notified.generation}"]
+    assert letters["job"]["uri"] == f"{job.uri}#{job.generation}"
+    assert letters["notification"]["uri"] == f"{notified.uri}#{notified.generation}"
     assert "not JSON" in letters["unreadable"]["reason"]
     assert all(letter["attempts"] >= 5 for letter in letters.values())
     table = run_cli("dead-letters", "--subscription", dead).stdout

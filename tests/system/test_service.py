@@ -22,9 +22,9 @@ from devtools.demo_model.shapes import Scene
 from devtools.fuzz.corpus import saved
 from devtools.local_stack.stack import Stack
 from service.domain import Box, ImageRef
+from service.gcp.publisher import job_message, publish_jobs
 from tests.boxes import count_found
 from tests.fakes import PATIENCE_SECONDS, wait_until
-from tests.system import hooks
 from tests.system.conftest import (
     COLLECTION,
     EVENT,
@@ -101,7 +101,7 @@ def test_concurrent_events_share_batches(
     assert all(document(ref) for ref in refs)
 
 
-def test_job_by_push_is_detected_and_skips_what_is_not_there(
+def test_jobs_by_push_are_detected_but_for_what_is_not_there(
     stack: Stack, samples: Samples
 ) -> None:
     refs = [put_aside(stack, "foreign.jpg", b"not ours")]
@@ -109,8 +109,7 @@ def test_job_by_push_is_detected_and_skips_what_is_not_there(
     uris = [ref.uri for ref in live] + ["gs://uploads/never-there.jpg", refs[0].uri]
     with pubsub_v1.PublisherClient() as publisher:
         topic = publisher.topic_path(stack.project, stack.jobs_topic)
-        job = publisher.publish(topic, json.dumps({"uris": uris}).encode())
-        job.result(timeout=PATIENCE_SECONDS)
+        publish_jobs(publisher, topic, map(job_message, uris))
     assert all(wait_for_document(ref)["status"] == "done" for ref in live)
     assert document(refs[0]) is None
 
@@ -147,7 +146,7 @@ def test_bad_picture_does_not_fail_its_neighbours(
     data = samples[0][0].read_bytes()
     refs = [put_aside(stack, f"mixed/{i}.jpg", data if i % 4 else data[:999]) for i in range(16)]
     service = start_service()
-    assert service.post_job(refs).status_code == 204
+    assert service.post_all(refs) == {204}
     found = [(document(ref) or {})["status"] for ref in refs]
     assert found == ["done" if i % 4 else "failed" for i in range(16)]
 
@@ -176,7 +175,7 @@ def test_odd_files_among_images_have_their_own_records(
         for number in range(3)
         for name, (data, _) in files.items()
     }
-    assert start_service(MAX_BATCH_SIZE="4").post_job(list(refs.values())).status_code == 204
+    assert start_service(MAX_BATCH_SIZE="4").post_all(list(refs.values())) == {204}
     found = {key: document(ref) or {} for key, ref in refs.items()}
     ends = {key: doc["error"]["code"] if doc["error"] else "done" for key, doc in found.items()}
     assert ends == {key: files[key[1]][1] for key in refs}
@@ -273,28 +272,6 @@ def test_sigterm_under_load_answers_or_gives_back_every_picture(
     successor = start_service()
     assert all(successor.post(ref).status_code == 204 for ref in refs)
     assert count_documents("term/") == 40
-
-
-def test_sigterm_during_a_job_gives_it_back(
-    start_service: StartService, stack: Stack, samples: Samples
-) -> None:
-    data = samples[0][0].read_bytes()
-    refs = [put_aside(stack, f"job-term/{i}.jpg", data) for i in range(200)]
-    with held_storage() as (url, gate), ThreadPoolExecutor(1) as caller:
-        service = start_service(
-            STORAGE_EMULATOR_HOST=url,
-            GRACEFUL_TIMEOUT_SECONDS="60",
-            **hooks.settings(hooks.TellingWorker),
-        )
-        gate.close(after=40)  # some pictures come through, and most do not before the signal
-        answer = caller.submit(service.post_job, refs)
-        wait_until(lambda: count_documents("job-term/") > 0, "no picture of the job is done")
-        os.kill(service.child.process.pid, signal.SIGTERM)
-        wait_until(lambda: hooks.STOPPING in service.child.log_text(), "SIGTERM does not arrive")
-        gate.open()
-        assert answer.result().status_code == 503
-    assert service.child.process.wait(PATIENCE_SECONDS) == 0
-    assert 0 < count_documents("job-term/") < 200
 
 
 def test_kill_in_mid_batch_loses_and_repeats_nothing(stack: Stack, samples: Samples) -> None:

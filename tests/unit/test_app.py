@@ -4,8 +4,7 @@ import base64
 import io
 import json
 import logging
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,9 +12,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from service.deadline import Deadline
 from service.errors import (
     DetectorError,
-    ModelError,
     OtherModelError,
     QueueFullError,
     ShuttingDownError,
@@ -25,10 +24,15 @@ from service.errors import (
     StoreUnavailableError,
     TransientError,
 )
-from service.inference.detector import Detector
-from service.pipeline import Pipeline, PipelineOptions
 from service.server.app import create_app
-from tests.fakes import PATIENCE_SECONDS, FakeDetector, FakeStorage, FakeStore, loaded, picture
+from tests.fakes import (
+    PATIENCE_SECONDS,
+    FakeDetector,
+    FakeStorage,
+    FakeStore,
+    picture,
+    pipeline_of,
+)
 from tests.loglines import logged_by
 
 SECRET = "secret7f3a"  # in requests and in errors; never in an answer
@@ -38,15 +42,12 @@ FINALIZED = {"ce-type": "google.cloud.storage.object.v1.finalized"}
 class Site:
     """An application around fakes."""
 
-    def __init__(self, detector: "Future[Detector] | None" = None) -> None:
+    def __init__(self) -> None:
         self.storage = FakeStorage()
         self.store = FakeStore()
         self.detector = FakeDetector()
-        self.pipeline = Pipeline(
-            self.storage,
-            self.store,
-            detector or loaded(self.detector),
-            PipelineOptions(max_batch_delay_seconds=0.0, allowed_buckets=("uploads",)),
+        self.pipeline = pipeline_of(
+            self.storage, self.store, self.detector, allowed_buckets=("uploads",)
         )
         self.app: Flask = create_app(self.pipeline, max_request_bytes=10_000, project="my-project")
         self.client: FlaskClient = self.app.test_client()
@@ -60,25 +61,11 @@ class Site:
         return self.client.post("/", headers=FINALIZED, data=json.dumps(event))
 
 
-Build = Callable[..., Site]
-
-
 @pytest.fixture
-def build() -> Iterator[Build]:
-    built: list[Site] = []
-
-    def build_one(detector: "Future[Detector] | None" = None) -> Site:
-        built.append(Site(detector))
-        return built[-1]
-
-    yield build_one
-    for site in built:
-        site.pipeline.close(timeout_seconds=PATIENCE_SECONDS)
-
-
-@pytest.fixture
-def site(build: Build) -> Site:
-    return build()
+def site() -> Iterator[Site]:
+    site = Site()
+    yield site
+    site.pipeline.close(timeout_seconds=PATIENCE_SECONDS)
 
 
 def error_of(response: TestResponse) -> Any:
@@ -132,12 +119,17 @@ def test_post_of_another_storage_event_is_204(site: Site) -> None:
 
 
 def test_post_of_a_pushed_job_is_204(site: Site) -> None:
-    for name in ("a", "b"):
-        site.storage.put(name, picture())
-    job = json.dumps({"uris": ["gs://uploads/a", "gs://uploads/b"]}).encode()
+    site.storage.put("a", picture())
+    job = b'{"uri": "gs://uploads/a"}'
     envelope = {"message": {"data": base64.b64encode(job).decode()}, "subscription": "s"}
     assert_empty(site.client.post("/", json=envelope))
-    assert len(site.store.documents) == 2
+    assert len(site.store.documents) == 1
+
+
+def test_post_of_a_job_of_several_images_is_400(site: Site) -> None:
+    response = site.client.post("/", json={"uris": ["gs://uploads/a", "gs://uploads/b"]})
+    assert response.status_code == 400
+    assert "publish one message" in response.get_json()["error"]["message"]
 
 
 def test_post_of_a_form_content_type_is_read_all_the_same(site: Site) -> None:
@@ -227,7 +219,7 @@ def test_answer_405_names_the_allowed_methods(site: Site) -> None:
     assert "POST" in site.client.get("/").headers.get("Allow", "")
 
 
-# Given back
+# Rejected
 
 
 @pytest.mark.parametrize(
@@ -235,7 +227,7 @@ def test_answer_405_names_the_allowed_methods(site: Site) -> None:
     [
         (QueueFullError("The queue is full."), 429, "2"),
         (ShuttingDownError("The service is shutting down."), 503, "1"),
-        (OtherModelError("The model did not load."), 503, "10"),
+        (OtherModelError("The message asks for another model."), 503, "10"),
         (StorageUnavailableError("Cloud Storage is unavailable."), 503, "10"),
         (StoreUnavailableError("Firestore is unavailable."), 503, "10"),
     ],
@@ -259,7 +251,7 @@ def test_post_when_the_commit_fails_is_503_and_204_the_next_time(site: Site) -> 
 
 
 def test_post_that_comes_to_its_deadline_is_503_and_may_come_again_at_once(site: Site) -> None:
-    hasty = create_app(site.pipeline, begin_within_seconds=-1.0).test_client()
+    hasty = create_app(site.pipeline, start_deadline=lambda: Deadline.after(-1)).test_client()
     site.storage.put("late", picture())
     event = {"bucket": "uploads", "name": "late", "generation": "1"}
     response = hasty.post("/", headers=FINALIZED, data=json.dumps(event))
@@ -276,14 +268,12 @@ def test_post_while_stopping_is_503(site: Site) -> None:
     assert response.headers["Retry-After"] == "1"
 
 
-def test_post_given_back_logs_the_vendors_error(
-    site: Site, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_post_rejected_logs_the_vendors_error(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     error = StorageUnavailableError("Cloud Storage is unavailable.")
     error.__cause__ = OSError("connection reset by peer")
     site.storage.errors[SECRET] = error
     site.upload()
-    [record] = [one for one in caplog.records if one.getMessage() == "Gave a message back"]
+    [record] = [one for one in caplog.records if one.getMessage() == "Rejected a message"]
     assert record.levelno == logging.WARNING
     assert "connection reset by peer" in caplog.text
 
@@ -295,7 +285,7 @@ def test_post_rejected_for_all_alike_has_no_log_line_of_its_own(
     caplog.set_level(logging.INFO)
     site.storage.errors[SECRET] = kind("Access is refused.")
     assert site.upload().status_code == 503
-    assert "Gave a message back" not in caplog.messages
+    assert "Rejected a message" not in caplog.messages
 
 
 # Our own trouble
@@ -327,28 +317,28 @@ def test_post_of_a_poison_picture_is_500_and_the_next_one_204(site: Site) -> Non
 # Health
 
 
-def failed() -> "Future[Detector]":
-    future: Future[Detector] = Future()
-    future.set_exception(ModelError("the file is broken"))
-    return future
+def health(site: Site) -> list[tuple[int, Any]]:
+    answers = [site.client.get("/health/live"), site.client.get("/health/ready")]
+    return [(answer.status_code, answer.get_json()) for answer in answers]
 
 
-@pytest.mark.parametrize(
-    ("detector", "status", "live", "ready"),
-    [
-        (Future, "loading", 200, 503),
-        (lambda: loaded(FakeDetector()), "ready", 200, 200),
-        (failed, "failed", 503, 503),
-    ],
-    ids=["loading", "ready", "failed"],
-)
-def test_health_follows_the_model(
-    build: Build, detector: Callable[[], Any], status: str, live: int, ready: int
-) -> None:
-    client = build(detector()).client
-    answers = [client.get("/health/live"), client.get("/health/ready")]
-    assert [answer.status_code for answer in answers] == [live, ready]
-    assert [answer.get_json() for answer in answers] == [{"status": status}] * 2
+def test_health_of_a_service_that_works_is_200(site: Site) -> None:
+    assert health(site) == [(200, {"status": "ready"})] * 2
+
+
+def test_readiness_names_the_model(site: Site) -> None:
+    app = create_app(site.pipeline, model_health={"model": "yolo26n"})
+    answer = app.test_client().get("/health/ready").get_json()
+    assert answer == {"status": "ready", "model": "yolo26n"}
+
+
+def test_a_model_that_fails_on_every_image_is_not_live(site: Site) -> None:
+    site.detector.missing_results = 1
+    answers = [site.upload(name=str(number)).status_code for number in range(200)]
+    assert set(answers) == {500}
+    status, body = health(site)[0]
+    assert (status, body["status"]) == (503, "failed")
+    assert "different images in a row" in body["reason"]
 
 
 def test_health_while_stopping_is_live_and_not_ready(site: Site) -> None:
@@ -356,11 +346,6 @@ def test_health_while_stopping_is_live_and_not_ready(site: Site) -> None:
     answers = [site.client.get("/health/live"), site.client.get("/health/ready")]
     assert [answer.status_code for answer in answers] == [200, 503]
     assert answers[1].get_json() == {"status": "stopping"}
-
-
-def test_health_of_a_failed_model_does_not_tell_its_error(build: Build) -> None:
-    """The text is a vendor's, with paths; whoever reaches the service could read it."""
-    assert "broken" not in build(failed()).client.get("/health/ready").get_data(as_text=True)
 
 
 # Traces

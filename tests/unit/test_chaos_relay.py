@@ -18,7 +18,7 @@ class Topic:
 
     def publish(self, data: bytes, attributes: Mapping[str, str]) -> "Future[str]":
         message = json.loads(data)
-        is_job = "uris" in message
+        is_job = "uri" in message
         assert attributes == ({} if is_job else {"eventType": "OBJECT_FINALIZE"})
         self.names.append("job" if is_job else message["name"])
         done: Future[str] = Future()
@@ -122,8 +122,8 @@ def test_refused_message_stays_outstanding_and_names_its_uploads() -> None:
     relay = Relay(refuse)
     relay.expect(make(4), "x")
     notify(relay, "4.jpg")
-    relay.publish_job(b'{"uris": []}', [5, 6], copies=1)
-    assert (relay.unseen, relay.unacknowledged, relay.outstanding) == ([], [4, 5, 6], 2)
+    relay.publish_job(b'{"uri": "gs://uploads/a"}', 5, copies=1)
+    assert (relay.unseen, relay.unacknowledged, relay.outstanding) == ([], [4, 5], 2)
 
 
 def test_lost_event_is_seen_but_not_published(relay: Relay, topic: Topic) -> None:
@@ -133,12 +133,10 @@ def test_lost_event_is_seen_but_not_published(relay: Relay, topic: Topic) -> Non
     assert (topic.names, relay.unseen, relay.outstanding) == ([], [], 0)
 
 
-def test_job_is_outstanding_for_all_that_it_names_until_each_copy_is_acknowledged(
-    relay: Relay, topic: Topic
-) -> None:
-    relay.publish_job(b'{"uris": []}', [3, 5], copies=2)
+def test_job_is_outstanding_until_each_copy_is_acknowledged(relay: Relay, topic: Topic) -> None:
+    relay.publish_job(b'{"uri": "gs://uploads/a"}', 3, copies=2)
     assert topic.names == ["job", "job"]
     relay.acknowledged("1")
-    assert (relay.unacknowledged, relay.outstanding) == ([3, 5], 1)
+    assert (relay.unacknowledged, relay.outstanding) == ([3], 1)
     relay.acknowledged("2")
     assert (relay.unacknowledged, relay.outstanding) == ([], 0)

@@ -27,31 +27,31 @@ def letter(data: Any = b"", **attributes: str) -> Letter:
 
 
 @pytest.mark.parametrize(
-    ("given", "uris"),
+    ("given", "uri"),
     [
-        (letter(OBJECT, **NOTIFICATION), ["gs://uploads/a b#.jpg#7"]),
-        (letter(**NOTIFICATION, objectGeneration="7"), ["gs://uploads/a b#.jpg#7"]),
+        (letter(OBJECT, **NOTIFICATION), "gs://uploads/a b#.jpg#7"),
+        (letter(**NOTIFICATION, objectGeneration="7"), "gs://uploads/a b#.jpg#7"),
         (
             letter(OBJECT, **{"ce-type": "google.cloud.storage.object.v1.finalized"}),
-            ["gs://uploads/a b#.jpg#7"],
+            "gs://uploads/a b#.jpg#7",
         ),
-        (letter(**NOTIFICATION | {"eventType": "OBJECT_DELETE"}), []),
+        (letter(**NOTIFICATION | {"eventType": "OBJECT_DELETE"}), None),
     ],
     ids=["notification", "attributes-only", "cloud-event", "deletion"],
 )
-def test_read_of_a_notification(given: Letter, uris: list[str]) -> None:
+def test_read_of_a_notification(given: Letter, uri: str | None) -> None:
     reading = read(given)
-    assert (reading.kind, reading.uris) == (Kind.NOTIFICATION, uris)
-    assert bool(reading.reason) == (not uris)
+    assert (reading.kind, reading.uri) == (Kind.NOTIFICATION, uri)
+    assert bool(reading.reason) == (not uri)
 
 
-def test_read_of_a_job_keeps_its_rerun() -> None:
-    job = {"uris": ["gs://uploads/a", "gs://uploads/b#7"]}
-    rerun = {"seen_at": "2026-11-21T14:36:54Z", "model": None}
-    reading = read(letter(job | {"rerun": rerun}, colour="blue"))
-    assert (reading.kind, reading.uris) == (Kind.JOB, job["uris"])
-    expected = Replace(datetime(2026, 11, 21, 14, 36, 54, tzinfo=UTC))
-    assert [image.rerun for image in reading.event.images] == [expected] * 2
+@pytest.mark.parametrize("uri", ["gs://uploads/a", "gs://uploads/b#7"])
+def test_read_of_a_job_keeps_what_it_may_replace(uri: str) -> None:
+    replace = {"if_created_before": "2026-11-21T14:36:54Z", "unless_model": None}
+    reading = read(letter({"uri": uri, "replace": replace}, colour="blue"))
+    assert (reading.kind, reading.uri) == (Kind.JOB, uri)
+    assert reading.event.image
+    assert reading.event.image.replace == Replace(datetime(2026, 11, 21, 14, 36, 54, tzinfo=UTC))
 
 
 @pytest.mark.parametrize(
@@ -60,15 +60,15 @@ def test_read_of_a_job_keeps_its_rerun() -> None:
         letter(b"\xff\xd8"),
         letter(b""),
         letter({"url": "gs://uploads/a"}),
-        letter({"uris": []}),
+        letter({"uris": ["gs://uploads/a"]}),
         letter({"bucket": "uploads"}, **NOTIFICATION),
         letter(OBJECT, **{"ce-type": "com.example"}),
     ],
-    ids=["binary", "empty", "other", "no-uris", "no-name", "other-event"],
+    ids=["binary", "empty", "other", "several", "no-name", "other-event"],
 )
 def test_read_of_the_unreadable_says_why(given: Letter) -> None:
     reading = read(given)
-    assert (reading.kind, reading.uris) == (Kind.UNREADABLE, [])
+    assert (reading.kind, reading.uri) == (Kind.UNREADABLE, None)
     assert reading.reason
 
 

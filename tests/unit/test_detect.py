@@ -22,10 +22,10 @@ from service.operate.detect import (
     find_files,
     save_annotated,
 )
-from service.pipeline import PipelineOptions
+from service.settings import Settings
 from tests.fakes import FakeDetector, color_of, label_of, picture
 
-OPTIONS = PipelineOptions(max_batch_size=4, max_queue=8)
+OPTIONS = Settings(max_batch_size=4)
 
 
 @pytest.fixture
@@ -169,16 +169,15 @@ def test_annotate_of_extreme_sides_does_not_raise(size: tuple[int, int]) -> None
 SETTINGS: dict[str, tuple[str, str, object]] = {
     "MAX_IMAGE_PIXELS": ("1234", "max_image_pixels", 1234),
     "MAX_IMAGE_BYTES": ("1234", "max_image_bytes", 1234),
-    "MAX_HELD_BYTES": ("1234", "max_held_bytes", 1234),
+    "MAX_BUFFERED_BYTES": ("1234", "max_buffered_bytes", 1234),
     "MAX_BATCH_PIXELS": ("1234", "max_batch_pixels", 1234),
-    "MAX_BATCH_DELAY_MS": ("250", "max_batch_delay_seconds", 0.25),
     "REDUCED_DECODE": ("false", "reduced_decode", False),
     "IMAGE_SIZE": ("96", "image_size", 96),
-    "LANES": ("3", "lanes", 3),
+    "INFERENCE_STREAMS": ("3", "streams", 3),
 }
 
 
-@pytest.mark.parametrize("name", re.findall(r"[A-Z]+(?:_[A-Z]+)+|LANES", command.help or ""))
+@pytest.mark.parametrize("name", re.findall(r"[A-Z]+(?:_[A-Z]+)+", command.help or ""))
 def test_setting_that_the_help_names_is_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -191,7 +190,7 @@ def test_setting_that_the_help_names_is_read(
         return FakeDetector()
 
     def detect_none(
-        files: list[Path], detector: FakeDetector, options: PipelineOptions, receive: Any
+        files: list[Path], detector: FakeDetector, options: Settings, receive: Any
     ) -> None:
         arrived.update(asdict(options))
 

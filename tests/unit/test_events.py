@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from service.domain import Event, ImageRef
 from service.errors import EnvelopeError
-from service.events import MAX_URIS, parse_event, parse_uri
+from service.events import parse_event, parse_uri
 
 EVENTS = Path(__file__).parent.parent / "data" / "events"
 NAMES = sorted(path.name.removesuffix("-input.json") for path in EVENTS.glob("*-input.json"))
@@ -38,18 +38,26 @@ def load(name: str, end: str) -> Any:
 
 def plain(event: Event) -> dict[str, Any]:
     """An event as the expected files write it."""
-    images = []
-    for image in event.images:
-        fields = asdict(image)
-        rerun = fields.pop("rerun")
-        images.append(fields | fields.pop("metadata"))
-        if rerun:
-            images[-1]["rerun"] = rerun | {"seen_at": rerun["seen_at"].isoformat()}
+    image = asdict(event.image) if event.image else None
+    if image:
+        permission = image.pop("replace")
+        image |= image.pop("metadata")
+        del image["created_at"]  # no event tells it
+        if permission:
+            before = permission["if_created_before"].isoformat()
+            image["replace"] = permission | {"if_created_before": before}
     return {
-        "images": images,
+        "image": image,
         "event_time": event.event_time.isoformat() if event.event_time else None,
         "ignored": bool(event.ignored),
+        "is_job": event.is_job,
+        "delivery_attempt": event.delivery_attempt,
     }
+
+
+def image_of(event: Event) -> ImageRef:
+    assert event.image
+    return event.image
 
 
 def dumps(value: Any) -> bytes:
@@ -69,7 +77,7 @@ def resource(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_parse_event_of_known_form_gives_its_pictures(name: str) -> None:
+def test_parse_event_of_known_form_gives_its_image(name: str) -> None:
     request = load(name, "input")
     body = request["body_text"].encode() if "body_text" in request else dumps(request["body"])
     assert plain(parse_event(request["headers"], body)) == load(name, "expected")
@@ -86,7 +94,7 @@ def test_parse_event_of_utf8_and_escaped_json_is_the_same() -> None:
     fields = resource(name="日本/😀.jpg")
     escaped = parse_event(FINALIZED, json.dumps(fields).encode())
     assert escaped == parse_event(FINALIZED, json.dumps(fields, ensure_ascii=False).encode())
-    assert escaped.images == (ImageRef("uploads", "日本/😀.jpg", 1),)
+    assert escaped.image == ImageRef("uploads", "日本/😀.jpg", 1)
 
 
 def test_parse_event_time_is_aware() -> None:
@@ -97,22 +105,34 @@ def test_parse_event_time_is_aware() -> None:
 
 def test_parse_event_of_largest_generation_keeps_it() -> None:
     event = parse_event(FINALIZED, dumps(resource(generation=str(2**63 - 1))))
-    assert event.images[0].generation == 2**63 - 1
+    assert image_of(event).generation == 2**63 - 1
 
 
-def test_parse_event_of_the_most_uris_allowed_keeps_their_order() -> None:
-    uris = [f"gs://uploads/{number}.jpg" for number in range(1000)]
-    images = parse_event({}, push({"uris": uris})).images
-    assert [image.uri for image in images] == uris
+@pytest.mark.parametrize("uris", [[], ["gs://uploads/a"], ["gs://uploads/a", "gs://uploads/b"]])
+def test_job_of_several_images_says_how_to_publish_them(uris: list[str]) -> None:
+    for job in ({"uris": uris}, {"uris": uris, "uri": "gs://uploads/a"}):
+        with pytest.raises(EnvelopeError, match="publish one message .* an image"):
+            parse_event({}, push(job))
+
+
+@pytest.mark.parametrize(
+    ("attempt", "expected"),
+    [(1, 1), (50, 50), (None, None), (0, None), (-1, None), ("2", None), (True, None), (1.5, None)],
+    ids=repr,
+)
+def test_delivery_attempt_is_a_count_or_unknown(attempt: Any, expected: int | None) -> None:
+    envelope = json.loads(push({"uri": "gs://uploads/a"})) | {"deliveryAttempt": attempt}
+    assert parse_event({}, dumps(envelope)).delivery_attempt == expected
+    assert parse_event(PUBLISHED, dumps(envelope)).delivery_attempt == expected
 
 
 @pytest.mark.parametrize("bucket", ["abc", "a.b-c_d", "1" * 63, "a" * 222])
 def test_parse_event_takes_bucket_names_that_exist(bucket: str) -> None:
-    assert parse_event(FINALIZED, dumps(resource(bucket=bucket))).images[0].bucket == bucket
+    assert image_of(parse_event(FINALIZED, dumps(resource(bucket=bucket)))).bucket == bucket
 
 
-RERUN = {"uri": f"gs://uploads/{MARKER}"}
-SEEN = {"seen_at": "2026-11-21T14:36:54Z"}
+JOB = {"uri": f"gs://uploads/{MARKER}"}
+BEFORE = {"if_created_before": "2026-11-21T14:36:54Z"}
 
 UNREADABLE: dict[str, tuple[dict[str, str], bytes]] = {
     "empty body": ({}, b""),
@@ -190,13 +210,10 @@ UNREADABLE: dict[str, tuple[dict[str, str], bytes]] = {
     "uri a list": ({}, push({"uri": [f"gs://uploads/{MARKER}"]})),
     "uri null": ({}, push({"uri": None})),
     "uri NaN": ({}, b'{"uri": NaN}'),
-    "uris empty": ({}, push({"uris": []})),
     "uris null": ({}, push({"uris": None})),
     "uris a text": ({}, push({"uris": f"gs://uploads/{MARKER}"})),
-    "uris an object": ({}, push({"uris": {f"gs://uploads/{MARKER}": 1}})),
-    "uris with a number": ({}, push({"uris": [f"gs://uploads/{MARKER}", 7]})),
-    "uris too many": ({}, push({"uris": [f"gs://uploads/{MARKER}{i}" for i in range(1001)]})),
-    "uris too many, all the same": ({}, push({"uris": [f"gs://uploads/{MARKER}"] * 1001})),
+    "uris of one": ({}, push({"uris": [f"gs://uploads/{MARKER}"]})),
+    "uris of many": ({}, push({"uris": [f"gs://uploads/{MARKER}{i}" for i in range(1001)]})),
     "uri of http": ({}, push({"uri": f"https://uploads/{MARKER}"})),
     "uri of upper case": ({}, push({"uri": f"GS://uploads/{MARKER}"})),
     "uri without object": ({}, push({"uri": f"gs://{MARKER}"})),
@@ -208,27 +225,33 @@ UNREADABLE: dict[str, tuple[dict[str, str], bytes]] = {
     "uri with a lone surrogate": ({}, push({"uri": f"gs://uploads/{MARKER}\ud800"})),
     "uri over 1024 bytes": ({}, push({"uri": f"gs://uploads/{MARKER}{'é' * 508}"})),
     "uri of a bad bucket": ({}, push({"uri": f"gs://{MARKER.upper()}/a"})),
-    "rerun null": ({}, push(RERUN | {"rerun": None})),
-    "rerun a text": ({}, push(RERUN | {"rerun": MARKER})),
-    "rerun empty": ({}, push(RERUN | {"rerun": {}})),
-    "rerun seen at a text": ({}, push(RERUN | {"rerun": {"seen_at": MARKER}})),
-    "rerun seen at a number": ({}, push(RERUN | {"rerun": {"seen_at": 7}})),
-    "rerun seen at a time without zone": (
+    "replace null": ({}, push(JOB | {"replace": None})),
+    "replace a text": ({}, push(JOB | {"replace": MARKER})),
+    "replace empty": ({}, push(JOB | {"replace": {}})),
+    "replace before a text": ({}, push(JOB | {"replace": {"if_created_before": MARKER}})),
+    "replace before a number": ({}, push(JOB | {"replace": {"if_created_before": 7}})),
+    "replace before a time without zone": (
         {},
-        push(RERUN | {"rerun": {"seen_at": "2026-11-21T14:36:54"}}),
+        push(JOB | {"replace": {"if_created_before": "2026-11-21T14:36:54"}}),
     ),
-    "rerun seen before the year 1": (
+    "replace before the year 1": (
         {},
-        push(RERUN | {"rerun": {"seen_at": "0001-01-01T00:00:00+23:59"}}),
+        push(JOB | {"replace": {"if_created_before": "0001-01-01T00:00:00+23:59"}}),
     ),
-    "rerun of a model's name": ({}, push(RERUN | {"rerun": SEEN | {"model": MARKER}})),
-    "rerun of a model in capitals": ({}, push(RERUN | {"rerun": SEEN | {"model": "A" * 64}})),
-    "rerun of a model and a newline": (
+    "replace unless a model's name": (
         {},
-        push(RERUN | {"rerun": SEEN | {"model": "a" * 63 + "\n"}}),
+        push(JOB | {"replace": BEFORE | {"unless_model": MARKER}}),
     ),
-    "rerun of a model a number": ({}, push(RERUN | {"rerun": SEEN | {"model": 7}})),
-    "rerun without uris": ({}, push({"rerun": SEEN})),
+    "replace unless a model in capitals": (
+        {},
+        push(JOB | {"replace": BEFORE | {"unless_model": "A" * 64}}),
+    ),
+    "replace unless a model and a newline": (
+        {},
+        push(JOB | {"replace": BEFORE | {"unless_model": "a" * 63 + "\n"}}),
+    ),
+    "replace unless a model a number": ({}, push(JOB | {"replace": BEFORE | {"unless_model": 7}})),
+    "replace without uri": ({}, push({"replace": BEFORE})),
     "generation missing": (FINALIZED, dumps(resource(generation=None))),
     "generation a text": (FINALIZED, dumps(resource(generation=MARKER))),
     "generation empty": (FINALIZED, dumps(resource(generation=""))),
@@ -291,7 +314,7 @@ def test_parse_event_of_name_garbled_by_wsgi_is_not_another_name() -> None:
     header = "é.jpg".encode().decode("latin-1")
     headers = NOTIFICATION | {"objectId": header, "objectGeneration": "1"}
     try:
-        names = [image.name for image in parse_event(headers, b"").images]
+        names = [image_of(parse_event(headers, b"")).name]
     except EnvelopeError:
         names = []
     assert names in ([], ["é.jpg"])
@@ -302,7 +325,7 @@ def test_parse_event_of_time_out_of_utc_range_drops_it() -> None:
     headers = FINALIZED | {"ce-time": "0001-01-01T00:00:00+23:59"}
     event = parse_event(headers, dumps(resource()))
     assert event.event_time is None
-    assert len(event.images) == 1
+    assert event.image
 
 
 @pytest.mark.parametrize(
@@ -343,7 +366,7 @@ json_values = st.recursive(
 )
 some_keys = st.sampled_from(
     ["bucket", "name", "generation", "size", "contentType", "kind", "uri", "uris", "time", "type"]
-    + ["rerun", "seen_at", "model"]
+    + ["replace", "if_created_before", "unless_model", "deliveryAttempt"]
     + ["data", "data_base64", "message", "attributes", "eventType", "bucketId", "objectId"]
 )
 near_misses = st.dictionaries(
@@ -359,8 +382,7 @@ def assert_read_or_refused(headers: dict[str, str], body: bytes) -> None:
         event = parse_event(headers, body)
     except EnvelopeError:
         return
-    assert bool(event.ignored) != bool(event.images)
-    assert len(event.images) <= MAX_URIS
+    assert bool(event.ignored) != bool(event.image)
 
 
 @property_test
@@ -390,4 +412,4 @@ def test_parse_event_of_known_fields_in_disorder_reads_or_refuses(
 @given(key=st.sampled_from(["ce-time", "eventTime", "time"]), text=st.text(st.characters()))
 def test_parse_event_of_any_time_is_read(key: str, text: str) -> None:
     headers = FINALIZED | {key: text}
-    assert len(parse_event(headers, dumps(resource())).images) == 1
+    assert parse_event(headers, dumps(resource())).image

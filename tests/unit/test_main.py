@@ -1,7 +1,6 @@
 """The container's composition root: what stops the start, and what the model's thread says."""
 
 import logging
-from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from service.errors import ModelError
 from service.inference.canary import VerifiedModel
 from service.inference.loading import load_detector, warm_up
-from service.server.wsgi import _detector_of, _health, build_app
+from service.server.wsgi import _model_health, build_app
 from service.settings import Settings
 from tests.fakes import FakeDetector
 from tests.loglines import logged_by
@@ -57,44 +56,16 @@ def test_warm_up_runs_one_picture_of_the_models_size() -> None:
     assert detector.shapes == [(480, 640, 3)]
 
 
-def settled(value: VerifiedModel | Exception) -> "Future[VerifiedModel]":
-    future: Future[VerifiedModel] = Future()
-    if isinstance(value, Exception):
-        future.set_exception(value)
-    else:
-        future.set_result(value)
-    return future
-
-
 SETTINGS = Settings(model_path=Path("/srv/secret/shapes_openvino_model"))
 
 
 def test_health_names_model_and_precision() -> None:
-    checked = VerifiedModel(FakeDetector(), SETTINGS.model_path)
-    assert _health(settled(checked), SETTINGS) == {"model": "fake.pt", "precision": "fp32"}
+    verified = VerifiedModel(FakeDetector(), SETTINGS.model_path)
+    assert _model_health(verified, SETTINGS) == {"model": "fake.pt", "precision": "fp32"}
 
 
 def test_health_of_a_fallback_says_why_and_names_no_directory() -> None:
-    checked = VerifiedModel(
-        FakeDetector(), SETTINGS.model_path, f"The canary of {SETTINGS.model_path} x"
-    )
-    health = _health(settled(checked), SETTINGS)
+    reason = f"The canary of {SETTINGS.model_path} x"
+    verified = VerifiedModel(FakeDetector(), SETTINGS.model_path, reason)
+    health = _model_health(verified, SETTINGS)
     assert health["fallback"] == "The canary of shapes_openvino_model x"
-
-
-def test_health_of_a_model_that_did_not_load_says_why_and_names_no_directory() -> None:
-    error = ModelError(f"The canary of {SETTINGS.model_path} differs")
-    health = _health(settled(error), SETTINGS)
-    assert health == {"reason": "The canary of shapes_openvino_model differs"}
-    assert _health(settled(KeyError("/srv")), SETTINGS) == {"reason": "The log says why."}
-
-
-def test_health_while_loading_says_nothing_of_the_model() -> None:
-    assert _health(Future(), SETTINGS) == {}
-
-
-def test_detector_comes_out_of_the_checked_model_or_its_error() -> None:
-    detector = FakeDetector()
-    assert _detector_of(settled(VerifiedModel(detector, Path("model")))).result(0) is detector
-    with pytest.raises(ModelError, match="broken"):
-        _detector_of(settled(ModelError("broken"))).result(0)

@@ -24,9 +24,7 @@ from service.errors import (
     TooLateError,
 )
 from service.health import Health
-from service.inference.model import Model
-from service.pipeline import Pipeline, PipelineOptions
-from service.recorder import Recorder
+from service.pipeline import Pipeline
 from tests.fakes import (
     BUCKET,
     PATIENCE_SECONDS,
@@ -39,6 +37,7 @@ from tests.fakes import (
     in_thread,
     label_of,
     picture,
+    pipeline_of,
     wait_until,
 )
 from tests.loglines import logged_by
@@ -59,13 +58,14 @@ class World:
         self.pipelines: list[Pipeline] = []
 
     def pipeline(self, *, max_batch_size: int = 8, **options: Any) -> Pipeline:
-        pipeline = Pipeline(
+        pipeline = pipeline_of(
             self.storage,
-            self.decoders,
-            Model(self.detector, self.health, max_batch_size=max_batch_size),
-            Recorder(self.store, self.health),
-            self.health,
-            PipelineOptions(**options),
+            self.store,
+            self.detector,
+            decoders=self.decoders,
+            health=self.health,
+            max_batch_size=max_batch_size,
+            **options,
         )
         self.pipelines.append(pipeline)
         return pipeline

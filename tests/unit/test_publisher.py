@@ -1,46 +1,42 @@
-"""Jobs as messages, read back by the parser that receives them."""
+"""Jobs as messages, read back by the parser that receives them; and what waits for Pub/Sub."""
 
 import base64
 import json
+from collections.abc import Iterator
+from concurrent.futures import Future
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
+from google.api_core import exceptions
 
-from service.domain import Replace
-from service.events import MAX_URIS, parse_event
-from service.gcp.publisher import PublishError, job_messages, publish_jobs, topic_path
-from service.settings import Settings
-
-
-def pushed(message: bytes) -> bytes:
-    """The message as a wrapped push delivers it."""
-    return json.dumps({"message": {"data": base64.b64encode(message).decode()}}).encode()
-
-
-def read(message: bytes) -> list[str]:
-    return [image.uri for image in parse_event({}, pushed(message)).images]
-
-
-def test_job_messages_of_no_uris_are_none() -> None:
-    assert list(job_messages([])) == []
-
-
-def test_job_messages_of_few_uris_are_one() -> None:
-    assert list(job_messages(["gs://uploads/a.jpg", "gs://uploads/é.jpg"])) == [
-        '{"uris": ["gs://uploads/a.jpg", "gs://uploads/é.jpg"]}'.encode()
-    ]
-
-
-@pytest.mark.parametrize(
-    ("count", "sizes"),
-    [(1, [1]), (1000, [1000]), (1001, [1000, 1]), (2500, [1000, 1000, 500])],
-    ids=str,
+from service.domain import ImageRef, Replace
+from service.events import parse_event
+from service.gcp import publisher
+from service.gcp.publisher import (
+    MessageError,
+    PublishError,
+    job_message,
+    publish_jobs,
+    topic_path,
 )
-def test_job_messages_hold_as_many_uris_as_the_parser_takes(count: int, sizes: list[int]) -> None:
-    uris = [f"gs://uploads/{number}.jpg" for number in range(count)]
-    received = [read(message) for message in job_messages(iter(uris))]
-    assert [len(group) for group in received] == sizes
-    assert sum(received, []) == uris
+
+
+def read(message: bytes) -> ImageRef:
+    """The image of a message, as a wrapped push delivers it."""
+    push = {"message": {"data": base64.b64encode(message).decode()}}
+    event = parse_event({}, json.dumps(push).encode())
+    assert event.is_job and event.image
+    return event.image
+
+
+def test_message_is_the_documented_form() -> None:
+    assert job_message("gs://uploads/é.jpg#7") == '{"uri": "gs://uploads/é.jpg#7"}'.encode()
+    seen = datetime(2026, 11, 21, 14, 36, 54, tzinfo=UTC)
+    assert json.loads(job_message("gs://uploads/a", Replace(seen, "a" * 64))) == {
+        "uri": "gs://uploads/a",
+        "replace": {"if_created_before": "2026-11-21T14:36:54+00:00", "unless_model": "a" * 64},
+    }
 
 
 @pytest.mark.parametrize(
@@ -48,36 +44,15 @@ def test_job_messages_hold_as_many_uris_as_the_parser_takes(count: int, sizes: l
     ["日本/😀.jpg", "line\nbreak.jpg", 'quote".jpg', "back\\slash.jpg", "a%2Fb.jpg", "é" * 512],
     ids=["unicode", "newline", "quote", "backslash", "percent", "1024-bytes"],
 )
-def test_job_messages_of_odd_names_come_back_the_same(name: str) -> None:
-    [message] = job_messages([f"gs://uploads/{name}"])
-    assert read(message) == [f"gs://uploads/{name}"]
-
-
-def test_job_messages_with_generation_come_back_with_it() -> None:
-    [message] = job_messages(["gs://uploads/a.jpg#7"])
-    assert parse_event({}, pushed(message)).images[0].generation == 7
-
-
-def test_job_messages_of_the_longest_names_fit_a_request() -> None:
-    name = "é" * 510
-    uris = [f"gs://{'b' * 63}/{number:04}{name}" for number in range(MAX_URIS)]
-    [message] = job_messages(uris)
-    assert len(pushed(message)) < Settings().max_request_bytes
-
-
-def test_job_messages_of_names_that_escape_to_many_bytes_still_fit_a_request() -> None:
-    uris = [f"gs://{'b' * 63}/{number:04}{chr(1) * 1020}" for number in range(MAX_URIS)]
-    messages = list(job_messages(uris))
-    assert all(len(pushed(message)) < Settings().max_request_bytes for message in messages)
-    assert sum((read(message) for message in messages), []) == uris
+def test_message_of_an_odd_name_comes_back_the_same(name: str) -> None:
+    assert read(job_message(f"gs://uploads/{name}")) == ImageRef("uploads", name)
+    assert read(job_message(f"gs://uploads/{name}#7")) == ImageRef("uploads", name, 7)
 
 
 @pytest.mark.parametrize("model", [None, "ab" * 32], ids=["any", "one"])
-def test_job_messages_of_a_rerun_come_back_with_it(model: str | None) -> None:
-    rerun = Replace(datetime(2026, 11, 21, 14, 36, 54, 443164, tzinfo=UTC), model)
-    messages = job_messages(["gs://uploads/a.jpg#7"] * 3, uris_per_message=2, rerun=rerun)
-    images = [parse_event({}, pushed(message)).images for message in messages]
-    assert [[image.rerun for image in group] for group in images] == [[rerun], [rerun]]
+def test_message_with_leave_to_replace_comes_back_with_it(model: str | None) -> None:
+    permission = Replace(datetime(2026, 11, 21, 14, 36, 54, 443164, tzinfo=UTC), model)
+    assert read(job_message("gs://uploads/a.jpg#7", permission)).replace == permission
 
 
 def test_topic_path_completes_a_name_only() -> None:
@@ -87,6 +62,79 @@ def test_topic_path_completes_a_name_only() -> None:
         topic_path("jobs", None)
 
 
-def test_publish_jobs_with_an_attribute_that_the_client_would_take_for_its_own_raises() -> None:
+# What waits for Pub/Sub
+
+
+class FakeClient:
+    """Confirms a message when somebody waits for it; counts those that are not confirmed yet."""
+
+    def __init__(self, error: Exception | None = None, confirms_at_once: bool = False) -> None:
+        self.error = error
+        self.confirms_at_once = confirms_at_once
+        self.outstanding = self.most_outstanding = self.count = 0
+
+    def publish(self, topic: str, data: bytes, **named: Any) -> "Future[str]":
+        future = Confirmed(self)
+        self.count += 1
+        self.outstanding += 1
+        self.most_outstanding = max(self.most_outstanding, self.outstanding)
+        if self.confirms_at_once:
+            future.confirm()
+        return future
+
+
+class Confirmed(Future[str]):
+    def __init__(self, client: FakeClient) -> None:
+        super().__init__()
+        self._client = client
+
+    def confirm(self) -> None:
+        self._client.outstanding -= 1
+        if self._client.error:
+            self.set_exception(self._client.error)
+        else:
+            self.set_result("1")
+
+    def result(self, timeout: float | None = None) -> str:
+        if not self.done():
+            self.confirm()
+        return super().result(timeout)
+
+
+def publish(client: FakeClient, messages: Iterator[bytes]) -> int:
+    return publish_jobs(client, "t", messages)  # type: ignore[arg-type]
+
+
+def test_few_messages_wait_for_their_confirmation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher, "_MAX_OUTSTANDING", 10)
+    client = FakeClient()
+    assert publish(client, (b"%d" % i for i in range(1000))) == 1000
+    assert (client.most_outstanding, client.outstanding) == (11, 0)
+
+
+def test_error_is_raised_before_the_messages_that_wait_their_turn() -> None:
+    """Paced, the next thousand messages may take hours."""
+    client = FakeClient(exceptions.NotFound("no topic"), confirms_at_once=True)
+    with pytest.raises(PublishError, match="There is no topic t"):
+        publish(client, (b"%d" % i for i in range(1000)))
+    assert client.count == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (exceptions.InvalidArgument("too large"), MessageError),
+        (exceptions.PermissionDenied("no"), PublishError),
+        (exceptions.ServiceUnavailable("away"), PublishError),
+        (TimeoutError(), PublishError),
+    ],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
+def test_error_of_the_client_is_one_of_ours(error: Exception, kind: type[Exception]) -> None:
+    with pytest.raises(kind):
+        publish(FakeClient(error), iter([b"{}"]))
+
+
+def test_attribute_that_the_client_would_take_for_its_own_is_refused() -> None:
     with pytest.raises(PublishError, match="'timeout'"):
         publish_jobs(None, "t", [b"{}"], attributes={"timeout": "1"})  # type: ignore[arg-type]

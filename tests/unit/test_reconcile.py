@@ -2,14 +2,14 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from service.domain import ImageRef, Record, Records, Replace
+from service.domain import ImageRef, ObjectMetadata, Record, Records, Replace
 from service.errors import StoreUnavailableError
 from service.operate.reconcile import (
     Enqueue,
@@ -17,9 +17,13 @@ from service.operate.reconcile import (
     Scope,
     State,
     Tally,
+    last_run,
+    last_started_at,
     load,
+    parse_since,
     reconcile,
     save,
+    since_last,
 )
 
 BUCKET = "uploads"
@@ -30,10 +34,11 @@ PART = "gcloud/tmp/parallel_composite_uploads/see_gcloud_storage_cp_help_for_det
 
 @dataclass
 class FakeBucket:
-    """Names in order, in pages; every object's generation is 7."""
+    """Names in order, in pages; every object's generation is 7, and its age in days by name."""
 
     names: Sequence[str]
     page_size: int = 2
+    ages: Mapping[str, int] = field(default_factory=dict)
     fails_after: int | None = None  # pages
 
     def pages(self, bucket: str, prefix: str, *, after: str = "") -> Iterator[Sequence[ImageRef]]:
@@ -41,7 +46,12 @@ class FakeBucket:
         for start in range(0, len(names), self.page_size):
             if start // self.page_size == self.fails_after:
                 raise StoreUnavailableError("down")
-            yield [ImageRef(bucket, name, 7) for name in names[start : start + self.page_size]]
+            yield [self._ref(bucket, name) for name in names[start : start + self.page_size]]
+
+    def _ref(self, bucket: str, name: str) -> ImageRef:
+        age = self.ages.get(name)
+        created_at = None if age is None else START - timedelta(days=age)
+        return ImageRef(bucket, name, 7, ObjectMetadata(created_at=created_at))
 
 
 @dataclass
@@ -67,9 +77,8 @@ class FakeRecords:
 class Published:
     jobs: list[tuple[list[str], Replace | None]] = field(default_factory=list)
 
-    def __call__(self, uris: Sequence[str], rerun: Replace | None) -> int:
-        self.jobs.append((list(uris), rerun))
-        return 1
+    def __call__(self, uris: Sequence[str], permission: Replace | None) -> None:
+        self.jobs.append((list(uris), permission))
 
     @property
     def uris(self) -> list[str]:
@@ -106,34 +115,33 @@ def test_of_an_empty_bucket_counts_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("enqueue", "expected", "rerun"),
+    ("enqueue", "expected", "permission"),
     [
         ("missing", uris("a.jpg", "e#5.jpg"), None),
-        ("failed", uris("d.jpg"), Replace(START + timedelta(seconds=2))),
-        ("stale", uris("c.jpg"), Replace(START + timedelta(seconds=2), OURS)),
+        ("failed", uris("d.jpg"), Replace(START + timedelta(seconds=1))),
+        ("stale", uris("c.jpg"), Replace(START + timedelta(seconds=1), OURS)),
         (
             "all",
             uris("a.jpg", "c.jpg", "d.jpg", "e#5.jpg"),
-            Replace(START + timedelta(seconds=1), OURS),  # the first look-up: never too late
+            Replace(START + timedelta(seconds=1), OURS),
         ),
     ],
 )
 def test_enqueue_publishes_what_was_asked_for(
-    enqueue: str, expected: list[str], rerun: Replace | None
+    enqueue: str, expected: list[str], permission: Replace | None
 ) -> None:
     publish = Published()
     scope = Scope(BUCKET, model=OURS, enqueue=Enqueue(enqueue))
-    tally = reconcile(
-        scope, FakeBucket(NAMES), FakeRecords(DOCUMENTS), publish=publish, uris_per_message=100
-    )
-    assert publish.jobs == [(expected, rerun)]
-    assert (tally.selected, tally.messages) == (len(expected), 1)
+    bucket = FakeBucket(NAMES, page_size=100)
+    tally = reconcile(scope, bucket, FakeRecords(DOCUMENTS), publish=publish)
+    assert publish.jobs == [(expected, permission)]
+    assert tally.selected == len(expected)
 
 
 def test_counting_alone_publishes_nothing_and_counts_the_same() -> None:
     scope = Scope(BUCKET, model=OURS, enqueue=Enqueue.ALL)
     tally = reconcile(scope, FakeBucket(NAMES), FakeRecords(DOCUMENTS))
-    assert (tally.selected, tally.messages) == (4, 0)
+    assert tally.selected == 4
 
 
 def test_records_are_asked_for_in_groups_and_not_for_what_is_ignored() -> None:
@@ -143,27 +151,114 @@ def test_records_are_asked_for_in_groups_and_not_for_what_is_ignored() -> None:
     assert store.calls == [250] * 4
 
 
-def test_a_full_message_is_published_at_once_and_the_rest_at_the_end() -> None:
+def test_jobs_of_each_page_are_published_before_the_next_is_compared() -> None:
     names = [f"{i}.jpg" for i in range(10)]
     publish = Published()
     scope = Scope(BUCKET, enqueue=Enqueue.MISSING)
-    bucket = FakeBucket(names, page_size=3)
-    reconcile(scope, bucket, FakeRecords({}), publish=publish, uris_per_message=5)
-    assert [len(group) for group, _ in publish.jobs] == [6, 4]
+    reconcile(scope, FakeBucket(names, page_size=4), FakeRecords({}), publish=publish)
+    assert [len(group) for group, _ in publish.jobs] == [4, 4, 2]
     assert publish.uris == uris(*names)
 
 
-def test_few_missing_ones_are_gathered_over_pages_but_not_for_ever() -> None:
+def test_place_is_kept_after_each_page_with_jobs_and_now_and_then() -> None:
     names = [f"{i:03}.jpg" for i in range(60)]
     documents: dict[str, tuple[str, str | None]] = {
-        name: ("done", OURS) for i, name in enumerate(names) if i % 6
+        name: ("done", OURS) for name in names if name != "010.jpg"
     }
-    publish = Published()
-    scope = Scope(BUCKET, enqueue=Enqueue.MISSING)
+    places: list[str] = []
     reconcile(
-        scope, FakeBucket(names), FakeRecords(documents), publish=publish, uris_per_message=500
+        Scope(BUCKET, enqueue=Enqueue.MISSING),
+        FakeBucket(names),
+        FakeRecords(documents),
+        publish=Published(),
+        checkpoint=lambda tally: places.append(tally.after),
     )
-    assert [len(group) for group, _ in publish.jobs] == [4, 3, 3]  # every 10 pages of 2
+    assert places == ["011.jpg", "019.jpg", "039.jpg", "059.jpg", "059.jpg"]
+
+
+# By age
+
+AGES = {"a.jpg": 1, "b.jpg": 1, "c.jpg": 3, "d.jpg": 4, "e#5.jpg": 5, PART: 5}
+
+
+def test_older_objects_are_counted_but_their_documents_are_not_read() -> None:
+    store, publish = FakeRecords(DOCUMENTS), Published()
+    scope = Scope(BUCKET, model=OURS, enqueue=Enqueue.ALL)
+    bucket = FakeBucket(NAMES, page_size=100, ages=AGES)
+    since = START - timedelta(days=3)
+    tally = reconcile(scope, bucket, store, since=since, publish=publish)
+    assert (tally.objects, tally.done, tally.missing, tally.failed) == (7, 2, 1, 0)
+    assert (tally.ignored, tally.older, tally.selected) == (2, 2, 2)
+    assert publish.uris == uris("a.jpg", "c.jpg")  # c is as old as `since`
+    assert store.calls == [3]
+
+
+def test_results_that_expired_are_made_again_only_if_all_is_compared() -> None:
+    names = [f"{i}.jpg" for i in range(10)]
+    bucket = FakeBucket(names, ages=dict.fromkeys(names[:9], 30) | {"9.jpg": 1})
+    scope = Scope(BUCKET, enqueue=Enqueue.MISSING)
+    nightly, full = Published(), Published()
+    since = since_last(START - timedelta(days=1), START)
+    reconcile(scope, bucket, FakeRecords({}), since=since, publish=nightly)
+    reconcile(scope, bucket, FakeRecords({}), publish=full)
+    assert (nightly.uris, len(full.uris)) == (uris("9.jpg"), 10)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2d", timedelta(days=2)),
+        ("36h", timedelta(hours=36)),
+        ("2026-11-20T00:00:00Z", START - timedelta(days=1)),
+        ("2026-11-20T01:00:00+01:00", START - timedelta(days=1)),
+    ],
+)
+def test_since_is_an_age_or_a_time(text: str, expected: timedelta | datetime) -> None:
+    assert parse_since(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "d", "2", "2w", "-2d", "1.5d", "last", "2026-11-20T00:00:00"])
+def test_since_of_anything_else_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_since(text)
+
+
+@pytest.mark.parametrize(
+    ("last", "days"), [(None, 2), (0.5, 2), (2, 2), (7, 7)], ids=["first", "hours", "two", "week"]
+)
+def test_run_looks_back_to_the_last_one_but_at_least_two_days(
+    last: float | None, days: int
+) -> None:
+    started_at = None if last is None else START - timedelta(days=last)
+    assert since_last(started_at, START) == START - timedelta(days=days)
+
+
+NIGHTLY = Scope(BUCKET, model=OURS, enqueue=Enqueue.MISSING, since="gs://state/last-run")
+
+
+def test_last_run_is_kept_with_what_it_compared() -> None:
+    assert last_started_at(NIGHTLY, None) is None
+    kept = last_run(NIGHTLY, START)
+    assert last_started_at(NIGHTLY, kept) == START
+    assert last_started_at(replace(NIGHTLY, model=THEIRS), kept) == START  # was deployed since
+    for other in (
+        replace(NIGHTLY, bucket="other"),
+        replace(NIGHTLY, prefix="cam1/"),
+        replace(NIGHTLY, enqueue=Enqueue.FAILED),
+    ):
+        with pytest.raises(ResumeError, match="of another run"):
+            last_started_at(other, kept)
+
+
+@pytest.mark.parametrize(
+    "kept", [b"", b"{", b"[]", b"{}", b"\xff", b'{"started_at": 7}', b'{"started_at": "now"}']
+)
+def test_last_run_that_is_not_ours_is_refused(kept: bytes) -> None:
+    with pytest.raises(ResumeError, match="was not written by an earlier run"):
+        last_started_at(NIGHTLY, kept)
+
+
+# Going on
 
 
 @pytest.mark.parametrize("fails_after", [0, 1, 9, 10, 11, 14])
@@ -180,10 +275,9 @@ def test_after_a_stop_a_run_goes_on_and_adds_up(fails_after: int, tmp_path: Path
             scope,
             bucket,
             FakeRecords(documents),
-            tally=load(path, scope),
+            tally=load(path, scope, START)[1],
             publish=publish,
-            uris_per_message=4,
-            checkpoint=lambda tally: save(path, scope, tally),
+            checkpoint=lambda tally: save(path, scope, START, tally),
         )
 
     with pytest.raises(StoreUnavailableError):
@@ -199,33 +293,41 @@ def test_a_publish_that_fails_leaves_the_checkpoint_before_it(tmp_path: Path) ->
     bucket = FakeBucket([f"{i}.jpg" for i in range(8)])
     attempts: list[list[str]] = []
 
-    def publish(group: Sequence[str], rerun: Replace | None) -> int:
+    def publish(group: Sequence[str], permission: Replace | None) -> None:
         attempts.append(list(group))
         if len(attempts) == 2:
             raise StoreUnavailableError("down")
-        return 1
 
     def run() -> Tally:
         return reconcile(
-            scope, bucket, FakeRecords({}), tally=load(path, scope), publish=publish,
-            uris_per_message=2, checkpoint=lambda tally: save(path, scope, tally),
+            scope, bucket, FakeRecords({}), tally=load(path, scope, START)[1], publish=publish,
+            checkpoint=lambda tally: save(path, scope, START, tally),
         )  # fmt: skip
 
     with pytest.raises(StoreUnavailableError):
         run()
-    assert load(path, scope) == Tally(after="1.jpg", missing=2, selected=2, messages=1)
-    assert run() == Tally(after="7.jpg", missing=8, selected=8, messages=4)
+    assert load(path, scope, START)[1] == Tally(after="1.jpg", missing=2, selected=2)
+    assert run() == Tally(after="7.jpg", missing=8, selected=8)
     assert attempts[1] == attempts[2] == uris("2.jpg", "3.jpg")
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "{}", '{"scope": {}, "tally": 7}', '{"scope": {}, "tally": {"done": "1"}}'],
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"scope": {}, "tally": 7}',
+        '{"scope": {}, "tally": {"done": "1"}}',
+        '{"scope": {}, "tally": {}}',
+        '{"scope": {}, "tally": {}, "started_at": "today"}',
+    ],
 )
 def test_load_of_another_file_says_so(text: str, tmp_path: Path) -> None:
     (tmp_path / "state").write_text(text)
     with pytest.raises(ResumeError, match="not a file that --resume has written"):
-        load(tmp_path / "state", Scope(BUCKET))
+        load(tmp_path / "state", Scope(BUCKET), START)
 
 
 @pytest.mark.parametrize(
@@ -235,14 +337,21 @@ def test_load_of_another_file_says_so(text: str, tmp_path: Path) -> None:
         Scope(BUCKET, "cam1/"),
         Scope(BUCKET, model=OURS),
         Scope(BUCKET, enqueue=Enqueue.MISSING),
+        Scope(BUCKET, since="2d"),
     ],
-    ids=["bucket", "prefix", "model", "enqueue"],
+    ids=["bucket", "prefix", "model", "enqueue", "since"],
 )
 def test_load_of_another_scope_says_so(other: Scope, tmp_path: Path) -> None:
-    save(tmp_path / "state", Scope(BUCKET), Tally(after="a", done=3))
-    assert load(tmp_path / "state", Scope(BUCKET)) == Tally(after="a", done=3)
+    save(tmp_path / "state", Scope(BUCKET), START, Tally(after="a", done=3))
     with pytest.raises(ResumeError, match="of another run"):
-        load(tmp_path / "state", other)
+        load(tmp_path / "state", other, START)
+
+
+def test_run_that_goes_on_counts_its_age_from_its_first_start(tmp_path: Path) -> None:
+    scope, later = Scope(BUCKET, since="2d"), START + timedelta(days=1)
+    assert load(tmp_path / "state", scope, later) == (later, Tally())
+    save(tmp_path / "state", scope, START, Tally(after="a", done=3))
+    assert load(tmp_path / "state", scope, later) == (START, Tally(after="a", done=3))
 
 
 def test_enqueue_all_means_every_state_that_can_be_enqueued() -> None:
@@ -269,15 +378,14 @@ from tests.unit.test_reconcile import Endless, FakeRecords, Published
 
 class Counted(Published):
     count = 0
-    def __call__(self, uris, rerun):
+    def __call__(self, uris, permission):
         self.count += len(uris)
-        return 1
 
 for count in (10_000, 300_000):
     publish = Counted()
     scope = Scope("uploads", enqueue=Enqueue.MISSING)
     bucket, store = Endless(count), FakeRecords({})
-    tally = reconcile(scope, bucket, store, publish=publish, uris_per_message=234)
+    tally = reconcile(scope, bucket, store, publish=publish)
     assert tally.missing == publish.count == count
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
@@ -300,4 +408,4 @@ def test_rerun_of_a_page_was_seen_at_its_first_look_up() -> None:
     store = FakeRecords(dict.fromkeys(names, ("failed", None)))
     reconcile(scope, FakeBucket(names, page_size=300), store, publish=publish)
     assert store.calls == [250, 50]
-    assert [rerun for _, rerun in publish.jobs] == [Replace(START + timedelta(seconds=1))]
+    assert [permission for _, permission in publish.jobs] == [Replace(START + timedelta(seconds=1))]

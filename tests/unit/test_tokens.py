@@ -17,11 +17,10 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from service.errors import CertificatesUnavailableError, ForbiddenError, UnauthenticatedError
 from service.gcp.push_auth import ISSUER, TokenVerifier
-from service.pipeline import Pipeline
 from service.server.app import create_app
 from service.server.wsgi import _verifier
 from service.settings import Settings
-from tests.fakes import PATIENCE_SECONDS, FakeDetector, FakeStorage, FakeStore, loaded
+from tests.fakes import PATIENCE_SECONDS, FakeDetector, FakeStorage, FakeStore, pipeline_of
 
 AUDIENCE = "https://push.example"
 PUSHER = "pusher@my-project.iam.gserviceaccount.com"
@@ -332,7 +331,7 @@ def test_known_key_passes_while_google_is_away(
 
 @pytest.fixture
 def client(verifier: TokenVerifier) -> Iterator[Any]:
-    pipeline = Pipeline(FakeStorage(), FakeStore(), loaded(FakeDetector()))
+    pipeline = pipeline_of(FakeStorage(), FakeStore(), FakeDetector())
     yield create_app(pipeline, max_request_bytes=1000, verify=verifier.verify).test_client()
     pipeline.close(timeout_seconds=PATIENCE_SECONDS)
 

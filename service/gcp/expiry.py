@@ -1,0 +1,37 @@
+"""Whether results expire: a TTL policy on their collection."""
+
+import os
+
+from google.api_core import exceptions
+from google.auth.exceptions import GoogleAuthError
+from google.cloud import firestore_admin_v1 as admin
+
+_CALL_SECONDS = 20.0
+
+
+def connect() -> admin.FirestoreAdminClient | None:
+    """Connect to Firestore's administration; None where nothing can be asked.
+
+    The emulator has no TTL, and no administration that could be asked for it.
+    """
+    if os.environ.get("FIRESTORE_EMULATOR_HOST"):
+        return None
+    try:
+        return admin.FirestoreAdminClient()
+    except GoogleAuthError:
+        return None
+
+
+def results_expire(
+    client: admin.FirestoreAdminClient, project: str, database: str, collection: str
+) -> bool | None:
+    """Say whether a TTL policy deletes documents of a collection; None: Firestore did not say.
+
+    It needs `datastore.indexes.list`, which `roles/datastore.viewer` has.
+    """
+    parent = f"projects/{project}/databases/{database}/collectionGroups/{collection}"
+    request = {"parent": parent, "filter": "ttlConfig:*"}
+    try:
+        return any(client.list_fields(request=request, timeout=_CALL_SECONDS))
+    except (exceptions.GoogleAPIError, GoogleAuthError):
+        return None

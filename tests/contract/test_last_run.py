@@ -1,0 +1,200 @@
+"""`reconcile --since gs://...`: what is kept of the last successful run, and the TTL's warning."""
+
+import json
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import grpc
+import pytest
+from click.testing import CliRunner, Result
+from google.cloud import firestore_admin_v1 as admin
+from google.cloud import storage
+from google.cloud.firestore_admin_v1.services.firestore_admin.transports import (
+    FirestoreAdminGrpcTransport,
+)
+
+from service.cli.main import main
+from service.gcp import expiry
+from service.gcp.expiry import results_expire
+from tests.fakes import PATIENCE_SECONDS
+
+
+@pytest.fixture
+def state() -> storage.Blob:
+    """The object that keeps the last run, which is not there yet, in a bucket of its own."""
+    bucket = storage.Client().create_bucket(f"state-{uuid.uuid4().hex}")
+    return bucket.blob("last-run")
+
+
+@pytest.fixture
+def prefix(bucket: storage.Bucket) -> str:
+    prefix = f"since-{uuid.uuid4().hex}/"
+    bucket.blob(f"{prefix}a.jpg").upload_from_string(b"x")
+    return prefix
+
+
+def run(prefix: str, since: str, *options: str, exit_code: int = 0) -> Result:
+    arguments = ["reconcile", f"gs://uploads/{prefix}", "--since", since, *options]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == exit_code, done.output
+    return done
+
+
+def uri(blob: storage.Blob) -> str:
+    return f"gs://{blob.bucket.name}/{blob.name}"
+
+
+def kept(state: storage.Blob) -> datetime:
+    return datetime.fromisoformat(json.loads(state.download_as_bytes())["started_at"])
+
+
+def test_successful_run_is_kept_and_the_next_one_goes_back_to_it(
+    state: storage.Blob, prefix: str, topic: str
+) -> None:
+    began = datetime.now(UTC)
+    enqueue = ["--enqueue", "missing", "--yes", "--topic", topic]
+    first = run(prefix, uri(state), *enqueue)
+    assert "No successful run is recorded: the last two days are compared" in first.stderr
+    assert "1 objects = 0 done + 0 failed + 1 missing + 0 ignored + 0 older" in first.stdout
+    assert "Published 1 jobs" in first.stdout
+    assert began <= kept(state) <= datetime.now(UTC)
+
+    week_ago = began - timedelta(days=7)
+    state.upload_from_string(
+        json.dumps(json.loads(state.download_as_bytes()) | {"started_at": week_ago.isoformat()})
+    )
+    again = run(prefix, uri(state), *enqueue)
+    assert f"created before {week_ago:%Y-%m-%dT%H:%M:%SZ} were not compared" in again.stdout
+    assert kept(state) >= began
+
+
+@pytest.mark.parametrize("options", [[], ["--enqueue", "missing", "--dry-run"]], ids=str)
+def test_run_that_publishes_nothing_keeps_nothing(
+    options: list[str], state: storage.Blob, prefix: str
+) -> None:
+    run(prefix, uri(state), *options)
+    assert not state.exists()
+
+
+def test_run_that_fails_keeps_nothing(state: storage.Blob, prefix: str) -> None:
+    options = ["--enqueue", "missing", "--yes", "--topic", "never-made"]
+    run(prefix, uri(state), *options, exit_code=1)
+    assert not state.exists()
+
+
+def test_run_of_another_prefix_is_refused(state: storage.Blob, prefix: str, topic: str) -> None:
+    enqueue = ["--enqueue", "missing", "--yes", "--topic", topic]
+    run(prefix, uri(state), *enqueue)
+    refused = run("", uri(state), *enqueue, exit_code=1)
+    assert "is of another run: another bucket, prefix or --enqueue" in refused.stderr
+
+
+def test_run_that_cannot_be_kept_fails(prefix: str, topic: str) -> None:
+    enqueue = ["--enqueue", "missing", "--yes", "--topic", topic]
+    refused = run(prefix, "gs://no-such-bucket/last-run", *enqueue, exit_code=1)
+    assert "Cloud Storage did not give or take gs://no-such-bucket/last-run" in refused.stderr
+
+
+def test_older_objects_are_not_compared_and_this_is_said(prefix: str) -> None:
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    done = run(prefix, f"{tomorrow:%Y-%m-%dT%H:%M:%SZ}")
+    assert "1 objects = 0 done + 0 failed + 0 missing + 0 ignored + 1 older" in done.stdout
+    assert "were not compared. Without --since all are." in done.stdout
+    assert " 1 missing + 0 ignored + 0 older" in run(prefix, "1h").stdout
+
+
+@pytest.mark.parametrize(
+    "since", ["last", "2w", "gs://bucket", "gs://b/o", "gs://bucket/o#7", "999999d"]
+)
+def test_since_that_means_nothing_is_refused(since: str, prefix: str) -> None:
+    assert "--since" in run(prefix, since, exit_code=2).stderr
+
+
+# The TTL. The emulator has no administration, so a server of the test's own answers.
+
+
+class FakeAdmin(grpc.GenericRpcHandler):
+    """Answers `ListFields` with these fields, or refuses it."""
+
+    def __init__(self) -> None:
+        self.fields: list[admin.Field] | None = []
+        self.asked: list[admin.ListFieldsRequest] = []
+
+    def service(self, details: Any) -> Any:
+        assert details.method == "/google.firestore.admin.v1.FirestoreAdmin/ListFields"
+
+        def answer(request: admin.ListFieldsRequest, context: Any) -> admin.ListFieldsResponse:
+            self.asked.append(request)
+            if self.fields is None:
+                context.abort(grpc.StatusCode.PERMISSION_DENIED, "no")
+            return admin.ListFieldsResponse(fields=self.fields)
+
+        return grpc.unary_unary_rpc_method_handler(
+            answer,
+            request_deserializer=admin.ListFieldsRequest.deserialize,
+            response_serializer=admin.ListFieldsResponse.serialize,
+        )
+
+
+@pytest.fixture
+def fake() -> FakeAdmin:
+    return FakeAdmin()
+
+
+@pytest.fixture
+def client(fake: FakeAdmin) -> Iterator[admin.FirestoreAdminClient]:
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[fake])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield admin.FirestoreAdminClient(transport=FirestoreAdminGrpcTransport(channel=channel))
+    server.stop(PATIENCE_SECONDS).wait()
+
+
+TTL = admin.Field(name="created_at", ttl_config=admin.Field.TtlConfig(state="ACTIVE"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"), [([], False), ([TTL], True), (None, None)], ids=["no", "yes", "refused"]
+)
+def test_ttl_is_asked_of_the_results_collection(
+    client: admin.FirestoreAdminClient,
+    fake: FakeAdmin,
+    fields: list[admin.Field] | None,
+    expected: bool | None,
+) -> None:
+    fake.fields = fields
+    assert results_expire(client, "p", "(default)", "detections") is expected
+    [request] = fake.asked
+    assert request.parent == "projects/p/databases/(default)/collectionGroups/detections"
+    assert request.filter == "ttlConfig:*"
+
+
+@pytest.mark.parametrize(
+    ("options", "fields", "warning"),
+    [
+        (["--enqueue", "missing"], [TTL], "Warning: Results expire."),
+        (["--enqueue", "missing"], None, "Warning: Results may expire"),
+        (["--enqueue", "missing"], [], None),
+        (["--enqueue", "missing", "--since", "2d"], [TTL], None),
+        (["--enqueue", "failed"], [TTL], None),
+    ],
+    ids=["expire", "unknown", "stay", "by-age", "not-missing"],
+)
+def test_full_comparison_warns_if_it_would_bring_back_expired_results(
+    client: admin.FirestoreAdminClient,
+    fake: FakeAdmin,
+    prefix: str,
+    options: list[str],
+    fields: list[admin.Field] | None,
+    warning: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake.fields = fields
+    monkeypatch.setattr(expiry, "connect", lambda: client)
+    done = CliRunner().invoke(main, ["reconcile", f"gs://uploads/{prefix}", *options, "--dry-run"])
+    assert done.exit_code == 0, done.output
+    assert (warning in done.stderr) if warning else ("expire" not in done.stderr)

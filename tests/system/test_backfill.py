@@ -1,0 +1,118 @@
+"""A back-fill beside uploads: paced, delivered by retries, and in nobody's way.
+
+Back-off and deliveries are scaled down, the service to a few slots.
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from google.cloud import pubsub_v1
+
+from devtools.demo_model.shapes import Scene
+from devtools.local_stack.stack import Stack
+from service.domain import ImageRef
+from service.gcp.publisher import connect, job_message, publish_jobs
+from service.operate.backfill import Deployment, Redelivery, backfill_estimate, token_bucket
+from tests.fakes import PATIENCE_SECONDS, wait_until
+from tests.system.conftest import (
+    Service,
+    document,
+    held_storage,
+    put_aside,
+    wait_for_deliveries,
+)
+
+Samples = list[tuple[Path, Scene]]
+
+SLOTS = 4
+FEW_SLOTS = {"MAX_QUEUE": str(SLOTS), "MAX_BATCH_SIZE": "2", "CONCURRENCY": "40"}
+IMAGES = 60
+# Long enough that a slow machine alone makes no dead letter: over six minutes.
+REDELIVERY = Redelivery(deliveries=100, minimum_backoff_seconds=1, maximum_backoff_seconds=4)
+SLOW = Deployment(images_per_second=0.55, instances=1)  # 53 jobs are published at once
+
+
+def uri(ref: ImageRef) -> str:
+    return f"{ref.uri}#{ref.generation}"
+
+
+def dead_letters(stack: Stack, name: str) -> list[bytes]:
+    with pubsub_v1.SubscriberClient() as client:
+        subscription = client.subscription_path(stack.project, name)
+        answer = client.pull(subscription=subscription, max_messages=100, timeout=PATIENCE_SECONDS)
+        return [one.message.data for one in answer.received_messages]
+
+
+def test_backfill_beyond_the_slots_makes_no_dead_letter_while_uploads_arrive(
+    stack: Stack,
+    samples: Samples,
+    make_topic: Callable[..., str],
+    start_service: Callable[..., Service],
+) -> None:
+    data = samples[0][0].read_bytes()
+    jobs = [put_aside(stack, f"backfill/{i}.jpg", data) for i in range(IMAGES)]
+    uploads = [put_aside(stack, f"camera/{i}.jpg", data) for i in range(IMAGES)]
+    service, dead = start_service(**FEW_SLOTS), make_topic()
+    live = make_topic(
+        push_config={"push_endpoint": service.url},
+        retry_policy={
+            "minimum_backoff": {"seconds": int(REDELIVERY.minimum_backoff_seconds)},
+            "maximum_backoff": {"seconds": int(REDELIVERY.maximum_backoff_seconds)},
+        },
+        dead_letter_policy={
+            "dead_letter_topic": f"projects/{stack.project}/topics/{dead}",
+            "max_delivery_attempts": REDELIVERY.deliveries,
+        },
+    )
+    assert SLOTS < backfill_estimate(IMAGES, SLOW, REDELIVERY).at_once < IMAGES
+    is_over = threading.Event()
+
+    def take(ref: ImageRef) -> None:
+        """Upload until it is taken, as Eventarc does."""
+        while not is_over.is_set() and service.post(ref).status_code != 204:
+            is_over.wait(1)
+
+    with ThreadPoolExecutor(2) as cameras:
+        arriving = [cameras.submit(take, ref) for ref in uploads]
+        topic = f"projects/{stack.project}/topics/{live}"
+        paced = token_bucket(SLOW, REDELIVERY).paced(map(uri, jobs))
+        try:
+            assert publish_jobs(connect(), topic, map(job_message, paced)) == IMAGES
+            for upload in arriving:
+                upload.result(PATIENCE_SECONDS)
+            wait_for_deliveries(lambda: all(map(document, jobs)), "a job was not done")
+        finally:
+            is_over.set()
+    assert all(map(document, uploads))
+    publish_jobs(connect(), f"projects/{stack.project}/topics/{dead}", [b"the test's"])
+    assert dead_letters(stack, dead) == [b"the test's"]
+
+
+# needs Slots: jobs take at most half of the slots.
+@pytest.mark.xfail(reason="jobs do not yet leave half of the slots to uploads", strict=False)
+def test_jobs_leave_half_of_the_slots_to_uploads(
+    stack: Stack, samples: Samples, start_service: Callable[..., Service]
+) -> None:
+    data = samples[0][0].read_bytes()
+    jobs = [put_aside(stack, f"half/job/{i}.jpg", data) for i in range(SLOTS)]
+    uploads = [put_aside(stack, f"half/upload/{i}.jpg", data) for i in range(SLOTS // 2)]
+    with held_storage() as (url, gate), ThreadPoolExecutor(2 * SLOTS) as callers:
+        service = start_service(STORAGE_EMULATOR_HOST=url, **FEW_SLOTS)
+        gate.close()
+        try:
+            asked = [callers.submit(service.post_job, ref) for ref in jobs]
+            wait_until(
+                lambda: gate.waiting + sum(one.done() for one in asked) == SLOTS,
+                "the jobs are neither taken nor rejected",
+            )
+            rejected = [one for one in asked if one.done()]
+            assert [one.result().status_code for one in rejected] == [429] * (SLOTS // 2)
+            taken = [callers.submit(service.post, ref) for ref in uploads]
+            wait_until(lambda: gate.waiting == SLOTS, "an upload found no slot")
+        finally:
+            gate.open()
+        assert [one.result().status_code for one in taken] == [204] * len(uploads)
+    assert all(map(document, uploads))
