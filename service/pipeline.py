@@ -14,6 +14,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from service.concurrency.semaphore import FairSemaphore
+from service.concurrency.slots import Slots
 from service.deadline import Deadline
 from service.domain import (
     Detection,
@@ -37,8 +39,6 @@ from service.images.letterbox import enlarge_box
 from service.images.pixels import Picture
 from service.inference.model import Model
 from service.recorder import Recorder
-from service.semaphore import FairSemaphore
-from service.slots import Slots
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
+from service.concurrency.group_commit import GroupCommit
 from service.deadline import Deadline
 from service.domain import ImageRef, ImageResult, Outcome, Recorded, Replace
-from service.group_commit import GroupCommit
 from service.health import Health
 
 logger = logging.getLogger(__name__)

@@ -35,8 +35,8 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from devtools.demo_model.shapes import sample_scenes
+from service.concurrency.group_commit import GroupCommit
 from service.deadline import NO_DEADLINE, Deadline
-from service.group_commit import GroupCommit
 from service.images.letterbox import letterbox
 from service.inference.openvino import with_preprocessing
 from service.inference.queue import InferenceQueue

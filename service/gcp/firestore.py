@@ -42,8 +42,8 @@ from service.errors import (
     StoreUnavailableError,
     TransientError,
 )
+from service.gcp.one_line import one_line
 from service.gcp.outages import Outages
-from service.one_line import one_line
 
 _TRANSIENT = retry.if_exception_type(
     exceptions.Aborted,

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from service.one_line import one_line
+from service.gcp.one_line import one_line
 
 # A refusal that does not say what it concerns counts as the object's own after this time. Google
 # states 7 minutes or more for permission changes:

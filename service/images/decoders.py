@@ -37,12 +37,12 @@ from typing import Self
 
 import numpy as np
 
+from service.concurrency.semaphore import FairSemaphore
 from service.deadline import Deadline
 from service.domain import ErrorCode, ImageInfo
 from service.errors import BadImageError, DecoderBusyError, ShuttingDownError
 from service.images.pixels import Picture
 from service.machine import cores
-from service.semaphore import FairSemaphore
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Generic, TypeVar
 
+from service.concurrency.workers import Waiting, Workers, in_time
 from service.deadline import Deadline
 from service.errors import DetectorError
-from service.workers import Waiting, Workers, in_time
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.concurrency.group_commit import GroupCommit
 from service.deadline import NO_DEADLINE, Deadline
 from service.errors import ShuttingDownError, StoreUnavailableError, TooLateError
-from service.group_commit import GroupCommit
 from tests.fakes import PATIENCE_SECONDS, Gate, in_thread
 
 

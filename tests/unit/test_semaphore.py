@@ -5,9 +5,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
+from service.concurrency.semaphore import FairSemaphore
 from service.deadline import NO_DEADLINE, Deadline
 from service.errors import TooLateError
-from service.semaphore import FairSemaphore
 from tests.fakes import PATIENCE_SECONDS, in_thread
 
 

@@ -4,8 +4,8 @@ from contextlib import ExitStack
 
 import pytest
 
+from service.concurrency.slots import Slots
 from service.errors import QueueFullError, ShuttingDownError
-from service.slots import Slots
 
 
 def test_an_image_beyond_the_total_is_refused_at_once() -> None:

@@ -6,9 +6,9 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Generic, TypeVar
 
+from service.concurrency.workers import Waiting, Workers, in_time
 from service.deadline import Deadline
 from service.errors import TooLateError, TransientError
-from service.workers import Waiting, Workers, in_time
 
 logger = logging.getLogger(__name__)
 

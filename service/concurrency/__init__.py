@@ -1,0 +1,1 @@
+"""What many threads share: slots, amounts, and workers that take batches."""
