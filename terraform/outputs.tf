@@ -35,7 +35,7 @@ output "service_url" {
 
 # Not before a picture would be noticed.
 output "upload_command" {
-  description = "Uploads pictures; their documents follow."
+  description = "Uploads images; their documents follow."
   value       = "gcloud storage cp *.jpg gs://${google_storage_bucket.uploads.name}/"
 
   depends_on = [
