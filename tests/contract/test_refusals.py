@@ -19,7 +19,8 @@ from service.errors import (
     StorageRefusedError,
     StorageUnavailableError,
 )
-from service.gcp.storage import ImageStorage, NoBucketError, ObjectLister
+from service.gcp.listing import NoBucketError, ObjectLister
+from service.gcp.storage import ImageStorage
 from tests.fakes import PATIENCE_SECONDS
 from tests.loglines import logged_by
 from tests.refusing_storage import (

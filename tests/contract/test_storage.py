@@ -14,7 +14,8 @@ from google.cloud import storage
 
 from service.domain import ErrorCode, ImageRef, ObjectMetadata
 from service.errors import BadImageError, ObjectGoneError, StorageUnavailableError
-from service.gcp.storage import ImageStorage, NoBucketError, ObjectLister, connect_lister
+from service.gcp.listing import NoBucketError, ObjectLister, connect_lister
+from service.gcp.storage import ImageStorage
 from tests.contract.conftest import BUCKET
 from tests.fakes import PATIENCE_SECONDS
 
