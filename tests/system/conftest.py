@@ -159,9 +159,9 @@ def start_service(stack: Stack, tmp_path: Path) -> Iterator[Callable[..., Servic
         yield start
 
 
-def answers(url: str) -> bool:
+def answers(url: str, *, timeout_seconds: float = PATIENCE_SECONDS) -> bool:
     try:
-        return requests.get(url, timeout=PATIENCE_SECONDS).status_code == 200
+        return requests.get(url, timeout=timeout_seconds).status_code == 200
     except requests.RequestException:
         return False
 
