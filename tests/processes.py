@@ -1,11 +1,14 @@
 """Linux' processes, as /proc shows them."""
 
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from devtools.bench.accounting import peak_resident_mb
 from service.images import decoders
 from tests import hostile_decoder
 
+LIBRARIES_MB = 100  # that a decoder takes without a file
 _ROOTS = frozenset(one.COMMAND[-1].encode() for one in (decoders, hostile_decoder))
 
 
@@ -48,3 +51,12 @@ def is_running(pid: int) -> bool:
     with suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
+
+
+def peaks_of(pids: Iterable[int]) -> list[float]:
+    """Highest resident memory of each process so far, in MB; none of one that has ended."""
+    peaks: list[float] = []
+    for pid in pids:
+        with suppress(FileNotFoundError, ProcessLookupError, StopIteration):
+            peaks.append(peak_resident_mb(pid))
+    return peaks

@@ -38,6 +38,8 @@ from tests.refusing_storage import (
     refusing_storage,
 )
 
+CALLS = [ImageStorage.resolve, fetched]
+
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RefusingStorage]:
@@ -226,9 +228,9 @@ def test_no_refusal_is_recorded_while_the_bucket_is_not_readable(
 
 def test_object_that_is_410_is_gone(server: RefusingStorage, service: ImageStorage) -> None:
     image = server.refuse("a.jpg", Answer(410, "gone"))
-    for call in (service.resolve, service.download):
+    for call in CALLS:
         with pytest.raises(ObjectGoneError):
-            call(image)
+            call(service, image)
 
 
 def test_forbidden_object_is_unreadable_once_others_were_read(
@@ -265,9 +267,9 @@ def test_project_that_is_refused_is_no_objects_fault(
     server: RefusingStorage, service: ImageStorage, answer: Answer
 ) -> None:
     image = server.refuse("a.jpg", answer)
-    for call in (service.resolve, service.download, service.resolve, service.download):
+    for call in 2 * CALLS:
         with pytest.raises(StorageRefusedError):
-            call(image)
+            call(service, image)
         fetched(service, ref("other.jpg"))
 
 
@@ -276,9 +278,9 @@ def test_too_many_requests_as_403_is_only_unavailable(
     server: RefusingStorage, service: ImageStorage, reason: str
 ) -> None:
     image = server.refuse("a.jpg", replace(TOO_FAST, reason=reason))
-    for call in (service.download, service.resolve):
+    for call in CALLS:
         with pytest.raises(StorageUnavailableError) as refused:
-            call(image)
+            call(service, image)
         assert not isinstance(refused.value, StorageRefusedError)
 
 

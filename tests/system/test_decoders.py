@@ -21,7 +21,14 @@ from service.images.decoders import DecodeLimits
 from service.machine import cores
 from tests.fakes import PATIENCE_SECONDS, wait_until
 from tests.hostile_decoder import marked
-from tests.processes import decoders_of, is_running, name_of, root_of
+from tests.processes import (
+    LIBRARIES_MB,
+    decoders_of,
+    is_running,
+    name_of,
+    peaks_of,
+    root_of,
+)
 from tests.system import hooks
 from tests.system.conftest import ASIDE, Service, document, held_storage, put_aside
 from tests.system.test_service import count_documents
@@ -136,10 +143,10 @@ def test_compressed_uploads_take_no_memory_of_the_service(
         wait_until(lambda: gate.waiting >= UPLOADS, "they do not all come to their download")
         gate.open()
         assert {answer.status_code for answer in answers} == {204}
-    peaks = list(map(peak_resident_mb, all_decoders(service)))
+    peaks = peaks_of(all_decoders(service))
     print(f"service: {before:.0f} MB and then {peak_resident_mb(worker):.0f}; decoders: {peaks}")
     assert peak_resident_mb(worker) < before + MAX_BUFFERED_MB
-    assert max(peaks) < (DecodeLimits().small_bytes / 2**20) + 100  # their libraries
+    assert max(peaks) < DecodeLimits().small_bytes / 2**20 + LIBRARIES_MB
     assert [(document(ref) or {})["status"] for ref in refs] == ["done"] * UPLOADS
 
 
