@@ -164,6 +164,7 @@ class Decoders:
         *,
         image_size: int | None,
         content_encoding: str | None = None,
+        max_pixels: int | None = None,
         deadline: Deadline,
     ) -> Picture:
         """Decode an image, turned upright by its EXIF orientation, 8 bits a channel, no alpha.
@@ -173,6 +174,7 @@ class Decoders:
             image_size: longer side that the model sees, in pixels: a larger image is shrunk to it.
                 None: in full. `Picture.info` has the full size either way.
             content_encoding: the object's; `gzip` and `deflate` are decompressed.
+            max_pixels: images of more pixels are refused; None: as the pool was made.
             deadline: ends every wait, and what is being decoded.
 
         Raises:
@@ -188,7 +190,7 @@ class Decoders:
             content_encoding=content_encoding,
             image_size=image_size,
             reduced=self._reduced,
-            max_pixels=self._max_pixels,
+            max_pixels=max_pixels or self._max_pixels,
             max_decompressed_bytes=self._max_decompressed_bytes,
             memory_bytes=limits.small_bytes,
             cpu_seconds=limits.cpu_seconds,

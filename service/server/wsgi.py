@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 PIPELINE = "pipeline"  # key in `app.extensions`, for the server's hooks
 _BOOT_ERROR = 3  # gunicorn stops, instead of starting the worker again, on this exit code
+_CANARY_PIXELS = 50_000_000  # the model's own images are no uploads: MAX_IMAGE_PIXELS may be less
 _CANARY_SECONDS = 60.0  # to decode an image of the canary, the start of the decoders included
 
 
@@ -111,7 +112,9 @@ def _load(settings: Settings, decoders: Decoders) -> VerifiedModel:
 
     def decode(data: bytes, image_size: int) -> Pixels:
         deadline = Deadline.after(_CANARY_SECONDS)
-        return decoders.decode(data, image_size=image_size, deadline=deadline).pixels
+        return decoders.decode(
+            data, image_size=image_size, max_pixels=_CANARY_PIXELS, deadline=deadline
+        ).pixels
 
     verified = load_model(settings, decode)
     logger.info(
