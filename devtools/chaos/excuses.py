@@ -8,8 +8,8 @@ from enum import StrEnum
 
 from devtools.chaos.plan import FaultKind
 
-#: What the services are told: a worker in which work lasts longer ends itself.
-STUCK_SECONDS = 30
+#: A setting of the services: liveness fails when work lasts longer.
+HANG_TIMEOUT_SECONDS = 30
 # Deliveries without an answer in time, though no process was struck. The network is no excuse: what
 # it keeps from being final in time is given back, but for what begins at the last moment.
 MAX_LATE = 0.02
@@ -18,7 +18,7 @@ _ERROR_SEVERITIES = ("ERROR", "CRITICAL")
 _USUAL_ANSWERS = (204, 429, 503)
 # What gunicorn and the service say of a worker that was killed: by somebody else, or by gunicorn
 # itself when the time after SIGTERM was up.
-_KILLED = re.compile(r"Worker \(pid:\d+\) was sent SIG(KILL|ABRT|SEGV)|The process died while")
+_KILLED = re.compile(r"Worker \(pid:\d+\) was sent SIG(KILL|ABRT|SEGV)")
 _KILLED_BY = (FaultKind.KILL_WORKER, FaultKind.TERM, FaultKind.SLOW_START)
 # What the service, gunicorn and the next worker say of one that ended itself.
 _STUCK = re.compile(r"Work is stuck|Worker \(pid:\d+\) exited with code 1\b|The process died while")
@@ -165,7 +165,7 @@ def _explains(excuse: Excuse, line: LogLine) -> bool:
         return False
     if excuse.kind is FaultKind.MEMORY:
         # The network may raise, which is an error and a 500; later, only what had hung may end.
-        later = STUCK_SECONDS + _RESTART_SECONDS if _STUCK.match(line.message) else 0
+        later = HANG_TIMEOUT_SECONDS + _RESTART_SECONDS if _STUCK.match(line.message) else 0
         return line.seconds <= excuse.over + _LATER_SECONDS + later
     is_end = excuse.kind in _KILLED_BY and _KILLED.match(line.message)
     return bool(is_end) and line.seconds <= excuse.ended + _LATER_SECONDS

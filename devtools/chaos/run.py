@@ -20,7 +20,7 @@ from google.cloud import (  # type: ignore[attr-defined]  # published without ty
 )
 
 from devtools.chaos.audit import Expectation, Found, Report, Wanted, audit
-from devtools.chaos.excuses import STUCK_SECONDS, Answer, Faults, LogLine, Strike
+from devtools.chaos.excuses import HANG_TIMEOUT_SECONDS, Answer, Faults, LogLine, Strike
 from devtools.chaos.firestore_proxy import FirestoreProxy
 from devtools.chaos.pictures import CODES, MAX_IMAGE_BYTES, Pictures, find_alone, md5
 from devtools.chaos.plan import (
@@ -49,7 +49,7 @@ from service.settings import BUNDLED_MODEL, Settings
 
 _TOPIC = "chaos"  # what the relay publishes, and both services get
 _WINDOW = 48  # events under way at most; uploads wait for the others
-_MAX_QUEUE = 16  # less than is delivered at once, so that 429 is among the answers
+_MAX_IN_FLIGHT = 16  # less than is delivered at once, so that 429 is among the answers
 _DELIVERED_AT_ONCE = 24
 _FIRESTORE_PART = 0.4  # of the time to answer; what is not begun before its last part is too late
 _LEASE_MARGIN_SECONDS = 20
@@ -137,11 +137,11 @@ class Run:
             directory=self._options.directory,
             concurrency=_DELIVERED_AT_ONCE,
             service_environment={
-                "MAX_QUEUE": str(_MAX_QUEUE),
+                "MAX_IN_FLIGHT": str(_MAX_IN_FLIGHT),
                 "MAX_IMAGE_BYTES": str(MAX_IMAGE_BYTES),
                 "ACK_DEADLINE_SECONDS": str(answer_seconds),
                 "FIRESTORE_TIMEOUT_SECONDS": str(_FIRESTORE_PART * answer_seconds),
-                "STUCK_SECONDS": str(STUCK_SECONDS),
+                "HANG_TIMEOUT_SECONDS": str(HANG_TIMEOUT_SECONDS),
             },
         )
 
@@ -261,7 +261,7 @@ class Run:
                 *(failure for service in self._services for failure in service.failures),
                 *self.shortfalls(),
             ],
-            held=_MAX_QUEUE,
+            held=_MAX_IN_FLIGHT,
         )
 
     def shortfalls(self) -> list[str]:

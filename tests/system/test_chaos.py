@@ -10,10 +10,9 @@ from pathlib import Path
 from devtools.chaos.plan import FaultKind
 from devtools.chaos.services import impossible_faults
 from tests.fakes import wait_until
-from tests.system.conftest import run_cli
 from tests.system.test_local_stack import child_pids, is_running
 
-YOLO_BATCH = Path(sys.executable).with_name("yolo-batch")
+YOLO_BATCH_DEV = Path(sys.executable).with_name("yolo-batch-dev")
 PATIENCE_SECONDS = 120
 RUN_SECONDS = 540  # ten times what it takes
 
@@ -21,7 +20,7 @@ RUN_SECONDS = 540  # ten times what it takes
 def test_uploads_under_every_fault_end_as_they_should(tmp_path: Path) -> None:
     done = subprocess.run(
         [
-            YOLO_BATCH, "chaos", "--uploads", "60", "--seed", "1",
+            YOLO_BATCH_DEV, "chaos", "--uploads", "60", "--seed", "1",
             "--answer-seconds", "5", "--patience", str(PATIENCE_SECONDS), "--keep", tmp_path,
         ],
         capture_output=True, text=True, timeout=RUN_SECONDS, check=False,
@@ -36,7 +35,7 @@ def test_uploads_under_every_fault_end_as_they_should(tmp_path: Path) -> None:
 
 
 def test_interrupted_run_stops_everything_it_started() -> None:
-    command: list[str | Path] = [YOLO_BATCH, "chaos", "--uploads", "60"]
+    command: list[str | Path] = [YOLO_BATCH_DEV, "chaos", "--uploads", "60"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout
         while "Uploads" not in run.stdout.readline():
@@ -53,6 +52,8 @@ def test_interrupted_run_stops_everything_it_started() -> None:
 
 
 def test_unknown_fault_is_refused_with_those_that_there_are() -> None:
-    done = run_cli("chaos", "--without", "flood")
+    done = subprocess.run(
+        [YOLO_BATCH_DEV, "chaos", "--without", "flood"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert "flood: it must be one of storage 429" in done.stderr
