@@ -18,7 +18,8 @@ _BAD_SHARE = 0.15
 _FATE_SHARE = 0.08  # of the pairs
 _DELIVERED_OTHERWISE_SHARE = 0.25
 _UPLOADS_A_NETWORK_FAULT = 8
-_UPLOADS_A_PROCESS_FAULT = 30
+_UPLOADS_A_PROCESS_FAULT = 25
+_DECODER_FAULT_WEIGHT = 3  # they come more often than others: a service survives them
 _FAULTY_PART = 0.9  # of the run; what comes after it is there to be struck
 _MAX_SCENES = 240
 _MAX_LATE = 60  # uploads
@@ -90,6 +91,7 @@ class FaultKind(StrEnum):
 STORAGE_FAULTS = tuple(kind for kind in FaultKind if kind.startswith("storage"))
 FIRESTORE_FAULTS = tuple(kind for kind in FaultKind if kind.startswith("firestore"))
 PROCESS_FAULTS = tuple(kind for kind in FaultKind if kind not in STORAGE_FAULTS + FIRESTORE_FAULTS)
+DECODER_FAULTS = (FaultKind.DECODERS, FaultKind.DECODER_ROOT)
 _CALLS = (1, 2, 4, 12, 40)  # that one network fault strikes
 
 
@@ -264,10 +266,12 @@ def _network_faults(rng: Random, uploads: int, kinds: Sequence[FaultKind]) -> It
 def _process_faults(
     rng: Random, uploads: int, services: int, kinds: Sequence[FaultKind]
 ) -> Iterable[Fault]:
-    number = _at_least_once(kinds, uploads / _UPLOADS_A_PROCESS_FAULT)
+    more = [kind for kind in kinds if kind in DECODER_FAULTS] * (_DECODER_FAULT_WEIGHT - 1)
+    deck = [*kinds, *more]
+    number = _at_least_once(deck, uploads / _UPLOADS_A_PROCESS_FAULT)
     dealt = zip(
         _spread(rng, uploads, number),
-        _dealt(rng, kinds, number),
+        _dealt(rng, deck, number),
         _dealt(rng, range(services), number),
         strict=True,
     )

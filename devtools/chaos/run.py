@@ -304,8 +304,8 @@ class Run:
         for service in self._services:
             for excuse in service.excuses:
                 processes[excuse.kind] = processes.get(excuse.kind, 0) + 1
-        if self._firestore.outages:
-            processes[FaultKind.FIRESTORE_RESTART] = len(self._firestore.outages)
+        if self._firestore.restarts:
+            processes[FaultKind.FIRESTORE_RESTART] = self._firestore.restarts
         return {**self._storage.armed.struck, **self._firestore.armed.struck, **processes}
 
     def _upload(self, upload: Upload) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from devtools.chaos.pictures import Pictures
-from devtools.chaos.plan import Kind, Upload, make_plan
+from devtools.chaos.plan import Kind, Plan, Upload
 from devtools.chaos.poison import Poison, mark, poison_of
 from devtools.chaos.poisoned_decoder import COMMAND
 from service.deadline import Deadline
@@ -22,11 +22,16 @@ def decoders() -> Iterator[Decoders]:
         1,
         max_pixels=10**6,
         max_decompressed_bytes=10**6,
-        limits=DecodeLimits(cpu_seconds=1, wall_seconds=5),
+        limits=DecodeLimits(cpu_seconds=1, wall_seconds=3),
         command=COMMAND,
     )
     yield pool
     pool.close()
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Pictures:
+    return Pictures(Plan(1, 1, (Upload(0, "0.jpg", Kind.GOOD, 0),), ()))
 
 
 @pytest.mark.parametrize("poison", Poison)
@@ -37,9 +42,8 @@ def test_mark_is_found_wherever_it_is(poison: Poison) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in Kind if kind.poison])
 def test_poisonous_file_ends_its_decoder_and_nothing_else(
-    kind: Kind, decoders: Decoders, capfd: pytest.CaptureFixture[str]
+    kind: Kind, decoders: Decoders, pictures: Pictures
 ) -> None:
-    pictures = Pictures(make_plan(40, 1))
     deadline = Deadline.after(PATIENCE_SECONDS)
     with pytest.raises(BadImageError) as error:
         decoders.decode(
