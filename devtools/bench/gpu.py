@@ -13,8 +13,8 @@ benchmark itself works. Printed are, for each batch size, medians over rounds:
   that the GPU waits between two kernels for the CPU to launch the next one is in it;
 - GPU share: the sum of those over the wall clock of the round: near 100 % means that only a faster
   GPU or network helps, far below that the CPU keeps the GPU waiting;
-- network: pictures a second where full batches of the commonest input shape lie ready in pinned memory,
-  the ceiling of the second column.
+- network: pictures a second where full batches of the commonest input shape lie ready in pinned
+  memory, the ceiling of the second column.
 """
 
 import argparse

@@ -165,8 +165,8 @@ def profile_section(profile: Profile) -> Section:
     verdict = "reached" if profile.agrees else "MISSED"
     note = (
         "The sum agrees with the system's accounting of all processes within "
-        f"{AGREEMENT:.0%}, no row is below {LEAST_SHARE:.0%}, and at most {MOST_BY_DIFFERENCE:.0%} is by difference: "
-        f"{verdict}."
+        f"{AGREEMENT:.0%}, no row is below {LEAST_SHARE:.0%}, and at most "
+        f"{MOST_BY_DIFFERENCE:.0%} is by difference: {verdict}."
     )
     data = {
         "pictures": profile.pictures,
