@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -30,6 +31,8 @@ from service.settings import Settings
 
 _ANY_GENERATION = 1
 
+Source = Callable[[int], Path | bytes]
+
 
 class Engine:
     """Files in, documents out, with as many images in flight as the settings say."""
@@ -38,7 +41,7 @@ class Engine:
         self,
         detector: Detector,
         settings: Settings,
-        read: Callable[[int], bytes],
+        file: Source,
         *,
         decoders: Decoders | None = None,
     ) -> None:
@@ -47,13 +50,14 @@ class Engine:
         Args:
             detector: the model.
             settings: limits.
-            read: the file of a number.
+            file: the file of a number; may be replaced between two runs.
             decoders: None: those of the settings.
         """
         health = Health(hang_timeout_seconds=math.inf)
         self.documents = _Documents()
+        self.file = file
         self._pipeline = Pipeline(
-            _Files(read),
+            _Files(lambda number: self.file(number)),
             decoders or build_decoders(settings),
             Model(detector, health, max_batch_size=settings.max_batch_size),
             Recorder(self.documents, health),
@@ -98,8 +102,8 @@ class Engine:
 class _Files:
     """The pipeline's storage."""
 
-    def __init__(self, read: Callable[[int], bytes]) -> None:
-        self._read = read
+    def __init__(self, file: Source) -> None:
+        self._file = file
 
     def resolve(self, ref: ImageRef, deadline: Deadline) -> ImageRef:
         return ref
@@ -111,10 +115,11 @@ class _Files:
         deadline: Deadline,
         buffer: Callable[[int, Deadline], AbstractContextManager[None]],
     ) -> Iterator[Download]:
-        # Fetched inside, so that no more files are in memory than may be buffered.
-        data = self._read(int(ref.name))
-        with buffer(len(data), deadline):
-            yield Download(bytes(data), ObjectMetadata(size=len(data)))
+        file = self._file(int(ref.name))
+        size = file.stat().st_size if isinstance(file, Path) else len(file)
+        with buffer(size, deadline):
+            data = file.read_bytes() if isinstance(file, Path) else file
+            yield Download(data, ObjectMetadata(size=size))
 
 
 class _Documents:

@@ -111,7 +111,7 @@ def _engine(task: Task) -> Work:
     settings = replace(_settings(task.model), max_batch_size=task.batch_size)
     pictures = task.pictures
     # Its decoders end with this process.
-    engine = Engine(_detector(settings), settings, lambda number: pictures[number].read_bytes())
+    engine = Engine(_detector(settings), settings, lambda number: pictures[number])
 
     def work() -> int:
         engine.run(len(pictures))
