@@ -310,8 +310,8 @@ def test_poisonous_file_that_cost_no_decoder_is_unexpected() -> None:
     }
 
 
-def count(**outcomes: int) -> LogLine:
-    return LogLine("service-0", 1, "INFO", "Committed", **outcomes)
+def count(*, done: int = 0, superseded: int = 0) -> LogLine:
+    return LogLine("service-0", 1, "INFO", "Committed", done=done, superseded=superseded)
 
 
 def test_more_outcomes_than_documents_are_duplicates() -> None:
