@@ -14,7 +14,7 @@ import atheris
 with atheris.instrument_imports(include=["service", "devtools.fuzz.targets", "PIL", "json"]):
     from devtools.fuzz.targets import TARGETS
 
-MAX_MB = 1024  # of the process; the codecs' own process has its own bound
+MAX_MB = 1024  # of the process
 MAX_SECONDS = 30  # for one input
 MAX_BYTES = 64 * 1024
 

@@ -165,6 +165,7 @@ class Decoders:
         image_size: int | None,
         content_encoding: str | None = None,
         deadline: Deadline,
+        max_pixels: int | None = None,
     ) -> Picture:
         """Decode an image, turned upright by its EXIF orientation, 8 bits a channel, no alpha.
 
@@ -174,6 +175,7 @@ class Decoders:
                 None: in full. `Picture.info` has the full size either way.
             content_encoding: the object's; `gzip` and `deflate` are decompressed.
             deadline: ends every wait, and what is being decoded.
+            max_pixels: for images that are not uploads; None: the pool's limit.
 
         Raises:
             BadImageError: not an image, a damaged one, one of a kind that is not supported, or of
@@ -188,7 +190,7 @@ class Decoders:
             content_encoding=content_encoding,
             image_size=image_size,
             reduced=self._reduced,
-            max_pixels=self._max_pixels,
+            max_pixels=max_pixels or self._max_pixels,
             max_decompressed_bytes=self._max_decompressed_bytes,
             memory_bytes=limits.small_bytes,
             cpu_seconds=limits.cpu_seconds,

@@ -1,4 +1,4 @@
-"""WebP: its orientation by Pillow, its pixels by OpenCV, which takes less than half of the memory."""
+"""WebP: its orientation by Pillow, its pixels by OpenCV, which takes less than half the memory."""
 
 from service.domain import ImageInfo
 from service.errors import BadImageError

@@ -16,7 +16,7 @@ from service.errors import CredentialsError, ModelError, SettingsError
 from service.health import Health
 from service.images.decoders import Decoders, build_decoders
 from service.images.pixels import Pixels
-from service.inference.canary import NOT_COMPARED, VerifiedModel
+from service.inference.canary import MAX_CANARY_PIXELS, NOT_COMPARED, VerifiedModel
 from service.inference.loading import load_model
 from service.inference.model import Model
 from service.pipeline import Pipeline, PipelineOptions
@@ -111,7 +111,9 @@ def _load(settings: Settings, decoders: Decoders) -> VerifiedModel:
 
     def decode(data: bytes, image_size: int) -> Pixels:
         deadline = Deadline.after(_CANARY_SECONDS)
-        return decoders.decode(data, image_size=image_size, deadline=deadline).pixels
+        return decoders.decode(
+            data, image_size=image_size, deadline=deadline, max_pixels=MAX_CANARY_PIXELS
+        ).pixels
 
     verified = load_model(settings, decode)
     logger.info(

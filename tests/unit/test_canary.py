@@ -425,7 +425,7 @@ def differ(model: Path) -> None:
 
 @pytest.fixture(scope="module")
 def decoders() -> Iterator[Decoders]:
-    decoders = Decoders(1, max_pixels=2**24, max_decompressed_bytes=2**24)
+    decoders = Decoders(1, max_pixels=1000, max_decompressed_bytes=1000)
     yield decoders
     decoders.close()
 
@@ -438,6 +438,10 @@ def test_start_that_the_canary_stops_names_the_models_path(
     with pytest.raises(ModelError, match=f"{re.escape(str(model))} "):
         _load(Settings(model_path=model), decoders)
     assert model.is_absolute()
+
+
+def test_limits_of_uploads_do_not_apply_to_the_canary(decoders: Decoders) -> None:
+    assert _load(Settings(max_image_pixels=1000), decoders).canary == PASSED
 
 
 def test_start_that_falls_back_logs_the_failed_models_path(
