@@ -65,6 +65,8 @@ def check_file(data: bytes) -> None:
         except BadImageError as exc:
             assert 0 < len(exc.message) < 200
             return
+        except MemoryError:  # a decoder process would end here, and the file get its record
+            return
     height, width, channels = picture.pixels.shape
     assert channels == 3 and picture.pixels.dtype == np.uint8
     assert 0 < width * height <= MAX_PIXELS

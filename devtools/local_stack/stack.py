@@ -17,7 +17,7 @@ from devtools.local_stack.client_environment import (
     export_lines,
     tool_environment,
 )
-from devtools.local_stack.errors import LocalStackError, StartError
+from devtools.local_stack.errors import LocalStackError
 from devtools.local_stack.eventarc import Eventarc, EventarcOptions
 from devtools.local_stack.gcs_proxy import GcsProxy
 from devtools.local_stack.log_echo import LogEcho
@@ -153,14 +153,8 @@ class Stack:
         )
         self._service = service
         health_url = self.service_url + _HEALTH_PATH
-        live_url = self.service_url + "/health/live"
-
-        def is_ready() -> bool:
-            if is_answering(live_url, 503):
-                raise StartError(service.failure("did not load its model"))
-            return is_answering(health_url)
-
-        service.wait_until(is_ready, timeout_seconds=_SERVICE_READY_SECONDS)
+        # It answers when its model is loaded; one that fails to load ends the process.
+        service.wait_until(lambda: is_answering(health_url), timeout_seconds=_SERVICE_READY_SECONDS)
 
     def stop_service(self) -> None:
         """Stop the service as Cloud Run does: TERM, and ten seconds later KILL."""

@@ -145,8 +145,8 @@ class _Run:
         oldest: datetime | None,
     ) -> None:
         from service.gcp.clients import build_store
+        from service.gcp.listing import connect_lister
         from service.gcp.publisher import topic_path
-        from service.gcp.storage import connect_lister
 
         self._scope = scope
         self._deployment = deployment

@@ -28,8 +28,8 @@ def submit(uris: tuple[str, ...], topic: str, no_check: bool, **deployed: Any) -
     So many jobs that the service would reject some for hours are published no faster than it works.
     """
     from service.cli.report import bucket_note, pace_note
+    from service.gcp.listing import connect_lister
     from service.gcp.publisher import connect, job_message, publish_jobs, topic_path
-    from service.gcp.storage import connect_lister
     from service.operate.backfill import Deployment, backfill_estimate, token_bucket
     from service.operate.submission import LOOKUPS, is_pattern, look_up, read
 

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +25,6 @@ from service.deadline import NO_DEADLINE, Deadline
 from service.domain import Download, ErrorCode, ImageRef, ObjectMetadata
 from service.errors import (
     BadImageError,
-    CredentialsError,
     ObjectGoneError,
     StorageRefusedError,
     StorageUnavailableError,
@@ -38,12 +37,9 @@ from service.gcp.refusals import NO_CREDENTIALS, AccessHistory, Refusal, Scope
 # needs a role for it that the service does not have (google-cloud-storage 3.17).
 os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
 
-_PAGE_SIZE = 1000  # the most that Cloud Storage gives
-# What the listing asks for of each object: names are long enough.
-_LISTED_FIELDS = "items(name,generation,size,timeCreated),nextPageToken"
 _METADATA_FIELDS = "generation,size,contentType,md5Hash,crc32c"
-_GONE = frozenset({404, 410})
-_REFUSALS = frozenset({400, 401, 403, 451})  # an answer that a repetition does not change
+GONE = frozenset({404, 410})
+REFUSALS = frozenset({400, 401, 403, 451})  # an answer that a repetition does not change
 # Of the bucket. With both, Cloud Storage tells a missing object from a refused one.
 _RIGHTS = ("storage.objects.get", "storage.objects.list")
 _MAX_SILENCE_SECONDS = 5.0  # of a peer, before the request is sent again
@@ -54,10 +50,6 @@ _YOUR_CREDENTIALS = (
     "Google does not accept your credentials, or they have expired: run `gcloud auth "
     "application-default login`"
 )
-
-
-class NoBucketError(YoloBatchError):
-    """The bucket does not exist."""
 
 
 # Holds so many bytes while its block lasts; ends its wait with the deadline.
@@ -128,7 +120,7 @@ class ImageStorage:
             connections: how many threads will call at once.
             clock: seconds, by which refusals grow old.
         """
-        _widen(client, connections)
+        widen(client, connections)
         self._client = client
         self._timeout_seconds = timeout_seconds
         self._retry: retry.Retry = DEFAULT_RETRY.with_delay(initial=0.1, maximum=2.0)
@@ -206,12 +198,15 @@ class ImageStorage:
         self, ref: ImageRef, until: Deadline, *, is_download: bool = False
     ) -> Iterator[None]:
         """Turn the vendor's errors into ours, and find out what a refusal concerns."""
-        with _translated():
+        with translated():
             try:
                 yield
             except exceptions.GoogleAPICallError as exc:
                 # An organisation's policy is answered 412.
-                if exc.code not in _REFUSALS and _refusal(exc, ref).scope is not Scope.EVERYTHING:
+                if (
+                    exc.code not in REFUSALS
+                    and read_refusal(exc, ref).scope is not Scope.EVERYTHING
+                ):
                     raise
                 raise self._refused(ref, exc, until, is_download=is_download) from exc
             except GoogleAuthError as exc:
@@ -233,7 +228,7 @@ class ImageStorage:
         Raises:
             GoogleAPICallError: further questions to Cloud Storage failed.
         """
-        refusal = _refusal(error, ref)
+        refusal = read_refusal(error, ref)
         has_metadata = False
         if refusal.scope is Scope.UNCLEAR and is_download:
             # The metadata's answer has a reason. If they are not refused, the bytes alone are.
@@ -262,9 +257,9 @@ class ImageStorage:
         try:
             self._read_metadata(ref, until)
         except exceptions.GoogleAPICallError as exc:
-            if exc.code not in _REFUSALS:
+            if exc.code not in REFUSALS:
                 raise
-            return _refusal(exc, ref)
+            return read_refusal(exc, ref)
         return None
 
     def _has_rights(self, bucket: str, until: Deadline) -> bool:
@@ -363,104 +358,11 @@ class ImageStorage:
         return found
 
 
-class ObjectLister:
-    """Lists buckets; see `connect_lister`."""
-
-    def __init__(self, client: storage.Client, *, timeout_seconds: float = 60.0) -> None:
-        """Take a client, and how long one call is retried."""
-        self._client = client
-        self._timeout = timeout_seconds
-        self._retry: retry.Retry = DEFAULT_RETRY.with_timeout(timeout_seconds)
-
-    def exists(self, ref: ImageRef) -> bool:
-        """Say whether an object is there; its generation, if the reference names one.
-
-        Raises:
-            StorageUnavailableError: Cloud Storage did not answer, or refuses to say.
-        """
-        with _translated():
-            blob = self._client.bucket(ref.bucket).blob(ref.name, generation=ref.generation)
-            try:
-                return bool(blob.exists(timeout=self._timeout, retry=self._retry))
-            except exceptions.GoogleAPICallError as exc:
-                if exc.code in _GONE:
-                    return False
-                if exc.code not in _REFUSALS:
-                    raise
-                refusal = _refusal(exc)
-                raise StorageRefusedError(
-                    f"Cloud Storage does not say whether {ref.uri} exists: "
-                    f"{refusal.code} {refusal.text} (`submit --no-check` does "
-                    "not ask)"
-                ) from exc
-
-    def pages(self, bucket: str, prefix: str, *, after: str = "") -> Iterator[Sequence[ImageRef]]:
-        """List the live objects with a prefix, up to 1000 at a time, by the bytes of their names.
-
-        Args:
-            bucket: the bucket's name.
-            prefix: beginning of the names.
-            after: the name that a listing before this one ended with.
-
-        Raises:
-            NoBucketError: there is no such bucket.
-            StorageUnavailableError: Cloud Storage did not answer, or refuses the bucket.
-        """
-        with _translated():
-            listing = self._client.list_blobs(
-                bucket,
-                prefix=prefix or None,
-                start_offset=after or None,  # the first name that is listed
-                page_size=_PAGE_SIZE,
-                fields=_LISTED_FIELDS,
-                timeout=self._timeout,
-                retry=self._retry,
-            )
-            try:
-                for page in listing.pages:
-                    found = [_listed(bucket, blob) for blob in page if blob.name != after]
-                    if found:
-                        yield found
-            except exceptions.GoogleAPICallError as exc:
-                if exc.code in _GONE:
-                    raise NoBucketError(f"There is no bucket gs://{bucket}") from exc
-                if exc.code not in _REFUSALS:
-                    raise
-                refusal = _refusal(exc)
-                raise StorageRefusedError(
-                    f"Cloud Storage refuses to list gs://{bucket} (roles/storage.objectViewer is "
-                    f"needed): {refusal.code} {refusal.text}".rstrip()
-                ) from exc
-
-
-def connect_lister(project: str | None, *, connections: int = 1) -> ObjectLister:
-    """Connect to Cloud Storage.
-
-    Args:
-        project: the caller's project.
-        connections: how many threads will call at once.
-
-    Raises:
-        CredentialsError: there are none.
-    """
-    try:
-        client = storage.Client(project=project)
-        _widen(client, connections)
-        return ObjectLister(client)
-    except (GoogleAuthError, OSError) as exc:  # OSError: no project is known
-        raise CredentialsError from exc
-
-
-def _widen(client: storage.Client, connections: int) -> None:
+def widen(client: storage.Client, connections: int) -> None:
     """Keep so many connections; requests drops those beyond 10 after each use."""
     adapter = HTTPAdapter(pool_connections=connections, pool_maxsize=connections)
     client._http.mount("https://", adapter)
     client._http.mount("http://", adapter)
-
-
-def _listed(bucket: str, blob: storage.Blob) -> ImageRef:
-    metadata = ObjectMetadata(size=blob.size, created_at=blob.time_created)
-    return ImageRef(bucket, blob.name, blob.generation, metadata)
 
 
 def _object(ref: ImageRef, prefix: str = "") -> str:
@@ -488,7 +390,7 @@ def _crc32c(data: bytes) -> str:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
     """Turn the vendor's errors into ours."""
     try:
         yield
@@ -503,7 +405,7 @@ def _translated() -> Iterator[None]:
         HTTPError,
         OSError,  # and what `requests` raises
     ) as exc:
-        if getattr(exc, "code", None) in _GONE:
+        if getattr(exc, "code", None) in GONE:
             raise ObjectGoneError("Cloud Storage has no such object generation.") from exc
         raise StorageUnavailableError("Cloud Storage is unavailable.") from exc
 
@@ -513,7 +415,7 @@ def _request(ref: ImageRef, *, is_download: bool) -> tuple[str, object, object, 
     return ref.bucket, ref.name, ref.generation, is_download
 
 
-def _refusal(error: exceptions.GoogleAPICallError, ref: ImageRef | None = None) -> Refusal:
+def read_refusal(error: exceptions.GoogleAPICallError, ref: ImageRef | None = None) -> Refusal:
     """Read what Cloud Storage wrote with an error of an object."""
     body = getattr(error.response, "text", None) or error.message or ""
     return Refusal.read(error.code or 0, body, ref.name if ref else "")

@@ -164,8 +164,8 @@ class Decoders:
         *,
         image_size: int | None,
         content_encoding: str | None = None,
-        deadline: Deadline,
         max_pixels: int | None = None,
+        deadline: Deadline,
     ) -> Picture:
         """Decode an image, turned upright by its EXIF orientation, 8 bits a channel, no alpha.
 
@@ -174,8 +174,8 @@ class Decoders:
             image_size: longer side that the model sees, in pixels: a larger image is shrunk to it.
                 None: in full. `Picture.info` has the full size either way.
             content_encoding: the object's; `gzip` and `deflate` are decompressed.
+            max_pixels: images of more pixels are refused; None: as the pool was made.
             deadline: ends every wait, and what is being decoded.
-            max_pixels: for images that are not uploads; None: the pool's limit.
 
         Raises:
             BadImageError: not an image, a damaged one, one of a kind that is not supported, or of

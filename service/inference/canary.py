@@ -35,7 +35,7 @@ FALLBACK = "float"
 PASSED = "passed"
 NOT_COMPARED = "not compared"
 _EXPECTED = "expected.json"
-MAX_CANARY_PIXELS = 2**26  # the images are ours: MAX_IMAGE_PIXELS does not apply
+_MAX_PIXELS = 2**26  # the images are ours: MAX_IMAGE_PIXELS does not apply
 # Rows below are written down too, so that one that has grown is not taken for a wrong one.
 FLOOR = 0.05
 
@@ -293,7 +293,7 @@ def decode_here(data: bytes, image_size: int) -> Pixels:
     """
     from service.images.decode import decode  # the service itself decodes in other processes
 
-    picture = decode(data, max_pixels=MAX_CANARY_PIXELS, image_size=image_size)
+    picture = decode(data, max_pixels=_MAX_PIXELS, image_size=image_size)
     return shrink(picture.pixels, image_size=image_size)
 
 

@@ -37,7 +37,7 @@ class ResumeError(YoloBatchError):
 
 
 class Objects(Protocol):
-    """A bucket's listing; see `service.gcp.storage.ObjectLister`."""
+    """A bucket's listing; see `service.gcp.listing.ObjectLister`."""
 
     def pages(self, bucket: str, prefix: str, *, after: str = "") -> Iterator[Sequence[ImageRef]]:
         """List the live objects, by name, beginning after one."""

@@ -27,7 +27,7 @@ class SubmissionError(YoloBatchError):
 
 
 class Objects(Protocol):
-    """What a bucket holds; see `service.gcp.storage.ObjectLister`."""
+    """What a bucket holds; see `service.gcp.listing.ObjectLister`."""
 
     def exists(self, ref: ImageRef) -> bool:
         """Say whether an object is there."""

@@ -16,9 +16,10 @@ from service.errors import CredentialsError, ModelError, SettingsError
 from service.health import Health
 from service.images.decoders import Decoders, build_decoders
 from service.images.pixels import Pixels
-from service.inference.canary import MAX_CANARY_PIXELS, NOT_COMPARED, VerifiedModel
+from service.inference.canary import NOT_COMPARED, VerifiedModel
 from service.inference.loading import load_model
 from service.inference.model import Model
+from service.memory import within_memory
 from service.pipeline import Pipeline, PipelineOptions
 from service.recorder import Recorder
 from service.server import logs
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 PIPELINE = "pipeline"  # key in `app.extensions`, for the server's hooks
 _BOOT_ERROR = 3  # gunicorn stops, instead of starting the worker again, on this exit code
+_CANARY_PIXELS = 50_000_000  # the model's own images are no uploads: MAX_IMAGE_PIXELS may be less
 _CANARY_SECONDS = 60.0  # to decode an image of the canary, the start of the decoders included
 
 
@@ -59,6 +61,7 @@ def build_app() -> Flask:
 
             storage, store = build_storage(settings), build_store(settings)
             verified = loading.result()
+            settings = within_memory(settings, verified.detector)
         except (CredentialsError, ModelError) as exc:
             decoders.close()
             _cannot_start(str(exc))
@@ -112,7 +115,7 @@ def _load(settings: Settings, decoders: Decoders) -> VerifiedModel:
     def decode(data: bytes, image_size: int) -> Pixels:
         deadline = Deadline.after(_CANARY_SECONDS)
         return decoders.decode(
-            data, image_size=image_size, deadline=deadline, max_pixels=MAX_CANARY_PIXELS
+            data, image_size=image_size, max_pixels=_CANARY_PIXELS, deadline=deadline
         ).pixels
 
     verified = load_model(settings, decode)

@@ -8,6 +8,8 @@ import pytest
 from google.cloud import firestore, pubsub_v1, storage
 
 from devtools.local_stack.stack import Stack, StackOptions
+from service.deadline import NO_DEADLINE, Deadline
+from service.domain import Download, ImageRef
 from service.gcp.firestore import ResultStore
 from service.gcp.storage import ImageStorage
 from tests.fakes import PATIENCE_SECONDS
@@ -41,6 +43,12 @@ def image_storage() -> ImageStorage:
     return ImageStorage(
         storage.Client(), timeout_seconds=PATIENCE_SECONDS, max_bytes=1000, connections=4
     )
+
+
+def fetched(service: ImageStorage, ref: ImageRef, deadline: Deadline = NO_DEADLINE) -> Download:
+    """Download an object, and hold none of the memory for its bytes."""
+    with service.download(ref, deadline) as download:
+        return download
 
 
 @pytest.fixture

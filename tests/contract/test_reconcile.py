@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 from google.cloud import pubsub_v1, storage
 
-from service.cli.main import reconcile as command
+from service.cli import reconcile as command
 from service.gcp.publisher import PublishError
 from tests.fakes import PATIENCE_SECONDS
 

@@ -19,7 +19,9 @@ from service.errors import (
     StorageRefusedError,
     StorageUnavailableError,
 )
-from service.gcp.storage import ImageStorage, NoBucketError, ObjectLister
+from service.gcp.listing import NoBucketError, ObjectLister
+from service.gcp.storage import ImageStorage
+from tests.contract.conftest import fetched
 from tests.fakes import PATIENCE_SECONDS
 from tests.loglines import logged_by
 from tests.refusing_storage import (
@@ -35,6 +37,8 @@ from tests.refusing_storage import (
     ref,
     refusing_storage,
 )
+
+CALLS = [ImageStorage.resolve, fetched]
 
 
 @pytest.fixture
@@ -73,7 +77,7 @@ def service(server: RefusingStorage, clock: Clock) -> Iterator[ImageStorage]:
 def reason_of(service: ImageStorage, image: ImageRef) -> str:
     """Why an object can never be read, when its download is refused."""
     with pytest.raises(BadImageError) as refused:
-        service.download(image)
+        fetched(service, image)
     assert refused.value.code == ErrorCode.UNREADABLE_OBJECT
     return refused.value.message
 
@@ -81,7 +85,7 @@ def reason_of(service: ImageStorage, image: ImageRef) -> str:
 def refuse_for_now(service: ImageStorage, image: ImageRef) -> None:
     """Be refused, which decides nothing."""
     with pytest.raises(StorageUnavailableError) as refused:
-        service.download(image)
+        fetched(service, image)
     assert not isinstance(refused.value, StorageRefusedError)
 
 
@@ -171,7 +175,7 @@ def test_refusal_that_passed_begins_anew(
 ) -> None:
     refuse_for_ten_minutes(service, clock, server.refuse("a.jpg", answer))
     server.media.clear()
-    assert service.download(ref("a.jpg")).data == server.data
+    assert fetched(service, ref("a.jpg")).data == server.data
     refuse_for_ten_minutes(service, clock, server.refuse("a.jpg", answer))
     assert reason_of(service, ref("a.jpg"))
 
@@ -213,20 +217,20 @@ def test_no_refusal_is_recorded_while_the_bucket_is_not_readable(
 ) -> None:
     image = server.refuse("a.jpg", answer)
     server.refuse("b.jpg", answer)
-    service.download(ref("before.jpg"))
+    fetched(service, ref("before.jpg"))
     server.rights = []
     for _ in range(6):
         clock.minutes += 10
         for one in (image, ref("b.jpg")):
             with pytest.raises(StorageUnavailableError):
-                service.download(one)
+                fetched(service, one)
 
 
 def test_object_that_is_410_is_gone(server: RefusingStorage, service: ImageStorage) -> None:
     image = server.refuse("a.jpg", Answer(410, "gone"))
-    for call in (service.resolve, service.download):
+    for call in CALLS:
         with pytest.raises(ObjectGoneError):
-            call(image)
+            call(service, image)
 
 
 def test_forbidden_object_is_unreadable_once_others_were_read(
@@ -236,11 +240,11 @@ def test_forbidden_object_is_unreadable_once_others_were_read(
     server.rights = []
     image = server.refuse("a.jpg", FORBIDDEN)
     with pytest.raises(StorageRefusedError):
-        service.download(image)
+        fetched(service, image)
     clock.minutes += 10
     with pytest.raises(StorageRefusedError):
-        service.download(image)
-    service.download(ref("b.jpg"))
+        fetched(service, image)
+    fetched(service, ref("b.jpg"))
     assert reason_of(service, image)
 
 
@@ -250,7 +254,7 @@ def test_bucket_that_refuses_everything_is_no_objects_fault(
     server.rights = []
     for name in ("a.jpg", "b.jpg", "a.jpg"):
         with pytest.raises(StorageRefusedError, match="roles/storage.objectViewer"):
-            service.download(server.refuse(name, FORBIDDEN))
+            fetched(service, server.refuse(name, FORBIDDEN))
     assert server.asked.count("rights") == 1
 
 
@@ -263,10 +267,10 @@ def test_project_that_is_refused_is_no_objects_fault(
     server: RefusingStorage, service: ImageStorage, answer: Answer
 ) -> None:
     image = server.refuse("a.jpg", answer)
-    for call in (service.resolve, service.download, service.resolve, service.download):
+    for call in 2 * CALLS:
         with pytest.raises(StorageRefusedError):
-            call(image)
-        service.download(ref("other.jpg"))
+            call(service, image)
+        fetched(service, ref("other.jpg"))
 
 
 @pytest.mark.parametrize("reason", ["rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded"])
@@ -274,9 +278,9 @@ def test_too_many_requests_as_403_is_only_unavailable(
     server: RefusingStorage, service: ImageStorage, reason: str
 ) -> None:
     image = server.refuse("a.jpg", replace(TOO_FAST, reason=reason))
-    for call in (service.download, service.resolve):
+    for call in CALLS:
         with pytest.raises(StorageUnavailableError) as refused:
-            call(image)
+            call(service, image)
         assert not isinstance(refused.value, StorageRefusedError)
 
 
@@ -286,10 +290,10 @@ def test_right_that_was_just_granted_is_no_refusal(
     server.rights = []
     image = server.refuse("a.jpg", FORBIDDEN)
     with pytest.raises(StorageRefusedError):
-        service.download(image)
+        fetched(service, image)
     server.media.clear()
     server.metadata.clear()
-    assert service.download(image).data == server.data
+    assert fetched(service, image).data == server.data
 
 
 def test_outage_of_a_bucket_is_logged_once_and_its_end(
@@ -298,10 +302,10 @@ def test_outage_of_a_bucket_is_logged_once_and_its_end(
     server.rights = []
     for name in "abc":
         with pytest.raises(StorageRefusedError):
-            service.download(server.refuse(name, FORBIDDEN))
+            fetched(service, server.refuse(name, FORBIDDEN))
     server.media.clear()
-    service.download(ref("a"))
-    service.download(ref("b"))
+    fetched(service, ref("a"))
+    fetched(service, ref("b"))
     lines = logged_by(caplog, "service.gcp.outages")
     assert [(one.levelno, one.getMessage()) for one in lines] == [
         (logging.ERROR, "Messages are rejected until this is repaired"),
@@ -318,7 +322,7 @@ def test_perimeter_that_refuses_is_told_from_a_missing_role(
     for _ in range(3):
         for answer, advice in ((policy, "perimeter"), (FORBIDDEN, "roles/storage.objectViewer")):
             with pytest.raises(StorageRefusedError, match=advice):
-                service.download(server.refuse("a.jpg", answer))
+                fetched(service, server.refuse("a.jpg", answer))
     assert len(logged_by(caplog, "service.gcp.outages")) == 2
 
 

@@ -14,8 +14,9 @@ from google.cloud import storage
 
 from service.domain import ErrorCode, ImageRef, ObjectMetadata
 from service.errors import BadImageError, ObjectGoneError, StorageUnavailableError
-from service.gcp.storage import ImageStorage, NoBucketError, ObjectLister, connect_lister
-from tests.contract.conftest import BUCKET
+from service.gcp.listing import NoBucketError, ObjectLister, connect_lister
+from service.gcp.storage import ImageStorage
+from tests.contract.conftest import BUCKET, fetched
 from tests.fakes import PATIENCE_SECONDS
 
 
@@ -28,7 +29,7 @@ def upload(bucket: storage.Bucket, name: str, data: bytes, kind: str = "image/jp
 def test_download_gives_bytes_and_metadata(
     image_storage: ImageStorage, bucket: storage.Bucket
 ) -> None:
-    download = image_storage.download(upload(bucket, "plain.jpg", b"picture"))
+    download = fetched(image_storage, upload(bucket, "plain.jpg", b"picture"))
     assert download.data == b"picture"
     assert download.metadata.size == 7
     assert download.metadata.content_type == "image/jpeg"
@@ -38,7 +39,7 @@ def test_download_gives_bytes_and_metadata(
 def test_download_does_not_look_up_the_bucket(bucket: storage.Bucket) -> None:
     client = storage.Client()
     service = ImageStorage(client, timeout_seconds=PATIENCE_SECONDS, max_bytes=1000, connections=4)
-    assert service.download(upload(bucket, "no-lookup.jpg", b"picture")).data == b"picture"
+    assert fetched(service, upload(bucket, "no-lookup.jpg", b"picture")).data == b"picture"
     lookups = client._bucket_metadata_cache
     assert not lookups._inflight_fetches and lookups.get(BUCKET) is None
 
@@ -51,7 +52,7 @@ def test_download_does_not_look_up_the_bucket(bucket: storage.Bucket) -> None:
 def test_download_of_odd_name_gives_its_bytes(
     image_storage: ImageStorage, bucket: storage.Bucket, name: str
 ) -> None:
-    assert image_storage.download(upload(bucket, name, name.encode())).data == name.encode()
+    assert fetched(image_storage, upload(bucket, name, name.encode())).data == name.encode()
 
 
 def test_download_after_overwrite_is_gone(
@@ -60,26 +61,26 @@ def test_download_after_overwrite_is_gone(
     first = upload(bucket, "overwritten.jpg", b"first")
     second = upload(bucket, "overwritten.jpg", b"second")
     with pytest.raises(ObjectGoneError):
-        image_storage.download(first)
-    assert image_storage.download(second).data == b"second"
+        fetched(image_storage, first)
+    assert fetched(image_storage, second).data == b"second"
 
 
 def test_download_after_delete_is_gone(image_storage: ImageStorage, bucket: storage.Bucket) -> None:
     ref = upload(bucket, "deleted.jpg", b"picture")
     bucket.blob("deleted.jpg").delete()
     with pytest.raises(ObjectGoneError):
-        image_storage.download(ref)
+        fetched(image_storage, ref)
 
 
 def test_download_from_missing_bucket_is_gone(image_storage: ImageStorage) -> None:
     with pytest.raises(ObjectGoneError):
-        image_storage.download(ImageRef("no-such-bucket", "picture.jpg", 1))
+        fetched(image_storage, ImageRef("no-such-bucket", "picture.jpg", 1))
 
 
 def test_download_of_empty_object_gives_no_bytes(
     image_storage: ImageStorage, bucket: storage.Bucket
 ) -> None:
-    assert image_storage.download(upload(bucket, "empty.jpg", b"")).data == b""
+    assert fetched(image_storage, upload(bucket, "empty.jpg", b"")).data == b""
 
 
 def test_download_over_limit_is_refused_whatever_the_event_said(
@@ -89,7 +90,7 @@ def test_download_over_limit_is_refused_whatever_the_event_said(
     said_small = ImageRef(BUCKET, ref.name, ref.generation, ObjectMetadata(size=10))
     for large in (ref, said_small):
         with pytest.raises(BadImageError) as refused:
-            image_storage.download(large)
+            fetched(image_storage, large)
         assert refused.value.code == ErrorCode.IMAGE_TOO_LARGE
 
 
@@ -101,9 +102,9 @@ def test_metadata_of_an_event_are_not_believed(
 ) -> None:
     """Events can be forged; what is recorded of an image must be what Cloud Storage reports."""
     ref = upload(bucket, "sums.jpg", b"picture")
-    metadata = image_storage.download(ref).metadata
+    metadata = fetched(image_storage, ref).metadata
     forged = replace(ref, metadata=FORGED)
-    assert image_storage.download(forged).metadata == metadata
+    assert fetched(image_storage, forged).metadata == metadata
     assert image_storage.resolve(forged).metadata == metadata
 
 
@@ -148,7 +149,7 @@ def test_download_refused_by_server_is_unavailable(
         impatient_storage(url, monkeypatch) as impatient,
         pytest.raises(StorageUnavailableError),
     ):
-        impatient.download(ImageRef(BUCKET, "picture.jpg", 1))
+        fetched(impatient, ImageRef(BUCKET, "picture.jpg", 1))
 
 
 @pytest.mark.parametrize("status", [404, 412])
@@ -160,7 +161,7 @@ def test_download_that_can_never_succeed_is_gone(
         storage_at(url, monkeypatch) as image_storage,
         pytest.raises(ObjectGoneError),
     ):
-        image_storage.download(ImageRef(BUCKET, "picture.jpg", 1))
+        fetched(image_storage, ImageRef(BUCKET, "picture.jpg", 1))
 
 
 def test_download_of_damaged_bytes_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +171,7 @@ def test_download_of_damaged_bytes_is_unavailable(monkeypatch: pytest.MonkeyPatc
         impatient_storage(url, monkeypatch) as impatient,
         pytest.raises(StorageUnavailableError),
     ):
-        impatient.download(ImageRef(BUCKET, "picture.jpg", 1))
+        fetched(impatient, ImageRef(BUCKET, "picture.jpg", 1))
 
 
 def test_download_without_a_server_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +179,7 @@ def test_download_without_a_server_is_unavailable(monkeypatch: pytest.MonkeyPatc
         impatient_storage("http://127.0.0.1:9", monkeypatch) as impatient,
         pytest.raises(StorageUnavailableError),
     ):
-        impatient.download(ImageRef(BUCKET, "picture.jpg", 1))
+        fetched(impatient, ImageRef(BUCKET, "picture.jpg", 1))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from devtools.chaos.storage_proxy import StorageProxy
 from service.domain import ImageRef
 from service.errors import StorageUnavailableError
 from service.gcp.storage import ImageStorage
-from tests.contract.conftest import BUCKET
+from tests.contract.conftest import BUCKET, fetched
 from tests.fakes import PATIENCE_SECONDS
 
 DATA = bytes(range(256)) * 1024
@@ -38,7 +38,7 @@ def download(ref: ImageRef) -> bytes:
         service = ImageStorage(
             client, timeout_seconds=PATIENCE_SECONDS, max_bytes=10**6, connections=4
         )
-        return service.download(ref).data
+        return fetched(service, ref).data
 
 
 @pytest.mark.parametrize("fault", [FaultKind.STORAGE_CUT, FaultKind.STORAGE_RESET])

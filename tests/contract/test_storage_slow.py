@@ -15,6 +15,7 @@ from service.deadline import NO_DEADLINE, Deadline
 from service.domain import ErrorCode, ImageRef
 from service.errors import BadImageError, StorageUnavailableError, TooLateError
 from service.gcp.storage import ImageStorage
+from tests.contract.conftest import fetched
 from tests.fakes import PATIENCE_SECONDS
 from tests.refusing_storage import crc32c
 
@@ -125,38 +126,40 @@ def drips_an_error(running: Peer, handler: BaseHTTPRequestHandler, number: int) 
     running.drip(handler)
 
 
+Call = Callable[..., object]
+CALLS = [fetched, ImageStorage.resolve]
 SLOW = [is_silent, drips_its_body, drips_an_error]
 
 
 @pytest.mark.parametrize("answer", SLOW)
-@pytest.mark.parametrize("call", ["download", "resolve"])
+@pytest.mark.parametrize("call", CALLS)
 def test_slow_peer_is_left_when_the_time_is_up(
-    call: str, answer: Answer, monkeypatch: pytest.MonkeyPatch
+    call: Call, answer: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
         storage_of(answer, monkeypatch, timeout_seconds=0.5) as (service, _),
         pytest.raises(StorageUnavailableError),
     ):
-        getattr(service, call)(REF, NO_DEADLINE)
+        call(service, REF, NO_DEADLINE)
 
 
 @pytest.mark.parametrize("answer", [drips_its_body, drips_an_error])
-@pytest.mark.parametrize("call", ["download", "resolve"])
+@pytest.mark.parametrize("call", CALLS)
 def test_slow_peer_is_left_at_the_deadline(
-    call: str, answer: Answer, monkeypatch: pytest.MonkeyPatch
+    call: Call, answer: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
         storage_of(answer, monkeypatch, timeout_seconds=FOR_EVER) as (service, _),
         pytest.raises(StorageUnavailableError),
     ):
-        getattr(service, call)(REF, Deadline.after(0.5))
+        call(service, REF, Deadline.after(0.5))
 
 
-@pytest.mark.parametrize("call", ["download", "resolve"])
-def test_call_after_the_deadline_sends_nothing(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("call", CALLS)
+def test_call_after_the_deadline_sends_nothing(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     with storage_of(is_silent, monkeypatch) as (service, running):
         with pytest.raises(TooLateError):
-            getattr(service, call)(REF, Deadline.after(-1))
+            call(service, REF, Deadline.after(-1))
         assert running.requests == []
 
 
@@ -168,7 +171,7 @@ def test_silent_attempt_is_followed_by_another(monkeypatch: pytest.MonkeyPatch) 
             running.send(handler, DATA)
 
     with storage_of(silent_at_first, monkeypatch) as (service, running):
-        assert service.download(REF).data == DATA
+        assert fetched(service, REF).data == DATA
         assert len(running.requests) > 1
 
 
@@ -179,7 +182,7 @@ def test_damaged_bytes_are_fetched_again(monkeypatch: pytest.MonkeyPatch) -> Non
         running.send(handler, flipped if number == 1 else DATA, X_Goog_Hash=whole)
 
     with storage_of(damaged_at_first, monkeypatch) as (service, running):
-        assert service.download(REF).data == DATA
+        assert fetched(service, REF).data == DATA
         assert len(running.requests) == 2
 
 
@@ -191,7 +194,7 @@ def test_bytes_without_a_checksum_are_not_taken(monkeypatch: pytest.MonkeyPatch)
         storage_of(bare, monkeypatch, timeout_seconds=0.5) as (service, _),
         pytest.raises(StorageUnavailableError),
     ):
-        service.download(REF)
+        fetched(service, REF)
 
 
 def test_request_names_the_generation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +202,7 @@ def test_request_names_the_generation(monkeypatch: pytest.MonkeyPatch) -> None:
         service,
         running,
     ):
-        service.download(ImageRef("uploads", "dir/a b?#.jpg", 17))
+        fetched(service, ImageRef("uploads", "dir/a b?#.jpg", 17))
         [path] = running.requests
     assert path.startswith("/download/storage/v1/b/uploads/o/dir%2Fa%20b%3F%23.jpg?")
     assert "generation=17" in path
@@ -219,7 +222,7 @@ def sends_too_much(running: Peer, handler: BaseHTTPRequestHandler, number: int) 
 def test_body_that_is_too_large_is_left(answer: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
     with storage_of(answer, monkeypatch) as (service, running):
         with pytest.raises(BadImageError) as refused:
-            service.download(REF)
+            fetched(service, REF)
         assert refused.value.code == ErrorCode.IMAGE_TOO_LARGE
         assert len(running.requests) == 1
 
@@ -234,7 +237,7 @@ def test_compressed_object_is_fetched_as_it_is_stored(
         running.send(handler, bomb, Content_Encoding=encoding)
 
     with storage_of(answer, monkeypatch) as (service, _):
-        download = service.download(REF)
+        download = fetched(service, REF)
     assert (download.data, download.content_encoding) == (bomb, encoding)
     assert download.metadata.size == len(bomb)
 
@@ -271,5 +274,5 @@ def test_downloads_share_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
         running,
     ):
         for _ in range(3):
-            service.download(REF)
+            fetched(service, REF)
         assert (len(running.requests), running.connections) == (3, 1)

@@ -3,14 +3,17 @@
 import base64
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +26,20 @@ from devtools.demo_model.shapes import Scene, write_samples
 from devtools.local_stack.eventarc import EventarcOptions
 from devtools.local_stack.processes import Child, Processes, free_port
 from devtools.local_stack.stack import SERVICE_COMMAND, Stack, StackOptions
-from service.domain import ImageRef
+from service.domain import ImageRef, Outcome
 from service.gcp.publisher import job_message
 from tests.fakes import PATIENCE_SECONDS, Gate, wait_until
+from tests.processes import children_of
 
+YOLO_BATCH, YOLO_BATCH_DEV = (
+    Path(sys.executable).with_name(name) for name in ("yolo-batch", "yolo-batch-dev")
+)
 COLLECTION = "detections"
 READY_SECONDS = 180  # as long as the stack gives its own service
-_ANSWER_SECONDS = 300  # a queue of large pictures on a busy machine
+_ANSWER_SECONDS = 300  # a queue of large images on a busy machine
 CLI_SECONDS = 540  # a whole stack, on a busy machine; less than a test may take
-DOCUMENT_SECONDS = 240  # several deliveries, with the rests between them
+DOCUMENT_SECONDS = 240  # several deliveries, with the back-off between them
+MAX_DELIVERIES = 50  # as terraform/locals.tf has it
 # On a busy machine an emulator may take longer than the default: no outage, so no 503.
 PATIENT = {
     "STORAGE_TIMEOUT_SECONDS": f"{PATIENCE_SECONDS:g}",
@@ -44,17 +52,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     directory = tmp_path_factory.mktemp("stack")
     options = StackOptions(
         directory=directory,
-        service_environment=PATIENT | alone_in(directory),
+        service_environment=PATIENT,
         # A minute's rest after a few refusals would be a test's whole patience.
         eventarc=EventarcOptions(concurrency=StackOptions.concurrency, max_delay_seconds=8),
     )
     with Stack(options) as running:
         yield running
-
-
-def alone_in(directory: Path) -> dict[str, str]:
-    """Let a service find no marker of another one that was killed in its model's canary."""
-    return {"TMPDIR": str(directory)}
 
 
 @pytest.fixture(autouse=True)
@@ -71,8 +74,19 @@ class Service:
     url: str
 
     def post(self, ref: ImageRef, timeout: float = _ANSWER_SECONDS) -> requests.Response:
-        """Deliver a finalized event of one picture, as Eventarc does."""
+        """Deliver a finalized event of one image, as Eventarc does."""
         return requests.post(self.url, json=event_data(ref), headers=EVENT, timeout=timeout)
+
+    def deliver(self, ref: ImageRef) -> list[int]:
+        """Deliver an event until it is acknowledged; return the statuses, 0 without an answer."""
+        statuses: list[int] = []
+        while 204 not in statuses:
+            assert len(statuses) < MAX_DELIVERIES, f"{ref.uri} becomes a dead letter"
+            try:
+                statuses.append(self.post(ref).status_code)
+            except requests.ConnectionError:
+                statuses.append(0)
+        return statuses
 
     def post_all(self, refs: list[ImageRef]) -> set[int]:
         """Deliver an event for each image, some at once; return the statuses that came."""
@@ -83,6 +97,27 @@ class Service:
         """Deliver a job, as a wrapped push does."""
         data = base64.b64encode(job_message(f"{ref.uri}#{ref.generation}")).decode()
         return requests.post(self.url, json={"message": {"data": data}}, timeout=timeout)
+
+    @property
+    def worker(self) -> int:
+        """The process that serves."""
+        [worker] = children_of(self.child.process.pid)
+        return worker
+
+    def is_live(self) -> bool:
+        return answers(self.url + "/health/live")
+
+    def stop(self) -> None:
+        """Stop it as Cloud Run does, but with patience."""
+        os.kill(self.child.process.pid, signal.SIGTERM)
+        assert self.child.process.wait(PATIENCE_SECONDS) == 0
+
+    def outcomes(self) -> Counter[str]:
+        """Sum the outcomes that its log counts; those of a service that was stopped are all."""
+        lines = [line for line in self.log() if line["message"] in ("Committed", "Outcomes")]
+        return sum(
+            (Counter({o: line[o] for o in Outcome if o in line}) for line in lines), Counter()
+        )
 
     def log(self) -> list[dict[str, Any]]:
         """Its lines in JSON; a native library's own, or one that a kill cut short, are not."""
@@ -112,7 +147,7 @@ def start_service(stack: Stack, tmp_path: Path) -> Iterator[Callable[..., Servic
         def start(*, ready: bool = True, **settings: str) -> Service:
             port = free_port()
             own = {"BIND_ADDRESS": "127.0.0.1", "PORT": str(port)}
-            environment = {**os.environ, **own, **PATIENT, **alone_in(tmp_path), **settings}
+            environment = {**os.environ, **own, **PATIENT, **settings}
             child = processes.start(f"service-{port}", SERVICE_COMMAND, environment)
             service = Service(child, f"http://127.0.0.1:{port}")
             if ready:
@@ -124,9 +159,9 @@ def start_service(stack: Stack, tmp_path: Path) -> Iterator[Callable[..., Servic
         yield start
 
 
-def answers(url: str) -> bool:
+def answers(url: str, *, timeout_seconds: float = PATIENCE_SECONDS) -> bool:
     try:
-        return requests.get(url, timeout=PATIENCE_SECONDS).status_code == 200
+        return requests.get(url, timeout=timeout_seconds).status_code == 200
     except requests.RequestException:
         return False
 
@@ -135,7 +170,7 @@ def answers(url: str) -> bool:
 def held_storage() -> Iterator[tuple[str, Gate]]:
     """The stack's Cloud Storage by another url, and a gate before each of its answers.
 
-    A picture whose event tells no size takes two: of what is known of it, and of its bytes.
+    A request that it holds for longer than the client waits for an answer is sent once more.
     """
     gate = Gate()
     with StorageProxy(os.environ["STORAGE_EMULATOR_HOST"].removeprefix("http://")) as proxy:
@@ -168,7 +203,7 @@ def make_topic(stack: Stack) -> Iterator[Callable[..., str]]:
 
 @pytest.fixture(scope="session")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, Scene]]:
-    """The demo's pictures, with their ground truth."""
+    """The demo's images, with their ground truth."""
     return write_samples(tmp_path_factory.mktemp("samples"))
 
 
@@ -211,11 +246,14 @@ def wait_for_document(ref: ImageRef) -> dict[str, Any]:
 
 
 def run_cli(
-    *arguments: str | Path, env: Mapping[str, str] | None = None, **options: Any
+    *arguments: str | Path,
+    env: Mapping[str, str] | None = None,
+    program: Path = YOLO_BATCH,
+    **options: Any,
 ) -> "subprocess.CompletedProcess[str]":
     """Run `yolo-batch` as a user does, but a patient one."""
     return subprocess.run(
-        [Path(sys.executable).with_name("yolo-batch"), *arguments],
+        [program, *arguments],
         env=PATIENT | dict(os.environ if env is None else env),
         capture_output=True,
         text=True,
@@ -223,3 +261,6 @@ def run_cli(
         check=False,
         **options,
     )
+
+
+run_dev = partial(run_cli, program=YOLO_BATCH_DEV)

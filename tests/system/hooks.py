@@ -1,4 +1,4 @@
-"""Workers of the service with something amiss; a test names one in GUNICORN_CMD_ARGS."""
+"""Workers of the service with a fault; a test names one in GUNICORN_CMD_ARGS."""
 
 import os
 import signal
@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from service.domain import Detection
+from service.images.decoders import DecodeLimits, Decoders
 from service.images.pixels import Pixels
 from service.inference.detector import Detector
-from service.server import wsgi as main
+from service.machine import cores
+from service.server import wsgi
 from service.server.gunicorn_worker import Worker
+from service.settings import Settings
+from tests import hostile_decoder
 
-POISON_SHAPE = (99, 132, 3)  # of the picture that kills; of the demo's ratio, to share its batches
+POISON_SHAPE = (99, 132, 3)  # of the image on which the model has its fault
+WALL_SECONDS = 15.0  # that a file may take; none but a hanging one needs so long
 
 
 def settings(worker: type[Worker]) -> dict[str, str]:
@@ -31,39 +36,61 @@ class HastyWorker(Worker):
     read_seconds = 1.0
 
 
-STOPPING = "the pipeline knows that it stops"
-
-
-class TellingWorker(Worker):
-    """Writes to its log when SIGTERM has reached its pipeline."""
-
-    def handle_exit(self, sig: int, frame: Any) -> None:
-        super().handle_exit(sig, frame)
-        os.write(1, f"{STOPPING}\n".encode())  # a logger's lock is not for a signal's handler
-
-
-class PoisonedWorker(Worker):
-    """Dies of one picture in the network, as of a defect of a native library."""
+class HostileDecodersWorker(Worker):
+    """Has decoders that do what a marked file says; see tests/hostile_decoder.py."""
 
     def load_wsgi(self) -> None:
-        load_model = main.load_model
-
-        def load_poisoned(*args: Any) -> Any:
-            checked = load_model(*args)
-            return replace(checked, detector=self.poison(checked.detector))
-
-        main.load_model = load_poisoned
+        wsgi.build_decoders = hostile_decoders
         super().load_wsgi()
 
-    def poison(self, detector: Detector) -> Detector:
+
+def hostile_decoders(settings: Settings) -> Decoders:
+    return Decoders(
+        cores(),
+        max_pixels=settings.max_image_pixels,
+        max_decompressed_bytes=settings.max_image_bytes,
+        limits=DecodeLimits(wall_seconds=WALL_SECONDS),
+        command=hostile_decoder.COMMAND,
+    )
+
+
+class DyingAtLoadWorker(Worker):
+    """Dies while it loads its model, by a defect of a native library."""
+
+    def load_wsgi(self) -> None:
+        wsgi.load_model = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        super().load_wsgi()
+
+
+class DeadlyWorker(Worker):
+    """Dies of one image in the model, by a defect of a native library."""
+
+    def load_wsgi(self) -> None:
+        load_model = wsgi.load_model
+
+        def load(*args: Any) -> Any:
+            verified = load_model(*args)
+            return replace(verified, detector=self.faulty(verified.detector))
+
+        wsgi.load_model = load
+        super().load_wsgi()
+
+    def faulty(self, detector: Detector) -> Detector:
         return Deadly(detector)
 
 
-class HangingWorker(PoisonedWorker):
-    """Hangs on one picture in the network."""
+class HangingWorker(DeadlyWorker):
+    """Hangs on one image in the model."""
 
-    def poison(self, detector: Detector) -> Detector:
+    def faulty(self, detector: Detector) -> Detector:
         return Endless(detector)
+
+
+class FailingWorker(DeadlyWorker):
+    """Fails on every image in the model, as after an error of a GPU."""
+
+    def faulty(self, detector: Detector) -> Detector:
+        return Failing(detector)
 
 
 class Deadly:
@@ -85,7 +112,14 @@ class Deadly:
 
 
 class Endless(Deadly):
-    """A detector that never answers."""
+    """A detector that never returns."""
 
     def end(self) -> None:
         threading.Event().wait()
+
+
+class Failing(Deadly):
+    """A detector that raises."""
+
+    def detect(self, images: Sequence[Pixels]) -> Iterable[list[Detection]]:
+        raise RuntimeError("The device is lost.")

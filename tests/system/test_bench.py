@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from devtools.bench import figures
 from devtools.bench.profile import BETWEEN, HTTP, STAGES
 from devtools.demo_model.shapes import Scene
-from tests.system.conftest import run_cli
+from tests.system.conftest import YOLO_BATCH_DEV, run_dev
 
 _BENCH_SECONDS = 1200
 
@@ -32,7 +31,7 @@ def test_quick_bench_measures_every_part_on_the_bundled_model(
         (tmp_path / "pictures" / file.name).write_bytes(file.read_bytes())
     (tmp_path / "pictures" / "text.jpg").write_text("not a picture")
     command = [
-        Path(sys.executable).with_name("yolo-batch"), "bench", tmp_path / "pictures", "--quick",
+        YOLO_BATCH_DEV, "bench", tmp_path / "pictures", "--quick",
         "--table", "--sweep", "--profile", "--cold-start", "--memory",
         "--plot", tmp_path / "plot.png", "--json", tmp_path / "bench.json",
     ]  # fmt: skip
@@ -74,7 +73,7 @@ def test_quick_bench_measures_every_part_on_the_bundled_model(
     ids=["cores", "prices", "pictures"],
 )
 def test_what_cannot_be_measured_is_told_in_a_sentence(arguments: list[str], sentence: str) -> None:
-    done = run_cli("bench", "--quick", *arguments)
+    done = run_dev("bench", "--quick", *arguments)
     assert done.returncode == 1
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr

@@ -6,7 +6,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,7 +17,16 @@ from devtools.demo_model.shapes import CLASS_NAMES, Scene
 from devtools.local_stack.stack import Stack
 from service.settings import BUNDLED_MODEL
 from tests.fakes import PATIENCE_SECONDS, wait_until
-from tests.system.conftest import CLI_SECONDS, PATIENT, run_cli, upload, wait_for_document
+from tests.system.conftest import (
+    CLI_SECONDS,
+    PATIENT,
+    YOLO_BATCH,
+    YOLO_BATCH_DEV,
+    run_cli,
+    run_dev,
+    upload,
+    wait_for_document,
+)
 
 Samples = list[tuple[Path, Scene]]
 
@@ -106,7 +114,7 @@ def test_command_whose_output_nobody_reads_ends_quietly(
     os.close(unread)
     try:
         done = subprocess.run(
-            [Path(sys.executable).with_name("yolo-batch"), *command],
+            [YOLO_BATCH_DEV if arguments == ["demo"] else YOLO_BATCH, *command],
             env=PATIENT | dict(os.environ),
             stdout=output,
             stderr=subprocess.PIPE,
@@ -122,7 +130,7 @@ def test_command_whose_output_nobody_reads_ends_quietly(
 
 
 def test_up_whose_log_nobody_reads_stops_quietly() -> None:
-    command = [Path(sys.executable).with_name("yolo-batch"), "up"]
+    command = [YOLO_BATCH_DEV, "up"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -159,16 +167,16 @@ def test_commands_without_credentials_say_what_to_do(tmp_path: Path) -> None:
 def test_up_with_a_broken_model_says_so_at_once(tmp_path: Path) -> None:
     shutil.copytree(BUNDLED_MODEL, tmp_path / "model")
     (tmp_path / "model" / "shapes.xml").write_text("<net")
-    done = run_cli("up", "--model", tmp_path / "model")
+    done = run_dev("up", "--model", tmp_path / "model")
     assert done.returncode == 1
-    assert "did not load its model" in done.stderr
+    assert "service ended with exit code 3" in done.stderr
     assert "is damaged: its network is not the one that was exported" in done.stderr
 
 
 def test_demo_takes_a_folder_whose_name_is_a_pattern(samples: Samples, tmp_path: Path) -> None:
     (tmp_path / "cam[1]").mkdir()
     (tmp_path / "cam[1]" / "a.jpg").write_bytes(samples[0][0].read_bytes())
-    done = run_cli("demo", "--images", tmp_path / "cam[1]", "--output", tmp_path / "out")
+    done = run_dev("demo", "--images", tmp_path / "cam[1]", "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "1 of 1 uploads have their document" in done.stdout
 
@@ -190,7 +198,7 @@ def test_submit_reads_uris_from_standard_input(stack: Stack, samples: Samples) -
 
 
 def test_demo_shows_every_upload_and_stops_what_it_started(tmp_path: Path) -> None:
-    done = run_cli("demo", cwd=tmp_path)
+    done = run_dev("demo", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "12 of 12 uploads have their document" in done.stdout
     assert len(list((tmp_path / "demo-output").rglob("*.jpg"))) == 12
@@ -202,7 +210,7 @@ def test_demo_takes_own_pictures_bad_ones_too(samples: Samples, tmp_path: Path) 
     (pictures / "deep").mkdir(parents=True)
     (pictures / "deep" / "good #1.jpg").write_bytes(samples[0][0].read_bytes())
     (pictures / "bad.jpg").write_bytes(b"not a picture")
-    done = run_cli("demo", "--images", pictures, "--output", tmp_path / "out")
+    done = run_dev("demo", "--images", pictures, "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "2 of 2 uploads have their document" in done.stdout
     assert "unsupported_media" in done.stdout
@@ -211,7 +219,7 @@ def test_demo_takes_own_pictures_bad_ones_too(samples: Samples, tmp_path: Path) 
 
 def test_demo_without_java_names_the_command_and_still_detects(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "JAVA_HOME"} | {"PATH": "/nowhere"}
-    done = run_cli("demo", cwd=tmp_path, env=environment)
+    done = run_dev("demo", cwd=tmp_path, env=environment)
     assert done.returncode == 1
     assert "apt-get install" in done.stdout
     assert done.stdout.count("done") == 12
@@ -225,7 +233,7 @@ def test_up_prints_the_environment_and_takes_everything_with_it(how: signal.Sign
         "sh",
         "-c",
         'trap "" INT; exec "$0" up',
-        Path(sys.executable).with_name("yolo-batch"),
+        YOLO_BATCH_DEV,
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -26,7 +26,7 @@ from devtools.local_stack.processes import Processes
 from devtools.local_stack.requirements import find_programs
 from devtools.local_stack.stack import Stack
 from service.gcp.firestore import ResultStore
-from service.gcp.storage import connect_lister
+from service.gcp.listing import connect_lister
 from tests.fakes import PATIENCE_SECONDS
 from tests.system.conftest import COLLECTION, Service, run_cli, wait_for_deliveries
 from tests.system.test_reconcile import counts

@@ -4,9 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from service.domain import ImageRef
 from tests.refusing_storage import (
-    BUCKET,
     CUSTOMER_KEY,
     FORBIDDEN,
     KMS_KEY,
@@ -39,8 +37,8 @@ def test_refused_objects_end_as_failed_records(
         recorded = document(ref(name))
         assert recorded and recorded["error"]["code"] == "unreadable_object"
     assert document(ref("acl.jpg")) is None
-    job = [ImageRef(BUCKET, name) for name in answers]
-    assert service.post_job(job).status_code == 204
+    for name in answers:
+        assert service.post_job(ref(name)).status_code == 204
     assert service.post(server.refuse("gone.jpg", Answer(410, "gone"))).status_code == 204
     assert document(ref("gone.jpg")) is None
 
@@ -56,7 +54,7 @@ def test_refused_bucket_is_503_and_logged_once(
     [line] = [line for line in lines if "rejected" in line["message"]]
     assert line["severity"] == "ERROR"
     assert "roles/storage.objectViewer" in line["reason"]
-    assert not [line for line in lines if "Gave a message back" in line["message"]]
+    assert not [line for line in lines if "Rejected a message" in line["message"]]
     server.data = b"no image"
     assert service.post(ref("readable.jpg")).status_code == 204
     assert "Messages are accepted again" in [line["message"] for line in service.log()]

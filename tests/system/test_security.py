@@ -19,8 +19,8 @@ from tests.system.conftest import EVENT, Service, document, put_aside
 StartService = Callable[..., Service]
 
 SECRET = "secret7f3a"  # in requests; never in an answer or a log line
-THREADS = 4
-FEW_THREADS = {"MAX_QUEUE": "2", "MAX_BATCH_SIZE": "1", "CONCURRENCY": str(THREADS)}
+FEW_SLOTS = {"MAX_IN_FLIGHT": "2"}
+THREADS = 2 + 8  # of the server
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +87,9 @@ def test_what_is_not_http_is_refused_and_repeated_nowhere(
     with connection(url, sent) as client:
         raw = answer(client)
     assert status(raw) == 400
-    for told in (raw, log.read_bytes()[size_before:]):
-        assert SECRET.encode() not in told
-        assert b"Traceback" not in told
+    for shown in (raw, log.read_bytes()[size_before:]):
+        assert SECRET.encode() not in shown
+        assert b"Traceback" not in shown
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,8 @@ def test_client_that_ends_early_is_refused_and_its_half_is_not_read(url: str, se
 def test_client_that_closes_after_its_request_is_served_as_any_other(
     start_service: StartService, stack: Stack
 ) -> None:
-    """Its answer reaches nobody, and the picture is recorded all the same."""
-    ref = put_aside(stack, "closed.jpg", b"no picture")
+    """Its answer reaches nobody, and the image is recorded all the same."""
+    ref = put_aside(stack, "closed.jpg", b"no image")
     service = start_service()
     body = json.dumps({"bucket": ref.bucket, "name": ref.name, "generation": ref.generation})
     headers = f"ce-type: {EVENT['ce-type']}\r\nContent-Length: {len(body)}\r\n"
@@ -141,7 +141,7 @@ def test_more_slow_clients_than_threads_do_not_stop_the_service(
     start_service: StartService,
 ) -> None:
     """Without a limit on the time to read, each would hold a thread for ever."""
-    service = start_service(**FEW_THREADS, **hooks.settings(hooks.HastyWorker))
+    service = start_service(**FEW_SLOTS, **hooks.settings(hooks.HastyWorker))
     with ExitStack() as clients:
         slow = [
             clients.enter_context(connection(service.url, half))

@@ -1,0 +1,42 @@
+"""A Cloud Storage that sends one object byte by byte, and the others as always."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+from devtools.demo_model.shapes import Scene
+from service.domain import ImageRef
+from tests.contract.test_storage_slow import Peer, peer
+from tests.fakes import wait_until
+from tests.system.conftest import Service, document
+
+SLOW, GOOD = (
+    [ImageRef("peer", f"{kind}/{i}.jpg", 1) for i in range(8)] for kind in ("slow", "good")
+)
+
+
+def test_slow_download_ends_with_its_limit_and_harms_no_other(
+    start_service: Callable[..., Service], samples: list[tuple[Path, Scene]]
+) -> None:
+    """Every byte that comes would renew the timeout of a client that has no total time."""
+    data = samples[0][0].read_bytes()
+
+    def answer(running: Peer, handler: BaseHTTPRequestHandler, number: int) -> None:
+        if "slow" in handler.path:
+            running.head(handler, Content_Length="1000000")
+            running.drip(handler)
+        else:
+            running.send(handler, data)
+
+    with peer(answer) as (running, url), ThreadPoolExecutor(len(SLOW)) as callers:
+        service = start_service(STORAGE_EMULATOR_HOST=url, STORAGE_TIMEOUT_SECONDS="6")
+        worker = service.worker
+        rejected = [callers.submit(service.post, ref) for ref in SLOW]
+        wait_until(lambda: len(running.requests) == len(SLOW), "they are not downloaded")
+        assert service.post_all(GOOD) == {204}
+        assert [one.result().status_code for one in rejected] == [503] * len(SLOW)
+        assert service.is_live()
+        assert service.worker == worker
+    assert [(document(ref) or {})["status"] for ref in GOOD] == ["done"] * len(GOOD)
+    assert not any(map(document, SLOW))
