@@ -966,18 +966,18 @@ FUZZING = """
   example because memory is short, the delivery is answered with 503 and redelivered.
 
 Fuzzed with libFuzzer, guided by the coverage of Python (`make fuzz`; `tests/fuzz` says what must
-hold), beginning with the files above, the events of `tests/data` and every setting, at most 1 GB
-and 30 s for an input. `python -m devtools.fuzz --runs 100000000 --seconds 230` said, of
-`service.events.parse_event` and `Settings.from_env`. After the decoders had changed,
-`python -m devtools.fuzz image --runs 15000` said, of `service.images.decode.decode`. The lines
-are copied from these runs of November 2026; `make fuzz` prints its own:
+hold), beginning with the files above, the events of `tests/data` and every setting. An input may
+take 30 s, and as in a decoder process its memory is limited, here to 512 MB. These lines are copied
+from runs of November 2026 on a busy machine: `python -m devtools.fuzz image --runs 15000`
+(`service.images.decode.decode`), and `envelope` (`service.events.parse_event`) and `settings`
+(`Settings.from_env`) with `--runs 100000000 --seconds 230`. `make fuzz` prints its own:
 
-    envelope: 3,772,271 executions, no promise broken, peak 95 MB
-    picture: 15,000 executions, no promise broken, peak 119 MB
-    settings: 6,277,355 executions, no promise broken, peak 95 MB
+    envelope: 1,034,220 executions, no promise broken, peak 109 MB
+    image: 15,000 executions, no promise broken, peak 134 MB
+    settings: 469,661 executions, no promise broken, peak 110 MB
 
 What it found before, and `tests/fuzz/found` now holds: a PNG of 317 bytes whose pixels said that
-they were 3 GB took as much. Without the process of their own, an animated PNG of 12 kB took 4 GB.
+they were 3 GB took as much. Without a limit on memory, an animated PNG of 12 kB took 4 GB.
 """
 
 

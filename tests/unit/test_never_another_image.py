@@ -55,18 +55,16 @@ def tiff(samples: Samples) -> bytes:
 
 def pfm(samples: Samples) -> bytes:
     channels = 3 if samples.shape[2] >= 3 else 1
-    floats = np.nan_to_num(samples[:, :, :channels].astype("<f4"))
+    floats: bytes = np.nan_to_num(samples[:, :, :channels].astype("<f4")).tobytes()
     height, width = samples.shape[:2]
-    return (
-        b"P%c\n%d %d\n-1.0\n" % (b"F" if channels == 3 else b"f", width, height) + floats.tobytes()
-    )
+    return b"P%c\n%d %d\n-1.0\n" % (b"F" if channels == 3 else b"f", width, height) + floats
 
 
 def pgm(samples: Samples) -> bytes:
     """Of the type's whole range, in two bytes where one is not enough."""
     grey = np.abs(np.nan_to_num(samples[:, :, 0].astype(np.float64))) % 65536
     top = 255 if grey.max() < 256 else 65535
-    body = grey.astype("u1" if top == 255 else ">u2").tobytes()
+    body: bytes = grey.astype("u1" if top == 255 else ">u2").tobytes()
     return b"P5 %d %d %d\n" % (samples.shape[1], samples.shape[0], top) + body
 
 
