@@ -54,7 +54,7 @@ def dead_letters(stack: Stack, name: str) -> list[bytes]:
 def pushed(stack: Stack, topic: str, service: Service) -> Iterator[None]:
     """Push a topic's messages as Pub/Sub does, several at once.
 
-    The emulator pushes two at a time, and none for a third time.
+    The emulator pushes two at a time, and after three attempts none for a long time.
     """
     options = EventarcOptions(
         concurrency=2 * SLOTS,
