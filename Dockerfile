@@ -4,7 +4,7 @@
 #   --build-arg MODEL=          cpu: nothing (the bundled demo model), an official name (yolo26n.pt,
 #                               downloaded now, never at a start), models/NAME.pt, or an exported
 #                               models/NAME_openvino_model; gpu: yolo26n.pt or models/NAME.pt
-#   --build-arg CALIBRATION=    cpu: models/FOLDER of pictures, for int8 beside float
+#   --build-arg CALIBRATION=    cpu: models/FOLDER of images, for int8 beside float
 #   --build-arg IMAGE_SIZE=     cpu: longer side that weights are exported for, in pixels; by
 #                               default the one that they were trained with
 #   --build-arg REVISION=       what the image was made from, for its label
@@ -53,7 +53,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
  && /opt/yolo-batch/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash \
       /opt/yolo-batch/lib
 
-# --- the package, without what only a developer's machine runs ---------------------------------
+# --- the package -------------------------------------------------------------------------------
 FROM ${BASE} AS application
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 COPY --from=wheel /wheels /wheels
@@ -63,7 +63,7 @@ RUN python -m venv --without-pip /opt/yolo-batch \
       --no-index --target /app /wheels/*.whl \
  && python -m compileall -q --invalidation-mode unchecked-hash /app
 
-# --- the model: weights into what the runtime loads --------------------------------------------
+# --- the model: weights to what the runtime loads --------------------------------------------
 FROM ${BASE} AS export
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore YOLO_AUTOINSTALL=false
 WORKDIR /build

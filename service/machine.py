@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: "max 100000", or microseconds of a period
+_MEMORY = Path("/sys/fs/cgroup/memory.max")  # cgroup v2: "max", or bytes
 
 
 def cores() -> int:
@@ -24,3 +25,15 @@ def _quota() -> int:
     except (OSError, ValueError):  # no such file, or "max"
         return 2**16
     return max(1, math.ceil(quota / period))
+
+
+def memory_bytes() -> int:
+    """Memory that this process may use: the machine's, or less by its group's limit.
+
+    Source: https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files
+    """
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(machine, int(_MEMORY.read_text(encoding="ascii")))
+    except (OSError, ValueError):  # no such file, or "max"
+        return machine

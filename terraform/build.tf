@@ -46,7 +46,7 @@ resource "google_artifact_registry_repository_iam_member" "build" {
   member     = google_service_account.build.member
 }
 
-# Logs; and, for the smoke test, reading the document of its picture.
+# Logs; and, for the smoke test, reading the document of its image.
 resource "google_project_iam_member" "build" {
   for_each = toset(["roles/datastore.viewer", "roles/logging.logWriter"])
 
@@ -55,7 +55,7 @@ resource "google_project_iam_member" "build" {
   member  = google_service_account.build.member
 }
 
-# For the smoke test: uploads its picture, and deletes it. Nothing else of the bucket.
+# For the smoke test: uploads its image, and deletes it. Nothing else in the bucket.
 resource "google_storage_bucket_iam_member" "build_smoke" {
   bucket = google_storage_bucket.uploads.name
   role   = "roles/storage.objectUser"

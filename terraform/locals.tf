@@ -1,4 +1,4 @@
-# What follows from the variables alone, and the inequalities that it has to keep.
+# What follows from the variables alone, and what it has to satisfy.
 
 locals {
   labels = { app = var.name }
@@ -21,31 +21,28 @@ locals {
     local.has_gpu ? { "nvidia.com/gpu" = "1" } : {},
   )
 
-  # One place for what has to agree:
-  #   batch_size <= queue < threads, and Cloud Run's concurrency = queue.
-  # The queue holds a batch that runs, one that is committed and two that form. Cloud Run sends no
-  # instance more than it admits; the threads beyond it answer probes, and 429 to jobs' pictures.
-  batch_size = coalesce(var.batch_size, local.machine.batch_size)
-  queue      = 4 * local.batch_size
-  threads    = local.queue + 8
+  # Images in flight: enough for a batch under way, one in commit and two that form. Also Cloud Run's
+  # concurrency, so that it sends an instance no more than the service admits.
+  batch_size    = coalesce(var.batch_size, local.machine.batch_size)
+  max_in_flight = 4 * local.batch_size
 
-  # Seconds. A message is worked on once at a time:
-  #   work <= request <= ack deadline; after it, Pub/Sub delivers again whatever runs.
-  ack_deadline_seconds = 600 # the longest that Pub/Sub has
-  request_seconds      = 600
-  # At worst: a place in the queue (30 for a job's picture), Cloud Storage twice (size, bytes),
-  # Firestore before and after.
-  work_seconds = 30 + 2 * local.storage_seconds + 2 * local.firestore_seconds
+  # One number for Pub/Sub's ack deadline, Cloud Run's request timeout and the service's own deadline.
+  # The service answers before it. 600 is the longest that Pub/Sub allows.
+  ack_deadline_seconds = 600
+
+  hang_seconds      = tonumber(lookup(var.settings, "HANG_TIMEOUT_SECONDS", "300"))
+  firestore_seconds = tonumber(lookup(var.settings, "FIRESTORE_TIMEOUT_SECONDS", "6"))
+  graceful_seconds  = tonumber(lookup(var.settings, "GRACEFUL_TIMEOUT_SECONDS", "8"))
+
+  # A delivery ends before its ack deadline and well before it counts as hanging
+  # (Settings.delivery_seconds). Its last firestore_seconds are reserved for the commit.
+  delivery_seconds = min(local.ack_deadline_seconds, 0.75 * local.hang_seconds)
   # Cloud Run kills 10 s after SIGTERM; the server's own end takes up to 2.
   kill_seconds = 10
   stop_seconds = local.graceful_seconds + 2
 
-  storage_seconds   = tonumber(lookup(var.settings, "STORAGE_TIMEOUT_SECONDS", "6"))
-  firestore_seconds = tonumber(lookup(var.settings, "FIRESTORE_TIMEOUT_SECONDS", "6"))
-  graceful_seconds  = tonumber(lookup(var.settings, "GRACEFUL_TIMEOUT_SECONDS", "8"))
-
-  # Redeliveries, from 10 s doubling to 600 s: 50 attempts are about seven hours. A 429 or 503 of a
-  # service that is full counts as an attempt, so that a backlog must not become dead letters.
+  # Redeliveries, from 10 s doubling to 600 s: 50 attempts last about seven hours. Every 429 and 503
+  # counts as an attempt, so few attempts would turn a backlog into dead letters.
   retry = {
     attempts        = 50
     minimum_backoff = "10s"
@@ -64,20 +61,19 @@ locals {
     {
       ACK_DEADLINE_SECONDS      = tostring(local.ack_deadline_seconds)
       ALLOWED_BUCKETS           = local.bucket_name
-      CONCURRENCY               = tostring(local.threads)
       DEVICE                    = local.has_gpu ? "0" : "cpu"
       FIRESTORE_TIMEOUT_SECONDS = tostring(local.firestore_seconds)
       GRACEFUL_TIMEOUT_SECONDS  = tostring(local.graceful_seconds)
+      HANG_TIMEOUT_SECONDS      = tostring(local.hang_seconds)
       MAX_BATCH_SIZE            = tostring(local.batch_size)
-      MAX_QUEUE                 = tostring(local.queue)
-      STORAGE_TIMEOUT_SECONDS   = tostring(local.storage_seconds)
+      MAX_IN_FLIGHT             = tostring(local.max_in_flight)
     },
     var.settings,
   )
 }
 
-# The plan fails here, and the service is not reached, when the numbers do not agree; or when a
-# variable is refused that has no other way to the service.
+# The plan fails here, before the service is changed, if settings cannot work; or if a variable is
+# refused that has no other way to the service.
 resource "terraform_data" "agreement" {
   input = {
     notification_channels = var.notification_channels
@@ -87,13 +83,8 @@ resource "terraform_data" "agreement" {
 
   lifecycle {
     precondition {
-      condition     = local.batch_size <= local.queue && local.queue < local.threads && local.threads <= 1000
-      error_message = "batch_size <= queue < threads <= 1000 is broken: ${local.batch_size}, ${local.queue}, ${local.threads}."
-    }
-
-    precondition {
-      condition     = local.work_seconds <= local.request_seconds && local.request_seconds <= local.ack_deadline_seconds
-      error_message = "A picture may take ${local.work_seconds} s, a request ${local.request_seconds} s and the ack deadline is ${local.ack_deadline_seconds} s: each must be at most the next. Lower STORAGE_TIMEOUT_SECONDS or FIRESTORE_TIMEOUT_SECONDS in settings."
+      condition     = local.firestore_seconds < local.delivery_seconds
+      error_message = "A delivery may take ${local.delivery_seconds} s, and its last ${local.firestore_seconds} s are reserved for the commit: nothing is left for the work. Lower FIRESTORE_TIMEOUT_SECONDS or raise HANG_TIMEOUT_SECONDS in settings."
     }
 
     precondition {
@@ -114,7 +105,7 @@ check "gpu_region" {
   }
 }
 
-# No picture is decoded, sent and stored in under 20 ms of a vCPU: a generous bound, no measurement.
+# Assumes that no image takes less than 20 ms of a vCPU: a generous bound, not measured.
 check "write_rate" {
   assert {
     condition     = !var.query_by_time || local.max_instances * local.machine.cpu * 50 <= 500

@@ -1,24 +1,28 @@
-# Metrics read from the service's log lines (service/pipeline.py and app.py write them), a dashboard
-# of them, and alerts. The alerts use Google's own metrics, which exist before the first log line.
+# Metrics read from the service's log lines (service/recorder.py and server/app.py write them), a
+# dashboard of them, and alerts. The alerts use Google's own metrics, which exist before the first log line.
 
 locals {
   log_of_service = "resource.type=\"cloud_run_revision\" AND resource.labels.service_name=\"${local.service_name}\""
 
-  # Distributions of numbers in the line of a committed batch. The sum of batch_size is the number
-  # of pictures; the stages are means over the batch's pictures, but commit_ms.
-  batch_metrics = {
-    batch_size   = { unit = "1", description = "Pictures in a committed batch; their sum is the pictures recorded." }
-    download_ms  = { unit = "ms", description = "Download of one picture, mean of a batch." }
-    decode_ms    = { unit = "ms", description = "Decoding of one picture, mean of a batch." }
-    queue_ms     = { unit = "ms", description = "Wait of one picture for its batch, mean of a batch." }
-    inference_ms = { unit = "ms", description = "Inference of one picture, mean of a batch." }
-    commit_ms    = { unit = "ms", description = "Commit of a batch to Firestore." }
+  # Distributions of numbers in the line of a commit. The outcomes are counted since the line before;
+  # a line without an outcome adds nothing to its metric.
+  commit_metrics = {
+    images           = { unit = "1", description = "Images in a commit." }
+    commit_ms        = { unit = "ms", description = "Commit of a group of images to Firestore." }
+    done             = { unit = "1", description = "Images recorded with their detections." }
+    failed           = { unit = "1", description = "Images recorded as failed." }
+    already_recorded = { unit = "1", description = "Deliveries of an image that had its document." }
+    superseded       = { unit = "1", description = "Images that were inferred although another delivery's document was there first." }
+    gone             = { unit = "1", description = "Images that were deleted or overwritten before they were read." }
+    refused          = { unit = "1", description = "Images of a bucket that is not served." }
+    ignored          = { unit = "1", description = "Messages that name no image." }
   }
+  outcomes = [for key in keys(local.commit_metrics) : key if !contains(["commit_ms", "images"], key)]
 
   # Counters of lines, by a field of the line.
   line_metrics = {
-    failures   = { message = "A picture failed", label = "code", description = "Pictures recorded as failed, by error code." }
-    given_back = { message = "Gave a message back", label = "status", description = "Messages answered 429 or 503, to come again." }
+    failures = { message = "An image failed", label = "code", description = "Images recorded as failed, by error code." }
+    rejected = { message = "Rejected a message", label = "status", description = "Messages answered 429 or 503, which are redelivered." }
   }
 
   dead_letters_id = google_pubsub_subscription.dead_letters.name
@@ -26,12 +30,12 @@ locals {
   work_subscriptions = "${var.name}-(jobs|uploads)|eventarc-${var.region}-${var.name}-uploads-sub-.*"
 }
 
-resource "google_logging_metric" "batch" {
-  for_each = local.batch_metrics
+resource "google_logging_metric" "commit" {
+  for_each = local.commit_metrics
 
   name            = "${var.name}/${each.key}"
   description     = each.value.description
-  filter          = "${local.log_of_service} AND jsonPayload.message=\"Committed a batch\""
+  filter          = "${local.log_of_service} AND jsonPayload.message=(\"Committed\" OR \"Outcomes\")"
   value_extractor = "EXTRACT(jsonPayload.${each.key})"
 
   metric_descriptor {
@@ -74,20 +78,22 @@ resource "google_logging_metric" "line" {
 
 locals {
   # PromQL's name of a metric: its first / is a colon, every other special character a _.
-  prom         = { for key in concat(keys(local.batch_metrics), keys(local.line_metrics)) : key => "logging_googleapis_com:user_${replace("${var.name}/${key}", "/[^a-zA-Z0-9_]/", "_")}" }
-  of_revision  = "monitored_resource=\"cloud_run_revision\""
-  of_service   = "${local.of_revision},service_name=\"${local.service_name}\""
-  of_work      = "monitored_resource=\"pubsub_subscription\",subscription_id=~\"${local.work_subscriptions}\""
-  stages       = [for key in keys(local.batch_metrics) : key if endswith(key, "_ms")]
-  mean_in_time = { for key in keys(local.batch_metrics) : key => "sum(rate(${local.prom[key]}_sum{${local.of_revision}}[5m])) / sum(rate(${local.prom[key]}_count{${local.of_revision}}[5m]))" }
+  prom        = { for key in concat(keys(local.commit_metrics), keys(local.line_metrics)) : key => "logging_googleapis_com:user_${replace("${var.name}/${key}", "/[^a-zA-Z0-9_]/", "_")}" }
+  of_revision = "monitored_resource=\"cloud_run_revision\""
+  of_service  = "${local.of_revision},service_name=\"${local.service_name}\""
+  of_work     = "monitored_resource=\"pubsub_subscription\",subscription_id=~\"${local.work_subscriptions}\""
+  latencies   = "sum by (le) (rate(run_googleapis_com:request_latencies_bucket{${local.of_service}}[5m]))"
+  mean        = { for key in ["commit_ms", "images"] : key => "sum(rate(${local.prom[key]}_sum{${local.of_revision}}[5m])) / sum(rate(${local.prom[key]}_count{${local.of_revision}}[5m]))" }
 
   tiles = [
-    { title = "Pictures recorded a second", queries = { pictures = "sum(rate(${local.prom.batch_size}_sum{${local.of_revision}}[5m]))" } },
-    { title = "Failed pictures a second, by code", queries = { failures = "sum by (code) (rate(${local.prom.failures}{${local.of_revision}}[5m]))" } },
-    { title = "Pictures in a batch, mean", queries = { batch = local.mean_in_time.batch_size } },
-    { title = "Milliseconds by stage, mean", queries = { for stage in local.stages : trimsuffix(stage, "_ms") => local.mean_in_time[stage] } },
-    { title = "Requests a second, by answer", queries = { requests = "sum by (response_code) (rate(run_googleapis_com:request_count{${local.of_service}}[5m]))" } },
-    { title = "Messages given back a second, by status", queries = { given_back = "sum by (status) (rate(${local.prom.given_back}{${local.of_revision}}[5m]))" } },
+    { title = "Images recorded a second", queries = { images = "sum(rate(${local.prom.images}_sum{${local.of_revision}}[5m]))" } },
+    { title = "Failed images a second, by code", queries = { failures = "sum by (code) (rate(${local.prom.failures}{${local.of_revision}}[5m]))" } },
+    { title = "Images in a commit, mean", queries = { images = local.mean.images } },
+    { title = "Outcomes a second", queries = { for key in local.outcomes : key => "sum(rate(${local.prom[key]}_sum{${local.of_revision}}[5m]))" } },
+    { title = "Milliseconds of a request", queries = { for share in ["0.5", "0.95"] : share => "histogram_quantile(${share}, ${local.latencies})" } },
+    { title = "Milliseconds of a commit, mean", queries = { commit = local.mean.commit_ms } },
+    { title = "Requests a second, by status", queries = { requests = "sum by (response_code) (rate(run_googleapis_com:request_count{${local.of_service}}[5m]))" } },
+    { title = "Rejected messages a second, by status", queries = { rejected = "sum by (status) (rate(${local.prom.rejected}{${local.of_revision}}[5m]))" } },
     { title = "Instances", queries = { instances = "sum by (state) (run_googleapis_com:container_instance_count{${local.of_service}})" } },
     { title = "Unacknowledged messages", queries = { messages = "sum by (subscription_id) (pubsub_googleapis_com:subscription_num_undelivered_messages{${local.of_work}})" } },
     { title = "Oldest unacknowledged message, s", queries = { age = "max by (subscription_id) (pubsub_googleapis_com:subscription_oldest_unacked_message_age{${local.of_work}})" } },
@@ -178,7 +184,7 @@ resource "google_monitoring_alert_policy" "backlog" {
 
   documentation {
     mime_type = "text/markdown"
-    content   = "Either more is uploaded than ${local.max_instances} instances can do, and max_instances may be raised, or messages fail again and again: the log of ${local.service_name} says which (\"Gave a message back\", or severity ERROR). A message is a dead letter after ${local.retry.attempts} attempts."
+    content   = "Either more is uploaded than ${local.max_instances} instances process: raise max_instances; or messages fail again and again: the log of ${local.service_name} says which (\"Rejected a message\", or severity ERROR). A message is a dead letter after ${local.retry.attempts} attempts."
   }
 
   depends_on = [time_sleep.apis]
@@ -213,7 +219,7 @@ resource "google_monitoring_alert_policy" "errors" {
 
   documentation {
     mime_type = "text/markdown"
-    content   = "Nothing is lost yet: each message comes again, ${local.retry.attempts} times in all. 503 means that Cloud Storage, Firestore or the model is unavailable, 500 that the network failed on a picture, or a defect; the log of ${local.service_name} has the reason."
+    content   = "Nothing is lost yet: each message is delivered up to ${local.retry.attempts} times. 503 means that Cloud Storage or Firestore is unavailable, or that images waited too long; 500 means that the model failed on an image, or a defect. The log of ${local.service_name} has the reason."
   }
 
   depends_on = [time_sleep.apis]

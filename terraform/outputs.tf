@@ -33,9 +33,9 @@ output "service_url" {
   value       = google_cloud_run_v2_service.main.uri
 }
 
-# Not before a picture would be noticed.
+# Not before an image would be noticed.
 output "upload_command" {
-  description = "Uploads pictures; their documents follow."
+  description = "Uploads images; their documents follow."
   value       = "gcloud storage cp *.jpg gs://${google_storage_bucket.uploads.name}/"
 
   depends_on = [

@@ -23,8 +23,7 @@ resource "google_cloud_run_v2_service" "main" {
   name     = local.service_name
   location = var.region
 
-  # Internal ingress admits Pub/Sub and Eventarc of this project; it is no authentication, which
-  # IAM stays for.
+  # Internal ingress admits Pub/Sub and Eventarc of this project. It does not authenticate: IAM does.
   ingress              = "INGRESS_TRAFFIC_INTERNAL_ONLY"
   invoker_iam_disabled = false
   # It holds nothing: bucket and database are what protect_data protects.
@@ -32,8 +31,8 @@ resource "google_cloud_run_v2_service" "main" {
 
   template {
     service_account                  = google_service_account.service.email
-    timeout                          = "${local.request_seconds}s"
-    max_instance_request_concurrency = local.queue
+    timeout                          = "${local.ack_deadline_seconds}s"
+    max_instance_request_concurrency = local.max_in_flight
     execution_environment            = "EXECUTION_ENVIRONMENT_GEN2"
     gpu_zonal_redundancy_disabled    = local.has_gpu ? true : null
 
@@ -71,7 +70,7 @@ resource "google_cloud_run_v2_service" "main" {
         }
       }
 
-      # No request before the model is loaded and has run once.
+      # The server answers only once the model is loaded and its canary has passed.
       startup_probe {
         period_seconds    = 1
         timeout_seconds   = 1
@@ -81,7 +80,9 @@ resource "google_cloud_run_v2_service" "main" {
         }
       }
 
-      # 503 only when the model can never load. Each probe is paid for.
+      # 503 if work hangs or the model fails on every image: Cloud Run then replaces the instance.
+      # Each probe is paid for. The service counts at most 60 s between two probes
+      # (service/health.py), so a longer period would hide what hangs.
       liveness_probe {
         period_seconds    = 60
         timeout_seconds   = 10

@@ -11,7 +11,7 @@ variable "accelerator" {
 }
 
 variable "batch_size" {
-  description = "Pictures in one batch at most, 1 to 64; 8 without a GPU and 32 with one when null. Queue, threads and concurrency follow from it."
+  description = "Images in one batch at most, 1 to 64; 8 without a GPU and 32 with one when null. Images in flight and Cloud Run's concurrency are four times this number."
   type        = number
   default     = null
 
@@ -52,7 +52,7 @@ variable "build_region" {
 }
 
 variable "calibration" {
-  description = "Folder of pictures in the repository, such as models/calibration, on which Cloud Build quantises the model to int8. Empty: float."
+  description = "Folder of images in the repository, such as models/calibration, on which Cloud Build quantises the model to int8. Empty: float."
   type        = string
   default     = ""
   nullable    = false
@@ -234,10 +234,10 @@ variable "settings" {
 
   validation {
     condition = length(setintersection(keys(var.settings), [
-      "ACK_DEADLINE_SECONDS", "ALLOWED_BUCKETS", "BIND_ADDRESS", "CONCURRENCY", "DEVICE", "FIRESTORE_COLLECTION", "FIRESTORE_DATABASE",
-      "GOOGLE_CLOUD_PROJECT", "MAX_BATCH_SIZE", "MAX_QUEUE", "PORT",
+      "ACK_DEADLINE_SECONDS", "ALLOWED_BUCKETS", "BIND_ADDRESS", "DEVICE", "FIRESTORE_COLLECTION", "FIRESTORE_DATABASE",
+      "GOOGLE_CLOUD_PROJECT", "MAX_BATCH_SIZE", "MAX_IN_FLIGHT", "PORT",
     ])) == 0
-    error_message = "settings must leave out what is derived here: batch size, queue and concurrency follow from batch_size; bucket, database and device from their variables."
+    error_message = "settings must leave out what is derived here: MAX_BATCH_SIZE and MAX_IN_FLIGHT follow from batch_size; bucket, database and device from their variables."
   }
 }
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from devtools.bench import load
-from devtools.bench.accounting import process_seconds
 from devtools.bench.errors import BenchError
 from devtools.bench.figures import Round, Section, digits
 from devtools.bench.prices import Prices, billed_seconds
@@ -103,9 +102,9 @@ def measure_curve(
     for rate in rates:
         before()
         some = requests[: needed_requests(rate, seconds)]
-        cpu = process_seconds(server.pid)
+        cpu = server.cpu_seconds
         answers = generator.call(load.send_open, server.url, some, rate=rate)
-        points.append(point_of(answers, process_seconds(server.pid) - cpu, prices))
+        points.append(point_of(answers, server.cpu_seconds - cpu, prices))
         after(sum(answer.is_good for answer in answers))
     return points
 

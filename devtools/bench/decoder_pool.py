@@ -10,10 +10,8 @@ installed (`pip install pebble loky`).
 import argparse
 import importlib
 import io
-import os
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from functools import partial
@@ -23,6 +21,7 @@ from pathlib import Path
 from PIL import Image
 from tabulate import tabulate
 
+from devtools.bench.accounting import own_tree_seconds
 from service.deadline import NO_DEADLINE
 from service.images.decode import decode
 from service.images.decoders import Decoders
@@ -32,8 +31,6 @@ from service.images.pixels import Picture
 LARGE = (4000, 3000)
 IMAGE_SIZE = 640
 MAX_PIXELS = 50_000_000
-TICKS = os.sysconf("SC_CLK_TCK")
-_CPU_TIMES = slice(11, 15)  # in /proc/PID/stat, behind the name: of it, and of ended children
 
 Decode = Callable[[bytes, bool], object]
 
@@ -73,26 +70,11 @@ def through(submit: Callable[..., object], *arguments: object) -> object:
     return submit(in_process, *first, data, reduced).result()  # type: ignore[attr-defined]
 
 
-def descendants(process: int) -> Iterator[int]:
-    for task in Path(f"/proc/{process}/task").iterdir():
-        for child in map(int, (task / "children").read_text().split()):
-            yield child
-            yield from descendants(child)
-
-
-def cpu_seconds() -> float:
-    total = time.process_time()
-    for process in descendants(os.getpid()):
-        stat = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        total += sum(map(int, stat[_CPU_TIMES])) / TICKS
-    return total
-
-
 def cpu_ms(decode: Decode, files: Sequence[bytes], reduced: bool) -> float:
-    began = cpu_seconds()
+    began = own_tree_seconds()
     for data in files:
         decode(data, reduced)
-    return (cpu_seconds() - began) * 1000 / len(files)
+    return (own_tree_seconds() - began) * 1000 / len(files)
 
 
 def enlarged(data: bytes) -> bytes:

@@ -142,8 +142,8 @@ def main_section(measured: Sequence[Measured]) -> Section:
         for each in measured
     ]
     note = (
-        "Medians of interleaved rounds (least-most). CPU: user and system time of the process "
-        f"itself. The last two columns: relative to '{base.name}'."
+        "Medians of interleaved rounds (least-most). CPU: user and system time of the process, "
+        f"decoder processes included. The last two columns: relative to '{base.name}'."
     )
     headers = ("", "pictures/s", "CPU-ms a picture", "x speed", "x CPU")
     return Section("Speed and CPU time", headers, rows, [_plain(each) for each in measured], [note])

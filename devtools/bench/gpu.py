@@ -5,16 +5,16 @@
 A TensorRT engine beside the weights is used, as the service does; `--device cpu` shows that the
 benchmark itself works. Printed are, for each batch size, medians over rounds:
 
-- formed: pictures in a batch, as the service's own batcher made them, of one frame each;
+- formed: pictures in a batch, as the service's own queue made them, of one input shape each;
 - end to end: pictures a second through the service's pipeline, from JPEG bytes in memory to
-  detections, decoded on the threads of as many callers as the queue holds;
-- CPU ms: CPU time of the whole process for a picture of the former;
+  detections, with four batches in flight;
+- CPU ms: CPU time of the process and its decoders for a picture of the former;
 - GPU ms: from the first upload of a batch to its rows, by CUDA events around each, for a picture;
   that the GPU waits between two kernels for the CPU to launch the next one is in it;
 - GPU share: the sum of those over the wall clock of the round: near 100 % means that only a faster
   GPU or network helps, far below that the CPU keeps the GPU waiting;
-- network: pictures a second where full batches of the commonest frame lie ready in pinned memory,
-  the ceiling of the second column.
+- network: pictures a second where full batches of the commonest input shape lie ready in pinned
+  memory, the ceiling of the second column.
 """
 
 import argparse
@@ -24,8 +24,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,12 +32,12 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from service.domain import Download, Event, ImageRef, ImageResult, ObjectMetadata
+from devtools.bench.accounting import own_tree_seconds
+from devtools.bench.engine import Engine
 from service.images.decode import decode
 from service.images.letterbox import shrink
-from service.inference.detector import Detector
 from service.inference.ultralytics import UltralyticsDetector
-from service.pipeline import Pipeline, PipelineOptions
+from service.settings import Settings
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
@@ -79,55 +78,21 @@ class TimedDetector(UltralyticsDetector):
         return rows
 
 
-class Memory:
-    """Pictures as the pipeline's storage: object `i` is the i-th, over and over."""
-
-    def __init__(self, pictures: Sequence[bytes]) -> None:
-        self._pictures = pictures
-
-    def resolve(self, ref: ImageRef) -> ImageRef:
-        return ref
-
-    def download(self, ref: ImageRef) -> Download:
-        return Download(self._pictures[int(ref.name) % len(self._pictures)], ObjectMetadata())
-
-
-class Counting:
-    """The pipeline's store: counts batches."""
-
-    def __init__(self) -> None:
-        self.batches: list[int] = []
-
-    def is_final(self, document_id: str, rerun: Any = None) -> bool:
-        return False
-
-    def commit(self, results: Sequence[ImageResult]) -> Sequence[ImageResult]:
-        failed = next((result.failure for result in results if result.failure), None)
-        if failed:
-            raise RuntimeError(f"A picture cannot be read: {failed.message}")
-        self.batches.append(len(results))
-        return results
-
-
 def measure(
     detector: TimedDetector, pictures: Sequence[bytes], batch_size: int, count: int
 ) -> Measured:
-    callers = max(4 * batch_size, 2 * (os.cpu_count() or 1))
-    options = PipelineOptions(max_batch_size=batch_size, max_queue=callers)
-    loaded: Future[Detector] = Future()
-    loaded.set_result(detector)
-    store = Counting()
-    pipeline = Pipeline(Memory(pictures), store, loaded, options)
-    detector.elapsed_ms = []
-    wall, cpu = time.perf_counter(), time.process_time()
-    with ThreadPoolExecutor(callers) as threads:
-        events = (Event(ImageRef("", str(index), 1)) for index in range(count))
-        list(threads.map(pipeline.handle, events))
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    pipeline.close()
+    in_flight = max(4 * batch_size, 2 * (os.cpu_count() or 1))
+    settings = replace(Settings(), max_batch_size=batch_size, max_in_flight=in_flight)
+    with Engine(detector, settings, lambda number: pictures[number % len(pictures)]) as engine:
+        engine.run(in_flight)  # every decoder has started
+        engine.documents.batches.clear()
+        detector.elapsed_ms = []
+        wall, cpu = time.perf_counter(), own_tree_seconds()
+        engine.run(count)
+        wall, cpu = time.perf_counter() - wall, own_tree_seconds() - cpu
     gpu_ms = sum(elapsed() for elapsed in detector.elapsed_ms)
     return Measured(
-        formed=count / len(store.batches),
+        formed=count / sum(1 / size for size in engine.documents.batches),
         end_to_end_per_s=count / wall,
         cpu_ms=cpu * 1000 / count,
         gpu_ms=gpu_ms / count,
@@ -141,11 +106,10 @@ def network_per_second(
 ) -> float:
     sizes = (decode(data, max_pixels=10**9).pixels for data in pictures[:100])
     shapes = (shrink(pixels, image_size=detector.info.image_size).shape for pixels in sizes)
-    frames = Counter(detector.batch_key(width, height) for height, width, _ in shapes)
-    [(frame, _)] = frames.most_common(1)
-    assert isinstance(frame, tuple)
+    counts = Counter(detector.input_shape(width, height) for height, width, _ in shapes)
+    [(input_shape, _)] = counts.most_common(1)
     on_cuda = detector.network.device.type == "cuda"
-    batch = torch.zeros((batch_size, *frame, 3), dtype=torch.uint8, pin_memory=on_cuda)
+    batch = torch.zeros((batch_size, *input_shape, 3), dtype=torch.uint8, pin_memory=on_cuda)
     batches = max(count // batch_size, 1)
     with torch.inference_mode():
         detector.infer(batch).cpu()

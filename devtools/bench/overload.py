@@ -35,7 +35,7 @@ import cv2
 import urllib3
 
 from devtools.bench import curve, load, worker
-from devtools.bench.accounting import on_cores, process_seconds, thread_times
+from devtools.bench.accounting import on_cores, thread_times
 from devtools.bench.cloud import Cloud, running_cloud
 from devtools.bench.errors import BenchError
 from devtools.bench.figures import Section, digits
@@ -67,7 +67,7 @@ _EXPECTED = (_ACCEPTED, 429, 503, _NONE)
 
 @dataclass(frozen=True)
 class Sample:
-    """The service's worker at one moment, in seconds of the answers' clock."""
+    """The service at one moment, in seconds of the answers' clock; threads and id: the worker's."""
 
     at: float
     pid: int
@@ -348,7 +348,7 @@ def enlarge_samples(directory: Path) -> list[Path]:
 
 
 def sample(server: Server, at: float) -> Sample:
-    """Look at the service's worker."""
+    """Look at the service."""
     pid = server.pid
     return Sample(at, pid, server.memory_mb, server.peak_memory_mb, len(thread_times(pid)))
 
@@ -376,7 +376,7 @@ class Overload:
         self._cloud.forget()
         pusher = Pusher(self._server.url, deadline_seconds=deadline, options=EventarcOptions())
         before, samples = sample(self._server, 0.0), []
-        service_cpu, load_cpu = process_seconds(self._server.pid), time.process_time()
+        service_cpu, load_cpu = self._server.cpu_seconds, time.process_time()
 
         def look() -> None:
             with contextlib.suppress(IndexError, OSError):  # between two workers there is none
@@ -388,17 +388,17 @@ class Overload:
         self._cloud.check_results(count - pusher.left)  # each acknowledged one has its document
         return Run(
             capacity, seconds, count, deadline, pusher.answers, samples, before,
-            process_seconds(self._server.pid) - service_cpu, time.process_time() - load_cpu,
+            self._server.cpu_seconds - service_cpu, time.process_time() - load_cpu,
             pusher.most_deliveries,
         )  # fmt: skip
 
     def _closed(self, count: int, *, clients: int) -> Capacity:
         events = self._upload(count)
         self._cloud.forget()
-        cpu = process_seconds(self._server.pid)
+        cpu = self._server.cpu_seconds
         answers = load.send_closed(self._server.url, events, clients=clients)
         check_answers(answers, self._server.child)
-        cpu = process_seconds(self._server.pid) - cpu
+        cpu = self._server.cpu_seconds - cpu
         seconds = max(answer.answered for answer in answers)
         return Capacity(len(answers) / seconds, 1000 * cpu / len(answers))
 

@@ -21,6 +21,7 @@ from devtools.bench.prices import Prices
 from devtools.bench.profile import run_profile
 from devtools.bench.subjects import (
     NAIVE_COMMAND,
+    PROFILED_COMMAND,
     Http,
     InProcess,
     Process,
@@ -253,7 +254,7 @@ class _Bench:
 
     def _profile(self) -> tuple[Section, list[Goal]]:
         with ExitStack() as ending:
-            server, subject = self._service(ending, PROFILE_STAGES="true")
+            server, subject = self._service(ending, PROFILED_COMMAND)
             return run_profile(server, subject, self._rounds), []
 
     def _plot(self) -> tuple[Section, list[Goal]]:
@@ -366,10 +367,12 @@ class _Bench:
         task = worker.Task(kind, model, self._pictures, batch_size)
         return InProcess(name, process, task, least_seconds=self._options.least_round_seconds)
 
-    def _service(self, ending: ExitStack, **settings: str) -> tuple[Server, Http]:
+    def _service(
+        self, ending: ExitStack, command: Sequence[str] = SERVICE_COMMAND, **settings: str
+    ) -> tuple[Server, Http]:
         events = self._upload(self._round_pictures)
         server = self._server(
-            ending, SERVICE_COMMAND, service_settings(self._model, self._batch_size) | settings
+            ending, command, service_settings(self._model, self._batch_size) | settings
         )
         server.check_model(self._info["precision"])
         subject = Http(

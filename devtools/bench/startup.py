@@ -14,9 +14,7 @@ RATIO_GOAL = 0.25
 MEMORY_GOAL_MB = 350.0
 FLATNESS = 0.05
 _OURS = "yolo-batch"
-_MEMORY_NOTE = (
-    "Memory: all that gunicorn's worker has resident, and what its master shares with no process."
-)
+_MEMORY_NOTE = "Memory: of gunicorn, its worker and the decoder processes, each shared page once."
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Start:
 
     ready_seconds: float  # process start to the first 200 of /health/ready
     first_result_seconds: float  # process start to the first picture stored, or answered
-    peak_mb: float  # of worker and master, after all pictures
+    peak_mb: float  # of all processes, after all pictures
 
 
 def measure_start(
@@ -64,7 +62,7 @@ def start_section(
     names = {
         "ready_seconds": "process start to /health/ready, s",
         "first_result_seconds": "process start to the first result, s",
-        "peak_mb": "peak memory of worker and master, MB",
+        "peak_mb": "peak memory of all processes, MB",
     }
     rows = []
     spreads: dict[str, list[Spread]] = {}
@@ -106,7 +104,7 @@ def start_section(
 
 @dataclass(frozen=True)
 class Level:
-    """Resident memory of worker and master after so many pictures."""
+    """Memory of all processes after so many pictures."""
 
     pictures: int
     resident_mb: float

@@ -17,22 +17,22 @@ import requests
 from devtools.bench import load, worker
 from devtools.bench.accounting import (
     on_cores,
-    peak_resident_mb,
-    private_mb,
-    process_seconds,
-    resident_mb,
+    peak_tree_mb,
+    tree_mb,
+    tree_seconds,
     worker_of,
 )
 from devtools.bench.errors import BenchError
 from devtools.bench.figures import Measured, Round
-from devtools.local_stack.errors import StartError
 from devtools.local_stack.processes import Child, Processes, free_port, is_answering
+from devtools.local_stack.stack import SERVICE_COMMAND
 
-CLIENTS = 16  # of a closed load: two batches of eight, half of the service's queue
+CLIENTS = 16  # of a closed load: two batches of eight, half of the service's slots
 NAIVE_COMMAND = (
     sys.executable, "-m", "gunicorn", "--workers", "1", "--threads", str(CLIENTS),
     "--timeout", "0", "--keep-alive", "620", "devtools.bench.naive_service:build_app()",
 )  # fmt: skip
+PROFILED_COMMAND = (*SERVICE_COMMAND[:-1], "devtools.bench.served:build_app()")
 # Settings of the measured service, whatever the user's environment says; empty: their defaults.
 PINNED = {
     "DEVICE": "cpu",
@@ -141,18 +141,23 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """The process that does the work."""
+        """The worker of gunicorn, whose descendants decode."""
         return worker_of(self._master)
 
     @property
+    def cpu_seconds(self) -> float:
+        """CPU time of all of the service's processes so far."""
+        return tree_seconds(self._master)
+
+    @property
     def memory_mb(self) -> float:
-        """What a container would pay for now: the worker, and what only its master holds."""
-        return resident_mb(self.pid) + private_mb(self._master)
+        """What a container would pay for now: gunicorn, its worker and the decoders."""
+        return tree_mb(self._master)
 
     @property
     def peak_memory_mb(self) -> float:
-        """The most that a container would have paid for so far."""
-        return peak_resident_mb(self.pid) + private_mb(self._master)
+        """The most that a container may have paid for so far."""
+        return peak_tree_mb(self._master)
 
     def check_model(self, precision: str) -> None:
         """Make sure that the service runs the model that was asked for.
@@ -170,12 +175,7 @@ class Server:
         return self.child.process.pid
 
     def _is_ready(self) -> bool:
-        if is_answering(self.url + "/health/ready"):
-            return True
-        # Ours answers 503 there when it can no longer become ready; the naive one has no such page.
-        if is_answering(self.url + "/health/live", 503):
-            raise StartError(self.child.failure("did not load its model"))
-        return False
+        return is_answering(self.url + "/health/ready")
 
 
 class Http:
@@ -217,11 +217,11 @@ class Http:
             BenchError: one was not answered with success.
         """
         self._before()
-        cpu = process_seconds(self._server.pid)
+        cpu = self._server.cpu_seconds
         answers = self._generator.call(
             load.send_closed, self._server.url, self._requests, clients=CLIENTS
         )
-        cpu = process_seconds(self._server.pid) - cpu
+        cpu = self._server.cpu_seconds - cpu
         check_answers(answers, self._server.child)
         self._after()
         return Round(len(answers), max(answer.answered for answer in answers), cpu)

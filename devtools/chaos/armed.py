@@ -1,7 +1,6 @@
 """Faults that wait for calls to strike."""
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Collection
 
@@ -16,7 +15,6 @@ class Armed:
         self._lock = threading.Lock()
         self._waiting: list[FaultKind] = []
         self._struck: Counter[FaultKind] = Counter()
-        self._times: list[float] = []
 
     def arm(self, kind: FaultKind, calls: int) -> None:
         """Let a fault strike the next calls that it can strike."""
@@ -30,7 +28,6 @@ class Armed:
                 if kind in possible:
                     del self._waiting[position]
                     self._struck[kind] += 1
-                    self._times.append(time.time())
                     return kind
         return None
 
@@ -39,9 +36,3 @@ class Armed:
         """How many calls each fault has struck."""
         with self._lock:
             return Counter(self._struck)
-
-    @property
-    def times(self) -> list[float]:
-        """When each call was struck, of the epoch."""
-        with self._lock:
-            return list(self._times)

@@ -3,28 +3,36 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 from devtools.chaos.plan import FaultKind
 
-#: What the services are told: a worker in which work lasts longer ends itself.
-STUCK_SECONDS = 30
-# Deliveries without an answer in time, though no process was struck. The network is no excuse: what
-# it keeps from being final in time is given back, but for what begins at the last moment.
-MAX_LATE = 0.02
+#: A setting of the services: liveness fails when work lasts longer.
+HANG_TIMEOUT_SECONDS = 20
+# Deliveries without an answer in time, though no process was struck: the machine may be slow. The
+# network is no excuse: a delivery ends with its deadline, whatever it waits for.
+MAX_LATE = 0.01
 
 _ERROR_SEVERITIES = ("ERROR", "CRITICAL")
 _USUAL_ANSWERS = (204, 429, 503)
-# What gunicorn and the service say of a worker that was killed: by somebody else, or by gunicorn
-# itself when the time after SIGTERM was up.
-_KILLED = re.compile(r"Worker \(pid:\d+\) was sent SIG(KILL|ABRT|SEGV)|The process died while")
+# What gunicorn logs of a worker that has ended: killed by somebody else, by itself when the time
+# after SIGTERM was up, or ended by its own doing.
+_ENDED = re.compile(r"Worker \(pid:\d+\) (was sent SIG[A-Z]+|exited with code)")
 _KILLED_BY = (FaultKind.KILL_WORKER, FaultKind.TERM, FaultKind.SLOW_START)
-# What the service, gunicorn and the next worker say of one that ended itself.
-_STUCK = re.compile(r"Work is stuck|Worker \(pid:\d+\) exited with code 1\b|The process died while")
+# Faults that raise in the service itself, and so log errors and answer 500.
+_RAISING = (FaultKind.MEMORY, FaultKind.MODEL_FAILS)
 _LATER_SECONDS = 15.0  # how long after its fault an error may be logged: work goes on meanwhile
-_RESTART_SECONDS = 30.0  # until the next worker answers, at most
-_READY = "The model is ready"
+# Faults after which liveness may fail: the model is broken, memory was short and left something
+# that hangs, a new worker is slow to answer.
+_DEADLY = (
+    FaultKind.MODEL_HANGS,
+    FaultKind.MODEL_FAILS,
+    FaultKind.MEMORY,
+    FaultKind.KILL_WORKER,
+)
+# How long after its fault an instance may be found to hang, and be killed.
+_FOUND_SECONDS = _LATER_SECONDS + HANG_TIMEOUT_SECONDS + 30.0
 # What leaves deliveries without an answer, and what breaks their connections, too.
 _BREAKING = (
     FaultKind.KILL,
@@ -34,7 +42,6 @@ _BREAKING = (
     FaultKind.MEMORY,
 )
 _SILENCING = (*_BREAKING, FaultKind.STOP)
-_RETRY_SECONDS = 6.0  # how long the services retry a call at most, by their settings
 _CLOCKS = 0.95  # what counts as all of the time for an answer: two clocks tell it
 
 
@@ -47,6 +54,9 @@ class LogLine:
     severity: str
     message: str
     inferring: int = 0
+    done: int = 0  # outcomes since the line before
+    superseded: int = 0
+    is_poisoned: bool = False  # by a decoder that is about to misbehave
 
 
 @dataclass(frozen=True)
@@ -71,9 +81,10 @@ class Excuse:
 
 
 @dataclass(frozen=True)
-class Strike:
-    """A time in which the network failed, for any service: a moment, or while it was away."""
+class Replacement:
+    """An instance whose liveness failed: when it was killed, and when the next one was ready."""
 
+    service: str
     started: float
     ended: float
 
@@ -82,7 +93,6 @@ class Silence(StrEnum):
     """Why a delivery had no answer."""
 
     PROCESS = "process faults"
-    NETWORK = "network faults"  # perhaps: some call was struck meanwhile, or shortly before
     SLOW = "slowness"  # nothing struck
     BROKEN = "nothing"  # nothing struck, and the time was not up either
 
@@ -92,7 +102,7 @@ class Faults:
     """All that struck, as far as it explains something."""
 
     excuses: Sequence[Excuse] = ()
-    strikes: Sequence[Strike] = ()
+    replacements: Sequence[Replacement] = ()
     answer_seconds: float = 10.0  # after which a delivery ends without an answer
 
     def explain_line(self, line: LogLine) -> bool:
@@ -100,35 +110,52 @@ class Faults:
         return any(_explains(excuse, line) for excuse in self.excuses)
 
     def explain_answer(self, answer: Answer) -> bool:
-        """Whether an answer other than the usual may be: only of want of memory."""
+        """Whether an answer other than the usual may be some fault's doing."""
         line = LogLine(answer.service, answer.ended, "ERROR", "")
         return self.explain_line(line)
+
+    def explain_replacement(self, replacement: Replacement) -> bool:
+        """Whether an instance may have failed its liveness."""
+        return any(
+            excuse.service == replacement.service
+            and excuse.kind in _DEADLY
+            and excuse.started <= replacement.started <= _found_until(excuse)
+            for excuse in self.excuses
+        )
 
     def explain_silence(self, answer: Answer) -> Silence:
         """Say why a delivery had no answer."""
         is_late = answer.ended - answer.began >= _CLOCKS * self.answer_seconds
         kinds = _SILENCING if is_late else _BREAKING
-        if any(excuse.kind in kinds and _spans(excuse, answer) for excuse in self.excuses):
+        struck = [excuse for excuse in self.excuses if excuse.kind in kinds]
+        spans: list[Excuse | Replacement] = [*struck, *self.replacements]
+        if any(_spans(span, answer) for span in spans):
             return Silence.PROCESS
-        if not is_late:
-            return Silence.BROKEN
-        # Somebody else's call, too: commits wait for each other.
-        since = answer.began - _RETRY_SECONDS
-        if any(s.started <= answer.ended and s.ended >= since for s in self.strikes):
-            return Silence.NETWORK
-        return Silence.SLOW
-
-    def lengthened(self, log: Sequence[LogLine]) -> "Faults":
-        """Count a worker that ended itself for want of memory to that fault."""
-        return replace(self, excuses=[_lengthened(excuse, log) for excuse in self.excuses])
+        return Silence.SLOW if is_late else Silence.BROKEN
 
 
 def unexpected_lines(log: Iterable[LogLine], faults: Faults) -> list[str]:
-    """Errors that no fault explains, as sentences."""
+    """Errors that no fault explains, but for ended processes, as sentences."""
     return [
         f"{line.service} logged: {line.message}"
-        for line in log
-        if line.severity in _ERROR_SEVERITIES and not faults.explain_line(line)
+        for line in _unexplained(log, faults)
+        if not _ENDED.match(line.message)
+    ]
+
+
+def killed_services(log: Iterable[LogLine], faults: Faults) -> list[str]:
+    """Service processes that ended or had to be replaced, and no fault explains it: by an image."""
+    return [
+        *(
+            f"{line.service} logged: {line.message}"
+            for line in _unexplained(log, faults)
+            if _ENDED.match(line.message)
+        ),
+        *(
+            f"{replacement.service} failed its liveness"
+            for replacement in faults.replacements
+            if not faults.explain_replacement(replacement)
+        ),
     ]
 
 
@@ -148,7 +175,7 @@ def count_silences(answers: Iterable[Answer], faults: Faults) -> Counter[Silence
 
 def unexpected_silences(silences: Counter[Silence], deliveries: int) -> list[str]:
     """Deliveries without an answer that no fault explains, as sentences."""
-    late, broken = silences[Silence.SLOW] + silences[Silence.NETWORK], silences[Silence.BROKEN]
+    late, broken = silences[Silence.SLOW], silences[Silence.BROKEN]
     others = deliveries - silences[Silence.PROCESS]
     sentences = []
     if broken:
@@ -160,37 +187,29 @@ def unexpected_silences(silences: Counter[Silence], deliveries: int) -> list[str
     return sentences
 
 
+def _unexplained(log: Iterable[LogLine], faults: Faults) -> list[LogLine]:
+    return [
+        line for line in log if line.severity in _ERROR_SEVERITIES and not faults.explain_line(line)
+    ]
+
+
 def _explains(excuse: Excuse, line: LogLine) -> bool:
     if excuse.service != line.service or line.seconds < excuse.started:
         return False
-    if excuse.kind is FaultKind.MEMORY:
-        # The network may raise, which is an error and a 500; later, only what had hung may end.
-        later = STUCK_SECONDS + _RESTART_SECONDS if _STUCK.match(line.message) else 0
-        return line.seconds <= excuse.over + _LATER_SECONDS + later
-    is_end = excuse.kind in _KILLED_BY and _KILLED.match(line.message)
+    if excuse.kind in _RAISING:
+        return line.seconds <= excuse.over + _LATER_SECONDS
+    is_end = excuse.kind in _KILLED_BY and _ENDED.match(line.message)
     return bool(is_end) and line.seconds <= excuse.ended + _LATER_SECONDS
 
 
-def _spans(excuse: Excuse, answer: Answer) -> bool:
+def _found_until(excuse: Excuse) -> float:
+    """Until when an instance that a fault has broken may be found and killed."""
+    return max(excuse.ended, excuse.over + _FOUND_SECONDS)
+
+
+def _spans(span: Excuse | Replacement, answer: Answer) -> bool:
     return (
-        excuse.service == answer.service
-        and answer.began <= excuse.ended
-        and answer.ended >= excuse.started
+        span.service == answer.service
+        and answer.began <= span.ended
+        and answer.ended >= span.started
     )
-
-
-def _lengthened(excuse: Excuse, log: Sequence[LogLine]) -> Excuse:
-    if excuse.kind is not FaultKind.MEMORY:
-        return excuse
-    ends = [line for line in log if _STUCK.match(line.message) and _explains(excuse, line)]
-    return replace(excuse, ended=max([excuse.ended, *(_ready_after(end, log) for end in ends)]))
-
-
-def _ready_after(end: LogLine, log: Iterable[LogLine]) -> float:
-    """When the worker after one that ended was ready."""
-    ready = [
-        line.seconds
-        for line in log
-        if line.service == end.service and line.message == _READY and line.seconds >= end.seconds
-    ]
-    return min([*ready, end.seconds + _RESTART_SECONDS])

@@ -5,7 +5,6 @@ It forwards bytes, whatever the method: on the wire a call with one answer is a 
 
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -41,8 +40,7 @@ class FirestoreProxy:
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="firestore-proxy")
         self._lock = threading.Lock()
         self._port = 0
-        #: When it was away, of the epoch: from, until.
-        self.outages: list[tuple[float, float]] = []
+        self.restarts = 0
         self._server = self._listen()
 
     @property
@@ -68,12 +66,11 @@ class FirestoreProxy:
             seconds: how long.
         """
         with self._lock:
-            began = time.time()
             self._server.stop(grace=None).wait()
             with _reserved(self._port):
                 pause.wait(seconds)
             self._server = self._listen()
-            self.outages.append((began, time.time()))
+            self.restarts += 1
 
     def _listen(self) -> Any:
         server = grpc.server(

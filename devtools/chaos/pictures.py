@@ -14,6 +14,7 @@ import cv2
 
 from devtools.chaos.audit import is_same_picture
 from devtools.chaos.plan import Kind, Plan, Upload
+from devtools.chaos.poison import mark
 from devtools.demo_model.shapes import draw_scene, encode_jpeg, scene_generator
 from service.domain import ErrorCode
 from service.errors import YoloBatchError
@@ -30,6 +31,7 @@ CODES: Mapping[Kind, ErrorCode] = {
     Kind.TRUNCATED: ErrorCode.CORRUPT_IMAGE,
     Kind.TOO_MANY_PIXELS: ErrorCode.IMAGE_TOO_LARGE,
     Kind.TOO_MANY_BYTES: ErrorCode.IMAGE_TOO_LARGE,
+    **{kind: ErrorCode.CORRUPT_IMAGE for kind in Kind if kind.poison},
 }
 
 _SEED = 2605  # of no other set of drawn pictures
@@ -71,6 +73,8 @@ class Pictures:
         scene = self.scenes[upload.scene]
         if upload.kind is Kind.TRUNCATED:
             return _with_comment(scene[: len(scene) // 2], unique)
+        if upload.kind.poison:
+            unique = mark(upload.kind.poison) + unique
         picture = _with_comment(scene, unique)
         if upload.kind is Kind.TOO_MANY_BYTES:
             return picture + bytes(MAX_IMAGE_BYTES)

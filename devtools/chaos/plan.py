@@ -9,14 +9,17 @@ from enum import StrEnum
 from random import Random
 from typing import TypeVar
 
-SERVICES = 2  # processes side by side
+from devtools.chaos.poison import Poison
+
+SERVICES = (3, 10)  # the fewest and the most processes side by side
 
 _PAIR = 2  # what is replaced, and what replaces it
-_BAD_SHARE = 0.10
+_BAD_SHARE = 0.15
 _FATE_SHARE = 0.08  # of the pairs
 _DELIVERED_OTHERWISE_SHARE = 0.25
 _UPLOADS_A_NETWORK_FAULT = 8
-_UPLOADS_A_PROCESS_FAULT = 50
+_UPLOADS_A_PROCESS_FAULT = 25
+_DECODER_FAULT_WEIGHT = 3  # they come more often than others: a service survives them
 _FAULTY_PART = 0.9  # of the run; what comes after it is there to be struck
 _MAX_SCENES = 240
 _MAX_LATE = 60  # uploads
@@ -35,6 +38,16 @@ class Kind(StrEnum):
     TRUNCATED = "truncated"
     TOO_MANY_PIXELS = "too many pixels"
     TOO_MANY_BYTES = "too many bytes"
+    CRASHES = Poison.CRASHES.value
+    EXITS = Poison.EXITS.value
+    HANGS = Poison.HANGS.value
+    SPINS = Poison.SPINS.value
+    BLOATS = Poison.BLOATS.value
+
+    @property
+    def poison(self) -> Poison | None:
+        """What the file does to its decoder; None for nothing unusual."""
+        return Poison(self.value) if self.value in set(Poison) else None
 
 
 class Fate(StrEnum):
@@ -69,11 +82,16 @@ class FaultKind(StrEnum):
     SLOW_START = "slow start"
     MEMORY = "memory short"
     DISK = "disk full"  # for the log, all that the service writes
+    DECODERS = "decoders killed"  # all of a service, whatever they are doing
+    DECODER_ROOT = "decoder root killed"  # the process that forks them, and they with it
+    MODEL_HANGS = "model hangs"  # until liveness has the process replaced
+    MODEL_FAILS = "model fails"  # on every image, until then too
 
 
 STORAGE_FAULTS = tuple(kind for kind in FaultKind if kind.startswith("storage"))
 FIRESTORE_FAULTS = tuple(kind for kind in FaultKind if kind.startswith("firestore"))
 PROCESS_FAULTS = tuple(kind for kind in FaultKind if kind not in STORAGE_FAULTS + FIRESTORE_FAULTS)
+DECODER_FAULTS = (FaultKind.DECODERS, FaultKind.DECODER_ROOT)
 _CALLS = (1, 2, 4, 12, 40)  # that one network fault strikes
 
 
@@ -122,9 +140,16 @@ class Plan:
     """A whole run."""
 
     seed: int
+    services: int  # processes side by side
     uploads: tuple[Upload, ...]
     faults: tuple[Fault, ...]
     jobs: tuple[Job, ...] = ()
+
+    @property
+    def messages(self) -> int:
+        """How many messages name the uploads, each as often as it is published."""
+        events = sum(len(upload.deliveries) for upload in self.uploads)
+        return events + sum(len(job.uploads) * job.copies for job in self.jobs)
 
     @property
     def scenes(self) -> int:
@@ -140,22 +165,27 @@ class Plan:
         return [fault for fault in self.faults if fault.after == uploads]
 
 
-def make_plan(uploads: int, seed: int, *, without: Collection[FaultKind] = ()) -> Plan:
+def make_plan(
+    uploads: int, seed: int, *, without: Collection[FaultKind] = (), services: int | None = None
+) -> Plan:
     """Draw up a run.
 
     Args:
         uploads: generations of objects, at least 40, so that each kind of everything has its turn.
         seed: the same one gives the same plan.
         without: faults that are left out.
+        services: processes side by side; None to draw their number.
     """
     rng = Random(seed)
+    drawn = rng.randint(*SERVICES)
+    services = services or drawn
     planned = _deliver(rng, _doom(rng, _spoil(rng, _good(rng, uploads))))
     faults = [
         *_network_faults(rng, uploads, [k for k in _NETWORK_FAULTS if k not in without]),
-        *_process_faults(rng, uploads, [k for k in PROCESS_FAULTS if k not in without]),
+        *_process_faults(rng, uploads, services, [k for k in PROCESS_FAULTS if k not in without]),
     ]
     in_turn = sorted(faults, key=lambda fault: fault.after)
-    return Plan(seed, tuple(planned), tuple(in_turn), tuple(_jobs(rng, planned)))
+    return Plan(seed, services, tuple(planned), tuple(in_turn), tuple(_jobs(rng, planned)))
 
 
 _NETWORK_FAULTS = STORAGE_FAULTS + FIRESTORE_FAULTS
@@ -233,10 +263,19 @@ def _network_faults(rng: Random, uploads: int, kinds: Sequence[FaultKind]) -> It
     return [Fault(after, kind, calls=rng.choice(_CALLS)) for after, kind in dealt]
 
 
-def _process_faults(rng: Random, uploads: int, kinds: Sequence[FaultKind]) -> Iterable[Fault]:
-    number = _at_least_once(kinds, uploads / _UPLOADS_A_PROCESS_FAULT)
-    dealt = zip(_spread(rng, uploads, number), _dealt(rng, kinds, number), strict=True)
-    return [Fault(after, kind, service=rng.randrange(SERVICES)) for after, kind in dealt]
+def _process_faults(
+    rng: Random, uploads: int, services: int, kinds: Sequence[FaultKind]
+) -> Iterable[Fault]:
+    more = [kind for kind in kinds if kind in DECODER_FAULTS] * (_DECODER_FAULT_WEIGHT - 1)
+    deck = [*kinds, *more]
+    number = _at_least_once(deck, uploads / _UPLOADS_A_PROCESS_FAULT)
+    dealt = zip(
+        _spread(rng, uploads, number),
+        _dealt(rng, deck, number),
+        _dealt(rng, range(services), number),
+        strict=True,
+    )
+    return [Fault(after, kind, service=service) for after, kind, service in dealt]
 
 
 def _at_least_once(kinds: Sequence[object], wanted: float) -> int:

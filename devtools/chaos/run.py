@@ -1,4 +1,4 @@
-"""One chaos run: the local stack behind proxies, two services, uploads, faults, and the audit."""
+"""One chaos run: the stack behind proxies, many services, uploads, faults, and the audit."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from random import Random
 from typing import Any, Self
 
 from google.cloud import (  # type: ignore[attr-defined]  # published without types
@@ -20,12 +21,11 @@ from google.cloud import (  # type: ignore[attr-defined]  # published without ty
 )
 
 from devtools.chaos.audit import Expectation, Found, Report, Wanted, audit
-from devtools.chaos.excuses import STUCK_SECONDS, Answer, Faults, LogLine, Strike
+from devtools.chaos.excuses import HANG_TIMEOUT_SECONDS, Answer, Faults, LogLine
 from devtools.chaos.firestore_proxy import FirestoreProxy
 from devtools.chaos.pictures import CODES, MAX_IMAGE_BYTES, Pictures, find_alone, md5
 from devtools.chaos.plan import (
     PROCESS_FAULTS,
-    SERVICES,
     STORAGE_FAULTS,
     Fate,
     Fault,
@@ -35,7 +35,9 @@ from devtools.chaos.plan import (
     Plan,
     Upload,
 )
+from devtools.chaos.poison import POISONED
 from devtools.chaos.relay import PubsubRelay
+from devtools.chaos.routing import RandomRouting
 from devtools.chaos.served import INFERRING
 from devtools.chaos.services import Service
 from devtools.chaos.storage_proxy import StorageProxy
@@ -43,14 +45,17 @@ from devtools.local_stack import resources
 from devtools.local_stack.eventarc import Eventarc, EventarcOptions
 from devtools.local_stack.processes import Processes
 from devtools.local_stack.stack import Stack, StackOptions
+from service.domain import Outcome
 from service.gcp.publisher import job_message
 from service.inference.loading import load_detector
 from service.settings import BUNDLED_MODEL, Settings
 
-_TOPIC = "chaos"  # what the relay publishes, and both services get
+_TOPIC = "chaos"  # what the relay publishes, and the services get
 _WINDOW = 48  # events under way at most; uploads wait for the others
-_MAX_QUEUE = 16  # less than is delivered at once, so that 429 is among the answers
-_DELIVERED_AT_ONCE = 24
+_DELIVERED_AT_ONCE = 48
+_IN_FLIGHT = 32  # in all services: less than is delivered at once, so that 429 is among the answers
+_STARTED_AT_ONCE = 3
+_MIN_IN_FLIGHT = 4  # of one service
 _FIRESTORE_PART = 0.4  # of the time to answer; what is not begun before its last part is too late
 _LEASE_MARGIN_SECONDS = 20
 _MAX_DELAY_SECONDS = 8
@@ -90,7 +95,7 @@ class Run:
         self._troubles: dict[int, Future[None]] = {}
         self._restart: Future[None] | None = None
         self._is_settled = False
-        self._deliveries: list[Eventarc] = []
+        self._delivery: Eventarc | None = None
 
     def __enter__(self) -> Self:
         """Draw the pictures, and start everything."""
@@ -125,9 +130,9 @@ class Run:
         self._bucket = storage.Client().bucket(self._stack.bucket)
         self._services = self._start_services(keep(Processes(self._logs)))
         self._relay = keep(self._make_relay())
-        for service in self._services:
-            self._deliver_to(service)
-        self._threads = keep(_Threads(SERVICES + 1, self._leaving))
+        self._deliver()
+        self._threads = keep(_Threads(2 * len(self._services) + 1, self._leaving))
+        self._probes = [self._threads.submit(service.keep_alive) for service in self._services]
 
     def _stack_options(self) -> StackOptions:
         answer_seconds = self._options.answer_seconds
@@ -137,30 +142,28 @@ class Run:
             directory=self._options.directory,
             concurrency=_DELIVERED_AT_ONCE,
             service_environment={
-                "MAX_QUEUE": str(_MAX_QUEUE),
+                "MAX_IN_FLIGHT": str(max(_MIN_IN_FLIGHT, _IN_FLIGHT // self._plan.services)),
+                "INFERENCE_STREAMS": "1",
                 "MAX_IMAGE_BYTES": str(MAX_IMAGE_BYTES),
                 "ACK_DEADLINE_SECONDS": str(answer_seconds),
                 "FIRESTORE_TIMEOUT_SECONDS": str(_FIRESTORE_PART * answer_seconds),
-                "STUCK_SECONDS": str(STUCK_SECONDS),
+                "HANG_TIMEOUT_SECONDS": str(HANG_TIMEOUT_SECONDS),
             },
         )
 
     def _start_services(self, processes: Processes) -> list[Service]:
         services = [
-            self._make_service(f"service-{number}", processes) for number in range(SERVICES)
+            self._make_service(f"service-{number}", processes)
+            for number in range(self._plan.services)
         ]
-        with ThreadPoolExecutor(SERVICES) as starters:
+        with ThreadPoolExecutor(_STARTED_AT_ONCE) as starters:
             list(starters.map(Service.start, services))
         return services
 
     def _make_service(self, name: str, processes: Processes) -> Service:
-        # As a container's own: markers of other processes that died are none of its business.
-        temporary = self._scratch / name
-        temporary.mkdir()
         environment = self._stack.service_environment(self._stack.service_url) | {
             "FIRESTORE_EMULATOR_HOST": self._firestore.host,
             "STORAGE_EMULATOR_HOST": self._storage.url,
-            "TMPDIR": str(temporary),
         }
         log_path = self._logs / f"{name}.log"
         log_path.unlink(missing_ok=True)  # of an earlier run, whose faults nobody knows any more
@@ -188,24 +191,35 @@ class Run:
             )
         return PubsubRelay(source, topic)
 
-    def _deliver_to(self, service: Service) -> None:
+    def _deliver(self) -> None:
+        """Deliver the subscription's events, each to a service drawn at random."""
+        host = os.environ["PUBSUB_EMULATOR_HOST"]
+        instances = [
+            Eventarc(host, self._subscription, service.url, self._options_of(service))
+            for service in self._services
+        ]
+        rng = Random(self._plan.seed)
+        router = RandomRouting(host, self._subscription, instances, rng, self._options_of(None))
+        self._cleanup.callback(router.stop)
+        self._delivery = router.start()
+
+    def _options_of(self, service: Service | None) -> EventarcOptions:
+        """Return how events are delivered: to a service, or to all of them."""
+
         def receive(message_id: str, status: int | None, seconds: float) -> None:
             now = time.time()
-            self._answers.append(Answer(service.name, now - seconds, now, status))
+            name = service.name if service else "nobody"
+            self._answers.append(Answer(name, now - seconds, now, status))
             if status == 204:
                 self._relay.acknowledged(message_id)
 
-        options = EventarcOptions(
+        return EventarcOptions(
             concurrency=_DELIVERED_AT_ONCE,
             answer_timeout_seconds=self._options.answer_seconds,
             max_delay_seconds=_MAX_DELAY_SECONDS,
             with_pushes=True,
             on_answer=receive,
         )
-        host = os.environ["PUBSUB_EMULATOR_HOST"]
-        eventarc = Eventarc(host, self._subscription, service.url, options)
-        self._cleanup.callback(eventarc.stop)
-        self._deliveries.append(eventarc.start())
 
     def upload_all(self, on_upload: Progress) -> None:
         """Upload everything, with its faults; ends early when nothing moves any more."""
@@ -237,10 +251,10 @@ class Run:
 
     def stop_services(self) -> None:
         """Stop deliveries and services, so that nothing is written or logged any more."""
-        for eventarc in self._deliveries:
-            eventarc.stop()
-        for service in self._services:
-            service.stop()
+        if self._delivery:
+            self._delivery.stop()
+        with ThreadPoolExecutor(len(self._services)) as stoppers:
+            list(stoppers.map(Service.stop, self._services))
 
     def audit(self) -> Report:
         """Compare what was uploaded with what is recorded."""
@@ -261,7 +275,7 @@ class Run:
                 *(failure for service in self._services for failure in service.failures),
                 *self.shortfalls(),
             ],
-            held=_MAX_QUEUE,
+            messages=self._plan.messages,
         )
 
     def shortfalls(self) -> list[str]:
@@ -276,11 +290,10 @@ class Run:
         return sentences
 
     def _faults(self) -> Faults:
-        times = [*self._storage.armed.times, *self._firestore.armed.times]
-        spans = [*((time, time) for time in times), *self._firestore.outages]
+        services = self._services
         return Faults(
-            excuses=[excuse for service in self._services for excuse in service.excuses],
-            strikes=[Strike(*span) for span in sorted(spans)],
+            excuses=[excuse for service in services for excuse in service.excuses],
+            replacements=[found for service in services for found in service.replacements],
             answer_seconds=self._options.answer_seconds,
         )
 
@@ -291,8 +304,8 @@ class Run:
         for service in self._services:
             for excuse in service.excuses:
                 processes[excuse.kind] = processes.get(excuse.kind, 0) + 1
-        if self._firestore.outages:
-            processes[FaultKind.FIRESTORE_RESTART] = len(self._firestore.outages)
+        if self._firestore.restarts:
+            processes[FaultKind.FIRESTORE_RESTART] = self._firestore.restarts
         return {**self._storage.armed.struck, **self._firestore.armed.struck, **processes}
 
     def _upload(self, upload: Upload) -> None:
@@ -357,6 +370,7 @@ class Run:
             image=alone.get("image"),
             model=alone.get("model"),
             content_type=_CONTENT_TYPE,
+            is_poisonous=upload.kind.poison is not None,
         )
 
 
@@ -387,6 +401,9 @@ def read_log(path: Path) -> Iterator[LogLine]:
             str(fields.get("severity")),
             str(fields.get("message")),
             int(fields.get(INFERRING, 0)),
+            int(fields.get(Outcome.DONE, 0)),
+            int(fields.get(Outcome.SUPERSEDED, 0)),
+            POISONED in fields,
         )
 
 
@@ -409,7 +426,7 @@ def _keep(
     _write(directory / "expected.jsonl", (asdict(expectation) for expectation in expectations))
     _write(directory / "answers.jsonl", (asdict(answer) for answer in answers))
     _write(directory / "excuses.jsonl", (asdict(excuse) for excuse in faults.excuses))
-    _write(directory / "strikes.jsonl", (asdict(strike) for strike in faults.strikes))
+    _write(directory / "replacements.jsonl", (asdict(found) for found in faults.replacements))
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -1,17 +1,26 @@
-"""The service under test: the container's, but it logs what it infers, and may load slowly.
+"""The service under test: the container's own, with hooks.
 
 gunicorn --config python:service.server.gunicorn_conf "devtools.chaos.served:build_app()"
+
+It logs what it infers, may load slowly, its model can be broken while it runs, and its decoders
+misbehave for marked files.
 """
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
 
 from flask import Flask
 
+from devtools.chaos.poisoned_decoder import COMMAND as DECODERS
 from service.domain import Detection
+from service.images import decoders
 from service.images.pixels import Pixels
 from service.inference.canary import Decode, VerifiedModel
 from service.inference.detector import Detector
@@ -21,34 +30,59 @@ from service.settings import Settings
 
 #: Environment variable: how long the model takes longer to load.
 LOAD_SECONDS = "CHAOS_LOAD_SECONDS"
-#: Field of a log line: pictures of a batch that is about to be inferred.
+#: Environment variable: a file that breaks the model of the process that finds and removes it.
+BREAK_FILE = "CHAOS_BREAK_FILE"
+#: Field of a log line: images of a batch that is about to be inferred.
 INFERRING = "inferring"
+#: Field of a log line: images on which a broken model has failed, no image counted twice.
+FAILED_ON = "failed_on"
 
 logger = logging.getLogger(__name__)
 
 
-def build_app() -> Flask:
-    """Build the application of `service.server.wsgi` around a model that counts."""
+class Break(StrEnum):
+    """How a model is broken, until its process ends; written into the file."""
 
-    def load_counting(settings: Settings, decode: Decode | None = None) -> VerifiedModel:
+    HANGS = "hangs"
+    FAILS = "fails"  # on every image, as after a CUDA error
+
+
+def build_app() -> Flask:
+    """Build the application of `service.server.wsgi` with the hooks."""
+
+    def load_hooked(settings: Settings, decode: Decode | None = None) -> VerifiedModel:
         time.sleep(float(os.environ.get(LOAD_SECONDS, "0")))
         verified = load_model(settings, decode)
-        return replace(verified, detector=_Counting(verified.detector))
+        return replace(verified, detector=_Hooked(verified.detector))
 
-    # The one place where the model comes from: whatever else the container does, this one does.
-    vars(main)["load_model"] = load_counting
+    # The only places where models and decoders come from. All else is as in the container.
+    vars(main)["load_model"] = load_hooked
+    vars(decoders)["Decoders"] = partial(decoders.Decoders, command=DECODERS)
     return main.build_app()
 
 
-class _Counting:
-    """A detector that logs each batch before it runs."""
+class _Hooked:
+    """A detector that logs each batch before it runs, and can be broken."""
 
     def __init__(self, detector: Detector) -> None:
         self._detector = detector
+        self._break_file = Path(os.environ[BREAK_FILE]) if BREAK_FILE in os.environ else None
+        self._broken: Break | None = None
+        self._failed_on: set[bytes] = set()
         self.info = detector.info
         self.runners = detector.runners
         self.input_shape = detector.input_shape
 
     def detect(self, images: Sequence[Pixels]) -> Iterable[list[Detection]]:
+        if self._break_file and self._break_file.exists():
+            self._broken = Break(self._break_file.read_text())
+            self._break_file.unlink()
+        if self._broken is Break.HANGS:
+            threading.Event().wait()
+        if self._broken is Break.FAILS:
+            if len(images) == 1:  # of several, each is tried alone next
+                self._failed_on.add(images[0].tobytes())
+            logger.info("The model is broken", extra={FAILED_ON: len(self._failed_on)})
+            raise RuntimeError("The model was broken on purpose.")
         logger.info("Inferring a batch", extra={INFERRING: len(images)})
         return self._detector.detect(images)

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from devtools.chaos.excuses import Excuse
+from devtools.chaos.excuses import HANG_TIMEOUT_SECONDS, Excuse, Replacement
 from devtools.chaos.plan import FaultKind
-from devtools.chaos.served import INFERRING, LOAD_SECONDS
+from devtools.chaos.served import BREAK_FILE, FAILED_ON, INFERRING, LOAD_SECONDS, Break
 from devtools.local_stack.errors import StartError
 from devtools.local_stack.processes import Child, Processes, free_port, is_answering
 
@@ -23,19 +23,27 @@ COMMAND = (
     sys.executable, "-m", "gunicorn",
     "--config", "python:service.server.gunicorn_conf", "devtools.chaos.served:build_app()",
 )  # fmt: skip
-_READY_SECONDS = 180.0
-_RECOVERY_SECONDS = 90.0
+_READY_SECONDS = 300.0  # ten that start at once on two cores take their time
+_RECOVERY_SECONDS = 120.0
+# The liveness probe, as Cloud Run plays it, but more often.
+PROBE_SECONDS = 3.0  # from one to the next
+PROBE_FAILURES = 4  # in a row: the instance is killed, and started anew
+# How long a broken model may stay: until work has hung, the probe has seen it, and a new process
+# has started. A model that fails needs different images to be found out, too.
+_REPLACED_SECONDS = HANG_TIMEOUT_SECONDS + 120.0
+_ENOUGH_FAILURES = 5  # different images on which the model fails; see `service.health.Health`
 _BATCH_SECONDS = 10.0  # how long a fault waits for a batch to strike in
+_ORPHAN_SECONDS = 30.0  # how long decoders may outlive their service
 _GRACE_SECONDS = 10.0  # Cloud Run kills ten seconds after SIGTERM
 _SHORT_SECONDS = 3.0  # of memory or disk
-_POLL_SECONDS = 0.01
+_POLL_SECONDS = 0.02
 _SPARE_BYTES = 16 * 2**20  # what a process may still take when memory is short
 _LIMITED_WORKER = "linux"  # where another process's limits can be set
 
 
 @dataclass
 class Service:
-    """One process of the service (gunicorn and its worker), started again after each fault."""
+    """One instance of the service (gunicorn and its worker), replaced when its liveness fails."""
 
     name: str
     processes: Processes
@@ -46,20 +54,30 @@ class Service:
     leaving: threading.Event  # set to end every wait
     url: str = field(default_factory=lambda: f"http://127.0.0.1:{free_port()}")
     excuses: list[Excuse] = field(default_factory=list)
+    replacements: list[Replacement] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     _child: Child | None = None
+    # Of starting and stopping: faults and the liveness probe come from threads of their own.
+    _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def start(self, *, load_seconds: float = 0.0) -> None:
-        """Start the process and wait until it is ready.
+        """Start the process and wait until it is ready, as a startup probe does.
 
         Raises:
             StartError: it is not.
         """
         port = self.url.rpartition(":")[2]
-        environment = {**self.environment, "PORT": port, LOAD_SECONDS: str(load_seconds)}
-        child = self.processes.start(self.name, COMMAND, environment)
-        self._child = child
-        child.wait_until(self._is_ready, timeout_seconds=_READY_SECONDS)
+        environment = {
+            **self.environment,
+            "PORT": port,
+            LOAD_SECONDS: str(load_seconds),
+            BREAK_FILE: str(self._break_file),
+        }
+        with self._lock:
+            self._break_file.unlink(missing_ok=True)
+            child = self.processes.start(self.name, COMMAND, environment)
+            self._child = child
+            child.wait_until(self._is_ready, timeout_seconds=_READY_SECONDS)
 
     def suffer(self, kind: FaultKind) -> None:
         """Let a fault strike in the middle of a batch, and wait until the service is back.
@@ -73,26 +91,72 @@ class Service:
         started = time.time()
         _FAULTS[kind](self)
         over = time.time()
-        try:
-            self._running.wait_until(self._is_ready, timeout_seconds=_RECOVERY_SECONDS)
-        except StartError:
+        if not self._wait(self._is_ready, _RECOVERY_SECONDS):
             self.failures.append(f"{self.name} did not come back after: {kind}")
             self._kill()
         self.excuses.append(Excuse(self.name, kind, started, over, time.time()))
 
+    def keep_alive(self) -> None:
+        """Play Cloud Run's liveness probe, until the run ends."""
+        failures, probed = 0, self._child
+        while not self.leaving.wait(PROBE_SECONDS):
+            # While it starts, is stopped or frozen by us, nobody probes.
+            if not self._lock.acquire(blocking=False):
+                failures = 0
+                continue
+            try:
+                is_same, probed = self._child is probed, self._child
+                if probed is None or self._is_live():
+                    failures = 0
+                    continue
+                failures = failures + 1 if is_same else 1
+                if failures == PROBE_FAILURES:
+                    self._replace()
+                    failures = 0
+            finally:
+                self._lock.release()
+
+    def _replace(self) -> None:
+        """Kill the instance, and start another."""
+        started = time.time()
+        try:
+            self._kill()
+        except StartError as exc:
+            self.failures.append(f"{self.name} was not replaced: {exc}")
+        self.replacements.append(Replacement(self.name, started, time.time()))
+
     def stop(self) -> None:
         """Stop the process as Cloud Run does."""
-        if self._child:
-            child, self._child = self._child, None
-            self.processes.stop(child, grace_seconds=_GRACE_SECONDS)
+        with self._lock:
+            if self._child:
+                decoders = self._decoders()
+                child, self._child = self._child, None
+                self.processes.stop(child, grace_seconds=_GRACE_SECONDS)
+                self._bury(decoders)
 
     @property
     def _running(self) -> Child:
         assert self._child is not None, "the service was not started"
         return self._child
 
+    @property
+    def _break_file(self) -> Path:
+        return self.log_path.with_name(f"{self.name}.break")
+
     def _is_ready(self) -> bool:
         return self.leaving.is_set() or is_answering(self.url + "/health/ready")
+
+    def _is_live(self) -> bool:
+        return self.leaving.is_set() or is_answering(self.url + "/health/live")
+
+    def _wait(self, is_over: Callable[[], bool], timeout_seconds: float) -> bool:
+        """Wait for something; return whether it happened, or the run ends."""
+        deadline = time.monotonic() + timeout_seconds
+        while not (self.leaving.is_set() or is_over()):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL_SECONDS)
+        return True
 
     def _wait_for_batch(self) -> None:
         """Wait for the log to say that a batch is about to run; not for ever, if there is none."""
@@ -105,34 +169,82 @@ class Service:
                 time.sleep(_POLL_SECONDS)
 
     def _kill(self) -> None:
-        self.processes.kill(self._running)
-        self.start()
+        with self._lock:
+            decoders = self._decoders()
+            self.processes.kill(self._running)
+            self._bury(decoders)
+            self.start()
+
+    def _bury(self, decoders: list[int]) -> None:
+        """Check that a service's decoder processes have ended with it."""
+        if not self._wait(lambda: not any(map(_is_running, decoders)), _ORPHAN_SECONDS):
+            self.failures.append(f"{self.name} has left decoder processes behind")
 
     def _kill_worker(self) -> None:
         killed = self._workers()
         for worker in killed:
             _signal(worker, signal.SIGKILL)
         # The server notices, and starts another.
-        self._running.wait_until(
-            lambda: self.leaving.is_set() or self._workers() not in ([], killed),
-            timeout_seconds=_READY_SECONDS,
-        )
+        self._wait(lambda: self._workers() not in ([], killed), _READY_SECONDS)
 
     def _terminate(self) -> None:
-        self.stop()
-        self.start()
+        with self._lock:
+            self.stop()
+            self.start()
 
     def _start_slowly(self) -> None:
-        self.stop()
-        self.start(load_seconds=self.slow_seconds)
+        with self._lock:
+            self.stop()
+            self.start(load_seconds=self.slow_seconds)
 
     def _freeze(self) -> None:
-        group = self._running.process.pid
-        os.killpg(group, signal.SIGSTOP)
-        try:
-            self.leaving.wait(self.stop_seconds)
-        finally:
-            os.killpg(group, signal.SIGCONT)
+        """Stop all its processes for a while, as an instance without CPU."""
+        with self._lock:
+            group = self._running.process.pid
+            decoders = self._decoders()
+            os.killpg(group, signal.SIGSTOP)
+            for decoder in decoders:
+                _signal(decoder, signal.SIGSTOP)
+            try:
+                self.leaving.wait(self.stop_seconds)
+            finally:
+                for decoder in decoders:
+                    _signal(decoder, signal.SIGCONT)
+                os.killpg(group, signal.SIGCONT)
+
+    def _kill_decoders(self) -> None:
+        for root in self._decoder_roots():
+            for decoder in _children(root):
+                _signal(decoder, signal.SIGKILL)
+
+    def _kill_decoder_root(self) -> None:
+        for root in self._decoder_roots():
+            _signal(root, signal.SIGKILL)
+
+    def _hang_model(self) -> None:
+        self._break_model(Break.HANGS)
+
+    def _fail_model(self) -> None:
+        self._break_model(Break.FAILS)
+
+    def _break_model(self, how: Break) -> None:
+        """Break the model, and wait until the probe has had the instance replaced.
+
+        It need not be found out if nothing came to be inferred, or too few different images.
+        """
+        broken, log_end = self._running, self.log_path.stat().st_size
+        self._break_file.write_text(how)
+        if self._wait(lambda: self._child is not broken and self._is_ready(), _REPLACED_SECONDS):
+            return
+        is_taken = not self._break_file.exists()
+        self._break_file.unlink(missing_ok=True)
+        with self.log_path.open("rb") as log:
+            log.seek(log_end)
+            enough = f'"{FAILED_ON}": {_ENOUGH_FAILURES}'.encode() in log.read()
+        if is_taken and (enough or how is Break.HANGS):
+            self.failures.append(f"{self.name} was not replaced though its model {how}")
+        if is_taken:
+            self._kill()
 
     def _starve(self) -> None:
         """Leave the worker little more address space than it has."""
@@ -151,11 +263,15 @@ class Service:
             self.leaving.wait(_SHORT_SECONDS)
 
     def _workers(self) -> list[int]:
-        listed = subprocess.run(
-            ["pgrep", "-P", str(self._running.process.pid)],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        return [int(line) for line in listed.stdout.split()]
+        return _children(self._running.process.pid)
+
+    def _decoder_roots(self) -> list[int]:
+        return [root for worker in self._workers() for root in _children(worker)]
+
+    def _decoders(self) -> list[int]:
+        """The decoder processes and the root processes that fork them."""
+        roots = self._decoder_roots()
+        return [*roots, *(decoder for root in roots for decoder in _children(root))]
 
 
 _FAULTS: Mapping[FaultKind, Callable[[Service], None]] = {
@@ -166,6 +282,10 @@ _FAULTS: Mapping[FaultKind, Callable[[Service], None]] = {
     FaultKind.SLOW_START: Service._start_slowly,
     FaultKind.MEMORY: Service._starve,
     FaultKind.DISK: Service._fill_disk,
+    FaultKind.DECODERS: Service._kill_decoders,
+    FaultKind.DECODER_ROOT: Service._kill_decoder_root,
+    FaultKind.MODEL_HANGS: Service._hang_model,
+    FaultKind.MODEL_FAILS: Service._fail_model,
 }
 
 
@@ -188,6 +308,21 @@ def _limited(pid: int, limit: int, value: int) -> Iterator[None]:
     finally:
         with contextlib.suppress(ProcessLookupError):
             resource.prlimit(pid, limit, before)
+
+
+def _children(pid: int) -> list[int]:
+    listed = subprocess.run(
+        ["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False
+    )  # fmt: skip
+    return [int(line) for line in listed.stdout.split()]
+
+
+def _is_running(pid: int) -> bool:
+    """Whether a process exists that has not ended; a zombie has."""
+    listed = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
+    return listed.stdout.strip()[:1] not in ("", "Z")
 
 
 def _virtual_bytes(pid: int) -> int:

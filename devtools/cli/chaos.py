@@ -13,6 +13,11 @@ import click
 )
 @click.option("--seed", default=1, show_default=True, help="The same one does the same.")
 @click.option(
+    "--services",
+    type=click.IntRange(1, 20),
+    help="Processes side by side.  [default: 3 to 10, drawn from the seed]",
+)
+@click.option(
     "--without",
     multiple=True,
     metavar="FAULT",
@@ -38,13 +43,13 @@ import click
     help="Folder for logs and uploads; they are removed when it is not given.",
 )
 def chaos(
-    uploads: int, seed: int, without: tuple[str, ...], answer_seconds: float, patience: float,
-    keep: Path | None,
+    uploads: int, seed: int, services: int | None, without: tuple[str, ...], answer_seconds: float,
+    patience: float, keep: Path | None,
 ) -> None:  # fmt: skip
-    """Upload pictures to a local stack while faults strike it, and audit every one of them.
+    """Upload images to a local stack while faults strike it, and audit every one of them.
 
     Ends with an error when something was lost, duplicated, crossed, wrong, stuck, unexpected or
-    wasted.
+    wasted, or a service process was killed by an image.
     """
     from devtools.chaos.plan import FaultKind, make_plan
     from devtools.chaos.run import ChaosOptions, Run
@@ -59,10 +64,11 @@ def chaos(
     for number in (signal.SIGINT, signal.SIGTERM):  # both stop everything
         signal.signal(number, signal.default_int_handler)
     left_out = {FaultKind(name) for name in without} | impossible_faults()
-    plan = make_plan(uploads, seed, without=left_out)
+    plan = make_plan(uploads, seed, without=left_out, services=services)
     options = ChaosOptions(answer_seconds=answer_seconds, patience_seconds=patience, directory=keep)
     click.echo(
-        f"Seed {seed}: {uploads:,} uploads, {len(plan.faults)} faults. Starting the stack ..."
+        f"Seed {seed}: {uploads:,} uploads, {plan.services} services, {len(plan.faults)} faults. "
+        "Starting the stack ..."
     )
     started = time.monotonic()
     try:
@@ -76,7 +82,7 @@ def chaos(
     except KeyboardInterrupt:
         raise click.ClickException("Stopped; nothing was audited") from None
     faults = ", ".join(f"{count} x {kind}" for kind, count in sorted(struck.items()))
-    click.echo(f"\n{report.table()}")
+    click.echo(f"\nservices                  {plan.services}\n{report.table()}")
     click.echo(f"faults struck: {faults}")
     click.echo(f"after {time.monotonic() - started:.0f} s")
     if not report.is_clean:

@@ -52,10 +52,17 @@ run "cpu" {
     condition = (
       google_cloud_run_v2_service.main.template[0].max_instance_request_concurrency == 32
       && local.service_environment["MAX_BATCH_SIZE"] == "8"
-      && local.service_environment["MAX_QUEUE"] == "32"
-      && local.service_environment["CONCURRENCY"] == "40"
+      && local.service_environment["MAX_IN_FLIGHT"] == "32"
     )
-    error_message = "Concurrency, queue and threads follow from the batch size."
+    error_message = "Images in flight and Cloud Run's concurrency are four batches."
+  }
+
+  assert {
+    condition = (
+      google_cloud_run_v2_service.main.template[0].timeout == "600s"
+      && local.service_environment["ACK_DEADLINE_SECONDS"] == "600"
+    )
+    error_message = "Cloud Run's request timeout is the ack deadline."
   }
 
   assert {

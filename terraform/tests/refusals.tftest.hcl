@@ -192,7 +192,7 @@ run "settings_in_small_letters" {
 run "settings_derived_here" {
   command = plan
   variables {
-    settings = { MAX_QUEUE = "7" }
+    settings = { MAX_IN_FLIGHT = "7" }
   }
 
   expect_failures = [var.settings]
@@ -234,10 +234,10 @@ run "graceful_stop_too_long" {
   expect_failures = [terraform_data.agreement]
 }
 
-run "work_longer_than_the_request" {
+run "commit_leaves_no_time_for_the_work" {
   command = plan
   variables {
-    settings = { STORAGE_TIMEOUT_SECONDS = "600" }
+    settings = { FIRESTORE_TIMEOUT_SECONDS = "225" }
   }
 
   expect_failures = [terraform_data.agreement]

@@ -295,7 +295,7 @@ def test_push_names_the_digest(workspace: Workspace) -> None:
     ]
 
 
-def test_picture_that_gets_its_result_keeps_the_image_and_updates_the_job(
+def test_image_that_gets_its_result_keeps_the_image_and_updates_the_job(
     workspace: Workspace,
 ) -> None:
     done = workspace.deploy()
@@ -312,10 +312,10 @@ def test_picture_that_gets_its_result_keeps_the_image_and_updates_the_job(
     ]
 
 
-def test_picture_without_result_rolls_back_and_fails_the_build(workspace: Workspace) -> None:
+def test_image_without_result_rolls_back_and_fails_the_build(workspace: Workspace) -> None:
     done = workspace.deploy(FAKE_RUN_EXIT="1")
     assert done.returncode == 1
-    assert "The sample picture got no result" in done.stderr
+    assert "The sample image got no result" in done.stderr
     assert f" --image {DIGEST} " in workspace.calls()[-3]
     assert workspace.calls()[-1].endswith(f" --image {PREVIOUS} --quiet")
     assert not [call for call in workspace.calls() if "jobs update" in call]

@@ -1,5 +1,6 @@
 """The Terraform module, as far as it can be checked without a cloud project or a provider."""
 
+import inspect
 import json
 import os
 import re
@@ -18,8 +19,10 @@ from google.cloud import firestore
 from google.cloud.firestore_v1.base_query import BaseQuery, FieldFilter
 
 from service.cli.reconcile import reconcile
-from service.domain import Event
+from service.deadline import NO_DEADLINE
+from service.domain import Event, Outcome
 from service.gcp.firestore import ResultStore
+from service.health import Health
 from service.operate.backfill import Redelivery
 from service.operate.smoke import sample_name
 from service.server.app import create_app
@@ -161,17 +164,29 @@ def test_environment_is_valid_settings(offline: Path, variables: dict[str, Any])
     environment = _evaluate(offline, "local.service_environment", variables)
     settings = Settings.from_env(environment)
     assert {name.lower() for name in environment} <= set(vars(settings))
-    concurrency = _evaluate(offline, "local.queue", variables)
-    assert settings.max_batch_size <= settings.max_queue == concurrency < settings.concurrency
+    assert settings.max_in_flight == _evaluate(offline, "local.max_in_flight", variables)
+    assert settings.delivery_seconds == _evaluate(offline, "local.delivery_seconds", variables)
 
 
 @needs_terraform
 def test_defaults_of_timeouts_are_the_services_own(offline: Path) -> None:
-    names = ("storage_timeout_seconds", "firestore_timeout_seconds", "graceful_timeout_seconds")
+    names = ("hang_timeout_seconds", "firestore_timeout_seconds", "graceful_timeout_seconds")
     settings = Settings.from_env(_evaluate(offline, "local.service_environment", {}))
     assert [getattr(settings, name) for name in names] == [
         getattr(Settings(), name) for name in names
     ]
+
+
+def test_cloud_run_sends_no_more_and_waits_no_less_than_the_service() -> None:
+    [template] = _resource("google_cloud_run_v2_service", "main")["template"]
+    assert template["max_instance_request_concurrency"] == "${local.max_in_flight}"
+    assert template["timeout"] == "${local.ack_deadline_seconds}s"
+
+
+def test_time_between_liveness_probes_counts_in_full() -> None:
+    [container] = _resource("google_cloud_run_v2_service", "main")["template"][0]["containers"]
+    counted = inspect.signature(Health).parameters["max_probe_seconds"].default
+    assert container["liveness_probe"][0]["period_seconds"] <= counted
 
 
 def test_probes_ask_paths_that_the_service_has() -> None:
@@ -240,13 +255,7 @@ def test_dashboard_holds_nothing_that_the_api_leaves_out(offline: Path) -> None:
     ]
     sets = [tile["widget"]["xyChart"]["dataSets"] for tile in tiles]
     assert "legendTemplate" not in sets[0][0]
-    assert [each["legendTemplate"] for each in sets[3]] == [
-        "commit",
-        "decode",
-        "download",
-        "inference",
-        "queue",
-    ]
+    assert [each["legendTemplate"] for each in sets[3]] == sorted(map(str, Outcome))
     assert not re.search(r": (0|null)\b", json.dumps(tiles))
 
 
@@ -291,7 +300,6 @@ def test_every_validation_and_check_has_a_failing_run() -> None:
         [(name, body)] = block.items()
         assert refused.count(f"var.{name}") >= len(body.get("validation", []))
     assert {"check.gpu_region", "check.write_rate"} <= set(refused)
-    # The third precondition cannot be broken from outside.
     assert refused.count("terraform_data.agreement") == 2
 
 
@@ -350,13 +358,13 @@ def test_readme_queries_have_their_indexes(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.fixture
 def log_lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    """What the service logs of a batch, of a picture that fails, and of a message given back."""
+    """What the service logs of commits, of an image that fails, and of a rejected message."""
     configure("INFO")
     storage, store = FakeStorage(), FakeStore()
     good, bad = storage.put("good.bmp", picture()), storage.put("bad.bmp", b"no picture")
     pipeline = pipeline_of(storage, store, FakeDetector())
-    pipeline.handle(Event(good))
-    pipeline.handle(Event(bad))
+    pipeline.handle(Event(good), NO_DEADLINE)
+    pipeline.handle(Event(bad), NO_DEADLINE)
     pipeline.stop()
     answer = (
         create_app(pipeline)
@@ -372,12 +380,20 @@ def _messages(lines: list[dict[str, Any]], message: str) -> list[dict[str, Any]]
     return [line for line in lines if line["message"] == message]
 
 
-def test_batch_metrics_read_what_is_logged(log_lines: list[dict[str, Any]]) -> None:
-    metric = _resource("google_logging_metric", "batch")
-    [message] = re.findall(r'jsonPayload\.message="(.*?)"', metric["filter"])
-    [line] = _messages(log_lines, message)
+def test_commit_metrics_read_what_is_logged(log_lines: list[dict[str, Any]]) -> None:
+    metric = _resource("google_logging_metric", "commit")
+    [messages] = re.findall(r"jsonPayload\.message=\((.*?)\)", metric["filter"])
+    lines = [
+        line
+        for message in re.findall(r'"(\w+)"', messages)
+        for line in _messages(log_lines, message)
+    ]
     assert metric["value_extractor"] == "EXTRACT(jsonPayload.${each.key})"
-    assert all(isinstance(line[field], int | float) for field in _local("batch_metrics"))
+    assert sum(line.get("images", 0) for line in lines) == 2
+    assert sum(line.get("done", 0) for line in lines) == 1
+    assert sum(line.get("failed", 0) for line in lines) == 1
+    assert any("commit_ms" in line for line in lines)
+    assert set(_local("commit_metrics")) == {"images", "commit_ms", *map(str, Outcome)}
 
 
 def test_line_metrics_read_what_is_logged(log_lines: list[dict[str, Any]]) -> None:

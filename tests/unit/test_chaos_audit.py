@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from devtools.chaos.audit import Expectation, Found, Report, Wanted, audit
-from devtools.chaos.excuses import Answer, Excuse, Faults, LogLine, Silence
+from devtools.chaos.excuses import Answer, Excuse, Faults, LogLine, Replacement, Silence
 from devtools.chaos.plan import FaultKind
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
@@ -280,12 +280,55 @@ def test_what_faults_explain_is_counted_and_clean() -> None:
     assert report.silences == {Silence.PROCESS: 1}
 
 
-def test_answers_missing_after_a_stuck_worker_s_end_are_explained_by_its_log() -> None:
-    log = [LogLine("service-0", 35, "CRITICAL", "Work is stuck: the process ends")]
-    answers = [Answer("service-0", 20, 30, None), *[Answer("service-0", 0, 1, 204)] * 9]
-    faults = Faults([Excuse("service-0", FaultKind.MEMORY, 0, 3, 4)])
-    assert judge(ALL, RIGHT, log=log, answers=answers, faults=faults).is_clean
-    assert not judge(ALL, RIGHT, answers=answers, faults=faults).is_clean
+def test_ended_process_and_failed_liveness_that_nothing_explains_are_killed_services() -> None:
+    log = [LogLine("service-0", 1, "ERROR", "Worker (pid:17) was sent SIGSEGV!")]
+    faults = Faults(replacements=[Replacement("service-1", 1, 2)])
+    report = judge(ALL, RIGHT, log=log, faults=faults)
+    assert report.replacements == 1
+    assert problems(report) == {
+        "services killed": [
+            "service-0 logged: Worker (pid:17) was sent SIGSEGV!",
+            "service-1 failed its liveness",
+        ]
+    }
+
+
+POISONOUS = replace(BAD, is_poisonous=True)
+MISBEHAVES = LogLine("service-0", 1, "INFO", "A file is about to misbehave", is_poisoned=True)
+
+
+def test_poisonous_file_costs_a_decoder() -> None:
+    report = judge([POISONOUS], [record(POISONOUS)], log=[MISBEHAVES])
+    assert report.is_clean
+    assert (report.poisonous, report.decoders_lost) == (1, 1)
+    assert "decoders lost             1 to 1 files" in report.table()
+
+
+def test_poisonous_file_that_cost_no_decoder_is_unexpected() -> None:
+    assert problems(judge([POISONOUS], [record(POISONOUS)])) == {
+        "unexpected": ["0 decoders lost to 1 files"]
+    }
+
+
+def count(*, done: int = 0, superseded: int = 0) -> LogLine:
+    return LogLine("service-0", 1, "INFO", "Committed", done=done, superseded=superseded)
+
+
+def test_more_outcomes_than_documents_are_duplicates() -> None:
+    assert judge(ALL, RIGHT, log=[count(done=1), count(done=1)]).is_clean
+    assert problems(judge(ALL, RIGHT, log=[count(done=2), count(done=1)])) == {
+        "duplicated": ["3 images were counted as done, with 2 documents"]
+    }
+
+
+def test_superseded_inference_needs_a_second_delivery() -> None:
+    log = [count(superseded=2)]
+    assert judge(ALL, RIGHT, log=log, messages=6).is_clean
+    answers = [Answer("service-0", 0, 1, 503)] * 2
+    assert judge(ALL, RIGHT, log=log, answers=answers).is_clean
+    assert problems(judge(ALL, RIGHT, log=log, messages=5)) == {
+        "unexpected": ["2 superseded of 1 second deliveries"]
+    }
 
 
 def struck_by(kind: FaultKind, times: int = 1) -> Faults:
@@ -296,21 +339,14 @@ HUNDRED = [replace(GOOD, generation=number) for number in range(1, 101)]
 
 
 @pytest.mark.parametrize(
-    ("inferences", "faults", "is_clean"),
-    [
-        (100, Faults(), True),
-        (120, Faults(), True),
-        (121, Faults(), False),
-        (121, struck_by(FaultKind.KILL), False),
-        (136, struck_by(FaultKind.STOP), True),
-        (137, struck_by(FaultKind.STOP), False),
-        (152, struck_by(FaultKind.SLOW_START, times=2), True),
-    ],
-    ids=["none", "little", "much", "not-by-it", "by-a-stop", "more-than-by-it", "by-two"],
+    ("inferences", "superseded", "is_clean"),
+    [(100, 0, True), (136, 0, True), (137, 0, False), (156, 20, True), (157, 20, False)],
+    ids=["none", "little", "much", "superseded", "more-than-superseded"],
 )
-def test_waste_is_limited(inferences: int, faults: Faults, is_clean: bool) -> None:
+def test_waste_is_limited(inferences: int, superseded: int, is_clean: bool) -> None:
     documents = [record(expectation) for expectation in HUNDRED]
-    report = judge(HUNDRED, documents, inferences=inferences, faults=faults, held=16)
+    log = [count(superseded=superseded)]
+    report = judge(HUNDRED, documents, inferences=inferences, log=log, messages=200)
     assert report.is_clean == is_clean
     if not is_clean:
         assert problems(report) == {

@@ -10,9 +10,9 @@ from devtools.chaos.excuses import (
     Excuse,
     Faults,
     LogLine,
+    Replacement,
     Silence,
-    Strike,
-    count_silences,
+    killed_services,
     unexpected_answers,
     unexpected_lines,
     unexpected_silences,
@@ -21,7 +21,6 @@ from devtools.chaos.plan import FaultKind
 
 # The shortage lasts from 100 to 103; the service takes until 160 to be ready again.
 MEMORY = Excuse("service-0", FaultKind.MEMORY, started=100, over=103, ended=160)
-STUCK = LogLine("service-0", 135, "CRITICAL", "Work is stuck: the process ends, to be started ...")
 KILLED = Excuse("service-0", FaultKind.KILL_WORKER, started=49, over=51, ended=53)
 
 
@@ -59,32 +58,60 @@ def test_lines_below_errors_are_not_judged() -> None:
     assert not unexpected_lines([replace(error(1), severity="WARNING")], Faults())
 
 
+def test_broken_model_may_raise_until_the_instance_is_replaced() -> None:
+    faults = Faults([replace(MEMORY, kind=FaultKind.MODEL_FAILS)])
+    assert not unexpected_lines([error(101), error(117)], faults)
+    assert unexpected_lines([error(99), error(119)], faults)
+    assert unexpected_lines([error(101)], Faults([replace(MEMORY, kind=FaultKind.MODEL_HANGS)]))
+
+
+ENDS = ["Worker (pid:17) was sent SIGKILL!", "Worker (pid:17) exited with code 1."]
+
+
 @pytest.mark.parametrize("kind", [FaultKind.KILL_WORKER, FaultKind.TERM, FaultKind.STOP])
-@pytest.mark.parametrize(
-    "message",
-    ["Worker (pid:17) was sent SIGKILL!", "The process died while the network ran; ..."],
-    ids=["server", "service"],
-)
-def test_worker_may_be_missed_only_when_it_was_killed(message: str, kind: FaultKind) -> None:
+@pytest.mark.parametrize("message", ENDS, ids=["killed", "exited"])
+def test_worker_may_end_only_when_it_was_killed(message: str, kind: FaultKind) -> None:
     faults = Faults([replace(KILLED, kind=kind)])
-    assert bool(unexpected_lines([error(50, message)], faults)) == (kind is FaultKind.STOP)
+    assert bool(killed_services([error(50, message)], faults)) == (kind is FaultKind.STOP)
+    assert killed_services([error(70, message)], faults) == [f"service-0 logged: {message}"]
+    assert killed_services([error(50, message, "service-1")], faults)
+    assert not unexpected_lines([error(70, message)], faults)  # it is listed once
     assert unexpected_lines([error(50, "Failed to handle a message")], faults)
-    assert unexpected_lines([error(70, message)], faults)
 
 
 @pytest.mark.parametrize(
-    "message",
+    ("kind", "service", "started", "is_explained"),
     [
-        "Work is stuck: the process ends, to be started again",
-        "Worker (pid:17) exited with code 1.",
-        "The process died while the network ran; ...",
+        (FaultKind.MODEL_HANGS, "service-0", 150, True),
+        (FaultKind.MODEL_FAILS, "service-0", 150, True),
+        (FaultKind.MEMORY, "service-0", 150, True),
+        (FaultKind.MEMORY, "service-0", 167, True),
+        (FaultKind.MEMORY, "service-0", 169, False),
+        (FaultKind.MEMORY, "service-0", 99, False),
+        (FaultKind.MEMORY, "service-1", 150, False),
+        (FaultKind.DECODERS, "service-0", 150, False),
+        (FaultKind.DISK, "service-0", 150, False),
     ],
-    ids=["service", "server", "next-worker"],
+    ids=[
+        "hang",
+        "failure",
+        "memory",
+        "found-late",
+        "too-late",
+        "before",
+        "elsewhere",
+        "decoders",
+        "disk",
+    ],
 )
-def test_worker_may_end_itself_only_after_memory_was_short(message: str) -> None:
-    assert not unexpected_lines([error(177, message)], Faults([MEMORY]))
-    assert unexpected_lines([error(179, message)], Faults([MEMORY]))
-    assert unexpected_lines([error(177, message)], Faults([replace(KILLED, ended=160)]))
+def test_liveness_may_fail_only_after_what_breaks_a_process(
+    kind: FaultKind, service: str, started: float, is_explained: bool
+) -> None:
+    replaced = Replacement(service, started, started + 5)
+    faults = Faults([replace(MEMORY, kind=kind)], [replaced])
+    assert killed_services([], faults) == (
+        [] if is_explained else [f"{service} failed its liveness"]
+    )
 
 
 @pytest.mark.parametrize("status", [204, 429, 503, None])
@@ -131,20 +158,10 @@ def test_stopped_process_breaks_no_connection_and_a_full_disk_does_nothing(
     assert faults.explain_silence(silence(50, seconds)) is reason
 
 
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
-        (silence(95), Silence.NETWORK),
-        (silence(105), Silence.NETWORK),
-        (silence(110), Silence.SLOW),
-        (silence(89), Silence.SLOW),
-        (silence(98, seconds=3), Silence.BROKEN),
-    ],
-    ids=["during", "retried-still", "after", "before", "broken"],
-)
-def test_late_answer_is_the_network_s_only_about_a_strike(answer: Answer, reason: Silence) -> None:
-    faults = Faults(strikes=[Strike(10, 10), Strike(100, 101)])
-    assert faults.explain_silence(answer) is reason
+def test_silence_while_an_instance_is_replaced_is_a_process_fault_s() -> None:
+    faults = Faults(replacements=[Replacement("service-0", 49, 53)])
+    assert faults.explain_silence(silence(50, seconds=0.1)) is Silence.PROCESS
+    assert faults.explain_silence(silence(54, seconds=0.1)) is Silence.BROKEN
 
 
 def test_time_for_an_answer_is_that_of_the_run() -> None:
@@ -152,50 +169,14 @@ def test_time_for_an_answer_is_that_of_the_run() -> None:
     assert Faults(answer_seconds=10).explain_silence(silence(1, 5)) is Silence.BROKEN
 
 
-def test_silence_until_a_stuck_worker_is_replaced_is_the_shortage_s() -> None:
-    early = Faults([replace(MEMORY, ended=104)])
-    answers = [silence(120), silence(140), silence(170)]
-    assert count_silences(answers, early.lengthened([error(104)])) == {Silence.SLOW: 3}
-    assert count_silences(answers, early.lengthened([STUCK])) == {
-        Silence.PROCESS: 2,
-        Silence.SLOW: 1,
-    }
-    ready = LogLine("service-0", 139, "INFO", "The model is ready")
-    log = [
-        replace(ready, seconds=99),
-        replace(ready, service="service-1", seconds=136),
-        STUCK,
-        ready,
-    ]
-    assert early.lengthened(log).excuses == [replace(MEMORY, ended=139)]
-    assert early.lengthened([STUCK, replace(ready, seconds=300)]).excuses[0].ended == 165
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        replace(STUCK, service="service-1"),
-        replace(STUCK, seconds=99),
-        replace(STUCK, seconds=300),
-        error(52, "The process died while the network ran; ..."),
-    ],
-    ids=["elsewhere", "before", "long-after", "killed"],
-)
-def test_stuck_worker_of_no_shortage_lengthens_nothing(line: LogLine) -> None:
-    faults = Faults([replace(MEMORY, ended=104), KILLED])
-    assert faults.lengthened([line]) == faults
-
-
 @pytest.mark.parametrize(
     ("silences", "deliveries", "problems"),
     [
         ({Silence.PROCESS: 1000}, 1000, 0),
-        ({Silence.SLOW: 20}, 1000, 0),
-        ({Silence.SLOW: 21}, 1000, 1),
-        ({Silence.NETWORK: 21}, 1000, 1),
-        ({Silence.NETWORK: 11, Silence.SLOW: 10}, 1000, 1),
-        ({Silence.SLOW: 2, Silence.PROCESS: 900}, 1000, 0),
-        ({Silence.SLOW: 3, Silence.PROCESS: 900}, 1000, 1),
+        ({Silence.SLOW: 10}, 1000, 0),
+        ({Silence.SLOW: 11}, 1000, 1),
+        ({Silence.SLOW: 1, Silence.PROCESS: 900}, 1000, 0),
+        ({Silence.SLOW: 2, Silence.PROCESS: 900}, 1000, 1),
         ({Silence.BROKEN: 1}, 1000, 1),
         ({Silence.SLOW: 1000}, 1000, 1),
     ],
@@ -203,8 +184,6 @@ def test_stuck_worker_of_no_shortage_lengthens_nothing(line: LogLine) -> None:
         "explained",
         "few",
         "many",
-        "by-the-network",
-        "together",
         "few-of-the-others",
         "many-of-the-others",
         "broken",

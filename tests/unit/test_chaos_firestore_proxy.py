@@ -121,7 +121,6 @@ def test_restarted_proxy_refuses_connections_and_answers_again_where_it_was(
         restart.result()
     assert proxy.host == host
     assert again.is_set()
-    ((began, ended),) = proxy.outages
-    assert began < ended
+    assert proxy.restarts == 1
     answer = channel.unary_unary(COMMIT)(b"", timeout=PATIENCE_SECONDS, wait_for_ready=True)
     assert answer == b"committed"

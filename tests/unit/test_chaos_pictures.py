@@ -14,6 +14,7 @@ from devtools.chaos.pictures import (
     md5,
 )
 from devtools.chaos.plan import Kind, Plan, Upload, make_plan
+from devtools.chaos.poison import poison_of
 from service.errors import BadImageError
 from service.images.decode import decode, inspect
 from service.inference.detector import Detector
@@ -38,7 +39,7 @@ def uploads(request: pytest.FixtureRequest) -> list[Upload]:
 
 @pytest.fixture(scope="module")
 def pictures() -> Pictures:
-    return Pictures(Plan(1, tuple(make_uploads(max(SCENES.values()))), ()))
+    return Pictures(Plan(1, 3, tuple(make_uploads(max(SCENES.values()))), ()))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_good_upload_has_the_pixels_of_its_scene(pictures: Pictures, uploads: li
     assert len(content) < MAX_IMAGE_BYTES
 
 
-@pytest.mark.parametrize("kind", CODES)
+@pytest.mark.parametrize("kind", [kind for kind in CODES if not kind.poison])
 def test_bad_upload_is_bad_in_the_way_that_the_audit_expects(
     kind: Kind, pictures: Pictures, uploads: list[Upload]
 ) -> None:
@@ -72,6 +73,16 @@ def test_bad_upload_is_bad_in_the_way_that_the_audit_expects(
         decode(content, max_pixels=Settings().max_image_pixels)
     assert error.value.code == CODES[kind]
     assert len(content) < MAX_IMAGE_BYTES
+
+
+@pytest.mark.parametrize("kind", [kind for kind in Kind if kind.poison])
+def test_poisonous_upload_is_a_good_image_with_a_mark(
+    kind: Kind, pictures: Pictures, uploads: list[Upload]
+) -> None:
+    content = pictures.content(uploads[KINDS.index(kind)])
+    assert poison_of(content) is kind.poison
+    assert decode(content, max_pixels=10**6)
+    assert poison_of(pictures.content(uploads[0])) is None
 
 
 def test_pictures_are_found_apart(pictures: Pictures, detector: Detector, tmp_path: Path) -> None:

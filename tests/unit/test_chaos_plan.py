@@ -25,6 +25,23 @@ def test_same_seed_makes_the_same_plan() -> None:
     assert make_plan(300, 7) != make_plan(300, 8)
 
 
+def test_seed_draws_the_number_of_services_unless_it_is_given() -> None:
+    few, many = SERVICES
+    assert {make_plan(60, seed).services for seed in range(60)} == set(range(few, many + 1))
+    assert make_plan(60, 1, services=2).services == 2
+
+
+def test_every_service_is_struck() -> None:
+    plan = make_plan(400, 9)
+    struck = {fault.service for fault in plan.faults if fault.kind in PROCESS_FAULTS}
+    assert struck == set(range(plan.services))
+
+
+def test_messages_are_events_and_jobs(plan: Plan) -> None:
+    events = sum(len(upload.deliveries) for upload in plan.uploads)
+    assert plan.messages == events + sum(len(job.uploads) * job.copies for job in plan.jobs)
+
+
 @pytest.mark.parametrize("seed", range(1, 6))
 def test_short_plan_has_everything_once(seed: int) -> None:
     plan = make_plan(60, seed)
@@ -87,7 +104,7 @@ def test_every_fault_comes_while_there_are_uploads_to_strike(plan: Plan) -> None
 def test_network_faults_strike_calls_and_others_a_service(plan: Plan) -> None:
     for fault in plan.faults:
         assert (fault.calls > 0) == (fault.kind not in PROCESS_FAULTS)
-        assert fault.service in range(SERVICES)
+        assert fault.service in range(plan.services)
 
 
 def test_faults_can_be_left_out() -> None:

@@ -26,6 +26,8 @@ def test_log_is_read_with_its_inferences_and_printed_traces(tmp_path: Path) -> N
     path = tmp_path / "service-0.log"
     lines = [
         line(inferring=3),
+        line(images=4, done=3, superseded=1),
+        line(poisoned="crashes its decoder"),
         '{"severity": "INF',
         "Traceback (most recent call last):",
         "  x",
@@ -34,6 +36,8 @@ def test_log_is_read_with_its_inferences_and_printed_traces(tmp_path: Path) -> N
     path.write_text("\n".join([*lines, line(severity="ERROR")]))
     assert list(read_log(path)) == [
         LogLine("service-0", SECONDS, "INFO", "m", 3),
+        LogLine("service-0", SECONDS, "INFO", "m", done=3, superseded=1),
+        LogLine("service-0", SECONDS, "INFO", "m", is_poisoned=True),
         LogLine("service-0", SECONDS, "ERROR", "Traceback (most recent call last):"),
         LogLine("service-0", SECONDS, "ERROR", "m"),
     ]
@@ -44,6 +48,7 @@ def test_log_is_read_with_its_inferences_and_printed_traces(tmp_path: Path) -> N
     [
         (Kind.GOOD, Fate.KEPT, Wanted.DONE),
         (Kind.TEXT, Fate.KEPT, Wanted.FAILED),
+        (Kind.HANGS, Fate.KEPT, Wanted.FAILED),
         (Kind.GOOD, Fate.REPLACED, Wanted.NOTHING),
         (Kind.TEXT, Fate.DELETED, Wanted.NOTHING),
         (Kind.GOOD, Fate.DELETED_AT_ONCE, Wanted.DONE_OR_NOTHING),

@@ -11,7 +11,7 @@ import pytest
 
 from devtools.chaos import services as module
 from devtools.chaos.plan import PROCESS_FAULTS, FaultKind
-from devtools.chaos.services import Service, impossible_faults
+from devtools.chaos.services import PROBE_FAILURES, Service, impossible_faults
 from devtools.local_stack.processes import Processes
 
 PATIENCE_SECONDS = 30
@@ -41,6 +41,8 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service
     monkeypatch.setattr(module, "COMMAND", (sys.executable, "-c", SERVER))
     monkeypatch.setattr(module, "_BATCH_SECONDS", 0.0)
     monkeypatch.setattr(module, "_SHORT_SECONDS", 0.1)
+    monkeypatch.setattr(module, "_REPLACED_SECONDS", 0.5)
+    monkeypatch.setattr(module, "PROBE_SECONDS", 0.1)
     with Processes(tmp_path) as processes:
         started = Service(
             name="service-0",
@@ -160,6 +162,105 @@ def test_service_that_does_not_come_back_is_told_and_started_again(
     service.suffer(FaultKind.STOP)
     assert service.failures == ["service-0 did not come back after: stop"]
     assert service._running.process.pid != server
+
+
+def keeping_alive(service: Service) -> threading.Thread:
+    thread = threading.Thread(target=service.keep_alive)
+    thread.start()
+    return thread
+
+
+def test_instance_whose_liveness_fails_is_replaced(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = service._running
+    probes: list[object] = []
+
+    def is_live() -> bool:
+        probes.append(service._running)
+        return service._running is not failed
+
+    monkeypatch.setattr(service, "_is_live", is_live)
+    thread = keeping_alive(service)
+    service._wait(lambda: bool(service.replacements), PATIENCE_SECONDS)
+    service.leaving.set()
+    thread.join()
+    service.leaving.clear()
+    (replacement,) = service.replacements
+    assert replacement.started <= replacement.ended
+    assert probes.count(failed) == PROBE_FAILURES
+    assert service._is_ready()
+
+
+def test_instance_that_is_frozen_or_started_is_not_probed(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes: list[float] = []
+    monkeypatch.setattr(service, "_is_live", lambda: probes.append(0.0))
+    with service._lock:
+        thread = keeping_alive(service)
+        time.sleep(10 * module.PROBE_SECONDS)
+        service.leaving.set()
+        thread.join()
+    assert not probes
+
+
+@pytest.mark.parametrize(
+    ("taken", "failed_on", "kind", "is_failure"),
+    [
+        (True, 0, FaultKind.MODEL_HANGS, True),
+        (True, 5, FaultKind.MODEL_FAILS, True),
+        (True, 4, FaultKind.MODEL_FAILS, False),
+        (False, 0, FaultKind.MODEL_HANGS, False),
+    ],
+    ids=["hangs", "fails", "fails-on-few", "nothing-came"],
+)
+def test_broken_model_must_be_found_out(
+    service: Service,
+    monkeypatch: pytest.MonkeyPatch,
+    taken: bool,
+    failed_on: int,
+    kind: FaultKind,
+    is_failure: bool,
+) -> None:
+    def broken(is_over: object, timeout_seconds: float) -> bool:
+        if taken:
+            service._break_file.unlink(missing_ok=True)
+        with service.log_path.open("a") as log:
+            log.write(f'{{"failed_on": {failed_on}}}\n')
+        return timeout_seconds != module._REPLACED_SECONDS
+
+    monkeypatch.setattr(service, "_wait", broken)
+    before = server_and_workers(service)[0]
+    service.suffer(kind)
+    assert bool(service.failures) == is_failure
+    assert not service._break_file.exists()
+    assert (server_and_workers(service)[0] != before) == taken
+
+
+def test_killed_decoders_are_those_of_the_worker(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (worker,) = service._workers()
+    tree = {worker: [2], 2: [3, 4]}
+    killed: list[int] = []
+    monkeypatch.setattr(module, "_children", lambda pid: tree.get(pid, [worker]))
+    monkeypatch.setattr(module, "_signal", lambda pid, number: killed.append(pid))
+    service.suffer(FaultKind.DECODERS)
+    assert killed == [3, 4]
+    service.suffer(FaultKind.DECODER_ROOT)
+    assert killed == [3, 4, 2]
+
+
+def test_decoders_that_outlive_their_service_are_told(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_ORPHAN_SECONDS", 0.1)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as orphan:
+        service._bury([orphan.pid])
+        orphan.communicate(b"\n")
+    service._bury([orphan.pid])
+    assert service.failures == ["service-0 has left decoder processes behind"]
 
 
 def test_fault_strikes_after_it_has_waited_for_a_batch(

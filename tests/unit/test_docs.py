@@ -66,7 +66,8 @@ def test_test_that_a_document_names_exists(file: str, name: str) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_document_has_nothing_left_to_fill_in(document: Path) -> None:
-    assert not re.search(r"<!--|TODO|FIXME|XXX", document.read_text(encoding="utf-8"))
+    text = document.read_text(encoding="utf-8")
+    assert not re.search(r"<!--(?! Written by)|TODO|FIXME|XXX", text)
 
 
 def test_there_are_documents_to_check() -> None:

@@ -1,4 +1,4 @@
-"""How many cores the process takes itself to have."""
+"""How many cores and how much memory the process takes itself to have."""
 
 from pathlib import Path
 
@@ -34,3 +34,18 @@ def test_cores_are_those_of_the_groups_quota(quota: Path, text: str, expected: i
 
 def test_cores_without_a_group_are_those_of_the_affinity(quota: Path) -> None:
     assert machine.cores() == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("max", 8000), ("5000", 5000), ("9000", 8000), ("", 8000)],
+    ids=["none", "less", "more-than-there-is", "empty"],
+)
+def test_memory_is_that_of_the_group(
+    text: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 80, "SC_PAGE_SIZE": 100}.__getitem__)
+    monkeypatch.setattr(machine, "_MEMORY", tmp_path / "memory.max")
+    assert machine.memory_bytes() == 8000
+    (tmp_path / "memory.max").write_text(text, encoding="ascii")
+    assert machine.memory_bytes() == expected

@@ -16,16 +16,14 @@ DEFAULTS: dict[str, Any] = {
     "port": 8080,
     "model_path": BUNDLED_MODEL,
     "device": "cpu",
-    "lanes": None,
+    "inference_streams": None,
     "image_size": None,
     "min_confidence": 0.25,
     "max_batch_size": 8,
     "max_batch_pixels": 20_000_000,
-    "max_batch_delay_ms": 20.0,
-    "max_queue": 32,
-    "concurrency": 40,
+    "max_in_flight": 32,
     "max_image_bytes": 33_554_432,
-    "max_held_bytes": 134_217_728,
+    "max_buffered_bytes": 134_217_728,
     "max_image_pixels": 50_000_000,
     "max_request_bytes": 4_194_304,
     "reduced_decode": True,
@@ -38,9 +36,8 @@ DEFAULTS: dict[str, Any] = {
     "storage_timeout_seconds": 6.0,
     "firestore_timeout_seconds": 6.0,
     "ack_deadline_seconds": 600.0,
-    "stuck_seconds": 300.0,
+    "hang_timeout_seconds": 300.0,
     "graceful_timeout_seconds": 8,
-    "profile_stages": False,
     "log_level": "INFO",
 }
 
@@ -66,11 +63,10 @@ def test_from_env_of_blank_value_gives_the_default(text: str) -> None:
         ("MIN_CONFIDENCE", "0.001", 0.001),
         ("MIN_CONFIDENCE", "1", 1.0),
         ("MAX_BATCH_SIZE", "32", 32),
-        ("MAX_BATCH_DELAY_MS", "0", 0.0),
-        ("LANES", "3", 3),
+        ("INFERENCE_STREAMS", "3", 3),
         ("REDUCED_DECODE", "False", False),
-        ("PROFILE_STAGES", "true", True),
-        ("MAX_QUEUE", "8", 8),
+        ("MAX_IN_FLIGHT", "8", 8),
+        ("HANG_TIMEOUT_SECONDS", "12.5", 12.5),
         ("ALLOWED_BUCKETS", "one, two ,,three,", ("one", "two", "three")),
         ("GOOGLE_CLOUD_PROJECT", "my-project", "my-project"),
         ("LOG_LEVEL", "ERROR", "ERROR"),
@@ -95,16 +91,17 @@ def test_from_env_reads_a_value(variable: str, text: str, expected: object) -> N
         ("MIN_CONFIDENCE", "0,5", "a number from 0.001 to 1"),
         ("MAX_BATCH_SIZE", "0", "a whole number from 1 to 64"),
         ("MAX_BATCH_SIZE", "65", "a whole number from 1 to 64"),
-        ("MAX_BATCH_DELAY_MS", "-1", "a number from 0 to 5000"),
-        ("MAX_BATCH_DELAY_MS", "inf", "a number from 0 to 5000"),
-        ("MAX_QUEUE", "-3", "a whole number from 1 to 10000"),
-        ("CONCURRENCY", "0", "a whole number from 1 to 1000"),
+        ("INFERENCE_STREAMS", "0", "a whole number from 1 to 256"),
+        ("MAX_IN_FLIGHT", "-3", "a whole number from 2 to 1000"),
+        ("MAX_IN_FLIGHT", "1", "a whole number from 2 to 1000"),
+        ("MAX_BUFFERED_BYTES", "0", "a whole number from 1 to 1099511627776"),
         ("MAX_IMAGE_BYTES", "32MB", "a whole number from 1 to 2147483648"),
         ("MAX_IMAGE_PIXELS", "0", "a whole number from 1 to 1073741824"),
         ("MAX_REQUEST_BYTES", "10", "a whole number from 1024 to 33554432"),
         ("STORAGE_TIMEOUT_SECONDS", "0", "a number from 0.1 to 600"),
         ("FIRESTORE_TIMEOUT_SECONDS", "soon", "a number from 0.1 to 600"),
-        ("STUCK_SECONDS", "9", "a number from 10 to 3600"),
+        ("ACK_DEADLINE_SECONDS", "inf", "a number from 1 to 600"),
+        ("HANG_TIMEOUT_SECONDS", "9", "a number from 10 to 3600"),
         ("GRACEFUL_TIMEOUT_SECONDS", "0", "a whole number from 1 to 600"),
         ("LOG_LEVEL", "verbose", "one of DEBUG, INFO, WARNING, ERROR"),
         ("LOG_LEVEL", "info", "one of DEBUG, INFO, WARNING, ERROR"),
@@ -116,26 +113,39 @@ def test_from_env_of_wrong_value_names_it(variable: str, text: str, demand: str)
     assert str(raised.value).startswith(f"{variable}={text!r} is wrong: it must be {demand}")
 
 
-def test_from_env_of_queue_smaller_than_batch_names_both() -> None:
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"ACK_DEADLINE_SECONDS": "6"},
+        {"HANG_TIMEOUT_SECONDS": "10", "FIRESTORE_TIMEOUT_SECONDS": "7.5"},
+    ],
+    ids=["ack deadline", "hang timeout"],
+)
+def test_delivery_without_time_for_its_work_names_the_settings(environ: dict[str, str]) -> None:
     with pytest.raises(SettingsError) as raised:
-        Settings.from_env({"MAX_QUEUE": "4"})
-    assert "MAX_QUEUE=4 is wrong" in str(raised.value)
-    assert "MAX_BATCH_SIZE=8" in str(raised.value)
+        Settings.from_env(environ)
+    for name in ("ACK_DEADLINE_SECONDS", "HANG_TIMEOUT_SECONDS", "FIRESTORE_TIMEOUT_SECONDS"):
+        value = getattr(Settings(), name.lower())
+        assert f"{name}={environ.get(name, f'{value:g}')}" in str(raised.value)
 
 
-def test_from_env_of_a_deadline_that_leaves_no_time_names_both() -> None:
-    with pytest.raises(SettingsError) as raised:
-        Settings.from_env({"ACK_DEADLINE_SECONDS": "6"})
-    assert "ACK_DEADLINE_SECONDS=6 is wrong" in str(raised.value)
-    assert "FIRESTORE_TIMEOUT_SECONDS=6" in str(raised.value)
-
-
-def test_from_env_of_a_watchdog_that_an_outage_would_wake_names_all() -> None:
-    with pytest.raises(SettingsError) as raised:
-        Settings.from_env({"STUCK_SECONDS": "12"})
-    assert "STUCK_SECONDS=12 is wrong" in str(raised.value)
-    assert "STORAGE_TIMEOUT_SECONDS and FIRESTORE_TIMEOUT_SECONDS" in str(raised.value)
-    assert Settings.from_env({"STUCK_SECONDS": "12.5"}).stuck_seconds == 12.5
+@pytest.mark.parametrize(
+    ("environ", "delivery_seconds", "work_seconds"),
+    [
+        ({}, 225, 219),
+        ({"ACK_DEADLINE_SECONDS": "10"}, 10, 4),
+        ({"HANG_TIMEOUT_SECONDS": "12"}, 9, 3),
+        ({"HANG_TIMEOUT_SECONDS": "3600"}, 600, 594),
+    ],
+)
+def test_delivery_ends_before_its_ack_deadline_and_before_it_hangs(
+    environ: dict[str, str], delivery_seconds: float, work_seconds: float
+) -> None:
+    settings = Settings.from_env(environ)
+    assert settings.delivery_seconds == delivery_seconds
+    assert settings.delivery_seconds <= settings.ack_deadline_seconds
+    assert settings.delivery_seconds < settings.hang_timeout_seconds
+    assert settings.work_seconds == work_seconds
 
 
 def test_from_env_without_argument_reads_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,10 +161,9 @@ def test_default_graceful_timeout_ends_before_cloud_run_kills() -> None:
     assert Settings().graceful_timeout_seconds < 10
 
 
-def test_default_threads_outnumber_the_queue() -> None:
-    """Else no request could ever be told that the queue is full, and health would starve."""
-    settings = Settings()
-    assert settings.concurrency > settings.max_queue
+@pytest.mark.parametrize("max_in_flight", [2, 32, 1000])
+def test_threads_are_left_for_429_and_probes_when_all_slots_are_taken(max_in_flight: int) -> None:
+    assert Settings(max_in_flight=max_in_flight).server_threads > max_in_flight + 4
 
 
 def test_table_has_a_row_for_every_setting() -> None:

@@ -1,0 +1,169 @@
+"""The service under `bench --profile`: the container's, with a clock around the pipeline's parts.
+
+gunicorn --config python:service.server.gunicorn_conf "devtools.bench.served:build_app()"
+
+On SIGUSR1 it logs the CPU seconds that each Python thread has spent in each part so far, with the
+threads' names, which the operating system does not know.
+"""
+
+import logging
+import signal
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import ParamSpec, TypeVar
+
+from flask import Flask
+
+from service.deadline import Deadline
+from service.domain import Detection, Download, ImageRef
+from service.gcp.firestore import ResultStore
+from service.gcp.storage import ImageStorage
+from service.images.decoders import Decoders
+from service.images.pixels import Pixels
+from service.inference.canary import VerifiedModel
+from service.inference.detector import Detector
+from service.pipeline import Pipeline
+from service.server import wsgi
+from service.settings import Settings
+
+DOWNLOAD = "download"
+HAND_OVER = "to and from decoders"
+INFERENCE = "inference"
+STORE = "store"
+#: Of the log line.
+MESSAGE = "Stages"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+logger = logging.getLogger(__name__)
+
+
+class StageClock:
+    """Adds up CPU seconds by thread and part; safe to use from many threads. Parts do not nest."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        # One key has one writer, so that the signal's handler needs no lock.
+        self._seconds: defaultdict[tuple[int, str], float] = defaultdict(float)
+
+    @contextmanager
+    def measure(self, part: str) -> Iterator[None]:
+        """Count what the calling thread spends inside."""
+        started = time.thread_time()
+        try:
+            yield
+        finally:
+            self._seconds[threading.get_native_id(), part] += time.thread_time() - started
+
+    def timed(self, part: str, function: Callable[P, R]) -> Callable[P, R]:
+        """Return a function whose calls are counted."""
+
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            with self.measure(part):
+                return function(*args, **kwargs)
+
+        return call
+
+    def report(self) -> dict[str, object]:
+        """Return the fields of the log line."""
+        counted = self._seconds.copy()
+        threads = {
+            str(thread.native_id): {
+                "name": thread.name,
+                "cpu_seconds": {
+                    part: seconds
+                    for (number, part), seconds in counted.items()
+                    if number == thread.native_id
+                },
+            }
+            for thread in threading.enumerate()
+        }
+        totals: defaultdict[str, float] = defaultdict(float)
+        for (_, part), seconds in counted.items():
+            totals[part] += seconds
+        return {"cpu_seconds": dict(totals), "threads": threads}
+
+
+def build_app() -> Flask:
+    """Build the application of `service.server.wsgi` with a clock around its parts."""
+    clock = StageClock()
+    build_pipeline = wsgi.build_pipeline
+
+    def build_timed(
+        settings: Settings,
+        decoders: Decoders,
+        verified: VerifiedModel,
+        storage: ImageStorage,
+        store: ResultStore,
+    ) -> Pipeline:
+        timed = vars  # an instance's attribute comes before its class's method
+        timed(storage)["resolve"] = clock.timed(DOWNLOAD, storage.resolve)
+        timed(storage)["download"] = _timed_download(clock, storage.download)
+        timed(decoders)["decode"] = clock.timed(HAND_OVER, decoders.decode)
+        timed(store)["is_final"] = clock.timed(STORE, store.is_final)
+        timed(store)["commit"] = clock.timed(STORE, store.commit)
+        detector = _TimedDetector(verified.detector, clock)
+        return build_pipeline(
+            settings, decoders, replace(verified, detector=detector), storage, store
+        )
+
+    # The one place where the parts are connected: whatever else the container does, this one does.
+    vars(wsgi)["build_pipeline"] = build_timed
+    app = wsgi.build_app()
+    signal.signal(signal.SIGUSR1, lambda *_: logger.info(MESSAGE, extra=clock.report()))
+    return app
+
+
+Buffer = Callable[[int, Deadline], AbstractContextManager[None]]
+DownloadMethod = Callable[[ImageRef, Deadline, Buffer], AbstractContextManager[Download]]
+
+
+def _timed_download(clock: StageClock, download: DownloadMethod) -> DownloadMethod:
+    """Count what happens before and after the block, not what the block does."""
+
+    @contextmanager
+    def timed(ref: ImageRef, deadline: Deadline, buffer: Buffer) -> Iterator[Download]:
+        block = download(ref, deadline, buffer)
+        with clock.measure(DOWNLOAD):
+            downloaded = block.__enter__()
+        try:
+            yield downloaded
+        except BaseException as exc:
+            with clock.measure(DOWNLOAD):
+                if not block.__exit__(type(exc), exc, exc.__traceback__):
+                    raise
+        else:
+            with clock.measure(DOWNLOAD):
+                block.__exit__(None, None, None)
+
+    return timed
+
+
+class _TimedDetector:
+    """A detector whose work is counted, one image for each step."""
+
+    def __init__(self, detector: Detector, clock: StageClock) -> None:
+        self._detector = detector
+        self._clock = clock
+        self.info = detector.info
+        self.runners = detector.runners
+        self.input_shape = detector.input_shape
+
+    def detect(self, images: Sequence[Pixels]) -> Iterable[list[Detection]]:
+        with self._clock.measure(INFERENCE):
+            results = self._detector.detect(images)
+        return results if isinstance(results, list) else self._steps(results)
+
+    def _steps(self, results: Iterable[list[Detection]]) -> Iterator[list[Detection]]:
+        iterator = iter(results)
+        while True:
+            with self._clock.measure(INFERENCE):
+                found = next(iterator, None)
+            if found is None:
+                return
+            yield found

@@ -1,0 +1,142 @@
+"""The memory that the service may take at the same time, as a sum, and whether the instance has it.
+
+    python -m devtools.bench.memory
+
+measures the parts with the worst files that are allowed. Not in the sum: bodies of requests (at
+most MAX_REQUEST_BYTES for each of the server's threads), which Pub/Sub keeps at a few kilobytes.
+"""
+
+import logging
+import math
+import os
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from service.errors import ModelError
+from service.images.decoders import BYTES_PER_PIXEL, DecodeLimits
+from service.images.letterbox import input_shapes
+from service.inference.detector import OPENVINO_METADATA, Detector
+from service.machine import cores, memory_bytes
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_MB = 10**6
+_BASE_BYTES = 190 * _MB  # gunicorn, the libraries of the worker, the network as it is read
+_ROOT_BYTES = 60 * _MB  # the decoders' libraries
+_DECODER_BYTES = 10 * _MB  # of a decoder before its first file
+# Of a network that OpenVINO has compiled for one input shape: packed weights and code, and for each
+# stream its activations.
+_COMPILED_BYTES = 16 * _MB
+_BYTES_PER_INPUT_PIXEL = 64
+_CHANNELS = 3
+_STRIDE = 32
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What each part may take, in bytes, all at the same time."""
+
+    base: int  # libraries, of the decoders' processes too
+    model: int  # compiled for every input shape
+    decoders: int  # each at its limit, with the memory that it shares with the service
+    large_file: int  # what the one large file that is decoded at a time takes beyond that
+    buffered: int  # files between download and decode
+    in_flight: int  # pixels that wait for the model
+
+    @property
+    def total(self) -> int:
+        """The sum."""
+        return sum(getattr(self, part.name) for part in fields(self))
+
+    def __str__(self) -> str:
+        """Name the parts in MB."""
+        parts = (f"{p.name} {getattr(self, p.name) / _MB:.0f}" for p in fields(self))
+        return f"{', '.join(parts)}; in all {self.total / _MB:.0f} MB"
+
+
+def plan_memory(settings: Settings, detector: Detector) -> MemoryPlan:
+    """Add up what a service with this model may take.
+
+    Args:
+        settings: the limits.
+        detector: the model, loaded.
+    """
+    limits, count = DecodeLimits(), cores()
+    pixels_bytes = _CHANNELS * detector.info.image_size**2
+    large_bytes = limits.large_bytes + BYTES_PER_PIXEL * settings.max_image_pixels
+    shared_bytes = settings.max_image_bytes + pixels_bytes
+    return MemoryPlan(
+        base=_BASE_BYTES + _ROOT_BYTES + count * _DECODER_BYTES,
+        model=_model_bytes(settings.model_path, detector),
+        decoders=count * (limits.small_bytes + shared_bytes),
+        large_file=max(0, large_bytes - limits.small_bytes),
+        buffered=settings.max_buffered_bytes,
+        in_flight=settings.max_in_flight * pixels_bytes,
+    )
+
+
+def within_memory(settings: Settings, detector: Detector) -> Settings:
+    """Lower MAX_BUFFERED_BYTES where the instance has less memory than the plan asks for.
+
+    A plan that does not fit even so is logged and served: it is the worst case, which most services
+    never meet.
+
+    Args:
+        settings: the limits.
+        detector: the model, loaded.
+
+    Raises:
+        ModelError: not even the libraries and the model fit.
+    """
+    plan, available = plan_memory(settings, detector), memory_bytes()
+    if plan.base + plan.model > available:
+        raise ModelError(
+            f"The model and the libraries take up to {(plan.base + plan.model) / _MB:.0f} MB of "
+            f"memory, and the instance has {available / _MB:.0f} MB: give it more, or lower "
+            "INFERENCE_STREAMS or IMAGE_SIZE"
+        )
+    excess = plan.total - available
+    if excess <= 0:
+        return settings
+    buffered = max(
+        min(settings.max_image_bytes, settings.max_buffered_bytes),
+        settings.max_buffered_bytes - excess,
+    )
+    lowered = replace(plan, buffered=buffered)
+    missing = lowered.total - available
+    extra = {"plan": str(plan), "memory_bytes": available, "max_buffered_bytes": buffered}
+    if missing <= 0:
+        logger.warning("MAX_BUFFERED_BYTES is lowered to what memory allows", extra=extra)
+    else:
+        logger.warning(
+            "In the worst case %d MB of memory are missing. Give the instance more, or lower "
+            "MAX_IMAGE_PIXELS, MAX_IMAGE_BYTES or MAX_IN_FLIGHT",
+            math.ceil(missing / _MB),
+            extra=extra,
+        )
+    return replace(settings, max_buffered_bytes=buffered)
+
+
+def _model_bytes(path: Path, detector: Detector) -> int:
+    """What the model takes at most, beyond the base.
+
+    Of OpenVINO, a network for each input shape. Of any other runtime, what it has taken already.
+    """
+    if not (path / OPENVINO_METADATA).is_file():
+        return max(0, _resident_bytes() - _BASE_BYTES)
+    weights = sum(file.stat().st_size for file in path.glob("*.bin"))
+    shapes = input_shapes(detector.info.image_size, stride=_STRIDE)
+    return sum(
+        _COMPILED_BYTES + weights + detector.runners * _BYTES_PER_INPUT_PIXEL * height * width
+        for height, width in shapes
+    )
+
+
+def _resident_bytes() -> int:
+    """Resident memory of this process; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,119 @@
+"""The memory plan: a sum, checked against the instance at the start."""
+
+import logging
+import math
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from service import memory
+from service.errors import ModelError
+from service.inference.loading import load_detector
+from service.memory import MemoryPlan, plan_memory, within_memory
+from service.settings import BUNDLED_MODEL, Settings
+
+SETTINGS = Settings()
+DETECTOR = load_detector(BUNDLED_MODEL, streams=2)
+MB = 10**6
+
+
+@pytest.fixture
+def instance(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setattr(memory, "cores", lambda: 2)
+    return monkeypatch
+
+
+def given(instance: pytest.MonkeyPatch, available: int) -> Settings:
+    instance.setattr(memory, "memory_bytes", lambda: available)
+    return within_memory(SETTINGS, DETECTOR)
+
+
+def total(settings: Settings) -> int:
+    return plan_memory(settings, DETECTOR).total
+
+
+def test_total_is_the_sum_of_all_parts() -> None:
+    parts = [field.name for field in fields(MemoryPlan)]
+    plan = MemoryPlan(**{name: 10**number for number, name in enumerate(parts)})
+    assert str(plan.total) == "1" * len(parts)
+    assert all(name in str(plan) for name in parts)
+
+
+@pytest.mark.parametrize(
+    ("change", "part", "more"),
+    [
+        ({"max_buffered_bytes": SETTINGS.max_buffered_bytes + 5}, "buffered", 5),
+        ({"max_image_pixels": SETTINGS.max_image_pixels + 1}, "large_file", 16),
+        ({"max_image_bytes": SETTINGS.max_image_bytes + 1}, "decoders", 2),
+        ({"max_in_flight": SETTINGS.max_in_flight + 1}, "in_flight", 3 * 320 * 320),
+    ],
+    ids=["buffered", "pixels", "bytes", "in-flight"],
+)
+def test_each_limit_is_part_of_the_plan(
+    instance: pytest.MonkeyPatch, change: dict[str, int], part: str, more: int
+) -> None:
+    before = plan_memory(SETTINGS, DETECTOR)
+    after = plan_memory(replace(SETTINGS, **change), DETECTOR)
+    assert getattr(after, part) - getattr(before, part) == more
+    assert after.total - before.total == more
+
+
+def test_model_weighs_more_with_each_stream(instance: pytest.MonkeyPatch) -> None:
+    one = plan_memory(SETTINGS, load_detector(BUNDLED_MODEL, streams=1)).model
+    assert plan_memory(SETTINGS, DETECTOR).model > one > 7 * 16 * MB
+
+
+def test_model_of_another_runtime_is_what_it_took(
+    instance: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    instance.setattr(memory, "_resident_bytes", lambda: 1000 * MB)
+    settings = replace(SETTINGS, model_path=tmp_path / "weights.pt")
+    plan = plan_memory(settings, DETECTOR)
+    assert plan.model + memory._BASE_BYTES == 1000 * MB
+
+
+def test_settings_stay_where_memory_suffices(
+    instance: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert given(instance, total(SETTINGS)) is SETTINGS
+    assert caplog.records == []
+
+
+def test_buffered_bytes_are_lowered_to_what_fits(
+    instance: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    available = total(SETTINGS) - 50 * MB
+    settings = given(instance, available)
+    assert settings == replace(SETTINGS, max_buffered_bytes=SETTINGS.max_buffered_bytes - 50 * MB)
+    assert total(settings) == available
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage() == "MAX_BUFFERED_BYTES is lowered to what memory allows"
+    assert "buffered 134" in vars(record)["plan"]
+
+
+def test_one_image_can_always_be_buffered(
+    instance: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    missing = 300 * MB
+    settings = given(instance, total(SETTINGS) - missing)
+    assert settings.max_buffered_bytes == SETTINGS.max_image_bytes
+    left = missing - (SETTINGS.max_buffered_bytes - SETTINGS.max_image_bytes)
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert f"{math.ceil(left / MB)} MB of memory are missing" in record.getMessage()
+    assert "MAX_IMAGE_PIXELS" in record.getMessage()
+
+
+def test_a_lower_limit_of_the_user_is_never_raised(instance: pytest.MonkeyPatch) -> None:
+    instance.setattr(memory, "memory_bytes", lambda: total(SETTINGS) // 2)
+    low = replace(SETTINGS, max_buffered_bytes=1000)
+    assert within_memory(low, DETECTOR).max_buffered_bytes == 1000
+
+
+def test_model_that_does_not_fit_is_refused(instance: pytest.MonkeyPatch) -> None:
+    plan = plan_memory(SETTINGS, DETECTOR)
+    with pytest.raises(ModelError, match="INFERENCE_STREAMS"):
+        given(instance, plan.base + plan.model - 1)
+    assert given(instance, plan.base + plan.model)
