@@ -130,7 +130,7 @@ def test_command_whose_output_nobody_reads_ends_quietly(
 
 
 def test_up_whose_log_nobody_reads_stops_quietly() -> None:
-    command = [YOLO_BATCH_DEV, "up"]
+    command: list[str | Path] = [YOLO_BATCH_DEV, "up"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -229,7 +229,7 @@ def test_demo_without_java_names_the_command_and_still_detects(tmp_path: Path) -
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_up_prints_the_environment_and_takes_everything_with_it(how: signal.Signals) -> None:
     # With SIGINT ignored at its start, as a shell starts its background jobs.
-    command = [
+    command: list[str | Path] = [
         "sh",
         "-c",
         'trap "" INT; exec "$0" up',
