@@ -19,6 +19,7 @@ CPU time is that of all processes of a service, decoders and ended ones included
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -50,6 +51,7 @@ from service.operate.detect import find_files
 from service.settings import BUNDLED_MODEL
 
 _CAPACITY_IMAGES = 200
+_REFUSED = 429
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ class Loaded:
     p50_ms: float
     p90_ms: float
     cpu_ms: float  # an image
+    refused_percent: float  # answered 429, where something else slows the machine down
 
 
 class Comparison:
@@ -184,11 +187,13 @@ class Comparison:
         cpu = server.cpu_seconds
         answers = self._generator.call(load.send_open, server.url, events, rate=rate, seed=seed)
         cpu = server.cpu_seconds - cpu
-        check_answers(answers, server.child)
-        self._cloud.check_results(len(events))
-        latencies = [(answer.answered - answer.due) * 1000 for answer in answers]
+        good = [answer for answer in answers if answer.is_good]
+        check_answers([a for a in answers if a.status != _REFUSED], server.child)
+        self._cloud.check_results(len(good))
+        latencies = [(answer.answered - answer.due) * 1000 for answer in good]
         p50, p90 = np.percentile(latencies, [50, 90])
-        return Loaded(float(p50), float(p90), cpu * 1000 / len(events))
+        refused = 100 * (1 - len(good) / len(answers))
+        return Loaded(float(p50), float(p90), cpu * 1000 / len(good), refused)
 
     def cold_start(self, revision: Revision) -> Start:
         """Start a service, and let it store a document."""
@@ -227,7 +232,7 @@ def rows_of(found: Sequence[Sequence[Mapping[str, float]]]) -> list[list[str]]:
     rows = []
     for name in found[0][0]:
         columns = [[each[name] for each in rounds] for rounds in found]
-        ratios = [new / old for old, new in zip(*columns, strict=True)]
+        ratios = [new / old if old else math.nan for old, new in zip(*columns, strict=True)]
         rows.append(
             [
                 name,
@@ -299,6 +304,7 @@ def _measured(
                 f"p50 {at}, ms": found.p50_ms,
                 f"p90 {at}, ms": found.p90_ms,
                 f"CPU-ms an image {at}": found.cpu_ms,
+                f"refused {at}, %": found.refused_percent,
             }
 
         return measured
