@@ -6,6 +6,7 @@ from service.domain import ErrorCode, ImageInfo
 from service.errors import BadImageError, DecoderBusyError
 from service.images.formats import kind_of, open_file
 from service.images.pixels import Picture
+from service.images.webp import header_size
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +27,8 @@ def inspect(data: bytes, *, max_pixels: int) -> ImageInfo:
         width, height = (int.from_bytes(data[at : at + 2], "little") for at in (6, 8))
         if width and height:  # Pillow would read all that comes before the first frame
             return _allowed(ImageInfo(width, height, kind), max_pixels)
-    if kind == "WEBP" and data[12:16] == b"VP8X":  # Pillow would take memory for two frames
-        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
-        return _allowed(ImageInfo(width, height, kind), max_pixels)
+    if kind == "WEBP" and (size := header_size(data)):
+        return _allowed(ImageInfo(*size, kind), max_pixels)
     try:
         return _allowed(open_file(data).info, max_pixels)
     except MemoryError as exc:
