@@ -24,6 +24,7 @@ from devtools.bench.prices import DEFAULT_PRICES, Prices
 from devtools.bench.profile import (
     BETWEEN,
     DECODE,
+    GRPC,
     HTTP,
     PythonThread,
     Sample,
@@ -31,7 +32,7 @@ from devtools.bench.profile import (
     profile_section,
 )
 from devtools.bench.run import choose_pictures
-from devtools.bench.served import DOWNLOAD, INFERENCE, STORE, StageClock
+from devtools.bench.served import COMMIT, DOWNLOAD, INFERENCE, StageClock
 from devtools.bench.subjects import Process, check_health, service_settings
 from devtools.local_stack.processes import free_port
 from service.settings import BUNDLED_MODEL, Settings
@@ -142,7 +143,7 @@ def test_tree_has_children_that_live_and_those_that_ended() -> None:
 def test_attribution_knows_threads_by_their_names() -> None:
     python = {
         1: PythonThread("MainThread", {}),
-        2: PythonThread("ThreadPoolExecutor-0_0", {DOWNLOAD: 1.0, STORE: 0.5}),
+        2: PythonThread("ThreadPoolExecutor-0_0", {DOWNLOAD: 1.0, COMMIT: 0.5}),
         3: PythonThread("runner-0", {INFERENCE: 4.0}),
     }
     threads = {
@@ -152,13 +153,14 @@ def test_attribution_knows_threads_by_their_names() -> None:
         4: ThreadTime("gunicorn", 3.0),  # of OpenVINO
         5: ThreadTime("event_engine", 0.75),  # of gRPC
     }
-    stages = {DOWNLOAD: 1.0, STORE: 0.5, INFERENCE: 4.0}
+    stages = {DOWNLOAD: 1.0, COMMIT: 0.5, INFERENCE: 4.0}
     result = attribute(NOTHING, Sample(12.25, 2.0, threads, python, stages), pictures=100)
     assert {name: seconds for name, seconds in result.seconds.items() if seconds} == {
         DOWNLOAD: 1.0,
         DECODE: 2.0,
         INFERENCE: 7.0,
-        STORE: 1.25,
+        COMMIT: 0.5,
+        GRPC: 0.75,
         HTTP: 0.75,
         BETWEEN: 0.125,
     }
@@ -174,17 +176,17 @@ def test_clock_counts_each_part_on_its_thread() -> None:
             pass
         return "burnt"
 
-    assert clock.timed(STORE, burn)() == "burnt"
+    assert clock.timed(COMMIT, burn)() == "burnt"
     thread = Thread(target=clock.timed(DOWNLOAD, burn))
     thread.start()
     thread.join()
     report = json.loads(json.dumps(clock.report()))
     assert {part: seconds >= 0.05 for part, seconds in report["cpu_seconds"].items()} == {
-        STORE: True,
+        COMMIT: True,
         DOWNLOAD: True,
     }
     [own] = [t for t in report["threads"].values() if t["cpu_seconds"]]  # the other one has ended
-    assert list(own["cpu_seconds"]) == [STORE]
+    assert list(own["cpu_seconds"]) == [COMMIT]
 
 
 def profile_of(counted: float) -> profile.Profile:
@@ -218,17 +220,17 @@ def test_profile_section_tells_what_is_by_difference() -> None:
 
 
 def test_attribution_counts_only_what_came_between() -> None:
-    python = {1: PythonThread("MainThread", {STORE: 1.0})}
-    before = Sample(3.0, 0.5, {1: ThreadTime("p", 2.5)}, python, {STORE: 1.0})
+    python = {1: PythonThread("MainThread", {COMMIT: 1.0})}
+    before = Sample(3.0, 0.5, {1: ThreadTime("p", 2.5)}, python, {COMMIT: 1.0})
     after = Sample(
         9.0,
         1.5,
         {1: ThreadTime("p", 6.5), 2: ThreadTime("p", 1.0)},
-        {1: PythonThread("MainThread", {STORE: 3.0}), 2: PythonThread("committer-0", {})},
-        {STORE: 3.0},
+        {1: PythonThread("MainThread", {COMMIT: 3.0}), 2: PythonThread("committer-0", {})},
+        {COMMIT: 3.0},
     )
     result = attribute(before, after, pictures=1)
-    assert (result.seconds[STORE], result.seconds[HTTP]) == (2.0, 2.0)
+    assert (result.seconds[COMMIT], result.seconds[HTTP]) == (2.0, 2.0)
     assert (result.seconds[DECODE], result.seconds[BETWEEN]) == (1.0, 1.0)
     assert result.tree_seconds == result.attributed_seconds == 6.0
 
@@ -323,7 +325,7 @@ def test_another_model_is_not_measured(health: dict[str, str], sentence: str) ->
 def test_service_is_measured_with_the_database_that_is_emptied(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("FIRESTORE_DATABASE", "other")
+    monkeypatch.setenv("FIRECOMMIT_DATABASE", "other")
     monkeypatch.setenv("ALLOWED_BUCKETS", "mine")
     monkeypatch.setenv("DEVICE", "cuda:0")
     pinned = service_settings(BUNDLED_MODEL, 8)
