@@ -18,6 +18,7 @@ CPU time is that of all processes of a service, decoders and ended ones included
 """
 
 import argparse
+import base64
 import json
 import math
 import os
@@ -151,6 +152,8 @@ class Comparison:
         settings: Mapping[str, str],
         cores: frozenset[int],
         images: Sequence[Path],
+        *,
+        with_pushes: bool,
     ) -> None:
         self._revisions = revisions
         self._cloud = cloud
@@ -159,6 +162,7 @@ class Comparison:
         self._settings = settings
         self._cores = cores
         self._images = images
+        self._with_pushes = with_pushes
         self._events: list[Request] = []
 
     def start(self) -> list[Server]:
@@ -209,8 +213,24 @@ class Comparison:
     def upload(self, count: int) -> list[Request]:
         """Have at least so many events, and return as many."""
         if (missing := count - len(self._events)) > 0:
-            self._events += self._cloud.upload(self._images, missing)
+            events = self._cloud.upload(self._images, missing)
+            self._events += [push_of(event) for event in events] if self._with_pushes else events
         return self._events[:count]
+
+
+def push_of(event: Request) -> Request:
+    """Wrap an upload's event as Pub/Sub pushes its notification for the first time."""
+    image = json.loads(event.body)
+    message = {
+        "attributes": {
+            "eventType": "OBJECT_FINALIZE", "bucketId": image["bucket"], "objectId": image["name"],
+            "objectGeneration": image["generation"],
+        },
+        "data": base64.b64encode(event.body).decode(),
+        "messageId": "1",
+    }  # fmt: skip
+    push = {"message": message, "subscription": "uploads", "deliveryAttempt": 1}
+    return Request({"content-type": "application/json"}, json.dumps(push).encode())
 
 
 def in_turns(
@@ -265,6 +285,7 @@ def measure(options: argparse.Namespace) -> tuple[list[list[str]], dict[str, obj
             revisions, cloud, processes,
             cleanup.enter_context(Process(choose_cores(None).usable)),
             service_settings(options.model, options.batch_size), cores, images,
+            with_pushes=options.pushes,
         )  # fmt: skip
         data: dict[str, object] = {"revisions": [r.name for r in revisions], "lines": lines}
         with on_cores(choose_cores(None).usable):
@@ -342,6 +363,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=15.0, help="of each open loop")
     parser.add_argument("--load", type=float, default=0.7, help="of the old capacity")
+    parser.add_argument(
+        "--pushes", action="store_true", help="Pub/Sub pushes in place of Eventarc's events"
+    )
     parser.add_argument("--cores", help="of the services, such as 0-1; by default all")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
