@@ -526,7 +526,7 @@ def test_plot_is_a_png_of_all_axes(tmp_path: Path) -> None:
     curve.draw(points, levels, "a title", file)
     assert file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     drawn = cv2.imread(str(file))
-    assert drawn.shape[0] > drawn.shape[1] > 500
+    assert drawn is not None and drawn.shape[0] > drawn.shape[1] > 500
     assert drawn.std() > 5  # not an empty sheet
 
 

@@ -6,8 +6,10 @@ import pytest
 from PIL import Image
 
 from service.deadline import NO_DEADLINE
+from service.domain import ImageInfo
+from service.errors import BadImageError
 from service.images.decoders import Decoders
-from service.images.webp import header_size
+from service.images.webp import Webp
 
 SIDE = 5600  # two frames of Pillow's take more than a decoder's small limit
 
@@ -20,14 +22,15 @@ def test_size_is_read_from_each_kind_of_header(
 ) -> None:
     buffer = io.BytesIO()
     Image.new(mode, size, "red").save(buffer, "WEBP", lossless=lossless)
-    assert header_size(buffer.getvalue()) == size
+    assert Webp(buffer.getvalue()).info == ImageInfo(*size, "WEBP")
 
 
 @pytest.mark.parametrize("length", [0, 16, 24])
-def test_header_that_is_cut_short_has_no_size(length: int) -> None:
+def test_header_that_is_cut_short_is_damaged(length: int) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "WEBP")
-    assert header_size(buffer.getvalue()[:length]) is None
+    with pytest.raises(BadImageError):
+        Webp(buffer.getvalue()[:length])
 
 
 def test_webp_larger_than_the_small_limit_is_decoded() -> None:
