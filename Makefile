@@ -21,7 +21,7 @@ chaos: $(VENV)/local  ## uploads under faults, all audited; docs/chaos.md
 	done; [ -z "$$failed" ] || { echo "Seeds with problems:$$failed"; exit 1; }
 
 FUZZ_RUNS ?= 100000
-TARGET ?= envelope picture settings
+TARGET ?= envelope image settings
 fuzz: $(VENV)/fuzz  ## the parsers on random bytes, guided by coverage; docs/bad-input.md
 	$(BIN)/python -m devtools.fuzz $(TARGET) --runs $(FUZZ_RUNS)
 

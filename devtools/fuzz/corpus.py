@@ -38,7 +38,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "bad-input.md"
 WIDTH, HEIGHT = 96, 64
 MAX_PIXELS = 50_000_000  # the service's default
 IMAGE_SIZE = 640
-MAX_MB = 400  # over what the process had before: a picture of MAX_PIXELS takes half of it
+MAX_MB = 400  # over what the process had before: an image of MAX_PIXELS takes half of it
 MAX_CPU_SECONDS = 30  # generous: the slowest takes a tenth on a machine of 2020
 TOGETHER = 40  # cases
 GIVE_UP_CPU_SECONDS = 60  # a hang ends here
@@ -93,7 +93,7 @@ def add(name: str, make: Make | bytes, *expected: str) -> None:
     CASES[name] = Case(name, make if callable(make) else lambda: make, expected)
 
 
-# ---------------------------------------------------------------- ordinary pictures to begin with
+# ---------------------------------------------------------------- ordinary images to begin with
 
 
 def drawn(mode: str = "RGB", size: tuple[int, int] = (WIDTH, HEIGHT)) -> Image.Image:
@@ -724,7 +724,7 @@ PARTS: dict[str, Make | bytes] = {
     ),
 }
 
-# How the bombs end that do not end as corrupt; what is wrong with a picture that is read lies in
+# How the bombs end that do not end as corrupt; what is wrong with an image that is read lies in
 # what a reader may skip.
 ENDS = dict.fromkeys(
     (
@@ -737,6 +737,7 @@ ENDS = dict.fromkeys(
         "BMP of 100000x100000 without pixels",
         "BMP of negative width",
         "TIFF of 100000x100000 without pixels",
+        "WebP of 16383x16383 without pixels",
         "animated WebP of 16383x16383",
         "animated WebP of 65535x65535",
         "JPEG 2000 of 100000x100000 without pixels",
@@ -932,11 +933,11 @@ def ended(status: int) -> str:
 HEADING = """# Bad input
 
 Files as they are uploaded by mistake or on purpose, and the record that each ends as: `done` with
-the picture's size, or a failure with its code. They are drawn by `devtools/fuzz/corpus.py`, never
+the image's size, or a failure with its code. They are drawn by `devtools/fuzz/corpus.py`, never
 stored; `tests/unit/test_corpus.py` reads them all in every run, and
-`python -m devtools.fuzz.corpus` writes this page. Each was read by a process that reads nothing
-else: its peak of memory over a process that reads nothing, and its CPU time, with that of starting
-it. The bounds are {mb} MB and {cpu} s.
+`python -m devtools.fuzz.corpus` writes this page. Each was read by a decoder process of its own:
+its peak of memory over one that reads nothing, and its CPU time, with that of its start. The bounds
+are {mb} MB and {cpu} s.
 
 """
 
@@ -959,25 +960,24 @@ FUZZING = """
   more than {segments:,} segments or {scans:,} scans, or with more than {pixels:,} pixels in all
   scans together (arithmetic coding counts {arithmetic} times), and a PNG with more than {chunks:,}
   chunks, are `corrupt_image`: a file of 330 kB in 10,000 scans would decode for minutes.
-- **Risky formats have a process of their own**: AVIF, GIF, JPEG 2000, TIFF, animated WebP and
-  run-length BMP can cost gigabytes or minutes whatever their header says. It forks for each file,
-  within limits of memory and {cpu} s of CPU time; a file over them is `corrupt_image`. If a
-  fork is killed from outside, for example because memory is short, the answer is 503. The process
-  starts with the first such file and decodes one file at a time.
+- **Every file is decoded in a decoder process**, within limits of memory, {cpu} s of CPU time and
+  {wall:g} s of wall time. A file that exceeds them or crashes its decoder is `corrupt_image`, and
+  the decoder is replaced (`tests/unit/test_decoders.py`). If a decoder is killed from outside, for
+  example because memory is short, the delivery is answered with 503 and redelivered.
 
 Fuzzed with libFuzzer, guided by the coverage of Python (`make fuzz`; `tests/fuzz` says what must
-hold), beginning with the files above, the events of `tests/data` and every setting, at most 1 GB
-and 30 s for an input. `python -m devtools.fuzz --runs 100000000 --seconds 230` said, of
-`service.events.parse_event` and `Settings.from_env`. After the decoders had changed,
-`python -m devtools.fuzz picture --runs 15000` said, of `service.images.decode.decode`. The lines
-are copied from these runs of November 2026; `make fuzz` prints its own:
+hold), beginning with the files above, the events of `tests/data` and every setting. An input may
+take 30 s, and as in a decoder process its memory is limited, here to 512 MB. These lines are copied
+from runs of November 2026 on a busy machine: `python -m devtools.fuzz image --runs 15000`
+(`service.images.decode.decode`), and `envelope` (`service.events.parse_event`) and `settings`
+(`Settings.from_env`) with `--runs 100000000 --seconds 230`. `make fuzz` prints its own:
 
-    envelope: 3,772,271 executions, no promise broken, peak 95 MB
-    picture: 15,000 executions, no promise broken, peak 119 MB
-    settings: 6,277,355 executions, no promise broken, peak 95 MB
+    envelope: 1,034,220 executions, no promise broken, peak 109 MB
+    image: 15,000 executions, no promise broken, peak 134 MB
+    settings: 469,661 executions, no promise broken, peak 110 MB
 
 What it found before, and `tests/fuzz/found` now holds: a PNG of 317 bytes whose pixels said that
-they were 3 GB took as much. Without the process of their own, an animated PNG of 12 kB took 4 GB.
+they were 3 GB took as much. Without a limit on memory, an animated PNG of 12 kB took 4 GB.
 """
 
 
@@ -1003,6 +1003,7 @@ def end_of_page() -> str:
         arithmetic=jpeg._ARITHMETIC_COST,
         chunks=png_module._MAX_CHUNKS,
         cpu=DecodeLimits().cpu_seconds,
+        wall=DecodeLimits().wall_seconds,
     )
 
 

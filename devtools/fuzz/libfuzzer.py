@@ -5,6 +5,7 @@ The process ends with it, so that `python -m devtools.fuzz` starts one for each 
 
 import argparse
 import hashlib
+import resource
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +15,8 @@ import atheris
 with atheris.instrument_imports(include=["service", "devtools.fuzz.targets", "PIL", "json"]):
     from devtools.fuzz.targets import TARGETS
 
-MAX_MB = 1024  # of the process; the codecs' own process has its own bound
+MAX_MB = 1024  # of the process
+MAX_MAPPED_BYTES = 512 * 2**20  # on top of the start's, as a decoder process is limited too
 MAX_SECONDS = 30  # for one input
 MAX_BYTES = 64 * 1024
 
@@ -39,6 +41,9 @@ def main() -> None:
         "-print_final_stats=1",
     ]
     prefix = f"-artifact_prefix={options.folder}/{options.target}-"
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    mapped = pages * resource.getpagesize() + MAX_MAPPED_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (mapped, mapped))
     atheris.Setup([sys.argv[0], *limits, prefix, str(inputs)], target.check)
     atheris.Fuzz()
 

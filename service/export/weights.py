@@ -24,7 +24,7 @@ from service.export.accuracy import (
 )
 from service.export.drawings import draw
 from service.export.truth import Labels, listed, match_classes
-from service.images.decode import decode, inspect
+from service.images.decode import decode, open_within
 from service.inference.canary import CANARY, FALLBACK, FLOOR, write_canary
 from service.inference.detector import OPENVINO_METADATA
 from service.inference.identity import sha256_of_model
@@ -202,7 +202,7 @@ def _drawn(folder: Path) -> list[Path]:
 
 def _is_picture(path: Path) -> bool:
     try:
-        inspect(path.read_bytes(), max_pixels=_MAX_PIXELS)
+        open_within(path.read_bytes(), max_pixels=_MAX_PIXELS)
     except BadImageError:
         return False
     except OSError as exc:

@@ -1,7 +1,7 @@
 """Clients of Google Cloud, made from the settings."""
 
 from google.auth.exceptions import GoogleAuthError
-from google.cloud import firestore, storage  # type: ignore[attr-defined]  # published without types
+from google.cloud import firestore, storage
 
 from service.errors import CredentialsError
 from service.gcp.firestore import ResultStore

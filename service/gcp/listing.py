@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from google.api_core import exceptions, retry
 from google.auth.exceptions import GoogleAuthError
-from google.cloud import storage  # type: ignore[attr-defined]  # published without types
+from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
 
 from service.domain import ImageRef, ObjectMetadata

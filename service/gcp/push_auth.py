@@ -85,7 +85,7 @@ class TokenVerifier:
 
     def _claims(self, token: str) -> Mapping[str, Any]:
         try:
-            header = jwt.decode_header(token)  # type: ignore[no-untyped-call]
+            header = jwt.decode_header(token)
             if header.get("alg") != _ALGORITHM or not isinstance(header.get("kid"), str):
                 raise ValueError
             certificates = self._certificates()
@@ -93,7 +93,7 @@ class TokenVerifier:
                 raise CertificatesUnavailableError(
                     "Google's certificates are unavailable."
                 ) from certificates
-            claims: Mapping[str, Any] = jwt.decode(  # type: ignore[no-untyped-call]
+            claims: Mapping[str, Any] = jwt.decode(
                 token,
                 certs=certificates,
                 audience=self._audience,

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from google.api_core import exceptions
 from google.auth.exceptions import GoogleAuthError
-from google.cloud import storage  # type: ignore[attr-defined]  # published without types
+from google.cloud import storage
 from google.cloud.exceptions import NotFound
 from requests.exceptions import RequestException
 

@@ -15,7 +15,7 @@ import google_crc32c
 import requests
 from google.api_core import exceptions, retry
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, RefreshError
-from google.cloud import storage  # type: ignore[attr-defined]  # published without types
+from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption
 from google.cloud.storage.retry import DEFAULT_RETRY
 from requests.adapters import HTTPAdapter
@@ -352,7 +352,7 @@ class ImageStorage:
             raise BadImageError.too_many_bytes("object", max_bytes)
         if response.status_code != 200:
             text = found.body.decode(errors="replace")
-            raise exceptions.from_http_status(response.status_code, text)  # type: ignore[no-untyped-call]
+            raise exceptions.from_http_status(response.status_code, text)
         if is_media and _crc32c(found.body) != _checksums(found).get("crc32c"):
             raise ConnectionError("The bytes do not have their checksum.")  # it is tried again
         return found

@@ -3,36 +3,14 @@
 import logging
 
 from service.domain import ErrorCode, ImageInfo
-from service.errors import BadImageError, DecoderBusyError
-from service.images.formats import kind_of, open_file
+from service.errors import BadImageError
+from service.images.formats import File, open_file
 from service.images.pixels import Picture
 
 logger = logging.getLogger(__name__)
 
 # Decoders that take twice the memory for a pixel: they are allowed half as many.
 WEIGHTS = {"AVIF": 2, "JPEG2000": 2}
-
-
-def inspect(data: bytes, *, max_pixels: int) -> ImageInfo:
-    """Read format and size, before any orientation, from the header; no pixels.
-
-    Raises:
-        BadImageError: not an image, or one of more than `max_pixels` pixels, or of half as many
-            of a format whose decoder takes twice the memory.
-        DecoderBusyError: no memory now.
-    """
-    kind = kind_of(data)
-    if kind == "GIF":
-        width, height = (int.from_bytes(data[at : at + 2], "little") for at in (6, 8))
-        if width and height:  # Pillow would read all that comes before the first frame
-            return _allowed(ImageInfo(width, height, kind), max_pixels)
-    if kind == "WEBP" and data[12:16] == b"VP8X":  # Pillow would take memory for two frames
-        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
-        return _allowed(ImageInfo(width, height, kind), max_pixels)
-    try:
-        return _allowed(open_file(data).info, max_pixels)
-    except MemoryError as exc:
-        raise DecoderBusyError("There is no memory to read the image now.") from exc
 
 
 def decode(data: bytes, *, max_pixels: int, image_size: int | None = None) -> Picture:
@@ -49,23 +27,39 @@ def decode(data: bytes, *, max_pixels: int, image_size: int | None = None) -> Pi
         BadImageError: not an image, a damaged one, one of a kind that is not supported, or of
             more than `max_pixels` pixels; the size is read from the header, before any memory for
             the pixels is taken.
-        DecoderBusyError: no memory now.
+        MemoryError: no memory now.
+    """
+    file = open_within(data, max_pixels=max_pixels)
+    return decode_file(file, max_pixels=max_pixels, image_size=image_size)
+
+
+def open_within(data: bytes, *, max_pixels: int) -> File:
+    """Read a file's header, and check its size.
+
+    Raises:
+        BadImageError: not an image, or one of more than `max_pixels` pixels, or of half as many
+            of a format whose decoder takes twice the memory.
         MemoryError: no memory now.
     """
     file = open_file(data)
-    _allowed(file.info, max_pixels)
+    _check_size(file.info, max_pixels)
+    return file
+
+
+def decode_file(file: File, *, max_pixels: int, image_size: int | None) -> Picture:
+    """Decode what `open_within` opened; see `decode`."""
     try:
         picture = file.decode(image_size)
-    except (BadImageError, DecoderBusyError, MemoryError):
+    except (BadImageError, MemoryError):
         raise
     except Exception as exc:  # `Picture`'s refusal, or a kind of damage that nobody foresaw
         logger.exception("A decoder failed in a way that it should not")
         raise BadImageError.corrupt(f"The {file.info.format} file cannot be decoded.") from exc
-    _allowed(picture.info, max_pixels)  # its header may have said less
+    _check_size(picture.info, max_pixels)  # its header may have said less
     return picture
 
 
-def _allowed(info: ImageInfo, max_pixels: int) -> ImageInfo:
+def _check_size(info: ImageInfo, max_pixels: int) -> None:
     weight = WEIGHTS.get(info.format, 1)
     if info.width * info.height * weight > max_pixels:
         limit = f"MAX_IMAGE_PIXELS={max_pixels}"
@@ -75,4 +69,3 @@ def _allowed(info: ImageInfo, max_pixels: int) -> ImageInfo:
             ErrorCode.IMAGE_TOO_LARGE,
             f"The image has {info.width}x{info.height} pixels, more than {limit}.",
         )
-    return info

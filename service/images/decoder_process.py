@@ -18,13 +18,13 @@ import traceback
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 from service.domain import ErrorCode
-from service.errors import BadImageError, DecoderBusyError
-from service.images.decode import WEIGHTS, inspect
-from service.images.decode import decode as decode_here
+from service.errors import BadImageError
+from service.images.decode import WEIGHTS, decode_file, open_within
 from service.images.decoders import (
     BAD,
     BYTES,
@@ -37,7 +37,6 @@ from service.images.decoders import (
     STATUS,
     Request,
 )
-from service.images.formats import kind_of
 from service.images.letterbox import shrink
 from service.images.pixels import Picture
 
@@ -61,21 +60,37 @@ class NeedsMemoryError(Exception):
 
 
 def decode(data: bytes, request: Request) -> Picture:
-    """Decode a file's bytes, turn the image upright and shrink it.
+    """Decode a file's bytes within the request's memory, turn the image upright and shrink it.
 
     Raises:
         BadImageError: see `service.images.decode.decode`.
-        DecoderBusyError: no memory.
-        MemoryError: no memory.
+        MemoryError: no memory to read the header.
+        NeedsMemoryError: it needs more memory.
     """
-    picture = decode_here(
-        data,
-        max_pixels=request.max_pixels,
-        image_size=request.image_size if request.reduced else None,
-    )
-    if request.image_size is None:
-        return picture
-    return Picture(shrink(picture.pixels, image_size=request.image_size), picture.info)
+    file = open_within(data, max_pixels=request.max_pixels)
+    pixels = file.info.width * file.info.height * WEIGHTS.get(file.info.format, 1)
+    needed_bytes = pixels * BYTES_PER_PIXEL + 2 * len(data)
+    is_short = needed_bytes > request.memory_bytes
+    # Most JPEGs take far less than they might: tried first, so that large photos do not wait for
+    # each other. Other decoders may crash, or call a file damaged, where memory is short.
+    if is_short and file.info.format not in ("JPEG", "MPO"):
+        raise NeedsMemoryError(needed_bytes)
+    size = request.image_size
+    try:
+        picture = decode_file(
+            file,
+            max_pixels=request.max_pixels,
+            image_size=size if request.reduced else None,
+        )
+        if size is None:
+            return picture
+        return replace(picture, pixels=shrink(picture.pixels, image_size=size))
+    except MemoryError as exc:
+        raise NeedsMemoryError(needed_bytes) from exc
+    except BadImageError as exc:
+        if is_short and exc.code is ErrorCode.CORRUPT_IMAGE:
+            raise NeedsMemoryError(needed_bytes) from exc
+        raise
 
 
 def main(decode: Decode = decode) -> None:
@@ -196,58 +211,19 @@ def _reply(request: Request, file: int, pixels: int, decode: Decode) -> bytes:
         raise MemoryError
     try:
         data = _decompressed(stored, request)
-        picture = _decoded(data, request, decode)
+        picture = decode(data, request)
     except BadImageError as exc:
         text = f"{exc.code} {exc.message}"
         return BAD + text.encode(errors="replace")[:_MAX_SENTENCE_BYTES]
     except NeedsMemoryError as exc:
         return LARGE + BYTES.pack(exc.needed_bytes)
-    except (MemoryError, DecoderBusyError):  # before the header was read
+    except MemoryError:  # before the header was read
         return LARGE + BYTES.pack(3 * max(request.length, request.max_decompressed_bytes))
     if os.pwrite(pixels, picture.pixels.data, 0) != picture.pixels.nbytes:
         raise MemoryError  # or the rest would be of the image before
     info = picture.info
     header = PICTURE_HEADER.pack(*picture.pixels.shape[:2], info.height, info.width)
     return PICTURE + header + info.format.encode()
-
-
-def _decoded(data: bytes, request: Request, decode: Decode) -> Picture:
-    """Decode within the request's memory.
-
-    Raises:
-        BadImageError: what is wrong with the file.
-        NeedsMemoryError: it needs more memory.
-    """
-    # Most JPEGs take far less than they might: tried first, so that large photos do not wait for
-    # each other. Other decoders may crash, or call a file damaged, where memory is short.
-    if kind_of(data) != "JPEG":
-        _check_memory(data, request)
-    try:
-        return decode(data, request)
-    except (MemoryError, DecoderBusyError) as exc:
-        raise NeedsMemoryError(_needed_bytes(data, request)) from exc
-    except BadImageError as exc:
-        if exc.code is ErrorCode.CORRUPT_IMAGE:
-            _check_memory(data, request)
-        raise
-
-
-def _check_memory(data: bytes, request: Request) -> None:
-    """Refuse a file that may need more than the request allows.
-
-    Raises:
-        BadImageError: its header is damaged.
-        NeedsMemoryError: it may.
-    """
-    needed = _needed_bytes(data, request)
-    if needed > request.memory_bytes:
-        raise NeedsMemoryError(needed)
-
-
-def _needed_bytes(data: bytes, request: Request) -> int:
-    info = inspect(data, max_pixels=request.max_pixels)
-    weight = WEIGHTS.get(info.format, 1)
-    return info.width * info.height * BYTES_PER_PIXEL * weight + 2 * len(data)
 
 
 def _decompressed(data: bytes, request: Request) -> bytes:

@@ -46,7 +46,7 @@ class File(Protocol):
 
         Raises:
             BadImageError: it is damaged, cut short, or not supported.
-            DecoderBusyError: no memory now.
+            MemoryError: no memory now.
         """
 
 

@@ -35,7 +35,7 @@ FALLBACK = "float"
 PASSED = "passed"
 NOT_COMPARED = "not compared"
 _EXPECTED = "expected.json"
-_MAX_PIXELS = 2**26  # the pictures are ours: no limit of the service applies
+_MAX_PIXELS = 2**26  # the images are ours: MAX_IMAGE_PIXELS does not apply
 # Rows below are written down too, so that one that has grown is not taken for a wrong one.
 FLOOR = 0.05
 

@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
-from google.cloud import firestore, pubsub_v1, storage
+from google.cloud import firestore, pubsub_v1, storage  # type: ignore[attr-defined]  # published without types
 
 from devtools.local_stack.stack import Stack, StackOptions
 from service.deadline import NO_DEADLINE, Deadline

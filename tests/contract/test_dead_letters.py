@@ -1,10 +1,11 @@
 """`dead-letters --replay` against the official Pub/Sub emulator."""
 
 import json
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from google.cloud import pubsub_v1
+from google.cloud import pubsub_v1  # type: ignore[attr-defined]  # published without types
 from google.pubsub_v1 import PublisherClient
 
 from service.cli.dead_letters import dead_letters
@@ -83,7 +84,7 @@ def test_letter_that_names_no_image_is_replayed_as_it_is(
 def test_letter_whose_attributes_cannot_be_published_stays(
     publisher: pubsub_v1.PublisherClient, project: str, dead: str, jobs: str
 ) -> None:
-    message = {"data": b"odd", "attributes": {"timeout": "5"}}
+    message: Any = {"data": b"odd", "attributes": {"timeout": "5"}}
     topic = publisher.topic_path(project, dead)
     # The class below the client, which takes any attributes.
     answer = PublisherClient.publish(publisher, topic=topic, messages=[message])
@@ -151,7 +152,7 @@ def test_replay_that_is_interrupted_says_how_many(
     """And the first error is printed, though the other letters cannot be released."""
     for _ in range(3):
         put(publisher, project, dead, b'{"uri": "gs://uploads/a.jpg"}')
-    sent = []
+    sent: list[object] = []
 
     def interrupted(*call: object) -> None:
         if sent:

@@ -116,7 +116,7 @@ def test_since_that_means_nothing_is_refused(since: str, prefix: str) -> None:
 # The TTL. The emulator has no administration, so a server of the test's own answers.
 
 
-class FakeAdmin(grpc.GenericRpcHandler):
+class FakeAdmin(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
     """Answers `ListFields` with these fields, or refuses it."""
 
     def __init__(self) -> None:

@@ -4,7 +4,7 @@ import json
 import uuid
 
 import pytest
-from google.cloud import pubsub_v1
+from google.cloud import pubsub_v1  # type: ignore[attr-defined]  # published without types
 
 from service.gcp.publisher import PublishError, connect, job_message, publish_jobs
 from tests.fakes import PATIENCE_SECONDS

@@ -44,7 +44,7 @@ class Peer:
     def send(self, handler: BaseHTTPRequestHandler, data: bytes, **headers: str) -> None:
         """Send a whole response with its checksum."""
         headers = {"X_Goog_Hash": f"crc32c={crc32c(data)}"} | headers
-        self.head(handler, Content_Length=str(len(data)), **headers)
+        self.head(handler, 200, Content_Length=str(len(data)), **headers)
         handler.wfile.write(data)
 
     def drip(self, handler: BaseHTTPRequestHandler, piece: bytes = b"x") -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -132,7 +132,7 @@ REFUSED = {
     "long-label": labelled("bad.jpg", "x" * 1600),
     "surrogate-label": labelled("bad.jpg", "\ud800"),
     "label-that-is-none": labelled("bad.jpg", None),
-    "numpy-number": replace(done("bad.jpg"), batch_size=np.int64(3)),
+    "numpy-number": replace(done("bad.jpg"), batch_size=cast(int, np.int64(3))),
     "large-number": replace(done("bad.jpg"), batch_size=2**70),
     "too-large": done("bad.jpg", *["x" * 5000] * 300),
     "far-too-large": done("bad.jpg", *["x" * 50_000] * 300),
@@ -250,8 +250,9 @@ class Raising:
         return getattr(self._client, name)
 
     def batch(self) -> Any:
-        batch, commit, names = self._client.batch(), None, []
+        batch: Any = self._client.batch()
         create, commit = batch.create, batch.commit
+        names: list[str | None] = []
 
         def note(reference: Any, document: dict[str, Any]) -> None:
             names.append(document["name"] if document["status"] == "done" else None)
@@ -268,7 +269,7 @@ class Raising:
 
 @pytest.mark.parametrize("error", [RuntimeError("odd"), KeyError("odd"), OSError("odd")], ids=repr)
 def test_odd_error_of_a_commit_fails_one_image_for_now(collection: str, error: Exception) -> None:
-    client = Raising(firestore.Client(), "b.jpg", error)
+    client: Any = Raising(firestore.Client(), "b.jpg", error)
     store = ResultStore(client, collection=collection, timeout_seconds=PATIENCE_SECONDS)
     outcomes = store.commit([done(name) for name in ("a.jpg", "b.jpg", "c.jpg")])
     assert outcomes == [Recorded(done("a.jpg")), error, Recorded(done("c.jpg"))]
@@ -276,7 +277,7 @@ def test_odd_error_of_a_commit_fails_one_image_for_now(collection: str, error: E
 
 
 def test_outage_amid_a_divided_commit_fails_only_the_rest(collection: str) -> None:
-    client = Raising(firestore.Client(), "c.jpg", ServiceUnavailable("away"))
+    client: Any = Raising(firestore.Client(), "c.jpg", ServiceUnavailable("away"))
     store = ResultStore(client, collection=collection, timeout_seconds=PATIENCE_SECONDS)
     results = [done(f"{i}.jpg", *["x" * 1000] * 300) for i in range(14)]  # two commits
     results[-1] = replace(results[-1], ref=done("c.jpg").ref)
@@ -453,7 +454,7 @@ def test_commit_of_a_rerun_that_is_overtaken_looks_again(
         "deleted": reference.delete,
         "replaced": lambda: store.commit([of(done("a.jpg", "first"), permission)]),
     }[how]
-    client = Interfering(firestore.Client(), overtake)
+    client: Any = Interfering(firestore.Client(), overtake)
     late = ResultStore(client, collection=collection, timeout_seconds=PATIENCE_SECONDS)
     late.commit([of(done("a.jpg", "late"), permission)])
     after = read(collection, done("a.jpg"))

@@ -26,7 +26,7 @@ A, B = (
 FOR_EVER = 10.0**6
 
 
-class SilentProxy(grpc.GenericRpcHandler):
+class SilentProxy(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
     """In front of the emulator; swallows the first requests and notes the time they were given."""
 
     def __init__(self, upstream: Any, swallowed: float) -> None:

@@ -7,7 +7,7 @@ import uuid
 
 import pytest
 from click.testing import CliRunner, Result
-from google.cloud import pubsub_v1, storage
+from google.cloud import pubsub_v1, storage  # type: ignore[attr-defined]  # published without types
 
 from service.cli.main import main
 from tests.fakes import PATIENCE_SECONDS

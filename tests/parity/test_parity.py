@@ -1,4 +1,4 @@
-"""Both detectors against ultralytics itself, on the same weights and the same pictures.
+"""Both detectors against ultralytics itself, on the same weights and the same images.
 
 The reference is `ultralytics.YOLO(...).predict(path, nms=False)`: reading, letterbox, network and
 boxes are ultralytics' own. The network in the repository is compared always; COCO weights and
@@ -6,7 +6,7 @@ pictures where they lie beside the checkout.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ from PIL import Image
 
 from devtools.demo_model.shapes import write_samples
 from devtools.demo_model.train import MODEL_YAML
-from service.domain import Box
+from service.domain import Box, Detection
 from service.images.decode import decode
-from service.images.letterbox import fit, frame_sizes
+from service.images.letterbox import fit, input_shapes
+from service.images.pixels import Pixels
 from service.inference.detector import Detector
 from service.inference.loading import load_detector
 from service.operate.detect import detect_files
-from service.pipeline import PipelineOptions
-from service.settings import BUNDLED_MODEL
+from service.settings import BUNDLED_MODEL, Settings
 from tests.boxes import iou
 
 pytestmark = [
@@ -39,7 +39,7 @@ COCO_PICTURES = SHARED / "coco-mini" / "dev"
 MIN_CONFIDENCE = 0.25
 MIN_IOU = 0.99
 MAX_CONFIDENCE_GAP = 0.01
-# Of the ultralytics detector, which runs the reference's own network on the reference's own frames.
+# Of the ultralytics detector, which runs the reference's own network on the reference's own inputs.
 MIN_SAME_IOU = 0.999
 MAX_SAME_CONFIDENCE_GAP = 0.001
 
@@ -146,7 +146,7 @@ def test_ultralytics_detector_agrees_with_ultralytics_on_weights(
     assert_same(detected(detector, samples), reference, at_least=len(samples))
 
 
-def pixels_of(path: Path) -> np.ndarray:
+def pixels_of(path: Path) -> Pixels:
     return decode(path.read_bytes(), max_pixels=10**8).pixels
 
 
@@ -155,7 +155,7 @@ def test_openvino_agrees_with_ultralytics_on_coco(
 ) -> None:
     weights, pictures = coco
     ours = detected(load_detector(coco_export), pictures)
-    say(assert_parity(ours, predicted(weights, pictures, 640, in_our_frames=True), at_least=100))
+    say(assert_parity(ours, predicted(weights, pictures, 640, in_our_inputs=True), at_least=100))
 
 
 def test_ultralytics_detector_agrees_with_ultralytics_on_coco(
@@ -164,7 +164,7 @@ def test_ultralytics_detector_agrees_with_ultralytics_on_coco(
     weights, pictures = coco
     detector = load_detector(weights)
     reference = predicted(weights, pictures, 640)
-    alone = [detector.detect([pixels_of(path)])[0] for path in pictures]
+    alone = [found for path in pictures for found in detector.detect([pixels_of(path)])]
     say(assert_same(as_found(alone), reference, at_least=100))
     say(assert_same(detected(detector, pictures), reference, at_least=100))
 
@@ -181,15 +181,15 @@ def test_gpu_agrees_with_ultralytics_on_coco(coco: tuple[Path, list[Path]], say:
     say(assert_parity(ours, reference, at_least=100, min_iou=0.97, max_confidence_gap=0.03))
 
 
-def grey(pixels: np.ndarray) -> Image.Image:
+def grey(pixels: Pixels) -> Image.Image:
     return Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY))
 
 
-def color(pixels: np.ndarray) -> Image.Image:
+def color(pixels: Pixels) -> Image.Image:
     return Image.fromarray(pixels[..., ::-1])
 
 
-def turned(pixels: np.ndarray, path: Path) -> None:
+def turned(pixels: Pixels, path: Path) -> None:
     """Store lying on its side, with the EXIF orientation that sets it upright."""
     image = color(pixels).rotate(90, expand=True)
     exif = Image.Exif()
@@ -197,11 +197,11 @@ def turned(pixels: np.ndarray, path: Path) -> None:
     image.save(path, exif=exif, quality=95)
 
 
-def sixteen_bit(pixels: np.ndarray, path: Path) -> None:
+def sixteen_bit(pixels: Pixels, path: Path) -> None:
     cv2.imwrite(str(path), pixels.astype(np.uint16) * 257)
 
 
-ODD: dict[str, tuple[str, Callable[[np.ndarray, Path], Any]]] = {
+ODD: dict[str, tuple[str, Callable[[Pixels, Path], Any]]] = {
     "exif": (".jpg", turned),
     "grey": (".jpg", lambda pixels, path: grey(pixels).save(path, quality=95)),
     "palette": (".png", lambda pixels, path: color(pixels).quantize(256).save(path)),
@@ -212,7 +212,7 @@ ODD: dict[str, tuple[str, Callable[[np.ndarray, Path], Any]]] = {
 
 
 @pytest.mark.parametrize("kind", ODD)
-def test_odd_picture_is_read_as_ultralytics_reads_it(
+def test_unusual_file_is_read_as_ultralytics_reads_it(
     kind: str, samples: list[Path], tmp_path: Path
 ) -> None:
     from ultralytics.utils.patches import imread
@@ -223,7 +223,7 @@ def test_odd_picture_is_read_as_ultralytics_reads_it(
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ODD if kind != "grey"])  # shapes are colourful
-def test_odd_picture_agrees_with_ultralytics(
+def test_unusual_file_agrees_with_ultralytics(
     kind: str, samples: list[Path], tmp_path: Path
 ) -> None:
     odd = write_odd(kind, samples, tmp_path)
@@ -233,13 +233,13 @@ def test_odd_picture_agrees_with_ultralytics(
 
 
 @pytest.mark.parametrize("kind", ODD)
-def test_odd_picture_agrees_with_ultralytics_on_coco(
+def test_unusual_file_agrees_with_ultralytics_on_coco(
     kind: str, coco: tuple[Path, list[Path]], coco_export: Path, tmp_path: Path
 ) -> None:
     weights, pictures = coco
     odd = write_odd(kind, pictures[:8], tmp_path)
     ours = detected(load_detector(coco_export), odd)
-    assert_parity(ours, predicted(weights, odd, 640, in_our_frames=True), at_least=len(odd))
+    assert_parity(ours, predicted(weights, odd, 640, in_our_inputs=True), at_least=len(odd))
 
 
 def write_odd(kind: str, pictures: Sequence[Path], directory: Path) -> list[Path]:
@@ -263,7 +263,7 @@ def test_mixed_batch_agrees_with_one_by_one(samples: list[Path], weights: Path) 
     )
     for detector in detectors:
         together = as_found(detector.detect(pictures))
-        alone = as_found([detector.detect([picture])[0] for picture in pictures])
+        alone = as_found(found for picture in pictures for found in detector.detect([picture]))
         assert_same(together, alone, at_least=len(samples))
 
 
@@ -294,7 +294,7 @@ def detected(detector: Detector, paths: Sequence[Path]) -> list[list[Found]]:
     def receive(document: dict[str, Any]) -> None:
         documents[document["name"]] = document
 
-    detect_files(paths, detector, PipelineOptions(reduced_decode=False), receive)
+    detect_files(paths, detector, Settings(reduced_decode=False), receive)
     return [
         [
             Found(found["class_id"], found["confidence"], Box(**found["box"]))
@@ -305,11 +305,11 @@ def detected(detector: Detector, paths: Sequence[Path]) -> list[list[Found]]:
 
 
 def predicted(
-    model: Path, paths: Sequence[Path], image_size: int, *, in_our_frames: bool = False
+    model: Path, paths: Sequence[Path], image_size: int, *, in_our_inputs: bool = False
 ) -> list[list[Found]]:
     """Let ultralytics read and predict the files, one by one.
 
-    With `in_our_frames` it pads each picture to the frame that the OpenVINO detector would take,
+    With `in_our_inputs` it pads each image to the input that the OpenVINO detector would take,
     which is larger than its own choice for some ratios; the padding alone moves confidences.
     """
     from ultralytics import YOLO
@@ -318,15 +318,15 @@ def predicted(
     found = []
     for path in paths:
         size: int | list[int] = image_size
-        if in_our_frames:
+        if in_our_inputs:
             height, width = pixels_of(path).shape[:2]
-            sizes = frame_sizes(image_size, stride=32)
-            frame = fit(width, height, image_size=image_size, sizes=sizes)
-            size = [frame.frame_height, frame.frame_width]
+            shapes = input_shapes(image_size, stride=32)
+            fitted = fit(width, height, image_size=image_size, shapes=shapes)
+            size = [fitted.input_height, fitted.input_width]
         results = reference.predict(
             path,
             imgsz=size,
-            rect=not in_our_frames,
+            rect=not in_our_inputs,
             conf=MIN_CONFIDENCE,
             nms=False,
             verbose=False,
@@ -337,7 +337,7 @@ def predicted(
     return found
 
 
-def as_found(batches: Sequence[Sequence[Any]]) -> list[list[Found]]:
+def as_found(batches: Iterable[list[Detection]]) -> list[list[Found]]:
     return [[Found(d.class_id, d.confidence, d.box) for d in batch] for batch in batches]
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
-from google.cloud import pubsub_v1
+from google.cloud import pubsub_v1  # type: ignore[attr-defined]  # published without types
 
 from devtools.demo_model.shapes import Scene
 from devtools.local_stack.eventarc import Eventarc, EventarcOptions

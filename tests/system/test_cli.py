@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -40,7 +41,7 @@ def test_detect_prints_a_row_a_picture_and_saves_annotated(
     assert len(rows) == len(samples)
     assert all("done" in row for row in rows)
     saved = cv2.imread(str(tmp_path / "out" / samples[0][0].name))
-    assert saved.shape == samples[0][1].image.shape
+    assert saved is not None and saved.shape == samples[0][1].image.shape
 
 
 def test_detect_json_holds_labels_and_failures(samples: Samples, tmp_path: Path) -> None:
@@ -250,7 +251,11 @@ def test_up_prints_the_environment_and_takes_everything_with_it(how: signal.Sign
         process.stdout.read()
         process.wait(PATIENCE_SECONDS)
     for url in (firestore, exports["STORAGE_EMULATOR_HOST"]):
-        wait_until(lambda url=url: not is_up(url), "the stack outlived its command")
+        wait_until(partial(is_down, url), "the stack outlived its command")
+
+
+def is_down(url: str) -> bool:
+    return not is_up(url)
 
 
 def is_up(url: str) -> bool:

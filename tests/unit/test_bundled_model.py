@@ -1,4 +1,4 @@
-"""The model in the repository, against the pictures whose truth is known: they were drawn."""
+"""The model in the repository, against images whose truth is known: they were drawn."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_bundled_model_is_small_and_says_what_it_is(detector: Detector) -> None:
 
 
 def test_bundled_model_finds_what_was_drawn(detector: Detector, scenes: list[Scene]) -> None:
-    found = detector.detect([scene.image for scene in scenes])
+    found = list(detector.detect([scene.image for scene in scenes]))
     drawn = sum(len(scene.objects) for scene in scenes)
     matched = sum(
         count_found(
@@ -48,18 +48,18 @@ def test_bundled_model_finds_what_was_drawn(detector: Detector, scenes: list[Sce
     assert sum(map(len, found)) <= 1.1 * drawn
 
 
-def test_bundled_model_finds_the_same_in_a_mixed_batch_and_alone(
+def test_bundled_model_finds_the_same_in_a_batch_and_alone(
     detector: Detector, scenes: list[Scene]
 ) -> None:
     together = detector.detect([scene.image for scene in scenes])
-    alone = [detector.detect([scene.image])[0] for scene in scenes]
+    alone = [found for scene in scenes for found in detector.detect([scene.image])]
     assert [[d.label for d in found] for found in together] == [
         [d.label for d in found] for found in alone
     ]
 
 
-def test_bundled_model_detects_nothing_in_no_pictures(detector: Detector) -> None:
-    assert detector.detect([]) == []
+def test_bundled_model_detects_nothing_in_no_images(detector: Detector) -> None:
+    assert list(detector.detect([])) == []
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_bundled_model_detects_nothing_in_no_pictures(detector: Detector) -> Non
     [(1, 20_000), (20_000, 1), (1, 1), (320, 20)],
     ids=["tall", "wide", "pixel", "strip"],
 )
-def test_bundled_model_takes_thin_pictures(detector: Detector, width: int, height: int) -> None:
-    """The head wants 300 anchors at least; the smallest frame of a thin picture has fewer."""
+def test_bundled_model_takes_thin_images(detector: Detector, width: int, height: int) -> None:
+    """The head wants 300 anchors at least; the smallest input of a thin image has fewer."""
     (found,) = detector.detect([np.full((height, width, 3), 114, np.uint8)])
     assert all(box.box.x2 <= width and box.box.y2 <= height for box in found)

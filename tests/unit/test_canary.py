@@ -1,27 +1,26 @@
-"""What a network has to answer before it serves: on the network in the repository, and on fakes."""
+"""What a model has to return before it serves: the bundled model, and fakes."""
 
-import fcntl
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from service.stages import NO_CLOCK
 
 from service.cli.check_model import check_model
 from service.domain import Box, Detection, ModelInfo
-from service.errors import ModelError
+from service.errors import DecoderBusyError, ModelError
 from service.export.drawings import draw
+from service.images.decoders import Decoders
 from service.images.pixels import Pixels
 from service.inference.canary import (
     CANARY,
@@ -29,16 +28,15 @@ from service.inference.canary import (
     NOT_COMPARED,
     PASSED,
     Tolerance,
-    VerifiedModel,
-    _locked,
     cpu_name,
+    decode_here,
     difference,
     load_verified,
     write_canary,
 )
 from service.inference.detector import Detector
-from service.inference.loading import load_detector, warm_up
-from service.server.wsgi import _health, _load, load_model
+from service.inference.loading import load_detector, load_model, warm_up
+from service.server.wsgi import _load, _model_health
 from service.settings import BUNDLED_MODEL, Settings
 from tests.loglines import logged_by
 
@@ -46,14 +44,6 @@ BOX = Box(0.1, 0.1, 0.5, 0.5)
 NEAR = Box(0.1, 0.1, 0.5, 0.52)  # IoU 0.95
 FAR = Box(0.3, 0.1, 0.7, 0.5)
 HERE = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def markers(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keep markers apart from those of services on this machine."""
-    folder = tmp_path_factory.mktemp("markers")
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
 
 
 @pytest.fixture
@@ -79,15 +69,17 @@ def expect(model: Path, label: str, other: str) -> None:
 
 
 class Seeing:
-    """A detector that gives the same detections for each picture."""
+    """A detector that returns the same detections for each image."""
+
+    runners = 1
 
     def __init__(self, *found: Detection, image_size: int = 320) -> None:
         self.info = ModelInfo("seeing.pt", "ab" * 32, image_size, "int8", "fake")
         self.found = list(found)
         self.batches: list[int] = []
 
-    def batch_key(self, width: int, height: int) -> None:
-        del width, height
+    def input_shape(self, width: int, height: int) -> tuple[int, int]:
+        return height, width
 
     def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
         self.batches.append(len(images))
@@ -95,7 +87,7 @@ class Seeing:
 
 
 class Raising(Seeing):
-    """A network that its runtime cannot compile."""
+    """A model that its runtime cannot compile."""
 
     def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
         raise RuntimeError("no kernel")
@@ -121,7 +113,7 @@ def thing(confidence: float, box: Box = BOX, class_id: int = 0) -> Detection:
     ],
     ids=["nothing", "equal", "near", "order", "weak-lost", "weak-new", "weak-grown"],
 )
-def test_difference_of_the_same_network_is_none(
+def test_answers_of_the_same_model_do_not_differ(
     expected: list[Detection], found: list[Detection]
 ) -> None:
     assert difference(expected, found, Tolerance()) is None
@@ -140,18 +132,18 @@ def test_difference_of_the_same_network_is_none(
     ],
     ids=["lost", "moved", "class", "unsure", "nan", "twice", "new"],
 )
-def test_difference_of_a_broken_network_says_what(
+def test_answers_of_a_broken_model_differ_and_it_says_how(
     expected: list[Detection], found: list[Detection], what: str
 ) -> None:
     assert what in str(difference(expected, found, Tolerance()))
 
 
-def test_difference_leaves_out_what_the_service_leaves_out() -> None:
+def test_detections_below_min_confidence_are_not_compared() -> None:
     assert difference([thing(0.8)], [], Tolerance(), min_confidence=0.9) is None
     assert difference([thing(0.8)], [], Tolerance(), min_confidence=0.5)
 
 
-# --- a real network ---------------------------------------------------------------------------
+# --- a real model -----------------------------------------------------------------------------
 
 
 def test_bundled_model_passes_its_canary(caplog: pytest.LogCaptureFixture) -> None:
@@ -164,7 +156,7 @@ def test_bundled_model_passes_its_canary(caplog: pytest.LogCaptureFixture) -> No
 
 
 @pytest.mark.parametrize("level", ["INFO", "WARNING"])
-def test_canary_says_what_it_tries_where_the_log_shows_it(
+def test_canary_is_logged_before_it_runs_at_any_log_level(
     level: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(level):
@@ -184,12 +176,12 @@ print(load_verified(Path(sys.argv[1]), load=load_detector).fallback)
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="these are x86's instructions")
 @pytest.mark.parametrize("instructions", ["AVX2", "AVX512_CORE"])
-def test_bundled_model_passes_its_canary_on_other_cpus(instructions: str, markers: Path) -> None:
+def test_bundled_model_passes_its_canary_on_other_cpus(instructions: str) -> None:
     """As far as oneDNN's switch makes this CPU one of them; one without them stays as it is."""
     done = subprocess.run(
         [sys.executable, "-c", CHECKING, str(BUNDLED_MODEL)],
         cwd=HERE,
-        env=os.environ | {"ONEDNN_MAX_CPU_ISA": instructions, "TMPDIR": str(markers)},
+        env=os.environ | {"ONEDNN_MAX_CPU_ISA": instructions},
         capture_output=True,
         text=True,
         check=False,
@@ -199,26 +191,41 @@ def test_bundled_model_passes_its_canary_on_other_cpus(instructions: str, marker
 
 def test_canary_passes_at_any_min_confidence() -> None:
     for confidence in (0.001, 0.6, 0.99):
-        load_verified(
-            BUNDLED_MODEL,
-            load=lambda path, least=confidence: load_detector(path, min_confidence=least),
-            min_confidence=confidence,
-        )
+        load = partial(load_detector, min_confidence=confidence)
+        load_verified(BUNDLED_MODEL, load=load, min_confidence=confidence)
 
 
-def test_canary_runs_one_picture_at_a_time(model: Path) -> None:
+def test_canary_runs_one_image_at_a_time(model: Path) -> None:
     shutil.rmtree(model / CANARY)
     write_canary(model, Seeing(thing(0.9)), draw())
     seeing = Seeing(thing(0.9))
-    assert load_verified(model, load=lambda _: seeing).detector is seeing
+    load_verified(model, load=lambda _: seeing)
     assert seeing.batches == [1, 1, 1]
 
 
-def test_canary_with_other_answers_refuses_and_says_what(model: Path, markers: Path) -> None:
+def test_canary_sees_what_the_services_decoder_returns(model: Path) -> None:
+    """A decoder that exchanges red and blue on this machine makes the model answer otherwise."""
+
+    def swapped(data: bytes, image_size: int) -> Pixels:
+        return np.ascontiguousarray(decode_here(data, image_size)[:, :, ::-1])
+
+    with pytest.raises(ModelError, match="differs on"):
+        load_verified(model, load=load_detector, decode=swapped)
+    assert load_verified(model, load=load_detector, decode=decode_here).canary == PASSED
+
+
+def test_canary_that_cannot_be_decoded_is_a_model_error(model: Path) -> None:
+    def busy(data: bytes, image_size: int) -> Pixels:
+        raise DecoderBusyError("no memory")
+
+    with pytest.raises(ModelError, match=r"failed on .*: street\.jpg: no memory"):
+        load_verified(model, load=load_detector, decode=busy)
+
+
+def test_canary_with_other_answers_refuses_and_says_what(model: Path) -> None:
     expect(model, "circle", "heart")
     with pytest.raises(ModelError, match=r"differs on .+: in street\.jpg the network expected"):
         load_verified(model, load=load_detector)
-    assert not list(markers.iterdir())
 
 
 def test_canary_with_other_answers_falls_back_to_float(
@@ -239,7 +246,7 @@ def test_fallback_has_to_pass_its_own_canary(with_float: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["shapes.bin", "shapes.xml"])
-def test_damaged_network_is_never_loaded(model: Path, name: str) -> None:
+def test_damaged_model_is_never_loaded(model: Path, name: str) -> None:
     file = model / name
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
@@ -252,32 +259,34 @@ def test_damaged_network_is_never_loaded(model: Path, name: str) -> None:
         load_verified(model, load=load)
 
 
-def test_network_that_sees_other_colours_is_found_by_its_answers(model: Path) -> None:
+def test_model_that_sees_other_colours_is_refused(model: Path) -> None:
     """As a wrong library would show itself: the files are right, the answers are not."""
 
     class Swapped(Seeing):
         def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
-            return right.detect([np.ascontiguousarray(image[:, :, ::-1]) for image in images])
+            return list(right.detect([np.ascontiguousarray(image[:, :, ::-1]) for image in images]))
 
     right = load_detector(model)
     with pytest.raises(ModelError, match="differs on"):
         load_verified(model, load=lambda _: Swapped())
 
 
-def test_network_that_raises_falls_back(with_float: Path) -> None:
+def test_model_that_raises_falls_back(with_float: Path) -> None:
     def load(path: Path) -> Detector:
-        return load_detector(path) if path.name == FALLBACK else Raising()
+        if path.name == FALLBACK:
+            return load_detector(path)
+        return Raising()
 
     assert "street.jpg: no kernel" in str(load_verified(with_float, load=load).fallback)
 
 
-def test_network_that_cannot_be_loaded_falls_back(with_float: Path) -> None:
+def test_model_that_cannot_be_loaded_falls_back(with_float: Path) -> None:
     (with_float / "shapes.xml").write_text("<net", encoding="utf-8")
     shutil.rmtree(with_float / CANARY)
     assert "OpenVINO cannot load" in str(load_verified(with_float, load=load_detector).fallback)
 
 
-def test_network_that_fails_in_an_unforeseen_way_falls_back(
+def test_model_that_fails_in_an_unforeseen_way_falls_back(
     with_float: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def load(path: Path) -> Detector:
@@ -302,7 +311,7 @@ def test_model_without_a_canary_loads_with_a_warning(
 
 def test_weights_are_loaded_as_they_are(tmp_path: Path) -> None:
     seeing = Seeing()
-    assert load_verified(tmp_path / "yolo26n.pt", load=lambda _: seeing).detector is seeing
+    load_verified(tmp_path / "yolo26n.pt", load=lambda _: seeing)
     assert seeing.batches == []
 
 
@@ -352,124 +361,19 @@ load_verified(Path(sys.argv[1]), load=Aborting)
 """
 
 
-def crash(model: Path, markers: Path) -> str:
-    """Let a canary kill its process; return what that wrote."""
+def test_crash_of_the_model_logs_which_model_and_cpu(model: Path) -> None:
+    """The platform keeps the revision before this one; its operator has the log alone."""
     done = subprocess.run(
         [sys.executable, "-c", ABORTING, str(model)],
         cwd=HERE,
-        env=os.environ | {"TMPDIR": str(markers)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode < 0, done.stderr
-    return done.stderr
-
-
-def test_crash_says_which_model_and_cpu(model: Path, markers: Path) -> None:
-    output = crash(model, markers)
-    assert f"Trying the model's canary {cpu_name()} {model}" in output
-    assert "Fatal Python error: Aborted" in output  # faulthandler's
-    assert "in detect" in output
-
-
-def test_next_process_after_a_crash_falls_back(model: Path, markers: Path) -> None:
-    crash(model, markers)
-    shutil.copytree(BUNDLED_MODEL, model / "other")  # a model of other weights in its place
-    other = model / "other"
-    (other / "shapes.xml").write_bytes((other / "shapes.xml").read_bytes() + b"\n")
-    shutil.rmtree(other / CANARY)
-    write_canary(other, load_detector(other, min_confidence=0.05), draw())
-    other.rename(model / FALLBACK)
-    checked = load_verified(model, load=load_detector)
-    assert checked.path.name == FALLBACK
-    assert f"the process died while it ran, on {cpu_name()}" in str(checked.fallback)
-    assert str(model) in str(checked.fallback)
-
-
-def test_next_process_after_a_death_tries_again_without_float(
-    model: Path, markers: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    crash(model, markers)
-    assert load_verified(model, load=load_detector).canary == PASSED
-    [line] = [record for record in logged_by(caplog, "service") if record.levelname == "ERROR"]
-    assert f"died while it ran, on {cpu_name()}" in vars(line)["reason"]
-    assert not list(markers.iterdir())
-
-
-def test_process_after_two_deaths_in_a_row_refuses_and_the_one_after_it_tries_again(
-    model: Path, markers: Path
-) -> None:
-    for _ in range(2):
-        crash(model, markers)
-    with pytest.raises(ModelError, match=r"died while it ran, on .*, 2 times in a row"):
-        load_verified(model, load=load_detector)
-    assert not list(markers.iterdir())
-    assert load_verified(model, load=load_detector).canary == PASSED
-
-
-def test_marker_that_is_half_written_is_of_one_death(
-    model: Path, markers: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    crash(model, markers)
-    [marker] = markers.iterdir()
-    marker.write_text('{"model": "/srv', encoding="utf-8")
-    assert load_verified(model, load=load_detector).canary == PASSED
-    assert "on an unknown CPU" in str([vars(record).get("reason") for record in caplog.records])
-
-
-def test_marker_is_emptied_for_whoever_has_opened_it_already(model: Path, markers: Path) -> None:
-    class Opening(Seeing):
-        def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
-            if not opened:
-                [marker] = markers.iterdir()
-                opened.append(os.open(marker, os.O_RDWR))
-                assert os.pread(opened[0], 4096, 0)
-            return right.detect(images)
-
-    opened: list[int] = []
-    right = load_detector(model)
-    load_verified(model, load=lambda _: Opening(image_size=right.info.image_size))
-    assert os.pread(opened[0], 4096, 0) == b""
-    os.close(opened[0])
-
-
-def test_marker_that_goes_between_opening_and_lock_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The other process ends just then; nothing but a replaced flock can hit that moment."""
-    marker = tmp_path / "marker"
-    unlinked: list[int] = []
-
-    def flock(file: int, operation: int) -> None:
-        if not unlinked:
-            marker.unlink()
-            unlinked.append(file)
-        lock(file, operation)
-
-    lock = fcntl.flock
-    monkeypatch.setattr(fcntl, "flock", flock)
-    file = _locked(marker)
-    assert file is not None
-    assert os.fstat(file).st_ino == marker.stat().st_ino
-    os.close(file)
-
-
-def test_canary_that_another_process_runs_right_now_is_no_crash(model: Path, markers: Path) -> None:
-    crash(model, markers)
-    [marker] = markers.iterdir()
-    with marker.open("rb") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        assert load_verified(model, load=load_detector).fallback is None
-    assert marker.exists()
-
-
-def test_marker_that_cannot_be_written_is_said(
-    markers: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(markers / "absent"))
-    assert load_verified(BUNDLED_MODEL, load=load_detector).fallback is None
-    assert "would go unseen" in caplog.text
+    assert f"Trying the model's canary {cpu_name()} {model}" in done.stderr
+    assert "Fatal Python error: Aborted" in done.stderr  # faulthandler's
+    assert "in detect" in done.stderr
 
 
 def test_write_canary_counts_what_a_start_compares(model: Path) -> None:
@@ -478,13 +382,13 @@ def test_write_canary_counts_what_a_start_compares(model: Path) -> None:
     assert write_canary(model, Seeing(sure, thing(0.3)), draw()) == 3
 
 
-def test_write_canary_of_a_network_that_does_not_run_is_a_model_error(model: Path) -> None:
+def test_write_canary_of_a_model_that_does_not_run_fails(model: Path) -> None:
     shutil.rmtree(model / CANARY)
     with pytest.raises(ModelError, match=r"seeing\.pt cannot run on this machine: no kernel"):
         write_canary(model, Raising(), draw())
 
 
-def test_write_canary_of_no_picture_names_it(model: Path) -> None:
+def test_write_canary_of_no_image_names_it(model: Path) -> None:
     shutil.rmtree(model / CANARY)
     with pytest.raises(ModelError, match=r"cut\.jpg cannot be a canary's picture"):
         write_canary(model, Seeing(), {"cut.jpg": b"\xff\xd8\xff"})
@@ -510,44 +414,52 @@ def damage(model: Path) -> None:
     next(model.glob("*.bin")).write_bytes(b"other weights")
 
 
-def lose_its_pictures(model: Path) -> None:
-    for picture in (model / CANARY).glob("*.jpg"):
-        picture.unlink()
+def lose_its_images(model: Path) -> None:
+    for image in (model / CANARY).glob("*.jpg"):
+        image.unlink()
 
 
-@pytest.mark.parametrize(
-    "spoil", [lambda model: expect(model, "circle", "heart"), damage, lose_its_pictures],
-    ids=["differs", "damaged", "fails"],
-)  # fmt: skip
-def test_start_that_its_canary_stops_logs_the_models_full_path(
-    model: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]
+def differ(model: Path) -> None:
+    expect(model, "circle", "heart")
+
+
+@pytest.fixture(scope="module")
+def decoders() -> Iterator[Decoders]:
+    decoders = Decoders(1, max_pixels=1000, max_decompressed_bytes=1000)
+    yield decoders
+    decoders.close()
+
+
+@pytest.mark.parametrize("corrupt", [differ, damage, lose_its_images])
+def test_start_that_the_canary_stops_names_the_models_path(
+    model: Path, decoders: Decoders, corrupt: Callable[[Path], None]
 ) -> None:
-    spoil(model)
-    with pytest.raises(ModelError):
-        _load(Settings(model_path=model), NO_CLOCK)
-    [record] = [one for one in logged_by(caplog, "service") if one.levelno >= logging.ERROR]
+    corrupt(model)
+    with pytest.raises(ModelError, match=f"{re.escape(str(model))} "):
+        _load(Settings(model_path=model), decoders)
     assert model.is_absolute()
-    assert f"{model} " in record.getMessage()
 
 
-def test_start_that_falls_back_logs_the_full_path_of_the_model_that_failed(
-    with_float: Path, caplog: pytest.LogCaptureFixture
+def test_limits_of_uploads_do_not_apply_to_the_canary(decoders: Decoders) -> None:
+    assert _load(Settings(max_image_pixels=1000), decoders).canary == PASSED
+
+
+def test_start_that_falls_back_logs_the_failed_models_path(
+    with_float: Path, decoders: Decoders, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _load(Settings(model_path=with_float), NO_CLOCK)
+    _load(Settings(model_path=with_float), decoders)
     [record] = [one for one in logged_by(caplog, "service") if one.levelno >= logging.ERROR]
     assert f"The canary of {with_float} differs" in vars(record)["reason"]
 
 
-def test_warm_up_of_a_network_that_does_not_run_is_a_model_error() -> None:
+def test_warm_up_of_a_model_that_does_not_run_fails() -> None:
     with pytest.raises(ModelError, match=r"seeing\.pt cannot run on this machine: no kernel"):
         warm_up(Raising())
 
 
 def test_health_says_that_the_canary_was_not_compared(model: Path) -> None:
     settings = Settings(model_path=model, image_size=640)
-    checked: Future[VerifiedModel] = Future()
-    checked.set_result(load_model(settings))
-    assert _health(checked, settings)["canary"] == "not compared"
+    assert _model_health(load_model(settings), settings)["canary"] == "not compared"
 
 
 def test_check_model_warns_that_the_canary_was_not_compared(

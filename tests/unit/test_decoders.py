@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from devtools.fuzz.corpus import CASES, MAX_MB, MAX_PIXELS, Case
+from devtools.fuzz.corpus import CASES, MAX_PIXELS, Case
 from service.deadline import NO_DEADLINE, Deadline
 from service.domain import ErrorCode, ImageInfo
 from service.errors import BadImageError, DecoderBusyError, ShuttingDownError, TooLateError
@@ -316,7 +316,7 @@ def test_file_that_needs_more_memory_gets_it_and_its_decoder_ends(hostile: Decod
     assert not {*before} & {*decoders_of(hostile)}
 
 
-def test_file_that_needs_more_memory_waits_for_its_turn_until_its_deadline() -> None:
+def test_wait_for_more_memory_ends_with_the_deadline() -> None:
     with pool(2) as decoders, ThreadPoolExecutor(1) as callers:
         wait = decoders._large_slot.acquire(1, NO_DEADLINE)
         with wait, pytest.raises(TooLateError):
@@ -330,42 +330,6 @@ def test_image_whose_header_says_more_memory_is_decoded_with_it() -> None:
     Image.new("RGB", (4000, 3500)).save(buffer, "PNG")
     with pool() as decoders:
         assert decode(decoders, buffer.getvalue()).info == ImageInfo(4000, 3500, "PNG")
-
-
-BOMBS = """
-import resource, sys
-from service.deadline import NO_DEADLINE
-from service.errors import BadImageError
-from service.images.decoders import Decoders
-from devtools.fuzz.corpus import CASES, MAX_PIXELS
-
-decoders = Decoders(2, max_pixels=MAX_PIXELS, max_decompressed_bytes=2**25)
-for case in CASES.values():
-    if case.expected[0].startswith("done"):
-        continue
-    try:
-        picture = decoders.decode(
-            case.make(), image_size=640, deadline=NO_DEADLINE
-        )
-        found = f"done {picture.info.width}x{picture.info.height}"
-    except BadImageError as exc:
-        found = exc.code.value
-    # With the size that a WebP's first chunk says, which Pillow calls damaged.
-    if found not in case.expected and case.name != "WebP of 16383x16383 without pixels":
-        print(case.name, found, *case.expected)
-decoders.close()
-print("KB", resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-"""
-
-
-def test_bad_files_get_their_records_within_their_memory() -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", BOMBS],
-        cwd=ROOT, capture_output=True, text=True, timeout=600, check=True,
-    )  # fmt: skip
-    *wrong, kilobytes = done.stdout.splitlines()
-    assert not wrong
-    assert int(kilobytes.removeprefix("KB ")) < MAX_MB * 1024
 
 
 def test_file_that_does_not_fit_into_memory_is_busy(hostile: Decoders) -> None:
@@ -446,7 +410,7 @@ def test_wait_for_a_decoder_ends_with_the_deadline(hostile: Decoders) -> None:
     assert decode(hostile, jpeg()).info.format == "JPEG"
 
 
-def test_decoders_are_given_first_come_first_served(hostile: Decoders) -> None:
+def test_decoders_serve_first_come_first_served(hostile: Decoders) -> None:
     order: list[int] = []
 
     def wait(number: int) -> None:
@@ -463,7 +427,7 @@ def test_decoders_are_given_first_come_first_served(hostile: Decoders) -> None:
     assert order == [*range(10)]
 
 
-def test_time_in_which_this_process_was_stopped_is_not_the_files() -> None:
+def test_time_in_which_the_service_was_stopped_does_not_count() -> None:
     """Both are stopped, as in a frozen container; the file would be over its wall time."""
     code = (
         "import sys; from service.deadline import NO_DEADLINE; "
@@ -516,7 +480,7 @@ def test_decoder_killed_from_outside_is_busy(hostile: Decoders, number: int) -> 
     assert decode(hostile, jpeg()).info.format == "JPEG"
 
 
-def test_root_killed_while_decoding_is_busy_and_the_next_decodes(hostile: Decoders) -> None:
+def test_root_killed_while_decoding_is_busy_once(hostile: Decoders) -> None:
     first = hostile._root.pid
     raised = killed_while_it_decodes(hostile, lambda: first, signal.SIGKILL)
     assert raised is DecoderBusyError
@@ -619,7 +583,7 @@ def test_decoder_has_no_descriptors_of_others(decoders: Decoders) -> None:
         assert len(sockets) == 1
 
 
-def test_decoder_is_what_the_system_ends_where_memory_is_short(decoders: Decoders) -> None:
+def test_decoder_is_killed_first_where_memory_is_short(decoders: Decoders) -> None:
     decode(decoders, jpeg())
     for pid in decoders_of(decoders):
         assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"

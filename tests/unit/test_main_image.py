@@ -3,7 +3,7 @@
 import io
 import struct
 import zlib
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ REDUCED, MASK_PAGE = 1, 4
 
 
 def tiff(
-    *pages: tuple[Any, int], sub: Any = None, bigtiff: bool = False, order: str = "<"
+    *pages: tuple[Any, int], sub: Any = None, bigtiff: bool = False, order: Literal["<", ">"] = "<"
 ) -> bytes:
     """Pages of (samples, NewSubfileType); below the first one, another of these."""
     buffer = io.BytesIO()

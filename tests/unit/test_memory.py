@@ -4,6 +4,7 @@ import logging
 import math
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,7 +52,7 @@ def test_total_is_the_sum_of_all_parts() -> None:
     ids=["buffered", "pixels", "bytes", "in-flight"],
 )
 def test_each_limit_is_part_of_the_plan(
-    instance: pytest.MonkeyPatch, change: dict[str, int], part: str, more: int
+    instance: pytest.MonkeyPatch, change: dict[str, Any], part: str, more: int
 ) -> None:
     before = plan_memory(SETTINGS, DETECTOR)
     after = plan_memory(replace(SETTINGS, **change), DETECTOR)

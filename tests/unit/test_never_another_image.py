@@ -16,7 +16,7 @@ from devtools.fuzz.corpus import CASES, PLAIN, saved
 from service.domain import Detection
 from service.errors import BadImageError
 from service.images.decode import decode
-from service.images.letterbox import Letterbox, fit, frame_sizes, shrink
+from service.images.letterbox import Letterbox, fit, input_shapes, shrink
 from service.images.pixels import Pixels
 from service.inference.loading import load_detector
 from service.inference.openvino import OpenVINODetector
@@ -26,7 +26,7 @@ from service.settings import BUNDLED_MODEL
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 IMAGE_SIZE = 64
-FRAMES = frame_sizes(IMAGE_SIZE, stride=32)
+SHAPES = input_shapes(IMAGE_SIZE, stride=32)
 EXAMPLES = 1500
 
 Samples = Any
@@ -55,18 +55,16 @@ def tiff(samples: Samples) -> bytes:
 
 def pfm(samples: Samples) -> bytes:
     channels = 3 if samples.shape[2] >= 3 else 1
-    floats = np.nan_to_num(samples[:, :, :channels].astype("<f4"))
+    floats: bytes = np.nan_to_num(samples[:, :, :channels].astype("<f4")).tobytes()
     height, width = samples.shape[:2]
-    return (
-        b"P%c\n%d %d\n-1.0\n" % (b"F" if channels == 3 else b"f", width, height) + floats.tobytes()
-    )
+    return b"P%c\n%d %d\n-1.0\n" % (b"F" if channels == 3 else b"f", width, height) + floats
 
 
 def pgm(samples: Samples) -> bytes:
     """Of the type's whole range, in two bytes where one is not enough."""
     grey = np.abs(np.nan_to_num(samples[:, :, 0].astype(np.float64))) % 65536
     top = 255 if grey.max() < 256 else 65535
-    body = grey.astype("u1" if top == 255 else ">u2").tobytes()
+    body: bytes = grey.astype("u1" if top == 255 else ">u2").tobytes()
     return b"P5 %d %d %d\n" % (samples.shape[1], samples.shape[0], top) + body
 
 
@@ -92,18 +90,18 @@ def files(draw: st.DrawFn) -> tuple[str, bytes]:
 
 
 def framed(pixels: Pixels) -> Letterbox:
-    return fit(pixels.shape[1], pixels.shape[0], image_size=IMAGE_SIZE, sizes=FRAMES)
+    return fit(pixels.shape[1], pixels.shape[0], image_size=IMAGE_SIZE, shapes=SHAPES)
 
 
 def used_memory(frame: Letterbox, before: int) -> Pixels:
     """What a model's input holds after another image."""
-    shape = frame.frame_height, frame.frame_width, 3
+    shape = frame.input_height, frame.input_width, 3
     return np.random.default_rng(before).integers(0, 256, shape, np.uint8)
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(files(), st.integers(0, 3))
-def test_frame_of_any_file_holds_nothing_of_what_was_there(
+def test_input_of_any_file_holds_nothing_of_the_one_before(
     file: tuple[str, bytes], before: int
 ) -> None:
     try:
@@ -137,7 +135,7 @@ def read_over(data: bytes, value: int) -> Pixels | None:
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(st.sampled_from(sorted(WHOLE)), st.integers(0, 2**32), st.integers(0, 3), st.booleans())
-def test_damaged_file_shows_nothing_of_what_was_there(
+def test_damaged_file_shows_nothing_of_the_one_before(
     name: str, seed: int, flips: int, is_cut: bool
 ) -> None:
     """No decoder leaves memory unwritten that it calls an image."""
@@ -160,14 +158,14 @@ ARRAYS = hnp.arrays(
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(ARRAYS, ARRAYS, st.booleans())
-def test_frame_of_any_array_is_whole_or_refused(
+def test_input_of_any_array_is_whole_or_refused(
     pixels: Any, memory: Any, is_its_size: bool
 ) -> None:
     """Whatever a decoder returns, and whatever memory a model gives."""
-    frame = fit(6, 4, image_size=IMAGE_SIZE, sizes=FRAMES)
+    frame = fit(6, 4, image_size=IMAGE_SIZE, shapes=SHAPES)
     if is_its_size:
         pixels = np.resize(pixels, (4, 6, 3)).astype(pixels.dtype)
-        memory = np.resize(memory, (frame.frame_height, frame.frame_width, 3))
+        memory = np.resize(memory, (frame.input_height, frame.input_width, 3))
     try:
         frame.apply(pixels, out=memory)
     except ValueError:
@@ -189,8 +187,8 @@ def test_frame_of_any_array_is_whole_or_refused(
     ],
     ids=["HxW", "HxWx1", "HxWx4", "float", "strided", "CxHxW", "smaller"],
 )
-def test_frame_into_memory_that_does_not_fit_is_refused(out: Any) -> None:
-    frame = fit(64, 64, image_size=64, sizes=((64, 64),))
+def test_input_into_memory_that_does_not_fit_is_refused(out: Any) -> None:
+    frame = fit(64, 64, image_size=64, shapes=((64, 64),))
     with pytest.raises(ValueError):
         frame.apply(np.full((64, 64, 3), 7, np.uint8), out=out)
 
@@ -198,7 +196,7 @@ def test_frame_into_memory_that_does_not_fit_is_refused(out: Any) -> None:
 @pytest.fixture(scope="module")
 def detector() -> OpenVINODetector:
     """One runner: each image gets the buffers of the one before it."""
-    made = load_detector(BUNDLED_MODEL, lanes=1, min_confidence=0.001)
+    made = load_detector(BUNDLED_MODEL, streams=1, min_confidence=0.001)
     assert isinstance(made, OpenVINODetector)
     return made
 
@@ -225,7 +223,7 @@ def images() -> list[Pixels]:
 def alone(detector: OpenVINODetector, images: list[Pixels]) -> list[list[Detection]]:
     """What is found in each of them behind a blank one."""
     blank = np.zeros((64, 96, 3), np.uint8)
-    return [detector.detect([blank, pixels])[1] for pixels in images]
+    return [list(detector.detect([blank, pixels]))[1] for pixels in images]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -234,4 +232,5 @@ def test_detections_do_not_depend_on_what_ran_before(
 ) -> None:
     order = np.random.default_rng(seed).permutation(len(images))
     assert sum(map(len, alone)) > len(images)
-    assert detector.detect([images[index] for index in order]) == [alone[index] for index in order]
+    together = list(detector.detect([images[index] for index in order]))
+    assert together == [alone[index] for index in order]

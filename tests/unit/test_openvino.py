@@ -1,8 +1,9 @@
-"""The OpenVINO detector on a network made here: it answers with each picture's mean colours."""
+"""The OpenVINO detector on a network made here: it answers with each image's mean colours."""
 
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import openvino as ov
 import pytest
 import yaml
 from openvino import opset13 as ops
-from service.stages import StageClock
 
 from service.domain import Box, ModelInfo
 from service.errors import ModelError
@@ -36,7 +36,7 @@ BOXES = [[0, 0, 64, 64], [8, 16, 24, 32], [-9, -9, 99, 99]]  # of red, green, bl
 
 
 def network(*, shape: list[int], columns: int = 6) -> ov.Model:
-    """Three rows for each picture: box, mean of one channel, class. Padding counts in the mean."""
+    """Three rows for each image: box, mean of one channel, class. Padding counts in the mean."""
     pictures = ops.parameter(ov.PartialShape(shape), ov.Type.f32)
     means = ops.unsqueeze(ops.reduce_mean(pictures, np.array([2, 3])), np.array([2]))
     nothing = ops.multiply(means, np.float32(0))
@@ -83,7 +83,7 @@ def test_detect_leaves_out_what_is_below_the_confidence(detector: OpenVINODetect
     assert [one.label for one in found] == ["blue", "red"]  # 64/255 is above 0.25, 63/255 below
 
 
-def test_detect_gives_boxes_of_the_picture_clipped_to_it(detector: OpenVINODetector) -> None:
+def test_detect_gives_boxes_clipped_to_the_image(detector: OpenVINODetector) -> None:
     [found] = detector.detect([plain(255, 254, 253, width=128, height=64)])
     boxes = {one.label: one.box for one in found}
     assert boxes["red"] == Box(0.0, 0.0, 128.0, 64.0)
@@ -91,14 +91,14 @@ def test_detect_gives_boxes_of_the_picture_clipped_to_it(detector: OpenVINODetec
     assert boxes["blue"] == Box(0.0, 0.0, 128.0, 64.0)
 
 
-def test_detect_of_many_sizes_keeps_each_pictures_own_results(detector: OpenVINODetector) -> None:
+def test_detect_of_many_sizes_keeps_each_images_own_results(detector: OpenVINODetector) -> None:
     sizes = [(64, 64), (128, 64), (64, 128), (50, 20), (64, 64), (128, 64), (7, 7)]
     images = [
         plain(0, 0, 70 + 25 * i, width=width, height=height)
         for i, (width, height) in enumerate(sizes)
     ]
-    together = detector.detect(images)
-    alone = [detector.detect([image])[0] for image in images]
+    together = list(detector.detect(images))
+    alone = [found for image in images for found in detector.detect([image])]
     assert [found[0].label for found in together] == ["red"] * 7
     for found, expected in zip(together, alone, strict=True):
         assert [one.label for one in found] == [one.label for one in expected]
@@ -108,37 +108,41 @@ def test_detect_of_many_sizes_keeps_each_pictures_own_results(detector: OpenVINO
         assert [one.box for one in found] == [one.box for one in expected]
 
 
-def test_detect_compiles_for_few_frames_however_many_sizes_come(tmp_path: Path) -> None:
+def test_many_sizes_are_compiled_for_few_input_shapes(tmp_path: Path) -> None:
     detector = OpenVINODetector(write(tmp_path), image_size=640)
     sizes = [(640, 640 * share // 40) for share in range(1, 41)]
     for width, height in sizes + [size[::-1] for size in sizes]:
-        detector.detect([plain(9, 9, 9, width=width, height=height)])
+        list(detector.detect([plain(9, 9, 9, width=width, height=height)]))
     assert len(detector._networks._compiled) == 7
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 5])
-def test_detect_on_any_number_of_lanes_keeps_the_order(tmp_path: Path, lanes: int) -> None:
-    detector = OpenVINODetector(write(tmp_path), lanes=lanes)
-    images = [plain(0, 0, 255 - i) for i in range(64)]
-    found = detector.detect(images)
-    confidences = [one[0].confidence for one in found]
-    assert confidences == pytest.approx([(255 - i) / 255 for i in range(64)], abs=1e-5)
+@pytest.mark.parametrize("streams", [1, 2, 5])
+def test_threads_that_detect_at_once_each_get_their_own(tmp_path: Path, streams: int) -> None:
+    detector = OpenVINODetector(write(tmp_path), streams=streams)
+    assert detector.runners == streams
+    batches = [[plain(0, 0, 255 - i - streams * j) for j in range(20)] for i in range(streams)]
+    with ThreadPoolExecutor(streams) as threads:
+        results = list(threads.map(lambda batch: list(detector.detect(batch)), batches))
+    confidences = [[found[0].confidence for found in batch] for batch in results]
+    for i, found in enumerate(confidences):
+        expected = [(255 - i - streams * j) / 255 for j in range(20)]
+        assert found == pytest.approx(expected, abs=1e-5)
 
 
-def test_detect_passes_on_what_a_lane_raises(detector: OpenVINODetector) -> None:
+def test_image_that_fails_costs_none_of_those_before_it(detector: OpenVINODetector) -> None:
+    results = detector.detect([plain(1, 2, 255), np.zeros((0, 0), np.uint8)])
+    assert next(results)[0].label == "red"
     with pytest.raises(ZeroDivisionError):
-        detector.detect([plain(1, 2, 3), np.zeros((0, 0), np.uint8)])
+        next(results)
 
 
-def test_detect_counts_its_stages(tmp_path: Path) -> None:
-    clock = StageClock()
-    OpenVINODetector(write(tmp_path), clock=clock).detect([plain(1, 2, 3)])
-    assert set(clock.seconds()) == {"letterbox", "inference", "postprocess"}
+def test_images_of_one_input_shape_say_so(detector: OpenVINODetector) -> None:
+    assert detector.input_shape(640, 480) == detector.input_shape(64, 48) == (64, 64)
+    assert detector.input_shape(1920, 1080) == (64, 64)  # of 32-pixel strides
+    assert detector.input_shape(640, 320) == (64, 64)
 
 
-def test_first_pictures_on_two_threads_of_a_new_process_do_not_lock_each_other(
-    tmp_path: Path,
-) -> None:
+def test_first_images_on_two_threads_do_not_deadlock(tmp_path: Path) -> None:
     """OpenVINO's binding looks numpy up at its first use; two threads at once would hang there.
 
     A lookup that lets the other thread run makes the race certain.
@@ -146,6 +150,7 @@ def test_first_pictures_on_two_threads_of_a_new_process_do_not_lock_each_other(
     write(tmp_path)
     code = f"""
 import builtins, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
 from service.inference.openvino import OpenVINODetector
@@ -157,8 +162,10 @@ def slow(name, *rest, **more):
     return original(name, *rest, **more)
 builtins.__import__ = slow
 
-detector = OpenVINODetector(Path({str(tmp_path)!r}), lanes=2)
-print(len(detector.detect([np.zeros((64, 64, 3), np.uint8)] * 8)))
+detector = OpenVINODetector(Path({str(tmp_path)!r}), streams=2)
+images = [np.zeros((64, 64, 3), np.uint8)] * 4
+with ThreadPoolExecutor(2) as threads:
+    print(sum(map(len, threads.map(lambda _: list(detector.detect(images)), range(2)))))
 """
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -166,8 +173,8 @@ print(len(detector.detect([np.zeros((64, 64, 3), np.uint8)] * 8)))
 
 
 def test_detect_of_nothing_is_nothing(detector: OpenVINODetector) -> None:
-    assert detector.detect([]) == []
-    assert detector.detect([plain(0, 0, 0)]) == [[]]
+    assert list(detector.detect([])) == []
+    assert list(detector.detect([plain(0, 0, 0)])) == [[]]
 
 
 def test_detect_gives_plain_types(detector: OpenVINODetector) -> None:
@@ -182,7 +189,7 @@ def test_names_may_be_a_list(tmp_path: Path) -> None:
     assert {one.class_id: one.label for one in found} == {0: "traffic light", 1: "7", 2: "blue"}
 
 
-def test_class_that_the_network_has_needs_a_label(tmp_path: Path) -> None:
+def test_every_class_of_the_model_needs_a_label(tmp_path: Path) -> None:
     directory = Path(shutil.copytree(BUNDLED_MODEL, tmp_path / "model"))
     text = (directory / "metadata.yaml").read_text(encoding="utf-8")
     metadata = yaml.safe_load(text)

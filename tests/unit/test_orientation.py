@@ -3,7 +3,7 @@
 import io
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -24,9 +24,11 @@ from service.images.decode import decode
 from service.images.pixels import TRANSPOSED, upright
 
 ORIENTATIONS = range(1, 9)
-LITTLE, BIG = "<", ">"
+Order = Literal["<", ">"]
+LITTLE: Order = "<"
+BIG: Order = ">"
 SHORT, LONG = 3, 4
-WAYS = {
+WAYS: dict[str, tuple[Order, int]] = {
     "little-endian short": (LITTLE, SHORT),
     "big-endian short": (BIG, SHORT),
     "little-endian long": (LITTLE, LONG),
@@ -58,7 +60,7 @@ def canvas_with_exif() -> bytes:
     return riff_chunk(b"VP8X", struct.pack("<I", 8) + sides)
 
 
-def tiff(orientation: int, order: str, kind: int) -> bytes:
+def tiff(orientation: int, order: Order, kind: int) -> bytes:
     buffer = io.BytesIO()
     tag = (274, "H" if kind == SHORT else "I", 1, orientation, True)
     tifffile.imwrite(
@@ -67,7 +69,7 @@ def tiff(orientation: int, order: str, kind: int) -> bytes:
     return buffer.getvalue()
 
 
-EXIF_IN: dict[str, Callable[[int, str, int], bytes]] = {
+EXIF_IN: dict[str, Callable[[int, Order, int], bytes]] = {
     "JPEG": lambda *way: jpeg(b"Exif\0\0" + exif(*way)),
     "progressive JPEG": lambda *way: jpeg(b"Exif\0\0" + exif(*way), progressive=True),
     "PNG": lambda *way: after_header(saved("PNG"), chunk(b"eXIf", exif(*way))),
@@ -94,7 +96,7 @@ def assert_upright(data: bytes, orientation: int) -> None:
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("make", EXIF_IN.values(), ids=EXIF_IN)
 def test_image_is_turned_as_its_exif_says(
-    make: Callable[[int, str, int], bytes], way: tuple[str, int], orientation: int
+    make: Callable[[int, Order, int], bytes], way: tuple[Order, int], orientation: int
 ) -> None:
     assert_upright(make(orientation, *way), orientation)
 

@@ -102,7 +102,7 @@ class Confirmed(Future[str]):
 
 
 def publish(client: FakeClient, messages: Iterator[bytes]) -> int:
-    return publish_jobs(client, "t", messages)  # type: ignore[arg-type]
+    return publish_jobs(client, "t", messages)
 
 
 def test_few_messages_wait_for_their_confirmation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,4 +137,4 @@ def test_error_of_the_client_is_one_of_ours(error: Exception, kind: type[Excepti
 
 def test_attribute_that_the_client_would_take_for_its_own_is_refused() -> None:
     with pytest.raises(PublishError, match="'timeout'"):
-        publish_jobs(None, "t", [b"{}"], attributes={"timeout": "1"})  # type: ignore[arg-type]
+        publish_jobs(None, "t", [b"{}"], attributes={"timeout": "1"})

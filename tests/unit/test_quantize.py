@@ -23,7 +23,7 @@ from openvino import opset13 as ops
 from devtools.demo_model.shapes import write_samples
 from service.cli.export import export
 from service.cli.main import main
-from service.domain import Box, Detection, ImageInfo
+from service.domain import Box, Detection
 from service.errors import ModelError
 from service.export.accuracy import (
     CONFIDENCE,
@@ -40,7 +40,8 @@ from service.export.weights import (
     find_pictures,
     read_metadata,
 )
-from service.images.decode import inspect
+from service.images.decode import open_within
+from service.images.formats import File
 from service.images.pixels import Pixels
 from service.inference.canary import CANARY, FALLBACK, load_verified
 from service.inference.identity import sha256_of_model
@@ -133,12 +134,12 @@ def test_find_pictures_reads_headers_until_there_are_enough(
         path.write_bytes(path.read_bytes()[:1000])  # of a few kB: nothing to decode
     read: list[int] = []
 
-    def counted(data: bytes, *, max_pixels: int) -> ImageInfo:
+    def counted(data: bytes, *, max_pixels: int) -> File:
         read.append(len(data))
-        return inspect(data, max_pixels=max_pixels)
+        return open_within(data, max_pixels=max_pixels)
 
     monkeypatch.setattr("service.export.weights._MAX_PICTURES", 5)
-    monkeypatch.setattr("service.export.weights.inspect", counted)
+    monkeypatch.setattr("service.export.weights.open_within", counted)
     assert len(find_pictures(tmp_path)) == len(read) == 5
 
 

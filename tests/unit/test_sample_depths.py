@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import cv2
@@ -105,14 +106,11 @@ def bmp(bits: int) -> bytes:
 
 # The top of the samples, and a file of them.
 GREY: dict[str, tuple[int, Callable[[], bytes]]] = {
-    **{
-        f"PNG, {b} bits": (2**b - 1, lambda b=b: png(grey(2**b - 1), b, 0))
-        for b in (1, 2, 4, 8, 16)
-    },
+    **{f"PNG, {b} bits": (2**b - 1, partial(png, grey(2**b - 1), b, 0)) for b in (1, 2, 4, 8, 16)},
     **{
         f"PNG, palette of {b} bits": (
             2**b - 1,
-            lambda b=b: png(grey(2**b - 1), b, 3, palette(b)),
+            partial(png, grey(2**b - 1), b, 3, palette(b)),
         )
         for b in (1, 2, 4, 8)
     },
@@ -120,8 +118,8 @@ GREY: dict[str, tuple[int, Callable[[], bytes]]] = {
     "PNG, 16 bits and alpha": (65535, lambda: png(with_alpha(grey(65535)), 16, 4)),
     "plain PBM": (1, lambda: pnm(1, 1)),
     "PBM": (1, lambda: pnm(4, 1)),
-    **{f"plain PGM of {m}": (m, lambda m=m: pnm(2, m)) for m in (1, 7, 255, 1023, 65535)},
-    **{f"PGM of {m}": (m, lambda m=m: pnm(5, m)) for m in (1, 7, 100, 255, 256, 1023, 4095, 65535)},
+    **{f"plain PGM of {m}": (m, partial(pnm, 2, m)) for m in (1, 7, 255, 1023, 65535)},
+    **{f"PGM of {m}": (m, partial(pnm, 5, m)) for m in (1, 7, 100, 255, 256, 1023, 4095, 65535)},
     "TIFF, 1 bit": (1, lambda: tiff(grey(1).astype(bool), photometric="minisblack")),
     "TIFF, 8 bits": (255, lambda: tiff(grey(255))),
     "TIFF, 8 bits, white is 0": (255, lambda: tiff(255 - grey(255), photometric="miniswhite")),
@@ -135,14 +133,14 @@ GREY: dict[str, tuple[int, Callable[[], bytes]]] = {
     **{
         f"JPEG 2000, {b} bits": (
             2**b - 1,
-            lambda b=b: encoded("jpeg2k", grey(2**b - 1), bitspersample=b, level=0),
+            partial(encoded, "jpeg2k", grey(2**b - 1), bitspersample=b, level=0),
         )
         for b in (1, 2, 4, 8, 9, 10, 12, 16)
     },
     **{
         f"JPEG 2000, {b} bits and alpha": (
             2**b - 1,
-            lambda b=b: encoded("jpeg2k", with_alpha(grey(2**b - 1)), bitspersample=b, level=0),
+            partial(encoded, "jpeg2k", with_alpha(grey(2**b - 1)), bitspersample=b, level=0),
         )
         for b in (8, 9, 12)
     },
@@ -151,15 +149,15 @@ GREY: dict[str, tuple[int, Callable[[], bytes]]] = {
         lambda: encoded("jpeg2k", grey(4095), bitspersample=12, level=0, codecformat="j2k"),
     ),
     "JPEG": (255, lambda: encoded("jpeg", grey(255), level=100)),
-    **{f"BMP, {b} bits": (2**b - 1, lambda b=b: bmp(b)) for b in (1, 4, 8)},
+    **{f"BMP, {b} bits": (2**b - 1, partial(bmp, b)) for b in (1, 4, 8)},
     "BMP, 16 bits": (31, lambda: bmp(16)),
 }
 COLOUR: dict[str, tuple[int, Callable[[], bytes]]] = {
     "PNG, 8 bits": (255, lambda: png(colour(255), 8, 2)),
     "PNG, 16 bits": (65535, lambda: png(colour(65535), 16, 2)),
     "PNG, 16 bits and alpha": (65535, lambda: png(with_alpha(colour(65535)), 16, 6)),
-    **{f"plain PPM of {m}": (m, lambda m=m: pnm(3, m)) for m in (1, 7, 255, 1023, 65535)},
-    **{f"PPM of {m}": (m, lambda m=m: pnm(6, m)) for m in (1, 7, 100, 255, 256, 1023, 4095, 65535)},
+    **{f"plain PPM of {m}": (m, partial(pnm, 3, m)) for m in (1, 7, 255, 1023, 65535)},
+    **{f"PPM of {m}": (m, partial(pnm, 6, m)) for m in (1, 7, 100, 255, 256, 1023, 4095, 65535)},
     "TIFF, 8 bits": (255, lambda: tiff(colour(255), photometric="rgb")),
     "TIFF, 8 bits, big-endian": (255, lambda: tiff(colour(255), photometric="rgb", byteorder=">")),
     "TIFF, 16 bits": (65535, lambda: tiff(colour(65535), photometric="rgb")),
@@ -175,7 +173,7 @@ COLOUR: dict[str, tuple[int, Callable[[], bytes]]] = {
     **{
         f"JPEG 2000, {b} bits": (
             2**b - 1,
-            lambda b=b: encoded("jpeg2k", colour(2**b - 1), bitspersample=b, level=0),
+            partial(encoded, "jpeg2k", colour(2**b - 1), bitspersample=b, level=0),
         )
         for b in (2, 4, 8, 9)
     },
@@ -191,7 +189,7 @@ COLOUR: dict[str, tuple[int, Callable[[], bytes]]] = {
     **{
         f"AVIF, {b} bits": (
             2**b - 1,
-            lambda b=b: encoded("avif", colour(2**b - 1), bitspersample=b, level=100),
+            partial(encoded, "avif", colour(2**b - 1), bitspersample=b, level=100),
         )
         for b in (8, 10, 12)
     },
@@ -242,12 +240,12 @@ def jp2_of_order(data: bytes) -> bytes:
 
 UNKNOWN_RANGE: dict[str, Callable[[], bytes]] = {
     **{
-        f"PFM, {kind}, {order}": lambda s=samples, o=order: pfm(s, o)
+        f"PFM, {kind}, {order}": partial(pfm, samples, order)
         for kind, samples in (("grey", RAMP), ("colour", np.dstack([RAMP] * 3)))
         for order in "<>"
     },
     **{
-        f"TIFF, {name}": lambda d=name: tiff((RAMP * 100).astype(d), photometric="minisblack")
+        f"TIFF, {name}": partial(tiff, (RAMP * 100).astype(name), photometric="minisblack")
         for name in ("float16", "float32", "float64", "int8", "int16", "int32", "uint32")
     },
     "TIFF, float colour": lambda: tiff(np.dstack([RAMP] * 3).astype("f4"), photometric="rgb"),

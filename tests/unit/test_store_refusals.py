@@ -43,6 +43,10 @@ class RefusingClient:
         return []
 
 
+def store_of(client: Any, **options: Any) -> ResultStore:
+    return ResultStore(client, collection="c", timeout_seconds=1, **options)
+
+
 REFUSALS = {
     exceptions.PermissionDenied("billing is disabled"): "roles/datastore.user",
     exceptions.NotFound("no database"): "FIRESTORE_DATABASE",
@@ -57,7 +61,7 @@ def test_database_that_refuses_everything_is_logged_once(
     error: Exception, advice: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = RefusingClient(error)
-    store = ResultStore(client, collection="c", timeout_seconds=1)
+    store = store_of(client)
     results = [ImageResult(ImageRef("uploads", name, 1)) for name in "ab"]
     for _ in range(5):
         with pytest.raises(StoreRefusedError, match=advice):
@@ -87,7 +91,7 @@ def test_account_that_may_only_read_is_logged_once(caplog: pytest.LogCaptureFixt
     client = ReadOnly(exceptions.PermissionDenied("no"))
     now = [0.0]
     outages = Outages(clock=lambda: now[0])
-    store = ResultStore(client, collection="c", timeout_seconds=1, outages=outages)
+    store = store_of(client, outages=outages)
     for _ in range(20):
         now[0] += 60
         store.is_final("a")
@@ -118,7 +122,7 @@ RESULTS = [ImageResult(ImageRef("uploads", name, 1)) for name in "abcdefgh"]
 )
 def test_store_that_goes_away_amid_isolation_is_asked_once(away: Exception) -> None:
     client = Sequence(exceptions.InvalidArgument("bad"), None, away)
-    outcomes = ResultStore(client, collection="c", timeout_seconds=1).commit(RESULTS)
+    outcomes = store_of(client).commit(RESULTS)
     assert client.commits == 3
     assert outcomes[0] == Recorded(RESULTS[0])
     assert all(isinstance(one, StoreUnavailableError) for one in outcomes[1:])
@@ -129,7 +133,7 @@ def test_store_that_is_away_is_not_asked_for_the_next_group(
 ) -> None:
     monkeypatch.setattr("service.gcp.firestore._MAX_COMMIT_BYTES", 1)  # one document a group
     client = Sequence(exceptions.RetryError("away", None))
-    outcomes = ResultStore(client, collection="c", timeout_seconds=1).commit(RESULTS)
+    outcomes = store_of(client).commit(RESULTS)
     assert {type(outcome) for outcome in outcomes} == {StoreUnavailableError}
     assert client.commits == 1
 
@@ -140,11 +144,9 @@ ODD = [RuntimeError("can't start new thread"), OSError(24, "Too many open files"
 @pytest.mark.parametrize("odd", ODD, ids=repr)
 def test_image_of_an_odd_error_is_tried_again_alone_and_handed_on(odd: Exception) -> None:
     passing = Sequence(odd, None)
-    assert ResultStore(passing, collection="c", timeout_seconds=1).commit(RESULTS[:1]) == [
-        Recorded(RESULTS[0])
-    ]
+    assert store_of(passing).commit(RESULTS[:1]) == [Recorded(RESULTS[0])]
     lasting = Sequence(odd)
-    assert ResultStore(lasting, collection="c", timeout_seconds=1).commit(RESULTS[:1]) == [odd]
+    assert store_of(lasting).commit(RESULTS[:1]) == [odd]
     assert lasting.commits == 2
 
 
@@ -155,16 +157,14 @@ def test_document_that_cannot_be_built_is_recorded(refusal: Exception) -> None:
             if document["status"] == "done":
                 raise refusal
 
-    store = ResultStore(Unbuildable(None), collection="c", timeout_seconds=1)
+    store = store_of(Unbuildable(None))
     [recorded] = store.commit(RESULTS[:1])
     assert isinstance(recorded, Recorded) and recorded.result.failure
     assert recorded.result.failure.code == ErrorCode.UNSTORABLE_RESULT
 
 
 def test_database_that_is_away_is_not_called_refusing(caplog: pytest.LogCaptureFixture) -> None:
-    store = ResultStore(
-        RefusingClient(exceptions.ServiceUnavailable("away")), collection="c", timeout_seconds=1
-    )
+    store = store_of(RefusingClient(exceptions.ServiceUnavailable("away")))
     with pytest.raises(StoreUnavailableError) as raised:
         store.is_final("a")
     assert not isinstance(raised.value, StoreRefusedError)

@@ -60,7 +60,7 @@ GONE = {"NotFound", "PreconditionFailed"}
 @pytest.mark.parametrize("kind", STORAGE, ids=[kind.__name__ for kind in STORAGE])
 def test_error_of_cloud_storage_becomes_ours(kind: type[Exception]) -> None:
     ours = (ObjectGoneError, StorageUnavailableError, BadImageError)
-    with pytest.raises(ours) as raised, storage._translated():
+    with pytest.raises(ours) as raised, storage.translated():
         raise make(kind)
     assert isinstance(raised.value, ObjectGoneError) == (kind.__name__ in GONE)
     assert "secret" not in str(raised.value)
@@ -69,7 +69,7 @@ def test_error_of_cloud_storage_becomes_ours(kind: type[Exception]) -> None:
 
 def test_bucket_that_asks_for_a_paying_project_is_not_gone() -> None:
     """Acknowledged as gone, every picture of such a bucket would be lost without a document."""
-    with pytest.raises(StorageUnavailableError), storage._translated():
+    with pytest.raises(StorageUnavailableError), storage.translated():
         raise make(BadRequest)  # requester pays bucket but no user project provided
 
 
@@ -81,7 +81,7 @@ def test_error_of_firestore_becomes_ours(kind: type[Exception]) -> None:
     assert "secret" not in str(raised.value)
 
 
-@pytest.mark.parametrize("module", [storage, store], ids=["storage", "store"])
-def test_error_of_our_own_is_not_hidden(module: Any) -> None:
-    with pytest.raises(KeyError), module._translated():
+@pytest.mark.parametrize("translated", [storage.translated, store._translated])
+def test_error_of_our_own_is_not_hidden(translated: Any) -> None:
+    with pytest.raises(KeyError), translated():
         raise KeyError("a bug")
