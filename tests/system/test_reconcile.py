@@ -138,9 +138,9 @@ def test_rerun_delivered_again_changes_nothing(
 # place is not kept yet.
 KILLED = """
 import os, signal, sys
-from service.gcp import publisher, storage
+from service.gcp import listing, publisher
 from service.cli.reconcile import reconcile
-storage._PAGE_SIZE = 5
+listing._PAGE_SIZE = 5
 publish, calls = publisher.publish_jobs, []
 def killed(*arguments, **named):
     count = publish(*arguments, **named)
