@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from service.concurrency.semaphore import FairSemaphore
@@ -46,6 +47,9 @@ logger = logging.getLogger(__name__)
 # Recorded if Cloud Storage refuses to report the generation. No object has generation 0.
 _NO_GENERATION = 0
 _CLOSE_SECONDS = 8.0
+# Pub/Sub's shortest back-off, unless a subscription sets another one:
+# https://cloud.google.com/pubsub/docs/handling-failures#exponential_backoff
+_BACK_OFF = timedelta(seconds=10)
 
 
 class Storage(Protocol):
@@ -194,10 +198,7 @@ class Pipeline:
             except BadImageError as exc:
                 ref = replace(ref, generation=_NO_GENERATION)
                 failure = Failure(exc.code, exc.message)
-        # The first delivery of an upload finds no document. A wrong guess costs an inference only:
-        # the commit never replaces a document.
-        is_first = event.delivery_attempt == 1 and not event.is_job
-        if not is_first and self._recorder.is_final(ref, deadline):
+        if not _is_first_delivery(event) and self._recorder.is_final(ref, deadline):
             return Outcome.ALREADY_RECORDED
         result = ImageResult(ref, failure=failure) if failure else self._detect(ref, deadline)
         return self._recorder.record(replace(result, event_time=event.event_time), deadline)
@@ -244,6 +245,19 @@ class Pipeline:
         """
         if wanted and wanted.unless_model and wanted.unless_model != self._model.info.sha256:
             raise OtherModelError("The message asks for another model than this service runs.")
+
+
+def _is_first_delivery(event: Event) -> bool:
+    """Return whether an upload is most likely delivered for the first time, so has no document.
+
+    Eventarc reports no attempts: there, an event younger than any back-off is taken for the first.
+    A wrong guess costs an inference only: the commit never replaces a document.
+    """
+    if event.is_job:
+        return False
+    if event.delivery_attempt is not None:
+        return event.delivery_attempt == 1
+    return event.event_time is not None and datetime.now(UTC) - event.event_time < _BACK_OFF
 
 
 def _timings(started: float, downloaded: float) -> Timings:

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -224,6 +224,16 @@ def test_the_first_delivery_of_an_upload_asks_for_no_document(world: World) -> N
     ref = world.storage.put("cat", picture())
     assert handle(world.pipeline(), ref, delivery_attempt=1) is Outcome.DONE
     assert world.store.lookups == []
+
+
+@pytest.mark.parametrize(("age", "lookups"), [(1, 0), (60, 1)], ids=["young", "old"])
+def test_a_young_event_without_attempts_asks_for_no_document(
+    world: World, age: int, lookups: int
+) -> None:
+    ref = world.storage.put("cat", picture())
+    event = Event(ref, datetime.now(UTC) - timedelta(seconds=age))
+    assert world.pipeline().handle(event, NO_DEADLINE) is Outcome.DONE
+    assert len(world.store.lookups) == lookups
 
 
 def test_the_first_delivery_of_a_job_asks_for_its_document(world: World) -> None:
