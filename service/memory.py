@@ -25,9 +25,10 @@ _MB = 10**6
 _BASE_BYTES = 190 * _MB  # gunicorn, the libraries of the worker, the network as it is read
 _ROOT_BYTES = 60 * _MB  # the decoders' libraries
 _DECODER_BYTES = 10 * _MB  # of a decoder before its first file
-# Of a network that OpenVINO has compiled for one input shape: packed weights and code, and for each
-# stream its activations.
+# Of a network that OpenVINO has compiled for one input shape, besides its weights: code (more of it
+# in int8, on a CPU with AMX), and for each stream its activations.
 _COMPILED_BYTES = 16 * _MB
+_COMPILED_INT8_BYTES = 75 * _MB
 _BYTES_PER_INPUT_PIXEL = 64
 _CHANNELS = 3
 _STRIDE = 32
@@ -126,9 +127,11 @@ def _model_bytes(path: Path, detector: Detector) -> int:
     if not (path / OPENVINO_METADATA).is_file():
         return max(0, _resident_bytes() - _BASE_BYTES)
     weights = sum(file.stat().st_size for file in path.glob("*.bin"))
+    is_int8 = detector.info.precision == "int8"
+    compiled = weights + (_COMPILED_INT8_BYTES if is_int8 else _COMPILED_BYTES)
     shapes = input_shapes(detector.info.image_size, stride=_STRIDE)
     return sum(
-        _COMPILED_BYTES + weights + detector.runners * _BYTES_PER_INPUT_PIXEL * height * width
+        compiled + detector.runners * _BYTES_PER_INPUT_PIXEL * height * width
         for height, width in shapes
     )
 

@@ -7,6 +7,7 @@ that the message must be delivered again, and that this is safe.
 """
 
 import logging
+import math
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -204,6 +205,7 @@ class Pipeline:
     def _detect(self, ref: ImageRef, deadline: Deadline) -> ImageResult:
         """Download, decode and detect. A file that can never be detected is a failed result."""
         started = time.monotonic()
+        downloaded = math.inf
         try:
             with self._storage.download(ref, deadline, self._buffered.acquire) as download:
                 ref = replace(ref, metadata=download.metadata)
@@ -216,8 +218,10 @@ class Pipeline:
                 )
                 del download  # not to be kept while the pixels wait for the model
         except BadImageError as exc:
-            return ImageResult(ref, failure=Failure(exc.code, exc.message))
-        decoded = time.monotonic()
+            # The times also tell this failure from that of another delivery.
+            failure = Failure(exc.code, exc.message)
+            return ImageResult(ref, failure=failure, timings=_timings(started, downloaded))
+        timings = _timings(started, downloaded)
         inferred = self._model.infer(picture.pixels, ref.document_id, deadline)
         return ImageResult(
             ref,
@@ -225,9 +229,8 @@ class Pipeline:
             model=self._model.info,
             detections=_enlarged(inferred.result, picture),
             batch_size=inferred.batch_size,
-            timings=Timings(
-                download_ms=round((downloaded - started) * 1000, 1),
-                decode_ms=round((decoded - downloaded) * 1000, 1),
+            timings=replace(
+                timings,
                 queue_ms=round(inferred.queue_ms, 1),
                 inference_ms=round(inferred.inference_ms, 1),
             ),
@@ -241,6 +244,16 @@ class Pipeline:
         """
         if wanted and wanted.unless_model and wanted.unless_model != self._model.info.sha256:
             raise OtherModelError("The message asks for another model than this service runs.")
+
+
+def _timings(started: float, downloaded: float) -> Timings:
+    """Return the times of a download and a decode that ended now; one that failed took all."""
+    now = time.monotonic()
+    downloaded = min(downloaded, now)
+    return Timings(
+        download_ms=round((downloaded - started) * 1000, 1),
+        decode_ms=round((now - downloaded) * 1000, 1),
+    )
 
 
 def _enlarged(detections: Sequence[Detection], picture: Picture) -> tuple[Detection, ...]:

@@ -164,7 +164,8 @@ def _memfd_mb(processes: Iterable[int]) -> float:
 
 def _status_mb(pid: int, name: str) -> float:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(_mb(line) for line in lines if line.startswith(name + ":"))
+    # A process that has ended, and was not waited for, has no such line.
+    return next((_mb(line) for line in lines if line.startswith(name + ":")), 0.0)
 
 
 def _mb(line: str) -> float:

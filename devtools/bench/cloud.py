@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Thread
 
 import requests
-from google.cloud import storage  # type: ignore[attr-defined]  # published without types
+from google.cloud import storage
 
 from devtools.bench.errors import BenchError
 from devtools.bench.load import Request

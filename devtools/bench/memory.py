@@ -112,10 +112,10 @@ def watched(pid: int) -> Iterator[Peaks]:
 
     def look() -> None:
         while not ended.wait(_LOOK_SECONDS):
-            with contextlib.suppress(OSError, IndexError):  # a decoder has just ended
+            with contextlib.suppress(OSError):  # a decoder has just ended
                 peaks.tree = max(peaks.tree, tree_mb(pid))
                 peaks.service = max(peaks.service, peak_resident_mb(pid))
-                [root] = children_of(pid)
+                root = min(children_of(pid))
                 peaks.root = max(peaks.root, peak_resident_mb(root))
                 now = 0.0
                 for decoder in children_of(root):

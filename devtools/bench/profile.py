@@ -18,11 +18,12 @@ from typing import Any
 from devtools.bench.accounting import ThreadTime, children_of, thread_times, tree_seconds
 from devtools.bench.errors import BenchError
 from devtools.bench.figures import Section, digits
-from devtools.bench.served import DOWNLOAD, HAND_OVER, INFERENCE, MESSAGE, STORE
+from devtools.bench.served import COMMIT, DOWNLOAD, HAND_OVER, INFERENCE, MESSAGE, READ
 from devtools.bench.subjects import Http, Server
 
 DECODE = "decoder processes"
-STAGES = (DOWNLOAD, HAND_OVER, DECODE, INFERENCE, STORE)
+GRPC = "store: gRPC's threads"
+STAGES = (READ, DOWNLOAD, HAND_OVER, DECODE, INFERENCE, COMMIT, GRPC)
 HTTP = "HTTP"
 BETWEEN = "queues, threads"
 BY_DIFFERENCE = (HTTP, BETWEEN)  # a thread's time less what its stages counted
@@ -99,7 +100,7 @@ def attribute(before: Sample, after: Sample, pictures: int) -> Profile:
         spent = thread.seconds - (earlier.seconds if earlier else 0.0)
         known = after.python.get(number)
         if known is None:
-            seconds[INFERENCE if thread.name == main else STORE] += spent
+            seconds[INFERENCE if thread.name == main else GRPC] += spent
             continue
         counted_before = before.python.get(number)
         counted = sum(known.stages.values())

@@ -18,7 +18,9 @@ CPU time is that of all processes of a service, decoders and ended ones included
 """
 
 import argparse
+import base64
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -50,6 +52,7 @@ from service.operate.detect import find_files
 from service.settings import BUNDLED_MODEL
 
 _CAPACITY_IMAGES = 200
+_REFUSED = 429
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ class Loaded:
     p50_ms: float
     p90_ms: float
     cpu_ms: float  # an image
+    refused_percent: float  # answered 429, where something else slows the machine down
 
 
 class Comparison:
@@ -148,6 +152,8 @@ class Comparison:
         settings: Mapping[str, str],
         cores: frozenset[int],
         images: Sequence[Path],
+        *,
+        with_pushes: bool,
     ) -> None:
         self._revisions = revisions
         self._cloud = cloud
@@ -156,6 +162,7 @@ class Comparison:
         self._settings = settings
         self._cores = cores
         self._images = images
+        self._with_pushes = with_pushes
         self._events: list[Request] = []
 
     def start(self) -> list[Server]:
@@ -184,11 +191,13 @@ class Comparison:
         cpu = server.cpu_seconds
         answers = self._generator.call(load.send_open, server.url, events, rate=rate, seed=seed)
         cpu = server.cpu_seconds - cpu
-        check_answers(answers, server.child)
-        self._cloud.check_results(len(events))
-        latencies = [(answer.answered - answer.due) * 1000 for answer in answers]
+        good = [answer for answer in answers if answer.is_good]
+        check_answers([a for a in answers if a.status != _REFUSED], server.child)
+        self._cloud.check_results(len(good))
+        latencies = [(answer.answered - answer.due) * 1000 for answer in good]
         p50, p90 = np.percentile(latencies, [50, 90])
-        return Loaded(float(p50), float(p90), cpu * 1000 / len(events))
+        refused = 100 * (1 - len(good) / len(answers))
+        return Loaded(float(p50), float(p90), cpu * 1000 / len(good), refused)
 
     def cold_start(self, revision: Revision) -> Start:
         """Start a service, and let it store a document."""
@@ -204,8 +213,24 @@ class Comparison:
     def upload(self, count: int) -> list[Request]:
         """Have at least so many events, and return as many."""
         if (missing := count - len(self._events)) > 0:
-            self._events += self._cloud.upload(self._images, missing)
+            events = self._cloud.upload(self._images, missing)
+            self._events += [push_of(event) for event in events] if self._with_pushes else events
         return self._events[:count]
+
+
+def push_of(event: Request) -> Request:
+    """Wrap an upload's event as Pub/Sub pushes its notification for the first time."""
+    image = json.loads(event.body)
+    message = {
+        "attributes": {
+            "eventType": "OBJECT_FINALIZE", "bucketId": image["bucket"], "objectId": image["name"],
+            "objectGeneration": image["generation"],
+        },
+        "data": base64.b64encode(event.body).decode(),
+        "messageId": "1",
+    }  # fmt: skip
+    push = {"message": message, "subscription": "uploads", "deliveryAttempt": 1}
+    return Request({"content-type": "application/json"}, json.dumps(push).encode())
 
 
 def in_turns(
@@ -227,7 +252,7 @@ def rows_of(found: Sequence[Sequence[Mapping[str, float]]]) -> list[list[str]]:
     rows = []
     for name in found[0][0]:
         columns = [[each[name] for each in rounds] for rounds in found]
-        ratios = [new / old for old, new in zip(*columns, strict=True)]
+        ratios = [new / old if old else math.nan for old, new in zip(*columns, strict=True)]
         rows.append(
             [
                 name,
@@ -260,6 +285,7 @@ def measure(options: argparse.Namespace) -> tuple[list[list[str]], dict[str, obj
             revisions, cloud, processes,
             cleanup.enter_context(Process(choose_cores(None).usable)),
             service_settings(options.model, options.batch_size), cores, images,
+            with_pushes=options.pushes,
         )  # fmt: skip
         data: dict[str, object] = {"revisions": [r.name for r in revisions], "lines": lines}
         with on_cores(choose_cores(None).usable):
@@ -299,6 +325,7 @@ def _measured(
                 f"p50 {at}, ms": found.p50_ms,
                 f"p90 {at}, ms": found.p90_ms,
                 f"CPU-ms an image {at}": found.cpu_ms,
+                f"refused {at}, %": found.refused_percent,
             }
 
         return measured
@@ -336,6 +363,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=15.0, help="of each open loop")
     parser.add_argument("--load", type=float, default=0.7, help="of the old capacity")
+    parser.add_argument(
+        "--pushes", action="store_true", help="Pub/Sub pushes in place of Eventarc's events"
+    )
     parser.add_argument("--cores", help="of the services, such as 0-1; by default all")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

@@ -33,7 +33,8 @@ from service.settings import Settings
 DOWNLOAD = "download"
 HAND_OVER = "to and from decoders"
 INFERENCE = "inference"
-STORE = "store"
+READ = "store: read"
+COMMIT = "store: commit"
 #: Of the log line.
 MESSAGE = "Stages"
 
@@ -105,8 +106,8 @@ def build_app() -> Flask:
         timed(storage)["resolve"] = clock.timed(DOWNLOAD, storage.resolve)
         timed(storage)["download"] = _timed_download(clock, storage.download)
         timed(decoders)["decode"] = clock.timed(HAND_OVER, decoders.decode)
-        timed(store)["is_final"] = clock.timed(STORE, store.is_final)
-        timed(store)["commit"] = clock.timed(STORE, store.commit)
+        timed(store)["is_final"] = clock.timed(READ, store.is_final)
+        timed(store)["commit"] = clock.timed(COMMIT, store.commit)
         detector = _TimedDetector(verified.detector, clock)
         return build_pipeline(
             settings, decoders, replace(verified, detector=detector), storage, store

@@ -12,7 +12,7 @@ from devtools.chaos.plan import FaultKind
 HANG_TIMEOUT_SECONDS = 20
 # Deliveries without an answer in time, though no process was struck: the machine may be slow. The
 # network is no excuse: a delivery ends with its deadline, whatever it waits for.
-MAX_LATE = 0.02
+MAX_LATE = 0.01
 
 _ERROR_SEVERITIES = ("ERROR", "CRITICAL")
 _USUAL_ANSWERS = (204, 429, 503)

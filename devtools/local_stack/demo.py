@@ -109,7 +109,7 @@ def upload(bucket: str, source: Path, uploads: Iterable[Upload]) -> str:
 
 
 def _upload_with_client(bucket: str, uploads: Iterable[Upload]) -> None:
-    from google.cloud import storage  # type: ignore[attr-defined]  # published without types
+    from google.cloud import storage
 
     client = storage.Client()
     for item in uploads:

@@ -63,7 +63,20 @@ def checked(pixels: Any) -> Pixels:
 
 
 def upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Turn and mirror stored pixels by their EXIF orientation (TIFF 6.0, tag 274), 1 to 8."""
+    """Turn and mirror stored pixels by their EXIF orientation (TIFF 6.0, tag 274), 1 to 8.
+
+    Raises:
+        MemoryError: no memory now.
+    """
+    try:
+        return _turned(pixels, orientation)
+    except cv2.error as exc:
+        if exc.code == cv2.Error.StsNoMem:
+            raise MemoryError from exc
+        raise
+
+
+def _turned(pixels: Pixels, orientation: int) -> Pixels:
     match orientation:
         case 2:
             turned = cv2.flip(pixels, 1)

@@ -269,7 +269,9 @@ def test_terminated_under_load_it_loses_nothing_that_it_acknowledged(
     assert code == 0
     assert len(acknowledged) >= 32
     found = firestore.Client().collection("detections")
-    documents = firestore.Client().get_all(found.document(ref.document_id) for ref in acknowledged)
+    documents = firestore.Client().get_all(
+        [found.document(ref.document_id) for ref in acknowledged]
+    )
     assert all(snapshot.exists for snapshot in documents)
 
 

@@ -20,7 +20,7 @@ def lock_text(name: str) -> str:
 
 def entries(name: str) -> dict[str, tuple[Requirement, list[str]]]:
     """Requirement and hashes of each line of a lock, by the package's name."""
-    found = {}
+    found: dict[str, tuple[Requirement, list[str]]] = {}
     for line in lock_text(name).replace("\\\n", " ").splitlines():
         code = line.partition("#")[0].strip()
         if code:

@@ -351,7 +351,7 @@ def test_listing_of_a_bucket_that_is_410_says_so(server: RefusingStorage) -> Non
 def test_credentials_that_have_expired_are_said(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Expired(Credentials):
         def __init__(self) -> None:
-            super().__init__()
+            super().__init__()  # type: ignore[no-untyped-call]
 
         def refresh(self, request: object) -> None:
             raise RefreshError("Reauthentication is needed.")

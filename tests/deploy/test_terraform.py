@@ -318,7 +318,7 @@ def _fields(query: BaseQuery) -> list[str]:
 
 
 def _client() -> firestore.Client:
-    return firestore.Client(project="my-project-1", credentials=AnonymousCredentials())  # type: ignore[no-untyped-call]
+    return firestore.Client(project="my-project-1", credentials=AnonymousCredentials())
 
 
 def _readme_queries() -> list[BaseQuery]:

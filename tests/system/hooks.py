@@ -40,7 +40,7 @@ class HostileDecodersWorker(Worker):
     """Has decoders that do what a marked file says; see tests/hostile_decoder.py."""
 
     def load_wsgi(self) -> None:
-        wsgi.build_decoders = hostile_decoders
+        vars(wsgi)["build_decoders"] = hostile_decoders
         super().load_wsgi()
 
 
@@ -58,7 +58,7 @@ class DyingAtLoadWorker(Worker):
     """Dies while it loads its model, by a defect of a native library."""
 
     def load_wsgi(self) -> None:
-        wsgi.load_model = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        vars(wsgi)["load_model"] = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         super().load_wsgi()
 
 
@@ -66,13 +66,13 @@ class DeadlyWorker(Worker):
     """Dies of one image in the model, by a defect of a native library."""
 
     def load_wsgi(self) -> None:
-        load_model = wsgi.load_model
+        load_model = vars(wsgi)["load_model"]
 
         def load(*args: Any) -> Any:
             verified = load_model(*args)
             return replace(verified, detector=self.faulty(verified.detector))
 
-        wsgi.load_model = load
+        vars(wsgi)["load_model"] = load
         super().load_wsgi()
 
     def faulty(self, detector: Detector) -> Detector:

@@ -5,14 +5,16 @@ Back-off and deliveries are scaled down, the service to a few slots.
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
-from google.cloud import pubsub_v1
+from google.cloud import pubsub_v1  # type: ignore[attr-defined]  # published without types
 
 from devtools.demo_model.shapes import Scene
+from devtools.local_stack.eventarc import Eventarc, EventarcOptions
 from devtools.local_stack.stack import Stack
 from service.domain import ImageRef
 from service.gcp.publisher import connect, job_message, publish_jobs
@@ -30,11 +32,11 @@ from tests.system.conftest import (
 Samples = list[tuple[Path, Scene]]
 
 SLOTS = 4
-IMAGES = 300
-UPLOADS = 60
+IMAGES = 120
+UPLOADS = 40
 # Long enough that a slow machine alone makes no dead letter: over six minutes.
 REDELIVERY = Redelivery(deliveries=100, minimum_backoff_seconds=1, maximum_backoff_seconds=4)
-SLOW = Deployment(images_per_second=2, instances=1)  # 195 jobs are published at once
+SLOW = Deployment(images_per_second=1, instances=1)  # 97 jobs are published at once
 
 
 def uri(ref: ImageRef) -> str:
@@ -48,6 +50,28 @@ def dead_letters(stack: Stack, name: str) -> list[bytes]:
         return [one.message.data for one in answer.received_messages]
 
 
+@contextmanager
+def pushed(stack: Stack, topic: str, service: Service) -> Iterator[None]:
+    """Push a topic's messages as Pub/Sub does, several at once.
+
+    The emulator pushes two at a time, and after three attempts none for a long time.
+    """
+    options = EventarcOptions(
+        concurrency=2 * SLOTS,
+        answer_timeout_seconds=PATIENCE_SECONDS,
+        min_delay_seconds=int(REDELIVERY.minimum_backoff_seconds),
+        max_delay_seconds=int(REDELIVERY.maximum_backoff_seconds),
+        with_pushes=True,
+    )
+    host = stack.environment["PUBSUB_EMULATOR_HOST"]
+    subscription = f"projects/{stack.project}/subscriptions/{topic}"
+    eventarc = Eventarc(host, subscription, service.url, options).start()
+    try:
+        yield
+    finally:
+        eventarc.stop()
+
+
 def test_backfill_beyond_the_slots_makes_no_dead_letter_while_uploads_arrive(
     stack: Stack,
     samples: Samples,
@@ -57,14 +81,8 @@ def test_backfill_beyond_the_slots_makes_no_dead_letter_while_uploads_arrive(
     data = samples[0][0].read_bytes()
     jobs = [put_aside(stack, f"backfill/{i}.jpg", data) for i in range(IMAGES)]
     uploads = [put_aside(stack, f"camera/{i}.jpg", data) for i in range(UPLOADS)]
-    # The emulator pushes two messages at a time: a job finds the only slot taken.
-    service, dead = start_service(MAX_IN_FLIGHT="2"), make_topic()
+    service, dead = start_service(MAX_IN_FLIGHT=str(SLOTS)), make_topic()
     live = make_topic(
-        push_config={"push_endpoint": service.url},
-        retry_policy={
-            "minimum_backoff": {"seconds": int(REDELIVERY.minimum_backoff_seconds)},
-            "maximum_backoff": {"seconds": int(REDELIVERY.maximum_backoff_seconds)},
-        },
         dead_letter_policy={
             "dead_letter_topic": f"projects/{stack.project}/topics/{dead}",
             "max_delivery_attempts": REDELIVERY.deliveries,
@@ -78,7 +96,7 @@ def test_backfill_beyond_the_slots_makes_no_dead_letter_while_uploads_arrive(
         while not is_over.is_set() and service.post(ref).status_code != 204:
             is_over.wait(1)
 
-    with ThreadPoolExecutor(2) as cameras:
+    with pushed(stack, live, service), ThreadPoolExecutor(2) as cameras:
         arriving = [cameras.submit(take, ref) for ref in uploads]
         topic = f"projects/{stack.project}/topics/{live}"
         paced = token_bucket(SLOW, REDELIVERY).paced(map(uri, jobs))

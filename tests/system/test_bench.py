@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ import pytest
 from devtools.bench import figures
 from devtools.bench.profile import BETWEEN, HTTP, STAGES
 from devtools.demo_model.shapes import Scene
-from tests.system.conftest import YOLO_BATCH_DEV, run_dev
 
 _BENCH_SECONDS = 1200
 
@@ -19,6 +19,13 @@ Samples = list[tuple[Path, Scene]]
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "sched_setaffinity"), reason="the benchmark needs Linux"
 )
+
+
+def run_bench(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    command = [Path(sys.executable).with_name("yolo-batch-dev"), "bench", "--quick", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=_BENCH_SECONDS, check=False
+    )
 
 
 @pytest.mark.timeout(_BENCH_SECONDS + 120)  # six services are started, one after the other
@@ -30,14 +37,10 @@ def test_quick_bench_measures_every_part_on_the_bundled_model(
     for file, _ in samples[:3]:
         (tmp_path / "pictures" / file.name).write_bytes(file.read_bytes())
     (tmp_path / "pictures" / "text.jpg").write_text("not a picture")
-    command = [
-        YOLO_BATCH_DEV, "bench", tmp_path / "pictures", "--quick",
-        "--table", "--sweep", "--profile", "--cold-start", "--memory",
+    done = run_bench(
+        tmp_path / "pictures", "--table", "--sweep", "--profile", "--cold-start", "--memory",
         "--plot", tmp_path / "plot.png", "--json", tmp_path / "bench.json",
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=_BENCH_SECONDS, check=False
-    )
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "text.jpg" in done.stderr  # left out, and told
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
@@ -73,7 +76,7 @@ def test_quick_bench_measures_every_part_on_the_bundled_model(
     ids=["cores", "prices", "pictures"],
 )
 def test_what_cannot_be_measured_is_told_in_a_sentence(arguments: list[str], sentence: str) -> None:
-    done = run_dev("bench", "--quick", *arguments)
+    done = run_bench(*arguments)
     assert done.returncode == 1
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr

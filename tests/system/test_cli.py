@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -40,7 +41,7 @@ def test_detect_prints_a_row_a_picture_and_saves_annotated(
     assert len(rows) == len(samples)
     assert all("done" in row for row in rows)
     saved = cv2.imread(str(tmp_path / "out" / samples[0][0].name))
-    assert saved.shape == samples[0][1].image.shape
+    assert saved is not None and saved.shape == samples[0][1].image.shape
 
 
 def test_detect_json_holds_labels_and_failures(samples: Samples, tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_command_whose_output_nobody_reads_ends_quietly(
 
 
 def test_up_whose_log_nobody_reads_stops_quietly() -> None:
-    command = [YOLO_BATCH_DEV, "up"]
+    command: list[str | Path] = [YOLO_BATCH_DEV, "up"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -229,7 +230,7 @@ def test_demo_without_java_names_the_command_and_still_detects(tmp_path: Path) -
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_up_prints_the_environment_and_takes_everything_with_it(how: signal.Signals) -> None:
     # With SIGINT ignored at its start, as a shell starts its background jobs.
-    command = [
+    command: list[str | Path] = [
         "sh",
         "-c",
         'trap "" INT; exec "$0" up',
@@ -250,7 +251,11 @@ def test_up_prints_the_environment_and_takes_everything_with_it(how: signal.Sign
         process.stdout.read()
         process.wait(PATIENCE_SECONDS)
     for url in (firestore, exports["STORAGE_EMULATOR_HOST"]):
-        wait_until(lambda url=url: not is_up(url), "the stack outlived its command")
+        wait_until(partial(is_down, url), "the stack outlived its command")
+
+
+def is_down(url: str) -> bool:
+    return not is_up(url)
 
 
 def is_up(url: str) -> bool:

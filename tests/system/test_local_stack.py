@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from flask import Flask, request
-from google.cloud import pubsub_v1, storage
+from google.cloud import pubsub_v1, storage  # type: ignore[attr-defined]  # published without types
 from werkzeug.serving import make_server
 
 from devtools.local_stack import emulators

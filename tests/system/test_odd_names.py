@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from google.cloud import firestore, pubsub_v1, storage
+from google.cloud import firestore, pubsub_v1, storage  # type: ignore[attr-defined]  # published without types
 from google.cloud.firestore_v1.base_query import FieldFilter
 
 from devtools.demo_model.shapes import Scene

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import requests
-from google.cloud import firestore, pubsub_v1
+from google.cloud import firestore, pubsub_v1  # type: ignore[attr-defined]  # published without types
 
 from devtools.demo_model.shapes import Scene
 from devtools.local_stack.stack import Stack

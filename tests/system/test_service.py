@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
-from google.cloud import firestore, pubsub_v1
+from google.cloud import firestore, pubsub_v1  # type: ignore[attr-defined]  # published without types
 from google.cloud.firestore_v1.base_query import FieldFilter
 from PIL import Image
 

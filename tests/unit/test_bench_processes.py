@@ -21,8 +21,18 @@ from devtools.bench.errors import BenchError
 from devtools.bench.load import Answer, Request, send_closed, send_open
 from devtools.bench.machine import Cores, choose_cores
 from devtools.bench.prices import DEFAULT_PRICES, Prices
-from devtools.bench.profile import PythonThread, Sample, attribute, profile_section
+from devtools.bench.profile import (
+    BETWEEN,
+    DECODE,
+    GRPC,
+    HTTP,
+    PythonThread,
+    Sample,
+    attribute,
+    profile_section,
+)
 from devtools.bench.run import choose_pictures
+from devtools.bench.served import COMMIT, DOWNLOAD, INFERENCE, StageClock
 from devtools.bench.subjects import Process, check_health, service_settings
 from devtools.local_stack.processes import free_port
 from service.settings import BUNDLED_MODEL, Settings
@@ -48,14 +58,14 @@ def work(stage):
     go.wait()
 
 threads = [
-    threading.Thread(target=work, args=("decode",), name="lane_0", daemon=True),
+    threading.Thread(target=work, args=("download",), name="runner-0", daemon=True),
     threading.Thread(target=work, args=(None,), name="ThreadPoolExecutor-1_0", daemon=True),
 ]
 for thread in threads:
     thread.start()
 done.wait()
 print(json.dumps({
-    "cpu_seconds": {"decode": sum(s.get("decode", 0) for s in found.values())},
+    "cpu_seconds": {"download": sum(s.get("download", 0) for s in found.values())},
     "threads": {
         str(t.native_id): {"name": t.name, "cpu_seconds": found.get(t.native_id, {})}
         for t in threading.enumerate()
@@ -63,7 +73,7 @@ print(json.dumps({
 }), flush=True)
 sys.stdin.read()
 """
-NOTHING = Sample(0.0, {}, {}, {})
+NOTHING = Sample(0.0, 0.0, {}, {}, {})
 
 
 @linux
@@ -75,24 +85,66 @@ def test_profile_of_a_known_process_adds_up_to_its_own_accounting() -> None:
         assert child.stdout
         assert child.stdin
         line = json.loads(child.stdout.readline())
-        pid = child.pid
-        sample = profile.sample_of(
-            line, accounting.process_seconds(pid), accounting.thread_times(pid)
-        )
+        sample = profile.sample_of(line, child.pid)
         child.stdin.close()
     result = attribute(NOTHING, sample, pictures=10)
-    assert result.process_seconds >= 2.45
-    assert result.seconds["decode"] >= 2.0
-    assert result.seconds["HTTP"] >= 0.45  # the other thread, and the main one's start
-    assert abs(result.seconds["batching, threads"]) <= 0.1  # nothing is left of the first one
+    assert result.tree_seconds >= 2.45
+    assert result.seconds[DOWNLOAD] >= 2.0
+    assert result.seconds[HTTP] >= 0.45  # the other thread, and the main one's start
+    assert abs(result.seconds[BETWEEN]) <= 0.1  # nothing is left of the first one
     assert result.agrees
+
+
+# Burns in a child, in a grandchild that ends, and in a grandchild that waits.
+_FAMILY = """
+import os, sys, time
+
+def burn(seconds):
+    while time.process_time() < seconds:
+        pass
+
+if not os.fork():
+    if not os.fork():
+        burn(0.5)
+        os._exit(0)
+    os.wait()
+    if not os.fork():
+        burn(0.5)
+        os.close(1)
+        sys.stdin.read()
+        os._exit(0)
+    burn(0.5)
+    time.sleep(1)
+    os.close(1)
+    os.wait()
+    os._exit(0)
+print("forked", flush=True)
+os.close(1)
+os.wait()
+"""
+
+
+@linux
+def test_tree_has_children_that_live_and_those_that_ended() -> None:
+    command = [sys.executable, "-c", _FAMILY]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout
+        assert child.stdin
+        assert child.stdout.read() == "forked\n"  # until all have closed it
+        seconds, processes = accounting.tree_seconds(child.pid), accounting.tree_of(child.pid)
+        child.stdin.close()
+    assert seconds >= 1.45
+    assert len(processes) == 3
+    assert processes[0] == child.pid
 
 
 def test_attribution_knows_threads_by_their_names() -> None:
     python = {
         1: PythonThread("MainThread", {}),
-        2: PythonThread("ThreadPoolExecutor-0_0", {"download": 1.0, "store": 0.5}),
-        3: PythonThread("lane_0", {"inference": 4.0}),
+        2: PythonThread("ThreadPoolExecutor-0_0", {DOWNLOAD: 1.0, COMMIT: 0.5}),
+        3: PythonThread("runner-0", {INFERENCE: 4.0}),
     }
     threads = {
         1: ThreadTime("gunicorn", 0.25),
@@ -101,24 +153,48 @@ def test_attribution_knows_threads_by_their_names() -> None:
         4: ThreadTime("gunicorn", 3.0),  # of OpenVINO
         5: ThreadTime("event_engine", 0.75),  # of gRPC
     }
-    stages = {"download": 1.0, "store": 0.5, "inference": 4.0}
-    result = attribute(NOTHING, Sample(10.25, threads, python, stages), pictures=100)
+    stages = {DOWNLOAD: 1.0, COMMIT: 0.5, INFERENCE: 4.0}
+    result = attribute(NOTHING, Sample(12.25, 2.0, threads, python, stages), pictures=100)
     assert {name: seconds for name, seconds in result.seconds.items() if seconds} == {
-        "download": 1.0,
-        "inference": 7.0,
-        "store": 1.25,
-        "HTTP": 0.75,
-        "batching, threads": 0.125,
+        DOWNLOAD: 1.0,
+        DECODE: 2.0,
+        INFERENCE: 7.0,
+        COMMIT: 0.5,
+        GRPC: 0.75,
+        HTTP: 0.75,
+        BETWEEN: 0.125,
     }
-    assert result.attributed_seconds == 10.125
+    assert result.attributed_seconds == 12.125
+
+
+def test_clock_counts_each_part_on_its_thread() -> None:
+    clock = StageClock()
+
+    def burn() -> str:
+        started = time.thread_time()
+        while time.thread_time() - started < 0.05:
+            pass
+        return "burnt"
+
+    assert clock.timed(COMMIT, burn)() == "burnt"
+    thread = Thread(target=clock.timed(DOWNLOAD, burn))
+    thread.start()
+    thread.join()
+    report = json.loads(json.dumps(clock.report()))
+    assert {part: seconds >= 0.05 for part, seconds in report["cpu_seconds"].items()} == {
+        COMMIT: True,
+        DOWNLOAD: True,
+    }
+    [own] = [t for t in report["threads"].values() if t["cpu_seconds"]]  # the other one has ended
+    assert list(own["cpu_seconds"]) == [COMMIT]
 
 
 def profile_of(counted: float) -> profile.Profile:
-    """One lane that spent 10 s, of which the clock counted some as inference."""
+    """One runner that spent 10 s, of which the clock counted some as inference."""
     stages = {"inference": counted}
     threads = {1: ThreadTime("gunicorn", 10.0)}
-    python = {1: PythonThread("lane_0", stages)}
-    return attribute(NOTHING, Sample(10.0, threads, python, stages), pictures=1)
+    python = {1: PythonThread("runner-0", stages)}
+    return attribute(NOTHING, Sample(10.0, 0.0, threads, python, stages), pictures=1)
 
 
 @pytest.mark.parametrize(
@@ -135,33 +211,37 @@ def test_a_clock_that_counts_wrongly_does_not_agree(counted: float, agrees: bool
 def test_profile_section_tells_what_is_by_difference() -> None:
     section = profile_section(profile_of(4.0))
     shares = {row[0]: row[2] for row in section.rows}
-    assert shares["sum of what was counted: stages by clock, other threads by name"] == "40.0%"
-    assert shares["sum by difference: HTTP and batching, threads"] == "60.0%"
+    assert (
+        shares["sum of what was counted: parts by clock, processes and other threads by name"]
+        == "40.0%"
+    )
+    assert shares[f"sum by difference: {HTTP} and {BETWEEN}"] == "60.0%"
     assert section.notes[0].endswith("MISSED.")
 
 
 def test_attribution_counts_only_what_came_between() -> None:
-    python = {1: PythonThread("MainThread", {"decode": 1.0})}
-    before = Sample(3.0, {1: ThreadTime("p", 3.0)}, python, {"decode": 1.0})
+    python = {1: PythonThread("MainThread", {COMMIT: 1.0})}
+    before = Sample(3.0, 0.5, {1: ThreadTime("p", 2.5)}, python, {COMMIT: 1.0})
     after = Sample(
-        8.0,
-        {1: ThreadTime("p", 7.0), 2: ThreadTime("p", 1.0)},
-        {1: PythonThread("MainThread", {"decode": 3.0}), 2: PythonThread("finish_0", {})},
-        {"decode": 3.0},
+        9.0,
+        1.5,
+        {1: ThreadTime("p", 6.5), 2: ThreadTime("p", 1.0)},
+        {1: PythonThread("MainThread", {COMMIT: 3.0}), 2: PythonThread("committer-0", {})},
+        {COMMIT: 3.0},
     )
     result = attribute(before, after, pictures=1)
-    assert (result.seconds["decode"], result.seconds["HTTP"]) == (2.0, 2.0)
-    assert result.process_seconds == 5.0
-    assert result.attributed_seconds == 5.0
+    assert (result.seconds[COMMIT], result.seconds[HTTP]) == (2.0, 2.0)
+    assert (result.seconds[DECODE], result.seconds[BETWEEN]) == (1.0, 1.0)
+    assert result.tree_seconds == result.attributed_seconds == 6.0
 
 
 @pytest.mark.parametrize(
     ("process", "verdict"), [(10.9, "reached"), (12.0, "MISSED"), (8.0, "MISSED")]
 )
 def test_profile_section_judges_the_sum(process: float, verdict: str) -> None:
-    section = profile_section(profile.Profile(100, {"decode": 10.0}, process))
+    section = profile_section(profile.Profile(100, {DECODE: 10.0}, process))
     assert section.notes[0].endswith(verdict + ".")
-    assert section.rows[0][:2] == ("decode", "100")
+    assert section.rows[0][:2] == (DECODE, "100")
     assert section.rows[-1][0] == "not attributed"
 
 
@@ -183,20 +263,45 @@ def test_memory_is_in_millions_of_bytes() -> None:
     ) as child:
         assert child.stdin and child.stdout
         assert child.stdout.readline() == "ready\n"
-        before = accounting.resident_mb(child.pid), accounting.private_mb(child.pid)
+        before = accounting.resident_mb(child.pid), accounting.tree_mb(child.pid)
         child.stdin.write("\n")
         child.stdin.flush()
         assert child.stdout.readline() == "held\n"
-        after = accounting.resident_mb(child.pid), accounting.private_mb(child.pid)
+        after = accounting.resident_mb(child.pid), accounting.tree_mb(child.pid)
         peak = accounting.peak_resident_mb(child.pid)
         child.communicate("\n")
     assert [b - a for a, b in zip(before, after, strict=True)] == pytest.approx([100, 100], abs=2)
     assert peak >= after[0] - 1
 
 
+# Shares 50 MB with a child, and has 20 MB in a file in memory that nobody maps.
+_SHARER = """
+import os
+held = b"x" * 50_000_000
+file = os.memfd_create("pixels")
+os.write(file, b"x" * 20_000_000)
+if not os.fork():
+    print("held", flush=True)
+    input()
+    os._exit(0)
+os.wait()
+"""
+
+
 @linux
-def test_private_memory_is_less_than_all_of_it() -> None:
-    assert 0 < accounting.private_mb(os.getpid()) < accounting.resident_mb(os.getpid())
+def test_shared_memory_counts_once_and_that_of_no_process_too() -> None:
+    command = [sys.executable, "-c", _SHARER]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdin
+        assert child.stdout
+        assert child.stdout.readline() == "held\n"
+        held = accounting.tree_mb(child.pid)
+        most = accounting.peak_tree_mb(child.pid)
+        child.communicate("\n")
+    assert 70 < held < 95
+    assert most >= held
 
 
 def test_health_of_the_model_that_was_asked_for_is_accepted() -> None:
@@ -220,7 +325,7 @@ def test_another_model_is_not_measured(health: dict[str, str], sentence: str) ->
 def test_service_is_measured_with_the_database_that_is_emptied(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("FIRESTORE_DATABASE", "other")
+    monkeypatch.setenv("FIRECOMMIT_DATABASE", "other")
     monkeypatch.setenv("ALLOWED_BUCKETS", "mine")
     monkeypatch.setenv("DEVICE", "cuda:0")
     pinned = service_settings(BUNDLED_MODEL, 8)
@@ -421,7 +526,7 @@ def test_plot_is_a_png_of_all_axes(tmp_path: Path) -> None:
     curve.draw(points, levels, "a title", file)
     assert file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     drawn = cv2.imread(str(file))
-    assert drawn.shape[0] > drawn.shape[1] > 500
+    assert drawn is not None and drawn.shape[0] > drawn.shape[1] > 500
     assert drawn.std() > 5  # not an empty sheet
 
 
