@@ -48,7 +48,13 @@ from tests.hostile_decoder import marked
 PATIENCE_SECONDS = 60
 MAX_BYTES = 2**25
 ROOT = Path(__file__).parents[2]
-HEALTHY = [c for c in CASES.values() if all(e.startswith("done") for e in c.expected)]
+LARGE_FILES = ("million", "4000x3000", "7000x7000", "8000x6000")  # test_corpus.py reads them
+HEALTHY = [
+    case
+    for case in CASES.values()
+    if all(end.startswith("done") for end in case.expected)
+    and not any(word in case.name for word in LARGE_FILES)
+]
 
 
 def pool(

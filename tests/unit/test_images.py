@@ -452,7 +452,7 @@ def test_shrink_of_small_image_leaves_it_alone() -> None:
     assert shrink(pixels, image_size=320) is pixels
 
 
-def test_shrink_then_boxes_is_the_box_of_the_full_picture() -> None:
+def test_box_of_the_shrunk_image_is_that_of_the_full_one() -> None:
     full = letterbox(1000, 333, image_size=320, stride=32).box(10, 20, 110, 90)
     small = letterbox(320, 107, image_size=320, stride=32).box(10, 20, 110, 90)
     assert close(enlarge_box(small, small=(320, 107), full=(1000, 333)), full)

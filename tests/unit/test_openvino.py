@@ -276,7 +276,7 @@ def test_load_of_a_directory_without_its_files_is_a_model_error(tmp_path: Path, 
         OpenVINODetector(tmp_path)
 
 
-def test_load_of_a_broken_network_is_a_model_error(tmp_path: Path) -> None:
+def test_load_of_a_broken_file_is_a_model_error(tmp_path: Path) -> None:
     (write(tmp_path) / "colours.xml").write_text("<net", encoding="utf-8")
     with pytest.raises(ModelError, match="OpenVINO cannot load"):
         OpenVINODetector(tmp_path)

@@ -135,6 +135,6 @@ def test_error_of_the_client_is_one_of_ours(error: Exception, kind: type[Excepti
         publish(FakeClient(error), iter([b"{}"]))
 
 
-def test_attribute_that_the_client_would_take_for_its_own_is_refused() -> None:
+def test_attribute_named_as_an_option_of_the_client_is_refused() -> None:
     with pytest.raises(PublishError, match="'timeout'"):
         publish_jobs(None, "t", [b"{}"], attributes={"timeout": "1"})

@@ -113,7 +113,7 @@ def test_enough_agreement_is_not_refused() -> None:
 # --- files ------------------------------------------------------------------------------------
 
 
-def test_find_pictures_takes_pictures_alone_and_of_many_some(
+def test_find_pictures_takes_only_images_and_some_of_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_samples(tmp_path / "deep", count=6)
@@ -208,13 +208,13 @@ def test_find_labels_looks_beside_the_file(tmp_path: Path) -> None:
         find_labels(file, tmp_path / "absent")
 
 
-def test_detect_files_names_the_file_that_is_no_picture(tmp_path: Path) -> None:
+def test_detect_files_names_the_file_that_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(ModelError, match=r"cut\.jpg: The JPEG ends before its pixels"):
         detect_files(FakeDetector(), [tmp_path / "cut.jpg"])
 
 
-def test_detect_files_with_a_network_that_does_not_run_is_a_model_error(tmp_path: Path) -> None:
+def test_detect_files_with_a_model_that_does_not_run_fails(tmp_path: Path) -> None:
     class Raising(FakeDetector):
         def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
             raise RuntimeError("no kernel")
@@ -329,7 +329,7 @@ def test_export_over_something_else_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.txt").exists()
 
 
-def test_export_in_the_place_of_its_own_model_is_refused_unless_named(tmp_path: Path) -> None:
+def test_export_over_its_own_model_is_refused_unless_named(tmp_path: Path) -> None:
     model = Path(shutil.copytree(BUNDLED_MODEL, tmp_path / "shapes_openvino_model"))
     shutil.rmtree(model / CANARY)
     done = CliRunner().invoke(main, ["export", str(model), "--precision", "fp16"])
@@ -373,7 +373,7 @@ def test_export_of_an_export_leaves_its_figures_behind(tmp_path: Path) -> None:
     assert list(written[CANARY]) == ["detections_compared"]
 
 
-def test_canary_of_many_pictures_or_of_two_of_one_name_is_refused(tmp_path: Path) -> None:
+def test_canary_of_many_images_or_equal_names_is_refused(tmp_path: Path) -> None:
     def export_with(own: Path) -> None:
         export_openvino(BUNDLED_MODEL, tmp_path / "out", precision="fp16", canary=own)
 
@@ -386,7 +386,7 @@ def test_canary_of_many_pictures_or_of_two_of_one_name_is_refused(tmp_path: Path
         export_with(tmp_path / "twice")
 
 
-def test_canary_of_own_pictures_takes_the_place_of_the_drawn_ones(tmp_path: Path) -> None:
+def test_canary_of_own_images_replaces_the_drawn_ones(tmp_path: Path) -> None:
     write_samples(tmp_path / "own", count=1)
     options = ["--precision", "fp16", "--canary", str(tmp_path / "own")]
     done = run_export(BUNDLED_MODEL, tmp_path / "out", *options)
@@ -598,7 +598,7 @@ def test_int8_carries_its_canary_and_the_float_model(quantized: tuple[Path, list
 
 
 @needs_export_extra
-def test_int8_agrees_with_float_on_pictures_it_was_not_calibrated_on(
+def test_int8_agrees_with_float_on_images_it_never_saw(
     quantized: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
     write_samples(tmp_path, seed=77)

@@ -68,7 +68,7 @@ def test_error_of_cloud_storage_becomes_ours(kind: type[Exception]) -> None:
 
 
 def test_bucket_that_asks_for_a_paying_project_is_not_gone() -> None:
-    """Acknowledged as gone, every picture of such a bucket would be lost without a document."""
+    """Acknowledged as gone, every image of such a bucket would be lost without a document."""
     with pytest.raises(StorageUnavailableError), storage.translated():
         raise make(BadRequest)  # requester pays bucket but no user project provided
 
