@@ -72,6 +72,14 @@ def offline_ultralytics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.fixture(scope="session")
+def bundled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model under a name by which ultralytics knows an OpenVINO export."""
+    path = tmp_path_factory.mktemp("bundled") / "shapes_openvino_model"
+    path.symlink_to(BUNDLED_MODEL, target_is_directory=True)
+    return path
+
+
+@pytest.fixture(scope="session")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [path for path, _ in write_samples(tmp_path_factory.mktemp("samples"))]
 
@@ -93,18 +101,18 @@ def coco_export(coco: tuple[Path, list[Path]], tmp_path_factory: pytest.TempPath
     return export_openvino(coco[0], tmp_path_factory.mktemp("export") / "coco_openvino_model")
 
 
-def test_bundled_model_agrees_with_ultralytics(samples: list[Path]) -> None:
-    detector = load_detector(BUNDLED_MODEL)
-    reference = predicted(BUNDLED_MODEL, samples, detector.info.image_size)
+def test_bundled_model_agrees_with_ultralytics(bundled: Path, samples: list[Path]) -> None:
+    detector = load_detector(bundled)
+    reference = predicted(bundled, samples, detector.info.image_size)
     assert_parity(detected(detector, samples), reference, at_least=len(samples))
 
 
-def test_ultralytics_detector_agrees_with_ultralytics(samples: list[Path]) -> None:
+def test_ultralytics_detector_agrees_with_ultralytics(bundled: Path, samples: list[Path]) -> None:
     from service.inference.ultralytics import UltralyticsDetector
 
-    size = load_detector(BUNDLED_MODEL).info.image_size
-    ours = detected(UltralyticsDetector(BUNDLED_MODEL, image_size=size), samples)
-    assert_same(ours, predicted(BUNDLED_MODEL, samples, size), at_least=len(samples))
+    size = load_detector(bundled).info.image_size
+    ours = detected(UltralyticsDetector(bundled, image_size=size), samples)
+    assert_same(ours, predicted(bundled, samples, size), at_least=len(samples))
 
 
 @pytest.fixture(scope="session")
@@ -224,11 +232,11 @@ def test_unusual_file_is_read_as_ultralytics_reads_it(
 
 @pytest.mark.parametrize("kind", [kind for kind in ODD if kind != "grey"])  # shapes are colourful
 def test_unusual_file_agrees_with_ultralytics(
-    kind: str, samples: list[Path], tmp_path: Path
+    kind: str, bundled: Path, samples: list[Path], tmp_path: Path
 ) -> None:
     odd = write_odd(kind, samples, tmp_path)
-    detector = load_detector(BUNDLED_MODEL)
-    reference = predicted(BUNDLED_MODEL, odd, detector.info.image_size)
+    detector = load_detector(bundled)
+    reference = predicted(bundled, odd, detector.info.image_size)
     assert_parity(detected(detector, odd), reference, at_least=len(odd))
 
 
@@ -252,13 +260,15 @@ def write_odd(kind: str, pictures: Sequence[Path], directory: Path) -> list[Path
     return paths
 
 
-def test_mixed_batch_agrees_with_one_by_one(samples: list[Path], weights: Path) -> None:
+def test_mixed_batch_agrees_with_one_by_one(
+    bundled: Path, samples: list[Path], weights: Path
+) -> None:
     from service.inference.ultralytics import UltralyticsDetector
 
     pictures = [pixels_of(path) for path in samples]
     detectors = (
-        load_detector(BUNDLED_MODEL),
-        UltralyticsDetector(BUNDLED_MODEL),
+        load_detector(bundled),
+        UltralyticsDetector(bundled),
         UltralyticsDetector(weights, image_size=256),
     )
     for detector in detectors:
