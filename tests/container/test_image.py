@@ -239,7 +239,7 @@ def test_terminated_under_load_it_loses_nothing_that_it_acknowledged(
 ) -> None:
     data = samples[0][0].read_bytes()
     numbers = itertools.count()
-    bucket = storage.Client().create_bucket("container-load")  # nobody delivers its events
+    bucket = storage.Client().create_bucket("container-load")  # its events are delivered too
     acknowledged: list[ImageRef] = []
 
     def upload_until_refused(_: int) -> None:
@@ -256,7 +256,7 @@ def test_terminated_under_load_it_loses_nothing_that_it_acknowledged(
                 return  # nobody listens any more
             if answer.status_code == 204:
                 acknowledged.append(ref)
-            elif answer.status_code != 503:
+            elif answer.status_code not in (429, 503):
                 pytest.fail(f"answered {answer.status_code}: {answer.text}")
 
     with ThreadPoolExecutor(16) as clients:
