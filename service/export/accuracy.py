@@ -20,7 +20,8 @@ from service.export.truth import (
 from service.images.decode import decode
 from service.images.exif import orientation_of_file
 from service.images.letterbox import enlarge_box, shrink
-from service.images.pixels import TRANSPOSED, Picture
+from service.images.pixels import Picture
+from service.images.transforms import TRANSPOSED
 from service.inference.canary import match, overlap
 from service.inference.detector import Detector
 

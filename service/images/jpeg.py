@@ -19,7 +19,8 @@ from service.domain import ImageInfo
 from service.errors import BadImageError
 from service.images.exif import orientation_of
 from service.images.opencv import imdecode
-from service.images.pixels import TRANSPOSED, Picture, Pixels, checked, upright
+from service.images.pixels import Picture, Pixels, checked
+from service.images.transforms import TRANSPOSED, upright
 
 SIGNATURE = b"\xff\xd8"
 _SOI, _EOI = SIGNATURE, b"\xff\xd9"

@@ -160,9 +160,10 @@ def enlarge_box(box: Box, *, small: tuple[int, int], full: tuple[int, int]) -> B
 def _resize(pixels: Pixels, width: int, height: int) -> Pixels:
     if pixels.shape[:2] == (height, width):
         return pixels
-    import cv2  # only where an image is resized: the service itself seldom needs it
+    # OpenCV takes a sixth of a second to import. Decoders have resized all but small images.
+    from service.images.transforms import resize
 
-    return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+    return resize(pixels, width, height)
 
 
 def _clip(value: float, limit: int) -> float:

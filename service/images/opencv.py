@@ -5,7 +5,8 @@ import numpy as np
 
 from service.domain import ImageInfo
 from service.errors import BadImageError
-from service.images.pixels import Picture, Pixels, checked, upright
+from service.images.pixels import Picture, Pixels, checked
+from service.images.transforms import upright
 
 cv2.utils.logging.setLogLevel(
     cv2.utils.logging.LOG_LEVEL_SILENT

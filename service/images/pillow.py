@@ -21,7 +21,8 @@ from PIL import (
 from service.domain import ImageInfo
 from service.errors import BadImageError
 from service.images.exif import orientation_of
-from service.images.pixels import Picture, Pixels, checked, upright
+from service.images.pixels import Picture, Pixels, checked
+from service.images.transforms import upright
 
 # One path for every TIFF: without libtiff, Pillow reads subsampled colour as if it were not.
 TiffImagePlugin.READ_LIBTIFF = True

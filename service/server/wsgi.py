@@ -9,8 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING, NoReturn
 
-from flask import Flask
-
 from service.deadline import Deadline
 from service.errors import CredentialsError, ModelError, SettingsError
 from service.health import Health
@@ -23,10 +21,11 @@ from service.memory import within_memory
 from service.pipeline import Pipeline, PipelineOptions
 from service.recorder import Recorder
 from service.server import logs
-from service.server.app import create_app
 from service.settings import Settings
 
 if TYPE_CHECKING:
+    from flask import Flask
+
     from service.gcp.firestore import ResultStore
     from service.gcp.storage import ImageStorage
 
@@ -38,7 +37,7 @@ _CANARY_PIXELS = 50_000_000  # the model's own images are no uploads: MAX_IMAGE_
 _CANARY_SECONDS = 60.0  # to decode an image of the canary, the start of the decoders included
 
 
-def build_app() -> Flask:
+def build_app() -> "Flask":
     """Build the application from the environment, as gunicorn calls it.
 
     It returns when the model is loaded and its canary has passed: the server answers no request
@@ -52,12 +51,13 @@ def build_app() -> Flask:
     if not settings.model_path.exists():
         _cannot_start(f"there is no model at MODEL_PATH={settings.model_path}")
     # Decoders first: their root process imports its libraries while the model loads in a thread,
-    # and Google's libraries are imported here meanwhile.
+    # and Flask and Google's libraries are imported here meanwhile.
     decoders = build_decoders(settings)
     with ThreadPoolExecutor(1, thread_name_prefix="model") as loader:
         loading = loader.submit(_load, settings, decoders)
         try:
             from service.gcp.clients import build_storage, build_store
+            from service.server.app import create_app
 
             storage, store = build_storage(settings), build_store(settings)
             verified = loading.result()

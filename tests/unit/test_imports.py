@@ -23,6 +23,15 @@ def test_container_imports_neither_torch_nor_ultralytics() -> None:
     assert run_python(code) == "[]"
 
 
+def test_service_imports_no_image_library() -> None:
+    """Decoding is other processes' work; OpenCV alone takes a sixth of a second to import."""
+    code = (
+        "import sys, service.server.wsgi, service.server.app, service.inference.openvino, "
+        "service.gcp.clients; print(sorted({'cv2', 'PIL', 'simplejpeg'} & set(sys.modules)))"
+    )
+    assert run_python(code) == "[]"
+
+
 def test_command_line_imports_no_heavy_library() -> None:
     """So that `--help` answers at once."""
     heavy = "{'torch', 'ultralytics', 'cv2', 'numpy', 'openvino', 'flask', 'google.cloud.storage'}"

@@ -21,7 +21,7 @@ from devtools.fuzz.corpus import (
     segment,
 )
 from service.images.decode import decode
-from service.images.pixels import TRANSPOSED, upright
+from service.images.transforms import TRANSPOSED, upright
 
 ORIENTATIONS = range(1, 9)
 Order = Literal["<", ">"]
