@@ -27,7 +27,6 @@ from service.domain import (
     ImageRef,
     ImageResult,
     Outcome,
-    Replace,
     Timings,
 )
 from service.errors import (
@@ -149,14 +148,11 @@ class Pipeline:
         self._recorder.close(timeout_seconds=max(0.0, until.seconds_left()))
         self._decoders.close()
 
-    def fault(self) -> str | None:
-        """Return why the process should be replaced, as a sentence; None if it should not."""
-        return self._health.probe()
-
-    @property
-    def is_stopping(self) -> bool:
-        """Whether nothing new is admitted."""
-        return self._slots.is_stopped
+    def status(self) -> tuple[str, str | None]:
+        """Return `ready`, `stopping` or `failed`, and why the process should be replaced."""
+        if fault := self._health.probe():
+            return "failed", fault
+        return "stopping" if self._slots.is_stopped else "ready", None
 
     def _handle(self, event: Event, deadline: Deadline) -> Outcome:
         ref = event.image
@@ -190,7 +186,7 @@ class Pipeline:
             return Outcome.GONE
 
     def _process(self, ref: ImageRef, event: Event, deadline: Deadline) -> Outcome:
-        self._check_model(ref.replace)
+        _check_model(ref, self._model.info.sha256)
         failure = None
         if ref.generation is None:
             try:
@@ -237,14 +233,15 @@ class Pipeline:
             ),
         )
 
-    def _check_model(self, wanted: Replace | None) -> None:
-        """Refuse a replacement by another model: another revision of the service may run it.
 
-        Raises:
-            OtherModelError: this service runs another one.
-        """
-        if wanted and wanted.unless_model and wanted.unless_model != self._model.info.sha256:
-            raise OtherModelError("The message asks for another model than this service runs.")
+def _check_model(ref: ImageRef, sha256: str) -> None:
+    """Refuse a replacement by another model: another revision of the service may run it.
+
+    Raises:
+        OtherModelError: this service runs another one.
+    """
+    if ref.replace and ref.replace.unless_model not in (None, sha256):
+        raise OtherModelError("The message asks for another model than this service runs.")
 
 
 def _is_first_delivery(event: Event) -> bool:

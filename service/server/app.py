@@ -82,19 +82,14 @@ def create_app(
 
     @app.get("/health/live")
     def live() -> Response:
-        fault = pipeline.fault()
-        if fault:
-            return _health(503, status="failed", reason=fault)
-        return _health(200, status="stopping" if pipeline.is_stopping else "ready")
+        status, fault = pipeline.status()
+        return _health(503 if fault else 200, status, fault)
 
     @app.get("/health/ready")
     def ready() -> Response:
-        fault = pipeline.fault()
-        if fault:
-            return _health(503, status="failed", reason=fault)
-        if pipeline.is_stopping:
-            return _health(503, status="stopping")
-        return _health(200, status="ready", **(model_health or {}))
+        status, fault = pipeline.status()
+        is_ready = status == "ready"
+        return _health(200 if is_ready else 503, status, fault, model_health if is_ready else None)
 
     @app.errorhandler(EnvelopeError)
     def unreadable(error: EnvelopeError) -> Response:
@@ -158,7 +153,10 @@ def _body() -> bytes:
         raise EnvelopeError("The request's body cannot be read.") from None
 
 
-def _health(code: int, **fields: str) -> Response:
+def _health(
+    code: int, status: str, reason: str | None, model: Mapping[str, str] | None = None
+) -> Response:
+    fields = {"status": status} | ({"reason": reason} if reason else {}) | dict(model or {})
     response = jsonify(fields)
     response.status_code = code
     return response

@@ -385,14 +385,14 @@ def test_a_model_that_returns_too_few_results_records_nothing(world: World) -> N
 def test_a_model_that_fails_on_every_image_is_a_fault(world: World) -> None:
     world.detector.missing_results = 1
     pipeline, refs = world.pipeline(), world.put(20)
-    assert pipeline.fault() is None
+    assert pipeline.status() == ("ready", None)
     for ref in refs:
         with pytest.raises(DetectorError):
             handle(pipeline, ref)
-    assert "failed on" in str(pipeline.fault())
+    assert "failed on" in str(pipeline.status())
     world.detector.missing_results = 0
     handle(pipeline, refs[0])
-    assert pipeline.fault() is None
+    assert pipeline.status() == ("ready", None)
 
 
 def test_one_image_on_which_the_model_always_fails_is_no_fault(world: World) -> None:
@@ -401,7 +401,7 @@ def test_one_image_on_which_the_model_always_fails_is_no_fault(world: World) -> 
     for _ in range(50):
         with pytest.raises(DetectorError):
             handle(pipeline, ref)
-    assert pipeline.fault() is None
+    assert pipeline.status() == ("ready", None)
 
 
 # The deadline
