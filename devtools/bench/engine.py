@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from devtools.bench.errors import BenchError
 from service.deadline import NO_DEADLINE, Deadline
@@ -84,16 +82,7 @@ class Engine:
             if outcome is not Outcome.DONE:
                 raise BenchError(f"File {number} is {outcome}: {self.documents.reason}")
 
-    def __enter__(self) -> Self:
-        """Return the engine, which runs already."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """End its threads and processes."""
         self._pipeline.close()
         self._threads.shutdown()

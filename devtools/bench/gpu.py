@@ -24,6 +24,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -83,7 +84,8 @@ def measure(
 ) -> Measured:
     in_flight = max(4 * batch_size, 2 * (os.cpu_count() or 1))
     settings = replace(Settings(), max_batch_size=batch_size, max_in_flight=in_flight)
-    with Engine(detector, settings, lambda number: pictures[number % len(pictures)]) as engine:
+    made = Engine(detector, settings, lambda number: pictures[number % len(pictures)])
+    with closing(made) as engine:
         engine.run(in_flight)  # every decoder has started
         engine.documents.batches.clear()
         detector.elapsed_ms = []

@@ -155,7 +155,7 @@ def profile_section(profile: Profile) -> Section:
     rows: Sequence[tuple[str, str, str]] = [
         *(row(name, seconds) for name, seconds in profile.seconds.items()),
         row(
-            "sum of what was counted: parts by clock, processes and other threads by name",
+            "sum of the measured parts: by clock, by process, by thread name",
             profile.attributed_seconds - profile.seconds_by_difference,
         ),
         row(f"sum by difference: {' and '.join(BY_DIFFERENCE)}", profile.seconds_by_difference),

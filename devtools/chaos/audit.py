@@ -108,7 +108,7 @@ class Report:
     killed: list[str] = field(default_factory=list)
     inferences: int = 0
     superseded_inferences: int = 0  # second ones, by the services' own count
-    outcomes_done: int = 0  # likewise
+    outcomes_done: int = 0  # of the services' log lines
     poisonous: int = 0  # files with a document that crash, hang or bloat their decoders
     decoders_lost: int = 0  # to these files
     replacements: int = 0  # of instances whose liveness failed

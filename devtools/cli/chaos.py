@@ -1,4 +1,4 @@
-"""`yolo-batch-dev chaos`: uploads under faults, and the audit of what became of them."""
+"""`yolo-batch-dev chaos`: uploads under faults, each of them audited."""
 
 import signal
 import time

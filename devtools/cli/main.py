@@ -39,7 +39,7 @@ def up(model: Path | None, bucket: str) -> None:
     # Both stop everything. SIGINT too: a shell starts its background jobs with it ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    # What the stand-in for Eventarc has to say: deliveries that failed, Pub/Sub away.
+    # Log lines of the local Eventarc: failed deliveries, Pub/Sub unavailable.
     logging.getLogger("devtools.local_stack").addHandler(logging.StreamHandler())
     click.echo("Starting the Pub/Sub, Firestore and Cloud Storage emulators and the service ...")
     try:

@@ -27,7 +27,7 @@ def create_topics(host: str, project: str, *, push_endpoint: str, lease_seconds:
         host: the emulator's host and port.
         project: their project.
         push_endpoint: where the subscription of the jobs pushes to.
-        lease_seconds: how long the Eventarc stand-in may keep a message before it comes again.
+        lease_seconds: how long the local Eventarc may keep a message before it is redelivered.
     """
     creator = _PubsubCreator(host, project)
     for topic in (UPLOADS_TOPIC, JOBS_TOPIC, DEAD_LETTER_TOPIC):

@@ -53,7 +53,7 @@ class StackOptions:
     service_environment: Mapping[str, str] = field(default_factory=dict)
     #: Where logs and uploads go; None for a temporary directory, removed at the end.
     directory: Path | None = None
-    #: Requests that the Eventarc stand-in sends at once; the service has a few threads more.
+    #: Requests that the local Eventarc sends at once. The service has eight threads more.
     concurrency: int = 32
     #: False to deliver to `service_url`, which somebody else serves.
     with_service: bool = True
@@ -116,7 +116,7 @@ class Stack:
 
     @property
     def eventarc(self) -> Eventarc:
-        """The stand-in that delivers uploads."""
+        """The local Eventarc, which delivers uploads."""
         return _started(self._eventarc)
 
     def export_lines(self) -> list[str]:

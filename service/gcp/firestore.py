@@ -44,6 +44,7 @@ from service.errors import (
 )
 from service.gcp.one_line import one_line
 from service.gcp.outages import Outages
+from service.gcp.refusals import NO_CREDENTIALS
 
 _TRANSIENT = retry.if_exception_type(
     exceptions.Aborted,
@@ -70,7 +71,6 @@ _NO_ACCESS = (
     "project has billing and the Firestore API enabled."
 )
 _NO_DATABASE = "Firestore has no such database: create it, or set FIRESTORE_DATABASE."
-_NO_CREDENTIALS = "Google rejected the service account's credentials, or issued no token for it."
 _NO_NATIVE = "Firestore refuses the call: the database must be in Native mode. The log says more."
 _REFUSES_DOCUMENTS = "Firestore refuses every document: check FIRESTORE_COLLECTION."
 
@@ -485,7 +485,7 @@ def _translated() -> Iterator[None]:
     except exceptions.NotFound as exc:
         raise StoreRefusedError(_NO_DATABASE) from exc
     except (exceptions.Unauthenticated, GoogleAuthError) as exc:
-        raise StoreRefusedError(_NO_CREDENTIALS) from exc
+        raise StoreRefusedError(NO_CREDENTIALS) from exc
     except exceptions.FailedPrecondition as exc:
         raise StoreRefusedError(_NO_NATIVE) from exc
     except (exceptions.InvalidArgument, exceptions.OutOfRange) as exc:

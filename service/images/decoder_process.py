@@ -257,10 +257,7 @@ def _inflated(data: bytes, window: int, max_bytes: int) -> bytes:
         parts.append(inflater.decompress(data, left + 1))
         left -= len(parts[-1])
         if left < 0:
-            raise BadImageError(
-                ErrorCode.IMAGE_TOO_LARGE,
-                f"The object has more than MAX_IMAGE_BYTES={max_bytes} bytes.",
-            )
+            raise BadImageError.too_many_bytes("object", max_bytes)
         if not inflater.eof:
             raise zlib.error("cut short")
         data = inflater.unused_data

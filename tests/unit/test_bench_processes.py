@@ -211,10 +211,7 @@ def test_a_clock_that_counts_wrongly_does_not_agree(counted: float, agrees: bool
 def test_profile_section_tells_what_is_by_difference() -> None:
     section = profile_section(profile_of(4.0))
     shares = {row[0]: row[2] for row in section.rows}
-    assert (
-        shares["sum of what was counted: parts by clock, processes and other threads by name"]
-        == "40.0%"
-    )
+    assert shares["sum of the measured parts: by clock, by process, by thread name"] == "40.0%"
     assert shares[f"sum by difference: {HTTP} and {BETWEEN}"] == "60.0%"
     assert section.notes[0].endswith("MISSED.")
 
