@@ -44,7 +44,7 @@ _COMPOSITE_PARTS = (
 
 @dataclass(frozen=True)
 class ImageRef:
-    """One picture: one generation of one object. Without a generation it means the live one."""
+    """One image: one generation of one object. Without a generation it means the live one."""
 
     bucket: str
     name: str
@@ -59,12 +59,12 @@ class ImageRef:
 
     @property
     def is_ignorable(self) -> bool:
-        """Whether it is no picture of a user: a folder marker or a composite upload's part."""
+        """Whether it is not a user's image: a folder marker or a composite upload's part."""
         return self.name.endswith("/") or any(part in f"/{self.name}" for part in _COMPOSITE_PARTS)
 
     @property
     def document_id(self) -> str:
-        """Name of the picture's document: the same for every delivery, and not sequential.
+        """Name of the image's document: the same for every delivery, and not sequential.
 
         A hash, because object names hold `/` and share prefixes, and sequential ids make hot
         spots in Firestore.
@@ -100,7 +100,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Box:
-    """Corners in pixels of the upright picture."""
+    """Corners in pixels of the upright image."""
 
     x1: float
     y1: float
@@ -110,7 +110,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Detection:
-    """One object found in a picture. `confidence` is in [0, 1]."""
+    """One object found in a image. `confidence` is in [0, 1]."""
 
     label: str
     class_id: int
@@ -120,7 +120,7 @@ class Detection:
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """The decoded picture: upright size in pixels, and format (`JPEG`, `PNG`, ...)."""
+    """The decoded image: upright size in pixels, and format (`JPEG`, `PNG`, ...)."""
 
     width: int
     height: int
@@ -129,7 +129,7 @@ class ImageInfo:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Which network answered. `image_size` is the longer side that it sees, in pixels."""
+    """Which model this is. `image_size` is the longer side that it sees, in pixels."""
 
     name: str
     sha256: str
@@ -139,7 +139,7 @@ class ModelInfo:
 
 
 class ErrorCode(StrEnum):
-    """Why a picture can never be detected, as written in its document."""
+    """Why a image can never be detected, as written in its document."""
 
     EMPTY_OBJECT = "empty_object"
     UNSUPPORTED_MEDIA = "unsupported_media"
@@ -156,7 +156,7 @@ class ErrorCode(StrEnum):
 
 @dataclass(frozen=True)
 class Failure:
-    """The reason of a failed picture, for a person to act on."""
+    """The reason of a failed image, for a person to act on."""
 
     code: ErrorCode
     message: str
@@ -164,9 +164,9 @@ class Failure:
 
 @dataclass(frozen=True)
 class Timings:
-    """Where a picture's time went, in milliseconds.
+    """Where a image's time went, in milliseconds.
 
-    `inference_ms` is the picture's share: the batch's time divided by its size.
+    `inference_ms` is the image's share: the batch's time divided by its size.
     """
 
     download_ms: float = 0.0
@@ -177,7 +177,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """The final record of one picture: its detections, or its failure."""
+    """The final record of one image: its detections, or its failure."""
 
     ref: ImageRef
     failure: Failure | None = None
@@ -199,7 +199,7 @@ class Record:
     """What stands in a document, as far as it decides about a replacement."""
 
     status: str
-    model: str | None  # sha256; a failed picture has none
+    model: str | None  # sha256; a failed image has none
     created_at: datetime
     update_time: datetime  # Firestore's own, for the precondition of a replacement
     timings: Mapping[str, float] | None = None  # as written: they tell whose result it is

@@ -11,7 +11,7 @@
     ├── DocumentKeptError          a replacement that failed beside a done document: acknowledged
     ├── ObjectGoneError            the generation no longer exists: acknowledged
     ├── SmokeError                 the smoke test's image did not become a result
-    ├── DetectorError              the network failed on a picture: 500
+    ├── DetectorError              the model failed on an image: 500
     └── TransientError             a later delivery can succeed: 503
         ├── QueueFullError         429
         ├── TooLateError
@@ -68,10 +68,10 @@ class ForbiddenError(YoloBatchError):
 
 
 class BadImageError(YoloBatchError):
-    """The bytes can never become a picture that we detect on."""
+    """The bytes can never become a image that we detect on."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
-        """Keep the code apart from the message: both go into the picture's document."""
+        """Keep the code apart from the message: both go into the image's document."""
         super().__init__(message)
         self.code = code
         self.message = message
@@ -107,7 +107,7 @@ class SmokeError(YoloBatchError):
 
 
 class DetectorError(YoloBatchError):
-    """The network raised, or answered with the wrong number of results."""
+    """The model raised an exception, or returned the wrong number of results."""
 
 
 class TransientError(YoloBatchError):
@@ -144,7 +144,7 @@ class OtherModelError(TransientError):
 
 
 class DecoderBusyError(TransientError):
-    """No memory, or no turn, to decode a picture now; this says nothing against the picture."""
+    """No memory to decode a image now; this says nothing against the image."""
 
 
 class CertificatesUnavailableError(TransientError):
@@ -152,7 +152,7 @@ class CertificatesUnavailableError(TransientError):
 
 
 class StorageUnavailableError(TransientError):
-    """Cloud Storage did not give the picture."""
+    """Cloud Storage did not return the image."""
 
 
 class StoreUnavailableError(TransientError):

@@ -149,7 +149,7 @@ class ResultStore:
             return _is_final(self._read([document_id], call).get(document_id), wanted)
 
     def records(self, refs: Sequence[ImageRef]) -> Records:
-        """Read which pictures (one or more) are recorded, and how.
+        """Read which images (one or more) are recorded, and how.
 
         Raises:
             StoreUnavailableError: Firestore did not answer.

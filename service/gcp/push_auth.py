@@ -1,7 +1,7 @@
 """Who pushed: checks the OIDC token of a push, where nothing in front of the service does.
 
 Cloud Run's IAM check makes this superfluous; elsewhere (a VM, Kubernetes) anybody who reaches the
-port could otherwise name pictures. Pub/Sub signs a token for the subscription's service account:
+port could otherwise name images. Pub/Sub signs a token for the subscription's service account:
 `Authorization: Bearer JWT`, RS256, claims `iss`, `aud`, `email`, `email_verified`, `iat`, `exp`.
 
 Source: https://cloud.google.com/pubsub/docs/authenticate-push-subscriptions

@@ -226,7 +226,7 @@ class Decoders:
             self._idle.clear()
 
     def _ask(self, request: Request, data: bytes, deadline: Deadline) -> Picture | int:
-        """Let the next free decoder decode; return a picture, or the bytes that it needs."""
+        """Let the next free decoder decode; return its pixels, or the bytes that it needs."""
         with self._slots.acquire(1, deadline):
             with self._lock:
                 decoder = self._idle.pop() if self._idle else None
@@ -380,7 +380,7 @@ class _Decoder:
     def ask(
         self, request: Request, data: bytes, deadline: Deadline, wall_seconds: float
     ) -> Picture | int:
-        """Let it decode a file; return a picture, or the bytes of memory that it needs.
+        """Let it decode a file; return its pixels, or the bytes of memory that it needs.
 
         Raises:
             BadImageError: what the decoder says of the file, or how the file ended it.
@@ -465,7 +465,7 @@ class _Decoder:
 
         Raises:
             OSError: no memory.
-            ValueError: the reply is of a picture that the request cannot have.
+            ValueError: the reply is of an image that the request cannot have.
         """
         height, width, *full = PICTURE_HEADER.unpack_from(body)
         info = ImageInfo(full[1], full[0], body[PICTURE_HEADER.size :].decode("ascii"))

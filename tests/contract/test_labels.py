@@ -199,7 +199,7 @@ def test_carriage_return_is_refused_as_queries_do_not_find_it(collection: str) -
     assert not list(results.where(filter=FieldFilter(path, ">", 0)).stream())
 
 
-def test_rerun_replaces_every_labels_document(store: ResultStore, collection: str) -> None:
+def test_replacement_replaces_every_labels_document(store: ResultStore, collection: str) -> None:
     labels = [*COCO, *ODD]
     store.commit([seen(label) for label in labels])
     permission = Replace(datetime.now(UTC) + timedelta(minutes=1))

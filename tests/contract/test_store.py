@@ -200,7 +200,7 @@ def test_failure_of_the_bytes_replaces_a_done_document(store: ResultStore, colle
     assert after and after["status"] == "failed"
 
 
-def test_rerun_that_cannot_be_stored_keeps_the_done_document(
+def test_replacement_that_cannot_be_stored_keeps_the_done_document(
     store: ResultStore, collection: str
 ) -> None:
     store.commit([done("bad.jpg", "cat")])
@@ -331,7 +331,7 @@ def test_document_answers_queries_for_labels_with_spaces(
     assert [snapshot.get("name") for snapshot in query.stream()] == ["a.jpg"]
 
 
-# Reruns
+# Replacements
 
 
 def of(result: ImageResult, permission: Replace | None) -> ImageResult:
@@ -360,7 +360,7 @@ def test_records_of_many_missing_pictures_are_none(store: ResultStore) -> None:
     assert found.read_at > datetime(2020, 1, 1, tzinfo=UTC)
 
 
-def test_commit_of_a_rerun_replaces_every_field_once(store: ResultStore, collection: str) -> None:
+def test_commit_of_a_replacement_replaces_every_field_once(store: ResultStore, collection: str) -> None:
     store.commit([failed("a.jpg")])
     permission = seen(store, failed("a.jpg"))
     before = read(collection, done("a.jpg"))
@@ -376,7 +376,7 @@ def test_commit_of_a_rerun_replaces_every_field_once(store: ResultStore, collect
     assert read(collection, done("a.jpg")) == after
 
 
-def test_commit_of_a_rerun_forgets_the_counts_that_are_gone(
+def test_commit_of_a_replacement_forgets_the_counts_that_are_gone(
     store: ResultStore, collection: str
 ) -> None:
     store.commit([done("a.jpg", "cat", "dog")])
@@ -385,7 +385,7 @@ def test_commit_of_a_rerun_forgets_the_counts_that_are_gone(
     assert after and after["counts"] == {"cat": 1}
 
 
-def test_commit_of_a_rerun_leaves_what_its_model_recorded(
+def test_commit_of_a_replacement_leaves_what_its_model_recorded(
     store: ResultStore, collection: str
 ) -> None:
     old = replace(done("old.jpg", "cat"), model=replace(MODEL, sha256="1" * 64))
@@ -396,7 +396,7 @@ def test_commit_of_a_rerun_leaves_what_its_model_recorded(
     assert [document and document["labels"] for document in found] == [["cat"], ["dog"]]
 
 
-def test_commit_mixes_reruns_and_new_pictures(store: ResultStore, collection: str) -> None:
+def test_commit_mixes_replacements_and_new_pictures(store: ResultStore, collection: str) -> None:
     store.commit([failed("old.jpg"), done("final.jpg", "cat")])
     permission = seen(store, failed("old.jpg"))
     store.commit(
@@ -413,7 +413,7 @@ def test_commit_mixes_reruns_and_new_pictures(store: ResultStore, collection: st
     assert labels == [["dog"], ["dog"], ["cat"], ["dog"]]
 
 
-def test_commit_of_racing_reruns_replaces_once(store: ResultStore, collection: str) -> None:
+def test_commit_of_racing_replacements_replaces_once(store: ResultStore, collection: str) -> None:
     results = [failed(f"{i}.jpg") for i in range(3)]
     store.commit(results)
     permission = seen(store, *results)
@@ -443,7 +443,7 @@ class Interfering:
 
 
 @pytest.mark.parametrize("how", ["edited", "deleted", "replaced"])
-def test_commit_of_a_rerun_that_is_overtaken_looks_again(
+def test_commit_of_a_replacement_that_is_overtaken_looks_again(
     how: str, store: ResultStore, collection: str
 ) -> None:
     store.commit([failed("a.jpg")])

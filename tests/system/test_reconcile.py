@@ -119,7 +119,7 @@ def test_reconcile_counts_enqueues_and_replaces(
     assert "Published 0 jobs to" in again.stdout
 
 
-def test_rerun_delivered_again_changes_nothing(
+def test_replacement_delivered_again_changes_nothing(
     stack: Stack, samples: Samples, prefix: str, start_service: Callable[..., Service]
 ) -> None:
     ref = put_aside(stack, f"{prefix}a.jpg", samples[0][0].read_bytes())

@@ -275,6 +275,17 @@ def test_images_that_wait_for_the_model_share_a_batch_and_a_commit(world: World)
     assert sum(len(commit) for commit in world.store.commits) == 9
 
 
+@pytest.mark.parametrize("side", [64, 4096])
+def test_images_of_any_size_keep_every_runner_busy(world: World, side: int) -> None:
+    world.detector.runners, world.detector.shape = 4, (side, side)
+    pipeline, refs = world.pipeline(), world.put(4)
+    world.detector.gate.close()
+    futures = [handling(pipeline, ref) for ref in refs]
+    world.detector.gate.wait_for_arrivals(4)  # all at once: nobody has left
+    world.detector.gate.open()
+    assert [result(future) for future in futures] == [Outcome.DONE] * 4
+
+
 def test_the_model_s_failure_on_one_image_spares_its_batch(world: World) -> None:
     world.detector.poison = POISON
     pipeline, refs = world.pipeline(), world.put(4)

@@ -401,7 +401,7 @@ def test_memory_does_not_grow_with_the_bucket() -> None:
     assert many - few < 10_000  # kilobytes
 
 
-def test_rerun_of_a_page_was_seen_at_its_first_look_up() -> None:
+def test_replacement_of_a_page_was_seen_at_its_first_look_up() -> None:
     names = [f"{i:03}.jpg" for i in range(300)]
     publish = Published()
     scope = Scope(BUCKET, enqueue=Enqueue.FAILED)

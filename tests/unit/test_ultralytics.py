@@ -163,6 +163,20 @@ def test_batches_are_of_one_input_shape_and_at_most_32(tmp_path: Path) -> None:
     assert detector.shapes == [(32, 160, 160, 3), (3, 160, 160, 3), (20, 96, 160, 3)]
 
 
+@pytest.mark.parametrize(
+    ("max_batch_pixels", "sizes"),
+    [(4 * 160 * 160, [4, 4, 2]), (4 * 160 * 160 - 1, [3, 3, 3, 1]), (1, [1] * 10)],
+    ids=["just", "less", "below one image"],
+)
+def test_batches_have_no_more_pixels_than_allowed(
+    tmp_path: Path, max_batch_pixels: int, sizes: list[int]
+) -> None:
+    network = write(tmp_path, METADATA, (-1, 3, -1, -1))
+    detector = Recorder(network, max_batch_pixels=max_batch_pixels)
+    assert len(detector.detect([plain(0, 0, 0)] * 10)) == 10
+    assert [shape[0] for shape in detector.shapes] == sizes
+
+
 def test_warm_up_runs_the_inputs_of_common_images(tmp_path: Path) -> None:
     detector = Recorder(write(tmp_path, METADATA, (-1, 3, -1, -1)))
     detector.warm_up()
