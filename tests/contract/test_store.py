@@ -360,7 +360,9 @@ def test_records_of_many_missing_pictures_are_none(store: ResultStore) -> None:
     assert found.read_at > datetime(2020, 1, 1, tzinfo=UTC)
 
 
-def test_commit_of_a_replacement_replaces_every_field_once(store: ResultStore, collection: str) -> None:
+def test_commit_of_a_replacement_replaces_every_field_once(
+    store: ResultStore, collection: str
+) -> None:
     store.commit([failed("a.jpg")])
     permission = seen(store, failed("a.jpg"))
     before = read(collection, done("a.jpg"))
