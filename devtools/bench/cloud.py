@@ -18,7 +18,7 @@ from devtools.bench.load import Request
 from devtools.bench.subjects import PINNED
 from devtools.local_stack.eventarc import FINALIZED
 from devtools.local_stack.stack import Stack, StackOptions
-from service.gcp.clients import build_store
+from service.gcp.clients import build_reader
 from service.settings import Settings
 
 _HEADERS = {
@@ -38,7 +38,7 @@ class Cloud:
         """Take a running stack, whose environment this process must have."""
         self._stack = stack
         self._client = storage.Client()
-        self._store = build_store(Settings.from_env({**os.environ, **PINNED}))
+        self._store = build_reader(Settings.from_env({**os.environ, **PINNED}))
         self._count = 0
         self._forgotten = datetime.now(UTC)
 

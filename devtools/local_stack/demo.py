@@ -14,8 +14,8 @@ from devtools.local_stack.client_environment import upload_command
 from devtools.local_stack.errors import LocalStackError
 from devtools.local_stack.stack import Stack, StackOptions
 from service.cli.report import table
-from service.gcp.clients import build_store
-from service.gcp.firestore import ResultStore
+from service.gcp.clients import build_reader
+from service.gcp.result_reader import ResultReader
 from service.operate.detect import annotated_name, save_annotated
 from service.settings import Settings
 
@@ -56,7 +56,7 @@ def run_demo(images: Path, model: Path | None, output: Path) -> None:
     with Stack(StackOptions(model_path=model)) as stack:
         os.environ.update(stack.environment)  # for the clients below and the upload's tool
         click.echo(f"Uploaded with {upload(stack.bucket, images, uploads)}")
-        store = build_store(Settings.from_env())
+        store = build_reader(Settings.from_env())
         with click.progressbar(length=len(names), label="Documents", show_pos=True) as bar:
             documents = wait_for_documents(
                 store, stack.bucket, names, on_progress=bar.update, check=stack.raise_if_dead
@@ -117,7 +117,7 @@ def _upload_with_client(bucket: str, uploads: Iterable[Upload]) -> None:
 
 
 def wait_for_documents(
-    store: ResultStore,
+    store: ResultReader,
     bucket: str,
     names: set[str],
     *,

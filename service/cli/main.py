@@ -55,14 +55,14 @@ def serve() -> None:
 def results(uri: tuple[str, str], as_json: bool) -> None:
     """Print the results of gs://bucket/prefix from Firestore."""
     from service.cli.report import pattern_note, table
-    from service.gcp.clients import build_store
+    from service.gcp.clients import build_reader
 
     bucket, prefix = uri
     count = 0
 
     def counted() -> Iterator[dict[str, Any]]:
         nonlocal count
-        for document in build_store(Settings.from_env()).results(bucket, prefix):
+        for document in build_reader(Settings.from_env()).results(bucket, prefix):
             count += 1
             yield document
 

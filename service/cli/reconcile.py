@@ -144,7 +144,7 @@ class _Run:
         deployment: "Deployment",
         oldest: datetime | None,
     ) -> None:
-        from service.gcp.clients import build_store
+        from service.gcp.clients import build_reader
         from service.gcp.listing import connect_lister
         from service.gcp.publisher import topic_path
 
@@ -152,7 +152,7 @@ class _Run:
         self._deployment = deployment
         self._oldest = oldest
         self._objects = connect_lister(settings.google_cloud_project)
-        self._store = build_store(replace(settings, firestore_timeout_seconds=_CALL_SECONDS))
+        self._store = build_reader(replace(settings, firestore_timeout_seconds=_CALL_SECONDS))
         project = settings.google_cloud_project or self._store.project
         self.topic = topic_path(topic, project)
         if note := bucket_note(scope.bucket, settings.allowed_buckets):

@@ -24,13 +24,13 @@ def smoke(uri: tuple[str, str], timeout: float, keep: bool) -> None:
 
     Its document stays: the results are only ever added to.
     """
-    from service.gcp.clients import build_store
+    from service.gcp.clients import build_reader
     from service.gcp.samples import connect
     from service.operate.smoke import draw_sample, sample_name, wait_for_result
 
     bucket, prefix = uri
     settings = Settings.from_env()
-    store, samples = build_store(settings), connect(settings.google_cloud_project)
+    store, samples = build_reader(settings), connect(settings.google_cloud_project)
     ref = samples.upload(bucket, sample_name(prefix), draw_sample())
     started = time.monotonic()
     click.echo(f"Uploaded {ref.uri}, generation {ref.generation}")

@@ -1,5 +1,7 @@
 """Clients of Google Cloud, made from the settings."""
 
+from typing import TYPE_CHECKING
+
 from google.auth.exceptions import GoogleAuthError
 from google.cloud import firestore, storage
 
@@ -7,6 +9,9 @@ from service.errors import CredentialsError
 from service.gcp.firestore import ResultStore
 from service.gcp.storage import ImageStorage
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.gcp.result_reader import ResultReader
 
 
 def build_storage(settings: Settings) -> ImageStorage:
@@ -20,19 +25,37 @@ def build_storage(settings: Settings) -> ImageStorage:
 
 
 def build_store(settings: Settings) -> ResultStore:
-    """Connect to Firestore; the command line reads results through it too.
+    """Connect to Firestore, to write results.
 
     Raises:
         CredentialsError: there are none.
     """
+    return ResultStore(
+        _firestore(settings),
+        collection=settings.firestore_collection,
+        timeout_seconds=settings.firestore_timeout_seconds,
+    )
+
+
+def build_reader(settings: Settings) -> "ResultReader":
+    """Connect to Firestore, to read results.
+
+    Raises:
+        CredentialsError: there are none.
+    """
+    from service.gcp.result_reader import ResultReader  # of the commands, not of the server
+
+    return ResultReader(
+        _firestore(settings),
+        collection=settings.firestore_collection,
+        timeout_seconds=settings.firestore_timeout_seconds,
+    )
+
+
+def _firestore(settings: Settings) -> firestore.Client:
     try:
-        client = firestore.Client(
+        return firestore.Client(
             project=settings.google_cloud_project, database=settings.firestore_database
         )
     except (GoogleAuthError, OSError) as exc:  # OSError: no project is known
         raise CredentialsError from exc
-    return ResultStore(
-        client,
-        collection=settings.firestore_collection,
-        timeout_seconds=settings.firestore_timeout_seconds,
-    )

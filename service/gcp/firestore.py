@@ -1,4 +1,4 @@
-"""Documents in Firestore: which exist, the commit of a batch, and reading them back.
+"""Documents in Firestore: which exist, and the commit of a batch.
 
 A document is created once: its id names one generation of one object, and a final record stays as
 it is. Two processes that detect the same image at once lose nothing: the second one's `create`
@@ -12,28 +12,23 @@ Only a refusal of the document itself is recorded. Any other error is handed on,
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from google.api_core import exceptions, retry
-from google.auth.exceptions import GoogleAuthError
+from google.api_core import exceptions
 from google.cloud import firestore
-from google.cloud.firestore_v1.base_query import FieldFilter
 
 from service.deadline import NO_DEADLINE, Deadline
 from service.document import STATUS_DONE, to_document
 from service.domain import (
     ErrorCode,
     Failure,
-    ImageRef,
     ImageResult,
     ObjectMetadata,
     Record,
     Recorded,
-    Records,
     Replace,
 )
 from service.errors import (
@@ -42,19 +37,9 @@ from service.errors import (
     StoreUnavailableError,
     TransientError,
 )
+from service.gcp.collection import REFUSES_DOCUMENTS, Call, Collection
 from service.gcp.one_line import one_line
-from service.gcp.outages import Outages
-from service.gcp.refusals import NO_CREDENTIALS
 
-_TRANSIENT = retry.if_exception_type(
-    exceptions.Aborted,
-    exceptions.DeadlineExceeded,
-    exceptions.InternalServerError,
-    exceptions.ResourceExhausted,
-    exceptions.ServiceUnavailable,
-)
-_AFTER_EVERY_NAME = "\U0010ffff"  # sorts after every object name with the prefix before it
-_RECORD_FIELDS = ["status", "model.sha256", "created_at", "timings"]
 # Each failed commit means that somebody else wrote meanwhile, so that even two are rare.
 _MAX_COMMITS = 10
 _PAUSE_SECONDS = 0.1  # before an image is tried again alone
@@ -66,74 +51,14 @@ _NAME_BYTES = 2048  # the document's own name and the bytes that Firestore adds,
 # What a document raises that cannot be written at all, while it is built.
 _BUILD_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _MAX_REASON = 300  # characters of the client's message
-_NO_ACCESS = (
-    "Firestore refused access: grant the service account roles/datastore.user, and check that the "
-    "project has billing and the Firestore API enabled."
-)
-_NO_DATABASE = "Firestore has no such database: create it, or set FIRESTORE_DATABASE."
-_NO_NATIVE = "Firestore refuses the call: the database must be in Native mode. The log says more."
-_REFUSES_DOCUMENTS = "Firestore refuses every document: check FIRESTORE_COLLECTION."
 
 
 class _DocumentRefusedError(Exception):
     """Firestore refuses this document at every attempt."""
 
 
-class _Call:
-    """The time of one call of the store: all of its requests, with all their attempts, end with it.
-
-    An attempt gets a third of it, so that a server which is silent at first is asked again.
-    """
-
-    def __init__(self, seconds: float, *, attempts: int = 3) -> None:
-        self._until = Deadline.after(seconds)
-        self._attempt_seconds = seconds / attempts
-
-    @property
-    def limits(self) -> dict[str, Any]:
-        """The arguments of a client's method that say how long it tries."""
-        left = max(self._until.seconds_left(), 0.0)
-        again = retry.Retry(predicate=_TRANSIENT, initial=0.1, maximum=2.0, timeout=left)
-        return {"retry": again, "timeout": self._limited}
-
-    def _limited(self, attempt: Callable[..., Any]) -> Callable[..., Any]:
-        """Give each attempt its own timeout.
-
-        api_core takes any decorator for this. Its own one gives an attempt the whole time again
-        when less than a second is left (TimeToDeadlineTimeout of google-api-core 2.44).
-        """
-
-        def limited(*args: Any, **kwargs: Any) -> Any:
-            seconds = min(self._until.seconds_left(), self._attempt_seconds)
-            return attempt(*args, **kwargs | {"timeout": max(seconds, 0.0)})
-
-        return limited
-
-
-class ResultStore:
-    """The results' collection; safe to use from many threads."""
-
-    def __init__(
-        self,
-        client: firestore.Client,
-        *,
-        collection: str,
-        timeout_seconds: float,
-        outages: Outages | None = None,
-    ) -> None:
-        """Take a client, the seconds of one call with all its attempts, and the log of outages."""
-        self._client = client
-        self._outages = outages or Outages()
-        self._collection = client.collection(collection)
-        # Separate subjects: an account may have read access only.
-        self._reads = f"Firestore database {client._database}, reading"
-        self._writes = f"Firestore database {client._database}, writing"
-        self._timeout_seconds = timeout_seconds
-
-    @property
-    def project(self) -> str:
-        """The project that the database is in."""
-        return str(self._client.project)
+class ResultStore(Collection):
+    """Writes documents; safe to use from many threads."""
 
     def is_final(
         self, document_id: str, wanted: Replace | None = None, deadline: Deadline = NO_DEADLINE
@@ -147,17 +72,6 @@ class ResultStore:
         call = self._call(deadline)
         with self._reading():
             return _is_final(self._read([document_id], call).get(document_id), wanted)
-
-    def records(self, refs: Sequence[ImageRef]) -> Records:
-        """Read which images (one or more) are recorded, and how.
-
-        Raises:
-            StoreUnavailableError: Firestore did not answer.
-        """
-        with self._reading():
-            ids = [ref.document_id for ref in refs]
-            snapshots = self._snapshots(ids, self._patient_call())
-            return Records(_records(snapshots), min(found.read_time for found in snapshots))
 
     def commit(
         self, results: Sequence[ImageResult], deadline: Deadline = NO_DEADLINE
@@ -194,7 +108,7 @@ class ResultStore:
         return [outcomes[place] for place in range(len(results))]
 
     def _commit_isolating(
-        self, entries: "list[_Entry]", outcomes: dict[int, Recorded | Exception], call: _Call
+        self, entries: "list[_Entry]", outcomes: dict[int, Recorded | Exception], call: Call
     ) -> None:
         """Commit results together; if that fails because of one of them, one by one.
 
@@ -222,7 +136,7 @@ class ResultStore:
                 outcomes[entry.place] = exc
 
     def _record_refusal(
-        self, place: int, result: ImageResult, error: Exception, call: _Call
+        self, place: int, result: ImageResult, error: Exception, call: Call
     ) -> Recorded | Exception:
         """Record that the document of a result cannot be written, and why.
 
@@ -246,12 +160,12 @@ class ResultStore:
             raise
         except _DocumentRefusedError as exc:
             # There is nothing of the image in it: no document can be written at all.
-            self._outages.report(self._writes, _REFUSES_DOCUMENTS, str(exc))
-            return StoreRefusedError(_REFUSES_DOCUMENTS)
+            self._outages.report(self._writes, REFUSES_DOCUMENTS, str(exc))
+            return StoreRefusedError(REFUSES_DOCUMENTS)
         except Exception:  # noqa: BLE001 - the first error says more
             return error
 
-    def _write(self, entries: "list[_Entry]", call: _Call) -> dict[int, Recorded | Exception]:
+    def _write(self, entries: "list[_Entry]", call: Call) -> dict[int, Recorded | Exception]:
         """Create or replace those documents that are not final; all or, on an error, none.
 
         Returns:
@@ -266,7 +180,7 @@ class ResultStore:
             return self._write_translated(entries, call)
 
     def _write_translated(
-        self, entries: "list[_Entry]", call: _Call
+        self, entries: "list[_Entry]", call: Call
     ) -> dict[int, Recorded | Exception]:
         outcomes: dict[int, Recorded | Exception] = {}
         may_replace = any(entry.result.ref.replace for entry in entries)
@@ -296,7 +210,7 @@ class ResultStore:
                 raise _DocumentRefusedError(exc.message) from exc
 
     def _commit_batch(
-        self, entries: "Sequence[_Entry]", records: Mapping[str, Record], call: _Call
+        self, entries: "Sequence[_Entry]", records: Mapping[str, Record], call: Call
     ) -> None:
         """Replace the documents that have a record, as long as it stands, and create the others.
 
@@ -321,64 +235,6 @@ class ResultStore:
         batch.commit(**call.limits)
         self._outages.clear(self._writes)
 
-    def _read(self, document_ids: Sequence[str], call: _Call) -> dict[str, Record]:
-        return _records(self._snapshots(document_ids, call))
-
-    def _snapshots(self, document_ids: Sequence[str], call: _Call) -> list[Any]:
-        refs = [self._collection.document(document_id) for document_id in document_ids]
-        return list(self._client.get_all(refs, field_paths=_RECORD_FIELDS, **call.limits))
-
-    def _call(self, deadline: Deadline) -> _Call:
-        return _Call(deadline.wait_seconds(self._timeout_seconds))
-
-    def _patient_call(self) -> _Call:
-        """Return a call for an operator, who reads much at once."""
-        return _Call(self._timeout_seconds, attempts=1)
-
-    def results(self, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
-        """Read the documents of a bucket whose names begin with `prefix`, by name.
-
-        Raises:
-            StoreUnavailableError: Firestore did not answer.
-        """
-        query = self._collection.where(filter=FieldFilter("bucket", "==", bucket))
-        if prefix:
-            query = query.where(filter=FieldFilter("name", ">=", prefix)).where(
-                filter=FieldFilter("name", "<", prefix + _AFTER_EVERY_NAME)
-            )
-        with self._reading():
-            try:
-                for snapshot in query.order_by("name").stream(**self._patient_call().limits):
-                    yield snapshot.to_dict() or {}
-            except exceptions.FailedPrecondition as exc:  # it has the link that makes the index
-                raise StoreUnavailableError(f"Firestore refused the query: {exc.message}") from exc
-
-    def document(self, document_id: str) -> dict[str, Any] | None:
-        """Read one document by its id; None if there is none.
-
-        Raises:
-            StoreUnavailableError: Firestore did not answer.
-        """
-        with self._reading():
-            found = self._collection.document(document_id).get(**self._patient_call().limits)
-            return found.to_dict() if found.exists else None
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        with self._answering(self._reads):
-            yield
-        self._outages.clear(self._reads)
-
-    @contextmanager
-    def _answering(self, subject: str) -> Iterator[None]:
-        """Turn the vendor's errors into ours, and log once what concerns every message."""
-        try:
-            with _translated():
-                yield
-        except StoreRefusedError as exc:
-            self._outages.report(subject, str(exc), str(exc.__cause__ or ""))
-            raise
-
 
 def _is_final(record: Record | None, wanted: Replace | None) -> bool:
     if record is None:
@@ -396,22 +252,6 @@ def _settled(entry: "_Entry", record: Record | None) -> Recorded | DocumentKeptE
     if is_done and result.failure and not result.failure.code.is_of_the_bytes:
         return DocumentKeptError(result.failure.message)
     return None
-
-
-def _records(snapshots: Iterable[Any]) -> dict[str, Record]:
-    """Read what exists among snapshots of `_RECORD_FIELDS`."""
-    records = {}
-    for snapshot in snapshots:
-        if snapshot.exists:
-            document = snapshot.to_dict()
-            records[snapshot.id] = Record(
-                status=document.get("status", ""),
-                model=(document.get("model") or {}).get("sha256"),
-                created_at=document.get("created_at") or snapshot.create_time,
-                update_time=snapshot.update_time,
-                timings=document.get("timings"),
-            )
-    return records
 
 
 @dataclass(frozen=True)
@@ -473,22 +313,3 @@ def _groups(entries: Iterable[_Entry]) -> Iterator[list[_Entry]]:
 def _reason(error: Exception) -> str:
     """Return in one line what an error says."""
     return one_line(str(error) or type(error).__name__, _MAX_REASON)
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Turn the vendor's errors into ours."""
-    try:
-        yield
-    except exceptions.PermissionDenied as exc:
-        raise StoreRefusedError(_NO_ACCESS) from exc
-    except exceptions.NotFound as exc:
-        raise StoreRefusedError(_NO_DATABASE) from exc
-    except (exceptions.Unauthenticated, GoogleAuthError) as exc:
-        raise StoreRefusedError(NO_CREDENTIALS) from exc
-    except exceptions.FailedPrecondition as exc:
-        raise StoreRefusedError(_NO_NATIVE) from exc
-    except (exceptions.InvalidArgument, exceptions.OutOfRange) as exc:
-        raise StoreRefusedError(_REFUSES_DOCUMENTS) from exc
-    except (exceptions.GoogleAPIError, TimeoutError) as exc:
-        raise StoreUnavailableError("Firestore is unavailable.") from exc

@@ -44,7 +44,7 @@ class Objects(Protocol):
 
 
 class Store(Protocol):
-    """What is recorded; see `service.gcp.firestore.ResultStore`."""
+    """What is recorded; see `service.gcp.result_reader.ResultReader`."""
 
     def records(self, refs: Sequence[ImageRef]) -> Records:
         """Read how pictures are recorded."""

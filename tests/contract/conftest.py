@@ -11,6 +11,7 @@ from devtools.local_stack.stack import Stack, StackOptions
 from service.deadline import NO_DEADLINE, Deadline
 from service.domain import Download, ImageRef
 from service.gcp.firestore import ResultStore
+from service.gcp.result_reader import ResultReader
 from service.gcp.storage import ImageStorage
 from tests.fakes import PATIENCE_SECONDS
 
@@ -60,6 +61,11 @@ def collection() -> str:
 @pytest.fixture
 def store(collection: str) -> ResultStore:
     return ResultStore(firestore.Client(), collection=collection, timeout_seconds=PATIENCE_SECONDS)
+
+
+@pytest.fixture
+def reader(collection: str) -> ResultReader:
+    return ResultReader(firestore.Client(), collection=collection, timeout_seconds=PATIENCE_SECONDS)
 
 
 @pytest.fixture

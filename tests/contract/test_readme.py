@@ -18,6 +18,7 @@ from service.domain import (
     ModelInfo,
 )
 from service.gcp.firestore import ResultStore
+from service.gcp.result_reader import ResultReader
 from tests.fakes import PATIENCE_SECONDS
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -79,6 +80,8 @@ def test_readme_shows_every_field_of_a_document(seeded: list[ImageResult]) -> No
     example = re.search(r"```json\n(.*?)```", README, re.DOTALL)
     assert example
     store().commit(seeded)
-    (document,) = store().results("uploads", "cam1/07.jpg")
+    (document,) = ResultReader(
+        firestore.Client(), collection="detections", timeout_seconds=PATIENCE_SECONDS
+    ).results("uploads", "cam1/07.jpg")
     shown = set(re.findall(r'"(\w+)":', example[1]))
     assert set(document) <= shown

@@ -29,6 +29,7 @@ from service.domain import (
 )
 from service.errors import DocumentKeptError, StoreRefusedError, StoreUnavailableError
 from service.gcp.firestore import ResultStore
+from service.gcp.result_reader import ResultReader
 from tests.fakes import PATIENCE_SECONDS
 from tests.loglines import logged_by
 
@@ -286,10 +287,10 @@ def test_outage_amid_a_divided_commit_fails_only_the_rest(collection: str) -> No
     assert isinstance(outcomes[-1], StoreUnavailableError)
 
 
-def test_document_is_read_by_its_id(store: ResultStore) -> None:
-    assert store.document(done("a.jpg").ref.document_id) is None
+def test_document_is_read_by_its_id(store: ResultStore, reader: ResultReader) -> None:
+    assert reader.document(done("a.jpg").ref.document_id) is None
     store.commit([done("a.jpg", "cat")])
-    found = store.document(done("a.jpg").ref.document_id)
+    found = reader.document(done("a.jpg").ref.document_id)
     assert found and found["labels"] == ["cat"]
 
 
@@ -300,13 +301,15 @@ def test_is_final_is_false_before_and_true_after_the_commit(store: ResultStore) 
     assert store.is_final(result.ref.document_id)
 
 
-def test_results_are_those_of_bucket_and_prefix_by_name(store: ResultStore) -> None:
+def test_results_are_those_of_bucket_and_prefix_by_name(
+    store: ResultStore, reader: ResultReader
+) -> None:
     names = ["cam1/b.jpg", "cam1/a.jpg", "cam10/a.jpg", "cam1", "cam1/é.jpg", "other.jpg"]
     store.commit([done(name) for name in names])
-    found = [document["name"] for document in store.results("uploads", "cam1/")]
+    found = [document["name"] for document in reader.results("uploads", "cam1/")]
     assert found == ["cam1/a.jpg", "cam1/b.jpg", "cam1/é.jpg"]
-    assert len(list(store.results("uploads", ""))) == len(names)
-    assert list(store.results("another", "")) == []
+    assert len(list(reader.results("uploads", ""))) == len(names)
+    assert list(reader.results("another", "")) == []
 
 
 def test_store_without_a_server_is_unavailable(
@@ -318,8 +321,9 @@ def test_store_without_a_server_is_unavailable(
         store.is_final("a")
     [outcome] = store.commit([done("a.jpg")])
     assert isinstance(outcome, StoreUnavailableError)
+    reader = ResultReader(firestore.Client(), collection=collection, timeout_seconds=0.3)
     with pytest.raises(StoreUnavailableError):
-        list(store.results("uploads", ""))
+        list(reader.results("uploads", ""))
 
 
 def test_document_answers_queries_for_labels_with_spaces(
@@ -340,13 +344,16 @@ def of(result: ImageResult, permission: Replace | None) -> ImageResult:
 
 def seen(store: ResultStore, *results: ImageResult, model: str | None = None) -> Replace:
     """Leave to replace what stands there now."""
-    return Replace(store.records([result.ref for result in results]).read_at, model)
+    reader = ResultReader(
+        store._client, collection=store._collection.id, timeout_seconds=PATIENCE_SECONDS
+    )
+    return Replace(reader.records([result.ref for result in results]).read_at, model)
 
 
-def test_records_say_how_each_picture_is_recorded(store: ResultStore) -> None:
+def test_records_say_how_each_picture_is_recorded(store: ResultStore, reader: ResultReader) -> None:
     recorded = [done("a.jpg", "cat"), failed("b.jpg")]
     store.commit(recorded)
-    found = store.records([*(result.ref for result in recorded), done("c.jpg").ref])
+    found = reader.records([*(result.ref for result in recorded), done("c.jpg").ref])
     first, second = (found.by_id[result.ref.document_id] for result in recorded)
     assert len(found.by_id) == 2
     assert (first.status, first.model) == ("done", MODEL.sha256)
@@ -354,8 +361,8 @@ def test_records_say_how_each_picture_is_recorded(store: ResultStore) -> None:
     assert first.created_at <= found.read_at
 
 
-def test_records_of_many_missing_pictures_are_none(store: ResultStore) -> None:
-    found = store.records([done(f"{i}.jpg").ref for i in range(250)])
+def test_records_of_many_missing_pictures_are_none(reader: ResultReader) -> None:
+    found = reader.records([done(f"{i}.jpg").ref for i in range(250)])
     assert found.by_id == {}
     assert found.read_at > datetime(2020, 1, 1, tzinfo=UTC)
 

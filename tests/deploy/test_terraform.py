@@ -21,7 +21,7 @@ from google.cloud.firestore_v1.base_query import BaseQuery, FieldFilter
 from service.cli.reconcile import reconcile
 from service.deadline import NO_DEADLINE
 from service.domain import Event, Outcome
-from service.gcp.firestore import ResultStore
+from service.gcp.result_reader import ResultReader
 from service.health import Health
 from service.operate.backfill import Redelivery
 from service.operate.smoke import sample_name
@@ -340,8 +340,8 @@ def test_readme_queries_have_their_indexes(monkeypatch: pytest.MonkeyPatch) -> N
         return iter(())
 
     monkeypatch.setattr(firestore.Query, "stream", note)
-    store = ResultStore(_client(), collection="detections", timeout_seconds=1)
-    assert list(store.results("uploads", "cam1/")) == []
+    reader = ResultReader(_client(), collection="detections", timeout_seconds=1)
+    assert list(reader.results("uploads", "cam1/")) == []
 
     composites = re.findall(r"\[(.*?)\]", _local("composite_indexes"), re.DOTALL)
     available = [re.findall(r'path\"?\s*[=:]\s*"(\w+)"', fields) for fields in composites]

@@ -25,8 +25,8 @@ from devtools.local_stack.eventarc import Eventarc, EventarcOptions
 from devtools.local_stack.processes import Processes
 from devtools.local_stack.requirements import find_programs
 from devtools.local_stack.stack import Stack
-from service.gcp.firestore import ResultStore
 from service.gcp.listing import connect_lister
+from service.gcp.result_reader import ResultReader
 from tests.fakes import PATIENCE_SECONDS
 from tests.system.conftest import COLLECTION, Service, run_cli, wait_for_deliveries
 from tests.system.test_reconcile import counts
@@ -143,9 +143,9 @@ def test_name_is_found_as_a_prefix_of_results_and_of_objects(
     refs = [ref for ref in page if not ref.is_ignorable]
     assert start_service().post_all(refs) == {204}
     assert_each_is_recorded(bucket, sums)
-    store = ResultStore(firestore.Client(), collection=COLLECTION, timeout_seconds=30)
+    reader = ResultReader(firestore.Client(), collection=COLLECTION, timeout_seconds=30)
     for name in NAMES.values():
-        assert next(iter(store.results(bucket.name, name)))["name"] == name
+        assert next(iter(reader.results(bucket.name, name)))["name"] == name
         assert next(connect_lister(None).pages(bucket.name, name))[0].name == name
 
 

@@ -22,6 +22,7 @@ from devtools.local_stack.stack import Stack
 from service.domain import ErrorCode, Failure, ImageRef, ImageResult, ModelInfo, Replace
 from service.gcp.firestore import ResultStore
 from service.gcp.publisher import job_message
+from service.gcp.result_reader import ResultReader
 from service.inference.identity import sha256_of_model
 from service.settings import BUNDLED_MODEL
 from tests.system.conftest import (
@@ -59,6 +60,10 @@ def record(*results: ImageResult) -> None:
 
 def store() -> ResultStore:
     return ResultStore(firestore.Client(), collection=COLLECTION, timeout_seconds=30)
+
+
+def reader() -> ResultReader:
+    return ResultReader(firestore.Client(), collection=COLLECTION, timeout_seconds=30)
 
 
 def failed(ref: ImageRef) -> ImageResult:
@@ -124,7 +129,7 @@ def test_replacement_delivered_again_changes_nothing(
 ) -> None:
     ref = put_aside(stack, f"{prefix}a.jpg", samples[0][0].read_bytes())
     record(failed(ref))
-    job = job_message(f"{ref.uri}#{ref.generation}", Replace(store().records([ref]).read_at))
+    job = job_message(f"{ref.uri}#{ref.generation}", Replace(reader().records([ref]).read_at))
     push = {"message": {"data": base64.b64encode(job).decode()}}
     url = start_service().url
     assert requests.post(url, json=push, timeout=DOCUMENT_SECONDS).status_code == 204

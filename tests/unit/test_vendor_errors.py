@@ -18,8 +18,7 @@ from service.errors import (
     StoreUnavailableError,
     TransientError,
 )
-from service.gcp import firestore as store
-from service.gcp import storage
+from service.gcp import collection, storage
 
 _NEVER_RAISED = {
     "AsyncRestUnsupportedParameterError",  # of asynchronous clients
@@ -75,13 +74,13 @@ def test_bucket_that_asks_for_a_paying_project_is_not_gone() -> None:
 
 @pytest.mark.parametrize("kind", GOOGLE, ids=[kind.__name__ for kind in GOOGLE])
 def test_error_of_firestore_becomes_ours(kind: type[Exception]) -> None:
-    with pytest.raises(StoreUnavailableError) as raised, store._translated():
+    with pytest.raises(StoreUnavailableError) as raised, collection.translated():
         raise make(kind)
     assert isinstance(raised.value, TransientError)
     assert "secret" not in str(raised.value)
 
 
-@pytest.mark.parametrize("translated", [storage.translated, store._translated])
+@pytest.mark.parametrize("translated", [storage.translated, collection.translated])
 def test_error_of_our_own_is_not_hidden(translated: Any) -> None:
     with pytest.raises(KeyError), translated():
         raise KeyError("a bug")
