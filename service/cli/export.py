@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from service.inference.labels import shared_labels
+from service.export.renaming import shared_labels
 
 PRECISIONS = ("fp32", "fp16", "int8")
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)

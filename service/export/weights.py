@@ -22,15 +22,17 @@ from service.export.accuracy import (
     mean_precision,
     read_labels,
 )
+from service.export.canary import FLOOR, write_canary
 from service.export.drawings import draw
+from service.export.renaming import identity, relabelled
 from service.export.truth import Labels, listed, match_classes
 from service.images.decode import decode, open_within
-from service.inference.canary import CANARY, FALLBACK, FLOOR, write_canary
+from service.inference.canary import CANARY, FALLBACK
 from service.inference.detector import OPENVINO_METADATA
 from service.inference.identity import sha256_of_model
-from service.inference.labels import advice_for_export, identity, relabelled
+from service.inference.labels import advice_for_export, advice_for_weights
 from service.inference.ultralytics import (
-    labels_of,
+    count_classes,
     load_yolo,
     sha256_of,
     stride_of,
@@ -80,7 +82,7 @@ def export_openvino(
             which no int8 model is written.
         fallback: whether the float model is packed beside the int8 one.
         canary: folder of pictures to pack as the canary, in place of the drawn ones.
-        renames: `OLD=NEW` for each label to replace; see `service.inference.labels.rename`.
+        renames: `OLD=NEW` for each label to replace; see `service.export.renaming.rename`.
 
     Returns:
         The directory written; `metadata.yaml` in it has what was measured.
@@ -252,7 +254,13 @@ def _from_weights(
     if isinstance(model.model, str | Path):
         raise ModelError(f"{weights} is an export already: give the weights that it was made from")
     source = Path(getattr(model, "ckpt_path", None) or weights)
-    labels, is_renamed = labels_of(model, source, renames=renames)
+    labels, is_renamed = relabelled(
+        getattr(model.model, "names", None),
+        renames,
+        model=source.name,
+        count=count_classes(model),
+        advice=advice_for_weights(source),
+    )
     _check_size(image_size, stride_of(model))
     size = image_size or trained_image_size(model)
     floating = "fp32" if precision == "int8" else precision

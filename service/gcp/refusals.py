@@ -12,10 +12,11 @@ import math
 import re
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+
+from cachetools import LRUCache
 
 from service.gcp.one_line import one_line
 
@@ -103,6 +104,9 @@ _SAYS_DISABLED = re.compile(r"\b(disabled|destroyed)\b")
 _SAYS_REQUESTER_PAYS = re.compile(r"\brequester pays bucket\b")
 _QUOTED = re.compile(r"""(?<!\w)(['"`]).*?\1(?!\w)""")
 _MARKUP = re.compile(r"<[!?/a-z]", re.IGNORECASE)
+
+
+_Times = LRUCache[object, float]  # seconds at which each key was noted
 
 
 class Scope(Enum):
@@ -210,63 +214,41 @@ class AccessHistory:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Start without any, by a clock in seconds."""
-        self._refused = _Times(clock)  # requests, at their first refusal
-        self._reads = _Times(clock)  # buckets, at their last successful read
-        self._denied = _Times(clock)  # buckets, at the last denial of a right
+        self._clock = clock
+        self._refused: _Times = LRUCache(_MAX_REMEMBERED)  # requests, at their first refusal
+        self._reads: _Times = LRUCache(_MAX_REMEMBERED)  # buckets, at their last successful read
+        self._denied: _Times = LRUCache(_MAX_REMEMBERED)  # buckets, at the last denial of a right
         self._lock = threading.Lock()
 
     def read(self, bucket: str, *request: object) -> None:
         """Note that a request for an object succeeded: its refusals are forgotten."""
         with self._lock:
-            self._refused.forget((bucket, *request))
-            self._reads.note(bucket)
+            self._refused.pop((bucket, *request), None)
+            self._reads[bucket] = self._clock()
 
     def is_lasting(self, bucket: str, *request: object) -> bool:
         """Note a refusal; say whether the same request has been refused for long enough."""
-        key = (bucket, *request)
         with self._lock:
-            if self._refused.age(key) == math.inf:
-                self._refused.note(key)
-            return self._refused.age(key) >= MIN_REFUSED_SECONDS
+            now = self._clock()
+            return now - self._refused.setdefault((bucket, *request), now) >= MIN_REFUSED_SECONDS
 
     def was_read_lately(self, bucket: str) -> bool:
         """Whether an object of the bucket was read within MIN_REFUSED_SECONDS."""
-        with self._lock:
-            return self._reads.age(bucket) < MIN_REFUSED_SECONDS
+        return self._age(self._reads, bucket) < MIN_REFUSED_SECONDS
 
     def deny(self, bucket: str) -> None:
         """Note that the account has not the rights to read and list a bucket."""
         with self._lock:
-            self._denied.note(bucket)
+            self._denied[bucket] = self._clock()
 
     def was_denied_lately(self, bucket: str) -> bool:
         """Whether the rights were denied within 30 seconds: they need not be asked for again."""
-        with self._lock:
-            return self._denied.age(bucket) < _DENIED_SECONDS
+        return self._age(self._denied, bucket) < _DENIED_SECONDS
 
-
-class _Times:
-    """When each key was noted, in seconds; the oldest key is forgotten beyond a limit."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._noted: OrderedDict[object, float] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._noted)
-
-    def note(self, key: object) -> None:
-        self._noted[key] = self._clock()
-        self._noted.move_to_end(key)
-        if len(self._noted) > _MAX_REMEMBERED:
-            self._noted.popitem(last=False)
-
-    def forget(self, key: object) -> None:
-        self._noted.pop(key, None)
-
-    def age(self, key: object) -> float:
+    def _age(self, times: _Times, key: object) -> float:
         """Return the seconds since a key was noted; infinite for an unknown one."""
-        return self._clock() - self._noted.get(key, -math.inf)
+        with self._lock:
+            return self._clock() - times.get(key, -math.inf)
 
 
 def _without_name(word: str) -> str:

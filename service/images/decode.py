@@ -5,10 +5,12 @@ import logging
 from service.domain import ErrorCode, ImageInfo
 from service.errors import BadImageError
 from service.images.formats import File, open_file
-from service.images.pixels import Picture
+from service.images.letterbox import shrink
+from service.images.pixels import Picture, Pixels
 
 logger = logging.getLogger(__name__)
 
+_MAX_OWN_PIXELS = 2**26  # of a model's own images: MAX_IMAGE_PIXELS does not apply
 # Decoders that take twice the memory for a pixel: they are allowed half as many.
 WEIGHTS = {"AVIF": 2, "JPEG2000": 2}
 
@@ -69,3 +71,13 @@ def _check_size(info: ImageInfo, max_pixels: int) -> None:
             ErrorCode.IMAGE_TOO_LARGE,
             f"The image has {info.width}x{info.height} pixels, more than {limit}.",
         )
+
+
+def decode_here(data: bytes, image_size: int) -> Pixels:
+    """Decode a file of ours in this process.
+
+    Raises:
+        BadImageError: it is no image.
+    """
+    picture = decode(data, max_pixels=_MAX_OWN_PIXELS, image_size=image_size)
+    return shrink(picture.pixels, image_size=image_size)

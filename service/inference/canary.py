@@ -17,13 +17,12 @@ import logging
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from service.domain import Box, Detection
-from service.errors import BadImageError, ModelError
-from service.images.letterbox import shrink
+from service.errors import ModelError
 from service.images.pixels import Pixels
 from service.inference.detector import OPENVINO_METADATA, Detector
 
@@ -34,10 +33,7 @@ FALLBACK = "float"
 # What `VerifiedModel.canary` is.
 PASSED = "passed"
 NOT_COMPARED = "not compared"
-_EXPECTED = "expected.json"
-_MAX_PIXELS = 2**26  # the images are ours: MAX_IMAGE_PIXELS does not apply
-# Rows below are written down too, so that one that has grown is not taken for a wrong one.
-FLOOR = 0.05
+EXPECTED = "expected.json"
 
 
 # A file, and the longer side that the model sees, to uint8 HxWx3 BGR pixels no larger than that.
@@ -99,7 +95,10 @@ def load_verified(
     Raises:
         ModelError: it cannot be loaded, or it failed and there is nothing beside it.
     """
-    decode = decode or decode_here
+    if decode is None:
+        from service.images.decode import decode_here  # loads every format's library
+
+        decode = decode_here
     try:
         detector, canary = _load_and_check(path, load, decode, min_confidence)
         return VerifiedModel(detector, path, canary=canary)
@@ -111,44 +110,6 @@ def load_verified(
     beside = path / FALLBACK
     detector, canary = _load_and_check(beside, load, decode, min_confidence)
     return VerifiedModel(detector, beside, reason, canary)
-
-
-def write_canary(directory: Path, detector: Detector, pictures: Mapping[str, bytes]) -> int:
-    """Add pictures and what the network finds in them to an exported directory.
-
-    Args:
-        directory: the export.
-        detector: its network, which gives detections from `FLOOR` up.
-        pictures: files by name.
-
-    Returns:
-        How many detections a start will compare, with MIN_CONFIDENCE at its default.
-
-    Raises:
-        ModelError: a file is no picture, or the network does not run.
-    """
-    folder = directory / CANARY
-    folder.mkdir()
-    found = {}
-    for name, data in pictures.items():
-        (folder / name).write_bytes(data)
-        try:
-            found[name] = _find(detector, data, decode_here)
-        except BadImageError as exc:
-            raise ModelError(f"{name} cannot be a canary's picture: {exc}") from exc
-        except Exception as exc:
-            raise ModelError(f"{detector.info.name} cannot run on this machine: {exc}") from exc
-    tolerance = Tolerance()
-    expected = {
-        "network": _sha256_of_network(directory),
-        "image_size": detector.info.image_size,
-        "tolerance": asdict(tolerance),
-        "pictures": {name: [_to_json(one) for one in rows] for name, rows in found.items()},
-    }
-    text = json.dumps(expected, indent=1, ensure_ascii=False) + "\n"
-    (folder / _EXPECTED).write_text(text, encoding="utf-8")
-    limit = _limit(tolerance, 0.0)
-    return sum(one.confidence >= limit for rows in found.values() for one in rows)
 
 
 def difference(
@@ -163,7 +124,7 @@ def difference(
     Boxes are in shares of the picture's sides. Detections below `min_confidence` were left out of
     `found`.
     """
-    limit = _limit(tolerance, min_confidence)
+    limit = confidence_limit(tolerance, min_confidence)
     pairs = match(expected, found, min_iou=tolerance.iou)
     partner = {id(a): b for a, b in pairs} | {id(b): a for a, b in pairs}
     for one in expected:
@@ -248,7 +209,7 @@ def _try(
     logger.log(level, "Trying the model's canary", extra={"model": str(path), "cpu": cpu})
     if not faulthandler.is_enabled():
         faulthandler.enable()
-    if _sha256_of_network(path) != expected["network"]:
+    if sha256_of_network(path) != expected["network"]:
         raise ModelError(f"{path} is damaged: its network is not the one that was exported")
     detector = load(path)
     return detector, _check(path, detector, expected, decode, min_confidence, cpu)
@@ -266,7 +227,7 @@ def _check(
     is_comparable = detector.info.image_size == expected["image_size"]
     for name, rows in expected["pictures"].items():
         try:
-            found = _find(detector, (path / CANARY / name).read_bytes(), decode)
+            found = find(detector, (path / CANARY / name).read_bytes(), decode)
         except Exception as exc:
             raise ModelError(f"The canary of {path} failed on {cpu}: {name}: {exc}") from exc
         if is_comparable:
@@ -285,19 +246,7 @@ def _check(
     return NOT_COMPARED
 
 
-def decode_here(data: bytes, image_size: int) -> Pixels:
-    """Decode a file of ours in this process.
-
-    Raises:
-        BadImageError: it is no image.
-    """
-    from service.images.decode import decode  # the service itself decodes in other processes
-
-    picture = decode(data, max_pixels=_MAX_PIXELS, image_size=image_size)
-    return shrink(picture.pixels, image_size=image_size)
-
-
-def _find(detector: Detector, data: bytes, decode: Decode) -> list[Detection]:
+def find(detector: Detector, data: bytes, decode: Decode) -> list[Detection]:
     """Detect on one file as the pipeline does; boxes in shares of the image's sides."""
     pixels = decode(data, detector.info.image_size)
     height, width = pixels.shape[:2]
@@ -312,7 +261,7 @@ def _scaled(box: Box, x: float, y: float) -> Box:
     return Box(box.x1 * x, box.y1 * y, box.x2 * x, box.y2 * y)
 
 
-def _limit(tolerance: Tolerance, min_confidence: float) -> float:
+def confidence_limit(tolerance: Tolerance, min_confidence: float) -> float:
     """Confidence from which a detection has to be in both answers."""
     logit = _logit(max(tolerance.confidence, min_confidence)) + tolerance.logit
     return 1 / (1 + math.exp(-logit))
@@ -329,21 +278,12 @@ def _described(found: Detection) -> str:
     return f"{found.label!r} at {found.confidence:.2f} in ({place}) % of the picture"
 
 
-def _to_json(found: Detection) -> dict[str, Any]:
-    return {
-        "label": found.label,
-        "class_id": found.class_id,
-        "confidence": round(found.confidence, 4),
-        "box": {side: round(value, 4) for side, value in asdict(found.box).items()},
-    }
-
-
 def _from_json(row: Mapping[str, Any]) -> Detection:
     return Detection(row["label"], row["class_id"], row["confidence"], Box(**row["box"]))
 
 
 def _read(directory: Path) -> dict[str, Any] | None:
-    path = directory / CANARY / _EXPECTED
+    path = directory / CANARY / EXPECTED
     if not path.parent.exists():
         return None
     try:
@@ -357,7 +297,8 @@ def _read(directory: Path) -> dict[str, Any] | None:
     return expected
 
 
-def _sha256_of_network(directory: Path) -> str:
+def sha256_of_network(directory: Path) -> str:
+    """Hash the network's files."""
     digest = hashlib.sha256()
     for file in sorted([*directory.glob("*.xml"), *directory.glob("*.bin")]):
         digest.update(file.read_bytes())

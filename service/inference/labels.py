@@ -5,10 +5,7 @@ must follow Firestore's rules for field names. A label that breaks one would mak
 image that has such an object fail.
 """
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping
 
 from service.errors import ModelError
 
@@ -16,7 +13,7 @@ from service.errors import ModelError
 # repeats the labels of up to 300 detections three times.
 MAX_LABEL_BYTES = 1000
 MAX_CLASSES = 100_000
-_MAX_NAMED = 5  # problems in one message
+MAX_NAMED = 5  # problems in one message
 _MAX_SHOWN = 60  # characters of a label in a message
 
 
@@ -70,21 +67,21 @@ def class_labels(
     Raises:
         ModelError: a class has no label, or one that Firestore cannot store.
     """
-    labels = _by_id(names, model)
+    labels = by_id(names, model)
     number = count or max(labels, default=-1) + 1
     problems = [
         f"class {class_id} has no label"
         if class_id not in labels
-        else f"class {class_id}, {_shown(labels[class_id])}: {broken_rule(labels[class_id])}"
+        else f"class {class_id}, {shown(labels[class_id])}: {broken_rule(labels[class_id])}"
         for class_id in sorted(labels.keys() | range(number))
         if class_id not in labels or broken_rule(labels[class_id])
     ]
     if not labels and not problems:
         problems = ["it names no classes"]
     if problems:
-        more = f"; and {len(problems) - _MAX_NAMED} more" if len(problems) > _MAX_NAMED else ""
+        more = f"; and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
         raise ModelError(
-            f"{model} has labels that cannot be stored: {'; '.join(problems[:_MAX_NAMED])}{more}. "
+            f"{model} has labels that cannot be stored: {'; '.join(problems[:MAX_NAMED])}{more}. "
             f"{advice}"
         )
     return {class_id: str(label) for class_id, label in labels.items()}
@@ -113,80 +110,7 @@ def advice_for_export(directory: object, precision: object) -> str:
     return ADVICE_FOR_OTHERS
 
 
-def identity(sha256: str, labels: Mapping[int, str]) -> str:
-    """Return the sha256 that documents carry for weights whose labels were renamed.
-
-    It differs from that of the weights, so documents with the old labels count as stale.
-    """
-    text = json.dumps([sha256, sorted(labels.items())])
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def rename(
-    names: object, renames: Sequence[str], *, model: object, count: int | None = None
-) -> dict[int, object]:
-    """Give classes other labels, each written as `OLD=NEW`.
-
-    OLD is a label, which may be empty, or `#` and a class id. Every class of the label gets the new
-    one. Labels are compared as they are written, all of them before any is renamed.
-
-    Args:
-        names: as `class_labels` takes them, and returns them afterwards.
-        renames: `OLD=NEW` each.
-        model: what to call the model in an error.
-        count: classes that the network has; None: as many as there are names.
-
-    Raises:
-        ModelError: there is no such label, it is not clear which one is meant, the new label cannot
-            be stored, or another class has it already: their counts could not be told apart.
-    """
-    labels = _by_id(names, model)
-    renamed = dict(labels)
-    sources: dict[int, str] = {}
-    for text in renames:
-        old, ids, new = _parsed(text, labels, model, count or max(labels, default=-1) + 1)
-        if rule := broken_rule(new):
-            raise ModelError(f"--rename {_shown(text)} is wrong: {_shown(new)}: {rule}")
-        for class_id in ids:
-            if class_id in sources:
-                raise ModelError(f"--rename names class {class_id} twice")
-            sources[class_id] = old
-            renamed[class_id] = new
-    for class_id, old in sources.items():
-        for other, label in renamed.items():
-            if label == renamed[class_id] and sources.get(other) != old:
-                raise ModelError(
-                    f"--rename would give the classes {min(class_id, other)} and "
-                    f"{max(class_id, other)} one label, {_shown(label)}: "
-                    "their counts could not be told apart"
-                )
-    return renamed
-
-
-def relabelled(
-    names: object, renames: Sequence[str], *, model: object, count: int | None, advice: str
-) -> tuple[dict[int, str], bool]:
-    """Return the labels after `rename`, as `class_labels` does, and whether that changed any.
-
-    Raises:
-        ModelError: as these two.
-    """
-    if not renames:
-        return class_labels(names, model=model, count=count, advice=advice), False
-    renamed = rename(names, renames, model=model, count=count)
-    labels = class_labels(renamed, model=model, count=count, advice=advice)
-    return labels, labels != _by_id(names, model)
-
-
-def shared_labels(labels: Mapping[int, str]) -> dict[str, list[int]]:
-    """List the labels that several classes have, with the ids of these."""
-    ids: dict[str, list[int]] = {}
-    for class_id, label in sorted(labels.items()):
-        ids.setdefault(label, []).append(class_id)
-    return {label: shared for label, shared in ids.items() if len(shared) > 1}
-
-
-def _by_id(names: object, model: object) -> dict[int, object]:
+def by_id(names: object, model: object) -> dict[int, object]:
     """Read names by class id. Of what is not text, numbers alone are sure to be as written."""
     if isinstance(names, list | tuple):
         names = dict(enumerate(names))
@@ -207,40 +131,7 @@ def _by_id(names: object, model: object) -> dict[int, object]:
     }
 
 
-def _parsed(
-    text: str, labels: Mapping[int, object], model: object, count: int
-) -> tuple[str, list[int], str]:
-    """Split `OLD=NEW`; either may contain `=`, so OLD is what the model has."""
-    option = f"--rename {_shown(text)}"
-    if "=" not in text:
-        raise ModelError(f"{option} is wrong: write OLD=NEW")
-    places = [place for place, letter in enumerate(text) if letter == "="]
-    splits = [(text[:place], text[place + 1 :]) for place in places]
-    by_label = [
-        (old, [class_id for class_id, label in labels.items() if str(label) == old], new)
-        for old, new in splits
-    ]
-    matches = [match for match in by_label if match[1]]
-    if len(matches) > 1:
-        raise ModelError(f"{option} is ambiguous: name the class by '#ID=NEW'")
-    if matches:
-        return matches[0]
-    old, new = splits[0]
-    if (class_id := _id(old)) is not None and class_id < count:
-        return old, [class_id], new
-    known = ", ".join(_shown(label) for label in islice(labels.values(), _MAX_NAMED))
-    more = ", ..." if len(labels) > _MAX_NAMED else ""
-    raise ModelError(f"{option}: {model} has no class {_shown(old)}. It has {known}{more}")
-
-
-def _id(text: str) -> int | None:
-    """Read `#` and a class id; None for anything else."""
-    digits = text.removeprefix("#")
-    if digits == text or not digits.isdecimal() or len(digits) > len(str(MAX_CLASSES)):
-        return None
-    return int(digits)
-
-
-def _shown(label: object) -> str:
+def shown(label: object) -> str:
+    """Write a label for a message, cut where it is long."""
     text = repr(label)
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."

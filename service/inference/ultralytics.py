@@ -25,7 +25,6 @@ from service.inference.labels import (
     advice_for_weights,
     class_labels,
     label_of,
-    relabelled,
 )
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ class UltralyticsDetector:
         self._labels = class_labels(
             _names_as_written(self.network),
             model=loaded.name,
-            count=_count_classes(self.network) or _count_classes_of_onnx(loaded),
+            count=count_classes(self.network) or _count_classes_of_onnx(loaded),
             advice=advice_for_weights(path) if path.suffix == ".pt" else ADVICE_FOR_OTHERS,
         )
         self._min_confidence = min_confidence
@@ -272,7 +271,12 @@ def _load_network(path: Path, device: str) -> Any:
         raise ModelError(f"{path} is a TensorRT engine, which runs on a GPU: set DEVICE=0")
     model = load_yolo(path)
     if not isinstance(model.model, str | Path):  # weights; an export is not read yet
-        labels_of(model, path)
+        class_labels(
+            getattr(model.model, "names", None),
+            model=path.name,
+            count=count_classes(model),
+            advice=advice_for_weights(path),
+        )
     try:
         from ultralytics.nn.autobackend import AutoBackend
         from ultralytics.utils.torch_utils import select_device
@@ -340,26 +344,6 @@ def load_yolo(path: Path) -> Any:
     return model
 
 
-def labels_of(
-    model: Any, path: Path, *, renames: Sequence[str] = ()
-) -> tuple[dict[int, str], bool]:
-    """Read the labels of weights that `load_yolo` has loaded, after renaming some of them.
-
-    Args:
-        model: what `load_yolo` returned.
-        path: what it loaded.
-        renames: `OLD=NEW` each; see `service.inference.labels.rename`.
-
-    Returns:
-        The labels by class id, and whether one of them differs from the weights' own.
-
-    Raises:
-        ModelError: as `service.inference.labels.rename` and `class_labels`.
-    """
-    names, count = getattr(model.model, "names", None), _count_classes(model)
-    return relabelled(names, renames, model=path.name, count=count, advice=advice_for_weights(path))
-
-
 def _names_as_written(network: Any) -> Any:
     """Return the classes' names before ultralytics made text of them."""
     if network.format == "pt":
@@ -367,7 +351,7 @@ def _names_as_written(network: Any) -> Any:
     return network.metadata.get("names") or network.names
 
 
-def _count_classes(owner: Any) -> int | None:
+def count_classes(owner: Any) -> int | None:
     """Count the classes of weights by their head; None for an export."""
     layers = getattr(getattr(owner, "model", None), "model", None)
     count = getattr(layers[-1], "nc", None) if layers is not None else None

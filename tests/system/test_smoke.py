@@ -9,7 +9,8 @@ from google.cloud import storage
 
 from devtools.local_stack.stack import Stack
 from service.domain import ImageRef
-from service.inference.canary import CANARY, FALLBACK, FLOOR, write_canary
+from service.export.canary import FLOOR, write_canary
+from service.inference.canary import CANARY, FALLBACK
 from service.inference.loading import load_detector
 from service.operate.smoke import draw_sample
 from service.settings import BUNDLED_MODEL

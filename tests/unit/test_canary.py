@@ -19,7 +19,9 @@ from click.testing import CliRunner
 from service.cli.check_model import check_model
 from service.domain import Box, Detection, ModelInfo
 from service.errors import DecoderBusyError, ModelError
+from service.export.canary import write_canary
 from service.export.drawings import draw
+from service.images.decode import decode_here
 from service.images.decoders import Decoders
 from service.images.pixels import Pixels
 from service.inference.canary import (
@@ -29,10 +31,8 @@ from service.inference.canary import (
     PASSED,
     Tolerance,
     cpu_name,
-    decode_here,
     difference,
     load_verified,
-    write_canary,
 )
 from service.inference.detector import Detector
 from service.inference.loading import load_detector, load_model, warm_up

@@ -9,17 +9,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from service.errors import ModelError
+from service.export.renaming import identity, relabelled, rename, shared_labels
 from service.export.weights import _write_metadata, read_metadata
 from service.inference.labels import (
     MAX_LABEL_BYTES,
     advice_for_export,
     advice_for_weights,
     broken_rule,
-    identity,
     label_of,
-    relabelled,
-    rename,
-    shared_labels,
 )
 from service.inference.labels import class_labels as class_labels_advised
 
