@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-P", "-m", "service.images.decoder_process")
 MAX_FILES = 1000  # of one decoder: what a library leaks is bounded
-BYTES_PER_PIXEL = 16  # the most seen is 12: a rotated progressive JPEG
+BYTES_PER_PIXEL = 13  # the most seen is 12: a rotated progressive JPEG
 
 READY, PICTURE, BAD, LARGE, ENDED = b"R", b"P", b"B", b"L", b"E"
 PICTURE_HEADER = struct.Struct("<IIII")  # height and width of the pixels, then of the full image

@@ -10,6 +10,7 @@ import pytest
 
 from service import memory
 from service.errors import ModelError
+from service.images.decoders import BYTES_PER_PIXEL
 from service.inference.loading import load_detector
 from service.memory import MemoryPlan, plan_memory, within_memory
 from service.settings import BUNDLED_MODEL, Settings
@@ -45,7 +46,7 @@ def test_total_is_the_sum_of_all_parts() -> None:
     ("change", "part", "more"),
     [
         ({"max_buffered_bytes": SETTINGS.max_buffered_bytes + 5}, "buffered", 5),
-        ({"max_image_pixels": SETTINGS.max_image_pixels + 1}, "large_file", 16),
+        ({"max_image_pixels": SETTINGS.max_image_pixels + 1}, "large_file", BYTES_PER_PIXEL),
         ({"max_image_bytes": SETTINGS.max_image_bytes + 1}, "decoders", 2),
         ({"max_in_flight": SETTINGS.max_in_flight + 1}, "in_flight", 3 * 320 * 320),
     ],
