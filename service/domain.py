@@ -110,7 +110,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Detection:
-    """One object found in a image. `confidence` is in [0, 1]."""
+    """One object found in an image. `confidence` is in [0, 1]."""
 
     label: str
     class_id: int
@@ -139,7 +139,7 @@ class ModelInfo:
 
 
 class ErrorCode(StrEnum):
-    """Why a image can never be detected, as written in its document."""
+    """Why an image can never be detected, as written in its document."""
 
     EMPTY_OBJECT = "empty_object"
     UNSUPPORTED_MEDIA = "unsupported_media"
@@ -164,9 +164,9 @@ class Failure:
 
 @dataclass(frozen=True)
 class Timings:
-    """Where a image's time went, in milliseconds.
+    """Where an image's time went, in milliseconds.
 
-    `inference_ms` is the image's share: the batch's time divided by its size.
+    `inference_ms` is the image's own time on a CPU, and its share of the batch's time on a GPU.
     """
 
     download_ms: float = 0.0
@@ -218,8 +218,8 @@ class Outcome(StrEnum):
 
     DONE = "done"  # detections committed
     FAILED = "failed"  # a failure committed
-    ALREADY_RECORDED = "already_recorded"  # the document was there before anything was done
-    SUPERSEDED = "superseded"  # inferred, but another delivery's document was there first
+    ALREADY_RECORDED = "already_recorded"  # a final document was there, and stays
+    SUPERSEDED = "superseded"  # another delivery's document was there first
     GONE = "gone"  # the generation was overwritten or deleted
     IGNORED = "ignored"  # a folder marker or a part of a composite upload
     REFUSED = "refused"  # a bucket that this service does not serve

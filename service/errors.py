@@ -68,7 +68,7 @@ class ForbiddenError(YoloBatchError):
 
 
 class BadImageError(YoloBatchError):
-    """The bytes can never become a image that we detect on."""
+    """The bytes can never become an image that we detect on."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         """Keep the code apart from the message: both go into the image's document."""
@@ -144,7 +144,7 @@ class OtherModelError(TransientError):
 
 
 class DecoderBusyError(TransientError):
-    """No memory to decode a image now; this says nothing against the image."""
+    """No memory to decode an image now; this says nothing against the image."""
 
 
 class CertificatesUnavailableError(TransientError):

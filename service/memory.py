@@ -1,4 +1,4 @@
-"""The memory that the service may take at the same time, as a sum, and whether the instance has it.
+"""Adds up the memory that the service may take at once, and compares it with the instance's.
 
     python -m devtools.bench.memory
 
@@ -64,15 +64,15 @@ def plan_memory(settings: Settings, detector: Detector) -> MemoryPlan:
         detector: the model, loaded.
     """
     limits, count = DecodeLimits(), cores()
+    large_bytes = BYTES_PER_PIXEL * settings.max_image_pixels + 2 * settings.max_image_bytes
     pixels_bytes = _CHANNELS * detector.info.image_size**2
-    large_bytes = limits.large_bytes + BYTES_PER_PIXEL * settings.max_image_pixels
     shared_bytes = settings.max_image_bytes + pixels_bytes
     return MemoryPlan(
         base=_BASE_BYTES + _ROOT_BYTES + count * _DECODER_BYTES,
         model=_model_bytes(settings.model_path, detector),
         decoders=count * (limits.small_bytes + shared_bytes),
-        large_file=max(0, large_bytes - limits.small_bytes),
-        buffered=settings.max_buffered_bytes,
+        large_file=large_bytes,
+        buffered=max(settings.max_buffered_bytes, settings.max_image_bytes),
         in_flight=settings.max_in_flight * pixels_bytes,
     )
 
@@ -122,7 +122,7 @@ def within_memory(settings: Settings, detector: Detector) -> Settings:
 def _model_bytes(path: Path, detector: Detector) -> int:
     """What the model takes at most, beyond the base.
 
-    Of OpenVINO, a network for each input shape. Of any other runtime, what it has taken already.
+    OpenVINO: a compiled model for each input shape. Other runtimes: the memory that they take now.
     """
     if not (path / OPENVINO_METADATA).is_file():
         return max(0, _resident_bytes() - _BASE_BYTES)

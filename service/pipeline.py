@@ -215,7 +215,7 @@ class Pipeline:
                 )
                 del download  # not to be kept while the pixels wait for the model
         except BadImageError as exc:
-            # The times also tell this failure from that of another delivery.
+            # The times also tell the store that a document is this delivery's own.
             failure = Failure(exc.code, exc.message)
             return ImageResult(ref, failure=failure, timings=_timings(started, downloaded))
         timings = _timings(started, downloaded)

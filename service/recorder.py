@@ -87,7 +87,7 @@ class Recorder:
         logger.info(
             "Committed",
             extra={
-                "images": len(results),
+                "images": sum(isinstance(outcome, Recorded) for outcome in outcomes),
                 "commit_ms": round((time.monotonic() - started) * 1000, 1),
                 **self._take_counts(),
             },

@@ -43,14 +43,16 @@ def in_process(data: bytes, reduced: bool) -> Picture:
 def pools(stack: ExitStack) -> dict[str, Decode]:
     """Start each pool; the stack ends them."""
     started: dict[str, Decode] = {"in process": in_process}
-    decoders = stack.enter_context(
-        closing(Decoders(1, max_pixels=MAX_PIXELS, max_decompressed_bytes=2**25))
-    )
-    started["Decoders"] = lambda data, reduced: decoders.decode(
-        data,
-        image_size=IMAGE_SIZE,
-        content_encoding=None,
-        deadline=NO_DEADLINE,
+    decoders = {
+        reduced: stack.enter_context(
+            closing(
+                Decoders(1, max_pixels=MAX_PIXELS, max_decompressed_bytes=2**25, reduced=reduced)
+            )
+        )
+        for reduced in (True, False)
+    }
+    started["Decoders"] = lambda data, reduced: decoders[reduced].decode(
+        data, image_size=IMAGE_SIZE, deadline=NO_DEADLINE
     )
     executor = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
     started["concurrent.futures"] = partial(through, executor.submit)

@@ -1,4 +1,4 @@
-"""Results that are ready while a commit is under way share the next one. Knows no store."""
+"""Results that become ready while all committers are busy share a commit. Knows no store."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ Recorded = TypeVar("Recorded")
 
 
 class GroupCommit(Generic[Result, Recorded]):
-    """Commits results from many threads in groups. The trouble of one never fails another."""
+    """Commits results from many threads in groups. One result's error never fails another."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class GroupCommit(Generic[Result, Recorded]):
                 self._commit_each(group)
 
     def _commit_each(self, group: list[Waiting[Result, Recorded]]) -> None:
-        """Commit each result alone. Stop if the store fails: n timeouts in a row help nobody."""
+        """Commit each result alone. Stop if the store fails, not to wait for a timeout each."""
         for waiting in group:
             try:
                 self._commit_together([waiting])
@@ -121,7 +121,7 @@ class GroupCommit(Generic[Result, Recorded]):
 
 def _fail(group: list[Waiting[Result, Recorded]], error: BaseException) -> None:
     """Fail those that have no outcome yet."""
-    if not isinstance(error, Exception):  # a request's thread would not survive it
+    if not isinstance(error, Exception):  # only these may be raised in a request's thread
         cause, error = error, RuntimeError(f"{type(error).__name__}: {error}")
         error.__cause__ = cause
     for waiting in group:

@@ -1,4 +1,4 @@
-"""The results' collection in Firestore: how its documents are asked for, within a time.
+"""The results' collection in Firestore, and the time limit of a call.
 
 `service.gcp.firestore` writes documents, `service.gcp.result_reader` reads them back.
 """
@@ -36,7 +36,7 @@ _NO_NATIVE = "Firestore refuses the call: the database must be in Native mode. T
 
 
 class Call:
-    """The time of one call of the store: all of its requests, with all their attempts, end with it.
+    """One time limit for all requests of a call, with all their attempts.
 
     An attempt gets a third of it, so that a server which is silent at first is asked again.
     """
@@ -56,8 +56,8 @@ class Call:
     def _limited(self, attempt: Callable[..., Any]) -> Callable[..., Any]:
         """Give each attempt its own timeout.
 
-        api_core takes any decorator for this. Its own one gives an attempt the whole time again
-        when less than a second is left (TimeToDeadlineTimeout of google-api-core 2.44).
+        api_core takes any decorator for this. Its own gives an attempt the full time again when less
+        than a second is left (TimeToDeadlineTimeout of google-api-core 2.44).
         """
 
         def limited(*args: Any, **kwargs: Any) -> Any:

@@ -3,8 +3,8 @@
 A document is created once: its id names one generation of one object, and a final record stays as
 it is. Two processes that detect the same image at once lose nothing: the second one's `create`
 finds the document and drops its own. Only a message that asks for it replaces a document, and only
-the one that it saw: a document written since then is younger, and stays. So does a done document
-whose replacement failed for a reason that is not in the image's bytes.
+one that was created before the time that the message names. So a younger document stays. So does a
+done document whose replacement failed for a reason that is not in the image's bytes.
 
 An image whose document cannot be written fails alone: its neighbours are committed without it, and
 it is recorded as `unstorable_result`, by a small document that holds nothing of what was refused.
@@ -146,7 +146,7 @@ class ResultStore(Collection):
         Raises:
             StoreUnavailableError: Firestore did not answer.
         """
-        # What an event or Cloud Storage says of the object may be what is refused, too.
+        # Without the metadata: they may be what Firestore refuses.
         failed = ImageResult(
             replace(result.ref, metadata=ObjectMetadata()),
             failure=Failure(
@@ -166,7 +166,7 @@ class ResultStore(Collection):
             return error
 
     def _write(self, entries: "list[_Entry]", call: Call) -> dict[int, Recorded | Exception]:
-        """Create or replace those documents that are not final; all or, on an error, none.
+        """Create or replace those documents that are not final, all in one commit.
 
         Returns:
             By place, how each result is recorded, or a DocumentKeptError where a done document
@@ -174,12 +174,12 @@ class ResultStore(Collection):
 
         Raises:
             _DocumentRefusedError: Firestore refuses some document for good.
-            StoreUnavailableError: Firestore did not answer.
+            StoreUnavailableError: Firestore did not answer. They may be written all the same.
         """
         with self._answering(self._writes):
-            return self._write_translated(entries, call)
+            return self._write_waiting(entries, call)
 
-    def _write_translated(
+    def _write_waiting(
         self, entries: "list[_Entry]", call: Call
     ) -> dict[int, Recorded | Exception]:
         outcomes: dict[int, Recorded | Exception] = {}
@@ -246,6 +246,7 @@ def _settled(entry: "_Entry", record: Record | None) -> Recorded | DocumentKeptE
     """Return the outcome of a result whose document stays; None if it is to be written."""
     result = entry.result
     if _is_final(record, result.ref.replace):
+        # Equal times: an earlier attempt of our own wrote it.
         is_own = record and record.timings == entry.document["timings"]
         return Recorded(result, is_superseded=not is_own)
     is_done = record and record.status == STATUS_DONE

@@ -82,8 +82,6 @@ def decode(data: bytes, request: Request) -> Picture:
             max_pixels=request.max_pixels,
             image_size=size if request.reduced else None,
         )
-        if size is None:
-            return picture
         return replace(picture, pixels=shrink(picture.pixels, image_size=size))
     except MemoryError as exc:
         raise NeedsMemoryError(needed_bytes) from exc

@@ -79,8 +79,8 @@ class DecodeLimits:
 
     cpu_seconds: int = 30  # four times what the largest valid image takes (JPEG 2000 of 31 MB)
     wall_seconds: float = 100.0  # for one that hangs
-    small_bytes: int = 192 * 2**20  # enough for 12 megapixels in the worst case
-    large_bytes: int = 256 * 2**20  # and BYTES_PER_PIXEL: of the one file at a time that needs more
+    # Enough for 12 megapixels in the worst case. One file at a time may have what it needs besides.
+    small_bytes: int = 192 * 2**20
 
     @classmethod
     def within(cls, seconds: float) -> Self:
@@ -101,7 +101,7 @@ class Request:
 
     length: int  # bytes
     content_encoding: str | None
-    image_size: int | None  # longer side that the model sees, in pixels; None: in full
+    image_size: int  # longer side that the model sees, in pixels
     reduced: bool  # whether a JPEG may be decoded at a reduced scale
     max_pixels: int
     max_decompressed_bytes: int
@@ -162,7 +162,7 @@ class Decoders:
         self,
         data: bytes,
         *,
-        image_size: int | None,
+        image_size: int,
         content_encoding: str | None = None,
         max_pixels: int | None = None,
         deadline: Deadline,
@@ -200,12 +200,12 @@ class Decoders:
             if isinstance(answer, Picture):
                 return answer
             with self._large_slot.acquire(1, deadline):
-                while isinstance(answer, int):
-                    if limits.large_bytes + answer <= request.memory_bytes:
+                while isinstance(answer, int):  # what it needs, known from the header
+                    if limits.small_bytes + answer <= request.memory_bytes:
                         raise BadImageError.corrupt(
                             "Decoding the file takes more memory than an image of its size may."
                         )
-                    request = replace(request, memory_bytes=limits.large_bytes + answer)
+                    request = replace(request, memory_bytes=limits.small_bytes + answer)
                     answer = self._ask(request, data, deadline)
             return answer
         except (MemoryError, OSError) as exc:
@@ -246,7 +246,7 @@ class Decoders:
                     self._put_back(decoder, request)
 
     def _put_back(self, decoder: "_Decoder", request: Request) -> None:
-        """Keep a decoder, or have another one forked: nobody waits for that now."""
+        """Keep a decoder; or end it, and have another one forked without waiting for its start."""
         with self._lock:
             if (
                 decoder.is_idle
@@ -264,8 +264,8 @@ class Decoders:
                 self._idle.append(fresh)
 
     def _most_bytes(self, length: int) -> int:
-        """Return the most that a decoder may say that it needs."""
-        data = 3 * max(length, self._max_decompressed_bytes)
+        """Return the most memory that a decoder may ask for."""
+        data = 2 * max(length, self._max_decompressed_bytes)
         return BYTES_PER_PIXEL * self._max_pixels + data
 
     def _fork(self) -> "_Decoder":
@@ -409,13 +409,13 @@ class _Decoder:
                 error = BadImageError(ErrorCode(code), sentence)
                 self.is_idle = True
                 raise error
-            elif kind == LARGE:
+            elif kind == LARGE:  # not idle: it ends, and another one gets the memory
                 [needed] = BYTES.unpack(body)
                 return int(needed)
             elif kind == ENDED:
                 [status] = STATUS.unpack(body)
                 raise _error_of(status, request.cpu_seconds)
-            elif not kind:  # with the root process
+            elif not kind:  # it ended together with the root process
                 raise DecoderBusyError(_KILLED)
             else:
                 raise ValueError(kind)
@@ -430,7 +430,7 @@ class _Decoder:
     def end(self) -> None:
         """Have the process killed, and wait until it has ended."""
         with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_WR)  # by which the root knows
+            self._socket.shutdown(socket.SHUT_WR)  # tells the root to kill it
             self._socket.settimeout(_END_SECONDS)
             while self._socket.recv(_MAX_REPLY_BYTES):
                 pass
@@ -445,8 +445,8 @@ class _Decoder:
     def _received(self, deadline: Deadline, wall_seconds: float = math.inf) -> bytes:
         """Wait for a message; empty where the other side is closed.
 
-        The limit is counted in slices, so that time in which this process was stopped too (a
-        frozen container, for example) is not blamed on the file.
+        The wait is counted in slices of a second. So time in which this process was frozen, too,
+        does not count against the file.
         """
         waited = 0.0
         while waited < wall_seconds:
@@ -470,7 +470,7 @@ class _Decoder:
         height, width, *full = PICTURE_HEADER.unpack_from(body)
         info = ImageInfo(full[1], full[0], body[PICTURE_HEADER.size :].decode("ascii"))
         if (
-            max(height, width) > (request.image_size or request.max_pixels)
+            max(height, width) > request.image_size
             or info.width * info.height > request.max_pixels
             or not (height <= info.height and width <= info.width)
             or not info.format.isalnum()

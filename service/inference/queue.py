@@ -31,7 +31,7 @@ class Inferred(Generic[Result]):
     result: Result
     batch_size: int  # items that the runner took together
     queue_ms: float  # until the model began with it
-    inference_ms: float  # its share of the batch's time
+    inference_ms: float  # its own, or its share of a true batch's time
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class InferenceQueue(Generic[Item, Result]):
         self._workers.close(timeout_seconds=timeout_seconds)
 
     def _share(self, queue: Sequence[_Waiting[Item, Result]]) -> list[_Waiting[Item, Result]]:
-        """Return one runner's share of what waits, of the oldest item's shape: none starves."""
+        """Return one runner's share of what waits, of the oldest item's shape."""
         count = min(self._max_batch_size, math.ceil(len(queue) / self._runners))
         shape = queue[0].item.shape
         return list(islice((w for w in queue if w.item.shape == shape), count))
@@ -96,7 +96,7 @@ class InferenceQueue(Generic[Item, Result]):
     def _run_isolating(self, batch: list[_Waiting[Item, Result]]) -> None:
         """Run a batch. If it raises, run halves of what has no result: an item fails alone.
 
-        One culprit among n items costs about 2 log2(n) more runs.
+        One faulty item among n costs about 2 log2(n) more runs.
         """
         batch = in_time(batch)
         if not batch:
@@ -143,7 +143,7 @@ class InferenceQueue(Generic[Item, Result]):
 
 
 def _exactly(count: int, results: Iterable[Result]) -> Iterator[Result]:
-    """Yield so many results. The last one has to wait until it is clear that no other follows.
+    """Yield `count` results. The last one waits until it is clear that no other follows.
 
     Raises:
         DetectorError: there are fewer or more.

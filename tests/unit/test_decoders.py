@@ -93,7 +93,7 @@ def decode(
     decoders: Decoders,
     data: bytes,
     *,
-    image_size: int | None = 640,
+    image_size: int = 640,
     content_encoding: str | None = None,
     deadline: Deadline = NO_DEADLINE,
 ) -> Picture:
@@ -178,13 +178,6 @@ def test_scale_is_reduced_only_where_it_may_be(reduced: bool) -> None:
         found = decode(decoders, data, image_size=320)
     assert np.array_equal(found.pixels, shrink(expected, image_size=320))
     assert found.info == ImageInfo(1300, 900, "JPEG")
-
-
-def test_without_image_size_the_image_is_full(decoders: Decoders) -> None:
-    data = photo((2300, 1700))
-    found = decode(decoders, data, image_size=None)
-    expected = decode_here(data, max_pixels=MAX_PIXELS, image_size=None)
-    assert np.array_equal(found.pixels, expected.pixels)
 
 
 def test_many_callers_each_get_their_own_pixels() -> None:
