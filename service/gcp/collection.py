@@ -56,8 +56,8 @@ class Call:
     def _limited(self, attempt: Callable[..., Any]) -> Callable[..., Any]:
         """Give each attempt its own timeout.
 
-        api_core takes any decorator for this. Its own gives an attempt the full time again when less
-        than a second is left (TimeToDeadlineTimeout of google-api-core 2.44).
+        api_core takes any decorator for this. Its own gives an attempt the full time again
+        when less than a second is left (TimeToDeadlineTimeout of google-api-core 2.44).
         """
 
         def limited(*args: Any, **kwargs: Any) -> Any:
