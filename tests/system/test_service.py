@@ -2,8 +2,6 @@
 
 import io
 import json
-import os
-import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -246,36 +244,6 @@ def test_outage_answers_503_and_writes_nothing(
     assert answer.status_code == 503
     assert int(answer.headers["Retry-After"]) > 0
     assert document(ref) is None
-
-
-def test_sigterm_under_load_answers_or_rejects_every_image(
-    start_service: StartService, service: Service, stack: Stack, samples: Samples
-) -> None:
-    data = samples[0][0].read_bytes()
-    refs = [put_aside(stack, f"term/{i}.jpg", data) for i in range(40)]
-    stopped = start_service()
-    acknowledged: list[ImageRef] = []
-    begun = threading.Semaphore(0)
-
-    def deliver(ref: ImageRef) -> None:
-        begun.release()
-        try:
-            if stopped.post(ref).status_code == 204:
-                acknowledged.append(ref)
-        except requests.ConnectionError:
-            return  # not answered is not acknowledged
-
-    with ThreadPoolExecutor(20) as callers:
-        futures = [callers.submit(deliver, ref) for ref in refs]
-        for _ in range(20):
-            begun.acquire()
-        os.kill(stopped.child.process.pid, signal.SIGTERM)
-        for future in futures:
-            future.result()
-    assert stopped.child.process.wait(PATIENCE_SECONDS) == 0
-    assert all(document(ref) for ref in acknowledged)
-    assert all(service.post(ref).status_code == 204 for ref in refs)
-    assert count_documents("term/") == 40
 
 
 def test_kill_in_mid_batch_loses_and_repeats_nothing(stack: Stack, samples: Samples) -> None:
