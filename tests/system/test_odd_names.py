@@ -117,9 +117,9 @@ def test_upload_of_any_name_ends_as_one_document_that_is_found_by_it(
     samples: Samples,
     events_topic: str,
     bucket: storage.Bucket,
-    service: Service,
+    start_service: Callable[..., Service],
 ) -> None:
-    with delivered(stack, events_topic, service) as eventarc:
+    with delivered(stack, events_topic, start_service()) as eventarc:
         sums = upload_all(bucket, samples)
         wait_for_deliveries(
             lambda: eventarc.counters.acked >= COUNTS["objects"], "not everything was delivered"
@@ -136,12 +136,12 @@ def test_upload_of_any_name_ends_as_one_document_that_is_found_by_it(
 def test_name_is_found_as_a_prefix_of_results_and_of_objects(
     samples: Samples,
     bucket: storage.Bucket,
-    service: Service,
+    start_service: Callable[..., Service],
 ) -> None:
     sums = upload_all(bucket, samples)
     [page] = connect_lister(None).pages(bucket.name, "")
     refs = [ref for ref in page if not ref.is_ignorable]
-    assert service.post_all(refs) == {204}
+    assert start_service().post_all(refs) == {204}
     assert_each_is_recorded(bucket, sums)
     store = ResultStore(firestore.Client(), collection=COLLECTION, timeout_seconds=30)
     for name in NAMES.values():
@@ -153,11 +153,11 @@ def test_missing_pictures_of_any_name_are_done_by_jobs(
     samples: Samples,
     bucket: storage.Bucket,
     make_topic: Callable[..., str],
-    service: Service,
+    start_service: Callable[..., Service],
 ) -> None:
     sums = upload_all(bucket, samples)
     assert reconciled(bucket) == COUNTS | {"missing": len(NAMES)}
-    jobs = make_topic(push_config={"push_endpoint": service.url})
+    jobs = make_topic(push_config={"push_endpoint": start_service().url})
     reconciled(bucket, "--enqueue", "missing", "--yes", "--topic", jobs)
     wait_for_deliveries(lambda: len(documents(bucket)) >= len(NAMES), "not everything was done")
     assert_each_is_recorded(bucket, sums)
