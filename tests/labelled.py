@@ -1,11 +1,42 @@
-"""The demo's drawn samples with their labels, in COCO's format."""
+"""The demo's drawn samples with their labels, in COCO's format.
 
+Drawing them takes most of a second, so they are drawn once for all tests of a run.
+"""
+
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from devtools.demo_model.shapes import sample_scenes
+from devtools.demo_model.shapes import (
+    SAMPLE_COUNT,
+    SAMPLE_JPEG_QUALITY,
+    encode_jpeg,
+    sample_scenes,
+)
+
+
+def write_drawn_samples(directory: Path, *, count: int = SAMPLE_COUNT) -> None:
+    """Write what `write_samples` writes."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, data in _files()[:count]:
+        (directory / name).write_bytes(data)
 
 
 def labelled_samples() -> dict[str, Any]:
+    """The labels, for the test to change."""
+    return deepcopy(_labels())
+
+
+@cache
+def _files() -> list[tuple[str, bytes]]:
+    return [
+        (name, encode_jpeg(scene.image, SAMPLE_JPEG_QUALITY)) for name, scene in sample_scenes()
+    ]
+
+
+@cache
+def _labels() -> dict[str, Any]:
     truth: dict[str, Any] = {"images": [], "annotations": []}
     classes: dict[str, int] = {}
     for image_id, (name, scene) in enumerate(sample_scenes(), 1):

@@ -143,20 +143,30 @@ def event_data(ref: ImageRef) -> dict[str, str]:
 def start_service(stack: Stack, tmp_path: Path) -> Iterator[Callable[..., Service]]:
     """Start a service with further settings; it is stopped with the test."""
     with Processes(tmp_path) as processes:
+        yield partial(_start, processes)
 
-        def start(*, ready: bool = True, **settings: str) -> Service:
-            port = free_port()
-            own = {"BIND_ADDRESS": "127.0.0.1", "PORT": str(port)}
-            environment = {**os.environ, **own, **PATIENT, **settings}
-            child = processes.start(f"service-{port}", SERVICE_COMMAND, environment)
-            service = Service(child, f"http://127.0.0.1:{port}")
-            if ready:
-                child.wait_until(
-                    lambda: answers(service.url + "/health/ready"), timeout_seconds=READY_SECONDS
-                )
-            return service
 
-        yield start
+@pytest.fixture(scope="session")
+def service(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service for tests that neither set nor stop it: starting one takes seconds.
+
+    No events are delivered to it but a test's, and its log has the lines of all of them.
+    """
+    with Processes(tmp_path_factory.mktemp("service")) as processes:
+        yield _start(processes, ready=True, **stack.environment)
+
+
+def _start(processes: Processes, *, ready: bool = True, **settings: str) -> Service:
+    port = free_port()
+    own = {"BIND_ADDRESS": "127.0.0.1", "PORT": str(port)}
+    environment = {**os.environ, **own, **PATIENT, **settings}
+    child = processes.start(f"service-{port}", SERVICE_COMMAND, environment)
+    service = Service(child, f"http://127.0.0.1:{port}")
+    if ready:
+        child.wait_until(
+            lambda: answers(service.url + "/health/ready"), timeout_seconds=READY_SECONDS
+        )
+    return service
 
 
 def answers(url: str, *, timeout_seconds: float = PATIENCE_SECONDS) -> bool:

@@ -53,19 +53,6 @@ def test_detect_json_holds_labels_and_failures(samples: Samples, tmp_path: Path)
     assert done.stderr == ""
 
 
-def test_detect_reads_the_limits_of_the_service(
-    samples: Samples, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for setting, value in (("MAX_IMAGE_PIXELS", "1000"), ("MAX_IMAGE_BYTES", "100")):
-        monkeypatch.setenv(setting, value)
-        [line] = run_cli("detect", "--json", samples[0][0]).stdout.splitlines()
-        error = json.loads(line)["error"]
-        assert (error["code"], setting in error["message"]) == ("image_too_large", True)
-        monkeypatch.setenv(setting, "1000000")
-        [line] = run_cli("detect", "--json", samples[0][0]).stdout.splitlines()
-        assert json.loads(line)["status"] == "done"
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -174,14 +161,6 @@ def test_up_with_a_broken_model_says_so_at_once(tmp_path: Path) -> None:
     assert "is damaged: its network is not the one that was exported" in done.stderr
 
 
-def test_demo_takes_a_folder_whose_name_is_a_pattern(samples: Samples, tmp_path: Path) -> None:
-    (tmp_path / "cam[1]").mkdir()
-    (tmp_path / "cam[1]" / "a.jpg").write_bytes(samples[0][0].read_bytes())
-    done = run_dev("demo", "--images", tmp_path / "cam[1]", "--output", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert "1 of 1 uploads have their document" in done.stdout
-
-
 def test_results_prints_documents_of_a_prefix(stack: Stack, samples: Samples) -> None:
     ref = upload(stack, "results/one.jpg", samples[0][0].read_bytes())
     wait_for_document(ref)
@@ -206,8 +185,10 @@ def test_demo_shows_every_upload_and_stops_what_it_started(tmp_path: Path) -> No
     assert "Uploaded with gcloud storage cp" in done.stdout
 
 
-def test_demo_takes_own_pictures_bad_ones_too(samples: Samples, tmp_path: Path) -> None:
-    pictures = tmp_path / "my pictures"
+def test_demo_takes_own_pictures_bad_ones_too_of_a_folder_whose_name_is_a_pattern(
+    samples: Samples, tmp_path: Path
+) -> None:
+    pictures = tmp_path / "my cam[1]"
     (pictures / "deep").mkdir(parents=True)
     (pictures / "deep" / "good #1.jpg").write_bytes(samples[0][0].read_bytes())
     (pictures / "bad.jpg").write_bytes(b"not a picture")
@@ -215,7 +196,7 @@ def test_demo_takes_own_pictures_bad_ones_too(samples: Samples, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert "2 of 2 uploads have their document" in done.stdout
     assert "unsupported_media" in done.stdout
-    assert (tmp_path / "out" / "my pictures" / "deep" / "good #1.jpg").exists()
+    assert (tmp_path / "out" / "my cam[1]" / "deep" / "good #1.jpg").exists()
 
 
 def test_demo_without_java_names_the_command_and_still_detects(tmp_path: Path) -> None:
@@ -227,7 +208,7 @@ def test_demo_without_java_names_the_command_and_still_detects(tmp_path: Path) -
     assert len(list((tmp_path / "demo-output").rglob("*.jpg"))) == 12
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_up_prints_the_environment_and_takes_everything_with_it(how: signal.Signals) -> None:
     # With SIGINT ignored at its start, as a shell starts its background jobs.
     command: list[str | Path] = [

@@ -170,14 +170,14 @@ def test_upload_after_its_decoder_was_killed_is_detected(
 
 
 def test_image_whose_decoder_was_killed_is_rejected_and_then_done(
-    start_service: StartService, stack: Stack, samples: Samples
+    start_service: StartService, service: Service, stack: Stack, samples: Samples
 ) -> None:
     """As by the kernel where memory is short: this says nothing against the file."""
     data = samples[0][0].read_bytes()
     ref = put_aside(stack, "short/0.jpg", marked(data, "hang"))
-    service, decoders = start_with_decoders(start_service, **HOSTILE)
+    short, decoders = start_with_decoders(start_service, **HOSTILE)
     with ThreadPoolExecutor(1) as caller:
-        posted = caller.submit(service.post, ref)
+        posted = caller.submit(short.post, ref)
         wait_until(lambda: "hanging" in map(name_of, decoders), "the decoder does not hang")
         for decoder in decoders:
             os.kill(decoder, signal.SIGKILL)
@@ -185,7 +185,7 @@ def test_image_whose_decoder_was_killed_is_rejected_and_then_done(
     assert answer.status_code == 503
     assert int(answer.headers["Retry-After"]) > 0
     assert document(ref) is None
-    assert start_service().deliver(ref) == [204]
+    assert service.deliver(ref) == [204]
     assert (document(ref) or {})["status"] == "done"
 
 

@@ -73,18 +73,20 @@ SOON = {
 }
 
 
-def test_model_that_hangs_fails_liveness(start_service: StartService, stack: Stack) -> None:
+def test_model_that_hangs_fails_liveness(
+    start_service: StartService, service: Service, stack: Stack
+) -> None:
     """The message is rejected before; the platform then replaces the instance."""
     endless = put_aside(stack, "hangs/poison.jpg", poison())
-    service = start_service(**SOON, **hooks.settings(hooks.HangingWorker))
-    assert service.is_live()
-    assert service.post(endless).status_code == 503
+    hanging = start_service(**SOON, **hooks.settings(hooks.HangingWorker))
+    assert hanging.is_live()
+    assert hanging.post(endless).status_code == 503
     assert document(endless) is None
-    wait_until(lambda: not service.is_live(), "liveness does not fail")
-    probe = requests.get(service.url + "/health/live", timeout=PATIENCE_SECONDS)
+    wait_until(lambda: not hanging.is_live(), "liveness does not fail")
+    probe = requests.get(hanging.url + "/health/live", timeout=PATIENCE_SECONDS)
     assert probe.status_code == 503
     assert "hung for more than 10 s" in probe.json()["reason"]
-    assert start_service().deliver(endless) == [204]
+    assert service.deliver(endless) == [204]
 
 
 def test_model_that_fails_on_every_image_fails_liveness(

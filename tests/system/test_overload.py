@@ -78,7 +78,7 @@ def stop(child: Child) -> float:
 
 @pytest.mark.timeout(120 * SIGTERM_ROUNDS + 300)
 def test_sigterm_under_load_many_times_acknowledges_nothing_without_its_document(
-    start_service: StartService, stack: Stack, samples: Samples
+    start_service: StartService, service: Service, stack: Stack, samples: Samples
 ) -> None:
     """SIGTERM_ROUNDS=100 for more rounds; each stops the service at another moment of its work."""
     data = samples[0][0].read_bytes()
@@ -89,13 +89,13 @@ def test_sigterm_under_load_many_times_acknowledges_nothing_without_its_document
     for number in range(SIGTERM_ROUNDS):
         names = [f"rounds/{number}/{i}.jpg" for i in range(ROUND_IMAGES)]
         fresh = [put_aside(stack, name, data) for name in names]
-        service = start_service(GRACEFUL_TIMEOUT_SECONDS=str(GRACEFUL_SECONDS))
-        load = Load(service, fresh)
+        stopped = start_service(GRACEFUL_TIMEOUT_SECONDS=str(GRACEFUL_SECONDS))
+        load = Load(stopped, fresh)
         load.wait_for_answers(random.Random(number).randrange(ROUND_IMAGES))
-        took.append(stop(service.child))
+        took.append(stop(stopped.child))
         load.join()
         assert {status for _, status in load.statuses} <= {204} | REJECTED
-        assert [line for line in service.log() if line["severity"] == "ERROR"] == []
+        assert [line for line in stopped.log() if line["severity"] == "ERROR"] == []
         done = {ref for ref, status in load.statuses if status == 204}
         assert all(document(ref) for ref in done)
         refs += fresh
@@ -106,8 +106,7 @@ def test_sigterm_under_load_many_times_acknowledges_nothing_without_its_document
         f"{len(rejected)} rejected, {len(refs) - len(acknowledged | rejected)} unanswered; "
         f"SIGTERM to the end: {sum(took) / len(took):.2f} s on average, {max(took):.2f} s at most"
     )
-    successor = start_service()
-    assert all(successor.post(ref).status_code == 204 for ref in refs)
+    assert all(service.post(ref).status_code == 204 for ref in refs)
     assert count_documents("rounds/") == len(refs)
 
 

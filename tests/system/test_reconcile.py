@@ -87,7 +87,7 @@ def test_reconcile_counts_enqueues_and_replaces(
     samples: Samples,
     prefix: str,
     make_topic: Callable[..., str],
-    start_service: Callable[..., Service],
+    service: Service,
 ) -> None:
     data = samples[0][0].read_bytes()
     names = ("done", "failed", "missing-1", "missing-2", "stale")
@@ -99,7 +99,7 @@ def test_reconcile_counts_enqueues_and_replaces(
         ImageResult(refs["done"], model=replace(OTHER_MODEL, sha256=OURS)),
     )
     before = {name: document(ref) for name, ref in refs.items()}
-    topic = make_topic(push_config={"push_endpoint": start_service().url})
+    topic = make_topic(push_config={"push_endpoint": service.url})
     command = ["reconcile", f"gs://aside/{prefix}", "--model-sha256", OURS, "--topic", topic]
 
     counted = run_cli(*command)
@@ -125,17 +125,16 @@ def test_reconcile_counts_enqueues_and_replaces(
 
 
 def test_replacement_delivered_again_changes_nothing(
-    stack: Stack, samples: Samples, prefix: str, start_service: Callable[..., Service]
+    stack: Stack, samples: Samples, prefix: str, service: Service
 ) -> None:
     ref = put_aside(stack, f"{prefix}a.jpg", samples[0][0].read_bytes())
     record(failed(ref))
     job = job_message(f"{ref.uri}#{ref.generation}", Replace(reader().records([ref]).read_at))
     push = {"message": {"data": base64.b64encode(job).decode()}}
-    url = start_service().url
-    assert requests.post(url, json=push, timeout=DOCUMENT_SECONDS).status_code == 204
+    assert requests.post(service.url, json=push, timeout=DOCUMENT_SECONDS).status_code == 204
     replaced = document(ref)
     assert is_done(ref)
-    assert requests.post(url, json=push, timeout=DOCUMENT_SECONDS).status_code == 204
+    assert requests.post(service.url, json=push, timeout=DOCUMENT_SECONDS).status_code == 204
     assert document(ref) == replaced
 
 
@@ -203,7 +202,7 @@ def test_dead_letters_are_listed_replayed_and_gone(
     samples: Samples,
     prefix: str,
     make_topic: Callable[..., str],
-    start_service: Callable[..., Service],
+    service: Service,
     subscriber: pubsub_v1.SubscriberClient,
 ) -> None:
     data = samples[0][0].read_bytes()
@@ -243,8 +242,7 @@ def test_dead_letters_are_listed_replayed_and_gone(
     table = run_cli("dead-letters", "--subscription", dead).stdout
     assert all(letter["id"] in table for letter in letters.values())
 
-    url = start_service().url
-    jobs = make_topic(push_config={"push_endpoint": url})
+    jobs = make_topic(push_config={"push_endpoint": service.url})
     replay = ["dead-letters", "--subscription", dead, "--replay"]
     one = run_cli(*replay, "--id", letters["job"]["id"], "--topic", jobs)
     assert "Replayed 1 of 3 messages" in one.stdout, one.stderr
@@ -254,7 +252,9 @@ def test_dead_letters_are_listed_replayed_and_gone(
     assert "it cannot be read" in kept.stderr
 
     subscription = subscriber.subscription_path(stack.project, live)
-    subscriber.modify_push_config(subscription=subscription, push_config={"push_endpoint": url})
+    subscriber.modify_push_config(
+        subscription=subscription, push_config={"push_endpoint": service.url}
+    )
     as_was = run_cli(*replay, "--as-is", "--id", letters["notification"]["id"])
     assert f"Replayed 1 of 2 messages to projects/{stack.project}/topics/{live}" in as_was.stdout
     wait_for_deliveries(lambda: is_done(notified), "the notification was not done")

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from devtools.demo_model.shapes import write_samples
 from service.errors import ModelError
 from service.export.accuracy import LEAST_CONFIDENCE, MeanPrecision, mean_precision
 from service.export.truth import Labels, match_classes, read_truth
 from service.inference.loading import load_detector
 from service.settings import BUNDLED_MODEL
-from tests.labelled import labelled_samples
+from tests.labelled import labelled_samples, write_drawn_samples
 
 needs_pycocotools = [
     pytest.mark.ultralytics,
@@ -28,7 +27,7 @@ SHAPES = ["circle", "cross", "heart", "square", "star", "triangle"]
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("samples")
-    write_samples(folder)
+    write_drawn_samples(folder)
     return folder
 
 

@@ -446,7 +446,7 @@ class _Echo(BaseHTTPRequestHandler):
 def echo() -> Iterator[str]:
     _Echo.seen.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Echo)
-    thread = Thread(target=server.serve_forever)
+    thread = Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()

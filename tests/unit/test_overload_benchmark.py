@@ -79,7 +79,7 @@ def answering(status_of: Callable[[int], int]) -> Iterator[str]:
         request_queue_size = 128  # of the 5 by default, a burst of connections would be reset
 
     with Server(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 

@@ -48,7 +48,7 @@ from service.inference.identity import sha256_of_model
 from service.inference.loading import load_detector
 from service.settings import BUNDLED_MODEL
 from tests.fakes import FakeDetector
-from tests.labelled import labelled_samples
+from tests.labelled import labelled_samples, write_drawn_samples
 
 ABSENT = {
     "images": [{"id": 1, "file_name": "a.jpg"}],
@@ -116,7 +116,7 @@ def test_enough_agreement_is_not_refused() -> None:
 def test_find_pictures_takes_only_images_and_some_of_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_samples(tmp_path / "deep", count=6)
+    write_drawn_samples(tmp_path / "deep", count=6)
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff")
     assert len(find_pictures(tmp_path)) == 6
@@ -129,7 +129,7 @@ def test_find_pictures_takes_only_images_and_some_of_many(
 def test_find_pictures_reads_headers_until_there_are_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_samples(tmp_path, count=8)
+    write_drawn_samples(tmp_path, count=8)
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:1000])  # of a few kB: nothing to decode
     read: list[int] = []
@@ -154,7 +154,7 @@ def damage(path: Path) -> None:
 
 
 def test_unreadable_calibration_image_is_skipped_and_named(tmp_path: Path) -> None:
-    write_samples(tmp_path / "deep", count=12)
+    write_drawn_samples(tmp_path / "deep", count=12)
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "empty.jpg").write_bytes(b"")
     damage(tmp_path / "deep/shapes-03.jpg")
@@ -167,7 +167,7 @@ def test_unreadable_calibration_image_is_skipped_and_named(tmp_path: Path) -> No
 
 
 def test_calibration_file_that_cannot_be_opened_is_skipped(tmp_path: Path) -> None:
-    write_samples(tmp_path, count=12)
+    write_drawn_samples(tmp_path, count=12)
     (tmp_path / "memory.jpg").symlink_to("/proc/self/mem")  # fails to be read, also by root
     found = find_calibration(tmp_path, image_size=640)
     assert len(found.images) == 12
@@ -180,7 +180,7 @@ def test_unreadable_calibration_image_gets_a_substitute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.export.weights._MAX_PICTURES", 10)
-    write_samples(tmp_path, count=12)
+    write_drawn_samples(tmp_path, count=12)
     first = find_calibration(tmp_path, image_size=640).images
     damage(first[0])
     found = find_calibration(tmp_path, image_size=640)
@@ -189,7 +189,7 @@ def test_unreadable_calibration_image_gets_a_substitute(
 
 
 def test_too_few_readable_calibration_images_are_refused(tmp_path: Path) -> None:
-    write_samples(tmp_path, count=12)
+    write_drawn_samples(tmp_path, count=12)
     for path in sorted(tmp_path.iterdir())[:3]:
         damage(path)
     with pytest.raises(ModelError, match=r"can be read: 9, .* at least 10\. .*shapes-01\.jpg \("):
@@ -219,7 +219,7 @@ def test_detect_files_with_a_model_that_does_not_run_fails(tmp_path: Path) -> No
         def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
             raise RuntimeError("no kernel")
 
-    write_samples(tmp_path, count=1)
+    write_drawn_samples(tmp_path, count=1)
     with pytest.raises(ModelError, match=r"fake\.pt cannot run on this machine: no kernel"):
         detect_files(Raising(), list(tmp_path.iterdir()))
 
@@ -377,9 +377,9 @@ def test_canary_of_many_images_or_equal_names_is_refused(tmp_path: Path) -> None
     def export_with(own: Path) -> None:
         export_openvino(BUNDLED_MODEL, tmp_path / "out", precision="fp16", canary=own)
 
-    write_samples(tmp_path / "many", count=11)
+    write_drawn_samples(tmp_path / "many", count=11)
     for folder in ("a", "b"):
-        write_samples(tmp_path / "twice" / folder, count=1)
+        write_drawn_samples(tmp_path / "twice" / folder, count=1)
     with pytest.raises(ModelError, match="more than 10 pictures"):
         export_with(tmp_path / "many")
     with pytest.raises(ModelError, match=r"two pictures of the name shapes-01\.jpg"):
@@ -387,7 +387,7 @@ def test_canary_of_many_images_or_equal_names_is_refused(tmp_path: Path) -> None
 
 
 def test_canary_of_own_images_replaces_the_drawn_ones(tmp_path: Path) -> None:
-    write_samples(tmp_path / "own", count=1)
+    write_drawn_samples(tmp_path / "own", count=1)
     options = ["--precision", "fp16", "--canary", str(tmp_path / "own")]
     done = run_export(BUNDLED_MODEL, tmp_path / "out", *options)
     assert "would notice little" not in done.output
@@ -410,7 +410,7 @@ def run_export(*arguments: object) -> Result:
 def test_int8_without_nncf_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_samples(tmp_path / "pictures", count=2)
+    write_drawn_samples(tmp_path / "pictures", count=2)
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(ModelError, match=r"pip install 'yolo-batch\[export\]'"):
         export_openvino(
@@ -428,7 +428,7 @@ def test_int8_that_disagrees_is_not_written(
     """The quantisation is replaced by one that blunts the network; all else is real."""
     monkeypatch.setattr("service.export.quantize.quantize", blunted)
     monkeypatch.setattr("service.export.quantize.version", lambda: "0")
-    write_samples(tmp_path / "pictures")
+    write_drawn_samples(tmp_path / "pictures")
     with pytest.raises(ModelError, match=r"int8 agrees too little with float on the 12 .*F1"):
         export_openvino(
             BUNDLED_MODEL,
@@ -447,7 +447,7 @@ def test_labels_are_read_before_the_quantisation(
         raise AssertionError("quantised")
 
     monkeypatch.setattr("service.export.quantize.quantize", quantize)
-    write_samples(tmp_path / "pictures", count=2)
+    write_drawn_samples(tmp_path / "pictures", count=2)
     file = tmp_path / "labels.json"
     for text, what in (
         ("{}", "not a COCO label file"),
@@ -498,7 +498,7 @@ finally:
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("samples")
-    write_samples(folder)
+    write_drawn_samples(folder)
     return folder
 
 
