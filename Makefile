@@ -25,11 +25,13 @@ TARGET ?= envelope image settings
 fuzz: $(VENV)/fuzz  ## the parsers on random bytes, guided by coverage; docs/bad-input.md
 	$(BIN)/python -m devtools.fuzz $(TARGET) --runs $(FUZZ_RUNS)
 
+# Two processes share the files of tests; each starts emulators of its own.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 test: $(VENV)/dev $(VENV)/export check  ## everything; ultralytics brings torch, several GB
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-fast: $(VENV)/dev check  ## everything but the tests that need ultralytics
-	$(BIN)/pytest -m "not ultralytics"
+	$(PYTEST) -m "not ultralytics"
 	@echo "Left out: the tests marked ultralytics (parity and export). make test runs them."
 
 check: $(VENV)/dev  ## lint, format, types and the layout's import rules
@@ -39,7 +41,7 @@ check: $(VENV)/dev  ## lint, format, types and the layout's import rules
 	$(BIN)/lint-imports --no-cache
 
 unit: $(VENV)/dev  ## the tests that need neither emulator nor ultralytics
-	$(BIN)/pytest -m "not ultralytics" tests/unit
+	$(PYTEST) -m "not ultralytics" tests/unit
 
 fix: $(VENV)/dev  ## what can be corrected by machine
 	$(BIN)/ruff check --fix .
