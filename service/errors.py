@@ -28,6 +28,8 @@ The text of an error that is answered with 400, 401, 403, 429 or 503 goes back t
 is a sentence of ours and never repeats the input.
 """
 
+from typing import Self
+
 from service.domain import ErrorCode
 
 
@@ -77,7 +79,7 @@ class BadImageError(YoloBatchError):
         self.message = message
 
     @classmethod
-    def corrupt(cls, message: str) -> "BadImageError":
+    def corrupt(cls, message: str) -> Self:
         """Return the error for a damaged file; the message says what is damaged."""
         return cls(ErrorCode.CORRUPT_IMAGE, message)
 

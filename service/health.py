@@ -3,13 +3,15 @@
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
-from service.errors import DetectorError
+from service.errors import BadImageError, DecoderBusyError, DetectorError
+
+_MODEL, _DECODERS = "The model", "The decoders"
 
 
 class Health:
-    """Finds work that hangs, and a model that fails on every image.
+    """Finds work that hangs, and a model or decoders that fail on every image.
 
     Probes are the clock: time counts only as far as probes see it, and at most `max_probe_seconds`
     from one to the next. So a process that was stopped for an hour (SIGSTOP, no CPU between
@@ -20,26 +22,27 @@ class Health:
         self,
         *,
         hang_timeout_seconds: float,
-        max_model_failures: int = 5,
+        max_failures: int = 5,
         max_probe_seconds: float = 60.0,
     ) -> None:
         """Start healthy.
 
         Args:
             hang_timeout_seconds: that no work may last.
-            max_model_failures: so many different images on which the model failed, with no success
-                between, make the process unhealthy.
+            max_failures: so many different images on which the model failed, or for which there was
+                no decoder, with no success between, make the process unhealthy.
             max_probe_seconds: the longest time between two probes that counts. At least the
                 period of the platform's probe, or time seems to pass more slowly than it does.
         """
         self._hang_timeout_seconds = hang_timeout_seconds
-        self._max_model_failures = max_model_failures
+        self._max_failures = max_failures
         self._max_probe_seconds = max_probe_seconds
         self._lock = threading.Lock()
         self._probed_at = time.monotonic()
         self._probed_seconds = 0.0  # that counted, until the last probe
         self._began: dict[object, float] = {}  # of the work in flight, oldest first
-        self._failed: set[str] = set()  # documents on which the model failed since its last success
+        # The different documents on which each part failed since its last success.
+        self._failed: dict[str, set[str]] = {_MODEL: set(), _DECODERS: set()}
 
     @contextmanager
     def work(self) -> Iterator[None]:
@@ -56,18 +59,13 @@ class Health:
             with self._lock:
                 del self._began[work]
 
-    @contextmanager
-    def model_call(self, document_id: str) -> Iterator[None]:
-        """Count a DetectorError as a failure of the model on this document's image."""
-        try:
-            yield
-        except DetectorError:
-            with self._lock:
-                if len(self._failed) < self._max_model_failures:
-                    self._failed.add(document_id)
-            raise
-        with self._lock:
-            self._failed.clear()
+    def model_call(self, document_id: str) -> AbstractContextManager[None]:
+        """Count a DetectorError inside as a failure of the model on this document's image."""
+        return self._call(_MODEL, DetectorError, document_id)
+
+    def decoder_call(self, document_id: str) -> AbstractContextManager[None]:
+        """Count a DecoderBusyError inside as a failure of the decoders."""
+        return self._call(_DECODERS, DecoderBusyError, document_id)
 
     def probe(self) -> str | None:
         """Return why the process should be replaced, as a sentence; None while it should not."""
@@ -77,9 +75,27 @@ class Health:
             oldest = next(iter(self._began.values()), self._probed_seconds)
             if self._probed_seconds - oldest > self._hang_timeout_seconds:
                 return f"Work has hung for more than {self._hang_timeout_seconds:g} s."
-            if len(self._failed) >= self._max_model_failures:
-                return f"The model failed on {len(self._failed)} different images in a row."
+            for part, failed in self._failed.items():
+                if len(failed) >= self._max_failures:
+                    return f"{part} failed on {len(failed)} different images in a row."
             return None
+
+    @contextmanager
+    def _call(self, part: str, failure: type[Exception], document_id: str) -> Iterator[None]:
+        failed = self._failed[part]
+        try:
+            yield
+        except failure:
+            with self._lock:
+                if len(failed) < self._max_failures:
+                    failed.add(document_id)
+            raise
+        except BadImageError:  # the file is at fault, not the decoders
+            with self._lock:
+                failed.clear()
+            raise
+        with self._lock:
+            failed.clear()
 
     def _seconds(self) -> float:
         """Return the seconds that count so far. The caller holds the lock."""

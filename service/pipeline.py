@@ -207,12 +207,13 @@ class Pipeline:
             with self._storage.download(ref, deadline, self._buffered.acquire) as download:
                 ref = replace(ref, metadata=download.metadata)
                 downloaded = time.monotonic()
-                picture = self._decoders.decode(
-                    download.data,
-                    image_size=self._model.info.image_size,
-                    content_encoding=download.content_encoding,
-                    deadline=deadline,
-                )
+                with self._health.decoder_call(ref.document_id):
+                    picture = self._decoders.decode(
+                        download.data,
+                        image_size=self._model.info.image_size,
+                        content_encoding=download.content_encoding,
+                        deadline=deadline,
+                    )
                 del download  # not to be kept while the pixels wait for the model
         except BadImageError as exc:
             # The times also tell the store that a document is this delivery's own.

@@ -129,7 +129,7 @@ class Settings:
     max_image_bytes: int = _setting(
         32 * 2**20,
         "Objects larger than this are recorded as `image_too_large`.",
-        _integer(1, 2**31),
+        _integer(1, 2**30),
     )
     max_buffered_bytes: int = _setting(
         128 * 2**20,
@@ -142,7 +142,7 @@ class Settings:
         _integer(1, 2**30),
     )
     max_request_bytes: int = _setting(
-        4 * 2**20, "Requests larger than this are answered 413.", _integer(1024, 2**25)
+        2**17, "Requests larger than this are answered 413.", _integer(1024, 2**25)
     )
     reduced_decode: bool = _setting(
         True,

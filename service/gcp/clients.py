@@ -15,9 +15,17 @@ if TYPE_CHECKING:
 
 
 def build_storage(settings: Settings) -> ImageStorage:
-    """Connect to Cloud Storage."""
+    """Connect to Cloud Storage.
+
+    Raises:
+        CredentialsError: there are none.
+    """
+    try:
+        client = storage.Client(project=settings.google_cloud_project)
+    except (GoogleAuthError, OSError) as exc:  # OSError: no project is known
+        raise CredentialsError from exc
     return ImageStorage(
-        storage.Client(project=settings.google_cloud_project),
+        client,
         timeout_seconds=settings.storage_timeout_seconds,
         max_bytes=settings.max_image_bytes,
         connections=settings.max_in_flight,

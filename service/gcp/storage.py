@@ -28,6 +28,7 @@ from service.errors import (
     ObjectGoneError,
     StorageRefusedError,
     StorageUnavailableError,
+    TooLateError,
     YoloBatchError,
 )
 from service.gcp.outages import Outages
@@ -42,6 +43,7 @@ GONE = frozenset({404, 410})
 REFUSALS = frozenset({400, 401, 403, 451})  # an answer that a repetition does not change
 # Of the bucket. With both, Cloud Storage tells a missing object from a refused one.
 _RIGHTS = ("storage.objects.get", "storage.objects.list")
+_MEMORY_SECONDS = 0.1  # that a response waits for memory
 _MAX_SILENCE_SECONDS = 5.0  # of a peer, before the request is sent again
 _READ_BYTES = 2**16  # at a time, at most
 _MAX_JSON_BYTES = 2**16  # of metadata, or of a message of error
@@ -66,6 +68,14 @@ class _Response:
     body: bytes
 
 
+class _NoMemoryYetError(Exception):
+    """The object is larger than its event says, and there is no memory for it at once."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.bytes = count
+
+
 class _Reservation:
     """Memory for one object's bytes, held while the block lasts."""
 
@@ -75,15 +85,16 @@ class _Reservation:
         self._held = ExitStack()
         self._bytes = 0
 
-    def cover(self, count: int) -> None:
+    def cover(self, count: int, deadline: Deadline | None = None) -> None:
         """Hold at least so many bytes; what was held before is released first, to wait in line.
 
         Raises:
-            TooLateError: the deadline passed first.
+            TooLateError: the deadline, or the reservation's own, passed first.
         """
         if count > self._bytes:
             self._held.close()
-            self._held.enter_context(self._buffer(count, self._deadline))
+            self._bytes = 0
+            self._held.enter_context(self._buffer(count, deadline or self._deadline))
             self._bytes = count
 
     def __enter__(self) -> "_Reservation":
@@ -165,13 +176,20 @@ class ImageStorage:
         """
         with _Reservation(buffer, deadline) as reservation:
             # Before the request, so that waiting for memory is not taken for a slow peer. What the
-            # event says of the size is not trusted: the response's own length decides.
-            reservation.cover(min(ref.metadata.size or 0, self._max_bytes))
-            until = self._until(deadline)
-            with self._reading(ref, until, is_download=True):
-                response = self._get(
-                    _object(ref, "/download"), _query(ref, alt="media"), until, reservation
-                )
+            # event says of the size is not trusted: the response's own length decides. A job says
+            # nothing: where there is no memory at once, the request is sent again after the wait.
+            count = min(ref.metadata.size or 0, self._max_bytes)
+            while True:
+                reservation.cover(count)
+                until = self._until(deadline)
+                try:
+                    with self._reading(ref, until, is_download=True):
+                        response = self._get(
+                            _object(ref, "/download"), _query(ref, alt="media"), until, reservation
+                        )
+                    break
+                except _NoMemoryYetError as exc:
+                    count = exc.bytes
             headers, sums = response.headers, _checksums(response)
             metadata = ObjectMetadata(
                 len(response.body), headers.get("Content-Type"), sums.get("md5"), sums["crc32c"]
@@ -338,7 +356,11 @@ class ImageStorage:
                 length = response.raw.length_remaining
                 if (length or 0) > max_bytes:
                     raise BadImageError.too_many_bytes("object", max_bytes)
-                media.cover(max_bytes if length is None else length)
+                count = max_bytes if length is None else length
+                try:
+                    media.cover(count, Deadline.after(_MEMORY_SECONDS))
+                except TooLateError as exc:
+                    raise _NoMemoryYetError(count) from exc
             body = io.BytesIO()
             chunk = b"first"
             while chunk and body.tell() <= max_bytes:

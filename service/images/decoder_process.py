@@ -201,13 +201,13 @@ def _reply(request: Request, file: int, pixels: int, decode: Decode) -> bytes:
     """Decode a file, and write its pixels.
 
     Raises:
-        MemoryError: no memory for the stored file or for the pixels.
+        MemoryError: no memory for the pixels.
         OSError: the same.
     """
-    stored = os.pread(file, request.length, 0)
-    if len(stored) != request.length:
-        raise MemoryError
     try:
+        stored = os.pread(file, request.length, 0)
+        if len(stored) != request.length:
+            raise MemoryError
         data = _decompressed(stored, request)
         picture = decode(data, request)
     except BadImageError as exc:
@@ -231,7 +231,8 @@ def _decompressed(data: bytes, request: Request) -> bytes:
         BadImageError: the bytes are not in this encoding, or too many without it.
         MemoryError: no memory.
     """
-    encodings = [name.strip().lower() for name in (request.content_encoding or "").split(",")]
+    names = (name.strip().lower() for name in request.content_encoding.split(","))
+    encodings = [name for name in names if name not in ("", "identity")]
     if not data or not {*encodings} <= {*_WINDOWS}:
         return data
     for encoding in reversed(encodings):

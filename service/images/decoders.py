@@ -20,7 +20,6 @@ Nothing that a decoder sends is trusted: one that was taken over must not get in
 
 import json
 import logging
-import math
 import os
 import signal
 import socket
@@ -57,9 +56,14 @@ BYTES, STATUS = struct.Struct("<Q"), struct.Struct("<i")
 
 _ROOT_FOLDER = Path(__file__).parents[2]  # where the package lies
 _MAX_REPLY_BYTES = 4096
+_MAX_NAME = 16  # characters of a format's name
+_MAX_ENCODING = 1000  # characters of a Content-Encoding; nobody's is so long
 _KEPT_BYTES = 8 * 2**20  # of memory that stays with a decoder between two files
 _SLICE_SECONDS = 1.0
-_END_SECONDS = 10.0
+_START_SECONDS = 60.0  # of a decoder; it takes 0.2 s where the machine is idle
+_END_SECONDS = 10.0  # of the root process
+_REAP_SECONDS = 2.0  # of a decoder that is killed, while a request waits
+_FEW_CPU_SECONDS = 10  # the largest valid image takes 7 or 8
 _NO_MEMORY = "There is no memory to decode the image now."
 _KILLED = "The decoder process did not start or was killed, for example because memory is short."
 _ENVIRONMENT = {
@@ -100,7 +104,7 @@ class Request:
     """What a decoder is to do with the bytes in its memory."""
 
     length: int  # bytes
-    content_encoding: str | None
+    content_encoding: str
     image_size: int  # longer side that the model sees, in pixels
     reduced: bool  # whether a JPEG may be decoded at a reduced scale
     max_pixels: int
@@ -172,7 +176,7 @@ class Decoders:
         Args:
             data: the file, as it is stored.
             image_size: longer side that the model sees, in pixels: a larger image is shrunk to it.
-                None: in full. `Picture.info` has the full size either way.
+                `Picture.info` has the full size either way.
             content_encoding: the object's; `gzip` and `deflate` are decompressed.
             max_pixels: images of more pixels are refused; None: as the pool was made.
             deadline: ends every wait, and what is being decoded.
@@ -187,7 +191,7 @@ class Decoders:
         limits = self._limits
         request = Request(
             length=len(data),
-            content_encoding=content_encoding,
+            content_encoding=(content_encoding or "")[:_MAX_ENCODING],
             image_size=image_size,
             reduced=self._reduced,
             max_pixels=max_pixels or self._max_pixels,
@@ -226,35 +230,56 @@ class Decoders:
             self._idle.clear()
 
     def _ask(self, request: Request, data: bytes, deadline: Deadline) -> Picture | int:
-        """Let the next free decoder decode; return its pixels, or the bytes that it needs."""
-        with self._slots.acquire(1, deadline):
-            with self._lock:
-                decoder = self._idle.pop() if self._idle else None
-            try:
-                decoder = decoder or self._fork()
-                if not decoder.is_alive(deadline):  # it ended while it was idle
-                    decoder.end()
-                    decoder = self._fork()
-                    if not decoder.is_alive(deadline):
-                        raise DecoderBusyError(_KILLED)
-                answer = decoder.ask(request, data, deadline, self._limits.wall_seconds)
-                if isinstance(answer, int):
-                    return min(answer, self._most_bytes(len(data)))
-                return answer
-            finally:
-                if decoder:
-                    self._put_back(decoder, request)
+        """Let the next free decoder decode; return its pixels, or the bytes that it needs.
 
-    def _put_back(self, decoder: "_Decoder", request: Request) -> None:
+        An earlier file may have damaged a decoder that crashes. So the file is decoded once more,
+        in a decoder that has seen no other.
+        """
+        with self._slots.acquire(1, deadline):
+            fresh = False
+            while True:
+                decoder = self._take(deadline, fresh=fresh)
+                try:
+                    answer = decoder.ask(request, data, deadline, self._limits.wall_seconds)
+                    if isinstance(answer, int):
+                        return min(answer, self._most_bytes(len(data)))
+                    return answer
+                except _CrashError:
+                    if decoder.files == 1:
+                        raise
+                    fresh = True
+                finally:
+                    # The memory of a large file returns to the system with its decoder.
+                    is_small = request.memory_bytes <= self._limits.small_bytes
+                    self._put_back(decoder, keep=is_small)
+
+    def _take(self, deadline: Deadline, *, fresh: bool) -> "_Decoder":
+        """Return a decoder that has started and runs; a fresh one has decoded no file.
+
+        Raises:
+            DecoderBusyError: two in a row did not start.
+            OSError: no memory, or no file descriptors.
+            ShuttingDownError: the pool is closed.
+            TooLateError: the deadline came first.
+        """
+        with self._lock:
+            decoder = self._idle.pop() if self._idle else None
+        for _ in range(2):
+            decoder = decoder or self._fork()
+            try:
+                if decoder.is_alive(deadline) and not (fresh and decoder.files):
+                    return decoder
+            except BaseException:
+                self._put_back(decoder, keep=True)
+                raise
+            decoder.end()
+            decoder = None
+        raise DecoderBusyError(_KILLED)
+
+    def _put_back(self, decoder: "_Decoder", *, keep: bool) -> None:
         """Keep a decoder; or end it, and have another one forked without waiting for its start."""
         with self._lock:
-            if (
-                decoder.is_idle
-                and decoder.files < MAX_FILES
-                # The memory of a large file returns to the system with its decoder.
-                and request.memory_bytes <= self._limits.small_bytes
-                and not self._is_closed
-            ):
+            if keep and decoder.is_idle and decoder.files < MAX_FILES and not self._is_closed:
                 self._idle.append(decoder)
                 return
         decoder.end()
@@ -286,10 +311,11 @@ class Decoders:
                         socket.send_fds(self._control, [b"fork"], fds)
                     except ConnectionError:
                         logger.warning("The decoders' root process ended: another one is started")
+                        started = self._started()  # if this fails, the next call tries it again
                         self._control.close()
                         self._root.kill()
                         self._root.wait()
-                        self._root, self._control = self._started()
+                        self._root, self._control = started
                         socket.send_fds(self._control, [b"fork"], fds)
                 except BaseException:
                     decoder.close()
@@ -317,13 +343,24 @@ class Decoders:
 
 def build_decoders(settings: Settings) -> Decoders:
     """Start the decoder processes, one a core."""
+    limits = DecodeLimits.within(settings.work_seconds)
+    if limits.cpu_seconds < _FEW_CPU_SECONDS:
+        logger.warning(
+            "ACK_DEADLINE_SECONDS or HANG_TIMEOUT_SECONDS leaves little time to decode: a large "
+            "image may be recorded as corrupt_image",
+            extra={"cpu_seconds": limits.cpu_seconds, "wall_seconds": limits.wall_seconds},
+        )
     return Decoders(
         cores(),
         max_pixels=settings.max_image_pixels,
         max_decompressed_bytes=settings.max_image_bytes,
         reduced=settings.reduced_decode,
-        limits=DecodeLimits.within(settings.work_seconds),
+        limits=limits,
     )
+
+
+class _CrashError(BadImageError):
+    """The decoder crashed, or exited, while it decoded the file."""
 
 
 class _Decoder:
@@ -331,7 +368,7 @@ class _Decoder:
 
     def __init__(self, sock: socket.socket, file: int, pixels: int) -> None:
         self._socket = sock
-        self.memory = (file, pixels)  # descriptors
+        self.memory: tuple[int, ...] = (file, pixels)  # descriptors; none once it is closed
         self.files = 0  # that it was asked to decode
         self.is_idle = True  # False: in the middle of a file, or it failed
         self._is_ready = False
@@ -360,10 +397,15 @@ class _Decoder:
         """Wait until the process has started; say whether it runs, and sent nothing unasked.
 
         Raises:
+            DecoderBusyError: it does not start.
             TooLateError: the deadline came first.
         """
         if not self._is_ready:
-            self._is_ready = self._received(deadline) == READY
+            try:
+                self._is_ready = self._received(deadline, _START_SECONDS) == READY
+            except TimeoutError as exc:  # the root process hangs
+                self.is_idle = False
+                raise DecoderBusyError(_KILLED) from exc
             if not self._is_ready:
                 self.is_idle = False
                 return False
@@ -398,7 +440,12 @@ class _Decoder:
             self._socket.sendall(request.to_bytes())
         except ConnectionError as exc:
             raise DecoderBusyError(_KILLED) from exc
-        reply = self._received(deadline, wall_seconds)
+        try:
+            reply = self._received(deadline, wall_seconds)
+        except TimeoutError as exc:
+            raise BadImageError.corrupt(
+                f"Decoding the file took more than {wall_seconds:g} s."
+            ) from exc
         kind, body = reply[:1], reply[1:]
         try:
             if kind == PICTURE:
@@ -407,7 +454,10 @@ class _Decoder:
             elif kind == BAD:
                 code, _, sentence = body.decode(errors="replace").partition(" ")
                 error = BadImageError(ErrorCode(code), sentence)
+                if not error.code.is_of_the_bytes:
+                    raise ValueError(code)
                 self.is_idle = True
+                self._shrink(len(data), 0)
                 raise error
             elif kind == LARGE:  # not idle: it ends, and another one gets the memory
                 [needed] = BYTES.unpack(body)
@@ -422,31 +472,42 @@ class _Decoder:
         except (ValueError, struct.error) as exc:
             logger.exception("A decoder sent a reply that it should not")
             raise BadImageError.corrupt("The file made its decoder fail.") from exc
-        for descriptor, count in ((file, len(data)), (pixels, answer.pixels.nbytes)):
-            if count > _KEPT_BYTES:
-                os.ftruncate(descriptor, 0)
+        self._shrink(len(data), answer.pixels.nbytes)
         return answer
 
     def end(self) -> None:
-        """Have the process killed, and wait until it has ended."""
+        """Have the process killed, and wait until it has ended, but not for long."""
+        until = time.monotonic() + _REAP_SECONDS
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)  # tells the root to kill it
-            self._socket.settimeout(_END_SECONDS)
-            while self._socket.recv(_MAX_REPLY_BYTES):
-                pass
+            while (left := until - time.monotonic()) > 0:
+                self._socket.settimeout(left)
+                if not self._socket.recv(_MAX_REPLY_BYTES):
+                    break
         self.close()
 
     def close(self) -> None:
-        """Free the descriptors."""
+        """Free the descriptors. Safe to call twice."""
         self._socket.close()
-        for descriptor in self.memory:
+        memory, self.memory = self.memory, ()  # their numbers may be another file's from now on
+        for descriptor in memory:
             os.close(descriptor)
 
-    def _received(self, deadline: Deadline, wall_seconds: float = math.inf) -> bytes:
+    def _shrink(self, *counts: int) -> None:
+        """Free the memory after a large file or large pixels, of so many bytes each."""
+        for descriptor, count in zip(self.memory, counts, strict=True):
+            if count > _KEPT_BYTES:
+                os.ftruncate(descriptor, 0)
+
+    def _received(self, deadline: Deadline, wall_seconds: float) -> bytes:
         """Wait for a message; empty where the other side is closed.
 
         The wait is counted in slices of a second. So time in which this process was frozen, too,
         does not count against the file.
+
+        Raises:
+            TimeoutError: none came within the limit.
+            TooLateError: the deadline came first.
         """
         waited = 0.0
         while waited < wall_seconds:
@@ -458,7 +519,7 @@ class _Decoder:
                 waited += min(time.monotonic() - began, _SLICE_SECONDS)
             except ConnectionError:
                 return b""
-        raise BadImageError.corrupt(f"Decoding the file took more than {wall_seconds:g} s.")
+        raise TimeoutError
 
     def _picture(self, body: bytes, request: Request) -> Picture:
         """Take the pixels out of the shared memory.
@@ -474,6 +535,7 @@ class _Decoder:
             or info.width * info.height > request.max_pixels
             or not (height <= info.height and width <= info.width)
             or not info.format.isalnum()
+            or len(info.format) > _MAX_NAME
         ):
             raise ValueError(f"{width}x{height} pixels of {info}")
         pixels = np.empty((height, width, 3), np.uint8)
@@ -492,10 +554,10 @@ def _error_of(status: int, cpu_seconds: int) -> Exception:
                 f"Decoding the file took more than {cpu_seconds} s of CPU time."
             )
         case signal.SIGSEGV | signal.SIGABRT | signal.SIGBUS | signal.SIGFPE | signal.SIGILL:
-            return BadImageError.corrupt(
+            return _CrashError.corrupt(
                 f"The file crashed its decoder ({signal.Signals(number).name})."
             )
         case None if os.WEXITSTATUS(status) != os.EX_TEMPFAIL:
-            return BadImageError.corrupt("The file made its decoder exit.")
+            return _CrashError.corrupt("The file made its decoder exit.")
         case _:
             return DecoderBusyError(_KILLED)

@@ -9,7 +9,7 @@ from itertools import chain
 
 from PIL import Image
 
-from service.domain import ImageInfo
+from service.domain import ErrorCode, ImageInfo
 from service.errors import BadImageError
 from service.images.exif import orientation_of
 from service.images.opencv import decode_upright
@@ -25,6 +25,7 @@ _COLOUR_TYPE, _INDEXED = 9, 3  # its place in the header, and a value of it
 _IS_ANCILLARY = 0x20  # bit 5 of the first letter (PNG specification, 5.4)
 # A PNG of 50 MB in rows of 512 bytes has that many.
 _MAX_CHUNKS = 100_000
+_MAX_SIDE = 1_000_000  # libpng's own limit
 
 
 class Png:
@@ -43,6 +44,11 @@ class Png:
         if header[_COLOUR_TYPE] == _INDEXED and _PALETTE not in chunks:
             raise BadImageError.corrupt("The PNG has no palette.")
         width, height = int.from_bytes(header[:4]), int.from_bytes(header[4:8])
+        if max(width, height) > _MAX_SIDE:
+            raise BadImageError(
+                ErrorCode.IMAGE_TOO_LARGE,
+                f"The PNG has {width}x{height} pixels, more than {_MAX_SIDE:,} on one side.",
+            )
         self.info = ImageInfo(width, height, "PNG")
         exif, xmp = (chunks.pop(kind, [b""])[0][8:-4] for kind in (_EXIF, _TEXT))
         self._orientation = _orientation(exif, xmp)

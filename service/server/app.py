@@ -40,7 +40,7 @@ _OPEN = ("live", "ready")  # endpoints that need no token: probes have none
 def create_app(
     pipeline: Pipeline,
     *,
-    max_request_bytes: int = 4 * 2**20,
+    max_request_bytes: int = 2**17,
     start_deadline: Callable[[], Deadline] = lambda: NO_DEADLINE,
     project: str | None = None,
     model_health: Mapping[str, str] | None = None,

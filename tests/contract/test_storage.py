@@ -13,9 +13,16 @@ import pytest
 from google.cloud import storage
 
 from service.domain import ErrorCode, ImageRef, ObjectMetadata
-from service.errors import BadImageError, ObjectGoneError, StorageUnavailableError
+from service.errors import (
+    BadImageError,
+    CredentialsError,
+    ObjectGoneError,
+    StorageUnavailableError,
+)
+from service.gcp.clients import build_storage
 from service.gcp.listing import NoBucketError, ObjectLister, connect_lister
 from service.gcp.storage import ImageStorage
+from service.settings import Settings
 from tests.contract.conftest import BUCKET, fetched
 from tests.fakes import PATIENCE_SECONDS
 
@@ -255,3 +262,10 @@ def test_lister_without_a_server_is_unavailable(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
     with pytest.raises(StorageUnavailableError):
         list(ObjectLister(storage.Client(), timeout_seconds=0.3).pages(BUCKET, ""))
+
+
+def test_without_credentials_the_start_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere")
+    with pytest.raises(CredentialsError):
+        build_storage(Settings())

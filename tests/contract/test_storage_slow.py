@@ -5,7 +5,7 @@ import io
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -276,3 +276,39 @@ def test_downloads_share_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(3):
             fetched(service, REF)
         assert (len(running.requests), running.connections) == (3, 1)
+
+
+def test_object_of_unknown_size_waits_for_memory_without_a_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its time would be over after the wait. So the request is sent again, with its own time."""
+    asked: list[int] = []
+
+    @contextmanager
+    def full_at_first(count: int, deadline: Deadline) -> Iterator[None]:
+        asked.append(count)
+        if len(asked) == 1:
+            raise TooLateError
+        yield
+
+    with storage_of(lambda running, handler, _: running.send(handler, DATA), monkeypatch) as (
+        service,
+        running,
+    ):
+        with service.download(REF, NO_DEADLINE, full_at_first) as download:
+            assert download.data == DATA
+        assert asked == [len(DATA)] * 2
+        assert len(running.requests) == 2
+
+
+def test_wait_for_memory_ends_with_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(count: int, deadline: Deadline) -> AbstractContextManager[None]:
+        raise TooLateError
+
+    answer: Answer = lambda running, handler, _: running.send(handler, DATA)  # noqa: E731
+    with (
+        storage_of(answer, monkeypatch) as (service, _),
+        pytest.raises(TooLateError),
+        service.download(REF, NO_DEADLINE, never),
+    ):
+        pytest.fail("there is no memory")

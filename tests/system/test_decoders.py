@@ -60,13 +60,14 @@ def all_decoders(service: Service) -> set[int]:
 @pytest.mark.parametrize(
     ("fault", "reason", "deaths"),
     [
-        ("segfault", "The file crashed its decoder (SIGSEGV).", 1),
+        # A decoder that has decoded other files may be at fault: a fresh one tries the file, too.
+        ("segfault", "The file crashed its decoder (SIGSEGV).", 2),
         ("hang", f"Decoding the file took more than {hooks.WALL_SECONDS:g} s.", 1),
         # The second time it is given the memory that the largest image of its size may take.
         ("bloat", "Decoding the file takes more memory than an image of its size may.", 2),
     ],
 )
-def test_hostile_file_fails_alone_after_one_death(
+def test_hostile_file_fails_alone_after_two_deaths_at_most(
     start_service: StartService,
     stack: Stack,
     samples: Samples,
@@ -95,7 +96,7 @@ def test_hostile_file_fails_alone_after_one_death(
     assert service.outcomes() == {"failed": 1, "done": NEIGHBOURS, "already_recorded": 1}
 
 
-def test_crashing_file_on_two_services_kills_a_decoder_of_each_at_most(
+def test_crashing_file_on_two_services_kills_two_decoders_of_each_at_most(
     start_service: StartService, stack: Stack, samples: Samples
 ) -> None:
     hostile = put_aside(stack, "twice/0.jpg", marked(samples[0][0].read_bytes(), "segfault"))
@@ -106,7 +107,7 @@ def test_crashing_file_on_two_services_kills_a_decoder_of_each_at_most(
         assert list(answers) == [[204], [204]]
     assert count_documents("twice/") == 1
     assert (document(hostile) or {})["error"]["code"] == "corrupt_image"
-    assert all(len(before - all_decoders(service)) <= 1 for service, before in services)
+    assert all(len(before - all_decoders(service)) <= 2 for service, before in services)
     assert [service.worker for service, _ in services] == workers
 
 

@@ -42,6 +42,7 @@ from service.images.decoders import (
 )
 from service.images.letterbox import shrink
 from service.images.pixels import Picture
+from service.settings import Settings
 from tests import hostile_decoder
 from tests.hostile_decoder import marked
 
@@ -216,6 +217,8 @@ ENCODED: dict[str, Callable[[bytes], bytes]] = {
     "deflate": zlib.compress,
     " deflate ": deflated_raw,
     "deflate, gzip": lambda data: gzip.compress(zlib.compress(data)),
+    "gzip, ": gzip.compress,
+    "gzip, Identity": gzip.compress,
     "identity": bytes,
     "": bytes,
 }
@@ -275,6 +278,22 @@ def test_failing_file_gets_its_record_and_the_next_decodes(what: str) -> None:
         wait_until(lambda: len(decoders_of(decoders)) == 1)
 
 
+def test_file_is_not_blamed_for_what_the_one_before_it_did(hostile: Decoders) -> None:
+    assert decode(hostile, marked(jpeg(), "wound")).info.format == "JPEG"
+    [wounded] = decoders_of(hostile)
+    assert decode(hostile, jpeg()).info.format == "JPEG"
+    assert not is_running(wounded)
+
+
+@pytest.mark.parametrize("what", ["segfault", "exit"])
+def test_file_that_crashes_a_used_decoder_gets_its_record_from_a_fresh_one(
+    what: str, hostile: Decoders
+) -> None:
+    decode(hostile, jpeg())
+    assert record(hostile, marked(jpeg(), what)).message == SENTENCES[what]
+    assert decode(hostile, jpeg()).info.format == "JPEG"
+
+
 def test_failing_file_ends_no_other_files_decoder() -> None:
     with pool(2) as decoders, ThreadPoolExecutor(2) as callers:
         slow = callers.submit(lambda: [decode(decoders, marked(jpeg(), "slow")) for _ in range(20)])
@@ -329,6 +348,24 @@ def test_image_whose_header_says_more_memory_is_decoded_with_it() -> None:
     Image.new("RGB", (4000, 3500)).save(buffer, "PNG")
     with pool() as decoders:
         assert decode(decoders, buffer.getvalue()).info == ImageInfo(4000, 3500, "PNG")
+
+
+def test_file_that_is_larger_than_its_memory_gets_its_record() -> None:
+    limits = DecodeLimits(30, PATIENCE_SECONDS, small_bytes=2**24)
+    with pool(limits=limits, command=COMMAND) as decoders:
+        error = record(decoders, b"GIF89a" + bytes(2**25))
+        assert error.code is ErrorCode.CORRUPT_IMAGE
+        assert decode(decoders, jpeg()).info.format == "JPEG"
+
+
+@pytest.mark.parametrize("is_bad", [True, False], ids=["bad", "good"])
+def test_large_file_does_not_stay_in_memory(is_bad: bool, hostile: Decoders) -> None:
+    if is_bad:
+        record(hostile, b"GIF89a" + bytes(2**24))
+    else:
+        decode(hostile, jpeg() + bytes(2**24))
+    [idle] = hostile._idle
+    assert os.fstat(idle.memory[0]).st_size == 0
 
 
 def test_file_that_does_not_fit_into_memory_is_busy(hostile: Decoders) -> None:
@@ -452,6 +489,15 @@ def test_time_in_which_the_service_was_stopped_does_not_count() -> None:
         assert owner.stdout.read() == b"JPEG\n"
 
 
+@pytest.mark.parametrize(("seconds", "is_said"), [("10", True), ("600", False)])
+def test_start_says_that_a_short_deadline_leaves_no_time_to_decode(
+    seconds: str, is_said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings.from_env({"ACK_DEADLINE_SECONDS": seconds})
+    with closing(module.build_decoders(settings)):
+        assert ("leaves little time to decode" in caplog.text) == is_said
+
+
 def test_limits_end_before_the_deliverys_work_time() -> None:
     assert DecodeLimits.within(570) == DecodeLimits(30, 100.0)
     assert DecodeLimits.within(30) == DecodeLimits(10, 22.5)
@@ -496,6 +542,48 @@ def test_idle_process_that_was_killed_costs_no_file(hostile: Decoders, is_root: 
     wait_until(lambda: not is_running(decoder) and decoder not in children_of(root))
     for _ in range(3):
         assert decode(hostile, jpeg()).info.format == "JPEG"
+
+
+def test_root_that_cannot_be_started_again_is_started_later(
+    hostile: Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise BlockingIOError
+
+    decode(hostile, jpeg())
+    [decoder] = decoders_of(hostile)
+    hostile._root.kill()
+    wait_until(lambda: not is_running(decoder))
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", no_memory)
+        for _ in range(3):
+            with pytest.raises(DecoderBusyError):
+                decode(hostile, jpeg())
+    assert decode(hostile, jpeg()).info.format == "JPEG"
+
+
+def test_root_that_hangs_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_START_SECONDS", 0.5)
+    monkeypatch.setattr(module, "_END_SECONDS", 0.1)
+    hang = "import time; time.sleep(1000)"
+    with (
+        pool(command=(sys.executable, "-c", hang)) as decoders,
+        pytest.raises(DecoderBusyError),
+    ):
+        decode(decoders, jpeg())
+
+
+def test_ended_decoder_closes_nobody_elses_file() -> None:
+    decoder, theirs = module._Decoder.made()
+    theirs.close()
+    numbers = decoder.memory
+    decoder.close()
+    others = [os.memfd_create("other") for _ in range(8)]
+    assert {*others} & {*numbers}  # the numbers are used again
+    decoder.end()
+    for other in others:
+        os.fstat(other)
+        os.close(other)
 
 
 def test_root_that_does_not_start_is_busy() -> None:
@@ -604,6 +692,8 @@ LIES = {
     "of no format": picture(64, 96, (64, 96), b"\xff\n"),
     "cut short": PICTURE + b"\1",
     "of no code": BAD + b"nonsense The file is bad.",
+    "of a code that is not of the bytes": BAD + b"unreadable_object The file is bad.",
+    "of a long format": picture(64, 96, (64, 96), b"J" * 4000),
     "of nothing": BAD,
     "of an unknown kind": b"?",
     "ready again": READY,

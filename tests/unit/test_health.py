@@ -4,7 +4,7 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from service.errors import DetectorError, TooLateError
+from service.errors import BadImageError, DecoderBusyError, DetectorError, TooLateError
 from service.health import Health
 
 HANG = 300.0
@@ -30,7 +30,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def health(clock: Clock) -> Health:
-    return Health(hang_timeout_seconds=HANG, max_model_failures=3, max_probe_seconds=PERIOD)
+    return Health(hang_timeout_seconds=HANG, max_failures=3, max_probe_seconds=PERIOD)
 
 
 def probe_for(health: Health, clock: Clock, seconds: float) -> str | None:
@@ -131,6 +131,22 @@ def test_a_success_forgives_earlier_failures(health: Health) -> None:
     with health.model_call("d"):
         pass
     assert health.probe() is None
+
+
+@pytest.mark.parametrize(
+    ("last", "is_healthy"),
+    [(DecoderBusyError("No memory."), False), (BadImageError.corrupt("Damaged."), True)],
+    ids=["no decoder", "bad file"],
+)
+def test_decoders_that_fail_on_different_images_are_unhealthy(
+    health: Health, last: Exception, is_healthy: bool
+) -> None:
+    for name, error in {"a": DecoderBusyError("a"), "b": DecoderBusyError("b"), "c": last}.items():
+        with pytest.raises(type(error)), health.decoder_call(name):
+            raise error
+    assert health.probe() == (
+        None if is_healthy else "The decoders failed on 3 different images in a row."
+    )
 
 
 def test_errors_that_are_not_the_models_do_not_count(health: Health) -> None:

@@ -573,3 +573,12 @@ def test_reduced_decode_of_cut_jpeg_is_corrupt() -> None:
 def test_decode_of_other_formats_is_never_reduced() -> None:
     data = saved(quarters().resize((1300, 900)), "PNG")
     assert decode(data, max_pixels=50_000_000, image_size=640).pixels.shape == (900, 1300, 3)
+
+
+def test_png_with_a_side_that_libpng_does_not_read_is_too_large() -> None:
+    data = bytearray(saved(Image.new("L", (8, 1)), "PNG"))
+    data[16:20] = (1_000_001).to_bytes(4)
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4)
+    with pytest.raises(BadImageError, match="more than 1,000,000 on one side") as raised:
+        decode(bytes(data), max_pixels=10**8)
+    assert raised.value.code is ErrorCode.IMAGE_TOO_LARGE
