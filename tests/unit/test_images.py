@@ -18,6 +18,7 @@ from PIL import Image, JpegImagePlugin
 from service.domain import Box, ErrorCode, ImageInfo
 from service.errors import BadImageError
 from service.images.decode import decode
+from service.images.formats import kind_of
 from service.images.letterbox import Letterbox, enlarge_box, fit, input_shapes, letterbox, shrink
 from service.images.pillow import PillowFile
 from service.images.pixels import Picture, Pixels
@@ -184,6 +185,29 @@ def test_decode_of_no_image_is_unsupported_media(data: bytes) -> None:
         read(data)
     assert raised.value.code is ErrorCode.UNSUPPORTED_MEDIA
     assert "JPEG" in raised.value.message
+
+
+def bmp_of_header(size: int, *, signature: bytes = b"BM") -> bytes:
+    return signature + bytes(12) + size.to_bytes(4, "little") + bytes(200)
+
+
+@pytest.mark.parametrize("size", [12, 16, 40, 52, 56, 64, 108, 124])
+def test_bmp_of_every_header_is_told_from_text(size: int) -> None:
+    assert kind_of(bmp_of_header(size)) == "BMP"
+    assert kind_of(bmp_of_header(size, signature=b"AM")) is None
+    assert kind_of(bmp_of_header(size, signature=b"BN")) is None
+
+
+@pytest.mark.parametrize("size", [0, 11, 17, 39, 41, 125])
+def test_bm_before_no_header_of_bmp_is_no_bmp(size: int) -> None:
+    assert kind_of(bmp_of_header(size)) is None
+
+
+@pytest.mark.parametrize("lacks", [4, 12, 14, 16], ids=lambda n: f"{n} bytes")
+def test_png_without_what_follows_its_pixels_is_read(lacks: int) -> None:
+    """Its last chunk, 12 bytes, and the checksum of the one before it, 4 bytes."""
+    whole = saved(quarters(), "PNG")
+    assert np.array_equal(read(whole[:-lacks]).pixels, read(whole).pixels)
 
 
 def test_decode_of_no_bytes_is_empty_object() -> None:

@@ -238,6 +238,13 @@ def jp2_of_order(data: bytes) -> bytes:
     )  # fmt: skip
 
 
+def jpeg2000_of_samples(code: int) -> bytes:
+    """A codestream whose one channel has such samples (T.800, A.5.1): bits - 1, and a sign."""
+    data = bytearray(encoded("jpeg2k", grey(65535), level=0, codecformat="j2k"))
+    data[42] = code
+    return bytes(data)
+
+
 UNKNOWN_RANGE: dict[str, Callable[[], bytes]] = {
     **{
         f"PFM, {kind}, {order}": partial(pfm, samples, order)
@@ -269,6 +276,9 @@ UNKNOWN_RANGE: dict[str, Callable[[], bytes]] = {
         photometric="palette",
         colormap=np.arange(256, dtype="u2").repeat(3).reshape(256, 3).T,
     ),
+    "JPEG 2000, 17 bits": lambda: jpeg2000_of_samples(16),
+    "JPEG 2000, 38 bits": lambda: jpeg2000_of_samples(37),
+    "JPEG 2000, 16 bits and a sign": lambda: jpeg2000_of_samples(0x80 + 15),
     "JPEG 2000, 5 channels": lambda: encoded("jpeg2k", np.dstack([grey(255)] * 5), level=0),
     "EXR": lambda: cv2.imencode(".hdr", np.dstack([RAMP] * 3).astype("f4"))[1].tobytes(),
 }
@@ -279,6 +289,52 @@ def test_whole_file_of_an_unknown_kind_is_unsupported(name: str) -> None:
     with pytest.raises(BadImageError) as raised:
         decode(UNKNOWN_RANGE[name](), max_pixels=10_000)
     assert raised.value.code is ErrorCode.UNSUPPORTED_MEDIA
+
+
+def with_box_length(data: bytes, kind: bytes, length: int) -> bytes:
+    """A JPEG 2000 file, one of whose boxes has its length behind its kind (1), or none (0)."""
+    begin = data.index(kind) - 4
+    whole = int.from_bytes(data[begin : begin + 4]) + 8
+    behind = struct.pack(">Q", whole) if length == 1 else b""
+    return data[:begin] + struct.pack(">I", length) + kind + behind + data[begin + 8 :]
+
+
+@pytest.mark.parametrize(("kind", "length"), [(b"jp2h", 1), (b"jp2c", 1), (b"jp2c", 0)])
+def test_box_of_jpeg2000_may_say_its_length_in_any_way(kind: bytes, length: int) -> None:
+    data = encoded("jpeg2k", grey(4095), bitspersample=12, level=0)
+    expected = decode(data, max_pixels=10_000).pixels
+    found = decode(with_box_length(data, kind, length), max_pixels=10_000).pixels
+    assert np.array_equal(found, expected)
+
+
+def tiff_with_below(below: NDArray[Any], kind: int) -> bytes:
+    """A TIFF of 16x16 with another image below it; NewSubfileType 1 is a reduced image."""
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        writer.write(colour(255), photometric="rgb", subifds=1)
+        writer.write(below, photometric="rgb", subfiletype=kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("scale", "kind"), [(0.5, 0), (0.5, 1), (1, 0), (2, 1)])
+def test_tiff_above_smaller_or_reduced_images_is_the_full_one(scale: float, kind: int) -> None:
+    side = int(SIDE * scale)
+    data = tiff_with_below(np.zeros((side, side, 3), np.uint8), kind)
+    assert np.array_equal(decode(data, max_pixels=10_000).pixels, colour(255)[:, :, ::-1])
+
+
+def test_tiff_above_a_larger_full_image_is_unsupported() -> None:
+    data = tiff_with_below(np.zeros((2 * SIDE, 2 * SIDE, 3), np.uint8), 0)
+    with pytest.raises(BadImageError) as raised:
+        decode(data, max_pixels=10_000)
+    assert raised.value.code is ErrorCode.UNSUPPORTED_MEDIA
+
+
+@pytest.mark.parametrize("top", [0, 65536])
+def test_pgm_of_an_impossible_maximum_is_corrupt(top: int) -> None:
+    with pytest.raises(BadImageError) as raised:
+        decode(b"P5 8 8 %d\n" % top + bytes(128), max_pixels=10_000)
+    assert raised.value.code is ErrorCode.CORRUPT_IMAGE
 
 
 @pytest.mark.parametrize("name", ["zstd", "lzma", "webp", "packbits", "lzw", "zlib", "jpeg"])
