@@ -1,15 +1,12 @@
 """Change the core's source in small ways, and list the changes that no test notices.
 
-    python -m venv --system-site-packages .venv-mutants
-    .venv-mutants/bin/pip install cosmic-ray==8.7.0
-    .venv-mutants/bin/python -m devtools.mutants --seed 11 --count 300 --out mutants.jsonl
+    make mutants SEED=11 COUNT=300
 
-The same seed and the same source give the same mutants. The environment needs cosmic-ray and what
-`make test` installs, and the tests have to pass. Mutants are made in a copy of the working tree,
-one at a time, and each one runs the tests of its module (`TESTS`). A line of JSON for each mutant
-goes to `--out`; a second call goes on where the first one stopped. `--recheck` runs the survivors
-of `--out` again, by the slower tests of other modules too (`WIDER`). docs/evidence/mutants.md has
-the last result.
+The same seed and the same source give the same mutants. The tests have to pass without a mutant.
+Mutants are made in a copy of the working tree, one at a time. Each one runs the tests of its module
+(`TESTS`), and adds a line of JSON to `--out`. A second call goes on where the first one stopped.
+`--recheck` runs the survivors again, with slow tests too (`SLOW_TESTS`, `WIDER`).
+docs/evidence/mutants.md has the last result.
 """
 
 import argparse
@@ -41,19 +38,6 @@ from parso.python.tree import Keyword
 ROOT = Path(__file__).parents[1]
 UNIT = "tests/unit/test_"
 IMAGE_TESTS = ("images", "sample_depths", "orientation")
-# Run for what survives the module's own tests: slower, or mostly about other modules.
-WIDER = (
-    "app",
-    "detect",
-    "hostile_requests",
-    "memory",
-    "vendor_errors",
-    "webp_memory",
-    "canary",
-    "openvino",
-    "decoders",
-    "never_another_image",
-)
 # The tests of each module, those that fail soonest first. The first pattern that fits counts.
 TESTS = {
     "service/pipeline.py": ("pipeline",),
@@ -64,7 +48,7 @@ TESTS = {
     "service/concurrency/group_commit.py": ("group_commit", "pipeline"),
     "service/concurrency/semaphore.py": ("semaphore", "pipeline"),
     "service/concurrency/slots.py": ("slots", "pipeline"),
-    "service/concurrency/workers.py": ("inference_queue", "group_commit", "pipeline"),
+    "service/concurrency/workers.py": ("inference_queue", "group_commit", "workers", "pipeline"),
     "service/gcp/firestore.py": ("store_refusals", "vendor_errors"),
     "service/inference/queue.py": ("inference_queue", "pipeline"),
     "service/inference/model.py": ("pipeline",),
@@ -73,15 +57,18 @@ TESTS = {
     "service/inference/loading.py": ("canary", "openvino", "detect"),
     "service/images/decoder_process.py": ("decoders",),
     "service/images/decoders.py": ("decoders",),
-    "service/images/letterbox.py": ("images", "shapes", "bundled_model"),
+    "service/images/letterbox.py": ("images", "shapes", "imports", "bundled_model"),
     "service/images/jpeg.py": ("jpeg", "images", "orientation"),
     "service/images/*.py": IMAGE_TESTS,
 }
 SLOW_MODULES = "service/images/decoder"  # each of their tests starts processes; they come last
 # Tests that try hundreds of inputs: run for survivors alone.
 SLOW_TESTS = ("cut_file", "flipped_bits", "shows_no_memory", "reads_or_refuses", "input_shapes")
-# Run for survivors: they need the emulators.
-CONTRACT_TESTS = {"service/gcp/firestore.py": ("tests/contract/test_store.py",)}
+# Run for survivors, too: every file of the corpus, or the emulators.
+WIDER = {
+    "service/images/*.py": ("corpus",),
+    "service/gcp/firestore.py": ("tests/contract/test_store.py",),
+}
 LEFT_OUT = ("VariableReplacer", "VariableInserter")  # they need the names of variables
 LIBRARIES = ("cv2", "flask", "google.cloud.firestore", "hypothesis", "imagecodecs", "simplejpeg")
 
@@ -210,11 +197,13 @@ def _difference(source: str, code: str) -> tuple[str, str]:
 
 
 def tests_of(module: str, *, wider: bool) -> tuple[str, ...]:
-    names = next(tests for pattern, tests in TESTS.items() if Path(module).match(pattern))
-    if wider:
-        names = CONTRACT_TESTS.get(module, (*names, *WIDER))
-    files = [name if "/" in name else f"{UNIT}{name}.py" for name in names]
-    return tuple(dict.fromkeys(files))
+    names = _of(TESTS, module) + (_of(WIDER, module) if wider else ())
+    return tuple(name if "/" in name else f"{UNIT}{name}.py" for name in names)
+
+
+def _of(table: dict[str, tuple[str, ...]], module: str) -> tuple[str, ...]:
+    """Return what the first pattern that fits a module names."""
+    return next((tests for pattern, tests in table.items() if Path(module).match(pattern)), ())
 
 
 def run_tests(folder: Path, tests: Sequence[str], limit_seconds: float, *, wider: bool) -> str:

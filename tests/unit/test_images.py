@@ -210,6 +210,33 @@ def test_png_without_what_follows_its_pixels_is_read(lacks: int) -> None:
     assert np.array_equal(read(whole[:-lacks]).pixels, read(whole).pixels)
 
 
+def png_with(kind: bytes, *, is_damaged: bool = False) -> bytes:
+    """A PNG with another chunk behind its header."""
+    extra = bytearray(chunk(kind, b"what?"))
+    extra[-1] ^= is_damaged
+    whole = saved(quarters(), "PNG")
+    return whole[:33] + bytes(extra) + whole[33:]
+
+
+def test_png_with_an_unknown_critical_chunk_is_unsupported() -> None:
+    with pytest.raises(BadImageError, match="unknown critical chunk 'WHAT'") as raised:
+        read(png_with(b"WHAT"))
+    assert raised.value.code is ErrorCode.UNSUPPORTED_MEDIA
+
+
+@pytest.mark.parametrize("kind", [b"WHAT", b"PLTE"])
+def test_png_with_a_damaged_critical_chunk_is_corrupt(kind: bytes) -> None:
+    with pytest.raises(BadImageError, match="A checksum of the PNG is wrong") as raised:
+        read(png_with(kind, is_damaged=True))
+    assert raised.value.code is ErrorCode.CORRUPT_IMAGE
+
+
+@pytest.mark.parametrize("kind", [b"wHAT", b"tRNS", b"eXIf", b"iTXt"])
+def test_png_with_a_damaged_chunk_that_may_be_left_out_is_read(kind: bytes) -> None:
+    damaged = read(png_with(kind, is_damaged=True)).pixels
+    assert np.array_equal(damaged, read(saved(quarters(), "PNG")).pixels)
+
+
 def test_decode_of_no_bytes_is_empty_object() -> None:
     with pytest.raises(BadImageError) as raised:
         read(b"")
@@ -411,6 +438,13 @@ def test_letterbox_apply_centres_the_image_on_grey() -> None:
     assert frame.shape == (32, 64, 3)
     assert (frame[:6] == 114).all() and (frame[26:] == 114).all()
     assert (frame[6:26] == 7).all()
+
+
+@pytest.mark.parametrize("size", [(59, 40), (61, 40), (60, 39), (60, 41)], ids=str)
+def test_letterbox_applies_to_images_of_its_own_size_alone(size: tuple[int, int]) -> None:
+    fitted = letterbox(WIDTH, HEIGHT, image_size=64, stride=32)
+    with pytest.raises(ValueError, match="for a letterbox of"):
+        fitted.apply(np.zeros((size[1], size[0], 3), np.uint8))
 
 
 def test_letterbox_apply_enlarges_a_small_image() -> None:

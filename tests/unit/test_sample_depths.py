@@ -14,7 +14,8 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
-from devtools.fuzz.corpus import chunk
+from devtools.fuzz.corpus import GREY_TIFF, chunk
+from devtools.fuzz.corpus import tiff as tiff_of_tags
 from service.domain import ErrorCode
 from service.errors import BadImageError
 from service.images.decode import decode
@@ -328,6 +329,17 @@ def test_tiff_above_a_larger_full_image_is_unsupported() -> None:
     with pytest.raises(BadImageError) as raised:
         decode(data, max_pixels=10_000)
     assert raised.value.code is ErrorCode.UNSUPPORTED_MEDIA
+
+
+TIFF_TAGS = {"width": 256, "height": 257, "offsets": 273}
+
+
+@pytest.mark.parametrize("tag", TIFF_TAGS.values(), ids=TIFF_TAGS)
+def test_tiff_without_a_tag_of_its_pixels_is_corrupt(tag: int) -> None:
+    tags = {number: value for number, value in GREY_TIFF.items() if number != tag}
+    with pytest.raises(BadImageError, match="directory is damaged") as raised:
+        decode(tiff_of_tags(tags, bytes(64)), max_pixels=10_000)
+    assert raised.value.code is ErrorCode.CORRUPT_IMAGE
 
 
 @pytest.mark.parametrize("top", [0, 65536])
