@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -201,7 +201,7 @@ def tests_of(module: str, *, wider: bool) -> tuple[str, ...]:
     return tuple(name if "/" in name else f"{UNIT}{name}.py" for name in names)
 
 
-def _of(table: dict[str, tuple[str, ...]], module: str) -> tuple[str, ...]:
+def _of(table: Mapping[str, tuple[str, ...]], module: str) -> tuple[str, ...]:
     """Return what the first pattern that fits a module names."""
     return next((tests for pattern, tests in table.items() if Path(module).match(pattern)), ())
 

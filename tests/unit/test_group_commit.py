@@ -131,6 +131,15 @@ def test_only_the_result_that_breaks_a_commit_fails(store: Store, raised: BaseEx
     assert commits.commit("d", soon()) == "d recorded"  # the committer goes on
 
 
+def test_a_result_that_breaks_its_own_commit_is_committed_once(store: Store) -> None:
+    store.errors["a"] = error = ValueError("bad")
+    commits = one_committer(store.commit)
+    with pytest.raises(ValueError, match="bad") as raised:
+        commits.commit("a", soon())
+    assert raised.value is error
+    assert store.groups == [["a"]]
+
+
 def test_a_wrong_number_of_outcomes_is_never_guessed_at(store: Store) -> None:
     store.missing = 1
     futures = behind(store, one_committer(store.commit), "abc")
