@@ -59,6 +59,7 @@ TESTS = {
     "service/images/decoders.py": ("decoders",),
     "service/images/letterbox.py": ("images", "shapes", "imports", "bundled_model"),
     "service/images/jpeg.py": ("jpeg", "images", "orientation"),
+    "service/images/webp.py": ("webp_memory", *IMAGE_TESTS),
     "service/images/*.py": IMAGE_TESTS,
 }
 SLOW_MODULES = "service/images/decoder"  # each of their tests starts processes; they come last

@@ -350,6 +350,19 @@ def test_decode_of_more_pixels_than_in_the_header_is_refused(
     assert raised.value.code is ErrorCode.IMAGE_TOO_LARGE
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError("odd"), ValueError("Pixels must be")])
+def test_decode_that_fails_in_an_unforeseen_way_is_corrupt_image(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Png, "decode", fail)
+    with pytest.raises(BadImageError, match="The PNG file cannot be decoded") as raised:
+        read(saved(quarters(), "PNG"))
+    assert raised.value.code is ErrorCode.CORRUPT_IMAGE
+
+
 @pytest.mark.parametrize(("kind", "weight"), [("AVIF", 2), ("JPEG2000", 2), ("GIF", 1)])
 def test_format_that_takes_more_memory_may_have_fewer_pixels(kind: str, weight: int) -> None:
     data = saved(quarters(), kind)
