@@ -20,7 +20,7 @@ from service.errors import BadImageError
 from service.images.decode import decode
 from service.images.formats import kind_of
 from service.images.letterbox import Letterbox, enlarge_box, fit, input_shapes, letterbox, shrink
-from service.images.pillow import PillowFile
+from service.images.pillow import PillowFile, translated
 from service.images.pixels import Picture, Pixels
 from service.images.png import Png
 
@@ -348,6 +348,30 @@ def test_decode_of_more_pixels_than_in_the_header_is_refused(
     with pytest.raises(BadImageError, match="400x300 pixels") as raised:
         decode(saved(quarters(), "PNG"), max_pixels=20_000)
     assert raised.value.code is ErrorCode.IMAGE_TOO_LARGE
+
+
+REASONS = {
+    OSError("unsupported compression"): ErrorCode.UNSUPPORTED_MEDIA,
+    OSError("not yet supported"): ErrorCode.UNSUPPORTED_MEDIA,
+    SyntaxError("unsupported BMP palette"): ErrorCode.CORRUPT_IMAGE,
+    OSError("image file is truncated"): ErrorCode.CORRUPT_IMAGE,
+    IndexError("index out of range"): ErrorCode.CORRUPT_IMAGE,
+}
+
+
+@pytest.mark.parametrize(("error", "code"), REASONS.items(), ids=str)
+def test_pillows_words_tell_an_unsupported_file_from_a_damaged_one(
+    error: Exception, code: ErrorCode
+) -> None:
+    with pytest.raises(BadImageError) as raised, translated("BMP"):
+        raise error
+    assert raised.value.code is code
+
+
+def test_value_that_pillow_does_not_know_is_unsupported() -> None:
+    with pytest.raises(BadImageError) as raised, translated("TIFF"):
+        raise SyntaxError("odd") from KeyError(4711)
+    assert raised.value.code is ErrorCode.UNSUPPORTED_MEDIA
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("odd"), ValueError("Pixels must be")])

@@ -227,9 +227,10 @@ def pfm(samples: NDArray[Any], order: str) -> bytes:
     )
 
 
-def jp2_of_order(data: bytes) -> bytes:
-    """A file that defines its channels as blue, green and red (T.800, I.5.3.6)."""
-    definition = struct.pack(">I4sH9H", 28, b"cdef", 3, 0, 0, 3, 1, 0, 2, 2, 0, 1)
+def jp2_of_order(data: bytes, colours: tuple[int, int, int] = (3, 2, 1)) -> bytes:
+    """A file that defines what its channels are (T.800, I.5.3.6): 1 is red, 3 is blue."""
+    a, b, c = colours
+    definition = struct.pack(">I4sH9H", 28, b"cdef", 3, 0, 0, a, 1, 0, b, 2, 0, c)
     header = data.index(b"jp2h") - 4
     length = int.from_bytes(data[header : header + 4])
     end = header + length
@@ -290,6 +291,19 @@ def test_whole_file_of_an_unknown_kind_is_unsupported(name: str) -> None:
     with pytest.raises(BadImageError) as raised:
         decode(UNKNOWN_RANGE[name](), max_pixels=10_000)
     assert raised.value.code is ErrorCode.UNSUPPORTED_MEDIA
+
+
+def test_jpeg2000_that_defines_its_channels_as_they_are_is_read() -> None:
+    data = jp2_of_order(encoded("jpeg2k", colour(255), level=0), (1, 2, 3))
+    assert_scaled("JPEG 2000", data, colour(255)[:, :, ::-1])
+
+
+@pytest.mark.parametrize("order", [(3, 2, 1), (1, 3, 2), (2, 1, 3)], ids=str)
+def test_jpeg2000_of_channels_in_any_other_order_is_unsupported(
+    order: tuple[int, int, int],
+) -> None:
+    with pytest.raises(BadImageError, match="in another order than RGB"):
+        decode(jp2_of_order(encoded("jpeg2k", colour(255)), order), max_pixels=10_000)
 
 
 def with_box_length(data: bytes, kind: bytes, length: int) -> bytes:

@@ -8,7 +8,7 @@ from google.auth.exceptions import RefreshError
 
 from service.domain import ErrorCode, ImageRef, ImageResult, Recorded
 from service.errors import StoreRefusedError, StoreUnavailableError
-from service.gcp.firestore import ResultStore
+from service.gcp.firestore import ResultStore, _Call
 from service.gcp.outages import Outages
 from tests.loglines import logged_by
 
@@ -159,6 +159,13 @@ def test_only_an_image_alone_waits_before_it_is_tried_again(
     assert waits == []
     store_of(Sequence(ODD[0], None)).commit(RESULTS[:1])
     assert len(waits) == 1
+
+
+def test_an_attempt_gets_a_third_of_its_calls_time() -> None:
+    asked: list[float] = []
+    attempt = _Call(90.0).limits["timeout"](lambda timeout: asked.append(timeout))
+    attempt()
+    assert asked == [30.0]
 
 
 REFUSED = exceptions.InvalidArgument("bad")
