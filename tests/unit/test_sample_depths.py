@@ -345,6 +345,30 @@ def test_tiff_above_a_larger_full_image_is_unsupported() -> None:
     assert raised.value.code is ErrorCode.UNSUPPORTED_MEDIA
 
 
+def canon_raw() -> bytes:
+    """A TIFF with Canon's mark behind its header; its first image is a preview."""
+    plain = tiff_of_tags(GREY_TIFF, bytes(64))
+    body = 8 + 2 + 12 * len(GREY_TIFF) + 4
+    shifted = tiff_of_tags(GREY_TIFF | {273: body + 8}, bytes(64))
+    assert len(shifted) == len(plain)
+    return b"II*\0\x10\0\0\0CR\x02\0\0\0\0\0" + shifted[8:]
+
+
+NO_FULL_IMAGE: dict[str, Callable[[], bytes]] = {
+    "a preview alone": lambda: tiff_of_tags(GREY_TIFF | {254: 1}, bytes(64)),
+    "a mask alone": lambda: tiff_of_tags(GREY_TIFF | {254: 4}, bytes(64)),
+    "a preview alone, in old words": lambda: tiff_of_tags(GREY_TIFF | {255: 2}, bytes(64)),
+    "Canon's raw file": canon_raw,
+}
+
+
+@pytest.mark.parametrize("make", NO_FULL_IMAGE.values(), ids=NO_FULL_IMAGE)
+def test_tiff_without_a_full_image_is_unsupported(make: Callable[[], bytes]) -> None:
+    with pytest.raises(BadImageError, match="without a readable full image") as raised:
+        decode(make(), max_pixels=10_000)
+    assert raised.value.code is ErrorCode.UNSUPPORTED_MEDIA
+
+
 TIFF_TAGS = {"width": 256, "height": 257, "offsets": 273}
 
 
