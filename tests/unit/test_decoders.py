@@ -291,12 +291,13 @@ def test_failing_file_ends_no_other_files_decoder() -> None:
         assert len(slow.result(PATIENCE_SECONDS)) == 20
 
 
-def test_bad_file_says_why_and_its_decoder_goes_on(hostile: Decoders) -> None:
+@pytest.mark.parametrize("data", [b"GIF89a", photo((96, 64))[:-500]], ids=["header", "pixels"])
+def test_bad_file_says_why_and_its_decoder_goes_on(hostile: Decoders, data: bytes) -> None:
     decode(hostile, jpeg())
     before = decoders_of(hostile)
     with pytest.raises(BadImageError) as here:
-        decode_here(b"GIF89a", max_pixels=10**7, image_size=None)
-    there = record(hostile, b"GIF89a")
+        decode_here(data, max_pixels=10**7, image_size=None)
+    there = record(hostile, data)
     assert (there.code, there.message) == (here.value.code, here.value.message)
     assert decode(hostile, jpeg()).info.format == "JPEG"
     assert decoders_of(hostile) == before
