@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 IMAGES ?=
 MODEL ?=
 
-.PHONY: demo up chaos fuzz test test-fast check unit fix clean lock
+.PHONY: demo up chaos fuzz mutants test test-fast check unit fix clean lock
 
 demo: $(if $(filter %.pt,$(MODEL)),$(VENV)/export,$(VENV)/local)  ## upload pictures to a local stack
 	$(BIN)/yolo-batch-dev demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(MODEL),--model "$(MODEL)")
@@ -24,6 +24,11 @@ FUZZ_RUNS ?= 100000
 TARGET ?= envelope image settings
 fuzz: $(VENV)/fuzz  ## the parsers on random bytes, guided by coverage; docs/bad-input.md
 	$(BIN)/python -m devtools.fuzz $(TARGET) --runs $(FUZZ_RUNS)
+
+SEED ?= 11
+COUNT ?= 300
+mutants: $(VENV)/mutants  ## small faults in the core, and whether tests see them; docs/evidence/mutants.md
+	$(BIN)/python -m devtools.mutants --seed $(SEED) --count $(COUNT)
 
 # Two processes share the files of tests; each starts emulators of its own.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile
@@ -91,4 +96,8 @@ $(VENV)/export: $(VENV)/local
 
 $(VENV)/fuzz: $(VENV)/local
 	$(BIN)/pip install --quiet --editable . --editable './devtools[fuzz]'
+	@touch $@
+
+$(VENV)/mutants: $(VENV)/dev
+	$(BIN)/pip install --quiet --editable . --editable './devtools[mutants]'
 	@touch $@

@@ -4,6 +4,7 @@ What follows `MARK` in a file says what the decoder does; a file without it is d
 """
 
 import ctypes
+import errno
 import os
 import resource
 import signal
@@ -57,6 +58,8 @@ def decode(data: bytes, request: Request) -> Picture:
             time.sleep(2)
         case "no room":
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        case "read error":
+            raise OSError(errno.EIO, "Input/output error")
         case "slow":
             time.sleep(0.05)
         case "print":

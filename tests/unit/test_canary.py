@@ -23,7 +23,7 @@ from service.export.canary import write_canary
 from service.export.drawings import draw
 from service.images.decode import decode_here
 from service.images.decoders import Decoders
-from service.images.pixels import Pixels
+from service.images.pixels import Pixels, checked
 from service.inference.canary import (
     CANARY,
     FALLBACK,
@@ -450,6 +450,18 @@ def test_start_that_falls_back_logs_the_failed_models_path(
     _load(Settings(model_path=with_float), decoders)
     [record] = [one for one in logged_by(caplog, "service") if one.levelno >= logging.ERROR]
     assert f"The canary of {with_float} differs" in vars(record)["reason"]
+
+
+def test_warm_up_gives_the_model_an_image_as_decoders_do() -> None:
+    class Looking(Seeing):
+        def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
+            shapes.extend(checked(image).shape for image in images)
+            return super().detect(images)
+
+    shapes: list[tuple[int, ...]] = []
+    warm_up(Looking())
+    size = Looking().info.image_size
+    assert shapes == [(size * 3 // 4, size, 3)]
 
 
 def test_warm_up_of_a_model_that_does_not_run_fails() -> None:

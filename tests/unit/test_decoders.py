@@ -1,5 +1,6 @@
 """The pool of decoder processes: the same pixels, limits, and what ends with what."""
 
+import errno
 import gzip
 import io
 import os
@@ -302,12 +303,13 @@ def test_failing_file_ends_no_other_files_decoder() -> None:
         assert len(slow.result(PATIENCE_SECONDS)) == 20
 
 
-def test_bad_file_says_why_and_its_decoder_goes_on(hostile: Decoders) -> None:
+@pytest.mark.parametrize("data", [b"GIF89a", photo((96, 64))[:-500]], ids=["header", "pixels"])
+def test_bad_file_says_why_and_its_decoder_goes_on(hostile: Decoders, data: bytes) -> None:
     decode(hostile, jpeg())
     before = decoders_of(hostile)
     with pytest.raises(BadImageError) as here:
-        decode_here(b"GIF89a", max_pixels=10**7, image_size=None)
-    there = record(hostile, b"GIF89a")
+        decode_here(data, max_pixels=10**7, image_size=None)
+    there = record(hostile, data)
     assert (there.code, there.message) == (here.value.code, here.value.message)
     assert decode(hostile, jpeg()).info.format == "JPEG"
     assert decoders_of(hostile) == before
@@ -399,6 +401,38 @@ def test_without_memory_for_the_pixels_it_is_busy(
         patch.setattr(np, "empty", no_memory)
         with pytest.raises(DecoderBusyError):
             decode(hostile, jpeg())
+    assert decode(hostile, jpeg()).info.format == "JPEG"
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a plain count
+
+
+def test_decoder_that_cannot_be_made_loses_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    memfd_create = os.memfd_create
+
+    def no_second(name: str) -> int:
+        if name == "pixels":
+            raise OSError(errno.EMFILE, "Too many open files")
+        return memfd_create(name)
+
+    before = descriptors()
+    monkeypatch.setattr(os, "memfd_create", no_second)
+    with pytest.raises(OSError, match="Too many open files"):
+        module._Decoder.made()
+    assert descriptors() == before
+
+
+def test_memory_of_a_large_file_does_not_stay_with_its_decoder(hostile: Decoders) -> None:
+    decode(hostile, photo((2300, 1700)) + bytes(module._KEPT_BYTES), image_size=None)
+    [idle] = hostile._idle
+    assert [os.fstat(memory).st_size for memory in idle.memory] == [0, 0]
+    assert module._KEPT_BYTES <= 2**23
+
+
+def test_error_of_reading_the_file_is_busy(hostile: Decoders) -> None:
+    with pytest.raises(DecoderBusyError):
+        decode(hostile, marked(jpeg(), "read error"))
     assert decode(hostile, jpeg()).info.format == "JPEG"
 
 
@@ -594,6 +628,23 @@ def test_root_that_does_not_start_is_busy() -> None:
         decode(decoders, jpeg())
 
 
+def test_root_that_cannot_fork_now_goes_on() -> None:
+    """The service sees a closed socket, and has another decoder forked."""
+    once = (
+        "import os; from service.images.decoder_process import main; fork = os.fork\n"
+        "def no_memory():\n"
+        "    os.fork = fork\n"
+        "    raise BlockingIOError\n"
+        "os.fork = no_memory\n"
+        "main()"
+    )
+    with pool(command=(sys.executable, "-P", "-c", once)) as decoders:
+        root = decoders._root.pid
+        found = decode(decoders, jpeg(), deadline=Deadline.after(PATIENCE_SECONDS))
+        assert found.info.format == "JPEG"
+        assert decoders._root.pid == root
+
+
 def test_root_that_is_slow_to_start_is_not_the_files_fault() -> None:
     start = "from service.images.decoder_process import main; main()"
     slow = f"import time; time.sleep(3); {start}"  # longer than the wall time of a file
@@ -618,6 +669,13 @@ def test_close_ends_all_processes_and_what_is_decoded() -> None:
         assert not any(map(is_running, processes))
         with pytest.raises(ShuttingDownError):
             decode(decoders, jpeg())
+
+
+def test_close_kills_a_root_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_END_SECONDS", 0.1)
+    with pool(command=(sys.executable, "-c", "import signal; signal.pause()")) as decoders:
+        root = decoders._root
+    assert root.returncode == -signal.SIGKILL
 
 
 def test_close_frees_all_descriptors() -> None:

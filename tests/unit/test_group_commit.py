@@ -13,6 +13,7 @@ from service.concurrency.group_commit import GroupCommit
 from service.deadline import NO_DEADLINE, Deadline
 from service.errors import ShuttingDownError, StoreUnavailableError, TooLateError
 from tests.fakes import PATIENCE_SECONDS, Gate, in_thread
+from tests.loglines import logged_by
 
 
 class Panic(BaseException):
@@ -129,6 +130,27 @@ def test_only_the_result_that_breaks_a_commit_fails(store: Store, raised: BaseEx
     assert (a, c) == ("a recorded", "c recorded")
     assert isinstance(b, Exception) and raised in (b, b.__cause__)
     assert commits.commit("d", soon()) == "d recorded"  # the committer goes on
+
+
+def test_a_result_that_breaks_its_own_commit_is_committed_once(store: Store) -> None:
+    store.errors["a"] = error = ValueError("bad")
+    commits = one_committer(store.commit)
+    with pytest.raises(ValueError, match="bad") as raised:
+        commits.commit("a", soon())
+    assert raised.value is error
+    assert store.groups == [["a"]]
+
+
+def test_an_odd_error_of_a_commit_is_logged_with_its_trace(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.errors["b"] = error = ValueError("bad")
+    futures = behind(store, one_committer(store.commit), "ab")
+    store.gate.open()
+    assert outcome(futures[2]) is error
+    lines = logged_by(caplog, "service.concurrency.group_commit")
+    assert [line.getMessage() for line in lines] == ["A commit of 2 failed", "A commit failed"]
+    assert all(line.exc_info and line.exc_info[1] is error for line in lines)
 
 
 def test_a_wrong_number_of_outcomes_is_never_guessed_at(store: Store) -> None:

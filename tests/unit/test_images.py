@@ -18,8 +18,9 @@ from PIL import Image, JpegImagePlugin
 from service.domain import Box, ErrorCode, ImageInfo
 from service.errors import BadImageError
 from service.images.decode import decode
+from service.images.formats import kind_of
 from service.images.letterbox import Letterbox, enlarge_box, fit, input_shapes, letterbox, shrink
-from service.images.pillow import PillowFile
+from service.images.pillow import PillowFile, translated
 from service.images.pixels import Picture, Pixels
 from service.images.png import Png
 
@@ -186,6 +187,56 @@ def test_decode_of_no_image_is_unsupported_media(data: bytes) -> None:
     assert "JPEG" in raised.value.message
 
 
+def bmp_of_header(size: int, *, signature: bytes = b"BM") -> bytes:
+    return signature + bytes(12) + size.to_bytes(4, "little") + bytes(200)
+
+
+@pytest.mark.parametrize("size", [12, 16, 40, 52, 56, 64, 108, 124])
+def test_bmp_of_every_header_is_told_from_text(size: int) -> None:
+    assert kind_of(bmp_of_header(size)) == "BMP"
+    assert kind_of(bmp_of_header(size, signature=b"AM")) is None
+    assert kind_of(bmp_of_header(size, signature=b"BN")) is None
+
+
+@pytest.mark.parametrize("size", [0, 11, 17, 39, 41, 125])
+def test_bm_before_no_header_of_bmp_is_no_bmp(size: int) -> None:
+    assert kind_of(bmp_of_header(size)) is None
+
+
+@pytest.mark.parametrize("lacks", [4, 12, 14, 16], ids=lambda n: f"{n} bytes")
+def test_png_without_what_follows_its_pixels_is_read(lacks: int) -> None:
+    """Its last chunk, 12 bytes, and the checksum of the one before it, 4 bytes."""
+    whole = saved(quarters(), "PNG")
+    assert np.array_equal(read(whole[:-lacks]).pixels, read(whole).pixels)
+
+
+def png_with(kind: bytes, *, is_damaged: bool = False) -> bytes:
+    """A PNG with another chunk behind its header."""
+    extra = bytearray(chunk(kind, b"what?"))
+    extra[-1] ^= is_damaged
+    whole = saved(quarters(), "PNG")
+    return whole[:33] + bytes(extra) + whole[33:]
+
+
+def test_png_with_an_unknown_critical_chunk_is_unsupported() -> None:
+    with pytest.raises(BadImageError, match="unknown critical chunk 'WHAT'") as raised:
+        read(png_with(b"WHAT"))
+    assert raised.value.code is ErrorCode.UNSUPPORTED_MEDIA
+
+
+@pytest.mark.parametrize("kind", [b"WHAT", b"PLTE"])
+def test_png_with_a_damaged_critical_chunk_is_corrupt(kind: bytes) -> None:
+    with pytest.raises(BadImageError, match="A checksum of the PNG is wrong") as raised:
+        read(png_with(kind, is_damaged=True))
+    assert raised.value.code is ErrorCode.CORRUPT_IMAGE
+
+
+@pytest.mark.parametrize("kind", [b"wHAT", b"tRNS", b"eXIf", b"iTXt"])
+def test_png_with_a_damaged_chunk_that_may_be_left_out_is_read(kind: bytes) -> None:
+    damaged = read(png_with(kind, is_damaged=True)).pixels
+    assert np.array_equal(damaged, read(saved(quarters(), "PNG")).pixels)
+
+
 def test_decode_of_no_bytes_is_empty_object() -> None:
     with pytest.raises(BadImageError) as raised:
         read(b"")
@@ -299,6 +350,43 @@ def test_decode_of_more_pixels_than_in_the_header_is_refused(
     assert raised.value.code is ErrorCode.IMAGE_TOO_LARGE
 
 
+REASONS = {
+    OSError("unsupported compression"): ErrorCode.UNSUPPORTED_MEDIA,
+    OSError("not yet supported"): ErrorCode.UNSUPPORTED_MEDIA,
+    SyntaxError("unsupported BMP palette"): ErrorCode.CORRUPT_IMAGE,
+    OSError("image file is truncated"): ErrorCode.CORRUPT_IMAGE,
+    IndexError("index out of range"): ErrorCode.CORRUPT_IMAGE,
+}
+
+
+@pytest.mark.parametrize(("error", "code"), REASONS.items(), ids=str)
+def test_pillows_words_tell_an_unsupported_file_from_a_damaged_one(
+    error: Exception, code: ErrorCode
+) -> None:
+    with pytest.raises(BadImageError) as raised, translated("BMP"):
+        raise error
+    assert raised.value.code is code
+
+
+def test_value_that_pillow_does_not_know_is_unsupported() -> None:
+    with pytest.raises(BadImageError) as raised, translated("TIFF"):
+        raise SyntaxError("odd") from KeyError(4711)
+    assert raised.value.code is ErrorCode.UNSUPPORTED_MEDIA
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("odd"), ValueError("Pixels must be")])
+def test_decode_that_fails_in_an_unforeseen_way_is_corrupt_image(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Png, "decode", fail)
+    with pytest.raises(BadImageError, match="The PNG file cannot be decoded") as raised:
+        read(saved(quarters(), "PNG"))
+    assert raised.value.code is ErrorCode.CORRUPT_IMAGE
+
+
 @pytest.mark.parametrize(("kind", "weight"), [("AVIF", 2), ("JPEG2000", 2), ("GIF", 1)])
 def test_format_that_takes_more_memory_may_have_fewer_pixels(kind: str, weight: int) -> None:
     data = saved(quarters(), kind)
@@ -387,6 +475,13 @@ def test_letterbox_apply_centres_the_image_on_grey() -> None:
     assert frame.shape == (32, 64, 3)
     assert (frame[:6] == 114).all() and (frame[26:] == 114).all()
     assert (frame[6:26] == 7).all()
+
+
+@pytest.mark.parametrize("size", [(59, 40), (61, 40), (60, 39), (60, 41)], ids=str)
+def test_letterbox_applies_to_images_of_its_own_size_alone(size: tuple[int, int]) -> None:
+    fitted = letterbox(WIDTH, HEIGHT, image_size=64, stride=32)
+    with pytest.raises(ValueError, match="for a letterbox of"):
+        fitted.apply(np.zeros((size[1], size[0], 3), np.uint8))
 
 
 def test_letterbox_apply_enlarges_a_small_image() -> None:

@@ -32,6 +32,16 @@ def test_service_imports_no_image_library() -> None:
     assert run_python(code) == "[]"
 
 
+def test_letterbox_of_an_image_of_its_size_imports_no_image_library() -> None:
+    """Decoders have shrunk nearly all images already: the service only adds the padding."""
+    code = (
+        "import sys; import numpy as np; from service.images.letterbox import letterbox; "
+        "letterbox(640, 480, image_size=640, stride=32).apply(np.zeros((480, 640, 3), np.uint8)); "
+        "print(sorted({'cv2', 'PIL', 'simplejpeg'} & set(sys.modules)))"
+    )
+    assert run_python(code) == "[]"
+
+
 def test_command_line_imports_no_heavy_library() -> None:
     """So that `--help` answers at once."""
     heavy = "{'torch', 'ultralytics', 'cv2', 'numpy', 'openvino', 'flask', 'google.cloud.storage'}"

@@ -311,6 +311,23 @@ def test_close_without_time_leaves_nobody_waiting(model: Model) -> None:
     assert model.batches == [[0]]
 
 
+def test_nothing_is_kept_of_what_a_caller_has_left(model: Model) -> None:
+    model.culprits = {1: ValueError()}
+    queue = queue_of(model)
+    queue.infer(0, soon())
+    with pytest.raises(DetectorError):
+        queue.infer(1, soon())
+    model.gate.close()
+    with pytest.raises(TooLateError):
+        queue.infer(2, Deadline.after(0.01))
+    assert queue._workers._unsettled == set()
+
+
+def test_a_batch_that_hangs_does_not_keep_the_process(model: Model) -> None:
+    queue = queue_of(model, runners=2)
+    assert [thread.daemon for thread in queue._workers._threads] == [True, True]
+
+
 def test_a_runner_survives_errors_of_its_own(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where there is no memory for the log."""
 

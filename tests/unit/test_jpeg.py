@@ -249,6 +249,44 @@ def test_whole_jpeg_with_a_fault_that_hides_nothing_is_read(kind: str) -> None:
     assert is_same(whole[:-2] + STRAY + EOI, whole)
 
 
+def test_extended_jpeg_of_8_bits_is_read() -> None:
+    """SOF1, as some scanners write: baseline, with more tables allowed."""
+    whole = saved("JPEG")
+    assert is_same(whole.replace(b"\xff\xc0", b"\xff\xc1", 1), whole)
+
+
+def in_arithmetic_codes(data: bytes) -> bytes:
+    """A file that says that its scans are; they are not, but their cost is read first."""
+    return data.replace(b"\xff\xc0", b"\xff\xc9", 1).replace(b"\xff\xc2", b"\xff\xca", 1)
+
+
+def is_over_the_limit(data: bytes) -> bool:
+    try:
+        read(data)
+    except BadImageError as exc:
+        return "more segments or scans than the limit" in exc.message
+    return False
+
+
+COSTS: dict[str, tuple[Callable[[], bytes], int]] = {
+    "baseline": (KINDS["baseline"], 1),
+    "progressive": (KINDS["progressive"], 10),  # as many scans
+    "arithmetic": (lambda: in_arithmetic_codes(KINDS["baseline"]()), 8),
+    "progressive arithmetic": (lambda: in_arithmetic_codes(KINDS["progressive"]()), 80),
+}
+
+
+@pytest.mark.parametrize(("make", "cost"), COSTS.values(), ids=COSTS)
+def test_cost_of_a_jpeg_is_scans_times_pixels(
+    make: Callable[[], bytes], cost: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = "service.images.jpeg._MAX_SCANNED_PIXELS"
+    monkeypatch.setattr(limit, cost * WIDTH * HEIGHT - 1)
+    assert is_over_the_limit(make())
+    monkeypatch.setattr(limit, cost * WIDTH * HEIGHT)
+    assert not is_over_the_limit(make())
+
+
 def late_height() -> bytes:
     """A JPEG that tells its height behind its scan (DNL)."""
     data = bytearray(saved("JPEG"))

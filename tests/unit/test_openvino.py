@@ -256,6 +256,14 @@ def test_load_of_another_model_says_what_is_wrong(
         OpenVINODetector(write(tmp_path, **changes))
 
 
+@pytest.mark.parametrize("place", [0, 2, 3], ids=["batch", "height", "width"])
+def test_model_with_one_fixed_side_is_refused(tmp_path: Path, place: int) -> None:
+    shape = [-1, 3, -1, -1]
+    shape[place] = 64
+    with pytest.raises(ModelError, match="exported for the one shape"):
+        OpenVINODetector(write(tmp_path, shape=shape))
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "[1, 2]", "{", "\x00", "names: 7\nimgsz: 9\nstride: 32", "[" * 20_000],

@@ -14,7 +14,8 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
-from devtools.fuzz.corpus import chunk
+from devtools.fuzz.corpus import GREY_TIFF, chunk
+from devtools.fuzz.corpus import tiff as tiff_of_tags
 from service.domain import ErrorCode
 from service.errors import BadImageError
 from service.images.decode import decode
@@ -226,9 +227,10 @@ def pfm(samples: NDArray[Any], order: str) -> bytes:
     )
 
 
-def jp2_of_order(data: bytes) -> bytes:
-    """A file that defines its channels as blue, green and red (T.800, I.5.3.6)."""
-    definition = struct.pack(">I4sH9H", 28, b"cdef", 3, 0, 0, 3, 1, 0, 2, 2, 0, 1)
+def jp2_of_order(data: bytes, colours: tuple[int, int, int] = (3, 2, 1)) -> bytes:
+    """A file that defines what its channels are (T.800, I.5.3.6): 1 is red, 3 is blue."""
+    a, b, c = colours
+    definition = struct.pack(">I4sH9H", 28, b"cdef", 3, 0, 0, a, 1, 0, b, 2, 0, c)
     header = data.index(b"jp2h") - 4
     length = int.from_bytes(data[header : header + 4])
     end = header + length
@@ -236,6 +238,13 @@ def jp2_of_order(data: bytes) -> bytes:
         data[:header] + struct.pack(">I", length + 28) + data[header + 4 : end]
         + definition + data[end:]
     )  # fmt: skip
+
+
+def jpeg2000_of_samples(code: int) -> bytes:
+    """A codestream whose one channel has such samples (T.800, A.5.1): bits - 1, and a sign."""
+    data = bytearray(encoded("jpeg2k", grey(65535), level=0, codecformat="j2k"))
+    data[42] = code
+    return bytes(data)
 
 
 UNKNOWN_RANGE: dict[str, Callable[[], bytes]] = {
@@ -269,6 +278,9 @@ UNKNOWN_RANGE: dict[str, Callable[[], bytes]] = {
         photometric="palette",
         colormap=np.arange(256, dtype="u2").repeat(3).reshape(256, 3).T,
     ),
+    "JPEG 2000, 17 bits": lambda: jpeg2000_of_samples(16),
+    "JPEG 2000, 38 bits": lambda: jpeg2000_of_samples(37),
+    "JPEG 2000, 16 bits and a sign": lambda: jpeg2000_of_samples(0x80 + 15),
     "JPEG 2000, 5 channels": lambda: encoded("jpeg2k", np.dstack([grey(255)] * 5), level=0),
     "EXR": lambda: cv2.imencode(".hdr", np.dstack([RAMP] * 3).astype("f4"))[1].tobytes(),
 }
@@ -279,6 +291,100 @@ def test_whole_file_of_an_unknown_kind_is_unsupported(name: str) -> None:
     with pytest.raises(BadImageError) as raised:
         decode(UNKNOWN_RANGE[name](), max_pixels=10_000)
     assert raised.value.code is ErrorCode.UNSUPPORTED_MEDIA
+
+
+def test_jpeg2000_that_defines_its_channels_as_they_are_is_read() -> None:
+    data = jp2_of_order(encoded("jpeg2k", colour(255), level=0), (1, 2, 3))
+    assert_scaled("JPEG 2000", data, colour(255)[:, :, ::-1])
+
+
+@pytest.mark.parametrize("order", [(3, 2, 1), (1, 3, 2), (2, 1, 3)], ids=str)
+def test_jpeg2000_of_channels_in_any_other_order_is_unsupported(
+    order: tuple[int, int, int],
+) -> None:
+    with pytest.raises(BadImageError, match="in another order than RGB"):
+        decode(jp2_of_order(encoded("jpeg2k", colour(255)), order), max_pixels=10_000)
+
+
+def with_box_length(data: bytes, kind: bytes, length: int) -> bytes:
+    """A JPEG 2000 file, one of whose boxes has its length behind its kind (1), or none (0)."""
+    begin = data.index(kind) - 4
+    whole = int.from_bytes(data[begin : begin + 4]) + 8
+    behind = struct.pack(">Q", whole) if length == 1 else b""
+    return data[:begin] + struct.pack(">I", length) + kind + behind + data[begin + 8 :]
+
+
+@pytest.mark.parametrize(("kind", "length"), [(b"jp2h", 1), (b"jp2c", 1), (b"jp2c", 0)])
+def test_box_of_jpeg2000_may_say_its_length_in_any_way(kind: bytes, length: int) -> None:
+    data = encoded("jpeg2k", grey(4095), bitspersample=12, level=0)
+    expected = decode(data, max_pixels=10_000).pixels
+    found = decode(with_box_length(data, kind, length), max_pixels=10_000).pixels
+    assert np.array_equal(found, expected)
+
+
+def tiff_with_below(below: NDArray[Any], kind: int) -> bytes:
+    """A TIFF of 16x16 with another image below it; NewSubfileType 1 is a reduced image."""
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        writer.write(colour(255), photometric="rgb", subifds=1)
+        writer.write(below, photometric="rgb", subfiletype=kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("scale", "kind"), [(0.5, 0), (0.5, 1), (1, 0), (2, 1)])
+def test_tiff_above_smaller_or_reduced_images_is_the_full_one(scale: float, kind: int) -> None:
+    side = int(SIDE * scale)
+    data = tiff_with_below(np.zeros((side, side, 3), np.uint8), kind)
+    assert np.array_equal(decode(data, max_pixels=10_000).pixels, colour(255)[:, :, ::-1])
+
+
+def test_tiff_above_a_larger_full_image_is_unsupported() -> None:
+    data = tiff_with_below(np.zeros((2 * SIDE, 2 * SIDE, 3), np.uint8), 0)
+    with pytest.raises(BadImageError) as raised:
+        decode(data, max_pixels=10_000)
+    assert raised.value.code is ErrorCode.UNSUPPORTED_MEDIA
+
+
+def canon_raw() -> bytes:
+    """A TIFF with Canon's mark behind its header; its first image is a preview."""
+    plain = tiff_of_tags(GREY_TIFF, bytes(64))
+    body = 8 + 2 + 12 * len(GREY_TIFF) + 4
+    shifted = tiff_of_tags(GREY_TIFF | {273: body + 8}, bytes(64))
+    assert len(shifted) == len(plain)
+    return b"II*\0\x10\0\0\0CR\x02\0\0\0\0\0" + shifted[8:]
+
+
+NO_FULL_IMAGE: dict[str, Callable[[], bytes]] = {
+    "a preview alone": lambda: tiff_of_tags(GREY_TIFF | {254: 1}, bytes(64)),
+    "a mask alone": lambda: tiff_of_tags(GREY_TIFF | {254: 4}, bytes(64)),
+    "a preview alone, in old words": lambda: tiff_of_tags(GREY_TIFF | {255: 2}, bytes(64)),
+    "Canon's raw file": canon_raw,
+}
+
+
+@pytest.mark.parametrize("make", NO_FULL_IMAGE.values(), ids=NO_FULL_IMAGE)
+def test_tiff_without_a_full_image_is_unsupported(make: Callable[[], bytes]) -> None:
+    with pytest.raises(BadImageError, match="without a readable full image") as raised:
+        decode(make(), max_pixels=10_000)
+    assert raised.value.code is ErrorCode.UNSUPPORTED_MEDIA
+
+
+TIFF_TAGS = {"width": 256, "height": 257, "offsets": 273}
+
+
+@pytest.mark.parametrize("tag", TIFF_TAGS.values(), ids=TIFF_TAGS)
+def test_tiff_without_a_tag_of_its_pixels_is_corrupt(tag: int) -> None:
+    tags = {number: value for number, value in GREY_TIFF.items() if number != tag}
+    with pytest.raises(BadImageError, match="directory is damaged") as raised:
+        decode(tiff_of_tags(tags, bytes(64)), max_pixels=10_000)
+    assert raised.value.code is ErrorCode.CORRUPT_IMAGE
+
+
+@pytest.mark.parametrize("top", [0, 65536])
+def test_pgm_of_an_impossible_maximum_is_corrupt(top: int) -> None:
+    with pytest.raises(BadImageError) as raised:
+        decode(b"P5 8 8 %d\n" % top + bytes(128), max_pixels=10_000)
+    assert raised.value.code is ErrorCode.CORRUPT_IMAGE
 
 
 @pytest.mark.parametrize("name", ["zstd", "lzma", "webp", "packbits", "lzw", "zlib", "jpeg"])

@@ -8,6 +8,7 @@ from google.auth.exceptions import RefreshError
 
 from service.domain import ErrorCode, ImageRef, ImageResult, Recorded
 from service.errors import StoreRefusedError, StoreUnavailableError
+from service.gcp.collection import Call
 from service.gcp.firestore import ResultStore
 from service.gcp.outages import Outages
 from tests.loglines import logged_by
@@ -148,6 +149,57 @@ def test_image_of_an_odd_error_is_tried_again_alone_and_handed_on(odd: Exception
     lasting = Sequence(odd)
     assert store_of(lasting).commit(RESULTS[:1]) == [odd]
     assert lasting.commits == 2
+
+
+def test_only_an_image_alone_waits_before_it_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("service.gcp.firestore.time.sleep", waits.append)
+    store_of(Sequence(ODD[0], None)).commit(RESULTS)
+    assert waits == []
+    store_of(Sequence(ODD[0], None)).commit(RESULTS[:1])
+    assert len(waits) == 1
+
+
+def test_an_attempt_gets_a_third_of_its_calls_time() -> None:
+    asked: list[float] = []
+    attempt = Call(90.0).limits["timeout"](lambda timeout: asked.append(timeout))
+    attempt()
+    assert asked == [30.0]
+
+
+REFUSED = exceptions.InvalidArgument("bad")
+NO_MEMORY = {
+    "together": (MemoryError(),),
+    "one by one": (RuntimeError("odd"), MemoryError()),
+    "for the record of a refusal": (REFUSED, REFUSED, MemoryError()),
+}
+
+
+@pytest.mark.parametrize("errors", NO_MEMORY.values(), ids=NO_MEMORY)
+def test_without_memory_a_commit_ends_at_once(errors: tuple[Exception, ...]) -> None:
+    client = Sequence(*errors)
+    with pytest.raises(MemoryError):
+        store_of(client).commit(RESULTS)
+    assert client.commits == len(errors)
+
+
+def test_document_that_is_neither_there_nor_new_is_given_up() -> None:
+    class Undecided(RefusingClient):
+        commits = 0
+
+        def commit(self, **call: object) -> None:
+            self.commits += 1
+            raise exceptions.AlreadyExists("there")
+
+        def get_all(self, references: object, **call: object) -> list[Any]:
+            return []
+
+    client = Undecided(None)
+    [outcome] = store_of(client).commit(RESULTS[:1])
+    assert isinstance(outcome, StoreUnavailableError)
+    assert client.commits == 10
 
 
 @pytest.mark.parametrize("refusal", [ValueError("bad"), TypeError("bad"), OverflowError("bad")])
