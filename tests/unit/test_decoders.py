@@ -424,7 +424,7 @@ def test_decoder_that_cannot_be_made_loses_no_descriptor(monkeypatch: pytest.Mon
 
 
 def test_memory_of_a_large_file_does_not_stay_with_its_decoder(hostile: Decoders) -> None:
-    decode(hostile, photo((2300, 1700)) + bytes(module._KEPT_BYTES), image_size=None)
+    decode(hostile, photo((2300, 1700)) + bytes(module._KEPT_BYTES), image_size=2300)
     [idle] = hostile._idle
     assert [os.fstat(memory).st_size for memory in idle.memory] == [0, 0]
     assert module._KEPT_BYTES <= 2**23
