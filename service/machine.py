@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: "max 100000", or microseconds of a period
+_CPU = Path("/proc/cpuinfo")
 _MEMORY = Path("/sys/fs/cgroup/memory.max")  # cgroup v2: "max", or bytes
 
 
@@ -25,6 +26,14 @@ def _quota() -> int:
     except (OSError, ValueError):  # no such file, or "max"
         return 2**16
     return max(1, math.ceil(quota / period))
+
+
+def has_amx() -> bool:
+    """Whether the CPU multiplies matrices of int8 (Intel AMX)."""
+    try:
+        return " amx_int8 " in _CPU.read_text(encoding="utf-8").replace("\n", " ")
+    except OSError:
+        return False
 
 
 def memory_bytes() -> int:

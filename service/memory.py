@@ -25,10 +25,10 @@ _MB = 10**6
 _BASE_BYTES = 190 * _MB  # gunicorn, the libraries of the worker, the network as it is read
 _ROOT_BYTES = 60 * _MB  # the decoders' libraries
 _DECODER_BYTES = 10 * _MB  # of a decoder before its first file
-# Of a network that OpenVINO has compiled for one input shape, besides its weights: code (more of it
-# in int8, on a CPU with AMX), and for each stream its activations.
+# Of a network that OpenVINO has compiled for one input shape, besides its weights: code, and for
+# each stream its activations.
 _COMPILED_BYTES = 20 * _MB
-_COMPILED_INT8_BYTES = 85 * _MB
+_COMPILED_INT8_BYTES = 30 * _MB
 _BYTES_PER_INPUT_PIXEL = 64
 _CHANNELS = 3
 _STRIDE = 32

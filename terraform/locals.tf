@@ -9,11 +9,10 @@ locals {
   bucket_name  = coalesce(var.bucket_name, "${var.project_id}-${var.name}-uploads")
   has_gpu      = var.accelerator != "none"
 
-  # Without a GPU: what the service's memory plan takes with YOLO26n (docs/performance.md); an int8
-  # model takes more. With one: the least that Cloud Run takes.
-  cpu_memory_gib = max(var.calibration == "" ? 2 : 3, var.cpu)
+  # Without a GPU: what the service's memory plan takes with YOLO26n (docs/performance.md). With one: the
+  # least that Cloud Run takes.
   machine = {
-    none                = { cpu = var.cpu, memory_gib = local.cpu_memory_gib, batch_size = 8, max_instances = 10 }
+    none                = { cpu = var.cpu, memory_gib = max(2, var.cpu), batch_size = 8, max_instances = 10 }
     nvidia-l4           = { cpu = 4, memory_gib = 16, batch_size = 32, max_instances = 1 }
     nvidia-rtx-pro-6000 = { cpu = 20, memory_gib = 80, batch_size = 32, max_instances = 1 }
   }[var.accelerator]

@@ -64,7 +64,7 @@ variable "calibration" {
 }
 
 variable "cpu" {
-  description = "vCPUs of an instance without a GPU: 1, 2, 4 or 8. Memory is 1 GiB each, at least 2 GiB, and 3 GiB with calibration (an int8 model)."
+  description = "vCPUs of an instance without a GPU: 1, 2, 4 or 8. Memory is 1 GiB each, at least 2 GiB."
   type        = number
   default     = 2
   nullable    = false

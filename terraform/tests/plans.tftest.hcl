@@ -114,19 +114,6 @@ run "cpu" {
   }
 }
 
-run "int8" {
-  command         = plan
-  expect_failures = [check.uploads_subscription]
-  variables {
-    calibration = "models/calibration"
-  }
-
-  assert {
-    condition     = google_cloud_run_v2_service.main.template[0].containers[0].resources[0].limits["memory"] == "3Gi"
-    error_message = "An int8 model takes more memory."
-  }
-}
-
 run "nvidia_l4" {
   command         = plan
   expect_failures = [check.uploads_subscription]

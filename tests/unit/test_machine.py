@@ -49,3 +49,22 @@ def test_memory_is_that_of_the_group(
     assert machine.memory_bytes() == 8000
     (tmp_path / "memory.max").write_text(text, encoding="ascii")
     assert machine.memory_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("flags\t\t: fpu amx_bf16 amx_tile amx_int8 flush_l1d\n", True),
+        ("flags\t\t: fpu amx_bf16 amx_tile amx_int8\n", True),
+        ("flags\t\t: fpu avx512_vnni\n", False),
+        (None, False),
+    ],
+    ids=["amid", "last", "without", "no file"],
+)
+def test_amx_is_among_the_cpus_flags(
+    text: str | None, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_CPU", tmp_path / "cpuinfo")
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text, encoding="utf-8")
+    assert machine.has_amx() == expected
