@@ -25,7 +25,7 @@ def test_an_item_that_its_batch_leaves_open_fails() -> None:
         """Settle nothing."""
 
     workers: Workers[int, int] = Workers(forget, take=first_three, count=1, name="worker")
-    with pytest.raises(RuntimeError, match="A worker failed"):
+    with pytest.raises(RuntimeError, match="The batch has no result"):
         workers.call(1, soon())
     workers.close(timeout_seconds=PATIENCE_SECONDS)
 
