@@ -175,12 +175,8 @@ def _fail_unsettled(batch: list[Waiting[Item, Result]], cause: BaseException | N
     for waiting in batch:
         if not waiting.is_settled():
             with suppress(MemoryError):  # the caller waits until its deadline then
-                why = (
-                    "A worker failed; the log says why"
-                    if cause
-                    else "The batch left it without one"
-                )
-                error = RuntimeError(f"There is no result: {why}.")
+                why = "A worker failed; the log says why." if cause else "The batch has no result."
+                error = RuntimeError(why)
                 error.__cause__ = cause
                 waiting.fail(error)
 

@@ -1,6 +1,6 @@
 """Clients of Google Cloud, made from the settings."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from google.auth.exceptions import GoogleAuthError
 from google.cloud import firestore, storage
@@ -38,11 +38,7 @@ def build_store(settings: Settings) -> ResultStore:
     Raises:
         CredentialsError: there are none.
     """
-    return ResultStore(
-        _firestore(settings),
-        collection=settings.firestore_collection,
-        timeout_seconds=settings.firestore_timeout_seconds,
-    )
+    return ResultStore(_firestore(settings), **_limits(settings))
 
 
 def build_reader(settings: Settings) -> "ResultReader":
@@ -53,11 +49,14 @@ def build_reader(settings: Settings) -> "ResultReader":
     """
     from service.gcp.result_reader import ResultReader  # of the commands, not of the server
 
-    return ResultReader(
-        _firestore(settings),
-        collection=settings.firestore_collection,
-        timeout_seconds=settings.firestore_timeout_seconds,
-    )
+    return ResultReader(_firestore(settings), **_limits(settings))
+
+
+def _limits(settings: Settings) -> dict[str, Any]:
+    return {
+        "collection": settings.firestore_collection,
+        "timeout_seconds": settings.firestore_timeout_seconds,
+    }
 
 
 def _firestore(settings: Settings) -> firestore.Client:
