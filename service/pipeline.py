@@ -83,7 +83,7 @@ class PipelineOptions:
     """Limits of the pipeline; see `service.settings.Settings` for the meaning of each."""
 
     max_in_flight: int = 32
-    max_buffered_bytes: int = 128 * 2**20
+    max_buffered_bytes: int = 112 * 2**20
     allowed_buckets: tuple[str, ...] = ()
 
 

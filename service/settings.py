@@ -132,7 +132,7 @@ class Settings:
         _integer(1, 2**30),
     )
     max_buffered_bytes: int = _setting(
-        128 * 2**20,
+        112 * 2**20,
         "Bytes of files in memory at once, from download to decode; further downloads wait.",
         _integer(1, 2**40),
     )

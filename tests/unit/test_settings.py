@@ -23,7 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "max_batch_pixels": 20_000_000,
     "max_in_flight": 32,
     "max_image_bytes": 33_554_432,
-    "max_buffered_bytes": 134_217_728,
+    "max_buffered_bytes": 117_440_512,
     "max_image_pixels": 50_000_000,
     "max_request_bytes": 131_072,
     "reduced_decode": True,
