@@ -99,7 +99,7 @@ def test_buffered_bytes_are_lowered_to_what_fits(
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage() == "MAX_BUFFERED_BYTES is lowered to what memory allows"
-    assert "buffered 134" in vars(record)["plan"]
+    assert "buffered 117" in vars(record)["plan"]
 
 
 def test_one_image_can_always_be_buffered(
