@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from devtools.fuzz.corpus import CASES, MAX_PIXELS, Case
 from service.deadline import NO_DEADLINE, Deadline
 from service.domain import ErrorCode, ImageInfo
 from service.errors import BadImageError, DecoderBusyError, ShuttingDownError, TooLateError
+from service.images import decoder_process
 from service.images import decoders as module
 from service.images.decode import decode as decode_here
 from service.images.decoders import (
@@ -343,6 +345,27 @@ def test_wait_for_more_memory_ends_with_the_deadline() -> None:
             decode(decoders, marked(jpeg(), "large"), deadline=Deadline.after(2))
         later = callers.submit(decode, decoders, marked(jpeg(), "large"))
         assert later.result(PATIENCE_SECONDS).info.format == "JPEG"
+
+
+def test_image_says_how_much_memory_it_needs_before_it_is_decoded() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (200, 100)).save(buffer, "PNG")
+    data = buffer.getvalue()
+    needed = 200 * 100 * module.BYTES_PER_PIXEL + 2 * len(data)
+    request = module.Request(
+        length=len(data),
+        content_encoding="",
+        image_size=64,
+        reduced=True,
+        max_pixels=MAX_PIXELS,
+        max_decompressed_bytes=MAX_BYTES,
+        memory_bytes=needed,
+        cpu_seconds=1,
+    )
+    assert decoder_process.decode(data, request).info == ImageInfo(200, 100, "PNG")
+    with pytest.raises(decoder_process.NeedsMemoryError) as raised:
+        decoder_process.decode(data, replace(request, memory_bytes=needed - 1))
+    assert raised.value.needed_bytes == needed
 
 
 def test_image_whose_header_says_more_memory_is_decoded_with_it() -> None:
