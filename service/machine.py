@@ -2,6 +2,7 @@
 
 import math
 import os
+import platform
 from pathlib import Path
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: "max 100000", or microseconds of a period
@@ -28,12 +29,23 @@ def _quota() -> int:
     return max(1, math.ceil(quota / period))
 
 
-def has_amx() -> bool:
-    """Whether the CPU multiplies matrices of int8 (Intel AMX)."""
+def cpu_name() -> str:
+    """Return the CPU's name, as far as the system reports it."""
+    return _cpu_line("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> frozenset[str]:
+    """Return the CPU's features, such as `avx512_vnni`; none where the system reports none."""
+    return frozenset(_cpu_line("flags").split())
+
+
+def _cpu_line(name: str) -> str:
     try:
-        return " amx_int8 " in _CPU.read_text(encoding="utf-8").replace("\n", " ")
-    except OSError:
-        return False
+        lines = _CPU.read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return ""
+    values = (line.partition(":")[2].strip() for line in lines if line.startswith(name))
+    return next(values, "")
 
 
 def memory_bytes() -> int:

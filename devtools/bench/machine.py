@@ -2,14 +2,13 @@
 
 import os
 import platform
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from devtools.bench.errors import BenchError
+from service.machine import cpu_flags, cpu_name
 
 _PACKAGES = ("yolo-batch", "openvino", "opencv-python-headless", "ultralytics", "torch", "gunicorn")
 
@@ -68,11 +67,9 @@ def header(model: Mapping[str, object], cores: Cores, further: Mapping[str, str]
 
 def cpu_model() -> str:
     """Name of the CPU, and those of its instruction sets that decide its speed at int8."""
-    info = Path("/proc/cpuinfo").read_text()
-    name = re.search(r"^model name\s*: (.+)$", info, re.MULTILINE)
     known = ("amx_int8", "avx512_vnni", "avx_vnni", "avx2")
-    found = [flag for flag in known if re.search(rf"\b{flag}\b", info)]
-    return (name[1] if name else platform.machine()) + (f" ({found[0]})" if found else "")
+    flag = next((flag for flag in known if flag in cpu_flags()), None)
+    return cpu_name() + (f" ({flag})" if flag else "")
 
 
 def _versions() -> list[str]:

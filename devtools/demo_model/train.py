@@ -27,6 +27,7 @@ import numpy as np
 import yaml
 
 from devtools.demo_model import shapes
+from service.machine import cpu_name
 
 MODEL_NAME = "shapes"
 MODEL_YAML = Path(__file__).with_name("yolo26-demo.yaml")
@@ -524,14 +525,7 @@ trained there differs from this one, and so may the last digits of its figures.
 
 def describe_machine() -> str:
     """Return the processor's name and the number of threads trained with."""
-    processor = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                processor = line.partition(":")[2].strip()
-                break
-    return f"{THREADS} threads of {processor} ({platform.machine()}), no GPU"
+    return f"{THREADS} threads of {cpu_name()} ({platform.machine()}), no GPU"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

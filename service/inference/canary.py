@@ -15,7 +15,6 @@ import hashlib
 import json
 import logging
 import math
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from service.domain import Box, Detection
 from service.errors import ModelError
 from service.images.pixels import Pixels
 from service.inference.detector import OPENVINO_METADATA, Detector
+from service.machine import cpu_name
 
 logger = logging.getLogger(__name__)
 
@@ -303,13 +303,3 @@ def sha256_of_network(directory: Path) -> str:
     for file in sorted([*directory.glob("*.xml"), *directory.glob("*.bin")]):
         digest.update(file.read_bytes())
     return digest.hexdigest()
-
-
-def cpu_name() -> str:
-    """Name of this machine's CPU, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()

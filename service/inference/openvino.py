@@ -21,11 +21,11 @@ from service.images.letterbox import Letterbox, fit, input_shapes
 from service.images.pixels import Pixels
 from service.inference.detector import OPENVINO_METADATA
 from service.inference.labels import advice_for_export, class_labels, label_of
-from service.machine import cores, has_amx
+from service.machine import cores, cpu_flags
 
-# Read when a network is compiled. With the kernels for AMX, int8 takes 1.4 times the CPU time, 1.7
-# times the memory and 1.4 times as long to compile (docs/performance.md). Float is the same.
-if has_amx():
+# Read when a model is compiled. With AMX kernels, int8 takes 1.4 times the CPU time, 1.7 times the
+# memory and 1.4 times as long to compile (docs/performance.md). Float is not affected.
+if "amx_int8" in cpu_flags():
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")
 
 _COLUMNS = 6  # of the end-to-end head's output: x1, y1, x2, y2, confidence, class id

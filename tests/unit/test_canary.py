@@ -30,12 +30,12 @@ from service.inference.canary import (
     NOT_COMPARED,
     PASSED,
     Tolerance,
-    cpu_name,
     difference,
     load_verified,
 )
 from service.inference.detector import Detector
 from service.inference.loading import load_detector, load_model, warm_up
+from service.machine import cpu_name
 from service.server.wsgi import _load, _model_health
 from service.settings import BUNDLED_MODEL, Settings
 from tests.loglines import logged_by

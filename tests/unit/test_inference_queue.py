@@ -27,15 +27,15 @@ class Model:
     def __init__(self) -> None:
         self.gate = Gate()
         self.batches: list[list[int]] = []
-        self.culprits: dict[int, BaseException] = {}
+        self.failures: dict[int, BaseException] = {}
         self.results: Callable[[list[int]], Iterable[int]] = lambda batch: [10 * i for i in batch]
 
     def __call__(self, batch: list[int]) -> Iterable[int]:
         self.batches.append(batch)
         self.gate.enter()
         for item in batch:
-            if item in self.culprits:
-                raise self.culprits[item]
+            if item in self.failures:
+                raise self.failures[item]
         return self.results(batch)
 
 
@@ -170,7 +170,7 @@ def test_a_result_is_handed_on_before_the_next_is_ready(model: Model) -> None:
 
 @pytest.mark.parametrize("raised", [ValueError("bad"), MemoryError(), Panic("rust")])
 def test_only_the_image_on_which_the_model_fails_fails(model: Model, raised: BaseException) -> None:
-    model.culprits = {3: raised}
+    model.failures = {3: raised}
     queue = queue_of(model)
     futures = behind(model, queue, range(1, 6))
     model.gate.open()
@@ -312,7 +312,7 @@ def test_close_without_time_leaves_nobody_waiting(model: Model) -> None:
 
 
 def test_nothing_is_kept_of_what_a_caller_has_left(model: Model) -> None:
-    model.culprits = {1: ValueError()}
+    model.failures = {1: ValueError()}
     queue = queue_of(model)
     queue.infer(0, soon())
     with pytest.raises(DetectorError):
@@ -334,7 +334,7 @@ def test_a_runner_survives_errors_of_its_own(model: Model, monkeypatch: pytest.M
     def no_memory(*_: object) -> None:
         raise MemoryError
 
-    model.culprits = {1: ValueError()}
+    model.failures = {1: ValueError()}
     queue = queue_of(model)
     with monkeypatch.context() as patch:
         patch.setattr("service.inference.queue.logger.exception", no_memory)

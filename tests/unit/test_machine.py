@@ -51,20 +51,25 @@ def test_memory_is_that_of_the_group(
     assert machine.memory_bytes() == expected
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("flags\t\t: fpu amx_bf16 amx_tile amx_int8 flush_l1d\n", True),
-        ("flags\t\t: fpu amx_bf16 amx_tile amx_int8\n", True),
-        ("flags\t\t: fpu avx512_vnni\n", False),
-        (None, False),
-    ],
-    ids=["amid", "last", "without", "no file"],
-)
-def test_amx_is_among_the_cpus_flags(
-    text: str | None, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+CPU_INFO = """\
+processor\t: 0
+model name\t: Some CPU @ 2 GHz
+flags\t\t: fpu avx512_vnni amx_int8
+processor\t: 1
+model name\t: Another
+"""
+
+
+def test_cpu_is_what_the_system_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_CPU", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text(CPU_INFO, encoding="utf-8")
+    assert machine.cpu_name() == "Some CPU @ 2 GHz"
+    assert machine.cpu_flags() == {"fpu", "avx512_vnni", "amx_int8"}
+
+
+def test_cpu_that_the_system_does_not_report_has_a_name_but_no_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "_CPU", tmp_path / "cpuinfo")
-    if text is not None:
-        (tmp_path / "cpuinfo").write_text(text, encoding="utf-8")
-    assert machine.has_amx() == expected
+    assert machine.cpu_name()
+    assert machine.cpu_flags() == frozenset()

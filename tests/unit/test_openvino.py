@@ -291,18 +291,22 @@ def test_load_of_a_broken_file_is_a_model_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("has_amx", "own", "expected"),
-    [(True, None, "AVX512_CORE_VNNI"), (True, "AVX2", "AVX2"), (False, None, "None")],
+    ("flags", "own", "expected"),
+    [
+        ({"amx_int8"}, None, "AVX512_CORE_VNNI"),
+        ({"amx_int8"}, "AVX2", "AVX2"),
+        ({"avx2"}, None, "None"),
+    ],
     ids=["amx", "as the user says", "no amx"],
 )
 def test_kernels_for_amx_are_not_taken(
-    has_amx: bool, own: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+    flags: set[str], own: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     if own:
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", own)
     code = (
-        f"import os; from service import machine; machine.has_amx = lambda: {has_amx}; "
+        f"import os; from service import machine; machine.cpu_flags = lambda: {flags}; "
         "import service.inference.openvino; print(os.environ.get('ONEDNN_MAX_CPU_ISA'))"
     )
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
