@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -229,6 +230,14 @@ def run_tests(folder: Path, tests: Sequence[str], limit_seconds: float, *, wider
     return "timeout"
 
 
+def _kill_all_in(folder: Path) -> None:
+    """End what a mutant left behind: a process in a session of its own may run for ever."""
+    for link in Path("/proc").glob("[0-9]*/cwd"):
+        with suppress(OSError):  # it has ended, or is another user's
+            if link.readlink() == folder:
+                os.kill(int(link.parent.name), signal.SIGKILL)
+
+
 def _tests_in_fork(folder: Path, tests: Sequence[str], *, wider: bool) -> int:
     os.setsid()
     os.chdir(folder)
@@ -279,6 +288,7 @@ class Runner:
             return run_tests(self._folder, tests, self._limit_seconds, wider=self._wider)
         finally:
             self._write(path, source)
+            _kill_all_in(self._folder)
 
     def _write(self, path: Path, code: str) -> None:
         """Write a module with a time of its own: by it Python tells compiled files that are old."""
