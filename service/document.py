@@ -28,7 +28,7 @@ def to_document(result: ImageResult) -> dict[str, Any]:
         **_checksum(ref.metadata),
         "status": STATUS_FAILED if failure else STATUS_DONE,
         "error": {"code": str(failure.code), "message": failure.message} if failure else None,
-        "image": asdict(result.image) if result.image else None,
+        "image": asdict(result.image_info) if result.image_info else None,
         "model": asdict(result.model) if result.model else None,
         "detections": [asdict(found) for found in result.detections],
         "labels": list(result.counts),

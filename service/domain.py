@@ -91,7 +91,7 @@ class Download:
 class Event:
     """What one request asks for: one image to detect, or the reason why there is none."""
 
-    image: ImageRef | None = None  # None: nothing to do, and `ignored` says why
+    ref: ImageRef | None = None  # None: nothing to do, and `ignored` says why
     event_time: datetime | None = None
     ignored: str | None = None
     is_job: bool = False  # it came in job form, not as an upload's notification
@@ -181,7 +181,7 @@ class ImageResult:
 
     ref: ImageRef
     failure: Failure | None = None
-    image: ImageInfo | None = None
+    image_info: ImageInfo | None = None
     model: ModelInfo | None = None
     detections: tuple[Detection, ...] = ()
     batch_size: int = 0
@@ -195,7 +195,7 @@ class ImageResult:
 
 
 @dataclass(frozen=True)
-class Record:
+class StoredDocument:
     """What stands in a document, as far as it decides about a replacement."""
 
     status: str
@@ -206,10 +206,10 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Records:
+class StoredDocuments:
     """Documents by id, as they were at one time of Firestore's clock."""
 
-    by_id: Mapping[str, Record]
+    by_id: Mapping[str, StoredDocument]
     read_at: datetime
 
 
@@ -226,7 +226,7 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True)
-class Recorded:
+class CommittedResult:
     """A result that has its final document."""
 
     result: ImageResult  # as recorded: a failed one if Firestore refuses the document of another

@@ -13,16 +13,16 @@
     ├── SmokeError                 the smoke test's image did not become a result
     ├── DetectorError              the model failed on an image: 500
     └── TransientError             a later delivery can succeed: 503
-        ├── QueueFullError         429
+        ├── NoFreeSlotError         429
         ├── TooLateError
         ├── ShuttingDownError
         ├── OtherModelError
-        ├── DecoderBusyError
+        ├── DecoderUnavailableError
         ├── CertificatesUnavailableError
         ├── StorageUnavailableError
         │   └── StorageRefusedError    it refuses every request: an operator must act
-        └── StoreUnavailableError
-            └── StoreRefusedError      it refuses every request: an operator must act
+        └── FirestoreUnavailableError
+            └── FirestoreRefusedError      it refuses every request: an operator must act
 
 The text of an error that is answered with 400, 401, 403, 429 or 503 goes back to the caller: it
 is a sentence of ours and never repeats the input.
@@ -119,7 +119,7 @@ class TransientError(YoloBatchError):
     is_logged = False  # whether one log line already covers all affected messages
 
 
-class QueueFullError(TransientError):
+class NoFreeSlotError(TransientError):
     """As many images as allowed are in flight already."""
 
     retry_after_seconds = 2
@@ -145,7 +145,7 @@ class OtherModelError(TransientError):
     """The message asks for another model than this service runs; another revision may run it."""
 
 
-class DecoderBusyError(TransientError):
+class DecoderUnavailableError(TransientError):
     """No memory to decode an image now; this says nothing against the image."""
 
 
@@ -157,7 +157,7 @@ class StorageUnavailableError(TransientError):
     """Cloud Storage did not return the image."""
 
 
-class StoreUnavailableError(TransientError):
+class FirestoreUnavailableError(TransientError):
     """Firestore did not take or give the document."""
 
 
@@ -167,7 +167,7 @@ class StorageRefusedError(StorageUnavailableError):
     is_logged = True
 
 
-class StoreRefusedError(StoreUnavailableError):
+class FirestoreRefusedError(FirestoreUnavailableError):
     """Firestore refuses the database or the account; see `service.gcp.outages`."""
 
     is_logged = True

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from service.errors import BadImageError, DecoderBusyError, DetectorError
+from service.errors import BadImageError, DecoderUnavailableError, DetectorError
 
 _MODEL, _DECODERS = "The model", "The decoders"
 
@@ -64,8 +64,8 @@ class Health:
         return self._call(_MODEL, DetectorError, document_id)
 
     def decoder_call(self, document_id: str) -> AbstractContextManager[None]:
-        """Count a DecoderBusyError inside as a failure of the decoders."""
-        return self._call(_DECODERS, DecoderBusyError, document_id)
+        """Count a DecoderUnavailableError inside as a failure of the decoders."""
+        return self._call(_DECODERS, DecoderUnavailableError, document_id)
 
     def probe(self) -> str | None:
         """Return why the process should be replaced, as a sentence; None while it should not."""

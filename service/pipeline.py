@@ -37,7 +37,7 @@ from service.errors import (
 )
 from service.health import Health
 from service.images.letterbox import enlarge_box
-from service.images.pixels import Picture
+from service.images.pixels import DecodedImage
 from service.inference.model import Model
 from service.recorder import Recorder
 
@@ -71,7 +71,7 @@ class Decoders(Protocol):
 
     def decode(
         self, data: bytes, *, image_size: int, content_encoding: str | None, deadline: Deadline
-    ) -> Picture:
+    ) -> DecodedImage:
         """Decode a file to upright pixels no larger than the model sees."""
 
     def close(self) -> None:
@@ -128,7 +128,7 @@ class Pipeline:
             deadline: of the delivery; every wait ends with it.
 
         Raises:
-            QueueFullError: too many images are in flight.
+            NoFreeSlotError: too many images are in flight.
             TransientError: the image has no final record yet.
             DetectorError: the model failed on this image.
         """
@@ -155,7 +155,7 @@ class Pipeline:
         return "stopping" if self._slots.is_stopped else "ready", None
 
     def _handle(self, event: Event, deadline: Deadline) -> Outcome:
-        ref = event.image
+        ref = event.ref
         if ref is None or ref.is_ignorable:
             logger.info("Ignored a request", extra={"reason": event.ignored or "not an image"})
             return Outcome.IGNORED
@@ -223,7 +223,7 @@ class Pipeline:
         inferred = self._model.infer(picture.pixels, ref.document_id, deadline)
         return ImageResult(
             ref,
-            image=picture.info,
+            image_info=picture.info,
             model=self._model.info,
             detections=_enlarged(inferred.result, picture),
             batch_size=inferred.batch_size,
@@ -268,7 +268,7 @@ def _timings(started: float, downloaded: float) -> Timings:
     )
 
 
-def _enlarged(detections: Sequence[Detection], picture: Picture) -> tuple[Detection, ...]:
+def _enlarged(detections: Sequence[Detection], picture: DecodedImage) -> tuple[Detection, ...]:
     """Take boxes from the decoded pixels to the full image's."""
     height, width = picture.pixels.shape[:2]
     full = (picture.info.width, picture.info.height)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from service.concurrency.group_commit import GroupCommit
 from service.deadline import Deadline
-from service.domain import ImageRef, ImageResult, Outcome, Recorded, Replace
+from service.domain import CommittedResult, ImageRef, ImageResult, Outcome, Replace
 from service.health import Health
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ class Store(Protocol):
 
     def commit(
         self, results: Sequence[ImageResult], deadline: Deadline
-    ) -> Sequence[Recorded | Exception]:
+    ) -> Sequence[CommittedResult | Exception]:
         """Make results final; return for each how it is recorded, or why it is not."""
 
 
@@ -33,7 +33,7 @@ class Recorder:
     def __init__(self, store: Store, health: Health) -> None:
         """Take the store, and the health that watches each commit."""
         self._store = store
-        self._commits: GroupCommit[ImageResult, Recorded] = GroupCommit(
+        self._commits: GroupCommit[ImageResult, CommittedResult] = GroupCommit(
             self._commit, watch=health.work
         )
         self._lock = threading.Lock()
@@ -43,7 +43,7 @@ class Recorder:
         """Return whether the image has a document that must not be replaced.
 
         Raises:
-            StoreUnavailableError: Firestore did not answer.
+            FirestoreUnavailableError: Firestore did not answer.
         """
         return self._store.is_final(ref.document_id, ref.replace, deadline)
 
@@ -51,7 +51,7 @@ class Recorder:
         """Make a result final, together with those that are ready at the same time.
 
         Raises:
-            StoreUnavailableError: it is not final; a later delivery can succeed.
+            FirestoreUnavailableError: it is not final; a later delivery can succeed.
             DocumentKeptError: a replacement failed for a reason outside the image's bytes.
         """
         recorded = self._commits.commit(result, deadline)
@@ -81,13 +81,13 @@ class Recorder:
 
     def _commit(
         self, results: Sequence[ImageResult], deadline: Deadline
-    ) -> Sequence[Recorded | Exception]:
+    ) -> Sequence[CommittedResult | Exception]:
         started = time.monotonic()
         outcomes = self._store.commit(results, deadline)
         logger.info(
             "Committed",
             extra={
-                "images": sum(isinstance(outcome, Recorded) for outcome in outcomes),
+                "images": sum(isinstance(outcome, CommittedResult) for outcome in outcomes),
                 "commit_ms": round((time.monotonic() - started) * 1000, 1),
                 **self._take_counts(),
             },

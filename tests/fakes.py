@@ -20,19 +20,19 @@ from service.deadline import Deadline
 from service.document import to_document
 from service.domain import (
     Box,
+    CommittedResult,
     Detection,
     Download,
     ImageRef,
     ImageResult,
     ModelInfo,
-    Recorded,
     Replace,
 )
 from service.errors import ObjectGoneError
 from service.health import Health
 from service.images.decode import decode
 from service.images.letterbox import shrink
-from service.images.pixels import Picture, Pixels
+from service.images.pixels import DecodedImage, Pixels
 from service.inference.model import Model
 from service.pipeline import Pipeline, PipelineOptions
 from service.recorder import Recorder
@@ -139,7 +139,7 @@ class DecodersHere:
         image_size: int,
         content_encoding: str | None = None,
         deadline: Deadline,
-    ) -> Picture:
+    ) -> DecodedImage:
         self.gate.enter()
         deadline.wait_seconds()
         picture = decode(data, max_pixels=50_000_000, image_size=image_size)
@@ -177,7 +177,7 @@ class FakeStore:
 
     def commit(
         self, results: Sequence[ImageResult], deadline: Deadline
-    ) -> Sequence[Recorded | Exception]:
+    ) -> Sequence[CommittedResult | Exception]:
         self.gate.enter()
         with self._lock:
             if self.errors:
@@ -186,16 +186,16 @@ class FakeStore:
             self.commits.append([result.ref.name for result in results])
             return [self._commit(self.outcomes.get(one.ref.name, one)) for one in results]
 
-    def _commit(self, result: ImageResult | Exception) -> Recorded | Exception:
+    def _commit(self, result: ImageResult | Exception) -> CommittedResult | Exception:
         if isinstance(result, Exception):
             return result
         document_id = result.ref.document_id
         if self._is_final(document_id, result.ref.replace):
-            return Recorded(result, is_superseded=True)
+            return CommittedResult(result, is_superseded=True)
         self.now += timedelta(seconds=1)
         self.documents[document_id] = to_document(result)
         self.created[document_id] = self.now
-        return Recorded(result)
+        return CommittedResult(result)
 
     def document(self, name: str) -> dict[str, Any]:
         """The one document of the objects called `name`."""

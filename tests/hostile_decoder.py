@@ -15,7 +15,7 @@ from pathlib import Path
 from service.images import decoder_process
 from service.images.decoder_process import Decode
 from service.images.decoders import Request
-from service.images.pixels import Picture
+from service.images.pixels import DecodedImage
 
 COMMAND = (sys.executable, "-P", "-m", "tests.hostile_decoder")
 MARK = b"HOSTILE:"
@@ -30,7 +30,7 @@ def marked(data: bytes, what: str | bytes) -> bytes:
     return data + MARK + (b"raw:" + what if isinstance(what, bytes) else what.encode())
 
 
-def decode(data: bytes, request: Request) -> Picture:
+def decode(data: bytes, request: Request) -> DecodedImage:
     if _wounds:
         ctypes.string_at(0)
     match data.partition(MARK)[2].decode():

@@ -26,7 +26,7 @@ from service.deadline import NO_DEADLINE
 from service.images.decode import decode
 from service.images.decoders import Decoders
 from service.images.letterbox import shrink
-from service.images.pixels import Picture
+from service.images.pixels import DecodedImage
 
 LARGE = (4000, 3000)
 IMAGE_SIZE = 640
@@ -35,9 +35,9 @@ MAX_PIXELS = 50_000_000
 Decode = Callable[[bytes, bool], object]
 
 
-def in_process(data: bytes, reduced: bool) -> Picture:
+def in_process(data: bytes, reduced: bool) -> DecodedImage:
     picture = decode(data, max_pixels=MAX_PIXELS, image_size=IMAGE_SIZE if reduced else None)
-    return Picture(shrink(picture.pixels, image_size=IMAGE_SIZE), picture.info)
+    return DecodedImage(shrink(picture.pixels, image_size=IMAGE_SIZE), picture.info)
 
 
 def pools(stack: ExitStack) -> dict[str, Decode]:

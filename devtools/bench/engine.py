@@ -10,13 +10,13 @@ from devtools.bench.errors import BenchError
 from service.deadline import NO_DEADLINE, Deadline
 from service.document import to_document
 from service.domain import (
+    CommittedResult,
     Download,
     Event,
     ImageRef,
     ImageResult,
     ObjectMetadata,
     Outcome,
-    Recorded,
     Replace,
 )
 from service.health import Health
@@ -124,11 +124,11 @@ class _Documents:
 
     def commit(
         self, results: Sequence[ImageResult], deadline: Deadline
-    ) -> Sequence[Recorded | Exception]:
+    ) -> Sequence[CommittedResult | Exception]:
         self.commits.append(len(results))
         for result in results:
             to_document(result)
             self.batches.append(result.batch_size or 0)
             if result.failure:
                 self.reason = result.failure.message
-        return [Recorded(result) for result in results]
+        return [CommittedResult(result) for result in results]

@@ -13,14 +13,14 @@ from datetime import UTC, datetime
 from devtools.chaos.poison import POISONED, Poison, poison_of
 from service.images import decoder_process
 from service.images.decoders import Request
-from service.images.pixels import Picture
+from service.images.pixels import DecodedImage
 
 COMMAND = (sys.executable, "-P", "-m", "devtools.chaos.poisoned_decoder")
 _STEP_BYTES = 16 * 2**20
 _EXIT_CODE = 3
 
 
-def decode(data: bytes, request: Request) -> Picture:
+def decode(data: bytes, request: Request) -> DecodedImage:
     """Decode a file as the service does; one with a mark does what that says.
 
     Raises:

@@ -40,11 +40,11 @@ def check_envelope(data: bytes) -> None:
     except EnvelopeError as exc:
         assert 0 < len(str(exc)) < 120  # a sentence of ours
         return
-    assert bool(event.image) != bool(event.ignored)
+    assert bool(event.ref) != bool(event.ignored)
     assert event.event_time is None or event.event_time.tzinfo
     assert event.delivery_attempt is None or event.delivery_attempt > 0
-    if event.image:
-        check_image(event.image)
+    if event.ref:
+        check_image(event.ref)
 
 
 def check_image(image: ImageRef) -> None:

@@ -12,7 +12,7 @@ from service.errors import YoloBatchError
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from service.gcp.subscriber import Letter, Subscription
+    from service.gcp.subscriber import DeadLetter, Subscription
     from service.operate.dead_letters import Reading
 
 _HEADERS = ("id", "kind", "attempts", "age", "from", "image, or reason")
@@ -104,7 +104,7 @@ class _Sender:
         self.topics: set[str] = set()
         self.has_failed = False
 
-    def send(self, letter: "Letter", reading: "Reading") -> None:
+    def send(self, letter: "DeadLetter", reading: "Reading") -> None:
         """Publish one dead letter and take it out, or print why it stays."""
         from service.gcp.publisher import MessageError
         from service.operate.dead_letters import Kind
@@ -140,17 +140,17 @@ class _Sender:
                 err=True,
             )
 
-    def _publish(self, topic: str, letter: "Letter", reading: "Reading") -> None:
+    def _publish(self, topic: str, letter: "DeadLetter", reading: "Reading") -> None:
         """Publish one letter, and wait for the confirmation."""
         from service.gcp.publisher import job_message, publish_jobs
 
-        if self._as_is or not (reading.uri and reading.event.image):
+        if self._as_is or not (reading.uri and reading.event.ref):
             publish_jobs(self._client, topic, [letter.data], attributes=letter.own_attributes)
         else:
-            message = job_message(reading.uri, reading.event.image.replace)
+            message = job_message(reading.uri, reading.event.ref.replace)
             publish_jobs(self._client, topic, [message])
 
-    def _origin(self, letter: "Letter") -> str:
+    def _origin(self, letter: "DeadLetter") -> str:
         """Return the topic that a letter came from.
 
         Raises:
@@ -165,11 +165,11 @@ class _Sender:
             self._origins[letter.source] = self._source.topic_of(letter.source)
         return self._origins[letter.source]
 
-    def _keep(self, letter: "Letter", reason: str) -> None:
+    def _keep(self, letter: "DeadLetter", reason: str) -> None:
         click.echo(f"{letter.message_id} stays: {reason}", err=True)
 
 
-def _show(readings: "list[tuple[Letter, Reading]]", *, as_json: bool) -> None:
+def _show(readings: "list[tuple[DeadLetter, Reading]]", *, as_json: bool) -> None:
     if as_json:
         for letter, reading in readings:
             click.echo(json.dumps(_plain(letter, reading), ensure_ascii=False))
@@ -177,7 +177,7 @@ def _show(readings: "list[tuple[Letter, Reading]]", *, as_json: bool) -> None:
     click.echo(tabulate([_row(*pair) for pair in readings], _HEADERS, disable_numparse=True))
 
 
-def _row(letter: "Letter", reading: "Reading") -> tuple[str, ...]:
+def _row(letter: "DeadLetter", reading: "Reading") -> tuple[str, ...]:
     return (
         letter.message_id,
         reading.kind,
@@ -188,7 +188,7 @@ def _row(letter: "Letter", reading: "Reading") -> tuple[str, ...]:
     )
 
 
-def _plain(letter: "Letter", reading: "Reading") -> dict[str, object]:
+def _plain(letter: "DeadLetter", reading: "Reading") -> dict[str, object]:
     return {
         "id": letter.message_id,
         "kind": reading.kind,

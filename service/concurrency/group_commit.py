@@ -13,15 +13,15 @@ from service.errors import TooLateError, TransientError
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-Recorded = TypeVar("Recorded")
+Committed = TypeVar("Committed")
 
 
-class GroupCommit(Generic[Result, Recorded]):
+class GroupCommit(Generic[Result, Committed]):
     """Commits results from many threads in groups. One result's error never fails another."""
 
     def __init__(
         self,
-        commit: Callable[[Sequence[Result], Deadline], Sequence[Recorded | Exception]],
+        commit: Callable[[Sequence[Result], Deadline], Sequence[Committed | Exception]],
         *,
         max_group_size: int = 100,
         committers: int = 2,
@@ -39,7 +39,7 @@ class GroupCommit(Generic[Result, Recorded]):
             watch: entered for each group, to see a commit that hangs.
         """
         self._commit = commit
-        self._workers: Workers[Result, Recorded] = Workers(
+        self._workers: Workers[Result, Committed] = Workers(
             self._commit_group,
             take=lambda queue: list(islice(queue, max_group_size)),
             count=committers,
@@ -47,7 +47,7 @@ class GroupCommit(Generic[Result, Recorded]):
             watch=watch,
         )
 
-    def commit(self, result: Result, deadline: Deadline) -> Recorded:
+    def commit(self, result: Result, deadline: Deadline) -> Committed:
         """Queue a result, and wait until it is final.
 
         Args:
@@ -69,7 +69,7 @@ class GroupCommit(Generic[Result, Recorded]):
         """Refuse new results, and commit what waits. What is left when the time is up fails."""
         self._workers.close(timeout_seconds=timeout_seconds)
 
-    def _commit_group(self, group: list[Waiting[Result, Recorded]]) -> None:
+    def _commit_group(self, group: list[Waiting[Result, Committed]]) -> None:
         try:
             self._commit_together(group)
         except TransientError as exc:
@@ -81,7 +81,7 @@ class GroupCommit(Generic[Result, Recorded]):
             else:
                 self._commit_each(group)
 
-    def _commit_each(self, group: list[Waiting[Result, Recorded]]) -> None:
+    def _commit_each(self, group: list[Waiting[Result, Committed]]) -> None:
         """Commit each result alone. Stop if the store fails, not to wait for a timeout each."""
         for waiting in group:
             try:
@@ -95,7 +95,7 @@ class GroupCommit(Generic[Result, Recorded]):
                 logger.exception("A commit failed")
                 _fail([waiting], exc)
 
-    def _commit_together(self, group: list[Waiting[Result, Recorded]]) -> None:
+    def _commit_together(self, group: list[Waiting[Result, Committed]]) -> None:
         """Commit results at once.
 
         The latest deadline bounds the commit: the earliest would let one late result cut short the
@@ -119,7 +119,7 @@ class GroupCommit(Generic[Result, Recorded]):
                 waiting.succeed(outcome)
 
 
-def _fail(group: list[Waiting[Result, Recorded]], error: BaseException) -> None:
+def _fail(group: list[Waiting[Result, Committed]], error: BaseException) -> None:
     """Fail those that have no outcome yet."""
     if not isinstance(error, Exception):  # only these may be raised in a request's thread
         cause, error = error, RuntimeError(f"{type(error).__name__}: {error}")

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from service.errors import QueueFullError, ShuttingDownError
+from service.errors import NoFreeSlotError, ShuttingDownError
 
 
 class Slots:
@@ -29,7 +29,7 @@ class Slots:
         """Take a slot without waiting, for as long as the block lasts.
 
         Raises:
-            QueueFullError: all slots are taken, or all that jobs may have.
+            NoFreeSlotError: all slots are taken, or all that jobs may have.
             ShuttingDownError: no image is admitted any more.
         """
         if self.is_stopped:
@@ -37,6 +37,6 @@ class Slots:
         with ExitStack() as taken:
             for free in (self._free_for_jobs, self._free) if is_job else (self._free,):
                 if not free.acquire(blocking=False):
-                    raise QueueFullError("Too many images are in flight.")
+                    raise NoFreeSlotError("Too many images are in flight.")
                 taken.callback(free.release)
             yield

@@ -20,7 +20,7 @@ from service.export.truth import (
 from service.images.decode import decode
 from service.images.exif import orientation_of_file
 from service.images.letterbox import enlarge_box, shrink
-from service.images.pixels import Picture
+from service.images.pixels import DecodedImage
 from service.images.transforms import TRANSPOSED
 from service.inference.canary import match, overlap
 from service.inference.detector import Detector
@@ -136,7 +136,7 @@ def _detect(
             )
 
 
-def _decoded(file: Path, *, image_size: int | None) -> Picture | BadImageError:
+def _decoded(file: Path, *, image_size: int | None) -> DecodedImage | BadImageError:
     try:
         return decode(file.read_bytes(), max_pixels=_MAX_PIXELS, image_size=image_size)
     except BadImageError as exc:

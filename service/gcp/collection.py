@@ -12,8 +12,8 @@ from google.auth.exceptions import GoogleAuthError
 from google.cloud import firestore
 
 from service.deadline import Deadline
-from service.domain import Record
-from service.errors import StoreRefusedError, StoreUnavailableError
+from service.domain import StoredDocument
+from service.errors import FirestoreRefusedError, FirestoreUnavailableError
 from service.gcp.outages import Outages
 from service.gcp.refusals import NO_CREDENTIALS
 
@@ -35,7 +35,7 @@ _NO_DATABASE = "Firestore has no such database: create it, or set FIRESTORE_DATA
 _NO_NATIVE = "Firestore refuses the call: the database must be in Native mode. The log says more."
 
 
-class Call:
+class RetryBudget:
     """One time limit for all requests of a call, with all their attempts.
 
     An attempt gets a third of it, so that a server which is silent at first is asked again.
@@ -92,40 +92,40 @@ class Collection:
         """The project that the database is in."""
         return str(self._client.project)
 
-    def _read(self, document_ids: Sequence[str], call: Call) -> dict[str, Record]:
-        return records_of(self._snapshots(document_ids, call))
+    def _read(self, document_ids: Sequence[str], budget: RetryBudget) -> dict[str, StoredDocument]:
+        return records_of(self._snapshots(document_ids, budget))
 
-    def _snapshots(self, document_ids: Sequence[str], call: Call) -> list[Any]:
+    def _snapshots(self, document_ids: Sequence[str], budget: RetryBudget) -> list[Any]:
         refs = [self._collection.document(document_id) for document_id in document_ids]
-        return list(self._client.get_all(refs, field_paths=_RECORD_FIELDS, **call.limits))
+        return list(self._client.get_all(refs, field_paths=_RECORD_FIELDS, **budget.limits))
 
-    def _call(self, deadline: Deadline) -> Call:
-        return Call(deadline.wait_seconds(self._timeout_seconds))
+    def _budget(self, deadline: Deadline) -> RetryBudget:
+        return RetryBudget(deadline.wait_seconds(self._timeout_seconds))
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        with self._answering(self._reads):
+        with self._report_outage(self._reads):
             yield
         self._outages.clear(self._reads)
 
     @contextmanager
-    def _answering(self, subject: str) -> Iterator[None]:
+    def _report_outage(self, subject: str) -> Iterator[None]:
         """Turn the vendor's errors into ours, and log once what concerns every message."""
         try:
-            with translated():
+            with translate_errors():
                 yield
-        except StoreRefusedError as exc:
+        except FirestoreRefusedError as exc:
             self._outages.report(subject, str(exc), str(exc.__cause__ or ""))
             raise
 
 
-def records_of(snapshots: Iterable[Any]) -> dict[str, Record]:
+def records_of(snapshots: Iterable[Any]) -> dict[str, StoredDocument]:
     """Read what exists among snapshots of `_RECORD_FIELDS`."""
     records = {}
     for snapshot in snapshots:
         if snapshot.exists:
             document = snapshot.to_dict()
-            records[snapshot.id] = Record(
+            records[snapshot.id] = StoredDocument(
                 status=document.get("status", ""),
                 model=(document.get("model") or {}).get("sha256"),
                 created_at=document.get("created_at") or snapshot.create_time,
@@ -136,19 +136,19 @@ def records_of(snapshots: Iterable[Any]) -> dict[str, Record]:
 
 
 @contextmanager
-def translated() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     """Turn the vendor's errors into ours."""
     try:
         yield
     except exceptions.PermissionDenied as exc:
-        raise StoreRefusedError(_NO_ACCESS) from exc
+        raise FirestoreRefusedError(_NO_ACCESS) from exc
     except exceptions.NotFound as exc:
-        raise StoreRefusedError(_NO_DATABASE) from exc
+        raise FirestoreRefusedError(_NO_DATABASE) from exc
     except (exceptions.Unauthenticated, GoogleAuthError) as exc:
-        raise StoreRefusedError(NO_CREDENTIALS) from exc
+        raise FirestoreRefusedError(NO_CREDENTIALS) from exc
     except exceptions.FailedPrecondition as exc:
-        raise StoreRefusedError(_NO_NATIVE) from exc
+        raise FirestoreRefusedError(_NO_NATIVE) from exc
     except (exceptions.InvalidArgument, exceptions.OutOfRange) as exc:
-        raise StoreRefusedError(REFUSES_DOCUMENTS) from exc
+        raise FirestoreRefusedError(REFUSES_DOCUMENTS) from exc
     except (exceptions.GoogleAPIError, TimeoutError) as exc:
-        raise StoreUnavailableError("Firestore is unavailable.") from exc
+        raise FirestoreUnavailableError("Firestore is unavailable.") from exc

@@ -23,21 +23,21 @@ from google.cloud import firestore
 from service.deadline import NO_DEADLINE, Deadline
 from service.document import STATUS_DONE, to_document
 from service.domain import (
+    CommittedResult,
     ErrorCode,
     Failure,
     ImageResult,
     ObjectMetadata,
-    Record,
-    Recorded,
     Replace,
+    StoredDocument,
 )
 from service.errors import (
     DocumentKeptError,
-    StoreRefusedError,
-    StoreUnavailableError,
+    FirestoreRefusedError,
+    FirestoreUnavailableError,
     TransientError,
 )
-from service.gcp.collection import REFUSES_DOCUMENTS, Call, Collection
+from service.gcp.collection import REFUSES_DOCUMENTS, Collection, RetryBudget
 from service.gcp.one_line import one_line
 
 # Each failed commit means that somebody else wrote meanwhile, so that even two are rare.
@@ -66,16 +66,16 @@ class ResultStore(Collection):
         """Say whether the image has its document already, which must not be replaced.
 
         Raises:
-            StoreUnavailableError: Firestore did not answer in time.
+            FirestoreUnavailableError: Firestore did not answer in time.
             TooLateError: the deadline has passed.
         """
-        call = self._call(deadline)
+        budget = self._budget(deadline)
         with self._reading():
-            return _is_final(self._read([document_id], call).get(document_id), wanted)
+            return _is_final(self._read([document_id], budget).get(document_id), wanted)
 
     def commit(
         self, results: Sequence[ImageResult], deadline: Deadline = NO_DEADLINE
-    ) -> list[Recorded | Exception]:
+    ) -> list[CommittedResult | Exception]:
         """Make results final, if possible in one commit. Safe to call twice.
 
         A document that is there stays, unless its message asks to replace it. Where
@@ -83,11 +83,11 @@ class ResultStore(Collection):
 
         Returns:
             For each result, how it is recorded, or the error because of which it is not: a
-            StoreUnavailableError where Firestore did not confirm in time or refuses everything, a
-            TooLateError, a DocumentKeptError where a done document stays instead of a failure, or
-            what else the client raised. Call again: what was written stays as it is.
+            FirestoreUnavailableError if Firestore did not confirm in time or refuses everything, a
+            TooLateError, a DocumentKeptError if a done document stays instead of a failure, or
+            any other error of the client. Safe to repeat: written documents stay as they are.
         """
-        outcomes: dict[int, Recorded | Exception] = {}
+        outcomes: dict[int, CommittedResult | Exception] = {}
         entries: list[_Entry] = []
         refused: list[tuple[int, Exception]] = []
         for place, result in enumerate(results):
@@ -98,53 +98,56 @@ class ResultStore(Collection):
             except Exception as exc:  # noqa: BLE001 - nothing but the result decides about it
                 refused.append((place, exc))
         try:
-            call = self._call(deadline)
+            budget = self._budget(deadline)
             for group in _groups(entries):
-                self._commit_isolating(group, outcomes, call)
+                self._commit_isolating(group, outcomes, budget)
             for place, error in refused:
-                outcomes[place] = self._record_refusal(place, results[place], error, call)
+                outcomes[place] = self._record_refusal(place, results[place], error, budget)
         except TransientError as exc:  # nobody else need wait for it
             outcomes = dict.fromkeys(range(len(results)), exc) | outcomes
         return [outcomes[place] for place in range(len(results))]
 
     def _commit_isolating(
-        self, entries: "list[_Entry]", outcomes: dict[int, Recorded | Exception], call: Call
+        self,
+        entries: "list[_Entry]",
+        outcomes: dict[int, CommittedResult | Exception],
+        budget: RetryBudget,
     ) -> None:
         """Commit results together; if that fails because of one of them, one by one.
 
         Raises:
-            StoreUnavailableError: Firestore did not answer; results without an outcome were not
+            FirestoreUnavailableError: Firestore did not answer; results without an outcome were not
                 written.
         """
         try:
-            outcomes |= self._write(entries, call)
+            outcomes |= self._write(entries, budget)
             return
-        except (StoreUnavailableError, MemoryError):
+        except (FirestoreUnavailableError, MemoryError):
             raise
         except Exception:  # noqa: BLE001 - seen again below, by the image that causes it
             if len(entries) == 1:
                 time.sleep(_PAUSE_SECONDS)
         for entry in entries:
             try:
-                outcomes |= self._write([entry], call)
+                outcomes |= self._write([entry], budget)
             except _DocumentRefusedError as exc:
-                refusal = self._record_refusal(entry.place, entry.result, exc, call)
+                refusal = self._record_refusal(entry.place, entry.result, exc, budget)
                 outcomes[entry.place] = refusal
-            except (StoreUnavailableError, MemoryError):
+            except (FirestoreUnavailableError, MemoryError):
                 raise
             except Exception as exc:  # noqa: BLE001 - whatever it is, it must not fail the others
                 outcomes[entry.place] = exc
 
     def _record_refusal(
-        self, place: int, result: ImageResult, error: Exception, call: Call
-    ) -> Recorded | Exception:
+        self, place: int, result: ImageResult, error: Exception, budget: RetryBudget
+    ) -> CommittedResult | Exception:
         """Record that the document of a result cannot be written, and why.
 
         Returns:
             The failed result, or why nothing is recorded.
 
         Raises:
-            StoreUnavailableError: Firestore did not answer.
+            FirestoreUnavailableError: Firestore did not answer.
         """
         # Without the metadata: they may be what Firestore refuses.
         failed = ImageResult(
@@ -155,17 +158,19 @@ class ResultStore(Collection):
             ),
         )
         try:
-            return self._write([_Entry.of(place, failed)], call)[place]
-        except (StoreUnavailableError, MemoryError):
+            return self._write([_Entry.of(place, failed)], budget)[place]
+        except (FirestoreUnavailableError, MemoryError):
             raise
         except _DocumentRefusedError as exc:
             # There is nothing of the image in it: no document can be written at all.
             self._outages.report(self._writes, REFUSES_DOCUMENTS, str(exc))
-            return StoreRefusedError(REFUSES_DOCUMENTS)
+            return FirestoreRefusedError(REFUSES_DOCUMENTS)
         except Exception:  # noqa: BLE001 - the first error says more
             return error
 
-    def _write(self, entries: "list[_Entry]", call: Call) -> dict[int, Recorded | Exception]:
+    def _write(
+        self, entries: "list[_Entry]", budget: RetryBudget
+    ) -> dict[int, CommittedResult | Exception]:
         """Create or replace those documents that are not final, all in one commit.
 
         Returns:
@@ -174,17 +179,17 @@ class ResultStore(Collection):
 
         Raises:
             _DocumentRefusedError: Firestore refuses some document for good.
-            StoreUnavailableError: Firestore did not answer. They may be written all the same.
+            FirestoreUnavailableError: Firestore did not answer. They may be written all the same.
         """
-        with self._answering(self._writes):
-            return self._write_waiting(entries, call)
+        with self._report_outage(self._writes):
+            return self._write_waiting(entries, budget)
 
     def _write_waiting(
-        self, entries: "list[_Entry]", call: Call
-    ) -> dict[int, Recorded | Exception]:
-        outcomes: dict[int, Recorded | Exception] = {}
+        self, entries: "list[_Entry]", budget: RetryBudget
+    ) -> dict[int, CommittedResult | Exception]:
+        outcomes: dict[int, CommittedResult | Exception] = {}
         may_replace = any(entry.result.ref.replace for entry in entries)
-        records = self._read([entry.id for entry in entries], call) if may_replace else {}
+        records = self._read([entry.id for entry in entries], budget) if may_replace else {}
         attempt = 0
         while True:
             attempt += 1
@@ -198,19 +203,22 @@ class ResultStore(Collection):
             if not entries:
                 return outcomes
             try:
-                self._commit_batch(entries, records, call)
-                return outcomes | {entry.place: Recorded(entry.result) for entry in entries}
+                self._commit_batch(entries, records, budget)
+                return outcomes | {entry.place: CommittedResult(entry.result) for entry in entries}
             except (exceptions.AlreadyExists, exceptions.FailedPrecondition, exceptions.NotFound):
                 # Another process was first, or our own answer was lost on its way and the
                 # client called again.
                 if attempt == _MAX_COMMITS:
                     raise
-                records = self._read([entry.id for entry in entries], call)
+                records = self._read([entry.id for entry in entries], budget)
             except (exceptions.InvalidArgument, exceptions.OutOfRange) as exc:
                 raise _DocumentRefusedError(exc.message) from exc
 
     def _commit_batch(
-        self, entries: "Sequence[_Entry]", records: Mapping[str, Record], call: Call
+        self,
+        entries: "Sequence[_Entry]",
+        records: Mapping[str, StoredDocument],
+        budget: RetryBudget,
     ) -> None:
         """Replace the documents that have a record, as long as it stands, and create the others.
 
@@ -232,23 +240,25 @@ class ResultStore(Collection):
                     batch.create(reference, document)
         except _BUILD_ERRORS as exc:
             raise _DocumentRefusedError(_reason(exc)) from exc
-        batch.commit(**call.limits)
+        batch.commit(**budget.limits)
         self._outages.clear(self._writes)
 
 
-def _is_final(record: Record | None, wanted: Replace | None) -> bool:
+def _is_final(record: StoredDocument | None, wanted: Replace | None) -> bool:
     if record is None:
         return False
     return wanted is None or not wanted.replaces(record.created_at, record.model)
 
 
-def _settled(entry: "_Entry", record: Record | None) -> Recorded | DocumentKeptError | None:
+def _settled(
+    entry: "_Entry", record: StoredDocument | None
+) -> CommittedResult | DocumentKeptError | None:
     """Return the outcome of a result whose document stays; None if it is to be written."""
     result = entry.result
     if _is_final(record, result.ref.replace):
         # Equal times: an earlier attempt of our own wrote it.
         is_own = record and record.timings == entry.document["timings"]
-        return Recorded(result, is_superseded=not is_own)
+        return CommittedResult(result, is_superseded=not is_own)
     is_done = record and record.status == STATUS_DONE
     if is_done and result.failure and not result.failure.code.is_of_the_bytes:
         return DocumentKeptError(result.failure.message)

@@ -9,7 +9,7 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 
 from service.domain import ImageRef, ObjectMetadata
 from service.errors import CredentialsError, StorageRefusedError, YoloBatchError
-from service.gcp.storage import GONE, REFUSALS, read_refusal, translated, widen
+from service.gcp.storage import GONE, REFUSALS, read_refusal, translate_errors, widen
 
 _PAGE_SIZE = 1000  # the most that Cloud Storage gives
 # What the listing asks for of each object: names are long enough.
@@ -35,7 +35,7 @@ class ObjectLister:
         Raises:
             StorageUnavailableError: Cloud Storage did not answer, or refuses to say.
         """
-        with translated():
+        with translate_errors():
             blob = self._client.bucket(ref.bucket).blob(ref.name, generation=ref.generation)
             try:
                 return bool(blob.exists(timeout=self._timeout, retry=self._retry))
@@ -63,7 +63,7 @@ class ObjectLister:
             NoBucketError: there is no such bucket.
             StorageUnavailableError: Cloud Storage did not answer, or refuses the bucket.
         """
-        with translated():
+        with translate_errors():
             listing = self._client.list_blobs(
                 bucket,
                 prefix=prefix or None,

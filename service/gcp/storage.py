@@ -216,7 +216,7 @@ class ImageStorage:
         self, ref: ImageRef, until: Deadline, *, is_download: bool = False
     ) -> Iterator[None]:
         """Turn the vendor's errors into ours, and find out what a refusal concerns."""
-        with translated():
+        with translate_errors():
             try:
                 yield
             except exceptions.GoogleAPICallError as exc:
@@ -412,7 +412,7 @@ def _crc32c(data: bytes) -> str:
 
 
 @contextmanager
-def translated() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     """Turn the vendor's errors into ours."""
     try:
         yield

@@ -31,7 +31,7 @@ _ACK_SIZE = 500  # ids in one call: a request has 512 KiB at most
 
 
 @dataclass(frozen=True)
-class Letter:
+class DeadLetter:
     """One message as pulled."""
 
     ack_id: str
@@ -95,7 +95,7 @@ class Subscription:
         self._ack_ids: dict[str, str] = {}
         self._lock = threading.Lock()
 
-    def letters(self, limit: int) -> Iterator[Letter]:
+    def letters(self, limit: int) -> Iterator[DeadLetter]:
         """Pull and lease at most `limit` messages. `holding` keeps the leases.
 
         Raises:
@@ -144,7 +144,7 @@ class Subscription:
         thread.join()
         self.release()
 
-    def acknowledge(self, letters: Iterable[Letter]) -> None:
+    def acknowledge(self, letters: Iterable[DeadLetter]) -> None:
         """Take messages out of the subscription for good.
 
         Raises:
@@ -167,7 +167,7 @@ class Subscription:
             self._ack_ids.clear()
         self._set_deadline(ack_ids, 0)
 
-    def _forget(self, letters: Iterable[Letter]) -> list[str]:
+    def _forget(self, letters: Iterable[DeadLetter]) -> list[str]:
         """Stop extending the leases of messages; return their ack ids."""
         with self._lock:
             return [self._ack_ids.pop(letter.message_id, letter.ack_id) for letter in letters]
@@ -184,7 +184,7 @@ class Subscription:
             )
             return str(found.topic)
 
-    def _pull(self, size: int) -> list[Letter]:
+    def _pull(self, size: int) -> list[DeadLetter]:
         with _translated(self.name):
             try:
                 answer = self._client.pull(
@@ -193,7 +193,7 @@ class Subscription:
             except exceptions.DeadlineExceeded:
                 return []
         return [
-            Letter(
+            DeadLetter(
                 ack_id=received.ack_id,
                 message_id=received.message.message_id,
                 data=received.message.data,

@@ -6,7 +6,7 @@ from service.domain import ErrorCode, ImageInfo
 from service.errors import BadImageError
 from service.images.formats import File, open_file
 from service.images.letterbox import shrink
-from service.images.pixels import Picture, Pixels
+from service.images.pixels import DecodedImage, Pixels
 
 logger = logging.getLogger(__name__)
 
@@ -15,7 +15,7 @@ _MAX_OWN_PIXELS = 2**26  # of a model's own images: MAX_IMAGE_PIXELS does not ap
 WEIGHTS = {"AVIF": 2, "JPEG2000": 2}
 
 
-def decode(data: bytes, *, max_pixels: int, image_size: int | None = None) -> Picture:
+def decode(data: bytes, *, max_pixels: int, image_size: int | None = None) -> DecodedImage:
     """Decode an image, turned upright by its EXIF orientation, 8 bits a channel, no alpha.
 
     Args:
@@ -23,7 +23,7 @@ def decode(data: bytes, *, max_pixels: int, image_size: int | None = None) -> Pi
         max_pixels: images of more pixels are refused.
         image_size: longer side that the model sees, in pixels. A JPEG at least twice as large is
             decoded at a reduced scale, and never below this; None decodes in full.
-            `Picture.info` has the full size either way.
+            `DecodedImage.info` has the full size either way.
 
     Raises:
         BadImageError: not an image, a damaged one, one of a kind that is not supported, or of
@@ -48,13 +48,13 @@ def open_within(data: bytes, *, max_pixels: int) -> File:
     return file
 
 
-def decode_file(file: File, *, max_pixels: int, image_size: int | None) -> Picture:
+def decode_file(file: File, *, max_pixels: int, image_size: int | None) -> DecodedImage:
     """Decode what `open_within` opened; see `decode`."""
     try:
         picture = file.decode(image_size)
     except (BadImageError, MemoryError):
         raise
-    except Exception as exc:  # `Picture`'s refusal, or a kind of damage that nobody foresaw
+    except Exception as exc:  # `DecodedImage`'s refusal, or a kind of damage that nobody foresaw
         logger.exception("A decoder failed in a way that it should not")
         raise BadImageError.corrupt(f"The {file.info.format} file cannot be decoded.") from exc
     _check_size(picture.info, max_pixels)  # its header may have said less

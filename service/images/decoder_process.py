@@ -38,9 +38,9 @@ from service.images.decoders import (
     Request,
 )
 from service.images.letterbox import shrink
-from service.images.pixels import Picture
+from service.images.pixels import DecodedImage
 
-Decode = Callable[[bytes, Request], Picture]
+Decode = Callable[[bytes, Request], DecodedImage]
 
 _PR_SET_PDEATHSIG = 1  # prctl(2): a signal when the parent ends
 _MAX_SENTENCE_BYTES = 2000
@@ -59,7 +59,7 @@ class NeedsMemoryError(Exception):
         self.needed_bytes = needed_bytes
 
 
-def decode(data: bytes, request: Request) -> Picture:
+def decode(data: bytes, request: Request) -> DecodedImage:
     """Decode a file's bytes within the request's memory, turn the image upright and shrink it.
 
     Raises:

@@ -39,8 +39,8 @@ import numpy as np
 from service.concurrency.semaphore import FairSemaphore
 from service.deadline import Deadline
 from service.domain import ErrorCode, ImageInfo
-from service.errors import BadImageError, DecoderBusyError, ShuttingDownError
-from service.images.pixels import Picture
+from service.errors import BadImageError, DecoderUnavailableError, ShuttingDownError
+from service.images.pixels import DecodedImage
 from service.machine import cores
 from service.settings import Settings
 
@@ -170,13 +170,13 @@ class Decoders:
         content_encoding: str | None = None,
         max_pixels: int | None = None,
         deadline: Deadline,
-    ) -> Picture:
+    ) -> DecodedImage:
         """Decode an image, turned upright by its EXIF orientation, 8 bits a channel, no alpha.
 
         Args:
             data: the file, as it is stored.
             image_size: longer side that the model sees, in pixels: a larger image is shrunk to it.
-                `Picture.info` has the full size either way.
+                `DecodedImage.info` has the full size either way.
             content_encoding: the object's; `gzip` and `deflate` are decompressed.
             max_pixels: images of more pixels are refused; None: as the pool was made.
             deadline: ends every wait, and what is being decoded.
@@ -184,7 +184,7 @@ class Decoders:
         Raises:
             BadImageError: not an image, a damaged one, one of a kind that is not supported, or of
                 more than `max_pixels` pixels; it crashed its decoder or exceeded its limits.
-            DecoderBusyError: no memory now, or the decoder was killed from outside.
+            DecoderUnavailableError: no memory now, or the decoder was killed from outside.
             ShuttingDownError: the pool is closed.
             TooLateError: the deadline came first.
         """
@@ -201,7 +201,7 @@ class Decoders:
         )
         try:
             answer = self._ask(request, data, deadline)
-            if isinstance(answer, Picture):
+            if isinstance(answer, DecodedImage):
                 return answer
             with self._large_slot.acquire(1, deadline):
                 while isinstance(answer, int):  # what it needs, known from the header
@@ -213,10 +213,10 @@ class Decoders:
                     answer = self._ask(request, data, deadline)
             return answer
         except (MemoryError, OSError) as exc:
-            raise DecoderBusyError(_NO_MEMORY) from exc
+            raise DecoderUnavailableError(_NO_MEMORY) from exc
 
     def close(self) -> None:
-        """End all processes. What is being decoded raises `DecoderBusyError`."""
+        """End all processes. What is being decoded raises `DecoderUnavailableError`."""
         with self._lock:
             self._is_closed = True
             self._control.close()
@@ -229,7 +229,7 @@ class Decoders:
                 decoder.close()
             self._idle.clear()
 
-    def _ask(self, request: Request, data: bytes, deadline: Deadline) -> Picture | int:
+    def _ask(self, request: Request, data: bytes, deadline: Deadline) -> DecodedImage | int:
         """Let the next free decoder decode; return its pixels, or the bytes that it needs.
 
         An earlier file may have damaged a decoder that crashes. So the file is decoded once more,
@@ -257,7 +257,7 @@ class Decoders:
         """Return a decoder that has started and runs; a fresh one has decoded no file.
 
         Raises:
-            DecoderBusyError: two in a row did not start.
+            DecoderUnavailableError: two in a row did not start.
             OSError: no memory, or no file descriptors.
             ShuttingDownError: the pool is closed.
             TooLateError: the deadline came first.
@@ -274,12 +274,12 @@ class Decoders:
                 raise
             decoder.end()
             decoder = None
-        raise DecoderBusyError(_KILLED)
+        raise DecoderUnavailableError(_KILLED)
 
     def _put_back(self, decoder: "_Decoder", *, keep: bool) -> None:
         """Keep a decoder; or end it, and have another one forked without waiting for its start."""
         with self._lock:
-            if keep and decoder.is_idle and decoder.files < MAX_FILES and not self._is_closed:
+            if keep and decoder.is_reusable and decoder.files < MAX_FILES and not self._is_closed:
                 self._idle.append(decoder)
                 return
         decoder.end()
@@ -370,7 +370,7 @@ class _Decoder:
         self._socket = sock
         self.memory: tuple[int, ...] = (file, pixels)  # descriptors; none once it is closed
         self.files = 0  # that it was asked to decode
-        self.is_idle = True  # False: in the middle of a file, or it failed
+        self.is_reusable = True  # False: in the middle of a file, or it failed
         self._is_ready = False
 
     @classmethod
@@ -397,17 +397,17 @@ class _Decoder:
         """Wait until the process has started; say whether it runs, and sent nothing unasked.
 
         Raises:
-            DecoderBusyError: it does not start.
+            DecoderUnavailableError: it does not start.
             TooLateError: the deadline came first.
         """
         if not self._is_ready:
             try:
                 self._is_ready = self._received(deadline, _START_SECONDS) == READY
             except TimeoutError as exc:  # the root process hangs
-                self.is_idle = False
-                raise DecoderBusyError(_KILLED) from exc
+                self.is_reusable = False
+                raise DecoderUnavailableError(_KILLED) from exc
             if not self._is_ready:
-                self.is_idle = False
+                self.is_reusable = False
                 return False
         self._socket.settimeout(0)
         try:
@@ -416,22 +416,22 @@ class _Decoder:
             return True
         except OSError:
             pass
-        self.is_idle = False
+        self.is_reusable = False
         return False
 
     def ask(
         self, request: Request, data: bytes, deadline: Deadline, wall_seconds: float
-    ) -> Picture | int:
+    ) -> DecodedImage | int:
         """Let it decode a file; return its pixels, or the bytes of memory that it needs.
 
         Raises:
             BadImageError: what the decoder says of the file, or how the file ended it.
-            DecoderBusyError: the decoder was killed from outside.
+            DecoderUnavailableError: the decoder was killed from outside.
             MemoryError: no memory.
             OSError: no memory.
             TooLateError: the deadline came first.
         """
-        self.is_idle = False
+        self.is_reusable = False
         self.files += 1
         file, pixels = self.memory
         if os.pwrite(file, data, 0) != len(data):
@@ -439,7 +439,7 @@ class _Decoder:
         try:
             self._socket.sendall(request.to_bytes())
         except ConnectionError as exc:
-            raise DecoderBusyError(_KILLED) from exc
+            raise DecoderUnavailableError(_KILLED) from exc
         try:
             reply = self._received(deadline, wall_seconds)
         except TimeoutError as exc:
@@ -450,13 +450,13 @@ class _Decoder:
         try:
             if kind == PICTURE:
                 answer = self._picture(body, request)
-                self.is_idle = True
+                self.is_reusable = True
             elif kind == BAD:
                 code, _, sentence = body.decode(errors="replace").partition(" ")
                 error = BadImageError(ErrorCode(code), sentence)
                 if not error.code.is_of_the_bytes:
                     raise ValueError(code)
-                self.is_idle = True
+                self.is_reusable = True
                 self._shrink(len(data), 0)
                 raise error
             elif kind == LARGE:  # not idle: it ends, and another one gets the memory
@@ -466,7 +466,7 @@ class _Decoder:
                 [status] = STATUS.unpack(body)
                 raise _error_of(status, request.cpu_seconds)
             elif not kind:  # it ended together with the root process
-                raise DecoderBusyError(_KILLED)
+                raise DecoderUnavailableError(_KILLED)
             else:
                 raise ValueError(kind)
         except (ValueError, struct.error) as exc:
@@ -521,7 +521,7 @@ class _Decoder:
                 return b""
         raise TimeoutError
 
-    def _picture(self, body: bytes, request: Request) -> Picture:
+    def _picture(self, body: bytes, request: Request) -> DecodedImage:
         """Take the pixels out of the shared memory.
 
         Raises:
@@ -542,7 +542,7 @@ class _Decoder:
         # A copy, and no mapping: a decoder that shortens the memory cannot make this process crash.
         if os.preadv(self.memory[1], [pixels.data], 0) != pixels.nbytes:
             raise ValueError("Fewer pixels than the reply says")
-        return Picture(pixels, info)
+        return DecodedImage(pixels, info)
 
 
 def _error_of(status: int, cpu_seconds: int) -> Exception:
@@ -560,4 +560,4 @@ def _error_of(status: int, cpu_seconds: int) -> Exception:
         case None if os.WEXITSTATUS(status) != os.EX_TEMPFAIL:
             return _CrashError.corrupt("The file made its decoder exit.")
         case _:
-            return DecoderBusyError(_KILLED)
+            return DecoderUnavailableError(_KILLED)

@@ -6,7 +6,7 @@ from typing import Protocol
 from service.domain import ErrorCode, ImageInfo
 from service.errors import BadImageError
 from service.images import jpeg, jpeg2000, netpbm, pillow, png, tiff, webp
-from service.images.pixels import Picture
+from service.images.pixels import DecodedImage
 
 FORMATS = tuple(sorted(("JPEG", "MPO", "PNG", "PPM", *pillow.FORMATS)))
 _SIGNATURES = {
@@ -37,7 +37,7 @@ class File(Protocol):
 
     info: ImageInfo  # of a size before or after its orientation
 
-    def decode(self, image_size: int | None) -> Picture:
+    def decode(self, image_size: int | None) -> DecodedImage:
         """Decode, turned upright.
 
         Args:

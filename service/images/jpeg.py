@@ -19,7 +19,7 @@ from service.domain import ImageInfo
 from service.errors import BadImageError
 from service.images.exif import orientation_of
 from service.images.opencv import imdecode
-from service.images.pixels import Picture, Pixels, checked
+from service.images.pixels import DecodedImage, Pixels, checked
 from service.images.transforms import TRANSPOSED, upright
 
 SIGNATURE = b"\xff\xd8"
@@ -82,7 +82,7 @@ class Jpeg:
         except (SyntaxError, ValueError, OSError) as exc:
             raise BadImageError.corrupt("The JPEG's header is damaged.") from exc
 
-    def decode(self, image_size: int | None) -> Picture:
+    def decode(self, image_size: int | None) -> DecodedImage:
         """Decode, turned upright.
 
         Args:
@@ -102,7 +102,7 @@ class Jpeg:
         pixels = upright(_decoded(self._stream, self.info, factor), self._orientation)
         if self._orientation in TRANSPOSED:
             width, height = height, width
-        return Picture(pixels, ImageInfo(width, height, self.info.format))
+        return DecodedImage(pixels, ImageInfo(width, height, self.info.format))
 
 
 @dataclass

@@ -14,7 +14,7 @@ from service.domain import ImageInfo
 from service.errors import BadImageError
 from service.images.opencv import imdecode
 from service.images.pillow import PillowFile
-from service.images.pixels import Picture, checked
+from service.images.pixels import DecodedImage, checked
 
 _CODESTREAM, _END = b"\xff\x4f\xff\x51", b"\xff\xd9"
 _FILE = b"\0\0\0\x0cjP  \r\n\x87\n"
@@ -60,7 +60,7 @@ class Jpeg2000:
         self._file = PillowFile(self._data, "JPEG2000")
         self.info: ImageInfo = self._file.info
 
-    def decode(self, image_size: int | None) -> Picture:
+    def decode(self, image_size: int | None) -> DecodedImage:
         """Decode in full.
 
         Raises:
@@ -73,14 +73,14 @@ class Jpeg2000:
                 return picture
             shifted_white = (2**self._bits - 1) << (8 - self._bits)
             scaled = cv2.convertScaleAbs(picture.pixels, alpha=255 / shifted_white)
-            return Picture(checked(scaled), picture.info)
+            return DecodedImage(checked(scaled), picture.info)
         width, height = self.info.width, self.info.height
         data = self._data if self._data.startswith(_FILE) else self._wrapped()
         pixels = imdecode(data, width=width, height=height, bits=self._bits)
         if pixels is None:
             self._file.decode(image_size)  # says what is wrong with it, if anything
             raise BadImageError.unsupported(f"This kind of {self._bits}-bit JPEG 2000")
-        return Picture(pixels, self.info)
+        return DecodedImage(pixels, self.info)
 
     def _wrapped(self) -> bytes:
         """Make a file of a bare codestream: OpenCV takes no grey one without a colour space."""

@@ -5,7 +5,7 @@ import numpy as np
 
 from service.domain import ImageInfo
 from service.errors import BadImageError
-from service.images.pixels import Picture, Pixels, checked
+from service.images.pixels import DecodedImage, Pixels, checked
 from service.images.transforms import upright
 
 cv2.utils.logging.setLogLevel(
@@ -52,7 +52,7 @@ def imdecode(
     return checked(pixels)
 
 
-def decode_upright(data: bytes, info: ImageInfo, orientation: int) -> Picture:
+def decode_upright(data: bytes, info: ImageInfo, orientation: int) -> DecodedImage:
     """Decode a whole file in full, and turn it upright.
 
     Raises:
@@ -63,4 +63,4 @@ def decode_upright(data: bytes, info: ImageInfo, orientation: int) -> Picture:
     if pixels is None:
         raise BadImageError.corrupt(f"The {info.format} file is damaged or lacks some of its data.")
     pixels = upright(pixels, orientation)
-    return Picture(pixels, ImageInfo(pixels.shape[1], pixels.shape[0], info.format))
+    return DecodedImage(pixels, ImageInfo(pixels.shape[1], pixels.shape[0], info.format))

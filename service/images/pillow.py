@@ -21,7 +21,7 @@ from PIL import (
 from service.domain import ImageInfo
 from service.errors import BadImageError
 from service.images.exif import orientation_of
-from service.images.pixels import Picture, Pixels, checked
+from service.images.pixels import DecodedImage, Pixels, checked
 from service.images.transforms import upright
 
 # One path for every TIFF: without libtiff, Pillow reads subsampled colour as if it were not.
@@ -62,7 +62,7 @@ class PillowFile:
             BadImageError: it is damaged, or says something that is not supported.
         """
         self._kind = kind
-        with translated(kind):
+        with translate_errors(kind):
             self._image = _PLUGINS[kind](io.BytesIO(data))
             width, height = self._image.size
             self.info = ImageInfo(width, height, kind)
@@ -72,21 +72,21 @@ class PillowFile:
         """The EXIF orientation; of a TIFF, what is left of it once Pillow has turned it."""
         return orientation_of(self._image)
 
-    def decode(self, image_size: int | None) -> Picture:
+    def decode(self, image_size: int | None) -> DecodedImage:
         """Decode in full, turned upright.
 
         Raises:
             BadImageError: data are missing, the file is damaged, or its pixels not supported.
         """
         del image_size
-        with translated(self._kind):
+        with translate_errors(self._kind):
             self._image.load()
             if self._image.mode.startswith("I;16"):
                 pixels = _grey_of_16_bits(self._image)
             else:
                 pixels = _colours(self._image)
         pixels = upright(pixels, self.orientation)
-        return Picture(pixels, ImageInfo(pixels.shape[1], pixels.shape[0], self._kind))
+        return DecodedImage(pixels, ImageInfo(pixels.shape[1], pixels.shape[0], self._kind))
 
 
 def _grey_of_16_bits(image: Any) -> Pixels:
@@ -118,7 +118,7 @@ def _colours(image: Any) -> Pixels:
 
 
 @contextmanager
-def translated(kind: str) -> Iterator[None]:
+def translate_errors(kind: str) -> Iterator[None]:
     """Turn whatever Pillow raises into a reason for a person."""
     try:
         yield

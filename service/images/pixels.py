@@ -12,7 +12,7 @@ Pixels = NDArray[np.uint8]  # HxWx3, BGR
 
 
 @dataclass(frozen=True)
-class Picture:
+class DecodedImage:
     """A decoded image: uint8 HxWx3 BGR pixels, upright, and what its file said.
 
     `info` has the full size, also where the pixels were decoded at a reduced scale.

@@ -13,7 +13,7 @@ from service.domain import ErrorCode, ImageInfo
 from service.errors import BadImageError
 from service.images.exif import orientation_of
 from service.images.opencv import decode_upright
-from service.images.pixels import Picture
+from service.images.pixels import DecodedImage
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER, _PALETTE, _DATA, _END = b"IHDR", b"PLTE", b"IDAT", b"IEND"
@@ -54,7 +54,7 @@ class Png:
         self._orientation = _orientation(exif, xmp)
         self._stream = b"".join((SIGNATURE, *chain(*chunks.values()), _chunk(_END, b"")))
 
-    def decode(self, image_size: int | None) -> Picture:
+    def decode(self, image_size: int | None) -> DecodedImage:
         """Decode in full, turned upright.
 
         Raises:

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image, TiffImagePlugin
 
 from service.errors import BadImageError
-from service.images.pillow import translated
+from service.images.pillow import translate_errors
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BIG_ENDIAN_BIGTIFF = b"MM\0+"  # whose directories Pillow misreads
@@ -47,7 +47,7 @@ def main_image(data: bytes) -> bytes:
     """
     if data.startswith(_BIG_ENDIAN_BIGTIFF):
         raise BadImageError.unsupported("BigTIFF in big-endian order")
-    with translated("TIFF"):
+    with translate_errors("TIFF"):
         tags = next((one for one in _directories(data) if _is_main(one)), None)
         if tags is None or data[8:10] == _CANON_RAW or _has_larger_below(tags, data):
             raise BadImageError.unsupported(

@@ -4,7 +4,7 @@ from service.domain import ImageInfo
 from service.errors import BadImageError
 from service.images.opencv import decode_upright
 from service.images.pillow import PillowFile
-from service.images.pixels import Picture
+from service.images.pixels import DecodedImage
 
 
 class Webp:
@@ -19,7 +19,7 @@ class Webp:
         self.info = ImageInfo(*_size(data), "WEBP")
         self._data = data
 
-    def decode(self, image_size: int | None) -> Picture:
+    def decode(self, image_size: int | None) -> DecodedImage:
         """Decode in full, turned upright.
 
         Raises:

@@ -15,7 +15,7 @@ from service.errors import EnvelopeError
 from service.events import parse_event
 
 if TYPE_CHECKING:
-    from service.gcp.subscriber import Letter
+    from service.gcp.subscriber import DeadLetter
 
 _CE_TYPE = "ce-type"  # the attribute of a CloudEvent in Pub/Sub's binary mode
 
@@ -39,13 +39,13 @@ class Reading:
     @property
     def uri(self) -> str | None:
         """Its image, as a job names it."""
-        image = self.event.image
+        image = self.event.ref
         if image and image.generation:
             return f"{image.uri}#{image.generation}"
         return image.uri if image else None
 
 
-def read(letter: "Letter") -> Reading:
+def read(letter: "DeadLetter") -> Reading:
     """Read a dead letter as the service would."""
     attributes = letter.own_attributes
     try:

@@ -13,13 +13,13 @@ from service.deadline import NO_DEADLINE, Deadline
 from service.document import to_document
 from service.domain import (
     Box,
+    CommittedResult,
     Detection,
     Download,
     Event,
     ImageRef,
     ImageResult,
     ObjectMetadata,
-    Recorded,
     Replace,
 )
 from service.errors import BadImageError, YoloBatchError
@@ -182,10 +182,10 @@ class _Receiver:
 
     def commit(
         self, results: Sequence[ImageResult], deadline: Deadline
-    ) -> Sequence[Recorded | Exception]:
+    ) -> Sequence[CommittedResult | Exception]:
         return [self._hand_on(result) for result in results]
 
-    def _hand_on(self, result: ImageResult) -> Recorded | Exception:
+    def _hand_on(self, result: ImageResult) -> CommittedResult | Exception:
         document = to_document(result)
         document["uri"] = document["name"]
         for absent in ("bucket", "generation", "event_time"):
@@ -194,4 +194,4 @@ class _Receiver:
             self._receive(document)
         except Exception as exc:  # noqa: BLE001 - the caller raises it
             return _ReceiverError(exc)
-        return Recorded(result)
+        return CommittedResult(result)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 from service.document import STATUS_FAILED
-from service.domain import ImageRef, Record, Records, Replace
+from service.domain import ImageRef, Replace, StoredDocument, StoredDocuments
 from service.errors import YoloBatchError
 
 _LOOKUP_SIZE = 250  # documents asked for in one call
@@ -46,7 +46,7 @@ class Objects(Protocol):
 class Store(Protocol):
     """What is recorded; see `service.gcp.result_reader.ResultReader`."""
 
-    def records(self, refs: Sequence[ImageRef]) -> Records:
+    def records(self, refs: Sequence[ImageRef]) -> StoredDocuments:
         """Read how pictures are recorded."""
 
 
@@ -205,7 +205,7 @@ def _states(
     return states, read_at
 
 
-def _state(record: Record | None, model: str | None) -> State:
+def _state(record: StoredDocument | None, model: str | None) -> State:
     if record is None:
         return State.MISSING
     if record.status == STATUS_FAILED:

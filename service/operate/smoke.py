@@ -9,7 +9,7 @@ import numpy as np
 
 from service.document import STATUS_DONE
 from service.domain import ImageRef
-from service.errors import SmokeError, StoreUnavailableError
+from service.errors import FirestoreUnavailableError, SmokeError
 
 _FOLDER = "smoke"
 
@@ -51,7 +51,7 @@ def wait_for_result(
         try:
             if document := store.document(ref.document_id):
                 return _checked(document)
-        except StoreUnavailableError as exc:
+        except FirestoreUnavailableError as exc:
             trouble = f" The last look at Firestore: {exc}"
         if time.monotonic() >= deadline:
             raise SmokeError(

@@ -24,7 +24,7 @@ from service.deadline import NO_DEADLINE, Deadline
 from service.errors import (
     EnvelopeError,
     ForbiddenError,
-    QueueFullError,
+    NoFreeSlotError,
     TransientError,
     UnauthenticatedError,
 )
@@ -110,7 +110,7 @@ def create_app(
 
     @app.errorhandler(TransientError)
     def transient(error: TransientError) -> Response:
-        status = 429 if isinstance(error, QueueFullError) else 503
+        status = 429 if isinstance(error, NoFreeSlotError) else 503
         logger.log(
             logging.DEBUG if error.is_logged else logging.WARNING,
             "Rejected a message",

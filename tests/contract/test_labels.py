@@ -147,7 +147,7 @@ def seen(label: str, *, permission: Replace | None = None, count: int = 2) -> Im
         ImageRef(
             "uploads", f"{label.encode('utf-8', 'replace').hex()[:900]}.jpg", 1, replace=permission
         ),
-        image=ImageInfo(64, 48, "JPEG"),
+        image_info=ImageInfo(64, 48, "JPEG"),
         model=MODEL,
         detections=(Detection(label, 0, 0.5, Box(1.0, 2.0, 3.5, 4.0)),) * count,
         batch_size=1,

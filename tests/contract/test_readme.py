@@ -35,7 +35,7 @@ def store() -> ResultStore:
 def seen(name: str, *found: tuple[str, float]) -> ImageResult:
     return ImageResult(
         ImageRef("uploads", name, 1),
-        image=ImageInfo(64, 48, "JPEG"),
+        image_info=ImageInfo(64, 48, "JPEG"),
         model=ModelInfo("m", "0", 640, "fp32", "openvino"),
         detections=tuple(Detection(label, 0, score, Box(0, 0, 9, 9)) for label, score in found),
     )

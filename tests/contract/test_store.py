@@ -14,6 +14,7 @@ from google.cloud.firestore_v1.base_query import FieldFilter
 
 from service.domain import (
     Box,
+    CommittedResult,
     Detection,
     ErrorCode,
     Failure,
@@ -23,11 +24,10 @@ from service.domain import (
     ModelInfo,
     ObjectMetadata,
     Outcome,
-    Recorded,
     Replace,
     Timings,
 )
-from service.errors import DocumentKeptError, StoreRefusedError, StoreUnavailableError
+from service.errors import DocumentKeptError, FirestoreRefusedError, FirestoreUnavailableError
 from service.gcp.firestore import ResultStore
 from service.gcp.result_reader import ResultReader
 from tests.fakes import PATIENCE_SECONDS
@@ -40,7 +40,7 @@ def done(name: str, *labels: str, confidence: float = 0.5) -> ImageResult:
     detections = tuple(Detection(label, 0, confidence, Box(1.0, 2.0, 3.5, 4.0)) for label in labels)
     return ImageResult(
         ImageRef("uploads", name, 1),
-        image=ImageInfo(64, 48, "JPEG"),
+        image_info=ImageInfo(64, 48, "JPEG"),
         model=MODEL,
         detections=detections,
         batch_size=1,
@@ -112,9 +112,9 @@ def test_second_result_of_an_image_in_a_batch_is_superseded(store: ResultStore) 
     assert [one.outcome for one in outcomes] == [Outcome.DONE] + [Outcome.SUPERSEDED] * 2
 
 
-def recorded(outcomes: Iterable[Recorded | Exception]) -> list[Recorded]:
+def recorded(outcomes: Iterable[CommittedResult | Exception]) -> list[CommittedResult]:
     """The outcomes, none of which is an error."""
-    return [outcome for outcome in outcomes if isinstance(outcome, Recorded)]
+    return [outcome for outcome in outcomes if isinstance(outcome, CommittedResult)]
 
 
 def test_commit_of_the_largest_batch_is_taken(store: ResultStore) -> None:
@@ -150,7 +150,7 @@ def test_result_that_cannot_be_stored_fails_alone(
     store: ResultStore, collection: str, refused: ImageResult
 ) -> None:
     outcomes = store.commit([done("a.jpg", "cat"), refused, done("c.jpg", "cat")])
-    assert [type(outcome) for outcome in outcomes] == [Recorded] * 3
+    assert [type(outcome) for outcome in outcomes] == [CommittedResult] * 3
     good = [read(collection, done(name)) for name in ("a.jpg", "c.jpg")]
     assert [document and document["labels"] for document in good] == [["cat"], ["cat"]]
     bad = read(collection, refused)
@@ -159,7 +159,7 @@ def test_result_that_cannot_be_stored_fails_alone(
     assert "cannot store the result" in bad["error"]["message"]  # type: ignore[index]
     assert set(bad) == set(good[0] or {})
     recorded = outcomes[1]
-    assert isinstance(recorded, Recorded) and recorded.outcome == Outcome.FAILED
+    assert isinstance(recorded, CommittedResult) and recorded.outcome == Outcome.FAILED
 
 
 def test_result_that_cannot_be_stored_is_final(store: ResultStore, collection: str) -> None:
@@ -174,7 +174,7 @@ def test_result_that_cannot_be_stored_is_final(store: ResultStore, collection: s
 def test_every_result_of_a_batch_may_be_unstorable(store: ResultStore) -> None:
     refused = [labelled(f"{i}.jpg", "" if i % 2 else 2**70) for i in range(8)]
     outcomes = store.commit(refused)
-    assert all(isinstance(one, Recorded) and one.result.failure for one in outcomes)
+    assert all(isinstance(one, CommittedResult) and one.result.failure for one in outcomes)
     assert all(store.is_final(one.ref.document_id) for one in refused)
 
 
@@ -188,7 +188,7 @@ def test_failure_that_is_not_of_the_bytes_replaces_no_done_document(
     again = [of(replace(failed(name), failure=Failure(code, "away")), permission) for name in names]
     kept, *others = store.commit(again)
     assert isinstance(kept, DocumentKeptError)
-    assert others == [Recorded(one) for one in again[1:]]
+    assert others == [CommittedResult(one) for one in again[1:]]
     found = [read(collection, one) for one in again]
     assert [one and one["labels"] for one in found] == [["cat"], [], []]
     assert [one and one["error"]["code"] for one in found[1:]] == [code] * 2  # type: ignore[index]
@@ -209,7 +209,7 @@ def test_replacement_that_cannot_be_stored_keeps_the_done_document(
     outcomes = store.commit(
         [of(labelled("bad.jpg", "__x__"), permission), of(done("a.jpg"), permission)]
     )
-    assert [type(one) for one in outcomes] == [DocumentKeptError, Recorded]
+    assert [type(one) for one in outcomes] == [DocumentKeptError, CommittedResult]
     after = read(collection, done("bad.jpg"))
     assert after and (after["status"], after["labels"]) == ("done", ["cat"])
 
@@ -217,7 +217,7 @@ def test_replacement_that_cannot_be_stored_keeps_the_done_document(
 def test_batch_larger_than_a_commit_is_taken(store: ResultStore) -> None:
     results = [done(f"{i}.jpg", *["x" * 1000] * 300) for i in range(16)]  # 10 MB together
     outcomes = store.commit(results)
-    assert outcomes == [Recorded(result) for result in results]
+    assert outcomes == [CommittedResult(result) for result in results]
     assert all(store.is_final(result.ref.document_id) for result in results)
 
 
@@ -229,9 +229,9 @@ def test_collection_that_firestore_refuses_is_no_images_fault(
     )
     for _ in range(3):
         for outcome in store.commit([done("a.jpg"), done("b.jpg")]):
-            assert isinstance(outcome, StoreRefusedError)
+            assert isinstance(outcome, FirestoreRefusedError)
             assert "FIRESTORE_COLLECTION" in str(outcome)
-    with pytest.raises(StoreRefusedError):
+    with pytest.raises(FirestoreRefusedError):
         store.is_final("a")
     lines = logged_by(caplog, "service.gcp.outages")
     assert {line.getMessage() for line in lines} == {"Messages are rejected until this is repaired"}
@@ -273,7 +273,7 @@ def test_odd_error_of_a_commit_fails_one_image_for_now(collection: str, error: E
     client: Any = Raising(firestore.Client(), "b.jpg", error)
     store = ResultStore(client, collection=collection, timeout_seconds=PATIENCE_SECONDS)
     outcomes = store.commit([done(name) for name in ("a.jpg", "b.jpg", "c.jpg")])
-    assert outcomes == [Recorded(done("a.jpg")), error, Recorded(done("c.jpg"))]
+    assert outcomes == [CommittedResult(done("a.jpg")), error, CommittedResult(done("c.jpg"))]
     assert not store.is_final(done("b.jpg").ref.document_id)
 
 
@@ -283,8 +283,8 @@ def test_outage_amid_a_divided_commit_fails_only_the_rest(collection: str) -> No
     results = [done(f"{i}.jpg", *["x" * 1000] * 300) for i in range(14)]  # two commits
     results[-1] = replace(results[-1], ref=done("c.jpg").ref)
     outcomes = store.commit(results)
-    assert outcomes[0] == Recorded(results[0])
-    assert isinstance(outcomes[-1], StoreUnavailableError)
+    assert outcomes[0] == CommittedResult(results[0])
+    assert isinstance(outcomes[-1], FirestoreUnavailableError)
 
 
 def test_document_is_read_by_its_id(store: ResultStore, reader: ResultReader) -> None:
@@ -317,12 +317,12 @@ def test_store_without_a_server_is_unavailable(
 ) -> None:
     monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", "127.0.0.1:9")
     store = ResultStore(firestore.Client(), collection=collection, timeout_seconds=0.3)
-    with pytest.raises(StoreUnavailableError):
+    with pytest.raises(FirestoreUnavailableError):
         store.is_final("a")
     [outcome] = store.commit([done("a.jpg")])
-    assert isinstance(outcome, StoreUnavailableError)
+    assert isinstance(outcome, FirestoreUnavailableError)
     reader = ResultReader(firestore.Client(), collection=collection, timeout_seconds=0.3)
-    with pytest.raises(StoreUnavailableError):
+    with pytest.raises(FirestoreUnavailableError):
         list(reader.results("uploads", ""))
 
 

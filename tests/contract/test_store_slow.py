@@ -14,8 +14,8 @@ from google.cloud import firestore
 from devtools.chaos.firestore_proxy import FirestoreProxy
 from devtools.chaos.plan import FaultKind
 from service.deadline import NO_DEADLINE, Deadline
-from service.domain import ImageRef, ImageResult, Recorded, Timings
-from service.errors import StoreUnavailableError, TooLateError
+from service.domain import CommittedResult, ImageRef, ImageResult, Timings
+from service.errors import FirestoreUnavailableError, TooLateError
 from service.gcp.firestore import ResultStore
 from tests.fakes import PATIENCE_SECONDS
 
@@ -110,7 +110,7 @@ def test_silent_firestore_is_asked_until_the_time_is_up(
     call: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with silent_firestore(FOR_EVER, monkeypatch) as (proxy, connect):
-        with pytest.raises(StoreUnavailableError):
+        with pytest.raises(FirestoreUnavailableError):
             call(connect(2))
         assert len(proxy.seconds) > 1
         assert max(proxy.seconds) <= 2 / 3 + 0.1
@@ -123,7 +123,7 @@ def test_silent_firestore_is_left_at_the_deadline(
     call: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with silent_firestore(FOR_EVER, monkeypatch) as (proxy, connect):
-        with pytest.raises(StoreUnavailableError):
+        with pytest.raises(FirestoreUnavailableError):
             call(connect(FOR_EVER), Deadline.after(1))
         assert max(proxy.seconds) <= 1 / 3 + 0.1
 
@@ -147,5 +147,5 @@ def test_commit_whose_answer_was_lost_is_our_own(
             firestore.Client(), collection=collection, timeout_seconds=PATIENCE_SECONDS
         )
         proxy.armed.arm(FaultKind.FIRESTORE_ANSWER_LOST, 1)
-        assert store.commit([A, B]) == [Recorded(A), Recorded(B)]
+        assert store.commit([A, B]) == [CommittedResult(A), CommittedResult(B)]
         assert proxy.armed.struck == {FaultKind.FIRESTORE_ANSWER_LOST: 1}

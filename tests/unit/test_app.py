@@ -15,13 +15,13 @@ from werkzeug.test import TestResponse
 from service.deadline import Deadline
 from service.errors import (
     DetectorError,
+    FirestoreRefusedError,
+    FirestoreUnavailableError,
+    NoFreeSlotError,
     OtherModelError,
-    QueueFullError,
     ShuttingDownError,
     StorageRefusedError,
     StorageUnavailableError,
-    StoreRefusedError,
-    StoreUnavailableError,
     TransientError,
 )
 from service.server.app import create_app
@@ -225,11 +225,11 @@ def test_answer_405_names_the_allowed_methods(site: Site) -> None:
 @pytest.mark.parametrize(
     ("error", "status", "retry_after"),
     [
-        (QueueFullError("The queue is full."), 429, "2"),
+        (NoFreeSlotError("The queue is full."), 429, "2"),
         (ShuttingDownError("The service is shutting down."), 503, "1"),
         (OtherModelError("The message asks for another model."), 503, "10"),
         (StorageUnavailableError("Cloud Storage is unavailable."), 503, "10"),
-        (StoreUnavailableError("Firestore is unavailable."), 503, "10"),
+        (FirestoreUnavailableError("Firestore is unavailable."), 503, "10"),
     ],
     ids=["queue", "stopping", "model", "storage", "store"],
 )
@@ -245,7 +245,7 @@ def test_post_that_may_succeed_later_says_when(
 
 
 def test_post_when_the_commit_fails_is_503_and_204_the_next_time(site: Site) -> None:
-    site.store.errors.append(StoreUnavailableError("Firestore is unavailable."))
+    site.store.errors.append(FirestoreUnavailableError("Firestore is unavailable."))
     assert site.upload().status_code == 503
     assert_empty(site.upload())
 
@@ -278,7 +278,7 @@ def test_post_rejected_logs_the_vendors_error(site: Site, caplog: pytest.LogCapt
     assert "connection reset by peer" in caplog.text
 
 
-@pytest.mark.parametrize("kind", [StorageRefusedError, StoreRefusedError])
+@pytest.mark.parametrize("kind", [StorageRefusedError, FirestoreRefusedError])
 def test_post_rejected_for_all_alike_has_no_log_line_of_its_own(
     site: Site, kind: type[TransientError], caplog: pytest.LogCaptureFixture
 ) -> None:

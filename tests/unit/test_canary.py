@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from service.cli.check_model import check_model
 from service.domain import Box, Detection, ModelInfo
-from service.errors import DecoderBusyError, ModelError
+from service.errors import DecoderUnavailableError, ModelError
 from service.export.canary import write_canary
 from service.export.drawings import draw
 from service.images.decode import decode_here
@@ -216,7 +216,7 @@ def test_canary_sees_what_the_services_decoder_returns(model: Path) -> None:
 
 def test_canary_that_cannot_be_decoded_is_a_model_error(model: Path) -> None:
     def busy(data: bytes, image_size: int) -> Pixels:
-        raise DecoderBusyError("no memory")
+        raise DecoderUnavailableError("no memory")
 
     with pytest.raises(ModelError, match=r"failed on .*: street\.jpg: no memory"):
         load_verified(model, load=load_detector, decode=busy)

@@ -72,7 +72,7 @@ def requests_for(name: str) -> dict[str, tuple[dict[str, str], Any]]:
 def test_name_of_the_corpus_is_found_in_every_form(name: str, form: str) -> None:
     headers, body = requests_for(name)[form]
     event = parse_event(headers, json.dumps(body).encode() if body else b"")
-    image = event.image
+    image = event.ref
     assert image
     assert (image.bucket, image.name, image.generation) == ("uploads", name, 7)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from service.domain import Replace
-from service.gcp.subscriber import Letter
+from service.gcp.subscriber import DeadLetter
 from service.operate.dead_letters import Kind, read
 
 PUBLISHED = datetime(2026, 11, 21, 15, tzinfo=UTC)
@@ -21,9 +21,9 @@ NOTIFICATION = {"eventType": "OBJECT_FINALIZE", "bucketId": "uploads", "objectId
 OBJECT = {"kind": "storage#object", "bucket": "uploads", "name": "a b#.jpg", "generation": "7"}
 
 
-def letter(data: Any = b"", **attributes: str) -> Letter:
+def letter(data: Any = b"", **attributes: str) -> DeadLetter:
     data = data if isinstance(data, bytes) else json.dumps(data).encode()
-    return Letter("ack", "1", data, ADDED | attributes, PUBLISHED)
+    return DeadLetter("ack", "1", data, ADDED | attributes, PUBLISHED)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def letter(data: Any = b"", **attributes: str) -> Letter:
     ],
     ids=["notification", "attributes-only", "cloud-event", "deletion"],
 )
-def test_read_of_a_notification(given: Letter, uri: str | None) -> None:
+def test_read_of_a_notification(given: DeadLetter, uri: str | None) -> None:
     reading = read(given)
     assert (reading.kind, reading.uri) == (Kind.NOTIFICATION, uri)
     assert bool(reading.reason) == (not uri)
@@ -50,8 +50,8 @@ def test_read_of_a_job_keeps_what_it_may_replace(uri: str) -> None:
     replace = {"if_created_before": "2026-11-21T14:36:54Z", "unless_model": None}
     reading = read(letter({"uri": uri, "replace": replace}, colour="blue"))
     assert (reading.kind, reading.uri) == (Kind.JOB, uri)
-    assert reading.event.image
-    assert reading.event.image.replace == Replace(datetime(2026, 11, 21, 14, 36, 54, tzinfo=UTC))
+    assert reading.event.ref
+    assert reading.event.ref.replace == Replace(datetime(2026, 11, 21, 14, 36, 54, tzinfo=UTC))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_read_of_a_job_keeps_what_it_may_replace(uri: str) -> None:
     ],
     ids=["binary", "empty", "other", "several", "no-name", "other-event"],
 )
-def test_read_of_the_unreadable_says_why(given: Letter) -> None:
+def test_read_of_the_unreadable_says_why(given: DeadLetter) -> None:
     reading = read(given)
     assert (reading.kind, reading.uri) == (Kind.UNREADABLE, None)
     assert reading.reason
@@ -83,5 +83,5 @@ def test_letter_tells_what_pubsub_added_from_its_own() -> None:
 def test_letter_of_odd_additions_falls_back(odd: str) -> None:
     attributes = {f"CloudPubSubDeadLetterSource{end}": odd for end in ("DeliveryCount",)}
     attributes["CloudPubSubDeadLetterSourceTopicPublishTime"] = odd
-    found = Letter("ack", "1", b"", attributes, PUBLISHED)
+    found = DeadLetter("ack", "1", b"", attributes, PUBLISHED)
     assert (found.attempts, found.source, found.published_at) == (None, None, PUBLISHED)

@@ -27,7 +27,7 @@ from PIL import Image
 from devtools.fuzz.corpus import CASES, MAX_PIXELS, Case
 from service.deadline import NO_DEADLINE, Deadline
 from service.domain import ErrorCode, ImageInfo
-from service.errors import BadImageError, DecoderBusyError, ShuttingDownError, TooLateError
+from service.errors import BadImageError, DecoderUnavailableError, ShuttingDownError, TooLateError
 from service.images import decoder_process
 from service.images import decoders as module
 from service.images.decode import decode as decode_here
@@ -44,7 +44,7 @@ from service.images.decoders import (
     Decoders,
 )
 from service.images.letterbox import shrink
-from service.images.pixels import Picture
+from service.images.pixels import DecodedImage
 from service.settings import Settings
 from tests import hostile_decoder
 from tests.hostile_decoder import marked
@@ -100,7 +100,7 @@ def decode(
     image_size: int = 640,
     content_encoding: str | None = None,
     deadline: Deadline = NO_DEADLINE,
-) -> Picture:
+) -> DecodedImage:
     return decoders.decode(
         data,
         image_size=image_size,
@@ -398,7 +398,7 @@ def test_file_that_does_not_fit_into_memory_is_busy(hostile: Decoders) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
-        with pytest.raises(DecoderBusyError):
+        with pytest.raises(DecoderUnavailableError):
             decode(hostile, jpeg(91))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -408,7 +408,7 @@ def test_file_that_does_not_fit_into_memory_is_busy(hostile: Decoders) -> None:
 def test_pixels_that_do_not_fit_into_memory_are_busy(hostile: Decoders) -> None:
     """And never the rest of those of the image before."""
     decode(hostile, jpeg())
-    with pytest.raises(DecoderBusyError):
+    with pytest.raises(DecoderUnavailableError):
         decode(hostile, marked(jpeg(91), "no room"))
     assert decode(hostile, jpeg()).info.format == "JPEG"
 
@@ -422,7 +422,7 @@ def test_without_memory_for_the_pixels_it_is_busy(
     decode(hostile, jpeg())
     with monkeypatch.context() as patch:
         patch.setattr(np, "empty", no_memory)
-        with pytest.raises(DecoderBusyError):
+        with pytest.raises(DecoderUnavailableError):
             decode(hostile, jpeg())
     assert decode(hostile, jpeg()).info.format == "JPEG"
 
@@ -454,7 +454,7 @@ def test_memory_of_a_large_file_does_not_stay_with_its_decoder(hostile: Decoders
 
 
 def test_error_of_reading_the_file_is_busy(hostile: Decoders) -> None:
-    with pytest.raises(DecoderBusyError):
+    with pytest.raises(DecoderUnavailableError):
         decode(hostile, marked(jpeg(), "read error"))
     assert decode(hostile, jpeg()).info.format == "JPEG"
 
@@ -468,7 +468,7 @@ def test_without_descriptors_it_is_busy_and_loses_none() -> None:
         wait_until(lambda: not decoders_of(decoders))
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
         try:
-            with pytest.raises(DecoderBusyError):
+            with pytest.raises(DecoderUnavailableError):
                 decode(decoders, jpeg())
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -578,14 +578,14 @@ def killed_while_it_decodes(decoders: Decoders, victim: Callable[[], int], numbe
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1], ids=str)
 def test_decoder_killed_from_outside_is_busy(hostile: Decoders, number: int) -> None:
     raised = killed_while_it_decodes(hostile, lambda: decoders_of(hostile)[0], number)
-    assert raised is DecoderBusyError
+    assert raised is DecoderUnavailableError
     assert decode(hostile, jpeg()).info.format == "JPEG"
 
 
 def test_root_killed_while_decoding_is_busy_once(hostile: Decoders) -> None:
     first = hostile._root.pid
     raised = killed_while_it_decodes(hostile, lambda: first, signal.SIGKILL)
-    assert raised is DecoderBusyError
+    assert raised is DecoderUnavailableError
     assert decode(hostile, jpeg()).info.format == "JPEG"
     assert hostile._root.pid != first
 
@@ -614,7 +614,7 @@ def test_root_that_cannot_be_started_again_is_started_later(
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "Popen", no_memory)
         for _ in range(3):
-            with pytest.raises(DecoderBusyError):
+            with pytest.raises(DecoderUnavailableError):
                 decode(hostile, jpeg())
     assert decode(hostile, jpeg()).info.format == "JPEG"
 
@@ -625,7 +625,7 @@ def test_root_that_hangs_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     hang = "import time; time.sleep(1000)"
     with (
         pool(command=(sys.executable, "-c", hang)) as decoders,
-        pytest.raises(DecoderBusyError),
+        pytest.raises(DecoderUnavailableError),
     ):
         decode(decoders, jpeg())
 
@@ -646,7 +646,7 @@ def test_ended_decoder_closes_nobody_elses_file() -> None:
 def test_root_that_does_not_start_is_busy() -> None:
     with (
         pool(command=(sys.executable, "-c", "raise SystemExit")) as decoders,
-        pytest.raises(DecoderBusyError),
+        pytest.raises(DecoderUnavailableError),
     ):
         decode(decoders, jpeg())
 
@@ -688,7 +688,7 @@ def test_close_ends_all_processes_and_what_is_decoded() -> None:
         processes = [decoders._root.pid, *decoders_of(decoders)]
         decoders.close()
         errors = Counter(type(one.exception(PATIENCE_SECONDS)) for one in hanging)
-        assert errors == {DecoderBusyError: 2, ShuttingDownError: 1}
+        assert errors == {DecoderUnavailableError: 2, ShuttingDownError: 1}
         assert not any(map(is_running, processes))
         with pytest.raises(ShuttingDownError):
             decode(decoders, jpeg())

@@ -25,7 +25,7 @@ REF = ImageRef("uploads", "dir/cat.jpg", 1755000000000001, METADATA)
 EVENT_TIME = datetime(2026, 9, 24, 11, 12, 11, tzinfo=UTC)
 RESULT = ImageResult(
     ref=REF,
-    image=ImageInfo(1280, 960, "JPEG"),
+    image_info=ImageInfo(1280, 960, "JPEG"),
     model=ModelInfo("yolo26n.pt", "ab" * 32, 640, "fp32", "openvino 2026.0.0"),
     detections=(
         Detection("person", 0, 0.9, Box(1.0, 2.0, 3.0, 4.0)),

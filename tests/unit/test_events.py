@@ -38,7 +38,7 @@ def load(name: str, end: str) -> Any:
 
 def plain(event: Event) -> dict[str, Any]:
     """An event as the expected files write it."""
-    image = asdict(event.image) if event.image else None
+    image = asdict(event.ref) if event.ref else None
     if image:
         permission = image.pop("replace")
         image |= image.pop("metadata")
@@ -56,8 +56,8 @@ def plain(event: Event) -> dict[str, Any]:
 
 
 def image_of(event: Event) -> ImageRef:
-    assert event.image
-    return event.image
+    assert event.ref
+    return event.ref
 
 
 def dumps(value: Any) -> bytes:
@@ -94,7 +94,7 @@ def test_parse_event_of_utf8_and_escaped_json_is_the_same() -> None:
     fields = resource(name="日本/😀.jpg")
     escaped = parse_event(FINALIZED, json.dumps(fields).encode())
     assert escaped == parse_event(FINALIZED, json.dumps(fields, ensure_ascii=False).encode())
-    assert escaped.image == ImageRef("uploads", "日本/😀.jpg", 1)
+    assert escaped.ref == ImageRef("uploads", "日本/😀.jpg", 1)
 
 
 def test_parse_event_time_is_aware() -> None:
@@ -325,7 +325,7 @@ def test_parse_event_of_time_out_of_utc_range_drops_it() -> None:
     headers = FINALIZED | {"ce-time": "0001-01-01T00:00:00+23:59"}
     event = parse_event(headers, dumps(resource()))
     assert event.event_time is None
-    assert event.image
+    assert event.ref
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def assert_read_or_refused(headers: dict[str, str], body: bytes) -> None:
         event = parse_event(headers, body)
     except EnvelopeError:
         return
-    assert bool(event.ignored) != bool(event.image)
+    assert bool(event.ignored) != bool(event.ref)
 
 
 @property_test
@@ -412,4 +412,4 @@ def test_parse_event_of_known_fields_in_disorder_reads_or_refuses(
 @given(key=st.sampled_from(["ce-time", "eventTime", "time"]), text=st.text(st.characters()))
 def test_parse_event_of_any_time_is_read(key: str, text: str) -> None:
     headers = FINALIZED | {key: text}
-    assert parse_event(headers, dumps(resource())).image
+    assert parse_event(headers, dumps(resource())).ref

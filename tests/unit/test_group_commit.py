@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from service.concurrency.group_commit import GroupCommit
 from service.deadline import NO_DEADLINE, Deadline
-from service.errors import ShuttingDownError, StoreUnavailableError, TooLateError
+from service.errors import FirestoreUnavailableError, ShuttingDownError, TooLateError
 from tests.fakes import PATIENCE_SECONDS, Gate, in_thread
 from tests.loglines import logged_by
 
@@ -168,7 +168,7 @@ def test_a_result_without_an_outcome_fails(store: Store) -> None:
 
 
 def test_an_outage_fails_the_group_after_one_commit(store: Store) -> None:
-    store.errors["b"] = error = StoreUnavailableError("Firestore is unavailable.")
+    store.errors["b"] = error = FirestoreUnavailableError("Firestore is unavailable.")
     futures = behind(store, one_committer(store.commit), "abc")
     store.gate.open()
     assert [outcome(f) for f in futures[1:]] == [error] * 3
@@ -184,14 +184,14 @@ def test_an_outage_while_results_go_alone_ends_at_once(store: Store) -> None:
         if len(results) > 1:
             raise ValueError
         if results == ["b"]:
-            raise StoreUnavailableError("Firestore is unavailable.")
+            raise FirestoreUnavailableError("Firestore is unavailable.")
         return results
 
     futures = behind(store, one_committer(commit), "abcd")
     store.gate.open()
     _, a, b, c, d = map(outcome, futures)
     assert a == "a"
-    assert b is c is d and isinstance(b, StoreUnavailableError)
+    assert b is c is d and isinstance(b, FirestoreUnavailableError)
     assert groups[1:] == [["a", "b", "c", "d"], ["a"], ["b"]]
 
 

@@ -4,7 +4,7 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from service.errors import BadImageError, DecoderBusyError, DetectorError, TooLateError
+from service.errors import BadImageError, DecoderUnavailableError, DetectorError, TooLateError
 from service.health import Health
 
 HANG = 300.0
@@ -135,13 +135,17 @@ def test_a_success_forgives_earlier_failures(health: Health) -> None:
 
 @pytest.mark.parametrize(
     ("last", "is_healthy"),
-    [(DecoderBusyError("No memory."), False), (BadImageError.corrupt("Damaged."), True)],
+    [(DecoderUnavailableError("No memory."), False), (BadImageError.corrupt("Damaged."), True)],
     ids=["no decoder", "bad file"],
 )
 def test_decoders_that_fail_on_different_images_are_unhealthy(
     health: Health, last: Exception, is_healthy: bool
 ) -> None:
-    for name, error in {"a": DecoderBusyError("a"), "b": DecoderBusyError("b"), "c": last}.items():
+    for name, error in {
+        "a": DecoderUnavailableError("a"),
+        "b": DecoderUnavailableError("b"),
+        "c": last,
+    }.items():
         with pytest.raises(type(error)), health.decoder_call(name):
             raise error
     assert health.probe() == (

@@ -20,8 +20,8 @@ from service.errors import BadImageError
 from service.images.decode import decode
 from service.images.formats import kind_of
 from service.images.letterbox import Letterbox, enlarge_box, fit, input_shapes, letterbox, shrink
-from service.images.pillow import PillowFile, translated
-from service.images.pixels import Picture, Pixels
+from service.images.pillow import PillowFile, translate_errors
+from service.images.pixels import DecodedImage, Pixels
 from service.images.png import Png
 
 WIDTH, HEIGHT = 60, 40
@@ -45,7 +45,7 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def read(data: bytes) -> Picture:
+def read(data: bytes) -> DecodedImage:
     return decode(data, max_pixels=1_000_000)
 
 
@@ -343,7 +343,7 @@ def test_decode_counts_pixels_against_the_limit(max_pixels: int, is_allowed: boo
 def test_decode_of_more_pixels_than_in_the_header_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    grown = Picture(np.zeros((300, 400, 3), np.uint8), ImageInfo(400, 300, "PNG"))
+    grown = DecodedImage(np.zeros((300, 400, 3), np.uint8), ImageInfo(400, 300, "PNG"))
     monkeypatch.setattr(Png, "decode", lambda *_: grown)
     with pytest.raises(BadImageError, match="400x300 pixels") as raised:
         decode(saved(quarters(), "PNG"), max_pixels=20_000)
@@ -363,13 +363,13 @@ REASONS = {
 def test_pillows_words_tell_an_unsupported_file_from_a_damaged_one(
     error: Exception, code: ErrorCode
 ) -> None:
-    with pytest.raises(BadImageError) as raised, translated("BMP"):
+    with pytest.raises(BadImageError) as raised, translate_errors("BMP"):
         raise error
     assert raised.value.code is code
 
 
 def test_value_that_pillow_does_not_know_is_unsupported() -> None:
-    with pytest.raises(BadImageError) as raised, translated("TIFF"):
+    with pytest.raises(BadImageError) as raised, translate_errors("TIFF"):
         raise SyntaxError("odd") from KeyError(4711)
     assert raised.value.code is ErrorCode.UNSUPPORTED_MEDIA
 

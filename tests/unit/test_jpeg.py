@@ -13,7 +13,7 @@ from devtools.fuzz.corpus import HEIGHT, WIDTH, after_start, drawn, saved, segme
 from service.domain import ErrorCode
 from service.errors import BadImageError
 from service.images.decode import decode
-from service.images.pixels import Picture
+from service.images.pixels import DecodedImage
 
 SOS, EOI = b"\xff\xda", b"\xff\xd9"
 KINDS: dict[str, Callable[[], bytes]] = {
@@ -26,7 +26,7 @@ KINDS: dict[str, Callable[[], bytes]] = {
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
-def read(data: bytes) -> Picture:
+def read(data: bytes) -> DecodedImage:
     return decode(data, max_pixels=100_000)
 
 
@@ -178,7 +178,7 @@ GIVES_UP = {
 }
 
 
-def decoded_over(data: bytes, value: int) -> Picture | None:
+def decoded_over(data: bytes, value: int) -> DecodedImage | None:
     """Decode into memory that held other pixels just before; None if it is refused."""
     before = [np.full((HEIGHT, WIDTH, 3), value, np.uint8) for _ in range(8)]
     del before

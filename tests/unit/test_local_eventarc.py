@@ -96,7 +96,7 @@ def test_other_message_is_wrapped_as_pubsub_pushes_it() -> None:
         },
         "subscription": "projects/p/subscriptions/jobs",
     }
-    assert parse_event(push.headers, push.body).image == ImageRef("uploads", "cat.jpg")
+    assert parse_event(push.headers, push.body).ref == ImageRef("uploads", "cat.jpg")
 
 
 def test_delay_doubles_up_to_its_limit() -> None:

@@ -16,11 +16,11 @@ from service.errors import (
     BadImageError,
     DetectorError,
     DocumentKeptError,
+    FirestoreUnavailableError,
+    NoFreeSlotError,
     OtherModelError,
-    QueueFullError,
     ShuttingDownError,
     StorageUnavailableError,
-    StoreUnavailableError,
     TooLateError,
 )
 from service.health import Health
@@ -304,7 +304,7 @@ def test_more_images_than_slots_are_refused_before_anything_is_read(world: World
     world.storage.gate.close()
     in_flight = [handling(pipeline, ref) for ref in refs[:2]]
     world.storage.gate.wait_for_arrivals(2)
-    with pytest.raises(QueueFullError):
+    with pytest.raises(NoFreeSlotError):
         handle(pipeline, refs[2])
     assert refs[2] not in world.storage.downloads
     world.storage.gate.open()
@@ -317,7 +317,7 @@ def test_jobs_leave_half_of_the_slots_to_uploads(world: World) -> None:
     world.storage.gate.close()
     jobs = [handling(pipeline, ref, is_job=True) for ref in refs[:2]]
     world.storage.gate.wait_for_arrivals(2)
-    with pytest.raises(QueueFullError):
+    with pytest.raises(NoFreeSlotError):
         handle(pipeline, refs[2], is_job=True)
     uploads = [handling(pipeline, ref) for ref in refs[3:]]
     world.storage.gate.wait_for_arrivals(2)
@@ -361,8 +361,8 @@ def test_a_slot_is_free_again_however_an_image_ends(world: World, name: str) -> 
 
 def test_a_failed_commit_raises_and_a_second_delivery_succeeds(world: World) -> None:
     pipeline, ref = world.pipeline(), world.storage.put("cat", picture())
-    world.store.errors = [StoreUnavailableError("Firestore is down.")]
-    with pytest.raises(StoreUnavailableError):
+    world.store.errors = [FirestoreUnavailableError("Firestore is down.")]
+    with pytest.raises(FirestoreUnavailableError):
         handle(pipeline, ref)
     assert world.store.documents == {}
     assert handle(pipeline, ref) is Outcome.DONE

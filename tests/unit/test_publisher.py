@@ -26,8 +26,8 @@ def read(message: bytes) -> ImageRef:
     """The image of a message, as a wrapped push delivers it."""
     push = {"message": {"data": base64.b64encode(message).decode()}}
     event = parse_event({}, json.dumps(push).encode())
-    assert event.is_job and event.image
-    return event.image
+    assert event.is_job and event.ref
+    return event.ref
 
 
 def test_message_is_the_documented_form() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from service.domain import ImageRef, ObjectMetadata, Record, Records, Replace
-from service.errors import StoreUnavailableError
+from service.domain import ImageRef, ObjectMetadata, Replace, StoredDocument, StoredDocuments
+from service.errors import FirestoreUnavailableError
 from service.operate.reconcile import (
     Enqueue,
     ResumeError,
@@ -45,7 +45,7 @@ class FakeBucket:
         names = [name for name in self.names if name.startswith(prefix) and name > after]
         for start in range(0, len(names), self.page_size):
             if start // self.page_size == self.fails_after:
-                raise StoreUnavailableError("down")
+                raise FirestoreUnavailableError("down")
             yield [self._ref(bucket, name) for name in names[start : start + self.page_size]]
 
     def _ref(self, bucket: str, name: str) -> ImageRef:
@@ -61,16 +61,16 @@ class FakeRecords:
     by_name: dict[str, tuple[str, str | None]]
     calls: list[int] = field(default_factory=list)
 
-    def records(self, refs: Sequence[ImageRef]) -> Records:
+    def records(self, refs: Sequence[ImageRef]) -> StoredDocuments:
         assert refs
         self.calls.append(len(refs))
         now = START + timedelta(seconds=len(self.calls))
         found = {
-            ref.document_id: Record(*self.by_name[ref.name], START, START)
+            ref.document_id: StoredDocument(*self.by_name[ref.name], START, START)
             for ref in refs
             if ref.name in self.by_name
         }
-        return Records(found, now)
+        return StoredDocuments(found, now)
 
 
 @dataclass
@@ -280,7 +280,7 @@ def test_after_a_stop_a_run_goes_on_and_adds_up(fails_after: int, tmp_path: Path
             checkpoint=lambda tally: save(path, scope, START, tally),
         )
 
-    with pytest.raises(StoreUnavailableError):
+    with pytest.raises(FirestoreUnavailableError):
         run(FakeBucket(names, fails_after=fails_after))
     tally = run(FakeBucket(names))
     assert (tally.objects, tally.done, tally.missing, tally.selected) == (30, 15, 15, 15)
@@ -296,7 +296,7 @@ def test_a_publish_that_fails_leaves_the_checkpoint_before_it(tmp_path: Path) ->
     def publish(group: Sequence[str], permission: Replace | None) -> None:
         attempts.append(list(group))
         if len(attempts) == 2:
-            raise StoreUnavailableError("down")
+            raise FirestoreUnavailableError("down")
 
     def run() -> Tally:
         return reconcile(
@@ -304,7 +304,7 @@ def test_a_publish_that_fails_leaves_the_checkpoint_before_it(tmp_path: Path) ->
             checkpoint=lambda tally: save(path, scope, START, tally),
         )  # fmt: skip
 
-    with pytest.raises(StoreUnavailableError):
+    with pytest.raises(FirestoreUnavailableError):
         run()
     assert load(path, scope, START)[1] == Tally(after="1.jpg", missing=2, selected=2)
     assert run() == Tally(after="7.jpg", missing=8, selected=8)

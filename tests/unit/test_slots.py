@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import pytest
 
 from service.concurrency.slots import Slots
-from service.errors import QueueFullError, ShuttingDownError
+from service.errors import NoFreeSlotError, ShuttingDownError
 
 
 def test_an_image_beyond_the_total_is_refused_at_once() -> None:
@@ -13,14 +13,14 @@ def test_an_image_beyond_the_total_is_refused_at_once() -> None:
     with ExitStack() as taken:
         for _ in range(2):
             taken.enter_context(slots.take(is_job=False))
-        with pytest.raises(QueueFullError):
+        with pytest.raises(NoFreeSlotError):
             taken.enter_context(slots.take(is_job=False))
 
 
 def test_jobs_leave_the_other_slots_to_uploads() -> None:
     slots = Slots(4, jobs=2)
     with slots.take(is_job=True), slots.take(is_job=True):
-        with pytest.raises(QueueFullError), slots.take(is_job=True):
+        with pytest.raises(NoFreeSlotError), slots.take(is_job=True):
             pass
         with slots.take(is_job=False), slots.take(is_job=False):
             pass
@@ -31,7 +31,7 @@ def test_uploads_may_take_every_slot() -> None:
     with ExitStack() as taken:
         for _ in range(4):
             taken.enter_context(slots.take(is_job=False))
-        with pytest.raises(QueueFullError), slots.take(is_job=True):
+        with pytest.raises(NoFreeSlotError), slots.take(is_job=True):
             pass
     with slots.take(is_job=True), slots.take(is_job=True):  # the refused job kept no slot
         pass

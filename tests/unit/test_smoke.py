@@ -8,7 +8,7 @@ import pytest
 from google.api_core import exceptions
 
 from service.domain import ImageRef
-from service.errors import SmokeError, StoreUnavailableError
+from service.errors import FirestoreUnavailableError, SmokeError
 from service.gcp.samples import CloudSamples
 from service.operate.smoke import draw_sample, sample_name, wait_for_result
 
@@ -108,12 +108,12 @@ def test_failed_document_is_told_with_its_reason() -> None:
 
 
 def test_firestore_that_comes_back_is_waited_for() -> None:
-    away = StoreUnavailableError("Firestore is unavailable.")
+    away = FirestoreUnavailableError("Firestore is unavailable.")
     assert wait(FakeResults(away, away, DONE)) == DONE
 
 
 def test_firestore_that_stays_away_is_told() -> None:
-    away = StoreUnavailableError("Firestore refused access.")
+    away = FirestoreUnavailableError("Firestore refused access.")
     with pytest.raises(SmokeError, match="Firestore refused access"):
         wait(FakeResults(away), timeout_seconds=0)
 

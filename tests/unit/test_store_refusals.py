@@ -6,9 +6,9 @@ import pytest
 from google.api_core import exceptions
 from google.auth.exceptions import RefreshError
 
-from service.domain import ErrorCode, ImageRef, ImageResult, Recorded
-from service.errors import StoreRefusedError, StoreUnavailableError
-from service.gcp.collection import Call
+from service.domain import CommittedResult, ErrorCode, ImageRef, ImageResult
+from service.errors import FirestoreRefusedError, FirestoreUnavailableError
+from service.gcp.collection import RetryBudget
 from service.gcp.firestore import ResultStore
 from service.gcp.outages import Outages
 from tests.loglines import logged_by
@@ -65,10 +65,10 @@ def test_database_that_refuses_everything_is_logged_once(
     store = store_of(client)
     results = [ImageResult(ImageRef("uploads", name, 1)) for name in "ab"]
     for _ in range(5):
-        with pytest.raises(StoreRefusedError, match=advice):
+        with pytest.raises(FirestoreRefusedError, match=advice):
             store.is_final("a")
         for outcome in store.commit(results):
-            assert isinstance(outcome, StoreRefusedError)
+            assert isinstance(outcome, FirestoreRefusedError)
             assert advice in str(outcome)
     client.error = None
     store.is_final("a")
@@ -96,7 +96,7 @@ def test_account_that_may_only_read_is_logged_once(caplog: pytest.LogCaptureFixt
     for _ in range(20):
         now[0] += 60
         store.is_final("a")
-        assert {type(outcome) for outcome in store.commit(RESULTS)} == {StoreRefusedError}
+        assert {type(outcome) for outcome in store.commit(RESULTS)} == {FirestoreRefusedError}
     [line] = logged_by(caplog, "service.gcp.outages")
     assert line.__dict__["subject"].endswith("writing")
 
@@ -125,8 +125,8 @@ def test_store_that_goes_away_amid_isolation_is_asked_once(away: Exception) -> N
     client = Sequence(exceptions.InvalidArgument("bad"), None, away)
     outcomes = store_of(client).commit(RESULTS)
     assert client.commits == 3
-    assert outcomes[0] == Recorded(RESULTS[0])
-    assert all(isinstance(one, StoreUnavailableError) for one in outcomes[1:])
+    assert outcomes[0] == CommittedResult(RESULTS[0])
+    assert all(isinstance(one, FirestoreUnavailableError) for one in outcomes[1:])
 
 
 def test_store_that_is_away_is_not_asked_for_the_next_group(
@@ -135,7 +135,7 @@ def test_store_that_is_away_is_not_asked_for_the_next_group(
     monkeypatch.setattr("service.gcp.firestore._MAX_COMMIT_BYTES", 1)  # one document a group
     client = Sequence(exceptions.RetryError("away", None))
     outcomes = store_of(client).commit(RESULTS)
-    assert {type(outcome) for outcome in outcomes} == {StoreUnavailableError}
+    assert {type(outcome) for outcome in outcomes} == {FirestoreUnavailableError}
     assert client.commits == 1
 
 
@@ -145,7 +145,7 @@ ODD = [RuntimeError("can't start new thread"), OSError(24, "Too many open files"
 @pytest.mark.parametrize("odd", ODD, ids=repr)
 def test_image_of_an_odd_error_is_tried_again_alone_and_handed_on(odd: Exception) -> None:
     passing = Sequence(odd, None)
-    assert store_of(passing).commit(RESULTS[:1]) == [Recorded(RESULTS[0])]
+    assert store_of(passing).commit(RESULTS[:1]) == [CommittedResult(RESULTS[0])]
     lasting = Sequence(odd)
     assert store_of(lasting).commit(RESULTS[:1]) == [odd]
     assert lasting.commits == 2
@@ -164,7 +164,7 @@ def test_only_an_image_alone_waits_before_it_is_tried_again(
 
 def test_an_attempt_gets_a_third_of_its_calls_time() -> None:
     asked: list[float] = []
-    attempt = Call(90.0).limits["timeout"](lambda timeout: asked.append(timeout))
+    attempt = RetryBudget(90.0).limits["timeout"](lambda timeout: asked.append(timeout))
     attempt()
     assert asked == [30.0]
 
@@ -198,7 +198,7 @@ def test_document_that_is_neither_there_nor_new_is_given_up() -> None:
 
     client = Undecided(None)
     [outcome] = store_of(client).commit(RESULTS[:1])
-    assert isinstance(outcome, StoreUnavailableError)
+    assert isinstance(outcome, FirestoreUnavailableError)
     assert client.commits == 10
 
 
@@ -211,13 +211,13 @@ def test_document_that_cannot_be_built_is_recorded(refusal: Exception) -> None:
 
     store = store_of(Unbuildable(None))
     [recorded] = store.commit(RESULTS[:1])
-    assert isinstance(recorded, Recorded) and recorded.result.failure
+    assert isinstance(recorded, CommittedResult) and recorded.result.failure
     assert recorded.result.failure.code == ErrorCode.UNSTORABLE_RESULT
 
 
 def test_database_that_is_away_is_not_called_refusing(caplog: pytest.LogCaptureFixture) -> None:
     store = store_of(RefusingClient(exceptions.ServiceUnavailable("away")))
-    with pytest.raises(StoreUnavailableError) as raised:
+    with pytest.raises(FirestoreUnavailableError) as raised:
         store.is_final("a")
-    assert not isinstance(raised.value, StoreRefusedError)
+    assert not isinstance(raised.value, FirestoreRefusedError)
     assert logged_by(caplog, "service.gcp.outages") == []

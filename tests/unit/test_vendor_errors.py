@@ -13,9 +13,9 @@ from google.api_core.exceptions import BadRequest, GoogleAPICallError
 
 from service.errors import (
     BadImageError,
+    FirestoreUnavailableError,
     ObjectGoneError,
     StorageUnavailableError,
-    StoreUnavailableError,
     TransientError,
 )
 from service.gcp import collection, storage
@@ -59,7 +59,7 @@ GONE = {"NotFound", "PreconditionFailed"}
 @pytest.mark.parametrize("kind", STORAGE, ids=[kind.__name__ for kind in STORAGE])
 def test_error_of_cloud_storage_becomes_ours(kind: type[Exception]) -> None:
     ours = (ObjectGoneError, StorageUnavailableError, BadImageError)
-    with pytest.raises(ours) as raised, storage.translated():
+    with pytest.raises(ours) as raised, storage.translate_errors():
         raise make(kind)
     assert isinstance(raised.value, ObjectGoneError) == (kind.__name__ in GONE)
     assert "secret" not in str(raised.value)
@@ -68,19 +68,21 @@ def test_error_of_cloud_storage_becomes_ours(kind: type[Exception]) -> None:
 
 def test_bucket_that_asks_for_a_paying_project_is_not_gone() -> None:
     """Acknowledged as gone, every image of such a bucket would be lost without a document."""
-    with pytest.raises(StorageUnavailableError), storage.translated():
+    with pytest.raises(StorageUnavailableError), storage.translate_errors():
         raise make(BadRequest)  # requester pays bucket but no user project provided
 
 
 @pytest.mark.parametrize("kind", GOOGLE, ids=[kind.__name__ for kind in GOOGLE])
 def test_error_of_firestore_becomes_ours(kind: type[Exception]) -> None:
-    with pytest.raises(StoreUnavailableError) as raised, collection.translated():
+    with pytest.raises(FirestoreUnavailableError) as raised, collection.translate_errors():
         raise make(kind)
     assert isinstance(raised.value, TransientError)
     assert "secret" not in str(raised.value)
 
 
-@pytest.mark.parametrize("translated", [storage.translated, collection.translated])
-def test_error_of_our_own_is_not_hidden(translated: Any) -> None:
-    with pytest.raises(KeyError), translated():
+@pytest.mark.parametrize(
+    "translate_errors", [storage.translate_errors, collection.translate_errors]
+)
+def test_error_of_our_own_is_not_hidden(translate_errors: Any) -> None:
+    with pytest.raises(KeyError), translate_errors():
         raise KeyError("a bug")
