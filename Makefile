@@ -15,14 +15,14 @@ up: $(VENV)/local  ## run the local stack until Ctrl-C
 
 CHAOS_UPLOADS ?= 2000
 CHAOS_SEEDS ?= 1 2 3 4 5
-chaos: $(VENV)/local  ## uploads under faults, all audited; docs/chaos.md
+chaos: $(VENV)/local  ## uploads under faults, all audited; docs/evidence/chaos.md
 	@trap 'exit 130' INT; for seed in $(CHAOS_SEEDS); do \
 	  $(BIN)/yolo-batch-dev chaos --uploads $(CHAOS_UPLOADS) --seed $$seed || failed="$$failed $$seed"; \
 	done; [ -z "$$failed" ] || { echo "Seeds with problems:$$failed"; exit 1; }
 
 FUZZ_RUNS ?= 100000
 TARGET ?= envelope image settings
-fuzz: $(VENV)/fuzz  ## the parsers on random bytes, guided by coverage; docs/bad-input.md
+fuzz: $(VENV)/fuzz  ## the parsers on random bytes, guided by coverage; docs/evidence/malformed-files.md
 	$(BIN)/python -m devtools.fuzz $(TARGET) --runs $(FUZZ_RUNS)
 
 SEED ?= 11

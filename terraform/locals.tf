@@ -9,7 +9,7 @@ locals {
   bucket_name  = coalesce(var.bucket_name, "${var.project_id}-${var.name}-uploads")
   has_gpu      = var.accelerator != "none"
 
-  # Without a GPU: what the service's memory plan takes with YOLO26n (docs/performance.md). With one: the
+  # Without a GPU: what the service's memory plan takes with YOLO26n (docs/evidence/performance.md). With one: the
   # least that Cloud Run takes.
   machine = {
     none                = { cpu = var.cpu, memory_gib = max(2, var.cpu), batch_size = 8, max_instances = 10 }

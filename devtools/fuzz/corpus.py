@@ -2,7 +2,7 @@
 
 The files are drawn here, never stored. `python -m devtools.fuzz.corpus` reads every one as the
 service would, each in a process of its own whose memory and CPU time are limited and measured, and
-writes docs/bad-input.md.
+writes docs/evidence/malformed-files.md.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from service.images import jpeg
 from service.images import png as png_module
 from service.images.decoders import DecodeLimits, Decoders
 
-PAGE = Path(__file__).parents[2] / "docs" / "bad-input.md"
+PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "malformed-files.md"
 WIDTH, HEIGHT = 96, 64
 MAX_PIXELS = 50_000_000  # the service's default
 IMAGE_SIZE = 640

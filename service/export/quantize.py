@@ -1,7 +1,7 @@
-"""A float network to int8: static quantisation after training, with NNCF.
+"""A float model to int8: static quantisation after training, with NNCF.
 
-What is set differs from NNCF's defaults where that measured better; `docs/performance.md` has the
-figures of each.
+Some options differ from NNCF's defaults because they measured better. The figures are in
+`docs/evidence/performance.md`.
 """
 
 import os

@@ -47,7 +47,7 @@ class Tolerance:
     Detections are compared where they are at least `confidence` by a margin of `logit`; below, a
     network is undecided, and int8 kernels of different CPUs decide differently. Confidences are
     compared as logits (log(p / (1 - p))), in which the same rounding error has the same size at
-    any confidence. `docs/performance.md` has the measurements behind the numbers.
+    any confidence. `docs/evidence/performance.md` has the measurements behind the numbers.
     """
 
     confidence: float = 0.25

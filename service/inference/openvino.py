@@ -24,7 +24,7 @@ from service.inference.labels import advice_for_export, class_labels, label_of
 from service.machine import cores, cpu_flags
 
 # Read when a model is compiled. With AMX kernels, int8 takes 1.4 times the CPU time, 1.7 times the
-# memory and 1.4 times as long to compile (docs/performance.md). Float is not affected.
+# memory and 1.4 times as long to compile (docs/evidence/performance.md). Float is not affected.
 if "amx_int8" in cpu_flags():
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")
 
@@ -39,7 +39,7 @@ class OpenVINODetector:
     is compiled for a shape when the first image needs it: static shapes are faster than dynamic
     ones, and a bounded number of them is compiled. Each thread that calls `detect` infers its
     images one by one on one core: on few cores that costs less than one request of many images
-    (docs/performance.md has the figures).
+    (docs/evidence/performance.md has the figures).
     """
 
     def __init__(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-DOCUMENT = REPOSITORY / "docs" / "threat-model.md"
+DOCUMENT = REPOSITORY / "docs" / "explanation" / "threat-model.md"
 TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 
