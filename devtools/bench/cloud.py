@@ -1,4 +1,4 @@
-"""The emulated cloud around the measured service: pictures in Storage, results in Firestore."""
+"""The emulated cloud around the measured service: images in Storage, results in Firestore."""
 
 import json
 import os
@@ -32,7 +32,7 @@ _CALL_SECONDS = 120.0
 
 
 class Cloud:
-    """Pictures that are uploaded once, and a Firestore that forgets between two rounds."""
+    """Images that are uploaded once, and a Firestore that forgets between two rounds."""
 
     def __init__(self, stack: Stack) -> None:
         """Take a running stack, whose environment this process must have."""
@@ -42,8 +42,8 @@ class Cloud:
         self._count = 0
         self._forgotten = datetime.now(UTC)
 
-    def upload(self, pictures: Sequence[Path], count: int) -> list[Request]:
-        """Upload so many objects, the pictures over and over; return their events.
+    def upload(self, images: Sequence[Path], count: int) -> list[Request]:
+        """Upload so many objects, the images over and over; return their events.
 
         Raises:
             BenchError: the stack's own deliveries of them did not end.
@@ -51,7 +51,7 @@ class Cloud:
         bucket = self._client.bucket(self._stack.bucket)
         events = []
         for _ in range(count):
-            path = pictures[self._count % len(pictures)]
+            path = images[self._count % len(images)]
             blob = bucket.blob(f"bench/{self._count}{path.suffix}")
             blob.upload_from_filename(path)
             self._count += 1
@@ -71,7 +71,7 @@ class Cloud:
         requests.delete(f"http://{host}/{path}", timeout=_CALL_SECONDS).raise_for_status()
 
     def check_results(self, count: int) -> None:
-        """Make sure that so many pictures were done since the documents were forgotten.
+        """Make sure that so many images were done since the documents were forgotten.
 
         Raises:
             BenchError: it is not so: what was measured was not the work.
@@ -84,7 +84,7 @@ class Cloud:
         ]
         if len(done) < count:
             raise BenchError(
-                f"Of {count} pictures {len(documents)} have a document, {len(done)} of them "
+                f"Of {count} images {len(documents)} have a document, {len(done)} of them "
                 "with detections and of this round"
             )
 

@@ -43,7 +43,7 @@ class Level:
 def point_of(answers: Sequence[load.Answer], cpu_seconds: float, prices: Prices) -> Point:
     """Summarise the answers to one load.
 
-    Latencies are those of the pictures that were served, from the moment that each was due.
+    Latencies are those of the images that were served, from the moment that each was due.
 
     Raises:
         BenchError: none was served.
@@ -51,7 +51,7 @@ def point_of(answers: Sequence[load.Answer], cpu_seconds: float, prices: Prices)
     offered = len(answers) / max(answer.due for answer in answers)
     good = [answer for answer in answers if answer.is_good]
     if not good:
-        raise BenchError(f"At {offered:.1f} pictures/s none was served")
+        raise BenchError(f"At {offered:.1f} images/s none was served")
     latencies = sorted((answer.answered - answer.due) * 1000 for answer in good)
     billed = billed_seconds((answer.sent, answer.answered) for answer in answers)
     return Point(
@@ -69,9 +69,9 @@ def level_of(name: str, result: Round, prices: Prices) -> Level:
     """Cost of a service that is busy all the time."""
     return Level(
         name,
-        result.pictures_per_second,
-        result.cpu_seconds * 1e6 / result.pictures,
-        prices.usd_per_million(result.seconds / result.pictures),
+        result.images_per_second,
+        result.cpu_seconds * 1e6 / result.images,
+        prices.usd_per_million(result.seconds / result.images),
     )
 
 
@@ -96,7 +96,7 @@ def measure_curve(
         seconds: how long each is offered.
         prices: what the processor and its memory cost.
         before: called before each rate, and not measured.
-        after: called after each rate with the number of pictures served, and not measured.
+        after: called after each rate with the number of images served, and not measured.
     """
     points = []
     for rate in rates:
@@ -134,7 +134,7 @@ def curve_section(points: Sequence[Point], levels: Sequence[Level], prices: Pric
         "the free tier. Refused: answered 429, and sent again by Pub/Sub."
     ]
     notes += [
-        f"'{level.name}', kept busy: {digits(level.served_per_second)} pictures/s, "
+        f"'{level.name}', kept busy: {digits(level.served_per_second)} images/s, "
         f"{level.cpu_seconds_per_million:.0f} CPU-s and {level.usd_per_million:.2f} USD a million."
         for level in levels
     ]
@@ -178,7 +178,7 @@ def draw(points: Sequence[Point], levels: Sequence[Level], title: str, file: Pat
 
     speed.plot(limits, limits, ":", color="grey", label="all that is offered")
     speed.plot(offered, [point.served_per_second for point in points], "o-", label="served")
-    speed.set_ylabel("pictures/s")
+    speed.set_ylabel("images/s")
     latency.plot(offered, [point.p50_ms for point in points], "o-", label="p50")
     latency.plot(offered, [point.p95_ms for point in points], "s-", label="p95")
     latency.set_yscale("log")
@@ -187,15 +187,15 @@ def draw(points: Sequence[Point], levels: Sequence[Level], title: str, file: Pat
     latency.yaxis.set_major_formatter(ScalarFormatter())
     latency.set_ylabel("latency, ms")
     cost.plot(offered, [point.usd_per_million for point in points], "o-", label="US dollars")
-    cost.set_ylabel("US dollars a million pictures")
-    cost.set_xlabel("offered load, pictures/s")
+    cost.set_ylabel("US dollars a million images")
+    cost.set_xlabel("offered load, images/s")
     processor = cost.twinx()
     processor.plot(
         offered,
         [point.cpu_seconds_per_million / 1000 for point in points],
         "s--", color="tab:green", label="CPU",
     )  # fmt: skip
-    processor.set_ylabel("thousand CPU-seconds a million pictures")
+    processor.set_ylabel("thousand CPU-seconds a million images")
     for level in levels:
         speed.axhline(
             level.served_per_second, color="tab:red", ls="--", label=f"{level.name}, busy"

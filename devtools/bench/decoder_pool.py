@@ -36,8 +36,8 @@ Decode = Callable[[bytes, bool], object]
 
 
 def in_process(data: bytes, reduced: bool) -> DecodedImage:
-    picture = decode(data, max_pixels=MAX_PIXELS, image_size=IMAGE_SIZE if reduced else None)
-    return DecodedImage(shrink(picture.pixels, image_size=IMAGE_SIZE), picture.info)
+    decoded = decode(data, max_pixels=MAX_PIXELS, image_size=IMAGE_SIZE if reduced else None)
+    return DecodedImage(shrink(decoded.pixels, image_size=IMAGE_SIZE), decoded.info)
 
 
 def pools(stack: ExitStack) -> dict[str, Decode]:

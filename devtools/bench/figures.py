@@ -9,10 +9,10 @@ from typing import Any
 from tabulate import tabulate
 
 # The subjects' names, which the goals refer to.
-NETWORK = "network alone (pictures ready)"
+NETWORK = "network alone (images ready)"
 ENGINE = "engine (decode to detections)"
 SERVICE = "whole service (HTTP, Storage, Firestore)"
-NAIVE = "Flask + YOLO(.pt), one picture a request"
+NAIVE = "Flask + YOLO(.pt), one image a request"
 LOOP = "YOLO(.pt), one by one"
 BATCHES = "YOLO(.pt).predict(list)"
 OPENVINO_LOOP = "YOLO(own OpenVINO export), one by one"
@@ -26,19 +26,19 @@ SWEEP_TOLERANCE = 0.03
 class Round:
     """One subject's work for some seconds."""
 
-    pictures: int
+    images: int
     seconds: float
     cpu_seconds: float
 
     @property
-    def pictures_per_second(self) -> float:
-        """Pictures by the clock on the wall."""
-        return self.pictures / self.seconds
+    def images_per_second(self) -> float:
+        """Images by the clock on the wall."""
+        return self.images / self.seconds
 
     @property
     def cpu_ms(self) -> float:
-        """Milliseconds of CPU time that one picture took."""
-        return self.cpu_seconds * 1000 / self.pictures
+        """Milliseconds of CPU time that one image took."""
+        return self.cpu_seconds * 1000 / self.images
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,12 @@ class Measured:
 
     @property
     def speed(self) -> Spread:
-        """Pictures a second."""
-        return Spread.of(each.pictures_per_second for each in self.rounds)
+        """Images a second."""
+        return Spread.of(each.images_per_second for each in self.rounds)
 
     @property
     def cpu_ms(self) -> Spread:
-        """CPU milliseconds a picture."""
+        """CPU milliseconds an image."""
         return Spread.of(each.cpu_ms for each in self.rounds)
 
 
@@ -145,7 +145,7 @@ def main_section(measured: Sequence[Measured]) -> Section:
         "Medians of interleaved rounds (least-most). CPU: user and system time of the process, "
         f"decoder processes included. The last two columns: relative to '{base.name}'."
     )
-    headers = ("", "pictures/s", "CPU-ms a picture", "x speed", "x CPU")
+    headers = ("", "images/s", "CPU-ms per image", "x speed", "x CPU")
     return Section("Speed and CPU time", headers, rows, [_plain(each) for each in measured], [note])
 
 
@@ -170,7 +170,7 @@ def sweep_section(measured: Sequence[Measured], cores: int) -> Section:
         f"{ratio:.2f} of one by one; tolerance {SWEEP_TOLERANCE:.0%})."
     )
     data = {"rows": [_plain(each) for each in measured], "is_never_slower": is_never_slower}
-    headers = ("MAX_BATCH_SIZE", "pictures/s", "CPU-ms a picture", "x one by one")
+    headers = ("MAX_BATCH_SIZE", "images/s", "CPU-ms per image", "x one by one")
     title = f"Engine by batch size, mixed shapes, {counted(cores)}"
     return Section(title, headers, rows, data, [note])
 
@@ -187,11 +187,11 @@ def speed_goals(measured: Sequence[Measured]) -> list[Goal]:
     if service and naive:
         speed = service.speed.median / naive.speed.median
         cpu = service.cpu_ms.median / naive.cpu_ms.median
-        goals.append(Goal(f"service's pictures/s / '{NAIVE}'", speed, 4.0, at_most=False))
+        goals.append(Goal(f"service's images/s / '{NAIVE}'", speed, 4.0, at_most=False))
         goals.append(Goal(f"service's CPU-ms / '{NAIVE}'", cpu, 0.4, at_most=True))
     if service and batches:
         speed = service.speed.median / batches.speed.median
-        goals.append(Goal(f"service's pictures/s / '{OPENVINO_BATCHES}'", speed, 2.0, False))
+        goals.append(Goal(f"service's images/s / '{OPENVINO_BATCHES}'", speed, 2.0, False))
     return goals
 
 
@@ -213,7 +213,7 @@ def goals_section(goals: Sequence[Goal]) -> Section:
 def _plain(measured: Measured) -> dict[str, Any]:
     return {
         "name": measured.name,
-        "pictures_per_second": asdict(measured.speed),
-        "cpu_ms_per_picture": asdict(measured.cpu_ms),
+        "images_per_second": asdict(measured.speed),
+        "cpu_ms_per_image": asdict(measured.cpu_ms),
         "rounds": [asdict(each) for each in measured.rounds],
     }

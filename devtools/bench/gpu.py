@@ -1,19 +1,19 @@
-"""Pictures a second of the ultralytics detector, and how much of that time is the GPU's own.
+"""Images a second of the ultralytics detector, and how much of that time is the GPU's own.
 
     python -m devtools.bench.gpu --model yolo26n.pt --images FOLDER --device 0
 
 A TensorRT engine beside the weights is used, as the service does; `--device cpu` shows that the
 benchmark itself works. Printed are, for each batch size, medians over rounds:
 
-- formed: pictures in a batch, as the service's own queue made them, of one input shape each;
-- end to end: pictures a second through the service's pipeline, from JPEG bytes in memory to
+- formed: images in a batch, as the service's own queue made them, of one input shape each;
+- end to end: images a second through the service's pipeline, from JPEG bytes in memory to
   detections, with four batches in flight;
-- CPU ms: CPU time of the process and its decoders for a picture of the former;
-- GPU ms: from the first upload of a batch to its rows, by CUDA events around each, for a picture;
+- CPU ms: CPU time of the process and its decoders for an image of the former;
+- GPU ms: from the first upload of a batch to its rows, by CUDA events around each, for an image;
   that the GPU waits between two kernels for the CPU to launch the next one is in it;
 - GPU share: the sum of those over the wall clock of the round: near 100 % means that only a faster
   GPU or network helps, far below that the CPU keeps the GPU waiting;
-- network: pictures a second where full batches of the commonest input shape lie ready in pinned
+- network: images a second where full batches of the commonest input shape lie ready in pinned
   memory, the ceiling of the second column.
 """
 
@@ -80,11 +80,11 @@ class TimedDetector(UltralyticsDetector):
 
 
 def measure(
-    detector: TimedDetector, pictures: Sequence[bytes], batch_size: int, count: int
+    detector: TimedDetector, images: Sequence[bytes], batch_size: int, count: int
 ) -> Measured:
     in_flight = max(4 * batch_size, 2 * (os.cpu_count() or 1))
     settings = replace(Settings(), max_batch_size=batch_size, max_in_flight=in_flight)
-    made = Engine(detector, settings, lambda number: pictures[number % len(pictures)])
+    made = Engine(detector, settings, lambda number: images[number % len(images)])
     with closing(made) as engine:
         engine.run(in_flight)  # every decoder has started
         engine.documents.batches.clear()
@@ -99,14 +99,14 @@ def measure(
         cpu_ms=cpu * 1000 / count,
         gpu_ms=gpu_ms / count,
         gpu_share=gpu_ms / (wall * 1000),
-        network_per_s=network_per_second(detector, pictures, batch_size, count),
+        network_per_s=network_per_second(detector, images, batch_size, count),
     )
 
 
 def network_per_second(
-    detector: UltralyticsDetector, pictures: Sequence[bytes], batch_size: int, count: int
+    detector: UltralyticsDetector, images: Sequence[bytes], batch_size: int, count: int
 ) -> float:
-    sizes = (decode(data, max_pixels=10**9).pixels for data in pictures[:100])
+    sizes = (decode(data, max_pixels=10**9).pixels for data in images[:100])
     shapes = (shrink(pixels, image_size=detector.info.image_size).shape for pixels in sizes)
     counts = Counter(detector.input_shape(width, height) for height, width, _ in shapes)
     [(input_shape, _)] = counts.most_common(1)
@@ -125,18 +125,18 @@ def network_per_second(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", type=Path, required=True, help="a .pt, .engine or .onnx file")
-    parser.add_argument("--images", type=Path, required=True, help="a folder of pictures")
+    parser.add_argument("--images", type=Path, required=True, help="a folder of images")
     parser.add_argument("--device", default="0", help="as ultralytics names it, or cpu")
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=BATCH_SIZES)
-    parser.add_argument("--pictures", type=int, default=4000, help="in each round")
+    parser.add_argument("--count", type=int, default=4000, help="in each round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--channels-last", action="store_true", help="lay weights (.pt) out so")
     parser.add_argument("--cudnn-benchmark", action="store_true", help="let cuDNN search, warmly")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.backends.cudnn.benchmark = arguments.cudnn_benchmark
-    pictures = [path.read_bytes() for path in sorted(arguments.images.iterdir()) if path.is_file()]
+    images = [path.read_bytes() for path in sorted(arguments.images.iterdir()) if path.is_file()]
     detector = TimedDetector(
         arguments.model, device=arguments.device, image_size=arguments.image_size
     )
@@ -145,7 +145,7 @@ def main() -> None:
     rounds: dict[int, list[Measured]] = {size: [] for size in arguments.batch_sizes}
     for number in range(arguments.rounds + 1):
         for size, measured in rounds.items():
-            one = measure(detector, pictures, size, arguments.pictures)
+            one = measure(detector, images, size, arguments.count)
             if number:  # the first round warms up
                 measured.append(one)
     medians = {
@@ -164,8 +164,8 @@ def main() -> None:
         "model": asdict(detector.info),
         "channels_last": arguments.channels_last,
         "cudnn_benchmark": arguments.cudnn_benchmark,
-        "files": len(pictures),
-        "pictures_a_round": arguments.pictures,
+        "files": len(images),
+        "images_a_round": arguments.count,
         "rounds": arguments.rounds,
     }
     if arguments.json:

@@ -1,10 +1,10 @@
-"""What an idle and a busy month cost, from the CPU time of one picture and a table of prices.
+"""What an idle and a busy month cost, from the CPU time of one image and a table of prices.
 
-    python -m devtools.bench.monthly_cost --cpu-ms 78 --pictures 1000000
+    python -m devtools.bench.monthly_cost --cpu-ms 78 --images 1000000
 
 Each row is quantity x price. The one row that is more than counting, Cloud Run by request:
 
-    billed seconds = pictures x cpu_ms / 1000 / (vcpu x busy)  +  starts x start_seconds
+    billed seconds = images x cpu_ms / 1000 / (vcpu x busy)  +  starts x start_seconds
     vCPU-seconds   = billed seconds x vcpu
     GiB-seconds    = billed seconds x memory_gib
 
@@ -64,7 +64,7 @@ PRICES = {
 class Month:
     """What happens in a month. Sizes in kB are thousands of bytes."""
 
-    pictures: int = 0
+    images: int = 0
     cpu_ms: float = 0.0
     vcpu: float = 2.0
     memory_gib: float = 2.0
@@ -73,7 +73,7 @@ class Month:
     start_seconds: float = 5.0
     gpu_hours: float = 0.0
     objects: int = 0
-    picture_kb: float = 200.0
+    image_kb: float = 200.0
     document_kb: float = 6.0
     message_kb: float = 3.0
     log_kb: float = 2.0
@@ -85,14 +85,14 @@ class Month:
 
 def quantities(month: Month) -> dict[str, float]:
     """Count a month's units, by the names of PRICES."""
-    million = month.pictures / 1e6
-    billed = month.pictures * month.cpu_ms / 1000 / (month.vcpu * month.busy)
+    million = month.images / 1e6
+    billed = month.images * month.cpu_ms / 1000 / (month.vcpu * month.busy)
     billed += month.starts * month.start_seconds
     if month.gpu_hours:
         billed = 0.0
     job_seconds = month.reconciles * month.reconcile_seconds
     listed = month.reconciles * month.objects
-    compared = month.reconciles * min(month.objects, month.pictures * month.reconcile_days / DAYS)
+    compared = month.reconciles * min(month.objects, month.images * month.reconcile_days / DAYS)
     return {
         "Cloud Run vCPU": billed * month.vcpu,
         "Cloud Run memory": billed * month.memory_gib,
@@ -103,13 +103,13 @@ def quantities(month: Month) -> dict[str, float]:
         "Firestore reads": million + compared / 1e6,  # one before the inference
         "Firestore writes": million,
         "Firestore storage": month.objects * month.document_kb * 1000 / GIB,
-        "Cloud Storage": month.objects * month.picture_kb * 1000 / 1e9,
+        "Cloud Storage": month.objects * month.image_kb * 1000 / 1e9,
         "Cloud Storage writes, lists": million + listed / 1000 / 1e6,  # 1,000 names a list
         "Cloud Storage reads": million,
-        "Pub/Sub": 2 * month.pictures * month.message_kb * 1000 / GIB,  # in, and out
+        "Pub/Sub": 2 * month.images * month.message_kb * 1000 / GIB,  # in, and out
         "Artifact Registry": month.image_gb,
         "Cloud Scheduler": 1.0 if month.reconciles else 0.0,
-        "Cloud Logging": month.pictures * month.log_kb * 1000 / GIB,
+        "Cloud Logging": month.images * month.log_kb * 1000 / GIB,
     }
 
 
@@ -147,18 +147,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cpu-ms", type=float, required=True, help="measured, of one picture")
-    parser.add_argument("--pictures", type=int, default=1_000_000)
+    parser.add_argument("--cpu-ms", type=float, required=True, help="measured, of one image")
+    parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--starts", type=int, default=int(HOURS), help="of instances")
-    parser.add_argument("--objects", type=int, help="kept in the bucket; as many as pictures")
-    given = {"cpu_ms", "pictures", "starts", "objects"}
+    parser.add_argument("--objects", type=int, help="kept in the bucket; as many as images")
+    given = {"cpu_ms", "images", "starts", "objects"}
     for field in fields(Month):
         if field.name not in given:
             option = "--" + field.name.replace("_", "-")
             parser.add_argument(option, type=type(field.default), default=field.default)
     arguments = parser.parse_args()
     values = vars(arguments)
-    values["objects"] = arguments.pictures if arguments.objects is None else arguments.objects
+    values["objects"] = arguments.images if arguments.objects is None else arguments.objects
     busy = Month(**values)
     idle = Month(image_gb=busy.image_gb, reconciles=busy.reconciles)
     print(table(busy, idle))

@@ -1,7 +1,7 @@
-"""The simplest alternative: a Flask handler that predicts one picture per request.
+"""The simplest alternative: a Flask handler that predicts one image per request.
 
 gunicorn --workers 1 --threads 16 --timeout 0 "devtools.bench.naive_service:build_app()", with
-WEIGHTS=yolo26n.pt. The picture comes in the request; the answer holds its detections.
+WEIGHTS=yolo26n.pt. The image comes in the request; the answer holds its detections.
 """
 
 import os

@@ -2,11 +2,11 @@
 
     python -m devtools.bench.overload --seconds 60 --times 10 --plot overload.png
 
-Starts the emulators, and the service on a core of its own; uploads large pictures; measures the
-capacity with a closed loop; then pictures arrive `--times` as fast for `--seconds`, at random
+Starts the emulators, and the service on a core of its own; uploads large images; measures the
+capacity with a closed loop; then images arrive `--times` as fast for `--seconds`, at random
 moments (Poisson), each delivered as a Pub/Sub push is: what is not acknowledged comes again, after
 a second at first and twice as long each time, 60 s at most, give or take a quarter. Retries come on
-top of the arrivals. It goes on until every picture is acknowledged, and ends with an error where
+top of the arrivals. It goes on until every image is acknowledged, and ends with an error where
 one is lost, where an accepted one took longer than its ack deadline, or where anything unexpected
 was answered or logged.
 """
@@ -51,12 +51,12 @@ from service.settings import BUNDLED_MODEL, Settings
 
 MEGAPIXELS = 24
 JPEG_QUALITY = 80
-# In full, so that a picture is dear and its pixels take memory: what an overload is about.
+# In full, so that an image is dear and its pixels take memory: what an overload is about.
 SETTINGS = {"REDUCED_DECODE": "false"}
 
 _CAPACITY_SECONDS = 15.0
 _CAPACITY_CLIENTS = 8  # keep the service busy, and none waiting until its deadline is near
-_WARMING_PICTURES = 32
+_WARMING_IMAGES = 32
 _PUSH_CLIENTS = 96  # more than the service admits, so that hardly a delivery waits for a client
 _JITTER = 0.25
 _TICK_SECONDS = 0.01
@@ -81,7 +81,7 @@ class Capacity:
     """What the service does when it is kept busy, and nothing is refused."""
 
     per_second: float
-    cpu_ms: float  # of a picture
+    cpu_ms: float  # of an image
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,14 @@ class Run:
 
     capacity: Capacity
     seconds: float  # of the arrivals
-    pictures: int
+    images: int
     deadline_seconds: float
     answers: Sequence[Answer]
     samples: Sequence[Sample]
     before: Sample
     service_cpu: float  # seconds
     load_cpu: float
-    most_deliveries: int  # of one picture
+    most_deliveries: int  # of one image
 
     @property
     def ended(self) -> float:
@@ -204,13 +204,13 @@ def took(answers: Iterable[Answer]) -> list[float]:
 def problems(run: Run) -> list[str]:
     """Say what broke a promise; nothing if all are kept."""
     statuses = Counter(answer.status for answer in run.answers)
-    lost = run.pictures - statuses[_ACCEPTED]
+    lost = run.images - statuses[_ACCEPTED]
     late = sum(seconds > run.deadline_seconds for seconds in took(run.having(_ACCEPTED)))
     unexpected = {status: n for status, n in statuses.items() if status not in _EXPECTED}
     workers = {sample.pid for sample in (run.before, *run.samples)}
     found = {
-        f"{lost} pictures were not delivered": lost,
-        f"{late} accepted pictures took longer than {run.deadline_seconds:g} s": late,
+        f"{lost} images were not delivered": lost,
+        f"{late} accepted images took longer than {run.deadline_seconds:g} s": late,
         f"{statuses[_NONE]} deliveries had no answer": statuses[_NONE],
         f"unexpected answers: {unexpected}": unexpected,
         f"the service had {len(workers)} workers, one after the other": len(workers) > 1,
@@ -228,11 +228,11 @@ def _load_rows(run: Run) -> list[tuple[str, str]]:
     meanwhile = sum(answer.sent < run.seconds for answer in run.answers) / run.seconds
     waits = [answer.sent - answer.due for answer in run.answers]
     return [
-        ("capacity, pictures/s", digits(run.capacity.per_second)),
-        ("pictures", f"{run.pictures:,}"),
-        (f"pictures/s that arrived for {run.seconds:g} s", digits(run.pictures / run.seconds)),
+        ("capacity, images/s", digits(run.capacity.per_second)),
+        ("images", f"{run.images:,}"),
+        (f"images/s that arrived for {run.seconds:g} s", digits(run.images / run.seconds)),
         ("deliveries/s meanwhile, with retries", digits(meanwhile)),
-        ("deliveries, most of one picture", f"{len(run.answers):,}, {run.most_deliveries}"),
+        ("deliveries, most of one image", f"{len(run.answers):,}, {run.most_deliveries}"),
         ("longest that a delivery was behind its time, s", f"{max(waits):.2f}"),
     ]
 
@@ -242,7 +242,7 @@ def _answer_rows(run: Run) -> list[tuple[str, str]]:
     accepted = took(run.having(_ACCEPTED)) or [math.nan]
     return [
         ("answered 204, 429, 503, not at all", ", ".join(counts)),
-        ("an accepted picture, s: median", f"{statistics.median(accepted):.2f}"),
+        ("an accepted image, s: median", f"{statistics.median(accepted):.2f}"),
         (f"slowest, with a deadline of {run.deadline_seconds:g}", f"{max(accepted):.2f}"),
         ("slowest 429, s", f"{max(took(run.having(429)), default=0.0):.2f}"),
         ("all delivered after s", f"{run.ended:.0f}"),
@@ -255,7 +255,7 @@ def _process_rows(run: Run) -> list[tuple[str, str]]:
     threads = max(sample.threads for sample in run.samples)
     cpu_ms = 1000 * run.service_cpu / max(1, len(run.having(_ACCEPTED)))
     return [
-        ("CPU-ms of an accepted picture before", f"{run.capacity.cpu_ms:.0f}"),
+        ("CPU-ms of an accepted image before", f"{run.capacity.cpu_ms:.0f}"),
         ("then, with all that was refused", f"{cpu_ms:.0f}"),
         ("CPU-s of the load generator", f"{run.load_cpu:.0f}"),
         ("memory before, MB: peak", f"{run.before.peak_mb:.0f}"),
@@ -280,7 +280,7 @@ def draw(run: Run, title: str, file: Path) -> None:
         drawer(axes, run)
         axes.axvspan(0, run.seconds, color="tab:red", alpha=0.08, lw=0)
         axes.grid(visible=True, alpha=0.3)
-    panels[-1].set_xlabel("seconds; shaded: pictures arrive")
+    panels[-1].set_xlabel("seconds; shaded: images arrive")
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, format="png", dpi=120)
 
@@ -304,9 +304,9 @@ def _draw_rates(axes: Any, run: Run) -> None:
 
 def _draw_delivered(axes: Any, run: Run) -> None:
     ends = sorted(answer.answered for answer in run.having(_ACCEPTED))
-    axes.plot([0, run.seconds], [0, run.pictures], ":", color="grey", label="arrived")
+    axes.plot([0, run.seconds], [0, run.images], ":", color="grey", label="arrived")
     axes.plot([0, *ends], range(len(ends) + 1), color="tab:green", label="accepted")
-    axes.set_ylabel("pictures")
+    axes.set_ylabel("images")
     axes.legend(fontsize=8, loc="lower right")
 
 
@@ -337,7 +337,7 @@ def _draw_process(axes: Any, run: Run) -> None:
 
 
 def enlarge_samples(directory: Path) -> list[Path]:
-    """Draw the demo's pictures at MEGAPIXELS."""
+    """Draw the demo's images at MEGAPIXELS."""
     files = []
     for file, scene in write_samples(directory):
         scale = math.sqrt(MEGAPIXELS * 1e6 / (scene.image.shape[0] * scene.image.shape[1]))
@@ -354,18 +354,18 @@ def sample(server: Server, at: float) -> Sample:
 
 
 class Overload:
-    """One service, its cloud and its pictures."""
+    """One service, its cloud and its images."""
 
-    def __init__(self, cloud: Cloud, server: Server, pictures: Sequence[Path]) -> None:
+    def __init__(self, cloud: Cloud, server: Server, images: Sequence[Path]) -> None:
         self._cloud = cloud
         self._server = server
-        self._pictures = pictures
+        self._images = images
         self._events: list[Request] = []
 
     def capacity(self) -> Capacity:
         """Measure a closed loop of some clients, after a short one to warm up."""
-        rate = self._closed(_WARMING_PICTURES, clients=1).per_second
-        count = max(_WARMING_PICTURES, round(rate * _CAPACITY_SECONDS))
+        rate = self._closed(_WARMING_IMAGES, clients=1).per_second
+        count = max(_WARMING_IMAGES, round(rate * _CAPACITY_SECONDS))
         return self._closed(count, clients=_CAPACITY_CLIENTS)
 
     def run(self, capacity: Capacity, times: float, seconds: float, deadline: float) -> Run:
@@ -404,8 +404,8 @@ class Overload:
 
     def _upload(self, count: int) -> list[Request]:
         if count > len(self._events):
-            tell(f"uploading {count - len(self._events):,} pictures")
-            self._events += self._cloud.upload(self._pictures, count - len(self._events))
+            tell(f"uploading {count - len(self._events):,} images")
+            self._events += self._cloud.upload(self._images, count - len(self._events))
         return self._events[:count]
 
 
@@ -439,10 +439,10 @@ def measure(arguments: argparse.Namespace) -> list[str]:
         server = Server(processes, SERVICE_COMMAND, settings, cores.service)
         overload = Overload(cloud, server, enlarge_samples(directory))
         capacity = overload.capacity()
-        tell(f"capacity: {capacity.per_second:.1f} pictures/s")
+        tell(f"capacity: {capacity.per_second:.1f} images/s")
         run = overload.run(capacity, arguments.times, arguments.seconds, arguments.deadline)
         errors = errors_logged(server.child.log_text())
-    drawn = {"pictures": f"drawn, of {MEGAPIXELS} megapixels, decoded in full"}
+    drawn = {"images": f"drawn, of {MEGAPIXELS} megapixels, decoded in full"}
     head = header(info, cores, drawn)
     print("\n".join(f"- {name}: {text}" for name, text in head.items()))
     print("\n" + section(run).markdown())
@@ -456,7 +456,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=60, help="for which pictures arrive")
+    parser.add_argument("--seconds", type=float, default=60, help="for which images arrive")
     parser.add_argument("--times", type=float, default=10, help="the capacity")
     deadline = Settings().ack_deadline_seconds
     parser.add_argument("--deadline", type=float, default=deadline, help="ack deadline, seconds")

@@ -1,4 +1,4 @@
-"""What a picture costs at a table of prices that the user can change."""
+"""What an image costs at a table of prices that the user can change."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -41,12 +41,12 @@ class Prices:
         except (OSError, yaml.YAMLError, TypeError, ValueError) as exc:
             raise BenchError(f"{path} is not a table of prices: {exc}") from exc
 
-    def usd_per_million(self, billed_seconds_per_picture: float) -> float:
-        """Dollars for a million pictures, one request each; compute and requests alone."""
+    def usd_per_million(self, billed_seconds_per_image: float) -> float:
+        """Dollars for a million images, one request each; compute and requests alone."""
         per_second = (
             self.vcpus * self.usd_per_vcpu_second + self.memory_gib * self.usd_per_gib_second
         )
-        return billed_seconds_per_picture * 1e6 * per_second + self.usd_per_million_requests
+        return billed_seconds_per_image * 1e6 * per_second + self.usd_per_million_requests
 
 
 def billed_seconds(spans: Iterable[tuple[float, float]]) -> float:

@@ -57,9 +57,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Profile:
-    """CPU seconds of some pictures, by stage, and the system's figure for all processes."""
+    """CPU seconds of some images, by stage, and the system's figure for all processes."""
 
-    pictures: int
+    images: int
     seconds: Mapping[str, float]
     tree_seconds: float
 
@@ -87,7 +87,7 @@ class Profile:
         )
 
 
-def attribute(before: Sample, after: Sample, pictures: int) -> Profile:
+def attribute(before: Sample, after: Sample, images: int) -> Profile:
     """Share out the CPU time between two samples."""
     seconds = dict.fromkeys((*STAGES, HTTP, BETWEEN), 0.0)
     seconds[DECODE] = after.decoders - before.decoders
@@ -106,7 +106,7 @@ def attribute(before: Sample, after: Sample, pictures: int) -> Profile:
         counted = sum(known.stages.values())
         counted -= sum(counted_before.stages.values()) if counted_before else 0.0
         seconds[HTTP if known.name.startswith(_HTTP_THREADS) else BETWEEN] += spent - counted
-    return Profile(pictures, seconds, after.tree - before.tree)
+    return Profile(images, seconds, after.tree - before.tree)
 
 
 def take_sample(server: Server) -> Sample:
@@ -141,16 +141,16 @@ def sample_of(line: Mapping[str, Any], pid: int) -> Sample:
 def run_profile(server: Server, subject: Http, rounds: int) -> Section:
     """Profile some rounds of a warm service."""
     before = take_sample(server)
-    pictures = sum(subject.round().pictures for _ in range(rounds))
-    return profile_section(attribute(before, take_sample(server), pictures))
+    images = sum(subject.round().images for _ in range(rounds))
+    return profile_section(attribute(before, take_sample(server), images))
 
 
 def profile_section(profile: Profile) -> Section:
-    """Table CPU milliseconds a picture by stage, and check the sum."""
+    """Table CPU milliseconds an image by stage, and check the sum."""
 
     def row(name: str, seconds: float) -> tuple[str, str, str]:
         share = seconds / profile.tree_seconds
-        return name, digits(seconds * 1000 / profile.pictures), f"{share:.1%}"
+        return name, digits(seconds * 1000 / profile.images), f"{share:.1%}"
 
     rows: Sequence[tuple[str, str, str]] = [
         *(row(name, seconds) for name, seconds in profile.seconds.items()),
@@ -170,16 +170,16 @@ def profile_section(profile: Profile) -> Section:
         f"{MOST_BY_DIFFERENCE:.0%} is by difference: {verdict}."
     )
     data = {
-        "pictures": profile.pictures,
-        "cpu_ms_per_picture": {
-            name: seconds * 1000 / profile.pictures for name, seconds in profile.seconds.items()
+        "images": profile.images,
+        "cpu_ms_per_image": {
+            name: seconds * 1000 / profile.images for name, seconds in profile.seconds.items()
         },
-        "tree_cpu_ms_per_picture": profile.tree_seconds * 1000 / profile.pictures,
-        "by_difference_cpu_ms_per_picture": profile.seconds_by_difference * 1000 / profile.pictures,
+        "tree_cpu_ms_per_image": profile.tree_seconds * 1000 / profile.images,
+        "by_difference_cpu_ms_per_image": profile.seconds_by_difference * 1000 / profile.images,
         "agrees": profile.agrees,
     }
     title = "CPU time of the whole service by stage"
-    return Section(title, ("stage", "CPU-ms a picture", "share"), rows, data, [note])
+    return Section(title, ("stage", "CPU-ms per image", "share"), rows, data, [note])
 
 
 def _stage_lines(log: str) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
-"""What decoding at reduced scale costs in accuracy and saves in time, on labelled pictures.
+"""What decoding at reduced scale costs in accuracy and saves in time, on labelled images.
 
     python -m devtools.bench.reduced_decode --model yolo26n_openvino_model --data instances_dev.json
 
-The labelled pictures are enlarged (Lanczos) to 2, 4 and 8 times the size that the network sees,
+The labelled images are enlarged (Lanczos) to 2, 4 and 8 times the size that the network sees,
 stored as JPEG, and detected on twice: decoded at reduced scale, and in full. Printed are mAP of
 both, and the CPU time of one decode, resize included, by the operating system's accounting.
 """
@@ -27,14 +27,14 @@ QUALITY = 90
 
 
 def enlarge(labels: Labels, directory: Path, longer_side: int) -> Labels:
-    """Write enlarged pictures, and labels that fit them."""
+    """Write enlarged images, and labels that fit them."""
     truth = json.loads(labels.file.read_text(encoding="utf-8"))
     scales = {}
     for image in truth["images"]:
-        with Image.open(labels.pictures / image["file_name"]) as picture:
-            scale = longer_side / max(picture.size)
-            size = round(picture.width * scale), round(picture.height * scale)
-            large = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        with Image.open(labels.pictures / image["file_name"]) as opened:
+            scale = longer_side / max(opened.size)
+            size = round(opened.width * scale), round(opened.height * scale)
+            large = opened.convert("RGB").resize(size, Image.Resampling.LANCZOS)
         large.save(directory / image["file_name"], "JPEG", quality=QUALITY)
         scales[image["id"]] = scale
         image["width"], image["height"] = size
@@ -83,7 +83,7 @@ def main() -> None:
                 )
             )
     headers = ("longer side", "mAP full", "mAP reduced", "points", "CPU ms full", "CPU ms reduced")
-    print(f"{len(files)} pictures, {detector.info.name} ({detector.info.precision})")
+    print(f"{len(files)} images, {detector.info.name} ({detector.info.precision})")
     print(tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True))
 
 

@@ -27,8 +27,8 @@ from devtools.bench.subjects import (
     Process,
     Server,
     Subject,
+    image_requests,
     measure,
-    picture_requests,
     service_settings,
 )
 from devtools.local_stack.processes import Processes
@@ -38,8 +38,8 @@ from service.images.decode import decode
 from service.operate.detect import find_files
 from service.settings import Settings
 
-_MAX_PICTURES = 200
-_QUICK_PICTURES = 6
+_MAX_IMAGES = 200
+_QUICK_IMAGES = 6
 _MAX_PIXELS = 2**28
 _SWEEP = (1, 2, 4, 8, 16, 32)
 _QUICK_SWEEP = (1, 8)
@@ -70,7 +70,7 @@ class Options:
     rounds: int = 5
     cores: str | None = None
     plot: Path | None = None
-    memory_pictures: int = 5000
+    memory_images: int = 5000
     is_quick: bool = False
 
     @property
@@ -79,8 +79,8 @@ class Options:
         return 0.0 if self.is_quick else 4.0
 
     @property
-    def least_round_pictures(self) -> int:
-        """How many pictures a round over HTTP has at least."""
+    def least_round_images(self) -> int:
+        """How many images a round over HTTP has at least."""
         return 1 if self.is_quick else 100
 
 
@@ -112,28 +112,28 @@ def run(options: Options, progress: Callable[[str], None]) -> Report:
     if Part.PLOT in options.parts:
         curve.require_matplotlib()
     cores = choose_cores(options.cores)
-    pictures, sizes = choose_pictures(options.images, progress, is_quick=options.is_quick)
+    images, sizes = choose_images(options.images, progress, is_quick=options.is_quick)
     # Everything that is started from here on inherits these cores, unless it says otherwise.
     with on_cores(cores.rest), ExitStack() as cleanup:
         directory = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="yolo-bench-")))
-        bench = _Bench(options, cores, pictures, directory, cleanup, progress)
+        bench = _Bench(options, cores, images, directory, cleanup, progress)
         sections, goals = bench.sections()
         if goals:
             sections.append(figures.goals_section(goals))
         return Report(bench.header(sizes), sections)
 
 
-def choose_pictures(
+def choose_images(
     source: Path, progress: Callable[[str], None], *, is_quick: bool
 ) -> tuple[list[Path], int]:
-    """List the pictures to measure with, and in how many sizes they come.
+    """List the images to measure with, and in how many sizes they come.
 
-    Of many, some at equal distances are taken; files that are no pictures are left out, and told.
+    Of many, some at equal distances are taken; files that are no images are left out, and told.
 
     Raises:
         BenchError: there is none.
     """
-    limit = _QUICK_PICTURES if is_quick else _MAX_PICTURES
+    limit = _QUICK_IMAGES if is_quick else _MAX_IMAGES
     files = find_files([source])
     chosen: list[Path] = []
     sizes: set[tuple[int, int]] = set()
@@ -146,7 +146,7 @@ def choose_pictures(
         chosen.append(file)
         sizes.add((info.width, info.height))
     if not chosen:
-        raise BenchError(f"There are no pictures in {source}")
+        raise BenchError(f"There are no images in {source}")
     return chosen, len(sizes)
 
 
@@ -157,14 +157,14 @@ class _Bench:
         self,
         options: Options,
         cores: Cores,
-        pictures: Sequence[Path],
+        images: Sequence[Path],
         directory: Path,
         cleanup: ExitStack,
         progress: Callable[[str], None],
     ) -> None:
         self._options = options
         self._cores = cores
-        self._pictures = pictures
+        self._images = images
         self._directory = directory
         self._cleanup = cleanup
         self._progress = progress
@@ -184,11 +184,9 @@ class _Bench:
 
     def header(self, sizes: int) -> dict[str, str]:
         """Describe what was measured on what."""
-        drawn = (
-            f"{len(self._pictures)} of {sizes} sizes, from {self._options.images.resolve().name}/"
-        )
+        drawn = f"{len(self._images)} of {sizes} sizes, from {self._options.images.resolve().name}/"
         rounds = f"{self._rounds}, interleaved; batches of {self._batch_size}"
-        return header(self._info, self._cores, {"pictures": drawn, "rounds": rounds})
+        return header(self._info, self._cores, {"images": drawn, "rounds": rounds})
 
     def sections(self) -> tuple[list[Section], list[Goal]]:
         """Measure the parts that were asked for, in their order."""
@@ -261,7 +259,7 @@ class _Bench:
         prices, quick = self._options.prices, self._options.is_quick
         with ExitStack() as ending:
             server, subject = self._service(ending)
-            saturation = subject.round().pictures_per_second
+            saturation = subject.round().images_per_second
             rates = [saturation * part for part in (curve.QUICK_LOADS if quick else curve.LOADS)]
             seconds = 2.0 if quick else 15.0
             self._upload(curve.needed_requests(max(rates), seconds))
@@ -283,7 +281,7 @@ class _Bench:
 
     def _cold_start(self) -> tuple[Section, list[Goal]]:
         cores = frozenset(sorted(self._cores.usable)[-_START_CORES:])
-        events = self._upload(len(self._pictures))
+        events = self._upload(len(self._images))
         own = service_settings(self._model, self._batch_size)
         ours: list[startup.Start] = []
         naive: list[startup.Start] = []
@@ -297,7 +295,7 @@ class _Bench:
             self._cloud.check_results(len(events))
             if self._weights:
                 settings = {"WEIGHTS": str(self._weights)}
-                requests = picture_requests(self._pictures, len(self._pictures))
+                requests = image_requests(self._images, len(self._images))
                 naive.append(self._start(NAIVE_COMMAND, settings, requests, cores))
             self._progress(f"start {number}/{self._rounds}")
         return startup.start_section(ours[warming:], naive[warming:], len(cores))
@@ -319,8 +317,8 @@ class _Bench:
     def _memory(self) -> tuple[Section, list[Goal]]:
         with ExitStack() as ending:
             server, subject = self._service(ending, MAX_BATCH_SIZE=str(_MEMORY_BATCH))
-            wanted = 3 * len(self._pictures) if self._options.is_quick else (
-                self._options.memory_pictures
+            wanted = 3 * len(self._images) if self._options.is_quick else (
+                self._options.memory_images
             )  # fmt: skip
             levels = startup.measure_memory(server, subject, wanted, self._progress)
             return startup.memory_section(levels, server.peak_memory_mb, _MEMORY_BATCH)
@@ -334,10 +332,10 @@ class _Bench:
         return 1 if self._options.is_quick else self._options.rounds
 
     @property
-    def _round_pictures(self) -> int:
-        """Pictures of a round over HTTP: all of them, as often as it takes."""
-        count = len(self._pictures)
-        return count * math.ceil(self._options.least_round_pictures / count)
+    def _round_images(self) -> int:
+        """Images of a round over HTTP: all of them, as often as it takes."""
+        count = len(self._images)
+        return count * math.ceil(self._options.least_round_images / count)
 
     @property
     def _cloud(self) -> Cloud:
@@ -350,7 +348,7 @@ class _Bench:
         """Have at least so many events, and return as many."""
         missing = count - len(self._events)
         if missing > 0:
-            self._events += self._cloud.upload(self._pictures, missing)
+            self._events += self._cloud.upload(self._images, missing)
         return self._events[:count]
 
     def _in_process(
@@ -364,13 +362,13 @@ class _Bench:
         cores: frozenset[int] | None = None,
     ) -> InProcess:
         process = ending.enter_context(Process(cores or self._cores.service))
-        task = worker.Task(kind, model, self._pictures, batch_size)
+        task = worker.Task(kind, model, self._images, batch_size)
         return InProcess(name, process, task, least_seconds=self._options.least_round_seconds)
 
     def _service(
         self, ending: ExitStack, command: Sequence[str] = SERVICE_COMMAND, **settings: str
     ) -> tuple[Server, Http]:
-        events = self._upload(self._round_pictures)
+        events = self._upload(self._round_images)
         server = self._server(
             ending, command, service_settings(self._model, self._batch_size) | settings
         )
@@ -383,7 +381,7 @@ class _Bench:
 
     def _naive(self, ending: ExitStack, weights: Path) -> Http:
         server = self._server(ending, NAIVE_COMMAND, {"WEIGHTS": str(weights)})
-        requests = picture_requests(self._pictures, self._round_pictures)
+        requests = image_requests(self._images, self._round_images)
         return Http(figures.NAIVE, server, self._generator, requests)
 
     def _server(

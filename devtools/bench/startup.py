@@ -1,4 +1,4 @@
-"""Cold start and memory: from process start to the first result, and over thousands of pictures."""
+"""Cold start and memory: from process start to the first result, and over thousands of images."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +22,8 @@ class Start:
     """One start of one service, with a warm page cache."""
 
     ready_seconds: float  # process start to the first 200 of /health/ready
-    first_result_seconds: float  # process start to the first picture stored, or answered
-    peak_mb: float  # of all processes, after all pictures
+    first_result_seconds: float  # process start to the first image stored, or answered
+    peak_mb: float  # of all processes, after all images
 
 
 def measure_start(
@@ -36,7 +36,7 @@ def measure_start(
     *,
     precision: str | None = None,
 ) -> Start:
-    """Start a service, send it one picture and then all others, and stop it.
+    """Start a service, send it one image and then all others, and stop it.
 
     Ours also has to run a model of `precision`; the alternative cannot tell.
     """
@@ -104,34 +104,34 @@ def start_section(
 
 @dataclass(frozen=True)
 class Level:
-    """Memory of all processes after so many pictures."""
+    """Memory of all processes after so many images."""
 
-    pictures: int
+    images: int
     resident_mb: float
 
 
 def measure_memory(
-    server: Server, subject: Http, pictures: int, progress: Callable[[str], None]
+    server: Server, subject: Http, images: int, progress: Callable[[str], None]
 ) -> list[Level]:
-    """Send a warm service at least so many pictures, and look at its memory now and then."""
+    """Send a warm service at least so many images, and look at its memory now and then."""
     levels = [Level(0, server.memory_mb)]
-    while levels[-1].pictures < pictures:
-        done = levels[-1].pictures + subject.round().pictures
+    while levels[-1].images < images:
+        done = levels[-1].images + subject.round().images
         levels.append(Level(done, server.memory_mb))
-        progress(f"{done} of {pictures} pictures: {levels[-1].resident_mb:.0f} MB")
+        progress(f"{done} of {images} images: {levels[-1].resident_mb:.0f} MB")
     return levels
 
 
 def memory_section(
     levels: Sequence[Level], peak_mb: float, batch_size: int
 ) -> tuple[Section, list[Goal]]:
-    """Table the memory over the pictures, and say whether it stayed flat."""
+    """Table the memory over the images, and say whether it stayed flat."""
     growth = max(level.resident_mb for level in levels) / levels[0].resident_mb - 1
     step = max(1, len(levels) // 10)
     shown = [*levels[:-1:step], levels[-1]]
-    rows = [(str(level.pictures), f"{level.resident_mb:.0f}") for level in shown]
+    rows = [(str(level.images), f"{level.resident_mb:.0f}") for level in shown]
     goals = [
-        Goal(f"growth of memory over {levels[-1].pictures} pictures", growth, FLATNESS, True),
+        Goal(f"growth of memory over {levels[-1].images} images", growth, FLATNESS, True),
         Goal(f"peak memory at batch {batch_size}, MB", peak_mb, MEMORY_GOAL_MB, at_most=True),
     ]
     data = {"levels": [asdict(level) for level in levels], "peak_mb": peak_mb}
@@ -139,5 +139,5 @@ def memory_section(
         f"Peak: {peak_mb:.0f} MB. MAX_BATCH_SIZE={batch_size}; after two warm rounds. "
         + _MEMORY_NOTE
     )
-    headers = ("pictures", "resident memory, MB")
-    return Section("Memory over many pictures", headers, rows, data, [note]), goals
+    headers = ("images", "resident memory, MB")
+    return Section("Memory over many images", headers, rows, data, [note]), goals

@@ -110,7 +110,7 @@ class InProcess:
         process.call(worker.load, task)
 
     def round(self) -> Round:
-        """Go over the pictures for at least the seconds that were given."""
+        """Go over the images for at least the seconds that were given."""
         return self._process.call(worker.measure, self._least_seconds)
 
 
@@ -263,7 +263,7 @@ def measure(
             found[subject.name].append(result)
             progress(
                 f"round {number}/{rounds}: {subject.name}: "
-                f"{result.pictures_per_second:.1f} pictures/s, {result.cpu_ms:.1f} CPU-ms"
+                f"{result.images_per_second:.1f} images/s, {result.cpu_ms:.1f} CPU-ms"
             )
     return [Measured(name, results) for name, results in found.items()]
 
@@ -280,9 +280,9 @@ def service_settings(model: Path, batch_size: int) -> dict[str, str]:
     }
 
 
-def picture_requests(pictures: Sequence[Path], count: int) -> list[load.Request]:
-    """Requests that carry the pictures themselves, as the naive service takes them."""
-    bodies = [path.read_bytes() for path in pictures]
+def image_requests(images: Sequence[Path], count: int) -> list[load.Request]:
+    """Requests that carry the images themselves, as the naive service takes them."""
+    bodies = [path.read_bytes() for path in images]
     return [load.Request({}, bodies[i % len(bodies)]) for i in range(count)]
 
 

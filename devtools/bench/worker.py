@@ -18,7 +18,7 @@ from service.settings import Settings
 if TYPE_CHECKING:
     from service.inference.detector import Detector
 
-Work = Callable[[], int]  # one pass over the pictures; returns how many there were
+Work = Callable[[], int]  # one pass over the images; returns how many there were
 
 _work: Work | None = None
 
@@ -29,7 +29,7 @@ class Task:
 
     kind: str  # a key of `_KINDS`
     model: Path
-    pictures: Sequence[Path]
+    images: Sequence[Path]
     batch_size: int
 
 
@@ -41,18 +41,18 @@ def load(task: Task) -> None:
 
 
 def measure(least_seconds: float) -> Round:
-    """Go over the pictures, again and again until the time is up.
+    """Go over the images, again and again until the time is up.
 
     Raises:
         BenchError: nothing was loaded.
     """
     if _work is None:
         raise BenchError("This process has nothing to measure")
-    pictures, start, cpu = 0, time.monotonic(), own_tree_seconds()
+    images, start, cpu = 0, time.monotonic(), own_tree_seconds()
     while True:
-        pictures += _work()
+        images += _work()
         if time.monotonic() - start >= least_seconds:
-            return Round(pictures, time.monotonic() - start, own_tree_seconds() - cpu)
+            return Round(images, time.monotonic() - start, own_tree_seconds() - cpu)
 
 
 def describe(model: Path) -> dict[str, Any]:
@@ -85,13 +85,13 @@ def export_alternative(weights: Path, directory: Path) -> Path:
 
 
 def _network(task: Task) -> Work:
-    """The detector on pictures that are decoded and resized already."""
+    """The detector on images that are decoded and resized already."""
     from service.images.decode import decode
     from service.images.letterbox import shrink
 
     detector = _detector(_settings(task.model))
     size = detector.info.image_size
-    decoded = (decode(path.read_bytes(), max_pixels=2**30).pixels for path in task.pictures)
+    decoded = (decode(path.read_bytes(), max_pixels=2**30).pixels for path in task.images)
     small = [shrink(pixels, image_size=size) for pixels in decoded]
     small.sort(key=lambda pixels: pixels.shape)  # full batches of equal shapes
     threads = ThreadPoolExecutor(detector.runners)
@@ -109,21 +109,21 @@ def _engine(task: Task) -> Work:
     from devtools.bench.engine import Engine
 
     settings = replace(_settings(task.model), max_batch_size=task.batch_size)
-    pictures = task.pictures
+    images = task.images
     # Its decoders end with this process.
-    engine = Engine(_detector(settings), settings, lambda number: pictures[number])
+    engine = Engine(_detector(settings), settings, lambda number: images[number])
 
     def work() -> int:
-        engine.run(len(pictures))
-        return len(pictures)
+        engine.run(len(images))
+        return len(images)
 
     return work
 
 
 def _predict(task: Task) -> Work:
-    """Pictures through `YOLO.predict`: one call each, or as lists of the batch size."""
+    """Images through `YOLO.predict`: one call each, or as lists of the batch size."""
     model = load_yolo(task.model)
-    files = [str(path) for path in task.pictures]
+    files = [str(path) for path in task.images]
 
     def work() -> int:
         for batch in _chunks(files, task.batch_size):

@@ -26,7 +26,7 @@ from service.domain import ImageRef
 MAX_WASTE = 0.20
 _MORE_WASTE = 16  # images: in a short run, one outage of Firestore fails the commits of so many
 _MAX_UNSEEN = 0.5  # of the inferences, where the log was not written for a while
-_PIXELS = 0.5  # boxes of the same picture in another batch
+_PIXELS = 0.5  # boxes of the same image in another batch
 _CONFIDENCE = 0.01
 _SHOWN = 5
 _SWALLOWING = (FaultKind.DISK, FaultKind.MEMORY)  # lines of the log
@@ -67,7 +67,7 @@ class Expectation:
 
     @property
     def alone(self) -> Mapping[str, Any]:
-        """What a document of the picture says of it; nothing, of one that fails."""
+        """What a document of the image says of it; nothing, of one that fails."""
         return {} if self.should_fail else {"image": self.image, "detections": self.detections}
 
     @property
@@ -123,15 +123,15 @@ class Report:
 
     @property
     def wasted(self) -> list[str]:
-        """Whether pictures were inferred too often, or too seldom to be believed.
+        """Whether images were inferred too often, or too seldom to be believed.
 
         A superseded inference is the price of a message that comes twice at once.
         """
         most = self.done * (1 + MAX_WASTE) + _MORE_WASTE
         if self.inferences - self.superseded_inferences > most:
-            return [f"{self.waste:.0%} more inferences than pictures"]
+            return [f"{self.waste:.0%} more inferences than images"]
         if self.inferences < self.done * (1 if self.is_log_whole else 1 - _MAX_UNSEEN):
-            return [f"only {self.inferences} inferences of {self.done} pictures"]
+            return [f"only {self.inferences} inferences of {self.done} images"]
         return []
 
     @property
@@ -262,7 +262,7 @@ def _judge_document(
         report.wrong.append(f"{wanted.shown} is {status} {code or ''}, not {expected}")
     elif (fields.get("size"), fields.get("md5")) != (wanted.size, wanted.md5):
         report.crossed.append(f"{wanted.shown} has the size or checksum of something else")
-    elif not is_same_picture(wanted.alone, fields):
+    elif not is_same_image(wanted.alone, fields):
         report.crossed.append(f"{wanted.shown} has the detections of {_owner(fields, others)}")
     elif different := _different(wanted, document):
         report.wrong.append(f"{wanted.shown} has another {', '.join(different)}")
@@ -311,7 +311,7 @@ def _max_confidence(wanted: Expectation) -> float:
     return max((float(found["confidence"]) for found in detections), default=0.0)
 
 
-def is_same_picture(alone: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
+def is_same_image(alone: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
     """Whether two documents have the same shape and, but for last digits, detections."""
     if fields.get("image") != alone.get("image"):
         return False
@@ -336,9 +336,9 @@ def _is_same(expected: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
 
 def _owner(fields: Mapping[str, Any], others: Sequence[Expectation]) -> str:
     owners = (
-        other.shown for other in others if other.detections and is_same_picture(other.alone, fields)
+        other.shown for other in others if other.detections and is_same_image(other.alone, fields)
     )
-    return next(owners, "no picture of this run")
+    return next(owners, "no image of this run")
 
 
 def _judge_services(

@@ -24,7 +24,7 @@ _FAULTY_PART = 0.9  # of the run; what comes after it is there to be struck
 _MAX_SCENES = 240
 _MAX_LATE = 60  # uploads
 _UPLOADS_A_JOB = 40
-_DELIVERED_TOO = 8  # pictures that a job names though they have an event
+_DELIVERED_TOO = 8  # images that a job names though they have an event
 # What object names may hold, and a client or an event could get wrong.
 _NAMES = ("{0:05d}.jpg", "{0:05d} b.jpg", "{0:05d}#1.jpg", "ü/{0:05d}.jpg", "{0:05d}%2F?.jpg")
 
@@ -102,10 +102,10 @@ class Upload:
     index: int
     name: str
     kind: Kind
-    scene: int  # which drawn picture it is, or was before it was spoilt
+    scene: int  # which drawn image it is, or was before it was spoilt
     fate: Fate = Fate.KEPT
     #: One message each, published when so many more uploads were made. None: the event is lost, and
-    #: a job names the picture.
+    #: a job names the image.
     deliveries: tuple[int, ...] = (0,)
     #: The upload whose object this one overwrites.
     replaces: int | None = None
@@ -153,7 +153,7 @@ class Plan:
 
     @property
     def scenes(self) -> int:
-        """How many different pictures are drawn."""
+        """How many different images are drawn."""
         return 1 + max(upload.scene for upload in self.uploads)
 
     def jobs_after(self, uploads: int) -> list[Job]:

@@ -23,7 +23,7 @@ from google.cloud import (  # type: ignore[attr-defined]  # published without ty
 from devtools.chaos.audit import Expectation, Found, Report, Wanted, audit
 from devtools.chaos.excuses import HANG_TIMEOUT_SECONDS, Answer, Faults, LogLine
 from devtools.chaos.firestore_proxy import FirestoreProxy
-from devtools.chaos.pictures import CODES, MAX_IMAGE_BYTES, Pictures, find_alone, md5
+from devtools.chaos.images import CODES, MAX_IMAGE_BYTES, Images, find_alone, md5
 from devtools.chaos.plan import (
     PROCESS_FAULTS,
     STORAGE_FAULTS,
@@ -98,7 +98,7 @@ class Run:
         self._delivery: Eventarc | None = None
 
     def __enter__(self) -> Self:
-        """Draw the pictures, and start everything."""
+        """Draw the images, and start everything."""
         try:
             self._start()
         except BaseException:
@@ -118,8 +118,8 @@ class Run:
         keep = self._cleanup.enter_context
         scratch = Path(keep(tempfile.TemporaryDirectory(prefix="yolo-batch-chaos-")))
         self._scratch = scratch
-        self._pictures = Pictures(self._plan)
-        self._alone = find_alone(self._pictures.scenes, load_detector(BUNDLED_MODEL), scratch)
+        self._images = Images(self._plan)
+        self._alone = find_alone(self._images.scenes, load_detector(BUNDLED_MODEL), scratch)
         self._logs = (self._options.directory or scratch) / "services"
         self._logs.mkdir(parents=True, exist_ok=True)
         self._stack = keep(Stack(self._stack_options()))
@@ -309,7 +309,7 @@ class Run:
         return {**self._storage.armed.struck, **self._firestore.armed.struck, **processes}
 
     def _upload(self, upload: Upload) -> None:
-        content = self._pictures.content(upload)
+        content = self._images.content(upload)
         self._relay.expect(upload, md5(content))
         blob = self._bucket.blob(upload.name)
         blob.upload_from_string(content, content_type=_CONTENT_TYPE)

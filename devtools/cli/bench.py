@@ -96,7 +96,7 @@ def bench(
             rounds=rounds,
             cores=cores,
             plot=plot,
-            memory_pictures=memory_pictures,
+            memory_images=memory_pictures,
             is_quick=quick,
         )
         started = time.monotonic()

@@ -1,1 +1,1 @@
-"""The demo model: a small YOLO26 network trained on pictures that this package draws."""
+"""The demo model: a small YOLO26 network trained on images that this package draws."""

@@ -1,11 +1,11 @@
-"""Draws pictures of coloured shapes on cluttered backgrounds, with exact ground truth.
+"""Draws images of coloured shapes on cluttered backgrounds, with exact ground truth.
 
-The same code draws the pictures that the demo model learns from, the held-out pictures
-that it is measured on, and the sample pictures of the demo: only the seeds differ. It
+The same code draws the images that the demo model learns from, the held-out images
+that it is measured on, and the sample images of the demo: only the seeds differ. It
 needs numpy and OpenCV, nothing else, so the demo never has to install a training stack.
 
-Every picture has a random generator of its own, made from a seed and the picture's index,
-so any picture can be drawn again without drawing those before it.
+Every image has a random generator of its own, made from a seed and the image's index,
+so any image can be drawn again without drawing those before it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import numpy.typing as npt
 
 CLASS_NAMES: tuple[str, ...] = ("circle", "square", "triangle", "star", "heart", "cross")
 
-# The four sets of pictures never share a seed: a picture of one set is in no other set.
+# The four sets of images never share a seed: an image of one set is in no other set.
 TRAIN_SEED = 2601
 VALIDATION_SEED = 2602  # picks the best epoch while training
 HELD_OUT_SEED = 2603  # measured once, after training; the figures in the model card
-SAMPLE_SEED = 2604  # the pictures of the demo
+SAMPLE_SEED = 2604  # the images of the demo
 
 SAMPLE_COUNT = 12
 SAMPLE_SIZES: tuple[tuple[int, int], ...] = (
@@ -41,13 +41,13 @@ SAMPLE_JPEG_QUALITY = 92
 
 MAX_OBJECTS = 7
 MIN_VISIBLE = 0.65  # the part of a shape that later shapes must leave in sight
-MAX_OUTSIDE = 0.15  # the part of a shape's width or height that may lie off the picture
-MIN_RADIUS = 0.065  # of a shape, in units of the square root of the picture's area
+MAX_OUTSIDE = 0.15  # the part of a shape's width or height that may lie off the image
+MIN_RADIUS = 0.065  # of a shape, in units of the square root of the image's area
 MAX_RADIUS = 0.20
 
 _SUPERSAMPLING = 4
 _PLACEMENT_TRIES = 12
-_BLUR_REFERENCE = 320.0  # blur lengths are given for a picture of this many pixels a side
+_BLUR_REFERENCE = 320.0  # blur lengths are given for an image of this many pixels a side
 
 Image = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.float32]
@@ -58,12 +58,12 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One shape of a picture.
+    """One shape of an image.
 
     Attributes:
         label: Name of the class, one of ``CLASS_NAMES``.
         class_id: Index of the label in ``CLASS_NAMES``.
-        box: Tight box (x1, y1, x2, y2) of the part inside the picture, in pixels, where
+        box: Tight box (x1, y1, x2, y2) of the part inside the image, in pixels, where
             (0, 0) is the outer corner of the top left pixel. Shapes drawn on top of this
             one do not shrink the box.
     """
@@ -75,10 +75,10 @@ class SceneObject:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture and what is on it.
+    """An image and what is on it.
 
     Attributes:
-        image: Picture, uint8 of shape (height, width, 3), channels in BGR order.
+        image: Image, uint8 of shape (height, width, 3), channels in BGR order.
         objects: The shapes, from the one at the bottom to the one on top.
     """
 
@@ -96,14 +96,14 @@ class _Patch:
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """Rows and columns of the picture that the patch covers."""
+        """Rows and columns of the image that the patch covers."""
         height, width = self.coverage.shape
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
 @dataclass(frozen=True, eq=False)
 class _Placed:
-    """A shape on the picture and what of it is still in sight (like the coverage)."""
+    """A shape on the image and what of it is still in sight (like the coverage)."""
 
     points: Points
     centre: tuple[float, float]
@@ -118,11 +118,11 @@ class _Placed:
 
 
 def scene_generator(seed: int, index: int) -> np.random.Generator:
-    """Return the random generator of one picture of a set.
+    """Return the random generator of one image of a set.
 
     Args:
         seed: Seed of the set, for example ``TRAIN_SEED``.
-        index: Number of the picture within the set, from 0.
+        index: Number of the image within the set, from 0.
 
     Returns:
         A generator that depends on nothing else.
@@ -169,7 +169,7 @@ def place(outline: Points, centre: tuple[float, float], radius: float, degrees: 
         outline: Corners of unit size, float64 of shape (n, 2).
         centre: Where the origin of the outline goes, (x, y) in pixels.
         radius: Distance in pixels of the farthest corner from the centre.
-        degrees: Angle to turn the outline by, clockwise as seen on the picture.
+        degrees: Angle to turn the outline by, clockwise as seen on the image.
 
     Returns:
         Corners in pixels, float64 of shape (n, 2).
@@ -181,15 +181,15 @@ def place(outline: Points, centre: tuple[float, float], radius: float, degrees: 
 
 
 def tight_box(points: Points, width: int, height: int) -> Box | None:
-    """Return the box of the part of a polygon that lies inside a picture.
+    """Return the box of the part of a polygon that lies inside an image.
 
     The polygon itself is cut at the border, not its box: when a corner sticks out, the
     box of what remains is smaller than the cut box.
 
     Args:
         points: Corners in pixels, float64 of shape (n, 2).
-        width: Width of the picture in pixels.
-        height: Height of the picture in pixels.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
 
     Returns:
         Box (x1, y1, x2, y2) in pixels, or None if nothing lies inside.
@@ -210,7 +210,7 @@ def fill_polygon(image: Image, points: Points, colour: Colour) -> None:
     """Fill a polygon, anti-aliased and exact to a fraction of a pixel, in place.
 
     Args:
-        image: Picture to draw on, uint8 of shape (height, width, 3), BGR.
+        image: Image to draw on, uint8 of shape (height, width, 3), BGR.
         points: Corners in pixels, float64 of shape (n, 2).
         colour: BGR colour, 0 to 255 each.
     """
@@ -220,17 +220,17 @@ def fill_polygon(image: Image, points: Points, colour: Colour) -> None:
 
 
 def draw_scene(rng: np.random.Generator, width: int, height: int, *, min_objects: int = 1) -> Scene:
-    """Draw one picture.
+    """Draw one image.
 
     Args:
-        rng: Source of everything random in the picture.
-        width: Width of the picture in pixels.
-        height: Height of the picture in pixels.
+        rng: Source of everything random in the image.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
         min_objects: The least number of shapes to try to place; a shape for which there
             is no room is left out.
 
     Returns:
-        The picture and the ground truth.
+        The image and the ground truth.
     """
     image, dark = _background(rng, width, height)
     objects: list[SceneObject] = []
@@ -253,14 +253,14 @@ def draw_scene(rng: np.random.Generator, width: int, height: int, *, min_objects
 def sample_scenes(
     *, count: int = SAMPLE_COUNT, seed: int = SAMPLE_SEED
 ) -> Iterator[tuple[str, Scene]]:
-    """Draw the sample pictures of the demo.
+    """Draw the sample images of the demo.
 
     Args:
-        count: How many pictures to draw.
+        count: How many images to draw.
         seed: Seed of the set.
 
     Yields:
-        File name, such as ``shapes-01.jpg``, and the picture with its ground truth.
+        File name, such as ``shapes-01.jpg``, and the image with its ground truth.
     """
     for index in range(count):
         width, height = SAMPLE_SIZES[index % len(SAMPLE_SIZES)]
@@ -271,15 +271,15 @@ def sample_scenes(
 def write_samples(
     directory: Path, *, count: int = SAMPLE_COUNT, seed: int = SAMPLE_SEED
 ) -> list[tuple[Path, Scene]]:
-    """Draw the sample pictures of the demo and write them as JPEG files.
+    """Draw the sample images of the demo and write them as JPEG files.
 
     Args:
         directory: Folder to write to; it is made if it is not there.
-        count: How many pictures to draw.
+        count: How many images to draw.
         seed: Seed of the set.
 
     Returns:
-        The path of each file and what was drawn on it. ``image`` is the picture before
+        The path of each file and what was drawn on it. ``image`` is the image before
         JPEG compression.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -292,21 +292,21 @@ def write_samples(
 
 
 def encode_jpeg(image: Image, quality: int) -> bytes:
-    """Compress a picture as JPEG.
+    """Compress an image as JPEG.
 
     Args:
-        image: Picture, uint8 of shape (height, width, 3), BGR.
+        image: Image, uint8 of shape (height, width, 3), BGR.
         quality: JPEG quality, 1 to 100.
 
     Returns:
         The file's bytes.
 
     Raises:
-        ValueError: If OpenCV cannot encode the picture.
+        ValueError: If OpenCV cannot encode the image.
     """
     done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
-        raise ValueError("the picture could not be encoded as JPEG")
+        raise ValueError("the image could not be encoded as JPEG")
     return data.tobytes()
 
 
@@ -376,7 +376,7 @@ def _random_pose(
 def _try_to_place(
     rng: np.random.Generator, class_id: int, width: int, height: int
 ) -> _Placed | None:
-    """Pick a place for a shape; None if too much of it would lie off the picture."""
+    """Pick a place for a shape; None if too much of it would lie off the image."""
     centre, radius, degrees = _random_pose(rng, width, height)
     points = place(shape_outline(class_id), centre, radius, degrees)
     box = tight_box(points, width, height)
@@ -387,7 +387,7 @@ def _try_to_place(
 
 
 def _too_far_out(points: Points, width: int, height: int) -> bool:
-    """Tell whether too much of a shape lies off the picture."""
+    """Tell whether too much of a shape lies off the image."""
     low, high = points.min(axis=0), points.max(axis=0)
     slack = (high - low) * MAX_OUTSIDE
     size = np.array([width, height])
@@ -412,7 +412,7 @@ def _rasterise(points: Points, width: int, height: int) -> _Patch | None:
 
 
 def _blend(image: Image, patch: _Patch, colour: npt.NDArray[np.float32]) -> None:
-    """Lay a colour, or a patch-sized field of colours, over the picture in place."""
+    """Lay a colour, or a patch-sized field of colours, over the image in place."""
     under = image[patch.window].astype(np.float32)
     mixed = under + (colour - under) * patch.coverage[:, :, None]
     image[patch.window] = np.clip(mixed + 0.5, 0, 255).astype(np.uint8)
@@ -507,7 +507,7 @@ def _clouds(rng: np.random.Generator, width: int, height: int, dark: bool) -> Im
 
 
 def _noise_field(rng: np.random.Generator, cells: tuple[int, int], width: int, height: int) -> Mask:
-    """Stretch a coarse grid of random numbers over a picture."""
+    """Stretch a coarse grid of random numbers over an image."""
     grid = rng.random(cells, dtype=np.float32)
     return np.asarray(
         cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.float32
@@ -567,7 +567,7 @@ def _line(image: Image, points: Points, bgr: Any, thick: int) -> None:
 
 
 def _degrade(rng: np.random.Generator, image: Image) -> Image:
-    """Blur a picture, change its brightness, add noise and JPEG artefacts."""
+    """Blur an image, change its brightness, add noise and JPEG artefacts."""
     kind = rng.random()
     scale = math.sqrt(image.shape[0] * image.shape[1]) / _BLUR_REFERENCE
     if kind < 0.35:
@@ -586,7 +586,7 @@ def _degrade(rng: np.random.Generator, image: Image) -> Image:
 
 
 def _motion_blur(image: Image, length: float, angle: float) -> Image:
-    """Smear a picture along a line of the given length (pixels) and angle (radians)."""
+    """Smear an image along a line of the given length (pixels) and angle (radians)."""
     half = max(1, round(length / 2))
     kernel = np.zeros((2 * half + 1, 2 * half + 1), dtype=np.float32)
     reach = np.array([math.cos(angle), math.sin(angle)]) * half

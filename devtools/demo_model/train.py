@@ -2,7 +2,7 @@
 
     python -m devtools.demo_model.train --output devtools/demo_model
 
-Everything is drawn by ``devtools.demo_model.shapes`` and seeded; no weights and no pictures are
+Everything is drawn by ``devtools.demo_model.shapes`` and seeded; no weights and no images are
 downloaded. The figures in the model card are those that this script measures.
 """
 
@@ -41,10 +41,10 @@ EPOCHS = 14
 BATCH = 16
 INPUT_SIZE = 320  # pixels a side of the square the network is trained on
 LEARNING_RATE = 0.004
-TRAINING_SEED = 0  # of the weights and of the order of the pictures
+TRAINING_SEED = 0  # of the weights and of the order of the images
 THREADS = 2
 CONFIDENCE = 0.25  # what counts as a detection when they are counted for the card
-MAX_DETECTIONS = 300  # per picture; the export's output has this many rows
+MAX_DETECTIONS = 300  # per image; the export's output has this many rows
 
 _SHORTEST_SIDE = 240
 _LONGEST_SIDE = 512
@@ -55,7 +55,7 @@ class TrainingRecord:
     """How the weights came to be; kept as JSON beside them.
 
     Attributes:
-        pictures: Number of pictures in the training set.
+        images: Number of images in the training set.
         epochs: Number of times each was shown.
         seconds: Wall time of the training in seconds, validation after each epoch included.
         parameters: Number of parameters while training, both heads included.
@@ -63,7 +63,7 @@ class TrainingRecord:
         versions: Version of each package that matters.
     """
 
-    pictures: int
+    images: int
     epochs: int
     seconds: float
     parameters: int
@@ -73,7 +73,7 @@ class TrainingRecord:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Precision of a network on the held-out pictures, each figure in 0..1.
+    """Precision of a network on the held-out images, each figure in 0..1.
 
     Attributes:
         map50_95: Mean average precision over IoU 0.50 to 0.95.
@@ -91,7 +91,7 @@ class Tally:
     """How the detections above ``CONFIDENCE`` fit what was drawn (IoU of at least 0.5).
 
     Attributes:
-        drawn: Number of shapes on the pictures.
+        drawn: Number of shapes on the images.
         found: Number of those with a detection of the right class.
         repeated: Number of further detections of a shape already found.
         wrong: Number of detections of nothing, or of the wrong class.
@@ -103,7 +103,7 @@ class Tally:
     wrong: int = 0
 
     def __add__(self, other: Tally) -> Tally:
-        """Add the numbers of two sets of pictures."""
+        """Add the numbers of two sets of images."""
         return Tally(
             self.drawn + other.drawn,
             self.found + other.found,
@@ -112,8 +112,8 @@ class Tally:
         )
 
 
-def picture_size(rng: np.random.Generator) -> tuple[int, int]:
-    """Pick the size of a training picture.
+def image_size(rng: np.random.Generator) -> tuple[int, int]:
+    """Pick the size of a training image.
 
     Args:
         rng: Source of randomness.
@@ -127,13 +127,13 @@ def picture_size(rng: np.random.Generator) -> tuple[int, int]:
 
 
 def label_lines(scene: shapes.Scene) -> str:
-    """Write the ground truth of a picture in YOLO format.
+    """Write the ground truth of an image in YOLO format.
 
     Args:
-        scene: The picture.
+        scene: The image.
 
     Returns:
-        One line an object: class, and centre, width and height as shares of the picture.
+        One line an object: class, and centre, width and height as shares of the image.
     """
     height, width = scene.image.shape[:2]
     lines = []
@@ -146,20 +146,20 @@ def label_lines(scene: shapes.Scene) -> str:
 
 
 def draw_set(directory: Path, name: str, seed: int, count: int) -> None:
-    """Draw one set of pictures in YOLO format.
+    """Draw one set of images in YOLO format.
 
     Args:
         directory: Folder of the data set.
         name: Name of the set, for example ``train``.
         seed: Seed of the set.
-        count: How many pictures to draw.
+        count: How many images to draw.
     """
     images, labels = directory / "images" / name, directory / "labels" / name
     images.mkdir(parents=True)
     labels.mkdir(parents=True)
     for index in range(count):
         rng = shapes.scene_generator(seed, index)
-        scene = shapes.draw_scene(rng, *picture_size(rng))
+        scene = shapes.draw_scene(rng, *image_size(rng))
         stem = f"{index:06d}"
         (images / f"{stem}.jpg").write_bytes(shapes.encode_jpeg(scene.image, 95))
         (labels / f"{stem}.txt").write_text(label_lines(scene), encoding="ascii")
@@ -170,7 +170,7 @@ def draw_data(directory: Path, train_count: int) -> Path:
 
     Args:
         directory: Empty folder to draw into.
-        train_count: How many pictures to train on; 0 draws the held-out set alone.
+        train_count: How many images to train on; 0 draws the held-out set alone.
 
     Returns:
         Path of the data set's description.
@@ -198,7 +198,7 @@ def train(data: Path, directory: Path, train_count: int, epochs: int) -> Path:
     Args:
         data: Description of the data set.
         directory: Folder for the run's own files.
-        train_count: Number of training pictures, for the record.
+        train_count: Number of training images, for the record.
         epochs: How often to show each of them.
 
     Returns:
@@ -223,7 +223,7 @@ def train(data: Path, directory: Path, train_count: int, epochs: int) -> Path:
         cos_lr=True,
         warmup_epochs=0.5,
         warmup_bias_lr=0.0,
-        # The pictures vary enough as drawn. Moving and scaling them would cut shapes at the
+        # The images vary enough as drawn. Moving and scaling them would cut shapes at the
         # border and leave boxes that are no longer tight; flipping keeps them exact.
         mosaic=0.0,
         hsv_h=0.0,
@@ -249,7 +249,7 @@ def train(data: Path, directory: Path, train_count: int, epochs: int) -> Path:
     trainer: Any = model.trainer
     results = trainer.read_results_csv()
     record = TrainingRecord(
-        pictures=train_count,
+        images=train_count,
         epochs=epochs,
         seconds=float(results["time"][-1]),
         parameters=parameters,
@@ -292,7 +292,7 @@ def export(weights: Path, record: TrainingRecord) -> Path:
 
 
 def measure(model: Path, data: Path) -> Measurement:
-    """Measure the precision of a network on the held-out pictures.
+    """Measure the precision of a network on the held-out images.
 
     Args:
         model: Weights or folder of an exported model.
@@ -345,7 +345,7 @@ def overlap(first: shapes.Box, second: shapes.Box) -> float:
 def tally(
     objects: Sequence[shapes.SceneObject], detections: Sequence[tuple[int, shapes.Box]]
 ) -> Tally:
-    """Compare the detections on one picture with what was drawn.
+    """Compare the detections on one image with what was drawn.
 
     Args:
         objects: What was drawn.
@@ -372,13 +372,13 @@ def tally(
 
 
 def tally_held_out(exported: Path) -> Tally:
-    """Run the exported model on the held-out pictures and compare.
+    """Run the exported model on the held-out images and compare.
 
     Args:
         exported: Folder of an exported model.
 
     Returns:
-        The numbers over all held-out pictures.
+        The numbers over all held-out images.
     """
     from ultralytics import YOLO
 
@@ -386,7 +386,7 @@ def tally_held_out(exported: Path) -> Tally:
     total = Tally()
     for index in range(HELD_OUT_COUNT):
         rng = shapes.scene_generator(shapes.HELD_OUT_SEED, index)
-        scene = shapes.draw_scene(rng, *picture_size(rng))
+        scene = shapes.draw_scene(rng, *image_size(rng))
         boxes = model.predict(
             scene.image, imgsz=INPUT_SIZE, conf=CONFIDENCE, nms=False, device="cpu", verbose=False
         )[0].boxes
@@ -460,7 +460,7 @@ anyone try the whole service without downloading anything. It is of no use on ph
 
 ## Precision
 
-Measured by the training script on {HELD_OUT_COUNT:,} held-out pictures, which were neither
+Measured by the training script on {HELD_OUT_COUNT:,} held-out images, which were neither
 trained on nor used to pick the best epoch.
 
 | | mAP50-95 | mAP50 |
@@ -475,7 +475,7 @@ Class by class:
 |---|---|---|
 {classes}
 
-Detections of the exported model with a confidence of at least {CONFIDENCE} on the same pictures,
+Detections of the exported model with a confidence of at least {CONFIDENCE} on the same images,
 at an IoU of at least 0.5:
 
 | Shapes drawn | found | found again (repeated detection) | wrong detections |
@@ -488,17 +488,17 @@ at an IoU of at least 0.5:
 python -m devtools.demo_model.train --output devtools/demo_model
 ```
 
-The script draws all pictures ([`shapes.py`](shapes.py)): shapes of varied size, rotation and
+The script draws all images ([`shapes.py`](shapes.py)): shapes of varied size, rotation and
 colour that overlap, on backgrounds cluttered with lines, bars, curves and splinters, with blur,
-noise, changes of brightness and JPEG artefacts. No pictures and no weights were taken from
+noise, changes of brightness and JPEG artefacts. No images and no weights were taken from
 elsewhere.
 
 | | |
 |---|---|
-| Training pictures | {record.pictures:,} (seed {shapes.TRAIN_SEED}) |
+| Training images | {record.images:,} (seed {shapes.TRAIN_SEED}) |
 | Epochs | {record.epochs}, in batches of {BATCH} |
-| Pictures to pick the epoch | {VALIDATION_COUNT:,} (seed {shapes.VALIDATION_SEED}) |
-| Held-out pictures | {HELD_OUT_COUNT:,} (seed {shapes.HELD_OUT_SEED}) |
+| Images to pick the epoch | {VALIDATION_COUNT:,} (seed {shapes.VALIDATION_SEED}) |
+| Held-out images | {HELD_OUT_COUNT:,} (seed {shapes.HELD_OUT_SEED}) |
 | Samples of the demo | {shapes.SAMPLE_COUNT} (seed {shapes.SAMPLE_SEED}), never trained on |
 | Seed of the weights | {TRAINING_SEED} |
 | Training time | {record.seconds / 60:.0f} minutes on {record.machine} |
@@ -510,12 +510,12 @@ trained there differs from this one, and so may the last digits of its figures.
 ## Limits
 
 - The NMS-free head now and then reports a shape twice, as counted above.
-- It was trained at one scale. Letterbox pictures to {INPUT_SIZE} pixels, as the export's metadata
+- It was trained at one scale. Letterbox images to {INPUT_SIZE} pixels, as the export's metadata
   say: at 640 pixels it misses shapes and mistakes one for another.
 - It knows shapes as drawn by `shapes.py`: one bright fill, even sides, any rotation. It has not
   seen photographs, outlines, hand drawings or text.
 - It was shown no circle of a diameter below {200 * shapes.MIN_RADIUS:.0f} % of the square root of
-  the picture's area, no other shape that fits into such a circle, and none hidden by more than
+  the image's area, no other shape that fits into such a circle, and none hidden by more than
   {100 * (1 - shapes.MIN_VISIBLE):.0f} %: it may miss those.
 - The box of a shape that is partly hidden is a guess where its edge cannot be seen.
 - The sides of the input must be multiples of 32, and large enough for the {MAX_DETECTIONS}
@@ -543,8 +543,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         data_folder = work / "data"
         data_folder.mkdir()
         weights = work / f"{MODEL_NAME}.pt"
-        data = draw_data(data_folder, 0 if options.weights else options.pictures)
-        source = options.weights or train(data, work, options.pictures, options.epochs)
+        data = draw_data(data_folder, 0 if options.weights else options.images)
+        source = options.weights or train(data, work, options.images, options.epochs)
         shutil.copyfile(source, weights)
         shutil.copyfile(_record_path(source), _record_path(weights))
         if options.keep_weights:
@@ -574,7 +574,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--output", type=Path, required=True, help="folder for the exported model and its card"
     )
     parser.add_argument(
-        "--pictures", type=int, default=TRAIN_COUNT, help="training pictures (%(default)s)"
+        "--images", type=int, default=TRAIN_COUNT, help="training images (%(default)s)"
     )
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs (%(default)s)")
     parser.add_argument("--keep-weights", type=Path, help="also keep the .pt file, at this path")

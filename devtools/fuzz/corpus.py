@@ -516,7 +516,7 @@ add(
     "done 4000x3000",
 )
 
-# No picture.
+# No image.
 NONE: dict[str, Make | bytes] = {
     "text named .jpg": b"just a note\n",
     "HTML named .jpg": b"<!doctype html><html><body><img src=cat.jpg></body></html>",
@@ -855,10 +855,10 @@ NAMES = {
 def record(data: bytes, decoders: Decoders) -> str:
     """Read a file as the service does, and say how it ended."""
     try:
-        picture = decoders.decode(data, image_size=IMAGE_SIZE, deadline=NO_DEADLINE)
+        decoded = decoders.decode(data, image_size=IMAGE_SIZE, deadline=NO_DEADLINE)
     except BadImageError as exc:
         return exc.code.value
-    return f"done {picture.info.width}x{picture.info.height}"
+    return f"done {decoded.info.width}x{decoded.info.height}"
 
 
 def examine(cases: Sequence[Case]) -> list[Got]:

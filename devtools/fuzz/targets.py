@@ -61,17 +61,17 @@ def check_file(data: bytes) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's of damaged headers
         try:
-            picture = decode(data, max_pixels=MAX_PIXELS, image_size=IMAGE_SIZE)
+            decoded = decode(data, max_pixels=MAX_PIXELS, image_size=IMAGE_SIZE)
         except BadImageError as exc:
             assert 0 < len(exc.message) < 200
             return
         except MemoryError:  # a decoder process would end here, and the file get its record
             return
-    height, width, channels = picture.pixels.shape
-    assert channels == 3 and picture.pixels.dtype == np.uint8
+    height, width, channels = decoded.pixels.shape
+    assert channels == 3 and decoded.pixels.dtype == np.uint8
     assert 0 < width * height <= MAX_PIXELS
-    assert width <= picture.info.width and height <= picture.info.height
-    assert max(shrink(picture.pixels, image_size=IMAGE_SIZE).shape) <= IMAGE_SIZE
+    assert width <= decoded.info.width and height <= decoded.info.height
+    assert max(shrink(decoded.pixels, image_size=IMAGE_SIZE).shape) <= IMAGE_SIZE
 
 
 def check_settings(data: bytes) -> None:

@@ -33,12 +33,12 @@ def test_quick_bench_measures_every_part_on_the_bundled_model(
     samples: Samples, tmp_path: Path
 ) -> None:
     pytest.importorskip("matplotlib", reason="extra bench is not installed")
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for file, _ in samples[:3]:
-        (tmp_path / "pictures" / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "pictures" / "text.jpg").write_text("not a picture")
+        (tmp_path / "images" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "images" / "text.jpg").write_text("not an image")
     done = run_bench(
-        tmp_path / "pictures", "--table", "--sweep", "--profile", "--cold-start", "--memory",
+        tmp_path / "images", "--table", "--sweep", "--profile", "--cold-start", "--memory",
         "--plot", tmp_path / "plot.png", "--json", tmp_path / "bench.json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -46,23 +46,23 @@ def test_quick_bench_measures_every_part_on_the_bundled_model(
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
     report = json.loads((tmp_path / "bench.json").read_text())
-    assert report["header"]["pictures"].startswith("3 of ")
+    assert report["header"]["images"].startswith("3 of ")
     sections = report["sections"]
     assert all(f"### {title}" in done.stdout for title in sections)
     table = sections["Speed and CPU time"]
     assert [row["name"] for row in table] == [figures.NETWORK, figures.ENGINE, figures.SERVICE]
-    assert all(row["cpu_ms_per_picture"]["median"] > 0 for row in table)
+    assert all(row["cpu_ms_per_image"]["median"] > 0 for row in table)
     sweeps = [name for name in sections if name.startswith("Engine by batch size")]
     assert all(len(sections[name]["rows"]) == 2 for name in sweeps)
     assert len(sweeps) == (2 if len(os.sched_getaffinity(0)) > 1 else 1)
 
     profile = sections["CPU time of the whole service by stage"]
-    assert list(profile["cpu_ms_per_picture"]) == [*STAGES, HTTP, BETWEEN]
-    assert profile["cpu_ms_per_picture"]["inference"] > 0
+    assert list(profile["cpu_ms_per_image"]) == [*STAGES, HTTP, BETWEEN]
+    assert profile["cpu_ms_per_image"]["inference"] > 0
     assert sections["Throughput, latency and cost by load"]["points"][0]["served_per_second"] > 0
     start = sections["Cold start and memory"]["yolo-batch"][0]
     assert 0 < start["ready_seconds"] < start["first_result_seconds"]
-    assert sections["Memory over many pictures"]["levels"][-1]["pictures"] >= 9
+    assert sections["Memory over many images"]["levels"][-1]["images"] >= 9
     assert len(sections["Goals"]) == 5
 
 
@@ -71,9 +71,9 @@ def test_quick_bench_measures_every_part_on_the_bundled_model(
     [
         (["--cores", "4096"], "this process may use the cores"),
         (["--prices", __file__], "is not a table of prices"),
-        (["/proc/self/cmdline"], "There are no pictures in"),
+        (["/proc/self/cmdline"], "There are no images in"),
     ],
-    ids=["cores", "prices", "pictures"],
+    ids=["cores", "prices", "images"],
 )
 def test_what_cannot_be_measured_is_told_in_a_sentence(arguments: list[str], sentence: str) -> None:
     done = run_bench(*arguments)

@@ -11,7 +11,7 @@ from devtools.bench.startup import Level, Start, memory_section, start_section
 
 
 def measured(name: str, *, speed: float, cpu_ms: float) -> Measured:
-    """Three rounds of 100 pictures, the median as given."""
+    """Three rounds of 100 images, the median as given."""
     return Measured(
         name,
         [Round(100, 100 / (speed * way), cpu_ms * way / 10) for way in (1.1, 1.0, 0.9)],
@@ -27,9 +27,9 @@ ALL = [
 ]
 
 
-def test_round_gives_speed_and_cpu_of_one_picture() -> None:
-    result = Round(pictures=20, seconds=4.0, cpu_seconds=1.0)
-    assert result.pictures_per_second == 5
+def test_round_gives_speed_and_cpu_of_one_image() -> None:
+    result = Round(images=20, seconds=4.0, cpu_seconds=1.0)
+    assert result.images_per_second == 5
     assert result.cpu_ms == 50
 
 

@@ -31,7 +31,7 @@ from devtools.bench.profile import (
     attribute,
     profile_section,
 )
-from devtools.bench.run import choose_pictures
+from devtools.bench.run import choose_images
 from devtools.bench.served import COMMIT, DOWNLOAD, INFERENCE, StageClock
 from devtools.bench.subjects import Process, check_health, service_settings
 from devtools.local_stack.processes import free_port
@@ -87,7 +87,7 @@ def test_profile_of_a_known_process_adds_up_to_its_own_accounting() -> None:
         line = json.loads(child.stdout.readline())
         sample = profile.sample_of(line, child.pid)
         child.stdin.close()
-    result = attribute(NOTHING, sample, pictures=10)
+    result = attribute(NOTHING, sample, images=10)
     assert result.tree_seconds >= 2.45
     assert result.seconds[DOWNLOAD] >= 2.0
     assert result.seconds[HTTP] >= 0.45  # the other thread, and the main one's start
@@ -154,7 +154,7 @@ def test_attribution_knows_threads_by_their_names() -> None:
         5: ThreadTime("event_engine", 0.75),  # of gRPC
     }
     stages = {DOWNLOAD: 1.0, COMMIT: 0.5, INFERENCE: 4.0}
-    result = attribute(NOTHING, Sample(12.25, 2.0, threads, python, stages), pictures=100)
+    result = attribute(NOTHING, Sample(12.25, 2.0, threads, python, stages), images=100)
     assert {name: seconds for name, seconds in result.seconds.items() if seconds} == {
         DOWNLOAD: 1.0,
         DECODE: 2.0,
@@ -194,7 +194,7 @@ def profile_of(counted: float) -> profile.Profile:
     stages = {"inference": counted}
     threads = {1: ThreadTime("gunicorn", 10.0)}
     python = {1: PythonThread("runner-0", stages)}
-    return attribute(NOTHING, Sample(10.0, 0.0, threads, python, stages), pictures=1)
+    return attribute(NOTHING, Sample(10.0, 0.0, threads, python, stages), images=1)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_attribution_counts_only_what_came_between() -> None:
         {1: PythonThread("MainThread", {COMMIT: 3.0}), 2: PythonThread("committer-0", {})},
         {COMMIT: 3.0},
     )
-    result = attribute(before, after, pictures=1)
+    result = attribute(before, after, images=1)
     assert (result.seconds[COMMIT], result.seconds[HTTP]) == (2.0, 2.0)
     assert (result.seconds[DECODE], result.seconds[BETWEEN]) == (1.0, 1.0)
     assert result.tree_seconds == result.attributed_seconds == 6.0
@@ -362,7 +362,7 @@ def test_process_that_dies_is_told() -> None:
 
 _PARENT = """
 import os
-from devtools.bench.run import choose_pictures
+from devtools.bench.run import choose_images
 from devtools.bench.subjects import Process
 
 if __name__ == "__main__":
@@ -476,22 +476,22 @@ def test_load_counts_a_refused_connection_as_no_answer() -> None:
     assert answers[0].status == 0
 
 
-def test_pictures_are_chosen_at_equal_distances_and_others_left_out(tmp_path: Path) -> None:
+def test_images_are_chosen_at_equal_distances_and_others_left_out(tmp_path: Path) -> None:
     for number in range(13):
         size = 32 if number < 6 else 48
         cv2.imwrite(str(tmp_path / f"{number:02}.png"), np.zeros((size, 64, 3), np.uint8))
     (tmp_path / "06.png").write_bytes(b"")
     told: list[str] = []
-    chosen, sizes = choose_pictures(tmp_path, told.append, is_quick=True)
+    chosen, sizes = choose_images(tmp_path, told.append, is_quick=True)
     assert [file.name for file in chosen] == ["00.png", "03.png", "09.png", "12.png"]
     assert sizes == 2
     assert len(told) == 1
     assert "06.png" in told[0]
 
 
-def test_a_folder_without_pictures_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match="There are no pictures in"):
-        choose_pictures(tmp_path, print, is_quick=False)
+def test_a_folder_without_images_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="There are no images in"):
+        choose_images(tmp_path, print, is_quick=False)
 
 
 PRICES = Prices.read(DEFAULT_PRICES)

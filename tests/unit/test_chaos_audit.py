@@ -64,8 +64,8 @@ def record(expectation: Expectation, **other: Any) -> Found:
 RIGHT = [record(GOOD), record(OTHER), record(BAD)]
 
 
-def infer(pictures: int) -> list[LogLine]:
-    return [LogLine("service-0", 1, "INFO", "Inferring a batch", inferring=pictures)]
+def infer(images: int) -> list[LogLine]:
+    return [LogLine("service-0", 1, "INFO", "Inferring a batch", inferring=images)]
 
 
 def judge(
@@ -113,7 +113,7 @@ def test_document_written_again_is_a_duplicate() -> None:
     }
 
 
-def test_detections_of_another_picture_are_crossed_and_name_it() -> None:
+def test_detections_of_another_image_are_crossed_and_name_it() -> None:
     crossed = record(GOOD, detections=list(OTHER.detections))
     assert problems(judge(ALL, [crossed, *RIGHT[1:]])) == {
         "crossed": ["gs://uploads/a.jpg#1 has the detections of gs://uploads/b.jpg#1"]
@@ -145,7 +145,7 @@ def test_document_of_something_else_is_crossed(other: dict[str, Any]) -> None:
     [{"detections": [detection()]}, {"image": IMAGE}],
     ids=["detections", "shape"],
 )
-def test_failure_with_something_of_a_picture_is_crossed(other: dict[str, Any]) -> None:
+def test_failure_with_something_of_a_image_is_crossed(other: dict[str, Any]) -> None:
     found = problems(judge(ALL, [*RIGHT[:2], record(BAD, **other)]))
     assert list(found) == ["crossed"]
 
@@ -349,9 +349,7 @@ def test_waste_is_limited(inferences: int, superseded: int, is_clean: bool) -> N
     report = judge(HUNDRED, documents, inferences=inferences, log=log, messages=200)
     assert report.is_clean == is_clean
     if not is_clean:
-        assert problems(report) == {
-            "wasted": [f"{inferences - 100}% more inferences than pictures"]
-        }
+        assert problems(report) == {"wasted": [f"{inferences - 100}% more inferences than images"]}
 
 
 @pytest.mark.parametrize(
@@ -366,14 +364,14 @@ def test_waste_is_limited(inferences: int, superseded: int, is_clean: bool) -> N
     ],
     ids=["none", "one-missing", "killed", "disk", "more-than-the-disk", "memory"],
 )
-def test_fewer_inferences_than_pictures_are_not_believed(
+def test_fewer_inferences_than_images_are_not_believed(
     inferences: int, faults: Faults, is_clean: bool
 ) -> None:
     documents = [record(expectation) for expectation in HUNDRED]
     report = judge(HUNDRED, documents, inferences=inferences, faults=faults)
     assert report.is_clean == is_clean
     if not is_clean:
-        assert problems(report) == {"wasted": [f"only {inferences} inferences of 100 pictures"]}
+        assert problems(report) == {"wasted": [f"only {inferences} inferences of 100 images"]}
 
 
 def test_table_tells_figures_and_the_first_problems() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from devtools.chaos.pictures import Pictures
+from devtools.chaos.images import Images
 from devtools.chaos.plan import Kind, Plan, Upload
 from devtools.chaos.poison import Poison, mark, poison_of
 from devtools.chaos.poisoned_decoder import COMMAND
@@ -30,8 +30,8 @@ def decoders() -> Iterator[Decoders]:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> Pictures:
-    return Pictures(Plan(1, 1, (Upload(0, "0.jpg", Kind.GOOD, 0),), ()))
+def images() -> Images:
+    return Images(Plan(1, 1, (Upload(0, "0.jpg", Kind.GOOD, 0),), ()))
 
 
 @pytest.mark.parametrize("poison", Poison)
@@ -42,13 +42,13 @@ def test_mark_is_found_wherever_it_is(poison: Poison) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in Kind if kind.poison])
 def test_poisonous_file_ends_its_decoder_and_nothing_else(
-    kind: Kind, decoders: Decoders, pictures: Pictures
+    kind: Kind, decoders: Decoders, images: Images
 ) -> None:
     deadline = Deadline.after(PATIENCE_SECONDS)
     with pytest.raises(BadImageError) as error:
         decoders.decode(
-            pictures.content(Upload(0, "0.jpg", kind, 0)), image_size=320, deadline=deadline
+            images.content(Upload(0, "0.jpg", kind, 0)), image_size=320, deadline=deadline
         )
     assert error.value.code is ErrorCode.CORRUPT_IMAGE
-    good = pictures.content(Upload(1, "1.jpg", Kind.GOOD, 0))
+    good = images.content(Upload(1, "1.jpg", Kind.GOOD, 0))
     assert decoders.decode(good, image_size=320, deadline=deadline).pixels.any()

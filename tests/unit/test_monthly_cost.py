@@ -4,7 +4,7 @@ import pytest
 
 from devtools.bench.monthly_cost import DAYS, PRICES, Month, cost, quantities, table
 
-BUSY = Month(pictures=1_000_000, cpu_ms=60, vcpu=2, memory_gib=4, busy=0.5, starts=100)
+BUSY = Month(images=1_000_000, cpu_ms=60, vcpu=2, memory_gib=4, busy=0.5, starts=100)
 
 
 def test_billed_time_is_cpu_time_over_the_busy_share_and_starts() -> None:
@@ -19,7 +19,7 @@ def test_every_quantity_has_a_price() -> None:
 
 
 def test_reconcile_lists_every_object_and_reads_those_of_two_days() -> None:
-    month = Month(pictures=1_000_000, objects=2_000_000, reconciles=30)
+    month = Month(images=1_000_000, objects=2_000_000, reconciles=30)
     counted = quantities(month)
     assert counted["Firestore writes"] == 1
     assert counted["Firestore reads"] == pytest.approx(1 + 30 * 2 / DAYS)
@@ -27,7 +27,7 @@ def test_reconcile_lists_every_object_and_reads_those_of_two_days() -> None:
 
 
 def test_free_units_are_taken_off_and_never_paid_back() -> None:
-    month = Month(pictures=10, cpu_ms=60, reconciles=1, image_gb=0.6)
+    month = Month(images=10, cpu_ms=60, reconciles=1, image_gb=0.6)
     paid = {name: usd for name, usd in cost(month, free_tier=True).items() if usd}
     assert paid == pytest.approx(
         {
@@ -39,7 +39,7 @@ def test_free_units_are_taken_off_and_never_paid_back() -> None:
 
 
 def test_gpu_is_paid_by_the_hour_and_not_by_request() -> None:
-    counted = quantities(Month(pictures=1_000_000, cpu_ms=60, gpu_hours=10))
+    counted = quantities(Month(images=1_000_000, cpu_ms=60, gpu_hours=10))
     assert counted["Cloud Run vCPU"] == 0
     assert cost(Month(gpu_hours=10), free_tier=False)["Cloud Run with GPU"] == pytest.approx(
         10.4652

@@ -39,7 +39,7 @@ BEFORE = Sample(at=0.0, pid=7, memory_mb=300, peak_mb=400, threads=40)
 RUN = Run(
     capacity=Capacity(per_second=0.5, cpu_ms=900),
     seconds=1.0,
-    pictures=1,
+    images=1,
     deadline_seconds=10,
     answers=[REFUSED, GOOD],
     samples=[BEFORE, replace(BEFORE, at=1.0, peak_mb=500, threads=60)],
@@ -149,8 +149,8 @@ def test_run_that_kept_its_promises_has_no_problems() -> None:
 @pytest.mark.parametrize(
     ("broken", "said"),
     [
-        (replace(RUN, pictures=3), "2 pictures were not delivered"),
-        (replace(RUN, deadline_seconds=2.5), "1 accepted pictures took longer than 2.5 s"),
+        (replace(RUN, images=3), "2 images were not delivered"),
+        (replace(RUN, deadline_seconds=2.5), "1 accepted images took longer than 2.5 s"),
         (replace(RUN, answers=[GOOD, replace(REFUSED, status=0)]), "1 deliveries had no answer"),
         (
             replace(RUN, answers=[GOOD, replace(REFUSED, status=500)]),
@@ -171,7 +171,7 @@ def test_section_has_the_figures() -> None:
     rows = {row[0]: row[1] for row in section(RUN).rows}
     assert rows["answered 204, 429, 503, not at all"] == "1, 1, 0, 0"
     assert rows["deliveries/s meanwhile, with retries"] == "2.00"
-    assert rows["deliveries, most of one picture"] == "2, 2"
+    assert rows["deliveries, most of one image"] == "2, 2"
     assert rows["slowest, with a deadline of 10"] == "3.00"
     assert rows["slowest 429, s"] == "0.10"
     assert rows["memory then, MB: peak"] == "500"
@@ -182,7 +182,7 @@ def test_section_has_the_figures() -> None:
 
 def test_section_of_a_run_that_accepted_nothing_is_made_all_the_same() -> None:
     rows = {row[0]: row[1] for row in section(replace(RUN, answers=[REFUSED])).rows}
-    assert rows["an accepted picture, s: median"] == "nan"
+    assert rows["an accepted image, s: median"] == "nan"
 
 
 def test_errors_logged_leaves_out_what_is_no_error() -> None:
@@ -194,6 +194,6 @@ def test_errors_logged_leaves_out_what_is_no_error() -> None:
 def test_plot_is_a_png_as_wide_as_those_of_the_bench(tmp_path: Path) -> None:
     file = tmp_path / "new" / "overload.png"
     draw(RUN, "a title", file)
-    picture = cv2.imread(str(file))
-    assert picture is not None
-    assert picture.shape == (1200, 960, 3)
+    image = cv2.imread(str(file))
+    assert image is not None
+    assert image.shape == (1200, 960, 3)

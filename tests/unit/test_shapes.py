@@ -1,4 +1,4 @@
-"""The drawn pictures: seeded, and with ground truth that fits what is drawn."""
+"""The drawn images: seeded, and with ground truth that fits what is drawn."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def test_there_are_at_least_four_classes() -> None:
     assert len(set(shapes.CLASS_NAMES)) == len(shapes.CLASS_NAMES) >= 4
 
 
-def test_the_same_seed_draws_the_same_picture() -> None:
+def test_the_same_seed_draws_the_same_image() -> None:
     first, second = draw(), draw()
     assert first.objects == second.objects
     assert np.array_equal(first.image, second.image)
 
 
-def test_another_seed_or_index_draws_another_picture() -> None:
+def test_another_seed_or_index_draws_another_image() -> None:
     reference = draw()
     for other in (draw(seed=8), draw(index=1)):
         assert not np.array_equal(reference.image, other.image)
@@ -54,7 +54,7 @@ def test_the_sets_share_no_seed() -> None:
     assert len(set(seeds)) == len(seeds)
 
 
-def test_pictures_have_the_size_asked_for_and_boxes_lie_inside() -> None:
+def test_images_have_the_size_asked_for_and_boxes_lie_inside() -> None:
     seen: set[str] = set()
     for index in range(30):
         scene = draw(index=index, width=170, height=120)
@@ -94,7 +94,7 @@ def test_the_box_of_a_cut_shape_is_tight(class_id: int, centre: tuple[float, flo
     assert bounds(canvas, at_least=32) == pytest.approx(box, abs=1.2)
 
 
-def test_a_shape_off_the_picture_has_no_box_and_draws_nothing() -> None:
+def test_a_shape_off_the_image_has_no_box_and_draws_nothing() -> None:
     canvas = np.zeros((50, 50, 3), np.uint8)
     points = shapes.place(shapes.shape_outline(0), (90.0, 20.0), 10.0, 0.0)
     assert shapes.tight_box(points, 50, 50) is None
@@ -139,7 +139,7 @@ def test_samples_are_landscape_portrait_and_square() -> None:
     assert max(max(size) for size in shapes.SAMPLE_SIZES) <= 1000
 
 
-def test_labels_are_shares_of_the_picture() -> None:
+def test_labels_are_shares_of_the_image() -> None:
     item = shapes.SceneObject("triangle", 2, (10.0, 20.0, 30.0, 60.0))
     scene = shapes.Scene(np.zeros((100, 200, 3), np.uint8), (item,))
     assert train.label_lines(scene) == "2 0.100000 0.400000 0.100000 0.400000\n"

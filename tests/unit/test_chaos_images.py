@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from devtools.chaos.pictures import (
+from devtools.chaos.images import (
     CODES,
     MAX_IMAGE_BYTES,
-    Pictures,
+    Images,
     SceneError,
     find_alone,
     md5,
@@ -38,8 +38,8 @@ def uploads(request: pytest.FixtureRequest) -> list[Upload]:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> Pictures:
-    return Pictures(Plan(1, 3, tuple(make_uploads(max(SCENES.values()))), ()))
+def images() -> Images:
+    return Images(Plan(1, 3, tuple(make_uploads(max(SCENES.values()))), ()))
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +47,14 @@ def detector() -> Detector:
     return load_detector(BUNDLED_MODEL)
 
 
-def test_uploads_of_one_scene_differ_in_bytes(pictures: Pictures, uploads: list[Upload]) -> None:
-    contents = [pictures.content(upload) for upload in uploads if upload.kind is not Kind.EMPTY]
+def test_uploads_of_one_scene_differ_in_bytes(images: Images, uploads: list[Upload]) -> None:
+    contents = [images.content(upload) for upload in uploads if upload.kind is not Kind.EMPTY]
     assert len({md5(content) for content in contents}) == len(contents)
-    assert contents == [pictures.content(u) for u in uploads if u.kind is not Kind.EMPTY]
+    assert contents == [images.content(u) for u in uploads if u.kind is not Kind.EMPTY]
 
 
-def test_good_upload_has_the_pixels_of_its_scene(pictures: Pictures, uploads: list[Upload]) -> None:
-    content, scene = pictures.content(uploads[0]), pictures.scenes[uploads[0].scene]
+def test_good_upload_has_the_pixels_of_its_scene(images: Images, uploads: list[Upload]) -> None:
+    content, scene = images.content(uploads[0]), images.scenes[uploads[0].scene]
     assert content != scene
     mine, drawn = (decode(data, max_pixels=10**6).pixels for data in (content, scene))
     assert np.array_equal(mine, drawn)
@@ -63,9 +63,9 @@ def test_good_upload_has_the_pixels_of_its_scene(pictures: Pictures, uploads: li
 
 @pytest.mark.parametrize("kind", [kind for kind in CODES if not kind.poison])
 def test_bad_upload_is_bad_in_the_way_that_the_audit_expects(
-    kind: Kind, pictures: Pictures, uploads: list[Upload]
+    kind: Kind, images: Images, uploads: list[Upload]
 ) -> None:
-    content = pictures.content(uploads[KINDS.index(kind)])
+    content = images.content(uploads[KINDS.index(kind)])
     if kind is Kind.TOO_MANY_BYTES:
         assert len(content) > MAX_IMAGE_BYTES
         return
@@ -77,38 +77,38 @@ def test_bad_upload_is_bad_in_the_way_that_the_audit_expects(
 
 @pytest.mark.parametrize("kind", [kind for kind in Kind if kind.poison])
 def test_poisonous_upload_is_a_good_image_with_a_mark(
-    kind: Kind, pictures: Pictures, uploads: list[Upload]
+    kind: Kind, images: Images, uploads: list[Upload]
 ) -> None:
-    content = pictures.content(uploads[KINDS.index(kind)])
+    content = images.content(uploads[KINDS.index(kind)])
     assert poison_of(content) is kind.poison
     assert decode(content, max_pixels=10**6)
-    assert poison_of(pictures.content(uploads[0])) is None
+    assert poison_of(images.content(uploads[0])) is None
 
 
-def test_pictures_are_found_apart(pictures: Pictures, detector: Detector, tmp_path: Path) -> None:
-    found = find_alone(pictures.scenes, detector, tmp_path)
+def test_images_are_found_apart(images: Images, detector: Detector, tmp_path: Path) -> None:
+    found = find_alone(images.scenes, detector, tmp_path)
     assert all(document["detections"] for document in found)
     assert found[0]["image"] == {"width": 480, "height": 360, "format": "JPEG"}
     assert {found[scene]["image"]["format"] for scene in SCENES.values()} == set(SCENES)
 
 
-def test_pictures_that_look_the_same_are_refused(
-    pictures: Pictures, detector: Detector, tmp_path: Path
+def test_images_that_look_the_same_are_refused(
+    images: Images, detector: Detector, tmp_path: Path
 ) -> None:
     with pytest.raises(SceneError):
-        find_alone([pictures.scenes[0]] * 2, detector, tmp_path)
+        find_alone([images.scenes[0]] * 2, detector, tmp_path)
 
 
-def test_pictures_that_only_the_audit_takes_for_the_same_are_refused(
-    pictures: Pictures, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_images_that_only_the_audit_takes_for_the_same_are_refused(
+    images: Images, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("devtools.chaos.pictures.is_same_picture", lambda one, other: True)
+    monkeypatch.setattr("devtools.chaos.images.is_same_image", lambda one, other: True)
     with pytest.raises(SceneError):
-        find_alone(pictures.scenes[:2], detector, tmp_path)
+        find_alone(images.scenes[:2], detector, tmp_path)
 
 
-def test_every_format_is_among_the_pictures_of_a_short_run() -> None:
-    scenes = Pictures(make_plan(60, 1)).scenes
+def test_every_format_is_among_the_images_of_a_short_run() -> None:
+    scenes = Images(make_plan(60, 1)).scenes
     assert max(map(len, scenes)) < MAX_IMAGE_BYTES
     formats = [open_within(scene, max_pixels=10**6).info.format for scene in scenes]
     assert {name: formats.count(name) for name in SCENES} == {

@@ -12,7 +12,7 @@ from typing import Any
 
 import cv2
 
-from devtools.chaos.audit import is_same_picture
+from devtools.chaos.audit import is_same_image
 from devtools.chaos.plan import Kind, Plan, Upload
 from devtools.chaos.poison import mark
 from devtools.demo_model.shapes import draw_scene, encode_jpeg, scene_generator
@@ -22,7 +22,7 @@ from service.inference.detector import Detector
 from service.operate.detect import detect_files
 from service.settings import Settings
 
-#: What the service is told, so that a picture over it is quick to make.
+#: What the service is told, so that an image over it is quick to make.
 MAX_IMAGE_BYTES = 600_000
 
 CODES: Mapping[Kind, ErrorCode] = {
@@ -34,7 +34,7 @@ CODES: Mapping[Kind, ErrorCode] = {
     **{kind: ErrorCode.CORRUPT_IMAGE for kind in Kind if kind.poison},
 }
 
-_SEED = 2605  # of no other set of drawn pictures
+_SEED = 2605  # of no other set of drawn images
 _SIZES = ((480, 360), (360, 480), (400, 400), (960, 720))  # the last is decoded at a half
 _QUALITY = 90
 # One scene in six is of a format that is decoded in a process of its own, or of WebP.
@@ -44,16 +44,16 @@ _OTHER_FORMATS: tuple[tuple[str, list[int]], ...] = (
     (".tiff", []),
     (".webp", [cv2.IMWRITE_WEBP_QUALITY, 101]),  # lossless
 )
-_MIN_OBJECTS = 3  # so that no two pictures have the same detections
+_MIN_OBJECTS = 3  # so that no two images have the same detections
 _HUGE_SIDE = 30_000
 _JPEG = b"\xff\xd8"
 
 
 class SceneError(YoloBatchError):
-    """The drawn pictures cannot tell a crossed result from a right one."""
+    """The drawn images cannot tell a crossed result from a right one."""
 
 
-class Pictures:
+class Images:
     """The uploads' bytes; no two are the same but the empty ones."""
 
     def __init__(self, plan: Plan) -> None:
@@ -75,10 +75,10 @@ class Pictures:
             return _with_comment(scene[: len(scene) // 2], unique)
         if upload.kind.poison:
             unique = mark(upload.kind.poison) + unique
-        picture = _with_comment(scene, unique)
+        image = _with_comment(scene, unique)
         if upload.kind is Kind.TOO_MANY_BYTES:
-            return picture + bytes(MAX_IMAGE_BYTES)
-        return picture
+            return image + bytes(MAX_IMAGE_BYTES)
+        return image
 
 
 def md5(content: bytes) -> str:
@@ -89,10 +89,10 @@ def md5(content: bytes) -> str:
 def find_alone(
     scenes: Sequence[bytes], detector: Detector, directory: Path
 ) -> list[Mapping[str, Any]]:
-    """Detect on each picture alone; return their documents, in the same order.
+    """Detect on each image alone; return their documents, in the same order.
 
     Raises:
-        SceneError: two pictures look the same to the audit, or one has no detections.
+        SceneError: two images look the same to the audit, or one has no detections.
     """
     files = [directory / f"scene-{index:04d}" for index in range(len(scenes))]
     for file, scene in zip(files, scenes, strict=True):
@@ -105,8 +105,8 @@ def find_alone(
     detect_files(files, detector, replace(Settings(), max_batch_size=1), receive)
     documents = [found[str(file)] for file in files]
     pairs = itertools.combinations(documents, 2)
-    if any(is_same_picture(*pair) for pair in pairs) or not all(d["detections"] for d in documents):
-        raise SceneError("Two of the drawn pictures look the same to the model, or empty")
+    if any(is_same_image(*pair) for pair in pairs) or not all(d["detections"] for d in documents):
+        raise SceneError("Two of the drawn images look the same to the model, or empty")
     return documents
 
 
@@ -126,16 +126,16 @@ def _draw_scene(index: int, width: int, height: int) -> Any:
     return draw_scene(generator, width, height, min_objects=_MIN_OBJECTS).image
 
 
-def _with_comment(picture: bytes, comment: bytes) -> bytes:
+def _with_comment(image: bytes, comment: bytes) -> bytes:
     """Make other bytes of the same pixels."""
-    if not picture.startswith(_JPEG):
-        return picture + comment  # after the end, where no decoder looks
+    if not image.startswith(_JPEG):
+        return image + comment  # after the end, where no decoder looks
     segment = b"\xff\xfe" + struct.pack(">H", 2 + len(comment)) + comment
-    return picture[:2] + segment + picture[2:]
+    return image[:2] + segment + image[2:]
 
 
 def _huge_png(comment: bytes) -> bytes:
-    """A picture whose header claims more pixels than may be decoded, and has none."""
+    """An image whose header claims more pixels than may be decoded, and has none."""
     header = struct.pack(">IIBBBBB", _HUGE_SIDE, _HUGE_SIDE, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"tEXt", b"Comment\0" + comment), (b"IDAT", b""), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(*chunk) for chunk in chunks)
