@@ -1,4 +1,4 @@
-"""Faults that wait for calls to strike."""
+"""Faults that wait for the next calls."""
 
 import threading
 from collections import Counter
@@ -8,21 +8,21 @@ from devtools.chaos.plan import FaultKind
 
 
 class Armed:
-    """A proxy's faults, oldest first; safe to use from many threads."""
+    """Waiting faults of a proxy, oldest first. Safe to use from many threads."""
 
     def __init__(self) -> None:
-        """Start with none."""
+        """Start without faults."""
         self._lock = threading.Lock()
         self._waiting: list[FaultKind] = []
         self._struck: Counter[FaultKind] = Counter()
 
     def arm(self, kind: FaultKind, calls: int) -> None:
-        """Let a fault strike the next calls that it can strike."""
+        """Make a fault affect the next `calls` calls that it can affect."""
         with self._lock:
             self._waiting += [kind] * calls
 
     def take(self, possible: Collection[FaultKind]) -> FaultKind | None:
-        """Take the fault that strikes this call, of those that can; None for no fault."""
+        """Remove and return the first possible fault for this call; None if there is none."""
         with self._lock:
             for position, kind in enumerate(self._waiting):
                 if kind in possible:
@@ -33,6 +33,6 @@ class Armed:
 
     @property
     def struck(self) -> Counter[FaultKind]:
-        """How many calls each fault has struck."""
+        """Number of calls that each fault has affected."""
         with self._lock:
             return Counter(self._struck)

@@ -1,4 +1,4 @@
-"""What became of each upload: a pure function of what was expected, found, logged and answered."""
+"""The audit: compares what was expected with documents, log lines and responses. Pure functions."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,12 +24,12 @@ from devtools.chaos.plan import FaultKind
 from service.domain import ImageRef
 
 MAX_WASTE = 0.20
-_MORE_WASTE = 16  # images: in a short run, one outage of Firestore fails the commits of so many
-_MAX_UNSEEN = 0.5  # of the inferences, where the log was not written for a while
-_PIXELS = 0.5  # boxes of the same image in another batch
+_MORE_WASTE = 16  # images: one outage of Firestore fails this many commits in a short run
+_MAX_UNSEEN = 0.5  # share of inferences that the log may lack after a full disk
+_PIXELS = 0.5  # tolerance of boxes: the same image may run in another batch
 _CONFIDENCE = 0.01
 _SHOWN = 5
-_SWALLOWING = (FaultKind.DISK, FaultKind.MEMORY)  # lines of the log
+_SWALLOWING = (FaultKind.DISK, FaultKind.MEMORY)  # faults that lose log lines
 _NOT_COMPARED = ("batch_size", "timings", "event_time", "created_at")
 
 
@@ -38,14 +38,14 @@ class Wanted(StrEnum):
 
     DONE = "done"
     FAILED = "failed"
-    NOTHING = "nothing"  # it was gone before its event
-    DONE_OR_NOTHING = "done or nothing"  # it went while its event was delivered
+    NOTHING = "nothing"  # the generation was gone before its event
+    DONE_OR_NOTHING = "done or nothing"  # the generation went during the delivery
     FAILED_OR_NOTHING = "failed or nothing"
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """What an upload's document should say."""
+    """The document that an upload should have."""
 
     uri: str
     generation: int
@@ -57,33 +57,33 @@ class Expectation:
     image: Mapping[str, Any] | None = None
     model: Mapping[str, Any] | None = None
     content_type: str = "image/jpeg"
-    is_poisonous: bool = False  # it crashes, hangs or bloats its decoder, every time
+    is_poisonous: bool = False  # the file always crashes, hangs or bloats its decoder
 
     @property
     def ref(self) -> ImageRef:
-        """The upload, as the service names it."""
+        """The uploaded generation."""
         bucket, _, name = self.uri.removeprefix("gs://").partition("/")
         return ImageRef(bucket, name, self.generation)
 
     @property
     def alone(self) -> Mapping[str, Any]:
-        """What a document of the image says of it; nothing, of one that fails."""
+        """The image's fields in its document; empty for a failure."""
         return {} if self.should_fail else {"image": self.image, "detections": self.detections}
 
     @property
     def should_fail(self) -> bool:
-        """Whether its document, if it has one, is a failure's."""
+        """Whether a document of this upload must be a failure."""
         return self.wanted in (Wanted.FAILED, Wanted.FAILED_OR_NOTHING)
 
     @property
     def shown(self) -> str:
-        """The generation, for a person."""
+        """The generation in readable form: uri#generation."""
         return f"{self.uri}#{self.generation}"
 
 
 @dataclass(frozen=True)
 class Found:
-    """A document, and when Firestore wrote it."""
+    """A document, with Firestore's times of its creation and last update."""
 
     id: str
     fields: Mapping[str, Any]
@@ -93,7 +93,7 @@ class Found:
 
 @dataclass
 class Report:
-    """What is wrong, each as a sentence; and figures."""
+    """The problems, one sentence each, and the figures."""
 
     uploads: int = 0
     done: int = 0
@@ -107,25 +107,25 @@ class Report:
     unexpected: list[str] = field(default_factory=list)
     killed: list[str] = field(default_factory=list)
     inferences: int = 0
-    superseded_inferences: int = 0  # second ones, by the services' own count
-    outcomes_done: int = 0  # of the services' log lines
-    poisonous: int = 0  # files with a document that crash, hang or bloat their decoders
-    decoders_lost: int = 0  # to these files
-    replacements: int = 0  # of instances whose liveness failed
+    superseded_inferences: int = 0  # as the services counted them
+    outcomes_done: int = 0  # as the services counted them in their log lines
+    poisonous: int = 0  # files that crash, hang or bloat a decoder and have a document
+    decoders_lost: int = 0  # to poisonous files
+    replacements: int = 0  # instances replaced after failed liveness
     answers: Counter[str] = field(default_factory=Counter)
     silences: Counter[Silence] = field(default_factory=Counter)
     is_log_whole: bool = True
 
     @property
     def waste(self) -> float:
-        """Inferences over the minimum, as a part of it."""
+        """Surplus inferences as a share of the minimum (one for each done image)."""
         return self.inferences / self.done - 1 if self.done else 0.0
 
     @property
     def wasted(self) -> list[str]:
-        """Whether images were inferred too often, or too seldom to be believed.
+        """Problems with the number of inferences: far too many, or fewer than the documents need.
 
-        A superseded inference is the price of a message that comes twice at once.
+        Superseded inferences do not count: two deliveries at the same time may both infer.
         """
         most = self.done * (1 + MAX_WASTE) + _MORE_WASTE
         if self.inferences - self.superseded_inferences > most:
@@ -136,7 +136,7 @@ class Report:
 
     @property
     def problems(self) -> dict[str, list[str]]:
-        """Everything that must be empty."""
+        """All lists that must be empty."""
         return {
             "lost": self.lost,
             "duplicated": self.duplicated,
@@ -150,21 +150,21 @@ class Report:
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether the audit found no problem."""
         return not any(self.problems.values())
 
     def table(self) -> str:
-        """The figures, and the first of each problem."""
+        """Return the figures, and the first few sentences of each problem, as text."""
         rows: list[tuple[str, object]] = [
             ("uploads", self.uploads),
             ("done, failed, superseded", f"{self.done}, {self.failed}, {self.superseded}"),
             *[(kind, len(found)) for kind, found in self.problems.items() if kind != "wasted"],
             ("inferences", f"{self.inferences} ({self.waste:+.1%} over the minimum)"),
-            ("of them superseded", self.superseded_inferences),
+            ("superseded inferences", self.superseded_inferences),
             ("decoders lost", f"{self.decoders_lost} to {self.poisonous} files"),
             ("instances replaced", f"{self.replacements} by their liveness probes"),
-            ("answers", _counted(self.answers)),
-            ("none, because of", _counted(self.silences)),
+            ("responses", _counted(self.answers)),
+            ("no response, because of", _counted(self.silences)),
         ]
         sentences = [
             f"{kind}: {sentence}"
@@ -185,17 +185,17 @@ def audit(
     failures: Iterable[str] = (),
     messages: int | None = None,
 ) -> Report:
-    """Compare what should be with what is.
+    """Compare expectations with what the run left.
 
     Args:
-        expectations: of each upload.
-        documents: all of the collection.
-        stuck: uploads of which an event was never acknowledged.
-        log: of all services.
-        answers: to all deliveries.
-        faults: what struck, and when.
-        failures: services that did not come back after a fault, uploads that were not made.
-        messages: that named the uploads; None for one each.
+        expectations: one for each upload.
+        documents: all documents of the collection.
+        stuck: sentences on uploads with an event that was never acknowledged.
+        log: log lines of all services.
+        answers: responses to all deliveries.
+        faults: the faults that struck, and when.
+        failures: sentences on services that did not recover, and uploads that were not made.
+        messages: number of messages that named the uploads; None for one each.
     """
     faults = faults or Faults()
     kinds = [excuse.kind for excuse in faults.excuses]
@@ -274,7 +274,7 @@ def _judge_document(
 
 
 def _different(wanted: Expectation, document: Found) -> list[str]:
-    """Names of the other fields that are not as they should be."""
+    """Return the names of all other fields that differ from the expectation."""
     expected, fields = _other_fields(wanted), document.fields
     known = {*expected, *_ALREADY_COMPARED, *_NOT_COMPARED}
     different = [name for name, value in expected.items() if fields.get(name) != value]
@@ -312,7 +312,7 @@ def _max_confidence(wanted: Expectation) -> float:
 
 
 def is_same_image(alone: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
-    """Whether two documents have the same shape and, but for last digits, detections."""
+    """Return whether two documents have the same image size and, within tolerances, detections."""
     if fields.get("image") != alone.get("image"):
         return False
     found, wanted = list(fields.get("detections") or ()), list(alone.get("detections") or ())
@@ -355,18 +355,18 @@ def _judge_services(
 
 
 def _judge_outcomes(log: Sequence[LogLine], messages: int, report: Report) -> None:
-    """Compare what the services counted with documents and deliveries."""
+    """Compare the outcomes that the services counted with documents and deliveries."""
     report.superseded_inferences = sum(line.superseded for line in log)
     report.outcomes_done = sum(line.done for line in log)
     if report.outcomes_done > report.done:
         report.duplicated.append(
             f"{report.outcomes_done} images were counted as done, with {report.done} documents"
         )
-    # Each needs a second delivery: another message, or the same one without an answer that counts.
+    # Each needs a second delivery: of another message, or after 503 or no response.
     again = messages - report.uploads + sum(report.answers[status] for status in ("503", "none"))
     if report.superseded_inferences > again:
         report.unexpected.append(
-            f"{report.superseded_inferences} superseded of {again} second deliveries"
+            f"{report.superseded_inferences} superseded inferences, with {again} second deliveries"
         )
     if report.decoders_lost < report.poisonous:
         report.unexpected.append(

@@ -1,4 +1,4 @@
-"""What faults explain of what the services logged and answered; what they do not is unexpected."""
+"""Which log lines and responses a fault explains. All others are unexpected."""
 
 import re
 from collections import Counter
@@ -8,32 +8,32 @@ from enum import StrEnum
 
 from devtools.chaos.plan import FaultKind
 
-#: A setting of the services: liveness fails when work lasts longer.
+#: A setting of the services: liveness fails if work lasts longer.
 HANG_TIMEOUT_SECONDS = 20
-# Deliveries without an answer in time, though no process was struck: the machine may be slow. The
-# network is no excuse: a delivery ends with its deadline, whatever it waits for.
+# Share of deliveries that may time out with no process fault: the machine may be slow. Network
+# faults explain none of them: a delivery must end by its deadline, whatever it waits for.
 MAX_LATE = 0.01
 
 _ERROR_SEVERITIES = ("ERROR", "CRITICAL")
 _USUAL_ANSWERS = (204, 429, 503)
-# What gunicorn logs of a worker that has ended: killed by somebody else, by itself when the time
-# after SIGTERM was up, or ended by its own doing.
+# What gunicorn logs about an ended worker: killed from outside, killed by gunicorn after the
+# graceful time-out, or exited by itself.
 _ENDED = re.compile(r"Worker \(pid:\d+\) (was sent SIG[A-Z]+|exited with code)")
 _KILLED_BY = (FaultKind.KILL_WORKER, FaultKind.TERM, FaultKind.SLOW_START)
-# Faults that raise in the service itself, and so log errors and answer 500.
+# Faults that raise exceptions in the service: it logs errors and returns 500.
 _RAISING = (FaultKind.MEMORY, FaultKind.MODEL_FAILS)
-_LATER_SECONDS = 15.0  # how long after its fault an error may be logged: work goes on meanwhile
-# Faults after which liveness may fail: the model is broken, memory was short and left something
-# that hangs, a new worker is slow to answer.
+_LATER_SECONDS = 15.0  # after the fault, within which its errors may be logged
+# Faults after which liveness may fail: the model is broken, a thread hangs since memory was short,
+# or a new worker is slow.
 _DEADLY = (
     FaultKind.MODEL_HANGS,
     FaultKind.MODEL_FAILS,
     FaultKind.MEMORY,
     FaultKind.KILL_WORKER,
 )
-# How long after its fault an instance may be found to hang, and be killed.
+# After the fault, within which an instance may be detected as hanging and replaced.
 _FOUND_SECONDS = _LATER_SECONDS + HANG_TIMEOUT_SECONDS + 30.0
-# What leaves deliveries without an answer, and what breaks their connections, too.
+# Faults that break the connections of deliveries. _SILENCING: all that leave them unanswered.
 _BREAKING = (
     FaultKind.KILL,
     FaultKind.KILL_WORKER,
@@ -42,7 +42,7 @@ _BREAKING = (
     FaultKind.MEMORY,
 )
 _SILENCING = (*_BREAKING, FaultKind.STOP)
-_CLOCKS = 0.95  # what counts as all of the time for an answer: two clocks tell it
+_CLOCKS = 0.95  # share of the ack deadline that counts as all of it: two clocks differ
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,18 @@ class LogLine:
     """A line of a service's log."""
 
     service: str
-    seconds: float  # of the epoch, as all times here
+    seconds: float  # since the epoch, like all times here
     severity: str
     message: str
     inferring: int = 0
-    done: int = 0  # outcomes since the line before
+    done: int = 0  # outcomes since the previous line
     superseded: int = 0
-    is_poisoned: bool = False  # by a decoder that is about to misbehave
+    is_poisoned: bool = False  # a decoder reports that it is about to fail on a poisonous file
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a service answered to a delivery; None: nothing, or too late."""
+    """The response to a delivery. `status` is None if there was none, or too late."""
 
     service: str
     began: float
@@ -71,18 +71,18 @@ class Answer:
 
 @dataclass(frozen=True)
 class Excuse:
-    """A time in which a fault was at work on a service."""
+    """The time in which a fault affected a service."""
 
     service: str
     kind: FaultKind
     started: float
-    over: float  # memory was given back, a stopped process continued
-    ended: float  # the service was ready again
+    over: float  # the cause ended: memory is free again, a paused process goes on
+    ended: float  # the service is ready again
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """An instance whose liveness failed: when it was killed, and when the next one was ready."""
+    """An instance replaced after failed liveness: when it was killed, and its successor ready."""
 
     service: str
     started: float
@@ -90,32 +90,32 @@ class Replacement:
 
 
 class Silence(StrEnum):
-    """Why a delivery had no answer."""
+    """Why a delivery had no response."""
 
     PROCESS = "process faults"
-    SLOW = "slowness"  # nothing struck
-    BROKEN = "nothing"  # nothing struck, and the time was not up either
+    SLOW = "slowness"  # no fault, but the time was up
+    BROKEN = "nothing"  # no fault, and the time was not up
 
 
 @dataclass(frozen=True)
 class Faults:
-    """All that struck, as far as it explains something."""
+    """The faults and replacements that can explain log lines and responses."""
 
     excuses: Sequence[Excuse] = ()
     replacements: Sequence[Replacement] = ()
-    answer_seconds: float = 10.0  # after which a delivery ends without an answer
+    answer_seconds: float = 10.0  # after which a delivery ends without a response
 
     def explain_line(self, line: LogLine) -> bool:
-        """Whether an error may be some fault's doing."""
+        """Return whether a fault explains an error in the log."""
         return any(_explains(excuse, line) for excuse in self.excuses)
 
     def explain_answer(self, answer: Answer) -> bool:
-        """Whether an answer other than the usual may be some fault's doing."""
+        """Return whether a fault explains an unusual response."""
         line = LogLine(answer.service, answer.ended, "ERROR", "")
         return self.explain_line(line)
 
     def explain_replacement(self, replacement: Replacement) -> bool:
-        """Whether an instance may have failed its liveness."""
+        """Return whether a fault explains failed liveness."""
         return any(
             excuse.service == replacement.service
             and excuse.kind in _DEADLY
@@ -124,7 +124,7 @@ class Faults:
         )
 
     def explain_silence(self, answer: Answer) -> Silence:
-        """Say why a delivery had no answer."""
+        """Return why a delivery had no response."""
         is_late = answer.ended - answer.began >= _CLOCKS * self.answer_seconds
         kinds = _SILENCING if is_late else _BREAKING
         struck = [excuse for excuse in self.excuses if excuse.kind in kinds]
@@ -135,7 +135,7 @@ class Faults:
 
 
 def unexpected_lines(log: Iterable[LogLine], faults: Faults) -> list[str]:
-    """Errors that no fault explains, but for ended processes, as sentences."""
+    """Return sentences on errors that no fault explains, without those on ended processes."""
     return [
         f"{line.service} logged: {line.message}"
         for line in _unexplained(log, faults)
@@ -144,7 +144,7 @@ def unexpected_lines(log: Iterable[LogLine], faults: Faults) -> list[str]:
 
 
 def killed_services(log: Iterable[LogLine], faults: Faults) -> list[str]:
-    """Service processes that ended or had to be replaced, and no fault explains it: by an image."""
+    """Return sentences on processes that ended without a fault: an image must have killed them."""
     return [
         *(
             f"{line.service} logged: {line.message}"
@@ -160,21 +160,21 @@ def killed_services(log: Iterable[LogLine], faults: Faults) -> list[str]:
 
 
 def unexpected_answers(answers: Sequence[Answer], faults: Faults) -> list[str]:
-    """Answers other than 204, 429, 503 or none that no fault explains, as sentences."""
+    """Return sentences on responses other than 204, 429 and 503 that no fault explains."""
     return [
-        f"{answer.service} answered {answer.status}"
+        f"{answer.service} returned {answer.status}"
         for answer in answers
         if answer.status not in (*_USUAL_ANSWERS, None) and not faults.explain_answer(answer)
     ]
 
 
 def count_silences(answers: Iterable[Answer], faults: Faults) -> Counter[Silence]:
-    """How many deliveries had no answer, by the reason."""
+    """Count deliveries without a response, by reason."""
     return Counter(faults.explain_silence(a) for a in answers if a.status is None)
 
 
 def unexpected_silences(silences: Counter[Silence], deliveries: int) -> list[str]:
-    """Deliveries without an answer that no fault explains, as sentences."""
+    """Return sentences on deliveries without a response that no fault explains."""
     late, broken = silences[Silence.SLOW], silences[Silence.BROKEN]
     others = deliveries - silences[Silence.PROCESS]
     sentences = []
@@ -182,7 +182,7 @@ def unexpected_silences(silences: Counter[Silence], deliveries: int) -> list[str
         sentences.append(f"{broken} connections broke, and no fault explains it")
     if late > MAX_LATE * others:
         sentences.append(
-            f"{late} of {others} deliveries had no answer in time, with no process hit"
+            f"{late} of {others} deliveries had no response in time, with no process fault"
         )
     return sentences
 
@@ -203,7 +203,7 @@ def _explains(excuse: Excuse, line: LogLine) -> bool:
 
 
 def _found_until(excuse: Excuse) -> float:
-    """Until when an instance that a fault has broken may be found and killed."""
+    """Return until when an instance may be replaced because of a fault."""
     return max(excuse.ended, excuse.over + _FOUND_SECONDS)
 
 

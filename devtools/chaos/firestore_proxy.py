@@ -1,6 +1,6 @@
-"""A gRPC proxy in front of the Firestore emulator that fails some of its calls.
+"""A gRPC proxy in front of the Firestore emulator that makes some calls fail.
 
-It forwards bytes, whatever the method: on the wire a call with one answer is a stream of one.
+It forwards raw bytes. On the wire, a unary response is a stream of one message.
 """
 
 import socket
@@ -24,17 +24,17 @@ _CODES = {
 }
 _COMMIT = "/google.firestore.v1.Firestore/Commit"
 _COMMIT_FAULTS = (*_CODES, FaultKind.FIRESTORE_ANSWER_LOST)
-_THREADS = 64  # more calls at once than both services make
+_THREADS = 64  # more than the services' concurrent calls
 _UNLIMITED = ("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0)
-# gRPC writes these itself.
+# gRPC sets these itself.
 _NOT_FORWARDED = ("grpc-", "user-agent", "te", "content-type")
 
 
 class FirestoreProxy:
-    """The proxy, on a port that stays the same over its restarts."""
+    """The proxy. Its port stays the same across restarts."""
 
     def __init__(self, upstream: str) -> None:
-        """Listen, in front of the server at `upstream` (host:port)."""
+        """Listen, and forward calls to `upstream` (host:port)."""
         self.armed = Armed()
         self._channel = grpc.insecure_channel(upstream, options=_UNLIMITED)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="firestore-proxy")
@@ -45,15 +45,15 @@ class FirestoreProxy:
 
     @property
     def host(self) -> str:
-        """Where the service sends its calls."""
+        """The proxy's host:port, for the service."""
         return f"127.0.0.1:{self._port}"
 
     def __enter__(self) -> Self:
-        """Nothing more: it answers already."""
+        """Return the proxy, which listens already."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Answer no more."""
+        """Stop listening."""
         self._server.stop(grace=None).wait()
         self._channel.close()
         self._pool.shutdown()
@@ -62,8 +62,8 @@ class FirestoreProxy:
         """Break every connection, refuse new ones for a while, and listen again.
 
         Args:
-            pause: set to listen again at once.
-            seconds: how long.
+            pause: an event that ends the pause early.
+            seconds: length of the pause.
         """
         with self._lock:
             self._server.stop(grace=None).wait()
@@ -119,9 +119,9 @@ class _Forwarder(grpc.GenericRpcHandler):  # type: ignore[misc]  # published wit
 
 @contextmanager
 def _reserved(port: int) -> Iterator[None]:
-    """Keep a port from others, and refuse its connections: nobody listens."""
+    """Reserve a port without listening, so that connections to it are refused."""
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        with suppress(OSError):  # gRPC has not let go of it yet: then nobody else has it either
+        with suppress(OSError):  # gRPC still holds the port, so nobody else can take it
             holder.bind(("127.0.0.1", port))
         yield

@@ -1,4 +1,4 @@
-"""The bytes of each upload, and what a detector finds on them when nothing goes wrong."""
+"""The bytes of each upload, and its detections without any fault."""
 
 import base64
 import hashlib
@@ -22,7 +22,7 @@ from service.inference.detector import Detector
 from service.operate.detect import detect_files
 from service.settings import Settings
 
-#: What the service is told, so that an image over it is quick to make.
+#: A setting of the service: small, so that a larger file is quick to make.
 MAX_IMAGE_BYTES = 600_000
 
 CODES: Mapping[Kind, ErrorCode] = {
@@ -34,10 +34,10 @@ CODES: Mapping[Kind, ErrorCode] = {
     **{kind: ErrorCode.CORRUPT_IMAGE for kind in Kind if kind.poison},
 }
 
-_SEED = 2605  # of no other set of drawn images
-_SIZES = ((480, 360), (360, 480), (400, 400), (960, 720))  # the last is decoded at a half
+_SEED = 2605  # no other set of drawn images uses it
+_SIZES = ((480, 360), (360, 480), (400, 400), (960, 720))  # the last one is decoded at 1/2
 _QUALITY = 90
-# One scene in six is of a format that is decoded in a process of its own, or of WebP.
+# One scene in six is not a JPEG.
 _OTHER_EVERY = 6
 _OTHER_FORMATS: tuple[tuple[str, list[int]], ...] = (
     (".gif", []),
@@ -50,11 +50,11 @@ _JPEG = b"\xff\xd8"
 
 
 class SceneError(YoloBatchError):
-    """The drawn images cannot tell a crossed result from a right one."""
+    """The drawn images do not distinguish a crossed result from a right one."""
 
 
 class Images:
-    """The uploads' bytes; no two are the same but the empty ones."""
+    """The uploads' bytes. All differ, except for empty files."""
 
     def __init__(self, plan: Plan) -> None:
         """Draw every scene of the plan."""
@@ -62,7 +62,7 @@ class Images:
         self.scenes = [_draw(index) for index in range(plan.scenes)]
 
     def content(self, upload: Upload) -> bytes:
-        """What is uploaded."""
+        """Return the bytes of an upload."""
         unique = f"yolo-batch-dev chaos {self._seed} {upload.index}".encode()
         if upload.kind is Kind.EMPTY:
             return b""
@@ -82,7 +82,7 @@ class Images:
 
 
 def md5(content: bytes) -> str:
-    """The checksum as Cloud Storage writes it."""
+    """Return the MD5 as Cloud Storage writes it (base64)."""
     return base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
 
 
@@ -113,7 +113,7 @@ def find_alone(
 def _draw(index: int) -> bytes:
     turn, rest = divmod(index, _OTHER_EVERY)
     if rest == _OTHER_EVERY - 1:
-        # Not of the largest size: a TIFF of it has more than MAX_IMAGE_BYTES.
+        # Without the largest size: as a TIFF it exceeds MAX_IMAGE_BYTES.
         image = _draw_scene(index, *_SIZES[turn % (len(_SIZES) - 1)])
         extension, parameters = _OTHER_FORMATS[turn % len(_OTHER_FORMATS)]
         _, data = cv2.imencode(extension, image, parameters)
@@ -127,15 +127,15 @@ def _draw_scene(index: int, width: int, height: int) -> Any:
 
 
 def _with_comment(image: bytes, comment: bytes) -> bytes:
-    """Make other bytes of the same pixels."""
+    """Return other bytes with the same pixels."""
     if not image.startswith(_JPEG):
-        return image + comment  # after the end, where no decoder looks
+        return image + comment  # decoders ignore bytes after the end
     segment = b"\xff\xfe" + struct.pack(">H", 2 + len(comment)) + comment
     return image[:2] + segment + image[2:]
 
 
 def _huge_png(comment: bytes) -> bytes:
-    """An image whose header claims more pixels than may be decoded, and has none."""
+    """Return a PNG whose header claims too many pixels; it holds none."""
     header = struct.pack(">IIBBBBB", _HUGE_SIDE, _HUGE_SIDE, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"tEXt", b"Comment\0" + comment), (b"IDAT", b""), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(*chunk) for chunk in chunks)

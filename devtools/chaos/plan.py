@@ -1,6 +1,6 @@
-"""What a chaos run does, from its seed alone: uploads, deliveries, and faults by progress.
+"""The plan of a chaos run: uploads, deliveries and faults, all drawn from its seed.
 
-A run is reproducible in what it does, not in when: a fault strikes after so many uploads.
+The same seed gives the same steps, not the same timing: a fault strikes after a number of uploads.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -11,26 +11,26 @@ from typing import TypeVar
 
 from devtools.chaos.poison import Poison
 
-SERVICES = (3, 10)  # the fewest and the most processes side by side
+SERVICES = (3, 10)  # fewest and most service processes
 
-_PAIR = 2  # what is replaced, and what replaces it
+_PAIR = 2  # an upload and its replacement
 _BAD_SHARE = 0.15
-_FATE_SHARE = 0.08  # of the pairs
+_FATE_SHARE = 0.08  # share of the pairs
 _DELIVERED_OTHERWISE_SHARE = 0.25
 _UPLOADS_A_NETWORK_FAULT = 8
 _UPLOADS_A_PROCESS_FAULT = 25
-_DECODER_FAULT_WEIGHT = 3  # they come more often than others: a service survives them
-_FAULTY_PART = 0.9  # of the run; what comes after it is there to be struck
+_DECODER_FAULT_WEIGHT = 3  # more frequent than others: a service must survive them
+_FAULTY_PART = 0.9  # share of the uploads after which faults strike; the last tenth recovers
 _MAX_SCENES = 240
 _MAX_LATE = 60  # uploads
 _UPLOADS_A_JOB = 40
-_DELIVERED_TOO = 8  # images that a job names though they have an event
-# What object names may hold, and a client or an event could get wrong.
+_DELIVERED_TOO = 8  # images of a job that also have an event
+# Object names that a client or an event could get wrong.
 _NAMES = ("{0:05d}.jpg", "{0:05d} b.jpg", "{0:05d}#1.jpg", "ü/{0:05d}.jpg", "{0:05d}%2F?.jpg")
 
 
 class Kind(StrEnum):
-    """What is uploaded."""
+    """The kind of file that is uploaded."""
 
     GOOD = "good"
     EMPTY = "empty"
@@ -46,7 +46,7 @@ class Kind(StrEnum):
 
     @property
     def poison(self) -> Poison | None:
-        """What the file does to its decoder; None for nothing unusual."""
+        """How the file breaks its decoder; None if it does not."""
         return Poison(self.value) if self.value in set(Poison) else None
 
 
@@ -66,33 +66,33 @@ class FaultKind(StrEnum):
     STORAGE_429 = "storage 429"
     STORAGE_500 = "storage 500"
     STORAGE_503 = "storage 503"
-    STORAGE_RESET = "storage reset"  # in the middle of the body
+    STORAGE_RESET = "storage reset"  # connection reset in the middle of the body
     STORAGE_CUT = "storage body cut"  # the connection ends early
-    STORAGE_SHORT = "storage body short"  # fewer bytes, said to be all
+    STORAGE_SHORT = "storage body short"  # fewer bytes, with a Content-Length that fits them
     STORAGE_FLIPPED = "storage bytes wrong"
     FIRESTORE_UNAVAILABLE = "firestore unavailable"
     FIRESTORE_DEADLINE = "firestore deadline"
     FIRESTORE_EXHAUSTED = "firestore exhausted"
     FIRESTORE_ANSWER_LOST = "firestore answer lost"  # the commit is done
-    FIRESTORE_RESTART = "firestore restart"  # refuses connections for a while
+    FIRESTORE_RESTART = "firestore restart"  # connections are refused for a while
     KILL = "kill"
-    KILL_WORKER = "kill worker"  # as for want of memory; the server starts another
+    KILL_WORKER = "kill worker"  # like the OOM killer; gunicorn starts a new worker
     TERM = "term"
-    STOP = "stop"  # past the answer's time-out, then continued
+    STOP = "stop"  # paused for longer than the ack deadline, then continued
     SLOW_START = "slow start"
     MEMORY = "memory short"
-    DISK = "disk full"  # for the log, all that the service writes
-    DECODERS = "decoders killed"  # all of a service, whatever they are doing
-    DECODER_ROOT = "decoder root killed"  # the process that forks them, and they with it
-    MODEL_HANGS = "model hangs"  # until liveness has the process replaced
-    MODEL_FAILS = "model fails"  # on every image, until then too
+    DISK = "disk full"  # the log is all that the service writes
+    DECODERS = "decoders killed"  # all decoder processes of a service
+    DECODER_ROOT = "decoder root killed"  # the process that forks the decoders; they end with it
+    MODEL_HANGS = "model hangs"  # until failed liveness replaces the process
+    MODEL_FAILS = "model fails"  # on every image, until failed liveness replaces the process
 
 
 STORAGE_FAULTS = tuple(kind for kind in FaultKind if kind.startswith("storage"))
 FIRESTORE_FAULTS = tuple(kind for kind in FaultKind if kind.startswith("firestore"))
 PROCESS_FAULTS = tuple(kind for kind in FaultKind if kind not in STORAGE_FAULTS + FIRESTORE_FAULTS)
 DECODER_FAULTS = (FaultKind.DECODERS, FaultKind.DECODER_ROOT)
-_CALLS = (1, 2, 4, 12, 40)  # that one network fault strikes
+_CALLS = (1, 2, 4, 12, 40)  # how many calls one network fault affects
 
 
 @dataclass(frozen=True)
@@ -102,23 +102,23 @@ class Upload:
     index: int
     name: str
     kind: Kind
-    scene: int  # which drawn image it is, or was before it was spoilt
+    scene: int  # number of the drawn image, before any corruption
     fate: Fate = Fate.KEPT
-    #: One message each, published when so many more uploads were made. None: the event is lost, and
-    #: a job names the image.
+    #: One message each, published after this many further uploads. Empty: the event is lost, and a
+    #: job names the image.
     deliveries: tuple[int, ...] = (0,)
     #: The upload whose object this one overwrites.
     replaces: int | None = None
 
     @property
     def is_held(self) -> bool:
-        """Whether its event waits until its fate has come."""
+        """Whether its event is held back until the object is replaced or deleted."""
         return self.fate in (Fate.REPLACED, Fate.DELETED)
 
 
 @dataclass(frozen=True)
 class Job:
-    """Images that somebody submits after so many uploads: a message an image."""
+    """Images that are submitted after a number of uploads, one message for each image."""
 
     after: int
     uploads: tuple[int, ...]
@@ -127,59 +127,59 @@ class Job:
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that goes wrong after so many uploads."""
+    """A fault that strikes after a number of uploads."""
 
     after: int
     kind: FaultKind
-    calls: int = 0  # that it strikes, of a network
-    service: int = 0  # that it strikes, of a process
+    calls: int = 0  # of a network fault: how many calls it affects
+    service: int = 0  # of a process fault: the service that it strikes
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole run."""
+    """The whole plan of a run."""
 
     seed: int
-    services: int  # processes side by side
+    services: int  # number of service processes
     uploads: tuple[Upload, ...]
     faults: tuple[Fault, ...]
     jobs: tuple[Job, ...] = ()
 
     @property
     def messages(self) -> int:
-        """How many messages name the uploads, each as often as it is published."""
+        """Number of published messages, copies included."""
         events = sum(len(upload.deliveries) for upload in self.uploads)
         return events + sum(len(job.uploads) * job.copies for job in self.jobs)
 
     @property
     def scenes(self) -> int:
-        """How many different images are drawn."""
+        """Number of different images to draw."""
         return 1 + max(upload.scene for upload in self.uploads)
 
     def jobs_after(self, uploads: int) -> list[Job]:
-        """What is published after the upload of this number."""
+        """Return the jobs to publish after this many uploads."""
         return [job for job in self.jobs if job.after == uploads]
 
     def faults_after(self, uploads: int) -> list[Fault]:
-        """What goes wrong after the upload of this number."""
+        """Return the faults that strike after this many uploads."""
         return [fault for fault in self.faults if fault.after == uploads]
 
 
 def make_plan(
     uploads: int, seed: int, *, without: Collection[FaultKind] = (), services: int | None = None
 ) -> Plan:
-    """Draw up a run.
+    """Draw the plan of a run.
 
     Args:
-        uploads: generations of objects, at least 40, so that each kind of everything has its turn.
-        seed: the same one gives the same plan.
-        without: faults that are left out.
-        services: processes side by side; None to draw their number.
+        uploads: number of uploads, at least 40, so that every kind of file and fault occurs.
+        seed: the same seed gives the same plan.
+        without: faults to leave out.
+        services: number of service processes; None to draw it.
     """
     rng = Random(seed)
     drawn = rng.randint(*SERVICES)
     services = services or drawn
-    planned = _deliver(rng, _doom(rng, _spoil(rng, _good(rng, uploads))))
+    planned = _deliver(rng, _assign_fates(rng, _corrupt(rng, _good(rng, uploads))))
     faults = [
         *_network_faults(rng, uploads, [k for k in _NETWORK_FAULTS if k not in without]),
         *_process_faults(rng, uploads, services, [k for k in PROCESS_FAULTS if k not in without]),
@@ -201,7 +201,7 @@ def _good(rng: Random, count: int) -> list[Upload]:
     ]
 
 
-def _spoil(rng: Random, uploads: list[Upload]) -> list[Upload]:
+def _corrupt(rng: Random, uploads: list[Upload]) -> list[Upload]:
     bad = [kind for kind in Kind if kind is not Kind.GOOD]
     number = _at_least_once(bad, len(uploads) * _BAD_SHARE)
     chosen = rng.sample(range(len(uploads)), number)
@@ -210,8 +210,8 @@ def _spoil(rng: Random, uploads: list[Upload]) -> list[Upload]:
     return uploads
 
 
-def _doom(rng: Random, uploads: list[Upload]) -> list[Upload]:
-    """Replace or delete some; what replaces another comes right after it."""
+def _assign_fates(rng: Random, uploads: list[Upload]) -> list[Upload]:
+    """Choose uploads to replace or delete. A replacement follows directly."""
     fates = [fate for fate in Fate if fate is not Fate.KEPT]
     pairs = len(uploads) // _PAIR
     number = _at_least_once(fates, pairs * _FATE_SHARE)
@@ -225,14 +225,14 @@ def _doom(rng: Random, uploads: list[Upload]) -> list[Upload]:
 
 
 def _replaced(first: Upload, second: Upload) -> list[Upload]:
-    """Let the second overwrite the first, with other bytes."""
+    """Make the second upload overwrite the first one, with other bytes."""
     if first.kind is second.kind is Kind.EMPTY:
         first = replace(first, kind=Kind.GOOD)
     return [first, replace(second, name=first.name, replaces=first.index)]
 
 
 def _deliver(rng: Random, uploads: list[Upload]) -> list[Upload]:
-    """Twice, ten times, late, again late, a little later than others: out of order; and never."""
+    """Choose uploads to deliver twice, ten times, late, out of order, or never."""
     number = max(10, int(len(uploads) * _DELIVERED_OTHERWISE_SHARE))
     for turn, index in enumerate(rng.sample(range(len(uploads)), number)):
         late, soon = rng.randint(20, _MAX_LATE), rng.randint(1, 9)
@@ -244,9 +244,9 @@ def _deliver(rng: Random, uploads: list[Upload]) -> list[Upload]:
 
 
 def _jobs(rng: Random, uploads: Sequence[Upload]) -> Iterable[Job]:
-    """Name what has no event, and some that have one: they are at work, or done, or both.
+    """Make jobs for uploads without an event, and for some that have one.
 
-    Only what stays: a job names no generation, so that it means what is there when it comes.
+    Only for objects that are kept: a job names no generation, so it means the current one.
     """
     for start in range(0, len(uploads), _UPLOADS_A_JOB):
         stretch = uploads[start : start + _UPLOADS_A_JOB]
@@ -283,7 +283,7 @@ def _at_least_once(kinds: Sequence[object], wanted: float) -> int:
 
 
 def _dealt(rng: Random, kinds: Iterable[_T], number: int) -> list[_T]:
-    """Deal kinds like cards: each comes before any comes again."""
+    """Deal kinds like cards: every kind occurs once before any occurs twice."""
     deck, dealt = list(kinds), list[_T]()
     while len(dealt) < number:
         rng.shuffle(deck)
@@ -292,6 +292,6 @@ def _dealt(rng: Random, kinds: Iterable[_T], number: int) -> list[_T]:
 
 
 def _spread(rng: Random, uploads: int, number: int) -> list[int]:
-    """Upload numbers, one in each of equal stretches of the run but its end."""
+    """Return upload numbers, spread evenly over the run except its end."""
     stretch = uploads * _FAULTY_PART / max(number, 1)
     return [int(turn * stretch + rng.random() * stretch) for turn in range(number)]

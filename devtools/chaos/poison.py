@@ -1,32 +1,32 @@
-"""Files that crash, hang or bloat their decoder: what is written into them.
+"""Marks for files that must crash, hang or bloat their decoder.
 
-Without imports of the project: the decoders' root process reads this too.
+Imports nothing of the project, because the decoders' root process imports this module too.
 """
 
 from enum import StrEnum
 
-#: Field of a log line: what a decoder is about to do.
+#: Field of a log line: how the decoder is about to fail.
 POISONED = "poisoned"
 _MARK = b"CHAOS-POISON:"
 _END = b";"
 
 
 class Poison(StrEnum):
-    """What a file does to its decoder, every time."""
+    """How a file breaks its decoder, at every attempt."""
 
     CRASHES = "crashes its decoder"
     EXITS = "ends its decoder"
     HANGS = "hangs its decoder"
-    SPINS = "spins its decoder"  # takes CPU time without end
-    BLOATS = "bloats its decoder"  # takes memory without end
+    SPINS = "spins its decoder"  # endless CPU time
+    BLOATS = "bloats its decoder"  # endless memory
 
 
 def mark(poison: Poison) -> bytes:
-    """Return the bytes that make a file poisonous, wherever they are in it."""
+    """Return bytes that make a file poisonous, at any position in it."""
     return _MARK + poison.encode() + _END
 
 
 def poison_of(data: bytes) -> Poison | None:
-    """Return what a file does to its decoder; None for one without a mark."""
+    """Return how a file breaks its decoder; None if it has no mark."""
     _, found, rest = data.partition(_MARK)
     return Poison(rest.partition(_END)[0].decode()) if found else None

@@ -1,4 +1,4 @@
-"""The services' decoder process in a chaos run: it misbehaves for marked files.
+"""The decoder process of a chaos run, which fails on marked files.
 
 python -P -m devtools.chaos.poisoned_decoder SOCKET
 """
@@ -21,10 +21,10 @@ _EXIT_CODE = 3
 
 
 def decode(data: bytes, request: Request) -> DecodedImage:
-    """Decode a file as the service does; one with a mark does what that says.
+    """Decode a file as the service does, or fail as its mark demands.
 
     Raises:
-        MemoryError: the mark says that the file needs more memory than there is.
+        MemoryError: the mark demands more memory than the limit allows.
     """
     if poison := poison_of(data):
         _log(poison)
@@ -39,7 +39,7 @@ def _log(poison: Poison) -> None:
         "message": "A file is about to misbehave",
         POISONED: poison,
     }
-    os.write(2, json.dumps(line).encode() + b"\n")  # at once: other processes write here too
+    os.write(2, json.dumps(line).encode() + b"\n")  # one write: other processes share the stream
 
 
 def _misbehave(poison: Poison) -> None:

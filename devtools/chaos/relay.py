@@ -1,7 +1,7 @@
-"""Stands between the bucket's notifications and their delivery: again, late and out of order.
+"""The relay between notifications and deliveries: repeats, delays and reorders events.
 
-upload -> Storage's topic -> relay: held until its fate, copied, delayed -> topic -> Eventarc
-                                                                   jobs ---^
+upload -> Storage's topic -> relay: held back, copied, delayed -> topic -> Eventarc
+                                                        jobs ---^
 """
 
 import heapq
@@ -24,9 +24,9 @@ class Relay:
     """Publishes each notification as its upload's plan says; safe to use from many threads."""
 
     def __init__(self, publish: Callable[[bytes, Mapping[str, str]], "Future[str]"]) -> None:
-        """Take what publishes a message, and tells its id later."""
+        """Take the function that publishes a message; its future returns the message id."""
         self._send = publish
-        self._lock = threading.RLock()  # a message may be published before we are told so
+        self._lock = threading.RLock()  # the callback of a publish may run in the same thread
         self._expected: dict[tuple[str, str], Upload] = {}
         self._seen: set[int] = set()
         self._released: set[int] = set()
@@ -40,12 +40,12 @@ class Relay:
         self._acknowledged: set[str] = set()
 
     def expect(self, upload: Upload, md5: str) -> None:
-        """Say what is about to be uploaded: a notification is told by its name and checksum."""
+        """Announce an upload. Its notification is recognised by name and checksum."""
         with self._lock:
             self._expected[upload.name, md5] = upload
 
     def uploaded(self, uploads: int) -> None:
-        """Say how many uploads were made; what was to wait for this number is published."""
+        """Report the number of uploads so far, and publish the messages that waited for it."""
         with self._lock:
             self._uploads = uploads
             while self._late and self._late[0][0] <= uploads:
@@ -53,55 +53,55 @@ class Relay:
                 self._publish(upload.index, message)
 
     def publish_job(self, data: bytes, index: int, *, copies: int) -> None:
-        """Publish a job that names an upload, so often."""
+        """Publish a job for an upload, `copies` times."""
         with self._lock:
             for _ in range(copies):
                 self._publish(index, (data, {}))
 
     def release(self, upload: Upload) -> None:
-        """Say that the fate of an upload has come: its event need not be held any more."""
+        """Report that an upload was replaced or deleted: release its event."""
         with self._lock:
             self._released.add(upload.index)
             if message := self._held.pop(upload.index, None):
                 self._schedule(upload, message)
 
     def flush(self) -> None:
-        """Publish what was to come later still."""
+        """Publish all messages that still wait."""
         self.uploaded(1 << 62)
 
     def acknowledged(self, message_id: str) -> None:
-        """Say that a message of ours was acknowledged."""
+        """Report the acknowledgement of a published message."""
         with self._lock:
             self._acknowledged.add(message_id)
 
     @property
     def unseen(self) -> list[int]:
-        """Uploads whose notification did not come yet."""
+        """Uploads without a notification so far."""
         with self._lock:
             expected = {upload.index for upload in self._expected.values()}
         return sorted(expected - self._seen)
 
     @property
     def outstanding(self) -> int:
-        """What is under way: uploads without notification, messages without acknowledgement."""
+        """Number of uploads without a notification plus messages without an acknowledgement."""
         with self._lock:
             return len(self._expected) - len(self._seen) + self._sent - len(self._acknowledged)
 
     @property
     def acknowledgements(self) -> int:
-        """How many messages of ours were acknowledged."""
+        """Number of acknowledged messages."""
         with self._lock:
             return len(self._acknowledged)
 
     @property
     def unacknowledged(self) -> list[int]:
-        """Uploads of which some message was not acknowledged, or not even published."""
+        """Uploads with a message that was not acknowledged or not published."""
         with self._lock:
             left = self._published.keys() - self._acknowledged
             return sorted(self._refused | {self._published[message_id] for message_id in left})
 
     def receive(self, data: bytes, attributes: Mapping[str, str]) -> None:
-        """Take a notification; the same one again changes nothing."""
+        """Take a notification. A repeated one changes nothing."""
         notification = json.loads(data)
         with self._lock:
             upload = self._expected.get((notification["name"], notification.get("md5Hash", "")))
@@ -127,7 +127,7 @@ class Relay:
 
         def keep(done: "Future[str]") -> None:
             with self._lock:
-                if done.cancelled() or done.exception():  # it stays outstanding
+                if done.cancelled() or done.exception():  # the message stays outstanding
                     self._refused.add(index)
                 else:
                     self._published[done.result()] = index
@@ -136,10 +136,10 @@ class Relay:
 
 
 class PubsubRelay(Relay):
-    """A relay between a subscription and a topic, as a context manager."""
+    """A relay from a subscription to a topic; a context manager."""
 
     def __init__(self, source: str, topic: str) -> None:
-        """Take the subscription of the notifications, and the topic of what is delivered."""
+        """Take the subscription to pull from, and the topic to publish to."""
         self._source = source
         self._subscriber = pubsub_v1.SubscriberClient()
         publisher = pubsub_v1.PublisherClient()
@@ -147,7 +147,7 @@ class PubsubRelay(Relay):
         super().__init__(lambda data, attributes: publisher.publish(topic, data, **attributes))
 
     def __enter__(self) -> Self:
-        """Begin to relay."""
+        """Start relaying."""
 
         def relay(message: Any) -> None:
             self.receive(message.data, dict(message.attributes))
@@ -157,7 +157,7 @@ class PubsubRelay(Relay):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Relay no more."""
+        """Stop relaying."""
         self._pull.cancel()
         self._pull.result(timeout=_CALL_SECONDS)
         self._subscriber.close()

@@ -1,4 +1,4 @@
-"""One subscription's events, each delivered to an instance drawn at random."""
+"""Delivers each event of a subscription to a randomly drawn instance."""
 
 from collections.abc import Sequence
 from random import Random
@@ -7,7 +7,7 @@ from devtools.local_stack.eventarc import Delivery, Eventarc, EventarcOptions
 
 
 class RandomRouting(Eventarc):
-    """Cloud Run's front end, but careless: it also sends to instances that are away."""
+    """A careless Cloud Run front end: it also sends to instances that are down."""
 
     def __init__(
         self,
@@ -17,21 +17,21 @@ class RandomRouting(Eventarc):
         rng: Random,
         options: EventarcOptions,
     ) -> None:
-        """Take what delivers to each instance, not started; connect to nothing yet.
+        """Take one delivery client for each instance, not started. Connects to nothing yet.
 
         Args:
-            pubsub_host: where the emulator listens.
-            subscription: its full name.
+            pubsub_host: the emulator's host:port.
+            subscription: full name of the subscription.
             instances: each with its own url and `on_answer`.
-            rng: draws the instance of each delivery, so that it is not that of the one before.
-            options: of all instances together.
+            rng: draws the instance of each delivery.
+            options: for all instances together.
         """
         super().__init__(pubsub_host, subscription, "", options)
         self._instances = instances
         self._rng = rng
 
     def stop(self) -> None:
-        """Deliver no more; waits for the requests under way."""
+        """Stop delivering, and wait for the requests in flight."""
         super().stop()
         for instance in self._instances:
             instance.stop()

@@ -51,18 +51,18 @@ from service.inference.loading import load_detector
 from service.settings import BUNDLED_MODEL, Settings
 
 _TOPIC = "chaos"  # what the relay publishes, and the services get
-_WINDOW = 48  # events under way at most; uploads wait for the others
+_WINDOW = 48  # events in flight; uploads pause above this number
 _DELIVERED_AT_ONCE = 48
-_IN_FLIGHT = 32  # in all services: less than is delivered at once, so that 429 is among the answers
+_IN_FLIGHT = 32  # slots of all services: fewer than are delivered at once, to provoke 429
 _STARTED_AT_ONCE = 3
-_MIN_IN_FLIGHT = 4  # of one service
-_FIRESTORE_PART = 0.4  # of the time to answer; what is not begun before its last part is too late
+_MIN_IN_FLIGHT = 4  # slots of one service
+_FIRESTORE_PART = 0.4  # share of the ack deadline that is reserved for the commit
 _LEASE_MARGIN_SECONDS = 20
 _MAX_DELAY_SECONDS = 8
-_DOWN_SECONDS = 3.0  # of Firestore, when its proxy restarts
+_DOWN_SECONDS = 3.0  # how long Firestore refuses connections when its proxy restarts
 _POLL_SECONDS = 0.02
 _CONTENT_TYPE = "image/jpeg"
-# A trace that was not logged but printed: somebody's thread has died.
+# A traceback that was printed instead of logged: a thread has crashed.
 _PRINTED_ERRORS = ("Traceback", "Exception in thread", "Exception ignored")
 
 Progress = Callable[[int], None]
@@ -70,35 +70,35 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class ChaosOptions:
-    """How a run goes about its plan."""
+    """Timing of a run, and where it keeps its files."""
 
-    #: Eventarc's ack deadline; a stopped service is stopped for longer.
+    #: Eventarc's ack deadline. A paused service is paused for longer.
     answer_seconds: float = 10.0
     slow_start_seconds: float = 5.0
-    #: Without one more acknowledgement, until what is under way counts as stuck.
+    #: Without any new acknowledgement for this long, events in flight count as stuck.
     patience_seconds: float = 180.0
-    #: Where logs and uploads stay; None for a temporary directory.
+    #: Where logs and uploads are kept; None for a temporary directory.
     directory: Path | None = None
 
 
 class Run:
-    """A run's parts, as a context manager that stops all of them."""
+    """One chaos run: a context manager that starts and stops all its parts."""
 
     def __init__(self, plan: Plan, options: ChaosOptions) -> None:
-        """Start nothing yet."""
+        """Prepare a run; entering the context starts it."""
         self._plan = plan
         self._options = options
         self._cleanup = ExitStack()
         self._leaving = threading.Event()
         self._answers: list[Answer] = []
         self._uploaded: list[tuple[Upload, bytes, int]] = []
-        self._troubles: dict[int, Future[None]] = {}
+        self._process_faults: dict[int, Future[None]] = {}
         self._restart: Future[None] | None = None
         self._is_settled = False
         self._delivery: Eventarc | None = None
 
     def __enter__(self) -> Self:
-        """Draw the images, and start everything."""
+        """Draw the images and start the stack, the proxies and the services."""
         try:
             self._start()
         except BaseException:
@@ -107,7 +107,7 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop everything, in the middle of faults too."""
+        """Stop everything, even in the middle of a fault."""
         self._close()
 
     def _close(self) -> None:
@@ -166,7 +166,7 @@ class Run:
             "STORAGE_EMULATOR_HOST": self._storage.url,
         }
         log_path = self._logs / f"{name}.log"
-        log_path.unlink(missing_ok=True)  # of an earlier run, whose faults nobody knows any more
+        log_path.unlink(missing_ok=True)  # an earlier run had other faults
         return Service(
             name=name,
             processes=processes,
@@ -192,7 +192,7 @@ class Run:
         return PubsubRelay(source, topic)
 
     def _deliver(self) -> None:
-        """Deliver the subscription's events, each to a service drawn at random."""
+        """Deliver each event of the subscription to a randomly drawn service."""
         host = os.environ["PUBSUB_EMULATOR_HOST"]
         instances = [
             Eventarc(host, self._subscription, service.url, self._options_of(service))
@@ -204,7 +204,7 @@ class Run:
         self._delivery = router.start()
 
     def _options_of(self, service: Service | None) -> EventarcOptions:
-        """Return how events are delivered: to a service, or to all of them."""
+        """Return the delivery options for one service, or for the router (None)."""
 
         def receive(message_id: str, status: int | None, seconds: float) -> None:
             now = time.time()
@@ -222,7 +222,7 @@ class Run:
         )
 
     def upload_all(self, on_upload: Progress) -> None:
-        """Upload everything, with its faults; ends early when nothing moves any more."""
+        """Upload everything, with the faults. Stop early if nothing is acknowledged any more."""
         for upload in self._plan.uploads:
             if not self._wait(lambda: self._relay.outstanding < _WINDOW):
                 return
@@ -234,13 +234,13 @@ class Run:
             on_upload(1)
 
     def settle(self, on_settled: Progress) -> None:
-        """Wait until all faults are over and every event is acknowledged, or nothing moves.
+        """Wait until all faults are over and every event is acknowledged.
 
-        Which of the two it was is told by the audit.
+        Gives up if nothing is acknowledged any more. The audit then reports it.
         """
-        for trouble in [*self._troubles.values(), self._restart]:
-            if trouble is not None:
-                trouble.result()
+        for fault in [*self._process_faults.values(), self._restart]:
+            if fault is not None:
+                fault.result()
         self._relay.flush()
 
         def is_settled() -> bool:
@@ -250,14 +250,14 @@ class Run:
         self._is_settled = self._wait(is_settled)
 
     def stop_services(self) -> None:
-        """Stop deliveries and services, so that nothing is written or logged any more."""
+        """Stop deliveries and services. Nothing is written or logged after this."""
         if self._delivery:
             self._delivery.stop()
         with ThreadPoolExecutor(len(self._services)) as stoppers:
             list(stoppers.map(Service.stop, self._services))
 
     def audit(self) -> Report:
-        """Compare what was uploaded with what is recorded."""
+        """Compare the uploads with the documents, the logs and the responses."""
         stuck = sorted({*self._relay.unseen, *self._relay.unacknowledged})
         expectations = [self._expectation(*uploaded) for uploaded in self._uploaded]
         documents = list(_documents(Settings.from_env().firestore_collection))
@@ -279,14 +279,14 @@ class Run:
         )
 
     def shortfalls(self) -> list[str]:
-        """What of the plan was not done, as sentences: then the others prove little."""
-        made, planned = len(self._uploaded), len(self._plan.uploads)
-        waited = f"nothing was acknowledged for {self._options.patience_seconds:g} s"
+        """List planned steps that did not happen. If there are any, a clean audit proves little."""
+        uploaded, planned = len(self._uploaded), len(self._plan.uploads)
+        reason = f"nothing was acknowledged for {self._options.patience_seconds:g} s"
         sentences = []
-        if made < planned:
-            sentences.append(f"Only {made} of {planned} uploads were made: {waited}")
+        if uploaded < planned:
+            sentences.append(f"Only {uploaded} of {planned} uploads were made: {reason}")
         if not self._is_settled:
-            sentences.append(f"{self._relay.outstanding} events are under way still: {waited}")
+            sentences.append(f"{self._relay.outstanding} events are still in flight: {reason}")
         return sentences
 
     def _faults(self) -> Faults:
@@ -299,7 +299,7 @@ class Run:
 
     @property
     def struck(self) -> Mapping[FaultKind, int]:
-        """How often each fault has struck."""
+        """How many times each fault has struck."""
         processes: dict[FaultKind, int] = {}
         for service in self._services:
             for excuse in service.excuses:
@@ -329,9 +329,9 @@ class Run:
     def _strike(self, fault: Fault) -> None:
         if fault.kind in PROCESS_FAULTS:
             service = self._services[fault.service]
-            if earlier := self._troubles.get(fault.service):
-                earlier.result()  # or it would strike when there is nothing to do any more
-            self._troubles[fault.service] = self._threads.submit(service.suffer, fault.kind)
+            if earlier := self._process_faults.get(fault.service):
+                earlier.result()  # one fault at a time for each service
+            self._process_faults[fault.service] = self._threads.submit(service.strike, fault.kind)
         elif fault.kind is FaultKind.FIRESTORE_RESTART:
             if self._restart:
                 self._restart.result()
@@ -344,10 +344,10 @@ class Run:
             self._firestore.armed.arm(fault.kind, fault.calls)
 
     def _wait(self, is_over: Callable[[], bool]) -> bool:
-        """Wait as long as events are acknowledged; say whether it is over."""
+        """Wait until `is_over`, as long as events are acknowledged; return whether it is over."""
         acknowledgements, deadline = -1, 0.0
         while not is_over():
-            # Not answers: what is refused for ever is answered for ever.
+            # Responses do not count: a message that is rejected forever gets them forever.
             if self._relay.acknowledgements != acknowledgements:
                 acknowledgements = self._relay.acknowledgements
                 deadline = time.monotonic() + self._options.patience_seconds
@@ -375,7 +375,7 @@ class Run:
 
 
 def wanted(upload: Upload) -> Wanted:
-    """How an upload should end."""
+    """Return how an upload should end."""
     is_good = upload.kind is Kind.GOOD
     if upload.is_held:
         return Wanted.NOTHING
@@ -385,7 +385,7 @@ def wanted(upload: Upload) -> Wanted:
 
 
 def read_log(path: Path) -> Iterator[LogLine]:
-    """Read a service's log; a line that was cut by a kill is left out."""
+    """Read a service's log. Skip a line that a kill cut short."""
     seconds = 0.0
     for line in path.read_text(errors="replace").splitlines():
         try:
@@ -421,7 +421,7 @@ def _keep(
     answers: Iterable[Answer],
     faults: Faults,
 ) -> None:
-    """Keep all that is audited, for whoever looks for the reason of a problem."""
+    """Write what the audit reads to files, to investigate a problem."""
     _write(directory / "documents.jsonl", (document.fields for document in documents))
     _write(directory / "expected.jsonl", (asdict(expectation) for expectation in expectations))
     _write(directory / "answers.jsonl", (asdict(answer) for answer in answers))
@@ -434,7 +434,7 @@ def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 class _Threads(ThreadPoolExecutor):
-    """Threads that are told to leave before they are waited for."""
+    """A thread pool that asks its threads to end before it waits for them."""
 
     def __init__(self, number: int, leaving: threading.Event) -> None:
         super().__init__(number, thread_name_prefix="chaos")
@@ -447,7 +447,7 @@ class _Threads(ThreadPoolExecutor):
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for the clients of this process."""
+    """Set environment variables for the clients in this process."""
     before = dict(os.environ)
     os.environ.update(variables)
     try:

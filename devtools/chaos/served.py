@@ -2,8 +2,8 @@
 
 gunicorn --config python:service.server.gunicorn_conf "devtools.chaos.served:build_app()"
 
-It logs what it infers, may load slowly, its model can be broken while it runs, and its decoders
-misbehave for marked files.
+The hooks log each batch, slow down the load, break the model on request, and make decoders fail on
+marked files.
 """
 
 import logging
@@ -28,20 +28,20 @@ from service.inference.loading import load_model
 from service.server import wsgi as main
 from service.settings import Settings
 
-#: Environment variable: how long the model takes longer to load.
+#: Environment variable: seconds that are added to the load of the model.
 LOAD_SECONDS = "CHAOS_LOAD_SECONDS"
-#: Environment variable: a file that breaks the model of the process that finds and removes it.
+#: Environment variable: path of a file. The process that finds it removes it and breaks its model.
 BREAK_FILE = "CHAOS_BREAK_FILE"
-#: Field of a log line: images of a batch that is about to be inferred.
+#: Field of a log line: number of images in the batch that is about to run.
 INFERRING = "inferring"
-#: Field of a log line: images on which a broken model has failed, no image counted twice.
+#: Field of a log line: number of different images on which the broken model has failed.
 FAILED_ON = "failed_on"
 
 logger = logging.getLogger(__name__)
 
 
 class Break(StrEnum):
-    """How a model is broken, until its process ends; written into the file."""
+    """How the model is broken until its process ends. This is the content of the file."""
 
     HANGS = "hangs"
     FAILS = "fails"  # on every image, as after a CUDA error
@@ -55,7 +55,7 @@ def build_app() -> Flask:
         verified = load_model(settings, decode)
         return replace(verified, detector=_Hooked(verified.detector))
 
-    # The only places where models and decoders come from. All else is as in the container.
+    # Models and decoders come from these two names only. Everything else is as in the container.
     vars(main)["load_model"] = load_hooked
     vars(decoders)["Decoders"] = partial(decoders.Decoders, command=DECODERS)
     return main.build_app()
@@ -80,7 +80,7 @@ class _Hooked:
         if self._broken is Break.HANGS:
             threading.Event().wait()
         if self._broken is Break.FAILS:
-            if len(images) == 1:  # of several, each is tried alone next
+            if len(images) == 1:  # images of a larger batch are retried alone
                 self._failed_on.add(images[0].tobytes())
             logger.info("The model is broken", extra={FAILED_ON: len(self._failed_on)})
             raise RuntimeError("The model was broken on purpose.")

@@ -1,4 +1,4 @@
-"""The service's processes, and what is done to them."""
+"""The service's processes, and the faults that strike them."""
 
 import contextlib
 import os
@@ -23,22 +23,22 @@ COMMAND = (
     sys.executable, "-m", "gunicorn",
     "--config", "python:service.server.gunicorn_conf", "devtools.chaos.served:build_app()",
 )  # fmt: skip
-_READY_SECONDS = 300.0  # ten that start at once on two cores take their time
+_READY_SECONDS = 300.0  # ten services start at once, on two cores
 _RECOVERY_SECONDS = 120.0
-# The liveness probe, as Cloud Run plays it, but more often.
-PROBE_SECONDS = 3.0  # from one to the next
-PROBE_FAILURES = 4  # in a row: the instance is killed, and started anew
-# How long a broken model may stay: until work has hung, the probe has seen it, and a new process
-# has started. A model that fails needs different images to be found out, too.
+# The liveness probe is like Cloud Run's, but more frequent.
+PROBE_SECONDS = 3.0  # between two probes
+PROBE_FAILURES = 4  # consecutive ones, after which the instance is replaced
+# Longest life of an instance whose model is broken: until the hang time-out, the probe and the
+# start of a new process. A failing model is detected after failures of different images.
 _REPLACED_SECONDS = HANG_TIMEOUT_SECONDS + 120.0
-_ENOUGH_FAILURES = 5  # different images on which the model fails; see `service.health.Health`
-_BATCH_SECONDS = 10.0  # how long a fault waits for a batch to strike in
-_ORPHAN_SECONDS = 30.0  # how long decoders may outlive their service
+_ENOUGH_FAILURES = 5  # images with a model failure; see `service.health.Health`
+_BATCH_SECONDS = 10.0  # how long a fault waits for the start of a batch
+_ORPHAN_SECONDS = 30.0  # within which decoders must end after their service
 _GRACE_SECONDS = 10.0  # Cloud Run kills ten seconds after SIGTERM
-_SHORT_SECONDS = 3.0  # of memory or disk
+_SHORT_SECONDS = 3.0  # how long memory or disk is short
 _POLL_SECONDS = 0.02
-_SPARE_BYTES = 16 * 2**20  # what a process may still take when memory is short
-_LIMITED_WORKER = "linux"  # where another process's limits can be set
+_SPARE_BYTES = 16 * 2**20  # address space left when memory is short
+_LIMITED_WORKER = "linux"  # the platform that can set another process's limits
 
 
 @dataclass
@@ -49,22 +49,22 @@ class Service:
     processes: Processes
     log_path: Path
     environment: Mapping[str, str]
-    stop_seconds: float  # of SIGSTOP
-    slow_seconds: float  # more for a slow start
+    stop_seconds: float  # how long SIGSTOP lasts
+    slow_seconds: float  # added to the model's load time in a slow start
     leaving: threading.Event  # set to end every wait
     url: str = field(default_factory=lambda: f"http://127.0.0.1:{free_port()}")
     excuses: list[Excuse] = field(default_factory=list)
     replacements: list[Replacement] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     _child: Child | None = None
-    # Of starting and stopping: faults and the liveness probe come from threads of their own.
+    # Held to start and stop: faults and the liveness probe run in different threads.
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def start(self, *, load_seconds: float = 0.0) -> None:
         """Start the process and wait until it is ready, as a startup probe does.
 
         Raises:
-            StartError: it is not.
+            StartError: it does not become ready.
         """
         port = self.url.rpartition(":")[2]
         environment = {
@@ -79,28 +79,28 @@ class Service:
             self._child = child
             child.wait_until(self._is_ready, timeout_seconds=_READY_SECONDS)
 
-    def suffer(self, kind: FaultKind) -> None:
-        """Let a fault strike in the middle of a batch, and wait until the service is back.
+    def strike(self, kind: FaultKind) -> None:
+        """Strike with a fault in the middle of a batch, and wait until the service is ready again.
 
-        One that does not come back by itself is a failure, and started again.
+        A service that does not recover by itself is reported as a failure and restarted.
 
         Raises:
-            StartError: it did not start again.
+            StartError: the restart failed.
         """
         self._wait_for_batch()
         started = time.time()
         _FAULTS[kind](self)
         over = time.time()
         if not self._wait(self._is_ready, _RECOVERY_SECONDS):
-            self.failures.append(f"{self.name} did not come back after: {kind}")
+            self.failures.append(f"{self.name} did not recover after: {kind}")
             self._kill()
         self.excuses.append(Excuse(self.name, kind, started, over, time.time()))
 
     def keep_alive(self) -> None:
-        """Play Cloud Run's liveness probe, until the run ends."""
+        """Probe the liveness as Cloud Run does, until the run ends."""
         failures, probed = 0, self._child
         while not self.leaving.wait(PROBE_SECONDS):
-            # While it starts, is stopped or frozen by us, nobody probes.
+            # No probes while a fault starts, stops or pauses the service.
             if not self._lock.acquire(blocking=False):
                 failures = 0
                 continue
@@ -132,7 +132,7 @@ class Service:
                 decoders = self._decoders()
                 child, self._child = self._child, None
                 self.processes.stop(child, grace_seconds=_GRACE_SECONDS)
-                self._bury(decoders)
+                self._check_ended(decoders)
 
     @property
     def _running(self) -> Child:
@@ -150,7 +150,7 @@ class Service:
         return self.leaving.is_set() or is_answering(self.url + "/health/live")
 
     def _wait(self, is_over: Callable[[], bool], timeout_seconds: float) -> bool:
-        """Wait for something; return whether it happened, or the run ends."""
+        """Wait for a condition. Return False after the time-out; the end of the run is True."""
         deadline = time.monotonic() + timeout_seconds
         while not (self.leaving.is_set() or is_over()):
             if time.monotonic() > deadline:
@@ -159,7 +159,7 @@ class Service:
         return True
 
     def _wait_for_batch(self) -> None:
-        """Wait for the log to say that a batch is about to run; not for ever, if there is none."""
+        """Wait until the log reports that a batch is about to run, for ten seconds at most."""
         deadline = time.monotonic() + _BATCH_SECONDS
         with self.log_path.open("rb") as log:
             log.seek(0, os.SEEK_END)
@@ -172,11 +172,11 @@ class Service:
         with self._lock:
             decoders = self._decoders()
             self.processes.kill(self._running)
-            self._bury(decoders)
+            self._check_ended(decoders)
             self.start()
 
-    def _bury(self, decoders: list[int]) -> None:
-        """Check that a service's decoder processes have ended with it."""
+    def _check_ended(self, decoders: list[int]) -> None:
+        """Report decoder processes that outlive their service."""
         if not self._wait(lambda: not any(map(_is_running, decoders)), _ORPHAN_SECONDS):
             self.failures.append(f"{self.name} has left decoder processes behind")
 
@@ -184,7 +184,7 @@ class Service:
         killed = self._workers()
         for worker in killed:
             _signal(worker, signal.SIGKILL)
-        # The server notices, and starts another.
+        # gunicorn notices and starts a new worker.
         self._wait(lambda: self._workers() not in ([], killed), _READY_SECONDS)
 
     def _terminate(self) -> None:
@@ -198,7 +198,7 @@ class Service:
             self.start(load_seconds=self.slow_seconds)
 
     def _freeze(self) -> None:
-        """Stop all its processes for a while, as an instance without CPU."""
+        """Pause all processes for a while, like an instance without CPU."""
         with self._lock:
             group = self._running.process.pid
             decoders = self._decoders()
@@ -228,9 +228,9 @@ class Service:
         self._break_model(Break.FAILS)
 
     def _break_model(self, how: Break) -> None:
-        """Break the model, and wait until the probe has had the instance replaced.
+        """Break the model, and wait until the liveness probe has replaced the instance.
 
-        It need not be found out if nothing came to be inferred, or too few different images.
+        If too few different images arrived meanwhile, the fault need not be detected.
         """
         broken, log_end = self._running, self.log_path.stat().st_size
         self._break_file.write_text(how)
@@ -247,16 +247,18 @@ class Service:
             self._kill()
 
     def _starve(self) -> None:
-        """Leave the worker little more address space than it has."""
+        """Limit the worker's address space to little more than it uses."""
         with contextlib.ExitStack() as limits:
             for worker in self._workers():
-                with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+                with contextlib.suppress(
+                    FileNotFoundError, ProcessLookupError
+                ):  # the worker has ended
                     size = _virtual_bytes(worker) + _SPARE_BYTES
                     limits.enter_context(_limited(worker, resource.RLIMIT_AS, size))
             self.leaving.wait(_SHORT_SECONDS)
 
     def _fill_disk(self) -> None:
-        """Refuse every write to a file, as a full disk does."""
+        """Make every write to a file fail, like a full disk."""
         with contextlib.ExitStack() as limits:
             for worker in self._workers():
                 limits.enter_context(_limited(worker, resource.RLIMIT_FSIZE, 0))
@@ -269,7 +271,7 @@ class Service:
         return [root for worker in self._workers() for root in _children(worker)]
 
     def _decoders(self) -> list[int]:
-        """The decoder processes and the root processes that fork them."""
+        """Return the decoder processes and the root processes that fork them."""
         roots = self._decoder_roots()
         return [*roots, *(decoder for root in roots for decoder in _children(root))]
 
@@ -290,13 +292,13 @@ _FAULTS: Mapping[FaultKind, Callable[[Service], None]] = {
 
 
 def impossible_faults() -> set[FaultKind]:
-    """Those that this platform cannot do."""
+    """Return the faults that this platform cannot cause."""
     return set() if sys.platform == _LIMITED_WORKER else {FaultKind.MEMORY, FaultKind.DISK}
 
 
 @contextmanager
 def _limited(pid: int, limit: int, value: int) -> Iterator[None]:
-    """Lower a limit of another process for a while; nothing if it has ended."""
+    """Lower a limit of another process for a while. Does nothing if the process has ended."""
     try:
         before = resource.prlimit(pid, limit)
         resource.prlimit(pid, limit, (value, before[1]))
@@ -318,7 +320,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _is_running(pid: int) -> bool:
-    """Whether a process exists that has not ended; a zombie has."""
+    """Return whether a process is running. A zombie is not."""
     listed = subprocess.run(
         ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
     )

@@ -1,7 +1,6 @@
-"""A proxy in front of the Cloud Storage emulator that spoils some of its answers.
+"""A proxy in front of the Cloud Storage emulator that corrupts some of its responses.
 
-Only for the service, which reads: whatever goes wrong here is what Cloud Storage, or the network
-before it, may do to a download.
+Only the service reads through it. The faults are those that Cloud Storage or the network can cause.
 """
 
 import http.client
@@ -28,10 +27,10 @@ _NOT_COPIED = frozenset({"connection", "keep-alive", "transfer-encoding", "conte
 
 
 class StorageProxy:
-    """The proxy, on a port of its own."""
+    """The proxy, on a free port."""
 
     def __init__(self, upstream: str) -> None:
-        """Listen, in front of the server at `upstream` (host:port)."""
+        """Listen, and forward requests to `upstream` (host:port)."""
         self.armed = Armed()
         self._server = _Server(upstream, self.armed)
         self._thread = threading.Thread(
@@ -40,16 +39,16 @@ class StorageProxy:
 
     @property
     def url(self) -> str:
-        """Where the service sends its requests."""
+        """The proxy's base URL, for the service."""
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> Self:
-        """Begin to answer."""
+        """Start serving."""
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Answer no more."""
+        """Stop serving."""
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -66,7 +65,7 @@ class _Server(ThreadingHTTPServer):
         self.armed = armed
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: broken connections are what this is for."""
+        """Log nothing: this proxy breaks connections on purpose."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -81,11 +80,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(_STATUS[fault])
             return
         status, headers, body = self._fetch()
-        spoil = _SPOILERS.get(fault) if fault and status < http.client.BAD_REQUEST else None
-        if spoil is None:
+        corrupt = _CORRUPTIONS.get(fault) if fault and status < http.client.BAD_REQUEST else None
+        if corrupt is None:
             self._send(status, headers, body)
         else:
-            spoil(self, status, headers, body)
+            corrupt(self, status, headers, body)
 
     def _possible(self) -> tuple[FaultKind, ...]:
         return STORAGE_FAULTS if _DOWNLOAD in self.path else tuple(_STATUS)
@@ -119,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _reset(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self._cut(status, headers, body)
-        # Closed so, it sends RST; closed by the server, it would send FIN first.
+        # This way the socket sends RST. The server would send FIN first.
         linger = struct.pack("ii", 1, 0)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         os.close(self.connection.detach())
@@ -133,10 +132,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, headers, body[:middle] + flipped + body[middle + 8 :])
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Log nothing: the service logs what it saw."""
+        """Log nothing: the service logs the faults that it meets."""
 
 
-_SPOILERS = {
+_CORRUPTIONS = {
     FaultKind.STORAGE_CUT: _Handler._cut,
     FaultKind.STORAGE_RESET: _Handler._reset,
     FaultKind.STORAGE_SHORT: _Handler._shorten,

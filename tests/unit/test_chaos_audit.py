@@ -257,7 +257,7 @@ def test_errors_and_answers_that_nothing_explains_are_unexpected() -> None:
     assert problems(judge(ALL, RIGHT, log=log, answers=answers)) == {
         "unexpected": [
             "service-0 logged: Oh",
-            "service-0 answered 500",
+            "service-0 returned 500",
             "1 connections broke, and no fault explains it",
         ]
     }
@@ -266,7 +266,7 @@ def test_errors_and_answers_that_nothing_explains_are_unexpected() -> None:
 def test_thousand_missing_answers_without_a_fault_are_unexpected() -> None:
     report = judge(ALL, RIGHT, answers=[Answer("service-0", 0, 10, None)] * 1000)
     assert problems(report) == {
-        "unexpected": ["1000 of 1000 deliveries had no answer in time, with no process hit"]
+        "unexpected": ["1000 of 1000 deliveries had no response in time, with no process fault"]
     }
 
 
@@ -327,7 +327,7 @@ def test_superseded_inference_needs_a_second_delivery() -> None:
     answers = [Answer("service-0", 0, 1, 503)] * 2
     assert judge(ALL, RIGHT, log=log, answers=answers).is_clean
     assert problems(judge(ALL, RIGHT, log=log, messages=5)) == {
-        "unexpected": ["2 superseded of 1 second deliveries"]
+        "unexpected": ["2 superseded inferences, with 1 second deliveries"]
     }
 
 

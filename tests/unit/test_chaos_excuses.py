@@ -122,7 +122,7 @@ def test_usual_answers_are_expected(status: int | None) -> None:
 @pytest.mark.parametrize("status", [200, 400, 413, 500])
 def test_other_answers_are_unexpected(status: int) -> None:
     found = unexpected_answers([Answer("service-0", 1, 2, status)], Faults([KILLED]))
-    assert found == [f"service-0 answered {status}"]
+    assert found == [f"service-0 returned {status}"]
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_flush_publishes_what_is_late(relay: Relay, topic: Topic) -> None:
 
 
 @pytest.mark.parametrize("is_early", [True, False], ids=["before-its-fate", "after-its-fate"])
-def test_event_of_a_doomed_object_comes_after_its_fate(
+def test_event_is_held_back_until_its_object_is_replaced(
     relay: Relay, topic: Topic, is_early: bool
 ) -> None:
     doomed = make(0, fate=Fate.DELETED)

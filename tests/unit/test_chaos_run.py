@@ -105,7 +105,7 @@ def test_run_that_ends_early_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     go(run)
     assert run.shortfalls() == [
         "Only 0 of 40 uploads were made: nothing was acknowledged for 0 s",
-        "48 events are under way still: nothing was acknowledged for 0 s",
+        "48 events are still in flight: nothing was acknowledged for 0 s",
     ]
 
 
@@ -113,7 +113,7 @@ def test_run_whose_last_event_is_not_acknowledged_says_so(monkeypatch: pytest.Mo
     run = started_run(1, monkeypatch)
     go(run)
     (sentence,) = run.shortfalls()
-    assert sentence.startswith("1 events are under way still")
+    assert sentence.startswith("1 events are still in flight")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux sets limits of other processes")

@@ -71,19 +71,19 @@ def state(pid: int) -> str:
 @pytest.mark.parametrize("kind", [FaultKind.KILL, FaultKind.TERM, FaultKind.SLOW_START])
 def test_killed_or_stopped_service_is_another_one(service: Service, kind: FaultKind) -> None:
     before = server_and_workers(service)
-    service.suffer(kind)
+    service.strike(kind)
     assert server_and_workers(service)[0] != before[0]
     assert service._is_ready()
 
 
 def test_slow_start_is_told_to_the_service(service: Service) -> None:
-    service.suffer(FaultKind.SLOW_START)
+    service.strike(FaultKind.SLOW_START)
     assert service._running.log_text().splitlines()[0].endswith(" 3.0")
 
 
 def test_killed_worker_is_another_one_of_the_same_server(service: Service) -> None:
     server, workers = server_and_workers(service)
-    service.suffer(FaultKind.KILL_WORKER)
+    service.strike(FaultKind.KILL_WORKER)
     assert server_and_workers(service)[0] == server
     assert not set(server_and_workers(service)[1]) & set(workers)
     assert service._is_ready()
@@ -92,7 +92,7 @@ def test_killed_worker_is_another_one_of_the_same_server(service: Service) -> No
 def test_stopped_service_stands_still_and_goes_on(service: Service) -> None:
     service.stop_seconds = 10 * PATIENCE_SECONDS
     server, workers = server_and_workers(service)
-    thread = threading.Thread(target=service.suffer, args=(FaultKind.STOP,))
+    thread = threading.Thread(target=service.strike, args=(FaultKind.STOP,))
     thread.start()
     seen = set[str]()
     deadline = time.monotonic() + PATIENCE_SECONDS
@@ -112,7 +112,7 @@ def test_starved_service_goes_on_with_its_limits_of_before(
 ) -> None:
     limits = Path(f"/proc/{service._workers()[0]}/limits")
     before = limits.read_text()
-    service.suffer(kind)
+    service.strike(kind)
     assert limits.read_text() == before
     assert service._is_ready()
 
@@ -120,7 +120,7 @@ def test_starved_service_goes_on_with_its_limits_of_before(
 @pytest.mark.parametrize("kind", sorted(set(PROCESS_FAULTS) - impossible_faults()))
 def test_every_fault_is_kept_for_the_audit(service: Service, kind: FaultKind) -> None:
     before = time.time()
-    service.suffer(kind)
+    service.strike(kind)
     (excuse,) = service.excuses
     assert (excuse.service, excuse.kind) == ("service-0", kind)
     assert before <= excuse.started <= excuse.over <= excuse.ended
@@ -136,7 +136,7 @@ def test_shortage_is_over_before_the_service_is_back(
         return len(over) > 1
 
     monkeypatch.setattr(service, "_is_ready", is_ready)
-    service.suffer(FaultKind.STOP)
+    service.strike(FaultKind.STOP)
     (excuse,) = service.excuses
     assert excuse.started + service.stop_seconds / 2 < excuse.over  # it was stopped meanwhile
     assert excuse.over <= over[0] < over[1] <= excuse.ended
@@ -149,7 +149,7 @@ def test_worker_that_has_just_ended_cannot_be_starved(
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         ended.wait()
     monkeypatch.setattr(service, "_workers", lambda: [ended.pid])
-    service.suffer(FaultKind.MEMORY)
+    service.strike(FaultKind.MEMORY)
     assert [excuse.kind for excuse in service.excuses] == [FaultKind.MEMORY]
 
 
@@ -159,8 +159,8 @@ def test_service_that_does_not_come_back_is_told_and_started_again(
     monkeypatch.setattr(module, "_RECOVERY_SECONDS", 0.5)
     server = service._running.process.pid
     monkeypatch.setattr(service, "_is_ready", lambda: service._running.process.pid != server)
-    service.suffer(FaultKind.STOP)
-    assert service.failures == ["service-0 did not come back after: stop"]
+    service.strike(FaultKind.STOP)
+    assert service.failures == ["service-0 did not recover after: stop"]
     assert service._running.process.pid != server
 
 
@@ -232,7 +232,7 @@ def test_broken_model_must_be_found_out(
 
     monkeypatch.setattr(service, "_wait", broken)
     before = server_and_workers(service)[0]
-    service.suffer(kind)
+    service.strike(kind)
     assert bool(service.failures) == is_failure
     assert not service._break_file.exists()
     assert (server_and_workers(service)[0] != before) == taken
@@ -246,20 +246,20 @@ def test_killed_decoders_are_those_of_the_worker(
     killed: list[int] = []
     monkeypatch.setattr(module, "_children", lambda pid: tree.get(pid, [worker]))
     monkeypatch.setattr(module, "_signal", lambda pid, number: killed.append(pid))
-    service.suffer(FaultKind.DECODERS)
+    service.strike(FaultKind.DECODERS)
     assert killed == [3, 4]
-    service.suffer(FaultKind.DECODER_ROOT)
+    service.strike(FaultKind.DECODER_ROOT)
     assert killed == [3, 4, 2]
 
 
-def test_decoders_that_outlive_their_service_are_told(
+def test_decoders_that_outlive_their_service_are_reported(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_ORPHAN_SECONDS", 0.1)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as orphan:
-        service._bury([orphan.pid])
+        service._check_ended([orphan.pid])
         orphan.communicate(b"\n")
-    service._bury([orphan.pid])
+    service._check_ended([orphan.pid])
     assert service.failures == ["service-0 has left decoder processes behind"]
 
 
@@ -271,7 +271,7 @@ def test_fault_strikes_after_it_has_waited_for_a_batch(
     monkeypatch.setattr(
         Service, "_wait_for_batch", lambda self: waited.append(self._running.process.pid)
     )
-    service.suffer(FaultKind.KILL)
+    service.strike(FaultKind.KILL)
     assert waited == [server]
 
 

@@ -90,7 +90,7 @@ def test_wrong_bytes_keep_their_number_and_checksum(proxy: StorageProxy) -> None
     assert answer.headers["x-goog-hash"] == "md5=AAAA"
 
 
-def test_body_is_not_spoilt_but_of_a_download_that_is_there(proxy: StorageProxy) -> None:
+def test_only_bodies_of_existing_downloads_are_corrupted(proxy: StorageProxy) -> None:
     proxy.armed.arm(FaultKind.STORAGE_FLIPPED, 1)
     assert get(proxy, METADATA).content == BODY
     assert get(proxy, DOWNLOAD.replace("a%2F", "missing")).content == BODY
