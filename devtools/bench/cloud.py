@@ -32,10 +32,10 @@ _CALL_SECONDS = 120.0
 
 
 class Cloud:
-    """Images that are uploaded once, and a Firestore that forgets between two rounds."""
+    """Images in Storage, uploaded once, and results in Firestore, deleted between two rounds."""
 
     def __init__(self, stack: Stack) -> None:
-        """Take a running stack, whose environment this process must have."""
+        """Take a running stack. Its environment must be set in this process."""
         self._stack = stack
         self._client = storage.Client()
         self._store = build_reader(Settings.from_env({**os.environ, **PINNED}))
@@ -43,10 +43,10 @@ class Cloud:
         self._forgotten = datetime.now(UTC)
 
     def upload(self, images: Sequence[Path], count: int) -> list[Request]:
-        """Upload so many objects, the images over and over; return their events.
+        """Upload `count` objects, repeating the images, and return their events.
 
         Raises:
-            BenchError: the stack's own deliveries of them did not end.
+            BenchError: the local stack did not finish its own deliveries.
         """
         bucket = self._client.bucket(self._stack.bucket)
         events = []
@@ -64,17 +64,17 @@ class Cloud:
         return events
 
     def forget(self) -> None:
-        """Delete all documents, so that the same events mean work again."""
+        """Delete all documents, so that the same events cause work again."""
         self._forgotten = datetime.now(UTC)
         host = os.environ["FIRESTORE_EMULATOR_HOST"]
         path = f"emulator/v1/projects/{self._stack.project}/databases/(default)/documents"
         requests.delete(f"http://{host}/{path}", timeout=_CALL_SECONDS).raise_for_status()
 
     def check_results(self, count: int) -> None:
-        """Make sure that so many images were done since the documents were forgotten.
+        """Check that at least `count` images are done since the last `forget`.
 
         Raises:
-            BenchError: it is not so: what was measured was not the work.
+            BenchError: documents are missing, so the round measured something else.
         """
         documents = list(self._store.results(self._stack.bucket, "bench/"))
         done = [
@@ -85,11 +85,11 @@ class Cloud:
         if len(done) < count:
             raise BenchError(
                 f"Of {count} images {len(documents)} have a document, {len(done)} of them "
-                "with detections and of this round"
+                "done in this round"
             )
 
     def _wait_for_deliveries(self) -> None:
-        """Let the stack deliver (to nobody) now rather than during a measurement."""
+        """Wait for the stack's own deliveries now, so that none happens during a measurement."""
         deadline = time.monotonic() + _DRAIN_SECONDS
         while self._stack.eventarc.counters.acked < self._count:
             self._stack.raise_if_dead()
@@ -100,7 +100,7 @@ class Cloud:
 
 @contextmanager
 def running_cloud() -> Iterator[Cloud]:
-    """Start the emulators, and set this process's environment for the clients."""
+    """Start the emulators, and set the clients' environment in this process."""
     with (
         _sink() as url,
         Stack(StackOptions(with_service=False, service_url=url, concurrency=4)) as stack,
@@ -119,7 +119,7 @@ def running_cloud() -> Iterator[Cloud]:
 
 @contextmanager
 def _sink() -> Iterator[str]:
-    """Acknowledge the stack's own deliveries: the benchmark sends its events itself."""
+    """Acknowledge the stack's own deliveries, because the benchmark sends the events itself."""
 
     class Acknowledge(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -130,7 +130,7 @@ def _sink() -> Iterator[str]:
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Acknowledge)
     server.daemon_threads = True

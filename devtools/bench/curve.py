@@ -12,14 +12,14 @@ from devtools.bench.figures import Round, Section, digits
 from devtools.bench.prices import Prices, billed_seconds
 from devtools.bench.subjects import Process, Server
 
-# Of the load that keeps the service busy all the time.
+# Shares of the load that saturates the service.
 LOADS = (0.1, 0.25, 0.5, 0.7, 0.85, 1.0, 1.2)
 QUICK_LOADS = (0.5, 1.0)
 
 
 @dataclass(frozen=True)
 class Point:
-    """What one offered load did."""
+    """The figures at one offered load."""
 
     offered_per_second: float
     served_per_second: float
@@ -32,7 +32,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Level:
-    """Another service's cost when it is kept busy, to compare with."""
+    """The cost of another, saturated service, for comparison."""
 
     name: str
     served_per_second: float
@@ -41,17 +41,17 @@ class Level:
 
 
 def point_of(answers: Sequence[load.Answer], cpu_seconds: float, prices: Prices) -> Point:
-    """Summarise the answers to one load.
+    """Summarise the responses to one load.
 
-    Latencies are those of the images that were served, from the moment that each was due.
+    Latencies count from the time when a request was due, for successful requests only.
 
     Raises:
-        BenchError: none was served.
+        BenchError: no request succeeded.
     """
     offered = len(answers) / max(answer.due for answer in answers)
     good = [answer for answer in answers if answer.is_good]
     if not good:
-        raise BenchError(f"At {offered:.1f} images/s none was served")
+        raise BenchError(f"At {offered:.1f} images/s no request succeeded")
     latencies = sorted((answer.answered - answer.due) * 1000 for answer in good)
     billed = billed_seconds((answer.sent, answer.answered) for answer in answers)
     return Point(
@@ -66,7 +66,7 @@ def point_of(answers: Sequence[load.Answer], cpu_seconds: float, prices: Prices)
 
 
 def level_of(name: str, result: Round, prices: Prices) -> Level:
-    """Cost of a service that is busy all the time."""
+    """Return the cost of a saturated service."""
     return Level(
         name,
         result.images_per_second,
@@ -90,11 +90,11 @@ def measure_curve(
 
     Args:
         server: the service.
-        generator: where the load comes from.
-        requests: enough for the highest rate.
-        rates: requests a second.
-        seconds: how long each is offered.
-        prices: what the processor and its memory cost.
+        generator: the process of the load generator.
+        requests: at least `needed_requests` of the highest rate.
+        rates: requests per second.
+        seconds: duration of each rate.
+        prices: prices of CPU and memory.
         before: called before each rate, and not measured.
         after: called after each rate with the number of images served, and not measured.
     """
@@ -110,12 +110,12 @@ def measure_curve(
 
 
 def needed_requests(rate: float, seconds: float) -> int:
-    """How many requests one load takes."""
+    """Return the number of requests for one rate."""
     return max(2, round(rate * seconds))
 
 
 def curve_section(points: Sequence[Point], levels: Sequence[Level], prices: Prices) -> Section:
-    """Table the loads."""
+    """Tabulate the loads."""
     rows = [
         (
             digits(point.offered_per_second),
@@ -131,11 +131,12 @@ def curve_section(points: Sequence[Point], levels: Sequence[Level], prices: Pric
     notes = [
         f"Prices: {prices.name}; {prices.vcpus:g} vCPU, {prices.memory_gib:g} GiB, billed while a "
         "request is in flight, with the fee per request; without Storage, Firestore, Eventarc and "
-        "the free tier. Refused: answered 429, and sent again by Pub/Sub."
+        "the free tier. Rejected: 429, which Pub/Sub redelivers."
     ]
     notes += [
         f"'{level.name}', kept busy: {digits(level.served_per_second)} images/s, "
-        f"{level.cpu_seconds_per_million:.0f} CPU-s and {level.usd_per_million:.2f} USD a million."
+        f"{level.cpu_seconds_per_million:.0f} CPU-s and {level.usd_per_million:.2f} USD per "
+        "million images."
         for level in levels
     ]
     data: dict[str, Any] = {
@@ -144,14 +145,14 @@ def curve_section(points: Sequence[Point], levels: Sequence[Level], prices: Pric
         "prices": asdict(prices),
     }
     headers = (
-        "offered/s", "served/s", "refused", "p50, ms", "p95, ms", "CPU-s a million",
-        "USD a million",
+        "offered/s", "served/s", "rejected", "p50, ms", "p95, ms", "CPU-s per million",
+        "USD per million",
     )  # fmt: skip
     return Section("Throughput, latency and cost by load", headers, rows, data, notes)
 
 
 def require_matplotlib() -> None:
-    """Make sure that a plot can be drawn.
+    """Check that a plot can be drawn.
 
     Raises:
         BenchError: matplotlib is not installed.
@@ -176,7 +177,7 @@ def draw(points: Sequence[Point], levels: Sequence[Level], title: str, file: Pat
     offered = [point.offered_per_second for point in points]
     limits = [0, max(offered)]
 
-    speed.plot(limits, limits, ":", color="grey", label="all that is offered")
+    speed.plot(limits, limits, ":", color="grey", label="offered")
     speed.plot(offered, [point.served_per_second for point in points], "o-", label="served")
     speed.set_ylabel("images/s")
     latency.plot(offered, [point.p50_ms for point in points], "o-", label="p50")
@@ -187,7 +188,7 @@ def draw(points: Sequence[Point], levels: Sequence[Level], title: str, file: Pat
     latency.yaxis.set_major_formatter(ScalarFormatter())
     latency.set_ylabel("latency, ms")
     cost.plot(offered, [point.usd_per_million for point in points], "o-", label="US dollars")
-    cost.set_ylabel("US dollars a million images")
+    cost.set_ylabel("US dollars per million images")
     cost.set_xlabel("offered load, images/s")
     processor = cost.twinx()
     processor.plot(
@@ -195,7 +196,7 @@ def draw(points: Sequence[Point], levels: Sequence[Level], title: str, file: Pat
         [point.cpu_seconds_per_million / 1000 for point in points],
         "s--", color="tab:green", label="CPU",
     )  # fmt: skip
-    processor.set_ylabel("thousand CPU-seconds a million images")
+    processor.set_ylabel("thousand CPU-seconds per million images")
     for level in levels:
         speed.axhline(
             level.served_per_second, color="tab:red", ls="--", label=f"{level.name}, busy"

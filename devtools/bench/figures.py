@@ -1,4 +1,4 @@
-"""What was measured, as figures: rounds, medians with their spread, goals. Pure."""
+"""The figures of a benchmark: rounds, medians with their spread, goals, tables. Pure functions."""
 
 import math
 import statistics
@@ -8,23 +8,23 @@ from typing import Any
 
 from tabulate import tabulate
 
-# The subjects' names, which the goals refer to.
-NETWORK = "network alone (images ready)"
+# Names of the subjects. The goals refer to them.
+MODEL = "model alone (images decoded)"
 ENGINE = "engine (decode to detections)"
 SERVICE = "whole service (HTTP, Storage, Firestore)"
-NAIVE = "Flask + YOLO(.pt), one image a request"
+NAIVE = "Flask + YOLO(.pt), one image per request"
 LOOP = "YOLO(.pt), one by one"
 BATCHES = "YOLO(.pt).predict(list)"
 OPENVINO_LOOP = "YOLO(own OpenVINO export), one by one"
 OPENVINO_BATCHES = "YOLO(own OpenVINO export).predict(list)"
 
-# Two medians of one program differ by as much on a machine that does nothing else.
+# Two medians of the same program differ by this much on an idle machine.
 SWEEP_TOLERANCE = 0.03
 
 
 @dataclass(frozen=True)
 class Round:
-    """One subject's work for some seconds."""
+    """The work of one subject in one round."""
 
     images: int
     seconds: float
@@ -32,12 +32,12 @@ class Round:
 
     @property
     def images_per_second(self) -> float:
-        """Images by the clock on the wall."""
+        """Images per second of wall time."""
         return self.images / self.seconds
 
     @property
     def cpu_ms(self) -> float:
-        """Milliseconds of CPU time that one image took."""
+        """CPU time per image, in milliseconds."""
         return self.cpu_seconds * 1000 / self.images
 
 
@@ -69,18 +69,18 @@ class Measured:
 
     @property
     def speed(self) -> Spread:
-        """Images a second."""
+        """Images per second."""
         return Spread.of(each.images_per_second for each in self.rounds)
 
     @property
     def cpu_ms(self) -> Spread:
-        """CPU milliseconds an image."""
+        """CPU time per image, in milliseconds."""
         return Spread.of(each.cpu_ms for each in self.rounds)
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure that was asked for, and the one that was measured."""
+    """A goal and the measured figure."""
 
     text: str
     value: float
@@ -89,13 +89,13 @@ class Goal:
 
     @property
     def is_reached(self) -> bool:
-        """Whether the figure is on the right side of the limit."""
+        """Whether the figure is within the limit."""
         return self.value <= self.limit if self.at_most else self.value >= self.limit
 
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the report: a table in Markdown, remarks, and the same as plain data."""
+    """A part of the report: a table, notes, and the same figures as plain data."""
 
     title: str
     headers: Sequence[str]
@@ -104,7 +104,7 @@ class Section:
     notes: Sequence[str] = field(default_factory=tuple)
 
     def markdown(self) -> str:
-        """Render to paste into a document."""
+        """Return the section as Markdown."""
         align = ["left"] + ["right"] * (len(self.headers) - 1)
         table = tabulate(
             self.rows, self.headers, "github", disable_numparse=True, colalign=align if self.rows
@@ -115,7 +115,7 @@ class Section:
 
 
 def digits(value: float) -> str:
-    """Show three significant digits, but every digit of a whole number's."""
+    """Return a number with three significant digits; integers keep all digits."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     decimals = max(0, 2 - math.floor(math.log10(abs(value))))
@@ -123,12 +123,12 @@ def digits(value: float) -> str:
 
 
 def counted(cores: int) -> str:
-    """Say how many cores."""
+    """Return "1 core" or "N cores"."""
     return f"{cores} core" + "s" * (cores != 1)
 
 
 def main_section(measured: Sequence[Measured]) -> Section:
-    """Table the subjects beside the first baseline there is: the naive service, or the engine."""
+    """Tabulate the subjects, relative to the naive service or, without it, to the engine."""
     by_name = {each.name: each for each in measured}
     base = by_name.get(NAIVE) or by_name[ENGINE]
     rows = [
@@ -143,14 +143,14 @@ def main_section(measured: Sequence[Measured]) -> Section:
     ]
     note = (
         "Medians of interleaved rounds (least-most). CPU: user and system time of the process, "
-        f"decoder processes included. The last two columns: relative to '{base.name}'."
+        f"decoder processes included. The last two columns are relative to '{base.name}'."
     )
     headers = ("", "images/s", "CPU-ms per image", "x speed", "x CPU")
     return Section("Speed and CPU time", headers, rows, [_plain(each) for each in measured], [note])
 
 
 def sweep_section(measured: Sequence[Measured], cores: int) -> Section:
-    """Table the engine by batch size, and say whether a batch was ever slower than one by one."""
+    """Tabulate the engine by batch size, with a note whether batches were slower."""
     single = measured[0].speed.median
     rows = [
         (
@@ -166,8 +166,8 @@ def sweep_section(measured: Sequence[Measured], cores: int) -> Section:
     is_never_slower = ratio >= 1 - SWEEP_TOLERANCE
     verdict = "reached" if is_never_slower else "MISSED"
     note = (
-        f"Batching is never slower than one by one: {verdict} (slowest: batch size {worst.name}, "
-        f"{ratio:.2f} of one by one; tolerance {SWEEP_TOLERANCE:.0%})."
+        f"Batching is never slower than single images: {verdict} (slowest: batch size "
+        f"{worst.name}, {ratio:.2f} of single images; tolerance {SWEEP_TOLERANCE:.0%})."
     )
     data = {"rows": [_plain(each) for each in measured], "is_never_slower": is_never_slower}
     headers = ("MAX_BATCH_SIZE", "images/s", "CPU-ms per image", "x one by one")
@@ -176,7 +176,7 @@ def sweep_section(measured: Sequence[Measured], cores: int) -> Section:
 
 
 def speed_goals(measured: Sequence[Measured]) -> list[Goal]:
-    """Compare the whole service with what it is held to, as far as that was measured."""
+    """Return the goals of the whole service whose baselines were measured."""
     by_name = {each.name: each for each in measured}
     service, engine = by_name.get(SERVICE), by_name.get(ENGINE)
     naive, batches = by_name.get(NAIVE), by_name.get(OPENVINO_BATCHES)
@@ -196,7 +196,7 @@ def speed_goals(measured: Sequence[Measured]) -> list[Goal]:
 
 
 def goals_section(goals: Sequence[Goal]) -> Section:
-    """Table goals with what was reached."""
+    """Tabulate the goals and the measured figures."""
     rows = [
         (
             goal.text,

@@ -1,20 +1,20 @@
-"""Images a second of the ultralytics detector, and how much of that time is the GPU's own.
+"""Images per second of the ultralytics detector, and how much of that time is the GPU's own.
 
     python -m devtools.bench.gpu --model yolo26n.pt --images FOLDER --device 0
 
-A TensorRT engine beside the weights is used, as the service does; `--device cpu` shows that the
-benchmark itself works. Printed are, for each batch size, medians over rounds:
+Uses a TensorRT engine beside the weights, as the service does. `--device cpu` checks that the
+benchmark itself works. For each batch size it prints medians over rounds:
 
-- formed: images in a batch, as the service's own queue made them, of one input shape each;
-- end to end: images a second through the service's pipeline, from JPEG bytes in memory to
+- formed: images in a batch of one input shape, as the service's queue formed it;
+- end to end: images per second through the service's pipeline, from JPEG bytes in memory to
   detections, with four batches in flight;
-- CPU ms: CPU time of the process and its decoders for an image of the former;
-- GPU ms: from the first upload of a batch to its rows, by CUDA events around each, for an image;
-  that the GPU waits between two kernels for the CPU to launch the next one is in it;
-- GPU share: the sum of those over the wall clock of the round: near 100 % means that only a faster
-  GPU or network helps, far below that the CPU keeps the GPU waiting;
-- network: images a second where full batches of the commonest input shape lie ready in pinned
-  memory, the ceiling of the second column.
+- CPU ms: CPU time per image, of the process and its decoders;
+- GPU ms: time per image from the first upload of a batch to its rows, between CUDA events. It
+  includes the time in which the GPU waits for the CPU to launch a kernel;
+- GPU share: GPU time divided by the wall time of the round. Near 100 %, only a faster GPU or model
+  helps. Far below, the GPU waits for the CPU;
+- model: images per second of full batches of the most frequent input shape, ready in pinned memory.
+  It is the upper limit of "end to end".
 """
 
 import argparse
@@ -52,7 +52,7 @@ class Measured:
     cpu_ms: float
     gpu_ms: float
     gpu_share: float
-    network_per_s: float
+    model_per_s: float
 
 
 class TimedDetector(UltralyticsDetector):
@@ -99,11 +99,11 @@ def measure(
         cpu_ms=cpu * 1000 / count,
         gpu_ms=gpu_ms / count,
         gpu_share=gpu_ms / (wall * 1000),
-        network_per_s=network_per_second(detector, images, batch_size, count),
+        model_per_s=model_per_second(detector, images, batch_size, count),
     )
 
 
-def network_per_second(
+def model_per_second(
     detector: UltralyticsDetector, images: Sequence[bytes], batch_size: int, count: int
 ) -> float:
     sizes = (decode(data, max_pixels=10**9).pixels for data in images[:100])
@@ -173,7 +173,7 @@ def main() -> None:
         return
     print("\n".join(f"{name}: {value}" for name, value in about.items()))
     formats = (".1f", ".0f", ".2f", ".2f", ".0%", ".0f")
-    headers = ("batch", "formed", "end to end/s", "CPU ms", "GPU ms", "GPU share", "network/s")
+    headers = ("batch", "formed", "end to end/s", "CPU ms", "GPU ms", "GPU share", "model/s")
     table = [
         (size, *(format(v, f) for v, f in zip(row.values(), formats, strict=True)))
         for size, row in medians.items()

@@ -1,4 +1,4 @@
-"""The load generator: posts requests and notes when each was due, sent and answered."""
+"""The load generator: posts requests, and records when each was due, sent and completed."""
 
 import random
 import time
@@ -10,7 +10,7 @@ from itertools import accumulate
 import urllib3
 
 _ANSWER_SECONDS = 300.0
-_OPEN_CLIENTS = 96  # of an open load: more than the service admits, so that none waits for a client
+_OPEN_CLIENTS = 96  # of an open load: more than the service's slots, so that no request waits
 
 
 @dataclass(frozen=True)
@@ -23,31 +23,31 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of one request; times in seconds of one clock, 0 at the first one's."""
+    """The outcome of one request. Times are seconds since the start of the load."""
 
     due: float
     sent: float
     answered: float
-    status: int  # 0: no answer
+    status: int  # 0: no response
 
     @property
     def is_good(self) -> bool:
-        """Whether the request was answered with success."""
+        """Whether the request succeeded."""
         return 200 <= self.status < 300
 
 
 def send_closed(url: str, requests: Sequence[Request], *, clients: int) -> list[Answer]:
-    """Keep so many clients busy: each sends its next request when it has its answer."""
+    """Keep `clients` clients busy: each sends its next request when the last one has completed."""
     return _send(url, requests, [0.0] * len(requests), clients)
 
 
 def send_open(
     url: str, requests: Sequence[Request], *, rate: float, seed: int = 26
 ) -> list[Answer]:
-    """Send at random moments, so many a second on average, whatever is still unanswered.
+    """Send `rate` requests per second on average, independent of the responses.
 
-    Arrivals are a Poisson process. A request that finds no client free counts from when it was
-    due, so that a slow service does not hide its own latencies.
+    Arrivals are a Poisson process. The latency of a request counts from the time when it was due,
+    even if no client was free. Otherwise a slow service would hide its own latency.
     """
     generator = random.Random(seed)
     due = list(accumulate(generator.expovariate(rate) for _ in requests))

@@ -1,4 +1,4 @@
-"""Where and with what was measured, for the head of a report."""
+"""Machine, cores and versions, for the head of a report."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ _PACKAGES = ("yolo-batch", "openvino", "opencv-python-headless", "ultralytics", 
 
 @dataclass(frozen=True)
 class Cores:
-    """Which cores the measured process has, and which are for everything else."""
+    """The cores of the measured process, and the cores of everything else."""
 
     service: frozenset[int]
     rest: frozenset[int]
@@ -26,7 +26,7 @@ class Cores:
         return self.service | self.rest
 
     def __str__(self) -> str:
-        """Say it for a person."""
+        """Return the split as a sentence."""
         service, rest = (_shown(cores) for cores in (self.service, self.rest))
         if self.service & self.rest:
             return f"measured process, emulators and load on the same core {service}"
@@ -34,25 +34,25 @@ class Cores:
 
 
 def choose_cores(wanted: str | None) -> Cores:
-    """Split the cores that this process may use; without a wish, the last one is measured on.
+    """Split the cores that this process may use. By default the measured process gets the last one.
 
     Args:
         wanted: cores for the measured process, such as `1` or `2-3,6`.
 
     Raises:
-        BenchError: there are no such cores, or this is not Linux.
+        BenchError: the cores do not exist, or this is not Linux.
     """
     if not hasattr(os, "sched_setaffinity"):
         raise BenchError("The benchmark pins processes to cores and reads /proc: it needs Linux")
     usable = frozenset(os.sched_getaffinity(0))
     service = _parsed(wanted) if wanted else frozenset({max(usable)})
     if not service <= usable:
-        raise BenchError(f"--cores {wanted}: this process may use the cores {_shown(usable)}")
+        raise BenchError(f"--cores {wanted}: this process may use only the cores {_shown(usable)}")
     return Cores(service, usable - service or usable)
 
 
 def header(model: Mapping[str, object], cores: Cores, further: Mapping[str, str]) -> dict[str, str]:
-    """Describe machine, versions, date and model, one line each."""
+    """Return machine, versions, date and model, one line each."""
     return {
         "machine": f"{cpu_model()}, {os.cpu_count()} cores; {cores}",
         "versions": ", ".join([f"Python {platform.python_version()}", *_versions()]),
@@ -66,7 +66,7 @@ def header(model: Mapping[str, object], cores: Cores, further: Mapping[str, str]
 
 
 def cpu_model() -> str:
-    """Name of the CPU, and those of its instruction sets that decide its speed at int8."""
+    """Return the name of the CPU, with its fastest instruction set for int8."""
     known = ("amx_int8", "avx512_vnni", "avx_vnni", "avx2")
     flag = next((flag for flag in known if flag in cpu_flags()), None)
     return cpu_name() + (f" ({flag})" if flag else "")

@@ -2,16 +2,15 @@
 
     python -m devtools.bench.monthly_cost --cpu-ms 78 --images 1000000
 
-Each row is quantity x price. The one row that is more than counting, Cloud Run by request:
+Each row is quantity x price. Only Cloud Run's quantity needs a formula (request-based billing):
 
     billed seconds = images x cpu_ms / 1000 / (vcpu x busy)  +  starts x start_seconds
     vCPU-seconds   = billed seconds x vcpu
     GiB-seconds    = billed seconds x memory_gib
 
-`busy` is the share of the paid CPU that works: an instance is paid while it has a request, also
-while that one waits for Cloud Storage or for the rest of its batch. Cloud Run adds instances at
-60 % CPU, hence the default. It is an assumption, as is all else here but the CPU time: the options
-say what was assumed.
+`busy` is the share of the paid CPU time that is used. An instance is billed while it has a request,
+even while the request waits for Cloud Storage. Cloud Run adds instances at 60 % CPU, hence the
+default. Only the CPU time is measured. All other values are assumptions that the options change.
 """
 
 import argparse
@@ -19,22 +18,22 @@ from dataclasses import dataclass, fields
 
 from tabulate import tabulate
 
-HOURS = 730.0  # of a month
-DAYS = 30.0  # of Firestore's daily free tier
+HOURS = 730.0  # in a month
+DAYS = 30.0  # in a month; Firestore's free tier is daily
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Price:
-    """USD for one unit, and how many units of a month are free."""
+    """USD per unit, and the free units of a month."""
 
     unit: str
     usd: float
     free: float = 0.0
 
 
-# us-central1, Tier 1, USD, without discounts; looked up in November 2026. Check before relying on
-# them: https://cloud.google.com/products/calculator
+# us-central1, Tier 1, USD, without discounts, looked up in November 2026. Check them before you
+# rely on them: https://cloud.google.com/products/calculator
 PRICES = {
     # cloud.google.com/run/pricing: services billed by request
     "Cloud Run vCPU": Price("vCPU-s", 0.000024, 180_000),
@@ -62,7 +61,7 @@ PRICES = {
 
 @dataclass(frozen=True)
 class Month:
-    """What happens in a month. Sizes in kB are thousands of bytes."""
+    """The load of a month. A kB is 1,000 bytes."""
 
     images: int = 0
     cpu_ms: float = 0.0
@@ -77,14 +76,14 @@ class Month:
     document_kb: float = 6.0
     message_kb: float = 3.0
     log_kb: float = 2.0
-    image_gb: float = 5.0  # 1 of images that share layers, 4 of the builds' cache: torch with CUDA
+    image_gb: float = 5.0  # 1 GB of container images with shared layers, 4 GB of build cache
     reconciles: int = int(DAYS)
     reconcile_seconds: float = 60.0
-    reconcile_days: float = 2.0  # of uploads, whose documents a run reads; names are all listed
+    reconcile_days: float = 2.0  # a run reads the documents of the uploads of these days
 
 
 def quantities(month: Month) -> dict[str, float]:
-    """Count a month's units, by the names of PRICES."""
+    """Return the units of a month, by the names of PRICES."""
     million = month.images / 1e6
     billed = month.images * month.cpu_ms / 1000 / (month.vcpu * month.busy)
     billed += month.starts * month.start_seconds
@@ -114,7 +113,7 @@ def quantities(month: Month) -> dict[str, float]:
 
 
 def cost(month: Month, *, free_tier: bool) -> dict[str, float]:
-    """USD of a month, by the names of PRICES."""
+    """Return the USD of a month, by the names of PRICES."""
     return {
         name: max(0.0, quantity - (PRICES[name].free if free_tier else 0.0)) * PRICES[name].usd
         for name, quantity in quantities(month).items()
@@ -122,7 +121,7 @@ def cost(month: Month, *, free_tier: bool) -> dict[str, float]:
 
 
 def table(busy: Month, idle: Month) -> str:
-    """Write the months as a Markdown table."""
+    """Return both months as a Markdown table."""
     columns = [cost(month, free_tier=free) for month in (idle, busy) for free in (False, True)]
     counted = quantities(busy)
     rows = [
@@ -147,10 +146,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cpu-ms", type=float, required=True, help="measured, of one image")
+    parser.add_argument("--cpu-ms", type=float, required=True, help="measured CPU time per image")
     parser.add_argument("--images", type=int, default=1_000_000)
-    parser.add_argument("--starts", type=int, default=int(HOURS), help="of instances")
-    parser.add_argument("--objects", type=int, help="kept in the bucket; as many as images")
+    parser.add_argument("--starts", type=int, default=int(HOURS), help="instance starts in a month")
+    parser.add_argument("--objects", type=int, help="objects kept in the bucket; default: --images")
     given = {"cpu_ms", "images", "starts", "objects"}
     for field in fields(Month):
         if field.name not in given:

@@ -1,4 +1,4 @@
-"""What an image costs at a table of prices that the user can change."""
+"""The cost of an image, from a table of prices that the user can change."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -24,10 +24,10 @@ class Prices:
 
     @classmethod
     def read(cls, path: Path) -> "Prices":
-        """Read a table like `prices.yaml`.
+        """Read a price table in the form of `prices.yaml`.
 
         Raises:
-            BenchError: the file is not such a table.
+            BenchError: the file is not a price table.
         """
         names = [spec.name for spec in fields(cls)]
         try:
@@ -39,10 +39,10 @@ class Prices:
                 raise ValueError("a price cannot be negative")
             return cls(name=str(values["name"]), **numbers)
         except (OSError, yaml.YAMLError, TypeError, ValueError) as exc:
-            raise BenchError(f"{path} is not a table of prices: {exc}") from exc
+            raise BenchError(f"{path} is not a price table: {exc}") from exc
 
     def usd_per_million(self, billed_seconds_per_image: float) -> float:
-        """Dollars for a million images, one request each; compute and requests alone."""
+        """Return USD for a million images, one request each, without Storage and Firestore."""
         per_second = (
             self.vcpus * self.usd_per_vcpu_second + self.memory_gib * self.usd_per_gib_second
         )
@@ -50,7 +50,7 @@ class Prices:
 
 
 def billed_seconds(spans: Iterable[tuple[float, float]]) -> float:
-    """Seconds in which at least one request was in flight, which is what an instance is billed."""
+    """Return the seconds with at least one request in flight: Cloud Run bills these."""
     total, end = 0.0, float("-inf")
     for begin, finish in sorted(spans):
         total += max(0.0, finish - max(begin, end))

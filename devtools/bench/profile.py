@@ -38,7 +38,7 @@ _HTTP_THREADS = ("MainThread", "ThreadPoolExecutor")
 
 @dataclass(frozen=True)
 class PythonThread:
-    """A thread that Python knows, and its CPU seconds by stage."""
+    """A Python thread, with its CPU seconds by stage."""
 
     name: str
     stages: Mapping[str, float]
@@ -46,7 +46,7 @@ class PythonThread:
 
 @dataclass(frozen=True)
 class Sample:
-    """Everything that is known of a service at one moment; CPU seconds since its start."""
+    """CPU seconds of a service since its start, at one moment."""
 
     tree: float  # of the worker and its descendants, as the operating system accounts
     decoders: float  # of the worker's descendants alone
@@ -57,7 +57,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Profile:
-    """CPU seconds of some images, by stage, and the system's figure for all processes."""
+    """CPU seconds by stage, and the system's figure for all processes."""
 
     images: int
     seconds: Mapping[str, float]
@@ -70,25 +70,25 @@ class Profile:
 
     @property
     def seconds_by_difference(self) -> float:
-        """The part of the sum that nothing counted: the remainders of Python's threads."""
+        """The part of the sum that was not measured directly: the remainder of Python's threads."""
         return sum(self.seconds.get(name, 0.0) for name in BY_DIFFERENCE)
 
     @property
     def agrees(self) -> bool:
-        """Whether the sum is the system's figure, and was counted more than concluded.
+        """Whether the sum agrees with the system's figure, and most of it was measured directly.
 
-        What is by difference makes up for any error of the clock, so the sum alone proves little.
+        The parts by difference absorb any error of the clock, so the sum alone proves little.
         """
-        apart = abs(self.attributed_seconds - self.tree_seconds)
+        difference = abs(self.attributed_seconds - self.tree_seconds)
         return (
-            apart <= AGREEMENT * self.tree_seconds
+            difference <= AGREEMENT * self.tree_seconds
             and min(self.seconds.values()) >= LEAST_SHARE * self.tree_seconds
             and self.seconds_by_difference <= MOST_BY_DIFFERENCE * self.tree_seconds
         )
 
 
 def attribute(before: Sample, after: Sample, images: int) -> Profile:
-    """Share out the CPU time between two samples."""
+    """Attribute the CPU time between two samples to stages."""
     seconds = dict.fromkeys((*STAGES, HTTP, BETWEEN), 0.0)
     seconds[DECODE] = after.decoders - before.decoders
     for stage, total in after.stages.items():
@@ -110,10 +110,10 @@ def attribute(before: Sample, after: Sample, images: int) -> Profile:
 
 
 def take_sample(server: Server) -> Sample:
-    """Ask the service for its stages (SIGUSR1), and the operating system for the rest.
+    """Read the stages from the service (SIGUSR1), and all else from the operating system.
 
     Raises:
-        BenchError: the service does not write them.
+        BenchError: the service did not log its stages.
     """
     seen = len(_stage_lines(server.child.log_text()))
     os.kill(server.pid, signal.SIGUSR1)
@@ -127,7 +127,7 @@ def take_sample(server: Server) -> Sample:
 
 
 def sample_of(line: Mapping[str, Any], pid: int) -> Sample:
-    """Read the log line of a process, and the system's accounting of it and its descendants."""
+    """Combine the log line of a process with the system's accounting of its process tree."""
     python = {
         int(number): PythonThread(thread["name"], thread["cpu_seconds"])
         for number, thread in line["threads"].items()
@@ -146,7 +146,7 @@ def run_profile(server: Server, subject: Http, rounds: int) -> Section:
 
 
 def profile_section(profile: Profile) -> Section:
-    """Table CPU milliseconds an image by stage, and check the sum."""
+    """Tabulate CPU milliseconds per image by stage, and check the sum."""
 
     def row(name: str, seconds: float) -> tuple[str, str, str]:
         share = seconds / profile.tree_seconds

@@ -2,7 +2,7 @@
 
     python -m devtools.bench.reduced_decode --model yolo26n_openvino_model --data instances_dev.json
 
-The labelled images are enlarged (Lanczos) to 2, 4 and 8 times the size that the network sees,
+The labelled images are enlarged (Lanczos) to 2, 4 and 8 times the size that the model sees,
 stored as JPEG, and detected on twice: decoded at reduced scale, and in full. Printed are mAP of
 both, and the CPU time of one decode, resize included, by the operating system's accounting.
 """

@@ -1,4 +1,4 @@
-"""The composition root of `yolo-batch-dev bench`: starts what is measured, part by part."""
+"""The composition root of `yolo-batch-dev bench`: measures part by part."""
 
 import json
 import math
@@ -44,7 +44,7 @@ _MAX_PIXELS = 2**28
 _SWEEP = (1, 2, 4, 8, 16, 32)
 _QUICK_SWEEP = (1, 8)
 _MEMORY_BATCH = 8
-_START_CORES = 2  # the goal's
+_START_CORES = 2  # as in the goal for cold starts
 
 
 class Part(Enum):
@@ -60,7 +60,7 @@ class Part(Enum):
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure, and how long."""
+    """What to measure, and for how long."""
 
     images: Path
     model: Path
@@ -75,29 +75,29 @@ class Options:
 
     @property
     def least_round_seconds(self) -> float:
-        """How long a round without HTTP lasts at least."""
+        """Shortest round without HTTP, in seconds."""
         return 0.0 if self.is_quick else 4.0
 
     @property
     def least_round_images(self) -> int:
-        """How many images a round over HTTP has at least."""
+        """Fewest images in a round over HTTP."""
         return 1 if self.is_quick else 100
 
 
 @dataclass(frozen=True)
 class Report:
-    """The result: what it was measured on, and a section for each part."""
+    """The result: machine and versions, and a section for each part."""
 
     header: Mapping[str, str]
     sections: Sequence[Section]
 
     def markdown(self) -> str:
-        """Render to paste into a document."""
+        """Return the report as Markdown."""
         head = "\n".join(f"- {name}: {text}" for name, text in self.header.items())
         return "\n\n".join([head, *(section.markdown() for section in self.sections)])
 
     def as_json(self) -> str:
-        """Render as JSON."""
+        """Return the report as JSON."""
         sections = {section.title: section.data for section in self.sections}
         return json.dumps({"header": dict(self.header), "sections": sections}, indent=2)
 
@@ -113,7 +113,7 @@ def run(options: Options, progress: Callable[[str], None]) -> Report:
         curve.require_matplotlib()
     cores = choose_cores(options.cores)
     images, sizes = choose_images(options.images, progress, is_quick=options.is_quick)
-    # Everything that is started from here on inherits these cores, unless it says otherwise.
+    # Every process that starts from here on inherits these cores, unless it is pinned to others.
     with on_cores(cores.rest), ExitStack() as cleanup:
         directory = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="yolo-bench-")))
         bench = _Bench(options, cores, images, directory, cleanup, progress)
@@ -126,12 +126,12 @@ def run(options: Options, progress: Callable[[str], None]) -> Report:
 def choose_images(
     source: Path, progress: Callable[[str], None], *, is_quick: bool
 ) -> tuple[list[Path], int]:
-    """List the images to measure with, and in how many sizes they come.
+    """Return the images to measure with, and the number of their sizes.
 
-    Of many, some at equal distances are taken; files that are no images are left out, and told.
+    Takes an even sample of a large folder. Files that are not images are skipped and reported.
 
     Raises:
-        BenchError: there is none.
+        BenchError: there is no image.
     """
     limit = _QUICK_IMAGES if is_quick else _MAX_IMAGES
     files = find_files([source])
@@ -141,7 +141,7 @@ def choose_images(
         try:
             info = decode(file.read_bytes(), max_pixels=_MAX_PIXELS).info
         except BadImageError as exc:
-            progress(f"left out: {file}: {exc.message}")
+            progress(f"skipped {file}: {exc.message}")
             continue
         chosen.append(file)
         sizes.add((info.width, info.height))
@@ -151,7 +151,7 @@ def choose_images(
 
 
 class _Bench:
-    """What the parts share; started when the first part needs it."""
+    """What the parts share. Emulators start when the first part needs them."""
 
     def __init__(
         self,
@@ -183,13 +183,13 @@ class _Bench:
         self._events: list[Request] = []
 
     def header(self, sizes: int) -> dict[str, str]:
-        """Describe what was measured on what."""
+        """Return machine, versions, model and images, one line each."""
         drawn = f"{len(self._images)} of {sizes} sizes, from {self._options.images.resolve().name}/"
         rounds = f"{self._rounds}, interleaved; batches of {self._batch_size}"
         return header(self._info, self._cores, {"images": drawn, "rounds": rounds})
 
     def sections(self) -> tuple[list[Section], list[Goal]]:
-        """Measure the parts that were asked for, in their order."""
+        """Measure the requested parts in a fixed order."""
         measurers: list[tuple[Part, Callable[[], tuple[Section, list[Goal]]]]] = [
             (Part.TABLE, self._table),
             (Part.SWEEP, self._sweep),
@@ -210,28 +210,28 @@ class _Bench:
         return sections, goals
 
     def _table(self) -> tuple[Section, list[Goal]]:
-        with ExitStack() as ending:
+        with ExitStack() as cleanup:
             subjects: list[Subject] = [
-                self._in_process(ending, figures.NETWORK, "network", self._model, self._batch_size),
-                self._in_process(ending, figures.ENGINE, "engine", self._model, self._batch_size),
-                self._service(ending)[1],
+                self._in_process(cleanup, figures.MODEL, "model", self._model, self._batch_size),
+                self._in_process(cleanup, figures.ENGINE, "engine", self._model, self._batch_size),
+                self._service(cleanup)[1],
             ]
             if self._weights:
-                subjects += self._alternatives(ending, self._weights)
+                subjects += self._alternatives(cleanup, self._weights)
             measured = measure(subjects, self._rounds, self._progress)
         return figures.main_section(measured), figures.speed_goals(measured)
 
-    def _alternatives(self, ending: ExitStack, weights: Path) -> list[Subject]:
+    def _alternatives(self, cleanup: ExitStack, weights: Path) -> list[Subject]:
         size = self._batch_size
         self._progress("exporting the alternative's own OpenVINO model")
         with Process(self._cores.rest) as helper:
             exported = helper.call(worker.export_alternative, weights, self._directory)
         return [
-            self._naive(ending, weights),
-            self._in_process(ending, figures.LOOP, "predict", weights, 1),
-            self._in_process(ending, figures.BATCHES, "predict", weights, size),
-            self._in_process(ending, figures.OPENVINO_LOOP, "predict", exported, 1),
-            self._in_process(ending, figures.OPENVINO_BATCHES, "predict", exported, size),
+            self._naive(cleanup, weights),
+            self._in_process(cleanup, figures.LOOP, "predict", weights, 1),
+            self._in_process(cleanup, figures.BATCHES, "predict", weights, size),
+            self._in_process(cleanup, figures.OPENVINO_LOOP, "predict", exported, 1),
+            self._in_process(cleanup, figures.OPENVINO_BATCHES, "predict", exported, size),
         ]
 
     def _sweep(self) -> tuple[Section, list[Goal]]:
@@ -242,23 +242,23 @@ class _Bench:
 
     def _sweep_on(self, cores: frozenset[int]) -> Section:
         sizes = _QUICK_SWEEP if self._options.is_quick else _SWEEP
-        with ExitStack() as ending:
+        with ExitStack() as cleanup:
             subjects = [
-                self._in_process(ending, str(size), "engine", self._model, size, cores=cores)
+                self._in_process(cleanup, str(size), "engine", self._model, size, cores=cores)
                 for size in sizes
             ]
             measured = measure(subjects, self._rounds, self._progress)
         return figures.sweep_section(measured, len(cores))
 
     def _profile(self) -> tuple[Section, list[Goal]]:
-        with ExitStack() as ending:
-            server, subject = self._service(ending, PROFILED_COMMAND)
+        with ExitStack() as cleanup:
+            server, subject = self._service(cleanup, PROFILED_COMMAND)
             return run_profile(server, subject, self._rounds), []
 
     def _plot(self) -> tuple[Section, list[Goal]]:
         prices, quick = self._options.prices, self._options.is_quick
-        with ExitStack() as ending:
-            server, subject = self._service(ending)
+        with ExitStack() as cleanup:
+            server, subject = self._service(cleanup)
             saturation = subject.round().images_per_second
             rates = [saturation * part for part in (curve.QUICK_LOADS if quick else curve.LOADS)]
             seconds = 2.0 if quick else 15.0
@@ -270,8 +270,8 @@ class _Bench:
             )  # fmt: skip
         levels: list[curve.Level] = []
         if self._weights:
-            with ExitStack() as ending:
-                busy = self._naive(ending, self._weights).round()
+            with ExitStack() as cleanup:
+                busy = self._naive(cleanup, self._weights).round()
                 levels.append(curve.level_of(figures.NAIVE, busy, prices))
         if self._options.plot:
             title = f"{self._info['name']} {self._info['precision']}, {self._cores}"
@@ -315,8 +315,8 @@ class _Bench:
         )  # fmt: skip
 
     def _memory(self) -> tuple[Section, list[Goal]]:
-        with ExitStack() as ending:
-            server, subject = self._service(ending, MAX_BATCH_SIZE=str(_MEMORY_BATCH))
+        with ExitStack() as cleanup:
+            server, subject = self._service(cleanup, MAX_BATCH_SIZE=str(_MEMORY_BATCH))
             wanted = 3 * len(self._images) if self._options.is_quick else (
                 self._options.memory_images
             )  # fmt: skip
@@ -333,7 +333,7 @@ class _Bench:
 
     @property
     def _round_images(self) -> int:
-        """Images of a round over HTTP: all of them, as often as it takes."""
+        """Images in a round over HTTP: all of them, repeated to reach the minimum."""
         count = len(self._images)
         return count * math.ceil(self._options.least_round_images / count)
 
@@ -345,7 +345,7 @@ class _Bench:
         return self._cloud_or_none
 
     def _upload(self, count: int) -> list[Request]:
-        """Have at least so many events, and return as many."""
+        """Return `count` events, uploading more images if needed."""
         missing = count - len(self._events)
         if missing > 0:
             self._events += self._cloud.upload(self._images, missing)
@@ -353,7 +353,7 @@ class _Bench:
 
     def _in_process(
         self,
-        ending: ExitStack,
+        cleanup: ExitStack,
         name: str,
         kind: str,
         model: Path,
@@ -361,16 +361,16 @@ class _Bench:
         *,
         cores: frozenset[int] | None = None,
     ) -> InProcess:
-        process = ending.enter_context(Process(cores or self._cores.service))
+        process = cleanup.enter_context(Process(cores or self._cores.service))
         task = worker.Task(kind, model, self._images, batch_size)
         return InProcess(name, process, task, least_seconds=self._options.least_round_seconds)
 
     def _service(
-        self, ending: ExitStack, command: Sequence[str] = SERVICE_COMMAND, **settings: str
+        self, cleanup: ExitStack, command: Sequence[str] = SERVICE_COMMAND, **settings: str
     ) -> tuple[Server, Http]:
         events = self._upload(self._round_images)
         server = self._server(
-            ending, command, service_settings(self._model, self._batch_size) | settings
+            cleanup, command, service_settings(self._model, self._batch_size) | settings
         )
         server.check_model(self._info["precision"])
         subject = Http(
@@ -379,16 +379,16 @@ class _Bench:
         )  # fmt: skip
         return server, subject
 
-    def _naive(self, ending: ExitStack, weights: Path) -> Http:
-        server = self._server(ending, NAIVE_COMMAND, {"WEIGHTS": str(weights)})
+    def _naive(self, cleanup: ExitStack, weights: Path) -> Http:
+        server = self._server(cleanup, NAIVE_COMMAND, {"WEIGHTS": str(weights)})
         requests = image_requests(self._images, self._round_images)
         return Http(figures.NAIVE, server, self._generator, requests)
 
     def _server(
-        self, ending: ExitStack, command: Sequence[str], settings: Mapping[str, str]
+        self, cleanup: ExitStack, command: Sequence[str], settings: Mapping[str, str]
     ) -> Server:
         server = Server(self._processes, command, settings, self._cores.service)
-        ending.callback(self._processes.stop, server.child, grace_seconds=10)
+        cleanup.callback(self._processes.stop, server.child, grace_seconds=10)
         return server
 
     def _alternative_weights(self) -> Path | None:

@@ -5,18 +5,19 @@
 
 Three tables:
 
-1. Open loop at 70 % of the barrier's capacity (or `--load`): images arrive at random moments
-   (Poisson; the same ones for each way in a round) and are inferred by
-   - a barrier: one batch at a time, spread over a thread a core, which starts when it is full or
-     its first image has waited for 20 ms, as the service did before while images were on their way;
+1. Latency in an open loop at 70 % of the barrier's capacity (or `--load`). Images arrive as a
+   Poisson process, with the same arrivals for each way in a round. The ways are:
+   - a barrier: one batch at a time, spread over one thread per core. It starts when the batch is
+     full or its first image has waited for 20 ms. The service did this before it had runners;
    - a barrier without that delay;
-   - runners: the service's `InferenceQueue`, a runner a core, which infers its share one by one;
+   - runners: the service's `InferenceQueue`. Each of its runners, one per core, infers its share of
+     the waiting images one by one;
    - runners that take one image at a time.
-   A latency counts from the moment that an image was due. Ways take turns within each round; a
+   A latency counts from the time when an image was due. The ways alternate within each round. A
    ratio is the median of the rounds' ratios.
-2. A runner's share as one tensor, or one by one: flat out, a thread a core.
-3. One committer against two, and one commit for each image: a simulated store that takes 30 ms for
-   a commit, and 300 ms for one in twenty.
+2. CPU time of a runner's share as one tensor or one by one, at full load, one thread per core.
+3. One committer against two, and one commit for each image. The simulated store takes 30 ms for a
+   commit, and 300 ms for one commit in twenty.
 """
 
 import argparse
@@ -45,15 +46,15 @@ from service.settings import BUNDLED_MODEL
 
 STRIDE = 32
 MAX_BATCH_SIZE = 8
-CALLERS = 64  # threads that images arrive on; more than ever wait
+CALLERS = 64  # threads of callers; more than ever wait
 COMMIT_SECONDS, SLOW_COMMIT_SECONDS, SLOW_SHARE = 0.03, 0.3, 0.05
 
 Pixels = NDArray[np.uint8]  # height x width x 3, BGR, letterboxed
 Call = Callable[[Pixels], object]  # infers an image, and returns when it is done
 
 
-class Network:
-    """The model, compiled for each input shape; a request for each thread and shape."""
+class Model:
+    """The model, compiled for each input shape, with one request per thread and shape."""
 
     def __init__(self, directory: Path) -> None:
         [file] = directory.glob("*.xml")
@@ -95,7 +96,7 @@ class Network:
 
 
 @contextmanager
-def barrier(network: Network, *, delay_seconds: float = 0.0) -> Iterator[Call]:
+def barrier(model: Model, *, delay_seconds: float = 0.0) -> Iterator[Call]:
     """One batch at a time over a thread a core; callers get results when all of it is done."""
     changed = threading.Condition()
     waiting: list[tuple[Pixels, Future[object]]] = []
@@ -115,7 +116,7 @@ def barrier(network: Network, *, delay_seconds: float = 0.0) -> Iterator[Call]:
                         changed.wait_for(is_full, delay_seconds)
                     batch = waiting[:MAX_BATCH_SIZE]
                     del waiting[:MAX_BATCH_SIZE]
-                results = list(threads.map(lambda item: network.infer([item[0]]), batch))
+                results = list(threads.map(lambda item: model.infer([item[0]]), batch))
                 for (_, future), result in zip(batch, results, strict=True):
                     future.set_result(result)
 
@@ -138,15 +139,15 @@ def barrier(network: Network, *, delay_seconds: float = 0.0) -> Iterator[Call]:
 
 
 @contextmanager
-def barrier_with_delay(network: Network) -> Iterator[Call]:
-    with barrier(network, delay_seconds=0.02) as call:
+def barrier_with_delay(model: Model) -> Iterator[Call]:
+    with barrier(model, delay_seconds=0.02) as call:
         yield call
 
 
 @contextmanager
-def runners(network: Network, *, max_batch_size: int = MAX_BATCH_SIZE) -> Iterator[Call]:
+def runners(model: Model, *, max_batch_size: int = MAX_BATCH_SIZE) -> Iterator[Call]:
     queue: InferenceQueue[Pixels, NDArray[np.float32]] = InferenceQueue(
-        network.infer_one_by_one,
+        model.infer_one_by_one,
         runners=cores(),
         max_batch_size=max_batch_size,
         shape=lambda pixels: pixels.shape,
@@ -158,8 +159,8 @@ def runners(network: Network, *, max_batch_size: int = MAX_BATCH_SIZE) -> Iterat
 
 
 @contextmanager
-def runners_one_at_a_time(network: Network) -> Iterator[Call]:
-    with runners(network, max_batch_size=1) as call:
+def runners_one_at_a_time(model: Model) -> Iterator[Call]:
+    with runners(model, max_batch_size=1) as call:
         yield call
 
 
@@ -232,8 +233,8 @@ def with_ratios(rounds: Mapping[str, list[Measured]]) -> list[list[object]]:
     return rows
 
 
-def measure_latency(network: Network, images: list[Pixels], options: argparse.Namespace) -> None:
-    with barrier(network) as call:
+def measure_latency(model: Model, images: list[Pixels], options: argparse.Namespace) -> None:
+    with barrier(model) as call:
         for pixels in images:  # compiles
             call(pixels)
         rate = options.load * capacity(call, images, 400)
@@ -241,7 +242,7 @@ def measure_latency(network: Network, images: list[Pixels], options: argparse.Na
     for number in range(options.rounds):
         gaps = np.random.default_rng(number).exponential(1 / rate, int(rate * options.seconds))
         for name, way in WAYS.items():
-            with way(network) as call:
+            with way(model) as call:
                 list(map(call, images))  # each thread's requests
                 rounds[name].append(open_loop(call, images, gaps.tolist()))
     print(
@@ -257,14 +258,14 @@ def measure_latency(network: Network, images: list[Pixels], options: argparse.Na
     print(tabulate(with_ratios(rounds), headers, tablefmt="github"))
 
 
-def measure_tensors(network: Network, images: list[Pixels], options: argparse.Namespace) -> None:
+def measure_tensors(model: Model, images: list[Pixels], options: argparse.Namespace) -> None:
     """Print CPU and wall milliseconds of an image, by images in one tensor."""
     image, count = images[0], 320
     sizes = (1, 2, 4, 8)
 
     def work(size: int) -> None:
         for _ in range(count // size // cores()):
-            network.infer([image] * size)
+            model.infer([image] * size)
 
     measured: dict[int, list[tuple[float, float]]] = {size: [] for size in sizes}
     with ThreadPoolExecutor(cores()) as threads:
@@ -343,9 +344,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="of each way in a round")
     parser.add_argument("--commit-seconds", type=float, default=10.0, help="of each row of commits")
     options = parser.parse_args()
-    network, images = Network(options.model), draw(options.image_size)
-    measure_latency(network, images, options)
-    measure_tensors(network, images, options)
+    model, images = Model(options.model), draw(options.image_size)
+    measure_latency(model, images, options)
+    measure_tensors(model, images, options)
     measure_commits(options)
 
 

@@ -14,7 +14,7 @@ RATIO_GOAL = 0.25
 MEMORY_GOAL_MB = 350.0
 FLATNESS = 0.05
 _OURS = "yolo-batch"
-_MEMORY_NOTE = "Memory: of gunicorn, its worker and the decoder processes, each shared page once."
+_MEMORY_NOTE = "Memory: gunicorn, its worker and the decoder processes; shared pages count once."
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Start:
     """One start of one service, with a warm page cache."""
 
     ready_seconds: float  # process start to the first 200 of /health/ready
-    first_result_seconds: float  # process start to the first image stored, or answered
-    peak_mb: float  # of all processes, after all images
+    first_result_seconds: float  # process start to the first stored document, or response
+    peak_mb: float  # peak of all processes together
 
 
 def measure_start(
@@ -36,9 +36,9 @@ def measure_start(
     *,
     precision: str | None = None,
 ) -> Start:
-    """Start a service, send it one image and then all others, and stop it.
+    """Start a service, send one image and then all others, and stop it.
 
-    Ours also has to run a model of `precision`; the alternative cannot tell.
+    With `precision`, also check that the service runs a model of this precision.
     """
     started = time.monotonic()
     server = Server(processes, command, settings, cores)
@@ -58,7 +58,7 @@ def measure_start(
 def start_section(
     ours: Sequence[Start], naive: Sequence[Start], cores: int
 ) -> tuple[Section, list[Goal]]:
-    """Table the starts beside the alternative's, if that was measured; and the goals."""
+    """Tabulate the starts beside the alternative's, if measured, with the goals."""
     names = {
         "ready_seconds": "process start to /health/ready, s",
         "first_result_seconds": "process start to the first result, s",
@@ -96,7 +96,7 @@ def start_section(
     headers = ("", _OURS, *((NAIVE, "ratio") if naive else ()))
     note = (
         f"Medians of {len(ours)} starts (least-most), warm page cache, {counted(cores)}. The first "
-        "result is a stored document for yolo-batch, and an answer for the alternative. "
+        "result is a stored document for yolo-batch, and an HTTP response for the alternative. "
         + _MEMORY_NOTE
     )
     return Section("Cold start and memory", headers, rows, data, [note]), goals
@@ -104,7 +104,7 @@ def start_section(
 
 @dataclass(frozen=True)
 class Level:
-    """Memory of all processes after so many images."""
+    """Memory of all processes after a number of images."""
 
     images: int
     resident_mb: float
@@ -113,7 +113,7 @@ class Level:
 def measure_memory(
     server: Server, subject: Http, images: int, progress: Callable[[str], None]
 ) -> list[Level]:
-    """Send a warm service at least so many images, and look at its memory now and then."""
+    """Send at least `images` images to a warm service, and sample its memory after each round."""
     levels = [Level(0, server.memory_mb)]
     while levels[-1].images < images:
         done = levels[-1].images + subject.round().images
@@ -125,7 +125,7 @@ def measure_memory(
 def memory_section(
     levels: Sequence[Level], peak_mb: float, batch_size: int
 ) -> tuple[Section, list[Goal]]:
-    """Table the memory over the images, and say whether it stayed flat."""
+    """Tabulate the memory over the images, with the goal that it does not grow."""
     growth = max(level.resident_mb for level in levels) / levels[0].resident_mb - 1
     step = max(1, len(levels) // 10)
     shown = [*levels[:-1:step], levels[-1]]

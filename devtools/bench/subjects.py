@@ -1,4 +1,4 @@
-"""What is measured, as processes on named cores: in-process work, and services behind HTTP."""
+"""The subjects of the benchmark: in-process work and HTTP services, on pinned cores."""
 
 import logging
 import multiprocessing
@@ -27,16 +27,16 @@ from devtools.bench.figures import Measured, Round
 from devtools.local_stack.processes import Child, Processes, free_port, is_answering
 from devtools.local_stack.stack import SERVICE_COMMAND
 
-CLIENTS = 16  # of a closed load: two batches of eight, half of the service's slots
+CLIENTS = 16  # of a closed load: two batches of eight, half of the slots
 NAIVE_COMMAND = (
     sys.executable, "-m", "gunicorn", "--workers", "1", "--threads", str(CLIENTS),
     "--timeout", "0", "--keep-alive", "620", "devtools.bench.naive_service:build_app()",
 )  # fmt: skip
 PROFILED_COMMAND = (*SERVICE_COMMAND[:-1], "devtools.bench.served:build_app()")
-# Settings of the measured service, whatever the user's environment says; empty: their defaults.
+# Settings of the measured service that override the user's environment. Empty: the default.
 PINNED = {
     "DEVICE": "cpu",
-    "FIRESTORE_DATABASE": "(default)",  # the one whose documents are deleted between two rounds
+    "FIRESTORE_DATABASE": "(default)",  # its documents are deleted between two rounds
     "FIRESTORE_COLLECTION": "detections",
     "ALLOWED_BUCKETS": "",
     "PUSH_AUDIENCE": "",
@@ -54,37 +54,37 @@ class Subject(Protocol):
 
     @property
     def name(self) -> str:
-        """Its row's name."""
+        """Name of the row in the table."""
 
     def round(self) -> Round:
-        """Let it work for some seconds."""
+        """Measure one round."""
 
 
 class Process:
-    """A process of its own, which ends with this one, for functions of importable modules."""
+    """A separate process that runs functions of importable modules. It ends with this process."""
 
     def __init__(self, cores: frozenset[int]) -> None:
-        """Start nothing yet."""
+        """Take the cores. The first call starts the process."""
         self._cores = cores
-        # Spawned: a fork would inherit threads' locks, and this process's memory.
+        # Spawned, because a fork would inherit locks and memory of this process.
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_prepare)
 
     def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run a function there.
+        """Run a function in the process, and return its result.
 
         Raises:
-            BenchError: the process died.
+            BenchError: the process crashed.
         """
-        with on_cores(self._cores):  # the process is started by its first call, and inherits them
+        with on_cores(self._cores):  # the first call starts the process, which inherits the cores
             call = self._pool.submit(function, *args, **kwargs)
         try:
             return call.result()
         except BrokenProcessPool as exc:
-            raise BenchError(f"The process of {function.__name__} died: {exc}") from exc
+            raise BenchError(f"The process of {function.__name__} crashed: {exc}") from exc
 
     def __enter__(self) -> Self:
-        """Nothing more."""
+        """Return the process."""
         return self
 
     def __exit__(
@@ -98,7 +98,7 @@ class Process:
 
 
 class InProcess:
-    """Work in a process of its own, without HTTP."""
+    """Work in a separate process, without HTTP."""
 
     def __init__(
         self, name: str, process: Process, task: worker.Task, *, least_seconds: float
@@ -110,12 +110,12 @@ class InProcess:
         process.call(worker.load, task)
 
     def round(self) -> Round:
-        """Go over the images for at least the seconds that were given."""
+        """Repeat all images for at least `least_seconds`."""
         return self._process.call(worker.measure, self._least_seconds)
 
 
 class Server:
-    """A gunicorn on the measured cores, ready to answer."""
+    """A gunicorn server on the measured cores."""
 
     def __init__(
         self,
@@ -124,10 +124,10 @@ class Server:
         settings: Mapping[str, str],
         cores: frozenset[int],
     ) -> None:
-        """Start it and wait until it is ready.
+        """Start the server and wait until it is ready.
 
         Raises:
-            StartError: it ended, or was not ready in time; with the end of its log.
+            StartError: it ended, or was not ready in time. The message has the end of its log.
         """
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
@@ -141,32 +141,32 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """The worker of gunicorn, whose descendants decode."""
+        """Process id of gunicorn's worker, the parent of the decoder processes."""
         return worker_of(self._master)
 
     @property
     def cpu_seconds(self) -> float:
-        """CPU time of all of the service's processes so far."""
+        """CPU time of all processes of the service so far."""
         return tree_seconds(self._master)
 
     @property
     def memory_mb(self) -> float:
-        """What a container would pay for now: gunicorn, its worker and the decoders."""
+        """Memory now, as a container accounts it: gunicorn, its worker and the decoders."""
         return tree_mb(self._master)
 
     @property
     def peak_memory_mb(self) -> float:
-        """The most that a container may have paid for so far."""
+        """Peak memory so far, as a container accounts it."""
         return peak_tree_mb(self._master)
 
     def check_model(self, precision: str) -> None:
-        """Make sure that the service runs the model that was asked for.
+        """Check that the service runs the requested model.
 
         Raises:
-            BenchError: it runs another one, in place of one that failed.
+            BenchError: it runs a fallback.
         """
         with requests.Session() as session:
-            session.trust_env = False  # no proxy knows our loopback
+            session.trust_env = False  # a proxy cannot reach the loopback interface
             answer = session.get(self.url + "/health/ready", timeout=_HEALTH_SECONDS)
         check_health(answer.json(), precision)
 
@@ -179,7 +179,7 @@ class Server:
 
 
 class Http:
-    """A service behind HTTP, kept busy by a load generator of its own."""
+    """A service behind HTTP, kept busy by a load generator in a separate process."""
 
     def __init__(
         self,
@@ -191,13 +191,13 @@ class Http:
         before: Callable[[], None] = lambda: None,
         after: Callable[[], None] = lambda: None,
     ) -> None:
-        """Take the service and the requests of one round; make two rounds, so that all is warm.
+        """Take the service and the requests of one round, and run two rounds to warm up.
 
         Args:
-            name: its row's name.
+            name: name of the row.
             server: the service.
-            generator: where the load comes from.
-            requests: of one round.
+            generator: the process of the load generator.
+            requests: the requests of one round.
             before: called before each round, and not measured.
             after: likewise after each round.
         """
@@ -214,7 +214,7 @@ class Http:
         """Send all requests, with `CLIENTS` at once.
 
         Raises:
-            BenchError: one was not answered with success.
+            BenchError: a request did not succeed.
         """
         self._before()
         cpu = self._server.cpu_seconds
@@ -228,24 +228,26 @@ class Http:
 
 
 def check_answers(answers: Sequence[load.Answer], child: Child) -> None:
-    """Refuse to measure a service that does not do its work.
+    """Check that all requests succeeded.
 
     Raises:
-        BenchError: some answer was none, or no success.
+        BenchError: a request failed or had no response.
     """
     bad = [answer.status for answer in answers if not answer.is_good]
     if bad:
-        raise BenchError(child.failure(f"answered {len(bad)} of {len(answers)} with {bad[0]}"))
+        raise BenchError(
+            child.failure(f"returned {bad[0]} for {len(bad)} of {len(answers)} requests")
+        )
 
 
 def check_health(health: Mapping[str, Any], precision: str) -> None:
-    """Refuse to measure another model than the one that was asked for.
+    """Check that the service runs the requested model.
 
     Raises:
-        BenchError: the service tells of a fallback, or of another precision.
+        BenchError: it reports a fallback or another precision.
     """
     if reason := health.get("fallback"):
-        raise BenchError(f"The service does not run the model that was asked for: {reason}")
+        raise BenchError(f"The service does not run the requested model: {reason}")
     if health.get("precision") != precision:
         raise BenchError(
             f"The service runs a model of precision {health.get('precision')}, not {precision}"
@@ -255,7 +257,7 @@ def check_health(health: Mapping[str, Any], precision: str) -> None:
 def measure(
     subjects: Sequence[Subject], rounds: int, progress: Callable[[str], None]
 ) -> list[Measured]:
-    """Measure the subjects in turn, and all of them again and again."""
+    """Measure the subjects in turn, `rounds` times."""
     found: dict[str, list[Round]] = {subject.name: [] for subject in subjects}
     for number in range(1, rounds + 1):
         for subject in subjects:
@@ -269,25 +271,25 @@ def measure(
 
 
 def service_settings(model: Path, batch_size: int) -> dict[str, str]:
-    """Environment of the measured service; the rest is as the user's environment says."""
+    """Return the settings of the measured service that the benchmark fixes."""
     return {
         **PINNED,
         "MODEL_PATH": str(model.resolve()),
         "MAX_BATCH_SIZE": str(batch_size),
-        # An emulator that is slow once must not end the benchmark.
+        # One slow response of an emulator must not end the benchmark.
         "STORAGE_TIMEOUT_SECONDS": "60",
         "FIRESTORE_TIMEOUT_SECONDS": "60",
     }
 
 
 def image_requests(images: Sequence[Path], count: int) -> list[load.Request]:
-    """Requests that carry the images themselves, as the naive service takes them."""
+    """Return requests with the image as the body, for the naive service."""
     bodies = [path.read_bytes() for path in images]
     return [load.Request({}, bodies[i % len(bodies)]) for i in range(count)]
 
 
 def _prepare() -> None:
-    """Keep what libraries print out of the report, and end with the process that started this."""
+    """Silence the libraries, and end this process with its parent."""
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
     os.close(devnull)
@@ -296,7 +298,7 @@ def _prepare() -> None:
 
 
 def _end_with_parent() -> None:
-    """Wait for the parent's end, which may be a kill: the pool itself would wait for ever."""
+    """End when the parent ends, even if it was killed: the pool alone would wait forever."""
     if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)

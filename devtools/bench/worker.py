@@ -1,4 +1,4 @@
-"""What is measured without HTTP, each in a process of its own; functions that run there."""
+"""The work that is measured without HTTP. These functions run in a separate process."""
 
 import os
 import shutil
@@ -18,14 +18,14 @@ from service.settings import Settings
 if TYPE_CHECKING:
     from service.inference.detector import Detector
 
-Work = Callable[[], int]  # one pass over the images; returns how many there were
+Work = Callable[[], int]  # one pass over the images; returns their number
 
 _work: Work | None = None
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a process is to measure."""
+    """The work of a process."""
 
     kind: str  # a key of `_KINDS`
     model: Path
@@ -34,20 +34,20 @@ class Task:
 
 
 def load(task: Task) -> None:
-    """Make ready for `measure`: load the model and make a first pass, so that all is compiled."""
-    global _work  # of a process that does nothing else
+    """Prepare for `measure`: load the model, and run one pass that compiles every input shape."""
+    global _work  # this process does nothing else
     _work = _KINDS[task.kind](task)
     _work()
 
 
 def measure(least_seconds: float) -> Round:
-    """Go over the images, again and again until the time is up.
+    """Repeat all images for at least `least_seconds`.
 
     Raises:
-        BenchError: nothing was loaded.
+        BenchError: `load` was not called.
     """
     if _work is None:
-        raise BenchError("This process has nothing to measure")
+        raise BenchError("No work was loaded into this process")
     images, start, cpu = 0, time.monotonic(), own_tree_seconds()
     while True:
         images += _work()
@@ -56,36 +56,36 @@ def measure(least_seconds: float) -> Round:
 
 
 def describe(model: Path) -> dict[str, Any]:
-    """Say which model it is: the fields of `ModelInfo`."""
+    """Return the fields of the model's `ModelInfo`."""
     return asdict(_detector(_settings(model)).info)
 
 
 def export_own(weights: Path, directory: Path) -> Path:
-    """Export weights as the service runs them, in float."""
+    """Export weights in float, in the form that the service runs."""
     from service.export.weights import export_openvino
 
     return export_openvino(weights, directory / f"{weights.stem}_openvino_model")
 
 
 def export_alternative(weights: Path, directory: Path) -> Path:
-    """Export weights as `YOLO(weights).export(format="openvino")` does, with its own defaults.
+    """Export weights with ultralytics' defaults: `YOLO(weights).export(format="openvino")`.
 
     Raises:
-        BenchError: ultralytics cannot.
+        BenchError: the export failed.
     """
     (directory / "alternative").mkdir()
-    copy = directory / "alternative" / weights.name  # it writes beside the weights
+    copy = directory / "alternative" / weights.name  # the export is written beside it
     shutil.copyfile(weights, copy)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's to ultralytics: nothing a user can act on
+        warnings.simplefilter("ignore")  # torch warns ultralytics; a user cannot act on it
         try:
             return Path(load_yolo(copy).export(format="openvino", device="cpu", verbose=False))
         except Exception as exc:  # noqa: BLE001 - ultralytics raises whatever its exporters raise
             raise BenchError(f"ultralytics cannot export {weights} for OpenVINO: {exc}") from exc
 
 
-def _network(task: Task) -> Work:
-    """The detector on images that are decoded and resized already."""
+def _model(task: Task) -> Work:
+    """The detector alone, on decoded and resized images."""
     from service.images.decode import decode
     from service.images.letterbox import shrink
 
@@ -105,12 +105,12 @@ def _network(task: Task) -> Work:
 
 
 def _engine(task: Task) -> Work:
-    """The pipeline without HTTP and without a cloud: files in, documents out."""
+    """The pipeline without HTTP, Storage and Firestore: files in, documents out."""
     from devtools.bench.engine import Engine
 
     settings = replace(_settings(task.model), max_batch_size=task.batch_size)
     images = task.images
-    # Its decoders end with this process.
+    # The decoder processes end with this process.
     engine = Engine(_detector(settings), settings, lambda number: images[number])
 
     def work() -> int:
@@ -121,7 +121,7 @@ def _engine(task: Task) -> Work:
 
 
 def _predict(task: Task) -> Work:
-    """Images through `YOLO.predict`: one call each, or as lists of the batch size."""
+    """`YOLO.predict`: one call for each image, or for each list of `batch_size` images."""
     model = load_yolo(task.model)
     files = [str(path) for path in task.images]
 
@@ -137,15 +137,15 @@ def _predict(task: Task) -> Work:
 
 
 def use_own_cores() -> None:
-    """Give torch as many threads as this process has cores; ultralytics counts the machine's."""
+    """Limit torch to this process's cores: ultralytics counts all cores of the machine."""
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
 def load_yolo(path: Path) -> Any:
-    """Load an `ultralytics.YOLO` that says little, installs nothing and reports no use."""
-    os.environ["YOLO_VERBOSE"] = "false"  # both are read at the import
+    """Load an `ultralytics.YOLO` that prints little, installs nothing and reports no usage."""
+    os.environ["YOLO_VERBOSE"] = "false"  # ultralytics reads both variables at its import
     os.environ["YOLO_AUTOINSTALL"] = "False"
     from ultralytics import YOLO
     from ultralytics.utils.events import events
@@ -155,7 +155,7 @@ def load_yolo(path: Path) -> Any:
 
 
 def _settings(model: Path) -> Settings:
-    """The service's settings, with this model."""
+    """Return the service's settings with this model."""
     return replace(Settings.from_env(), model_path=model, device="cpu")
 
 
@@ -163,14 +163,14 @@ def _detector(settings: Settings) -> "Detector":
     """Load the model as the service does, canary included.
 
     Raises:
-        BenchError: the model failed here, so that the service would run another.
+        BenchError: the model failed, so the service would run its fallback.
     """
     from service.inference.loading import load_model
 
-    checked = load_model(settings)
-    if checked.fallback:
-        raise BenchError(f"The model that was to be measured does not run: {checked.fallback}")
-    return checked.detector
+    verified = load_model(settings)
+    if verified.fallback:
+        raise BenchError(f"The model does not run: {verified.fallback}")
+    return verified.detector
 
 
 def _chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
@@ -178,7 +178,7 @@ def _chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
 
 
 _KINDS: dict[str, Callable[[Task], Work]] = {
-    "network": _network,
+    "model": _model,
     "engine": _engine,
     "predict": _predict,
 }

@@ -15,7 +15,7 @@ stat::peak_rss_mb:              103
 """
 
 
-def test_page_tells_the_names_and_the_runs_as_its_generator_does() -> None:
+def test_page_matches_its_generator() -> None:
     assert PAGE.read_text(encoding="utf-8").endswith(end_of_page())
 
 

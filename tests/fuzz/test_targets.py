@@ -22,7 +22,7 @@ seeded = settings(
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_target_holds_for_its_seeds_and_for_what_was_found(name: str) -> None:
+def test_targets_pass_on_seeds_and_earlier_findings(name: str) -> None:
     found = [file.read_bytes() for file in sorted(FOUND.glob(f"{name}-*"))]
     for data in SEEDS[name] + found:
         TARGETS[name].check(data)
@@ -39,7 +39,7 @@ def changed(draw: st.DrawFn, name: str) -> bytes:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_target_holds_for_changed_seeds(name: str) -> None:
+def test_targets_pass_on_changed_seeds(name: str) -> None:
     @seeded
     @given(changed(name))
     def check(data: bytes) -> None:

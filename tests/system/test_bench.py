@@ -50,7 +50,7 @@ def test_quick_bench_measures_every_part_on_the_bundled_model(
     sections = report["sections"]
     assert all(f"### {title}" in done.stdout for title in sections)
     table = sections["Speed and CPU time"]
-    assert [row["name"] for row in table] == [figures.NETWORK, figures.ENGINE, figures.SERVICE]
+    assert [row["name"] for row in table] == [figures.MODEL, figures.ENGINE, figures.SERVICE]
     assert all(row["cpu_ms_per_image"]["median"] > 0 for row in table)
     sweeps = [name for name in sections if name.startswith("Engine by batch size")]
     assert all(len(sections[name]["rows"]) == 2 for name in sweeps)
@@ -75,7 +75,9 @@ def test_quick_bench_measures_every_part_on_the_bundled_model(
     ],
     ids=["cores", "prices", "images"],
 )
-def test_what_cannot_be_measured_is_told_in_a_sentence(arguments: list[str], sentence: str) -> None:
+def test_failed_measurement_is_reported_in_one_sentence(
+    arguments: list[str], sentence: str
+) -> None:
     done = run_bench(*arguments)
     assert done.returncode == 1
     assert sentence in done.stderr

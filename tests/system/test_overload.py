@@ -77,7 +77,7 @@ def stop(child: Child) -> float:
 
 
 @pytest.mark.timeout(120 * SIGTERM_ROUNDS + 300)
-def test_sigterm_under_load_many_times_acknowledges_nothing_without_its_document(
+def test_repeated_sigterm_acknowledges_nothing_undocumented(
     start_service: StartService, service: Service, stack: Stack, samples: Samples
 ) -> None:
     """SIGTERM_ROUNDS=100 for more rounds; each stops the service at another moment of its work."""
@@ -114,7 +114,7 @@ SLOTS = 32  # MAX_IN_FLIGHT by default
 DELIVERIES = 44
 
 
-def test_probes_are_answered_and_the_rest_rejected_while_every_slot_is_taken(
+def test_probes_are_served_while_every_slot_is_taken(
     start_service: StartService, stack: Stack, samples: Samples
 ) -> None:
     data = samples[0][0].read_bytes()
@@ -142,7 +142,7 @@ def large_image() -> bytes:
     return encoded(np.full((3000, 4000, 3), 128, np.uint8))
 
 
-def test_ten_times_the_load_is_delivered_by_retries_in_bounded_memory(
+def test_ten_times_the_load_is_delivered_in_bounded_memory(
     start_service: StartService, stack: Stack
 ) -> None:
     data = large_image()

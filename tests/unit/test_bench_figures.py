@@ -19,7 +19,7 @@ def measured(name: str, *, speed: float, cpu_ms: float) -> Measured:
 
 
 ALL = [
-    measured(figures.NETWORK, speed=30, cpu_ms=30),
+    measured(figures.MODEL, speed=30, cpu_ms=30),
     measured(figures.ENGINE, speed=25, cpu_ms=40),
     measured(figures.SERVICE, speed=20, cpu_ms=48),
     measured(figures.NAIVE, speed=10, cpu_ms=96),
@@ -54,7 +54,7 @@ def test_main_section_compares_with_the_naive_service() -> None:
     assert figures.NAIVE in section.notes[0]
 
 
-def test_main_section_without_alternatives_compares_with_the_engine() -> None:
+def test_without_alternatives_the_engine_is_the_baseline() -> None:
     section = figures.main_section(ALL[:3])
     assert [row[3] for row in section.rows] == ["1.20", "1.00", "0.80"]
 
@@ -74,7 +74,7 @@ def test_goal_at_its_limit_is_reached() -> None:
     assert Goal("b", 4.0, 4.0, at_most=True).is_reached
 
 
-def test_goals_section_says_reached_or_missed() -> None:
+def test_goals_section_shows_reached_or_missed() -> None:
     section = figures.goals_section(figures.speed_goals(ALL))
     assert [row[3] for row in section.rows] == ["reached", "MISSED", "MISSED", "reached"]
     assert section.rows[1][1:3] == ("at least 4", "2.00")
@@ -84,12 +84,12 @@ def test_goals_section_says_reached_or_missed() -> None:
 @pytest.mark.parametrize(
     ("slowest", "verdict"), [(24.3, "reached"), (24.2, "MISSED")], ids=["within", "beyond"]
 )
-def test_sweep_tells_a_batch_that_is_slower_than_one_by_one(slowest: float, verdict: str) -> None:
+def test_sweep_reports_batches_slower_than_single_images(slowest: float, verdict: str) -> None:
     sizes = [("1", 25.0), ("2", 26.0), ("4", slowest), ("8", 30.0)]
     rows = [measured(name, speed=s, cpu_ms=1) for name, s in sizes]
     section = figures.sweep_section(rows, cores=2)
     assert section.title.endswith(", 2 cores")
-    assert f"one by one: {verdict} (slowest: batch size 4, 0.97" in section.notes[0]
+    assert f"single images: {verdict} (slowest: batch size 4, 0.97" in section.notes[0]
     assert section.data["is_never_slower"] is (verdict == "reached")
 
 
@@ -118,10 +118,10 @@ def test_dollars_are_time_and_requests() -> None:
      Path(DEFAULT_PRICES).read_text().replace("0.40", "-1")],
     ids=["empty", "incomplete", "list", "no-yaml", "word", "negative"],
 )  # fmt: skip
-def test_wrong_prices_are_told_with_the_file(text: str, tmp_path: Path) -> None:
+def test_wrong_prices_name_the_file(text: str, tmp_path: Path) -> None:
     file = tmp_path / "prices.yaml"
     file.write_text(text)
-    with pytest.raises(BenchError, match=r"prices\.yaml is not a table of prices"):
+    with pytest.raises(BenchError, match=r"prices\.yaml is not a price table"):
         Prices.read(file)
 
 

@@ -77,7 +77,7 @@ NOTHING = Sample(0.0, 0.0, {}, {}, {})
 
 
 @linux
-def test_profile_of_a_known_process_adds_up_to_its_own_accounting() -> None:
+def test_profile_of_a_process_adds_up_to_its_accounting() -> None:
     command = [sys.executable, "-c", _BURNER]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -208,7 +208,7 @@ def test_a_clock_that_counts_wrongly_does_not_agree(counted: float, agrees: bool
     assert result.agrees is agrees
 
 
-def test_profile_section_tells_what_is_by_difference() -> None:
+def test_profile_section_separates_parts_by_difference() -> None:
     section = profile_section(profile_of(4.0))
     shares = {row[0]: row[2] for row in section.rows}
     assert shares["sum of the measured parts: by clock, by process, by thread name"] == "40.0%"
@@ -336,7 +336,7 @@ def test_engine_has_the_settings_of_the_service(monkeypatch: pytest.MonkeyPatch)
     assert worker.describe(BUNDLED_MODEL)["image_size"] == 96
 
 
-def test_an_export_that_fails_is_told(tmp_path: Path) -> None:
+def test_failed_export_is_reported(tmp_path: Path) -> None:
     pytest.importorskip("ultralytics", reason="extra export is not installed")
     (tmp_path / "broken.pt").write_bytes(b"no weights")
     with pytest.raises(BenchError, match=r"ultralytics cannot export .*broken\.pt"):
@@ -354,9 +354,9 @@ def test_process_runs_on_its_cores_and_leaves_ours_alone() -> None:
 
 
 @linux
-def test_process_that_dies_is_told() -> None:
+def test_crashed_process_is_reported() -> None:
     cores = frozenset(os.sched_getaffinity(0))
-    with Process(cores) as process, pytest.raises(BenchError, match="died"):
+    with Process(cores) as process, pytest.raises(BenchError, match="crashed"):
         process.call(os._exit, 3)
 
 
@@ -407,7 +407,7 @@ def test_cores_default_to_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @linux
 @pytest.mark.parametrize("text", ["7", "a", "1-", "2-1", "1,,2"])
-def test_wrong_cores_are_told(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_cores_are_reported(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
     with pytest.raises(BenchError, match=f"--cores {text}"):
         choose_cores(text)
@@ -470,13 +470,13 @@ def test_open_load_is_spread_over_time(echo: str) -> None:
     assert all(answer.due <= answer.sent <= answer.answered for answer in answers)
 
 
-def test_load_counts_a_refused_connection_as_no_answer() -> None:
+def test_refused_connection_counts_as_no_response() -> None:
     nobody = f"http://127.0.0.1:{free_port()}"
     answers = send_closed(nobody, [Request({}, b"204")], clients=1)
     assert answers[0].status == 0
 
 
-def test_images_are_chosen_at_equal_distances_and_others_left_out(tmp_path: Path) -> None:
+def test_images_are_sampled_evenly_and_other_files_skipped(tmp_path: Path) -> None:
     for number in range(13):
         size = 32 if number < 6 else 48
         cv2.imwrite(str(tmp_path / f"{number:02}.png"), np.zeros((size, 64, 3), np.uint8))
@@ -510,8 +510,8 @@ def test_point_summarises_what_was_served() -> None:
     assert point.usd_per_million == pytest.approx(PRICES.usd_per_million(billed))
 
 
-def test_point_of_no_answers_is_an_error() -> None:
-    with pytest.raises(BenchError, match="none was served"):
+def test_load_without_a_success_is_an_error() -> None:
+    with pytest.raises(BenchError, match="no request succeeded"):
         curve.point_of([Answer(1, 1, 2, 503)], 1.0, PRICES)
 
 

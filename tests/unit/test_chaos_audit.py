@@ -231,14 +231,14 @@ def test_document_of_nothing_uploaded_is_wrong() -> None:
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_object_that_went_during_its_delivery_may_have_its_document(is_there: bool) -> None:
+def test_object_deleted_during_delivery_may_have_a_document(is_there: bool) -> None:
     raced = replace(GOOD, wanted=Wanted.DONE_OR_NOTHING)
     report = judge([raced], [record(raced)] if is_there else [])
     assert report.is_clean
     assert (report.done, report.superseded) == ((1, 0) if is_there else (0, 1))
 
 
-def test_object_that_went_during_its_delivery_may_not_have_another_document() -> None:
+def test_object_deleted_during_delivery_has_no_other_document() -> None:
     raced = replace(GOOD, wanted=Wanted.DONE_OR_NOTHING)
     assert list(problems(judge([raced], [record(raced, md5="md5-b")]))) == ["crossed"]
 
@@ -251,7 +251,7 @@ def test_service_that_did_not_come_back_is_unexpected() -> None:
     assert problems(judge(ALL, RIGHT, failures=["service-0"])) == {"unexpected": ["service-0"]}
 
 
-def test_errors_and_answers_that_nothing_explains_are_unexpected() -> None:
+def test_unexplained_errors_and_responses_are_unexpected() -> None:
     log = [LogLine("service-0", 1, "ERROR", "Oh")]
     answers = [Answer("service-0", 0, 1, 500), Answer("service-0", 0, 1, None)]
     assert problems(judge(ALL, RIGHT, log=log, answers=answers)) == {
@@ -263,7 +263,7 @@ def test_errors_and_answers_that_nothing_explains_are_unexpected() -> None:
     }
 
 
-def test_thousand_missing_answers_without_a_fault_are_unexpected() -> None:
+def test_missing_responses_without_a_fault_are_unexpected() -> None:
     report = judge(ALL, RIGHT, answers=[Answer("service-0", 0, 10, None)] * 1000)
     assert problems(report) == {
         "unexpected": ["1000 of 1000 deliveries had no response in time, with no process fault"]
@@ -280,7 +280,7 @@ def test_what_faults_explain_is_counted_and_clean() -> None:
     assert report.silences == {Silence.PROCESS: 1}
 
 
-def test_ended_process_and_failed_liveness_that_nothing_explains_are_killed_services() -> None:
+def test_unexplained_ends_and_failed_liveness_are_kills() -> None:
     log = [LogLine("service-0", 1, "ERROR", "Worker (pid:17) was sent SIGSEGV!")]
     faults = Faults(replacements=[Replacement("service-1", 1, 2)])
     report = judge(ALL, RIGHT, log=log, faults=faults)
@@ -374,7 +374,7 @@ def test_fewer_inferences_than_images_are_not_believed(
         assert problems(report) == {"wasted": [f"only {inferences} inferences of 100 images"]}
 
 
-def test_table_tells_figures_and_the_first_problems() -> None:
+def test_table_shows_figures_and_first_problems() -> None:
     lost = [replace(GOOD, generation=number) for number in range(10, 18)]
     table = judge([*ALL, *lost], RIGHT).table()
     assert "uploads                   12" in table

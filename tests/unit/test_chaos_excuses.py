@@ -115,12 +115,12 @@ def test_liveness_may_fail_only_after_what_breaks_a_process(
 
 
 @pytest.mark.parametrize("status", [204, 429, 503, None])
-def test_usual_answers_are_expected(status: int | None) -> None:
+def test_usual_responses_are_expected(status: int | None) -> None:
     assert not unexpected_answers([Answer("service-0", 1, 2, status)], Faults())
 
 
 @pytest.mark.parametrize("status", [200, 400, 413, 500])
-def test_other_answers_are_unexpected(status: int) -> None:
+def test_other_responses_are_unexpected(status: int) -> None:
     found = unexpected_answers([Answer("service-0", 1, 2, status)], Faults([KILLED]))
     assert found == [f"service-0 returned {status}"]
 
@@ -151,20 +151,20 @@ def test_silence_is_a_process_fault_s_only_while_it_lasts(answer: Answer, reason
         (FaultKind.DISK, 10, Silence.SLOW),
     ],
 )
-def test_stopped_process_breaks_no_connection_and_a_full_disk_does_nothing(
+def test_pause_and_full_disk_break_no_connection(
     kind: FaultKind, seconds: float, reason: Silence
 ) -> None:
     faults = Faults([replace(KILLED, kind=kind)])
     assert faults.explain_silence(silence(50, seconds)) is reason
 
 
-def test_silence_while_an_instance_is_replaced_is_a_process_fault_s() -> None:
+def test_replacement_of_an_instance_explains_a_silence() -> None:
     faults = Faults(replacements=[Replacement("service-0", 49, 53)])
     assert faults.explain_silence(silence(50, seconds=0.1)) is Silence.PROCESS
     assert faults.explain_silence(silence(54, seconds=0.1)) is Silence.BROKEN
 
 
-def test_time_for_an_answer_is_that_of_the_run() -> None:
+def test_response_deadline_is_that_of_the_run() -> None:
     assert Faults(answer_seconds=5).explain_silence(silence(1, 5)) is Silence.SLOW
     assert Faults(answer_seconds=10).explain_silence(silence(1, 5)) is Silence.BROKEN
 

@@ -98,7 +98,7 @@ def test_refused_call_is_not_forwarded(
     assert commit(channel) == b"committed"
 
 
-def test_commit_whose_answer_is_lost_is_done(
+def test_commit_with_a_lost_response_is_done(
     channel: Any, proxy: FirestoreProxy, upstream: Upstream
 ) -> None:
     proxy.armed.arm(FaultKind.FIRESTORE_ANSWER_LOST, 1)
@@ -107,7 +107,7 @@ def test_commit_whose_answer_is_lost_is_done(
     assert upstream.commits == [b"writes"]
 
 
-def test_restarted_proxy_refuses_connections_and_answers_again_where_it_was(
+def test_restarted_proxy_listens_on_the_same_port_again(
     channel: Any, proxy: FirestoreProxy
 ) -> None:
     again, host = threading.Event(), proxy.host

@@ -85,7 +85,9 @@ def test_poisonous_upload_is_a_good_image_with_a_mark(
     assert poison_of(images.content(uploads[0])) is None
 
 
-def test_images_are_found_apart(images: Images, detector: Detector, tmp_path: Path) -> None:
+def test_every_drawn_image_has_its_own_detections(
+    images: Images, detector: Detector, tmp_path: Path
+) -> None:
     found = find_alone(images.scenes, detector, tmp_path)
     assert all(document["detections"] for document in found)
     assert found[0]["image"] == {"width": 480, "height": 360, "format": "JPEG"}
@@ -99,7 +101,7 @@ def test_images_that_look_the_same_are_refused(
         find_alone([images.scenes[0]] * 2, detector, tmp_path)
 
 
-def test_images_that_only_the_audit_takes_for_the_same_are_refused(
+def test_images_that_look_alike_to_the_audit_are_refused(
     images: Images, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("devtools.chaos.images.is_same_image", lambda one, other: True)

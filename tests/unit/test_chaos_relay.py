@@ -90,7 +90,7 @@ def test_event_is_held_back_until_its_object_is_replaced(
     assert topic.names == ["0.jpg"]
 
 
-def test_generations_of_one_name_are_told_apart(relay: Relay, topic: Topic) -> None:
+def test_generations_of_one_name_are_distinguished(relay: Relay, topic: Topic) -> None:
     relay.expect(make(0, fate=Fate.REPLACED, name="a.jpg"), "old")
     relay.expect(make(1, name="a.jpg"), "new")
     notify(relay, "a.jpg", "old")

@@ -24,7 +24,7 @@ class Instance:
         self.is_stopped = True
 
 
-def test_deliveries_are_spread_and_answered_by_who_got_them() -> None:
+def test_deliveries_are_spread_over_all_instances() -> None:
     instances = [Instance(True), Instance(False), Instance(False)]
     router = RandomRouting(
         "127.0.0.1:1",

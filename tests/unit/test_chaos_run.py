@@ -100,7 +100,7 @@ def test_run_that_was_done_in_full_falls_short_of_nothing(monkeypatch: pytest.Mo
     assert run.shortfalls() == []
 
 
-def test_run_that_ends_early_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_that_ends_early_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
     run = started_run(48, monkeypatch)
     go(run)
     assert run.shortfalls() == [
@@ -109,7 +109,7 @@ def test_run_that_ends_early_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_run_whose_last_event_is_not_acknowledged_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_with_an_unacknowledged_event_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
     run = started_run(1, monkeypatch)
     go(run)
     (sentence,) = run.shortfalls()

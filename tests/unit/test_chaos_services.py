@@ -76,7 +76,7 @@ def test_killed_or_stopped_service_is_another_one(service: Service, kind: FaultK
     assert service._is_ready()
 
 
-def test_slow_start_is_told_to_the_service(service: Service) -> None:
+def test_slow_start_is_passed_to_the_service(service: Service) -> None:
     service.strike(FaultKind.SLOW_START)
     assert service._running.log_text().splitlines()[0].endswith(" 3.0")
 
@@ -89,7 +89,7 @@ def test_killed_worker_is_another_one_of_the_same_server(service: Service) -> No
     assert service._is_ready()
 
 
-def test_stopped_service_stands_still_and_goes_on(service: Service) -> None:
+def test_paused_service_continues_later(service: Service) -> None:
     service.stop_seconds = 10 * PATIENCE_SECONDS
     server, workers = server_and_workers(service)
     thread = threading.Thread(target=service.strike, args=(FaultKind.STOP,))
@@ -153,7 +153,7 @@ def test_worker_that_has_just_ended_cannot_be_starved(
     assert [excuse.kind for excuse in service.excuses] == [FaultKind.MEMORY]
 
 
-def test_service_that_does_not_come_back_is_told_and_started_again(
+def test_service_that_does_not_recover_is_restarted(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_RECOVERY_SECONDS", 0.5)

@@ -49,7 +49,7 @@ def get(proxy: StorageProxy, path: str = DOWNLOAD) -> requests.Response:
         return session.get(proxy.url + path, timeout=30)
 
 
-def test_answers_pass_unchanged(proxy: StorageProxy) -> None:
+def test_responses_pass_unchanged(proxy: StorageProxy) -> None:
     answer = get(proxy)
     assert (answer.status_code, answer.content) == (200, BODY)
     assert answer.headers["x-goog-hash"] == "md5=AAAA"

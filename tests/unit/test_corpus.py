@@ -33,7 +33,7 @@ def test_file_of_the_corpus_ends_as_expected_within_bounds(gots: dict[str, Got],
     assert gots[name].is_good, gots[name]
 
 
-def test_corpus_has_as_many_files_as_its_page_says() -> None:
+def test_corpus_page_has_the_number_of_files() -> None:
     page = (ROOT / "docs" / "evidence" / "malformed-files.md").read_text(encoding="utf-8")
     assert f"{len(CASES)} of {len(CASES)} as expected." in page
     assert all(f"| {name} " in page for name in CASES)

@@ -18,7 +18,7 @@ def test_every_quantity_has_a_price() -> None:
     assert set(quantities(BUSY)) == set(PRICES)
 
 
-def test_reconcile_lists_every_object_and_reads_those_of_two_days() -> None:
+def test_reconcile_reads_the_objects_of_two_days() -> None:
     month = Month(images=1_000_000, objects=2_000_000, reconciles=30)
     counted = quantities(month)
     assert counted["Firestore writes"] == 1

@@ -91,7 +91,7 @@ def pushed(url: str, count: int, *, patience_seconds: float = PATIENCE_SECONDS) 
     return pusher
 
 
-def test_pusher_delivers_again_what_is_refused_or_not_answered() -> None:
+def test_pusher_redelivers_rejected_and_lost_messages() -> None:
     with answering(lambda delivery: [429, 503, HANG_UP, 204][delivery - 1]) as url:
         pusher = pushed(url, 20)
     statuses = Counter(answer.status for answer in pusher.answers)
@@ -112,7 +112,7 @@ def test_pusher_gives_up_when_nothing_is_accepted_any_more() -> None:
     assert pusher.left == 2
 
 
-def test_pusher_looks_before_the_first_delivery_and_then_every_second() -> None:
+def test_pusher_samples_memory_every_second() -> None:
     looks: list[float] = []
     with answering(lambda delivery: 429 if len(looks) < 3 else 204) as url:
         pusher = Pusher(url, deadline_seconds=PATIENCE_SECONDS, options=AT_ONCE)
@@ -180,7 +180,7 @@ def test_section_has_the_figures() -> None:
     assert rows["all delivered after s"] == "4"
 
 
-def test_section_of_a_run_that_accepted_nothing_is_made_all_the_same() -> None:
+def test_section_of_a_run_without_success_is_written() -> None:
     rows = {row[0]: row[1] for row in section(replace(RUN, answers=[REFUSED])).rows}
     assert rows["an accepted image, s: median"] == "nan"
 
