@@ -1,4 +1,4 @@
-"""The service's pipeline without HTTP and without a cloud, for as many rounds as one likes."""
+"""The service's pipeline without HTTP, Storage and Firestore."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +33,7 @@ Source = Callable[[int], Path | bytes]
 
 
 class Engine:
-    """Files in, documents out, with as many images in flight as the settings say."""
+    """Files in, documents out, with `MAX_IN_FLIGHT` images in flight."""
 
     def __init__(
         self,
@@ -47,9 +47,9 @@ class Engine:
 
         Args:
             detector: the model.
-            settings: limits.
-            file: the file of a number; may be replaced between two runs.
-            decoders: None: those of the settings.
+            settings: the limits.
+            file: returns the file with a number; may be replaced between two runs.
+            decoders: None to build them from the settings.
         """
         health = Health(hang_timeout_seconds=math.inf)
         self.documents = _Documents()
@@ -71,7 +71,7 @@ class Engine:
         """Handle the files 0 to count - 1.
 
         Raises:
-            BenchError: one has no detections.
+            BenchError: a file failed.
         """
 
         def handle(number: int) -> Outcome:
@@ -83,7 +83,7 @@ class Engine:
                 raise BenchError(f"File {number} is {outcome}: {self.documents.reason}")
 
     def close(self) -> None:
-        """End its threads and processes."""
+        """End the threads and processes."""
         self._pipeline.close()
         self._threads.shutdown()
 
@@ -115,9 +115,9 @@ class _Documents:
     """The pipeline's store: builds documents, and counts commits."""
 
     def __init__(self) -> None:
-        self.commits: list[int] = []  # documents of each
-        self.batches: list[int] = []  # of each document: images that were inferred together
-        self.reason = ""  # why the last failed one did
+        self.commits: list[int] = []  # number of documents in each commit
+        self.batches: list[int] = []  # batch size of each document
+        self.reason = ""  # message of the last failure
 
     def is_final(self, document_id: str, wanted: Replace | None, deadline: Deadline) -> bool:
         return False

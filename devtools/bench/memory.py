@@ -1,15 +1,15 @@
-"""Memory with the worst files that are allowed in every slot, beside the plan of `service.memory`.
+"""Memory with the worst allowed file in every slot, beside the plan of `service.memory`.
 
     python -m devtools.bench.memory --model yolo26n_openvino_model
 
-A process imports what the service does, starts the decoders, loads the model, and has it compiled
-for every input shape. Then MAX_IN_FLIGHT of the worst files are in its pipeline at once, each of
-MAX_IMAGE_PIXELS and of MAX_IMAGE_BYTES where a format permits bytes behind its end. Files come from
-the disk in place of Cloud Storage. Settings are taken from the environment; JPEGs are decoded in
-full.
+A process does what the service does: it starts the decoders, loads the model, and compiles it for
+every input shape. Then MAX_IN_FLIGHT of the worst files are in flight at once. Each has
+MAX_IMAGE_PIXELS pixels, and MAX_IMAGE_BYTES bytes if its format permits bytes after its end. Files
+come from the disk instead of Cloud Storage. JPEGs are decoded in full. All other settings come from
+the environment.
 
-Memory is what a container is charged for: shared pages once, and files in memory (memfd) too. It is
-looked at 20 times a second. A process's peak is the kernel's own (VmHWM) and has shared pages.
+Memory is counted as a container accounts it: shared pages once, and files in memory (memfd) too. It
+is sampled 20 times per second. The peak of a process is the kernel's (VmHWM), with shared pages.
 """
 
 import argparse
@@ -42,14 +42,14 @@ from service.memory import MemoryPlan, plan_memory
 from service.settings import BUNDLED_MODEL, Settings
 
 _MB = 1e6
-_LOOK_SECONDS = 0.05
-_ORIENTATION, _TURNED = 0x0112, 6  # EXIF: to be turned by a quarter
-_WARM_ROUNDS = 8  # each runner meets each input shape
+_SAMPLE_SECONDS = 0.05
+_ORIENTATION, _TURNED = 0x0112, 6  # EXIF: rotate by 90 degrees
+_WARM_ROUNDS = 8  # enough for each runner to see each input shape
 
 
 @dataclass
 class Peaks:
-    """The most that was seen, in MB."""
+    """Peaks, in MB."""
 
     tree: float = 0.0
     service: float = 0.0
@@ -111,7 +111,7 @@ def watched(pid: int) -> Iterator[Peaks]:
     peaks, ended = Peaks(), threading.Event()
 
     def look() -> None:
-        while not ended.wait(_LOOK_SECONDS):
+        while not ended.wait(_SAMPLE_SECONDS):
             with contextlib.suppress(OSError):  # a decoder has just ended
                 peaks.tree = max(peaks.tree, tree_mb(pid))
                 peaks.service = max(peaks.service, peak_resident_mb(pid))
@@ -159,7 +159,7 @@ def write_worst(directory: Path, max_pixels: int, max_bytes: int) -> list[Path]:
         write(directory / name)
     files = sorted(file for file in directory.iterdir() if file.stat().st_size <= max_bytes)
     for name in {*writers} - {file.name for file in files}:
-        print(f"left out: {name} has more than MAX_IMAGE_BYTES", file=sys.stderr)
+        print(f"skipped {name}: it has more than MAX_IMAGE_BYTES", file=sys.stderr)
     for file in files:
         if file.suffix in (".jpg", ".png", ".tiff"):  # what follows their end is ignored
             os.truncate(file, max_bytes)
@@ -167,7 +167,7 @@ def write_worst(directory: Path, max_pixels: int, max_bytes: int) -> list[Path]:
 
 
 def write_shapes(directory: Path, image_size: int) -> list[Path]:
-    """Write an image for each input shape."""
+    """Write one image for each input shape."""
     directory.mkdir()
     files = []
     for height, width in input_shapes(image_size, stride=32):
@@ -177,7 +177,7 @@ def write_shapes(directory: Path, image_size: int) -> list[Path]:
 
 
 def report(plan: MemoryPlan, base: float, loaded: float, service: float, peaks: Peaks) -> str:
-    """Table the parts of the plan beside what was measured."""
+    """Tabulate the plan beside the measurement."""
     largest = sorted(peaks.decoders.values(), reverse=True)
     rows = [
         ("base: libraries of all processes", plan.base, base),
@@ -201,7 +201,7 @@ def report(plan: MemoryPlan, base: float, loaded: float, service: float, peaks: 
 
 
 def measure(settings: Settings, count: int, directory: Path) -> str:
-    """Measure in a process of its own; return the report."""
+    """Measure in a separate process, and return the report."""
     started = time.monotonic()
 
     def tell(text: str) -> None:

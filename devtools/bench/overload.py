@@ -1,14 +1,15 @@
-"""Many times what the service can take, and how long until all of it is delivered by retries.
+"""Overload: several times the service's capacity, until retries have delivered every image.
 
     python -m devtools.bench.overload --seconds 60 --times 10 --plot overload.png
 
-Starts the emulators, and the service on a core of its own; uploads large images; measures the
-capacity with a closed loop; then images arrive `--times` as fast for `--seconds`, at random
-moments (Poisson), each delivered as a Pub/Sub push is: what is not acknowledged comes again, after
-a second at first and twice as long each time, 60 s at most, give or take a quarter. Retries come on
-top of the arrivals. It goes on until every image is acknowledged, and ends with an error where
-one is lost, where an accepted one took longer than its ack deadline, or where anything unexpected
-was answered or logged.
+Starts the emulators, and the service on one core. Uploads large images, and measures the capacity
+in a closed loop. Then images arrive `--times` as fast for `--seconds`, as a Poisson process. Each
+is delivered like a Pub/Sub push: a message that is not acknowledged is redelivered after one
+second, and then after twice the last delay, up to 60 s, with 25 % jitter. Redeliveries add to the
+arrivals.
+
+The run ends when every image is acknowledged. It fails if an image is lost, if an accepted image
+took longer than its ack deadline, or if a response or a log line is unexpected.
 """
 
 import argparse
@@ -51,13 +52,13 @@ from service.settings import BUNDLED_MODEL, Settings
 
 MEGAPIXELS = 24
 JPEG_QUALITY = 80
-# In full, so that an image is dear and its pixels take memory: what an overload is about.
+# Decoded in full, so that an image takes much CPU time and memory.
 SETTINGS = {"REDUCED_DECODE": "false"}
 
 _CAPACITY_SECONDS = 15.0
-_CAPACITY_CLIENTS = 8  # keep the service busy, and none waiting until its deadline is near
-_WARMING_IMAGES = 32
-_PUSH_CLIENTS = 96  # more than the service admits, so that hardly a delivery waits for a client
+_CAPACITY_CLIENTS = 8  # enough to keep the service busy, too few to reach a deadline
+_WARM_UP_IMAGES = 32
+_PUSH_CLIENTS = 96  # more than the service's slots, so that few deliveries wait for a client
 _JITTER = 0.25
 _TICK_SECONDS = 0.01
 _PATIENCE_SECONDS = 180.0
@@ -67,7 +68,7 @@ _EXPECTED = (_ACCEPTED, 429, 503, _NONE)
 
 @dataclass(frozen=True)
 class Sample:
-    """The service at one moment, in seconds of the answers' clock; threads and id: the worker's."""
+    """The service at one moment: `at` seconds after the start. `pid` is the worker's."""
 
     at: float
     pid: int
@@ -78,18 +79,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What the service does when it is kept busy, and nothing is refused."""
+    """The throughput of the saturated service without rejections."""
 
     per_second: float
-    cpu_ms: float  # of an image
+    cpu_ms: float  # CPU time per image
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one overload was, and what it did."""
+    """One overload: its load, its responses and its measurements."""
 
     capacity: Capacity
-    seconds: float  # of the arrivals
+    seconds: float  # duration of the arrivals
     images: int
     deadline_seconds: float
     answers: Sequence[Answer]
@@ -97,15 +98,15 @@ class Run:
     before: Sample
     service_cpu: float  # seconds
     load_cpu: float
-    most_deliveries: int  # of one image
+    most_deliveries: int  # most deliveries of one image
 
     @property
     def ended(self) -> float:
-        """When the last answer came."""
+        """Time of the last response, in seconds."""
         return max(answer.answered for answer in self.answers)
 
     def having(self, *statuses: int) -> list[Answer]:
-        """The answers of these statuses."""
+        """Return the responses with these statuses."""
         return [answer for answer in self.answers if answer.status in statuses]
 
 
@@ -116,8 +117,8 @@ class Pusher:
         self, url: str, *, deadline_seconds: float, options: EventarcOptions, seed: int = 26
     ) -> None:
         self.answers: list[Answer] = []
-        self.left = 0  # requests that are not acknowledged yet
-        self.most_deliveries = 0  # of one request
+        self.left = 0  # requests not acknowledged yet
+        self.most_deliveries = 0  # most deliveries of one request
         self._url = url
         self._options = options
         self._random = random.Random(seed)
@@ -142,7 +143,7 @@ class Pusher:
         every_second: Callable[[], None],
         patience_seconds: float = _PATIENCE_SECONDS,
     ) -> None:
-        """Deliver all, the first time at so many a second; give up when nothing is accepted."""
+        """Deliver all requests, at `rate` per second. Give up if none is accepted any more."""
         self.left, self._start = len(requests), time.monotonic()
         arrivals = accumulate(self._random.expovariate(rate) for _ in requests)
         for due, request in zip(arrivals, requests, strict=True):
@@ -173,11 +174,11 @@ class Pusher:
                 self.left -= 1
                 self._last_success = answer.answered
                 return
-            rest = rest_seconds(failures + 1, self._options, self._random)
-        self._deliver_at(answer.answered + rest, request, failures=failures + 1)
+            delay = delay_seconds(failures + 1, self._options, self._random)
+        self._deliver_at(answer.answered + delay, request, failures=failures + 1)
 
     def _post(self, request: Request) -> int:
-        """Return the answer's status, 0 for none."""
+        """Return the response's status; 0 if there is none."""
         body, headers = request.body, request.headers
         try:
             return self._pool.request("POST", self._url, body=body, headers=headers).status
@@ -185,24 +186,24 @@ class Pusher:
             return 0
 
 
-def rest_seconds(failures: int, options: EventarcOptions, generator: random.Random) -> float:
-    """How long a message rests after so many failed deliveries (1 or more)."""
+def delay_seconds(failures: int, options: EventarcOptions, generator: random.Random) -> float:
+    """Return the delay before the next delivery, after `failures` failed ones (1 or more)."""
     return options.delay_seconds(failures) * generator.uniform(1 - _JITTER, 1 + _JITTER)
 
 
 def per_second(moments: Iterable[float], seconds: int) -> list[int]:
-    """Count what happened in each of so many seconds."""
+    """Count the moments in each of the first `seconds` seconds."""
     counts = Counter(int(moment) for moment in moments)
     return [counts[second] for second in range(seconds)]
 
 
 def took(answers: Iterable[Answer]) -> list[float]:
-    """Seconds from sending to the answer of each."""
+    """Return the seconds from sending to the response, for each delivery."""
     return [answer.answered - answer.sent for answer in answers]
 
 
 def problems(run: Run) -> list[str]:
-    """Say what broke a promise; nothing if all are kept."""
+    """Return a sentence for each broken promise."""
     statuses = Counter(answer.status for answer in run.answers)
     lost = run.images - statuses[_ACCEPTED]
     late = sum(seconds > run.deadline_seconds for seconds in took(run.having(_ACCEPTED)))
@@ -211,15 +212,15 @@ def problems(run: Run) -> list[str]:
     found = {
         f"{lost} images were not delivered": lost,
         f"{late} accepted images took longer than {run.deadline_seconds:g} s": late,
-        f"{statuses[_NONE]} deliveries had no answer": statuses[_NONE],
-        f"unexpected answers: {unexpected}": unexpected,
-        f"the service had {len(workers)} workers, one after the other": len(workers) > 1,
+        f"{statuses[_NONE]} deliveries had no response": statuses[_NONE],
+        f"unexpected responses: {unexpected}": unexpected,
+        f"the service restarted its worker {len(workers) - 1} times": len(workers) > 1,
     }
     return [text for text, is_so in found.items() if is_so]
 
 
 def section(run: Run) -> Section:
-    """Table the run."""
+    """Tabulate the run."""
     rows = [*_load_rows(run), *_answer_rows(run), *_process_rows(run)]
     return Section("Overload", ("", "measured"), rows, None)
 
@@ -230,10 +231,10 @@ def _load_rows(run: Run) -> list[tuple[str, str]]:
     return [
         ("capacity, images/s", digits(run.capacity.per_second)),
         ("images", f"{run.images:,}"),
-        (f"images/s that arrived for {run.seconds:g} s", digits(run.images / run.seconds)),
-        ("deliveries/s meanwhile, with retries", digits(meanwhile)),
-        ("deliveries, most of one image", f"{len(run.answers):,}, {run.most_deliveries}"),
-        ("longest that a delivery was behind its time, s", f"{max(waits):.2f}"),
+        (f"arrivals/s for {run.seconds:g} s", digits(run.images / run.seconds)),
+        ("deliveries/s meanwhile, with redeliveries", digits(meanwhile)),
+        ("deliveries; most of one image", f"{len(run.answers):,}, {run.most_deliveries}"),
+        ("longest delay of the load generator, s", f"{max(waits):.2f}"),
     ]
 
 
@@ -241,11 +242,11 @@ def _answer_rows(run: Run) -> list[tuple[str, str]]:
     counts = [f"{len(run.having(status)):,}" for status in _EXPECTED]
     accepted = took(run.having(_ACCEPTED)) or [math.nan]
     return [
-        ("answered 204, 429, 503, not at all", ", ".join(counts)),
-        ("an accepted image, s: median", f"{statistics.median(accepted):.2f}"),
-        (f"slowest, with a deadline of {run.deadline_seconds:g}", f"{max(accepted):.2f}"),
+        ("responses 204; 429; 503; none", ", ".join(counts)),
+        ("time of an accepted image, s: median", f"{statistics.median(accepted):.2f}"),
+        (f"slowest; the deadline is {run.deadline_seconds:g} s", f"{max(accepted):.2f}"),
         ("slowest 429, s", f"{max(took(run.having(429)), default=0.0):.2f}"),
-        ("all delivered after s", f"{run.ended:.0f}"),
+        ("all delivered after, s", f"{run.ended:.0f}"),
         ("accepted/s until then", digits(len(run.having(_ACCEPTED)) / run.ended)),
     ]
 
@@ -255,12 +256,12 @@ def _process_rows(run: Run) -> list[tuple[str, str]]:
     threads = max(sample.threads for sample in run.samples)
     cpu_ms = 1000 * run.service_cpu / max(1, len(run.having(_ACCEPTED)))
     return [
-        ("CPU-ms of an accepted image before", f"{run.capacity.cpu_ms:.0f}"),
-        ("then, with all that was refused", f"{cpu_ms:.0f}"),
+        ("CPU-ms per accepted image before the overload", f"{run.capacity.cpu_ms:.0f}"),
+        ("CPU-ms per accepted image, rejections included", f"{cpu_ms:.0f}"),
         ("CPU-s of the load generator", f"{run.load_cpu:.0f}"),
-        ("memory before, MB: peak", f"{run.before.peak_mb:.0f}"),
-        ("memory then, MB: peak", f"{peak:.0f}"),
-        ("threads before, most", f"{run.before.threads}, {threads}"),
+        ("peak memory before, MB", f"{run.before.peak_mb:.0f}"),
+        ("peak memory during the overload, MB", f"{peak:.0f}"),
+        ("threads before; most", f"{run.before.threads}, {threads}"),
     ]
 
 
@@ -287,14 +288,14 @@ def draw(run: Run, title: str, file: Path) -> None:
 
 def _draw_rates(axes: Any, run: Run) -> None:
     seconds = math.floor(run.ended) + 1
-    refused = run.having(429, 503)
+    rejected = run.having(429, 503)
     for label, moments in (
         ("offered", [answer.sent for answer in run.answers]),
-        ("refused (429, 503)", [answer.answered for answer in refused]),
+        ("rejected (429, 503)", [answer.answered for answer in rejected]),
         ("accepted (204)", [answer.answered for answer in run.having(_ACCEPTED)]),
     ):
         axes.step(range(seconds), per_second(moments, seconds), where="post", lw=1, label=label)
-    axes.axhline(run.capacity.per_second, color="grey", ls=":", label="capacity, measured before")
+    axes.axhline(run.capacity.per_second, color="grey", ls=":", label="capacity")
     axes.set_yscale("symlog", linthresh=1)
     axes.set_ylim(0)
     axes.yaxis.set_major_formatter("{x:g}")
@@ -317,14 +318,14 @@ def _draw_latencies(axes: Any, run: Run) -> None:
             axes.plot(moments, took(answers), ".", ms=2, alpha=0.5, color=colour, label=f"{status}")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_ylabel("seconds to the answer")
+    axes.set_ylabel("seconds to the response")
     axes.legend(fontsize=8, loc="upper right", markerscale=5)
 
 
 def _draw_process(axes: Any, run: Run) -> None:
     moments = [sample.at for sample in run.samples]
     axes.plot(moments, [sample.memory_mb for sample in run.samples], label="memory")
-    axes.plot(moments, [sample.peak_mb for sample in run.samples], "--", label="its peak so far")
+    axes.plot(moments, [sample.peak_mb for sample in run.samples], "--", label="peak so far")
     axes.set_ylabel("service, MB")
     axes.set_ylim(0)
     counts = axes.twinx()
@@ -337,7 +338,7 @@ def _draw_process(axes: Any, run: Run) -> None:
 
 
 def enlarge_samples(directory: Path) -> list[Path]:
-    """Draw the demo's images at MEGAPIXELS."""
+    """Draw the demo's images, enlarged to MEGAPIXELS."""
     files = []
     for file, scene in write_samples(directory):
         scale = math.sqrt(MEGAPIXELS * 1e6 / (scene.image.shape[0] * scene.image.shape[1]))
@@ -354,7 +355,7 @@ def sample(server: Server, at: float) -> Sample:
 
 
 class Overload:
-    """One service, its cloud and its images."""
+    """One service, with the emulated cloud and the images."""
 
     def __init__(self, cloud: Cloud, server: Server, images: Sequence[Path]) -> None:
         self._cloud = cloud
@@ -364,8 +365,8 @@ class Overload:
 
     def capacity(self) -> Capacity:
         """Measure a closed loop of some clients, after a short one to warm up."""
-        rate = self._closed(_WARMING_IMAGES, clients=1).per_second
-        count = max(_WARMING_IMAGES, round(rate * _CAPACITY_SECONDS))
+        rate = self._closed(_WARM_UP_IMAGES, clients=1).per_second
+        count = max(_WARM_UP_IMAGES, round(rate * _CAPACITY_SECONDS))
         return self._closed(count, clients=_CAPACITY_CLIENTS)
 
     def run(self, capacity: Capacity, times: float, seconds: float, deadline: float) -> Run:
@@ -456,7 +457,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=60, help="for which images arrive")
+    parser.add_argument("--seconds", type=float, default=60, help="duration of the arrivals")
     parser.add_argument("--times", type=float, default=10, help="the capacity")
     deadline = Settings().ack_deadline_seconds
     parser.add_argument("--deadline", type=float, default=deadline, help="ack deadline, seconds")

@@ -1,20 +1,21 @@
-"""Two revisions of the service beside each other: latency, CPU time, cold start, lines of code.
+"""Compare two revisions of the service: latency, CPU time, cold start, lines of code.
 
     git worktree add /tmp/old d065efe
     python -m devtools.bench.revisions /tmp/old . --rounds 7 --json revisions.json
 
-Both services run on the same cores (all, or `--cores`), beside the same emulators and the same
-model, and take turns within each round, so that what else the machine does meets both alike. Only
-ratios mean something: the median of the rounds' ratios. Events are posted straight to the service;
-the image comes from the Storage emulator and the document goes to Firestore's.
+Both services run on the same cores (all, or `--cores`) with the same emulators and model. They
+alternate within each round, so that other load on the machine affects both. Only the ratios are
+meaningful: the median of the rounds' ratios. The benchmark posts the events directly to the
+service. The service reads the image from the Storage emulator and writes the document to the
+Firestore emulator.
 
-- capacity: images a second with 16 callers (closed loop);
-- latency and CPU time at `--load` of the first revision's capacity: requests at random moments
-  (Poisson, the same ones for both), from the moment that each was due;
+- capacity: images per second with 16 callers (closed loop);
+- latency and CPU time at `--load` of the first revision's capacity. Requests are a Poisson process,
+  the same for both. A latency counts from the time when the request was due;
 - cold start: process start to the first stored document, warm page cache;
 - lines of code that gunicorn imports, without comments, docstrings and blank lines.
 
-CPU time is that of all processes of a service, decoders and ended ones included.
+CPU time includes all processes of a service, decoders and ended processes too.
 """
 
 import argparse
@@ -52,7 +53,7 @@ from service.operate.detect import find_files
 from service.settings import BUNDLED_MODEL
 
 _CAPACITY_IMAGES = 200
-_REFUSED = 429
+_REJECTED = 429
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,10 @@ class Layout:
 
     config: str
     application: str
-    modules: Sequence[str]  # that a start imports, those that are imported late included
+    modules: Sequence[str]  # imported by a start, late imports included
 
     def command(self, tree: Path) -> tuple[str, ...]:
-        """Return the server's command. The tree is the working directory: imported from first."""
+        """Return the server's command. It imports from the tree, its working directory."""
         return (
             "env", "-C", str(tree), f"PYTHONPATH={tree}", sys.executable, "-m", "gunicorn",
             "--config", f"python:{self.config}", self.application,
@@ -100,10 +101,10 @@ class Revision:
 
     @classmethod
     def of(cls, tree: Path) -> "Revision":
-        """Look at a tree.
+        """Detect the layout of a tree.
 
         Raises:
-            BenchError: it holds neither layout.
+            BenchError: the tree has neither layout.
         """
         tree = tree.resolve()
         described = subprocess.run(
@@ -114,7 +115,7 @@ class Revision:
             file = tree / (layout.config.replace(".", "/") + ".py")
             if file.is_file():
                 return cls(described.stdout.strip() or tree.name, tree, layout)
-        raise BenchError(f"{tree} holds no service")
+        raise BenchError(f"{tree} is not a checkout of yolo-batch")
 
     def lines(self) -> int:
         """Count the lines of code that gunicorn imports from `service/`."""
@@ -132,16 +133,16 @@ class Revision:
 
 @dataclass(frozen=True)
 class Loaded:
-    """One revision under one load."""
+    """Figures of one revision under one load."""
 
     p50_ms: float
     p90_ms: float
-    cpu_ms: float  # an image
-    refused_percent: float  # answered 429, where something else slows the machine down
+    cpu_ms: float  # CPU time per image
+    rejected_percent: float  # 429, because something else slowed the machine down
 
 
 class Comparison:
-    """Two services beside one cloud."""
+    """Two services with the same emulated cloud."""
 
     def __init__(
         self,
@@ -173,7 +174,7 @@ class Comparison:
         ]
 
     def closed(self, server: Server) -> tuple[float, float]:
-        """Return images a second of 16 callers, and CPU milliseconds of an image."""
+        """Return images per second with 16 callers, and CPU milliseconds per image."""
         events = self.upload(_CAPACITY_IMAGES)
         self._cloud.forget()
         cpu = server.cpu_seconds
@@ -185,22 +186,22 @@ class Comparison:
         return len(events) / seconds, cpu * 1000 / len(events)
 
     def open(self, server: Server, rate: float, seconds: float, seed: int) -> Loaded:
-        """Offer so many requests a second for so long."""
+        """Offer `rate` requests per second for `seconds`."""
         events = self.upload(needed_requests(rate, seconds))
         self._cloud.forget()
         cpu = server.cpu_seconds
         answers = self._generator.call(load.send_open, server.url, events, rate=rate, seed=seed)
         cpu = server.cpu_seconds - cpu
         good = [answer for answer in answers if answer.is_good]
-        check_answers([a for a in answers if a.status != _REFUSED], server.child)
+        check_answers([a for a in answers if a.status != _REJECTED], server.child)
         self._cloud.check_results(len(good))
         latencies = [(answer.answered - answer.due) * 1000 for answer in good]
         p50, p90 = np.percentile(latencies, [50, 90])
-        refused = 100 * (1 - len(good) / len(answers))
-        return Loaded(float(p50), float(p90), cpu * 1000 / len(good), refused)
+        rejected = 100 * (1 - len(good) / len(answers))
+        return Loaded(float(p50), float(p90), cpu * 1000 / len(good), rejected)
 
     def cold_start(self, revision: Revision) -> Start:
-        """Start a service, and let it store a document."""
+        """Start a service and measure until its first document."""
         events = self.upload(CLIENTS)
         self._cloud.forget()
         command = revision.layout.command(revision.tree)
@@ -211,7 +212,7 @@ class Comparison:
         return start
 
     def upload(self, count: int) -> list[Request]:
-        """Have at least so many events, and return as many."""
+        """Return `count` events, uploading more images if needed."""
         if (missing := count - len(self._events)) > 0:
             events = self._cloud.upload(self._images, missing)
             self._events += [push_of(event) for event in events] if self._with_pushes else events
@@ -219,7 +220,7 @@ class Comparison:
 
 
 def push_of(event: Request) -> Request:
-    """Wrap an upload's event as Pub/Sub pushes its notification for the first time."""
+    """Wrap an upload's event as the first push of a Cloud Storage notification."""
     image = json.loads(event.body)
     message = {
         "attributes": {
@@ -236,19 +237,19 @@ def push_of(event: Request) -> Request:
 def in_turns(
     rounds: int, subjects: Sequence[Callable[[int], Mapping[str, float]]]
 ) -> list[list[Mapping[str, float]]]:
-    """Call each with the round's number; every other round begins with the last one."""
+    """Call each subject with the round's number. Every other round runs in reverse order."""
     found: list[list[Mapping[str, float]]] = [[] for _ in subjects]
     for number in range(rounds):
         order = list(range(len(subjects)))
         for index in order[:: -1 if number % 2 else 1]:
             found[index].append(subjects[index](number))
-            told = ", ".join(f"{name} {value:.1f}" for name, value in found[index][-1].items())
-            print(f"round {number + 1}/{rounds}: {index}: {told}", file=sys.stderr, flush=True)
+            figures = ", ".join(f"{name} {value:.1f}" for name, value in found[index][-1].items())
+            print(f"round {number + 1}/{rounds}: {index}: {figures}", file=sys.stderr, flush=True)
     return found
 
 
 def rows_of(found: Sequence[Sequence[Mapping[str, float]]]) -> list[list[str]]:
-    """Table medians with their least and most, and the median of the rounds' ratios."""
+    """Tabulate medians with minimum and maximum, and the median of the rounds' ratios."""
     rows = []
     for name in found[0][0]:
         columns = [[each[name] for each in rounds] for rounds in found]
@@ -264,10 +265,10 @@ def rows_of(found: Sequence[Sequence[Mapping[str, float]]]) -> list[list[str]]:
 
 
 def measure(options: argparse.Namespace) -> tuple[list[list[str]], dict[str, object]]:
-    """Measure everything; return the table's rows, and all rounds.
+    """Measure everything. Return the rows of the table, and all rounds.
 
     Raises:
-        BenchError: something could not be measured.
+        BenchError: a part could not be measured.
     """
     revisions = [Revision.of(tree) for tree in (options.old, options.new)]
     lines = [float(revision.lines()) for revision in revisions]
@@ -304,13 +305,13 @@ def _measured(
     data: dict[str, object],
 ) -> list[list[str]]:
     servers = comparison.start()
-    for server in servers:  # every input shape is compiled, every thread started
+    for server in servers:  # warm up: compile every input shape, start every thread
         comparison.closed(server)
 
     def closed(server: Server) -> Callable[[int], Mapping[str, float]]:
         def measured(number: int) -> Mapping[str, float]:
             speed, cpu_ms = comparison.closed(server)
-            return {"capacity, images/s": speed, "CPU-ms an image, 16 callers": cpu_ms}
+            return {"capacity, images/s": speed, "CPU-ms per image, 16 callers": cpu_ms}
 
         return measured
 
@@ -324,8 +325,8 @@ def _measured(
             return {
                 f"p50 {at}, ms": found.p50_ms,
                 f"p90 {at}, ms": found.p90_ms,
-                f"CPU-ms an image {at}": found.cpu_ms,
-                f"refused {at}, %": found.refused_percent,
+                f"CPU-ms per image {at}": found.cpu_ms,
+                f"rejected {at}, %": found.rejected_percent,
             }
 
         return measured
@@ -344,7 +345,7 @@ def _measured(
 
         return measured
 
-    for revision in revisions:  # warms the page cache
+    for revision in revisions:  # warm the page cache
         comparison.cold_start(revision)
     starts = in_turns(options.rounds, [started(revision) for revision in revisions])
     data |= {"rate": rate, "closed": busy, "open": loaded, "starts": starts, "memory": memory}
@@ -355,8 +356,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("old", type=Path, help="a checked-out tree")
-    parser.add_argument("new", type=Path, help="another one")
+    parser.add_argument("old", type=Path, help="checkout of the first revision")
+    parser.add_argument("new", type=Path, help="checkout of the second revision")
     parser.add_argument("--images", type=Path, help="a folder; by default drawn samples")
     parser.add_argument("--model", type=Path, default=BUNDLED_MODEL, help="an exported directory")
     parser.add_argument("--batch-size", type=int, default=8)

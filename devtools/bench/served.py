@@ -1,9 +1,9 @@
-"""The service under `bench --profile`: the container's, with a clock around the pipeline's parts.
+"""The container's service with a clock around the pipeline's parts, for `bench --profile`.
 
 gunicorn --config python:service.server.gunicorn_conf "devtools.bench.served:build_app()"
 
-On SIGUSR1 it logs the CPU seconds that each Python thread has spent in each part so far, with the
-threads' names, which the operating system does not know.
+On SIGUSR1 it logs the CPU seconds of each Python thread in each part so far. The lines have the
+names of the threads, which the operating system does not know.
 """
 
 import logging
@@ -35,7 +35,7 @@ HAND_OVER = "to and from decoders"
 INFERENCE = "inference"
 READ = "store: read"
 COMMIT = "store: commit"
-#: Of the log line.
+#: Message of the log line.
 MESSAGE = "Stages"
 
 P = ParamSpec("P")
@@ -54,7 +54,7 @@ class StageClock:
 
     @contextmanager
     def measure(self, part: str) -> Iterator[None]:
-        """Count what the calling thread spends inside."""
+        """Add the CPU time of the calling thread inside the block."""
         started = time.thread_time()
         try:
             yield
@@ -62,7 +62,7 @@ class StageClock:
             self._seconds[threading.get_native_id(), part] += time.thread_time() - started
 
     def timed(self, part: str, function: Callable[P, R]) -> Callable[P, R]:
-        """Return a function whose calls are counted."""
+        """Return the function with a clock around its calls."""
 
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             with self.measure(part):
@@ -113,7 +113,7 @@ def build_app() -> Flask:
             settings, decoders, replace(verified, detector=detector), storage, store
         )
 
-    # The one place where the parts are connected: whatever else the container does, this one does.
+    # This function connects the parts. Everything else is as in the container.
     vars(wsgi)["build_pipeline"] = build_timed
     app = wsgi.build_app()
     signal.signal(signal.SIGUSR1, lambda *_: logger.info(MESSAGE, extra=clock.report()))
@@ -125,7 +125,7 @@ DownloadMethod = Callable[[ImageRef, Deadline, Buffer], AbstractContextManager[D
 
 
 def _timed_download(clock: StageClock, download: DownloadMethod) -> DownloadMethod:
-    """Count what happens before and after the block, not what the block does."""
+    """Measure the entry and the exit of the block, not the block itself."""
 
     @contextmanager
     def timed(ref: ImageRef, deadline: Deadline, buffer: Buffer) -> Iterator[Download]:
@@ -146,7 +146,7 @@ def _timed_download(clock: StageClock, download: DownloadMethod) -> DownloadMeth
 
 
 class _TimedDetector:
-    """A detector whose work is counted, one image for each step."""
+    """A detector with a clock around each step (one image)."""
 
     def __init__(self, detector: Detector, clock: StageClock) -> None:
         self._detector = detector

@@ -23,7 +23,7 @@ from devtools.bench.overload import (
     errors_logged,
     per_second,
     problems,
-    rest_seconds,
+    delay_seconds,
     section,
     took,
 )
@@ -127,11 +127,11 @@ def test_pusher_samples_memory_every_second() -> None:
 
 
 @pytest.mark.parametrize(("failures", "seconds"), [(1, 1), (2, 2), (6, 32), (7, 60), (50, 60)])
-def test_rest_doubles_up_to_a_minute_give_or_take_a_quarter(failures: int, seconds: int) -> None:
+def test_delay_doubles_up_to_a_minute_with_jitter(failures: int, seconds: int) -> None:
     generator = random.Random(1)
-    rests = [rest_seconds(failures, EventarcOptions(), generator) for _ in range(200)]
-    assert 0.75 * seconds <= min(rests) < 0.8 * seconds
-    assert 1.2 * seconds < max(rests) <= 1.25 * seconds
+    delays = [delay_seconds(failures, EventarcOptions(), generator) for _ in range(200)]
+    assert 0.75 * seconds <= min(delays) < 0.8 * seconds
+    assert 1.2 * seconds < max(delays) <= 1.25 * seconds
 
 
 def test_per_second_counts_each_second() -> None:
@@ -147,48 +147,48 @@ def test_run_that_kept_its_promises_has_no_problems() -> None:
 
 
 @pytest.mark.parametrize(
-    ("broken", "said"),
+    ("broken", "problem"),
     [
         (replace(RUN, images=3), "2 images were not delivered"),
         (replace(RUN, deadline_seconds=2.5), "1 accepted images took longer than 2.5 s"),
-        (replace(RUN, answers=[GOOD, replace(REFUSED, status=0)]), "1 deliveries had no answer"),
+        (replace(RUN, answers=[GOOD, replace(REFUSED, status=0)]), "1 deliveries had no response"),
         (
             replace(RUN, answers=[GOOD, replace(REFUSED, status=500)]),
-            "unexpected answers: {500: 1}",
+            "unexpected responses: {500: 1}",
         ),
         (
             replace(RUN, samples=[replace(BEFORE, pid=8)]),
-            "the service had 2 workers, one after the other",
+            "the service restarted its worker 1 times",
         ),
     ],
-    ids=["lost", "late", "unanswered", "unexpected", "died"],
+    ids=["lost", "late", "unanswered", "unexpected", "restarted"],
 )
-def test_problems_names_what_was_broken(broken: Run, said: str) -> None:
-    assert problems(broken) == [said]
+def test_problems_names_what_was_broken(broken: Run, problem: str) -> None:
+    assert problems(broken) == [problem]
 
 
 def test_section_has_the_figures() -> None:
     rows = {row[0]: row[1] for row in section(RUN).rows}
-    assert rows["answered 204, 429, 503, not at all"] == "1, 1, 0, 0"
-    assert rows["deliveries/s meanwhile, with retries"] == "2.00"
-    assert rows["deliveries, most of one image"] == "2, 2"
-    assert rows["slowest, with a deadline of 10"] == "3.00"
+    assert rows["responses 204; 429; 503; none"] == "1, 1, 0, 0"
+    assert rows["deliveries/s meanwhile, with redeliveries"] == "2.00"
+    assert rows["deliveries; most of one image"] == "2, 2"
+    assert rows["slowest; the deadline is 10 s"] == "3.00"
     assert rows["slowest 429, s"] == "0.10"
-    assert rows["memory then, MB: peak"] == "500"
-    assert rows["then, with all that was refused"] == "2000"
-    assert rows["threads before, most"] == "40, 60"
-    assert rows["all delivered after s"] == "4"
+    assert rows["peak memory during the overload, MB"] == "500"
+    assert rows["CPU-ms per accepted image, rejections included"] == "2000"
+    assert rows["threads before; most"] == "40, 60"
+    assert rows["all delivered after, s"] == "4"
 
 
 def test_section_of_a_run_without_success_is_written() -> None:
     rows = {row[0]: row[1] for row in section(replace(RUN, answers=[REFUSED])).rows}
-    assert rows["an accepted image, s: median"] == "nan"
+    assert rows["time of an accepted image, s: median"] == "nan"
 
 
 def test_errors_logged_leaves_out_what_is_no_error() -> None:
-    lines = [("WARNING", "given back"), ("ERROR", "broken"), ("CRITICAL", "dead")]
+    lines = [("WARNING", "rejected"), ("ERROR", "broken"), ("CRITICAL", "crashed")]
     log = "\n".join(json.dumps({"severity": severity, "message": m}) for severity, m in lines)
-    assert errors_logged(log) == ["broken", "dead"]
+    assert errors_logged(log) == ["broken", "crashed"]
 
 
 def test_plot_is_a_png_as_wide_as_those_of_the_bench(tmp_path: Path) -> None:
