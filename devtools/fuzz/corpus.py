@@ -1,7 +1,7 @@
-"""Odd, damaged and hostile files, each with the record that it must end as.
+"""Unusual, damaged and hostile files, each with the record that it must end as.
 
-The files are drawn here, never stored. `python -m devtools.fuzz.corpus` reads every one as the
-service would, each in a process of its own whose memory and CPU time are limited and measured, and
+The files are drawn here, never stored. `python -m devtools.fuzz.corpus` reads each file as the
+service would, in a process of its own whose memory and CPU time are limited and measured, and
 writes docs/evidence/malformed-files.md.
 """
 
@@ -427,11 +427,11 @@ ODD: dict[str, Make] = {
     "JPEG, broken EXIF": lambda: after_start(
         saved("JPEG"), segment(0xE1, b"Exif\0\0II*\0" + b"\xff" * 40)
     ),
-    "JPEG, EXIF that points behind its end": lambda: after_start(
+    "JPEG, EXIF that points after its end": lambda: after_start(
         saved("JPEG"), segment(0xE1, b"Exif\0\0MM\0*\x7f\xff\xff\xff\xff\xff")
     ),
     "JPEG, EXIF cut short": lambda: after_start(saved("JPEG"), segment(0xE1, b"Exif\0\0MM")),
-    "JPEG, ICC junk": lambda: saved("JPEG", icc_profile=bytes(range(256)) * 8),
+    "JPEG, invalid ICC profile": lambda: saved("JPEG", icc_profile=bytes(range(256)) * 8),
     "JPEG, ICC profile of 2 MB": lambda: saved("JPEG", icc_profile=bytes(2_000_000)),
     "JPEG, grey": lambda: saved("JPEG", drawn("L")),
     "JPEG, CMYK": lambda: saved("JPEG", drawn("CMYK")),
@@ -439,26 +439,28 @@ ODD: dict[str, Make] = {
     "JPEG, 4:4:4": lambda: saved("JPEG", subsampling=0),
     "JPEG, restart markers": lambda: saved("JPEG", restart_marker_blocks=2),
     "JPEG in 60 scans": lambda: many_scans(50, (WIDTH, HEIGHT)),
-    "JPEG, a film behind its end": lambda: saved("JPEG", progressive=True) + b"film\xff\xda" * 1000,
-    "JPEG, bytes behind its end": lambda: saved("JPEG") + b"<?php ?>" * 1000,
+    "JPEG, a film after its end": lambda: saved("JPEG", progressive=True) + b"film\xff\xda" * 1000,
+    "JPEG, bytes after its end": lambda: saved("JPEG") + b"<?php ?>" * 1000,
     "JPEG named .txt": lambda: saved("JPEG"),
-    "JPEG of several (MPO)": lambda: animated("MPO"),
+    "JPEG with several images (MPO)": lambda: animated("MPO"),
     "PNG, grey": lambda: saved("PNG", drawn("L")),
     "PNG, grey and alpha": lambda: saved("PNG", drawn("LA")),
     "PNG, alpha": lambda: saved("PNG", drawn("RGBA")),
     "PNG, palette with transparency": lambda: saved("PNG", drawn().quantize(16), transparency=3),
     "PNG, 1 bit": lambda: saved("PNG", drawn("1")),
-    "PNG, 16 bits grey": lambda: saved("PNG", drawn("L").convert("I;16")),
-    "PNG, 16 bits colour": lambda: cv2.imencode(
-        ".png", np.asarray(drawn()).astype(np.uint16) * 257
-    )[1].tobytes(),
+    "PNG, 16-bit grey": lambda: saved("PNG", drawn("L").convert("I;16")),
+    "PNG, 16-bit colour": lambda: cv2.imencode(".png", np.asarray(drawn()).astype(np.uint16) * 257)[
+        1
+    ].tobytes(),
     "PNG, animated": lambda: animated("PNG"),
     "PNG, EXIF orientation 1": lambda: saved("PNG", exif=exif(1)),
-    "PNG, ICC junk": lambda: after_header(saved("PNG"), chunk(b"iCCP", b"x\0\0" + zeros(9))),
-    "PNG, bytes behind its end": lambda: saved("PNG") + bytes(1000),
+    "PNG, invalid ICC profile": lambda: after_header(
+        saved("PNG"), chunk(b"iCCP", b"x\0\0" + zeros(9))
+    ),
+    "PNG, bytes after its end": lambda: saved("PNG") + bytes(1000),
     "WebP, alpha": lambda: saved("WEBP", drawn("RGBA"), lossless=True),
     "WebP, animated": lambda: animated("WEBP"),
-    "WebP, ICC junk": lambda: saved("WEBP", icc_profile=b"junk" * 99),
+    "WebP, invalid ICC profile": lambda: saved("WEBP", icc_profile=b"junk" * 99),
     "GIF, animated": lambda: animated("GIF"),
     "GIF, transparent": lambda: saved("GIF", drawn().quantize(16), transparency=2),
     "GIF, comments": lambda: replaced(
@@ -477,7 +479,7 @@ ODD: dict[str, Make] = {
     "TIFF, alpha": lambda: saved("TIFF", drawn("RGBA")),
     "TIFF, CMYK": lambda: saved("TIFF", drawn("CMYK")),
     "TIFF, palette": lambda: saved("TIFF", drawn("P")),
-    "TIFF of several": lambda: animated("TIFF"),
+    "TIFF with several images": lambda: animated("TIFF"),
     "BigTIFF": lambda: saved("TIFF", big_tiff=True),
     "AVIF, alpha": lambda: saved("AVIF", drawn("RGBA")),
     "AVIF, grey": lambda: saved("AVIF", drawn("L")),
@@ -486,7 +488,7 @@ ODD: dict[str, Make] = {
     "JPEG 2000, grey": lambda: saved("JPEG2000", drawn("L")),
     "JPEG 2000, alpha": lambda: saved("JPEG2000", drawn("RGBA")),
     "PPM, grey": lambda: saved("PPM", drawn("L")),
-    "PPM, in letters": lambda: b"P3 96 64 255\n" + b"12 " * (WIDTH * HEIGHT * 3),
+    "PPM, plain text": lambda: b"P3 96 64 255\n" + b"12 " * (WIDTH * HEIGHT * 3),
     "PPM, 16 bits": lambda: b"P6 96 64 65535\n" + bytes(WIDTH * HEIGHT * 6),
 }
 for _name, _make in ODD.items():
@@ -546,10 +548,10 @@ OF_OTHER_KINDS: dict[str, Make | bytes] = {
     "JPEG-LS": lambda: jpeg_frame(0xF7),
     "JPEG, hierarchical": lambda: jpeg_frame(0xC5),
     "JPEG, 12 bits": lambda: jpeg_frame(0xC1, precision=12),
-    "TIFF of an unknown compression": tiff_of(compression=4711),
-    "TIFF of 32 bits": tiff_of(bytes(256), bits=32, count=256),
+    "TIFF with an unknown compression": tiff_of(compression=4711),
+    "TIFF with 32 bits": tiff_of(bytes(256), bits=32, count=256),
     "TIFF, floating-point": lambda: saved("TIFF", drawn("F")),
-    "TIFF of 5 channels": tiff_of(bytes(320), channels=5, count=320),
+    "TIFF with 5 channels": tiff_of(bytes(320), channels=5, count=320),
     "PFM": lambda: b"Pf\n8 8\n-1.0\n" + bytes(256),
     "PFM in colour": lambda: b"PF\n8 8\n-1.0\n" + bytes(768),
 }
@@ -568,7 +570,7 @@ BOMBS: dict[str, Make | bytes] = {
     "JPEG of 30000x30000 without pixels": lambda: jpeg_sized(30_000, 30_000),
     "GIF of 65535x65535 without pixels": gif((65_535, 65_535), (0, 0, 65_535, 65_535)),
     "BMP of 100000x100000 without pixels": bmp(100_000, 100_000),
-    "BMP of negative width": bmp(-8, 8, body=bytes(192)),
+    "BMP with negative width": bmp(-8, 8, body=bytes(192)),
     "TIFF of 100000x100000 without pixels": tiff_of(width=100_000, height=100_000),
     "WebP of 16383x16383 without pixels": lambda: riff(canvas(16_383, 16_383), saved("WEBP")[12:]),
     "animated WebP of 16383x16383": lambda: riff(
@@ -581,8 +583,8 @@ BOMBS: dict[str, Make | bytes] = {
         riff_chunk(b"ANIM", bytes(6)),
         webp_frame(saved("WEBP"), WIDTH, HEIGHT),
     ),
-    "AVIF that says 65535x65535": lambda: ispe(saved("AVIF"), 65_535, 65_535),
-    "AVIF that says 96x64 over 8000x6000": lambda: avif_grown(8_000, 6_000),
+    "AVIF whose header says 65535x65535": lambda: ispe(saved("AVIF"), 65_535, 65_535),
+    "AVIF whose header says 96x64, its data 8000x6000": lambda: avif_grown(8_000, 6_000),
     "JPEG 2000 of 100000x100000 without pixels": lambda: siz(
         saved("JPEG2000", no_jp2=True), 100_000, 100_000
     ),
@@ -602,14 +604,14 @@ BOMBS: dict[str, Make | bytes] = {
     "GIF of 5000x5000 without pixels": gif((5_000, 5_000), (0, 0, 5_000, 5_000)),
     "TIFF of 7000x7000 without pixels": tiff_of(width=7_000, height=7_000),
     "GIF with a frame larger than its screen": gif((8, 8), (0, 0, 60_000, 60_000)),
-    "GIF with a frame beside its screen": gif((8, 8), (60_000, 60_000, 8, 8)),
+    "GIF with a frame outside its screen": gif((8, 8), (60_000, 60_000, 8, 8)),
     "GIF whose second frame is larger than its screen": lambda: (
         gif((2, 2), (0, 0, 2, 2))[:-1] + gif((8, 8), (0, 0, 60_000, 60_000))[25:]
     ),
-    "PNG whose pixels say that they are 3 GB": lambda: png(
+    "PNG whose pixels claim to be 3 GB": lambda: png(
         WIDTH, HEIGHT, chunk(b"IDAT", zeros(100), length=3 * 10**9)
     ),
-    "PNG whose pixels, behind an early end, say that they are 3 GB": lambda: after_header(
+    "PNG whose pixels, after an early end, claim to be 3 GB": lambda: after_header(
         png(WIDTH, HEIGHT, chunk(b"IDAT", zeros(100), length=3 * 10**9)), chunk(b"IEND", b"")
     ),
     "PNG with a chunk of 2 GB": lambda: after_header(
@@ -657,69 +659,69 @@ BOMBS: dict[str, Make | bytes] = {
 PARTS: dict[str, Make | bytes] = {
     "JPEG in 10,000 scans": lambda: many_scans(10_000),
     "JPEG in 200 scans": lambda: many_scans(200),
-    "JPEG in 10,000 scans behind a false end": lambda: replaced(
+    "JPEG in 10,000 scans after a false end": lambda: replaced(
         many_scans(10_000), b"\xff\xda", segment(0xFE, b"\xff\xd9") + b"\xff\xda"
     ),
-    "JPEG in 10,000 scans, each behind a marker without a length": lambda: hidden_scans(10_000),
-    "JPEG, not progressive, whose scan comes 10,000 times": lambda: scan_again(10_000),
-    "JPEG of a million EXIF segments between scans": lambda: before_last_scan(
+    "JPEG in 10,000 scans, each after a marker without a length": lambda: hidden_scans(10_000),
+    "JPEG, not progressive, whose scan is repeated 10,000 times": lambda: scan_again(10_000),
+    "JPEG with a million EXIF segments between scans": lambda: before_last_scan(
         segment(0xE1, b"Exif\0\0II") * 10**6
     ),
-    "JPEG of ten million bytes between segments": lambda: after_start(
+    "JPEG with ten million bytes between segments": lambda: after_start(
         saved("JPEG"), segment(0xFE, b"") + b"a" * 10**7
     ),
-    "JPEG of a million segments": lambda: after_start(saved("JPEG"), segment(0xFE, b"") * 10**6),
-    "JPEG of a million EXIF segments": lambda: after_start(
+    "JPEG with a million segments": lambda: after_start(saved("JPEG"), segment(0xFE, b"") * 10**6),
+    "JPEG with a million EXIF segments": lambda: after_start(
         saved("JPEG"), segment(0xE1, b"Exif\0\0II") * 10**6
     ),
-    "JPEG of a million ICC segments": lambda: after_start(
+    "JPEG with a million ICC segments": lambda: after_start(
         saved("JPEG"), segment(0xE2, b"ICC_PROFILE\0\1\1") * 10**6
     ),
-    "JPEG of a million tables": lambda: after_start(
+    "JPEG with a million tables": lambda: after_start(
         saved("JPEG"), segment(0xDB, b"\0" + b"\1" * 64) * 10**6
     ),
-    "JPEG of ten million fill bytes": lambda: after_start(saved("JPEG"), b"\xff" * 10**7),
-    "PNG of two million chunks": lambda: after_header(
+    "JPEG with ten million fill bytes": lambda: after_start(saved("JPEG"), b"\xff" * 10**7),
+    "PNG with two million chunks": lambda: after_header(
         saved("PNG"), chunk(b"teST", b"") * (2 * 10**6)
     ),
-    "PNG of two million chunks behind an early end": lambda: after_header(
+    "PNG with two million chunks after an early end": lambda: after_header(
         saved("PNG"), chunk(b"IEND", b"") + chunk(b"teST", b"") * (2 * 10**6)
     ),
-    "PNG of a million texts": lambda: after_header(saved("PNG"), chunk(b"tEXt", b"a\0b") * 10**6),
-    "PNG of a million animation frames": lambda: after_header(
+    "PNG with a million texts": lambda: after_header(saved("PNG"), chunk(b"tEXt", b"a\0b") * 10**6),
+    "PNG with a million animation frames": lambda: after_header(
         saved("PNG"), animation(WIDTH, HEIGHT, 10**6)
     ),
-    "PNG of a million palettes": lambda: after_header(
+    "PNG with a million palettes": lambda: after_header(
         saved("PNG"), chunk(b"PLTE", bytes(6)) * 10**6
     ),
-    "PNG of a million empty IDAT": lambda: before_end(saved("PNG"), idat(b"") * 10**6),
-    "WebP of two million chunks": lambda: riff(
+    "PNG with a million empty IDAT": lambda: before_end(saved("PNG"), idat(b"") * 10**6),
+    "WebP with two million chunks": lambda: riff(
         canvas(WIDTH, HEIGHT), riff_chunk(b"XXXX", b"") * (2 * 10**6), saved("WEBP")[12:]
     ),
-    "WebP of 100,000 frames": lambda: riff(
+    "WebP with 100,000 frames": lambda: riff(
         canvas(WIDTH, HEIGHT, 2),
         riff_chunk(b"ANIM", bytes(6)),
         webp_frame(saved("WEBP", drawn(size=(1, 1))), 1, 1) * 10**5,
     ),
-    "GIF of a million extensions": gif((2, 2), (0, 0, 2, 2), before=b"\x21\xfe\x01a\0" * 10**6),
-    "GIF of 100,000 frames": gif((2, 2), (0, 0, 2, 2), times=10**5),
-    "GIF of 200,000 clear codes": gif(
+    "GIF with a million extensions": gif((2, 2), (0, 0, 2, 2), before=b"\x21\xfe\x01a\0" * 10**6),
+    "GIF with 100,000 frames": gif((2, 2), (0, 0, 2, 2), times=10**5),
+    "GIF with 200,000 clear codes": gif(
         (2, 2), (0, 0, 2, 2), b"\x02" + (b"\xff" + b"\x24\x49\x92" * 85) * 300 + b"\0"
     ),
-    "TIFF whose directories run in a circle": tiff(GREY_TIFF, bytes(64), next_ifd=8),
-    "TIFF of 59,000 tags": lambda: tiff(
+    "TIFF whose directories form a loop": tiff(GREY_TIFF, bytes(64), next_ifd=8),
+    "TIFF with 59,000 tags": lambda: tiff(
         GREY_TIFF | dict.fromkeys(range(1000, 60_000), 1), bytes(64)
     ),
-    "JPEG 2000 of a million boxes": lambda: (
+    "JPEG 2000 with a million boxes": lambda: (
         lambda d: d[:32] + struct.pack(">I4s", 8, b"free") * 10**6 + d[32:]
     )(saved("JPEG2000")),
-    "AVIF of a million boxes": lambda: saved("AVIF") + struct.pack(">I4s", 8, b"free") * 10**6,
-    "PPM of a header of carriage returns": b"P6\n" + b"#\r" * 5000 + b"x",
-    "PPM of a header of blanks": b"P6\n" + b" " * 5000 + b"x",
-    "PPM of ten million bytes of comment": lambda: (
+    "AVIF with a million boxes": lambda: saved("AVIF") + struct.pack(">I4s", 8, b"free") * 10**6,
+    "PPM with a header of carriage returns": b"P6\n" + b"#\r" * 5000 + b"x",
+    "PPM with a header of blanks": b"P6\n" + b" " * 5000 + b"x",
+    "PPM with ten million bytes of comment": lambda: (
         b"P6 #" + b"x" * 10**7 + b"\n8 8 255\n" + bytes(192)
     ),
-    "PPM of five million comments": lambda: (
+    "PPM with five million comments": lambda: (
         b"P6 " + b"#\n" * (5 * 10**6) + b"8 8 255\n" + bytes(192)
     ),
 }
@@ -735,7 +737,7 @@ ENDS = dict.fromkeys(
         "JPEG of 30000x30000 without pixels",
         "GIF of 65535x65535 without pixels",
         "BMP of 100000x100000 without pixels",
-        "BMP of negative width",
+        "BMP with negative width",
         "TIFF of 100000x100000 without pixels",
         "WebP of 16383x16383 without pixels",
         "animated WebP of 16383x16383",
@@ -750,29 +752,29 @@ ENDS = dict.fromkeys(
     "PNG with 100 texts that unpack to 7 MB each": DONE,
     "TIFF with 4294967295 bytes in its strip": "done 8x8",
     "TIFF with a strip of 100 MB that unpacks": "done 8x8",
-    "TIFF whose directories run in a circle": "done 8x8",
+    "TIFF whose directories form a loop": "done 8x8",
     "JPEG 2000 in tiles of one pixel": DONE,
-    "JPEG 2000 of a million boxes": DONE,
-    "JPEG of ten million bytes between segments": DONE,
-    "JPEG of ten million fill bytes": DONE,
+    "JPEG 2000 with a million boxes": DONE,
+    "JPEG with ten million bytes between segments": DONE,
+    "JPEG with ten million fill bytes": DONE,
     "PNG with an animation's frame of 60000x60000": DONE,
     "PNG whose animation control is too short": DONE,
     "PNG with text that unpacks to 100 MB": DONE,
     "PNG with a profile that unpacks to 100 MB": DONE,
     "PNG, animated, with a chunk of 4 GB": DONE,
-    "AVIF that says 96x64 over 8000x6000": DONE,  # and is scaled to that, as browsers do
+    "AVIF whose header says 96x64, its data 8000x6000": DONE,  # and is scaled, as browsers do
     "GIF with a frame larger than its screen": TOO_LARGE,
-    "GIF with a frame beside its screen": TOO_LARGE,
+    "GIF with a frame outside its screen": TOO_LARGE,
     "JPEG 2000 with 16384 channels": UNSUPPORTED,
     "TIFF with 65535 channels": UNSUPPORTED,
-    "TIFF of 59,000 tags": UNSUPPORTED,
-    "WebP of two million chunks": DONE,
-    "WebP of 100,000 frames": DONE,
-    "AVIF of a million boxes": DONE,
+    "TIFF with 59,000 tags": UNSUPPORTED,
+    "WebP with two million chunks": DONE,
+    "WebP with 100,000 frames": DONE,
+    "AVIF with a million boxes": DONE,
     "GIF whose second frame is larger than its screen": "done 2x2",
-    "JPEG, not progressive, whose scan comes 10,000 times": DONE,
-    "GIF of a million extensions": "done 2x2",
-    "GIF of 100,000 frames": "done 2x2",
+    "JPEG, not progressive, whose scan is repeated 10,000 times": DONE,
+    "GIF with a million extensions": "done 2x2",
+    "GIF with 100,000 frames": "done 2x2",
 }
 for _name, _drawn in (BOMBS | PARTS).items():
     add(_name, _drawn, ENDS.pop(_name, CORRUPT))
@@ -780,34 +782,34 @@ assert not ENDS, ENDS
 
 # Wrong in a single thing.
 WRONG: dict[str, Make | bytes] = {
-    "JPEG of no height": lambda: jpeg_sized(WIDTH, 0),
-    "JPEG of no width": lambda: jpeg_sized(0, HEIGHT),
+    "JPEG with height 0": lambda: jpeg_sized(WIDTH, 0),
+    "JPEG with width 0": lambda: jpeg_sized(0, HEIGHT),
     "JPEG without pixels": lambda: (d := saved("JPEG"))[: d.index(b"\xff\xda")] + b"\xff\xd9",
-    "JPEG with HTML behind its first bytes": lambda: b"\xff\xd8\xff\xe0<html></html>",
-    "JPEG of its first bytes": b"\xff\xd8\xff",
+    "JPEG with HTML after its first bytes": lambda: b"\xff\xd8\xff\xe0<html></html>",
+    "JPEG that ends after its first bytes": b"\xff\xd8\xff",
     "PNG without its first chunk": lambda: (d := saved("PNG"))[:8] + d[33:],
     "PNG without pixels": lambda: png(WIDTH, HEIGHT),
-    "PNG of no width": lambda: png(0, HEIGHT, rows(1, 1)),
+    "PNG with width 0": lambda: png(0, HEIGHT, rows(1, 1)),
     "PNG with a palette missing": lambda: png(WIDTH, HEIGHT, rows(WIDTH, HEIGHT, 1), colour=3),
-    "PNG of bit depth 3": lambda: png(WIDTH, HEIGHT, rows(WIDTH, HEIGHT), depth=3),
+    "PNG with bit depth 3": lambda: png(WIDTH, HEIGHT, rows(WIDTH, HEIGHT), depth=3),
     "PNG with a wrong checksum": lambda: flipped(saved("PNG"), 0.5),
-    "GIF of no width": gif((0, 8), (0, 0, 8, 8)),
+    "GIF with width 0": gif((0, 8), (0, 0, 8, 8)),
     "GIF without frames": b"GIF89a"
     + struct.pack("<HHBBB", 8, 8, 0x81, 0, 0)
     + GIF_PALETTE
     + b"\x3b",
-    "BMP of no width": bmp(0, 8, body=bytes(64)),
-    "BMP whose pixels begin behind its end": bmp(8, 8, body=bytes(192), offset=10**6),
+    "BMP with width 0": bmp(0, 8, body=bytes(64)),
+    "BMP whose pixels begin after its end": bmp(8, 8, body=bytes(192), offset=10**6),
     "BMP in RLE without pixels": bmp(8, 8, bits=8, compression=1, body=bytes(1024), offset=1078),
-    "TIFF of no width": tiff_of(width=0),
-    "TIFF whose strip begins behind its end": tiff_of(offset=10**9),
+    "TIFF with width 0": tiff_of(width=0),
+    "TIFF whose strip begins after its end": tiff_of(offset=10**9),
     "TIFF without tags": b"II*\0\x08\0\0\0\0\0\0\0\0\0",
     "WebP without pixels": riff(canvas(8, 8)),
-    "AVIF of its first box": ftyp(b"avif"),
-    "JPEG 2000 of its first box": b"\0\0\0\x0cjP  \r\n\x87\n",
-    "PPM of no width": b"P6 0 8 255\n",
-    "PPM of negative width": b"P6 -8 8 255\n" + bytes(192),
-    "PPM of maximum 0": b"P6 8 8 0\n" + bytes(192),
+    "AVIF that ends after its first box": ftyp(b"avif"),
+    "JPEG 2000 that ends after its first box": b"\0\0\0\x0cjP  \r\n\x87\n",
+    "PPM with width 0": b"P6 0 8 255\n",
+    "PPM with negative width": b"P6 -8 8 255\n" + bytes(192),
+    "PPM with maximum 0": b"P6 8 8 0\n" + bytes(192),
 }
 for _name, _drawn in WRONG.items():
     add(_name, _drawn, CORRUPT)
@@ -930,60 +932,79 @@ def ended(status: int) -> str:
     return "raised"
 
 
-HEADING = """# Bad input
+HEADING = """# Malformed files
 
-Files as they are uploaded by mistake or on purpose, and the record that each ends as: `done` with
-the image's size, or a failure with its code. They are drawn by `devtools/fuzz/corpus.py`, never
-stored; `tests/unit/test_corpus.py` reads them all in every run, and
-`python -m devtools.fuzz.corpus` writes this page. Each was read by a decoder process of its own:
-its peak of memory over one that reads nothing, and its CPU time, with that of its start. The bounds
-are {mb} MB and {cpu} s.
+Files that are uploaded by mistake or on purpose, and the record that each one ends as: `done`
+with the image's size, or a failure with its code. They include damaged files, files of unusual
+kinds, and files made to use too much memory or time.
+
+`devtools/fuzz/corpus.py` draws the files, and `tests/unit/test_corpus.py` reads all of them in
+every test run. `python -m devtools.fuzz.corpus` writes this page. It reads each file in a decoder
+process of its own. The columns MB and s are that process's peak memory, beyond one that reads
+nothing, and its CPU time, start included. The bounds are {mb} MB and {cpu} s.
 
 """
 
 
 NAMES_HEADING = """## Names
 
-Objects of these names are found under exactly them: in every form of an event, and from an upload
-to its document and its row of `results` and `reconcile` (`tests/system/test_odd_names.py`).
+Objects with these names are found under exactly these names: in every form of an event, and from
+the upload to the document and its row in `results` and `reconcile`
+(`tests/system/test_odd_names.py`).
 
 """
 
 
 FUZZING = """
-## What else is done
+## How the service limits a file
 
-- **Header first.** Format and size come from the header, and `MAX_IMAGE_PIXELS` is held before
-  any pixel; AVIF and JPEG 2000 count twice, as their decoders take twice the memory.
-- **Cost is counted, not bytes.** Of a JPEG or PNG, a decoder sees only the parts that decide its
-  pixels. Fill bytes, stray bytes, texts, profiles and animations cost next to nothing. A JPEG with
-  more than {segments:,} segments or {scans:,} scans, or with more than {pixels:,} pixels in all
-  scans together (arithmetic coding counts {arithmetic} times), and a PNG with more than {chunks:,}
-  chunks, are `corrupt_image`: a file of 330 kB in 10,000 scans would decode for minutes.
-- **Every file is decoded in a decoder process**, within limits of memory, {cpu} s of CPU time and
-  {wall:g} s of wall time. A file that exceeds them or crashes its decoder is `corrupt_image`, and
-  the decoder is replaced (`tests/unit/test_decoders.py`). If a decoder is killed from outside, for
-  example because memory is short, the delivery is answered with 503 and redelivered.
+- **The header comes first.** Format and size are read from the header, and `MAX_IMAGE_PIXELS` is
+  compared before any pixel is decoded. AVIF and JPEG 2000 may have half as many pixels, because
+  their decoders use twice the memory.
+- **Cost is counted, not bytes.** A decoder gets only the parts of a JPEG or PNG that determine
+  its pixels. Fill bytes, stray bytes, texts, profiles and animations cost next to nothing.
+- **The number of parts is limited**, because a file of 330 kB in 10,000 scans would be decoded
+  for minutes. These files are `corrupt_image`: a JPEG with more than {segments:,} segments, with
+  more than {scans:,} scans, or with more than {pixels:,} pixels in all scans together
+  (arithmetic coding counts {arithmetic} times), and a PNG with more than {chunks:,} chunks.
+- **Every file is decoded in a decoder process**, with limits on memory, {cpu} s of CPU time and
+  {wall:g} s of wall time. A file that exceeds a limit or crashes its decoder is `corrupt_image`,
+  and the decoder is replaced (`tests/unit/test_decoders.py`). If a decoder is killed from
+  outside, for example because memory is short, the response is 503 and the message is
+  redelivered.
 
-Fuzzed with libFuzzer, guided by the coverage of Python (`make fuzz`; `tests/fuzz` says what must
-hold), beginning with the files above, the events of `tests/data` and every setting. An input may
-take 30 s, and as in a decoder process its memory is limited, here to 512 MB. These lines are copied
-from runs of November 2026 on a busy machine: `python -m devtools.fuzz image --runs 15000`
-(`service.images.decode.decode`), and `envelope` (`service.events.parse_event`) and `settings`
-(`Settings.from_env`) with `--runs 100000000 --seconds 230`. `make fuzz` prints its own:
+## Fuzzing
+
+`make fuzz` runs libFuzzer, guided by Python's coverage, on three parsers. It starts with the
+files above, the events of `tests/data`, and every setting. `tests/fuzz` defines what must hold.
+An input may take 30 s and, as in a decoder process, its memory is limited, here to 512 MB.
+
+These lines are from runs of November 2026 on a busy machine. `make fuzz` prints its own.
 
     envelope: 1,034,220 executions, no promise broken, peak 109 MB
     image: 15,000 executions, no promise broken, peak 134 MB
     settings: 469,661 executions, no promise broken, peak 110 MB
 
-What it found before, and `tests/fuzz/found` now holds: a PNG of 317 bytes whose pixels said that
-they were 3 GB took as much. Without a limit on memory, an animated PNG of 12 kB took 4 GB.
+| target | function | options |
+|---|---|---|
+| envelope | `service.events.parse_event` | `--runs 100000000 --seconds 230` |
+| image | `service.images.decode.decode` | `--runs 15000` |
+| settings | `Settings.from_env` | `--runs 100000000 --seconds 230` |
+
+An earlier run found a PNG of 317 bytes whose pixels claimed to be 3 GB, and it used that much
+memory (`tests/fuzz/found`). Without a memory limit, an animated PNG of 12 kB used 4 GB.
 """
 
 
 def page(gots: Sequence[Got]) -> str:
     rows = [
-        (g.name, " or ".join(g.expected), g.got, f"{max(g.peak_mb, 0):.0f}", f"{g.cpu_seconds:.2f}")
+        (
+            g.name,
+            " or ".join(g.expected),
+            g.got,
+            f"{max(round(g.peak_mb), 0)}",
+            f"{g.cpu_seconds:.2f}",
+        )
         for g in gots
     ]
     good = sum(got.is_good for got in gots)
@@ -995,7 +1016,7 @@ def page(gots: Sequence[Got]) -> str:
 
 
 def end_of_page() -> str:
-    """Return what follows the table of files: the names, the limits, and the runs of fuzzing."""
+    """Return what follows the table of files: the names, the limits and the runs of the fuzzer."""
     return names_table() + FUZZING.format(
         segments=jpeg._MAX_SEGMENTS,
         scans=jpeg._MAX_SCANS,

@@ -190,7 +190,7 @@ ODD_OR_HOSTILE = (
     "TIFF, cut at 60%",
     "TIFF with a packed tile of 30000x30000",  # 2.7 GB of pixels in 0.4 MB
     "GIF of 5000x5000 without pixels",
-    "AVIF that says 96x64 over 8000x6000",
+    "AVIF whose header says 96x64, its data 8000x6000",
     "JPEG 2000 with 16384 channels",
 )
 
