@@ -1,4 +1,4 @@
-# The service's image: `docker build .` runs the bundled model on a CPU; README, "Container".
+# The service's image: `docker build .` runs the bundled model on a CPU; docs/how-to/container.md.
 #   --target cpu (the default)  OpenVINO, neither torch nor a compiler
 #   --target gpu                ultralytics and CUDA torch, several GB
 #   --build-arg MODEL=          cpu: nothing (the bundled demo model), an official name (yolo26n.pt,

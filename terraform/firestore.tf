@@ -14,7 +14,7 @@ resource "google_firestore_database" "main" {
 }
 
 locals {
-  # Each query of README.md that filters by more than one field, or by one and sorts by another.
+  # Each query of docs/how-to/query-results.md that filters by more than one field, or by one and sorts by another.
   # The others need only the indexes that Firestore makes by itself.
   composite_indexes = merge(
     {

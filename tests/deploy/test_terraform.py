@@ -321,9 +321,10 @@ def _client() -> firestore.Client:
     return firestore.Client(project="my-project-1", credentials=AnonymousCredentials())
 
 
-def _readme_queries() -> list[BaseQuery]:
-    readme = (REPOSITORY / "README.md").read_text()
-    _setup, *queries = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+def _documented_queries() -> list[BaseQuery]:
+    page = (REPOSITORY / "docs" / "how-to" / "query-results.md").read_text()
+    queries = re.findall(r"```python\n(results\..*?)```", page, re.DOTALL)
+    assert len(queries) == 6
     names = {
         "firestore": firestore,
         "results": _client().collection("detections"),
@@ -332,8 +333,8 @@ def _readme_queries() -> list[BaseQuery]:
     return [eval(query, names) for query in queries]
 
 
-def test_readme_queries_have_their_indexes(monkeypatch: pytest.MonkeyPatch) -> None:
-    queries = _readme_queries()
+def test_documented_queries_have_their_indexes(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries = _documented_queries()
 
     def note(query: firestore.Query, **_: Any) -> Iterator[Any]:
         queries.append(query)

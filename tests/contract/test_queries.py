@@ -1,4 +1,4 @@
-"""The README's queries, run as they stand there."""
+"""The queries of the README and of docs/how-to/query-results.md, run as they are printed."""
 
 import re
 from pathlib import Path
@@ -18,12 +18,20 @@ from service.domain import (
     ModelInfo,
 )
 from service.gcp.firestore import ResultStore
-from service.gcp.result_reader import ResultReader
 from tests.fakes import PATIENCE_SECONDS
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-SETUP, QUERIES = SNIPPETS[0], SNIPPETS[1:]
+REPOSITORY = Path(__file__).parents[2]
+
+
+def snippets(document: str) -> tuple[str, list[str]]:
+    """Return a document's Python set-up, and its queries."""
+    text = (REPOSITORY / document).read_text(encoding="utf-8")
+    setup, *others = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return setup, [snippet for snippet in others if snippet.startswith("results.")]
+
+
+SETUP, QUERIES = snippets("docs/how-to/query-results.md")
+LOOP = "for snapshot in results.where"
 
 
 def store() -> ResultStore:
@@ -66,22 +74,26 @@ def seeded() -> list[ImageResult]:
     ),
     ids=["person", "three-cars", "traffic-light", "confident", "failed", "uri"],
 )
-def test_readme_query_finds_its_picture(
-    query: str, expected: str, seeded: list[ImageResult]
-) -> None:
+def test_query_finds_its_image(query: str, expected: str, seeded: list[ImageResult]) -> None:
     store().commit(seeded)
     names: dict[str, Any] = {}
     exec(SETUP, names)
-    found = eval(query, names).stream()
-    assert [snapshot.get("name") for snapshot in found] == [expected]
+    snapshots = eval(query, names).stream()
+    assert [snapshot.get("name") for snapshot in snapshots] == [expected]
 
 
-def test_readme_shows_every_field_of_a_document(seeded: list[ImageResult]) -> None:
-    example = re.search(r"```json\n(.*?)```", README, re.DOTALL)
-    assert example
+def test_loop_over_failed_images_prints_the_reason(
+    seeded: list[ImageResult], capsys: pytest.CaptureFixture[str]
+) -> None:
     store().commit(seeded)
-    (document,) = ResultReader(
-        firestore.Client(), collection="detections", timeout_seconds=PATIENCE_SECONDS
-    ).results("uploads", "cam1/07.jpg")
-    shown = set(re.findall(r'"(\w+)":', example[1]))
-    assert set(document) <= shown
+    text = (REPOSITORY / "docs/how-to/query-results.md").read_text(encoding="utf-8")
+    exec(SETUP + LOOP + text.partition(LOOP)[2].partition("```")[0], {})
+    assert capsys.readouterr().out == (
+        "gs://uploads/cam1/10.jpg corrupt_image The JPEG file is damaged or cut short.\n"
+    )
+
+
+def test_readme_has_two_of_the_queries() -> None:
+    setup, queries = snippets("README.md")
+    assert setup == SETUP
+    assert queries == QUERIES[:2]
