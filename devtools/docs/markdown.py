@@ -1,5 +1,6 @@
 """Markdown that every generated part is made of."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -22,6 +23,11 @@ def code(value: object) -> str:
 def codes(values: Iterable[object]) -> str:
     """Return a list of inline code, separated by commas."""
     return ", ".join(map(code, values))
+
+
+def plain(text: str) -> str:
+    """Return text that is not Markdown as one line that Markdown shows as it is."""
+    return re.sub(r"([*<`\[])", r"\\\1", " ".join(text.split()))
 
 
 def first_paragraph(docstring: str | None) -> str:

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from devtools.docs import document, error_codes, http_contract, log_lines, settings, terraform
 from devtools.docs.__main__ import COMMAND, PARTS, REFERENCE, current, main, stale_pages
-from devtools.docs.markdown import table
+from devtools.docs.markdown import plain, table
 from service.errors import NoFreeSlotError, TooLateError
 from service.settings import Settings
 
@@ -53,6 +53,10 @@ def test_page_with_an_unknown_part_is_refused() -> None:
 
 def test_table_cell_cannot_end_its_cell() -> None:
     assert table(("a",), [("x|y\nz",)]) == "| a |\n| --- |\n| x\\|y z |"
+
+
+def test_plain_text_is_no_markdown() -> None:
+    assert plain("** of <name>\nin [a]") == "\\*\\* of \\<name> in \\[a]"
 
 
 # --- Settings
