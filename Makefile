@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 IMAGES ?=
 MODEL ?=
 
-.PHONY: demo up chaos fuzz mutants test test-fast check unit fix clean lock
+.PHONY: demo up chaos fuzz mutants test test-fast check unit fix docs clean lock
 
 demo: $(if $(filter %.pt,$(MODEL)),$(VENV)/export,$(VENV)/local)  ## upload pictures to a local stack
 	$(BIN)/yolo-batch-dev demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(MODEL),--model "$(MODEL)")
@@ -51,6 +51,10 @@ unit: $(VENV)/dev  ## the tests that need neither emulator nor ultralytics
 fix: $(VENV)/dev  ## what can be corrected by machine
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/dev  ## the generated reference, and the site in build/site
+	$(BIN)/python -m devtools.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # By the container's Python. Left out: what tells others of a conversion, and what has a headless
 # twin. The runtime's versions are those that export: nncf holds some back.

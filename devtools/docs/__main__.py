@@ -1,0 +1,100 @@
+"""Write the generated parts of the reference, or check that they are current.
+
+    python -m devtools.docs            # writes docs/reference/*.md
+    python -m devtools.docs --check    # exits with 1 and names the pages that are not current
+
+A page marks each generated part. The text around the parts is written by hand:
+
+    <!-- generated: settings -->
+    ...
+    <!-- end -->
+"""
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import click
+
+from devtools.docs import (
+    commands,
+    document,
+    error_codes,
+    http_contract,
+    log_lines,
+    settings,
+    terraform,
+)
+
+REPOSITORY = Path(__file__).parents[2]
+REFERENCE = REPOSITORY / "docs" / "reference"
+COMMAND = "python -m devtools.docs"
+
+PARTS: Mapping[str, Callable[[], str]] = {
+    "alerts": terraform.alerts,
+    "commands": commands.render,
+    "developer-commands": commands.render_developer,
+    "document-examples": document.examples,
+    "document-fields": document.fields_table,
+    "error-codes": error_codes.describe,
+    "exit-codes": commands.exit_codes,
+    "formats": error_codes.formats,
+    "http-examples": http_contract.examples,
+    "http-probes": http_contract.probes,
+    "http-routes": http_contract.routes,
+    "http-statuses": http_contract.statuses,
+    "internal-errors": error_codes.internal_errors,
+    "log-lines": log_lines.render,
+    "metrics": terraform.metrics,
+    "outcomes": error_codes.outcomes,
+    "settings": settings.render,
+    "terraform-outputs": terraform.outputs,
+    "terraform-variables": terraform.variables,
+}
+
+_MARKED = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def current(text: str, parts: Mapping[str, Callable[[], str]] = PARTS) -> str:
+    """Return a page's text with its generated parts made anew.
+
+    Raises:
+        KeyError: the page marks a part that does not exist.
+    """
+    return _MARKED.sub(lambda match: f"{match[1]}\n{parts[match[2]]()}\n\n{match[3]}", text)
+
+
+def stale_pages(reference: Path) -> dict[Path, str]:
+    """Return the current text of every page that has another text now."""
+    texts = {page: page.read_text(encoding="utf-8") for page in sorted(reference.glob("*.md"))}
+    return {page: new for page, text in texts.items() if (new := current(text)) != text}
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Write nothing. Exit with 1 if a page is not current.")
+@click.option(
+    "--reference",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default=REFERENCE,
+    help="Folder of the pages, by default docs/reference.",
+)
+def main(check: bool, reference: Path) -> None:
+    """Write the generated parts of the reference."""
+    stale = stale_pages(reference)
+    if check and stale:
+        names = ", ".join(page.name for page in stale)
+        raise click.ClickException(
+            f"The reference is not current: {names}. Run `{COMMAND}` and commit the result."
+        )
+    for page, text in stale.items():
+        page.write_text(text, encoding="utf-8")
+        click.echo(f"Wrote {page.name}")
+    if not stale:
+        click.echo("The reference is current.")
+
+
+if __name__ == "__main__":
+    # The application is asked for its responses; its log lines are not for this command's reader.
+    logging.getLogger("service").addHandler(logging.NullHandler())
+    main()

@@ -1,0 +1,88 @@
+"""Error codes of documents, outcomes of deliveries, errors of the service, image formats."""
+
+import ast
+import inspect
+import textwrap
+
+from devtools.docs.markdown import code, codes, first_paragraph, table
+from service import errors
+from service.domain import ErrorCode, Outcome
+from service.images.formats import FORMATS
+
+# Errors that no request can raise: what happens instead of an HTTP response.
+_ELSEWHERE = {
+    errors.SettingsError: "the process does not start",
+    errors.CredentialsError: "the process does not start",
+    errors.ModelError: "the process does not start",
+    errors.SmokeError: "`yolo-batch smoke` fails",
+    errors.BadImageError: "204, after the image is recorded as failed",
+    errors.DocumentKeptError: "204, the done document stays",
+    errors.ObjectGoneError: "204, nothing is recorded",
+}
+
+
+def describe() -> str:
+    """Return a table of the codes that a failed document can have."""
+    rows = [(code(each), each.description, each.remedy) for each in ErrorCode]
+    return table(("`error.code`", "meaning", "what to do"), rows)
+
+
+def formats() -> str:
+    """Return the names of the formats that are decoded."""
+    return codes(FORMATS)
+
+
+def outcomes() -> str:
+    """Return a table of the outcomes, with the comment that each has in the code."""
+    meanings = _comments(Outcome)
+    return table(("outcome", "meaning"), [(code(each), meanings[each.name]) for each in Outcome])
+
+
+def internal_errors() -> str:
+    """Return a table of the service's exceptions and of what each leads to.
+
+    Raises:
+        LookupError: nothing is known of an exception's effect.
+    """
+    from devtools.docs.http_contract import respond
+
+    rows = []
+    for error in all_errors():
+        if error in _ELSEWHERE:
+            effect = _ELSEWHERE[error]
+        else:
+            response = respond(error)
+            effect = str(response.status_code)
+        rows.append((code(error.__name__), effect, first_paragraph(error.__doc__)))
+    return table(("exception", "leads to", "meaning"), rows)
+
+
+def all_errors() -> list[type[errors.YoloBatchError]]:
+    """Return every exception of the service that has no subclass of its own or is raised itself."""
+    bases = (errors.YoloBatchError, errors.TransientError)
+    return [
+        value
+        for value in vars(errors).values()
+        if isinstance(value, type)
+        and issubclass(value, errors.YoloBatchError)
+        and value not in bases
+    ]
+
+
+def request_errors() -> list[type[errors.YoloBatchError]]:
+    """Return the exceptions that decide the status of a response."""
+    return [error for error in all_errors() if error not in _ELSEWHERE]
+
+
+def _comments(enum: type) -> dict[str, str]:
+    """Return the comment at the end of each member's line, by the member's name."""
+    source = textwrap.dedent(inspect.getsource(enum))
+    lines = source.splitlines()
+    found = {}
+    [definition] = ast.parse(source).body
+    assert isinstance(definition, ast.ClassDef)
+    for node in definition.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            comment = lines[node.lineno - 1].partition("#")[2].strip()
+            found[node.targets[0].id] = comment[:1].upper() + comment[1:]
+    return found

@@ -1,0 +1,39 @@
+"""Markdown that every generated part is made of."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table; a `|` or a line break inside a cell cannot end the cell."""
+    lines = [headers, ["---"] * len(headers), *rows]
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def fence(language: str, text: str) -> str:
+    """Return a fenced code block."""
+    return f"```{language}\n{text.strip()}\n```"
+
+
+def code(value: object) -> str:
+    """Return inline code."""
+    return f"`{value}`"
+
+
+def codes(values: Iterable[object]) -> str:
+    """Return a list of inline code, separated by commas."""
+    return ", ".join(map(code, values))
+
+
+def plain(text: str) -> str:
+    """Return text that is not Markdown as one line that Markdown shows as it is."""
+    return re.sub(r"([*<`\[])", r"\\\1", " ".join(text.split()))
+
+
+def first_paragraph(docstring: str | None) -> str:
+    """Return the first paragraph of a docstring as one line."""
+    return " ".join((docstring or "").strip().partition("\n\n")[0].split())
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")

@@ -1,0 +1,151 @@
+"""Variables, outputs, metrics and alerts of the Terraform module: from its files."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hcl2
+
+from devtools.docs.markdown import code, table
+
+MODULE = Path(__file__).parents[2] / "terraform"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric that Cloud Logging reads from log lines."""
+
+    name: str
+    kind: str
+    filter: str  # of the log lines, without the part that names the service
+    reads: str  # the field whose value or label is taken
+    description: str
+
+
+def variables() -> str:
+    """Return a table of the module's variables."""
+    rows = [
+        (code(name), body["type"].strip("${}"), _default(body), body["description"])
+        for name, body in sorted(_named("variable"))
+    ]
+    return table(("variable", "type", "default", "meaning"), rows)
+
+
+def outputs() -> str:
+    """Return a table of the module's outputs."""
+    rows = [(code(name), body["description"]) for name, body in sorted(_named("output"))]
+    return table(("output", "meaning"), rows)
+
+
+def metrics() -> str:
+    """Return a table of the metrics."""
+    rows = [
+        (
+            code(metric.name),
+            metric.kind,
+            code(metric.filter),
+            code(metric.reads),
+            metric.description,
+        )
+        for metric in log_metrics()
+    ]
+    return table(("metric", "kind", "log lines", "reads", "meaning"), rows)
+
+
+def log_metrics() -> list[Metric]:
+    """Return every metric, for each key of its `for_each`."""
+    found = []
+    for _, body in _resources("google_logging_metric"):
+        each = re.fullmatch(r"\$\{local\.(\w+)\}", body["for_each"])
+        assert each, body["for_each"]
+        for key, value in _local(each[1]).items():
+            names = {"each.key": key, "var.name": "NAME"}
+            names |= {f"each.value.{name}": text for name, text in value.items()}
+            [descriptor] = body["metric_descriptor"]
+            extractor = body.get("value_extractor") or next(iter(body["label_extractors"].values()))
+            reads = re.fullmatch(r"EXTRACT\(jsonPayload\.(.*)\)", _filled(extractor, names))
+            assert reads, extractor
+            found.append(
+                Metric(
+                    name=_filled(body["name"], names),
+                    kind="counter" if descriptor["value_type"] == "INT64" else "distribution",
+                    filter=_filled(body["filter"], names).partition(" AND ")[2],
+                    reads=reads[1],
+                    description=_filled(body["description"], names),
+                )
+            )
+    return found
+
+
+def alerts() -> str:
+    """Return a table of the alerts: the condition of each, and what to do."""
+    names = {"local.service_name": "SERVICE", "local.dead_letters_id": "DEAD_LETTERS"}
+    names |= {"var.project_id": "PROJECT", "local.max_instances": "`max_instances`"}
+    names |= {f"local.retry.{key}": str(value) for key, value in _local("retry").items()}
+    rows = [
+        (
+            _filled(body["display_name"], names),
+            body["severity"],
+            " or ".join(_filled(each["display_name"], names) for each in body["conditions"]),
+            _filled(body["documentation"][0]["content"], names),
+        )
+        for _, body in _resources("google_monitoring_alert_policy")
+    ]
+    return table(("alert", "severity", "condition", "what to do"), rows)
+
+
+def _filled(text: str, names: dict[str, str]) -> str:
+    """Return a text with its `${...}`: known values, or the last name in capitals."""
+
+    def value(match: re.Match[str]) -> str:
+        expression = match[1].strip("()")
+        resource = re.fullmatch(r"google_\w+\.(\w+)\.(id|name)", expression)
+        return names.get(expression) or (resource[1] if resource else expression).upper()
+
+    return re.sub(r"\$\{(.*?)\}", value, text)
+
+
+def _default(body: dict[str, Any]) -> str:
+    if "default" not in body:
+        return "required"
+    value = body["default"]
+    if isinstance(value, bool):
+        return code(str(value).lower())
+    if isinstance(value, str) and value != "null":
+        return code(f'"{value}"')
+    return code("null" if value is None else value)
+
+
+def _named(kind: str) -> Iterator[tuple[str, Any]]:
+    for block in _blocks(kind):
+        yield from block.items()
+
+
+def _resources(kind: str) -> Iterator[tuple[str, Any]]:
+    for block in _blocks("resource"):
+        yield from block.get(kind, {}).items()
+
+
+def _local(name: str) -> Any:
+    for block in _blocks("locals"):
+        if name in block:
+            return block[name]
+    raise LookupError(f"local.{name}")
+
+
+def _blocks(kind: str) -> Iterator[dict[str, Any]]:
+    for path in sorted(MODULE.glob("*.tf")):
+        yield from _plain(hcl2.loads(path.read_text(encoding="utf-8"))).get(kind, [])
+
+
+def _plain(value: Any) -> Any:
+    """Return a parsed value without the quotes, the escapes and the parser's own marks."""
+    if isinstance(value, str) and len(value) > 1 and value[0] == value[-1] == '"':
+        return value[1:-1].replace('\\"', '"')
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items() if key != "__is_block__"}
+    return value
