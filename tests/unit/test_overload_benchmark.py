@@ -19,11 +19,11 @@ from devtools.bench.overload import (
     Pusher,
     Run,
     Sample,
+    delay_seconds,
     draw,
     errors_logged,
     per_second,
     problems,
-    delay_seconds,
     section,
     took,
 )
