@@ -1,54 +1,62 @@
-# `make demo` and `make test` start from nothing but Python 3.11+; everything goes into .venv.
+# Every target installs what it needs into .venv. You need Python 3.11 or newer and make, nothing else.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 IMAGES ?=
 MODEL ?=
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+.DEFAULT_GOAL := help
 
-.PHONY: demo up chaos fuzz mutants test test-fast check unit fix docs clean lock
+.PHONY: help demo up emulators chaos fuzz mutants test test-fast check unit fix docs clean lock
 
-demo: $(if $(filter %.pt,$(MODEL)),$(VENV)/export,$(VENV)/local)  ## upload pictures to a local stack
+help:  ## list the targets
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(if $(filter %.pt,$(MODEL)),$(VENV)/export,$(VENV)/local)  ## upload images to a local stack and print their documents
 	$(BIN)/yolo-batch-dev demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(MODEL),--model "$(MODEL)")
 
 up: $(VENV)/local  ## run the local stack until Ctrl-C
 	$(BIN)/yolo-batch-dev up $(if $(MODEL),--model "$(MODEL)")
 
+emulators: $(VENV)/local  ## download the emulators, to work without a network later
+	$(BIN)/python -m devtools.local_stack.programs
+
 CHAOS_UPLOADS ?= 2000
 CHAOS_SEEDS ?= 1 2 3 4 5
-chaos: $(VENV)/local  ## uploads under faults, all audited; docs/evidence/chaos.md
+chaos: $(VENV)/local  ## upload under faults and audit every result; see docs/evidence/chaos.md
 	@trap 'exit 130' INT; for seed in $(CHAOS_SEEDS); do \
 	  $(BIN)/yolo-batch-dev chaos --uploads $(CHAOS_UPLOADS) --seed $$seed || failed="$$failed $$seed"; \
 	done; [ -z "$$failed" ] || { echo "Seeds with problems:$$failed"; exit 1; }
 
 FUZZ_RUNS ?= 100000
 TARGET ?= envelope image settings
-fuzz: $(VENV)/fuzz  ## the parsers on random bytes, guided by coverage; docs/evidence/malformed-files.md
+fuzz: $(VENV)/fuzz  ## fuzz the parsers; see docs/evidence/malformed-files.md
 	$(BIN)/python -m devtools.fuzz $(TARGET) --runs $(FUZZ_RUNS)
 
 SEED ?= 11
 COUNT ?= 300
-mutants: $(VENV)/mutants  ## small faults in the core, and whether tests see them; docs/evidence/mutants.md
+mutants: $(VENV)/mutants  ## inject small bugs and count those that the tests miss; see docs/evidence/mutants.md
 	$(BIN)/python -m devtools.mutants --seed $(SEED) --count $(COUNT)
 
-# Two processes share the files of tests; each starts emulators of its own.
+# Two pytest processes. Each runs whole files, with emulators of its own.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile
-test: $(VENV)/dev $(VENV)/export check  ## everything; ultralytics brings torch, several GB
+test: $(VENV)/dev $(VENV)/export check emulators  ## run all checks and tests; installs torch (several GB)
 	$(PYTEST)
 
-test-fast: $(VENV)/dev check  ## everything but the tests that need ultralytics
+test-fast: $(VENV)/dev check emulators  ## run all checks, and the tests that do not need torch
 	$(PYTEST) -m "not ultralytics"
-	@echo "Left out: the tests marked ultralytics (parity and export). make test runs them."
+	@echo "The tests marked ultralytics (parity and export) did not run. make test runs them."
 
-check: $(VENV)/dev  ## lint, format, types and the layout's import rules
+check: $(VENV)/dev  ## lint, check the format, the types and the import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-unit: $(VENV)/dev  ## the tests that need neither emulator nor ultralytics
+unit: $(VENV)/dev  ## run the tests that need neither emulators nor torch
 	$(PYTEST) -m "not ultralytics" tests/unit
 
-fix: $(VENV)/dev  ## what can be corrected by machine
+fix: $(VENV)/dev  ## correct lint and format where a machine can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -56,45 +64,54 @@ docs: $(VENV)/dev  ## the generated reference, and the site in build/site
 	$(BIN)/python -m devtools.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# By the container's Python. Left out: what tells others of a conversion, and what has a headless
-# twin. The runtime's versions are those that export: nncf holds some back.
+# Locked for the container's Python. Not locked: packages that report usage, and packages of which
+# a headless variant is locked. The runtime takes its versions from the export, because nncf holds
+# some of them back.
 LOCK_PYTHON ?= python3.13
 LOCK := CUSTOM_COMPILE_COMMAND="make lock" $(VENV)-lock/bin/pip-compile --quiet $(if $(UPGRADE),--upgrade) \
   --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --strip-extras
-lock: $(VENV)-lock/pip-tools  ## the container's packages, with hashes; UPGRADE=1 for newer ones
+lock: $(VENV)-lock/pip-tools  ## pin the container's packages by hash; UPGRADE=1 takes newer versions
 	$(LOCK) --allow-unsafe --only-build-deps --build-deps-for wheel -o requirements/build.txt pyproject.toml
 	$(LOCK) --unsafe-package opencv-python --extra export -o requirements/export.txt pyproject.toml
 	$(LOCK) --unsafe-package openvino-telemetry -c requirements/export.txt \
 	  -o requirements/cpu.txt pyproject.toml
 	$(LOCK) --unsafe-package opencv-python --unsafe-package openvino --unsafe-package openvino-telemetry \
 	  -c requirements/export.txt -o requirements/gpu.txt pyproject.toml requirements/gpu.in
-	sed -i '/^# WARNING: The following/,$$d' requirements/*.txt  # about what is left out
+	sed -i '/^# WARNING: The following/,$$d' requirements/*.txt  # about packages that are not locked
 
 $(VENV)-lock/pip-tools:
 	$(LOCK_PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/pip install --quiet 'pip-tools>=7.5,<8'
 	@touch $@
 
-clean:
+clean:  ## delete .venv and everything built
 	rm -rf $(VENV) build *.egg-info demo-output
 
-# A file in .venv for each set of extras that is installed.
+# Each file below records in .venv that a set of packages is installed.
 $(VENV)/pip:
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo "$(PYTHON) is not installed. Name your Python: make PYTHON=python3.13 ..."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 ..."; exit 1; }
+	  { echo "$$($(PYTHON) --version) is too old: 3.11 or newer is needed."; \
+	    echo "Name a newer one: make PYTHON=python3.13 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	  { echo "$(PYTHON) cannot create a virtual environment. On Debian and Ubuntu, run:"; \
+	    $(PYTHON) -c 'import sys; print("sudo apt-get install python%d.%d-venv" % sys.version_info[:2])'; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
 $(VENV)/local: $(VENV)/pip pyproject.toml devtools/pyproject.toml
+	@echo "Installing Python packages into $(VENV), a minute or two ..."
 	$(BIN)/pip install --quiet --editable . --editable ./devtools
 	@touch $@
 
 $(VENV)/dev: $(VENV)/local
+	@echo "Installing the packages of the tests, a minute or two ..."
 	$(BIN)/pip install --quiet --editable . --editable './devtools[dev]'
 	@touch $@
 
 $(VENV)/export: $(VENV)/local
-	@echo "Installing ultralytics and torch: several GB, some minutes ..."
+	@echo "Installing ultralytics and torch (several GB), some minutes ..."
 	$(BIN)/pip install --quiet --editable '.[export]' --editable ./devtools
 	@touch $@
 

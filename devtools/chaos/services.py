@@ -4,7 +4,6 @@ import contextlib
 import os
 import resource
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -12,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 from devtools.chaos.excuses import HANG_TIMEOUT_SECONDS, Excuse, Replacement
 from devtools.chaos.plan import FaultKind
@@ -313,18 +314,19 @@ def _limited(pid: int, limit: int, value: int) -> Iterator[None]:
 
 
 def _children(pid: int) -> list[int]:
-    listed = subprocess.run(
-        ["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False
-    )  # fmt: skip
-    return [int(line) for line in listed.stdout.split()]
+    """Return the ids of a process's children. Empty if it has ended."""
+    try:
+        return [child.pid for child in psutil.Process(pid).children()]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _is_running(pid: int) -> bool:
     """Return whether a process is running. A zombie is not."""
-    listed = subprocess.run(
-        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
-    )
-    return listed.stdout.strip()[:1] not in ("", "Z")
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _virtual_bytes(pid: int) -> int:

@@ -1,9 +1,12 @@
-"""The environment by which clients, `gcloud` and `gsutil` find the stack, and no account."""
+"""The environment variables that point clients, `gcloud` and `gsutil` to the stack.
+
+No account and no credentials are needed.
+"""
 
 import os
 import shlex
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 _BOTO = """\
@@ -29,7 +32,7 @@ use_gcloud_storage = False
 def client_environment(
     *, project: str, pubsub_host: str, firestore_host: str, storage_url: str
 ) -> dict[str, str]:
-    """Return what Google's client libraries read."""
+    """Return the variables that Google's client libraries read. Hosts are `host:port`."""
     return {
         "GOOGLE_CLOUD_PROJECT": project,
         "PUBSUB_EMULATOR_HOST": pubsub_host,
@@ -43,7 +46,16 @@ def tool_environment(
     *, project: str, pubsub_host: str, proxy_url: str, proxy_https_port: int, ca_file: Path,
     directory: Path,
 ) -> dict[str, str]:  # fmt: skip
-    """Return what `gcloud` and `gsutil` read, and write the files that it names."""
+    """Return the variables that `gcloud` and `gsutil` read.
+
+    Args:
+        project: the default project of both tools.
+        pubsub_host: the Pub/Sub emulator, as `host:port`.
+        proxy_url: the proxy for `gcloud`, with a slash at the end.
+        proxy_https_port: the proxy's port for `gsutil`.
+        ca_file: the certificate authority of that port.
+        directory: where `boto.cfg` is written, and where both tools keep their state.
+    """
     boto = directory / "boto.cfg"
     boto.write_text(
         _BOTO.format(
@@ -54,7 +66,7 @@ def tool_environment(
         )  # fmt: skip
     )
     return {
-        # A configuration of its own: the user's account, project and proxy are not ours.
+        # A configuration of its own: it ignores the user's account, project and proxy.
         "CLOUDSDK_CONFIG": str(directory / "gcloud"),
         "CLOUDSDK_ACTIVE_CONFIG_NAME": "default",
         "CLOUDSDK_AUTH_DISABLE_CREDENTIALS": "true",
@@ -67,8 +79,8 @@ def tool_environment(
         "CLOUDSDK_API_ENDPOINT_OVERRIDES_PUBSUB": f"http://{pubsub_host}/",
         "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE": proxy_url,
         "BOTO_CONFIG": str(boto),
-        # The `gsutil` of the SDK puts this one, which a company's machine may have set, above the
-        # file in BOTO_CONFIG, and would then try again for half an hour. gcloud needs none: http.
+        # In the SDK's gsutil this setting overrides the one in BOTO_CONFIG. If a company's machine
+        # has set it to another file, gsutil retries for half an hour. gcloud uses plain HTTP here.
         "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE": str(ca_file),
     }
 
@@ -78,22 +90,23 @@ def export_lines(environment: Mapping[str, str]) -> list[str]:
     return [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
 
 
-def upload_command(paths: Iterable[str | Path], destination: str) -> list[str] | None:
-    """Return a command that copies files or directories to `gs://...`; None if no tool can."""
-    sources: Sequence[str] = [str(path) for path in paths]
-    if any(character in source for source in sources for character in "*?[]"):
-        return None  # both tools would take the name as a pattern, and have no way to quote it
-    if shutil.which("gcloud"):
-        return ["gcloud", "storage", "cp", "--recursive", *sources, destination]
-    if shutil.which("gsutil"):
-        return ["gsutil", "-m", "cp", "-r", *sources, destination]
-    return None
+def upload_command(sources: Iterable[str | Path], destination: str) -> list[str] | None:
+    """Return the `gcloud storage cp` command that copies files or directories to `gs://...`.
+
+    Returns None if `gcloud` is not installed, or if a source has one of `*?[]` in its name:
+    `gcloud` would read it as a pattern, and has no way to quote it.
+    """
+    names = [str(source) for source in sources]
+    is_pattern = any(character in name for name in names for character in "*?[]")
+    if is_pattern or not shutil.which("gcloud"):
+        return None
+    return ["gcloud", "storage", "cp", "--recursive", *names, destination]
 
 
 def _without_proxy(environ: Mapping[str, str]) -> dict[str, str]:
-    """Keep loopback away from the proxy, if the environment has one."""
+    """Return the variables that exclude loopback from the environment's proxy, if it has one."""
     if not any(name.lower().endswith("_proxy") and environ[name] for name in environ):
         return {}
     known = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
     hosts = ",".join(filter(None, [known, "127.0.0.1", "localhost"]))
-    return {"NO_PROXY": hosts, "no_proxy": hosts}  # gRPC reads the second alone
+    return {"NO_PROXY": hosts, "no_proxy": hosts}  # gRPC reads only the second

@@ -1,6 +1,7 @@
-"""The demo: upload pictures with the ordinary tool, wait for their documents, show them."""
+"""The demo: start the stack, upload images, wait for their documents, and print them."""
 
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from google.cloud import storage
 
 from devtools.local_stack.client_environment import upload_command
 from devtools.local_stack.errors import LocalStackError
@@ -27,44 +29,44 @@ _UPLOAD_SECONDS = 600.0
 
 
 class DemoError(LocalStackError):
-    """The demo did not end as it should; the message says why."""
+    """The demo failed. The message says why."""
 
 
 @dataclass(frozen=True)
 class Upload:
-    """One picture of the demo: its file, and the name of its object."""
+    """An image of the demo: its file, and the name of its object in the bucket."""
 
     file: Path
     name: str
 
 
 def run_demo(images: Path, model: Path | None, output: Path) -> None:
-    """Run the whole way once: stack, upload, documents, table, annotated pictures.
+    """Upload images to a new stack, then print their documents and save annotated copies.
 
     Args:
-        images: a picture, or a folder of them.
-        model: what the service loads; None for the bundled model.
-        output: folder for annotated pictures.
+        images: an image, or a folder of images.
+        model: the model that the service loads, or None for the bundled model.
+        output: the folder for the annotated images.
 
     Raises:
-        MissingRequirementsError: something must be installed first.
-        DemoError: an upload failed, or has no document.
+        MissingRequirementsError: an emulator could not be downloaded.
+        DemoError: an upload failed, or an image has no document.
     """
     uploads = plan_uploads(images)
-    names = {item.name for item in uploads}
+    names = {upload.name for upload in uploads}
     click.echo("Starting the Pub/Sub, Firestore and Cloud Storage emulators and the service ...")
     with Stack(StackOptions(model_path=model)) as stack:
-        os.environ.update(stack.environment)  # for the clients below and the upload's tool
-        click.echo(f"Uploaded with {upload(stack.bucket, images, uploads)}")
-        store = build_reader(Settings.from_env())
+        os.environ.update(stack.environment)  # for the clients below, and for gcloud
+        click.echo(f"Uploaded with {upload_images(stack.bucket, images, uploads)}")
+        reader = build_reader(Settings.from_env())
         with click.progressbar(length=len(names), label="Documents", show_pos=True) as bar:
             documents = wait_for_documents(
-                store, stack.bucket, names, on_progress=bar.update, check=stack.raise_if_dead
+                reader, stack.bucket, names, on_progress=bar.update, check=stack.raise_if_dead
             )
     click.echo("\n" + table(documents[name] for name in sorted(documents)))
-    saved = save_pictures(uploads, documents, output)
+    saved = save_annotated_images(uploads, documents, output)
     click.echo(f"\n{len(documents)} of {len(names)} uploads have their document.")
-    click.echo(f"{saved} annotated pictures are in {output}/")
+    click.echo(f"{saved} annotated images are in {output}/")
     if missing := sorted(names - documents.keys()):
         shown = ", ".join(missing[:_SHOWN_NAMES])
         more = f" and {len(missing) - _SHOWN_NAMES} more" if len(missing) > _SHOWN_NAMES else ""
@@ -72,30 +74,37 @@ def run_demo(images: Path, model: Path | None, output: Path) -> None:
 
 
 def plan_uploads(source: Path) -> list[Upload]:
-    """List what copying a file or folder to `gs://BUCKET/demo/` uploads.
+    """List the objects that copying a file or folder to `gs://BUCKET/demo/` creates.
 
     Raises:
-        DemoError: there is nothing to upload.
+        DemoError: the folder has no files.
     """
     if source.is_file():
         return [Upload(source, f"{_PREFIX}/{source.name}")]
     files = sorted(path for path in source.rglob("*") if path.is_file())
     if not files:
-        raise DemoError(f"There are no pictures in {source}")
+        raise DemoError(f"There are no images in {source}")
     return [Upload(file, f"{_PREFIX}/{file.relative_to(source.parent)}") for file in files]
 
 
-def upload(bucket: str, source: Path, uploads: Iterable[Upload]) -> str:
-    """Upload with `gcloud storage cp`, else `gsutil cp`, else the client; say with which.
+def upload_images(bucket: str, source: Path, uploads: Iterable[Upload]) -> str:
+    """Upload with `gcloud storage cp`, or with the Python client where `gcloud` cannot do it.
+
+    Returns:
+        What was used, for the user to read.
 
     Raises:
-        DemoError: the tool failed.
+        DemoError: `gcloud` failed. The message has its output.
     """
     command = upload_command([source], f"gs://{bucket}/{_PREFIX}/")
     if command is None:
-        _upload_with_client(bucket, uploads)
-        return "the Python client (no gcloud or gsutil, or a name that they take as a pattern)"
-    done = subprocess.run(
+        client = storage.Client()
+        for upload in uploads:
+            client.bucket(bucket).blob(upload.name).upload_from_filename(upload.file)
+        if shutil.which("gcloud"):
+            return f"the Python client: gcloud would read {source.name!r} as a pattern"
+        return "the Python client: gcloud is not installed"
+    completed = subprocess.run(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -103,64 +112,59 @@ def upload(bucket: str, source: Path, uploads: Iterable[Upload]) -> str:
         timeout=_UPLOAD_SECONDS,
         check=False,
     )
-    if done.returncode:
-        raise DemoError(f"{' '.join(command[:3])} failed:\n{done.stdout.strip()}")
+    if completed.returncode:
+        raise DemoError(f"{' '.join(command[:3])} failed:\n{completed.stdout.strip()}")
     return " ".join(command)
 
 
-def _upload_with_client(bucket: str, uploads: Iterable[Upload]) -> None:
-    from google.cloud import storage
-
-    client = storage.Client()
-    for item in uploads:
-        client.bucket(bucket).blob(item.name).upload_from_filename(item.file)
-
-
 def wait_for_documents(
-    store: ResultReader,
+    reader: ResultReader,
     bucket: str,
     names: set[str],
     *,
     on_progress: Callable[[int], None],
     check: Callable[[], None],
 ) -> dict[str, Mapping[str, Any]]:
-    """Wait until every name has its document, or none has come for a while.
+    """Wait until every object has its document, or until no new document comes for 90 seconds.
 
     Args:
-        store: the results.
+        reader: reads the documents.
         bucket: the bucket of the uploads.
-        names: the objects' names.
-        on_progress: called with how many documents are new.
-        check: called now and then; raises when waiting has become useless.
+        names: the names of the objects.
+        on_progress: called with the number of new documents.
+        check: called repeatedly. Raises if waiting has become useless.
 
     Returns:
-        The documents by name; fewer than names if patience ran out.
+        The documents by object name. Some are missing if the wait was given up.
     """
-    found: dict[str, Mapping[str, Any]] = {}
-    last_news = time.monotonic()
-    while len(found) < len(names) and time.monotonic() - last_news < _PATIENCE_SECONDS:
-        documents = {d["name"]: d for d in store.results(bucket, f"{_PREFIX}/")}
-        news = {n: d for n, d in documents.items() if n in names and n not in found}
-        if news:
-            found.update(news)
-            on_progress(len(news))
-            last_news = time.monotonic()
+    documents: dict[str, Mapping[str, Any]] = {}
+    last_progress_seconds = time.monotonic()
+    while (
+        len(documents) < len(names) and time.monotonic() - last_progress_seconds < _PATIENCE_SECONDS
+    ):
+        stored = {document["name"]: document for document in reader.results(bucket, f"{_PREFIX}/")}
+        new = {name: stored[name] for name in names & stored.keys() - documents.keys()}
+        if new:
+            documents.update(new)
+            on_progress(len(new))
+            last_progress_seconds = time.monotonic()
         else:
             check()
             time.sleep(_POLL_SECONDS)
-    return found
+    return documents
 
 
-def save_pictures(
+def save_annotated_images(
     uploads: Iterable[Upload], documents: Mapping[str, Mapping[str, Any]], output: Path
 ) -> int:
-    """Write annotated copies of the pictures that have done documents; say how many."""
+    """Write an annotated copy of each image whose document is `done`. Return their number."""
     count = 0
-    for item in uploads:
-        document = documents.get(item.name)
+    for upload in uploads:
+        document = documents.get(upload.name)
         if document and document["status"] == "done":
-            place = Path(item.name).relative_to(_PREFIX).parent
-            name = annotated_name(item.file, [item.file])
-            save_annotated(item.file, document, output / place / name)
+            folder = output / Path(upload.name).relative_to(_PREFIX).parent
+            save_annotated(
+                upload.file, document, folder / annotated_name(upload.file, [upload.file])
+            )
             count += 1
     return count

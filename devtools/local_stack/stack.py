@@ -22,7 +22,7 @@ from devtools.local_stack.eventarc import Eventarc, EventarcOptions
 from devtools.local_stack.gcs_proxy import GcsProxy
 from devtools.local_stack.log_echo import LogEcho
 from devtools.local_stack.processes import Child, Processes, free_port, is_answering
-from devtools.local_stack.requirements import Programs, find_programs
+from devtools.local_stack.programs import Programs, find_programs
 
 # As in the container.
 SERVICE_COMMAND = (

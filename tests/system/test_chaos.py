@@ -7,10 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 from devtools.chaos.plan import FaultKind
 from devtools.chaos.services import impossible_faults
 from tests.fakes import wait_until
-from tests.system.test_local_stack import child_pids, is_running
+from tests.system.test_local_stack import is_running
 
 YOLO_BATCH_DEV = Path(sys.executable).with_name("yolo-batch-dev")
 PATIENCE_SECONDS = 120
@@ -41,8 +43,10 @@ def test_interrupted_run_stops_everything_it_started() -> None:
         while "Uploads" not in run.stdout.readline():
             assert run.poll() is None
         # Two reapers, three emulators and three services; one may just be started again.
-        wait_until(lambda: len(child_pids(run.pid)) >= 8, "not everything is started")
-        children = child_pids(run.pid)
+        wait_until(
+            lambda: len(psutil.Process(run.pid).children()) >= 8, "not everything is started"
+        )
+        children = psutil.Process(run.pid).children()
         run.send_signal(signal.SIGINT)
         assert run.wait(PATIENCE_SECONDS) == 1
     deadline = time.monotonic() + PATIENCE_SECONDS

@@ -23,7 +23,7 @@ from devtools.fuzz.corpus import NAMES
 from devtools.local_stack import emulators
 from devtools.local_stack.eventarc import Eventarc, EventarcOptions
 from devtools.local_stack.processes import Processes
-from devtools.local_stack.requirements import find_programs
+from devtools.local_stack.programs import find_programs
 from devtools.local_stack.stack import Stack
 from service.gcp.listing import connect_lister
 from service.gcp.result_reader import ResultReader

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from devtools.chaos import services as module
@@ -61,13 +62,6 @@ def server_and_workers(service: Service) -> tuple[int, list[int]]:
     return service._running.process.pid, service._workers()
 
 
-def state(pid: int) -> str:
-    listed = subprocess.run(
-        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
-    )
-    return listed.stdout.strip()[:1]
-
-
 @pytest.mark.parametrize("kind", [FaultKind.KILL, FaultKind.TERM, FaultKind.SLOW_START])
 def test_killed_or_stopped_service_is_another_one(service: Service, kind: FaultKind) -> None:
     before = server_and_workers(service)
@@ -96,12 +90,12 @@ def test_paused_service_continues_later(service: Service) -> None:
     thread.start()
     seen = set[str]()
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while "T" not in seen and time.monotonic() < deadline:
-        seen.add(state(workers[0]))
+    while psutil.STATUS_STOPPED not in seen and time.monotonic() < deadline:
+        seen.add(psutil.Process(workers[0]).status())
     service.leaving.set()
     thread.join()
     service.leaving.clear()
-    assert "T" in seen
+    assert psutil.STATUS_STOPPED in seen
     assert server_and_workers(service) == (server, workers)
     assert service._is_ready()
 

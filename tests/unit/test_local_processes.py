@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from devtools.local_stack import processes as module
@@ -59,11 +60,10 @@ def start(processes: Processes, command: list[str]) -> Child:
 
 
 def is_running(pid: int) -> bool:
-    state = subprocess.run(
-        ["ps", "-o", "stat=", "-p", str(pid)],
-        capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False,
-    ).stdout.strip()  # fmt: skip
-    return bool(state) and not state.startswith("Z")
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_stop_ends_the_child_with_term(processes: Processes) -> None:
