@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 IMAGES ?=
 MODEL ?=
 
-.PHONY: demo up chaos fuzz mutants test test-fast check unit fix clean lock
+.PHONY: demo up chaos fuzz mutants test test-fast check unit coverage hooks fix clean lock
 
 demo: $(if $(filter %.pt,$(MODEL)),$(VENV)/export,$(VENV)/local)  ## upload pictures to a local stack
 	$(BIN)/yolo-batch-dev demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(MODEL),--model "$(MODEL)")
@@ -47,6 +47,17 @@ check: $(VENV)/dev  ## lint, format, types and the layout's import rules
 
 unit: $(VENV)/dev  ## the tests that need neither emulator nor ultralytics
 	$(PYTEST) -m "not ultralytics" tests/unit
+
+# Covers the tests and every process that they start. The tests of the benchmarks do not run: they
+# measure memory and time, which coverage changes.
+coverage: $(VENV)/dev $(VENV)/export  ## measure line and branch coverage of service/; see docs/evidence/coverage.md
+	rm -rf build/coverage && mkdir -p build/coverage
+	$(BIN)/coverage run -m pytest -n 2 --dist loadfile -p tests.coverage_plugin \
+	  --ignore-glob '*test_bench*'; status=$$?; \
+	$(BIN)/coverage combine --quiet; $(BIN)/coverage report && exit $$status
+
+hooks: $(VENV)/dev  ## run ruff and mypy before each git commit
+	$(BIN)/pre-commit install
 
 fix: $(VENV)/dev  ## what can be corrected by machine
 	$(BIN)/ruff check --fix .
