@@ -7,7 +7,7 @@ MODEL ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 
-.PHONY: help demo up emulators chaos fuzz mutants test test-fast check unit fix docs clean lock
+.PHONY: help demo up emulators chaos fuzz mutants test test-fast check unit coverage hooks fix docs clean lock
 
 help:  ## list the targets
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,17 @@ check: $(VENV)/dev  ## lint, check the format, the types and the import rules
 
 unit: $(VENV)/dev  ## run the tests that need neither emulators nor torch
 	$(PYTEST) -m "not ultralytics" tests/unit
+
+# Covers the tests and every process that they start. The tests of the benchmarks do not run: they
+# measure memory and time, which coverage changes.
+coverage: $(VENV)/dev $(VENV)/export  ## measure line and branch coverage of service/; see docs/evidence/coverage.md
+	rm -rf build/coverage && mkdir -p build/coverage
+	$(BIN)/coverage run -m pytest -n 2 --dist loadfile -p tests.coverage_plugin \
+	  --ignore-glob '*test_bench*'; status=$$?; \
+	$(BIN)/coverage combine --quiet; $(BIN)/coverage report && exit $$status
+
+hooks: $(VENV)/dev  ## run ruff and mypy before each git commit
+	$(BIN)/pre-commit install
 
 fix: $(VENV)/dev  ## correct lint and format where a machine can
 	$(BIN)/ruff check --fix .

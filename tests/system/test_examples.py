@@ -1,0 +1,163 @@
+"""The programs in examples/, run as a user runs them."""
+
+import os
+import signal
+import subprocess
+import sys
+from ast import literal_eval
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import cv2
+import pytest
+from google.cloud.storage import Client
+
+from devtools.demo_model.shapes import Scene
+from devtools.local_stack.processes import free_port
+from devtools.local_stack.stack import Stack
+from service.domain import ImageRef
+from tests.fakes import wait_until
+from tests.system.conftest import (
+    CLI_SECONDS,
+    Service,
+    document,
+    put_aside,
+    upload,
+    wait_for_document,
+)
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+Samples = list[tuple[Path, Scene]]
+
+
+def run_example(
+    name: str, *arguments: str | Path, env: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, EXAMPLES / name, *arguments],
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=CLI_SECONDS,
+        check=False,
+    )
+
+
+def uploaded_by(stack: Stack, camera: str) -> list[ImageRef]:
+    blobs = Client().list_blobs(stack.bucket, prefix=f"{camera}/")
+    return [ImageRef(stack.bucket, blob.name, blob.generation) for blob in blobs]
+
+
+@pytest.fixture(scope="module")
+def queried(stack: Stack, samples: Samples) -> dict[str, dict[str, int]]:
+    """Recorded images: their labels and counts by uri, empty for a failed one."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in stack.environment.items():
+            environment.setenv(name, value)
+        images = [path.read_bytes() for path, _ in samples[:3]] + [b"not an image"]
+        refs = [upload(stack, f"examples/{i}.jpg", data) for i, data in enumerate(images)]
+        return {ref.uri: wait_for_document(ref)["counts"] for ref in refs}
+
+
+def test_query_results_finds_images_by_each_condition(
+    queried: dict[str, dict[str, int]],
+) -> None:
+    def found(*conditions: str) -> set[str]:
+        done = run_example("query_results.py", *conditions, "--limit", "10000")
+        assert done.returncode == 0, done.stderr
+        return {line.split()[0] for line in done.stdout.splitlines()} & queried.keys()
+
+    label = next(iter(next(iter(queried.values()))))
+    with_label = {uri for uri, counts in queried.items() if label in counts}
+    with_two = {uri for uri, counts in queried.items() if counts.get(label, 0) > 1}
+    failed = {uri for uri, counts in queried.items() if not counts}
+    assert found("--label", label) == with_label != set()
+    assert found("--label", label, "--more-than", "1") == with_two
+    assert found("--confidence", "0.25") == queried.keys() - failed
+    assert found("--failed") == failed != set()
+
+
+@pytest.mark.parametrize("source", ["folder", "video"])
+def test_upload_camera_uploads_each_frame_once(
+    source: str, stack: Stack, samples: Samples, tmp_path: Path
+) -> None:
+    images = [scene.image for _, scene in samples[:3]]
+    height, width = images[0].shape[:2]
+    if source == "folder":
+        for number, image in enumerate(images):
+            cv2.imwrite(str(tmp_path / f"{number}.jpg"), image)
+        (tmp_path / "notes.txt").write_text("no image")
+        path = tmp_path
+    else:
+        path = tmp_path / "gate.avi"
+        writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 5, (width, height))
+        for image in images:
+            writer.write(cv2.resize(image, (width, height)))
+        writer.release()
+    camera = f"camera-{source}"
+    done = run_example(
+        "upload_camera.py", path, f"gs://{stack.bucket}", "--camera", camera, "--interval", "0.1"
+    )
+    assert done.returncode == 0, done.stderr
+    refs = uploaded_by(stack, camera)
+    assert [line.split()[1] for line in done.stdout.splitlines()] == [ref.uri for ref in refs]
+    documents = [wait_for_document(ref) for ref in refs]
+    assert [(found["status"], found["image"]["format"]) for found in documents] == [
+        ("done", "JPEG")
+    ] * 3
+
+
+def test_upload_camera_drops_frames_during_an_outage(
+    stack: Stack, samples: Samples, tmp_path: Path
+) -> None:
+    (tmp_path / "1.jpg").write_bytes(samples[0][0].read_bytes())
+    nobody = {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{free_port()}"}
+    done = run_example(
+        "upload_camera.py", tmp_path, f"gs://{stack.bucket}", "--camera", "outage", env=nobody
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Dropped outage/")
+    assert uploaded_by(stack, "outage") == []
+
+
+def test_upload_camera_to_no_bucket_says_so(samples: Samples, tmp_path: Path) -> None:
+    done = run_example("upload_camera.py", samples[0][0], "gs://nowhere", "--camera", "lost")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Cloud Storage rejected lost/")
+
+
+def test_upload_camera_stops_on_ctrl_c(stack: Stack, samples: Samples) -> None:
+    folder = samples[0][0].parent
+    command: list[str | Path] = [sys.executable, EXAMPLES / "upload_camera.py", folder]
+    command += [f"gs://{stack.bucket}", "--camera", "stopped", "--interval", "3600"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        wait_until(lambda: len(uploaded_by(stack, "stopped")) == 1, "no frame is uploaded")
+        assert process.stdout is not None and process.stdout.readline().startswith(b"Uploaded ")
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=CLI_SECONDS)
+    assert (process.returncode, stderr) == (0, b"")
+
+
+def test_publish_jobs_prints_the_result_of_each_job(
+    service: Service, stack: Stack, samples: Samples, make_topic: Callable[..., str]
+) -> None:
+    good = put_aside(stack, "examples/good.jpg", samples[0][0].read_bytes())
+    bad = put_aside(stack, "examples/bad.jpg", b"not an image")
+    topic = make_topic(push_config={"push_endpoint": service.url})
+    done = run_example("publish_jobs.py", good.uri, bad.uri, "--topic", topic)
+    assert done.returncode == 0, done.stderr
+    printed = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    documents = {ref.uri: document(ref) or {} for ref in (good, bad)}
+    assert {uri: literal_eval(text) for uri, text in printed.items()} == {
+        good.uri: documents[good.uri]["counts"],
+        bad.uri: documents[bad.uri]["error"],
+    }
+
+
+def test_publish_jobs_names_images_without_a_document(
+    stack: Stack, samples: Samples, make_topic: Callable[..., str]
+) -> None:
+    ref = put_aside(stack, "examples/late.jpg", samples[0][0].read_bytes())
+    done = run_example("publish_jobs.py", ref.uri, "--topic", make_topic(), "--timeout", "1")
+    assert done.returncode == 1
+    assert done.stderr == f"No document after 1 s: ['{ref.uri}#{ref.generation}']\n"
