@@ -139,19 +139,64 @@ class ModelInfo:
 
 
 class ErrorCode(StrEnum):
-    """Why an image can never be detected, as written in its document."""
+    """Why an image failed, as written in its document."""
 
     EMPTY_OBJECT = "empty_object"
     UNSUPPORTED_MEDIA = "unsupported_media"
     CORRUPT_IMAGE = "corrupt_image"
     IMAGE_TOO_LARGE = "image_too_large"
-    UNREADABLE_OBJECT = "unreadable_object"  # Cloud Storage refuses this object permanently
-    UNSTORABLE_RESULT = "unstorable_result"  # Firestore refuses the document of its result
+    UNREADABLE_OBJECT = "unreadable_object"
+    UNSTORABLE_RESULT = "unstorable_result"
 
     @property
-    def is_of_the_bytes(self) -> bool:
-        """Whether the object's bytes are the reason: another attempt would fail in the same way."""
+    def is_caused_by_bytes(self) -> bool:
+        """Whether the object's bytes are the cause: another attempt would fail in the same way."""
         return self not in (ErrorCode.UNREADABLE_OBJECT, ErrorCode.UNSTORABLE_RESULT)
+
+    @property
+    def description(self) -> str:
+        """What the code means, in sentences."""
+        return _EXPLANATIONS[self][0]
+
+    @property
+    def remedy(self) -> str:
+        """What a person can do about it, in sentences."""
+        return _EXPLANATIONS[self][1]
+
+
+_EXPLANATIONS = {  # code: description, remedy
+    ErrorCode.EMPTY_OBJECT: (
+        "The object has no bytes.",
+        "Upload the image again.",
+    ),
+    ErrorCode.UNSUPPORTED_MEDIA: (
+        "The object is not an image, or its format or variant is not supported. The file itself "
+        "may be intact.",
+        "Convert the image to a supported format, for example JPEG or PNG, and upload it again.",
+    ),
+    ErrorCode.CORRUPT_IMAGE: (
+        "The file is damaged or incomplete, or decoding it crashed or exceeded a limit on CPU "
+        "time, wall time or memory.",
+        "Check the original file, and upload it again.",
+    ),
+    ErrorCode.IMAGE_TOO_LARGE: (
+        "The object has more than MAX_IMAGE_BYTES bytes, or the image has more than "
+        "MAX_IMAGE_PIXELS pixels or a side longer than its format may have.",
+        "Upload a smaller image. Or raise the limit that the message names, give the instance the "
+        "memory for it, and run `yolo-batch reconcile --enqueue failed`.",
+    ),
+    ErrorCode.UNREADABLE_OBJECT: (
+        "Cloud Storage denies access to this object, but not to its bucket. Causes are the "
+        "object's encryption key, its ACL, an IAM condition, Requester Pays or legal reasons.",
+        "Repair what the message names. Then run `yolo-batch reconcile --enqueue failed`.",
+    ),
+    ErrorCode.UNSTORABLE_RESULT: (
+        "Firestore rejects the document of the result, for example because it is larger than "
+        "1 MiB. Other images of the same commit are not affected.",
+        "Read the message. If the image has too many detections, raise MIN_CONFIDENCE. Then run "
+        "`yolo-batch reconcile --enqueue failed`.",
+    ),
+}
 
 
 @dataclass(frozen=True)

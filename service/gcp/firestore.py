@@ -260,7 +260,7 @@ def _settled(
         is_own = record and record.timings == entry.document["timings"]
         return CommittedResult(result, is_superseded=not is_own)
     is_done = record and record.status == STATUS_DONE
-    if is_done and result.failure and not result.failure.code.is_of_the_bytes:
+    if is_done and result.failure and not result.failure.code.is_caused_by_bytes:
         return DocumentKeptError(result.failure.message)
     return None
 

@@ -454,7 +454,7 @@ class _Decoder:
             elif kind == BAD:
                 code, _, sentence = body.decode(errors="replace").partition(" ")
                 error = BadImageError(ErrorCode(code), sentence)
-                if not error.code.is_of_the_bytes:
+                if not error.code.is_caused_by_bytes:
                     raise ValueError(code)
                 self.is_reusable = True
                 self._shrink(len(data), 0)

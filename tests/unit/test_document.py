@@ -198,3 +198,9 @@ def test_document_id_of_following_generations_is_not_sequential() -> None:
 def test_document_id_without_generation_raises() -> None:
     with pytest.raises(ValueError, match="gs://uploads/dir/cat.jpg has no generation yet"):
         replace(REF, generation=None).document_id  # noqa: B018 - the property raises
+
+
+def test_every_error_code_has_a_description_and_a_remedy() -> None:
+    for code in ErrorCode:
+        assert code.description.endswith(".")
+        assert code.remedy.endswith(".")
