@@ -66,9 +66,7 @@ def seeded() -> list[ImageResult]:
     ),
     ids=["person", "three-cars", "traffic-light", "confident", "failed", "uri"],
 )
-def test_readme_query_finds_its_picture(
-    query: str, expected: str, seeded: list[ImageResult]
-) -> None:
+def test_readme_query_finds_its_image(query: str, expected: str, seeded: list[ImageResult]) -> None:
     store().commit(seeded)
     names: dict[str, Any] = {}
     exec(SETUP, names)
