@@ -1,16 +1,17 @@
-# The service's image: `docker build .` runs the bundled model on a CPU; docs/how-to/container.md.
-#   --target cpu (the default)  OpenVINO, neither torch nor a compiler
-#   --target gpu                ultralytics and CUDA torch, several GB
-#   --build-arg MODEL=          cpu: nothing (the bundled demo model), an official name (yolo26n.pt,
-#                               downloaded now, never at a start), models/NAME.pt, or an exported
-#                               models/NAME_openvino_model; gpu: yolo26n.pt or models/NAME.pt
-#   --build-arg CALIBRATION=    cpu: models/FOLDER of images, for int8 beside float
-#   --build-arg IMAGE_SIZE=     cpu: longer side that weights are exported for, in pixels; by
-#                               default the one that they were trained with
-#   --build-arg REVISION=       what the image was made from, for its label
+# The service's container image. `docker build .` builds one that runs the bundled model on a CPU. See
+# docs/how-to/container.md.
+#   --target cpu (the default)  OpenVINO, without torch and without a compiler
+#   --target gpu                ultralytics and torch with CUDA; several GB
+#   --build-arg MODEL=          cpu: empty (the bundled demo model), an official name (yolo26n.pt,
+#                               downloaded during the build), models/NAME.pt, or an exported
+#                               models/NAME_openvino_model. gpu: yolo26n.pt or models/NAME.pt
+#   --build-arg CALIBRATION=    cpu: models/FOLDER of images, to quantise the model to int8
+#   --build-arg IMAGE_SIZE=     cpu: longer side of the exported model's input, in pixels. Default: the
+#                               size that the weights were trained with
+#   --build-arg REVISION=       the revision that the image is built from, for its label
 #
-# Pin the base for good with --build-arg BASE=python:3.13-slim-bookworm@sha256:...; the digest
-# of a mirror's copy may differ from that of the original, so none is written here.
+# To pin the base image, pass --build-arg BASE=python:3.13-slim-bookworm@sha256:... No digest is set
+# here, because that of a mirror's copy may differ.
 ARG BASE=python:3.13-slim-bookworm
 
 # --- the package itself ------------------------------------------------------------------------
@@ -24,8 +25,9 @@ COPY pyproject.toml README.md LICENSE ./
 COPY service service
 RUN python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir /wheels .
 
-# --- what it needs on a CPU --------------------------------------------------------------------
-# --no-deps everywhere: a lock is complete, but for what it leaves out on purpose (Makefile, lock).
+# --- dependencies on a CPU ---------------------------------------------------------------------
+# --no-deps everywhere: a lock lists all packages, except those that it omits on purpose (Makefile,
+# target lock).
 FROM ${BASE} AS cpu-dependencies
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
@@ -35,13 +37,13 @@ RUN --mount=type=cache,target=/root/.cache/pip \
  && python -m pip --python /opt/yolo-batch/bin/python install --quiet --no-compile --no-deps \
       --require-hashes --requirement requirements/cpu.txt
 COPY container/prune.py container/
-# Bytecode that never looks at its source: no time stamp that a copied layer could spoil.
+# unchecked-hash: bytecode that ignores the source's time stamp, which a copied layer may change.
 RUN python container/prune.py /opt/yolo-batch/lib/python3.*/site-packages \
  && /opt/yolo-batch/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash \
       /opt/yolo-batch/lib \
  && find /opt/yolo-batch/bin -type f ! -name gunicorn -delete
 
-# --- what it needs on a GPU --------------------------------------------------------------------
+# --- dependencies on a GPU ---------------------------------------------------------------------
 FROM ${BASE} AS gpu-dependencies
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
@@ -57,13 +59,13 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 FROM ${BASE} AS application
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 COPY --from=wheel /wheels /wheels
-# The venv only gives the scripts their interpreter.
+# The venv only sets the interpreter of the installed scripts.
 RUN python -m venv --without-pip /opt/yolo-batch \
  && python -m pip --python /opt/yolo-batch/bin/python install --quiet --no-compile --no-deps \
       --no-index --target /app /wheels/*.whl \
  && python -m compileall -q --invalidation-mode unchecked-hash /app
 
-# --- the model: weights to what the runtime loads --------------------------------------------
+# --- the model: exported for a CPU, weights for a GPU ------------------------------------------
 FROM ${BASE} AS export
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore YOLO_AUTOINSTALL=false
 WORKDIR /build
@@ -87,8 +89,8 @@ RUN PATH=/opt/yolo-batch/bin:$PATH sh container/weights.sh /model
 
 # --- the runtime -------------------------------------------------------------------------------
 FROM ${BASE} AS runtime
-# The standard library's bytecode, too, is made here: an image has none, and a read-only start
-# would compile it again and again. What installs packages has no use any more.
+# Compile the standard library, because the base image has no bytecode, and a read-only container would
+# compile it at every start. Remove what installs packages.
 RUN rm -rf /usr/local/lib/python3.*/site-packages/* /usr/local/lib/python3.*/ensurepip \
       /usr/local/lib/python3.*/idlelib /usr/local/lib/python3.*/tkinter \
       /usr/local/lib/python3.*/turtledemo /usr/local/lib/python3.*/test \
@@ -101,15 +103,15 @@ ENV PATH=/app/bin:/opt/yolo-batch/bin:$PATH \
     PYTHONUNBUFFERED=1
 WORKDIR /app
 EXPOSE 8080
-# Numbers, so that a platform can see that it is not root; nothing on the file system is its own.
+# Numeric, so that a platform can see that it is not root. This user owns no file.
 USER 10001:10001
-# Exec form: gunicorn is process 1 and gets SIGTERM itself.
+# Exec form, so that gunicorn is process 1 and receives SIGTERM.
 CMD ["python", "-m", "gunicorn", "--config", "python:service.server.gunicorn_conf", "service.server.wsgi:build_app()"]
 
 FROM runtime AS gpu
 COPY --from=gpu-dependencies /opt/yolo-batch /opt/yolo-batch
 ARG MODEL=yolo26n.pt
-# A user without a name or a home: ultralytics, matplotlib and torch keep their notes in /tmp.
+# The user has no name and no home, so ultralytics, matplotlib and torch write their files to /tmp.
 ENV DEVICE=0 \
     MODEL_PATH=/model/${MODEL} \
     HOME=/tmp \

@@ -1,4 +1,4 @@
-"""List what takes the space in an image's own layers, from inside it.
+"""Lists the sizes of the parts of a container image. Run it inside a container.
 
 docker run --rm --interactive IMAGE python - < container/contents.py
 """
@@ -14,18 +14,18 @@ SHOWN = 14
 
 
 def files(root: Path) -> Iterator[Path]:
-    """Regular files below a directory."""
+    """Return the regular files below a directory, at any depth."""
     return (path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
 
 
 def package_of(path: Path) -> str:
-    """Name the package that a file of site-packages belongs to, with its bundled libraries."""
+    """Return the package that a file of site-packages belongs to, or is bundled with."""
     first = path.relative_to(SITE_PACKAGES).parts[0].partition(".libs")[0]
     return {"cv2": "opencv", "opencv_python_headless": "opencv", "PIL": "pillow"}.get(first, first)
 
 
 def main() -> None:
-    """Print a Markdown table, largest first."""
+    """Print the parts as a Markdown table, largest first."""
     sizes: Counter[str] = Counter()
     for path in files(SITE_PACKAGES):
         part = "bytecode of the packages" if path.suffix == ".pyc" else package_of(path)
@@ -37,7 +37,7 @@ def main() -> None:
         sizes[name] = sum(path.stat().st_size for path in files(Path(root)))
     rows = sizes.most_common(SHOWN)
     rows.append(("the rest", sizes.total() - sum(size for _, size in rows)))
-    rows.append(("together", sizes.total()))
+    rows.append(("total", sizes.total()))
     sys.stdout.write("| part | MB |\n|---|---|\n")
     for part, size in rows:
         sys.stdout.write(f"| {part} | {size / 1e6:.1f} |\n")

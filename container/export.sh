@@ -1,17 +1,17 @@
 #!/bin/sh
-# Put the model that the CPU runtime loads into the directory $1, by what MODEL names.
+# Copy or export the model that MODEL names to the directory $1, for the CPU runtime.
 set -eu
 target=$1
 fail() { echo "error: $*" >&2; exit 1; }
 
 case "$MODEL" in
   '' | *_openvino_model | *_openvino_model/)
-    [ -z "$CALIBRATION" ] || fail "CALIBRATION=$CALIBRATION quantises weights: name them by MODEL"
+    [ -z "$CALIBRATION" ] || fail "CALIBRATION=$CALIBRATION needs weights to quantise: set MODEL to a .pt file"
     if [ -z "$MODEL" ]; then
       python -m pip install --quiet --no-deps --no-index --target /bundled /wheels/*.whl
       MODEL=/bundled/service/bundled_model
     fi
-    [ -f "$MODEL/metadata.yaml" ] || fail "MODEL=$MODEL is not an exported model inside models/"
+    [ -f "$MODEL/metadata.yaml" ] || fail "MODEL=$MODEL is not an exported model in models/"
     cp -R "$MODEL" "$target"
     ;;
   *)
@@ -25,5 +25,5 @@ case "$MODEL" in
     /opt/export/bin/yolo-batch export "$@"
     ;;
 esac
-# The service is nobody here: it only reads.
+# The service runs as another user, who only reads.
 chmod -R a+rX "$target"

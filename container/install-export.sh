@@ -1,5 +1,5 @@
 #!/bin/sh
-# Install what exports weights, when MODEL are weights: ultralytics and torch are several GB.
+# Install ultralytics and torch, which have several GB, if MODEL names weights to export.
 set -eu
 case "$MODEL" in
   '' | *_openvino_model | *_openvino_model/) echo "MODEL='$MODEL' needs no export" ;;

@@ -1,7 +1,7 @@
-"""Remove from an environment what the CPU runtime never loads: prune.py SITE_PACKAGES.
+"""Removes files that the CPU runtime never loads: prune.py SITE_PACKAGES.
 
-A pattern that matches nothing ends the build: a new version has moved things, so look again.
-Licences stay.
+A pattern without a match fails the build, because a new version of a package has moved its files.
+Licences are kept.
 """
 
 import shutil
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 UNUSED = (
-    # Inference is on the CPU, and the network is OpenVINO's own format.
+    # Inference runs on the CPU, and the model is in OpenVINO's own format.
     "openvino/libs/libopenvino_intel_gpu_plugin.so",
     "openvino/libs/cache.json",  # the GPU plugin's kernels
     "openvino/libs/libopenvino_intel_npu_plugin.so",
@@ -32,19 +32,19 @@ USED = ("openvino/libs/libopenvino_ir_frontend.so.*",)
 
 
 def main() -> None:
-    """Remove the patterns below the given directory."""
+    """Remove the files that match UNUSED in the given directory."""
     root = Path(sys.argv[1])
     kept = {path for pattern in USED for path in root.glob(pattern)}
     freed = 0
     for pattern in UNUSED:
-        found = [path for path in root.glob(pattern) if path not in kept]
-        if not found:
+        paths = [path for path in root.glob(pattern) if path not in kept]
+        if not paths:
             sys.exit(f"error: prune.py: nothing matches {pattern} in {root}")
-        for path in found:
+        for path in paths:
             if path.is_dir():
                 freed += sum(file.lstat().st_size for file in path.rglob("*") if file.is_file())
                 shutil.rmtree(path)
-            elif path.exists():  # not gone with its directory
+            elif path.exists():  # not yet removed with its directory
                 freed += path.stat().st_size
                 path.unlink()
     sys.stdout.write(f"prune.py: {freed / 1e6:.0f} MB removed\n")

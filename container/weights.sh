@@ -1,16 +1,16 @@
 #!/bin/sh
-# Put the weights that MODEL names below the directory $1: a file of models/, or an official name,
-# which ultralytics downloads here so that no start has to.
+# Copy the weights that MODEL names to the directory $1: a file of models/, or an official name, which
+# ultralytics downloads now so that the service need not.
 set -eu
 target=$1
 fail() { echo "error: $*" >&2; exit 1; }
 
 case "$MODEL" in
-  *_openvino_model*) fail "MODEL=$MODEL runs on a CPU (--target cpu); a GPU takes .pt or .engine" ;;
+  *_openvino_model*) fail "MODEL=$MODEL runs only on a CPU (--target cpu). For a GPU, use .pt or .engine" ;;
   /* | ../* | */../*) fail "MODEL=$MODEL must be an official name or a file of models/" ;;
   */*) [ -f "$MODEL" ] || fail "there is no file MODEL=$MODEL; put it into models/" ;;
   *.pt) python -c 'import sys; from ultralytics import YOLO; YOLO(sys.argv[1])' "$MODEL" ;;
-  *) fail "MODEL=$MODEL is neither an official name, such as yolo26n.pt, nor a file of models/" ;;
+  *) fail "MODEL=$MODEL is neither an official name, for example yolo26n.pt, nor a file of models/" ;;
 esac
 mkdir -p "$target/$(dirname "$MODEL")"
 cp "$MODEL" "$target/$MODEL"

@@ -1,1 +1,1 @@
-"""YOLO26 over uploaded pictures: events in, detections out."""
+"""YOLO26 on uploaded images: events in, detections out."""

@@ -1,4 +1,4 @@
-"""The one deadline of a delivery: every wait ends with it, so that no limits have to agree."""
+"""The deadline of a delivery. Every wait ends with it, so no limits have to agree."""
 
 import math
 import time
@@ -10,10 +10,10 @@ from service.errors import TooLateError
 
 @dataclass(frozen=True)
 class Deadline:
-    """When a delivery must be answered. The last seconds are reserved for the commit.
+    """When the response to a delivery is due. The last seconds are reserved for the commit.
 
-    Pub/Sub delivers a message again when the ack deadline has passed, even while the first
-    delivery is still being processed. So each delivery stops before its ack deadline.
+    Pub/Sub redelivers a message when its ack deadline has passed, even if the first delivery is
+    still being processed. So each delivery stops before its ack deadline.
     """
 
     ends_at: float  # seconds of the monotonic clock
@@ -24,28 +24,28 @@ class Deadline:
         """Return the deadline that ends this many seconds from now.
 
         Args:
-            seconds: from now to the end.
-            commit_seconds: reserved at the end, for the commit.
+            seconds: time from now to the deadline.
+            commit_seconds: how many of them are reserved for the commit.
         """
         return cls(time.monotonic() + seconds, commit_seconds)
 
     def seconds_left(self) -> float:
-        """Return the seconds that are left before the reserved ones; negative when it is late."""
+        """Return the seconds before the reserved ones begin. Negative: it is too late."""
         return self.ends_at - self.commit_seconds - time.monotonic()
 
     def wait_seconds(self, limit: float = math.inf) -> float:
-        """Return how long the next step may take, in seconds: `limit`, or less if less is left.
+        """Return how many seconds the next step may take: at most `limit`.
 
         Raises:
-            TooLateError: nothing is left.
+            TooLateError: no time is left.
         """
-        left = self.seconds_left()
-        if left <= 0:
+        seconds_left = self.seconds_left()
+        if seconds_left <= 0:
             raise TooLateError
-        return min(limit, left)
+        return min(limit, seconds_left)
 
     def for_commit(self) -> "Deadline":
-        """Return the same deadline with the reserved seconds released, for the commit itself."""
+        """Return the same deadline without the reserve, for the commit itself."""
         return Deadline(self.ends_at)
 
 

@@ -1,4 +1,4 @@
-"""The schema of a picture's document."""
+"""The schema of an image's document."""
 
 from dataclasses import asdict
 from typing import Any
@@ -10,12 +10,12 @@ STATUS_FAILED = "failed"
 
 
 def to_document(result: ImageResult) -> dict[str, Any]:
-    """Write a result as plain data; every document has all of these fields.
+    """Return the document of a result. Every document has all of these fields.
 
     The store adds `created_at`, the server's time.
 
-    Firestore refuses arrays in arrays, so that boxes are maps. `labels` repeats the keys of
-    `counts` because `array-contains` matches whole elements only.
+    Boxes are maps because Firestore has no arrays in arrays. `labels` repeats the keys of `counts`
+    because `array-contains` matches whole elements only.
     """
     ref, failure = result.ref, result.failure
     return {
@@ -30,11 +30,11 @@ def to_document(result: ImageResult) -> dict[str, Any]:
         "error": {"code": str(failure.code), "message": failure.message} if failure else None,
         "image": asdict(result.image_info) if result.image_info else None,
         "model": asdict(result.model) if result.model else None,
-        "detections": [asdict(found) for found in result.detections],
+        "detections": [asdict(detection) for detection in result.detections],
         "labels": list(result.counts),
         "counts": result.counts,
         "num_detections": len(result.detections),
-        "max_confidence": max((found.confidence for found in result.detections), default=None),
+        "max_confidence": max((item.confidence for item in result.detections), default=None),
         "batch_size": result.batch_size,
         "timings": asdict(result.timings),
         "event_time": result.event_time,
@@ -42,7 +42,7 @@ def to_document(result: ImageResult) -> dict[str, Any]:
 
 
 def _checksum(metadata: ObjectMetadata) -> dict[str, str | None]:
-    """Return the md5, or the crc32c of a composite object, which has no md5."""
+    """Return the md5. A composite object has none: return its crc32c."""
     if metadata.md5 or not metadata.crc32c:
         return {"md5": metadata.md5}
     return {"crc32c": metadata.crc32c}

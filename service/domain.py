@@ -1,4 +1,4 @@
-"""The words of the domain: what arrives, what is detected, what is recorded."""
+"""The types that every part shares: image references, detections, results and outcomes."""
 
 import hashlib
 from collections import Counter
@@ -10,32 +10,34 @@ from enum import StrEnum
 
 @dataclass(frozen=True)
 class ObjectMetadata:
-    """What Cloud Storage says of one generation; None where it did not say."""
+    """What Cloud Storage reports about one generation. None: not reported."""
 
     size: int | None = None  # bytes
     content_type: str | None = None
     md5: str | None = None  # base64; composite objects have none
     crc32c: str | None = None  # base64
-    created_at: datetime | None = None  # of this generation
+    created_at: datetime | None = None  # when this generation was created
 
 
 @dataclass(frozen=True)
 class Replace:
-    """Permission to replace a document: an old one, or one by another model.
+    """Permission to replace a document that is old enough, and optionally not by a given model.
 
-    The same message replaces a document once: what it writes is younger than `if_created_before`.
+    Redelivering the same message replaces a document only once: the new document is younger than
+    `if_created_before`.
     """
 
     if_created_before: datetime  # by Firestore's clock
-    unless_model: str | None = None  # sha256; a document by this model stays; None: by any model
+    # sha256. A document by this model is kept. None: a document by any model may be replaced.
+    unless_model: str | None = None
 
     def replaces(self, created_at: datetime, model: str | None) -> bool:
-        """Return whether a document of this age, by the model of this sha256, may be replaced."""
+        """Return whether a document with this creation time and model (sha256) may be replaced."""
         is_old = created_at <= self.if_created_before
         return is_old and (self.unless_model is None or model != self.unless_model)
 
 
-# Temporary parts of composite uploads: gsutil's and gcloud's own names for them.
+# Where gsutil and gcloud put the temporary parts of composite uploads.
 _COMPOSITE_PARTS = (
     "/gsutil/tmp/parallel_composite_uploads/",
     "/gcloud/tmp/parallel_composite_uploads/",
@@ -44,13 +46,13 @@ _COMPOSITE_PARTS = (
 
 @dataclass(frozen=True)
 class ImageRef:
-    """One image: one generation of one object. Without a generation it means the live one."""
+    """One image: one generation of one object. Without a generation: the live one."""
 
     bucket: str
     name: str
     generation: int | None = None
     metadata: ObjectMetadata = field(default_factory=ObjectMetadata, compare=False)
-    replace: Replace | None = field(default=None, compare=False)  # None: its document is final
+    replace: Replace | None = field(default=None, compare=False)  # None: never replace a document
 
     @property
     def uri(self) -> str:
@@ -59,15 +61,15 @@ class ImageRef:
 
     @property
     def is_ignorable(self) -> bool:
-        """Whether it is not a user's image: a folder marker or a composite upload's part."""
+        """Whether the object is no image: a folder marker or a part of a composite upload."""
         return self.name.endswith("/") or any(part in f"/{self.name}" for part in _COMPOSITE_PARTS)
 
     @property
     def document_id(self) -> str:
-        """Name of the image's document: the same for every delivery, and not sequential.
+        """Id of the image's document: 40 hexadecimal digits, the same for every delivery.
 
-        A hash, because object names hold `/` and share prefixes, and sequential ids make hot
-        spots in Firestore.
+        A hash, because object names contain `/`, and because ids that sort next to each other
+        cause hot spots in Firestore: https://firebase.google.com/docs/firestore/best-practices
 
         Raises:
             ValueError: the generation is not known yet.
@@ -80,27 +82,27 @@ class ImageRef:
 
 @dataclass(frozen=True)
 class Download:
-    """An object's bytes as they are stored, and what the storage says of them."""
+    """An object's bytes as stored, and the metadata that came with them."""
 
     data: bytes
     metadata: ObjectMetadata
-    content_encoding: str | None = None  # such as `gzip`: what is stored is compressed
+    content_encoding: str | None = None  # for example `gzip`: `data` is compressed
 
 
 @dataclass(frozen=True)
 class Event:
-    """What one request asks for: one image to detect, or the reason why there is none."""
+    """What one request asks for: one image, or the reason why there is none."""
 
-    ref: ImageRef | None = None  # None: nothing to do, and `ignored` says why
+    ref: ImageRef | None = None  # None: nothing to do; `ignored` has the reason
     event_time: datetime | None = None
     ignored: str | None = None
-    is_job: bool = False  # it came in job form, not as an upload's notification
-    delivery_attempt: int | None = None  # from 1; None where the push does not count
+    is_job: bool = False  # a job, not the notification of an upload
+    delivery_attempt: int | None = None  # counts from 1; None: not reported
 
 
 @dataclass(frozen=True)
 class Box:
-    """Corners in pixels of the upright image."""
+    """Top-left (x1, y1) and bottom-right (x2, y2) corner, in pixels of the full upright image."""
 
     x1: float
     y1: float
@@ -120,7 +122,7 @@ class Detection:
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """The decoded image: upright size in pixels, and format (`JPEG`, `PNG`, ...)."""
+    """Size of the full upright image in pixels, and its format (`JPEG`, `PNG`, ...)."""
 
     width: int
     height: int
@@ -129,7 +131,7 @@ class ImageInfo:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Which model this is. `image_size` is the longer side that it sees, in pixels."""
+    """Which model this is. `image_size` is the longer side of its input, in pixels."""
 
     name: str
     sha256: str
@@ -201,7 +203,7 @@ _EXPLANATIONS = {  # code: description, remedy
 
 @dataclass(frozen=True)
 class Failure:
-    """The reason of a failed image, for a person to act on."""
+    """Why an image failed, for a person to act on."""
 
     code: ErrorCode
     message: str
@@ -211,7 +213,8 @@ class Failure:
 class Timings:
     """Where an image's time went, in milliseconds.
 
-    `inference_ms` is the image's own time on a CPU, and its share of the batch's time on a GPU.
+    `inference_ms` is the time of this image on a CPU, and the batch's time divided by its size on
+    a GPU.
     """
 
     download_ms: float = 0.0
@@ -222,7 +225,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """The final record of one image: its detections, or its failure."""
+    """The result of one image: its detections, or its failure."""
 
     ref: ImageRef
     failure: Failure | None = None
@@ -236,46 +239,46 @@ class ImageResult:
     @property
     def counts(self) -> dict[str, int]:
         """Detections by label, labels sorted."""
-        return dict(sorted(Counter(found.label for found in self.detections).items()))
+        return dict(sorted(Counter(detection.label for detection in self.detections).items()))
 
 
 @dataclass(frozen=True)
 class StoredDocument:
-    """What stands in a document, as far as it decides about a replacement."""
+    """The fields of a document that decide whether it may be replaced."""
 
     status: str
     model: str | None  # sha256; a failed image has none
     created_at: datetime
-    update_time: datetime  # Firestore's own, for the precondition of a replacement
-    timings: Mapping[str, float] | None = None  # as written: they tell whose result it is
+    update_time: datetime  # by Firestore, for the precondition of a replacement
+    timings: Mapping[str, float] | None = None  # as written; they identify the delivery
 
 
 @dataclass(frozen=True)
 class StoredDocuments:
-    """Documents by id, as they were at one time of Firestore's clock."""
+    """Documents by id, and when they were read, by Firestore's clock."""
 
     by_id: Mapping[str, StoredDocument]
     read_at: datetime
 
 
 class Outcome(StrEnum):
-    """How the image of a request ended. After each of them the message is acknowledged."""
+    """How the image of a request ended. Each outcome acknowledges the message."""
 
-    DONE = "done"  # detections committed
-    FAILED = "failed"  # a failure committed
-    ALREADY_RECORDED = "already_recorded"  # a final document was there, and stays
-    SUPERSEDED = "superseded"  # another delivery's document was there first
-    GONE = "gone"  # the generation was overwritten or deleted
-    IGNORED = "ignored"  # a folder marker or a part of a composite upload
-    REFUSED = "refused"  # a bucket that this service does not serve
+    DONE = "done"  # its detections were committed
+    FAILED = "failed"  # its failure was committed
+    ALREADY_RECORDED = "already_recorded"  # it had a final document, which is kept
+    SUPERSEDED = "superseded"  # another delivery committed its document first
+    GONE = "gone"  # its generation was overwritten or deleted
+    IGNORED = "ignored"  # the request names no image
+    BUCKET_NOT_ALLOWED = "bucket_not_allowed"  # its bucket is not in ALLOWED_BUCKETS
 
 
 @dataclass(frozen=True)
 class CommittedResult:
-    """A result that has its final document."""
+    """A result whose image has its final document."""
 
-    result: ImageResult  # as recorded: a failed one if Firestore refuses the document of another
-    is_superseded: bool = False  # another's document was there first: nothing was written
+    result: ImageResult  # as recorded: a failed one if Firestore rejects the original document
+    is_superseded: bool = False  # another delivery's document exists: nothing was written
 
     @property
     def outcome(self) -> Outcome:

@@ -1,31 +1,31 @@
-"""Everything that can go wrong, and whether a second delivery can help.
+"""All errors of the package, and the HTTP status that each becomes.
 
     YoloBatchError
-    ├── SettingsError              a wrong environment variable: stops the start
-    ├── CredentialsError           no credentials or no project: stops the start
-    ├── ModelError                 a model that cannot be loaded or exported
-    ├── EnvelopeError              a request that cannot be read: 400
-    ├── UnauthenticatedError       a push without a valid token: 401
-    ├── ForbiddenError             a push in the name of an account that may not: 403
-    ├── BadImageError              never detectable: recorded, then acknowledged
-    ├── DocumentKeptError          a replacement that failed beside a done document: acknowledged
-    ├── ObjectGoneError            the generation no longer exists: acknowledged
-    ├── SmokeError                 the smoke test's image did not become a result
-    ├── DetectorError              the model failed on an image: 500
-    └── TransientError             a later delivery can succeed: 503
-        ├── NoFreeSlotError         429
+    ├── SettingsError                      a setting is wrong: the service does not start
+    ├── CredentialsError                   no credentials or no project: it does not start
+    ├── ModelError                         a model cannot be loaded or exported
+    ├── EnvelopeError                      the request cannot be read: 400
+    ├── UnauthenticatedError               the push has no valid token: 401
+    ├── ForbiddenError                     the push is from an account that is not allowed: 403
+    ├── BadImageError                      the image can never be detected: recorded, then 204
+    ├── DocumentKeptError                  a replacement failed, the document is kept: 204
+    ├── ObjectGoneError                    the generation no longer exists: 204
+    ├── SmokeError                         the smoke test failed
+    ├── DetectorError                      the model failed on an image: 500
+    └── TransientError                     a later delivery can succeed: 503
+        ├── NoFreeSlotError                429
         ├── TooLateError
         ├── ShuttingDownError
         ├── OtherModelError
         ├── DecoderUnavailableError
         ├── CertificatesUnavailableError
         ├── StorageUnavailableError
-        │   └── StorageRefusedError    it refuses every request: an operator must act
+        │   └── StorageRefusedError        every request is refused: an operator must act
         └── FirestoreUnavailableError
-            └── FirestoreRefusedError      it refuses every request: an operator must act
+            └── FirestoreRefusedError      every request is refused: an operator must act
 
-The text of an error that is answered with 400, 401, 403, 429 or 503 goes back to the caller: it
-is a sentence of ours and never repeats the input.
+The response to a 400, 401, 403, 429 or 503 contains the error's text. So these texts are fixed
+sentences, and never repeat the input.
 """
 
 from typing import Self
@@ -45,11 +45,11 @@ class CredentialsError(YoloBatchError):
     """Google's clients found no credentials, or no project."""
 
     def __init__(self) -> None:
-        """Say what to do; what Google's library says is the cause."""
+        """Build the message. Raise it from the error of Google's library."""
         super().__init__(
             "Google credentials or the project are missing: run `gcloud auth "
-            "application-default login` and set GOOGLE_CLOUD_PROJECT, or paste what "
-            "`yolo-batch-dev up` prints"
+            "application-default login` and set GOOGLE_CLOUD_PROJECT, or paste the "
+            "variables that `yolo-batch-dev up` prints"
         )
 
 
@@ -58,29 +58,29 @@ class ModelError(YoloBatchError):
 
 
 class EnvelopeError(YoloBatchError):
-    """The request is not an event, a push message or a job that we can read."""
+    """The request is not a readable event, push message or job."""
 
 
 class UnauthenticatedError(YoloBatchError):
-    """The push carries no token, or not a valid one."""
+    """The push has no token, or an invalid one."""
 
 
 class ForbiddenError(YoloBatchError):
-    """The push's token is valid, but its service account may not push."""
+    """The push's token is valid, but its service account is not allowed."""
 
 
 class BadImageError(YoloBatchError):
-    """The bytes can never become an image that we detect on."""
+    """The image can never be detected: another attempt would fail in the same way."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
-        """Keep the code apart from the message: both go into the image's document."""
+        """Take the code and the message of the image's document."""
         super().__init__(message)
         self.code = code
         self.message = message
 
     @classmethod
     def corrupt(cls, message: str) -> Self:
-        """Return the error for a damaged file; the message says what is damaged."""
+        """Return the error for a damaged file. The message names what is damaged."""
         return cls(ErrorCode.CORRUPT_IMAGE, message)
 
     @classmethod
@@ -101,11 +101,11 @@ class ObjectGoneError(YoloBatchError):
 
 
 class DocumentKeptError(YoloBatchError):
-    """A replacement failed for a reason outside the image's bytes: its done document stays."""
+    """A replacement failed for a reason outside the image's bytes: the done document is kept."""
 
 
 class SmokeError(YoloBatchError):
-    """The sample did not become a result; the message says where to look."""
+    """The sample image got no result. The message names where to look."""
 
 
 class DetectorError(YoloBatchError):
@@ -113,44 +113,44 @@ class DetectorError(YoloBatchError):
 
 
 class TransientError(YoloBatchError):
-    """Not now: the same message can succeed when it is delivered again."""
+    """The same message can succeed when it is redelivered."""
 
     retry_after_seconds = 10
-    is_logged = False  # whether one log line already covers all affected messages
+    is_logged = False  # whether one log line covers all affected messages
 
 
 class NoFreeSlotError(TransientError):
-    """As many images as allowed are in flight already."""
+    """MAX_IN_FLIGHT images are in flight, or half of it for a job."""
 
     retry_after_seconds = 2
 
 
 class TooLateError(TransientError):
-    """The message's deadline is near: its next delivery may begin at once."""
+    """The delivery's deadline is too near. The next delivery may start at once."""
 
     retry_after_seconds = 1
 
     def __init__(self) -> None:
-        """Take no details: the sentence is the same for every wait."""
-        super().__init__("The image waited until its message's deadline was near.")
+        """Build the message, which is the same for every wait."""
+        super().__init__("The image waited until its delivery's deadline was near.")
 
 
 class ShuttingDownError(TransientError):
-    """The process was told to stop; another one takes the message."""
+    """The process is stopping. Another instance takes the message."""
 
     retry_after_seconds = 1
 
 
 class OtherModelError(TransientError):
-    """The message asks for another model than this service runs; another revision may run it."""
+    """The message asks for another model, which another revision may run."""
 
 
 class DecoderUnavailableError(TransientError):
-    """No memory to decode an image now; this says nothing against the image."""
+    """No decoder process could be started or kept. The file is not at fault."""
 
 
 class CertificatesUnavailableError(TransientError):
-    """Google's certificates, with which tokens are checked, cannot be had."""
+    """Google's certificates, which verify tokens, are unavailable."""
 
 
 class StorageUnavailableError(TransientError):
@@ -158,16 +158,16 @@ class StorageUnavailableError(TransientError):
 
 
 class FirestoreUnavailableError(TransientError):
-    """Firestore did not take or give the document."""
+    """Firestore did not read or write the document."""
 
 
 class StorageRefusedError(StorageUnavailableError):
-    """Cloud Storage refuses the bucket or the account; see `service.gcp.outages`."""
+    """Cloud Storage refuses the bucket or the account. See `service.gcp.outages`."""
 
     is_logged = True
 
 
 class FirestoreRefusedError(FirestoreUnavailableError):
-    """Firestore refuses the database or the account; see `service.gcp.outages`."""
+    """Firestore refuses the database or the account. See `service.gcp.outages`."""
 
     is_logged = True

@@ -1,17 +1,17 @@
-"""From a request (headers and body) to the one image that it names. Pure.
+"""Parses a request (headers and body) into the one image that it names. Pure.
 
-Forms are told apart by headers and body, never by path:
+The headers and the body decide which form a request has. Its path does not matter.
 
-1. CloudEvent, binary or structured mode, of Cloud Storage: the data is the object.
-2. CloudEvent `google.cloud.pubsub.topic.v1.messagePublished`: the data is a push envelope.
-3. Pub/Sub push, wrapped: `{"message": {...}, "subscription": ...}`.
-4. Pub/Sub push with payload unwrapping: the body is the message's data, and its attributes are
-   headers when the subscription writes metadata.
+1. CloudEvent of Cloud Storage, binary or structured mode. Its data is the object.
+2. CloudEvent `google.cloud.pubsub.topic.v1.messagePublished`. Its data is a push envelope.
+3. Wrapped Pub/Sub push: `{"message": {...}, "subscription": ...}`.
+4. Unwrapped Pub/Sub push: the body is the message's data. If the subscription writes metadata, the
+   message's attributes are headers.
 
-A message (3, 4) is a Cloud Storage notification, recognised by its attributes, or a job:
-`{"uri": "gs://bucket/object[#generation]"}`. A job may permit that a document is replaced:
-`"replace": {"if_created_before": RFC 3339, "unless_model": sha256 or null}` replaces one that was
-created at or before this time by another model (null: by any model). See `service.domain.Replace`.
+A message (forms 2 to 4) is a notification of Cloud Storage or a job. A notification has the
+attributes of one. A job is `{"uri": "gs://bucket/object[#generation]"}`. It may permit that the
+image's document is replaced, with `"replace": {"if_created_before": RFC 3339, "unless_model":
+sha256 or null}`. See `service.domain.Replace`.
 
 Sources: https://cloud.google.com/eventarc/docs/cloudevents,
 https://cloud.google.com/pubsub/docs/push, https://cloud.google.com/storage/docs/pubsub-notifications
@@ -55,10 +55,10 @@ _INT64_DIGITS = 19
 
 
 def parse_event(headers: Mapping[str, str], body: bytes) -> Event:
-    """Read one request.
+    """Return what one request asks for.
 
     Args:
-        headers: the request's headers; names are compared without regard to case.
+        headers: the request's headers. Names may have any case.
         body: the request's body.
 
     Raises:
@@ -74,7 +74,7 @@ def parse_event(headers: Mapping[str, str], body: bytes) -> Event:
         return _from_cloud_event(event_type, lowered.get(_CE_TIME), payload)
     if isinstance(payload, dict) and "message" in payload:
         return _from_envelope(payload)
-    # Unwrapped attributes come as headers; the object's name is better taken from the body.
+    # The body, if it has the object, is preferred: headers may garble its name.
     attributes = {
         key: _header_text(lowered[key.lower()])
         for key in (_EVENT_TYPE, _BUCKET_ID, _OBJECT_ID, _GENERATION, _EVENT_TIME)
@@ -90,7 +90,7 @@ def _from_cloud_event(event_type: str, time: Any, data: Any) -> Event:
         return Event(_image_from_object(data), _time(time))
     if event_type.startswith(_STORAGE):
         return Event(ignored="a Cloud Storage event other than finalized")
-    raise EnvelopeError("The CloudEvent's type is not one that this service takes.")
+    raise EnvelopeError("The CloudEvent's type is not supported.")
 
 
 def _structured_data(event: dict[str, Any]) -> Any:
@@ -110,7 +110,7 @@ def _from_envelope(envelope: Any) -> Event:
 
 
 def _from_message(attributes: dict[str, Any], data: Any) -> Event:
-    """Read a Pub/Sub message from its attributes and its decoded data (None: no data)."""
+    """Return the event of a Pub/Sub message. `data` is its decoded JSON; None: no data."""
     if _EVENT_TYPE in attributes and _BUCKET_ID in attributes:
         if _text(attributes, _EVENT_TYPE) != _OBJECT_FINALIZE:
             return Event(ignored="a Cloud Storage notification other than OBJECT_FINALIZE")
@@ -123,10 +123,10 @@ def _from_message(attributes: dict[str, Any], data: Any) -> Event:
 
 
 def _delivery_attempt(envelope: dict[str, Any]) -> int | None:
-    """Read how often the message was delivered, from 1.
+    """Return the delivery's number, from 1; None if it is missing or malformed.
 
-    None where Pub/Sub does not count (a subscription without a dead-letter topic), or the field is
-    odd: nothing depends on it but the saving of a read.
+    Pub/Sub counts deliveries only for subscriptions with a dead-letter topic. A malformed number
+    is no error, because the number only saves a read.
     """
     attempt = envelope.get("deliveryAttempt")
     if not isinstance(attempt, int) or isinstance(attempt, bool) or attempt < 1:
@@ -135,7 +135,7 @@ def _delivery_attempt(envelope: dict[str, Any]) -> int | None:
 
 
 def _image_from_object(data: Any) -> ImageRef:
-    """Read an object resource; numbers come as JSON strings or as numbers."""
+    """Return the image of an object resource. Its numbers may be JSON strings."""
     resource = _mapping(data, "The event's data must be a Cloud Storage object.")
     metadata = ObjectMetadata(
         size=_optional_integer(resource, "size"),
@@ -158,9 +158,9 @@ def _image_from_attributes(attributes: dict[str, Any]) -> ImageRef:
 
 def _image_from_job(job: dict[str, Any]) -> ImageRef:
     if "uris" in job:
-        raise EnvelopeError('A job names one image: publish one message {"uri": ...} an image.')
+        raise EnvelopeError('A job names one image: publish one message {"uri": ...} for each.')
     if "uri" not in job:
-        raise EnvelopeError('A job is {"uri": "gs://bucket/object"}.')
+        raise EnvelopeError('A job must be {"uri": "gs://bucket/object"}.')
     image = parse_uri(job["uri"])
     return replace(image, replace=_replacement(job["replace"])) if "replace" in job else image
 
@@ -169,46 +169,44 @@ def _replacement(value: Any) -> Replace:
     permission = _mapping(value, "A job's replace must be an object.")
     before, model = _time(permission.get("if_created_before")), permission.get("unless_model")
     if before is None:
-        raise EnvelopeError("if_created_before must be a time with its zone, as RFC 3339 has it.")
+        raise EnvelopeError("if_created_before must be an RFC 3339 time with a time zone.")
     if model is not None and not is_sha256(model):
-        raise EnvelopeError("unless_model must be null or a sha256 in small letters.")
+        raise EnvelopeError("unless_model must be null or a sha256 in lower-case letters.")
     return Replace(before, model)
 
 
 def is_sha256(value: Any) -> bool:
-    """Say whether a value is a sha256 as we write it: 64 hexadecimal digits in small letters."""
+    """Return whether a value is a sha256: 64 lower-case hexadecimal digits."""
     return isinstance(value, str) and _SHA256.fullmatch(value) is not None
 
 
 def parse_uri(uri: Any) -> ImageRef:
-    """Read `gs://bucket/object` or `gs://bucket/object#generation`.
+    """Parse `gs://bucket/object` or `gs://bucket/object#generation`.
 
-    An object whose own name ends in `#` and digits needs the generation written after it.
+    If an object's own name ends in `#` and digits, its generation must follow.
 
     Raises:
-        EnvelopeError: it is not such a uri.
+        EnvelopeError: the URI has another form, or an invalid bucket, name or generation.
     """
     match = _URI.fullmatch(uri) if isinstance(uri, str) and _is_utf8(uri) else None
     if not match:
-        raise EnvelopeError(
-            "A job's uri must be gs://bucket/object or gs://bucket/object#generation."
-        )
+        raise EnvelopeError("The URI must be gs://bucket/object or gs://bucket/object#generation.")
     bucket, name, generation = match.groups()
     return _image(bucket, name, int(generation) if generation else None)
 
 
 def _image(bucket: str, name: str, generation: int | None) -> ImageRef:
     if not _BUCKET.fullmatch(bucket):
-        raise EnvelopeError("The bucket's name is not one that Cloud Storage allows.")
+        raise EnvelopeError("The bucket's name is not valid in Cloud Storage.")
     if len(name.encode()) > _MAX_NAME_BYTES or name in _NO_NAMES:
-        raise EnvelopeError("The object's name is not one that Cloud Storage allows.")
+        raise EnvelopeError("The object's name is not valid in Cloud Storage.")
     if generation is not None and not 0 < generation <= _MAX_INT64:
-        raise EnvelopeError("The generation is not one that Cloud Storage gives.")
+        raise EnvelopeError("The generation is not valid in Cloud Storage.")
     return ImageRef(bucket, name, generation)
 
 
 def _header_text(value: str) -> str:
-    """Undo WSGI's decoding of a header as latin-1 (PEP 3333), where its bytes were UTF-8."""
+    """Return a header as UTF-8 if its bytes are UTF-8: WSGI (PEP 3333) decodes it as Latin-1."""
     try:
         return value.encode("latin-1").decode()
     except UnicodeError:
@@ -219,14 +217,14 @@ def _json(body: bytes) -> Any:
     """Decode JSON; None for an empty body.
 
     Raises:
-        EnvelopeError: it is not JSON, or nested too deep to be read.
+        EnvelopeError: the body is not JSON, or its nesting is too deep.
     """
     if not body.strip():
         return None
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as exc:
-        raise EnvelopeError("The body or the message's data is not JSON.") from exc
+        raise EnvelopeError("The body or the message's data is not valid JSON.") from exc
 
 
 def _base64(text: Any) -> bytes:
@@ -247,12 +245,12 @@ def _mapping(value: Any, sentence: str) -> dict[str, Any]:
 def _text(mapping: dict[str, Any], key: str) -> str:
     value = mapping.get(key)
     if not isinstance(value, str) or not value or not _is_utf8(value):
-        raise EnvelopeError(f"The field {key} must be text.")
+        raise EnvelopeError(f"The field {key} must be non-empty text.")
     return value
 
 
 def _is_utf8(text: str) -> bool:
-    """Say whether text can be stored: JSON can spell a lone surrogate, UTF-8 cannot."""
+    """Return whether text is valid in UTF-8. JSON may contain lone surrogates, which are not."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -278,9 +276,9 @@ def _optional_integer(mapping: dict[str, Any], key: str) -> int | None:
 
 
 def _time(value: Any) -> datetime | None:
-    """Read RFC 3339; None where it is missing or odd, since it is only recorded."""
+    """Parse RFC 3339; None if it is missing, malformed or without a time zone."""
     try:
         time = datetime.fromisoformat(value)
         return time.astimezone(UTC) if time.tzinfo else None
-    except (TypeError, ValueError, OverflowError):  # the last: outside of what UTC can write
+    except (TypeError, ValueError, OverflowError):  # OverflowError: out of range in UTC
         return None

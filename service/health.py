@@ -1,4 +1,4 @@
-"""Whether the platform should replace this process: its liveness probe is the watchdog."""
+"""Decides whether the platform should replace this process. Its liveness probe is the watchdog."""
 
 import threading
 import time
@@ -11,11 +11,11 @@ _MODEL, _DECODERS = "The model", "The decoders"
 
 
 class Health:
-    """Finds work that hangs, and a model or decoders that fail on every image.
+    """Detects work that hangs, and a model or decoders that fail on every image.
 
-    Probes are the clock: time counts only as far as probes see it, and at most `max_probe_seconds`
-    from one to the next. So a process that was stopped for an hour (SIGSTOP, no CPU between
-    requests on Cloud Run) is not taken for one whose work hung for an hour.
+    Between two probes, at most `max_probe_seconds` count as running time. So a process that was
+    stopped for an hour (by SIGSTOP, or without CPU between requests on Cloud Run) does not look as
+    if its work had hung for an hour.
     """
 
     def __init__(
@@ -28,31 +28,32 @@ class Health:
         """Start healthy.
 
         Args:
-            hang_timeout_seconds: that no work may last.
-            max_failures: so many different images on which the model failed, or for which there was
-                no decoder, with no success between, make the process unhealthy.
-            max_probe_seconds: the longest time between two probes that counts. At least the
-                period of the platform's probe, or time seems to pass more slowly than it does.
+            hang_timeout_seconds: work that takes longer makes the process unhealthy.
+            max_failures: how many different images in a row must fail in the model, or find no
+                decoder, to make the process unhealthy.
+            max_probe_seconds: how much of the time between two probes counts. Must be at least the
+                period of the platform's probe, or hangs are detected late.
         """
         self._hang_timeout_seconds = hang_timeout_seconds
         self._max_failures = max_failures
         self._max_probe_seconds = max_probe_seconds
         self._lock = threading.Lock()
         self._probed_at = time.monotonic()
-        self._probed_seconds = 0.0  # that counted, until the last probe
-        self._began: dict[object, float] = {}  # of the work in flight, oldest first
-        # The different documents on which each part failed since its last success.
+        self._probed_seconds = 0.0  # running time until the last probe
+        self._began: dict[object, float] = {}  # running time at which each work began, oldest first
+        # By part: ids of the documents whose images failed since the last success.
         self._failed: dict[str, set[str]] = {_MODEL: set(), _DECODERS: set()}
 
     @contextmanager
     def work(self) -> Iterator[None]:
-        """Watch what happens inside: it must end within the hang timeout.
+        """Watch the block: it must end within the hang timeout.
 
-        For requests, and for batches and commits too: a request leaves them at its deadline.
+        Watch requests, and also batches and commits: a request stops waiting for those at its
+        deadline, but they may hang on.
         """
         work = object()
         with self._lock:
-            self._began[work] = self._seconds()
+            self._began[work] = self._running_seconds()
         try:
             yield
         finally:
@@ -60,17 +61,17 @@ class Health:
                 del self._began[work]
 
     def model_call(self, document_id: str) -> AbstractContextManager[None]:
-        """Count a DetectorError inside as a failure of the model on this document's image."""
+        """Count a DetectorError in the block as a failure of the model on this document's image."""
         return self._call(_MODEL, DetectorError, document_id)
 
     def decoder_call(self, document_id: str) -> AbstractContextManager[None]:
-        """Count a DecoderUnavailableError inside as a failure of the decoders."""
+        """Count a DecoderUnavailableError in the block as a failure of the decoders."""
         return self._call(_DECODERS, DecoderUnavailableError, document_id)
 
     def probe(self) -> str | None:
-        """Return why the process should be replaced, as a sentence; None while it should not."""
+        """Return why the process should be replaced, as a sentence; None if it is healthy."""
         with self._lock:
-            self._probed_seconds = self._seconds()
+            self._probed_seconds = self._running_seconds()
             self._probed_at = time.monotonic()
             oldest = next(iter(self._began.values()), self._probed_seconds)
             if self._probed_seconds - oldest > self._hang_timeout_seconds:
@@ -97,7 +98,7 @@ class Health:
         with self._lock:
             failed.clear()
 
-    def _seconds(self) -> float:
-        """Return the seconds that count so far. The caller holds the lock."""
+    def _running_seconds(self) -> float:
+        """Return the running time in seconds. Call it with the lock."""
         since_probe = time.monotonic() - self._probed_at
         return self._probed_seconds + min(since_probe, self._max_probe_seconds)

@@ -1,24 +1,24 @@
-"""What this process may use of the machine."""
+"""CPU and memory that this process may use."""
 
 import math
 import os
 import platform
 from pathlib import Path
 
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: "max 100000", or microseconds of a period
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: quota ("max": none) and period, both in µs
 _CPU = Path("/proc/cpuinfo")
-_MEMORY = Path("/sys/fs/cgroup/memory.max")  # cgroup v2: "max", or bytes
+_MEMORY = Path("/sys/fs/cgroup/memory.max")  # cgroup v2: bytes, or "max": no limit
 
 
 def cores() -> int:
-    """CPU cores that this process may run on: of its affinity, or fewer by its group's quota."""
-    if hasattr(os, "sched_getaffinity"):  # Linux; macOS has none
+    """Return how many CPU cores its affinity and its control group's quota allow this process."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
         return min(len(os.sched_getaffinity(0)), _quota())
     return os.cpu_count() or 1
 
 
 def _quota() -> int:
-    """Cores that the control group may use, rounded up; unlimited where it does not tell.
+    """Return the control group's quota in cores, rounded up; 65,536 if it has none.
 
     Source: https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files
     """
@@ -30,12 +30,12 @@ def _quota() -> int:
 
 
 def cpu_name() -> str:
-    """Return the CPU's name, as far as the system reports it."""
+    """Return the CPU's name, or the architecture if the system reports no name."""
     return _cpu_line("model name") or platform.processor() or platform.machine()
 
 
 def cpu_flags() -> frozenset[str]:
-    """Return the CPU's features, such as `avx512_vnni`; none where the system reports none."""
+    """Return the CPU's features, such as `avx512_vnni`. Empty: the system reports none."""
     return frozenset(_cpu_line("flags").split())
 
 
@@ -49,12 +49,12 @@ def _cpu_line(name: str) -> str:
 
 
 def memory_bytes() -> int:
-    """Memory that this process may use: the machine's, or less by its group's limit.
+    """Return the machine's memory in bytes, or the control group's limit if that is less.
 
     Source: https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files
     """
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
-        return min(machine, int(_MEMORY.read_text(encoding="ascii")))
+        return min(installed, int(_MEMORY.read_text(encoding="ascii")))
     except (OSError, ValueError):  # no such file, or "max"
-        return machine
+        return installed

@@ -1,9 +1,8 @@
-"""Adds up the memory that the service may take at once, and compares it with the instance's.
+"""Adds up the memory that the service may use at once, and compares it with the instance's.
 
-    python -m devtools.bench.memory
-
-measures the parts with the worst files that are allowed. Not in the sum: bodies of requests (at
-most MAX_REQUEST_BYTES for each of the server's threads), which Pub/Sub keeps at a few kilobytes.
+`python -m devtools.bench.memory` measures the parts with the worst files that are allowed. The sum
+leaves out the bodies of requests (at most MAX_REQUEST_BYTES for each of the server's threads):
+those of Pub/Sub have a few kilobytes.
 """
 
 import logging
@@ -22,11 +21,11 @@ from service.settings import Settings
 logger = logging.getLogger(__name__)
 
 _MB = 10**6
-_BASE_BYTES = 190 * _MB  # gunicorn, the libraries of the worker, the network as it is read
-_ROOT_BYTES = 60 * _MB  # the decoders' libraries
-_DECODER_BYTES = 10 * _MB  # of a decoder before its first file
-# Of a network that OpenVINO has compiled for one input shape, besides its weights: code, and for
-# each stream its activations.
+_BASE_BYTES = 190 * _MB  # gunicorn, the worker's libraries, the model before it is compiled
+_ROOT_BYTES = 60 * _MB  # the libraries of the decoders' root process
+_DECODER_BYTES = 10 * _MB  # one decoder process before its first file
+# A model that OpenVINO has compiled for one input shape takes its weights, this for its code, and
+# for each stream activations of _BYTES_PER_INPUT_PIXEL.
 _COMPILED_BYTES = 20 * _MB
 _COMPILED_INT8_BYTES = 35 * _MB
 _BYTES_PER_INPUT_PIXEL = 64
@@ -36,28 +35,28 @@ _STRIDE = 32
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What each part may take, in bytes, all at the same time."""
+    """The bytes that each part may use at the same time."""
 
-    base: int  # libraries, of the decoders' processes too
+    base: int  # libraries, those of the decoder processes included
     model: int  # compiled for every input shape
-    decoders: int  # each at its limit, with the memory that it shares with the service
-    large_file: int  # what the one large file that is decoded at a time takes beyond that
+    decoders: int  # each at its limit, shared memory included
+    large_file: int  # extra for the one large file that is decoded at a time
     buffered: int  # files between download and decode
-    in_flight: int  # pixels that wait for the model
+    in_flight: int  # decoded images that wait for the model
 
     @property
     def total(self) -> int:
-        """The sum."""
+        """The sum of the parts, in bytes."""
         return sum(getattr(self, part.name) for part in fields(self))
 
     def __str__(self) -> str:
-        """Name the parts in MB."""
+        """List the parts and the total in MB."""
         parts = (f"{p.name} {getattr(self, p.name) / _MB:.0f}" for p in fields(self))
         return f"{', '.join(parts)}; in all {self.total / _MB:.0f} MB"
 
 
 def plan_memory(settings: Settings, detector: Detector) -> MemoryPlan:
-    """Add up what a service with this model may take.
+    """Return the memory plan of a service with this model.
 
     Args:
         settings: the limits.
@@ -78,23 +77,23 @@ def plan_memory(settings: Settings, detector: Detector) -> MemoryPlan:
 
 
 def within_memory(settings: Settings, detector: Detector) -> Settings:
-    """Lower MAX_BUFFERED_BYTES where the instance has less memory than the plan asks for.
+    """Return the settings, with MAX_BUFFERED_BYTES lowered if the memory plan needs it.
 
-    A plan that does not fit even so is logged and served: it is the worst case, which most services
-    never meet.
+    A plan that does not fit even then is logged, but the service starts: the plan is the worst
+    case, which most services never reach.
 
     Args:
         settings: the limits.
         detector: the model, loaded.
 
     Raises:
-        ModelError: not even the libraries and the model fit.
+        ModelError: the libraries and the model alone do not fit.
     """
     plan, available = plan_memory(settings, detector), memory_bytes()
     if plan.base + plan.model > available:
         raise ModelError(
-            f"The model and the libraries take up to {(plan.base + plan.model) / _MB:.0f} MB of "
-            f"memory, and the instance has {available / _MB:.0f} MB: give it more, or lower "
+            f"The model and the libraries need up to {(plan.base + plan.model) / _MB:.0f} MB of "
+            f"memory, but the instance has {available / _MB:.0f} MB: give it more, or lower "
             "INFERENCE_STREAMS or IMAGE_SIZE"
         )
     excess = plan.total - available
@@ -108,10 +107,10 @@ def within_memory(settings: Settings, detector: Detector) -> Settings:
     missing = lowered.total - available
     extra = {"plan": str(plan), "memory_bytes": available, "max_buffered_bytes": buffered}
     if missing <= 0:
-        logger.warning("MAX_BUFFERED_BYTES is lowered to what memory allows", extra=extra)
+        logger.warning("Lowered MAX_BUFFERED_BYTES to fit the memory", extra=extra)
     else:
         logger.warning(
-            "In the worst case %d MB of memory are missing. Give the instance more, or lower "
+            "In the worst case, %d MB of memory are missing. Give the instance more, or lower "
             "MAX_IMAGE_PIXELS, MAX_IMAGE_BYTES or MAX_IN_FLIGHT",
             math.ceil(missing / _MB),
             extra=extra,
@@ -120,9 +119,10 @@ def within_memory(settings: Settings, detector: Detector) -> Settings:
 
 
 def _model_bytes(path: Path, detector: Detector) -> int:
-    """What the model takes at most, beyond the base.
+    """Return the bytes that the model uses at most, beyond `_BASE_BYTES`.
 
-    OpenVINO: a compiled model for each input shape. Other runtimes: the memory that they take now.
+    OpenVINO compiles the model for each input shape. For other runtimes, return what the process
+    uses now.
     """
     if not (path / OPENVINO_METADATA).is_file():
         return max(0, _resident_bytes() - _BASE_BYTES)
@@ -137,7 +137,7 @@ def _model_bytes(path: Path, detector: Detector) -> int:
 
 
 def _resident_bytes() -> int:
-    """Resident memory of this process; 0 where the system does not say."""
+    """Return the resident bytes of this process; 0 if the system does not report them."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except OSError:

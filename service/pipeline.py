@@ -1,9 +1,9 @@
-"""The use case: one image, from the request that names it to its final record.
+"""The use case: one image, from the request that names it to its final document.
 
-    slot → known already? → download → decode → inference → commit → outcome
+    slot → has a document? → download → decode → inference → commit → outcome
 
-`handle` returns only when the image has its final record, or needs none. Whatever it raises means
-that the message must be delivered again, and that this is safe.
+`handle` returns when the image has its final document, or needs none. If it raises, the message
+must be redelivered, which is safe.
 """
 
 import logging
@@ -40,22 +40,23 @@ from service.images.letterbox import enlarge_box
 from service.images.pixels import DecodedImage
 from service.inference.model import Model
 from service.recorder import Recorder
+from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-# Recorded if Cloud Storage refuses to report the generation. No object has generation 0.
+# Stands in the document if Cloud Storage refuses to report the generation. No object has it.
 _NO_GENERATION = 0
 _CLOSE_SECONDS = 8.0
-# Pub/Sub's shortest back-off, unless a subscription sets another one:
+# Pub/Sub's shortest default back-off:
 # https://cloud.google.com/pubsub/docs/handling-failures#exponential_backoff
 _BACK_OFF = timedelta(seconds=10)
 
 
 class Storage(Protocol):
-    """Where images come from; see `service.gcp.storage.ImageStorage`."""
+    """The images; see `service.gcp.storage.ImageStorage`."""
 
     def resolve(self, ref: ImageRef, deadline: Deadline) -> ImageRef:
-        """Complete a reference: the live generation where it names none, and its metadata."""
+        """Return the reference with metadata, and with the live generation if it has none."""
 
     def download(
         self,
@@ -63,16 +64,16 @@ class Storage(Protocol):
         deadline: Deadline,
         buffer: Callable[[int, Deadline], AbstractContextManager[None]],
     ) -> AbstractContextManager[Download]:
-        """Fetch exactly this generation; `buffer` counts its bytes until the block ends."""
+        """Download exactly this generation. `buffer` reserves its bytes until the block ends."""
 
 
 class Decoders(Protocol):
-    """Where files become pixels; see `service.images.decoders.Decoders`."""
+    """Files to pixels; see `service.images.decoders.Decoders`."""
 
     def decode(
         self, data: bytes, *, image_size: int, content_encoding: str | None, deadline: Deadline
     ) -> DecodedImage:
-        """Decode a file to upright pixels no larger than the model sees."""
+        """Decode a file to upright pixels, no larger than the model's input."""
 
     def close(self) -> None:
         """End the decoder processes."""
@@ -80,15 +81,15 @@ class Decoders(Protocol):
 
 @dataclass(frozen=True)
 class PipelineOptions:
-    """Limits of the pipeline; see `service.settings.Settings` for the meaning of each."""
+    """Limits of the pipeline. `service.settings.Settings` describes them."""
 
-    max_in_flight: int = 32
-    max_buffered_bytes: int = 112 * 2**20
-    allowed_buckets: tuple[str, ...] = ()
+    max_in_flight: int = Settings.max_in_flight
+    max_buffered_bytes: int = Settings.max_buffered_bytes
+    allowed_buckets: tuple[str, ...] = Settings.allowed_buckets
 
 
 class Pipeline:
-    """Handles one image a request; safe to call from many threads."""
+    """Handles one image per request. Safe to call from many threads."""
 
     def __init__(
         self,
@@ -99,15 +100,15 @@ class Pipeline:
         health: Health,
         options: PipelineOptions | None = None,
     ) -> None:
-        """Take the parts.
+        """Connect the parts.
 
         Args:
-            storage: where images come from.
+            storage: the images.
             decoders: files to pixels.
             model: pixels to detections.
             recorder: results to documents.
             health: watches the work in flight.
-            options: limits.
+            options: limits; those of the default settings if not given.
         """
         self._options = options or PipelineOptions()
         self._storage = storage
@@ -121,15 +122,15 @@ class Pipeline:
         self._buffered = FairSemaphore(self._options.max_buffered_bytes)
 
     def handle(self, event: Event, deadline: Deadline) -> Outcome:
-        """Bring the image of a request to its final record.
+        """Process the image of a request until it has its final document.
 
         Args:
-            event: what the request names.
-            deadline: of the delivery; every wait ends with it.
+            event: the request.
+            deadline: the delivery's. Every wait ends with it.
 
         Raises:
             NoFreeSlotError: too many images are in flight.
-            TransientError: the image has no final record yet.
+            TransientError: the image has no final document yet.
             DetectorError: the model failed on this image.
         """
         outcome = self._handle(event, deadline)
@@ -137,19 +138,19 @@ class Pipeline:
         return outcome
 
     def stop(self) -> None:
-        """Admit nothing new; what is in flight goes on. Safe to call from a signal handler."""
+        """Admit no more images. Those in flight continue. Safe to call from a signal handler."""
         self._slots.stop()
 
     def close(self, *, timeout_seconds: float = _CLOSE_SECONDS) -> None:
-        """Stop, and wait for what is in flight, but no longer than this."""
-        until = Deadline.after(timeout_seconds)
+        """Stop, and wait for the images in flight, at most this long."""
+        deadline = Deadline.after(timeout_seconds)
         self.stop()
-        self._model.close(timeout_seconds=max(0.0, until.seconds_left()))
-        self._recorder.close(timeout_seconds=max(0.0, until.seconds_left()))
+        self._model.close(timeout_seconds=max(0.0, deadline.seconds_left()))
+        self._recorder.close(timeout_seconds=max(0.0, deadline.seconds_left()))
         self._decoders.close()
 
     def status(self) -> tuple[str, str | None]:
-        """Return `ready`, `stopping` or `failed`, and why the process should be replaced."""
+        """Return `ready`, `stopping` or `failed`. For `failed`, also return the reason."""
         if fault := self._health.probe():
             return "failed", fault
         return "stopping" if self._slots.is_stopped else "ready", None
@@ -161,16 +162,16 @@ class Pipeline:
             return Outcome.IGNORED
         if self._options.allowed_buckets and ref.bucket not in self._options.allowed_buckets:
             logger.warning(
-                "Refused an image of a bucket that is not in ALLOWED_BUCKETS",
+                "Acknowledged an image whose bucket is not in ALLOWED_BUCKETS",
                 extra={"uri": ref.uri},
             )
-            return Outcome.REFUSED
+            return Outcome.BUCKET_NOT_ALLOWED
         try:
             with self._slots.take(is_job=event.is_job), self._health.work():
                 return self._process(ref, event, deadline)
         except DocumentKeptError as exc:
             logger.warning(
-                "A replacement failed for a reason outside the image: its done document is kept",
+                "Kept a done document: its replacement failed for a reason outside the image",
                 extra={"uri": ref.uri, "generation": ref.generation, "reason": str(exc)},
             )
             return Outcome.ALREADY_RECORDED
@@ -200,32 +201,32 @@ class Pipeline:
         return self._recorder.record(replace(result, event_time=event.event_time), deadline)
 
     def _detect(self, ref: ImageRef, deadline: Deadline) -> ImageResult:
-        """Download, decode and detect. A file that can never be detected is a failed result."""
+        """Download, decode and detect. A file that can never be detected gives a failed result."""
         started = time.monotonic()
-        downloaded = math.inf
+        downloaded = math.inf  # not yet
         try:
             with self._storage.download(ref, deadline, self._buffered.acquire) as download:
                 ref = replace(ref, metadata=download.metadata)
                 downloaded = time.monotonic()
                 with self._health.decoder_call(ref.document_id):
-                    picture = self._decoders.decode(
+                    image = self._decoders.decode(
                         download.data,
                         image_size=self._model.info.image_size,
                         content_encoding=download.content_encoding,
                         deadline=deadline,
                     )
-                del download  # not to be kept while the pixels wait for the model
+                del download  # free the file before the pixels wait for the model
         except BadImageError as exc:
-            # The times also tell the store that a document is this delivery's own.
+            # Failed results need timings too: by them the store recognises its own document.
             failure = Failure(exc.code, exc.message)
             return ImageResult(ref, failure=failure, timings=_timings(started, downloaded))
         timings = _timings(started, downloaded)
-        inferred = self._model.infer(picture.pixels, ref.document_id, deadline)
+        inferred = self._model.infer(image.pixels, ref.document_id, deadline)
         return ImageResult(
             ref,
-            image_info=picture.info,
+            image_info=image.info,
             model=self._model.info,
-            detections=_enlarged(inferred.result, picture),
+            detections=_enlarged(inferred.result, image),
             batch_size=inferred.batch_size,
             timings=replace(
                 timings,
@@ -236,20 +237,21 @@ class Pipeline:
 
 
 def _check_model(ref: ImageRef, sha256: str) -> None:
-    """Refuse a replacement by another model: another revision of the service may run it.
+    """Check that a replacement is for this model.
 
     Raises:
-        OtherModelError: this service runs another one.
+        OtherModelError: it is for another model, which another revision of the service may run.
     """
     if ref.replace and ref.replace.unless_model not in (None, sha256):
         raise OtherModelError("The message asks for another model than this service runs.")
 
 
 def _is_first_delivery(event: Event) -> bool:
-    """Return whether an upload is most likely delivered for the first time, so has no document.
+    """Return whether this is probably an upload's first delivery. Its image has no document then.
 
-    Eventarc reports no attempts: there, an event younger than any back-off is taken for the first.
-    A wrong guess costs an inference only: the commit never replaces a document.
+    Eventarc does not count deliveries. There, an event is probably delivered for the first time if
+    it is younger than the shortest back-off. A wrong guess costs one inference, because the commit
+    never replaces a document.
     """
     if event.is_job:
         return False
@@ -259,7 +261,10 @@ def _is_first_delivery(event: Event) -> bool:
 
 
 def _timings(started: float, downloaded: float) -> Timings:
-    """Return the times of a download and a decode that ended now; one that failed took all."""
+    """Return the times of a download that ended at `downloaded` and a decode that ends now.
+
+    If the download failed, it took all the time.
+    """
     now = time.monotonic()
     downloaded = min(downloaded, now)
     return Timings(
@@ -268,11 +273,11 @@ def _timings(started: float, downloaded: float) -> Timings:
     )
 
 
-def _enlarged(detections: Sequence[Detection], picture: DecodedImage) -> tuple[Detection, ...]:
-    """Take boxes from the decoded pixels to the full image's."""
-    height, width = picture.pixels.shape[:2]
-    full = (picture.info.width, picture.info.height)
+def _enlarged(detections: Sequence[Detection], image: DecodedImage) -> tuple[Detection, ...]:
+    """Return the detections with boxes in pixels of the full image, not of the decoded pixels."""
+    height, width = image.pixels.shape[:2]
+    full = (image.info.width, image.info.height)
     return tuple(
-        replace(found, box=enlarge_box(found.box, small=(width, height), full=full))
-        for found in detections
+        replace(detection, box=enlarge_box(detection.box, small=(width, height), full=full))
+        for detection in detections
     )

@@ -1,4 +1,4 @@
-"""Results to documents: group commits, counted and logged."""
+"""Commits results in groups, and counts and logs how images ended."""
 
 import logging
 import threading
@@ -16,22 +16,22 @@ logger = logging.getLogger(__name__)
 
 
 class Store(Protocol):
-    """Where documents are; see `service.gcp.firestore.ResultStore`."""
+    """The documents; see `service.gcp.firestore.ResultStore`."""
 
-    def is_final(self, document_id: str, wanted: Replace | None, deadline: Deadline) -> bool:
-        """Return whether the image has a document that must not be replaced."""
+    def is_final(self, document_id: str, permission: Replace | None, deadline: Deadline) -> bool:
+        """Return whether there is a document that `permission` does not allow to replace."""
 
     def commit(
         self, results: Sequence[ImageResult], deadline: Deadline
     ) -> Sequence[CommittedResult | Exception]:
-        """Make results final; return for each how it is recorded, or why it is not."""
+        """Write the results' documents. Return one outcome for each result, in order."""
 
 
 class Recorder:
-    """Makes results final, and counts how images ended."""
+    """Commits results, and counts how images ended."""
 
     def __init__(self, store: Store, health: Health) -> None:
-        """Take the store, and the health that watches each commit."""
+        """Start the committers. `health` watches each commit."""
         self._store = store
         self._commits: GroupCommit[ImageResult, CommittedResult] = GroupCommit(
             self._commit, watch=health.work
@@ -40,23 +40,23 @@ class Recorder:
         self._counts: Counter[Outcome] = Counter()  # since the last log line
 
     def is_final(self, ref: ImageRef, deadline: Deadline) -> bool:
-        """Return whether the image has a document that must not be replaced.
+        """Return whether the image has a document that this reference may not replace.
 
         Raises:
-            FirestoreUnavailableError: Firestore did not answer.
+            FirestoreUnavailableError: Firestore did not respond.
         """
         return self._store.is_final(ref.document_id, ref.replace, deadline)
 
     def record(self, result: ImageResult, deadline: Deadline) -> Outcome:
-        """Make a result final, together with those that are ready at the same time.
+        """Commit a result, together with others that are ready at the same time.
 
         Raises:
-            FirestoreUnavailableError: it is not final; a later delivery can succeed.
+            TransientError: it is not committed; a later delivery can succeed.
             DocumentKeptError: a replacement failed for a reason outside the image's bytes.
         """
-        recorded = self._commits.commit(result, deadline)
-        failure = recorded.result.failure
-        if failure and recorded.outcome is Outcome.FAILED:
+        committed = self._commits.commit(result, deadline)
+        failure = committed.result.failure
+        if failure and committed.outcome is Outcome.FAILED:
             logger.warning(
                 "An image failed",
                 extra={
@@ -66,15 +66,15 @@ class Recorder:
                     "reason": failure.message,
                 },
             )
-        return recorded.outcome
+        return committed.outcome
 
     def count(self, outcome: Outcome) -> None:
-        """Count how an image ended; the next log line carries it."""
+        """Count how an image ended, for the next log line of a commit."""
         with self._lock:
             self._counts[outcome] += 1
 
     def close(self, *, timeout_seconds: float) -> None:
-        """Commit what waits, but no longer than this; log what was counted since the last line."""
+        """Commit the waiting results, for at most this long. Log the remaining counts."""
         self._commits.close(timeout_seconds=timeout_seconds)
         if counts := self._take_counts():
             logger.info("Outcomes", extra=counts)
@@ -95,7 +95,7 @@ class Recorder:
         return outcomes
 
     def _take_counts(self) -> dict[str, int]:
-        """Return the outcomes that were counted since the last call."""
+        """Return how often each outcome was counted since the last call."""
         with self._lock:
             counts, self._counts = self._counts, Counter()
         return {str(outcome): count for outcome, count in sorted(counts.items())}

@@ -1,4 +1,4 @@
-"""Every setting of the service: read once from the environment, typed and checked."""
+"""All settings of the service, read once from environment variables, and validated."""
 
 import os
 import re
@@ -35,7 +35,7 @@ def _number(low: float, high: float) -> Callable[[str], float]:
             value = float(text)
         except ValueError:
             value = low - 1
-        if not low <= value <= high:  # also refuses NaN
+        if not low <= value <= high:  # also true for NaN
             raise ValueError(f"a number from {low:g} to {high:g}")
         return value
 
@@ -60,7 +60,7 @@ def _boolean(text: str) -> bool:
 def _buckets(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if not names or not all(re.fullmatch(r"[a-z0-9][a-z0-9._-]+", name) for name in names):
-        raise ValueError("names of buckets, without gs://, separated by commas")
+        raise ValueError("bucket names without gs://, separated by commas")
     return names
 
 
@@ -80,132 +80,142 @@ def _collection(text: str) -> str:
 def _multiple_of_32(text: str) -> int:
     value = _integer(32, 4096)(text)
     if value % 32:
-        raise ValueError("a multiple of 32, the network's stride")
+        raise ValueError("a multiple of 32, the model's stride")
     return value
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of one process; a field's name in capitals is its environment variable."""
+    """The settings of one process. A field's name in capitals is its environment variable."""
 
-    bind_address: str = _setting(
-        "0.0.0.0", "Address to listen on; the container's own network decides."
-    )
-    port: int = _setting(8080, "Port to listen on; Cloud Run sets it.", _integer(1, 65535))
+    bind_address: str = _setting("0.0.0.0", "Address to listen on. In a container, keep `0.0.0.0`.")
+    port: int = _setting(8080, "Port to listen on. Cloud Run sets it.", _integer(1, 65535))
     model_path: Path = _setting(
         BUNDLED_MODEL,
-        "Exported `*_openvino_model` directory, or a file that ultralytics loads "
+        "Model to run: an exported `*_openvino_model` directory, or a file that ultralytics loads "
         "(`.pt`, `.onnx`, `.engine`).",
         Path,
     )
-    device: str = _setting("cpu", "`cpu`, or a GPU as ultralytics names it (`0`, `cuda:0`).")
+    device: str = _setting(
+        "cpu", "Where the model runs: `cpu`, or a GPU by its ultralytics name (`0`, `cuda:0`)."
+    )
     inference_streams: int | None = _setting(
-        None, "Images inferred at once on a CPU; unset: one a core.", _integer(1, 256)
+        None, "Images inferred at once on a CPU. Unset: one for each core.", _integer(1, 256)
     )
     image_size: int | None = _setting(
         None,
-        "Longer side that the network sees, in pixels; unset: the model's own.",
+        "Longer side of the model's input, in pixels. Larger finds smaller objects and is slower. "
+        "Unset: the model's own.",
         _multiple_of_32,
     )
     min_confidence: float = _setting(
-        0.25, "Detections below are not recorded.", _number(0.001, 1.0)
+        0.25, "Detections with a lower confidence are not recorded.", _number(0.001, 1.0)
     )
     max_batch_size: int = _setting(
         8,
-        "Images in one batch at most; 32 suits a GPU, with a MAX_IN_FLIGHT of 128.",
+        "Most images in one batch. For a GPU, set 32, and MAX_IN_FLIGHT to 128.",
         _integer(1, 64),
     )
     max_batch_pixels: int = _setting(
         20_000_000,
-        "Pixels in one batch of a GPU at most, as the model sees them; bounds its memory.",
+        "Most input pixels in one batch on a GPU. Lower it if the GPU runs out of memory.",
         _integer(1024, 2**31),
     )
     max_in_flight: int = _setting(
         32,
-        "Images in flight at most; further messages are answered 429. Messages in job form get "
-        "half of it. Set Cloud Run's concurrency to the same number.",
+        "Most images in flight. Further messages are rejected with 429. Jobs may use half of it. "
+        "Set Cloud Run's concurrency to the same number.",
         _integer(2, 1000),
     )
     max_image_bytes: int = _setting(
         32 * 2**20,
-        "Objects larger than this are recorded as `image_too_large`.",
+        "Largest object, in bytes. Larger ones are recorded as `image_too_large`.",
         _integer(1, 2**30),
     )
     max_buffered_bytes: int = _setting(
         112 * 2**20,
-        "Bytes of files in memory at once, from download to decode; further downloads wait.",
+        "Bytes of downloaded files that may wait for their decode at once. Further downloads wait. "
+        "It is lowered automatically if the instance has too little memory.",
         _integer(1, 2**40),
     )
     max_image_pixels: int = _setting(
         50_000_000,
-        "Images of more pixels are recorded as `image_too_large`, before the decode.",
+        "Largest image, in pixels (width times height). Larger ones are recorded as "
+        "`image_too_large`, and not decoded.",
         _integer(1, 2**30),
     )
     max_request_bytes: int = _setting(
-        2**17, "Requests larger than this are answered 413.", _integer(1024, 2**25)
+        2**17,
+        "Largest request body, in bytes. Larger ones are rejected with 413.",
+        _integer(1024, 2**25),
     )
     reduced_decode: bool = _setting(
         True,
-        "Decode a JPEG at 1/2, 1/4 or 1/8 when it is at least so much larger than what the "
-        "network sees; `false` decodes it in full.",
+        "Decode a large JPEG at 1/2, 1/4 or 1/8 of its size, but no smaller than the model's "
+        "input, which is faster. `false` decodes it in full.",
         _boolean,
     )
     allowed_buckets: tuple[str, ...] = _setting(
-        (), "Buckets that are served, separated by commas; unset: every bucket.", _buckets
+        (), "Buckets that are served, separated by commas. Unset: all buckets.", _buckets
     )
     push_audience: str | None = _setting(
         None,
-        "Audience that a push's OIDC token must have; unset: not checked, Cloud Run's IAM does it.",
+        "Audience of the OIDC token that each push must have. Set it where Cloud Run IAM does not "
+        "protect the service. Unset: tokens are not checked.",
     )
     push_service_accounts: tuple[str, ...] = _setting(
         (),
-        "Service accounts whose pushes are taken, separated by commas; with PUSH_AUDIENCE only.",
+        "Service accounts that may push, separated by commas. Set it together with PUSH_AUDIENCE.",
         _emails,
     )
     google_cloud_project: str | None = _setting(
-        None, "Project of the clients and of the log's trace ids; unset: as credentials say."
+        None, "Project of Firestore, Cloud Storage and traces. Unset: the credentials' project."
     )
-    firestore_database: str = _setting("(default)", "Firestore database.")
+    firestore_database: str = _setting("(default)", "Firestore database of the results.")
     firestore_collection: str = _setting(
         "detections", "Firestore collection of the results.", _collection
     )
     storage_timeout_seconds: float = _setting(
-        6.0, "How long Cloud Storage is retried before the answer is 503.", _number(0.1, 600)
+        6.0,
+        "Seconds for which Cloud Storage is retried before a message is rejected with 503.",
+        _number(0.1, 600),
     )
     firestore_timeout_seconds: float = _setting(
-        6.0, "How long Firestore is retried before the answer is 503.", _number(0.1, 600)
+        6.0,
+        "Seconds for which Firestore is retried before a message is rejected with 503.",
+        _number(0.1, 600),
     )
     ack_deadline_seconds: float = _setting(
         600.0,
-        "Ack deadline of the subscriptions. A message that is not finished in time is answered 503 "
-        "before it; the last FIRESTORE_TIMEOUT_SECONDS are reserved for the commit. Eventarc's own "
-        "is 10 until it is raised.",
+        "Ack deadline of the subscriptions, in seconds. A message that is not finished in time is "
+        "rejected with 503; the last FIRESTORE_TIMEOUT_SECONDS are reserved for the commit. Raise "
+        "Eventarc's deadline, which is 10 s by default, to the same number.",
         _number(1, 600),
     )
     hang_timeout_seconds: float = _setting(
         300.0,
-        "An image in flight for longer hangs: liveness then fails, and the platform replaces the "
-        "instance. A message is answered 503 before that, after three quarters of this time.",
+        "Seconds after which work counts as hanging: liveness fails, and the platform replaces the "
+        "instance. A message is rejected with 503 after three quarters of this time.",
         _number(10, 3600),
     )
     graceful_timeout_seconds: int = _setting(
         8,
-        "How long work in flight may take after SIGTERM; Cloud Run kills after 10.",
+        "Seconds for images in flight after SIGTERM. Cloud Run kills the instance after 10 s.",
         _integer(1, 600),
     )
     log_level: str = _setting(
-        "INFO", "Least severity that is logged.", _one_of("DEBUG", "INFO", "WARNING", "ERROR")
+        "INFO", "Lowest severity that is logged.", _one_of("DEBUG", "INFO", "WARNING", "ERROR")
     )
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":
-        """Read the settings; an unset or empty variable means its default.
+        """Read the settings. An unset or empty variable means the default.
 
         Args:
-            environ: the environment; the process's own when not given.
+            environ: the environment variables; those of the process if not given.
 
         Raises:
-            SettingsError: a value is wrong; the message names the variable and the value.
+            SettingsError: a value is wrong. The message names the variable and the value.
         """
         environ = os.environ if environ is None else environ
         values = {}
@@ -222,9 +232,9 @@ class Settings:
         if settings.work_seconds <= 0:
             raise SettingsError(
                 f"ACK_DEADLINE_SECONDS={settings.ack_deadline_seconds:g} or HANG_TIMEOUT_SECONDS="
-                f"{settings.hang_timeout_seconds:g} is wrong: each must leave more time than "
-                f"FIRESTORE_TIMEOUT_SECONDS={settings.firestore_timeout_seconds:g}, which is "
-                "reserved for the commit"
+                f"{settings.hang_timeout_seconds:g} is wrong: the first, and three quarters of the "
+                "second, must be greater than FIRESTORE_TIMEOUT_SECONDS="
+                f"{settings.firestore_timeout_seconds:g}, which is reserved for the commit"
             )
         if bool(settings.push_audience) != bool(settings.push_service_accounts):
             raise SettingsError(
@@ -235,7 +245,7 @@ class Settings:
 
     @property
     def delivery_seconds(self) -> float:
-        """How long a delivery may take: until its ack deadline, and never long enough to hang."""
+        """How many seconds a delivery may take, before its ack deadline and the hang timeout."""
         return min(self.ack_deadline_seconds, 0.75 * self.hang_timeout_seconds)
 
     @property
@@ -245,19 +255,19 @@ class Settings:
 
     @property
     def server_threads(self) -> int:
-        """One for each image in flight, and some that answer 429 and health probes meanwhile."""
+        """One thread for each image in flight, and 8 more for 429 responses and health probes."""
         return self.max_in_flight + 8
 
 
 def table() -> list[tuple[str, str, str]]:
-    """Rows of the README's table of settings: variable, default, meaning."""
+    """Return the rows of the table of settings: variable, default, description."""
     return [
-        (spec.name.upper(), _shown(spec.default), spec.metadata["help"])
+        (spec.name.upper(), _format_default(spec.default), spec.metadata["help"])
         for spec in fields(Settings)
     ]
 
 
-def _shown(default: Any) -> str:
+def _format_default(default: Any) -> str:
     if default is None or default == ():
         return "unset"
     if default == BUNDLED_MODEL:

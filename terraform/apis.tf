@@ -1,5 +1,5 @@
-# APIs, the service agents behind them, and the waits that a first apply needs: an API, an agent
-# and a grant each work only some time after they were made.
+# APIs, their service agents, and the waits that a first apply needs: an API, an agent or a grant works
+# only some time after its creation.
 
 resource "google_project_service" "main" {
   for_each = toset([
@@ -19,7 +19,7 @@ resource "google_project_service" "main" {
   ])
 
   service = each.key
-  # Others in the project may use them.
+  # Other parts of the project may use them.
   disable_on_destroy = false
 }
 
@@ -30,7 +30,7 @@ resource "time_sleep" "apis" {
   depends_on = [google_project_service.main]
 }
 
-# Enabling an API does not make its agent, and a grant to an agent that does not exist is refused.
+# Enabling an API does not create its agent, and a grant to an agent that does not exist fails.
 resource "google_project_service_identity" "main" {
   for_each = toset(["eventarc.googleapis.com", "pubsub.googleapis.com"])
   provider = google-beta
@@ -40,7 +40,7 @@ resource "google_project_service_identity" "main" {
   depends_on = [time_sleep.apis]
 }
 
-# Reading it makes it.
+# Reading this agent creates it.
 data "google_storage_project_service_account" "main" {
   depends_on = [time_sleep.apis]
 }
@@ -51,8 +51,8 @@ resource "google_project_iam_member" "eventarc_agent" {
   member  = google_project_service_identity.main["eventarc.googleapis.com"].member
 }
 
-# Cloud Run refuses an account that is not known everywhere yet. With a built image, the build is
-# longer than this anyway.
+# Cloud Run rejects an account that has not propagated yet. If Cloud Build builds the image, that takes
+# longer than this wait anyway.
 resource "time_sleep" "accounts" {
   create_duration = "20s"
   triggers = {
@@ -61,8 +61,8 @@ resource "time_sleep" "accounts" {
   }
 }
 
-# Every grant that an upload's way needs. Seven minutes are what Google gives as the bound for a
-# grant to hold everywhere; the first image is built meanwhile.
+# Every grant that the processing of an upload needs. According to Google, a grant can take seven minutes
+# to take effect. Cloud Build builds the first image meanwhile.
 resource "time_sleep" "agent_grants" {
   create_duration = "420s"
   triggers = merge(

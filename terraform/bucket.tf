@@ -10,8 +10,8 @@ resource "google_storage_bucket" "uploads" {
     retention_duration_seconds = var.soft_delete_days * 24 * 3600
   }
 
-  # Off unless asked for: an event names its generation, which is read within seconds, and an
-  # overwrite has an event of its own.
+  # Off by default, because the service does not need it: an upload is read within seconds, and an
+  # overwrite has its own event.
   versioning {
     enabled = var.versioning
   }

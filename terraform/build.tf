@@ -1,5 +1,5 @@
-# Cloud Build's account, and the first image: built before there is a service or a trigger, so that
-# nothing but the real service ever acknowledges an upload.
+# Cloud Build's account, and the first image. It is built before the service and the trigger exist, so
+# that nothing except the real service ever acknowledges an upload.
 
 resource "google_service_account" "build" {
   account_id   = "${var.name}-build"
@@ -8,7 +8,7 @@ resource "google_service_account" "build" {
   depends_on = [time_sleep.apis]
 }
 
-# Sources that gcloud uploads. An account of one's own cannot read the default bucket.
+# Sources that gcloud uploads. A user-specified account cannot read Cloud Build's default bucket.
 resource "google_storage_bucket" "build" {
   name     = "${var.project_id}-${var.name}-build"
   location = upper(var.region)
@@ -46,7 +46,7 @@ resource "google_artifact_registry_repository_iam_member" "build" {
   member     = google_service_account.build.member
 }
 
-# Logs; and, for the smoke test, reading the document of its image.
+# To write logs, and to read the document of the smoke test's image.
 resource "google_project_iam_member" "build" {
   for_each = toset(["roles/datastore.viewer", "roles/logging.logWriter"])
 
@@ -55,7 +55,7 @@ resource "google_project_iam_member" "build" {
   member  = google_service_account.build.member
 }
 
-# For the smoke test: uploads its image, and deletes it. Nothing else in the bucket.
+# To upload and delete the smoke test's image. The account has no access to other objects.
 resource "google_storage_bucket_iam_member" "build_smoke" {
   bucket = google_storage_bucket.uploads.name
   role   = "roles/storage.objectUser"
@@ -67,7 +67,7 @@ resource "google_storage_bucket_iam_member" "build_smoke" {
   }
 }
 
-# Deploying: the service, the job, and leave to run them as their accounts.
+# To deploy the service and the job, and to run them as their accounts.
 resource "google_cloud_run_v2_service_iam_member" "build" {
   location = var.region
   name     = google_cloud_run_v2_service.main.name
@@ -105,8 +105,8 @@ resource "time_sleep" "build_grants" {
 }
 
 locals {
-  # The tag that cloudbuild.yaml gives the first image, and then each one that passed. It matters for
-  # the first deployment alone.
+  # cloudbuild.yaml sets this tag on the first image, and later on each image that passed the smoke
+  # test. Only the first deployment uses it.
   built_image = "${var.region}-docker.pkg.dev/${var.project_id}/${google_artifact_registry_repository.main.repository_id}/service:latest"
   first_image = coalesce(var.image, local.built_image)
 
@@ -122,7 +122,7 @@ locals {
     _REPOSITORY  = var.name
     _SERVICE     = local.service_name
   }
-  # Double quotes hold in every shell; no value has one.
+  # Double quotes work in every shell. No value contains one.
   build_options = join(" ", [
     "--project=${var.project_id}",
     "--region=${coalesce(var.build_region, var.region)}",
@@ -133,8 +133,8 @@ locals {
   ])
 }
 
-# Runs once, and again for another accelerator, which takes another image; a new model is deployed
-# by a build, as new code is.
+# Runs once, and again after a change of accelerator, which needs another image. A new model is deployed
+# with build_command, like new code.
 resource "terraform_data" "first_image" {
   for_each = var.image == null ? toset(["main"]) : toset([])
 

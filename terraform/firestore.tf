@@ -4,8 +4,8 @@ resource "google_firestore_database" "main" {
   type             = "FIRESTORE_NATIVE"
   database_edition = "STANDARD"
 
-  # With the provider's default, ABANDON, a destroy would leave the database behind and the next
-  # apply fail with 409. Protected, a destroy fails instead, and loses nothing.
+  # With the provider's default, ABANDON, a destroy would leave the database behind, and the next apply
+  # would fail with 409. With delete protection, the destroy fails instead, and loses nothing.
   delete_protection_state           = var.protect_data ? "DELETE_PROTECTION_ENABLED" : "DELETE_PROTECTION_DISABLED"
   deletion_policy                   = "DELETE"
   point_in_time_recovery_enablement = "POINT_IN_TIME_RECOVERY_DISABLED"
@@ -14,8 +14,8 @@ resource "google_firestore_database" "main" {
 }
 
 locals {
-  # Each query of docs/how-to/query-results.md that filters by more than one field, or by one and sorts by another.
-  # The others need only the indexes that Firestore makes by itself.
+  # For the queries in docs/how-to/query-results.md that filter by several fields, or sort by another field than they
+  # filter by. Firestore creates the indexes for other queries itself.
   composite_indexes = merge(
     {
       # yolo-batch results gs://BUCKET/PREFIX, and reconcile
@@ -27,9 +27,9 @@ locals {
     } : {},
   )
 
-  # An index on a field that grows with time caps the collection at 500 new documents a second:
-  # event_time is never queried, nor is generation without the document's id. detections would
-  # cost an index entry for every number in it; labels and counts are what is queried.
+  # An index on a field that grows with time limits the collection to 500 new documents a second. So
+  # event_time and generation have none: no query needs it. detections has none because every number
+  # in it would cost an index entry. Query labels and counts instead.
   unindexed_fields = toset(["detections", "event_time", "generation"])
 }
 
@@ -60,8 +60,8 @@ resource "google_firestore_field" "unindexed" {
   index_config {}
 }
 
-# created_at: not indexed unless query_by_time asks for it, which has its price (above). Documents
-# expire by it, which needs no index.
+# Only query_by_time indexes created_at, because the index limits the write rate (see above). Documents
+# expire by created_at, which needs no index.
 resource "google_firestore_field" "created_at" {
   database   = google_firestore_database.main.name
   collection = var.firestore_collection

@@ -1,5 +1,5 @@
-# Jobs: messages that users, back-fills and the reconcile job publish. And the dead letters of both
-# ways in.
+# The jobs that users, back-fills and the reconcile job publish, and the dead letters of jobs and
+# uploads.
 
 resource "google_pubsub_topic" "jobs" {
   name = "${var.name}-jobs"
@@ -33,7 +33,7 @@ resource "google_pubsub_subscription" "jobs" {
   }
 
   expiration_policy {
-    ttl = "" # never; the default is 31 days without a message
+    ttl = "" # never; by default, a subscription expires after 31 idle days
   }
 
   depends_on = [
@@ -56,13 +56,13 @@ resource "google_pubsub_topic" "dead_letters" {
   depends_on = [time_sleep.apis]
 }
 
-# A topic without a subscription keeps nothing.
+# A topic without a subscription drops its messages.
 resource "google_pubsub_subscription" "dead_letters" {
   name  = "${var.name}-dead-letters"
   topic = google_pubsub_topic.dead_letters.id
 
   ack_deadline_seconds       = local.ack_deadline_seconds
-  message_retention_duration = "2678400s" # 31 days, the most
+  message_retention_duration = "2678400s" # 31 days, the maximum
 
   expiration_policy {
     ttl = ""

@@ -1,28 +1,28 @@
-# Metrics read from the service's log lines (service/recorder.py and server/app.py write them), a
-# dashboard of them, and alerts. The alerts use Google's own metrics, which exist before the first log line.
+# Metrics from the service's log lines (of service/recorder.py and service/server/app.py), a dashboard,
+# and alerts. The alerts use Google's own metrics, which exist before the first log line.
 
 locals {
   log_of_service = "resource.type=\"cloud_run_revision\" AND resource.labels.service_name=\"${local.service_name}\""
 
-  # Distributions of numbers in the line of a commit. The outcomes are counted since the line before;
-  # a line without an outcome adds nothing to its metric.
+  # Distributions of the numbers in the log line of a commit. Outcomes are counted since the previous
+  # line. A line without an outcome adds nothing to the outcome's metric.
   commit_metrics = {
-    images           = { unit = "1", description = "Images in a commit." }
-    commit_ms        = { unit = "ms", description = "Commit of a group of images to Firestore." }
-    done             = { unit = "1", description = "Images recorded with their detections." }
-    failed           = { unit = "1", description = "Images recorded as failed." }
-    already_recorded = { unit = "1", description = "Deliveries of an image that had its document." }
-    superseded       = { unit = "1", description = "Images that were inferred although another delivery's document was there first." }
-    gone             = { unit = "1", description = "Images that were deleted or overwritten before they were read." }
-    refused          = { unit = "1", description = "Images of a bucket that is not served." }
-    ignored          = { unit = "1", description = "Messages that name no image." }
+    images             = { unit = "1", description = "Images in a commit." }
+    commit_ms          = { unit = "ms", description = "Duration of a commit to Firestore." }
+    done               = { unit = "1", description = "Images recorded with their detections." }
+    failed             = { unit = "1", description = "Images recorded as failed." }
+    already_recorded   = { unit = "1", description = "Deliveries of images that already had a final document." }
+    superseded         = { unit = "1", description = "Results that were dropped, because another delivery committed its document first." }
+    gone               = { unit = "1", description = "Images that were deleted or overwritten before they were read." }
+    bucket_not_allowed = { unit = "1", description = "Images whose bucket is not in ALLOWED_BUCKETS." }
+    ignored            = { unit = "1", description = "Requests that name no image." }
   }
   outcomes = [for key in keys(local.commit_metrics) : key if !contains(["commit_ms", "images"], key)]
 
-  # Counters of lines, by a field of the line.
+  # Counters of log lines, by one of their fields.
   line_metrics = {
     failures = { message = "An image failed", label = "code", description = "Images recorded as failed, by error code." }
-    rejected = { message = "Rejected a message", label = "status", description = "Messages answered 429 or 503, which are redelivered." }
+    rejected = { message = "Rejected a message", label = "status", description = "Messages rejected with 429 or 503, which are redelivered." }
   }
 
   dead_letters_id = google_pubsub_subscription.dead_letters.name
@@ -77,7 +77,7 @@ resource "google_logging_metric" "line" {
 }
 
 locals {
-  # PromQL's name of a metric: its first / is a colon, every other special character a _.
+  # The metrics' names in PromQL: the first / becomes a colon, other special characters become _.
   prom        = { for key in concat(keys(local.commit_metrics), keys(local.line_metrics)) : key => "logging_googleapis_com:user_${replace("${var.name}/${key}", "/[^a-zA-Z0-9_]/", "_")}" }
   of_revision = "monitored_resource=\"cloud_run_revision\""
   of_service  = "${local.of_revision},service_name=\"${local.service_name}\""
@@ -100,7 +100,7 @@ locals {
     { title = "Dead letters", queries = { dead_letters = "sum(pubsub_googleapis_com:subscription_num_undelivered_messages{monitored_resource=\"pubsub_subscription\",subscription_id=\"${local.dead_letters_id}\"})" } },
   ]
 
-  # The API gives no zero and no null back; written here, each would be a change in every plan.
+  # Without zeros and nulls: the API does not return them, so every plan would show them as a change.
   dashboard = {
     displayName = local.service_name
     mosaicLayout = {
@@ -156,7 +156,7 @@ resource "google_monitoring_alert_policy" "dead_letters" {
 
   documentation {
     mime_type = "text/markdown"
-    content   = "Messages failed ${local.retry.attempts} times. Why is in the log of ${local.service_name} (severity ERROR). Look at them with `gcloud pubsub subscriptions pull ${local.dead_letters_id} --project ${var.project_id} --limit 10`, which does not remove them. When the cause is fixed, `yolo-batch dead-letters --subscription ${google_pubsub_subscription.dead_letters.id} --replay --topic ${google_pubsub_topic.jobs.id}` publishes their images again and removes them; `gcloud pubsub subscriptions seek ${local.dead_letters_id} --project ${var.project_id} --time $(date -u +%Y-%m-%dT%H:%M:%SZ)` drops those that are left."
+    content   = "Some messages failed ${local.retry.attempts} times. The log of ${local.service_name} has the reason (severity ERROR or WARNING). List the messages with `gcloud pubsub subscriptions pull ${local.dead_letters_id} --project ${var.project_id} --limit 10`, which does not remove them. After fixing the cause, run `yolo-batch dead-letters --subscription ${google_pubsub_subscription.dead_letters.id} --replay --topic ${google_pubsub_topic.jobs.id}`, which publishes their images again and removes the messages. To drop the remaining messages, run `gcloud pubsub subscriptions seek ${local.dead_letters_id} --project ${var.project_id} --time $(date -u +%Y-%m-%dT%H:%M:%SZ)`."
   }
 
   depends_on = [time_sleep.apis]
@@ -184,7 +184,7 @@ resource "google_monitoring_alert_policy" "backlog" {
 
   documentation {
     mime_type = "text/markdown"
-    content   = "Either more is uploaded than ${local.max_instances} instances process: raise max_instances; or messages fail again and again: the log of ${local.service_name} says which (\"Rejected a message\", or severity ERROR). A message is a dead letter after ${local.retry.attempts} attempts."
+    content   = "There are two possible causes. Either more images are uploaded than ${local.max_instances} instances can process: raise max_instances. Or messages fail repeatedly: see the log of ${local.service_name} (\"Rejected a message\", or severity ERROR). After ${local.retry.attempts} attempts, a message becomes a dead letter."
   }
 
   depends_on = [time_sleep.apis]
@@ -197,7 +197,7 @@ resource "google_monitoring_alert_policy" "errors" {
   notification_channels = var.notification_channels
 
   conditions {
-    display_name = "Over 5 % of the requests answered 5xx for 10 min"
+    display_name = "Over 5 % of the responses are 5xx for 10 min"
     condition_threshold {
       filter             = "resource.type = \"cloud_run_revision\" AND resource.labels.service_name = \"${local.service_name}\" AND metric.type = \"run.googleapis.com/request_count\" AND metric.labels.response_code_class = \"5xx\""
       denominator_filter = "resource.type = \"cloud_run_revision\" AND resource.labels.service_name = \"${local.service_name}\" AND metric.type = \"run.googleapis.com/request_count\""
@@ -219,7 +219,7 @@ resource "google_monitoring_alert_policy" "errors" {
 
   documentation {
     mime_type = "text/markdown"
-    content   = "Nothing is lost yet: each message is delivered up to ${local.retry.attempts} times. 503 means that Cloud Storage or Firestore is unavailable, or that images waited too long; 500 means that the model failed on an image, or a defect. The log of ${local.service_name} has the reason."
+    content   = "No image is lost yet: each message is delivered up to ${local.retry.attempts} times. 503 means that Cloud Storage or Firestore is unavailable, or that images waited too long. 500 means that the model failed on an image, or a defect. The log of ${local.service_name} has the reason."
   }
 
   depends_on = [time_sleep.apis]

@@ -4,38 +4,38 @@ output "bucket" {
 }
 
 output "build_command" {
-  description = "Builds and deploys what is in the repository; to be run in its root."
+  description = "Command that builds and deploys the repository. Run it in the repository's root."
   value       = "gcloud builds submit ${local.build_options}\" ."
 }
 
 output "dashboard" {
-  description = "Dashboard in the console."
+  description = "URL of the dashboard."
   value       = "https://console.cloud.google.com/monitoring/dashboards/builder/${basename(google_monitoring_dashboard.main.id)}?project=${var.project_id}"
 }
 
 output "dead_letters" {
-  description = "Subscription that holds what failed for good."
+  description = "Subscription of the dead letters, for yolo-batch dead-letters --subscription."
   value       = google_pubsub_subscription.dead_letters.id
 }
 
 output "jobs_topic" {
-  description = "Topic for jobs, as yolo-batch submit --topic takes it."
+  description = "Topic for jobs, for yolo-batch submit --topic."
   value       = google_pubsub_topic.jobs.id
 }
 
 output "results" {
-  description = "Documents in the console."
+  description = "URL of the documents in the console."
   value       = "https://console.cloud.google.com/firestore/databases/${var.firestore_database == "(default)" ? "-default-" : var.firestore_database}/data/panel/${var.firestore_collection}?project=${var.project_id}"
 }
 
 output "service_url" {
-  description = "URL of the service; it answers Pub/Sub and Eventarc of this project alone."
+  description = "URL of the service. Only Pub/Sub and Eventarc of this project can reach it."
   value       = google_cloud_run_v2_service.main.uri
 }
 
-# Not before an image would be noticed.
+# Known only when uploads cause events.
 output "upload_command" {
-  description = "Uploads images; their documents follow."
+  description = "Command that uploads images."
   value       = "gcloud storage cp *.jpg gs://${google_storage_bucket.uploads.name}/"
 
   depends_on = [

@@ -1,6 +1,6 @@
-# Uploads that have no document are found and enqueued as jobs: whatever an event lost, from a day
-# without the service to a dead letter. Only uploads since the last run: results that expire are not
-# made again.
+# The reconcile job finds uploads that have no document, and enqueues them: after a lost event, a long
+# outage or a dead letter. It compares only uploads since the last run, so that results which expired are
+# not created again.
 
 resource "google_service_account" "reconcile" {
   account_id   = "${var.name}-reconcile"
@@ -21,15 +21,15 @@ resource "google_project_iam_member" "reconcile" {
   member  = google_service_account.reconcile.member
 }
 
-# Keeps when the last successful run started: a run looks back to it, but at least two days. A bucket
-# of its own, because this object is all that the job may write.
+# Contains the start time of the last successful run. A run looks back to it, but at least two days. The
+# bucket is separate, because the job may write nothing else.
 resource "google_storage_bucket" "reconcile" {
   name     = "${var.project_id}-${var.name}-reconcile"
   location = upper(var.region)
 
   uniform_bucket_level_access = true
   public_access_prevention    = "enforced"
-  force_destroy               = true # one object, which the next run writes again
+  force_destroy               = true # its one object is written again by the next run
 
   soft_delete_policy {
     retention_duration_seconds = 0
@@ -73,7 +73,7 @@ resource "google_cloud_run_v2_job" "reconcile" {
           "--since", "gs://${google_storage_bucket.reconcile.name}/last-run",
           "--topic", google_pubsub_topic.jobs.id,
           "--yes",
-          # Jobs are published no faster than the service works.
+          # To publish jobs no faster than the service processes them.
           "--instances", tostring(local.max_instances),
           "--vcpu", tostring(local.machine.cpu),
         ]
@@ -94,7 +94,7 @@ resource "google_cloud_run_v2_job" "reconcile" {
   }
 
   lifecycle {
-    # Cloud Build owns this image too.
+    # Cloud Build deploys the job's image too.
     ignore_changes = [
       client,
       client_version,
@@ -136,7 +136,7 @@ resource "google_cloud_scheduler_job" "reconcile" {
   description      = "Enqueues uploads that have no document."
   schedule         = each.value
   time_zone        = "Etc/UTC"
-  attempt_deadline = "60s" # it starts the job, and does not wait for it
+  attempt_deadline = "60s" # it only starts the job
 
   http_target {
     http_method = "POST"

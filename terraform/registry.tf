@@ -2,9 +2,9 @@ resource "google_artifact_registry_repository" "main" {
   repository_id = var.name
   location      = var.region
   format        = "DOCKER"
-  description   = "Images of ${var.name}."
+  description   = "Container images of ${var.name}."
 
-  # What is kept wins over what is deleted.
+  # KEEP policies have precedence over DELETE policies.
   cleanup_policies {
     id     = "keep-recent"
     action = "KEEP"
@@ -13,7 +13,7 @@ resource "google_artifact_registry_repository" "main" {
     }
   }
 
-  # The next deployment's start, and the layers of the next build.
+  # latest, and the build cache.
   cleanup_policies {
     id     = "keep-in-use"
     action = "KEEP"
@@ -23,7 +23,7 @@ resource "google_artifact_registry_repository" "main" {
     }
   }
 
-  # Each build has a tag of its own, so that age decides.
+  # Any tag state, because each build has its own tag.
   cleanup_policies {
     id     = "delete-old"
     action = "DELETE"

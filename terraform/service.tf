@@ -1,4 +1,4 @@
-# The service, its account, and who may call it.
+# The service, its account, and the accounts that may call it.
 
 resource "google_service_account" "service" {
   account_id   = var.name
@@ -23,10 +23,10 @@ resource "google_cloud_run_v2_service" "main" {
   name     = local.service_name
   location = var.region
 
-  # Internal ingress admits Pub/Sub and Eventarc of this project. It does not authenticate: IAM does.
+  # Only Pub/Sub and Eventarc of this project can reach the service. IAM authenticates them.
   ingress              = "INGRESS_TRAFFIC_INTERNAL_ONLY"
   invoker_iam_disabled = false
-  # It holds nothing: bucket and database are what protect_data protects.
+  # The service stores nothing. protect_data protects the bucket and the database.
   deletion_protection = false
 
   template {
@@ -57,7 +57,7 @@ resource "google_cloud_run_v2_service" "main" {
 
       resources {
         limits = local.limits
-        # Paid by request without a GPU; a GPU is paid while its instance lives. Unset means false.
+        # Billed by request without a GPU, by instance with one. Unset means false.
         cpu_idle          = !local.has_gpu
         startup_cpu_boost = true
       }
@@ -70,19 +70,19 @@ resource "google_cloud_run_v2_service" "main" {
         }
       }
 
-      # The server answers only once the model is loaded and its canary has passed.
+      # The server does not respond until the model is loaded and its canary has passed.
       startup_probe {
         period_seconds    = 1
         timeout_seconds   = 1
-        failure_threshold = 240 # as long as Cloud Run waits
+        failure_threshold = 240 # 240 s, the longest that Cloud Run allows
         http_get {
           path = "/health/ready"
         }
       }
 
-      # 503 if work hangs or the model fails on every image: Cloud Run then replaces the instance.
-      # Each probe is paid for. The service counts at most 60 s between two probes
-      # (service/health.py), so a longer period would hide what hangs.
+      # If work hangs or the model fails on every image, the response is 503, and Cloud Run replaces the
+      # instance. Each probe is billed, so the period is long. But it must not exceed 60 s, because the
+      # service counts at most 60 s between two probes (service/health.py).
       liveness_probe {
         period_seconds    = 60
         timeout_seconds   = 10
@@ -95,9 +95,9 @@ resource "google_cloud_run_v2_service" "main" {
   }
 
   lifecycle {
-    # Another accelerator is another service: the new one is there before the old one goes.
+    # A change of accelerator creates another service. Create it before the old one is destroyed.
     create_before_destroy = true
-    # Cloud Build owns the deployed image; Terraform owns everything else.
+    # Cloud Build deploys images. Terraform manages everything else.
     ignore_changes = [
       client,
       client_version,
@@ -107,12 +107,12 @@ resource "google_cloud_run_v2_service" "main" {
     ]
   }
 
-  # Not on its grants: what must exist first is created before it is destroyed too, and a bucket
-  # cannot be. The ways in wait for the grants.
+  # It does not depend on its grants: create_before_destroy would then apply to the bucket too, which
+  # cannot be created twice. The subscription and the trigger wait for the grants instead.
   depends_on = [terraform_data.agreement, terraform_data.first_image, time_sleep.accounts]
 }
 
-# One account for each way in, so that either can be cut off alone.
+# One account for jobs and one for uploads, so that each can be disabled alone.
 resource "google_service_account" "events" {
   for_each = toset(["jobs", "uploads"])
 
@@ -131,7 +131,7 @@ resource "google_cloud_run_v2_service_iam_member" "events" {
   member   = each.value.member
 }
 
-# Agents made before April 2021 cannot sign the push's token without it; to others it does nothing.
+# Needed by Pub/Sub agents that were created before April 2021. It has no effect on others.
 resource "google_service_account_iam_member" "token_creator" {
   for_each = google_service_account.events
 

@@ -1,10 +1,10 @@
-# How an upload reaches the service: by Eventarc, or by a notification to a topic of our own.
+# How uploads reach the service: by Eventarc, or by notifications to a topic of this module.
 
 locals {
   by_eventarc = var.upload_events == "eventarc" ? toset(["uploads"]) : toset([])
   by_topic    = var.upload_events == "notification" ? toset(["uploads"]) : toset([])
 
-  # Eventarc names its subscription itself.
+  # Eventarc chooses the name of its subscription.
   eventarc_subscription = one([
     for path in flatten([for trigger in google_eventarc_trigger.uploads : trigger.transport[*].pubsub[*].subscription]) : basename(path)
   ])
@@ -28,7 +28,7 @@ resource "google_project_iam_member" "event_receiver" {
   member  = google_service_account.events["uploads"].member
 }
 
-# Its retry_policy is left out: the one value that it takes, max_attempts = 1, means no retry.
+# Without retry_policy: its only possible value, max_attempts = 1, would disable retries.
 resource "google_eventarc_trigger" "uploads" {
   for_each = local.by_eventarc
 
@@ -60,8 +60,9 @@ resource "google_eventarc_trigger" "uploads" {
   ]
 }
 
-# Eventarc makes the subscription with a deadline of 10 s, no dead letter and a day's retention, and
-# the provider cannot change what it has not made. A new trigger has a new subscription.
+# Eventarc creates its subscription with an ack deadline of 10 s, without dead letters, and with a
+# retention of one day. The provider cannot change a subscription that it did not create, so gcloud does.
+# A new trigger has a new subscription.
 resource "terraform_data" "tuned_subscription" {
   for_each = local.by_eventarc
 
@@ -123,7 +124,7 @@ resource "google_storage_notification" "uploads" {
   payload_format = "JSON_API_V1"
   event_types    = ["OBJECT_FINALIZE"]
 
-  # It is refused until the grant holds; and nothing is published before there is a subscription.
+  # Its creation fails until the grant takes effect. Messages before the subscription exists are lost.
   depends_on = [
     google_pubsub_subscription.uploads,
     time_sleep.agent_grants,
@@ -177,10 +178,10 @@ resource "google_pubsub_subscription_iam_member" "uploads" {
   member       = google_project_service_identity.main["pubsub.googleapis.com"].member
 }
 
-# Reads the subscription back after every apply, whoever made it, and warns.
+# Checks the subscription after every apply, whoever created it, and warns.
 check "uploads_subscription" {
   data "google_pubsub_subscription" "uploads" {
-    # By what the tuning gives out, so that it is read after that.
+    # From the output of the configuration, so that it is read afterwards.
     name = one(concat(
       [for tuned in terraform_data.tuned_subscription : tuned.output],
       [for subscription in google_pubsub_subscription.uploads : subscription.name],
@@ -189,7 +190,7 @@ check "uploads_subscription" {
 
   assert {
     condition     = data.google_pubsub_subscription.uploads.ack_deadline_seconds == local.ack_deadline_seconds
-    error_message = "The subscription of the uploads has an ack deadline of ${data.google_pubsub_subscription.uploads.ack_deadline_seconds} s instead of ${local.ack_deadline_seconds}: uploads will be delivered, and inferred, more than once. Repair: terraform apply -replace='terraform_data.tuned_subscription[\"uploads\"]'"
+    error_message = "The uploads' subscription has an ack deadline of ${data.google_pubsub_subscription.uploads.ack_deadline_seconds} s instead of ${local.ack_deadline_seconds} s, so uploads will be delivered and inferred more than once. To repair it, run: terraform apply -replace='terraform_data.tuned_subscription[\"uploads\"]'"
   }
 
   assert {
@@ -197,7 +198,7 @@ check "uploads_subscription" {
       join(",", data.google_pubsub_subscription.uploads.dead_letter_policy[*].dead_letter_topic),
       "/topics/${google_pubsub_topic.dead_letters.name}",
     )
-    error_message = "The subscription of the uploads has not ${google_pubsub_topic.dead_letters.name} as its dead-letter topic: what fails for good will be dropped. Repair: terraform apply -replace='terraform_data.tuned_subscription[\"uploads\"]'"
+    error_message = "The uploads' subscription does not have the dead-letter topic ${google_pubsub_topic.dead_letters.name}, so messages that fail repeatedly will be lost. To repair it, run: terraform apply -replace='terraform_data.tuned_subscription[\"uploads\"]'"
   }
 
   assert {
@@ -207,6 +208,6 @@ check "uploads_subscription" {
       && join(",", data.google_pubsub_subscription.uploads.retry_policy[*].maximum_backoff) == local.retry.maximum_backoff
       && join(",", data.google_pubsub_subscription.uploads.dead_letter_policy[*].max_delivery_attempts) == tostring(local.retry.attempts)
     )
-    error_message = "The subscription of the uploads has not the retention of ${local.retry.retention} and the ${local.retry.attempts} attempts, ${local.retry.minimum_backoff} to ${local.retry.maximum_backoff} apart: a long outage may lose uploads. Repair: terraform apply -replace='terraform_data.tuned_subscription[\"uploads\"]'"
+    error_message = "The uploads' subscription does not have a retention of ${local.retry.retention} and ${local.retry.attempts} attempts with a back-off from ${local.retry.minimum_backoff} to ${local.retry.maximum_backoff}, so a long outage may lose uploads. To repair it, run: terraform apply -replace='terraform_data.tuned_subscription[\"uploads\"]'"
   }
 }

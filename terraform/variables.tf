@@ -1,5 +1,5 @@
 variable "accelerator" {
-  description = "GPU of the service: none, nvidia-l4 or nvidia-rtx-pro-6000. Each is a service of its own name."
+  description = "GPU of the service: none, nvidia-l4 or nvidia-rtx-pro-6000. A service with a GPU has its own name."
   type        = string
   default     = "none"
   nullable    = false
@@ -11,7 +11,7 @@ variable "accelerator" {
 }
 
 variable "batch_size" {
-  description = "Images in one batch at most, 1 to 64; 8 without a GPU and 32 with one when null. Images in flight and Cloud Run's concurrency are four times this number."
+  description = "Most images in one batch, 1 to 64. Null: 8 without a GPU, 32 with one. MAX_IN_FLIGHT and Cloud Run's concurrency are four times this number."
   type        = number
   default     = null
 
@@ -26,7 +26,7 @@ variable "batch_size" {
 }
 
 variable "bucket_name" {
-  description = "Name of the bucket for uploads; PROJECT-NAME-uploads when null."
+  description = "Name of the bucket for uploads. Null: PROJECT-NAME-uploads."
   type        = string
   default     = null
 
@@ -36,23 +36,23 @@ variable "bucket_name" {
       ? true
       : can(regex("^[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$", var.bucket_name))
     )
-    error_message = "bucket_name must be a bucket's name, without gs://: 3 to 63 lower-case letters, digits, '-', '_' and '.'."
+    error_message = "bucket_name must be a bucket's name without gs://: 3 to 63 lower-case letters, digits, '-', '_' and '.'."
   }
 }
 
 variable "build_region" {
-  description = "Region of Cloud Build, such as europe-west1, or global; the region when null. A new project may be held to a few."
+  description = "Region of Cloud Build, for example europe-west1, or global. Null: the value of region. A new project may be restricted to a few regions."
   type        = string
   default     = null
 
   validation {
     condition     = var.build_region == null ? true : can(regex("^(global|[a-z]+-[a-z]+[0-9]+)$", var.build_region))
-    error_message = "build_region must be one region, such as europe-west1, or global."
+    error_message = "build_region must be one region, for example europe-west1, or global."
   }
 }
 
 variable "calibration" {
-  description = "Folder of images in the repository, such as models/calibration, on which Cloud Build quantises the model to int8. Empty: float."
+  description = "Folder of images in the repository, for example models/calibration, with which Cloud Build quantises the model to int8. Empty: the model stays float."
   type        = string
   default     = ""
   nullable    = false
@@ -64,7 +64,7 @@ variable "calibration" {
 }
 
 variable "cpu" {
-  description = "vCPUs of an instance without a GPU: 1, 2, 4 or 8. Memory is 1 GiB each, at least 2 GiB."
+  description = "vCPUs of an instance without a GPU: 1, 2, 4 or 8. The instance has 1 GiB of memory for each vCPU, and at least 2 GiB."
   type        = number
   default     = 2
   nullable    = false
@@ -83,30 +83,30 @@ variable "firestore_collection" {
 
   validation {
     condition     = can(regex("^[A-Za-z][A-Za-z0-9_-]*$", var.firestore_collection))
-    error_message = "firestore_collection must be the name of a top-level collection: letters, digits, '-' and '_', a letter first."
+    error_message = "firestore_collection must be the name of a top-level collection: letters, digits, '-' and '_', starting with a letter."
   }
 }
 
 variable "firestore_database" {
-  description = "Firestore database, made here; (default) has the free tier, and a project has one of it."
+  description = "Firestore database to create. Only (default) has the free tier, and a project has only one (default)."
   type        = string
   default     = "(default)"
   nullable    = false
 
   validation {
     condition     = var.firestore_database == "(default)" || can(regex("^[a-z][a-z0-9-]{2,61}[a-z0-9]$", var.firestore_database))
-    error_message = "firestore_database must be (default), or 4 to 63 lower-case letters, digits and '-', a letter first."
+    error_message = "firestore_database must be (default), or 4 to 63 lower-case letters, digits and '-', starting with a letter."
   }
 }
 
 variable "firestore_location" {
-  description = "Location of the database, such as eur3; the region when null. It can never be changed."
+  description = "Location of the database, for example eur3. Null: the value of region. It can never be changed."
   type        = string
   default     = null
 }
 
 variable "image" {
-  description = "Image of the first deployment, REGION-docker.pkg.dev/...; when null, Cloud Build builds it during the first apply."
+  description = "Container image of the first deployment, REGION-docker.pkg.dev/... Null: Cloud Build builds it during the first apply."
   type        = string
   default     = null
 
@@ -117,18 +117,18 @@ variable "image" {
 }
 
 variable "max_instances" {
-  description = "Instances at most; 10 without a GPU and 1 with one when null. A new project's quota is 20 vCPU, 40 GiB and 3 GPUs a region."
+  description = "Most instances. Null: 10 without a GPU, 1 with one. A new project's quota is 20 vCPU, 40 GiB and 3 GPUs in each region."
   type        = number
   default     = null
 
   validation {
     condition     = var.max_instances == null ? true : var.max_instances >= 1 && floor(var.max_instances) == var.max_instances
-    error_message = "max_instances must be a whole number from 1."
+    error_message = "max_instances must be a whole number of at least 1."
   }
 }
 
 variable "model" {
-  description = "Weights that Cloud Build packs into the image: an official name such as yolo26n.pt, or a path in the repository."
+  description = "Weights that Cloud Build packs into the image: an official name, for example yolo26n.pt, or a path in the repository."
   type        = string
   default     = "yolo26n.pt"
   nullable    = false
@@ -140,19 +140,19 @@ variable "model" {
 }
 
 variable "name" {
-  description = "What every resource's name begins with."
+  description = "Prefix of every resource's name."
   type        = string
   default     = "yolo-batch"
   nullable    = false
 
   validation {
     condition     = can(regex("^[a-z][a-z0-9-]{4,15}[a-z0-9]$", var.name))
-    error_message = "name must be 6 to 17 lower-case letters, digits and '-', a letter first and no '-' last: it is the id of the service's account, which has at least 6, and part of longer names."
+    error_message = "name must be 6 to 17 lower-case letters, digits and '-', starting with a letter and not ending in '-'. It is the id of the service's account, which needs 6 characters, and part of longer names."
   }
 }
 
 variable "notification_channels" {
-  description = "Notification channels of the alerts, projects/PROJECT/notificationChannels/ID; without any, alerts show in the console alone."
+  description = "Notification channels of the alerts: projects/PROJECT/notificationChannels/ID. Empty: alerts appear only in the console."
   type        = list(string)
   default     = []
   nullable    = false
@@ -175,61 +175,61 @@ variable "project_id" {
 }
 
 variable "protect_data" {
-  description = "Whether a destroy fails, rather than delete the results and the uploads. To tear down: apply with false first, then destroy."
+  description = "Whether a destroy fails instead of deleting the results and the uploads. To tear down, apply with false first, then destroy."
   type        = bool
   default     = true
   nullable    = false
 }
 
 variable "query_by_time" {
-  description = "Whether created_at is indexed, to query by it alone or with status or a label; caps the collection at 500 new documents a second."
+  description = "Whether created_at is indexed, for queries by it alone, or together with status or a label. The index limits the collection to 500 new documents a second."
   type        = bool
   default     = false
   nullable    = false
 }
 
 variable "reconcile_schedule" {
-  description = "When uploads since the last run that have no document are enqueued again, as cron in UTC; never by itself when null."
+  description = "When the reconcile job enqueues uploads that have no document, as cron in UTC. Null: only when you run it."
   type        = string
   default     = "23 3 * * *"
 
   validation {
     condition     = var.reconcile_schedule == null ? true : can(regex("^\\S+( \\S+){4}$", var.reconcile_schedule))
-    error_message = "reconcile_schedule must be five fields of cron, such as \"23 3 * * *\"."
+    error_message = "reconcile_schedule must have the five fields of cron, for example \"23 3 * * *\"."
   }
 }
 
 variable "region" {
-  description = "Region of everything that has one, such as europe-west1."
+  description = "Region of all resources that have one, for example europe-west1."
   type        = string
   nullable    = false
 
   validation {
     condition     = can(regex("^[a-z]+-[a-z]+[0-9]+$", var.region))
-    error_message = "region must be one region, such as europe-west1: the bucket and its trigger have to be in the same place."
+    error_message = "region must be one region, for example europe-west1, because the bucket and its trigger must be in the same location."
   }
 }
 
 variable "results_ttl_days" {
-  description = "Days after which Firestore deletes a result, within about a day; for ever when null."
+  description = "Days after which Firestore deletes a result, within about a day. Null: never."
   type        = number
   default     = null
 
   validation {
     condition     = var.results_ttl_days == null ? true : var.results_ttl_days >= 1 && floor(var.results_ttl_days) == var.results_ttl_days
-    error_message = "results_ttl_days must be a whole number from 1."
+    error_message = "results_ttl_days must be a whole number of at least 1."
   }
 }
 
 variable "settings" {
-  description = "More settings of the service, such as {MIN_CONFIDENCE = \"0.4\"}; README.md lists them."
+  description = "More settings of the service, for example {MIN_CONFIDENCE = \"0.4\"}. README.md lists them."
   type        = map(string)
   default     = {}
   nullable    = false
 
   validation {
     condition     = alltrue([for key in keys(var.settings) : can(regex("^[A-Z][A-Z_]*$", key))])
-    error_message = "settings must be named as environment variables, in capitals."
+    error_message = "settings must have the names of environment variables, in capitals."
   }
 
   validation {
@@ -237,24 +237,24 @@ variable "settings" {
       "ACK_DEADLINE_SECONDS", "ALLOWED_BUCKETS", "BIND_ADDRESS", "DEVICE", "FIRESTORE_COLLECTION", "FIRESTORE_DATABASE",
       "GOOGLE_CLOUD_PROJECT", "MAX_BATCH_SIZE", "MAX_IN_FLIGHT", "PORT",
     ])) == 0
-    error_message = "settings must leave out what is derived here: MAX_BATCH_SIZE and MAX_IN_FLIGHT follow from batch_size; bucket, database and device from their variables."
+    error_message = "settings must not set what follows from other variables: MAX_BATCH_SIZE and MAX_IN_FLIGHT from batch_size, DEVICE from accelerator, and the bucket, the database, the collection and the project from theirs. ACK_DEADLINE_SECONDS, BIND_ADDRESS and PORT are fixed."
   }
 }
 
 variable "soft_delete_days" {
-  description = "Days for which a deleted upload can be restored, and is paid for: 0, or 7 to 90."
+  description = "Days for which a deleted upload can be restored, and is billed: 0, or 7 to 90."
   type        = number
   default     = 7
   nullable    = false
 
   validation {
     condition     = var.soft_delete_days == 0 || (var.soft_delete_days >= 7 && var.soft_delete_days <= 90)
-    error_message = "soft_delete_days must be 0, or from 7 to 90."
+    error_message = "soft_delete_days must be 0, or 7 to 90."
   }
 }
 
 variable "upload_events" {
-  description = "How uploads reach the service: eventarc (needs gcloud at apply, to tune Eventarc's subscription) or notification (all under Terraform)."
+  description = "How uploads reach the service: eventarc (the apply needs gcloud, to configure Eventarc's subscription) or notification (Terraform manages everything)."
   type        = string
   default     = "eventarc"
   nullable    = false
@@ -266,18 +266,18 @@ variable "upload_events" {
 }
 
 variable "uploads_retention_days" {
-  description = "Days after which an upload is deleted; for ever when null."
+  description = "Days after which an upload is deleted. Null: never."
   type        = number
   default     = null
 
   validation {
     condition     = var.uploads_retention_days == null ? true : var.uploads_retention_days >= 1 && floor(var.uploads_retention_days) == var.uploads_retention_days
-    error_message = "uploads_retention_days must be a whole number from 1."
+    error_message = "uploads_retention_days must be a whole number of at least 1."
   }
 }
 
 variable "versioning" {
-  description = "Whether the bucket keeps overwritten uploads for 30 days. Each generation has its own event and result either way."
+  description = "Whether the bucket keeps overwritten uploads for 30 days. Each generation has its own event and result in any case."
   type        = bool
   default     = false
   nullable    = false

@@ -6,7 +6,7 @@ terraform {
       source  = "hashicorp/google"
       version = "~> 8.0"
     }
-    # For google_project_service_identity alone, which the other one does not have.
+    # Only for google_project_service_identity, which the google provider lacks.
     google-beta = {
       source  = "hashicorp/google-beta"
       version = "~> 8.0"

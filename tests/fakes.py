@@ -163,17 +163,17 @@ class FakeStore:
         self.lookups: list[str] = []
         self._lock = threading.Lock()
 
-    def is_final(self, document_id: str, wanted: Replace | None, deadline: Deadline) -> bool:
+    def is_final(self, document_id: str, permission: Replace | None, deadline: Deadline) -> bool:
         with self._lock:
             self.lookups.append(document_id)
-            return self._is_final(document_id, wanted)
+            return self._is_final(document_id, permission)
 
-    def _is_final(self, document_id: str, wanted: Replace | None) -> bool:
+    def _is_final(self, document_id: str, permission: Replace | None) -> bool:
         document = self.documents.get(document_id)
-        if document is None or wanted is None:
+        if document is None or permission is None:
             return document is not None
         model = (document["model"] or {}).get("sha256")
-        return not wanted.replaces(self.created[document_id], model)
+        return not permission.replaces(self.created[document_id], model)
 
     def commit(
         self, results: Sequence[ImageResult], deadline: Deadline

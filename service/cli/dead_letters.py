@@ -64,8 +64,8 @@ def dead_letters(
     project = Settings.from_env().google_cloud_project
     source = connect(subscription, project)
     has_failed = False
-    with source.holding():
-        readings = [(letter, read(letter)) for letter in source.letters(limit)]
+    with source.leases():
+        readings = [(letter, read(letter)) for letter in source.pull(limit)]
         _show(readings, as_json=as_json)
         if replay:
             chosen = [pair for pair in readings if not ids or pair[0].message_id in ids]

@@ -1,4 +1,4 @@
-"""Results that become ready while all committers are busy share a commit. Knows no store."""
+"""Commits results in groups. Those that become ready during a commit share the next one."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ Committed = TypeVar("Committed")
 
 
 class GroupCommit(Generic[Result, Committed]):
-    """Commits results from many threads in groups. One result's error never fails another."""
+    """Commits results from many threads in groups. One result's fault never fails another."""
 
     def __init__(
         self,
@@ -30,13 +30,13 @@ class GroupCommit(Generic[Result, Committed]):
         """Start the committers' threads.
 
         Args:
-            commit: makes results final until a deadline, and returns one outcome for each in order:
-                the result as it was recorded, or an error for its caller alone. A TransientError
-                that it raises is the store's own: it fails the whole group. After any other error,
-                each result of the group is committed alone. So it must be safe to call again.
-            max_group_size: results in one commit at most.
-            committers: commits at once.
-            watch: entered for each group, to see a commit that hangs.
+            commit: commits results before a deadline. It returns one outcome for each, in order:
+                the committed result, or an error for this result's caller. If it raises a
+                TransientError, the store is at fault, and the whole group fails. If it raises
+                anything else, it is called again for each result alone. So it must be repeatable.
+            max_group_size: how many results one commit may have.
+            committers: how many commits run at once.
+            watch: entered for each group, to detect a commit that hangs.
         """
         self._commit = commit
         self._workers: Workers[Result, Committed] = Workers(
@@ -48,25 +48,25 @@ class GroupCommit(Generic[Result, Committed]):
         )
 
     def commit(self, result: Result, deadline: Deadline) -> Committed:
-        """Queue a result, and wait until it is final.
+        """Queue a result, and wait until it is committed.
 
         Args:
-            result: to be recorded.
-            deadline: the delivery's; the seconds reserved for the commit are used here.
+            result: what to commit.
+            deadline: the delivery's. The seconds reserved for the commit are used here.
 
         Returns:
-            The result as it was recorded.
+            The committed result.
 
         Raises:
-            TooLateError: the deadline passed first. The result may be recorded nevertheless.
+            TooLateError: the deadline passed first. The result may be committed nevertheless.
             TransientError: the store failed.
             ShuttingDownError: the committers are closed.
-            Exception: the result's own error.
+            Exception: the outcome of this result.
         """
         return self._workers.call(result, deadline.for_commit())
 
     def close(self, *, timeout_seconds: float) -> None:
-        """Refuse new results, and commit what waits. What is left when the time is up fails."""
+        """Accept no more results, and commit the waiting ones. After the timeout, fail the rest."""
         self._workers.close(timeout_seconds=timeout_seconds)
 
     def _commit_group(self, group: list[Waiting[Result, Committed]]) -> None:
@@ -74,7 +74,7 @@ class GroupCommit(Generic[Result, Committed]):
             self._commit_together(group)
         except TransientError as exc:
             _fail(group, exc)
-        except BaseException as exc:  # noqa: BLE001 - a Rust panic is no Exception
+        except BaseException as exc:  # noqa: BLE001 - a panic of a Rust library is no Exception
             logger.exception("A commit of %d failed", len(group))
             if len(group) == 1:
                 _fail(group, exc)
@@ -82,28 +82,28 @@ class GroupCommit(Generic[Result, Committed]):
                 self._commit_each(group)
 
     def _commit_each(self, group: list[Waiting[Result, Committed]]) -> None:
-        """Commit each result alone. Stop if the store fails, not to wait for a timeout each."""
+        """Commit each result alone. Stop if the store fails, to avoid a timeout for each."""
         for waiting in group:
             try:
                 self._commit_together([waiting])
-            except TooLateError as exc:  # its own deadline
+            except TooLateError as exc:  # this result's deadline
                 waiting.fail(exc)
             except TransientError as exc:
                 _fail(group, exc)
                 return
-            except BaseException as exc:  # noqa: BLE001 - likewise; the others go on
+            except BaseException as exc:  # noqa: BLE001 - as above; continue with the next result
                 logger.exception("A commit failed")
                 _fail([waiting], exc)
 
     def _commit_together(self, group: list[Waiting[Result, Committed]]) -> None:
-        """Commit results at once.
+        """Commit results in one commit.
 
-        The latest deadline bounds the commit: the earliest would let one late result cut short the
-        commit of all. A caller whose own deadline is earlier stops waiting then.
+        The latest deadline of the group bounds the commit. With the earliest, one late result would
+        cut short the commit of the others. A caller with an earlier deadline stops waiting then.
 
         Raises:
-            BaseException: whatever the store raises.
-            RuntimeError: it returns a wrong number of outcomes.
+            BaseException: what the store raises.
+            RuntimeError: the store returned a wrong number of outcomes.
         """
         group = in_time(group)
         if not group:
@@ -111,7 +111,9 @@ class GroupCommit(Generic[Result, Committed]):
         latest = Deadline(max(waiting.deadline.ends_at for waiting in group))
         outcomes = self._commit([waiting.item for waiting in group], latest)
         if len(outcomes) != len(group):
-            raise RuntimeError(f"{len(group)} results were committed with {len(outcomes)} outcomes")
+            raise RuntimeError(
+                f"A commit of {len(group)} results returned {len(outcomes)} outcomes"
+            )
         for waiting, outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 waiting.fail(outcome)
@@ -120,8 +122,8 @@ class GroupCommit(Generic[Result, Committed]):
 
 
 def _fail(group: list[Waiting[Result, Committed]], error: BaseException) -> None:
-    """Fail those that have no outcome yet."""
-    if not isinstance(error, Exception):  # only these may be raised in a request's thread
+    """Fail the results of the group that have no outcome yet."""
+    if not isinstance(error, Exception):  # a request's thread must only raise Exceptions
         cause, error = error, RuntimeError(f"{type(error).__name__}: {error}")
         error.__cause__ = cause
     for waiting in group:

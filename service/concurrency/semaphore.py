@@ -1,52 +1,54 @@
-"""A limit on what many threads hold together, such as bytes in memory."""
+"""Limits what many threads use together, for example bytes of memory."""
 
 import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from service.deadline import Deadline
 from service.errors import TooLateError
 
 
 class FairSemaphore:
-    """Grants amounts first come, first served: small requests cannot starve a large one."""
+    """Grants amounts, first come, first served. Small requests cannot starve a large one."""
 
     def __init__(self, limit: int) -> None:
-        """Take the amount that may be held at once."""
+        """Set the total amount."""
         self._limit = limit
-        self._held = 0
+        self._acquired = 0
         self._changed = threading.Condition()
         self._waiting: deque[object] = deque()
 
     @contextmanager
     def acquire(self, count: int, deadline: Deadline) -> Iterator[None]:
-        """Wait for an amount, and hold it while the block lasts.
+        """Acquire an amount while the block runs.
 
-        A request above the limit waits until it is the only holder. Do not acquire twice in one
-        thread: two that hold a part and wait for the rest would wait for each other.
+        An amount above the limit waits until nothing else is acquired. A thread must not acquire
+        twice: two threads that each wait for a second amount could deadlock.
 
         Raises:
             TooLateError: the deadline passed first.
         """
-        turn = object()
+        ticket = object()
         with self._changed:
-            self._waiting.append(turn)
+            self._waiting.append(ticket)
             try:
                 timeout_seconds = deadline.wait_seconds(threading.TIMEOUT_MAX)
-                if not self._changed.wait_for(lambda: self._may_hold(turn, count), timeout_seconds):
+                can_acquire = partial(self._can_acquire, ticket, count)
+                if not self._changed.wait_for(can_acquire, timeout_seconds):
                     raise TooLateError
-                self._held += count
-            finally:  # also when there is no memory to wait: the next ones must not wait for it
-                self._waiting.remove(turn)
+                self._acquired += count
+            finally:  # also after a MemoryError, or the tickets behind this one would wait for ever
+                self._waiting.remove(ticket)
                 self._changed.notify_all()
         try:
             yield
         finally:
             with self._changed:
-                self._held -= count
+                self._acquired -= count
                 self._changed.notify_all()
 
-    def _may_hold(self, turn: object, count: int) -> bool:
-        fits = self._held == 0 or self._held + count <= self._limit
-        return self._waiting[0] is turn and fits
+    def _can_acquire(self, ticket: object, count: int) -> bool:
+        fits = self._acquired == 0 or self._acquired + count <= self._limit
+        return self._waiting[0] is ticket and fits

@@ -1,4 +1,4 @@
-"""Admission: how many images are in flight."""
+"""Limits how many images are in flight."""
 
 import threading
 from collections.abc import Iterator
@@ -8,29 +8,29 @@ from service.errors import NoFreeSlotError, ShuttingDownError
 
 
 class Slots:
-    """A slot for each image in flight. Messages in job form get some of them only.
+    """One slot for each image in flight. Jobs may take only some of them.
 
-    Pub/Sub knows no fairness between subscriptions: without that limit a back-fill of a bucket
-    would take every slot from the uploads.
+    Pub/Sub has no fairness between subscriptions. Without the limit for jobs, a back-fill of a
+    bucket could take every slot from the uploads.
     """
 
     def __init__(self, total: int, *, jobs: int) -> None:
-        """Take the numbers of slots: in all, and those of them that jobs may have."""
+        """Create `total` slots, of which jobs may take at most `jobs`."""
         self._free = threading.Semaphore(total)
         self._free_for_jobs = threading.Semaphore(jobs)
         self.is_stopped = False
 
     def stop(self) -> None:
-        """Admit nothing new. Safe to call from a signal handler: it takes no lock."""
+        """Admit no more images. Safe to call from a signal handler, because it takes no lock."""
         self.is_stopped = True
 
     @contextmanager
     def take(self, *, is_job: bool) -> Iterator[None]:
-        """Take a slot without waiting, for as long as the block lasts.
+        """Take a slot while the block runs, without waiting for one.
 
         Raises:
-            NoFreeSlotError: all slots are taken, or all that jobs may have.
-            ShuttingDownError: no image is admitted any more.
+            NoFreeSlotError: no slot is free, or none that a job may take.
+            ShuttingDownError: no more images are admitted.
         """
         if self.is_stopped:
             raise ShuttingDownError("The service is shutting down.")

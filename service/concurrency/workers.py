@@ -1,4 +1,4 @@
-"""Threads that take batches of what callers wait for. Knows nothing of images, models or stores."""
+"""A queue of items whose callers wait, and threads that process them in batches."""
 
 import logging
 import threading
@@ -18,40 +18,40 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_PAUSE_SECONDS = 0.1  # after an error of a worker itself, such as no memory
+_PAUSE_SECONDS = 0.1  # after an error in a worker itself, for example no memory
 
 
 @dataclass(eq=False)
 class Waiting(Generic[Item, Result]):
-    """An item whose caller waits for the result. The first outcome counts, later ones do nothing.
+    """An item whose caller waits for its result. Only the first outcome counts.
 
-    The caller itself fails it when its deadline passes.
+    When the deadline passes, the caller itself fails the item.
     """
 
     item: Item
     deadline: Deadline
-    since: float = field(default_factory=time.monotonic)  # seconds of the monotonic clock
+    since: float = field(default_factory=time.monotonic)  # on the monotonic clock, in seconds
     _future: "Future[Result]" = field(default_factory=Future)
 
     def is_settled(self) -> bool:
-        """Return whether there is an outcome."""
+        """Return whether the item has an outcome."""
         return self._future.done()
 
     def succeed(self, result: Result) -> None:
-        """Return a result to the caller."""
+        """Return this result to the caller."""
         with suppress(InvalidStateError):
             self._future.set_result(result)
 
     def fail(self, error: Exception) -> None:
-        """Raise an error in the caller's thread."""
+        """Raise this error in the caller's thread."""
         with suppress(InvalidStateError):
             self._future.set_exception(error)
 
     def outcome(self, timeout_seconds: float) -> Result:
-        """Wait for the outcome.
+        """Wait for the result, and return it.
 
         Raises:
-            TooLateError: there is none in time.
+            TooLateError: the item has no outcome in time.
             Exception: the outcome, if it is an error.
         """
         try:
@@ -62,7 +62,7 @@ class Waiting(Generic[Item, Result]):
 
 
 def in_time(batch: Sequence[Waiting[Item, Result]]) -> list[Waiting[Item, Result]]:
-    """Fail what has become too late to begin; return what is still waited for."""
+    """Fail the items whose deadline has passed. Return those without an outcome."""
     for waiting in batch:
         if waiting.deadline.seconds_left() <= 0:
             waiting.fail(TooLateError())
@@ -70,7 +70,7 @@ def in_time(batch: Sequence[Waiting[Item, Result]]) -> list[Waiting[Item, Result
 
 
 class Workers(Generic[Item, Result]):
-    """A queue, and threads that take batches from it as soon as they are free."""
+    """A queue, and threads that take a batch from it whenever they are free."""
 
     def __init__(
         self,
@@ -84,19 +84,19 @@ class Workers(Generic[Item, Result]):
         """Start the threads.
 
         Args:
-            process: settles every item of a batch. What it leaves unsettled fails.
-            take: chooses a batch, at least one item, from what waits (at least one, oldest first).
-            count: of threads.
-            name: of the threads.
-            watch: entered for each batch. Callers leave at their deadlines, but a batch that hangs
-                keeps its thread for ever: this must see it.
+            process: gives every item of a batch its outcome. An item without one fails.
+            take: chooses a batch from the waiting items, oldest first. Neither is ever empty.
+            count: how many threads.
+            name: prefix of the threads' names.
+            watch: entered for each batch, to detect one that hangs. Callers stop waiting at their
+                deadlines, but the batch would occupy its thread for ever.
         """
         self._watch = watch
         self._process = process
         self._take = take
         self._changed = threading.Condition()
         self._waiting: deque[Waiting[Item, Result]] = deque()
-        self._unsettled: set[Waiting[Item, Result]] = set()  # those in a batch, too
+        self._unsettled: set[Waiting[Item, Result]] = set()  # waiting, or in a batch
         self._is_closed = False
         self._threads = [
             threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True)
@@ -109,9 +109,9 @@ class Workers(Generic[Item, Result]):
         """Queue an item, and wait for its result.
 
         Raises:
-            TooLateError: the deadline passed first. An item that is not in a batch yet never runs.
+            TooLateError: the deadline passed first. An item that is in no batch yet never runs.
             ShuttingDownError: the workers are closed.
-            Exception: the item's own error.
+            Exception: the item's outcome.
         """
         timeout_seconds = deadline.wait_seconds(threading.TIMEOUT_MAX)
         waiting: Waiting[Item, Result] = Waiting(item, deadline)
@@ -126,11 +126,11 @@ class Workers(Generic[Item, Result]):
         finally:
             with self._changed:
                 self._unsettled.discard(waiting)
-                with suppress(ValueError):  # a worker has taken it
+                with suppress(ValueError):  # already in a batch
                     self._waiting.remove(waiting)
 
     def close(self, *, timeout_seconds: float) -> None:
-        """Refuse new items, and finish what waits. What is left when the time is up fails."""
+        """Accept no more items, and process the waiting ones. After the timeout, fail the rest."""
         deadline = Deadline.after(timeout_seconds)
         with self._changed:
             self._is_closed = True
@@ -151,7 +151,7 @@ class Workers(Generic[Item, Result]):
                     return
                 with self._watch():
                     self._process(batch)
-            except BaseException as exc:  # noqa: BLE001 - no memory, a Rust panic: keep the thread
+            except BaseException as exc:  # noqa: BLE001 - whatever it is, keep the thread
                 _fail_unsettled(batch, exc)
                 with suppress(MemoryError):
                     logger.error("A worker failed", exc_info=exc)
@@ -160,23 +160,24 @@ class Workers(Generic[Item, Result]):
                 _fail_unsettled(batch, None)
 
     def _next_batch(self) -> list[Waiting[Item, Result]]:
-        """Wait for a batch; empty when closed and nothing waits."""
+        """Wait for a batch. Empty: the workers are closed, and nothing waits."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._is_closed)
             if not self._waiting:
                 return []
             batch = self._take(self._waiting)
             taken = set(batch)
-            self._waiting = deque(w for w in self._waiting if w not in taken)
+            self._waiting = deque(item for item in self._waiting if item not in taken)
             return batch
 
 
 def _fail_unsettled(batch: list[Waiting[Item, Result]], cause: BaseException | None) -> None:
     for waiting in batch:
         if not waiting.is_settled():
-            with suppress(MemoryError):  # the caller waits until its deadline then
-                why = "A worker failed; the log says why." if cause else "The batch has no result."
-                error = RuntimeError(why)
+            with suppress(MemoryError):  # the caller then waits until its deadline
+                error = RuntimeError(
+                    "A worker failed. See the log." if cause else "The batch has no result."
+                )
                 error.__cause__ = cause
                 waiting.fail(error)
 

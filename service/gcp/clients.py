@@ -1,4 +1,4 @@
-"""Clients of Google Cloud, made from the settings."""
+"""Builds the clients of Cloud Storage and Firestore from the settings."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def build_storage(settings: Settings) -> ImageStorage:
-    """Connect to Cloud Storage.
+    """Return the storage that the images are read from.
 
     Raises:
-        CredentialsError: there are none.
+        CredentialsError: no credentials, or no project.
     """
     try:
         client = storage.Client(project=settings.google_cloud_project)
-    except (GoogleAuthError, OSError) as exc:  # OSError: no project is known
+    except (GoogleAuthError, OSError) as exc:  # OSError: no project
         raise CredentialsError from exc
     return ImageStorage(
         client,
@@ -33,21 +33,21 @@ def build_storage(settings: Settings) -> ImageStorage:
 
 
 def build_store(settings: Settings) -> ResultStore:
-    """Connect to Firestore, to write results.
+    """Return the store that results are written to.
 
     Raises:
-        CredentialsError: there are none.
+        CredentialsError: no credentials, or no project.
     """
     return ResultStore(_firestore(settings), **_limits(settings))
 
 
 def build_reader(settings: Settings) -> "ResultReader":
-    """Connect to Firestore, to read results.
+    """Return the reader of results.
 
     Raises:
-        CredentialsError: there are none.
+        CredentialsError: no credentials, or no project.
     """
-    from service.gcp.result_reader import ResultReader  # of the commands, not of the server
+    from service.gcp.result_reader import ResultReader  # for commands, not for the server
 
     return ResultReader(_firestore(settings), **_limits(settings))
 
@@ -64,5 +64,5 @@ def _firestore(settings: Settings) -> firestore.Client:
         return firestore.Client(
             project=settings.google_cloud_project, database=settings.firestore_database
         )
-    except (GoogleAuthError, OSError) as exc:  # OSError: no project is known
+    except (GoogleAuthError, OSError) as exc:  # OSError: no project
         raise CredentialsError from exc

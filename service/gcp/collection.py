@@ -1,6 +1,6 @@
-"""The results' collection in Firestore, and the time limit of a call.
+"""The Firestore collection of the results, and the time limit of a call.
 
-`service.gcp.firestore` writes documents, `service.gcp.result_reader` reads them back.
+`service.gcp.firestore` writes its documents, `service.gcp.result_reader` reads them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ from service.errors import FirestoreRefusedError, FirestoreUnavailableError
 from service.gcp.outages import Outages
 from service.gcp.refusals import NO_CREDENTIALS
 
-REFUSES_DOCUMENTS = "Firestore refuses every document: check FIRESTORE_COLLECTION."
+REFUSES_DOCUMENTS = "Firestore refuses every document. Check FIRESTORE_COLLECTION."
 
 _TRANSIENT = retry.if_exception_type(
     exceptions.Aborted,
@@ -26,49 +26,50 @@ _TRANSIENT = retry.if_exception_type(
     exceptions.ResourceExhausted,
     exceptions.ServiceUnavailable,
 )
-_RECORD_FIELDS = ["status", "model.sha256", "created_at", "timings"]
+_STORED_FIELDS = ["status", "model.sha256", "created_at", "timings"]
 _NO_ACCESS = (
-    "Firestore refused access: grant the service account roles/datastore.user, and check that the "
+    "Firestore denies access. Grant the service account roles/datastore.user, and check that the "
     "project has billing and the Firestore API enabled."
 )
-_NO_DATABASE = "Firestore has no such database: create it, or set FIRESTORE_DATABASE."
-_NO_NATIVE = "Firestore refuses the call: the database must be in Native mode. The log says more."
+_NO_DATABASE = "The Firestore database does not exist. Create it, or set FIRESTORE_DATABASE."
+_NO_NATIVE = "Firestore refuses the call. The database must be in Native mode. See the log."
 
 
 class RetryBudget:
-    """One time limit for all requests of a call, with all their attempts.
+    """One time limit for all requests of a call, and for all their attempts.
 
-    An attempt gets a third of it, so that a server which is silent at first is asked again.
+    By default an attempt gets a third of it. So a server that does not respond at first is asked
+    again.
     """
 
     def __init__(self, seconds: float, *, attempts: int = 3) -> None:
-        """Start the time."""
-        self._until = Deadline.after(seconds)
+        """Start the clock. An attempt gets `seconds / attempts`."""
+        self._deadline = Deadline.after(seconds)
         self._attempt_seconds = seconds / attempts
 
     @property
     def limits(self) -> dict[str, Any]:
-        """The arguments of a client's method that say how long it tries."""
-        left = max(self._until.seconds_left(), 0.0)
-        again = retry.Retry(predicate=_TRANSIENT, initial=0.1, maximum=2.0, timeout=left)
-        return {"retry": again, "timeout": self._limited}
+        """Keyword arguments of a client's method: its retries and its timeout."""
+        seconds = max(self._deadline.seconds_left(), 0.0)
+        policy = retry.Retry(predicate=_TRANSIENT, initial=0.1, maximum=2.0, timeout=seconds)
+        return {"retry": policy, "timeout": self._limited}
 
     def _limited(self, attempt: Callable[..., Any]) -> Callable[..., Any]:
-        """Give each attempt its own timeout.
+        """Return the call with a timeout for each attempt.
 
-        api_core takes any decorator for this. Its own gives an attempt the full time again
-        when less than a second is left (TimeToDeadlineTimeout of google-api-core 2.44).
+        api_core accepts any decorator as a timeout. Its own, TimeToDeadlineTimeout, gives an
+        attempt the full time again when less than a second is left (google-api-core 2.44).
         """
 
         def limited(*args: Any, **kwargs: Any) -> Any:
-            seconds = min(self._until.seconds_left(), self._attempt_seconds)
+            seconds = min(self._deadline.seconds_left(), self._attempt_seconds)
             return attempt(*args, **kwargs | {"timeout": max(seconds, 0.0)})
 
         return limited
 
 
 class Collection:
-    """The results' collection; safe to use from many threads."""
+    """The collection of the results. Safe to use from many threads."""
 
     def __init__(
         self,
@@ -78,7 +79,14 @@ class Collection:
         timeout_seconds: float,
         outages: Outages | None = None,
     ) -> None:
-        """Take a client, the seconds of one call with all its attempts, and the log of outages."""
+        """Set the limits.
+
+        Args:
+            client: the vendor's client.
+            collection: name of the collection.
+            timeout_seconds: time of one call, with all its attempts.
+            outages: logs outages; a new one if not given.
+        """
         self._client = client
         self._outages = outages or Outages()
         self._collection = client.collection(collection)
@@ -89,15 +97,15 @@ class Collection:
 
     @property
     def project(self) -> str:
-        """The project that the database is in."""
+        """The database's project."""
         return str(self._client.project)
 
     def _read(self, document_ids: Sequence[str], budget: RetryBudget) -> dict[str, StoredDocument]:
-        return records_of(self._snapshots(document_ids, budget))
+        return documents_by_id(self._snapshots(document_ids, budget))
 
     def _snapshots(self, document_ids: Sequence[str], budget: RetryBudget) -> list[Any]:
         refs = [self._collection.document(document_id) for document_id in document_ids]
-        return list(self._client.get_all(refs, field_paths=_RECORD_FIELDS, **budget.limits))
+        return list(self._client.get_all(refs, field_paths=_STORED_FIELDS, **budget.limits))
 
     def _budget(self, deadline: Deadline) -> RetryBudget:
         return RetryBudget(deadline.wait_seconds(self._timeout_seconds))
@@ -110,7 +118,7 @@ class Collection:
 
     @contextmanager
     def _report_outage(self, subject: str) -> Iterator[None]:
-        """Turn the vendor's errors into ours, and log once what concerns every message."""
+        """Translate the vendor's errors, and log those that concern every message only once."""
         try:
             with translate_errors():
                 yield
@@ -119,25 +127,25 @@ class Collection:
             raise
 
 
-def records_of(snapshots: Iterable[Any]) -> dict[str, StoredDocument]:
-    """Read what exists among snapshots of `_RECORD_FIELDS`."""
-    records = {}
+def documents_by_id(snapshots: Iterable[Any]) -> dict[str, StoredDocument]:
+    """Return the documents that exist, by id. The snapshots have `_STORED_FIELDS`."""
+    documents = {}
     for snapshot in snapshots:
         if snapshot.exists:
-            document = snapshot.to_dict()
-            records[snapshot.id] = StoredDocument(
-                status=document.get("status", ""),
-                model=(document.get("model") or {}).get("sha256"),
-                created_at=document.get("created_at") or snapshot.create_time,
+            data = snapshot.to_dict()
+            documents[snapshot.id] = StoredDocument(
+                status=data.get("status", ""),
+                model=(data.get("model") or {}).get("sha256"),
+                created_at=data.get("created_at") or snapshot.create_time,
                 update_time=snapshot.update_time,
-                timings=document.get("timings"),
+                timings=data.get("timings"),
             )
-    return records
+    return documents
 
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Turn the vendor's errors into ours."""
+    """Raise the vendor's errors as ours."""
     try:
         yield
     except exceptions.PermissionDenied as exc:

@@ -1,4 +1,4 @@
-"""Whether results expire: a TTL policy on their collection."""
+"""Reads whether results expire: whether their collection has a TTL policy."""
 
 import os
 
@@ -10,9 +10,9 @@ _CALL_SECONDS = 20.0
 
 
 def connect() -> admin.FirestoreAdminClient | None:
-    """Connect to Firestore's administration; None where nothing can be asked.
+    """Return a client of Firestore's admin API; None without credentials or on the emulator.
 
-    The emulator has no TTL, and no administration that could be asked for it.
+    The emulator has neither TTL nor the admin API.
     """
     if os.environ.get("FIRESTORE_EMULATOR_HOST"):
         return None
@@ -25,9 +25,9 @@ def connect() -> admin.FirestoreAdminClient | None:
 def results_expire(
     client: admin.FirestoreAdminClient, project: str, database: str, collection: str
 ) -> bool | None:
-    """Say whether a TTL policy deletes documents of a collection; None: Firestore did not say.
+    """Return whether a TTL policy deletes documents of a collection; None: not known.
 
-    It needs `datastore.indexes.list`, which `roles/datastore.viewer` has.
+    The caller needs the permission `datastore.indexes.list`, which `roles/datastore.viewer` has.
     """
     parent = f"projects/{project}/databases/{database}/collectionGroups/{collection}"
     request = {"parent": parent, "filter": "ttlConfig:*"}

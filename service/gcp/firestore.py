@@ -1,14 +1,13 @@
-"""Documents in Firestore: which exist, and the commit of a batch.
+"""Writes the documents of results to Firestore, many in one commit.
 
-A document is created once: its id names one generation of one object, and a final record stays as
-it is. Two processes that detect the same image at once lose nothing: the second one's `create`
-finds the document and drops its own. Only a message that asks for it replaces a document, and only
-one that was created before the time that the message names. So a younger document stays. So does a
-done document whose replacement failed for a reason that is not in the image's bytes.
+A document is created once. Its id stands for one generation of one object. If two processes detect
+the same image at the same time, the second `create` finds the document of the first, and the second
+result is dropped. Only a message with a permission (`Replace`) replaces a document, if that is old
+enough. A done document is kept if its replacement failed for a reason outside the image's bytes.
 
-An image whose document cannot be written fails alone: its neighbours are committed without it, and
-it is recorded as `unstorable_result`, by a small document that holds nothing of what was refused.
-Only a refusal of the document itself is recorded. Any other error is handed on, to be tried again.
+One image's fault never fails its neighbours. If Firestore permanently refuses the document of a
+result, the other results are committed without it. The image is recorded as `unstorable_result`, in
+a small document without the refused content. Any other error is returned, and the image is retried.
 """
 
 import time
@@ -40,72 +39,74 @@ from service.errors import (
 from service.gcp.collection import REFUSES_DOCUMENTS, Collection, RetryBudget
 from service.gcp.one_line import one_line
 
-# Each failed commit means that somebody else wrote meanwhile, so that even two are rare.
+# A commit fails only if another process wrote one of its documents meanwhile. Even two such
+# failures in a row are rare.
 _MAX_COMMITS = 10
-_PAUSE_SECONDS = 0.1  # before an image is tried again alone
-# https://firebase.google.com/docs/firestore/quotas. A larger one would not be refused but tried
-# again and again: where a whole commit is too large, some servers answer as if they were busy.
+_PAUSE_SECONDS = 0.1  # before a result that failed alone is retried
+# Limits: https://firebase.google.com/docs/firestore/quotas. They are checked here because some
+# servers respond to a commit that is too large as if they were busy, which causes endless retries.
 _MAX_DOCUMENT_BYTES = 2**20
-_MAX_COMMIT_BYTES = 5 * 2**19  # of documents; up to 4 MiB when they are sent
-_NAME_BYTES = 2048  # the document's own name and the bytes that Firestore adds, at most
-# What a document raises that cannot be written at all, while it is built.
+_MAX_COMMIT_BYTES = 5 * 2**19  # of documents; up to 4 MiB on the wire
+_NAME_BYTES = 2048  # upper bound for the document's name and the bytes that Firestore adds
+# What the client raises for a document that can never be written.
 _BUILD_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-_MAX_REASON = 300  # characters of the client's message
+_MAX_REASON = 300  # how many characters of an error's message a document quotes
 
 
 class _DocumentRefusedError(Exception):
-    """Firestore refuses this document at every attempt."""
+    """Firestore permanently refuses this document."""
 
 
 class ResultStore(Collection):
-    """Writes documents; safe to use from many threads."""
+    """Writes documents. Safe to use from many threads."""
 
     def is_final(
-        self, document_id: str, wanted: Replace | None = None, deadline: Deadline = NO_DEADLINE
+        self, document_id: str, permission: Replace | None = None, deadline: Deadline = NO_DEADLINE
     ) -> bool:
-        """Say whether the image has its document already, which must not be replaced.
+        """Return whether there is a document that `permission` does not allow to replace.
 
         Raises:
-            FirestoreUnavailableError: Firestore did not answer in time.
+            FirestoreUnavailableError: Firestore did not respond in time.
             TooLateError: the deadline has passed.
         """
         budget = self._budget(deadline)
         with self._reading():
-            return _is_final(self._read([document_id], budget).get(document_id), wanted)
+            return _is_final(self._read([document_id], budget).get(document_id), permission)
 
     def commit(
         self, results: Sequence[ImageResult], deadline: Deadline = NO_DEADLINE
     ) -> list[CommittedResult | Exception]:
-        """Make results final, if possible in one commit. Safe to call twice.
+        """Write the documents of results, if possible in one commit. Safe to repeat.
 
-        A document that is there stays, unless its message asks to replace it. Where
-        several results are of one image, the first one is written.
+        If several results are of one image, the first one is written.
 
         Returns:
-            For each result, how it is recorded, or the error because of which it is not: a
-            FirestoreUnavailableError if Firestore did not confirm in time or refuses everything, a
-            TooLateError, a DocumentKeptError if a done document stays instead of a failure, or
-            any other error of the client. Safe to repeat: written documents stay as they are.
+            One outcome for each result, in order: how it is recorded, or an error.
+
+            - FirestoreUnavailableError: Firestore did not confirm in time, or refuses everything.
+            - TooLateError: the deadline has passed.
+            - DocumentKeptError: a done document is kept, because its replacement failed.
+            - Any other error of the client, for this result alone.
         """
         outcomes: dict[int, CommittedResult | Exception] = {}
         entries: list[_Entry] = []
         refused: list[tuple[int, Exception]] = []
-        for place, result in enumerate(results):
+        for index, result in enumerate(results):
             try:
-                entries.append(_Entry.of(place, result))
+                entries.append(_Entry.of(index, result))
             except MemoryError:
                 raise
-            except Exception as exc:  # noqa: BLE001 - nothing but the result decides about it
-                refused.append((place, exc))
+            except Exception as exc:  # noqa: BLE001 - only the result can be the cause
+                refused.append((index, exc))
         try:
             budget = self._budget(deadline)
             for group in _groups(entries):
                 self._commit_isolating(group, outcomes, budget)
-            for place, error in refused:
-                outcomes[place] = self._record_refusal(place, results[place], error, budget)
-        except TransientError as exc:  # nobody else need wait for it
+            for index, error in refused:
+                outcomes[index] = self._record_refusal(index, results[index], error, budget)
+        except TransientError as exc:  # the remaining results would wait in vain
             outcomes = dict.fromkeys(range(len(results)), exc) | outcomes
-        return [outcomes[place] for place in range(len(results))]
+        return [outcomes[index] for index in range(len(results))]
 
     def _commit_isolating(
         self,
@@ -113,43 +114,43 @@ class ResultStore(Collection):
         outcomes: dict[int, CommittedResult | Exception],
         budget: RetryBudget,
     ) -> None:
-        """Commit results together; if that fails because of one of them, one by one.
+        """Commit results together. If one of them makes that fail, commit them one by one.
 
         Raises:
-            FirestoreUnavailableError: Firestore did not answer; results without an outcome were not
-                written.
+            FirestoreUnavailableError: Firestore did not respond. Results without an outcome may
+                not be written.
         """
         try:
             outcomes |= self._write(entries, budget)
             return
         except (FirestoreUnavailableError, MemoryError):
             raise
-        except Exception:  # noqa: BLE001 - seen again below, by the image that causes it
+        except Exception:  # noqa: BLE001 - recurs below, for the result that causes it
             if len(entries) == 1:
                 time.sleep(_PAUSE_SECONDS)
         for entry in entries:
             try:
                 outcomes |= self._write([entry], budget)
             except _DocumentRefusedError as exc:
-                refusal = self._record_refusal(entry.place, entry.result, exc, budget)
-                outcomes[entry.place] = refusal
+                refusal = self._record_refusal(entry.index, entry.result, exc, budget)
+                outcomes[entry.index] = refusal
             except (FirestoreUnavailableError, MemoryError):
                 raise
-            except Exception as exc:  # noqa: BLE001 - whatever it is, it must not fail the others
-                outcomes[entry.place] = exc
+            except Exception as exc:  # noqa: BLE001 - no error may fail the other results
+                outcomes[entry.index] = exc
 
     def _record_refusal(
-        self, place: int, result: ImageResult, error: Exception, budget: RetryBudget
+        self, index: int, result: ImageResult, error: Exception, budget: RetryBudget
     ) -> CommittedResult | Exception:
-        """Record that the document of a result cannot be written, and why.
+        """Write a failed document for a result whose own document was refused.
 
         Returns:
-            The failed result, or why nothing is recorded.
+            How the failed result is recorded, or the error that prevented it.
 
         Raises:
-            FirestoreUnavailableError: Firestore did not answer.
+            FirestoreUnavailableError: Firestore did not respond.
         """
-        # Without the metadata: they may be what Firestore refuses.
+        # Without the metadata, because they may be what Firestore refuses.
         failed = ImageResult(
             replace(result.ref, metadata=ObjectMetadata()),
             failure=Failure(
@@ -158,83 +159,83 @@ class ResultStore(Collection):
             ),
         )
         try:
-            return self._write([_Entry.of(place, failed)], budget)[place]
+            return self._write([_Entry.of(index, failed)], budget)[index]
         except (FirestoreUnavailableError, MemoryError):
             raise
         except _DocumentRefusedError as exc:
-            # There is nothing of the image in it: no document can be written at all.
+            # This document has no content from the image, so no document can be written.
             self._outages.report(self._writes, REFUSES_DOCUMENTS, str(exc))
             return FirestoreRefusedError(REFUSES_DOCUMENTS)
-        except Exception:  # noqa: BLE001 - the first error says more
+        except Exception:  # noqa: BLE001 - the first error has the cause
             return error
 
     def _write(
         self, entries: "list[_Entry]", budget: RetryBudget
     ) -> dict[int, CommittedResult | Exception]:
-        """Create or replace those documents that are not final, all in one commit.
+        """Create or replace the documents that are not final, in one commit.
 
         Returns:
-            By place, how each result is recorded, or a DocumentKeptError where a done document
-            stays instead.
+            By index, how each result is recorded, or a DocumentKeptError.
 
         Raises:
-            _DocumentRefusedError: Firestore refuses some document for good.
-            FirestoreUnavailableError: Firestore did not answer. They may be written all the same.
+            _DocumentRefusedError: Firestore permanently refuses one of the documents.
+            FirestoreUnavailableError: Firestore did not respond. The documents may be written.
         """
         with self._report_outage(self._writes):
-            return self._write_waiting(entries, budget)
+            return self._write_pending(entries, budget)
 
-    def _write_waiting(
+    def _write_pending(
         self, entries: "list[_Entry]", budget: RetryBudget
     ) -> dict[int, CommittedResult | Exception]:
         outcomes: dict[int, CommittedResult | Exception] = {}
         may_replace = any(entry.result.ref.replace for entry in entries)
-        records = self._read([entry.id for entry in entries], budget) if may_replace else {}
+        stored = self._read([entry.id for entry in entries], budget) if may_replace else {}
         attempt = 0
         while True:
             attempt += 1
-            waiting = []
+            pending = []
             for entry in entries:
-                if outcome := _settled(entry, records.get(entry.id)):
-                    outcomes[entry.place] = outcome
+                if outcome := _outcome_if_kept(entry, stored.get(entry.id)):
+                    outcomes[entry.index] = outcome
                 else:
-                    waiting.append(entry)
-            entries = waiting
+                    pending.append(entry)
+            entries = pending
             if not entries:
                 return outcomes
             try:
-                self._commit_batch(entries, records, budget)
-                return outcomes | {entry.place: CommittedResult(entry.result) for entry in entries}
+                self._commit_batch(entries, stored, budget)
+                return outcomes | {entry.index: CommittedResult(entry.result) for entry in entries}
             except (exceptions.AlreadyExists, exceptions.FailedPrecondition, exceptions.NotFound):
-                # Another process was first, or our own answer was lost on its way and the
-                # client called again.
+                # Another process was first. Or our own commit succeeded, but its response was lost,
+                # and the client retried it.
                 if attempt == _MAX_COMMITS:
                     raise
-                records = self._read([entry.id for entry in entries], budget)
+                stored = self._read([entry.id for entry in entries], budget)
             except (exceptions.InvalidArgument, exceptions.OutOfRange) as exc:
                 raise _DocumentRefusedError(exc.message) from exc
 
     def _commit_batch(
         self,
         entries: "Sequence[_Entry]",
-        records: Mapping[str, StoredDocument],
+        stored: Mapping[str, StoredDocument],
         budget: RetryBudget,
     ) -> None:
-        """Replace the documents that have a record, as long as it stands, and create the others.
+        """Replace the documents that are stored, if they are unchanged, and create the others.
 
         Raises:
-            _DocumentRefusedError: the client cannot write some document.
+            _DocumentRefusedError: the client cannot encode one of the documents.
         """
-        # BulkWriter would lose writes without an error when the call itself fails:
+        # Not BulkWriter: it loses writes without an error when the call itself fails.
         # https://github.com/googleapis/python-firestore/issues/633
         batch = self._client.batch()
         try:
             for entry in entries:
                 reference = self._collection.document(entry.id)
                 document = entry.document | {"created_at": firestore.SERVER_TIMESTAMP}
-                if record := records.get(entry.id):
-                    # `set` takes no precondition; every document has the same fields.
-                    unchanged = self._client.write_option(last_update_time=record.update_time)
+                if known := stored.get(entry.id):
+                    # Not `set`, which has no precondition. `update` replaces every field, because
+                    # all documents have the same fields.
+                    unchanged = self._client.write_option(last_update_time=known.update_time)
                     batch.update(reference, document, option=unchanged)
                 else:
                     batch.create(reference, document)
@@ -244,22 +245,22 @@ class ResultStore(Collection):
         self._outages.clear(self._writes)
 
 
-def _is_final(record: StoredDocument | None, wanted: Replace | None) -> bool:
-    if record is None:
+def _is_final(stored: StoredDocument | None, permission: Replace | None) -> bool:
+    if stored is None:
         return False
-    return wanted is None or not wanted.replaces(record.created_at, record.model)
+    return permission is None or not permission.replaces(stored.created_at, stored.model)
 
 
-def _settled(
-    entry: "_Entry", record: StoredDocument | None
+def _outcome_if_kept(
+    entry: "_Entry", stored: StoredDocument | None
 ) -> CommittedResult | DocumentKeptError | None:
-    """Return the outcome of a result whose document stays; None if it is to be written."""
+    """Return the outcome of a result if the stored document is kept; None if it is written."""
     result = entry.result
-    if _is_final(record, result.ref.replace):
-        # Equal times: an earlier attempt of our own wrote it.
-        is_own = record and record.timings == entry.document["timings"]
+    if _is_final(stored, result.ref.replace):
+        # Equal timings: an earlier attempt of this delivery wrote it.
+        is_own = stored and stored.timings == entry.document["timings"]
         return CommittedResult(result, is_superseded=not is_own)
-    is_done = record and record.status == STATUS_DONE
+    is_done = stored and stored.status == STATUS_DONE
     if is_done and result.failure and not result.failure.code.is_caused_by_bytes:
         return DocumentKeptError(result.failure.message)
     return None
@@ -269,10 +270,10 @@ def _settled(
 class _Entry:
     """A result and its document."""
 
-    place: int  # of the result among those of the commit
+    index: int  # of the result in the commit
     result: ImageResult
     document: dict[str, Any]
-    size: int  # bytes
+    size_bytes: int
 
     @property
     def id(self) -> str:
@@ -280,47 +281,47 @@ class _Entry:
         return self.result.ref.document_id
 
     @classmethod
-    def of(cls, place: int, result: ImageResult) -> "_Entry":
-        """Write a result as a document.
+    def of(cls, index: int, result: ImageResult) -> "_Entry":
+        """Build the document of a result.
 
         Raises:
-            ValueError: it is larger than Firestore takes.
+            ValueError: the document is larger than Firestore allows.
         """
         document = to_document(result)
-        size = _size(document) + _NAME_BYTES
+        size = _size_bytes(document) + _NAME_BYTES
         if size > _MAX_DOCUMENT_BYTES:
             raise ValueError(f"its document has {size:,} bytes, more than {_MAX_DOCUMENT_BYTES:,}")
-        return cls(place, result, document, size)
+        return cls(index, result, document, size)
 
 
-def _size(value: Any) -> int:
-    """Count the bytes of a value as Firestore does.
+def _size_bytes(value: Any) -> int:
+    """Return the size of a value in bytes, as Firestore counts it.
 
-    https://firebase.google.com/docs/firestore/storage-size
+    Source: https://firebase.google.com/docs/firestore/storage-size
     """
     if isinstance(value, str):
         return len(value.encode()) + 1
     if isinstance(value, Mapping):
-        return sum(_size(key) + _size(item) for key, item in value.items())
+        return sum(_size_bytes(key) + _size_bytes(item) for key, item in value.items())
     if isinstance(value, list):
-        return sum(map(_size, value))
+        return sum(map(_size_bytes, value))
     return 8 if isinstance(value, int | float | datetime) else 1
 
 
 def _groups(entries: Iterable[_Entry]) -> Iterator[list[_Entry]]:
-    """Divide documents into commits, none too large or with two of one id; nearly always one."""
+    """Split documents into commits: each small enough, and without two of the same id."""
     group: dict[str, _Entry] = {}
     size = 0
     for entry in entries:
-        if group and (size + entry.size > _MAX_COMMIT_BYTES or entry.id in group):
+        if group and (size + entry.size_bytes > _MAX_COMMIT_BYTES or entry.id in group):
             yield list(group.values())
             group, size = {}, 0
         group[entry.id] = entry
-        size += entry.size
+        size += entry.size_bytes
     if group:
         yield list(group.values())
 
 
 def _reason(error: Exception) -> str:
-    """Return in one line what an error says."""
+    """Return an error's message as one line, or its type if the message is empty."""
     return one_line(str(error) or type(error).__name__, _MAX_REASON)

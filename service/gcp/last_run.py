@@ -1,4 +1,4 @@
-"""What is kept of the last successful run: one small object in Cloud Storage."""
+"""The state of the last successful reconcile run: one small object in Cloud Storage."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,34 +16,34 @@ _CALL_SECONDS = 60.0
 
 
 class LastRunError(YoloBatchError):
-    """Cloud Storage did not give or take what is kept of the last run."""
+    """The state of the last run could not be read or written."""
 
 
 class LastRun:
-    """One object, read at the beginning of a run and written at its successful end."""
+    """One object. A run reads it when it starts, and writes it when it succeeds."""
 
     def __init__(self, client: storage.Client, ref: ImageRef) -> None:
-        """Take a client and the object's name."""
+        """Take the vendor's client, and the object's bucket and name."""
         self._blob = client.bucket(ref.bucket).blob(ref.name)
         self._uri = ref.uri
 
     def read(self) -> bytes | None:
-        """Return the object's bytes; None where there is no object yet.
+        """Return the object's bytes; None if there is no object yet.
 
         Raises:
-            LastRunError: Cloud Storage did not answer.
+            LastRunError: Cloud Storage did not respond, or refuses access.
         """
         with self._translated():
             try:
                 return bytes(self._blob.download_as_bytes(timeout=_CALL_SECONDS))
-            except exceptions.NotFound:  # of a bucket too: then `write` will fail
+            except exceptions.NotFound:  # or no bucket: then `write` will fail
                 return None
 
     def write(self, data: bytes) -> None:
         """Replace the object.
 
         Raises:
-            LastRunError: there is no bucket, or Cloud Storage did not take it.
+            LastRunError: there is no bucket, or Cloud Storage did not write it.
         """
         with self._translated():
             self._blob.upload_from_string(
@@ -55,16 +55,20 @@ class LastRun:
         try:
             yield
         except (exceptions.GoogleAPIError, GoogleAuthError, RequestException) as exc:
-            raise LastRunError(f"Cloud Storage did not give or take {self._uri}: {exc}") from exc
+            raise LastRunError(f"Cloud Storage cannot read or write {self._uri}: {exc}") from exc
 
 
 def connect(ref: ImageRef, project: str | None) -> LastRun:
-    """Connect to the object of the last run.
+    """Return the state of the last run.
+
+    Args:
+        ref: the object that contains it.
+        project: the caller's project.
 
     Raises:
-        CredentialsError: there are none.
+        CredentialsError: no credentials, or no project.
     """
     try:
         return LastRun(storage.Client(project=project), ref)
-    except (GoogleAuthError, OSError) as exc:  # OSError: no project is known
+    except (GoogleAuthError, OSError) as exc:  # OSError: no project
         raise CredentialsError from exc

@@ -1,4 +1,4 @@
-"""The names of what a bucket holds, for an operator's commands."""
+"""Lists the objects of a bucket, for an operator's commands."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,8 +11,8 @@ from service.domain import ImageRef, ObjectMetadata
 from service.errors import CredentialsError, StorageRefusedError, YoloBatchError
 from service.gcp.storage import GONE, REFUSALS, read_refusal, translate_errors, widen
 
-_PAGE_SIZE = 1000  # the most that Cloud Storage gives
-# What the listing asks for of each object: names are long enough.
+_PAGE_SIZE = 1000  # Cloud Storage's maximum
+# Only these fields, to keep a page small.
 _LISTED_FIELDS = "items(name,generation,size,timeCreated),nextPageToken"
 
 
@@ -21,19 +21,19 @@ class NoBucketError(YoloBatchError):
 
 
 class ObjectLister:
-    """Lists buckets; see `connect_lister`."""
+    """Lists buckets. `connect_lister` returns one."""
 
     def __init__(self, client: storage.Client, *, timeout_seconds: float = 60.0) -> None:
-        """Take a client, and how long one call is retried."""
+        """Take the vendor's client, and how long one call may take with all its attempts."""
         self._client = client
         self._timeout = timeout_seconds
         self._retry: retry.Retry = DEFAULT_RETRY.with_timeout(timeout_seconds)
 
     def exists(self, ref: ImageRef) -> bool:
-        """Say whether an object is there; its generation, if the reference names one.
+        """Return whether an object exists, in the reference's generation if it has one.
 
         Raises:
-            StorageUnavailableError: Cloud Storage did not answer, or refuses to say.
+            StorageUnavailableError: Cloud Storage did not respond, or refuses access.
         """
         with translate_errors():
             blob = self._client.bucket(ref.bucket).blob(ref.name, generation=ref.generation)
@@ -46,28 +46,30 @@ class ObjectLister:
                     raise
                 refusal = read_refusal(exc)
                 raise StorageRefusedError(
-                    f"Cloud Storage does not say whether {ref.uri} exists: "
-                    f"{refusal.code} {refusal.text} (`submit --no-check` does "
-                    "not ask)"
+                    f"Cloud Storage refuses to look up {ref.uri}: "
+                    f"{refusal.code} {refusal.text} (`submit --no-check` does not look it up)"
                 ) from exc
 
     def pages(self, bucket: str, prefix: str, *, after: str = "") -> Iterator[Sequence[ImageRef]]:
-        """List the live objects with a prefix, up to 1000 at a time, by the bytes of their names.
+        """List the live objects with a prefix, sorted by the bytes of their names.
 
         Args:
             bucket: the bucket's name.
-            prefix: beginning of the names.
-            after: the name that a listing before this one ended with.
+            prefix: prefix of the names.
+            after: only list names that sort after this one.
+
+        Yields:
+            Pages of 1 to 1,000 objects.
 
         Raises:
             NoBucketError: there is no such bucket.
-            StorageUnavailableError: Cloud Storage did not answer, or refuses the bucket.
+            StorageUnavailableError: Cloud Storage did not respond, or refuses access.
         """
         with translate_errors():
             listing = self._client.list_blobs(
                 bucket,
                 prefix=prefix or None,
-                start_offset=after or None,  # the first name that is listed
+                start_offset=after or None,  # this name is listed too
                 page_size=_PAGE_SIZE,
                 fields=_LISTED_FIELDS,
                 timeout=self._timeout,
@@ -75,9 +77,9 @@ class ObjectLister:
             )
             try:
                 for page in listing.pages:
-                    found = [_listed(bucket, blob) for blob in page if blob.name != after]
-                    if found:
-                        yield found
+                    refs = [_ref(bucket, blob) for blob in page if blob.name != after]
+                    if refs:
+                        yield refs
             except exceptions.GoogleAPICallError as exc:
                 if exc.code in GONE:
                     raise NoBucketError(f"There is no bucket gs://{bucket}") from exc
@@ -85,29 +87,29 @@ class ObjectLister:
                     raise
                 refusal = read_refusal(exc)
                 raise StorageRefusedError(
-                    f"Cloud Storage refuses to list gs://{bucket} (roles/storage.objectViewer is "
-                    f"needed): {refusal.code} {refusal.text}".rstrip()
+                    f"Cloud Storage refuses to list gs://{bucket} (you need "
+                    f"roles/storage.objectViewer): {refusal.code} {refusal.text}".rstrip()
                 ) from exc
 
 
 def connect_lister(project: str | None, *, connections: int = 1) -> ObjectLister:
-    """Connect to Cloud Storage.
+    """Return a lister of buckets.
 
     Args:
         project: the caller's project.
-        connections: how many threads will call at once.
+        connections: how many threads will use it at once.
 
     Raises:
-        CredentialsError: there are none.
+        CredentialsError: no credentials, or no project.
     """
     try:
         client = storage.Client(project=project)
         widen(client, connections)
         return ObjectLister(client)
-    except (GoogleAuthError, OSError) as exc:  # OSError: no project is known
+    except (GoogleAuthError, OSError) as exc:  # OSError: no project
         raise CredentialsError from exc
 
 
-def _listed(bucket: str, blob: storage.Blob) -> ImageRef:
+def _ref(bucket: str, blob: storage.Blob) -> ImageRef:
     metadata = ObjectMetadata(size=blob.size, created_at=blob.time_created)
     return ImageRef(bucket, blob.name, blob.generation, metadata)

@@ -1,7 +1,6 @@
-"""Log a fault that affects every message: when it begins, every 30 minutes, and at its end.
+"""Logs a fault that affects every message: when it starts, every 30 minutes, and when it ends.
 
-Without this, a bucket that the service may not read would write one line for each delivery of each
-message, and the line that says what to do would be lost among them.
+Otherwise a bucket that the service may not read would log one line for every delivery.
 """
 
 import logging
@@ -15,44 +14,44 @@ logger = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 
-_QUIET_SECONDS = 60.0  # a reason that recurs within this time is not logged again
-_REPEAT_SECONDS = 1800.0  # a lasting reason is logged again after this time
-_MAX_SUBJECTS = 1000  # the oldest is forgotten
-_MAX_REASONS = 20  # per subject; the oldest is forgotten
+_QUIET_SECONDS = 60.0  # an outage that recurs within this time is not logged again
+_REPEAT_SECONDS = 1800.0  # an outage that lasts this long is logged again
+_MAX_SUBJECTS = 1000  # then the oldest is dropped
+_MAX_REASONS = 20  # per subject; then the oldest is dropped
 
 
 @dataclass
 class _Outage:
     logged_at: float
-    rejected: int = 0  # messages since then
+    rejected: int = 0  # messages rejected since then
     is_over: bool = False
 
 
 class Outages:
-    """The outages of one service; safe to use from many threads."""
+    """The outages of one service. Safe to use from many threads."""
 
     def __init__(
         self,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Start without outages, by a clock in seconds."""
+        """Start without outages. `clock` returns seconds."""
         self._clock = clock
         self._outages: dict[str, dict[str, _Outage]] = {}  # by subject and reason
         self._lock = threading.Lock()
 
     def report(self, subject: str, reason: str, cause: str = "") -> None:
-        """Log that a subject (a bucket, a database) refuses everything, unless the log has it.
+        """Log that a subject (a bucket, a database) refuses every request, unless just logged.
 
         Args:
-            subject: what is out of reach.
+            subject: the bucket or the database.
             reason: why, and what to do, in sentences.
-            cause: what the cloud wrote; it may differ from message to message.
+            cause: Google's own message, which may differ from request to request.
         """
         now = self._clock()
         with self._lock:
-            reasons = _slot(self._outages, subject, {}, _MAX_SUBJECTS)
-            outage = _slot(reasons, reason, _Outage(-_REPEAT_SECONDS + now), _MAX_REASONS)
+            reasons = _get_or_add(self._outages, subject, {}, _MAX_SUBJECTS)
+            outage = _get_or_add(reasons, reason, _Outage(-_REPEAT_SECONDS + now), _MAX_REASONS)
             outage.rejected += 1
             quiet_seconds = _QUIET_SECONDS if outage.is_over else _REPEAT_SECONDS
             if now - outage.logged_at < quiet_seconds:
@@ -65,8 +64,8 @@ class Outages:
         )
 
     def clear(self, subject: str) -> None:
-        """Note that a subject answers; log it if it did not before."""
-        if not self._outages:  # nearly always
+        """Note that a request to a subject succeeded. Log it if that ends an outage."""
+        if not self._outages:  # usually; saves taking the lock
             return
         with self._lock:
             reasons = self._outages.get(subject, {}).values()
@@ -77,9 +76,9 @@ class Outages:
         logger.warning("Messages are accepted again", extra={"subject": subject})
 
 
-def _slot(known: dict[str, Value], key: str, new: Value, size: int) -> Value:
-    """Return the value of a key, or store a new one; drop the oldest key beyond the size."""
-    found = known.setdefault(key, new)
-    if len(known) > size:
-        del known[next(iter(known))]
-    return found
+def _get_or_add(values: dict[str, Value], key: str, new: Value, max_size: int) -> Value:
+    """Return the value of a key; add `new` if it has none, and drop the oldest key if full."""
+    value = values.setdefault(key, new)
+    if len(values) > max_size:
+        del values[next(iter(values))]
+    return value

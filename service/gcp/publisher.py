@@ -1,4 +1,4 @@
-"""Jobs as Pub/Sub messages, one an image."""
+"""Publishes jobs as Pub/Sub messages, one per image."""
 
 import json
 from collections import deque
@@ -12,57 +12,61 @@ from google.cloud import pubsub_v1  # type: ignore[attr-defined]  # published wi
 from service.domain import Replace
 from service.errors import CredentialsError, YoloBatchError
 
-# Parameters of the client's own, which takes attributes as keywords beside them.
-_NO_ATTRIBUTES = {"self", "topic", "data", "ordering_key", "retry", "timeout"}
+# Parameters of the client's `publish`, which takes attributes as further keyword arguments.
+_RESERVED_ATTRIBUTES = {"self", "topic", "data", "ordering_key", "retry", "timeout"}
 _BATCHING = pubsub_v1.types.BatchSettings(
-    max_messages=1000,  # Pub/Sub's own limit of one call
-    max_latency=0.05,  # seconds that a message waits for others
+    max_messages=1000,  # Pub/Sub's limit for one call
+    max_latency=0.05,  # seconds that a message waits for others in its call
 )
-_MAX_OUTSTANDING = 2000  # messages that are not confirmed yet: two calls' worth
+_MAX_OUTSTANDING = 2000  # messages not confirmed yet: two full calls
 
 
 class PublishError(YoloBatchError):
-    """Pub/Sub did not take the jobs."""
+    """Pub/Sub did not accept the jobs."""
 
 
 class MessageError(PublishError):
     """A message cannot be published as it is."""
 
 
-def job_message(uri: str, wanted: Replace | None = None) -> bytes:
-    """Write the data of a job's message, as `service.events` reads it.
+def job_message(uri: str, permission: Replace | None = None) -> bytes:
+    """Return the data of a job's message, which `service.events` parses.
 
     Args:
         uri: `gs://bucket/object`, with an optional `#generation`.
-        wanted: permission to replace what is recorded of it.
+        permission: to replace the image's document.
     """
     job: dict[str, object] = {"uri": uri}
-    if wanted:
+    if permission:
         job["replace"] = {
-            "if_created_before": wanted.if_created_before.isoformat(),
-            "unless_model": wanted.unless_model,
+            "if_created_before": permission.if_created_before.isoformat(),
+            "unless_model": permission.unless_model,
         }
     return json.dumps(job, ensure_ascii=False).encode()
 
 
 def topic_path(topic: str, project: str | None) -> str:
-    """Complete a topic's name to `projects/PROJECT/topics/NAME`.
+    """Return a topic's full name, `projects/PROJECT/topics/NAME`.
+
+    Args:
+        topic: its name or its full name.
+        project: its project, needed only with the name.
 
     Raises:
-        PublishError: the project is not known.
+        PublishError: `topic` is a name, and there is no project.
     """
     if "/" in topic:
         return topic
     if not project:
-        raise PublishError("Set GOOGLE_CLOUD_PROJECT, or give the topic's full name")
+        raise PublishError("Set GOOGLE_CLOUD_PROJECT, or pass the topic's full name")
     return f"projects/{project}/topics/{topic}"
 
 
 def connect() -> pubsub_v1.PublisherClient:
-    """Connect to Pub/Sub, with a client that sends up to 1,000 messages in one call.
+    """Return a client that sends up to 1,000 messages in one call.
 
     Raises:
-        CredentialsError: there are none.
+        CredentialsError: no credentials.
     """
     try:
         return pubsub_v1.PublisherClient(_BATCHING)
@@ -78,24 +82,24 @@ def publish_jobs(
     attributes: Mapping[str, str] | None = None,
     timeout_seconds: float = 30.0,
 ) -> int:
-    """Publish, and wait until Pub/Sub has them all. Few of them are in memory at once.
+    """Publish messages, and wait until Pub/Sub has confirmed all. At most 2,000 are in memory.
 
     Args:
         client: the vendor's client; see `connect`.
         topic: the topic's full name.
-        messages: their data.
-        attributes: of each of them; a job has none.
-        timeout_seconds: how long one call is retried.
+        messages: the data of each message.
+        attributes: the attributes of every message. A job has none.
+        timeout_seconds: how long one call may take with all its attempts.
 
     Returns:
-        How many there were.
+        How many messages were published.
 
     Raises:
-        MessageError: Pub/Sub or its client cannot take some message as it is.
-        PublishError: some message was not taken; publishing again is safe.
+        MessageError: Pub/Sub or its client cannot accept a message as it is.
+        PublishError: a message was not published. Publishing all of them again is safe.
     """
-    if taken := _NO_ATTRIBUTES.intersection(attributes or {}):
-        raise MessageError(f"Attributes of these names cannot be published: {sorted(taken)}")
+    if reserved := _RESERVED_ATTRIBUTES.intersection(attributes or {}):
+        raise MessageError(f"Attributes with these names cannot be published: {sorted(reserved)}")
     policy = retry.Retry(
         predicate=retry.if_exception_type(
             exceptions.ServiceUnavailable, exceptions.InternalServerError, exceptions.Aborted
@@ -119,7 +123,7 @@ def publish_jobs(
     except exceptions.NotFound as exc:
         raise PublishError(f"There is no topic {topic}") from exc
     except (exceptions.InvalidArgument, ValueError, TypeError) as exc:
-        raise MessageError(f"Pub/Sub cannot take the message: {exc}") from exc
+        raise MessageError(f"Pub/Sub cannot accept the message: {exc}") from exc
     except (exceptions.GoogleAPIError, GoogleAuthError, TimeoutError) as exc:
-        raise PublishError(f"Pub/Sub did not take the jobs: {exc}") from exc
+        raise PublishError(f"Pub/Sub did not accept the jobs: {exc}") from exc
     return published

@@ -1,8 +1,8 @@
-"""Who pushed: checks the OIDC token of a push, where nothing in front of the service does.
+"""Verifies the OIDC token of a push, for a service that nothing else protects.
 
-Cloud Run's IAM check makes this superfluous; elsewhere (a VM, Kubernetes) anybody who reaches the
-port could otherwise name images. Pub/Sub signs a token for the subscription's service account:
-`Authorization: Bearer JWT`, RS256, claims `iss`, `aud`, `email`, `email_verified`, `iat`, `exp`.
+On Cloud Run, IAM does this. Elsewhere (a VM, Kubernetes), anybody who reaches the port could push
+messages. Google signs a token for the subscription's service account: `Authorization: Bearer JWT`,
+RS256, claims `iss`, `aud`, `email`, `email_verified`, `iat`, `exp`.
 
 Source: https://cloud.google.com/pubsub/docs/authenticate-push-subscriptions
 """
@@ -27,18 +27,18 @@ ISSUER = "https://accounts.google.com"
 _ALGORITHM = "RS256"
 _CLOCK_SKEW_SECONDS = 10
 _FETCH_TIMEOUT_SECONDS = 3.0
-# Google publishes a key long before it signs with it, and lets certificates be kept for hours. So
-# an unknown key id is not one that we lack, and becomes no request to Google.
-_KEPT_SECONDS = 3600.0
-_FAILURE_KEPT_SECONDS = 5.0  # an outage must not become a queue of waiting threads
+# Google publishes a key long before it signs with it, and lets clients cache certificates for
+# hours. So a token with an unknown key id is invalid, and does not cause another fetch.
+_CACHE_SECONDS = 3600.0
+_FAILURE_CACHE_SECONDS = 5.0  # in an outage, threads must not queue up for one fetch each
 
 _INVALID = "The push's token is malformed, expired, not signed by Google, or not for this service."
 
-_Certificates = Mapping[str, str] | Exception  # by key id, or why they cannot be had
+_Certificates = Mapping[str, str] | Exception  # by key id, or why they could not be fetched
 
 
 class TokenVerifier:
-    """Lets through pushes that Google signed for us, in the name of an allowed service account."""
+    """Accepts pushes that Google signed for this audience and an allowed service account."""
 
     def __init__(
         self,
@@ -48,29 +48,30 @@ class TokenVerifier:
         certs_url: str = CERTS_URL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Nothing is fetched before the first token.
+        """Set what is allowed. Certificates are fetched when the first token arrives.
 
         Args:
-            audience: the subscription's audience; its endpoint url unless set otherwise.
-            service_accounts: emails that may push.
-            certs_url: where Google's certificates are.
-            clock: seconds, by which certificates grow old.
+            audience: the subscription's audience. By default that is its endpoint's URL.
+            service_accounts: emails of the accounts that may push.
+            certs_url: URL of Google's certificates.
+            clock: returns seconds, for the age of cached certificates.
         """
         self._audience = audience
         self._service_accounts = tuple(service_accounts)
-        # One thread fetches while others wait. google-auth alone would fetch for each token.
-        cache = TLRUCache[Any, _Certificates](maxsize=1, ttu=_keep_until, timer=clock)
+        # google-auth itself would fetch certificates for each token. Here one thread fetches
+        # while others wait.
+        cache = TLRUCache[Any, _Certificates](maxsize=1, ttu=_cached_until, timer=clock)
         self._certificates: Callable[[], _Certificates] = cached(
             cache, condition=threading.Condition()
         )(partial(_fetch, certs_url))
 
     def verify(self, authorization: str | None) -> None:
-        """Check the request's `Authorization` header.
+        """Verify the request's `Authorization` header.
 
         Raises:
-            UnauthenticatedError: no token, or not a valid one.
-            ForbiddenError: the token is valid, its account is not allowed.
-            CertificatesUnavailableError: Google's certificates cannot be had now.
+            UnauthenticatedError: no token, or an invalid one.
+            ForbiddenError: the token is valid, but its account is not allowed.
+            CertificatesUnavailableError: Google's certificates are unavailable.
         """
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer":
@@ -99,21 +100,22 @@ class TokenVerifier:
                 audience=self._audience,
                 clock_skew_in_seconds=_CLOCK_SKEW_SECONDS,
             )
-        # Not chained: google-auth's texts repeat the token. RecursionError: JSON nested too deep.
+        # Not chained: google-auth's messages repeat the token. RecursionError: JSON too deep.
         except (ValueError, TypeError, GoogleAuthError, RecursionError):
             raise UnauthenticatedError(_INVALID) from None
         return claims
 
 
-def _keep_until(_: object, found: _Certificates, now: float) -> float:
-    return now + (_FAILURE_KEPT_SECONDS if isinstance(found, Exception) else _KEPT_SECONDS)
+def _cached_until(_: object, certificates: _Certificates, now: float) -> float:
+    is_failure = isinstance(certificates, Exception)
+    return now + (_FAILURE_CACHE_SECONDS if is_failure else _CACHE_SECONDS)
 
 
 def _fetch(url: str) -> _Certificates:
     try:
         response = Request()(url, timeout=_FETCH_TIMEOUT_SECONDS)
         if response.status != 200:
-            raise ValueError(f"the response is {response.status}")
+            raise ValueError(f"the response has status {response.status}")
         certificates = json.loads(response.data)
         if not isinstance(certificates, dict) or not certificates:
             raise ValueError("the response has no certificates")

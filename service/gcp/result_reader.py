@@ -1,4 +1,4 @@
-"""Documents of the results, read back for the operator's commands."""
+"""Reads the documents of results, for an operator's commands."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,32 +8,32 @@ from google.cloud.firestore_v1.base_query import FieldFilter
 
 from service.domain import ImageRef, StoredDocuments
 from service.errors import FirestoreUnavailableError
-from service.gcp.collection import Collection, RetryBudget, records_of
+from service.gcp.collection import Collection, RetryBudget, documents_by_id
 
 _AFTER_EVERY_NAME = "\U0010ffff"  # sorts after every object name with the prefix before it
 
 
 class ResultReader(Collection):
-    """Reads documents; safe to use from many threads."""
+    """Reads documents. Safe to use from many threads."""
 
-    def records(self, refs: Sequence[ImageRef]) -> StoredDocuments:
-        """Read which images (one or more) are recorded, and how.
+    def stored_documents(self, refs: Sequence[ImageRef]) -> StoredDocuments:
+        """Return the documents that exist for one or more images.
 
         Raises:
-            FirestoreUnavailableError: Firestore did not answer.
+            FirestoreUnavailableError: Firestore did not respond.
         """
         with self._reading():
             ids = [ref.document_id for ref in refs]
             snapshots = self._snapshots(ids, self._one_attempt())
             return StoredDocuments(
-                records_of(snapshots), min(found.read_time for found in snapshots)
+                documents_by_id(snapshots), min(snapshot.read_time for snapshot in snapshots)
             )
 
     def results(self, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
-        """Read the documents of a bucket whose names begin with `prefix`, by name.
+        """Return the documents of a bucket's objects whose names start with `prefix`, by name.
 
         Raises:
-            FirestoreUnavailableError: Firestore did not answer.
+            FirestoreUnavailableError: Firestore did not respond, or lacks the index.
         """
         query = self._collection.where(filter=FieldFilter("bucket", "==", bucket))
         if prefix:
@@ -44,21 +44,21 @@ class ResultReader(Collection):
             try:
                 for snapshot in query.order_by("name").stream(**self._one_attempt().limits):
                     yield snapshot.to_dict() or {}
-            except exceptions.FailedPrecondition as exc:  # it has the link that makes the index
+            except exceptions.FailedPrecondition as exc:  # its message links to the missing index
                 raise FirestoreUnavailableError(
                     f"Firestore refused the query: {exc.message}"
                 ) from exc
 
     def document(self, document_id: str) -> dict[str, Any] | None:
-        """Read one document by its id; None if there is none.
+        """Return one document by its id; None if there is none.
 
         Raises:
-            FirestoreUnavailableError: Firestore did not answer.
+            FirestoreUnavailableError: Firestore did not respond.
         """
         with self._reading():
-            found = self._collection.document(document_id).get(**self._one_attempt().limits)
-            return found.to_dict() if found.exists else None
+            snapshot = self._collection.document(document_id).get(**self._one_attempt().limits)
+            return snapshot.to_dict() if snapshot.exists else None
 
     def _one_attempt(self) -> RetryBudget:
-        """Return a call for an operator, who reads much at once."""
+        """Return a budget for one attempt: an operator's large reads take long."""
         return RetryBudget(self._timeout_seconds, attempts=1)

@@ -1,4 +1,4 @@
-"""The smoke test's image in Cloud Storage: uploaded, and removed again."""
+"""Uploads the smoke test's image to Cloud Storage, and deletes it afterwards."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,21 +12,21 @@ from requests.exceptions import RequestException
 from service.domain import ImageRef, ObjectMetadata
 from service.errors import CredentialsError, SmokeError
 
-_CALL_SECONDS = 30.0  # for one call to Cloud Storage, retries included
+_CALL_SECONDS = 30.0  # of one call, with all its attempts
 
 
 class CloudSamples:
-    """Samples in Cloud Storage."""
+    """Sample images in Cloud Storage."""
 
     def __init__(self, client: storage.Client) -> None:
         """Take the vendor's client."""
         self._client = client
 
     def upload(self, bucket: str, name: str, data: bytes) -> ImageRef:
-        """Upload a JPEG; name the generation that it became.
+        """Upload a JPEG file. Return its reference, with its generation.
 
         Raises:
-            SmokeError: Cloud Storage did not take it.
+            SmokeError: the upload failed.
         """
         with _translated(f"upload gs://{bucket}/{name}"):
             blob = self._client.bucket(bucket).blob(name)
@@ -34,10 +34,10 @@ class CloudSamples:
             return ImageRef(bucket, name, blob.generation, ObjectMetadata(size=len(data)))
 
     def remove(self, ref: ImageRef) -> None:
-        """Delete the object; one that is gone already is no error.
+        """Delete the object, if it still exists.
 
         Raises:
-            SmokeError: Cloud Storage did not delete it.
+            SmokeError: the deletion failed.
         """
         with _translated(f"delete {ref.uri}"):
             try:
@@ -47,28 +47,27 @@ class CloudSamples:
 
 
 def connect(project: str | None) -> CloudSamples:
-    """Connect to Cloud Storage.
+    """Return the sample images of a project.
 
     Raises:
-        CredentialsError: there are none.
+        CredentialsError: no credentials, or no project.
     """
     try:
         return CloudSamples(storage.Client(project=project))
-    except (GoogleAuthError, OSError) as exc:  # OSError: no project is known
+    except (GoogleAuthError, OSError) as exc:  # OSError: no project
         raise CredentialsError from exc
 
 
 @contextmanager
 def _translated(action: str) -> Iterator[None]:
-    """Turn the vendor's errors into ours."""
+    """Raise the vendor's errors as SmokeError. `action` completes "Cannot ..."."""
     try:
         yield
     except NotFound as exc:
         raise SmokeError(f"Cannot {action}: there is no such bucket") from exc
     except (exceptions.Forbidden, exceptions.Unauthorized) as exc:
         raise SmokeError(
-            f"Cannot {action}: access refused; the caller needs roles/storage.objectUser on the "
-            "bucket"
+            f"Cannot {action}: access refused. You need roles/storage.objectUser on the bucket"
         ) from exc
     except (exceptions.GoogleAPIError, GoogleAuthError, RequestException) as exc:
         raise SmokeError(f"Cannot {action}: Cloud Storage is unavailable") from exc

@@ -1,4 +1,4 @@
-"""The exact generation's bytes from Cloud Storage, and the names of what a bucket holds."""
+"""Downloads exact generations of objects from Cloud Storage."""
 
 import base64
 import io
@@ -34,27 +34,27 @@ from service.errors import (
 from service.gcp.outages import Outages
 from service.gcp.refusals import NO_CREDENTIALS, AccessHistory, Refusal, Scope
 
-# Otherwise the client looks up each bucket in a background thread (for traces that are off), and
-# needs a role for it that the service does not have (google-cloud-storage 3.17).
+# Otherwise the client looks up each bucket in a background thread, for traces that are off. The
+# service's role does not allow that (google-cloud-storage 3.17).
 os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
 
 _METADATA_FIELDS = "generation,size,contentType,md5Hash,crc32c"
 GONE = frozenset({404, 410})
-REFUSALS = frozenset({400, 401, 403, 451})  # an answer that a repetition does not change
-# Of the bucket. With both, Cloud Storage tells a missing object from a refused one.
-_RIGHTS = ("storage.objects.get", "storage.objects.list")
-_MEMORY_SECONDS = 0.1  # that a response waits for memory
-_MAX_SILENCE_SECONDS = 5.0  # of a peer, before the request is sent again
-_READ_BYTES = 2**16  # at a time, at most
-_MAX_JSON_BYTES = 2**16  # of metadata, or of a message of error
+REFUSALS = frozenset({400, 401, 403, 451})  # statuses that a retry does not change
+# On the bucket. Only with both does Cloud Storage report a missing object as 404, not as 403.
+_PERMISSIONS = ("storage.objects.get", "storage.objects.list")
+_MEMORY_SECONDS = 0.1  # how long an open response waits for memory
+_MAX_SILENCE_SECONDS = 5.0  # without a byte; then the request is sent again
+_READ_BYTES = 2**16  # per read, at most
+_MAX_JSON_BYTES = 2**16  # of metadata or an error message
 _FOR_NOW = "Cloud Storage refuses the object now. A later delivery may succeed."
 _YOUR_CREDENTIALS = (
-    "Google does not accept your credentials, or they have expired: run `gcloud auth "
+    "Google rejected your credentials, or they have expired: run `gcloud auth "
     "application-default login`"
 )
 
 
-# Holds so many bytes while its block lasts; ends its wait with the deadline.
+# Reserves this many bytes of memory while its block runs. Waits for them until the deadline.
 Buffer = Callable[[int, Deadline], AbstractContextManager[None]]
 
 
@@ -64,12 +64,12 @@ def _unlimited(count: int, deadline: Deadline) -> AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class _Response:
-    headers: Mapping[str, str]  # by name, whatever its case
+    headers: Mapping[str, str]  # by name, in any case
     body: bytes
 
 
 class _NoMemoryYetError(Exception):
-    """The object is larger than its event says, and there is no memory for it at once."""
+    """The object is larger than its metadata claims, and the extra memory is not free yet."""
 
     def __init__(self, count: int) -> None:
         super().__init__(count)
@@ -77,40 +77,47 @@ class _NoMemoryYetError(Exception):
 
 
 class _Reservation:
-    """Memory for one object's bytes, held while the block lasts."""
+    """Memory reserved for one object's bytes while the block runs."""
 
     def __init__(self, buffer: Buffer, deadline: Deadline) -> None:
         self._buffer = buffer
         self._deadline = deadline
-        self._held = ExitStack()
+        self._reserved = ExitStack()
         self._bytes = 0
 
     def cover(self, count: int, deadline: Deadline | None = None) -> None:
-        """Hold at least so many bytes; what was held before is released first, to wait in line.
+        """Reserve at least this many bytes.
+
+        A smaller reservation is released first, because a thread that waits while it holds memory
+        could deadlock with others.
+
+        Args:
+            count: how many bytes.
+            deadline: ends the wait; the reservation's own if not given.
 
         Raises:
-            TooLateError: the deadline, or the reservation's own, passed first.
+            TooLateError: the deadline passed first.
         """
         if count > self._bytes:
-            self._held.close()
+            self._reserved.close()
             self._bytes = 0
-            self._held.enter_context(self._buffer(count, deadline or self._deadline))
+            self._reserved.enter_context(self._buffer(count, deadline or self._deadline))
             self._bytes = count
 
     def __enter__(self) -> "_Reservation":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._held.close()
+        self._reserved.close()
 
 
 class ImageStorage:
-    """Reads images; safe to use from many threads.
+    """Downloads images. Safe to use from many threads.
 
-    It sends its own requests through the client's authorized session. The client's downloads have
-    no total time: each read of a slow peer gets the whole timeout again, and they decompress
-    without a limit (google-cloud-storage 3.17). Not bounded: looking up the host's name, a peer
-    that sends the head of a response byte by byte, and a token that the credentials renew.
+    It sends its own requests through the client's authorized session, because downloads of
+    google-cloud-storage 3.17 have no total timeout (each read of a slow peer gets the whole timeout
+    again) and decompress without a limit. Three things remain without a time limit: a DNS lookup,
+    a peer that sends a response's headers byte by byte, and the renewal of the access token.
     """
 
     def __init__(
@@ -122,14 +129,14 @@ class ImageStorage:
         connections: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take a client and the limits.
+        """Set the limits.
 
         Args:
             client: the vendor's client.
             timeout_seconds: total time of a call, with all its attempts.
-            max_bytes: larger objects are refused. Counted as they are stored.
-            connections: how many threads will call at once.
-            clock: seconds, by which refusals grow old.
+            max_bytes: larger objects raise BadImageError. Counts stored bytes, maybe compressed.
+            connections: how many threads will use it at once.
+            clock: returns seconds, for the age of refusals.
         """
         widen(client, connections)
         self._client = client
@@ -140,14 +147,14 @@ class ImageStorage:
         self._history = AccessHistory(clock)
 
     def resolve(self, ref: ImageRef, deadline: Deadline = NO_DEADLINE) -> ImageRef:
-        """Complete a reference: the live generation where it names none, and its metadata.
+        """Return the reference with metadata, and with the live generation if it has none.
 
-        Nothing of the event's untrusted metadata is kept.
+        Cloud Storage's metadata replace the event's, which are untrusted.
 
         Raises:
-            BadImageError: Cloud Storage refuses this object for good.
-            ObjectGoneError: there is no such object, or not of this generation.
-            StorageUnavailableError: Cloud Storage did not answer, or refuses the whole bucket.
+            BadImageError: Cloud Storage permanently refuses this object.
+            ObjectGoneError: the object or its generation does not exist.
+            StorageUnavailableError: Cloud Storage did not respond, or refuses the whole bucket.
             TooLateError: the deadline has passed.
         """
         until = self._until(deadline)
@@ -158,26 +165,27 @@ class ImageStorage:
     def download(
         self, ref: ImageRef, deadline: Deadline = NO_DEADLINE, buffer: Buffer = _unlimited
     ) -> Iterator[Download]:
-        """Fetch the bytes of exactly this generation, as they are stored.
+        """Download the bytes of exactly this generation, as stored.
 
-        They are checked against Cloud Storage's checksum, and not decompressed.
+        The bytes match Cloud Storage's checksum. They are not decompressed.
 
         Args:
-            ref: names the object and its generation.
+            ref: the object and its generation.
             deadline: ends the download.
-            buffer: holds as many bytes as the object has, until the block ends.
+            buffer: reserves memory for the object's bytes until the block ends.
 
         Raises:
-            BadImageError: the object is larger than allowed, or Cloud Storage refuses it for good.
+            BadImageError: the object is too large, or Cloud Storage permanently refuses it.
             ObjectGoneError: this generation no longer exists.
-            StorageUnavailableError: Cloud Storage did not answer in time, its bytes were damaged,
-                or it refuses the whole bucket.
+            StorageUnavailableError: Cloud Storage did not respond in time, sent damaged bytes, or
+                refuses the whole bucket.
             TooLateError: the deadline has passed.
         """
         with _Reservation(buffer, deadline) as reservation:
-            # Before the request, so that waiting for memory is not taken for a slow peer. What the
-            # event says of the size is not trusted: the response's own length decides. A job says
-            # nothing: where there is no memory at once, the request is sent again after the wait.
+            # Wait for memory before the request, so that the wait does not use up the request's
+            # time. The event's size is untrusted, and a job has none: the response's length
+            # decides. If that needs more memory than is free, wait for it, and send the request
+            # again.
             count = min(ref.metadata.size or 0, self._max_bytes)
             while True:
                 reservation.cover(count)
@@ -185,29 +193,35 @@ class ImageStorage:
                 try:
                     with self._reading(ref, until, is_download=True):
                         response = self._get(
-                            _object(ref, "/download"), _query(ref, alt="media"), until, reservation
+                            _object_path(ref, "/download"),
+                            _query(ref, alt="media"),
+                            until,
+                            reservation,
                         )
                     break
                 except _NoMemoryYetError as exc:
                     count = exc.bytes
-            headers, sums = response.headers, _checksums(response)
+            headers, checksums = response.headers, _checksums(response)
             metadata = ObjectMetadata(
-                len(response.body), headers.get("Content-Type"), sums.get("md5"), sums["crc32c"]
+                size=len(response.body),
+                content_type=headers.get("Content-Type"),
+                md5=checksums.get("md5"),
+                crc32c=checksums["crc32c"],
             )
             yield Download(response.body, metadata, headers.get("Content-Encoding"))
 
     def _until(self, deadline: Deadline) -> Deadline:
-        """Return when a call ends: with the delivery, or after its own time."""
+        """Return the deadline of one call: the delivery's, or the call's own if that is earlier."""
         return Deadline.after(deadline.wait_seconds(self._timeout_seconds))
 
     def _read_metadata(self, ref: ImageRef, until: Deadline) -> ImageRef:
-        found = self._get_json(_object(ref), _query(ref, fields=_METADATA_FIELDS), until)
+        resource = self._get_json(_object_path(ref), _query(ref, fields=_METADATA_FIELDS), until)
         try:
-            generation, size = int(found["generation"]), int(found["size"])
+            generation, size = int(resource["generation"]), int(resource["size"])
         except (KeyError, TypeError, ValueError) as exc:
-            raise StorageUnavailableError("Cloud Storage sent metadata without a size.") from exc
+            raise StorageUnavailableError("Cloud Storage sent invalid metadata.") from exc
         metadata = ObjectMetadata(
-            size, found.get("contentType"), found.get("md5Hash"), found.get("crc32c")
+            size, resource.get("contentType"), resource.get("md5Hash"), resource.get("crc32c")
         )
         return replace(ref, generation=generation, metadata=metadata)
 
@@ -215,12 +229,12 @@ class ImageStorage:
     def _reading(
         self, ref: ImageRef, until: Deadline, *, is_download: bool = False
     ) -> Iterator[None]:
-        """Turn the vendor's errors into ours, and find out what a refusal concerns."""
+        """Raise the vendor's errors as ours, and find out what a refusal concerns."""
         with translate_errors():
             try:
                 yield
             except exceptions.GoogleAPICallError as exc:
-                # An organisation's policy is answered 412.
+                # A 412 can be an organization policy, too.
                 if (
                     exc.code not in REFUSALS
                     and read_refusal(exc, ref).scope is not Scope.EVERYTHING
@@ -230,7 +244,7 @@ class ImageStorage:
             except GoogleAuthError as exc:
                 self._outages.report(f"gs://{ref.bucket}", NO_CREDENTIALS, str(exc))
                 raise StorageRefusedError(NO_CREDENTIALS) from exc
-        self._history.read(*_request(ref, is_download=is_download))
+        self._history.read(*_request_key(ref, is_download=is_download))
         self._outages.clear(f"gs://{ref.bucket}")
 
     def _refused(
@@ -241,22 +255,22 @@ class ImageStorage:
         *,
         is_download: bool,
     ) -> YoloBatchError:
-        """Say what a refusal means for this object.
+        """Return our error for a refusal, after further requests if it is unclear.
 
         Raises:
-            GoogleAPICallError: further questions to Cloud Storage failed.
+            GoogleAPICallError: a further request failed.
         """
         refusal = read_refusal(error, ref)
         has_metadata = False
         if refusal.scope is Scope.UNCLEAR and is_download:
-            # The metadata's answer has a reason. If they are not refused, the bytes alone are.
-            again = self._metadata_refusal(ref, until)
-            has_metadata = again is None
-            refusal = again or refusal
+            # A refusal of the metadata has a reason, unlike one of the bytes.
+            metadata_refusal = self._metadata_refusal(ref, until)
+            has_metadata = metadata_refusal is None
+            refusal = metadata_refusal or refusal
         scope = refusal.scope
         if scope is Scope.UNCLEAR:
-            is_lasting = self._history.is_lasting(*_request(ref, is_download=is_download))
-            is_readable = has_metadata or self._has_rights(ref.bucket, until)
+            is_lasting = self._history.is_lasting(*_request_key(ref, is_download=is_download))
+            is_readable = has_metadata or self._has_permissions(ref.bucket, until)
             if is_lasting and (is_readable or self._history.was_read_lately(ref.bucket)):
                 scope = Scope.OBJECT
             elif refusal.is_plain and not is_readable:
@@ -271,7 +285,7 @@ class ImageStorage:
         return StorageRefusedError(refusal.advice())
 
     def _metadata_refusal(self, ref: ImageRef, until: Deadline) -> Refusal | None:
-        """Ask for an object's metadata; return why they are refused, or None if they are not."""
+        """Request an object's metadata. Return the refusal; None if they are readable."""
         try:
             self._read_metadata(ref, until)
         except exceptions.GoogleAPICallError as exc:
@@ -280,115 +294,117 @@ class ImageStorage:
             return read_refusal(exc, ref)
         return None
 
-    def _has_rights(self, bucket: str, until: Deadline) -> bool:
-        """Say whether the account may read and list a bucket; asking this needs no right itself.
+    def _has_permissions(self, bucket: str, until: Deadline) -> bool:
+        """Return whether the account may read and list a bucket. Any account may ask this.
 
-        Only a denial is remembered: rights that were taken away a moment ago must be seen.
+        Only a denial is cached, so that a permission that was just removed is noticed.
         """
         if self._history.was_denied_lately(bucket):
             return False
         path = f"/storage/v1/b/{quote(bucket, safe='')}/iam/testPermissions"
         try:
-            answer = self._get_json(path, urlencode({"permissions": _RIGHTS}, doseq=True), until)
+            query = urlencode({"permissions": _PERMISSIONS}, doseq=True)
+            granted = self._get_json(path, query, until).get("permissions", ())
         except exceptions.ClientError:
-            answer = {}
-        if set(answer.get("permissions", ())) >= set(_RIGHTS):
+            granted = ()
+        if set(granted) >= set(_PERMISSIONS):
             return True
         self._history.deny(bucket)
         return False
 
     def _get_json(self, path: str, query: str, until: Deadline) -> Mapping[str, Any]:
-        """Fetch a resource's metadata.
+        """Send a GET, and return the JSON object of its response.
 
         Raises:
-            StorageUnavailableError: what came is no JSON object.
+            StorageUnavailableError: the response is no JSON object.
         """
         response = self._get(path, query, until)
         try:
-            found = json.loads(response.body)
+            resource = json.loads(response.body)
         except ValueError:
-            found = None
-        if not isinstance(found, dict):
+            resource = None
+        if not isinstance(resource, dict):
             raise StorageUnavailableError("Cloud Storage sent no JSON object.")
-        return found
+        return resource
 
     def _get(
-        self, path: str, query: str, until: Deadline, media: "_Reservation | None" = None
+        self, path: str, query: str, until: Deadline, reservation: _Reservation | None = None
     ) -> _Response:
-        """Send a GET, and again while it fails for a reason that may pass.
+        """Send a GET. Retry it while it fails for a temporary reason.
 
         Args:
-            path: of the resource, percent-encoded.
-            query: its parameters.
+            path: path of the resource, percent-encoded.
+            query: its query string.
             until: when the last attempt ends.
-            media: of memory, if the response is an object's bytes, which have a checksum.
+            reservation: of memory for an object's bytes. None: the response is JSON.
 
         Raises:
-            BadImageError: the body is larger than an image may be.
-            GoogleAPIError: Cloud Storage refuses the request, or time was up.
+            BadImageError: the object has more than `max_bytes` bytes.
+            GoogleAPIError: Cloud Storage refuses the request, or the time was up.
             GoogleAuthError: there is no token for the request.
             RequestException, HTTPError, OSError: the network failed.
         """
         url = f"{self._client._connection.API_BASE_URL}{path}?{query}"
         send = self._retry.with_timeout(max(until.seconds_left(), 0.0))(self._get_once)
-        response: _Response = send(url, until, media)
+        response: _Response = send(url, until, reservation)
         return response
 
-    def _get_once(self, url: str, until: Deadline, media: "_Reservation | None") -> _Response:
-        """Send a GET, and read its body until `until` at most; see `_get`.
+    def _get_once(self, url: str, until: Deadline, reservation: _Reservation | None) -> _Response:
+        """Send one GET, and read its body; see `_get`.
 
-        Connecting, waiting for the response, and each read of its body may take a third of the
-        time that is left. So it ends in time, and a silent peer leaves time for another attempt.
+        Connecting, waiting for the response and each read of its body may take a third of the time
+        that is left, at most 5 s each. So the attempt ends in time, and after a silent peer there
+        is time for another attempt.
         """
-        left = until.seconds_left()
-        if left <= 0:
+        seconds_left = until.seconds_left()
+        if seconds_left <= 0:
             raise requests.Timeout("no time is left")
-        silence_seconds = min(left / 3, _MAX_SILENCE_SECONDS)
+        silence_seconds = min(seconds_left / 3, _MAX_SILENCE_SECONDS)
         with self._client._http.get(
             url,
-            headers={"Accept-Encoding": "gzip"},  # else what is stored as gzip is decompressed
+            headers={"Accept-Encoding": "gzip"},  # otherwise Cloud Storage decompresses gzip
             timeout=silence_seconds,
             stream=True,
         ) as response:
-            is_media = media is not None and response.status_code == 200
+            is_media = reservation is not None and response.status_code == 200
             max_bytes = self._max_bytes if is_media else _MAX_JSON_BYTES
-            if media and is_media:
+            if reservation and is_media:
                 length = response.raw.length_remaining
                 if (length or 0) > max_bytes:
                     raise BadImageError.too_many_bytes("object", max_bytes)
                 count = max_bytes if length is None else length
                 try:
-                    media.cover(count, Deadline.after(_MEMORY_SECONDS))
+                    reservation.cover(count, Deadline.after(_MEMORY_SECONDS))
                 except TooLateError as exc:
                     raise _NoMemoryYetError(count) from exc
             body = io.BytesIO()
             chunk = b"first"
             while chunk and body.tell() <= max_bytes:
                 if until.seconds_left() < silence_seconds:
-                    raise requests.Timeout("the response comes too slowly")
-                # One read of the socket: `read` would wait until it has so many bytes.
+                    raise requests.Timeout("the response is too slow")
+                # One read of the socket: `read` would wait until it has all these bytes.
                 chunk = response.raw.read1(_READ_BYTES, decode_content=not is_media)
                 body.write(chunk)
-            found = _Response(response.headers, body.getvalue())
-        if is_media and len(found.body) > max_bytes:
+            result = _Response(response.headers, body.getvalue())
+        if is_media and len(result.body) > max_bytes:
             raise BadImageError.too_many_bytes("object", max_bytes)
         if response.status_code != 200:
-            text = found.body.decode(errors="replace")
+            text = result.body.decode(errors="replace")
             raise exceptions.from_http_status(response.status_code, text)
-        if is_media and _crc32c(found.body) != _checksums(found).get("crc32c"):
-            raise ConnectionError("The bytes do not have their checksum.")  # it is tried again
-        return found
+        if is_media and _crc32c(result.body) != _checksums(result).get("crc32c"):
+            raise ConnectionError("The bytes do not match their checksum.")  # causes a retry
+        return result
 
 
 def widen(client: storage.Client, connections: int) -> None:
-    """Keep so many connections; requests drops those beyond 10 after each use."""
+    """Make a client keep this many connections open; by default it keeps 10."""
     adapter = HTTPAdapter(pool_connections=connections, pool_maxsize=connections)
     client._http.mount("https://", adapter)
     client._http.mount("http://", adapter)
 
 
-def _object(ref: ImageRef, prefix: str = "") -> str:
-    """Return the path of an object in the JSON API."""
+def _object_path(ref: ImageRef, prefix: str = "") -> str:
+    """Return an object's path in the JSON API, percent-encoded."""
     bucket, name = quote(ref.bucket, safe=""), quote(ref.name, safe="")
     return f"{prefix}/storage/v1/b/{bucket}/o/{name}"
 
@@ -399,21 +415,22 @@ def _query(ref: ImageRef, **parameters: str) -> str:
 
 
 def _checksums(response: _Response) -> dict[str, str]:
-    """Return the checksums of the stored bytes by name, in base64.
+    """Return the checksums of the stored bytes in base64, by name. Composite objects have no md5.
 
-    Composite objects have no md5. https://cloud.google.com/storage/docs/xml-api/reference-headers
+    Source: https://cloud.google.com/storage/docs/xml-api/reference-headers
     """
-    sums = response.headers.get("X-Goog-Hash", "").split(",")
-    return {name.strip(): value for name, _, value in (item.partition("=") for item in sums)}
+    items = response.headers.get("X-Goog-Hash", "").split(",")
+    return {name.strip(): value for name, _, value in (item.partition("=") for item in items)}
 
 
 def _crc32c(data: bytes) -> str:
+    """Return the checksum in base64, as Cloud Storage sends it."""
     return base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode()
 
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Turn the vendor's errors into ours."""
+    """Raise the vendor's errors as ours."""
     try:
         yield
     except exceptions.PreconditionFailed as exc:
@@ -425,19 +442,19 @@ def translate_errors() -> Iterator[None]:
         GoogleAuthError,
         DataCorruption,
         HTTPError,
-        OSError,  # and what `requests` raises
+        OSError,  # includes the errors of `requests`
     ) as exc:
         if getattr(exc, "code", None) in GONE:
             raise ObjectGoneError("Cloud Storage has no such object generation.") from exc
         raise StorageUnavailableError("Cloud Storage is unavailable.") from exc
 
 
-def _request(ref: ImageRef, *, is_download: bool) -> tuple[str, object, object, object]:
-    """Return what is refused or allowed: where metadata can be read, the bytes may be refused."""
+def _request_key(ref: ImageRef, *, is_download: bool) -> tuple[str, object, object, object]:
+    """Return the key of a request: bytes may be refused although metadata are readable."""
     return ref.bucket, ref.name, ref.generation, is_download
 
 
 def read_refusal(error: exceptions.GoogleAPICallError, ref: ImageRef | None = None) -> Refusal:
-    """Read what Cloud Storage wrote with an error of an object."""
+    """Return the refusal in an error response. `ref` is the object that it is about, if any."""
     body = getattr(error.response, "text", None) or error.message or ""
     return Refusal.read(error.code or 0, body, ref.name if ref else "")

@@ -1,4 +1,4 @@
-"""Messages pulled from a Pub/Sub subscription, and given back or acknowledged."""
+"""Pulls dead letters from a Pub/Sub subscription, and acknowledges or releases them."""
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,26 +13,26 @@ from google.cloud import pubsub_v1  # type: ignore[attr-defined]  # published wi
 
 from service.errors import CredentialsError, YoloBatchError
 
-# Pub/Sub adds attributes to a dead letter; source:
+# Pub/Sub adds attributes with this prefix to a dead letter:
 # https://cloud.google.com/pubsub/docs/handling-failures
-_ADDED = "CloudPubSubDeadLetterSource"  # how the attributes begin that Pub/Sub adds
+_ADDED = "CloudPubSubDeadLetterSource"
 _ATTEMPTS = _ADDED + "DeliveryCount"
 _SUBSCRIPTION = _ADDED + "Subscription"
 _PROJECT = _ADDED + "SubscriptionProject"
-_PUBLISHED = _ADDED + "TopicPublishTime"  # RFC 3339, of the first publish
+_PUBLISHED = _ADDED + "TopicPublishTime"  # RFC 3339: when it was first published
 
 _CALL_SECONDS = 30.0
-_PULL_SECONDS = 5.0  # an empty pull would wait longer
+_PULL_SECONDS = 5.0  # without it, a pull of an empty subscription waits longer
 _PULL_SIZE = 100
-_HOLD_SECONDS = 120  # a lease, extended while `holding`; after a kill, messages come back by then
-# Pub/Sub may answer with nothing while it has something: two in a row are taken for the end.
+_LEASE_SECONDS = 120  # extended in `leases`; if this process is killed, the messages wait so long
+# Pub/Sub may return no message although it has some, so stop only after this many empty pulls.
 _EMPTY_PULLS = 2
-_ACK_SIZE = 500  # ids in one call: a request has 512 KiB at most
+_ACK_SIZE = 500  # ids in one call: a request may have 512 KiB
 
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """One message as pulled."""
+    """One message of a dead-letter subscription."""
 
     ack_id: str
     message_id: str
@@ -42,19 +42,19 @@ class DeadLetter:
 
     @property
     def attempts(self) -> int | None:
-        """How often it was delivered before it came here; None where Pub/Sub did not say."""
+        """How often it was delivered before it became a dead letter; None if not known."""
         text = self.attributes.get(_ATTEMPTS, "")
         return int(text) if text.isascii() and text.isdigit() else None
 
     @property
     def source(self) -> str | None:
-        """Full name of the subscription that gave it up."""
+        """Full name of the subscription that it was dead-lettered from; None if not known."""
         name, project = self.attributes.get(_SUBSCRIPTION), self.attributes.get(_PROJECT)
         return f"projects/{project}/subscriptions/{name}" if name and project else None
 
     @property
     def published_at(self) -> datetime:
-        """When it was first published; to the dead-letter topic, where Pub/Sub did not say."""
+        """When it was first published; if not known, when it became a dead letter."""
         try:
             first = datetime.fromisoformat(self.attributes.get(_PUBLISHED, ""))
         except ValueError:
@@ -63,78 +63,78 @@ class DeadLetter:
 
     @property
     def own_attributes(self) -> dict[str, str]:
-        """The attributes that it was published with."""
+        """The attributes that it was first published with."""
         return {k: v for k, v in self.attributes.items() if not k.startswith(_ADDED)}
 
 
 class SubscriptionError(YoloBatchError):
-    """Pub/Sub did not give the messages, or did not take the answer."""
+    """Pub/Sub did not return, acknowledge or release messages."""
 
 
 class Subscription:
-    """One pull subscription, by its full name."""
+    """One pull subscription for dead letters."""
 
     def __init__(
         self,
         client: pubsub_v1.SubscriberClient,
         name: str,
         *,
-        hold_seconds: int = _HOLD_SECONDS,
+        lease_seconds: int = _LEASE_SECONDS,
     ) -> None:
-        """Take a client; see `connect`.
+        """Take a client; `connect` returns a subscription with one.
 
         Args:
             client: the vendor's client.
             name: the subscription's full name.
-            hold_seconds: how long nobody else gets a message that was pulled.
+            lease_seconds: how long no other subscriber gets a message that was pulled.
         """
         self._client = client
         self.name = name
-        self._hold_seconds = hold_seconds
-        # By message: if one comes twice, only its last acknowledgement counts.
+        self._lease_seconds = lease_seconds
+        # By message id. If a message is delivered twice, only its last ack id is valid.
         self._ack_ids: dict[str, str] = {}
         self._lock = threading.Lock()
 
-    def letters(self, limit: int) -> Iterator[DeadLetter]:
-        """Pull and lease at most `limit` messages. `holding` keeps the leases.
+    def pull(self, limit: int) -> Iterator[DeadLetter]:
+        """Pull and lease at most `limit` messages, each once. `leases` extends the leases.
 
         Raises:
-            SubscriptionError: there is no such subscription, or Pub/Sub did not answer.
+            SubscriptionError: there is no such subscription, or Pub/Sub did not respond.
         """
         seen: set[str] = set()
-        empty = 0
-        while len(seen) < limit and empty < _EMPTY_PULLS:
-            found = self._pull(min(_PULL_SIZE, limit - len(seen)))
-            self._set_deadline((letter.ack_id for letter in found), self._hold_seconds)
+        empty_pulls = 0
+        while len(seen) < limit and empty_pulls < _EMPTY_PULLS:
+            pulled = self._pull(min(_PULL_SIZE, limit - len(seen)))
+            self._set_deadline((message.ack_id for message in pulled), self._lease_seconds)
             with self._lock:
-                self._ack_ids |= {letter.message_id: letter.ack_id for letter in found}
-            new = [letter for letter in found if letter.message_id not in seen]
-            empty = 0 if new else empty + 1
-            seen.update(letter.message_id for letter in new)
+                self._ack_ids |= {message.message_id: message.ack_id for message in pulled}
+            new = [message for message in pulled if message.message_id not in seen]
+            empty_pulls = 0 if new else empty_pulls + 1
+            seen.update(message.message_id for message in new)
             yield from new
 
     @contextmanager
-    def holding(self) -> Iterator[None]:
-        """Extend the leases of the messages that are pulled; at the end, release those left.
+    def leases(self) -> Iterator[None]:
+        """Extend the leases of pulled messages while the block runs, and release them at its end.
 
         Raises:
-            SubscriptionError: they could not be released. An error of the body goes first.
+            SubscriptionError: they could not be released. An error of the block has precedence.
         """
         is_over = threading.Event()
 
         def extend() -> None:
-            while not is_over.wait(self._hold_seconds / 3):
+            while not is_over.wait(self._lease_seconds / 3):
                 with self._lock:
                     ack_ids = list(self._ack_ids.values())
-                with suppress(SubscriptionError):  # tried again before the lease ends
-                    self._set_deadline(ack_ids, self._hold_seconds)
+                with suppress(SubscriptionError):  # retried before the leases end
+                    self._set_deadline(ack_ids, self._lease_seconds)
 
         thread = threading.Thread(target=extend, name="leases", daemon=True)
         thread.start()
         try:
             yield
         except BaseException:
-            with suppress(SubscriptionError):  # the first error says more
+            with suppress(SubscriptionError):  # the first error has the cause
                 self._end(is_over, thread)
             raise
         self._end(is_over, thread)
@@ -144,50 +144,50 @@ class Subscription:
         thread.join()
         self.release()
 
-    def acknowledge(self, letters: Iterable[DeadLetter]) -> None:
-        """Take messages out of the subscription for good.
+    def acknowledge(self, messages: Iterable[DeadLetter]) -> None:
+        """Remove messages from the subscription.
 
         Raises:
-            SubscriptionError: Pub/Sub did not answer; the messages may come again.
+            SubscriptionError: Pub/Sub did not respond. The messages may be redelivered.
         """
-        for ids in _groups(self._forget(letters)):
+        for ids in _groups(self._forget(messages)):
             with _translated(self.name):
                 self._client.acknowledge(
                     subscription=self.name, ack_ids=ids, retry=_policy(), timeout=_CALL_SECONDS
                 )
 
     def release(self) -> None:
-        """Release all messages that are held: they can be pulled again at once.
+        """End all leases, so that the messages can be pulled again at once.
 
         Raises:
-            SubscriptionError: Pub/Sub did not answer; they come back by themselves later.
+            SubscriptionError: Pub/Sub did not respond. The leases end later by themselves.
         """
         with self._lock:
             ack_ids = list(self._ack_ids.values())
             self._ack_ids.clear()
         self._set_deadline(ack_ids, 0)
 
-    def _forget(self, letters: Iterable[DeadLetter]) -> list[str]:
-        """Stop extending the leases of messages; return their ack ids."""
+    def _forget(self, messages: Iterable[DeadLetter]) -> list[str]:
+        """Stop extending the leases of messages, and return their ack ids."""
         with self._lock:
-            return [self._ack_ids.pop(letter.message_id, letter.ack_id) for letter in letters]
+            return [self._ack_ids.pop(item.message_id, item.ack_id) for item in messages]
 
     def topic_of(self, subscription: str) -> str:
-        """Return the full name of the topic that a subscription reads.
+        """Return the full name of a subscription's topic.
 
         Raises:
-            SubscriptionError: there is no such subscription, or Pub/Sub did not answer.
+            SubscriptionError: there is no such subscription, or Pub/Sub did not respond.
         """
         with _translated(subscription):
-            found = self._client.get_subscription(
+            resource = self._client.get_subscription(
                 subscription=subscription, retry=_policy(), timeout=_CALL_SECONDS
             )
-            return str(found.topic)
+            return str(resource.topic)
 
     def _pull(self, size: int) -> list[DeadLetter]:
         with _translated(self.name):
             try:
-                answer = self._client.pull(
+                response = self._client.pull(
                     subscription=self.name, max_messages=size, retry=None, timeout=_PULL_SECONDS
                 )
             except exceptions.DeadlineExceeded:
@@ -200,7 +200,7 @@ class Subscription:
                 attributes=dict(received.message.attributes),
                 publish_time=received.message.publish_time,
             )
-            for received in answer.received_messages
+            for received in response.received_messages
         ]
 
     def _set_deadline(self, ack_ids: Iterable[str], seconds: int) -> None:
@@ -216,10 +216,14 @@ class Subscription:
 
 
 def connect(subscription: str, project: str | None) -> Subscription:
-    """Connect to a subscription, by its name or its full name.
+    """Return a subscription.
+
+    Args:
+        subscription: its name or its full name.
+        project: its project, needed only with the name.
 
     Raises:
-        CredentialsError: there are none, or the project is not known.
+        CredentialsError: no credentials, or no project for the name.
     """
     if "/" not in subscription:
         if not project:
@@ -248,10 +252,10 @@ def _groups(ids: Iterable[str]) -> Iterator[Sequence[str]]:
 
 @contextmanager
 def _translated(subscription: str) -> Iterator[None]:
-    """Turn the vendor's errors into ours."""
+    """Raise the vendor's errors as SubscriptionError."""
     try:
         yield
     except exceptions.NotFound as exc:
         raise SubscriptionError(f"There is no subscription {subscription}") from exc
     except (exceptions.GoogleAPIError, GoogleAuthError) as exc:
-        raise SubscriptionError(f"Pub/Sub did not answer for {subscription}: {exc}") from exc
+        raise SubscriptionError(f"Pub/Sub failed for {subscription}: {exc}") from exc

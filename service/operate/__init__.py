@@ -1,1 +1,1 @@
-"""What an operator does besides the service: submit, reconcile, replay, smoke-test, detect."""
+"""What an operator's commands do: submit, reconcile, replay dead letters, smoke-test, detect."""

@@ -1,8 +1,4 @@
-"""What lies in a dead-letter subscription: which images it is about, and how to try them again.
-
-Pub/Sub adds to a dead letter's own attributes where it comes from and how often it was tried
-(https://cloud.google.com/pubsub/docs/handling-failures).
-"""
+"""Finds the images that dead letters name, to process them again."""
 
 import base64
 import json
@@ -17,20 +13,20 @@ from service.events import parse_event
 if TYPE_CHECKING:
     from service.gcp.subscriber import DeadLetter
 
-_CE_TYPE = "ce-type"  # the attribute of a CloudEvent in Pub/Sub's binary mode
+_CE_TYPE = "ce-type"  # attribute of a CloudEvent that Pub/Sub carries in binary mode
 
 
 class Kind(StrEnum):
-    """What a dead letter was."""
+    """The form of a dead letter."""
 
-    NOTIFICATION = "notification"  # an upload, reported by Cloud Storage or Eventarc
+    NOTIFICATION = "notification"  # of an upload, from Cloud Storage or Eventarc
     JOB = "job"
     UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a dead letter says: its image, or why there is none to be read in it."""
+    """The parsed content of a dead letter: its image, or why it has none."""
 
     kind: Kind
     event: Event
@@ -38,20 +34,20 @@ class Reading:
 
     @property
     def uri(self) -> str | None:
-        """Its image, as a job names it."""
-        image = self.event.ref
-        if image and image.generation:
-            return f"{image.uri}#{image.generation}"
-        return image.uri if image else None
+        """The image's URI, with its generation if known; None: no image."""
+        ref = self.event.ref
+        if ref and ref.generation:
+            return f"{ref.uri}#{ref.generation}"
+        return ref.uri if ref else None
 
 
-def read(letter: "DeadLetter") -> Reading:
-    """Read a dead letter as the service would."""
-    attributes = letter.own_attributes
+def read(dead_letter: "DeadLetter") -> Reading:
+    """Parse a dead letter as the service does."""
+    attributes = dead_letter.own_attributes
     try:
         if _CE_TYPE in attributes:
-            return Reading(Kind.NOTIFICATION, parse_event(attributes, letter.data))
-        message = {"data": base64.b64encode(letter.data).decode(), "attributes": attributes}
+            return Reading(Kind.NOTIFICATION, parse_event(attributes, dead_letter.data))
+        message = {"data": base64.b64encode(dead_letter.data).decode(), "attributes": attributes}
         event = parse_event({}, json.dumps({"message": message}).encode())
     except EnvelopeError as exc:
         return Reading(Kind.UNREADABLE, Event(), str(exc))

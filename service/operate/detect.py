@@ -1,4 +1,4 @@
-"""The same pipeline on local files, without any cloud."""
+"""Runs the service's pipeline on local files, without any cloud."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,20 +33,26 @@ from service.pipeline import Pipeline, PipelineOptions
 from service.recorder import Recorder
 from service.settings import Settings
 
-_ANY_GENERATION = 1  # local files have none
+_ANY_GENERATION = 1  # local files have no generation
 
 
 class MissingFileError(YoloBatchError):
-    """A path that was given is no file, or cannot be read."""
+    """A given path does not exist or cannot be read."""
 
 
 def find_files(paths: Iterable[Path]) -> list[Path]:
-    """List files, and those in folders at any depth; names that begin with a dot are left out."""
+    """Return the given files, and all files in the given folders, at any depth.
+
+    In folders, files whose names start with a dot are skipped.
+
+    Raises:
+        MissingFileError: a path does not exist.
+    """
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-            files.extend(sorted(inside))
+            children = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+            files.extend(sorted(children))
         elif path.is_file():
             files.append(path)
         else:
@@ -55,16 +61,16 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def annotated_name(file: Path, paths: Sequence[Path]) -> Path:
-    """Name the annotated copy of a file, so that no two files of `paths` get the same.
+    """Return the relative path of a file's annotated copy.
 
-    It keeps its place below the folder that was given, and its name, with `.jpg` after it unless
-    it has that already; with several paths, the folder's own name comes before.
+    It is the file's path below the given folder, with `.jpg` appended unless it ends in that. If
+    several paths were given, it starts with the folder's name.
     """
     folder = next((path for path in paths if path.is_dir() and file.is_relative_to(path)), None)
-    place = file.relative_to(folder) if folder else Path(file.name)
+    copy = file.relative_to(folder) if folder else Path(file.name)
     if folder and len(paths) > 1:
-        place = folder.name / place
-    return place if place.suffix == ".jpg" else place.with_name(place.name + ".jpg")
+        copy = folder.name / copy
+    return copy if copy.suffix == ".jpg" else copy.with_name(copy.name + ".jpg")
 
 
 def detect_files(
@@ -73,19 +79,20 @@ def detect_files(
     settings: Settings,
     receive: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Detect on files; call `receive` with each one's document as soon as it is final.
+    """Detect on files, and call `receive` with each document as soon as it is ready.
 
-    The documents are those of the service, but their `uri` and `name` are the file's path.
+    The documents are like those of the service, but `uri` and `name` are the file's path, and
+    `bucket`, `generation` and `event_time` are missing.
 
     Args:
-        files: what to detect on, each once.
+        files: the image files. A path that is given twice is processed once.
         detector: the model.
-        settings: limits; twice a batch of images is in flight.
-        receive: takes the documents, one at a time.
+        settings: the limits. Two batches of images are in flight.
+        receive: called with the documents, one at a time.
 
     Raises:
-        DetectorError: the model failed on some file; the others are done.
-        Exception: what `receive` raises; further files are not begun then.
+        DetectorError: the model failed on a file. The other files are done.
+        Exception: what `receive` raises. No further file is started then.
     """
     in_flight = 2 * settings.max_batch_size
     health = Health(hang_timeout_seconds=math.inf)
@@ -117,25 +124,25 @@ def detect_files(
 
 
 def save_annotated(file: Path, document: Mapping[str, Any], destination: Path) -> None:
-    """Draw a document's detections on the picture that they were found in."""
-    picture = decode(file.read_bytes(), max_pixels=2**30)
+    """Write a JPEG copy of an image file with its document's detections drawn on it."""
+    image = decode(file.read_bytes(), max_pixels=2**30)
     detections = [
-        Detection(found["label"], found["class_id"], found["confidence"], Box(**found["box"]))
-        for found in document["detections"]
+        Detection(item["label"], item["class_id"], item["confidence"], Box(**item["box"]))
+        for item in document["detections"]
     ]
-    _, data = cv2.imencode(".jpg", annotate(picture.pixels, detections))
+    _, data = cv2.imencode(".jpg", annotate(image.pixels, detections))
     destination.parent.mkdir(parents=True, exist_ok=True)
     destination.write_bytes(data.tobytes())
 
 
 class _LocalFiles:
-    """Files as the pipeline's storage."""
+    """Local files, as the pipeline's storage."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
 
     def resolve(self, ref: ImageRef, deadline: Deadline) -> ImageRef:
-        raise NotImplementedError("Local files have their generation.")
+        raise NotImplementedError("References to local files have a generation.")
 
     @contextmanager
     def download(
@@ -164,7 +171,7 @@ def _reading(ref: ImageRef) -> Iterator[None]:
 
 
 class _ReceiverError(YoloBatchError):
-    """The receiver failed: no further file is begun."""
+    """The receiver failed. No further file is started."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -172,24 +179,24 @@ class _ReceiverError(YoloBatchError):
 
 
 class _Receiver:
-    """Hands each committed result on, as the pipeline's store."""
+    """Passes each document to the receiver, as the pipeline's store."""
 
     def __init__(self, receive: Callable[[dict[str, Any]], None]) -> None:
         self._receive = receive
 
-    def is_final(self, document_id: str, wanted: Replace | None, deadline: Deadline) -> bool:
+    def is_final(self, document_id: str, permission: Replace | None, deadline: Deadline) -> bool:
         return False
 
     def commit(
         self, results: Sequence[ImageResult], deadline: Deadline
     ) -> Sequence[CommittedResult | Exception]:
-        return [self._hand_on(result) for result in results]
+        return [self._pass_on(result) for result in results]
 
-    def _hand_on(self, result: ImageResult) -> CommittedResult | Exception:
+    def _pass_on(self, result: ImageResult) -> CommittedResult | Exception:
         document = to_document(result)
         document["uri"] = document["name"]
-        for absent in ("bucket", "generation", "event_time"):
-            del document[absent]
+        for field in ("bucket", "generation", "event_time"):
+            del document[field]
         try:
             self._receive(document)
         except Exception as exc:  # noqa: BLE001 - the caller raises it

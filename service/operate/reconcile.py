@@ -1,15 +1,13 @@
-"""What a bucket holds against what is recorded, and jobs for the difference.
+"""Compares a bucket with its documents, and publishes jobs for the difference.
 
-The bucket is read page by page; nothing is kept of a page once its jobs are published, so that
-memory does not grow with the bucket. Running it twice, or beside live traffic, changes no result:
-a job for what is recorded meanwhile finds the document and does nothing.
+The bucket is read page by page, so memory use does not depend on its size. It is safe to run this
+twice, or beside live traffic: a job for an image that has a document meanwhile does nothing.
 
-    page ─▶ young enough? ─▶ records ─▶ tally ─▶ jobs published ─▶ checkpoint
-                                                 killed here: these jobs are published once more
+    page ─▶ young enough? ─▶ documents ─▶ tally ─▶ jobs published ─▶ checkpoint
+                                                   killed here: these jobs are published again
 
-All names are listed, because Cloud Storage cannot list by age. But the documents of objects that
-are older than `since` are not read: results that have expired, or that somebody deleted, are not
-made again.
+All objects are listed, because Cloud Storage cannot list by age. But the documents of objects older
+than `since` are not read. So results that expired or were deleted are not created again.
 """
 
 import json
@@ -25,40 +23,41 @@ from service.document import STATUS_FAILED
 from service.domain import ImageRef, Replace, StoredDocument, StoredDocuments
 from service.errors import YoloBatchError
 
-_LOOKUP_SIZE = 250  # documents asked for in one call
-_CHECKPOINT_PAGES = 10  # pages, at most, that a killed run has to read again
-# A run after a successful one looks back at least so far: an event may be on its way for a day.
-LEAST_AGE = timedelta(days=2)
+_LOOKUP_SIZE = 250  # documents read in one call
+_CHECKPOINT_PAGES = 10  # the most pages that a killed run reads again
+# A run after a successful one looks back at least this far, because an event can be delivered a day
+# late.
+MIN_LOOKBACK = timedelta(days=2)
 _AGE = re.compile(r"([0-9]{1,6})([dh])")
 
 
 class ResumeError(YoloBatchError):
-    """A file or an object that keeps a run's state is of another run, or not one of ours."""
+    """The saved state of a run is of a different run, or malformed."""
 
 
 class Objects(Protocol):
     """A bucket's listing; see `service.gcp.listing.ObjectLister`."""
 
     def pages(self, bucket: str, prefix: str, *, after: str = "") -> Iterator[Sequence[ImageRef]]:
-        """List the live objects, by name, beginning after one."""
+        """List the live objects with a prefix, sorted by name, that sort after `after`."""
 
 
 class Store(Protocol):
-    """What is recorded; see `service.gcp.result_reader.ResultReader`."""
+    """The documents; see `service.gcp.result_reader.ResultReader`."""
 
-    def records(self, refs: Sequence[ImageRef]) -> StoredDocuments:
-        """Read how pictures are recorded."""
+    def stored_documents(self, refs: Sequence[ImageRef]) -> StoredDocuments:
+        """Return the documents that exist for these images."""
 
 
 class State(StrEnum):
-    """What an object is. Every object is exactly one."""
+    """The state of an object. Every object has exactly one."""
 
     DONE = "done"
-    STALE = "stale"  # done, by another model than the one that is deployed
+    STALE = "stale"  # done, but not by the deployed model
     FAILED = "failed"
     MISSING = "missing"  # no document
-    IGNORED = "ignored"  # folder markers and parts of composite uploads
-    OLDER = "older"  # than `since`: not compared
+    IGNORED = "ignored"  # a folder marker or a part of a composite upload
+    OLDER = "older"  # older than `since`, so not compared
 
 
 class Enqueue(StrEnum):
@@ -71,7 +70,7 @@ class Enqueue(StrEnum):
 
     @property
     def states(self) -> frozenset[State]:
-        """The states that are meant."""
+        """The states whose objects get a job."""
         if self is Enqueue.ALL:
             return frozenset({State.MISSING, State.FAILED, State.STALE})
         return frozenset({State(self)})
@@ -84,13 +83,13 @@ class Enqueue(StrEnum):
 
 @dataclass(frozen=True)
 class Scope:
-    """Which objects are compared, with which model, and which of them get a job."""
+    """Which objects are compared with which model, and which of them get a job."""
 
     bucket: str
     prefix: str = ""
     model: str | None = None  # sha256 of the deployed model; None: nothing counts as stale
     enqueue: Enqueue | None = None
-    since: str | None = None  # as it was given; None: every object is compared
+    since: str | None = None  # as given by the user; None: every object is compared
 
     @property
     def uri(self) -> str:
@@ -100,20 +99,20 @@ class Scope:
 
 @dataclass
 class Tally:
-    """What was counted, up to the object called `after`."""
+    """The counts of a run, up to the object named `after`."""
 
     after: str = ""
-    done: int = 0  # stale ones among them
+    done: int = 0  # including stale objects
     stale: int = 0
     failed: int = 0
     missing: int = 0
     ignored: int = 0
     older: int = 0
-    selected: int = 0  # given a job, or to be given one
+    selected: int = 0  # objects that get a job
 
     @property
     def objects(self) -> int:
-        """All that were counted."""
+        """How many objects were counted."""
         return self.done + self.failed + self.missing + self.ignored + self.older
 
     def add(self, state: State) -> None:
@@ -123,7 +122,7 @@ class Tally:
         setattr(self, state, getattr(self, state) + 1)
 
 
-# Publishes a job for each uri, and returns when Pub/Sub has confirmed all of them.
+# Publishes a job for each URI, and returns when Pub/Sub has confirmed all.
 Publish = Callable[[Sequence[str], Replace | None], None]
 
 
@@ -144,30 +143,30 @@ def reconcile(
         scope: what to compare, and which objects get a job.
         objects: the bucket.
         store: the documents.
-        since: objects that were created before are counted, not compared.
-        tally: where an earlier run stopped.
-        publish: takes the jobs; without it they are only counted.
+        since: objects that were created earlier are counted as older, and not compared.
+        tally: the last checkpoint of the run to continue; None: a new run.
+        publish: publishes jobs. None: jobs are only counted.
         progressed: called after each page.
         checkpoint: called when everything up to `Tally.after` is counted and published.
 
     Returns:
-        The counts, those of the earlier run among them.
+        The counts, including those of the continued run.
 
     Raises:
-        YoloBatchError: some service did not answer; the last checkpoint is the place to go on.
+        YoloBatchError: a service did not respond. Continue from the last checkpoint.
     """
     tally = tally or Tally()
-    wanted = scope.enqueue.states if scope.enqueue else frozenset()
+    enqueued = scope.enqueue.states if scope.enqueue else frozenset()
     pages = objects.pages(scope.bucket, scope.prefix, after=tally.after)
     for number, page in enumerate(pages, 1):
         states, read_at = _states(page, store, scope.model, since)
         for _, state in states:
             tally.add(state)
-        uris = [f"{ref.uri}#{ref.generation}" for ref, state in states if state in wanted]
+        uris = [f"{ref.uri}#{ref.generation}" for ref, state in states if state in enqueued]
         tally.selected += len(uris)
         tally.after = page[-1].name
         if publish and uris and read_at:
-            publish(uris, _replacement(scope, read_at))
+            publish(uris, _permission(scope, read_at))
         if uris or number % _CHECKPOINT_PAGES == 0:
             checkpoint(tally)
         progressed(tally)
@@ -175,8 +174,8 @@ def reconcile(
     return tally
 
 
-def _replacement(scope: Scope, read_at: datetime) -> Replace | None:
-    """Permit that what was seen is replaced; a missing document needs no permission."""
+def _permission(scope: Scope, read_at: datetime) -> Replace | None:
+    """Return the permission to replace the documents that were read; None: none is needed."""
     if scope.enqueue is None or scope.enqueue is Enqueue.MISSING:
         return None
     return Replace(read_at, scope.model if scope.enqueue.asks_for_model else None)
@@ -185,7 +184,10 @@ def _replacement(scope: Scope, read_at: datetime) -> Replace | None:
 def _states(
     page: Sequence[ImageRef], store: Store, model: str | None, since: datetime | None
 ) -> tuple[list[tuple[ImageRef, State]], datetime | None]:
-    """Say what each object is, and since when on Firestore's clock; None: nothing was asked."""
+    """Return each object's state, and when documents were first read, by Firestore's clock.
+
+    The time is None if no document was read.
+    """
     states: list[tuple[ImageRef, State]] = []
     images = []
     for ref in page:
@@ -199,22 +201,22 @@ def _states(
     read_at = None
     for start in range(0, len(images), _LOOKUP_SIZE):
         group = images[start : start + _LOOKUP_SIZE]
-        found = store.records(group)
-        read_at = min(read_at or found.read_at, found.read_at)
-        states += [(ref, _state(found.by_id.get(ref.document_id), model)) for ref in group]
+        documents = store.stored_documents(group)
+        read_at = min(read_at or documents.read_at, documents.read_at)
+        states += [(ref, _state(documents.by_id.get(ref.document_id), model)) for ref in group]
     return states, read_at
 
 
-def _state(record: StoredDocument | None, model: str | None) -> State:
-    if record is None:
+def _state(document: StoredDocument | None, model: str | None) -> State:
+    if document is None:
         return State.MISSING
-    if record.status == STATUS_FAILED:
+    if document.status == STATUS_FAILED:
         return State.FAILED
-    return State.STALE if model and record.model != model else State.DONE
+    return State.STALE if model and document.model != model else State.DONE
 
 
 def parse_since(text: str) -> timedelta | datetime:
-    """Read an age (`2d`, `12h`) or a time with its zone (RFC 3339).
+    """Parse an age (`2d`, `12h`) or an RFC 3339 time with a time zone.
 
     Raises:
         ValueError: it is neither.
@@ -224,35 +226,35 @@ def parse_since(text: str) -> timedelta | datetime:
         return timedelta(days=int(number)) if unit == "d" else timedelta(hours=int(number))
     time = datetime.fromisoformat(text)
     if time.tzinfo is None:
-        raise ValueError("a time needs its zone")
+        raise ValueError("a time needs a time zone")
     return time.astimezone(UTC)
 
 
 def since_last(last: datetime | None, started_at: datetime) -> datetime:
-    """Say how far a run looks back: to the last successful one's start, but at least two days.
+    """Return how far a run looks back: to the last successful run's start, at least two days.
 
     Args:
         last: when the last successful run started; None: there was none.
         started_at: when this run started.
     """
-    return min(last or started_at, started_at - LEAST_AGE)
+    return min(last or started_at, started_at - MIN_LOOKBACK)
 
 
 def save(path: Path, scope: Scope, started_at: datetime, tally: Tally) -> None:
-    """Write where a run is, in one step: a kill leaves the old file or the new one."""
-    scratch = path.with_name(path.name + ".new")
+    """Write a run's checkpoint to a file, atomically."""
+    new_file = path.with_name(path.name + ".new")
     state = {"started_at": started_at.isoformat(), "tally": asdict(tally)}
-    scratch.write_text(json.dumps({"scope": asdict(scope)} | state) + "\n")
-    scratch.replace(path)
+    new_file.write_text(json.dumps({"scope": asdict(scope)} | state) + "\n")
+    new_file.replace(path)
 
 
 def load(path: Path, scope: Scope, started_at: datetime) -> tuple[datetime, Tally]:
-    """Read when a run of the same scope started, and where it was.
+    """Read the checkpoint of a run with the same scope: when the run started, and its tally.
 
-    Without a file, a run begins: it returns the time that it was given.
+    If there is no file, return `started_at` and an empty tally.
 
     Raises:
-        ResumeError: the file is of another scope, or not one of ours.
+        ResumeError: the file is of a run with another scope, or malformed.
     """
     if not path.exists():
         return started_at, Tally()
@@ -261,43 +263,47 @@ def load(path: Path, scope: Scope, started_at: datetime) -> tuple[datetime, Tall
         tally = Tally(**saved["tally"])
         kinds = {spec.name: type(spec.default) for spec in fields(Tally)}
         if not all(type(getattr(tally, name)) is kind for name, kind in kinds.items()):
-            raise TypeError("a wrong type")
+            raise TypeError("a count has a wrong type")
         started_at = _utc(saved["started_at"])
         is_same = saved["scope"] == asdict(scope)
     except (ValueError, TypeError, KeyError, RecursionError) as exc:
-        raise ResumeError(f"{path} is not a file that --resume has written") from exc
+        raise ResumeError(f"{path} was not written by --resume") from exc
     if not is_same:
         raise ResumeError(
-            f"{path} is of another run: another bucket, prefix, model, --enqueue or --since"
+            f"{path} is of a run with another bucket, prefix, model, --enqueue or --since"
         )
     return started_at, tally
 
 
 def last_run(scope: Scope, started_at: datetime) -> bytes:
-    """Write what is kept of a successful run."""
+    """Return the state of a successful run, as JSON, for `last_started_at`."""
     return json.dumps(_identity(scope) | {"started_at": started_at.isoformat()}).encode()
 
 
-def last_started_at(scope: Scope, kept: bytes | None) -> datetime | None:
-    """Read when the last successful run started; None: there was none.
+def last_started_at(scope: Scope, state: bytes | None) -> datetime | None:
+    """Return when the last successful run started; None: there was none.
+
+    Args:
+        scope: of this run.
+        state: what `last_run` returned for the last one.
 
     Raises:
-        ResumeError: what is kept is of another bucket, prefix or `enqueue`, or not one of ours.
+        ResumeError: the state is of another bucket, prefix or `enqueue`, or malformed.
     """
-    if kept is None:
+    if state is None:
         return None
     try:
-        saved = json.loads(kept)
+        saved = json.loads(state)
         started_at = _utc(saved.pop("started_at"))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
-        raise ResumeError(f"{scope.since} was not written by an earlier run") from exc
+        raise ResumeError(f"{scope.since} was not written by `reconcile --since`") from exc
     if saved != _identity(scope):
-        raise ResumeError(f"{scope.since} is of another run: another bucket, prefix or --enqueue")
+        raise ResumeError(f"{scope.since} is of runs with another bucket, prefix or --enqueue")
     return started_at
 
 
 def _identity(scope: Scope) -> dict[str, str | None]:
-    """Say which runs follow each other. Not the model: a new one is deployed between them."""
+    """Return what consecutive runs have in common. The model may change between them."""
     return {"uri": scope.uri, "enqueue": scope.enqueue}
 
 

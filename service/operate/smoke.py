@@ -1,4 +1,4 @@
-"""One picture through a deployed system: uploaded, waited for in Firestore, removed."""
+"""Smoke-tests a deployment: uploads an image, waits for its document, deletes the image."""
 
 import time
 import uuid
@@ -15,14 +15,14 @@ _FOLDER = "smoke"
 
 
 class Results(Protocol):
-    """What is read of the store."""
+    """The documents; see `service.gcp.result_reader.ResultReader`."""
 
     def document(self, document_id: str) -> dict[str, Any] | None:
-        """Read one document by its id; None if there is none."""
+        """Return one document by its id; None if there is none."""
 
 
 def draw_sample() -> bytes:
-    """Draw a JPEG of 320x240 pixels: a disc and a square on grey."""
+    """Return a JPEG file of 320x240 pixels: a disc and a square on grey."""
     image = np.full((240, 320, 3), 114, np.uint8)
     cv2.circle(image, (100, 120), 60, (40, 160, 240), cv2.FILLED)
     cv2.rectangle(image, (190, 70), (280, 160), (180, 60, 20), cv2.FILLED)
@@ -30,7 +30,7 @@ def draw_sample() -> bytes:
 
 
 def sample_name(prefix: str = "") -> str:
-    """Name an object that no other run uses."""
+    """Return the name of a sample object, below `prefix`. Each call returns another name."""
     folder = f"{prefix.rstrip('/')}/{_FOLDER}" if prefix else _FOLDER
     return f"{folder}/{uuid.uuid4().hex}.jpg"
 
@@ -38,34 +38,34 @@ def sample_name(prefix: str = "") -> str:
 def wait_for_result(
     ref: ImageRef, store: Results, *, timeout_seconds: float, poll_seconds: float = 1.0
 ) -> dict[str, Any]:
-    """Wait for the document of exactly this generation.
+    """Wait for the document of exactly this generation, and return it.
 
-    Firestore being away meanwhile is waited out.
+    While Firestore is unavailable, it keeps waiting.
 
     Raises:
-        SmokeError: there is none in time, or it records a failure.
+        SmokeError: there is no document in time, or it records a failure.
     """
     deadline = time.monotonic() + timeout_seconds
     while True:
-        trouble = ""
+        last_error = ""
         try:
             if document := store.document(ref.document_id):
-                return _checked(document)
+                return _check_done(document)
         except FirestoreUnavailableError as exc:
-            trouble = f" The last look at Firestore: {exc}"
+            last_error = f" The last error of Firestore: {exc}"
         if time.monotonic() >= deadline:
             raise SmokeError(
                 f"{ref.uri} (generation {ref.generation}) has no document after "
-                f"{timeout_seconds:g} s.{trouble} Look at the service's log for this name; if it "
-                "is not there, at the subscription of the uploads: its push errors, its oldest "
-                "unacknowledged message and its dead letters. A trigger made minutes ago may "
-                "not deliver yet"
+                f"{timeout_seconds:g} s.{last_error} Search the service's log for this name. If it "
+                "is not there, check the uploads' subscription: its push errors, its oldest "
+                "unacknowledged message and its dead letters. A trigger that was just created "
+                "may need some minutes before it delivers"
             )
         time.sleep(poll_seconds)
 
 
-def _checked(document: dict[str, Any]) -> dict[str, Any]:
-    """Return a document that says done.
+def _check_done(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the document if its status is done.
 
     Raises:
         SmokeError: it records a failure.
@@ -73,6 +73,7 @@ def _checked(document: dict[str, Any]) -> dict[str, Any]:
     if document["status"] != STATUS_DONE:
         error = document["error"]
         raise SmokeError(
-            f"The sample's document says {document['status']}: {error['code']}: {error['message']}"
+            f"The sample's document has status {document['status']}: "
+            f"{error['code']}: {error['message']}"
         )
     return document

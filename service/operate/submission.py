@@ -1,7 +1,7 @@
-"""Which objects the uris of a submission mean: each must exist, and patterns are expanded.
+"""Finds the objects that the URIs of a submission name. Each must exist. Patterns are expanded.
 
-A name may hold `*` and `?` itself, so an object of exactly this name comes first. Otherwise they
-are wildcards, as gcloud's: `*` and `?` stay within one folder, `**` does not.
+`*` and `?` match within one folder, `**` across folders, as in gcloud. An object whose own name is
+the pattern has precedence.
 """
 
 import re
@@ -15,22 +15,22 @@ from service.domain import ImageRef
 from service.errors import EnvelopeError, StorageRefusedError, YoloBatchError
 from service.events import parse_uri
 
-LOOKUPS = 32  # objects asked for at once
+LOOKUPS = 32  # objects looked up at once
 
 _WILDCARD = re.compile(r"\*\*/|\*\*|\*|\?")
 _EXPRESSIONS = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-_SHOWN = 10  # uris in one sentence
+_SHOWN = 10  # URIs in one error message
 
 
 class SubmissionError(YoloBatchError):
-    """Some uri names no image."""
+    """A URI is wrong, or names no image."""
 
 
 class Objects(Protocol):
-    """What a bucket holds; see `service.gcp.listing.ObjectLister`."""
+    """A bucket's objects; see `service.gcp.listing.ObjectLister`."""
 
     def exists(self, ref: ImageRef) -> bool:
-        """Say whether an object is there."""
+        """Return whether an object exists."""
 
     def pages(self, bucket: str, prefix: str) -> Iterator[Sequence[ImageRef]]:
         """List the live objects with a prefix."""
@@ -38,17 +38,17 @@ class Objects(Protocol):
 
 @dataclass
 class Submission:
-    """The uris to publish, and how many each pattern added."""
+    """The URIs to publish, and how many objects each pattern matched."""
 
     uris: list[str] = field(default_factory=list)
     matches: dict[str, int] = field(default_factory=dict)
 
 
 def read(uris: Iterable[str]) -> dict[str, ImageRef]:
-    """Read uris, each once.
+    """Parse URIs. Return the references by URI, without duplicates.
 
     Raises:
-        SubmissionError: one cannot be read, or names what the service ignores.
+        SubmissionError: there are no URIs, or one is wrong or names what the service ignores.
     """
     refs: dict[str, ImageRef] = {}
     for uri in uris:
@@ -57,27 +57,27 @@ def read(uris: Iterable[str]) -> dict[str, ImageRef]:
         except EnvelopeError as exc:
             raise SubmissionError(f"{uri!r} is wrong: {exc}") from exc
         if ref.is_ignorable:
-            advice = f": for its images give {uri}**" if uri.endswith("/") else ""
+            advice = f". For the images in the folder, use {uri}**" if uri.endswith("/") else ""
             raise SubmissionError(
                 f"{uri!r} is a folder marker or a part of a composite upload, "
                 f"which the service ignores{advice}"
             )
     if not refs:
-        raise SubmissionError("There are no uris to submit")
+        raise SubmissionError("There are no URIs to submit")
     return refs
 
 
 def is_pattern(ref: ImageRef) -> bool:
-    """Say whether a name has wildcards; with a generation, it means one object."""
+    """Return whether a reference is a pattern: without a generation, and with wildcards."""
     return ref.generation is None and bool(_WILDCARD.search(ref.name))
 
 
 def look_up(refs: dict[str, ImageRef], objects: Objects) -> Submission:
-    """Find the objects of uris.
+    """Find the objects that the URIs name.
 
     Raises:
-        SubmissionError: some uri names no object.
-        YoloBatchError: Cloud Storage did not answer.
+        SubmissionError: a URI names no object.
+        YoloBatchError: Cloud Storage did not respond.
     """
     submission = Submission()
     missing = []
@@ -87,56 +87,59 @@ def look_up(refs: dict[str, ImageRef], objects: Objects) -> Submission:
             return objects.exists(ref)
         except StorageRefusedError:
             if is_pattern(ref):
-                return False  # an account that may only list: the listing decides
+                return False  # the account may only list, so the listing decides
             raise
 
     with ThreadPoolExecutor(LOOKUPS) as threads:
-        exist = list(threads.map(exists, refs.values()))
-    for (uri, ref), is_there in zip(refs.items(), exist, strict=True):
-        if is_there:
+        existing = list(threads.map(exists, refs.values()))
+    for (uri, ref), is_existing in zip(refs.items(), existing, strict=True):
+        if is_existing:
             submission.uris.append(uri)
-        elif found := list(_matching(ref, objects)):
-            # If the lookup was refused, the object with exactly this name may be in the list.
-            found = [one for one in found if one.name == ref.name] or found
-            submission.uris += [f"{one.uri}#{one.generation}" for one in found]
-            submission.matches[uri] = len(found)
+        elif matches := list(_matching(ref, objects)):
+            # If the lookup was refused, the list may contain the object with exactly this name.
+            matches = [match for match in matches if match.name == ref.name] or matches
+            submission.uris += [f"{match.uri}#{match.generation}" for match in matches]
+            submission.matches[uri] = len(matches)
         else:
             missing.append(uri)
     if missing:
         shown = "".join(f"\n  {uri}{_hint(refs[uri], objects)}" for uri in missing[:_SHOWN])
         more = f"\n  and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
         raise SubmissionError(
-            f"{len(missing):,} of {len(refs):,} uris name no object, so nothing is published "
-            f"(--no-check publishes uris as they are):{shown}{more}"
+            f"{len(missing):,} of {len(refs):,} URIs name no object, so nothing is published "
+            f"(--no-check publishes URIs without a check):{shown}{more}"
         )
     submission.uris = list(dict.fromkeys(submission.uris))
     return submission
 
 
 def _matching(ref: ImageRef, objects: Objects) -> Iterator[ImageRef]:
-    """Find the objects that a pattern means, each with its generation."""
+    """Yield the objects that match a pattern, each with its generation."""
     first = _WILDCARD.search(ref.name)
     if not first or not is_pattern(ref):
         return
     expression = re.compile(_expression(ref.name), re.DOTALL)
     for page in objects.pages(ref.bucket, ref.name[: first.start()]):
-        for found in page:
-            if expression.fullmatch(found.name) and not found.is_ignorable:
-                yield found
+        for candidate in page:
+            if expression.fullmatch(candidate.name) and not candidate.is_ignorable:
+                yield candidate
 
 
 def _hint(ref: ImageRef, objects: Objects) -> str:
-    """Name an object whose own name ends in what was read as the generation, if there is one."""
+    """Return a hint if the parsed generation is in fact the end of an object's name."""
     if ref.generation is None:
         return ""
     name = f"{ref.name}#{ref.generation}"
     with suppress(YoloBatchError):
-        for found in next(iter(objects.pages(ref.bucket, name)), ()):
-            if found.name == name:
-                return f" (for the object of this name give {found.uri}#{found.generation})"
+        for candidate in next(iter(objects.pages(ref.bucket, name)), ()):
+            if candidate.name == name:
+                return (
+                    f" (for the object with this name, use {candidate.uri}#{candidate.generation})"
+                )
     return ""
 
 
 def _expression(pattern: str) -> str:
+    """Return a pattern as a regular expression."""
     parts = re.split(f"({_WILDCARD.pattern})", pattern)
     return "".join(_EXPRESSIONS.get(part) or re.escape(part) for part in parts)

@@ -1,17 +1,17 @@
-"""The HTTP edge: one endpoint for events, two for health. Decides each answer's status.
+"""The HTTP endpoints: one for events, two for health.
 
-Pub/Sub and Eventarc deliver a message again unless the answer is 102, 200, 201, 202 or 204
-(https://cloud.google.com/pubsub/docs/push), so the question is always: can another delivery help?
+Pub/Sub and Eventarc redeliver a message unless the status is 102, 200, 201, 202 or 204
+(https://cloud.google.com/pubsub/docs/push). So 204 means that another delivery cannot help.
 
-| situation                                              | status |
+| situation                                                     | status |
 |---|---|
-| the image is final, was final before, or is not ours    | 204 |
-| the request cannot be read                             | 400, and the dead letter in the end |
-| the push's token is missing, not valid, not allowed    | 401 or 403, likewise |
-| the body is over the limit                             | 413, likewise |
-| too many images in flight                              | 429 |
-| a dependency is down or busy, too late, stopping       | 503 |
-| anything else                                          | 500, with the trace in the log |
+| the image has a final document, is gone or is out of scope    | 204 |
+| the request is unreadable                                     | 400 |
+| the push's token is missing or invalid; its account may not push | 401; 403 |
+| the body is too large                                         | 413 |
+| too many images are in flight                                 | 429 |
+| a dependency is unavailable, time is short, the service stops | 503 |
+| anything else                                                 | 500, with a traceback in the log |
 """
 
 import logging
@@ -34,7 +34,7 @@ from service.server.logs import set_trace
 
 logger = logging.getLogger(__name__)
 
-_OPEN = ("live", "ready")  # endpoints that need no token: probes have none
+_OPEN = ("live", "ready")  # endpoints without authentication, because probes have no token
 
 
 def create_app(
@@ -50,11 +50,11 @@ def create_app(
 
     Args:
         pipeline: handles the events.
-        max_request_bytes: larger requests are answered 413, unread.
-        start_deadline: called when a request arrives; returns when it must be answered.
-        project: the project whose traces the log names.
-        model_health: what the health answers add to the status.
-        verify: checks the `Authorization` header of every request but those for health.
+        max_request_bytes: larger requests are rejected with 413.
+        start_deadline: called when a request arrives; returns its deadline.
+        project: the project of the traces in log lines.
+        model_health: fields that /health/ready adds to its status.
+        verify: checks the `Authorization` header of every request except health probes.
     """
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = max_request_bytes
@@ -76,7 +76,7 @@ def create_app(
         deadline = start_deadline()
         body = _body()
         if request.content_length is None and len(body) >= max_request_bytes:
-            raise RequestEntityTooLarge  # Flask cuts a chunked body at the limit, silently
+            raise RequestEntityTooLarge  # Flask silently truncates a chunked body at the limit
         pipeline.handle(parse_event(dict(request.headers), body), deadline)
         return Response(status=204)
 
@@ -93,19 +93,19 @@ def create_app(
 
     @app.errorhandler(EnvelopeError)
     def unreadable(error: EnvelopeError) -> Response:
-        logger.warning("Refused a request", extra={"reason": str(error)})
+        logger.warning("Received an unreadable request", extra={"reason": str(error)})
         return _error(400, "unreadable_request", str(error))
 
     @app.errorhandler(UnauthenticatedError)
     def unauthenticated(error: UnauthenticatedError) -> Response:
-        logger.warning("Refused a caller", extra={"status": 401, "reason": str(error)})
+        _log_unauthorized(401, error)
         response = _error(401, "unauthenticated", str(error))
         response.headers["WWW-Authenticate"] = "Bearer"
         return response
 
     @app.errorhandler(ForbiddenError)
     def forbidden(error: ForbiddenError) -> Response:
-        logger.warning("Refused a caller", extra={"status": 403, "reason": str(error)})
+        _log_unauthorized(403, error)
         return _error(403, "forbidden", str(error))
 
     @app.errorhandler(TransientError)
@@ -126,30 +126,30 @@ def create_app(
         status = error.code or 500
         code = error.name.lower().replace(" ", "_")
         response = _error(status, code, error.description or error.name)
-        headers = error.get_headers(request.environ)  # a 405 names the methods that are allowed
+        headers = error.get_headers(request.environ)  # a 405 lists the allowed methods
         response.headers.extend([h for h in headers if h[0].lower() not in response.headers])
         return response
 
     @app.errorhandler(Exception)
     def unexpected(error: Exception) -> Response:
         logger.error("Failed to handle a message", exc_info=error)
-        return _error(500, "internal_error", "The message could not be handled; the log says why.")
+        return _error(500, "internal_error", "The message could not be handled. See the log.")
 
     return app
 
 
 def _body() -> bytes:
-    """Read the body, up to the limit.
+    """Return the request's body.
 
     Raises:
-        EnvelopeError: its chunks are broken; the server's own errors say so, and quote them.
-        HTTPException: it is over the limit, or ends early.
+        EnvelopeError: its chunks are malformed. The server's own error would quote them.
+        HTTPException: it is too large, or ends early.
     """
     try:
         return request.get_data()
     except HTTPException:
         raise
-    except Exception:  # noqa: BLE001 - of the server's library, which only gunicorn_conf knows
+    except Exception:  # noqa: BLE001 - of gunicorn, which this module does not know
         raise EnvelopeError("The request's body cannot be read.") from None
 
 
@@ -162,8 +162,13 @@ def _health(
     return response
 
 
+def _log_unauthorized(status: int, error: Exception) -> None:
+    extra = {"status": status, "reason": str(error)}
+    logger.warning("Received an unauthorized request", extra=extra)
+
+
 def _error(status: int, code: str, sentence: str) -> Response:
-    """Answer with one public sentence; never with anything of the request."""
+    """Return an error response. The sentence must not repeat anything from the request."""
     response = jsonify(error={"code": code, "message": sentence})
     response.status_code = status
     return response

@@ -1,4 +1,4 @@
-"""How gunicorn serves, in the container and in the local stack alike.
+"""Configuration of gunicorn, for the container and the local stack.
 
 gunicorn --config python:service.server.gunicorn_conf "service.server.wsgi:build_app()"
 """
@@ -20,21 +20,22 @@ except SettingsError as exc:
     sys.exit(f"Cannot start: {exc}")
 
 bind = f"{_settings.bind_address}:{_settings.port}"
-# One worker: a second one would load a second model and split the batches.
+# A second worker would load a second model and split the batches.
 workers = 1
 worker_class = "service.server.gunicorn_worker.Worker"
 threads = _settings.server_threads
-# Cloud Run limits the request's time; gunicorn's limit would kill a worker that loads its model.
+# No limit: gunicorn would kill a worker that is loading its model. Cloud Run limits requests.
 timeout = 0
 graceful_timeout = _settings.graceful_timeout_seconds
-# Cloud Run's front end keeps connections; closing them first would race with its next request.
+# Longer than Cloud Run's front end keeps idle connections: if the server closed one first, that
+# could race with the next request.
 keepalive = 620
 control_socket_disable = True
 logconfig_dict = logs.config(_settings.log_level)
 
 
 def post_worker_init(worker: Any) -> None:
-    """On SIGTERM, stop admitting images at once; gunicorn then waits for those in flight."""
+    """Make SIGTERM stop the admission of images. gunicorn then waits for those in flight."""
     drain = signal.getsignal(signal.SIGTERM)
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -46,13 +47,12 @@ def post_worker_init(worker: Any) -> None:
 
 
 def worker_exit(_server: Any, worker: Any) -> None:
-    """After the last response, let the pipeline's threads end."""
+    """Close the pipeline after the last response."""
     if not (app := getattr(worker, "wsgi", None)):
         return
     try:
         app.extensions["pipeline"].close(timeout_seconds=1.0)
         logging.shutdown()
     finally:
-        # Python would wait for every thread. One that never ends would keep a worker alive that
-        # serves nobody.
+        # A normal exit waits for every thread, so a thread that hangs would keep the process alive.
         os._exit(0)

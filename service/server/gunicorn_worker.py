@@ -1,8 +1,10 @@
-"""gunicorn's threaded worker, for clients that mean harm: repeats nothing, waits for nobody long.
+"""gunicorn's threaded worker, hardened against hostile clients.
 
-Found in gunicorn 27: its own answer and log line to what is not HTTP quote the bytes; reading a
-request has no time limit, so that as many clients as threads, stopping in mid-request, stop the
-service; and a refused client that keeps its end open holds the accepting thread for 2 s.
+It fixes three faults of gunicorn 27:
+
+- Its response and its log line for malformed HTTP quote the received bytes.
+- Reading a request has no time limit. So one slow client for each thread can block the service.
+- A client that keeps its connection open after an error blocks the accepting thread for 2 s.
 """
 
 import errno
@@ -16,64 +18,64 @@ from gunicorn.workers.gthread import ThreadWorker
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn is published without types
-    """The `worker_class` of the service."""
+    """The `worker_class` in `gunicorn_conf`."""
 
-    read_seconds = 30.0  # for a request's head and body together
+    read_seconds = 30.0  # for reading one request, headers and body
 
     def enqueue_req(self, conn: Any) -> None:
-        """Hand a connection to a thread, with a limit on the time to read its request."""
+        """Pass a connection to a thread, with a time limit for reading its request."""
         if not isinstance(conn.sock, DeadlineSocket):
             conn.sock = DeadlineSocket(conn.sock, self.read_seconds)
         super().enqueue_req(conn)
 
     def handle(self, conn: Any) -> Any:
-        """Serve one request; close here, where a client that lingers holds this thread alone."""
-        keep = super().handle(conn)
-        if keep is False:
+        """Serve one request. Close its connection here: a slow client blocks only this thread."""
+        is_kept = super().handle(conn)
+        if is_kept is False:
             conn.close(graceful=True)
-        return keep
+        return is_kept
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-        """Answer what is not HTTP with 400, repeating nothing of it."""
+        """Respond to malformed HTTP with 400, without repeating any of it."""
         if not isinstance(exc, ParseException):
             super().handle_error(req, client, addr, exc)
             return
-        self.log.warning("Refused what is not HTTP: %s", type(exc).__name__)
+        self.log.warning("Received malformed HTTP: %s", type(exc).__name__)
         try:
             util.write_error(client, 400, "Bad Request", "")
         except OSError:
-            self.log.debug("The client went before its answer.")
+            self.log.debug("The client disconnected before the response.")
 
 
 class DeadlineSocket(socket.socket):
-    """A connection on which reading one request takes so long at most."""
+    """A connection with a time limit for reading each request."""
 
     def __init__(self, connection: socket.socket, read_seconds: float) -> None:
-        """Take over a connection; the time begins when gunicorn makes it blocking."""
+        """Take over a connection. The time limit starts when gunicorn makes it blocking."""
         blocking = connection.getblocking()
         super().__init__(fileno=connection.detach())
         self._read_seconds = read_seconds
         self.setblocking(blocking)
 
     def setblocking(self, flag: bool) -> None:
-        """Begin a request's time: gunicorn calls this when a thread takes the connection for it."""
-        if self.fileno() < 0:  # gunicorn closes it once more
+        """Start the time limit of a request: a thread calls this before it reads one."""
+        if self.fileno() < 0:  # already closed; gunicorn closes it twice
             return
         super().setblocking(flag)
         self._deadline = time.monotonic() + self._read_seconds
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
-        """Read what there is.
+        """Receive at most `bufsize` bytes.
 
         Raises:
-            ConnectionResetError: the time is over; to gunicorn, the client went away.
+            ConnectionResetError: the time is up. gunicorn treats that as a disconnected client.
         """
-        before = self.gettimeout()
-        remaining = max(self._deadline - time.monotonic(), 0.001)
-        self.settimeout(remaining if before is None else min(before, remaining))
+        timeout = self.gettimeout()
+        seconds_left = max(self._deadline - time.monotonic(), 0.001)
+        self.settimeout(seconds_left if timeout is None else min(timeout, seconds_left))
         try:
             return super().recv(bufsize, flags)
         except TimeoutError:
             raise ConnectionResetError(errno.ECONNRESET, "The client took too long.") from None
         finally:
-            self.settimeout(before)
+            self.settimeout(timeout)

@@ -1,26 +1,26 @@
-"""Log lines as Cloud Logging reads them: one JSON object a line, with severity and trace."""
+"""Formats log lines for Cloud Logging: one JSON object a line, with severity and trace."""
 
 import logging
 import re
 from contextvars import ContextVar
 from typing import Any
 
-# Keys that Cloud Logging takes out of the JSON:
+# Keys of the JSON with a meaning for Cloud Logging:
 # https://cloud.google.com/logging/docs/structured-logging#structured_logging_special_fields
 _SEVERITY = "severity"
 _TRACE = "logging.googleapis.com/trace"
 
-# https://cloud.google.com/trace/docs/trace-context: whatever else a caller sends stays out.
+# https://cloud.google.com/trace/docs/trace-context. Anything else in the header is not logged.
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")
 
 _trace: ContextVar[str | None] = ContextVar("trace", default=None)
 
 
 def set_trace(header: str | None, project: str | None) -> None:
-    """Name the request's trace in the log lines that follow on this thread.
+    """Set the trace of the following log lines on this thread.
 
     Args:
-        header: `X-Cloud-Trace-Context`, `TRACE_ID/SPAN_ID;o=OPTIONS`, as Cloud Run sends it.
+        header: `X-Cloud-Trace-Context` as Cloud Run sends it: `TRACE_ID/SPAN_ID;o=OPTIONS`.
         project: the project that the trace belongs to.
     """
     trace_id = (header or "").partition("/")[0]
@@ -29,17 +29,17 @@ def set_trace(header: str | None, project: str | None) -> None:
 
 
 class TraceFilter(logging.Filter):
-    """Puts the current request's trace on each record."""
+    """Adds the current request's trace to each record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Add the trace, if there is one; never drop a record."""
+        """Add the trace if there is one. Return True, to keep the record."""
         if trace := _trace.get():
             setattr(record, _TRACE, trace)
         return True
 
 
 def config(level: str) -> dict[str, Any]:
-    """Configuration for `logging.config.dictConfig`, gunicorn's own loggers included."""
+    """Return a configuration for `logging.config.dictConfig`, including gunicorn's loggers."""
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -62,7 +62,7 @@ def config(level: str) -> dict[str, Any]:
         },
         "root": {"level": level, "handlers": ["stdout"]},
         "loggers": {
-            # gunicorn gives these handlers of its own; one line an event is enough.
+            # Without gunicorn's own handlers, which would log each event a second time.
             "gunicorn.error": {"level": level, "handlers": [], "propagate": True},
             "gunicorn.access": {"level": "WARNING", "handlers": [], "propagate": True},
         },

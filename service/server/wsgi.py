@@ -1,4 +1,4 @@
-"""Composition root of the container: settings, decoders, model, clients, pipeline, application."""
+"""Builds the application of the container from its parts, as the environment configures them."""
 
 import logging
 import logging.config
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PIPELINE = "pipeline"  # key in `app.extensions`, for the server's hooks
-_BOOT_ERROR = 3  # gunicorn stops, instead of starting the worker again, on this exit code
-_CANARY_PIXELS = 50_000_000  # the model's own images are no uploads: MAX_IMAGE_PIXELS may be less
-_CANARY_SECONDS = 60.0  # to decode an image of the canary, the start of the decoders included
+PIPELINE = "pipeline"  # key in `app.extensions`, for the hooks of `gunicorn_conf`
+_BOOT_ERROR = 3  # exit code at which gunicorn stops, instead of restarting the worker
+_CANARY_PIXELS = 50_000_000  # for the canary's images; MAX_IMAGE_PIXELS may be lower
+_CANARY_SECONDS = 60.0  # for decoding one canary image, including the start of the decoders
 
 
 def build_app() -> "Flask":
-    """Build the application from the environment, as gunicorn calls it.
+    """Build the application from the environment. gunicorn calls this.
 
-    It returns when the model is loaded and its canary has passed: the server answers no request
-    before that, health probes included.
+    It returns when the model is loaded and its canary has passed. Until then, the server responds
+    to no request, not even to health probes.
     """
     try:
         settings = Settings.from_env()
@@ -50,8 +50,8 @@ def build_app() -> "Flask":
     logging.config.dictConfig(logs.config(settings.log_level))
     if not settings.model_path.exists():
         _cannot_start(f"there is no model at MODEL_PATH={settings.model_path}")
-    # Decoders first: their root process imports its libraries while the model loads in a thread,
-    # and Flask and Google's libraries are imported here meanwhile.
+    # All three at the same time: the decoders' root process imports its libraries, a thread loads
+    # the model, and this thread imports Flask and Google's libraries.
     decoders = build_decoders(settings)
     with ThreadPoolExecutor(1, thread_name_prefix="model") as loader:
         loading = loader.submit(_load, settings, decoders)
@@ -87,7 +87,7 @@ def build_pipeline(
     storage: "ImageStorage",
     store: "ResultStore",
 ) -> Pipeline:
-    """Connect the parts."""
+    """Return a pipeline with these parts and the limits of the settings."""
     health = Health(hang_timeout_seconds=settings.hang_timeout_seconds)
     return Pipeline(
         storage,
@@ -109,7 +109,7 @@ def _cannot_start(reason: str) -> NoReturn:
 
 
 def _load(settings: Settings, decoders: Decoders) -> VerifiedModel:
-    """Load the model; its canary goes through the decoders, as uploads do."""
+    """Load the model. The decoders decode its canary's images, as they do uploads."""
     started = time.monotonic()
 
     def decode(data: bytes, image_size: int) -> Pixels:
@@ -131,10 +131,10 @@ def _load(settings: Settings, decoders: Decoders) -> VerifiedModel:
 
 
 def _model_health(verified: VerifiedModel, settings: Settings) -> dict[str, str]:
-    """What /health/ready reports of the model: its name, its precision, and what is unusual."""
+    """Return what /health/ready reports about the model: name, precision, and any anomaly."""
     info = verified.detector.info
     health = {"model": info.name, "precision": info.precision}
-    if verified.fallback:  # without a path of the machine
+    if verified.fallback:  # without the directory, which the public need not know
         health["fallback"] = verified.fallback.replace(f"{settings.model_path.parent}/", "")
     if verified.canary == NOT_COMPARED:
         health["canary"] = NOT_COMPARED

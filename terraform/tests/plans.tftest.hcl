@@ -1,6 +1,6 @@
-# What each variant plans. No project and no credentials are needed, but the providers are.
-# check.uploads_subscription reads what an apply makes: until then it is unknown, which a test of a
-# plan has to expect.
+# Tests the plan of each variant. They need the providers, but no project and no credentials.
+# check.uploads_subscription reads a subscription that only an apply creates, so a plan must expect it
+# to fail.
 
 mock_provider "google" {}
 mock_provider "google-beta" {}
@@ -40,12 +40,12 @@ run "cpu" {
       && google_cloud_run_v2_service.main.template[0].containers[0].resources[0].limits["cpu"] == "2"
       && google_cloud_run_v2_service.main.template[0].containers[0].resources[0].limits["memory"] == "2Gi"
     )
-    error_message = "2 vCPU and 2 GiB, paid by request, boosted at the start."
+    error_message = "The service has 2 vCPU and 2 GiB, billed by request, with a CPU boost at the start."
   }
 
   assert {
     condition     = length(google_cloud_run_v2_service.main.template[0].node_selector) == 0
-    error_message = "No GPU is asked for."
+    error_message = "The service has no GPU."
   }
 
   assert {
@@ -54,7 +54,7 @@ run "cpu" {
       && local.service_environment["MAX_BATCH_SIZE"] == "8"
       && local.service_environment["MAX_IN_FLIGHT"] == "32"
     )
-    error_message = "Images in flight and Cloud Run's concurrency are four batches."
+    error_message = "MAX_IN_FLIGHT and Cloud Run's concurrency are four batches."
   }
 
   assert {
@@ -70,7 +70,7 @@ run "cpu" {
       google_cloud_run_v2_service.main.template[0].containers[0].startup_probe[0].http_get[0].path == "/health/ready"
       && google_cloud_run_v2_service.main.template[0].containers[0].liveness_probe[0].http_get[0].path == "/health/live"
     )
-    error_message = "The probes ask the service's own paths."
+    error_message = "The probes use the service's health endpoints."
   }
 
   assert {
@@ -80,7 +80,7 @@ run "cpu" {
       && google_pubsub_subscription.jobs.expiration_policy[0].ttl == ""
       && google_pubsub_subscription.dead_letters.expiration_policy[0].ttl == ""
     )
-    error_message = "Jobs have ten minutes, a dead letter, and subscriptions that do not expire."
+    error_message = "Jobs have an ack deadline of ten minutes and dead letters, and the subscriptions do not expire."
   }
 
   assert {
@@ -91,7 +91,7 @@ run "cpu" {
       && google_firestore_database.main.delete_protection_state == "DELETE_PROTECTION_ENABLED"
       && google_firestore_database.main.deletion_policy == "DELETE"
     )
-    error_message = "Nobody reads the uploads, and a destroy deletes neither them nor the results."
+    error_message = "The uploads are not public, and a destroy deletes neither them nor the results."
   }
 
   assert {
@@ -101,7 +101,7 @@ run "cpu" {
       && keys(google_firestore_field.unindexed) == ["detections", "event_time", "generation"]
       && keys(google_firestore_index.main) == ["bucket_name"]
     )
-    error_message = "What grows with time is not indexed; results by prefix have their index."
+    error_message = "Fields that grow with time are not indexed, and results by prefix have an index."
   }
 
   assert {
@@ -110,7 +110,7 @@ run "cpu" {
       && google_project_iam_member.service.role == "roles/datastore.user"
       && alltrue([for grant in google_cloud_run_v2_service_iam_member.events : grant.role == "roles/run.invoker"])
     )
-    error_message = "The service reads one bucket and writes documents; the ways in may call it."
+    error_message = "The service reads one bucket and writes documents, and two accounts may call it."
   }
 }
 
@@ -131,7 +131,7 @@ run "nvidia_l4" {
       && google_cloud_run_v2_service.main.template[0].containers[0].resources[0].limits["memory"] == "16Gi"
       && google_cloud_run_v2_service.main.template[0].scaling[0].max_instance_count == 1
     )
-    error_message = "One L4 without zonal redundancy, in a service of its own, paid by instance."
+    error_message = "The service has its own name and one L4 without zonal redundancy, billed by instance."
   }
 
   assert {
@@ -140,7 +140,7 @@ run "nvidia_l4" {
       && local.service_environment["MAX_BATCH_SIZE"] == "32"
       && google_cloud_run_v2_service.main.template[0].max_instance_request_concurrency == 128
     )
-    error_message = "The GPU is used, in batches of 32."
+    error_message = "The model runs on the GPU, in batches of 32."
   }
 }
 
@@ -158,7 +158,7 @@ run "nvidia_rtx_pro_6000" {
       && google_cloud_run_v2_service.main.template[0].containers[0].resources[0].limits["cpu"] == "20"
       && google_cloud_run_v2_service.main.template[0].containers[0].resources[0].limits["memory"] == "80Gi"
     )
-    error_message = "One RTX PRO 6000 with what Cloud Run wants beside it."
+    error_message = "The service has one RTX PRO 6000, with the CPU and memory that Cloud Run requires."
   }
 }
 
@@ -173,12 +173,12 @@ run "uploads_by_eventarc" {
       && length(google_eventarc_trigger.uploads["uploads"].retry_policy) == 0
       && length(terraform_data.tuned_subscription) == 1
     )
-    error_message = "Finalized objects of the one bucket, retried, by a tuned subscription."
+    error_message = "Finalized objects of one bucket cause events, with retries and a configured subscription."
   }
 
   assert {
     condition     = length(google_storage_notification.uploads) == 0 && length(google_pubsub_subscription.uploads) == 0
-    error_message = "No upload comes twice."
+    error_message = "No upload causes two messages."
   }
 }
 
@@ -197,12 +197,12 @@ run "uploads_by_notification" {
       && google_pubsub_subscription.uploads["uploads"].dead_letter_policy[0].max_delivery_attempts == 50
       && google_pubsub_subscription.uploads["uploads"].expiration_policy[0].ttl == ""
     )
-    error_message = "A notification to a topic of our own, with a push subscription like that of the jobs."
+    error_message = "Uploads cause notifications to a topic whose push subscription is like that of the jobs."
   }
 
   assert {
     condition     = length(google_eventarc_trigger.uploads) == 0 && length(terraform_data.tuned_subscription) == 0
-    error_message = "No upload comes twice, and no gcloud is needed."
+    error_message = "No upload causes two messages, and no gcloud is needed."
   }
 }
 
@@ -218,7 +218,7 @@ run "given_image" {
       length(terraform_data.first_image) == 0
       && google_cloud_run_v2_service.main.template[0].containers[0].image == var.image
     )
-    error_message = "A given image is deployed, and none is built."
+    error_message = "The given image is deployed, and none is built."
   }
 }
 
@@ -235,7 +235,7 @@ run "disposable" {
       && google_firestore_database.main.delete_protection_state == "DELETE_PROTECTION_DISABLED"
       && google_firestore_database.main.deletion_policy == "DELETE"
     )
-    error_message = "A destroy takes all, so that the next apply finds nothing in its way."
+    error_message = "A destroy deletes everything, so that the next apply succeeds."
   }
 }
 
@@ -268,7 +268,7 @@ run "by_time_and_expiring" {
       && google_storage_bucket.uploads.soft_delete_policy[0].retention_duration_seconds == 0
       && length(google_cloud_scheduler_job.reconcile) == 0
     )
-    error_message = "Uploads expire, their older versions too, and nothing is reconciled by itself."
+    error_message = "Uploads and their old versions expire, and the reconcile job has no schedule."
   }
 }
 
@@ -296,6 +296,6 @@ run "reconcile" {
       && google_storage_bucket_iam_member.reconcile_state.role == "roles/storage.objectUser"
       && google_storage_bucket_iam_member.reconcile_state.bucket == "my-project-1-yolo-batch-reconcile"
     )
-    error_message = "The reconcile job reads, publishes to one topic, and writes to a bucket of its own."
+    error_message = "The reconcile job reads uploads and documents, and writes only to its topic and its bucket."
   }
 }

@@ -1,4 +1,4 @@
-# Values that are refused, a run for each validation and precondition; and warnings that are given.
+# Tests that invalid values fail, one run for each validation and precondition, and that warnings appear.
 
 mock_provider "google" {}
 mock_provider "google-beta" {}
@@ -102,7 +102,7 @@ run "max_instances_zero" {
 run "calibration_with_space" {
   command = plan
   variables {
-    calibration = "my pictures"
+    calibration = "my images"
   }
 
   expect_failures = [var.calibration]

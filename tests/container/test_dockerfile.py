@@ -63,7 +63,7 @@ def test_every_package_is_installed_by_its_hash_or_from_here() -> None:
     ],
     ids=["trained", "given"],
 )
-def test_weights_are_exported_at_their_own_size_unless_told(
+def test_weights_are_exported_at_their_own_size_by_default(
     size: str, arguments: str, tmp_path: Path
 ) -> None:
     """The script runs as it stands, on tools that only note how they are called."""

@@ -151,7 +151,7 @@ def test_image_holds_what_runs_and_nothing_else(image: Image) -> None:
 
 
 @pytest.mark.parametrize("command", ["reconcile", "dead-letters", "smoke", "results", "submit"])
-def test_commands_of_the_operator_load(image: Image, command: str) -> None:
+def test_operator_commands_start(image: Image, command: str) -> None:
     shown = podman(*run_options({}), image.name, "yolo-batch", command, "--help")
     assert f"yolo-batch {command}" in shown
 
@@ -195,7 +195,7 @@ ODD_OR_HOSTILE = (
 )
 
 
-def test_unusual_and_hostile_files_end_as_their_records(
+def test_unusual_and_hostile_files_get_their_documents(
     container: Container, stack: Stack, samples: list[tuple[Path, Scene]]
 ) -> None:
     scene = samples[0][1]
@@ -225,7 +225,7 @@ def record_of(found: dict[str, Any]) -> str:
     return f"done {found['image']['width']}x{found['image']['height']}"
 
 
-def test_smoke_command_sees_a_picture_through(
+def test_smoke_command_gets_a_result(
     container: Container, image: Image, client_environment: dict[str, str]
 ) -> None:
     shown = podman(
@@ -235,7 +235,7 @@ def test_smoke_command_sees_a_picture_through(
     assert "done after" in shown
 
 
-def test_terminated_under_load_it_loses_nothing_that_it_acknowledged(
+def test_termination_under_load_loses_no_acknowledged_image(
     container: Container, stack: Stack, samples: list[tuple[Path, Scene]]
 ) -> None:
     data = samples[0][0].read_bytes()

@@ -73,7 +73,7 @@ def test_lock_is_within_the_bounds_of_the_project(name: str) -> None:
         assert version(found[0]) in requirement.specifier, f"{found[0]} is not {requirement}"
 
 
-def test_what_exports_a_model_has_the_versions_of_what_runs_it() -> None:
+def test_export_and_runtime_have_the_same_versions() -> None:
     versions: dict[str, set[str]] = {}
     for name in LOCKS:
         for package, (requirement, _) in entries(name).items():

@@ -58,7 +58,7 @@ def published(project: str, jobs: str) -> list[bytes]:
     return [received.message.data for received in answer.received_messages]
 
 
-def test_letter_that_names_no_image_is_not_said_to_be_replayed(
+def test_dead_letter_without_an_image_is_not_counted_replayed(
     publisher: pubsub_v1.PublisherClient, project: str, dead: str, jobs: str
 ) -> None:
     deletion = put(publisher, project, dead, b"", **DELETION)
@@ -71,7 +71,7 @@ def test_letter_that_names_no_image_is_not_said_to_be_replayed(
     assert job not in done.stderr
 
 
-def test_letter_that_names_no_image_is_replayed_as_it_is(
+def test_dead_letter_without_an_image_can_be_replayed_as_is(
     publisher: pubsub_v1.PublisherClient, project: str, dead: str, jobs: str
 ) -> None:
     put(publisher, project, dead, b"{}", **DELETION)
@@ -81,7 +81,7 @@ def test_letter_that_names_no_image_is_replayed_as_it_is(
     assert published(project, jobs) == [b"{}"]
 
 
-def test_letter_whose_attributes_cannot_be_published_stays(
+def test_dead_letter_with_reserved_attributes_stays(
     publisher: pubsub_v1.PublisherClient, project: str, dead: str, jobs: str
 ) -> None:
     message: Any = {"data": b"odd", "attributes": {"timeout": "5"}}
@@ -92,7 +92,7 @@ def test_letter_whose_attributes_cannot_be_published_stays(
     put(publisher, project, dead, b"good")
     done = run(dead, "--replay", "--as-is", "--topic", jobs, limit=2, exit_code=1)
     assert "Replayed 1 of 2 messages" in done.stdout
-    assert f"{odd} stays: Attributes of these names" in done.stderr
+    assert f"{odd} stays: Attributes with these names" in done.stderr
     assert ids_in(dead) == {odd}
 
 
@@ -102,7 +102,7 @@ def from_source(name: str, project: str) -> dict[str, str]:
     return {source: name, f"{source}Project": project}
 
 
-def test_letter_that_cannot_be_replayed_keeps_no_other_from_it(
+def test_failed_replay_does_not_stop_the_other_replays(
     publisher: pubsub_v1.PublisherClient, project: str, dead: str, jobs: str
 ) -> None:
     lost = topic_with_subscription(publisher, project).rpartition("/")[2]

@@ -191,7 +191,7 @@ def test_every_control_character_is_found_as_it_is(collection: str) -> None:
         assert [document.id for document in found] == [str(index)], repr(label)
 
 
-def test_carriage_return_is_refused_as_queries_do_not_find_it(collection: str) -> None:
+def test_carriage_return_is_refused_because_queries_miss_it(collection: str) -> None:
     assert broken_rule("a\rb")
     client = firestore.Client()
     results = client.collection(collection)

@@ -51,7 +51,7 @@ def kept(state: storage.Blob) -> datetime:
     return datetime.fromisoformat(json.loads(state.download_as_bytes())["started_at"])
 
 
-def test_successful_run_is_kept_and_the_next_one_goes_back_to_it(
+def test_next_run_looks_back_to_the_last_successful_one(
     state: storage.Blob, prefix: str, topic: str
 ) -> None:
     began = datetime.now(UTC)
@@ -72,14 +72,14 @@ def test_successful_run_is_kept_and_the_next_one_goes_back_to_it(
 
 
 @pytest.mark.parametrize("options", [[], ["--enqueue", "missing", "--dry-run"]], ids=str)
-def test_run_that_publishes_nothing_keeps_nothing(
+def test_run_that_publishes_nothing_saves_no_state(
     options: list[str], state: storage.Blob, prefix: str
 ) -> None:
     run(prefix, uri(state), *options)
     assert not state.exists()
 
 
-def test_run_that_fails_keeps_nothing(state: storage.Blob, prefix: str) -> None:
+def test_failed_run_saves_no_state(state: storage.Blob, prefix: str) -> None:
     options = ["--enqueue", "missing", "--yes", "--topic", "never-made"]
     run(prefix, uri(state), *options, exit_code=1)
     assert not state.exists()
@@ -89,16 +89,16 @@ def test_run_of_another_prefix_is_refused(state: storage.Blob, prefix: str, topi
     enqueue = ["--enqueue", "missing", "--yes", "--topic", topic]
     run(prefix, uri(state), *enqueue)
     refused = run("", uri(state), *enqueue, exit_code=1)
-    assert "is of another run: another bucket, prefix or --enqueue" in refused.stderr
+    assert "is of runs with another bucket, prefix or --enqueue" in refused.stderr
 
 
-def test_run_that_cannot_be_kept_fails(prefix: str, topic: str) -> None:
+def test_run_that_cannot_save_its_state_fails(prefix: str, topic: str) -> None:
     enqueue = ["--enqueue", "missing", "--yes", "--topic", topic]
     refused = run(prefix, "gs://no-such-bucket/last-run", *enqueue, exit_code=1)
-    assert "Cloud Storage did not give or take gs://no-such-bucket/last-run" in refused.stderr
+    assert "Cloud Storage cannot read or write gs://no-such-bucket/last-run" in refused.stderr
 
 
-def test_older_objects_are_not_compared_and_this_is_said(prefix: str) -> None:
+def test_older_objects_are_reported_and_not_compared(prefix: str) -> None:
     tomorrow = datetime.now(UTC) + timedelta(days=1)
     done = run(prefix, f"{tomorrow:%Y-%m-%dT%H:%M:%SZ}")
     assert "1 objects = 0 done + 0 failed + 0 missing + 0 ignored + 1 older" in done.stdout
@@ -184,7 +184,7 @@ def test_ttl_is_asked_of_the_results_collection(
     ],
     ids=["expire", "unknown", "stay", "by-age", "not-missing"],
 )
-def test_full_comparison_warns_if_it_would_bring_back_expired_results(
+def test_full_comparison_warns_about_recreating_expired_results(
     client: admin.FirestoreAdminClient,
     fake: FakeAdmin,
     prefix: str,

@@ -38,7 +38,7 @@ def ask(answer: str, prefix: str, *options: str, monkeypatch: pytest.MonkeyPatch
     return CliRunner().invoke(command.reconcile, arguments, input=answer)
 
 
-def test_person_who_says_yes_gets_the_jobs(
+def test_a_yes_at_the_prompt_publishes_the_jobs(
     prefix: str, topic: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     state = tmp_path / "state"
@@ -51,7 +51,7 @@ def test_person_who_says_yes_gets_the_jobs(
     assert not state.exists()
 
 
-def test_person_who_says_no_spends_nothing(
+def test_a_no_at_the_prompt_publishes_nothing(
     prefix: str,
     topic: str,
     publisher: pubsub_v1.PublisherClient,
@@ -65,13 +65,13 @@ def test_person_who_says_no_spends_nothing(
     assert pulled(topic) == ["of the test"]
 
 
-def test_person_is_not_asked_about_nothing(topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_prompt_without_anything_to_publish(topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
     done = ask("", "no-such-prefix/", "--topic", topic, monkeypatch=monkeypatch)
     assert done.exit_code == 0, done.output
     assert "Published 0 jobs" in done.output
 
 
-def test_run_that_fails_says_how_to_go_on(
+def test_failed_run_names_the_command_to_resume(
     prefix: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     state = tmp_path / "state"

@@ -103,7 +103,7 @@ PAGE = Answer(400, "", "<!DOCTYPE html><title>Error 400 (Bad Request)!!1</title>
 @pytest.mark.parametrize(
     ("answer", "advice"),
     [
-        (CUSTOMER_KEY, "Upload it again without that key"),
+        (CUSTOMER_KEY, "Upload the object again without that key"),
         (KMS_KEY, "Enable the key"),
         (REQUESTER_PAYS, "Turn Requester Pays off"),
         (replace(REQUESTER_PAYS, reason="required"), "Turn Requester Pays off"),
@@ -112,7 +112,7 @@ PAGE = Answer(400, "", "<!DOCTYPE html><title>Error 400 (Bad Request)!!1</title>
     ],
     ids=["customer-key", "kms", "pays", "pays-required", "kms-invalid", "legal"],
 )
-def test_object_refused_for_good_says_why_and_what_to_do(
+def test_permanent_refusal_has_a_reason_and_a_remedy(
     server: RefusingStorage, service: ImageStorage, answer: Answer, advice: str
 ) -> None:
     image = server.refuse("a.jpg", answer)
@@ -152,7 +152,7 @@ MAY_PASS = {
 
 @pytest.mark.parametrize("bytes_only", [True, False])
 @pytest.mark.parametrize(("answer", "message"), MAY_PASS.values(), ids=MAY_PASS)
-def test_refusal_that_may_pass_is_recorded_after_ten_minutes(
+def test_unclear_refusal_is_recorded_after_ten_minutes(
     server: RefusingStorage,
     service: ImageStorage,
     clock: Clock,
@@ -170,7 +170,7 @@ def test_refusal_that_may_pass_is_recorded_after_ten_minutes(
 
 
 @pytest.mark.parametrize(("answer", "_"), MAY_PASS.values(), ids=MAY_PASS)
-def test_refusal_that_passed_begins_anew(
+def test_ended_refusal_starts_anew(
     server: RefusingStorage, service: ImageStorage, clock: Clock, answer: Answer, _: str
 ) -> None:
     refuse_for_ten_minutes(service, clock, server.refuse("a.jpg", answer))
@@ -180,7 +180,7 @@ def test_refusal_that_passed_begins_anew(
     assert reason_of(service, ref("a.jpg"))
 
 
-def test_key_that_is_denied_is_recorded_though_metadata_are_read_each_time(
+def test_denied_key_is_recorded_although_metadata_are_readable(
     server: RefusingStorage, service: ImageStorage, clock: Clock
 ) -> None:
     server.media["a.jpg"] = KMS_DENIED
@@ -191,7 +191,7 @@ def test_key_that_is_denied_is_recorded_though_metadata_are_read_each_time(
     assert "grant the Cloud Storage service agent" in reason_of(service, ref("a.jpg"))
 
 
-def test_key_that_is_denied_is_not_logged_as_a_missing_role(
+def test_denied_key_is_not_logged_as_a_missing_role(
     server: RefusingStorage, service: ImageStorage, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.rights = []
@@ -212,7 +212,7 @@ def test_forbidden_metadata_are_recorded_after_ten_minutes(
 
 
 @pytest.mark.parametrize("answer", [FORBIDDEN, PAGE, KMS_DENIED], ids=lambda one: one.text[:9])
-def test_no_refusal_is_recorded_while_the_bucket_is_not_readable(
+def test_no_refusal_is_recorded_while_the_bucket_is_unreadable(
     server: RefusingStorage, service: ImageStorage, clock: Clock, answer: Answer
 ) -> None:
     image = server.refuse("a.jpg", answer)
@@ -248,7 +248,7 @@ def test_forbidden_object_is_unreadable_once_others_were_read(
     assert reason_of(service, image)
 
 
-def test_bucket_that_refuses_everything_is_no_objects_fault(
+def test_refused_bucket_is_no_fault_of_an_object(
     server: RefusingStorage, service: ImageStorage
 ) -> None:
     server.rights = []
@@ -263,7 +263,7 @@ def test_bucket_that_refuses_everything_is_no_objects_fault(
     [DISABLED, Answer(401, "authError"), Answer(403, "countryBlocked"), Answer(403, "sslRequired")],
     ids=lambda answer: answer.reason,
 )
-def test_project_that_is_refused_is_no_objects_fault(
+def test_refused_project_is_no_fault_of_an_object(
     server: RefusingStorage, service: ImageStorage, answer: Answer
 ) -> None:
     image = server.refuse("a.jpg", answer)
@@ -284,7 +284,7 @@ def test_too_many_requests_as_403_is_only_unavailable(
         assert not isinstance(refused.value, StorageRefusedError)
 
 
-def test_right_that_was_just_granted_is_no_refusal(
+def test_permission_that_was_just_granted_is_no_refusal(
     server: RefusingStorage, service: ImageStorage
 ) -> None:
     server.rights = []
@@ -314,7 +314,7 @@ def test_outage_of_a_bucket_is_logged_once_and_its_end(
     assert "roles/storage.objectViewer" in lines[0].__dict__["reason"]
 
 
-def test_perimeter_that_refuses_is_told_from_a_missing_role(
+def test_perimeter_differs_from_a_missing_role(
     server: RefusingStorage, service: ImageStorage, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.rights = []
@@ -348,7 +348,7 @@ def test_listing_of_a_bucket_that_is_410_says_so(server: RefusingStorage) -> Non
 
 
 @pytest.mark.parametrize("call", ["exists", "pages"])
-def test_credentials_that_have_expired_are_said(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_expired_credentials_have_a_clear_error(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Expired(Credentials):
         def __init__(self) -> None:
             super().__init__()  # type: ignore[no-untyped-call]

@@ -33,7 +33,7 @@ def upload(bucket: storage.Bucket, name: str, data: bytes, kind: str = "image/jp
     return ImageRef(BUCKET, name, blob.generation)
 
 
-def test_download_gives_bytes_and_metadata(
+def test_download_returns_bytes_and_metadata(
     image_storage: ImageStorage, bucket: storage.Bucket
 ) -> None:
     download = fetched(image_storage, upload(bucket, "plain.jpg", b"picture"))
@@ -56,7 +56,7 @@ def test_download_does_not_look_up_the_bucket(bucket: storage.Bucket) -> None:
     ["a b.jpg", "dir/é日本.jpg", "what?#1%2F.jpg", "..hidden", "x" * 200 + ".jpg"],
     ids=["space", "unicode", "reserved", "dots", "long"],
 )
-def test_download_of_odd_name_gives_its_bytes(
+def test_download_of_unusual_name_returns_its_bytes(
     image_storage: ImageStorage, bucket: storage.Bucket, name: str
 ) -> None:
     assert fetched(image_storage, upload(bucket, name, name.encode())).data == name.encode()
@@ -84,13 +84,13 @@ def test_download_from_missing_bucket_is_gone(image_storage: ImageStorage) -> No
         fetched(image_storage, ImageRef("no-such-bucket", "picture.jpg", 1))
 
 
-def test_download_of_empty_object_gives_no_bytes(
+def test_download_of_empty_object_returns_no_bytes(
     image_storage: ImageStorage, bucket: storage.Bucket
 ) -> None:
     assert fetched(image_storage, upload(bucket, "empty.jpg", b"")).data == b""
 
 
-def test_download_over_limit_is_refused_whatever_the_event_said(
+def test_download_over_the_limit_fails_whatever_the_event_says(
     image_storage: ImageStorage, bucket: storage.Bucket
 ) -> None:
     ref = upload(bucket, "large.jpg", b"x" * 1001)
@@ -104,7 +104,7 @@ def test_download_over_limit_is_refused_whatever_the_event_said(
 FORGED = ObjectMetadata(size=8, content_type="image/x", md5="forged", crc32c="forged")
 
 
-def test_metadata_of_an_event_are_not_believed(
+def test_metadata_of_an_event_are_not_trusted(
     image_storage: ImageStorage, bucket: storage.Bucket
 ) -> None:
     """Events can be forged; what is recorded of an image must be what Cloud Storage reports."""
@@ -125,7 +125,7 @@ def test_resolve_names_the_live_generation(
     assert found.metadata.size == 7
 
 
-def test_resolve_of_a_generation_tells_its_size(
+def test_resolve_of_a_generation_returns_its_size(
     image_storage: ImageStorage, bucket: storage.Bucket
 ) -> None:
     ref = upload(bucket, "sized.jpg", b"four")
@@ -245,7 +245,7 @@ def test_lister_goes_on_after_any_name(listed: list[ImageRef], place: int | None
     assert all(pages)
 
 
-def test_lister_gives_only_live_generations(bucket: storage.Bucket) -> None:
+def test_lister_returns_only_live_generations(bucket: storage.Bucket) -> None:
     upload(bucket, "live/a.jpg", b"first")
     second = upload(bucket, "live/a.jpg", b"second")
     upload(bucket, "live/b.jpg", b"x")

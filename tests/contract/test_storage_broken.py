@@ -52,7 +52,7 @@ def test_broken_download_is_tried_again(
 
 @pytest.mark.parametrize("fault", [FaultKind.STORAGE_FLIPPED, FaultKind.STORAGE_SHORT])
 @pytest.mark.parametrize("broken", [FaultKind.STORAGE_CUT, FaultKind.STORAGE_SHORT])
-def test_damaged_rest_of_a_broken_download_is_not_taken(
+def test_damaged_rest_of_a_broken_download_is_rejected(
     ref: ImageRef, proxy: StorageProxy, broken: FaultKind, fault: FaultKind
 ) -> None:
     """The vendor's own retry asks for the rest only, and does not check it."""

@@ -133,7 +133,7 @@ SLOW = [is_silent, drips_its_body, drips_an_error]
 
 @pytest.mark.parametrize("answer", SLOW)
 @pytest.mark.parametrize("call", CALLS)
-def test_slow_peer_is_left_when_the_time_is_up(
+def test_slow_peer_is_abandoned_when_the_time_is_up(
     call: Call, answer: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
@@ -145,7 +145,7 @@ def test_slow_peer_is_left_when_the_time_is_up(
 
 @pytest.mark.parametrize("answer", [drips_its_body, drips_an_error])
 @pytest.mark.parametrize("call", CALLS)
-def test_slow_peer_is_left_at_the_deadline(
+def test_slow_peer_is_abandoned_at_the_deadline(
     call: Call, answer: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
@@ -186,7 +186,7 @@ def test_damaged_bytes_are_fetched_again(monkeypatch: pytest.MonkeyPatch) -> Non
         assert len(running.requests) == 2
 
 
-def test_bytes_without_a_checksum_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_without_a_checksum_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     def bare(running: Peer, handler: BaseHTTPRequestHandler, number: int) -> None:
         running.send(handler, DATA, X_Goog_Hash="")
 
@@ -219,7 +219,9 @@ def sends_too_much(running: Peer, handler: BaseHTTPRequestHandler, number: int) 
 
 
 @pytest.mark.parametrize("answer", [announces_too_much, sends_too_much])
-def test_body_that_is_too_large_is_left(answer: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_body_that_is_too_large_is_not_read(
+    answer: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with storage_of(answer, monkeypatch) as (service, running):
         with pytest.raises(BadImageError) as refused:
             fetched(service, REF)
@@ -242,7 +244,7 @@ def test_compressed_object_is_fetched_as_it_is_stored(
     assert download.metadata.size == len(bomb)
 
 
-def test_metadata_without_end_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_metadata_are_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
     def endless(running: Peer, handler: BaseHTTPRequestHandler, number: int) -> None:
         running.head(handler, Transfer_Encoding="chunked")
         running.drip(handler, b"4000\r\n" + b" " * 0x4000 + b"\r\n")
@@ -278,7 +280,7 @@ def test_downloads_share_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (len(running.requests), running.connections) == (3, 1)
 
 
-def test_object_of_unknown_size_waits_for_memory_without_a_request(
+def test_object_of_unknown_size_waits_without_a_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its time would be over after the wait. So the request is sent again, with its own time."""

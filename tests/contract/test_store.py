@@ -70,16 +70,14 @@ def test_commit_writes_every_document_of_a_batch(store: ResultStore, collection:
     assert second["error"] == {"code": "corrupt_image", "message": "cut short"}
 
 
-def test_commit_of_a_final_picture_changes_nothing(store: ResultStore, collection: str) -> None:
+def test_commit_of_a_final_image_changes_nothing(store: ResultStore, collection: str) -> None:
     store.commit([done("a.jpg", "cat")])
     before = read(collection, done("a.jpg"))
     store.commit([done("a.jpg", "dog")])
     assert read(collection, done("a.jpg")) == before
 
 
-def test_commit_beside_final_pictures_writes_the_others(
-    store: ResultStore, collection: str
-) -> None:
+def test_commit_writes_only_results_without_a_document(store: ResultStore, collection: str) -> None:
     store.commit([done("b.jpg", "cat")])
     store.commit([done("a.jpg", "dog"), done("b.jpg", "dog"), done("c.jpg", "dog")])
     found = [read(collection, done(name)) for name in ("a.jpg", "b.jpg", "c.jpg")]
@@ -179,7 +177,7 @@ def test_every_result_of_a_batch_may_be_unstorable(store: ResultStore) -> None:
 
 
 @pytest.mark.parametrize("code", [ErrorCode.UNREADABLE_OBJECT, ErrorCode.UNSTORABLE_RESULT])
-def test_failure_that_is_not_of_the_bytes_replaces_no_done_document(
+def test_failure_outside_the_bytes_keeps_a_done_document(
     store: ResultStore, collection: str, code: ErrorCode
 ) -> None:
     store.commit([done("done.jpg", "cat"), failed("failed.jpg")])
@@ -201,7 +199,7 @@ def test_failure_of_the_bytes_replaces_a_done_document(store: ResultStore, colle
     assert after and after["status"] == "failed"
 
 
-def test_replacement_that_cannot_be_stored_keeps_the_done_document(
+def test_unstorable_replacement_keeps_the_done_document(
     store: ResultStore, collection: str
 ) -> None:
     store.commit([done("bad.jpg", "cat")])
@@ -221,7 +219,7 @@ def test_batch_larger_than_a_commit_is_taken(store: ResultStore) -> None:
     assert all(store.is_final(result.ref.document_id) for result in results)
 
 
-def test_collection_that_firestore_refuses_is_no_images_fault(
+def test_refused_collection_is_no_fault_of_an_image(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     store = ResultStore(
@@ -269,7 +267,7 @@ class Raising:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("odd"), KeyError("odd"), OSError("odd")], ids=repr)
-def test_odd_error_of_a_commit_fails_one_image_for_now(collection: str, error: Exception) -> None:
+def test_unexpected_commit_error_fails_one_image_for_now(collection: str, error: Exception) -> None:
     client: Any = Raising(firestore.Client(), "b.jpg", error)
     store = ResultStore(client, collection=collection, timeout_seconds=PATIENCE_SECONDS)
     outcomes = store.commit([done(name) for name in ("a.jpg", "b.jpg", "c.jpg")])
@@ -277,7 +275,7 @@ def test_odd_error_of_a_commit_fails_one_image_for_now(collection: str, error: E
     assert not store.is_final(done("b.jpg").ref.document_id)
 
 
-def test_outage_amid_a_divided_commit_fails_only_the_rest(collection: str) -> None:
+def test_outage_in_a_split_commit_fails_only_the_rest(collection: str) -> None:
     client: Any = Raising(firestore.Client(), "c.jpg", ServiceUnavailable("away"))
     store = ResultStore(client, collection=collection, timeout_seconds=PATIENCE_SECONDS)
     results = [done(f"{i}.jpg", *["x" * 1000] * 300) for i in range(14)]  # two commits
@@ -326,9 +324,7 @@ def test_store_without_a_server_is_unavailable(
         list(reader.results("uploads", ""))
 
 
-def test_document_answers_queries_for_labels_with_spaces(
-    store: ResultStore, collection: str
-) -> None:
+def test_queries_find_labels_with_spaces(store: ResultStore, collection: str) -> None:
     store.commit([done("a.jpg", *["traffic light"] * 4), done("b.jpg", "traffic light")])
     path = firestore.Client.field_path("counts", "traffic light")
     query = firestore.Client().collection(collection).where(filter=FieldFilter(path, ">", 3))
@@ -347,13 +343,15 @@ def seen(store: ResultStore, *results: ImageResult, model: str | None = None) ->
     reader = ResultReader(
         store._client, collection=store._collection.id, timeout_seconds=PATIENCE_SECONDS
     )
-    return Replace(reader.records([result.ref for result in results]).read_at, model)
+    return Replace(reader.stored_documents([result.ref for result in results]).read_at, model)
 
 
-def test_records_say_how_each_picture_is_recorded(store: ResultStore, reader: ResultReader) -> None:
+def test_stored_documents_report_how_each_image_ended(
+    store: ResultStore, reader: ResultReader
+) -> None:
     recorded = [done("a.jpg", "cat"), failed("b.jpg")]
     store.commit(recorded)
-    found = reader.records([*(result.ref for result in recorded), done("c.jpg").ref])
+    found = reader.stored_documents([*(result.ref for result in recorded), done("c.jpg").ref])
     first, second = (found.by_id[result.ref.document_id] for result in recorded)
     assert len(found.by_id) == 2
     assert (first.status, first.model) == ("done", MODEL.sha256)
@@ -361,15 +359,13 @@ def test_records_say_how_each_picture_is_recorded(store: ResultStore, reader: Re
     assert first.created_at <= found.read_at
 
 
-def test_records_of_many_missing_pictures_are_none(reader: ResultReader) -> None:
-    found = reader.records([done(f"{i}.jpg").ref for i in range(250)])
+def test_missing_images_have_no_documents(reader: ResultReader) -> None:
+    found = reader.stored_documents([done(f"{i}.jpg").ref for i in range(250)])
     assert found.by_id == {}
     assert found.read_at > datetime(2020, 1, 1, tzinfo=UTC)
 
 
-def test_commit_of_a_replacement_replaces_every_field_once(
-    store: ResultStore, collection: str
-) -> None:
+def test_replacement_replaces_every_field_once(store: ResultStore, collection: str) -> None:
     store.commit([failed("a.jpg")])
     permission = seen(store, failed("a.jpg"))
     before = read(collection, done("a.jpg"))
@@ -385,16 +381,14 @@ def test_commit_of_a_replacement_replaces_every_field_once(
     assert read(collection, done("a.jpg")) == after
 
 
-def test_commit_of_a_replacement_forgets_the_counts_that_are_gone(
-    store: ResultStore, collection: str
-) -> None:
+def test_replacement_removes_the_old_counts(store: ResultStore, collection: str) -> None:
     store.commit([done("a.jpg", "cat", "dog")])
     store.commit([of(done("a.jpg", "cat"), seen(store, done("a.jpg")))])
     after = read(collection, done("a.jpg"))
     assert after and after["counts"] == {"cat": 1}
 
 
-def test_commit_of_a_replacement_leaves_what_its_model_recorded(
+def test_replacement_keeps_the_document_of_its_own_model(
     store: ResultStore, collection: str
 ) -> None:
     old = replace(done("old.jpg", "cat"), model=replace(MODEL, sha256="1" * 64))
@@ -405,7 +399,7 @@ def test_commit_of_a_replacement_leaves_what_its_model_recorded(
     assert [document and document["labels"] for document in found] == [["cat"], ["dog"]]
 
 
-def test_commit_mixes_replacements_and_new_pictures(store: ResultStore, collection: str) -> None:
+def test_commit_mixes_replacements_and_new_images(store: ResultStore, collection: str) -> None:
     store.commit([failed("old.jpg"), done("final.jpg", "cat")])
     permission = seen(store, failed("old.jpg"))
     store.commit(
@@ -452,7 +446,7 @@ class Interfering:
 
 
 @pytest.mark.parametrize("how", ["edited", "deleted", "replaced"])
-def test_commit_of_a_replacement_that_is_overtaken_looks_again(
+def test_replacement_that_is_overtaken_reads_again(
     how: str, store: ResultStore, collection: str
 ) -> None:
     store.commit([failed("a.jpg")])

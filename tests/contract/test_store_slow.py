@@ -106,7 +106,7 @@ def test_silent_attempt_is_followed_by_another(
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_silent_firestore_is_asked_until_the_time_is_up(
+def test_silent_firestore_is_retried_until_the_time_is_up(
     call: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with silent_firestore(FOR_EVER, monkeypatch) as (proxy, connect):
@@ -119,7 +119,7 @@ def test_silent_firestore_is_asked_until_the_time_is_up(
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_silent_firestore_is_left_at_the_deadline(
+def test_silent_firestore_is_abandoned_at_the_deadline(
     call: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with silent_firestore(FOR_EVER, monkeypatch) as (proxy, connect):
@@ -138,7 +138,7 @@ def test_call_after_the_deadline_sends_nothing(
         assert proxy.seconds == []
 
 
-def test_commit_whose_answer_was_lost_is_our_own(
+def test_commit_with_a_lost_response_is_our_own(
     collection: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with FirestoreProxy(os.environ["FIRESTORE_EMULATOR_HOST"]) as proxy:

@@ -49,7 +49,7 @@ def test_pattern_is_expanded(topic: str, prefix: str) -> None:
 def test_missing_object_stops_before_anything_is_published(topic: str, prefix: str) -> None:
     refused = submit(topic, "-", stdin=f"{prefix}a.jpg\n{prefix}typo.jpg\n{prefix}*.png\n")
     assert refused.exit_code == 1
-    assert "2 of 3 uris name no object" in refused.stderr
+    assert "2 of 3 URIs name no object" in refused.stderr
     assert "typo.jpg" in refused.stderr
     done = submit(topic, "--no-check", f"{prefix}typo.jpg", f"{prefix}*.png")
     assert "Published 2 jobs" in done.stdout
@@ -65,23 +65,25 @@ def test_object_of_no_bucket_is_missing(topic: str) -> None:
         assert "no object" in refused.stderr or "no bucket" in refused.stderr
 
 
-def test_bucket_that_may_not_be_read_is_said(topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_bucket_has_a_clear_error(topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with refusing_storage() as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
         server.refuse("a.jpg", FORBIDDEN)
         refused = submit(topic, "gs://uploads/a.jpg")
         assert refused.exit_code == 1
-        assert "does not say whether gs://uploads/a.jpg exists: 403" in refused.stderr
+        assert "refuses to look up gs://uploads/a.jpg: 403" in refused.stderr
         assert "--no-check" in refused.stderr
         assert submit(topic, "--no-check", "gs://uploads/a.jpg").exit_code == 0
 
 
-def test_pattern_needs_no_right_but_to_list(topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pattern_needs_only_the_permission_to_list(
+    topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with refusing_storage() as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
         server.metadata["*.jpg"] = FORBIDDEN
         refused = submit(topic, "gs://uploads/*.jpg")
-        assert "1 of 1 uris name no object" in refused.stderr
+        assert "1 of 1 URIs name no object" in refused.stderr
         server.listing = FORBIDDEN
         refused = submit(topic, "gs://uploads/*.jpg")
         assert "refuses to list gs://uploads (roles/storage.objectViewer" in refused.stderr
@@ -91,7 +93,7 @@ def test_object_whose_name_ends_like_a_generation_is_named(topic: str, prefix: s
     blob = storage.Client().bucket("uploads").blob(f"{prefix.removeprefix('gs://uploads/')}h#12")
     blob.upload_from_string(b"x")
     refused = submit(topic, f"{prefix}h#12", f"{prefix}a.jpg#12")
-    assert f"\n  {prefix}h#12 (for the object of this name give " in refused.stderr
+    assert f"\n  {prefix}h#12 (for the object with this name, use " in refused.stderr
     assert f"\n  {prefix}a.jpg#12\n" in refused.stderr
     assert submit(topic, f"{prefix}h#12#{blob.generation}").exit_code == 0
 
@@ -102,7 +104,7 @@ def test_standard_input_that_is_not_utf8_is_refused(topic: str) -> None:
     assert r"'gs://uploads/\udcff.jpg' is wrong" in refused.stderr
 
 
-def test_standard_input_that_is_closed_is_said() -> None:
+def test_closed_standard_input_has_a_clear_error() -> None:
     # The shell closes it: no Python may run between fork and exec where there are other threads.
     command = [sys.executable, "-c", "from service.cli.main import main; main()", "submit", "-"]
     refused = subprocess.run(

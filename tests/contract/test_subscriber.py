@@ -30,17 +30,17 @@ def subscription(topic: str, project: str) -> Iterator[Subscription]:
 
 def data(subscription: Subscription, limit: int = 1000) -> list[bytes]:
     """Everything that can be had now, which is then given back."""
-    letters = list(subscription.letters(limit))
+    letters = list(subscription.pull(limit))
     subscription.release()
     return sorted(letter.data for letter in letters)
 
 
-def test_letters_are_all_there_and_stay(
+def test_pull_returns_all_dead_letters_and_keeps_them(
     subscription: Subscription, publisher: pubsub_v1.PublisherClient, topic: str
 ) -> None:
     messages = [f"{i:03}".encode() for i in range(250)]
     publish_jobs(publisher, topic, messages, attributes={"ce-type": "é", "b": "two\nlines"})
-    letters = list(subscription.letters(1000))
+    letters = list(subscription.pull(1000))
     assert sorted(letter.data for letter in letters) == messages
     assert {tuple(sorted(letter.attributes.items())) for letter in letters} == {
         (("b", "two\nlines"), ("ce-type", "é"))
@@ -49,11 +49,11 @@ def test_letters_are_all_there_and_stay(
     assert data(subscription) == messages
 
 
-def test_letters_are_no_more_than_the_limit(
+def test_pull_returns_at_most_the_limit(
     subscription: Subscription, publisher: pubsub_v1.PublisherClient, topic: str
 ) -> None:
     publish_jobs(publisher, topic, [b"%d" % i for i in range(5)])
-    assert len(list(subscription.letters(3))) == 3
+    assert len(list(subscription.pull(3))) == 3
 
 
 class Extensions:
@@ -71,15 +71,15 @@ class Extensions:
         self.count += 1
 
 
-def test_letters_are_held_for_longer_than_a_lease(
+def test_leases_of_dead_letters_are_extended(
     subscription: Subscription, publisher: pubsub_v1.PublisherClient, topic: str
 ) -> None:
     publish_jobs(publisher, topic, [b"1", b"2", b"3"])
     client = Extensions(subscription._client)
     # Long enough for a thread to be late by seconds on a busy machine.
-    source = Subscription(client, subscription.name, hold_seconds=6)
-    with source.holding():
-        first, *_ = list(source.letters(10))
+    source = Subscription(client, subscription.name, lease_seconds=6)
+    with source.leases():
+        first, *_ = list(source.pull(10))
         source.acknowledge([first])
         # Once by `letters`, then after each third of a lease: so many are more than one.
         wait_until(lambda: client.count >= 5, "the leases are not extended")
@@ -87,23 +87,23 @@ def test_letters_are_held_for_longer_than_a_lease(
     assert len(data(subscription)) == 2
 
 
-def test_letter_that_comes_twice_is_acknowledged_once_for_all(
+def test_dead_letter_delivered_twice_is_acknowledged(
     subscription: Subscription, publisher: pubsub_v1.PublisherClient, topic: str
 ) -> None:
     publish_jobs(publisher, topic, [b"1"])
-    [first] = subscription.letters(1)
+    [first] = subscription.pull(1)
     subscription._set_deadline([first.ack_id], 0)  # as if its lease had ended
-    [again] = subscription.letters(1)
+    [again] = subscription.pull(1)
     assert again.ack_id != first.ack_id
     subscription.acknowledge([first])
     assert data(subscription) == []
 
 
-def test_acknowledged_letters_are_gone(
+def test_acknowledged_dead_letters_are_gone(
     subscription: Subscription, publisher: pubsub_v1.PublisherClient, topic: str
 ) -> None:
     publish_jobs(publisher, topic, [b"stays", b"goes"])
-    letters = list(subscription.letters(10))
+    letters = list(subscription.pull(10))
     subscription.acknowledge(letter for letter in letters if letter.data == b"goes")
     subscription.release()
     assert data(subscription) == [b"stays"]
@@ -116,7 +116,7 @@ def test_topic_of_a_subscription_is_its_topic(subscription: Subscription, topic:
 def test_missing_subscription_is_named(project: str) -> None:
     source = connect("never-made", project)
     with pytest.raises(SubscriptionError, match="There is no subscription .*never-made"):
-        list(source.letters(1))
+        list(source.pull(1))
     with pytest.raises(SubscriptionError, match="There is no subscription .*nor-this"):
         source.topic_of(f"projects/{project}/subscriptions/nor-this")
 

@@ -125,7 +125,7 @@ def test_accelerators_are_those_of_terraform() -> None:
     assert re.findall(r'"([\w-]+)"', known[1]) == ["none", *named[1].split(" | ")]
 
 
-def test_terraform_gives_every_substitution_that_differs_by_project() -> None:
+def test_terraform_sets_every_substitution_of_a_project() -> None:
     text = (ROOT / "terraform" / "build.tf").read_text(encoding="utf-8")
     given = set(re.findall(r"^\s+(_[A-Z]+)\s+=", text, re.MULTILINE))
     given |= set(re.findall(r",(_[A-Z]+)=", text))
@@ -133,7 +133,7 @@ def test_terraform_gives_every_substitution_that_differs_by_project() -> None:
     assert {"_BUCKET", "_REGION", "_REPOSITORY", "_SERVICE", "_JOB", "_DEPLOY"} <= given
 
 
-def test_image_that_terraform_deploys_first_is_the_one_that_is_pushed() -> None:
+def test_terraform_first_deploys_the_pushed_image() -> None:
     text = (ROOT / "terraform" / "build.tf").read_text(encoding="utf-8")
     assert "/service:latest" in text
     assert TEXT.count('image="${_REGION}-docker.pkg.dev/${PROJECT_ID}/${_REPOSITORY}/service"') == 3
@@ -162,7 +162,7 @@ def test_files_that_the_steps_name_exist() -> None:
     assert re.search(r"^check:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 
 
-def test_upload_holds_what_the_steps_need_and_no_rubbish(tmp_path: Path) -> None:
+def test_upload_has_what_the_steps_need_and_nothing_else(tmp_path: Path) -> None:
     if not shutil.which("gcloud"):
         pytest.skip("needs the Google Cloud CLI, whose own reading of .gcloudignore is asked")
     own = [
@@ -277,7 +277,7 @@ def test_build_takes_the_target_of_the_accelerator(
     ],
     ids=["accelerator", "bucket"],
 )
-def test_build_refuses_a_wrong_substitution(
+def test_wrong_substitution_fails_the_build(
     workspace: Workspace, variables: dict[str, str], sentence: str
 ) -> None:
     done = workspace.run("build", **variables)
@@ -295,7 +295,7 @@ def test_push_names_the_digest(workspace: Workspace) -> None:
     ]
 
 
-def test_image_that_gets_its_result_keeps_the_image_and_updates_the_job(
+def test_passed_smoke_test_keeps_the_image_and_updates_the_job(
     workspace: Workspace,
 ) -> None:
     done = workspace.deploy()
@@ -315,7 +315,7 @@ def test_image_that_gets_its_result_keeps_the_image_and_updates_the_job(
 def test_image_without_result_rolls_back_and_fails_the_build(workspace: Workspace) -> None:
     done = workspace.deploy(FAKE_RUN_EXIT="1")
     assert done.returncode == 1
-    assert "The sample image got no result" in done.stderr
+    assert "The smoke test of " in done.stderr
     assert f" --image {DIGEST} " in workspace.calls()[-3]
     assert workspace.calls()[-1].endswith(f" --image {PREVIOUS} --quiet")
     assert not [call for call in workspace.calls() if "jobs update" in call]
@@ -330,7 +330,7 @@ def test_image_without_result_rolls_back_and_fails_the_build(workspace: Workspac
     ],
     ids=["digest", "never-started", "refused"],
 )
-def test_rollback_from_the_first_deployments_tag_is_never_to_the_bad_image(
+def test_rollback_from_the_first_tag_is_not_to_the_bad_image(
     workspace: Workspace, variables: dict[str, str], restored: str
 ) -> None:
     done = workspace.deploy(FAKE_RUN_EXIT="1", FAKE_PREVIOUS=f"{IMAGE}:latest", **variables)
@@ -359,12 +359,10 @@ def test_first_build_pushes_and_deploys_nothing(workspace: Workspace) -> None:
 
 
 @pytest.mark.parametrize("name", ["test", "terraform-test"])
-def test_first_build_does_not_wait_for_tools_that_no_lock_holds(
-    workspace: Workspace, name: str
-) -> None:
+def test_first_build_does_not_depend_on_unlocked_tools(workspace: Workspace, name: str) -> None:
     done = workspace.run(name, _DEPLOY="false")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("Not tested")
+    assert done.stdout.startswith("Skipped the tests")
 
 
 def test_service_without_reconcile_job_is_deployed(workspace: Workspace) -> None:

@@ -169,7 +169,7 @@ def test_defaults_of_timeouts_are_the_services_own(offline: Path) -> None:
     ]
 
 
-def test_cloud_run_sends_no_more_and_waits_no_less_than_the_service() -> None:
+def test_cloud_runs_limits_match_those_of_the_service() -> None:
     [template] = _resource("google_cloud_run_v2_service", "main")["template"]
     assert template["max_instance_request_concurrency"] == "${local.max_in_flight}"
     assert template["timeout"] == "${local.ack_deadline_seconds}s"
@@ -206,7 +206,7 @@ def test_reconcile_job_calls_the_command_as_it_is() -> None:
     assert since.startswith("gs://${google_storage_bucket.reconcile.name}/")
 
 
-def test_backfill_is_paced_by_the_subscriptions_own_redeliveries() -> None:
+def test_backfill_uses_the_redeliveries_of_the_subscription() -> None:
     retry = _local("retry")
     assert Redelivery() == Redelivery(
         deliveries=retry["attempts"],
@@ -232,7 +232,7 @@ def test_builder_touches_no_upload_but_the_smoke_tests() -> None:
 
 
 @needs_terraform
-def test_dashboard_holds_nothing_that_the_api_leaves_out(offline: Path) -> None:
+def test_dashboard_has_no_zeros_and_no_nulls(offline: Path) -> None:
     """The API gives back neither zeros nor nulls: each would be a difference in every plan."""
     text = (MODULE / "monitoring.tf").read_text()
     text = "\n".join(re.findall(r"^locals \{.*?^\}$", text, re.MULTILINE | re.DOTALL))
@@ -270,7 +270,7 @@ def test_both_readmes_deploy_by_the_same_commands() -> None:
 
 
 @needs_terraform
-def test_every_refusal_happens(offline: Path) -> None:
+def test_every_invalid_value_fails(offline: Path) -> None:
     """`terraform test` of refusals.tftest.hcl, on the files that need no provider."""
     text = (MODULE / "tests" / "refusals.tftest.hcl").read_text()
     text = re.sub(r"^mock_provider .*\n", "", text, flags=re.MULTILINE)

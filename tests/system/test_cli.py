@@ -61,7 +61,7 @@ def test_detect_json_holds_labels_and_failures(samples: Samples, tmp_path: Path)
         (["detect", "/proc/self/mem"], "/proc/self/mem cannot be read"),
         (["submit", "gs://uploads/a", "gs://b"], "'gs://b' is wrong"),
         (["results", "uploads/a"], "it must be gs://bucket"),
-        (["submit", "uploads/a"], "uri must be gs://bucket/object"),
+        (["submit", "uploads/a"], "URI must be gs://bucket/object"),
         (["submit", "gs://uploads/a", "--no-check", "--topic", "nowhere"], "There is no topic"),
     ],
     ids=["path", "model", "unreadable", "second-uri", "results-uri", "job-uri", "topic"],

@@ -129,7 +129,9 @@ def test_replacement_delivered_again_changes_nothing(
 ) -> None:
     ref = put_aside(stack, f"{prefix}a.jpg", samples[0][0].read_bytes())
     record(failed(ref))
-    job = job_message(f"{ref.uri}#{ref.generation}", Replace(reader().records([ref]).read_at))
+    job = job_message(
+        f"{ref.uri}#{ref.generation}", Replace(reader().stored_documents([ref]).read_at)
+    )
     push = {"message": {"data": base64.b64encode(job).decode()}}
     assert requests.post(service.url, json=push, timeout=DOCUMENT_SECONDS).status_code == 204
     replaced = document(ref)

@@ -86,7 +86,7 @@ def assert_empty(response: TestResponse) -> None:
 # Acknowledged
 
 
-def test_post_of_a_picture_is_204_after_its_commit(site: Site) -> None:
+def test_post_of_an_image_is_204_after_its_commit(site: Site) -> None:
     assert_empty(site.upload())
     assert site.store.document(SECRET)["status"] == "done"
 
@@ -97,12 +97,12 @@ def test_post_of_the_same_event_twice_is_204_twice(site: Site) -> None:
     assert site.store.commits == [[SECRET]]
 
 
-def test_post_of_what_is_no_picture_is_204_after_its_commit(site: Site) -> None:
+def test_post_of_a_file_that_is_no_image_is_204(site: Site) -> None:
     assert_empty(site.upload(b"just a note"))
     assert site.store.document(SECRET)["status"] == "failed"
 
 
-def test_post_of_a_gone_picture_is_204(site: Site) -> None:
+def test_post_of_a_gone_image_is_204(site: Site) -> None:
     event = {"bucket": "uploads", "name": "gone", "generation": "1"}
     assert_empty(site.client.post("/", headers=FINALIZED, data=json.dumps(event)))
     assert site.store.commits == []
@@ -132,7 +132,7 @@ def test_post_of_a_job_of_several_images_is_400(site: Site) -> None:
     assert "publish one message" in response.get_json()["error"]["message"]
 
 
-def test_post_of_a_form_content_type_is_read_all_the_same(site: Site) -> None:
+def test_post_with_a_form_content_type_is_read(site: Site) -> None:
     """The emulator sends unwrapped messages so, and Flask must not take the body for a form."""
     site.storage.put("a", picture())
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -165,7 +165,7 @@ def test_post_over_the_limit_is_413(site: Site) -> None:
     assert error_of(response)["code"] == "request_entity_too_large"
 
 
-def test_post_without_an_end_is_413(site: Site) -> None:
+def test_post_of_an_endless_body_is_413(site: Site) -> None:
     """Chunked, as gunicorn hands it on. Werkzeug cuts such a body at the limit, silently."""
     response = site.client.post(
         "/",
@@ -206,7 +206,7 @@ def test_post_just_under_the_limit_is_read(site: Site) -> None:
     ],
     ids=["get", "put", "post-health", "unknown", "unknown-post"],
 )
-def test_request_of_another_kind_is_refused_as_json(
+def test_wrong_path_or_method_is_a_json_error(
     site: Site, method: str, path: str, status: int, code: str
 ) -> None:
     response = site.client.open(path, method=method)
@@ -214,7 +214,7 @@ def test_request_of_another_kind_is_refused_as_json(
     assert error_of(response)["code"] == code
 
 
-def test_answer_405_names_the_allowed_methods(site: Site) -> None:
+def test_405_lists_the_allowed_methods(site: Site) -> None:
     """RFC 9110 asks for it."""
     assert "POST" in site.client.get("/").headers.get("Allow", "")
 
@@ -233,7 +233,7 @@ def test_answer_405_names_the_allowed_methods(site: Site) -> None:
     ],
     ids=["queue", "stopping", "model", "storage", "store"],
 )
-def test_post_that_may_succeed_later_says_when(
+def test_rejected_post_has_a_retry_after_header(
     site: Site, error: Exception, status: int, retry_after: str
 ) -> None:
     site.storage.errors[SECRET] = error
@@ -244,13 +244,13 @@ def test_post_that_may_succeed_later_says_when(
     assert site.store.commits == []
 
 
-def test_post_when_the_commit_fails_is_503_and_204_the_next_time(site: Site) -> None:
+def test_post_with_a_failed_commit_is_503_then_204(site: Site) -> None:
     site.store.errors.append(FirestoreUnavailableError("Firestore is unavailable."))
     assert site.upload().status_code == 503
     assert_empty(site.upload())
 
 
-def test_post_that_comes_to_its_deadline_is_503_and_may_come_again_at_once(site: Site) -> None:
+def test_post_at_its_deadline_is_503_and_can_be_redelivered(site: Site) -> None:
     hasty = create_app(site.pipeline, start_deadline=lambda: Deadline.after(-1)).test_client()
     site.storage.put("late", picture())
     event = {"bucket": "uploads", "name": "late", "generation": "1"}
@@ -279,7 +279,7 @@ def test_post_rejected_logs_the_vendors_error(site: Site, caplog: pytest.LogCapt
 
 
 @pytest.mark.parametrize("kind", [StorageRefusedError, FirestoreRefusedError])
-def test_post_rejected_for_all_alike_has_no_log_line_of_its_own(
+def test_post_rejected_in_an_outage_has_no_own_log_line(
     site: Site, kind: type[TransientError], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -296,7 +296,7 @@ def test_post_rejected_for_all_alike_has_no_log_line_of_its_own(
     [RuntimeError(SECRET), KeyError(SECRET), DetectorError(SECRET), OSError(5, SECRET)],
     ids=["runtime", "key", "detector", "os"],
 )
-def test_post_that_raises_the_unexpected_is_500_and_logged(
+def test_post_with_an_unexpected_error_is_500_and_logged(
     site: Site, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     site.storage.errors[SECRET] = error
@@ -308,7 +308,7 @@ def test_post_that_raises_the_unexpected_is_500_and_logged(
     assert "Traceback" in caplog.text and SECRET in caplog.text
 
 
-def test_post_of_a_poison_picture_is_500_and_the_next_one_204(site: Site) -> None:
+def test_post_of_a_poison_image_is_500_and_the_next_one_204(site: Site) -> None:
     site.detector.poison = (1, 2, 3)
     assert site.upload(picture((1, 2, 3))).status_code == 500
     assert_empty(site.upload(name="good"))
@@ -322,7 +322,7 @@ def health(site: Site) -> list[tuple[int, Any]]:
     return [(answer.status_code, answer.get_json()) for answer in answers]
 
 
-def test_health_of_a_service_that_works_is_200(site: Site) -> None:
+def test_health_of_a_working_service_is_200(site: Site) -> None:
     assert health(site) == [(200, {"status": "ready"})] * 2
 
 

@@ -35,7 +35,7 @@ def test_estimate_of_a_million() -> None:
     assert estimate.dollars == pytest.approx(2.12 + 1.60, abs=0.001)
 
 
-def test_estimate_tells_what_is_published_at_once() -> None:
+def test_estimate_includes_the_burst() -> None:
     estimate = backfill_estimate(1000, Deployment(images_per_second=1, instances=2), SHORT)
     assert estimate.at_once == 35  # 2 a second, a quarter of 70 s
 
@@ -93,13 +93,13 @@ def test_idle_time_fills_the_bucket_to_the_burst_and_no_further() -> None:
     assert times(bucket, clock, 4) == pytest.approx([0, 0, 0, 0.25])
 
 
-def test_sleep_that_takes_longer_is_made_up_for() -> None:
+def test_overlong_sleep_is_compensated() -> None:
     clock = Clock()
     bucket = TokenBucket(1, 1, clock=clock, sleep=lambda seconds: clock.sleep(seconds + 0.5))
     assert times(bucket, clock, 4) == pytest.approx([0, 1.5, 2.5, 3.5])
 
 
-def test_backlog_never_outgrows_the_burst_while_the_service_keeps_its_rate() -> None:
+def test_backlog_stays_below_the_burst_at_the_expected_rate() -> None:
     clock = Clock()
     deployment = Deployment(images_per_second=2, instances=5)
     burst = deployment.burst(SHORT)
@@ -108,7 +108,7 @@ def test_backlog_never_outgrows_the_burst_while_the_service_keeps_its_rate() -> 
         assert number - at * deployment.rate <= burst + 1e-6
 
 
-def test_bucket_of_a_deployment_does_not_hold_up_its_burst() -> None:
+def test_token_bucket_of_a_deployment_passes_its_burst() -> None:
     bucket = token_bucket(Deployment(images_per_second=10, instances=1), SHORT)
     for _ in range(175):  # 10 a second, a quarter of 70 s
         bucket.take()

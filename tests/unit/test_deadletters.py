@@ -66,13 +66,13 @@ def test_read_of_a_job_keeps_what_it_may_replace(uri: str) -> None:
     ],
     ids=["binary", "empty", "other", "several", "no-name", "other-event"],
 )
-def test_read_of_the_unreadable_says_why(given: DeadLetter) -> None:
+def test_unreadable_dead_letter_has_a_reason(given: DeadLetter) -> None:
     reading = read(given)
     assert (reading.kind, reading.uri) == (Kind.UNREADABLE, None)
     assert reading.reason
 
 
-def test_letter_tells_what_pubsub_added_from_its_own() -> None:
+def test_added_attributes_are_separate_from_the_original_ones() -> None:
     found = letter(colour="blue")
     assert (found.attempts, found.source) == (10, "projects/p/subscriptions/jobs-push")
     assert found.published_at == datetime(2026, 11, 21, 3, 0, 0, 500_000, tzinfo=UTC)
@@ -80,7 +80,7 @@ def test_letter_tells_what_pubsub_added_from_its_own() -> None:
 
 
 @pytest.mark.parametrize("odd", ["", "yesterday", "2026-11-21T03:00:00"])
-def test_letter_of_odd_additions_falls_back(odd: str) -> None:
+def test_malformed_added_attributes_fall_back(odd: str) -> None:
     attributes = {f"CloudPubSubDeadLetterSource{end}": odd for end in ("DeliveryCount",)}
     attributes["CloudPubSubDeadLetterSourceTopicPublishTime"] = odd
     found = DeadLetter("ack", "1", b"", attributes, PUBLISHED)

@@ -23,7 +23,7 @@ def test_a_wait_ends_before_the_seconds_reserved_for_the_commit(now: list[float]
     assert deadline.wait_seconds(6) == 3
 
 
-def test_no_wait_begins_when_only_the_commit_s_seconds_are_left(now: list[float]) -> None:
+def test_no_wait_starts_in_the_seconds_of_the_commit(now: list[float]) -> None:
     deadline = Deadline.after(60, commit_seconds=10)
     now[0] += 50
     with pytest.raises(TooLateError):

@@ -43,7 +43,7 @@ FAILED = ImageResult(
 )
 
 
-def test_to_document_of_a_done_picture_has_every_field() -> None:
+def test_document_of_a_done_image_has_every_field() -> None:
     assert to_document(RESULT) == {
         "uri": "gs://uploads/dir/cat.jpg",
         "bucket": "uploads",
@@ -97,7 +97,7 @@ def test_to_document_of_a_done_picture_has_every_field() -> None:
     }
 
 
-def test_to_document_of_a_failed_picture_has_every_field() -> None:
+def test_document_of_a_failed_image_has_every_field() -> None:
     assert to_document(FAILED) == {
         "uri": "gs://uploads/dir/cat.jpg",
         "bucket": "uploads",
@@ -124,7 +124,7 @@ def test_to_document_of_a_failed_picture_has_every_field() -> None:
     }
 
 
-def test_to_document_of_a_picture_of_nothing_is_done() -> None:
+def test_document_of_an_image_without_detections_is_done() -> None:
     document = to_document(replace(RESULT, detections=()))
     assert document["status"] == "done"
     assert (document["detections"], document["counts"], document["labels"]) == ([], {}, [])

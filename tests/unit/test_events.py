@@ -111,7 +111,7 @@ def test_parse_event_of_largest_generation_keeps_it() -> None:
 @pytest.mark.parametrize("uris", [[], ["gs://uploads/a"], ["gs://uploads/a", "gs://uploads/b"]])
 def test_job_of_several_images_says_how_to_publish_them(uris: list[str]) -> None:
     for job in ({"uris": uris}, {"uris": uris, "uri": "gs://uploads/a"}):
-        with pytest.raises(EnvelopeError, match="publish one message .* an image"):
+        with pytest.raises(EnvelopeError, match="publish one message .* for each"):
             parse_event({}, push(job))
 
 
@@ -299,7 +299,7 @@ UNREADABLE: dict[str, tuple[dict[str, str], bytes]] = {
 
 
 @pytest.mark.parametrize(("headers", "body"), UNREADABLE.values(), ids=UNREADABLE)
-def test_parse_event_of_unreadable_request_raises_and_repeats_nothing(
+def test_parse_event_of_unreadable_request_repeats_nothing(
     headers: dict[str, str], body: bytes
 ) -> None:
     with pytest.raises(EnvelopeError) as raised:
@@ -309,7 +309,7 @@ def test_parse_event_of_unreadable_request_raises_and_repeats_nothing(
     assert sentence and len(sentence) < 120
 
 
-def test_parse_event_of_name_garbled_by_wsgi_is_not_another_name() -> None:
+def test_parse_event_restores_a_name_that_wsgi_garbled() -> None:
     """Without a body, the object's name comes from a header, that WSGI decodes as latin-1."""
     header = "é.jpg".encode().decode("latin-1")
     headers = NOTIFICATION | {"objectId": header, "objectGeneration": "1"}
@@ -341,9 +341,7 @@ def test_parse_event_of_time_out_of_utc_range_drops_it() -> None:
     ],
     ids=["plain", "generation", "hash", "hash-text", "two", "newline", "other-digits"],
 )
-def test_parse_uri_takes_only_a_trailing_number_for_the_generation(
-    uri: str, expected: ImageRef
-) -> None:
+def test_parse_uri_reads_only_a_final_number_as_generation(uri: str, expected: ImageRef) -> None:
     assert parse_uri(uri) == expected
 
 
@@ -387,20 +385,20 @@ def assert_read_or_refused(headers: dict[str, str], body: bytes) -> None:
 
 @property_test
 @given(headers=some_headers, body=st.binary(max_size=200))
-def test_parse_event_of_any_bytes_reads_or_refuses(headers: dict[str, str], body: bytes) -> None:
+def test_parse_event_of_any_bytes_reads_or_raises(headers: dict[str, str], body: bytes) -> None:
     assert_read_or_refused(headers, body)
 
 
 @property_test
 @given(headers=some_headers, value=json_values)
-def test_parse_event_of_any_json_reads_or_refuses(headers: dict[str, str], value: Any) -> None:
+def test_parse_event_of_any_json_reads_or_raises(headers: dict[str, str], value: Any) -> None:
     assert_read_or_refused(headers, dumps(value))
     assert_read_or_refused(headers, push(value))
 
 
 @property_test
 @given(headers=some_headers, value=near_misses, attributes=near_misses)
-def test_parse_event_of_known_fields_in_disorder_reads_or_refuses(
+def test_parse_event_of_shuffled_fields_reads_or_raises(
     headers: dict[str, str], value: dict[str, Any], attributes: dict[str, Any]
 ) -> None:
     assert_read_or_refused(headers, dumps(value))

@@ -141,7 +141,7 @@ def test_a_result_that_breaks_its_own_commit_is_committed_once(store: Store) -> 
     assert store.groups == [["a"]]
 
 
-def test_an_odd_error_of_a_commit_is_logged_with_its_trace(
+def test_an_unexpected_commit_error_is_logged_with_its_trace(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     store.errors["b"] = error = ValueError("bad")

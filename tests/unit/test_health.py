@@ -69,7 +69,7 @@ def test_the_oldest_work_counts(health: Health, clock: Clock) -> None:
     assert health.probe() is None
 
 
-def test_work_begun_between_probes_counts_from_its_begin(health: Health, clock: Clock) -> None:
+def test_work_started_between_probes_counts_from_its_start(health: Health, clock: Clock) -> None:
     probe_for(health, clock, PERIOD)
     clock.now += PERIOD - 1
     with health.work():
@@ -94,7 +94,7 @@ def test_a_stopped_process_does_not_hang_when_it_resumes(
         assert probe_for(health, clock, PERIOD)  # it did not go on after the pause
 
 
-def test_work_begun_after_a_pause_hangs_a_probe_later(health: Health, clock: Clock) -> None:
+def test_work_started_after_a_pause_hangs_a_probe_later(health: Health, clock: Clock) -> None:
     clock.now += 3600
     with health.work():
         assert probe_for(health, clock, HANG + PERIOD) is None
@@ -119,7 +119,7 @@ def test_a_model_that_fails_on_different_images_is_unhealthy(health: Health) -> 
     assert health.probe() == "The model failed on 3 different images in a row."
 
 
-def test_one_image_that_fails_at_every_delivery_is_healthy(health: Health) -> None:
+def test_one_image_that_always_fails_is_healthy(health: Health) -> None:
     for _ in range(50):
         fail(health, "a")
     assert health.probe() is None

@@ -54,7 +54,7 @@ def assert_refused(world: World, headers: dict[str, str], body: bytes) -> None:
 
 
 @pytest.mark.parametrize(("headers", "body"), UNREADABLE.values(), ids=UNREADABLE)
-def test_unreadable_request_is_400_and_repeated_neither_in_answer_nor_log(
+def test_unreadable_request_is_400_and_repeated_nowhere(
     world: World, headers: dict[str, str], body: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     configure("DEBUG")
@@ -91,7 +91,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("body", BOMBS.values(), ids=BOMBS)
-def test_body_made_to_cost_is_400_in_bounded_memory(world: World, body: bytes) -> None:
+def test_expensive_body_is_400_in_bounded_memory(world: World, body: bytes) -> None:
     assert len(body) < LIMIT
     tracemalloc.start()
     try:
@@ -111,7 +111,7 @@ def test_body_made_to_cost_is_400_in_bounded_memory(world: World, body: bytes) -
     ],
     ids=["event", "job", "notification"],
 )  # fmt: skip
-def test_foreign_bucket_is_acknowledged_and_nothing_is_asked_of_it(
+def test_foreign_bucket_is_acknowledged_without_any_call(
     world: World, headers: dict[str, str], body: bytes
 ) -> None:
     before = world.touched()
@@ -145,7 +145,7 @@ def test_name_of_an_object_is_only_ever_a_name(world: World, name: str) -> None:
     ],
     ids=lambda headers: next(iter(headers)),
 )
-def test_headers_of_another_kind_change_nothing(
+def test_unknown_headers_change_nothing(
     world: World, headers: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     configure("DEBUG")
@@ -153,7 +153,7 @@ def test_headers_of_another_kind_change_nothing(
     assert MARKER not in capsys.readouterr().out
 
 
-def test_refused_requests_leave_the_service_as_it_was(world: World) -> None:
+def test_rejected_requests_do_not_change_the_service(world: World) -> None:
     for headers, body in UNREADABLE.values():
         world.client.post("/", headers=headers, data=body)
     world.storage.put("after.bmp", picture(), generation=7)

@@ -67,7 +67,7 @@ def test_cpu_is_what_the_system_reports(tmp_path: Path, monkeypatch: pytest.Monk
     assert machine.cpu_flags() == {"fpu", "avx512_vnni", "amx_int8"}
 
 
-def test_cpu_that_the_system_does_not_report_has_a_name_but_no_flags(
+def test_unreported_cpu_has_a_name_but_no_flags(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "_CPU", tmp_path / "cpuinfo")

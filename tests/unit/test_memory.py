@@ -68,12 +68,12 @@ def test_largest_file_counts_wherever_it_may_be(instance: pytest.MonkeyPatch) ->
     assert plan_memory(one, DETECTOR).buffered == SETTINGS.max_image_bytes
 
 
-def test_model_weighs_more_with_each_stream(instance: pytest.MonkeyPatch) -> None:
+def test_each_stream_adds_to_the_models_memory(instance: pytest.MonkeyPatch) -> None:
     one = plan_memory(SETTINGS, load_detector(BUNDLED_MODEL, streams=1)).model
     assert plan_memory(SETTINGS, DETECTOR).model > one > 7 * 20 * MB
 
 
-def test_model_of_another_runtime_is_what_it_took(
+def test_other_runtimes_count_with_their_resident_memory(
     instance: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     instance.setattr(memory, "_resident_bytes", lambda: 1000 * MB)
@@ -98,7 +98,7 @@ def test_buffered_bytes_are_lowered_to_what_fits(
     assert total(settings) == available
     [record] = caplog.records
     assert record.levelno == logging.WARNING
-    assert record.getMessage() == "MAX_BUFFERED_BYTES is lowered to what memory allows"
+    assert record.getMessage() == "Lowered MAX_BUFFERED_BYTES to fit the memory"
     assert "buffered 117" in vars(record)["plan"]
 
 
@@ -121,7 +121,7 @@ def test_a_lower_limit_of_the_user_is_never_raised(instance: pytest.MonkeyPatch)
     assert within_memory(low, DETECTOR).max_buffered_bytes == 1000
 
 
-def test_model_that_does_not_fit_is_refused(instance: pytest.MonkeyPatch) -> None:
+def test_model_that_does_not_fit_is_an_error(instance: pytest.MonkeyPatch) -> None:
     plan = plan_memory(SETTINGS, DETECTOR)
     with pytest.raises(ModelError, match="INFERENCE_STREAMS"):
         given(instance, plan.base + plan.model - 1)

@@ -67,7 +67,7 @@ def test_outage_that_is_over_is_logged_once(caplog: pytest.LogCaptureFixture) ->
     assert messages(caplog) == [BEGUN, OVER, BEGUN, OVER]
 
 
-def test_outage_that_comes_and_goes_is_logged_now_and_then(
+def test_recurring_outage_is_logged_rarely(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     outages = Outages(clock=lambda: 0.0)

@@ -181,7 +181,7 @@ def test_a_new_generation_is_detected_again(world: World) -> None:
 # What needs no record
 
 
-def test_a_gone_image_is_acknowledged_and_logged_with_how_to_look(
+def test_a_gone_image_is_acknowledged_and_logged(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert handle(world.pipeline(), ImageRef(BUCKET, "it's gone", 7)) is Outcome.GONE
@@ -191,7 +191,7 @@ def test_a_gone_image_is_acknowledged_and_logged_with_how_to_look(
 
 
 @pytest.mark.parametrize("name", ["folder/", "gcloud/tmp/parallel_composite_uploads/x"])
-def test_what_no_user_uploaded_is_ignored(world: World, name: str) -> None:
+def test_folder_markers_and_upload_parts_are_ignored(world: World, name: str) -> None:
     assert handle(world.pipeline(), ImageRef(BUCKET, name, 1)) is Outcome.IGNORED
     assert world.storage.downloads == []
 
@@ -201,9 +201,9 @@ def test_an_ignored_request_does_nothing(world: World) -> None:
     assert outcome is Outcome.IGNORED
 
 
-def test_an_image_of_another_bucket_is_refused(world: World) -> None:
+def test_an_image_of_a_bucket_not_allowed_is_acknowledged(world: World) -> None:
     pipeline = world.pipeline(allowed_buckets=("mine",))
-    assert handle(pipeline, world.storage.put("cat", picture())) is Outcome.REFUSED
+    assert handle(pipeline, world.storage.put("cat", picture())) is Outcome.BUCKET_NOT_ALLOWED
     assert world.storage.downloads == [] and world.store.lookups == []
 
 
@@ -220,23 +220,21 @@ def test_a_recorded_image_is_neither_downloaded_nor_detected(
     assert len(world.storage.downloads) == 1
 
 
-def test_the_first_delivery_of_an_upload_asks_for_no_document(world: World) -> None:
+def test_the_first_delivery_of_an_upload_reads_no_document(world: World) -> None:
     ref = world.storage.put("cat", picture())
     assert handle(world.pipeline(), ref, delivery_attempt=1) is Outcome.DONE
     assert world.store.lookups == []
 
 
 @pytest.mark.parametrize(("age", "lookups"), [(1, 0), (60, 1)], ids=["young", "old"])
-def test_a_young_event_without_attempts_asks_for_no_document(
-    world: World, age: int, lookups: int
-) -> None:
+def test_a_young_event_reads_no_document(world: World, age: int, lookups: int) -> None:
     ref = world.storage.put("cat", picture())
     event = Event(ref, datetime.now(UTC) - timedelta(seconds=age))
     assert world.pipeline().handle(event, NO_DEADLINE) is Outcome.DONE
     assert len(world.store.lookups) == lookups
 
 
-def test_the_first_delivery_of_a_job_asks_for_its_document(world: World) -> None:
+def test_the_first_delivery_of_a_job_reads_its_document(world: World) -> None:
     ref = world.storage.put("cat", picture())
     handle(world.pipeline(), ref, delivery_attempt=1, is_job=True)
     assert world.store.lookups == [ref.document_id]
@@ -262,7 +260,7 @@ def test_images_from_many_threads_are_never_crossed(world: World) -> None:
     assert world.labels() == {str(i): [label_of(color_of(i))] for i in range(64)}
 
 
-def test_images_that_wait_for_the_model_share_a_batch_and_a_commit(world: World) -> None:
+def test_images_that_wait_together_share_batches_and_commits(world: World) -> None:
     pipeline, refs = world.pipeline(), world.put(9)
     world.detector.gate.close()
     first = handling(pipeline, refs[0])
@@ -286,7 +284,7 @@ def test_images_of_any_size_keep_every_runner_busy(world: World, side: int) -> N
     assert [result(future) for future in futures] == [Outcome.DONE] * 4
 
 
-def test_the_model_s_failure_on_one_image_spares_its_batch(world: World) -> None:
+def test_a_model_failure_on_one_image_spares_its_batch(world: World) -> None:
     world.detector.poison = POISON
     pipeline, refs = world.pipeline(), world.put(4)
     poison = world.storage.put("poison", picture(POISON))
@@ -299,7 +297,7 @@ def test_the_model_s_failure_on_one_image_spares_its_batch(world: World) -> None
     assert [result(future) for future in all_of_them[:-1]] == [Outcome.DONE] * 4
 
 
-def test_more_images_than_slots_are_refused_before_anything_is_read(world: World) -> None:
+def test_images_beyond_the_slots_are_rejected_before_a_read(world: World) -> None:
     pipeline, refs = world.pipeline(max_in_flight=2), world.put(3)
     world.storage.gate.close()
     in_flight = [handling(pipeline, ref) for ref in refs[:2]]
@@ -386,7 +384,7 @@ def test_a_result_that_cannot_be_stored_fails_its_image_alone(world: World) -> N
     assert handle(pipeline, refs[1]) is Outcome.DONE
 
 
-def test_a_model_that_returns_too_few_results_records_nothing(world: World) -> None:
+def test_too_few_results_of_a_model_record_nothing(world: World) -> None:
     world.detector.missing_results = 1
     with pytest.raises(DetectorError):
         handle(world.pipeline(), world.storage.put("cat", picture()))
@@ -406,7 +404,7 @@ def test_a_model_that_fails_on_every_image_is_a_fault(world: World) -> None:
     assert pipeline.status() == ("ready", None)
 
 
-def test_one_image_on_which_the_model_always_fails_is_no_fault(world: World) -> None:
+def test_one_image_that_always_fails_is_no_fault(world: World) -> None:
     world.detector.missing_results = 1
     pipeline, ref = world.pipeline(), world.storage.put("cat", picture())
     for _ in range(50):
@@ -418,14 +416,14 @@ def test_one_image_on_which_the_model_always_fails_is_no_fault(world: World) -> 
 # The deadline
 
 
-def test_a_late_delivery_asks_for_nothing(world: World) -> None:
+def test_a_late_delivery_makes_no_call(world: World) -> None:
     ref = world.storage.put("cat", picture())
     with pytest.raises(TooLateError):
         handle(world.pipeline(), ref, Deadline.after(-1))
     assert world.store.documents == {} and world.detector.batch_sizes == []
 
 
-def test_an_image_that_waits_for_the_model_until_it_is_late_is_rejected(world: World) -> None:
+def test_an_image_late_in_the_models_queue_is_rejected(world: World) -> None:
     pipeline, refs = world.pipeline(), world.put(2)
     world.detector.gate.close()
     first = handling(pipeline, refs[0])
@@ -440,7 +438,7 @@ def test_an_image_that_waits_for_the_model_until_it_is_late_is_rejected(world: W
 # Stopping
 
 
-def test_a_stopped_pipeline_admits_nothing_and_finishes_what_is_in_flight(world: World) -> None:
+def test_a_stopped_pipeline_only_finishes_images_in_flight(world: World) -> None:
     pipeline, refs = world.pipeline(), world.put(2)
     world.store.gate.close()
     in_flight = handling(pipeline, refs[0])
@@ -464,7 +462,7 @@ def replacing(ref: ImageRef, world: World, **wanted: Any) -> ImageRef:
     return replace(ref, replace=Replace(**{"if_created_before": world.store.now} | wanted))
 
 
-def test_a_replacement_replaces_what_was_seen_once(world: World) -> None:
+def test_a_replacement_replaces_a_document_once(world: World) -> None:
     pipeline, ref = world.pipeline(), world.storage.put("cat", b"no image")
     handle(pipeline, ref)
     world.storage.put("cat", picture((9, 9, 9)))
@@ -474,7 +472,7 @@ def test_a_replacement_replaces_what_was_seen_once(world: World) -> None:
     assert world.store.document("cat")["labels"] == ["9-9-9"]
 
 
-def test_a_replacement_leaves_what_its_own_model_recorded(world: World) -> None:
+def test_a_replacement_keeps_the_document_of_its_own_model(world: World) -> None:
     pipeline, ref = world.pipeline(), world.storage.put("cat", picture())
     handle(pipeline, ref)
     wanted = replacing(ref, world, unless_model=world.detector.info.sha256)
@@ -487,13 +485,13 @@ def test_a_replacement_by_another_model_waits_for_that_model(world: World) -> No
         handle(world.pipeline(), ref, is_job=True)
 
 
-def test_a_document_that_is_kept_is_acknowledged_and_logged(
+def test_a_kept_document_is_acknowledged_and_logged(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     ref = replacing(world.storage.put("cat", picture()), world)
     world.store.outcomes["cat"] = DocumentKeptError("Cloud Storage refuses the object.")
     assert handle(world.pipeline(), ref, is_job=True) is Outcome.ALREADY_RECORDED
-    assert "its done document is kept" in logged_by(caplog, "service.pipeline")[-1].getMessage()
+    assert "Kept a done document" in logged_by(caplog, "service.pipeline")[-1].getMessage()
 
 
 # Counting

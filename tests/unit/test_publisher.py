@@ -44,13 +44,13 @@ def test_message_is_the_documented_form() -> None:
     ["日本/😀.jpg", "line\nbreak.jpg", 'quote".jpg', "back\\slash.jpg", "a%2Fb.jpg", "é" * 512],
     ids=["unicode", "newline", "quote", "backslash", "percent", "1024-bytes"],
 )
-def test_message_of_an_odd_name_comes_back_the_same(name: str) -> None:
+def test_message_keeps_an_unusual_name(name: str) -> None:
     assert read(job_message(f"gs://uploads/{name}")) == ImageRef("uploads", name)
     assert read(job_message(f"gs://uploads/{name}#7")) == ImageRef("uploads", name, 7)
 
 
 @pytest.mark.parametrize("model", [None, "ab" * 32], ids=["any", "one"])
-def test_message_with_leave_to_replace_comes_back_with_it(model: str | None) -> None:
+def test_message_keeps_its_permission_to_replace(model: str | None) -> None:
     permission = Replace(datetime(2026, 11, 21, 14, 36, 54, 443164, tzinfo=UTC), model)
     assert read(job_message("gs://uploads/a.jpg#7", permission)).replace == permission
 
@@ -112,7 +112,7 @@ def test_few_messages_wait_for_their_confirmation(monkeypatch: pytest.MonkeyPatc
     assert (client.most_outstanding, client.outstanding) == (11, 0)
 
 
-def test_error_is_raised_before_the_messages_that_wait_their_turn() -> None:
+def test_error_is_raised_before_later_messages_are_published() -> None:
     """Paced, the next thousand messages may take hours."""
     client = FakeClient(exceptions.NotFound("no topic"), confirms_at_once=True)
     with pytest.raises(PublishError, match="There is no topic t"):
@@ -135,6 +135,6 @@ def test_error_of_the_client_is_one_of_ours(error: Exception, kind: type[Excepti
         publish(FakeClient(error), iter([b"{}"]))
 
 
-def test_attribute_named_as_an_option_of_the_client_is_refused() -> None:
+def test_attribute_named_like_a_client_option_is_an_error() -> None:
     with pytest.raises(PublishError, match="'timeout'"):
         publish_jobs(None, "t", [b"{}"], attributes={"timeout": "1"})

@@ -61,7 +61,7 @@ class FakeRecords:
     by_name: dict[str, tuple[str, str | None]]
     calls: list[int] = field(default_factory=list)
 
-    def records(self, refs: Sequence[ImageRef]) -> StoredDocuments:
+    def stored_documents(self, refs: Sequence[ImageRef]) -> StoredDocuments:
         assert refs
         self.calls.append(len(refs))
         now = START + timedelta(seconds=len(self.calls))
@@ -138,20 +138,20 @@ def test_enqueue_publishes_what_was_asked_for(
     assert tally.selected == len(expected)
 
 
-def test_counting_alone_publishes_nothing_and_counts_the_same() -> None:
+def test_counting_only_publishes_nothing() -> None:
     scope = Scope(BUCKET, model=OURS, enqueue=Enqueue.ALL)
     tally = reconcile(scope, FakeBucket(NAMES), FakeRecords(DOCUMENTS))
     assert tally.selected == 4
 
 
-def test_records_are_asked_for_in_groups_and_not_for_what_is_ignored() -> None:
+def test_documents_are_read_in_groups_and_not_if_ignored() -> None:
     names = [f"{i:04}.jpg" for i in range(1000)] + ["x/"]
     store = FakeRecords({})
     reconcile(Scope(BUCKET), FakeBucket(names, page_size=1001), store)
     assert store.calls == [250] * 4
 
 
-def test_jobs_of_each_page_are_published_before_the_next_is_compared() -> None:
+def test_jobs_of_a_page_are_published_before_the_next_page() -> None:
     names = [f"{i}.jpg" for i in range(10)]
     publish = Published()
     scope = Scope(BUCKET, enqueue=Enqueue.MISSING)
@@ -160,7 +160,7 @@ def test_jobs_of_each_page_are_published_before_the_next_is_compared() -> None:
     assert publish.uris == uris(*names)
 
 
-def test_place_is_kept_after_each_page_with_jobs_and_now_and_then() -> None:
+def test_checkpoint_follows_each_page_with_jobs() -> None:
     names = [f"{i:03}.jpg" for i in range(60)]
     documents: dict[str, tuple[str, str | None]] = {
         name: ("done", OURS) for name in names if name != "010.jpg"
@@ -181,7 +181,7 @@ def test_place_is_kept_after_each_page_with_jobs_and_now_and_then() -> None:
 AGES = {"a.jpg": 1, "b.jpg": 1, "c.jpg": 3, "d.jpg": 4, "e#5.jpg": 5, PART: 5}
 
 
-def test_older_objects_are_counted_but_their_documents_are_not_read() -> None:
+def test_documents_of_older_objects_are_not_read() -> None:
     store, publish = FakeRecords(DOCUMENTS), Published()
     scope = Scope(BUCKET, model=OURS, enqueue=Enqueue.ALL)
     bucket = FakeBucket(NAMES, page_size=100, ages=AGES)
@@ -193,7 +193,7 @@ def test_older_objects_are_counted_but_their_documents_are_not_read() -> None:
     assert store.calls == [3]
 
 
-def test_results_that_expired_are_made_again_only_if_all_is_compared() -> None:
+def test_expired_results_are_recreated_only_without_since() -> None:
     names = [f"{i}.jpg" for i in range(10)]
     bucket = FakeBucket(names, ages=dict.fromkeys(names[:9], 30) | {"9.jpg": 1})
     scope = Scope(BUCKET, enqueue=Enqueue.MISSING)
@@ -246,7 +246,7 @@ def test_last_run_is_kept_with_what_it_compared() -> None:
         replace(NIGHTLY, prefix="cam1/"),
         replace(NIGHTLY, enqueue=Enqueue.FAILED),
     ):
-        with pytest.raises(ResumeError, match="of another run"):
+        with pytest.raises(ResumeError, match="of runs with another"):
             last_started_at(other, kept)
 
 
@@ -254,7 +254,7 @@ def test_last_run_is_kept_with_what_it_compared() -> None:
     "kept", [b"", b"{", b"[]", b"{}", b"\xff", b'{"started_at": 7}', b'{"started_at": "now"}']
 )
 def test_last_run_that_is_not_ours_is_refused(kept: bytes) -> None:
-    with pytest.raises(ResumeError, match="was not written by an earlier run"):
+    with pytest.raises(ResumeError, match="was not written by `reconcile --since`"):
         last_started_at(NIGHTLY, kept)
 
 
@@ -262,7 +262,7 @@ def test_last_run_that_is_not_ours_is_refused(kept: bytes) -> None:
 
 
 @pytest.mark.parametrize("fails_after", [0, 1, 9, 10, 11, 14])
-def test_after_a_stop_a_run_goes_on_and_adds_up(fails_after: int, tmp_path: Path) -> None:
+def test_resumed_run_adds_up_its_counts(fails_after: int, tmp_path: Path) -> None:
     names = [f"{i:03}.jpg" for i in range(30)]
     documents: dict[str, tuple[str, str | None]] = {
         name: ("done", OURS) for name in names if int(name[:3]) % 2
@@ -287,7 +287,7 @@ def test_after_a_stop_a_run_goes_on_and_adds_up(fails_after: int, tmp_path: Path
     assert publish.uris == uris(*names[::2])  # what is published before a checkpoint is not lost
 
 
-def test_a_publish_that_fails_leaves_the_checkpoint_before_it(tmp_path: Path) -> None:
+def test_failed_publish_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
     scope = Scope(BUCKET, enqueue=Enqueue.MISSING)
     path = tmp_path / "state"
     bucket = FakeBucket([f"{i}.jpg" for i in range(8)])
@@ -326,7 +326,7 @@ def test_a_publish_that_fails_leaves_the_checkpoint_before_it(tmp_path: Path) ->
 )
 def test_load_of_another_file_says_so(text: str, tmp_path: Path) -> None:
     (tmp_path / "state").write_text(text)
-    with pytest.raises(ResumeError, match="not a file that --resume has written"):
+    with pytest.raises(ResumeError, match="was not written by --resume"):
         load(tmp_path / "state", Scope(BUCKET), START)
 
 
@@ -343,11 +343,11 @@ def test_load_of_another_file_says_so(text: str, tmp_path: Path) -> None:
 )
 def test_load_of_another_scope_says_so(other: Scope, tmp_path: Path) -> None:
     save(tmp_path / "state", Scope(BUCKET), START, Tally(after="a", done=3))
-    with pytest.raises(ResumeError, match="of another run"):
+    with pytest.raises(ResumeError, match="of a run with another"):
         load(tmp_path / "state", other, START)
 
 
-def test_run_that_goes_on_counts_its_age_from_its_first_start(tmp_path: Path) -> None:
+def test_resumed_run_counts_ages_from_its_first_start(tmp_path: Path) -> None:
     scope, later = Scope(BUCKET, since="2d"), START + timedelta(days=1)
     assert load(tmp_path / "state", scope, later) == (later, Tally())
     save(tmp_path / "state", scope, START, Tally(after="a", done=3))
@@ -401,7 +401,7 @@ def test_memory_does_not_grow_with_the_bucket() -> None:
     assert many - few < 10_000  # kilobytes
 
 
-def test_replacement_of_a_page_was_seen_at_its_first_look_up() -> None:
+def test_permission_has_the_time_of_the_first_read() -> None:
     names = [f"{i:03}.jpg" for i in range(300)]
     publish = Published()
     scope = Scope(BUCKET, enqueue=Enqueue.FAILED)

@@ -45,7 +45,7 @@ def test_reconcile_resuming_from_another_file_says_so(tmp_path: Path) -> None:
         reconcile,
         ["gs://uploads", "--enqueue", "missing", "--yes", "--resume", str(tmp_path / "state")],
     )
-    assert "not a file that --resume has written" in str(done.exception)
+    assert "was not written by --resume" in str(done.exception)
     assert (tmp_path / "state").read_text() == "my notes"
 
 

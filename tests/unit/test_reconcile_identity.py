@@ -17,7 +17,7 @@ def test_sha256_of_an_exported_model_is_its_detectors() -> None:
     assert sha256_of_model(BUNDLED_MODEL) == OpenVINODetector(BUNDLED_MODEL).info.sha256
 
 
-def test_sha256_of_a_model_exported_by_others_is_its_detectors(tmp_path: Path) -> None:
+def test_sha256_of_a_foreign_export_is_its_detectors(tmp_path: Path) -> None:
     model = shutil.copytree(BUNDLED_MODEL, tmp_path / "model")
     text = (model / "metadata.yaml").read_text()
     lines = [line for line in text.splitlines() if not line.startswith("sha256:")]

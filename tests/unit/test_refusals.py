@@ -75,7 +75,7 @@ def test_text_of_a_download_says_what_is_concerned(status: int, text: str, scope
         "<html>",
     ],
 )
-def test_odd_body_is_read_as_text(odd: str) -> None:
+def test_malformed_json_is_read_as_text(odd: str) -> None:
     refusal = Refusal.read(403, odd)
     assert refusal.scope is Scope.UNCLEAR
     assert len(refusal.sentence()) < 1000
@@ -106,7 +106,7 @@ def test_words_of_names_are_no_reason(text: str) -> None:
     for response in (text, json.dumps({"error": {"message": text}})):
         refusal = Refusal.read(403, response, name)
         assert refusal.scope is Scope.UNCLEAR
-        assert "though not to the bucket" in refusal.sentence()
+        assert "but not to the bucket" in refusal.sentence()
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_advice_is_of_the_cause(text: str, advice: str) -> None:
 @pytest.mark.parametrize(
     "page", ["<!DOCTYPE html><title>Error 400</title>", "x <script>alert(1)</script>", "<?xml ?>"]
 )
-def test_page_of_a_proxy_is_in_no_sentence(page: str) -> None:
+def test_html_of_a_proxy_is_in_no_sentence(page: str) -> None:
     for text in (page, body(page, page)):
         refusal = Refusal.read(400, text)
         assert refusal.scope is Scope.UNCLEAR
@@ -154,7 +154,7 @@ def test_bucket_was_read_lately_for_ten_minutes() -> None:
     assert not history.was_read_lately("uploads")
 
 
-def test_denied_right_is_remembered_for_30_seconds() -> None:
+def test_denied_permission_is_cached_for_30_seconds() -> None:
     now = [0.0]
     history = AccessHistory(lambda: now[0])
     assert not history.was_denied_lately("uploads")

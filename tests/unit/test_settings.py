@@ -122,7 +122,7 @@ def test_from_env_of_wrong_value_names_it(variable: str, text: str, demand: str)
     ],
     ids=["ack deadline", "hang timeout"],
 )
-def test_delivery_without_time_for_its_work_names_the_settings(environ: dict[str, str]) -> None:
+def test_delivery_without_time_for_work_names_the_settings(environ: dict[str, str]) -> None:
     with pytest.raises(SettingsError) as raised:
         Settings.from_env(environ)
     for name in ("ACK_DEADLINE_SECONDS", "HANG_TIMEOUT_SECONDS", "FIRESTORE_TIMEOUT_SECONDS"):
@@ -139,7 +139,7 @@ def test_delivery_without_time_for_its_work_names_the_settings(environ: dict[str
         ({"HANG_TIMEOUT_SECONDS": "3600"}, 600, 594),
     ],
 )
-def test_delivery_ends_before_its_ack_deadline_and_before_it_hangs(
+def test_delivery_ends_before_ack_deadline_and_hang_timeout(
     environ: dict[str, str], delivery_seconds: float, work_seconds: float
 ) -> None:
     settings = Settings.from_env(environ)
@@ -158,19 +158,19 @@ def test_from_env_ignores_other_variables() -> None:
     assert Settings.from_env({"port": "9", "HOME": "/", "PORTS": "x"}) == Settings()
 
 
-def test_default_graceful_timeout_ends_before_cloud_run_kills() -> None:
+def test_default_graceful_timeout_ends_before_the_kill() -> None:
     assert Settings().graceful_timeout_seconds < 10
 
 
 @pytest.mark.parametrize("max_in_flight", [2, 32, 1000])
-def test_threads_are_left_for_429_and_probes_when_all_slots_are_taken(max_in_flight: int) -> None:
+def test_threads_remain_for_429_and_probes_without_a_free_slot(max_in_flight: int) -> None:
     assert Settings(max_in_flight=max_in_flight).server_threads > max_in_flight + 4
 
 
 def test_table_has_a_row_for_every_setting() -> None:
     rows = table()
     assert [name.lower() for name, _, _ in rows] == list(DEFAULTS)
-    assert ("PORT", "`8080`", "Port to listen on; Cloud Run sets it.") in rows
+    assert ("PORT", "`8080`", "Port to listen on. Cloud Run sets it.") in rows
     assert [default for name, default, _ in rows if name == "ALLOWED_BUCKETS"] == ["unset"]
     assert [default for name, default, _ in rows if name == "MODEL_PATH"] == [
         "the bundled demo model"
@@ -185,6 +185,6 @@ def test_readme_shows_eight_settings_with_their_defaults() -> None:
 
 
 @pytest.mark.parametrize("text", [",", "gs://uploads", "a b", "Uploads"])
-def test_from_env_of_wrong_buckets_never_means_every_bucket(text: str) -> None:
+def test_wrong_bucket_names_never_mean_every_bucket(text: str) -> None:
     with pytest.raises(SettingsError, match="ALLOWED_BUCKETS="):
         Settings.from_env({"ALLOWED_BUCKETS": text})

@@ -8,7 +8,7 @@ from service.concurrency.slots import Slots
 from service.errors import NoFreeSlotError, ShuttingDownError
 
 
-def test_an_image_beyond_the_total_is_refused_at_once() -> None:
+def test_an_image_beyond_the_slots_is_rejected_at_once() -> None:
     slots = Slots(2, jobs=1)
     with ExitStack() as taken:
         for _ in range(2):

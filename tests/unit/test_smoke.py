@@ -86,13 +86,13 @@ def test_sample_has_a_name_of_its_own_under_the_prefix(prefix: str, folder: str)
     assert all(name.startswith(folder) and name.endswith(".jpg") for name in names)
 
 
-def test_wait_reads_the_document_by_the_id_of_this_generation() -> None:
+def test_wait_reads_the_document_of_this_generation() -> None:
     results = FakeResults(None, None, DONE)
     assert wait(results) == DONE
     assert results.asked == [REF.document_id] * 3
 
 
-def test_wait_in_vain_names_the_generation_and_where_to_look() -> None:
+def test_timeout_names_the_generation_and_what_to_check() -> None:
     with pytest.raises(SmokeError, match="has no document after 0 s") as raised:
         wait(FakeResults(None), timeout_seconds=0)
     sentence = str(raised.value)
@@ -102,17 +102,17 @@ def test_wait_in_vain_names_the_generation_and_where_to_look() -> None:
     assert "dead letters" in sentence
 
 
-def test_failed_document_is_told_with_its_reason() -> None:
-    with pytest.raises(SmokeError, match="says failed: corrupt_image: The JPEG is cut short"):
+def test_failed_document_is_an_error_with_its_reason() -> None:
+    with pytest.raises(SmokeError, match="has status failed: corrupt_image: The JPEG is cut short"):
         wait(FakeResults(FAILED))
 
 
-def test_firestore_that_comes_back_is_waited_for() -> None:
+def test_wait_continues_while_firestore_is_unavailable() -> None:
     away = FirestoreUnavailableError("Firestore is unavailable.")
     assert wait(FakeResults(away, away, DONE)) == DONE
 
 
-def test_firestore_that_stays_away_is_told() -> None:
+def test_firestore_that_stays_unavailable_is_reported() -> None:
     away = FirestoreUnavailableError("Firestore refused access.")
     with pytest.raises(SmokeError, match="Firestore refused access"):
         wait(FakeResults(away), timeout_seconds=0)
@@ -127,15 +127,15 @@ def test_firestore_that_stays_away_is_told() -> None:
     ],
     ids=["bucket", "access", "away"],
 )
-def test_upload_that_fails_is_told_in_a_sentence(error: Exception, sentence: str) -> None:
+def test_failed_upload_is_an_error_in_one_sentence(error: Exception, sentence: str) -> None:
     with pytest.raises(SmokeError, match=sentence):
         CloudSamples(FakeClient(error)).upload("b", "n", b"")
 
 
-def test_removal_of_what_is_gone_is_no_error() -> None:
+def test_removal_of_a_gone_object_is_no_error() -> None:
     CloudSamples(FakeClient(exceptions.NotFound("no"))).remove(REF)
 
 
-def test_removal_that_is_refused_is_told() -> None:
+def test_refused_removal_is_an_error() -> None:
     with pytest.raises(SmokeError, match="Cannot delete gs://uploads/smoke/1.jpg: access refused"):
         CloudSamples(FakeClient(exceptions.Forbidden("no"))).remove(REF)

@@ -121,7 +121,7 @@ RESULTS = [ImageResult(ImageRef("uploads", name, 1)) for name in "abcdefgh"]
 @pytest.mark.parametrize(
     "away", [exceptions.RetryError("away", None), TimeoutError("away")], ids=repr
 )
-def test_store_that_goes_away_amid_isolation_is_asked_once(away: Exception) -> None:
+def test_store_that_fails_during_isolation_is_called_once(away: Exception) -> None:
     client = Sequence(exceptions.InvalidArgument("bad"), None, away)
     outcomes = store_of(client).commit(RESULTS)
     assert client.commits == 3
@@ -129,7 +129,7 @@ def test_store_that_goes_away_amid_isolation_is_asked_once(away: Exception) -> N
     assert all(isinstance(one, FirestoreUnavailableError) for one in outcomes[1:])
 
 
-def test_store_that_is_away_is_not_asked_for_the_next_group(
+def test_unavailable_store_is_not_called_for_the_next_group(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("service.gcp.firestore._MAX_COMMIT_BYTES", 1)  # one document a group
@@ -143,7 +143,7 @@ ODD = [RuntimeError("can't start new thread"), OSError(24, "Too many open files"
 
 
 @pytest.mark.parametrize("odd", ODD, ids=repr)
-def test_image_of_an_odd_error_is_tried_again_alone_and_handed_on(odd: Exception) -> None:
+def test_unexpected_error_is_retried_alone_and_returned(odd: Exception) -> None:
     passing = Sequence(odd, None)
     assert store_of(passing).commit(RESULTS[:1]) == [CommittedResult(RESULTS[0])]
     lasting = Sequence(odd)
@@ -151,7 +151,7 @@ def test_image_of_an_odd_error_is_tried_again_alone_and_handed_on(odd: Exception
     assert lasting.commits == 2
 
 
-def test_only_an_image_alone_waits_before_it_is_tried_again(
+def test_only_a_single_image_waits_before_its_retry(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     waits: list[float] = []
@@ -185,7 +185,7 @@ def test_without_memory_a_commit_ends_at_once(errors: tuple[Exception, ...]) -> 
     assert client.commits == len(errors)
 
 
-def test_document_that_is_neither_there_nor_new_is_given_up() -> None:
+def test_endless_commit_conflicts_are_given_up() -> None:
     class Undecided(RefusingClient):
         commits = 0
 
@@ -215,7 +215,7 @@ def test_document_that_cannot_be_built_is_recorded(refusal: Exception) -> None:
     assert recorded.result.failure.code == ErrorCode.UNSTORABLE_RESULT
 
 
-def test_database_that_is_away_is_not_called_refusing(caplog: pytest.LogCaptureFixture) -> None:
+def test_unavailable_database_is_not_reported_as_refusing(caplog: pytest.LogCaptureFixture) -> None:
     store = store_of(RefusingClient(exceptions.ServiceUnavailable("away")))
     with pytest.raises(FirestoreUnavailableError) as raised:
         store.is_final("a")

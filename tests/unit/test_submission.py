@@ -76,7 +76,7 @@ def test_pattern_means_the_objects_that_match(pattern: str, expected: list[str])
     assert submission.matches == {f"gs://uploads/{pattern}": len(expected)}
 
 
-def test_object_of_this_very_name_comes_before_a_pattern() -> None:
+def test_object_with_this_exact_name_precedes_a_pattern() -> None:
     submission = submit("gs://uploads/odd*.jpg")
     assert (submission.uris, submission.matches) == (["gs://uploads/odd*.jpg"], {})
 
@@ -99,7 +99,7 @@ def test_pattern_is_listed_where_the_lookup_is_refused() -> None:
 def test_name_that_ends_like_a_generation_is_named() -> None:
     with pytest.raises(SubmissionError) as refused:
         submit("gs://uploads/sum#5", "gs://uploads/a.jpg#7")
-    hint = " (for the object of this name give gs://uploads/sum#5#12)"
+    hint = " (for the object with this name, use gs://uploads/sum#5#12)"
     assert str(refused.value).endswith(f"\n  gs://uploads/sum#5{hint}\n  gs://uploads/a.jpg#7")
 
 
@@ -109,12 +109,12 @@ def test_pattern_lists_only_what_begins_like_it() -> None:
     assert objects.prefixes == ["cam1/de"]
 
 
-def test_uri_of_no_object_stops_the_whole_submission() -> None:
+def test_uri_without_an_object_stops_the_submission() -> None:
     uris = [f"gs://uploads/{i}.jpg" for i in range(15)]
     with pytest.raises(SubmissionError) as refused:
         submit("gs://uploads/a.jpg", *uris, "gs://uploads/b.jpg#7", "gs://uploads/x*.jpg")
     sentence = str(refused.value)
-    assert sentence.startswith("17 of 18 uris name no object, so nothing is published (--no-check")
+    assert sentence.startswith("17 of 18 URIs name no object, so nothing is published (--no-check")
     assert "\n  gs://uploads/9.jpg\n  and 7 more" in sentence
 
 
@@ -128,7 +128,7 @@ def test_object_that_several_uris_mean_is_published_once() -> None:
     [
         ("uploads/a", "'uploads/a' is wrong"),
         ("gs://up*/a", "The bucket's name"),
-        ("gs://uploads/cam1/", r"for its images give gs://uploads/cam1/\*\*"),
+        ("gs://uploads/cam1/", r"For the images in the folder, use gs://uploads/cam1/\*\*"),
         ("gs://uploads/gcloud/tmp/parallel_composite_uploads/x/1", "a part of a composite upload"),
     ],
     ids=["uri", "bucket", "folder", "part"],
@@ -138,6 +138,6 @@ def test_uri_that_no_job_can_have_is_refused(uri: str, sentence: str) -> None:
         read(["gs://uploads/a.jpg", uri])
 
 
-def test_nothing_to_submit_is_said() -> None:
-    with pytest.raises(SubmissionError, match="There are no uris"):
+def test_nothing_to_submit_is_an_error() -> None:
+    with pytest.raises(SubmissionError, match="There are no URIs"):
         read([])

@@ -185,7 +185,7 @@ def test_verify_of_a_strangers_signature_is_unauthenticated(
         verifier.verify(f"Bearer {Signer().sign(claims())}")
 
 
-def test_verify_of_claims_changed_after_signing_is_unauthenticated(
+def test_claims_changed_after_signing_are_unauthenticated(
     verifier: TokenVerifier, signer: Signer
 ) -> None:
     head, _, signature = signer.sign(claims(email="other@example.com")).split(".")
@@ -200,7 +200,7 @@ def test_verify_of_claims_changed_after_signing_is_unauthenticated(
     + [{"kid": None}, {"kid": 1}, {"kid": ["one"]}, {"kid": {}}],
     ids=str,
 )
-def test_verify_of_another_algorithm_or_no_key_is_unauthenticated_without_a_fetch(
+def test_wrong_algorithm_or_no_key_id_is_401_without_a_fetch(
     verifier: TokenVerifier, signer: Signer, server: CertificateServer, header: Claims
 ) -> None:
     with pytest.raises(UnauthenticatedError):
@@ -234,7 +234,7 @@ def bomb(depth: int = 5000) -> str:
     ],
     ids=lambda header: str(header)[:30],
 )
-def test_verify_of_no_token_is_unauthenticated_and_repeats_nothing(
+def test_missing_token_is_unauthenticated_and_repeats_nothing(
     verifier: TokenVerifier, server: CertificateServer, header: str | None
 ) -> None:
     with pytest.raises(UnauthenticatedError) as raised:
@@ -277,7 +277,7 @@ def test_tokens_that_come_at_once_become_one_fetch(
     assert server.fetches == 1
 
 
-def test_unknown_keys_are_refused_and_become_no_fetches(
+def test_unknown_key_ids_are_401_without_a_fetch(
     verifier: TokenVerifier, signer: Signer, server: CertificateServer, clock: Clock
 ) -> None:
     for number in range(20):
@@ -292,7 +292,7 @@ def test_unknown_keys_are_refused_and_become_no_fetches(
     [(500, b"{}"), (404, b"{}"), (200, b"<html>"), (200, b"[]"), (200, b"{}"), (200, b"\xff")],
     ids=["500", "404", "html", "list", "none", "binary"],
 )
-def test_certificates_that_cannot_be_had_are_transient_and_asked_for_again(
+def test_unavailable_certificates_are_transient_and_retried(
     verifier: TokenVerifier,
     signer: Signer,
     server: CertificateServer,
@@ -311,13 +311,13 @@ def test_certificates_that_cannot_be_had_are_transient_and_asked_for_again(
     verifier.verify(push)
 
 
-def test_certificates_of_nobody_are_transient(signer: Signer) -> None:
+def test_unreachable_certificates_are_transient(signer: Signer) -> None:
     verifier = TokenVerifier(AUDIENCE, (PUSHER,), certs_url="http://127.0.0.1:9/certs")
     with pytest.raises(CertificatesUnavailableError):
         verifier.verify(f"Bearer {signer.sign(claims())}")
 
 
-def test_known_key_passes_while_google_is_away(
+def test_cached_key_passes_while_google_is_unavailable(
     verifier: TokenVerifier, signer: Signer, server: CertificateServer, clock: Clock
 ) -> None:
     verifier.verify(f"Bearer {signer.sign(claims())}")
@@ -339,7 +339,7 @@ def client(verifier: TokenVerifier) -> Iterator[Any]:
 JOB = {"uri": "gs://uploads/gone.jpg"}
 
 
-def test_push_with_a_token_is_taken_and_without_is_401(client: Any, signer: Signer) -> None:
+def test_push_without_a_token_is_401(client: Any, signer: Signer) -> None:
     token = signer.sign(claims())
     assert client.post("/", json=JOB, headers={"Authorization": f"Bearer {token}"}).status == (
         "204 NO CONTENT"
@@ -360,7 +360,7 @@ def test_push_of_another_account_is_403_and_names_nobody(
     assert token[:40] not in said
 
 
-def test_push_while_google_is_away_is_503(
+def test_push_without_googles_certificates_is_503(
     client: Any, signer: Signer, server: CertificateServer
 ) -> None:
     server.status = 503
@@ -371,12 +371,12 @@ def test_push_while_google_is_away_is_503(
 
 
 @pytest.mark.parametrize("path", ["/", "/other", "/health/none"])
-def test_everything_but_health_wants_a_token(client: Any, path: str) -> None:
+def test_every_endpoint_except_health_needs_a_token(client: Any, path: str) -> None:
     assert client.post(path, data="x" * 5000).status_code == 401
     assert client.get(path).status_code == 401
 
 
-def test_health_wants_no_token(client: Any) -> None:
+def test_health_needs_no_token(client: Any) -> None:
     assert client.get("/health/live").status_code == 200
     assert client.get("/health/ready").status_code == 200
 

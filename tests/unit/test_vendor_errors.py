@@ -66,7 +66,7 @@ def test_error_of_cloud_storage_becomes_ours(kind: type[Exception]) -> None:
     assert type(raised.value.__cause__) is kind
 
 
-def test_bucket_that_asks_for_a_paying_project_is_not_gone() -> None:
+def test_requester_pays_bucket_is_not_gone() -> None:
     """Acknowledged as gone, every image of such a bucket would be lost without a document."""
     with pytest.raises(StorageUnavailableError), storage.translate_errors():
         raise make(BadRequest)  # requester pays bucket but no user project provided

@@ -38,7 +38,7 @@ def test_an_error_of_a_worker_itself_is_logged(caplog: pytest.LogCaptureFixture)
         raise error
 
     workers: Workers[int, int] = Workers(fail, take=first_three, count=1, name="worker")
-    with pytest.raises(RuntimeError, match="the log says why") as raised:
+    with pytest.raises(RuntimeError, match="See the log") as raised:
         workers.call(1, soon())
     assert raised.value.__cause__ is error
     workers.close(timeout_seconds=PATIENCE_SECONDS)
