@@ -31,11 +31,11 @@ def decode(data: bytes, *, max_pixels: int, image_size: int | None = None) -> De
             the pixels is taken.
         MemoryError: no memory now.
     """
-    file = open_within(data, max_pixels=max_pixels)
+    file = open_image(data, max_pixels=max_pixels)
     return decode_file(file, max_pixels=max_pixels, image_size=image_size)
 
 
-def open_within(data: bytes, *, max_pixels: int) -> File:
+def open_image(data: bytes, *, max_pixels: int) -> File:
     """Read a file's header, and check its size.
 
     Raises:
@@ -49,7 +49,7 @@ def open_within(data: bytes, *, max_pixels: int) -> File:
 
 
 def decode_file(file: File, *, max_pixels: int, image_size: int | None) -> DecodedImage:
-    """Decode what `open_within` opened; see `decode`."""
+    """Decode what `open_image` opened; see `decode`."""
     try:
         picture = file.decode(image_size)
     except (BadImageError, MemoryError):
@@ -73,7 +73,7 @@ def _check_size(info: ImageInfo, max_pixels: int) -> None:
         )
 
 
-def decode_here(data: bytes, image_size: int) -> Pixels:
+def decode_in_process(data: bytes, image_size: int) -> Pixels:
     """Decode a file of ours in this process.
 
     Raises:

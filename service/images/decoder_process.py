@@ -24,17 +24,17 @@ from typing import NoReturn
 
 from service.domain import ErrorCode
 from service.errors import BadImageError
-from service.images.decode import WEIGHTS, decode_file, open_within
+from service.images.decode import WEIGHTS, decode_file, open_image
 from service.images.decoders import (
-    BAD,
-    BYTES,
+    BAD_IMAGE,
     BYTES_PER_PIXEL,
     ENDED,
-    LARGE,
-    PICTURE,
-    PICTURE_HEADER,
+    NEEDED_BYTES,
+    NEEDS_MEMORY,
+    PIXELS,
+    PIXELS_HEADER,
     READY,
-    STATUS,
+    WAIT_STATUS,
     Request,
 )
 from service.images.letterbox import shrink
@@ -67,7 +67,7 @@ def decode(data: bytes, request: Request) -> DecodedImage:
         MemoryError: no memory to read the header.
         NeedsMemoryError: it needs more memory.
     """
-    file = open_within(data, max_pixels=request.max_pixels)
+    file = open_image(data, max_pixels=request.max_pixels)
     pixels = file.info.width * file.info.height * WEIGHTS.get(file.info.format, 1)
     needed_bytes = pixels * BYTES_PER_PIXEL + 2 * len(data)
     is_short = needed_bytes > request.memory_bytes
@@ -151,7 +151,7 @@ def _reap(decoders: dict[int, socket.socket], poller: select.poll) -> None:
         with suppress(KeyError):
             poller.unregister(sock)
         with suppress(OSError):  # nobody reads it, or the decoder has filled it
-            sock.send(ENDED + STATUS.pack(status), socket.MSG_DONTWAIT)
+            sock.send(ENDED + WAIT_STATUS.pack(status), socket.MSG_DONTWAIT)
         sock.close()
 
 
@@ -212,16 +212,18 @@ def _reply(request: Request, file: int, pixels: int, decode: Decode) -> bytes:
         picture = decode(data, request)
     except BadImageError as exc:
         text = f"{exc.code} {exc.message}"
-        return BAD + text.encode(errors="replace")[:_MAX_SENTENCE_BYTES]
+        return BAD_IMAGE + text.encode(errors="replace")[:_MAX_SENTENCE_BYTES]
     except NeedsMemoryError as exc:
-        return LARGE + BYTES.pack(exc.needed_bytes)
+        return NEEDS_MEMORY + NEEDED_BYTES.pack(exc.needed_bytes)
     except MemoryError:  # before the header was read
-        return LARGE + BYTES.pack(3 * max(request.length, request.max_decompressed_bytes))
+        return NEEDS_MEMORY + NEEDED_BYTES.pack(
+            3 * max(request.length, request.max_decompressed_bytes)
+        )
     if os.pwrite(pixels, picture.pixels.data, 0) != picture.pixels.nbytes:
         raise MemoryError  # or the rest would be of the image before
     info = picture.info
-    header = PICTURE_HEADER.pack(*picture.pixels.shape[:2], info.height, info.width)
-    return PICTURE + header + info.format.encode()
+    header = PIXELS_HEADER.pack(*picture.pixels.shape[:2], info.height, info.width)
+    return PIXELS + header + info.format.encode()
 
 
 def _decompressed(data: bytes, request: Request) -> bytes:

@@ -10,10 +10,10 @@ reply can be taken for that of another file. `service.images.decoder_process` is
 
     request  JSON of `Request`; the file's bytes are in memory already
     reply    READY     once, before the first request
-             PICTURE   `PICTURE_HEADER`, then the format's name; the pixels are in memory
-             BAD       code, a blank, sentence of a `BadImageError`
-             LARGE     `BYTES`: it needs so much memory
-             ENDED     `STATUS`: by the root, once the decoder has ended
+             PIXELS   `PIXELS_HEADER`, then the format's name; the pixels are in memory
+             BAD_IMAGE       code, a blank, sentence of a `BadImageError`
+             NEEDS_MEMORY     `NEEDED_BYTES`: it needs so much memory
+             ENDED     `WAIT_STATUS`: by the root, once the decoder has ended
 
 Nothing that a decoder sends is trusted: one that was taken over must not get into this process.
 """
@@ -50,9 +50,9 @@ COMMAND = (sys.executable, "-P", "-m", "service.images.decoder_process")
 MAX_FILES = 1000  # of one decoder: what a library leaks is bounded
 BYTES_PER_PIXEL = 13  # the most seen is 12: a rotated progressive JPEG
 
-READY, PICTURE, BAD, LARGE, ENDED = b"R", b"P", b"B", b"L", b"E"
-PICTURE_HEADER = struct.Struct("<IIII")  # height and width of the pixels, then of the full image
-BYTES, STATUS = struct.Struct("<Q"), struct.Struct("<i")
+READY, PIXELS, BAD_IMAGE, NEEDS_MEMORY, ENDED = b"R", b"P", b"B", b"L", b"E"
+PIXELS_HEADER = struct.Struct("<IIII")  # height and width of the pixels, then of the full image
+NEEDED_BYTES, WAIT_STATUS = struct.Struct("<Q"), struct.Struct("<i")
 
 _ROOT_FOLDER = Path(__file__).parents[2]  # where the package lies
 _MAX_REPLY_BYTES = 4096
@@ -303,7 +303,7 @@ class Decoders:
         with self._lock:
             if self._is_closed:
                 raise ShuttingDownError("The service is shutting down.")
-            decoder, theirs = _Decoder.made()
+            decoder, theirs = _Decoder.create()
             with theirs:
                 fds = [theirs.fileno(), *decoder.memory]
                 try:
@@ -374,7 +374,7 @@ class _Decoder:
         self._is_ready = False
 
     @classmethod
-    def made(cls) -> tuple["_Decoder", socket.socket]:
+    def create(cls) -> tuple["_Decoder", socket.socket]:
         """Return a decoder and the socket of the process that is to be forked.
 
         Raises:
@@ -448,10 +448,10 @@ class _Decoder:
             ) from exc
         kind, body = reply[:1], reply[1:]
         try:
-            if kind == PICTURE:
+            if kind == PIXELS:
                 answer = self._picture(body, request)
                 self.is_reusable = True
-            elif kind == BAD:
+            elif kind == BAD_IMAGE:
                 code, _, sentence = body.decode(errors="replace").partition(" ")
                 error = BadImageError(ErrorCode(code), sentence)
                 if not error.code.is_of_the_bytes:
@@ -459,11 +459,11 @@ class _Decoder:
                 self.is_reusable = True
                 self._shrink(len(data), 0)
                 raise error
-            elif kind == LARGE:  # not idle: it ends, and another one gets the memory
-                [needed] = BYTES.unpack(body)
+            elif kind == NEEDS_MEMORY:  # not idle: it ends, and another one gets the memory
+                [needed] = NEEDED_BYTES.unpack(body)
                 return int(needed)
             elif kind == ENDED:
-                [status] = STATUS.unpack(body)
+                [status] = WAIT_STATUS.unpack(body)
                 raise _error_of(status, request.cpu_seconds)
             elif not kind:  # it ended together with the root process
                 raise DecoderUnavailableError(_KILLED)
@@ -528,8 +528,8 @@ class _Decoder:
             OSError: no memory.
             ValueError: the reply is of an image that the request cannot have.
         """
-        height, width, *full = PICTURE_HEADER.unpack_from(body)
-        info = ImageInfo(full[1], full[0], body[PICTURE_HEADER.size :].decode("ascii"))
+        height, width, *full = PIXELS_HEADER.unpack_from(body)
+        info = ImageInfo(full[1], full[0], body[PIXELS_HEADER.size :].decode("ascii"))
         if (
             max(height, width) > request.image_size
             or info.width * info.height > request.max_pixels

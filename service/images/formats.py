@@ -50,7 +50,7 @@ class File(Protocol):
         """
 
 
-def kind_of(data: bytes) -> str | None:
+def format_of(data: bytes) -> str | None:
     """Return the format by the first bytes, or None if it is not supported; JPEG for an MPO."""
     if data[20:24] == b"mjp2":  # a video with the signature of JPEG 2000
         return None
@@ -76,7 +76,7 @@ def open_file(data: bytes) -> File:
     """
     if not data:
         raise BadImageError(ErrorCode.EMPTY_OBJECT, "The object has no bytes.")
-    match kind_of(data):
+    match format_of(data):
         case None:
             raise _unsupported(data)
         case "JPEG":

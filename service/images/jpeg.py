@@ -19,8 +19,8 @@ from service.domain import ImageInfo
 from service.errors import BadImageError
 from service.images.exif import orientation_of
 from service.images.opencv import imdecode
-from service.images.pixels import DecodedImage, Pixels, checked
-from service.images.transforms import TRANSPOSED, upright
+from service.images.pixels import DecodedImage, Pixels, check_pixels
+from service.images.transforms import TRANSPOSED, turn_upright
 
 SIGNATURE = b"\xff\xd8"
 _SOI, _EOI = SIGNATURE, b"\xff\xd9"
@@ -99,7 +99,7 @@ class Jpeg:
             raise _too_many_parts()
         factors = (n for n in (8, 4, 2) if image_size and max(width, height) >= n * image_size)
         factor = next(factors, 1)
-        pixels = upright(_decoded(self._stream, self.info, factor), self._orientation)
+        pixels = turn_upright(_decoded(self._stream, self.info, factor), self._orientation)
         if self._orientation in TRANSPOSED:
             width, height = height, width
         return DecodedImage(pixels, ImageInfo(width, height, self.info.format))
@@ -210,7 +210,7 @@ def _decoded(stream: bytes, info: ImageInfo, factor: int) -> Pixels:
         "min_factor": factor,
     }
     try:
-        return checked(simplejpeg.decode_jpeg(stream, "BGR", strict=True, **scale))
+        return check_pixels(simplejpeg.decode_jpeg(stream, "BGR", strict=True, **scale))
     except ValueError as exc:
         reason = str(exc)
     if reason.startswith("Insufficient memory"):

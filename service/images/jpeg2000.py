@@ -14,7 +14,7 @@ from service.domain import ImageInfo
 from service.errors import BadImageError
 from service.images.opencv import imdecode
 from service.images.pillow import PillowFile
-from service.images.pixels import DecodedImage, checked
+from service.images.pixels import DecodedImage, check_pixels
 
 _CODESTREAM, _END = b"\xff\x4f\xff\x51", b"\xff\xd9"
 _FILE = b"\0\0\0\x0cjP  \r\n\x87\n"
@@ -73,7 +73,7 @@ class Jpeg2000:
                 return picture
             shifted_white = (2**self._bits - 1) << (8 - self._bits)
             scaled = cv2.convertScaleAbs(picture.pixels, alpha=255 / shifted_white)
-            return DecodedImage(checked(scaled), picture.info)
+            return DecodedImage(check_pixels(scaled), picture.info)
         width, height = self.info.width, self.info.height
         data = self._data if self._data.startswith(_FILE) else self._wrapped()
         pixels = imdecode(data, width=width, height=height, bits=self._bits)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from service.domain import Box
-from service.images.pixels import Pixels, checked
+from service.images.pixels import Pixels, check_pixels
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Letterbox:
             ValueError: the pixels are not uint8 HxWx3 of this letterbox's size, or `out` has
                 another shape than the input.
         """
-        if checked(pixels).shape[:2] != (self.height, self.width):
+        if check_pixels(pixels).shape[:2] != (self.height, self.width):
             raise ValueError(f"Pixels of {pixels.shape} for a letterbox of {self}")
         input_shape = (self.input_height, self.input_width, 3)
-        if out is not None and checked(out).shape != input_shape:
+        if out is not None and check_pixels(out).shape != input_shape:
             raise ValueError(f"Memory of {out.shape} for an input of {input_shape}")
         resized = _resize(pixels, self.resized_width, self.resized_height)
         result = np.empty(input_shape, np.uint8) if out is None else out

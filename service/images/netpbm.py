@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from service.domain import ImageInfo
 from service.errors import BadImageError
-from service.images.pixels import DecodedImage, checked
+from service.images.pixels import DecodedImage, check_pixels
 
 _SKIPPED = re.compile(rb"(?:[ \t\n\v\f\r]|#[^\n\r]*[\n\r])*+")  # blanks and comments
 _NUMBER = re.compile(rb"[0-9]{1,9}")
@@ -66,7 +66,7 @@ class Netpbm:
             table = (np.minimum(table, self._top) * 255 + self._top // 2) // self._top
             samples = table.astype(np.uint8)[samples]
         conversion = cv2.COLOR_GRAY2BGR if self._channels == 1 else cv2.COLOR_RGB2BGR
-        return DecodedImage(checked(cv2.cvtColor(samples, conversion)), self.info)
+        return DecodedImage(check_pixels(cv2.cvtColor(samples, conversion)), self.info)
 
     def _bytes(self, shape: tuple[int, int, int]) -> NDArray[np.uint8 | np.uint16]:
         """Read samples of one bit, a byte, or two bytes, the most significant one first."""

@@ -5,8 +5,8 @@ import numpy as np
 
 from service.domain import ImageInfo
 from service.errors import BadImageError
-from service.images.pixels import DecodedImage, Pixels, checked
-from service.images.transforms import upright
+from service.images.pixels import DecodedImage, Pixels, check_pixels
+from service.images.transforms import turn_upright
 
 cv2.utils.logging.setLogLevel(
     cv2.utils.logging.LOG_LEVEL_SILENT
@@ -49,7 +49,7 @@ def imdecode(
         return None
     if pixels.dtype == np.uint16:
         pixels = cv2.convertScaleAbs(pixels, alpha=255 / (2**bits - 1))
-    return checked(pixels)
+    return check_pixels(pixels)
 
 
 def decode_upright(data: bytes, info: ImageInfo, orientation: int) -> DecodedImage:
@@ -62,5 +62,5 @@ def decode_upright(data: bytes, info: ImageInfo, orientation: int) -> DecodedIma
     pixels = imdecode(data, width=info.width, height=info.height)
     if pixels is None:
         raise BadImageError.corrupt(f"The {info.format} file is damaged or lacks some of its data.")
-    pixels = upright(pixels, orientation)
+    pixels = turn_upright(pixels, orientation)
     return DecodedImage(pixels, ImageInfo(pixels.shape[1], pixels.shape[0], info.format))

@@ -21,8 +21,8 @@ from PIL import (
 from service.domain import ImageInfo
 from service.errors import BadImageError
 from service.images.exif import orientation_of
-from service.images.pixels import DecodedImage, Pixels, checked
-from service.images.transforms import upright
+from service.images.pixels import DecodedImage, Pixels, check_pixels
+from service.images.transforms import turn_upright
 
 # One path for every TIFF: without libtiff, Pillow reads subsampled colour as if it were not.
 TiffImagePlugin.READ_LIBTIFF = True
@@ -85,7 +85,7 @@ class PillowFile:
                 pixels = _grey_of_16_bits(self._image)
             else:
                 pixels = _colours(self._image)
-        pixels = upright(pixels, self.orientation)
+        pixels = turn_upright(pixels, self.orientation)
         return DecodedImage(pixels, ImageInfo(pixels.shape[1], pixels.shape[0], self._kind))
 
 
@@ -98,7 +98,7 @@ def _grey_of_16_bits(image: Any) -> Pixels:
     grey = (grey >> (bits - 8)).astype(np.uint8)
     if photometric == _WHITE_IS_ZERO:
         grey = 255 - grey
-    return checked(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR))
+    return check_pixels(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR))
 
 
 def _colours(image: Any) -> Pixels:

@@ -27,12 +27,12 @@ class DecodedImage:
         Raises:
             ValueError: they are not uint8 HxWx3, contiguous, or larger than `info` says.
         """
-        height, width = checked(self.pixels).shape[:2]
+        height, width = check_pixels(self.pixels).shape[:2]
         if width > self.info.width or height > self.info.height:
             raise ValueError(f"{width}x{height} pixels of an image of {self.info}")
 
 
-def checked(pixels: Any) -> Pixels:
+def check_pixels(pixels: Any) -> Pixels:
     """Return pixels that are uint8 HxWx3, contiguous, and not empty.
 
     OpenCV writes an array of another kind to other memory than it was asked to write to, and a
