@@ -34,7 +34,7 @@ from service.images.decode import decode as decode_in_process
 from service.images.decoders import (
     BAD_IMAGE,
     COMMAND,
-    ENDED,
+    EXITED,
     NEEDED_BYTES,
     NEEDS_MEMORY,
     PIXELS,
@@ -247,7 +247,7 @@ def test_gzip_of_several_members_is_undone(decoders: Decoders) -> None:
 def test_bytes_not_in_their_encoding_are_corrupt(decoders: Decoders, keep: slice) -> None:
     error = record(decoders, gzip.compress(jpeg())[keep], content_encoding="gzip")
     assert error.code is ErrorCode.CORRUPT_IMAGE
-    assert error.message == "The object's bytes are not in its Content-Encoding."
+    assert error.message == "The object's bytes do not match its Content-Encoding."
 
 
 def test_too_many_decompressed_bytes_are_too_large(decoders: Decoders) -> None:
@@ -394,7 +394,7 @@ def test_large_file_does_not_stay_in_memory(is_bad: bool, hostile: Decoders) -> 
     else:
         decode(hostile, jpeg() + bytes(2**24))
     [idle] = hostile._idle
-    assert os.fstat(idle.memory[0]).st_size == 0
+    assert os.fstat(idle.memory_fds[0]).st_size == 0
 
 
 def test_file_that_does_not_fit_into_memory_is_busy(hostile: Decoders) -> None:
@@ -453,7 +453,7 @@ def test_decoder_that_cannot_be_made_loses_no_descriptor(monkeypatch: pytest.Mon
 def test_memory_of_a_large_file_does_not_stay_with_its_decoder(hostile: Decoders) -> None:
     decode(hostile, photo((2300, 1700)) + bytes(module._KEPT_BYTES), image_size=2300)
     [idle] = hostile._idle
-    assert [os.fstat(memory).st_size for memory in idle.memory] == [0, 0]
+    assert [os.fstat(memory).st_size for memory in idle.memory_fds] == [0, 0]
     assert module._KEPT_BYTES <= 2**23
 
 
@@ -625,7 +625,7 @@ def test_root_that_cannot_be_started_again_is_started_later(
 
 def test_root_that_hangs_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_START_SECONDS", 0.5)
-    monkeypatch.setattr(module, "_END_SECONDS", 0.1)
+    monkeypatch.setattr(module, "_EXIT_SECONDS", 0.1)
     hang = "import time; time.sleep(1000)"
     with (
         pool(command=(sys.executable, "-c", hang)) as decoders,
@@ -637,11 +637,11 @@ def test_root_that_hangs_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ended_decoder_closes_nobody_elses_file() -> None:
     decoder, theirs = module._Decoder.create()
     theirs.close()
-    numbers = decoder.memory
+    numbers = decoder.memory_fds
     decoder.close()
     others = [os.memfd_create("other") for _ in range(8)]
     assert {*others} & {*numbers}  # the numbers are used again
-    decoder.end()
+    decoder.kill()
     for other in others:
         os.fstat(other)
         os.close(other)
@@ -699,7 +699,7 @@ def test_close_ends_all_processes_and_what_is_decoded() -> None:
 
 
 def test_close_kills_a_root_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_END_SECONDS", 0.1)
+    monkeypatch.setattr(module, "_EXIT_SECONDS", 0.1)
     with pool(command=(sys.executable, "-c", "import signal; signal.pause()")) as decoders:
         root = decoders._root
     assert root.returncode == -signal.SIGKILL
@@ -783,7 +783,7 @@ LIES = {
     "of an unknown kind": b"?",
     "ready again": READY,
     "memory without a number": NEEDS_MEMORY,
-    "an end without its status": ENDED,
+    "an end without its status": EXITED,
     "code": b"\x80\x04cos\nsystem\n",
 }
 
