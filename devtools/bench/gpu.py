@@ -110,7 +110,7 @@ def model_per_second(
     shapes = (shrink(pixels, image_size=detector.info.image_size).shape for pixels in sizes)
     counts = Counter(detector.input_shape(width, height) for height, width, _ in shapes)
     [(input_shape, _)] = counts.most_common(1)
-    on_cuda = detector.network.device.type == "cuda"
+    on_cuda = detector.backend.device.type == "cuda"
     batch = torch.zeros((batch_size, *input_shape, 3), dtype=torch.uint8, pin_memory=on_cuda)
     batches = max(count // batch_size, 1)
     with torch.inference_mode():
@@ -141,7 +141,7 @@ def main() -> None:
         arguments.model, device=arguments.device, image_size=arguments.image_size
     )
     if arguments.channels_last:
-        detector.network.model.to(memory_format=torch.channels_last)
+        detector.backend.model.to(memory_format=torch.channels_last)
     rounds: dict[int, list[Measured]] = {size: [] for size in arguments.batch_sizes}
     for number in range(arguments.rounds + 1):
         for size, measured in rounds.items():
@@ -155,7 +155,7 @@ def main() -> None:
         }
         for size, measured in rounds.items()
     }
-    device = detector.network.device
+    device = detector.backend.device
     about = {
         "date": datetime.now(UTC).date().isoformat(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 from tabulate import tabulate
 
-from service.export.accuracy import LEAST_CONFIDENCE, find_labels, mean_precision
+from service.export.accuracy import MIN_MAP_CONFIDENCE, find_labels, mean_average_precision
 from service.export.truth import Labels
 from service.images.decode import decode
 from service.images.letterbox import shrink
@@ -31,7 +31,7 @@ def enlarge(labels: Labels, directory: Path, longer_side: int) -> Labels:
     truth = json.loads(labels.file.read_text(encoding="utf-8"))
     scales = {}
     for image in truth["images"]:
-        with Image.open(labels.pictures / image["file_name"]) as opened:
+        with Image.open(labels.image_folder / image["file_name"]) as opened:
             scale = longer_side / max(opened.size)
             size = round(opened.width * scale), round(opened.height * scale)
             large = opened.convert("RGB").resize(size, Image.Resampling.LANCZOS)
@@ -63,15 +63,15 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="an exported directory")
     parser.add_argument("--data", type=Path, required=True, help="labels in COCO's format")
     arguments = parser.parse_args()
-    detector = OpenVINODetector(arguments.model, min_confidence=LEAST_CONFIDENCE)
+    detector = OpenVINODetector(arguments.model, min_confidence=MIN_MAP_CONFIDENCE)
     image_size = detector.info.image_size
     rows = []
     for factor in FACTORS:
         with tempfile.TemporaryDirectory() as scratch:
             labels = enlarge(find_labels(arguments.data), Path(scratch), factor * image_size)
             files = sorted(Path(scratch).glob("*.jpg"))
-            full = mean_precision(detector, labels, reduced_decode=False).map50_95
-            reduced = mean_precision(detector, labels).map50_95
+            full = mean_average_precision(detector, labels, reduced_decode=False).map50_95
+            reduced = mean_average_precision(detector, labels).map50_95
             rows.append(
                 (
                     f"{factor * image_size} px",

@@ -126,13 +126,13 @@ def _labels(metadata: Mapping[str, Any]) -> list[str]:
 
 def _figures(metadata: Mapping[str, Any]) -> list[str]:
     """What was measured, in sentences."""
-    from service.export.truth import listed
+    from service.export.truth import list_some
 
     lines = []
     if quantization := metadata.get("quantization"):
         reached, threshold = quantization["agreement"], quantization["threshold"]
         if skipped := quantization.get("skipped"):
-            lines.append(f"Calibration images that cannot be read, skipped: {listed(skipped)}")
+            lines.append(f"Calibration images that cannot be read, skipped: {list_some(skipped)}")
         lines.append(
             f"int8 against float on {quantization['calibration_pictures']} calibration pictures, "
             f"{reached['detections']} detections: "

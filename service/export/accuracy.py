@@ -13,7 +13,7 @@ from service.export.truth import (
     LabelledObject,
     Labels,
     Truth,
-    listed,
+    list_some,
     match_classes,
     read_truth,
 )
@@ -27,8 +27,8 @@ from service.inference.detector import Detector
 
 CONFIDENCE = 0.25  # from which a detection counts for the agreement, as MIN_CONFIDENCE's default
 IOU = 0.5  # at which two boxes are of one object
-LEAST_CONFIDENCE = 0.001  # of detections that mAP is computed over, as everywhere
-LEAST_MAP50 = 0.05  # below it, the labels are more likely wrong than the model
+MIN_MAP_CONFIDENCE = 0.001  # of detections that mAP is computed over, as everywhere
+_MIN_PLAUSIBLE_MAP50 = 0.05  # below it, the labels are more likely wrong than the model
 _CORNER = 0.6  # few label files have nearly all boxes in this part of width and height
 _MAX_PIXELS = 2**30
 _BATCH = 8
@@ -59,7 +59,7 @@ class LabelledDetector(Detector, Protocol):
 
 
 @dataclass(frozen=True)
-class MeanPrecision:
+class MeanAveragePrecision:
     """Mean average precision, in 0..1.
 
     Attributes:
@@ -166,15 +166,15 @@ def agreement(
     )
 
 
-def mean_precision(
+def mean_average_precision(
     detector: LabelledDetector, labels: Labels, *, reduced_decode: bool = True
-) -> MeanPrecision:
+) -> MeanAveragePrecision:
     """Measure mAP with pycocotools, over the classes that both the model and the labels have.
 
     Images that cannot be read, or that have another size than the labels say, are left out.
 
     Args:
-        detector: gives detections from `LEAST_CONFIDENCE` up.
+        detector: gives detections from `MIN_MAP_CONFIDENCE` up.
         labels: the truth.
         reduced_decode: see `detect_files`.
 
@@ -233,14 +233,14 @@ def mean_precision(
     }
     map50_95, map50 = _evaluate(dataset, rows)
     confident = sum(row["score"] >= CONFIDENCE for row in rows)
-    if map50 < LEAST_MAP50 and confident:
+    if map50 < _MIN_PLAUSIBLE_MAP50 and confident:
         notes.insert(
             0,
             f"WARNING: mAP50 is {100 * map50:.2f}, yet the model finds {confident} objects in the "
             f"images with a confidence of at least {CONFIDENCE}. The boxes, ids or sizes of the "
             "labels probably do not fit the images",
         )
-    return MeanPrecision(
+    return MeanAveragePrecision(
         map50_95,
         map50,
         images=len(sizes),
@@ -276,11 +276,11 @@ def _measurable(
     notes = []
     if unreadable:
         notes.append(
-            f"Images that cannot be read, left out: {len(unreadable)}: {listed(unreadable)}"
+            f"Images that cannot be read, left out: {len(unreadable)}: {list_some(unreadable)}"
         )
     if resized:
         notes.append(
-            f"Images of another size than labelled, left out: {len(resized)}: {listed(resized)}"
+            f"Images of another size than labelled, left out: {len(resized)}: {list_some(resized)}"
         )
     if unsized:
         notes.append(
@@ -289,7 +289,7 @@ def _measurable(
         )
     if turned:
         notes.append(
-            f"Images turned by their EXIF orientation: {len(turned)}: {listed(turned)}. "
+            f"Images turned by their EXIF orientation: {len(turned)}: {list_some(turned)}. "
             "Boxes that were drawn on the image before it is turned would lower mAP"
         )
     return sizes, notes
@@ -356,7 +356,7 @@ def find_labels(file: Path, pictures: Path | None = None) -> Labels:
 
 
 def read_labels(labels: Labels) -> Truth:
-    """Read what `mean_precision` needs; see `service.export.truth`.
+    """Read what `mean_average_precision` needs; see `service.export.truth`.
 
     Raises:
         ModelError: pycocotools is not installed, the file lacks something, or an image does.

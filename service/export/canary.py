@@ -8,19 +8,19 @@ from typing import Any
 
 from service.domain import Detection
 from service.errors import BadImageError, ModelError
-from service.images.decode import decode_here
+from service.images.decode import decode_in_process
 from service.inference.canary import (
     CANARY,
     EXPECTED,
     Tolerance,
     confidence_limit,
     find,
-    sha256_of_network,
+    sha256_of_xml_and_bin,
 )
 from service.inference.detector import Detector
 
 # Rows below are written down too, so that one that has grown is not taken for a wrong one.
-FLOOR = 0.05
+MIN_STORED_CONFIDENCE = 0.05
 
 
 def write_canary(directory: Path, detector: Detector, pictures: Mapping[str, bytes]) -> int:
@@ -28,7 +28,7 @@ def write_canary(directory: Path, detector: Detector, pictures: Mapping[str, byt
 
     Args:
         directory: the export.
-        detector: its network, which gives detections from `FLOOR` up.
+        detector: its network, which gives detections from `MIN_STORED_CONFIDENCE` up.
         pictures: files by name.
 
     Returns:
@@ -43,14 +43,14 @@ def write_canary(directory: Path, detector: Detector, pictures: Mapping[str, byt
     for name, data in pictures.items():
         (folder / name).write_bytes(data)
         try:
-            found[name] = find(detector, data, decode_here)
+            found[name] = find(detector, data, decode_in_process)
         except BadImageError as exc:
             raise ModelError(f"{name} cannot be a canary's picture: {exc}") from exc
         except Exception as exc:
             raise ModelError(f"{detector.info.name} cannot run on this machine: {exc}") from exc
     tolerance = Tolerance()
     expected = {
-        "network": sha256_of_network(directory),
+        "network": sha256_of_xml_and_bin(directory),
         "image_size": detector.info.image_size,
         "tolerance": asdict(tolerance),
         "pictures": {name: [_to_json(one) for one in rows] for name, rows in found.items()},

@@ -16,7 +16,7 @@ from service.inference.labels import (
 )
 
 
-def identity(sha256: str, labels: Mapping[int, str]) -> str:
+def sha256_of_renamed(sha256: str, labels: Mapping[int, str]) -> str:
     """Return the sha256 that documents carry for weights whose labels were renamed.
 
     It differs from that of the weights, so documents with the old labels count as stale.
@@ -66,7 +66,7 @@ def rename(
     return renamed
 
 
-def relabelled(
+def apply_renames(
     names: object, renames: Sequence[str], *, model: object, count: int | None, advice: str
 ) -> tuple[dict[int, str], bool]:
     """Return the labels after `rename`, as `class_labels` does, and whether that changed any.

@@ -27,7 +27,7 @@ class Labels:
     """Labelled images: a file in COCO's format, and the folder of its images."""
 
     file: Path
-    pictures: Path
+    image_folder: Path
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ def match_classes(truth: Truth, labels: Iterable[str], *, file: Path) -> Classes
     if not any(name in label_of for name in counts):
         raise ModelError(
             f"No category in {file} is a class of the model. The categories are "
-            f"{listed(map(repr, counts))}, and the model knows {listed(map(repr, sorted(known)))}"
+            f"{list_some(map(repr, counts))}, and the model knows "
+            f"{list_some(map(repr, sorted(known)))}"
         )
     spelled = [f"{name!r} for {label!r}" for name, label in label_of.items() if name != label]
     strange = [
@@ -120,18 +121,18 @@ def match_classes(truth: Truth, labels: Iterable[str], *, file: Path) -> Classes
     missing = sorted(known - set(label_of.values()))
     notes = []
     if spelled:
-        notes.append(f"Classes matched despite another spelling: {listed(spelled)}")
+        notes.append(f"Classes matched despite another spelling: {list_some(spelled)}")
     if strange:
-        notes.append(f"The model has no class {listed(strange)}: left out of mAP")
+        notes.append(f"The model has no class {list_some(strange)}: left out of mAP")
     if missing:
         notes.append(
             f"The labels have no category for {len(missing)} of the model's classes, which are not "
-            f"measured: {listed(map(repr, missing))}"
+            f"measured: {list_some(map(repr, missing))}"
         )
     return Classes(label_of, tuple(notes))
 
 
-def listed(texts: Iterable[str]) -> str:
+def list_some(texts: Iterable[str]) -> str:
     """Join texts by commas; of many, the first ones and how many more there are."""
     all_of_them = list(texts)
     more = len(all_of_them) - _MAX_NAMED
@@ -163,7 +164,7 @@ def _truth(labels: Labels, content: Mapping[str, Any]) -> Truth:
     for image in content["images"]:
         if index_of.setdefault(_key(image["id"]), len(images)) != len(images):
             raise ValueError(f"two images have the id {image['id']}")
-        file = labels.pictures / str(image["file_name"])
+        file = labels.image_folder / str(image["file_name"])
         if not file.is_file():
             raise ModelError(
                 f"{labels.file} names {file}, which does not exist. "

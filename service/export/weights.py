@@ -15,18 +15,18 @@ import yaml
 from service.domain import ErrorCode
 from service.errors import BadImageError, ModelError
 from service.export.accuracy import (
-    LEAST_CONFIDENCE,
+    MIN_MAP_CONFIDENCE,
     Agreement,
     agreement,
     detect_files,
-    mean_precision,
+    mean_average_precision,
     read_labels,
 )
-from service.export.canary import FLOOR, write_canary
+from service.export.canary import MIN_STORED_CONFIDENCE, write_canary
 from service.export.drawings import draw
-from service.export.renaming import identity, relabelled
-from service.export.truth import Labels, listed, match_classes
-from service.images.decode import decode, open_within
+from service.export.renaming import apply_renames, sha256_of_renamed
+from service.export.truth import Labels, list_some, match_classes
+from service.images.decode import decode, open_image
 from service.inference.canary import CANARY, FALLBACK
 from service.inference.detector import OPENVINO_METADATA
 from service.inference.identity import sha256_of_model
@@ -137,7 +137,7 @@ def read_metadata(directory: Path) -> dict[str, Any]:
         raise ModelError(f"{path} cannot be read: {exc}") from exc
 
 
-def find_pictures(folder: Path) -> list[Path]:
+def find_images(folder: Path) -> list[Path]:
     """List the pictures of a folder by name; of very many, some, drawn alike every time.
 
     What is a picture is told by its header: one that is damaged further on is listed.
@@ -160,7 +160,7 @@ class Calibration:
 
 
 def find_calibration(folder: Path, *, image_size: int) -> Calibration:
-    """Find images that can be decoded, as `find_pictures` finds those with a header.
+    """Find images that can be decoded, as `find_images` finds those with a header.
 
     What is no image is passed over. An image that is damaged is skipped, and another one is drawn.
 
@@ -191,7 +191,7 @@ def find_calibration(folder: Path, *, image_size: int) -> Calibration:
     if skipped and len(images) < _MIN_CALIBRATION:
         raise ModelError(
             f"Too few images in {folder} can be read: {len(images)}, and int8 needs at least "
-            f"{_MIN_CALIBRATION}. Not read: {listed(sorted(skipped))}"
+            f"{_MIN_CALIBRATION}. Not read: {list_some(sorted(skipped))}"
         )
     return Calibration(sorted(images), sorted(skipped))
 
@@ -204,7 +204,7 @@ def _drawn(folder: Path) -> list[Path]:
 
 def _is_picture(path: Path) -> bool:
     try:
-        open_within(path.read_bytes(), max_pixels=_MAX_PIXELS)
+        open_image(path.read_bytes(), max_pixels=_MAX_PIXELS)
     except BadImageError:
         return False
     except OSError as exc:
@@ -254,7 +254,7 @@ def _from_weights(
     if isinstance(model.model, str | Path):
         raise ModelError(f"{weights} is an export already: give the weights that it was made from")
     source = Path(getattr(model, "ckpt_path", None) or weights)
-    labels, is_renamed = relabelled(
+    labels, is_renamed = apply_renames(
         getattr(model.model, "names", None),
         renames,
         model=source.name,
@@ -278,7 +278,7 @@ def _from_weights(
     if not metadata.get("end2end"):
         raise ModelError(f"{source.name} has no end-to-end head: only YOLO26 models have one")
     metadata.pop("date", None)  # the same weights make the same export
-    metadata |= _identity(sha256_of(source), labels, is_renamed=is_renamed)
+    metadata |= _model_identity(sha256_of(source), labels, is_renamed=is_renamed)
     _write_metadata(
         directory,
         metadata,
@@ -291,11 +291,11 @@ def _from_weights(
     return source
 
 
-def _identity(weights: str, labels: Mapping[int, str], *, is_renamed: bool) -> dict[str, str]:
+def _model_identity(weights: str, labels: Mapping[int, str], *, is_renamed: bool) -> dict[str, str]:
     """Make what names the model in documents: the weights, and with other labels these too."""
     if not is_renamed:
         return {"sha256": weights}
-    return {"sha256": identity(weights, labels), "weights_sha256": weights}
+    return {"sha256": sha256_of_renamed(weights, labels), "weights_sha256": weights}
 
 
 def _export(model: Any, image_size: int, bits: int) -> Path:
@@ -334,7 +334,7 @@ def _take(
         raise ModelError(f"{model} must hold one .xml file; it holds {len(networks)}")
     _check_size(image_size, int(metadata.get("stride", _STRIDE)))
     network = ov.Core().read_model(networks[0])
-    labels, is_renamed = relabelled(
+    labels, is_renamed = apply_renames(
         metadata.get("names"),
         renames,
         model=model.name,
@@ -344,7 +344,7 @@ def _take(
     metadata["names"] = labels
     if is_renamed:
         weights = metadata.get("weights_sha256") or sha256_of_model(model)
-        metadata |= _identity(weights, labels, is_renamed=True)
+        metadata |= _model_identity(weights, labels, is_renamed=True)
     directory.mkdir()
     if (has, precision) == ("fp32", "fp16"):
         _save(network, directory / networks[0].name, fp16=True)
@@ -377,7 +377,7 @@ def _quantize(
     _save(network, directory / file.name, fp16=False)
     _write_metadata(directory, metadata, precision="int8")
     theirs, ours = (
-        detect_files(_load(path, LEAST_CONFIDENCE), pictures) for path in (floating, directory)
+        detect_files(_load(path, MIN_MAP_CONFIDENCE), pictures) for path in (floating, directory)
     )
     reached = agreement(theirs, ours)
     _refuse(reached, len(pictures), min_agreement)
@@ -416,7 +416,7 @@ def _refuse(reached: Agreement, pictures: int, min_agreement: float) -> None:
 def _canary_pictures(folder: Path | None) -> Mapping[str, bytes]:
     if folder is None:
         return draw()
-    files = find_pictures(folder)
+    files = find_images(folder)
     if len(files) > _MAX_CANARY:
         raise ModelError(f"{folder} has more than {_MAX_CANARY} pictures, too many for a canary")
     pictures: dict[str, bytes] = {}
@@ -428,7 +428,7 @@ def _canary_pictures(folder: Path | None) -> Mapping[str, bytes]:
 
 
 def _add_canary(directory: Path, pictures: Mapping[str, bytes]) -> None:
-    compared = write_canary(directory, _load(directory, FLOOR), pictures)
+    compared = write_canary(directory, _load(directory, MIN_STORED_CONFIDENCE), pictures)
     metadata = read_metadata(directory)
     _write_metadata(directory, metadata, **{CANARY: {"detections_compared": compared}})
 
@@ -437,7 +437,7 @@ def _add_precision(directory: Path, floating: Path, labels: Labels) -> None:
     metadata = read_metadata(directory)
     accuracy: dict[str, Any] = {"labels": labels.file.name}
     for path in dict.fromkeys((floating, directory)):
-        measured = mean_precision(_load(path, LEAST_CONFIDENCE), labels)
+        measured = mean_average_precision(_load(path, MIN_MAP_CONFIDENCE), labels)
         # The same for both: it is the images and the labels that they are about.
         accuracy |= {"images": measured.images, "objects": measured.objects}
         accuracy["notes"] = list(dict.fromkeys([*accuracy.get("notes", []), *measured.notes]))

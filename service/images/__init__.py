@@ -1,1 +1,1 @@
-"""Files to pixels, and pixels to what a model takes."""
+"""Decode image files to pixels, and letterbox pixels for a model."""

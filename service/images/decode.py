@@ -1,4 +1,4 @@
-"""A file to its upright pixels, in this process: the decoders' own work."""
+"""Decode a file to upright pixels in the calling process. Decoder processes call this."""
 
 import logging
 
@@ -10,38 +10,37 @@ from service.images.pixels import DecodedImage, Pixels
 
 logger = logging.getLogger(__name__)
 
-_MAX_OWN_PIXELS = 2**26  # of a model's own images: MAX_IMAGE_PIXELS does not apply
-# Decoders that take twice the memory for a pixel: they are allowed half as many.
-WEIGHTS = {"AVIF": 2, "JPEG2000": 2}
+_MAX_CANARY_PIXELS = 2**26  # MAX_IMAGE_PIXELS limits uploads, not the images of a model's canary
+# These decoders take twice the memory per pixel, so their pixels count twice.
+PIXEL_WEIGHTS = {"AVIF": 2, "JPEG2000": 2}
 
 
 def decode(data: bytes, *, max_pixels: int, image_size: int | None = None) -> DecodedImage:
-    """Decode an image, turned upright by its EXIF orientation, 8 bits a channel, no alpha.
+    """Decode an image to uint8 BGR pixels, upright by its EXIF orientation, without alpha.
 
     Args:
         data: the file.
-        max_pixels: images of more pixels are refused.
+        max_pixels: the most pixels that an image may have.
         image_size: longer side that the model sees, in pixels. A JPEG at least twice as large is
-            decoded at a reduced scale, and never below this; None decodes in full.
-            `DecodedImage.info` has the full size either way.
+            decoded at a reduced scale, but never below this size. None decodes every image in
+            full. `DecodedImage.info` has the full size in both cases.
 
     Raises:
-        BadImageError: not an image, a damaged one, one of a kind that is not supported, or of
-            more than `max_pixels` pixels; the size is read from the header, before any memory for
-            the pixels is taken.
-        MemoryError: no memory now.
+        BadImageError: the file is not an image, is damaged, is of an unsupported kind, or has more
+            than `max_pixels` pixels. The size is checked before memory for pixels is allocated.
+        MemoryError: there is not enough memory now.
     """
-    file = open_within(data, max_pixels=max_pixels)
+    file = open_image(data, max_pixels=max_pixels)
     return decode_file(file, max_pixels=max_pixels, image_size=image_size)
 
 
-def open_within(data: bytes, *, max_pixels: int) -> File:
-    """Read a file's header, and check its size.
+def open_image(data: bytes, *, max_pixels: int) -> File:
+    """Read a file's header and check the size that it states.
 
     Raises:
-        BadImageError: not an image, or one of more than `max_pixels` pixels, or of half as many
-            of a format whose decoder takes twice the memory.
-        MemoryError: no memory now.
+        BadImageError: the file is not a supported image, its header is damaged, or it has more
+            than `max_pixels` pixels. A pixel counts `PIXEL_WEIGHTS` times.
+        MemoryError: there is not enough memory now.
     """
     file = open_file(data)
     _check_size(file.info, max_pixels)
@@ -49,20 +48,20 @@ def open_within(data: bytes, *, max_pixels: int) -> File:
 
 
 def decode_file(file: File, *, max_pixels: int, image_size: int | None) -> DecodedImage:
-    """Decode what `open_within` opened; see `decode`."""
+    """Decode a file that `open_image` opened. See `decode` for arguments and errors."""
     try:
-        picture = file.decode(image_size)
+        decoded = file.decode(image_size)
     except (BadImageError, MemoryError):
         raise
-    except Exception as exc:  # `DecodedImage`'s refusal, or a kind of damage that nobody foresaw
-        logger.exception("A decoder failed in a way that it should not")
+    except Exception as exc:  # invalid pixels, or damage that the decoder does not report as such
+        logger.exception("A decoder raised an unexpected error")
         raise BadImageError.corrupt(f"The {file.info.format} file cannot be decoded.") from exc
-    _check_size(picture.info, max_pixels)  # its header may have said less
-    return picture
+    _check_size(decoded.info, max_pixels)  # the header may have stated a smaller size
+    return decoded
 
 
 def _check_size(info: ImageInfo, max_pixels: int) -> None:
-    weight = WEIGHTS.get(info.format, 1)
+    weight = PIXEL_WEIGHTS.get(info.format, 1)
     if info.width * info.height * weight > max_pixels:
         limit = f"MAX_IMAGE_PIXELS={max_pixels}"
         if weight > 1:
@@ -73,11 +72,15 @@ def _check_size(info: ImageInfo, max_pixels: int) -> None:
         )
 
 
-def decode_here(data: bytes, image_size: int) -> Pixels:
-    """Decode a file of ours in this process.
+def decode_in_process(data: bytes, image_size: int) -> Pixels:
+    """Decode and shrink a trusted file, for example an image of a model's canary.
+
+    Returns:
+        uint8 HxWx3 BGR pixels, whose longer side is at most `image_size`.
 
     Raises:
-        BadImageError: it is no image.
+        BadImageError: the file is not a supported image.
+        MemoryError: there is not enough memory now.
     """
-    picture = decode(data, max_pixels=_MAX_OWN_PIXELS, image_size=image_size)
-    return shrink(picture.pixels, image_size=image_size)
+    decoded = decode(data, max_pixels=_MAX_CANARY_PIXELS, image_size=image_size)
+    return shrink(decoded.pixels, image_size=image_size)

@@ -1,9 +1,13 @@
-"""The decoders' side of `service.images.decoders`: a root process, and the decoders that it forks.
+"""The process side of `service.images.decoders`: a root process and the decoders that it forks.
 
-The root has no threads and reads no file. It imports the libraries once, forks a decoder for each
-set of descriptors that arrives, kills a decoder whose socket was shut down, and reports a decoder's
-end on its socket. It ends with the service, whose end closes the control socket; the decoders end
-with the root.
+The root process has no threads and reads no files. It imports the image libraries once, then
+
+- forks a decoder for each set of file descriptors that it receives on the control socket,
+- kills a decoder when the service shuts down its side of that decoder's socket,
+- sends a decoder's wait status on its socket after the decoder has exited.
+
+The root exits when the service exits, because the control socket is then closed. The decoders are
+killed when the root exits.
 """
 
 import ctypes
@@ -24,17 +28,17 @@ from typing import NoReturn
 
 from service.domain import ErrorCode
 from service.errors import BadImageError
-from service.images.decode import WEIGHTS, decode_file, open_within
+from service.images.decode import PIXEL_WEIGHTS, decode_file, open_image
 from service.images.decoders import (
-    BAD,
-    BYTES,
+    BAD_IMAGE,
     BYTES_PER_PIXEL,
-    ENDED,
-    LARGE,
-    PICTURE,
-    PICTURE_HEADER,
+    EXITED,
+    NEEDED_BYTES,
+    NEEDS_MEMORY,
+    PIXELS,
+    PIXELS_HEADER,
     READY,
-    STATUS,
+    WAIT_STATUS,
     Request,
 )
 from service.images.letterbox import shrink
@@ -42,80 +46,88 @@ from service.images.pixels import DecodedImage
 
 Decode = Callable[[bytes, Request], DecodedImage]
 
-_PR_SET_PDEATHSIG = 1  # prctl(2): a signal when the parent ends
-_MAX_SENTENCE_BYTES = 2000
+_PR_SET_PDEATHSIG = 1  # prctl(2): the kernel sends this signal when the parent exits
+_MAX_MESSAGE_BYTES = 2000  # of a BadImageError
 _MAX_REQUEST_BYTES = 2**16
-_GZIP = b"\x1f\x8b"
-_AUTOMATIC, _RAW = 32 + zlib.MAX_WBITS, -zlib.MAX_WBITS  # a header of gzip or zlib; none
-_WINDOWS = {"gzip": (_AUTOMATIC,), "x-gzip": (_AUTOMATIC,), "deflate": (_AUTOMATIC, _RAW)}
+_GZIP_SIGNATURE = b"\x1f\x8b"
+# zlib's `wbits`: detect a gzip or zlib header, or expect no header.
+_DETECT_HEADER, _NO_HEADER = 32 + zlib.MAX_WBITS, -zlib.MAX_WBITS
+# Clients send `deflate` with and without the zlib header that RFC 9110 requires.
+_WBITS = {
+    "gzip": (_DETECT_HEADER,),
+    "x-gzip": (_DETECT_HEADER,),
+    "deflate": (_DETECT_HEADER, _NO_HEADER),
+}
 
 
 class NeedsMemoryError(Exception):
-    """The file needs more memory than it may take."""
+    """Decoding the file needs more memory than the request allows."""
 
     def __init__(self, needed_bytes: int) -> None:
-        """Keep what it needs."""
+        """Keep the estimated need, in bytes."""
         super().__init__(needed_bytes)
         self.needed_bytes = needed_bytes
 
 
 def decode(data: bytes, request: Request) -> DecodedImage:
-    """Decode a file's bytes within the request's memory, turn the image upright and shrink it.
+    """Decode a file, turn the image upright and shrink it to `request.image_size`.
 
     Raises:
         BadImageError: see `service.images.decode.decode`.
-        MemoryError: no memory to read the header.
-        NeedsMemoryError: it needs more memory.
+        MemoryError: there is not enough memory to read the header.
+        NeedsMemoryError: there is not enough memory to decode the pixels.
     """
-    file = open_within(data, max_pixels=request.max_pixels)
-    pixels = file.info.width * file.info.height * WEIGHTS.get(file.info.format, 1)
+    file = open_image(data, max_pixels=request.max_pixels)
+    pixels = file.info.width * file.info.height * PIXEL_WEIGHTS.get(file.info.format, 1)
     needed_bytes = pixels * BYTES_PER_PIXEL + 2 * len(data)
-    is_short = needed_bytes > request.memory_bytes
-    # Most JPEGs take far less than they might: tried first, so that large photos do not wait for
-    # each other. Other decoders may crash, or call a file damaged, where memory is short.
-    if is_short and file.info.format not in ("JPEG", "MPO"):
+    may_run_out = needed_bytes > request.memory_bytes
+    # Try a JPEG at once: most take far less than the estimate, and files that need more memory
+    # are decoded one at a time. Do not try other formats: without enough memory their decoders
+    # may crash, or report an intact file as damaged.
+    if may_run_out and file.info.format not in ("JPEG", "MPO"):
         raise NeedsMemoryError(needed_bytes)
     size = request.image_size
     try:
-        picture = decode_file(
+        decoded = decode_file(
             file,
             max_pixels=request.max_pixels,
             image_size=size if request.reduced else None,
         )
-        return replace(picture, pixels=shrink(picture.pixels, image_size=size))
+        return replace(decoded, pixels=shrink(decoded.pixels, image_size=size))
     except MemoryError as exc:
         raise NeedsMemoryError(needed_bytes) from exc
     except BadImageError as exc:
-        if is_short and exc.code is ErrorCode.CORRUPT_IMAGE:
+        if may_run_out and exc.code is ErrorCode.CORRUPT_IMAGE:
             raise NeedsMemoryError(needed_bytes) from exc
         raise
 
 
 def main(decode: Decode = decode) -> None:
-    """Fork decoders until the service ends.
+    """Fork decoders until the service exits. `sys.argv[1]` is the control socket's descriptor.
 
     Args:
-        decode: what a decoder does with a file.
+        decode: decodes one file in a decoder process.
     """
     control = socket.socket(fileno=int(sys.argv[1]))
-    woken, wake = socket.socketpair()
-    for end in (woken, wake):
-        end.setblocking(False)
-    signal.set_wakeup_fd(wake.fileno())
-    signal.signal(signal.SIGCHLD, lambda *_: None)  # or nothing would be written to it
+    # A signal's number is written to `wakeup_writer`, so that poll() also returns on SIGCHLD.
+    wakeup_reader, wakeup_writer = socket.socketpair()
+    for sock in (wakeup_reader, wakeup_writer):
+        sock.setblocking(False)
+    signal.set_wakeup_fd(wakeup_writer.fileno())
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # Python writes only signals that it handles
     poller = select.poll()
     poller.register(control, select.POLLIN)
-    poller.register(woken, select.POLLIN)
+    poller.register(wakeup_reader, select.POLLIN)
     decoders: dict[int, socket.socket] = {}  # by process id
-    gc.freeze()  # the collector would copy pages that all processes share
+    gc.freeze()  # a collection would write to memory pages that all processes share
     while True:
         ready = dict(poller.poll())
         for process, sock in decoders.items():
-            if sock.fileno() in ready:  # shut down: nobody waits for it any more
+            if sock.fileno() in ready:  # the service shut it down: it gave up on this decoder
                 poller.unregister(sock)
                 os.kill(process, signal.SIGKILL)
-        if ready.pop(woken.fileno(), None):
-            woken.recv(4096)
+        if ready.pop(wakeup_reader.fileno(), None):
+            wakeup_reader.recv(4096)
             _reap(decoders, poller)
         if ready.pop(control.fileno(), None):
             message, descriptors, _, _ = socket.recv_fds(control, 16, 3)
@@ -125,11 +137,11 @@ def main(decode: Decode = decode) -> None:
             root = os.getpid()
             try:
                 process = os.fork()
-            except OSError:  # no memory: the service sees a closed socket
+            except OSError:  # not enough memory; the service notices the closed socket
                 sock.close()
             else:
                 if not process:
-                    for other in (control, woken, wake, *decoders.values()):
+                    for other in (control, wakeup_reader, wakeup_writer, *decoders.values()):
                         other.close()
                     _run(sock, descriptors[1], descriptors[2], decode, root)
                 decoders[process] = sock
@@ -142,7 +154,7 @@ def main(decode: Decode = decode) -> None:
 
 
 def _reap(decoders: dict[int, socket.socket], poller: select.poll) -> None:
-    """Report the decoders that have ended."""
+    """Report each decoder that has exited on its socket, and forget it."""
     while decoders:
         process, status = os.waitpid(-1, os.WNOHANG)
         if not process:
@@ -150,26 +162,34 @@ def _reap(decoders: dict[int, socket.socket], poller: select.poll) -> None:
         sock = decoders.pop(process)
         with suppress(KeyError):
             poller.unregister(sock)
-        with suppress(OSError):  # nobody reads it, or the decoder has filled it
-            sock.send(ENDED + STATUS.pack(status), socket.MSG_DONTWAIT)
+        with suppress(OSError):  # the service has closed the socket, or its buffer is full
+            sock.send(EXITED + WAIT_STATUS.pack(status), socket.MSG_DONTWAIT)
         sock.close()
 
 
 def _run(sock: socket.socket, file: int, pixels: int, decode: Decode, root: int) -> NoReturn:
-    """Be a decoder: answer requests until the socket is shut down."""
+    """Serve requests in a forked decoder until the service closes the socket.
+
+    Args:
+        sock: for requests and replies.
+        file: descriptor of the memory that holds a request's file.
+        pixels: descriptor of the memory for the decoded pixels.
+        decode: decodes one file.
+        root: process id of the root process.
+    """
     code = 1
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == root:  # else it has ended already
+        if os.getppid() == root:  # otherwise the root exited before prctl took effect
             _serve(sock, file, pixels, decode)
         code = 0
     except ConnectionError:
-        code = 0  # the service has ended
+        code = 0  # the service has exited
     except (MemoryError, OSError):
-        code = os.EX_TEMPFAIL  # says nothing against the file
-    except BaseException:  # noqa: BLE001 - its trace is for us; a fork must end here
+        code = os.EX_TEMPFAIL  # not the file's fault
+    except BaseException:  # noqa: BLE001 - a forked process must not return into the root's code
         traceback.print_exc()
     finally:
         os._exit(code)
@@ -177,17 +197,17 @@ def _run(sock: socket.socket, file: int, pixels: int, decode: Decode, root: int)
 
 def _serve(sock: socket.socket, file: int, pixels: int, decode: Decode) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with suppress(OSError):  # where memory is short, a decoder is ended first, not the service
+    with suppress(OSError):  # the kernel's OOM killer then chooses a decoder, not the service
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-    mapped = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    base_bytes = mapped * resource.getpagesize()
+    mapped_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    base_bytes = mapped_pages * resource.getpagesize()
     sock.send(READY)
     while message := sock.recv(_MAX_REQUEST_BYTES):
         request = Request.from_bytes(message)
         used = resource.getrusage(resource.RUSAGE_SELF)
         cpu_seconds = int(used.ru_utime + used.ru_stime) + 1 + request.cpu_seconds
-        _limit(resource.RLIMIT_CPU, cpu_seconds)  # over it: SIGXCPU
-        # Counted from the start: what malloc has kept since then counts too.
+        _limit(resource.RLIMIT_CPU, cpu_seconds)  # above it, the kernel sends SIGXCPU
+        # Relative to the process's start, so memory that malloc keeps between files counts too.
         _limit(resource.RLIMIT_AS, base_bytes + request.memory_bytes)
         sock.send(_reply(request, file, pixels, decode))
 
@@ -198,67 +218,71 @@ def _limit(kind: int, value: int) -> None:
 
 
 def _reply(request: Request, file: int, pixels: int, decode: Decode) -> bytes:
-    """Decode a file, and write its pixels.
+    """Decode the file, write its pixels to the shared memory, and return the reply.
 
     Raises:
-        MemoryError: no memory for the pixels.
-        OSError: the same.
+        MemoryError: there is not enough memory for the pixels.
+        OSError: the shared memory cannot be read or written.
     """
     try:
         stored = os.pread(file, request.length, 0)
         if len(stored) != request.length:
             raise MemoryError
-        data = _decompressed(stored, request)
-        picture = decode(data, request)
+        data = _decompress(stored, request)
+        decoded = decode(data, request)
     except BadImageError as exc:
         text = f"{exc.code} {exc.message}"
-        return BAD + text.encode(errors="replace")[:_MAX_SENTENCE_BYTES]
+        return BAD_IMAGE + text.encode(errors="replace")[:_MAX_MESSAGE_BYTES]
     except NeedsMemoryError as exc:
-        return LARGE + BYTES.pack(exc.needed_bytes)
-    except MemoryError:  # before the header was read
-        return LARGE + BYTES.pack(3 * max(request.length, request.max_decompressed_bytes))
-    if os.pwrite(pixels, picture.pixels.data, 0) != picture.pixels.nbytes:
-        raise MemoryError  # or the rest would be of the image before
-    info = picture.info
-    header = PICTURE_HEADER.pack(*picture.pixels.shape[:2], info.height, info.width)
-    return PICTURE + header + info.format.encode()
+        return NEEDS_MEMORY + NEEDED_BYTES.pack(exc.needed_bytes)
+    except MemoryError:  # before the header was read, so the size is unknown
+        return NEEDS_MEMORY + NEEDED_BYTES.pack(
+            3 * max(request.length, request.max_decompressed_bytes)
+        )
+    if os.pwrite(pixels, decoded.pixels.data, 0) != decoded.pixels.nbytes:
+        raise MemoryError  # the memory still holds pixels of the previous image
+    info = decoded.info
+    header = PIXELS_HEADER.pack(*decoded.pixels.shape[:2], info.height, info.width)
+    return PIXELS + header + info.format.encode()
 
 
-def _decompressed(data: bytes, request: Request) -> bytes:
-    """Undo an object's Content-Encoding (RFC 9110, 8.4), the last one first.
+def _decompress(data: bytes, request: Request) -> bytes:
+    """Undo an object's Content-Encoding (RFC 9110, 8.4). The last encoding is undone first.
+
+    Bytes in an encoding that is not in `_WBITS` are returned unchanged.
 
     Raises:
-        BadImageError: the bytes are not in this encoding, or too many without it.
-        MemoryError: no memory.
+        BadImageError: the bytes are not in this encoding, or exceed `max_decompressed_bytes`.
+        MemoryError: there is not enough memory now.
     """
     names = (name.strip().lower() for name in request.content_encoding.split(","))
     encodings = [name for name in names if name not in ("", "identity")]
-    if not data or not {*encodings} <= {*_WINDOWS}:
+    if not data or not {*encodings} <= {*_WBITS}:
         return data
     for encoding in reversed(encodings):
-        data = _unpacked(data, _WINDOWS[encoding], request.max_decompressed_bytes)
+        data = _inflate_any(data, _WBITS[encoding], request.max_decompressed_bytes)
     return data
 
 
-def _unpacked(data: bytes, windows: tuple[int, ...], max_bytes: int) -> bytes:
-    for window in windows:
+def _inflate_any(data: bytes, all_wbits: tuple[int, ...], max_bytes: int) -> bytes:
+    for wbits in all_wbits:
         with suppress(zlib.error):
-            return _inflated(data, window, max_bytes)
-    raise BadImageError.corrupt("The object's bytes are not in its Content-Encoding.")
+            return _inflate(data, wbits, max_bytes)
+    raise BadImageError.corrupt("The object's bytes do not match its Content-Encoding.")
 
 
-def _inflated(data: bytes, window: int, max_bytes: int) -> bytes:
-    """Decompress; of gzip, all members (RFC 1952, 2.2). What follows them is ignored."""
+def _inflate(data: bytes, wbits: int, max_bytes: int) -> bytes:
+    """Decompress all gzip members (RFC 1952, 2.2) or one zlib stream. Ignore trailing bytes."""
     parts: list[bytes] = []
-    left = max_bytes
-    while not parts or data.startswith(_GZIP):
-        inflater = zlib.decompressobj(window)
-        parts.append(inflater.decompress(data, left + 1))
-        left -= len(parts[-1])
-        if left < 0:
+    bytes_left = max_bytes
+    while not parts or data.startswith(_GZIP_SIGNATURE):
+        inflater = zlib.decompressobj(wbits)
+        parts.append(inflater.decompress(data, bytes_left + 1))
+        bytes_left -= len(parts[-1])
+        if bytes_left < 0:
             raise BadImageError.too_many_bytes("object", max_bytes)
         if not inflater.eof:
-            raise zlib.error("cut short")
+            raise zlib.error("truncated")
         data = inflater.unused_data
     return b"".join(parts)
 

@@ -1,21 +1,22 @@
-"""The pool of decoder processes: every file is decoded outside this process, within limits.
+"""The pool of decoder processes. Each file is decoded outside the service's process, with limits.
 
     service ── control socket ── root process: imports the libraries once, forks the decoders
        │                            ├── decoder 1
        │                            └── decoder N
-       └── for each decoder: a socket, and two files in memory (the image's bytes, its pixels)
+       └── for each decoder: a socket, and two memory files (the image file, its pixels)
 
-A decoder, its socket and its memory are made together and never reused after it has failed, so no
-reply can be taken for that of another file. `service.images.decoder_process` is the other side.
+A decoder, its socket and its memory files are created together and closed together when the decoder
+fails. So a reply can never belong to another file. `service.images.decoder_process` is the other
+side of this protocol:
 
-    request  JSON of `Request`; the file's bytes are in memory already
-    reply    READY     once, before the first request
-             PICTURE   `PICTURE_HEADER`, then the format's name; the pixels are in memory
-             BAD       code, a blank, sentence of a `BadImageError`
-             LARGE     `BYTES`: it needs so much memory
-             ENDED     `STATUS`: by the root, once the decoder has ended
+    request  JSON of `Request`. The file is in shared memory already.
+    reply    READY         sent once, before the first request
+             PIXELS        `PIXELS_HEADER`, then the format's name. The pixels are in shared memory.
+             BAD_IMAGE     a `BadImageError`: its code, a space, its message
+             NEEDS_MEMORY  `NEEDED_BYTES`: the memory that decoding this file needs
+             EXITED        `WAIT_STATUS`, sent by the root after the decoder has exited
 
-Nothing that a decoder sends is trusted: one that was taken over must not get into this process.
+Replies are untrusted: a malicious file may control its decoder, but must not reach the service.
 """
 
 import json
@@ -47,51 +48,52 @@ from service.settings import Settings
 logger = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-P", "-m", "service.images.decoder_process")
-MAX_FILES = 1000  # of one decoder: what a library leaks is bounded
-BYTES_PER_PIXEL = 13  # the most seen is 12: a rotated progressive JPEG
+MAX_FILES = 1000  # then a decoder is replaced, which bounds what a library can leak
+BYTES_PER_PIXEL = 13  # the highest measured need is 12: a rotated progressive JPEG
 
-READY, PICTURE, BAD, LARGE, ENDED = b"R", b"P", b"B", b"L", b"E"
-PICTURE_HEADER = struct.Struct("<IIII")  # height and width of the pixels, then of the full image
-BYTES, STATUS = struct.Struct("<Q"), struct.Struct("<i")
+READY, PIXELS, BAD_IMAGE, NEEDS_MEMORY, EXITED = b"R", b"P", b"B", b"L", b"E"
+PIXELS_HEADER = struct.Struct("<IIII")  # height and width of the pixels, then of the full image
+NEEDED_BYTES, WAIT_STATUS = struct.Struct("<Q"), struct.Struct("<i")
 
-_ROOT_FOLDER = Path(__file__).parents[2]  # where the package lies
+_IMPORT_FOLDER = Path(__file__).parents[2]  # contains the `service` package
 _MAX_REPLY_BYTES = 4096
-_MAX_NAME = 16  # characters of a format's name
-_MAX_ENCODING = 1000  # characters of a Content-Encoding; nobody's is so long
-_KEPT_BYTES = 8 * 2**20  # of memory that stays with a decoder between two files
+_MAX_FORMAT_CHARACTERS = 16  # of a format's name
+_MAX_ENCODING_CHARACTERS = 1000  # of a Content-Encoding; real ones are far shorter
+_KEPT_BYTES = 8 * 2**20  # a larger memory file is emptied after its image
 _SLICE_SECONDS = 1.0
-_START_SECONDS = 60.0  # of a decoder; it takes 0.2 s where the machine is idle
-_END_SECONDS = 10.0  # of the root process
-_REAP_SECONDS = 2.0  # of a decoder that is killed, while a request waits
+_START_SECONDS = 60.0  # for a decoder; an idle machine needs 0.2 s
+_EXIT_SECONDS = 10.0  # for the root process
+_KILL_SECONDS = 2.0  # for a killed decoder, while a request waits
 _FEW_CPU_SECONDS = 10  # the largest valid image takes 7 or 8
-_NO_MEMORY = "There is no memory to decode the image now."
+_NO_MEMORY = "There is not enough memory to decode the image now."
 _KILLED = "The decoder process did not start or was killed, for example because memory is short."
 _ENVIRONMENT = {
-    # One arena: each further one reserves 64 MB, which count as taken.
+    # One arena: each further one reserves 64 MB of address space, which counts towards RLIMIT_AS.
     "MALLOC_ARENA_MAX": "1",
-    # A decoder keeps its buffers: returning them to the system each time is half of the cost of a
-    # large image (docs/decisions/0004-decoder-processes.md).
+    # Decoders keep their buffers. Returning them to the system after each image would be half of
+    # the cost of a large image (docs/decisions/0004-decoder-processes.md).
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
-    "OPENBLAS_NUM_THREADS": "1",  # only a process without threads may fork
+    "OPENBLAS_NUM_THREADS": "1",  # forking is only safe in a process without other threads
 }
 
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """What decoding one file may take."""
+    """Limits on decoding one file."""
 
     cpu_seconds: int = 30  # four times what the largest valid image takes (JPEG 2000 of 31 MB)
-    wall_seconds: float = 100.0  # for one that hangs
-    # Enough for 12 megapixels in the worst case. One file at a time may have what it needs besides.
+    wall_seconds: float = 100.0  # ends a file that hangs its decoder without using CPU time
+    # Memory that every decoder may allocate: enough for 12 megapixels in the worst case. A file
+    # that needs more gets it in addition, one such file at a time.
     small_bytes: int = 192 * 2**20
 
     @classmethod
     def within(cls, seconds: float) -> Self:
-        """Return limits that end before a delivery's work time does.
+        """Return limits that end a file before its delivery's time is over.
 
         Args:
-            seconds: the delivery's time without what is reserved for the commit.
+            seconds: a delivery's time, without the part that is reserved for the commit.
         """
         return cls(
             cpu_seconds=max(1, int(min(30.0, seconds / 3))),
@@ -101,29 +103,29 @@ class DecodeLimits:
 
 @dataclass(frozen=True)
 class Request:
-    """What a decoder is to do with the bytes in its memory."""
+    """How a decoder decodes the file in its shared memory, and within which limits."""
 
-    length: int  # bytes
+    length: int  # of the file, in bytes
     content_encoding: str
     image_size: int  # longer side that the model sees, in pixels
     reduced: bool  # whether a JPEG may be decoded at a reduced scale
     max_pixels: int
     max_decompressed_bytes: int
-    memory_bytes: int  # what it may map, besides what it had at its start
+    memory_bytes: int  # address space that it may add to what it had at its start
     cpu_seconds: int
 
     def to_bytes(self) -> bytes:
-        """Return the message."""
+        """Encode as JSON."""
         return json.dumps(vars(self)).encode()
 
     @classmethod
     def from_bytes(cls, message: bytes) -> Self:
-        """Read the message."""
+        """Decode what `to_bytes` encoded."""
         return cls(**json.loads(message))
 
 
 class Decoders:
-    """Decodes files in processes; safe to use from many threads, but not after a fork."""
+    """A pool of decoder processes. Safe to use from many threads, but not after a fork."""
 
     def __init__(
         self,
@@ -135,20 +137,19 @@ class Decoders:
         limits: DecodeLimits = DecodeLimits(),  # noqa: B008 - it cannot be changed
         command: Sequence[str] = COMMAND,
     ) -> None:
-        """Start the root process, and do not wait for it.
+        """Start the root process without waiting until the decoders are ready.
 
         Args:
-            count: decoder processes, one for each core.
-            max_pixels: images of more pixels are refused.
-            max_decompressed_bytes: files that are larger without their Content-Encoding are
-                refused.
-            reduced: let a JPEG at least twice as large as the model sees be decoded at a reduced
-                scale.
-            limits: what decoding one file may take.
-            command: the root process.
+            count: number of decoder processes.
+            max_pixels: the most pixels that an image may have.
+            max_decompressed_bytes: the largest file without its Content-Encoding.
+            reduced: whether a JPEG at least twice as large as the model sees is decoded at a
+                reduced scale.
+            limits: limits on decoding one file.
+            command: starts the root process.
 
         Raises:
-            OSError: it does not start.
+            OSError: the root process cannot be started.
         """
         self._max_pixels = max_pixels
         self._max_decompressed_bytes = max_decompressed_bytes
@@ -157,9 +158,9 @@ class Decoders:
         self._command = command
         self._slots = FairSemaphore(count)
         self._large_slot = FairSemaphore(1)
-        self._lock = threading.Lock()  # of what follows
+        self._lock = threading.Lock()  # guards the attributes below
         self._is_closed = False
-        self._root, self._control = self._started()
+        self._root, self._control = self._start_root()
         self._idle = [self._fork() for _ in range(count)]
 
     def decode(
@@ -171,27 +172,28 @@ class Decoders:
         max_pixels: int | None = None,
         deadline: Deadline,
     ) -> DecodedImage:
-        """Decode an image, turned upright by its EXIF orientation, 8 bits a channel, no alpha.
+        """Decode an image to uint8 BGR pixels, upright by its EXIF orientation, without alpha.
 
         Args:
-            data: the file, as it is stored.
-            image_size: longer side that the model sees, in pixels: a larger image is shrunk to it.
-                `DecodedImage.info` has the full size either way.
-            content_encoding: the object's; `gzip` and `deflate` are decompressed.
-            max_pixels: images of more pixels are refused; None: as the pool was made.
-            deadline: ends every wait, and what is being decoded.
+            data: the stored object's bytes.
+            image_size: longer side that the model sees, in pixels. A larger image is shrunk to
+                it. `DecodedImage.info` has the full size in both cases.
+            content_encoding: the object's Content-Encoding. `gzip` and `deflate` are undone.
+            max_pixels: the most pixels that this image may have. None: the pool's own limit.
+            deadline: ends every wait, and the decoding itself.
 
         Raises:
-            BadImageError: not an image, a damaged one, one of a kind that is not supported, or of
-                more than `max_pixels` pixels; it crashed its decoder or exceeded its limits.
-            DecoderUnavailableError: no memory now, or the decoder was killed from outside.
+            BadImageError: the file is not an image, is damaged, is of an unsupported kind, has
+                too many pixels, crashed its decoder, or exceeded a limit.
+            DecoderUnavailableError: there is not enough memory now, or something other than the
+                file killed the decoder.
             ShuttingDownError: the pool is closed.
-            TooLateError: the deadline came first.
+            TooLateError: the deadline passed first.
         """
         limits = self._limits
         request = Request(
             length=len(data),
-            content_encoding=(content_encoding or "")[:_MAX_ENCODING],
+            content_encoding=(content_encoding or "")[:_MAX_ENCODING_CHARACTERS],
             image_size=image_size,
             reduced=self._reduced,
             max_pixels=max_pixels or self._max_pixels,
@@ -200,28 +202,29 @@ class Decoders:
             cpu_seconds=limits.cpu_seconds,
         )
         try:
-            answer = self._ask(request, data, deadline)
-            if isinstance(answer, DecodedImage):
-                return answer
+            reply = self._decode_once(request, data, deadline)
+            if isinstance(reply, DecodedImage):
+                return reply
             with self._large_slot.acquire(1, deadline):
-                while isinstance(answer, int):  # what it needs, known from the header
-                    if limits.small_bytes + answer <= request.memory_bytes:
+                while isinstance(reply, int):  # bytes that the decoder says it needs
+                    memory_bytes = limits.small_bytes + reply
+                    if memory_bytes <= request.memory_bytes:
                         raise BadImageError.corrupt(
                             "Decoding the file takes more memory than an image of its size may."
                         )
-                    request = replace(request, memory_bytes=limits.small_bytes + answer)
-                    answer = self._ask(request, data, deadline)
-            return answer
+                    request = replace(request, memory_bytes=memory_bytes)
+                    reply = self._decode_once(request, data, deadline)
+            return reply
         except (MemoryError, OSError) as exc:
             raise DecoderUnavailableError(_NO_MEMORY) from exc
 
     def close(self) -> None:
-        """End all processes. What is being decoded raises `DecoderUnavailableError`."""
+        """Stop all processes. Files in flight raise `DecoderUnavailableError`."""
         with self._lock:
             self._is_closed = True
             self._control.close()
             try:
-                self._root.wait(_END_SECONDS)  # it ends the decoders first
+                self._root.wait(_EXIT_SECONDS)  # it kills the decoders first
             except subprocess.TimeoutExpired:
                 self._root.kill()
                 self._root.wait()
@@ -229,111 +232,117 @@ class Decoders:
                 decoder.close()
             self._idle.clear()
 
-    def _ask(self, request: Request, data: bytes, deadline: Deadline) -> DecodedImage | int:
-        """Let the next free decoder decode; return its pixels, or the bytes that it needs.
+    def _decode_once(self, request: Request, data: bytes, deadline: Deadline) -> DecodedImage | int:
+        """Decode in the next free decoder. Return the image, or the bytes of memory it needs.
 
-        An earlier file may have damaged a decoder that crashes. So the file is decoded once more,
-        in a decoder that has seen no other.
+        A decoder may crash because an earlier file corrupted its memory. So if a used decoder
+        crashes, the file is tried again in a new decoder, and only that result counts.
         """
         with self._slots.acquire(1, deadline):
-            fresh = False
+            must_be_new = False
             while True:
-                decoder = self._take(deadline, fresh=fresh)
+                decoder = self._take(deadline, must_be_new=must_be_new)
                 try:
-                    answer = decoder.ask(request, data, deadline, self._limits.wall_seconds)
-                    if isinstance(answer, int):
-                        return min(answer, self._most_bytes(len(data)))
-                    return answer
+                    reply = decoder.decode(request, data, deadline, self._limits.wall_seconds)
+                    if isinstance(reply, int):
+                        return min(reply, self._max_needed_bytes(len(data)))
+                    return reply
                 except _CrashError:
                     if decoder.files == 1:
                         raise
-                    fresh = True
+                    must_be_new = True
                 finally:
-                    # The memory of a large file returns to the system with its decoder.
+                    # After a large file the decoder is replaced, which frees its memory.
                     is_small = request.memory_bytes <= self._limits.small_bytes
-                    self._put_back(decoder, keep=is_small)
+                    self._release(decoder, keep=is_small)
 
-    def _take(self, deadline: Deadline, *, fresh: bool) -> "_Decoder":
-        """Return a decoder that has started and runs; a fresh one has decoded no file.
+    def _take(self, deadline: Deadline, *, must_be_new: bool) -> "_Decoder":
+        """Return a decoder that is running. A new one has decoded no file yet.
 
         Raises:
             DecoderUnavailableError: two in a row did not start.
-            OSError: no memory, or no file descriptors.
+            OSError: there is not enough memory, or there are no free file descriptors.
             ShuttingDownError: the pool is closed.
-            TooLateError: the deadline came first.
+            TooLateError: the deadline passed first.
         """
         with self._lock:
             decoder = self._idle.pop() if self._idle else None
         for _ in range(2):
             decoder = decoder or self._fork()
             try:
-                if decoder.is_alive(deadline) and not (fresh and decoder.files):
+                if decoder.is_running(deadline) and not (must_be_new and decoder.files):
                     return decoder
             except BaseException:
-                self._put_back(decoder, keep=True)
+                self._release(decoder, keep=True)
                 raise
-            decoder.end()
+            decoder.kill()
             decoder = None
         raise DecoderUnavailableError(_KILLED)
 
-    def _put_back(self, decoder: "_Decoder", *, keep: bool) -> None:
-        """Keep a decoder; or end it, and have another one forked without waiting for its start."""
+    def _release(self, decoder: "_Decoder", *, keep: bool) -> None:
+        """Make a decoder available again, or replace it without waiting for the new one's start."""
         with self._lock:
             if keep and decoder.is_reusable and decoder.files < MAX_FILES and not self._is_closed:
                 self._idle.append(decoder)
                 return
-        decoder.end()
+        decoder.kill()
         with suppress(OSError, ShuttingDownError):
-            fresh = self._fork()
+            replacement = self._fork()
             with self._lock:
-                self._idle.append(fresh)
+                self._idle.append(replacement)
 
-    def _most_bytes(self, length: int) -> int:
-        """Return the most memory that a decoder may ask for."""
-        data = 2 * max(length, self._max_decompressed_bytes)
-        return BYTES_PER_PIXEL * self._max_pixels + data
+    def _max_needed_bytes(self, length: int) -> int:
+        """Return the most memory, in bytes, that a valid file of this length can need.
+
+        A decoder's own figure is untrusted and must not exceed it.
+        """
+        file_bytes = 2 * max(length, self._max_decompressed_bytes)
+        return BYTES_PER_PIXEL * self._max_pixels + file_bytes
 
     def _fork(self) -> "_Decoder":
-        """Have a decoder forked, and do not wait for it.
+        """Let the root process fork a decoder, without waiting until it is ready.
 
         Raises:
-            OSError: no memory, or no file descriptors.
+            OSError: there is not enough memory, or there are no free file descriptors.
             ShuttingDownError: the pool is closed.
         """
         with self._lock:
             if self._is_closed:
                 raise ShuttingDownError("The service is shutting down.")
-            decoder, theirs = _Decoder.made()
-            with theirs:
-                fds = [theirs.fileno(), *decoder.memory]
+            decoder, child_socket = _Decoder.create()
+            with child_socket:
+                fds = [child_socket.fileno(), *decoder.memory_fds]
                 try:
                     try:
                         socket.send_fds(self._control, [b"fork"], fds)
                     except ConnectionError:
-                        logger.warning("The decoders' root process ended: another one is started")
-                        started = self._started()  # if this fails, the next call tries it again
+                        logger.warning("The decoders' root process exited: starting a new one")
+                        # Start it first: if that fails, the next call tries again.
+                        root, control = self._start_root()
                         self._control.close()
                         self._root.kill()
                         self._root.wait()
-                        self._root, self._control = started
+                        self._root, self._control = root, control
                         socket.send_fds(self._control, [b"fork"], fds)
                 except BaseException:
                     decoder.close()
                     raise
             return decoder
 
-    def _started(self) -> tuple["subprocess.Popen[bytes]", socket.socket]:
-        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        path = [str(_ROOT_FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])]
-        with theirs:
+    def _start_root(self) -> tuple["subprocess.Popen[bytes]", socket.socket]:
+        """Start a root process. Return it and this side of its control socket."""
+        control, child_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        path = [str(_IMPORT_FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])]
+        with child_socket:
             try:
                 process = subprocess.Popen(
-                    (*self._command, str(theirs.fileno())),
+                    (*self._command, str(child_socket.fileno())),
                     stdin=subprocess.DEVNULL,
-                    stdout=2,  # what a library prints
+                    stdout=2,  # libraries may print; keep that out of the service's stdout
                     env=os.environ | _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(path)},
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,  # Ctrl-C is for the caller, who finishes first
+                    pass_fds=[child_socket.fileno()],
+                    # Ctrl-C then reaches only the service, which first finishes its images.
+                    start_new_session=True,
                 )
             except BaseException:
                 control.close()
@@ -342,12 +351,16 @@ class Decoders:
 
 
 def build_decoders(settings: Settings) -> Decoders:
-    """Start the decoder processes, one a core."""
+    """Start one decoder process for each core, with the limits of the settings.
+
+    Raises:
+        OSError: the root process cannot be started.
+    """
     limits = DecodeLimits.within(settings.work_seconds)
     if limits.cpu_seconds < _FEW_CPU_SECONDS:
         logger.warning(
-            "ACK_DEADLINE_SECONDS or HANG_TIMEOUT_SECONDS leaves little time to decode: a large "
-            "image may be recorded as corrupt_image",
+            "ACK_DEADLINE_SECONDS or HANG_TIMEOUT_SECONDS leaves little time to decode: large "
+            "images may be recorded as corrupt_image. Raise them",
             extra={"cpu_seconds": limits.cpu_seconds, "wall_seconds": limits.wall_seconds},
         )
     return Decoders(
@@ -360,27 +373,27 @@ def build_decoders(settings: Settings) -> Decoders:
 
 
 class _CrashError(BadImageError):
-    """The decoder crashed, or exited, while it decoded the file."""
+    """The decoder crashed or exited while it decoded the file."""
 
 
 class _Decoder:
-    """This side of one decoder process."""
+    """The service's side of one decoder process."""
 
     def __init__(self, sock: socket.socket, file: int, pixels: int) -> None:
         self._socket = sock
-        self.memory: tuple[int, ...] = (file, pixels)  # descriptors; none once it is closed
-        self.files = 0  # that it was asked to decode
-        self.is_reusable = True  # False: in the middle of a file, or it failed
+        self.memory_fds: tuple[int, ...] = (file, pixels)  # empty after `close`
+        self.files = 0  # requests so far
+        self.is_reusable = True  # False while it decodes, and after a failure
         self._is_ready = False
 
     @classmethod
-    def made(cls) -> tuple["_Decoder", socket.socket]:
-        """Return a decoder and the socket of the process that is to be forked.
+    def create(cls) -> tuple["_Decoder", socket.socket]:
+        """Return a decoder and the socket for its process, which is not forked yet.
 
         Raises:
-            OSError: no memory, or no file descriptors.
+            OSError: there is not enough memory, or there are no free file descriptors.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        own_socket, child_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         descriptors: list[int] = []
         try:
             descriptors += [os.memfd_create("file")]
@@ -388,21 +401,21 @@ class _Decoder:
         except BaseException:
             for descriptor in descriptors:
                 os.close(descriptor)
-            ours.close()
-            theirs.close()
+            own_socket.close()
+            child_socket.close()
             raise
-        return cls(ours, *descriptors), theirs
+        return cls(own_socket, *descriptors), child_socket
 
-    def is_alive(self, deadline: Deadline) -> bool:
-        """Wait until the process has started; say whether it runs, and sent nothing unasked.
+    def is_running(self, deadline: Deadline) -> bool:
+        """Wait until the process has started. Return whether it runs and sent nothing unrequested.
 
         Raises:
             DecoderUnavailableError: it does not start.
-            TooLateError: the deadline came first.
+            TooLateError: the deadline passed first.
         """
         if not self._is_ready:
             try:
-                self._is_ready = self._received(deadline, _START_SECONDS) == READY
+                self._is_ready = self._receive(deadline, _START_SECONDS) == READY
             except TimeoutError as exc:  # the root process hangs
                 self.is_reusable = False
                 raise DecoderUnavailableError(_KILLED) from exc
@@ -419,21 +432,22 @@ class _Decoder:
         self.is_reusable = False
         return False
 
-    def ask(
+    def decode(
         self, request: Request, data: bytes, deadline: Deadline, wall_seconds: float
     ) -> DecodedImage | int:
-        """Let it decode a file; return its pixels, or the bytes of memory that it needs.
+        """Decode a file. Return the image, or the bytes of memory that decoding it needs.
 
         Raises:
-            BadImageError: what the decoder says of the file, or how the file ended it.
-            DecoderUnavailableError: the decoder was killed from outside.
-            MemoryError: no memory.
-            OSError: no memory.
-            TooLateError: the deadline came first.
+            BadImageError: the decoder reported it, or the file crashed the decoder or exceeded a
+                limit.
+            DecoderUnavailableError: something other than the file killed the decoder.
+            MemoryError: there is not enough memory now.
+            OSError: there is not enough memory now.
+            TooLateError: the deadline passed first.
         """
         self.is_reusable = False
         self.files += 1
-        file, pixels = self.memory
+        file, _ = self.memory_fds
         if os.pwrite(file, data, 0) != len(data):
             raise MemoryError
         try:
@@ -441,73 +455,73 @@ class _Decoder:
         except ConnectionError as exc:
             raise DecoderUnavailableError(_KILLED) from exc
         try:
-            reply = self._received(deadline, wall_seconds)
+            reply = self._receive(deadline, wall_seconds)
         except TimeoutError as exc:
             raise BadImageError.corrupt(
                 f"Decoding the file took more than {wall_seconds:g} s."
             ) from exc
         kind, body = reply[:1], reply[1:]
         try:
-            if kind == PICTURE:
-                answer = self._picture(body, request)
+            if kind == PIXELS:
+                decoded = self._read_pixels(body, request)
                 self.is_reusable = True
-            elif kind == BAD:
-                code, _, sentence = body.decode(errors="replace").partition(" ")
-                error = BadImageError(ErrorCode(code), sentence)
+            elif kind == BAD_IMAGE:
+                code, _, message = body.decode(errors="replace").partition(" ")
+                error = BadImageError(ErrorCode(code), message)
                 if not error.code.is_caused_by_bytes:
                     raise ValueError(code)
                 self.is_reusable = True
-                self._shrink(len(data), 0)
+                self._free_large(len(data), 0)
                 raise error
-            elif kind == LARGE:  # not idle: it ends, and another one gets the memory
-                [needed] = BYTES.unpack(body)
-                return int(needed)
-            elif kind == ENDED:
-                [status] = STATUS.unpack(body)
-                raise _error_of(status, request.cpu_seconds)
-            elif not kind:  # it ended together with the root process
+            elif kind == NEEDS_MEMORY:  # not reusable: a replacement gets the larger limit
+                [needed_bytes] = NEEDED_BYTES.unpack(body)
+                return int(needed_bytes)
+            elif kind == EXITED:
+                [status] = WAIT_STATUS.unpack(body)
+                raise _error_for(status, request.cpu_seconds)
+            elif not kind:  # killed together with the root process
                 raise DecoderUnavailableError(_KILLED)
             else:
                 raise ValueError(kind)
         except (ValueError, struct.error) as exc:
-            logger.exception("A decoder sent a reply that it should not")
+            logger.exception("A decoder sent an invalid reply")
             raise BadImageError.corrupt("The file made its decoder fail.") from exc
-        self._shrink(len(data), answer.pixels.nbytes)
-        return answer
+        self._free_large(len(data), decoded.pixels.nbytes)
+        return decoded
 
-    def end(self) -> None:
-        """Have the process killed, and wait until it has ended, but not for long."""
-        until = time.monotonic() + _REAP_SECONDS
+    def kill(self) -> None:
+        """Let the root kill the process, and wait up to `_KILL_SECONDS` until it has exited."""
+        give_up_at = time.monotonic() + _KILL_SECONDS
         with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_WR)  # tells the root to kill it
-            while (left := until - time.monotonic()) > 0:
+            self._socket.shutdown(socket.SHUT_WR)  # the root notices and kills the process
+            while (left := give_up_at - time.monotonic()) > 0:
                 self._socket.settimeout(left)
                 if not self._socket.recv(_MAX_REPLY_BYTES):
                     break
         self.close()
 
     def close(self) -> None:
-        """Free the descriptors. Safe to call twice."""
+        """Close the descriptors. Safe to call twice."""
         self._socket.close()
-        memory, self.memory = self.memory, ()  # their numbers may be another file's from now on
-        for descriptor in memory:
+        memory_fds, self.memory_fds = self.memory_fds, ()  # the system may reuse these numbers
+        for descriptor in memory_fds:
             os.close(descriptor)
 
-    def _shrink(self, *counts: int) -> None:
-        """Free the memory after a large file or large pixels, of so many bytes each."""
-        for descriptor, count in zip(self.memory, counts, strict=True):
-            if count > _KEPT_BYTES:
+    def _free_large(self, file_bytes: int, pixel_bytes: int) -> None:
+        """Empty each memory file that holds more than `_KEPT_BYTES`."""
+        for descriptor, size in zip(self.memory_fds, (file_bytes, pixel_bytes), strict=True):
+            if size > _KEPT_BYTES:
                 os.ftruncate(descriptor, 0)
 
-    def _received(self, deadline: Deadline, wall_seconds: float) -> bytes:
-        """Wait for a message; empty where the other side is closed.
+    def _receive(self, deadline: Deadline, wall_seconds: float) -> bytes:
+        """Wait for a message. Return no bytes if the other side is closed.
 
-        The wait is counted in slices of a second. So time in which this process was frozen, too,
-        does not count against the file.
+        The wait is counted in slices of one second. While this process is frozen, at most one
+        slice passes. So a frozen container does not make a file exceed its limit.
 
         Raises:
-            TimeoutError: none came within the limit.
-            TooLateError: the deadline came first.
+            TimeoutError: no message arrived within `wall_seconds`.
+            TooLateError: the deadline passed first.
         """
         waited = 0.0
         while waited < wall_seconds:
@@ -521,32 +535,32 @@ class _Decoder:
                 return b""
         raise TimeoutError
 
-    def _picture(self, body: bytes, request: Request) -> DecodedImage:
-        """Take the pixels out of the shared memory.
+    def _read_pixels(self, body: bytes, request: Request) -> DecodedImage:
+        """Copy the pixels from the shared memory.
 
         Raises:
-            OSError: no memory.
-            ValueError: the reply is of an image that the request cannot have.
+            OSError: there is not enough memory now.
+            ValueError: the reply describes an image that the request does not allow.
         """
-        height, width, *full = PICTURE_HEADER.unpack_from(body)
-        info = ImageInfo(full[1], full[0], body[PICTURE_HEADER.size :].decode("ascii"))
+        height, width, *full = PIXELS_HEADER.unpack_from(body)
+        info = ImageInfo(full[1], full[0], body[PIXELS_HEADER.size :].decode("ascii"))
         if (
             max(height, width) > request.image_size
             or info.width * info.height > request.max_pixels
             or not (height <= info.height and width <= info.width)
             or not info.format.isalnum()
-            or len(info.format) > _MAX_NAME
+            or len(info.format) > _MAX_FORMAT_CHARACTERS
         ):
             raise ValueError(f"{width}x{height} pixels of {info}")
         pixels = np.empty((height, width, 3), np.uint8)
-        # A copy, and no mapping: a decoder that shortens the memory cannot make this process crash.
-        if os.preadv(self.memory[1], [pixels.data], 0) != pixels.nbytes:
-            raise ValueError("Fewer pixels than the reply says")
+        # Copied, not mapped: reading a mapping that the decoder truncates would raise SIGBUS here.
+        if os.preadv(self.memory_fds[1], [pixels.data], 0) != pixels.nbytes:
+            raise ValueError("The memory holds fewer pixels than the reply states")
         return DecodedImage(pixels, info)
 
 
-def _error_of(status: int, cpu_seconds: int) -> Exception:
-    """Return what a decoder's wait status says of its file."""
+def _error_for(status: int, cpu_seconds: int) -> Exception:
+    """Return the error for a decoder that exited with this wait status while it decoded."""
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
     match number:
         case signal.SIGXCPU:

@@ -1,4 +1,4 @@
-"""Orientation, by Pillow's view of EXIF and XMP."""
+"""The orientation of an image, as Pillow reads it from EXIF and XMP."""
 
 from pathlib import Path
 from typing import Any
@@ -7,20 +7,20 @@ from PIL import ExifTags, Image
 
 
 def orientation_of(image: Any) -> int:
-    """Return the orientation of a Pillow image, 1 to 8; 1 where what it says cannot be read."""
+    """Return the EXIF orientation of a Pillow image, 1 to 8. Unreadable metadata count as 1."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001 - damaged EXIF raises many kinds; the image is whole
+    except Exception:  # noqa: BLE001 - damaged EXIF raises many kinds; the pixels may be intact
         return 1
     return orientation if orientation in range(1, 9) else 1
 
 
 def orientation_of_file(path: Path) -> int:
-    """Return the orientation of a file, 1 to 8; 1 where Pillow cannot read it."""
+    """Return the EXIF orientation of a file, 1 to 8. Files that Pillow cannot read count as 1."""
     try:
         with Image.open(path) as image:
             return orientation_of(image)
-    except Exception:  # noqa: BLE001 - Pillow raises many kinds; other decoders may read the image
+    except Exception:  # noqa: BLE001 - Pillow raises many kinds; another decoder may read the file
         return 1

@@ -1,4 +1,4 @@
-"""Identify a file's format by its first bytes, and open it with its decoder."""
+"""Identify a file's format by its first bytes, and open it with the decoder for that format."""
 
 import re
 from typing import Protocol
@@ -17,12 +17,13 @@ _SIGNATURES = {
     **dict.fromkeys(tiff.SIGNATURES, "TIFF"),
     **dict.fromkeys(jpeg2000.SIGNATURES, "JPEG2000"),
 }
-_BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # bytes: text may begin with BM too
+# Valid sizes of a BMP's second header, in bytes. They distinguish a BMP from text beginning "BM".
+_BMP_HEADER_BYTES = (12, 16, 40, 52, 56, 64, 108, 124)
 _NETPBM = re.compile(rb"P[1-6fF][\s#]")
-# Of the ISO base media file format (ISO/IEC 14496-12): what its brands say that a file holds.
+# Brands name the content of a file in the ISO base media file format (ISO/IEC 14496-12).
 _AVIF_BRANDS = (b"avif", b"avis")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-_OTHERS = {
+_UNSUPPORTED = {  # signatures of formats that an error message names
     b"\xff\x0a": "JPEG XL",
     b"\0\0\0\x0cJXL ": "JPEG XL",
     b"8BPS": "Photoshop's format",
@@ -33,31 +34,34 @@ _OTHERS = {
 
 
 class File(Protocol):
-    """One file whose header was read."""
+    """One file whose header has been read."""
 
-    info: ImageInfo  # of a size before or after its orientation
+    info: ImageInfo  # format, and the size before or after the image is turned upright
 
     def decode(self, image_size: int | None) -> DecodedImage:
-        """Decode, turned upright.
+        """Decode to upright uint8 BGR pixels.
 
         Args:
-            image_size: longer side that the model sees, in pixels; the result may be of a reduced
-                scale, but not below it. None: in full.
+            image_size: longer side that the model sees, in pixels. A decoder may return the image
+                at a reduced scale, but not below this size. None: in full.
 
         Raises:
-            BadImageError: it is damaged, cut short, or not supported.
-            MemoryError: no memory now.
+            BadImageError: the file is damaged, truncated, or of an unsupported kind.
+            MemoryError: there is not enough memory now.
         """
 
 
-def kind_of(data: bytes) -> str | None:
-    """Return the format by the first bytes, or None if it is not supported; JPEG for an MPO."""
-    if data[20:24] == b"mjp2":  # a video with the signature of JPEG 2000
+def format_of(data: bytes) -> str | None:
+    """Return the format, judged by the first bytes, or None if it is unsupported.
+
+    An MPO begins like a JPEG, so it is returned as JPEG.
+    """
+    if data[20:24] == b"mjp2":  # Motion JPEG 2000, a video with the signature of JPEG 2000
         return None
     for signature, kind in _SIGNATURES.items():
         if data.startswith(signature):
             return kind
-    if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
+    if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in _BMP_HEADER_BYTES:
         return "BMP"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
@@ -69,14 +73,15 @@ def kind_of(data: bytes) -> str | None:
 
 
 def open_file(data: bytes) -> File:
-    """Read a file's header.
+    """Read a file's header with the decoder for its format.
 
     Raises:
-        BadImageError: no bytes, no format of ours, damaged, or not supported.
+        BadImageError: the file is empty, damaged, or of an unsupported format or kind.
+        MemoryError: there is not enough memory now.
     """
     if not data:
         raise BadImageError(ErrorCode.EMPTY_OBJECT, "The object has no bytes.")
-    match kind_of(data):
+    match format_of(data):
         case None:
             raise _unsupported(data)
         case "JPEG":
@@ -96,19 +101,21 @@ def open_file(data: bytes) -> File:
 
 
 def _brands(data: bytes) -> list[bytes]:
-    """Read the brands of a file-type box, the first thing in such a file."""
+    """Return the brands in the file-type box, which is the first box of such a file."""
     if data[4:8] != b"ftyp":
         return []
     box = data[8 : min(int.from_bytes(data[:4]), 4096)]
-    return [box[at : at + 4] for at in range(0, len(box), 4) if at != 4]  # a version is there
+    # Offset 4 holds a version, not a brand.
+    return [box[offset : offset + 4] for offset in range(0, len(box), 4) if offset != 4]
 
 
 def _unsupported(data: bytes) -> BadImageError:
-    name = next((name for start, name in _OTHERS.items() if data.startswith(start)), None)
+    names = (name for signature, name in _UNSUPPORTED.items() if data.startswith(signature))
+    name = next(names, None)
     if any(brand in _HEIF_BRANDS for brand in _brands(data)):
         name = "HEIC"
-    begin = f"The object is {name}, not" if name else "The object is not"
+    subject = f"The object is {name}, not" if name else "The object is not"
     return BadImageError(
         ErrorCode.UNSUPPORTED_MEDIA,
-        f"{begin} an image of a supported format: {', '.join(FORMATS)}.",
+        f"{subject} an image of a supported format: {', '.join(FORMATS)}.",
     )

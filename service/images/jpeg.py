@@ -1,8 +1,8 @@
-"""JPEG: what its segments say, and its pixels by libjpeg-turbo.
+"""JPEG: this module reads the segments, libjpeg-turbo decodes the pixels.
 
-A file is cut down to what decides its pixels before anything reads them. Any number of other
-segments, fill bytes and stray bytes is legal. Here they cost next to nothing, and none of them
-hides libjpeg's warning that data are missing: it reports the first warning alone.
+Each file is first reduced to the segments that determine its pixels. A JPEG may hold any number of
+other segments, fill bytes and stray bytes. Without them, a file costs no more than its pixels do,
+and nothing hides missing data: libjpeg-turbo reports only its first warning.
 """
 
 import io
@@ -19,15 +19,15 @@ from service.domain import ImageInfo
 from service.errors import BadImageError
 from service.images.exif import orientation_of
 from service.images.opencv import imdecode
-from service.images.pixels import DecodedImage, Pixels, checked
-from service.images.transforms import TRANSPOSED, upright
+from service.images.pixels import DecodedImage, Pixels, check_pixels
+from service.images.transforms import TRANSPOSED, turn_upright
 
 SIGNATURE = b"\xff\xd8"
 _SOI, _EOI = SIGNATURE, b"\xff\xd9"
-# A marker that has a length (ITU-T T.81, B.1.1.3): no fill byte, TEM, RST0 to RST7 or SOI.
+# A marker that begins a segment, or EOI (ITU-T T.81, B.1.1.3). Not a fill byte, TEM, RST or SOI.
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 _END_OF_IMAGE, _START_OF_SCAN = 0xD9, 0xDA
-# Frames that libjpeg-turbo decodes (Huffman or arithmetic coding), and names for the others.
+# Frame types (SOF) that libjpeg-turbo decodes, with Huffman or arithmetic coding. Then the others.
 _PROGRESSIVE, _ARITHMETIC = (0xC2, 0xCA), (0xC9, 0xCA)
 _FRAMES = (0xC0, 0xC1, 0xC2, *_ARITHMETIC)
 _UNSUPPORTED = {
@@ -36,28 +36,28 @@ _UNSUPPORTED = {
     0xF7: "JPEG-LS",
 }
 _TABLES = (0xC4, 0xCC, 0xDB, 0xDD)  # DHT, DAC, DQT, DRI
-_COLOUR_SPACE = (0xE0, 0xEE)  # JFIF's and Adobe's segments, from which libjpeg takes it
-# Segments with the orientation, and with the number of images in the file.
+_COLOUR_SPACE = (0xE0, 0xEE)  # JFIF and Adobe segments: libjpeg takes the colour space from them
+# Segments with the orientation (EXIF, XMP) and with the number of images in the file (MPF).
 _DESCRIPTIONS = (
     (0xE1, b"Exif\0\0"),
     (0xE1, b"http://ns.adobe.com/xap/1.0/\0"),
     (0xE2, b"MPF\0"),
 )
 _MAX_DESCRIPTIONS = 100
-_LATE_HEIGHT = b"\xff\xdc\0\4"  # a DNL segment (T.81, B.2.5)
-_MIN_SCAN_BYTES = 10  # of a scan's header for one component (T.81, B.2.3)
-_UNKNOWN = 16  # more than any bit
+_LATE_HEIGHT = b"\xff\xdc\0\4"  # begin of a DNL segment (T.81, B.2.5)
+_MIN_SCAN_BYTES = 10  # a scan's header for one component (T.81, B.2.3)
+_UNKNOWN = 16  # no coefficient has a bit with this number
 
-# Limits on cost. A segment takes a microsecond to read, a scan some nanoseconds for each pixel of
-# the image. mozjpeg writes 12 scans; 40 of the largest image are allowed.
+# Limits on cost. Reading a segment takes a microsecond; a scan takes some nanoseconds per pixel of
+# the image. mozjpeg writes 12 scans; the largest image may have 40.
 _MAX_SEGMENTS = 100_000
 _MAX_SCANS = 1000
 _MAX_SCANNED_PIXELS = 2_000_000_000
-_ARITHMETIC_COST = 8  # times that of a scan in Huffman codes
+_ARITHMETIC_COST = 8  # a scan in arithmetic coding takes this many times as long
 
-# libjpeg's words (jerror.h: JWRN_HIT_MARKER, JWRN_JPEG_EOF, JWRN_MUST_RESYNC).
+# Messages of libjpeg (jerror.h: JWRN_HIT_MARKER, JWRN_JPEG_EOF, JWRN_MUST_RESYNC).
 _MISSING = re.compile(r"premature end|found marker 0x(?!d[0-7])", re.IGNORECASE)
-_FOLLOWING = b"Z" * 64
+_PADDING = b"Z" * 64
 _RESTART = re.compile(rb"\xff+[\xd0-\xd7]")
 _NOT_SUPPORTED = re.compile(
     r"unsupported (?!marker)|not (yet )?(implemented|supported)", re.IGNORECASE
@@ -68,12 +68,12 @@ class Jpeg:
     """One JPEG file, or the first image of an MPO."""
 
     def __init__(self, data: bytes) -> None:
-        """Read what is not pixels.
+        """Read all segments, but decode no pixels.
 
         Raises:
-            BadImageError: the file is damaged, or of a kind of JPEG that is not supported.
+            BadImageError: the file is damaged or of an unsupported kind of JPEG.
         """
-        frame, header, self._stream = _essence(data)
+        frame, header, self._stream = _reduce(data)
         self._cost = frame.scans * (_ARITHMETIC_COST if frame.is_arithmetic else 1)
         try:
             with JpegImagePlugin.jpeg_factory(io.BytesIO(header)) as image:
@@ -83,23 +83,23 @@ class Jpeg:
             raise BadImageError.corrupt("The JPEG's header is damaged.") from exc
 
     def decode(self, image_size: int | None) -> DecodedImage:
-        """Decode, turned upright.
+        """Decode to upright uint8 BGR pixels.
 
         Args:
-            image_size: longer side that the model sees, in pixels. An image at least twice as
-                large is decoded at a half, a quarter or an eighth, by libjpeg's scaled inverse
-                DCT, and so never below this. None decodes in full.
+            image_size: longer side that the model sees, in pixels. libjpeg's scaled inverse DCT
+                decodes an image at least twice as large at 1/2, 1/4 or 1/8, never below this size.
+                None decodes in full.
 
         Raises:
-            BadImageError: data are missing, the file is damaged, or not supported.
-            MemoryError: there is no memory now.
+            BadImageError: data are missing, or the file is damaged or unsupported.
+            MemoryError: there is not enough memory now.
         """
         width, height = self.info.width, self.info.height
         if self._cost * width * height > _MAX_SCANNED_PIXELS:
             raise _too_many_parts()
         factors = (n for n in (8, 4, 2) if image_size and max(width, height) >= n * image_size)
         factor = next(factors, 1)
-        pixels = upright(_decoded(self._stream, self.info, factor), self._orientation)
+        pixels = turn_upright(_decode_pixels(self._stream, self.info, factor), self._orientation)
         if self._orientation in TRANSPOSED:
             width, height = height, width
         return DecodedImage(pixels, ImageInfo(width, height, self.info.format))
@@ -107,45 +107,45 @@ class Jpeg:
 
 @dataclass
 class _Frame:
-    """An image's frame, and which of its data the scans so far have."""
+    """The frame of an image (T.81, B.2.2), and which coefficients the scans so far contain."""
 
     segment: bytes
     code: int
     scans: int = 0
 
     def __post_init__(self) -> None:
-        """Read the header (T.81, B.2.2); zeros where it is cut short."""
+        """Parse the frame header. Missing bytes of a truncated header count as zeros."""
         self.is_progressive = self.code in _PROGRESSIVE
         self.is_arithmetic = self.code in _ARITHMETIC
         header = self.segment.ljust(10, b"\0")
         self.precision, self.channels = header[4], header[9]
         self.height, self.width = int.from_bytes(header[5:7]), int.from_bytes(header[7:9])
-        # For each component, the lowest bit that is known of each of its 64 coefficients.
-        self._known = {c: [_UNKNOWN] * 64 for c in header[10 : 10 + 3 * header[9] : 3]}
+        # For each component id, the lowest bit received so far of each of its 64 coefficients.
+        self._lowest_bits = {c: [_UNKNOWN] * 64 for c in header[10 : 10 + 3 * header[9] : 3]}
 
-    def note(self, scan: bytes) -> None:
-        """Take a scan's header: its components, its range of coefficients, its bit (B.2.3)."""
+    def add_scan(self, scan: bytes) -> None:
+        """Record a scan's header: its components, its range of coefficients, its bit (B.2.3)."""
         self.scans += 1
-        first, last, bits = scan[-3:] if self.is_progressive else (0, 63, 0)
-        for known in (self._known[c] for c in scan[5:-3:2] if c in self._known):
-            known[first : last + 1] = [bits & 15] * len(known[first : last + 1])
+        first, last, bit = scan[-3:] if self.is_progressive else (0, 63, 0)
+        for bits in (self._lowest_bits[c] for c in scan[5:-3:2] if c in self._lowest_bits):
+            bits[first : last + 1] = [bit & 15] * len(bits[first : last + 1])
 
     @property
-    def is_begun(self) -> bool:
-        """Whether there are data of every component."""
-        return all(known[0] != _UNKNOWN for known in self._known.values())
+    def has_all_components(self) -> bool:
+        """Whether the scans contain some data of every component."""
+        return all(bits[0] != _UNKNOWN for bits in self._lowest_bits.values())
 
     @property
     def is_complete(self) -> bool:
-        """Whether there is every bit of every component."""
-        return not any(bit for known in self._known.values() for bit in known)
+        """Whether the scans contain every bit of every component."""
+        return not any(bit for bits in self._lowest_bits.values() for bit in bits)
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield code, start and end of each segment, up to and including the end of the image."""
+    """Yield marker code, start and end of each segment, up to and including the EOI marker."""
     end = 2
-    while found := _MARKER.search(data, end):
-        code, start, end = found[1][0], found.start(), found.end()
+    while marker := _MARKER.search(data, end):
+        code, start, end = marker[1][0], marker.start(), marker.end()
         if code != _END_OF_IMAGE:
             end += max(int.from_bytes(data[end : end + 2]), 2)
         yield code, start, end
@@ -153,13 +153,16 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             return
 
 
-def _essence(data: bytes) -> tuple[_Frame, bytes, bytes]:
-    """Return the frame, a header for Pillow, and a whole file for libjpeg.
+def _reduce(data: bytes) -> tuple[_Frame, bytes, bytes]:
+    """Return the frame, a header for Pillow, and a file for libjpeg that holds only the pixels.
 
-    The file gets an end: without one it may still have all of its pixels.
+    That file always ends with EOI: a JPEG without it may still contain all of its pixels.
+
+    Raises:
+        BadImageError: the file is damaged or of an unsupported kind of JPEG.
     """
     frame: _Frame | None = None
-    described, decoded = [_SOI], [_SOI]
+    descriptions, pixel_segments = [_SOI], [_SOI]
     first_scan = b""
     begin, end, has_end = len(data), len(data), False
     for count, (code, start, stop) in enumerate(_segments(data)):
@@ -167,27 +170,27 @@ def _essence(data: bytes) -> tuple[_Frame, bytes, bytes]:
         if count > _MAX_SEGMENTS:
             raise _too_many_parts()
         if code == _END_OF_IMAGE or (frame and frame.is_complete and not frame.is_progressive):
-            end, has_end = start, True  # libjpeg reads nothing after all of a sequential image
+            end, has_end = start, True  # libjpeg reads nothing after a complete sequential image
             break
         if code == _START_OF_SCAN:
             if not frame or len(segment) < _MIN_SCAN_BYTES:
                 break
             if not frame.scans:
                 begin, first_scan = start, segment
-            frame.note(segment)
+            frame.add_scan(segment)
             if frame.scans > _MAX_SCANS:
                 raise _too_many_parts()
         elif first_scan:
-            continue  # between scans: kept as it is
+            continue  # everything between scans is kept
         elif code in _UNSUPPORTED:
             raise BadImageError.unsupported(_UNSUPPORTED[code])
         elif code in _FRAMES:
             frame = frame or _Frame(segment, code)
-            decoded.append(segment)
+            pixel_segments.append(segment)
         elif code in _TABLES or code in _COLOUR_SPACE:
-            decoded.append(segment)
+            pixel_segments.append(segment)
         elif any(code == c and segment[4:].startswith(name) for c, name in _DESCRIPTIONS):
-            described.append(segment)
+            descriptions.append(segment)
     if not frame or not first_scan:
         raise BadImageError.corrupt("The JPEG ends before its pixels.")
     if frame.precision != 8:
@@ -196,21 +199,22 @@ def _essence(data: bytes) -> tuple[_Frame, bytes, bytes]:
         raise BadImageError.unsupported(f"JPEG with {frame.channels} channels")
     if not frame.height and _LATE_HEIGHT in data:
         raise BadImageError.unsupported("JPEG with its height after its pixels (DNL segment)")
-    if not frame.is_begun or (frame.is_progressive and not has_end and not frame.is_complete):
+    is_truncated = frame.is_progressive and not has_end and not frame.is_complete
+    if not frame.has_all_components or is_truncated:
         raise BadImageError.corrupt("The JPEG lacks some of its scans.")
-    header = b"".join((*described[: 1 + _MAX_DESCRIPTIONS], frame.segment, first_scan))
-    return frame, header, b"".join((*decoded, data[begin:end], _EOI))
+    header = b"".join((*descriptions[: 1 + _MAX_DESCRIPTIONS], frame.segment, first_scan))
+    return frame, header, b"".join((*pixel_segments, data[begin:end], _EOI))
 
 
-def _decoded(stream: bytes, info: ImageInfo, factor: int) -> Pixels:
-    """Decode. Of libjpeg's warnings, only missing data are an error."""
+def _decode_pixels(stream: bytes, info: ImageInfo, factor: int) -> Pixels:
+    """Decode at 1/`factor`. libjpeg's warnings are errors only if data are missing."""
     scale = {
         "min_width": -(-info.width // factor),  # rounded up, as libjpeg does (jdmaster.c)
         "min_height": -(-info.height // factor),
         "min_factor": factor,
     }
     try:
-        return checked(simplejpeg.decode_jpeg(stream, "BGR", strict=True, **scale))
+        return check_pixels(simplejpeg.decode_jpeg(stream, "BGR", strict=True, **scale))
     except ValueError as exc:
         reason = str(exc)
     if reason.startswith("Insufficient memory"):
@@ -219,37 +223,41 @@ def _decoded(stream: bytes, info: ImageInfo, factor: int) -> Pixels:
         raise BadImageError.corrupt("The JPEG lacks some of its data.")
     if _NOT_SUPPORTED.search(reason):
         raise BadImageError.unsupported(f"This kind of JPEG ({reason})")
-    return _despite_warnings(stream, info, factor, reason)
+    return _decode_despite_warning(stream, info, factor, reason)
 
 
-def _despite_warnings(stream: bytes, info: ImageInfo, factor: int, reason: str) -> Pixels:
-    """Decode after a warning, or with rare sampling factors, which libjpeg-turbo rejects.
+def _decode_despite_warning(stream: bytes, info: ImageInfo, factor: int, reason: str) -> Pixels:
+    """Decode with OpenCV after a warning, or with sampling factors that libjpeg-turbo rejects.
 
-    After a first warning libjpeg-turbo's own interface reports nothing more, not even that it gave
-    up and left memory unwritten. OpenCV uses libjpeg's older interface. It returns only whole
-    images, but hides warnings. To detect missing data, decode twice, with different bytes after the
-    data of each scan and restart interval: if data are missing, the pixels differ.
+    After its first warning, libjpeg-turbo's own interface reports nothing more, not even that it
+    gave up and left memory unwritten. OpenCV uses libjpeg's older interface, which returns only
+    complete images, but hides warnings. To detect missing data, decode a second time with padding
+    after the data of each scan and restart interval. If data are missing, the decoder reads the
+    padding instead, and the pixels differ.
+
+    Raises:
+        BadImageError: the file is damaged, or data are missing. `reason` is libjpeg's warning.
+        MemoryError: there is not enough memory now.
     """
     size = {"width": info.width, "height": info.height, "factor": factor}
     pixels = imdecode(stream, **size)
     if pixels is None:
         raise BadImageError.corrupt(f"The JPEG is damaged: {reason}.")
-    followed = imdecode(_followed(stream), **size)
-    if followed is None or not np.array_equal(pixels, followed):
+    pixels_with_padding = imdecode(_pad_scans(stream), **size)
+    if pixels_with_padding is None or not np.array_equal(pixels, pixels_with_padding):
         raise BadImageError.corrupt("The JPEG lacks some of its data.")
     return pixels
 
 
-def _followed(stream: bytes) -> bytes:
-    """Put meaningless bytes behind the data of each scan and of each restart interval."""
-    segments = list(_segments(stream))
-    parts, at = [], 0
-    for (code, _, begin), (_, end, _) in pairwise(segments):
+def _pad_scans(stream: bytes) -> bytes:
+    """Insert padding after the data of each scan and of each restart interval."""
+    parts, copied = [], 0
+    for (code, _, begin), (_, end, _) in pairwise(_segments(stream)):
         if code == _START_OF_SCAN:
             data = stream[begin:end].rstrip(b"\xff")  # fill bytes
-            parts += [stream[at:begin], _RESTART.sub(rb"%b\g<0>" % _FOLLOWING, data), _FOLLOWING]
-            at = end
-    return b"".join((*parts, stream[at:]))
+            parts += [stream[copied:begin], _RESTART.sub(rb"%b\g<0>" % _PADDING, data), _PADDING]
+            copied = end
+    return b"".join((*parts, stream[copied:]))
 
 
 def _too_many_parts() -> BadImageError:

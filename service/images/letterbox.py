@@ -1,4 +1,4 @@
-"""The geometry of the letterbox, and pixels put into it."""
+"""The letterbox: resize an image, and pad it to an input that the model takes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,42 +6,45 @@ from dataclasses import dataclass
 import numpy as np
 
 from service.domain import Box
-from service.images.pixels import Pixels, checked
+from service.images.pixels import Pixels, check_pixels
 
 
 @dataclass(frozen=True)
 class Letterbox:
-    """An image resized into the model's input, whose sides are multiples of the stride, on grey.
+    """Where an image lies in the model's input. All attributes are in pixels.
 
-    The formula is ultralytics' `LetterBox(auto=True)` with its `scale_boxes`, rounding included
-    (ultralytics 8.4, data/augment.py and utils/ops.py).
+    The formula, rounding included, is that of `LetterBox(auto=True)` and `scale_boxes` in
+    ultralytics 8.4 (data/augment.py and utils/ops.py).
     """
 
-    resized_width: int
+    resized_width: int  # of the image within the input
     resized_height: int
-    left: int
+    left: int  # padding
     top: int
-    input_width: int
+    input_width: int  # of the model's input, a multiple of its stride
     input_height: int
-    width: int  # of the image, in pixels
+    width: int  # of the image
     height: int
 
     def apply(self, pixels: Pixels, out: Pixels | None = None) -> Pixels:
-        """Return the model's input: uint8, input_height x input_width x 3.
+        """Resize and pad an image to the model's input.
 
         Args:
-            pixels: the image.
-            out: memory of this shape to write into; None: new memory.
+            pixels: the image, uint8 HxWx3.
+            out: array to write into, of the shape that is returned. None: a new array.
+
+        Returns:
+            uint8 input_height x input_width x 3, padded with grey.
 
         Raises:
-            ValueError: the pixels are not uint8 HxWx3 of this letterbox's size, or `out` has
-                another shape than the input.
+            ValueError: `pixels` is not uint8 HxWx3 of this letterbox's image size, or `out` is
+                not uint8 of the input's shape.
         """
-        if checked(pixels).shape[:2] != (self.height, self.width):
+        if check_pixels(pixels).shape[:2] != (self.height, self.width):
             raise ValueError(f"Pixels of {pixels.shape} for a letterbox of {self}")
         input_shape = (self.input_height, self.input_width, 3)
-        if out is not None and checked(out).shape != input_shape:
-            raise ValueError(f"Memory of {out.shape} for an input of {input_shape}")
+        if out is not None and check_pixels(out).shape != input_shape:
+            raise ValueError(f"Array of {out.shape} for an input of {input_shape}")
         resized = _resize(pixels, self.resized_width, self.resized_height)
         result = np.empty(input_shape, np.uint8) if out is None else out
         bottom, right = self.top + self.resized_height, self.left + self.resized_width
@@ -51,7 +54,7 @@ class Letterbox:
         return result
 
     def box(self, x1: float, y1: float, x2: float, y2: float) -> Box:
-        """Take a box from the input's pixels back to the image's, clipped to it."""
+        """Convert a box from pixels of the input to pixels of the image, clipped to the image."""
         gain_x = self.resized_width / self.width
         gain_y = self.resized_height / self.height
         return Box(
@@ -68,12 +71,16 @@ _GREY = (114, 114, 114)  # the padding that YOLO is trained with
 def letterbox(
     width: int, height: int, *, image_size: int, stride: int, min_pixels: int = 0
 ) -> Letterbox:
-    """Return the smallest input of whole strides for an image with its longer side at `image_size`.
+    """Letterbox an image into the smallest input whose sides are multiples of the stride.
 
-    `image_size` is a multiple of `stride`. An input of fewer than `min_pixels` (that of a very thin
-    image) gets more padding at its shorter side.
+    Args:
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        image_size: longer side of the resized image, in pixels. A multiple of `stride`.
+        stride: of the model, in pixels.
+        min_pixels: the smallest allowed input. Very thin images get more padding to reach it.
     """
-    resized_width, resized_height = _resized(width, height, image_size)
+    resized_width, resized_height = _resized_size(width, height, image_size)
     input_width = resized_width + (image_size - resized_width) % stride
     input_height = resized_height + (image_size - resized_height) % stride
     while input_width * input_height < min_pixels:
@@ -81,52 +88,60 @@ def letterbox(
             input_width += stride
         else:
             input_height += stride
-    return _centred(width, height, image_size, (input_height, input_width))
+    return _center(width, height, image_size, (input_height, input_width))
 
 
-# Shorter side to longer side of the images that cameras take: 16:9, 3:2, 4:3, and square.
-_RATIOS = (9 / 16, 2 / 3, 3 / 4, 1.0)
+# Shorter side divided by longer side of camera images: 16:9, 3:2, 4:3, and square.
+_CAMERA_RATIOS = (9 / 16, 2 / 3, 3 / 4, 1.0)
 
 
 def input_shapes(
     image_size: int, *, stride: int, min_pixels: int = 0
 ) -> tuple[tuple[int, int], ...]:
-    """Return the few inputs, as (height, width), that every image is put into, smallest first.
+    """Return a fixed set of input shapes, as (height, width), the smallest area first.
 
-    Few, because a network is compiled for each of them. They suit the aspect ratios of cameras,
-    upright and lying, without more padding than `letterbox` gives; other images get more.
+    There are few, because the model is compiled for each. Images with the aspect ratio of a
+    camera, landscape or portrait, get no more padding than with `letterbox`. Others may get more.
+    The arguments are those of `letterbox`.
     """
-    sizes = set()
-    for ratio in _RATIOS:
-        framed = letterbox(
+    shapes = set()
+    for ratio in _CAMERA_RATIOS:
+        landscape = letterbox(
             image_size, round(image_size * ratio), image_size=image_size, stride=stride,
             min_pixels=min_pixels,
         )  # fmt: skip
-        size = framed.input_height, framed.input_width
-        sizes |= {size, size[::-1]}
-    return tuple(sorted(sizes, key=lambda size: (size[0] * size[1], size)))
+        shape = landscape.input_height, landscape.input_width
+        shapes |= {shape, shape[::-1]}
+    return tuple(sorted(shapes, key=lambda shape: (shape[0] * shape[1], shape)))
 
 
 def fit(
     width: int, height: int, *, image_size: int, shapes: Sequence[tuple[int, int]]
 ) -> Letterbox:
-    """Letterbox into the smallest of the `input_shapes` that holds the image.
+    """Letterbox an image into the smallest of `shapes` that holds it.
 
-    So the same image always gets the same input, whatever came before it.
+    The choice depends on the image alone, not on the images before it.
+
+    Args:
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        image_size: longer side of the resized image, in pixels.
+        shapes: from `input_shapes`.
     """
-    resized_width, resized_height = _resized(width, height, image_size)
-    size = next(s for s in shapes if s[0] >= resized_height and s[1] >= resized_width)
-    return _centred(width, height, image_size, size)
+    resized_width, resized_height = _resized_size(width, height, image_size)
+    shape = next(s for s in shapes if s[0] >= resized_height and s[1] >= resized_width)
+    return _center(width, height, image_size, shape)
 
 
-def _resized(width: int, height: int, image_size: int) -> tuple[int, int]:
+def _resized_size(width: int, height: int, image_size: int) -> tuple[int, int]:
+    """Return (width, height) of the image after its longer side is resized to `image_size`."""
     scale = min(image_size / height, image_size / width)
     return max(round(width * scale), 1), max(round(height * scale), 1)
 
 
-def _centred(width: int, height: int, image_size: int, size: tuple[int, int]) -> Letterbox:
-    resized_width, resized_height = _resized(width, height, image_size)
-    input_height, input_width = size
+def _center(width: int, height: int, image_size: int, input_shape: tuple[int, int]) -> Letterbox:
+    resized_width, resized_height = _resized_size(width, height, image_size)
+    input_height, input_width = input_shape
     return Letterbox(
         resized_width,
         resized_height,
@@ -140,19 +155,32 @@ def _centred(width: int, height: int, image_size: int, size: tuple[int, int]) ->
 
 
 def shrink(pixels: Pixels, *, image_size: int) -> Pixels:
-    """Resize an image down to the size that the letterbox would give it; never up.
+    """Resize a large image to the size that the letterbox will give it. Never enlarge an image.
 
-    So a queued image takes at most `image_size` squared pixels, and the letterbox that follows
-    only pads: the model sees the same pixels as from the full image.
+    A queued image then has at most `image_size` squared pixels, and the letterbox only pads it.
+    The model sees the same pixels as if the letterbox had resized the full image.
+
+    Args:
+        pixels: uint8 HxWx3.
+        image_size: longer side that the model sees, in pixels.
+
+    Returns:
+        uint8 HxWx3, whose longer side is at most `image_size`.
     """
     height, width = pixels.shape[:2]
     if max(height, width) <= image_size:
         return pixels
-    return _resize(pixels, *_resized(width, height, image_size))
+    return _resize(pixels, *_resized_size(width, height, image_size))
 
 
 def enlarge_box(box: Box, *, small: tuple[int, int], full: tuple[int, int]) -> Box:
-    """Take a box from a shrunk image to the full one; sizes are (width, height) in pixels."""
+    """Convert a box from pixels of a shrunk image to pixels of the full image.
+
+    Args:
+        box: in pixels of the shrunk image.
+        small: (width, height) of the shrunk image, in pixels.
+        full: (width, height) of the full image, in pixels.
+    """
     x, y = full[0] / small[0], full[1] / small[1]
     return Box(box.x1 * x, box.y1 * y, box.x2 * x, box.y2 * y)
 
@@ -160,7 +188,8 @@ def enlarge_box(box: Box, *, small: tuple[int, int], full: tuple[int, int]) -> B
 def _resize(pixels: Pixels, width: int, height: int) -> Pixels:
     if pixels.shape[:2] == (height, width):
         return pixels
-    # OpenCV takes a sixth of a second to import. Decoders have resized all but small images.
+    # Importing OpenCV takes a sixth of a second. The service seldom needs it here: only to enlarge
+    # small images, because decoder processes have shrunk the large ones.
     from service.images.transforms import resize
 
     return resize(pixels, width, height)

@@ -1,33 +1,35 @@
-"""OpenCV's decoder."""
+"""Decode with OpenCV."""
 
 import cv2
 import numpy as np
 
 from service.domain import ImageInfo
 from service.errors import BadImageError
-from service.images.pixels import DecodedImage, Pixels, checked
-from service.images.transforms import upright
+from service.images.pixels import DecodedImage, Pixels, check_pixels
+from service.images.transforms import turn_upright
 
-cv2.utils.logging.setLogLevel(
-    cv2.utils.logging.LOG_LEVEL_SILENT
-)  # what it says of a damaged file goes into the file's record
+# Damage is recorded in the image's document. OpenCV must not also log it.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 _NO_MEMORY = -4  # cv2.Error.StsNoMem
 
 
 def imdecode(
     data: bytes, *, width: int, height: int, factor: int = 1, bits: int = 8
 ) -> Pixels | None:
-    """Decode to BGR of 8 bits, not turned; None for a damaged file.
+    """Decode to uint8 HxWx3 BGR pixels as stored, without applying the orientation.
 
     Args:
         data: the file.
         width: of the image, in pixels.
         height: of the image, in pixels.
-        factor: 1, 2, 4 or 8: how many times smaller it is decoded, if it is a JPEG.
-        bits: bits per sample. OpenCV returns samples of more than 8 bits unscaled.
+        factor: decode a JPEG at 1/`factor` of its size: 1, 2, 4 or 8.
+        bits: bits per sample. OpenCV does not scale samples of 9 to 16 bits to their range.
+
+    Returns:
+        The pixels, or None if the file is damaged.
 
     Raises:
-        MemoryError: there is no memory now.
+        MemoryError: there is not enough memory now.
     """
     flags = cv2.IMREAD_ANYDEPTH if bits > 8 else 0
     flags |= {
@@ -43,24 +45,28 @@ def imdecode(
             raise MemoryError from exc
         return None
     if pixels is None:
-        np.empty(
-            2 * width * height * 3, np.uint8
-        )  # MemoryError if there is none: then the file may be sound
+        # OpenCV also returns None without memory. Then this raises MemoryError.
+        np.empty(2 * width * height * 3, np.uint8)
         return None
     if pixels.dtype == np.uint16:
         pixels = cv2.convertScaleAbs(pixels, alpha=255 / (2**bits - 1))
-    return checked(pixels)
+    return check_pixels(pixels)
 
 
 def decode_upright(data: bytes, info: ImageInfo, orientation: int) -> DecodedImage:
-    """Decode a whole file in full, and turn it upright.
+    """Decode in full to uint8 BGR pixels, and turn them upright.
+
+    Args:
+        data: the file.
+        info: format and stored size.
+        orientation: EXIF orientation, 1 to 8.
 
     Raises:
         BadImageError: data are missing, or the file is damaged.
-        MemoryError: there is no memory now.
+        MemoryError: there is not enough memory now.
     """
     pixels = imdecode(data, width=info.width, height=info.height)
     if pixels is None:
         raise BadImageError.corrupt(f"The {info.format} file is damaged or lacks some of its data.")
-    pixels = upright(pixels, orientation)
+    pixels = turn_upright(pixels, orientation)
     return DecodedImage(pixels, ImageInfo(pixels.shape[1], pixels.shape[0], info.format))

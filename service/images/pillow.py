@@ -1,4 +1,4 @@
-"""The formats that Pillow reads: its view of orientation, range and frames agrees with browsers."""
+"""Decode with Pillow, which agrees with browsers on orientation, value range and first frame."""
 
 import io
 import re
@@ -21,13 +21,13 @@ from PIL import (
 from service.domain import ImageInfo
 from service.errors import BadImageError
 from service.images.exif import orientation_of
-from service.images.pixels import DecodedImage, Pixels, checked
-from service.images.transforms import upright
+from service.images.pixels import DecodedImage, Pixels, check_pixels
+from service.images.transforms import turn_upright
 
-# One path for every TIFF: without libtiff, Pillow reads subsampled colour as if it were not.
+# Read every TIFF with libtiff: Pillow's own reader treats subsampled colour as not subsampled.
 TiffImagePlugin.READ_LIBTIFF = True
-AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # images are decoded side by side already
-Image.MAX_IMAGE_PIXELS = None  # our own limit takes its place: it refuses, rather than warns
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # one decoder process per core decodes already
+Image.MAX_IMAGE_PIXELS = None  # Pillow's limit only warns; MAX_IMAGE_PIXELS rejects
 
 _PLUGINS: dict[str, Callable[[io.BytesIO], Any]] = {
     "AVIF": AvifImagePlugin.AvifImageFile,
@@ -38,11 +38,11 @@ _PLUGINS: dict[str, Callable[[io.BytesIO], Any]] = {
     "WEBP": WebPImagePlugin.WebPImageFile,
 }
 FORMATS = tuple(_PLUGINS)
-# Modes of 8 bits that Pillow turns into RGB. Not float, 32-bit integers, or Lab, whose range or
-# colours no header tells.
+# 8-bit modes that Pillow converts to RGB. Float, 32-bit integers and Lab are left out: no header
+# states their range or colours.
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
-_STRIP_PIXELS = 2**20  # converted at once, so that no second copy of all of it is needed
+_STRIP_PIXELS = 2**20  # converting in strips avoids a second copy of the whole image
 
 _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF 6.0, and a value
 
@@ -53,13 +53,17 @@ _NOT_SUPPORTED = re.compile(
 
 
 class PillowFile:
-    """One file that Pillow reads, and of several frames the first one."""
+    """A file that Pillow decodes. Only the first frame of several is used."""
 
     def __init__(self, data: bytes, kind: str) -> None:
         """Read the header.
 
+        Args:
+            data: the file.
+            kind: its format, one of `FORMATS`.
+
         Raises:
-            BadImageError: it is damaged, or says something that is not supported.
+            BadImageError: the header is damaged or describes an unsupported kind of image.
         """
         self._kind = kind
         with translate_errors(kind):
@@ -69,40 +73,46 @@ class PillowFile:
 
     @property
     def orientation(self) -> int:
-        """The EXIF orientation; of a TIFF, what is left of it once Pillow has turned it."""
+        """The EXIF orientation, 1 to 8. It is 1 once Pillow has loaded a TIFF and turned it."""
         return orientation_of(self._image)
 
     def decode(self, image_size: int | None) -> DecodedImage:
-        """Decode in full, turned upright.
+        """Decode in full to upright uint8 BGR pixels.
 
         Raises:
-            BadImageError: data are missing, the file is damaged, or its pixels not supported.
+            BadImageError: data are missing, the file is damaged, or its pixels are unsupported.
+            MemoryError: there is not enough memory now.
         """
         del image_size
         with translate_errors(self._kind):
             self._image.load()
             if self._image.mode.startswith("I;16"):
-                pixels = _grey_of_16_bits(self._image)
+                pixels = _convert_16_bit_grey(self._image)
             else:
-                pixels = _colours(self._image)
-        pixels = upright(pixels, self.orientation)
+                pixels = _convert_8_bit(self._image)
+        pixels = turn_upright(pixels, self.orientation)
         return DecodedImage(pixels, ImageInfo(pixels.shape[1], pixels.shape[0], self._kind))
 
 
-def _grey_of_16_bits(image: Any) -> Pixels:
+def _convert_16_bit_grey(image: Any) -> Pixels:
+    """Return uint8 BGR pixels."""
     grey = np.asarray(image)
     bits, photometric = 16, None
-    if image.format == "TIFF":  # whose samples Pillow takes as they are
+    if image.format == "TIFF":  # Pillow neither scales nor inverts these samples
         bits = max(image.tag_v2.get(_BITS, (16,)))
         photometric = image.tag_v2.get(_PHOTOMETRIC)
     grey = (grey >> (bits - 8)).astype(np.uint8)
     if photometric == _WHITE_IS_ZERO:
         grey = 255 - grey
-    return checked(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR))
+    return check_pixels(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR))
 
 
-def _colours(image: Any) -> Pixels:
-    """Return BGR of an image of 8 bits a channel; an alpha channel is dropped."""
+def _convert_8_bit(image: Any) -> Pixels:
+    """Return uint8 BGR pixels, without alpha.
+
+    Raises:
+        BadImageError: the mode is unsupported.
+    """
     if image.mode not in (*_MODES, *_PREMULTIPLIED):
         raise BadImageError.unsupported(f"{image.format} with the sample type {image.mode}")
     width, height = image.size
@@ -119,7 +129,11 @@ def _colours(image: Any) -> Pixels:
 
 @contextmanager
 def translate_errors(kind: str) -> Iterator[None]:
-    """Turn whatever Pillow raises into a reason for a person."""
+    """Raise every error of Pillow as a BadImageError. A MemoryError stays what it is.
+
+    Args:
+        kind: the file's format, for the message.
+    """
     try:
         yield
     except (BadImageError, MemoryError):
@@ -128,4 +142,4 @@ def translate_errors(kind: str) -> Iterator[None]:
         reason = str(exc).strip(" .")
         if isinstance(exc.__cause__, KeyError) or _NOT_SUPPORTED.search(reason):
             raise BadImageError.unsupported(f"This kind of {kind} ({reason})") from exc
-        raise BadImageError.corrupt(f"The {kind} file is damaged or cut short: {reason}.") from exc
+        raise BadImageError.corrupt(f"The {kind} file is damaged or truncated: {reason}.") from exc

@@ -1,4 +1,4 @@
-"""Pixels as everything after the decoder expects them."""
+"""The type of pixels that decoders return and models take."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,33 +13,33 @@ Pixels = NDArray[np.uint8]  # HxWx3, BGR
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """A decoded image: uint8 HxWx3 BGR pixels, upright, and what its file said.
+    """A decoded, upright image: contiguous uint8 HxWx3 BGR pixels.
 
-    `info` has the full size, also where the pixels were decoded at a reduced scale.
+    `info` has the full size of the upright image, even if the pixels are at a reduced scale.
     """
 
     pixels: Pixels
     info: ImageInfo
 
     def __post_init__(self) -> None:
-        """Let no other pixels into the product, whatever a decoder returned.
+        """Check the pixels, because decoders may return others for unusual files.
 
         Raises:
-            ValueError: they are not uint8 HxWx3, contiguous, or larger than `info` says.
+            ValueError: the pixels are not contiguous uint8 HxWx3, or are larger than `info`.
         """
-        height, width = checked(self.pixels).shape[:2]
+        height, width = check_pixels(self.pixels).shape[:2]
         if width > self.info.width or height > self.info.height:
             raise ValueError(f"{width}x{height} pixels of an image of {self.info}")
 
 
-def checked(pixels: Any) -> Pixels:
-    """Return pixels that are uint8 HxWx3, contiguous, and not empty.
+def check_pixels(pixels: Any) -> Pixels:
+    """Return the argument unchanged, if it is contiguous, non-empty uint8 HxWx3.
 
-    OpenCV writes an array of another kind to other memory than it was asked to write to, and a
-    reused buffer then keeps the image before it.
+    Other arrays are dangerous: OpenCV silently writes its result to new memory instead of the
+    given buffer, and a reused buffer then still shows the previous image.
 
     Raises:
-        ValueError: they are not.
+        ValueError: the argument is something else.
     """
     if not (
         isinstance(pixels, np.ndarray)
@@ -49,10 +49,10 @@ def checked(pixels: Any) -> Pixels:
         and pixels.size
         and pixels.flags.c_contiguous
     ):
-        found = (
+        actual = (
             f"{pixels.dtype} {pixels.shape}"
             if isinstance(pixels, np.ndarray)
             else type(pixels).__name__
         )
-        raise ValueError(f"Pixels must be contiguous uint8 HxWx3, not {found}")
+        raise ValueError(f"Pixels must be contiguous uint8 HxWx3, not {actual}")
     return pixels

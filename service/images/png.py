@@ -1,7 +1,6 @@
-"""PNG: the chunks that decide its pixels, and these by OpenCV.
+"""PNG: this module reads the chunks, OpenCV decodes the pixels.
 
-OpenCV uses libpng, which checks all data. If the pixel data end early in an otherwise whole file,
-Pillow fills the missing rows with black.
+OpenCV uses libpng, which detects missing pixel data. Pillow fills missing rows with black.
 """
 
 import zlib
@@ -19,23 +18,23 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER, _PALETTE, _DATA, _END = b"IHDR", b"PLTE", b"IDAT", b"IEND"
 _EXIF, _TEXT = b"eXIf", b"iTXt"
 _USED = (_HEADER, _PALETTE, b"tRNS", _DATA, _EXIF, _TEXT)
-_XMP = b"XML:com.adobe.xmp\0\0"  # the begin of a text that is not packed
+_XMP = b"XML:com.adobe.xmp\0\0"  # begin of an uncompressed iTXt chunk with XMP
 _HEADER_BYTES = 13
-_COLOUR_TYPE, _INDEXED = 9, 3  # its place in the header, and a value of it
-_IS_ANCILLARY = 0x20  # bit 5 of the first letter (PNG specification, 5.4)
-# A PNG of 50 MB in rows of 512 bytes has that many.
-_MAX_CHUNKS = 100_000
+_COLOUR_TYPE, _INDEXED = 9, 3  # an offset in the header, and the value for a palette
+_IS_ANCILLARY = 0x20  # bit 5 of the type's first letter (PNG specification, 5.4)
+_MAX_CHUNKS = 100_000  # enough for a PNG of 50 MB in chunks of 512 bytes
 _MAX_SIDE = 1_000_000  # libpng's own limit
 
 
 class Png:
-    """One PNG file, and the still image of an animated one."""
+    """One PNG file. Of an animated PNG, the still image is used."""
 
     def __init__(self, data: bytes) -> None:
-        """Read all chunks, but no pixels.
+        """Read all chunks, but decode no pixels.
 
         Raises:
-            BadImageError: a checksum is wrong, there are too many chunks, or one is not known.
+            BadImageError: the header or a critical chunk is damaged, a critical chunk is unknown,
+                or the image has too many chunks or pixels.
         """
         chunks = _chunks(data)
         header = chunks.get(_HEADER, [b""])[0][8:-4]
@@ -55,47 +54,50 @@ class Png:
         self._stream = b"".join((SIGNATURE, *chain(*chunks.values()), _chunk(_END, b"")))
 
     def decode(self, image_size: int | None) -> DecodedImage:
-        """Decode in full, turned upright.
+        """Decode in full to upright uint8 BGR pixels.
 
         Raises:
             BadImageError: data are missing, or the file is damaged.
-            MemoryError: there is no memory now.
+            MemoryError: there is not enough memory now.
         """
         del image_size
         return decode_upright(self._stream, self.info, self._orientation)
 
 
 def _chunks(data: bytes) -> dict[bytes, list[bytes]]:
-    """Return the chunks that decide pixels and orientation, by kind, in the file's order.
+    """Return the chunks that determine pixels and orientation, by type, in the file's order.
 
-    Left out: texts and profiles, which unpack to many times their size, and an animation. A last
-    chunk of pixels that is cut short stays as far as it goes: whether pixels are missing is left
-    to the decoder.
+    Texts and profiles are left out, because they may decompress to many times their size, and so
+    is an animation. A truncated last data chunk is kept: the decoder detects missing pixels.
+
+    Raises:
+        BadImageError: a critical chunk is damaged or unknown, or there are too many chunks.
     """
     kept: dict[bytes, list[bytes]] = {}
-    at = len(SIGNATURE)
+    start = len(SIGNATURE)
     for _ in range(_MAX_CHUNKS):
-        length, kind = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
-        end = at + 12 + length
+        length, kind = int.from_bytes(data[start : start + 4]), data[start + 4 : start + 8]
+        end = start + 12 + length
         if len(kind) < 4 or kind == _END:
             return kept
         is_critical = not kind[0] & _IS_ANCILLARY
-        if kind == _TEXT and not data.startswith(_XMP, at + 8):
+        if kind == _TEXT and not data.startswith(_XMP, start + 8):
             pass
         elif kind in _USED or is_critical:
-            is_whole = end <= len(data)
-            is_sound = zlib.crc32(data[at + 4 : end - 4]) == int.from_bytes(data[end - 4 : end])
-            if is_whole and is_sound and kind in _USED:
-                kept.setdefault(kind, []).append(data[at:end])
-            elif is_whole and is_sound:
+            is_complete = end <= len(data)
+            checksum = int.from_bytes(data[end - 4 : end])
+            is_intact = is_complete and zlib.crc32(data[start + 4 : end - 4]) == checksum
+            if is_intact and kind in _USED:
+                kept.setdefault(kind, []).append(data[start:end])
+            elif is_intact:
                 raise BadImageError.unsupported(
                     f"PNG with the unknown critical chunk {kind.decode('latin-1')!r}"
                 )
-            elif is_whole and is_critical:
+            elif is_complete and is_critical:
                 raise BadImageError.corrupt("A checksum of the PNG is wrong: it is damaged.")
             elif kind == _DATA:
-                kept.setdefault(kind, []).append(_chunk(kind, data[at + 8 : at + 8 + length]))
-        at = end
+                kept.setdefault(kind, []).append(_chunk(kind, data[start + 8 : start + 8 + length]))
+        start = end
     raise BadImageError.corrupt(f"The PNG has more than {_MAX_CHUNKS} chunks.")
 
 
@@ -105,7 +107,7 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def _orientation(exif: bytes, xmp: bytes) -> int:
-    """Take Pillow's view of both, without its reader of the file."""
+    """Return the orientation that Pillow finds in EXIF or XMP, without Pillow reading the PNG."""
     image = Image.new("1", (1, 1))
     image.info = {"exif": exif, "xmp": xmp}
     return orientation_of(image)

@@ -1,4 +1,4 @@
-"""WebP: its orientation by Pillow, its pixels by OpenCV, which takes less than half the memory."""
+"""WebP: Pillow reads the orientation. OpenCV decodes, in less than half of Pillow's memory."""
 
 from service.domain import ImageInfo
 from service.errors import BadImageError
@@ -8,23 +8,23 @@ from service.images.pixels import DecodedImage
 
 
 class Webp:
-    """One WebP file, and the first frame of an animated one."""
+    """One WebP file. Of an animated one, the first frame is used."""
 
     def __init__(self, data: bytes) -> None:
-        """Read the size from the first chunk: Pillow's opening takes memory for two frames.
+        """Read the size from the first chunk. Pillow would allocate two frames to open the file.
 
         Raises:
-            BadImageError: it is damaged.
+            BadImageError: the header is damaged.
         """
         self.info = ImageInfo(*_size(data), "WEBP")
         self._data = data
 
     def decode(self, image_size: int | None) -> DecodedImage:
-        """Decode in full, turned upright.
+        """Decode in full to upright uint8 BGR pixels.
 
         Raises:
             BadImageError: data are missing, or the file is damaged.
-            MemoryError: there is no memory now.
+            MemoryError: there is not enough memory now.
         """
         del image_size
         orientation = PillowFile(self._data, "WEBP").orientation
@@ -34,13 +34,13 @@ class Webp:
 def _size(data: bytes) -> tuple[int, int]:
     """Return width and height in pixels (RFC 9649, 2.5 to 2.7; RFC 6386, 9.1)."""
     match data[12:16]:
-        case b"VP8X" if len(data) >= 30:  # of the canvas: 24 bits each
-            width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
+        case b"VP8X" if len(data) >= 30:  # the canvas: 24 bits each
+            width, height = (int.from_bytes(data[i : i + 3], "little") + 1 for i in (24, 27))
             return width, height
         case b"VP8L" if len(data) >= 25:
             sides = int.from_bytes(data[21:25], "little")
             return (sides & 0x3FFF) + 1, (sides >> 14 & 0x3FFF) + 1
         case b"VP8 " if len(data) >= 30:
-            width, height = (int.from_bytes(data[at : at + 2], "little") for at in (26, 28))
+            width, height = (int.from_bytes(data[i : i + 2], "little") for i in (26, 28))
             return width & 0x3FFF, height & 0x3FFF
-    raise BadImageError.corrupt("The WEBP file is damaged or cut short.")
+    raise BadImageError.corrupt("The WEBP file is damaged or truncated.")

@@ -96,9 +96,9 @@ def load_verified(
         ModelError: it cannot be loaded, or it failed and there is nothing beside it.
     """
     if decode is None:
-        from service.images.decode import decode_here  # loads every format's library
+        from service.images.decode import decode_in_process  # loads every format's library
 
-        decode = decode_here
+        decode = decode_in_process
     try:
         detector, canary = _load_and_check(path, load, decode, min_confidence)
         return VerifiedModel(detector, path, canary=canary)
@@ -209,7 +209,7 @@ def _try(
     logger.log(level, "Trying the model's canary", extra={"model": str(path), "cpu": cpu})
     if not faulthandler.is_enabled():
         faulthandler.enable()
-    if sha256_of_network(path) != expected["network"]:
+    if sha256_of_xml_and_bin(path) != expected["network"]:
         raise ModelError(f"{path} is damaged: its network is not the one that was exported")
     detector = load(path)
     return detector, _check(path, detector, expected, decode, min_confidence, cpu)
@@ -297,7 +297,7 @@ def _read(directory: Path) -> dict[str, Any] | None:
     return expected
 
 
-def sha256_of_network(directory: Path) -> str:
+def sha256_of_xml_and_bin(directory: Path) -> str:
     """Hash the network's files."""
     digest = hashlib.sha256()
     for file in sorted([*directory.glob("*.xml"), *directory.glob("*.bin")]):

@@ -83,7 +83,7 @@ class OpenVINODetector:
                 count=count_classes(network),
                 advice=advice_for_export(directory, metadata.get("precision")),
             )
-            self._networks = _Networks(with_preprocessing(network), streams=self.runners)
+            self._networks = _CompiledModels(with_preprocessing(network), streams=self.runners)
         except RuntimeError as exc:
             raise ModelError(f"OpenVINO cannot load {files[0]}: {exc}") from exc
         self._input_shapes = input_shapes(
@@ -132,7 +132,7 @@ class OpenVINODetector:
         ]
 
 
-class _Networks:
+class _CompiledModels:
     """One network, compiled for each input shape on demand; a request for each shape and thread."""
 
     def __init__(self, network: ov.Model, *, streams: int) -> None:

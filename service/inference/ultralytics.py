@@ -72,29 +72,29 @@ class UltralyticsDetector:
             ModelError: ultralytics is not installed, or cannot load the file on this device, or the
                 network has no end-to-end head.
         """
-        loaded, self.network = _load_fastest(path, device)
-        self._device: torch.device = self.network.device
+        loaded, self.backend = _load_fastest(path, device)
+        self._device: torch.device = self.backend.device
         self._on_cuda = self._device.type == "cuda"
         self._max_batch = _MAX_BATCH
-        if self.network.format == "engine":  # its buffers, or its profile, end there
-            self._max_batch = min(self.network.batch, _MAX_BATCH)
-        exported = getattr(self.network, "imgsz", None)  # (height, width); a .pt has none
+        if self.backend.format == "engine":  # its buffers, or its profile, end there
+            self._max_batch = min(self.backend.batch, _MAX_BATCH)
+        exported = getattr(self.backend, "imgsz", None)  # (height, width); a .pt has none
         # What was exported for one shape: every picture gets that frame.
-        self._fixed_frame = None if not exported or self.network.dynamic else tuple(exported)
-        own_size = max(exported) if exported else trained_image_size(self.network)
+        self._fixed_frame = None if not exported or self.backend.dynamic else tuple(exported)
+        own_size = max(exported) if exported else trained_image_size(self.backend)
         if self._fixed_frame and image_size not in (None, own_size):
             raise ModelError(
                 f"{loaded} was exported for {own_size} pixels alone, not IMAGE_SIZE={image_size}"
             )
-        if (image_size or own_size) % self.network.stride:
+        if (image_size or own_size) % self.backend.stride:
             raise ModelError(
-                f"IMAGE_SIZE={image_size or own_size} is not a multiple of {self.network.stride}, "
+                f"IMAGE_SIZE={image_size or own_size} is not a multiple of {self.backend.stride}, "
                 f"the stride of {loaded}"
             )
         self._labels = class_labels(
-            _names_as_written(self.network),
+            _names_as_written(self.backend),
             model=loaded.name,
-            count=count_classes(self.network) or _count_classes_of_onnx(loaded),
+            count=count_classes(self.backend) or _count_classes_of_onnx(loaded),
             advice=advice_for_weights(path) if path.suffix == ".pt" else ADVICE_FOR_OTHERS,
         )
         self._min_confidence = min_confidence
@@ -104,7 +104,7 @@ class UltralyticsDetector:
             name=loaded.name,
             sha256=sha256_of(path),  # of the weights, where an engine made of them runs
             image_size=image_size or own_size,
-            precision=_precision(self.network),
+            precision=_precision(self.backend),
             runtime=f"ultralytics {version('ultralytics')}",
         )
         if self._on_cuda:
@@ -179,7 +179,7 @@ class UltralyticsDetector:
 
         # As bytes over the bus; RGB, NCHW and floats are made on the device.
         frames = batch.to(self._device, non_blocking=True).permute(0, 3, 1, 2).contiguous().flip(1)
-        output = self.network((frames.half() if self.network.fp16 else frames.float()).div_(255))
+        output = self.backend((frames.half() if self.backend.fp16 else frames.float()).div_(255))
         rows: torch.Tensor = output[0] if isinstance(output, list | tuple) else output
         # A copy always: a TensorRT engine writes its next output over this one.
         return rows.to(torch.float32, copy=True)
@@ -205,8 +205,8 @@ class UltralyticsDetector:
             width,
             height,
             image_size=self._info.image_size,
-            stride=self.network.stride,
-            min_pixels=0 if self.network.format == "pt" else _MIN_FRAME_PIXELS,
+            stride=self.backend.stride,
+            min_pixels=0 if self.backend.format == "pt" else _MIN_FRAME_PIXELS,
         )
 
     def _host_memory(self, frame: Letterbox, count: int) -> "torch.Tensor":
@@ -249,16 +249,16 @@ def _load_fastest(path: Path, device: str) -> tuple[Path, Any]:
     engine = path.with_suffix(".engine")
     if path.suffix == ".pt" and device != "cpu" and engine.is_file():
         try:
-            return engine, _load_network(engine, device)
+            return engine, _load_backend(engine, device)
         except ModelError as exc:
             logger.warning(
                 "The TensorRT engine beside the weights cannot be used: the weights run instead",
                 extra={"engine": str(engine), "reason": str(exc)},
             )
-    return path, _load_network(path, device)
+    return path, _load_backend(path, device)
 
 
-def _load_network(path: Path, device: str) -> Any:
+def _load_backend(path: Path, device: str) -> Any:
     """Load an `ultralytics.nn.autobackend.AutoBackend` with its end-to-end head.
 
     Raises:

@@ -9,7 +9,7 @@ from google.cloud import storage
 
 from devtools.local_stack.stack import Stack
 from service.domain import ImageRef
-from service.export.canary import FLOOR, write_canary
+from service.export.canary import MIN_STORED_CONFIDENCE, write_canary
 from service.inference.canary import CANARY, FALLBACK
 from service.inference.loading import load_detector
 from service.operate.smoke import draw_sample
@@ -95,7 +95,7 @@ def with_canary(directory: Path) -> Path:
     """Copy the bundled model, with a canary of its own."""
     shutil.copytree(BUNDLED_MODEL, directory)
     shutil.rmtree(directory / CANARY, ignore_errors=True)
-    detector = load_detector(directory, min_confidence=FLOOR)
+    detector = load_detector(directory, min_confidence=MIN_STORED_CONFIDENCE)
     write_canary(directory, detector, {"sample.jpg": draw_sample()})
     return directory
 

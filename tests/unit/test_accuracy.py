@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from service.errors import ModelError
-from service.export.accuracy import LEAST_CONFIDENCE, MeanPrecision, mean_precision
+from service.export.accuracy import MIN_MAP_CONFIDENCE, MeanAveragePrecision, mean_average_precision
 from service.export.truth import Labels, match_classes, read_truth
 from service.inference.loading import load_detector
 from service.settings import BUNDLED_MODEL
@@ -40,18 +40,18 @@ def written(directory: Path, truth: Any, images: Path) -> Labels:
 @pytest.fixture(scope="module")
 def measure(
     samples: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., MeanPrecision]:
-    detector = load_detector(BUNDLED_MODEL, min_confidence=LEAST_CONFIDENCE)
+) -> Callable[..., MeanAveragePrecision]:
+    detector = load_detector(BUNDLED_MODEL, min_confidence=MIN_MAP_CONFIDENCE)
 
-    def run(truth: Any, images: Path = samples) -> MeanPrecision:
+    def run(truth: Any, images: Path = samples) -> MeanAveragePrecision:
         labels = written(tmp_path_factory.mktemp("labels"), truth, images)
-        return mean_precision(detector, labels)  # type: ignore[arg-type]
+        return mean_average_precision(detector, labels)  # type: ignore[arg-type]
 
     return run
 
 
 @pytest.fixture(scope="module")
-def clean(measure: Callable[..., MeanPrecision]) -> MeanPrecision:
+def clean(measure: Callable[..., MeanAveragePrecision]) -> MeanAveragePrecision:
     return measure(labelled_samples())
 
 
@@ -140,8 +140,8 @@ class TestQuiet:
     def test_odd_labels_are_measured_like_clean_ones(
         self,
         change: Callable[[Any], None],
-        clean: MeanPrecision,
-        measure: Callable[..., MeanPrecision],
+        clean: MeanAveragePrecision,
+        measure: Callable[..., MeanAveragePrecision],
     ) -> None:
         truth = labelled_samples()
         change(truth)
@@ -234,8 +234,8 @@ class TestSaid:
         self,
         change: Callable[[Any], None],
         note: str,
-        clean: MeanPrecision,
-        measure: Callable[..., MeanPrecision],
+        clean: MeanAveragePrecision,
+        measure: Callable[..., MeanAveragePrecision],
     ) -> None:
         truth = labelled_samples()
         change(truth)
@@ -281,7 +281,7 @@ class TestMeasured:
     pytestmark = needs_pycocotools
 
     def test_image_that_cannot_be_measured_is_said(
-        self, samples: Path, tmp_path: Path, measure: Callable[..., MeanPrecision]
+        self, samples: Path, tmp_path: Path, measure: Callable[..., MeanAveragePrecision]
     ) -> None:
         for path in samples.iterdir():
             (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -302,7 +302,7 @@ class TestMeasured:
         assert "labelled 10x20" in resized
 
     def test_no_image_that_can_be_measured_is_an_error(
-        self, measure: Callable[..., MeanPrecision]
+        self, measure: Callable[..., MeanAveragePrecision]
     ) -> None:
         truth = labelled_samples()
         for image in truth["images"]:
@@ -310,7 +310,9 @@ class TestMeasured:
         with pytest.raises(ModelError, match="no object that can be measured.*another size"):
             measure(truth)
 
-    def test_corners_taken_for_sizes_are_said(self, measure: Callable[..., MeanPrecision]) -> None:
+    def test_corners_taken_for_sizes_are_said(
+        self, measure: Callable[..., MeanAveragePrecision]
+    ) -> None:
         truth = labelled_samples()
         for annotation in truth["annotations"]:
             x, y, width, height = annotation["bbox"]
@@ -321,7 +323,7 @@ class TestMeasured:
 
     @pytest.mark.parametrize("change", MISFITS, ids=lambda change: change.__name__)
     def test_labels_that_do_not_fit_the_images_are_said(
-        self, change: Callable[[Any], None], measure: Callable[..., MeanPrecision]
+        self, change: Callable[[Any], None], measure: Callable[..., MeanAveragePrecision]
     ) -> None:
         truth = labelled_samples()
         change(truth)
@@ -332,7 +334,7 @@ class TestMeasured:
 
     @pytest.mark.parametrize("scale", [0.5, 100])
     def test_labels_of_another_scale_are_said(
-        self, scale: float, measure: Callable[..., MeanPrecision]
+        self, scale: float, measure: Callable[..., MeanAveragePrecision]
     ) -> None:
         truth = labelled_samples()
         rescale(truth, scale)
@@ -340,7 +342,7 @@ class TestMeasured:
 
     @pytest.mark.parametrize("reach", [1, 1.001, 1.05])
     def test_shares_of_the_image_are_an_error(
-        self, reach: float, measure: Callable[..., MeanPrecision]
+        self, reach: float, measure: Callable[..., MeanAveragePrecision]
     ) -> None:
         truth = labelled_samples()
         rescale(truth, 1)
@@ -350,7 +352,9 @@ class TestMeasured:
         with pytest.raises(ModelError, match="fractions of the image, not pixels"):
             measure(truth)
 
-    def test_ignored_objects_count_like_crowds(self, measure: Callable[..., MeanPrecision]) -> None:
+    def test_ignored_objects_count_like_crowds(
+        self, measure: Callable[..., MeanAveragePrecision]
+    ) -> None:
         crowds, ignored = labelled_samples(), labelled_samples()
         for number in range(0, len(crowds["annotations"]), 3):
             crowds["annotations"][number]["iscrowd"] = 1
@@ -361,7 +365,7 @@ class TestMeasured:
         assert note.startswith("Objects marked `ignore`, measured like crowds: ")
 
     def test_image_that_cannot_be_opened_is_left_out(
-        self, samples: Path, tmp_path: Path, measure: Callable[..., MeanPrecision]
+        self, samples: Path, tmp_path: Path, measure: Callable[..., MeanAveragePrecision]
     ) -> None:
         shutil.copytree(samples, tmp_path, dirs_exist_ok=True)
         (tmp_path / "shapes-02.jpg").unlink()
@@ -376,7 +380,7 @@ class TestMeasured:
         orientation: int,
         samples: Path,
         tmp_path: Path,
-        measure: Callable[..., MeanPrecision],
+        measure: Callable[..., MeanAveragePrecision],
     ) -> None:
         shutil.copytree(samples, tmp_path, dirs_exist_ok=True)
         with Image.open(samples / "shapes-02.jpg") as image:
@@ -392,7 +396,7 @@ class TestMeasured:
             assert "turned by their EXIF orientation: 1: shapes-02.jpg" in measured.notes[0]
 
     def test_labels_for_the_upright_image_are_proven_by_its_size(
-        self, samples: Path, tmp_path: Path, measure: Callable[..., MeanPrecision]
+        self, samples: Path, tmp_path: Path, measure: Callable[..., MeanAveragePrecision]
     ) -> None:
         shutil.copytree(samples, tmp_path, dirs_exist_ok=True)
         with Image.open(samples / "shapes-02.jpg") as image:
@@ -404,7 +408,7 @@ class TestMeasured:
         assert measure(labelled_samples(), tmp_path).notes == ()
 
     def test_class_that_the_labels_lack_is_said(
-        self, measure: Callable[..., MeanPrecision]
+        self, measure: Callable[..., MeanAveragePrecision]
     ) -> None:
         truth = labelled_samples()
         star = category(truth, "star")
@@ -416,7 +420,7 @@ class TestMeasured:
         assert "no category for 1 of the model's classes, which are not measured: 'star'" in note
 
     def test_labels_of_other_things_are_an_error(
-        self, measure: Callable[..., MeanPrecision]
+        self, measure: Callable[..., MeanAveragePrecision]
     ) -> None:
         truth = labelled_samples()
         for entry in truth["categories"]:

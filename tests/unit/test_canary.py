@@ -21,9 +21,9 @@ from service.domain import Box, Detection, ModelInfo
 from service.errors import DecoderUnavailableError, ModelError
 from service.export.canary import write_canary
 from service.export.drawings import draw
-from service.images.decode import decode_here
+from service.images.decode import decode_in_process
 from service.images.decoders import Decoders
-from service.images.pixels import Pixels, checked
+from service.images.pixels import Pixels, check_pixels
 from service.inference.canary import (
     CANARY,
     FALLBACK,
@@ -207,11 +207,11 @@ def test_canary_sees_what_the_services_decoder_returns(model: Path) -> None:
     """A decoder that exchanges red and blue on this machine makes the model answer otherwise."""
 
     def swapped(data: bytes, image_size: int) -> Pixels:
-        return np.ascontiguousarray(decode_here(data, image_size)[:, :, ::-1])
+        return np.ascontiguousarray(decode_in_process(data, image_size)[:, :, ::-1])
 
     with pytest.raises(ModelError, match="differs on"):
         load_verified(model, load=load_detector, decode=swapped)
-    assert load_verified(model, load=load_detector, decode=decode_here).canary == PASSED
+    assert load_verified(model, load=load_detector, decode=decode_in_process).canary == PASSED
 
 
 def test_canary_that_cannot_be_decoded_is_a_model_error(model: Path) -> None:
@@ -455,7 +455,7 @@ def test_start_that_falls_back_logs_the_failed_models_path(
 def test_warm_up_gives_the_model_an_image_as_decoders_do() -> None:
     class Looking(Seeing):
         def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
-            shapes.extend(checked(image).shape for image in images)
+            shapes.extend(check_pixels(image).shape for image in images)
             return super().detect(images)
 
     shapes: list[tuple[int, ...]] = []

@@ -16,7 +16,7 @@ from devtools.chaos.images import (
 from devtools.chaos.plan import Kind, Plan, Upload, make_plan
 from devtools.chaos.poison import poison_of
 from service.errors import BadImageError
-from service.images.decode import decode, open_within
+from service.images.decode import decode, open_image
 from service.inference.detector import Detector
 from service.inference.loading import load_detector
 from service.settings import BUNDLED_MODEL, Settings
@@ -112,7 +112,7 @@ def test_images_that_look_alike_to_the_audit_are_refused(
 def test_every_format_is_among_the_images_of_a_short_run() -> None:
     scenes = Images(make_plan(60, 1)).scenes
     assert max(map(len, scenes)) < MAX_IMAGE_BYTES
-    formats = [open_within(scene, max_pixels=10**6).info.format for scene in scenes]
+    formats = [open_image(scene, max_pixels=10**6).info.format for scene in scenes]
     assert {name: formats.count(name) for name in SCENES} == {
         "JPEG": 50,
         "GIF": 4,

@@ -30,15 +30,15 @@ from service.domain import ErrorCode, ImageInfo
 from service.errors import BadImageError, DecoderUnavailableError, ShuttingDownError, TooLateError
 from service.images import decoder_process
 from service.images import decoders as module
-from service.images.decode import decode as decode_here
+from service.images.decode import decode as decode_in_process
 from service.images.decoders import (
-    BAD,
-    BYTES,
+    BAD_IMAGE,
     COMMAND,
-    ENDED,
-    LARGE,
-    PICTURE,
-    PICTURE_HEADER,
+    EXITED,
+    NEEDED_BYTES,
+    NEEDS_MEMORY,
+    PIXELS,
+    PIXELS_HEADER,
     READY,
     DecodeLimits,
     Decoders,
@@ -167,7 +167,7 @@ def is_hanging(pid: int) -> bool:
 @pytest.mark.parametrize("case", HEALTHY, ids=lambda case: case.name)
 def test_file_decodes_as_in_this_process(case: Case, decoders: Decoders) -> None:
     data = case.make()
-    expected = decode_here(data, max_pixels=MAX_PIXELS, image_size=64)
+    expected = decode_in_process(data, max_pixels=MAX_PIXELS, image_size=64)
     found = decode(decoders, data, image_size=64)
     assert np.array_equal(found.pixels, shrink(expected.pixels, image_size=64))
     assert found.info == expected.info
@@ -177,7 +177,9 @@ def test_file_decodes_as_in_this_process(case: Case, decoders: Decoders) -> None
 @pytest.mark.parametrize("reduced", [True, False])
 def test_scale_is_reduced_only_where_it_may_be(reduced: bool) -> None:
     data = photo((1300, 900))
-    expected = decode_here(data, max_pixels=MAX_PIXELS, image_size=320 if reduced else None).pixels
+    expected = decode_in_process(
+        data, max_pixels=MAX_PIXELS, image_size=320 if reduced else None
+    ).pixels
     with pool(reduced=reduced) as decoders:
         found = decode(decoders, data, image_size=320)
     assert np.array_equal(found.pixels, shrink(expected, image_size=320))
@@ -196,7 +198,9 @@ def test_many_callers_each_get_their_own_pixels() -> None:
                 found = decode(decoders, data)
             except BadImageError as exc:
                 return "" if n % 50 == 7 or n % 10 == 3 else str(exc)
-            expected = decode_here(jpeg(n % 256, sizes[n]), max_pixels=MAX_PIXELS, image_size=640)
+            expected = decode_in_process(
+                jpeg(n % 256, sizes[n]), max_pixels=MAX_PIXELS, image_size=640
+            )
             return "" if np.array_equal(found.pixels, expected.pixels) else f"pixels of {n}"
 
         assert not [text for text in callers.map(mismatch, range(len(sizes))) if text]
@@ -243,7 +247,7 @@ def test_gzip_of_several_members_is_undone(decoders: Decoders) -> None:
 def test_bytes_not_in_their_encoding_are_corrupt(decoders: Decoders, keep: slice) -> None:
     error = record(decoders, gzip.compress(jpeg())[keep], content_encoding="gzip")
     assert error.code is ErrorCode.CORRUPT_IMAGE
-    assert error.message == "The object's bytes are not in its Content-Encoding."
+    assert error.message == "The object's bytes do not match its Content-Encoding."
 
 
 def test_too_many_decompressed_bytes_are_too_large(decoders: Decoders) -> None:
@@ -310,7 +314,7 @@ def test_bad_file_says_why_and_its_decoder_goes_on(hostile: Decoders, data: byte
     decode(hostile, jpeg())
     before = decoders_of(hostile)
     with pytest.raises(BadImageError) as here:
-        decode_here(data, max_pixels=10**7, image_size=None)
+        decode_in_process(data, max_pixels=10**7, image_size=None)
     there = record(hostile, data)
     assert (there.code, there.message) == (here.value.code, here.value.message)
     assert decode(hostile, jpeg()).info.format == "JPEG"
@@ -390,7 +394,7 @@ def test_large_file_does_not_stay_in_memory(is_bad: bool, hostile: Decoders) -> 
     else:
         decode(hostile, jpeg() + bytes(2**24))
     [idle] = hostile._idle
-    assert os.fstat(idle.memory[0]).st_size == 0
+    assert os.fstat(idle.memory_fds[0]).st_size == 0
 
 
 def test_file_that_does_not_fit_into_memory_is_busy(hostile: Decoders) -> None:
@@ -442,14 +446,14 @@ def test_decoder_that_cannot_be_made_loses_no_descriptor(monkeypatch: pytest.Mon
     before = descriptors()
     monkeypatch.setattr(os, "memfd_create", no_second)
     with pytest.raises(OSError, match="Too many open files"):
-        module._Decoder.made()
+        module._Decoder.create()
     assert descriptors() == before
 
 
 def test_memory_of_a_large_file_does_not_stay_with_its_decoder(hostile: Decoders) -> None:
     decode(hostile, photo((2300, 1700)) + bytes(module._KEPT_BYTES), image_size=2300)
     [idle] = hostile._idle
-    assert [os.fstat(memory).st_size for memory in idle.memory] == [0, 0]
+    assert [os.fstat(memory).st_size for memory in idle.memory_fds] == [0, 0]
     assert module._KEPT_BYTES <= 2**23
 
 
@@ -621,7 +625,7 @@ def test_root_that_cannot_be_started_again_is_started_later(
 
 def test_root_that_hangs_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_START_SECONDS", 0.5)
-    monkeypatch.setattr(module, "_END_SECONDS", 0.1)
+    monkeypatch.setattr(module, "_EXIT_SECONDS", 0.1)
     hang = "import time; time.sleep(1000)"
     with (
         pool(command=(sys.executable, "-c", hang)) as decoders,
@@ -631,13 +635,13 @@ def test_root_that_hangs_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ended_decoder_closes_nobody_elses_file() -> None:
-    decoder, theirs = module._Decoder.made()
+    decoder, theirs = module._Decoder.create()
     theirs.close()
-    numbers = decoder.memory
+    numbers = decoder.memory_fds
     decoder.close()
     others = [os.memfd_create("other") for _ in range(8)]
     assert {*others} & {*numbers}  # the numbers are used again
-    decoder.end()
+    decoder.kill()
     for other in others:
         os.fstat(other)
         os.close(other)
@@ -695,7 +699,7 @@ def test_close_ends_all_processes_and_what_is_decoded() -> None:
 
 
 def test_close_kills_a_root_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_END_SECONDS", 0.1)
+    monkeypatch.setattr(module, "_EXIT_SECONDS", 0.1)
     with pool(command=(sys.executable, "-c", "import signal; signal.pause()")) as decoders:
         root = decoders._root
     assert root.returncode == -signal.SIGKILL
@@ -761,7 +765,7 @@ def test_decoder_is_killed_first_where_memory_is_short(decoders: Decoders) -> No
 
 
 def picture(height: int, width: int, full: tuple[int, int], kind: bytes = b"JPEG") -> bytes:
-    return PICTURE + PICTURE_HEADER.pack(height, width, *full) + kind
+    return PIXELS + PIXELS_HEADER.pack(height, width, *full) + kind
 
 
 LIES = {
@@ -771,15 +775,15 @@ LIES = {
     "empty": picture(0, 0, (64, 96)),
     "without its pixels": picture(64, 96, (64, 96)),
     "of no format": picture(64, 96, (64, 96), b"\xff\n"),
-    "cut short": PICTURE + b"\1",
-    "of no code": BAD + b"nonsense The file is bad.",
-    "of a code that is not of the bytes": BAD + b"unreadable_object The file is bad.",
+    "cut short": PIXELS + b"\1",
+    "of no code": BAD_IMAGE + b"nonsense The file is bad.",
+    "of a code that is not of the bytes": BAD_IMAGE + b"unreadable_object The file is bad.",
     "of a long format": picture(64, 96, (64, 96), b"J" * 4000),
-    "of nothing": BAD,
+    "of nothing": BAD_IMAGE,
     "of an unknown kind": b"?",
     "ready again": READY,
-    "memory without a number": LARGE,
-    "an end without its status": ENDED,
+    "memory without a number": NEEDS_MEMORY,
+    "an end without its status": EXITED,
     "code": b"\x80\x04cos\nsystem\n",
 }
 
@@ -791,10 +795,10 @@ def test_reply_that_lies_is_refused(hostile: Decoders, lie: str) -> None:
 
 
 def test_need_of_memory_that_is_a_lie_is_bounded(hostile: Decoders) -> None:
-    error = record(hostile, marked(jpeg(), LARGE + BYTES.pack(2**63)))
+    error = record(hostile, marked(jpeg(), NEEDS_MEMORY + NEEDED_BYTES.pack(2**63)))
     assert error.message == SENTENCES["bloat"]
 
 
 def test_sentence_that_cannot_be_stored_is_made_one_that_can(hostile: Decoders) -> None:
-    error = record(hostile, marked(jpeg(), BAD + b"corrupt_image \xed\xa0\x80 is bad"))
+    error = record(hostile, marked(jpeg(), BAD_IMAGE + b"corrupt_image \xed\xa0\x80 is bad"))
     assert error.message.encode().endswith(b" is bad")

@@ -18,7 +18,7 @@ from PIL import Image, JpegImagePlugin
 from service.domain import Box, ErrorCode, ImageInfo
 from service.errors import BadImageError
 from service.images.decode import decode
-from service.images.formats import kind_of
+from service.images.formats import format_of
 from service.images.letterbox import Letterbox, enlarge_box, fit, input_shapes, letterbox, shrink
 from service.images.pillow import PillowFile, translate_errors
 from service.images.pixels import DecodedImage, Pixels
@@ -193,14 +193,14 @@ def bmp_of_header(size: int, *, signature: bytes = b"BM") -> bytes:
 
 @pytest.mark.parametrize("size", [12, 16, 40, 52, 56, 64, 108, 124])
 def test_bmp_of_every_header_is_told_from_text(size: int) -> None:
-    assert kind_of(bmp_of_header(size)) == "BMP"
-    assert kind_of(bmp_of_header(size, signature=b"AM")) is None
-    assert kind_of(bmp_of_header(size, signature=b"BN")) is None
+    assert format_of(bmp_of_header(size)) == "BMP"
+    assert format_of(bmp_of_header(size, signature=b"AM")) is None
+    assert format_of(bmp_of_header(size, signature=b"BN")) is None
 
 
 @pytest.mark.parametrize("size", [0, 11, 17, 39, 41, 125])
 def test_bm_before_no_header_of_bmp_is_no_bmp(size: int) -> None:
-    assert kind_of(bmp_of_header(size)) is None
+    assert format_of(bmp_of_header(size)) is None
 
 
 @pytest.mark.parametrize("lacks", [4, 12, 14, 16], ids=lambda n: f"{n} bytes")

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from service.errors import ModelError
-from service.export.renaming import identity, relabelled, rename, shared_labels
+from service.export.renaming import apply_renames, rename, sha256_of_renamed, shared_labels
 from service.export.weights import _write_metadata, read_metadata
 from service.inference.labels import (
     MAX_LABEL_BYTES,
@@ -248,13 +248,16 @@ def test_rename_that_is_wrong_says_why(names: list[str], renames: list[str], wha
 
 def test_labels_that_change_give_the_model_another_identity() -> None:
     options: dict[str, Any] = {"model": "a.pt", "count": 2, "advice": ADVICE}
-    assert relabelled(["a", 7], ["a=a"], **options) == ({0: "a", 1: "7"}, False)
-    assert relabelled(["a", 7], [], **options) == ({0: "a", 1: "7"}, False)
-    changed, is_renamed = relabelled(["a", 7], ["7=b"], **options)
+    assert apply_renames(["a", 7], ["a=a"], **options) == ({0: "a", 1: "7"}, False)
+    assert apply_renames(["a", 7], [], **options) == ({0: "a", 1: "7"}, False)
+    changed, is_renamed = apply_renames(["a", 7], ["7=b"], **options)
     assert (changed, is_renamed) == ({0: "a", 1: "b"}, True)
-    shas = [identity("0" * 64, labels) for labels in (changed, {1: "b", 0: "a"}, {0: "b", 1: "a"})]
+    shas = [
+        sha256_of_renamed("0" * 64, labels)
+        for labels in (changed, {1: "b", 0: "a"}, {0: "b", 1: "a"})
+    ]
     assert shas[0] == shas[1] != shas[2]
-    assert identity("1" * 64, changed) != shas[0]
+    assert sha256_of_renamed("1" * 64, changed) != shas[0]
     assert all(len(sha) == 64 for sha in shas)
 
 

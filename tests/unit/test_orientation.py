@@ -21,7 +21,7 @@ from devtools.fuzz.corpus import (
     segment,
 )
 from service.images.decode import decode
-from service.images.transforms import TRANSPOSED, upright
+from service.images.transforms import TRANSPOSED, turn_upright
 
 ORIENTATIONS = range(1, 9)
 Order = Literal["<", ">"]
@@ -142,7 +142,7 @@ XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
 def test_orientation_is_found_where_it_stands(data: bytes, orientation: int) -> None:
     picture = decode(data, max_pixels=100_000)
     stored = np.asarray(drawn())[:, :, ::-1]
-    assert np.abs(picture.pixels.astype(int) - upright(stored, orientation)).mean() < 3
+    assert np.abs(picture.pixels.astype(int) - turn_upright(stored, orientation)).mean() < 3
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)

@@ -37,10 +37,10 @@ from service.export.weights import (
     _refuse,
     export_openvino,
     find_calibration,
-    find_pictures,
+    find_images,
     read_metadata,
 )
-from service.images.decode import open_within
+from service.images.decode import open_image
 from service.images.formats import File
 from service.images.pixels import Pixels
 from service.inference.canary import CANARY, FALLBACK, load_verified
@@ -119,11 +119,11 @@ def test_find_pictures_takes_only_images_and_some_of_many(
     write_drawn_samples(tmp_path / "deep", count=6)
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff")
-    assert len(find_pictures(tmp_path)) == 6
+    assert len(find_images(tmp_path)) == 6
     monkeypatch.setattr("service.export.weights._MAX_PICTURES", 4)
-    names = [path.name for path in find_pictures(tmp_path)]
+    names = [path.name for path in find_images(tmp_path)]
     assert len(names) == 4 and names == sorted(names)
-    assert names == [path.name for path in find_pictures(tmp_path)]
+    assert names == [path.name for path in find_images(tmp_path)]
 
 
 def test_find_pictures_reads_headers_until_there_are_enough(
@@ -136,16 +136,16 @@ def test_find_pictures_reads_headers_until_there_are_enough(
 
     def counted(data: bytes, *, max_pixels: int) -> File:
         read.append(len(data))
-        return open_within(data, max_pixels=max_pixels)
+        return open_image(data, max_pixels=max_pixels)
 
     monkeypatch.setattr("service.export.weights._MAX_PICTURES", 5)
-    monkeypatch.setattr("service.export.weights.open_within", counted)
-    assert len(find_pictures(tmp_path)) == len(read) == 5
+    monkeypatch.setattr("service.export.weights.open_image", counted)
+    assert len(find_images(tmp_path)) == len(read) == 5
 
 
 def test_find_pictures_of_a_folder_without_any_says_so(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no pictures in"):
-        find_pictures(tmp_path)
+        find_images(tmp_path)
 
 
 def damage(path: Path) -> None:
@@ -173,7 +173,7 @@ def test_calibration_file_that_cannot_be_opened_is_skipped(tmp_path: Path) -> No
     assert len(found.images) == 12
     assert found.skipped == ["memory.jpg (Input/output error)"]
     with pytest.raises(ModelError, match=r"memory\.jpg cannot be read: Input/output error"):
-        find_pictures(tmp_path)
+        find_images(tmp_path)
 
 
 def test_unreadable_calibration_image_gets_a_substitute(
@@ -518,7 +518,14 @@ def quantized(
     home = tmp_path_factory.mktemp("int8")
     output = home / "out"
     arguments: list[object] = [BUNDLED_MODEL, "--output", output, "--precision", "int8"]
-    arguments += ["--calibration", samples, "--data", labels.file, "--data-images", labels.pictures]
+    arguments += [
+        "--calibration",
+        samples,
+        "--data",
+        labels.file,
+        "--data-images",
+        labels.image_folder,
+    ]
     done = subprocess.run(
         [sys.executable, "-c", QUANTIZE, *map(str, arguments)],
         cwd=HERE,

@@ -268,7 +268,7 @@ def weights_and_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             return FakeEngine()
         raise ModelError(f"{path.name} does not load here")
 
-    monkeypatch.setattr(ultralytics, "_load_network", load)
+    monkeypatch.setattr(ultralytics, "_load_backend", load)
     (tmp_path / "a.pt").write_bytes(b"weights")
     (tmp_path / "a.engine").write_bytes(b"engine")
     return tmp_path / "a.pt"
@@ -359,7 +359,7 @@ def test_class_without_a_label_does_not_fail_the_image(
             rows[:, 0, 5] = 7
             return rows
 
-    monkeypatch.setattr(ultralytics, "_load_network", lambda path, device: WithMoreClasses())
+    monkeypatch.setattr(ultralytics, "_load_backend", lambda path, device: WithMoreClasses())
     detector = UltralyticsDetector(weights_and_engine, device="0", min_confidence=0.4)
     [[found]] = detector.detect([plain(200, 200, 200, width=96, height=96)])
     assert (found.label, found.class_id) == ("7", 7)
