@@ -210,21 +210,21 @@ def after_start(data: bytes, extra: bytes) -> bytes:
 
 
 def many_scans(count: int, size: tuple[int, int] = (4000, 3000)) -> bytes:
-    """A progressive JPEG whose last scan comes again and again."""
+    """A progressive JPEG whose last scan is repeated `count` times."""
     data = saved("JPEG", Image.new("RGB", size), progressive=True)
     last = data.rindex(b"\xff\xda")
     return data[:-2] + data[last:-2] * count + data[-2:]
 
 
 def hidden_scans(count: int) -> bytes:
-    """Scans behind a TEM, which has no length: who takes the next two bytes for one skips 64 kB."""
+    """Scans after a TEM marker, which has no length. A reader that expects one skips 64 kB."""
     data = many_scans(count)
     second = data.index(b"\xff\xda") + 2
     return data[:second] + data[second:].replace(b"\xff\xda", b"\xff\x01\xff\xff\xff\xda")
 
 
 def scan_again(count: int) -> bytes:
-    """A sequential JPEG whose only scan comes again and again."""
+    """A sequential JPEG whose only scan is repeated."""
     data = saved("JPEG")
     scan = data[data.index(b"\xff\xda") : -2]
     return data[:-2] + scan * count + data[-2:]
