@@ -112,12 +112,12 @@ $(VENV)/pip:
 	@touch $@
 
 $(VENV)/local: $(VENV)/pip pyproject.toml devtools/pyproject.toml
-	@echo "Installing Python packages into $(VENV), a minute or two ..."
+	@echo "Installing Python packages into $(VENV) (0.7 GB), a minute or two ..."
 	$(BIN)/pip install --quiet --editable . --editable ./devtools
 	@touch $@
 
 $(VENV)/dev: $(VENV)/local
-	@echo "Installing the packages of the tests, a minute or two ..."
+	@echo "Installing the tests' packages, a minute or two ..."
 	$(BIN)/pip install --quiet --editable . --editable './devtools[dev]'
 	@touch $@
 

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from google.cloud import storage
 
 from devtools.local_stack.client_environment import upload_command
 from devtools.local_stack.errors import LocalStackError
+from devtools.local_stack.programs import find_programs
 from devtools.local_stack.stack import Stack, StackOptions
 from service.cli.report import table
 from service.gcp.clients import build_reader
@@ -23,6 +24,7 @@ from service.settings import Settings
 
 _PREFIX = "demo"
 _POLL_SECONDS = 0.5
+_READ_SECONDS = 60.0  # on a busy machine the emulator's first response is slow
 _PATIENCE_SECONDS = 90.0  # without one new document
 _SHOWN_NAMES = 5
 _UPLOAD_SECONDS = 600.0
@@ -54,11 +56,13 @@ def run_demo(images: Path, model: Path | None, output: Path) -> None:
     """
     uploads = plan_uploads(images)
     names = {upload.name for upload in uploads}
+    find_programs()  # a download is shown before the next line
     click.echo("Starting the Pub/Sub, Firestore and Cloud Storage emulators and the service ...")
     with Stack(StackOptions(model_path=model)) as stack:
         os.environ.update(stack.environment)  # for the clients below, and for gcloud
         click.echo(f"Uploaded with {upload_images(stack.bucket, images, uploads)}")
-        reader = build_reader(Settings.from_env())
+        settings = replace(Settings.from_env(), firestore_timeout_seconds=_READ_SECONDS)
+        reader = build_reader(settings)
         with click.progressbar(length=len(names), label="Documents", show_pos=True) as bar:
             documents = wait_for_documents(
                 reader, stack.bucket, names, on_progress=bar.update, check=stack.raise_if_dead
