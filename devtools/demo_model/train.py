@@ -483,7 +483,7 @@ an IoU of at least 0.5:
 
 ## How it was made
 
-```
+```sh
 python -m devtools.demo_model.train --output devtools/demo_model
 ```
 
