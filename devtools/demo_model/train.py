@@ -444,82 +444,80 @@ def render_card(
 
 <!-- Written by `python -m devtools.demo_model.train`; do not edit, the figures are measured. -->
 
-The model of the demo: a small YOLO26 object detection network that finds
-{len(shapes.CLASS_NAMES)} kinds of flat shapes ({", ".join(shapes.CLASS_NAMES)}). It lets
-anyone try the whole service without downloading anything. It is of no use on photographs.
+A small YOLO26 object detection model for the demo. It finds {len(shapes.CLASS_NAMES)} kinds of flat
+shapes ({", ".join(shapes.CLASS_NAMES)}). With it you can try the
+whole service without a download. Do not use it on photographs.
 
 | | |
 |---|---|
 | Architecture | YOLO26, own scale ([`yolo26-demo.yaml`](yolo26-demo.yaml)), NMS-free head |
 | Parameters while training | {record.parameters:,} (both heads) |
-| Exported as | OpenVINO IR, FP16 weights, free input shape `[?,3,?,?]` |
+| Exported as | OpenVINO IR, FP16 weights, dynamic input shape `[?,3,?,?]` |
 | Size of `{EXPORT_NAME}/` | {megabytes:.2f} MB |
 | Input | RGB, 0 to 1, letterboxed; trained at {INPUT_SIZE} x {INPUT_SIZE} pixels |
 | Output | `[N,{MAX_DETECTIONS},6]`: x1, y1, x2, y2 in input pixels, confidence, class |
-| Licence | AGPL-3.0, like this repository and the architecture's authors, Ultralytics |
+| Licence | AGPL-3.0, like this repository and Ultralytics, whose architecture it is |
 
-## Precision
+## Accuracy
 
-Measured by the training script on {HELD_OUT_COUNT:,} held-out images, which were neither
-trained on nor used to pick the best epoch.
+The training script measured these figures on {HELD_OUT_COUNT:,} held-out images. They were used
+neither to train nor to choose the best epoch.
 
 | | mAP50-95 | mAP50 |
 |---|---|---|
 | As trained (FP32) | {trained.map50_95:.3f} | {trained.map50:.3f} |
 | **As exported** | **{exported.map50_95:.3f}** | **{exported.map50:.3f}** |
 
-The exported model has FP16 weights; OpenVINO computed with them in {arithmetic} on this processor.
-Class by class:
+The exported model has FP16 weights. OpenVINO computed in {arithmetic} on this processor. Per class:
 
 | Class | mAP50-95 | mAP50 |
 |---|---|---|
 {classes}
 
-Detections of the exported model with a confidence of at least {CONFIDENCE} on the same images,
-at an IoU of at least 0.5:
+Detections of the exported model on the same images, with a confidence of at least {CONFIDENCE} and
+an IoU of at least 0.5:
 
-| Shapes drawn | found | found again (repeated detection) | wrong detections |
+| Shapes drawn | found | repeated detections | wrong detections |
 |---|---|---|---|
 | {counts.drawn:,} | {counts.found:,} | {counts.repeated:,} | {counts.wrong:,} |
 
 ## How it was made
 
-```
+```sh
 python -m devtools.demo_model.train --output devtools/demo_model
 ```
 
-The script draws all images ([`shapes.py`](shapes.py)): shapes of varied size, rotation and
-colour that overlap, on backgrounds cluttered with lines, bars, curves and splinters, with blur,
-noise, changes of brightness and JPEG artefacts. No images and no weights were taken from
-elsewhere.
+The script draws all images ([`shapes.py`](shapes.py)). Shapes of different sizes, rotations and
+colours overlap on backgrounds with lines, bars, curves and splinters. The images have blur, noise,
+changes of brightness and JPEG artefacts. No image and no weights come from elsewhere.
 
 | | |
 |---|---|
 | Training images | {record.images:,} (seed {shapes.TRAIN_SEED}) |
 | Epochs | {record.epochs}, in batches of {BATCH} |
-| Images to pick the epoch | {VALIDATION_COUNT:,} (seed {shapes.VALIDATION_SEED}) |
+| Images to choose the epoch | {VALIDATION_COUNT:,} (seed {shapes.VALIDATION_SEED}) |
 | Held-out images | {HELD_OUT_COUNT:,} (seed {shapes.HELD_OUT_SEED}) |
 | Samples of the demo | {shapes.SAMPLE_COUNT} (seed {shapes.SAMPLE_SEED}), never trained on |
 | Seed of the weights | {TRAINING_SEED} |
 | Training time | {record.seconds / 60:.0f} minutes on {record.machine} |
 | Versions | {versions} |
 
-The run is seeded. Other versions, processors or numbers of threads round differently, so a model
-trained there differs from this one, and so may the last digits of its figures.
+The run is seeded. Other versions, processors or thread counts round differently. A model that you
+train can therefore differ from this one, and so can the last digits of its figures.
 
 ## Limits
 
-- The NMS-free head now and then reports a shape twice, as counted above.
+- The NMS-free head sometimes reports a shape twice. The table above counts how often.
 - It was trained at one scale. Letterbox images to {INPUT_SIZE} pixels, as the export's metadata
-  say: at 640 pixels it misses shapes and mistakes one for another.
-- It knows shapes as drawn by `shapes.py`: one bright fill, even sides, any rotation. It has not
+  say. At 640 pixels it misses shapes and confuses them.
+- It knows shapes as `shapes.py` draws them: one bright fill, even sides, any rotation. It has not
   seen photographs, outlines, hand drawings or text.
-- It was shown no circle of a diameter below {200 * shapes.MIN_RADIUS:.0f} % of the square root of
-  the image's area, no other shape that fits into such a circle, and none hidden by more than
-  {100 * (1 - shapes.MIN_VISIBLE):.0f} %: it may miss those.
-- The box of a shape that is partly hidden is a guess where its edge cannot be seen.
-- The sides of the input must be multiples of 32, and large enough for the {MAX_DETECTIONS}
-  detections that the network always gives: 128 x 128 pixels will do, 96 x 96 will not.
+- It can miss small and hidden shapes. In training, no circle had a diameter below
+  {200 * shapes.MIN_RADIUS:.0f} % of the square root of the image's area, and no other shape fitted
+  into such a circle. No shape was hidden by more than {100 * (1 - shapes.MIN_VISIBLE):.0f} %.
+- The box of a partly hidden shape is a guess where its edge is not visible.
+- The sides of the input must be multiples of 32. They must be large enough for the {MAX_DETECTIONS}
+  detections that the model always outputs: 128 x 128 pixels are enough, 96 x 96 are not.
 """
 
 
