@@ -56,16 +56,20 @@ def run_block(block: Block, page: str, directory: Path) -> None:
     script = directory / ".block.sh"
     script.write_text(_TRAP + block.text, encoding="utf-8")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", str(script)],
-        cwd=directory,
-        env=os.environ | PATIENT | {"PATH": path, "FAILED_LINE": str(failed_line)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=MAX_SECONDS,
-    )
+    try:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", str(script)],
+            cwd=directory,
+            env=os.environ | PATIENT | {"PATH": path, "FAILED_LINE": str(failed_line)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=MAX_SECONDS,
+        )
+    except subprocess.TimeoutExpired as exc:
+        output = (exc.output or b"").decode(errors="replace")  # bytes, in spite of `text`
+        pytest.fail(f"{page}:{block.line}: longer than {MAX_SECONDS} s\n{output}", pytrace=False)
     if done.returncode:
         number = int(failed_line.read_text()) if failed_line.exists() else 1
         command = block.text.splitlines()[number - 1]
