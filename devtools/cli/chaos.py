@@ -69,7 +69,7 @@ def _faults(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
     type=click.Path(path_type=Path, file_okay=False),
     help="Keep logs and uploads in this folder; by default they are removed.",
 )
-@json_option
+@json_option("the figures, the problems, and the faults that struck")
 def chaos(
     uploads: int, seed: int, services: int | None, without: tuple[str, ...], answer_seconds: float,
     patience: float, keep: Path | None, as_json: bool,

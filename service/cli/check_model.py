@@ -27,7 +27,7 @@ from service.settings import Settings
     type=click.Path(path_type=Path),
     help="Exported directory or model file; by default the one at MODEL_PATH.",
 )
-@json_option
+@json_option("model, fallback, canary, milliseconds")
 def check_model(path: Path | None, as_json: bool) -> None:
     """Verify that the service would start with a model.
 

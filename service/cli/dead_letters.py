@@ -48,7 +48,7 @@ _REPLAY = "Replay"
     type=click.IntRange(1),
     help="Read at most this many messages.",
 )
-@json_lines_option
+@json_lines_option("each message")
 @option(
     "--replay",
     is_flag=True,
@@ -99,19 +99,19 @@ def dead_letters(
     with source.leases():
         with progress("Reading messages") as bar:
             readings = []
-            for letter in source.pull(limit):
-                readings.append((letter, read(letter)))
+            for dead_letter in source.pull(limit):
+                readings.append((dead_letter, read(dead_letter)))
                 bar.describe(f"Reading messages: {len(readings):,}")
         _show(readings, as_json=as_json)
         if replay:
             chosen = [pair for pair in readings if not ids or pair[0].message_id in ids]
-            if missing := set(ids) - {letter.message_id for letter, _ in chosen}:
+            if missing := set(ids) - {dead_letter.message_id for dead_letter, _ in chosen}:
                 note(f"No such message: {', '.join(sorted(missing))}")
             sender = _Sender(source, project, topic, as_is=as_is)
             try:
                 with progress("Replaying", len(chosen)) as bar:
-                    for letter, reading in chosen:
-                        sender.send(letter, reading)
+                    for dead_letter, reading in chosen:
+                        sender.send(dead_letter, reading)
                         bar.advance()
             finally:
                 (note if as_json else say)(
@@ -141,53 +141,55 @@ class _Sender:
         self.topics: set[str] = set()
         self.has_failed = False
 
-    def send(self, letter: "DeadLetter", reading: "Reading") -> None:
+    def send(self, dead_letter: "DeadLetter", reading: "Reading") -> None:
         """Publish one dead letter and remove it, or print why it stays."""
         from service.gcp.publisher import MessageError
         from service.operate.dead_letters import Kind
 
         if not self._as_is and reading.kind is Kind.UNREADABLE:
-            self._keep(letter, "it cannot be read; --as-is publishes it as it was")
+            self._keep(dead_letter, "it cannot be read; --as-is publishes it as it was")
             return
         if not self._as_is and not reading.uri:
             reason = f"it names no image ({reading.reason}); --as-is publishes it as it was"
-            self._keep(letter, reason)
+            self._keep(dead_letter, reason)
             return
-        destination = self._topic or letter.source
+        destination = self._topic or dead_letter.source
         try:
             # Each further attempt could wait for a time-out once more.
             if broken := self._broken.get(destination or ""):
                 raise broken
-            topic = self._topic or self._origin(letter)
-            self._publish(topic, letter, reading)
+            topic = self._topic or self._origin(dead_letter)
+            self._publish(topic, dead_letter, reading)
         except YoloBatchError as exc:
             self.has_failed = True
             if destination and not isinstance(exc, MessageError):
                 self._broken[destination] = exc
-            self._keep(letter, str(exc))
+            self._keep(dead_letter, str(exc))
             return
         self.sent += 1
         self.topics.add(topic)
         try:
-            self._source.acknowledge([letter])
+            self._source.acknowledge([dead_letter])
         except YoloBatchError as exc:
             self.has_failed = True
             note(
-                f"{letter.message_id} was published but not acknowledged, so Pub/Sub will deliver "
-                f"it again: {exc}"
+                f"{dead_letter.message_id} was published but not acknowledged, so Pub/Sub will "
+                f"deliver it again: {exc}"
             )
 
-    def _publish(self, topic: str, letter: "DeadLetter", reading: "Reading") -> None:
+    def _publish(self, topic: str, dead_letter: "DeadLetter", reading: "Reading") -> None:
         """Publish one dead letter, and wait until Pub/Sub confirms it."""
         from service.gcp.publisher import job_message, publish_jobs
 
         if self._as_is or not (reading.uri and reading.event.ref):
-            publish_jobs(self._client, topic, [letter.data], attributes=letter.own_attributes)
+            publish_jobs(
+                self._client, topic, [dead_letter.data], attributes=dead_letter.own_attributes
+            )
         else:
             message = job_message(reading.uri, reading.event.ref.replace)
             publish_jobs(self._client, topic, [message])
 
-    def _origin(self, letter: "DeadLetter") -> str:
+    def _origin(self, dead_letter: "DeadLetter") -> str:
         """Return the topic that a dead letter came from.
 
         Raises:
@@ -196,45 +198,45 @@ class _Sender:
         """
         from service.gcp.publisher import PublishError
 
-        if not letter.source:
+        if not dead_letter.source:
             raise PublishError("it does not say where it came from: give --topic")
-        if letter.source not in self._origins:
-            self._origins[letter.source] = self._source.topic_of(letter.source)
-        return self._origins[letter.source]
+        if dead_letter.source not in self._origins:
+            self._origins[dead_letter.source] = self._source.topic_of(dead_letter.source)
+        return self._origins[dead_letter.source]
 
-    def _keep(self, letter: "DeadLetter", reason: str) -> None:
-        note(f"{letter.message_id} stays: {reason}")
+    def _keep(self, dead_letter: "DeadLetter", reason: str) -> None:
+        note(f"{dead_letter.message_id} stays: {reason}")
 
 
 def _show(readings: "list[tuple[DeadLetter, Reading]]", *, as_json: bool) -> None:
     if as_json:
-        for letter, reading in readings:
-            say_json(_plain(letter, reading))
+        for dead_letter, reading in readings:
+            say_json(_plain(dead_letter, reading))
         return
     say_table(_COLUMNS, [_row(*pair) for pair in readings])
 
 
-def _row(letter: "DeadLetter", reading: "Reading") -> tuple[str, ...]:
+def _row(dead_letter: "DeadLetter", reading: "Reading") -> tuple[str, ...]:
     return (
-        letter.message_id,
+        dead_letter.message_id,
         reading.kind,
-        str(letter.attempts or ""),
-        _age(datetime.now(UTC) - letter.published_at),
-        (letter.source or "").rpartition("/")[2],
+        str(dead_letter.attempts or ""),
+        _age(datetime.now(UTC) - dead_letter.published_at),
+        (dead_letter.source or "").rpartition("/")[2],
         reading.reason or reading.uri or "",
     )
 
 
-def _plain(letter: "DeadLetter", reading: "Reading") -> dict[str, object]:
+def _plain(dead_letter: "DeadLetter", reading: "Reading") -> dict[str, object]:
     return {
-        "id": letter.message_id,
+        "id": dead_letter.message_id,
         "kind": reading.kind,
         "uri": reading.uri,
         "reason": reading.reason,
-        "attempts": letter.attempts,
-        "published_at": letter.published_at,
-        "source": letter.source,
-        "attributes": dict(letter.attributes),
+        "attempts": dead_letter.attempts,
+        "published_at": dead_letter.published_at,
+        "source": dead_letter.source,
+        "attributes": dict(dead_letter.attributes),
     }
 
 

@@ -27,7 +27,7 @@ from service.settings import BUNDLED_MODEL, Settings
     type=click.Path(path_type=Path),
     help="Images, and folders of images at any depth.",
 )
-@json_lines_option
+@json_lines_option("each image's document")
 @option(
     "--save",
     type=click.Path(path_type=Path, file_okay=False),

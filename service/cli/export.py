@@ -65,7 +65,7 @@ _ACCURACY = "Accuracy"
     help="Folder of at most 10 images that become the canary of the model, and a part of the "
     "export. Give it if the model detects nothing in the drawn images that are used otherwise.",
 )
-@json_option
+@json_option("directory, image_size, precision, sha256, labels, canary, quantization, accuracy")
 @option(
     "--calibration",
     panel=_INT8,

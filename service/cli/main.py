@@ -61,7 +61,7 @@ def serve() -> None:
     ],
 )
 @bucket_argument
-@json_lines_option
+@json_lines_option("each document")
 def results(uri: tuple[str, str], as_json: bool) -> None:
     """Print the documents of a bucket or prefix from Firestore."""
     from service.cli.report import pattern_note, say_results

@@ -7,9 +7,6 @@ import click
 
 from service.cli.commands import argument, option
 
-json_option = option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-json_lines_option = option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
-
 
 def _bucket_and_prefix(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, str]:
     """Read `gs://bucket[/prefix]`; the prefix may be empty.
@@ -81,6 +78,24 @@ price_options = (
         help="USD of Firestore and Cloud Storage for one image.",
     ),
 )
+
+
+def json_option(keys: str) -> Callable[[Any], Any]:
+    """Return the option for a report as one JSON object.
+
+    Args:
+        keys: the keys of the object, as the help lists them.
+    """
+    return option("--json", "as_json", is_flag=True, help=f"Print one JSON object: {keys}.")
+
+
+def json_lines_option(what: str) -> Callable[[Any], Any]:
+    """Return the option for one JSON object a line.
+
+    Args:
+        what: what each object is, as the help names it.
+    """
+    return option("--json", "as_json", is_flag=True, help=f"Print {what} as a line of JSON.")
 
 
 def topic_option(panel: str | None = None) -> Callable[[Any], Any]:

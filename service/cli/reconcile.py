@@ -57,7 +57,7 @@ _PUBLISH = "Publish jobs"
     help="The deployed model, as its documents name it. By default the model at MODEL_PATH, if "
     "that is set.",
 )
-@json_option
+@json_option("the counts, since, model_sha256, enqueue, estimate, published, topic")
 @option(
     "--enqueue",
     panel=_PUBLISH,

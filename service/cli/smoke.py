@@ -24,7 +24,7 @@ from service.settings import Settings
     help="How long to wait for the document, in seconds.",
 )
 @option("--keep", is_flag=True, help="Leave the image in the bucket.")
-@json_option
+@json_option("uri, generation, document_id, status, seconds, num_detections, model")
 def smoke(uri: tuple[str, str], timeout: float, keep: bool, as_json: bool) -> None:
     """Test a deployment with one image.
 

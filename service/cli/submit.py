@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 @option(
     "--no-check",
     is_flag=True,
-    help="Publish the uris as they are: do not look for objects, and do not expand patterns.",
+    help="Publish the URIs as they are: do not look for objects, and do not expand patterns.",
 )
-@json_option
+@json_option("published, topic, matches")
 @deployment_options()
 def submit(
     uris: tuple[str, ...], topic: str, no_check: bool, as_json: bool, **deployed: Any
@@ -114,7 +114,7 @@ class _Counted:
 
 
 def _stdin_lines() -> Iterator[str]:
-    """Read uris from standard input: names are UTF-8, whatever the locale is.
+    """Read URIs from standard input: names are UTF-8, whatever the locale is.
 
     Raises:
         SubmissionError: standard input is closed.

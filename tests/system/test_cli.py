@@ -57,7 +57,7 @@ def test_detect_json_has_labels_and_failures(samples: Samples, tmp_path: Path) -
     [
         (["submit", "gs://uploads/a", "gs://b"], "'gs://b' is wrong"),
         (["submit", "gs://uploads/a", "--no-check", "--topic", "nowhere"], "There is no topic"),
-        (["submit", "gs://uploads/nowhere.jpg"], "1 of 1 uris name no object"),
+        (["submit", "gs://uploads/nowhere.jpg"], "1 of 1 URIs name no object"),
         (["dead-letters", "--subscription", "nowhere"], "There is no subscription"),
         (["reconcile", "gs://nowhere"], "nowhere"),
         (["smoke", "gs://nowhere"], "there is no such bucket"),
