@@ -1,1 +1,1 @@
-"""The command line `yolo-batch-dev`, one module a command."""
+"""Commands of `yolo-batch-dev`, one module each; `devtools.cli.main` gathers them."""

@@ -1,4 +1,4 @@
-"""The command `yolo-batch-dev bench`."""
+"""`yolo-batch-dev bench`: the service measured beside its alternatives."""
 
 import signal
 import tempfile
@@ -7,46 +7,79 @@ from pathlib import Path
 
 import click
 
+from service.cli.commands import argument, command, option
+from service.cli.output import note
 from service.settings import BUNDLED_MODEL
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
+_PARTS = "What is measured"
+_HOW = "How it is measured"
 
 
-@click.command()
-@click.argument("images", required=False, type=click.Path(path_type=Path, exists=True))
-@click.option(
+@command(
+    panel="Measure and test",
+    examples=[
+        "yolo-batch-dev bench --quick",
+        "yolo-batch-dev bench photos --table --cold-start --json figures.json",
+    ],
+)
+@argument(
+    "images",
+    required=False,
+    type=click.Path(path_type=Path, exists=True),
+    help="Image or folder of images; by default drawn samples.",
+)
+@option(
     "--model",
     type=click.Path(path_type=Path, exists=True),
     default=BUNDLED_MODEL,
-    help="Exported directory, or a .pt file, which is exported in float first.",
+    help="Exported directory, or a .pt file, which is exported in float first. By default the "
+    "bundled model.",
 )
-@click.option(
+@option(
     "--weights",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="The .pt file that the alternatives run; needs ultralytics.",
 )
-@click.option("--table", is_flag=True, help="Network, engine, service and alternatives.")
-@click.option("--sweep", is_flag=True, help="The engine at several batch sizes.")
-@click.option("--profile", is_flag=True, help="CPU time of the service by stage.")
-@click.option("--plot", type=_FILE, help="PNG of throughput, latency and cost by load.")
-@click.option("--cold-start", is_flag=True, help="From process start to the first result.")
-@click.option("--memory", is_flag=True, help="Resident memory over many pictures.")
-@click.option("--json", "json_file", type=_FILE, help="Write all figures here too.")
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1, 100))
-@click.option("--cores", help="Of the measured process, such as 1 or 2-3; by default the last.")
-@click.option(
-    "--memory-pictures",
+@option("--json", "json_file", type=_FILE, help="Write all figures to this JSON file too.")
+@option("--table", panel=_PARTS, is_flag=True, help="Model, engine, service and alternatives.")
+@option("--sweep", panel=_PARTS, is_flag=True, help="The engine at several batch sizes.")
+@option("--profile", panel=_PARTS, is_flag=True, help="CPU time of the service by stage.")
+@option(
+    "--plot", panel=_PARTS, type=_FILE, help="PNG file of throughput, latency and cost by load."
+)
+@option(
+    "--cold-start", panel=_PARTS, is_flag=True, help="Time from process start to the first result."
+)
+@option("--memory", panel=_PARTS, is_flag=True, help="Resident memory over many images.")
+@option(
+    "--rounds",
+    panel=_HOW,
+    default=5,
+    show_default=True,
+    type=click.IntRange(1, 100),
+    help="Repetitions of each measurement.",
+)
+@option(
+    "--cores",
+    panel=_HOW,
+    help="CPU cores of the measured process, such as 1 or 2-3; by default the last one.",
+)
+@option(
+    "--memory-images",
+    panel=_HOW,
     default=5000,
     show_default=True,
     type=click.IntRange(1),
-    help="How many pictures --memory sends.",
+    help="Number of images that --memory sends.",
 )
-@click.option(
+@option(
     "--prices",
+    panel=_HOW,
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Table of prices; by default devtools/bench/prices.yaml.",
 )
-@click.option("--quick", is_flag=True, help="One short round of few pictures: a trial.")
+@option("--quick", panel=_HOW, is_flag=True, help="One short round with few images, as a trial.")
 def bench(
     images: Path | None,
     model: Path,
@@ -60,19 +93,19 @@ def bench(
     json_file: Path | None,
     rounds: int,
     cores: str | None,
-    memory_pictures: int,
+    memory_images: int,
     prices: Path | None,
     quick: bool,
 ) -> None:
-    """Measure the service beside its alternatives, on IMAGES or on drawn samples.
+    """Measure the service beside its alternatives.
 
-    Without an option that names a part: --table and --sweep. Prints Markdown.
+    Prints Markdown. Without an option that names a part it measures --table and --sweep.
     """
     from devtools.bench.prices import DEFAULT_PRICES, Prices
     from devtools.bench.run import Options, Part, run
     from devtools.demo_model.shapes import write_samples
 
-    # As Ctrl-C does, let it stop everything that was started.
+    # SIGTERM stops everything that was started, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     wanted = {
         Part.TABLE: table,
@@ -96,14 +129,11 @@ def bench(
             rounds=rounds,
             cores=cores,
             plot=plot,
-            memory_images=memory_pictures,
+            memory_images=memory_images,
             is_quick=quick,
         )
         started = time.monotonic()
-        report = run(
-            options,
-            lambda text: click.echo(f"[{time.monotonic() - started:4.0f} s] {text}", err=True),
-        )
+        report = run(options, lambda text: note(f"[{time.monotonic() - started:4.0f} s] {text}"))
     click.echo(report.markdown())
     if json_file:
         json_file.write_text(report.as_json() + "\n", encoding="utf-8")

@@ -6,50 +6,78 @@ from pathlib import Path
 
 import click
 
+from service.cli.commands import command, option
+from service.cli.options import json_option
+from service.cli.output import note, progress, say, say_json
 
-@click.command()
-@click.option(
-    "--uploads", default=200, show_default=True, type=click.IntRange(40), help="How many."
+_DEADLINES = "Deadlines"
+
+
+def _faults(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from devtools.chaos.plan import FaultKind
+
+    return [kind for kind in FaultKind if kind.startswith(incomplete)]
+
+
+@command(
+    panel="Measure and test",
+    examples=[
+        "yolo-batch-dev chaos --uploads 200 --seed 7",
+        "yolo-batch-dev chaos --without stop --keep logs",
+    ],
 )
-@click.option("--seed", default=1, show_default=True, help="The same one does the same.")
-@click.option(
+@option(
+    "--uploads",
+    default=200,
+    show_default=True,
+    type=click.IntRange(40),
+    help="Number of images to upload.",
+)
+@option(
+    "--seed", default=1, show_default=True, help="The same seed makes the same uploads and faults."
+)
+@option(
     "--services",
     type=click.IntRange(1, 20),
-    help="Processes side by side.  [default: 3 to 10, drawn from the seed]",
+    help="Service processes side by side.  [default: 3 to 10, drawn from the seed]",
 )
-@click.option(
+@option(
     "--without",
     multiple=True,
     metavar="FAULT",
-    help="A fault to leave out, as the table names it; several times for several.",
+    shell_complete=_faults,
+    help="Leave out this fault, by its name in docs/evidence/chaos.md. Can be repeated.",
 )
-@click.option(
+@option(
     "--answer-seconds",
+    panel=_DEADLINES,
     default=10.0,
     show_default=True,
     type=click.FloatRange(1, 600),
-    help="Ack deadline of a delivery; a stopped service is stopped for two seconds more.",
+    help="Ack deadline of a delivery. A stopped service is stopped for two seconds more.",
 )
-@click.option(
+@option(
     "--patience",
+    panel=_DEADLINES,
     default=180.0,
     show_default=True,
     type=click.FloatRange(1),
-    help="Seconds without any acknowledgement until what is under way counts as stuck.",
+    help="Seconds without any acknowledgement after which the rest counts as stuck.",
 )
-@click.option(
+@option(
     "--keep",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for logs and uploads; they are removed when it is not given.",
+    help="Keep logs and uploads in this folder; by default they are removed.",
 )
+@json_option("the figures, the problems, and the faults that struck")
 def chaos(
     uploads: int, seed: int, services: int | None, without: tuple[str, ...], answer_seconds: float,
-    patience: float, keep: Path | None,
+    patience: float, keep: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Upload images to a local stack while faults strike it, and audit every one of them.
+    """Upload images to a local stack while faults strike it, and audit every upload.
 
-    Ends with an error when something was lost, duplicated, crossed, wrong, stuck, unexpected or
-    wasted, or a service process was killed by an image.
+    Fails if an upload was lost, duplicated, crossed, wrong, stuck, unexpected or wasted, or if an
+    image killed a service process.
     """
     from devtools.chaos.plan import FaultKind, make_plan
     from devtools.chaos.run import ChaosOptions, Run
@@ -66,24 +94,37 @@ def chaos(
     left_out = {FaultKind(name) for name in without} | impossible_faults()
     plan = make_plan(uploads, seed, without=left_out, services=services)
     options = ChaosOptions(answer_seconds=answer_seconds, patience_seconds=patience, directory=keep)
-    click.echo(
+    show = note if as_json else say
+    show(
         f"Seed {seed}: {uploads:,} uploads, {plan.services} services, {len(plan.faults)} faults. "
         "Starting the stack ..."
     )
     started = time.monotonic()
     try:
         with Run(plan, options) as run:
-            with click.progressbar(length=uploads, label="Uploads", show_pos=True) as bar:
-                run.upload_all(bar.update)
-            with click.progressbar(length=1, label="Answers") as bar:
-                run.settle(lambda left: bar.update(int(left <= 0)))
+            show("Uploading ...")
+            with progress("Uploading", uploads) as bar:
+                run.upload_all(bar.advance)
+            show("Waiting until every event is acknowledged ...")
+            with progress("Waiting") as bar:
+                run.settle(lambda left: bar.describe(f"{left:,} events are not acknowledged"))
             run.stop_services()
             report, struck = run.audit(), run.struck
     except KeyboardInterrupt:
-        raise click.ClickException("Stopped; nothing was audited") from None
-    faults = ", ".join(f"{count} x {kind}" for kind, count in sorted(struck.items()))
-    click.echo(f"\nservices                  {plan.services}\n{report.table()}")
-    click.echo(f"faults struck: {faults}")
-    click.echo(f"after {time.monotonic() - started:.0f} s")
+        note("Nothing was audited.")
+        raise
+    seconds = time.monotonic() - started
+    if as_json:
+        say_json(
+            {"seed": seed, "services": plan.services, "is_clean": report.is_clean}
+            | vars(report)
+            | {"wasted": report.wasted, "faults": dict(sorted(struck.items()))}
+            | {"seconds": round(seconds)}
+        )
+    else:
+        faults = ", ".join(f"{count} x {kind}" for kind, count in sorted(struck.items()))
+        say(f"\nservices                  {plan.services}\n{report.table()}")
+        say(f"faults struck: {faults}")
+        say(f"after {seconds:.0f} s")
     if not report.is_clean:
         raise click.ClickException(f"The audit of seed {seed} found problems")

@@ -10,30 +10,34 @@ import click
 
 from devtools.cli.bench import bench
 from devtools.cli.chaos import chaos
-from service.cli.commands import Commands
+from service.cli.commands import command, group, option, version_option
 from service.cli.detect import detect
+from service.cli.output import progress, say
 from service.settings import BUNDLED_MODEL
 
+_RUN = "Run the system"
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="yolo-batch")
+
+@group(examples=["yolo-batch-dev demo", "yolo-batch-dev up"])
+@version_option(package_name="yolo-batch")
 def main() -> None:
-    """The local stack, the benchmark, and uploads under faults."""
+    """Run the whole system on this machine, measure it, and break it."""
     logging.getLogger("service").addHandler(logging.NullHandler())
     logging.getLogger("devtools").addHandler(logging.NullHandler())
 
 
-main.add_command(bench)
-main.add_command(chaos)
-
-
-@main.command()
-@click.option(
-    "--model", type=click.Path(path_type=Path), help="Model of the service; the bundled one."
+@command(
+    panel=_RUN,
+    examples=["yolo-batch-dev up", "yolo-batch-dev up --model my_openvino_model"],
 )
-@click.option("--bucket", default="uploads", show_default=True, help="Bucket for uploads.")
+@option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help="Model of the service; by default the bundled one.",
+)
+@option("--bucket", default="uploads", show_default=True, help="Bucket for uploads.")
 def up(model: Path | None, bucket: str) -> None:
-    """Run the whole system on this machine until Ctrl-C: emulators, deliveries, service."""
+    """Run the emulators, the deliveries and the service until Ctrl-C."""
     from devtools.local_stack.stack import Stack, StackOptions
 
     # Both stop everything. SIGINT too: a shell starts its background jobs with it ignored.
@@ -41,16 +45,16 @@ def up(model: Path | None, bucket: str) -> None:
         signal.signal(number, signal.default_int_handler)
     # Log lines of the local Eventarc: failed deliveries, Pub/Sub unavailable.
     logging.getLogger("devtools.local_stack").addHandler(logging.StreamHandler())
-    click.echo("Starting the Pub/Sub, Firestore and Cloud Storage emulators and the service ...")
+    say("Starting the Pub/Sub, Firestore and Cloud Storage emulators and the service ...")
     try:
         with Stack(StackOptions(model_path=model, bucket=bucket, echo=click.echo)) as stack:
             exports = "\n".join(stack.export_lines())
-            click.echo(_UP.format(exports=exports, bucket=bucket, url=stack.service_url))
+            say(_UP.format(exports=exports, bucket=bucket, url=stack.service_url))
             while True:
                 stack.raise_if_dead()
                 time.sleep(1)
     except KeyboardInterrupt:
-        click.echo("Stopped.")
+        say("Stopped.")
 
 
 _UP = """\
@@ -58,33 +62,40 @@ The stack is up. In another terminal, paste:
 
 {exports}
 
-then upload, submit and look:
+Then upload an image, submit it once more, and print its result:
 
-gcloud storage cp PICTURE.jpg gs://{bucket}/
-yolo-batch submit gs://{bucket}/PICTURE.jpg
+gcloud storage cp IMAGE.jpg gs://{bucket}/
+yolo-batch submit gs://{bucket}/IMAGE.jpg
 yolo-batch results gs://{bucket}/
 
-The service answers at {url}.
-Ctrl-C stops everything. The service's log follows.
+The service listens at {url}.
+Ctrl-C stops everything. The log of the service follows.
 """
 
 
-@main.command()
-@click.option(
+@command(
+    panel=_RUN,
+    examples=["yolo-batch-dev demo", "yolo-batch-dev demo --images photos --model yolo26n.pt"],
+)
+@option(
     "--images",
     type=click.Path(path_type=Path, exists=True),
-    help="Picture or folder to upload; samples are drawn when not given.",
+    help="Image or folder to upload; by default drawn samples.",
 )
-@click.option("--model", type=click.Path(path_type=Path), help="Exported directory, or a .pt file.")
-@click.option(
+@option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help="Exported directory, or a .pt file; by default the bundled model.",
+)
+@option(
     "--output",
     default=Path("demo-output"),
     show_default=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for annotated pictures.",
+    help="Folder for annotated images.",
 )
 def demo(images: Path | None, model: Path | None, output: Path) -> None:
-    """Upload pictures to a local stack, and show their documents."""
+    """Upload images to a local stack, and show their documents."""
     from devtools.local_stack.demo import run_demo
     from devtools.local_stack.errors import MissingRequirementsError
 
@@ -94,7 +105,7 @@ def demo(images: Path | None, model: Path | None, output: Path) -> None:
         try:
             run_demo(images.resolve(), model, output)
         except MissingRequirementsError as exc:
-            click.echo(f"{exc}\n\nUntil then, the detector alone, without the cloud's part:\n")
+            say(f"{exc}\n\nUntil then, detection on its own, without the cloud:\n")
             context = click.get_current_context()
             context.invoke(detect, paths=(images,), model=model or BUNDLED_MODEL, save=output)
             context.exit(1)
@@ -103,7 +114,7 @@ def demo(images: Path | None, model: Path | None, output: Path) -> None:
 def _drawn_samples(directory: Path) -> Path:
     from devtools.demo_model.shapes import write_samples
 
-    click.echo(f"Drew {len(write_samples(directory))} sample pictures")
+    say(f"Drew {len(write_samples(directory))} sample images")
     return directory
 
 
@@ -113,5 +124,10 @@ def _runnable(model: Path | None, scratch: Path) -> Path | None:
         return model
     from service.export.weights import export_openvino
 
-    click.echo(f"Exporting {model} ...")
-    return export_openvino(model, scratch / f"{model.stem}_openvino_model")
+    say(f"Exporting {model} ...")
+    with progress("Exporting"):
+        return export_openvino(model, scratch / f"{model.stem}_openvino_model")
+
+
+for each in (demo, up, bench, chaos):
+    main.add_command(each)

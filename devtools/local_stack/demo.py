@@ -16,7 +16,8 @@ from devtools.local_stack.client_environment import upload_command
 from devtools.local_stack.errors import LocalStackError
 from devtools.local_stack.programs import find_programs
 from devtools.local_stack.stack import Stack, StackOptions
-from service.cli.report import table
+from service.cli.output import progress
+from service.cli.report import say_results
 from service.gcp.clients import build_reader
 from service.gcp.result_reader import ResultReader
 from service.operate.detect import annotated_name, save_annotated
@@ -63,11 +64,12 @@ def run_demo(images: Path, model: Path | None, output: Path) -> None:
         click.echo(f"Uploaded with {upload_images(stack.bucket, images, uploads)}")
         settings = replace(Settings.from_env(), firestore_timeout_seconds=_READ_SECONDS)
         reader = build_reader(settings)
-        with click.progressbar(length=len(names), label="Documents", show_pos=True) as bar:
+        with progress("Waiting for documents", len(names)) as bar:
             documents = wait_for_documents(
-                reader, stack.bucket, names, on_progress=bar.update, check=stack.raise_if_dead
+                reader, stack.bucket, names, on_progress=bar.advance, check=stack.raise_if_dead
             )
-    click.echo("\n" + table(documents[name] for name in sorted(documents)))
+    click.echo()
+    say_results(documents[name] for name in sorted(documents))
     saved = save_annotated_images(uploads, documents, output)
     click.echo(f"\n{len(documents)} of {len(names)} uploads have their document.")
     click.echo(f"{saved} annotated images are in {output}/")

@@ -1,4 +1,4 @@
-"""`yolo-batch check-model`: whether the service would start with a model, and which one."""
+"""`yolo-batch check-model`: whether the service would start with a model."""
 
 import time
 from dataclasses import replace
@@ -6,36 +6,72 @@ from pathlib import Path
 
 import click
 
+from service.cli.commands import argument, command
+from service.cli.options import json_option
+from service.cli.output import note, progress, say, say_json
 from service.settings import Settings
 
 
-@click.command("check-model")
-@click.argument("path", required=False, type=click.Path(path_type=Path))
-def check_model(path: Path | None) -> None:
-    """Load the model at PATH, or at MODEL_PATH, and try it as the service does at its start."""
-    from service.inference.canary import NOT_COMPARED
-    from service.inference.loading import load_model
+@command(
+    "check-model",
+    panel="Models",
+    examples=[
+        "yolo-batch check-model my_openvino_model",
+        "# the model that the service would load",
+        "MODEL_PATH=my_openvino_model yolo-batch check-model --json",
+    ],
+)
+@argument(
+    "path",
+    required=False,
+    type=click.Path(path_type=Path),
+    help="Exported directory or model file; by default the one at MODEL_PATH.",
+)
+@json_option("model, fallback, canary, milliseconds")
+def check_model(path: Path | None, as_json: bool) -> None:
+    """Verify that the service would start with a model.
 
+    Loads the model and runs it on its canary images, as the service does when it starts.
+    """
     settings = Settings.from_env()
     if path:
         settings = replace(settings, model_path=path)
     started = time.monotonic()
-    checked = load_model(settings)
+    with progress("Loading the model"):
+        from service.inference.canary import NOT_COMPARED
+        from service.inference.loading import load_model
+
+        verified = load_model(settings)
     milliseconds = (time.monotonic() - started) * 1e3
-    if checked.fallback:
-        click.echo(f"Warning: {checked.fallback}", err=True)
-    if checked.canary == NOT_COMPARED:
-        click.echo(
-            "Warning: the canary ran, but was not compared: "
-            "IMAGE_SIZE is not the one of the export",
-            err=True,
+    if verified.fallback:
+        note(f"Warning: {verified.fallback}")
+    if verified.canary == NOT_COMPARED:
+        note(
+            "Warning: the canary ran, but was not compared: IMAGE_SIZE differs from the image "
+            "size of the export."
         )
-    info = checked.detector.info
-    click.echo(
+    info = verified.detector.info
+    if as_json:
+        say_json(
+            {
+                "model": {
+                    "name": info.name,
+                    "precision": info.precision,
+                    "sha256": info.sha256,
+                    "runtime": info.runtime,
+                    "image_size": info.image_size,
+                },
+                "fallback": verified.fallback,
+                "canary": verified.canary,
+                "milliseconds": round(milliseconds),
+            }
+        )
+        return
+    say(
         f"model      {info.name}\n"
         f"precision  {info.precision}\n"
         f"sha256     {info.sha256}\n"
         f"runtime    {info.runtime}\n"
         f"image size {info.image_size}\n"
-        f"loaded and checked in {milliseconds:.0f} ms"
+        f"loaded and verified in {milliseconds:.0f} ms"
     )

@@ -1,13 +1,14 @@
-"""`yolo-batch dead-letters`: what Pub/Sub gave up, shown and tried again."""
+"""`yolo-batch dead-letters`: the messages that Pub/Sub gave up, shown and tried again."""
 
-import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import click
-from tabulate import tabulate
 
-from service.cli.report import printable
+from service.cli.commands import command, option
+from service.cli.exit_codes import ExitCode
+from service.cli.options import json_lines_option
+from service.cli.output import Column, note, progress, say, say_json, say_table
 from service.errors import YoloBatchError
 from service.settings import Settings
 
@@ -15,34 +16,64 @@ if TYPE_CHECKING:
     from service.gcp.subscriber import DeadLetter, Subscription
     from service.operate.dead_letters import Reading
 
-_HEADERS = ("id", "kind", "attempts", "age", "from", "image, or reason")
+_COLUMNS = (
+    Column("id"),
+    Column("kind"),
+    Column("attempts", is_number=True),
+    Column("age"),
+    Column("subscription"),
+    Column("image, or reason"),
+)
+_REPLAY = "Replay"
 
 
-@click.command(name="dead-letters")
-@click.option(
+@command(
+    "dead-letters",
+    panel="Operate",
+    examples=[
+        "yolo-batch dead-letters",
+        "yolo-batch dead-letters --replay",
+    ],
+)
+@option(
     "--subscription",
     default="jobs-dead-letter",
     show_default=True,
-    help="Subscription's name, or projects/PROJECT/subscriptions/NAME.",
+    help="Name of the subscription, or projects/PROJECT/subscriptions/NAME.",
 )
-@click.option(
-    "--limit", default=1000, show_default=True, type=click.IntRange(1), help="Messages at most."
+@option(
+    "--limit",
+    default=1000,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Read at most this many messages.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@click.option(
+@json_lines_option("each message")
+@option(
     "--replay",
     is_flag=True,
-    help="Publish the readable ones as jobs to --topic; each is removed from here once it is "
-    "published.",
+    panel=_REPLAY,
+    help="Publish each readable message as a job to --topic, and then remove it here.",
 )
-@click.option("--id", "ids", multiple=True, help="With --replay: only this message; repeatable.")
-@click.option(
+@option(
+    "--id",
+    "ids",
+    multiple=True,
+    panel=_REPLAY,
+    help="Replay only the message with this id. Can be repeated.",
+)
+@option(
     "--as-is",
     is_flag=True,
-    help="With --replay: publish them as they were, unreadable ones too, to the topic that they "
+    panel=_REPLAY,
+    help="Publish messages as they were, unreadable ones too. They go to the topic that they "
     "came from, or to --topic.",
 )
-@click.option("--topic", help="Topic's name, or projects/PROJECT/topics/NAME.  [default: jobs]")
+@option(
+    "--topic",
+    panel=_REPLAY,
+    help="Name of the topic, or projects/PROJECT/topics/NAME.  [default: jobs]",
+)
 def dead_letters(
     subscription: str,
     limit: int,
@@ -52,9 +83,10 @@ def dead_letters(
     as_is: bool,
     topic: str | None,
 ) -> None:
-    """Show the messages in a dead-letter subscription; they stay there.
+    """Show dead letters, the messages that Pub/Sub gave up, and replay them.
 
-    With --replay, try them again. An image that has its document meanwhile is not detected again.
+    Without --replay they stay where they are. An image that has its document already is not
+    detected again.
     """
     from service.gcp.subscriber import connect
     from service.operate.dead_letters import read
@@ -65,29 +97,34 @@ def dead_letters(
     source = connect(subscription, project)
     has_failed = False
     with source.leases():
-        readings = [(letter, read(letter)) for letter in source.pull(limit)]
+        with progress("Reading messages") as bar:
+            readings = []
+            for dead_letter in source.pull(limit):
+                readings.append((dead_letter, read(dead_letter)))
+                bar.describe(f"Reading messages: {len(readings):,}")
         _show(readings, as_json=as_json)
         if replay:
             chosen = [pair for pair in readings if not ids or pair[0].message_id in ids]
-            if missing := set(ids) - {letter.message_id for letter, _ in chosen}:
-                click.echo(f"No such message: {', '.join(sorted(missing))}", err=True)
+            if missing := set(ids) - {dead_letter.message_id for dead_letter, _ in chosen}:
+                note(f"No such message: {', '.join(sorted(missing))}")
             sender = _Sender(source, project, topic, as_is=as_is)
             try:
-                for letter, reading in chosen:
-                    sender.send(letter, reading)
+                with progress("Replaying", len(chosen)) as bar:
+                    for dead_letter, reading in chosen:
+                        sender.send(dead_letter, reading)
+                        bar.advance()
             finally:
-                click.echo(
+                (note if as_json else say)(
                     f"Replayed {sender.sent} of {len(readings)} messages to "
-                    f"{', '.join(sorted(sender.topics)) or 'no topic'}",
-                    err=as_json,
+                    f"{', '.join(sorted(sender.topics)) or 'no topic'}"
                 )
             has_failed = sender.has_failed
     if has_failed:
-        raise SystemExit(1)
+        click.get_current_context().exit(ExitCode.FAILED)
 
 
 class _Sender:
-    """Publishes letters again."""
+    """Publishes dead letters again."""
 
     def __init__(
         self, source: "Subscription", project: str | None, topic: str | None, *, as_is: bool
@@ -104,100 +141,102 @@ class _Sender:
         self.topics: set[str] = set()
         self.has_failed = False
 
-    def send(self, letter: "DeadLetter", reading: "Reading") -> None:
-        """Publish one dead letter and take it out, or print why it stays."""
+    def send(self, dead_letter: "DeadLetter", reading: "Reading") -> None:
+        """Publish one dead letter and remove it, or print why it stays."""
         from service.gcp.publisher import MessageError
         from service.operate.dead_letters import Kind
 
         if not self._as_is and reading.kind is Kind.UNREADABLE:
-            self._keep(letter, "it cannot be read; --as-is publishes it as it was")
+            self._keep(dead_letter, "it cannot be read; --as-is publishes it as it was")
             return
         if not self._as_is and not reading.uri:
             reason = f"it names no image ({reading.reason}); --as-is publishes it as it was"
-            self._keep(letter, reason)
+            self._keep(dead_letter, reason)
             return
-        place = self._topic or letter.source
+        destination = self._topic or dead_letter.source
         try:
-            if broken := self._broken.get(place or ""):  # each attempt may take a time-out
+            # Each further attempt could wait for a time-out once more.
+            if broken := self._broken.get(destination or ""):
                 raise broken
-            topic = self._topic or self._origin(letter)
-            self._publish(topic, letter, reading)
+            topic = self._topic or self._origin(dead_letter)
+            self._publish(topic, dead_letter, reading)
         except YoloBatchError as exc:
             self.has_failed = True
-            if place and not isinstance(exc, MessageError):
-                self._broken[place] = exc
-            self._keep(letter, str(exc))
+            if destination and not isinstance(exc, MessageError):
+                self._broken[destination] = exc
+            self._keep(dead_letter, str(exc))
             return
         self.sent += 1
         self.topics.add(topic)
         try:
-            self._source.acknowledge([letter])
+            self._source.acknowledge([dead_letter])
         except YoloBatchError as exc:
             self.has_failed = True
-            click.echo(
-                f"{letter.message_id} was published but not acknowledged, so Pub/Sub will deliver "
-                f"it again: {exc}",
-                err=True,
+            note(
+                f"{dead_letter.message_id} was published but not acknowledged, so Pub/Sub will "
+                f"deliver it again: {exc}"
             )
 
-    def _publish(self, topic: str, letter: "DeadLetter", reading: "Reading") -> None:
-        """Publish one letter, and wait for the confirmation."""
+    def _publish(self, topic: str, dead_letter: "DeadLetter", reading: "Reading") -> None:
+        """Publish one dead letter, and wait until Pub/Sub confirms it."""
         from service.gcp.publisher import job_message, publish_jobs
 
         if self._as_is or not (reading.uri and reading.event.ref):
-            publish_jobs(self._client, topic, [letter.data], attributes=letter.own_attributes)
+            publish_jobs(
+                self._client, topic, [dead_letter.data], attributes=dead_letter.own_attributes
+            )
         else:
             message = job_message(reading.uri, reading.event.ref.replace)
             publish_jobs(self._client, topic, [message])
 
-    def _origin(self, letter: "DeadLetter") -> str:
-        """Return the topic that a letter came from.
+    def _origin(self, dead_letter: "DeadLetter") -> str:
+        """Return the topic that a dead letter came from.
 
         Raises:
-            PublishError: it does not say.
-            SubscriptionError: the subscription that it came from is not there.
+            PublishError: its attributes do not name its subscription.
+            SubscriptionError: there is no such subscription any more.
         """
         from service.gcp.publisher import PublishError
 
-        if not letter.source:
+        if not dead_letter.source:
             raise PublishError("it does not say where it came from: give --topic")
-        if letter.source not in self._origins:
-            self._origins[letter.source] = self._source.topic_of(letter.source)
-        return self._origins[letter.source]
+        if dead_letter.source not in self._origins:
+            self._origins[dead_letter.source] = self._source.topic_of(dead_letter.source)
+        return self._origins[dead_letter.source]
 
-    def _keep(self, letter: "DeadLetter", reason: str) -> None:
-        click.echo(f"{letter.message_id} stays: {reason}", err=True)
+    def _keep(self, dead_letter: "DeadLetter", reason: str) -> None:
+        note(f"{dead_letter.message_id} stays: {reason}")
 
 
 def _show(readings: "list[tuple[DeadLetter, Reading]]", *, as_json: bool) -> None:
     if as_json:
-        for letter, reading in readings:
-            click.echo(json.dumps(_plain(letter, reading), ensure_ascii=False))
+        for dead_letter, reading in readings:
+            say_json(_plain(dead_letter, reading))
         return
-    click.echo(tabulate([_row(*pair) for pair in readings], _HEADERS, disable_numparse=True))
+    say_table(_COLUMNS, [_row(*pair) for pair in readings])
 
 
-def _row(letter: "DeadLetter", reading: "Reading") -> tuple[str, ...]:
+def _row(dead_letter: "DeadLetter", reading: "Reading") -> tuple[str, ...]:
     return (
-        letter.message_id,
+        dead_letter.message_id,
         reading.kind,
-        str(letter.attempts or ""),
-        _age(datetime.now(UTC) - letter.published_at),
-        (letter.source or "").rpartition("/")[2],
-        reading.reason or printable(reading.uri or ""),
+        str(dead_letter.attempts or ""),
+        _age(datetime.now(UTC) - dead_letter.published_at),
+        (dead_letter.source or "").rpartition("/")[2],
+        reading.reason or reading.uri or "",
     )
 
 
-def _plain(letter: "DeadLetter", reading: "Reading") -> dict[str, object]:
+def _plain(dead_letter: "DeadLetter", reading: "Reading") -> dict[str, object]:
     return {
-        "id": letter.message_id,
+        "id": dead_letter.message_id,
         "kind": reading.kind,
         "uri": reading.uri,
         "reason": reading.reason,
-        "attempts": letter.attempts,
-        "published_at": letter.published_at.isoformat(),
-        "source": letter.source,
-        "attributes": dict(letter.attributes),
+        "attempts": dead_letter.attempts,
+        "published_at": dead_letter.published_at,
+        "source": dead_letter.source,
+        "attributes": dict(dead_letter.attributes),
     }
 
 

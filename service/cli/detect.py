@@ -1,31 +1,69 @@
 """`yolo-batch detect`: the service's pipeline on local files."""
 
-import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from service.cli.commands import argument, command, option
+from service.cli.options import json_lines_option
+from service.cli.output import is_terminal, note, progress, say_json
 from service.settings import BUNDLED_MODEL, Settings
 
 
-@click.command()
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--model",
-    type=click.Path(path_type=Path),
-    default=BUNDLED_MODEL,
-    help="Exported directory, or a file that ultralytics loads.",
+@command(
+    panel="Local",
+    examples=[
+        "yolo-batch detect photos --save annotated",
+        "yolo-batch detect --json --model my_openvino_model a.jpg b.png > results.jsonl",
+    ],
 )
-@click.option("--device", default="cpu", show_default=True, help="cpu, or a GPU such as 0.")
-@click.option("--min-confidence", default=0.25, show_default=True, type=click.FloatRange(0.001, 1))
-@click.option("--batch-size", default=8, show_default=True, type=click.IntRange(1, 64))
-@click.option("--json", "as_json", is_flag=True, help="One JSON document a line.")
-@click.option(
+@argument(
+    "paths",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Images, and folders of images at any depth.",
+)
+@json_lines_option("each image's document")
+@option(
     "--save",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for annotated images.",
+    help="Write a copy of each image with its detections drawn on it to this folder.",
+)
+@option(
+    "--model",
+    panel="Model",
+    type=click.Path(path_type=Path),
+    default=BUNDLED_MODEL,
+    help="Exported directory, or a file that ultralytics loads. By default a small model that "
+    "knows coloured shapes.",
+)
+@option(
+    "--device",
+    panel="Model",
+    default="cpu",
+    show_default=True,
+    shell_complete=lambda ctx, param, incomplete: ["cpu", "cuda:0"],
+    help="cpu, or a GPU such as cuda:0.",
+)
+@option(
+    "--min-confidence",
+    panel="Model",
+    default=0.25,
+    show_default=True,
+    type=click.FloatRange(0.001, 1),
+    help="Leave out detections with a lower confidence.",
+)
+@option(
+    "--batch-size",
+    panel="Model",
+    default=8,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="Images in one inference call, at most.",
 )
 def detect(
     paths: tuple[Path, ...],
@@ -36,42 +74,53 @@ def detect(
     as_json: bool,
     save: Path | None,
 ) -> None:
-    """Detect on local files and folders, without any cloud.
+    """Detect objects in local images, without any cloud.
 
-    The limits are the service's environment variables: MAX_IMAGE_PIXELS, MAX_IMAGE_BYTES,
-    MAX_BUFFERED_BYTES, MAX_BATCH_PIXELS, REDUCED_DECODE, IMAGE_SIZE, INFERENCE_STREAMS.
+    An image that cannot be decoded is a result too: its row or document has the reason.
+
+    These settings of the service apply, as environment variables: MAX_IMAGE_PIXELS,
+    MAX_IMAGE_BYTES, MAX_BUFFERED_BYTES, MAX_BATCH_PIXELS, REDUCED_DECODE, IMAGE_SIZE,
+    INFERENCE_STREAMS.
     """
-    from service.cli.report import table
+    from service.cli.report import say_results
     from service.inference.loading import load_detector, warm_up
     from service.operate.detect import annotated_name, detect_files, find_files, save_annotated
 
     settings = replace(Settings.from_env(), max_batch_size=batch_size)
     files = find_files(paths)
     if not files:
-        raise click.ClickException("There are no files in " + ", ".join(map(str, paths)))
-    detector = load_detector(
-        model,
-        device=device,
-        image_size=settings.image_size,
-        min_confidence=min_confidence,
-        streams=settings.inference_streams,
-        max_batch_pixels=settings.max_batch_pixels,
-    )
-    warm_up(detector)
-    documents: list[dict[str, Any]] = []
-
-    def receive(document: dict[str, Any]) -> None:
-        documents.append(document)
-        if as_json:
-            click.echo(json.dumps(document, ensure_ascii=False))
-        if save and document["status"] == "done":
-            source = Path(document["name"])
-            save_annotated(source, document, save / annotated_name(source, paths))
-
-    try:
-        detect_files(files, detector, settings, receive)
-    finally:  # what was detected is shown, even when some file could not be
-        if not as_json:
-            click.echo(table(sorted(documents, key=lambda document: document["name"])))
+        raise click.ClickException(
+            f"There are no files in {', '.join(map(str, paths))}: name images, or a folder of them."
+        )
     if save:
-        click.echo(f"Annotated images are in {save}", err=True)
+        save.mkdir(parents=True, exist_ok=True)  # before the work: it may be read-only
+    is_streaming = as_json and is_terminal(sys.stdout)
+    with progress("Loading the model", is_shown=not is_streaming):
+        detector = load_detector(
+            model,
+            device=device,
+            image_size=settings.image_size,
+            min_confidence=min_confidence,
+            streams=settings.inference_streams,
+            max_batch_pixels=settings.max_batch_pixels,
+        )
+        warm_up(detector)
+    documents: list[dict[str, Any]] = []
+    try:
+        with progress("Detecting", len(files), is_shown=not is_streaming) as bar:
+
+            def receive(document: dict[str, Any]) -> None:
+                documents.append(document)
+                if as_json:
+                    say_json(document)
+                if save and document["status"] == "done":
+                    source = Path(document["name"])
+                    save_annotated(source, document, save / annotated_name(source, paths))
+                bar.advance()
+
+            detect_files(files, detector, settings, receive)
+    finally:  # one file that cannot be read does not hide the results of the rest
+        if documents and not as_json:
+            say_results(sorted(documents, key=lambda document: document["name"]))
+    if save:
+        note(f"Annotated images are in {save}")

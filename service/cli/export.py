@@ -1,73 +1,104 @@
-"""The command `yolo-batch export`."""
+"""`yolo-batch export`: a model for the service."""
 
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import click
 
+from service.cli.commands import argument, command, option
+from service.cli.options import json_option
+from service.cli.output import note, progress, say, say_json
 from service.export.renaming import shared_labels
 
 PRECISIONS = ("fp32", "fp16", "int8")
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+_INT8 = "int8"
+_ACCURACY = "Accuracy"
 
 
-@click.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option(
+@command(
+    panel="Models",
+    examples=[
+        "yolo-batch export yolo26n.pt",
+        "yolo-batch export yolo26n.pt --precision int8 --calibration photos",
+    ],
+)
+@argument(
+    "model",
+    type=click.Path(path_type=Path),
+    help="A .pt file, the name of an official model such as yolo26n.pt, which is downloaded, or an "
+    "exported float directory.",
+)
+@option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Directory to write; by default MODEL_openvino_model, with int8 "
-    "MODEL_int8_openvino_model, beside the model.",
+    help="Directory to write. By default MODEL_openvino_model beside the model, or "
+    "MODEL_int8_openvino_model.",
 )
-@click.option(
+@option(
     "--image-size",
     type=click.IntRange(32, 4096),
-    help="Longer side that the network sees, in pixels, a multiple of 32; "
-    "by default the one that the weights were trained with, or an exported model's own.",
+    help="Longer side of the model's input in pixels, a multiple of 32. By default the size that "
+    "the weights were trained with, or that of the exported model.",
 )
-@click.option(
+@option(
     "--precision",
     default="fp32",
     show_default=True,
     type=click.Choice(PRECISIONS),
-    help="fp16 is of the stored weights alone; int8 of the arithmetic too.",
+    help="fp16 halves the stored weights only. int8 makes the arithmetic faster too.",
 )
-@click.option(
-    "--calibration", type=_FOLDER, help="Folder of 30 to 300 pictures like those to come; for int8."
-)
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Labels in COCO's format, to measure mAP on.",
-)
-@click.option(
-    "--data-images",
-    type=_FOLDER,
-    help="Folder of the labelled pictures; by default NAME beside instances_NAME.json, "
-    "or the labels' own folder.",
-)
-@click.option(
-    "--min-agreement",
-    default=0.9,
-    show_default=True,
-    type=click.FloatRange(0, 1),
-    help="F1 of int8's detections against float's, under which nothing is written.",
-)
-@click.option("--no-fallback", is_flag=True, help="Leave the float model out of an int8 export.")
-@click.option(
-    "--canary",
-    type=_FOLDER,
-    help="Folder of at most 10 pictures to pack as the canary, where the model knows nothing of "
-    "the drawn ones. They become part of the export.",
-)
-@click.option(
+@option(
     "--rename",
     "renames",
     metavar="OLD=NEW",
     multiple=True,
     help="Give a class another label. OLD is a label (it may be empty) or '#' with a class id. "
     "Can be repeated.",
+)
+@option(
+    "--canary",
+    type=_FOLDER,
+    help="Folder of at most 10 images that become the canary of the model, and a part of the "
+    "export. Give it if the model detects nothing in the drawn images that are used otherwise.",
+)
+@json_option("directory, image_size, precision, sha256, labels, canary, quantization, accuracy")
+@option(
+    "--calibration",
+    panel=_INT8,
+    type=_FOLDER,
+    help="Folder of 30 to 300 images like those that the service will get. int8 needs it.",
+)
+@option(
+    "--min-agreement",
+    panel=_INT8,
+    default=0.9,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="F1 of the int8 model's detections against the float model's. Nothing is written below "
+    "it.",
+)
+@option(
+    "--no-fallback",
+    panel=_INT8,
+    is_flag=True,
+    help="Leave out the float model, which the service runs if the int8 model fails its canary.",
+)
+@option(
+    "--data",
+    panel=_ACCURACY,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Labels in COCO's format, to measure mAP.",
+)
+@option(
+    "--data-images",
+    panel=_ACCURACY,
+    type=_FOLDER,
+    help="Folder of the labelled images. By default NAME beside instances_NAME.json, or the folder "
+    "of the labels.",
 )
 def export(
     model: Path,
@@ -81,43 +112,63 @@ def export(
     no_fallback: bool,
     canary: Path | None,
     renames: tuple[str, ...],
+    as_json: bool,
 ) -> None:
-    """Turn a YOLO26 detection MODEL into the directory that the service runs.
+    """Export a YOLO26 detection model for the service.
 
-    MODEL is a .pt file (an official name that is no file, such as yolo26n.pt, is downloaded
-    first), or an exported float directory, which needs neither torch nor ultralytics.
+    Writes a directory for MODEL_PATH. A .pt file needs torch and ultralytics (the extra "export"),
+    an exported float directory does not.
     """
-    from service.export.accuracy import find_labels
-    from service.export.weights import export_openvino, read_metadata
+    if precision == "int8" and not calibration:
+        raise click.UsageError("--precision int8 needs --calibration: a folder of images")
+    # ultralytics prints on standard output, which is for our JSON.
+    with redirect_stdout(sys.stderr if as_json else sys.stdout), progress("Exporting"):
+        from service.export.accuracy import find_labels
+        from service.export.weights import export_openvino, read_metadata
 
-    directory = export_openvino(
-        model,
-        output,
-        image_size=image_size,
-        precision=precision,
-        calibration=calibration,
-        labels=find_labels(data, data_images) if data else None,
-        min_agreement=min_agreement,
-        fallback=not no_fallback,
-        canary=canary,
-        renames=renames,
-    )
+        directory = export_openvino(
+            model,
+            output,
+            image_size=image_size,
+            precision=precision,
+            calibration=calibration,
+            labels=find_labels(data, data_images) if data else None,
+            min_agreement=min_agreement,
+            fallback=not no_fallback,
+            canary=canary,
+            renames=renames,
+        )
     metadata = read_metadata(directory)
+    show = note if as_json else say
     for line in (*_labels(metadata), *_figures(metadata)):
-        click.echo(line)
-    click.echo(f"Image size {max(metadata['imgsz'])} pixels{_origin(model, image_size)}")
-    click.echo(f"Exported to {directory}")
+        show(line)
+    if as_json:
+        say_json(
+            {
+                "directory": str(directory),
+                "image_size": max(metadata["imgsz"]),
+                "precision": metadata["precision"],
+                "sha256": metadata["sha256"],
+                "labels": list(metadata["names"].values()),
+                "canary": metadata["canary"],
+                "quantization": metadata.get("quantization"),
+                "accuracy": metadata.get("accuracy"),
+            }
+        )
+        return
+    say(f"Image size {max(metadata['imgsz'])} pixels{_origin(model, image_size)}")
+    say(f"Exported to {directory}")
 
 
 def _origin(model: Path, image_size: int | None) -> str:
-    """Say where the image size comes from, when the user did not give it."""
+    """Return where the image size comes from, if the user did not give it."""
     if image_size:
         return ""
     return ", as the model was exported" if model.is_dir() else ", as the weights were trained"
 
 
 def _labels(metadata: Mapping[str, Any]) -> list[str]:
-    """Say which classes share a label."""
+    """Return a sentence for each label that several classes share."""
     return [
         f"The classes {', '.join(map(str, ids))} share the label {label!r}: they are counted as one"
         for label, ids in shared_labels(metadata["names"]).items()
@@ -125,7 +176,7 @@ def _labels(metadata: Mapping[str, Any]) -> list[str]:
 
 
 def _figures(metadata: Mapping[str, Any]) -> list[str]:
-    """What was measured, in sentences."""
+    """Return what was measured, as sentences."""
     from service.export.truth import list_some
 
     lines = []
@@ -134,7 +185,7 @@ def _figures(metadata: Mapping[str, Any]) -> list[str]:
         if skipped := quantization.get("skipped"):
             lines.append(f"Calibration images that cannot be read, skipped: {list_some(skipped)}")
         lines.append(
-            f"int8 against float on {quantization['calibration_pictures']} calibration pictures, "
+            f"int8 against float on {quantization['calibration_pictures']} calibration images, "
             f"{reached['detections']} detections: "
             f"F1 {reached['f1']:.3f} (at least {threshold['f1']:g}), "
             f"mean IoU {reached['iou']:.3f} (at least {threshold['iou']:g})"
@@ -151,7 +202,7 @@ def _figures(metadata: Mapping[str, Any]) -> list[str]:
             )
     if not metadata["canary"]["detections_compared"]:
         lines.append(
-            "The model is sure of nothing in the drawn pictures, so its canary would notice "
-            "little: give a few pictures that it knows, with --canary"
+            "The model detects nothing with confidence in the drawn images, so its canary would "
+            "notice little: give a few images of objects that it knows, with --canary"
         )
     return lines

@@ -5,19 +5,14 @@ from typing import Any
 
 import click
 
-topic_option = click.option(
-    "--topic",
-    default="jobs",
-    show_default=True,
-    help="Topic's name, or projects/PROJECT/topics/NAME.",
-)
+from service.cli.commands import argument, option
 
 
 def _bucket_and_prefix(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, str]:
     """Read `gs://bucket[/prefix]`; the prefix may be empty.
 
     Raises:
-        click.BadParameter: it is not such a uri.
+        click.BadParameter: the value is no such uri.
     """
     bucket, _, prefix = value.removeprefix("gs://").partition("/")
     if not value.startswith("gs://") or not bucket:
@@ -26,40 +21,104 @@ def _bucket_and_prefix(ctx: click.Context, param: click.Parameter, value: str) -
 
 
 # The command gets the bucket's name and the prefix.
-bucket_argument = click.argument("uri", callback=_bucket_and_prefix)
+bucket_argument = argument(
+    "uri",
+    metavar="gs://BUCKET[/PREFIX]",
+    callback=_bucket_and_prefix,
+    help="Bucket; with a prefix only the objects whose names begin with it.",
+)
 
+_PACE = "Pace and cost of the deployment"
 _DEPLOYMENT_OPTIONS = (
-    click.option(
+    option(
         "--cpu-ms",
         default=80.0,
         show_default=True,
         type=click.FloatRange(0.1),
+        panel=_PACE,
         help="CPU time of one image in the service, in milliseconds.",
     ),
-    click.option(
+    option(
         "--vcpu",
         default=2.0,
         show_default=True,
         type=click.FloatRange(0.1),
+        panel=_PACE,
         help="vCPUs of one instance.",
     ),
-    click.option(
+    option(
         "--images-per-second",
         type=click.FloatRange(0.001),
-        help="Of one instance; by default what --cpu-ms and --vcpu allow.",
+        panel=_PACE,
+        help="Rate of one instance. By default it follows from --cpu-ms and --vcpu.",
     ),
-    click.option(
+    option(
         "--instances",
         default=10,
         show_default=True,
         type=click.IntRange(1),
-        help="Instances at work at once.",
+        panel=_PACE,
+        help="Instances that work at the same time.",
+    ),
+)
+price_options = (
+    option(
+        "--instance-price",
+        type=click.FloatRange(0),
+        panel=_PACE,
+        help="USD an hour of one instance. By default Cloud Run's price in us-central1 for --vcpu "
+        "vCPUs and as many GiB of memory, at least two.",
+    ),
+    option(
+        "--image-price",
+        default=0.0000016,
+        show_default=True,
+        type=click.FloatRange(0),
+        panel=_PACE,
+        help="USD of Firestore and Cloud Storage for one image.",
     ),
 )
 
 
-def deployment_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add what the deployed service can do, which paces the jobs; see `Deployment`."""
-    for option in reversed(_DEPLOYMENT_OPTIONS):
-        command = option(command)
-    return command
+def json_option(keys: str) -> Callable[[Any], Any]:
+    """Return the option for a report as one JSON object.
+
+    Args:
+        keys: the keys of the object, as the help lists them.
+    """
+    return option("--json", "as_json", is_flag=True, help=f"Print one JSON object: {keys}.")
+
+
+def json_lines_option(what: str) -> Callable[[Any], Any]:
+    """Return the option for one JSON object a line.
+
+    Args:
+        what: what each object is, as the help names it.
+    """
+    return option("--json", "as_json", is_flag=True, help=f"Print {what} as a line of JSON.")
+
+
+def topic_option(panel: str | None = None) -> Callable[[Any], Any]:
+    """Return the option that names the topic of the jobs."""
+    return option(
+        "--topic",
+        panel=panel,
+        default="jobs",
+        show_default=True,
+        help="Name of the topic, or projects/PROJECT/topics/NAME.",
+    )
+
+
+def deployment_options(*further: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """Add the options that describe the deployed service, which paces the jobs.
+
+    Args:
+        further: options of the same group that only some commands have.
+    """
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for add_option in reversed((*_DEPLOYMENT_OPTIONS, *further)):
+            command = add_option(command)
+        return command
+
+    return add

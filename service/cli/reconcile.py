@@ -1,7 +1,8 @@
-"""`yolo-batch reconcile`: what a bucket holds against what is recorded."""
+"""`yolo-batch reconcile`: the objects of a bucket compared with their documents."""
 
 import os
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,66 +10,78 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from service.cli.options import bucket_argument, deployment_options, topic_option
+from service.cli.commands import command, option
+from service.cli.options import (
+    bucket_argument,
+    deployment_options,
+    json_option,
+    price_options,
+    topic_option,
+)
+from service.cli.output import is_terminal, note, progress, say, say_json
 from service.cli.report import bucket_note, pace_note, pattern_note
 from service.errors import YoloBatchError
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from service.domain import Replace
     from service.gcp.last_run import LastRun
-    from service.operate.backfill import Deployment
+    from service.operate.backfill import Deployment, Estimate
     from service.operate.reconcile import Publish, Scope, Tally
 
-_CALL_SECONDS = 60.0  # how long Firestore is retried; nobody's request waits for us
-_PAGES_A_LINE = 20  # of the progress where it is a log, not a terminal
+_CALL_SECONDS = 60.0  # how long Firestore is retried: no request's deadline waits for it here
+_PAGES_PER_LINE = 20  # of progress in a log
+_PUBLISH = "Publish jobs"
 
 
-@click.command()
-@bucket_argument
-@click.option(
-    "--enqueue",
-    type=click.Choice(["missing", "failed", "stale", "all"]),
-    help="Publish jobs for images without a document, for failed ones, for those that another "
-    "model recorded, or for all three.",
+@command(
+    panel="Data",
+    examples=[
+        "yolo-batch reconcile gs://my-bucket",
+        "yolo-batch reconcile gs://my-bucket/2026/ --enqueue missing --dry-run",
+        "yolo-batch reconcile gs://my-bucket --enqueue failed --yes --resume state",
+    ],
 )
-@click.option(
+@bucket_argument
+@option(
     "--since",
-    help="Compare only objects created since: an age such as 2d or 12h, a time (RFC 3339), or "
-    "gs://bucket/object. This object keeps when the last successful run with --enqueue started, "
-    "and is written by this option; the comparison goes back to it, but at least two days.  "
+    help="Compare only objects created since then: an age such as 2d or 12h, a time (RFC 3339), or "
+    "gs://bucket/object. The command writes the start of its last successful --enqueue run "
+    "to this object, and compares from there on, but at least two days back.  "
     "[default: compare all objects]",
 )
-@click.option(
-    "--dry-run", is_flag=True, help="Only say what --enqueue would publish, take and cost."
-)
-@click.option("--yes", is_flag=True, help="Publish without being asked, and in one pass.")
-@topic_option
-@click.option(
+@option(
     "--model-sha256",
-    help="The deployed model, as its documents name it; by default the one at MODEL_PATH, if set.",
+    help="The deployed model, as its documents name it. By default the model at MODEL_PATH, if "
+    "that is set.",
 )
-@click.option(
+@json_option("the counts, since, model_sha256, enqueue, estimate, published, topic")
+@option(
+    "--enqueue",
+    panel=_PUBLISH,
+    type=click.Choice(["missing", "failed", "stale", "all"]),
+    help="Publish jobs for images without a document (missing), with a failed one, or with one of "
+    "another model (stale), or for all three.",
+)
+@option(
+    "--dry-run",
+    panel=_PUBLISH,
+    is_flag=True,
+    help="Publish nothing: print what --enqueue would publish, how long it takes and what it "
+    "costs.",
+)
+@option("--yes", panel=_PUBLISH, is_flag=True, help="Publish in one pass, and do not ask first.")
+@topic_option(_PUBLISH)
+@option(
     "--resume",
+    panel=_PUBLISH,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="File that keeps the place: given again after a stop, the run goes on from there.",
+    help="Keep the position of the run in this file. After a stop, the same command goes on from "
+    "there.",
 )
-@deployment_options
-@click.option(
-    "--instance-price",
-    type=click.FloatRange(0),
-    help="USD an hour of one instance; by default Cloud Run's in us-central1 for --vcpu and a GiB "
-    "each, at least two.",
-)
-@click.option(
-    "--image-price",
-    default=0.0000016,
-    show_default="1.6e-06",
-    type=click.FloatRange(0),
-    help="USD that Firestore and Cloud Storage take for one image.",
-)
+@deployment_options(*price_options)
 def reconcile(
     uri: tuple[str, str],
     enqueue: str | None,
@@ -78,12 +91,14 @@ def reconcile(
     topic: str,
     model_sha256: str | None,
     resume: Path | None,
+    as_json: bool,
     **deployed: Any,
 ) -> None:
-    """Compare gs://bucket[/prefix] with Firestore; publish jobs for what is to be done.
+    """Find objects without a result, and publish jobs for them.
 
-    Says how many of the live objects are done, failed, missing and ignored, and how many are older
-    than --since and were not compared. Safe to run twice and beside uploads.
+    Compares a bucket with Firestore, and counts the objects that are done, failed, missing and
+    ignored. Objects older than --since are counted, but not compared. You can run it twice, and
+    while images are uploaded.
     """
     from service.operate.backfill import Deployment
     from service.operate.reconcile import Enqueue, Scope, Tally, last_run, load
@@ -96,7 +111,10 @@ def reconcile(
         raise click.UsageError("--dry-run needs --enqueue: without it nothing is published anyway")
     is_publishing = wanted is not None and not dry_run
     if is_publishing and not yes and not _can_ask():
-        raise click.UsageError("Nobody can be asked here: give --yes to publish, or --dry-run")
+        raise click.UsageError(
+            "Standard input is no terminal, so you cannot be asked: give --yes to publish, or "
+            "--dry-run"
+        )
     model = _model(model_sha256, settings)
     if wanted and wanted.asks_for_model and not model:
         raise click.UsageError(
@@ -109,32 +127,45 @@ def reconcile(
     kept = _last_run(since, settings)
     oldest = _oldest(scope, kept, started_at)
     run = _Run(scope, settings, topic, Deployment(**deployed), oldest)
+    show = note if as_json else say
     if tally.after:
-        click.echo(f"Going on after {tally.after!r}, {tally.objects:,} objects", err=True)
+        note(f"Going on after {tally.after!r}, {tally.objects:,} objects")
+    hint = f"Run the same command again to go on: {resume} keeps the position." if resume else ""
     try:
         if not is_publishing:
-            run.show(run.count(tally))
+            counted = run.count(tally)
+            if as_json:
+                run.note_pattern(counted)
+                say_json(run.report(counted, published=None))
+            else:
+                run.show(counted, show)
             return
         if not yes:
             counted = run.count(replace(tally))
-            run.show(counted)
+            run.show(counted, show)
             if counted.selected > tally.selected:
-                click.confirm(f"Publish these jobs to {run.topic}?", abort=True)
+                click.confirm(f"Publish these jobs to {run.topic}?", abort=True, err=True)
         final = run.publish(tally, resume, started_at)
         if kept:
             kept.write(last_run(scope, started_at))
     except YoloBatchError as exc:
-        hint = f"\nGo on with the same command: {resume} keeps the place." if resume else ""
-        raise click.ClickException(f"{exc}{hint}") from exc
+        raise click.ClickException(f"{exc}\n{hint}".rstrip()) from exc
+    except KeyboardInterrupt:
+        if hint:
+            note(f"\n{hint}")
+        raise
     if resume:
         resume.unlink(missing_ok=True)
+    if as_json:
+        say_json(run.report(final, published=final.selected))
+        return
     if yes:
-        run.show(final)
-    click.echo(f"Published {final.selected:,} jobs to {run.topic}")
+        run.show(final, show)
+    say(f"Published {final.selected:,} jobs to {run.topic}")
 
 
 class _Run:
-    """The parts of one run, connected."""
+    """One run, connected to Cloud Storage, Firestore and Pub/Sub."""
 
     def __init__(
         self,
@@ -155,46 +186,49 @@ class _Run:
         self._store = build_reader(replace(settings, firestore_timeout_seconds=_CALL_SECONDS))
         project = settings.google_cloud_project or self._store.project
         self.topic = topic_path(topic, project)
-        if note := bucket_note(scope.bucket, settings.allowed_buckets):
-            click.echo(note, err=True)
-        if note := _expiry_note(scope, settings, project):
-            click.echo(note, err=True)
+        if warning := bucket_note(scope.bucket, settings.allowed_buckets):
+            note(warning)
+        if warning := _expiry_note(scope, settings, project):
+            note(warning)
 
     def count(self, tally: "Tally") -> "Tally":
         """Compare, and publish nothing."""
         from service.operate.reconcile import reconcile as compare
 
-        return compare(
-            self._scope,
-            self._objects,
-            self._store,
-            since=self._oldest,
-            tally=tally,
-            progressed=_progress(),
-        )
+        with _progress("Comparing") as progressed:
+            return compare(
+                self._scope,
+                self._objects,
+                self._store,
+                since=self._oldest,
+                tally=tally,
+                progressed=progressed,
+            )
 
     def publish(self, tally: "Tally", resume: Path | None, started_at: datetime) -> "Tally":
-        """Compare, and publish jobs."""
+        """Compare, publish jobs, and keep the position in `resume`."""
         from service.operate.reconcile import reconcile as compare
         from service.operate.reconcile import save
 
         if resume:
-            save(resume, self._scope, started_at, tally)  # before a job is: it may be refused
+            # Before the first job: the file may be one that cannot be written.
+            save(resume, self._scope, started_at, tally)
 
         def checkpoint(now: "Tally") -> None:
             if resume:
                 save(resume, self._scope, started_at, now)
 
-        return compare(
-            self._scope,
-            self._objects,
-            self._store,
-            since=self._oldest,
-            tally=tally,
-            publish=self._publisher(),
-            progressed=_progress(),
-            checkpoint=checkpoint,
-        )
+        with _progress("Comparing and publishing") as progressed:
+            return compare(
+                self._scope,
+                self._objects,
+                self._store,
+                since=self._oldest,
+                tally=tally,
+                publish=self._publisher(),
+                progressed=progressed,
+                checkpoint=checkpoint,
+            )
 
     def _publisher(self) -> "Publish":
         from service.gcp.publisher import connect, job_message, publish_jobs
@@ -208,43 +242,76 @@ class _Run:
 
         return publish
 
-    def show(self, tally: "Tally") -> None:
-        """Print the counts, and what jobs for them take."""
-        from service.operate.backfill import backfill_estimate
-
+    def show(self, tally: "Tally", show: "Callable[[str], None]") -> None:
+        """Print the counts, and how long jobs for them take and what they cost."""
         scope = self._scope
-        if sys.stderr.isatty():
-            click.echo(err=True)  # the end of the progress's line
         older = f" + {tally.older:,} older" if self._oldest else ""
-        click.echo(
+        show(
             f"{scope.uri}: {tally.objects:,} objects = {tally.done:,} done + {tally.failed:,} "
             f"failed + {tally.missing:,} missing + {tally.ignored:,} ignored{older}"
         )
         if self._oldest:
-            click.echo(
+            show(
                 f"Objects created before {self._oldest:%Y-%m-%dT%H:%M:%SZ} were not compared. "
                 "Without --since all are."
             )
-        if not tally.objects and (note := pattern_note(scope.prefix)):
-            click.echo(note, err=True)
+        self.note_pattern(tally)
         if scope.model:
-            click.echo(f"{tally.stale:,} of the done are by another model than {scope.model}")
+            show(f"{tally.stale:,} of the done are by another model than {scope.model}")
         if scope.enqueue:
-            estimate = backfill_estimate(tally.selected, self._deployment)
-            click.echo(
+            estimate = self._estimate(tally)
+            show(
                 f"--enqueue {scope.enqueue}: {estimate.images:,} images, about "
                 f"{estimate.minutes:,.1f} minutes on {self._deployment.instances} instances of "
                 f"{self._deployment.instance_rate:g} images/s, {estimate.dollars:,.2f} USD"
             )
-            if note := pace_note(estimate, self._deployment):
-                click.echo(note)
+            if pace := pace_note(estimate, self._deployment):
+                show(pace)
+
+    def note_pattern(self, tally: "Tally") -> None:
+        """Print a note if the prefix looks like a pattern and no object has it."""
+        if not tally.objects and (hint := pattern_note(self._scope.prefix)):
+            note(hint)
+
+    def report(self, tally: "Tally", published: int | None) -> dict[str, object]:
+        """Return what `show` prints as one JSON object; `published` is None for a dry run."""
+        scope = self._scope
+        estimate = None
+        if scope.enqueue:
+            estimated = self._estimate(tally)
+            estimate = {
+                "images": estimated.images,
+                "minutes": round(estimated.minutes, 2),
+                "usd": round(estimated.dollars, 4),
+            }
+        return {
+            "uri": scope.uri,
+            "objects": tally.objects,
+            "done": tally.done,
+            "failed": tally.failed,
+            "missing": tally.missing,
+            "ignored": tally.ignored,
+            "older": tally.older,
+            "stale": tally.stale if scope.model else None,  # among the done
+            "since": self._oldest,
+            "model_sha256": scope.model,
+            "enqueue": scope.enqueue,
+            "estimate": estimate,
+            "published": published,
+            "topic": self.topic if published is not None else None,
+        }
+
+    def _estimate(self, tally: "Tally") -> "Estimate":
+        from service.operate.backfill import backfill_estimate
+
+        return backfill_estimate(tally.selected, self._deployment)
 
 
 def _last_run(since: str | None, settings: Settings) -> "LastRun | None":
-    """Connect to the object that `--since` names; None where it names none.
+    """Connect to the object that `--since` names, or return None if it names none.
 
     Raises:
-        click.BadParameter: it names a bucket, or an object's generation.
+        click.BadParameter: it names a bucket, or a generation of an object.
     """
     from service.errors import EnvelopeError
     from service.events import parse_uri
@@ -262,28 +329,27 @@ def _last_run(since: str | None, settings: Settings) -> "LastRun | None":
 
 
 def _oldest(scope: "Scope", kept: "LastRun | None", started_at: datetime) -> datetime | None:
-    """Return the creation time from which objects are compared; None: all are.
+    """Return the creation time from which objects are compared, or None to compare all.
 
     Raises:
         click.BadParameter: `--since` is neither an age nor a time.
-        ResumeError: the object that keeps the last run is of another one.
+        ResumeError: the object that `--since` names was written by a run of another scope.
     """
     from service.operate.reconcile import last_started_at, parse_since, since_last
 
     if kept:
         last = last_started_at(scope, kept.read())
         if not last:
-            click.echo(
+            note(
                 "No successful run is recorded: the last two days are compared. Run it once "
-                "without --since to compare all objects.",
-                err=True,
+                "without --since to compare all objects."
             )
         return since_last(last, started_at)
     if scope.since is None:
         return None
     try:
-        found = parse_since(scope.since)
-        return started_at - found if isinstance(found, timedelta) else found
+        since = parse_since(scope.since)
+        return started_at - since if isinstance(since, timedelta) else since
     except (ValueError, OverflowError) as exc:
         raise click.BadParameter(
             "it must be an age (2d, 12h), a time with its zone (2026-11-21T00:00:00Z) or "
@@ -293,9 +359,10 @@ def _oldest(scope: "Scope", kept: "LastRun | None", started_at: datetime) -> dat
 
 
 def _expiry_note(scope: "Scope", settings: Settings, project: str) -> str | None:
-    """Return a warning where jobs would bring back results that have expired; None if none would.
+    """Return a warning if jobs would detect again on images whose results expired, or None.
 
-    Whether results expire is asked only where it matters: all objects, and missing ones enqueued.
+    Firestore is asked whether results expire only if that matters: all objects are compared, and
+    missing ones enqueued.
     """
     from service.gcp.expiry import connect, results_expire
     from service.operate.reconcile import State
@@ -321,9 +388,9 @@ def _can_ask() -> bool:
 
 
 def _model(sha256: str | None, settings: Settings) -> str | None:
-    """Return the deployed model's sha256; None where nothing names it.
+    """Return the sha256 of the deployed model, or None if neither option nor MODEL_PATH names it.
 
-    The bundled model, MODEL_PATH's default, is nobody's deployed one.
+    Without MODEL_PATH it is not the bundled model: nobody deploys that.
     """
     from service.events import is_sha256
     from service.inference.identity import sha256_of_model
@@ -337,20 +404,20 @@ def _model(sha256: str | None, settings: Settings) -> str | None:
     return sha256_of_model(settings.model_path) if os.environ.get("MODEL_PATH") else None
 
 
-def _progress() -> "Callable[[Tally], None]":
-    """Say on stderr how far the listing is: its length is known only at its end."""
-    is_terminal = sys.stderr.isatty()
+@contextmanager
+def _progress(text: str) -> "Iterator[Callable[[Tally], None]]":
+    """Show the counts: a line that changes on a terminal, a line now and then in a log."""
     pages = 0
+    with progress(text) as bar:
 
-    def show(tally: "Tally") -> None:
-        nonlocal pages
-        pages += 1
-        if is_terminal:
-            click.echo(f"\r{_short(tally)} ", nl=False, err=True)
-        elif pages % _PAGES_A_LINE == 0:
-            click.echo(_short(tally), err=True)
+        def progressed(tally: "Tally") -> None:
+            nonlocal pages
+            pages += 1
+            bar.describe(f"{text}: {_short(tally)}")
+            if not is_terminal(sys.stderr) and pages % _PAGES_PER_LINE == 0:
+                note(_short(tally))
 
-    return show
+        yield progressed
 
 
 def _short(tally: "Tally") -> str:

@@ -1,41 +1,41 @@
-"""Tables for a person: one row a picture."""
+"""The table of results, and notes that several commands print."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tabulate import tabulate
+from service.cli.output import Column, say_table
 
 if TYPE_CHECKING:
     from service.operate.backfill import Deployment, Estimate
 
-_HEADERS = ("picture", "status", "found", "best", "batch", "ms")
-_ALIGN = ("left", "left", "left", "right", "right", "right")
+_COLUMNS = (
+    Column("image"),
+    Column("status"),
+    Column("detections"),
+    Column("best", is_number=True),
+    Column("batch", is_number=True),
+    Column("ms", is_number=True),
+)
 
 
-def table(documents: Iterable[Mapping[str, Any]]) -> str:
-    """Render documents as `service.gcp.firestore.to_document` writes them.
+def say_results(documents: Iterable[Mapping[str, Any]]) -> None:
+    """Print documents of `service.document.to_document` on standard output, one row an image.
 
-    `best` is the highest confidence; `ms` is the picture's own time: download, decode, queue, and
+    `best` is the highest confidence. `ms` is the time of this image: download, decode, queue, and
     its share of the batch's inference.
     """
-    rows = [_row(document) for document in documents]
-    return tabulate(rows, headers=_HEADERS, disable_numparse=True, colalign=_ALIGN)
-
-
-def printable(text: str) -> str:
-    """Keep what an object's name could do to a terminal or a table out of them."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    say_table(_COLUMNS, map(_row, documents))
 
 
 def pattern_note(prefix: str) -> str | None:
-    """Return a note that a prefix looks like a pattern; None if it does not."""
+    """Return a note if a prefix looks like a pattern, or None."""
     if not set(prefix) & {"*", "?"}:
         return None
-    return f"No name begins with {printable(prefix)!r}: give a prefix here, not a pattern"
+    return f"No name begins with {prefix!r}: give a prefix here, not a pattern."
 
 
 def bucket_note(bucket: str, allowed_buckets: Collection[str]) -> str | None:
-    """Return a warning that a service with these settings reads nothing of a bucket, or None."""
+    """Return a warning if a service with these settings does not read a bucket, or None."""
     if not allowed_buckets or bucket in allowed_buckets:
         return None
     return (
@@ -45,7 +45,7 @@ def bucket_note(bucket: str, allowed_buckets: Collection[str]) -> str | None:
 
 
 def pace_note(estimate: "Estimate", deployment: "Deployment") -> str | None:
-    """Return how jobs are paced; None if all of them are published at once."""
+    """Return how jobs are paced, or None if all of them are published at once."""
     if estimate.images <= estimate.at_once:
         return None
     return (
@@ -55,18 +55,16 @@ def pace_note(estimate: "Estimate", deployment: "Deployment") -> str | None:
 
 
 def _row(document: Mapping[str, Any]) -> tuple[str, ...]:
-    name, error = printable(str(document["name"])), document.get("error")
+    name, error = str(document["name"]), document.get("error")
     if error:
         return name, "failed", f"{error['code']}: {error['message']}", "", "", ""
-    counts = ", ".join(
-        f"{count} {printable(label)}" for label, count in sorted(document["counts"].items())
-    )
+    counts = ", ".join(f"{count} {label}" for label, count in sorted(document["counts"].items()))
     best = document["max_confidence"]
     milliseconds = sum(document["timings"].values())
     return (
         name,
         str(document["status"]),
-        counts or "nothing",
+        counts or "none",
         f"{best:.2f}" if best is not None else "",
         str(document["batch_size"]),
         f"{milliseconds:.0f}",

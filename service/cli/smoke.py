@@ -1,28 +1,35 @@
-"""`yolo-batch smoke`: one picture through a deployed system."""
+"""`yolo-batch smoke`: one image through a deployed system."""
 
 import time
 
 import click
 
-from service.cli.options import bucket_argument
+from service.cli.commands import command, option
+from service.cli.options import bucket_argument, json_option
+from service.cli.output import note, progress, say, say_json
 from service.errors import SmokeError
 from service.settings import Settings
 
 
-@click.command()
+@command(
+    panel="Operate",
+    examples=["yolo-batch smoke gs://PROJECT-yolo-batch-uploads --timeout 300"],
+)
 @bucket_argument
-@click.option(
+@option(
     "--timeout",
     default=120.0,
     show_default=True,
     type=click.FloatRange(0, 3600),
     help="How long to wait for the document, in seconds.",
 )
-@click.option("--keep", is_flag=True, help="Leave the picture in the bucket.")
-def smoke(uri: tuple[str, str], timeout: float, keep: bool) -> None:
-    """Upload a drawn picture to gs://bucket[/prefix], wait for its document, delete the picture.
+@option("--keep", is_flag=True, help="Leave the image in the bucket.")
+@json_option("uri, generation, document_id, status, seconds, num_detections, model")
+def smoke(uri: tuple[str, str], timeout: float, keep: bool, as_json: bool) -> None:
+    """Test a deployment with one image.
 
-    Its document stays: the results are only ever added to.
+    Uploads a drawn image, waits for its document in Firestore, and deletes the image. The document
+    stays, because results are never deleted.
     """
     from service.gcp.clients import build_reader
     from service.gcp.samples import connect
@@ -33,18 +40,37 @@ def smoke(uri: tuple[str, str], timeout: float, keep: bool) -> None:
     store, samples = build_reader(settings), connect(settings.google_cloud_project)
     ref = samples.upload(bucket, sample_name(prefix), draw_sample())
     started = time.monotonic()
-    click.echo(f"Uploaded {ref.uri}, generation {ref.generation}")
+    uploaded = f"Uploaded {ref.uri}, generation {ref.generation}"
+    if as_json:
+        note(uploaded)
+    else:
+        say(uploaded)
     try:
-        document = wait_for_result(ref, store, timeout_seconds=timeout)
+        with progress("Waiting for the document"):
+            document = wait_for_result(ref, store, timeout_seconds=timeout)
     finally:
         if not keep:
             try:
                 samples.remove(ref)
-            except SmokeError as exc:  # the result counts, not what is left over
-                click.echo(f"Warning: {exc}", err=True)
+            except SmokeError as exc:  # the test passed, whatever is left in the bucket
+                note(f"Warning: {exc}")
+    seconds = time.monotonic() - started
     model = document["model"]
-    click.echo(
-        f"{document['status']} after {time.monotonic() - started:.1f} s: "
+    if as_json:
+        say_json(
+            {
+                "uri": ref.uri,
+                "generation": ref.generation,
+                "document_id": ref.document_id,
+                "status": document["status"],
+                "seconds": round(seconds, 1),
+                "num_detections": document["num_detections"],
+                "model": {name: model[name] for name in ("name", "precision", "sha256", "runtime")},
+            }
+        )
+        return
+    say(
+        f"{document['status']} after {seconds:.1f} s: "
         f"document {ref.document_id}, {document['num_detections']} detections by {model['name']} "
         f"({model['precision']}, {model['runtime']})"
     )

@@ -1,69 +1,123 @@
 """`yolo-batch submit`: jobs for objects."""
 
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from service.cli.options import deployment_options, topic_option
+from service.cli.commands import argument, command, option
+from service.cli.options import deployment_options, json_option, topic_option
+from service.cli.output import counted, note, progress, say, say_json
 from service.settings import Settings
 
+if TYPE_CHECKING:
+    from service.domain import ImageRef
+    from service.operate.submission import Objects
 
-@click.command()
-@click.argument("uris", nargs=-1, required=True)
-@topic_option
-@click.option(
+
+@command(
+    panel="Data",
+    examples=[
+        "yolo-batch submit 'gs://my-bucket/2026-11/**.jpg'",
+        "yolo-batch submit - < uris.txt",
+    ],
+)
+@argument(
+    "uris",
+    nargs=-1,
+    required=True,
+    metavar="gs://BUCKET/OBJECT...",
+    help="Objects or patterns. - reads them from standard input, one a line, in UTF-8.",
+)
+@topic_option()
+@option(
     "--no-check",
     is_flag=True,
-    help="Publish the uris as they are. Do not look for objects, and do not expand patterns.",
+    help="Publish the URIs as they are: do not look for objects, and do not expand patterns.",
 )
-@deployment_options
-def submit(uris: tuple[str, ...], topic: str, no_check: bool, **deployed: Any) -> None:
-    """Publish a job for each of URIS (gs://bucket/object; - reads them from standard input, UTF-8).
+@json_option("published, topic, matches")
+@deployment_options()
+def submit(
+    uris: tuple[str, ...], topic: str, no_check: bool, as_json: bool, **deployed: Any
+) -> None:
+    """Publish jobs for objects that are in a bucket already.
 
     Each object must exist. In a name, * and ? match within a folder, and ** matches across folders.
     If an object has exactly the given name, only that object is submitted.
 
-    So many jobs that the service would reject some for hours are published no faster than it works.
+    Very many jobs are published no faster than the deployed service works. Otherwise it would
+    reject them again and again until they become dead letters.
     """
     from service.cli.report import bucket_note, pace_note
     from service.gcp.listing import connect_lister
     from service.gcp.publisher import connect, job_message, publish_jobs, topic_path
     from service.operate.backfill import Deployment, backfill_estimate, token_bucket
-    from service.operate.submission import LOOKUPS, is_pattern, look_up, read
+    from service.operate.submission import (
+        LOOKUPS,
+        SubmissionError,
+        is_pattern,
+        look_up,
+        read,
+    )
 
-    refs = read(_stdin_lines() if uris == ("-",) else uris)
+    try:
+        refs = read(_stdin_lines() if uris == ("-",) else uris)
+    except SubmissionError as exc:
+        if uris == ("-",):
+            raise
+        raise click.UsageError(str(exc)) from exc
     settings = Settings.from_env()
     project = settings.google_cloud_project
     topic = topic_path(topic, project)
     wanted = list(refs)
+    matches: dict[str, int] = {}
     if no_check:
         for uri in (uri for uri, ref in refs.items() if is_pattern(ref)):
-            click.echo(
-                f"Warning: {uri} is published as it is. --no-check expands no patterns.", err=True
-            )
+            note(f"Warning: {uri} is published as it is. --no-check expands no patterns.")
     else:
-        found = look_up(refs, connect_lister(project, connections=LOOKUPS))
-        for pattern, count in found.matches.items():
-            click.echo(f"{pattern} matches {count:,} objects", err=True)
-        wanted = found.uris
+        with progress("Looking up the objects", len(refs)) as bar:
+            lister = connect_lister(project, connections=LOOKUPS)
+            submission = look_up(refs, _Counted(lister, bar.advance))
+        wanted, matches = submission.uris, submission.matches
+        for pattern, count in matches.items():
+            note(f"{pattern} matches {count:,} objects")
     for bucket in sorted({ref.bucket for ref in refs.values()}):
-        if note := bucket_note(bucket, settings.allowed_buckets):
-            click.echo(note, err=True)
+        if warning := bucket_note(bucket, settings.allowed_buckets):
+            note(warning)
     deployment = Deployment(**deployed)
-    if note := pace_note(backfill_estimate(len(wanted), deployment), deployment):
-        click.echo(note, err=True)
+    if pace := pace_note(backfill_estimate(len(wanted), deployment), deployment):
+        note(pace)
     jobs = token_bucket(deployment).paced(wanted)
-    count = publish_jobs(connect(), topic, map(job_message, jobs))
-    click.echo(f"Published {count:,} jobs to {topic}")
+    with progress("Publishing jobs", len(wanted)) as bar:
+        count = publish_jobs(connect(), topic, map(job_message, counted(jobs, bar.advance)))
+    if as_json:
+        say_json({"published": count, "topic": topic, "matches": matches})
+    else:
+        say(f"Published {count:,} jobs to {topic}")
+
+
+class _Counted:
+    """A bucket's objects; counts the lookups that have returned."""
+
+    def __init__(self, objects: "Objects", advance: Callable[[], None]) -> None:
+        self._objects = objects
+        self._advance = advance
+
+    def exists(self, ref: "ImageRef") -> bool:
+        is_there = self._objects.exists(ref)
+        self._advance()
+        return is_there
+
+    def pages(self, bucket: str, prefix: str) -> "Iterator[Sequence[ImageRef]]":
+        return self._objects.pages(bucket, prefix)
 
 
 def _stdin_lines() -> Iterator[str]:
-    """Read uris from standard input: names are UTF-8, whatever the locale is.
+    """Read URIs from standard input: names are UTF-8, whatever the locale is.
 
     Raises:
-        SubmissionError: it is closed.
+        SubmissionError: standard input is closed.
     """
     from service.operate.submission import SubmissionError
 

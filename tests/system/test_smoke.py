@@ -86,7 +86,7 @@ def test_check_model_of_a_broken_model_is_told_in_a_sentence(tmp_path: Path) -> 
         (tmp_path / "nowhere", "There is no model at"),
     ):
         done = run_cli("check-model", path)
-        assert done.returncode == 1
+        assert done.returncode == 3
         assert sentence in done.stderr
         assert "Traceback" not in done.stderr
 
@@ -113,7 +113,7 @@ def test_check_model_refuses_a_damaged_network(tmp_path: Path) -> None:
     assert run_cli("check-model", model).returncode == 0
     damage(model)
     done = run_cli("check-model", model)
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "is damaged" in done.stderr
 
 

@@ -480,4 +480,4 @@ def test_check_model_warns_that_the_canary_was_not_compared(
     monkeypatch.setenv("IMAGE_SIZE", "640")
     done = CliRunner().invoke(check_model, [str(BUNDLED_MODEL)])
     assert done.exit_code == 0, done.output
-    assert "not compared: IMAGE_SIZE is not the one of the export" in done.stderr
+    assert "not compared: IMAGE_SIZE differs from the image size of the export" in done.stderr

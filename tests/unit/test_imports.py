@@ -5,6 +5,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -42,10 +44,30 @@ def test_letterbox_of_an_image_of_its_size_imports_no_image_library() -> None:
     assert run_python(code) == "[]"
 
 
-def test_command_line_imports_no_heavy_library() -> None:
-    """So that `--help` answers at once."""
-    heavy = "{'torch', 'ultralytics', 'cv2', 'numpy', 'openvino', 'flask', 'google.cloud.storage'}"
-    code = f"import sys, service.cli.main; print(sorted({heavy} & set(sys.modules)))"
+@pytest.mark.parametrize("arguments", ["['--help']", "['detect', '--help']"], ids=str)
+def test_help_imports_no_heavy_library(arguments: str) -> None:
+    heavy = "{'torch', 'ultralytics', 'cv2', 'numpy', 'openvino', 'flask', 'grpc', 'google.cloud'}"
+    code = (
+        "import sys, contextlib, io; from service.cli.main import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        f"    main({arguments})\n"
+        f"print(sorted({heavy} & set(sys.modules)))"
+    )
+    assert run_python(code) == "[]"
+
+
+def test_command_line_imports_rich_only_to_print() -> None:
+    code = "import sys, service.cli.main; print('rich' in sys.modules)"
+    assert run_python(code) == "False"
+
+
+def test_service_imports_no_library_of_the_command_line() -> None:
+    code = (
+        "import sys, service.server.wsgi, service.server.app, service.server.gunicorn_conf, "
+        "service.inference.openvino, service.gcp.clients; "
+        "print(sorted({'rich', 'rich_click', 'pygments', 'tabulate', 'service.cli'} "
+        "& set(sys.modules)))"
+    )
     assert run_python(code) == "[]"
 
 

@@ -1,4 +1,4 @@
-"""The container's composition root: what stops the start, and what the model's thread says."""
+"""What stops the service at its start, and what its health names."""
 
 import logging
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.loglines import logged_by
     [("PORT", "http"), ("MODEL_PATH", "/no/such/model")],
     ids=["setting", "model"],
 )
-def test_build_app_of_wrong_setting_exits_with_gunicorns_boot_error(
+def test_wrong_setting_ends_the_start_with_exit_code_3(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -28,7 +28,7 @@ def test_build_app_of_wrong_setting_exits_with_gunicorns_boot_error(
     assert raised.value.code == 3
 
 
-def test_build_app_of_wrong_setting_logs_it(
+def test_wrong_setting_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("PORT", "http")
@@ -39,18 +39,18 @@ def test_build_app_of_wrong_setting_logs_it(
     assert "PORT='http' is wrong" in record.getMessage()
 
 
-def test_load_detector_of_no_model_names_the_setting(tmp_path: Path) -> None:
+def test_missing_model_names_the_setting(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="There is no model at .*nothing: set MODEL_PATH"):
         load_detector(tmp_path / "nothing")
 
 
-def test_load_detector_of_openvino_model_refuses_a_gpu(tmp_path: Path) -> None:
+def test_openvino_model_refuses_a_gpu(tmp_path: Path) -> None:
     (tmp_path / "metadata.yaml").write_text("{}", encoding="utf-8")
     with pytest.raises(ModelError, match="runs on DEVICE=cpu, not 'cuda:0'"):
         load_detector(tmp_path, device="cuda:0")
 
 
-def test_warm_up_runs_one_picture_of_the_models_size() -> None:
+def test_warm_up_runs_one_image_of_the_models_size() -> None:
     detector = FakeDetector()
     warm_up(detector)
     assert detector.shapes == [(480, 640, 3)]
@@ -64,7 +64,7 @@ def test_health_names_model_and_precision() -> None:
     assert _model_health(verified, SETTINGS) == {"model": "fake.pt", "precision": "fp32"}
 
 
-def test_health_of_a_fallback_says_why_and_names_no_directory() -> None:
+def test_fallback_is_in_the_health_without_its_directory() -> None:
     reason = f"The canary of {SETTINGS.model_path} x"
     verified = VerifiedModel(FakeDetector(), SETTINGS.model_path, reason)
     health = _model_health(verified, SETTINGS)

@@ -333,7 +333,7 @@ def test_export_over_its_own_model_is_refused_unless_named(tmp_path: Path) -> No
     model = Path(shutil.copytree(BUNDLED_MODEL, tmp_path / "shapes_openvino_model"))
     shutil.rmtree(model / CANARY)
     done = CliRunner().invoke(main, ["export", str(model), "--precision", "fp16"])
-    assert done.exit_code == 1
+    assert done.exit_code == 3
     assert "would take the place" in done.output and "--output" in done.output
     assert not (model / CANARY).exists()
     assert export_openvino(model, model, precision="fp16") == model

@@ -1,4 +1,4 @@
-"""What `yolo-batch reconcile` and `dead-letters` refuse, before they ask any cloud."""
+"""What `yolo-batch reconcile` and `dead-letters` refuse before they connect to a cloud."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from service.cli.dead_letters import dead_letters
+from service.cli.exit_codes import ExitCode
 from service.cli.reconcile import reconcile
 
 SHA256 = "a" * 64
@@ -25,32 +26,34 @@ SHA256 = "a" * 64
     ],
     ids=["uri", "bucket", "dry", "unasked", "stale", "all", "sha256", "cpu"],
 )
-def test_reconcile_of_wrong_arguments_says_so(arguments: list[str], sentence: str) -> None:
+def test_wrong_arguments_of_reconcile_are_named(arguments: list[str], sentence: str) -> None:
     done = CliRunner().invoke(reconcile, arguments)
     assert done.exit_code == 2
     assert sentence in " ".join(done.output.split())
 
 
-def test_reconcile_with_a_model_path_that_is_no_model_says_so(
+def test_model_path_without_a_model_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("MODEL_PATH", str(tmp_path / "nowhere"))
     done = CliRunner().invoke(reconcile, ["gs://uploads"])
-    assert "nowhere" in str(done.exception)
+    assert done.exit_code == ExitCode.CANNOT_SERVE
+    assert "nowhere" in done.stderr
 
 
-def test_reconcile_resuming_from_another_file_says_so(tmp_path: Path) -> None:
+def test_resume_file_of_something_else_is_kept(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("my notes")
     done = CliRunner().invoke(
         reconcile,
         ["gs://uploads", "--enqueue", "missing", "--yes", "--resume", str(tmp_path / "state")],
     )
-    assert "was not written by --resume" in str(done.exception)
+    assert done.exit_code == ExitCode.FAILED
+    assert "was not written by --resume" in done.stderr
     assert (tmp_path / "state").read_text() == "my notes"
 
 
 @pytest.mark.parametrize("option", [["--as-is"], ["--id", "7"]], ids=["as-is", "id"])
-def test_dead_letters_of_replay_options_alone_says_so(option: list[str]) -> None:
+def test_replay_options_need_replay(option: list[str]) -> None:
     done = CliRunner().invoke(dead_letters, option)
     assert done.exit_code == 2
     assert "need --replay" in done.output

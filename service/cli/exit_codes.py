@@ -1,0 +1,30 @@
+"""The exit codes of `yolo-batch` and `yolo-batch-dev`."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a command's exit code means; `description` is the sentence for the documentation."""
+
+    description: str
+
+    def __new__(cls, value: int, description: str) -> "ExitCode":
+        """Make a code with its description."""
+        code = int.__new__(cls, value)
+        code._value_ = value
+        code.description = description
+        return code
+
+    DONE = 0, "The command did what you asked."
+    FAILED = (
+        1,
+        "Something failed, you answered no to a question, or the reader of the output is gone. "
+        "Standard error has the reason.",
+    )
+    USAGE = 2, "An option or argument is wrong. Nothing was started."
+    CANNOT_SERVE = (
+        3,
+        "A setting is wrong, or the model cannot be loaded, verified or exported. "
+        "The service exits with the same code when it cannot start.",
+    )
+    INTERRUPTED = 130, "You pressed Ctrl-C. What was finished before is kept."
