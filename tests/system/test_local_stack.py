@@ -68,9 +68,7 @@ class Received:
 class Recorder:
     """A service that records its requests. A test chooses the responses."""
 
-    answer: Callable[[int], int] = lambda _: (
-        204
-    )  # status, by earlier requests
+    answer: Callable[[int], int] = lambda _: 204  # status, by earlier requests
     received: list[Received] = field(default_factory=list)
     most_in_flight: int = 0
     _running: int = 0
@@ -263,9 +261,7 @@ def test_cp_of_a_folder_to_a_slash_keeps_its_name(
 def test_resumable_upload_continues_at_the_proxy(
     tool: str, recorder: Recorder, files: Path, run: Callable[[str], str]
 ) -> None:
-    (files / "big.jpg").write_bytes(
-        os.urandom(9 * 2**20)
-    )  # resumable from 8 MiB
+    (files / "big.jpg").write_bytes(os.urandom(9 * 2**20))  # resumable from 8 MiB
     run(f"{tool} cp big.jpg gs://uploads/big/")
     assert recorder.names(1) == ["big/big.jpg"]
     run(f"{tool} cp gs://uploads/big/big.jpg back.jpg")
