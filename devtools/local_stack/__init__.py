@@ -1,1 +1,1 @@
-"""The whole system on one machine: emulators, our own of Eventarc among them, and the service."""
+"""The whole system on one machine: Google's emulators, a fake Eventarc, and the service."""

@@ -1,4 +1,4 @@
-"""The emulators of Pub/Sub, Firestore and Storage: how each is started, and when it is ready."""
+"""Starts the emulators of Pub/Sub, Firestore and Cloud Storage, and waits until they are ready."""
 
 import os
 import re
@@ -20,18 +20,19 @@ _JVM = (
 )  # fmt: skip
 # The SDK's jar names no main class in its manifest.
 _FIRESTORE_MAIN_CLASS = "com.google.cloud.datastore.emulator.firestore.CloudFirestore"
-# The Pub/Sub emulator writes a stack trace per failed push (1 MB in 10 s); its Main says when it
-# listens.
+# The Pub/Sub emulator logs a stack trace for each failed push (1 MB in 10 s). Its class Main logs
+# that it listens, so this class stays at INFO.
 _LOGGING = """\
 handlers=java.util.logging.ConsoleHandler
 .level=WARNING
 com.google.cloud.pubsub.testing.v1.Main.level=INFO
 """
-# The longest ack deadline. The emulator itself waits for an answer for ever, with one of its two
-# push threads.
-_PUSH_ANSWER_TIMEOUT_MS = 600_000
-_READY_SECONDS = 180.0  # as the service's: Java starts slowly on a busy machine
-# How long a server must answer without its ready line: a newer release may word it otherwise.
+# The longest ack deadline. Without a timeout, a push that gets no response blocks one of the
+# emulator's two push threads for ever.
+_PUSH_TIMEOUT_MS = 600_000
+_READY_SECONDS = 180.0  # as for the service: Java starts slowly on a busy machine
+# A server that responds for so long counts as ready without its ready line. A newer release may
+# have another line.
 _UNANNOUNCED_SECONDS = 5.0
 _ATTEMPTS = 5
 _PORT_TAKEN = re.compile(r"address already in use|BindException", re.IGNORECASE)
@@ -39,12 +40,12 @@ _PORT_TAKEN = re.compile(r"address already in use|BindException", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Emulator:
-    """A server to start on a port that is not known yet."""
+    """A server that can be started on any port."""
 
     name: str
     command: Callable[[int], list[str | Path]]
     health_path: str
-    ready_line: str  # what it logs when it, and nobody else, listens on the port
+    ready_line: str  # logged when this server, and no other one, listens on the port
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -55,8 +56,8 @@ def pubsub(programs: Programs, directory: Path) -> Emulator:
     options = (
         "-Xmx256m",
         f"-Djava.util.logging.config.file={logging_properties}",
-        f"-Dsun.net.client.defaultReadTimeout={_PUSH_ANSWER_TIMEOUT_MS}",
-        # Java repeats a POST whose connection broke: a push would come twice in one attempt.
+        f"-Dsun.net.client.defaultReadTimeout={_PUSH_TIMEOUT_MS}",
+        # Java repeats a POST whose connection broke. One attempt would push twice.
         "-Dsun.net.http.retryPost=false",
     )
 
@@ -96,7 +97,7 @@ def firestore(programs: Programs) -> Emulator:
 def storage(
     programs: Programs, directory: Path, *, pubsub_host: str, project: str, topic: str
 ) -> Emulator:
-    """Describe fake-gcs-server, publishing finalize events to a topic that must exist already."""
+    """Describe fake-gcs-server. It publishes finalize events to a topic, which must exist."""
     directory.mkdir(parents=True, exist_ok=True)
     backend = "filesystem" if _has_extended_attributes(directory) else "memory"
     options = (
@@ -130,10 +131,12 @@ def start(
     *,
     choose_port: Callable[[], int] = free_port,
 ) -> list[int]:
-    """Start servers in parallel; return their ports, in the same order, when all are ready.
+    """Start servers in parallel and wait until all are ready. Return their ports in order.
+
+    A server whose port is taken is started again on another one.
 
     Raises:
-        StartError: a server did not start; one whose port was taken has been tried on others.
+        StartError: a server did not start.
     """
     with ThreadPoolExecutor(len(emulators)) as pool:
         return list(pool.map(lambda emulator: _start(processes, emulator, choose_port), emulators))
@@ -156,21 +159,21 @@ def _start(processes: Processes, emulator: Emulator, choose_port: Callable[[], i
 
 
 def _readiness(child: Child, emulator: Emulator, port: int) -> Callable[[], bool]:
-    """Make the probe; an answer alone proves nothing, as a stranger on the port answers too.
+    """Return a probe. A response alone proves nothing: another program on the port responds too.
 
-    With its port taken the Pub/Sub emulator does not end: it logs that and stays for ever.
+    If its port is taken, the Pub/Sub emulator logs that and runs on, so the probe reads the log.
     """
     url = f"http://127.0.0.1:{port}{emulator.health_path}"
-    answering_since: list[float] = []
+    first_response_seconds: list[float] = []
 
     def is_ready() -> bool:
         if _found_port_taken(child):
             raise StartError(child.failure(f"found its port {port} taken"))
         if not is_answering(url):
             return False
-        answering_since.append(time.monotonic())
+        first_response_seconds.append(time.monotonic())
         announced = emulator.ready_line in child.log_text()
-        return announced or time.monotonic() - answering_since[0] > _UNANNOUNCED_SECONDS
+        return announced or time.monotonic() - first_response_seconds[0] > _UNANNOUNCED_SECONDS
 
     return is_ready
 
@@ -180,8 +183,8 @@ def _found_port_taken(child: Child) -> bool:
 
 
 def _has_extended_attributes(directory: Path) -> bool:
-    """Whether files can carry attributes, in which fake-gcs-server keeps an object's metadata."""
-    if not hasattr(os, "setxattr"):  # macOS: its file systems can
+    """Return whether files can have attributes. fake-gcs-server stores metadata in them."""
+    if not hasattr(os, "setxattr"):  # macOS, whose file systems have them
         return True
     try:
         os.setxattr(directory, "user.yolo-batch", b"1")

@@ -1,7 +1,7 @@
-"""Errors of the local stack; every message is written for the person at the terminal.
+"""Errors of the local stack. Every message is written for the person at the terminal.
 
 LocalStackError
-├── MissingRequirementsError   something must be installed first
+├── MissingRequirementsError   an emulator is not on this machine
 └── StartError                 a process did not become ready
 """
 
@@ -9,12 +9,12 @@ from service.errors import YoloBatchError
 
 
 class LocalStackError(YoloBatchError):
-    """The local stack cannot do what it was asked; the message says why."""
+    """The local stack cannot do what was requested. The message says why."""
 
 
 class MissingRequirementsError(LocalStackError):
-    """Something must be installed first; each line of the message says what and how."""
+    """An emulator is missing and could not be downloaded. The message says what to run."""
 
 
 class StartError(LocalStackError):
-    """A process of the stack stopped, or was not ready in time."""
+    """A process of the stack ended, or was not ready in time."""

@@ -1,11 +1,11 @@
-"""Eventarc's part: finalize events of a bucket, delivered to a service as CloudEvents over HTTP.
+"""A fake Eventarc: delivers a bucket's finalize events to a service as CloudEvents over HTTP.
 
     upload -> Storage publishes to a topic -> pull subscription -> POST -> 2xx: acknowledge
-                                                    ^                   else: not before a delay
-                                                    +------------------------------+
+                                                    ^                      else: wait, redeliver
+                                                    +----------------------------+
 
-The emulator's own push sends two requests at a time; Cloud Run gets as many as its concurrency, and
-only then is there anything to batch.
+The emulator's own push sends two requests at a time. Cloud Run gets as many as its concurrency, and
+needs that many to have images to batch.
 """
 
 import base64
@@ -35,48 +35,48 @@ FINALIZED = "google.cloud.storage.object.v1.finalized"
 
 _JSON = "application/json"
 _OBJECT_FINALIZE = "OBJECT_FINALIZE"  # attribute eventType of a notification
-# The answers that acknowledge a push (https://cloud.google.com/pubsub/docs/push).
+# The status codes that acknowledge a push (https://cloud.google.com/pubsub/docs/push).
 _ACKNOWLEDGING = frozenset({102, 200, 201, 202, 204})
-# What the HTTP binding of CloudEvents leaves as it is: printable ASCII but space, " and %.
+# The HTTP binding of CloudEvents does not quote these: printable ASCII except space, " and %.
 _HEADER_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
 _CONNECT_SECONDS = 5.0
-# The emulator answers an empty pull one second before the deadline, so none is cut off on our side,
-# which could leave messages leased to nobody.
+# The emulator ends an empty pull one second before the deadline. So this side never cancels a pull,
+# which could leave messages with a lease that nobody holds.
 _PULL_SECONDS = 2.0
 _CALL_SECONDS = 5.0
 _CALL_RETRY = Retry(timeout=10.0)
 _MAX_REMEMBERED = 10_000
-_PAUSE_SECONDS = 0.5  # between pulls while Pub/Sub is away
+_PAUSE_SECONDS = 0.5  # between pulls while Pub/Sub is unavailable
 
 
 @dataclass(frozen=True)
 class EventarcOptions:
-    """How events are delivered; the defaults are Cloud Run's and Eventarc's, the delays are not."""
+    """How events are delivered. The defaults are Cloud Run's and Eventarc's, except the delays."""
 
-    concurrency: int = 40  # requests at once, as Cloud Run's setting of that name
+    concurrency: int = 40  # requests in flight, like Cloud Run's setting of that name
     answer_timeout_seconds: float = 10.0  # Eventarc's ack deadline
-    min_delay_seconds: int = 1  # the cloud's 10 would only make a test slow
+    min_delay_seconds: int = 1  # 10 in the cloud, which would only slow down tests
     max_delay_seconds: int = 60
-    #: Whether what is no notification is delivered too, as Pub/Sub pushes a message (a job).
+    #: Whether other messages are delivered too, as Pub/Sub pushes them (jobs).
     with_pushes: bool = False
-    #: Told of each request: its event's id (the message's), the answer's status, None without, and
-    #: the seconds until then.
+    #: Called after each request with the message's id, the status code (None without a response),
+    #: and the seconds that the request took.
     on_answer: Callable[[str, int | None, float], None] = lambda message_id, status, seconds: None
 
     def delay_seconds(self, failures: int) -> int:
-        """How long a message rests after so many failed attempts (1 or more)."""
-        # A shift, as `**` of integers may be a float; bounded, as a message may fail for ever.
+        """Return the seconds until redelivery after a number of failed attempts (1 or more)."""
+        # A shift keeps the type int. It is bounded because a message may fail for ever.
         return min(self.min_delay_seconds << min(failures - 1, 20), self.max_delay_seconds)
 
 
 @dataclass(frozen=True)
 class Counters:
-    """What has happened so far."""
+    """What has happened since the start."""
 
     delivered: int = 0  # requests sent
-    acked: int = 0  # answered with an acknowledging status
-    nacked: int = 0  # answered otherwise, late or not at all: to be sent again
-    dropped: int = 0  # no finalize event, so nothing for the trigger
+    acked: int = 0  # the response acknowledged the message
+    nacked: int = 0  # another response, a late one, or none: the message is redelivered
+    dropped: int = 0  # messages that are no finalize event, which the trigger ignores
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Delivery:
 def event_from_notification(
     attributes: Mapping[str, str], data: bytes, *, message_id: str, publish_time: datetime
 ) -> Delivery | None:
-    """Turn a bucket's notification into a binary-mode CloudEvent; None for other event types."""
+    """Return a bucket's notification as a binary-mode CloudEvent, or None for other event types."""
     bucket, name = attributes.get("bucketId"), attributes.get("objectId")
     if attributes.get("eventType") != _OBJECT_FINALIZE or not bucket or not name:
         return None
@@ -111,7 +111,7 @@ def event_from_notification(
 
 
 def push_from_message(message: PubsubMessage, subscription: str) -> Delivery:
-    """Wrap a message as Pub/Sub pushes it (https://cloud.google.com/pubsub/docs/push)."""
+    """Return a message as Pub/Sub pushes it (https://cloud.google.com/pubsub/docs/push)."""
     wrapped = {
         "attributes": dict(message.attributes),
         "data": base64.b64encode(message.data).decode(),
@@ -128,17 +128,17 @@ def _rfc3339(time: datetime) -> str:
 
 
 class Eventarc:
-    """Delivers one subscription's events to one url, in threads of this process."""
+    """Delivers the events of one subscription to one URL, in threads of this process."""
 
     def __init__(
         self, pubsub_host: str, subscription: str, url: str, options: EventarcOptions | None = None
     ) -> None:
-        """Take the subscription's full name; connect to nothing yet."""
+        """Take the subscription's full name. Connect to nothing yet."""
         self._options = options or EventarcOptions()
         self._subscription = subscription
         self._url = url
-        # The channel is made here rather than by PUBSUB_EMULATOR_HOST, which would be the
-        # environment of the whole process; nor may a proxy from it catch our loopback.
+        # PUBSUB_EMULATOR_HOST would configure the whole process, so the channel is made here. A
+        # proxy from the environment cannot reach this machine's loopback.
         channel = grpc.insecure_channel(pubsub_host, options=[("grpc.enable_http_proxy", 0)])
         self._channel = channel
         self._subscriber = SubscriberClient(transport=SubscriberGrpcTransport(channel=channel))
@@ -153,16 +153,16 @@ class Eventarc:
 
     @property
     def counters(self) -> Counters:
-        """What has happened so far."""
+        """The counters since the start."""
         return self._counters
 
     def start(self) -> Self:
-        """Begin to deliver."""
+        """Start delivering. Return this object."""
         self._puller.start()
         return self
 
     def stop(self) -> None:
-        """Deliver no more; waits for the requests under way, at most their answer time-out."""
+        """Stop. Waits for the requests in flight, at most for their timeout."""
         self._stopping.set()
         if self._puller.is_alive():
             self._puller.join()
@@ -171,27 +171,27 @@ class Eventarc:
         self._channel.close()
 
     def _pull_until_stopped(self) -> None:
-        is_away = False
+        is_unavailable = False
         while not self._stopping.is_set():
             slots = self._take_slots()
             try:
                 messages = self._pull(slots) if slots else []
             except (GoogleAPICallError, RetryError) as exc:
-                if not is_away:
-                    logger.warning("Pub/Sub does not deliver, trying on: %s", _in_short(exc))
-                is_away, messages = True, []
+                if not is_unavailable:
+                    logger.warning("Pub/Sub is unavailable, retrying: %s", _summary(exc))
+                is_unavailable, messages = True, []
                 self._stopping.wait(_PAUSE_SECONDS)
             else:
-                if is_away and slots:
-                    logger.warning("Pub/Sub delivers again")
-                    is_away = False
+                if is_unavailable and slots:
+                    logger.warning("Pub/Sub is available again")
+                    is_unavailable = False
             for _ in range(slots - len(messages)):
                 self._slots.release()
             for message in messages:
                 self._pool.submit(self._handle, message)
 
     def _take_slots(self) -> int:
-        """Take all free slots, waiting a little for the first; 0 if all stay busy."""
+        """Take all free slots and return their number. Returns 0 if none is free within 0.5 s."""
         if not self._slots.acquire(timeout=_PAUSE_SECONDS):
             return 0
         taken = 1
@@ -200,17 +200,17 @@ class Eventarc:
         return taken
 
     def _pull(self, slots: int) -> list[ReceivedMessage]:
-        answer = self._subscriber.pull(
+        response = self._subscriber.pull(
             subscription=self._subscription, max_messages=slots, retry=None, timeout=_PULL_SECONDS
         )
-        return list(answer.received_messages)
+        return list(response.received_messages)
 
     def _handle(self, received: ReceivedMessage) -> None:
         try:
             self._deliver(received)
         except (GoogleAPICallError, RetryError) as exc:
-            # Its lease runs out by itself, and the message comes again.
-            logger.warning("Pub/Sub took no answer for a message: %s", _in_short(exc))
+            # The message is redelivered when its lease ends.
+            logger.warning("Pub/Sub was unavailable at the end of a delivery: %s", _summary(exc))
         finally:
             self._slots.release()
 
@@ -237,16 +237,16 @@ class Eventarc:
         return push_from_message(message, self._subscription)
 
     def _post(self, delivery: Delivery) -> bool:
-        """Send one request; whether its answer acknowledges.
+        """Send one request. Return whether its response acknowledges the message.
 
-        After a time-out the service may be at work still, and gets it again: as in the cloud.
+        After a timeout the service may still process the event, and gets it again, as in the cloud.
         """
         self._count(delivered=1)
         timeout = (_CONNECT_SECONDS, self._options.answer_timeout_seconds)
         subject, message_id = delivery.subject, delivery.message_id
         began = time.monotonic()
         try:
-            answer = self._session.post(
+            response = self._session.post(
                 self._url, data=delivery.body, headers=delivery.headers,
                 timeout=timeout, allow_redirects=False,
             )  # fmt: skip
@@ -254,9 +254,9 @@ class Eventarc:
             logger.warning("%s not delivered: %s", subject, type(exc).__name__)
             self._options.on_answer(message_id, None, time.monotonic() - began)
             return False
-        self._options.on_answer(message_id, answer.status_code, time.monotonic() - began)
-        if answer.status_code not in _ACKNOWLEDGING:
-            logger.warning("%s answered with %d", subject, answer.status_code)
+        self._options.on_answer(message_id, response.status_code, time.monotonic() - began)
+        if response.status_code not in _ACKNOWLEDGING:
+            logger.warning("%s got status %d", subject, response.status_code)
             return False
         return True
 
@@ -295,17 +295,17 @@ class Eventarc:
 
 
 def _identity(received: ReceivedMessage) -> str:
-    # The emulator counts ids from 1 again after a restart.
+    # After a restart the emulator counts its ids from 1 again.
     return f"{received.message.message_id} {received.message.publish_time}"
 
 
 def _session(connections: int) -> requests.Session:
     session = requests.Session()
-    session.trust_env = False  # a proxy from the environment knows nothing of our loopback
+    session.trust_env = False  # a proxy from the environment cannot reach this machine's loopback
     session.headers["user-agent"] = "yolo-batch-eventarc"
     session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=connections))
     return session
 
 
-def _in_short(exc: Exception) -> str:
+def _summary(exc: Exception) -> str:
     return f"{type(exc).__name__}: {exc}".splitlines()[0][:200]

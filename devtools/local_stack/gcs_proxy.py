@@ -1,8 +1,12 @@
-"""A loopback reverse proxy that gives `gcloud storage` and `gsutil` what fake-gcs-server does not.
+"""A reverse proxy on loopback, with which `gcloud storage` and `gsutil` can use fake-gcs-server.
 
-Three things stand between them: `gcloud storage cp -r` asks for a bucket's `storageLayout`, which
-the server does not know (fsouza/fake-gcs-server#2069); a DELETE is answered with 200 and `null`,
-where both expect 204; and gsutil speaks https only. Programs talk to fake-gcs-server directly.
+It bridges three differences:
+- `gcloud storage cp -r` requests a bucket's `storageLayout`, which fake-gcs-server does not have
+  (fsouza/fake-gcs-server#2069).
+- The response to DELETE is 200 with `null`. Both tools expect 204.
+- gsutil uses HTTPS only.
+
+Client libraries use fake-gcs-server directly.
 """
 
 import http.client
@@ -18,8 +22,10 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+import trustme
+
 _STORAGE_LAYOUT = re.compile(r"(?P<bucket>(?:/storage/v1)?/b/[^/?]+)/storageLayout(?:\?|$)")
-# These say how one connection is used, not what is sent (RFC 9110, 7.6.1).
+# Headers that concern one connection only (RFC 9110, 7.6.1).
 _HOP_BY_HOP = frozenset(
     {
         "connection",
@@ -37,14 +43,14 @@ _UPSTREAM_SECONDS = 120
 
 
 class GcsProxy:
-    """The proxy, on one port for http and one for https."""
+    """The proxy, with one port for HTTP and one for HTTPS."""
 
     def __init__(self, upstream: str, directory: Path) -> None:
-        """Listen, in front of the server at `upstream` (host:port); keep the CA in `directory`."""
+        """Listen on both ports. `upstream` is `host:port`. The CA's file goes to `directory`."""
         self.ca_file = directory / "gcs-proxy-ca.pem"
         self._http = _Server(upstream, "http")
         self._https = _Server(upstream, "https")
-        # The handshake is left to the connection's own thread.
+        # The thread of each connection does the handshake.
         self._https.socket = _tls_context(self.ca_file).wrap_socket(
             self._https.socket, server_side=True, do_handshake_on_connect=False
         )
@@ -55,22 +61,22 @@ class GcsProxy:
 
     @property
     def http_url(self) -> str:
-        """Where `gcloud storage` sends its requests; the slash at the end is necessary."""
+        """The URL for `gcloud storage`, which requires the slash at the end."""
         return f"http://127.0.0.1:{self._http.server_port}/"
 
     @property
     def https_port(self) -> int:
-        """Where gsutil sends its requests."""
+        """The port for gsutil."""
         return self._https.server_port
 
     def start(self) -> Self:
-        """Begin to answer."""
+        """Start serving. Return this object."""
         for thread in self._threads:
             thread.start()
         return self
 
     def stop(self) -> None:
-        """Answer no more."""
+        """Stop serving, and close both ports."""
         for server, thread in zip((self._http, self._https), self._threads, strict=True):
             if thread.is_alive():
                 server.shutdown()
@@ -89,13 +95,13 @@ class _Server(ThreadingHTTPServer):
         self.scheme = scheme
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: a tool that breaks its connection has told its user why."""
+        """Log nothing: the tool that broke its connection has printed the reason."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = _IDLE_SECONDS
-    disable_nagle_algorithm = True  # head and body of an answer are two writes
+    disable_nagle_algorithm = True  # head and body of a response are two writes
     server: _Server
 
     def _forward(self) -> None:
@@ -107,13 +113,13 @@ class _Handler(BaseHTTPRequestHandler):
                 self.command, target, body=self._body(), headers=self._request_headers(),
                 encode_chunked=self._is_chunked(),
             )  # fmt: skip
-            answer = upstream.getresponse()
-            if target != self.path and answer.status == http.HTTPStatus.OK:
-                self._send_storage_layout(json.load(answer))
-            elif self.command == "DELETE" and answer.status == http.HTTPStatus.OK:
+            response = upstream.getresponse()
+            if target != self.path and response.status == http.HTTPStatus.OK:
+                self._send_storage_layout(json.load(response))
+            elif self.command == "DELETE" and response.status == http.HTTPStatus.OK:
                 self._send_deleted()
             else:
-                self._send(answer)
+                self._send(response)
         finally:
             upstream.close()
 
@@ -157,20 +163,20 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(http.HTTPStatus.NO_CONTENT)
         self.end_headers()
 
-    def _send(self, answer: http.client.HTTPResponse) -> None:
-        self.send_response_only(answer.status, answer.reason)
-        for name, value in answer.getheaders():
+    def _send(self, response: http.client.HTTPResponse) -> None:
+        self.send_response_only(response.status, response.reason)
+        for name, value in response.getheaders():
             if name.lower() == "location":
-                self.send_header(name, self._here(value))
+                self.send_header(name, self._local_url(value))
             elif name.lower() not in _HOP_BY_HOP:
                 self.send_header(name, value)
-        if answer.length is None and not answer.isclosed():
-            self.send_header("connection", "close")  # the end of the body is the connection's
+        if response.length is None and not response.isclosed():
+            self.send_header("connection", "close")  # the connection's end is the body's end
         self.end_headers()
-        shutil.copyfileobj(answer, self.wfile, _CHUNK_BYTES)
+        shutil.copyfileobj(response, self.wfile, _CHUNK_BYTES)
 
-    def _here(self, location: str) -> str:
-        """Point an upload's next request to the host and scheme by which the client came."""
+    def _local_url(self, location: str) -> str:
+        """Return the URL of an upload's next request, with the client's own host and scheme."""
         parts = urlsplit(location)
         if parts.netloc != self.server.upstream:
             return location
@@ -180,20 +186,20 @@ class _Handler(BaseHTTPRequestHandler):
         ).geturl()
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Log nothing: the tools tell their user themselves."""
+        """Log nothing: the tools report errors themselves."""
 
 
 def _blocks(stream: BufferedIOBase, length: int) -> Iterator[bytes]:
     while length > 0:
         block = stream.read(min(length, _CHUNK_BYTES))
         if not block:
-            raise ConnectionResetError("the client left in the middle of its body")
+            raise ConnectionResetError("the client closed the connection in the middle of its body")
         length -= len(block)
         yield block
 
 
 def _chunks(stream: BufferedIOBase) -> Iterator[bytes]:
-    """Decode a chunked body; trailers are dropped."""
+    """Decode a chunked body. Trailers are dropped."""
     while length := int(stream.readline().split(b";")[0], 16):
         yield from _blocks(stream, length)
         stream.readline()
@@ -202,10 +208,7 @@ def _chunks(stream: BufferedIOBase) -> Iterator[bytes]:
 
 
 def _tls_context(ca_file: Path) -> ssl.SSLContext:
-    """Make a certificate for this run, and write its CA for gsutil to verify it by."""
-    # Here, so that a missing trustme is named by `requirements` and does not stop the import.
-    import trustme
-
+    """Create a certificate for this run. Write its CA to `ca_file`, for gsutil to verify it."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(ca_file))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -1,4 +1,4 @@
-"""Copies a growing log file line by line to a sink, as `tail -f` does."""
+"""Passes each new line of a log file to a function, like `tail -f`."""
 
 import threading
 from collections.abc import Callable
@@ -8,10 +8,10 @@ _POLL_SECONDS = 0.2
 
 
 class LogEcho:
-    """Follows a file that may not exist yet, in a thread of its own."""
+    """Follows a file, which may not exist yet, in a thread of its own."""
 
     def __init__(self, path: Path, sink: Callable[[str], None]) -> None:
-        """Follow from the file's present end."""
+        """Start at the current end of the file."""
         self._path = path
         self._sink = sink
         self._position = path.stat().st_size if path.exists() else 0
@@ -21,12 +21,12 @@ class LogEcho:
         self._thread.start()
 
     def raise_if_broken(self) -> None:
-        """Raise what the sink raised, for example because nobody reads its output."""
+        """Raise the OSError that the function raised, for example because its pipe is closed."""
         if self._error:
             raise self._error
 
     def stop(self) -> None:
-        """Copy what is there still, and end."""
+        """Pass the remaining lines, then stop."""
         self._stopping.set()
         self._thread.join()
 

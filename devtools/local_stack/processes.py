@@ -1,4 +1,4 @@
-"""Child processes in sessions of their own, that never outlive the process that started them."""
+"""Child processes that never outlive the process that started them."""
 
 import contextlib
 import os
@@ -28,35 +28,35 @@ class Child:
     def __init__(
         self, name: str, process: subprocess.Popen[bytes], log_path: Path, log_start: int
     ) -> None:
-        """Take the log's size at the start: a log is appended to, and holds earlier runs too."""
+        """Take the log's size at the start in bytes: the log may have lines of earlier runs."""
         self.name = name
         self.process = process
         self._log_path = log_path
         self._log_start = log_start
 
     def log_text(self) -> str:
-        """Everything that this run has logged."""
+        """Return everything that this run has logged."""
         with self._log_path.open("rb") as log:
             log.seek(self._log_start)
             return log.read().decode(errors="replace")
 
     def failure(self, what: str) -> str:
-        """Say what happened, with the last lines of the log."""
+        """Return a message: the name, what happened, and the last lines of the log."""
         lines = self.log_text().splitlines()[-_LOG_TAIL_LINES:]
         shown = "\n".join(f"  | {line}" for line in lines) or "  | (nothing)"
         return f"{self.name} {what}. The end of its log:\n{shown}"
 
     def raise_if_dead(self) -> None:
-        """Raise a StartError when the program has ended."""
+        """Raise a StartError if the program has ended."""
         code = self.process.poll()
         if code is not None:
             raise StartError(self.failure(f"ended with exit code {code}"))
 
     def wait_until(self, is_ready: Callable[[], bool], *, timeout_seconds: float) -> None:
-        """Wait for the probe to say yes.
+        """Wait until the probe returns True.
 
         Raises:
-            StartError: the program ended, or the time is up; with the end of its log.
+            StartError: the program ended, or the timeout passed. The message has the log's end.
         """
         deadline = time.monotonic() + timeout_seconds
         while not is_ready():
@@ -64,14 +64,14 @@ class Child:
             if time.monotonic() > deadline:
                 raise StartError(self.failure(f"was not ready after {timeout_seconds:g} s"))
             time.sleep(_POLL_SECONDS)
-        self.raise_if_dead()  # somebody else may have answered the probe
+        self.raise_if_dead()  # another program may have responded to the probe
 
 
 class Processes:
-    """Starts and stops children; the reaper does it if this process cannot any more."""
+    """Starts and stops children. If this process is killed, the reaper stops them."""
 
     def __init__(self, log_directory: Path) -> None:
-        """Start the reaper before anything that it might have to stop."""
+        """Start the reaper before any child."""
         self._log_directory = log_directory
         self._lock = threading.Lock()
         self._children: list[Child] = []
@@ -85,7 +85,7 @@ class Processes:
         )
 
     def __enter__(self) -> Self:
-        """Nothing more: the reaper runs already."""
+        """Return this object. The reaper is already running."""
         return self
 
     def __exit__(
@@ -94,14 +94,14 @@ class Processes:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop every child, all at once; the reaper then removes directories and ends."""
+        """Stop all children at the same time. The reaper then removes directories and ends."""
         self.stop(*self.children, grace_seconds=5)
         # communicate() closes the pipe, which ends the reaper.
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._reaper.communicate(timeout=_KILL_WAIT_SECONDS)
 
     def start(self, name: str, command: Sequence[str | Path], env: Mapping[str, str]) -> Child:
-        """Start a program in a session of its own, its output appended to `NAME.log`."""
+        """Start a program in a session of its own, and append its output to `NAME.log`."""
         path = self._log_directory / f"{name}.log"
         with self._lock, path.open("ab") as log:
             log_start = log.tell()
@@ -112,20 +112,21 @@ class Processes:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    start_new_session=True,  # the terminal's Ctrl-C is for us alone
+                    start_new_session=True,  # Ctrl-C reaches only this process
                 )
             except OSError as exc:
                 raise StartError(f"{name} cannot be started: {exc}") from exc
-            self._tell_reaper(f"+{process.pid}")
+            self._send_to_reaper(f"+{process.pid}")
             child = Child(name, process, path, log_start)
             self._children.append(child)
         return child
 
     def stop(self, *children: Child, grace_seconds: float) -> None:
-        """Send TERM to the groups, wait for their leaders, then KILL what is left of them.
+        """Send SIGTERM to the children's process groups. After the grace period, send SIGKILL.
 
-        A leader is waited for only here and in `Child.raise_if_dead`, whose error leads here: until
-        then even a dead one keeps its number, so no signal can reach a stranger who got it.
+        Until a child is waited for, the kernel does not reuse its id, so no signal can reach an
+        unrelated process. Only this method and `Child.raise_if_dead` wait for children, and an
+        error of the latter leads here.
         """
         for child in children:
             _signal_group(child, signal.SIGTERM)
@@ -136,7 +137,7 @@ class Processes:
         self.kill(*children)
 
     def kill(self, *children: Child) -> None:
-        """Send KILL to the groups at once and forget them."""
+        """Send SIGKILL to the children's process groups."""
         for child in children:
             _signal_group(child, signal.SIGKILL)
         for child in children:
@@ -144,31 +145,30 @@ class Processes:
                 child.process.wait(_KILL_WAIT_SECONDS)
         with self._lock:
             for child in children:
-                self._tell_reaper(f"-{child.process.pid}")
+                self._send_to_reaper(f"-{child.process.pid}")
             self._children = [child for child in self._children if child not in children]
 
     @property
     def children(self) -> list[Child]:
-        """Those that were started and not stopped."""
+        """The children that were started and not stopped."""
         with self._lock:
             return list(self._children)
 
     def raise_if_dead(self) -> None:
-        """Raise a StartError when a child has ended by itself."""
+        """Raise a StartError if a child has ended by itself."""
         for child in self.children:
             child.raise_if_dead()
 
     def remove_at_the_end(self, directory: Path) -> None:
-        """Let the reaper remove a directory: it does so even when we cannot."""
+        """Let the reaper remove a directory, even if this process is killed."""
         with self._lock:
-            self._tell_reaper(f"rm {directory}")
+            self._send_to_reaper(f"rm {directory}")
 
-    def _tell_reaper(self, line: str) -> None:
+    def _send_to_reaper(self, line: str) -> None:
         if self._reaper.stdin is None:
             raise StartError("The reaper was started without a pipe.")
-        with contextlib.suppress(
-            BrokenPipeError
-        ):  # killed by someone: we still stop them ourselves
+        # If somebody killed the reaper, this process still stops the children.
+        with contextlib.suppress(BrokenPipeError):
             self._reaper.stdin.write(line + "\n")
             self._reaper.stdin.flush()
 
@@ -181,9 +181,11 @@ def free_port() -> int:
 
 
 def is_answering(url: str, status: int = 200) -> bool:
-    """Whether a GET is answered with this status."""
+    """Return whether a GET request gets this status within two seconds."""
     with requests.Session() as session:
-        session.trust_env = False  # a proxy from the environment knows nothing of our loopback
+        session.trust_env = (
+            False  # a proxy from the environment cannot reach this machine's loopback
+        )
         try:
             return session.get(url, timeout=2, allow_redirects=False).status_code == status
         except requests.RequestException:
@@ -191,6 +193,6 @@ def is_answering(url: str, status: int = 200) -> bool:
 
 
 def _signal_group(child: Child, number: signal.Signals) -> None:
-    # Gone, or (macOS) only a zombie is left.
+    # It has ended, or is a zombie (macOS).
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.process.pid, number)

@@ -1,9 +1,10 @@
-"""Stops the stack's processes when the process that started them is gone, however it went.
+"""Stops the stack's processes when the process that started them has ended, for any reason.
 
-Run as a script with a pipe as standard input, whose other end only the starter holds. The kernel
-closes that end even on SIGKILL, so end-of-file is the one sign of death that needs nothing of the
-platform. Lines: `+PGID` watch a process group, `-PGID` forget it, `rm PATH` a directory to remove.
-Imports only the standard library: it runs isolated, and must start fast.
+It runs as a script with a pipe as standard input. Only the starter has the other end. The kernel
+closes that end even on SIGKILL, so end-of-file is a sign that works on every platform.
+
+Lines of the input: `+PGID` adds a process group, `-PGID` removes it, `rm PATH` adds a directory
+that is removed at the end. Imports only the standard library, to start fast and isolated.
 """
 
 import os
@@ -17,8 +18,8 @@ _GRACE_SECONDS = 2.0
 
 
 def main(lines: Iterable[str]) -> None:
-    """Read until end-of-file, then stop and remove what is still listed."""
-    # Only end-of-file ends this process, or a signal meant for all would let the others live.
+    """Read until end-of-file. Then stop the remaining groups and remove the directories."""
+    # A signal to all processes must not end this one before it has stopped the others.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     groups: set[int] = set()
@@ -49,7 +50,7 @@ def _stop(groups: set[int]) -> None:
 def _signal(group: int, number: int) -> bool:
     try:
         os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):  # gone, or (macOS) only a zombie is left
+    except (ProcessLookupError, PermissionError):  # ended, or a zombie (macOS)
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""The stack's topics, subscriptions and bucket, made over the emulators' REST interfaces."""
+"""Creates the stack's topics, subscriptions and bucket over the emulators' REST APIs."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ JOBS_SUBSCRIPTION = "jobs-push"
 DEAD_LETTER_TOPIC = "jobs-dead-letter"
 DEAD_LETTER_SUBSCRIPTION = "jobs-dead-letter"
 
-MAX_DELIVERY_ATTEMPTS = 50  # as terraform/locals.tf has it
+MAX_DELIVERY_ATTEMPTS = 50  # the same as in terraform/locals.tf
 
 _JOBS_ACK_DEADLINE_SECONDS = 600
 _CALL_SECONDS = 10.0
@@ -21,13 +21,16 @@ _ALREADY_EXISTS = 409
 
 
 def create_topics(host: str, project: str, *, push_endpoint: str, lease_seconds: int) -> None:
-    """Make all topics and subscriptions, or leave those that exist.
+    """Create all topics and subscriptions that do not exist.
 
     Args:
-        host: the emulator's host and port.
-        project: their project.
-        push_endpoint: where the subscription of the jobs pushes to.
-        lease_seconds: how long the local Eventarc may keep a message before it is redelivered.
+        host: the emulator, as `host:port`.
+        project: the project of the topics.
+        push_endpoint: the URL to which the jobs' subscription pushes.
+        lease_seconds: how long the local Eventarc may hold a message before it is redelivered.
+
+    Raises:
+        LocalStackError: the emulator did not create one of them.
     """
     creator = _PubsubCreator(host, project)
     for topic in (UPLOADS_TOPIC, JOBS_TOPIC, DEAD_LETTER_TOPIC):
@@ -48,7 +51,7 @@ def create_topics(host: str, project: str, *, push_endpoint: str, lease_seconds:
 
 
 def create_bucket(storage_url: str, bucket: str) -> None:
-    """Make a bucket, or leave the one that exists."""
+    """Create a bucket if it does not exist."""
     _create("POST", f"{storage_url}/storage/v1/b", {"name": bucket})
 
 
@@ -64,7 +67,7 @@ class _PubsubCreator:
         self._put(self.topic_path(topic), {})
 
     def subscription(self, subscription: str, topic: str, **settings: Any) -> None:
-        # An empty expiration policy: it never expires.
+        # An empty expiration policy means that the subscription never expires.
         body = {"topic": self.topic_path(topic), "expirationPolicy": {}, **settings}
         self._put(f"{self._project}/subscriptions/{subscription}", body)
 
@@ -74,10 +77,12 @@ class _PubsubCreator:
 
 def _create(method: str, url: str, body: dict[str, Any]) -> None:
     with requests.Session() as session:
-        session.trust_env = False  # a proxy from the environment knows nothing of our loopback
+        session.trust_env = (
+            False  # a proxy from the environment cannot reach this machine's loopback
+        )
         try:
-            answer = session.request(method, url, json=body, timeout=_CALL_SECONDS)
+            response = session.request(method, url, json=body, timeout=_CALL_SECONDS)
         except requests.RequestException as exc:
             raise LocalStackError(f"An emulator did not create {url}: {exc}") from exc
-    if not answer.ok and answer.status_code != _ALREADY_EXISTS:
-        raise LocalStackError(f"An emulator did not create {url}: {answer.text} {body}")
+    if not response.ok and response.status_code != _ALREADY_EXISTS:
+        raise LocalStackError(f"An emulator did not create {url}: {response.text} {body}")

@@ -1,4 +1,4 @@
-"""The local stack: starts everything in the right order, and stops it whatever happens."""
+"""Starts the local stack in the right order, and stops all of it whatever happens."""
 
 import os
 import shutil
@@ -24,14 +24,14 @@ from devtools.local_stack.log_echo import LogEcho
 from devtools.local_stack.processes import Child, Processes, free_port, is_answering
 from devtools.local_stack.programs import Programs, find_programs
 
-# As in the container.
+# The same command as in the container.
 SERVICE_COMMAND = (
     sys.executable, "-m", "gunicorn",
     "--config", "python:service.server.gunicorn_conf", "service.server.wsgi:build_app()",
 )  # fmt: skip
 _HEALTH_PATH = "/health/ready"
-# A pulled message whose lease runs out comes again, so the lease is longer than an answer may take;
-# not much longer, or one lost between the emulator and us would be away for that long.
+# A pulled message is redelivered when its lease ends, so the lease is longer than a response may
+# take. It is not much longer: a message that is lost on the way to Eventarc waits for its end.
 _LEASE_MARGIN_SECONDS = 20
 _LONGEST_LEASE_SECONDS = 600
 _SERVICE_READY_SECONDS = 180.0
@@ -45,25 +45,25 @@ _T = TypeVar("_T")
 class StackOptions:
     """What to start."""
 
-    #: The model that the service loads; None for the service's own default.
+    #: The model that the service loads. None means the service's default.
     model_path: Path | None = None
     project: str = "yolo-batch-local"
     bucket: str = "uploads"
-    #: Further settings of the service, by environment variable.
+    #: More settings of the service, as environment variables.
     service_environment: Mapping[str, str] = field(default_factory=dict)
-    #: Where logs and uploads go; None for a temporary directory, removed at the end.
+    #: The directory for logs and uploads. None means a temporary one, removed at the end.
     directory: Path | None = None
-    #: Requests that the local Eventarc sends at once. The service has eight threads more.
+    #: The number of requests in flight from the local Eventarc. The service has 8 more threads.
     concurrency: int = 32
-    #: False to deliver to `service_url`, which somebody else serves.
+    #: False if another process serves `service_url`.
     with_service: bool = True
     service_url: str | None = None
     service_command: Sequence[str] = SERVICE_COMMAND
-    #: False to leave the uploads' events to somebody else who pulls them.
+    #: False if another process pulls the events of the uploads.
     with_eventarc: bool = True
-    #: Delivery of uploads; None for the cloud's way with `concurrency`.
+    #: How uploads are delivered. None means as in the cloud, with `concurrency`.
     eventarc: EventarcOptions | None = None
-    #: Receives the lines of the service's log.
+    #: Called with each line of the service's log.
     echo: Callable[[str], None] | None = None
 
 
@@ -71,12 +71,12 @@ class Stack:
     """The running stack, as a context manager.
 
     Raises on entry:
-        MissingRequirementsError: something must be installed first.
-        StartError: a process did not start; everything that did is stopped again.
+        MissingRequirementsError: an emulator could not be downloaded.
+        StartError: a process did not start. All others have been stopped.
     """
 
     def __init__(self, options: StackOptions | None = None) -> None:
-        """Start nothing yet."""
+        """Choose the service's URL. Start nothing yet."""
         self.options = options or StackOptions()
         self.project = self.options.project
         self.bucket = self.options.bucket
@@ -92,7 +92,7 @@ class Stack:
         self._echo: LogEcho | None = None
 
     def __enter__(self) -> Self:
-        """Start everything; on a failure half-way, stop what was started."""
+        """Start everything. If a start fails, stop what was started."""
         try:
             self._start(find_programs())
         except BaseException:
@@ -111,22 +111,22 @@ class Stack:
 
     @property
     def directory(self) -> Path:
-        """Where logs (`logs/NAME.log`) and uploads are."""
+        """The directory of the logs (`logs/NAME.log`) and the uploads."""
         return _started(self._directory)
 
     @property
     def eventarc(self) -> Eventarc:
-        """The local Eventarc, which delivers uploads."""
+        """The local Eventarc, which delivers the uploads."""
         return _started(self._eventarc)
 
     def export_lines(self) -> list[str]:
-        """Return the environment as lines to paste into a shell."""
+        """Return the clients' environment as lines to paste into a shell."""
         return export_lines(self.environment)
 
     def service_environment(self, url: str) -> dict[str, str]:
-        """Return what a service needs to serve this stack at a URL of this machine."""
+        """Return the environment of a service that serves this stack at a URL of this machine."""
         own = {
-            "BIND_ADDRESS": "127.0.0.1",  # this machine's pictures are nobody else's
+            "BIND_ADDRESS": "127.0.0.1",  # not reachable from other machines
             "PORT": url.rpartition(":")[2],
             "ALLOWED_BUCKETS": self.bucket,
             "PYTHONUNBUFFERED": "1",
@@ -138,7 +138,7 @@ class Stack:
         }  # fmt: skip
 
     def raise_if_dead(self) -> None:
-        """Raise a StartError when any process has ended by itself, or what `echo` raised."""
+        """Raise a StartError if a process has ended by itself, or the error that `echo` raised."""
         _started(self._processes).raise_if_dead()
         if self._echo:
             self._echo.raise_if_broken()
@@ -146,30 +146,30 @@ class Stack:
     def start_service(self) -> None:
         """Start the service and wait until it is ready."""
         if self._service is not None:
-            raise LocalStackError("The service of this stack runs already.")
+            raise LocalStackError("The service of this stack is already running.")
         processes = _started(self._processes)
         service = processes.start(
             "service", self.options.service_command, self.service_environment(self.service_url)
         )
         self._service = service
         health_url = self.service_url + _HEALTH_PATH
-        # It answers when its model is loaded; one that fails to load ends the process.
+        # It responds when its model is loaded. If loading fails, the process ends.
         service.wait_until(lambda: is_answering(health_url), timeout_seconds=_SERVICE_READY_SECONDS)
 
     def stop_service(self) -> None:
-        """Stop the service as Cloud Run does: TERM, and ten seconds later KILL."""
+        """Stop the service as Cloud Run does: SIGTERM, and SIGKILL ten seconds later."""
         service, self._service = self._service, None
         if service is not None:
             _started(self._processes).stop(service, grace_seconds=_SERVICE_STOP_SECONDS)
 
     def kill_service(self) -> None:
-        """Kill the service without a warning."""
+        """Kill the service with SIGKILL."""
         service, self._service = self._service, None
         if service is not None:
             _started(self._processes).kill(service)
 
     def create_topics(self) -> None:
-        """Make topics and subscriptions; a restarted Pub/Sub emulator has forgotten them."""
+        """Create topics and subscriptions. A restarted Pub/Sub emulator has lost them."""
         lease = int(self._eventarc_options().answer_timeout_seconds) + _LEASE_MARGIN_SECONDS
         resources.create_topics(
             self._client_environment["PUBSUB_EMULATOR_HOST"],
@@ -215,7 +215,7 @@ class Stack:
         )
         pubsub_host = f"127.0.0.1:{pubsub_port}"
         self._client_environment["PUBSUB_EMULATOR_HOST"] = pubsub_host
-        # Before the Storage server: an event whose topic is missing is lost at once.
+        # Before fake-gcs-server starts: it drops an event whose topic does not exist.
         self.create_topics()
         storage = emulators.storage(
             programs, directory / "buckets",
@@ -265,5 +265,5 @@ class Stack:
 
 def _started(value: _T | None) -> _T:
     if value is None:
-        raise LocalStackError("This stack is not started.")
+        raise LocalStackError("This stack has not been started.")
     return value

@@ -1,4 +1,4 @@
-"""The local stack as its user meets it: the real tools, and a service that only records."""
+"""The local stack with the real tools, and with a service that only records requests."""
 
 import json
 import os
@@ -29,12 +29,12 @@ from devtools.local_stack.resources import UPLOADS_SUBSCRIPTION, UPLOADS_TOPIC, 
 from devtools.local_stack.stack import Stack, StackOptions
 from tests.fakes import PATIENCE_SECONDS, wait_until
 
-ANSWER_TIMEOUT_SECONDS = PATIENCE_SECONDS / 2  # a message that is lost comes again within patience
+ANSWER_TIMEOUT_SECONDS = PATIENCE_SECONDS / 2  # a lost message is redelivered in time
 CONCURRENCY = 8
-A_MOMENT = 0.5  # for what must not happen
+A_MOMENT = 0.5  # a wait for what must not happen
 TOOL_SECONDS = 300  # gcloud takes seconds to start, and far more on a busy machine
-ODD_NAMES = ["a b.jpg", "c#1.jpg", "d?e.jpg", "é 50%.jpg"]
-# A service that is ready at once, and a program that holds a stack with it until it is killed.
+UNUSUAL_NAMES = ["a b.jpg", "c#1.jpg", "d?e.jpg", "é 50%.jpg"]
+# A service that is ready at once, and a program that runs a stack with it until it is killed.
 TINY_SERVICE = """
 import os
 from flask import Flask
@@ -53,7 +53,7 @@ with Stack(StackOptions(service_command=[sys.executable, "-c", sys.argv[1]])) as
 
 @dataclass(frozen=True)
 class Received:
-    """One request that the service got."""
+    """A request to the service."""
 
     at: float
     headers: dict[str, str]
@@ -66,22 +66,22 @@ class Received:
 
 @dataclass
 class Recorder:
-    """A service that keeps what it gets, and answers as a test tells it."""
+    """A service that records its requests. A test chooses the responses."""
 
-    answer: Callable[[int], int] = lambda _: 204  # from the number of earlier requests
+    answer: Callable[[int], int] = lambda _: 204  # status, by earlier requests
     received: list[Received] = field(default_factory=list)
-    most_at_once: int = 0
+    most_in_flight: int = 0
     _running: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def handle(self) -> tuple[str, int]:
-        # Header names in lower case, as they mean the same in any.
+        # Header names are case-insensitive.
         headers = {name.lower(): value for name, value in request.headers}
         with self._lock:
             earlier = len(self.received)
             self.received.append(Received(time.monotonic(), headers, request.get_data()))
             self._running += 1
-            self.most_at_once = max(self.most_at_once, self._running)
+            self.most_in_flight = max(self.most_in_flight, self._running)
         try:
             return "", self.answer(earlier)
         finally:
@@ -90,18 +90,18 @@ class Recorder:
 
     @property
     def running(self) -> int:
-        """Requests that are not answered yet."""
+        """The number of requests in flight."""
         with self._lock:
             return self._running
 
     def reset(self) -> None:
         self.answer = lambda _: 204
         self.received.clear()
-        self.most_at_once = 0
+        self.most_in_flight = 0
 
     def wait_for(self, count: int) -> list[Received]:
-        """Wait for so many requests, and a moment more for one too many."""
-        wait_until(lambda: len(self.received) >= count, f"fewer than {count} requests came")
+        """Wait for a number of requests, and a moment longer for one too many."""
+        wait_until(lambda: len(self.received) >= count, f"there are fewer than {count} requests")
         time.sleep(A_MOMENT)
         assert len(self.received) == count, [item.body for item in self.received]
         return self.received
@@ -112,7 +112,7 @@ class Recorder:
 
 @contextmanager
 def recording() -> Iterator[tuple[Recorder, str]]:
-    """Serve a recorder; its url."""
+    """Serve a recorder. Yields the recorder and its URL."""
     recorder = Recorder()
     app = Flask("recorder")
     app.add_url_rule("/", view_func=recorder.handle, methods=["POST"])
@@ -135,7 +135,7 @@ def service() -> Iterator[tuple[Recorder, str]]:
 
 @pytest.fixture(scope="module")
 def stack(service: tuple[Recorder, str]) -> Iterator[Stack]:
-    """Shadows the session's stack, so that its environment is this one's."""
+    """Replaces the session's stack: its environment is the one that tests get."""
     options = StackOptions(
         with_service=False,
         service_url=service[1],
@@ -152,27 +152,27 @@ def recorder(service: tuple[Recorder, str], stack: Stack) -> Iterator[Recorder]:
     service[0].reset()
     yield service[0]
     service[0].reset()
-    wait_until(lambda: is_at_rest(stack.eventarc), "deliveries do not end")
+    wait_until(lambda: is_idle(stack.eventarc), "a delivery is still in flight")
 
 
-def is_at_rest(eventarc: Eventarc) -> bool:
-    """Whether each request that it sent is answered, and counted as that."""
+def is_idle(eventarc: Eventarc) -> bool:
+    """Return whether each request that was sent has ended, and is counted."""
     counters = eventarc.counters
     return counters.delivered == counters.acked + counters.nacked
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """Some files with odd names, beside a folder that has a folder."""
+    """Files with unusual names, beside a folder with a folder in it."""
     (tmp_path / "shots" / "inner").mkdir(parents=True)
-    for name in [*ODD_NAMES, "shots/one.jpg", "shots/inner/two.jpg"]:
+    for name in [*UNUSUAL_NAMES, "shots/one.jpg", "shots/inner/two.jpg"]:
         (tmp_path / name).write_bytes(name.encode())
     return tmp_path
 
 
 @pytest.fixture
 def run(files: Path, stack: Stack) -> Callable[[str], str]:
-    """Run a line in a shell where the stack's environment was pasted."""
+    """Run a line in a shell that has the stack's environment."""
 
     def run_line(line: str) -> str:
         tool = line.split()[0]
@@ -190,7 +190,7 @@ def run(files: Path, stack: Stack) -> Callable[[str], str]:
 
 
 def put(stack: Stack, name: str) -> int:
-    """Upload with the client, as it finds the stack by its environment; return the generation."""
+    """Upload with the client, which the environment points to the stack. Return the generation."""
     blob = storage.Client().bucket(stack.bucket).blob(name)
     blob.upload_from_string(b"jpeg", content_type="image/jpeg", timeout=PATIENCE_SECONDS)
     return int(blob.generation)
@@ -202,7 +202,7 @@ def generation(stack: Stack, name: str) -> str:
     return str(blob.generation)
 
 
-def test_gcloud_cp_one_file_becomes_one_cloud_event(
+def test_gcloud_cp_becomes_one_cloud_event(
     recorder: Recorder, stack: Stack, run: Callable[[str], str]
 ) -> None:
     run("gcloud storage cp shots/one.jpg gs://uploads/in/one.jpg")
@@ -219,9 +219,9 @@ def test_gcloud_cp_one_file_becomes_one_cloud_event(
     assert event.headers["ce-id"].isdecimal()
 
 
-def test_gcloud_cp_glob_with_odd_names(recorder: Recorder, run: Callable[[str], str]) -> None:
+def test_gcloud_cp_glob_with_unusual_names(recorder: Recorder, run: Callable[[str], str]) -> None:
     run("gcloud storage cp *.jpg gs://uploads/glob/")
-    assert recorder.names(4) == sorted(f"glob/{name}" for name in ODD_NAMES)
+    assert recorder.names(4) == sorted(f"glob/{name}" for name in UNUSUAL_NAMES)
 
 
 def test_gcloud_cp_recursive_to_a_prefix_and_rm(
@@ -234,9 +234,9 @@ def test_gcloud_cp_recursive_to_a_prefix_and_rm(
     assert "prefix" not in run("gcloud storage ls gs://uploads/")
 
 
-def test_gsutil_cp_with_odd_names_and_rm(recorder: Recorder, run: Callable[[str], str]) -> None:
+def test_gsutil_cp_with_unusual_names_and_rm(recorder: Recorder, run: Callable[[str], str]) -> None:
     run("gsutil cp *.jpg gs://uploads/gsutil/")
-    assert recorder.names(4) == sorted(f"gsutil/{name}" for name in ODD_NAMES)
+    assert recorder.names(4) == sorted(f"gsutil/{name}" for name in UNUSUAL_NAMES)
     run("gsutil rm 'gs://uploads/gsutil/a b.jpg'")
 
 
@@ -258,19 +258,17 @@ def test_cp_of_a_folder_to_a_slash_keeps_its_name(
 
 
 @pytest.mark.parametrize("tool", ["gcloud storage", "gsutil"])
-def test_resumable_upload_goes_on_by_the_proxy(
+def test_resumable_upload_continues_at_the_proxy(
     tool: str, recorder: Recorder, files: Path, run: Callable[[str], str]
 ) -> None:
-    (files / "big.jpg").write_bytes(os.urandom(9 * 2**20))  # both resume from 8 MiB on
+    (files / "big.jpg").write_bytes(os.urandom(9 * 2**20))  # resumable from 8 MiB
     run(f"{tool} cp big.jpg gs://uploads/big/")
     assert recorder.names(1) == ["big/big.jpg"]
     run(f"{tool} cp gs://uploads/big/big.jpg back.jpg")
     assert (files / "back.jpg").read_bytes() == (files / "big.jpg").read_bytes()
 
 
-def test_failing_service_gets_the_event_again_with_back_off(
-    recorder: Recorder, stack: Stack
-) -> None:
+def test_rejected_event_is_redelivered_with_back_off(recorder: Recorder, stack: Stack) -> None:
     before = stack.eventarc.counters
     recorder.answer = lambda earlier: 503 if earlier < 2 else 204
     put(stack, "again.jpg")
@@ -278,25 +276,27 @@ def test_failing_service_gets_the_event_again_with_back_off(
     assert first.headers["ce-id"] == second.headers["ce-id"] == third.headers["ce-id"]
     assert second.at - first.at > 0.9
     assert third.at - second.at > 1.9
-    wait_until(lambda: stack.eventarc.counters.acked > before.acked, "it is not acknowledged")
+    wait_until(
+        lambda: stack.eventarc.counters.acked > before.acked, "the event is not acknowledged"
+    )
     after = stack.eventarc.counters
     assert after.delivered - before.delivered == 3
     assert after.nacked - before.nacked == 2
     assert after.acked - before.acked == 1
 
 
-def test_answer_after_the_deadline_means_a_second_delivery(stack: Stack) -> None:
-    """On a busy machine the second one may be late too; what counts is that it comes, and when.
+def test_late_response_means_a_second_delivery(stack: Stack) -> None:
+    """On a busy machine the second delivery may be late too. It counts that it comes, and when.
 
-    To a recorder of its own: what was given up may be handled when the test is over.
+    It has a recorder of its own: a delivery that timed out may be handled after the test.
     """
-    came_again = threading.Event()
+    was_redelivered = threading.Event()
 
     def late_once(earlier: int) -> int:
         if earlier:
-            came_again.set()
+            was_redelivered.set()
         else:
-            came_again.wait(PATIENCE_SECONDS)
+            was_redelivered.wait(PATIENCE_SECONDS)
         return 204
 
     host = stack.environment["PUBSUB_EMULATOR_HOST"]
@@ -309,9 +309,9 @@ def test_answer_after_the_deadline_means_a_second_delivery(stack: Stack) -> None
         try:
             began = time.monotonic()
             publish_finalized(host, "late")
-            wait_until(lambda: eventarc.counters.acked == 1, "it is not acknowledged")
+            wait_until(lambda: eventarc.counters.acked == 1, "the event is not acknowledged")
         finally:
-            came_again.set()
+            was_redelivered.set()
             eventarc.stop()
     first, second = recorder.received[:2]
     assert first.headers["ce-id"] == second.headers["ce-id"]
@@ -319,7 +319,7 @@ def test_answer_after_the_deadline_means_a_second_delivery(stack: Stack) -> None
 
 
 def publish_finalized(host: str, project: str) -> None:
-    """Publish what Cloud Storage does after an upload, to the emulator at a host and port."""
+    """Publish a notification to an emulator (`host:port`), as Cloud Storage does for an upload."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PUBSUB_EMULATOR_HOST", host)
         publisher = pubsub_v1.PublisherClient()
@@ -330,7 +330,7 @@ def publish_finalized(host: str, project: str) -> None:
         ).result(PATIENCE_SECONDS)  # fmt: skip
 
 
-def test_as_many_requests_at_once_as_the_concurrency(recorder: Recorder, stack: Stack) -> None:
+def test_requests_in_flight_reach_the_concurrency(recorder: Recorder, stack: Stack) -> None:
     may_end = threading.Event()
 
     def wait_and_accept(_: int) -> int:
@@ -341,12 +341,12 @@ def test_as_many_requests_at_once_as_the_concurrency(recorder: Recorder, stack: 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda number: put(stack, f"many/{number}.jpg"), range(20)))
     try:
-        wait_until(lambda: recorder.running == CONCURRENCY, "fewer are sent at once")
+        wait_until(lambda: recorder.running == CONCURRENCY, "fewer requests are in flight")
         time.sleep(A_MOMENT)
     finally:
         may_end.set()
     assert recorder.names(20) == sorted(f"many/{number}.jpg" for number in range(20))
-    assert recorder.most_at_once == CONCURRENCY
+    assert recorder.most_in_flight == CONCURRENCY
 
 
 def test_job_published_with_gcloud_is_pushed(recorder: Recorder, run: Callable[[str], str]) -> None:
@@ -388,24 +388,27 @@ def test_eventarc_survives_a_restart_of_the_emulator(
         with ExitStack() as cleanup:
             eventarc = Eventarc(host, subscription, service[1]).start()
             cleanup.callback(eventarc.stop)
-            wait_until(lambda: "Pub/Sub does not deliver, trying on" in caplog.text, "not noticed")
+            wait_until(
+                lambda: "Pub/Sub is unavailable, retrying" in caplog.text,
+                "the outage is not logged",
+            )
             run_emulator()
             processes.stop(*processes.children, grace_seconds=5)
             run_emulator()
             publish_finalized(host, "restart")
             (event,) = recorder.wait_for(1)
     assert event.headers["ce-subject"] == "objects/o"
-    assert "Pub/Sub delivers again" in caplog.text
+    assert "Pub/Sub is available again" in caplog.text
 
 
-def test_emulators_go_to_another_port_when_theirs_is_taken(tmp_path: Path) -> None:
+def test_emulators_use_another_port_if_theirs_is_taken(tmp_path: Path) -> None:
     programs = find_programs()
     storage_server = emulators.storage(
         programs, tmp_path / "buckets", pubsub_host="127.0.0.1:9", project="p", topic="uploads"
     )
     started = [emulators.pubsub(programs, tmp_path), emulators.firestore(programs), storage_server]
-    with socket.create_server(("127.0.0.1", 0)) as stranger, Processes(tmp_path) as processes:
-        taken = stranger.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as other_program, Processes(tmp_path) as processes:
+        taken = other_program.getsockname()[1]
         choices = iter([taken] * len(started))
         ports = emulators.start(
             processes, started, choose_port=lambda: next(choices, None) or free_port()
@@ -414,7 +417,7 @@ def test_emulators_go_to_another_port_when_theirs_is_taken(tmp_path: Path) -> No
         assert len(processes.children) == len(started)
 
 
-def test_service_that_cannot_start_is_told_with_its_log(tmp_path: Path) -> None:
+def test_failed_start_of_the_service_shows_its_log(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "print('no such model'); raise SystemExit(3)"]
     stack = Stack(StackOptions(directory=tmp_path, service_command=command))
     with pytest.raises(StartError, match=r"service ended with exit code 3.*\n  \| no such model"):
@@ -431,7 +434,7 @@ def test_killed_stack_leaves_nothing_behind() -> None:
         children = psutil.Process(holder.pid).children()
         assert len(children) == 5  # the reaper, two in Java, Storage and the service
         holder.kill()
-    wait_until(lambda: not any(map(is_running, children)), "something is left behind")
+    wait_until(lambda: not any(map(is_running, children)), "a process still runs")
     assert not directory.exists()
 
 

@@ -1,4 +1,4 @@
-"""The environment that `yolo-batch-dev up` prints."""
+"""The environment variables that `yolo-batch-dev up` prints."""
 
 import configparser
 import subprocess
@@ -30,7 +30,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_proxy")
-def test_clients_get_the_emulators_and_nothing_else() -> None:
+def test_clients_get_the_emulators_only() -> None:
     assert clients() == {
         "GOOGLE_CLOUD_PROJECT": "p1",
         "PUBSUB_EMULATOR_HOST": "127.0.0.1:1",
@@ -40,7 +40,7 @@ def test_clients_get_the_emulators_and_nothing_else() -> None:
 
 
 @pytest.mark.usefixtures("no_proxy")
-def test_behind_a_proxy_loopback_is_exempt_beside_what_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loopback_is_added_to_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
     monkeypatch.setenv("NO_PROXY", ".example")
     assert clients()["NO_PROXY"] == ".example,127.0.0.1,localhost"
@@ -54,25 +54,25 @@ def tools(directory: Path) -> dict[str, str]:
     )  # fmt: skip
 
 
-def test_gsutil_verifies_the_proxy_by_its_own_ca(tmp_path: Path) -> None:
+def test_gsutil_verifies_the_proxy_by_its_ca(tmp_path: Path) -> None:
     environment = tools(tmp_path)
     boto = configparser.ConfigParser()
     boto.read(environment["BOTO_CONFIG"])
     assert boto["Credentials"]["gs_json_port"] == "5"
     assert boto["Boto"]["https_validate_certificates"] == "True"
     assert boto["Boto"]["ca_certificates_file"] == str(tmp_path / "ca.pem")
-    # The SDK's gsutil prefers this one, wherever it comes from.
+    # The SDK's gsutil prefers this setting to the file.
     assert environment["CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE"] == str(tmp_path / "ca.pem")
 
 
-def test_gcloud_keeps_away_from_the_users_configuration(tmp_path: Path) -> None:
+def test_gcloud_ignores_the_users_configuration(tmp_path: Path) -> None:
     environment = tools(tmp_path)
     assert environment["CLOUDSDK_CONFIG"] == str(tmp_path / "gcloud")
     assert environment["CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE"] == "http://127.0.0.1:4/"
     assert environment["CLOUDSDK_API_ENDPOINT_OVERRIDES_PUBSUB"] == "http://127.0.0.1:1/"
 
 
-def test_export_lines_survive_the_shell() -> None:
+def test_export_lines_are_quoted_for_the_shell() -> None:
     lines = export_lines({"ONE": "it's $HOME", "TWO": "a b"})
     script = "\n".join([*lines, 'printf "%s|%s" "$ONE" "$TWO"'])
     shell = subprocess.run(

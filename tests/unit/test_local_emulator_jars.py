@@ -1,4 +1,4 @@
-"""Downloads of the emulators: real processes, each with a real server on this machine."""
+"""Downloads of the emulators, by real processes from a real server on this machine."""
 
 import hashlib
 import json
@@ -35,11 +35,11 @@ except MissingRequirementsError as exc:
 
 @dataclass
 class Mirror:
-    """A server of one file, which a test can slow down or make faulty."""
+    """A server with one file. A test can slow it down or make it faulty."""
 
     content: bytes = field(default=CONTENT, repr=False)
     status: int = 200
-    cut_after_bytes: int | None = None  # then the connection closes
+    cut_after_bytes: int | None = None  # then the server closes the connection
     supports_ranges: bool = True
     seconds: float = 0.0  # of one whole download
     ranges: list[str | None] = field(default_factory=list)  # one for each request
@@ -83,7 +83,7 @@ def mirror() -> Iterator[Mirror]:
 
 @dataclass(frozen=True)
 class Machine:
-    """Downloads into a cache of the test's own."""
+    """Starts downloads into a cache of the test's own."""
 
     cache: Path
     url: str
@@ -161,7 +161,7 @@ def test_wrong_checksum_keeps_nothing(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("change", [CONTENT + b"more", b"<html>Log in to the Wi-Fi</html>" * 30])
-def test_wrong_size_is_no_emulator(machine: Machine, mirror: Mirror, change: bytes) -> None:
+def test_wrong_size_is_rejected(machine: Machine, mirror: Mirror, change: bytes) -> None:
     mirror.content = change
     done = machine.download()
     assert done.returncode == 1
@@ -244,7 +244,7 @@ def test_terminal_shows_a_bar(machine: Machine, mirror: Mirror) -> None:
         try:
             while block := os.read(terminal, 4096):
                 shown += block
-        except OSError:  # Linux reports the end of a terminal so
+        except OSError:  # the end of a terminal, on Linux
             pass
     os.close(terminal)
     assert run.returncode == 0

@@ -1,4 +1,4 @@
-"""What the Eventarc stand-in makes of a bucket's notification."""
+"""The fake Eventarc: CloudEvents from a bucket's notifications."""
 
 import json
 from datetime import UTC, datetime
@@ -60,13 +60,13 @@ def test_finalize_becomes_a_binary_mode_cloud_event() -> None:
     ],
 )
 def test_subject_is_percent_encoded_as_a_header(name: str, subject: str) -> None:
-    made = event(objectId=name)
-    assert made and made.headers["ce-subject"] == subject
+    delivery = event(objectId=name)
+    assert delivery and delivery.headers["ce-subject"] == subject
 
 
-def test_time_missing_is_the_publish_time() -> None:
-    made = event(eventTime="")
-    assert made and made.headers["ce-time"] == "2026-09-24T11:12:12.500000Z"
+def test_missing_event_time_becomes_the_publish_time() -> None:
+    delivery = event(eventTime="")
+    assert delivery and delivery.headers["ce-time"] == "2026-09-24T11:12:12.500000Z"
 
 
 @pytest.mark.parametrize(
@@ -77,11 +77,11 @@ def test_time_missing_is_the_publish_time() -> None:
         pytest.param({"objectId": ""}, id="no-object"),
     ],
 )
-def test_other_messages_are_no_events(changes: dict[str, str]) -> None:
+def test_other_messages_become_no_event(changes: dict[str, str]) -> None:
     assert event(**changes) is None
 
 
-def test_other_message_is_wrapped_as_pubsub_pushes_it() -> None:
+def test_job_is_wrapped_as_pubsub_pushes_it() -> None:
     message = PubsubMessage(
         data=b'{"uri": "gs://uploads/cat.jpg"}', message_id="7", publish_time=PUBLISHED
     )

@@ -1,4 +1,4 @@
-"""What the proxy changes between the tools and fake-gcs-server, and what it passes on."""
+"""The proxy before fake-gcs-server: what it changes, and what it passes on unchanged."""
 
 import gzip
 import threading
@@ -13,24 +13,24 @@ import requests
 from devtools.local_stack.gcs_proxy import GcsProxy
 from tests.fakes import PATIENCE_SECONDS
 
-BIG = bytes(range(256)) * 8192  # 2 MiB, some of the proxy's blocks
+BIG = bytes(range(256)) * 8192  # 2 MiB, several of the proxy's blocks
 
 
 class Upstream(BaseHTTPRequestHandler):
-    """Answers as fake-gcs-server does where it matters, and echoes uploads."""
+    """Responds like fake-gcs-server where it matters, and echoes uploads."""
 
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         if self.path == "/storage/v1/b/uploads":
-            self.answer(200, b'{"name": "uploads", "location": "US-CENTRAL1"}')
+            self.respond(200, b'{"name": "uploads", "location": "US-CENTRAL1"}')
         elif self.path == "/download/big":
-            self.answer(200, gzip.compress(BIG), **{"content-encoding": "gzip"})
+            self.respond(200, gzip.compress(BIG), **{"content-encoding": "gzip"})
         else:
-            self.answer(404, b"Not Found")
+            self.respond(404, b"Not Found")
 
     def do_DELETE(self) -> None:
-        self.answer(404 if "none" in self.path else 200, b"null")
+        self.respond(404 if "none" in self.path else 200, b"null")
 
     def do_POST(self) -> None:
         if "chunked" in self.headers.get("transfer-encoding", ""):
@@ -42,9 +42,9 @@ class Upstream(BaseHTTPRequestHandler):
         else:
             body = self.rfile.read(int(self.headers["content-length"]))
         host = self.headers["host"]
-        self.answer(200, body, location=f"http://{host}/upload?id=1", path=self.path)
+        self.respond(200, body, location=f"http://{host}/upload?id=1", path=self.path)
 
-    def answer(self, status: int, body: bytes, **headers: str) -> None:
+    def respond(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)
         for name, value in {**headers, "content-length": str(len(body))}.items():
             self.send_header(name, value)
@@ -75,10 +75,10 @@ def session() -> Iterator[requests.Session]:
         yield new
 
 
-def test_storage_layout_is_answered(proxy: GcsProxy, session: requests.Session) -> None:
+def test_storage_layout_is_served(proxy: GcsProxy, session: requests.Session) -> None:
     url = proxy.http_url + "storage/v1/b/uploads/storageLayout?alt=json"
-    answer = session.get(url, timeout=PATIENCE_SECONDS)
-    assert answer.json() == {
+    response = session.get(url, timeout=PATIENCE_SECONDS)
+    assert response.json() == {
         "kind": "storage#storageLayout",
         "bucket": "uploads",
         "location": "US-CENTRAL1",
@@ -90,20 +90,20 @@ def test_storage_layout_is_answered(proxy: GcsProxy, session: requests.Session) 
 def test_storage_layout_of_a_missing_bucket_is_404(
     proxy: GcsProxy, session: requests.Session
 ) -> None:
-    answer = session.get(
+    response = session.get(
         proxy.http_url + "storage/v1/b/none/storageLayout", timeout=PATIENCE_SECONDS
     )
-    assert answer.status_code == 404
+    assert response.status_code == 404
 
 
 def test_delete_has_no_content(proxy: GcsProxy, session: requests.Session) -> None:
-    answer = session.delete(
+    response = session.delete(
         proxy.http_url + "storage/v1/b/uploads/o/a%2Fb.jpg", timeout=PATIENCE_SECONDS
     )
-    assert (answer.status_code, answer.content) == (204, b"")
+    assert (response.status_code, response.content) == (204, b"")
 
 
-def test_delete_of_what_is_not_there_is_404(proxy: GcsProxy, session: requests.Session) -> None:
+def test_delete_of_a_missing_object_is_404(proxy: GcsProxy, session: requests.Session) -> None:
     assert (
         session.delete(
             proxy.http_url + "storage/v1/b/u/o/none", timeout=PATIENCE_SECONDS
@@ -112,13 +112,13 @@ def test_delete_of_what_is_not_there_is_404(proxy: GcsProxy, session: requests.S
     )
 
 
-def test_upload_is_passed_on_and_continues_here(proxy: GcsProxy, session: requests.Session) -> None:
-    answer = session.post(
+def test_upload_continues_at_the_proxy(proxy: GcsProxy, session: requests.Session) -> None:
+    response = session.post(
         proxy.http_url + "upload/a%2Fb%20%C3%A9?x=1", data=BIG, timeout=PATIENCE_SECONDS
     )
-    assert answer.content == BIG
-    assert answer.headers["path"] == "/upload/a%2Fb%20%C3%A9?x=1"
-    assert answer.headers["location"] == proxy.http_url + "upload?id=1"
+    assert response.content == BIG
+    assert response.headers["path"] == "/upload/a%2Fb%20%C3%A9?x=1"
+    assert response.headers["location"] == proxy.http_url + "upload?id=1"
 
 
 def test_chunked_upload_is_passed_on(proxy: GcsProxy, session: requests.Session) -> None:
@@ -128,18 +128,20 @@ def test_chunked_upload_is_passed_on(proxy: GcsProxy, session: requests.Session)
     )
 
 
-def test_download_is_passed_on_as_it_is(proxy: GcsProxy, session: requests.Session) -> None:
-    answer = session.get(proxy.http_url + "download/big", timeout=PATIENCE_SECONDS)
-    assert answer.headers["content-encoding"] == "gzip"
-    assert answer.content == BIG
+def test_download_is_passed_on_unchanged(proxy: GcsProxy, session: requests.Session) -> None:
+    response = session.get(proxy.http_url + "download/big", timeout=PATIENCE_SECONDS)
+    assert response.headers["content-encoding"] == "gzip"
+    assert response.content == BIG
 
 
-def test_https_is_verified_by_the_written_ca(proxy: GcsProxy, session: requests.Session) -> None:
+def test_https_certificate_is_signed_by_the_written_ca(
+    proxy: GcsProxy, session: requests.Session
+) -> None:
     url = f"https://127.0.0.1:{proxy.https_port}/"
-    answer = session.post(
+    response = session.post(
         url + "upload", data=b"x", timeout=PATIENCE_SECONDS, verify=str(proxy.ca_file)
     )
-    assert answer.headers["location"] == url + "upload?id=1"
+    assert response.headers["location"] == url + "upload?id=1"
     with pytest.raises(requests.exceptions.SSLError):
         session.get(url, timeout=PATIENCE_SECONDS)
 

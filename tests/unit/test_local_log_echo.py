@@ -1,4 +1,4 @@
-"""A growing log, copied line by line."""
+"""A log file is passed on line by line."""
 
 import threading
 from pathlib import Path
@@ -9,7 +9,7 @@ from devtools.local_stack.log_echo import LogEcho
 from tests.fakes import PATIENCE_SECONDS
 
 
-def test_echo_copies_what_is_written_after_its_start(tmp_path: Path) -> None:
+def test_echo_passes_lines_written_after_its_start(tmp_path: Path) -> None:
     path, lines = tmp_path / "service.log", list[str]()
     path.write_text("old\n")
     echo = LogEcho(path, lines.append)
@@ -19,24 +19,24 @@ def test_echo_copies_what_is_written_after_its_start(tmp_path: Path) -> None:
     assert lines == ["one", "two é", "unfin"]
 
 
-def test_echo_that_nobody_reads_says_so(tmp_path: Path) -> None:
+def test_closed_pipe_is_raised(tmp_path: Path) -> None:
     path = tmp_path / "service.log"
-    taken = threading.Event()
+    was_called = threading.Event()
 
-    def refuse(line: str) -> None:
-        taken.set()
+    def closed_pipe(line: str) -> None:
+        was_called.set()
         raise BrokenPipeError
 
-    echo = LogEcho(path, refuse)
+    echo = LogEcho(path, closed_pipe)
     echo.raise_if_broken()
     path.write_text("one\n")
-    assert taken.wait(PATIENCE_SECONDS)
+    assert was_called.wait(PATIENCE_SECONDS)
     echo.stop()
     with pytest.raises(BrokenPipeError):
         echo.raise_if_broken()
 
 
-def test_echo_waits_for_a_file_to_come(tmp_path: Path) -> None:
+def test_echo_waits_for_the_file(tmp_path: Path) -> None:
     path, lines = tmp_path / "service.log", list[str]()
     echo = LogEcho(path, lines.append)
     path.write_text("one\n")

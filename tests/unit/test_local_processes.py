@@ -1,4 +1,4 @@
-"""Children that are started, watched and stopped, and never outlive their starter."""
+"""Child processes: start, readiness, stop, and that they never outlive their parent."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from devtools.local_stack.errors import StartError
 from devtools.local_stack.processes import Child, Processes, free_port
 from tests.fakes import PATIENCE_SECONDS, wait_until
 
-LONG = 10 * PATIENCE_SECONDS  # nothing ends by itself while a test looks
+LONG = 10 * PATIENCE_SECONDS  # nothing ends by itself during a test
 SLEEP = [sys.executable, "-c", f"import time; print('here', flush=True); time.sleep({LONG})"]
 STUBBORN = [
     sys.executable,
@@ -29,8 +29,8 @@ PARENT = [
     "import subprocess, time;"
     f"print(subprocess.Popen(['sleep', '{LONG:g}']).pid, 'here', flush=True); time.sleep({LONG})",
 ]
-# A holder of two children, one with a child of its own in its group, that is then killed.
-HOLDER = f"""
+# A program with two children. One child has a child of its own in its process group.
+PROGRAM = f"""
 import sys, time
 from pathlib import Path
 from devtools.local_stack.processes import Processes
@@ -66,25 +66,25 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_stop_ends_the_child_with_term(processes: Processes) -> None:
+def test_stop_sends_sigterm(processes: Processes) -> None:
     child = start(processes, SLEEP)
     processes.stop(child, grace_seconds=PATIENCE_SECONDS)
     assert child.process.returncode == -signal.SIGTERM
 
 
-def test_stop_kills_the_child_that_ignores_term(processes: Processes) -> None:
+def test_stop_kills_a_child_that_ignores_sigterm(processes: Processes) -> None:
     child = start(processes, STUBBORN)
     processes.stop(child, grace_seconds=0.2)
     assert child.process.wait(PATIENCE_SECONDS) == -signal.SIGKILL
 
 
-def test_end_before_ready_tells_code_and_log(processes: Processes) -> None:
+def test_early_end_reports_exit_code_and_log(processes: Processes) -> None:
     child = processes.start("child", [sys.executable, "-c", "print('no model'); exit(3)"], {})
     with pytest.raises(StartError, match=r"child ended with exit code 3\. .*\n  \| no model"):
         child.wait_until(lambda: False, timeout_seconds=PATIENCE_SECONDS)
 
 
-def test_never_ready_tells_log(processes: Processes) -> None:
+def test_timeout_reports_the_log(processes: Processes) -> None:
     child = start(processes, SLEEP)
     with pytest.raises(StartError, match=r"child was not ready after 0\.1 s.*\n  \| here"):
         child.wait_until(lambda: False, timeout_seconds=0.1)
@@ -95,7 +95,7 @@ def test_unknown_program_is_a_start_error(processes: Processes) -> None:
         processes.start("child", ["./no-such-program"], {})
 
 
-def test_death_later_is_noticed(processes: Processes) -> None:
+def test_crash_is_reported(processes: Processes) -> None:
     child = start(processes, SLEEP)
     processes.raise_if_dead()
     os.killpg(child.process.pid, signal.SIGKILL)
@@ -104,7 +104,7 @@ def test_death_later_is_noticed(processes: Processes) -> None:
         processes.raise_if_dead()
 
 
-def test_second_run_reads_its_own_part_of_the_log(processes: Processes, tmp_path: Path) -> None:
+def test_second_run_reads_only_its_own_log(processes: Processes, tmp_path: Path) -> None:
     processes.kill(start(processes, SLEEP))
     child = processes.start("child", [sys.executable, "-c", "print('again')"], {})
     child.process.wait(PATIENCE_SECONDS)
@@ -112,18 +112,18 @@ def test_second_run_reads_its_own_part_of_the_log(processes: Processes, tmp_path
     assert (tmp_path / "child.log").read_text() == "here\nagain\n"
 
 
-def test_killed_holder_leaves_neither_processes_nor_directory(tmp_path: Path) -> None:
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True
+def test_killed_program_leaves_no_process_and_no_directory(tmp_path: Path) -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, tmp_path], stdout=subprocess.PIPE, text=True
     )
-    with holder:
-        assert holder.stdout
-        pids = [int(word) for word in holder.stdout.readline().split()]
+    with program:
+        assert program.stdout
+        pids = [int(word) for word in program.stdout.readline().split()]
         assert len(pids) == 3
         assert all(is_running(pid) for pid in pids)
-        holder.kill()
-    wait_until(lambda: not any(map(is_running, pids)), "something is left behind")
-    wait_until(lambda: not (tmp_path / "scratch").exists(), "the directory is left behind")
+        program.kill()
+    wait_until(lambda: not any(map(is_running, pids)), "a process still runs")
+    wait_until(lambda: not (tmp_path / "scratch").exists(), "the directory still exists")
 
 
 def test_free_port_is_free_on_loopback() -> None:
