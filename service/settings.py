@@ -257,21 +257,3 @@ class Settings:
     def server_threads(self) -> int:
         """One thread for each image in flight, and 8 more for 429 responses and health probes."""
         return self.max_in_flight + 8
-
-
-def table() -> list[tuple[str, str, str]]:
-    """Return the rows of the table of settings: variable, default, description."""
-    return [
-        (spec.name.upper(), _format_default(spec.default), spec.metadata["help"])
-        for spec in fields(Settings)
-    ]
-
-
-def _format_default(default: Any) -> str:
-    if default is None or default == ():
-        return "unset"
-    if default == BUNDLED_MODEL:
-        return "the bundled demo model"
-    if isinstance(default, bool):
-        return f"`{str(default).lower()}`"
-    return f"`{default}`"

@@ -222,7 +222,7 @@ variable "results_ttl_days" {
 }
 
 variable "settings" {
-  description = "More settings of the service, for example {MIN_CONFIDENCE = \"0.4\"}. README.md lists them."
+  description = "More settings of the service, for example {MIN_CONFIDENCE = \"0.4\"}. docs/reference/settings.md lists them."
   type        = map(string)
   default     = {}
   nullable    = false

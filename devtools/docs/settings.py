@@ -59,6 +59,11 @@ def render() -> str:
     return "\n\n".join(parts)
 
 
+def defaults() -> dict[str, str]:
+    """Return each variable's default as the pages write it."""
+    return {spec.name.upper(): _default(spec.default) for spec in fields(Settings)}
+
+
 def allowed(parse: Callable[[str], Any]) -> str:
     """Return what a setting's parser accepts, in the words of its own error message."""
     demands: list[str] = []

@@ -26,7 +26,9 @@ PAGES = [
 ]
 # Programs that a machine may lack: `make test` does not install them.
 OPTIONAL = ("gcloud", "gsutil", "jq")
-MAX_SECONDS = 180  # of all blocks together
+# Of all blocks together. On two cores with nothing beside them they take three minutes at most. Here
+# other tests may run at the same time.
+MAX_SECONDS = 360
 
 _BLOCK = re.compile(r"^( *)<!-- run -->\n\1```sh\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 # On one line with the block's first, so that bash counts lines as the block does.
@@ -109,7 +111,7 @@ def test_blocks_of_a_page_run(
     _seconds[page] = time.monotonic() - started
 
 
-def test_all_blocks_take_three_minutes_at_most() -> None:
+def test_all_blocks_together_end_in_time() -> None:
     slowest = sorted(_seconds.items(), key=lambda item: -item[1])
     assert sum(_seconds.values()) <= MAX_SECONDS, slowest
 

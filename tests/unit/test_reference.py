@@ -78,6 +78,21 @@ def test_allowed_values_are_those_of_the_parser(name: str, allowed: str) -> None
     assert settings.allowed(parse) == allowed
 
 
+def test_default_is_written_as_a_person_reads_it() -> None:
+    defaults = settings.defaults()
+    assert defaults["PORT"] == "`8080`"
+    assert defaults["REDUCED_DECODE"] == "`true`"
+    assert defaults["ALLOWED_BUCKETS"] == "unset"
+    assert defaults["MODEL_PATH"] == "the bundled demo model"
+
+
+def test_readme_shows_eight_settings_with_their_defaults() -> None:
+    readme = (REFERENCE.parents[1] / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([A-Z_]+)` \| (.+?) \|", readme, re.MULTILINE))
+    assert len(rows) == 8
+    assert rows.items() <= settings.defaults().items()
+
+
 def test_setting_without_a_group_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "GROUPS", {"Server": ("port",)})
     with pytest.raises(ValueError, match="log_level"):

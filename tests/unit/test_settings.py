@@ -1,6 +1,5 @@
-"""Settings from the environment: defaults, what is refused, and what the README says of them."""
+"""Settings from the environment: defaults, and what is refused."""
 
-import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,7 @@ from typing import Any
 import pytest
 
 from service.errors import SettingsError
-from service.settings import BUNDLED_MODEL, Settings, table
-
-README = Path(__file__).parents[2] / "README.md"
+from service.settings import BUNDLED_MODEL, Settings
 
 DEFAULTS: dict[str, Any] = {
     "bind_address": "0.0.0.0",
@@ -165,23 +162,6 @@ def test_default_graceful_timeout_ends_before_the_kill() -> None:
 @pytest.mark.parametrize("max_in_flight", [2, 32, 1000])
 def test_threads_remain_for_429_and_probes_without_a_free_slot(max_in_flight: int) -> None:
     assert Settings(max_in_flight=max_in_flight).server_threads > max_in_flight + 4
-
-
-def test_table_has_a_row_for_every_setting() -> None:
-    rows = table()
-    assert [name.lower() for name, _, _ in rows] == list(DEFAULTS)
-    assert ("PORT", "`8080`", "Port to listen on. Cloud Run sets it.") in rows
-    assert [default for name, default, _ in rows if name == "ALLOWED_BUCKETS"] == ["unset"]
-    assert [default for name, default, _ in rows if name == "MODEL_PATH"] == [
-        "the bundled demo model"
-    ]
-
-
-def test_readme_shows_eight_settings_with_their_defaults() -> None:
-    text = README.read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (`[A-Z_]+`) \| (.+?) \|", text, re.MULTILINE)
-    assert len(rows) == 8
-    assert {(f"`{name}`", default) for name, default, _ in table()} >= set(rows)
 
 
 @pytest.mark.parametrize("text", [",", "gs://uploads", "a b", "Uploads"])
