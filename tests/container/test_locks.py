@@ -1,4 +1,4 @@
-"""The locks in requirements/ against pyproject.toml, whose bounds they were made from."""
+"""The locks in requirements/ match the bounds in pyproject.toml."""
 
 import re
 import tomllib
@@ -10,7 +10,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 LOCKS = ("build", "cpu", "export", "gpu")
-# Left out on purpose: never imported, or replaced by its headless twin (Makefile, lock).
+# Omitted on purpose: never imported, or replaced by a headless package (Makefile, target lock).
 LEFT_OUT = {"gpu": {"openvino"}}
 
 
@@ -19,7 +19,7 @@ def lock_text(name: str) -> str:
 
 
 def entries(name: str) -> dict[str, tuple[Requirement, list[str]]]:
-    """Requirement and hashes of each line of a lock, by the package's name."""
+    """Return requirement and hashes of each line of a lock, by package name."""
     found: dict[str, tuple[Requirement, list[str]]] = {}
     for line in lock_text(name).replace("\\\n", " ").splitlines():
         code = line.partition("#")[0].strip()

@@ -1,4 +1,4 @@
-"""Dead letters in their three forms."""
+"""Dead letters of all three kinds."""
 
 import json
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""What a refusal of Cloud Storage concerns, by what it says."""
+"""How a refusal of Cloud Storage is classified."""
 
 import json
 

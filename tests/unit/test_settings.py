@@ -1,4 +1,4 @@
-"""Settings from the environment: defaults, what is refused, and what the README says of them."""
+"""Settings from the environment: defaults, invalid values, and their table."""
 
 import re
 from dataclasses import fields

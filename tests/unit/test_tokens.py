@@ -1,4 +1,4 @@
-"""A push's OIDC token, with real keys and certificates, served on this machine."""
+"""Verification of OIDC tokens, with real keys and a local server for the certificates."""
 
 import base64
 import datetime
@@ -30,7 +30,7 @@ Claims = dict[str, Any]
 
 
 class Signer:
-    """A key as Google has them, and its certificate."""
+    """A signing key with its certificate, like those of Google."""
 
     def __init__(self) -> None:
         self.key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -49,7 +49,7 @@ class Signer:
         self.certificate = certificate.public_bytes(serialization.Encoding.PEM).decode()
 
     def sign(self, claims: Any, **header: Any) -> str:
-        """A token; of the key `one` in RS256 unless the header says otherwise."""
+        """Return a token, signed with RS256 unless the header has another algorithm."""
         parts = [{"alg": "RS256", "typ": "JWT", "kid": "one"} | header, claims]
         signed = ".".join(encoded(json.dumps(part).encode()) for part in parts)
         signature = self.key.sign(signed.encode(), padding.PKCS1v15(), hashes.SHA256())
@@ -61,7 +61,7 @@ def encoded(data: bytes) -> str:
 
 
 class CertificateServer:
-    """Where Google's certificates are, on this machine."""
+    """A local server for the certificates."""
 
     def __init__(self) -> None:
         self.status, self.body, self.fetches = 200, b"{}", 0
@@ -75,7 +75,7 @@ class CertificateServer:
                 self.wfile.write(serve.body)
 
             def log_message(self, *_: Any) -> None:
-                """Say nothing."""
+                """Log nothing."""
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}/certs"
@@ -98,7 +98,7 @@ def server(signer: Signer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Certific
 
 
 class Clock:
-    """Seconds, moved by hand."""
+    """A clock in seconds that the test moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -119,7 +119,7 @@ def verifier(server: CertificateServer, clock: Clock) -> TokenVerifier:
 
 
 def claims(**changes: Any) -> Claims:
-    """What Pub/Sub signs; a change to None leaves a claim out."""
+    """Return the claims of a push with changes; None removes a claim."""
     now = int(time.time())
     fields = {"iss": ISSUER, "aud": AUDIENCE, "email": PUSHER, "email_verified": True}
     fields |= {"sub": "113774264463038321964", "azp": "113774264463038321964"}
@@ -326,7 +326,7 @@ def test_cached_key_passes_while_google_is_unavailable(
     verifier.verify(f"Bearer {signer.sign(claims())}")
 
 
-# At the edge
+# Through the HTTP endpoint
 
 
 @pytest.fixture
