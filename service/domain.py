@@ -21,9 +21,9 @@ class ObjectMetadata:
 
 @dataclass(frozen=True)
 class Replace:
-    """Permission to replace a document that is old enough, and optionally not by a given model.
+    """Permission to replace an image's old document, unless a given model wrote it.
 
-    Redelivering the same message replaces a document only once: the new document is younger than
+    A redelivered message does not replace it again, because the new document is younger than
     `if_created_before`.
     """
 

@@ -250,15 +250,15 @@ def test_termination_under_load_loses_no_acknowledged_image(
             blob.upload_from_string(data, content_type="image/jpeg")
             ref = ImageRef(bucket.name, blob.name, blob.generation)
             try:
-                answer = requests.post(
+                response = requests.post(
                     container.url, json=event_data(ref), headers=EVENT, timeout=300
                 )
             except requests.RequestException:
                 return  # the container has ended
-            if answer.status_code == 204:
+            if response.status_code == 204:
                 acknowledged.append(ref)
-            elif answer.status_code not in (429, 503):
-                pytest.fail(f"answered {answer.status_code}: {answer.text}")
+            elif response.status_code not in (429, 503):
+                pytest.fail(f"responded {response.status_code}: {response.text}")
 
     with ThreadPoolExecutor(16) as clients:
         running = [clients.submit(upload_until_refused, number) for number in range(16)]
@@ -290,9 +290,11 @@ def test_all_slots_with_large_images_fit_into_a_gibibyte(container: Container) -
     def post(ref: ImageRef) -> int:
         """Retry while it is rejected, because the stack may deliver earlier uploads too."""
         while True:
-            answer = requests.post(container.url, json=event_data(ref), headers=EVENT, timeout=600)
-            if answer.status_code != 429:
-                return answer.status_code
+            response = requests.post(
+                container.url, json=event_data(ref), headers=EVENT, timeout=600
+            )
+            if response.status_code != 429:
+                return response.status_code
             time.sleep(0.1)
 
     workers = children_of(container.pid)

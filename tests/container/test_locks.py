@@ -36,7 +36,7 @@ def version(requirement: Requirement) -> str:
     return specifier.version
 
 
-def wanted(name: str) -> list[Requirement]:
+def required(name: str) -> list[Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     if name == "build":
         return [Requirement(line) for line in project["build-system"]["requires"]]
@@ -67,7 +67,7 @@ def test_lock_names_no_index(name: str) -> None:
 @pytest.mark.parametrize("name", LOCKS)
 def test_lock_is_within_the_bounds_of_the_project(name: str) -> None:
     locked = entries(name)
-    for requirement in wanted(name):
+    for requirement in required(name):
         found = locked.get(canonicalize_name(requirement.name))
         assert found, f"{requirement} is not in requirements/{name}.txt: make lock"
         assert version(found[0]) in requirement.specifier, f"{found[0]} is not {requirement}"

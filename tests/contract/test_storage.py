@@ -235,12 +235,12 @@ def listed(bucket: storage.Bucket) -> list[ImageRef]:
     return [upload(bucket, name, b"x") for name in names]
 
 
-@pytest.mark.parametrize("place", [None, 0, 2, 5], ids=["all", "first", "middle", "last"])
-def test_lister_goes_on_after_any_name(listed: list[ImageRef], place: int | None) -> None:
-    after = "" if place is None else listed[place].name
+@pytest.mark.parametrize("index", [None, 0, 2, 5], ids=["all", "first", "middle", "last"])
+def test_lister_goes_on_after_any_name(listed: list[ImageRef], index: int | None) -> None:
+    after = "" if index is None else listed[index].name
     pages = list(connect_lister(None).pages(BUCKET, "list/", after=after))
     refs = [ref for page in pages for ref in page]
-    assert refs == listed[0 if place is None else place + 1 :]
+    assert refs == listed[0 if index is None else index + 1 :]
     assert all(ref.metadata.size == 1 for ref in refs)
     assert all(pages)
 

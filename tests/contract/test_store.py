@@ -110,7 +110,7 @@ def test_commit_that_is_repeated_supersedes_nothing(store: ResultStore) -> None:
 
 
 def test_second_result_of_an_image_in_a_batch_is_superseded(store: ResultStore) -> None:
-    outcomes = recorded(store.commit([by(place, done("a.jpg")) for place in range(3)]))
+    outcomes = recorded(store.commit([by(index, done("a.jpg")) for index in range(3)]))
     assert [outcome.outcome for outcome in outcomes] == [Outcome.DONE] + [Outcome.SUPERSEDED] * 2
 
 

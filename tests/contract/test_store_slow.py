@@ -20,8 +20,8 @@ from service.gcp.firestore import ResultStore
 from tests.fakes import PATIENCE_SECONDS
 
 A, B = (
-    ImageResult(ImageRef("uploads", name, 1), timings=Timings(queue_ms=place))
-    for place, name in enumerate(("a.jpg", "b.jpg"))
+    ImageResult(ImageRef("uploads", name, 1), timings=Timings(queue_ms=index))
+    for index, name in enumerate(("a.jpg", "b.jpg"))
 )
 FOR_EVER = 10.0**6
 
@@ -39,10 +39,10 @@ class SilentProxy(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no 
     def service(self, handler_call_details: Any) -> Any:
         method = handler_call_details.method
         return grpc.unary_stream_rpc_method_handler(
-            lambda request, context: self._answer(method, request, context)
+            lambda request, context: self._respond(method, request, context)
         )
 
-    def _answer(self, method: str, request: bytes, context: Any) -> Iterator[bytes]:
+    def _respond(self, method: str, request: bytes, context: Any) -> Iterator[bytes]:
         with self._lock:
             self.seconds.append(context.time_remaining())
             is_swallowed = len(self.seconds) <= self._swallowed

@@ -260,12 +260,12 @@ def workspace(tmp_path: Path) -> Workspace:
 def test_build_takes_the_target_of_the_accelerator(
     workspace: Workspace, accelerator: str, target: str
 ) -> None:
-    done = workspace.run("build", _ACCELERATOR=accelerator, _CALIBRATION="my pictures")
+    done = workspace.run("build", _ACCELERATOR=accelerator, _CALIBRATION="my images")
     assert done.returncode == 0, done.stderr
     build = workspace.calls()[-1]
     assert f" --target {target} --tag {IMAGE}:build-1 " in build
     assert " --build-arg BASE=python:3.13-slim-bookworm --build-arg REVISION=build-1 " in build
-    assert " --build-arg MODEL=yolo26n.pt --build-arg CALIBRATION=my pictures " in build
+    assert " --build-arg MODEL=yolo26n.pt --build-arg CALIBRATION=my images " in build
     assert f" --cache-from type=registry,ref={IMAGE}:cache-{target} " in build
 
 

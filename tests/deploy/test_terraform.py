@@ -278,8 +278,8 @@ def test_every_invalid_value_fails(offline: Path) -> None:
     (offline / "tests").mkdir()
     (offline / "tests" / "refusals.tftest.hcl").write_text(text)
     _terraform("init", "-backend=false", "-input=false", directory=offline)
-    said = _terraform("test", "-no-color", directory=offline)
-    assert f"Success! {len(re.findall('^run ', text, re.MULTILINE))} passed, 0 failed." in said
+    output = _terraform("test", "-no-color", directory=offline)
+    assert f"Success! {len(re.findall('^run ', text, re.MULTILINE))} passed, 0 failed." in output
 
 
 def test_every_validation_and_check_has_a_failing_run() -> None:
@@ -355,17 +355,17 @@ def log_lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     """Return the log lines of commits, of a failed image and of a rejected message."""
     configure("INFO")
     storage, store = FakeStorage(), FakeStore()
-    good, bad = storage.put("good.bmp", bmp_image()), storage.put("bad.bmp", b"no picture")
+    good, bad = storage.put("good.bmp", bmp_image()), storage.put("bad.bmp", b"no image")
     pipeline = pipeline_of(storage, store, FakeDetector())
     pipeline.handle(Event(good), NO_DEADLINE)
     pipeline.handle(Event(bad), NO_DEADLINE)
     pipeline.stop()
-    answer = (
+    response = (
         create_app(pipeline)
         .test_client()
         .post("/", json={"message": {"data": "eyJ1cmkiOiAiZ3M6Ly91cGxvYWRzL2EuanBnIn0="}})
     )
-    assert answer.status_code == 503
+    assert response.status_code == 503
     pipeline.close()
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 

@@ -53,10 +53,10 @@ def world() -> Iterator[World]:
 def assert_refused(world: World, headers: dict[str, str], body: bytes) -> None:
     headers = headers | {"Authorization": TOKEN, "User-Agent": MARKER}
     before = world.touched()
-    answer = world.client.post(f"/?{MARKER}", headers=headers, data=body)
-    assert answer.status_code == 400
-    assert answer.get_json()["error"]["code"] == "unreadable_request"
-    assert MARKER not in answer.get_data(as_text=True) + str(answer.headers)
+    response = world.client.post(f"/?{MARKER}", headers=headers, data=body)
+    assert response.status_code == 400
+    assert response.get_json()["error"]["code"] == "unreadable_request"
+    assert MARKER not in response.get_data(as_text=True) + str(response.headers)
     assert world.touched() == before
 
 
@@ -122,8 +122,8 @@ def test_foreign_bucket_is_acknowledged_without_any_call(
     world: World, headers: dict[str, str], body: bytes
 ) -> None:
     before = world.touched()
-    answer = world.client.post("/", headers=headers, data=body)
-    assert (answer.status_code, answer.get_data()) == (204, b"")
+    response = world.client.post("/", headers=headers, data=body)
+    assert (response.status_code, response.get_data()) == (204, b"")
     assert world.touched() == before
 
 
@@ -135,8 +135,8 @@ def test_foreign_bucket_is_acknowledged_without_any_call(
 )  # fmt: skip
 def test_name_of_an_object_is_only_ever_a_name(world: World, name: str) -> None:
     world.storage.put(name, bmp_image())
-    answer = world.client.post("/", headers=FINALIZED, data=dumps(resource(name=name)))
-    assert answer.status_code == 204
+    response = world.client.post("/", headers=FINALIZED, data=dumps(resource(name=name)))
+    assert response.status_code == 204
     assert world.storage.downloads[-1].name == name
 
 
@@ -164,8 +164,8 @@ def test_rejected_requests_do_not_change_the_service(world: World) -> None:
     for headers, body in UNREADABLE.values():
         world.client.post("/", headers=headers, data=body)
     world.storage.put("after.bmp", bmp_image(), generation=7)
-    answer = world.client.post(
+    response = world.client.post(
         "/", headers=FINALIZED, data=dumps(resource(name="after.bmp", generation="7"))
     )
-    assert answer.status_code == 204
+    assert response.status_code == 204
     assert world.store.document("after.bmp")["status"] == "done"

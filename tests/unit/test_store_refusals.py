@@ -139,15 +139,19 @@ def test_unavailable_store_is_not_called_for_the_next_group(
     assert client.commits == 1
 
 
-ODD = [RuntimeError("can't start new thread"), OSError(24, "Too many open files"), ValueError("x")]
+UNEXPECTED = [
+    RuntimeError("can't start new thread"),
+    OSError(24, "Too many open files"),
+    ValueError("x"),
+]
 
 
-@pytest.mark.parametrize("odd", ODD, ids=repr)
-def test_unexpected_error_is_retried_alone_and_returned(odd: Exception) -> None:
-    passing = Sequence(odd, None)
+@pytest.mark.parametrize("error", UNEXPECTED, ids=repr)
+def test_unexpected_error_is_retried_alone_and_returned(error: Exception) -> None:
+    passing = Sequence(error, None)
     assert store_of(passing).commit(RESULTS[:1]) == [CommittedResult(RESULTS[0])]
-    lasting = Sequence(odd)
-    assert store_of(lasting).commit(RESULTS[:1]) == [odd]
+    lasting = Sequence(error)
+    assert store_of(lasting).commit(RESULTS[:1]) == [error]
     assert lasting.commits == 2
 
 
@@ -156,9 +160,9 @@ def test_only_a_single_image_waits_before_its_retry(
 ) -> None:
     waits: list[float] = []
     monkeypatch.setattr("service.gcp.firestore.time.sleep", waits.append)
-    store_of(Sequence(ODD[0], None)).commit(RESULTS)
+    store_of(Sequence(UNEXPECTED[0], None)).commit(RESULTS)
     assert waits == []
-    store_of(Sequence(ODD[0], None)).commit(RESULTS[:1])
+    store_of(Sequence(UNEXPECTED[0], None)).commit(RESULTS[:1])
     assert len(waits) == 1
 
 
@@ -172,7 +176,7 @@ def test_an_attempt_gets_a_third_of_its_calls_time() -> None:
 REFUSED = exceptions.InvalidArgument("bad")
 NO_MEMORY = {
     "together": (MemoryError(),),
-    "one by one": (RuntimeError("odd"), MemoryError()),
+    "one by one": (RuntimeError("error"), MemoryError()),
     "for the record of a refusal": (REFUSED, REFUSED, MemoryError()),
 }
 

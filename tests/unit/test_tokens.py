@@ -344,20 +344,20 @@ def test_push_without_a_token_is_401(client: Any, signer: Signer) -> None:
     assert client.post("/", json=JOB, headers={"Authorization": f"Bearer {token}"}).status == (
         "204 NO CONTENT"
     )
-    answer = client.post("/", json=JOB)
-    assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
-    assert answer.get_json()["error"]["code"] == "unauthenticated"
+    response = client.post("/", json=JOB)
+    assert (response.status_code, response.headers["WWW-Authenticate"]) == (401, "Bearer")
+    assert response.get_json()["error"]["code"] == "unauthenticated"
 
 
 def test_push_of_another_account_is_403_and_names_nobody(
     client: Any, signer: Signer, caplog: pytest.LogCaptureFixture
 ) -> None:
     token = signer.sign(claims(email=f"{SECRET}@evil.example"))
-    answer = client.post("/", json=JOB, headers={"Authorization": f"Bearer {token}"})
-    assert answer.status_code == 403
-    said = answer.get_data(as_text=True) + str([vars(record) for record in caplog.records])
-    assert SECRET not in said
-    assert token[:40] not in said
+    response = client.post("/", json=JOB, headers={"Authorization": f"Bearer {token}"})
+    assert response.status_code == 403
+    output = response.get_data(as_text=True) + str([vars(record) for record in caplog.records])
+    assert SECRET not in output
+    assert token[:40] not in output
 
 
 def test_push_without_googles_certificates_is_503(
@@ -365,9 +365,9 @@ def test_push_without_googles_certificates_is_503(
 ) -> None:
     server.status = 503
     header = {"Authorization": f"Bearer {signer.sign(claims())}"}
-    answer = client.post("/", json=JOB, headers=header)
-    assert answer.status_code == 503
-    assert int(answer.headers["Retry-After"]) > 0
+    response = client.post("/", json=JOB, headers=header)
+    assert response.status_code == 503
+    assert int(response.headers["Retry-After"]) > 0
 
 
 @pytest.mark.parametrize("path", ["/", "/other", "/health/none"])
