@@ -269,9 +269,9 @@ def test_termination_under_load_loses_no_acknowledged_image(
             future.result()
     assert code == 0
     assert len(acknowledged) >= 32
-    found = firestore.Client().collection("detections")
+    collection = firestore.Client().collection("detections")
     documents = firestore.Client().get_all(
-        [found.document(ref.document_id) for ref in acknowledged]
+        [collection.document(ref.document_id) for ref in acknowledged]
     )
     assert all(snapshot.exists for snapshot in documents)
 

@@ -312,8 +312,8 @@ def test_results_are_those_of_bucket_and_prefix_by_name(
 ) -> None:
     names = ["cam1/b.jpg", "cam1/a.jpg", "cam10/a.jpg", "cam1", "cam1/é.jpg", "other.jpg"]
     store.commit([done(name) for name in names])
-    names = [document["name"] for document in reader.results("uploads", "cam1/")]
-    assert names == ["cam1/a.jpg", "cam1/b.jpg", "cam1/é.jpg"]
+    matches = [document["name"] for document in reader.results("uploads", "cam1/")]
+    assert matches == ["cam1/a.jpg", "cam1/b.jpg", "cam1/é.jpg"]
     assert len(list(reader.results("uploads", ""))) == len(names)
     assert list(reader.results("another", "")) == []
 
