@@ -21,9 +21,9 @@ class ObjectMetadata:
 
 @dataclass(frozen=True)
 class Replace:
-    """Permission to replace a document that is old enough, and optionally not by a given model.
+    """Permission to replace an image's old document, unless a given model wrote it.
 
-    Redelivering the same message replaces a document only once: the new document is younger than
+    A redelivered message does not replace it again, because the new document is younger than
     `if_created_before`.
     """
 
@@ -264,13 +264,13 @@ class StoredDocuments:
 class Outcome(StrEnum):
     """How the image of a request ended. Each outcome acknowledges the message."""
 
-    DONE = "done"  # its detections were committed
-    FAILED = "failed"  # its failure was committed
-    ALREADY_RECORDED = "already_recorded"  # it had a final document, which is kept
-    SUPERSEDED = "superseded"  # another delivery committed its document first
-    GONE = "gone"  # its generation was overwritten or deleted
+    DONE = "done"  # the image's detections were committed
+    FAILED = "failed"  # the image's failure was committed
+    ALREADY_RECORDED = "already_recorded"  # the image had a final document, which is kept
+    SUPERSEDED = "superseded"  # another delivery committed the image's document first
+    GONE = "gone"  # the image's generation was overwritten or deleted
     IGNORED = "ignored"  # the request names no image
-    BUCKET_NOT_ALLOWED = "bucket_not_allowed"  # its bucket is not in ALLOWED_BUCKETS
+    BUCKET_NOT_ALLOWED = "bucket_not_allowed"  # the image's bucket is not in ALLOWED_BUCKETS
 
 
 @dataclass(frozen=True)

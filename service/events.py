@@ -68,7 +68,7 @@ def parse_event(headers: Mapping[str, str], body: bytes) -> Event:
     content_type = lowered.get("content-type", "").partition(";")[0].strip().lower()
     payload = _json(body)
     if content_type == _STRUCTURED:
-        event = _mapping(payload, "a CloudEvent must be a JSON object")
+        event = _mapping(payload, "The CloudEvent must be a JSON object.")
         return _from_cloud_event(_text(event, "type"), event.get("time"), _structured_data(event))
     if event_type := lowered.get(_CE_TYPE):
         return _from_cloud_event(event_type, lowered.get(_CE_TIME), payload)

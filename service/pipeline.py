@@ -44,10 +44,10 @@ from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-# Stands in the document if Cloud Storage refuses to report the generation. No object has it.
+# Recorded if Cloud Storage refuses to report the generation. No object has generation 0.
 _NO_GENERATION = 0
 _CLOSE_SECONDS = 8.0
-# Pub/Sub's shortest default back-off:
+# Pub/Sub's minimum back-off by default:
 # https://cloud.google.com/pubsub/docs/handling-failures#exponential_backoff
 _BACK_OFF = timedelta(seconds=10)
 

@@ -14,8 +14,8 @@ resource "google_firestore_database" "main" {
 }
 
 locals {
-  # For the queries in docs/how-to/query-results.md that filter by several fields, or sort by another field than they
-  # filter by. Firestore creates the indexes for other queries itself.
+  # For the queries in docs/how-to/query-results.md that filter by several fields, or sort by another
+  # field than they filter by. Firestore creates the indexes for other queries itself.
   composite_indexes = merge(
     {
       # yolo-batch results gs://BUCKET/PREFIX, and reconcile

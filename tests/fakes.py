@@ -1,7 +1,7 @@
-"""Hand-written fakes of what the pipeline talks to, and the pictures that they hold.
+"""Hand-written fakes of the pipeline's parts, and image files for them.
 
-A fake waits only where a test closed its gate, and never for longer than `PATIENCE_SECONDS`: a
-test that would hang fails instead.
+A fake waits only while a test has closed its gate, and at most `PATIENCE_SECONDS`. So a test that
+would hang fails instead.
 """
 
 import threading
@@ -37,7 +37,7 @@ from service.inference.model import Model
 from service.pipeline import Pipeline, PipelineOptions
 from service.recorder import Recorder
 
-PATIENCE_SECONDS = 60.0  # of every test: far more than anything takes on a busy machine
+PATIENCE_SECONDS = 60.0  # for every wait: far longer than anything takes on a busy machine
 BUCKET = "uploads"
 
 Color = tuple[int, int, int]  # blue, green, red
@@ -46,7 +46,7 @@ Value = TypeVar("Value")
 
 
 class Gate:
-    """A door that a fake passes: open unless a test closes it, and it counts who came."""
+    """A gate in a fake. It is open unless a test closes it, and counts the calls that arrive."""
 
     def __init__(self) -> None:
         self._open = threading.Event()
@@ -54,10 +54,10 @@ class Gate:
         self._arrivals = threading.Semaphore(0)
         self._free = threading.Semaphore(0)
         self._lock = threading.Lock()
-        self.waiting = 0  # those that it holds now
+        self.waiting = 0  # calls that wait at the gate
 
     def close(self, *, after: int = 0) -> None:
-        """Close it, behind so many more."""
+        """Close the gate after this many more calls."""
         self._free = threading.Semaphore(after)
         self._open.clear()
 
@@ -84,7 +84,7 @@ class Gate:
 
 
 class FakeStorage:
-    """Objects by (bucket, name, generation); errors by object name; a gate before each download."""
+    """A storage with a gate before each download. Errors are by object name."""
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str, int], bytes] = {}
@@ -126,7 +126,7 @@ class FakeStorage:
 
 
 class DecodersHere:
-    """Decodes in this process, as the decoder processes do."""
+    """Decodes in this process, with the interface of the decoder processes."""
 
     def __init__(self) -> None:
         self.gate = Gate()
@@ -142,20 +142,20 @@ class DecodersHere:
     ) -> DecodedImage:
         self.gate.enter()
         deadline.wait_seconds()
-        picture = decode(data, max_pixels=50_000_000, image_size=image_size)
-        return replace(picture, pixels=shrink(picture.pixels, image_size=image_size))
+        image = decode(data, max_pixels=50_000_000, image_size=image_size)
+        return replace(image, pixels=shrink(image.pixels, image_size=image_size))
 
     def close(self) -> None:
         self.is_closed = True
 
 
 class FakeStore:
-    """Documents by id; commits as lists of object names; errors taken one a commit."""
+    """A store in memory. Each commit fails with the next of `errors`, if there is one."""
 
     def __init__(self) -> None:
         self.documents: dict[str, dict[str, Any]] = {}
         self.created: dict[str, datetime] = {}
-        self.now = datetime(2026, 1, 1, tzinfo=UTC)  # the store's clock: one tick a document
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)  # the store's clock: one second a document
         self.commits: list[list[str]] = []
         self.errors: list[Exception] = []
         self.outcomes: dict[str, ImageResult | Exception] = {}  # by name, instead of the result
@@ -184,7 +184,7 @@ class FakeStore:
                 error = self.errors.pop(0)
                 return [error] * len(results)
             self.commits.append([result.ref.name for result in results])
-            return [self._commit(self.outcomes.get(one.ref.name, one)) for one in results]
+            return [self._commit(self.outcomes.get(result.ref.name, result)) for result in results]
 
     def _commit(self, result: ImageResult | Exception) -> CommittedResult | Exception:
         if isinstance(result, Exception):
@@ -198,13 +198,13 @@ class FakeStore:
         return CommittedResult(result)
 
     def document(self, name: str) -> dict[str, Any]:
-        """The one document of the objects called `name`."""
-        [found] = [document for document in self.documents.values() if document["name"] == name]
-        return found
+        """Return the only document with this object name."""
+        [match] = [document for document in self.documents.values() if document["name"] == name]
+        return match
 
 
 class FakeDetector:
-    """Finds one object in every picture: its middle half, labelled by the picture's colour."""
+    """Finds one object in every image: its middle half, labelled by the image's colour."""
 
     def __init__(self) -> None:
         self.info = ModelInfo("fake.pt", "0" * 64, image_size=640, precision="fp32", runtime="fake")
@@ -244,29 +244,29 @@ def _middle(pixels: Pixels) -> list[Detection]:
     return [Detection(label_of(color), sum(color) % 80, round(max(color) / 255, 3), box)]
 
 
-def picture(color: Color = (10, 20, 30), *, width: int = 32, height: int = 24) -> bytes:
-    """A BMP file of one colour: small, quick and without loss."""
+def bmp_image(color: Color = (10, 20, 30), *, width: int = 32, height: int = 24) -> bytes:
+    """Return a BMP file of one colour, which is lossless and fast to decode."""
     pixels = np.full((height, width, 3), color, np.uint8)
     return cv2.imencode(".bmp", pixels)[1].tobytes()
 
 
 def color_of(number: int) -> Color:
-    """A colour of its own for every number below 65,536."""
+    """Return another colour for every number below 65,536."""
     return number // 256, number % 256, 200
 
 
 def wait_until(
-    is_so: Callable[[], bool], what: str, *, patience_seconds: float = PATIENCE_SECONDS
+    condition: Callable[[], bool], failure: str, *, patience_seconds: float = PATIENCE_SECONDS
 ) -> None:
-    """Wait for a condition; fail with `what` when patience is over."""
+    """Wait until the condition is true. Fail with this message after the patience."""
     deadline = time.monotonic() + patience_seconds
-    while not is_so():
-        assert time.monotonic() < deadline, what
+    while not condition():
+        assert time.monotonic() < deadline, failure
         time.sleep(0.02)
 
 
 def in_thread(call: Callable[[], Value]) -> "Future[Value]":
-    """Call on a thread of its own."""
+    """Call in a new thread, and return the future of its result."""
     future: Future[Value] = Future()
 
     def run() -> None:
@@ -289,7 +289,7 @@ def pipeline_of(
     max_batch_size: int = 8,
     **options: Any,
 ) -> Pipeline:
-    """A pipeline around fakes."""
+    """Return a pipeline around fakes."""
     health = health or Health(hang_timeout_seconds=300)
     return Pipeline(
         storage,

@@ -1,7 +1,7 @@
 """The log lines of the code under test, without those of other threads.
 
-The stacks that the session's fixtures started deliver on, and log, while other tests run; so do
-threads that the vendor's clients start and nobody waits for.
+Other threads log at any time: those of stacks that session fixtures started, and those of the
+vendor's clients.
 """
 
 import logging
@@ -11,8 +11,8 @@ import pytest
 
 from service.server import logs
 
-# Prefixes of the names of other threads; the service names its own.
-_OF_OTHERS = ("eventarc", "Thread-")
+# Prefixes of the names of those threads.
+_OTHER_THREADS = ("eventarc", "Thread-")
 
 
 def configure(level: str) -> None:
@@ -23,13 +23,14 @@ def configure(level: str) -> None:
 
 
 def _is_of_the_test(record: logging.LogRecord) -> bool:
-    return not (record.threadName or "").startswith(_OF_OTHERS)
+    return not (record.threadName or "").startswith(_OTHER_THREADS)
 
 
 def logged_by(caplog: pytest.LogCaptureFixture, logger: str) -> list[logging.LogRecord]:
-    """Return the lines of a logger and those below it.
-
-    A test that counts lines looks at these: vendors' threads and other tests' log at any time.
-    """
+    """Return the records of a logger and its children, for a test that counts lines."""
     below = f"{logger}."
-    return [one for one in caplog.records if one.name == logger or one.name.startswith(below)]
+    return [
+        record
+        for record in caplog.records
+        if record.name == logger or record.name.startswith(below)
+    ]

@@ -1,7 +1,7 @@
-"""A Cloud Storage that refuses, because no emulator does.
+"""A fake Cloud Storage that refuses requests, because no emulator does.
 
-It answers in the two ways of the real one: metadata, lists and rights as JSON with a reason, bytes
-(`alt=media`) as text.
+Its errors have the forms of the real one: JSON with a reason for metadata, lists and permissions,
+and text for downloads (`alt=media`).
 """
 
 import base64
@@ -20,12 +20,12 @@ from service.domain import ImageRef
 
 BUCKET = "uploads"
 GENERATION = 1700000000000001
-RIGHTS = ["storage.objects.get", "storage.objects.list"]
+PERMISSIONS = ["storage.objects.get", "storage.objects.list"]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One refusal: its status, the reason of its JSON, its text."""
+class ErrorResponse:
+    """A refusal: its status, the reason in its JSON, and its text."""
 
     status: int
     reason: str = ""
@@ -37,56 +37,62 @@ class Answer:
         return json.dumps({"error": error}).encode()
 
 
-CUSTOMER_KEY = Answer(
+CUSTOMER_KEY = ErrorResponse(
     400,
     "resourceIsEncryptedWithCustomerEncryptionKey",
     "The target object is encrypted by a customer-supplied encryption key.",
 )
-KMS_KEY = Answer(400, "cloudKmsDisabledKey", "Cloud KMS key is disabled, destroyed, or scheduled.")
-REQUESTER_PAYS = Answer(
+KMS_KEY = ErrorResponse(
+    400, "cloudKmsDisabledKey", "Cloud KMS key is disabled, destroyed, or scheduled."
+)
+REQUESTER_PAYS = ErrorResponse(
     400, "userProjectMissing", "Bucket is a requester pays bucket but no user project provided."
 )
-FORBIDDEN = Answer(403, "forbidden", "sa@p does not have storage.objects.get access to the object.")
-DISABLED = Answer(403, "accountDisabled", "The billing account for the owning project is disabled.")
-TOO_FAST = Answer(403, "rateLimitExceeded", "The rate limit was exceeded.")
+FORBIDDEN = ErrorResponse(
+    403, "forbidden", "sa@p does not have storage.objects.get access to the object."
+)
+DISABLED = ErrorResponse(
+    403, "accountDisabled", "The billing account for the owning project is disabled."
+)
+TOO_FAST = ErrorResponse(403, "rateLimitExceeded", "The rate limit was exceeded.")
 
 
 @dataclass
 class RefusingStorage:
-    """What is refused, by an object's name; what is not named exists and is given."""
+    """The refusals by object name. An object without a refusal exists and is served."""
 
     url: str = ""
-    media: dict[str, Answer] = field(default_factory=dict)
-    metadata: dict[str, Answer] = field(default_factory=dict)
-    listing: Answer | None = None
-    rights: list[str] = field(default_factory=lambda: list(RIGHTS))
+    media: dict[str, ErrorResponse] = field(default_factory=dict)
+    metadata: dict[str, ErrorResponse] = field(default_factory=dict)
+    listing: ErrorResponse | None = None
+    permissions: list[str] = field(default_factory=lambda: list(PERMISSIONS))
     data: bytes = b"image"
-    asked: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
 
-    def refuse(self, name: str, answer: Answer) -> ImageRef:
+    def refuse(self, name: str, refusal: ErrorResponse) -> ImageRef:
         """Refuse both the bytes and the metadata of an object."""
-        self.media[name] = self.metadata[name] = answer
+        self.media[name] = self.metadata[name] = refusal
         return ref(name)
 
-    def answer(self, path: str) -> tuple[int, bytes]:
-        """Answer one GET."""
+    def respond(self, path: str) -> tuple[int, bytes]:
+        """Return the status and the body for one GET."""
         parts = urlsplit(path)
         query = parse_qs(parts.query)
         if "/iam/testPermissions" in parts.path:
-            self.asked.append("rights")
-            return 200, json.dumps({"permissions": self.rights}).encode()
+            self.requests.append("permissions")
+            return 200, json.dumps({"permissions": self.permissions}).encode()
         if "/o/" not in parts.path:
-            self.asked.append("list")
+            self.requests.append("list")
             if self.listing:
                 return self.listing.status, self.listing.as_json()
             return 200, json.dumps({"items": []}).encode()
         name = unquote(parts.path.rpartition("/o/")[2])
         if query.get("alt") == ["media"]:
-            self.asked.append(f"bytes of {name}")
+            self.requests.append(f"bytes of {name}")
             if refusal := self.media.get(name):
                 return refusal.status, refusal.text.encode()
             return 200, self.data
-        self.asked.append(f"metadata of {name}")
+        self.requests.append(f"metadata of {name}")
         if refusal := self.metadata.get(name):
             return refusal.status, refusal.as_json()
         return 200, json.dumps(_metadata(name, len(self.data))).encode()
@@ -108,15 +114,15 @@ def _metadata(name: str, size: int) -> dict[str, Any]:
 
 @contextmanager
 def refusing_storage() -> Iterator[RefusingStorage]:
-    """Start one."""
+    """Start a server."""
     storage = RefusingStorage()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        wbufsize = -1  # header and body in one packet: two would wait for each other
+        wbufsize = -1  # headers and body in one packet, to avoid a delayed second one
 
         def do_GET(self) -> None:
-            status, body = storage.answer(self.path)
+            status, body = storage.respond(self.path)
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("X-Goog-Hash", f"crc32c={crc32c(body)}")
@@ -124,11 +130,11 @@ def refusing_storage() -> Iterator[RefusingStorage]:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
-        request_queue_size = 128  # of the 5 by default, a burst of connections would be reset
+        request_queue_size = 128  # with the default of 5, a burst of connections is reset
 
     server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))

@@ -85,7 +85,7 @@ class Workers(Generic[Item, Result]):
 
         Args:
             process: gives every item of a batch its outcome. An item without one fails.
-            take: chooses a batch from the waiting items, oldest first. Neither is ever empty.
+            take: chooses a batch from the waiting items, oldest first. Both have one item or more.
             count: how many threads.
             name: prefix of the threads' names.
             watch: entered for each batch, to detect one that hangs. Callers stop waiting at their

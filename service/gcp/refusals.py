@@ -56,7 +56,7 @@ _NO_ACCESS = (
 _OTHER = "Cloud Storage refuses to serve this object ({text})."
 
 # Advice for refusals that concern everything.
-_NO_RIGHT = (
+_NO_ROLE = (
     "Cloud Storage refuses access. Grant the service account roles/storage.objectViewer on the "
     "bucket."
 )
@@ -113,7 +113,7 @@ _Times = LRUCache[object, float]  # by key: when it was last noted, in seconds
 class Scope(Enum):
     """What a refusal concerns."""
 
-    NOW = "now"  # nothing for long: a later delivery can succeed
+    NOW = "now"  # temporary: a later delivery can succeed
     EVERYTHING = "everything"  # the bucket, the project or the account: an operator must act
     OBJECT = "object"  # this object, permanently
     UNCLEAR = "unclear"  # any of these; later attempts decide
@@ -177,7 +177,7 @@ class Refusal:
             return _BILLING
         if self.status == _UNAUTHORIZED:
             return NO_CREDENTIALS
-        return _NO_RIGHT if self.is_plain else _REFUSED
+        return _NO_ROLE if self.is_plain else _REFUSED
 
     @property
     def is_plain(self) -> bool:

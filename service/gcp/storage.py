@@ -64,7 +64,7 @@ def _unlimited(count: int, deadline: Deadline) -> AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class _Response:
-    headers: Mapping[str, str]  # by name, in any case
+    headers: Mapping[str, str]  # names are case-insensitive
     body: bytes
 
 

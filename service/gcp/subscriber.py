@@ -24,7 +24,7 @@ _PUBLISHED = _ADDED + "TopicPublishTime"  # RFC 3339: when it was first publishe
 _CALL_SECONDS = 30.0
 _PULL_SECONDS = 5.0  # without it, a pull of an empty subscription waits longer
 _PULL_SIZE = 100
-_LEASE_SECONDS = 120  # extended in `leases`; if this process is killed, the messages wait so long
+_LEASE_SECONDS = 120  # extended in `leases`; after a kill, messages stay leased this long
 # Pub/Sub may return no message although it has some, so stop only after this many empty pulls.
 _EMPTY_PULLS = 2
 _ACK_SIZE = 500  # ids in one call: a request may have 512 KiB

@@ -39,7 +39,7 @@ class Objects(Protocol):
     """A bucket's listing; see `service.gcp.listing.ObjectLister`."""
 
     def pages(self, bucket: str, prefix: str, *, after: str = "") -> Iterator[Sequence[ImageRef]]:
-        """List the live objects with a prefix, sorted by name, that sort after `after`."""
+        """List the live objects with a prefix whose names sort after `after`, by name."""
 
 
 class Store(Protocol):

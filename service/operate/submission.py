@@ -1,7 +1,7 @@
 """Finds the objects that the URIs of a submission name. Each must exist. Patterns are expanded.
 
-`*` and `?` match within one folder, `**` across folders, as in gcloud. An object whose own name is
-the pattern has precedence.
+`*` and `?` match within one folder, `**` across folders, as in gcloud. But if an object has exactly
+the name of the pattern, the URI means that object.
 """
 
 import re

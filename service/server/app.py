@@ -7,7 +7,8 @@ Pub/Sub and Eventarc redeliver a message unless the status is 102, 200, 201, 202
 |---|---|
 | the image has a final document, is gone or is out of scope    | 204 |
 | the request is unreadable                                     | 400 |
-| the push's token is missing or invalid; its account may not push | 401; 403 |
+| the push has no valid token                                   | 401 |
+| the push's account is not allowed                             | 403 |
 | the body is too large                                         | 413 |
 | too many images are in flight                                 | 429 |
 | a dependency is unavailable, time is short, the service stops | 503 |

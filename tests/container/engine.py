@@ -25,16 +25,16 @@ from devtools.local_stack.processes import Child, Processes, is_answering
 ROOT = Path(__file__).parents[2]
 TOOL = Path(os.environ.get("CONTAINER_TOOL", ROOT.parent / "shared/tools/build_container.sh"))
 STORAGE = Path(os.environ.get("BASE_DIR", "/var/tmp/container-base"))
-MEMORY = "1g"  # as the service is deployed by default
+MEMORY = "1g"  # the default of the deployment
 _TOOL_SECONDS = 1500
 _READY_SECONDS = 300
-_STOP_SECONDS = 120  # Cloud Run gives 10
-# What says that the machine, not the Dockerfile, is at fault.
+_STOP_SECONDS = 120  # Cloud Run allows 10
+# Output that shows a fault of the machine, not of the Dockerfile.
 _NETWORK = re.compile(
     "Temporary failure in name resolution|Connection refused|Connection reset|timed out|"
     "Max retries exceeded|NewConnectionError|IncompleteRead|No space left on device|HTTP error 5"
 )
-# The base can build and run containers, and pip reaches its index from a build.
+# Checks that podman can build and run containers, and that pip reaches its index.
 _PROBE = """\
 FROM {base}
 COPY build.txt .
@@ -48,13 +48,13 @@ h.test(h.SimpleHTTPRequestHandler, port=int(os.environ['PORT']))"]
 
 @dataclass(frozen=True)
 class Image:
-    """An image that was built, and what the tool said of it."""
+    """A built image, and the output of its build."""
 
     name: str
     report: str
 
     def own_megabytes(self) -> float:
-        """Uncompressed size of the layers over the base's."""
+        """Uncompressed size of the layers above those of the base image."""
         found = re.search(r"own layers ([\d.]+) MB", self.report)
         assert found, self.report
         return float(found[1])
@@ -65,17 +65,17 @@ class Container:
     """A running container."""
 
     child: Child
-    pid: int  # of its first process, as this machine counts
+    pid: int  # of its first process, in the host's numbering
     url: str
 
     def terminate(self) -> int:
-        """Send TERM to the first process, as a platform does; return the exit code."""
+        """Send SIGTERM to the first process, as a platform does. Return the exit code."""
         os.kill(self.pid, signal.SIGTERM)
         return self.child.process.wait(_STOP_SECONDS)
 
 
 def skip_without_engine(directory: Path) -> None:
-    """Skip, saying why, where this machine cannot build containers at all."""
+    """Skip the test, with a reason, if this machine cannot build containers."""
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         pytest.skip("no container is built: only root on Linux can do it with podman and no engine")
     if not TOOL.is_file():
@@ -93,7 +93,7 @@ def skip_without_engine(directory: Path) -> None:
 def build(*, target: str = "cpu") -> Image:
     """Build the repository's image, and let the tool start it once."""
     revision = f"test-{uuid.uuid4().hex}"
-    # No emulator is needed to become ready: the clients connect when they are used.
+    # It becomes ready without an emulator, because clients connect when they are used.
     environment = {
         "BUILD_ARGS": f"REVISION={revision}",
         "RUN_ENV": "GOOGLE_CLOUD_PROJECT=test FIRESTORE_EMULATOR_HOST=127.0.0.1:9 "
@@ -115,7 +115,7 @@ def build(*, target: str = "cpu") -> Image:
 
 
 def podman(*arguments: str | Path, timeout: float = 300) -> str:
-    """Run podman, and return what it printed."""
+    """Run podman, and return its output."""
     done = subprocess.run(
         [*_podman(), *arguments], capture_output=True, text=True, timeout=timeout, check=False
     )
@@ -198,7 +198,7 @@ def _run_tool(
 
 
 def _tool_port() -> int:
-    """Return a free port of those that the tool takes."""
+    """Return a free port in the range that the tool accepts."""
     ports = random.sample(range(18500, 18600), 100)
     return next(port for port in ports if not _is_taken(port))
 

@@ -1,4 +1,4 @@
-"""The Dockerfile and its scripts, read: nothing is built."""
+"""Checks of the Dockerfile and its scripts, without a build."""
 
 import re
 import subprocess
@@ -66,7 +66,7 @@ def test_every_package_is_installed_by_its_hash_or_from_here() -> None:
 def test_weights_are_exported_at_their_own_size_by_default(
     size: str, arguments: str, tmp_path: Path
 ) -> None:
-    """The script runs as it stands, on tools that only note how they are called."""
+    """The script runs unchanged, with fake tools that record how they are called."""
     for tool in ("python", "yolo-batch"):
         (tmp_path / tool).write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/{tool}.txt\n')
         (tmp_path / tool).chmod(0o755)

@@ -1,4 +1,4 @@
-"""The image: built, looked into, and run beside the emulators as a platform runs it."""
+"""Builds the container image, inspects it, and runs it with the emulators like a platform."""
 
 import ast
 import itertools
@@ -45,8 +45,8 @@ from tests.system.conftest import (
 
 MAX_OWN_MEGABYTES = 450
 USER = 10001
-# The first test to need the image also waits for the tool: on a new machine it installs podman and
-# makes a base.
+# The first test that needs the image also waits for the tool. On a new machine, it installs podman
+# and creates a base image.
 pytestmark = [pytest.mark.timeout(3600), pytest.mark.emulator]
 
 RunService = Callable[[], Container]
@@ -62,7 +62,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
 
 @pytest.fixture(scope="module")
 def stack(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The emulators, which deliver to where the tests' containers listen, one after another."""
+    """Start the emulators. They push to the port that the tests' containers listen on."""
     options = StackOptions(
         with_service=False,
         service_url=f"http://127.0.0.1:{free_port()}",
@@ -74,7 +74,7 @@ def stack(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
 
 @pytest.fixture
 def client_environment(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What the containers need to know of the emulators; the test knows it too."""
+    """Return the environment variables for the emulators, and set them for the test too."""
     suffixes = ("_EMULATOR_HOST", "CLOUD_PROJECT", "NO_PROXY")
     found = {
         name: value
@@ -119,12 +119,12 @@ def test_configuration_is_that_of_the_service(image: Image, tmp_path: Path) -> N
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-# In the image, below its own folders; `*` is the Python's version.
+# Paths in the image, below its folders; `*` is the Python version.
 PRESENT = (
     "/app/bin/yolo-batch",
     "/app/*.dist-info/licenses/LICENSE",
     "/model/metadata.yaml",
-    # Bytecode: a start on one CPU would spend a second on compiling, each time.
+    # Bytecode, because compiling would take a second at each start on one CPU.
     "/app/service/server/__pycache__/wsgi.*.pyc",
     "/opt/yolo-batch/lib/*/site-packages/flask/__pycache__/app.*.pyc",
     "/usr/local/lib/*/json/__pycache__/decoder.*.pyc",
@@ -215,11 +215,11 @@ def test_unusual_and_hostile_files_get_their_documents(
     records = {name: record_of(wait_for_document(ref)) for name, ref in refs.items()}
     assert records == {name: CASES[name].expected[0] for name in ODD_OR_HOSTILE}
     assert all(map(decoders_of, workers))
-    assert children_of(container.pid) == workers  # none was killed for memory and started again
+    assert children_of(container.pid) == workers  # none was killed for memory and restarted
 
 
 def record_of(found: dict[str, Any]) -> str:
-    """A document as the corpus writes it."""
+    """Return a document in the form of the corpus."""
     if found["status"] == "failed":
         return str(found["error"]["code"])
     return f"done {found['image']['width']}x{found['image']['height']}"
@@ -244,21 +244,21 @@ def test_termination_under_load_loses_no_acknowledged_image(
     acknowledged: list[ImageRef] = []
 
     def upload_until_refused(_: int) -> None:
-        """There is always something in flight, however fast or slow the machine is."""
+        """Keep images in flight, however fast or slow the machine is."""
         while True:
             blob = bucket.blob(f"{next(numbers)}.jpg")
             blob.upload_from_string(data, content_type="image/jpeg")
             ref = ImageRef(bucket.name, blob.name, blob.generation)
             try:
-                answer = requests.post(
+                response = requests.post(
                     container.url, json=event_data(ref), headers=EVENT, timeout=300
                 )
             except requests.RequestException:
-                return  # nobody listens any more
-            if answer.status_code == 204:
+                return  # the container has ended
+            if response.status_code == 204:
                 acknowledged.append(ref)
-            elif answer.status_code not in (429, 503):
-                pytest.fail(f"answered {answer.status_code}: {answer.text}")
+            elif response.status_code not in (429, 503):
+                pytest.fail(f"responded {response.status_code}: {response.text}")
 
     with ThreadPoolExecutor(16) as clients:
         running = [clients.submit(upload_until_refused, number) for number in range(16)]
@@ -269,15 +269,15 @@ def test_termination_under_load_loses_no_acknowledged_image(
             future.result()
     assert code == 0
     assert len(acknowledged) >= 32
-    found = firestore.Client().collection("detections")
+    collection = firestore.Client().collection("detections")
     documents = firestore.Client().get_all(
-        [found.document(ref.document_id) for ref in acknowledged]
+        [collection.document(ref.document_id) for ref in acknowledged]
     )
     assert all(snapshot.exists for snapshot in documents)
 
 
 def test_all_slots_with_large_images_fit_into_a_gibibyte(container: Container) -> None:
-    """32 images of 12 million pixels: together they would be 1.1 GiB of pixels."""
+    """32 images of 12 megapixels would be 1.1 GiB of pixels together."""
     noise = np.random.default_rng(0).integers(0, 255, (300, 400, 3), np.uint8)
     data = cv2.imencode(".jpg", cv2.resize(noise, (4000, 3000)))[1].tobytes()
     bucket = storage.Client().create_bucket("container-memory")
@@ -288,11 +288,13 @@ def test_all_slots_with_large_images_fit_into_a_gibibyte(container: Container) -
         refs.append(ImageRef(bucket.name, blob.name, blob.generation))
 
     def post(ref: ImageRef) -> int:
-        """Send it again while it is refused: the stack may deliver earlier tests' uploads too."""
+        """Retry while it is rejected, because the stack may deliver earlier uploads too."""
         while True:
-            answer = requests.post(container.url, json=event_data(ref), headers=EVENT, timeout=600)
-            if answer.status_code != 429:
-                return answer.status_code
+            response = requests.post(
+                container.url, json=event_data(ref), headers=EVENT, timeout=600
+            )
+            if response.status_code != 429:
+                return response.status_code
             time.sleep(0.1)
 
     workers = children_of(container.pid)
@@ -300,18 +302,18 @@ def test_all_slots_with_large_images_fit_into_a_gibibyte(container: Container) -
         assert list(clients.map(post, refs)) == [204] * 32
     print(f"peak of the container's memory: {peak_megabytes(container.pid):.0f} MB of 1 GiB")
     assert all(document(ref) for ref in refs)
-    assert children_of(container.pid) == workers  # none was killed for memory and started again
+    assert children_of(container.pid) == workers  # none was killed for memory and restarted
 
 
 def users_of(pid: int) -> set[int]:
-    """Effective users of a process and its children."""
+    """Return the effective users of a process and its children."""
     pids = [pid, *children_of(pid)]
     statuses = [Path(f"/proc/{number}/status").read_text().splitlines() for number in pids]
     return {int(line.split()[2]) for lines in statuses for line in lines if line.startswith("Uid:")}
 
 
 def peak_megabytes(pid: int) -> float:
-    """Most memory, page cache included, that the container's cgroup (version 1 or 2) has had."""
+    """Return the peak memory of the container's cgroup (version 1 or 2), with the page cache."""
     lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
     groups = {line.split(":")[1]: line.split(":", 2)[2].lstrip("/") for line in lines}
     root = Path("/sys/fs/cgroup")

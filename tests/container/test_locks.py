@@ -1,4 +1,4 @@
-"""The locks in requirements/ against pyproject.toml, whose bounds they were made from."""
+"""The locks in requirements/ match the bounds in pyproject.toml."""
 
 import re
 import tomllib
@@ -10,7 +10,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 LOCKS = ("build", "cpu", "export", "gpu")
-# Left out on purpose: never imported, or replaced by its headless twin (Makefile, lock).
+# Omitted on purpose: never imported, or replaced by a headless package (Makefile, target lock).
 LEFT_OUT = {"gpu": {"openvino"}}
 
 
@@ -19,7 +19,7 @@ def lock_text(name: str) -> str:
 
 
 def entries(name: str) -> dict[str, tuple[Requirement, list[str]]]:
-    """Requirement and hashes of each line of a lock, by the package's name."""
+    """Return requirement and hashes of each line of a lock, by package name."""
     found: dict[str, tuple[Requirement, list[str]]] = {}
     for line in lock_text(name).replace("\\\n", " ").splitlines():
         code = line.partition("#")[0].strip()
@@ -36,7 +36,7 @@ def version(requirement: Requirement) -> str:
     return specifier.version
 
 
-def wanted(name: str) -> list[Requirement]:
+def required(name: str) -> list[Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     if name == "build":
         return [Requirement(line) for line in project["build-system"]["requires"]]
@@ -67,7 +67,7 @@ def test_lock_names_no_index(name: str) -> None:
 @pytest.mark.parametrize("name", LOCKS)
 def test_lock_is_within_the_bounds_of_the_project(name: str) -> None:
     locked = entries(name)
-    for requirement in wanted(name):
+    for requirement in required(name):
         found = locked.get(canonicalize_name(requirement.name))
         assert found, f"{requirement} is not in requirements/{name}.txt: make lock"
         assert version(found[0]) in requirement.specifier, f"{found[0]} is not {requirement}"

@@ -16,7 +16,7 @@ from service.gcp.storage import ImageStorage
 from tests.fakes import PATIENCE_SECONDS
 
 BUCKET = "uploads"
-NOBODY = "http://127.0.0.1:9"  # the discard port: what is pushed there is not answered
+NOBODY = "http://127.0.0.1:9"  # the discard port: a push gets no response
 
 
 @pytest.fixture(scope="session")
@@ -47,14 +47,14 @@ def image_storage() -> ImageStorage:
 
 
 def fetched(service: ImageStorage, ref: ImageRef, deadline: Deadline = NO_DEADLINE) -> Download:
-    """Download an object, and hold none of the memory for its bytes."""
+    """Download an object, without limiting the memory for its bytes."""
     with service.download(ref, deadline) as download:
         return download
 
 
 @pytest.fixture
 def collection() -> str:
-    """A collection of the test's own."""
+    """Return the name of a collection that only this test uses."""
     return f"test-{uuid.uuid4().hex}"
 
 
@@ -81,12 +81,12 @@ def project() -> str:
 
 @pytest.fixture
 def topic(publisher: pubsub_v1.PublisherClient, project: str) -> str:
-    """A topic of the test's own, with a subscription of the same name."""
+    """Return a topic that only this test uses, with a subscription of the same name."""
     return topic_with_subscription(publisher, project)
 
 
 def topic_with_subscription(publisher: pubsub_v1.PublisherClient, project: str) -> str:
-    """Make a topic, and a subscription of the same name; return the topic's full name."""
+    """Create a topic and a subscription of the same name. Return the topic's full name."""
     topic = str(publisher.topic_path(project, f"test-{uuid.uuid4().hex}"))
     publisher.create_topic(name=topic)
     with pubsub_v1.SubscriberClient() as client:

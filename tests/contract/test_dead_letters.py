@@ -36,7 +36,7 @@ def put(
 
 
 def run(dead: str, *options: str, limit: int, exit_code: int = 0) -> Result:
-    """Run the command; with as many letters as there are it need not wait for further ones."""
+    """Run the command with the number of dead letters as its limit, so that it need not wait."""
     arguments = ["--subscription", dead, "--limit", str(limit), *options]
     done = CliRunner().invoke(dead_letters, arguments)
     assert done.exit_code == exit_code, done.output
@@ -50,12 +50,12 @@ def ids_in(dead: str) -> set[str]:
 
 def published(project: str, jobs: str) -> list[bytes]:
     with pubsub_v1.SubscriberClient() as client:
-        answer = client.pull(
+        response = client.pull(
             subscription=client.subscription_path(project, jobs),
             max_messages=10,
             timeout=PATIENCE_SECONDS,
         )
-    return [received.message.data for received in answer.received_messages]
+    return [received.message.data for received in response.received_messages]
 
 
 def test_dead_letter_without_an_image_is_not_counted_replayed(
@@ -84,20 +84,20 @@ def test_dead_letter_without_an_image_can_be_replayed_as_is(
 def test_dead_letter_with_reserved_attributes_stays(
     publisher: pubsub_v1.PublisherClient, project: str, dead: str, jobs: str
 ) -> None:
-    message: Any = {"data": b"odd", "attributes": {"timeout": "5"}}
+    message: Any = {"data": b"reserved", "attributes": {"timeout": "5"}}
     topic = publisher.topic_path(project, dead)
-    # The class below the client, which takes any attributes.
-    answer = PublisherClient.publish(publisher, topic=topic, messages=[message])
-    [odd] = answer.message_ids
+    # The base class of the client, which accepts any attributes.
+    response = PublisherClient.publish(publisher, topic=topic, messages=[message])
+    [reserved] = response.message_ids
     put(publisher, project, dead, b"good")
     done = run(dead, "--replay", "--as-is", "--topic", jobs, limit=2, exit_code=1)
     assert "Replayed 1 of 2 messages" in done.stdout
-    assert f"{odd} stays: Attributes with these names" in done.stderr
-    assert ids_in(dead) == {odd}
+    assert f"{reserved} stays: Attributes with these names" in done.stderr
+    assert ids_in(dead) == {reserved}
 
 
 def from_source(name: str, project: str) -> dict[str, str]:
-    """What Pub/Sub adds to a letter of a subscription."""
+    """Return the attributes that Pub/Sub adds to a dead letter of a subscription."""
     source = "CloudPubSubDeadLetterSourceSubscription"
     return {source: name, f"{source}Project": project}
 
@@ -135,11 +135,11 @@ def test_replay_to_no_topic_asks_once_and_keeps_all(
 
     monkeypatch.setattr("service.gcp.publisher.publish_jobs", no_topic)
     job = b'{"uri": "gs://uploads/a.jpg"}'
-    letters = {put(publisher, project, dead, job) for _ in range(3)}
+    message_ids = {put(publisher, project, dead, job) for _ in range(3)}
     done = run(dead, "--replay", limit=3, exit_code=1)
     assert len(asked) == 1
     assert done.stderr.count("stays: There is no topic") == 3
-    assert ids_in(dead) == letters
+    assert ids_in(dead) == message_ids
 
 
 def test_replay_that_is_interrupted_says_how_many(
@@ -149,7 +149,7 @@ def test_replay_that_is_interrupted_says_how_many(
     jobs: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And the first error is printed, though the other letters cannot be released."""
+    """The first error is printed, even if the other messages cannot be released."""
     for _ in range(3):
         put(publisher, project, dead, b'{"uri": "gs://uploads/a.jpg"}')
     sent: list[object] = []
@@ -159,12 +159,12 @@ def test_replay_that_is_interrupted_says_how_many(
             raise KeyboardInterrupt
         sent.append(call)
 
-    def away(*call: object) -> None:
-        raise SubscriptionError("away")
+    def unavailable(*call: object) -> None:
+        raise SubscriptionError("unavailable")
 
     monkeypatch.setattr("service.gcp.publisher.publish_jobs", interrupted)
-    monkeypatch.setattr("service.gcp.subscriber.Subscription.release", away)
+    monkeypatch.setattr("service.gcp.subscriber.Subscription.release", unavailable)
     stopped = run(dead, "--replay", "--topic", jobs, limit=3, exit_code=1)
     assert "Replayed 1 of 3 messages" in stopped.stdout
     assert "Aborted" in stopped.stderr
-    assert "away" not in stopped.output
+    assert "unavailable" not in stopped.output

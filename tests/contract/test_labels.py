@@ -1,4 +1,4 @@
-"""Every label that a model may have, in Firestore: written, rewritten, found and read as it is."""
+"""Firestore writes, replaces, finds and reads every label that a model may have."""
 
 import json
 import unicodedata
@@ -99,7 +99,7 @@ COCO = [
     "hair drier",
     "toothbrush",
 ]
-ODD = [
+UNUSUAL = [
     "back`tick",
     "back\\slash",
     "both\\`",
@@ -130,7 +130,7 @@ ODD = [
     "`" * MAX_LABEL_BYTES,
     "é" * (MAX_LABEL_BYTES // 2),
 ]
-# Every character that ends lines, is invisible or controls a terminal, but for those refused.
+# All characters that end lines, are invisible or control a terminal, except refused ones.
 CONTROLS = [
     label
     for character in map(chr, range(0x3001))
@@ -160,7 +160,7 @@ def test_coco_has_80_labels() -> None:
 
 
 def test_every_label_is_found_by_the_readmes_queries(store: ResultStore, collection: str) -> None:
-    labels = [*COCO, *ODD]
+    labels = [*COCO, *UNUSUAL]
     assert [broken_rule(label) for label in labels] == [None] * len(labels)
     store.commit([seen(label) for label in labels])
     client = firestore.Client()
@@ -174,7 +174,7 @@ def test_every_label_is_found_by_the_readmes_queries(store: ResultStore, collect
             [document] = query.stream()
             assert document.get(path) == 2
             assert document.get("counts") == {label: 2}
-            assert [found["label"] for found in document.get("detections")] == [label] * 2
+            assert [detection["label"] for detection in document.get("detections")] == [label] * 2
 
 
 def test_every_control_character_is_found_as_it_is(collection: str) -> None:
@@ -187,8 +187,8 @@ def test_every_control_character_is_found_as_it_is(collection: str) -> None:
         batch.commit()
     for index, label in enumerate(CONTROLS):
         path = client.field_path("counts", label)
-        found = results.where(filter=FieldFilter(path, ">", 0)).stream()
-        assert [document.id for document in found] == [str(index)], repr(label)
+        matches = results.where(filter=FieldFilter(path, ">", 0)).stream()
+        assert [document.id for document in matches] == [str(index)], repr(label)
 
 
 def test_carriage_return_is_refused_because_queries_miss_it(collection: str) -> None:
@@ -203,7 +203,7 @@ def test_carriage_return_is_refused_because_queries_miss_it(collection: str) -> 
 def test_replacement_replaces_every_labels_document(
     store: ResultStore, reader: ResultReader
 ) -> None:
-    labels = [*COCO, *ODD]
+    labels = [*COCO, *UNUSUAL]
     store.commit([seen(label) for label in labels])
     permission = Replace(datetime.now(UTC) + timedelta(minutes=1))
     store.commit([seen(label, permission=permission, count=3) for label in labels])
@@ -216,7 +216,7 @@ def test_replacement_replaces_every_labels_document(
 def test_results_shows_every_label(
     as_json: bool, store: ResultStore, collection: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    labels = [*COCO, *ODD]
+    labels = [*COCO, *UNUSUAL]
     monkeypatch.setenv("FIRESTORE_COLLECTION", collection)
     store.commit([seen(label) for label in labels])
     command = ["results", "gs://uploads/", *(["--json"] if as_json else [])]

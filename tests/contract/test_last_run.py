@@ -1,4 +1,4 @@
-"""`reconcile --since gs://...`: what is kept of the last successful run, and the TTL's warning."""
+"""`reconcile --since gs://...`: the state of the last successful run, and the TTL warning."""
 
 import json
 import uuid
@@ -24,7 +24,7 @@ from tests.fakes import PATIENCE_SECONDS
 
 @pytest.fixture
 def state() -> storage.Blob:
-    """The object that keeps the last run, which is not there yet, in a bucket of its own."""
+    """Return the object for the last run's state, which does not exist yet, in its own bucket."""
     bucket = storage.Client().create_bucket(f"state-{uuid.uuid4().hex}")
     return bucket.blob("last-run")
 
@@ -113,11 +113,11 @@ def test_since_that_means_nothing_is_refused(since: str, prefix: str) -> None:
     assert "--since" in run(prefix, since, exit_code=2).stderr
 
 
-# The TTL. The emulator has no administration, so a server of the test's own answers.
+# The TTL. The emulator has no admin API, so the test runs its own server.
 
 
 class FakeAdmin(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
-    """Answers `ListFields` with these fields, or refuses it."""
+    """Returns these fields from `ListFields`, or refuses the call."""
 
     def __init__(self) -> None:
         self.fields: list[admin.Field] | None = []
@@ -126,14 +126,14 @@ class FakeAdmin(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no ty
     def service(self, details: Any) -> Any:
         assert details.method == "/google.firestore.admin.v1.FirestoreAdmin/ListFields"
 
-        def answer(request: admin.ListFieldsRequest, context: Any) -> admin.ListFieldsResponse:
+        def list_fields(request: admin.ListFieldsRequest, context: Any) -> admin.ListFieldsResponse:
             self.asked.append(request)
             if self.fields is None:
                 context.abort(grpc.StatusCode.PERMISSION_DENIED, "no")
             return admin.ListFieldsResponse(fields=self.fields)
 
         return grpc.unary_unary_rpc_method_handler(
-            answer,
+            list_fields,
             request_deserializer=admin.ListFieldsRequest.deserialize,
             response_serializer=admin.ListFieldsResponse.serialize,
         )

@@ -22,13 +22,15 @@ def test_publish_jobs_reach_a_subscriber(
         assert publish_jobs(connect(), topic, map(job_message, uris)) == len(uris)
         received: list[str] = []
         while len(received) < len(uris):
-            answer = subscriber.pull(
+            response = subscriber.pull(
                 subscription=subscription, max_messages=1000, timeout=PATIENCE_SECONDS
             )
-            received += [json.loads(one.message.data)["uri"] for one in answer.received_messages]
+            received += [
+                json.loads(received.message.data)["uri"] for received in response.received_messages
+            ]
             subscriber.acknowledge(
                 subscription=subscription,
-                ack_ids=[one.ack_id for one in answer.received_messages],
+                ack_ids=[received.ack_id for received in response.received_messages],
                 timeout=PATIENCE_SECONDS,
             )
     assert sorted(received) == uris

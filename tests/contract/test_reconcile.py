@@ -1,4 +1,4 @@
-"""The command against the emulators, with a person who is asked."""
+"""`reconcile` with a prompt, against the emulators."""
 
 import json
 import uuid
@@ -23,13 +23,15 @@ def prefix(bucket: storage.Bucket) -> str:
 
 
 def pulled(topic: str) -> list[str]:
-    """The uris of the jobs that are there."""
+    """Return the URIs of the published jobs."""
     subscription = topic.replace("/topics/", "/subscriptions/")
     with pubsub_v1.SubscriberClient() as subscriber:
-        answer = subscriber.pull(
+        response = subscriber.pull(
             subscription=subscription, max_messages=10, timeout=PATIENCE_SECONDS
         )
-    return sorted(json.loads(one.message.data)["uri"] for one in answer.received_messages)
+    return sorted(
+        json.loads(received.message.data)["uri"] for received in response.received_messages
+    )
 
 
 def ask(answer: str, prefix: str, *options: str, monkeypatch: pytest.MonkeyPatch) -> Result:

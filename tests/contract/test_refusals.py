@@ -32,7 +32,7 @@ from tests.refusing_storage import (
     KMS_KEY,
     REQUESTER_PAYS,
     TOO_FAST,
-    Answer,
+    ErrorResponse,
     RefusingStorage,
     ref,
     refusing_storage,
@@ -49,7 +49,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RefusingStorage]:
 
 
 class Clock:
-    """Minutes that a test lets pass."""
+    """A clock that a test moves by minutes."""
 
     minutes = 0.0
 
@@ -75,7 +75,7 @@ def service(server: RefusingStorage, clock: Clock) -> Iterator[ImageStorage]:
 
 
 def reason_of(service: ImageStorage, image: ImageRef) -> str:
-    """Why an object can never be read, when its download is refused."""
+    """Return the message of an object whose download is permanently refused."""
     with pytest.raises(BadImageError) as refused:
         fetched(service, image)
     assert refused.value.code == ErrorCode.UNREADABLE_OBJECT
@@ -83,39 +83,39 @@ def reason_of(service: ImageStorage, image: ImageRef) -> str:
 
 
 def refuse_for_now(service: ImageStorage, image: ImageRef) -> None:
-    """Be refused, which decides nothing."""
+    """Check that a refused download is only unavailable."""
     with pytest.raises(StorageUnavailableError) as refused:
         fetched(service, image)
     assert not isinstance(refused.value, StorageRefusedError)
 
 
 def refuse_for_ten_minutes(service: ImageStorage, clock: Clock, image: ImageRef) -> None:
-    """Be refused as Pub/Sub delivers, until time is up."""
+    """Repeat refused downloads as Pub/Sub delivers, for ten minutes."""
     for _ in range(5):
         refuse_for_now(service, image)
         clock.minutes += 2
 
 
-KMS_DENIED = Answer(403, "forbidden", "Permission denied on Cloud KMS key.")
-PAGE = Answer(400, "", "<!DOCTYPE html><title>Error 400 (Bad Request)!!1</title>")
+KMS_DENIED = ErrorResponse(403, "forbidden", "Permission denied on Cloud KMS key.")
+PAGE = ErrorResponse(400, "", "<!DOCTYPE html><title>Error 400 (Bad Request)!!1</title>")
 
 
 @pytest.mark.parametrize(
-    ("answer", "advice"),
+    ("refusal", "advice"),
     [
         (CUSTOMER_KEY, "Upload the object again without that key"),
         (KMS_KEY, "Enable the key"),
         (REQUESTER_PAYS, "Turn Requester Pays off"),
         (replace(REQUESTER_PAYS, reason="required"), "Turn Requester Pays off"),
         (replace(KMS_KEY, reason="invalid"), "Enable the key"),
-        (Answer(451, "legal", "removed"), "for legal reasons"),
+        (ErrorResponse(451, "legal", "removed"), "for legal reasons"),
     ],
     ids=["customer-key", "kms", "pays", "pays-required", "kms-invalid", "legal"],
 )
 def test_permanent_refusal_has_a_reason_and_a_remedy(
-    server: RefusingStorage, service: ImageStorage, answer: Answer, advice: str
+    server: RefusingStorage, service: ImageStorage, refusal: ErrorResponse, advice: str
 ) -> None:
-    image = server.refuse("a.jpg", answer)
+    image = server.refuse("a.jpg", refusal)
     message = reason_of(service, image)
     assert advice in message
     with pytest.raises(BadImageError) as refused:
@@ -123,11 +123,11 @@ def test_permanent_refusal_has_a_reason_and_a_remedy(
     assert refused.value.code == ErrorCode.UNREADABLE_OBJECT
 
 
-@pytest.mark.parametrize("answer", [CUSTOMER_KEY, KMS_KEY])
+@pytest.mark.parametrize("refusal", [CUSTOMER_KEY, KMS_KEY])
 def test_object_whose_bytes_alone_are_refused_is_unreadable(
-    server: RefusingStorage, service: ImageStorage, answer: Answer
+    server: RefusingStorage, service: ImageStorage, refusal: ErrorResponse
 ) -> None:
-    server.media["a.jpg"] = answer
+    server.media["a.jpg"] = refusal
     assert reason_of(service, ref("a.jpg"))
 
 
@@ -144,39 +144,45 @@ MAY_PASS = {
     "forbidden": (FORBIDDEN, "not to the bucket"),
     "kms-denied": (KMS_DENIED, "grant the Cloud Storage service agent"),
     "kms-disabled-403": (replace(KMS_KEY, status=403), "Enable the key"),
-    "kms-not-found": (Answer(400, "cloudKmsDecryptionKeyNotFound", "no key"), "Enable the key"),
-    "other": (Answer(400, "invalidArgument", "odd"), "this object (400 invalidArgument: odd)"),
+    "kms-not-found": (
+        ErrorResponse(400, "cloudKmsDecryptionKeyNotFound", "no key"),
+        "Enable the key",
+    ),
+    "other": (
+        ErrorResponse(400, "invalidArgument", "odd"),
+        "this object (400 invalidArgument: odd)",
+    ),
     "page": (PAGE, "serve this object (400)."),
 }
 
 
 @pytest.mark.parametrize("bytes_only", [True, False])
-@pytest.mark.parametrize(("answer", "message"), MAY_PASS.values(), ids=MAY_PASS)
+@pytest.mark.parametrize(("refusal", "message"), MAY_PASS.values(), ids=MAY_PASS)
 def test_unclear_refusal_is_recorded_after_ten_minutes(
     server: RefusingStorage,
     service: ImageStorage,
     clock: Clock,
-    answer: Answer,
+    refusal: ErrorResponse,
     message: str,
     bytes_only: bool,
 ) -> None:
-    image = server.refuse("a.jpg", answer)
+    image = server.refuse("a.jpg", refusal)
     if bytes_only:
         server.metadata.clear()
     refuse_for_ten_minutes(service, clock, image)
-    # Read with the metadata's answer, which has the reason, or with the text of the bytes.
+    # From the metadata's refusal, which has the reason, or from the download's text.
     assert bytes_only or message in reason_of(service, image)
     assert "<" not in reason_of(service, image)
 
 
-@pytest.mark.parametrize(("answer", "_"), MAY_PASS.values(), ids=MAY_PASS)
+@pytest.mark.parametrize(("refusal", "_"), MAY_PASS.values(), ids=MAY_PASS)
 def test_ended_refusal_starts_anew(
-    server: RefusingStorage, service: ImageStorage, clock: Clock, answer: Answer, _: str
+    server: RefusingStorage, service: ImageStorage, clock: Clock, refusal: ErrorResponse, _: str
 ) -> None:
-    refuse_for_ten_minutes(service, clock, server.refuse("a.jpg", answer))
+    refuse_for_ten_minutes(service, clock, server.refuse("a.jpg", refusal))
     server.media.clear()
     assert fetched(service, ref("a.jpg")).data == server.data
-    refuse_for_ten_minutes(service, clock, server.refuse("a.jpg", answer))
+    refuse_for_ten_minutes(service, clock, server.refuse("a.jpg", refusal))
     assert reason_of(service, ref("a.jpg"))
 
 
@@ -194,7 +200,7 @@ def test_denied_key_is_recorded_although_metadata_are_readable(
 def test_denied_key_is_not_logged_as_a_missing_role(
     server: RefusingStorage, service: ImageStorage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server.rights = []
+    server.permissions = []
     refuse_for_now(service, server.refuse("a.jpg", KMS_DENIED))
     assert logged_by(caplog, "service.gcp.outages") == []
 
@@ -211,14 +217,14 @@ def test_forbidden_metadata_are_recorded_after_ten_minutes(
         service.resolve(job)
 
 
-@pytest.mark.parametrize("answer", [FORBIDDEN, PAGE, KMS_DENIED], ids=lambda one: one.text[:9])
+@pytest.mark.parametrize("refusal", [FORBIDDEN, PAGE, KMS_DENIED], ids=lambda one: one.text[:9])
 def test_no_refusal_is_recorded_while_the_bucket_is_unreadable(
-    server: RefusingStorage, service: ImageStorage, clock: Clock, answer: Answer
+    server: RefusingStorage, service: ImageStorage, clock: Clock, refusal: ErrorResponse
 ) -> None:
-    image = server.refuse("a.jpg", answer)
-    server.refuse("b.jpg", answer)
+    image = server.refuse("a.jpg", refusal)
+    server.refuse("b.jpg", refusal)
     fetched(service, ref("before.jpg"))
-    server.rights = []
+    server.permissions = []
     for _ in range(6):
         clock.minutes += 10
         for one in (image, ref("b.jpg")):
@@ -227,7 +233,7 @@ def test_no_refusal_is_recorded_while_the_bucket_is_unreadable(
 
 
 def test_object_that_is_410_is_gone(server: RefusingStorage, service: ImageStorage) -> None:
-    image = server.refuse("a.jpg", Answer(410, "gone"))
+    image = server.refuse("a.jpg", ErrorResponse(410, "gone"))
     for call in CALLS:
         with pytest.raises(ObjectGoneError):
             call(service, image)
@@ -236,8 +242,8 @@ def test_object_that_is_410_is_gone(server: RefusingStorage, service: ImageStora
 def test_forbidden_object_is_unreadable_once_others_were_read(
     server: RefusingStorage, service: ImageStorage, clock: Clock
 ) -> None:
-    """Its ACL: the account has no right on the bucket, but on the other objects."""
-    server.rights = []
+    """The account has no permission on the bucket, but ACLs allow it the other objects."""
+    server.permissions = []
     image = server.refuse("a.jpg", FORBIDDEN)
     with pytest.raises(StorageRefusedError):
         fetched(service, image)
@@ -251,22 +257,27 @@ def test_forbidden_object_is_unreadable_once_others_were_read(
 def test_refused_bucket_is_no_fault_of_an_object(
     server: RefusingStorage, service: ImageStorage
 ) -> None:
-    server.rights = []
+    server.permissions = []
     for name in ("a.jpg", "b.jpg", "a.jpg"):
         with pytest.raises(StorageRefusedError, match="roles/storage.objectViewer"):
             fetched(service, server.refuse(name, FORBIDDEN))
-    assert server.asked.count("rights") == 1
+    assert server.requests.count("permissions") == 1
 
 
 @pytest.mark.parametrize(
-    "answer",
-    [DISABLED, Answer(401, "authError"), Answer(403, "countryBlocked"), Answer(403, "sslRequired")],
-    ids=lambda answer: answer.reason,
+    "refusal",
+    [
+        DISABLED,
+        ErrorResponse(401, "authError"),
+        ErrorResponse(403, "countryBlocked"),
+        ErrorResponse(403, "sslRequired"),
+    ],
+    ids=lambda refusal: refusal.reason,
 )
 def test_refused_project_is_no_fault_of_an_object(
-    server: RefusingStorage, service: ImageStorage, answer: Answer
+    server: RefusingStorage, service: ImageStorage, refusal: ErrorResponse
 ) -> None:
-    image = server.refuse("a.jpg", answer)
+    image = server.refuse("a.jpg", refusal)
     for call in 2 * CALLS:
         with pytest.raises(StorageRefusedError):
             call(service, image)
@@ -287,7 +298,7 @@ def test_too_many_requests_as_403_is_only_unavailable(
 def test_permission_that_was_just_granted_is_no_refusal(
     server: RefusingStorage, service: ImageStorage
 ) -> None:
-    server.rights = []
+    server.permissions = []
     image = server.refuse("a.jpg", FORBIDDEN)
     with pytest.raises(StorageRefusedError):
         fetched(service, image)
@@ -299,7 +310,7 @@ def test_permission_that_was_just_granted_is_no_refusal(
 def test_outage_of_a_bucket_is_logged_once_and_its_end(
     server: RefusingStorage, service: ImageStorage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server.rights = []
+    server.permissions = []
     for name in "abc":
         with pytest.raises(StorageRefusedError):
             fetched(service, server.refuse(name, FORBIDDEN))
@@ -307,7 +318,7 @@ def test_outage_of_a_bucket_is_logged_once_and_its_end(
     fetched(service, ref("a"))
     fetched(service, ref("b"))
     lines = logged_by(caplog, "service.gcp.outages")
-    assert [(one.levelno, one.getMessage()) for one in lines] == [
+    assert [(line.levelno, line.getMessage()) for line in lines] == [
         (logging.ERROR, "Messages are rejected until this is repaired"),
         (logging.WARNING, "Messages are accepted again"),
     ]
@@ -317,32 +328,34 @@ def test_outage_of_a_bucket_is_logged_once_and_its_end(
 def test_perimeter_differs_from_a_missing_role(
     server: RefusingStorage, service: ImageStorage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server.rights = []
-    policy = Answer(403, "forbidden", "Request is prohibited by organization's policy. vpcS: 1")
+    server.permissions = []
+    policy = ErrorResponse(
+        403, "forbidden", "Request is prohibited by organization's policy. vpcS: 1"
+    )
     for _ in range(3):
-        for answer, advice in ((policy, "perimeter"), (FORBIDDEN, "roles/storage.objectViewer")):
+        for refusal, advice in ((policy, "perimeter"), (FORBIDDEN, "roles/storage.objectViewer")):
             with pytest.raises(StorageRefusedError, match=advice):
-                fetched(service, server.refuse("a.jpg", answer))
+                fetched(service, server.refuse("a.jpg", refusal))
     assert len(logged_by(caplog, "service.gcp.outages")) == 2
 
 
 def test_organisations_policy_is_not_a_gone_object(
     server: RefusingStorage, service: ImageStorage
 ) -> None:
-    image = server.refuse("a.jpg", Answer(412, "orgPolicyConstraintFailed"))
+    image = server.refuse("a.jpg", ErrorResponse(412, "orgPolicyConstraintFailed"))
     with pytest.raises(StorageRefusedError):
         service.resolve(image)
 
 
-@pytest.mark.parametrize("answer", [FORBIDDEN, REQUESTER_PAYS], ids=lambda one: one.reason)
-def test_listing_that_is_refused_says_why(server: RefusingStorage, answer: Answer) -> None:
-    server.listing = answer
-    with pytest.raises(StorageRefusedError, match=f"refuses to list gs://{BUCKET}.*{answer.text}"):
+@pytest.mark.parametrize("refusal", [FORBIDDEN, REQUESTER_PAYS], ids=lambda one: one.reason)
+def test_listing_that_is_refused_says_why(server: RefusingStorage, refusal: ErrorResponse) -> None:
+    server.listing = refusal
+    with pytest.raises(StorageRefusedError, match=f"refuses to list gs://{BUCKET}.*{refusal.text}"):
         list(ObjectLister(storage.Client()).pages(BUCKET, ""))
 
 
 def test_listing_of_a_bucket_that_is_410_says_so(server: RefusingStorage) -> None:
-    server.listing = Answer(410, "gone")
+    server.listing = ErrorResponse(410, "gone")
     with pytest.raises(NoBucketError):
         list(ObjectLister(storage.Client()).pages(BUCKET, ""))
 

@@ -36,17 +36,17 @@ def upload(bucket: storage.Bucket, name: str, data: bytes, kind: str = "image/jp
 def test_download_returns_bytes_and_metadata(
     image_storage: ImageStorage, bucket: storage.Bucket
 ) -> None:
-    download = fetched(image_storage, upload(bucket, "plain.jpg", b"picture"))
-    assert download.data == b"picture"
+    download = fetched(image_storage, upload(bucket, "plain.jpg", b"content"))
+    assert download.data == b"content"
     assert download.metadata.size == 7
     assert download.metadata.content_type == "image/jpeg"
-    assert download.metadata.md5 == base64.b64encode(hashlib.md5(b"picture").digest()).decode()
+    assert download.metadata.md5 == base64.b64encode(hashlib.md5(b"content").digest()).decode()
 
 
 def test_download_does_not_look_up_the_bucket(bucket: storage.Bucket) -> None:
     client = storage.Client()
     service = ImageStorage(client, timeout_seconds=PATIENCE_SECONDS, max_bytes=1000, connections=4)
-    assert fetched(service, upload(bucket, "no-lookup.jpg", b"picture")).data == b"picture"
+    assert fetched(service, upload(bucket, "no-lookup.jpg", b"content")).data == b"content"
     lookups = client._bucket_metadata_cache
     assert not lookups._inflight_fetches and lookups.get(BUCKET) is None
 
@@ -73,7 +73,7 @@ def test_download_after_overwrite_is_gone(
 
 
 def test_download_after_delete_is_gone(image_storage: ImageStorage, bucket: storage.Bucket) -> None:
-    ref = upload(bucket, "deleted.jpg", b"picture")
+    ref = upload(bucket, "deleted.jpg", b"content")
     bucket.blob("deleted.jpg").delete()
     with pytest.raises(ObjectGoneError):
         fetched(image_storage, ref)
@@ -81,7 +81,7 @@ def test_download_after_delete_is_gone(image_storage: ImageStorage, bucket: stor
 
 def test_download_from_missing_bucket_is_gone(image_storage: ImageStorage) -> None:
     with pytest.raises(ObjectGoneError):
-        fetched(image_storage, ImageRef("no-such-bucket", "picture.jpg", 1))
+        fetched(image_storage, ImageRef("no-such-bucket", "image.jpg", 1))
 
 
 def test_download_of_empty_object_returns_no_bytes(
@@ -107,8 +107,8 @@ FORGED = ObjectMetadata(size=8, content_type="image/x", md5="forged", crc32c="fo
 def test_metadata_of_an_event_are_not_trusted(
     image_storage: ImageStorage, bucket: storage.Bucket
 ) -> None:
-    """Events can be forged; what is recorded of an image must be what Cloud Storage reports."""
-    ref = upload(bucket, "sums.jpg", b"picture")
+    """Events can be forged, so the recorded metadata must be those of Cloud Storage."""
+    ref = upload(bucket, "sums.jpg", b"content")
     metadata = fetched(image_storage, ref).metadata
     forged = replace(ref, metadata=FORGED)
     assert fetched(image_storage, forged).metadata == metadata
@@ -120,17 +120,17 @@ def test_resolve_names_the_live_generation(
 ) -> None:
     upload(bucket, "live.jpg", b"first")
     second = upload(bucket, "live.jpg", b"second!")
-    found = image_storage.resolve(ImageRef(BUCKET, "live.jpg"))
-    assert found.generation == second.generation
-    assert found.metadata.size == 7
+    resolved = image_storage.resolve(ImageRef(BUCKET, "live.jpg"))
+    assert resolved.generation == second.generation
+    assert resolved.metadata.size == 7
 
 
 def test_resolve_of_a_generation_returns_its_size(
     image_storage: ImageStorage, bucket: storage.Bucket
 ) -> None:
     ref = upload(bucket, "sized.jpg", b"four")
-    found = image_storage.resolve(ImageRef(BUCKET, "sized.jpg", ref.generation))
-    assert (found.generation, found.metadata.size) == (ref.generation, 4)
+    resolved = image_storage.resolve(ImageRef(BUCKET, "sized.jpg", ref.generation))
+    assert (resolved.generation, resolved.metadata.size) == (ref.generation, 4)
 
 
 def test_resolve_of_an_overwritten_generation_is_gone(
@@ -156,7 +156,7 @@ def test_download_refused_by_server_is_unavailable(
         impatient_storage(url, monkeypatch) as impatient,
         pytest.raises(StorageUnavailableError),
     ):
-        fetched(impatient, ImageRef(BUCKET, "picture.jpg", 1))
+        fetched(impatient, ImageRef(BUCKET, "image.jpg", 1))
 
 
 @pytest.mark.parametrize("status", [404, 412])
@@ -168,7 +168,7 @@ def test_download_that_can_never_succeed_is_gone(
         storage_at(url, monkeypatch) as image_storage,
         pytest.raises(ObjectGoneError),
     ):
-        fetched(image_storage, ImageRef(BUCKET, "picture.jpg", 1))
+        fetched(image_storage, ImageRef(BUCKET, "image.jpg", 1))
 
 
 def test_download_of_damaged_bytes_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +178,7 @@ def test_download_of_damaged_bytes_is_unavailable(monkeypatch: pytest.MonkeyPatc
         impatient_storage(url, monkeypatch) as impatient,
         pytest.raises(StorageUnavailableError),
     ):
-        fetched(impatient, ImageRef(BUCKET, "picture.jpg", 1))
+        fetched(impatient, ImageRef(BUCKET, "image.jpg", 1))
 
 
 def test_download_without_a_server_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def test_download_without_a_server_is_unavailable(monkeypatch: pytest.MonkeyPatc
         impatient_storage("http://127.0.0.1:9", monkeypatch) as impatient,
         pytest.raises(StorageUnavailableError),
     ):
-        fetched(impatient, ImageRef(BUCKET, "picture.jpg", 1))
+        fetched(impatient, ImageRef(BUCKET, "image.jpg", 1))
 
 
 @contextmanager
@@ -198,16 +198,16 @@ def storage_at(
         yield ImageStorage(client, timeout_seconds=timeout_seconds, max_bytes=1000, connections=4)
 
 
-impatient_storage = partial(storage_at, timeout_seconds=0.3)  # gives up soon
+impatient_storage = partial(storage_at, timeout_seconds=0.3)  # stops retrying soon
 
 
 @contextmanager
 def server_answering(status: int, headers: dict[str, str] | None = None) -> Iterator[str]:
-    """A server that always answers the same: the emulator cannot be made to fail like that."""
+    """A server with always the same response, because the emulator cannot fail like that."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = b"picture"
+            body = b"content"
             self.send_response(status)
             for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
                 self.send_header(name, value)
@@ -215,7 +215,7 @@ def server_answering(status: int, headers: dict[str, str] | None = None) -> Iter
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
@@ -230,18 +230,18 @@ def server_answering(status: int, headers: dict[str, str] | None = None) -> Iter
 
 @pytest.fixture
 def listed(bucket: storage.Bucket) -> list[ImageRef]:
-    """Objects in the order of a listing: by the bytes of their names."""
+    """Return the objects in the order of a listing: by the bytes of their names."""
     names = ["list/10.jpg", "list/2.jpg", "list/A.jpg", "list/a#5.jpg", "list/é.jpg", "list/😀.jpg"]
     return [upload(bucket, name, b"x") for name in names]
 
 
-@pytest.mark.parametrize("place", [None, 0, 2, 5], ids=["all", "first", "middle", "last"])
-def test_lister_goes_on_after_any_name(listed: list[ImageRef], place: int | None) -> None:
-    after = "" if place is None else listed[place].name
+@pytest.mark.parametrize("index", [None, 0, 2, 5], ids=["all", "first", "middle", "last"])
+def test_lister_goes_on_after_any_name(listed: list[ImageRef], index: int | None) -> None:
+    after = "" if index is None else listed[index].name
     pages = list(connect_lister(None).pages(BUCKET, "list/", after=after))
-    found = [ref for page in pages for ref in page]
-    assert found == listed[0 if place is None else place + 1 :]
-    assert all(ref.metadata.size == 1 for ref in found)
+    refs = [ref for page in pages for ref in page]
+    assert refs == listed[0 if index is None else index + 1 :]
+    assert all(ref.metadata.size == 1 for ref in refs)
     assert all(pages)
 
 

@@ -1,4 +1,4 @@
-"""Downloads that break on their way: what comes after is checked as a whole."""
+"""Downloads that break: the retried download is verified as a whole."""
 
 import gzip
 import os
@@ -55,7 +55,7 @@ def test_broken_download_is_tried_again(
 def test_damaged_rest_of_a_broken_download_is_rejected(
     ref: ImageRef, proxy: StorageProxy, broken: FaultKind, fault: FaultKind
 ) -> None:
-    """The vendor's own retry asks for the rest only, and does not check it."""
+    """The vendor's own retry requests only the rest, and does not verify it."""
     proxy.armed.arm(broken, 1)
     proxy.armed.arm(fault, 1)
     try:

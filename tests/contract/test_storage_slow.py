@@ -1,4 +1,4 @@
-"""Peers that are silent, slow or endless. Without a bound of ours, most of these would hang."""
+"""Silent, slow and endless peers. Without our own limits, most of these tests would hang."""
 
 import gzip
 import io
@@ -25,10 +25,10 @@ FOR_EVER = 10.0**6
 
 
 class Peer:
-    """A Cloud Storage whose answers a test writes; each gets the number of its request."""
+    """A Cloud Storage whose responses a test writes. `respond` gets the request's number."""
 
-    def __init__(self, answer: "Callable[[Peer, BaseHTTPRequestHandler, int], None]") -> None:
-        self.answer = answer
+    def __init__(self, respond: "Callable[[Peer, BaseHTTPRequestHandler, int], None]") -> None:
+        self.respond = respond
         self.requests: list[str] = []
         self.connections = 0
         self.closing = threading.Event()
@@ -42,28 +42,28 @@ class Peer:
         handler.wfile.flush()
 
     def send(self, handler: BaseHTTPRequestHandler, data: bytes, **headers: str) -> None:
-        """Send a whole response with its checksum."""
+        """Send a complete response with its checksum."""
         headers = {"X_Goog_Hash": f"crc32c={crc32c(data)}"} | headers
         self.head(handler, 200, Content_Length=str(len(data)), **headers)
         handler.wfile.write(data)
 
     def drip(self, handler: BaseHTTPRequestHandler, piece: bytes = b"x") -> None:
-        """Send a piece again and again, until the test ends or the client has left."""
+        """Send a piece repeatedly, until the test ends or the client disconnects."""
         handler.close_connection = True
         try:
             while not self.closing.wait(0.02):
                 handler.wfile.write(piece)
                 handler.wfile.flush()
         except OSError:
-            handler.wfile = io.BytesIO()  # what is left must not be flushed
+            handler.wfile = io.BytesIO()  # the remaining output must not be flushed
 
 
-Answer = Callable[[Peer, BaseHTTPRequestHandler, int], None]
+Responder = Callable[[Peer, BaseHTTPRequestHandler, int], None]
 
 
 @contextmanager
-def peer(answer: Answer) -> Iterator[tuple[Peer, str]]:
-    running = Peer(answer)
+def peer(respond: Responder) -> Iterator[tuple[Peer, str]]:
+    running = Peer(respond)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -78,10 +78,10 @@ def peer(answer: Answer) -> Iterator[tuple[Peer, str]]:
             with running.lock:
                 running.requests.append(self.path)
                 number = len(running.requests)
-            running.answer(running, self, number)
+            running.respond(running, self, number)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
@@ -98,9 +98,12 @@ def peer(answer: Answer) -> Iterator[tuple[Peer, str]]:
 
 @contextmanager
 def storage_of(
-    answer: Answer, monkeypatch: pytest.MonkeyPatch, *, timeout_seconds: float = PATIENCE_SECONDS
+    respond: Responder,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    timeout_seconds: float = PATIENCE_SECONDS,
 ) -> Iterator[tuple[ImageStorage, Peer]]:
-    with peer(answer) as (running, url):
+    with peer(respond) as (running, url):
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
         with storage.Client() as client:
             yield (
@@ -131,25 +134,25 @@ CALLS = [fetched, ImageStorage.resolve]
 SLOW = [is_silent, drips_its_body, drips_an_error]
 
 
-@pytest.mark.parametrize("answer", SLOW)
+@pytest.mark.parametrize("respond", SLOW)
 @pytest.mark.parametrize("call", CALLS)
 def test_slow_peer_is_abandoned_when_the_time_is_up(
-    call: Call, answer: Answer, monkeypatch: pytest.MonkeyPatch
+    call: Call, respond: Responder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
-        storage_of(answer, monkeypatch, timeout_seconds=0.5) as (service, _),
+        storage_of(respond, monkeypatch, timeout_seconds=0.5) as (service, _),
         pytest.raises(StorageUnavailableError),
     ):
         call(service, REF, NO_DEADLINE)
 
 
-@pytest.mark.parametrize("answer", [drips_its_body, drips_an_error])
+@pytest.mark.parametrize("respond", [drips_its_body, drips_an_error])
 @pytest.mark.parametrize("call", CALLS)
 def test_slow_peer_is_abandoned_at_the_deadline(
-    call: Call, answer: Answer, monkeypatch: pytest.MonkeyPatch
+    call: Call, respond: Responder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
-        storage_of(answer, monkeypatch, timeout_seconds=FOR_EVER) as (service, _),
+        storage_of(respond, monkeypatch, timeout_seconds=FOR_EVER) as (service, _),
         pytest.raises(StorageUnavailableError),
     ):
         call(service, REF, Deadline.after(0.5))
@@ -218,11 +221,11 @@ def sends_too_much(running: Peer, handler: BaseHTTPRequestHandler, number: int) 
     running.drip(handler, b"fa\r\n" + b"x" * 250 + b"\r\n")
 
 
-@pytest.mark.parametrize("answer", [announces_too_much, sends_too_much])
+@pytest.mark.parametrize("respond", [announces_too_much, sends_too_much])
 def test_body_that_is_too_large_is_not_read(
-    answer: Answer, monkeypatch: pytest.MonkeyPatch
+    respond: Responder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with storage_of(answer, monkeypatch) as (service, running):
+    with storage_of(respond, monkeypatch) as (service, running):
         with pytest.raises(BadImageError) as refused:
             fetched(service, REF)
         assert refused.value.code == ErrorCode.IMAGE_TOO_LARGE
@@ -233,12 +236,12 @@ def test_body_that_is_too_large_is_not_read(
 def test_compressed_object_is_fetched_as_it_is_stored(
     encoding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bomb = gzip.compress(bytes(10**5))  # unpacked, it would be over the limit
+    bomb = gzip.compress(bytes(10**5))  # decompressed, it is over the limit
 
-    def answer(running: Peer, handler: BaseHTTPRequestHandler, number: int) -> None:
+    def respond(running: Peer, handler: BaseHTTPRequestHandler, number: int) -> None:
         running.send(handler, bomb, Content_Encoding=encoding)
 
-    with storage_of(answer, monkeypatch) as (service, _):
+    with storage_of(respond, monkeypatch) as (service, _):
         download = fetched(service, REF)
     assert (download.data, download.content_encoding) == (bomb, encoding)
     assert download.metadata.size == len(bomb)
@@ -256,15 +259,15 @@ def test_endless_metadata_are_abandoned(monkeypatch: pytest.MonkeyPatch) -> None
         service.resolve(REF)
 
 
-@pytest.mark.parametrize("found", [[], {}, {"generation": "x", "size": "1"}, "text"])
+@pytest.mark.parametrize("metadata", [[], {}, {"generation": "x", "size": "1"}, "text"])
 def test_metadata_of_another_form_are_unavailable(
-    found: object, monkeypatch: pytest.MonkeyPatch
+    metadata: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def answer(running: Peer, handler: BaseHTTPRequestHandler, number: int) -> None:
-        running.send(handler, json.dumps(found).encode())
+    def respond(running: Peer, handler: BaseHTTPRequestHandler, number: int) -> None:
+        running.send(handler, json.dumps(metadata).encode())
 
     with (
-        storage_of(answer, monkeypatch) as (service, _),
+        storage_of(respond, monkeypatch) as (service, _),
         pytest.raises(StorageUnavailableError),
     ):
         service.resolve(REF)
@@ -283,7 +286,7 @@ def test_downloads_share_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_object_of_unknown_size_waits_without_a_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its time would be over after the wait. So the request is sent again, with its own time."""
+    """After the wait, the request's time would be up. So it is sent again, with new time."""
     asked: list[int] = []
 
     @contextmanager
@@ -307,9 +310,9 @@ def test_wait_for_memory_ends_with_the_deadline(monkeypatch: pytest.MonkeyPatch)
     def never(count: int, deadline: Deadline) -> AbstractContextManager[None]:
         raise TooLateError
 
-    answer: Answer = lambda running, handler, _: running.send(handler, DATA)  # noqa: E731
+    respond: Responder = lambda running, handler, _: running.send(handler, DATA)  # noqa: E731
     with (
-        storage_of(answer, monkeypatch) as (service, _),
+        storage_of(respond, monkeypatch) as (service, _),
         pytest.raises(TooLateError),
         service.download(REF, NO_DEADLINE, never),
     ):

@@ -80,12 +80,16 @@ def test_commit_of_a_final_image_changes_nothing(store: ResultStore, collection:
 def test_commit_writes_only_results_without_a_document(store: ResultStore, collection: str) -> None:
     store.commit([done("b.jpg", "cat")])
     store.commit([done("a.jpg", "dog"), done("b.jpg", "dog"), done("c.jpg", "dog")])
-    found = [read(collection, done(name)) for name in ("a.jpg", "b.jpg", "c.jpg")]
-    assert [document and document["labels"] for document in found] == [["dog"], ["cat"], ["dog"]]
+    documents = [read(collection, done(name)) for name in ("a.jpg", "b.jpg", "c.jpg")]
+    assert [document and document["labels"] for document in documents] == [
+        ["dog"],
+        ["cat"],
+        ["dog"],
+    ]
 
 
 def by(instance: float, result: ImageResult) -> ImageResult:
-    """The result as an instance of the service would have it: with its own timings."""
+    """Return the result with timings, like those of an instance of the service."""
     return replace(result, timings=Timings(queue_ms=instance))
 
 
@@ -93,11 +97,11 @@ def test_result_of_a_second_delivery_is_superseded(store: ResultStore, collectio
     first, second, other = (
         by(1, done("a.jpg", "cat")), by(2, done("a.jpg", "dog")), by(2, done("b.jpg"))
     )  # fmt: skip
-    assert [one.outcome for one in recorded(store.commit([first]))] == [Outcome.DONE]
+    assert [outcome.outcome for outcome in recorded(store.commit([first]))] == [Outcome.DONE]
     outcomes = recorded(store.commit([second, other]))
-    assert [one.outcome for one in outcomes] == [Outcome.SUPERSEDED, Outcome.DONE]
-    found = read(collection, first)
-    assert found and found["labels"] == ["cat"]
+    assert [outcome.outcome for outcome in outcomes] == [Outcome.SUPERSEDED, Outcome.DONE]
+    document = read(collection, first)
+    assert document and document["labels"] == ["cat"]
 
 
 def test_commit_that_is_repeated_supersedes_nothing(store: ResultStore) -> None:
@@ -106,12 +110,12 @@ def test_commit_that_is_repeated_supersedes_nothing(store: ResultStore) -> None:
 
 
 def test_second_result_of_an_image_in_a_batch_is_superseded(store: ResultStore) -> None:
-    outcomes = recorded(store.commit([by(place, done("a.jpg")) for place in range(3)]))
-    assert [one.outcome for one in outcomes] == [Outcome.DONE] + [Outcome.SUPERSEDED] * 2
+    outcomes = recorded(store.commit([by(index, done("a.jpg")) for index in range(3)]))
+    assert [outcome.outcome for outcome in outcomes] == [Outcome.DONE] + [Outcome.SUPERSEDED] * 2
 
 
 def recorded(outcomes: Iterable[CommittedResult | Exception]) -> list[CommittedResult]:
-    """The outcomes, none of which is an error."""
+    """Return the outcomes, after a check that none is an error."""
     return [outcome for outcome in outcomes if isinstance(outcome, CommittedResult)]
 
 
@@ -172,8 +176,10 @@ def test_result_that_cannot_be_stored_is_final(store: ResultStore, collection: s
 def test_every_result_of_a_batch_may_be_unstorable(store: ResultStore) -> None:
     refused = [labelled(f"{i}.jpg", "" if i % 2 else 2**70) for i in range(8)]
     outcomes = store.commit(refused)
-    assert all(isinstance(one, CommittedResult) and one.result.failure for one in outcomes)
-    assert all(store.is_final(one.ref.document_id) for one in refused)
+    assert all(
+        isinstance(outcome, CommittedResult) and outcome.result.failure for outcome in outcomes
+    )
+    assert all(store.is_final(result.ref.document_id) for result in refused)
 
 
 @pytest.mark.parametrize("code", [ErrorCode.UNREADABLE_OBJECT, ErrorCode.UNSTORABLE_RESULT])
@@ -186,10 +192,10 @@ def test_failure_outside_the_bytes_keeps_a_done_document(
     again = [of(replace(failed(name), failure=Failure(code, "away")), permission) for name in names]
     kept, *others = store.commit(again)
     assert isinstance(kept, DocumentKeptError)
-    assert others == [CommittedResult(one) for one in again[1:]]
-    found = [read(collection, one) for one in again]
-    assert [one and one["labels"] for one in found] == [["cat"], [], []]
-    assert [one and one["error"]["code"] for one in found[1:]] == [code] * 2  # type: ignore[index]
+    assert others == [CommittedResult(result) for result in again[1:]]
+    documents = [read(collection, result) for result in again]
+    assert [item and item["labels"] for item in documents] == [["cat"], [], []]
+    assert [item and item["error"]["code"] for item in documents[1:]] == [code] * 2  # type: ignore[index]
 
 
 def test_failure_of_the_bytes_replaces_a_done_document(store: ResultStore, collection: str) -> None:
@@ -207,7 +213,7 @@ def test_unstorable_replacement_keeps_the_done_document(
     outcomes = store.commit(
         [of(labelled("bad.jpg", "__x__"), permission), of(done("a.jpg"), permission)]
     )
-    assert [type(one) for one in outcomes] == [DocumentKeptError, CommittedResult]
+    assert [type(outcome) for outcome in outcomes] == [DocumentKeptError, CommittedResult]
     after = read(collection, done("bad.jpg"))
     assert after and (after["status"], after["labels"]) == ("done", ["cat"])
 
@@ -240,7 +246,7 @@ def test_refused_collection_is_no_fault_of_an_image(
 
 
 class Raising:
-    """A client whose commit raises, if a document of some name is in it."""
+    """A client whose commit raises if it has a document with this name."""
 
     def __init__(self, client: firestore.Client, name: str, error: Exception) -> None:
         self._client, self._name, self._error = client, name, error
@@ -266,7 +272,9 @@ class Raising:
         return batch
 
 
-@pytest.mark.parametrize("error", [RuntimeError("odd"), KeyError("odd"), OSError("odd")], ids=repr)
+@pytest.mark.parametrize(
+    "error", [RuntimeError("unexpected"), KeyError("unexpected"), OSError("unexpected")], ids=repr
+)
 def test_unexpected_commit_error_fails_one_image_for_now(collection: str, error: Exception) -> None:
     client: Any = Raising(firestore.Client(), "b.jpg", error)
     store = ResultStore(client, collection=collection, timeout_seconds=PATIENCE_SECONDS)
@@ -288,8 +296,8 @@ def test_outage_in_a_split_commit_fails_only_the_rest(collection: str) -> None:
 def test_document_is_read_by_its_id(store: ResultStore, reader: ResultReader) -> None:
     assert reader.document(done("a.jpg").ref.document_id) is None
     store.commit([done("a.jpg", "cat")])
-    found = reader.document(done("a.jpg").ref.document_id)
-    assert found and found["labels"] == ["cat"]
+    document = reader.document(done("a.jpg").ref.document_id)
+    assert document and document["labels"] == ["cat"]
 
 
 def test_is_final_is_false_before_and_true_after_the_commit(store: ResultStore) -> None:
@@ -304,8 +312,8 @@ def test_results_are_those_of_bucket_and_prefix_by_name(
 ) -> None:
     names = ["cam1/b.jpg", "cam1/a.jpg", "cam10/a.jpg", "cam1", "cam1/é.jpg", "other.jpg"]
     store.commit([done(name) for name in names])
-    found = [document["name"] for document in reader.results("uploads", "cam1/")]
-    assert found == ["cam1/a.jpg", "cam1/b.jpg", "cam1/é.jpg"]
+    matches = [document["name"] for document in reader.results("uploads", "cam1/")]
+    assert matches == ["cam1/a.jpg", "cam1/b.jpg", "cam1/é.jpg"]
     assert len(list(reader.results("uploads", ""))) == len(names)
     assert list(reader.results("another", "")) == []
 
@@ -339,7 +347,7 @@ def of(result: ImageResult, permission: Replace | None) -> ImageResult:
 
 
 def seen(store: ResultStore, *results: ImageResult, model: str | None = None) -> Replace:
-    """Leave to replace what stands there now."""
+    """Return the permission to replace the documents that exist now."""
     reader = ResultReader(
         store._client, collection=store._collection.id, timeout_seconds=PATIENCE_SECONDS
     )
@@ -351,18 +359,18 @@ def test_stored_documents_report_how_each_image_ended(
 ) -> None:
     recorded = [done("a.jpg", "cat"), failed("b.jpg")]
     store.commit(recorded)
-    found = reader.stored_documents([*(result.ref for result in recorded), done("c.jpg").ref])
-    first, second = (found.by_id[result.ref.document_id] for result in recorded)
-    assert len(found.by_id) == 2
+    stored = reader.stored_documents([*(result.ref for result in recorded), done("c.jpg").ref])
+    first, second = (stored.by_id[result.ref.document_id] for result in recorded)
+    assert len(stored.by_id) == 2
     assert (first.status, first.model) == ("done", MODEL.sha256)
     assert (second.status, second.model) == ("failed", None)
-    assert first.created_at <= found.read_at
+    assert first.created_at <= stored.read_at
 
 
 def test_missing_images_have_no_documents(reader: ResultReader) -> None:
-    found = reader.stored_documents([done(f"{i}.jpg").ref for i in range(250)])
-    assert found.by_id == {}
-    assert found.read_at > datetime(2020, 1, 1, tzinfo=UTC)
+    stored = reader.stored_documents([done(f"{i}.jpg").ref for i in range(250)])
+    assert stored.by_id == {}
+    assert stored.read_at > datetime(2020, 1, 1, tzinfo=UTC)
 
 
 def test_replacement_replaces_every_field_once(store: ResultStore, collection: str) -> None:
@@ -377,7 +385,7 @@ def test_replacement_replaces_every_field_once(store: ResultStore, collection: s
     assert after["counts"] == {"traffic light": 1}
     assert after["created_at"] > before["created_at"]  # type: ignore[operator]
     assert store.is_final(done("a.jpg").ref.document_id, permission)
-    store.commit([of(done("a.jpg", "dog"), permission)])  # the same message again
+    store.commit([of(done("a.jpg", "dog"), permission)])  # the same message, redelivered
     assert read(collection, done("a.jpg")) == after
 
 
@@ -395,8 +403,8 @@ def test_replacement_keeps_the_document_of_its_own_model(
     store.commit([done("new.jpg", "cat"), old])
     permission = seen(store, old, model=MODEL.sha256)
     store.commit([of(done(name, "dog"), permission) for name in ("new.jpg", "old.jpg")])
-    found = [read(collection, done(name)) for name in ("new.jpg", "old.jpg")]
-    assert [document and document["labels"] for document in found] == [["cat"], ["dog"]]
+    documents = [read(collection, done(name)) for name in ("new.jpg", "old.jpg")]
+    assert [document and document["labels"] for document in documents] == [["cat"], ["dog"]]
 
 
 def test_commit_mixes_replacements_and_new_images(store: ResultStore, collection: str) -> None:
@@ -411,8 +419,8 @@ def test_commit_mixes_replacements_and_new_images(store: ResultStore, collection
         ]
     )
     names = ("old.jpg", "never.jpg", "final.jpg", "new.jpg")
-    found = [read(collection, done(name)) for name in names]
-    labels = [document and document["labels"] for document in found]
+    documents = [read(collection, done(name)) for name in names]
+    labels = [document and document["labels"] for document in documents]
     assert labels == [["dog"], ["dog"], ["cat"], ["dog"]]
 
 
@@ -423,14 +431,14 @@ def test_commit_of_racing_replacements_replaces_once(store: ResultStore, collect
     racers = [[of(done(f"{i}.jpg", label), permission) for i in range(3)] for label in "abcd"]
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(store.commit, racers))
-    found = [read(collection, result) for result in results]
-    labels = [document and document["labels"] for document in found]
+    documents = [read(collection, result) for result in results]
+    labels = [document and document["labels"] for document in documents]
     assert labels[0] in (["a"], ["b"], ["c"], ["d"])
-    assert labels == [labels[0]] * 3  # each commit is whole: all of one racer
+    assert labels == [labels[0]] * 3  # each commit is atomic: all labels are of the same thread
 
 
 class Interfering:
-    """A client whose first batch is overtaken by somebody else, between its look and its write."""
+    """A client whose first batch is overtaken by another write between its read and its commit."""
 
     def __init__(self, client: firestore.Client, overtake: Any) -> None:
         self._client, self._overtake = client, overtake

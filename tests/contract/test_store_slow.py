@@ -1,4 +1,4 @@
-"""A Firestore that is silent: each attempt gets a part of the time, and all of them end in time."""
+"""A Firestore that does not respond: each attempt gets a part of the time, and all end in time."""
 
 import os
 import threading
@@ -20,29 +20,29 @@ from service.gcp.firestore import ResultStore
 from tests.fakes import PATIENCE_SECONDS
 
 A, B = (
-    ImageResult(ImageRef("uploads", name, 1), timings=Timings(queue_ms=place))
-    for place, name in enumerate(("a.jpg", "b.jpg"))
+    ImageResult(ImageRef("uploads", name, 1), timings=Timings(queue_ms=index))
+    for index, name in enumerate(("a.jpg", "b.jpg"))
 )
 FOR_EVER = 10.0**6
 
 
 class SilentProxy(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
-    """In front of the emulator; swallows the first requests and notes the time they were given."""
+    """A proxy that does not respond to the first requests, and records their timeouts."""
 
     def __init__(self, upstream: Any, swallowed: float) -> None:
         self._upstream = upstream
         self._swallowed = swallowed
         self._lock = threading.Lock()
-        self.seconds: list[float] = []  # that each attempt was given
+        self.seconds: list[float] = []  # timeout of each attempt
         self.closing = threading.Event()
 
     def service(self, handler_call_details: Any) -> Any:
         method = handler_call_details.method
         return grpc.unary_stream_rpc_method_handler(
-            lambda request, context: self._answer(method, request, context)
+            lambda request, context: self._respond(method, request, context)
         )
 
-    def _answer(self, method: str, request: bytes, context: Any) -> Iterator[bytes]:
+    def _respond(self, method: str, request: bytes, context: Any) -> Iterator[bytes]:
         with self._lock:
             self.seconds.append(context.time_remaining())
             is_swallowed = len(self.seconds) <= self._swallowed
@@ -114,7 +114,7 @@ def test_silent_firestore_is_retried_until_the_time_is_up(
             call(connect(2))
         assert len(proxy.seconds) > 1
         assert max(proxy.seconds) <= 2 / 3 + 0.1
-        # Where an attempt is short, so is the rest of the time.
+        # If one attempt is short, so is the whole time.
         assert sum(proxy.seconds) <= 2 + len(proxy.seconds) * 0.1
 
 

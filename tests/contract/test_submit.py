@@ -16,7 +16,7 @@ from tests.refusing_storage import FORBIDDEN, refusing_storage
 
 @pytest.fixture
 def prefix(bucket: storage.Bucket) -> str:
-    """Some images, and one whose name is a pattern."""
+    """Upload some images, and one whose name is a pattern. Return their prefix."""
     prefix = f"gs://uploads/submit-{uuid.uuid4().hex}/"
     for name in ("a.jpg", "b.jpg", "deep/c.jpg", "odd*.jpg", "odd1.jpg"):
         bucket.blob(prefix.removeprefix("gs://uploads/") + name).upload_from_string(b"x")
@@ -30,10 +30,10 @@ def submit(topic: str, *arguments: str, stdin: str | bytes = "") -> Result:
 def published(topic: str) -> list[str]:
     subscription = topic.replace("/topics/", "/subscriptions/")
     with pubsub_v1.SubscriberClient() as subscriber:
-        answer = subscriber.pull(
+        response = subscriber.pull(
             subscription=subscription, max_messages=10, timeout=PATIENCE_SECONDS
         )
-    return [json.loads(received.message.data)["uri"] for received in answer.received_messages]
+    return [json.loads(received.message.data)["uri"] for received in response.received_messages]
 
 
 def test_pattern_is_expanded(topic: str, prefix: str) -> None:
@@ -86,7 +86,9 @@ def test_pattern_needs_only_the_permission_to_list(
         assert "1 of 1 URIs name no object" in refused.stderr
         server.listing = FORBIDDEN
         refused = submit(topic, "gs://uploads/*.jpg")
-        assert "refuses to list gs://uploads (roles/storage.objectViewer" in refused.stderr
+        assert (
+            "refuses to list gs://uploads (you need roles/storage.objectViewer)" in refused.stderr
+        )
 
 
 def test_object_whose_name_ends_like_a_generation_is_named(topic: str, prefix: str) -> None:
@@ -105,7 +107,7 @@ def test_standard_input_that_is_not_utf8_is_refused(topic: str) -> None:
 
 
 def test_closed_standard_input_has_a_clear_error() -> None:
-    # The shell closes it: no Python may run between fork and exec where there are other threads.
+    # The shell closes it: with other threads, no Python may run between fork and exec.
     command = [sys.executable, "-c", "from service.cli.main import main; main()", "submit", "-"]
     refused = subprocess.run(
         ["sh", "-c", 'exec "$@" <&-', "sh", *command], capture_output=True, text=True
@@ -127,5 +129,5 @@ def test_many_objects_are_looked_up_together(topic: str, monkeypatch: pytest.Mon
         uris = [f"gs://uploads/{i}.jpg" for i in range(2500)]
         done = submit(topic, "-", stdin="\n".join(uris))
         assert "Published 2,500 jobs" in done.stdout, done.output
-        looked_up = [one for one in server.asked if one.startswith("metadata")]
+        looked_up = [request for request in server.requests if request.startswith("metadata")]
         assert len(looked_up) == 2500

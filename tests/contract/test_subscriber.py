@@ -1,4 +1,4 @@
-"""Dead letters through the official Pub/Sub emulator."""
+"""Dead pulled through the official Pub/Sub emulator."""
 
 import uuid
 from collections.abc import Iterator
@@ -29,10 +29,10 @@ def subscription(topic: str, project: str) -> Iterator[Subscription]:
 
 
 def data(subscription: Subscription, limit: int = 1000) -> list[bytes]:
-    """Everything that can be had now, which is then given back."""
-    letters = list(subscription.pull(limit))
+    """Return the data of all messages, and release them."""
+    pulled = list(subscription.pull(limit))
     subscription.release()
-    return sorted(letter.data for letter in letters)
+    return sorted(message.data for message in pulled)
 
 
 def test_pull_returns_all_dead_letters_and_keeps_them(
@@ -40,9 +40,9 @@ def test_pull_returns_all_dead_letters_and_keeps_them(
 ) -> None:
     messages = [f"{i:03}".encode() for i in range(250)]
     publish_jobs(publisher, topic, messages, attributes={"ce-type": "é", "b": "two\nlines"})
-    letters = list(subscription.pull(1000))
-    assert sorted(letter.data for letter in letters) == messages
-    assert {tuple(sorted(letter.attributes.items())) for letter in letters} == {
+    pulled = list(subscription.pull(1000))
+    assert sorted(message.data for message in pulled) == messages
+    assert {tuple(sorted(message.attributes.items())) for message in pulled} == {
         (("b", "two\nlines"), ("ce-type", "é"))
     }
     subscription.release()
@@ -81,7 +81,7 @@ def test_leases_of_dead_letters_are_extended(
     with source.leases():
         first, *_ = list(source.pull(10))
         source.acknowledge([first])
-        # Once by `letters`, then after each third of a lease: so many are more than one.
+        # Once by `pull`, then after each third of a lease. So this many outlast one lease.
         wait_until(lambda: client.count >= 5, "the leases are not extended")
         assert data(subscription) == []
     assert len(data(subscription)) == 2
@@ -103,8 +103,8 @@ def test_acknowledged_dead_letters_are_gone(
     subscription: Subscription, publisher: pubsub_v1.PublisherClient, topic: str
 ) -> None:
     publish_jobs(publisher, topic, [b"stays", b"goes"])
-    letters = list(subscription.pull(10))
-    subscription.acknowledge(letter for letter in letters if letter.data == b"goes")
+    pulled = list(subscription.pull(10))
+    subscription.acknowledge(message for message in pulled if message.data == b"goes")
     subscription.release()
     assert data(subscription) == [b"stays"]
 
@@ -123,5 +123,5 @@ def test_missing_subscription_is_named(project: str) -> None:
 
 def test_connect_by_name_needs_a_project() -> None:
     with pytest.raises(CredentialsError):
-        connect("jobs-dead-letter", None)
+        connect("jobs-dead-message", None)
     assert connect("projects/p/subscriptions/s", None).name == "projects/p/subscriptions/s"

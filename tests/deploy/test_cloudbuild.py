@@ -1,4 +1,4 @@
-"""cloudbuild.yaml: what its schema misses, and its scripts run against stand-ins for the tools."""
+"""cloudbuild.yaml: checks that its schema lacks, and runs of its scripts with fake tools."""
 
 import os
 import re
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "cloudbuild.yaml").read_text(encoding="utf-8"))
 STEPS: dict[str, dict[str, Any]] = {step["id"]: step for step in CONFIG["steps"]}
 SUBSTITUTIONS: dict[str, str] = CONFIG["substitutions"]
-BUILT_IN = {"PROJECT_ID": "project-1", "BUILD_ID": "build-1"}  # Cloud Build's own
+BUILT_IN = {"PROJECT_ID": "project-1", "BUILD_ID": "build-1"}  # set by Cloud Build
 TEXT = "\n".join(step["script"] for step in STEPS.values())
 IMAGE = "us-central1-docker.pkg.dev/project-1/yolo-batch/service"
 DIGEST = f"{IMAGE}@sha256:{'ab' * 32}"
@@ -168,10 +168,10 @@ def test_upload_has_what_the_steps_need_and_nothing_else(tmp_path: Path) -> None
     own = [
         "models/own.pt",
         "models/calibration/one.jpg",
-    ]  # as _MODEL and _CALIBRATION may name them
+    ]  # paths that _MODEL and _CALIBRATION may have
     rubbish = [".venv/bin/python", ".git/HEAD", "service/__pycache__/cli.pyc"]
     rubbish += ["terraform/.terraform/providers/x", "terraform/terraform.tfstate", "build/lib/x"]
-    # What `terraform test` would read: a user's own values.
+    # `terraform test` would read a user's own values.
     rubbish += ["terraform/terraform.tfvars", "terraform/own.auto.tfvars.json"]
     for path in (*NEEDED, *own, *rubbish):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -188,7 +188,7 @@ def test_upload_has_what_the_steps_need_and_nothing_else(tmp_path: Path) -> None
     assert set(done.stdout.split()) == {*NEEDED, *own, ".gcloudignore"}
 
 
-# The scripts themselves, with `docker` and `gcloud` that only write down how they were called.
+# Runs of the scripts, with a fake `docker` and `gcloud` that record how they are called.
 
 _DOCKER = f"""\
 #!/usr/bin/env bash
@@ -211,7 +211,7 @@ esac
 
 @dataclass
 class Workspace:
-    """The build's folder, and what its steps called."""
+    """The workspace of a build, and the calls of its steps."""
 
     directory: Path
 
@@ -236,7 +236,7 @@ class Workspace:
         return log.read_text(encoding="utf-8").splitlines() if log.exists() else []
 
     def deploy(self, **variables: str) -> "subprocess.CompletedProcess[str]":
-        """Run the push and all that follows it, up to the step that decides or the last one."""
+        """Run the steps from the push to `keep-or-roll-back`, or to the last one."""
         for name in ("push", "deploy", "smoke"):
             done = self.run(name, **variables)
             assert done.returncode == 0, done.stderr
@@ -260,12 +260,12 @@ def workspace(tmp_path: Path) -> Workspace:
 def test_build_takes_the_target_of_the_accelerator(
     workspace: Workspace, accelerator: str, target: str
 ) -> None:
-    done = workspace.run("build", _ACCELERATOR=accelerator, _CALIBRATION="my pictures")
+    done = workspace.run("build", _ACCELERATOR=accelerator, _CALIBRATION="my images")
     assert done.returncode == 0, done.stderr
     build = workspace.calls()[-1]
     assert f" --target {target} --tag {IMAGE}:build-1 " in build
     assert " --build-arg BASE=python:3.13-slim-bookworm --build-arg REVISION=build-1 " in build
-    assert " --build-arg MODEL=yolo26n.pt --build-arg CALIBRATION=my pictures " in build
+    assert " --build-arg MODEL=yolo26n.pt --build-arg CALIBRATION=my images " in build
     assert f" --cache-from type=registry,ref={IMAGE}:cache-{target} " in build
 
 

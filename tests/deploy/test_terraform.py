@@ -27,7 +27,7 @@ from service.operate.backfill import Redelivery
 from service.operate.smoke import sample_name
 from service.server.app import create_app
 from service.settings import Settings
-from tests.fakes import FakeDetector, FakeStorage, FakeStore, picture, pipeline_of
+from tests.fakes import FakeDetector, FakeStorage, FakeStore, bmp_image, pipeline_of
 from tests.loglines import configure
 
 REPOSITORY = Path(__file__).parents[2]
@@ -51,7 +51,7 @@ needs_terraform = pytest.mark.skipif(
 
 
 def _plain(value: Any) -> Any:
-    """A parsed value, its strings without quotes and escapes."""
+    """Return a parsed value, with strings without quotes and escapes."""
     if isinstance(value, str) and len(value) > 1 and value[0] == value[-1] == '"':
         return value[1:-1].replace('\\"', '"')
     if isinstance(value, list):
@@ -86,7 +86,7 @@ def _local(name: str) -> Any:
 
 
 def _terraform(*arguments: str, directory: Path, text: str = "") -> str:
-    """Run terraform without a network; fail with what it said."""
+    """Run terraform offline, and return its output. Fail with the output if it fails."""
     done = subprocess.run(
         ["terraform", *arguments],
         cwd=directory,
@@ -102,7 +102,7 @@ def _terraform(*arguments: str, directory: Path, text: str = "") -> str:
 
 @pytest.fixture
 def offline(tmp_path: Path) -> Path:
-    """A module of the variables and of what follows from them alone."""
+    """Return a module with only the variables and the values derived from them."""
     for name in ("variables.tf", "locals.tf"):
         shutil.copy(MODULE / name, tmp_path)
     return tmp_path
@@ -111,8 +111,8 @@ def offline(tmp_path: Path) -> Path:
 def _evaluate(directory: Path, expression: str, variables: dict[str, Any]) -> Any:
     variables = {"project_id": "my-project-1", "region": "europe-west4"} | variables
     (directory / "terraform.tfvars.json").write_text(json.dumps(variables))
-    said = _terraform("console", directory=directory, text=f"jsonencode({expression})\n")
-    return json.loads(json.loads(said.strip().splitlines()[-1]))
+    output = _terraform("console", directory=directory, text=f"jsonencode({expression})\n")
+    return json.loads(json.loads(output.strip().splitlines()[-1]))
 
 
 # --- Form
@@ -233,7 +233,7 @@ def test_builder_touches_no_upload_but_the_smoke_tests() -> None:
 
 @needs_terraform
 def test_dashboard_has_no_zeros_and_no_nulls(offline: Path) -> None:
-    """The API gives back neither zeros nor nulls: each would be a difference in every plan."""
+    """The API returns neither zeros nor nulls, so each would show up in every plan."""
     text = (MODULE / "monitoring.tf").read_text()
     text = "\n".join(re.findall(r"^locals \{.*?^\}$", text, re.MULTILINE | re.DOTALL))
     text = text.replace("google_pubsub_subscription.dead_letters.name", '"dead-letters"')
@@ -266,20 +266,20 @@ def test_both_readmes_deploy_by_the_same_commands() -> None:
     assert len(recipes[0]) <= 5
 
 
-# --- Refusals
+# --- Invalid values
 
 
 @needs_terraform
 def test_every_invalid_value_fails(offline: Path) -> None:
-    """`terraform test` of refusals.tftest.hcl, on the files that need no provider."""
+    """Run `terraform test` of refusals.tftest.hcl on the files that need no provider."""
     text = (MODULE / "tests" / "refusals.tftest.hcl").read_text()
     text = re.sub(r"^mock_provider .*\n", "", text, flags=re.MULTILINE)
     text = text.replace(", check.uploads_subscription", "")
     (offline / "tests").mkdir()
     (offline / "tests" / "refusals.tftest.hcl").write_text(text)
     _terraform("init", "-backend=false", "-input=false", directory=offline)
-    said = _terraform("test", "-no-color", directory=offline)
-    assert f"Success! {len(re.findall('^run ', text, re.MULTILINE))} passed, 0 failed." in said
+    output = _terraform("test", "-no-color", directory=offline)
+    assert f"Success! {len(re.findall('^run ', text, re.MULTILINE))} passed, 0 failed." in output
 
 
 def test_every_validation_and_check_has_a_failing_run() -> None:
@@ -288,20 +288,20 @@ def test_every_validation_and_check_has_a_failing_run() -> None:
         for block in _blocks(MODULE / "tests" / "refusals.tftest.hcl", "run")
         for body in block.values()
     ]
-    refused = [re.sub(r"[${}]", "", run["expect_failures"][0]) for run in runs]
+    failing = [re.sub(r"[${}]", "", run["expect_failures"][0]) for run in runs]
     for block in _blocks(MODULE / "variables.tf", "variable"):
         [(name, body)] = block.items()
-        assert refused.count(f"var.{name}") >= len(body.get("validation", []))
-    assert {"check.gpu_region", "check.write_rate"} <= set(refused)
-    assert refused.count("terraform_data.agreement") == 2
+        assert failing.count(f"var.{name}") >= len(body.get("validation", []))
+    assert {"check.gpu_region", "check.write_rate"} <= set(failing)
+    assert failing.count("terraform_data.agreement") == 2
 
 
 # --- Indexes
 
 
 def _fields(query: BaseQuery) -> list[str]:
-    """Fields that a query filters and sorts by, each once."""
-    # A query's public face does not tell them.
+    """Return the fields that a query filters and sorts by, each once."""
+    # The public interface of a query does not have them.
     structured = query._to_protobuf()
     where = structured.where
     filters = [each.field_filter for each in where.composite_filter.filters] or [where.field_filter]
@@ -352,20 +352,20 @@ def test_documented_queries_have_their_indexes(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def log_lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    """What the service logs of commits, of an image that fails, and of a rejected message."""
+    """Return the log lines of commits, of a failed image and of a rejected message."""
     configure("INFO")
     storage, store = FakeStorage(), FakeStore()
-    good, bad = storage.put("good.bmp", picture()), storage.put("bad.bmp", b"no picture")
+    good, bad = storage.put("good.bmp", bmp_image()), storage.put("bad.bmp", b"no image")
     pipeline = pipeline_of(storage, store, FakeDetector())
     pipeline.handle(Event(good), NO_DEADLINE)
     pipeline.handle(Event(bad), NO_DEADLINE)
     pipeline.stop()
-    answer = (
+    response = (
         create_app(pipeline)
         .test_client()
         .post("/", json={"message": {"data": "eyJ1cmkiOiAiZ3M6Ly91cGxvYWRzL2EuanBnIn0="}})
     )
-    assert answer.status_code == 503
+    assert response.status_code == 503
     pipeline.close()
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 

@@ -9,7 +9,7 @@ from tests.refusing_storage import (
     FORBIDDEN,
     KMS_KEY,
     REQUESTER_PAYS,
-    Answer,
+    ErrorResponse,
     RefusingStorage,
     ref,
     refusing_storage,
@@ -39,14 +39,14 @@ def test_refused_objects_end_as_failed_records(
     assert document(ref("acl.jpg")) is None
     for name in answers:
         assert service.post_job(ref(name)).status_code == 204
-    assert service.post(server.refuse("gone.jpg", Answer(410, "gone"))).status_code == 204
+    assert service.post(server.refuse("gone.jpg", ErrorResponse(410, "gone"))).status_code == 204
     assert document(ref("gone.jpg")) is None
 
 
 def test_refused_bucket_is_503_and_logged_once(
     server: RefusingStorage, start_service: Start
 ) -> None:
-    server.rights = []
+    server.permissions = []
     service = start_service(STORAGE_EMULATOR_HOST=server.url)
     for number in range(5):
         assert service.post(server.refuse(f"{number}.jpg", FORBIDDEN)).status_code == 503

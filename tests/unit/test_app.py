@@ -1,4 +1,4 @@
-"""The status of every answer, and that no answer repeats the request."""
+"""The status of every response, and that no response repeats the request."""
 
 import base64
 import io
@@ -30,12 +30,12 @@ from tests.fakes import (
     FakeDetector,
     FakeStorage,
     FakeStore,
-    picture,
+    bmp_image,
     pipeline_of,
 )
 from tests.loglines import logged_by
 
-SECRET = "secret7f3a"  # in requests and in errors; never in an answer
+SECRET = "secret7f3a"  # in requests and in errors, but never in a response
 FINALIZED = {"ce-type": "google.cloud.storage.object.v1.finalized"}
 
 
@@ -56,7 +56,7 @@ class Site:
         self, data: bytes = b"", *, name: str = SECRET, bucket: str = "uploads"
     ) -> TestResponse:
         """Store an object, and post its event."""
-        self.storage.put(name, data or picture(), bucket=bucket)
+        self.storage.put(name, data or bmp_image(), bucket=bucket)
         event = {"bucket": bucket, "name": name, "generation": "1"}
         return self.client.post("/", headers=FINALIZED, data=json.dumps(event))
 
@@ -69,7 +69,7 @@ def site() -> Iterator[Site]:
 
 
 def error_of(response: TestResponse) -> Any:
-    """The error of a JSON answer that says nothing of the request or of the cause."""
+    """Return the error of a JSON response that has nothing of the request or the cause."""
     text = response.get_data(as_text=True)
     assert response.mimetype == "application/json"
     assert SECRET not in text
@@ -119,7 +119,7 @@ def test_post_of_another_storage_event_is_204(site: Site) -> None:
 
 
 def test_post_of_a_pushed_job_is_204(site: Site) -> None:
-    site.storage.put("a", picture())
+    site.storage.put("a", bmp_image())
     job = b'{"uri": "gs://uploads/a"}'
     envelope = {"message": {"data": base64.b64encode(job).decode()}, "subscription": "s"}
     assert_empty(site.client.post("/", json=envelope))
@@ -133,8 +133,8 @@ def test_post_of_a_job_of_several_images_is_400(site: Site) -> None:
 
 
 def test_post_with_a_form_content_type_is_read(site: Site) -> None:
-    """The emulator sends unwrapped messages so, and Flask must not take the body for a form."""
-    site.storage.put("a", picture())
+    """The emulator sends unwrapped messages with this type. Flask must not parse a form."""
+    site.storage.put("a", bmp_image())
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
     assert_empty(site.client.post("/", headers=headers, data='{"uri": "gs://uploads/a"}'))
 
@@ -144,7 +144,7 @@ def test_post_of_a_unicode_name_is_committed_under_it(site: Site) -> None:
     assert site.store.document("日本/é 😀#?%2F.jpg")["status"] == "done"
 
 
-# Refused
+# Unreadable
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_post_over_the_limit_is_413(site: Site) -> None:
 
 
 def test_post_of_an_endless_body_is_413(site: Site) -> None:
-    """Chunked, as gunicorn hands it on. Werkzeug cuts such a body at the limit, silently."""
+    """Chunked, as gunicorn passes it on. Werkzeug silently truncates it at the limit."""
     response = site.client.post(
         "/",
         environ_overrides={
@@ -215,7 +215,7 @@ def test_wrong_path_or_method_is_a_json_error(
 
 
 def test_405_lists_the_allowed_methods(site: Site) -> None:
-    """RFC 9110 asks for it."""
+    """RFC 9110 requires it."""
     assert "POST" in site.client.get("/").headers.get("Allow", "")
 
 
@@ -225,13 +225,13 @@ def test_405_lists_the_allowed_methods(site: Site) -> None:
 @pytest.mark.parametrize(
     ("error", "status", "retry_after"),
     [
-        (NoFreeSlotError("The queue is full."), 429, "2"),
+        (NoFreeSlotError("Too many images are in flight."), 429, "2"),
         (ShuttingDownError("The service is shutting down."), 503, "1"),
         (OtherModelError("The message asks for another model."), 503, "10"),
         (StorageUnavailableError("Cloud Storage is unavailable."), 503, "10"),
         (FirestoreUnavailableError("Firestore is unavailable."), 503, "10"),
     ],
-    ids=["queue", "stopping", "model", "storage", "store"],
+    ids=["slots", "stopping", "model", "storage", "store"],
 )
 def test_rejected_post_has_a_retry_after_header(
     site: Site, error: Exception, status: int, retry_after: str
@@ -251,10 +251,10 @@ def test_post_with_a_failed_commit_is_503_then_204(site: Site) -> None:
 
 
 def test_post_at_its_deadline_is_503_and_can_be_redelivered(site: Site) -> None:
-    hasty = create_app(site.pipeline, start_deadline=lambda: Deadline.after(-1)).test_client()
-    site.storage.put("late", picture())
+    late_site = create_app(site.pipeline, start_deadline=lambda: Deadline.after(-1)).test_client()
+    site.storage.put("late", bmp_image())
     event = {"bucket": "uploads", "name": "late", "generation": "1"}
-    response = hasty.post("/", headers=FINALIZED, data=json.dumps(event))
+    response = late_site.post("/", headers=FINALIZED, data=json.dumps(event))
     assert response.status_code == 503
     assert error_of(response)["code"] == "try_again"
     assert site.store.commits == []
@@ -288,7 +288,7 @@ def test_post_rejected_in_an_outage_has_no_own_log_line(
     assert "Rejected a message" not in caplog.messages
 
 
-# Our own trouble
+# Our own faults
 
 
 @pytest.mark.parametrize(
@@ -303,14 +303,14 @@ def test_post_with_an_unexpected_error_is_500_and_logged(
     response = site.upload()
     assert response.status_code == 500
     assert error_of(response)["code"] == "internal_error"
-    [record] = [one for one in logged_by(caplog, "service") if one.levelno == logging.ERROR]
+    [record] = [line for line in logged_by(caplog, "service") if line.levelno == logging.ERROR]
     assert record.exc_info and record.exc_info[1] is error
     assert "Traceback" in caplog.text and SECRET in caplog.text
 
 
 def test_post_of_a_poison_image_is_500_and_the_next_one_204(site: Site) -> None:
     site.detector.poison = (1, 2, 3)
-    assert site.upload(picture((1, 2, 3))).status_code == 500
+    assert site.upload(bmp_image((1, 2, 3))).status_code == 500
     assert_empty(site.upload(name="good"))
 
 
@@ -318,8 +318,8 @@ def test_post_of_a_poison_image_is_500_and_the_next_one_204(site: Site) -> None:
 
 
 def health(site: Site) -> list[tuple[int, Any]]:
-    answers = [site.client.get("/health/live"), site.client.get("/health/ready")]
-    return [(answer.status_code, answer.get_json()) for answer in answers]
+    responses = [site.client.get("/health/live"), site.client.get("/health/ready")]
+    return [(response.status_code, response.get_json()) for response in responses]
 
 
 def test_health_of_a_working_service_is_200(site: Site) -> None:
@@ -328,14 +328,14 @@ def test_health_of_a_working_service_is_200(site: Site) -> None:
 
 def test_readiness_names_the_model(site: Site) -> None:
     app = create_app(site.pipeline, model_health={"model": "yolo26n"})
-    answer = app.test_client().get("/health/ready").get_json()
-    assert answer == {"status": "ready", "model": "yolo26n"}
+    body = app.test_client().get("/health/ready").get_json()
+    assert body == {"status": "ready", "model": "yolo26n"}
 
 
 def test_a_model_that_fails_on_every_image_is_not_live(site: Site) -> None:
     site.detector.missing_results = 1
-    answers = [site.upload(name=str(number)).status_code for number in range(200)]
-    assert set(answers) == {500}
+    statuses = [site.upload(name=str(number)).status_code for number in range(200)]
+    assert set(statuses) == {500}
     status, body = health(site)[0]
     assert (status, body["status"]) == (503, "failed")
     assert "different images in a row" in body["reason"]
@@ -343,9 +343,9 @@ def test_a_model_that_fails_on_every_image_is_not_live(site: Site) -> None:
 
 def test_health_while_stopping_is_live_and_not_ready(site: Site) -> None:
     site.pipeline.stop()
-    answers = [site.client.get("/health/live"), site.client.get("/health/ready")]
-    assert [answer.status_code for answer in answers] == [200, 503]
-    assert answers[1].get_json() == {"status": "stopping"}
+    responses = [site.client.get("/health/live"), site.client.get("/health/ready")]
+    assert [response.status_code for response in responses] == [200, 503]
+    assert responses[1].get_json() == {"status": "stopping"}
 
 
 # Traces
@@ -361,5 +361,5 @@ def test_post_logs_the_trace_of_its_own_request(
     site.client.post("/", data=b"", headers={"X-Cloud-Trace-Context": f"{trace_id}/7;o=1"})
     site.client.post("/", data=b"")
     caplog.handler.removeFilter(trace)
-    found = [vars(one).get("logging.googleapis.com/trace") for one in caplog.records]
-    assert found == [f"projects/my-project/traces/{trace_id}", None]
+    traces = [vars(record).get("logging.googleapis.com/trace") for record in caplog.records]
+    assert traces == [f"projects/my-project/traces/{trace_id}", None]

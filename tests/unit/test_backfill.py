@@ -1,4 +1,4 @@
-"""The arithmetic of a back-fill, worked by hand, and its pacing on a clock of the test's own."""
+"""The estimate of a back-fill, compared with hand calculations, and its pacing."""
 
 import pytest
 
@@ -69,7 +69,7 @@ class Clock:
 
 
 def times(bucket: TokenBucket, clock: Clock, count: int) -> list[float]:
-    """When so many jobs were let through, from the beginning."""
+    """Return the seconds after which each of this many jobs passed."""
     began, passed = clock.now, []
     for _ in range(count):
         bucket.take()
@@ -87,7 +87,7 @@ def test_idle_time_fills_the_bucket_to_the_burst_and_no_further() -> None:
     clock = Clock()
     bucket = TokenBucket(4, 3, clock=clock, sleep=clock.sleep)
     times(bucket, clock, 5)
-    clock.now += 0.5  # worth two
+    clock.now += 0.5  # adds two tokens
     assert times(bucket, clock, 3) == pytest.approx([0, 0, 0.25])
     clock.now += 3600
     assert times(bucket, clock, 4) == pytest.approx([0, 0, 0, 0.25])

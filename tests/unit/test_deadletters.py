@@ -1,4 +1,4 @@
-"""Dead letters in their three forms."""
+"""Dead letters of all three kinds."""
 
 import json
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ NOTIFICATION = {"eventType": "OBJECT_FINALIZE", "bucketId": "uploads", "objectId
 OBJECT = {"kind": "storage#object", "bucket": "uploads", "name": "a b#.jpg", "generation": "7"}
 
 
-def letter(data: Any = b"", **attributes: str) -> DeadLetter:
+def dead_letter(data: Any = b"", **attributes: str) -> DeadLetter:
     data = data if isinstance(data, bytes) else json.dumps(data).encode()
     return DeadLetter("ack", "1", data, ADDED | attributes, PUBLISHED)
 
@@ -29,13 +29,13 @@ def letter(data: Any = b"", **attributes: str) -> DeadLetter:
 @pytest.mark.parametrize(
     ("given", "uri"),
     [
-        (letter(OBJECT, **NOTIFICATION), "gs://uploads/a b#.jpg#7"),
-        (letter(**NOTIFICATION, objectGeneration="7"), "gs://uploads/a b#.jpg#7"),
+        (dead_letter(OBJECT, **NOTIFICATION), "gs://uploads/a b#.jpg#7"),
+        (dead_letter(**NOTIFICATION, objectGeneration="7"), "gs://uploads/a b#.jpg#7"),
         (
-            letter(OBJECT, **{"ce-type": "google.cloud.storage.object.v1.finalized"}),
+            dead_letter(OBJECT, **{"ce-type": "google.cloud.storage.object.v1.finalized"}),
             "gs://uploads/a b#.jpg#7",
         ),
-        (letter(**NOTIFICATION | {"eventType": "OBJECT_DELETE"}), None),
+        (dead_letter(**NOTIFICATION | {"eventType": "OBJECT_DELETE"}), None),
     ],
     ids=["notification", "attributes-only", "cloud-event", "deletion"],
 )
@@ -48,7 +48,7 @@ def test_read_of_a_notification(given: DeadLetter, uri: str | None) -> None:
 @pytest.mark.parametrize("uri", ["gs://uploads/a", "gs://uploads/b#7"])
 def test_read_of_a_job_keeps_what_it_may_replace(uri: str) -> None:
     replace = {"if_created_before": "2026-11-21T14:36:54Z", "unless_model": None}
-    reading = read(letter({"uri": uri, "replace": replace}, colour="blue"))
+    reading = read(dead_letter({"uri": uri, "replace": replace}, colour="blue"))
     assert (reading.kind, reading.uri) == (Kind.JOB, uri)
     assert reading.event.ref
     assert reading.event.ref.replace == Replace(datetime(2026, 11, 21, 14, 36, 54, tzinfo=UTC))
@@ -57,12 +57,12 @@ def test_read_of_a_job_keeps_what_it_may_replace(uri: str) -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        letter(b"\xff\xd8"),
-        letter(b""),
-        letter({"url": "gs://uploads/a"}),
-        letter({"uris": ["gs://uploads/a"]}),
-        letter({"bucket": "uploads"}, **NOTIFICATION),
-        letter(OBJECT, **{"ce-type": "com.example"}),
+        dead_letter(b"\xff\xd8"),
+        dead_letter(b""),
+        dead_letter({"url": "gs://uploads/a"}),
+        dead_letter({"uris": ["gs://uploads/a"]}),
+        dead_letter({"bucket": "uploads"}, **NOTIFICATION),
+        dead_letter(OBJECT, **{"ce-type": "com.example"}),
     ],
     ids=["binary", "empty", "other", "several", "no-name", "other-event"],
 )
@@ -73,15 +73,15 @@ def test_unreadable_dead_letter_has_a_reason(given: DeadLetter) -> None:
 
 
 def test_added_attributes_are_separate_from_the_original_ones() -> None:
-    found = letter(colour="blue")
-    assert (found.attempts, found.source) == (10, "projects/p/subscriptions/jobs-push")
-    assert found.published_at == datetime(2026, 11, 21, 3, 0, 0, 500_000, tzinfo=UTC)
-    assert found.own_attributes == {"colour": "blue"}
+    message = dead_letter(colour="blue")
+    assert (message.attempts, message.source) == (10, "projects/p/subscriptions/jobs-push")
+    assert message.published_at == datetime(2026, 11, 21, 3, 0, 0, 500_000, tzinfo=UTC)
+    assert message.own_attributes == {"colour": "blue"}
 
 
-@pytest.mark.parametrize("odd", ["", "yesterday", "2026-11-21T03:00:00"])
-def test_malformed_added_attributes_fall_back(odd: str) -> None:
-    attributes = {f"CloudPubSubDeadLetterSource{end}": odd for end in ("DeliveryCount",)}
-    attributes["CloudPubSubDeadLetterSourceTopicPublishTime"] = odd
-    found = DeadLetter("ack", "1", b"", attributes, PUBLISHED)
-    assert (found.attempts, found.source, found.published_at) == (None, None, PUBLISHED)
+@pytest.mark.parametrize("value", ["", "yesterday", "2026-11-21T03:00:00"])
+def test_malformed_added_attributes_fall_back(value: str) -> None:
+    attributes = {f"CloudPubSubDeadLetterSource{end}": value for end in ("DeliveryCount",)}
+    attributes["CloudPubSubDeadLetterSourceTopicPublishTime"] = value
+    message = DeadLetter("ack", "1", b"", attributes, PUBLISHED)
+    assert (message.attempts, message.source, message.published_at) == (None, None, PUBLISHED)

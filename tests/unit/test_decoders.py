@@ -764,21 +764,21 @@ def test_decoder_is_killed_first_where_memory_is_short(decoders: Decoders) -> No
 # --- a decoder that was taken over -------------------------------------------------------------
 
 
-def picture(height: int, width: int, full: tuple[int, int], kind: bytes = b"JPEG") -> bytes:
+def bmp_image(height: int, width: int, full: tuple[int, int], kind: bytes = b"JPEG") -> bytes:
     return PIXELS + PIXELS_HEADER.pack(height, width, *full) + kind
 
 
 LIES = {
-    "larger than the image": picture(64, 96, (32, 48)),
-    "larger than the model's image": picture(641, 641, (700, 700)),
-    "of more pixels than are allowed": picture(4, 4, (2**16, 2**16)),
-    "empty": picture(0, 0, (64, 96)),
-    "without its pixels": picture(64, 96, (64, 96)),
-    "of no format": picture(64, 96, (64, 96), b"\xff\n"),
+    "larger than the image": bmp_image(64, 96, (32, 48)),
+    "larger than the model's image": bmp_image(641, 641, (700, 700)),
+    "of more pixels than are allowed": bmp_image(4, 4, (2**16, 2**16)),
+    "empty": bmp_image(0, 0, (64, 96)),
+    "without its pixels": bmp_image(64, 96, (64, 96)),
+    "of no format": bmp_image(64, 96, (64, 96), b"\xff\n"),
     "cut short": PIXELS + b"\1",
     "of no code": BAD_IMAGE + b"nonsense The file is bad.",
     "of a code that is not of the bytes": BAD_IMAGE + b"unreadable_object The file is bad.",
-    "of a long format": picture(64, 96, (64, 96), b"J" * 4000),
+    "of a long format": bmp_image(64, 96, (64, 96), b"J" * 4000),
     "of nothing": BAD_IMAGE,
     "of an unknown kind": b"?",
     "ready again": READY,

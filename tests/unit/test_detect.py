@@ -23,7 +23,7 @@ from service.operate.detect import (
     save_annotated,
 )
 from service.settings import Settings
-from tests.fakes import FakeDetector, color_of, label_of, picture
+from tests.fakes import FakeDetector, bmp_image, color_of, label_of
 
 OPTIONS = Settings(max_batch_size=4)
 
@@ -31,7 +31,7 @@ OPTIONS = Settings(max_batch_size=4)
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for number in range(10):
-        (tmp_path / f"{number}.bmp").write_bytes(picture(color_of(number)))
+        (tmp_path / f"{number}.bmp").write_bytes(bmp_image(color_of(number)))
     return tmp_path
 
 
@@ -89,7 +89,7 @@ def test_detect_files_of_a_poison_picture_raises_after_the_others(folder: Path) 
 
 def test_detect_files_ends_soon_when_nobody_takes_the_results(tmp_path: Path) -> None:
     for number in range(200):
-        (tmp_path / f"{number:03}.bmp").write_bytes(picture(color_of(number)))
+        (tmp_path / f"{number:03}.bmp").write_bytes(bmp_image(color_of(number)))
     detector = FakeDetector()
 
     def refuse(document: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ def test_detect_files_ends_soon_when_nobody_takes_the_results(tmp_path: Path) ->
 
 def test_file_over_a_limit_is_refused_by_the_limits_name(folder: Path) -> None:
     documents: dict[str, Any] = {}
-    small = picture(width=8, height=8)
+    small = bmp_image(width=8, height=8)
     (folder / "small.bmp").write_bytes(small)
     for options in (
         replace(OPTIONS, max_image_bytes=len(small)),

@@ -1,4 +1,4 @@
-"""A picture's document, field by field, and its id."""
+"""An image's document, field by field, and its id."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -158,14 +158,14 @@ def scalars(value: object) -> list[object]:
 
 @pytest.mark.parametrize("result", [RESULT, FAILED], ids=["done", "failed"])
 def test_to_document_is_of_plain_types(result: ImageResult) -> None:
-    """Firestore refuses numpy's scalars, tuples and enumerations."""
+    """Firestore rejects numpy scalars, tuples and enumerations."""
     leaves = scalars(to_document(result))
     assert {type(leaf) for leaf in leaves} <= {str, int, float, bool, datetime, type(None)}
     assert not any(isinstance(leaf, np.generic) for leaf in leaves)
 
 
 def test_document_id_is_known() -> None:
-    """Changing how it is made would detect every old picture again."""
+    """With other ids, every image would be detected again."""
     assert REF.document_id == "72e6a25e5f451ab2ff56f145a5ba58b855397245"
 
 
@@ -189,7 +189,7 @@ def test_document_id_differs_by_bucket_name_and_generation() -> None:
 
 
 def test_document_id_of_following_generations_is_not_sequential() -> None:
-    """Sequential ids make hot spots in Firestore."""
+    """Sequential ids cause hot spots in Firestore."""
     ids = [replace(REF, generation=generation).document_id for generation in range(1, 201)]
     assert len({one[:2] for one in ids}) > 100
     assert ids != sorted(ids)

@@ -1,4 +1,4 @@
-"""Every form of a request, as JSON pairs in `tests/data/events`, and every malformed one."""
+"""Every form of a request, as pairs of JSON files in `tests/data/events`, and malformed ones."""
 
 import base64
 import json
@@ -18,7 +18,7 @@ from service.events import parse_event, parse_uri
 EVENTS = Path(__file__).parent.parent / "data" / "events"
 NAMES = sorted(path.name.removesuffix("-input.json") for path in EVENTS.glob("*-input.json"))
 
-MARKER = "marker7f3a"  # stands in every malformed input, and must not come back
+MARKER = "marker7f3a"  # in every malformed input; no error may repeat it
 FINALIZED = {"ce-type": "google.cloud.storage.object.v1.finalized"}
 PUBLISHED = {"ce-type": "google.cloud.pubsub.topic.v1.messagePublished"}
 STRUCTURED = {"content-type": "application/cloudevents+json"}
@@ -37,12 +37,12 @@ def load(name: str, end: str) -> Any:
 
 
 def plain(event: Event) -> dict[str, Any]:
-    """An event as the expected files write it."""
+    """Return an event in the form of the expected files."""
     image = asdict(event.ref) if event.ref else None
     if image:
         permission = image.pop("replace")
         image |= image.pop("metadata")
-        del image["created_at"]  # no event tells it
+        del image["created_at"]  # events do not contain it
         if permission:
             before = permission["if_created_before"].isoformat()
             image["replace"] = permission | {"if_created_before": before}
@@ -65,13 +65,13 @@ def dumps(value: Any) -> bytes:
 
 
 def push(data: Any = None, attributes: Any = None) -> bytes:
-    """A wrapped push of JSON data."""
+    """Return a wrapped push of JSON data."""
     message = {"data": base64.b64encode(dumps(data)).decode(), "attributes": attributes}
     return dumps({"message": message})
 
 
 def resource(**changes: Any) -> dict[str, Any]:
-    """An object resource with changes; None leaves a field out."""
+    """Return an object resource with changes; None removes a field."""
     fields = {"bucket": "uploads", "name": MARKER, "generation": "1"} | changes
     return {key: value for key, value in fields.items() if value is not None}
 
@@ -276,21 +276,20 @@ UNREADABLE: dict[str, tuple[dict[str, str], bytes]] = {
     "bucket too long": (FINALIZED, dumps(resource(bucket="a" * 223))),
     "bucket with a newline": (FINALIZED, dumps(resource(bucket=f"{MARKER}\n"))),
     "bucket of dots": (FINALIZED, dumps(resource(bucket="..."))),
-    "bucket of other letters": (FINALIZED, dumps(resource(bucket=f"{MARKER}é"))),
+    "bucket with non-ASCII letters": (FINALIZED, dumps(resource(bucket=f"{MARKER}é"))),
     "bucket with a lone surrogate": (FINALIZED, dumps(resource(bucket=f"{MARKER}\udfff"))),
     "name missing": (FINALIZED, dumps(resource(name=None))),
     "name empty": (FINALIZED, dumps(resource(name=""))),
     "name a number": (FINALIZED, dumps(resource(name=7))),
     "name over 1024 bytes": (FINALIZED, dumps(resource(name=MARKER + "x" * 1015))),
-    "name over 1024 bytes in fewer letters": (FINALIZED, dumps(resource(name="日" * 342))),
+    "name over 1024 bytes in fewer characters": (FINALIZED, dumps(resource(name="日" * 342))),
     "name with a lone surrogate": (FINALIZED, dumps(resource(name=f"{MARKER}\ud800.jpg"))),
     "size a text": (FINALIZED, dumps(resource(size=MARKER))),
     "size NaN": (FINALIZED, dumps(resource(size=float("nan")))),
     "size negative": (FINALIZED, dumps(resource(size=-1))),
     "content type a number": (FINALIZED, dumps(resource(contentType=7))),
     "md5 a list": (FINALIZED, dumps(resource(md5Hash=[MARKER]))),
-    # What Firestore cannot write must not come in: its document would never become final, and
-    # those in its batch would fail with it.
+    # Text that Firestore cannot store must be rejected here: its document could never be written.
     "size over 2**63": (FINALIZED, dumps(resource(size=str(2**63)))),
     "content type with a lone surrogate": (FINALIZED, dumps(resource(contentType="\ud800"))),
     "md5 with a lone surrogate": (FINALIZED, dumps(resource(md5Hash="\ud800"))),
@@ -310,7 +309,7 @@ def test_parse_event_of_unreadable_request_repeats_nothing(
 
 
 def test_parse_event_restores_a_name_that_wsgi_garbled() -> None:
-    """Without a body, the object's name comes from a header, that WSGI decodes as latin-1."""
+    """Without a body, the object's name comes from a header, which WSGI decodes as Latin-1."""
     header = "é.jpg".encode().decode("latin-1")
     headers = NOTIFICATION | {"objectId": header, "objectGeneration": "1"}
     try:
@@ -321,7 +320,7 @@ def test_parse_event_restores_a_name_that_wsgi_garbled() -> None:
 
 
 def test_parse_event_of_time_out_of_utc_range_drops_it() -> None:
-    """Firestore writes UTC: this instant is before its year 1, and would break the commit."""
+    """In UTC, this time is before the year 1. Firestore could not store it."""
     headers = FINALIZED | {"ce-time": "0001-01-01T00:00:00+23:59"}
     event = parse_event(headers, dumps(resource()))
     assert event.event_time is None
@@ -347,7 +346,7 @@ def test_parse_uri_reads_only_a_final_number_as_generation(uri: str, expected: I
 
 @pytest.mark.parametrize("name", [".", ".."])
 def test_parse_uri_of_a_dot_name_raises(name: str) -> None:
-    """Cloud Storage has no such objects, and HTTP clients would walk up the API's path."""
+    """Cloud Storage has no such objects, and HTTP clients resolve such paths."""
     with pytest.raises(EnvelopeError):
         parse_uri(f"gs://uploads/{name}")
 

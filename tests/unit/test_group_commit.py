@@ -1,4 +1,4 @@
-"""Group commit: results share commits, and nobody's trouble is another's."""
+"""Group commit: results share commits, and one result's fault never fails another."""
 
 import threading
 import time
@@ -17,19 +17,19 @@ from tests.loglines import logged_by
 
 
 class Panic(BaseException):
-    """As pyo3's PanicException."""
+    """Like PanicException of pyo3."""
 
 
 class Store:
-    """Records groups; a gate before each commit."""
+    """A store that records the committed groups, with a gate before each commit."""
 
     def __init__(self) -> None:
         self.gate = Gate()
         self.groups: list[list[str]] = []
         self.deadlines: list[Deadline] = []
-        self.errors: dict[str, BaseException] = {}  # what a group with this result raises
+        self.errors: dict[str, BaseException] = {}  # by result: the error of a group with it
         self.outcomes: dict[str, str | Exception] = {}
-        self.missing = 0  # outcomes, from groups of more than one
+        self.missing = 0  # how many outcomes are missing for groups of two or more
 
     def commit(self, results: Sequence[str], deadline: Deadline) -> list[str | Exception]:
         self.groups.append(list(results))
@@ -52,7 +52,7 @@ def store() -> Iterator[Store]:
 def one_committer(
     commit: Callable[[Sequence[str], Deadline], Sequence[str | Exception]],
 ) -> GroupCommit[str, str]:
-    """So that what waits behind its gate shares the next commit."""
+    """One committer, so that results which wait during a commit share the next one."""
     return GroupCommit(commit, committers=1)
 
 
@@ -63,7 +63,7 @@ def soon() -> Deadline:
 def start(
     commits: GroupCommit[str, str], result: str, deadline: Deadline | None = None
 ) -> "Future[str]":
-    """Let a thread commit; return once the result waits or is in a group."""
+    """Start a thread that commits. Return when the result waits or is in a group."""
     before = len(commits._workers._unsettled)
     future = in_thread(lambda: commits.commit(result, deadline or soon()))
     while not future.done() and len(commits._workers._unsettled) == before:
@@ -74,7 +74,7 @@ def start(
 def behind(
     store: Store, commits: GroupCommit[str, str], results: Iterable[str]
 ) -> "list[Future[str]]":
-    """Let results wait, in this order, while "first" is committed; the caller opens the gate."""
+    """Queue results in this order while "first" is committed. The caller opens the gate."""
     store.gate.close()
     first = start(commits, "first")
     store.gate.wait_for_arrivals()
@@ -129,7 +129,7 @@ def test_only_the_result_that_breaks_a_commit_fails(store: Store, raised: BaseEx
     _, a, b, c = map(outcome, futures)
     assert (a, c) == ("a recorded", "c recorded")
     assert isinstance(b, Exception) and raised in (b, b.__cause__)
-    assert commits.commit("d", soon()) == "d recorded"  # the committer goes on
+    assert commits.commit("d", soon()) == "d recorded"  # the committer continues
 
 
 def test_a_result_that_breaks_its_own_commit_is_committed_once(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""Health: work that hangs and a model that fails on everything are seen, a pause is neither."""
+"""Health detects hanging work and a model that always fails, and is not confused by a pause."""
 
 from contextlib import ExitStack, suppress
 
@@ -12,7 +12,7 @@ PERIOD = 60.0  # seconds between probes
 
 
 class Clock:
-    """The monotonic clock, as the test moves it."""
+    """A monotonic clock that the test moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -91,7 +91,7 @@ def test_a_stopped_process_does_not_hang_when_it_resumes(
         clock.now += pause
         assert health.probe() is None
         assert probe_for(health, clock, HANG - 2 * PERIOD) is None
-        assert probe_for(health, clock, PERIOD)  # it did not go on after the pause
+        assert probe_for(health, clock, PERIOD)  # it still hangs after the pause
 
 
 def test_work_started_after_a_pause_hangs_a_probe_later(health: Health, clock: Clock) -> None:

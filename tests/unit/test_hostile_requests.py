@@ -1,4 +1,4 @@
-"""Requests that mean harm, through the whole application: 400, in bounds, repeated nowhere."""
+"""Hostile requests to the whole application: 400, in bounded memory, and repeated nowhere."""
 
 import base64
 import json
@@ -11,17 +11,24 @@ from flask.testing import FlaskClient
 
 from service.server.app import create_app
 from service.settings import Settings
-from tests.fakes import PATIENCE_SECONDS, FakeDetector, FakeStorage, FakeStore, picture, pipeline_of
+from tests.fakes import (
+    PATIENCE_SECONDS,
+    FakeDetector,
+    FakeStorage,
+    FakeStore,
+    bmp_image,
+    pipeline_of,
+)
 from tests.loglines import configure
 from tests.unit.test_events import FINALIZED, MARKER, UNREADABLE, dumps, push, resource
 
 LIMIT = Settings().max_request_bytes
 TOKEN = f"Bearer {MARKER}.{MARKER}.{MARKER}"
-MEMORY_FACTOR = 40  # of the limit: what the worst JSON takes as Python's objects, with some air
+MEMORY_FACTOR = 40  # Python objects of the worst JSON, relative to the size limit, with a margin
 
 
 class World:
-    """The application around fakes, and what it was led to do."""
+    """The application around fakes, and the calls that requests caused."""
 
     def __init__(self) -> None:
         self.storage = FakeStorage()
@@ -32,7 +39,7 @@ class World:
         self.client: FlaskClient = create_app(self.pipeline).test_client()
 
     def touched(self) -> list[Any]:
-        """Everything that a request made the service ask of others."""
+        """Return all calls that requests caused."""
         return [*self.storage.resolved, *self.storage.downloads, *self.store.lookups]
 
 
@@ -46,10 +53,10 @@ def world() -> Iterator[World]:
 def assert_refused(world: World, headers: dict[str, str], body: bytes) -> None:
     headers = headers | {"Authorization": TOKEN, "User-Agent": MARKER}
     before = world.touched()
-    answer = world.client.post(f"/?{MARKER}", headers=headers, data=body)
-    assert answer.status_code == 400
-    assert answer.get_json()["error"]["code"] == "unreadable_request"
-    assert MARKER not in answer.get_data(as_text=True) + str(answer.headers)
+    response = world.client.post(f"/?{MARKER}", headers=headers, data=body)
+    assert response.status_code == 400
+    assert response.get_json()["error"]["code"] == "unreadable_request"
+    assert MARKER not in response.get_data(as_text=True) + str(response.headers)
     assert world.touched() == before
 
 
@@ -65,7 +72,7 @@ def test_unreadable_request_is_400_and_repeated_nowhere(
 
 
 def filled(opening: bytes, element: bytes, closing: bytes) -> bytes:
-    """JSON of as many elements as the limit allows."""
+    """Return JSON with as many elements as the limit allows."""
     room = LIMIT - len(opening) - len(closing) - 100
     return opening + b",".join([element] * (room // (len(element) + 1))) + closing
 
@@ -115,8 +122,8 @@ def test_foreign_bucket_is_acknowledged_without_any_call(
     world: World, headers: dict[str, str], body: bytes
 ) -> None:
     before = world.touched()
-    answer = world.client.post("/", headers=headers, data=body)
-    assert (answer.status_code, answer.get_data()) == (204, b"")
+    response = world.client.post("/", headers=headers, data=body)
+    assert (response.status_code, response.get_data()) == (204, b"")
     assert world.touched() == before
 
 
@@ -127,9 +134,9 @@ def test_foreign_bucket_is_acknowledged_without_any_call(
     ids=ascii,
 )  # fmt: skip
 def test_name_of_an_object_is_only_ever_a_name(world: World, name: str) -> None:
-    world.storage.put(name, picture())
-    answer = world.client.post("/", headers=FINALIZED, data=dumps(resource(name=name)))
-    assert answer.status_code == 204
+    world.storage.put(name, bmp_image())
+    response = world.client.post("/", headers=FINALIZED, data=dumps(resource(name=name)))
+    assert response.status_code == 204
     assert world.storage.downloads[-1].name == name
 
 
@@ -156,9 +163,9 @@ def test_unknown_headers_change_nothing(
 def test_rejected_requests_do_not_change_the_service(world: World) -> None:
     for headers, body in UNREADABLE.values():
         world.client.post("/", headers=headers, data=body)
-    world.storage.put("after.bmp", picture(), generation=7)
-    answer = world.client.post(
+    world.storage.put("after.bmp", bmp_image(), generation=7)
+    response = world.client.post(
         "/", headers=FINALIZED, data=dumps(resource(name="after.bmp", generation="7"))
     )
-    assert answer.status_code == 204
+    assert response.status_code == 204
     assert world.store.document("after.bmp")["status"] == "done"

@@ -1,4 +1,4 @@
-"""Log lines as Cloud Logging reads them."""
+"""Log lines have the form of Cloud Logging."""
 
 import json
 import logging
@@ -15,12 +15,12 @@ TRACE_ID = "105445aa7843bc8bf206b12000100000"
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    """What went to standard output: every line a JSON object."""
+    """Return the lines on standard output. Each must be a JSON object."""
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
 def configured() -> logging.Logger:
-    """A logger of the service. No fixture: standard output is another one by the test's start."""
+    """Return a logger of the service. No fixture, because pytest replaces standard output."""
     configure("INFO")
     logs.set_trace(None, None)
     return logging.getLogger("service.test")

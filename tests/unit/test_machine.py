@@ -1,4 +1,4 @@
-"""How many cores and how much memory the process takes itself to have."""
+"""The cores and the memory that the process may use."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The memory plan: a sum, checked against the instance at the start."""
+"""The memory plan, and its comparison with the instance's memory."""
 
 import logging
 import math
@@ -63,7 +63,7 @@ def test_each_limit_is_part_of_the_plan(
 def test_largest_file_counts_wherever_it_may_be(instance: pytest.MonkeyPatch) -> None:
     larger = replace(SETTINGS, max_image_bytes=SETTINGS.max_image_bytes + 1)
     more = plan_memory(larger, DETECTOR).total - plan_memory(SETTINGS, DETECTOR).total
-    assert more == 2 + 2  # in the memory of two decoders, and twice what a large file takes
+    assert more == 2 + 2  # shared memory of two decoders, and twice for a large file
     one = replace(SETTINGS, max_buffered_bytes=1)
     assert plan_memory(one, DETECTOR).buffered == SETTINGS.max_image_bytes
 

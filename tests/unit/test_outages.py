@@ -1,4 +1,4 @@
-"""What concerns every message is logged once."""
+"""An outage that affects every message is logged once."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""`handle` returns when the image has its final record, and raises while it may not have one."""
+"""`handle` returns when the image has its final document, and raises if it may have none."""
 
 import logging
 import threading
@@ -33,10 +33,10 @@ from tests.fakes import (
     FakeDetector,
     FakeStorage,
     FakeStore,
+    bmp_image,
     color_of,
     in_thread,
     label_of,
-    picture,
     pipeline_of,
     wait_until,
 )
@@ -71,8 +71,8 @@ class World:
         return pipeline
 
     def put(self, count: int) -> tuple[ImageRef, ...]:
-        """Images `0`, `1`, ..., each of a colour of its own."""
-        return tuple(self.storage.put(str(i), picture(color_of(i))) for i in range(count))
+        """Store images `0`, `1`, ..., each of another colour."""
+        return tuple(self.storage.put(str(i), bmp_image(color_of(i))) for i in range(count))
 
     def labels(self) -> dict[str, list[str]]:
         return {one["name"]: one["labels"] for one in self.store.documents.values()}
@@ -108,7 +108,7 @@ def result(future: "Future[Outcome]") -> Outcome:
 
 
 def test_an_image_is_recorded_with_its_detections(world: World) -> None:
-    ref = world.storage.put("dir/cat.bmp", picture((10, 20, 30), width=32, height=24))
+    ref = world.storage.put("dir/cat.bmp", bmp_image((10, 20, 30), width=32, height=24))
     assert handle(world.pipeline(), ref) is Outcome.DONE
     document = world.store.documents[ref.document_id]
     assert document["status"] == "done"
@@ -117,11 +117,11 @@ def test_an_image_is_recorded_with_its_detections(world: World) -> None:
     assert document["labels"] == ["10-20-30"]
     assert document["detections"][0]["box"] == {"x1": 8.0, "y1": 6.0, "x2": 24.0, "y2": 18.0}
     assert (document["batch_size"], document["event_time"]) == (1, EVENT_TIME)
-    assert (document["size"], document["content_type"]) == (len(picture()), "image/bmp")
+    assert (document["size"], document["content_type"]) == (len(bmp_image()), "image/bmp")
 
 
 def test_boxes_of_a_large_image_are_in_its_own_pixels(world: World) -> None:
-    ref = world.storage.put("big.bmp", picture(width=1920, height=960))
+    ref = world.storage.put("big.bmp", bmp_image(width=1920, height=960))
     handle(world.pipeline(), ref)
     assert world.detector.shapes == [(320, 640, 3)]
     document = world.store.document("big.bmp")
@@ -135,7 +135,7 @@ def test_boxes_of_a_large_image_are_in_its_own_pixels(world: World) -> None:
     [
         (b"", ErrorCode.EMPTY_OBJECT),
         (b"no image", ErrorCode.UNSUPPORTED_MEDIA),
-        (picture()[:-100], ErrorCode.CORRUPT_IMAGE),
+        (bmp_image()[:-100], ErrorCode.CORRUPT_IMAGE),
     ],
     ids=["empty", "text", "cut"],
 )
@@ -151,15 +151,15 @@ def test_a_file_that_is_no_image_is_recorded_as_failed(
 
 
 def test_an_object_that_cannot_be_read_is_recorded_as_failed(world: World) -> None:
-    ref = world.storage.put("secret", picture())
+    ref = world.storage.put("secret", bmp_image())
     world.storage.errors["secret"] = BadImageError(ErrorCode.UNREADABLE_OBJECT, "Refused.")
     assert handle(world.pipeline(), ref) is Outcome.FAILED
     assert world.store.document("secret")["error"]["message"] == "Refused."
 
 
 def test_an_object_without_a_generation_is_its_live_one(world: World) -> None:
-    world.storage.put("cat", picture((1, 1, 1)), generation=3)
-    live = world.storage.put("cat", picture((2, 2, 2)), generation=5)
+    world.storage.put("cat", bmp_image((1, 1, 1)), generation=3)
+    live = world.storage.put("cat", bmp_image((2, 2, 2)), generation=5)
     assert handle(world.pipeline(), ImageRef(BUCKET, "cat"), is_job=True) is Outcome.DONE
     assert world.store.documents[live.document_id]["labels"] == ["2-2-2"]
 
@@ -173,12 +173,12 @@ def test_an_object_whose_generation_is_refused_is_recorded(world: World) -> None
 def test_a_new_generation_is_detected_again(world: World) -> None:
     pipeline = world.pipeline()
     for generation in (1, 2):
-        ref = world.storage.put("cat", picture(color_of(generation)), generation=generation)
+        ref = world.storage.put("cat", bmp_image(color_of(generation)), generation=generation)
         assert handle(pipeline, ref) is Outcome.DONE
     assert len(world.store.documents) == 2
 
 
-# What needs no record
+# Images without a document
 
 
 def test_a_gone_image_is_acknowledged_and_logged(
@@ -203,45 +203,45 @@ def test_an_ignored_request_does_nothing(world: World) -> None:
 
 def test_an_image_of_a_bucket_not_allowed_is_acknowledged(world: World) -> None:
     pipeline = world.pipeline(allowed_buckets=("mine",))
-    assert handle(pipeline, world.storage.put("cat", picture())) is Outcome.BUCKET_NOT_ALLOWED
+    assert handle(pipeline, world.storage.put("cat", bmp_image())) is Outcome.BUCKET_NOT_ALLOWED
     assert world.storage.downloads == [] and world.store.lookups == []
 
 
-# Delivered again
+# Redelivered
 
 
 @pytest.mark.parametrize("event", [{}, {"delivery_attempt": 2}, {"is_job": True}], ids=str)
 def test_a_recorded_image_is_neither_downloaded_nor_detected(
     world: World, event: dict[str, Any]
 ) -> None:
-    pipeline, ref = world.pipeline(), world.storage.put("cat", picture())
+    pipeline, ref = world.pipeline(), world.storage.put("cat", bmp_image())
     handle(pipeline, ref)
     assert handle(pipeline, ref, **event) is Outcome.ALREADY_RECORDED
     assert len(world.storage.downloads) == 1
 
 
 def test_the_first_delivery_of_an_upload_reads_no_document(world: World) -> None:
-    ref = world.storage.put("cat", picture())
+    ref = world.storage.put("cat", bmp_image())
     assert handle(world.pipeline(), ref, delivery_attempt=1) is Outcome.DONE
     assert world.store.lookups == []
 
 
 @pytest.mark.parametrize(("age", "lookups"), [(1, 0), (60, 1)], ids=["young", "old"])
 def test_a_young_event_reads_no_document(world: World, age: int, lookups: int) -> None:
-    ref = world.storage.put("cat", picture())
+    ref = world.storage.put("cat", bmp_image())
     event = Event(ref, datetime.now(UTC) - timedelta(seconds=age))
     assert world.pipeline().handle(event, NO_DEADLINE) is Outcome.DONE
     assert len(world.store.lookups) == lookups
 
 
 def test_the_first_delivery_of_a_job_reads_its_document(world: World) -> None:
-    ref = world.storage.put("cat", picture())
+    ref = world.storage.put("cat", bmp_image())
     handle(world.pipeline(), ref, delivery_attempt=1, is_job=True)
     assert world.store.lookups == [ref.document_id]
 
 
 def test_two_deliveries_at_once_make_one_document(world: World) -> None:
-    pipeline, ref = world.pipeline(), world.storage.put("cat", picture())
+    pipeline, ref = world.pipeline(), world.storage.put("cat", bmp_image())
     world.decoders.gate.close()
     both = [handling(pipeline, ref) for _ in range(2)]
     world.decoders.gate.wait_for_arrivals(2)
@@ -250,7 +250,7 @@ def test_two_deliveries_at_once_make_one_document(world: World) -> None:
     assert len(world.store.documents) == 1
 
 
-# Many at once
+# Many at the same time
 
 
 def test_images_from_many_threads_are_never_crossed(world: World) -> None:
@@ -279,7 +279,7 @@ def test_images_of_any_size_keep_every_runner_busy(world: World, side: int) -> N
     pipeline, refs = world.pipeline(), world.put(4)
     world.detector.gate.close()
     futures = [handling(pipeline, ref) for ref in refs]
-    world.detector.gate.wait_for_arrivals(4)  # all at once: nobody has left
+    world.detector.gate.wait_for_arrivals(4)  # all at once: none has finished
     world.detector.gate.open()
     assert [result(future) for future in futures] == [Outcome.DONE] * 4
 
@@ -287,14 +287,14 @@ def test_images_of_any_size_keep_every_runner_busy(world: World, side: int) -> N
 def test_a_model_failure_on_one_image_spares_its_batch(world: World) -> None:
     world.detector.poison = POISON
     pipeline, refs = world.pipeline(), world.put(4)
-    poison = world.storage.put("poison", picture(POISON))
+    poison = world.storage.put("poison", bmp_image(POISON))
     world.detector.gate.close()
-    all_of_them = [handling(pipeline, ref) for ref in (*refs, poison)]
+    futures = [handling(pipeline, ref) for ref in (*refs, poison)]
     world.detector.gate.wait_for_arrivals()
     world.detector.gate.open()
     with pytest.raises(DetectorError):
-        result(all_of_them[-1])
-    assert [result(future) for future in all_of_them[:-1]] == [Outcome.DONE] * 4
+        result(futures[-1])
+    assert [result(future) for future in futures[:-1]] == [Outcome.DONE] * 4
 
 
 def test_images_beyond_the_slots_are_rejected_before_a_read(world: World) -> None:
@@ -324,7 +324,7 @@ def test_jobs_leave_half_of_the_slots_to_uploads(world: World) -> None:
 
 
 def test_files_in_memory_are_bounded(world: World) -> None:
-    size = len(picture())
+    size = len(bmp_image())
     pipeline, refs = world.pipeline(max_buffered_bytes=2 * size), world.put(6)
     world.decoders.gate.close()
     futures = [handling(pipeline, ref) for ref in refs]
@@ -338,12 +338,12 @@ def test_files_in_memory_are_bounded(world: World) -> None:
 @pytest.mark.parametrize("name", ["good", "bad", "gone", "away"])
 def test_a_slot_is_free_again_however_an_image_ends(world: World, name: str) -> None:
     pipeline = world.pipeline(max_in_flight=2)
-    good = world.storage.put("good", picture())
+    good = world.storage.put("good", bmp_image())
     refs = {
         "good": good,
         "bad": world.storage.put("bad", b"no image"),
         "gone": ImageRef(BUCKET, "gone", 1),
-        "away": world.storage.put("away", picture()),
+        "away": world.storage.put("away", bmp_image()),
     }
     world.storage.errors["away"] = StorageUnavailableError("Cloud Storage is down.")
     for _ in range(3):
@@ -358,7 +358,7 @@ def test_a_slot_is_free_again_however_an_image_ends(world: World, name: str) -> 
 
 
 def test_a_failed_commit_raises_and_a_second_delivery_succeeds(world: World) -> None:
-    pipeline, ref = world.pipeline(), world.storage.put("cat", picture())
+    pipeline, ref = world.pipeline(), world.storage.put("cat", bmp_image())
     world.store.errors = [FirestoreUnavailableError("Firestore is down.")]
     with pytest.raises(FirestoreUnavailableError):
         handle(pipeline, ref)
@@ -367,7 +367,7 @@ def test_a_failed_commit_raises_and_a_second_delivery_succeeds(world: World) -> 
 
 
 def test_handle_returns_only_after_the_commit(world: World) -> None:
-    pipeline, ref = world.pipeline(), world.storage.put("cat", picture())
+    pipeline, ref = world.pipeline(), world.storage.put("cat", bmp_image())
     world.store.gate.close()
     future = handling(pipeline, ref)
     world.store.gate.wait_for_arrivals()
@@ -387,7 +387,7 @@ def test_a_result_that_cannot_be_stored_fails_its_image_alone(world: World) -> N
 def test_too_few_results_of_a_model_record_nothing(world: World) -> None:
     world.detector.missing_results = 1
     with pytest.raises(DetectorError):
-        handle(world.pipeline(), world.storage.put("cat", picture()))
+        handle(world.pipeline(), world.storage.put("cat", bmp_image()))
     assert world.store.documents == {}
 
 
@@ -406,7 +406,7 @@ def test_a_model_that_fails_on_every_image_is_a_fault(world: World) -> None:
 
 def test_one_image_that_always_fails_is_no_fault(world: World) -> None:
     world.detector.missing_results = 1
-    pipeline, ref = world.pipeline(), world.storage.put("cat", picture())
+    pipeline, ref = world.pipeline(), world.storage.put("cat", bmp_image())
     for _ in range(50):
         with pytest.raises(DetectorError):
             handle(pipeline, ref)
@@ -417,7 +417,7 @@ def test_one_image_that_always_fails_is_no_fault(world: World) -> None:
 
 
 def test_a_late_delivery_makes_no_call(world: World) -> None:
-    ref = world.storage.put("cat", picture())
+    ref = world.storage.put("cat", bmp_image())
     with pytest.raises(TooLateError):
         handle(world.pipeline(), ref, Deadline.after(-1))
     assert world.store.documents == {} and world.detector.batch_sizes == []
@@ -458,29 +458,29 @@ def test_close_ends_the_decoders(world: World) -> None:
 # Replacing a document
 
 
-def replacing(ref: ImageRef, world: World, **wanted: Any) -> ImageRef:
-    return replace(ref, replace=Replace(**{"if_created_before": world.store.now} | wanted))
+def replacing(ref: ImageRef, world: World, **changes: Any) -> ImageRef:
+    return replace(ref, replace=Replace(**{"if_created_before": world.store.now} | changes))
 
 
 def test_a_replacement_replaces_a_document_once(world: World) -> None:
     pipeline, ref = world.pipeline(), world.storage.put("cat", b"no image")
     handle(pipeline, ref)
-    world.storage.put("cat", picture((9, 9, 9)))
-    wanted = replacing(ref, world)
-    assert handle(pipeline, wanted, is_job=True) is Outcome.DONE
-    assert handle(pipeline, wanted, is_job=True) is Outcome.ALREADY_RECORDED
+    world.storage.put("cat", bmp_image((9, 9, 9)))
+    replacement = replacing(ref, world)
+    assert handle(pipeline, replacement, is_job=True) is Outcome.DONE
+    assert handle(pipeline, replacement, is_job=True) is Outcome.ALREADY_RECORDED
     assert world.store.document("cat")["labels"] == ["9-9-9"]
 
 
 def test_a_replacement_keeps_the_document_of_its_own_model(world: World) -> None:
-    pipeline, ref = world.pipeline(), world.storage.put("cat", picture())
+    pipeline, ref = world.pipeline(), world.storage.put("cat", bmp_image())
     handle(pipeline, ref)
-    wanted = replacing(ref, world, unless_model=world.detector.info.sha256)
-    assert handle(pipeline, wanted, is_job=True) is Outcome.ALREADY_RECORDED
+    replacement = replacing(ref, world, unless_model=world.detector.info.sha256)
+    assert handle(pipeline, replacement, is_job=True) is Outcome.ALREADY_RECORDED
 
 
 def test_a_replacement_by_another_model_waits_for_that_model(world: World) -> None:
-    ref = replacing(world.storage.put("cat", picture()), world, unless_model="f" * 64)
+    ref = replacing(world.storage.put("cat", bmp_image()), world, unless_model="f" * 64)
     with pytest.raises(OtherModelError):
         handle(world.pipeline(), ref, is_job=True)
 
@@ -488,7 +488,7 @@ def test_a_replacement_by_another_model_waits_for_that_model(world: World) -> No
 def test_a_kept_document_is_acknowledged_and_logged(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ref = replacing(world.storage.put("cat", picture()), world)
+    ref = replacing(world.storage.put("cat", bmp_image()), world)
     world.store.outcomes["cat"] = DocumentKeptError("Cloud Storage refuses the object.")
     assert handle(world.pipeline(), ref, is_job=True) is Outcome.ALREADY_RECORDED
     assert "Kept a done document" in logged_by(caplog, "service.pipeline")[-1].getMessage()
@@ -499,7 +499,7 @@ def test_a_kept_document_is_acknowledged_and_logged(
 
 def test_outcomes_are_counted_in_the_log(world: World, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    pipeline, ref = world.pipeline(), world.storage.put("cat", picture())
+    pipeline, ref = world.pipeline(), world.storage.put("cat", bmp_image())
     for _ in range(3):
         handle(pipeline, ref)
     handle(pipeline, world.storage.put("bad", b"no image"))
@@ -518,6 +518,6 @@ def test_outcomes_are_counted_in_the_log(world: World, caplog: pytest.LogCapture
 def test_threads_end_when_a_pipeline_is_closed(world: World) -> None:
     before = threading.active_count()
     pipeline = world.pipeline()
-    handle(pipeline, world.storage.put("cat", picture()))
+    handle(pipeline, world.storage.put("cat", bmp_image()))
     pipeline.close(timeout_seconds=PATIENCE_SECONDS)
     wait_until(lambda: threading.active_count() <= before, "threads are left")

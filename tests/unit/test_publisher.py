@@ -1,4 +1,4 @@
-"""Jobs as messages, read back by the parser that receives them; and what waits for Pub/Sub."""
+"""Jobs as messages, parsed by the service's own parser, and the publishing of many."""
 
 import base64
 import json
@@ -23,7 +23,7 @@ from service.gcp.publisher import (
 
 
 def read(message: bytes) -> ImageRef:
-    """The image of a message, as a wrapped push delivers it."""
+    """Return the image of a message that a wrapped push delivers."""
     push = {"message": {"data": base64.b64encode(message).decode()}}
     event = parse_event({}, json.dumps(push).encode())
     assert event.is_job and event.ref
@@ -62,11 +62,11 @@ def test_topic_path_completes_a_name_only() -> None:
         topic_path("jobs", None)
 
 
-# What waits for Pub/Sub
+# Messages that are not confirmed yet
 
 
 class FakeClient:
-    """Confirms a message when somebody waits for it; counts those that are not confirmed yet."""
+    """A client that confirms a message when a caller waits for it, and counts the others."""
 
     def __init__(self, error: Exception | None = None, confirms_at_once: bool = False) -> None:
         self.error = error
@@ -113,7 +113,7 @@ def test_few_messages_wait_for_their_confirmation(monkeypatch: pytest.MonkeyPatc
 
 
 def test_error_is_raised_before_later_messages_are_published() -> None:
-    """Paced, the next thousand messages may take hours."""
+    """With a rate limit, the next thousand messages may take hours."""
     client = FakeClient(exceptions.NotFound("no topic"), confirms_at_once=True)
     with pytest.raises(PublishError, match="There is no topic t"):
         publish(client, (b"%d" % i for i in range(1000)))

@@ -1,4 +1,4 @@
-"""A bucket against its documents: exact counts, the right jobs, and a place to go on from."""
+"""Reconciliation: exact counts, the right jobs, and checkpoints to resume from."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ PART = "gcloud/tmp/parallel_composite_uploads/see_gcloud_storage_cp_help_for_det
 
 @dataclass
 class FakeBucket:
-    """Names in order, in pages; every object's generation is 7, and its age in days by name."""
+    """A bucket in pages. Generations are 7, and `ages` has the objects' ages in days."""
 
     names: Sequence[str]
     page_size: int = 2
@@ -56,7 +56,7 @@ class FakeBucket:
 
 @dataclass
 class FakeRecords:
-    """Documents by name; its clock ticks with each call."""
+    """Documents by name. The clock advances with each call."""
 
     by_name: dict[str, tuple[str, str | None]]
     calls: list[int] = field(default_factory=list)
@@ -89,7 +89,7 @@ DOCUMENTS: dict[str, tuple[str, str | None]] = {
     "b.jpg": ("done", OURS),
     "c.jpg": ("done", THEIRS),
     "d.jpg": ("failed", None),
-    "gone.jpg": ("done", OURS),  # its object is not in the bucket any more
+    "gone.jpg": ("done", OURS),  # its object is no longer in the bucket
 }
 NAMES = ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "dir/", "e#5.jpg", PART]
 
@@ -240,7 +240,7 @@ def test_last_run_is_kept_with_what_it_compared() -> None:
     assert last_started_at(NIGHTLY, None) is None
     kept = last_run(NIGHTLY, START)
     assert last_started_at(NIGHTLY, kept) == START
-    assert last_started_at(replace(NIGHTLY, model=THEIRS), kept) == START  # was deployed since
+    assert last_started_at(replace(NIGHTLY, model=THEIRS), kept) == START  # deployed since then
     for other in (
         replace(NIGHTLY, bucket="other"),
         replace(NIGHTLY, prefix="cam1/"),
@@ -258,7 +258,7 @@ def test_last_run_that_is_not_ours_is_refused(kept: bytes) -> None:
         last_started_at(NIGHTLY, kept)
 
 
-# Going on
+# Resuming
 
 
 @pytest.mark.parametrize("fails_after", [0, 1, 9, 10, 11, 14])
@@ -284,7 +284,7 @@ def test_resumed_run_adds_up_its_counts(fails_after: int, tmp_path: Path) -> Non
         run(FakeBucket(names, fails_after=fails_after))
     tally = run(FakeBucket(names))
     assert (tally.objects, tally.done, tally.missing, tally.selected) == (30, 15, 15, 15)
-    assert publish.uris == uris(*names[::2])  # what is published before a checkpoint is not lost
+    assert publish.uris == uris(*names[::2])  # jobs before the checkpoint are not published again
 
 
 def test_failed_publish_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
@@ -360,7 +360,7 @@ def test_enqueue_all_means_every_state_that_can_be_enqueued() -> None:
 
 
 class Endless:
-    """So many made-up objects, made as they are asked for."""
+    """A bucket with this many objects, which are created when they are listed."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -370,7 +370,7 @@ class Endless:
             yield [ImageRef(bucket, f"{i:09}.jpg", 7) for i in range(start, start + 1000)]
 
 
-# A process of its own: the peak of this one is some other test's.
+# In a new process, because other tests determine the peak memory of this one.
 MEASURED = """
 import resource
 from service.operate.reconcile import Enqueue, Scope, reconcile
@@ -392,7 +392,7 @@ for count in (10_000, 300_000):
 
 
 def test_memory_does_not_grow_with_the_bucket() -> None:
-    """What is kept of each object would be 75 bytes and more: of 300,000, over 20 MB."""
+    """Keeping each object would take at least 75 bytes: over 20 MB for 300,000 objects."""
     root = Path(__file__).parents[2]
     command = [sys.executable, "-c", MEASURED]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""A model's identity without its network is the one that its documents carry."""
+"""The identity of a model that is not loaded equals the one in its documents."""
 
 import hashlib
 import shutil

@@ -1,4 +1,4 @@
-"""What a refusal of Cloud Storage concerns, by what it says."""
+"""How a refusal of Cloud Storage is classified."""
 
 import json
 
@@ -63,7 +63,7 @@ def test_text_of_a_download_says_what_is_concerned(status: int, text: str, scope
 
 
 @pytest.mark.parametrize(
-    "odd",
+    "text",
     [
         "",
         "[]",
@@ -75,8 +75,8 @@ def test_text_of_a_download_says_what_is_concerned(status: int, text: str, scope
         "<html>",
     ],
 )
-def test_malformed_json_is_read_as_text(odd: str) -> None:
-    refusal = Refusal.read(403, odd)
+def test_malformed_json_is_read_as_text(text: str) -> None:
+    refusal = Refusal.read(403, text)
     assert refusal.scope is Scope.UNCLEAR
     assert len(refusal.sentence()) < 1000
 

@@ -1,4 +1,4 @@
-"""The fair semaphore: no more is held than allowed, and nobody waits for ever."""
+"""The fair semaphore: never more than the limit is acquired, and no thread waits for ever."""
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +16,7 @@ def soon() -> Deadline:
 
 
 def most_held(limit: int, counts: list[int]) -> int:
-    """Let many threads acquire; return the most that they held together."""
+    """Let many threads acquire. Return the largest amount at one time."""
     semaphore, lock, held, most = FairSemaphore(limit), threading.Lock(), 0, 0
 
     def work(count: int) -> None:
@@ -35,7 +35,7 @@ def most_held(limit: int, counts: list[int]) -> int:
 
 
 def waiting(semaphore: FairSemaphore, count: int, order: list[int]) -> "Future[None]":
-    """Let a thread acquire; return once it waits."""
+    """Start a thread that acquires. Return when it waits."""
     before = len(semaphore._waiting)
 
     def acquire() -> None:
@@ -66,7 +66,7 @@ def test_small_requests_do_not_overtake_a_large_one() -> None:
     semaphore, order = FairSemaphore(100), list[int]()
     with semaphore.acquire(60, soon()):
         large = waiting(semaphore, 80, order)
-        small = waiting(semaphore, 30, order)  # it would fit beside the 60
+        small = waiting(semaphore, 30, order)  # there is enough left for it
         assert order == []
     large.result(PATIENCE_SECONDS)
     small.result(PATIENCE_SECONDS)
@@ -97,7 +97,7 @@ def test_what_is_held_is_released_after_an_error() -> None:
 
 
 def test_a_wait_that_raises_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where there is no memory for the lock to wait on."""
+    """For example, without memory for the lock that the thread waits on."""
     semaphore = FairSemaphore(10)
 
     def no_memory(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""Settings from the environment: defaults, and what is refused."""
+"""Settings from the environment: defaults and invalid values."""
 
 from dataclasses import fields
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Slots: no more images in flight than allowed, and uploads keep their half."""
+"""Slots: never more images in flight than allowed, and uploads keep half of the slots."""
 
 from contextlib import ExitStack
 
@@ -33,7 +33,7 @@ def test_uploads_may_take_every_slot() -> None:
             taken.enter_context(slots.take(is_job=False))
         with pytest.raises(NoFreeSlotError), slots.take(is_job=True):
             pass
-    with slots.take(is_job=True), slots.take(is_job=True):  # the refused job kept no slot
+    with slots.take(is_job=True), slots.take(is_job=True):  # the rejected job took no slot
         pass
 
 
@@ -50,6 +50,6 @@ def test_a_slot_is_free_again_after_an_error(is_job: bool) -> None:
 def test_nothing_is_admitted_after_a_stop() -> None:
     slots = Slots(1, jobs=1)
     with slots.take(is_job=False):
-        slots.stop()  # what is in flight goes on
+        slots.stop()  # images in flight continue
     with pytest.raises(ShuttingDownError), slots.take(is_job=False):
         pass

@@ -1,4 +1,4 @@
-"""The smoke test: its sample, the wait for its document, what the vendor's errors become."""
+"""The smoke test: its sample, the wait for its document, and the vendor's errors."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ FAILED = {
 
 
 class FakeResults:
-    """Answers one look after the other; an error is raised; the last answer is given for ever."""
+    """Returns or raises the given items, one for each read. The last item repeats."""
 
     def __init__(self, *looks: dict[str, Any] | Exception | None):
         self.looks = list(looks)
@@ -37,7 +37,7 @@ class FakeResults:
 
 
 class FakeBlob:
-    """An object of Cloud Storage that refuses every call with the same error."""
+    """An object in Cloud Storage whose calls all raise the same error."""
 
     def __init__(self, error: Exception):
         self.error = error
@@ -50,7 +50,7 @@ class FakeBlob:
 
 
 class FakeClient:
-    """A Cloud Storage of such objects."""
+    """A client with such objects."""
 
     def __init__(self, error: Exception):
         self.error = error

@@ -1,4 +1,4 @@
-"""What Firestore refuses for everybody; the emulator refuses nobody, so the client is a fake."""
+"""Refusals and outages of Firestore. The client is a fake, because the emulator never refuses."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from tests.loglines import logged_by
 
 
 class RefusingClient:
-    """A Firestore that answers every call with one error, until there is none."""
+    """A Firestore client whose calls raise `error`, unless it is None."""
 
     project = "p"
     _database = "(default)"
@@ -33,7 +33,7 @@ class RefusingClient:
         return self
 
     def create(self, reference: object, document: object) -> None:
-        """Take a write, which `commit` sends."""
+        """Accept a write, which `commit` sends."""
 
     def commit(self, **call: object) -> None:
         if self.error:
@@ -102,7 +102,7 @@ def test_account_that_may_only_read_is_logged_once(caplog: pytest.LogCaptureFixt
 
 
 class Sequence(RefusingClient):
-    """Its commits end one after the other as listed, then as the last one."""
+    """A client whose commits end as listed, one after another. The last entry repeats."""
 
     def __init__(self, *errors: Exception | None) -> None:
         super().__init__(None)
@@ -126,28 +126,32 @@ def test_store_that_fails_during_isolation_is_called_once(away: Exception) -> No
     outcomes = store_of(client).commit(RESULTS)
     assert client.commits == 3
     assert outcomes[0] == CommittedResult(RESULTS[0])
-    assert all(isinstance(one, FirestoreUnavailableError) for one in outcomes[1:])
+    assert all(isinstance(outcome, FirestoreUnavailableError) for outcome in outcomes[1:])
 
 
 def test_unavailable_store_is_not_called_for_the_next_group(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("service.gcp.firestore._MAX_COMMIT_BYTES", 1)  # one document a group
+    monkeypatch.setattr("service.gcp.firestore._MAX_COMMIT_BYTES", 1)  # one document per group
     client = Sequence(exceptions.RetryError("away", None))
     outcomes = store_of(client).commit(RESULTS)
     assert {type(outcome) for outcome in outcomes} == {FirestoreUnavailableError}
     assert client.commits == 1
 
 
-ODD = [RuntimeError("can't start new thread"), OSError(24, "Too many open files"), ValueError("x")]
+UNEXPECTED = [
+    RuntimeError("can't start new thread"),
+    OSError(24, "Too many open files"),
+    ValueError("x"),
+]
 
 
-@pytest.mark.parametrize("odd", ODD, ids=repr)
-def test_unexpected_error_is_retried_alone_and_returned(odd: Exception) -> None:
-    passing = Sequence(odd, None)
+@pytest.mark.parametrize("error", UNEXPECTED, ids=repr)
+def test_unexpected_error_is_retried_alone_and_returned(error: Exception) -> None:
+    passing = Sequence(error, None)
     assert store_of(passing).commit(RESULTS[:1]) == [CommittedResult(RESULTS[0])]
-    lasting = Sequence(odd)
-    assert store_of(lasting).commit(RESULTS[:1]) == [odd]
+    lasting = Sequence(error)
+    assert store_of(lasting).commit(RESULTS[:1]) == [error]
     assert lasting.commits == 2
 
 
@@ -156,9 +160,9 @@ def test_only_a_single_image_waits_before_its_retry(
 ) -> None:
     waits: list[float] = []
     monkeypatch.setattr("service.gcp.firestore.time.sleep", waits.append)
-    store_of(Sequence(ODD[0], None)).commit(RESULTS)
+    store_of(Sequence(UNEXPECTED[0], None)).commit(RESULTS)
     assert waits == []
-    store_of(Sequence(ODD[0], None)).commit(RESULTS[:1])
+    store_of(Sequence(UNEXPECTED[0], None)).commit(RESULTS[:1])
     assert len(waits) == 1
 
 
@@ -172,7 +176,7 @@ def test_an_attempt_gets_a_third_of_its_calls_time() -> None:
 REFUSED = exceptions.InvalidArgument("bad")
 NO_MEMORY = {
     "together": (MemoryError(),),
-    "one by one": (RuntimeError("odd"), MemoryError()),
+    "one by one": (RuntimeError("error"), MemoryError()),
     "for the record of a refusal": (REFUSED, REFUSED, MemoryError()),
 }
 

@@ -1,4 +1,4 @@
-"""Which objects a submission means."""
+"""The objects that the URIs of a submission name."""
 
 from collections.abc import Iterator, Sequence
 
@@ -25,7 +25,7 @@ NAMES = [
 
 
 class FakeObjects:
-    """A bucket of these names, in pages of two; generations are their numbers."""
+    """A bucket with these names, in pages of two. An object's generation is its index."""
 
     def __init__(self, names: Sequence[str] = NAMES) -> None:
         self.refs = [ImageRef("uploads", name, i) for i, name in enumerate(names, 1)]
@@ -82,7 +82,7 @@ def test_object_with_this_exact_name_precedes_a_pattern() -> None:
 
 
 class ListOnly(FakeObjects):
-    """Of an account that may list, but not look up."""
+    """For an account that may list objects, but not read them."""
 
     def exists(self, ref: ImageRef) -> bool:
         raise StorageRefusedError("refused")

@@ -1,4 +1,4 @@
-"""A push's OIDC token, with real keys and certificates, served on this machine."""
+"""Verification of OIDC tokens, with real keys and a local server for the certificates."""
 
 import base64
 import datetime
@@ -30,7 +30,7 @@ Claims = dict[str, Any]
 
 
 class Signer:
-    """A key as Google has them, and its certificate."""
+    """A signing key with its certificate, like those of Google."""
 
     def __init__(self) -> None:
         self.key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -49,7 +49,7 @@ class Signer:
         self.certificate = certificate.public_bytes(serialization.Encoding.PEM).decode()
 
     def sign(self, claims: Any, **header: Any) -> str:
-        """A token; of the key `one` in RS256 unless the header says otherwise."""
+        """Return a token, signed with RS256 unless the header has another algorithm."""
         parts = [{"alg": "RS256", "typ": "JWT", "kid": "one"} | header, claims]
         signed = ".".join(encoded(json.dumps(part).encode()) for part in parts)
         signature = self.key.sign(signed.encode(), padding.PKCS1v15(), hashes.SHA256())
@@ -61,7 +61,7 @@ def encoded(data: bytes) -> str:
 
 
 class CertificateServer:
-    """Where Google's certificates are, on this machine."""
+    """A local server for the certificates."""
 
     def __init__(self) -> None:
         self.status, self.body, self.fetches = 200, b"{}", 0
@@ -75,7 +75,7 @@ class CertificateServer:
                 self.wfile.write(serve.body)
 
             def log_message(self, *_: Any) -> None:
-                """Say nothing."""
+                """Log nothing."""
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}/certs"
@@ -98,7 +98,7 @@ def server(signer: Signer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Certific
 
 
 class Clock:
-    """Seconds, moved by hand."""
+    """A clock in seconds that the test moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -119,7 +119,7 @@ def verifier(server: CertificateServer, clock: Clock) -> TokenVerifier:
 
 
 def claims(**changes: Any) -> Claims:
-    """What Pub/Sub signs; a change to None leaves a claim out."""
+    """Return the claims of a push with changes; None removes a claim."""
     now = int(time.time())
     fields = {"iss": ISSUER, "aud": AUDIENCE, "email": PUSHER, "email_verified": True}
     fields |= {"sub": "113774264463038321964", "azp": "113774264463038321964"}
@@ -326,7 +326,7 @@ def test_cached_key_passes_while_google_is_unavailable(
     verifier.verify(f"Bearer {signer.sign(claims())}")
 
 
-# At the edge
+# Through the HTTP endpoint
 
 
 @pytest.fixture
@@ -344,20 +344,20 @@ def test_push_without_a_token_is_401(client: Any, signer: Signer) -> None:
     assert client.post("/", json=JOB, headers={"Authorization": f"Bearer {token}"}).status == (
         "204 NO CONTENT"
     )
-    answer = client.post("/", json=JOB)
-    assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
-    assert answer.get_json()["error"]["code"] == "unauthenticated"
+    response = client.post("/", json=JOB)
+    assert (response.status_code, response.headers["WWW-Authenticate"]) == (401, "Bearer")
+    assert response.get_json()["error"]["code"] == "unauthenticated"
 
 
 def test_push_of_another_account_is_403_and_names_nobody(
     client: Any, signer: Signer, caplog: pytest.LogCaptureFixture
 ) -> None:
     token = signer.sign(claims(email=f"{SECRET}@evil.example"))
-    answer = client.post("/", json=JOB, headers={"Authorization": f"Bearer {token}"})
-    assert answer.status_code == 403
-    said = answer.get_data(as_text=True) + str([vars(record) for record in caplog.records])
-    assert SECRET not in said
-    assert token[:40] not in said
+    response = client.post("/", json=JOB, headers={"Authorization": f"Bearer {token}"})
+    assert response.status_code == 403
+    output = response.get_data(as_text=True) + str([vars(record) for record in caplog.records])
+    assert SECRET not in output
+    assert token[:40] not in output
 
 
 def test_push_without_googles_certificates_is_503(
@@ -365,9 +365,9 @@ def test_push_without_googles_certificates_is_503(
 ) -> None:
     server.status = 503
     header = {"Authorization": f"Bearer {signer.sign(claims())}"}
-    answer = client.post("/", json=JOB, headers=header)
-    assert answer.status_code == 503
-    assert int(answer.headers["Retry-After"]) > 0
+    response = client.post("/", json=JOB, headers=header)
+    assert response.status_code == 503
+    assert int(response.headers["Retry-After"]) > 0
 
 
 @pytest.mark.parametrize("path", ["/", "/other", "/health/none"])

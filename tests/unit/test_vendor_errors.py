@@ -21,14 +21,14 @@ from service.errors import (
 from service.gcp import collection, storage
 
 _NEVER_RAISED = {
-    "AsyncRestUnsupportedParameterError",  # of asynchronous clients
-    "InvalidPathError",  # of downloads to files
+    "AsyncRestUnsupportedParameterError",  # only in asynchronous clients
+    "InvalidPathError",  # only in downloads to files
     "InvalidResponse",  # the client itself turns it into a GoogleAPICallError
 }
 
 
 def classes(module: ModuleType) -> list[type[Exception]]:
-    """The exceptions that a module defines, warnings left out."""
+    """Return the exceptions that a module defines, without warnings."""
     return [
         found
         for _, found in inspect.getmembers(module, inspect.isclass)
@@ -40,7 +40,7 @@ def classes(module: ModuleType) -> list[type[Exception]]:
 
 
 def make(kind: type[Exception]) -> Exception:
-    """An instance without its constructor, which differs from class to class."""
+    """Return an instance without calling its constructor, which differs between classes."""
     error: Any = kind.__new__(kind)
     Exception.__init__(error, "secret")
     if issubclass(kind, GoogleAPICallError):
@@ -67,7 +67,7 @@ def test_error_of_cloud_storage_becomes_ours(kind: type[Exception]) -> None:
 
 
 def test_requester_pays_bucket_is_not_gone() -> None:
-    """Acknowledged as gone, every image of such a bucket would be lost without a document."""
+    """If it counted as gone, every image of such a bucket would be lost."""
     with pytest.raises(StorageUnavailableError), storage.translate_errors():
         raise make(BadRequest)  # requester pays bucket but no user project provided
 
