@@ -217,7 +217,7 @@ SAID = [
     (boxes_that_cvat_rotates, "measured as the upright boxes around them: 3"),
     (sizes_that_are_absent, "without a width and height in the labels: 3"),
     (other_spelling, "despite another spelling: 'STAR_' for 'star'"),
-    (a_class_in_two_categories, "2 categories have the name 'star'"),
+    (a_class_in_two_categories, "2 categories with objects have the name 'star'"),
     (objects_that_repeat, "that repeat another annotation, left out: 3"),
     (boxes_of_no_area, "with a box of no area, left out: 2"),
     (objects_of_no_image, "of images that the file does not list, left out: 1"),
@@ -298,7 +298,7 @@ class TestMeasured:
         assert measured.images == 10
         unreadable, resized = measured.notes
         assert "cannot be read, left out: 1: shapes-02.jpg (" in unreadable
-        assert "another size than labelled, left out: 1: shapes-05.jpg (" in resized
+        assert "another size than in the labels, left out: 1: shapes-05.jpg (" in resized
         assert "labelled 10x20" in resized
 
     def test_no_image_that_can_be_measured_is_an_error(
@@ -391,9 +391,9 @@ class TestMeasured:
         if orientation == 1:
             assert measured.notes == ()
         elif orientation == 6:
-            assert "another size than labelled" in measured.notes[0]
+            assert "another size than in the labels" in measured.notes[0]
         else:
-            assert "turned by their EXIF orientation: 1: shapes-02.jpg" in measured.notes[0]
+            assert "rotated by their EXIF orientation: 1: shapes-02.jpg" in measured.notes[0]
 
     def test_labels_for_the_upright_image_are_proven_by_its_size(
         self, samples: Path, tmp_path: Path, measure: Callable[..., MeanAveragePrecision]

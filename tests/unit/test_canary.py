@@ -30,7 +30,7 @@ from service.inference.canary import (
     NOT_COMPARED,
     PASSED,
     Tolerance,
-    difference,
+    describe_difference,
     load_verified,
 )
 from service.inference.detector import Detector
@@ -116,7 +116,7 @@ def thing(confidence: float, box: Box = BOX, class_id: int = 0) -> Detection:
 def test_answers_of_the_same_model_do_not_differ(
     expected: list[Detection], found: list[Detection]
 ) -> None:
-    assert difference(expected, found, Tolerance()) is None
+    assert describe_difference(expected, found, Tolerance()) is None
 
 
 @pytest.mark.parametrize(
@@ -135,12 +135,12 @@ def test_answers_of_the_same_model_do_not_differ(
 def test_answers_of_a_broken_model_differ_and_it_says_how(
     expected: list[Detection], found: list[Detection], what: str
 ) -> None:
-    assert what in str(difference(expected, found, Tolerance()))
+    assert what in str(describe_difference(expected, found, Tolerance()))
 
 
 def test_detections_below_min_confidence_are_not_compared() -> None:
-    assert difference([thing(0.8)], [], Tolerance(), min_confidence=0.9) is None
-    assert difference([thing(0.8)], [], Tolerance(), min_confidence=0.5)
+    assert describe_difference([thing(0.8)], [], Tolerance(), min_confidence=0.9) is None
+    assert describe_difference([thing(0.8)], [], Tolerance(), min_confidence=0.5)
 
 
 # --- a real model -----------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def test_canary_is_logged_before_it_runs_at_any_log_level(
 ) -> None:
     with caplog.at_level(level):
         load_verified(BUNDLED_MODEL, load=load_detector)
-    assert [r.levelname for r in caplog.records if "Trying" in r.message] == [level]
+    assert [r.levelname for r in caplog.records if "Running" in r.message] == [level]
 
 
 CHECKING = """
@@ -224,7 +224,7 @@ def test_canary_that_cannot_be_decoded_is_a_model_error(model: Path) -> None:
 
 def test_canary_with_other_answers_refuses_and_says_what(model: Path) -> None:
     expect(model, "circle", "heart")
-    with pytest.raises(ModelError, match=r"differs on .+: in street\.jpg the network expected"):
+    with pytest.raises(ModelError, match=r"differs on .+: in street\.jpg the model expected"):
         load_verified(model, load=load_detector)
 
 
@@ -286,7 +286,7 @@ def test_model_that_cannot_be_loaded_falls_back(with_float: Path) -> None:
     assert "OpenVINO cannot load" in str(load_verified(with_float, load=load_detector).fallback)
 
 
-def test_model_that_fails_in_an_unforeseen_way_falls_back(
+def test_unexpected_error_of_a_model_falls_back(
     with_float: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def load(path: Path) -> Detector:
@@ -295,7 +295,7 @@ def test_model_that_fails_in_an_unforeseen_way_falls_back(
         return load_detector(path)
 
     checked = load_verified(with_float, load=load)
-    assert "cannot be loaded and tried: ZeroDivisionError('imgsz')" in str(checked.fallback)
+    assert "cannot be loaded or run: ZeroDivisionError('imgsz')" in str(checked.fallback)
     assert checked.canary == PASSED
     assert any(record.exc_info for record in caplog.records)
 
@@ -330,10 +330,10 @@ def test_canary_of_another_image_size_runs_but_is_not_compared(
         "",
         "{}",
         "[]",
-        '{"network": 1, "image_size": 2}',
-        '{"network": 1, "image_size": 2, "tolerance": {}, "pictures": {}}',
+        '{"files_sha256": 1, "image_size": 2}',
+        '{"files_sha256": 1, "image_size": 2, "tolerance": {}, "images": {}}',
     ],
-    ids=["empty", "nothing", "list", "half", "no-pictures"],
+    ids=["empty", "nothing", "list", "half", "no-images"],
 )
 def test_broken_expectations_are_a_model_error(model: Path, text: str) -> None:
     (model / CANARY / "expected.json").write_text(text, encoding="utf-8")
@@ -371,7 +371,7 @@ def test_crash_of_the_model_logs_which_model_and_cpu(model: Path) -> None:
         check=False,
     )
     assert done.returncode < 0, done.stderr
-    assert f"Trying the model's canary {cpu_name()} {model}" in done.stderr
+    assert f"Running the model's canary {cpu_name()} {model}" in done.stderr
     assert "Fatal Python error: Aborted" in done.stderr  # faulthandler's
     assert "in detect" in done.stderr
 
@@ -390,7 +390,7 @@ def test_write_canary_of_a_model_that_does_not_run_fails(model: Path) -> None:
 
 def test_write_canary_of_no_image_names_it(model: Path) -> None:
     shutil.rmtree(model / CANARY)
-    with pytest.raises(ModelError, match=r"cut\.jpg cannot be a canary's picture"):
+    with pytest.raises(ModelError, match=r"cut\.jpg cannot be a canary image"):
         write_canary(model, Seeing(), {"cut.jpg": b"\xff\xd8\xff"})
 
 

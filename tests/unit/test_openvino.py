@@ -113,7 +113,7 @@ def test_many_sizes_are_compiled_for_few_input_shapes(tmp_path: Path) -> None:
     sizes = [(640, 640 * share // 40) for share in range(1, 41)]
     for width, height in sizes + [size[::-1] for size in sizes]:
         list(detector.detect([plain(9, 9, 9, width=width, height=height)]))
-    assert len(detector._networks._compiled) == 7
+    assert len(detector._compiled._by_shape) == 7
 
 
 @pytest.mark.parametrize("streams", [1, 2, 5])
@@ -231,7 +231,7 @@ def test_info_without_our_own_metadata_is_of_the_files(tmp_path: Path) -> None:
         ({"names": {0: "red", 1: False, 2: "blue"}}, "class 1, False: this is bool, not text"),
         ({"imgsz": None}, "is not the metadata that ultralytics writes"),
         ({"stride": "wide"}, "is not the metadata that ultralytics writes"),
-        ({"shape": [1, 3, 64, 64]}, "exported for the one shape"),
+        ({"shape": [1, 3, 64, 64]}, "exported with the fixed input shape"),
         ({"columns": 7}, "not \\[batch, boxes, 6\\]"),
     ],
     ids=[
@@ -260,7 +260,7 @@ def test_load_of_another_model_says_what_is_wrong(
 def test_model_with_one_fixed_side_is_refused(tmp_path: Path, place: int) -> None:
     shape = [-1, 3, -1, -1]
     shape[place] = 64
-    with pytest.raises(ModelError, match="exported for the one shape"):
+    with pytest.raises(ModelError, match="exported with the fixed input shape"):
         OpenVINODetector(write(tmp_path, shape=shape))
 
 

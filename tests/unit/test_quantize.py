@@ -26,7 +26,7 @@ from service.cli.main import main
 from service.domain import Box, Detection
 from service.errors import ModelError
 from service.export.accuracy import (
-    CONFIDENCE,
+    MATCH_CONFIDENCE,
     Agreement,
     agreement,
     detect_files,
@@ -34,7 +34,7 @@ from service.export.accuracy import (
 )
 from service.export.truth import Labels
 from service.export.weights import (
-    _refuse,
+    _check_agreement,
     export_openvino,
     find_calibration,
     find_images,
@@ -97,17 +97,17 @@ def test_agreement_pairs_boxes_that_overlap_by_half() -> None:
     [
         (Agreement(0.85, 0.97, 300), r"F1 of the detections 0\.850 \(at least 0\.9\)"),
         (Agreement(0.95, 0.93, 300), r"mean IoU of their boxes 0\.930 \(at least 0\.95\)"),
-        (Agreement(1.0, 1.0, 3), "finds 3 objects in the 80 calibration pictures, fewer than 20"),
+        (Agreement(1.0, 1.0, 3), "finds 3 objects in the 80 calibration images, fewer than 20"),
     ],
     ids=["f1", "iou", "few"],
 )
 def test_too_little_agreement_is_refused_with_the_figures(reached: Agreement, what: str) -> None:
     with pytest.raises(ModelError, match=what):
-        _refuse(reached, 80, 0.9)
+        _check_agreement(reached, 80, 0.9)
 
 
 def test_enough_agreement_is_not_refused() -> None:
-    _refuse(Agreement(0.9, 0.95, 20), 80, 0.9)
+    _check_agreement(Agreement(0.9, 0.95, 20), 80, 0.9)
 
 
 # --- files ------------------------------------------------------------------------------------
@@ -117,10 +117,10 @@ def test_find_pictures_takes_only_images_and_some_of_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_drawn_samples(tmp_path / "deep", count=6)
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff")
     assert len(find_images(tmp_path)) == 6
-    monkeypatch.setattr("service.export.weights._MAX_PICTURES", 4)
+    monkeypatch.setattr("service.export.weights._MAX_IMAGES", 4)
     names = [path.name for path in find_images(tmp_path)]
     assert len(names) == 4 and names == sorted(names)
     assert names == [path.name for path in find_images(tmp_path)]
@@ -138,13 +138,13 @@ def test_find_pictures_reads_headers_until_there_are_enough(
         read.append(len(data))
         return open_image(data, max_pixels=max_pixels)
 
-    monkeypatch.setattr("service.export.weights._MAX_PICTURES", 5)
+    monkeypatch.setattr("service.export.weights._MAX_IMAGES", 5)
     monkeypatch.setattr("service.export.weights.open_image", counted)
     assert len(find_images(tmp_path)) == len(read) == 5
 
 
 def test_find_pictures_of_a_folder_without_any_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no pictures in"):
+    with pytest.raises(ModelError, match="no images in"):
         find_images(tmp_path)
 
 
@@ -179,7 +179,7 @@ def test_calibration_file_that_cannot_be_opened_is_skipped(tmp_path: Path) -> No
 def test_unreadable_calibration_image_gets_a_substitute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.export.weights._MAX_PICTURES", 10)
+    monkeypatch.setattr("service.export.weights._MAX_IMAGES", 10)
     write_drawn_samples(tmp_path, count=12)
     first = find_calibration(tmp_path, image_size=640).images
     damage(first[0])
@@ -194,7 +194,7 @@ def test_too_few_readable_calibration_images_are_refused(tmp_path: Path) -> None
         damage(path)
     with pytest.raises(ModelError, match=r"can be read: 9, .* at least 10\. .*shapes-01\.jpg \("):
         find_calibration(tmp_path, image_size=640)
-    with pytest.raises(ModelError, match="no pictures in"):
+    with pytest.raises(ModelError, match="no images in"):
         find_calibration(tmp_path.parent / "absent", image_size=640)
 
 
@@ -305,7 +305,11 @@ def test_advice_about_labels_works_for_the_precision(tmp_path: Path, precision: 
     ("changes", "arguments", "what"),
     [
         ({}, {"precision": "fp32"}, "has fp16 weights"),
-        ({"precision": "int8"}, {"precision": "fp16"}, "is no float model: its precision is int8"),
+        (
+            {"precision": "int8"},
+            {"precision": "fp16"},
+            "is not a float model, its precision is int8",
+        ),
         ({}, {"precision": "int8"}, "int8 needs --calibration"),
         ({}, {"precision": "fp16", "image_size": 100}, "not a multiple of 32"),
     ],
@@ -334,7 +338,7 @@ def test_export_over_its_own_model_is_refused_unless_named(tmp_path: Path) -> No
     shutil.rmtree(model / CANARY)
     done = CliRunner().invoke(main, ["export", str(model), "--precision", "fp16"])
     assert done.exit_code == 1
-    assert "would take the place" in done.output and "--output" in done.output
+    assert "would overwrite" in done.output and "--output" in done.output
     assert not (model / CANARY).exists()
     assert export_openvino(model, model, precision="fp16") == model
     assert load_verified(model, load=load_detector).fallback is None
@@ -380,9 +384,9 @@ def test_canary_of_many_images_or_equal_names_is_refused(tmp_path: Path) -> None
     write_drawn_samples(tmp_path / "many", count=11)
     for folder in ("a", "b"):
         write_drawn_samples(tmp_path / "twice" / folder, count=1)
-    with pytest.raises(ModelError, match="more than 10 pictures"):
+    with pytest.raises(ModelError, match="more than 10 images"):
         export_with(tmp_path / "many")
-    with pytest.raises(ModelError, match=r"two pictures of the name shapes-01\.jpg"):
+    with pytest.raises(ModelError, match=r"two images with the name shapes-01\.jpg"):
         export_with(tmp_path / "twice")
 
 
@@ -410,14 +414,14 @@ def run_export(*arguments: object) -> Result:
 def test_int8_without_nncf_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_drawn_samples(tmp_path / "pictures", count=2)
+    write_drawn_samples(tmp_path / "images", count=2)
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(ModelError, match=r"pip install 'yolo-batch\[export\]'"):
         export_openvino(
             BUNDLED_MODEL,
             tmp_path / "out",
             precision="int8",
-            calibration=tmp_path / "pictures",
+            calibration=tmp_path / "images",
         )
     assert not (tmp_path / "out").exists()
 
@@ -427,14 +431,14 @@ def test_int8_that_disagrees_is_not_written(
 ) -> None:
     """The quantisation is replaced by one that blunts the network; all else is real."""
     monkeypatch.setattr("service.export.quantize.quantize", blunted)
-    monkeypatch.setattr("service.export.quantize.version", lambda: "0")
-    write_drawn_samples(tmp_path / "pictures")
+    monkeypatch.setattr("service.export.quantize.nncf_version", lambda: "0")
+    write_drawn_samples(tmp_path / "images")
     with pytest.raises(ModelError, match=r"int8 agrees too little with float on the 12 .*F1"):
         export_openvino(
             BUNDLED_MODEL,
             tmp_path / "out",
             precision="int8",
-            calibration=tmp_path / "pictures",
+            calibration=tmp_path / "images",
         )
     assert not (tmp_path / "out").exists()
 
@@ -447,7 +451,7 @@ def test_labels_are_read_before_the_quantisation(
         raise AssertionError("quantised")
 
     monkeypatch.setattr("service.export.quantize.quantize", quantize)
-    write_drawn_samples(tmp_path / "pictures", count=2)
+    write_drawn_samples(tmp_path / "images", count=2)
     file = tmp_path / "labels.json"
     for text, what in (
         ("{}", "not a COCO label file"),
@@ -459,8 +463,8 @@ def test_labels_are_read_before_the_quantisation(
                 BUNDLED_MODEL,
                 tmp_path / "out",
                 precision="int8",
-                calibration=tmp_path / "pictures",
-                labels=Labels(file, tmp_path / "pictures"),
+                calibration=tmp_path / "images",
+                labels=Labels(file, tmp_path / "images"),
             )
 
 
@@ -553,7 +557,7 @@ def test_int8_says_what_was_measured(quantized: tuple[Path, list[str]]) -> None:
     metadata = read_metadata(output)
     reached = metadata["quantization"]["agreement"]
     assert metadata["precision"] == "int8"
-    assert metadata["quantization"]["calibration_pictures"] == 12
+    assert metadata["quantization"]["calibration_images"] == 12
     assert metadata["quantization"]["threshold"] == {"f1": 0.9, "iou": 0.95}
     assert reached["f1"] >= 0.9 and reached["iou"] >= 0.95 and reached["detections"] >= 50
     for precision in ("fp16", "int8"):
@@ -611,7 +615,7 @@ def test_int8_agrees_with_float_on_images_it_never_saw(
     write_samples(tmp_path, seed=77)
     files = sorted(tmp_path.iterdir())
     theirs, ours = (
-        detect_files(load_detector(path, min_confidence=CONFIDENCE), files)
+        detect_files(load_detector(path, min_confidence=MATCH_CONFIDENCE), files)
         for path in (BUNDLED_MODEL, quantized[0])
     )
     reached = agreement(theirs, ours)

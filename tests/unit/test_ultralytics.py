@@ -196,7 +196,7 @@ def test_warm_up_runs_the_inputs_of_common_images(tmp_path: Path) -> None:
             None,
             "class 1, False: .* not text",
         ),
-        (FIXED, 320, "exported for 160 pixels alone"),
+        (FIXED, 320, "exported for 160 pixels only"),
     ],
     ids=["nms", "pose", "stride", "empty", "bool", "fixed"],
 )
