@@ -144,7 +144,7 @@ def weights(samples: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.mark.parametrize("image_size", [256, 320])
-def test_ultralytics_detector_agrees_with_ultralytics_on_weights(
+def test_weights_detect_as_with_ultralytics(
     weights: Path, samples: list[Path], image_size: int
 ) -> None:
     from service.inference.ultralytics import UltralyticsDetector

@@ -137,7 +137,7 @@ QUIET = [
 class TestQuiet:
     pytestmark = needs_pycocotools
 
-    def test_odd_labels_are_measured_like_clean_ones(
+    def test_unusual_labels_are_measured_like_clean_ones(
         self,
         change: Callable[[Any], None],
         clean: MeanAveragePrecision,
@@ -230,7 +230,7 @@ SAID = [
 class TestSaid:
     pytestmark = needs_pycocotools
 
-    def test_what_is_put_right_or_left_out_is_said(
+    def test_corrected_and_omitted_labels_are_noted(
         self,
         change: Callable[[Any], None],
         note: str,
@@ -280,7 +280,7 @@ MISFITS = [percent, half_the_size, names_of_other_classes]
 class TestMeasured:
     pytestmark = needs_pycocotools
 
-    def test_image_that_cannot_be_measured_is_said(
+    def test_image_that_cannot_be_measured_is_noted(
         self, samples: Path, tmp_path: Path, measure: Callable[..., MeanAveragePrecision]
     ) -> None:
         for path in samples.iterdir():
@@ -310,7 +310,7 @@ class TestMeasured:
         with pytest.raises(ModelError, match="no object that can be measured.*another size"):
             measure(truth)
 
-    def test_corners_taken_for_sizes_are_said(
+    def test_corners_instead_of_sizes_are_noted(
         self, measure: Callable[..., MeanAveragePrecision]
     ) -> None:
         truth = labelled_samples()
@@ -322,7 +322,7 @@ class TestMeasured:
         assert "reach beyond their image" in note
 
     @pytest.mark.parametrize("change", MISFITS, ids=lambda change: change.__name__)
-    def test_labels_that_do_not_fit_the_images_are_said(
+    def test_labels_that_do_not_fit_the_images_are_noted(
         self, change: Callable[[Any], None], measure: Callable[..., MeanAveragePrecision]
     ) -> None:
         truth = labelled_samples()
@@ -333,7 +333,7 @@ class TestMeasured:
         assert "probably do not fit the images" in measured.notes[0]
 
     @pytest.mark.parametrize("scale", [0.5, 100])
-    def test_labels_of_another_scale_are_said(
+    def test_labels_of_another_scale_are_noted(
         self, scale: float, measure: Callable[..., MeanAveragePrecision]
     ) -> None:
         truth = labelled_samples()
@@ -341,7 +341,7 @@ class TestMeasured:
         assert any("end before 60% of the width" in note for note in measure(truth).notes)
 
     @pytest.mark.parametrize("reach", [1, 1.001, 1.05])
-    def test_shares_of_the_image_are_an_error(
+    def test_boxes_as_fractions_are_an_error(
         self, reach: float, measure: Callable[..., MeanAveragePrecision]
     ) -> None:
         truth = labelled_samples()
@@ -375,7 +375,7 @@ class TestMeasured:
         assert "shapes-02.jpg (The file cannot be opened: Input/output error.)" in measured.notes[0]
 
     @pytest.mark.parametrize("orientation", [1, 2, 3, 4, 6])
-    def test_image_that_exif_turns_is_said(
+    def test_image_that_exif_rotates_is_noted(
         self,
         orientation: int,
         samples: Path,
@@ -407,7 +407,7 @@ class TestMeasured:
             turned.save(tmp_path / "shapes-02.jpg", exif=exif, quality=95)
         assert measure(labelled_samples(), tmp_path).notes == ()
 
-    def test_class_that_the_labels_lack_is_said(
+    def test_class_without_labels_is_noted(
         self, measure: Callable[..., MeanAveragePrecision]
     ) -> None:
         truth = labelled_samples()
@@ -419,7 +419,7 @@ class TestMeasured:
         [note] = measure(truth).notes
         assert "no category for 1 of the model's classes, which are not measured: 'star'" in note
 
-    def test_labels_of_other_things_are_an_error(
+    def test_labels_of_other_classes_are_an_error(
         self, measure: Callable[..., MeanAveragePrecision]
     ) -> None:
         truth = labelled_samples()
@@ -484,7 +484,7 @@ ANNOTATION = LABELLED["annotations"][0]
         "long",
     ],
 )
-def test_labels_that_lack_something_say_what(
+def test_incomplete_labels_are_explained(
     tmp_path: Path, changes: dict[str, Any], what: str
 ) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")
@@ -497,7 +497,7 @@ def test_labels_that_lack_something_say_what(
     ["[]", "", "{", "7", "\x00", "[" * 200_000],
     ids=["list", "empty", "open", "number", "nul", "deep"],
 )
-def test_file_that_is_no_labels_says_so(tmp_path: Path, text: str) -> None:
+def test_file_without_labels_is_rejected(tmp_path: Path, text: str) -> None:
     (tmp_path / "labels.json").write_text(text, encoding="utf-8")
     with pytest.raises(ModelError, match="not a COCO label file") as caught:
         read_truth(Labels(tmp_path / "labels.json", tmp_path))
@@ -522,7 +522,7 @@ def test_labelled_image_that_is_absent_is_named(tmp_path: Path) -> None:
         ("lamp", ["traffic light"], None),
     ],
 )
-def test_label_spelled_otherwise_is_found(
+def test_label_in_another_spelling_is_found(
     tmp_path: Path, name: str, labels: list[str], label: str | None
 ) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")

@@ -113,9 +113,7 @@ def thing(confidence: float, box: Box = BOX, class_id: int = 0) -> Detection:
     ],
     ids=["nothing", "equal", "near", "order", "weak-lost", "weak-new", "weak-grown"],
 )
-def test_answers_of_the_same_model_do_not_differ(
-    expected: list[Detection], found: list[Detection]
-) -> None:
+def test_small_differences_are_tolerated(expected: list[Detection], found: list[Detection]) -> None:
     assert describe_difference(expected, found, Tolerance()) is None
 
 
@@ -132,7 +130,7 @@ def test_answers_of_the_same_model_do_not_differ(
     ],
     ids=["lost", "moved", "class", "unsure", "nan", "twice", "new"],
 )
-def test_answers_of_a_broken_model_differ_and_it_says_how(
+def test_large_differences_are_described(
     expected: list[Detection], found: list[Detection], what: str
 ) -> None:
     assert what in str(describe_difference(expected, found, Tolerance()))
@@ -222,13 +220,13 @@ def test_canary_that_cannot_be_decoded_is_a_model_error(model: Path) -> None:
         load_verified(model, load=load_detector, decode=busy)
 
 
-def test_canary_with_other_answers_refuses_and_says_what(model: Path) -> None:
+def test_canary_with_other_detections_is_rejected(model: Path) -> None:
     expect(model, "circle", "heart")
     with pytest.raises(ModelError, match=r"differs on .+: in street\.jpg the model expected"):
         load_verified(model, load=load_detector)
 
 
-def test_canary_with_other_answers_falls_back_to_float(
+def test_canary_with_other_detections_falls_back_to_float(
     with_float: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     checked = load_verified(with_float, load=load_detector)
@@ -388,7 +386,7 @@ def test_write_canary_of_a_model_that_does_not_run_fails(model: Path) -> None:
         write_canary(model, Raising(), draw())
 
 
-def test_write_canary_of_no_image_names_it(model: Path) -> None:
+def test_write_canary_names_a_file_that_is_no_image(model: Path) -> None:
     shutil.rmtree(model / CANARY)
     with pytest.raises(ModelError, match=r"cut\.jpg cannot be a canary image"):
         write_canary(model, Seeing(), {"cut.jpg": b"\xff\xd8\xff"})

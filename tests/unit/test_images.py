@@ -192,19 +192,19 @@ def bmp_of_header(size: int, *, signature: bytes = b"BM") -> bytes:
 
 
 @pytest.mark.parametrize("size", [12, 16, 40, 52, 56, 64, 108, 124])
-def test_bmp_of_every_header_is_told_from_text(size: int) -> None:
+def test_bmp_is_distinguished_from_text(size: int) -> None:
     assert format_of(bmp_of_header(size)) == "BMP"
     assert format_of(bmp_of_header(size, signature=b"AM")) is None
     assert format_of(bmp_of_header(size, signature=b"BN")) is None
 
 
 @pytest.mark.parametrize("size", [0, 11, 17, 39, 41, 125])
-def test_bm_before_no_header_of_bmp_is_no_bmp(size: int) -> None:
+def test_text_that_begins_with_bm_is_not_a_bmp(size: int) -> None:
     assert format_of(bmp_of_header(size)) is None
 
 
 @pytest.mark.parametrize("lacks", [4, 12, 14, 16], ids=lambda n: f"{n} bytes")
-def test_png_without_what_follows_its_pixels_is_read(lacks: int) -> None:
+def test_png_that_ends_after_its_pixels_is_read(lacks: int) -> None:
     """Its last chunk, 12 bytes, and the checksum of the one before it, 4 bytes."""
     whole = saved(quarters(), "PNG")
     assert np.array_equal(read(whole[:-lacks]).pixels, read(whole).pixels)
@@ -268,7 +268,7 @@ pillow_warns = pytest.mark.filterwarnings("ignore::UserWarning")
 
 @pillow_warns
 @damaged
-def test_decode_of_cut_file_reads_or_refuses(make: Callable[[], bytes]) -> None:
+def test_truncated_file_is_read_or_rejected(make: Callable[[], bytes]) -> None:
     data = make()
     for length in range(1, len(data), max(len(data) // 60, 1)):
         assert_read_or_corrupt(data[:length])
@@ -276,7 +276,7 @@ def test_decode_of_cut_file_reads_or_refuses(make: Callable[[], bytes]) -> None:
 
 @pillow_warns
 @damaged
-def test_decode_of_flipped_bits_reads_or_refuses(make: Callable[[], bytes]) -> None:
+def test_file_with_flipped_bits_is_read_or_rejected(make: Callable[[], bytes]) -> None:
     data = make()
     for offset in {*range(0, min(len(data), 64)), *range(64, len(data), len(data) // 40 + 1)}:
         flipped = bytearray(data)
@@ -308,7 +308,7 @@ def png_header(width: int, height: int) -> bytes:
     )
 
 
-def test_decode_of_bomb_is_refused_before_its_memory_is_taken() -> None:
+def test_decompression_bomb_is_rejected_before_it_allocates() -> None:
     data = png_header(30_000, 30_000)
     tracemalloc.start()
     try:
@@ -322,7 +322,7 @@ def test_decode_of_bomb_is_refused_before_its_memory_is_taken() -> None:
     assert peak < 2**20
 
 
-def test_decode_of_bomb_under_the_limit_is_corrupt_image() -> None:
+def test_decompression_bomb_under_the_limit_is_corrupt() -> None:
     with pytest.raises(BadImageError) as raised:
         read(png_header(900, 900))
     assert raised.value.code is ErrorCode.CORRUPT_IMAGE
@@ -360,9 +360,7 @@ REASONS = {
 
 
 @pytest.mark.parametrize(("error", "code"), REASONS.items(), ids=str)
-def test_pillows_words_tell_an_unsupported_file_from_a_damaged_one(
-    error: Exception, code: ErrorCode
-) -> None:
+def test_pillow_errors_are_unsupported_or_corrupt(error: Exception, code: ErrorCode) -> None:
     with pytest.raises(BadImageError) as raised, translate_errors("BMP"):
         raise error
     assert raised.value.code is code
@@ -375,7 +373,7 @@ def test_value_that_pillow_does_not_know_is_unsupported() -> None:
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("odd"), ValueError("Pixels must be")])
-def test_decode_that_fails_in_an_unforeseen_way_is_corrupt_image(
+def test_unexpected_decoder_error_is_corrupt_image(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(*_: object) -> None:
@@ -460,7 +458,7 @@ def test_letterbox_of_known_size_gives_known_input(size: tuple[int, int]) -> Non
     assert letterbox(*size, image_size=640, stride=32) == KNOWN[size]
 
 
-def test_letterbox_of_every_ratio_is_whole_strides_and_symmetric() -> None:
+def test_letterbox_of_every_ratio_is_symmetric_and_aligned() -> None:
     for width, height in [(w, h) for w in range(1, 900, 37) for h in range(1, 900, 41)]:
         frame = letterbox(width, height, image_size=320, stride=32)
         right = frame.input_width - frame.resized_width - frame.left
@@ -478,7 +476,7 @@ def test_letterbox_apply_centres_the_image_on_grey() -> None:
 
 
 @pytest.mark.parametrize("size", [(59, 40), (61, 40), (60, 39), (60, 41)], ids=str)
-def test_letterbox_applies_to_images_of_its_own_size_alone(size: tuple[int, int]) -> None:
+def test_letterbox_rejects_images_of_another_size(size: tuple[int, int]) -> None:
     fitted = letterbox(WIDTH, HEIGHT, image_size=64, stride=32)
     with pytest.raises(ValueError, match="for a letterbox of"):
         fitted.apply(np.zeros((size[1], size[0], 3), np.uint8))
@@ -658,7 +656,7 @@ def test_reduced_decode_of_unusual_jpeg_is_like_the_full_one(make: Callable[[], 
     assert np.abs(reduced.astype(int) - full).mean() < 1
 
 
-def test_reduced_decode_of_cut_jpeg_is_corrupt() -> None:
+def test_reduced_decode_of_a_truncated_jpeg_is_corrupt() -> None:
     data = large(1300, 900)
     with pytest.raises(BadImageError) as refusal:
         decode(data[: len(data) // 2], max_pixels=50_000_000, image_size=640)

@@ -169,7 +169,7 @@ def test_a_result_is_handed_on_before_the_next_is_ready(model: Model) -> None:
 
 
 @pytest.mark.parametrize("raised", [ValueError("bad"), MemoryError(), Panic("rust")])
-def test_only_the_image_on_which_the_model_fails_fails(model: Model, raised: BaseException) -> None:
+def test_only_the_failing_image_of_a_batch_fails(model: Model, raised: BaseException) -> None:
     model.failures = {3: raised}
     queue = queue_of(model)
     futures = behind(model, queue, range(1, 6))
@@ -311,7 +311,7 @@ def test_close_without_time_leaves_nobody_waiting(model: Model) -> None:
     assert model.batches == [[0]]
 
 
-def test_nothing_is_kept_of_what_a_caller_has_left(model: Model) -> None:
+def test_queue_forgets_items_whose_callers_left(model: Model) -> None:
     model.failures = {1: ValueError()}
     queue = queue_of(model)
     queue.infer(0, soon())
@@ -328,7 +328,7 @@ def test_a_batch_that_hangs_does_not_keep_the_process(model: Model) -> None:
     assert [thread.daemon for thread in queue._workers._threads] == [True, True]
 
 
-def test_a_runner_survives_errors_of_its_own(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runner_survives_its_own_errors(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where there is no memory for the log."""
 
     def no_memory(*_: object) -> None:

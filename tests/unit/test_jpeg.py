@@ -42,7 +42,7 @@ def is_same(data: bytes, as_data: bytes) -> bool:
 
 @kinds
 @pytest.mark.parametrize("missing", [1, 2])
-def test_without_its_end_a_jpeg_has_all_its_pixels(kind: str, missing: int) -> None:
+def test_jpeg_without_its_end_has_all_pixels(kind: str, missing: int) -> None:
     whole = KINDS[kind]()
     assert is_same(whole[:-missing], whole)
 
@@ -50,7 +50,7 @@ def test_without_its_end_a_jpeg_has_all_its_pixels(kind: str, missing: int) -> N
 @kinds
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("end", [b"", EOI], ids=["cut", "ended"])
-def test_without_some_data_a_jpeg_is_corrupt(kind: str, share: float, end: bytes) -> None:
+def test_jpeg_without_some_data_is_corrupt(kind: str, share: float, end: bytes) -> None:
     whole = KINDS[kind]()
     scans = whole.index(SOS) + 14
     kept = scans + int(share * (len(whole) - scans))
@@ -78,7 +78,7 @@ def test_progressive_jpeg_cut_between_its_scans_is_corrupt() -> None:
         assert code_of(header + b"".join(scans[:kept])) is ErrorCode.CORRUPT_IMAGE
 
 
-def test_progressive_jpeg_of_fewer_scans_by_choice_is_read() -> None:
+def test_progressive_jpeg_with_fewer_scans_is_read() -> None:
     """As a progressive file is shown while it loads, and as some encoders leave it."""
     header, *scans = scans_of(KINDS["progressive"]())
     assert read(header + b"".join(scans[:-1]) + EOI).info.width == WIDTH
@@ -106,7 +106,7 @@ BETWEEN: dict[str, bytes] = {
 
 @kinds
 @pytest.mark.parametrize("extra", BETWEEN.values(), ids=BETWEEN)
-def test_what_stands_between_segments_does_not_matter(kind: str, extra: bytes) -> None:
+def test_bytes_between_segments_do_not_matter(kind: str, extra: bytes) -> None:
     whole = KINDS[kind]()
     for place in (2 + 18, whole.index(b"\xff\xdb"), whole.index(SOS)):  # behind a JFIF segment
         if whole[place : place + 1] == b"\xff":
@@ -114,7 +114,7 @@ def test_what_stands_between_segments_does_not_matter(kind: str, extra: bytes) -
 
 
 @kinds
-def test_what_stands_behind_the_end_does_not_matter(kind: str) -> None:
+def test_bytes_after_the_end_do_not_matter(kind: str) -> None:
     whole = KINDS[kind]()
     assert is_same(whole + b"\0\0\0\x18ftypmp42" + whole, whole)
 
@@ -195,7 +195,7 @@ def assert_shows_no_memory(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", GIVES_UP.values(), ids=GIVES_UP)
-def test_jpeg_that_libjpeg_gives_up_shows_no_memory(data: bytes) -> None:
+def test_jpeg_that_libjpeg_abandons_shows_no_memory(data: bytes) -> None:
     assert_shows_no_memory(data)
 
 
@@ -237,12 +237,12 @@ HIDES: dict[str, Callable[[], bytes]] = {  # a fault that libjpeg warns of befor
 
 
 @pytest.mark.parametrize("make", HIDES.values(), ids=HIDES)
-def test_missing_data_behind_another_fault_are_seen(make: Callable[[], bytes]) -> None:
+def test_missing_data_after_another_fault_is_detected(make: Callable[[], bytes]) -> None:
     assert code_of(make()) is ErrorCode.CORRUPT_IMAGE
 
 
 @kinds
-def test_whole_jpeg_with_a_fault_that_hides_nothing_is_read(kind: str) -> None:
+def test_complete_jpeg_with_a_harmless_fault_is_read(kind: str) -> None:
     whole = KINDS[kind]()
     unknown_version = whole.replace(b"JFIF\0\1", b"JFIF\0\2")
     assert is_same(unknown_version, whole)
@@ -307,5 +307,5 @@ def two_channels() -> bytes:
 
 
 @pytest.mark.parametrize("make", [late_height, two_channels], ids=["late height", "two channels"])
-def test_whole_jpeg_of_a_rare_kind_is_unsupported(make: Callable[[], bytes]) -> None:
+def test_intact_jpeg_of_a_rare_kind_is_unsupported(make: Callable[[], bytes]) -> None:
     assert code_of(make()) is ErrorCode.UNSUPPORTED_MEDIA

@@ -101,9 +101,7 @@ def used_memory(frame: Letterbox, before: int) -> Pixels:
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(files(), st.integers(0, 3))
-def test_input_of_any_file_holds_nothing_of_the_one_before(
-    file: tuple[str, bytes], before: int
-) -> None:
+def test_model_input_shows_nothing_of_an_earlier_file(file: tuple[str, bytes], before: int) -> None:
     try:
         pixels = decode(file[1], max_pixels=10_000).pixels
     except BadImageError:
@@ -135,7 +133,7 @@ def read_over(data: bytes, value: int) -> Pixels | None:
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(st.sampled_from(sorted(WHOLE)), st.integers(0, 2**32), st.integers(0, 3), st.booleans())
-def test_damaged_file_shows_nothing_of_the_one_before(
+def test_damaged_file_shows_nothing_of_an_earlier_one(
     name: str, seed: int, flips: int, is_cut: bool
 ) -> None:
     """No decoder leaves memory unwritten that it calls an image."""
@@ -158,7 +156,7 @@ ARRAYS = hnp.arrays(
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(ARRAYS, ARRAYS, st.booleans())
-def test_input_of_any_array_is_whole_or_refused(
+def test_model_input_of_any_array_is_complete_or_rejected(
     pixels: Any, memory: Any, is_its_size: bool
 ) -> None:
     """Whatever a decoder returns, and whatever memory a model gives."""
@@ -187,7 +185,7 @@ def test_input_of_any_array_is_whole_or_refused(
     ],
     ids=["HxW", "HxWx1", "HxWx4", "float", "strided", "CxHxW", "smaller"],
 )
-def test_input_into_memory_that_does_not_fit_is_refused(out: Any) -> None:
+def test_model_input_into_unsuitable_memory_is_rejected(out: Any) -> None:
     frame = fit(64, 64, image_size=64, shapes=((64, 64),))
     with pytest.raises(ValueError):
         frame.apply(np.full((64, 64, 3), 7, np.uint8), out=out)

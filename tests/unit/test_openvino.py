@@ -117,7 +117,7 @@ def test_many_sizes_are_compiled_for_few_input_shapes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("streams", [1, 2, 5])
-def test_threads_that_detect_at_once_each_get_their_own(tmp_path: Path, streams: int) -> None:
+def test_concurrent_threads_get_their_own_results(tmp_path: Path, streams: int) -> None:
     detector = OpenVINODetector(write(tmp_path), streams=streams)
     assert detector.runners == streams
     batches = [[plain(0, 0, 255 - i - streams * j) for j in range(20)] for i in range(streams)]
@@ -129,14 +129,14 @@ def test_threads_that_detect_at_once_each_get_their_own(tmp_path: Path, streams:
         assert found == pytest.approx(expected, abs=1e-5)
 
 
-def test_image_that_fails_costs_none_of_those_before_it(detector: OpenVINODetector) -> None:
+def test_failing_image_keeps_the_results_before_it(detector: OpenVINODetector) -> None:
     results = detector.detect([plain(1, 2, 255), np.zeros((0, 0), np.uint8)])
     assert next(results)[0].label == "red"
     with pytest.raises(ZeroDivisionError):
         next(results)
 
 
-def test_images_of_one_input_shape_say_so(detector: OpenVINODetector) -> None:
+def test_similar_sizes_share_an_input_shape(detector: OpenVINODetector) -> None:
     assert detector.input_shape(640, 480) == detector.input_shape(64, 48) == (64, 64)
     assert detector.input_shape(1920, 1080) == (64, 64)  # of 32-pixel strides
     assert detector.input_shape(640, 320) == (64, 64)
@@ -172,7 +172,7 @@ with ThreadPoolExecutor(2) as threads:
     assert done.stdout.strip() == "8", done.stderr
 
 
-def test_detect_of_nothing_is_nothing(detector: OpenVINODetector) -> None:
+def test_detect_without_images_returns_nothing(detector: OpenVINODetector) -> None:
     assert list(detector.detect([])) == []
     assert list(detector.detect([plain(0, 0, 0)])) == [[]]
 
@@ -299,7 +299,7 @@ def test_load_of_a_broken_file_is_a_model_error(tmp_path: Path) -> None:
     ],
     ids=["amx", "as the user says", "no amx"],
 )
-def test_kernels_for_amx_are_not_taken(
+def test_amx_kernels_are_turned_off(
     flags: set[str], own: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)

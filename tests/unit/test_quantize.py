@@ -113,7 +113,7 @@ def test_enough_agreement_is_not_refused() -> None:
 # --- files ------------------------------------------------------------------------------------
 
 
-def test_find_pictures_takes_only_images_and_some_of_many(
+def test_find_images_returns_only_images_and_not_too_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_drawn_samples(tmp_path / "deep", count=6)
@@ -126,7 +126,7 @@ def test_find_pictures_takes_only_images_and_some_of_many(
     assert names == [path.name for path in find_images(tmp_path)]
 
 
-def test_find_pictures_reads_headers_until_there_are_enough(
+def test_find_images_reads_headers_until_there_are_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_drawn_samples(tmp_path, count=8)
@@ -143,7 +143,7 @@ def test_find_pictures_reads_headers_until_there_are_enough(
     assert len(find_images(tmp_path)) == len(read) == 5
 
 
-def test_find_pictures_of_a_folder_without_any_says_so(tmp_path: Path) -> None:
+def test_find_images_in_a_folder_without_images_fails(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no images in"):
         find_images(tmp_path)
 
@@ -315,7 +315,7 @@ def test_advice_about_labels_works_for_the_precision(tmp_path: Path, precision: 
     ],
     ids=["fp32", "from-int8", "calibration", "size"],
 )
-def test_export_that_cannot_be_is_refused(
+def test_impossible_export_is_rejected(
     tmp_path: Path, changes: dict[str, Any], arguments: dict[str, Any], what: str
 ) -> None:
     model = Path(shutil.copytree(BUNDLED_MODEL, tmp_path / "model"))
@@ -344,7 +344,7 @@ def test_export_over_its_own_model_is_refused_unless_named(tmp_path: Path) -> No
     assert load_verified(model, load=load_detector).fallback is None
 
 
-def test_export_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
+def test_export_replaces_an_older_one(tmp_path: Path) -> None:
     target = Path(shutil.copytree(BUNDLED_MODEL, tmp_path / "out"))
     (target / "old.bin").write_bytes(b"old")
     export_openvino(BUNDLED_MODEL, target, precision="fp16")
@@ -367,7 +367,7 @@ def test_export_that_cannot_be_written_leaves_the_older_one(
     assert load_verified(target, load=load_detector).fallback is None
 
 
-def test_export_of_an_export_leaves_its_figures_behind(tmp_path: Path) -> None:
+def test_export_of_an_export_drops_its_measurements(tmp_path: Path) -> None:
     model = Path(shutil.copytree(BUNDLED_MODEL, tmp_path / "model"))
     figures = {"accuracy": {"labels": "old.json"}, "quantization": {}, CANARY: {"old": 1}}
     metadata = yaml.safe_dump(read_metadata(model) | figures)
@@ -377,7 +377,7 @@ def test_export_of_an_export_leaves_its_figures_behind(tmp_path: Path) -> None:
     assert list(written[CANARY]) == ["detections_compared"]
 
 
-def test_canary_of_many_images_or_equal_names_is_refused(tmp_path: Path) -> None:
+def test_canary_of_many_images_or_equal_names_is_rejected(tmp_path: Path) -> None:
     def export_with(own: Path) -> None:
         export_openvino(BUNDLED_MODEL, tmp_path / "out", precision="fp16", canary=own)
 
@@ -543,7 +543,7 @@ def quantized(
 
 
 @needs_export_extra
-def test_int8_is_quantised_without_torch_and_reports_to_nobody(
+def test_int8_needs_no_torch_and_sends_no_telemetry(
     quantized: tuple[Path, list[str]],
 ) -> None:
     output, lines = quantized
@@ -552,7 +552,7 @@ def test_int8_is_quantised_without_torch_and_reports_to_nobody(
 
 
 @needs_export_extra
-def test_int8_says_what_was_measured(quantized: tuple[Path, list[str]]) -> None:
+def test_int8_metadata_contain_the_measurements(quantized: tuple[Path, list[str]]) -> None:
     output, lines = quantized
     metadata = read_metadata(output)
     reached = metadata["quantization"]["agreement"]

@@ -287,7 +287,7 @@ UNKNOWN_RANGE: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", UNKNOWN_RANGE)
-def test_whole_file_of_an_unknown_kind_is_unsupported(name: str) -> None:
+def test_intact_file_of_a_rare_kind_is_unsupported(name: str) -> None:
     with pytest.raises(BadImageError) as raised:
         decode(UNKNOWN_RANGE[name](), max_pixels=10_000)
     assert raised.value.code is ErrorCode.UNSUPPORTED_MEDIA

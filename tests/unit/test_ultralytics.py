@@ -130,7 +130,7 @@ def test_image_does_not_depend_on_its_neighbours(name: str, request: pytest.Fixt
     assert [one[0].label for one in together] == ["blue", "green", "red", "blue", "blue"]
 
 
-def test_detect_of_nothing_is_nothing(dynamic: UltralyticsDetector) -> None:
+def test_detect_without_images_returns_nothing(dynamic: UltralyticsDetector) -> None:
     assert dynamic.detect([]) == []
 
 
@@ -288,7 +288,7 @@ def test_engine_beside_the_weights_is_not_tried_on_a_cpu(
     assert not logged_by(caplog, "service")
 
 
-def test_engine_that_does_not_load_gives_way_to_the_weights(
+def test_engine_that_does_not_load_is_replaced_by_weights(
     weights_and_engine: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     weights_and_engine.with_suffix(".engine").write_bytes(b"of another GPU")
@@ -365,7 +365,7 @@ def test_class_without_a_label_does_not_fail_the_image(
     assert (found.label, found.class_id) == ("7", 7)
 
 
-def test_engine_that_reuses_its_output_gives_each_its_own(
+def test_engine_that_reuses_its_output_mixes_no_results(
     weights_and_engine: Path,
 ) -> None:
     detector = UltralyticsDetector(weights_and_engine, device="0", min_confidence=0.4)
@@ -401,7 +401,7 @@ def test_half_precision_keeps_boxes_exact() -> None:
     assert torch.equal(corners(torch.float16), exact)
 
 
-def test_nothing_is_reported_to_anybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_telemetry_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ultralytics.utils.events import events
 
     monkeypatch.setattr(events, "enabled", True)

@@ -26,7 +26,7 @@ def test_size_is_read_from_each_kind_of_header(
 
 
 @pytest.mark.parametrize("length", [0, 16, 24])
-def test_header_that_is_cut_short_is_damaged(length: int) -> None:
+def test_truncated_header_is_corrupt(length: int) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "WEBP")
     with pytest.raises(BadImageError):
