@@ -1,4 +1,4 @@
-"""mAP on labels from the field: the same as on clean ones, or said; never lower without a word."""
+"""mAP on faulty labels: equal to that on clean labels, or explained by a note."""
 
 import json
 import shutil
@@ -157,12 +157,12 @@ def other_spelling(truth: Any) -> None:
 def a_class_in_two_categories(truth: Any) -> None:
     truth["categories"].append({"id": 99, "name": "star"})
     star = category(truth, "star")["id"]
-    mine = [one for one in truth["annotations"] if one["category_id"] == star]
+    mine = [annotation for annotation in truth["annotations"] if annotation["category_id"] == star]
     mine[0]["category_id"] = 99
 
 
 def objects_that_repeat(truth: Any) -> None:
-    truth["annotations"] += [one | {"id": 1000} for one in truth["annotations"][:3]]
+    truth["annotations"] += [annotation | {"id": 1000} for annotation in truth["annotations"][:3]]
 
 
 def boxes_of_no_area(truth: Any) -> None:
@@ -211,7 +211,7 @@ def sizes_that_are_absent(truth: Any) -> None:
     truth["images"][2]["height"] = float("inf")
 
 
-SAID = [
+NOTED = [
     (annotations_without_boxes, "without a box of four numbers, left out: 10"),
     (boxes_in_the_first_pixel, "with a box within the first pixel, left out: 1"),
     (boxes_that_cvat_rotates, "measured as the upright boxes around them: 3"),
@@ -226,8 +226,8 @@ SAID = [
 ]
 
 
-@pytest.mark.parametrize(("change", "note"), SAID, ids=[change.__name__ for change, _ in SAID])
-class TestSaid:
+@pytest.mark.parametrize(("change", "note"), NOTED, ids=[change.__name__ for change, _ in NOTED])
+class TestNoted:
     pytestmark = needs_pycocotools
 
     def test_corrected_and_omitted_labels_are_noted(
@@ -241,12 +241,12 @@ class TestSaid:
         change(truth)
         measured = measure(truth)
         assert astuple(measured)[:4] == pytest.approx(astuple(clean)[:4])
-        [said] = measured.notes
-        assert note in said
+        [actual] = measured.notes
+        assert note in actual
 
 
 def rescale(truth: Any, scale: float) -> None:
-    """Write boxes as a share of the image, times `scale`; 0.5 is of pixels, without sizes."""
+    """Scale boxes in pixels, and drop image sizes. From `scale` 1 up, scale fractions of the image."""
     sizes = {image["id"]: (image["width"], image["height"]) for image in truth["images"]}
     for annotation in truth["annotations"]:
         width, height = sizes[annotation["image_id"]] if scale < 1 else (1, 1)
@@ -293,7 +293,9 @@ class TestMeasured:
         without = labelled_samples()
         del without["images"][4], without["images"][1]
         ids = {image["id"] for image in without["images"]}
-        without["annotations"] = [one for one in without["annotations"] if one["image_id"] in ids]
+        without["annotations"] = [
+            annotation for annotation in without["annotations"] if annotation["image_id"] in ids
+        ]
         assert replace(measured, notes=()) == measure(without)
         assert measured.images == 10
         unreadable, resized = measured.notes
@@ -414,7 +416,9 @@ class TestMeasured:
         star = category(truth, "star")
         truth["categories"].remove(star)
         truth["annotations"] = [
-            one for one in truth["annotations"] if one["category_id"] != star["id"]
+            annotation
+            for annotation in truth["annotations"]
+            if annotation["category_id"] != star["id"]
         ]
         [note] = measure(truth).notes
         assert "no category for 1 of the model's classes, which are not measured: 'star'" in note

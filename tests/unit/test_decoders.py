@@ -1,4 +1,4 @@
-"""The pool of decoder processes: the same pixels, limits, and what ends with what."""
+"""The pool of decoder processes: pixels, limits, failures, and the life of the processes."""
 
 import errno
 import gzip
@@ -149,7 +149,7 @@ def is_running(pid: int) -> bool:
 def wait_until(is_so: Callable[[], object]) -> None:
     end = time.monotonic() + PATIENCE_SECONDS
     while not is_so():
-        assert time.monotonic() < end, "it never became so"
+        assert time.monotonic() < end, "the condition did not become true"
         time.sleep(0.01)
 
 
@@ -286,10 +286,10 @@ def test_failing_file_gets_its_record_and_the_next_decodes(what: str) -> None:
 
 
 def test_crash_by_an_earlier_file_is_not_blamed_on_the_next(hostile: Decoders) -> None:
-    assert decode(hostile, marked(jpeg(), "wound")).info.format == "JPEG"
-    [wounded] = decoders_of(hostile)
+    assert decode(hostile, marked(jpeg(), "corrupt memory")).info.format == "JPEG"
+    [corrupted] = decoders_of(hostile)
     assert decode(hostile, jpeg()).info.format == "JPEG"
-    assert not is_running(wounded)
+    assert not is_running(corrupted)
 
 
 @pytest.mark.parametrize("what", ["segfault", "exit"])
@@ -408,10 +408,10 @@ def test_file_that_does_not_fit_into_memory_is_unavailable(hostile: Decoders) ->
 
 
 def test_pixels_that_do_not_fit_are_unavailable(hostile: Decoders) -> None:
-    """And never the rest of those of the image before."""
+    """The reply must never contain pixels of the previous image."""
     decode(hostile, jpeg())
     with pytest.raises(DecoderUnavailableError):
-        decode(hostile, marked(jpeg(91), "no room"))
+        decode(hostile, marked(jpeg(91), "file size limit"))
     assert decode(hostile, jpeg()).info.format == "JPEG"
 
 
@@ -523,7 +523,7 @@ def test_decoders_serve_first_come_first_served(hostile: Decoders) -> None:
 
 
 def test_time_while_the_service_is_frozen_does_not_count() -> None:
-    """Both are stopped, as in a frozen container; the file would be over its wall time."""
+    """Both processes are stopped, as in a frozen container, for longer than the wall time limit."""
     code = (
         "import sys; from service.deadline import NO_DEADLINE; "
         "from service.images.decoders import Decoders, DecodeLimits; "
@@ -548,13 +548,13 @@ def test_time_while_the_service_is_frozen_does_not_count() -> None:
         assert owner.stdout.read() == b"JPEG\n"
 
 
-@pytest.mark.parametrize(("seconds", "is_said"), [("10", True), ("600", False)])
+@pytest.mark.parametrize(("seconds", "is_warned"), [("10", True), ("600", False)])
 def test_start_warns_of_a_deadline_too_short_to_decode(
-    seconds: str, is_said: bool, caplog: pytest.LogCaptureFixture
+    seconds: str, is_warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = Settings.from_env({"ACK_DEADLINE_SECONDS": seconds})
     with closing(module.build_decoders(settings)):
-        assert ("leaves little time to decode" in caplog.text) == is_said
+        assert ("leaves little time to decode" in caplog.text) == is_warned
 
 
 def test_limits_end_before_the_deliverys_work_time() -> None:
@@ -567,7 +567,7 @@ def test_limits_end_before_the_deliverys_work_time() -> None:
 
 
 def killed_while_it_decodes(decoders: Decoders, victim: Callable[[], int], number: int) -> object:
-    """Decode what hangs, kill what `victim` names, and return what decoding raised."""
+    """Kill the process `victim` while a file hangs its decoder. Return the type of the error."""
     decode(decoders, jpeg())
     [decoder] = decoders_of(decoders)
     with ThreadPoolExecutor(1) as caller:
@@ -654,7 +654,7 @@ def test_root_that_does_not_start_is_unavailable() -> None:
 
 
 def test_root_survives_a_failed_fork() -> None:
-    """The service sees a closed socket, and has another decoder forked."""
+    """The service notices the closed socket, and requests another decoder."""
     once = (
         "import os; from service.images.decoder_process import main; fork = os.fork\n"
         "def no_memory():\n"
@@ -689,7 +689,7 @@ def test_close_stops_all_processes_and_files_in_flight() -> None:
         wait_until(lambda: [is_hanging(pid) for pid in decoders_of(decoders)] == [True, True])
         processes = [decoders._root.pid, *decoders_of(decoders)]
         decoders.close()
-        errors = Counter(type(one.exception(PATIENCE_SECONDS)) for one in hanging)
+        errors = Counter(type(future.exception(PATIENCE_SECONDS)) for future in hanging)
         assert errors == {DecoderUnavailableError: 2, ShuttingDownError: 1}
         assert not any(map(is_running, processes))
         with pytest.raises(ShuttingDownError):
@@ -762,21 +762,21 @@ def test_decoder_is_killed_first_where_memory_is_short(decoders: Decoders) -> No
 # --- a decoder that was taken over -------------------------------------------------------------
 
 
-def picture(height: int, width: int, full: tuple[int, int], kind: bytes = b"JPEG") -> bytes:
+def pixels_reply(height: int, width: int, full: tuple[int, int], kind: bytes = b"JPEG") -> bytes:
     return PIXELS + PIXELS_HEADER.pack(height, width, *full) + kind
 
 
 LIES = {
-    "larger than the image": picture(64, 96, (32, 48)),
-    "larger than the model's image": picture(641, 641, (700, 700)),
-    "of more pixels than are allowed": picture(4, 4, (2**16, 2**16)),
-    "empty": picture(0, 0, (64, 96)),
-    "without its pixels": picture(64, 96, (64, 96)),
-    "of no format": picture(64, 96, (64, 96), b"\xff\n"),
+    "larger than the image": pixels_reply(64, 96, (32, 48)),
+    "larger than the model's image": pixels_reply(641, 641, (700, 700)),
+    "of more pixels than are allowed": pixels_reply(4, 4, (2**16, 2**16)),
+    "empty": pixels_reply(0, 0, (64, 96)),
+    "without its pixels": pixels_reply(64, 96, (64, 96)),
+    "of no format": pixels_reply(64, 96, (64, 96), b"\xff\n"),
     "cut short": PIXELS + b"\1",
     "of no code": BAD_IMAGE + b"nonsense The file is bad.",
     "of a code that is not of the bytes": BAD_IMAGE + b"unreadable_object The file is bad.",
-    "of a long format": picture(64, 96, (64, 96), b"J" * 4000),
+    "of a long format": pixels_reply(64, 96, (64, 96), b"J" * 4000),
     "of nothing": BAD_IMAGE,
     "of an unknown kind": b"?",
     "ready again": READY,

@@ -1,4 +1,4 @@
-"""JPEG as cameras and accidents make it: what is legal is read, what lacks data is refused."""
+"""JPEG: unusual but valid files are read, and files with missing data are rejected."""
 
 from collections.abc import Callable
 
@@ -58,18 +58,19 @@ def test_jpeg_without_some_data_is_corrupt(kind: str, share: float, end: bytes) 
 
 
 def test_half_a_jpeg_with_another_fault_before_it_is_corrupt() -> None:
-    """libjpeg reports the first fault alone."""
+    """libjpeg reports only the first fault."""
     whole = after_start(saved("JPEG"), b"stray bytes")
     whole = whole.replace(b"JFIF\0\1\1", b"JFIF\0\7\7")  # of a version that it does not know
     assert code_of(whole[: len(whole) // 2] + EOI) is ErrorCode.CORRUPT_IMAGE
 
 
 def scans_of(data: bytes) -> list[bytes]:
-    """What comes before the first scan, and each scan with the tables before it."""
-    at = [data.index(SOS)]
-    while (found := data.find(SOS, at[-1] + 2)) >= 0:
-        at.append(found)
-    return [data[: at[0]], *(data[a:b] for a, b in zip(at, [*at[1:], -2], strict=True))]
+    """Split into the part before the first scan, and each scan with the tables that follow it."""
+    starts = [data.index(SOS)]
+    while (start := data.find(SOS, starts[-1] + 2)) >= 0:
+        starts.append(start)
+    scans = (data[a:b] for a, b in zip(starts, [*starts[1:], -2], strict=True))
+    return [data[: starts[0]], *scans]
 
 
 def test_progressive_jpeg_cut_between_its_scans_is_corrupt() -> None:
@@ -79,13 +80,13 @@ def test_progressive_jpeg_cut_between_its_scans_is_corrupt() -> None:
 
 
 def test_progressive_jpeg_with_fewer_scans_is_read() -> None:
-    """As a progressive file is shown while it loads, and as some encoders leave it."""
+    """A progressive file looks like this while it loads, and some encoders write such files."""
     header, *scans = scans_of(KINDS["progressive"]())
     assert read(header + b"".join(scans[:-1]) + EOI).info.width == WIDTH
 
 
 def test_jpeg_without_the_scan_of_a_colour_is_corrupt() -> None:
-    """In scans of one component each, as progressive ones have after their first."""
+    """After the first scan, each scan of a progressive JPEG has one component."""
     header, *scans = scans_of(KINDS["progressive"]())
     of_one = [scan for scan in scans if scan[4] == 1]
     assert code_of(header + b"".join(of_one) + EOI) is ErrorCode.CORRUPT_IMAGE
@@ -143,9 +144,9 @@ odd = pytest.mark.parametrize("factors", ODD, ids=[bytes(f).hex() for f in ODD])
 
 @odd
 def test_jpeg_of_rare_sampling_factors_is_read(factors: tuple[int, int, int]) -> None:
-    picture = read(flat(factors))
-    assert picture.pixels.shape == (HEIGHT, WIDTH, 3)
-    assert (picture.pixels == 128).all()
+    decoded = read(flat(factors))
+    assert decoded.pixels.shape == (HEIGHT, WIDTH, 3)
+    assert (decoded.pixels == 128).all()
 
 
 @odd
@@ -158,13 +159,13 @@ def test_half_a_jpeg_of_rare_sampling_factors_is_corrupt(factors: tuple[int, int
 
 @odd
 def test_large_jpeg_of_rare_sampling_factors_is_reduced(factors: tuple[int, int, int]) -> None:
-    picture = decode(flat(factors, size=(1300, 900)), max_pixels=10**7, image_size=640)
-    assert (picture.info.width, picture.info.height) == (1300, 900)
-    assert picture.pixels.shape == (450, 650, 3)
+    decoded = decode(flat(factors, size=(1300, 900)), max_pixels=10**7, image_size=640)
+    assert (decoded.info.width, decoded.info.height) == (1300, 900)
+    assert decoded.pixels.shape == (450, 650, 3)
 
 
 def after_scan(number: int, extra: bytes) -> bytes:
-    """A progressive JPEG with something behind one of its scans."""
+    """A progressive JPEG with additional bytes after one of its scans."""
     header, *scans = scans_of(KINDS["progressive"]())
     scans[number] += extra
     return header + b"".join(scans) + EOI
@@ -179,7 +180,7 @@ GIVES_UP = {
 
 
 def decoded_over(data: bytes, value: int) -> DecodedImage | None:
-    """Decode into memory that held other pixels just before; None if it is refused."""
+    """Decode into memory that held other pixels just before. None if the file is rejected."""
     before = [np.full((HEIGHT, WIDTH, 3), value, np.uint8) for _ in range(8)]
     del before
     try:
@@ -250,13 +251,13 @@ def test_complete_jpeg_with_a_harmless_fault_is_read(kind: str) -> None:
 
 
 def test_extended_jpeg_of_8_bits_is_read() -> None:
-    """SOF1, as some scanners write: baseline, with more tables allowed."""
+    """Some scanners write SOF1, which is like baseline, but allows more tables."""
     whole = saved("JPEG")
     assert is_same(whole.replace(b"\xff\xc0", b"\xff\xc1", 1), whole)
 
 
 def in_arithmetic_codes(data: bytes) -> bytes:
-    """A file that says that its scans are; they are not, but their cost is read first."""
+    """A file whose header claims arithmetic coding. Its cost is checked before decoding."""
     return data.replace(b"\xff\xc0", b"\xff\xc9", 1).replace(b"\xff\xc2", b"\xff\xca", 1)
 
 
@@ -288,7 +289,7 @@ def test_cost_of_a_jpeg_is_scans_times_pixels(
 
 
 def late_height() -> bytes:
-    """A JPEG that tells its height behind its scan (DNL)."""
+    """A JPEG whose height follows its scan (DNL)."""
     data = bytearray(saved("JPEG"))
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 7] = b"\0\0"

@@ -1,4 +1,4 @@
-"""Which labels Firestore can store, and how a class gets another one."""
+"""Which labels Firestore can store, and how they are renamed."""
 
 import tempfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The OpenVINO detector on a network made here: it answers with each image's mean colours."""
+"""The OpenVINO detector on a model built here, whose confidences are an image's mean colours."""
 
 import shutil
 import subprocess
@@ -32,24 +32,28 @@ METADATA: dict[str, Any] = {
     "sha256": "ab" * 32,
     "precision": "fp32",
 }
-BOXES = [[0, 0, 64, 64], [8, 16, 24, 32], [-9, -9, 99, 99]]  # of red, green, blue; in the frame
+BOXES = [
+    [0, 0, 64, 64],
+    [8, 16, 24, 32],
+    [-9, -9, 99, 99],
+]  # of red, green, blue; in pixels of the input
 
 
-def network(*, shape: list[int], columns: int = 6) -> ov.Model:
-    """Three rows for each image: box, mean of one channel, class. Padding counts in the mean."""
-    pictures = ops.parameter(ov.PartialShape(shape), ov.Type.f32)
-    means = ops.unsqueeze(ops.reduce_mean(pictures, np.array([2, 3])), np.array([2]))
+def colour_model(*, shape: list[int], columns: int = 6) -> ov.Model:
+    """Build a model with three rows per image: box, mean of one channel with padding, class."""
+    images = ops.parameter(ov.PartialShape(shape), ov.Type.f32)
+    means = ops.unsqueeze(ops.reduce_mean(images, np.array([2, 3])), np.array([2]))
     nothing = ops.multiply(means, np.float32(0))
     boxes = ops.add(nothing, np.array([BOXES], np.float32))
     classes = ops.add(nothing, np.array([[[0], [1], [2]]], np.float32))
     parts = [boxes, means, classes] + [nothing] * (columns - 6)
-    return ov.Model([ops.concat(parts, 2)], [pictures])
+    return ov.Model([ops.concat(parts, 2)], [images])
 
 
 def write(
     directory: Path, *, shape: list[int] | None = None, columns: int = 6, **changes: Any
 ) -> Path:
-    model = network(shape=shape or [-1, 3, -1, -1], columns=columns)
+    model = colour_model(shape=shape or [-1, 3, -1, -1], columns=columns)
     ov.save_model(model, directory / "colours.xml", compress_to_fp16=False)
     metadata = {key: value for key, value in (METADATA | changes).items() if value is not None}
     (directory / "metadata.yaml").write_text(yaml.safe_dump(metadata), encoding="utf-8")
@@ -73,19 +77,26 @@ def test_info_is_of_the_metadata(detector: OpenVINODetector) -> None:
 
 def test_detect_reads_bgr_in_the_range_of_one(detector: OpenVINODetector) -> None:
     [found] = detector.detect([plain(102, 153, 255)])
-    assert [one.label for one in found] == ["red", "green", "blue"]  # most confident first
-    assert [one.class_id for one in found] == [0, 1, 2]
-    assert [one.confidence for one in found] == pytest.approx([1.0, 0.6, 0.4], abs=1e-6)
+    assert [detection.label for detection in found] == [
+        "red",
+        "green",
+        "blue",
+    ]  # most confident first
+    assert [detection.class_id for detection in found] == [0, 1, 2]
+    assert [detection.confidence for detection in found] == pytest.approx([1.0, 0.6, 0.4], abs=1e-6)
 
 
 def test_detect_leaves_out_what_is_below_the_confidence(detector: OpenVINODetector) -> None:
     [found] = detector.detect([plain(255, 63, 64)])
-    assert [one.label for one in found] == ["blue", "red"]  # 64/255 is above 0.25, 63/255 below
+    assert [detection.label for detection in found] == [
+        "blue",
+        "red",
+    ]  # 64/255 is above 0.25, 63/255 below
 
 
 def test_detect_gives_boxes_clipped_to_the_image(detector: OpenVINODetector) -> None:
     [found] = detector.detect([plain(255, 254, 253, width=128, height=64)])
-    boxes = {one.label: one.box for one in found}
+    boxes = {detection.label: detection.box for detection in found}
     assert boxes["red"] == Box(0.0, 0.0, 128.0, 64.0)
     assert boxes["green"] == Box(16.0, 0.0, 48.0, 32.0)  # 16 rows of padding above
     assert boxes["blue"] == Box(0.0, 0.0, 128.0, 64.0)
@@ -101,11 +112,13 @@ def test_detect_of_many_sizes_keeps_each_images_own_results(detector: OpenVINODe
     alone = [found for image in images for found in detector.detect([image])]
     assert [found[0].label for found in together] == ["red"] * 7
     for found, expected in zip(together, alone, strict=True):
-        assert [one.label for one in found] == [one.label for one in expected]
-        assert [one.confidence for one in found] == pytest.approx(
-            [one.confidence for one in expected], abs=1e-6
+        assert [detection.label for detection in found] == [
+            detection.label for detection in expected
+        ]
+        assert [detection.confidence for detection in found] == pytest.approx(
+            [detection.confidence for detection in expected], abs=1e-6
         )
-        assert [one.box for one in found] == [one.box for one in expected]
+        assert [detection.box for detection in found] == [detection.box for detection in expected]
 
 
 def test_many_sizes_are_compiled_for_few_input_shapes(tmp_path: Path) -> None:
@@ -143,7 +156,7 @@ def test_similar_sizes_share_an_input_shape(detector: OpenVINODetector) -> None:
 
 
 def test_first_images_on_two_threads_do_not_deadlock(tmp_path: Path) -> None:
-    """OpenVINO's binding looks numpy up at its first use; two threads at once would hang there.
+    """OpenVINO's binding imports numpy at its first use. Two threads at once would deadlock there.
 
     A lookup that lets the other thread run makes the race certain.
     """
@@ -186,7 +199,11 @@ def test_detect_gives_plain_types(detector: OpenVINODetector) -> None:
 def test_names_may_be_a_list(tmp_path: Path) -> None:
     detector = OpenVINODetector(write(tmp_path, names=["traffic light", 7, "blue"]))
     [found] = detector.detect([plain(255, 254, 253)])
-    assert {one.class_id: one.label for one in found} == {0: "traffic light", 1: "7", 2: "blue"}
+    assert {detection.class_id: detection.label for detection in found} == {
+        0: "traffic light",
+        1: "7",
+        2: "blue",
+    }
 
 
 def test_every_class_of_the_model_needs_a_label(tmp_path: Path) -> None:

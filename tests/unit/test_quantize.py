@@ -1,7 +1,7 @@
-"""int8: what is measured, when it is refused, and a real quantisation of the bundled model.
+"""int8: its measurements, its rejection, and a real quantisation of the bundled model.
 
-The real one runs in a process of its own, without torch and ultralytics, that notes whatever goes
-to the network.
+The real quantisation runs in its own process, without torch and ultralytics. That process records
+every network connection.
 """
 
 import json
@@ -60,7 +60,7 @@ HERE = Path(__file__).parents[2]
 BOX = Box(0, 0, 100, 100)
 
 
-def thing(confidence: float, box: Box = BOX, class_id: int = 0) -> Detection:
+def circle(confidence: float, box: Box = BOX, class_id: int = 0) -> Detection:
     return Detection("circle", class_id, confidence, box)
 
 
@@ -71,12 +71,12 @@ def thing(confidence: float, box: Box = BOX, class_id: int = 0) -> Detection:
     ("theirs", "ours", "f1"),
     [
         ([], [], 1.0),
-        ([thing(0.9)], [thing(0.4)], 1.0),
-        ([thing(0.9)], [], 0.0),
-        ([thing(0.9)], [thing(0.2)], 0.0),
-        ([thing(0.9)], [thing(0.9, class_id=1)], 0.0),
-        ([thing(0.9)], [thing(0.9), thing(0.9)], 2 / 3),
-        ([thing(0.9), thing(0.1)], [thing(0.9)], 1.0),
+        ([circle(0.9)], [circle(0.4)], 1.0),
+        ([circle(0.9)], [], 0.0),
+        ([circle(0.9)], [circle(0.2)], 0.0),
+        ([circle(0.9)], [circle(0.9, class_id=1)], 0.0),
+        ([circle(0.9)], [circle(0.9), circle(0.9)], 2 / 3),
+        ([circle(0.9), circle(0.1)], [circle(0.9)], 1.0),
     ],
     ids=["nothing", "same", "lost", "weak", "class", "twice", "below"],
 )
@@ -88,12 +88,12 @@ def test_agreement_counts_what_both_find(
 
 def test_agreement_pairs_boxes_that_overlap_by_half() -> None:
     half, less = Box(0, 0, 100, 50), Box(0, 0, 100, 49)
-    assert agreement([[thing(0.9)]], [[thing(0.9, half)]]) == Agreement(1.0, 0.5, 1)
-    assert agreement([[thing(0.9)]], [[thing(0.9, less)]]).f1 == 0.0
+    assert agreement([[circle(0.9)]], [[circle(0.9, half)]]) == Agreement(1.0, 0.5, 1)
+    assert agreement([[circle(0.9)]], [[circle(0.9, less)]]).f1 == 0.0
 
 
 @pytest.mark.parametrize(
-    ("reached", "what"),
+    ("measured", "what"),
     [
         (Agreement(0.85, 0.97, 300), r"F1 of the detections 0\.850 \(at least 0\.9\)"),
         (Agreement(0.95, 0.93, 300), r"mean IoU of their boxes 0\.930 \(at least 0\.95\)"),
@@ -101,9 +101,9 @@ def test_agreement_pairs_boxes_that_overlap_by_half() -> None:
     ],
     ids=["f1", "iou", "few"],
 )
-def test_too_little_agreement_is_refused_with_the_figures(reached: Agreement, what: str) -> None:
+def test_too_little_agreement_is_refused_with_the_figures(measured: Agreement, what: str) -> None:
     with pytest.raises(ModelError, match=what):
-        _check_agreement(reached, 80, 0.9)
+        _check_agreement(measured, 80, 0.9)
 
 
 def test_enough_agreement_is_not_refused() -> None:
@@ -149,7 +149,7 @@ def test_find_images_in_a_folder_without_images_fails(tmp_path: Path) -> None:
 
 
 def damage(path: Path) -> None:
-    """Keep the header, and lose most of the image."""
+    """Keep the header, but truncate the pixels."""
     path.write_bytes(path.read_bytes()[:2000])
 
 
@@ -229,17 +229,17 @@ def test_detect_files_with_a_model_that_does_not_run_fails(tmp_path: Path) -> No
 
 @pytest.fixture
 def fp32(tmp_path: Path) -> Path:
-    """The bundled model, as if its weights had been exported in 32 bits."""
+    """The bundled model with its weights converted to 32 bits."""
     directory = tmp_path / "shapes32_openvino_model"
     directory.mkdir()
-    network = ov.Core().read_model(BUNDLED_MODEL / "shapes.xml")
-    for convert in network.get_ordered_ops():
+    model = ov.Core().read_model(BUNDLED_MODEL / "shapes.xml")
+    for convert in model.get_ordered_ops():
         if convert.get_type_name() == "Convert":
             weights = convert.input_value(0).get_node()
             if weights.get_type_name() == "Constant" and weights.get_element_type() == ov.Type.f16:
                 wide = ops.constant(weights.data.astype(np.float32))
                 convert.output(0).replace(wide.output(0))
-    ov.save_model(network, directory / "shapes.xml", compress_to_fp16=False)
+    ov.save_model(model, directory / "shapes.xml", compress_to_fp16=False)
     metadata = read_metadata(BUNDLED_MODEL) | {"precision": "fp32"}
     (directory / "metadata.yaml").write_text(yaml.safe_dump(metadata), encoding="utf-8")
     return directory
@@ -408,7 +408,7 @@ def run_export(*arguments: object) -> Result:
     return done
 
 
-# --- a network that cannot be quantised well ---------------------------------------------------
+# --- a model that cannot be quantised well -----------------------------------------------------
 
 
 def test_int8_without_nncf_says_what_to_install(
@@ -429,8 +429,8 @@ def test_int8_without_nncf_says_what_to_install(
 def test_int8_that_disagrees_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The quantisation is replaced by one that blunts the network; all else is real."""
-    monkeypatch.setattr("service.export.quantize.quantize", blunted)
+    """The quantisation is replaced by one that darkens the input. Everything else is real."""
+    monkeypatch.setattr("service.export.quantize.quantize", darken_input)
     monkeypatch.setattr("service.export.quantize.nncf_version", lambda: "0")
     write_drawn_samples(tmp_path / "images")
     with pytest.raises(ModelError, match=r"int8 agrees too little with float on the 12 .*F1"):
@@ -468,15 +468,15 @@ def test_labels_are_read_before_the_quantisation(
             )
 
 
-def blunted(network: ov.Model, pictures: Sequence[Path], **_: int) -> ov.Model:
-    """Halve what the network sees."""
-    assert len(pictures) == 12
-    [parameter] = network.get_parameters()
+def darken_input(model: ov.Model, images: Sequence[Path], **_: int) -> ov.Model:
+    """Darken the input, so that the model detects less."""
+    assert len(images) == 12
+    [parameter] = model.get_parameters()
     readers = parameter.output(0).get_target_inputs()
     darker = ops.multiply(parameter, np.float32(0.3))
     for reader in readers:
         reader.replace_source_output(darker.output(0))
-    return network
+    return model
 
 
 # --- the real quantisation --------------------------------------------------------------------
@@ -555,14 +555,14 @@ def test_int8_needs_no_torch_and_sends_no_telemetry(
 def test_int8_metadata_contain_the_measurements(quantized: tuple[Path, list[str]]) -> None:
     output, lines = quantized
     metadata = read_metadata(output)
-    reached = metadata["quantization"]["agreement"]
+    measured = metadata["quantization"]["agreement"]
     assert metadata["precision"] == "int8"
     assert metadata["quantization"]["calibration_images"] == 12
     assert metadata["quantization"]["threshold"] == {"f1": 0.9, "iou": 0.95}
-    assert reached["f1"] >= 0.9 and reached["iou"] >= 0.95 and reached["detections"] >= 50
+    assert measured["f1"] >= 0.9 and measured["iou"] >= 0.95 and measured["detections"] >= 50
     for precision in ("fp16", "int8"):
         assert 0.85 < metadata["accuracy"][precision]["map50_95"] < 1
-    assert any(f"F1 {reached['f1']:.3f} (at least 0.9)" in line for line in lines)
+    assert any(f"F1 {measured['f1']:.3f} (at least 0.9)" in line for line in lines)
     assert any(line.startswith("int8 on labels.json: mAP50-95 ") for line in lines)
     assert str(output.parent) not in (output / "metadata.yaml").read_text(encoding="utf-8")
 
@@ -570,13 +570,13 @@ def test_int8_metadata_contain_the_measurements(quantized: tuple[Path, list[str]
 @needs_export_extra
 def test_int8_is_static_and_keeps_the_ends_in_float(quantized: tuple[Path, list[str]]) -> None:
     output, _ = quantized
-    network = ov.Core().read_model(output / "shapes.xml")
-    assert network.input(0).partial_shape.to_string() == "[?,3,?,?]"
-    kinds = [op.get_type_name() for op in network.get_ordered_ops()]
+    model = ov.Core().read_model(output / "shapes.xml")
+    assert model.input(0).partial_shape.to_string() == "[?,3,?,?]"
+    kinds = [op.get_type_name() for op in model.get_ordered_ops()]
     assert kinds.count("FakeQuantize") > 50
-    first = next(op for op in network.get_ordered_ops() if op.get_type_name() == "Convolution")
+    first = next(op for op in model.get_ordered_ops() if op.get_type_name() == "Convolution")
     assert first.input_value(0).get_node().get_type_name() != "FakeQuantize"
-    [last] = network.get_results()
+    [last] = model.get_results()
     assert not decoded_by("FakeQuantize", last)
 
 
@@ -599,8 +599,8 @@ def decoded_by(kind: str, result: ov.Node) -> bool:
 @needs_export_extra
 def test_int8_carries_its_canary_and_the_float_model(quantized: tuple[Path, list[str]]) -> None:
     output, _ = quantized
-    checked = load_verified(output, load=load_detector)
-    assert (checked.fallback, checked.detector.info.precision) == (None, "int8")
+    verified = load_verified(output, load=load_detector)
+    assert (verified.fallback, verified.detector.info.precision) == (None, "int8")
     beside = load_verified(output / FALLBACK, load=load_detector)
     assert (beside.fallback, beside.detector.info.precision) == (None, "fp16")
     assert (output / FALLBACK / "shapes.bin").read_bytes() == (
@@ -614,10 +614,10 @@ def test_int8_agrees_with_float_on_images_it_never_saw(
 ) -> None:
     write_samples(tmp_path, seed=77)
     files = sorted(tmp_path.iterdir())
-    theirs, ours = (
+    float_detections, int8_detections = (
         detect_files(load_detector(path, min_confidence=MATCH_CONFIDENCE), files)
         for path in (BUNDLED_MODEL, quantized[0])
     )
-    reached = agreement(theirs, ours)
-    assert reached.detections >= 40
-    assert reached.f1 >= 0.9
+    measured = agreement(float_detections, int8_detections)
+    assert measured.detections >= 40
+    assert measured.f1 >= 0.9

@@ -1,4 +1,4 @@
-"""A large WebP is decoded, although its header alone would take Pillow half a gigabyte."""
+"""A large WebP is decoded, although Pillow would need half a gigabyte to open it."""
 
 import io
 
@@ -38,7 +38,7 @@ def test_webp_larger_than_the_small_limit_is_decoded() -> None:
     Image.new("RGB", (SIDE, SIDE)).save(buffer, "WEBP", quality=1, method=0)
     decoders = Decoders(1, max_pixels=50_000_000, max_decompressed_bytes=2**25)
     try:
-        picture = decoders.decode(buffer.getvalue(), image_size=64, deadline=NO_DEADLINE)
+        decoded = decoders.decode(buffer.getvalue(), image_size=64, deadline=NO_DEADLINE)
     finally:
         decoders.close()
-    assert (picture.info.width, picture.info.height) == (SIDE, SIDE)
+    assert (decoded.info.width, decoded.info.height) == (SIDE, SIDE)
