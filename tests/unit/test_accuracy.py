@@ -246,7 +246,7 @@ class TestNoted:
 
 
 def rescale(truth: Any, scale: float) -> None:
-    """Scale boxes in pixels, and drop image sizes. From `scale` 1 up, scale fractions of the image."""
+    """Write boxes in pixels times `scale`. From 1 up: in fractions of the image times `scale`."""
     sizes = {image["id"]: (image["width"], image["height"]) for image in truth["images"]}
     for annotation in truth["annotations"]:
         width, height = sizes[annotation["image_id"]] if scale < 1 else (1, 1)
