@@ -35,6 +35,9 @@ def quantize(model: ov.Model, images: Sequence[Path], *, image_size: int, stride
         image_size: longer side that the model sees, in pixels.
         stride: of the model, in pixels.
 
+    Returns:
+        The int8 model, with the same inputs and outputs.
+
     Raises:
         ModelError: NNCF is not installed, it fails on this model, or a file is not an image.
     """
@@ -42,8 +45,8 @@ def quantize(model: ov.Model, images: Sequence[Path], *, image_size: int, stride
     from nncf.quantization.advanced_parameters import OverflowFix
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
-    # OpenVINO's Python binding imports numpy when it is first needed. Two threads that do this at
-    # once deadlock, so do it here.
+    # OpenVINO's Python binding looks up numpy at its first use. Two threads that do this at once
+    # deadlock, so do it here.
     _ = ov.Tensor(np.zeros(1, np.float32)).data
     read = _reader(model, image_size=image_size, stride=stride)
     try:

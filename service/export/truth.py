@@ -1,6 +1,6 @@
 """Read labelled images in COCO's format. A note reports each fault that would lower mAP.
 
-Label files that people have contain ids that pycocotools misreads (0), duplicate and missing ids,
+Real label files contain ids that pycocotools misreads (0), duplicate and missing ids,
 categories that only group others, names in another spelling, and boxes that are rotated, missing or
 empty. So ids are replaced by new ones. Labels that cannot be measured are left out, and a note
 reports how many.

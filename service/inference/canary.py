@@ -89,9 +89,9 @@ def load_verified(
 ) -> VerifiedModel:
     """Load a model and run its canary.
 
-    If an int8 model fails or raises an exception, its float model is loaded instead. If the native
-    library crashes the process, the last log line names the model and the CPU. The revision then
-    never becomes ready, and Cloud Run keeps the previous revision.
+    If an int8 model cannot be loaded or fails its canary, its float model is loaded instead. If the
+    native library crashes the process, the last log line names the model and the CPU. The revision
+    then never becomes ready, and Cloud Run keeps the previous revision.
 
     Args:
         path: the model.
@@ -130,8 +130,8 @@ def describe_difference(
     """Describe the first difference between expected and actual detections in one image.
 
     Args:
-        expected: boxes are in fractions of the image's width and height, here and below.
-        detections: without those below `min_confidence`.
+        expected: the detections at export. Boxes are in fractions of the image's width and height.
+        detections: the detections here, in the same unit, without those below `min_confidence`.
         tolerance: smaller differences are ignored.
         min_confidence: threshold of `detections`.
 

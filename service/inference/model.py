@@ -40,7 +40,7 @@ class Model:
             deadline: ends the wait.
 
         Raises:
-            DetectorError: the model failed on this image, without any other in its batch.
+            DetectorError: the model failed on a batch of only this image.
             TooLateError: the deadline passed first.
             ShuttingDownError: the service is shutting down.
         """

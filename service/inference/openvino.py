@@ -148,8 +148,8 @@ class _CompiledModels:
         self._lock = threading.Lock()
         self._by_shape: dict[tuple[int, int], ov.CompiledModel] = {}
         self._thread_local = threading.local()
-        # OpenVINO's Python binding imports numpy when it is first needed. Two threads that do this
-        # at once deadlock: one holds the GIL, the other the import's lock. So do it here.
+        # OpenVINO's Python binding looks up numpy at its first use. Two threads that do this at
+        # once deadlock: one holds the GIL, the other the lock of the lookup. So do it here.
         _ = ov.Tensor(np.zeros(1, np.uint8)).data
 
     def request(self, height: int, width: int) -> ov.InferRequest:

@@ -70,14 +70,14 @@ class InferenceQueue(Generic[Item, Result]):
         self._max_batch_size = max_batch_size
         self._shape = shape
         self._workers: Workers[_Shaped[Item], Inferred[Result]] = Workers(
-            self._run_isolating, take=self._share, count=runners, name="runner", watch=watch
+            self._run_isolating, take=self._take_share, count=runners, name="runner", watch=watch
         )
 
     def infer(self, item: Item, deadline: Deadline) -> Inferred[Result]:
         """Queue an item and wait for its result.
 
         Raises:
-            DetectorError: the model failed on this item, without any other in its batch.
+            DetectorError: the model failed on a batch of only this item.
             TooLateError: the deadline passed first.
             ShuttingDownError: the queue is closed.
         """
@@ -90,7 +90,7 @@ class InferenceQueue(Generic[Item, Result]):
         """
         self._workers.close(timeout_seconds=timeout_seconds)
 
-    def _share(self, queue: Sequence[_Waiting[Item, Result]]) -> list[_Waiting[Item, Result]]:
+    def _take_share(self, queue: Sequence[_Waiting[Item, Result]]) -> list[_Waiting[Item, Result]]:
         """Return one runner's share of the queue: items with the input shape of the oldest."""
         count = min(self._max_batch_size, math.ceil(len(queue) / self._runners))
         shape = queue[0].item.shape

@@ -156,7 +156,7 @@ def test_similar_sizes_share_an_input_shape(detector: OpenVINODetector) -> None:
 
 
 def test_first_images_on_two_threads_do_not_deadlock(tmp_path: Path) -> None:
-    """OpenVINO's binding imports numpy at its first use. Two threads at once would deadlock there.
+    """OpenVINO's binding looks up numpy at its first use. Two threads at once would deadlock.
 
     A lookup that lets the other thread run makes the race certain.
     """
