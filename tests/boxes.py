@@ -1,4 +1,4 @@
-"""Detections against the truth."""
+"""Compare detections with ground truth."""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,7 +8,7 @@ Labelled = tuple[str, Box]
 
 
 def count_found(truth: Iterable[Labelled], detections: Sequence[Labelled]) -> int:
-    """How many of the true boxes some detection of their label covers."""
+    """Count the true boxes that a detection of the same label matches (IoU over 0.7)."""
     return sum(
         any(label == found and iou(box, at) > 0.7 for found, at in detections)
         for label, box in truth

@@ -1,6 +1,6 @@
 """A decoder process that misbehaves for marked files: `python -P -m tests.hostile_decoder`.
 
-What follows `MARK` in a file says what the decoder does; a file without it is decoded as always.
+The bytes after `MARK` in a file name what the decoder does. Other files are decoded normally.
 """
 
 import ctypes
@@ -22,20 +22,20 @@ MARK = b"HOSTILE:"
 MIB = 2**20
 
 _honest_reply = decoder_process._reply
-_wounds: list[bool] = []
+_corrupted: list[bool] = []
 
 
 def marked(data: bytes, what: str | bytes) -> bytes:
-    """Return a file that makes the decoder do what is named, or send these very bytes."""
+    """Return a file that makes the decoder misbehave as named, or reply with the given bytes."""
     return data + MARK + (b"raw:" + what if isinstance(what, bytes) else what.encode())
 
 
 def decode(data: bytes, request: Request) -> DecodedImage:
-    if _wounds:
+    if _corrupted:
         ctypes.string_at(0)
     match data.partition(MARK)[2].decode():
-        case "wound":  # the next file will crash
-            _wounds.append(True)
+        case "corrupt memory":  # the next file will crash
+            _corrupted.append(True)
         case "segfault":
             ctypes.string_at(0)
         case "abort":
@@ -43,20 +43,20 @@ def decode(data: bytes, request: Request) -> DecodedImage:
         case "exit":
             os._exit(3)
         case "hang":
-            Path("/proc/self/comm").write_text("hanging")  # by which a test knows
+            Path("/proc/self/comm").write_text("hanging")  # tests look for it
             signal.pause()
         case "spin":
             while True:
                 pass
         case "bloat":
-            held = []
+            allocated = []
             while True:
-                held.append(bytearray(16 * MIB))
+                allocated.append(bytearray(16 * MIB))
         case "large":
             bytearray(220 * MIB)
         case "nap":
             time.sleep(2)
-        case "no room":
+        case "file size limit":
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
         case "read error":
             raise OSError(errno.EIO, "Input/output error")

@@ -17,14 +17,14 @@ from devtools.demo_model.shapes import (
 
 
 def write_drawn_samples(directory: Path, *, count: int = SAMPLE_COUNT) -> None:
-    """Write what `write_samples` writes."""
+    """Write the same files as `write_samples`, or the first `count` of them."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, data in _files()[:count]:
         (directory / name).write_bytes(data)
 
 
 def labelled_samples() -> dict[str, Any]:
-    """The labels, for the test to change."""
+    """Return a copy of the labels, which a test may change."""
     return deepcopy(_labels())
 
 

@@ -185,7 +185,7 @@ def _figures(metadata: Mapping[str, Any]) -> list[str]:
         if skipped := quantization.get("skipped"):
             lines.append(f"Calibration images that cannot be read, skipped: {list_some(skipped)}")
         lines.append(
-            f"int8 against float on {quantization['calibration_pictures']} calibration images, "
+            f"int8 against float on {quantization['calibration_images']} calibration images, "
             f"{reached['detections']} detections: "
             f"F1 {reached['f1']:.3f} (at least {threshold['f1']:g}), "
             f"mean IoU {reached['iou']:.3f} (at least {threshold['iou']:g})"

@@ -1,1 +1,1 @@
-"""Weights to what the service runs. Needs the extra `export`."""
+"""Export weights to a model that the service runs. Needs the extra `export`."""

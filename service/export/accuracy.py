@@ -1,4 +1,4 @@
-"""How well two networks agree, and how right one is on labelled pictures."""
+"""Measure how well two models agree, and the mAP of a model on labelled images."""
 
 import contextlib
 import io
@@ -22,27 +22,28 @@ from service.images.exif import orientation_of_file
 from service.images.letterbox import enlarge_box, shrink
 from service.images.pixels import DecodedImage
 from service.images.transforms import TRANSPOSED
-from service.inference.canary import match, overlap
+from service.inference.canary import iou, match_detections
 from service.inference.detector import Detector
 
-CONFIDENCE = 0.25  # from which a detection counts for the agreement, as MIN_CONFIDENCE's default
-IOU = 0.5  # at which two boxes are of one object
-MIN_MAP_CONFIDENCE = 0.001  # of detections that mAP is computed over, as everywhere
+MATCH_CONFIDENCE = 0.25  # detections below it do not count for the agreement
+MATCH_IOU = 0.5  # two boxes with less IoU are of different objects
+MIN_MAP_CONFIDENCE = 0.001  # the usual threshold of detections for mAP
 _MIN_PLAUSIBLE_MAP50 = 0.05  # below it, the labels are more likely wrong than the model
-_CORNER = 0.6  # few label files have nearly all boxes in this part of width and height
+_CORNER = 0.6  # share of width and height. Correct labels rarely have nearly all boxes in it.
 _MAX_PIXELS = 2**30
-_BATCH = 8
+_BATCH_SIZE = 8
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How a network's detections agree with those of another.
+    """How well the detections of two models agree.
 
     Attributes:
-        f1: detections of at least `CONFIDENCE` that both have (same class, IoU at least `IOU`,
-            one to one), times two, divided by those of both.
-        iou: mean IoU of these pairs.
-        detections: of the one that is compared with.
+        f1: 2 x pairs / (detections of the one + detections of the other). A pair has the same
+            class and an IoU of at least `MATCH_IOU`. Only detections of at least
+            `MATCH_CONFIDENCE` count.
+        iou: mean IoU of the pairs.
+        detections: number of the reference model's detections.
     """
 
     f1: float
@@ -51,23 +52,23 @@ class Agreement:
 
 
 class LabelledDetector(Detector, Protocol):
-    """A detector that says which classes it knows."""
+    """A detector with the labels of its classes."""
 
     @property
     def labels(self) -> Mapping[int, str]:
-        """Labels of the classes, by their ids."""
+        """The labels by class id."""
 
 
 @dataclass(frozen=True)
 class MeanAveragePrecision:
-    """Mean average precision, in 0..1.
+    """Mean average precision (mAP), in 0..1.
 
     Attributes:
-        map50_95: mean over IoU thresholds from 0.5 to 0.95.
+        map50_95: mean over the IoU thresholds from 0.5 to 0.95.
         map50: at the IoU threshold 0.5.
-        images: that were measured on.
-        objects: labelled objects in them.
-        notes: sentences about what was left out, or taken for something else.
+        images: number of images it was measured on.
+        objects: number of labelled objects in them.
+        notes: sentences about labels and images that were left out or corrected.
     """
 
     map50_95: float
@@ -80,23 +81,26 @@ class MeanAveragePrecision:
 def detect_files(
     detector: Detector, files: Sequence[Path], *, reduced_decode: bool = True
 ) -> list[list[Detection]]:
-    """Detect on files as the pipeline does; boxes are in pixels of the upright picture.
+    """Detect in files as the pipeline does.
 
     Args:
-        detector: the network.
-        files: the pictures.
-        reduced_decode: decode large JPEGs at reduced scale, as the service does by default.
+        detector: the model.
+        files: image files.
+        reduced_decode: decode large JPEGs at a reduced scale, as the service does by default.
+
+    Returns:
+        The detections of each file. Boxes are in pixels of the full, upright image.
 
     Raises:
-        ModelError: a file is no picture, or the network does not run.
+        ModelError: a file is not an image, or the model does not run.
     """
-    found = []
+    detections = []
     results = _detect(detector, files, reduced_decode=reduced_decode)
     for file, result in zip(files, results, strict=True):
         if isinstance(result, BadImageError):
             raise ModelError(f"{file}: {result}") from result
-        found.append(result.detections)
-    return found
+        detections.append(result.detections)
+    return detections
 
 
 @dataclass(frozen=True)
@@ -108,35 +112,35 @@ class _Detected:
 def _detect(
     detector: Detector, files: Sequence[Path], *, reduced_decode: bool
 ) -> Iterator[_Detected | BadImageError]:
-    """Detect on each file; what cannot be decoded gives the reason."""
+    """Yield the detections of each file, or the error if it cannot be decoded."""
     size = detector.info.image_size
-    for start in range(0, len(files), _BATCH):
+    for start in range(0, len(files), _BATCH_SIZE):
         batch = [
-            _decoded(file, image_size=size if reduced_decode else None)
-            for file in files[start : start + _BATCH]
+            _decode(file, image_size=size if reduced_decode else None)
+            for file in files[start : start + _BATCH_SIZE]
         ]
-        pictures = [each for each in batch if not isinstance(each, BadImageError)]
-        small = [shrink(picture.pixels, image_size=size) for picture in pictures]
+        images = [entry for entry in batch if not isinstance(entry, BadImageError)]
+        small = [shrink(image.pixels, image_size=size) for image in images]
         try:
-            answers = detector.detect(small)
+            detections = detector.detect(small)
         except Exception as exc:
             raise ModelError(f"{detector.info.name} cannot run on this machine: {exc}") from exc
-        rows_of = zip(pictures, small, answers, strict=True)
-        for each in batch:
-            if isinstance(each, BadImageError):
-                yield each
+        results = zip(images, small, detections, strict=True)
+        for entry in batch:
+            if isinstance(entry, BadImageError):
+                yield entry
                 continue
-            picture, pixels, rows = next(rows_of)
+            image, pixels, rows = next(results)
             sizes = {
                 "small": (pixels.shape[1], pixels.shape[0]),
-                "full": (picture.info.width, picture.info.height),
+                "full": (image.info.width, image.info.height),
             }
             yield _Detected(
-                picture.info, [replace(row, box=enlarge_box(row.box, **sizes)) for row in rows]
+                image.info, [replace(row, box=enlarge_box(row.box, **sizes)) for row in rows]
             )
 
 
-def _decoded(file: Path, *, image_size: int | None) -> DecodedImage | BadImageError:
+def _decode(file: Path, *, image_size: int | None) -> DecodedImage | BadImageError:
     try:
         return decode(file.read_bytes(), max_pixels=_MAX_PIXELS, image_size=image_size)
     except BadImageError as exc:
@@ -146,23 +150,25 @@ def _decoded(file: Path, *, image_size: int | None) -> DecodedImage | BadImageEr
 
 
 def agreement(
-    reference: Sequence[Sequence[Detection]], found: Sequence[Sequence[Detection]]
+    reference: Sequence[Sequence[Detection]], other: Sequence[Sequence[Detection]]
 ) -> Agreement:
-    """Compare two networks' detections on the same pictures."""
-    shares: list[float] = []
-    count = detections = 0
-    for theirs, ours in zip(reference, found, strict=True):
-        expected, confident = (
-            [one for one in rows if one.confidence >= CONFIDENCE] for rows in (theirs, ours)
+    """Compare two models' detections in the same images, in the same order."""
+    ious: list[float] = []
+    reference_count = other_count = 0
+    for reference_rows, other_rows in zip(reference, other, strict=True):
+        expected, actual = (
+            [row for row in rows if row.confidence >= MATCH_CONFIDENCE]
+            for rows in (reference_rows, other_rows)
         )
-        detections += len(expected)
-        count += len(expected) + len(confident)
-        pairs = match(expected, confident, min_iou=IOU)
-        shares += [overlap(a.box, b.box) for a, b in pairs]
+        reference_count += len(expected)
+        other_count += len(actual)
+        pairs = match_detections(expected, actual, min_iou=MATCH_IOU)
+        ious += [iou(a.box, b.box) for a, b in pairs]
+    count = reference_count + other_count
     return Agreement(
-        f1=2 * len(shares) / count if count else 1.0,
-        iou=sum(shares) / len(shares) if shares else 1.0,
-        detections=detections,
+        f1=2 * len(ious) / count if count else 1.0,
+        iou=sum(ious) / len(ious) if ious else 1.0,
+        detections=reference_count,
     )
 
 
@@ -171,15 +177,16 @@ def mean_average_precision(
 ) -> MeanAveragePrecision:
     """Measure mAP with pycocotools, over the classes that both the model and the labels have.
 
-    Images that cannot be read, or that have another size than the labels say, are left out.
+    Images that cannot be read, or whose size differs from the size in the labels, are left out.
 
     Args:
-        detector: gives detections from `MIN_MAP_CONFIDENCE` up.
-        labels: the truth.
-        reduced_decode: see `detect_files`.
+        detector: the model, with `MIN_MAP_CONFIDENCE` as its minimum confidence.
+        labels: the labelled images.
+        reduced_decode: decode large JPEGs at a reduced scale, as the service does by default.
 
     Raises:
-        ModelError: as `read_labels`, or the labels are none of this network.
+        ModelError: see `read_labels`, or no class of the labels is a class of the model, or
+            nothing can be measured.
     """
     truth = read_labels(labels)
     classes = match_classes(truth, detector.labels.values(), file=labels.file)
@@ -190,29 +197,27 @@ def mean_average_precision(
     ids = {
         label: number for number, label in enumerate(dict.fromkeys(classes.label_of.values()), 1)
     }
-    objects = [
-        thing for thing in truth.objects if thing.image in sizes and thing.name in classes.label_of
-    ]
-    if all(thing.is_crowd for thing in objects):
+    objects = [o for o in truth.objects if o.image in sizes and o.name in classes.label_of]
+    if all(labelled.is_crowd for labelled in objects):
         left_out = ". ".join((*truth.notes, *classes.notes, *notes))
         raise ModelError(f"{labels.file} has no object that can be measured. {left_out}")
-    notes += _doubts(objects, sizes)
+    notes += _doubtful_boxes(objects, sizes)
     rows: list[dict[str, Any]] = [
         {
             "image_id": index + 1,
-            "category_id": ids[found.label],
-            "score": found.confidence,
+            "category_id": ids[detection.label],
+            "score": detection.confidence,
             "bbox": [
-                found.box.x1,
-                found.box.y1,
-                found.box.x2 - found.box.x1,
-                found.box.y2 - found.box.y1,
+                detection.box.x1,
+                detection.box.y1,
+                detection.box.x2 - detection.box.x1,
+                detection.box.y2 - detection.box.y1,
             ],
         }
         for index, result in enumerate(results)
         if index in sizes and isinstance(result, _Detected)
-        for found in result.detections
-        if found.label in ids
+        for detection in result.detections
+        if detection.label in ids
     ]
     if not rows:
         raise ModelError(f"{labels.file} labels no class in which the model detects an object")
@@ -221,24 +226,24 @@ def mean_average_precision(
         "categories": [{"id": number, "name": label} for label, number in ids.items()],
         "annotations": [
             {
-                "id": number,  # from 1 up: pycocotools takes 0 for an object that was not found
-                "image_id": thing.image + 1,
-                "category_id": ids[classes.label_of[thing.name]],
-                "bbox": list(thing.bbox),
-                "area": thing.bbox[2] * thing.bbox[3],
-                "iscrowd": int(thing.is_crowd),
+                "id": number,  # not 0: pycocotools counts an object with the id 0 as not found
+                "image_id": labelled.image + 1,
+                "category_id": ids[classes.label_of[labelled.name]],
+                "bbox": list(labelled.bbox),
+                "area": labelled.bbox[2] * labelled.bbox[3],
+                "iscrowd": int(labelled.is_crowd),
             }
-            for number, thing in enumerate(objects, 1)
+            for number, labelled in enumerate(objects, 1)
         ],
     }
     map50_95, map50 = _evaluate(dataset, rows)
-    confident = sum(row["score"] >= CONFIDENCE for row in rows)
+    confident = sum(row["score"] >= MATCH_CONFIDENCE for row in rows)
     if map50 < _MIN_PLAUSIBLE_MAP50 and confident:
         notes.insert(
             0,
             f"WARNING: mAP50 is {100 * map50:.2f}, yet the model finds {confident} objects in the "
-            f"images with a confidence of at least {CONFIDENCE}. The boxes, ids or sizes of the "
-            "labels probably do not fit the images",
+            f"images with a confidence of at least {MATCH_CONFIDENCE}. The boxes, ids or sizes in "
+            "the labels probably do not fit the images",
         )
     return MeanAveragePrecision(
         map50_95,
@@ -252,10 +257,14 @@ def mean_average_precision(
 def _measurable(
     truth: Truth, results: Sequence[_Detected | BadImageError]
 ) -> tuple[dict[int, tuple[int, int]], list[str]]:
-    """Return the sizes of the images that can be measured on, by index, and why others cannot."""
+    """Select the images on which mAP can be measured.
+
+    Returns:
+        The (width, height) of these images in pixels, by index, and notes about the other images.
+    """
     sizes: dict[int, tuple[int, int]] = {}
-    unreadable, resized, turned = [], [], []
-    unsized = 0
+    unreadable, resized, rotated = [], [], []
+    without_size = 0
     for index, (image, result) in enumerate(zip(truth.images, results, strict=True)):
         if isinstance(result, BadImageError):
             unreadable.append(f"{image.file.name} ({result})")
@@ -266,13 +275,13 @@ def _measurable(
             resized.append(f"{image.file.name} ({size[0]}x{size[1]}, labelled {width}x{height})")
         else:
             sizes[index] = size
-            unsized += image.size is None
+            without_size += image.size is None
             orientation = orientation_of_file(image.file)
-            # Where the sizes are equal and width and height differ, the labels are for the upright
-            # image: a quarter turn would have exchanged them.
-            is_proven = image.size and size[0] != size[1] and orientation in TRANSPOSED
-            if orientation != 1 and not is_proven:
-                turned.append(image.file.name)
+            # A quarter turn exchanges width and height. So if the sizes are equal, and the image
+            # is not square, the labels are certainly for the upright image.
+            is_certain = image.size and size[0] != size[1] and orientation in TRANSPOSED
+            if orientation != 1 and not is_certain:
+                rotated.append(image.file.name)
     notes = []
     if unreadable:
         notes.append(
@@ -280,33 +289,41 @@ def _measurable(
         )
     if resized:
         notes.append(
-            f"Images of another size than labelled, left out: {len(resized)}: {list_some(resized)}"
+            f"Images of another size than in the labels, left out: {len(resized)}: "
+            f"{list_some(resized)}"
         )
-    if unsized:
+    if without_size:
         notes.append(
-            f"Images without a width and height in the labels: {unsized}. "
+            f"Images without a width and height in the labels: {without_size}. "
             "Boxes for images of another size would lower mAP"
         )
-    if turned:
+    if rotated:
         notes.append(
-            f"Images turned by their EXIF orientation: {len(turned)}: {list_some(turned)}. "
-            "Boxes that were drawn on the image before it is turned would lower mAP"
+            f"Images rotated by their EXIF orientation: {len(rotated)}: {list_some(rotated)}. "
+            "Boxes that were drawn on the image before its rotation would lower mAP"
         )
     return sizes, notes
 
 
-def _doubts(objects: Sequence[LabelledObject], sizes: Mapping[int, tuple[int, int]]) -> list[str]:
-    """Say what boxes have in common that boxes in pixels of these images rarely have."""
+def _doubtful_boxes(
+    objects: Sequence[LabelledObject], sizes: Mapping[int, tuple[int, int]]
+) -> list[str]:
+    """Return notes about boxes that are probably not in pixels of these images.
+
+    Args:
+        objects: the labelled objects.
+        sizes: (width, height) in pixels, by index of the image.
+    """
     notes = []
-    outside = sum(not _is_inside(thing, sizes[thing.image]) for thing in objects)
+    outside = sum(not _is_inside(labelled, sizes[labelled.image]) for labelled in objects)
     if outside:
         notes.append(
-            f"{outside} of {len(objects)} boxes reach beyond their image, so they cannot be found "
-            "well: are they x, y, width, height in pixels?"
+            f"{outside} of {len(objects)} boxes reach beyond their image, so detections cannot "
+            "match them well: are they x, y, width, height in pixels?"
         )
     corner = sum(
-        thing.bbox[axis] + thing.bbox[axis + 2] <= _CORNER * sizes[thing.image][axis]
-        for thing in objects
+        labelled.bbox[axis] + labelled.bbox[axis + 2] <= _CORNER * sizes[labelled.image][axis]
+        for labelled in objects
         for axis in (0, 1)
     )
     if len(objects) >= 10 and corner >= 0.95 * 2 * len(objects):
@@ -317,18 +334,23 @@ def _doubts(objects: Sequence[LabelledObject], sizes: Mapping[int, tuple[int, in
     return notes
 
 
-def _is_inside(thing: LabelledObject, size: tuple[int, int]) -> bool:
-    x, y, width, height = thing.bbox
+def _is_inside(labelled: LabelledObject, size: tuple[int, int]) -> bool:
+    x, y, width, height = labelled.bbox
     slack = 0.01 * max(size) + 1
     return min(x, y) >= -slack and x + width <= size[0] + slack and y + height <= size[1] + slack
 
 
 def _evaluate(dataset: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Return mAP50-95 and mAP50 as pycocotools computes them."""
+    """Return mAP50-95 and mAP50 in 0..1, computed by pycocotools.
+
+    Args:
+        dataset: labels in COCO's format.
+        rows: detections in COCO's format for results.
+    """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    with contextlib.redirect_stdout(io.StringIO()):  # its progress
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         coco = COCO()
         coco.dataset = dataset
         coco.createIndex()
@@ -339,27 +361,29 @@ def _evaluate(dataset: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> 
     return float(evaluation.stats[0]), float(evaluation.stats[1])
 
 
-def find_labels(file: Path, pictures: Path | None = None) -> Labels:
-    """Find the pictures of a file of labels.
+def find_labels(file: Path, image_folder: Path | None = None) -> Labels:
+    """Find the images of a label file.
 
-    By default they lie in `NAME` beside `instances_NAME.json`, else in the file's own folder.
+    Args:
+        file: in COCO's format.
+        image_folder: None: `NAME` beside `instances_NAME.json`, or the file's own folder.
 
     Raises:
         ModelError: there is no such folder.
     """
-    if pictures is None:
+    if image_folder is None:
         beside = file.with_name(file.stem.removeprefix("instances_"))
-        pictures = beside if beside.is_dir() else file.parent
-    if not pictures.is_dir():
-        raise ModelError(f"There is no folder {pictures}")
-    return Labels(file, pictures)
+        image_folder = beside if beside.is_dir() else file.parent
+    if not image_folder.is_dir():
+        raise ModelError(f"There is no folder {image_folder}")
+    return Labels(file, image_folder)
 
 
 def read_labels(labels: Labels) -> Truth:
-    """Read what `mean_average_precision` needs; see `service.export.truth`.
+    """Read a label file for `mean_average_precision`.
 
     Raises:
-        ModelError: pycocotools is not installed, the file lacks something, or an image does.
+        ModelError: pycocotools is not installed, the file is malformed, or an image is missing.
     """
     try:
         import pycocotools  # noqa: F401

@@ -1,4 +1,4 @@
-"""Give an export its canary: images, and what the network finds in them on this machine."""
+"""Write the canary of an export: images, and the detections in them on this machine."""
 
 import json
 from collections.abc import Mapping
@@ -14,57 +14,58 @@ from service.inference.canary import (
     EXPECTED,
     Tolerance,
     confidence_limit,
-    find,
+    detect_file,
     sha256_of_xml_and_bin,
 )
 from service.inference.detector import Detector
 
-# Rows below are written down too, so that one that has grown is not taken for a wrong one.
+# Lower than the threshold of the comparison: on another machine, a weak detection may be stronger,
+# and must then have an expected counterpart.
 MIN_STORED_CONFIDENCE = 0.05
 
 
-def write_canary(directory: Path, detector: Detector, pictures: Mapping[str, bytes]) -> int:
-    """Add pictures and what the network finds in them to an exported directory.
+def write_canary(directory: Path, detector: Detector, images: Mapping[str, bytes]) -> int:
+    """Write images and the detections in them to the canary folder of an export.
 
     Args:
-        directory: the export.
-        detector: its network, which gives detections from `MIN_STORED_CONFIDENCE` up.
-        pictures: files by name.
+        directory: the export, without a canary.
+        detector: the exported model, with `MIN_STORED_CONFIDENCE` as its minimum confidence.
+        images: files by name.
 
     Returns:
-        How many detections a start will compare, with MIN_CONFIDENCE at its default.
+        How many detections the service compares when it starts with the default MIN_CONFIDENCE.
 
     Raises:
-        ModelError: a file is no picture, or the network does not run.
+        ModelError: a file is not a supported image, or the model does not run.
     """
     folder = directory / CANARY
     folder.mkdir()
-    found = {}
-    for name, data in pictures.items():
+    detections = {}
+    for name, data in images.items():
         (folder / name).write_bytes(data)
         try:
-            found[name] = find(detector, data, decode_in_process)
+            detections[name] = detect_file(detector, data, decode_in_process)
         except BadImageError as exc:
-            raise ModelError(f"{name} cannot be a canary's picture: {exc}") from exc
+            raise ModelError(f"{name} cannot be a canary image: {exc}") from exc
         except Exception as exc:
             raise ModelError(f"{detector.info.name} cannot run on this machine: {exc}") from exc
     tolerance = Tolerance()
     expected = {
-        "network": sha256_of_xml_and_bin(directory),
+        "files_sha256": sha256_of_xml_and_bin(directory),
         "image_size": detector.info.image_size,
         "tolerance": asdict(tolerance),
-        "pictures": {name: [_to_json(one) for one in rows] for name, rows in found.items()},
+        "images": {name: [_to_json(row) for row in rows] for name, rows in detections.items()},
     }
     text = json.dumps(expected, indent=1, ensure_ascii=False) + "\n"
     (folder / EXPECTED).write_text(text, encoding="utf-8")
     limit = confidence_limit(tolerance, 0.0)
-    return sum(one.confidence >= limit for rows in found.values() for one in rows)
+    return sum(row.confidence >= limit for rows in detections.values() for row in rows)
 
 
-def _to_json(found: Detection) -> dict[str, Any]:
+def _to_json(detection: Detection) -> dict[str, Any]:
     return {
-        "label": found.label,
-        "class_id": found.class_id,
-        "confidence": round(found.confidence, 4),
-        "box": {side: round(value, 4) for side, value in asdict(found.box).items()},
+        "label": detection.label,
+        "class_id": detection.class_id,
+        "confidence": round(detection.confidence, 4),
+        "box": {side: round(value, 4) for side, value in asdict(detection.box).items()},
     }

@@ -1,4 +1,4 @@
-"""Other labels for the classes of a model: `yolo-batch export --rename OLD=NEW`."""
+"""Rename the labels of a model's classes: `yolo-batch export --rename OLD=NEW`."""
 
 import hashlib
 import json
@@ -8,18 +8,22 @@ from itertools import islice
 from service.errors import ModelError
 from service.inference.labels import (
     MAX_CLASSES,
-    MAX_NAMED,
+    MAX_LISTED,
     broken_rule,
-    by_id,
     class_labels,
-    shown,
+    names_by_id,
+    quote,
 )
 
 
 def sha256_of_renamed(sha256: str, labels: Mapping[int, str]) -> str:
-    """Return the sha256 that documents carry for weights whose labels were renamed.
+    """Return the SHA-256 by which documents identify weights with renamed labels.
 
-    It differs from that of the weights, so documents with the old labels count as stale.
+    It differs from the SHA-256 of the weights. So documents with the old labels count as stale.
+
+    Args:
+        sha256: of the weights.
+        labels: after renaming, by class id.
     """
     text = json.dumps([sha256, sorted(labels.items())])
     return hashlib.sha256(text.encode()).hexdigest()
@@ -28,28 +32,27 @@ def sha256_of_renamed(sha256: str, labels: Mapping[int, str]) -> str:
 def rename(
     names: object, renames: Sequence[str], *, model: object, count: int | None = None
 ) -> dict[int, object]:
-    """Give classes other labels, each written as `OLD=NEW`.
-
-    OLD is a label, which may be empty, or `#` and a class id. Every class of the label gets the new
-    one. Labels are compared as they are written, all of them before any is renamed.
+    """Return a model's labels by class id after renaming.
 
     Args:
-        names: as `class_labels` takes them, and returns them afterwards.
-        renames: `OLD=NEW` each.
-        model: what to call the model in an error.
-        count: classes that the network has; None: as many as there are names.
+        names: the model's `names`, as `class_labels` takes them.
+        renames: `OLD=NEW` each. OLD is a label, which may be empty, or `#` and a class id. All
+            classes with the label OLD are renamed. OLD is compared with the labels before any
+            renaming.
+        model: the model's name for error messages.
+        count: number of classes of the model. None: as many as there are names.
 
     Raises:
-        ModelError: there is no such label, it is not clear which one is meant, the new label cannot
-            be stored, or another class has it already: their counts could not be told apart.
+        ModelError: OLD does not exist or is ambiguous, NEW cannot be stored, or another class has
+            the label NEW, so that their counts would be mixed.
     """
-    labels = by_id(names, model)
+    labels = names_by_id(names, model)
     renamed = dict(labels)
     sources: dict[int, str] = {}
     for text in renames:
-        old, ids, new = _parsed(text, labels, model, count or max(labels, default=-1) + 1)
+        old, ids, new = _parse(text, labels, model, count or max(labels, default=-1) + 1)
         if rule := broken_rule(new):
-            raise ModelError(f"--rename {shown(text)} is wrong: {shown(new)}: {rule}")
+            raise ModelError(f"--rename {quote(text)} is wrong: {quote(new)}: {rule}")
         for class_id in ids:
             if class_id in sources:
                 raise ModelError(f"--rename names class {class_id} twice")
@@ -60,8 +63,8 @@ def rename(
             if label == renamed[class_id] and sources.get(other) != old:
                 raise ModelError(
                     f"--rename would give the classes {min(class_id, other)} and "
-                    f"{max(class_id, other)} one label, {shown(label)}: "
-                    "their counts could not be told apart"
+                    f"{max(class_id, other)} one label, {quote(label)}: "
+                    "their counts would be mixed"
                 )
     return renamed
 
@@ -69,35 +72,45 @@ def rename(
 def apply_renames(
     names: object, renames: Sequence[str], *, model: object, count: int | None, advice: str
 ) -> tuple[dict[int, str], bool]:
-    """Return the labels after `rename`, as `class_labels` does, and whether that changed any.
+    """Rename labels and check them. The arguments are those of `rename` and `class_labels`.
+
+    Returns:
+        The labels by class id, and whether any label changed.
 
     Raises:
-        ModelError: as these two.
+        ModelError: see `rename` and `class_labels`.
     """
     if not renames:
         return class_labels(names, model=model, count=count, advice=advice), False
     renamed = rename(names, renames, model=model, count=count)
     labels = class_labels(renamed, model=model, count=count, advice=advice)
-    return labels, labels != by_id(names, model)
+    return labels, labels != names_by_id(names, model)
 
 
 def shared_labels(labels: Mapping[int, str]) -> dict[str, list[int]]:
-    """List the labels that several classes have, with the ids of these."""
+    """Return each label that several classes have, with their class ids."""
     ids: dict[str, list[int]] = {}
     for class_id, label in sorted(labels.items()):
         ids.setdefault(label, []).append(class_id)
     return {label: shared for label, shared in ids.items() if len(shared) > 1}
 
 
-def _parsed(
+def _parse(
     text: str, labels: Mapping[int, object], model: object, count: int
 ) -> tuple[str, list[int], str]:
-    """Split `OLD=NEW`; either may contain `=`, so OLD is what the model has."""
-    option = f"--rename {shown(text)}"
+    """Split `OLD=NEW`. Both may contain `=`, so OLD is the part that is a label of the model.
+
+    Returns:
+        OLD, the ids of its classes, and NEW.
+
+    Raises:
+        ModelError: the option is malformed, ambiguous, or names no class of the model.
+    """
+    option = f"--rename {quote(text)}"
     if "=" not in text:
         raise ModelError(f"{option} is wrong: write OLD=NEW")
-    places = [place for place, letter in enumerate(text) if letter == "="]
-    splits = [(text[:place], text[place + 1 :]) for place in places]
+    positions = [index for index, character in enumerate(text) if character == "="]
+    splits = [(text[:index], text[index + 1 :]) for index in positions]
     by_label = [
         (old, [class_id for class_id, label in labels.items() if str(label) == old], new)
         for old, new in splits
@@ -110,13 +123,13 @@ def _parsed(
     old, new = splits[0]
     if (class_id := _id(old)) is not None and class_id < count:
         return old, [class_id], new
-    known = ", ".join(shown(label) for label in islice(labels.values(), MAX_NAMED))
-    more = ", ..." if len(labels) > MAX_NAMED else ""
-    raise ModelError(f"{option}: {model} has no class {shown(old)}. It has {known}{more}")
+    known = ", ".join(quote(label) for label in islice(labels.values(), MAX_LISTED))
+    more = ", ..." if len(labels) > MAX_LISTED else ""
+    raise ModelError(f"{option}: {model} has no class {quote(old)}. It has {known}{more}")
 
 
 def _id(text: str) -> int | None:
-    """Read `#` and a class id; None for anything else."""
+    """Return the class id in `#ID`, or None if the text is something else."""
     digits = text.removeprefix("#")
     if digits == text or not digits.isdecimal() or len(digits) > len(str(MAX_CLASSES)):
         return None

@@ -1,9 +1,9 @@
-"""Labelled images in COCO's format, read so that no fault in the file lowers mAP without a note.
+"""Read labelled images in COCO's format. A note reports each fault that would lower mAP.
 
-Files from the field have ids that pycocotools takes for something else (0), that are there twice or
-missing, categories that only group others, names that are spelled otherwise, and boxes that are
-rotated, absent or have no area. Ids are not kept: everything gets a new one. What cannot be
-measured is left out, and said.
+Real label files contain ids that pycocotools misreads (0), duplicate and missing ids,
+categories that only group others, names in another spelling, and boxes that are rotated, missing or
+empty. So ids are replaced by new ones. Labels that cannot be measured are left out, and a note
+reports how many.
 """
 
 import json
@@ -18,13 +18,13 @@ from typing import Any
 
 from service.errors import ModelError
 
-_FIELDS = {"images": ("id", "file_name"), "annotations": (), "categories": ("id", "name")}
-_MAX_NAMED = 5  # in one note
+_REQUIRED = {"images": ("id", "file_name"), "annotations": (), "categories": ("id", "name")}
+_MAX_LISTED = 5  # in one note
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Labelled images: a file in COCO's format, and the folder of its images."""
+    """A label file in COCO's format, and the folder of its images."""
 
     file: Path
     image_folder: Path
@@ -32,7 +32,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """One image; `size` is its width and height as the labels have them, None where they do not."""
+    """One image, with the (width, height) in pixels that the labels state, or None."""
 
     file: Path
     size: tuple[int, int] | None
@@ -40,9 +40,14 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class LabelledObject:
-    """One object: the index of its image, its category's name, and x, y, width, height in pixels.
+    """One labelled object.
 
-    A crowd is ignored: missing it is not an error, and neither is a detection inside it.
+    Attributes:
+        image: index of its image.
+        name: of its category.
+        bbox: x and y of the upper left corner, width, height, in pixels.
+        is_crowd: whether it is a group of objects. Then missing it is not an error, and neither is
+            a detection in it.
     """
 
     image: int
@@ -53,27 +58,34 @@ class LabelledObject:
 
 @dataclass(frozen=True)
 class Truth:
-    """What a file of labels says. `notes` are sentences about what was left out or put together."""
+    """The content of a label file.
+
+    Attributes:
+        images: all images.
+        objects: the objects that can be measured.
+        names: of all categories, without duplicates.
+        notes: sentences about labels that were left out or corrected.
+    """
 
     images: tuple[LabelledImage, ...]
     objects: tuple[LabelledObject, ...]
-    names: tuple[str, ...]  # of all categories, each once
+    names: tuple[str, ...]
     notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Which of the model's labels each category is. `notes` are sentences about the others."""
+    """The model's label of each category that it knows, and notes about the other categories."""
 
     label_of: Mapping[str, str]
     notes: tuple[str, ...]
 
 
 def read_truth(labels: Labels) -> Truth:
-    """Read a file in COCO's format.
+    """Read a label file in COCO's format.
 
     Raises:
-        ModelError: it is not such a file, it contradicts itself, or an image is not in its folder.
+        ModelError: the file is malformed or contradicts itself, or an image is missing.
     """
     try:
         return _truth(labels, _read(labels.file))
@@ -85,69 +97,74 @@ def read_truth(labels: Labels) -> Truth:
 
 
 def match_classes(truth: Truth, labels: Iterable[str], *, file: Path) -> Classes:
-    """Find the model's label for each category: the same name, else the one spelled alike.
+    """Find the model's label for each category: the same name, or one in another spelling.
 
-    Upper and lower case, blanks, hyphens and underscores make no difference, unless the model has
-    two labels that differ in nothing else.
+    Spellings may differ in case, spaces, hyphens and underscores, unless two labels of the model
+    differ only in these.
 
     Args:
-        truth: what `file` says.
+        truth: the content of `file`.
         labels: of the model.
-        file: to name in an error.
+        file: for error messages.
 
     Raises:
         ModelError: no category with objects is a class of the model.
     """
     known = set(labels)
-    alike: dict[str, set[str]] = defaultdict(set)
+    by_spelling: dict[str, set[str]] = defaultdict(set)
     for label in known:
-        alike[_plain(label)].add(label)
+        by_spelling[_normalize(label)].add(label)
     label_of = {}
     for name in truth.names:
-        candidates = {name} if name in known else alike[_plain(name)]
+        candidates = {name} if name in known else by_spelling[_normalize(name)]
         if len(candidates) == 1:
             [label_of[name]] = candidates
-    counts = Counter(thing.name for thing in truth.objects)
+    counts = Counter(labelled.name for labelled in truth.objects)
     if not any(name in label_of for name in counts):
         raise ModelError(
             f"No category in {file} is a class of the model. The categories are "
             f"{list_some(map(repr, counts))}, and the model knows "
             f"{list_some(map(repr, sorted(known)))}"
         )
-    spelled = [f"{name!r} for {label!r}" for name, label in label_of.items() if name != label]
-    strange = [
+    respelled = [f"{name!r} for {label!r}" for name, label in label_of.items() if name != label]
+    unknown = [
         f"{name!r} ({count} objects)" for name, count in counts.items() if name not in label_of
     ]
-    missing = sorted(known - set(label_of.values()))
+    unlabelled = sorted(known - set(label_of.values()))
     notes = []
-    if spelled:
-        notes.append(f"Classes matched despite another spelling: {list_some(spelled)}")
-    if strange:
-        notes.append(f"The model has no class {list_some(strange)}: left out of mAP")
-    if missing:
+    if respelled:
+        notes.append(f"Classes matched despite another spelling: {list_some(respelled)}")
+    if unknown:
+        notes.append(f"The model has no class {list_some(unknown)}: left out of mAP")
+    if unlabelled:
         notes.append(
-            f"The labels have no category for {len(missing)} of the model's classes, which are not "
-            f"measured: {list_some(map(repr, missing))}"
+            f"The labels have no category for {len(unlabelled)} of the model's classes, which are "
+            f"not measured: {list_some(map(repr, unlabelled))}"
         )
     return Classes(label_of, tuple(notes))
 
 
 def list_some(texts: Iterable[str]) -> str:
-    """Join texts by commas; of many, the first ones and how many more there are."""
-    all_of_them = list(texts)
-    more = len(all_of_them) - _MAX_NAMED
-    return ", ".join(all_of_them[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+    """Join texts with commas. After the first five, say how many more there are."""
+    items = list(texts)
+    more = len(items) - _MAX_LISTED
+    return ", ".join(items[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _plain(name: str) -> str:
+def _normalize(name: str) -> str:
     return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name).casefold())
 
 
 def _read(file: Path) -> dict[str, list[dict[str, Any]]]:
+    """Read the JSON, and check that its three lists and their required fields exist.
+
+    Raises:
+        ValueError: something is missing. The message completes "FILE is not a COCO label file:".
+    """
     content = json.loads(file.read_text(encoding="utf-8-sig"))
     if not isinstance(content, dict):
         raise ValueError("it must have images, annotations and categories")  # noqa: TRY004
-    for kind, fields in _FIELDS.items():
+    for kind, fields in _REQUIRED.items():
         entries = content.get(kind)
         if not entries or not isinstance(entries, list):
             raise ValueError(f"there are no {kind}")
@@ -188,7 +205,7 @@ def _objects(
 ) -> tuple[tuple[LabelledObject, ...], tuple[str, ...]]:
     objects: dict[LabelledObject, None] = {}
     left_out: Counter[str] = Counter()
-    used: dict[str, set[str]] = defaultdict(set)
+    ids_of: dict[str, set[str]] = defaultdict(set)  # by a category's name, if it has objects
     rotated = ignored = 0
     for annotation in annotations:
         entry = annotation if isinstance(annotation, dict) else {}
@@ -203,24 +220,24 @@ def _objects(
         elif bbox[2] <= 0 or bbox[3] <= 0:
             left_out["with a box of no area"] += 1
         else:
-            around = _rotated(bbox, entry)
+            upright_box = _enclose_rotated(bbox, entry)
             is_ignored = _is_set(entry.get("ignore"))
             is_crowd = _is_set(entry.get("iscrowd")) or is_ignored
             name = names[category]
-            thing = LabelledObject(image, name, around, is_crowd)
-            if thing in objects:
+            labelled = LabelledObject(image, name, upright_box, is_crowd)
+            if labelled in objects:
                 left_out["that repeat another annotation"] += 1
                 continue
-            rotated += around != bbox
+            rotated += upright_box != bbox
             ignored += is_ignored
-            objects[thing] = None
-            used[name].add(category)
-    shares = [thing for thing in objects if _is_share(thing)]
-    if len(shares) * 2 > len(objects):
+            objects[labelled] = None
+            ids_of[name].add(category)
+    in_first_pixel = [labelled for labelled in objects if _is_in_first_pixel(labelled)]
+    if len(in_first_pixel) * 2 > len(objects):
         raise ValueError("the boxes are fractions of the image, not pixels")
-    for thing in shares:
+    for labelled in in_first_pixel:
         left_out["with a box within the first pixel"] += 1
-        del objects[thing]
+        del objects[labelled]
     if not objects:
         raise ValueError(
             "no annotation can be used: "
@@ -232,15 +249,15 @@ def _objects(
     if ignored:
         notes.append(f"Objects marked `ignore`, measured like crowds: {ignored}")
     notes += [
-        f"{len(ids)} categories have the name {name!r}, and objects: they were measured as one"
-        for name, ids in used.items()
+        f"{len(ids)} categories with objects have the name {name!r}: they were measured as one"
+        for name, ids in ids_of.items()
         if len(ids) > 1
     ]
     return tuple(objects), tuple(notes)
 
 
 def _bbox(value: Any) -> tuple[float, float, float, float] | None:
-    """Read x, y, width and height; None where they are not four finite numbers."""
+    """Return x, y, width and height, or None if the value is not four finite numbers."""
     if not isinstance(value, list) or len(value) != 4:
         return None
     sides = [side for side in map(_number, value) if side is not None]
@@ -250,23 +267,27 @@ def _bbox(value: Any) -> tuple[float, float, float, float] | None:
     return x, y, width, height
 
 
-def _rotated(
+def _enclose_rotated(
     bbox: tuple[float, float, float, float], annotation: Mapping[str, Any]
 ) -> tuple[float, float, float, float]:
-    """Return the upright box around one that CVAT rotates about its centre, in degrees."""
+    """Return the smallest upright box around a box that CVAT has rotated about its centre.
+
+    CVAT exports the box before its rotation, and the rotation in degrees as an attribute.
+    """
     attributes = annotation.get("attributes")
     degrees = _number(attributes.get("rotation") if isinstance(attributes, dict) else None)
     if not degrees or not degrees % 360:
         return bbox
     x, y, width, height = bbox
-    cosine, sine = (abs(turn(math.radians(degrees))) for turn in (math.cos, math.sin))
-    wide, high = width * cosine + height * sine, width * sine + height * cosine
-    return x + (width - wide) / 2, y + (height - high) / 2, wide, high
+    radians = math.radians(degrees)
+    cosine, sine = abs(math.cos(radians)), abs(math.sin(radians))
+    new_width, new_height = width * cosine + height * sine, width * sine + height * cosine
+    return x + (width - new_width) / 2, y + (height - new_height) / 2, new_width, new_height
 
 
-def _is_share(thing: LabelledObject) -> bool:
-    """Say whether a box lies in the first pixel, and a bit, as no box in pixels does."""
-    x, y, width, height = thing.bbox
+def _is_in_first_pixel(labelled: LabelledObject) -> bool:
+    """Whether a box ends in or just after the first pixel, as fractions of the image do."""
+    x, y, width, height = labelled.bbox
     return max(x + width, y + height) <= 1.1
 
 
@@ -275,7 +296,7 @@ def _is_set(flag: object) -> bool:
 
 
 def _number(value: Any) -> float | None:
-    """Read a finite number, also one that is written as text; None for anything else."""
+    """Return a finite number, which may be written as text, or None for any other value."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -284,7 +305,7 @@ def _number(value: Any) -> float | None:
 
 
 def _key(value: object) -> str:
-    """Make ids comparable that are a number at one place and text at another."""
+    """Return an id as text, because files write the same id as a number and as text."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 

@@ -1,4 +1,4 @@
-"""Any YOLO26 detection model to the OpenVINO directory that the service runs."""
+"""Export a YOLO26 detection model to the OpenVINO directory that the service runs."""
 
 import itertools
 import random
@@ -39,17 +39,17 @@ from service.inference.ultralytics import (
     trained_image_size,
 )
 
-# Bits of a stored weight; arithmetic is float32 with fp32 and fp16.
+# Bits of a stored weight. fp32 and fp16 models compute in float32.
 PRECISIONS = {"fp32": 32, "fp16": 16, "int8": 8}
-MIN_AGREEMENT = 0.9  # F1 of the detections; what stayed below cost 1.7 to 3.9 points of mAP
-MIN_IOU = 0.95  # mean, of the boxes that both find
-_MIN_DETECTIONS = 20  # of the float network: with fewer, agreement says little
-_MAX_PICTURES = 300  # more change the ranges no more
-_MIN_CALIBRATION = 10  # images, where others could not be read
-_MAX_CANARY = 10  # pictures: every start runs them
+MIN_AGREEMENT = 0.9  # F1 of the detections. Models below it lost 1.7 to 3.9 points of mAP.
+_MIN_MEAN_IOU = 0.95  # of the boxes that both models find
+_MIN_DETECTIONS = 20  # of the float model. With fewer, the agreement says little.
+_MAX_IMAGES = 300  # more calibration images do not change the ranges of activations
+_MIN_CALIBRATION_IMAGES = 10  # if some images cannot be read
+_MAX_CANARY_IMAGES = 10  # because every start of the service runs them
 _MAX_PIXELS = 2**30
 _SUFFIX = "_openvino_model"
-_STRIDE = 32  # the least of any network: ultralytics would round other sizes up
+_MIN_STRIDE = 32  # of every model. Ultralytics rounds other image sizes up to a multiple.
 
 
 def export_openvino(
@@ -65,70 +65,72 @@ def export_openvino(
     canary: Path | None = None,
     renames: Sequence[str] = (),
 ) -> Path:
-    """Export a model with the end-to-end head and dynamic shapes, and a canary beside it.
+    """Export a model with the end-to-end head, dynamic shapes and a canary.
 
     Args:
-        model: a `.pt` file, or an exported float directory, which needs neither torch nor
-            ultralytics; an official name that is no file (`yolo26n.pt`) is downloaded by
-            ultralytics.
-        destination: directory to write; by default `<stem>_openvino_model` or, with int8,
-            `<stem>_int8_openvino_model` beside the model.
-        image_size: longer side that the network will see, in pixels; by default the one that the
-            weights were trained with, or an exported model's own.
+        model: a `.pt` file or the directory of a float export. A directory needs neither torch nor
+            ultralytics. Ultralytics downloads an official model (`yolo26n.pt`) that does not exist.
+        destination: directory to write. By default it is `<stem>_openvino_model` or, for int8,
+            `<stem>_int8_openvino_model`, beside the model.
+        image_size: longer side that the model will see, in pixels. By default it is that of the
+            training, or that of the export.
         precision: one of `PRECISIONS`.
-        calibration: folder of pictures like those to come; int8 needs it.
-        labels: labelled pictures to measure mAP on, of the float network too.
-        min_agreement: F1 with the float network's detections on the calibration pictures, under
-            which no int8 model is written.
-        fallback: whether the float model is packed beside the int8 one.
-        canary: folder of pictures to pack as the canary, in place of the drawn ones.
-        renames: `OLD=NEW` for each label to replace; see `service.export.renaming.rename`.
+        calibration: folder of images like those that the model will see. int8 needs it.
+        labels: labelled images on which to measure the mAP of the model, and also of the float
+            model if `precision` is int8.
+        min_agreement: smallest F1 of the int8 model's detections compared with those of the float
+            model, in the calibration images. Below it, no int8 model is written.
+        fallback: whether to write the float model into the int8 export.
+        canary: folder of images for the canary, instead of the drawn images.
+        renames: `OLD=NEW` for each label to replace. See `service.export.renaming.rename`.
 
     Returns:
-        The directory written; `metadata.yaml` in it has what was measured.
+        The written directory. Its `metadata.yaml` contains the measurements.
 
     Raises:
         ModelError: the model cannot be loaded, downloaded, exported or quantised, a label cannot be
             stored, int8 agrees too little with float, or the default directory is the model itself.
     """
-    _check_size(image_size, _STRIDE)
+    _check_size(image_size, _MIN_STRIDE)
     if precision == "int8" and calibration is None:
-        raise ModelError("int8 needs --calibration: a folder of pictures like those to come")
-    # What is wrong with any of these is said before the work begins.
-    _target(model, destination, precision)
-    pictures = _canary_pictures(canary)
+        raise ModelError(
+            "int8 needs --calibration: a folder of images like those that the model will see"
+        )
+    # Check all inputs before the long work begins.
+    _choose_target(model, destination, precision)
+    canary_images = _read_canary_images(canary)
     truth = read_labels(labels) if labels else None
     with tempfile.TemporaryDirectory() as scratch:
-        floating = Path(scratch) / "model"
+        float_export = Path(scratch) / "model"
         if (model / OPENVINO_METADATA).is_file():
             source = model
-            _take(model, floating, image_size, precision, renames)
+            _copy_export(model, float_export, image_size, precision, renames)
         else:
-            source = _from_weights(model, floating, image_size, precision, renames)
-        target = _target(source, destination, precision)
+            source = _export_weights(model, float_export, image_size, precision, renames)
+        target = _choose_target(source, destination, precision)
         if labels and truth:
-            match_classes(truth, read_metadata(floating)["names"].values(), file=labels.file)
-        _add_canary(floating, pictures)
-        written = floating
+            match_classes(truth, read_metadata(float_export)["names"].values(), file=labels.file)
+        _add_canary(float_export, canary_images)
+        written = float_export
         if calibration is not None and precision == "int8":
             written = Path(scratch) / "int8"
-            size = max(read_metadata(floating)["imgsz"])
-            images = find_calibration(calibration, image_size=size)
-            _quantize(floating, written, images, min_agreement)
-            _add_canary(written, pictures)
+            size = max(read_metadata(float_export)["imgsz"])
+            calibration_images = find_calibration(calibration, image_size=size)
+            _quantize(float_export, written, calibration_images, min_agreement)
+            _add_canary(written, canary_images)
             if fallback:
-                shutil.copytree(floating, written / FALLBACK)
+                shutil.copytree(float_export, written / FALLBACK)
         if labels:
-            _add_precision(written, floating, labels)
-        _put(written, target)
+            _add_map(written, float_export, labels)
+        _move_into_place(written, target)
     return target
 
 
 def read_metadata(directory: Path) -> dict[str, Any]:
-    """What an export says of itself.
+    """Return the content of an export's `metadata.yaml`.
 
     Raises:
-        ModelError: it cannot be read.
+        ModelError: the file cannot be read.
     """
     path = directory / OPENVINO_METADATA
     try:
@@ -138,42 +140,44 @@ def read_metadata(directory: Path) -> dict[str, Any]:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """List the pictures of a folder by name; of very many, some, drawn alike every time.
+    """Return the image files in a folder and its subfolders, sorted, 300 at most.
 
-    What is a picture is told by its header: one that is damaged further on is listed.
+    A file counts as an image by its header, so its pixels may be damaged. If there are more than
+    300 images, the selection is random, but the same each time.
 
     Raises:
-        ModelError: there are none, or a file cannot be read.
+        ModelError: there are no images, or a file cannot be read.
     """
-    pictures = sorted(itertools.islice(filter(_is_picture, _drawn(folder)), _MAX_PICTURES))
-    if not pictures:
-        raise ModelError(f"There are no pictures in {folder}")
-    return pictures
+    images = sorted(itertools.islice(filter(_is_image, _shuffled_files(folder)), _MAX_IMAGES))
+    if not images:
+        raise ModelError(f"There are no images in {folder}")
+    return images
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Images to calibrate with; `skipped` says which others could not be read, and why."""
+    """Calibration images, and the names of images that could not be read, with the reasons."""
 
     images: list[Path]
     skipped: list[str]
 
 
 def find_calibration(folder: Path, *, image_size: int) -> Calibration:
-    """Find images that can be decoded, as `find_images` finds those with a header.
+    """Find up to 300 images that can be decoded in a folder and its subfolders.
 
-    What is no image is passed over. An image that is damaged is skipped, and another one is drawn.
+    Files that are not images are ignored. A damaged image is skipped, and another one takes its
+    place. The selection is random, but the same each time.
 
     Args:
-        folder: of the images.
-        image_size: longer side that the network sees, in pixels: large JPEGs are decoded for it.
+        folder: contains the images.
+        image_size: longer side that the model sees, in pixels. Large JPEGs are decoded for it.
 
     Raises:
-        ModelError: too few can be read.
+        ModelError: there are too few readable images.
     """
     images: list[Path] = []
     skipped: list[str] = []
-    for path in _drawn(folder):
+    for path in _shuffled_files(folder):
         try:
             decode(path.read_bytes(), max_pixels=_MAX_PIXELS, image_size=image_size)
         except BadImageError as exc:
@@ -184,25 +188,25 @@ def find_calibration(folder: Path, *, image_size: int) -> Calibration:
             skipped.append(f"{path.relative_to(folder)} ({exc.strerror})")
             continue
         images.append(path)
-        if len(images) == _MAX_PICTURES:
+        if len(images) == _MAX_IMAGES:
             break
     if not images and not skipped:
-        raise ModelError(f"There are no pictures in {folder}")
-    if skipped and len(images) < _MIN_CALIBRATION:
+        raise ModelError(f"There are no images in {folder}")
+    if skipped and len(images) < _MIN_CALIBRATION_IMAGES:
         raise ModelError(
             f"Too few images in {folder} can be read: {len(images)}, and int8 needs at least "
-            f"{_MIN_CALIBRATION}. Not read: {list_some(sorted(skipped))}"
+            f"{_MIN_CALIBRATION_IMAGES}. Not read: {list_some(sorted(skipped))}"
         )
     return Calibration(sorted(images), sorted(skipped))
 
 
-def _drawn(folder: Path) -> list[Path]:
-    """List the files of a folder in an order that looks random, and is always the same."""
+def _shuffled_files(folder: Path) -> list[Path]:
+    """Return all files in a folder and its subfolders in random order, the same each time."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return random.Random(0).sample(files, len(files))
 
 
-def _is_picture(path: Path) -> bool:
+def _is_image(path: Path) -> bool:
     try:
         open_image(path.read_bytes(), max_pixels=_MAX_PIXELS)
     except BadImageError:
@@ -212,31 +216,40 @@ def _is_picture(path: Path) -> bool:
     return True
 
 
-def _target(source: Path, destination: Path | None, precision: str) -> Path:
-    """Choose the directory to write; the model itself is one only for who names it."""
+def _choose_target(source: Path, destination: Path | None, precision: str) -> Path:
+    """Return the directory to write. Only an explicit destination may be the source itself.
+
+    Raises:
+        ModelError: the directory must not be overwritten.
+    """
     target = destination or _default_target(source, precision)
     if target.exists() and not (target / OPENVINO_METADATA).is_file():
-        raise ModelError(f"{target} exists and is not an exported model: name another --output")
+        raise ModelError(
+            f"{target} exists and is not an exported model: choose another directory with --output"
+        )
     if not destination and target.resolve() == source.resolve():
-        raise ModelError(f"The export would take the place of {source}: name another with --output")
+        raise ModelError(
+            f"The export would overwrite {source}: choose another directory with --output"
+        )
     return target
 
 
-def _put(written: Path, target: Path) -> None:
-    """Move an export into place; what was there goes when the new one lies whole beside it."""
+def _move_into_place(written: Path, target: Path) -> None:
+    """Move an export to the target. An old export is removed only after the new one is complete."""
     target = target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{target.name}.", dir=target.parent) as beside:
-        new = Path(beside) / "new"
+    # Beside the target, and so on the same file system: renaming is then atomic.
+    with tempfile.TemporaryDirectory(prefix=f"{target.name}.", dir=target.parent) as scratch:
+        new = Path(scratch) / "new"
         shutil.move(written, new)
         if target.exists():
-            target.rename(Path(beside) / "old")
+            target.rename(Path(scratch) / "old")
         new.rename(target)
 
 
 def _default_target(source: Path, precision: str) -> Path:
-    """Name the directory as ultralytics does."""
-    source = source if source.name else source.resolve()  # the working directory
+    """Return the directory beside the source that ultralytics would choose."""
+    source = source if source.name else source.resolve()  # for the working directory, `.`
     stem = source.name.removesuffix(_SUFFIX) if source.is_dir() else source.stem
     return source.with_name(stem + ("_int8" if precision == "int8" else "") + _SUFFIX)
 
@@ -246,13 +259,20 @@ def _check_size(image_size: int | None, stride: int) -> None:
         raise ModelError(f"The image size {image_size} is not a multiple of {stride}")
 
 
-def _from_weights(
+def _export_weights(
     weights: Path, directory: Path, image_size: int | None, precision: str, renames: Sequence[str]
 ) -> Path:
-    """Export weights to a float directory; return where they are."""
+    """Export weights to a float directory.
+
+    Returns:
+        The path of the weights, which ultralytics may have downloaded.
+
+    Raises:
+        ModelError: the weights cannot be loaded or exported, or a label cannot be stored.
+    """
     model = load_yolo(weights)
     if isinstance(model.model, str | Path):
-        raise ModelError(f"{weights} is an export already: give the weights that it was made from")
+        raise ModelError(f"{weights} is an export already: export from its weights (.pt) instead")
     source = Path(getattr(model, "ckpt_path", None) or weights)
     labels, is_renamed = apply_renames(
         getattr(model.model, "names", None),
@@ -263,49 +283,55 @@ def _from_weights(
     )
     _check_size(image_size, stride_of(model))
     size = image_size or trained_image_size(model)
-    floating = "fp32" if precision == "int8" else precision
-    # ultralytics writes beside the weights: work on a copy, so that nothing is left behind.
+    float_precision = "fp32" if precision == "int8" else precision
+    # Ultralytics writes beside the weights. Export a copy, to leave no files there.
     copy = directory.with_name(source.name)
     shutil.copyfile(source, copy)
     model = load_yolo(copy)
     model.model.names = labels
     try:
-        written = _export(model, size, PRECISIONS[floating])
+        written = _run_export(model, size, PRECISIONS[float_precision])
     except Exception as exc:  # noqa: BLE001 - ultralytics raises whatever its exporters raise
         raise ModelError(f"ultralytics cannot export {weights}: {exc}") from exc
     shutil.move(written, directory)
     metadata = read_metadata(directory)
     if not metadata.get("end2end"):
         raise ModelError(f"{source.name} has no end-to-end head: only YOLO26 models have one")
-    metadata.pop("date", None)  # the same weights make the same export
+    metadata.pop("date", None)  # so that exports of the same weights are identical
     metadata |= _model_identity(sha256_of(source), labels, is_renamed=is_renamed)
     _write_metadata(
         directory,
         metadata,
-        # In place of what names this machine.
+        # Replaces a description that contains paths of this machine.
         description=f"Exported from {source.name}",
         source=source.name,
-        precision=floating,
-        names=labels,  # as they are written: ultralytics replaces codes of ImageNet's
+        precision=float_precision,
+        names=labels,  # the original ones: ultralytics replaces ImageNet codes by names
     )
     return source
 
 
-def _model_identity(weights: str, labels: Mapping[int, str], *, is_renamed: bool) -> dict[str, str]:
-    """Make what names the model in documents: the weights, and with other labels these too."""
+def _model_identity(
+    weights_sha256: str, labels: Mapping[int, str], *, is_renamed: bool
+) -> dict[str, str]:
+    """Return the metadata that identify the model in documents."""
     if not is_renamed:
-        return {"sha256": weights}
-    return {"sha256": sha256_of_renamed(weights, labels), "weights_sha256": weights}
+        return {"sha256": weights_sha256}
+    return {
+        "sha256": sha256_of_renamed(weights_sha256, labels),
+        "weights_sha256": weights_sha256,
+    }
 
 
-def _export(model: Any, image_size: int, bits: int) -> Path:
+def _run_export(model: Any, image_size: int, bits: int) -> Path:
+    """Export an `ultralytics.YOLO` to OpenVINO, and return the directory that it wrote."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's to ultralytics: nothing a user can act on
+        warnings.simplefilter("ignore")  # from torch, about code of ultralytics
         written = model.export(
             format="openvino",
             imgsz=image_size,
             dynamic=True,
-            nms=False,  # the end-to-end head: see UltralyticsDetector
+            nms=False,  # keeps the end-to-end head
             quantize=bits,
             device="cpu",
             verbose=False,
@@ -313,44 +339,52 @@ def _export(model: Any, image_size: int, bits: int) -> Path:
     return Path(written)
 
 
-def _take(
+def _copy_export(
     model: Path, directory: Path, image_size: int | None, precision: str, renames: Sequence[str]
 ) -> None:
-    """Copy an exported float model, with its weights in another precision where that is asked."""
+    """Copy a float export, converting fp32 weights to fp16 if `precision` asks for it.
+
+    Raises:
+        ModelError: the export is not a float model, does not fit the arguments, or a label cannot
+            be stored.
+    """
     import openvino as ov
 
     from service.inference.openvino import count_classes
 
     metadata = read_metadata(model)
-    for figures in ("accuracy", "quantization", CANARY):  # of the source, not of what is written
-        metadata.pop(figures, None)
-    has = metadata.get("precision")
-    if has not in ("fp32", "fp16"):
-        raise ModelError(f"{model} is no float model: its precision is {has}")
-    if (has, precision) == ("fp16", "fp32"):
+    for measured in ("accuracy", "quantization", CANARY):  # measurements of the source
+        metadata.pop(measured, None)
+    source_precision = metadata.get("precision")
+    if source_precision not in ("fp32", "fp16"):
+        raise ModelError(
+            f"{model} is not a float model, its precision is {source_precision}: export from its "
+            "weights or from its float model"
+        )
+    if (source_precision, precision) == ("fp16", "fp32"):
         raise ModelError(f"{model} has fp16 weights: export fp32 from the .pt file")
-    networks = list(model.glob("*.xml"))
-    if len(networks) != 1:
-        raise ModelError(f"{model} must hold one .xml file; it holds {len(networks)}")
-    _check_size(image_size, int(metadata.get("stride", _STRIDE)))
-    network = ov.Core().read_model(networks[0])
+    xml_files = list(model.glob("*.xml"))
+    if len(xml_files) != 1:
+        raise ModelError(f"{model} must hold one .xml file; it holds {len(xml_files)}")
+    _check_size(image_size, int(metadata.get("stride", _MIN_STRIDE)))
+    loaded = ov.Core().read_model(xml_files[0])
     labels, is_renamed = apply_renames(
         metadata.get("names"),
         renames,
         model=model.name,
-        count=count_classes(network),
-        advice=advice_for_export(model, has),
+        count=count_classes(loaded),
+        advice=advice_for_export(model, source_precision),
     )
     metadata["names"] = labels
     if is_renamed:
-        weights = metadata.get("weights_sha256") or sha256_of_model(model)
-        metadata |= _model_identity(weights, labels, is_renamed=True)
+        weights_sha256 = metadata.get("weights_sha256") or sha256_of_model(model)
+        metadata |= _model_identity(weights_sha256, labels, is_renamed=True)
     directory.mkdir()
-    if (has, precision) == ("fp32", "fp16"):
-        _save(network, directory / networks[0].name, fp16=True)
+    if (source_precision, precision) == ("fp32", "fp16"):
+        _save(loaded, directory / xml_files[0].name, fp16=True)
         metadata["precision"] = "fp16"
     else:
-        for file in (networks[0], networks[0].with_suffix(".bin")):
+        for file in (xml_files[0], xml_files[0].with_suffix(".bin")):
             shutil.copyfile(file, directory / file.name)
     if image_size:
         metadata["imgsz"] = [image_size, image_size]
@@ -358,90 +392,106 @@ def _take(
 
 
 def _quantize(
-    floating: Path, directory: Path, calibration: Calibration, min_agreement: float
+    float_export: Path, directory: Path, calibration: Calibration, min_agreement: float
 ) -> None:
-    """Write the int8 model of a float one, if it agrees."""
+    """Quantise a float export to int8, and check that the two models agree.
+
+    Raises:
+        ModelError: quantisation failed, or the models agree too little.
+    """
     import openvino as ov
 
-    from service.export.quantize import METHOD, quantize, version
+    from service.export.quantize import METHOD, nncf_version, quantize
 
-    metadata, pictures = read_metadata(floating), calibration.images
-    [file] = floating.glob("*.xml")
-    network = quantize(
+    metadata, images = read_metadata(float_export), calibration.images
+    [file] = float_export.glob("*.xml")
+    quantized = quantize(
         ov.Core().read_model(file),
-        pictures,
+        images,
         image_size=max(metadata["imgsz"]),
         stride=int(metadata["stride"]),
     )
     directory.mkdir()
-    _save(network, directory / file.name, fp16=False)
+    _save(quantized, directory / file.name, fp16=False)
     _write_metadata(directory, metadata, precision="int8")
-    theirs, ours = (
-        detect_files(_load(path, MIN_MAP_CONFIDENCE), pictures) for path in (floating, directory)
+    float_detections, int8_detections = (
+        detect_files(_load(path, MIN_MAP_CONFIDENCE), images) for path in (float_export, directory)
     )
-    reached = agreement(theirs, ours)
-    _refuse(reached, len(pictures), min_agreement)
+    measured = agreement(float_detections, int8_detections)
+    _check_agreement(measured, len(images), min_agreement)
     _write_metadata(
         directory,
         metadata,
         precision="int8",
         quantization={
             "method": METHOD,
-            "nncf": version(),
-            "calibration_pictures": len(pictures),
+            "nncf": nncf_version(),
+            "calibration_images": len(images),
             "skipped": calibration.skipped,
-            "agreement": _rounded(asdict(reached)),
-            "threshold": {"f1": min_agreement, "iou": MIN_IOU},
+            "agreement": _round(asdict(measured)),
+            "threshold": {"f1": min_agreement, "iou": _MIN_MEAN_IOU},
         },
     )
 
 
-def _refuse(reached: Agreement, pictures: int, min_agreement: float) -> None:
-    """Raise where an int8 model is not one to trust."""
-    if reached.detections < _MIN_DETECTIONS:
+def _check_agreement(measured: Agreement, images: int, min_agreement: float) -> None:
+    """Check that an int8 model detects what its float model detects.
+
+    Raises:
+        ModelError: the models agree too little, or the images show too few objects.
+    """
+    if measured.detections < _MIN_DETECTIONS:
         raise ModelError(
-            f"The float model finds {reached.detections} objects in the {pictures} calibration "
-            f"pictures, fewer than {_MIN_DETECTIONS}: whether int8 finds the same cannot be told. "
-            "Give more pictures, of what the model is for"
+            f"The float model finds {measured.detections} objects in the {images} calibration "
+            f"images, fewer than {_MIN_DETECTIONS}: too few to compare int8 with it. Add images of "
+            "objects that the model detects"
         )
-    if reached.f1 < min_agreement or reached.iou < MIN_IOU:
+    if measured.f1 < min_agreement or measured.iou < _MIN_MEAN_IOU:
         raise ModelError(
-            f"int8 agrees too little with float on the {pictures} calibration pictures, so nothing "
-            f"was written: F1 of the detections {reached.f1:.3f} (at least {min_agreement:g}), "
-            f"mean IoU of their boxes {reached.iou:.3f} (at least {MIN_IOU:g}), "
-            f"{reached.detections} detections. More and other calibration pictures may help"
+            f"int8 agrees too little with float on the {images} calibration images, so nothing "
+            f"was written: F1 of the detections {measured.f1:.3f} (at least {min_agreement:g}), "
+            f"mean IoU of their boxes {measured.iou:.3f} (at least {_MIN_MEAN_IOU:g}), "
+            f"{measured.detections} detections. More or different calibration images may help"
         )
 
 
-def _canary_pictures(folder: Path | None) -> Mapping[str, bytes]:
+def _read_canary_images(folder: Path | None) -> Mapping[str, bytes]:
+    """Return the files in a folder by name, or the drawn images if there is no folder.
+
+    Raises:
+        ModelError: there are no images, too many, or two with the same name.
+    """
     if folder is None:
         return draw()
     files = find_images(folder)
-    if len(files) > _MAX_CANARY:
-        raise ModelError(f"{folder} has more than {_MAX_CANARY} pictures, too many for a canary")
-    pictures: dict[str, bytes] = {}
+    if len(files) > _MAX_CANARY_IMAGES:
+        raise ModelError(
+            f"{folder} has more than {_MAX_CANARY_IMAGES} images, too many for a canary"
+        )
+    images: dict[str, bytes] = {}
     for file in files:
-        if file.name in pictures:
-            raise ModelError(f"{folder} has two pictures of the name {file.name}")
-        pictures[file.name] = file.read_bytes()
-    return pictures
+        if file.name in images:
+            raise ModelError(f"{folder} has two images with the name {file.name}")
+        images[file.name] = file.read_bytes()
+    return images
 
 
-def _add_canary(directory: Path, pictures: Mapping[str, bytes]) -> None:
-    compared = write_canary(directory, _load(directory, MIN_STORED_CONFIDENCE), pictures)
+def _add_canary(directory: Path, images: Mapping[str, bytes]) -> None:
+    compared = write_canary(directory, _load(directory, MIN_STORED_CONFIDENCE), images)
     metadata = read_metadata(directory)
     _write_metadata(directory, metadata, **{CANARY: {"detections_compared": compared}})
 
 
-def _add_precision(directory: Path, floating: Path, labels: Labels) -> None:
+def _add_map(directory: Path, float_export: Path, labels: Labels) -> None:
+    """Measure the mAP of an export and of its float model, and write it into the metadata."""
     metadata = read_metadata(directory)
     accuracy: dict[str, Any] = {"labels": labels.file.name}
-    for path in dict.fromkeys((floating, directory)):
+    for path in dict.fromkeys((float_export, directory)):  # one path if there is no int8 model
         measured = mean_average_precision(_load(path, MIN_MAP_CONFIDENCE), labels)
-        # The same for both: it is the images and the labels that they are about.
+        # These are about the images and the labels, so they are the same for both models.
         accuracy |= {"images": measured.images, "objects": measured.objects}
         accuracy["notes"] = list(dict.fromkeys([*accuracy.get("notes", []), *measured.notes]))
-        accuracy[read_metadata(path)["precision"]] = _rounded(
+        accuracy[read_metadata(path)["precision"]] = _round(
             {"map50_95": measured.map50_95, "map50": measured.map50}
         )
     _write_metadata(directory, metadata, accuracy=accuracy)
@@ -453,13 +503,13 @@ def _load(directory: Path, min_confidence: float) -> Any:
     return OpenVINODetector(directory, min_confidence=min_confidence)
 
 
-def _save(network: Any, path: Path, *, fp16: bool) -> None:
+def _save(model: Any, path: Path, *, fp16: bool) -> None:
     import openvino as ov
 
-    ov.save_model(network, path, compress_to_fp16=fp16)
+    ov.save_model(model, path, compress_to_fp16=fp16)
 
 
-def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
+def _round(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: round(value, 4) if isinstance(value, float) else value
         for name, value in figures.items()
@@ -467,6 +517,6 @@ def _rounded(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_metadata(directory: Path, metadata: Mapping[str, Any], **changes: Any) -> None:
-    # In ASCII: of other characters, PyYAML writes some (U+0085) so that they are read as others.
+    # As ASCII, because PyYAML reads some other characters (U+0085) differently than it wrote them.
     text = yaml.safe_dump(dict(metadata) | changes, sort_keys=False)
     (directory / OPENVINO_METADATA).write_text(text, encoding="utf-8")

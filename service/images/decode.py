@@ -39,7 +39,7 @@ def open_image(data: bytes, *, max_pixels: int) -> File:
 
     Raises:
         BadImageError: the file is not a supported image, its header is damaged, or it has more
-            than `max_pixels` pixels. A pixel counts `PIXEL_WEIGHTS` times.
+            than `max_pixels` pixels. Pixels of some formats count twice (`PIXEL_WEIGHTS`).
         MemoryError: there is not enough memory now.
     """
     file = open_file(data)

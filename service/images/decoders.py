@@ -257,7 +257,7 @@ class Decoders:
                     self._release(decoder, keep=is_small)
 
     def _take(self, deadline: Deadline, *, must_be_new: bool) -> "_Decoder":
-        """Return a decoder that is running. A new one has decoded no file yet.
+        """Return a running decoder. If it must be new, it has decoded no file yet.
 
         Raises:
             DecoderUnavailableError: two in a row did not start.

@@ -78,7 +78,7 @@ def letterbox(
         height: of the image, in pixels.
         image_size: longer side of the resized image, in pixels. A multiple of `stride`.
         stride: of the model, in pixels.
-        min_pixels: the smallest allowed input. Very thin images get more padding to reach it.
+        min_pixels: the fewest pixels of an input. Very thin images get more padding to reach it.
     """
     resized_width, resized_height = _resized_size(width, height, image_size)
     input_width = resized_width + (image_size - resized_width) % stride

@@ -1,6 +1,7 @@
-"""From pixels to detections: the model, how it is loaded, and the queue in front of it."""
+"""From pixels to detections: load a model, verify it, and run it behind a queue."""
 
 import sys
 
-# `import openvino` would start a process that reports its use to Google Analytics.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # not importable
+# Makes this package unimportable. Otherwise `import openvino` would start a process that reports
+# its use to Google Analytics.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

@@ -1,13 +1,14 @@
-"""Before a network serves: does it answer on this machine as it did where it was exported?
+"""Before a model serves, verify that its detections here equal those on the machine of its export.
 
-An exported directory carries drawn pictures and what its network found in them. Another CPU's
-kernels, a damaged file or another version of a library can make a network wrong without any error;
-int8 arithmetic more easily than float. So the pictures go through the real path first.
+A different CPU, a damaged file or another library version can make detections wrong without any
+error. int8 models are affected more easily than float models. So an exported directory carries
+images and the detections that the model found in them at export. Before the service listens, it
+decodes these images and runs the model on them, as it will do for uploads:
 
     MODEL_openvino_model/
     ├── metadata.yaml, MODEL.xml, MODEL.bin
-    ├── canary/   expected.json and its pictures
-    └── float/    of an int8 export: the float model, a complete export with a canary of its own
+    ├── canary/   expected.json and the images
+    └── float/    only in an int8 export: the float model, a complete export with its own canary
 """
 
 import faulthandler
@@ -16,7 +17,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +29,31 @@ from service.machine import cpu_name
 
 logger = logging.getLogger(__name__)
 
-CANARY = "canary"
-FALLBACK = "float"
-# What `VerifiedModel.canary` is.
+CANARY = "canary"  # folder in an export
+FALLBACK = "float"  # folder in an int8 export
+EXPECTED = "expected.json"
+# Values of `VerifiedModel.canary`.
 PASSED = "passed"
 NOT_COMPARED = "not compared"
-EXPECTED = "expected.json"
 
 
-# A file, and the longer side that the model sees, to uint8 HxWx3 BGR pixels no larger than that.
+# Decodes a file for a model whose longer side is the second argument, in pixels. Returns uint8
+# HxWx3 BGR pixels that are no larger than that.
 Decode = Callable[[bytes, int], Pixels]
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far an answer may be from the expected one, and still be the same network's.
+    """How much detections may differ from the expected ones.
 
-    Detections are compared where they are at least `confidence` by a margin of `logit`; below, a
-    network is undecided, and int8 kernels of different CPUs decide differently. Confidences are
-    compared as logits (log(p / (1 - p))), in which the same rounding error has the same size at
-    any confidence. `docs/evidence/performance.md` has the measurements behind the numbers.
+    Confidences are compared as logits, log(p / (1 - p)). In logits, a rounding error has the same
+    size at every confidence. Detections near the threshold are not compared, because int8 kernels
+    of different CPUs decide differently there. docs/evidence/performance.md has the measurements.
+
+    Attributes:
+        confidence: threshold. Detections are compared if they exceed it by `logit`.
+        logit: the largest difference of two confidences, in logits.
+        iou: the smallest IoU of two boxes of one object.
     """
 
     confidence: float = 0.25
@@ -57,14 +63,15 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class VerifiedModel:
-    """A network that answered as expected.
+    """A model that may serve.
 
     Attributes:
-        detector: the network.
+        detector: the model.
         path: the directory or file that it was loaded from.
-        fallback: why it is not the one that was asked for, as a sentence; None where it is.
-        canary: `PASSED`, or `NOT_COMPARED` where it ran at another image size than the export's;
-            None where it carries none, and so has not run yet.
+        fallback: why the float model runs instead of the requested one, as a sentence. None if
+            the requested model runs.
+        canary: `PASSED`, or `NOT_COMPARED` if the image size differs from the one of the export.
+            None if the model carries no canary. It has then not run yet.
     """
 
     detector: Detector
@@ -80,20 +87,21 @@ def load_verified(
     decode: Decode | None = None,
     min_confidence: float = 0.25,
 ) -> VerifiedModel:
-    """Load a network and try it on the pictures that its directory carries.
+    """Load a model and run its canary.
 
-    When an int8 model gives wrong answers or raises an exception, the float model beside it is
-    taken. A crash of the native library ends the process: the log then names the model and the
-    CPU, the revision never becomes ready, and the platform keeps the one before it.
+    If an int8 model cannot be loaded or fails its canary, its float model is loaded instead. If the
+    native library crashes the process, the last log line names the model and the CPU. The revision
+    then never becomes ready, and Cloud Run keeps the previous revision.
 
     Args:
         path: the model.
-        load: loads the network at a path.
-        decode: a file to the pixels that the service gives the model; None: in this process.
-        min_confidence: detections below are left out by what `load` gives.
+        load: loads the model at a path.
+        decode: as the service decodes uploads. None: decode in this process.
+        min_confidence: the detectors of `load` leave out detections below it.
 
     Raises:
-        ModelError: it cannot be loaded, or it failed and there is nothing beside it.
+        ModelError: the model cannot be loaded, or it failed its canary, and it has no float model
+            that passes.
     """
     if decode is None:
         from service.images.decode import decode_in_process  # loads every format's library
@@ -107,65 +115,71 @@ def load_verified(
             raise
         reason = f"{exc}. The float model beside it runs instead"
     logger.error("Fell back to the float model", extra={"reason": reason})
-    beside = path / FALLBACK
-    detector, canary = _load_and_check(beside, load, decode, min_confidence)
-    return VerifiedModel(detector, beside, reason, canary)
+    float_path = path / FALLBACK
+    detector, canary = _load_and_check(float_path, load, decode, min_confidence)
+    return VerifiedModel(detector, float_path, reason, canary)
 
 
-def difference(
+def describe_difference(
     expected: Sequence[Detection],
-    found: Sequence[Detection],
+    detections: Sequence[Detection],
     tolerance: Tolerance,
     *,
     min_confidence: float = 0.0,
 ) -> str | None:
-    """Say how two answers on one picture differ, or None where they are the same.
+    """Describe the first difference between expected and actual detections in one image.
 
-    Boxes are in shares of the picture's sides. Detections below `min_confidence` were left out of
-    `found`.
+    Args:
+        expected: the detections at export. Boxes are in fractions of the image's width and height.
+        detections: the detections here, in the same unit, without those below `min_confidence`.
+        tolerance: smaller differences are ignored.
+        min_confidence: threshold of `detections`.
+
+    Returns:
+        The difference as part of a sentence, or None if there is none.
     """
     limit = confidence_limit(tolerance, min_confidence)
-    pairs = match(expected, found, min_iou=tolerance.iou)
-    partner = {id(a): b for a, b in pairs} | {id(b): a for a, b in pairs}
-    for one in expected:
-        if one.confidence < limit:
+    pairs = match_detections(expected, detections, min_iou=tolerance.iou)
+    counterpart = {id(a): b for a, b in pairs} | {id(b): a for a, b in pairs}
+    for detection in expected:
+        if detection.confidence < limit:
             continue
-        other = partner.get(id(one))
+        other = counterpart.get(id(detection))
         if other is None:
-            return f"expected {_described(one)}, which was not found"
-        apart = abs(_logit(one.confidence) - _logit(other.confidence))
-        if not apart <= tolerance.logit:  # nor is it with a NaN
-            return f"expected {_described(one)}, found it at {other.confidence:.2f}"
-    for one in found:
-        if one.confidence >= limit and id(one) not in partner:
-            return f"found {_described(one)}, which was not expected"
+            return f"expected {_describe(detection)}, which was not found"
+        gap = abs(_logit(detection.confidence) - _logit(other.confidence))
+        if not gap <= tolerance.logit:  # also true if a confidence is NaN
+            return f"expected {_describe(detection)}, found it at {other.confidence:.2f}"
+    for detection in detections:
+        if detection.confidence >= limit and id(detection) not in counterpart:
+            return f"found {_describe(detection)}, which was not expected"
     return None
 
 
-def match(
-    these: Sequence[Detection], those: Sequence[Detection], *, min_iou: float
+def match_detections(
+    first: Sequence[Detection], second: Sequence[Detection], *, min_iou: float
 ) -> list[tuple[Detection, Detection]]:
-    """Pair detections of the same class one to one, those that overlap most first."""
+    """Pair detections of the same class one to one, beginning with the pair of the highest IoU."""
     candidates = [
-        (overlap(a.box, b.box), i, j)
-        for i, a in enumerate(these)
-        for j, b in enumerate(those)
+        (iou(a.box, b.box), i, j)
+        for i, a in enumerate(first)
+        for j, b in enumerate(second)
         if a.class_id == b.class_id
     ]
     pairs: dict[int, int] = {}
-    for share, i, j in sorted(candidates, key=lambda one: (-one[0], one[1], one[2])):
-        if share >= min_iou and i not in pairs and j not in pairs.values():
+    for value, i, j in sorted(candidates, key=lambda row: (-row[0], row[1], row[2])):
+        if value >= min_iou and i not in pairs and j not in pairs.values():
             pairs[i] = j
-    return [(these[i], those[j]) for i, j in pairs.items()]
+    return [(first[i], second[j]) for i, j in pairs.items()]
 
 
-def overlap(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes."""
+def iou(a: Box, b: Box) -> float:
+    """Return the intersection over union of two boxes, in 0..1."""
     width = max(min(a.x2, b.x2) - max(a.x1, b.x1), 0.0)
     height = max(min(a.y2, b.y2) - max(a.y1, b.y1), 0.0)
-    both = width * height
-    union = (a.x2 - a.x1) * (a.y2 - a.y1) + (b.x2 - b.x1) * (b.y2 - b.y1) - both
-    return both / union if union > 0 else 0.0
+    intersection = width * height
+    union = (a.x2 - a.x1) * (a.y2 - a.y1) + (b.x2 - b.x1) * (b.y2 - b.y1) - intersection
+    return intersection / union if union > 0 else 0.0
 
 
 def _has_fallback(path: Path) -> bool:
@@ -175,47 +189,50 @@ def _has_fallback(path: Path) -> bool:
 def _load_and_check(
     path: Path, load: Callable[[Path], Detector], decode: Decode, min_confidence: float
 ) -> tuple[Detector, str | None]:
-    """Load a network and run its canary; return what `VerifiedModel.canary` says of it, too.
+    """Load a model and run its canary. Return the model and the value of `VerifiedModel.canary`.
 
     Raises:
-        ModelError: whatever went wrong.
+        ModelError: any step failed.
     """
     try:
-        return _try(path, load, decode, min_confidence)
+        return _load_and_run_canary(path, load, decode, min_confidence)
     except ModelError:
         raise
     except Exception as exc:
-        logger.exception("The model failed in an unforeseen way", extra={"model": str(path)})
-        raise ModelError(f"{path} cannot be loaded and tried: {exc!r}") from exc
+        logger.exception("The model raised an unexpected error", extra={"model": str(path)})
+        raise ModelError(f"{path} cannot be loaded or run: {exc!r}") from exc
 
 
-def _try(
+def _load_and_run_canary(
     path: Path, load: Callable[[Path], Detector], decode: Decode, min_confidence: float
 ) -> tuple[Detector, str | None]:
     if not (path / OPENVINO_METADATA).is_file():
-        return load(path), None  # weights, which ultralytics runs
-    expected = _read(path)
+        return load(path), None  # not an export: weights, which ultralytics runs
+    expected = _read_expected(path)
     if expected is None:
         logger.warning(
-            "The model carries no canary, so whether it answers right on this machine is not "
-            "checked: export it with `yolo-batch export`",
+            "The model carries no canary, so its detections on this machine are not verified: "
+            "export it with `yolo-batch export`",
             extra={"model": str(path)},
         )
         return load(path), None
-    # Logged first: a crash of the native library leaves no time, and this line then names the model
-    # and the CPU. So LOG_LEVEL=WARNING must not hide it either.
+    # Logged beforehand, and also with LOG_LEVEL=WARNING: if the native library crashes, this is
+    # the last line, and it names the model and the CPU.
     level = logging.INFO if logger.isEnabledFor(logging.INFO) else logging.WARNING
     cpu = cpu_name()
-    logger.log(level, "Trying the model's canary", extra={"model": str(path), "cpu": cpu})
+    logger.log(level, "Running the model's canary", extra={"model": str(path), "cpu": cpu})
     if not faulthandler.is_enabled():
         faulthandler.enable()
-    if sha256_of_xml_and_bin(path) != expected["network"]:
-        raise ModelError(f"{path} is damaged: its network is not the one that was exported")
+    if sha256_of_xml_and_bin(path) != expected["files_sha256"]:
+        raise ModelError(
+            f"{path} is damaged: its .xml or .bin file has changed since the export. Copy or "
+            "export it again"
+        )
     detector = load(path)
-    return detector, _check(path, detector, expected, decode, min_confidence, cpu)
+    return detector, _run_canary(path, detector, expected, decode, min_confidence, cpu)
 
 
-def _check(
+def _run_canary(
     path: Path,
     detector: Detector,
     expected: dict[str, Any],
@@ -223,19 +240,31 @@ def _check(
     min_confidence: float,
     cpu: str,
 ) -> str:
+    """Detect in each canary image, and compare where the image sizes of model and export agree.
+
+    Returns:
+        `PASSED` or `NOT_COMPARED`.
+
+    Raises:
+        ModelError: an image failed, or its detections differ.
+    """
     tolerance = Tolerance(**expected["tolerance"])
     is_comparable = detector.info.image_size == expected["image_size"]
-    for name, rows in expected["pictures"].items():
+    for name, rows in expected["images"].items():
         try:
-            found = find(detector, (path / CANARY / name).read_bytes(), decode)
+            detections = detect_file(detector, (path / CANARY / name).read_bytes(), decode)
         except Exception as exc:
             raise ModelError(f"The canary of {path} failed on {cpu}: {name}: {exc}") from exc
         if is_comparable:
-            wanted = [_from_json(row) for row in rows]
-            what = difference(wanted, found, tolerance, min_confidence=min_confidence)
-            if what:
+            difference = describe_difference(
+                [_from_json(row) for row in rows],
+                detections,
+                tolerance,
+                min_confidence=min_confidence,
+            )
+            if difference:
                 raise ModelError(
-                    f"The canary of {path} differs on {cpu}: in {name} the network {what}"
+                    f"The canary of {path} differs on {cpu}: in {name} the model {difference}"
                 )
     if is_comparable:
         return PASSED
@@ -246,59 +275,71 @@ def _check(
     return NOT_COMPARED
 
 
-def find(detector: Detector, data: bytes, decode: Decode) -> list[Detection]:
-    """Detect on one file as the pipeline does; boxes in shares of the image's sides."""
+def detect_file(detector: Detector, data: bytes, decode: Decode) -> list[Detection]:
+    """Decode one file and detect in it, as the pipeline does.
+
+    Returns:
+        Detections whose boxes are in fractions of the image's width and height.
+    """
     pixels = decode(data, detector.info.image_size)
     height, width = pixels.shape[:2]
-    [found] = detector.detect([pixels])
-    return [
-        Detection(one.label, one.class_id, one.confidence, _scaled(one.box, 1 / width, 1 / height))
-        for one in found
-    ]
+    [detections] = detector.detect([pixels])
+    return [replace(d, box=_scale(d.box, 1 / width, 1 / height)) for d in detections]
 
 
-def _scaled(box: Box, x: float, y: float) -> Box:
+def _scale(box: Box, x: float, y: float) -> Box:
     return Box(box.x1 * x, box.y1 * y, box.x2 * x, box.y2 * y)
 
 
 def confidence_limit(tolerance: Tolerance, min_confidence: float) -> float:
-    """Confidence from which a detection has to be in both answers."""
+    """Return the confidence from which a detection must have a counterpart."""
     logit = _logit(max(tolerance.confidence, min_confidence)) + tolerance.logit
     return 1 / (1 + math.exp(-logit))
 
 
 def _logit(confidence: float) -> float:
-    inside = min(max(confidence, 1e-6), 1 - 1e-6)
-    return math.log(inside / (1 - inside))
+    finite = min(max(confidence, 1e-6), 1 - 1e-6)
+    return math.log(finite / (1 - finite))
 
 
-def _described(found: Detection) -> str:
-    corners = (found.box.x1, found.box.y1, found.box.x2, found.box.y2)
-    place = ", ".join(f"{100 * value:.0f}" for value in corners)
-    return f"{found.label!r} at {found.confidence:.2f} in ({place}) % of the picture"
+def _describe(detection: Detection) -> str:
+    box = detection.box
+    corners = ", ".join(f"{100 * value:.0f}" for value in (box.x1, box.y1, box.x2, box.y2))
+    return f"{detection.label!r} at {detection.confidence:.2f} in ({corners}) % of the image"
 
 
 def _from_json(row: Mapping[str, Any]) -> Detection:
     return Detection(row["label"], row["class_id"], row["confidence"], Box(**row["box"]))
 
 
-def _read(directory: Path) -> dict[str, Any] | None:
+def _read_expected(directory: Path) -> dict[str, Any] | None:
+    """Read the canary's `expected.json`. Return None if the export has no canary.
+
+    Raises:
+        ModelError: the file is malformed.
+    """
     path = directory / CANARY / EXPECTED
     if not path.parent.exists():
         return None
     try:
         expected: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        str(expected["network"]), int(expected["image_size"]), Tolerance(**expected["tolerance"])
-        _ = [_from_json(row) for rows in expected["pictures"].values() for row in rows]
-        if not expected["pictures"]:
-            raise ValueError("it names no pictures")
+        (
+            str(expected["files_sha256"]),
+            int(expected["image_size"]),
+            Tolerance(**expected["tolerance"]),
+        )
+        _ = [_from_json(row) for rows in expected["images"].values() for row in rows]
+        if not expected["images"]:
+            raise ValueError("it names no images")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        raise ModelError(f"{path} is not what `yolo-batch export` writes: {exc!r}") from exc
+        raise ModelError(
+            f"{path} is not what `yolo-batch export` writes: {exc!r}. Export the model again"
+        ) from exc
     return expected
 
 
 def sha256_of_xml_and_bin(directory: Path) -> str:
-    """Hash the network's files."""
+    """Return the SHA-256 of an export's .xml and .bin files, in hexadecimal digits."""
     digest = hashlib.sha256()
     for file in sorted([*directory.glob("*.xml"), *directory.glob("*.bin")]):
         digest.update(file.read_bytes())

@@ -1,4 +1,4 @@
-"""Which model a path holds, without loading its network."""
+"""Identify the model at a path without loading it."""
 
 import hashlib
 from pathlib import Path
@@ -10,10 +10,10 @@ from service.inference.detector import OPENVINO_METADATA
 
 
 def sha256_of_model(path: Path) -> str:
-    """Return the sha256 by which documents name the model, as its detector's `info` has it.
+    """Return the SHA-256 by which documents identify the model, equal to `Detector.info.sha256`.
 
     Raises:
-        ModelError: there is no such model, or it cannot be read.
+        ModelError: the model does not exist or cannot be read.
     """
     metadata = path / OPENVINO_METADATA
     try:
@@ -23,7 +23,7 @@ def sha256_of_model(path: Path) -> str:
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
         return _sha256([file for file in files if file.is_file()] or [path])
     except (OSError, yaml.YAMLError, AttributeError, ValueError, RecursionError) as exc:
-        raise ModelError(f"Which model {path} is cannot be read: {exc}") from exc
+        raise ModelError(f"The model {path} cannot be read: {exc}") from exc
 
 
 def _sha256(files: list[Path]) -> str:

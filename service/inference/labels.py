@@ -1,8 +1,8 @@
-"""The labels of a model: which ones Firestore can store, and how a class gets another one.
+"""Read a model's labels, and check that Firestore can store them.
 
-A label is stored as it is written: as a key of `counts`, in `labels` and in each detection. So it
-must follow Firestore's rules for field names. A label that breaks one would make every commit of an
-image that has such an object fail.
+A document stores a label unchanged: as a key of `counts`, in `labels`, and in each detection. So a
+label must follow Firestore's rules for field names. Otherwise, every commit of an image with such
+an object would fail.
 """
 
 from collections.abc import Mapping
@@ -13,23 +13,24 @@ from service.errors import ModelError
 # repeats the labels of up to 300 detections three times.
 MAX_LABEL_BYTES = 1000
 MAX_CLASSES = 100_000
-MAX_NAMED = 5  # problems in one message
-_MAX_SHOWN = 60  # characters of a label in a message
+MAX_LISTED = 5  # labels in one error message
+_MAX_QUOTED = 60  # characters of a label in an error message
 
 
 _RENAME = "--rename OLD=NEW (or --rename '#ID=NEW', with the class's id)"
 ADVICE_FOR_OTHERS = (
-    "Such an export cannot be renamed: export again from its weights or from its float model, "
-    f"with {_RENAME}"
+    "Labels of such an export cannot be renamed: export again from its weights or from its float "
+    f"model, with {_RENAME}"
 )
 
 
 def broken_rule(label: object) -> str | None:
-    """Say which rule for labels this one breaks; None where Firestore stores and finds it.
+    """Describe the rule that a label breaks, or return None if Firestore can store and query it.
 
-    The rules are Firestore's own (https://firebase.google.com/docs/firestore/quotas), with room
-    for the rest of the path and of the document. NUL is what a client in C ends a string at. In a
-    query's path, the emulator reads a carriage return as a line feed: it finds no such label.
+    The rules are Firestore's own (https://firebase.google.com/docs/firestore/quotas), with a
+    margin for the rest of the field path and of the document. Two rules are ours. NUL ends a string
+    in C clients. A carriage return in the path of a query is read as a line feed by the emulator,
+    so the query does not find the label.
     """
     if not isinstance(label, str):
         return (
@@ -56,52 +57,53 @@ def broken_rule(label: object) -> str | None:
 def class_labels(
     names: object, *, model: object, count: int | None = None, advice: str
 ) -> dict[int, str]:
-    """Read a model's `names` as labels by class id; each of them can be stored.
+    """Return a model's labels by class id, after checking that each can be stored.
 
     Args:
-        names: a mapping from class ids, or a list in their order. Numbers become their digits.
-        model: what to call the model in an error.
-        count: classes that the network has; None: as many as there are names.
-        advice: how to give this model other labels; see `advice_for_weights` and the others.
+        names: the model's `names`, a mapping from class ids or a list. Numbers become text.
+        model: the model's name for error messages.
+        count: number of classes of the model. None: as many as there are names.
+        advice: how to rename labels of this model, for the error message. See
+            `advice_for_weights`, `advice_for_export` and `ADVICE_FOR_OTHERS`.
 
     Raises:
-        ModelError: a class has no label, or one that Firestore cannot store.
+        ModelError: a class has no label, or a label that Firestore cannot store.
     """
-    labels = by_id(names, model)
+    labels = names_by_id(names, model)
     number = count or max(labels, default=-1) + 1
     problems = [
         f"class {class_id} has no label"
         if class_id not in labels
-        else f"class {class_id}, {shown(labels[class_id])}: {broken_rule(labels[class_id])}"
+        else f"class {class_id}, {quote(labels[class_id])}: {broken_rule(labels[class_id])}"
         for class_id in sorted(labels.keys() | range(number))
         if class_id not in labels or broken_rule(labels[class_id])
     ]
     if not labels and not problems:
         problems = ["it names no classes"]
     if problems:
-        more = f"; and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
+        more = f"; and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
         raise ModelError(
-            f"{model} has labels that cannot be stored: {'; '.join(problems[:MAX_NAMED])}{more}. "
+            f"{model} has labels that cannot be stored: {'; '.join(problems[:MAX_LISTED])}{more}. "
             f"{advice}"
         )
     return {class_id: str(label) for class_id, label in labels.items()}
 
 
 def label_of(labels: Mapping[int, str], class_id: int) -> str:
-    """Return the label of a class: its digits, where an export names fewer classes than it has.
+    """Return the label of a class, or the class id as text if the model does not name the class.
 
-    The load refuses such a model, unless it cannot count the network's classes.
+    Such a model is rejected when it is loaded, unless its number of classes cannot be determined.
     """
     return labels.get(class_id) or str(class_id)
 
 
 def advice_for_weights(path: object) -> str:
-    """Say how to rename labels of weights."""
+    """Return a sentence on how to rename the labels of weights."""
     return f"Rename them: yolo-batch export {path} {_RENAME}"
 
 
 def advice_for_export(directory: object, precision: object) -> str:
-    """Say how to rename labels of a directory that `export` wrote in this precision."""
+    """Return a sentence on how to rename the labels of an export of this precision."""
     if precision in ("fp32", "fp16"):
         return (
             f"Rename them: yolo-batch export {directory} --precision {precision} "
@@ -110,8 +112,14 @@ def advice_for_export(directory: object, precision: object) -> str:
     return ADVICE_FOR_OTHERS
 
 
-def by_id(names: object, model: object) -> dict[int, object]:
-    """Read names by class id. Of what is not text, numbers alone are sure to be as written."""
+def names_by_id(names: object, model: object) -> dict[int, object]:
+    """Return names by class id, not checked yet. Numbers become text.
+
+    Other types stay as they are: YAML may have changed what the author wrote, such as `no`.
+
+    Raises:
+        ModelError: `names` is not a list, or not a mapping whose keys are class ids.
+    """
     if isinstance(names, list | tuple):
         names = dict(enumerate(names))
     if not isinstance(names, Mapping):
@@ -119,7 +127,7 @@ def by_id(names: object, model: object) -> dict[int, object]:
     try:
         labels = {int(key): label for key, label in names.items()}
     except (TypeError, ValueError, OverflowError) as exc:
-        reason = str(exc)[:_MAX_SHOWN]
+        reason = str(exc)[:_MAX_QUOTED]
         raise ModelError(f"{model} does not name its classes by their ids: {reason}") from exc
     if max(labels, default=0) >= MAX_CLASSES:
         raise ModelError(f"{model} names class {max(labels)}: the last id is {MAX_CLASSES - 1:,}")
@@ -131,7 +139,7 @@ def by_id(names: object, model: object) -> dict[int, object]:
     }
 
 
-def shown(label: object) -> str:
-    """Write a label for a message, cut where it is long."""
+def quote(label: object) -> str:
+    """Return a label in quotes for a message, shortened if it is long."""
     text = repr(label)
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+    return text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}..."

@@ -1,4 +1,4 @@
-"""Load the model that the settings name, and verify it before it serves."""
+"""Load the model that the settings name, and verify it."""
 
 from pathlib import Path
 
@@ -10,14 +10,14 @@ from service.settings import Settings
 
 
 def load_model(settings: Settings, decode: Decode | None = None) -> VerifiedModel:
-    """Load the model, and try it on its canary; run it once where it has none.
+    """Load the model and run its canary, or run it once if it has none.
 
     Args:
-        settings: name the model and its device.
-        decode: as the service decodes; None: in this process.
+        settings: model, device, image size and limits.
+        decode: as the service decodes uploads. None: decode in this process.
 
     Raises:
-        ModelError: it cannot be loaded, or does not answer as where it was exported.
+        ModelError: the model cannot be loaded, or it and its float model failed their canaries.
     """
 
     def load(path: Path) -> Detector:
@@ -50,21 +50,21 @@ def load_detector(
     streams: int | None = None,
     max_batch_pixels: int = 20_000_000,
 ) -> Detector:
-    """Load a model by what its path is.
+    """Load a model with the runtime that its path needs.
 
-    An exported `*_openvino_model` directory runs on OpenVINO, without torch; whatever else
-    ultralytics loads runs on ultralytics, on a CPU or a GPU.
+    OpenVINO runs a directory that `yolo-batch export` wrote, without torch. Ultralytics runs every
+    other model that it can load, on a CPU or a GPU.
 
     Args:
         path: the model.
-        device: `cpu`, or a GPU as ultralytics names it.
-        image_size: longer side that the model sees, in pixels; None: the model's own.
-        min_confidence: detections below are left out.
-        streams: images that OpenVINO infers at once; None: one a core.
-        max_batch_pixels: pixels of one batch of ultralytics at most.
+        device: `cpu`, or a GPU by its name in ultralytics, for example `0`.
+        image_size: longer side that the model sees, in pixels. None: the model's own.
+        min_confidence: detections below it are left out.
+        streams: images that OpenVINO infers at once. None: one for each core.
+        max_batch_pixels: the most pixels in one batch of ultralytics.
 
     Raises:
-        ModelError: there is no such model, it cannot be loaded, or it is not a detection model.
+        ModelError: the model does not exist, cannot be loaded, or is not a detection model.
     """
     if not path.exists():
         raise ModelError(f"There is no model at {path}: set MODEL_PATH, or export one first")
@@ -95,7 +95,7 @@ def load_detector(
 
 
 def _check_name(info: ModelInfo) -> None:
-    """Every document names the model, so the name must be text that Firestore takes."""
+    """Check that the name is valid UTF-8, because every document stores it."""
     try:
         info.name.encode()
     except UnicodeEncodeError as exc:
@@ -105,15 +105,15 @@ def _check_name(info: ModelInfo) -> None:
 
 
 def warm_up(detector: Detector) -> None:
-    """Run a first inference, so that the first real image does not pay for it.
+    """Run the model once, so that the first real image is not slowed down by it.
 
     Raises:
-        ModelError: the model does not run; some runtimes compile it only now.
+        ModelError: the model does not run. Some runtimes compile it only now.
     """
     import numpy as np
 
     size = detector.info.image_size
-    image = np.full((size * 3 // 4, size, 3), 114, np.uint8)  # 4:3, the most frequent
+    image = np.full((size * 3 // 4, size, 3), 114, np.uint8)  # 4:3, the most common ratio
     try:
         list(detector.detect([image]))
     except YoloBatchError:

@@ -1,4 +1,4 @@
-"""The loaded model behind its queue."""
+"""A loaded detector with its queue."""
 
 from service.deadline import Deadline
 from service.domain import Detection, ModelInfo
@@ -9,15 +9,15 @@ from service.inference.queue import InferenceQueue, Inferred
 
 
 class Model:
-    """Detects objects for many threads, and reports to the health what hangs and what fails."""
+    """Detects objects for many threads, and reports hangs and failures to `Health`."""
 
     def __init__(self, detector: Detector, health: Health, *, max_batch_size: int) -> None:
-        """Start the runners.
+        """Start the runners' threads.
 
         Args:
-            detector: the model.
-            health: watches each batch, and counts failures.
-            max_batch_size: images in one batch at most.
+            detector: runs the batches.
+            health: is notified of each batch and each failure.
+            max_batch_size: the most images in one batch.
         """
         self.info: ModelInfo = detector.info
         self._health = health
@@ -32,16 +32,21 @@ class Model:
     def infer(
         self, pixels: Pixels, document_id: str, deadline: Deadline
     ) -> Inferred[list[Detection]]:
-        """Detect objects in uint8 HxWx3 BGR pixels; boxes are in these pixels.
+        """Detect objects in an image, waiting for a runner.
+
+        Args:
+            pixels: uint8 HxWx3 BGR. The boxes of the result are in these pixels.
+            document_id: identifies the image to `Health`.
+            deadline: ends the wait.
 
         Raises:
-            DetectorError: the model failed on this image alone.
+            DetectorError: the model failed on a batch of only this image.
             TooLateError: the deadline passed first.
-            ShuttingDownError: the service stops.
+            ShuttingDownError: the service is shutting down.
         """
         with self._health.model_call(document_id):
             return self._queue.infer(pixels, deadline)
 
     def close(self, *, timeout_seconds: float) -> None:
-        """Finish what waits, but no longer than this."""
+        """Reject new images and finish the queued ones, for at most `timeout_seconds`."""
         self._queue.close(timeout_seconds=timeout_seconds)

@@ -1,4 +1,4 @@
-"""The default on a CPU: an exported network on OpenVINO. Imports neither torch nor ultralytics."""
+"""Run an exported model with OpenVINO, the default on a CPU, without torch and ultralytics."""
 
 import hashlib
 import math
@@ -23,8 +23,9 @@ from service.inference.detector import OPENVINO_METADATA
 from service.inference.labels import advice_for_export, class_labels, label_of
 from service.machine import cores, cpu_flags
 
-# Read when a model is compiled. With AMX kernels, int8 takes 1.4 times the CPU time, 1.7 times the
-# memory and 1.4 times as long to compile (docs/evidence/performance.md). Float is not affected.
+# Turn AMX off. With AMX kernels, int8 takes 1.4 times the CPU time, 1.7 times the memory and 1.4
+# times as long to compile (docs/evidence/performance.md). Float is not affected. OpenVINO reads
+# this variable when it compiles a model.
 if "amx_int8" in cpu_flags():
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")
 
@@ -33,13 +34,13 @@ _SIDES = 4  # of a box
 
 
 class OpenVINODetector:
-    """A YOLO26 network exported with its end-to-end (NMS-free) head and dynamic shapes.
+    """A YOLO26 model that was exported with its end-to-end (NMS-free) head and dynamic shapes.
 
-    Each image is letterboxed to one of a few input shapes (`letterbox.input_shapes`). The network
-    is compiled for a shape when the first image needs it: static shapes are faster than dynamic
-    ones, and a bounded number of them is compiled. Each thread that calls `detect` infers its
-    images one by one on one core: on few cores that costs less than one request of many images
-    (docs/evidence/performance.md has the figures).
+    Each image is letterboxed to one of a few input shapes (`letterbox.input_shapes`). The model is
+    compiled for an input shape when the first image needs it. Static shapes are faster than dynamic
+    ones, and the few shapes bound the number of compiled models. Each thread that calls `detect`
+    infers one image at a time on one core. On few cores this costs less than inferring many images
+    in one request (docs/evidence/performance.md).
     """
 
     def __init__(
@@ -50,16 +51,16 @@ class OpenVINODetector:
         min_confidence: float = 0.25,
         streams: int | None = None,
     ) -> None:
-        """Load the network.
+        """Load the model, but do not compile it yet.
 
         Args:
-            directory: what `yolo-batch export` wrote.
-            image_size: longer side that the network sees, in pixels; None: as exported.
-            min_confidence: detections below are left out.
-            streams: images inferred at once; None: one a core.
+            directory: written by `yolo-batch export`.
+            image_size: longer side that the model sees, in pixels. None: as exported.
+            min_confidence: detections below it are left out.
+            streams: images that are inferred at once. None: one for each core.
 
         Raises:
-            ModelError: the directory does not hold such a network.
+            ModelError: the directory does not contain such a model.
         """
         metadata = _read_metadata(directory)
         files = sorted(directory.glob("*.xml"))
@@ -75,44 +76,44 @@ class OpenVINODetector:
         )
         self.runners = streams or cores()
         try:
-            network = ov.Core().read_model(files[0])
-            _check_shapes(network, directory)
+            model = ov.Core().read_model(files[0])
+            _check_shapes(model, directory)
             self._labels = class_labels(
                 metadata["names"],
                 model=directory.name,
-                count=count_classes(network),
+                count=count_classes(model),
                 advice=advice_for_export(directory, metadata.get("precision")),
             )
-            self._networks = _CompiledModels(with_preprocessing(network), streams=self.runners)
+            self._compiled = _CompiledModels(with_preprocessing(model), streams=self.runners)
         except RuntimeError as exc:
             raise ModelError(f"OpenVINO cannot load {files[0]}: {exc}") from exc
         self._input_shapes = input_shapes(
             self._info.image_size,
             stride=metadata["stride"],
-            min_pixels=pixels_for_anchors(network.output(0).partial_shape[1]),
+            min_pixels=pixels_for_anchors(model.output(0).partial_shape[1]),
         )
 
     @property
     def info(self) -> ModelInfo:
-        """Which network this is."""
+        """See `Detector.info`."""
         return self._info
 
     @property
     def labels(self) -> Mapping[int, str]:
-        """Labels of the classes, by their ids."""
+        """The labels by class id."""
         return self._labels
 
     def input_shape(self, width: int, height: int) -> tuple[int, int]:
-        """Return the (height, width) that an image is letterboxed to; see `Detector`."""
-        fitted = self._letterbox(width, height)
-        return fitted.input_height, fitted.input_width
+        """See `Detector.input_shape`."""
+        letterbox = self._letterbox(width, height)
+        return letterbox.input_height, letterbox.input_width
 
     def detect(self, images: Sequence[Pixels]) -> Iterator[list[Detection]]:
-        """Detect objects, one image for each step; see `Detector.detect`."""
+        """Detect objects in one image at each step. See `Detector.detect`."""
         for image in images:
             letterbox = self._letterbox(image.shape[1], image.shape[0])
-            request = self._networks.request(letterbox.input_height, letterbox.input_width)
-            # Written where the network reads it: no copy, no memory taken.
+            request = self._compiled.request(letterbox.input_height, letterbox.input_width)
+            # Written directly into the model's input, without a copy.
             letterbox.apply(image, out=request.get_input_tensor().data[0])
             request.infer()
             yield self._detections(request.get_output_tensor().data[0], letterbox)
@@ -121,7 +122,7 @@ class OpenVINODetector:
         return fit(width, height, image_size=self._info.image_size, shapes=self._input_shapes)
 
     def _detections(self, rows: NDArray[np.float32], letterbox: Letterbox) -> list[Detection]:
-        """Read the float32 Rx6 rows of one picture."""
+        """Convert the model's output for one image, float32 rows x 6, to detections."""
         confident = rows[rows[:, 4] >= self._min_confidence]
         ordered = confident[np.argsort(-confident[:, 4], kind="stable")]
         return [
@@ -133,48 +134,55 @@ class OpenVINODetector:
 
 
 class _CompiledModels:
-    """One network, compiled for each input shape on demand; a request for each shape and thread."""
+    """A model, compiled for each input shape on demand, with one request per shape and thread."""
 
-    def __init__(self, network: ov.Model, *, streams: int) -> None:
-        self._network = network
+    def __init__(self, model: ov.Model, *, streams: int) -> None:
+        self._model = model
         self._options = {
-            # float32 even where the CPU offers bfloat16: results must not depend on the machine
+            # float32 even if the CPU supports bfloat16: results must not depend on the machine.
             "INFERENCE_PRECISION_HINT": Type.f32,
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": streams,
         }
         self._core = ov.Core()
         self._lock = threading.Lock()
-        self._compiled: dict[tuple[int, int], ov.CompiledModel] = {}
-        self._of_thread = threading.local()
-        # OpenVINO's binding looks numpy up at its first use, and two threads that do so at once
-        # lock each other for ever, one holding the interpreter, the other the lookup's guard.
+        self._by_shape: dict[tuple[int, int], ov.CompiledModel] = {}
+        self._thread_local = threading.local()
+        # OpenVINO's Python binding looks up numpy at its first use. Two threads that do this at
+        # once deadlock: one holds the GIL, the other the lock of the lookup. So do it here.
         _ = ov.Tensor(np.zeros(1, np.uint8)).data
 
     def request(self, height: int, width: int) -> ov.InferRequest:
-        """This thread's own request: uint8 1 x height x width x 3 BGR in, float32 1xRx6 rows out.
+        """Return this thread's request for an input shape.
+
+        Its input is uint8 1 x height x width x 3 BGR. Its output is float32 1 x rows x 6.
 
         Raises:
-            RuntimeError: OpenVINO cannot compile the network for this shape.
+            RuntimeError: OpenVINO cannot compile the model for this shape.
         """
-        size = height, width
-        if not hasattr(self._of_thread, "requests"):
-            self._of_thread.requests = {}
-        requests: dict[tuple[int, int], ov.InferRequest] = self._of_thread.requests
-        if size not in requests:
-            requests[size] = self._compile(size).create_infer_request()
-        return requests[size]
+        shape = height, width
+        if not hasattr(self._thread_local, "requests"):
+            self._thread_local.requests = {}
+        requests: dict[tuple[int, int], ov.InferRequest] = self._thread_local.requests
+        if shape not in requests:
+            requests[shape] = self._compile(shape).create_infer_request()
+        return requests[shape]
 
-    def _compile(self, size: tuple[int, int]) -> ov.CompiledModel:
+    def _compile(self, shape: tuple[int, int]) -> ov.CompiledModel:
         with self._lock:
-            if size not in self._compiled:
-                network = self._network.clone()
-                network.reshape([1, *size, 3])
-                self._compiled[size] = self._core.compile_model(network, "CPU", self._options)
-            return self._compiled[size]
+            if shape not in self._by_shape:
+                model = self._model.clone()
+                model.reshape([1, *shape, 3])
+                self._by_shape[shape] = self._core.compile_model(model, "CPU", self._options)
+            return self._by_shape[shape]
 
 
 def _read_metadata(directory: Path) -> dict[str, Any]:
+    """Read and check the metadata of an export.
+
+    Raises:
+        ModelError: it is malformed, or the export is not an end-to-end detection model.
+    """
     path = directory / OPENVINO_METADATA
     try:
         metadata = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -202,23 +210,23 @@ def _read_metadata(directory: Path) -> dict[str, Any]:
     return metadata
 
 
-def _check_shapes(network: ov.Model, directory: Path) -> None:
-    shape, output = network.input(0).partial_shape, network.output(0).partial_shape
+def _check_shapes(model: ov.Model, directory: Path) -> None:
+    shape, output = model.input(0).partial_shape, model.output(0).partial_shape
     if not (shape[0].is_dynamic and shape[2].is_dynamic and shape[3].is_dynamic):
         raise ModelError(
-            f"{directory} was exported for the one shape {shape}: "
+            f"{directory} was exported with the fixed input shape {shape}: "
             "export it again with `yolo-batch export`, which keeps shapes dynamic"
         )
     if output.rank.get_length() != 3 or output[2] != _COLUMNS:
         raise ModelError(f"{directory} has the output {output}, not [batch, boxes, {_COLUMNS}]")
 
 
-def count_classes(network: ov.Model) -> int | None:
-    """Count the classes of an end-to-end head; None where it is not built as ultralytics does.
+def count_classes(model: ov.Model) -> int | None:
+    """Return the number of classes, or None if the head differs from the one of ultralytics.
 
-    The head splits each anchor's row into 4 sides of a box and a score for each class.
+    The end-to-end head splits each anchor's row into 4 sides of a box and a score for each class.
     """
-    splits = (op for op in network.get_ordered_ops() if op.get_type_name() == "VariadicSplit")
+    splits = (op for op in model.get_ordered_ops() if op.get_type_name() == "VariadicSplit")
     counts = set()
     for split in splits:
         row, lengths = split.input(0).get_partial_shape(), split.input_value(2).get_node()
@@ -231,7 +239,7 @@ def count_classes(network: ov.Model) -> int | None:
 
 
 def count_classes_of_file(path: Path) -> int | None:
-    """Count the classes of an exported file; None where OpenVINO cannot read it, too."""
+    """Return `count_classes` of an exported file, or None if OpenVINO cannot read the file."""
     try:
         return count_classes(ov.Core().read_model(path))
     except RuntimeError:
@@ -239,16 +247,23 @@ def count_classes_of_file(path: Path) -> int | None:
 
 
 def pixels_for_anchors(rows: ov.Dimension) -> int:
-    """Pixels of the smallest input whose anchors fill the head's top-k, which is fixed at export.
+    """Return the fewest pixels that an input must have to give an anchor to each output row.
 
-    YOLO26 has an anchor for each cell of 8, 16 and 32 pixels: 21 for every 32x32.
+    An export fixes the number of rows, the k of the head's top-k. YOLO26 has an anchor for each
+    cell of 8x8, 16x16 and 32x32 pixels, so 21 anchors for every 32x32 pixels.
+
+    Args:
+        rows: the second dimension of the model's output.
     """
     return math.ceil(rows.get_length() * 32 * 32 / 21) if rows.is_static else 0
 
 
-def with_preprocessing(network: ov.Model) -> ov.Model:
-    """Let the network take uint8 NHWC BGR: no float copies in Python."""
-    steps = PrePostProcessor(network)
+def with_preprocessing(model: ov.Model) -> ov.Model:
+    """Return the model with the input uint8 NHWC BGR instead of float32 NCHW RGB in 0..1.
+
+    OpenVINO then converts the pixels, without float copies in Python.
+    """
+    steps = PrePostProcessor(model)
     tensor = steps.input().tensor()
     tensor.set_element_type(Type.u8)
     tensor.set_layout(Layout("NHWC"))

@@ -1,8 +1,8 @@
-"""The queue in front of the model. Knows nothing of images, stores or the web.
+"""The queue in front of a model. It does not know what the items are.
 
-A GPU has one runner, a CPU one a core. Each takes its share of what waits as soon as it is free: no
-runner waits for another one, and no timer runs. Under light load nothing waits; under heavy load
-batches are full.
+A GPU has one runner. A CPU has one runner for each core. As soon as a runner is free, it takes its
+share of the queue. It does not wait for other runners or for a timer. So under light load no item
+waits, and under heavy load the batches are full.
 """
 
 import logging
@@ -26,12 +26,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Inferred(Generic[Result]):
-    """A result, and how it came about."""
+    """A result, its batch and its times."""
 
     result: Result
     batch_size: int  # items that the runner took together
-    queue_ms: float  # until the model began with it
-    inference_ms: float  # its own, or its share of a true batch's time
+    queue_ms: float  # from the call of `infer` until the model began with this item
+    inference_ms: float  # time for this item, or its equal share of the batch's time
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ _Waiting = Waiting[_Shaped[Item], Inferred[Result]]
 
 
 class InferenceQueue(Generic[Item, Result]):
-    """Runs a model on items from many threads, in batches of one shape."""
+    """Runs a model on items from many threads, in batches of equal input shape."""
 
     def __init__(
         self,
@@ -58,45 +58,49 @@ class InferenceQueue(Generic[Item, Result]):
         """Start the runners' threads.
 
         Args:
-            run: a batch to its results, in order: a list after one true batch, or an iterator that
-                infers one item for each step. Called by each runner at the same time.
-            runners: batches at once.
-            max_batch_size: items in one batch at most.
-            shape: items of equal shapes may share a batch.
-            watch: entered for each batch, to see one that hangs.
+            run: runs a batch and returns its results in order: a list, or an iterator that runs
+                one item at each step. Several runners call it at once.
+            runners: number of threads, and so of batches at once.
+            max_batch_size: the most items in one batch.
+            shape: returns an item's input shape. Items of equal shapes may share a batch.
+            watch: context that is entered while a batch runs, to detect a batch that hangs.
         """
         self._run = run
         self._runners = runners
         self._max_batch_size = max_batch_size
         self._shape = shape
         self._workers: Workers[_Shaped[Item], Inferred[Result]] = Workers(
-            self._run_isolating, take=self._share, count=runners, name="runner", watch=watch
+            self._run_isolating, take=self._take_share, count=runners, name="runner", watch=watch
         )
 
     def infer(self, item: Item, deadline: Deadline) -> Inferred[Result]:
-        """Queue an item, and wait for its result.
+        """Queue an item and wait for its result.
 
         Raises:
-            DetectorError: the model failed on this item alone.
+            DetectorError: the model failed on a batch of only this item.
             TooLateError: the deadline passed first.
             ShuttingDownError: the queue is closed.
         """
         return self._workers.call(_Shaped(item, self._shape(item)), deadline)
 
     def close(self, *, timeout_seconds: float) -> None:
-        """Refuse new items, and finish what waits. What is left when the time is up fails."""
+        """Reject new items and finish the queued ones.
+
+        Callers of items that are left after `timeout_seconds` get a ShuttingDownError.
+        """
         self._workers.close(timeout_seconds=timeout_seconds)
 
-    def _share(self, queue: Sequence[_Waiting[Item, Result]]) -> list[_Waiting[Item, Result]]:
-        """Return one runner's share of what waits, of the oldest item's shape."""
+    def _take_share(self, queue: Sequence[_Waiting[Item, Result]]) -> list[_Waiting[Item, Result]]:
+        """Return one runner's share of the queue: items with the input shape of the oldest."""
         count = min(self._max_batch_size, math.ceil(len(queue) / self._runners))
         shape = queue[0].item.shape
         return list(islice((w for w in queue if w.item.shape == shape), count))
 
     def _run_isolating(self, batch: list[_Waiting[Item, Result]]) -> None:
-        """Run a batch. If it raises, run halves of what has no result: an item fails alone.
+        """Run a batch. If it raises an error, run the items without a result again, in two halves.
 
-        One faulty item among n costs about 2 log2(n) more runs.
+        So only the item that causes the error fails. One such item among n costs about 2 log2(n)
+        more runs.
         """
         batch = in_time(batch)
         if not batch:
@@ -115,23 +119,23 @@ class InferenceQueue(Generic[Item, Result]):
             self._run_isolating(part)
 
     def _run_batch(self, batch: list[_Waiting[Item, Result]]) -> None:
-        """Run a batch; each caller gets its result as soon as it is there.
+        """Run a batch, and pass each result to its caller as soon as it is ready.
 
         Raises:
-            BaseException: whatever the model raises.
-            DetectorError: there are fewer or more results than items.
+            BaseException: the model raised it.
+            DetectorError: the model returned fewer or more results than there are items.
         """
-        results = self._timed([waiting.item.item for waiting in batch])
+        results = self._run_timed([waiting.item.item for waiting in batch])
         for waiting, (result, began, seconds) in zip(batch, results, strict=True):
             queue_ms = (began - waiting.since) * 1000
             waiting.succeed(Inferred(result, len(batch), queue_ms, seconds * 1000))
 
-    def _timed(self, items: list[Item]) -> Iterator[tuple[Result, float, float]]:
-        """Yield each result with when the model began with it, and its share of seconds."""
+    def _run_timed(self, items: list[Item]) -> Iterator[tuple[Result, float, float]]:
+        """Yield each result, when the model began with it (monotonic clock), and its seconds."""
         began = time.monotonic()
         results = self._run(items)
         if isinstance(results, Sized):
-            if len(results) != len(items):  # nobody could say whose results they are
+            if len(results) != len(items):  # it is unknown which result belongs to which item
                 raise _wrong_number(len(items))
             seconds = (time.monotonic() - began) / len(items)
             yield from ((result, began, seconds) for result in results)
@@ -143,10 +147,10 @@ class InferenceQueue(Generic[Item, Result]):
 
 
 def _exactly(count: int, results: Iterable[Result]) -> Iterator[Result]:
-    """Yield `count` results. The last one waits until it is clear that no other follows.
+    """Yield `count` results. Yield the last one only after checking that no other follows.
 
     Raises:
-        DetectorError: there are fewer or more.
+        DetectorError: there are fewer or more results.
     """
     iterator = iter(results)
     yield from islice(iterator, count - 1)

@@ -1,7 +1,8 @@
-"""Everything else that ultralytics loads (`.pt`, `.onnx`, `.engine`, ...), on a CPU or a GPU.
+"""Run models that ultralytics can load (`.pt`, `.onnx`, `.engine`, ...), on a CPU or a GPU.
 
-ultralytics loads the network and runs its forward pass (`AutoBackend`, as its own `predict` does);
-what comes before and after is ours: pictures go to the device as bytes, and rows come back once.
+Ultralytics loads the model and runs its forward pass (`AutoBackend`, which `predict` also uses).
+This module does the rest. Images are uploaded to the device as bytes. The results of all batches
+are downloaded together.
 """
 
 import hashlib
@@ -33,21 +34,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _DEFAULT_IMAGE_SIZE = 640
-_MIN_STRIDE = 32  # ultralytics' own
-_MAX_BATCH = 32  # frames in one forward pass at most
-# Pixels of the smallest frame whose anchors (21 for every 32x32) fill the head's top 300, a number
-# that is fixed at an export. Weights take as many rows as there are.
-_MIN_FRAME_PIXELS = math.ceil(300 * 32 * 32 / 21)
-_LIBRARIES = {".engine": "tensorrt", ".onnx": "onnxruntime"}  # what ultralytics would install
+_MIN_STRIDE = 32  # as in ultralytics
+_MAX_BATCH = 32  # images in one forward pass
+# The smallest input whose anchors (21 for every 32x32 pixels) fill the 300 output rows, a number
+# that an export fixes. Weights (.pt) return fewer rows instead.
+_MIN_INPUT_PIXELS = math.ceil(300 * 32 * 32 / 21)
+_LIBRARIES = {".engine": "tensorrt", ".onnx": "onnxruntime"}  # ultralytics would install them
 _COMMON_RATIOS = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3), (16, 9), (9, 16))
 
 
 class UltralyticsDetector:
-    """A YOLO26 network run by ultralytics, in half precision on a GPU.
+    """A YOLO26 model that ultralytics runs, in half precision on a GPU.
 
-    Pictures are letterboxed as ultralytics does it for single pictures, and those of equal frames
-    run as one batch. A TensorRT engine beside the weights (`yolo26n.engine` by `yolo26n.pt`) takes
-    their place on a GPU.
+    Images are letterboxed as `predict` letterboxes single images. Images of the same input shape
+    run as one batch. On a GPU, a TensorRT engine is used if it lies beside the weights
+    (`yolo26n.engine` beside `yolo26n.pt`).
     """
 
     def __init__(
@@ -59,32 +60,34 @@ class UltralyticsDetector:
         min_confidence: float = 0.25,
         max_batch_pixels: int = 20_000_000,
     ) -> None:
-        """Load the network.
+        """Load the model.
 
         Args:
-            path: `.pt`, `.onnx`, `.engine`, or whatever else ultralytics loads.
-            device: `cpu`, or a GPU as ultralytics names it.
-            image_size: longer side that the network sees, in pixels; None: as trained or exported.
-            min_confidence: detections below are left out.
-            max_batch_pixels: pixels of one batch at most; bounds a GPU's memory.
+            path: `.pt`, `.onnx`, `.engine`, or another kind that ultralytics loads.
+            device: `cpu`, or a GPU by its name in ultralytics, for example `0`.
+            image_size: longer side that the model sees, in pixels. None: as trained or exported.
+            min_confidence: detections below it are left out.
+            max_batch_pixels: the most pixels in one batch, to bound the GPU's memory.
 
         Raises:
-            ModelError: ultralytics is not installed, or cannot load the file on this device, or the
-                network has no end-to-end head.
+            ModelError: ultralytics is not installed, cannot load the file or run it on this device,
+                the model has no end-to-end head, its labels cannot be stored, or `image_size`
+                does not fit it.
         """
         loaded, self.backend = _load_fastest(path, device)
         self._device: torch.device = self.backend.device
         self._on_cuda = self._device.type == "cuda"
         self._max_batch = _MAX_BATCH
-        if self.backend.format == "engine":  # its buffers, or its profile, end there
+        if self.backend.format == "engine":  # TensorRT fixes the largest batch when it builds one
             self._max_batch = min(self.backend.batch, _MAX_BATCH)
-        exported = getattr(self.backend, "imgsz", None)  # (height, width); a .pt has none
-        # What was exported for one shape: every picture gets that frame.
-        self._fixed_frame = None if not exported or self.backend.dynamic else tuple(exported)
+        exported = getattr(self.backend, "imgsz", None)  # (height, width), None for a .pt
+        # (height, width) of an export with a fixed input shape.
+        self._fixed_shape = None if not exported or self.backend.dynamic else tuple(exported)
         own_size = max(exported) if exported else trained_image_size(self.backend)
-        if self._fixed_frame and image_size not in (None, own_size):
+        if self._fixed_shape and image_size not in (None, own_size):
             raise ModelError(
-                f"{loaded} was exported for {own_size} pixels alone, not IMAGE_SIZE={image_size}"
+                f"{loaded} was exported for {own_size} pixels only, not IMAGE_SIZE={image_size}: "
+                "unset IMAGE_SIZE, or export again"
             )
         if (image_size or own_size) % self.backend.stride:
             raise ModelError(
@@ -92,7 +95,7 @@ class UltralyticsDetector:
                 f"the stride of {loaded}"
             )
         self._labels = class_labels(
-            _names_as_written(self.backend),
+            _original_names(self.backend),
             model=loaded.name,
             count=count_classes(self.backend) or _count_classes_of_onnx(loaded),
             advice=advice_for_weights(path) if path.suffix == ".pt" else ADVICE_FOR_OTHERS,
@@ -102,7 +105,7 @@ class UltralyticsDetector:
         self.runners = 1
         self._info = ModelInfo(
             name=loaded.name,
-            sha256=sha256_of(path),  # of the weights, where an engine made of them runs
+            sha256=sha256_of(path),  # of the weights, even if their TensorRT engine runs
             image_size=image_size or own_size,
             precision=_precision(self.backend),
             runtime=f"ultralytics {version('ultralytics')}",
@@ -110,55 +113,54 @@ class UltralyticsDetector:
         if self._on_cuda:
             try:
                 self.warm_up()
-            except Exception as exc:  # a GPU's libraries raise many kinds
+            except Exception as exc:  # GPU libraries raise many kinds
                 raise ModelError(f"{loaded} cannot run on DEVICE={device}: {exc}") from exc
 
     @property
     def info(self) -> ModelInfo:
-        """Which network this is."""
+        """See `Detector.info`."""
         return self._info
 
     @property
     def labels(self) -> Mapping[int, str]:
-        """Labels of the classes, by their ids."""
+        """The labels by class id."""
         return self._labels
 
     def input_shape(self, width: int, height: int) -> tuple[int, int]:
-        """Return the (height, width) that an image is letterboxed to; see `Detector`."""
+        """See `Detector.input_shape`."""
         fitted = self._letterbox(width, height)
         return fitted.input_height, fitted.input_width
 
     def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
-        """Detect objects; see `Detector.detect`.
+        """Detect objects. See `Detector.detect`; here the images may have several input shapes.
 
-        Several batches are needed where the images have several input shapes, or more pixels than
-        one batch may have. The device works on one while the next one is letterboxed here; only
-        the rows of all of them are waited for.
+        The images are split into batches by input shape and by `max_batch_pixels`. While a GPU runs
+        one batch, the CPU letterboxes the next. Only the final download waits for the GPU.
         """
         import torch
 
         letterboxes = [self._letterbox(image.shape[1], image.shape[0]) for image in images]
         batches = list(self._batches(letterboxes))
-        found: list[list[Detection]] = [[] for _ in images]
+        detections: list[list[Detection]] = [[] for _ in images]
         if not batches:
-            return found
-        # The current device is the thread's own, and TensorRT runs on no other; -1 changes nothing.
+            return detections
+        # CUDA's current device is a setting of each thread, and TensorRT needs it. -1 does nothing.
         with torch.inference_mode(), torch.cuda.device(self._device if self._on_cuda else -1):
-            rows = []
+            outputs = []
             for indices in batches:
                 batch = self._host_memory(letterboxes[indices[0]], len(indices))
-                for slot, index in zip(batch.numpy(), indices, strict=True):
-                    letterboxes[index].apply(images[index], slot)
-                rows.append(self.infer(batch))
-            on_host = torch.cat([each.flatten(0, 1) for each in rows]).cpu()
-        counts = [each.shape[1] for each in rows for _ in range(len(each))]
-        split = torch.split(on_host, counts)
+                for model_input, index in zip(batch.numpy(), indices, strict=True):
+                    letterboxes[index].apply(images[index], model_input)
+                outputs.append(self.infer(batch))
+            rows = torch.cat([output.flatten(0, 1) for output in outputs]).cpu()
+        rows_per_image = [output.shape[1] for output in outputs for _ in range(len(output))]
+        split = torch.split(rows, rows_per_image)
         for index, image_rows in zip(chain(*batches), split, strict=True):
-            found[index] = self._detections(image_rows, letterboxes[index])
-        return found
+            detections[index] = self._detections(image_rows, letterboxes[index])
+        return detections
 
     def _batches(self, letterboxes: Sequence[Letterbox]) -> Iterator[list[int]]:
-        """Divide images, by their numbers, into batches of one shape that the device can hold."""
+        """Yield batches, as indices of images of the same input shape that fit on the device."""
         by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
         for index, fitted in enumerate(letterboxes):
             by_shape[fitted.input_height, fitted.input_width].append(index)
@@ -167,28 +169,28 @@ class UltralyticsDetector:
             yield from (indices[start : start + size] for start in range(0, len(indices), size))
 
     def infer(self, batch: "torch.Tensor") -> "torch.Tensor":
-        """Run the network; on a GPU, only queue its work.
+        """Run the model on a batch. On a GPU, return without waiting for the result.
 
         Args:
-            batch: uint8 frames x height x width x 3, BGR, on the host.
+            batch: uint8 images x height x width x 3, BGR, on the host.
 
         Returns:
-            float32 rows on the device, frames x boxes x 6, in the frames' pixels.
+            float32 images x rows x 6, on the device. Boxes are in pixels of the input.
         """
         import torch
 
-        # As bytes over the bus; RGB, NCHW and floats are made on the device.
-        frames = batch.to(self._device, non_blocking=True).permute(0, 3, 1, 2).contiguous().flip(1)
-        output = self.backend((frames.half() if self.backend.fp16 else frames.float()).div_(255))
+        # Upload bytes. The device then converts them to RGB, NCHW and floats.
+        inputs = batch.to(self._device, non_blocking=True).permute(0, 3, 1, 2).contiguous().flip(1)
+        output = self.backend((inputs.half() if self.backend.fp16 else inputs.float()).div_(255))
         rows: torch.Tensor = output[0] if isinstance(output, list | tuple) else output
-        # A copy always: a TensorRT engine writes its next output over this one.
+        # Always copied, because a TensorRT engine overwrites this output with its next one.
         return rows.to(torch.float32, copy=True)
 
     def warm_up(self) -> None:
-        """Run the frames of common pictures once: a GPU loads its kernels at their first use.
+        """Run the input shapes of common images once: a GPU loads kernels at their first use.
 
-        cuDNN's own search (`cudnn.benchmark`) stays off: it begins anew with each of the many
-        shapes, sizes of batches included.
+        cuDNN's search for the fastest kernels (`cudnn.benchmark`) stays off. It would run again for
+        each input shape and each batch size.
         """
         import torch
 
@@ -199,37 +201,40 @@ class UltralyticsDetector:
         )
 
     def _letterbox(self, width: int, height: int) -> Letterbox:
-        if self._fixed_frame:
-            return _fit(width, height, *self._fixed_frame)
+        if self._fixed_shape:
+            return _fit(width, height, *self._fixed_shape)
         return letterbox(
             width,
             height,
             image_size=self._info.image_size,
             stride=self.backend.stride,
-            min_pixels=0 if self.backend.format == "pt" else _MIN_FRAME_PIXELS,
+            min_pixels=0 if self.backend.format == "pt" else _MIN_INPUT_PIXELS,
         )
 
-    def _host_memory(self, frame: Letterbox, count: int) -> "torch.Tensor":
-        """Memory for a batch of frames, pinned for a GPU.
+    def _host_memory(self, letterbox: Letterbox, count: int) -> "torch.Tensor":
+        """Allocate a batch of `count` inputs on the host, in pinned memory for a GPU.
 
-        PyTorch keeps pinned memory for reuse, and does not reuse it before the upload from it is
-        over (its CachingHostAllocator); none of it is ever filled twice at once.
+        PyTorch reuses pinned memory, but only after the upload from it has finished (see its
+        CachingHostAllocator). So a batch is never overwritten while it is uploaded.
         """
         import torch
 
-        shape = (count, frame.input_height, frame.input_width, 3)
+        shape = (count, letterbox.input_height, letterbox.input_width, 3)
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self._on_cuda)
 
-    def _detections(self, rows: "torch.Tensor", frame: Letterbox) -> list[Detection]:
+    def _detections(self, rows: "torch.Tensor", letterbox: Letterbox) -> list[Detection]:
+        """Convert the model's output for one image, float32 rows x 6, to detections."""
         confident = rows[rows[:, 4] >= self._min_confidence].tolist()
         return [
-            Detection(label_of(self._labels, int(row[5])), int(row[5]), row[4], frame.box(*row[:4]))
+            Detection(
+                label_of(self._labels, int(row[5])), int(row[5]), row[4], letterbox.box(*row[:4])
+            )
             for row in sorted(confident, key=lambda row: -row[4])
         ]
 
 
 def _fit(width: int, height: int, input_height: int, input_width: int) -> Letterbox:
-    """Letterbox into the one frame of a fixed-shape export, as ultralytics does it."""
+    """Letterbox into the fixed input shape of an export, as ultralytics does."""
     scale = min(input_height / height, input_width / width)
     resized_width, resized_height = max(round(width * scale), 1), max(round(height * scale), 1)
     return Letterbox(
@@ -245,24 +250,32 @@ def _fit(width: int, height: int, input_height: int, input_width: int) -> Letter
 
 
 def _load_fastest(path: Path, device: str) -> tuple[Path, Any]:
-    """Load the TensorRT engine beside the weights where one can run, else the file itself."""
+    """Load the TensorRT engine beside the weights if it can run here, otherwise the file itself.
+
+    Returns:
+        The path that was loaded, and its `AutoBackend`.
+
+    Raises:
+        ModelError: see `_load_backend`.
+    """
     engine = path.with_suffix(".engine")
     if path.suffix == ".pt" and device != "cpu" and engine.is_file():
         try:
             return engine, _load_backend(engine, device)
         except ModelError as exc:
             logger.warning(
-                "The TensorRT engine beside the weights cannot be used: the weights run instead",
+                "The TensorRT engine beside the weights cannot be loaded: the weights run instead",
                 extra={"engine": str(engine), "reason": str(exc)},
             )
     return path, _load_backend(path, device)
 
 
 def _load_backend(path: Path, device: str) -> Any:
-    """Load an `ultralytics.nn.autobackend.AutoBackend` with its end-to-end head.
+    """Load a model with its end-to-end head as an `ultralytics.nn.autobackend.AutoBackend`.
 
     Raises:
-        ModelError: it cannot be loaded on this device, or is no such network.
+        ModelError: a library is missing, the model cannot be loaded on this device, it has no
+            end-to-end head, or its labels cannot be stored.
     """
     library = _LIBRARIES.get(path.suffix)
     if library and not find_spec(library):
@@ -270,7 +283,7 @@ def _load_backend(path: Path, device: str) -> Any:
     if path.suffix == ".engine" and device == "cpu":
         raise ModelError(f"{path} is a TensorRT engine, which runs on a GPU: set DEVICE=0")
     model = load_yolo(path)
-    if not isinstance(model.model, str | Path):  # weights; an export is not read yet
+    if not isinstance(model.model, str | Path):  # weights. An export is not loaded yet.
         class_labels(
             getattr(model.model, "names", None),
             model=path.name,
@@ -281,50 +294,50 @@ def _load_backend(path: Path, device: str) -> Any:
         from ultralytics.nn.autobackend import AutoBackend
         from ultralytics.utils.torch_utils import select_device
 
-        chosen = select_device(device, verbose=False)
-        network = AutoBackend(
+        selected = select_device(device, verbose=False)
+        backend = AutoBackend(
             model.model,
-            device=chosen,
-            fp16=chosen.type != "cpu",
-            # What `predict` makes of `nms=False` in ultralytics 8.4; otherwise it takes the other
-            # head and runs NMS.
+            device=selected,
+            fp16=selected.type != "cpu",
+            # `predict(nms=False)` sets this in ultralytics 8.4. Otherwise the model uses its other
+            # head, and ultralytics runs NMS.
             end2end=True,
             verbose=False,
         ).eval()
     except Exception as exc:  # noqa: BLE001 - ultralytics raises whatever its loaders raise
         reason = str(exc).strip()
         raise ModelError(f"{path} cannot be loaded on DEVICE={device}: {reason}") from exc
-    if network.device.type != chosen.type:
+    if backend.device.type != selected.type:
         raise ModelError(
-            f"{path} would run on the {network.device.type}, not on DEVICE={device}: its library "
-            f"({library}) has no support for that device here"
+            f"{path} would run on the {backend.device.type}, not on DEVICE={device}: its library "
+            f"({library}) does not support that device here"
         )
-    if not network.end2end:
+    if not backend.end2end:
         raise ModelError(
             f"{path} has no end-to-end head, which YOLO26 models have: export it with nms=False"
         )
-    if network.format == "pt" and network.fp16:
-        decode_boxes_in_float32(network.model.model[-1])
-    return network
+    if backend.format == "pt" and backend.fp16:
+        decode_boxes_in_float32(backend.model.model[-1])
+    return backend
 
 
 def decode_boxes_in_float32(head: Any) -> None:
-    """Let a half-precision `Detect` head compute the corners of its boxes in float32.
+    """Make a half-precision `Detect` head of ultralytics compute box corners in float32.
 
-    They are differences of cells, times the stride: beyond 512 pixels a half float is off by up to
-    a quarter of a pixel, which small boxes cannot bear. What the convolutions give stays as it is,
-    exact in relation to the box's own size.
+    A corner is a distance in cells times the stride. Beyond 512 pixels, a half-precision corner is
+    off by up to a quarter of a pixel, which is too much for small boxes. The convolutions stay in
+    half precision: their error is small in relation to the size of the box.
     """
     head.dfl.register_forward_hook(lambda module, inputs, output: output.float())
 
 
 def load_yolo(path: Path) -> Any:
-    """Load an `ultralytics.YOLO` that is a detection model.
+    """Load a detection model as an `ultralytics.YOLO`.
 
     Raises:
-        ModelError: ultralytics is not installed, or the file is not such a model.
+        ModelError: ultralytics is not installed, or the file is not a detection model.
     """
-    os.environ.setdefault("YOLO_AUTOINSTALL", "False")  # read at the import; nothing is installed
+    os.environ.setdefault("YOLO_AUTOINSTALL", "False")  # ultralytics reads it at its import
     try:
         from ultralytics import YOLO
         from ultralytics.utils.events import events
@@ -337,31 +350,35 @@ def load_yolo(path: Path) -> Any:
         model = YOLO(path, verbose=False)
         task = model.task
     except Exception as exc:  # noqa: BLE001 - ultralytics raises whatever its loaders raise
-        hint = "" if path.exists() else ". There is no such file here, and it cannot be downloaded"
+        hint = "" if path.exists() else ". The file does not exist and cannot be downloaded"
         raise ModelError(f"ultralytics cannot load {path}: {exc}{hint}") from exc
     if task != "detect":
         raise ModelError(f"{path} is a model for {task!r}, not for detection")
     return model
 
 
-def _names_as_written(network: Any) -> Any:
-    """Return the classes' names before ultralytics made text of them."""
-    if network.format == "pt":
-        return network.model.names
-    return network.metadata.get("names") or network.names
+def _original_names(backend: Any) -> Any:
+    """Return the class names of the file, which ultralytics may have converted to text."""
+    if backend.format == "pt":
+        return backend.model.names
+    return backend.metadata.get("names") or backend.names
 
 
-def count_classes(owner: Any) -> int | None:
-    """Count the classes of weights by their head; None for an export."""
-    layers = getattr(getattr(owner, "model", None), "model", None)
+def count_classes(model: Any) -> int | None:
+    """Return the number of classes of weights, read from their head. None for an export.
+
+    Args:
+        model: an `ultralytics.YOLO` or an `AutoBackend`.
+    """
+    layers = getattr(getattr(model, "model", None), "model", None)
     count = getattr(layers[-1], "nc", None) if layers is not None else None
     return int(count) if count else None
 
 
 def _count_classes_of_onnx(path: Path) -> int | None:
-    """Count the classes of an ONNX file by its graph, which OpenVINO reads; None for others.
+    """Return the number of classes of an ONNX file, which OpenVINO reads. None for other files.
 
-    None also without OpenVINO, which the GPU image does not have.
+    Also None without OpenVINO, which is not in the container image for GPUs.
     """
     if path.suffix != ".onnx" or not find_spec("openvino"):
         return None
@@ -373,10 +390,10 @@ def _count_classes_of_onnx(path: Path) -> int | None:
 def trained_image_size(model: Any) -> int:
     """Return the longer side that weights were trained with, in pixels.
 
-    Like ultralytics, round it up to the stride of the network.
+    It is rounded up to a multiple of the stride, as ultralytics does.
 
     Args:
-        model: what `load_yolo` returns for weights, or the `AutoBackend` that runs them.
+        model: an `ultralytics.YOLO` or an `AutoBackend`, loaded from weights.
     """
     arguments = getattr(model.model, "args", None)
     size = arguments.get("imgsz") if isinstance(arguments, dict) else None
@@ -387,19 +404,20 @@ def trained_image_size(model: Any) -> int:
 
 
 def stride_of(model: Any) -> int:
-    """Return the stride of weights, in pixels: sides of frames are multiples of it."""
+    """Return the stride of weights, in pixels. Sides of an input shape are multiples of it."""
     strides = getattr(model.model, "stride", None)
     return max(int(max(strides)), _MIN_STRIDE) if strides is not None else _MIN_STRIDE
 
 
-def _precision(network: Any) -> str:
-    """Name the arithmetic: an export says it, weights run in that of their device."""
-    own = "fp16" if network.fp16 else "fp32"
-    return {8: "int8", 16: "fp16"}.get(network.metadata.get("args", {}).get("quantize"), own)
+def _precision(backend: Any) -> str:
+    """Return `int8`, `fp16` or `fp32`: as exported, or as the device runs weights."""
+    device_precision = "fp16" if backend.fp16 else "fp32"
+    exported_bits = backend.metadata.get("args", {}).get("quantize")
+    return {8: "int8", 16: "fp16"}.get(exported_bits, device_precision)
 
 
 def sha256_of(path: Path) -> str:
-    """Hash a model's file, or the files of a directory in the order of their names."""
+    """Return the SHA-256 of a file, or of a directory's files in the order of their names."""
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():

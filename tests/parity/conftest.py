@@ -1,4 +1,4 @@
-"""The reference must compute in float32, as we do."""
+"""Make the reference compute in float32, as the service does."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def float32_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep OpenVINO from taking bfloat16 where the CPU has it: ultralytics has no option for it."""
+    """Turn bfloat16 off in OpenVINO. Ultralytics has no option for it."""
     compile_model = ov.Core.compile_model
 
     def in_float32(

@@ -1,6 +1,6 @@
-"""int8 against float on COCO: what `yolo-batch export` measures, on labelled pictures.
+"""int8 against float on COCO: what `yolo-batch export` measures, on labelled images.
 
-The calibration pictures and the measured ones are different photographs.
+The calibration images and the measured images are different photographs.
 """
 
 import os
@@ -61,14 +61,14 @@ def test_int8_loses_at_most_a_point_of_map(int8: Path, capsys: pytest.CaptureFix
 def test_int8_and_its_float_model_pass_their_canaries(int8: Path) -> None:
     for path, precision in ((int8, "int8"), (int8 / FALLBACK, "fp32")):
         assert read_metadata(path)["canary"]["detections_compared"] >= 4
-        checked = load_verified(path, load=load_detector)
-        assert (checked.fallback, checked.detector.info.precision) == (None, precision)
+        verified = load_verified(path, load=load_detector)
+        assert (verified.fallback, verified.detector.info.precision) == (None, precision)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="these are x86's instructions")
 @pytest.mark.parametrize("instructions", ["AVX2", "AVX512_CORE"])
 def test_int8_passes_its_canary_without_vnni(int8: Path, tmp_path: Path, instructions: str) -> None:
-    """CPUs without VNNI add up products of 8 bits in 16, which can overflow."""
+    """CPUs without VNNI add 8-bit products in 16 bits, which can overflow."""
     code = (
         "import sys; from pathlib import Path; "
         "from service.inference.loading import load_detector; "

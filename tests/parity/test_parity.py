@@ -1,8 +1,8 @@
 """Both detectors against ultralytics itself, on the same weights and the same images.
 
-The reference is `ultralytics.YOLO(...).predict(path, nms=False)`: reading, letterbox, network and
-boxes are ultralytics' own. The network in the repository is compared always; COCO weights and
-pictures where they lie beside the checkout.
+The reference is `ultralytics.YOLO(...).predict(path, nms=False)`: reading, letterbox, model and
+boxes are ultralytics' own. The bundled model is compared always; COCO weights and
+images only if they lie beside the checkout.
 """
 
 import os
@@ -35,18 +35,18 @@ pytestmark = [
 
 SHARED = Path(os.environ.get("PARITY_DATA", "../shared"))
 COCO_WEIGHTS = SHARED / "models" / "yolo26n.pt"
-COCO_PICTURES = SHARED / "coco-mini" / "dev"
+COCO_IMAGES = SHARED / "coco-mini" / "dev"
 MIN_CONFIDENCE = 0.25
 MIN_IOU = 0.99
 MAX_CONFIDENCE_GAP = 0.01
-# Of the ultralytics detector, which runs the reference's own network on the reference's own inputs.
+# Of the ultralytics detector, which runs the reference's own model on the reference's own inputs.
 MIN_SAME_IOU = 0.999
 MAX_SAME_CONFIDENCE_GAP = 0.001
 
 
 @dataclass(frozen=True)
 class Found:
-    """A detection, whoever made it."""
+    """A detection of either detector."""
 
     class_id: int
     confidence: float
@@ -55,7 +55,7 @@ class Found:
 
 @dataclass
 class Worst:
-    """How far two detectors are apart, over all that was compared."""
+    """The largest difference between two detectors over all images."""
 
     iou: float = 1.0
     confidence_gap: float = 0.0
@@ -73,7 +73,7 @@ def offline_ultralytics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture(scope="session")
 def bundled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled model under a name by which ultralytics knows an OpenVINO export."""
+    """The bundled model under a name that ultralytics recognises as an OpenVINO export."""
     path = tmp_path_factory.mktemp("bundled") / "shapes_openvino_model"
     path.symlink_to(BUNDLED_MODEL, target_is_directory=True)
     return path
@@ -86,12 +86,12 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def coco() -> tuple[Path, list[Path]]:
-    if not COCO_WEIGHTS.is_file() or not COCO_PICTURES.is_dir():
+    if not COCO_WEIGHTS.is_file() or not COCO_IMAGES.is_dir():
         pytest.skip(
-            f"NOT CHECKED: parity on COCO needs {COCO_WEIGHTS} and {COCO_PICTURES}; "
+            f"NOT CHECKED: parity on COCO needs {COCO_WEIGHTS} and {COCO_IMAGES}; "
             "set PARITY_DATA to the folder that holds models/ and coco-mini/"
         )
-    return COCO_WEIGHTS, sorted(COCO_PICTURES.glob("*.jpg"))
+    return COCO_WEIGHTS, sorted(COCO_IMAGES.glob("*.jpg"))
 
 
 @pytest.fixture(scope="session")
@@ -117,7 +117,7 @@ def test_ultralytics_detector_agrees_with_ultralytics(bundled: Path, samples: li
 
 @pytest.fixture(scope="session")
 def weights(samples: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights that nobody trained, which find something everywhere."""
+    """Untrained weights that detect something in every image."""
     import torch
     from ultralytics import YOLO
 
@@ -125,26 +125,26 @@ def weights(samples: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         model = YOLO(str(MODEL_YAML), task="detect")
-        network = model.model
+        torch_model = model.model
         for boxes, classes in zip(
-            network.model[-1].one2one_cv2, network.model[-1].one2one_cv3, strict=True
+            torch_model.model[-1].one2one_cv2, torch_model.model[-1].one2one_cv3, strict=True
         ):
             boxes[-1].weight.mul_(0.3)
             boxes[-1].bias.fill_(3.0)  # cells from the centre to each side
             classes[-1].bias.fill_(-5.0)
-        for module in network.modules():
+        for module in torch_model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = 1.0  # takes its statistics from the next batch
-        network.train()
-        pictures = [cv2.resize(pixels_of(path), (256, 256)) for path in samples[:4]]
-        network(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255)
-        network.eval()
+        torch_model.train()
+        images = [cv2.resize(pixels_of(path), (256, 256)) for path in samples[:4]]
+        torch_model(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255)
+        torch_model.eval()
         model.save(path)
     return path
 
 
 @pytest.mark.parametrize("image_size", [256, 320])
-def test_ultralytics_detector_agrees_with_ultralytics_on_weights(
+def test_weights_detect_as_with_ultralytics(
     weights: Path, samples: list[Path], image_size: int
 ) -> None:
     from service.inference.ultralytics import UltralyticsDetector
@@ -161,20 +161,20 @@ def pixels_of(path: Path) -> Pixels:
 def test_openvino_agrees_with_ultralytics_on_coco(
     coco: tuple[Path, list[Path]], coco_export: Path, say: Say
 ) -> None:
-    weights, pictures = coco
-    ours = detected(load_detector(coco_export), pictures)
-    say(assert_parity(ours, predicted(weights, pictures, 640, in_our_inputs=True), at_least=100))
+    weights, images = coco
+    ours = detected(load_detector(coco_export), images)
+    say(assert_parity(ours, predicted(weights, images, 640, in_our_inputs=True), at_least=100))
 
 
 def test_ultralytics_detector_agrees_with_ultralytics_on_coco(
     coco: tuple[Path, list[Path]], say: Say
 ) -> None:
-    weights, pictures = coco
+    weights, images = coco
     detector = load_detector(weights)
-    reference = predicted(weights, pictures, 640)
-    alone = [found for path in pictures for found in detector.detect([pixels_of(path)])]
+    reference = predicted(weights, images, 640)
+    alone = [found for path in images for found in detector.detect([pixels_of(path)])]
     say(assert_same(as_found(alone), reference, at_least=100))
-    say(assert_same(detected(detector, pictures), reference, at_least=100))
+    say(assert_same(detected(detector, images), reference, at_least=100))
 
 
 def test_gpu_agrees_with_ultralytics_on_coco(coco: tuple[Path, list[Path]], say: Say) -> None:
@@ -182,10 +182,10 @@ def test_gpu_agrees_with_ultralytics_on_coco(coco: tuple[Path, list[Path]], say:
 
     if not torch.cuda.is_available():
         pytest.skip("NOT CHECKED: half precision on a GPU needs one that torch.cuda can use")
-    weights, pictures = coco
-    ours = detected(load_detector(weights, device="0"), pictures)
+    weights, images = coco
+    ours = detected(load_detector(weights, device="0"), images)
     # In float32 on the CPU: so far may half precision be off.
-    reference = predicted(weights, pictures, 640)
+    reference = predicted(weights, images, 640)
     say(assert_parity(ours, reference, at_least=100, min_iou=0.97, max_confidence_gap=0.03))
 
 
@@ -198,7 +198,7 @@ def color(pixels: Pixels) -> Image.Image:
 
 
 def turned(pixels: Pixels, path: Path) -> None:
-    """Store lying on its side, with the EXIF orientation that sets it upright."""
+    """Save the image rotated, with the EXIF orientation that turns it upright."""
     image = color(pixels).rotate(90, expand=True)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown rotated by 90 degrees clockwise
@@ -244,19 +244,19 @@ def test_unusual_file_agrees_with_ultralytics(
 def test_unusual_file_agrees_with_ultralytics_on_coco(
     kind: str, coco: tuple[Path, list[Path]], coco_export: Path, tmp_path: Path
 ) -> None:
-    weights, pictures = coco
-    odd = write_odd(kind, pictures[:4], tmp_path)
+    weights, images = coco
+    odd = write_odd(kind, images[:4], tmp_path)
     ours = detected(load_detector(coco_export), odd)
     assert_parity(ours, predicted(weights, odd, 640, in_our_inputs=True), at_least=len(odd))
 
 
-def write_odd(kind: str, pictures: Sequence[Path], directory: Path) -> list[Path]:
-    """Write the pictures once more, in an odd way of storing them."""
+def write_odd(kind: str, images: Sequence[Path], directory: Path) -> list[Path]:
+    """Write the images again in an unusual format."""
     suffix, write = ODD[kind]
     paths = []
-    for index, picture in enumerate(pictures):
+    for index, image in enumerate(images):
         paths.append(directory / f"{index}{suffix}")
-        write(decode(picture.read_bytes(), max_pixels=10**8).pixels, paths[-1])
+        write(decode(image.read_bytes(), max_pixels=10**8).pixels, paths[-1])
     return paths
 
 
@@ -265,19 +265,19 @@ def test_mixed_batch_agrees_with_one_by_one(
 ) -> None:
     from service.inference.ultralytics import UltralyticsDetector
 
-    pictures = [pixels_of(path) for path in samples]
+    images = [pixels_of(path) for path in samples]
     detectors = (
         load_detector(bundled),
         UltralyticsDetector(bundled),
         UltralyticsDetector(weights, image_size=256),
     )
     for detector in detectors:
-        together = as_found(detector.detect(pictures))
-        alone = as_found(found for picture in pictures for found in detector.detect([picture]))
+        together = as_found(detector.detect(images))
+        alone = as_found(found for image in images for found in detector.detect([image]))
         assert_same(together, alone, at_least=len(samples))
 
 
-def test_export_of_weights_without_a_network_says_so(
+def test_export_of_broken_weights_fails_with_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from service.errors import ModelError
@@ -298,7 +298,7 @@ def test_export_records_what_identifies_the_model(coco_export: Path) -> None:
 
 
 def detected(detector: Detector, paths: Sequence[Path]) -> list[list[Found]]:
-    """Run files through the service's own pipeline, in batches."""
+    """Detect in files as `yolo-batch detect` does, in batches."""
     documents: dict[str, Any] = {}
 
     def receive(document: dict[str, Any]) -> None:
@@ -319,8 +319,8 @@ def predicted(
 ) -> list[list[Found]]:
     """Let ultralytics read and predict the files, one by one.
 
-    With `in_our_inputs` it pads each image to the input that the OpenVINO detector would take,
-    which is larger than its own choice for some ratios; the padding alone moves confidences.
+    With `in_our_inputs`, it pads each image to the input shape of the OpenVINO detector. For some
+    ratios this is larger than its own choice, and the padding alone changes confidences.
     """
     from ultralytics import YOLO
 
@@ -353,7 +353,7 @@ def as_found(batches: Iterable[list[Detection]]) -> list[list[Found]]:
 
 @pytest.fixture
 def say(capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> Say:
-    """Print a figure into the test run's own output."""
+    """Print a figure in the output of the test run."""
 
     def print_figures(worst: Worst) -> None:
         with capsys.disabled():
@@ -370,7 +370,7 @@ def assert_parity(
     min_iou: float = MIN_IOU,
     max_confidence_gap: float = MAX_CONFIDENCE_GAP,
 ) -> Worst:
-    """Every confident detection of either has its counterpart in the other."""
+    """Assert that every confident detection of one detector has a counterpart in the other."""
     assert len(ours) == len(reference)
     worst = Worst()
     for mine, theirs in zip(ours, reference, strict=True):

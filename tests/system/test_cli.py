@@ -187,7 +187,7 @@ def test_up_with_a_broken_model_says_so_at_once(tmp_path: Path) -> None:
     done = run_dev("up", "--model", tmp_path / "model")
     assert done.returncode == 1
     assert "service ended with exit code 3" in done.stderr
-    assert "is damaged: its network is not the one that was exported" in done.stderr
+    assert "is damaged: its .xml or .bin file has changed" in done.stderr
 
 
 def test_results_prints_documents_of_a_prefix(stack: Stack, samples: Samples) -> None:

@@ -1,4 +1,4 @@
-"""mAP on labels from the field: the same as on clean ones, or said; never lower without a word."""
+"""mAP on faulty labels: equal to that on clean labels, or explained by a note."""
 
 import json
 import shutil
@@ -137,7 +137,7 @@ QUIET = [
 class TestQuiet:
     pytestmark = needs_pycocotools
 
-    def test_odd_labels_are_measured_like_clean_ones(
+    def test_unusual_labels_are_measured_like_clean_ones(
         self,
         change: Callable[[Any], None],
         clean: MeanAveragePrecision,
@@ -157,12 +157,12 @@ def other_spelling(truth: Any) -> None:
 def a_class_in_two_categories(truth: Any) -> None:
     truth["categories"].append({"id": 99, "name": "star"})
     star = category(truth, "star")["id"]
-    mine = [one for one in truth["annotations"] if one["category_id"] == star]
+    mine = [annotation for annotation in truth["annotations"] if annotation["category_id"] == star]
     mine[0]["category_id"] = 99
 
 
 def objects_that_repeat(truth: Any) -> None:
-    truth["annotations"] += [one | {"id": 1000} for one in truth["annotations"][:3]]
+    truth["annotations"] += [annotation | {"id": 1000} for annotation in truth["annotations"][:3]]
 
 
 def boxes_of_no_area(truth: Any) -> None:
@@ -211,13 +211,13 @@ def sizes_that_are_absent(truth: Any) -> None:
     truth["images"][2]["height"] = float("inf")
 
 
-SAID = [
+NOTED = [
     (annotations_without_boxes, "without a box of four numbers, left out: 10"),
     (boxes_in_the_first_pixel, "with a box within the first pixel, left out: 1"),
     (boxes_that_cvat_rotates, "measured as the upright boxes around them: 3"),
     (sizes_that_are_absent, "without a width and height in the labels: 3"),
     (other_spelling, "despite another spelling: 'STAR_' for 'star'"),
-    (a_class_in_two_categories, "2 categories have the name 'star'"),
+    (a_class_in_two_categories, "2 categories with objects have the name 'star'"),
     (objects_that_repeat, "that repeat another annotation, left out: 3"),
     (boxes_of_no_area, "with a box of no area, left out: 2"),
     (objects_of_no_image, "of images that the file does not list, left out: 1"),
@@ -226,11 +226,11 @@ SAID = [
 ]
 
 
-@pytest.mark.parametrize(("change", "note"), SAID, ids=[change.__name__ for change, _ in SAID])
-class TestSaid:
+@pytest.mark.parametrize(("change", "note"), NOTED, ids=[change.__name__ for change, _ in NOTED])
+class TestNoted:
     pytestmark = needs_pycocotools
 
-    def test_what_is_put_right_or_left_out_is_said(
+    def test_corrected_and_omitted_labels_are_noted(
         self,
         change: Callable[[Any], None],
         note: str,
@@ -241,12 +241,12 @@ class TestSaid:
         change(truth)
         measured = measure(truth)
         assert astuple(measured)[:4] == pytest.approx(astuple(clean)[:4])
-        [said] = measured.notes
-        assert note in said
+        [actual] = measured.notes
+        assert note in actual
 
 
 def rescale(truth: Any, scale: float) -> None:
-    """Write boxes as a share of the image, times `scale`; 0.5 is of pixels, without sizes."""
+    """Write boxes in pixels times `scale`. From 1 up: in fractions of the image times `scale`."""
     sizes = {image["id"]: (image["width"], image["height"]) for image in truth["images"]}
     for annotation in truth["annotations"]:
         width, height = sizes[annotation["image_id"]] if scale < 1 else (1, 1)
@@ -280,7 +280,7 @@ MISFITS = [percent, half_the_size, names_of_other_classes]
 class TestMeasured:
     pytestmark = needs_pycocotools
 
-    def test_image_that_cannot_be_measured_is_said(
+    def test_image_that_cannot_be_measured_is_noted(
         self, samples: Path, tmp_path: Path, measure: Callable[..., MeanAveragePrecision]
     ) -> None:
         for path in samples.iterdir():
@@ -293,12 +293,14 @@ class TestMeasured:
         without = labelled_samples()
         del without["images"][4], without["images"][1]
         ids = {image["id"] for image in without["images"]}
-        without["annotations"] = [one for one in without["annotations"] if one["image_id"] in ids]
+        without["annotations"] = [
+            annotation for annotation in without["annotations"] if annotation["image_id"] in ids
+        ]
         assert replace(measured, notes=()) == measure(without)
         assert measured.images == 10
         unreadable, resized = measured.notes
         assert "cannot be read, left out: 1: shapes-02.jpg (" in unreadable
-        assert "another size than labelled, left out: 1: shapes-05.jpg (" in resized
+        assert "another size than in the labels, left out: 1: shapes-05.jpg (" in resized
         assert "labelled 10x20" in resized
 
     def test_no_image_that_can_be_measured_is_an_error(
@@ -310,7 +312,7 @@ class TestMeasured:
         with pytest.raises(ModelError, match="no object that can be measured.*another size"):
             measure(truth)
 
-    def test_corners_taken_for_sizes_are_said(
+    def test_corners_instead_of_sizes_are_noted(
         self, measure: Callable[..., MeanAveragePrecision]
     ) -> None:
         truth = labelled_samples()
@@ -322,7 +324,7 @@ class TestMeasured:
         assert "reach beyond their image" in note
 
     @pytest.mark.parametrize("change", MISFITS, ids=lambda change: change.__name__)
-    def test_labels_that_do_not_fit_the_images_are_said(
+    def test_labels_that_do_not_fit_the_images_are_noted(
         self, change: Callable[[Any], None], measure: Callable[..., MeanAveragePrecision]
     ) -> None:
         truth = labelled_samples()
@@ -333,7 +335,7 @@ class TestMeasured:
         assert "probably do not fit the images" in measured.notes[0]
 
     @pytest.mark.parametrize("scale", [0.5, 100])
-    def test_labels_of_another_scale_are_said(
+    def test_labels_of_another_scale_are_noted(
         self, scale: float, measure: Callable[..., MeanAveragePrecision]
     ) -> None:
         truth = labelled_samples()
@@ -341,7 +343,7 @@ class TestMeasured:
         assert any("end before 60% of the width" in note for note in measure(truth).notes)
 
     @pytest.mark.parametrize("reach", [1, 1.001, 1.05])
-    def test_shares_of_the_image_are_an_error(
+    def test_boxes_as_fractions_are_an_error(
         self, reach: float, measure: Callable[..., MeanAveragePrecision]
     ) -> None:
         truth = labelled_samples()
@@ -375,7 +377,7 @@ class TestMeasured:
         assert "shapes-02.jpg (The file cannot be opened: Input/output error.)" in measured.notes[0]
 
     @pytest.mark.parametrize("orientation", [1, 2, 3, 4, 6])
-    def test_image_that_exif_turns_is_said(
+    def test_image_that_exif_rotates_is_noted(
         self,
         orientation: int,
         samples: Path,
@@ -391,9 +393,9 @@ class TestMeasured:
         if orientation == 1:
             assert measured.notes == ()
         elif orientation == 6:
-            assert "another size than labelled" in measured.notes[0]
+            assert "another size than in the labels" in measured.notes[0]
         else:
-            assert "turned by their EXIF orientation: 1: shapes-02.jpg" in measured.notes[0]
+            assert "rotated by their EXIF orientation: 1: shapes-02.jpg" in measured.notes[0]
 
     def test_labels_for_the_upright_image_are_proven_by_its_size(
         self, samples: Path, tmp_path: Path, measure: Callable[..., MeanAveragePrecision]
@@ -407,19 +409,21 @@ class TestMeasured:
             turned.save(tmp_path / "shapes-02.jpg", exif=exif, quality=95)
         assert measure(labelled_samples(), tmp_path).notes == ()
 
-    def test_class_that_the_labels_lack_is_said(
+    def test_class_without_labels_is_noted(
         self, measure: Callable[..., MeanAveragePrecision]
     ) -> None:
         truth = labelled_samples()
         star = category(truth, "star")
         truth["categories"].remove(star)
         truth["annotations"] = [
-            one for one in truth["annotations"] if one["category_id"] != star["id"]
+            annotation
+            for annotation in truth["annotations"]
+            if annotation["category_id"] != star["id"]
         ]
         [note] = measure(truth).notes
         assert "no category for 1 of the model's classes, which are not measured: 'star'" in note
 
-    def test_labels_of_other_things_are_an_error(
+    def test_labels_of_other_classes_are_an_error(
         self, measure: Callable[..., MeanAveragePrecision]
     ) -> None:
         truth = labelled_samples()
@@ -484,7 +488,7 @@ ANNOTATION = LABELLED["annotations"][0]
         "long",
     ],
 )
-def test_labels_that_lack_something_say_what(
+def test_incomplete_labels_are_explained(
     tmp_path: Path, changes: dict[str, Any], what: str
 ) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")
@@ -497,7 +501,7 @@ def test_labels_that_lack_something_say_what(
     ["[]", "", "{", "7", "\x00", "[" * 200_000],
     ids=["list", "empty", "open", "number", "nul", "deep"],
 )
-def test_file_that_is_no_labels_says_so(tmp_path: Path, text: str) -> None:
+def test_file_without_labels_is_rejected(tmp_path: Path, text: str) -> None:
     (tmp_path / "labels.json").write_text(text, encoding="utf-8")
     with pytest.raises(ModelError, match="not a COCO label file") as caught:
         read_truth(Labels(tmp_path / "labels.json", tmp_path))
@@ -522,7 +526,7 @@ def test_labelled_image_that_is_absent_is_named(tmp_path: Path) -> None:
         ("lamp", ["traffic light"], None),
     ],
 )
-def test_label_spelled_otherwise_is_found(
+def test_label_in_another_spelling_is_found(
     tmp_path: Path, name: str, labels: list[str], label: str | None
 ) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")

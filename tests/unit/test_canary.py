@@ -1,4 +1,4 @@
-"""What a model has to return before it serves: the bundled model, and fakes."""
+"""A model's canary, on the bundled model and on fakes."""
 
 import logging
 import os
@@ -30,7 +30,7 @@ from service.inference.canary import (
     NOT_COMPARED,
     PASSED,
     Tolerance,
-    difference,
+    describe_difference,
     load_verified,
 )
 from service.inference.detector import Detector
@@ -53,14 +53,14 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def with_float(model: Path) -> Path:
-    """A model whose canary fails, with a good one beside it."""
+    """A model whose canary fails, with a float model that passes."""
     shutil.copytree(BUNDLED_MODEL, model / FALLBACK)
     expect(model, "circle", "heart")
     return model
 
 
 def expect(model: Path, label: str, other: str) -> None:
-    """Let the canary expect another class."""
+    """Change an expected class of the canary."""
     path = model / CANARY / "expected.json"
     text = path.read_text(encoding="utf-8")
     assert f'"{label}"' in text
@@ -93,7 +93,7 @@ class Raising(Seeing):
         raise RuntimeError("no kernel")
 
 
-def thing(confidence: float, box: Box = BOX, class_id: int = 0) -> Detection:
+def circle(confidence: float, box: Box = BOX, class_id: int = 0) -> Detection:
     return Detection("circle", class_id, confidence, box)
 
 
@@ -104,43 +104,41 @@ def thing(confidence: float, box: Box = BOX, class_id: int = 0) -> Detection:
     ("expected", "found"),
     [
         ([], []),
-        ([thing(0.9)], [thing(0.9)]),
-        ([thing(0.9)], [thing(0.85, NEAR)]),
-        ([thing(0.9), thing(0.8, FAR)], [thing(0.8, FAR), thing(0.9)]),
-        ([thing(0.3)], []),  # undecided
-        ([], [thing(0.3)]),
-        ([thing(0.35)], [thing(0.45)]),
+        ([circle(0.9)], [circle(0.9)]),
+        ([circle(0.9)], [circle(0.85, NEAR)]),
+        ([circle(0.9), circle(0.8, FAR)], [circle(0.8, FAR), circle(0.9)]),
+        ([circle(0.3)], []),  # undecided
+        ([], [circle(0.3)]),
+        ([circle(0.35)], [circle(0.45)]),
     ],
     ids=["nothing", "equal", "near", "order", "weak-lost", "weak-new", "weak-grown"],
 )
-def test_answers_of_the_same_model_do_not_differ(
-    expected: list[Detection], found: list[Detection]
-) -> None:
-    assert difference(expected, found, Tolerance()) is None
+def test_small_differences_are_tolerated(expected: list[Detection], found: list[Detection]) -> None:
+    assert describe_difference(expected, found, Tolerance()) is None
 
 
 @pytest.mark.parametrize(
     ("expected", "found", "what"),
     [
-        ([thing(0.9)], [], "expected 'circle' at 0.90 in (10, 10, 50, 50) %"),
-        ([thing(0.9)], [thing(0.9, FAR)], "which was not found"),
-        ([thing(0.9)], [thing(0.9, class_id=1)], "which was not found"),
-        ([thing(0.9)], [thing(0.6)], "found it at 0.60"),
-        ([thing(0.9)], [thing(float("nan"))], "found it at nan"),
-        ([thing(0.9)], [thing(0.9), thing(0.9)], "found 'circle' at 0.90"),
-        ([], [thing(0.9)], "which was not expected"),
+        ([circle(0.9)], [], "expected 'circle' at 0.90 in (10, 10, 50, 50) %"),
+        ([circle(0.9)], [circle(0.9, FAR)], "which was not found"),
+        ([circle(0.9)], [circle(0.9, class_id=1)], "which was not found"),
+        ([circle(0.9)], [circle(0.6)], "found it at 0.60"),
+        ([circle(0.9)], [circle(float("nan"))], "found it at nan"),
+        ([circle(0.9)], [circle(0.9), circle(0.9)], "found 'circle' at 0.90"),
+        ([], [circle(0.9)], "which was not expected"),
     ],
     ids=["lost", "moved", "class", "unsure", "nan", "twice", "new"],
 )
-def test_answers_of_a_broken_model_differ_and_it_says_how(
+def test_large_differences_are_described(
     expected: list[Detection], found: list[Detection], what: str
 ) -> None:
-    assert what in str(difference(expected, found, Tolerance()))
+    assert what in str(describe_difference(expected, found, Tolerance()))
 
 
 def test_detections_below_min_confidence_are_not_compared() -> None:
-    assert difference([thing(0.8)], [], Tolerance(), min_confidence=0.9) is None
-    assert difference([thing(0.8)], [], Tolerance(), min_confidence=0.5)
+    assert describe_difference([circle(0.8)], [], Tolerance(), min_confidence=0.9) is None
+    assert describe_difference([circle(0.8)], [], Tolerance(), min_confidence=0.5)
 
 
 # --- a real model -----------------------------------------------------------------------------
@@ -148,8 +146,8 @@ def test_detections_below_min_confidence_are_not_compared() -> None:
 
 def test_bundled_model_passes_its_canary(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        checked = load_verified(BUNDLED_MODEL, load=load_detector)
-    assert (checked.path, checked.fallback, checked.canary) == (BUNDLED_MODEL, None, PASSED)
+        verified = load_verified(BUNDLED_MODEL, load=load_detector)
+    assert (verified.path, verified.fallback, verified.canary) == (BUNDLED_MODEL, None, PASSED)
     [line] = [record for record in caplog.records if "canary" in record.message]
     assert vars(line)["model"] == str(BUNDLED_MODEL)
     assert vars(line)["cpu"] == cpu_name() != ""
@@ -161,7 +159,7 @@ def test_canary_is_logged_before_it_runs_at_any_log_level(
 ) -> None:
     with caplog.at_level(level):
         load_verified(BUNDLED_MODEL, load=load_detector)
-    assert [r.levelname for r in caplog.records if "Trying" in r.message] == [level]
+    assert [r.levelname for r in caplog.records if "Running" in r.message] == [level]
 
 
 CHECKING = """
@@ -177,7 +175,7 @@ print(load_verified(Path(sys.argv[1]), load=load_detector).fallback)
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="these are x86's instructions")
 @pytest.mark.parametrize("instructions", ["AVX2", "AVX512_CORE"])
 def test_bundled_model_passes_its_canary_on_other_cpus(instructions: str) -> None:
-    """As far as oneDNN's switch makes this CPU one of them; one without them stays as it is."""
+    """oneDNN's setting limits the instructions. It has no effect on a CPU without them."""
     done = subprocess.run(
         [sys.executable, "-c", CHECKING, str(BUNDLED_MODEL)],
         cwd=HERE,
@@ -197,14 +195,14 @@ def test_canary_passes_at_any_min_confidence() -> None:
 
 def test_canary_runs_one_image_at_a_time(model: Path) -> None:
     shutil.rmtree(model / CANARY)
-    write_canary(model, Seeing(thing(0.9)), draw())
-    seeing = Seeing(thing(0.9))
+    write_canary(model, Seeing(circle(0.9)), draw())
+    seeing = Seeing(circle(0.9))
     load_verified(model, load=lambda _: seeing)
     assert seeing.batches == [1, 1, 1]
 
 
 def test_canary_sees_what_the_services_decoder_returns(model: Path) -> None:
-    """A decoder that exchanges red and blue on this machine makes the model answer otherwise."""
+    """A decoder that exchanges red and blue on this machine changes the detections."""
 
     def swapped(data: bytes, image_size: int) -> Pixels:
         return np.ascontiguousarray(decode_in_process(data, image_size)[:, :, ::-1])
@@ -222,20 +220,20 @@ def test_canary_that_cannot_be_decoded_is_a_model_error(model: Path) -> None:
         load_verified(model, load=load_detector, decode=busy)
 
 
-def test_canary_with_other_answers_refuses_and_says_what(model: Path) -> None:
+def test_canary_with_other_detections_is_rejected(model: Path) -> None:
     expect(model, "circle", "heart")
-    with pytest.raises(ModelError, match=r"differs on .+: in street\.jpg the network expected"):
+    with pytest.raises(ModelError, match=r"differs on .+: in street\.jpg the model expected"):
         load_verified(model, load=load_detector)
 
 
-def test_canary_with_other_answers_falls_back_to_float(
+def test_canary_with_other_detections_falls_back_to_float(
     with_float: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    checked = load_verified(with_float, load=load_detector)
-    assert checked.path == with_float / FALLBACK
-    assert checked.detector.info.precision == "fp16"
-    assert "differs on" in str(checked.fallback)
-    assert "The float model beside it runs instead" in str(checked.fallback)
+    verified = load_verified(with_float, load=load_detector)
+    assert verified.path == with_float / FALLBACK
+    assert verified.detector.info.precision == "fp16"
+    assert "differs on" in str(verified.fallback)
+    assert "The float model beside it runs instead" in str(verified.fallback)
     assert [r.levelname for r in caplog.records if "Fell back" in r.message] == ["ERROR"]
 
 
@@ -260,7 +258,7 @@ def test_damaged_model_is_never_loaded(model: Path, name: str) -> None:
 
 
 def test_model_that_sees_other_colours_is_refused(model: Path) -> None:
-    """As a wrong library would show itself: the files are right, the answers are not."""
+    """A faulty library would look like this: the files are intact, the detections are wrong."""
 
     class Swapped(Seeing):
         def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
@@ -286,7 +284,7 @@ def test_model_that_cannot_be_loaded_falls_back(with_float: Path) -> None:
     assert "OpenVINO cannot load" in str(load_verified(with_float, load=load_detector).fallback)
 
 
-def test_model_that_fails_in_an_unforeseen_way_falls_back(
+def test_unexpected_error_of_a_model_falls_back(
     with_float: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def load(path: Path) -> Detector:
@@ -294,9 +292,9 @@ def test_model_that_fails_in_an_unforeseen_way_falls_back(
             raise ZeroDivisionError("imgsz")
         return load_detector(path)
 
-    checked = load_verified(with_float, load=load)
-    assert "cannot be loaded and tried: ZeroDivisionError('imgsz')" in str(checked.fallback)
-    assert checked.canary == PASSED
+    verified = load_verified(with_float, load=load)
+    assert "cannot be loaded or run: ZeroDivisionError('imgsz')" in str(verified.fallback)
+    assert verified.canary == PASSED
     assert any(record.exc_info for record in caplog.records)
 
 
@@ -304,8 +302,8 @@ def test_model_without_a_canary_loads_with_a_warning(
     model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.rmtree(model / CANARY)
-    checked = load_verified(model, load=load_detector)
-    assert (checked.fallback, checked.canary) == (None, None)
+    verified = load_verified(model, load=load_detector)
+    assert (verified.fallback, verified.canary) == (None, None)
     assert "carries no canary" in caplog.text
 
 
@@ -330,10 +328,10 @@ def test_canary_of_another_image_size_runs_but_is_not_compared(
         "",
         "{}",
         "[]",
-        '{"network": 1, "image_size": 2}',
-        '{"network": 1, "image_size": 2, "tolerance": {}, "pictures": {}}',
+        '{"files_sha256": 1, "image_size": 2}',
+        '{"files_sha256": 1, "image_size": 2, "tolerance": {}, "images": {}}',
     ],
-    ids=["empty", "nothing", "list", "half", "no-pictures"],
+    ids=["empty", "nothing", "list", "half", "no-images"],
 )
 def test_broken_expectations_are_a_model_error(model: Path, text: str) -> None:
     (model / CANARY / "expected.json").write_text(text, encoding="utf-8")
@@ -362,7 +360,7 @@ load_verified(Path(sys.argv[1]), load=Aborting)
 
 
 def test_crash_of_the_model_logs_which_model_and_cpu(model: Path) -> None:
-    """The platform keeps the revision before this one; its operator has the log alone."""
+    """Cloud Run keeps the previous revision, and the log is all that an operator sees."""
     done = subprocess.run(
         [sys.executable, "-c", ABORTING, str(model)],
         cwd=HERE,
@@ -371,15 +369,15 @@ def test_crash_of_the_model_logs_which_model_and_cpu(model: Path) -> None:
         check=False,
     )
     assert done.returncode < 0, done.stderr
-    assert f"Trying the model's canary {cpu_name()} {model}" in done.stderr
+    assert f"Running the model's canary {cpu_name()} {model}" in done.stderr
     assert "Fatal Python error: Aborted" in done.stderr  # faulthandler's
     assert "in detect" in done.stderr
 
 
 def test_write_canary_counts_what_a_start_compares(model: Path) -> None:
     shutil.rmtree(model / CANARY)
-    sure = replace(thing(0.9), box=FAR)
-    assert write_canary(model, Seeing(sure, thing(0.3)), draw()) == 3
+    sure = replace(circle(0.9), box=FAR)
+    assert write_canary(model, Seeing(sure, circle(0.3)), draw()) == 3
 
 
 def test_write_canary_of_a_model_that_does_not_run_fails(model: Path) -> None:
@@ -388,9 +386,9 @@ def test_write_canary_of_a_model_that_does_not_run_fails(model: Path) -> None:
         write_canary(model, Raising(), draw())
 
 
-def test_write_canary_of_no_image_names_it(model: Path) -> None:
+def test_write_canary_names_a_file_that_is_no_image(model: Path) -> None:
     shutil.rmtree(model / CANARY)
-    with pytest.raises(ModelError, match=r"cut\.jpg cannot be a canary's picture"):
+    with pytest.raises(ModelError, match=r"cut\.jpg cannot be a canary image"):
         write_canary(model, Seeing(), {"cut.jpg": b"\xff\xd8\xff"})
 
 
@@ -448,7 +446,7 @@ def test_start_that_falls_back_logs_the_failed_models_path(
     with_float: Path, decoders: Decoders, caplog: pytest.LogCaptureFixture
 ) -> None:
     _load(Settings(model_path=with_float), decoders)
-    [record] = [one for one in logged_by(caplog, "service") if one.levelno >= logging.ERROR]
+    [record] = [line for line in logged_by(caplog, "service") if line.levelno >= logging.ERROR]
     assert f"The canary of {with_float} differs" in vars(record)["reason"]
 
 

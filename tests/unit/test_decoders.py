@@ -1,4 +1,4 @@
-"""The pool of decoder processes: the same pixels, limits, and what ends with what."""
+"""The pool of decoder processes: pixels, limits, failures, and the life of the processes."""
 
 import errno
 import gzip
@@ -149,7 +149,7 @@ def is_running(pid: int) -> bool:
 def wait_until(is_so: Callable[[], object]) -> None:
     end = time.monotonic() + PATIENCE_SECONDS
     while not is_so():
-        assert time.monotonic() < end, "it never became so"
+        assert time.monotonic() < end, "the condition did not become true"
         time.sleep(0.01)
 
 
@@ -206,7 +206,7 @@ def test_many_callers_each_get_their_own_pixels() -> None:
         assert not [text for text in callers.map(mismatch, range(len(sizes))) if text]
 
 
-def test_what_a_library_prints_is_no_reply(hostile: Decoders) -> None:
+def test_library_output_is_not_read_as_a_reply(hostile: Decoders) -> None:
     assert decode(hostile, marked(jpeg(), "print")).info.format == "JPEG"
 
 
@@ -285,23 +285,21 @@ def test_failing_file_gets_its_record_and_the_next_decodes(what: str) -> None:
         wait_until(lambda: len(decoders_of(decoders)) == 1)
 
 
-def test_file_is_not_blamed_for_what_the_one_before_it_did(hostile: Decoders) -> None:
-    assert decode(hostile, marked(jpeg(), "wound")).info.format == "JPEG"
-    [wounded] = decoders_of(hostile)
+def test_crash_by_an_earlier_file_is_not_blamed_on_the_next(hostile: Decoders) -> None:
+    assert decode(hostile, marked(jpeg(), "corrupt memory")).info.format == "JPEG"
+    [corrupted] = decoders_of(hostile)
     assert decode(hostile, jpeg()).info.format == "JPEG"
-    assert not is_running(wounded)
+    assert not is_running(corrupted)
 
 
 @pytest.mark.parametrize("what", ["segfault", "exit"])
-def test_file_that_crashes_a_used_decoder_gets_its_record_from_a_fresh_one(
-    what: str, hostile: Decoders
-) -> None:
+def test_crash_of_a_used_decoder_is_retried_in_a_new_one(what: str, hostile: Decoders) -> None:
     decode(hostile, jpeg())
     assert record(hostile, marked(jpeg(), what)).message == SENTENCES[what]
     assert decode(hostile, jpeg()).info.format == "JPEG"
 
 
-def test_failing_file_ends_no_other_files_decoder() -> None:
+def test_failing_file_does_not_stop_other_decoders() -> None:
     with pool(2) as decoders, ThreadPoolExecutor(2) as callers:
         slow = callers.submit(lambda: [decode(decoders, marked(jpeg(), "slow")) for _ in range(20)])
         for _ in range(5):
@@ -310,7 +308,7 @@ def test_failing_file_ends_no_other_files_decoder() -> None:
 
 
 @pytest.mark.parametrize("data", [b"GIF89a", photo((96, 64))[:-500]], ids=["header", "pixels"])
-def test_bad_file_says_why_and_its_decoder_goes_on(hostile: Decoders, data: bytes) -> None:
+def test_bad_file_is_explained_and_keeps_its_decoder(hostile: Decoders, data: bytes) -> None:
     decode(hostile, jpeg())
     before = decoders_of(hostile)
     with pytest.raises(BadImageError) as here:
@@ -335,14 +333,14 @@ def test_decoder_is_replaced_after_so_many_files(monkeypatch: pytest.MonkeyPatch
 # --- memory ------------------------------------------------------------------------------------
 
 
-def test_file_that_needs_more_memory_gets_it_and_its_decoder_ends(hostile: Decoders) -> None:
+def test_file_that_needs_more_memory_gets_a_new_decoder(hostile: Decoders) -> None:
     decode(hostile, jpeg())
     before = decoders_of(hostile)
     assert decode(hostile, marked(jpeg(), "large")).info.format == "JPEG"
     assert not {*before} & {*decoders_of(hostile)}
 
 
-def test_wait_for_more_memory_ends_with_the_deadline() -> None:
+def test_wait_for_more_memory_ends_at_the_deadline() -> None:
     with pool(2) as decoders, ThreadPoolExecutor(1) as callers:
         wait = decoders._large_slot.acquire(1, NO_DEADLINE)
         with wait, pytest.raises(TooLateError):
@@ -351,7 +349,7 @@ def test_wait_for_more_memory_ends_with_the_deadline() -> None:
         assert later.result(PATIENCE_SECONDS).info.format == "JPEG"
 
 
-def test_image_says_how_much_memory_it_needs_before_it_is_decoded() -> None:
+def test_needed_memory_is_known_before_decoding() -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (200, 100)).save(buffer, "PNG")
     data = buffer.getvalue()
@@ -372,7 +370,7 @@ def test_image_says_how_much_memory_it_needs_before_it_is_decoded() -> None:
     assert raised.value.needed_bytes == needed
 
 
-def test_image_whose_header_says_more_memory_is_decoded_with_it() -> None:
+def test_large_image_is_decoded_with_more_memory() -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (4000, 3500)).save(buffer, "PNG")
     with pool() as decoders:
@@ -397,7 +395,7 @@ def test_large_file_does_not_stay_in_memory(is_bad: bool, hostile: Decoders) -> 
     assert os.fstat(idle.memory_fds[0]).st_size == 0
 
 
-def test_file_that_does_not_fit_into_memory_is_busy(hostile: Decoders) -> None:
+def test_file_that_does_not_fit_into_memory_is_unavailable(hostile: Decoders) -> None:
     decode(hostile, jpeg())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
@@ -409,15 +407,15 @@ def test_file_that_does_not_fit_into_memory_is_busy(hostile: Decoders) -> None:
     assert decode(hostile, jpeg()).info.format == "JPEG"
 
 
-def test_pixels_that_do_not_fit_into_memory_are_busy(hostile: Decoders) -> None:
-    """And never the rest of those of the image before."""
+def test_pixels_that_do_not_fit_are_unavailable(hostile: Decoders) -> None:
+    """The reply must never contain pixels of the previous image."""
     decode(hostile, jpeg())
     with pytest.raises(DecoderUnavailableError):
-        decode(hostile, marked(jpeg(91), "no room"))
+        decode(hostile, marked(jpeg(91), "file size limit"))
     assert decode(hostile, jpeg()).info.format == "JPEG"
 
 
-def test_without_memory_for_the_pixels_it_is_busy(
+def test_without_memory_for_pixels_is_unavailable(
     hostile: Decoders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_memory(*_: object) -> None:
@@ -435,7 +433,7 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a plain count
 
 
-def test_decoder_that_cannot_be_made_loses_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_creation_of_a_decoder_leaks_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
     memfd_create = os.memfd_create
 
     def no_second(name: str) -> int:
@@ -457,13 +455,13 @@ def test_memory_of_a_large_file_does_not_stay_with_its_decoder(hostile: Decoders
     assert module._KEPT_BYTES <= 2**23
 
 
-def test_error_of_reading_the_file_is_busy(hostile: Decoders) -> None:
+def test_error_reading_the_file_is_unavailable(hostile: Decoders) -> None:
     with pytest.raises(DecoderUnavailableError):
         decode(hostile, marked(jpeg(), "read error"))
     assert decode(hostile, jpeg()).info.format == "JPEG"
 
 
-def test_without_descriptors_it_is_busy_and_loses_none() -> None:
+def test_without_descriptors_is_unavailable_and_leaks_none() -> None:
     with pool() as decoders:
         decode(decoders, jpeg())
         before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a plain count
@@ -483,7 +481,7 @@ def test_without_descriptors_it_is_busy_and_loses_none() -> None:
 # --- deadlines ---------------------------------------------------------------------------------
 
 
-def test_deadline_ends_what_is_being_decoded(hostile: Decoders) -> None:
+def test_deadline_ends_decoding(hostile: Decoders) -> None:
     decode(hostile, jpeg())
     [before] = decoders_of(hostile)
     with pytest.raises(TooLateError):
@@ -492,7 +490,7 @@ def test_deadline_ends_what_is_being_decoded(hostile: Decoders) -> None:
     assert decode(hostile, jpeg()).info.format == "JPEG"
 
 
-def test_past_deadline_begins_nothing(hostile: Decoders) -> None:
+def test_past_deadline_starts_no_decoding(hostile: Decoders) -> None:
     decode(hostile, jpeg())
     before = decoders_of(hostile)
     with pytest.raises(TooLateError):
@@ -501,7 +499,7 @@ def test_past_deadline_begins_nothing(hostile: Decoders) -> None:
     assert decode(hostile, jpeg()).info.format == "JPEG"
 
 
-def test_wait_for_a_decoder_ends_with_the_deadline(hostile: Decoders) -> None:
+def test_wait_for_a_decoder_ends_at_the_deadline(hostile: Decoders) -> None:
     with hostile._slots.acquire(1, NO_DEADLINE), pytest.raises(TooLateError):
         decode(hostile, jpeg(), deadline=Deadline.after(0.1))
     assert decode(hostile, jpeg()).info.format == "JPEG"
@@ -524,8 +522,8 @@ def test_decoders_serve_first_come_first_served(hostile: Decoders) -> None:
     assert order == [*range(10)]
 
 
-def test_time_in_which_the_service_was_stopped_does_not_count() -> None:
-    """Both are stopped, as in a frozen container; the file would be over its wall time."""
+def test_time_while_the_service_is_frozen_does_not_count() -> None:
+    """Both processes are stopped, as in a frozen container, for longer than the wall time limit."""
     code = (
         "import sys; from service.deadline import NO_DEADLINE; "
         "from service.images.decoders import Decoders, DecodeLimits; "
@@ -550,13 +548,13 @@ def test_time_in_which_the_service_was_stopped_does_not_count() -> None:
         assert owner.stdout.read() == b"JPEG\n"
 
 
-@pytest.mark.parametrize(("seconds", "is_said"), [("10", True), ("600", False)])
-def test_start_says_that_a_short_deadline_leaves_no_time_to_decode(
-    seconds: str, is_said: bool, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("seconds", "is_warned"), [("10", True), ("600", False)])
+def test_start_warns_of_a_deadline_too_short_to_decode(
+    seconds: str, is_warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = Settings.from_env({"ACK_DEADLINE_SECONDS": seconds})
     with closing(module.build_decoders(settings)):
-        assert ("leaves little time to decode" in caplog.text) == is_said
+        assert ("leaves little time to decode" in caplog.text) == is_warned
 
 
 def test_limits_end_before_the_deliverys_work_time() -> None:
@@ -569,7 +567,7 @@ def test_limits_end_before_the_deliverys_work_time() -> None:
 
 
 def killed_while_it_decodes(decoders: Decoders, victim: Callable[[], int], number: int) -> object:
-    """Decode what hangs, kill what `victim` names, and return what decoding raised."""
+    """Kill the process `victim` while a file hangs its decoder. Return the type of the error."""
     decode(decoders, jpeg())
     [decoder] = decoders_of(decoders)
     with ThreadPoolExecutor(1) as caller:
@@ -580,13 +578,13 @@ def killed_while_it_decodes(decoders: Decoders, victim: Callable[[], int], numbe
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1], ids=str)
-def test_decoder_killed_from_outside_is_busy(hostile: Decoders, number: int) -> None:
+def test_decoder_killed_from_outside_is_unavailable(hostile: Decoders, number: int) -> None:
     raised = killed_while_it_decodes(hostile, lambda: decoders_of(hostile)[0], number)
     assert raised is DecoderUnavailableError
     assert decode(hostile, jpeg()).info.format == "JPEG"
 
 
-def test_root_killed_while_decoding_is_busy_once(hostile: Decoders) -> None:
+def test_root_killed_while_decoding_is_unavailable_once(hostile: Decoders) -> None:
     first = hostile._root.pid
     raised = killed_while_it_decodes(hostile, lambda: first, signal.SIGKILL)
     assert raised is DecoderUnavailableError
@@ -595,7 +593,7 @@ def test_root_killed_while_decoding_is_busy_once(hostile: Decoders) -> None:
 
 
 @pytest.mark.parametrize("is_root", [True, False], ids=["root", "decoder"])
-def test_idle_process_that_was_killed_costs_no_file(hostile: Decoders, is_root: bool) -> None:
+def test_killed_idle_process_fails_no_file(hostile: Decoders, is_root: bool) -> None:
     decode(hostile, jpeg())
     [decoder] = decoders_of(hostile)
     root = hostile._root.pid
@@ -623,7 +621,7 @@ def test_root_that_cannot_be_started_again_is_started_later(
     assert decode(hostile, jpeg()).info.format == "JPEG"
 
 
-def test_root_that_hangs_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_that_hangs_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_START_SECONDS", 0.5)
     monkeypatch.setattr(module, "_EXIT_SECONDS", 0.1)
     hang = "import time; time.sleep(1000)"
@@ -634,7 +632,7 @@ def test_root_that_hangs_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
         decode(decoders, jpeg())
 
 
-def test_ended_decoder_closes_nobody_elses_file() -> None:
+def test_killed_decoder_closes_only_its_own_files() -> None:
     decoder, theirs = module._Decoder.create()
     theirs.close()
     numbers = decoder.memory_fds
@@ -647,7 +645,7 @@ def test_ended_decoder_closes_nobody_elses_file() -> None:
         os.close(other)
 
 
-def test_root_that_does_not_start_is_busy() -> None:
+def test_root_that_does_not_start_is_unavailable() -> None:
     with (
         pool(command=(sys.executable, "-c", "raise SystemExit")) as decoders,
         pytest.raises(DecoderUnavailableError),
@@ -655,8 +653,8 @@ def test_root_that_does_not_start_is_busy() -> None:
         decode(decoders, jpeg())
 
 
-def test_root_that_cannot_fork_now_goes_on() -> None:
-    """The service sees a closed socket, and has another decoder forked."""
+def test_root_survives_a_failed_fork() -> None:
+    """The service notices the closed socket, and requests another decoder."""
     once = (
         "import os; from service.images.decoder_process import main; fork = os.fork\n"
         "def no_memory():\n"
@@ -685,20 +683,20 @@ def test_root_that_is_slow_to_start_is_not_the_files_fault() -> None:
 # --- the end -----------------------------------------------------------------------------------
 
 
-def test_close_ends_all_processes_and_what_is_decoded() -> None:
+def test_close_stops_all_processes_and_files_in_flight() -> None:
     with pool(2) as decoders, ThreadPoolExecutor(3) as callers:
         hanging = [callers.submit(decode, decoders, marked(jpeg(), "hang")) for _ in range(3)]
         wait_until(lambda: [is_hanging(pid) for pid in decoders_of(decoders)] == [True, True])
         processes = [decoders._root.pid, *decoders_of(decoders)]
         decoders.close()
-        errors = Counter(type(one.exception(PATIENCE_SECONDS)) for one in hanging)
+        errors = Counter(type(future.exception(PATIENCE_SECONDS)) for future in hanging)
         assert errors == {DecoderUnavailableError: 2, ShuttingDownError: 1}
         assert not any(map(is_running, processes))
         with pytest.raises(ShuttingDownError):
             decode(decoders, jpeg())
 
 
-def test_close_kills_a_root_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_kills_a_root_that_does_not_exit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_EXIT_SECONDS", 0.1)
     with pool(command=(sys.executable, "-c", "import signal; signal.pause()")) as decoders:
         root = decoders._root
@@ -738,12 +736,12 @@ def test_nothing_outlives_a_killed_service() -> None:
     wait_until(lambda: not any(map(is_running, processes)))
 
 
-def test_root_has_no_threads_as_it_forks(decoders: Decoders) -> None:
+def test_root_has_no_threads(decoders: Decoders) -> None:
     decode(decoders, jpeg())
     assert len(os.listdir(f"/proc/{decoders._root.pid}/task")) == 1  # noqa: PTH208 - a plain count
 
 
-def test_decoder_has_no_descriptors_of_others(decoders: Decoders) -> None:
+def test_decoder_has_no_other_decoders_descriptors(decoders: Decoders) -> None:
     wait_until(lambda: len(decoders_of(decoders)) == 2)
     decode(decoders, jpeg())
     for pid in decoders_of(decoders):
@@ -764,21 +762,21 @@ def test_decoder_is_killed_first_where_memory_is_short(decoders: Decoders) -> No
 # --- a decoder that was taken over -------------------------------------------------------------
 
 
-def bmp_image(height: int, width: int, full: tuple[int, int], kind: bytes = b"JPEG") -> bytes:
+def pixels_reply(height: int, width: int, full: tuple[int, int], kind: bytes = b"JPEG") -> bytes:
     return PIXELS + PIXELS_HEADER.pack(height, width, *full) + kind
 
 
 LIES = {
-    "larger than the image": bmp_image(64, 96, (32, 48)),
-    "larger than the model's image": bmp_image(641, 641, (700, 700)),
-    "of more pixels than are allowed": bmp_image(4, 4, (2**16, 2**16)),
-    "empty": bmp_image(0, 0, (64, 96)),
-    "without its pixels": bmp_image(64, 96, (64, 96)),
-    "of no format": bmp_image(64, 96, (64, 96), b"\xff\n"),
+    "larger than the image": pixels_reply(64, 96, (32, 48)),
+    "larger than the model's image": pixels_reply(641, 641, (700, 700)),
+    "of more pixels than are allowed": pixels_reply(4, 4, (2**16, 2**16)),
+    "empty": pixels_reply(0, 0, (64, 96)),
+    "without its pixels": pixels_reply(64, 96, (64, 96)),
+    "of no format": pixels_reply(64, 96, (64, 96), b"\xff\n"),
     "cut short": PIXELS + b"\1",
     "of no code": BAD_IMAGE + b"nonsense The file is bad.",
     "of a code that is not of the bytes": BAD_IMAGE + b"unreadable_object The file is bad.",
-    "of a long format": bmp_image(64, 96, (64, 96), b"J" * 4000),
+    "of a long format": pixels_reply(64, 96, (64, 96), b"J" * 4000),
     "of nothing": BAD_IMAGE,
     "of an unknown kind": b"?",
     "ready again": READY,
@@ -789,16 +787,16 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_reply_that_lies_is_refused(hostile: Decoders, lie: str) -> None:
+def test_invalid_reply_is_rejected(hostile: Decoders, lie: str) -> None:
     assert record(hostile, marked(jpeg(), LIES[lie])).code is ErrorCode.CORRUPT_IMAGE
     assert decode(hostile, jpeg()).info.format == "JPEG"
 
 
-def test_need_of_memory_that_is_a_lie_is_bounded(hostile: Decoders) -> None:
+def test_memory_that_a_decoder_requests_is_bounded(hostile: Decoders) -> None:
     error = record(hostile, marked(jpeg(), NEEDS_MEMORY + NEEDED_BYTES.pack(2**63)))
     assert error.message == SENTENCES["bloat"]
 
 
-def test_sentence_that_cannot_be_stored_is_made_one_that_can(hostile: Decoders) -> None:
+def test_invalid_utf8_in_a_message_is_replaced(hostile: Decoders) -> None:
     error = record(hostile, marked(jpeg(), BAD_IMAGE + b"corrupt_image \xed\xa0\x80 is bad"))
     assert error.message.encode().endswith(b" is bad")

@@ -1,4 +1,4 @@
-"""`export` of weights: labels that cannot be stored, and the size that they were trained with."""
+"""`export` of weights: labels that cannot be stored, and the image size of the training."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +30,7 @@ def offline_ultralytics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 
 
 def weights(directory: Path, *, names: Any = None, imgsz: Any = 64) -> Path:
-    """Untrained weights of six classes, as a training of ultralytics leaves them."""
+    """Untrained weights of six classes, in the format in which ultralytics saves a training."""
     import torch
     from ultralytics import YOLO
 
@@ -59,9 +59,9 @@ def test_label_that_cannot_be_stored_stops_the_export(tmp_path: Path, label: Any
     assert "--rename OLD=NEW" in done.output
     with pytest.raises(ModelError, match="class 3, "):
         load_detector(path)
-    checked = CliRunner().invoke(main, ["check-model", str(path)])
-    assert checked.exit_code == 3
-    assert "class 3, " in checked.output
+    verified = CliRunner().invoke(main, ["check-model", str(path)])
+    assert verified.exit_code == 3
+    assert "class 3, " in verified.output
     assert [path.name for path in tmp_path.iterdir()] == ["field.pt"]
 
 

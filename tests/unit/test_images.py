@@ -1,4 +1,4 @@
-"""Decoding every supported format, refusing the rest, and the geometry of the letterbox."""
+"""Decode every supported format, reject the others, and the geometry of the letterbox."""
 
 import io
 import struct
@@ -31,7 +31,7 @@ GREYS = ((76,) * 3, (150,) * 3, (29,) * 3, (226,) * 3)  # the same four without 
 
 
 def quarters() -> Image.Image:
-    """Four quarters of four colours, so that a turned or mirrored image shows."""
+    """Four quarters of four colours, so that a rotation or reflection is visible."""
     pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     middle_y, middle_x = HEIGHT // 2, WIDTH // 2
     pixels[:middle_y, :middle_x], pixels[:middle_y, middle_x:] = RED, GREEN
@@ -109,19 +109,19 @@ IN_GREY: dict[str, tuple[str, Callable[[], bytes]]] = {
 
 @pytest.mark.parametrize(("kind", "make"), IN_COLOUR.values(), ids=IN_COLOUR)
 def test_decode_of_colour_format_gives_its_pixels(kind: str, make: Callable[[], bytes]) -> None:
-    picture = read(make())
-    assert picture.info == ImageInfo(WIDTH, HEIGHT, kind)
-    assert picture.pixels.shape == (HEIGHT, WIDTH, 3)
-    assert picture.pixels.dtype == np.uint8
+    decoded = read(make())
+    assert decoded.info == ImageInfo(WIDTH, HEIGHT, kind)
+    assert decoded.pixels.shape == (HEIGHT, WIDTH, 3)
+    assert decoded.pixels.dtype == np.uint8
     # 4:2:0 of a lossy WebP takes some colour away
-    assert_corners(picture.pixels, CORNERS, tolerance=12 if kind == "WEBP" else 4)
+    assert_corners(decoded.pixels, CORNERS, tolerance=12 if kind == "WEBP" else 4)
 
 
 @pytest.mark.parametrize(("kind", "make"), IN_GREY.values(), ids=IN_GREY)
 def test_decode_of_grey_format_gives_three_channels(kind: str, make: Callable[[], bytes]) -> None:
-    picture = read(make())
-    assert picture.info == ImageInfo(WIDTH, HEIGHT, kind)
-    assert_corners(picture.pixels, GREYS)
+    decoded = read(make())
+    assert decoded.info == ImageInfo(WIDTH, HEIGHT, kind)
+    assert_corners(decoded.pixels, GREYS)
 
 
 @pytest.mark.parametrize("make", [make for _, make in IN_COLOUR.values()], ids=list(IN_COLOUR))
@@ -153,14 +153,14 @@ STORED_AS = {  # how a camera stores the upright image under each EXIF orientati
 @pytest.mark.parametrize("orientation", STORED_AS)
 def test_decode_of_turned_jpeg_gives_it_upright(orientation: int) -> None:
     stored = STORED_AS[orientation](quarters())
-    picture = read(saved(stored, "JPEG", exif=exif(orientation), **FULL))
-    assert (picture.info.width, picture.info.height) == (WIDTH, HEIGHT)
-    assert_corners(picture.pixels, CORNERS)
+    decoded = read(saved(stored, "JPEG", exif=exif(orientation), **FULL))
+    assert (decoded.info.width, decoded.info.height) == (WIDTH, HEIGHT)
+    assert_corners(decoded.pixels, CORNERS)
 
 
 def test_decode_of_unknown_orientation_leaves_the_image() -> None:
-    picture = read(saved(quarters(), "JPEG", exif=exif(9), **FULL))
-    assert_corners(picture.pixels, CORNERS)
+    decoded = read(saved(quarters(), "JPEG", exif=exif(9), **FULL))
+    assert_corners(decoded.pixels, CORNERS)
 
 
 @pytest.mark.parametrize(
@@ -192,26 +192,26 @@ def bmp_of_header(size: int, *, signature: bytes = b"BM") -> bytes:
 
 
 @pytest.mark.parametrize("size", [12, 16, 40, 52, 56, 64, 108, 124])
-def test_bmp_of_every_header_is_told_from_text(size: int) -> None:
+def test_bmp_is_distinguished_from_text(size: int) -> None:
     assert format_of(bmp_of_header(size)) == "BMP"
     assert format_of(bmp_of_header(size, signature=b"AM")) is None
     assert format_of(bmp_of_header(size, signature=b"BN")) is None
 
 
 @pytest.mark.parametrize("size", [0, 11, 17, 39, 41, 125])
-def test_bm_before_no_header_of_bmp_is_no_bmp(size: int) -> None:
+def test_text_that_begins_with_bm_is_not_a_bmp(size: int) -> None:
     assert format_of(bmp_of_header(size)) is None
 
 
 @pytest.mark.parametrize("lacks", [4, 12, 14, 16], ids=lambda n: f"{n} bytes")
-def test_png_without_what_follows_its_pixels_is_read(lacks: int) -> None:
-    """Its last chunk, 12 bytes, and the checksum of the one before it, 4 bytes."""
+def test_png_that_ends_after_its_pixels_is_read(lacks: int) -> None:
+    """The last chunk has 12 bytes, and the checksum of the chunk before it has 4."""
     whole = saved(quarters(), "PNG")
     assert np.array_equal(read(whole[:-lacks]).pixels, read(whole).pixels)
 
 
 def png_with(kind: bytes, *, is_damaged: bool = False) -> bytes:
-    """A PNG with another chunk behind its header."""
+    """A PNG with an additional chunk after its header."""
     extra = bytearray(chunk(kind, b"what?"))
     extra[-1] ^= is_damaged
     whole = saved(quarters(), "PNG")
@@ -252,11 +252,11 @@ def test_decode_of_a_signature_alone_is_corrupt_image(make: Callable[[], bytes])
 
 def assert_read_or_corrupt(data: bytes) -> None:
     try:
-        picture = decode(data, max_pixels=100_000)
+        decoded = decode(data, max_pixels=100_000)
     except BadImageError:
         return
-    assert picture.pixels.ndim == 3
-    assert picture.pixels.shape == (picture.info.height, picture.info.width, 3)
+    assert decoded.pixels.ndim == 3
+    assert decoded.pixels.shape == (decoded.info.height, decoded.info.width, 3)
 
 
 damaged = pytest.mark.parametrize(
@@ -268,7 +268,7 @@ pillow_warns = pytest.mark.filterwarnings("ignore::UserWarning")
 
 @pillow_warns
 @damaged
-def test_decode_of_cut_file_reads_or_refuses(make: Callable[[], bytes]) -> None:
+def test_truncated_file_is_read_or_rejected(make: Callable[[], bytes]) -> None:
     data = make()
     for length in range(1, len(data), max(len(data) // 60, 1)):
         assert_read_or_corrupt(data[:length])
@@ -276,7 +276,7 @@ def test_decode_of_cut_file_reads_or_refuses(make: Callable[[], bytes]) -> None:
 
 @pillow_warns
 @damaged
-def test_decode_of_flipped_bits_reads_or_refuses(make: Callable[[], bytes]) -> None:
+def test_file_with_flipped_bits_is_read_or_rejected(make: Callable[[], bytes]) -> None:
     data = make()
     for offset in {*range(0, min(len(data), 64)), *range(64, len(data), len(data) // 40 + 1)}:
         flipped = bytearray(data)
@@ -300,7 +300,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that says its size, and has hardly any pixels."""
+    """A PNG with this size in its header, but hardly any pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     pixels = zlib.compress(bytes(100))
     return (
@@ -308,7 +308,7 @@ def png_header(width: int, height: int) -> bytes:
     )
 
 
-def test_decode_of_bomb_is_refused_before_its_memory_is_taken() -> None:
+def test_decompression_bomb_is_rejected_before_it_allocates() -> None:
     data = png_header(30_000, 30_000)
     tracemalloc.start()
     try:
@@ -322,7 +322,7 @@ def test_decode_of_bomb_is_refused_before_its_memory_is_taken() -> None:
     assert peak < 2**20
 
 
-def test_decode_of_bomb_under_the_limit_is_corrupt_image() -> None:
+def test_decompression_bomb_under_the_limit_is_corrupt() -> None:
     with pytest.raises(BadImageError) as raised:
         read(png_header(900, 900))
     assert raised.value.code is ErrorCode.CORRUPT_IMAGE
@@ -360,9 +360,7 @@ REASONS = {
 
 
 @pytest.mark.parametrize(("error", "code"), REASONS.items(), ids=str)
-def test_pillows_words_tell_an_unsupported_file_from_a_damaged_one(
-    error: Exception, code: ErrorCode
-) -> None:
+def test_pillow_errors_are_unsupported_or_corrupt(error: Exception, code: ErrorCode) -> None:
     with pytest.raises(BadImageError) as raised, translate_errors("BMP"):
         raise error
     assert raised.value.code is code
@@ -375,7 +373,7 @@ def test_value_that_pillow_does_not_know_is_unsupported() -> None:
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("odd"), ValueError("Pixels must be")])
-def test_decode_that_fails_in_an_unforeseen_way_is_corrupt_image(
+def test_unexpected_decoder_error_is_corrupt_image(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(*_: object) -> None:
@@ -433,12 +431,12 @@ def test_decode_without_memory_does_not_blame_the_file(
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1)], ids=str)
 def test_decode_and_letterbox_of_extreme_sides(size: tuple[int, int]) -> None:
-    picture = read(saved(Image.new("RGB", size, "red"), "PNG"))
-    assert (picture.info.width, picture.info.height) == size
-    assert picture.pixels[0, 0].tolist() == list(RED)
-    small = shrink(picture.pixels, image_size=640)
-    frame = letterbox(small.shape[1], small.shape[0], image_size=640, stride=32)
-    assert max(frame.apply(small).shape[:2]) == 640
+    decoded = read(saved(Image.new("RGB", size, "red"), "PNG"))
+    assert (decoded.info.width, decoded.info.height) == size
+    assert decoded.pixels[0, 0].tolist() == list(RED)
+    small = shrink(decoded.pixels, image_size=640)
+    fitted = letterbox(small.shape[1], small.shape[0], image_size=640, stride=32)
+    assert max(fitted.apply(small).shape[:2]) == 640
 
 
 KNOWN = {
@@ -460,34 +458,36 @@ def test_letterbox_of_known_size_gives_known_input(size: tuple[int, int]) -> Non
     assert letterbox(*size, image_size=640, stride=32) == KNOWN[size]
 
 
-def test_letterbox_of_every_ratio_is_whole_strides_and_symmetric() -> None:
+def test_letterbox_of_every_ratio_is_symmetric_and_aligned() -> None:
     for width, height in [(w, h) for w in range(1, 900, 37) for h in range(1, 900, 41)]:
-        frame = letterbox(width, height, image_size=320, stride=32)
-        right = frame.input_width - frame.resized_width - frame.left
-        bottom = frame.input_height - frame.resized_height - frame.top
-        assert frame.input_width % 32 == frame.input_height % 32 == 0
-        assert max(frame.input_width, frame.input_height) == 320
-        assert 0 <= right - frame.left <= 1 and 0 <= bottom - frame.top <= 1
+        fitted = letterbox(width, height, image_size=320, stride=32)
+        right = fitted.input_width - fitted.resized_width - fitted.left
+        bottom = fitted.input_height - fitted.resized_height - fitted.top
+        assert fitted.input_width % 32 == fitted.input_height % 32 == 0
+        assert max(fitted.input_width, fitted.input_height) == 320
+        assert 0 <= right - fitted.left <= 1 and 0 <= bottom - fitted.top <= 1
 
 
 def test_letterbox_apply_centres_the_image_on_grey() -> None:
-    frame = letterbox(64, 20, image_size=64, stride=32).apply(np.full((20, 64, 3), 7, np.uint8))
-    assert frame.shape == (32, 64, 3)
-    assert (frame[:6] == 114).all() and (frame[26:] == 114).all()
-    assert (frame[6:26] == 7).all()
+    model_input = letterbox(64, 20, image_size=64, stride=32).apply(
+        np.full((20, 64, 3), 7, np.uint8)
+    )
+    assert model_input.shape == (32, 64, 3)
+    assert (model_input[:6] == 114).all() and (model_input[26:] == 114).all()
+    assert (model_input[6:26] == 7).all()
 
 
 @pytest.mark.parametrize("size", [(59, 40), (61, 40), (60, 39), (60, 41)], ids=str)
-def test_letterbox_applies_to_images_of_its_own_size_alone(size: tuple[int, int]) -> None:
+def test_letterbox_rejects_images_of_another_size(size: tuple[int, int]) -> None:
     fitted = letterbox(WIDTH, HEIGHT, image_size=64, stride=32)
     with pytest.raises(ValueError, match="for a letterbox of"):
         fitted.apply(np.zeros((size[1], size[0], 3), np.uint8))
 
 
 def test_letterbox_apply_enlarges_a_small_image() -> None:
-    frame = letterbox(10, 5, image_size=64, stride=32).apply(np.full((5, 10, 3), 7, np.uint8))
-    assert frame.shape == (32, 64, 3)
-    assert (frame == 7).all()
+    model_input = letterbox(10, 5, image_size=64, stride=32).apply(np.full((5, 10, 3), 7, np.uint8))
+    assert model_input.shape == (32, 64, 3)
+    assert (model_input == 7).all()
 
 
 @pytest.mark.parametrize(
@@ -515,16 +515,16 @@ def close(found: Box, expected: Box) -> bool:
 
 
 def test_letterbox_box_is_clipped_to_the_image() -> None:
-    frame = letterbox(1280, 720, image_size=640, stride=32)
-    assert frame.box(-50.0, 0.0, 700.0, 384.0) == Box(0.0, 0.0, 1280.0, 720.0)
+    fitted = letterbox(1280, 720, image_size=640, stride=32)
+    assert fitted.box(-50.0, 0.0, 700.0, 384.0) == Box(0.0, 0.0, 1280.0, 720.0)
 
 
 def test_letterbox_box_finds_what_apply_drew() -> None:
     pixels = np.zeros((600, 900, 3), np.uint8)
     pixels[150:450, 300:600] = 255
-    frame = letterbox(900, 600, image_size=640, stride=32)
-    rows, columns = np.nonzero(frame.apply(pixels)[:, :, 0] > 200)
-    found = frame.box(columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    fitted = letterbox(900, 600, image_size=640, stride=32)
+    rows, columns = np.nonzero(fitted.apply(pixels)[:, :, 0] > 200)
+    found = fitted.box(columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
     corners = [found.x1, found.y1, found.x2, found.y2]
     assert corners == pytest.approx([300, 150, 600, 450], abs=1.5)
 
@@ -582,19 +582,19 @@ def test_fit_of_a_cameras_ratio_pads_no_more_than_letterbox(size: tuple[int, int
 
 @given(st.integers(1, 9000), st.integers(1, 9000))
 def test_fit_of_any_size_is_the_smallest_input_that_holds_it(width: int, height: int) -> None:
-    framed = fit(width, height, image_size=640, shapes=SHAPES)
-    assert 0 <= framed.left <= framed.input_width - framed.resized_width
-    assert 0 <= framed.top <= framed.input_height - framed.resized_height
-    smaller = [s for s in SHAPES if s[0] * s[1] < framed.input_height * framed.input_width]
-    assert not any(h >= framed.resized_height and w >= framed.resized_width for h, w in smaller)
+    fitted = fit(width, height, image_size=640, shapes=SHAPES)
+    assert 0 <= fitted.left <= fitted.input_width - fitted.resized_width
+    assert 0 <= fitted.top <= fitted.input_height - fitted.resized_height
+    smaller = [s for s in SHAPES if s[0] * s[1] < fitted.input_height * fitted.input_width]
+    assert not any(h >= fitted.resized_height and w >= fitted.resized_width for h, w in smaller)
 
 
 def test_apply_writes_into_the_memory_that_is_given() -> None:
-    framed = fit(60, 40, image_size=64, shapes=input_shapes(64, stride=32))
-    out = np.zeros((framed.input_height, framed.input_width, 3), np.uint8)
+    fitted = fit(60, 40, image_size=64, shapes=input_shapes(64, stride=32))
+    out = np.zeros((fitted.input_height, fitted.input_width, 3), np.uint8)
     pixels = np.full((40, 60, 3), 200, np.uint8)
-    framed.apply(pixels, out=out)
-    assert np.array_equal(out, framed.apply(pixels))
+    fitted.apply(pixels, out=out)
+    assert np.array_equal(out, fitted.apply(pixels))
 
 
 def large(width: int, height: int, **options: Any) -> bytes:
@@ -616,12 +616,12 @@ def large(width: int, height: int, **options: Any) -> bytes:
 def test_decode_of_large_jpeg_is_reduced_with_its_full_size(
     size: tuple[int, int], reduction: int
 ) -> None:
-    picture = decode(large(*size), max_pixels=50_000_000, image_size=640)
-    assert (picture.info.width, picture.info.height) == size
-    height, width = picture.pixels.shape[:2]
+    decoded = decode(large(*size), max_pixels=50_000_000, image_size=640)
+    assert (decoded.info.width, decoded.info.height) == size
+    height, width = decoded.pixels.shape[:2]
     assert (width, height) == (-(-size[0] // reduction), -(-size[1] // reduction))
     assert max(width, height) >= min(640, max(size))
-    assert_corners(picture.pixels, CORNERS)
+    assert_corners(decoded.pixels, CORNERS)
 
 
 def test_decode_of_large_jpeg_without_image_size_is_in_full() -> None:
@@ -658,7 +658,7 @@ def test_reduced_decode_of_unusual_jpeg_is_like_the_full_one(make: Callable[[], 
     assert np.abs(reduced.astype(int) - full).mean() < 1
 
 
-def test_reduced_decode_of_cut_jpeg_is_corrupt() -> None:
+def test_reduced_decode_of_a_truncated_jpeg_is_corrupt() -> None:
     data = large(1300, 900)
     with pytest.raises(BadImageError) as refusal:
         decode(data[: len(data) // 2], max_pixels=50_000_000, image_size=640)

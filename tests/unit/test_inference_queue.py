@@ -1,4 +1,4 @@
-"""The inference queue: gates and events order things, no clock is asserted."""
+"""The inference queue. Gates and events order the steps, so that no test depends on the clock."""
 
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -18,11 +18,11 @@ from tests.fakes import PATIENCE_SECONDS, Gate, in_thread
 
 
 class Panic(BaseException):
-    """As pyo3's PanicException."""
+    """An error like the PanicException of pyo3, which is not an Exception."""
 
 
 class Model:
-    """Multiplies by ten, in one step; a gate before each batch."""
+    """Multiplies a batch by ten, after passing a gate."""
 
     def __init__(self) -> None:
         self.gate = Gate()
@@ -63,7 +63,7 @@ def queue_of(
 def start(
     queue: InferenceQueue[int, int], item: int, deadline: Deadline | None = None
 ) -> "Future[Inferred[int]]":
-    """Let a thread infer; return once the item waits or is in a batch."""
+    """Call `infer` in a thread. Return once the item is queued or in a batch."""
     before = len(queue._workers._unsettled)
     future = in_thread(lambda: queue.infer(item, deadline or soon()))
     while not future.done() and len(queue._workers._unsettled) == before:
@@ -74,7 +74,7 @@ def start(
 def behind(
     model: Model, queue: InferenceQueue[int, int], items: Iterable[int]
 ) -> "list[Future[Inferred[int]]]":
-    """Let items wait, in this order, while a runner holds the item 0; the caller opens the gate."""
+    """Queue items in this order while a runner is busy with item 0. The caller opens the gate."""
     model.gate.close()
     first = start(queue, 0)
     model.gate.wait_for_arrivals()
@@ -169,7 +169,7 @@ def test_a_result_is_handed_on_before_the_next_is_ready(model: Model) -> None:
 
 
 @pytest.mark.parametrize("raised", [ValueError("bad"), MemoryError(), Panic("rust")])
-def test_only_the_image_on_which_the_model_fails_fails(model: Model, raised: BaseException) -> None:
+def test_only_the_failing_image_of_a_batch_fails(model: Model, raised: BaseException) -> None:
     model.failures = {3: raised}
     queue = queue_of(model)
     futures = behind(model, queue, range(1, 6))
@@ -209,7 +209,7 @@ def test_a_wrong_number_of_results_is_an_error(
 
 @pytest.mark.parametrize("extra", [-1, 1])
 def test_a_list_of_a_wrong_length_gives_nobody_a_result(model: Model, extra: int) -> None:
-    """Whose results they are could not be said."""
+    """It is unknown which result belongs to which item."""
     model.results = lambda batch: [99] * (len(batch) + extra * (len(batch) > 1))
     futures = behind(model, queue_of(model), [1, 2])
     model.gate.open()
@@ -311,7 +311,7 @@ def test_close_without_time_leaves_nobody_waiting(model: Model) -> None:
     assert model.batches == [[0]]
 
 
-def test_nothing_is_kept_of_what_a_caller_has_left(model: Model) -> None:
+def test_queue_forgets_items_whose_callers_left(model: Model) -> None:
     model.failures = {1: ValueError()}
     queue = queue_of(model)
     queue.infer(0, soon())
@@ -328,8 +328,8 @@ def test_a_batch_that_hangs_does_not_keep_the_process(model: Model) -> None:
     assert [thread.daemon for thread in queue._workers._threads] == [True, True]
 
 
-def test_a_runner_survives_errors_of_its_own(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where there is no memory for the log."""
+def test_a_runner_survives_its_own_errors(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For example if there is no memory to write the log."""
 
     def no_memory(*_: object) -> None:
         raise MemoryError
@@ -345,7 +345,7 @@ def test_a_runner_survives_errors_of_its_own(model: Model, monkeypatch: pytest.M
 
 @dataclass(frozen=True)
 class Request:
-    """What one caller does in the model-based test."""
+    """One caller of the property-based test."""
 
     number: int
     shape: int

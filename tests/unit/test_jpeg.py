@@ -1,4 +1,4 @@
-"""JPEG as cameras and accidents make it: what is legal is read, what lacks data is refused."""
+"""JPEG: unusual but valid files are read, and files with missing data are rejected."""
 
 from collections.abc import Callable
 
@@ -42,7 +42,7 @@ def is_same(data: bytes, as_data: bytes) -> bool:
 
 @kinds
 @pytest.mark.parametrize("missing", [1, 2])
-def test_without_its_end_a_jpeg_has_all_its_pixels(kind: str, missing: int) -> None:
+def test_jpeg_without_its_end_has_all_pixels(kind: str, missing: int) -> None:
     whole = KINDS[kind]()
     assert is_same(whole[:-missing], whole)
 
@@ -50,7 +50,7 @@ def test_without_its_end_a_jpeg_has_all_its_pixels(kind: str, missing: int) -> N
 @kinds
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("end", [b"", EOI], ids=["cut", "ended"])
-def test_without_some_data_a_jpeg_is_corrupt(kind: str, share: float, end: bytes) -> None:
+def test_jpeg_without_some_data_is_corrupt(kind: str, share: float, end: bytes) -> None:
     whole = KINDS[kind]()
     scans = whole.index(SOS) + 14
     kept = scans + int(share * (len(whole) - scans))
@@ -58,18 +58,19 @@ def test_without_some_data_a_jpeg_is_corrupt(kind: str, share: float, end: bytes
 
 
 def test_half_a_jpeg_with_another_fault_before_it_is_corrupt() -> None:
-    """libjpeg reports the first fault alone."""
+    """libjpeg reports only the first fault."""
     whole = after_start(saved("JPEG"), b"stray bytes")
     whole = whole.replace(b"JFIF\0\1\1", b"JFIF\0\7\7")  # of a version that it does not know
     assert code_of(whole[: len(whole) // 2] + EOI) is ErrorCode.CORRUPT_IMAGE
 
 
 def scans_of(data: bytes) -> list[bytes]:
-    """What comes before the first scan, and each scan with the tables before it."""
-    at = [data.index(SOS)]
-    while (found := data.find(SOS, at[-1] + 2)) >= 0:
-        at.append(found)
-    return [data[: at[0]], *(data[a:b] for a, b in zip(at, [*at[1:], -2], strict=True))]
+    """Split into the part before the first scan, and each scan with the tables that follow it."""
+    starts = [data.index(SOS)]
+    while (start := data.find(SOS, starts[-1] + 2)) >= 0:
+        starts.append(start)
+    scans = (data[a:b] for a, b in zip(starts, [*starts[1:], -2], strict=True))
+    return [data[: starts[0]], *scans]
 
 
 def test_progressive_jpeg_cut_between_its_scans_is_corrupt() -> None:
@@ -78,14 +79,14 @@ def test_progressive_jpeg_cut_between_its_scans_is_corrupt() -> None:
         assert code_of(header + b"".join(scans[:kept])) is ErrorCode.CORRUPT_IMAGE
 
 
-def test_progressive_jpeg_of_fewer_scans_by_choice_is_read() -> None:
-    """As a progressive file is shown while it loads, and as some encoders leave it."""
+def test_progressive_jpeg_with_fewer_scans_is_read() -> None:
+    """A progressive file looks like this while it loads, and some encoders write such files."""
     header, *scans = scans_of(KINDS["progressive"]())
     assert read(header + b"".join(scans[:-1]) + EOI).info.width == WIDTH
 
 
 def test_jpeg_without_the_scan_of_a_colour_is_corrupt() -> None:
-    """In scans of one component each, as progressive ones have after their first."""
+    """After the first scan, each scan of a progressive JPEG has one component."""
     header, *scans = scans_of(KINDS["progressive"]())
     of_one = [scan for scan in scans if scan[4] == 1]
     assert code_of(header + b"".join(of_one) + EOI) is ErrorCode.CORRUPT_IMAGE
@@ -106,7 +107,7 @@ BETWEEN: dict[str, bytes] = {
 
 @kinds
 @pytest.mark.parametrize("extra", BETWEEN.values(), ids=BETWEEN)
-def test_what_stands_between_segments_does_not_matter(kind: str, extra: bytes) -> None:
+def test_bytes_between_segments_do_not_matter(kind: str, extra: bytes) -> None:
     whole = KINDS[kind]()
     for place in (2 + 18, whole.index(b"\xff\xdb"), whole.index(SOS)):  # behind a JFIF segment
         if whole[place : place + 1] == b"\xff":
@@ -114,7 +115,7 @@ def test_what_stands_between_segments_does_not_matter(kind: str, extra: bytes) -
 
 
 @kinds
-def test_what_stands_behind_the_end_does_not_matter(kind: str) -> None:
+def test_bytes_after_the_end_do_not_matter(kind: str) -> None:
     whole = KINDS[kind]()
     assert is_same(whole + b"\0\0\0\x18ftypmp42" + whole, whole)
 
@@ -143,9 +144,9 @@ odd = pytest.mark.parametrize("factors", ODD, ids=[bytes(f).hex() for f in ODD])
 
 @odd
 def test_jpeg_of_rare_sampling_factors_is_read(factors: tuple[int, int, int]) -> None:
-    picture = read(flat(factors))
-    assert picture.pixels.shape == (HEIGHT, WIDTH, 3)
-    assert (picture.pixels == 128).all()
+    decoded = read(flat(factors))
+    assert decoded.pixels.shape == (HEIGHT, WIDTH, 3)
+    assert (decoded.pixels == 128).all()
 
 
 @odd
@@ -158,13 +159,13 @@ def test_half_a_jpeg_of_rare_sampling_factors_is_corrupt(factors: tuple[int, int
 
 @odd
 def test_large_jpeg_of_rare_sampling_factors_is_reduced(factors: tuple[int, int, int]) -> None:
-    picture = decode(flat(factors, size=(1300, 900)), max_pixels=10**7, image_size=640)
-    assert (picture.info.width, picture.info.height) == (1300, 900)
-    assert picture.pixels.shape == (450, 650, 3)
+    decoded = decode(flat(factors, size=(1300, 900)), max_pixels=10**7, image_size=640)
+    assert (decoded.info.width, decoded.info.height) == (1300, 900)
+    assert decoded.pixels.shape == (450, 650, 3)
 
 
 def after_scan(number: int, extra: bytes) -> bytes:
-    """A progressive JPEG with something behind one of its scans."""
+    """A progressive JPEG with additional bytes after one of its scans."""
     header, *scans = scans_of(KINDS["progressive"]())
     scans[number] += extra
     return header + b"".join(scans) + EOI
@@ -179,7 +180,7 @@ GIVES_UP = {
 
 
 def decoded_over(data: bytes, value: int) -> DecodedImage | None:
-    """Decode into memory that held other pixels just before; None if it is refused."""
+    """Decode into memory that held other pixels just before. None if the file is rejected."""
     before = [np.full((HEIGHT, WIDTH, 3), value, np.uint8) for _ in range(8)]
     del before
     try:
@@ -195,7 +196,7 @@ def assert_shows_no_memory(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", GIVES_UP.values(), ids=GIVES_UP)
-def test_jpeg_that_libjpeg_gives_up_shows_no_memory(data: bytes) -> None:
+def test_jpeg_that_libjpeg_abandons_shows_no_memory(data: bytes) -> None:
     assert_shows_no_memory(data)
 
 
@@ -237,12 +238,12 @@ HIDES: dict[str, Callable[[], bytes]] = {  # a fault that libjpeg warns of befor
 
 
 @pytest.mark.parametrize("make", HIDES.values(), ids=HIDES)
-def test_missing_data_behind_another_fault_are_seen(make: Callable[[], bytes]) -> None:
+def test_missing_data_after_another_fault_is_detected(make: Callable[[], bytes]) -> None:
     assert code_of(make()) is ErrorCode.CORRUPT_IMAGE
 
 
 @kinds
-def test_whole_jpeg_with_a_fault_that_hides_nothing_is_read(kind: str) -> None:
+def test_complete_jpeg_with_a_harmless_fault_is_read(kind: str) -> None:
     whole = KINDS[kind]()
     unknown_version = whole.replace(b"JFIF\0\1", b"JFIF\0\2")
     assert is_same(unknown_version, whole)
@@ -250,13 +251,13 @@ def test_whole_jpeg_with_a_fault_that_hides_nothing_is_read(kind: str) -> None:
 
 
 def test_extended_jpeg_of_8_bits_is_read() -> None:
-    """SOF1, as some scanners write: baseline, with more tables allowed."""
+    """Some scanners write SOF1, which is like baseline, but allows more tables."""
     whole = saved("JPEG")
     assert is_same(whole.replace(b"\xff\xc0", b"\xff\xc1", 1), whole)
 
 
 def in_arithmetic_codes(data: bytes) -> bytes:
-    """A file that says that its scans are; they are not, but their cost is read first."""
+    """A file whose header claims arithmetic coding. Its cost is checked before decoding."""
     return data.replace(b"\xff\xc0", b"\xff\xc9", 1).replace(b"\xff\xc2", b"\xff\xca", 1)
 
 
@@ -288,7 +289,7 @@ def test_cost_of_a_jpeg_is_scans_times_pixels(
 
 
 def late_height() -> bytes:
-    """A JPEG that tells its height behind its scan (DNL)."""
+    """A JPEG whose height follows its scan (DNL)."""
     data = bytearray(saved("JPEG"))
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 7] = b"\0\0"
@@ -307,5 +308,5 @@ def two_channels() -> bytes:
 
 
 @pytest.mark.parametrize("make", [late_height, two_channels], ids=["late height", "two channels"])
-def test_whole_jpeg_of_a_rare_kind_is_unsupported(make: Callable[[], bytes]) -> None:
+def test_intact_jpeg_of_a_rare_kind_is_unsupported(make: Callable[[], bytes]) -> None:
     assert code_of(make()) is ErrorCode.UNSUPPORTED_MEDIA

@@ -1,4 +1,4 @@
-"""Which labels Firestore can store, and how a class gets another one."""
+"""Which labels Firestore can store, and how they are renamed."""
 
 import tempfile
 from pathlib import Path
@@ -261,7 +261,7 @@ def test_labels_that_change_give_the_model_another_identity() -> None:
     assert all(len(sha) == 64 for sha in shas)
 
 
-def test_advice_is_for_the_model_at_hand() -> None:
+def test_advice_fits_the_model() -> None:
     assert "export a.pt --rename OLD=NEW" in advice_for_weights("a.pt")
     half = advice_for_export("a_openvino_model", "fp16")
     assert "export a_openvino_model --precision fp16 --output DIRECTORY --rename OLD=NEW" in half

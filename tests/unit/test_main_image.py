@@ -1,4 +1,4 @@
-"""Files that hold several images: the main one is read, or none."""
+"""Files with several images: only the main image is read."""
 
 import io
 import struct
@@ -36,7 +36,7 @@ REDUCED, MASK_PAGE = 1, 4
 def tiff(
     *pages: tuple[Any, int], sub: Any = None, bigtiff: bool = False, order: Literal["<", ">"] = "<"
 ) -> bytes:
-    """Pages of (samples, NewSubfileType); below the first one, another of these."""
+    """A TIFF of pages (samples, NewSubfileType). `sub` is a subimage of the first page."""
     buffer = io.BytesIO()
     with tifffile.TiffWriter(buffer, bigtiff=bigtiff, byteorder=order) as writer:
         for number, (samples, kind) in enumerate(pages):
@@ -71,7 +71,7 @@ def test_main_image_of_a_tiff_is_read(data: bytes) -> None:
 
 
 def canon_raw() -> bytes:
-    """A TIFF with Canon's mark behind its header, and its directory at its end."""
+    """A TIFF with Canon's signature after its header, and its directory at its end."""
     data = tiff_of()
     directory = data[8 : 8 + 2 + 9 * 12 + 4]
     return data[:4] + struct.pack("<I", len(data)) + b"CR\2\0" + data[12:] + directory
@@ -111,7 +111,7 @@ def test_still_image_of_an_animated_png_is_read() -> None:
 
 
 def test_png_whose_data_end_early_is_corrupt() -> None:
-    """Every chunk is sound, and so is the stream: it holds half of the rows."""
+    """Every chunk is intact, and so is the zlib stream. It contains half of the rows."""
     rows = zlib.compress((b"\0" + bytes(WIDTH * 3)) * (HEIGHT // 2))
     with pytest.raises(BadImageError) as raised:
         decode(png(WIDTH, HEIGHT, chunk(b"IDAT", rows)), max_pixels=100_000)

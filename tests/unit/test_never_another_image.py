@@ -1,4 +1,4 @@
-"""A result never depends on what ran before: no pixels of one image are read as another's."""
+"""A result never depends on earlier images: no pixels of one image appear in another."""
 
 import io
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def through_pillow(kind: str) -> Callable[[Samples], bytes]:
 
 
 def tiff(samples: Samples) -> bytes:
-    """Of any type and number of channels, as TIFF alone allows."""
+    """A TIFF of any sample type and any number of channels."""
     buffer = io.BytesIO()
     if samples.shape[2] == 1:
         tifffile.imwrite(buffer, samples[:, :, 0], photometric="minisblack")
@@ -61,7 +61,7 @@ def pfm(samples: Samples) -> bytes:
 
 
 def pgm(samples: Samples) -> bytes:
-    """Of the type's whole range, in two bytes where one is not enough."""
+    """A PGM of samples of one byte, or of two bytes if needed."""
     grey = np.abs(np.nan_to_num(samples[:, :, 0].astype(np.float64))) % 65536
     top = 255 if grey.max() < 256 else 65535
     body: bytes = grey.astype("u1" if top == 255 else ">u2").tobytes()
@@ -79,7 +79,7 @@ TYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "f2", "f4", "f8")
 
 @st.composite
 def files(draw: st.DrawFn) -> tuple[str, bytes]:
-    """A file of a format, of samples of a type, in one to five channels."""
+    """A file of any format, any sample type, and one to five channels."""
     name = draw(st.sampled_from(sorted(FORMATS)))
     shape = draw(st.tuples(st.integers(2, 40), st.integers(2, 40), st.integers(1, 5)))
     kind = np.dtype(draw(st.sampled_from(TYPES)))
@@ -89,30 +89,28 @@ def files(draw: st.DrawFn) -> tuple[str, bytes]:
         return name, FORMATS[name](raw.reshape(*shape[:2], -1).view(kind))
 
 
-def framed(pixels: Pixels) -> Letterbox:
+def letterbox_of(pixels: Pixels) -> Letterbox:
     return fit(pixels.shape[1], pixels.shape[0], image_size=IMAGE_SIZE, shapes=SHAPES)
 
 
-def used_memory(frame: Letterbox, before: int) -> Pixels:
-    """What a model's input holds after another image."""
-    shape = frame.input_height, frame.input_width, 3
+def used_memory(fitted: Letterbox, before: int) -> Pixels:
+    """A model's input with the pixels of an earlier image."""
+    shape = fitted.input_height, fitted.input_width, 3
     return np.random.default_rng(before).integers(0, 256, shape, np.uint8)
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(files(), st.integers(0, 3))
-def test_input_of_any_file_holds_nothing_of_the_one_before(
-    file: tuple[str, bytes], before: int
-) -> None:
+def test_model_input_shows_nothing_of_an_earlier_file(file: tuple[str, bytes], before: int) -> None:
     try:
         pixels = decode(file[1], max_pixels=10_000).pixels
     except BadImageError:
         return
     small = shrink(pixels, image_size=IMAGE_SIZE)
-    frame = framed(small)
-    out = used_memory(frame, before)
-    frame.apply(small, out=out)
-    assert np.array_equal(out, frame.apply(small))
+    fitted = letterbox_of(small)
+    out = used_memory(fitted, before)
+    fitted.apply(small, out=out)
+    assert np.array_equal(out, fitted.apply(small))
 
 
 PLAIN_TEXT = {
@@ -124,7 +122,7 @@ WHOLE = {name: make() for name, make in (PLAIN | PLAIN_TEXT).items()}
 
 
 def read_over(data: bytes, value: int) -> Pixels | None:
-    """Decode into memory that held other pixels just before; None if it is refused."""
+    """Decode into memory that held other pixels just before. None if the file is rejected."""
     before = [np.full(96 * 64 * size, value, np.uint8) for size in (1, 3, 4, 8, 24) * 4]
     del before
     try:
@@ -135,10 +133,10 @@ def read_over(data: bytes, value: int) -> Pixels | None:
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(st.sampled_from(sorted(WHOLE)), st.integers(0, 2**32), st.integers(0, 3), st.booleans())
-def test_damaged_file_shows_nothing_of_the_one_before(
+def test_damaged_file_shows_nothing_of_an_earlier_one(
     name: str, seed: int, flips: int, is_cut: bool
 ) -> None:
-    """No decoder leaves memory unwritten that it calls an image."""
+    """No decoder returns uninitialised memory as part of an image."""
     data = bytearray(WHOLE[name])
     random = np.random.default_rng(seed)
     for place in random.integers(0, len(data), flips):
@@ -158,20 +156,20 @@ ARRAYS = hnp.arrays(
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(ARRAYS, ARRAYS, st.booleans())
-def test_input_of_any_array_is_whole_or_refused(
+def test_model_input_of_any_array_is_complete_or_rejected(
     pixels: Any, memory: Any, is_its_size: bool
 ) -> None:
-    """Whatever a decoder returns, and whatever memory a model gives."""
-    frame = fit(6, 4, image_size=IMAGE_SIZE, shapes=SHAPES)
+    """For any array from a decoder, and any buffer from a model."""
+    fitted = fit(6, 4, image_size=IMAGE_SIZE, shapes=SHAPES)
     if is_its_size:
         pixels = np.resize(pixels, (4, 6, 3)).astype(pixels.dtype)
-        memory = np.resize(memory, (frame.input_height, frame.input_width, 3))
+        memory = np.resize(memory, (fitted.input_height, fitted.input_width, 3))
     try:
-        frame.apply(pixels, out=memory)
+        fitted.apply(pixels, out=memory)
     except ValueError:
         return
     assert (pixels.dtype, pixels.shape) == (np.uint8, (4, 6, 3))
-    assert np.array_equal(memory, frame.apply(pixels))
+    assert np.array_equal(memory, fitted.apply(pixels))
 
 
 @pytest.mark.parametrize(
@@ -187,15 +185,15 @@ def test_input_of_any_array_is_whole_or_refused(
     ],
     ids=["HxW", "HxWx1", "HxWx4", "float", "strided", "CxHxW", "smaller"],
 )
-def test_input_into_memory_that_does_not_fit_is_refused(out: Any) -> None:
-    frame = fit(64, 64, image_size=64, shapes=((64, 64),))
+def test_model_input_into_unsuitable_memory_is_rejected(out: Any) -> None:
+    fitted = fit(64, 64, image_size=64, shapes=((64, 64),))
     with pytest.raises(ValueError):
-        frame.apply(np.full((64, 64, 3), 7, np.uint8), out=out)
+        fitted.apply(np.full((64, 64, 3), 7, np.uint8), out=out)
 
 
 @pytest.fixture(scope="module")
 def detector() -> OpenVINODetector:
-    """One runner: each image gets the buffers of the one before it."""
+    """One runner, so that each image reuses the buffers of the previous one."""
     made = load_detector(BUNDLED_MODEL, streams=1, min_confidence=0.001)
     assert isinstance(made, OpenVINODetector)
     return made
@@ -215,13 +213,13 @@ READ = [
 
 @pytest.fixture(scope="module")
 def images() -> list[Pixels]:
-    """The corpus's files of one size, which share a model's input buffer."""
+    """Files of one size in the corpus. They share a model's input buffer."""
     return [pixels for name in READ if (pixels := pixels_of(name)) is not None]
 
 
 @pytest.fixture(scope="module")
 def alone(detector: OpenVINODetector, images: list[Pixels]) -> list[list[Detection]]:
-    """What is found in each of them behind a blank one."""
+    """The detections in each image after a blank image."""
     blank = np.zeros((64, 96, 3), np.uint8)
     return [list(detector.detect([blank, pixels]))[1] for pixels in images]
 

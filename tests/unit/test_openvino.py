@@ -1,4 +1,4 @@
-"""The OpenVINO detector on a network made here: it answers with each image's mean colours."""
+"""The OpenVINO detector on a model built here, whose confidences are an image's mean colours."""
 
 import shutil
 import subprocess
@@ -32,24 +32,28 @@ METADATA: dict[str, Any] = {
     "sha256": "ab" * 32,
     "precision": "fp32",
 }
-BOXES = [[0, 0, 64, 64], [8, 16, 24, 32], [-9, -9, 99, 99]]  # of red, green, blue; in the frame
+BOXES = [
+    [0, 0, 64, 64],
+    [8, 16, 24, 32],
+    [-9, -9, 99, 99],
+]  # of red, green, blue; in pixels of the input
 
 
-def network(*, shape: list[int], columns: int = 6) -> ov.Model:
-    """Three rows for each image: box, mean of one channel, class. Padding counts in the mean."""
-    pictures = ops.parameter(ov.PartialShape(shape), ov.Type.f32)
-    means = ops.unsqueeze(ops.reduce_mean(pictures, np.array([2, 3])), np.array([2]))
+def colour_model(*, shape: list[int], columns: int = 6) -> ov.Model:
+    """Build a model with three rows per image: box, mean of one channel with padding, class."""
+    images = ops.parameter(ov.PartialShape(shape), ov.Type.f32)
+    means = ops.unsqueeze(ops.reduce_mean(images, np.array([2, 3])), np.array([2]))
     nothing = ops.multiply(means, np.float32(0))
     boxes = ops.add(nothing, np.array([BOXES], np.float32))
     classes = ops.add(nothing, np.array([[[0], [1], [2]]], np.float32))
     parts = [boxes, means, classes] + [nothing] * (columns - 6)
-    return ov.Model([ops.concat(parts, 2)], [pictures])
+    return ov.Model([ops.concat(parts, 2)], [images])
 
 
 def write(
     directory: Path, *, shape: list[int] | None = None, columns: int = 6, **changes: Any
 ) -> Path:
-    model = network(shape=shape or [-1, 3, -1, -1], columns=columns)
+    model = colour_model(shape=shape or [-1, 3, -1, -1], columns=columns)
     ov.save_model(model, directory / "colours.xml", compress_to_fp16=False)
     metadata = {key: value for key, value in (METADATA | changes).items() if value is not None}
     (directory / "metadata.yaml").write_text(yaml.safe_dump(metadata), encoding="utf-8")
@@ -73,19 +77,26 @@ def test_info_is_of_the_metadata(detector: OpenVINODetector) -> None:
 
 def test_detect_reads_bgr_in_the_range_of_one(detector: OpenVINODetector) -> None:
     [found] = detector.detect([plain(102, 153, 255)])
-    assert [one.label for one in found] == ["red", "green", "blue"]  # most confident first
-    assert [one.class_id for one in found] == [0, 1, 2]
-    assert [one.confidence for one in found] == pytest.approx([1.0, 0.6, 0.4], abs=1e-6)
+    assert [detection.label for detection in found] == [
+        "red",
+        "green",
+        "blue",
+    ]  # most confident first
+    assert [detection.class_id for detection in found] == [0, 1, 2]
+    assert [detection.confidence for detection in found] == pytest.approx([1.0, 0.6, 0.4], abs=1e-6)
 
 
 def test_detect_leaves_out_what_is_below_the_confidence(detector: OpenVINODetector) -> None:
     [found] = detector.detect([plain(255, 63, 64)])
-    assert [one.label for one in found] == ["blue", "red"]  # 64/255 is above 0.25, 63/255 below
+    assert [detection.label for detection in found] == [
+        "blue",
+        "red",
+    ]  # 64/255 is above 0.25, 63/255 below
 
 
 def test_detect_gives_boxes_clipped_to_the_image(detector: OpenVINODetector) -> None:
     [found] = detector.detect([plain(255, 254, 253, width=128, height=64)])
-    boxes = {one.label: one.box for one in found}
+    boxes = {detection.label: detection.box for detection in found}
     assert boxes["red"] == Box(0.0, 0.0, 128.0, 64.0)
     assert boxes["green"] == Box(16.0, 0.0, 48.0, 32.0)  # 16 rows of padding above
     assert boxes["blue"] == Box(0.0, 0.0, 128.0, 64.0)
@@ -101,11 +112,13 @@ def test_detect_of_many_sizes_keeps_each_images_own_results(detector: OpenVINODe
     alone = [found for image in images for found in detector.detect([image])]
     assert [found[0].label for found in together] == ["red"] * 7
     for found, expected in zip(together, alone, strict=True):
-        assert [one.label for one in found] == [one.label for one in expected]
-        assert [one.confidence for one in found] == pytest.approx(
-            [one.confidence for one in expected], abs=1e-6
+        assert [detection.label for detection in found] == [
+            detection.label for detection in expected
+        ]
+        assert [detection.confidence for detection in found] == pytest.approx(
+            [detection.confidence for detection in expected], abs=1e-6
         )
-        assert [one.box for one in found] == [one.box for one in expected]
+        assert [detection.box for detection in found] == [detection.box for detection in expected]
 
 
 def test_many_sizes_are_compiled_for_few_input_shapes(tmp_path: Path) -> None:
@@ -113,11 +126,11 @@ def test_many_sizes_are_compiled_for_few_input_shapes(tmp_path: Path) -> None:
     sizes = [(640, 640 * share // 40) for share in range(1, 41)]
     for width, height in sizes + [size[::-1] for size in sizes]:
         list(detector.detect([plain(9, 9, 9, width=width, height=height)]))
-    assert len(detector._networks._compiled) == 7
+    assert len(detector._compiled._by_shape) == 7
 
 
 @pytest.mark.parametrize("streams", [1, 2, 5])
-def test_threads_that_detect_at_once_each_get_their_own(tmp_path: Path, streams: int) -> None:
+def test_concurrent_threads_get_their_own_results(tmp_path: Path, streams: int) -> None:
     detector = OpenVINODetector(write(tmp_path), streams=streams)
     assert detector.runners == streams
     batches = [[plain(0, 0, 255 - i - streams * j) for j in range(20)] for i in range(streams)]
@@ -129,21 +142,21 @@ def test_threads_that_detect_at_once_each_get_their_own(tmp_path: Path, streams:
         assert found == pytest.approx(expected, abs=1e-5)
 
 
-def test_image_that_fails_costs_none_of_those_before_it(detector: OpenVINODetector) -> None:
+def test_failing_image_keeps_the_results_before_it(detector: OpenVINODetector) -> None:
     results = detector.detect([plain(1, 2, 255), np.zeros((0, 0), np.uint8)])
     assert next(results)[0].label == "red"
     with pytest.raises(ZeroDivisionError):
         next(results)
 
 
-def test_images_of_one_input_shape_say_so(detector: OpenVINODetector) -> None:
+def test_similar_sizes_share_an_input_shape(detector: OpenVINODetector) -> None:
     assert detector.input_shape(640, 480) == detector.input_shape(64, 48) == (64, 64)
     assert detector.input_shape(1920, 1080) == (64, 64)  # of 32-pixel strides
     assert detector.input_shape(640, 320) == (64, 64)
 
 
 def test_first_images_on_two_threads_do_not_deadlock(tmp_path: Path) -> None:
-    """OpenVINO's binding looks numpy up at its first use; two threads at once would hang there.
+    """OpenVINO's binding looks up numpy at its first use. Two threads at once would deadlock.
 
     A lookup that lets the other thread run makes the race certain.
     """
@@ -172,7 +185,7 @@ with ThreadPoolExecutor(2) as threads:
     assert done.stdout.strip() == "8", done.stderr
 
 
-def test_detect_of_nothing_is_nothing(detector: OpenVINODetector) -> None:
+def test_detect_without_images_returns_nothing(detector: OpenVINODetector) -> None:
     assert list(detector.detect([])) == []
     assert list(detector.detect([plain(0, 0, 0)])) == [[]]
 
@@ -186,7 +199,11 @@ def test_detect_gives_plain_types(detector: OpenVINODetector) -> None:
 def test_names_may_be_a_list(tmp_path: Path) -> None:
     detector = OpenVINODetector(write(tmp_path, names=["traffic light", 7, "blue"]))
     [found] = detector.detect([plain(255, 254, 253)])
-    assert {one.class_id: one.label for one in found} == {0: "traffic light", 1: "7", 2: "blue"}
+    assert {detection.class_id: detection.label for detection in found} == {
+        0: "traffic light",
+        1: "7",
+        2: "blue",
+    }
 
 
 def test_every_class_of_the_model_needs_a_label(tmp_path: Path) -> None:
@@ -231,7 +248,7 @@ def test_info_without_our_own_metadata_is_of_the_files(tmp_path: Path) -> None:
         ({"names": {0: "red", 1: False, 2: "blue"}}, "class 1, False: this is bool, not text"),
         ({"imgsz": None}, "is not the metadata that ultralytics writes"),
         ({"stride": "wide"}, "is not the metadata that ultralytics writes"),
-        ({"shape": [1, 3, 64, 64]}, "exported for the one shape"),
+        ({"shape": [1, 3, 64, 64]}, "exported with the fixed input shape"),
         ({"columns": 7}, "not \\[batch, boxes, 6\\]"),
     ],
     ids=[
@@ -260,7 +277,7 @@ def test_load_of_another_model_says_what_is_wrong(
 def test_model_with_one_fixed_side_is_refused(tmp_path: Path, place: int) -> None:
     shape = [-1, 3, -1, -1]
     shape[place] = 64
-    with pytest.raises(ModelError, match="exported for the one shape"):
+    with pytest.raises(ModelError, match="exported with the fixed input shape"):
         OpenVINODetector(write(tmp_path, shape=shape))
 
 
@@ -299,7 +316,7 @@ def test_load_of_a_broken_file_is_a_model_error(tmp_path: Path) -> None:
     ],
     ids=["amx", "as the user says", "no amx"],
 )
-def test_kernels_for_amx_are_not_taken(
+def test_amx_kernels_are_turned_off(
     flags: set[str], own: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)

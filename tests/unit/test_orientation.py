@@ -1,4 +1,4 @@
-"""Every format that says how an image is turned, in every way of saying it."""
+"""The orientation of an image in every format, and in every encoding of EXIF."""
 
 import io
 import struct
@@ -37,7 +37,7 @@ WAYS: dict[str, tuple[Order, int]] = {
 
 
 def exif(orientation: int, order: str = LITTLE, kind: int = SHORT) -> bytes:
-    """A TIFF of one directory of one tag."""
+    """A TIFF with one directory that has one tag."""
     value = struct.pack(order + ("HH" if kind == SHORT else "I"), orientation, *(0,) * (4 - kind))
     entry = struct.pack(order + "HHI", 0x0112, kind, 1) + value
     magic = b"II*\0" if order == LITTLE else b"MM\0*"
@@ -79,17 +79,17 @@ EXIF_IN: dict[str, Callable[[int, Order, int], bytes]] = {
 
 
 def shown_by_pillow(data: bytes) -> Any:
-    """BGR pixels as Pillow turns them."""
+    """BGR pixels, turned upright by Pillow."""
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))[:, :, ::-1]
 
 
 def assert_upright(data: bytes, orientation: int) -> None:
-    picture = decode(data, max_pixels=100_000)
+    decoded = decode(data, max_pixels=100_000)
     width, height = drawn().size
     size = (height, width) if orientation in TRANSPOSED else (width, height)
-    assert (picture.info.width, picture.info.height) == size
-    assert np.array_equal(picture.pixels, shown_by_pillow(data))
+    assert (decoded.info.width, decoded.info.height) == size
+    assert np.array_equal(decoded.pixels, shown_by_pillow(data))
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -140,9 +140,9 @@ XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     ],
 )  # fmt: skip
 def test_orientation_is_found_where_it_stands(data: bytes, orientation: int) -> None:
-    picture = decode(data, max_pixels=100_000)
+    decoded = decode(data, max_pixels=100_000)
     stored = np.asarray(drawn())[:, :, ::-1]
-    assert np.abs(picture.pixels.astype(int) - turn_upright(stored, orientation)).mean() < 3
+    assert np.abs(decoded.pixels.astype(int) - turn_upright(stored, orientation)).mean() < 3
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -151,11 +151,11 @@ def test_large_jpeg_at_a_reduced_scale_is_turned_too(orientation: int) -> None:
     data = after_start(
         saved("JPEG", stored, quality=95), segment(0xE1, b"Exif\0\0" + exif(orientation, BIG, LONG))
     )
-    picture = decode(data, max_pixels=50_000_000, image_size=640)
+    decoded = decode(data, max_pixels=50_000_000, image_size=640)
     full = shown_by_pillow(data)
-    assert (picture.info.height, picture.info.width) == full.shape[:2]
-    assert picture.pixels.shape[:2] == tuple(-(-side // 2) for side in full.shape[:2])
+    assert (decoded.info.height, decoded.info.width) == full.shape[:2]
+    assert decoded.pixels.shape[:2] == tuple(-(-side // 2) for side in full.shape[:2])
     expected = np.asarray(
-        Image.fromarray(full).resize(picture.pixels.shape[1::-1], Image.Resampling.BOX)
+        Image.fromarray(full).resize(decoded.pixels.shape[1::-1], Image.Resampling.BOX)
     )
-    assert np.abs(picture.pixels.astype(int) - expected).mean() < 3
+    assert np.abs(decoded.pixels.astype(int) - expected).mean() < 3

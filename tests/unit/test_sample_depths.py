@@ -1,4 +1,4 @@
-"""Every format at every depth of its samples: black becomes 0, white becomes 255."""
+"""Every format with every number of bits per sample: black becomes 0, white becomes 255."""
 
 import io
 import struct
@@ -25,18 +25,18 @@ RAMP = np.linspace(0, 1, SIDE * SIDE).reshape(SIDE, SIDE)  # grey, from black to
 
 
 def grey(top: int) -> NDArray[Any]:
-    """The ramp in integers up to `top`."""
+    """The ramp as integers from 0 to `top`."""
     kind = np.uint8 if top < 256 else np.uint16
     return np.round(RAMP * top).astype(kind)
 
 
 def colour(top: int) -> NDArray[Any]:
-    """Three ramps: as it is, from the other end, and turned by a quarter."""
+    """Three ramps: unchanged, reversed, and transposed."""
     return np.dstack([grey(top), grey(top)[::-1], grey(top).T])
 
 
 def packed(rows: NDArray[Any], bits: int) -> bytes:
-    """Samples of so many bits, each row from a whole byte on."""
+    """Pack samples of `bits` bits. Each row begins with a new byte."""
     as_bits = np.unpackbits(rows.astype(">u2").view(np.uint8), axis=1)
     rows = as_bits.reshape(len(rows), -1, 16)[:, :, 16 - bits :].reshape(len(rows), -1)
     return b"".join(np.packbits(row).tobytes() for row in rows)
@@ -54,7 +54,7 @@ def png(samples: NDArray[Any], bits: int, colour_type: int, *chunks: bytes) -> b
 
 
 def palette(bits: int) -> bytes:
-    """Of greys, in the order of the indices."""
+    """A palette of greys in increasing order."""
     return chunk(b"PLTE", b"".join(bytes([v] * 3) for v in levels(bits)))
 
 
@@ -91,7 +91,7 @@ def encoded(name: str, samples: NDArray[Any], **options: Any) -> bytes:
 
 
 def bmp(bits: int) -> bytes:
-    """Of palette indices, or of five bits a channel."""
+    """A BMP of palette indices, or of five bits per channel."""
     ramp = grey(2**bits - 1 if bits <= 8 else 31)[::-1].astype(np.uint32)
     rows = ramp * 0b100001000010000 // 16 if bits == 16 else ramp
     body = rows.astype("<u2").tobytes() if bits == 16 else packed(rows, bits)
@@ -228,7 +228,7 @@ def pfm(samples: NDArray[Any], order: str) -> bytes:
 
 
 def jp2_of_order(data: bytes, colours: tuple[int, int, int] = (3, 2, 1)) -> bytes:
-    """A file that defines what its channels are (T.800, I.5.3.6): 1 is red, 3 is blue."""
+    """A file that defines the colours of its channels (T.800, I.5.3.6): 1 is red, 3 is blue."""
     a, b, c = colours
     definition = struct.pack(">I4sH9H", 28, b"cdef", 3, 0, 0, a, 1, 0, b, 2, 0, c)
     header = data.index(b"jp2h") - 4
@@ -241,7 +241,7 @@ def jp2_of_order(data: bytes, colours: tuple[int, int, int] = (3, 2, 1)) -> byte
 
 
 def jpeg2000_of_samples(code: int) -> bytes:
-    """A codestream whose one channel has such samples (T.800, A.5.1): bits - 1, and a sign."""
+    """A codestream of one channel. `code` describes its samples (T.800, A.5.1): sign, bits - 1."""
     data = bytearray(encoded("jpeg2k", grey(65535), level=0, codecformat="j2k"))
     data[42] = code
     return bytes(data)
@@ -287,7 +287,7 @@ UNKNOWN_RANGE: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", UNKNOWN_RANGE)
-def test_whole_file_of_an_unknown_kind_is_unsupported(name: str) -> None:
+def test_intact_file_of_a_rare_kind_is_unsupported(name: str) -> None:
     with pytest.raises(BadImageError) as raised:
         decode(UNKNOWN_RANGE[name](), max_pixels=10_000)
     assert raised.value.code is ErrorCode.UNSUPPORTED_MEDIA
@@ -307,7 +307,7 @@ def test_jpeg2000_of_channels_in_any_other_order_is_unsupported(
 
 
 def with_box_length(data: bytes, kind: bytes, length: int) -> bytes:
-    """A JPEG 2000 file, one of whose boxes has its length behind its kind (1), or none (0)."""
+    """Write one box's length after its type (`length` 1), or leave it out (`length` 0)."""
     begin = data.index(kind) - 4
     whole = int.from_bytes(data[begin : begin + 4]) + 8
     behind = struct.pack(">Q", whole) if length == 1 else b""
@@ -323,7 +323,7 @@ def test_box_of_jpeg2000_may_say_its_length_in_any_way(kind: bytes, length: int)
 
 
 def tiff_with_below(below: NDArray[Any], kind: int) -> bytes:
-    """A TIFF of 16x16 with another image below it; NewSubfileType 1 is a reduced image."""
+    """A TIFF of 16x16 with a subimage. NewSubfileType 1 marks a reduced image."""
     buffer = io.BytesIO()
     with tifffile.TiffWriter(buffer) as writer:
         writer.write(colour(255), photometric="rgb", subifds=1)
@@ -346,7 +346,7 @@ def test_tiff_above_a_larger_full_image_is_unsupported() -> None:
 
 
 def canon_raw() -> bytes:
-    """A TIFF with Canon's mark behind its header; its first image is a preview."""
+    """A TIFF with Canon's signature after its header, as in a camera's raw file."""
     plain = tiff_of_tags(GREY_TIFF, bytes(64))
     body = 8 + 2 + 12 * len(GREY_TIFF) + 4
     shifted = tiff_of_tags(GREY_TIFF | {273: body + 8}, bytes(64))

@@ -1,7 +1,7 @@
-"""The ultralytics detector on networks made here: they answer with each image's mean colours.
+"""The ultralytics detector on models built here, whose confidences are an image's brightest pixels.
 
-They are OpenVINO directories, which ultralytics loads as it loads an engine: with the shapes and
-the metadata of an export. No GPU is needed.
+The models are OpenVINO directories. Ultralytics loads them with shapes and metadata, as it loads a
+TensorRT engine. No GPU is needed.
 """
 
 import json
@@ -41,7 +41,11 @@ METADATA: dict[str, Any] = {
     "args": {"dynamic": True, "nms": False},
 }
 FIXED = METADATA | {"imgsz": [96, 160], "batch": 2, "args": {"dynamic": False, "nms": False}}
-BOXES = [[0, 0, 64, 64], [8, 16, 24, 32], [-9, -9, 999, 999]]  # of red, green, blue; in the frame
+BOXES = [
+    [0, 0, 64, 64],
+    [8, 16, 24, 32],
+    [-9, -9, 999, 999],
+]  # of red, green, blue; in pixels of the input
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -53,13 +57,13 @@ def offline_ultralytics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 
 
 def write(directory: Path, metadata: dict[str, Any], shape: tuple[int, ...]) -> Path:
-    """Three rows for each image: box, brightest pixel of one channel, class."""
-    pictures = ops.parameter(ov.PartialShape(list(shape)), ov.Type.f32, name="images")
-    brightest = ops.unsqueeze(ops.reduce_max(pictures, np.array([2, 3])), np.array([2]))
+    """Write a model with three rows per image: box, brightest pixel of one channel, class."""
+    images = ops.parameter(ov.PartialShape(list(shape)), ov.Type.f32, name="images")
+    brightest = ops.unsqueeze(ops.reduce_max(images, np.array([2, 3])), np.array([2]))
     nothing = ops.multiply(brightest, np.float32(0))
     boxes = ops.add(nothing, np.array([BOXES], np.float32))
     classes = ops.add(nothing, np.array([[[0], [1], [2]]], np.float32))
-    model = ov.Model([ops.concat([boxes, brightest, classes], 2)], [pictures])
+    model = ov.Model([ops.concat([boxes, brightest, classes], 2)], [images])
     path = directory / "colours_openvino_model"
     path.mkdir()
     ov.save_model(model, path / "colours.xml", compress_to_fp16=False)
@@ -103,19 +107,23 @@ def test_info_is_of_the_file_and_its_metadata(dynamic: UltralyticsDetector) -> N
 
 def test_detect_reads_bgr_in_the_range_of_one(dynamic: UltralyticsDetector) -> None:
     [found] = dynamic.detect([plain(153, 204, 255)])
-    assert [(one.label, one.class_id) for one in found] == [("red", 0), ("green", 1), ("blue", 2)]
-    assert [one.confidence for one in found] == pytest.approx([1.0, 0.8, 0.6], abs=1e-6)
+    assert [(detection.label, detection.class_id) for detection in found] == [
+        ("red", 0),
+        ("green", 1),
+        ("blue", 2),
+    ]
+    assert [detection.confidence for detection in found] == pytest.approx([1.0, 0.8, 0.6], abs=1e-6)
 
 
 def test_detect_leaves_out_what_is_below_the_threshold(dynamic: UltralyticsDetector) -> None:
     [found] = dynamic.detect([plain(127, 128, 0)])  # 0.498, 0.502; the grey of padding is 0.447
-    assert [one.label for one in found] == ["green"]
+    assert [detection.label for detection in found] == ["green"]
 
 
 def test_boxes_are_in_the_images_own_pixels(dynamic: UltralyticsDetector) -> None:
-    # 320x120 becomes 160x60 in a frame of 160x96, 18 pixels from the top.
+    # 320x120 becomes 160x60 in an input of 160x96, 18 pixels from the top.
     [found] = dynamic.detect([plain(255, 204, 230, width=320, height=120)])
-    assert {one.label: one.box for one in found} == {
+    assert {detection.label: detection.box for detection in found} == {
         "red": Box(0, 0, 128, 92),
         "green": Box(16, 0, 48, 28),
         "blue": Box(0, 0, 320, 120),
@@ -127,10 +135,16 @@ def test_image_does_not_depend_on_its_neighbours(name: str, request: pytest.Fixt
     detector: UltralyticsDetector = request.getfixturevalue(name)
     together = detector.detect(MIXED)
     assert together == [detector.detect([image])[0] for image in MIXED]
-    assert [one[0].label for one in together] == ["blue", "green", "red", "blue", "blue"]
+    assert [detection[0].label for detection in together] == [
+        "blue",
+        "green",
+        "red",
+        "blue",
+        "blue",
+    ]
 
 
-def test_detect_of_nothing_is_nothing(dynamic: UltralyticsDetector) -> None:
+def test_detect_without_images_returns_nothing(dynamic: UltralyticsDetector) -> None:
     assert dynamic.detect([]) == []
 
 
@@ -149,7 +163,7 @@ def test_fixed_shape_is_the_input_of_every_image(fixed: UltralyticsDetector) -> 
 
 
 class Recorder(UltralyticsDetector):
-    """Keeps the shapes of the batches that it runs."""
+    """Records the shapes of the batches that it runs."""
 
     def infer(self, batch: Any) -> Any:
         self.shapes = [*getattr(self, "shapes", []), tuple(batch.shape)]
@@ -171,8 +185,8 @@ def test_batches_are_of_one_input_shape_and_at_most_32(tmp_path: Path) -> None:
 def test_batches_have_no_more_pixels_than_allowed(
     tmp_path: Path, max_batch_pixels: int, sizes: list[int]
 ) -> None:
-    network = write(tmp_path, METADATA, (-1, 3, -1, -1))
-    detector = Recorder(network, max_batch_pixels=max_batch_pixels)
+    path = write(tmp_path, METADATA, (-1, 3, -1, -1))
+    detector = Recorder(path, max_batch_pixels=max_batch_pixels)
     assert len(detector.detect([plain(0, 0, 0)] * 10)) == 10
     assert [shape[0] for shape in detector.shapes] == sizes
 
@@ -180,8 +194,8 @@ def test_batches_have_no_more_pixels_than_allowed(
 def test_warm_up_runs_the_inputs_of_common_images(tmp_path: Path) -> None:
     detector = Recorder(write(tmp_path, METADATA, (-1, 3, -1, -1)))
     detector.warm_up()
-    frames = {shape[1:3] for shape in detector.shapes}
-    assert frames == {(160, 160), (128, 160), (160, 128), (96, 160), (160, 96)}
+    inputs = {shape[1:3] for shape in detector.shapes}
+    assert inputs == {(160, 160), (128, 160), (160, 128), (96, 160), (160, 96)}
 
 
 @pytest.mark.parametrize(
@@ -196,7 +210,7 @@ def test_warm_up_runs_the_inputs_of_common_images(tmp_path: Path) -> None:
             None,
             "class 1, False: .* not text",
         ),
-        (FIXED, 320, "exported for 160 pixels alone"),
+        (FIXED, 320, "exported for 160 pixels only"),
     ],
     ids=["nms", "pose", "stride", "empty", "bool", "fixed"],
 )
@@ -236,7 +250,7 @@ def test_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 class FakeEngine:
-    """What `AutoBackend` is for a TensorRT engine of 4 pictures: one buffer for every output."""
+    """Act as the `AutoBackend` of a TensorRT engine: batches of 4, one reused output buffer."""
 
     def __init__(self) -> None:
         import torch
@@ -248,20 +262,20 @@ class FakeEngine:
         self.stride, self.names = 32, {0: "bright"}
         self._output = torch.empty(4, 1, 6)
 
-    def __call__(self, frames: Any) -> Any:
+    def __call__(self, inputs: Any) -> Any:
         import torch
 
-        assert frames.dtype == torch.float16
-        assert len(frames) <= 4
-        rows = self._output[: len(frames)]
+        assert inputs.dtype == torch.float16
+        assert len(inputs) <= 4
+        rows = self._output[: len(inputs)]
         rows[:] = torch.tensor([10, 20, 30, 40, 0, 0])
-        rows[:, 0, 4] = frames.amax((1, 2, 3))
+        rows[:, 0, 4] = inputs.amax((1, 2, 3))
         return rows
 
 
 @pytest.fixture
 def weights_and_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Weights with an engine beside them, where only the engine loads, and only on a GPU."""
+    """Weights with an engine beside them. Only the engine loads, and only on a GPU."""
 
     def load(path: Path, device: str) -> FakeEngine:
         if path.suffix == ".engine" and path.read_bytes() == b"engine" and device != "cpu":
@@ -288,7 +302,7 @@ def test_engine_beside_the_weights_is_not_tried_on_a_cpu(
     assert not logged_by(caplog, "service")
 
 
-def test_engine_that_does_not_load_gives_way_to_the_weights(
+def test_engine_that_does_not_load_is_replaced_by_weights(
     weights_and_engine: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     weights_and_engine.with_suffix(".engine").write_bytes(b"of another GPU")
@@ -302,7 +316,7 @@ def varint(value: int) -> bytes:
 
 
 def message(*fields: tuple[int, int | bytes | str]) -> bytes:
-    """Encode a message of protobuf, of which an ONNX file is made."""
+    """Encode a protobuf message, the format of ONNX files."""
     encoded = b""
     for number, value in fields:
         if isinstance(value, int):
@@ -314,7 +328,7 @@ def message(*fields: tuple[int, int | bytes | str]) -> bytes:
 
 
 def onnx_of_six_classes() -> bytes:
-    """Draw an ONNX graph that splits rows of 10 into 4 sides and 6 scores, as the head does."""
+    """Build an ONNX graph that splits rows of 10 into 4 sides and 6 scores, as the head does."""
 
     def tensor(name: str, *shape: int) -> bytes:
         sides = message(*((1, message((1, side))) for side in shape))
@@ -354,8 +368,8 @@ def test_class_without_a_label_does_not_fail_the_image(
     weights_and_engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class WithMoreClasses(FakeEngine):
-        def __call__(self, frames: Any) -> Any:
-            rows = super().__call__(frames)
+        def __call__(self, inputs: Any) -> Any:
+            rows = super().__call__(inputs)
             rows[:, 0, 5] = 7
             return rows
 
@@ -365,7 +379,7 @@ def test_class_without_a_label_does_not_fail_the_image(
     assert (found.label, found.class_id) == ("7", 7)
 
 
-def test_engine_that_reuses_its_output_gives_each_its_own(
+def test_engine_that_reuses_its_output_mixes_no_results(
     weights_and_engine: Path,
 ) -> None:
     detector = UltralyticsDetector(weights_and_engine, device="0", min_confidence=0.4)
@@ -373,13 +387,13 @@ def test_engine_that_reuses_its_output_gives_each_its_own(
     found = detector.detect([plain(v, v, v, width=96, height=96) for v in levels])
     box = Box(10, 20, 30, 40)
     assert [one.confidence for [one] in found] == pytest.approx([v / 255 for v in levels], abs=1e-3)
-    assert [[replace(one, confidence=0) for one in each] for each in found] == [
+    assert [[replace(detection, confidence=0) for detection in each] for each in found] == [
         [Detection("bright", 0, 0, box)] for _ in levels
     ]
 
 
 def test_half_precision_keeps_boxes_exact() -> None:
-    """The head of a network in half precision, on what its convolutions would give."""
+    """Run the head in half precision on values that the convolutions could return."""
     import torch
     from ultralytics.nn.modules import Detect
 
@@ -401,7 +415,7 @@ def test_half_precision_keeps_boxes_exact() -> None:
     assert torch.equal(corners(torch.float16), exact)
 
 
-def test_nothing_is_reported_to_anybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_telemetry_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ultralytics.utils.events import events
 
     monkeypatch.setattr(events, "enabled", True)
@@ -427,7 +441,7 @@ def test_gpu_benchmark_runs_on_a_cpu_too(
     images.mkdir()
     for index, pixels in enumerate(MIXED):
         cv2.imwrite(str(images / f"{index}.jpg"), pixels)
-    options = "--device cpu --batch-sizes 1 4 --pictures 12 --rounds 1 --json"
+    options = "--device cpu --batch-sizes 1 4 --images 12 --rounds 1 --json"
     monkeypatch.setattr(
         "sys.argv", ["gpu", "--model", str(model), "--images", str(images), *options.split()]
     )

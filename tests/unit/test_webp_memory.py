@@ -1,4 +1,4 @@
-"""A large WebP is decoded, although its header alone would take Pillow half a gigabyte."""
+"""A large WebP is decoded, although Pillow would need half a gigabyte to open it."""
 
 import io
 
@@ -26,7 +26,7 @@ def test_size_is_read_from_each_kind_of_header(
 
 
 @pytest.mark.parametrize("length", [0, 16, 24])
-def test_header_that_is_cut_short_is_damaged(length: int) -> None:
+def test_truncated_header_is_corrupt(length: int) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "WEBP")
     with pytest.raises(BadImageError):
@@ -38,7 +38,7 @@ def test_webp_larger_than_the_small_limit_is_decoded() -> None:
     Image.new("RGB", (SIDE, SIDE)).save(buffer, "WEBP", quality=1, method=0)
     decoders = Decoders(1, max_pixels=50_000_000, max_decompressed_bytes=2**25)
     try:
-        picture = decoders.decode(buffer.getvalue(), image_size=64, deadline=NO_DEADLINE)
+        decoded = decoders.decode(buffer.getvalue(), image_size=64, deadline=NO_DEADLINE)
     finally:
         decoders.close()
-    assert (picture.info.width, picture.info.height) == (SIDE, SIDE)
+    assert (decoded.info.width, decoded.info.height) == (SIDE, SIDE)

@@ -1,4 +1,4 @@
-"""Workers alone: what a batch leaves open, and what the log says of an error of their own."""
+"""Workers: items without an outcome, and errors of a worker itself."""
 
 from collections.abc import Sequence
 
@@ -31,7 +31,7 @@ def test_an_item_that_its_batch_leaves_open_fails() -> None:
 
 
 def test_an_error_of_a_worker_itself_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """The caller's own error points to the log."""
+    """The caller's error refers to the log."""
     error = ValueError("odd")
 
     def fail(batch: list[Item]) -> None:
