@@ -26,8 +26,8 @@ PAGES = [
 ]
 # Programs that a machine may lack: `make test` does not install them.
 OPTIONAL = ("gcloud", "gsutil", "jq")
-# Of all blocks together. On two cores with nothing beside them they take three minutes at most. Here
-# other tests may run at the same time.
+# For all blocks together. On two idle cores they take three minutes at most, but other tests
+# may run at the same time.
 MAX_SECONDS = 360
 
 _BLOCK = re.compile(r"^( *)<!-- run -->\n\1```sh\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
