@@ -18,7 +18,7 @@ from service.cli.exit_codes import ExitCode
 from service.cli.main import main
 from service.errors import FirestoreUnavailableError, ModelError, SettingsError, SmokeError
 from service.settings import BUNDLED_MODEL
-from tests.fakes import picture
+from tests.fakes import bmp_image
 
 YOLO_BATCH = Path(sys.executable).with_name("yolo-batch")
 NO_CLOUD = ("_EMULATOR_HOST", "GOOGLE_CLOUD_PROJECT", "GOOGLE_APPLICATION_CREDENTIALS")
@@ -28,7 +28,7 @@ SECONDS = 120
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The working directory: an image, a text, and models that are none."""
-    (tmp_path / "image.bmp").write_bytes(picture())
+    (tmp_path / "image.bmp").write_bytes(bmp_image())
     (tmp_path / "text.jpg").write_text("not an image")
     (tmp_path / "empty").mkdir()
     shutil.copytree(BUNDLED_MODEL, tmp_path / "damaged")
@@ -178,7 +178,7 @@ def test_closed_streams_cause_no_traceback(closed: str, folder: Path) -> None:
 def test_interrupt_keeps_finished_results_and_exits_with_130(folder: Path) -> None:
     (folder / "images").mkdir()
     for number in range(100):
-        (folder / "images" / f"{number}.bmp").write_bytes(picture(width=500, height=500))
+        (folder / "images" / f"{number}.bmp").write_bytes(bmp_image(width=500, height=500))
     with subprocess.Popen(
         [YOLO_BATCH, "detect", "--json", "images"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
