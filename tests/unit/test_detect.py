@@ -41,7 +41,7 @@ def detect(files: list[Path], detector: FakeDetector | None = None) -> dict[str,
     return {Path(document["name"]).name: document for document in documents}
 
 
-def test_find_files_lists_folders_at_any_depth_and_no_hidden_files(tmp_path: Path) -> None:
+def test_find_files_descends_and_skips_hidden_files(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     for name in ("b/c.jpg", "a.jpg", ".hidden"):
         (tmp_path / name).touch()
@@ -69,14 +69,14 @@ def test_detect_files_gives_json_without_the_clouds_fields(folder: Path) -> None
     assert not {"bucket", "generation", "event_time"} & set(document)
 
 
-def test_detect_files_of_a_note_among_pictures_is_one_failure(folder: Path) -> None:
+def test_detect_files_of_a_note_among_images_is_one_failure(folder: Path) -> None:
     (folder / "note.txt").write_text("just a note", encoding="utf-8")
     documents = detect(find_files([folder]))
     assert documents["note.txt"]["error"]["code"] == "unsupported_media"
     assert [one["status"] for one in documents.values()].count("done") == 10
 
 
-def test_detect_files_of_a_poison_picture_raises_after_the_others(folder: Path) -> None:
+def test_poisonous_file_raises_after_all_others_are_done(folder: Path) -> None:
     detector = FakeDetector()
     detector.poison = color_of(3)
     received: list[str] = []
@@ -135,7 +135,7 @@ def test_annotated_names_of_equal_files_differ(tmp_path: Path) -> None:
     assert annotated_name(tmp_path / "a/1.jpg", both[:1]) == Path("1.jpg")
 
 
-def test_save_annotated_writes_a_picture_of_the_same_size(folder: Path) -> None:
+def test_save_annotated_writes_a_image_of_the_same_size(folder: Path) -> None:
     document = detect([folder / "3.bmp"])["3.bmp"]
     target = folder / "out" / "3.jpg"
     save_annotated(folder / "3.bmp", document, target)

@@ -34,7 +34,7 @@ def test_service_imports_no_image_library() -> None:
     assert run_python(code) == "[]"
 
 
-def test_letterbox_of_an_image_of_its_size_imports_no_image_library() -> None:
+def test_letterbox_without_a_resize_imports_no_image_library() -> None:
     """Decoders have shrunk nearly all images already: the service only adds the padding."""
     code = (
         "import sys; import numpy as np; from service.images.letterbox import letterbox; "
@@ -71,7 +71,7 @@ def test_service_imports_no_library_of_the_command_line() -> None:
     assert run_python(code) == "[]"
 
 
-def test_import_of_openvino_brings_no_library_that_reports_its_use() -> None:
+def test_openvino_imports_no_library_that_reports_usage() -> None:
     code = (
         "import sys, service.inference.openvino; "
         "print([name for name in sys.modules if name.startswith('openvino_telemetry.')])"
