@@ -69,7 +69,7 @@ def test_detect_files_gives_json_without_the_clouds_fields(folder: Path) -> None
     assert not {"bucket", "generation", "event_time"} & set(document)
 
 
-def test_detect_files_of_a_note_among_images_is_one_failure(folder: Path) -> None:
+def test_detect_files_of_a_text_file_among_images_is_one_failure(folder: Path) -> None:
     (folder / "note.txt").write_text("just a note", encoding="utf-8")
     documents = detect(find_files([folder]))
     assert documents["note.txt"]["error"]["code"] == "unsupported_media"
