@@ -1,7 +1,9 @@
 """The developer's command line: `yolo-batch-dev`."""
 
 import logging
+import shlex
 import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -38,6 +40,7 @@ def main() -> None:
 @option("--bucket", default="uploads", show_default=True, help="Bucket for uploads.")
 def up(model: Path | None, bucket: str) -> None:
     """Run the emulators, the deliveries and the service until Ctrl-C."""
+    from devtools.local_stack.client_environment import upload_line
     from devtools.local_stack.stack import Stack, StackOptions
 
     # Both stop everything. SIGINT too: a shell starts its background jobs with it ignored.
@@ -48,8 +51,15 @@ def up(model: Path | None, bucket: str) -> None:
     say("Starting the Pub/Sub, Firestore and Cloud Storage emulators and the service ...")
     try:
         with Stack(StackOptions(model_path=model, bucket=bucket, echo=click.echo)) as stack:
-            exports = "\n".join(stack.export_lines())
-            say(_UP.format(exports=exports, bucket=bucket, url=stack.service_url))
+            say(
+                _UP.format(
+                    exports="\n".join(stack.export_lines()),
+                    programs=shlex.quote(str(Path(sys.executable).parent)),
+                    upload=upload_line(bucket),
+                    bucket=bucket,
+                    url=stack.service_url,
+                )
+            )
             while True:
                 stack.raise_if_dead()
                 time.sleep(1)
@@ -61,10 +71,11 @@ _UP = """\
 The stack is up. In another terminal, paste:
 
 {exports}
+export PATH={programs}:"$PATH"
 
 Then upload an image, submit it once more, and print its result:
 
-gcloud storage cp IMAGE.jpg gs://{bucket}/
+{upload}
 yolo-batch submit gs://{bucket}/IMAGE.jpg
 yolo-batch results gs://{bucket}/
 

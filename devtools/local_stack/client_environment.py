@@ -103,6 +103,16 @@ def upload_command(sources: Iterable[str | Path], destination: str) -> list[str]
     return ["gcloud", "storage", "cp", "--recursive", *names, destination]
 
 
+def upload_line(bucket: str) -> str:
+    """Return a shell line that uploads `IMAGE.jpg`, by `gcloud` or by the Python client."""
+    if shutil.which("gcloud"):
+        return f"gcloud storage cp IMAGE.jpg gs://{bucket}/"
+    blob = f"storage.Client().bucket('{bucket}').blob('IMAGE.jpg')"
+    return (
+        f"python -c \"from google.cloud import storage; {blob}.upload_from_filename('IMAGE.jpg')\""
+    )
+
+
 def _without_proxy(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that exclude loopback from the environment's proxy, if it has one."""
     if not any(name.lower().endswith("_proxy") and environ[name] for name in environ):

@@ -174,7 +174,11 @@ def _with_progress(
 def _extract_jar(archive: Path, jar: Path) -> None:
     partial = jar.with_name(f"{jar.name}.part")
     with zipfile.ZipFile(archive) as opened:
-        name = next(filter(_PUBSUB_JAR_IN_ZIP.search, opened.namelist()))
+        name = next(filter(_PUBSUB_JAR_IN_ZIP.search, opened.namelist()), None)
+        if name is None:
+            raise MissingRequirementsError(
+                f"{archive} has no file lib/cloud-pubsub-emulator-*.jar. Please report it as a bug."
+            )
         with opened.open(name) as member, partial.open("wb") as file:
             shutil.copyfileobj(member, file)
     partial.replace(jar)

@@ -12,8 +12,8 @@ from devtools.local_stack.errors import StartError
 from devtools.local_stack.processes import Child, Processes, free_port, is_answering
 from devtools.local_stack.programs import Programs
 
-# The first two halve the time to start, and are faster at this load. The other two silence what
-# Java 25 warns about on stderr: the emulators' own libraries.
+# The first two halve the time to start, and are faster at this load. The other two silence the
+# warnings of Java 25 about libraries of the emulators.
 _JVM = (
     "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
     "--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow",

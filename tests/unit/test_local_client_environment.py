@@ -1,6 +1,7 @@
 """The environment variables that `yolo-batch-dev up` prints."""
 
 import configparser
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from devtools.local_stack.client_environment import (
     export_lines,
     tool_environment,
     upload_command,
+    upload_line,
 )
 from tests.fakes import PATIENCE_SECONDS
 
@@ -91,3 +93,13 @@ def test_upload_command_is_gcloud_if_installed(
     copy = ["gcloud", "storage", "cp", "--recursive"]
     assert upload_command([Path("dir")], "gs://b/p/") == [*copy, "dir", "gs://b/p/"]
     assert upload_command([Path("cam[1]")], "gs://b/p/") is None
+
+
+def test_upload_line_needs_no_gcloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    program, option, code = shlex.split(upload_line("uploads"))
+    assert (program, option) == ("python", "-c")
+    compile(code, "<printed>", "exec")
+    (tmp_path / "gcloud").write_text("#!/bin/sh\n")
+    (tmp_path / "gcloud").chmod(0o755)
+    assert upload_line("uploads") == "gcloud storage cp IMAGE.jpg gs://uploads/"

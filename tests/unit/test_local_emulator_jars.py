@@ -139,18 +139,30 @@ def test_second_run_needs_no_network(machine: Machine, mirror: Mirror) -> None:
     assert second.stderr == ""
 
 
-def test_jar_is_extracted_from_a_zip(machine: Machine, mirror: Mirror, tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "made.zip", "w") as archive:
+def serve_zip(mirror: Mirror, directory: Path, jar: str) -> PublishedFile:
+    """Let the mirror serve a zip like Google's, with a jar of this name in it."""
+    with zipfile.ZipFile(directory / "made.zip", "w") as archive:
         archive.writestr("pubsub-emulator/bin/cloud-pubsub-emulator", "a script")
-        archive.writestr("pubsub-emulator/lib/cloud-pubsub-emulator-9.9.9-all.jar", CONTENT)
-    mirror.content = (tmp_path / "made.zip").read_bytes()
+        archive.writestr(jar, CONTENT)
+    mirror.content = (directory / "made.zip").read_bytes()
     sha256 = hashlib.sha256(mirror.content).hexdigest()
-    file = PublishedFile("Pub/Sub", "pubsub-9.9.9.zip", len(mirror.content), sha256)
-    done = machine.download(file)
+    return PublishedFile("Pub/Sub", "pubsub-9.9.9.zip", len(mirror.content), sha256)
+
+
+def test_zip_without_the_jar_is_a_bug(machine: Machine, mirror: Mirror, tmp_path: Path) -> None:
+    done = machine.download(serve_zip(mirror, tmp_path, "pubsub-emulator/other.jar"))
+    assert done.returncode == 1
+    assert "has no file lib/cloud-pubsub-emulator-*.jar" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_jar_is_extracted_from_a_zip(machine: Machine, mirror: Mirror, tmp_path: Path) -> None:
+    jar = "pubsub-emulator/lib/cloud-pubsub-emulator-9.9.9-all.jar"
+    done = machine.download(serve_zip(mirror, tmp_path, jar))
     assert done.returncode == 0, done.stderr
-    jar = Path(done.stdout.strip())
-    assert jar.name == "pubsub-9.9.9.jar"
-    assert jar.read_bytes() == CONTENT
+    extracted = Path(done.stdout.strip())
+    assert extracted.name == "pubsub-9.9.9.jar"
+    assert extracted.read_bytes() == CONTENT
 
 
 def test_wrong_checksum_keeps_nothing(machine: Machine) -> None:
