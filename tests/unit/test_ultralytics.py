@@ -441,7 +441,7 @@ def test_gpu_benchmark_runs_on_a_cpu_too(
     images.mkdir()
     for index, pixels in enumerate(MIXED):
         cv2.imwrite(str(images / f"{index}.jpg"), pixels)
-    options = "--device cpu --batch-sizes 1 4 --images 12 --rounds 1 --json"
+    options = "--device cpu --batch-sizes 1 4 --count 12 --rounds 1 --json"
     monkeypatch.setattr(
         "sys.argv", ["gpu", "--model", str(model), "--images", str(images), *options.split()]
     )
