@@ -19,7 +19,15 @@ from rich_click import option as _option
 
 from service.cli.exit_codes import ExitCode
 from service.cli.output import note
-from service.errors import ModelError, SettingsError, TransientError, YoloBatchError
+from service.errors import (
+    FirestoreRefusedError,
+    FirestoreUnavailableError,
+    ModelError,
+    SettingsError,
+    StorageRefusedError,
+    StorageUnavailableError,
+    YoloBatchError,
+)
 
 __all__ = ["Command", "Commands", "argument", "command", "group", "option", "version_option"]
 
@@ -166,9 +174,10 @@ def _run(run: Callable[[], Any]) -> int:
         return _report(click.ClickException(f"{exc.msg}: {extras}"), ExitCode.FAILED)
     except (SettingsError, ModelError) as exc:
         return _report(click.ClickException(str(exc)), ExitCode.CANNOT_SERVE)
-    except TransientError as exc:
-        return _report(click.ClickException(f"{exc}\n{_advice()}"), ExitCode.FAILED)
     except YoloBatchError as exc:
+        is_outage = isinstance(exc, StorageUnavailableError | FirestoreUnavailableError)
+        if is_outage and not isinstance(exc, StorageRefusedError | FirestoreRefusedError):
+            return _report(click.ClickException(f"{exc}\n{_advice()}"), ExitCode.FAILED)
         return _report(click.ClickException(str(exc)), ExitCode.FAILED)
     except OSError as exc:
         return _report(click.ClickException(_os_error(exc)), ExitCode.FAILED)
