@@ -164,7 +164,7 @@ def test_replay_that_is_interrupted_says_how_many(
 
     monkeypatch.setattr("service.gcp.publisher.publish_jobs", interrupted)
     monkeypatch.setattr("service.gcp.subscriber.Subscription.release", unavailable)
-    stopped = run(dead, "--replay", "--topic", jobs, limit=3, exit_code=1)
+    stopped = run(dead, "--replay", "--topic", jobs, limit=3, exit_code=130)
     assert "Replayed 1 of 3 messages" in stopped.stdout
-    assert "Aborted" in stopped.stderr
+    assert "Interrupted" in stopped.stderr
     assert "unavailable" not in stopped.output
