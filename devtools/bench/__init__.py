@@ -1,1 +1,1 @@
-"""The benchmark: the service's stages and its alternatives, measured in one run."""
+"""The benchmark: measures the service, its stages and its alternatives in one run."""

@@ -32,7 +32,7 @@ _CALL_SECONDS = 120.0
 
 
 class Cloud:
-    """Images in Storage, uploaded once, and results in Firestore, deleted between two rounds."""
+    """Images in Storage, uploaded once, and documents in Firestore, deleted between rounds."""
 
     def __init__(self, stack: Stack) -> None:
         """Take a running stack. Its environment must be set in this process."""
@@ -64,7 +64,7 @@ class Cloud:
         return events
 
     def forget(self) -> None:
-        """Delete all documents, so that the same events cause work again."""
+        """Delete all documents, so that the service detects the same images again."""
         self._forgotten = datetime.now(UTC)
         host = os.environ["FIRESTORE_EMULATOR_HOST"]
         path = f"emulator/v1/projects/{self._stack.project}/databases/(default)/documents"
@@ -89,7 +89,7 @@ class Cloud:
             )
 
     def _wait_for_deliveries(self) -> None:
-        """Wait for the stack's own deliveries now, so that none happens during a measurement."""
+        """Wait for the stack's own deliveries, so that none happens during a measurement."""
         deadline = time.monotonic() + _DRAIN_SECONDS
         while self._stack.eventarc.counters.acked < self._count:
             self._stack.raise_if_dead()
@@ -100,7 +100,7 @@ class Cloud:
 
 @contextmanager
 def running_cloud() -> Iterator[Cloud]:
-    """Start the emulators, and set the clients' environment in this process."""
+    """Start the emulators, and set the environment variables of the clients in this process."""
     with (
         _sink() as url,
         Stack(StackOptions(with_service=False, service_url=url, concurrency=4)) as stack,
@@ -119,7 +119,7 @@ def running_cloud() -> Iterator[Cloud]:
 
 @contextmanager
 def _sink() -> Iterator[str]:
-    """Acknowledge the stack's own deliveries, because the benchmark sends the events itself."""
+    """Acknowledge the stack's own deliveries. The benchmark sends the events itself."""
 
     class Acknowledge(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -40,7 +40,7 @@ class Level:
     usd_per_million: float
 
 
-def point_of(answers: Sequence[load.Answer], cpu_seconds: float, prices: Prices) -> Point:
+def point_of(responses: Sequence[load.Response], cpu_seconds: float, prices: Prices) -> Point:
     """Summarise the responses to one load.
 
     Latencies count from the time when a request was due, for successful requests only.
@@ -48,16 +48,16 @@ def point_of(answers: Sequence[load.Answer], cpu_seconds: float, prices: Prices)
     Raises:
         BenchError: no request succeeded.
     """
-    offered = len(answers) / max(answer.due for answer in answers)
-    good = [answer for answer in answers if answer.is_good]
+    offered = len(responses) / max(response.due for response in responses)
+    good = [response for response in responses if response.is_good]
     if not good:
         raise BenchError(f"At {offered:.1f} images/s no request succeeded")
-    latencies = sorted((answer.answered - answer.due) * 1000 for answer in good)
-    billed = billed_seconds((answer.sent, answer.answered) for answer in answers)
+    latencies = sorted((response.completed - response.due) * 1000 for response in good)
+    billed = billed_seconds((response.sent, response.completed) for response in responses)
     return Point(
         offered_per_second=offered,
-        served_per_second=len(good) / max(answer.answered for answer in answers),
-        refused_share=1 - len(good) / len(answers),
+        served_per_second=len(good) / max(response.completed for response in responses),
+        refused_share=1 - len(good) / len(responses),
         p50_ms=statistics.median(latencies),
         p95_ms=latencies[min(len(latencies) - 1, int(0.95 * len(latencies)))],
         cpu_seconds_per_million=cpu_seconds * 1e6 / len(good),
@@ -66,7 +66,7 @@ def point_of(answers: Sequence[load.Answer], cpu_seconds: float, prices: Prices)
 
 
 def level_of(name: str, result: Round, prices: Prices) -> Level:
-    """Return the cost of a saturated service."""
+    """Return the throughput and cost of a saturated service."""
     return Level(
         name,
         result.images_per_second,
@@ -101,11 +101,11 @@ def measure_curve(
     points = []
     for rate in rates:
         before()
-        some = requests[: needed_requests(rate, seconds)]
+        offered = requests[: needed_requests(rate, seconds)]
         cpu = server.cpu_seconds
-        answers = generator.call(load.send_open, server.url, some, rate=rate)
-        points.append(point_of(answers, server.cpu_seconds - cpu, prices))
-        after(sum(answer.is_good for answer in answers))
+        responses = generator.call(load.send_open, server.url, offered, rate=rate)
+        points.append(point_of(responses, server.cpu_seconds - cpu, prices))
+        after(sum(response.is_good for response in responses))
     return points
 
 

@@ -1,10 +1,10 @@
-"""The pool of decoder processes beside other pools and beside no pool: CPU time of all processes.
+"""CPU time of all processes: the pool of decoder processes, other pools, and no pool.
 
     python -m devtools.bench.decoder_pool path/to/folder
 
 Each pool has one worker and one caller. The folder's JPEGs are decoded as they are, and enlarged to
-12 megapixels: by way of a reduced scale, and in full. pebble and loky take part where they are
-installed (`pip install pebble loky`).
+12 megapixels: at reduced scale, and in full. pebble and loky are measured if they are installed
+(`pip install pebble loky`).
 """
 
 import argparse
@@ -41,7 +41,7 @@ def in_process(data: bytes, reduced: bool) -> DecodedImage:
 
 
 def pools(stack: ExitStack) -> dict[str, Decode]:
-    """Start each pool; the stack ends them."""
+    """Start each pool. The stack ends them."""
     started: dict[str, Decode] = {"in process": in_process}
     decoders = {
         reduced: stack.enter_context(
@@ -55,28 +55,28 @@ def pools(stack: ExitStack) -> dict[str, Decode]:
         data, image_size=IMAGE_SIZE, deadline=NO_DEADLINE
     )
     executor = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
-    started["concurrent.futures"] = partial(through, executor.submit)
+    started["concurrent.futures"] = partial(decode_with, executor.submit)
     with suppress(ImportError):
         pebble = importlib.import_module("pebble")
         pool = stack.enter_context(pebble.ProcessPool(1, context=get_context("spawn")))
-        started["pebble"] = partial(through, pool.submit, None)
+        started["pebble"] = partial(decode_with, pool.submit, None)
     with suppress(ImportError):
         loky = importlib.import_module("loky")
         reusable = stack.enter_context(loky.ProcessPoolExecutor(1))
-        started["loky"] = partial(through, reusable.submit)
+        started["loky"] = partial(decode_with, reusable.submit)
     return started
 
 
-def through(submit: Callable[..., object], *arguments: object) -> object:
+def decode_with(submit: Callable[..., object], *arguments: object) -> object:
     *first, data, reduced = arguments
     return submit(in_process, *first, data, reduced).result()  # type: ignore[attr-defined]
 
 
 def cpu_ms(decode: Decode, files: Sequence[bytes], reduced: bool) -> float:
-    began = own_tree_seconds()
+    before = own_tree_seconds()
     for data in files:
         decode(data, reduced)
-    return (own_tree_seconds() - began) * 1000 / len(files)
+    return (own_tree_seconds() - before) * 1000 / len(files)
 
 
 def enlarged(data: bytes) -> bytes:
@@ -102,7 +102,7 @@ def main() -> None:
     with ExitStack() as stack:
         started = pools(stack)
         for name in {"pebble", "loky"} - {*started}:
-            print(f"{name} is not installed, so it is left out.")
+            print(f"{name} is not installed, so it is not measured.")
         for decode in started.values():
             decode(files[0], True)
         for case, (data, reduced) in cases.items():
@@ -112,7 +112,7 @@ def main() -> None:
             ]
             medians = (statistics.median(r[name] for r in rounds) for name in started)
             rows.append([case, *medians])
-    headers = ["CPU-ms an image", *started]
+    headers = ["CPU-ms per image", *started]
     print(tabulate(rows, headers, tablefmt="github", floatfmt=".2f"))
 
 

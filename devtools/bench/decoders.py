@@ -1,9 +1,9 @@
-"""The service's JPEG decoder beside OpenCV: CPU time, and whether their pixels are the same.
+"""The service's JPEG decoder beside OpenCV: CPU time, and whether the pixels are equal.
 
     python -m devtools.bench.decoders path/to/folder
 
-Each JPEG is decoded as it is, and enlarged to 12 megapixels in full and at a quarter scale, by both
-decoders in turn. The service's column includes its reading of segments, EXIF and all checks.
+Both decoders decode each JPEG in turn: as it is, and enlarged to 12 megapixels, in full and at a
+quarter of the scale. The service's column includes its reading of segments, EXIF and all checks.
 """
 
 import argparse
@@ -48,12 +48,12 @@ def cpu_ms(decoder: Decoder, files: list[bytes]) -> float:
 
 
 def row(name: str, files: list[bytes], a: Decoder, b: Decoder, rounds: int) -> list[object]:
-    """Medians of paired rounds; the ratio is that of the pairs."""
+    """Return medians of paired rounds, the median ratio of the pairs, and how many are equal."""
     pairs = [(cpu_ms(a, files), cpu_ms(b, files)) for _ in range(rounds)]
-    same = sum(np.array_equal(a(data), b(data)) for data in files)  # type: ignore[arg-type]
+    equal = sum(np.array_equal(a(data), b(data)) for data in files)  # type: ignore[arg-type]
     medians = [statistics.median(side) for side in zip(*pairs, strict=True)]
     ratio = statistics.median(x / y for x, y in pairs)
-    return [name, *medians, ratio, f"{same} of {len(files)}"]
+    return [name, *medians, ratio, f"{equal} of {len(files)}"]
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def main() -> None:
         row("12 megapixels, in full", large, *full, options.rounds),
         row("12 megapixels, a quarter", large, *quarter, options.rounds),
     ]
-    headers = ["", "service, CPU-ms", "OpenCV, CPU-ms", "ratio", "same pixels"]
+    headers = ["", "service, CPU-ms", "OpenCV, CPU-ms", "ratio", "equal pixels"]
     print(tabulate(rows, headers, tablefmt="github", floatfmt=".2f"))
 
 

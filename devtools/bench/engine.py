@@ -43,13 +43,14 @@ class Engine:
         *,
         decoders: Decoders | None = None,
     ) -> None:
-        """Connect the parts as `service.server.wsgi` does.
+        """Build the pipeline as `service.server.wsgi` does.
 
         Args:
             detector: the model.
             settings: the limits.
-            file: returns the file with a number; may be replaced between two runs.
-            decoders: None to build them from the settings.
+            file: returns the file with a number, as a path or bytes. You may replace the attribute
+                between two runs.
+            decoders: the decoder processes; None to start them by the settings.
         """
         health = Health(hang_timeout_seconds=math.inf)
         self.documents = _Documents()
@@ -68,7 +69,7 @@ class Engine:
         self._threads = ThreadPoolExecutor(settings.max_in_flight)
 
     def run(self, count: int) -> None:
-        """Handle the files 0 to count - 1.
+        """Handle the files with the numbers 0 to count - 1.
 
         Raises:
             BenchError: a file failed.
@@ -83,13 +84,13 @@ class Engine:
                 raise BenchError(f"File {number} is {outcome}: {self.documents.reason}")
 
     def close(self) -> None:
-        """End the threads and processes."""
+        """Stop the threads and processes."""
         self._pipeline.close()
         self._threads.shutdown()
 
 
 class _Files:
-    """The pipeline's storage."""
+    """The pipeline's storage: reads files instead of objects."""
 
     def __init__(self, file: Source) -> None:
         self._file = file

@@ -1,7 +1,7 @@
-"""What can keep the benchmark from measuring."""
+"""The error of the benchmark."""
 
 from service.errors import YoloBatchError
 
 
 class BenchError(YoloBatchError):
-    """Something could not be measured; the message says what and why."""
+    """Something could not be measured. The message names what, and the reason."""

@@ -18,7 +18,7 @@ BATCHES = "YOLO(.pt).predict(list)"
 OPENVINO_LOOP = "YOLO(own OpenVINO export), one by one"
 OPENVINO_BATCHES = "YOLO(own OpenVINO export).predict(list)"
 
-# Two medians of the same program differ by this much on an idle machine.
+# On an idle machine, two medians of the same program differ by up to this share.
 SWEEP_TOLERANCE = 0.03
 
 
@@ -43,7 +43,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Spread:
-    """Median, smallest and largest of some rounds."""
+    """Median, minimum and maximum of some rounds."""
 
     median: float
     least: float
@@ -51,12 +51,12 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Spread":
-        """Summarise at least one value."""
+        """Summarise values. At least one is needed."""
         known = list(values)
         return cls(statistics.median(known), min(known), max(known))
 
     def __str__(self) -> str:
-        """Show `median (least-most)`, three digits."""
+        """Return `median (least-most)`, with three significant digits."""
         return f"{digits(self.median)} ({digits(self.least)}-{digits(self.most)})"
 
 
@@ -150,7 +150,7 @@ def main_section(measured: Sequence[Measured]) -> Section:
 
 
 def sweep_section(measured: Sequence[Measured], cores: int) -> Section:
-    """Tabulate the engine by batch size, with a note whether batches were slower."""
+    """Tabulate the engine by batch size. A note reports whether batches were slower."""
     single = measured[0].speed.median
     rows = [
         (

@@ -1,18 +1,18 @@
-"""Images per second of the ultralytics detector, and how much of that time is the GPU's own.
+"""Speed of the ultralytics detector on a GPU, and the share of the time that the GPU works.
 
     python -m devtools.bench.gpu --model yolo26n.pt --images FOLDER --device 0
 
 Uses a TensorRT engine beside the weights, as the service does. `--device cpu` checks that the
 benchmark itself works. For each batch size it prints medians over rounds:
 
-- formed: images in a batch of one input shape, as the service's queue formed it;
+- formed: images in a batch that the service's queue formed, all of one input shape;
 - end to end: images per second through the service's pipeline, from JPEG bytes in memory to
   detections, with four batches in flight;
 - CPU ms: CPU time per image, of the process and its decoders;
-- GPU ms: time per image from the first upload of a batch to its rows, between CUDA events. It
+- GPU ms: time per image from the upload of a batch to its detections, between CUDA events. It
   includes the time in which the GPU waits for the CPU to launch a kernel;
 - GPU share: GPU time divided by the wall time of the round. Near 100 %, only a faster GPU or model
-  helps. Far below, the GPU waits for the CPU;
+  helps. Far below 100 %, the GPU waits for the CPU;
 - model: images per second of full batches of the most frequent input shape, ready in pinned memory.
   It is the upper limit of "end to end".
 """
@@ -45,7 +45,7 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
 @dataclass(frozen=True)
 class Measured:
-    """One round of one batch size; see the module's text."""
+    """One round of one batch size. The module's docstring explains the fields."""
 
     formed: float
     end_to_end_per_s: float
@@ -56,12 +56,11 @@ class Measured:
 
 
 class TimedDetector(UltralyticsDetector):
-    """Takes the time of what it gives to the device."""
+    """Measures the time of each batch on the device."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        self.elapsed_ms: list[
-            Callable[[], float]
-        ] = []  # of each batch, to be asked when it is done
+        # One function for each batch. Call it when the batch is done.
+        self.elapsed_ms: list[Callable[[], float]] = []
         super().__init__(*arguments, **options)
 
     def infer(self, batch: torch.Tensor) -> torch.Tensor:
@@ -84,9 +83,9 @@ def measure(
 ) -> Measured:
     in_flight = max(4 * batch_size, 2 * (os.cpu_count() or 1))
     settings = replace(Settings(), max_batch_size=batch_size, max_in_flight=in_flight)
-    made = Engine(detector, settings, lambda number: images[number % len(images)])
-    with closing(made) as engine:
-        engine.run(in_flight)  # every decoder has started
+    started = Engine(detector, settings, lambda number: images[number % len(images)])
+    with closing(started) as engine:
+        engine.run(in_flight)  # starts every decoder
         engine.documents.batches.clear()
         detector.elapsed_ms = []
         wall, cpu = time.perf_counter(), own_tree_seconds()
@@ -106,8 +105,8 @@ def measure(
 def model_per_second(
     detector: UltralyticsDetector, images: Sequence[bytes], batch_size: int, count: int
 ) -> float:
-    sizes = (decode(data, max_pixels=10**9).pixels for data in images[:100])
-    shapes = (shrink(pixels, image_size=detector.info.image_size).shape for pixels in sizes)
+    decoded = (decode(data, max_pixels=10**9).pixels for data in images[:100])
+    shapes = (shrink(pixels, image_size=detector.info.image_size).shape for pixels in decoded)
     counts = Counter(detector.input_shape(width, height) for height, width, _ in shapes)
     [(input_shape, _)] = counts.most_common(1)
     on_cuda = detector.backend.device.type == "cuda"
@@ -118,7 +117,7 @@ def model_per_second(
         started = time.perf_counter()
         for _ in range(batches):
             rows = detector.infer(batch)
-        rows.cpu()  # waits for all of them
+        rows.cpu()  # waits for all batches
     return batches * batch_size / (time.perf_counter() - started)
 
 
@@ -126,13 +125,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", type=Path, required=True, help="a .pt, .engine or .onnx file")
     parser.add_argument("--images", type=Path, required=True, help="a folder of images")
-    parser.add_argument("--device", default="0", help="as ultralytics names it, or cpu")
+    parser.add_argument("--device", default="0", help="device as ultralytics names it, or cpu")
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=BATCH_SIZES)
-    parser.add_argument("--count", type=int, default=4000, help="in each round")
+    parser.add_argument("--count", type=int, default=4000, help="images in each round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--channels-last", action="store_true", help="lay weights (.pt) out so")
-    parser.add_argument("--cudnn-benchmark", action="store_true", help="let cuDNN search, warmly")
+    parser.add_argument("--channels-last", action="store_true", help="memory layout of .pt weights")
+    parser.add_argument(
+        "--cudnn-benchmark", action="store_true", help="let cuDNN choose by measuring"
+    )
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.backends.cudnn.benchmark = arguments.cudnn_benchmark
@@ -145,12 +146,12 @@ def main() -> None:
     rounds: dict[int, list[Measured]] = {size: [] for size in arguments.batch_sizes}
     for number in range(arguments.rounds + 1):
         for size, measured in rounds.items():
-            one = measure(detector, images, size, arguments.count)
+            result = measure(detector, images, size, arguments.count)
             if number:  # the first round warms up
-                measured.append(one)
+                measured.append(result)
     medians = {
         size: {
-            field.name: statistics.median(getattr(one, field.name) for one in measured)
+            field.name: statistics.median(getattr(each, field.name) for each in measured)
             for field in fields(Measured)
         }
         for size, measured in rounds.items()

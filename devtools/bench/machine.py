@@ -1,4 +1,4 @@
-"""Machine, cores and versions, for the head of a report."""
+"""Machine, cores and versions, for the header of a report."""
 
 import os
 import platform
@@ -15,29 +15,29 @@ _PACKAGES = ("yolo-batch", "openvino", "opencv-python-headless", "ultralytics", 
 
 @dataclass(frozen=True)
 class Cores:
-    """The cores of the measured process, and the cores of everything else."""
+    """The cores of the measured process, and the cores of all other processes."""
 
     service: frozenset[int]
-    rest: frozenset[int]
+    others: frozenset[int]
 
     @property
     def usable(self) -> frozenset[int]:
         """All cores of this process."""
-        return self.service | self.rest
+        return self.service | self.others
 
     def __str__(self) -> str:
         """Return the split as a sentence."""
-        service, rest = (_shown(cores) for cores in (self.service, self.rest))
-        if self.service & self.rest:
+        service, others = (_shown(cores) for cores in (self.service, self.others))
+        if self.service & self.others:
             return f"measured process, emulators and load on the same core {service}"
-        return f"measured process on core {service}, emulators and load on core {rest}"
+        return f"measured process on core {service}, emulators and load on core {others}"
 
 
-def choose_cores(wanted: str | None) -> Cores:
-    """Split the cores that this process may use. By default the measured process gets the last one.
+def choose_cores(requested: str | None) -> Cores:
+    """Split the cores that this process may use. The measured process gets the last by default.
 
     Args:
-        wanted: cores for the measured process, such as `1` or `2-3,6`.
+        requested: cores for the measured process, such as `1` or `2-3,6`.
 
     Raises:
         BenchError: the cores do not exist, or this is not Linux.
@@ -45,9 +45,11 @@ def choose_cores(wanted: str | None) -> Cores:
     if not hasattr(os, "sched_setaffinity"):
         raise BenchError("The benchmark pins processes to cores and reads /proc: it needs Linux")
     usable = frozenset(os.sched_getaffinity(0))
-    service = _parsed(wanted) if wanted else frozenset({max(usable)})
+    service = _parsed(requested) if requested else frozenset({max(usable)})
     if not service <= usable:
-        raise BenchError(f"--cores {wanted}: this process may use only the cores {_shown(usable)}")
+        raise BenchError(
+            f"--cores {requested}: this process may use only the cores {_shown(usable)}"
+        )
     return Cores(service, usable - service or usable)
 
 
@@ -66,20 +68,20 @@ def header(model: Mapping[str, object], cores: Cores, further: Mapping[str, str]
 
 
 def cpu_model() -> str:
-    """Return the name of the CPU, with its fastest instruction set for int8."""
+    """Return the name of the CPU, and its fastest instruction set for int8."""
     known = ("amx_int8", "avx512_vnni", "avx_vnni", "avx2")
     flag = next((flag for flag in known if flag in cpu_flags()), None)
     return cpu_name() + (f" ({flag})" if flag else "")
 
 
 def _versions() -> list[str]:
-    found = []
+    versions = []
     for package in _PACKAGES:
         try:
-            found.append(f"{package} {version(package)}")
+            versions.append(f"{package} {version(package)}")
         except PackageNotFoundError:  # an alternative that is not installed
             continue
-    return found
+    return versions
 
 
 def _parsed(text: str) -> frozenset[int]:

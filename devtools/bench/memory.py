@@ -3,13 +3,14 @@
     python -m devtools.bench.memory --model yolo26n_openvino_model
 
 A process does what the service does: it starts the decoders, loads the model, and compiles it for
-every input shape. Then MAX_IN_FLIGHT of the worst files are in flight at once. Each has
+every input shape. Then MAX_IN_FLIGHT of the worst files are in flight at once. Each file has
 MAX_IMAGE_PIXELS pixels, and MAX_IMAGE_BYTES bytes if its format permits bytes after its end. Files
-come from the disk instead of Cloud Storage. JPEGs are decoded in full. All other settings come from
-the environment.
+are read from the disk instead of Cloud Storage. JPEGs are decoded in full. All other settings come
+from the environment.
 
-Memory is counted as a container accounts it: shared pages once, and files in memory (memfd) too. It
-is sampled 20 times per second. The peak of a process is the kernel's (VmHWM), with shared pages.
+Memory is counted as a container accounts it: shared pages count once, and files in memory (memfd)
+count too. It is sampled 20 times per second. The peak of a process is the kernel's figure (VmHWM),
+shared pages included.
 """
 
 import argparse
@@ -43,7 +44,7 @@ from service.settings import BUNDLED_MODEL, Settings
 
 _MB = 1e6
 _SAMPLE_SECONDS = 0.05
-_ORIENTATION, _TURNED = 0x0112, 6  # EXIF: rotate by 90 degrees
+_ORIENTATION, _ROTATED = 0x0112, 6  # EXIF: rotate by 90 degrees
 _WARM_ROUNDS = 8  # enough for each runner to see each input shape
 
 
@@ -60,7 +61,7 @@ class Peaks:
 
 @dataclass
 class _Service:
-    """What the measured process keeps between two calls."""
+    """The state of the measured process between two calls."""
 
     settings: Settings
     decoders: Decoders
@@ -72,7 +73,7 @@ _service: _Service | None = None
 
 def start(settings: Settings, file: Path) -> None:
     """Import what the service imports, and start its decoders."""
-    global _service  # of a process that does nothing else
+    global _service  # this process does nothing else
     import gunicorn.workers.gthread  # noqa: F401
 
     import service.gcp.clients
@@ -85,20 +86,20 @@ def start(settings: Settings, file: Path) -> None:
 
 
 def load(files: list[Path]) -> MemoryPlan:
-    """Load the model, and have it compiled for the input shapes of some files."""
+    """Load the model, and compile it for the input shapes of the files. Return the memory plan."""
     assert _service
     settings = _service.settings
     detector = load_model(settings).detector
-    every = files * _WARM_ROUNDS
+    repeated = files * _WARM_ROUNDS
     _service.engine = Engine(
-        detector, settings, lambda number: every[number], decoders=_service.decoders
+        detector, settings, lambda number: repeated[number], decoders=_service.decoders
     )
-    _service.engine.run(len(every))
+    _service.engine.run(len(repeated))
     return plan_memory(settings, detector)
 
 
 def work(files: list[Path], count: int) -> None:
-    """Have so many files in the pipeline at once."""
+    """Handle `count` files, repeating the given files, with as many in flight as fit."""
     assert _service
     assert _service.engine
     _service.engine.file = lambda number: files[number % len(files)]
@@ -107,10 +108,10 @@ def work(files: list[Path], count: int) -> None:
 
 @contextmanager
 def watched(pid: int) -> Iterator[Peaks]:
-    """Look at a process and its descendants until the block ends."""
+    """Sample the memory of a process and its descendants until the block ends."""
     peaks, ended = Peaks(), threading.Event()
 
-    def look() -> None:
+    def sample() -> None:
         while not ended.wait(_SAMPLE_SECONDS):
             with contextlib.suppress(OSError):  # a decoder has just ended
                 peaks.tree = max(peaks.tree, tree_mb(pid))
@@ -123,7 +124,7 @@ def watched(pid: int) -> Iterator[Peaks]:
                     now += resident_mb(decoder)
                 peaks.decoders_at_once = max(peaks.decoders_at_once, now)
 
-    thread = threading.Thread(target=look)
+    thread = threading.Thread(target=sample)
     thread.start()
     try:
         yield peaks
@@ -133,20 +134,20 @@ def watched(pid: int) -> Iterator[Peaks]:
 
 
 def write_worst(directory: Path, max_pixels: int, max_bytes: int) -> list[Path]:
-    """Write the largest file that is allowed of each format."""
+    """Write the largest file that the settings permit, for each format."""
     directory.mkdir()
     side = math.isqrt(max_pixels)
     small = np.random.default_rng(0).integers(0, 256, (side // 50 + 1,) * 2 + (3,), np.uint8)
     pixels = cv2.resize(small, (side, side), interpolation=cv2.INTER_LINEAR)
-    # Compresses well: a file of so many pixels would have more than MAX_IMAGE_BYTES otherwise.
+    # Compresses well. Otherwise a file of so many pixels would exceed MAX_IMAGE_BYTES.
     tiles = cv2.resize(small, (side, side), interpolation=cv2.INTER_NEAREST)
     image = Image.fromarray(pixels)
-    turned = Image.Exif()
-    turned[_ORIENTATION] = _TURNED
-    jpeg: dict[str, Any] = {"quality": 85, "subsampling": 0, "exif": turned}
+    rotated = Image.Exif()
+    rotated[_ORIENTATION] = _ROTATED
+    jpeg: dict[str, Any] = {"quality": 85, "subsampling": 0, "exif": rotated}
     half = image.crop((0, 0, side, side // 2))
     writers: dict[str, Callable[[Path], object]] = {
-        "turned.jpg": lambda file: image.save(file, **jpeg),
+        "rotated.jpg": lambda file: image.save(file, **jpeg),
         "progressive.jpg": lambda file: image.save(file, progressive=True, **jpeg),
         "16-bit.png": lambda file: cv2.imwrite(
             str(file), tiles.astype(np.uint16) * 257, [cv2.IMWRITE_PNG_COMPRESSION, 1]
@@ -161,7 +162,7 @@ def write_worst(directory: Path, max_pixels: int, max_bytes: int) -> list[Path]:
     for name in {*writers} - {file.name for file in files}:
         print(f"skipped {name}: it has more than MAX_IMAGE_BYTES", file=sys.stderr)
     for file in files:
-        if file.suffix in (".jpg", ".png", ".tiff"):  # what follows their end is ignored
+        if file.suffix in (".jpg", ".png", ".tiff"):  # bytes after their end are ignored
             os.truncate(file, max_bytes)
     return files
 
@@ -204,10 +205,10 @@ def measure(settings: Settings, count: int, directory: Path) -> str:
     """Measure in a separate process, and return the report."""
     started = time.monotonic()
 
-    def tell(text: str) -> None:
+    def report_progress(text: str) -> None:
         print(f"[{time.monotonic() - started:4.0f} s] {text}", file=sys.stderr, flush=True)
 
-    tell("writing the files")
+    report_progress("writing the files")
     files = write_worst(directory / "worst", settings.max_image_pixels, settings.max_image_bytes)
     with Process(frozenset(os.sched_getaffinity(0))) as process:
         size = process.call(image_size, settings)
@@ -216,13 +217,13 @@ def measure(settings: Settings, count: int, directory: Path) -> str:
         pid = process.call(os.getpid)
         process.call(start, settings, shapes[0])
         base = tree_mb(pid)
-        tell("loading the model")
+        report_progress("loading the model")
         plan = process.call(load, shapes)
         loaded, service = tree_mb(pid), resident_mb(pid)
-        tell(f"{count} files at once: {', '.join(file.name for file in files)}")
+        report_progress(f"{count} files at once: {', '.join(file.name for file in files)}")
         with watched(pid) as peaks:
             process.call(work, files, count)
-        tell("done")
+        report_progress("done")
         return report(plan, base, loaded, service, peaks)
 
 

@@ -1,4 +1,4 @@
-"""What an idle and a busy month cost, from the CPU time of one image and a table of prices.
+"""The cost of an idle and of a busy month, from the CPU time per image and a table of prices.
 
     python -m devtools.bench.monthly_cost --cpu-ms 78 --images 1000000
 
@@ -8,9 +8,10 @@ Each row is quantity x price. Only Cloud Run's quantity needs a formula (request
     vCPU-seconds   = billed seconds x vcpu
     GiB-seconds    = billed seconds x memory_gib
 
-`busy` is the share of the paid CPU time that is used. An instance is billed while it has a request,
-even while the request waits for Cloud Storage. Cloud Run adds instances at 60 % CPU, hence the
-default. Only the CPU time is measured. All other values are assumptions that the options change.
+`busy` is the share of the billed CPU time that is used. An instance is billed while it has a
+request, even while the request waits for Cloud Storage. The default is 0.6 because Cloud Run adds
+instances at 60 % CPU. Only the CPU time is measured. All other values are assumptions, and the
+options change them.
 """
 
 import argparse
@@ -79,7 +80,7 @@ class Month:
     image_gb: float = 5.0  # 1 GB of container images with shared layers, 4 GB of build cache
     reconciles: int = int(DAYS)
     reconcile_seconds: float = 60.0
-    reconcile_days: float = 2.0  # a run reads the documents of the uploads of these days
+    reconcile_days: float = 2.0  # a run reads the documents of uploads in this many days
 
 
 def quantities(month: Month) -> dict[str, float]:
@@ -99,13 +100,13 @@ def quantities(month: Month) -> dict[str, float]:
         "Cloud Run with GPU": month.gpu_hours,
         "Cloud Run job vCPU": job_seconds,  # one vCPU and one GiB
         "Cloud Run job memory": job_seconds,
-        "Firestore reads": million + compared / 1e6,  # one before the inference
+        "Firestore reads": million + compared / 1e6,  # an image: one read before its inference
         "Firestore writes": million,
         "Firestore storage": month.objects * month.document_kb * 1000 / GIB,
         "Cloud Storage": month.objects * month.image_kb * 1000 / 1e9,
-        "Cloud Storage writes, lists": million + listed / 1000 / 1e6,  # 1,000 names a list
+        "Cloud Storage writes, lists": million + listed / 1000 / 1e6,  # 1,000 names per list
         "Cloud Storage reads": million,
-        "Pub/Sub": 2 * month.images * month.message_kb * 1000 / GIB,  # in, and out
+        "Pub/Sub": 2 * month.images * month.message_kb * 1000 / GIB,  # published and delivered
         "Artifact Registry": month.image_gb,
         "Cloud Scheduler": 1.0 if month.reconciles else 0.0,
         "Cloud Logging": month.images * month.log_kb * 1000 / GIB,
@@ -131,7 +132,7 @@ def table(busy: Month, idle: Month) -> str:
         if any(column[name] for column in columns)
     ]
     rows.append(["**sum, USD**", "", ""] + [f"**{sum(c.values()):,.2f}**" for c in columns])
-    headers = ["", "busy month", "USD a unit", "idle", "less free tier", "busy", "less free tier"]
+    headers = ["", "busy month", "USD per unit", "idle", "less free tier", "busy", "less free tier"]
     align = ["left"] + ["right"] * (len(headers) - 1)
     return tabulate(rows, headers, tablefmt="pipe", colalign=align, disable_numparse=True)
 

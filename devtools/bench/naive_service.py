@@ -1,7 +1,9 @@
 """The simplest alternative: a Flask handler that predicts one image per request.
 
-gunicorn --workers 1 --threads 16 --timeout 0 "devtools.bench.naive_service:build_app()", with
-WEIGHTS=yolo26n.pt. The image comes in the request; the answer holds its detections.
+WEIGHTS=yolo26n.pt gunicorn --workers 1 --threads 16 --timeout 0 \
+  "devtools.bench.naive_service:build_app()"
+
+The request's body is the image. The response has its detections.
 """
 
 import os
@@ -29,6 +31,6 @@ def build_app() -> Flask:
     def predict() -> list[dict[str, object]]:
         image = cv2.imdecode(np.frombuffer(request.get_data(), np.uint8), cv2.IMREAD_COLOR)
         result = model.predict(image, verbose=False)[0]
-        return [dict(found) for found in result.summary()]
+        return [dict(detection) for detection in result.summary()]
 
     return app

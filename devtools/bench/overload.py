@@ -4,9 +4,8 @@
 
 Starts the emulators, and the service on one core. Uploads large images, and measures the capacity
 in a closed loop. Then images arrive `--times` as fast for `--seconds`, as a Poisson process. Each
-is delivered like a Pub/Sub push: a message that is not acknowledged is redelivered after one
-second, and then after twice the last delay, up to 60 s, with 25 % jitter. Redeliveries add to the
-arrivals.
+image is delivered like a Pub/Sub push. A message that is not acknowledged is redelivered after one
+second. The delay then doubles up to 60 s, with 25 % jitter. Redeliveries add to the arrivals.
 
 The run ends when every image is acknowledged. It fails if an image is lost, if an accepted image
 took longer than its ack deadline, or if a response or a log line is unexpected.
@@ -40,9 +39,9 @@ from devtools.bench.accounting import on_cores, thread_times
 from devtools.bench.cloud import Cloud, running_cloud
 from devtools.bench.errors import BenchError
 from devtools.bench.figures import Section, digits
-from devtools.bench.load import Answer, Request
+from devtools.bench.load import Request, Response
 from devtools.bench.machine import choose_cores, header
-from devtools.bench.subjects import PINNED, Process, Server, check_answers
+from devtools.bench.subjects import PINNED, Process, Server, check_responses
 from devtools.demo_model.shapes import write_samples
 from devtools.local_stack.errors import LocalStackError
 from devtools.local_stack.eventarc import EventarcOptions
@@ -68,10 +67,10 @@ _EXPECTED = (_ACCEPTED, 429, 503, _NONE)
 
 @dataclass(frozen=True)
 class Sample:
-    """The service at one moment: `at` seconds after the start. `pid` is the worker's."""
+    """The service at one moment."""
 
-    at: float
-    pid: int
+    at: float  # seconds after the start
+    pid: int  # of gunicorn's worker
     memory_mb: float
     peak_mb: float
     threads: int
@@ -93,21 +92,21 @@ class Run:
     seconds: float  # duration of the arrivals
     images: int
     deadline_seconds: float
-    answers: Sequence[Answer]
+    responses: Sequence[Response]
     samples: Sequence[Sample]
     before: Sample
     service_cpu: float  # seconds
-    load_cpu: float
+    load_cpu: float  # seconds of the load generator
     most_deliveries: int  # most deliveries of one image
 
     @property
     def ended(self) -> float:
         """Time of the last response, in seconds."""
-        return max(answer.answered for answer in self.answers)
+        return max(response.completed for response in self.responses)
 
-    def having(self, *statuses: int) -> list[Answer]:
+    def having(self, *statuses: int) -> list[Response]:
         """Return the responses with these statuses."""
-        return [answer for answer in self.answers if answer.status in statuses]
+        return [response for response in self.responses if response.status in statuses]
 
 
 class Pusher:
@@ -116,7 +115,7 @@ class Pusher:
     def __init__(
         self, url: str, *, deadline_seconds: float, options: EventarcOptions, seed: int = 26
     ) -> None:
-        self.answers: list[Answer] = []
+        self.responses: list[Response] = []
         self.left = 0  # requests not acknowledged yet
         self.most_deliveries = 0  # most deliveries of one request
         self._url = url
@@ -143,7 +142,7 @@ class Pusher:
         every_second: Callable[[], None],
         patience_seconds: float = _PATIENCE_SECONDS,
     ) -> None:
-        """Deliver all requests, at `rate` per second. Give up if none is accepted any more."""
+        """Deliver all requests, at `rate` per second. Give up if none is acknowledged any more."""
         self.left, self._start = len(requests), time.monotonic()
         arrivals = accumulate(self._random.expovariate(rate) for _ in requests)
         for due, request in zip(arrivals, requests, strict=True):
@@ -166,16 +165,16 @@ class Pusher:
     def _deliver(self, request: Request, due: float, failures: int) -> None:
         sent = self.now()
         status = self._post(request)
-        answer = Answer(due, sent, self.now(), status)
+        response = Response(due, sent, self.now(), status)
         with self._changed:
-            self.answers.append(answer)
+            self.responses.append(response)
             self.most_deliveries = max(self.most_deliveries, failures + 1)
-            if answer.is_good:
+            if response.is_good:
                 self.left -= 1
-                self._last_success = answer.answered
+                self._last_success = response.completed
                 return
             delay = delay_seconds(failures + 1, self._options, self._random)
-        self._deliver_at(answer.answered + delay, request, failures=failures + 1)
+        self._deliver_at(response.completed + delay, request, failures=failures + 1)
 
     def _post(self, request: Request) -> int:
         """Return the response's status; 0 if there is none."""
@@ -197,48 +196,51 @@ def per_second(moments: Iterable[float], seconds: int) -> list[int]:
     return [counts[second] for second in range(seconds)]
 
 
-def took(answers: Iterable[Answer]) -> list[float]:
+def took(responses: Iterable[Response]) -> list[float]:
     """Return the seconds from sending to the response, for each delivery."""
-    return [answer.answered - answer.sent for answer in answers]
+    return [response.completed - response.sent for response in responses]
 
 
 def problems(run: Run) -> list[str]:
     """Return a sentence for each broken promise."""
-    statuses = Counter(answer.status for answer in run.answers)
+    statuses = Counter(response.status for response in run.responses)
     lost = run.images - statuses[_ACCEPTED]
     late = sum(seconds > run.deadline_seconds for seconds in took(run.having(_ACCEPTED)))
     unexpected = {status: n for status, n in statuses.items() if status not in _EXPECTED}
     workers = {sample.pid for sample in (run.before, *run.samples)}
-    found = {
+    broken = {
         f"{lost} images were not delivered": lost,
         f"{late} accepted images took longer than {run.deadline_seconds:g} s": late,
         f"{statuses[_NONE]} deliveries had no response": statuses[_NONE],
         f"unexpected responses: {unexpected}": unexpected,
         f"the service restarted its worker {len(workers) - 1} times": len(workers) > 1,
     }
-    return [text for text, is_so in found.items() if is_so]
+    return [text for text, is_broken in broken.items() if is_broken]
 
 
 def section(run: Run) -> Section:
     """Tabulate the run."""
-    rows = [*_load_rows(run), *_answer_rows(run), *_process_rows(run)]
+    rows = [*_load_rows(run), *_response_rows(run), *_process_rows(run)]
     return Section("Overload", ("", "measured"), rows, None)
 
 
 def _load_rows(run: Run) -> list[tuple[str, str]]:
-    meanwhile = sum(answer.sent < run.seconds for answer in run.answers) / run.seconds
-    waits = [answer.sent - answer.due for answer in run.answers]
+    meanwhile = sum(response.sent < run.seconds for response in run.responses) / run.seconds
+    waits = [response.sent - response.due for response in run.responses]
     return [
         ("capacity, images/s", digits(run.capacity.per_second)),
         ("images", f"{run.images:,}"),
         (f"arrivals/s for {run.seconds:g} s", digits(run.images / run.seconds)),
         ("deliveries/s meanwhile, with redeliveries", digits(meanwhile)),
-        ("deliveries; most of one image", f"{len(run.answers):,}, {run.most_deliveries}"),
+        (
+            "deliveries; most deliveries of one image",
+            f"{len(run.responses):,}, {run.most_deliveries}",
+        ),
         ("longest delay of the load generator, s", f"{max(waits):.2f}"),
     ]
 
 
-def _answer_rows(run: Run) -> list[tuple[str, str]]:
+def _response_rows(run: Run) -> list[tuple[str, str]]:
     counts = [f"{len(run.having(status)):,}" for status in _EXPECTED]
     accepted = took(run.having(_ACCEPTED)) or [math.nan]
     return [
@@ -290,9 +292,9 @@ def _draw_rates(axes: Any, run: Run) -> None:
     seconds = math.floor(run.ended) + 1
     rejected = run.having(429, 503)
     for label, moments in (
-        ("offered", [answer.sent for answer in run.answers]),
-        ("rejected (429, 503)", [answer.answered for answer in rejected]),
-        ("accepted (204)", [answer.answered for answer in run.having(_ACCEPTED)]),
+        ("offered", [response.sent for response in run.responses]),
+        ("rejected (429, 503)", [response.completed for response in rejected]),
+        ("accepted (204)", [response.completed for response in run.having(_ACCEPTED)]),
     ):
         axes.step(range(seconds), per_second(moments, seconds), where="post", lw=1, label=label)
     axes.axhline(run.capacity.per_second, color="grey", ls=":", label="capacity")
@@ -304,7 +306,7 @@ def _draw_rates(axes: Any, run: Run) -> None:
 
 
 def _draw_delivered(axes: Any, run: Run) -> None:
-    ends = sorted(answer.answered for answer in run.having(_ACCEPTED))
+    ends = sorted(response.completed for response in run.having(_ACCEPTED))
     axes.plot([0, run.seconds], [0, run.images], ":", color="grey", label="arrived")
     axes.plot([0, *ends], range(len(ends) + 1), color="tab:green", label="accepted")
     axes.set_ylabel("images")
@@ -313,9 +315,11 @@ def _draw_delivered(axes: Any, run: Run) -> None:
 
 def _draw_latencies(axes: Any, run: Run) -> None:
     for status, colour in ((429, "tab:orange"), (503, "tab:red"), (_ACCEPTED, "tab:green")):
-        if answers := run.having(status):
-            moments = [answer.answered for answer in answers]
-            axes.plot(moments, took(answers), ".", ms=2, alpha=0.5, color=colour, label=f"{status}")
+        if responses := run.having(status):
+            moments = [response.completed for response in responses]
+            axes.plot(
+                moments, took(responses), ".", ms=2, alpha=0.5, color=colour, label=f"{status}"
+            )
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_ylabel("seconds to the response")
@@ -349,13 +353,13 @@ def enlarge_samples(directory: Path) -> list[Path]:
 
 
 def sample(server: Server, at: float) -> Sample:
-    """Look at the service."""
+    """Return the state of the service now."""
     pid = server.pid
     return Sample(at, pid, server.memory_mb, server.peak_memory_mb, len(thread_times(pid)))
 
 
 class Overload:
-    """One service, with the emulated cloud and the images."""
+    """The load on one service: capacity first, then a multiple of it."""
 
     def __init__(self, cloud: Cloud, server: Server, images: Sequence[Path]) -> None:
         self._cloud = cloud
@@ -364,13 +368,13 @@ class Overload:
         self._events: list[Request] = []
 
     def capacity(self) -> Capacity:
-        """Measure a closed loop of some clients, after a short one to warm up."""
+        """Measure the throughput of a closed loop, after a short loop that warms up the service."""
         rate = self._closed(_WARM_UP_IMAGES, clients=1).per_second
         count = max(_WARM_UP_IMAGES, round(rate * _CAPACITY_SECONDS))
         return self._closed(count, clients=_CAPACITY_CLIENTS)
 
     def run(self, capacity: Capacity, times: float, seconds: float, deadline: float) -> Run:
-        """Offer a multiple of the capacity, and deliver it all."""
+        """Offer a multiple of the capacity, until every image is delivered."""
         rate = capacity.per_second * times
         count = round(rate * seconds)
         events = self._upload(count)
@@ -379,16 +383,16 @@ class Overload:
         before, samples = sample(self._server, 0.0), []
         service_cpu, load_cpu = self._server.cpu_seconds, time.process_time()
 
-        def look() -> None:
-            with contextlib.suppress(IndexError, OSError):  # between two workers there is none
+        def take_sample() -> None:
+            with contextlib.suppress(IndexError, OSError):  # the worker has just ended
                 samples.append(sample(self._server, pusher.now()))
             if len(samples) % 10 == 1:
-                tell(f"{pusher.now():.0f} s: {count - pusher.left:,} of {count:,} delivered")
+                report(f"{pusher.now():.0f} s: {count - pusher.left:,} of {count:,} delivered")
 
-        pusher.push(events, rate, every_second=look)
-        self._cloud.check_results(count - pusher.left)  # each acknowledged one has its document
+        pusher.push(events, rate, every_second=take_sample)
+        self._cloud.check_results(count - pusher.left)  # each acknowledged image has its document
         return Run(
-            capacity, seconds, count, deadline, pusher.answers, samples, before,
+            capacity, seconds, count, deadline, pusher.responses, samples, before,
             self._server.cpu_seconds - service_cpu, time.process_time() - load_cpu,
             pusher.most_deliveries,
         )  # fmt: skip
@@ -397,39 +401,39 @@ class Overload:
         events = self._upload(count)
         self._cloud.forget()
         cpu = self._server.cpu_seconds
-        answers = load.send_closed(self._server.url, events, clients=clients)
-        check_answers(answers, self._server.child)
+        responses = load.send_closed(self._server.url, events, clients=clients)
+        check_responses(responses, self._server.child)
         cpu = self._server.cpu_seconds - cpu
-        seconds = max(answer.answered for answer in answers)
-        return Capacity(len(answers) / seconds, 1000 * cpu / len(answers))
+        seconds = max(response.completed for response in responses)
+        return Capacity(len(responses) / seconds, 1000 * cpu / len(responses))
 
     def _upload(self, count: int) -> list[Request]:
         if count > len(self._events):
-            tell(f"uploading {count - len(self._events):,} images")
+            report(f"uploading {count - len(self._events):,} images")
             self._events += self._cloud.upload(self._images, count - len(self._events))
         return self._events[:count]
 
 
 def errors_logged(log: str) -> list[str]:
-    """Messages of the service's log that are errors."""
+    """Return the messages of all errors in the service's log."""
     lines = [json.loads(line) for line in log.splitlines()]
     return [line["message"] for line in lines if line["severity"] in ("ERROR", "CRITICAL")]
 
 
-def tell(text: str) -> None:
+def report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
 def measure(arguments: argparse.Namespace) -> list[str]:
-    """Measure, print and draw; return what broke a promise.
+    """Measure, print and draw. Return a sentence for each broken promise.
 
     Raises:
-        BenchError: it could not be measured, or a document is missing.
+        BenchError: the overload could not be measured, or a document is missing.
     """
     cores = choose_cores(None)
-    with on_cores(cores.rest), ExitStack() as cleanup:
+    with on_cores(cores.others), ExitStack() as cleanup:
         directory = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="overload-")))
-        with Process(cores.rest) as helper:
+        with Process(cores.others) as helper:
             info = helper.call(worker.describe, arguments.model)
         cloud = cleanup.enter_context(running_cloud())
         processes = cleanup.enter_context(Processes(directory))
@@ -440,7 +444,7 @@ def measure(arguments: argparse.Namespace) -> list[str]:
         server = Server(processes, SERVICE_COMMAND, settings, cores.service)
         overload = Overload(cloud, server, enlarge_samples(directory))
         capacity = overload.capacity()
-        tell(f"capacity: {capacity.per_second:.1f} images/s")
+        report(f"capacity: {capacity.per_second:.1f} images/s")
         run = overload.run(capacity, arguments.times, arguments.seconds, arguments.deadline)
         errors = errors_logged(server.child.log_text())
     drawn = {"images": f"drawn, of {MEGAPIXELS} megapixels, decoded in full"}
@@ -458,7 +462,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=60, help="duration of the arrivals")
-    parser.add_argument("--times", type=float, default=10, help="the capacity")
+    parser.add_argument("--times", type=float, default=10, help="multiple of the capacity")
     deadline = Settings().ack_deadline_seconds
     parser.add_argument("--deadline", type=float, default=deadline, help="ack deadline, seconds")
     parser.add_argument("--model", type=Path, default=BUNDLED_MODEL, help="an exported directory")
@@ -467,11 +471,11 @@ def main() -> None:
     try:
         if arguments.plot:
             curve.require_matplotlib()
-        found = measure(arguments)
+        broken_promises = measure(arguments)
     except (BenchError, LocalStackError) as exc:
         sys.exit(f"Error: {exc}")
-    if found:
-        sys.exit("\n".join(f"PROBLEM: {problem}" for problem in found))
+    if broken_promises:
+        sys.exit("\n".join(f"PROBLEM: {problem}" for problem in broken_promises))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The cost of an image, from a table of prices that the user can change."""
+"""The cost of an image, from a table of prices that you can change."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -33,7 +33,7 @@ class Prices:
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
             if set(values) != set(names):
-                raise ValueError("it must have exactly the keys " + ", ".join(names))
+                raise ValueError("it must have these keys and no others: " + ", ".join(names))
             numbers = {name: float(values[name]) for name in names[1:]}
             if min(numbers.values()) < 0:
                 raise ValueError("a price cannot be negative")
@@ -50,7 +50,11 @@ class Prices:
 
 
 def billed_seconds(spans: Iterable[tuple[float, float]]) -> float:
-    """Return the seconds with at least one request in flight: Cloud Run bills these."""
+    """Return the seconds with at least one request in flight. Cloud Run bills these.
+
+    Args:
+        spans: begin and end of each request, in seconds.
+    """
     total, end = 0.0, float("-inf")
     for begin, finish in sorted(spans):
         total += max(0.0, finish - max(begin, end))

@@ -1,10 +1,10 @@
-"""Where the service's CPU time goes, measured from outside the product.
+"""The CPU time of each stage of the service, measured without a change of the product.
 
-`devtools.bench.served` counts the pipeline's parts on the threads that do the work. The operating
-system accounts for the decoder processes, and for each thread. The rest of a Python thread's time
-is HTTP (gunicorn's threads) or the passing of images from thread to thread. A thread that Python
-does not know belongs to OpenVINO, which leaves it the process's name, or to gRPC, which names its
-own.
+`devtools.bench.served` counts the stages on the threads that do the work. The operating system
+accounts for the decoder processes, and for each thread. The remaining time of a Python thread is
+HTTP (gunicorn's threads), or the passing of images from thread to thread. A thread that Python does
+not know belongs to OpenVINO or gRPC. OpenVINO's threads have the name of the process. gRPC's have
+names of their own.
 """
 
 import json
@@ -26,13 +26,13 @@ GRPC = "store: gRPC's threads"
 STAGES = (READ, DOWNLOAD, HAND_OVER, DECODE, INFERENCE, COMMIT, GRPC)
 HTTP = "HTTP"
 BETWEEN = "queues, threads"
-BY_DIFFERENCE = (HTTP, BETWEEN)  # a thread's time less what its stages counted
-AGREEMENT = 0.10
-LEAST_SHARE = -0.01  # of a stage: below, more was counted than the threads spent
-MOST_BY_DIFFERENCE = 0.25
+BY_DIFFERENCE = (HTTP, BETWEEN)  # a thread's time minus the time of its stages
+AGREEMENT = 0.10  # largest difference between the sum and the system's figure
+LEAST_SHARE = -0.01  # of a stage; below, the clock counted more than the threads spent
+MOST_BY_DIFFERENCE = 0.25  # share of the system's figure
 
 _LINE_SECONDS = 60.0
-# Of the main thread, and of gunicorn's pool.
+# Names of the main thread, and of gunicorn's pool.
 _HTTP_THREADS = ("MainThread", "ThreadPoolExecutor")
 
 
@@ -48,8 +48,8 @@ class PythonThread:
 class Sample:
     """CPU seconds of a service since its start, at one moment."""
 
-    tree: float  # of the worker and its descendants, as the operating system accounts
-    decoders: float  # of the worker's descendants alone
+    tree: float  # the worker and its descendants, as the operating system accounts them
+    decoders: float  # only the worker's descendants
     threads: Mapping[int, ThreadTime]
     python: Mapping[int, PythonThread]
     stages: Mapping[str, float]
@@ -70,14 +70,14 @@ class Profile:
 
     @property
     def seconds_by_difference(self) -> float:
-        """The part of the sum that was not measured directly: the remainder of Python's threads."""
+        """The part of the sum that was not measured directly: what the stages leave of a thread."""
         return sum(self.seconds.get(name, 0.0) for name in BY_DIFFERENCE)
 
     @property
     def agrees(self) -> bool:
         """Whether the sum agrees with the system's figure, and most of it was measured directly.
 
-        The parts by difference absorb any error of the clock, so the sum alone proves little.
+        The rows by difference absorb any error of the clock, so the sum alone proves little.
         """
         difference = abs(self.attributed_seconds - self.tree_seconds)
         return (
@@ -110,7 +110,7 @@ def attribute(before: Sample, after: Sample, images: int) -> Profile:
 
 
 def take_sample(server: Server) -> Sample:
-    """Read the stages from the service (SIGUSR1), and all else from the operating system.
+    """Request the stages from the service (SIGUSR1), and read all else from the system.
 
     Raises:
         BenchError: the service did not log its stages.
@@ -121,7 +121,7 @@ def take_sample(server: Server) -> Sample:
     while len(lines := _stage_lines(server.child.log_text())) <= seen:
         server.child.raise_if_dead()
         if time.monotonic() > deadline:
-            raise BenchError(server.child.failure("wrote no stages"))
+            raise BenchError(server.child.failure("did not log its stages"))
         time.sleep(0.05)
     return sample_of(lines[-1], server.pid)
 
@@ -132,8 +132,8 @@ def sample_of(line: Mapping[str, Any], pid: int) -> Sample:
         int(number): PythonThread(thread["name"], thread["cpu_seconds"])
         for number, thread in line["threads"].items()
     }
-    # A child's figure has that of its own children that have ended. The worker waits for the root
-    # process only, which hardly ever ends.
+    # The figure of a child includes its own children that have ended. The worker itself waits only
+    # for the root process, which hardly ever ends.
     decoders = sum(tree_seconds(child) for child in children_of(pid))
     return Sample(tree_seconds(pid), decoders, thread_times(pid), python, line["cpu_seconds"])
 

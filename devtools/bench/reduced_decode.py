@@ -2,9 +2,10 @@
 
     python -m devtools.bench.reduced_decode --model yolo26n_openvino_model --data instances_dev.json
 
-The labelled images are enlarged (Lanczos) to 2, 4 and 8 times the size that the model sees,
-stored as JPEG, and detected on twice: decoded at reduced scale, and in full. Printed are mAP of
-both, and the CPU time of one decode, resize included, by the operating system's accounting.
+The labelled images are resized (Lanczos) to 1, 2, 4 and 8 times the size that the model sees, and
+stored as JPEG. The model detects them twice: decoded at reduced scale, and in full. The table has
+the mAP of both, and the CPU time of one decode, resize included, as the operating system
+accounts it.
 """
 
 import argparse
@@ -27,7 +28,7 @@ QUALITY = 90
 
 
 def enlarge(labels: Labels, directory: Path, longer_side: int) -> Labels:
-    """Write enlarged images, and labels that fit them."""
+    """Write enlarged images, and return labels that fit them."""
     truth = json.loads(labels.file.read_text(encoding="utf-8"))
     scales = {}
     for image in truth["images"]:
@@ -49,7 +50,7 @@ def enlarge(labels: Labels, directory: Path, longer_side: int) -> Labels:
 
 
 def decode_ms(files: list[Path], image_size: int, *, reduced: bool) -> float:
-    """CPU milliseconds of one decode and resize, on average."""
+    """Return the CPU milliseconds of one decode and resize, on average."""
     started = time.process_time()
     for file in files:
         size = image_size if reduced else None

@@ -5,8 +5,8 @@
 
 Both services run on the same cores (all, or `--cores`) with the same emulators and model. They
 alternate within each round, so that other load on the machine affects both. Only the ratios are
-meaningful: the median of the rounds' ratios. The benchmark posts the events directly to the
-service. The service reads the image from the Storage emulator and writes the document to the
+meaningful. A ratio is the median of the rounds' ratios. The benchmark posts the events directly to
+the service. The service reads the image from the Storage emulator and writes the document to the
 Firestore emulator.
 
 - capacity: images per second with 16 callers (closed loop);
@@ -44,7 +44,7 @@ from devtools.bench.errors import BenchError
 from devtools.bench.load import Request
 from devtools.bench.machine import choose_cores
 from devtools.bench.startup import Start, measure_start
-from devtools.bench.subjects import CLIENTS, Process, Server, check_answers, service_settings
+from devtools.bench.subjects import CLIENTS, Process, Server, check_responses, service_settings
 from devtools.count_lines import code_lines
 from devtools.demo_model.shapes import write_samples
 from devtools.local_stack.errors import LocalStackError
@@ -62,7 +62,7 @@ class Layout:
 
     config: str
     application: str
-    modules: Sequence[str]  # imported by a start, late imports included
+    modules: Sequence[str]  # imported until the server is ready, late imports included
 
     def command(self, tree: Path) -> tuple[str, ...]:
         """Return the server's command. It imports from the tree, its working directory."""
@@ -138,7 +138,7 @@ class Loaded:
     p50_ms: float
     p90_ms: float
     cpu_ms: float  # CPU time per image
-    rejected_percent: float  # 429, because something else slowed the machine down
+    rejected_percent: float  # 429: other load has slowed the machine down
 
 
 class Comparison:
@@ -178,11 +178,11 @@ class Comparison:
         events = self.upload(_CAPACITY_IMAGES)
         self._cloud.forget()
         cpu = server.cpu_seconds
-        answers = self._generator.call(load.send_closed, server.url, events, clients=CLIENTS)
+        responses = self._generator.call(load.send_closed, server.url, events, clients=CLIENTS)
         cpu = server.cpu_seconds - cpu
-        check_answers(answers, server.child)
+        check_responses(responses, server.child)
         self._cloud.check_results(len(events))
-        seconds = max(answer.answered for answer in answers)
+        seconds = max(response.completed for response in responses)
         return len(events) / seconds, cpu * 1000 / len(events)
 
     def open(self, server: Server, rate: float, seconds: float, seed: int) -> Loaded:
@@ -190,14 +190,14 @@ class Comparison:
         events = self.upload(needed_requests(rate, seconds))
         self._cloud.forget()
         cpu = server.cpu_seconds
-        answers = self._generator.call(load.send_open, server.url, events, rate=rate, seed=seed)
+        responses = self._generator.call(load.send_open, server.url, events, rate=rate, seed=seed)
         cpu = server.cpu_seconds - cpu
-        good = [answer for answer in answers if answer.is_good]
-        check_answers([a for a in answers if a.status != _REJECTED], server.child)
+        good = [response for response in responses if response.is_good]
+        check_responses([a for a in responses if a.status != _REJECTED], server.child)
         self._cloud.check_results(len(good))
-        latencies = [(answer.answered - answer.due) * 1000 for answer in good]
+        latencies = [(response.completed - response.due) * 1000 for response in good]
         p50, p90 = np.percentile(latencies, [50, 90])
-        rejected = 100 * (1 - len(good) / len(answers))
+        rejected = 100 * (1 - len(good) / len(responses))
         return Loaded(float(p50), float(p90), cpu * 1000 / len(good), rejected)
 
     def cold_start(self, revision: Revision) -> Start:
@@ -237,22 +237,26 @@ def push_of(event: Request) -> Request:
 def in_turns(
     rounds: int, subjects: Sequence[Callable[[int], Mapping[str, float]]]
 ) -> list[list[Mapping[str, float]]]:
-    """Call each subject with the round's number. Every other round runs in reverse order."""
-    found: list[list[Mapping[str, float]]] = [[] for _ in subjects]
+    """Call each subject with the round's number. Every other round runs in reverse order.
+
+    Returns the figures of each subject, one mapping for each round.
+    """
+    results: list[list[Mapping[str, float]]] = [[] for _ in subjects]
     for number in range(rounds):
         order = list(range(len(subjects)))
         for index in order[:: -1 if number % 2 else 1]:
-            found[index].append(subjects[index](number))
-            figures = ", ".join(f"{name} {value:.1f}" for name, value in found[index][-1].items())
+            results[index].append(subjects[index](number))
+            latest = results[index][-1].items()
+            figures = ", ".join(f"{name} {value:.1f}" for name, value in latest)
             print(f"round {number + 1}/{rounds}: {index}: {figures}", file=sys.stderr, flush=True)
-    return found
+    return results
 
 
-def rows_of(found: Sequence[Sequence[Mapping[str, float]]]) -> list[list[str]]:
+def rows_of(results: Sequence[Sequence[Mapping[str, float]]]) -> list[list[str]]:
     """Tabulate medians with minimum and maximum, and the median of the rounds' ratios."""
     rows = []
-    for name in found[0][0]:
-        columns = [[each[name] for each in rounds] for rounds in found]
+    for name in results[0][0]:
+        columns = [[each[name] for each in rounds] for rounds in results]
         ratios = [new / old if old else math.nan for old, new in zip(*columns, strict=True)]
         rows.append(
             [
@@ -320,13 +324,13 @@ def _measured(
 
     def opened(server: Server) -> Callable[[int], Mapping[str, float]]:
         def measured(number: int) -> Mapping[str, float]:
-            found = comparison.open(server, rate, options.seconds, number)
-            at = f"at {options.load:.0%}"
+            loaded = comparison.open(server, rate, options.seconds, number)
+            load_text = f"at {options.load:.0%}"
             return {
-                f"p50 {at}, ms": found.p50_ms,
-                f"p90 {at}, ms": found.p90_ms,
-                f"CPU-ms per image {at}": found.cpu_ms,
-                f"rejected {at}, %": found.rejected_percent,
+                f"p50 {load_text}, ms": loaded.p50_ms,
+                f"p90 {load_text}, ms": loaded.p90_ms,
+                f"CPU-ms per image {load_text}": loaded.cpu_ms,
+                f"rejected {load_text}, %": loaded.rejected_percent,
             }
 
         return measured
@@ -358,16 +362,18 @@ def main() -> None:
     )
     parser.add_argument("old", type=Path, help="checkout of the first revision")
     parser.add_argument("new", type=Path, help="checkout of the second revision")
-    parser.add_argument("--images", type=Path, help="a folder; by default drawn samples")
+    parser.add_argument("--images", type=Path, help="folder of images; by default drawn samples")
     parser.add_argument("--model", type=Path, default=BUNDLED_MODEL, help="an exported directory")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=15.0, help="of each open loop")
-    parser.add_argument("--load", type=float, default=0.7, help="of the old capacity")
+    parser.add_argument("--seconds", type=float, default=15.0, help="duration of each open loop")
     parser.add_argument(
-        "--pushes", action="store_true", help="Pub/Sub pushes in place of Eventarc's events"
+        "--load", type=float, default=0.7, help="share of the first revision's capacity"
     )
-    parser.add_argument("--cores", help="of the services, such as 0-1; by default all")
+    parser.add_argument(
+        "--pushes", action="store_true", help="send Pub/Sub pushes instead of Eventarc's events"
+    )
+    parser.add_argument("--cores", help="cores of the services, such as 0-1; by default all")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     started = time.monotonic()

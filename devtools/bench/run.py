@@ -1,4 +1,4 @@
-"""The composition root of `yolo-batch-dev bench`: measures part by part."""
+"""Runs `yolo-batch-dev bench`: measures one part after the other."""
 
 import json
 import math
@@ -114,7 +114,7 @@ def run(options: Options, progress: Callable[[str], None]) -> Report:
     cores = choose_cores(options.cores)
     images, sizes = choose_images(options.images, progress, is_quick=options.is_quick)
     # Every process that starts from here on inherits these cores, unless it is pinned to others.
-    with on_cores(cores.rest), ExitStack() as cleanup:
+    with on_cores(cores.others), ExitStack() as cleanup:
         directory = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="yolo-bench-")))
         bench = _Bench(options, cores, images, directory, cleanup, progress)
         sections, goals = bench.sections()
@@ -151,7 +151,7 @@ def choose_images(
 
 
 class _Bench:
-    """What the parts share. Emulators start when the first part needs them."""
+    """The parts of a run, and what they share. Emulators start when the first part needs them."""
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class _Bench:
         self._cleanup = cleanup
         self._progress = progress
         self._batch_size = Settings.from_env().max_batch_size
-        with Process(cores.rest) as helper:
+        with Process(cores.others) as helper:
             self._model = options.model
             if options.model.suffix == ".pt":
                 progress(f"exporting {options.model} in float")
@@ -178,7 +178,7 @@ class _Bench:
         self._weights = self._alternative_weights()
         (directory / "logs").mkdir()
         self._processes = cleanup.enter_context(Processes(directory / "logs"))
-        self._generator = cleanup.enter_context(Process(cores.rest))
+        self._generator = cleanup.enter_context(Process(cores.others))
         self._cloud_or_none: Cloud | None = None
         self._events: list[Request] = []
 
@@ -224,7 +224,7 @@ class _Bench:
     def _alternatives(self, cleanup: ExitStack, weights: Path) -> list[Subject]:
         size = self._batch_size
         self._progress("exporting the alternative's own OpenVINO model")
-        with Process(self._cores.rest) as helper:
+        with Process(self._cores.others) as helper:
             exported = helper.call(worker.export_alternative, weights, self._directory)
         return [
             self._naive(cleanup, weights),
@@ -285,7 +285,7 @@ class _Bench:
         own = service_settings(self._model, self._batch_size)
         ours: list[startup.Start] = []
         naive: list[startup.Start] = []
-        # The first start of each warms the page cache and is not counted.
+        # The first start of each service warms the page cache and does not count.
         warming = 0 if self._options.is_quick else 1
         for number in range(1 - warming, self._rounds + 1):
             self._cloud.forget()
@@ -317,10 +317,10 @@ class _Bench:
     def _memory(self) -> tuple[Section, list[Goal]]:
         with ExitStack() as cleanup:
             server, subject = self._service(cleanup, MAX_BATCH_SIZE=str(_MEMORY_BATCH))
-            wanted = 3 * len(self._images) if self._options.is_quick else (
+            images = 3 * len(self._images) if self._options.is_quick else (
                 self._options.memory_images
             )  # fmt: skip
-            levels = startup.measure_memory(server, subject, wanted, self._progress)
+            levels = startup.measure_memory(server, subject, images, self._progress)
             return startup.memory_section(levels, server.peak_memory_mb, _MEMORY_BATCH)
 
     @property
@@ -397,10 +397,10 @@ class _Bench:
         if weights is None and self._options.model.suffix == ".pt":
             weights = self._options.model
         if weights is None:
-            self._progress("no --weights: without the alternatives")
+            self._progress("no --weights: the alternatives are not measured")
             return None
         if find_spec("ultralytics") is None:
-            self._progress("ultralytics is not installed: without the alternatives")
+            self._progress("ultralytics is not installed: the alternatives are not measured")
             return None
         if not weights.is_file():
             raise BenchError(f"There are no weights at {weights}")

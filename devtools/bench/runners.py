@@ -1,4 +1,4 @@
-"""Runners and group commit beside what they replaced: latency and CPU time.
+"""Latency and CPU time of runners and group commit, beside what they replaced.
 
     python -m devtools.bench.runners                         # the bundled model, about 5 minutes
     python -m devtools.bench.runners --image-size 640        # larger inputs
@@ -16,7 +16,7 @@ Three tables:
    A latency counts from the time when an image was due. The ways alternate within each round. A
    ratio is the median of the rounds' ratios.
 2. CPU time of a runner's share as one tensor or one by one, at full load, one thread per core.
-3. One committer against two, and one commit for each image. The simulated store takes 30 ms for a
+3. Latency of commits with one, two and four committers. The simulated store takes 30 ms for a
    commit, and 300 ms for one commit in twenty.
 """
 
@@ -46,7 +46,7 @@ from service.settings import BUNDLED_MODEL
 
 STRIDE = 32
 MAX_BATCH_SIZE = 8
-CALLERS = 64  # threads of callers; more than ever wait
+CALLERS = 64  # threads; more than ever wait at once
 COMMIT_SECONDS, SLOW_COMMIT_SECONDS, SLOW_SHARE = 0.03, 0.3, 0.05
 
 Pixels = NDArray[np.uint8]  # height x width x 3, BGR, letterboxed
@@ -63,14 +63,14 @@ class Model:
         self._compiled: dict[str, ov.CompiledModel] = {}
         self._of_thread = threading.local()
         self._lock = threading.Lock()
-        _ = ov.Tensor(np.zeros(1, np.uint8)).data  # see the detector
+        _ = ov.Tensor(np.zeros(1, np.uint8)).data  # as service/inference/openvino.py does
 
     def infer(self, images: Sequence[Pixels]) -> list[NDArray[np.float32]]:
-        """Infer images of one shape as one tensor; returns float32 boxes x 6 for each."""
+        """Infer images of one shape as one tensor. Return boxes x 6, float32, for each image."""
         request = self._request((len(images), *images[0].shape))
         tensor = request.get_input_tensor().data
-        for slot, pixels in zip(tensor, images, strict=True):
-            slot[:] = pixels
+        for row, pixels in zip(tensor, images, strict=True):
+            row[:] = pixels
         request.infer()
         return [rows[rows[:, 4] > 0.25].copy() for rows in request.get_output_tensor().data]
 
@@ -97,7 +97,7 @@ class Model:
 
 @contextmanager
 def barrier(model: Model, *, delay_seconds: float = 0.0) -> Iterator[Call]:
-    """One batch at a time over a thread a core; callers get results when all of it is done."""
+    """Infer one batch at a time on one thread per core. Callers wait for the whole batch."""
     changed = threading.Condition()
     waiting: list[tuple[Pixels, Future[object]]] = []
     is_closed = False
@@ -177,11 +177,11 @@ class Measured:
     p50_ms: float
     p90_ms: float
     p99_ms: float
-    cpu_ms: float  # an image, of the whole process
+    cpu_ms: float  # per image, of the whole process
 
 
 def open_loop(call: Call, images: Sequence[Pixels], gaps: Sequence[float]) -> Measured:
-    """Let an image arrive after each gap (seconds), whatever became of those before."""
+    """Let an image arrive after each gap (seconds), even if earlier images are not done."""
     latencies: list[float] = []
 
     def arrive(pixels: Pixels, due: float) -> None:
@@ -189,7 +189,7 @@ def open_loop(call: Call, images: Sequence[Pixels], gaps: Sequence[float]) -> Me
         latencies.append(time.monotonic() - due)
 
     with ThreadPoolExecutor(CALLERS) as callers:
-        list(callers.map(call, [images[0]] * CALLERS))  # every thread has started
+        list(callers.map(call, [images[0]] * CALLERS))  # starts every thread
         cpu, due = time.process_time(), time.monotonic()
         for index, gap in enumerate(gaps):
             due += gap
@@ -201,7 +201,7 @@ def open_loop(call: Call, images: Sequence[Pixels], gaps: Sequence[float]) -> Me
 
 
 def capacity(call: Call, images: Sequence[Pixels], count: int) -> float:
-    """Images a second with as many callers as an instance has images in flight."""
+    """Return images per second with as many callers as an instance has images in flight."""
     with ThreadPoolExecutor(32) as callers:
         list(callers.map(call, images))
         started = time.monotonic()
@@ -210,7 +210,7 @@ def capacity(call: Call, images: Sequence[Pixels], count: int) -> float:
 
 
 def draw(image_size: int) -> list[Pixels]:
-    """The demo's images in their input shapes."""
+    """Return the demo's images, letterboxed to their input shapes."""
     images = []
     for _, scene in sample_scenes(count=24):
         height, width = scene.image.shape[:2]
@@ -220,7 +220,7 @@ def draw(image_size: int) -> list[Pixels]:
 
 
 def with_ratios(rounds: Mapping[str, list[Measured]]) -> list[list[object]]:
-    """Rows of medians, and the median ratios to the first way of the same round."""
+    """Return rows of medians. A ratio compares with the first way in the same round."""
     base = next(iter(rounds.values()))
     rows = []
     for name, measured in rounds.items():
@@ -235,7 +235,7 @@ def with_ratios(rounds: Mapping[str, list[Measured]]) -> list[list[object]]:
 
 def measure_latency(model: Model, images: list[Pixels], options: argparse.Namespace) -> None:
     with barrier(model) as call:
-        for pixels in images:  # compiles
+        for pixels in images:  # compiles each input shape
             call(pixels)
         rate = options.load * capacity(call, images, 400)
     rounds: dict[str, list[Measured]] = {name: [] for name in WAYS}
@@ -243,7 +243,7 @@ def measure_latency(model: Model, images: list[Pixels], options: argparse.Namesp
         gaps = np.random.default_rng(number).exponential(1 / rate, int(rate * options.seconds))
         for name, way in WAYS.items():
             with way(model) as call:
-                list(map(call, images))  # each thread's requests
+                list(map(call, images))  # creates the requests of the threads
                 rounds[name].append(open_loop(call, images, gaps.tolist()))
     print(
         f"\n{rate:.0f} images/s ({options.load:.0%} of the barrier's capacity), {cores()} cores\n"
@@ -253,13 +253,13 @@ def measure_latency(model: Model, images: list[Pixels], options: argparse.Namesp
         "p50, ms (ratio)",
         "p90, ms (ratio)",
         "p99, ms (ratio)",
-        "CPU-ms an image (ratio)",
+        "CPU-ms per image (ratio)",
     ]
     print(tabulate(with_ratios(rounds), headers, tablefmt="github"))
 
 
 def measure_tensors(model: Model, images: list[Pixels], options: argparse.Namespace) -> None:
-    """Print CPU and wall milliseconds of an image, by images in one tensor."""
+    """Print the CPU and wall milliseconds per image, by the number of images in one tensor."""
     image, count = images[0], 320
     sizes = (1, 2, 4, 8)
 
@@ -285,8 +285,8 @@ def measure_tensors(model: Model, images: list[Pixels], options: argparse.Namesp
                 statistics.median(own[0] / base[0] for own, base in pairs),
             ]
         )
-    print("\nImages in one tensor, a thread a core\n")
-    headers = ["images", "CPU-ms an image", "wall ms an image", "CPU ratio"]
+    print("\nImages in one tensor, one thread per core\n")
+    headers = ["images", "CPU-ms per image", "wall ms per image", "CPU ratio"]
     print(tabulate(rows, headers, tablefmt="github", floatfmt=".2f"))
 
 
@@ -297,7 +297,7 @@ def measure_commits(options: argparse.Namespace) -> None:
         for committers in (1, 2, 4):
             rows.append(_commits(rate, committers, options.commit_seconds))
     print(f"\nA commit takes {COMMIT_SECONDS} s, and {SLOW_COMMIT_SECONDS} s one time in twenty\n")
-    headers = ["images/s", "committers", "p50, ms", "p90, ms", "p99, ms", "commits an image"]
+    headers = ["images/s", "committers", "p50, ms", "p90, ms", "p99, ms", "commits per image"]
     print(tabulate(rows, headers, tablefmt="github", floatfmt=".2f"))
 
 
@@ -339,10 +339,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", type=Path, default=BUNDLED_MODEL)
     parser.add_argument("--image-size", type=int, default=320, help="longer side, in pixels")
-    parser.add_argument("--load", type=float, default=0.7, help="of the barrier's capacity")
+    parser.add_argument("--load", type=float, default=0.7, help="share of the barrier's capacity")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each way in a round")
-    parser.add_argument("--commit-seconds", type=float, default=10.0, help="of each row of commits")
+    parser.add_argument(
+        "--seconds", type=float, default=8.0, help="duration of each way in a round"
+    )
+    parser.add_argument(
+        "--commit-seconds", type=float, default=10.0, help="duration of each row of commits"
+    )
     options = parser.parse_args()
     model, images = Model(options.model), draw(options.image_size)
     measure_latency(model, images, options)

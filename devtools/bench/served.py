@@ -1,9 +1,9 @@
-"""The container's service with a clock around the pipeline's parts, for `bench --profile`.
+"""The container's service with a CPU clock around the pipeline's stages, for `bench --profile`.
 
 gunicorn --config python:service.server.gunicorn_conf "devtools.bench.served:build_app()"
 
-On SIGUSR1 it logs the CPU seconds of each Python thread in each part so far. The lines have the
-names of the threads, which the operating system does not know.
+On SIGUSR1 it logs the CPU seconds so far, by Python thread and stage. The line has the names of the
+threads, which the operating system does not know.
 """
 
 import logging
@@ -45,27 +45,27 @@ logger = logging.getLogger(__name__)
 
 
 class StageClock:
-    """Adds up CPU seconds by thread and part; safe to use from many threads. Parts do not nest."""
+    """Adds up CPU seconds by thread and stage. Stages do not nest. Any thread may use it."""
 
     def __init__(self) -> None:
         """Start at zero."""
-        # One key has one writer, so that the signal's handler needs no lock.
+        # Each key has a single writer, so the signal handler needs no lock.
         self._seconds: defaultdict[tuple[int, str], float] = defaultdict(float)
 
     @contextmanager
-    def measure(self, part: str) -> Iterator[None]:
+    def measure(self, stage: str) -> Iterator[None]:
         """Add the CPU time of the calling thread inside the block."""
         started = time.thread_time()
         try:
             yield
         finally:
-            self._seconds[threading.get_native_id(), part] += time.thread_time() - started
+            self._seconds[threading.get_native_id(), stage] += time.thread_time() - started
 
-    def timed(self, part: str, function: Callable[P, R]) -> Callable[P, R]:
+    def timed(self, stage: str, function: Callable[P, R]) -> Callable[P, R]:
         """Return the function with a clock around its calls."""
 
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            with self.measure(part):
+            with self.measure(stage):
                 return function(*args, **kwargs)
 
         return call
@@ -77,21 +77,21 @@ class StageClock:
             str(thread.native_id): {
                 "name": thread.name,
                 "cpu_seconds": {
-                    part: seconds
-                    for (number, part), seconds in counted.items()
+                    stage: seconds
+                    for (number, stage), seconds in counted.items()
                     if number == thread.native_id
                 },
             }
             for thread in threading.enumerate()
         }
         totals: defaultdict[str, float] = defaultdict(float)
-        for (_, part), seconds in counted.items():
-            totals[part] += seconds
+        for (_, stage), seconds in counted.items():
+            totals[stage] += seconds
         return {"cpu_seconds": dict(totals), "threads": threads}
 
 
 def build_app() -> Flask:
-    """Build the application of `service.server.wsgi` with a clock around its parts."""
+    """Build the application of `service.server.wsgi` with a clock around its stages."""
     clock = StageClock()
     build_pipeline = wsgi.build_pipeline
 
@@ -102,7 +102,7 @@ def build_app() -> Flask:
         storage: ImageStorage,
         store: ResultStore,
     ) -> Pipeline:
-        timed = vars  # an instance's attribute comes before its class's method
+        timed = vars  # an attribute of the instance hides the method of its class
         timed(storage)["resolve"] = clock.timed(DOWNLOAD, storage.resolve)
         timed(storage)["download"] = _timed_download(clock, storage.download)
         timed(decoders)["decode"] = clock.timed(HAND_OVER, decoders.decode)
@@ -113,7 +113,7 @@ def build_app() -> Flask:
             settings, decoders, replace(verified, detector=detector), storage, store
         )
 
-    # This function connects the parts. Everything else is as in the container.
+    # `build_app` calls this function by name. All else is unchanged.
     vars(wsgi)["build_pipeline"] = build_timed
     app = wsgi.build_app()
     signal.signal(signal.SIGUSR1, lambda *_: logger.info(MESSAGE, extra=clock.report()))
@@ -146,7 +146,7 @@ def _timed_download(clock: StageClock, download: DownloadMethod) -> DownloadMeth
 
 
 class _TimedDetector:
-    """A detector with a clock around each step (one image)."""
+    """A detector with a clock around each image."""
 
     def __init__(self, detector: Detector, clock: StageClock) -> None:
         self._detector = detector
@@ -164,7 +164,7 @@ class _TimedDetector:
         iterator = iter(results)
         while True:
             with self._clock.measure(INFERENCE):
-                found = next(iterator, None)
-            if found is None:
+                detections = next(iterator, None)
+            if detections is None:
                 return
-            yield found
+            yield detections

@@ -1,4 +1,4 @@
-"""Cold start and memory: from process start to the first result, and over thousands of images."""
+"""Cold start: process start to the first result. Memory: over thousands of images."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 
 from devtools.bench import load
 from devtools.bench.figures import NAIVE, Goal, Section, Spread, counted, digits
-from devtools.bench.subjects import CLIENTS, Http, Process, Server, check_answers
+from devtools.bench.subjects import CLIENTS, Http, Process, Server, check_responses
 from devtools.local_stack.processes import Processes
 
 READY_GOAL_SECONDS = 2.0
-RATIO_GOAL = 0.25
+RATIO_GOAL = 0.25  # of the alternative's cold start
 MEMORY_GOAL_MB = 350.0
-FLATNESS = 0.05
+MAX_GROWTH = 0.05  # of memory
 _OURS = "yolo-batch"
 _MEMORY_NOTE = "Memory: gunicorn, its worker and the decoder processes; shared pages count once."
 
@@ -36,18 +36,18 @@ def measure_start(
     *,
     precision: str | None = None,
 ) -> Start:
-    """Start a service, send one image and then all others, and stop it.
+    """Start a service, send one image, then all others, and stop the service.
 
-    With `precision`, also check that the service runs a model of this precision.
+    If `precision` is given, check that the service runs a model of this precision.
     """
     started = time.monotonic()
     server = Server(processes, command, settings, cores)
     try:
         ready = time.monotonic() - started
-        answers = generator.call(load.send_closed, server.url, requests[:1], clients=1)
+        responses = generator.call(load.send_closed, server.url, requests[:1], clients=1)
         first = time.monotonic() - started
-        answers += generator.call(load.send_closed, server.url, requests[1:], clients=CLIENTS)
-        check_answers(answers, server.child)
+        responses += generator.call(load.send_closed, server.url, requests[1:], clients=CLIENTS)
+        check_responses(responses, server.child)
         if precision:
             server.check_model(precision)
         return Start(ready, first, server.peak_memory_mb)
@@ -58,7 +58,7 @@ def measure_start(
 def start_section(
     ours: Sequence[Start], naive: Sequence[Start], cores: int
 ) -> tuple[Section, list[Goal]]:
-    """Tabulate the starts beside the alternative's, if measured, with the goals."""
+    """Tabulate the starts beside those of the alternative, if measured. Also return the goals."""
     names = {
         "ready_seconds": "process start to /health/ready, s",
         "first_result_seconds": "process start to the first result, s",
@@ -67,19 +67,19 @@ def start_section(
     rows = []
     spreads: dict[str, list[Spread]] = {}
     for field, name in names.items():
-        found = [
+        columns = [
             Spread.of(getattr(start, field) for start in starts)
             for starts in (ours, naive)
             if starts
         ]
-        spreads[field] = found
-        ratio = [digits(found[0].median / found[1].median)] if naive else []
-        rows.append((name, *map(str, found), *ratio))
-    first = [spread.median for spread in spreads["first_result_seconds"]]
+        spreads[field] = columns
+        ratio = [digits(columns[0].median / columns[1].median)] if naive else []
+        rows.append((name, *map(str, columns), *ratio))
+    medians = [spread.median for spread in spreads["first_result_seconds"]]
     goals = [
         Goal(
             f"process start to the first stored result on {counted(cores)}, s",
-            first[0],
+            medians[0],
             READY_GOAL_SECONDS,
             at_most=True,
         ),
@@ -87,7 +87,7 @@ def start_section(
     ]
     if naive:
         text = f"first result / '{NAIVE}'"
-        goals.append(Goal(text, first[0] / first[1], RATIO_GOAL, at_most=True))
+        goals.append(Goal(text, medians[0] / medians[1], RATIO_GOAL, at_most=True))
     data = {
         _OURS: [asdict(start) for start in ours],
         "alternative": [asdict(start) for start in naive],
@@ -125,13 +125,13 @@ def measure_memory(
 def memory_section(
     levels: Sequence[Level], peak_mb: float, batch_size: int
 ) -> tuple[Section, list[Goal]]:
-    """Tabulate the memory over the images, with the goal that it does not grow."""
+    """Tabulate memory by number of images. Also return the goals: no growth, and a peak."""
     growth = max(level.resident_mb for level in levels) / levels[0].resident_mb - 1
     step = max(1, len(levels) // 10)
     shown = [*levels[:-1:step], levels[-1]]
     rows = [(str(level.images), f"{level.resident_mb:.0f}") for level in shown]
     goals = [
-        Goal(f"growth of memory over {levels[-1].images} images", growth, FLATNESS, True),
+        Goal(f"growth of memory over {levels[-1].images} images", growth, MAX_GROWTH, True),
         Goal(f"peak memory at batch {batch_size}, MB", peak_mb, MEMORY_GOAL_MB, at_most=True),
     ]
     data = {"levels": [asdict(level) for level in levels], "peak_mb": peak_mb}

@@ -27,7 +27,7 @@ from devtools.bench.figures import Measured, Round
 from devtools.local_stack.processes import Child, Processes, free_port, is_answering
 from devtools.local_stack.stack import SERVICE_COMMAND
 
-CLIENTS = 16  # of a closed load: two batches of eight, half of the slots
+CLIENTS = 16  # in a closed loop: two batches of eight, half of the slots
 NAIVE_COMMAND = (
     sys.executable, "-m", "gunicorn", "--workers", "1", "--threads", str(CLIENTS),
     "--timeout", "0", "--keep-alive", "620", "devtools.bench.naive_service:build_app()",
@@ -36,7 +36,7 @@ PROFILED_COMMAND = (*SERVICE_COMMAND[:-1], "devtools.bench.served:build_app()")
 # Settings of the measured service that override the user's environment. Empty: the default.
 PINNED = {
     "DEVICE": "cpu",
-    "FIRESTORE_DATABASE": "(default)",  # its documents are deleted between two rounds
+    "FIRESTORE_DATABASE": "(default)",  # its documents are deleted between rounds
     "FIRESTORE_COLLECTION": "detections",
     "ALLOWED_BUCKETS": "",
     "PUSH_AUDIENCE": "",
@@ -61,10 +61,10 @@ class Subject(Protocol):
 
 
 class Process:
-    """A separate process that runs functions of importable modules. It ends with this process."""
+    """A separate process that runs functions of importable modules. Ends with this process."""
 
     def __init__(self, cores: frozenset[int]) -> None:
-        """Take the cores. The first call starts the process."""
+        """Take the cores of the process. The first call starts it."""
         self._cores = cores
         # Spawned, because a fork would inherit locks and memory of this process.
         context = multiprocessing.get_context("spawn")
@@ -76,7 +76,7 @@ class Process:
         Raises:
             BenchError: the process crashed.
         """
-        with on_cores(self._cores):  # the first call starts the process, which inherits the cores
+        with on_cores(self._cores):  # the first call starts the process, and it inherits the cores
             call = self._pool.submit(function, *args, **kwargs)
         try:
             return call.result()
@@ -127,7 +127,7 @@ class Server:
         """Start the server and wait until it is ready.
 
         Raises:
-            StartError: it ended, or was not ready in time. The message has the end of its log.
+            StartError: it ended, or was not ready in time. The message ends with its log.
         """
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
@@ -167,8 +167,8 @@ class Server:
         """
         with requests.Session() as session:
             session.trust_env = False  # a proxy cannot reach the loopback interface
-            answer = session.get(self.url + "/health/ready", timeout=_HEALTH_SECONDS)
-        check_health(answer.json(), precision)
+            response = session.get(self.url + "/health/ready", timeout=_HEALTH_SECONDS)
+        check_health(response.json(), precision)
 
     @property
     def _master(self) -> int:
@@ -199,7 +199,7 @@ class Http:
             generator: the process of the load generator.
             requests: the requests of one round.
             before: called before each round, and not measured.
-            after: likewise after each round.
+            after: called after each round, and not measured.
         """
         self.name = name
         self._server = server
@@ -218,25 +218,25 @@ class Http:
         """
         self._before()
         cpu = self._server.cpu_seconds
-        answers = self._generator.call(
+        responses = self._generator.call(
             load.send_closed, self._server.url, self._requests, clients=CLIENTS
         )
         cpu = self._server.cpu_seconds - cpu
-        check_answers(answers, self._server.child)
+        check_responses(responses, self._server.child)
         self._after()
-        return Round(len(answers), max(answer.answered for answer in answers), cpu)
+        return Round(len(responses), max(response.completed for response in responses), cpu)
 
 
-def check_answers(answers: Sequence[load.Answer], child: Child) -> None:
+def check_responses(responses: Sequence[load.Response], child: Child) -> None:
     """Check that all requests succeeded.
 
     Raises:
         BenchError: a request failed or had no response.
     """
-    bad = [answer.status for answer in answers if not answer.is_good]
+    bad = [response.status for response in responses if not response.is_good]
     if bad:
         raise BenchError(
-            child.failure(f"returned {bad[0]} for {len(bad)} of {len(answers)} requests")
+            child.failure(f"returned {bad[0]} for {len(bad)} of {len(responses)} requests")
         )
 
 
@@ -257,17 +257,17 @@ def check_health(health: Mapping[str, Any], precision: str) -> None:
 def measure(
     subjects: Sequence[Subject], rounds: int, progress: Callable[[str], None]
 ) -> list[Measured]:
-    """Measure the subjects in turn, `rounds` times."""
-    found: dict[str, list[Round]] = {subject.name: [] for subject in subjects}
+    """Measure the subjects one after the other, `rounds` times."""
+    results: dict[str, list[Round]] = {subject.name: [] for subject in subjects}
     for number in range(1, rounds + 1):
         for subject in subjects:
             result = subject.round()
-            found[subject.name].append(result)
+            results[subject.name].append(result)
             progress(
                 f"round {number}/{rounds}: {subject.name}: "
                 f"{result.images_per_second:.1f} images/s, {result.cpu_ms:.1f} CPU-ms"
             )
-    return [Measured(name, results) for name, results in found.items()]
+    return [Measured(name, all_rounds) for name, all_rounds in results.items()]
 
 
 def service_settings(model: Path, batch_size: int) -> dict[str, str]:
@@ -289,7 +289,7 @@ def image_requests(images: Sequence[Path], count: int) -> list[load.Request]:
 
 
 def _prepare() -> None:
-    """Silence the libraries, and end this process with its parent."""
+    """Silence the libraries, and make this process end with its parent."""
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
     os.close(devnull)
@@ -298,7 +298,7 @@ def _prepare() -> None:
 
 
 def _end_with_parent() -> None:
-    """End when the parent ends, even if it was killed: the pool alone would wait forever."""
+    """End when the parent ends, even if it was killed. The pool itself would wait for ever."""
     if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)

@@ -1,4 +1,4 @@
-"""The work that is measured without HTTP. These functions run in a separate process."""
+"""The work that is measured without HTTP. These functions run in a process of their own."""
 
 import os
 import shutil
@@ -85,7 +85,7 @@ def export_alternative(weights: Path, directory: Path) -> Path:
 
 
 def _model(task: Task) -> Work:
-    """The detector alone, on decoded and resized images."""
+    """Run the detector alone, on decoded and resized images."""
     from service.images.decode import decode
     from service.images.letterbox import shrink
 
@@ -105,7 +105,7 @@ def _model(task: Task) -> Work:
 
 
 def _engine(task: Task) -> Work:
-    """The pipeline without HTTP, Storage and Firestore: files in, documents out."""
+    """Run the pipeline without HTTP, Storage and Firestore: files in, documents out."""
     from devtools.bench.engine import Engine
 
     settings = replace(_settings(task.model), max_batch_size=task.batch_size)
@@ -121,7 +121,7 @@ def _engine(task: Task) -> Work:
 
 
 def _predict(task: Task) -> Work:
-    """`YOLO.predict`: one call for each image, or for each list of `batch_size` images."""
+    """Call `YOLO.predict` for each image, or for each list of `batch_size` images."""
     model = load_yolo(task.model)
     files = [str(path) for path in task.images]
 
@@ -137,7 +137,7 @@ def _predict(task: Task) -> Work:
 
 
 def use_own_cores() -> None:
-    """Limit torch to this process's cores: ultralytics counts all cores of the machine."""
+    """Limit torch to this process's cores. By default ultralytics uses all cores of the machine."""
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))

@@ -1,4 +1,4 @@
-"""Faults that wait for the next calls."""
+"""Faults that strike the next calls."""
 
 import threading
 from collections import Counter
@@ -8,7 +8,7 @@ from devtools.chaos.plan import FaultKind
 
 
 class Armed:
-    """Waiting faults of a proxy, oldest first. Safe to use from many threads."""
+    """The faults that a proxy has yet to cause, oldest first. Safe to use from many threads."""
 
     def __init__(self) -> None:
         """Start without faults."""
@@ -22,7 +22,7 @@ class Armed:
             self._waiting += [kind] * calls
 
     def take(self, possible: Collection[FaultKind]) -> FaultKind | None:
-        """Remove and return the first possible fault for this call; None if there is none."""
+        """Remove and return the oldest fault that this call can have. None if there is none."""
         with self._lock:
             for position, kind in enumerate(self._waiting):
                 if kind in possible:

@@ -1,4 +1,4 @@
-"""The audit: compares what was expected with documents, log lines and responses. Pure functions."""
+"""The audit: compares expectations with documents, log lines and responses. Pure functions."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,14 +10,14 @@ from typing import Any
 from tabulate import tabulate
 
 from devtools.chaos.excuses import (
-    Answer,
     Faults,
     LogLine,
+    Response,
     Silence,
     count_silences,
     killed_services,
-    unexpected_answers,
     unexpected_lines,
+    unexpected_responses,
     unexpected_silences,
 )
 from devtools.chaos.plan import FaultKind
@@ -26,20 +26,21 @@ from service.domain import ImageRef
 MAX_WASTE = 0.20
 _MORE_WASTE = 16  # images: one outage of Firestore fails this many commits in a short run
 _MAX_UNSEEN = 0.5  # share of inferences that the log may lack after a full disk
-_PIXELS = 0.5  # tolerance of boxes: the same image may run in another batch
+# Tolerances of boxes and confidences: another batch computes slightly different numbers.
+_PIXELS = 0.5
 _CONFIDENCE = 0.01
-_SHOWN = 5
+_SHOWN = 5  # sentences of each kind of problem
 _SWALLOWING = (FaultKind.DISK, FaultKind.MEMORY)  # faults that lose log lines
 _NOT_COMPARED = ("batch_size", "timings", "event_time", "created_at")
 
 
-class Wanted(StrEnum):
+class Ending(StrEnum):
     """How an upload should end."""
 
     DONE = "done"
     FAILED = "failed"
-    NOTHING = "nothing"  # the generation was gone before its event
-    DONE_OR_NOTHING = "done or nothing"  # the generation went during the delivery
+    NOTHING = "nothing"  # the generation was deleted before its event
+    DONE_OR_NOTHING = "done or nothing"  # the generation was deleted during the delivery
     FAILED_OR_NOTHING = "failed or nothing"
 
 
@@ -51,7 +52,7 @@ class Expectation:
     generation: int
     size: int
     md5: str
-    wanted: Wanted
+    ending: Ending
     code: str | None = None
     detections: Sequence[Mapping[str, Any]] = ()
     image: Mapping[str, Any] | None = None
@@ -66,14 +67,14 @@ class Expectation:
         return ImageRef(bucket, name, self.generation)
 
     @property
-    def alone(self) -> Mapping[str, Any]:
-        """The image's fields in its document; empty for a failure."""
+    def image_fields(self) -> Mapping[str, Any]:
+        """The fields `image` and `detections` of the document. Empty for a failure."""
         return {} if self.should_fail else {"image": self.image, "detections": self.detections}
 
     @property
     def should_fail(self) -> bool:
         """Whether a document of this upload must be a failure."""
-        return self.wanted in (Wanted.FAILED, Wanted.FAILED_OR_NOTHING)
+        return self.ending in (Ending.FAILED, Ending.FAILED_OR_NOTHING)
 
     @property
     def shown(self) -> str:
@@ -82,7 +83,7 @@ class Expectation:
 
 
 @dataclass(frozen=True)
-class Found:
+class StoredDocument:
     """A document, with Firestore's times of its creation and last update."""
 
     id: str
@@ -112,7 +113,7 @@ class Report:
     poisonous: int = 0  # files that crash, hang or bloat a decoder and have a document
     decoders_lost: int = 0  # to poisonous files
     replacements: int = 0  # instances replaced after failed liveness
-    answers: Counter[str] = field(default_factory=Counter)
+    responses: Counter[str] = field(default_factory=Counter)
     silences: Counter[Silence] = field(default_factory=Counter)
     is_log_whole: bool = True
 
@@ -158,44 +159,44 @@ class Report:
         rows: list[tuple[str, object]] = [
             ("uploads", self.uploads),
             ("done, failed, superseded", f"{self.done}, {self.failed}, {self.superseded}"),
-            *[(kind, len(found)) for kind, found in self.problems.items() if kind != "wasted"],
+            *[(kind, len(items)) for kind, items in self.problems.items() if kind != "wasted"],
             ("inferences", f"{self.inferences} ({self.waste:+.1%} over the minimum)"),
             ("superseded inferences", self.superseded_inferences),
             ("decoders lost", f"{self.decoders_lost} to {self.poisonous} files"),
             ("instances replaced", f"{self.replacements} by their liveness probes"),
-            ("responses", _counted(self.answers)),
+            ("responses", _counted(self.responses)),
             ("no response, because of", _counted(self.silences)),
         ]
         sentences = [
             f"{kind}: {sentence}"
-            for kind, found in self.problems.items()
-            for sentence in _first(found)
+            for kind, items in self.problems.items()
+            for sentence in _first(items)
         ]
         return "\n".join([tabulate(rows, tablefmt="plain"), *sentences])
 
 
 def audit(
     expectations: Sequence[Expectation],
-    documents: Iterable[Found],
+    documents: Iterable[StoredDocument],
     *,
     stuck: Iterable[str] = (),
     log: Sequence[LogLine] = (),
-    answers: Sequence[Answer] = (),
+    responses: Sequence[Response] = (),
     faults: Faults | None = None,
     failures: Iterable[str] = (),
     messages: int | None = None,
 ) -> Report:
-    """Compare expectations with what the run left.
+    """Compare expectations with documents, logs and responses.
 
     Args:
         expectations: one for each upload.
         documents: all documents of the collection.
-        stuck: sentences on uploads with an event that was never acknowledged.
+        stuck: sentences on uploads whose event was never acknowledged.
         log: log lines of all services.
-        answers: responses to all deliveries.
+        responses: responses to all deliveries.
         faults: the faults that struck, and when.
         failures: sentences on services that did not recover, and uploads that were not made.
-        messages: number of messages that named the uploads; None for one each.
+        messages: number of messages that named the uploads; None for one per upload.
     """
     faults = faults or Faults()
     kinds = [excuse.kind for excuse in faults.excuses]
@@ -206,152 +207,163 @@ def audit(
         replacements=len(faults.replacements),
         is_log_whole=not any(kind in _SWALLOWING for kind in kinds),
     )
-    found = _by_generation(expectations, documents, report)
+    by_generation = _by_generation(expectations, documents, report)
     for expectation in expectations:
-        _judge(expectation, found[expectation.shown], expectations, report)
-    _judge_services(log, answers, faults, report)
+        _judge(expectation, by_generation[expectation.shown], expectations, report)
+    _judge_services(log, responses, faults, report)
     _judge_outcomes(log, len(expectations) if messages is None else messages, report)
     return report
 
 
 def _by_generation(
-    expectations: Sequence[Expectation], documents: Iterable[Found], report: Report
-) -> dict[str, list[Found]]:
+    expectations: Sequence[Expectation], documents: Iterable[StoredDocument], report: Report
+) -> dict[str, list[StoredDocument]]:
     known = {expectation.shown for expectation in expectations}
-    found: defaultdict[str, list[Found]] = defaultdict(list)
+    by_generation: defaultdict[str, list[StoredDocument]] = defaultdict(list)
     for document in documents:
         shown = f"{document.fields.get('uri')}#{document.fields.get('generation')}"
         if shown in known:
-            found[shown].append(document)
+            by_generation[shown].append(document)
         else:
             report.wrong.append(f"{shown} was never uploaded, and has a document")
-    return found
+    return by_generation
 
 
 def _judge(
-    wanted: Expectation, found: Sequence[Found], others: Sequence[Expectation], report: Report
+    expectation: Expectation,
+    documents: Sequence[StoredDocument],
+    others: Sequence[Expectation],
+    report: Report,
 ) -> None:
-    if not found:
-        _judge_absence(wanted, report)
+    if not documents:
+        _judge_absence(expectation, report)
         return
-    if len(found) > 1:
-        report.duplicated.append(f"{wanted.shown} has {len(found)} documents")
-    if any(document.updated != document.created for document in found):
-        report.duplicated.append(f"{wanted.shown} was written more than once")
-    if wanted.wanted is Wanted.NOTHING:
-        report.wrong.append(f"{wanted.shown} was gone, and has a document")
+    if len(documents) > 1:
+        report.duplicated.append(f"{expectation.shown} has {len(documents)} documents")
+    if any(document.updated != document.created for document in documents):
+        report.duplicated.append(f"{expectation.shown} was written more than once")
+    if expectation.ending is Ending.NOTHING:
+        report.wrong.append(f"{expectation.shown} was gone, and has a document")
         return
-    for document in found:
-        _judge_document(wanted, document, others, report)
+    for document in documents:
+        _judge_document(expectation, document, others, report)
 
 
-def _judge_absence(wanted: Expectation, report: Report) -> None:
-    if wanted.wanted in (Wanted.DONE, Wanted.FAILED):
-        report.lost.append(f"{wanted.shown} has no document")
+def _judge_absence(expectation: Expectation, report: Report) -> None:
+    if expectation.ending in (Ending.DONE, Ending.FAILED):
+        report.lost.append(f"{expectation.shown} has no document")
     else:
         report.superseded += 1
 
 
 def _judge_document(
-    wanted: Expectation, document: Found, others: Sequence[Expectation], report: Report
+    expectation: Expectation,
+    document: StoredDocument,
+    others: Sequence[Expectation],
+    report: Report,
 ) -> None:
     fields = document.fields
     status, code = fields.get("status"), (fields.get("error") or {}).get("code")
-    if (status, code) != (("failed", wanted.code) if wanted.should_fail else ("done", None)):
-        expected = wanted.code if wanted.should_fail else "done"
-        report.wrong.append(f"{wanted.shown} is {status} {code or ''}, not {expected}")
-    elif (fields.get("size"), fields.get("md5")) != (wanted.size, wanted.md5):
-        report.crossed.append(f"{wanted.shown} has the size or checksum of something else")
-    elif not is_same_image(wanted.alone, fields):
-        report.crossed.append(f"{wanted.shown} has the detections of {_owner(fields, others)}")
-    elif different := _different(wanted, document):
-        report.wrong.append(f"{wanted.shown} has another {', '.join(different)}")
-    elif wanted.should_fail:
+    should_fail = expectation.should_fail
+    if (status, code) != (("failed", expectation.code) if should_fail else ("done", None)):
+        expected = expectation.code if should_fail else "done"
+        report.wrong.append(f"{expectation.shown} is {status} {code or ''}, not {expected}")
+    elif (fields.get("size"), fields.get("md5")) != (expectation.size, expectation.md5):
+        report.crossed.append(f"{expectation.shown} has the size or checksum of something else")
+    elif not is_same_image(expectation.image_fields, fields):
+        report.crossed.append(f"{expectation.shown} has the detections of {_owner(fields, others)}")
+    elif different := _different(expectation, document):
+        report.wrong.append(f"{expectation.shown} has another {', '.join(different)}")
+    elif expectation.should_fail:
         report.failed += 1
-        report.poisonous += wanted.is_poisonous
+        report.poisonous += expectation.is_poisonous
     else:
         report.done += 1
 
 
-def _different(wanted: Expectation, document: Found) -> list[str]:
+def _different(expectation: Expectation, document: StoredDocument) -> list[str]:
     """Return the names of all other fields that differ from the expectation."""
-    expected, fields = _other_fields(wanted), document.fields
-    known = {*expected, *_ALREADY_COMPARED, *_NOT_COMPARED}
+    expected, fields = _other_fields(expectation), document.fields
+    known = {*expected, *_COMPARED_BEFORE, *_NOT_COMPARED}
     different = [name for name, value in expected.items() if fields.get(name) != value]
-    if abs((fields.get("max_confidence") or 0) - _max_confidence(wanted)) > _CONFIDENCE:
+    if abs((fields.get("max_confidence") or 0) - _max_confidence(expectation)) > _CONFIDENCE:
         different.append("max_confidence")
-    if bool((fields.get("error") or {}).get("message")) != wanted.should_fail:
+    if bool((fields.get("error") or {}).get("message")) != expectation.should_fail:
         different.append("error")
-    if document.id != wanted.ref.document_id:
+    if document.id != expectation.ref.document_id:
         different.append("id")
     return sorted({*different, *(fields.keys() ^ known)})
 
 
-_ALREADY_COMPARED = (
+_COMPARED_BEFORE = (
     "uri", "generation", "size", "md5", "status", "error", "image", "detections", "max_confidence"
 )  # fmt: skip
 
 
-def _other_fields(wanted: Expectation) -> dict[str, Any]:
-    detections = wanted.alone.get("detections", ())
-    counts = Counter(found["label"] for found in detections)
+def _other_fields(expectation: Expectation) -> dict[str, Any]:
+    detections = expectation.image_fields.get("detections", ())
+    counts = Counter(detection["label"] for detection in detections)
     return {
-        "bucket": wanted.ref.bucket,
-        "name": wanted.ref.name,
-        "content_type": wanted.content_type,
-        "model": None if wanted.should_fail else wanted.model,
+        "bucket": expectation.ref.bucket,
+        "name": expectation.ref.name,
+        "content_type": expectation.content_type,
+        "model": None if expectation.should_fail else expectation.model,
         "labels": sorted(counts),
         "counts": dict(counts),
         "num_detections": len(detections),
     }
 
 
-def _max_confidence(wanted: Expectation) -> float:
-    detections = wanted.alone.get("detections", ())
-    return max((float(found["confidence"]) for found in detections), default=0.0)
+def _max_confidence(expectation: Expectation) -> float:
+    detections = expectation.image_fields.get("detections", ())
+    return max((float(detection["confidence"]) for detection in detections), default=0.0)
 
 
-def is_same_image(alone: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
+def is_same_image(reference: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
     """Return whether two documents have the same image size and, within tolerances, detections."""
-    if fields.get("image") != alone.get("image"):
+    if fields.get("image") != reference.get("image"):
         return False
-    found, wanted = list(fields.get("detections") or ()), list(alone.get("detections") or ())
-    if len(found) != len(wanted):
+    detections = list(fields.get("detections") or ())
+    references = list(reference.get("detections") or ())
+    if len(detections) != len(references):
         return False
-    for expected in wanted:
-        match = next((one for one in found if _is_same(expected, one)), None)
+    for expected in references:
+        match = next((each for each in detections if _is_same(expected, each)), None)
         if match is None:
             return False
-        found.remove(match)
+        detections.remove(match)
     return True
 
 
-def _is_same(expected: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+def _is_same(expected: Mapping[str, Any], detection: Mapping[str, Any]) -> bool:
+    box = detection["box"]
     return (
-        (expected["label"], expected["class_id"]) == (found["label"], found["class_id"])
-        and abs(expected["confidence"] - found["confidence"]) <= _CONFIDENCE
-        and all(abs(expected["box"][x] - found["box"][x]) <= _PIXELS for x in expected["box"])
+        (expected["label"], expected["class_id"]) == (detection["label"], detection["class_id"])
+        and abs(expected["confidence"] - detection["confidence"]) <= _CONFIDENCE
+        and all(abs(edge - box[name]) <= _PIXELS for name, edge in expected["box"].items())
     )
 
 
 def _owner(fields: Mapping[str, Any], others: Sequence[Expectation]) -> str:
     owners = (
-        other.shown for other in others if other.detections and is_same_image(other.alone, fields)
+        other.shown
+        for other in others
+        if other.detections and is_same_image(other.image_fields, fields)
     )
     return next(owners, "no image of this run")
 
 
 def _judge_services(
-    log: Sequence[LogLine], answers: Sequence[Answer], faults: Faults, report: Report
+    log: Sequence[LogLine], responses: Sequence[Response], faults: Faults, report: Report
 ) -> None:
     report.inferences = sum(line.inferring for line in log)
-    report.answers = Counter(str(answer.status or "none") for answer in answers)
-    report.silences = count_silences(answers, faults)
+    report.responses = Counter(str(response.status or "none") for response in responses)
+    report.silences = count_silences(responses, faults)
     report.killed = killed_services(log, faults)
     report.decoders_lost = sum(line.is_poisoned for line in log)
     report.unexpected += unexpected_lines(log, faults)
-    report.unexpected += unexpected_answers(answers, faults)
-    report.unexpected += unexpected_silences(report.silences, len(answers))
+    report.unexpected += unexpected_responses(responses, faults)
+    report.unexpected += unexpected_silences(report.silences, len(responses))
 
 
 def _judge_outcomes(log: Sequence[LogLine], messages: int, report: Report) -> None:
@@ -362,11 +374,15 @@ def _judge_outcomes(log: Sequence[LogLine], messages: int, report: Report) -> No
         report.duplicated.append(
             f"{report.outcomes_done} images were counted as done, with {report.done} documents"
         )
-    # Each needs a second delivery: of another message, or after 503 or no response.
-    again = messages - report.uploads + sum(report.answers[status] for status in ("503", "none"))
-    if report.superseded_inferences > again:
+    # Each superseded inference needs a second delivery: of another message, or a redelivery after
+    # 503 or no response.
+    second_deliveries = (
+        messages - report.uploads + sum(report.responses[status] for status in ("503", "none"))
+    )
+    if report.superseded_inferences > second_deliveries:
         report.unexpected.append(
-            f"{report.superseded_inferences} superseded inferences, with {again} second deliveries"
+            f"{report.superseded_inferences} superseded inferences, "
+            f"with {second_deliveries} second deliveries"
         )
     if report.decoders_lost < report.poisonous:
         report.unexpected.append(

@@ -1,4 +1,4 @@
-"""Which log lines and responses a fault explains. All others are unexpected."""
+"""Which log lines and responses a fault explains. Any other is unexpected."""
 
 import re
 from collections import Counter
@@ -8,32 +8,32 @@ from enum import StrEnum
 
 from devtools.chaos.plan import FaultKind
 
-#: A setting of the services: liveness fails if work lasts longer.
+#: A setting of the services, in seconds: liveness fails if an image is in flight for longer.
 HANG_TIMEOUT_SECONDS = 20
-# Share of deliveries that may time out with no process fault: the machine may be slow. Network
-# faults explain none of them: a delivery must end by its deadline, whatever it waits for.
+# Share of deliveries that may time out without a process fault, because the machine may be slow.
+# Network faults explain no time-out: a delivery must end by its deadline, whatever it waits for.
 MAX_LATE = 0.01
 
 _ERROR_SEVERITIES = ("ERROR", "CRITICAL")
-_USUAL_ANSWERS = (204, 429, 503)
-# What gunicorn logs about an ended worker: killed from outside, killed by gunicorn after the
-# graceful time-out, or exited by itself.
+_USUAL_STATUSES = (204, 429, 503)
+# What gunicorn logs about a worker that ended: it was killed from outside, gunicorn killed it after
+# the graceful time-out, or it exited by itself.
 _ENDED = re.compile(r"Worker \(pid:\d+\) (was sent SIG[A-Z]+|exited with code)")
 _KILLED_BY = (FaultKind.KILL_WORKER, FaultKind.TERM, FaultKind.SLOW_START)
 # Faults that raise exceptions in the service: it logs errors and returns 500.
 _RAISING = (FaultKind.MEMORY, FaultKind.MODEL_FAILS)
-_LATER_SECONDS = 15.0  # after the fault, within which its errors may be logged
-# Faults after which liveness may fail: the model is broken, a thread hangs since memory was short,
-# or a new worker is slow.
-_DEADLY = (
+_LATER_SECONDS = 15.0  # its errors may be logged until this long after the fault
+# Faults after which liveness may fail: the model is broken, a thread has hung since memory was
+# short, or a new worker is slow.
+_BREAKS_LIVENESS = (
     FaultKind.MODEL_HANGS,
     FaultKind.MODEL_FAILS,
     FaultKind.MEMORY,
     FaultKind.KILL_WORKER,
 )
-# After the fault, within which an instance may be detected as hanging and replaced.
-_FOUND_SECONDS = _LATER_SECONDS + HANG_TIMEOUT_SECONDS + 30.0
-# Faults that break the connections of deliveries. _SILENCING: all that leave them unanswered.
+# The instance may be detected as hanging, and replaced, until this long after the fault.
+_DETECTED_SECONDS = _LATER_SECONDS + HANG_TIMEOUT_SECONDS + 30.0
+# Faults that break the connections of deliveries.
 _BREAKING = (
     FaultKind.KILL,
     FaultKind.KILL_WORKER,
@@ -41,8 +41,9 @@ _BREAKING = (
     FaultKind.SLOW_START,
     FaultKind.MEMORY,
 )
+# Faults after which a delivery may have no response.
 _SILENCING = (*_BREAKING, FaultKind.STOP)
-_CLOCKS = 0.95  # share of the ack deadline that counts as all of it: two clocks differ
+_DEADLINE_SHARE = 0.95  # after this share of the ack deadline, it has passed: clocks differ
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class LogLine:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """The response to a delivery. `status` is None if there was none, or too late."""
 
     service: str
@@ -76,25 +77,25 @@ class Excuse:
     service: str
     kind: FaultKind
     started: float
-    over: float  # the cause ended: memory is free again, a paused process goes on
+    over: float  # the cause ended: memory is free again, or a paused process continues
     ended: float  # the service is ready again
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """An instance replaced after failed liveness: when it was killed, and its successor ready."""
+    """An instance that was replaced after its liveness failed."""
 
     service: str
-    started: float
-    ended: float
+    started: float  # it was killed
+    ended: float  # its successor is ready
 
 
 class Silence(StrEnum):
     """Why a delivery had no response."""
 
     PROCESS = "process faults"
-    SLOW = "slowness"  # no fault, but the time was up
-    BROKEN = "nothing"  # no fault, and the time was not up
+    SLOW = "slowness"  # no fault, and the ack deadline had passed
+    BROKEN = "nothing"  # no fault, and the ack deadline had not passed
 
 
 @dataclass(frozen=True)
@@ -103,39 +104,39 @@ class Faults:
 
     excuses: Sequence[Excuse] = ()
     replacements: Sequence[Replacement] = ()
-    answer_seconds: float = 10.0  # after which a delivery ends without a response
+    ack_deadline_seconds: float = 10.0
 
     def explain_line(self, line: LogLine) -> bool:
         """Return whether a fault explains an error in the log."""
         return any(_explains(excuse, line) for excuse in self.excuses)
 
-    def explain_answer(self, answer: Answer) -> bool:
+    def explain_response(self, response: Response) -> bool:
         """Return whether a fault explains an unusual response."""
-        line = LogLine(answer.service, answer.ended, "ERROR", "")
+        line = LogLine(response.service, response.ended, "ERROR", "")
         return self.explain_line(line)
 
     def explain_replacement(self, replacement: Replacement) -> bool:
         """Return whether a fault explains failed liveness."""
         return any(
             excuse.service == replacement.service
-            and excuse.kind in _DEADLY
-            and excuse.started <= replacement.started <= _found_until(excuse)
+            and excuse.kind in _BREAKS_LIVENESS
+            and excuse.started <= replacement.started <= _replacement_explained_until(excuse)
             for excuse in self.excuses
         )
 
-    def explain_silence(self, answer: Answer) -> Silence:
+    def explain_silence(self, response: Response) -> Silence:
         """Return why a delivery had no response."""
-        is_late = answer.ended - answer.began >= _CLOCKS * self.answer_seconds
+        is_late = response.ended - response.began >= _DEADLINE_SHARE * self.ack_deadline_seconds
         kinds = _SILENCING if is_late else _BREAKING
         struck = [excuse for excuse in self.excuses if excuse.kind in kinds]
         spans: list[Excuse | Replacement] = [*struck, *self.replacements]
-        if any(_spans(span, answer) for span in spans):
+        if any(_spans(span, response) for span in spans):
             return Silence.PROCESS
         return Silence.SLOW if is_late else Silence.BROKEN
 
 
 def unexpected_lines(log: Iterable[LogLine], faults: Faults) -> list[str]:
-    """Return sentences on errors that no fault explains, without those on ended processes."""
+    """Return sentences on errors that no fault explains. `killed_services` has ended processes."""
     return [
         f"{line.service} logged: {line.message}"
         for line in _unexplained(log, faults)
@@ -144,7 +145,7 @@ def unexpected_lines(log: Iterable[LogLine], faults: Faults) -> list[str]:
 
 
 def killed_services(log: Iterable[LogLine], faults: Faults) -> list[str]:
-    """Return sentences on processes that ended without a fault: an image must have killed them."""
+    """Return sentences on processes that ended with no fault. An image must have killed them."""
     return [
         *(
             f"{line.service} logged: {line.message}"
@@ -159,18 +160,18 @@ def killed_services(log: Iterable[LogLine], faults: Faults) -> list[str]:
     ]
 
 
-def unexpected_answers(answers: Sequence[Answer], faults: Faults) -> list[str]:
+def unexpected_responses(responses: Sequence[Response], faults: Faults) -> list[str]:
     """Return sentences on responses other than 204, 429 and 503 that no fault explains."""
     return [
-        f"{answer.service} returned {answer.status}"
-        for answer in answers
-        if answer.status not in (*_USUAL_ANSWERS, None) and not faults.explain_answer(answer)
+        f"{response.service} returned {response.status}"
+        for response in responses
+        if response.status not in (*_USUAL_STATUSES, None) and not faults.explain_response(response)
     ]
 
 
-def count_silences(answers: Iterable[Answer], faults: Faults) -> Counter[Silence]:
+def count_silences(responses: Iterable[Response], faults: Faults) -> Counter[Silence]:
     """Count deliveries without a response, by reason."""
-    return Counter(faults.explain_silence(a) for a in answers if a.status is None)
+    return Counter(faults.explain_silence(a) for a in responses if a.status is None)
 
 
 def unexpected_silences(silences: Counter[Silence], deliveries: int) -> list[str]:
@@ -202,14 +203,14 @@ def _explains(excuse: Excuse, line: LogLine) -> bool:
     return bool(is_end) and line.seconds <= excuse.ended + _LATER_SECONDS
 
 
-def _found_until(excuse: Excuse) -> float:
+def _replacement_explained_until(excuse: Excuse) -> float:
     """Return until when an instance may be replaced because of a fault."""
-    return max(excuse.ended, excuse.over + _FOUND_SECONDS)
+    return max(excuse.ended, excuse.over + _DETECTED_SECONDS)
 
 
-def _spans(span: Excuse | Replacement, answer: Answer) -> bool:
+def _spans(span: Excuse | Replacement, response: Response) -> bool:
     return (
-        span.service == answer.service
-        and answer.began <= span.ended
-        and answer.ended >= span.started
+        span.service == response.service
+        and response.began <= span.ended
+        and response.ended >= span.started
     )

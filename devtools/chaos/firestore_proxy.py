@@ -23,7 +23,7 @@ _CODES = {
     FaultKind.FIRESTORE_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 _COMMIT = "/google.firestore.v1.Firestore/Commit"
-_COMMIT_FAULTS = (*_CODES, FaultKind.FIRESTORE_ANSWER_LOST)
+_COMMIT_FAULTS = (*_CODES, FaultKind.FIRESTORE_RESPONSE_LOST)
 _THREADS = 64  # more than the services' concurrent calls
 _UNLIMITED = ("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0)
 # gRPC sets these itself.
@@ -79,7 +79,7 @@ class FirestoreProxy:
         )  # fmt: skip
         self._port = server.add_insecure_port(f"127.0.0.1:{self._port}")
         if not self._port:
-            raise StartError("The Firestore proxy found its port taken")
+            raise StartError("The Firestore proxy cannot listen: its port is in use")
         server.start()
         return server
 
@@ -90,15 +90,15 @@ class _Forwarder(grpc.GenericRpcHandler):  # type: ignore[misc]  # published wit
         self._armed = armed
 
     def service(self, handler_call_details: Any) -> Any:
-        answer = partial(self._answer, handler_call_details.method)
-        return grpc.unary_stream_rpc_method_handler(answer)  # without serializers: bytes
+        respond = partial(self._respond, handler_call_details.method)
+        return grpc.unary_stream_rpc_method_handler(respond)  # without serializers: bytes
 
-    def _answer(self, method: str, request: bytes, context: Any) -> Iterator[bytes]:
+    def _respond(self, method: str, request: bytes, context: Any) -> Iterator[bytes]:
         fault = self._armed.take(_COMMIT_FAULTS if method == _COMMIT else tuple(_CODES))
         if fault in _CODES:
             context.abort(_CODES[fault], "chaos")
         messages = self._forward(method, request, context)
-        if fault is FaultKind.FIRESTORE_ANSWER_LOST:
+        if fault is FaultKind.FIRESTORE_RESPONSE_LOST:
             context.abort(grpc.StatusCode.UNAVAILABLE, "chaos")
         yield from messages
 
@@ -120,8 +120,8 @@ class _Forwarder(grpc.GenericRpcHandler):  # type: ignore[misc]  # published wit
 @contextmanager
 def _reserved(port: int) -> Iterator[None]:
     """Reserve a port without listening, so that connections to it are refused."""
-    with socket.socket() as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        with suppress(OSError):  # gRPC still holds the port, so nobody else can take it
-            holder.bind(("127.0.0.1", port))
+    with socket.socket() as reserving:
+        reserving.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with suppress(OSError):  # gRPC still has the port, so no other process can take it
+            reserving.bind(("127.0.0.1", port))
         yield

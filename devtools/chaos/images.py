@@ -22,7 +22,7 @@ from service.inference.detector import Detector
 from service.operate.detect import detect_files
 from service.settings import Settings
 
-#: A setting of the service: small, so that a larger file is quick to make.
+#: A setting of the services, in bytes. It is small, so that a larger file is quick to make.
 MAX_IMAGE_BYTES = 600_000
 
 CODES: Mapping[Kind, ErrorCode] = {
@@ -35,10 +35,9 @@ CODES: Mapping[Kind, ErrorCode] = {
 }
 
 _SEED = 2605  # no other set of drawn images uses it
-_SIZES = ((480, 360), (360, 480), (400, 400), (960, 720))  # the last one is decoded at 1/2
+_SIZES = ((480, 360), (360, 480), (400, 400), (960, 720))  # the last size is decoded at 1/2
 _QUALITY = 90
-# One scene in six is not a JPEG.
-_OTHER_EVERY = 6
+_OTHER_EVERY = 6  # one scene in six is not a JPEG
 _OTHER_FORMATS: tuple[tuple[str, list[int]], ...] = (
     (".gif", []),
     (".tiff", []),
@@ -50,11 +49,11 @@ _JPEG = b"\xff\xd8"
 
 
 class SceneError(YoloBatchError):
-    """The drawn images do not distinguish a crossed result from a right one."""
+    """The drawn images are too similar to detect that two results were swapped."""
 
 
 class Images:
-    """The uploads' bytes. All differ, except for empty files."""
+    """The bytes of the uploads. All files differ, except for empty files."""
 
     def __init__(self, plan: Plan) -> None:
         """Draw every scene of the plan."""
@@ -82,40 +81,40 @@ class Images:
 
 
 def md5(content: bytes) -> str:
-    """Return the MD5 as Cloud Storage writes it (base64)."""
+    """Return the MD5 in base64, as Cloud Storage reports it."""
     return base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
 
 
-def find_alone(
+def detect_alone(
     scenes: Sequence[bytes], detector: Detector, directory: Path
 ) -> list[Mapping[str, Any]]:
-    """Detect on each image alone; return their documents, in the same order.
+    """Detect each image in a batch of its own. Return the documents, in the same order.
 
     Raises:
-        SceneError: two images look the same to the audit, or one has no detections.
+        SceneError: the audit cannot distinguish two images, or an image has no detections.
     """
     files = [directory / f"scene-{index:04d}" for index in range(len(scenes))]
     for file, scene in zip(files, scenes, strict=True):
         file.write_bytes(scene)
-    found: dict[str, Mapping[str, Any]] = {}
+    by_name: dict[str, Mapping[str, Any]] = {}
 
     def receive(document: Mapping[str, Any]) -> None:
-        found[document["name"]] = document
+        by_name[document["name"]] = document
 
     detect_files(files, detector, replace(Settings(), max_batch_size=1), receive)
-    documents = [found[str(file)] for file in files]
+    documents = [by_name[str(file)] for file in files]
     pairs = itertools.combinations(documents, 2)
     if any(is_same_image(*pair) for pair in pairs) or not all(d["detections"] for d in documents):
-        raise SceneError("Two of the drawn images look the same to the model, or empty")
+        raise SceneError("Two drawn images have the same detections, or one has none")
     return documents
 
 
 def _draw(index: int) -> bytes:
-    turn, rest = divmod(index, _OTHER_EVERY)
-    if rest == _OTHER_EVERY - 1:
-        # Without the largest size: as a TIFF it exceeds MAX_IMAGE_BYTES.
-        image = _draw_scene(index, *_SIZES[turn % (len(_SIZES) - 1)])
-        extension, parameters = _OTHER_FORMATS[turn % len(_OTHER_FORMATS)]
+    group, position = divmod(index, _OTHER_EVERY)
+    if position == _OTHER_EVERY - 1:
+        # Without the largest size, which exceeds MAX_IMAGE_BYTES as a TIFF.
+        image = _draw_scene(index, *_SIZES[group % (len(_SIZES) - 1)])
+        extension, parameters = _OTHER_FORMATS[group % len(_OTHER_FORMATS)]
         _, data = cv2.imencode(extension, image, parameters)
         return data.tobytes()
     return encode_jpeg(_draw_scene(index, *_SIZES[index % len(_SIZES)]), _QUALITY)
@@ -127,7 +126,7 @@ def _draw_scene(index: int, width: int, height: int) -> Any:
 
 
 def _with_comment(image: bytes, comment: bytes) -> bytes:
-    """Return other bytes with the same pixels."""
+    """Return a file with other bytes and the same pixels."""
     if not image.startswith(_JPEG):
         return image + comment  # decoders ignore bytes after the end
     segment = b"\xff\xfe" + struct.pack(">H", 2 + len(comment)) + comment
@@ -135,7 +134,7 @@ def _with_comment(image: bytes, comment: bytes) -> bytes:
 
 
 def _huge_png(comment: bytes) -> bytes:
-    """Return a PNG whose header claims too many pixels; it holds none."""
+    """Return a PNG without pixels whose header claims too many."""
     header = struct.pack(">IIBBBBB", _HUGE_SIDE, _HUGE_SIDE, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"tEXt", b"Comment\0" + comment), (b"IDAT", b""), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(*chunk) for chunk in chunks)

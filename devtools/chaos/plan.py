@@ -1,6 +1,7 @@
 """The plan of a chaos run: uploads, deliveries and faults, all drawn from its seed.
 
-The same seed gives the same steps, not the same timing: a fault strikes after a number of uploads.
+The same seed gives the same steps, but not the same timing: a fault strikes after a number of
+uploads.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -11,19 +12,19 @@ from typing import TypeVar
 
 from devtools.chaos.poison import Poison
 
-SERVICES = (3, 10)  # fewest and most service processes
+SERVICES = (3, 10)  # minimum and maximum number of services
 
 _PAIR = 2  # an upload and its replacement
-_BAD_SHARE = 0.15
-_FATE_SHARE = 0.08  # share of the pairs
-_DELIVERED_OTHERWISE_SHARE = 0.25
-_UPLOADS_A_NETWORK_FAULT = 8
-_UPLOADS_A_PROCESS_FAULT = 25
+_BAD_SHARE = 0.15  # of the uploads: files that cannot be decoded
+_FATE_SHARE = 0.08  # of the pairs: objects that are replaced or deleted
+_DELIVERED_OTHERWISE_SHARE = 0.25  # of the uploads: delivered twice, late or never
+_UPLOADS_PER_NETWORK_FAULT = 8
+_UPLOADS_PER_PROCESS_FAULT = 25
 _DECODER_FAULT_WEIGHT = 3  # more frequent than others: a service must survive them
 _FAULTY_PART = 0.9  # share of the uploads after which faults strike; the last tenth recovers
 _MAX_SCENES = 240
 _MAX_LATE = 60  # uploads
-_UPLOADS_A_JOB = 40
+_UPLOADS_PER_JOB = 40
 _DELIVERED_TOO = 8  # images of a job that also have an event
 # Object names that a client or an event could get wrong.
 _NAMES = ("{0:05d}.jpg", "{0:05d} b.jpg", "{0:05d}#1.jpg", "ü/{0:05d}.jpg", "{0:05d}%2F?.jpg")
@@ -73,7 +74,7 @@ class FaultKind(StrEnum):
     FIRESTORE_UNAVAILABLE = "firestore unavailable"
     FIRESTORE_DEADLINE = "firestore deadline"
     FIRESTORE_EXHAUSTED = "firestore exhausted"
-    FIRESTORE_ANSWER_LOST = "firestore answer lost"  # the commit is done
+    FIRESTORE_RESPONSE_LOST = "firestore response lost"  # after the commit was made
     FIRESTORE_RESTART = "firestore restart"  # connections are refused for a while
     KILL = "kill"
     KILL_WORKER = "kill worker"  # like the OOM killer; gunicorn starts a new worker
@@ -104,10 +105,10 @@ class Upload:
     kind: Kind
     scene: int  # number of the drawn image, before any corruption
     fate: Fate = Fate.KEPT
-    #: One message each, published after this many further uploads. Empty: the event is lost, and a
-    #: job names the image.
+    #: One message for each number, published after this many further uploads. If it is empty, the
+    #: event is lost, and a job names the image.
     deliveries: tuple[int, ...] = (0,)
-    #: The upload whose object this one overwrites.
+    #: Number of the upload whose object this upload overwrites.
     replaces: int | None = None
 
     @property
@@ -184,8 +185,8 @@ def make_plan(
         *_network_faults(rng, uploads, [k for k in _NETWORK_FAULTS if k not in without]),
         *_process_faults(rng, uploads, services, [k for k in PROCESS_FAULTS if k not in without]),
     ]
-    in_turn = sorted(faults, key=lambda fault: fault.after)
-    return Plan(seed, services, tuple(planned), tuple(in_turn), tuple(_jobs(rng, planned)))
+    faults.sort(key=lambda fault: fault.after)
+    return Plan(seed, services, tuple(planned), tuple(faults), tuple(_jobs(rng, planned)))
 
 
 _NETWORK_FAULTS = STORAGE_FAULTS + FIRESTORE_FAULTS
@@ -234,10 +235,10 @@ def _replaced(first: Upload, second: Upload) -> list[Upload]:
 def _deliver(rng: Random, uploads: list[Upload]) -> list[Upload]:
     """Choose uploads to deliver twice, ten times, late, out of order, or never."""
     number = max(10, int(len(uploads) * _DELIVERED_OTHERWISE_SHARE))
-    for turn, index in enumerate(rng.sample(range(len(uploads)), number)):
+    for position, index in enumerate(rng.sample(range(len(uploads)), number)):
         late, soon = rng.randint(20, _MAX_LATE), rng.randint(1, 9)
         ways: Sequence[tuple[int, ...]] = ((0, 0), (0,) * 10, (late,), (0, late), (soon,), ())
-        deliveries = ways[turn % len(ways)]
+        deliveries = ways[position % len(ways)]
         if deliveries or uploads[index].fate is Fate.KEPT:
             uploads[index] = replace(uploads[index], deliveries=deliveries)
     return uploads
@@ -248,8 +249,8 @@ def _jobs(rng: Random, uploads: Sequence[Upload]) -> Iterable[Job]:
 
     Only for objects that are kept: a job names no generation, so it means the current one.
     """
-    for start in range(0, len(uploads), _UPLOADS_A_JOB):
-        stretch = uploads[start : start + _UPLOADS_A_JOB]
+    for start in range(0, len(uploads), _UPLOADS_PER_JOB):
+        stretch = uploads[start : start + _UPLOADS_PER_JOB]
         kept = [upload for upload in stretch if upload.fate is Fate.KEPT]
         lost = [upload.index for upload in kept if not upload.deliveries]
         others = [upload.index for upload in kept if upload.deliveries]
@@ -258,7 +259,7 @@ def _jobs(rng: Random, uploads: Sequence[Upload]) -> Iterable[Job]:
 
 
 def _network_faults(rng: Random, uploads: int, kinds: Sequence[FaultKind]) -> Iterable[Fault]:
-    number = _at_least_once(kinds, uploads / _UPLOADS_A_NETWORK_FAULT)
+    number = _at_least_once(kinds, uploads / _UPLOADS_PER_NETWORK_FAULT)
     dealt = zip(_spread(rng, uploads, number), _dealt(rng, kinds, number), strict=True)
     return [Fault(after, kind, calls=rng.choice(_CALLS)) for after, kind in dealt]
 
@@ -268,7 +269,7 @@ def _process_faults(
 ) -> Iterable[Fault]:
     more = [kind for kind in kinds if kind in DECODER_FAULTS] * (_DECODER_FAULT_WEIGHT - 1)
     deck = [*kinds, *more]
-    number = _at_least_once(deck, uploads / _UPLOADS_A_PROCESS_FAULT)
+    number = _at_least_once(deck, uploads / _UPLOADS_PER_PROCESS_FAULT)
     dealt = zip(
         _spread(rng, uploads, number),
         _dealt(rng, deck, number),
@@ -278,8 +279,9 @@ def _process_faults(
     return [Fault(after, kind, service=service) for after, kind, service in dealt]
 
 
-def _at_least_once(kinds: Sequence[object], wanted: float) -> int:
-    return max(len(kinds), int(wanted)) if kinds else 0
+def _at_least_once(kinds: Sequence[object], number: float) -> int:
+    """Return the number, or more if it is too small for every kind to occur."""
+    return max(len(kinds), int(number)) if kinds else 0
 
 
 def _dealt(rng: Random, kinds: Iterable[_T], number: int) -> list[_T]:
@@ -294,4 +296,4 @@ def _dealt(rng: Random, kinds: Iterable[_T], number: int) -> list[_T]:
 def _spread(rng: Random, uploads: int, number: int) -> list[int]:
     """Return upload numbers, spread evenly over the run except its end."""
     stretch = uploads * _FAULTY_PART / max(number, 1)
-    return [int(turn * stretch + rng.random() * stretch) for turn in range(number)]
+    return [int(position * stretch + rng.random() * stretch) for position in range(number)]

@@ -17,16 +17,16 @@ class Poison(StrEnum):
     CRASHES = "crashes its decoder"
     EXITS = "ends its decoder"
     HANGS = "hangs its decoder"
-    SPINS = "spins its decoder"  # endless CPU time
-    BLOATS = "bloats its decoder"  # endless memory
+    SPINS = "spins its decoder"  # uses CPU time without end
+    BLOATS = "bloats its decoder"  # uses memory without end
 
 
 def mark(poison: Poison) -> bytes:
-    """Return bytes that make a file poisonous, at any position in it."""
+    """Return bytes that make a file poisonous. They may be at any position in it."""
     return _MARK + poison.encode() + _END
 
 
 def poison_of(data: bytes) -> Poison | None:
     """Return how a file breaks its decoder; None if it has no mark."""
-    _, found, rest = data.partition(_MARK)
-    return Poison(rest.partition(_END)[0].decode()) if found else None
+    _, marked, tail = data.partition(_MARK)
+    return Poison(tail.partition(_END)[0].decode()) if marked else None

@@ -1,7 +1,7 @@
-"""The relay between notifications and deliveries: repeats, delays and reorders events.
+"""The relay between notifications and deliveries: it repeats, delays and reorders events.
 
-upload -> Storage's topic -> relay: held back, copied, delayed -> topic -> Eventarc
-                                                        jobs ---^
+upload -> Cloud Storage's topic -> relay (holds back, copies, delays) -> topic -> Eventarc
+                                                             jobs ---^
 """
 
 import heapq
@@ -21,10 +21,13 @@ _Message = tuple[bytes, Mapping[str, str]]
 
 
 class Relay:
-    """Publishes each notification as its upload's plan says; safe to use from many threads."""
+    """Publishes each notification as the plan of its upload demands.
+
+    Safe to use from many threads.
+    """
 
     def __init__(self, publish: Callable[[bytes, Mapping[str, str]], "Future[str]"]) -> None:
-        """Take the function that publishes a message; its future returns the message id."""
+        """Take the function that publishes a message. Its future has the message id."""
         self._send = publish
         self._lock = threading.RLock()  # the callback of a publish may run in the same thread
         self._expected: dict[tuple[str, str], Upload] = {}
@@ -97,11 +100,12 @@ class Relay:
     def unacknowledged(self) -> list[int]:
         """Uploads with a message that was not acknowledged or not published."""
         with self._lock:
-            left = self._published.keys() - self._acknowledged
-            return sorted(self._refused | {self._published[message_id] for message_id in left})
+            unacknowledged = self._published.keys() - self._acknowledged
+            uploads = {self._published[message_id] for message_id in unacknowledged}
+            return sorted(self._refused | uploads)
 
     def receive(self, data: bytes, attributes: Mapping[str, str]) -> None:
-        """Take a notification. A repeated one changes nothing."""
+        """Take a notification. A repeated notification changes nothing."""
         notification = json.loads(data)
         with self._lock:
             upload = self._expected.get((notification["name"], notification.get("md5Hash", "")))

@@ -7,7 +7,7 @@ from devtools.local_stack.eventarc import Delivery, Eventarc, EventarcOptions
 
 
 class RandomRouting(Eventarc):
-    """A careless Cloud Run front end: it also sends to instances that are down."""
+    """Like Cloud Run's front end, but it also sends to instances that are down."""
 
     def __init__(
         self,
@@ -17,13 +17,13 @@ class RandomRouting(Eventarc):
         rng: Random,
         options: EventarcOptions,
     ) -> None:
-        """Take one delivery client for each instance, not started. Connects to nothing yet.
+        """Take a delivery client for each instance. The clients are not started.
 
         Args:
-            pubsub_host: the emulator's host:port.
+            pubsub_host: host:port of the Pub/Sub emulator.
             subscription: full name of the subscription.
-            instances: each with its own url and `on_answer`.
-            rng: draws the instance of each delivery.
+            instances: the clients, each with its own URL and `on_answer`.
+            rng: draws an instance for each delivery.
             options: for all instances together.
         """
         super().__init__(pubsub_host, subscription, "", options)

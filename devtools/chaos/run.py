@@ -20,10 +20,10 @@ from google.cloud import (  # type: ignore[attr-defined]  # published without ty
     storage,
 )
 
-from devtools.chaos.audit import Expectation, Found, Report, Wanted, audit
-from devtools.chaos.excuses import HANG_TIMEOUT_SECONDS, Answer, Faults, LogLine
+from devtools.chaos.audit import Ending, Expectation, Report, StoredDocument, audit
+from devtools.chaos.excuses import HANG_TIMEOUT_SECONDS, Faults, LogLine, Response
 from devtools.chaos.firestore_proxy import FirestoreProxy
-from devtools.chaos.images import CODES, MAX_IMAGE_BYTES, Images, find_alone, md5
+from devtools.chaos.images import CODES, MAX_IMAGE_BYTES, Images, detect_alone, md5
 from devtools.chaos.plan import (
     PROCESS_FAULTS,
     STORAGE_FAULTS,
@@ -50,11 +50,11 @@ from service.gcp.publisher import job_message
 from service.inference.loading import load_detector
 from service.settings import BUNDLED_MODEL, Settings
 
-_TOPIC = "chaos"  # what the relay publishes, and the services get
+_TOPIC = "chaos"  # the relay publishes to it, and the services receive its messages
 _WINDOW = 48  # events in flight; uploads pause above this number
-_DELIVERED_AT_ONCE = 48
-_IN_FLIGHT = 32  # slots of all services: fewer than are delivered at once, to provoke 429
-_STARTED_AT_ONCE = 3
+_DELIVERED_AT_ONCE = 48  # deliveries
+_IN_FLIGHT = 32  # slots of all services: fewer than deliveries at once, to provoke 429
+_STARTED_AT_ONCE = 3  # services
 _MIN_IN_FLIGHT = 4  # slots of one service
 _FIRESTORE_PART = 0.4  # share of the ack deadline that is reserved for the commit
 _LEASE_MARGIN_SECONDS = 20
@@ -70,9 +70,9 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class ChaosOptions:
-    """Timing of a run, and where it keeps its files."""
+    """Time limits of a run, and the folder of its files."""
 
-    #: Eventarc's ack deadline. A paused service is paused for longer.
+    #: Ack deadline of a delivery. A paused service is paused for longer.
     answer_seconds: float = 10.0
     slow_start_seconds: float = 5.0
     #: Without any new acknowledgement for this long, events in flight count as stuck.
@@ -90,7 +90,7 @@ class Run:
         self._options = options
         self._cleanup = ExitStack()
         self._leaving = threading.Event()
-        self._answers: list[Answer] = []
+        self._responses: list[Response] = []
         self._uploaded: list[tuple[Upload, bytes, int]] = []
         self._process_faults: dict[int, Future[None]] = {}
         self._restart: Future[None] | None = None
@@ -119,7 +119,7 @@ class Run:
         scratch = Path(keep(tempfile.TemporaryDirectory(prefix="yolo-batch-chaos-")))
         self._scratch = scratch
         self._images = Images(self._plan)
-        self._alone = find_alone(self._images.scenes, load_detector(BUNDLED_MODEL), scratch)
+        self._references = detect_alone(self._images.scenes, load_detector(BUNDLED_MODEL), scratch)
         self._logs = (self._options.directory or scratch) / "services"
         self._logs.mkdir(parents=True, exist_ok=True)
         self._stack = keep(Stack(self._stack_options()))
@@ -135,7 +135,7 @@ class Run:
         self._probes = [self._threads.submit(service.keep_alive) for service in self._services]
 
     def _stack_options(self) -> StackOptions:
-        answer_seconds = self._options.answer_seconds
+        ack_deadline_seconds = self._options.answer_seconds
         return StackOptions(
             with_service=False,
             with_eventarc=False,
@@ -145,8 +145,8 @@ class Run:
                 "MAX_IN_FLIGHT": str(max(_MIN_IN_FLIGHT, _IN_FLIGHT // self._plan.services)),
                 "INFERENCE_STREAMS": "1",
                 "MAX_IMAGE_BYTES": str(MAX_IMAGE_BYTES),
-                "ACK_DEADLINE_SECONDS": str(answer_seconds),
-                "FIRESTORE_TIMEOUT_SECONDS": str(_FIRESTORE_PART * answer_seconds),
+                "ACK_DEADLINE_SECONDS": str(ack_deadline_seconds),
+                "FIRESTORE_TIMEOUT_SECONDS": str(_FIRESTORE_PART * ack_deadline_seconds),
                 "HANG_TIMEOUT_SECONDS": str(HANG_TIMEOUT_SECONDS),
             },
         )
@@ -166,7 +166,7 @@ class Run:
             "STORAGE_EMULATOR_HOST": self._storage.url,
         }
         log_path = self._logs / f"{name}.log"
-        log_path.unlink(missing_ok=True)  # an earlier run had other faults
+        log_path.unlink(missing_ok=True)  # the log of an earlier run, which had other faults
         return Service(
             name=name,
             processes=processes,
@@ -209,7 +209,7 @@ class Run:
         def receive(message_id: str, status: int | None, seconds: float) -> None:
             now = time.time()
             name = service.name if service else "nobody"
-            self._answers.append(Answer(name, now - seconds, now, status))
+            self._responses.append(Response(name, now - seconds, now, status))
             if status == 204:
                 self._relay.acknowledged(message_id)
 
@@ -222,7 +222,7 @@ class Run:
         )
 
     def upload_all(self, on_upload: Progress) -> None:
-        """Upload everything, with the faults. Stop early if nothing is acknowledged any more."""
+        """Upload everything while faults strike. Stop early if nothing is acknowledged any more."""
         for upload in self._plan.uploads:
             if not self._wait(lambda: self._relay.outstanding < _WINDOW):
                 return
@@ -236,7 +236,7 @@ class Run:
     def settle(self, on_settled: Progress) -> None:
         """Wait until all faults are over and every event is acknowledged.
 
-        Gives up if nothing is acknowledged any more. The audit then reports it.
+        Gives up if no event is acknowledged any more. The audit then reports it.
         """
         for fault in [*self._process_faults.values(), self._restart]:
             if fault is not None:
@@ -263,13 +263,13 @@ class Run:
         documents = list(_documents(Settings.from_env().firestore_collection))
         faults = self._faults()
         if self._options.directory:
-            _keep(self._options.directory, expectations, documents, self._answers, faults)
+            _keep(self._options.directory, expectations, documents, self._responses, faults)
         return audit(
             expectations,
             documents,
             stuck=[f"{self._plan.uploads[index].name} was not acknowledged" for index in stuck],
             log=[line for service in self._services for line in read_log(service.log_path)],
-            answers=self._answers,
+            responses=self._responses,
             faults=faults,
             failures=[
                 *(failure for service in self._services for failure in service.failures),
@@ -293,8 +293,8 @@ class Run:
         services = self._services
         return Faults(
             excuses=[excuse for service in services for excuse in service.excuses],
-            replacements=[found for service in services for found in service.replacements],
-            answer_seconds=self._options.answer_seconds,
+            replacements=[each for service in services for each in service.replacements],
+            ack_deadline_seconds=self._options.answer_seconds,
         )
 
     @property
@@ -344,10 +344,10 @@ class Run:
             self._firestore.armed.arm(fault.kind, fault.calls)
 
     def _wait(self, is_over: Callable[[], bool]) -> bool:
-        """Wait until `is_over`, as long as events are acknowledged; return whether it is over."""
+        """Wait until `is_over`, while events are acknowledged. Return whether it is over."""
         acknowledgements, deadline = -1, 0.0
         while not is_over():
-            # Responses do not count: a message that is rejected forever gets them forever.
+            # Other responses do not count: a message may be rejected for ever.
             if self._relay.acknowledgements != acknowledgements:
                 acknowledgements = self._relay.acknowledgements
                 deadline = time.monotonic() + self._options.patience_seconds
@@ -358,30 +358,30 @@ class Run:
         return True
 
     def _expectation(self, upload: Upload, content: bytes, generation: int) -> Expectation:
-        alone = self._alone[upload.scene] if upload.kind is Kind.GOOD else {}
+        reference = self._references[upload.scene] if upload.kind is Kind.GOOD else {}
         return Expectation(
             uri=f"gs://{self._stack.bucket}/{upload.name}",
             generation=generation,
             size=len(content),
             md5=md5(content),
-            wanted=wanted(upload),
+            ending=expected_ending(upload),
             code=str(CODES[upload.kind]) if upload.kind in CODES else None,
-            detections=alone.get("detections", ()),
-            image=alone.get("image"),
-            model=alone.get("model"),
+            detections=reference.get("detections", ()),
+            image=reference.get("image"),
+            model=reference.get("model"),
             content_type=_CONTENT_TYPE,
             is_poisonous=upload.kind.poison is not None,
         )
 
 
-def wanted(upload: Upload) -> Wanted:
+def expected_ending(upload: Upload) -> Ending:
     """Return how an upload should end."""
     is_good = upload.kind is Kind.GOOD
     if upload.is_held:
-        return Wanted.NOTHING
+        return Ending.NOTHING
     if upload.fate is Fate.KEPT:
-        return Wanted.DONE if is_good else Wanted.FAILED
-    return Wanted.DONE_OR_NOTHING if is_good else Wanted.FAILED_OR_NOTHING
+        return Ending.DONE if is_good else Ending.FAILED
+    return Ending.DONE_OR_NOTHING if is_good else Ending.FAILED_OR_NOTHING
 
 
 def read_log(path: Path) -> Iterator[LogLine]:
@@ -407,9 +407,9 @@ def read_log(path: Path) -> Iterator[LogLine]:
         )
 
 
-def _documents(collection: str) -> Iterator[Found]:
+def _documents(collection: str) -> Iterator[StoredDocument]:
     for snapshot in firestore.Client().collection(collection).stream():
-        yield Found(
+        yield StoredDocument(
             snapshot.id, snapshot.to_dict() or {}, snapshot.create_time, snapshot.update_time
         )
 
@@ -417,16 +417,16 @@ def _documents(collection: str) -> Iterator[Found]:
 def _keep(
     directory: Path,
     expectations: Iterable[Expectation],
-    documents: Iterable[Found],
-    answers: Iterable[Answer],
+    documents: Iterable[StoredDocument],
+    responses: Iterable[Response],
     faults: Faults,
 ) -> None:
     """Write what the audit reads to files, to investigate a problem."""
     _write(directory / "documents.jsonl", (document.fields for document in documents))
     _write(directory / "expected.jsonl", (asdict(expectation) for expectation in expectations))
-    _write(directory / "answers.jsonl", (asdict(answer) for answer in answers))
+    _write(directory / "responses.jsonl", (asdict(response) for response in responses))
     _write(directory / "excuses.jsonl", (asdict(excuse) for excuse in faults.excuses))
-    _write(directory / "replacements.jsonl", (asdict(found) for found in faults.replacements))
+    _write(directory / "replacements.jsonl", (asdict(each) for each in faults.replacements))
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -434,7 +434,7 @@ def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 class _Threads(ThreadPoolExecutor):
-    """A thread pool that asks its threads to end before it waits for them."""
+    """A thread pool that signals its threads to end before it waits for them."""
 
     def __init__(self, number: int, leaving: threading.Event) -> None:
         super().__init__(number, thread_name_prefix="chaos")

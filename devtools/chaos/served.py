@@ -1,9 +1,9 @@
-"""The service under test: the container's own, with hooks.
+"""The container's service with hooks, for chaos runs.
 
 gunicorn --config python:service.server.gunicorn_conf "devtools.chaos.served:build_app()"
 
-The hooks log each batch, slow down the load, break the model on request, and make decoders fail on
-marked files.
+The hooks log each batch, slow down the loading of the model, break the model on request, and make
+decoders fail on marked files.
 """
 
 import logging
@@ -55,7 +55,7 @@ def build_app() -> Flask:
         verified = load_model(settings, decode)
         return replace(verified, detector=_Hooked(verified.detector))
 
-    # Models and decoders come from these two names only. Everything else is as in the container.
+    # The application gets models and decoders only by these two names. All else is unchanged.
     vars(main)["load_model"] = load_hooked
     vars(decoders)["Decoders"] = partial(decoders.Decoders, command=DECODERS)
     return main.build_app()

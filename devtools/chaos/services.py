@@ -24,18 +24,18 @@ COMMAND = (
     sys.executable, "-m", "gunicorn",
     "--config", "python:service.server.gunicorn_conf", "devtools.chaos.served:build_app()",
 )  # fmt: skip
-_READY_SECONDS = 300.0  # ten services start at once, on two cores
+_READY_SECONDS = 300.0  # ten services start on two cores
 _RECOVERY_SECONDS = 120.0
 # The liveness probe is like Cloud Run's, but more frequent.
 PROBE_SECONDS = 3.0  # between two probes
-PROBE_FAILURES = 4  # consecutive ones, after which the instance is replaced
-# Longest life of an instance whose model is broken: until the hang time-out, the probe and the
-# start of a new process. A failing model is detected after failures of different images.
+PROBE_FAILURES = 4  # in a row, after which the instance is replaced
+# Longest time until an instance with a broken model is replaced: the hang time-out, the probes and
+# the start of a new process. A failing model is detected after failures of different images.
 _REPLACED_SECONDS = HANG_TIMEOUT_SECONDS + 120.0
 _ENOUGH_FAILURES = 5  # images with a model failure; see `service.health.Health`
 _BATCH_SECONDS = 10.0  # how long a fault waits for the start of a batch
-_ORPHAN_SECONDS = 30.0  # within which decoders must end after their service
-_GRACE_SECONDS = 10.0  # Cloud Run kills ten seconds after SIGTERM
+_ORPHAN_SECONDS = 30.0  # decoders must have ended this long after their service
+_GRACE_SECONDS = 10.0  # Cloud Run sends SIGKILL ten seconds after SIGTERM
 _SHORT_SECONDS = 3.0  # how long memory or disk is short
 _POLL_SECONDS = 0.02
 _SPARE_BYTES = 16 * 2**20  # address space left when memory is short
@@ -58,7 +58,7 @@ class Service:
     replacements: list[Replacement] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     _child: Child | None = None
-    # Held to start and stop: faults and the liveness probe run in different threads.
+    # Held during starts and stops: faults and the liveness probe run in different threads.
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def start(self, *, load_seconds: float = 0.0) -> None:
@@ -81,7 +81,7 @@ class Service:
             child.wait_until(self._is_ready, timeout_seconds=_READY_SECONDS)
 
     def strike(self, kind: FaultKind) -> None:
-        """Strike with a fault in the middle of a batch, and wait until the service is ready again.
+        """Cause a fault in the middle of a batch, and wait until the service is ready again.
 
         A service that does not recover by itself is reported as a failure and restarted.
 
@@ -98,10 +98,10 @@ class Service:
         self.excuses.append(Excuse(self.name, kind, started, over, time.time()))
 
     def keep_alive(self) -> None:
-        """Probe the liveness as Cloud Run does, until the run ends."""
+        """Probe liveness as Cloud Run does, and replace a failed instance, until the run ends."""
         failures, probed = 0, self._child
         while not self.leaving.wait(PROBE_SECONDS):
-            # No probes while a fault starts, stops or pauses the service.
+            # Do not probe while a fault starts, stops or pauses the service.
             if not self._lock.acquire(blocking=False):
                 failures = 0
                 continue
@@ -179,7 +179,7 @@ class Service:
     def _check_ended(self, decoders: list[int]) -> None:
         """Report decoder processes that outlive their service."""
         if not self._wait(lambda: not any(map(_is_running, decoders)), _ORPHAN_SECONDS):
-            self.failures.append(f"{self.name} has left decoder processes behind")
+            self.failures.append(f"{self.name} ended, and its decoder processes did not")
 
     def _kill_worker(self) -> None:
         killed = self._workers()
@@ -231,7 +231,7 @@ class Service:
     def _break_model(self, how: Break) -> None:
         """Break the model, and wait until the liveness probe has replaced the instance.
 
-        If too few different images arrived meanwhile, the fault need not be detected.
+        If too few different images arrived meanwhile, the service need not detect the fault.
         """
         broken, log_end = self._running, self.log_path.stat().st_size
         self._break_file.write_text(how)

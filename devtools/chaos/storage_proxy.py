@@ -1,6 +1,6 @@
 """A proxy in front of the Cloud Storage emulator that corrupts some of its responses.
 
-Only the service reads through it. The faults are those that Cloud Storage or the network can cause.
+Only the service reads through it. Cloud Storage or the network can cause all of these faults.
 """
 
 import http.client
@@ -93,8 +93,8 @@ class _Handler(BaseHTTPRequestHandler):
         upstream = http.client.HTTPConnection(self.server.upstream, timeout=_UPSTREAM_SECONDS)
         try:
             upstream.request("GET", self.path, headers=_copied(self.headers.items()))
-            answer = upstream.getresponse()
-            return answer.status, _copied(answer.getheaders()), answer.read()
+            response = upstream.getresponse()
+            return response.status, _copied(response.getheaders()), response.read()
         finally:
             upstream.close()
 
@@ -118,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _reset(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self._cut(status, headers, body)
-        # This way the socket sends RST. The server would send FIN first.
+        # Closed without lingering, the socket sends RST. The server itself would send FIN first.
         linger = struct.pack("ii", 1, 0)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         os.close(self.connection.detach())
@@ -132,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, headers, body[:middle] + flipped + body[middle + 8 :])
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Log nothing: the service logs the faults that it meets."""
+        """Log nothing: the service logs the faults."""
 
 
 _CORRUPTIONS = {

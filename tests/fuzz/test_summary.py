@@ -19,14 +19,14 @@ def test_page_matches_its_generator() -> None:
     assert PAGE.read_text(encoding="utf-8").endswith(end_of_page())
 
 
-def test_summary_of_a_run_gives_its_executions_and_memory() -> None:
+def test_summary_has_executions_and_memory_of_a_run() -> None:
     found = summary("envelope", STATS, 0)
     assert str(found) == "envelope: 1,300,000 executions, no promise broken, peak 103 MB"
     assert found.is_good
 
 
 @pytest.mark.parametrize(("log", "code"), [(STATS, 77), ("", 1), ("", 0)])
-def test_run_that_failed_or_did_nothing_is_not_good(log: str, code: int) -> None:
+def test_failed_or_empty_run_is_not_good(log: str, code: int) -> None:
     found = summary("envelope", log, code)
     assert not found.is_good
     assert "a promise broken" in str(found)

@@ -72,7 +72,7 @@ def pushed(stack: Stack, topic: str, service: Service) -> Iterator[None]:
         eventarc.stop()
 
 
-def test_backfill_beyond_the_slots_makes_no_dead_letter_while_uploads_arrive(
+def test_backfill_beyond_the_slots_makes_no_dead_letter(
     stack: Stack,
     samples: Samples,
     make_topic: Callable[..., str],

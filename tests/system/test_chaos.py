@@ -19,7 +19,7 @@ PATIENCE_SECONDS = 120
 RUN_SECONDS = 1200  # ten times what it takes
 
 
-def test_uploads_under_every_fault_end_as_they_should(tmp_path: Path) -> None:
+def test_uploads_under_every_fault_end_as_expected(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             YOLO_BATCH_DEV, "chaos", "--uploads", "60", "--seed", "1",
@@ -55,7 +55,7 @@ def test_interrupted_run_stops_everything_it_started() -> None:
         time.sleep(0.1)
 
 
-def test_unknown_fault_is_refused_with_those_that_there_are() -> None:
+def test_unknown_fault_is_an_error_that_lists_all_faults() -> None:
     done = subprocess.run(
         [YOLO_BATCH_DEV, "chaos", "--without", "flood"], capture_output=True, text=True, check=False
     )

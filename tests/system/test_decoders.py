@@ -67,7 +67,7 @@ def all_decoders(service: Service) -> set[int]:
         ("bloat", "Decoding the file takes more memory than an image of its size may.", 2),
     ],
 )
-def test_hostile_file_fails_alone_after_two_deaths_at_most(
+def test_hostile_file_fails_alone_after_at_most_two_crashes(
     start_service: StartService,
     stack: Stack,
     samples: Samples,
@@ -96,7 +96,7 @@ def test_hostile_file_fails_alone_after_two_deaths_at_most(
     assert service.outcomes() == {"failed": 1, "done": NEIGHBOURS, "already_recorded": 1}
 
 
-def test_crashing_file_on_two_services_kills_two_decoders_of_each_at_most(
+def test_file_crashes_at_most_two_decoders_per_service(
     start_service: StartService, stack: Stack, samples: Samples
 ) -> None:
     hostile = put_aside(stack, "twice/0.jpg", marked(samples[0][0].read_bytes(), "segfault"))
@@ -123,7 +123,7 @@ def put_compressed(name: str, data: bytes) -> ImageRef:
     return ImageRef(ASIDE, name, blob.generation)
 
 
-def test_compressed_uploads_take_no_memory_of_the_service(
+def test_compressed_uploads_do_not_grow_the_service(
     start_service: StartService, stack: Stack
 ) -> None:
     """Each is 31 KiB as it is stored, and 30 MB without its Content-Encoding."""
@@ -151,7 +151,7 @@ def test_compressed_uploads_take_no_memory_of_the_service(
     assert [(document(ref) or {})["status"] for ref in refs] == ["done"] * UPLOADS
 
 
-def test_upload_after_its_decoder_was_killed_is_detected(
+def test_upload_is_detected_after_decoders_were_killed(
     start_service: StartService, stack: Stack, samples: Samples
 ) -> None:
     data = samples[0][0].read_bytes()
@@ -170,7 +170,7 @@ def test_upload_after_its_decoder_was_killed_is_detected(
     assert root_of(service.worker) != root
 
 
-def test_image_whose_decoder_was_killed_is_rejected_and_then_done(
+def test_image_of_a_killed_decoder_is_rejected_and_then_done(
     start_service: StartService, service: Service, stack: Stack, samples: Samples
 ) -> None:
     """As by the kernel where memory is short: this says nothing against the file."""

@@ -37,7 +37,7 @@ def attempt(service: Service, ref: ImageRef) -> int:
         return 0
 
 
-def test_image_that_crashes_the_model_costs_one_process_a_delivery(
+def test_crash_of_the_model_costs_one_process_per_delivery(
     start_service: StartService, stack: Stack, samples: Samples
 ) -> None:
     """What was in flight beside it is redelivered and done; it ends as a dead letter."""

@@ -112,7 +112,7 @@ def reconciled(bucket: storage.Bucket, *options: str) -> dict[str, int]:
     return counts(done.stdout)
 
 
-def test_upload_of_any_name_ends_as_one_document_that_is_found_by_it(
+def test_upload_with_any_name_gets_one_document(
     stack: Stack,
     samples: Samples,
     events_topic: str,
@@ -133,7 +133,7 @@ def test_upload_of_any_name_ends_as_one_document_that_is_found_by_it(
     assert listed == sorted(NAMES.values(), key=str.encode)
 
 
-def test_name_is_found_as_a_prefix_of_results_and_of_objects(
+def test_any_name_works_as_a_prefix_of_results_and_objects(
     samples: Samples,
     bucket: storage.Bucket,
     start_service: Callable[..., Service],
@@ -149,7 +149,7 @@ def test_name_is_found_as_a_prefix_of_results_and_of_objects(
         assert next(connect_lister(None).pages(bucket.name, name))[0].name == name
 
 
-def test_missing_pictures_of_any_name_are_done_by_jobs(
+def test_missing_images_with_any_name_are_done_by_jobs(
     samples: Samples,
     bucket: storage.Bucket,
     make_topic: Callable[..., str],
@@ -164,7 +164,7 @@ def test_missing_pictures_of_any_name_are_done_by_jobs(
     assert reconciled(bucket) == COUNTS | {"done": len(NAMES)}
 
 
-def test_object_whose_name_has_blanks_at_its_ends_can_be_submitted(
+def test_name_with_spaces_at_its_ends_can_be_submitted(
     stack: Stack, samples: Samples, bucket: storage.Bucket, make_topic: Callable[..., str]
 ) -> None:
     names = [NAMES["spaces"], NAMES["hash"]]

@@ -77,7 +77,7 @@ def stop(child: Child) -> float:
 
 
 @pytest.mark.timeout(120 * SIGTERM_ROUNDS + 300)
-def test_repeated_sigterm_acknowledges_nothing_undocumented(
+def test_sigterm_acknowledges_only_images_with_a_document(
     start_service: StartService, service: Service, stack: Stack, samples: Samples
 ) -> None:
     """SIGTERM_ROUNDS=100 for more rounds; each stops the service at another moment of its work."""

@@ -124,7 +124,7 @@ def test_reconcile_counts_enqueues_and_replaces(
     assert "Published 0 jobs to" in again.stdout
 
 
-def test_replacement_delivered_again_changes_nothing(
+def test_redelivered_replacement_changes_nothing(
     stack: Stack, samples: Samples, prefix: str, service: Service
 ) -> None:
     ref = put_aside(stack, f"{prefix}a.jpg", samples[0][0].read_bytes())
@@ -159,7 +159,7 @@ reconcile(sys.argv[1:])
 """
 
 
-def test_reconcile_killed_in_the_middle_goes_on_and_adds_up(
+def test_killed_reconcile_resumes_with_correct_counts(
     stack: Stack,
     prefix: str,
     tmp_path: Path,
@@ -199,7 +199,7 @@ def test_reconcile_killed_in_the_middle_goes_on_and_adds_up(
     assert set(uris.values()) == {1, 2}  # twice: those between the publish and the kill
 
 
-def test_dead_letters_are_listed_replayed_and_gone(
+def test_dead_letters_are_listed_replayed_and_removed(
     stack: Stack,
     samples: Samples,
     prefix: str,

@@ -25,7 +25,7 @@ def server() -> Iterator[RefusingStorage]:
         yield running
 
 
-def test_refused_objects_end_as_failed_records(
+def test_refused_objects_end_as_failed_documents(
     server: RefusingStorage, start_service: Start
 ) -> None:
     service = start_service(STORAGE_EMULATOR_HOST=server.url)
@@ -43,7 +43,7 @@ def test_refused_objects_end_as_failed_records(
     assert document(ref("gone.jpg")) is None
 
 
-def test_refused_bucket_is_503_and_logged_once(
+def test_refused_bucket_returns_503_and_is_logged_once(
     server: RefusingStorage, start_service: Start
 ) -> None:
     server.permissions = []

@@ -79,7 +79,7 @@ NOT_HTTP = {
 
 
 @pytest.mark.parametrize("sent", NOT_HTTP.values(), ids=NOT_HTTP)
-def test_what_is_not_http_is_refused_and_repeated_nowhere(
+def test_invalid_http_gets_400_and_is_not_echoed_or_logged(
     url: str, stack: Stack, sent: bytes
 ) -> None:
     log = stack.directory / "logs" / "service.log"
@@ -97,7 +97,7 @@ def test_what_is_not_http_is_refused_and_repeated_nowhere(
     ["Content-Length: 99999999999", "Transfer-Encoding: chunked"],
     ids=["length", "chunked"],
 )
-def test_body_over_the_limit_is_refused_before_it_is_sent(url: str, framing: str) -> None:
+def test_body_over_the_limit_gets_413_before_it_is_sent(url: str, framing: str) -> None:
     """A chunked body has no length: it is refused as soon as it has passed the limit."""
     with connection(url, post(framing + "\r\n")) as client:
         if "chunked" in framing:
@@ -109,13 +109,13 @@ def test_body_over_the_limit_is_refused_before_it_is_sent(url: str, framing: str
 
 
 @pytest.mark.parametrize("sent", ["", '{"uri": "gs://uploads'], ids=["no-body", "half-a-body"])
-def test_client_that_ends_early_is_refused_and_its_half_is_not_read(url: str, sent: str) -> None:
+def test_half_a_request_gets_400(url: str, sent: str) -> None:
     with connection(url, post("Content-Length: 1000\r\n", sent)) as client:
         client.shutdown(socket.SHUT_WR)
         assert status(answer(client)) == 400
 
 
-def test_client_that_closes_after_its_request_is_served_as_any_other(
+def test_image_of_a_client_that_disconnects_is_recorded(
     start_service: StartService, stack: Stack
 ) -> None:
     """Its answer reaches nobody, and the image is recorded all the same."""
@@ -153,7 +153,7 @@ def test_more_slow_clients_than_threads_do_not_stop_the_service(
     assert errors(service.log()) == []
 
 
-def test_refused_clients_that_linger_do_not_stop_the_service(start_service: StartService) -> None:
+def test_lingering_invalid_clients_do_not_stop_the_service(start_service: StartService) -> None:
     """gunicorn waits 2 s for each to close, and would do so where it accepts connections."""
     service = start_service()
     lingering = int(PATIENCE_SECONDS)  # twice our patience, one after another
@@ -169,7 +169,7 @@ def test_refused_clients_that_linger_do_not_stop_the_service(start_service: Star
 @pytest.mark.parametrize(
     "method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "FOO"]
 )
-def test_other_methods_and_paths_are_refused(url: str, method: str) -> None:
+def test_other_methods_and_paths_get_an_error(url: str, method: str) -> None:
     path = f"/{SECRET}/../../etc/passwd" if method != "CONNECT" else f"{SECRET}:80"
     sent = f"{method} {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
     with connection(url, sent.encode()) as client:

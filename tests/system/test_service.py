@@ -100,9 +100,7 @@ def test_outcome_of_every_delivery_is_in_the_log(
     assert sum(line["images"] for line in committed) == 17
 
 
-def test_jobs_by_push_are_detected_but_for_what_is_not_there(
-    stack: Stack, samples: Samples
-) -> None:
+def test_jobs_by_push_are_detected_if_the_object_exists(stack: Stack, samples: Samples) -> None:
     refs = [put_aside(stack, "foreign.jpg", b"not ours")]
     live = [upload(stack, f"job/{path.name}", path.read_bytes()) for path, _ in samples[:3]]
     uris = [ref.uri for ref in live] + ["gs://uploads/never-there.jpg", refs[0].uri]
@@ -122,7 +120,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("code", BAD)
-def test_bad_image_gets_a_record_and_is_acknowledged(
+def test_bad_image_gets_a_failed_document_and_is_acknowledged(
     code: str,
     start_service: StartService,
     service: Service,
@@ -154,7 +152,7 @@ def test_bad_image_does_not_fail_its_neighbours(
     assert found == ["done" if i % 4 else "failed" for i in range(16)]
 
 
-def test_odd_files_among_images_have_their_own_records(
+def test_malformed_files_do_not_affect_images_beside_them(
     service: Service, stack: Stack, samples: Samples
 ) -> None:
     """Each between good images, whose buffers it is given."""
@@ -199,14 +197,14 @@ def with_maximum(image: Image.Image, top: int) -> bytes:
     [(b"{not json", 400), (b'{"uri": "https://example.com/a.jpg"}', 400), (b"x" * 5_000_000, 413)],
     ids=["not-json", "foreign-uri", "too-large"],
 )
-def test_unreadable_request_is_refused_without_echo(stack: Stack, body: bytes, status: int) -> None:
+def test_invalid_request_gets_an_error_without_echo(stack: Stack, body: bytes, status: int) -> None:
     answer = requests.post(stack.service_url, data=body, timeout=PATIENCE_SECONDS)
     assert answer.status_code == status
     assert answer.json()["error"]["message"]
     assert b"example.com" not in answer.content
 
 
-def test_message_beyond_the_slots_is_429_and_nothing_is_lost(
+def test_message_beyond_the_slots_gets_429_and_none_is_lost(
     start_service: StartService, stack: Stack, samples: Samples
 ) -> None:
     data = samples[0][0].read_bytes()
@@ -236,7 +234,7 @@ def test_message_beyond_the_slots_is_429_and_nothing_is_lost(
     ],
     ids=["firestore", "storage"],
 )
-def test_outage_answers_503_and_writes_nothing(
+def test_outage_returns_503_and_writes_nothing(
     down: dict[str, str], start_service: StartService, stack: Stack, samples: Samples
 ) -> None:
     ref = put_aside(stack, f"outage/{len(down)}-{min(down)}.jpg", samples[0][0].read_bytes())
@@ -246,7 +244,7 @@ def test_outage_answers_503_and_writes_nothing(
     assert document(ref) is None
 
 
-def test_kill_in_mid_batch_loses_and_repeats_nothing(stack: Stack, samples: Samples) -> None:
+def test_kill_during_a_batch_loses_and_repeats_nothing(stack: Stack, samples: Samples) -> None:
     data = samples[0][0].read_bytes()
     killed = threading.Event()
 
@@ -280,7 +278,7 @@ def test_two_services_on_the_same_images_write_each_once(
     assert count_documents("two/") == 16
 
 
-def test_service_holds_neither_torch_nor_ultralytics(service: Service) -> None:
+def test_service_loads_neither_torch_nor_ultralytics(service: Service) -> None:
     if not Path("/proc/self/task").is_dir():
         pytest.skip("needs Linux' /proc")
     maps = Path(f"/proc/{service.worker}/maps").read_text()
@@ -296,7 +294,7 @@ def test_service_holds_neither_torch_nor_ultralytics(service: Service) -> None:
     ],
     ids=["setting", "model"],
 )
-def test_wrong_setting_stops_the_start_and_names_it(
+def test_wrong_setting_stops_the_start_and_is_named(
     settings: dict[str, str], sentence: str, start_service: StartService
 ) -> None:
     service = start_service(ready=False, **settings)
@@ -323,7 +321,7 @@ def test_model_that_does_not_load_ends_the_process(
     assert document(ref) is None
 
 
-def test_structured_event_and_wrapped_notification_are_taken(
+def test_structured_event_and_wrapped_notification_are_accepted(
     service: Service, stack: Stack, samples: Samples
 ) -> None:
     data = samples[0][0].read_bytes()

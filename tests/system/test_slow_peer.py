@@ -16,7 +16,7 @@ SLOW, GOOD = (
 )
 
 
-def test_slow_download_ends_with_its_limit_and_harms_no_other(
+def test_slow_download_ends_at_its_limit_and_delays_no_other(
     start_service: Callable[..., Service], samples: list[tuple[Path, Scene]]
 ) -> None:
     """Every byte that comes would renew the timeout of a client that has no total time."""

@@ -28,7 +28,7 @@ def exists(ref: ImageRef) -> bool:
     return bool(storage.Client().bucket(ref.bucket).blob(ref.name).exists())
 
 
-def test_smoke_prints_the_document_of_its_picture_and_removes_the_picture(stack: Stack) -> None:
+def test_smoke_prints_the_document_and_deletes_its_image(stack: Stack) -> None:
     done = run_cli("smoke", f"gs://{stack.bucket}/in/")
     assert done.returncode == 0, done.stderr
     ref = uploaded(done.stdout)
@@ -40,13 +40,13 @@ def test_smoke_prints_the_document_of_its_picture_and_removes_the_picture(stack:
     assert f"document {ref.document_id}" in done.stdout
 
 
-def test_smoke_keeps_the_picture_when_told_so(stack: Stack) -> None:
+def test_smoke_keeps_its_image_on_request(stack: Stack) -> None:
     done = run_cli("smoke", f"gs://{stack.bucket}", "--keep")
     assert done.returncode == 0, done.stderr
     assert exists(uploaded(done.stdout))
 
 
-def test_smoke_of_a_bucket_whose_events_nobody_delivers_fails_and_cleans_up(stack: Stack) -> None:
+def test_smoke_fails_and_cleans_up_without_deliveries(stack: Stack) -> None:
     put_aside(stack, "makes/the-bucket.jpg", b"x")
     done = run_cli("smoke", f"gs://{ASIDE}", "--timeout", "1")
     assert done.returncode == 1
@@ -61,14 +61,14 @@ def test_smoke_of_a_bucket_whose_events_nobody_delivers_fails_and_cleans_up(stac
         ("uploads", "it must be gs://bucket or gs://bucket/prefix"),
     ],
 )
-def test_wrong_bucket_is_told_in_a_sentence(uri: str, sentence: str) -> None:
+def test_wrong_bucket_is_reported_in_a_sentence(uri: str, sentence: str) -> None:
     done = run_cli("smoke", uri)
     assert done.returncode != 0
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_check_model_prints_what_would_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_model_describes_the_model_that_would_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODEL_PATH", str(BUNDLED_MODEL))
     by_setting, by_path = run_cli("check-model"), run_cli("check-model", BUNDLED_MODEL)
     assert by_setting.returncode == 0, by_setting.stderr
@@ -77,7 +77,7 @@ def test_check_model_prints_what_would_serve(monkeypatch: pytest.MonkeyPatch) ->
     assert by_path.stdout.splitlines()[:4] == by_setting.stdout.splitlines()[:4]
 
 
-def test_check_model_of_a_broken_model_is_told_in_a_sentence(tmp_path: Path) -> None:
+def test_check_model_reports_a_broken_model_in_a_sentence(tmp_path: Path) -> None:
     shutil.copytree(BUNDLED_MODEL, tmp_path / "model")
     shutil.rmtree(tmp_path / "model" / CANARY, ignore_errors=True)  # it would notice first
     (tmp_path / "model" / "shapes.xml").write_text("<net")
@@ -108,7 +108,7 @@ def damage(directory: Path) -> None:
     weights.write_bytes(data)
 
 
-def test_check_model_refuses_a_damaged_network(tmp_path: Path) -> None:
+def test_check_model_fails_on_a_damaged_model(tmp_path: Path) -> None:
     model = with_canary(tmp_path / "model")
     assert run_cli("check-model", model).returncode == 0
     damage(model)
@@ -117,7 +117,7 @@ def test_check_model_refuses_a_damaged_network(tmp_path: Path) -> None:
     assert "is damaged" in done.stderr
 
 
-def test_check_model_says_that_the_float_model_would_run(tmp_path: Path) -> None:
+def test_check_model_reports_the_fallback_to_float(tmp_path: Path) -> None:
     model = with_canary(tmp_path / "model")
     with_canary(model / FALLBACK)
     damage(model)

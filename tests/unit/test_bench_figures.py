@@ -1,3 +1,5 @@
+"""Figures of the benchmark: medians, goals, tables and prices."""
+
 import json
 from pathlib import Path
 
@@ -11,10 +13,10 @@ from devtools.bench.startup import Level, Start, memory_section, start_section
 
 
 def measured(name: str, *, speed: float, cpu_ms: float) -> Measured:
-    """Three rounds of 100 images, the median as given."""
+    """Return three rounds of 100 images with the given medians."""
     return Measured(
         name,
-        [Round(100, 100 / (speed * way), cpu_ms * way / 10) for way in (1.1, 1.0, 0.9)],
+        [Round(100, 100 / (speed * factor), cpu_ms * factor / 10) for factor in (1.1, 1.0, 0.9)],
     )
 
 
@@ -27,7 +29,7 @@ ALL = [
 ]
 
 
-def test_round_gives_speed_and_cpu_of_one_image() -> None:
+def test_round_has_speed_and_cpu_time_per_image() -> None:
     result = Round(images=20, seconds=4.0, cpu_seconds=1.0)
     assert result.images_per_second == 5
     assert result.cpu_ms == 50
@@ -42,7 +44,7 @@ def test_spread_is_median_and_extremes() -> None:
     ("value", "text"),
     [(0, "0"), (0.01234, "0.0123"), (1.0, "1.00"), (99.96, "100.0"), (1234.5, "1234")],
 )
-def test_digits_shows_three(value: float, text: str) -> None:
+def test_digits_shows_three_significant_digits(value: float, text: str) -> None:
     assert figures.digits(value) == text
 
 
@@ -65,7 +67,7 @@ def test_speed_goals_are_computed_from_medians() -> None:
     assert [goal.is_reached for goal in goals] == [True, False, False, True]
 
 
-def test_speed_goals_without_alternatives_is_the_engine_alone() -> None:
+def test_speed_goals_without_alternatives_need_only_the_engine() -> None:
     assert len(figures.speed_goals(ALL[:3])) == 1
 
 
@@ -106,9 +108,9 @@ def test_default_prices_are_a_table_with_a_date() -> None:
     assert "2026" in prices.name
 
 
-def test_dollars_are_time_and_requests() -> None:
+def test_price_is_time_and_a_fee_per_request() -> None:
     prices = Prices("test", 0.00002, 0.000002, 0.5, vcpus=2, memory_gib=1)
-    # 0.1 s each: 100,000 s of (2 x 0.00002 + 0.000002) dollars, and the fee.
+    # A million images of 0.1 s: 100,000 s x (2 x 0.00002 + 0.000002) dollars, and the fee.
     assert prices.usd_per_million(0.1) == pytest.approx(4.2 + 0.5)
 
 
@@ -128,15 +130,15 @@ def test_wrong_prices_name_the_file(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spans", "seconds"),
     [([], 0), ([(0, 1), (5, 7)], 3), ([(0, 4), (1, 2), (3, 6)], 6), ([(2, 3), (0, 2)], 3)],
-    ids=["none", "apart", "overlapping", "touching"],
+    ids=["none", "separate", "overlapping", "touching"],
 )
-def test_an_instance_is_billed_while_any_request_is_in_flight(
+def test_instance_is_billed_while_any_request_is_in_flight(
     spans: list[tuple[float, float]], seconds: float
 ) -> None:
     assert billed_seconds(spans) == seconds
 
 
-def test_start_section_compares_medians_and_judges_them() -> None:
+def test_start_section_compares_medians_with_goals() -> None:
     ours = [Start(0.5, 1.0, 200), Start(0.6, 1.2, 210), Start(0.4, 9.0, 220)]
     naive = [Start(3.0, 4.0, 800)]
     section, goals = start_section(ours, naive, cores=2)
@@ -155,7 +157,7 @@ def test_start_section_without_the_alternative_has_one_column() -> None:
 
 
 @pytest.mark.parametrize(("last", "is_flat"), [(104, True), (106, False)])
-def test_memory_section_judges_growth_after_the_warm_up(last: float, is_flat: bool) -> None:
+def test_memory_section_compares_growth_with_its_goal(last: float, is_flat: bool) -> None:
     levels = [Level(100 * i, 100.0) for i in range(50)] + [Level(5000, last)]
     section, (growth, peak) = memory_section(levels, 300, 8)
     assert growth.is_reached is is_flat

@@ -1,4 +1,4 @@
-"""The accounting on processes whose work is known, the load generator, and the plot."""
+"""The benchmark's accounting of processes with known work, its load generator and its plot."""
 
 import json
 import os
@@ -18,7 +18,7 @@ import pytest
 from devtools.bench import accounting, curve, machine, profile, worker
 from devtools.bench.accounting import ThreadTime
 from devtools.bench.errors import BenchError
-from devtools.bench.load import Answer, Request, send_closed, send_open
+from devtools.bench.load import Request, Response, send_closed, send_open
 from devtools.bench.machine import Cores, choose_cores
 from devtools.bench.prices import DEFAULT_PRICES, Prices
 from devtools.bench.profile import (
@@ -39,7 +39,8 @@ from service.settings import BUNDLED_MODEL, Settings
 
 linux = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="reads /proc")
 
-# Burns 2 s in one thread's stage and half a second in another thread; then says so, and waits.
+# Uses 2 s of CPU time in one thread's stage, and 0.5 s in another thread. Prints the times, and
+# waits.
 _BURNER = """
 import json, sys, threading, time
 
@@ -49,11 +50,11 @@ def burn(seconds):
         pass
     return time.thread_time() - started
 
-found, done, go = {}, threading.Barrier(3), threading.Event()
+stages, done, go = {}, threading.Barrier(3), threading.Event()
 
 def work(stage):
     spent = burn(2.0 if stage else 0.5)
-    found[threading.get_native_id()] = {stage: spent} if stage else {}
+    stages[threading.get_native_id()] = {stage: spent} if stage else {}
     done.wait()
     go.wait()
 
@@ -65,9 +66,9 @@ for thread in threads:
     thread.start()
 done.wait()
 print(json.dumps({
-    "cpu_seconds": {"download": sum(s.get("download", 0) for s in found.values())},
+    "cpu_seconds": {"download": sum(s.get("download", 0) for s in stages.values())},
     "threads": {
-        str(t.native_id): {"name": t.name, "cpu_seconds": found.get(t.native_id, {})}
+        str(t.native_id): {"name": t.name, "cpu_seconds": stages.get(t.native_id, {})}
         for t in threading.enumerate()
     },
 }), flush=True)
@@ -77,7 +78,7 @@ NOTHING = Sample(0.0, 0.0, {}, {}, {})
 
 
 @linux
-def test_profile_of_a_process_adds_up_to_its_accounting() -> None:
+def test_profile_adds_up_to_the_accounting_of_the_process() -> None:
     command = [sys.executable, "-c", _BURNER]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -90,12 +91,12 @@ def test_profile_of_a_process_adds_up_to_its_accounting() -> None:
     result = attribute(NOTHING, sample, images=10)
     assert result.tree_seconds >= 2.45
     assert result.seconds[DOWNLOAD] >= 2.0
-    assert result.seconds[HTTP] >= 0.45  # the other thread, and the main one's start
-    assert abs(result.seconds[BETWEEN]) <= 0.1  # nothing is left of the first one
+    assert result.seconds[HTTP] >= 0.45  # the second thread, and the start of the main thread
+    assert abs(result.seconds[BETWEEN]) <= 0.1  # the first thread has no other time
     assert result.agrees
 
 
-# Burns in a child, in a grandchild that ends, and in a grandchild that waits.
+# Uses CPU time in a child, in a grandchild that ends, and in a grandchild that waits.
 _FAMILY = """
 import os, sys, time
 
@@ -125,14 +126,14 @@ os.wait()
 
 
 @linux
-def test_tree_has_children_that_live_and_those_that_ended() -> None:
+def test_tree_seconds_include_running_and_ended_children() -> None:
     command = [sys.executable, "-c", _FAMILY]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as child:
         assert child.stdout
         assert child.stdin
-        assert child.stdout.read() == "forked\n"  # until all have closed it
+        assert child.stdout.read() == "forked\n"  # ends when all processes have closed it
         seconds, processes = accounting.tree_seconds(child.pid), accounting.tree_of(child.pid)
         child.stdin.close()
     assert seconds >= 1.45
@@ -140,7 +141,7 @@ def test_tree_has_children_that_live_and_those_that_ended() -> None:
     assert processes[0] == child.pid
 
 
-def test_attribution_knows_threads_by_their_names() -> None:
+def test_attribution_uses_the_names_of_threads() -> None:
     python = {
         1: PythonThread("MainThread", {}),
         2: PythonThread("ThreadPoolExecutor-0_0", {DOWNLOAD: 1.0, COMMIT: 0.5}),
@@ -167,16 +168,16 @@ def test_attribution_knows_threads_by_their_names() -> None:
     assert result.attributed_seconds == 12.125
 
 
-def test_clock_counts_each_part_on_its_thread() -> None:
+def test_clock_counts_each_stage_on_its_thread() -> None:
     clock = StageClock()
 
     def burn() -> str:
         started = time.thread_time()
         while time.thread_time() - started < 0.05:
             pass
-        return "burnt"
+        return "done"
 
-    assert clock.timed(COMMIT, burn)() == "burnt"
+    assert clock.timed(COMMIT, burn)() == "done"
     thread = Thread(target=clock.timed(DOWNLOAD, burn))
     thread.start()
     thread.join()
@@ -185,12 +186,14 @@ def test_clock_counts_each_part_on_its_thread() -> None:
         COMMIT: True,
         DOWNLOAD: True,
     }
-    [own] = [t for t in report["threads"].values() if t["cpu_seconds"]]  # the other one has ended
+    [own] = [
+        t for t in report["threads"].values() if t["cpu_seconds"]
+    ]  # the other thread has ended
     assert list(own["cpu_seconds"]) == [COMMIT]
 
 
 def profile_of(counted: float) -> profile.Profile:
-    """One runner that spent 10 s, of which the clock counted some as inference."""
+    """Return the profile of a runner that used 10 s. The clock counted `counted` s as inference."""
     stages = {"inference": counted}
     threads = {1: ThreadTime("gunicorn", 10.0)}
     python = {1: PythonThread("runner-0", stages)}
@@ -202,13 +205,13 @@ def profile_of(counted: float) -> profile.Profile:
     [(0.0, False), (7.4, False), (7.6, True), (10.0, True), (10.05, True), (10.2, False)],
     ids=["nothing", "too-little", "enough", "all", "rounded", "more-than-spent"],
 )
-def test_a_clock_that_counts_wrongly_does_not_agree(counted: float, agrees: bool) -> None:
+def test_profile_by_a_wrong_clock_does_not_agree(counted: float, agrees: bool) -> None:
     result = profile_of(counted)
-    assert result.attributed_seconds == pytest.approx(10.0)  # which it is in any case
+    assert result.attributed_seconds == pytest.approx(10.0)  # in any case
     assert result.agrees is agrees
 
 
-def test_profile_section_separates_parts_by_difference() -> None:
+def test_profile_section_separates_rows_by_difference() -> None:
     section = profile_section(profile_of(4.0))
     shares = {row[0]: row[2] for row in section.rows}
     assert shares["sum of the measured parts: by clock, by process, by thread name"] == "40.0%"
@@ -216,7 +219,7 @@ def test_profile_section_separates_parts_by_difference() -> None:
     assert section.notes[0].endswith("MISSED.")
 
 
-def test_attribution_counts_only_what_came_between() -> None:
+def test_attribution_counts_only_time_between_the_samples() -> None:
     python = {1: PythonThread("MainThread", {COMMIT: 1.0})}
     before = Sample(3.0, 0.5, {1: ThreadTime("p", 2.5)}, python, {COMMIT: 1.0})
     after = Sample(
@@ -235,26 +238,26 @@ def test_attribution_counts_only_what_came_between() -> None:
 @pytest.mark.parametrize(
     ("process", "verdict"), [(10.9, "reached"), (12.0, "MISSED"), (8.0, "MISSED")]
 )
-def test_profile_section_judges_the_sum(process: float, verdict: str) -> None:
+def test_profile_section_compares_the_sum_with_accounting(process: float, verdict: str) -> None:
     section = profile_section(profile.Profile(100, {DECODE: 10.0}, process))
     assert section.notes[0].endswith(verdict + ".")
     assert section.rows[0][:2] == (DECODE, "100")
     assert section.rows[-1][0] == "not attributed"
 
 
-_HOLDER = """
+_ALLOCATOR = """
 print("ready", flush=True)
 input()
-held = b"x" * 100_000_000
-print("held", flush=True)
+data = b"x" * 100_000_000
+print("allocated", flush=True)
 input()
 """
 
 
 @linux
 def test_memory_is_in_millions_of_bytes() -> None:
-    """Of a process without threads: those that other tests left take and free memory, too."""
-    command = [sys.executable, "-c", _HOLDER]
+    """Measured in another process: threads of other tests allocate memory in this process."""
+    command = [sys.executable, "-c", _ALLOCATOR]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as child:
@@ -263,7 +266,7 @@ def test_memory_is_in_millions_of_bytes() -> None:
         before = accounting.resident_mb(child.pid), accounting.tree_mb(child.pid)
         child.stdin.write("\n")
         child.stdin.flush()
-        assert child.stdout.readline() == "held\n"
+        assert child.stdout.readline() == "allocated\n"
         after = accounting.resident_mb(child.pid), accounting.tree_mb(child.pid)
         peak = accounting.peak_resident_mb(child.pid)
         child.communicate("\n")
@@ -271,14 +274,14 @@ def test_memory_is_in_millions_of_bytes() -> None:
     assert peak >= after[0] - 1
 
 
-# Shares 50 MB with a child, and has 20 MB in a file in memory that nobody maps.
+# Shares 50 MB with a child, and has 20 MB in a file in memory that no process maps.
 _SHARER = """
 import os
-held = b"x" * 50_000_000
+shared = b"x" * 50_000_000
 file = os.memfd_create("pixels")
 os.write(file, b"x" * 20_000_000)
 if not os.fork():
-    print("held", flush=True)
+    print("allocated", flush=True)
     input()
     os._exit(0)
 os.wait()
@@ -286,22 +289,22 @@ os.wait()
 
 
 @linux
-def test_shared_memory_counts_once_and_that_of_no_process_too() -> None:
+def test_shared_memory_counts_once_and_unmapped_files_count() -> None:
     command = [sys.executable, "-c", _SHARER]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as child:
         assert child.stdin
         assert child.stdout
-        assert child.stdout.readline() == "held\n"
-        held = accounting.tree_mb(child.pid)
-        most = accounting.peak_tree_mb(child.pid)
+        assert child.stdout.readline() == "allocated\n"
+        total = accounting.tree_mb(child.pid)
+        peak = accounting.peak_tree_mb(child.pid)
         child.communicate("\n")
-    assert 70 < held < 95
-    assert most >= held
+    assert 70 < total < 95
+    assert peak >= total
 
 
-def test_health_of_the_model_that_was_asked_for_is_accepted() -> None:
+def test_health_with_the_requested_model_is_accepted() -> None:
     check_health({"status": "ready", "model": "m.pt", "precision": "int8"}, "int8")
 
 
@@ -312,17 +315,17 @@ def test_health_of_the_model_that_was_asked_for_is_accepted() -> None:
         ({"precision": "fp32"}, "of precision fp32, not int8"),
         ({}, "of precision None, not int8"),
     ],
-    ids=["fallback", "other", "silent"],
+    ids=["fallback", "other", "none"],
 )
-def test_another_model_is_not_measured(health: dict[str, str], sentence: str) -> None:
+def test_health_with_another_model_is_an_error(health: dict[str, str], sentence: str) -> None:
     with pytest.raises(BenchError, match=sentence):
         check_health(health, "int8")
 
 
-def test_service_is_measured_with_the_database_that_is_emptied(
+def test_pinned_settings_override_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("FIRECOMMIT_DATABASE", "other")
+    monkeypatch.setenv("FIRESTORE_DATABASE", "other")
     monkeypatch.setenv("ALLOWED_BUCKETS", "mine")
     monkeypatch.setenv("DEVICE", "cuda:0")
     pinned = service_settings(BUNDLED_MODEL, 8)
@@ -344,11 +347,11 @@ def test_failed_export_is_reported(tmp_path: Path) -> None:
 
 
 @linux
-def test_process_runs_on_its_cores_and_leaves_ours_alone() -> None:
+def test_process_has_its_cores_and_the_parent_keeps_its_own() -> None:
     before = os.sched_getaffinity(0)
-    one = frozenset({min(before)})
-    with Process(one) as process:
-        assert process.call(os.sched_getaffinity, 0) == one
+    first_core = frozenset({min(before)})
+    with Process(first_core) as process:
+        assert process.call(os.sched_getaffinity, 0) == first_core
         assert process.call(os.getpid) != os.getpid()
     assert os.sched_getaffinity(0) == before
 
@@ -394,7 +397,7 @@ def is_alive(pid: int) -> bool:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
         return False
-    return state != "Z"  # whoever inherited it may not have waited for it yet
+    return state != "Z"  # its new parent may not have waited for it yet
 
 
 @linux
@@ -402,7 +405,7 @@ def test_cores_default_to_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
     assert choose_cores(None) == Cores(frozenset({2}), frozenset({0, 1}))
     assert choose_cores("0-1") == Cores(frozenset({0, 1}), frozenset({2}))
-    assert choose_cores("0-2").rest == {0, 1, 2}
+    assert choose_cores("0-2").others == {0, 1, 2}
 
 
 @linux
@@ -427,13 +430,13 @@ def test_header_names_machine_versions_date_and_model() -> None:
 
 
 class _Echo(BaseHTTPRequestHandler):
-    """Answers with the status that the body asks for."""
+    """Responds with the status that is the request's body."""
 
-    seen: ClassVar[list[str]] = []
+    received: ClassVar[list[str]] = []
 
     def do_POST(self) -> None:
         status = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        self.seen.append(status)
+        self.received.append(status)
         self.send_response(int(status))
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -444,7 +447,7 @@ class _Echo(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def echo() -> Iterator[str]:
-    _Echo.seen.clear()
+    _Echo.received.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Echo)
     thread = Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
@@ -456,24 +459,24 @@ def echo() -> Iterator[str]:
 
 def test_closed_load_sends_everything_once(echo: str) -> None:
     statuses = ["204", "429", "500", "204"]
-    answers = send_closed(echo, [Request({}, s.encode()) for s in statuses], clients=2)
-    assert [answer.status for answer in answers] == [204, 429, 500, 204]
-    assert [answer.is_good for answer in answers] == [True, False, False, True]
-    assert sorted(_Echo.seen) == sorted(statuses)
+    responses = send_closed(echo, [Request({}, s.encode()) for s in statuses], clients=2)
+    assert [response.status for response in responses] == [204, 429, 500, 204]
+    assert [response.is_good for response in responses] == [True, False, False, True]
+    assert sorted(_Echo.received) == sorted(statuses)
 
 
 def test_open_load_is_spread_over_time(echo: str) -> None:
-    answers = send_open(echo, [Request({}, b"204")] * 20, rate=100.0)
-    due = [answer.due for answer in answers]
+    responses = send_open(echo, [Request({}, b"204")] * 20, rate=100.0)
+    due = [response.due for response in responses]
     assert due == sorted(due)
-    assert 0.05 < due[-1] < 1.0  # 20 at 100 a second, at random but seeded
-    assert all(answer.due <= answer.sent <= answer.answered for answer in answers)
+    assert 0.05 < due[-1] < 1.0  # 20 requests at 100 per second, drawn from a seed
+    assert all(response.due <= response.sent <= response.completed for response in responses)
 
 
 def test_refused_connection_counts_as_no_response() -> None:
-    nobody = f"http://127.0.0.1:{free_port()}"
-    answers = send_closed(nobody, [Request({}, b"204")], clients=1)
-    assert answers[0].status == 0
+    unused_url = f"http://127.0.0.1:{free_port()}"
+    responses = send_closed(unused_url, [Request({}, b"204")], clients=1)
+    assert responses[0].status == 0
 
 
 def test_images_are_sampled_evenly_and_other_files_skipped(tmp_path: Path) -> None:
@@ -481,15 +484,15 @@ def test_images_are_sampled_evenly_and_other_files_skipped(tmp_path: Path) -> No
         size = 32 if number < 6 else 48
         cv2.imwrite(str(tmp_path / f"{number:02}.png"), np.zeros((size, 64, 3), np.uint8))
     (tmp_path / "06.png").write_bytes(b"")
-    told: list[str] = []
-    chosen, sizes = choose_images(tmp_path, told.append, is_quick=True)
+    messages: list[str] = []
+    chosen, sizes = choose_images(tmp_path, messages.append, is_quick=True)
     assert [file.name for file in chosen] == ["00.png", "03.png", "09.png", "12.png"]
     assert sizes == 2
-    assert len(told) == 1
-    assert "06.png" in told[0]
+    assert len(messages) == 1
+    assert "06.png" in messages[0]
 
 
-def test_a_folder_without_images_is_an_error(tmp_path: Path) -> None:
+def test_folder_without_images_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="There are no images in"):
         choose_images(tmp_path, print, is_quick=False)
 
@@ -497,10 +500,10 @@ def test_a_folder_without_images_is_an_error(tmp_path: Path) -> None:
 PRICES = Prices.read(DEFAULT_PRICES)
 
 
-def test_point_summarises_what_was_served() -> None:
-    answers = [Answer(i, i + 0.1, i + 0.5, 204) for i in range(9)]
-    answers.append(Answer(9, 9.1, 9.2, 429))
-    point = curve.point_of(answers, cpu_seconds=1.8, prices=PRICES)
+def test_point_summarises_served_and_rejected_requests() -> None:
+    responses = [Response(i, i + 0.1, i + 0.5, 204) for i in range(9)]
+    responses.append(Response(9, 9.1, 9.2, 429))
+    point = curve.point_of(responses, cpu_seconds=1.8, prices=PRICES)
     assert point.offered_per_second == pytest.approx(10 / 9)
     assert point.p50_ms == pytest.approx(500)
     assert point.refused_share == pytest.approx(0.1)
@@ -512,7 +515,7 @@ def test_point_summarises_what_was_served() -> None:
 
 def test_load_without_a_success_is_an_error() -> None:
     with pytest.raises(BenchError, match="no request succeeded"):
-        curve.point_of([Answer(1, 1, 2, 503)], 1.0, PRICES)
+        curve.point_of([Response(1, 1, 2, 503)], 1.0, PRICES)
 
 
 def test_plot_is_a_png_of_all_axes(tmp_path: Path) -> None:
@@ -524,10 +527,10 @@ def test_plot_is_a_png_of_all_axes(tmp_path: Path) -> None:
     assert file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     drawn = cv2.imread(str(file))
     assert drawn is not None and drawn.shape[0] > drawn.shape[1] > 500
-    assert drawn.std() > 5  # not an empty sheet
+    assert drawn.std() > 5  # it is not blank
 
 
-def test_curve_section_has_a_row_a_load_and_the_prices() -> None:
+def test_curve_section_has_a_row_per_load_and_the_prices() -> None:
     points = [curve.Point(1.0, 1.0, 0, 40, 90, 5e4, 2.0), curve.Point(2.0, 2.0, 0.5, 1, 2, 3, 4)]
     section = curve.curve_section(points, [curve.Level("alternative", 3, 1e5, 6)], PRICES)
     assert section.rows[1][:3] == ("2.00", "2.00", "50%")

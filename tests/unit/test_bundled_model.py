@@ -25,7 +25,7 @@ def scenes() -> list[Scene]:
     return [scene for _, scene in sample_scenes()]
 
 
-def test_bundled_model_is_small_and_says_what_it_is(detector: Detector) -> None:
+def test_bundled_model_is_small_and_has_its_metadata(detector: Detector) -> None:
     files = [file for file in BUNDLED_MODEL.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= MAX_BYTES
     assert BUNDLED_MODEL / "canary" / "expected.json" in files
@@ -33,7 +33,7 @@ def test_bundled_model_is_small_and_says_what_it_is(detector: Detector) -> None:
     assert len(detector.info.sha256) == 64
 
 
-def test_bundled_model_finds_what_was_drawn(detector: Detector, scenes: list[Scene]) -> None:
+def test_bundled_model_detects_the_drawn_shapes(detector: Detector, scenes: list[Scene]) -> None:
     found = list(detector.detect([scene.image for scene in scenes]))
     drawn = sum(len(scene.objects) for scene in scenes)
     matched = sum(
@@ -48,7 +48,7 @@ def test_bundled_model_finds_what_was_drawn(detector: Detector, scenes: list[Sce
     assert sum(map(len, found)) <= 1.1 * drawn
 
 
-def test_bundled_model_finds_the_same_in_a_batch_and_alone(
+def test_bundled_model_detects_the_same_in_a_batch_and_alone(
     detector: Detector, scenes: list[Scene]
 ) -> None:
     together = detector.detect([scene.image for scene in scenes])
@@ -67,7 +67,7 @@ def test_bundled_model_detects_nothing_in_no_images(detector: Detector) -> None:
     [(1, 20_000), (20_000, 1), (1, 1), (320, 20)],
     ids=["tall", "wide", "pixel", "strip"],
 )
-def test_bundled_model_takes_thin_images(detector: Detector, width: int, height: int) -> None:
+def test_bundled_model_accepts_thin_images(detector: Detector, width: int, height: int) -> None:
     """The head wants 300 anchors at least; the smallest input of a thin image has fewer."""
     (found,) = detector.detect([np.full((height, width, 3), 114, np.uint8)])
     assert all(box.box.x2 <= width and box.box.y2 <= height for box in found)

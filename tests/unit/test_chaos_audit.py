@@ -1,4 +1,4 @@
-"""The audit finds each kind of problem, and nothing where there is none."""
+"""The audit reports each kind of problem, and none in a clean run."""
 
 import hashlib
 from dataclasses import replace
@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from devtools.chaos.audit import Expectation, Found, Report, Wanted, audit
-from devtools.chaos.excuses import Answer, Excuse, Faults, LogLine, Replacement, Silence
+from devtools.chaos.audit import Ending, Expectation, Report, StoredDocument, audit
+from devtools.chaos.excuses import Excuse, Faults, LogLine, Replacement, Response, Silence
 from devtools.chaos.plan import FaultKind
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
@@ -22,19 +22,19 @@ def detection(x: float = 10.0, label: str = "star", confidence: float = 0.9) -> 
 
 
 GOOD = Expectation(
-    "gs://uploads/a.jpg", 1, 100, "md5-a", Wanted.DONE, detections=[detection()], image=IMAGE,
+    "gs://uploads/a.jpg", 1, 100, "md5-a", Ending.DONE, detections=[detection()], image=IMAGE,
     model=MODEL,
 )  # fmt: skip
 OTHER = replace(GOOD, uri="gs://uploads/b.jpg", md5="md5-b", detections=[detection(x=200)])
-BAD = Expectation("gs://uploads/c.jpg", 3, 5, "md5-c", Wanted.FAILED, code="corrupt_image")
-GONE = replace(GOOD, uri="gs://uploads/d.jpg", wanted=Wanted.NOTHING)
+BAD = Expectation("gs://uploads/c.jpg", 3, 5, "md5-c", Ending.FAILED, code="corrupt_image")
+GONE = replace(GOOD, uri="gs://uploads/d.jpg", ending=Ending.NOTHING)
 ALL = [GOOD, OTHER, BAD, GONE]
 
 
-def record(expectation: Expectation, **other: Any) -> Found:
-    """The right document of an upload, but for `other`."""
+def record(expectation: Expectation, **other: Any) -> StoredDocument:
+    """Return the correct document of an upload, with other values for some fields."""
     detections = list(expectation.detections)
-    labels = [found["label"] for found in detections]
+    labels = [detection["label"] for detection in detections]
     fields = {
         "uri": expectation.uri,
         "bucket": "uploads",
@@ -44,21 +44,23 @@ def record(expectation: Expectation, **other: Any) -> Found:
         "size": expectation.size,
         "md5": expectation.md5,
         "status": "failed" if expectation.code else "done",
-        "error": {"code": expectation.code, "message": "It is."} if expectation.code else None,
+        "error": {"code": expectation.code, "message": "It is damaged."}
+        if expectation.code
+        else None,
         "image": expectation.image,
         "model": expectation.model,
         "detections": detections,
         "labels": sorted(set(labels)),
         "counts": {label: labels.count(label) for label in labels},
         "num_detections": len(detections),
-        "max_confidence": max((found["confidence"] for found in detections), default=None),
+        "max_confidence": max((each["confidence"] for each in detections), default=None),
         "batch_size": 3,
         "timings": {"decode_ms": 1.0},
         "event_time": NOW,
         "created_at": NOW,
     }
     id = hashlib.sha256(f"{expectation.uri}#{expectation.generation}".encode()).hexdigest()[:40]
-    return Found(id, fields | other, NOW, NOW)
+    return StoredDocument(id, fields | other, NOW, NOW)
 
 
 RIGHT = [record(GOOD), record(OTHER), record(BAD)]
@@ -70,20 +72,20 @@ def infer(images: int) -> list[LogLine]:
 
 def judge(
     expectations: list[Expectation],
-    documents: list[Found],
+    documents: list[StoredDocument],
     *,
     inferences: int | None = None,
     log: list[LogLine] | None = None,
     **others: Any,
 ) -> Report:
-    """Audit, with as many inferences as there are good documents when no number is given."""
+    """Audit. By default there are as many inferences as good documents."""
     if inferences is None:
         inferences = audit(expectations, documents).done
     return audit(expectations, documents, log=[*infer(inferences), *(log or [])], **others)
 
 
 def problems(report: Report) -> dict[str, list[str]]:
-    return {kind: found for kind, found in report.problems.items() if found}
+    return {kind: sentences for kind, sentences in report.problems.items() if sentences}
 
 
 def test_right_documents_are_clean() -> None:
@@ -96,7 +98,7 @@ def test_missing_document_is_lost() -> None:
     assert problems(judge(ALL, RIGHT[1:])) == {"lost": ["gs://uploads/a.jpg#1 has no document"]}
 
 
-def test_missing_failure_is_lost() -> None:
+def test_missing_failed_document_is_lost() -> None:
     assert list(problems(judge(ALL, RIGHT[:2]))) == ["lost"]
 
 
@@ -107,13 +109,13 @@ def test_second_document_is_a_duplicate() -> None:
 
 
 def test_document_written_again_is_a_duplicate() -> None:
-    again = replace(RIGHT[0], updated=NOW + timedelta(microseconds=1))
-    assert problems(judge(ALL, [again, *RIGHT[1:]])) == {
+    rewritten = replace(RIGHT[0], updated=NOW + timedelta(microseconds=1))
+    assert problems(judge(ALL, [rewritten, *RIGHT[1:]])) == {
         "duplicated": ["gs://uploads/a.jpg#1 was written more than once"]
     }
 
 
-def test_detections_of_another_image_are_crossed_and_name_it() -> None:
+def test_detections_of_another_image_are_reported_with_its_uri() -> None:
     crossed = record(GOOD, detections=list(OTHER.detections))
     assert problems(judge(ALL, [crossed, *RIGHT[1:]])) == {
         "crossed": ["gs://uploads/a.jpg#1 has the detections of gs://uploads/b.jpg#1"]
@@ -135,9 +137,9 @@ def test_detections_of_another_image_are_crossed_and_name_it() -> None:
     ],
     ids=["md5", "size", "shape", "none", "twice", "label", "confidence", "box", "class"],
 )
-def test_document_of_something_else_is_crossed(other: dict[str, Any]) -> None:
-    found = problems(judge(ALL, [record(GOOD, **other), *RIGHT[1:]]))
-    assert list(found) == ["crossed"]
+def test_document_with_values_of_another_image_is_crossed(other: dict[str, Any]) -> None:
+    report = judge(ALL, [record(GOOD, **other), *RIGHT[1:]])
+    assert list(problems(report)) == ["crossed"]
 
 
 @pytest.mark.parametrize(
@@ -145,9 +147,9 @@ def test_document_of_something_else_is_crossed(other: dict[str, Any]) -> None:
     [{"detections": [detection()]}, {"image": IMAGE}],
     ids=["detections", "shape"],
 )
-def test_failure_with_something_of_a_image_is_crossed(other: dict[str, Any]) -> None:
-    found = problems(judge(ALL, [*RIGHT[:2], record(BAD, **other)]))
-    assert list(found) == ["crossed"]
+def test_failed_document_with_image_fields_is_crossed(other: dict[str, Any]) -> None:
+    report = judge(ALL, [*RIGHT[:2], record(BAD, **other)])
+    assert list(problems(report)) == ["crossed"]
 
 
 @pytest.mark.parametrize("expectation", [GOOD, BAD], ids=["done", "failed"])
@@ -167,7 +169,7 @@ def test_failure_with_something_of_a_image_is_crossed(other: dict[str, Any]) -> 
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_field_that_is_another_s_is_wrong_and_named(
+def test_wrong_field_is_reported_by_name(
     expectation: Expectation, other: dict[str, Any], name: str
 ) -> None:
     report = judge([expectation], [record(expectation, **other)])
@@ -176,20 +178,20 @@ def test_field_that_is_another_s_is_wrong_and_named(
 
 
 @pytest.mark.parametrize("name", ["timings", "batch_size", "event_time", "created_at", "labels"])
-def test_field_that_is_missing_is_wrong_and_named(name: str) -> None:
-    found = record(BAD)
-    fields = {key: value for key, value in found.fields.items() if key != name}
-    assert problems(judge([BAD], [replace(found, fields=fields)])) == {
+def test_missing_field_is_reported_by_name(name: str) -> None:
+    document = record(BAD)
+    fields = {key: value for key, value in document.fields.items() if key != name}
+    assert problems(judge([BAD], [replace(document, fields=fields)])) == {
         "wrong": [f"gs://uploads/c.jpg#3 has another {name}"]
     }
 
 
 @pytest.mark.parametrize(
     ("expectation", "error"),
-    [(BAD, {"code": "corrupt_image"}), (GOOD, {"code": None, "message": "It is."})],
+    [(BAD, {"code": "corrupt_image"}), (GOOD, {"code": None, "message": "It is damaged."})],
     ids=["failed-without", "done-with"],
 )
-def test_error_has_its_sentence_when_there_is_one(
+def test_only_failed_documents_have_an_error_message(
     expectation: Expectation, error: dict[str, Any]
 ) -> None:
     report = judge([expectation], [record(expectation, error=error)])
@@ -205,9 +207,9 @@ def test_document_under_another_id_is_wrong() -> None:
 
 def test_order_and_last_digits_of_detections_do_not_matter() -> None:
     two = replace(GOOD, detections=[detection(), detection(x=90)])
-    found = record(two, detections=[detection(x=90.1), detection(confidence=0.901)])
-    found = replace(found, fields=dict(found.fields) | {"max_confidence": 0.901})
-    assert judge([two], [found]).is_clean
+    document = record(two, detections=[detection(x=90.1), detection(confidence=0.901)])
+    document = replace(document, fields=dict(document.fields) | {"max_confidence": 0.901})
+    assert judge([two], [document]).is_clean
 
 
 @pytest.mark.parametrize(
@@ -220,26 +222,28 @@ def test_order_and_last_digits_of_detections_do_not_matter() -> None:
     ],
     ids=["other-code", "done-though-bad", "failed-though-good", "was-gone"],
 )
-def test_record_of_the_wrong_kind_is_wrong(expectation: Expectation, other: dict[str, Any]) -> None:
-    found = problems(judge([expectation], [record(expectation, **other)]))
-    assert list(found) == ["wrong"]
+def test_document_with_another_status_or_code_is_wrong(
+    expectation: Expectation, other: dict[str, Any]
+) -> None:
+    report = judge([expectation], [record(expectation, **other)])
+    assert list(problems(report)) == ["wrong"]
 
 
-def test_document_of_nothing_uploaded_is_wrong() -> None:
+def test_document_without_an_upload_is_wrong() -> None:
     stray = record(replace(GOOD, generation=2))
     assert list(problems(judge(ALL, [*RIGHT, stray]))) == ["wrong"]
 
 
 @pytest.mark.parametrize("is_there", [True, False])
 def test_object_deleted_during_delivery_may_have_a_document(is_there: bool) -> None:
-    raced = replace(GOOD, wanted=Wanted.DONE_OR_NOTHING)
+    raced = replace(GOOD, ending=Ending.DONE_OR_NOTHING)
     report = judge([raced], [record(raced)] if is_there else [])
     assert report.is_clean
     assert (report.done, report.superseded) == ((1, 0) if is_there else (0, 1))
 
 
 def test_object_deleted_during_delivery_has_no_other_document() -> None:
-    raced = replace(GOOD, wanted=Wanted.DONE_OR_NOTHING)
+    raced = replace(GOOD, ending=Ending.DONE_OR_NOTHING)
     assert list(problems(judge([raced], [record(raced, md5="md5-b")]))) == ["crossed"]
 
 
@@ -247,16 +251,16 @@ def test_event_never_acknowledged_is_stuck() -> None:
     assert problems(judge(ALL, RIGHT, stuck=["a.jpg"])) == {"stuck": ["a.jpg"]}
 
 
-def test_service_that_did_not_come_back_is_unexpected() -> None:
+def test_service_that_did_not_recover_is_unexpected() -> None:
     assert problems(judge(ALL, RIGHT, failures=["service-0"])) == {"unexpected": ["service-0"]}
 
 
 def test_unexplained_errors_and_responses_are_unexpected() -> None:
-    log = [LogLine("service-0", 1, "ERROR", "Oh")]
-    answers = [Answer("service-0", 0, 1, 500), Answer("service-0", 0, 1, None)]
-    assert problems(judge(ALL, RIGHT, log=log, answers=answers)) == {
+    log = [LogLine("service-0", 1, "ERROR", "It failed")]
+    responses = [Response("service-0", 0, 1, 500), Response("service-0", 0, 1, None)]
+    assert problems(judge(ALL, RIGHT, log=log, responses=responses)) == {
         "unexpected": [
-            "service-0 logged: Oh",
+            "service-0 logged: It failed",
             "service-0 returned 500",
             "1 connections broke, and no fault explains it",
         ]
@@ -264,23 +268,23 @@ def test_unexplained_errors_and_responses_are_unexpected() -> None:
 
 
 def test_missing_responses_without_a_fault_are_unexpected() -> None:
-    report = judge(ALL, RIGHT, answers=[Answer("service-0", 0, 10, None)] * 1000)
+    report = judge(ALL, RIGHT, responses=[Response("service-0", 0, 10, None)] * 1000)
     assert problems(report) == {
         "unexpected": ["1000 of 1000 deliveries had no response in time, with no process fault"]
     }
 
 
-def test_what_faults_explain_is_counted_and_clean() -> None:
+def test_explained_errors_and_responses_are_counted_and_clean() -> None:
     log = [LogLine("service-0", 1, "ERROR", "Worker (pid:17) was sent SIGKILL!")]
-    answers = [Answer("service-0", 0, 1, status) for status in (204, 204, 429, 503, None)]
+    responses = [Response("service-0", 0, 1, status) for status in (204, 204, 429, 503, None)]
     faults = Faults([Excuse("service-0", FaultKind.KILL_WORKER, 0.5, 0.6, 2)])
-    report = judge(ALL, RIGHT, log=log, answers=answers, faults=faults)
+    report = judge(ALL, RIGHT, log=log, responses=responses, faults=faults)
     assert report.is_clean
-    assert report.answers == {"204": 2, "429": 1, "503": 1, "none": 1}
+    assert report.responses == {"204": 2, "429": 1, "503": 1, "none": 1}
     assert report.silences == {Silence.PROCESS: 1}
 
 
-def test_unexplained_ends_and_failed_liveness_are_kills() -> None:
+def test_unexplained_crash_or_replacement_is_a_killed_service() -> None:
     log = [LogLine("service-0", 1, "ERROR", "Worker (pid:17) was sent SIGSEGV!")]
     faults = Faults(replacements=[Replacement("service-1", 1, 2)])
     report = judge(ALL, RIGHT, log=log, faults=faults)
@@ -324,8 +328,8 @@ def test_more_outcomes_than_documents_are_duplicates() -> None:
 def test_superseded_inference_needs_a_second_delivery() -> None:
     log = [count(superseded=2)]
     assert judge(ALL, RIGHT, log=log, messages=6).is_clean
-    answers = [Answer("service-0", 0, 1, 503)] * 2
-    assert judge(ALL, RIGHT, log=log, answers=answers).is_clean
+    responses = [Response("service-0", 0, 1, 503)] * 2
+    assert judge(ALL, RIGHT, log=log, responses=responses).is_clean
     assert problems(judge(ALL, RIGHT, log=log, messages=5)) == {
         "unexpected": ["2 superseded inferences, with 1 second deliveries"]
     }
@@ -364,7 +368,7 @@ def test_waste_is_limited(inferences: int, superseded: int, is_clean: bool) -> N
     ],
     ids=["none", "one-missing", "killed", "disk", "more-than-the-disk", "memory"],
 )
-def test_fewer_inferences_than_images_are_not_believed(
+def test_fewer_inferences_than_images_are_a_problem(
     inferences: int, faults: Faults, is_clean: bool
 ) -> None:
     documents = [record(expectation) for expectation in HUNDRED]

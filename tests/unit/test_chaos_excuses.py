@@ -1,4 +1,4 @@
-"""What faults explain of errors and missing answers, and what stays unexpected."""
+"""Faults explain some errors and missing responses. Any other is unexpected."""
 
 from collections import Counter
 from dataclasses import replace
@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 
 from devtools.chaos.excuses import (
-    Answer,
     Excuse,
     Faults,
     LogLine,
     Replacement,
+    Response,
     Silence,
     killed_services,
-    unexpected_answers,
     unexpected_lines,
+    unexpected_responses,
     unexpected_silences,
 )
 from devtools.chaos.plan import FaultKind
@@ -30,8 +30,8 @@ def error(
     return LogLine(service, seconds, "ERROR", message)
 
 
-def silence(began: float, seconds: float = 10.0, service: str = "service-0") -> Answer:
-    return Answer(service, began, began + seconds, None)
+def no_response(began: float, seconds: float = 10.0, service: str = "service-0") -> Response:
+    return Response(service, began, began + seconds, None)
 
 
 @pytest.mark.parametrize(
@@ -43,18 +43,18 @@ def silence(began: float, seconds: float = 10.0, service: str = "service-0") -> 
         ("service-0", 119, False),
         ("service-1", 101, False),
     ],
-    ids=["during", "soon-after", "before", "not-back-yet", "elsewhere"],
+    ids=["during", "soon-after", "before", "long-after", "other-service"],
 )
 def test_errors_are_explained_only_while_memory_is_short(
     service: str, seconds: float, is_explained: bool
 ) -> None:
     faults = Faults([MEMORY])
-    line, answer = error(seconds, service=service), Answer(service, seconds - 1, seconds, 500)
-    found = [*unexpected_lines([line], faults), *unexpected_answers([answer], faults)]
-    assert len(found) == (0 if is_explained else 2)
+    line, response = error(seconds, service=service), Response(service, seconds - 1, seconds, 500)
+    unexpected = [*unexpected_lines([line], faults), *unexpected_responses([response], faults)]
+    assert len(unexpected) == (0 if is_explained else 2)
 
 
-def test_lines_below_errors_are_not_judged() -> None:
+def test_warnings_need_no_explanation() -> None:
     assert not unexpected_lines([replace(error(1), severity="WARNING")], Faults())
 
 
@@ -75,7 +75,7 @@ def test_worker_may_end_only_when_it_was_killed(message: str, kind: FaultKind) -
     assert bool(killed_services([error(50, message)], faults)) == (kind is FaultKind.STOP)
     assert killed_services([error(70, message)], faults) == [f"service-0 logged: {message}"]
     assert killed_services([error(50, message, "service-1")], faults)
-    assert not unexpected_lines([error(70, message)], faults)  # it is listed once
+    assert not unexpected_lines([error(70, message)], faults)  # `killed_services` lists it
     assert unexpected_lines([error(50, "Failed to handle a message")], faults)
 
 
@@ -96,15 +96,15 @@ def test_worker_may_end_only_when_it_was_killed(message: str, kind: FaultKind) -
         "hang",
         "failure",
         "memory",
-        "found-late",
+        "detected-late",
         "too-late",
         "before",
-        "elsewhere",
+        "other-service",
         "decoders",
         "disk",
     ],
 )
-def test_liveness_may_fail_only_after_what_breaks_a_process(
+def test_liveness_may_fail_only_after_certain_faults(
     kind: FaultKind, service: str, started: float, is_explained: bool
 ) -> None:
     replaced = Replacement(service, started, started + 5)
@@ -116,30 +116,32 @@ def test_liveness_may_fail_only_after_what_breaks_a_process(
 
 @pytest.mark.parametrize("status", [204, 429, 503, None])
 def test_usual_responses_are_expected(status: int | None) -> None:
-    assert not unexpected_answers([Answer("service-0", 1, 2, status)], Faults())
+    assert not unexpected_responses([Response("service-0", 1, 2, status)], Faults())
 
 
 @pytest.mark.parametrize("status", [200, 400, 413, 500])
 def test_other_responses_are_unexpected(status: int) -> None:
-    found = unexpected_answers([Answer("service-0", 1, 2, status)], Faults([KILLED]))
-    assert found == [f"service-0 returned {status}"]
+    unexpected = unexpected_responses([Response("service-0", 1, 2, status)], Faults([KILLED]))
+    assert unexpected == [f"service-0 returned {status}"]
 
 
 @pytest.mark.parametrize(
-    ("answer", "reason"),
+    ("response", "reason"),
     [
-        (silence(45), Silence.PROCESS),
-        (silence(52), Silence.PROCESS),
-        (silence(50, seconds=0.1), Silence.PROCESS),
-        (silence(54), Silence.SLOW),
-        (silence(38), Silence.SLOW),
-        (silence(45, service="service-1"), Silence.SLOW),
-        (silence(54, seconds=0.1), Silence.BROKEN),
+        (no_response(45), Silence.PROCESS),
+        (no_response(52), Silence.PROCESS),
+        (no_response(50, seconds=0.1), Silence.PROCESS),
+        (no_response(54), Silence.SLOW),
+        (no_response(38), Silence.SLOW),
+        (no_response(45, service="service-1"), Silence.SLOW),
+        (no_response(54, seconds=0.1), Silence.BROKEN),
     ],
-    ids=["across", "before-it-is-back", "broken", "after", "before", "elsewhere", "broken-after"],
+    ids=["across", "not-ready", "broken", "after", "before", "other-service", "broken-after"],
 )
-def test_silence_is_a_process_fault_s_only_while_it_lasts(answer: Answer, reason: Silence) -> None:
-    assert Faults([KILLED]).explain_silence(answer) is reason
+def test_fault_explains_missing_responses_only_while_it_lasts(
+    response: Response, reason: Silence
+) -> None:
+    assert Faults([KILLED]).explain_silence(response) is reason
 
 
 @pytest.mark.parametrize(
@@ -151,22 +153,22 @@ def test_silence_is_a_process_fault_s_only_while_it_lasts(answer: Answer, reason
         (FaultKind.DISK, 10, Silence.SLOW),
     ],
 )
-def test_pause_and_full_disk_break_no_connection(
+def test_pause_and_full_disk_explain_no_broken_connection(
     kind: FaultKind, seconds: float, reason: Silence
 ) -> None:
     faults = Faults([replace(KILLED, kind=kind)])
-    assert faults.explain_silence(silence(50, seconds)) is reason
+    assert faults.explain_silence(no_response(50, seconds)) is reason
 
 
-def test_replacement_of_an_instance_explains_a_silence() -> None:
+def test_replacement_explains_a_missing_response() -> None:
     faults = Faults(replacements=[Replacement("service-0", 49, 53)])
-    assert faults.explain_silence(silence(50, seconds=0.1)) is Silence.PROCESS
-    assert faults.explain_silence(silence(54, seconds=0.1)) is Silence.BROKEN
+    assert faults.explain_silence(no_response(50, seconds=0.1)) is Silence.PROCESS
+    assert faults.explain_silence(no_response(54, seconds=0.1)) is Silence.BROKEN
 
 
-def test_response_deadline_is_that_of_the_run() -> None:
-    assert Faults(answer_seconds=5).explain_silence(silence(1, 5)) is Silence.SLOW
-    assert Faults(answer_seconds=10).explain_silence(silence(1, 5)) is Silence.BROKEN
+def test_response_is_late_after_the_ack_deadline_of_the_run() -> None:
+    assert Faults(ack_deadline_seconds=5).explain_silence(no_response(1, 5)) is Silence.SLOW
+    assert Faults(ack_deadline_seconds=10).explain_silence(no_response(1, 5)) is Silence.BROKEN
 
 
 @pytest.mark.parametrize(
@@ -184,8 +186,8 @@ def test_response_deadline_is_that_of_the_run() -> None:
         "explained",
         "few",
         "many",
-        "few-of-the-others",
-        "many-of-the-others",
+        "few-without-a-fault",
+        "many-without-a-fault",
         "broken",
         "all",
     ],

@@ -1,4 +1,4 @@
-"""What the service sees of Firestore through the proxy, fault by fault."""
+"""Responses of Firestore through the proxy, with each fault."""
 
 import threading
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ LOOPBACK = [("grpc.enable_http_proxy", 0)]
 
 
 class Upstream(grpc.GenericRpcHandler):  # type: ignore[misc]  # published without types
-    """Commits count; reads are streams of three."""
+    """A server that records commits, and streams three messages for a read."""
 
     def __init__(self) -> None:
         self.commits: list[bytes] = []
@@ -32,7 +32,7 @@ class Upstream(grpc.GenericRpcHandler):  # type: ignore[misc]  # published witho
 
     def _commit(self, request: bytes, context: Any) -> bytes:
         if request == b"twice":
-            context.abort(grpc.StatusCode.ALREADY_EXISTS, "it is there")
+            context.abort(grpc.StatusCode.ALREADY_EXISTS, "it exists")
         self.commits.append(request)
         return b"committed"
 
@@ -61,8 +61,8 @@ def channel(proxy: FirestoreProxy) -> Iterator[Any]:
 
 def commit(channel: Any, request: bytes = b"writes") -> bytes:
     metadata = [("google-cloud-resource-prefix", "projects/p")]
-    answer = channel.unary_unary(COMMIT)(request, timeout=PATIENCE_SECONDS, metadata=metadata)
-    return bytes(answer)
+    response = channel.unary_unary(COMMIT)(request, timeout=PATIENCE_SECONDS, metadata=metadata)
+    return bytes(response)
 
 
 def code_of(channel: Any, request: bytes = b"writes") -> Any:
@@ -89,7 +89,7 @@ def test_errors_of_the_emulator_pass_unchanged(channel: Any) -> None:
         (FaultKind.FIRESTORE_EXHAUSTED, grpc.StatusCode.RESOURCE_EXHAUSTED),
     ],
 )
-def test_refused_call_is_not_forwarded(
+def test_failed_call_is_not_forwarded(
     channel: Any, proxy: FirestoreProxy, upstream: Upstream, kind: FaultKind, code: Any
 ) -> None:
     proxy.armed.arm(kind, 1)
@@ -101,7 +101,7 @@ def test_refused_call_is_not_forwarded(
 def test_commit_with_a_lost_response_is_done(
     channel: Any, proxy: FirestoreProxy, upstream: Upstream
 ) -> None:
-    proxy.armed.arm(FaultKind.FIRESTORE_ANSWER_LOST, 1)
+    proxy.armed.arm(FaultKind.FIRESTORE_RESPONSE_LOST, 1)
     assert list(channel.unary_stream(READ)(b"ids", timeout=PATIENCE_SECONDS)) == [b"ids"] * 3
     assert code_of(channel) is grpc.StatusCode.UNAVAILABLE
     assert upstream.commits == [b"writes"]
@@ -110,17 +110,17 @@ def test_commit_with_a_lost_response_is_done(
 def test_restarted_proxy_listens_on_the_same_port_again(
     channel: Any, proxy: FirestoreProxy
 ) -> None:
-    again, host = threading.Event(), proxy.host
+    listen_again, host = threading.Event(), proxy.host
     with ThreadPoolExecutor(1) as thread:
-        restart = thread.submit(proxy.restart, again, PATIENCE_SECONDS)
+        restart = thread.submit(proxy.restart, listen_again, PATIENCE_SECONDS)
         while not restart.done():
             try:
                 commit(channel)
             except grpc.RpcError:
-                again.set()
+                listen_again.set()
         restart.result()
     assert proxy.host == host
-    assert again.is_set()
+    assert listen_again.is_set()
     assert proxy.restarts == 1
-    answer = channel.unary_unary(COMMIT)(b"", timeout=PATIENCE_SECONDS, wait_for_ready=True)
-    assert answer == b"committed"
+    response = channel.unary_unary(COMMIT)(b"", timeout=PATIENCE_SECONDS, wait_for_ready=True)
+    assert response == b"committed"

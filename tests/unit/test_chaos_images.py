@@ -1,4 +1,4 @@
-"""The bytes of a chaos run, seen by the service's own decoder and model."""
+"""The files of a chaos run, read by the service's own decoder and model."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from devtools.chaos.images import (
     MAX_IMAGE_BYTES,
     Images,
     SceneError,
-    find_alone,
+    detect_alone,
     md5,
 )
 from devtools.chaos.plan import Kind, Plan, Upload, make_plan
@@ -22,13 +22,11 @@ from service.inference.loading import load_detector
 from service.settings import BUNDLED_MODEL, Settings
 
 KINDS = list(Kind)
-
-
-SCENES = {"JPEG": 1, "GIF": 5, "TIFF": 11, "WEBP": 17}
+SCENES = {"JPEG": 1, "GIF": 5, "TIFF": 11, "WEBP": 17}  # a scene of each format
 
 
 def make_uploads(scene: int) -> list[Upload]:
-    """Two of each kind, of the same scene."""
+    """Return two uploads of each kind, all of the same scene."""
     return [Upload(i, f"{i}.jpg", KINDS[i % len(KINDS)], scene) for i in range(2 * len(KINDS))]
 
 
@@ -56,13 +54,13 @@ def test_uploads_of_one_scene_differ_in_bytes(images: Images, uploads: list[Uplo
 def test_good_upload_has_the_pixels_of_its_scene(images: Images, uploads: list[Upload]) -> None:
     content, scene = images.content(uploads[0]), images.scenes[uploads[0].scene]
     assert content != scene
-    mine, drawn = (decode(data, max_pixels=10**6).pixels for data in (content, scene))
-    assert np.array_equal(mine, drawn)
+    uploaded, drawn = (decode(data, max_pixels=10**6).pixels for data in (content, scene))
+    assert np.array_equal(uploaded, drawn)
     assert len(content) < MAX_IMAGE_BYTES
 
 
 @pytest.mark.parametrize("kind", [kind for kind in CODES if not kind.poison])
-def test_bad_upload_is_bad_in_the_way_that_the_audit_expects(
+def test_bad_upload_fails_with_the_code_that_the_audit_expects(
     kind: Kind, images: Images, uploads: list[Upload]
 ) -> None:
     content = images.content(uploads[KINDS.index(kind)])
@@ -88,25 +86,23 @@ def test_poisonous_upload_is_a_good_image_with_a_mark(
 def test_every_drawn_image_has_its_own_detections(
     images: Images, detector: Detector, tmp_path: Path
 ) -> None:
-    found = find_alone(images.scenes, detector, tmp_path)
-    assert all(document["detections"] for document in found)
-    assert found[0]["image"] == {"width": 480, "height": 360, "format": "JPEG"}
-    assert {found[scene]["image"]["format"] for scene in SCENES.values()} == set(SCENES)
+    documents = detect_alone(images.scenes, detector, tmp_path)
+    assert all(document["detections"] for document in documents)
+    assert documents[0]["image"] == {"width": 480, "height": 360, "format": "JPEG"}
+    assert {documents[scene]["image"]["format"] for scene in SCENES.values()} == set(SCENES)
 
 
-def test_images_that_look_the_same_are_refused(
-    images: Images, detector: Detector, tmp_path: Path
-) -> None:
+def test_equal_images_are_an_error(images: Images, detector: Detector, tmp_path: Path) -> None:
     with pytest.raises(SceneError):
-        find_alone([images.scenes[0]] * 2, detector, tmp_path)
+        detect_alone([images.scenes[0]] * 2, detector, tmp_path)
 
 
-def test_images_that_look_alike_to_the_audit_are_refused(
+def test_images_that_the_audit_cannot_distinguish_are_an_error(
     images: Images, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("devtools.chaos.images.is_same_image", lambda one, other: True)
+    monkeypatch.setattr("devtools.chaos.images.is_same_image", lambda reference, fields: True)
     with pytest.raises(SceneError):
-        find_alone(images.scenes[:2], detector, tmp_path)
+        detect_alone(images.scenes[:2], detector, tmp_path)
 
 
 def test_every_format_is_among_the_images_of_a_short_run() -> None:

@@ -1,4 +1,4 @@
-"""What a chaos run is going to do."""
+"""The plan of a chaos run: uploads, jobs and faults."""
 
 import pytest
 
@@ -43,7 +43,7 @@ def test_messages_are_events_and_jobs(plan: Plan) -> None:
 
 
 @pytest.mark.parametrize("seed", range(1, 6))
-def test_short_plan_has_everything_once(seed: int) -> None:
+def test_short_plan_has_every_kind_fate_and_fault(seed: int) -> None:
     plan = make_plan(60, seed)
     assert len(plan.uploads) == 60
     assert {upload.kind for upload in plan.uploads} == set(Kind)
@@ -54,12 +54,12 @@ def test_short_plan_has_everything_once(seed: int) -> None:
 
 
 def test_most_uploads_are_good_and_delivered_once(plan: Plan) -> None:
-    plain = [u for u in plan.uploads if u.kind is Kind.GOOD and u.deliveries == (0,)]
-    assert len(plain) > 30
+    ordinary = [u for u in plan.uploads if u.kind is Kind.GOOD and u.deliveries == (0,)]
+    assert len(ordinary) > 30
 
 
 @pytest.mark.parametrize("seed", range(1, 6))
-def test_jobs_name_what_has_no_event_and_some_that_have_one(seed: int) -> None:
+def test_jobs_name_uploads_without_and_some_with_an_event(seed: int) -> None:
     plan = make_plan(400, seed)
     lost = {upload.index for upload in plan.uploads if not upload.deliveries}
     named = [index for job in plan.jobs for index in job.uploads]
@@ -90,18 +90,18 @@ def test_generations_of_one_object_follow_each_other_and_differ(seed: int) -> No
 
 
 def test_empty_object_does_not_replace_an_empty_one() -> None:
-    """Nobody could tell their notifications apart."""
+    """The relay could not distinguish their notifications."""
     empty = [Upload(index, f"{index}.jpg", Kind.EMPTY, 0) for index in range(2)]
     assert [upload.kind for upload in _replaced(*empty)] == [Kind.GOOD, Kind.EMPTY]
 
 
-def test_every_fault_comes_while_there_are_uploads_to_strike(plan: Plan) -> None:
+def test_every_fault_strikes_before_the_last_uploads(plan: Plan) -> None:
     assert all(0 <= fault.after < 54 for fault in plan.faults)
-    in_turn = [fault for upload in plan.uploads for fault in plan.faults_after(upload.index)]
-    assert in_turn == list(plan.faults)
+    in_order = [fault for upload in plan.uploads for fault in plan.faults_after(upload.index)]
+    assert in_order == list(plan.faults)
 
 
-def test_network_faults_strike_calls_and_others_a_service(plan: Plan) -> None:
+def test_network_faults_strike_calls_and_others_services(plan: Plan) -> None:
     for fault in plan.faults:
         assert (fault.calls > 0) == (fault.kind not in PROCESS_FAULTS)
         assert fault.service in range(plan.services)

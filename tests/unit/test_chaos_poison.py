@@ -1,4 +1,4 @@
-"""What poisonous files do to a chaos run's decoders: each ends as a corrupt image, and no more."""
+"""Poisonous files in the decoders of a chaos run: each file fails alone, as a corrupt image."""
 
 from collections.abc import Iterator
 
@@ -35,7 +35,7 @@ def images() -> Images:
 
 
 @pytest.mark.parametrize("poison", Poison)
-def test_mark_is_found_wherever_it_is(poison: Poison) -> None:
+def test_mark_is_found_at_any_position(poison: Poison) -> None:
     assert poison_of(b"\xff\xd8" + mark(poison) + b"more") is poison
     assert poison_of(b"\xff\xd8more") is None
 

@@ -1,4 +1,4 @@
-"""When each upload's event is published, and how often."""
+"""When and how often the relay publishes the event of each upload."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from devtools.chaos.relay import Relay
 
 
 class Topic:
-    """Keeps what is published, and gives ids."""
+    """A topic that records the published messages, and returns their ids."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -67,7 +67,7 @@ def test_late_copy_waits_for_other_uploads(relay: Relay, topic: Topic) -> None:
     assert topic.names == ["0.jpg", "1.jpg", "0.jpg"]
 
 
-def test_flush_publishes_what_is_late(relay: Relay, topic: Topic) -> None:
+def test_flush_publishes_late_copies(relay: Relay, topic: Topic) -> None:
     relay.expect(make(0, 9), "x")
     notify(relay, "0.jpg")
     assert topic.names == []
@@ -79,12 +79,12 @@ def test_flush_publishes_what_is_late(relay: Relay, topic: Topic) -> None:
 def test_event_is_held_back_until_its_object_is_replaced(
     relay: Relay, topic: Topic, is_early: bool
 ) -> None:
-    doomed = make(0, fate=Fate.DELETED)
-    relay.expect(doomed, "x")
+    deleted = make(0, fate=Fate.DELETED)
+    relay.expect(deleted, "x")
     if is_early:
         notify(relay, "0.jpg")
         assert topic.names == []
-    relay.release(doomed)
+    relay.release(deleted)
     if not is_early:
         notify(relay, "0.jpg")
     assert topic.names == ["0.jpg"]
@@ -99,7 +99,7 @@ def test_generations_of_one_name_are_distinguished(relay: Relay, topic: Topic) -
     assert topic.names == ["a.jpg"]
 
 
-def test_everything_is_outstanding_until_it_is_acknowledged(relay: Relay) -> None:
+def test_message_is_outstanding_until_it_is_acknowledged(relay: Relay) -> None:
     relay.expect(make(0, 0, 0), "x")
     relay.expect(make(1), "x")
     assert (relay.unseen, relay.outstanding) == ([0, 1], 2)
@@ -113,13 +113,13 @@ def test_everything_is_outstanding_until_it_is_acknowledged(relay: Relay) -> Non
     assert relay.acknowledgements == 2
 
 
-def test_refused_message_stays_outstanding_and_names_its_uploads() -> None:
-    def refuse(data: bytes, attributes: Mapping[str, str]) -> "Future[str]":
+def test_message_that_is_not_published_stays_outstanding() -> None:
+    def fail(data: bytes, attributes: Mapping[str, str]) -> "Future[str]":
         done: Future[str] = Future()
-        done.set_exception(TimeoutError("Pub/Sub is away"))
+        done.set_exception(TimeoutError("Pub/Sub is unavailable"))
         return done
 
-    relay = Relay(refuse)
+    relay = Relay(fail)
     relay.expect(make(4), "x")
     notify(relay, "4.jpg")
     relay.publish_job(b'{"uri": "gs://uploads/a"}', 5, copies=1)

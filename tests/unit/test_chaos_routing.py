@@ -1,4 +1,4 @@
-"""Each delivery goes to an instance drawn at random."""
+"""Each delivery goes to a randomly drawn instance."""
 
 from random import Random
 from typing import cast

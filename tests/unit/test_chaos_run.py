@@ -1,4 +1,4 @@
-"""What a chaos run reads and expects."""
+"""What a chaos run reads from logs, expects of uploads, and reports of itself."""
 
 import json
 import resource
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from devtools.chaos.audit import Wanted
+from devtools.chaos.audit import Ending
 from devtools.chaos.excuses import LogLine
 from devtools.chaos.plan import Fate, Kind, Upload, make_plan
-from devtools.chaos.run import ChaosOptions, Run, read_log, wanted
+from devtools.chaos.run import ChaosOptions, Run, expected_ending, read_log
 from devtools.chaos.services import _limited
 
 TIME = "2026-11-21T17:00:00+00:00"
@@ -46,21 +46,23 @@ def test_log_is_read_with_its_inferences_and_printed_traces(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("kind", "fate", "expected"),
     [
-        (Kind.GOOD, Fate.KEPT, Wanted.DONE),
-        (Kind.TEXT, Fate.KEPT, Wanted.FAILED),
-        (Kind.HANGS, Fate.KEPT, Wanted.FAILED),
-        (Kind.GOOD, Fate.REPLACED, Wanted.NOTHING),
-        (Kind.TEXT, Fate.DELETED, Wanted.NOTHING),
-        (Kind.GOOD, Fate.DELETED_AT_ONCE, Wanted.DONE_OR_NOTHING),
-        (Kind.TEXT, Fate.REPLACED_AT_ONCE, Wanted.FAILED_OR_NOTHING),
+        (Kind.GOOD, Fate.KEPT, Ending.DONE),
+        (Kind.TEXT, Fate.KEPT, Ending.FAILED),
+        (Kind.HANGS, Fate.KEPT, Ending.FAILED),
+        (Kind.GOOD, Fate.REPLACED, Ending.NOTHING),
+        (Kind.TEXT, Fate.DELETED, Ending.NOTHING),
+        (Kind.GOOD, Fate.DELETED_AT_ONCE, Ending.DONE_OR_NOTHING),
+        (Kind.TEXT, Fate.REPLACED_AT_ONCE, Ending.FAILED_OR_NOTHING),
     ],
 )
-def test_upload_should_end_by_its_kind_and_fate(kind: Kind, fate: Fate, expected: Wanted) -> None:
-    assert wanted(Upload(0, "a.jpg", kind, 0, fate)) is expected
+def test_kind_and_fate_decide_how_an_upload_should_end(
+    kind: Kind, fate: Fate, expected: Ending
+) -> None:
+    assert expected_ending(Upload(0, "a.jpg", kind, 0, fate)) is expected
 
 
 class Relay:
-    """Where nothing is ever acknowledged, or everything at once."""
+    """A relay on which a fixed number of messages is outstanding."""
 
     acknowledgements = 0
 
@@ -84,25 +86,25 @@ def started_run(outstanding: int, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(run, "_relay", Relay(outstanding), raising=False)
     monkeypatch.setattr(run, "_stack", Stack(), raising=False)
     monkeypatch.setattr(run, "_upload", lambda upload: run._uploaded.append((upload, b"", 1)))
-    for nothing in ("_publish", "_strike"):
-        monkeypatch.setattr(run, nothing, lambda _: None)
+    for method in ("_publish", "_strike"):
+        monkeypatch.setattr(run, method, lambda _: None)
     return run
 
 
-def go(run: Run) -> None:
+def upload_and_settle(run: Run) -> None:
     run.upload_all(lambda _: None)
     run.settle(lambda _: None)
 
 
-def test_run_that_was_done_in_full_falls_short_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_complete_run_reports_no_shortfall(monkeypatch: pytest.MonkeyPatch) -> None:
     run = started_run(0, monkeypatch)
-    go(run)
+    upload_and_settle(run)
     assert run.shortfalls() == []
 
 
 def test_run_that_ends_early_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
     run = started_run(48, monkeypatch)
-    go(run)
+    upload_and_settle(run)
     assert run.shortfalls() == [
         "Only 0 of 40 uploads were made: nothing was acknowledged for 0 s",
         "48 events are still in flight: nothing was acknowledged for 0 s",
@@ -111,7 +113,7 @@ def test_run_that_ends_early_reports_it(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_run_with_an_unacknowledged_event_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
     run = started_run(1, monkeypatch)
-    go(run)
+    upload_and_settle(run)
     (sentence,) = run.shortfalls()
     assert sentence.startswith("1 events are still in flight")
 
@@ -125,4 +127,4 @@ def test_limit_of_another_process_is_lowered_for_a_while() -> None:
         assert resource.prlimit(child.pid, resource.RLIMIT_FSIZE) == before
         child.communicate(b"\n")
     with _limited(child.pid, resource.RLIMIT_FSIZE, 0):
-        pass  # it has ended
+        pass  # the process has ended

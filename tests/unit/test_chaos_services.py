@@ -1,4 +1,4 @@
-"""What faults do to a process of the service: here to a small server with a worker."""
+"""Faults in the service's processes. Here the service is a small server with one worker."""
 
 import subprocess
 import sys
@@ -16,8 +16,8 @@ from devtools.chaos.services import PROBE_FAILURES, Service, impossible_faults
 from devtools.local_stack.processes import Processes
 
 PATIENCE_SECONDS = 30
-# As gunicorn: a server that starts its worker again, and answers 200; each worker says that it
-# infers, so that faults need not wait.
+# Like gunicorn, it starts its worker again. A worker logs a batch for each request, so that faults
+# need not wait.
 SERVER = """
 import os, signal, socket, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -63,7 +63,7 @@ def server_and_workers(service: Service) -> tuple[int, list[int]]:
 
 
 @pytest.mark.parametrize("kind", [FaultKind.KILL, FaultKind.TERM, FaultKind.SLOW_START])
-def test_killed_or_stopped_service_is_another_one(service: Service, kind: FaultKind) -> None:
+def test_killed_or_stopped_service_is_a_new_process(service: Service, kind: FaultKind) -> None:
     before = server_and_workers(service)
     service.strike(kind)
     assert server_and_workers(service)[0] != before[0]
@@ -75,7 +75,7 @@ def test_slow_start_is_passed_to_the_service(service: Service) -> None:
     assert service._running.log_text().splitlines()[0].endswith(" 3.0")
 
 
-def test_killed_worker_is_another_one_of_the_same_server(service: Service) -> None:
+def test_killed_worker_is_replaced_by_the_same_server(service: Service) -> None:
     server, workers = server_and_workers(service)
     service.strike(FaultKind.KILL_WORKER)
     assert server_and_workers(service)[0] == server
@@ -88,22 +88,20 @@ def test_paused_service_continues_later(service: Service) -> None:
     server, workers = server_and_workers(service)
     thread = threading.Thread(target=service.strike, args=(FaultKind.STOP,))
     thread.start()
-    seen = set[str]()
+    statuses = set[str]()
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while psutil.STATUS_STOPPED not in seen and time.monotonic() < deadline:
-        seen.add(psutil.Process(workers[0]).status())
+    while psutil.STATUS_STOPPED not in statuses and time.monotonic() < deadline:
+        statuses.add(psutil.Process(workers[0]).status())
     service.leaving.set()
     thread.join()
     service.leaving.clear()
-    assert psutil.STATUS_STOPPED in seen
+    assert psutil.STATUS_STOPPED in statuses
     assert server_and_workers(service) == (server, workers)
     assert service._is_ready()
 
 
 @pytest.mark.parametrize("kind", sorted({FaultKind.MEMORY, FaultKind.DISK} - impossible_faults()))
-def test_starved_service_goes_on_with_its_limits_of_before(
-    service: Service, kind: FaultKind
-) -> None:
+def test_starved_service_gets_its_limits_back(service: Service, kind: FaultKind) -> None:
     limits = Path(f"/proc/{service._workers()[0]}/limits")
     before = limits.read_text()
     service.strike(kind)
@@ -112,7 +110,7 @@ def test_starved_service_goes_on_with_its_limits_of_before(
 
 
 @pytest.mark.parametrize("kind", sorted(set(PROCESS_FAULTS) - impossible_faults()))
-def test_every_fault_is_kept_for_the_audit(service: Service, kind: FaultKind) -> None:
+def test_every_fault_is_recorded_for_the_audit(service: Service, kind: FaultKind) -> None:
     before = time.time()
     service.strike(kind)
     (excuse,) = service.excuses
@@ -120,24 +118,28 @@ def test_every_fault_is_kept_for_the_audit(service: Service, kind: FaultKind) ->
     assert before <= excuse.started <= excuse.over <= excuse.ended
 
 
-def test_shortage_is_over_before_the_service_is_back(
+def test_fault_is_over_before_the_service_is_ready_again(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    over: list[float] = []
+    probes: list[float] = []
 
     def is_ready() -> bool:
-        over.append(time.time())
-        return len(over) > 1
+        probes.append(time.time())
+        return len(probes) > 1
 
     monkeypatch.setattr(service, "_is_ready", is_ready)
     service.strike(FaultKind.STOP)
     (excuse,) = service.excuses
-    assert excuse.started + service.stop_seconds / 2 < excuse.over  # it was stopped meanwhile
-    assert excuse.over <= over[0] < over[1] <= excuse.ended
+    assert (
+        excuse.started + service.stop_seconds / 2 < excuse.over
+    )  # the service was paused meanwhile
+    assert excuse.over <= probes[0] < probes[1] <= excuse.ended
 
 
-@pytest.mark.skipif(FaultKind.MEMORY in impossible_faults(), reason="only Linux limits others")
-def test_worker_that_has_just_ended_cannot_be_starved(
+@pytest.mark.skipif(
+    FaultKind.MEMORY in impossible_faults(), reason="only Linux sets limits of other processes"
+)
+def test_memory_fault_ignores_a_worker_that_has_just_ended(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
@@ -186,7 +188,7 @@ def test_instance_whose_liveness_fails_is_replaced(
     assert service._is_ready()
 
 
-def test_instance_that_is_frozen_or_started_is_not_probed(
+def test_instance_is_not_probed_during_a_pause_or_start(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probes: list[float] = []
@@ -207,9 +209,9 @@ def test_instance_that_is_frozen_or_started_is_not_probed(
         (True, 4, FaultKind.MODEL_FAILS, False),
         (False, 0, FaultKind.MODEL_HANGS, False),
     ],
-    ids=["hangs", "fails", "fails-on-few", "nothing-came"],
+    ids=["hangs", "fails", "fails-on-few", "no-image-arrived"],
 )
-def test_broken_model_must_be_found_out(
+def test_broken_model_that_is_not_detected_is_a_failure(
     service: Service,
     monkeypatch: pytest.MonkeyPatch,
     taken: bool,
@@ -232,7 +234,7 @@ def test_broken_model_must_be_found_out(
     assert (server_and_workers(service)[0] != before) == taken
 
 
-def test_killed_decoders_are_those_of_the_worker(
+def test_decoder_faults_kill_the_decoders_of_the_worker(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (worker,) = service._workers()
@@ -254,10 +256,10 @@ def test_decoders_that_outlive_their_service_are_reported(
         service._check_ended([orphan.pid])
         orphan.communicate(b"\n")
     service._check_ended([orphan.pid])
-    assert service.failures == ["service-0 has left decoder processes behind"]
+    assert service.failures == ["service-0 ended, and its decoder processes did not"]
 
 
-def test_fault_strikes_after_it_has_waited_for_a_batch(
+def test_fault_waits_for_a_batch_before_it_strikes(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = service._running.process.pid
@@ -269,7 +271,7 @@ def test_fault_strikes_after_it_has_waited_for_a_batch(
     assert waited == [server]
 
 
-def test_wait_for_a_batch_ends_with_the_next_one(
+def test_wait_for_a_batch_ends_when_a_batch_runs(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_BATCH_SECONDS", 10 * PATIENCE_SECONDS)
@@ -277,7 +279,7 @@ def test_wait_for_a_batch_ends_with_the_next_one(
     thread.start()
     deadline = time.monotonic() + PATIENCE_SECONDS
     while thread.is_alive() and time.monotonic() < deadline:
-        service._is_ready()  # asks, which this server calls a batch
+        service._is_ready()  # this server logs a batch for each request
     is_over = not thread.is_alive()
     service.leaving.set()
     thread.join()

@@ -1,4 +1,4 @@
-"""What the service sees of Cloud Storage through the proxy, fault by fault."""
+"""Responses of Cloud Storage through the proxy, with each fault."""
 
 import threading
 from collections.abc import Iterator
@@ -19,8 +19,8 @@ class Upstream(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        found = "missing" not in self.path
-        self.send_response(200 if found else 404)
+        exists = "missing" not in self.path
+        self.send_response(200 if exists else 404)
         self.send_header("content-length", str(len(BODY)))
         self.send_header("x-goog-hash", "md5=AAAA")
         self.send_header("x-path", self.path)
@@ -50,10 +50,10 @@ def get(proxy: StorageProxy, path: str = DOWNLOAD) -> requests.Response:
 
 
 def test_responses_pass_unchanged(proxy: StorageProxy) -> None:
-    answer = get(proxy)
-    assert (answer.status_code, answer.content) == (200, BODY)
-    assert answer.headers["x-goog-hash"] == "md5=AAAA"
-    assert answer.headers["x-path"] == DOWNLOAD
+    response = get(proxy)
+    assert (response.status_code, response.content) == (200, BODY)
+    assert response.headers["x-goog-hash"] == "md5=AAAA"
+    assert response.headers["x-path"] == DOWNLOAD
 
 
 @pytest.mark.parametrize("path", [DOWNLOAD, METADATA], ids=["download", "metadata"])
@@ -61,7 +61,7 @@ def test_responses_pass_unchanged(proxy: StorageProxy) -> None:
     ("kind", "status"),
     [(FaultKind.STORAGE_429, 429), (FaultKind.STORAGE_500, 500), (FaultKind.STORAGE_503, 503)],
 )
-def test_status_strikes_as_many_calls_as_it_is_armed_for(
+def test_status_fault_affects_the_armed_number_of_calls(
     proxy: StorageProxy, kind: FaultKind, status: int, path: str
 ) -> None:
     proxy.armed.arm(kind, 2)
@@ -77,17 +77,17 @@ def test_body_that_ends_early_breaks_the_connection(proxy: StorageProxy, kind: F
     assert get(proxy).content == BODY
 
 
-def test_short_body_looks_whole(proxy: StorageProxy) -> None:
+def test_short_body_has_a_matching_content_length(proxy: StorageProxy) -> None:
     proxy.armed.arm(FaultKind.STORAGE_SHORT, 1)
     assert get(proxy).content == BODY[: len(BODY) // 2]
 
 
-def test_wrong_bytes_keep_their_number_and_checksum(proxy: StorageProxy) -> None:
+def test_corrupted_body_keeps_its_length_and_checksum_header(proxy: StorageProxy) -> None:
     proxy.armed.arm(FaultKind.STORAGE_FLIPPED, 1)
-    answer = get(proxy)
-    assert len(answer.content) == len(BODY)
-    assert answer.content != BODY
-    assert answer.headers["x-goog-hash"] == "md5=AAAA"
+    response = get(proxy)
+    assert len(response.content) == len(BODY)
+    assert response.content != BODY
+    assert response.headers["x-goog-hash"] == "md5=AAAA"
 
 
 def test_only_bodies_of_existing_downloads_are_corrupted(proxy: StorageProxy) -> None:

@@ -33,7 +33,7 @@ def test_file_of_the_corpus_ends_as_expected_within_bounds(gots: dict[str, Got],
     assert gots[name].is_good, gots[name]
 
 
-def test_corpus_page_has_the_number_of_files() -> None:
+def test_corpus_page_has_every_file() -> None:
     page = (ROOT / "docs" / "evidence" / "malformed-files.md").read_text(encoding="utf-8")
     assert f"{len(CASES)} of {len(CASES)} as expected." in page
     assert all(f"| {name} " in page for name in CASES)
@@ -69,7 +69,7 @@ def requests_for(name: str) -> dict[str, tuple[dict[str, str], Any]]:
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=list(NAMES))
 @pytest.mark.parametrize("form", requests_for(""))
-def test_name_of_the_corpus_is_found_in_every_form(name: str, form: str) -> None:
+def test_name_of_the_corpus_is_read_from_every_form_of_event(name: str, form: str) -> None:
     headers, body = requests_for(name)[form]
     event = parse_event(headers, json.dumps(body).encode() if body else b"")
     image = event.ref
@@ -77,7 +77,7 @@ def test_name_of_the_corpus_is_found_in_every_form(name: str, form: str) -> None
     assert (image.bucket, image.name, image.generation) == ("uploads", name, 7)
 
 
-def test_names_that_differ_a_little_are_different_documents() -> None:
+def test_similar_names_have_different_document_ids() -> None:
     ids = {ImageRef("uploads", name, 7).document_id for name in NAMES.values()}
     assert len(ids) == len(NAMES)
     assert all("/" not in found and len(found.encode()) <= 1500 for found in ids)

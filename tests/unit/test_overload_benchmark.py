@@ -13,7 +13,7 @@ from threading import Lock, Thread
 import cv2
 import pytest
 
-from devtools.bench.load import Answer, Request
+from devtools.bench.load import Request, Response
 from devtools.bench.overload import (
     Capacity,
     Pusher,
@@ -33,15 +33,15 @@ from tests.fakes import PATIENCE_SECONDS
 AT_ONCE = EventarcOptions(min_delay_seconds=0)
 HANG_UP = 0
 
-GOOD = Answer(due=0.0, sent=0.5, answered=3.5, status=204)
-REFUSED = Answer(due=0.2, sent=0.2, answered=0.3, status=429)
+GOOD = Response(due=0.0, sent=0.5, completed=3.5, status=204)
+REFUSED = Response(due=0.2, sent=0.2, completed=0.3, status=429)
 BEFORE = Sample(at=0.0, pid=7, memory_mb=300, peak_mb=400, threads=40)
 RUN = Run(
     capacity=Capacity(per_second=0.5, cpu_ms=900),
     seconds=1.0,
     images=1,
     deadline_seconds=10,
-    answers=[REFUSED, GOOD],
+    responses=[REFUSED, GOOD],
     samples=[BEFORE, replace(BEFORE, at=1.0, peak_mb=500, threads=60)],
     before=BEFORE,
     service_cpu=2.0,
@@ -52,7 +52,7 @@ RUN = Run(
 
 @contextmanager
 def answering(status_of: Callable[[int], int]) -> Iterator[str]:
-    """A server that answers by the number of the body's delivery, from 1."""
+    """Start a server. The status depends on how often a body was delivered, counted from 1."""
     seen: defaultdict[bytes, int] = defaultdict(int)
     lock = Lock()
 
@@ -94,7 +94,7 @@ def pushed(url: str, count: int, *, patience_seconds: float = PATIENCE_SECONDS) 
 def test_pusher_redelivers_rejected_and_lost_messages() -> None:
     with answering(lambda delivery: [429, 503, HANG_UP, 204][delivery - 1]) as url:
         pusher = pushed(url, 20)
-    statuses = Counter(answer.status for answer in pusher.answers)
+    statuses = Counter(response.status for response in pusher.responses)
     assert statuses == {429: 20, 503: 20, 0: 20, 204: 20}
     assert (pusher.left, pusher.most_deliveries) == (0, 4)
 
@@ -102,8 +102,8 @@ def test_pusher_redelivers_rejected_and_lost_messages() -> None:
 def test_pusher_delivers_once_what_is_accepted() -> None:
     with answering(lambda delivery: 204) as url:
         pusher = pushed(url, 5)
-    assert [answer.status for answer in pusher.answers] == [204] * 5
-    assert all(answer.due <= answer.sent <= answer.answered for answer in pusher.answers)
+    assert [response.status for response in pusher.responses] == [204] * 5
+    assert all(response.due <= response.sent <= response.completed for response in pusher.responses)
 
 
 def test_pusher_gives_up_when_nothing_is_accepted_any_more() -> None:
@@ -151,9 +151,12 @@ def test_run_that_kept_its_promises_has_no_problems() -> None:
     [
         (replace(RUN, images=3), "2 images were not delivered"),
         (replace(RUN, deadline_seconds=2.5), "1 accepted images took longer than 2.5 s"),
-        (replace(RUN, answers=[GOOD, replace(REFUSED, status=0)]), "1 deliveries had no response"),
         (
-            replace(RUN, answers=[GOOD, replace(REFUSED, status=500)]),
+            replace(RUN, responses=[GOOD, replace(REFUSED, status=0)]),
+            "1 deliveries had no response",
+        ),
+        (
+            replace(RUN, responses=[GOOD, replace(REFUSED, status=500)]),
             "unexpected responses: {500: 1}",
         ),
         (
@@ -171,7 +174,7 @@ def test_section_has_the_figures() -> None:
     rows = {row[0]: row[1] for row in section(RUN).rows}
     assert rows["responses 204; 429; 503; none"] == "1, 1, 0, 0"
     assert rows["deliveries/s meanwhile, with redeliveries"] == "2.00"
-    assert rows["deliveries; most of one image"] == "2, 2"
+    assert rows["deliveries; most deliveries of one image"] == "2, 2"
     assert rows["slowest; the deadline is 10 s"] == "3.00"
     assert rows["slowest 429, s"] == "0.10"
     assert rows["peak memory during the overload, MB"] == "500"
@@ -181,7 +184,7 @@ def test_section_has_the_figures() -> None:
 
 
 def test_section_of_a_run_without_success_is_written() -> None:
-    rows = {row[0]: row[1] for row in section(replace(RUN, answers=[REFUSED])).rows}
+    rows = {row[0]: row[1] for row in section(replace(RUN, responses=[REFUSED])).rows}
     assert rows["time of an accepted image, s: median"] == "nan"
 
 

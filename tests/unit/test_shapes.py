@@ -32,7 +32,7 @@ def test_there_are_at_least_four_classes() -> None:
     assert len(set(shapes.CLASS_NAMES)) == len(shapes.CLASS_NAMES) >= 4
 
 
-def test_the_same_seed_draws_the_same_image() -> None:
+def test_same_seed_draws_the_same_image() -> None:
     first, second = draw(), draw()
     assert first.objects == second.objects
     assert np.array_equal(first.image, second.image)
@@ -44,7 +44,7 @@ def test_another_seed_or_index_draws_another_image() -> None:
         assert not np.array_equal(reference.image, other.image)
 
 
-def test_the_sets_share_no_seed() -> None:
+def test_sets_of_images_share_no_seed() -> None:
     seeds = [
         shapes.TRAIN_SEED,
         shapes.VALIDATION_SEED,
@@ -54,7 +54,7 @@ def test_the_sets_share_no_seed() -> None:
     assert len(set(seeds)) == len(seeds)
 
 
-def test_images_have_the_size_asked_for_and_boxes_lie_inside() -> None:
+def test_images_have_the_requested_size_and_boxes_are_inside() -> None:
     seen: set[str] = set()
     for index in range(30):
         scene = draw(index=index, width=170, height=120)
@@ -72,7 +72,7 @@ def test_images_have_the_size_asked_for_and_boxes_lie_inside() -> None:
 
 @pytest.mark.parametrize("class_id", CLASS_IDS, ids=shapes.CLASS_NAMES)
 @pytest.mark.parametrize("degrees", [0.0, 17.0, 45.0, 200.0])
-def test_a_box_is_tight(class_id: int, degrees: float) -> None:
+def test_box_is_tight(class_id: int, degrees: float) -> None:
     canvas = np.zeros((120, 140, 3), np.uint8)
     points = shapes.place(shapes.shape_outline(class_id), (71.3, 58.6), 40.25, degrees)
     shapes.fill_polygon(canvas, points, (255, 255, 255))
@@ -84,7 +84,7 @@ def test_a_box_is_tight(class_id: int, degrees: float) -> None:
 
 @pytest.mark.parametrize("class_id", CLASS_IDS, ids=shapes.CLASS_NAMES)
 @pytest.mark.parametrize("centre", [(10.0, 50.0), (95.0, 20.0), (50.0, 92.0)])
-def test_the_box_of_a_cut_shape_is_tight(class_id: int, centre: tuple[float, float]) -> None:
+def test_box_of_a_cut_shape_is_tight(class_id: int, centre: tuple[float, float]) -> None:
     canvas = np.zeros((100, 100, 3), np.uint8)
     points = shapes.place(shapes.shape_outline(class_id), centre, 30.0, 25.0)
     shapes.fill_polygon(canvas, points, (255, 255, 255))
@@ -94,7 +94,7 @@ def test_the_box_of_a_cut_shape_is_tight(class_id: int, centre: tuple[float, flo
     assert bounds(canvas, at_least=32) == pytest.approx(box, abs=1.2)
 
 
-def test_a_shape_off_the_image_has_no_box_and_draws_nothing() -> None:
+def test_shape_off_the_image_has_no_box_and_draws_nothing() -> None:
     canvas = np.zeros((50, 50, 3), np.uint8)
     points = shapes.place(shapes.shape_outline(0), (90.0, 20.0), 10.0, 0.0)
     assert shapes.tight_box(points, 50, 50) is None
@@ -102,7 +102,7 @@ def test_a_shape_off_the_image_has_no_box_and_draws_nothing() -> None:
     assert not canvas.any()
 
 
-def test_a_shape_covers_its_true_area() -> None:
+def test_shape_covers_its_true_area() -> None:
     canvas = np.zeros((100, 100, 3), np.uint8)
     points = shapes.place(shapes.shape_outline(shapes.CLASS_NAMES.index("circle")), (50, 50), 30, 0)
     shapes.fill_polygon(canvas, points, (255, 255, 255))
@@ -116,7 +116,7 @@ def test_outlines_have_unit_size(class_id: int) -> None:
 
 
 @pytest.mark.parametrize("class_id", [-1, len(shapes.CLASS_NAMES)])
-def test_an_unknown_class_has_no_outline(class_id: int) -> None:
+def test_unknown_class_has_no_outline(class_id: int) -> None:
     with pytest.raises(ValueError, match="no class"):
         shapes.shape_outline(class_id)
 
