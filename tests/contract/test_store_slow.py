@@ -146,6 +146,6 @@ def test_commit_with_a_lost_response_is_our_own(
         store = ResultStore(
             firestore.Client(), collection=collection, timeout_seconds=PATIENCE_SECONDS
         )
-        proxy.armed.arm(FaultKind.FIRESTORE_ANSWER_LOST, 1)
+        proxy.armed.arm(FaultKind.FIRESTORE_RESPONSE_LOST, 1)
         assert store.commit([A, B]) == [CommittedResult(A), CommittedResult(B)]
-        assert proxy.armed.struck == {FaultKind.FIRESTORE_ANSWER_LOST: 1}
+        assert proxy.armed.struck == {FaultKind.FIRESTORE_RESPONSE_LOST: 1}
