@@ -2,13 +2,12 @@
 
 import inspect
 from collections.abc import Iterator
-from importlib import import_module
-from importlib.util import find_spec
 
 import click
 
 from devtools.cli.main import main as developer_main
 from devtools.docs.markdown import code, fence, plain, table
+from service.cli.exit_codes import ExitCode
 from service.cli.main import main
 
 
@@ -24,10 +23,7 @@ def render_developer() -> str:
 
 def exit_codes() -> str:
     """Return a table of the exit codes."""
-    if not find_spec("service.cli.exit_codes"):
-        return ""
-    codes = import_module("service.cli.exit_codes").ExitCode
-    return table(("code", "meaning"), [(int(each), each.description) for each in codes])
+    return table(("code", "meaning"), [(int(each), each.description) for each in ExitCode])
 
 
 def _sections(group: click.Group, program: str) -> str:
