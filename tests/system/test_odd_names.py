@@ -79,12 +79,12 @@ def delivered(stack: Stack, topic: str, service: Service) -> Iterator[Eventarc]:
 
 
 def upload_all(bucket: storage.Bucket, samples: Samples) -> dict[str, str]:
-    """Upload a picture of its own bytes under each name; return their MD5 sums by name."""
-    picture = samples[0][0].read_bytes()
+    """Upload an image of its own bytes under each name; return their MD5 sums by name."""
+    image = samples[0][0].read_bytes()
     sums = {}
     for name in NAMES.values():
         blob = bucket.blob(name)
-        blob.upload_from_string(picture + name.encode(), content_type="image/jpeg")
+        blob.upload_from_string(image + name.encode(), content_type="image/jpeg")
         sums[name] = blob.md5_hash
     for name in IGNORED:
         bucket.blob(name).upload_from_string(b"", content_type="text/plain")

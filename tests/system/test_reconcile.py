@@ -67,7 +67,7 @@ def reader() -> ResultReader:
 
 
 def failed(ref: ImageRef) -> ImageResult:
-    return ImageResult(ref, failure=Failure(ErrorCode.CORRUPT_IMAGE, "The picture was damaged."))
+    return ImageResult(ref, failure=Failure(ErrorCode.CORRUPT_IMAGE, "The image was damaged."))
 
 
 def is_done(ref: ImageRef, model: str = OURS) -> bool:
