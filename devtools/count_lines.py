@@ -1,8 +1,8 @@
-"""Lines of code that gunicorn imports from `service/`.
+"""Count the lines of code that gunicorn imports from `service/`.
 
     python -m devtools.count_lines
 
-Counted without comments, docstrings and blank lines.
+Comments, docstrings and blank lines do not count.
 """
 
 import ast
@@ -14,7 +14,7 @@ import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# What the server imports by the time that it answers, the default model and push tokens included.
+# What the server has imported when it is ready, with the default model and push authentication.
 _MODULES = (
     "service.server.gunicorn_conf",
     "service.server.gunicorn_worker",
@@ -50,7 +50,7 @@ def imported_files() -> list[Path]:
 
 
 def code_lines(source: str) -> int:
-    """Count lines that hold code; a docstring holds none."""
+    """Return the number of lines with code. A docstring is not code."""
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type not in _NO_CODE:
@@ -58,9 +58,9 @@ def code_lines(source: str) -> int:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
-            text = first.value if isinstance(first, ast.Expr) else None
-            if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                lines.difference_update(range(text.lineno, (text.end_lineno or 0) + 1))
+            docstring = first.value if isinstance(first, ast.Expr) else None
+            if isinstance(docstring, ast.Constant) and isinstance(docstring.value, str):
+                lines.difference_update(range(docstring.lineno, (docstring.end_lineno or 0) + 1))
     return len(lines)
 
 

@@ -1,11 +1,11 @@
-"""Change the core's source in small ways, and list the changes that no test notices.
+"""Change the core's source in small ways (mutants), and list the changes that no test detects.
 
     make mutants SEED=11 COUNT=300
 
-The same seed and the same source give the same mutants. The tests have to pass without a mutant.
-Mutants are made in a copy of the working tree, one at a time. Each one runs the tests of its module
-(`TESTS`), and adds a line of JSON to `--out`. A second call goes on where the first one stopped.
-`--recheck` runs the survivors again, with slow tests too (`SLOW_TESTS`, `WIDER`).
+The same seed and the same source give the same mutants. The tests must pass without a mutant.
+Mutants are made in a copy of the working tree, one at a time. For each mutant, the tests of its
+module run (`TESTS`), and `--out` gets a line of JSON. A second call continues where the first call
+stopped. `--recheck` runs the survivors again, with slow tests too (`SLOW_TESTS`, `WIDER`).
 docs/evidence/mutants.md has the last result.
 """
 
@@ -39,7 +39,7 @@ from parso.python.tree import Keyword
 ROOT = Path(__file__).parents[1]
 UNIT = "tests/unit/test_"
 IMAGE_TESTS = ("images", "sample_depths", "orientation")
-# The tests of each module, those that fail soonest first. The first pattern that fits counts.
+# The tests of each module. Tests that fail soonest are first. The first matching pattern counts.
 TESTS = {
     "service/pipeline.py": ("pipeline",),
     "service/recorder.py": ("pipeline",),
@@ -63,10 +63,10 @@ TESTS = {
     "service/images/webp.py": ("webp_memory", *IMAGE_TESTS),
     "service/images/*.py": IMAGE_TESTS,
 }
-SLOW_MODULES = "service/images/decoder"  # each of their tests starts processes; they come last
-# Tests that try hundreds of inputs: run for survivors alone.
+SLOW_MODULES = "service/images/decoder"  # their tests start processes, so they run last
+# Tests with hundreds of inputs. They run for survivors only.
 SLOW_TESTS = ("cut_file", "flipped_bits", "shows_no_memory", "reads_or_refuses", "input_shapes")
-# Run for survivors, too: every file of the corpus, or the emulators.
+# Further tests for survivors: every file of the corpus, or the emulators.
 WIDER = {
     "service/images/*.py": ("corpus",),
     "service/gcp/firestore.py": ("tests/contract/test_store.py",),
@@ -76,7 +76,7 @@ LIBRARIES = ("cv2", "flask", "google.cloud.firestore", "hypothesis", "imagecodec
 
 
 class RemoveStatement(Operator):  # type: ignore[misc]  # cosmic-ray is published without types
-    """Leave out a statement that only has an effect: a call, `x.y = z`, `x += y`, del, raise."""
+    """Remove a statement that has only a side effect: a call, `x.y = z`, `x += y`, del, raise."""
 
     def mutation_positions(self, node: Any) -> Iterator[tuple[Any, Any]]:
         if node.type != "simple_stmt":
@@ -101,7 +101,7 @@ class RemoveStatement(Operator):  # type: ignore[misc]  # cosmic-ray is publishe
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change of one module."""
+    """A change in one module."""
 
     module: str
     operator: str
@@ -112,8 +112,8 @@ class Mutant:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the variants of one kind of change can be made; one of them is drawn."""
+class Position:
+    """A position in the source, and the variants of one kind of change there. One is drawn."""
 
     module: str
     line: int
@@ -124,7 +124,7 @@ class Place:
 @cache
 def operators() -> dict[str, Any]:
     named = {name: get_operator(name)() for name in operator_names() if not name.endswith(LEFT_OUT)}
-    return {name.partition("/")[2]: one for name, one in sorted(named.items())} | {
+    return {name.partition("/")[2]: operator for name, operator in sorted(named.items())} | {
         "RemoveStatement": RemoveStatement()
     }
 
@@ -133,32 +133,34 @@ def modules() -> list[str]:
     return sorted({str(p.relative_to(ROOT)) for pattern in TESTS for p in ROOT.glob(pattern)})
 
 
-def places(module: str, source: str) -> list[Place]:
-    """List where a module can be changed. Variants of one kind at one place count once."""
+def positions(module: str, source: str) -> list[Position]:
+    """List where a module can be changed. Variants of one kind at one position count once."""
     variants: dict[tuple[int, int, str], list[tuple[str, int]]] = {}
     nodes = list(ast_nodes(get_ast(source)))
     for name, operator in operators().items():
-        found = [pos for node in nodes for pos in operator.mutation_positions(node)]
-        for occurrence, ((line, column), _) in enumerate(found):
+        spans = [span for node in nodes for span in operator.mutation_positions(node)]
+        for occurrence, ((line, column), _) in enumerate(spans):
             key = line, column, name.partition("_")[0]
             variants.setdefault(key, []).append((name, occurrence))
-    return [Place(module, *key[:2], tuple(same)) for key, same in sorted(variants.items())]
+    return [Position(module, *key[:2], tuple(same)) for key, same in sorted(variants.items())]
 
 
-def drawn(seed: int, count: int) -> list[Mutant]:
-    """Draw mutants. Changes of annotations, and those that are no Python, are no mutants."""
+def draw_mutants(seed: int, count: int) -> list[Mutant]:
+    """Draw mutants. Changes of annotations, and changes that are not valid Python, do not count."""
     sources = {module: (ROOT / module).read_text(encoding="utf-8") for module in modules()}
-    all_places = [place for module, source in sources.items() for place in places(module, source)]
-    chance = random.Random(seed)
-    chance.shuffle(all_places)
+    all_positions = [
+        position for module, source in sources.items() for position in positions(module, source)
+    ]
+    generator = random.Random(seed)
+    generator.shuffle(all_positions)
     mutants: list[Mutant] = []
-    for place in all_places:
-        name, occurrence = chance.choice(place.variants)
-        source = sources[place.module]
+    for position in all_positions:
+        name, occurrence = generator.choice(position.variants)
+        source = sources[position.module]
         code = mutated(source, name, occurrence)
         if code is not None and _meaning(code) not in (None, _meaning(source)):
             before, after = _difference(source, code)
-            mutants.append(Mutant(place.module, name, occurrence, place.line, before, after))
+            mutants.append(Mutant(position.module, name, occurrence, position.line, before, after))
         if len(mutants) == count:
             break
     return mutants
@@ -173,7 +175,7 @@ def mutated(source: str, operator: str, occurrence: int) -> str | None:
 
 
 def _meaning(code: str) -> str | None:
-    """Return a module's syntax tree without annotations; None if it is no Python."""
+    """Return a module's syntax tree without annotations. None if it is not valid Python."""
     try:
         tree = ast.parse(code)
     except SyntaxError:
@@ -204,14 +206,15 @@ def tests_of(module: str, *, wider: bool) -> tuple[str, ...]:
 
 
 def _of(table: Mapping[str, tuple[str, ...]], module: str) -> tuple[str, ...]:
-    """Return what the first pattern that fits a module names."""
+    """Return the tests of the first pattern that matches a module."""
     return next((tests for pattern, tests in table.items() if Path(module).match(pattern)), ())
 
 
 def run_tests(folder: Path, tests: Sequence[str], limit_seconds: float, *, wider: bool) -> str:
-    """Run tests until the first one fails; return `killed`, `survived` or `timeout`.
+    """Run tests until the first failure. Return `killed`, `survived` or `timeout`.
 
-    In a fork of this process, which has imported the libraries: half of the time of many mutants.
+    They run in a fork of this process, which has imported the libraries already. For many mutants,
+    the import would take as long as the tests.
     """
     process = os.fork()
     if not process:
@@ -231,9 +234,9 @@ def run_tests(folder: Path, tests: Sequence[str], limit_seconds: float, *, wider
 
 
 def _kill_all_in(folder: Path) -> None:
-    """End what a mutant left behind: a process in a session of its own may run for ever."""
+    """Kill processes that a mutant has left. A process in its own session may run for ever."""
     for link in Path("/proc").glob("[0-9]*/cwd"):
-        with suppress(OSError):  # it has ended, or is another user's
+        with suppress(OSError):  # it has ended, or another user owns it
             if link.readlink() == folder:
                 os.kill(int(link.parent.name), signal.SIGKILL)
 
@@ -248,7 +251,7 @@ def _tests_in_fork(folder: Path, tests: Sequence[str], *, wider: bool) -> int:
         del sys.modules[name]
     sys.path[:] = [str(folder), *(entry for entry in sys.path if Path(entry) != ROOT)]
     os.environ["PYTHONPATH"] = str(folder)
-    # That what is imported already has plain asserts is no error.
+    # Modules that are imported already have plain asserts. That is not an error here.
     options = [
         "-x",
         "-q",
@@ -291,7 +294,7 @@ class Runner:
             _kill_all_in(self._folder)
 
     def _write(self, path: Path, code: str) -> None:
-        """Write a module with a time of its own: by it Python tells compiled files that are old."""
+        """Write a module with a new modification time, so that Python compiles it again."""
         path.write_text(code, encoding="utf-8")
         self._writes += 1
         os.utime(path, (self._writes, self._writes))
@@ -302,8 +305,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--out", type=Path, default=Path("mutants.jsonl"))
-    parser.add_argument("--limit-seconds", type=float, default=120.0, help="of one mutant's tests")
-    parser.add_argument("--recheck", action="store_true", help="survivors, by more tests")
+    parser.add_argument(
+        "--limit-seconds", type=float, default=120.0, help="time limit for the tests of a mutant"
+    )
+    parser.add_argument(
+        "--recheck", action="store_true", help="run survivors again, with more tests"
+    )
     options = parser.parse_args()
     for library in LIBRARIES:
         importlib.import_module(library)
@@ -312,19 +319,20 @@ def main() -> None:
     if options.recheck:
         queue = [mutant for mutant, outcome in done.items() if outcome == "survived"]
     else:
-        queue = [one for one in drawn(options.seed, options.count) if one not in done]
+        mutants = draw_mutants(options.seed, options.count)
+        queue = [mutant for mutant in mutants if mutant not in done]
     queue.sort(key=lambda mutant: mutant.module.startswith(SLOW_MODULES))
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         runner = Runner(Path(folder), wider=options.recheck, limit_seconds=options.limit_seconds)
         for number, mutant in enumerate(queue, 1):
-            began = time.monotonic()
+            started = time.monotonic()
             done[mutant] = runner.outcome(mutant)
             row = {"mutant": asdict(mutant), "outcome": done[mutant]}
-            row["seconds"] = round(time.monotonic() - began, 1)
+            row["seconds"] = round(time.monotonic() - started, 1)
             with options.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-            place = f"{mutant.module}:{mutant.line}"
-            print(f"{number}/{len(queue)}", done[mutant], place, mutant.operator, flush=True)
+            position = f"{mutant.module}:{mutant.line}"
+            print(f"{number}/{len(queue)}", done[mutant], position, mutant.operator, flush=True)
     print(dict(Counter(done.values())))
 
 

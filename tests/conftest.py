@@ -1,4 +1,4 @@
-"""Every test starts from the same environment and leaves the logging as it found it."""
+"""Every test starts with the same environment, and restores the logging."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ _EMULATOR_SUFFIXES = ("_EMULATOR_HOST", "_EMULATOR_HUB")
 
 
 def _is_isolated(variable: str) -> bool:
-    """Say whether a variable could change what the service or a Google client does."""
+    """Return whether a variable could change the behaviour of the service or a Google client."""
     settings = {spec.name.upper() for spec in fields(Settings)}
     return (
         variable in settings

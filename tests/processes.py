@@ -1,4 +1,4 @@
-"""Linux' processes, as /proc shows them."""
+"""Processes on Linux, read from /proc."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -8,53 +8,53 @@ from devtools.bench.accounting import peak_resident_mb
 from service.images import decoders
 from tests import hostile_decoder
 
-LIBRARIES_MB = 100  # that a decoder takes without a file
-_ROOTS = frozenset(one.COMMAND[-1].encode() for one in (decoders, hostile_decoder))
+LIBRARIES_MB = 100  # memory of a decoder without a file
+_ROOTS = frozenset(module.COMMAND[-1].encode() for module in (decoders, hostile_decoder))
 
 
 def children_of(pid: int) -> list[int]:
-    """Processes that any thread of a process has started, sorted."""
-    found: list[int] = []
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+    """Return the ids of the processes that any thread of a process has started, sorted."""
+    children: list[int] = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
-            found += map(int, children.read_text().split())
-    return sorted(found)
+            children += map(int, file.read_text().split())
+    return sorted(children)
 
 
 def root_of(worker: int) -> int:
-    """The process that forks a worker's decoders; see service/images/decoders.py."""
+    """Return the process that forks a worker's decoders, see service/images/decoders.py."""
     [root] = [pid for pid in children_of(worker) if _ROOTS.intersection(command_of(pid))]
     return root
 
 
 def decoders_of(worker: int) -> list[int]:
-    """The processes that decode for a worker."""
+    """Return the decoder processes of a worker."""
     return children_of(root_of(worker))
 
 
 def command_of(pid: int) -> list[bytes]:
-    """A process's command line; empty of one that has ended."""
+    """Return the command line of a process. Empty if it has ended."""
     with suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     return []
 
 
 def name_of(pid: int) -> str:
-    """A process's short name, which it may change; empty of one that has ended."""
+    """Return the short name of a process, which it may change. Empty if it has ended."""
     with suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/comm").read_text().strip()
     return ""
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process has not ended; one that nobody has waited for yet has."""
+    """Return whether a process has not ended. A zombie has ended."""
     with suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
 
 
 def peaks_of(pids: Iterable[int]) -> list[float]:
-    """Highest resident memory of each process so far, in MB; none of one that has ended."""
+    """Return the highest resident memory of each process so far, in MB, without ended processes."""
     peaks: list[float] = []
     for pid in pids:
         with suppress(FileNotFoundError, ProcessLookupError, StopIteration):

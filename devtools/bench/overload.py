@@ -69,7 +69,7 @@ _EXPECTED = (_ACCEPTED, 429, 503, _NONE)
 class Sample:
     """The service at one moment."""
 
-    at: float  # seconds after the start
+    elapsed_seconds: float
     pid: int  # of gunicorn's worker
     memory_mb: float
     peak_mb: float
@@ -327,7 +327,7 @@ def _draw_latencies(axes: Any, run: Run) -> None:
 
 
 def _draw_process(axes: Any, run: Run) -> None:
-    moments = [sample.at for sample in run.samples]
+    moments = [sample.elapsed_seconds for sample in run.samples]
     axes.plot(moments, [sample.memory_mb for sample in run.samples], label="memory")
     axes.plot(moments, [sample.peak_mb for sample in run.samples], "--", label="peak so far")
     axes.set_ylabel("service, MB")
@@ -352,10 +352,12 @@ def enlarge_samples(directory: Path) -> list[Path]:
     return files
 
 
-def sample(server: Server, at: float) -> Sample:
+def sample(server: Server, elapsed_seconds: float) -> Sample:
     """Return the state of the service now."""
     pid = server.pid
-    return Sample(at, pid, server.memory_mb, server.peak_memory_mb, len(thread_times(pid)))
+    return Sample(
+        elapsed_seconds, pid, server.memory_mb, server.peak_memory_mb, len(thread_times(pid))
+    )
 
 
 class Overload:

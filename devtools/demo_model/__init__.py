@@ -1,1 +1,1 @@
-"""The demo model: a small YOLO26 network trained on images that this package draws."""
+"""The demo model: a small YOLO26 model trained on images that this package draws."""

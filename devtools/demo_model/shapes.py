@@ -1,11 +1,11 @@
 """Draws images of coloured shapes on cluttered backgrounds, with exact ground truth.
 
-The same code draws the images that the demo model learns from, the held-out images
-that it is measured on, and the sample images of the demo: only the seeds differ. It
-needs numpy and OpenCV, nothing else, so the demo never has to install a training stack.
+The same code draws the training images of the demo model, the held-out images of its accuracy, and
+the sample images of the demo. Only the seeds differ. It needs numpy and OpenCV only, so the demo
+does not install a training stack.
 
-Every image has a random generator of its own, made from a seed and the image's index,
-so any image can be drawn again without drawing those before it.
+Every image has its own random generator, made from a seed and the image's index. Any image can
+therefore be drawn without the images before it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import numpy.typing as npt
 
 CLASS_NAMES: tuple[str, ...] = ("circle", "square", "triangle", "star", "heart", "cross")
 
-# The four sets of images never share a seed: an image of one set is in no other set.
+# The four sets of images share no seed, so no image is in two sets.
 TRAIN_SEED = 2601
 VALIDATION_SEED = 2602  # picks the best epoch while training
-HELD_OUT_SEED = 2603  # measured once, after training; the figures in the model card
+HELD_OUT_SEED = 2603  # measured after training, for the figures in the model card
 SAMPLE_SEED = 2604  # the images of the demo
 
 SAMPLE_COUNT = 12
@@ -40,14 +40,14 @@ SAMPLE_SIZES: tuple[tuple[int, int], ...] = (
 SAMPLE_JPEG_QUALITY = 92
 
 MAX_OBJECTS = 7
-MIN_VISIBLE = 0.65  # the part of a shape that later shapes must leave in sight
-MAX_OUTSIDE = 0.15  # the part of a shape's width or height that may lie off the image
-MIN_RADIUS = 0.065  # of a shape, in units of the square root of the image's area
+MIN_VISIBLE = 0.65  # share of a shape that later shapes must leave visible
+MAX_OUTSIDE = 0.15  # share of a shape's width or height that may be outside the image
+MIN_RADIUS = 0.065  # of a shape, relative to the square root of the image's area
 MAX_RADIUS = 0.20
 
 _SUPERSAMPLING = 4
 _PLACEMENT_TRIES = 12
-_BLUR_REFERENCE = 320.0  # blur lengths are given for an image of this many pixels a side
+_BLUR_REFERENCE_PIXELS = 320.0  # blur lengths are for a square image of this size
 
 Image = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.float32]
@@ -64,8 +64,8 @@ class SceneObject:
         label: Name of the class, one of ``CLASS_NAMES``.
         class_id: Index of the label in ``CLASS_NAMES``.
         box: Tight box (x1, y1, x2, y2) of the part inside the image, in pixels, where
-            (0, 0) is the outer corner of the top left pixel. Shapes drawn on top of this
-            one do not shrink the box.
+            (0, 0) is the outer corner of the top left pixel. Shapes that cover this shape
+            do not shrink the box.
     """
 
     label: str
@@ -75,7 +75,7 @@ class SceneObject:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """An image and what is on it.
+    """An image and its ground truth.
 
     Attributes:
         image: Image, uint8 of shape (height, width, 3), channels in BGR order.
@@ -88,7 +88,7 @@ class Scene:
 
 @dataclass(frozen=True, eq=False)
 class _Patch:
-    """Coverage of a shape, float32 in 0..1, and where its top left pixel lies."""
+    """Coverage of a shape, float32 from 0 to 1, and the position of its top left pixel."""
 
     left: int
     top: int
@@ -103,18 +103,18 @@ class _Patch:
 
 @dataclass(frozen=True, eq=False)
 class _Placed:
-    """A shape on the image and what of it is still in sight (like the coverage)."""
+    """A shape on the image. `visible_coverage` is what later shapes leave of its coverage."""
 
     points: Points
     centre: tuple[float, float]
     box: Box
     patch: _Patch
-    in_sight: Mask
+    visible_coverage: Mask
 
     @property
     def visible(self) -> float:
-        """The share of the shape that later shapes leave in sight."""
-        return float(self.in_sight.sum()) / float(self.patch.coverage.sum())
+        """The share of the shape that later shapes leave visible."""
+        return float(self.visible_coverage.sum()) / float(self.patch.coverage.sum())
 
 
 def scene_generator(seed: int, index: int) -> np.random.Generator:
@@ -125,7 +125,7 @@ def scene_generator(seed: int, index: int) -> np.random.Generator:
         index: Number of the image within the set, from 0.
 
     Returns:
-        A generator that depends on nothing else.
+        A generator that depends only on these two numbers.
     """
     return np.random.default_rng([seed, index])
 
@@ -137,8 +137,8 @@ def shape_outline(class_id: int) -> Points:
         class_id: Index of the class in ``CLASS_NAMES``.
 
     Returns:
-        Corners, float64 of shape (n, 2), x to the right and y down; the farthest corner
-        lies at distance 1 from the origin, around which the shape is turned.
+        Corners, float64 of shape (n, 2), x to the right and y down. The farthest corner has
+        distance 1 from the origin, the centre of rotation.
 
     Raises:
         ValueError: If there is no such class.
@@ -163,28 +163,28 @@ def shape_outline(class_id: int) -> Points:
 
 
 def place(outline: Points, centre: tuple[float, float], radius: float, degrees: float) -> Points:
-    """Turn, scale and move an outline.
+    """Rotate, scale and move an outline.
 
     Args:
         outline: Corners of unit size, float64 of shape (n, 2).
-        centre: Where the origin of the outline goes, (x, y) in pixels.
+        centre: New position of the outline's origin, (x, y) in pixels.
         radius: Distance in pixels of the farthest corner from the centre.
-        degrees: Angle to turn the outline by, clockwise as seen on the image.
+        degrees: Angle of rotation, clockwise on the image.
 
     Returns:
         Corners in pixels, float64 of shape (n, 2).
     """
-    turn = math.radians(degrees)
-    rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+    angle = math.radians(degrees)
+    rotation = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     placed: Points = outline @ rotation * radius + np.asarray(centre)
     return placed
 
 
 def tight_box(points: Points, width: int, height: int) -> Box | None:
-    """Return the box of the part of a polygon that lies inside an image.
+    """Return the box of the part of a polygon that is inside an image.
 
-    The polygon itself is cut at the border, not its box: when a corner sticks out, the
-    box of what remains is smaller than the cut box.
+    The polygon is cut at the border, and not its box. If a corner is outside, the box of the
+    remaining polygon can be smaller than the cut box.
 
     Args:
         points: Corners in pixels, float64 of shape (n, 2).
@@ -192,7 +192,7 @@ def tight_box(points: Points, width: int, height: int) -> Box | None:
         height: Height of the image in pixels.
 
     Returns:
-        Box (x1, y1, x2, y2) in pixels, or None if nothing lies inside.
+        Box (x1, y1, x2, y2) in pixels, or None if the polygon is outside.
     """
     inside = points
     for axis, limit, keep_above in ((0, 0, True), (0, width, False), (1, 0, True)):
@@ -223,11 +223,11 @@ def draw_scene(rng: np.random.Generator, width: int, height: int, *, min_objects
     """Draw one image.
 
     Args:
-        rng: Source of everything random in the image.
+        rng: Source of randomness.
         width: Width of the image in pixels.
         height: Height of the image in pixels.
-        min_objects: The least number of shapes to try to place; a shape for which there
-            is no room is left out.
+        min_objects: Minimum number of shapes to try to place. A shape without room is left
+            out.
 
     Returns:
         The image and the ground truth.
@@ -274,13 +274,12 @@ def write_samples(
     """Draw the sample images of the demo and write them as JPEG files.
 
     Args:
-        directory: Folder to write to; it is made if it is not there.
+        directory: Folder to write to. It is created if it does not exist.
         count: How many images to draw.
         seed: Seed of the set.
 
     Returns:
-        The path of each file and what was drawn on it. ``image`` is the image before
-        JPEG compression.
+        The path of each file, and the scene. Its ``image`` is not compressed yet.
     """
     directory.mkdir(parents=True, exist_ok=True)
     written = []
@@ -376,7 +375,7 @@ def _random_pose(
 def _try_to_place(
     rng: np.random.Generator, class_id: int, width: int, height: int
 ) -> _Placed | None:
-    """Pick a place for a shape; None if too much of it would lie off the image."""
+    """Pick a position for a shape. None if too much of it would be outside the image."""
     centre, radius, degrees = _random_pose(rng, width, height)
     points = place(shape_outline(class_id), centre, radius, degrees)
     box = tight_box(points, width, height)
@@ -387,7 +386,7 @@ def _try_to_place(
 
 
 def _too_far_out(points: Points, width: int, height: int) -> bool:
-    """Tell whether too much of a shape lies off the image."""
+    """Return whether too much of a shape is outside the image."""
     low, high = points.min(axis=0), points.max(axis=0)
     slack = (high - low) * MAX_OUTSIDE
     size = np.array([width, height])
@@ -404,7 +403,7 @@ def _rasterise(points: Points, width: int, height: int) -> _Patch | None:
         return None
     scale = _SUPERSAMPLING
     fine = np.zeros(((bottom - top) * scale, (right - left) * scale), dtype=np.uint8)
-    # OpenCV counts from pixel centres, this module from pixel corners: hence the half.
+    # The half is needed because OpenCV counts from pixel centres, this module from pixel corners.
     corners = (points - np.array([left, top])) * scale - 0.5
     cv2.fillPoly(fine, [np.round(corners * 16).astype(np.int32)], 255, cv2.LINE_8, 4)
     coarse = cv2.resize(fine, (right - left, bottom - top), interpolation=cv2.INTER_AREA)
@@ -412,22 +411,22 @@ def _rasterise(points: Points, width: int, height: int) -> _Patch | None:
 
 
 def _blend(image: Image, patch: _Patch, colour: npt.NDArray[np.float32]) -> None:
-    """Lay a colour, or a patch-sized field of colours, over the image in place."""
+    """Blend a colour, or a field of colours of the patch's size, into the image in place."""
     under = image[patch.window].astype(np.float32)
     mixed = under + (colour - under) * patch.coverage[:, :, None]
     image[patch.window] = np.clip(mixed + 0.5, 0, 255).astype(np.uint8)
 
 
 def _cover(below: _Placed, above: _Patch) -> _Placed:
-    """Return a shape with less of it in sight, as another one now lies on top."""
+    """Return a shape without the visible part that another shape covers now."""
     rows, columns = below.patch.window
     other_rows, other_columns = above.window
     top, bottom = max(rows.start, other_rows.start), min(rows.stop, other_rows.stop)
     left, right = max(columns.start, other_columns.start), min(columns.stop, other_columns.stop)
     if bottom <= top or right <= left:
         return below
-    in_sight = below.in_sight.copy()
-    in_sight[
+    visible_coverage = below.visible_coverage.copy()
+    visible_coverage[
         top - below.patch.top : bottom - below.patch.top,
         left - below.patch.left : right - below.patch.left,
     ] *= (
@@ -436,7 +435,7 @@ def _cover(below: _Placed, above: _Patch) -> _Placed:
             top - above.top : bottom - above.top, left - above.left : right - above.left
         ]
     )
-    return replace(below, in_sight=in_sight)
+    return replace(below, visible_coverage=visible_coverage)
 
 
 def _paint(rng: np.random.Generator, image: Image, shape: _Placed, dark: bool) -> None:
@@ -462,9 +461,9 @@ def _shade(
 ) -> npt.NDArray[np.float32]:
     """Return a field of colours (height, width, 3) that runs from dull to bright."""
     height, width = patch.coverage.shape
-    turn = float(rng.uniform(0.0, 2.0 * math.pi))
-    across = np.linspace(-1.0, 1.0, width, dtype=np.float32) * math.cos(turn)
-    down = np.linspace(-1.0, 1.0, height, dtype=np.float32) * math.sin(turn)
+    angle = float(rng.uniform(0.0, 2.0 * math.pi))
+    across = np.linspace(-1.0, 1.0, width, dtype=np.float32) * math.cos(angle)
+    down = np.linspace(-1.0, 1.0, height, dtype=np.float32) * math.sin(angle)
     light = 1.0 + 0.16 * (down[:, None] + across[None, :])
     return np.asarray(np.clip(fill * light[:, :, None], 0, 255), dtype=np.float32)
 
@@ -479,7 +478,7 @@ def _colour(hue: float, saturation: float, value: float) -> npt.NDArray[np.float
 
 
 def _background(rng: np.random.Generator, width: int, height: int) -> tuple[Image, bool]:
-    """Draw a cluttered background in dull colours and tell whether it is dark."""
+    """Draw a cluttered background in dull colours. Also return whether it is dark."""
     dark = bool(rng.random() < 0.5)
     image = _clouds(rng, width, height, dark)
     for _ in range(int(rng.integers(4, 12))):
@@ -515,7 +514,7 @@ def _noise_field(rng: np.random.Generator, cells: tuple[int, int], width: int, h
 
 
 def _draw_clutter(rng: np.random.Generator, image: Image, dark: bool) -> None:
-    """Draw one thing that is none of the classes: a line, a bar, a curve or a shard."""
+    """Draw one object that has no class: a line, a bar, a curve or a shard."""
     height, width = image.shape[:2]
     unit = math.sqrt(width * height)
     colour = _dull(rng, dark)
@@ -543,7 +542,7 @@ def _draw_clutter(rng: np.random.Generator, image: Image, dark: bool) -> None:
 
 
 def _shard(rng: np.random.Generator, centre: Points, unit: float) -> Points:
-    """Corners of an irregular, long splinter with five to seven corners."""
+    """Return the corners of an irregular, long shard with five to seven corners."""
     corners = int(rng.integers(5, 8))
     angles = np.sort(rng.uniform(0.0, 2.0 * math.pi, corners))
     radii = rng.uniform(0.5, 1.0, corners) * unit * rng.uniform(0.12, 0.4)
@@ -552,7 +551,7 @@ def _shard(rng: np.random.Generator, centre: Points, unit: float) -> Points:
 
 
 def _fill(image: Image, points: Points, colour: npt.NDArray[np.float32]) -> None:
-    """Fill a piece of clutter; its edges need no sub-pixel exactness."""
+    """Fill a polygon of the background. Its edges are exact to a pixel only."""
     bgr = tuple(float(c) for c in colour)
     cv2.fillPoly(image, [np.round(points).astype(np.int32)], bgr, cv2.LINE_AA)
 
@@ -563,13 +562,13 @@ def _line(image: Image, points: Points, bgr: Any, thick: int) -> None:
     cv2.polylines(image, corners, False, bgr, thick, cv2.LINE_AA)
 
 
-# --- what a camera does to it ----------------------------------------------------------------
+# --- degradation by a camera ------------------------------------------------------------------
 
 
 def _degrade(rng: np.random.Generator, image: Image) -> Image:
     """Blur an image, change its brightness, add noise and JPEG artefacts."""
     kind = rng.random()
-    scale = math.sqrt(image.shape[0] * image.shape[1]) / _BLUR_REFERENCE
+    scale = math.sqrt(image.shape[0] * image.shape[1]) / _BLUR_REFERENCE_PIXELS
     if kind < 0.35:
         image = np.asarray(cv2.GaussianBlur(image, (0, 0), scale * rng.uniform(0.3, 1.2)), np.uint8)
     elif kind < 0.5:

@@ -2,8 +2,8 @@
 
     python -m devtools.demo_model.train --output devtools/demo_model
 
-Everything is drawn by ``devtools.demo_model.shapes`` and seeded; no weights and no images are
-downloaded. The figures in the model card are those that this script measures.
+``devtools.demo_model.shapes`` draws all images, from seeds. No weights or images are downloaded.
+This script measures the figures in the model card.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ VALIDATION_COUNT = 400
 HELD_OUT_COUNT = 1000
 EPOCHS = 14
 BATCH = 16
-INPUT_SIZE = 320  # pixels a side of the square the network is trained on
+INPUT_SIZE = 320  # pixels: side of the square that the model is trained on
 LEARNING_RATE = 0.004
 TRAINING_SEED = 0  # of the weights and of the order of the images
 THREADS = 2
-CONFIDENCE = 0.25  # what counts as a detection when they are counted for the card
-MAX_DETECTIONS = 300  # per image; the export's output has this many rows
+CONFIDENCE = 0.25  # minimum of the detections that the card counts
+MAX_DETECTIONS = 300  # per image; the exported model always outputs this many rows
 
 _SHORTEST_SIDE = 240
 _LONGEST_SIDE = 512
@@ -52,15 +52,15 @@ _LONGEST_SIDE = 512
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """How the weights came to be; kept as JSON beside them.
+    """How the weights were trained. Stored beside them as JSON.
 
     Attributes:
         images: Number of images in the training set.
-        epochs: Number of times each was shown.
-        seconds: Wall time of the training in seconds, validation after each epoch included.
+        epochs: Number of passes over the images.
+        seconds: Wall time of the training, validation after each epoch included.
         parameters: Number of parameters while training, both heads included.
         machine: Processor and number of threads.
-        versions: Version of each package that matters.
+        versions: Version of each package that affects the weights or the export.
     """
 
     images: int
@@ -73,7 +73,7 @@ class TrainingRecord:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Precision of a network on the held-out images, each figure in 0..1.
+    """Average precision of a model on the held-out images, from 0 to 1.
 
     Attributes:
         map50_95: Mean average precision over IoU 0.50 to 0.95.
@@ -88,13 +88,13 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Tally:
-    """How the detections above ``CONFIDENCE`` fit what was drawn (IoU of at least 0.5).
+    """Comparison of detections above ``CONFIDENCE`` with the drawn shapes (IoU of at least 0.5).
 
     Attributes:
         drawn: Number of shapes on the images.
-        found: Number of those with a detection of the right class.
-        repeated: Number of further detections of a shape already found.
-        wrong: Number of detections of nothing, or of the wrong class.
+        found: Number of shapes with a detection of the right class.
+        repeated: Number of further detections of shapes that were already found.
+        wrong: Number of detections without a shape, or with the wrong class.
     """
 
     drawn: int = 0
@@ -133,7 +133,7 @@ def label_lines(scene: shapes.Scene) -> str:
         scene: The image.
 
     Returns:
-        One line an object: class, and centre, width and height as shares of the image.
+        One line for each object: class, then centre, width and height as shares of the image.
     """
     height, width = scene.image.shape[:2]
     lines = []
@@ -170,10 +170,10 @@ def draw_data(directory: Path, train_count: int) -> Path:
 
     Args:
         directory: Empty folder to draw into.
-        train_count: How many images to train on; 0 draws the held-out set alone.
+        train_count: How many images to train on. 0 draws only the held-out set.
 
     Returns:
-        Path of the data set's description.
+        Path of the YAML file that describes the data set.
     """
     draw_set(directory, "test", shapes.HELD_OUT_SEED, HELD_OUT_COUNT)
     if train_count:
@@ -193,23 +193,23 @@ def draw_data(directory: Path, train_count: int) -> Path:
 
 
 def train(data: Path, directory: Path, train_count: int, epochs: int) -> Path:
-    """Train the network from scratch on the CPU.
+    """Train the model from scratch on the CPU.
 
     Args:
         data: Description of the data set.
-        directory: Folder for the run's own files.
+        directory: Folder for the files of the run.
         train_count: Number of training images, for the record.
-        epochs: How often to show each of them.
+        epochs: Number of passes over the images.
 
     Returns:
-        Path of the weights of the best epoch; the record lies beside them as JSON.
+        Path of the weights of the best epoch. The record is beside them, as JSON.
     """
     import torch
     from ultralytics import YOLO
 
     model = YOLO(str(MODEL_YAML), task="detect")
     parameters = sum(p.numel() for p in model.model.parameters())
-    # Ultralytics leaves one thread to the rest of the machine; a small one needs them all.
+    # Ultralytics leaves one thread unused. A small machine needs all threads.
     model.add_callback("on_train_start", lambda _: torch.set_num_threads(THREADS))
     model.train(
         data=str(data),
@@ -223,8 +223,8 @@ def train(data: Path, directory: Path, train_count: int, epochs: int) -> Path:
         cos_lr=True,
         warmup_epochs=0.5,
         warmup_bias_lr=0.0,
-        # The images vary enough as drawn. Moving and scaling them would cut shapes at the
-        # border and leave boxes that are no longer tight; flipping keeps them exact.
+        # The drawn images vary enough. Moving and scaling would cut shapes at the border, and their
+        # boxes would not be tight any more. Flipping keeps them exact.
         mosaic=0.0,
         hsv_h=0.0,
         hsv_s=0.0,
@@ -233,7 +233,7 @@ def train(data: Path, directory: Path, train_count: int, epochs: int) -> Path:
         scale=0.0,
         fliplr=0.5,
         flipud=0.5,
-        nms=False,  # judge the NMS-free head, the one that is exported
+        nms=False,  # validate the NMS-free head, which is exported
         pretrained=False,
         amp=False,
         cache="ram",
@@ -262,11 +262,11 @@ def train(data: Path, directory: Path, train_count: int, epochs: int) -> Path:
 
 
 def export(weights: Path, record: TrainingRecord) -> Path:
-    """Export trained weights to OpenVINO, with FP16 weights and a free input shape.
+    """Export trained weights to OpenVINO, with FP16 weights and a dynamic input shape.
 
     Args:
-        weights: Path of the weights; the export is written beside them.
-        record: How the weights came to be.
+        weights: Path of the weights. The export is written beside them.
+        record: How the weights were trained.
 
     Returns:
         Folder of the exported model.
@@ -275,8 +275,8 @@ def export(weights: Path, record: TrainingRecord) -> Path:
 
     from service.export.weights import export_openvino
 
-    # In this version of Ultralytics nms=False means: keep the NMS-free head. Left at None
-    # the export would take the other head, whose output needs non-maximum suppression.
+    # In this version of Ultralytics, nms=False keeps the NMS-free head. With None, the export would
+    # take the other head, whose output needs non-maximum suppression.
     exported = YOLO(str(weights), task="detect").export(
         format="openvino",
         imgsz=INPUT_SIZE,
@@ -292,14 +292,14 @@ def export(weights: Path, record: TrainingRecord) -> Path:
 
 
 def measure(model: Path, data: Path) -> Measurement:
-    """Measure the precision of a network on the held-out images.
+    """Measure the average precision of a model on the held-out images.
 
     Args:
-        model: Weights or folder of an exported model.
+        model: Weights, or folder of an exported model.
         data: Description of the data set.
 
     Returns:
-        The precision.
+        The average precision, over all classes and by class.
     """
     from ultralytics import YOLO
 
@@ -329,10 +329,10 @@ def overlap(first: shapes.Box, second: shapes.Box) -> float:
 
     Args:
         first: Box (x1, y1, x2, y2) in pixels.
-        second: Another.
+        second: Box to compare with.
 
     Returns:
-        Share in 0..1.
+        Share from 0 to 1.
     """
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
@@ -345,14 +345,14 @@ def overlap(first: shapes.Box, second: shapes.Box) -> float:
 def tally(
     objects: Sequence[shapes.SceneObject], detections: Sequence[tuple[int, shapes.Box]]
 ) -> Tally:
-    """Compare the detections on one image with what was drawn.
+    """Compare the detections on one image with its drawn shapes.
 
     Args:
-        objects: What was drawn.
+        objects: The drawn shapes.
         detections: Class and box (pixels) of each detection, the most confident first.
 
     Returns:
-        The numbers.
+        The counts of this image.
     """
     missing = set(range(len(objects)))
     found = repeated = 0
@@ -362,9 +362,9 @@ def tally(
             for index, item in enumerate(objects)
             if item.class_id == class_id and overlap(box, item.box) >= 0.5
         ]
-        open_ones = [(share, index) for share, index in fitting if index in missing]
-        if open_ones:
-            missing.remove(max(open_ones)[1])
+        candidates = [(share, index) for share, index in fitting if index in missing]
+        if candidates:
+            missing.remove(max(candidates)[1])
             found += 1
         elif fitting:
             repeated += 1
@@ -372,13 +372,13 @@ def tally(
 
 
 def tally_held_out(exported: Path) -> Tally:
-    """Run the exported model on the held-out images and compare.
+    """Run the exported model on the held-out images, and compare with the drawn shapes.
 
     Args:
         exported: Folder of an exported model.
 
     Returns:
-        The numbers over all held-out images.
+        The counts over all held-out images.
     """
     from ultralytics import YOLO
 
@@ -396,10 +396,10 @@ def tally_held_out(exported: Path) -> Tally:
 
 
 def arithmetic(exported: Path) -> str:
-    """Tell what type of number OpenVINO computes with on this processor.
+    """Return the number type that OpenVINO computes with on this processor.
 
-    Processors with instructions for bfloat16 use it unless told otherwise, so the same
-    exported model gives slightly different figures elsewhere.
+    On processors with instructions for bfloat16, OpenVINO uses it by default. The same exported
+    model therefore has slightly different figures on other machines.
 
     Args:
         exported: Folder of an exported model.
@@ -424,11 +424,11 @@ def render_card(
     """Write the model card.
 
     Args:
-        record: How the weights came to be.
-        trained: Precision of the weights as trained, in FP32.
-        exported: Precision of the exported model.
-        counts: Detections of the exported model, counted.
-        arithmetic: Type of number that OpenVINO computed with, for example ``bf16``.
+        record: How the weights were trained.
+        trained: Average precision of the trained weights, in FP32.
+        exported: Average precision of the exported model.
+        counts: Counts of the exported model's detections.
+        arithmetic: Number type that OpenVINO computed with, for example ``bf16``.
         megabytes: Size of the exported model in units of 1,000,000 bytes.
 
     Returns:
@@ -522,7 +522,7 @@ train can therefore differ from this one, and so can the last digits of its figu
 
 
 def describe_machine() -> str:
-    """Return the processor's name and the number of threads trained with."""
+    """Return the processor's name and the number of training threads."""
     return f"{THREADS} threads of {cpu_name()} ({platform.machine()}), no GPU"
 
 
@@ -530,7 +530,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: Command line without the program's name; taken from the process if None.
+        arguments: Command line without the program's name. None takes it from the process.
 
     Returns:
         Exit status.
@@ -577,17 +577,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs (%(default)s)")
     parser.add_argument("--keep-weights", type=Path, help="also keep the .pt file, at this path")
     parser.add_argument(
-        "--weights", type=Path, help="export and measure weights kept earlier; train nothing"
+        "--weights", type=Path, help="export and measure these weights, without training"
     )
     return parser.parse_args(arguments)
 
 
 @contextmanager
 def _quiet_ultralytics() -> Iterator[None]:
-    """Keep Ultralytics off the network and out of the home folder.
+    """Stop Ultralytics from using the network and the home folder.
 
-    It reads these variables when it is first imported, which is why this module imports it
-    only inside functions.
+    It reads these variables when it is first imported. Therefore this module imports it only inside
+    functions.
     """
     with tempfile.TemporaryDirectory(prefix="ultralytics-") as settings:
         os.environ["YOLO_CONFIG_DIR"] = settings
@@ -598,19 +598,19 @@ def _quiet_ultralytics() -> Iterator[None]:
 
 
 def _record_path(weights: Path) -> Path:
-    """Return where the record of some weights lies."""
+    """Return the path of the record of some weights."""
     return weights.with_suffix(".json")
 
 
 def _read_record(weights: Path) -> TrainingRecord:
-    """Read the record that lies beside some weights."""
+    """Read the record beside some weights."""
     return TrainingRecord(**json.loads(_record_path(weights).read_text(encoding="utf-8")))
 
 
 def _rewrite_metadata(path: Path, weights: Path) -> None:
-    """Put into the export's metadata what the service reads, and take out local paths."""
+    """Add the metadata that the service reads, and remove local paths."""
     metadata = yaml.safe_load(path.read_text(encoding="utf-8"))
-    # The date would make every export differ, and the description names a temporary folder.
+    # With the date, every export would differ. The description names a temporary folder.
     metadata.pop("date", None)
     metadata["description"] = "YOLO26 demo model of yolo-batch, trained on drawn shapes"
     metadata["author"] = "yolo-batch (architecture and training code by Ultralytics)"
@@ -626,7 +626,7 @@ def _megabytes(directory: Path) -> float:
 
 
 def _publish(exported: Path, card: str, output: Path) -> None:
-    """Put the exported model and its card into their place, over earlier ones."""
+    """Write the exported model and its card to the output folder, replacing earlier files."""
     output.mkdir(parents=True, exist_ok=True)
     target = output / EXPORT_NAME
     if target.exists():

@@ -57,7 +57,7 @@ _MARKED = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end -->)", re.DOTAL
 
 
 def current(text: str, parts: Mapping[str, Callable[[], str]] = PARTS) -> str:
-    """Return a page's text with its generated parts made anew.
+    """Return the text of a page, with its parts generated again.
 
     Raises:
         KeyError: the page marks a part that does not exist.
@@ -66,7 +66,7 @@ def current(text: str, parts: Mapping[str, Callable[[], str]] = PARTS) -> str:
 
 
 def stale_pages(reference: Path) -> dict[Path, str]:
-    """Return the current text of every page that has another text now."""
+    """Return the current text of every page that is not current."""
     texts = {page: page.read_text(encoding="utf-8") for page in sorted(reference.glob("*.md"))}
     return {page: new for page, text in texts.items() if (new := current(text)) != text}
 
@@ -95,6 +95,6 @@ def main(check: bool, reference: Path) -> None:
 
 
 if __name__ == "__main__":
-    # The application is asked for its responses; its log lines are not for this command's reader.
+    # The application handles requests here. Its log lines do not interest the user of this command.
     logging.getLogger("service").addHandler(logging.NullHandler())
     main()

@@ -1,4 +1,4 @@
-"""The command lines: from their click commands."""
+"""The reference of the command lines, from their click commands."""
 
 import inspect
 from collections.abc import Iterator
@@ -80,7 +80,7 @@ def _arguments(command: click.Command) -> Iterator[tuple[str, str]]:
 
 
 def _options(command: click.Command, context: click.Context) -> Iterator[tuple[str, ...]]:
-    """Yield the options, those of one heading together."""
+    """Yield group, name, default and meaning of each option, in the order of the groups."""
     options = [each for each in command.params if isinstance(each, click.Option)]
     panels = list(dict.fromkeys(map(_panel, options)))
     for option in sorted(options, key=lambda each: panels.index(_panel(each))):

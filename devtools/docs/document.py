@@ -1,4 +1,4 @@
-"""The schema of the Firestore document: from what `service.document` writes of sample results."""
+"""The reference of the Firestore document, from what `service.document` writes."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -46,7 +46,7 @@ FAILED = ImageResult(
 )
 _COMPOSITE = replace(DONE, ref=replace(DONE.ref, metadata=replace(_METADATA, md5=None)))
 
-# Each field by its path: its meaning, and when it is null or absent.
+# Meaning of each field by its path, and when the field is null or absent.
 MEANINGS: Mapping[str, tuple[str, str]] = {
     "uri": ("Address of the object, without its generation.", "never"),
     "bucket": ("Name of the bucket.", "never"),
@@ -104,9 +104,9 @@ MEANINGS: Mapping[str, tuple[str, str]] = {
 
 
 def samples() -> list[dict[str, Any]]:
-    """Return documents that together have every field: done, failed, of a composite object.
+    """Return three documents that together have every field: done, failed, composite object.
 
-    `created_at` is what the store adds.
+    The store adds `created_at`.
     """
     return [
         to_document(result) | {"created_at": _RECORDED_AT} for result in (DONE, FAILED, _COMPOSITE)

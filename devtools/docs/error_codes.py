@@ -1,4 +1,4 @@
-"""Error codes of documents, outcomes of deliveries, errors of the service, image formats."""
+"""The reference of error codes, outcomes, exceptions and image formats."""
 
 import ast
 import inspect
@@ -9,7 +9,7 @@ from service import errors
 from service.domain import ErrorCode, Outcome
 from service.images.formats import FORMATS
 
-# Errors that no request can raise: what happens instead of an HTTP response.
+# Exceptions that are not returned as an error response, and what they lead to.
 _ELSEWHERE = {
     errors.SettingsError: "the process does not start",
     errors.CredentialsError: "the process does not start",
@@ -33,17 +33,13 @@ def formats() -> str:
 
 
 def outcomes() -> str:
-    """Return a table of the outcomes, with the comment that each has in the code."""
+    """Return a table of the outcomes. The meanings are the comments in the code."""
     meanings = _comments(Outcome)
     return table(("outcome", "meaning"), [(code(each), meanings[each.name]) for each in Outcome])
 
 
 def internal_errors() -> str:
-    """Return a table of the service's exceptions and of what each leads to.
-
-    Raises:
-        LookupError: nothing is known of an exception's effect.
-    """
+    """Return a table of the service's exceptions, and what each leads to."""
     from devtools.docs.http_contract import respond
 
     rows = []
@@ -58,7 +54,7 @@ def internal_errors() -> str:
 
 
 def all_errors() -> list[type[errors.YoloBatchError]]:
-    """Return every exception of the service that has no subclass of its own or is raised itself."""
+    """Return every exception of the service, except the base classes."""
     bases = (errors.YoloBatchError, errors.TransientError)
     return [
         value
@@ -75,14 +71,14 @@ def request_errors() -> list[type[errors.YoloBatchError]]:
 
 
 def _comments(enum: type) -> dict[str, str]:
-    """Return the comment at the end of each member's line, by the member's name."""
+    """Return the comment at the end of each member's line, by the name of the member."""
     source = textwrap.dedent(inspect.getsource(enum))
     lines = source.splitlines()
-    found = {}
+    comments = {}
     [definition] = ast.parse(source).body
     assert isinstance(definition, ast.ClassDef)
     for node in definition.body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             comment = lines[node.lineno - 1].partition("#")[2].strip()
-            found[node.targets[0].id] = comment[:1].upper() + comment[1:]
-    return found
+            comments[node.targets[0].id] = comment[:1].upper() + comment[1:]
+    return comments

@@ -1,4 +1,7 @@
-"""The HTTP contract: asked of the application itself, with a pipeline that raises each error."""
+"""The reference of the HTTP contract.
+
+The responses are the application's own. Its pipeline is replaced by one that raises each error.
+"""
 
 import base64
 import json
@@ -25,7 +28,7 @@ EXAMPLES = {  # sample in tests/data/events: its title
 }
 _JOB = {"uri": "gs://uploads/cam1/07.jpg"}
 _LIMIT_BYTES = 1024
-_OTHERS = (  # method, path, bytes of the body, meaning
+_INVALID_REQUESTS = (  # method, path, bytes of the body, meaning
     ("POST", "/", _LIMIT_BYTES + 1, "The request has more than `MAX_REQUEST_BYTES`."),
     ("GET", "/", 0, "The method is not `POST`."),
     ("POST", "/unknown", 0, "There is no such path."),
@@ -38,7 +41,7 @@ _STATES: tuple[tuple[tuple[str, str | None], str], ...] = (
 
 
 class _Pipeline:
-    """What the application calls of a pipeline."""
+    """A pipeline that raises an error, and reports a state."""
 
     def __init__(self, error: BaseException | None, status: tuple[str, str | None]) -> None:
         self._error = error
@@ -56,7 +59,7 @@ class _Pipeline:
 
 def respond(error: type[BaseException] | None) -> TestResponse:
     """Return the application's response to a job whose handling raises an error."""
-    # Not by the error's own constructor, which takes different arguments in each class.
+    # Without the constructor, because its parameters differ between the classes.
     raised = error.__new__(error, "The reason.") if error else None
     return _app(raised).test_client().post("/", json=_JOB)
 
@@ -83,7 +86,7 @@ def statuses() -> str:
     rows += [_row(respond(error), first_paragraph(error.__doc__)) for error in request_errors()]
     rows.append(_row(respond(RuntimeError), "A defect. The log has the trace."))
     client = _app(None).test_client()
-    for method, path, size, meaning in _OTHERS:
+    for method, path, size, meaning in _INVALID_REQUESTS:
         response = client.open(path, method=method, data=b"." * size)
         rows.append(_row(response, meaning))
     headers = ("status", "`error.code`", "`Retry-After`, seconds", "meaning")

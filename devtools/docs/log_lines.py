@@ -1,4 +1,4 @@
-"""Every log line of the service: from the logger calls in its source."""
+"""The reference of the service's log lines, from the logger calls in its source."""
 
 import ast
 import re
@@ -19,7 +19,7 @@ _SEVERITIES = {
     "critical": "CRITICAL",
 }
 _SEVERITY_ORDER = ("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG")
-# Fields that are made at run time: by the expression in the source.
+# Fields that are computed at run time, by the expression in the source.
 _COMPUTED = {"self._take_counts()": tuple(map(str, Outcome))}
 _TRACE = "exc_info"
 
@@ -79,8 +79,8 @@ def lines_of(source: str, logger: str) -> Iterator[LogLine]:
             and call.func.value.id == "logger"
             and call.func.attr in (*_SEVERITIES, "log")
         ):
-            around = [each for each in functions if call in set(ast.walk(each))]
-            values = {key: node for each in around for key, node in _assigned(each).items()}
+            enclosing = [each for each in functions if call in set(ast.walk(each))]
+            values = {key: node for each in enclosing for key, node in _assigned(each).items()}
             try:
                 yield _line(call, call.func.attr, values, logger)
             except ValueError as exc:

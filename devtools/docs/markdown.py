@@ -1,11 +1,11 @@
-"""Markdown that every generated part is made of."""
+"""Functions that write Markdown, for all generated parts."""
 
 import re
 from collections.abc import Iterable, Sequence
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table; a `|` or a line break inside a cell cannot end the cell."""
+    """Return a table. A `|` or a line break in a cell does not end the cell."""
     lines = [headers, ["---"] * len(headers), *rows]
     return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
 
@@ -26,7 +26,7 @@ def codes(values: Iterable[object]) -> str:
 
 
 def plain(text: str) -> str:
-    """Return text that is not Markdown as one line that Markdown shows as it is."""
+    """Return plain text as one line, with the characters escaped that Markdown interprets."""
     return re.sub(r"([*<`\[])", r"\\\1", " ".join(text.split()))
 
 

@@ -1,12 +1,12 @@
-"""Draws the README's image: an annotated upload beside its Firestore document.
+"""Draw the README's image: an annotated upload beside its Firestore document.
 
-Both come from a real run against the local stack:
+Both are from a real run against the local stack:
 
     gcloud storage cp 07.jpg gs://uploads/cam1/
     yolo-batch results gs://uploads/cam1/ --json > 07.json
     python -m devtools.docs.readme_image 07.jpg 07.json docs/images/overview.png
 
-The document's fields are listed as Firestore's console lists them: by name, with their types.
+The fields are listed by name with their types, like in Firestore's console.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def annotated(image_file: Path, document: Mapping[str, Any]) -> Image.Image:
 def field_lines(document: Mapping[str, Any]) -> list[tuple[int, str, str, str]]:
     """List the document's fields as lines: (depth, name, value, type).
 
-    `counts` and the first detection are unfolded, as a reader would click them open.
+    `counts` and the first detection are expanded.
     """
     lines: list[tuple[int, str, str, str]] = []
     for name in sorted(SHOWN_FIELDS):

@@ -1,4 +1,4 @@
-"""The settings by purpose: from `service.settings`."""
+"""The reference of the settings by purpose, from `service.settings`."""
 
 from collections.abc import Callable
 from dataclasses import Field, fields
@@ -38,7 +38,7 @@ GROUPS = {
     ),
 }
 _UNITS = ("bytes", "pixels", "seconds")
-_PROBES = ("\0", "/", "50")  # each is refused by some parser, and its refusal says what is allowed
+_PROBES = ("\0", "/", "50")  # values that parsers reject, with a message of what is allowed
 
 
 def render() -> str:
@@ -65,7 +65,7 @@ def defaults() -> dict[str, str]:
 
 
 def allowed(parse: Callable[[str], Any]) -> str:
-    """Return what a setting's parser accepts, in the words of its own error message."""
+    """Return what a setting's parser accepts, from its own error message."""
     demands: list[str] = []
     for probe in _PROBES:
         try:

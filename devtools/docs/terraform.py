@@ -1,4 +1,4 @@
-"""Variables, outputs, metrics and alerts of the Terraform module: from its files."""
+"""The reference of the Terraform module's variables, outputs, metrics and alerts."""
 
 import re
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ def metrics() -> str:
 
 def log_metrics() -> list[Metric]:
     """Return every metric, for each key of its `for_each`."""
-    found = []
+    log_based = []
     for _, body in _resources("google_logging_metric"):
         each = re.fullmatch(r"\$\{local\.(\w+)\}", body["for_each"])
         assert each, body["for_each"]
@@ -67,7 +67,7 @@ def log_metrics() -> list[Metric]:
             extractor = body.get("value_extractor") or next(iter(body["label_extractors"].values()))
             reads = re.fullmatch(r"EXTRACT\(jsonPayload\.(.*)\)", _filled(extractor, names))
             assert reads, extractor
-            found.append(
+            log_based.append(
                 Metric(
                     name=_filled(body["name"], names),
                     kind="counter" if descriptor["value_type"] == "INT64" else "distribution",
@@ -76,7 +76,7 @@ def log_metrics() -> list[Metric]:
                     description=_filled(body["description"], names),
                 )
             )
-    return found
+    return log_based
 
 
 def alerts() -> str:
@@ -97,7 +97,7 @@ def alerts() -> str:
 
 
 def _filled(text: str, names: dict[str, str]) -> str:
-    """Return a text with its `${...}`: known values, or the last name in capitals."""
+    """Replace each `${...}` in a text by its value, or by its name in capitals."""
 
     def value(match: re.Match[str]) -> str:
         expression = match[1].strip("()")
@@ -141,7 +141,7 @@ def _blocks(kind: str) -> Iterator[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a parsed value without the quotes, the escapes and the parser's own marks."""
+    """Return a parsed value without quotes, escapes and the marks of the parser."""
     if isinstance(value, str) and len(value) > 1 and value[0] == value[-1] == '"':
         return value[1:-1].replace('\\"', '"')
     if isinstance(value, list):

@@ -1,1 +1,1 @@
-"""Fuzzing of the parsers, guided by coverage."""
+"""Fuzz the parsers of untrusted input, guided by coverage."""

@@ -1,9 +1,10 @@
 """Fuzz the parsers, guided by coverage: `make fuzz`, or `python -m devtools.fuzz envelope`.
 
-Needs the extra `fuzz` (atheris, libFuzzer for Python). It begins with the corpus, keeps what covers
-more in a folder, and says of each parser how often it ran. One that breaks a promise, hangs or
-takes too much memory ends there; libFuzzer writes the input as `TARGET-crash-...`, `-timeout-...`
-or `-oom-...`. Such an input goes to tests/fuzz/found, where the tests read it for ever.
+Needs the extra `fuzz` (atheris, libFuzzer for Python). The fuzzer starts with the corpus, keeps
+inputs that cover more code in a folder, and prints how often each parser ran. A run ends when its
+parser breaks a promise, hangs or uses too much memory. libFuzzer then writes the input as
+`TARGET-crash-...`, `-timeout-...` or `-oom-...`. Copy it to tests/fuzz/found, where every test run
+reads it.
 """
 
 import argparse
@@ -17,12 +18,12 @@ from pathlib import Path
 
 from devtools.fuzz.targets import TARGETS
 
-TAIL_LINES = 20  # of the log of a run that broke a promise
+TAIL_LINES = 20  # of the log that are printed if a promise was broken
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What libFuzzer's last lines say of a run."""
+    """The result of a run, from the last lines of libFuzzer's log."""
 
     target: str
     executions: int
@@ -35,7 +36,7 @@ class Summary:
 
 
 def summary(target: str, log: str, code: int) -> Summary:
-    """Read libFuzzer's log and exit code; a run of no executions is no good one."""
+    """Read libFuzzer's log and exit code. A run without executions is not good."""
     stats = dict(re.findall(r"^stat::(\w+): +(\d+)$", log, re.M))
     executions = int(stats.get("number_of_executed_units", 0))
     is_good = code == 0 and executions > 0
@@ -43,7 +44,7 @@ def summary(target: str, log: str, code: int) -> Summary:
 
 
 def fuzz(target: str, folder: Path, options: argparse.Namespace) -> Summary:
-    """Run one parser in a process of its own, and show its log's end where it did not go well."""
+    """Fuzz one parser in a process of its own. Print the end of the log if a promise was broken."""
     command = [sys.executable, "-m", "devtools.fuzz.libfuzzer", target, str(folder)]
     for name in ("runs", "seconds", "seed"):
         command += [f"--{name}", str(getattr(options, name))]
@@ -51,21 +52,30 @@ def fuzz(target: str, folder: Path, options: argparse.Namespace) -> Summary:
     with path.open("wb") as log:
         done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
     text = path.read_text(encoding="utf-8", errors="replace")
-    found = summary(target, text, done.returncode)
-    if not found.is_good:
+    result = summary(target, text, done.returncode)
+    if not result.is_good:
         print(*text.splitlines()[-TAIL_LINES:], sep="\n", file=sys.stderr)
-    return found
+    return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)}")
-    parser.add_argument("--runs", type=int, default=100_000, help="of each")
-    parser.add_argument("--seconds", type=int, default=0, help="at most, for each; 0: no limit")
+    parser.add_argument(
+        "targets",
+        nargs="*",
+        metavar="TARGET",
+        help=f"parsers to fuzz: {', '.join(TARGETS)}; by default all",
+    )
+    parser.add_argument("--runs", type=int, default=100_000, help="executions of each parser")
+    parser.add_argument(
+        "--seconds", type=int, default=0, help="time limit for each parser; 0: none"
+    )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--keep", type=Path, help="folder of inputs and logs; by default a new one")
+    parser.add_argument(
+        "--keep", type=Path, help="folder for inputs and logs; by default a new one"
+    )
     options = parser.parse_args()
     if unknown := set(options.targets) - set(TARGETS):
         parser.error(f"there is no {', '.join(sorted(unknown))}, only {', '.join(TARGETS)}")
@@ -74,11 +84,11 @@ def main() -> None:
     folder = options.keep or Path(tempfile.mkdtemp(prefix="fuzz-"))
     folder.mkdir(parents=True, exist_ok=True)
     print(f"Inputs and logs are kept in {folder}", flush=True)
-    found = []
+    results = []
     for target in options.targets or TARGETS:
-        found.append(fuzz(target, folder, options))
-        print(found[-1], flush=True)
-    sys.exit(not all(one.is_good for one in found))
+        results.append(fuzz(target, folder, options))
+        print(results[-1], flush=True)
+    sys.exit(not all(result.is_good for result in results))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Unusual, damaged and hostile files, each with the record that it must end as.
+"""Unusual, damaged and hostile files, each with the document that it must end as.
 
-The files are drawn here, never stored. `python -m devtools.fuzz.corpus` reads each file as the
-service would, in a process of its own whose memory and CPU time are limited and measured, and
-writes docs/evidence/malformed-files.md.
+This module draws the files. They are not stored. `python -m devtools.fuzz.corpus` reads each file
+as the service would, in a process of its own. It limits and measures the memory and CPU time of the
+process, and writes docs/evidence/malformed-files.md.
 """
 
 import argparse
@@ -38,11 +38,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "malformed-files.md"
 WIDTH, HEIGHT = 96, 64
 MAX_PIXELS = 50_000_000  # the service's default
 IMAGE_SIZE = 640
-MAX_MB = 400  # over what the process had before: an image of MAX_PIXELS takes half of it
-MAX_CPU_SECONDS = 30  # generous: the slowest takes a tenth on a machine of 2020
-TOGETHER = 40  # cases
-GIVE_UP_CPU_SECONDS = 60  # a hang ends here
-GIVE_UP_BYTES = 6 * 2**30  # more than any bound, so that what takes it is seen
+MAX_MB = 400  # beyond a process that reads nothing; an image of MAX_PIXELS uses half of it
+MAX_CPU_SECONDS = 30  # the slowest file takes a tenth of it on a machine of 2020
+CASES_AT_ONCE = 40  # that one process reads
+HANG_CPU_SECONDS = 60  # a file that hangs is killed after this
+MAX_ADDRESS_BYTES = 6 * 2**30  # more than any bound, so that the use beyond a bound is measured
 
 DONE = f"done {WIDTH}x{HEIGHT}"
 TURNED = f"done {HEIGHT}x{WIDTH}"
@@ -50,7 +50,7 @@ CORRUPT = ErrorCode.CORRUPT_IMAGE.value
 TOO_LARGE = ErrorCode.IMAGE_TOO_LARGE.value
 UNSUPPORTED = ErrorCode.UNSUPPORTED_MEDIA.value
 EMPTY = ErrorCode.EMPTY_OBJECT.value
-# A flipped bit: nobody can tell whether it shows, and it may make a marker of another one.
+# A flipped bit may be visible or not, and it may turn one marker into another.
 EITHER = (DONE, CORRUPT, UNSUPPORTED)
 
 Make = Callable[[], bytes]
@@ -58,7 +58,10 @@ Make = Callable[[], bytes]
 
 @dataclass(frozen=True)
 class Case:
-    """One file: its name, how to draw it, and the records that it may end as."""
+    """A file: its name, how to draw it, and how it may end.
+
+    It ends as `done WIDTHxHEIGHT`, or with an error code.
+    """
 
     name: str
     make: Make
@@ -66,20 +69,20 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Got:
-    """How a case ended, and what that took over a process that reads nothing."""
+class CaseResult:
+    """How a case ended, and its memory and CPU time beyond a process that reads nothing."""
 
     name: str
     expected: tuple[str, ...]
-    got: str
+    actual: str
     peak_mb: float
     cpu_seconds: float
 
     @property
     def is_good(self) -> bool:
-        """Whether the record is an expected one, within the bounds."""
+        """Whether the case ended as expected, within the bounds."""
         return (
-            self.got in self.expected
+            self.actual in self.expected
             and self.peak_mb < MAX_MB
             and self.cpu_seconds < MAX_CPU_SECONDS
         )
@@ -93,11 +96,11 @@ def add(name: str, make: Make | bytes, *expected: str) -> None:
     CASES[name] = Case(name, make if callable(make) else lambda: make, expected)
 
 
-# ---------------------------------------------------------------- ordinary images to begin with
+# --------------------------------------------------------------------------- ordinary images
 
 
 def drawn(mode: str = "RGB", size: tuple[int, int] = (WIDTH, HEIGHT)) -> Image.Image:
-    """Soft colours, and some noise so that no format makes it trivially small."""
+    """Draw soft colours, with noise so that no format compresses the image to almost nothing."""
     width, height = size
     rows, columns = np.mgrid[0:height, 0:width]
     noise = np.random.default_rng(7).integers(0, 40, (height, width))
@@ -155,7 +158,7 @@ def replaced(data: bytes, old: bytes, new: bytes) -> bytes:
 
 
 def chunk(kind: bytes, body: bytes, *, length: int | None = None) -> bytes:
-    """One of a PNG's."""
+    """Return a chunk of a PNG."""
     size = len(body) if length is None else length
     return struct.pack(">I", size) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
@@ -166,11 +169,12 @@ def png(width: int, height: int, *chunks: bytes, depth: int = 8, colour: int = 2
 
 
 def zeros(count: int) -> bytes:
-    """A zlib stream of so many zero bytes."""
+    """Return a zlib stream that unpacks to `count` zero bytes."""
     packer = zlib.compressobj(1)
     block = bytes(1 << 20)
     parts = [
-        packer.compress(block[: min(len(block), count - at)]) for at in range(0, count, 1 << 20)
+        packer.compress(block[: min(len(block), count - offset)])
+        for offset in range(0, count, 1 << 20)
     ]
     return b"".join(parts) + packer.flush()
 
@@ -194,13 +198,13 @@ def before_end(data: bytes, extra: bytes) -> bytes:
 
 
 def animation(width: int, height: int, frames: int = 1) -> bytes:
-    """What makes an animated PNG, of frames that have no pixels of their own."""
+    """Return the chunks that make a PNG animated, with frames that have no pixels."""
     frame = chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, width, height, 0, 0, 1, 1, 0, 0))
     return chunk(b"acTL", struct.pack(">II", frames + 1, 0)) + frame * frames
 
 
 def segment(marker: int, body: bytes) -> bytes:
-    """One of a JPEG's."""
+    """Return a segment of a JPEG."""
     return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
 
 
@@ -210,21 +214,21 @@ def after_start(data: bytes, extra: bytes) -> bytes:
 
 
 def many_scans(count: int, size: tuple[int, int] = (4000, 3000)) -> bytes:
-    """A progressive JPEG whose last scan is repeated `count` times."""
+    """Return a progressive JPEG whose last scan is repeated `count` times."""
     data = saved("JPEG", Image.new("RGB", size), progressive=True)
     last = data.rindex(b"\xff\xda")
     return data[:-2] + data[last:-2] * count + data[-2:]
 
 
 def hidden_scans(count: int) -> bytes:
-    """Scans after a TEM marker, which has no length. A reader that expects one skips 64 kB."""
+    """Put scans after a TEM marker, which has no length. A reader that expects one skips 64 kB."""
     data = many_scans(count)
     second = data.index(b"\xff\xda") + 2
     return data[:second] + data[second:].replace(b"\xff\xda", b"\xff\x01\xff\xff\xff\xda")
 
 
 def scan_again(count: int) -> bytes:
-    """A sequential JPEG whose only scan is repeated."""
+    """Return a sequential JPEG whose only scan is repeated."""
     data = saved("JPEG")
     scan = data[data.index(b"\xff\xda") : -2]
     return data[:-2] + scan * count + data[-2:]
@@ -237,22 +241,22 @@ def before_last_scan(extra: bytes) -> bytes:
 
 
 def jpeg_sized(width: int, height: int) -> bytes:
-    """A JPEG that says another size than its own."""
+    """Return a JPEG whose header claims another size."""
     data = bytearray(saved("JPEG"))
-    at = data.index(b"\xff\xc0") + 5
-    data[at : at + 4] = struct.pack(">HH", height, width)
+    offset = data.index(b"\xff\xc0") + 5
+    data[offset : offset + 4] = struct.pack(">HH", height, width)
     return bytes(data)
 
 
 def jpeg_frame(marker: int, *, precision: int = 8) -> bytes:
     data = bytearray(saved("JPEG"))
-    at = data.index(b"\xff\xc0")
-    data[at + 1], data[at + 4] = marker, precision
+    offset = data.index(b"\xff\xc0")
+    data[offset + 1], data[offset + 4] = marker, precision
     return bytes(data)
 
 
 def ycck() -> bytes:
-    """CMYK whose Adobe segment says that it is YCCK."""
+    """Return a CMYK JPEG whose Adobe segment claims that it is YCCK."""
     data = bytearray(saved("JPEG", drawn("CMYK")))
     data[data.index(b"Adobe") + 11] = 2
     return bytes(data)
@@ -269,7 +273,7 @@ def gif(
     before: bytes = b"",
     times: int = 1,
 ) -> bytes:
-    """A GIF of a screen and frames of (left, top, width, height)."""
+    """Return a GIF with a screen size and frames (left, top, width, height)."""
     header = b"GIF89a" + struct.pack("<HHBBB", *screen, 0x81, 0, 0) + GIF_PALETTE
     image = b"\x2c" + struct.pack("<HHHHB", *frame, 0) + codes
     return header + before + image * times + b"\x3b"
@@ -292,7 +296,7 @@ def bmp(
 
 
 def tiff(tags: dict[int, int], body: bytes = b"", *, next_ifd: int = 0) -> bytes:
-    """A TIFF of 32-bit numbers; a `StripOffsets` or `TileOffsets` of 0 means the body."""
+    """Return a TIFF with 32-bit numbers. `StripOffsets` or `TileOffsets` 0 means the body."""
     start = 8 + 2 + 12 * len(tags) + 4
     entries = b"".join(
         struct.pack("<HHII", tag, 4, 1, start if tag in (273, 324) and not value else value)
@@ -306,7 +310,7 @@ def tiff(tags: dict[int, int], body: bytes = b"", *, next_ifd: int = 0) -> bytes
     )
 
 
-# 1 bit a sample would be a TIFF's default: 8, without compression, black is zero, one channel
+# 8 bits per sample (the default of TIFF is 1), no compression, zero is black, one channel
 GREY_TIFF = {256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 273: 0, 277: 1, 278: 8, 279: 64}
 
 
@@ -339,7 +343,7 @@ def riff_chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def canvas(width: int, height: int, flags: int = 0) -> bytes:
-    """A WebP's VP8X."""
+    """Return the VP8X chunk of a WebP, which has the size of its canvas."""
     sides = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     return riff_chunk(b"VP8X", struct.pack("<I", flags) + sides)
 
@@ -350,33 +354,33 @@ def webp_frame(data: bytes, width: int, height: int) -> bytes:
 
 
 def ispe(data: bytes, width: int, height: int) -> bytes:
-    """An AVIF whose box says another size than its codestream."""
+    """Return an AVIF whose box claims another size than its codestream."""
     old = b"ispe" + bytes(4) + struct.pack(">II", WIDTH, HEIGHT)
     return replaced(data, old, b"ispe" + bytes(4) + struct.pack(">II", width, height))
 
 
 def avif_grown(width: int, height: int) -> bytes:
-    """An AVIF whose box says 96x64 over a codestream of another size."""
+    """Return an AVIF whose box claims 96x64, with a codestream of another size."""
     data = saved("AVIF", Image.new("L", (width, height)), speed=10, max_threads=1)
     old = b"ispe" + bytes(4) + struct.pack(">II", width, height)
     return replaced(data, old, b"ispe" + bytes(4) + struct.pack(">II", WIDTH, HEIGHT))
 
 
 def siz(data: bytes, width: int, height: int, components: int | None = None) -> bytes:
-    """A JPEG 2000 whose codestream says another size than its box."""
+    """Return a JPEG 2000 whose codestream claims another size than its box."""
     changed = bytearray(data)
-    at = changed.index(b"\xff\x4f\xff\x51") + 8
-    changed[at : at + 8] = struct.pack(">II", width, height)
-    changed[at + 16 : at + 24] = struct.pack(">II", width, height)
+    offset = changed.index(b"\xff\x4f\xff\x51") + 8
+    changed[offset : offset + 8] = struct.pack(">II", width, height)
+    changed[offset + 16 : offset + 24] = struct.pack(">II", width, height)
     if components:
-        changed[at + 32 : at + 34] = struct.pack(">H", components)
+        changed[offset + 32 : offset + 34] = struct.pack(">H", components)
     return bytes(changed)
 
 
 def siz_tiles(data: bytes, side: int) -> bytes:
     changed = bytearray(data)
-    at = changed.index(b"\xff\x4f\xff\x51") + 24
-    changed[at : at + 8] = struct.pack(">II", side, side)
+    offset = changed.index(b"\xff\x4f\xff\x51") + 24
+    changed[offset : offset + 8] = struct.pack(">II", side, side)
     return bytes(changed)
 
 
@@ -415,14 +419,14 @@ for _name, _make in PLAIN.items():
             *EITHER,
         )
 
-# Odd, and right.
+# Unusual, but valid.
 for _orientation in range(1, 9):
     add(
         f"JPEG, EXIF orientation {_orientation}",
         partial(turned_jpeg, _orientation),
         DONE if _orientation < 5 else TURNED,
     )
-ODD: dict[str, Make] = {
+UNUSUAL: dict[str, Make] = {
     "JPEG, EXIF orientation 9": lambda: saved("JPEG", exif=exif(9)),
     "JPEG, broken EXIF": lambda: after_start(
         saved("JPEG"), segment(0xE1, b"Exif\0\0II*\0" + b"\xff" * 40)
@@ -491,7 +495,7 @@ ODD: dict[str, Make] = {
     "PPM, plain text": lambda: b"P3 96 64 255\n" + b"12 " * (WIDTH * HEIGHT * 3),
     "PPM, 16 bits": lambda: b"P6 96 64 65535\n" + bytes(WIDTH * HEIGHT * 6),
 }
-for _name, _make in ODD.items():
+for _name, _make in UNUSUAL.items():
     add(_name, _make, DONE)
 for _kind in ("PNG", "JPEG", "BMP", "GIF", "TIFF"):
     for _size in ((1, 1), (1, 20_000), (20_000, 1)):
@@ -518,8 +522,8 @@ add(
     "done 4000x3000",
 )
 
-# No image.
-NONE: dict[str, Make | bytes] = {
+# Not an image.
+NOT_IMAGES: dict[str, Make | bytes] = {
     "text named .jpg": b"just a note\n",
     "HTML named .jpg": b"<!doctype html><html><body><img src=cat.jpg></body></html>",
     "SVG": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>',
@@ -542,8 +546,8 @@ NONE: dict[str, Make | bytes] = {
     "noise": lambda: b"\0" + np.random.default_rng(1).bytes(5000),
     "space before a JPEG": lambda: b" " + saved("JPEG"),
 }
-# Whole, but of a kind that is not supported.
-OF_OTHER_KINDS: dict[str, Make | bytes] = {
+# Complete, but of a kind that the service does not support.
+UNSUPPORTED_KINDS: dict[str, Make | bytes] = {
     "JPEG, lossless": lambda: jpeg_frame(0xC3),
     "JPEG-LS": lambda: jpeg_frame(0xF7),
     "JPEG, hierarchical": lambda: jpeg_frame(0xC5),
@@ -555,11 +559,11 @@ OF_OTHER_KINDS: dict[str, Make | bytes] = {
     "PFM": lambda: b"Pf\n8 8\n-1.0\n" + bytes(256),
     "PFM in colour": lambda: b"PF\n8 8\n-1.0\n" + bytes(768),
 }
-for _name, _drawn in (NONE | OF_OTHER_KINDS).items():
+for _name, _drawn in (NOT_IMAGES | UNSUPPORTED_KINDS).items():
     add(_name, _drawn, UNSUPPORTED)
 add("no bytes", b"", EMPTY)
 
-# Larger than allowed, or larger than they say.
+# Larger than allowed, or larger than the header claims.
 BOMBS: dict[str, Make | bytes] = {
     "PNG of 30000x30000": lambda: png(
         30_000, 30_000, idat(zeros(30_000 * 3751)), depth=1, colour=0
@@ -656,7 +660,7 @@ BOMBS: dict[str, Make | bytes] = {
 }
 
 # More parts than any encoder writes.
-PARTS: dict[str, Make | bytes] = {
+MANY_PARTS: dict[str, Make | bytes] = {
     "JPEG in 10,000 scans": lambda: many_scans(10_000),
     "JPEG in 200 scans": lambda: many_scans(200),
     "JPEG in 10,000 scans after a false end": lambda: replaced(
@@ -726,9 +730,9 @@ PARTS: dict[str, Make | bytes] = {
     ),
 }
 
-# How the bombs end that do not end as corrupt; what is wrong with an image that is read lies in
-# what a reader may skip.
-ENDS = dict.fromkeys(
+# All bombs and files with many parts end as corrupt, except these. An image that is done has its
+# fault in a part that a decoder may skip.
+ENDINGS = dict.fromkeys(
     (
         "PNG of 30000x30000",
         "PNG of 30000x30000 without pixels",
@@ -762,7 +766,7 @@ ENDS = dict.fromkeys(
     "PNG with text that unpacks to 100 MB": DONE,
     "PNG with a profile that unpacks to 100 MB": DONE,
     "PNG, animated, with a chunk of 4 GB": DONE,
-    "AVIF whose header says 96x64, its data 8000x6000": DONE,  # and is scaled, as browsers do
+    "AVIF whose header says 96x64, its data 8000x6000": DONE,  # scaled, as browsers do
     "GIF with a frame larger than its screen": TOO_LARGE,
     "GIF with a frame outside its screen": TOO_LARGE,
     "JPEG 2000 with 16384 channels": UNSUPPORTED,
@@ -776,11 +780,11 @@ ENDS = dict.fromkeys(
     "GIF with a million extensions": "done 2x2",
     "GIF with 100,000 frames": "done 2x2",
 }
-for _name, _drawn in (BOMBS | PARTS).items():
-    add(_name, _drawn, ENDS.pop(_name, CORRUPT))
-assert not ENDS, ENDS
+for _name, _drawn in (BOMBS | MANY_PARTS).items():
+    add(_name, _drawn, ENDINGS.pop(_name, CORRUPT))
+assert not ENDINGS, ENDINGS
 
-# Wrong in a single thing.
+# With a single fault.
 WRONG: dict[str, Make | bytes] = {
     "JPEG with height 0": lambda: jpeg_sized(WIDTH, 0),
     "JPEG with width 0": lambda: jpeg_sized(0, HEIGHT),
@@ -815,8 +819,8 @@ for _name, _drawn in WRONG.items():
     add(_name, _drawn, CORRUPT)
 
 
-# Names of objects: Cloud Storage takes any UTF-8 of up to 1024 bytes but for a line's end, `.` and
-# `..`; other senders are less strict.
+# Names of objects. Cloud Storage accepts up to 1024 bytes of UTF-8, except line breaks, `.` and
+# `..`. Other senders are less strict.
 NAMES = {
     "spaces": " a cat .jpg ",
     "hash": "cat#1.jpg",
@@ -851,11 +855,11 @@ NAMES = {
 }
 
 
-# --------------------------------------------------------------------------------- the reading
+# ---------------------------------------------------------------------------- reading the files
 
 
 def record(data: bytes, decoders: Decoders) -> str:
-    """Read a file as the service does, and say how it ended."""
+    """Decode a file as the service does. Return `done WIDTHxHEIGHT` or the error code."""
     try:
         decoded = decoders.decode(data, image_size=IMAGE_SIZE, deadline=NO_DEADLINE)
     except BadImageError as exc:
@@ -863,26 +867,26 @@ def record(data: bytes, decoders: Decoders) -> str:
     return f"done {decoded.info.width}x{decoded.info.height}"
 
 
-def examine(cases: Sequence[Case]) -> list[Got]:
-    """Draw files and read them, in processes of their own; the caller has no threads.
+def examine(cases: Sequence[Case]) -> list[CaseResult]:
+    """Draw files and read them, in forks of this process. The caller must have no threads.
 
-    What is measured is that of all of them together.
+    Memory and CPU time are measured for all files together.
     """
     with tempfile.TemporaryDirectory() as directory:
         files = [Path(directory, str(number)) for number in range(len(cases))]
-        answers = Path(directory, "answers")
+        records = Path(directory, "records")
         status, _ = in_child(lambda: draw(cases, files))
         assert status == 0, "a case cannot be drawn"
-        _, base = in_child(lambda: read([], answers))
-        status, used = in_child(lambda: read(files, answers), limited=True)
-        lines = answers.read_text().splitlines() if answers.exists() else []
+        _, base = in_child(lambda: read([], records))
+        status, used = in_child(lambda: read(files, records), limited=True)
+        lines = records.read_text().splitlines() if records.exists() else []
         largest = max(file.stat().st_size for file in files) / 2**20
         peak_mb = round((used.ru_maxrss - base.ru_maxrss) / 1024 - largest, 1)
     lines += [ended(status)] * (len(cases) - len(lines))
     cpu_seconds = round(used.ru_utime + used.ru_stime, 2)
     return [
-        Got(case.name, case.expected, got, peak_mb, cpu_seconds)
-        for case, got in zip(cases, lines, strict=True)
+        CaseResult(case.name, case.expected, actual, peak_mb, cpu_seconds)
+        for case, actual in zip(cases, lines, strict=True)
     ]
 
 
@@ -891,10 +895,10 @@ def draw(cases: Sequence[Case], files: Sequence[Path]) -> None:
         file.write_bytes(case.make())
 
 
-def read(files: Sequence[Path], answers: Path) -> None:
+def read(files: Sequence[Path], records: Path) -> None:
     decoders = Decoders(1, max_pixels=MAX_PIXELS, max_decompressed_bytes=2**25)
-    with closing(decoders), answers.open("w", buffering=1) as out:
-        record(b"BM", decoders)  # the decoder has started then
+    with closing(decoders), records.open("w", buffering=1) as out:
+        record(b"BM", decoders)  # starts the decoder
         for file in files:
             out.write(record(file.read_bytes(), decoders) + "\n")
 
@@ -902,7 +906,7 @@ def read(files: Sequence[Path], answers: Path) -> None:
 def in_child(
     work: Callable[[], object], *, limited: bool = False
 ) -> tuple[int, resource.struct_rusage]:
-    """Run in a fork; return its wait status and what it, and what it waited for, used."""
+    """Run in a fork. Return its wait status, and the resources that it and its children used."""
     child = os.fork()
     if not child:
         code = 1
@@ -921,8 +925,8 @@ def in_child(
 
 def limit() -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (pages + GIVE_UP_BYTES,) * 2)
-    resource.setrlimit(resource.RLIMIT_CPU, (GIVE_UP_CPU_SECONDS,) * 2)
+    resource.setrlimit(resource.RLIMIT_AS, (pages + MAX_ADDRESS_BYTES,) * 2)
+    resource.setrlimit(resource.RLIMIT_CPU, (HANG_CPU_SECONDS,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
@@ -996,27 +1000,27 @@ memory (`tests/fuzz/found`). Without a memory limit, an animated PNG of 12 kB us
 """
 
 
-def page(gots: Sequence[Got]) -> str:
+def page(results: Sequence[CaseResult]) -> str:
     rows = [
         (
             g.name,
             " or ".join(g.expected),
-            g.got,
+            g.actual,
             f"{max(round(g.peak_mb), 0)}",
             f"{g.cpu_seconds:.2f}",
         )
-        for g in gots
+        for g in results
     ]
-    good = sum(got.is_good for got in gots)
+    good = sum(result.is_good for result in results)
     table = tabulate(
         rows, ["input", "expected", "got", "MB", "s"], tablefmt="github", disable_numparse=True
     )
     heading = HEADING.format(mb=MAX_MB, cpu=MAX_CPU_SECONDS)
-    return f"{heading}{good} of {len(gots)} as expected.\n\n{table}\n\n{end_of_page()}"
+    return f"{heading}{good} of {len(results)} as expected.\n\n{table}\n\n{end_of_page()}"
 
 
 def end_of_page() -> str:
-    """Return what follows the table of files: the names, the limits and the runs of the fuzzer."""
+    """Return the page after the table of files: names, limits and runs of the fuzzer."""
     return names_table() + FUZZING.format(
         segments=jpeg._MAX_SEGMENTS,
         scans=jpeg._MAX_SCANS,
@@ -1037,23 +1041,27 @@ def names_table() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help="cases to read; none: all, into docs")
     parser.add_argument(
-        "--together", action="store_true", help="all, in few processes; lines of JSON"
+        "names", nargs="*", help="cases to read; by default all, and the page is written"
+    )
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="read all cases in few processes, and print JSON lines",
     )
     options = parser.parse_args()
     if options.together:
         cases = list(CASES.values())
-        for first in range(0, len(cases), TOGETHER):
-            for got in examine(cases[first : first + TOGETHER]):
-                print(json.dumps(asdict(got)))
+        for first in range(0, len(cases), CASES_AT_ONCE):
+            for result in examine(cases[first : first + CASES_AT_ONCE]):
+                print(json.dumps(asdict(result)))
         return
-    gots = [examine([CASES[name]])[0] for name in options.names or CASES]
+    results = [examine([CASES[name]])[0] for name in options.names or CASES]
     if options.names:
-        print(*gots, sep="\n")
+        print(*results, sep="\n")
     else:
-        PAGE.write_text(page(gots), encoding="utf-8")
-    sys.exit(not all(got.is_good for got in gots))
+        PAGE.write_text(page(results), encoding="utf-8")
+    sys.exit(not all(result.is_good for result in results))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""libFuzzer on one parser, until it has run as often as told or breaks a promise.
+"""Run libFuzzer on one parser, for a number of runs, or until the parser breaks a promise.
 
-The process ends with it, so that `python -m devtools.fuzz` starts one for each parser.
+libFuzzer ends its process. Therefore `python -m devtools.fuzz` starts one process for each parser.
 """
 
 import argparse
@@ -16,7 +16,7 @@ with atheris.instrument_imports(include=["service", "devtools.fuzz.targets", "PI
     from devtools.fuzz.targets import TARGETS
 
 MAX_MB = 1024  # of the process
-MAX_MAPPED_BYTES = 512 * 2**20  # on top of the start's, as a decoder process is limited too
+MAX_MAPPED_BYTES = 512 * 2**20  # beyond the start; a decoder process has such a limit, too
 MAX_SECONDS = 30  # for one input
 MAX_BYTES = 64 * 1024
 

@@ -1,4 +1,4 @@
-"""The three parsers that read what others wrote, each with what must hold for any bytes."""
+"""The three parsers of untrusted input, each with checks that must hold for any bytes."""
 
 import json
 import warnings
@@ -19,12 +19,12 @@ from service.settings import Settings
 EVENTS = Path(__file__).parents[2] / "tests" / "data" / "events"
 MAX_PIXELS = 1_000_000
 IMAGE_SIZE = 64
-MAX_SEED_BYTES = 20_000  # smaller files are read more often
+MAX_SEED_BYTES = 20_000  # small files, so that the fuzzer runs more often
 
 
 @dataclass(frozen=True)
 class Target:
-    """A parser: what is checked for any bytes, and bytes to begin with."""
+    """A parser: the check for any bytes, and the inputs to start with."""
 
     check: Callable[[bytes], None]
     seeds: Callable[[], Iterable[bytes]]
@@ -38,7 +38,7 @@ def check_envelope(data: bytes) -> None:
     try:
         event = parse_event(headers, body)
     except EnvelopeError as exc:
-        assert 0 < len(str(exc)) < 120  # a sentence of ours
+        assert 0 < len(str(exc)) < 120  # the service's own sentence
         return
     assert bool(event.ref) != bool(event.ignored)
     assert event.event_time is None or event.event_time.tzinfo
@@ -59,13 +59,13 @@ def check_image(image: ImageRef) -> None:
 
 def check_file(data: bytes) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's of damaged headers
+        warnings.simplefilter("ignore")  # Pillow warns of damaged headers
         try:
             decoded = decode(data, max_pixels=MAX_PIXELS, image_size=IMAGE_SIZE)
         except BadImageError as exc:
             assert 0 < len(exc.message) < 200
             return
-        except MemoryError:  # a decoder process would end here, and the file get its record
+        except MemoryError:  # a decoder process would end here, and the image would be failed
             return
     height, width, channels = decoded.pixels.shape
     assert channels == 3 and decoded.pixels.dtype == np.uint8

@@ -1,4 +1,4 @@
-"""What is said of a run is what libFuzzer said."""
+"""The summary of a run, from libFuzzer's log."""
 
 import pytest
 
@@ -20,13 +20,13 @@ def test_page_matches_its_generator() -> None:
 
 
 def test_summary_has_executions_and_memory_of_a_run() -> None:
-    found = summary("envelope", STATS, 0)
-    assert str(found) == "envelope: 1,300,000 executions, no promise broken, peak 103 MB"
-    assert found.is_good
+    result = summary("envelope", STATS, 0)
+    assert str(result) == "envelope: 1,300,000 executions, no promise broken, peak 103 MB"
+    assert result.is_good
 
 
 @pytest.mark.parametrize(("log", "code"), [(STATS, 77), ("", 1), ("", 0)])
 def test_failed_or_empty_run_is_not_good(log: str, code: int) -> None:
-    found = summary("envelope", log, code)
-    assert not found.is_good
-    assert "a promise broken" in str(found)
+    result = summary("envelope", log, code)
+    assert not result.is_good
+    assert "a promise broken" in str(result)

@@ -1,4 +1,4 @@
-"""What the fuzzer checks, in each run: its seeds, what it has found, some hundred of its kind."""
+"""The fuzzer's checks in every test run: on its seeds, earlier findings and changed seeds."""
 
 from pathlib import Path
 
@@ -23,18 +23,18 @@ seeded = settings(
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_targets_pass_on_seeds_and_earlier_findings(name: str) -> None:
-    found = [file.read_bytes() for file in sorted(FOUND.glob(f"{name}-*"))]
-    for data in SEEDS[name] + found:
+    findings = [file.read_bytes() for file in sorted(FOUND.glob(f"{name}-*"))]
+    for data in SEEDS[name] + findings:
         TARGETS[name].check(data)
 
 
 @st.composite
 def changed(draw: st.DrawFn, name: str) -> bytes:
-    """A seed with some of its bytes replaced, left out, doubled or cut off."""
+    """Draw a seed with some bytes replaced, removed, inserted or cut off."""
     data = bytearray(draw(st.sampled_from(SEEDS[name])))
     for _ in range(draw(st.integers(1, MAX_CHANGES))):
-        at = draw(st.integers(0, len(data)))
-        data[at : at + draw(st.integers(0, 8))] = draw(st.binary(max_size=8))
+        offset = draw(st.integers(0, len(data)))
+        data[offset : offset + draw(st.integers(0, 8))] = draw(st.binary(max_size=8))
     return bytes(data[: draw(st.integers(0, len(data)))] if draw(st.booleans()) else data)
 
 

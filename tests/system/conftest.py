@@ -1,4 +1,4 @@
-"""The whole system: emulators, deliveries, and the service under gunicorn."""
+"""Fixtures of the whole system: emulators, deliveries, and the service under gunicorn."""
 
 import base64
 import json
@@ -35,12 +35,12 @@ YOLO_BATCH, YOLO_BATCH_DEV = (
     Path(sys.executable).with_name(name) for name in ("yolo-batch", "yolo-batch-dev")
 )
 COLLECTION = "detections"
-READY_SECONDS = 180  # as long as the stack gives its own service
-_ANSWER_SECONDS = 300  # a queue of large images on a busy machine
-CLI_SECONDS = 540  # a whole stack, on a busy machine; less than a test may take
-DOCUMENT_SECONDS = 240  # several deliveries, with the back-off between them
-MAX_DELIVERIES = 50  # as terraform/locals.tf has it
-# On a busy machine an emulator may take longer than the default: no outage, so no 503.
+READY_SECONDS = 180  # the stack waits as long for its own service
+_RESPONSE_SECONDS = 300  # for a queue of large images on a busy machine
+CLI_SECONDS = 540  # for a whole stack on a busy machine; below the time limit of a test
+DOCUMENT_SECONDS = 240  # for several deliveries, with the back-off between them
+MAX_DELIVERIES = 50  # as in terraform/locals.tf
+# A busy machine's emulators may be slower than the default timeouts. That must not cause a 503.
 PATIENT = {
     "STORAGE_TIMEOUT_SECONDS": f"{PATIENCE_SECONDS:g}",
     "FIRESTORE_TIMEOUT_SECONDS": f"{PATIENCE_SECONDS:g}",
@@ -53,7 +53,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     options = StackOptions(
         directory=directory,
         service_environment=PATIENT,
-        # A minute's rest after a few refusals would be a test's whole patience.
+        # With the default back-off, a few rejections could use up a test's time limit.
         eventarc=EventarcOptions(concurrency=StackOptions.concurrency, max_delay_seconds=8),
     )
     with Stack(options) as running:
@@ -68,17 +68,17 @@ def stack_environment(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class Service:
-    """A service of a test's own, on the session's emulators."""
+    """A service that a test has started, on the session's emulators."""
 
     child: Child
     url: str
 
-    def post(self, ref: ImageRef, timeout: float = _ANSWER_SECONDS) -> requests.Response:
-        """Deliver a finalized event of one image, as Eventarc does."""
+    def post(self, ref: ImageRef, timeout: float = _RESPONSE_SECONDS) -> requests.Response:
+        """Deliver the event of one image once, as Eventarc does."""
         return requests.post(self.url, json=event_data(ref), headers=EVENT, timeout=timeout)
 
     def deliver(self, ref: ImageRef) -> list[int]:
-        """Deliver an event until it is acknowledged; return the statuses, 0 without an answer."""
+        """Deliver an event until it is acknowledged. Return the statuses, 0 for no response."""
         statuses: list[int] = []
         while 204 not in statuses:
             assert len(statuses) < MAX_DELIVERIES, f"{ref.uri} becomes a dead letter"
@@ -89,38 +89,38 @@ class Service:
         return statuses
 
     def post_all(self, refs: list[ImageRef]) -> set[int]:
-        """Deliver an event for each image, some at once; return the statuses that came."""
+        """Deliver an event for each image, eight at once. Return the statuses."""
         with ThreadPoolExecutor(8) as callers:
-            return {answer.status_code for answer in callers.map(self.post, refs)}
+            return {response.status_code for response in callers.map(self.post, refs)}
 
-    def post_job(self, ref: ImageRef, timeout: float = _ANSWER_SECONDS) -> requests.Response:
+    def post_job(self, ref: ImageRef, timeout: float = _RESPONSE_SECONDS) -> requests.Response:
         """Deliver a job, as a wrapped push does."""
         data = base64.b64encode(job_message(f"{ref.uri}#{ref.generation}")).decode()
         return requests.post(self.url, json={"message": {"data": data}}, timeout=timeout)
 
     @property
     def worker(self) -> int:
-        """The process that serves."""
+        """Process id of gunicorn's worker."""
         [worker] = children_of(self.child.process.pid)
         return worker
 
     def is_live(self) -> bool:
-        return answers(self.url + "/health/live")
+        return responds_200(self.url + "/health/live")
 
     def stop(self) -> None:
-        """Stop it as Cloud Run does, but with patience."""
+        """Stop it with SIGTERM as Cloud Run does, but wait longer."""
         os.kill(self.child.process.pid, signal.SIGTERM)
         assert self.child.process.wait(PATIENCE_SECONDS) == 0
 
     def outcomes(self) -> Counter[str]:
-        """Sum the outcomes that its log counts; those of a service that was stopped are all."""
+        """Sum the outcomes in its log. They are complete after the service was stopped."""
         lines = [line for line in self.log() if line["message"] in ("Committed", "Outcomes")]
         return sum(
             (Counter({o: line[o] for o in Outcome if o in line}) for line in lines), Counter()
         )
 
     def log(self) -> list[dict[str, Any]]:
-        """Its lines in JSON; a native library's own, or one that a kill cut short, are not."""
+        """Return its log lines. Skip lines that are not JSON: of native libraries, or cut short."""
         lines = map(_json_of, self.child.log_text().splitlines())
         return [line for line in lines if isinstance(line, dict)]
 
@@ -141,16 +141,16 @@ def event_data(ref: ImageRef) -> dict[str, str]:
 
 @pytest.fixture
 def start_service(stack: Stack, tmp_path: Path) -> Iterator[Callable[..., Service]]:
-    """Start a service with further settings; it is stopped with the test."""
+    """Start a service with further settings. It is stopped at the end of the test."""
     with Processes(tmp_path) as processes:
         yield partial(_start, processes)
 
 
 @pytest.fixture(scope="session")
 def service(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service for tests that neither set nor stop it: starting one takes seconds.
+    """A service for tests that do not change its settings or stop it. A start takes seconds.
 
-    No events are delivered to it but a test's, and its log has the lines of all of them.
+    Only tests deliver events to it. Its log has the lines of all tests.
     """
     with Processes(tmp_path_factory.mktemp("service")) as processes:
         yield _start(processes, ready=True, **stack.environment)
@@ -164,12 +164,12 @@ def _start(processes: Processes, *, ready: bool = True, **settings: str) -> Serv
     service = Service(child, f"http://127.0.0.1:{port}")
     if ready:
         child.wait_until(
-            lambda: answers(service.url + "/health/ready"), timeout_seconds=READY_SECONDS
+            lambda: responds_200(service.url + "/health/ready"), timeout_seconds=READY_SECONDS
         )
     return service
 
 
-def answers(url: str, *, timeout_seconds: float = PATIENCE_SECONDS) -> bool:
+def responds_200(url: str, *, timeout_seconds: float = PATIENCE_SECONDS) -> bool:
     try:
         return requests.get(url, timeout=timeout_seconds).status_code == 200
     except requests.RequestException:
@@ -178,13 +178,13 @@ def answers(url: str, *, timeout_seconds: float = PATIENCE_SECONDS) -> bool:
 
 @contextmanager
 def held_storage() -> Iterator[tuple[str, Gate]]:
-    """The stack's Cloud Storage by another url, and a gate before each of its answers.
+    """Yield another URL of the stack's Cloud Storage, and a gate before each of its responses.
 
-    A request that it holds for longer than the client waits for an answer is sent once more.
+    If the gate holds a request for longer than the client waits, the client sends it again.
     """
     gate = Gate()
     with StorageProxy(os.environ["STORAGE_EMULATOR_HOST"].removeprefix("http://")) as proxy:
-        vars(proxy.armed)["take"] = lambda possible: gate.enter()  # no fault but to wait
+        vars(proxy.armed)["take"] = lambda possible: gate.enter()  # no fault, only a wait
         try:
             yield proxy.url, gate
         finally:
@@ -193,7 +193,7 @@ def held_storage() -> Iterator[tuple[str, Gate]]:
 
 @pytest.fixture
 def make_topic(stack: Stack) -> Iterator[Callable[..., str]]:
-    """Make a topic and a subscription of one name; the subscription ends with the test."""
+    """Make a topic and a subscription of the same name. The test's end deletes the subscription."""
     made: list[str] = []
     with pubsub_v1.PublisherClient() as publisher, pubsub_v1.SubscriberClient() as subscriber:
 
@@ -224,7 +224,7 @@ def upload(stack: Stack, name: str, data: bytes) -> ImageRef:
 
 
 def put_aside(stack: Stack, name: str, data: bytes) -> ImageRef:
-    """Upload to a bucket whose events nobody delivers but the test."""
+    """Upload to a bucket whose events only the test delivers."""
     client = storage.Client()
     bucket = client.bucket(ASIDE)
     if not bucket.exists():
@@ -238,21 +238,21 @@ ASIDE = "aside"
 
 
 def document(ref: ImageRef) -> dict[str, Any] | None:
-    found = firestore.Client().collection(COLLECTION).document(ref.document_id).get()
-    return found.to_dict() if found.exists else None
+    snapshot = firestore.Client().collection(COLLECTION).document(ref.document_id).get()
+    return snapshot.to_dict() if snapshot.exists else None
 
 
-def wait_for_deliveries(is_so: Callable[[], bool], what: str) -> None:
-    """Wait for what takes several deliveries; fail with `what` when patience is over."""
-    wait_until(is_so, what, patience_seconds=DOCUMENT_SECONDS)
+def wait_for_deliveries(is_over: Callable[[], bool], failure: str) -> None:
+    """Wait for a condition that needs several deliveries. Fail with the message `failure`."""
+    wait_until(is_over, failure, patience_seconds=DOCUMENT_SECONDS)
 
 
 def wait_for_document(ref: ImageRef) -> dict[str, Any]:
     deadline = time.monotonic() + DOCUMENT_SECONDS
-    while (found := document(ref)) is None:
+    while (fields := document(ref)) is None:
         assert time.monotonic() < deadline, f"{ref.uri} has no document"
         time.sleep(0.1)
-    return found
+    return fields
 
 
 def run_cli(
@@ -261,7 +261,7 @@ def run_cli(
     program: Path = YOLO_BATCH,
     **options: Any,
 ) -> "subprocess.CompletedProcess[str]":
-    """Run `yolo-batch` as a user does, but a patient one."""
+    """Run `yolo-batch` as a user does, with longer timeouts."""
     return subprocess.run(
         [program, *arguments],
         env=PATIENT | dict(os.environ if env is None else env),

@@ -1,4 +1,4 @@
-"""Workers of the service with a fault; a test names one in GUNICORN_CMD_ARGS."""
+"""Workers of the service with a fault. A test names a worker in GUNICORN_CMD_ARGS."""
 
 import os
 import signal
@@ -18,26 +18,26 @@ from service.server.gunicorn_worker import Worker
 from service.settings import Settings
 from tests import hostile_decoder
 
-POISON_SHAPE = (99, 132, 3)  # of the image on which the model has its fault
-WALL_SECONDS = 15.0  # that a file may take; none but a hanging one needs so long
+POISON_SHAPE = (99, 132, 3)  # of the image on which the model fails
+WALL_SECONDS = 15.0  # time limit of a decode; only a hanging file reaches it
 
 
 def settings(worker: type[Worker]) -> dict[str, str]:
-    """Make a service run by one of these."""
+    """Return settings that make a service use a worker of this module."""
     return {
         "GUNICORN_CMD_ARGS": f"--worker-class {worker.__module__}.{worker.__qualname__}",
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
 
 
-class HastyWorker(Worker):
-    """Gives a client one second for its request."""
+class ShortReadTimeoutWorker(Worker):
+    """Gives a client one second to send its request."""
 
     read_seconds = 1.0
 
 
 class HostileDecodersWorker(Worker):
-    """Has decoders that do what a marked file says; see tests/hostile_decoder.py."""
+    """Uses decoders that misbehave on marked files, see tests/hostile_decoder.py."""
 
     def load_wsgi(self) -> None:
         vars(wsgi)["build_decoders"] = hostile_decoders
@@ -54,16 +54,16 @@ def hostile_decoders(settings: Settings) -> Decoders:
     )
 
 
-class DyingAtLoadWorker(Worker):
-    """Dies while it loads its model, by a defect of a native library."""
+class CrashingAtLoadWorker(Worker):
+    """Crashes while it loads its model, as by a defect of a native library."""
 
     def load_wsgi(self) -> None:
         vars(wsgi)["load_model"] = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         super().load_wsgi()
 
 
-class DeadlyWorker(Worker):
-    """Dies of one image in the model, by a defect of a native library."""
+class CrashingWorker(Worker):
+    """Crashes on one image in the model, as by a defect of a native library."""
 
     def load_wsgi(self) -> None:
         load_model = vars(wsgi)["load_model"]
@@ -76,24 +76,24 @@ class DeadlyWorker(Worker):
         super().load_wsgi()
 
     def faulty(self, detector: Detector) -> Detector:
-        return Deadly(detector)
+        return CrashingDetector(detector)
 
 
-class HangingWorker(DeadlyWorker):
+class HangingWorker(CrashingWorker):
     """Hangs on one image in the model."""
 
     def faulty(self, detector: Detector) -> Detector:
-        return Endless(detector)
+        return HangingDetector(detector)
 
 
-class FailingWorker(DeadlyWorker):
-    """Fails on every image in the model, as after an error of a GPU."""
+class FailingWorker(CrashingWorker):
+    """Fails on every image in the model, as after a GPU error."""
 
     def faulty(self, detector: Detector) -> Detector:
-        return Failing(detector)
+        return FailingDetector(detector)
 
 
-class Deadly:
+class CrashingDetector:
     """A detector that kills its process."""
 
     def __init__(self, detector: Detector) -> None:
@@ -104,21 +104,21 @@ class Deadly:
 
     def detect(self, images: Sequence[Pixels]) -> Iterable[list[Detection]]:
         if any(image.shape == POISON_SHAPE for image in images):
-            self.end()
+            self.fail()
         return self._detector.detect(images)
 
-    def end(self) -> None:
+    def fail(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Endless(Deadly):
+class HangingDetector(CrashingDetector):
     """A detector that never returns."""
 
-    def end(self) -> None:
+    def fail(self) -> None:
         threading.Event().wait()
 
 
-class Failing(Deadly):
+class FailingDetector(CrashingDetector):
     """A detector that raises."""
 
     def detect(self, images: Sequence[Pixels]) -> Iterable[list[Detection]]:

@@ -1,6 +1,6 @@
-"""A back-fill beside uploads: paced, delivered by retries, and in nobody's way.
+"""A back-fill beside uploads: it is paced, every job is done, and uploads keep their slots.
 
-Back-off and deliveries are scaled down, the service to a few slots.
+Back-off, number of deliveries and slots are smaller than in production.
 """
 
 import threading
@@ -34,7 +34,7 @@ Samples = list[tuple[Path, Scene]]
 SLOTS = 4
 IMAGES = 120
 UPLOADS = 40
-# Long enough that a slow machine alone makes no dead letter: over six minutes.
+# All deliveries take over six minutes, so that a slow machine alone makes no dead letter.
 REDELIVERY = Redelivery(deliveries=100, minimum_backoff_seconds=1, maximum_backoff_seconds=4)
 SLOW = Deployment(images_per_second=1, instances=1)  # 97 jobs are published at once
 
@@ -46,15 +46,15 @@ def uri(ref: ImageRef) -> str:
 def dead_letters(stack: Stack, name: str) -> list[bytes]:
     with pubsub_v1.SubscriberClient() as client:
         subscription = client.subscription_path(stack.project, name)
-        answer = client.pull(subscription=subscription, max_messages=100, timeout=PATIENCE_SECONDS)
-        return [one.message.data for one in answer.received_messages]
+        pulled = client.pull(subscription=subscription, max_messages=100, timeout=PATIENCE_SECONDS)
+        return [each.message.data for each in pulled.received_messages]
 
 
 @contextmanager
 def pushed(stack: Stack, topic: str, service: Service) -> Iterator[None]:
     """Push a topic's messages as Pub/Sub does, several at once.
 
-    The emulator pushes two at a time, and after three attempts none for a long time.
+    The emulator's own push sends two at once, and pauses for long after three failed attempts.
     """
     options = EventarcOptions(
         concurrency=2 * SLOTS,
@@ -92,7 +92,7 @@ def test_backfill_beyond_the_slots_makes_no_dead_letter(
     is_over = threading.Event()
 
     def take(ref: ImageRef) -> None:
-        """Upload until it is taken, as Eventarc does."""
+        """Deliver an event until it is acknowledged, as Eventarc does."""
         while not is_over.is_set() and service.post(ref).status_code != 204:
             is_over.wait(1)
 
@@ -125,9 +125,9 @@ def test_jobs_leave_half_of_the_slots_to_uploads(
         posted = {}
         for post, refs in ((service.post_job, jobs), (service.post, uploads)):
             posted[post] = [callers.submit(post, ref) for ref in refs]
-            # While the gate is closed, only those without a slot are answered.
+            # While the gate is closed, only requests without a slot have a response.
             list(islice(as_completed(posted[post], PATIENCE_SECONDS), SLOTS // 2))
         gate.open()
-        for answers in posted.values():
-            statuses = Counter(answer.result().status_code for answer in answers)
+        for futures in posted.values():
+            statuses = Counter(future.result().status_code for future in futures)
             assert statuses == {204: SLOTS // 2, 429: SLOTS // 2}

@@ -1,4 +1,4 @@
-"""`yolo-batch-dev bench` end to end; its figures are not judged, a test machine is no quiet one."""
+"""`yolo-batch-dev bench`, end to end. The figures are not checked: the machine may be busy."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def run_bench(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
     )
 
 
-@pytest.mark.timeout(_BENCH_SECONDS + 120)  # six services are started, one after the other
+@pytest.mark.timeout(_BENCH_SECONDS + 120)  # six services start, one after the other
 def test_quick_bench_measures_every_part_on_the_bundled_model(
     samples: Samples, tmp_path: Path
 ) -> None:
@@ -42,7 +42,7 @@ def test_quick_bench_measures_every_part_on_the_bundled_model(
         "--plot", tmp_path / "plot.png", "--json", tmp_path / "bench.json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "text.jpg" in done.stderr  # left out, and told
+    assert "text.jpg" in done.stderr  # skipped and reported
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
     report = json.loads((tmp_path / "bench.json").read_text())
@@ -69,8 +69,8 @@ def test_quick_bench_measures_every_part_on_the_bundled_model(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--cores", "4096"], "this process may use the cores"),
-        (["--prices", __file__], "is not a table of prices"),
+        (["--cores", "4096"], "this process may use only the cores"),
+        (["--prices", __file__], "is not a price table"),
         (["/proc/self/cmdline"], "There are no images in"),
     ],
     ids=["cores", "prices", "images"],

@@ -1,4 +1,4 @@
-"""A short chaos run: everything goes wrong once, and nothing is lost."""
+"""A short chaos run: every fault strikes once, and nothing is lost."""
 
 import re
 import signal
@@ -16,7 +16,7 @@ from tests.system.test_local_stack import is_running
 
 YOLO_BATCH_DEV = Path(sys.executable).with_name("yolo-batch-dev")
 PATIENCE_SECONDS = 120
-RUN_SECONDS = 1200  # ten times what it takes
+RUN_SECONDS = 1200  # ten times what a run takes
 
 
 def test_uploads_under_every_fault_end_as_expected(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_interrupted_run_stops_everything_it_started() -> None:
         assert run.stdout
         while "Uploading" not in run.stdout.readline():
             assert run.poll() is None
-        # Two reapers, three emulators and three services; one may just be started again.
+        # Two reapers, three emulators and three services. A service may just be starting again.
         wait_until(
             lambda: len(psutil.Process(run.pid).children()) >= 8, "not everything is started"
         )

@@ -43,13 +43,13 @@ NEIGHBOURS = 8
 
 
 def start_with_decoders(start_service: StartService, **settings: str) -> tuple[Service, set[int]]:
-    """Start a service, and wait for its decoders."""
+    """Start a service. Return it with its decoders, when all run."""
     service = start_service(**settings)
     return service, all_decoders(service)
 
 
 def all_decoders(service: Service) -> set[int]:
-    """The service's decoders, when all are there: one that ended is replaced meanwhile."""
+    """Return the service's decoders, when all run. Waits until ended decoders are replaced."""
     worker = service.worker
     wait_until(
         lambda: sum(map(is_running, decoders_of(worker))) == cores(), "a decoder is not replaced"
@@ -58,12 +58,12 @@ def all_decoders(service: Service) -> set[int]:
 
 
 @pytest.mark.parametrize(
-    ("fault", "reason", "deaths"),
+    ("fault", "reason", "crashes"),
     [
-        # A decoder that has decoded other files may be at fault: a fresh one tries the file, too.
+        # An earlier file may have damaged the decoder, so a new decoder tries the file again.
         ("segfault", "The file crashed its decoder (SIGSEGV).", 2),
         ("hang", f"Decoding the file took more than {hooks.WALL_SECONDS:g} s.", 1),
-        # The second time it is given the memory that the largest image of its size may take.
+        # The second decoder may use the memory of the largest image with the file's size.
         ("bloat", "Decoding the file takes more memory than an image of its size may.", 2),
     ],
 )
@@ -73,7 +73,7 @@ def test_hostile_file_fails_alone_after_at_most_two_crashes(
     samples: Samples,
     fault: str,
     reason: str,
-    deaths: int,
+    crashes: int,
 ) -> None:
     data = samples[0][0].read_bytes()
     hostile = put_aside(stack, f"hostile/{fault}.jpg", marked(data, fault))
@@ -87,11 +87,11 @@ def test_hostile_file_fails_alone_after_at_most_two_crashes(
     assert recorded is not None and recorded["error"]["code"] == "corrupt_image"
     assert recorded["error"]["message"] == reason
     assert [(document(ref) or {})["status"] for ref in good] == ["done"] * NEIGHBOURS
-    assert len(before - all_decoders(service)) <= deaths
+    assert len(before - all_decoders(service)) <= crashes
     assert service.worker == worker
     after = all_decoders(service)
     assert service.deliver(hostile) == [204]
-    assert all_decoders(service) == after  # redelivered, it is not decoded again
+    assert all_decoders(service) == after  # a redelivered file is not decoded again
     service.stop()
     assert service.outcomes() == {"failed": 1, "done": NEIGHBOURS, "already_recorded": 1}
 
@@ -103,8 +103,8 @@ def test_file_crashes_at_most_two_decoders_per_service(
     services = [start_with_decoders(start_service, **HOSTILE) for _ in range(2)]
     workers = [service.worker for service, _ in services]
     with ThreadPoolExecutor(2) as callers:
-        answers = callers.map(lambda one: one[0].deliver(hostile), services)
-        assert list(answers) == [[204], [204]]
+        statuses = callers.map(lambda started: started[0].deliver(hostile), services)
+        assert list(statuses) == [[204], [204]]
     assert count_documents("twice/") == 1
     assert (document(hostile) or {})["error"]["code"] == "corrupt_image"
     assert all(len(before - all_decoders(service)) <= 2 for service, before in services)
@@ -126,7 +126,7 @@ def put_compressed(name: str, data: bytes) -> ImageRef:
 def test_compressed_uploads_do_not_grow_the_service(
     start_service: StartService, stack: Stack
 ) -> None:
-    """Each is 31 KiB as it is stored, and 30 MB without its Content-Encoding."""
+    """Each object has 31 KiB with its Content-Encoding, and 30 MB without."""
     image = cv2.imencode(".jpg", np.full((480, 640, 3), 128, np.uint8))[1].tobytes()
     first = put_aside(stack, "compressed/first.jpg", image)
     stored = gzip.compress(image + bytes(UNPACKED_BYTES - len(image)))
@@ -140,10 +140,10 @@ def test_compressed_uploads_do_not_grow_the_service(
         worker = service.worker
         before = peak_resident_mb(worker)
         gate.close()
-        answers = callers.map(service.post, refs)
-        wait_until(lambda: gate.waiting >= UPLOADS, "they do not all come to their download")
+        responses = callers.map(service.post, refs)
+        wait_until(lambda: gate.waiting >= UPLOADS, "not every image waits for its download")
         gate.open()
-        assert {answer.status_code for answer in answers} == {204}
+        assert {response.status_code for response in responses} == {204}
     peaks = peaks_of(all_decoders(service))
     print(f"service: {before:.0f} MB and then {peak_resident_mb(worker):.0f}; decoders: {peaks}")
     assert peak_resident_mb(worker) < before + MAX_BUFFERED_MB
@@ -173,7 +173,7 @@ def test_upload_is_detected_after_decoders_were_killed(
 def test_image_of_a_killed_decoder_is_rejected_and_then_done(
     start_service: StartService, service: Service, stack: Stack, samples: Samples
 ) -> None:
-    """As by the kernel where memory is short: this says nothing against the file."""
+    """The kernel may kill a decoder when memory is short. The file is not the cause."""
     data = samples[0][0].read_bytes()
     ref = put_aside(stack, "short/0.jpg", marked(data, "hang"))
     short, decoders = start_with_decoders(start_service, **HOSTILE)
@@ -182,9 +182,9 @@ def test_image_of_a_killed_decoder_is_rejected_and_then_done(
         wait_until(lambda: "hanging" in map(name_of, decoders), "the decoder does not hang")
         for decoder in decoders:
             os.kill(decoder, signal.SIGKILL)
-        answer = posted.result()
-    assert answer.status_code == 503
-    assert int(answer.headers["Retry-After"]) > 0
+        response = posted.result()
+    assert response.status_code == 503
+    assert int(response.headers["Retry-After"]) > 0
     assert document(ref) is None
     assert service.deliver(ref) == [204]
     assert (document(ref) or {})["status"] == "done"
@@ -209,17 +209,17 @@ def test_no_process_outlives_the_service(
     samples: Samples,
     end: Callable[[Service], None],
 ) -> None:
-    """Not even one whose decoder hangs."""
+    """Not even if a decoder hangs."""
     data = samples[0][0].read_bytes()
     ref = put_aside(stack, f"outlives/{end.__name__}.jpg", marked(data, "hang"))
     service, decoders = start_with_decoders(start_service, GRACEFUL_TIMEOUT_SECONDS="1", **HOSTILE)
     worker = service.worker
-    everybody = {worker, root_of(worker), *decoders}
+    processes = {worker, root_of(worker), *decoders}
     with ThreadPoolExecutor(1) as caller:
         posted = caller.submit(service.post, ref)
         wait_until(lambda: "hanging" in map(name_of, decoders), "the decoder does not hang")
         end(service)
-        wait_until(lambda: not any(map(is_running, everybody)), "a process is left")
+        wait_until(lambda: not any(map(is_running, processes)), "a process is left")
         with pytest.raises(requests.ConnectionError):
             posted.result(PATIENCE_SECONDS)
     assert document(ref) is None

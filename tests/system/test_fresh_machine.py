@@ -1,6 +1,6 @@
-"""The demo on a machine that has Python only: no Java, no `gcloud`, an empty cache.
+"""The demo on a machine that has only Python: no Java, no `gcloud`, an empty cache.
 
-A server on this machine plays Google's. It serves the official emulators that this machine has.
+A local server replaces Google's. It serves the official emulators that this machine has installed.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from devtools.local_stack.programs import find_programs
 from devtools.local_stack.stack import Stack
 
 DEMO_SECONDS = 500
-# The demo, with the size and checksum of the files that are served here.
+# Runs the demo with the sizes and checksums of the files that this test serves.
 DEMO = """
 import json, sys
 from devtools.cli.main import main

@@ -16,13 +16,13 @@ from service.domain import ImageRef
 from tests.fakes import PATIENCE_SECONDS, wait_until
 from tests.processes import children_of, decoders_of, is_running
 from tests.system import hooks
-from tests.system.conftest import Service, answers, document, held_storage, put_aside
+from tests.system.conftest import Service, document, held_storage, put_aside, responds_200
 
 Samples = list[tuple[Path, Scene]]
 StartService = Callable[..., Service]
 
 NEIGHBOURS = 7
-MODEL_FAILURES = 5  # on different images in a row
+MODEL_FAILURES = 5  # on different images, in a row
 
 
 def poison() -> bytes:
@@ -30,7 +30,7 @@ def poison() -> bytes:
 
 
 def attempt(service: Service, ref: ImageRef) -> int:
-    """Deliver once; return the status, 0 without an answer."""
+    """Deliver once. Return the status, 0 for no response."""
     try:
         return service.post(ref).status_code
     except requests.ConnectionError:
@@ -40,33 +40,35 @@ def attempt(service: Service, ref: ImageRef) -> int:
 def test_crash_of_the_model_costs_one_process_per_delivery(
     start_service: StartService, stack: Stack, samples: Samples
 ) -> None:
-    """What was in flight beside it is redelivered and done; it ends as a dead letter."""
+    """Other images in flight are redelivered and done. The image itself becomes a dead letter."""
     fatal = put_aside(stack, "fatal/poison.jpg", poison())
     data = samples[0][0].read_bytes()
     good = [put_aside(stack, f"fatal/{i}.jpg", data) for i in range(NEIGHBOURS)]
     with held_storage() as (url, gate), ThreadPoolExecutor(NEIGHBOURS) as callers:
-        service = start_service(STORAGE_EMULATOR_HOST=url, **hooks.settings(hooks.DeadlyWorker))
-        workers, everybody = [service.worker], {service.worker, *decoders_of(service.worker)}
+        service = start_service(STORAGE_EMULATOR_HOST=url, **hooks.settings(hooks.CrashingWorker))
+        workers, processes = [service.worker], {service.worker, *decoders_of(service.worker)}
         gate.close()
         neighbours = callers.map(service.deliver, good)
-        wait_until(lambda: gate.waiting >= NEIGHBOURS, "they do not all come to their download")
+        wait_until(lambda: gate.waiting >= NEIGHBOURS, "not every image waits for its download")
         gate.open()
         for _ in range(3):
             assert attempt(service, fatal) == 0
-            wait_until(lambda: has_other_worker(service, workers), "it is not started again")
+            wait_until(
+                lambda: has_other_worker(service, workers), "the worker is not started again"
+            )
             workers.append(service.worker)
         assert all(statuses[-1] == 204 for statuses in neighbours)
     assert document(fatal) is None
     assert [(document(ref) or {})["status"] for ref in good] == ["done"] * NEIGHBOURS
     assert len(set(workers)) == 4
-    assert not any(map(is_running, everybody))
+    assert not any(map(is_running, processes))
 
 
 def has_other_worker(service: Service, workers: list[int]) -> bool:
     return not {*children_of(service.child.process.pid)} <= {*workers}
 
 
-SOON = {
+SHORT_TIMEOUTS = {
     "HANG_TIMEOUT_SECONDS": "10",
     "STORAGE_TIMEOUT_SECONDS": "5",
     "FIRESTORE_TIMEOUT_SECONDS": "5",
@@ -76,9 +78,9 @@ SOON = {
 def test_model_that_hangs_fails_liveness(
     start_service: StartService, service: Service, stack: Stack
 ) -> None:
-    """The message is rejected before; the platform then replaces the instance."""
+    """The message is rejected first. Then liveness fails, so that the platform replaces it."""
     endless = put_aside(stack, "hangs/poison.jpg", poison())
-    hanging = start_service(**SOON, **hooks.settings(hooks.HangingWorker))
+    hanging = start_service(**SHORT_TIMEOUTS, **hooks.settings(hooks.HangingWorker))
     assert hanging.is_live()
     assert hanging.post(endless).status_code == 503
     assert document(endless) is None
@@ -95,7 +97,7 @@ def test_model_that_fails_on_every_image_fails_liveness(
     data = samples[0][0].read_bytes()
     refs = [put_aside(stack, f"fails/{i}.jpg", data) for i in range(MODEL_FAILURES)]
     service = start_service(**hooks.settings(hooks.FailingWorker))
-    for _ in range(MODEL_FAILURES + 1):  # one image says nothing against the instance
+    for _ in range(MODEL_FAILURES + 1):  # failures on a single image do not count
         assert service.post(refs[0]).status_code == 500
         assert service.is_live()
     assert [service.post(ref).status_code for ref in refs[1:]] == [500] * (MODEL_FAILURES - 1)
@@ -107,9 +109,9 @@ def test_model_that_fails_on_every_image_fails_liveness(
 
 
 def test_model_that_crashes_at_load_is_never_ready(start_service: StartService) -> None:
-    service = start_service(ready=False, **hooks.settings(hooks.DyingAtLoadWorker))
+    service = start_service(ready=False, **hooks.settings(hooks.CrashingAtLoadWorker))
     wait_until(
-        lambda: service.child.log_text().count("Booting worker") > 2, "it is not started again"
+        lambda: service.child.log_text().count("Booting worker") > 2, "no worker is started again"
     )
-    assert not answers(service.url + "/health/ready", timeout_seconds=1)
+    assert not responds_200(service.url + "/health/ready", timeout_seconds=1)
     os.killpg(service.child.process.pid, signal.SIGKILL)

@@ -1,9 +1,9 @@
-"""Objects of any name that Cloud Storage allows, from the upload to the document and back.
+"""Objects with every kind of name that Cloud Storage permits, from the upload to the document.
 
-`fake-gcs-server` runs on its memory here. Over files, as the local stack runs it, it cannot take
-names of more than 255 bytes, with a NUL, or of an object below another (`a`, `a/b`); and it lists
-`a//b` as `a/b`. Left out are `.` and `..`: Cloud Storage refuses them, as the service does
-(tests/unit/test_events.py), and `requests` would turn their addresses into others.
+Here `fake-gcs-server` keeps its objects in memory. In the local stack it keeps them in files. They
+permit no names of more than 255 bytes, no NUL, and no object below another (`a`, `a/b`), and `a//b`
+is listed as `a/b`. The names `.` and `..` are not tested here: Cloud Storage and the service reject
+them (tests/unit/test_events.py), and `requests` would change their URLs.
 """
 
 import json
@@ -32,7 +32,7 @@ from tests.system.conftest import COLLECTION, Service, run_cli, wait_for_deliver
 from tests.system.test_reconcile import counts
 
 Samples = list[tuple[Path, Scene]]
-IGNORED = ["folder/", "cat.jpg/", "//"]  # what the console makes of a new folder
+IGNORED = ["folder/", "cat.jpg/", "//"]  # the console creates such an object for a new folder
 COUNTS = {"done": 0, "failed": 0, "missing": 0, "ignored": len(IGNORED)}
 COUNTS["objects"] = len(NAMES) + len(IGNORED)
 
@@ -46,7 +46,7 @@ def events_topic(make_topic: Callable[..., str]) -> str:
 def bucket(
     stack: Stack, events_topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[storage.Bucket]:
-    """A bucket of a Cloud Storage of the test's own, which takes any name."""
+    """A bucket of the test's own Cloud Storage emulator, which accepts any name."""
     on_files = emulators.storage(
         find_programs(),
         tmp_path / "buckets",
@@ -69,7 +69,7 @@ def delivered(stack: Stack, topic: str, service: Service) -> Iterator[Eventarc]:
     """Deliver a topic's notifications to a service, as Eventarc does."""
     host = stack.environment["PUBSUB_EMULATOR_HOST"]
     subscription = f"projects/{stack.project}/subscriptions/{topic}"
-    # What a busy machine answers late would rest for up to a minute.
+    # On a busy machine, a delivery with a late response would be redelivered after up to a minute.
     options = EventarcOptions(answer_timeout_seconds=PATIENCE_SECONDS, max_delay_seconds=8)
     eventarc = Eventarc(host, subscription, service.url, options)
     try:
@@ -79,7 +79,7 @@ def delivered(stack: Stack, topic: str, service: Service) -> Iterator[Eventarc]:
 
 
 def upload_all(bucket: storage.Bucket, samples: Samples) -> dict[str, str]:
-    """Upload an image of its own bytes under each name; return their MD5 sums by name."""
+    """Upload an image with different bytes under each name. Return their MD5 sums by name."""
     image = samples[0][0].read_bytes()
     sums = {}
     for name in NAMES.values():
@@ -92,18 +92,18 @@ def upload_all(bucket: storage.Bucket, samples: Samples) -> dict[str, str]:
 
 
 def documents(bucket: storage.Bucket) -> list[dict[str, Any]]:
-    found = firestore.Client().collection(COLLECTION)
-    of_bucket = found.where(filter=FieldFilter("bucket", "==", bucket.name)).stream()
+    collection = firestore.Client().collection(COLLECTION)
+    of_bucket = collection.where(filter=FieldFilter("bucket", "==", bucket.name)).stream()
     return [snapshot.to_dict() or {} for snapshot in of_bucket]
 
 
 def assert_each_is_recorded(bucket: storage.Bucket, sums: dict[str, str]) -> None:
-    """One document a name, of the bytes that were uploaded under it."""
-    found = documents(bucket)
-    recorded = {row["name"]: (row["md5"], row["uri"], row["status"]) for row in found}
+    """Assert that each name has one document, with the checksum of its upload."""
+    rows = documents(bucket)
+    recorded = {row["name"]: (row["md5"], row["uri"], row["status"]) for row in rows}
     uri = f"gs://{bucket.name}/"
     assert recorded == {name: (md5, uri + name, "done") for name, md5 in sums.items()}
-    assert len(found) == len(sums)
+    assert len(rows) == len(sums)
 
 
 def reconciled(bucket: storage.Bucket, *options: str) -> dict[str, int]:
@@ -128,7 +128,7 @@ def test_upload_with_any_name_gets_one_document(
     assert reconciled(bucket) == COUNTS | {"done": len(NAMES)}
     shown = run_cli("results", f"gs://{bucket.name}/", "--json")
     assert shown.returncode == 0, shown.stderr
-    # By "\n" alone: other ends of a line may be in a name, as they are.
+    # Split at "\n" only: names may contain other line breaks.
     listed = [json.loads(line)["name"] for line in shown.stdout.rstrip("\n").split("\n")]
     assert listed == sorted(NAMES.values(), key=str.encode)
 
@@ -176,6 +176,6 @@ def test_name_with_spaces_at_its_ends_can_be_submitted(
     assert done.returncode == 0, done.stderr
     with pubsub_v1.SubscriberClient() as subscriber:
         subscription = subscriber.subscription_path(stack.project, topic)
-        answer = subscriber.pull(subscription=subscription, max_messages=9, timeout=30)
-    uris = {json.loads(one.message.data)["uri"] for one in answer.received_messages}
+        pulled = subscriber.pull(subscription=subscription, max_messages=9, timeout=30)
+    uris = {json.loads(each.message.data)["uri"] for each in pulled.received_messages}
     assert uris == {f"gs://{bucket.name}/{name}" for name in names}

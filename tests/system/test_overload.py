@@ -1,4 +1,4 @@
-"""More than it can take, and stopping in the middle of it."""
+"""Overload, and SIGTERM under load."""
 
 import os
 import random
@@ -25,42 +25,42 @@ from service.images.decoders import DecodeLimits
 from service.images.pixels import Pixels
 from tests.fakes import PATIENCE_SECONDS
 from tests.processes import LIBRARIES_MB, decoders_of, peaks_of
-from tests.system.conftest import Service, answers, document, held_storage, put_aside
+from tests.system.conftest import Service, document, held_storage, put_aside, responds_200
 from tests.system.test_service import count_documents
 
 Samples = list[tuple[Path, Scene]]
 StartService = Callable[..., Service]
 
 SIGTERM_ROUNDS = int(os.environ.get("SIGTERM_ROUNDS", "3"))
-ROUND_IMAGES = 64  # more than there are threads: some are rejected, some wait to be read
+ROUND_IMAGES = 64  # more than the server's threads: some are rejected, some wait to be read
 REJECTED = {429, 503}
-GRACEFUL_SECONDS = 60  # for a slow machine: what is not answered by then is an error
+GRACEFUL_SECONDS = 60  # for a slow machine; a request without a response by then is an error
 
 
 class Load:
-    """Callers that deliver images over and over, and what each delivery was answered."""
+    """Callers that deliver images repeatedly, and the status of each delivery."""
 
     def __init__(self, service: Service, refs: list[ImageRef]) -> None:
         self.statuses: list[tuple[ImageRef, int]] = []
         self._service = service
-        self._answered = threading.Semaphore(0)
+        self._responded = threading.Semaphore(0)
         self._callers = ThreadPoolExecutor(len(refs))
         self._futures = [self._callers.submit(self._deliver, ref) for ref in refs]
 
     def _deliver(self, ref: ImageRef) -> None:
-        """Until nobody listens any more."""
+        """Deliver until the server does not listen any more."""
         while True:
             try:
                 status = self._service.post(ref).status_code
-            except requests.ConnectionError:  # not answered is not acknowledged
+            except requests.ConnectionError:  # no response, so not acknowledged
                 return
             finally:
-                self._answered.release()
+                self._responded.release()
             self.statuses.append((ref, status))
 
-    def wait_for_answers(self, count: int) -> None:
+    def wait_for_responses(self, count: int) -> None:
         for _ in range(count):
-            assert self._answered.acquire(timeout=PATIENCE_SECONDS)
+            assert self._responded.acquire(timeout=PATIENCE_SECONDS)
 
     def join(self) -> None:
         for future in self._futures:
@@ -69,18 +69,18 @@ class Load:
 
 
 def stop(child: Child) -> float:
-    """Send SIGTERM, as Cloud Run does; return how long the process took to end."""
-    began = time.monotonic()
+    """Send SIGTERM, as Cloud Run does. Return the seconds until the process ended."""
+    started = time.monotonic()
     os.kill(child.process.pid, signal.SIGTERM)
     assert child.process.wait(GRACEFUL_SECONDS + PATIENCE_SECONDS) == 0
-    return time.monotonic() - began
+    return time.monotonic() - started
 
 
 @pytest.mark.timeout(120 * SIGTERM_ROUNDS + 300)
 def test_sigterm_acknowledges_only_images_with_a_document(
     start_service: StartService, service: Service, stack: Stack, samples: Samples
 ) -> None:
-    """SIGTERM_ROUNDS=100 for more rounds; each stops the service at another moment of its work."""
+    """Each round stops the service at another moment. SIGTERM_ROUNDS=100 makes 100 rounds."""
     data = samples[0][0].read_bytes()
     took: list[float] = []
     refs: list[ImageRef] = []
@@ -91,7 +91,7 @@ def test_sigterm_acknowledges_only_images_with_a_document(
         fresh = [put_aside(stack, name, data) for name in names]
         stopped = start_service(GRACEFUL_TIMEOUT_SECONDS=str(GRACEFUL_SECONDS))
         load = Load(stopped, fresh)
-        load.wait_for_answers(random.Random(number).randrange(ROUND_IMAGES))
+        load.wait_for_responses(random.Random(number).randrange(ROUND_IMAGES))
         took.append(stop(stopped.child))
         load.join()
         assert {status for _, status in load.statuses} <= {204} | REJECTED
@@ -103,7 +103,7 @@ def test_sigterm_acknowledges_only_images_with_a_document(
         rejected |= {ref for ref, status in load.statuses if status in REJECTED} - done
     print(
         f"{SIGTERM_ROUNDS} rounds, {len(refs)} images: {len(acknowledged)} acknowledged, "
-        f"{len(rejected)} rejected, {len(refs) - len(acknowledged | rejected)} unanswered; "
+        f"{len(rejected)} rejected, {len(refs) - len(acknowledged | rejected)} without a response; "
         f"SIGTERM to the end: {sum(took) / len(took):.2f} s on average, {max(took):.2f} s at most"
     )
     assert all(service.post(ref).status_code == 204 for ref in refs)
@@ -125,12 +125,13 @@ def test_probes_are_served_while_every_slot_is_taken(
         posted = [callers.submit(service.post, ref) for ref in refs]
         rejected = list(islice(as_completed(posted, PATIENCE_SECONDS), DELIVERIES - SLOTS))
         assert service.is_live()
-        assert answers(service.url + "/health/ready")
-        assert not any(one.done() for one in set(posted).difference(rejected))
+        assert responds_200(service.url + "/health/ready")
+        assert not any(future.done() for future in set(posted).difference(rejected))
         gate.open()
-        assert Counter(one.result().status_code for one in posted) == {204: SLOTS, 429: 12}
-    assert {one.result().status_code for one in rejected} == {429}
-    assert all(int(one.result().headers["Retry-After"]) > 0 for one in rejected)
+        assert Counter(future.result().status_code for future in posted) == {204: SLOTS, 429: 12}
+    responses = [future.result() for future in rejected]
+    assert {response.status_code for response in responses} == {429}
+    assert all(int(response.headers["Retry-After"]) > 0 for response in responses)
 
 
 OFFERED = {"MAX_IN_FLIGHT": "8", "REDUCED_DECODE": "false"}
@@ -152,11 +153,11 @@ def test_ten_times_the_load_is_delivered_in_bounded_memory(
         service = start_service(STORAGE_EMULATOR_HOST=url, **OFFERED)
 
         def deliver(ref: ImageRef) -> int:
-            while (answer := service.post(ref)).status_code in REJECTED:
-                rejections.append(answer.status_code)
+            while (response := service.post(ref)).status_code in REJECTED:
+                rejections.append(response.status_code)
                 gate.open()
-                time.sleep(min(0.5, int(answer.headers["Retry-After"])))
-            return answer.status_code
+                time.sleep(min(0.5, int(response.headers["Retry-After"])))
+            return response.status_code
 
         assert service.post(refs[0]).status_code == 204
         worker = service.worker

@@ -1,4 +1,4 @@
-"""Reconcile, back-fill and dead letters, through the whole system."""
+"""Reconcile, back-fill and dead letters, with the whole system."""
 
 import base64
 import json
@@ -37,7 +37,7 @@ from tests.system.conftest import (
 
 Samples = list[tuple[Path, Scene]]
 
-NOBODY = "http://127.0.0.1:9"  # the discard port: what is pushed there is not answered
+NO_SERVER = "http://127.0.0.1:9"  # the discard port: pushes to it have no response
 PART = "gcloud/tmp/parallel_composite_uploads/see_gcloud_storage_cp_help_for_details/x_0"
 OURS = sha256_of_model(BUNDLED_MODEL)
 OTHER_MODEL = ModelInfo("old.pt", "b" * 64, 320, "fp32", "openvino")
@@ -71,15 +71,15 @@ def failed(ref: ImageRef) -> ImageResult:
 
 
 def is_done(ref: ImageRef, model: str = OURS) -> bool:
-    found = document(ref) or {}
-    return found.get("status") == "done" and found["model"]["sha256"] == model
+    fields = document(ref) or {}
+    return fields.get("status") == "done" and fields["model"]["sha256"] == model
 
 
 def counts(output: str) -> dict[str, int]:
-    """The numbers of the line that adds up."""
+    """Return the numbers of the line with the counts, by their names."""
     line = next(line for line in output.splitlines() if " objects = " in line)
-    found = re.findall(r"([\d,]+) (objects|done|failed|missing|ignored)", line)
-    return {name: int(number.replace(",", "")) for number, name in found}
+    numbers = re.findall(r"([\d,]+) (objects|done|failed|missing|ignored)", line)
+    return {name: int(number.replace(",", "")) for number, name in numbers}
 
 
 def test_reconcile_counts_enqueues_and_replaces(
@@ -109,19 +109,19 @@ def test_reconcile_counts_enqueues_and_replaces(
     assert "1 of the done are by another model" in counted.stdout
     dry = run_cli(*command, "--enqueue", "all", "--dry-run")
     assert "--enqueue all: 4 images, about " in dry.stdout, dry.stderr
-    unasked = run_cli(*command, "--enqueue", "all", stdin=subprocess.DEVNULL)
-    assert unasked.returncode != 0
-    assert "give --yes to publish" in unasked.stderr
+    unconfirmed = run_cli(*command, "--enqueue", "all", stdin=subprocess.DEVNULL)
+    assert unconfirmed.returncode != 0
+    assert "give --yes to publish" in unconfirmed.stderr
     assert {name: document(ref) for name, ref in refs.items()} == before
 
     published = run_cli(*command, "--enqueue", "all", "--yes")
     assert "Published 4 jobs to" in published.stdout, published.stderr
-    wanted = [refs[name] for name in names if name != "done"]
-    wait_for_deliveries(lambda: all(map(is_done, wanted)), "not everything was done again")
+    published_refs = [refs[name] for name in names if name != "done"]
+    wait_for_deliveries(lambda: all(map(is_done, published_refs)), "not every job was done")
     assert document(refs["done"]) == before["done"]
-    again = run_cli(*command, "--enqueue", "all", "--yes")
-    assert counts(again.stdout) == everything | {"done": 5, "failed": 0, "missing": 0}
-    assert "Published 0 jobs to" in again.stdout
+    repeated = run_cli(*command, "--enqueue", "all", "--yes")
+    assert counts(repeated.stdout) == everything | {"done": 5, "failed": 0, "missing": 0}
+    assert "Published 0 jobs to" in repeated.stdout
 
 
 def test_redelivered_replacement_changes_nothing(
@@ -140,8 +140,8 @@ def test_redelivered_replacement_changes_nothing(
     assert document(ref) == replaced
 
 
-# The command, listing few objects a page, killed at the worst moment: jobs are published, and the
-# place is not kept yet.
+# Runs the command with few objects per page, and kills it at the worst moment: jobs are published,
+# but the progress is not saved yet.
 KILLED = """
 import os, signal, sys
 from service.gcp import listing, publisher
@@ -191,12 +191,12 @@ def test_killed_reconcile_resumes_with_correct_counts(
     subscription = subscriber.subscription_path(stack.project, topic)
 
     def has_all() -> bool:
-        answer = subscriber.pull(subscription=subscription, max_messages=100, timeout=30)
-        uris.update(json.loads(one.message.data)["uri"] for one in answer.received_messages)
+        pulled = subscriber.pull(subscription=subscription, max_messages=100, timeout=30)
+        uris.update(json.loads(each.message.data)["uri"] for each in pulled.received_messages)
         return sum(uris.values()) > len(missing) and set(uris) == set(missing)
 
     wait_for_deliveries(has_all, f"published so far: {sorted(uris)}")
-    assert set(uris.values()) == {1, 2}  # twice: those between the publish and the kill
+    assert set(uris.values()) == {1, 2}  # two jobs if published before the kill
 
 
 def test_dead_letters_are_listed_replayed_and_removed(
@@ -214,7 +214,7 @@ def test_dead_letters_are_listed_replayed_and_removed(
         "dead_letter_topic": f"projects/{stack.project}/topics/{dead}",
         "max_delivery_attempts": 5,
     }
-    live = make_topic(push_config={"push_endpoint": NOBODY}, dead_letter_policy=policy)
+    live = make_topic(push_config={"push_endpoint": NO_SERVER}, dead_letter_policy=policy)
     attributes = {
         "eventType": "OBJECT_FINALIZE", "bucketId": notified.bucket,
         "objectId": notified.name, "objectGeneration": str(notified.generation),
@@ -228,28 +228,31 @@ def test_dead_letters_are_listed_replayed_and_removed(
     def listed() -> dict[str, dict[str, Any]]:
         done = run_cli("dead-letters", "--subscription", dead, "--json")
         assert done.returncode == 0, done.stderr
-        return {letter["kind"]: letter for letter in map(json.loads, done.stdout.splitlines())}
+        return {
+            dead_letter["kind"]: dead_letter
+            for dead_letter in map(json.loads, done.stdout.splitlines())
+        }
 
-    letters: dict[str, dict[str, Any]] = {}
+    dead_letters: dict[str, dict[str, Any]] = {}
 
     def are_all_dead() -> bool:
-        letters.update(listed())
-        return len(letters) == 3
+        dead_letters.update(listed())
+        return len(dead_letters) == 3
 
     wait_for_deliveries(are_all_dead, "not every message became a dead letter")
-    assert letters["job"]["uri"] == f"{job.uri}#{job.generation}"
-    assert letters["notification"]["uri"] == f"{notified.uri}#{notified.generation}"
-    assert "not JSON" in letters["unreadable"]["reason"]
-    assert all(letter["attempts"] >= 5 for letter in letters.values())
+    assert dead_letters["job"]["uri"] == f"{job.uri}#{job.generation}"
+    assert dead_letters["notification"]["uri"] == f"{notified.uri}#{notified.generation}"
+    assert "not JSON" in dead_letters["unreadable"]["reason"]
+    assert all(dead_letter["attempts"] >= 5 for dead_letter in dead_letters.values())
     table = run_cli("dead-letters", "--subscription", dead).stdout
-    assert all(letter["id"] in table for letter in letters.values())
+    assert all(dead_letter["id"] in table for dead_letter in dead_letters.values())
 
     jobs = make_topic(push_config={"push_endpoint": service.url})
     replay = ["dead-letters", "--subscription", dead, "--replay"]
-    one = run_cli(*replay, "--id", letters["job"]["id"], "--topic", jobs)
-    assert "Replayed 1 of 3 messages" in one.stdout, one.stderr
+    replayed = run_cli(*replay, "--id", dead_letters["job"]["id"], "--topic", jobs)
+    assert "Replayed 1 of 3 messages" in replayed.stdout, replayed.stderr
     wait_for_deliveries(lambda: is_done(job), "the job was not done")
-    kept = run_cli(*replay, "--id", letters["unreadable"]["id"], "--topic", jobs)
+    kept = run_cli(*replay, "--id", dead_letters["unreadable"]["id"], "--topic", jobs)
     assert "Replayed 0 of 2 messages" in kept.stdout
     assert "it cannot be read" in kept.stderr
 
@@ -257,7 +260,7 @@ def test_dead_letters_are_listed_replayed_and_removed(
     subscriber.modify_push_config(
         subscription=subscription, push_config={"push_endpoint": service.url}
     )
-    as_was = run_cli(*replay, "--as-is", "--id", letters["notification"]["id"])
-    assert f"Replayed 1 of 2 messages to projects/{stack.project}/topics/{live}" in as_was.stdout
+    unchanged = run_cli(*replay, "--as-is", "--id", dead_letters["notification"]["id"])
+    assert f"Replayed 1 of 2 messages to projects/{stack.project}/topics/{live}" in unchanged.stdout
     wait_for_deliveries(lambda: is_done(notified), "the notification was not done")
     assert set(listed()) == {"unreadable"}

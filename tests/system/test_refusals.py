@@ -1,4 +1,4 @@
-"""What Cloud Storage refuses, through the real service; the server that refuses is ours."""
+"""Objects that Cloud Storage refuses, with the real service. The refusing server is a fake."""
 
 from collections.abc import Callable, Iterator
 
@@ -29,15 +29,15 @@ def test_refused_objects_end_as_failed_documents(
     server: RefusingStorage, start_service: Start
 ) -> None:
     service = start_service(STORAGE_EMULATOR_HOST=server.url)
-    answers = {"key.jpg": CUSTOMER_KEY, "kms.jpg": KMS_KEY, "pays.jpg": REQUESTER_PAYS}
-    for _ in range(2):  # as rights that spread
+    refusals = {"key.jpg": CUSTOMER_KEY, "kms.jpg": KMS_KEY, "pays.jpg": REQUESTER_PAYS}
+    for _ in range(2):  # new permissions may take a while to apply
         assert service.post(server.refuse("acl.jpg", FORBIDDEN)).status_code == 503
-    for name, answer in answers.items():
-        assert service.post(server.refuse(name, answer)).status_code == 204
+    for name, refusal in refusals.items():
+        assert service.post(server.refuse(name, refusal)).status_code == 204
         recorded = document(ref(name))
         assert recorded and recorded["error"]["code"] == "unreadable_object"
     assert document(ref("acl.jpg")) is None
-    for name in answers:
+    for name in refusals:
         assert service.post_job(ref(name)).status_code == 204
     assert service.post(server.refuse("gone.jpg", ErrorResponse(410, "gone"))).status_code == 204
     assert document(ref("gone.jpg")) is None

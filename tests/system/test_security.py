@@ -1,4 +1,4 @@
-"""Callers that mean harm, against the real server."""
+"""Hostile clients, against the real server."""
 
 import json
 import re
@@ -18,34 +18,34 @@ from tests.system.conftest import EVENT, Service, document, put_aside
 
 StartService = Callable[..., Service]
 
-SECRET = "secret7f3a"  # in requests; never in an answer or a log line
+SECRET = "secret7f3a"  # in requests, and never in a response or a log line
 FEW_SLOTS = {"MAX_IN_FLIGHT": "2"}
 THREADS = 2 + 8  # of the server
 
 
 @pytest.fixture(scope="module")
 def url(stack: Stack) -> str:
-    """The stack's own service: no request of these tests may trouble it for the next."""
+    """The stack's own service. No request may affect the next test."""
     return stack.service_url
 
 
 @contextmanager
 def connection(url: str, sent: bytes = b"") -> Iterator[socket.socket]:
-    where = urlsplit(url)
-    with socket.create_connection((where.hostname, where.port), PATIENCE_SECONDS) as client:
+    address = urlsplit(url)
+    with socket.create_connection((address.hostname, address.port), PATIENCE_SECONDS) as client:
         client.sendall(sent)
         yield client
 
 
-def answer(client: socket.socket) -> bytes:
-    """Everything until the server closes."""
+def receive_all(client: socket.socket) -> bytes:
+    """Receive until the server closes the connection."""
     return b"".join(iter(lambda: client.recv(65536), b""))
 
 
 def status(raw: bytes) -> int:
-    found = re.match(rb"HTTP/1\.1 (\d{3}) ", raw)
-    assert found, raw[:100]
-    return int(found[1])
+    match = re.match(rb"HTTP/1\.1 (\d{3}) ", raw)
+    assert match, raw[:100]
+    return int(match[1])
 
 
 def post(headers: str, body: str = "") -> bytes:
@@ -83,9 +83,9 @@ def test_invalid_http_gets_400_and_is_not_echoed_or_logged(
     url: str, stack: Stack, sent: bytes
 ) -> None:
     log = stack.directory / "logs" / "service.log"
-    size_before = log.stat().st_size  # earlier tests' outages have their causes in it
+    size_before = log.stat().st_size  # errors of earlier tests are in it
     with connection(url, sent) as client:
-        raw = answer(client)
+        raw = receive_all(client)
     assert status(raw) == 400
     for shown in (raw, log.read_bytes()[size_before:]):
         assert SECRET.encode() not in shown
@@ -98,11 +98,11 @@ def test_invalid_http_gets_400_and_is_not_echoed_or_logged(
     ids=["length", "chunked"],
 )
 def test_body_over_the_limit_gets_413_before_it_is_sent(url: str, framing: str) -> None:
-    """A chunked body has no length: it is refused as soon as it has passed the limit."""
+    """A chunked body has no length: it gets 413 as soon as it exceeds the limit."""
     with connection(url, post(framing + "\r\n")) as client:
         if "chunked" in framing:
             chunk = b"100000\r\n" + b"a" * 0x100000 + b"\r\n"
-            with suppress(ConnectionError):  # it may be refused and closed before the last one
+            with suppress(ConnectionError):  # the server may close before the last chunk
                 for _ in range(5):
                     client.sendall(chunk)
         assert status(client.recv(65536)) == 413
@@ -112,13 +112,13 @@ def test_body_over_the_limit_gets_413_before_it_is_sent(url: str, framing: str) 
 def test_half_a_request_gets_400(url: str, sent: str) -> None:
     with connection(url, post("Content-Length: 1000\r\n", sent)) as client:
         client.shutdown(socket.SHUT_WR)
-        assert status(answer(client)) == 400
+        assert status(receive_all(client)) == 400
 
 
 def test_image_of_a_client_that_disconnects_is_recorded(
     start_service: StartService, stack: Stack
 ) -> None:
-    """Its answer reaches nobody, and the image is recorded all the same."""
+    """The response cannot be delivered, but the image gets its document."""
     ref = put_aside(stack, "closed.jpg", b"no image")
     service = start_service()
     body = json.dumps({"bucket": ref.bucket, "name": ref.name, "generation": ref.generation})
@@ -140,8 +140,8 @@ HALVES = {
 def test_more_slow_clients_than_threads_do_not_stop_the_service(
     start_service: StartService,
 ) -> None:
-    """Without a limit on the time to read, each would hold a thread for ever."""
-    service = start_service(**FEW_SLOTS, **hooks.settings(hooks.HastyWorker))
+    """Without a limit on the time to read, each client would occupy a thread for ever."""
+    service = start_service(**FEW_SLOTS, **hooks.settings(hooks.ShortReadTimeoutWorker))
     with ExitStack() as clients:
         slow = [
             clients.enter_context(connection(service.url, half))
@@ -149,20 +149,20 @@ def test_more_slow_clients_than_threads_do_not_stop_the_service(
         ]
         assert requests.get(service.url + "/health/live", timeout=PATIENCE_SECONDS).ok
         for client in slow:
-            assert status(answer(client) or b"HTTP/1.1 400 ") == 400
+            assert status(receive_all(client) or b"HTTP/1.1 400 ") == 400
     assert errors(service.log()) == []
 
 
 def test_lingering_invalid_clients_do_not_stop_the_service(start_service: StartService) -> None:
-    """gunicorn waits 2 s for each to close, and would do so where it accepts connections."""
+    """gunicorn waits 2 s for each client to close. It must not wait in the accepting thread."""
     service = start_service()
-    lingering = int(PATIENCE_SECONDS)  # twice our patience, one after another
+    lingering = int(PATIENCE_SECONDS)  # one after the other, they would take twice the time limit
     with ExitStack() as clients:
-        refused = [
+        rejected = [
             clients.enter_context(connection(service.url, NOT_HTTP["text"]))
             for _ in range(lingering)
         ]
-        assert status(refused[0].recv(65536)) == 400
+        assert status(rejected[0].recv(65536)) == 400
         assert requests.get(service.url + "/health/live", timeout=PATIENCE_SECONDS).ok
 
 
@@ -173,6 +173,6 @@ def test_other_methods_and_paths_get_an_error(url: str, method: str) -> None:
     path = f"/{SECRET}/../../etc/passwd" if method != "CONNECT" else f"{SECRET}:80"
     sent = f"{method} {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
     with connection(url, sent.encode()) as client:
-        raw = answer(client)
+        raw = receive_all(client)
     assert status(raw) in (400, 404, 405)
     assert SECRET.encode() not in raw

@@ -1,4 +1,4 @@
-"""The promises, kept by the real service on the real protocols."""
+"""The promises, with the real service and the real protocols."""
 
 import io
 import json
@@ -47,13 +47,13 @@ def test_uploads_end_as_documents_with_their_objects(stack: Stack, samples: Samp
     scenes = [scene for _, scene in samples]
     matched = sum(
         count_found(
-            [(thing.label, Box(*thing.box)) for thing in scene.objects],
-            [(found["label"], Box(**found["box"])) for found in document["detections"]],
+            [(shape.label, Box(*shape.box)) for shape in scene.objects],
+            [(each["label"], Box(**each["box"])) for each in document["detections"]],
         )
         for scene, document in zip(scenes, documents, strict=True)
     )
     assert matched >= 0.95 * sum(len(scene.objects) for scene in scenes)
-    sizes = [(found["image"]["height"], found["image"]["width"], 3) for found in documents]
+    sizes = [(each["image"]["height"], each["image"]["width"], 3) for each in documents]
     assert sizes == [scene.image.shape for scene in scenes]
 
 
@@ -74,10 +74,10 @@ def test_event_delivered_many_times_at_once_writes_one_document(
     ref = put_aside(stack, "many.jpg", samples[0][0].read_bytes())
     service = start_service()
     with ThreadPoolExecutor(10) as callers:
-        answers = list(callers.map(lambda _: service.post(ref).status_code, range(10)))
+        statuses = list(callers.map(lambda _: service.post(ref).status_code, range(10)))
     first = document(ref)
     assert service.post(ref).status_code == 204
-    assert answers == [204] * 10
+    assert statuses == [204] * 10
     assert document(ref) == first
     service.stop()
     outcomes = service.outcomes()
@@ -135,9 +135,9 @@ def test_bad_image_gets_a_failed_document_and_is_acknowledged(
     if code == "image_too_large":
         service = start_service(MAX_IMAGE_PIXELS="1000")
     assert service.post(ref).status_code == 204
-    found = document(ref)
-    assert found is not None
-    assert (found["status"], found["error"]["code"]) == ("failed", code)
+    fields = document(ref)
+    assert fields is not None
+    assert (fields["status"], fields["error"]["code"]) == ("failed", code)
     lines = [line for line in service.log() if line.get("uri") == ref.uri]
     assert [line["code"] for line in lines if "code" in line] == [code]
 
@@ -148,14 +148,14 @@ def test_bad_image_does_not_fail_its_neighbours(
     data = samples[0][0].read_bytes()
     refs = [put_aside(stack, f"mixed/{i}.jpg", data if i % 4 else data[:999]) for i in range(16)]
     assert service.post_all(refs) == {204}
-    found = [(document(ref) or {})["status"] for ref in refs]
-    assert found == ["done" if i % 4 else "failed" for i in range(16)]
+    statuses = [(document(ref) or {})["status"] for ref in refs]
+    assert statuses == ["done" if i % 4 else "failed" for i in range(16)]
 
 
 def test_malformed_files_do_not_affect_images_beside_them(
     service: Service, stack: Stack, samples: Samples
 ) -> None:
-    """Each between good images, whose buffers it is given."""
+    """Each file is decoded after good images, and may get their buffers."""
     good = samples[0][0].read_bytes()
     image = Image.open(io.BytesIO(good))
     width, height = image.size
@@ -172,19 +172,22 @@ def test_malformed_files_do_not_affect_images_beside_them(
         "maximum.ppm": (with_maximum(image, 1023), "done"),
     }
     refs = {
-        (number, name): put_aside(stack, f"odd/{number}/{name}", data)
+        (number, name): put_aside(stack, f"malformed/{number}/{name}", data)
         for number in range(3)
         for name, (data, _) in files.items()
     }
     assert service.post_all(list(refs.values())) == {204}
-    found = {key: document(ref) or {} for key, ref in refs.items()}
-    ends = {key: doc["error"]["code"] if doc["error"] else "done" for key, doc in found.items()}
-    assert ends == {key: files[key[1]][1] for key in refs}
-    expected = found[0, "good.jpg"]
-    for key, end in ends.items():
-        if end == "done":
-            assert found[key]["image"] | {"format": ""} == expected["image"] | {"format": ""}
-            assert found[key]["counts"].keys() == expected["counts"].keys()
+    documents = {key: document(ref) or {} for key, ref in refs.items()}
+    endings = {
+        key: fields["error"]["code"] if fields["error"] else "done"
+        for key, fields in documents.items()
+    }
+    assert endings == {key: files[key[1]][1] for key in refs}
+    expected = documents[0, "good.jpg"]
+    for key, ending in endings.items():
+        if ending == "done":
+            assert documents[key]["image"] | {"format": ""} == expected["image"] | {"format": ""}
+            assert documents[key]["counts"].keys() == expected["counts"].keys()
 
 
 def with_maximum(image: Image.Image, top: int) -> bytes:
@@ -198,10 +201,10 @@ def with_maximum(image: Image.Image, top: int) -> bytes:
     ids=["not-json", "foreign-uri", "too-large"],
 )
 def test_invalid_request_gets_an_error_without_echo(stack: Stack, body: bytes, status: int) -> None:
-    answer = requests.post(stack.service_url, data=body, timeout=PATIENCE_SECONDS)
-    assert answer.status_code == status
-    assert answer.json()["error"]["message"]
-    assert b"example.com" not in answer.content
+    response = requests.post(stack.service_url, data=body, timeout=PATIENCE_SECONDS)
+    assert response.status_code == status
+    assert response.json()["error"]["message"]
+    assert b"example.com" not in response.content
 
 
 def test_message_beyond_the_slots_gets_429_and_none_is_lost(
@@ -213,15 +216,15 @@ def test_message_beyond_the_slots_gets_429_and_none_is_lost(
         service = start_service(STORAGE_EMULATOR_HOST=url, MAX_IN_FLIGHT="2")
         gate.close()
         futures = {callers.submit(service.post, ref): ref for ref in refs}
-        refused = list(islice(as_completed(futures, PATIENCE_SECONDS), 22))  # two are admitted
+        rejected = list(islice(as_completed(futures, PATIENCE_SECONDS), 22))  # two have slots
         gate.open()
-        admitted = set(futures).difference(refused)
-        assert {future.result().status_code for future in admitted} == {204}
-    answers = [future.result() for future in refused]
-    assert {answer.status_code for answer in answers} == {429}
-    assert all(int(answer.headers["Retry-After"]) > 0 for answer in answers)
-    assert all(document(futures[future]) for future in admitted)
-    assert all(document(futures[future]) is None for future in refused)
+        accepted = set(futures).difference(rejected)
+        assert {future.result().status_code for future in accepted} == {204}
+    responses = [future.result() for future in rejected]
+    assert {response.status_code for response in responses} == {429}
+    assert all(int(response.headers["Retry-After"]) > 0 for response in responses)
+    assert all(document(futures[future]) for future in accepted)
+    assert all(document(futures[future]) is None for future in rejected)
     assert all(service.post(ref).status_code == 204 for ref in refs)
     assert all(document(ref) for ref in refs)
 
@@ -238,9 +241,9 @@ def test_outage_returns_503_and_writes_nothing(
     down: dict[str, str], start_service: StartService, stack: Stack, samples: Samples
 ) -> None:
     ref = put_aside(stack, f"outage/{len(down)}-{min(down)}.jpg", samples[0][0].read_bytes())
-    answer = start_service(**down).post(ref)
-    assert answer.status_code == 503
-    assert int(answer.headers["Retry-After"]) > 0
+    response = start_service(**down).post(ref)
+    assert response.status_code == 503
+    assert int(response.headers["Retry-After"]) > 0
     assert document(ref) is None
 
 
@@ -252,7 +255,7 @@ def test_kill_during_a_batch_loses_and_repeats_nothing(stack: Stack, samples: Sa
         assert number < 60 or killed.wait(PATIENCE_SECONDS)
         return upload(stack, f"kill/{number}.jpg", data)
 
-    with ThreadPoolExecutor(1) as camera:  # goes on while the service is dead
+    with ThreadPoolExecutor(1) as camera:  # goes on while the service is down
         uploads = [camera.submit(take, number) for number in range(80)]
         wait_until(lambda: count_documents("kill/") > 0, "no image is done")
         stack.kill_service()
@@ -262,7 +265,7 @@ def test_kill_during_a_batch_loses_and_repeats_nothing(stack: Stack, samples: Sa
     assert None in before.values()
     stack.start_service()
     after = {ref.name: wait_for_document(ref) for ref in refs}
-    assert all(after[name] == found for name, found in before.items() if found)
+    assert all(after[name] == fields for name, fields in before.items() if fields)
     assert count_documents("kill/") == len(refs)
 
 
@@ -273,7 +276,7 @@ def test_two_services_on_the_same_images_write_each_once(
     refs = [put_aside(stack, f"two/{i}.jpg", data) for i in range(16)]
     services = [service, start_service()]
     with ThreadPoolExecutor(32) as callers:
-        futures = [callers.submit(one.post, ref) for ref in refs for one in services]
+        futures = [callers.submit(each.post, ref) for ref in refs for each in services]
         assert {future.result().status_code for future in futures} == {204}
     assert count_documents("two/") == 16
 
@@ -336,11 +339,11 @@ def test_structured_event_and_wrapped_notification_are_accepted(
     }
     structured = {"content-type": "application/cloudevents+json"}
     post = partial(requests.post, service.url, timeout=PATIENCE_SECONDS)
-    answers = [
+    responses = [
         post(data=json.dumps(event), headers=structured),
         post(json={"message": {"attributes": attributes}}),
     ]
-    assert [answer.status_code for answer in answers] == [204, 204]
+    assert [response.status_code for response in responses] == [204, 204]
     assert document(first)
     assert document(second)
 

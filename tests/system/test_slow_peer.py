@@ -1,4 +1,4 @@
-"""A Cloud Storage that sends one object byte by byte, and the others as always."""
+"""A Cloud Storage that sends some objects byte by byte."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,23 +19,23 @@ SLOW, GOOD = (
 def test_slow_download_ends_at_its_limit_and_delays_no_other(
     start_service: Callable[..., Service], samples: list[tuple[Path, Scene]]
 ) -> None:
-    """Every byte that comes would renew the timeout of a client that has no total time."""
+    """Each byte renews the client's read timeout, so only a limit on the total time ends it."""
     data = samples[0][0].read_bytes()
 
-    def answer(running: Peer, handler: BaseHTTPRequestHandler, number: int) -> None:
+    def respond(running: Peer, handler: BaseHTTPRequestHandler, number: int) -> None:
         if "slow" in handler.path:
             running.head(handler, Content_Length="1000000")
             running.drip(handler)
         else:
             running.send(handler, data)
 
-    with peer(answer) as (running, url), ThreadPoolExecutor(len(SLOW)) as callers:
+    with peer(respond) as (running, url), ThreadPoolExecutor(len(SLOW)) as callers:
         service = start_service(STORAGE_EMULATOR_HOST=url, STORAGE_TIMEOUT_SECONDS="6")
         worker = service.worker
         rejected = [callers.submit(service.post, ref) for ref in SLOW]
-        wait_until(lambda: len(running.requests) == len(SLOW), "they are not downloaded")
+        wait_until(lambda: len(running.requests) == len(SLOW), "not every download has started")
         assert service.post_all(GOOD) == {204}
-        assert [one.result().status_code for one in rejected] == [503] * len(SLOW)
+        assert [future.result().status_code for future in rejected] == [503] * len(SLOW)
         assert service.is_live()
         assert service.worker == worker
     assert [(document(ref) or {})["status"] for ref in GOOD] == ["done"] * len(GOOD)

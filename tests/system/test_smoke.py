@@ -18,10 +18,10 @@ from tests.system.conftest import ASIDE, document, put_aside, run_cli
 
 
 def uploaded(output: str) -> ImageRef:
-    """Read which object a run made."""
-    found = re.search(r"Uploaded gs://([^/]+)/(\S+), generation (\d+)", output)
-    assert found, output
-    return ImageRef(found[1], found[2], int(found[3]))
+    """Return the object that a run uploaded, from its output."""
+    match = re.search(r"Uploaded gs://([^/]+)/(\S+), generation (\d+)", output)
+    assert match, output
+    return ImageRef(match[1], match[2], int(match[3]))
 
 
 def exists(ref: ImageRef) -> bool:
@@ -79,7 +79,7 @@ def test_check_model_describes_the_model_that_would_serve(monkeypatch: pytest.Mo
 
 def test_check_model_reports_a_broken_model_in_a_sentence(tmp_path: Path) -> None:
     shutil.copytree(BUNDLED_MODEL, tmp_path / "model")
-    shutil.rmtree(tmp_path / "model" / CANARY, ignore_errors=True)  # it would notice first
+    shutil.rmtree(tmp_path / "model" / CANARY, ignore_errors=True)  # it would fail first
     (tmp_path / "model" / "shapes.xml").write_text("<net")
     for path, sentence in (
         (tmp_path / "model", "OpenVINO cannot load"),

@@ -1,4 +1,4 @@
-"""The model in the repository, against images whose truth is known: they were drawn."""
+"""The bundled model, on drawn images whose ground truth is known."""
 
 import numpy as np
 import pytest
@@ -34,27 +34,27 @@ def test_bundled_model_is_small_and_has_its_metadata(detector: Detector) -> None
 
 
 def test_bundled_model_detects_the_drawn_shapes(detector: Detector, scenes: list[Scene]) -> None:
-    found = list(detector.detect([scene.image for scene in scenes]))
+    results = list(detector.detect([scene.image for scene in scenes]))
     drawn = sum(len(scene.objects) for scene in scenes)
     matched = sum(
         count_found(
-            [(thing.label, Box(*thing.box)) for thing in scene.objects],
+            [(shape.label, Box(*shape.box)) for shape in scene.objects],
             [(detection.label, detection.box) for detection in detections],
         )
-        for scene, detections in zip(scenes, found, strict=True)
+        for scene, detections in zip(scenes, results, strict=True)
     )
     assert drawn >= 50
     assert matched >= 0.95 * drawn
-    assert sum(map(len, found)) <= 1.1 * drawn
+    assert sum(map(len, results)) <= 1.1 * drawn
 
 
 def test_bundled_model_detects_the_same_in_a_batch_and_alone(
     detector: Detector, scenes: list[Scene]
 ) -> None:
-    together = detector.detect([scene.image for scene in scenes])
-    alone = [found for scene in scenes for found in detector.detect([scene.image])]
-    assert [[d.label for d in found] for found in together] == [
-        [d.label for d in found] for found in alone
+    batched = detector.detect([scene.image for scene in scenes])
+    alone = [detections for scene in scenes for detections in detector.detect([scene.image])]
+    assert [[each.label for each in detections] for detections in batched] == [
+        [each.label for each in detections] for detections in alone
     ]
 
 
@@ -68,6 +68,6 @@ def test_bundled_model_detects_nothing_in_no_images(detector: Detector) -> None:
     ids=["tall", "wide", "pixel", "strip"],
 )
 def test_bundled_model_accepts_thin_images(detector: Detector, width: int, height: int) -> None:
-    """The head wants 300 anchors at least; the smallest input of a thin image has fewer."""
-    (found,) = detector.detect([np.full((height, width, 3), 114, np.uint8)])
-    assert all(box.box.x2 <= width and box.box.y2 <= height for box in found)
+    """The head needs at least 300 anchors. The smallest input of a thin image has fewer."""
+    (detections,) = detector.detect([np.full((height, width, 3), 114, np.uint8)])
+    assert all(each.box.x2 <= width and each.box.y2 <= height for each in detections)

@@ -1,4 +1,4 @@
-"""Every file of the corpus ends as its record, within bounds; every name is found as it is."""
+"""Every file of the corpus ends as expected within bounds. Every name is read unchanged."""
 
 import base64
 import json
@@ -9,28 +9,30 @@ from typing import Any
 
 import pytest
 
-from devtools.fuzz.corpus import CASES, NAMES, Got
+from devtools.fuzz.corpus import CASES, NAMES, CaseResult
 from service.domain import ImageRef
 from service.events import parse_event
 
 ROOT = Path(__file__).parents[2]
-MANY_SECONDS = 400  # all of them take a twentieth of it
+CORPUS_SECONDS = 400  # twenty times what all files take
 
 
 @pytest.fixture(scope="module")
-def gots() -> dict[str, Got]:
-    """How each case ended; read by a process without threads, as it forks."""
+def results() -> dict[str, CaseResult]:
+    """How each case ended. A process without threads reads the files, because it forks."""
     command = [sys.executable, "-m", "devtools.fuzz.corpus", "--together"]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=MANY_SECONDS, check=False
+        command, cwd=ROOT, capture_output=True, text=True, timeout=CORPUS_SECONDS, check=False
     )
     assert done.returncode == 0, done.stderr
-    return {line["name"]: Got(**line) for line in map(json.loads, done.stdout.splitlines())}
+    return {line["name"]: CaseResult(**line) for line in map(json.loads, done.stdout.splitlines())}
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_file_of_the_corpus_ends_as_expected_within_bounds(gots: dict[str, Got], name: str) -> None:
-    assert gots[name].is_good, gots[name]
+def test_file_of_the_corpus_ends_as_expected_within_bounds(
+    results: dict[str, CaseResult], name: str
+) -> None:
+    assert results[name].is_good, results[name]
 
 
 def test_corpus_page_has_every_file() -> None:
@@ -44,12 +46,12 @@ def encoded(value: Any) -> str:
 
 
 def as_latin_1(text: str) -> str:
-    """A header's text as WSGI gives it (PEP 3333)."""
+    """Return the text of a header as WSGI passes it (PEP 3333)."""
     return text.encode().decode("latin-1")
 
 
 def requests_for(name: str) -> dict[str, tuple[dict[str, str], Any]]:
-    """Every form in which generation 7 of an object can be named."""
+    """Return requests that name generation 7 of an object, one for each form."""
     resource = {"bucket": "uploads", "name": name, "generation": "7"}
     attributes = {"eventType": "OBJECT_FINALIZE", "bucketId": "uploads", "objectId": name}
     attributes["objectGeneration"] = "7"
@@ -80,4 +82,4 @@ def test_name_of_the_corpus_is_read_from_every_form_of_event(name: str, form: st
 def test_similar_names_have_different_document_ids() -> None:
     ids = {ImageRef("uploads", name, 7).document_id for name in NAMES.values()}
     assert len(ids) == len(NAMES)
-    assert all("/" not in found and len(found.encode()) <= 1500 for found in ids)
+    assert all("/" not in id_ and len(id_.encode()) <= 1500 for id_ in ids)

@@ -35,14 +35,14 @@ HANG_UP = 0
 
 GOOD = Response(due=0.0, sent=0.5, completed=3.5, status=204)
 REFUSED = Response(due=0.2, sent=0.2, completed=0.3, status=429)
-BEFORE = Sample(at=0.0, pid=7, memory_mb=300, peak_mb=400, threads=40)
+BEFORE = Sample(elapsed_seconds=0.0, pid=7, memory_mb=300, peak_mb=400, threads=40)
 RUN = Run(
     capacity=Capacity(per_second=0.5, cpu_ms=900),
     seconds=1.0,
     images=1,
     deadline_seconds=10,
     responses=[REFUSED, GOOD],
-    samples=[BEFORE, replace(BEFORE, at=1.0, peak_mb=500, threads=60)],
+    samples=[BEFORE, replace(BEFORE, elapsed_seconds=1.0, peak_mb=500, threads=60)],
     before=BEFORE,
     service_cpu=2.0,
     load_cpu=0.1,

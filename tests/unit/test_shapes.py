@@ -1,4 +1,4 @@
-"""The drawn images: seeded, and with ground truth that fits what is drawn."""
+"""The drawn images: reproducible, and with exact ground truth."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_box_is_tight(class_id: int, degrees: float) -> None:
     shapes.fill_polygon(canvas, points, (255, 255, 255))
     box = shapes.tight_box(points, 140, 120)
     assert box is not None
-    # A sharp corner covers little of its last pixels: count fainter ones too.
+    # A sharp corner covers little of its last pixels, so faint pixels count too.
     assert bounds(canvas, at_least=32) == pytest.approx(box, abs=1.0)
 
 
@@ -90,7 +90,7 @@ def test_box_of_a_cut_shape_is_tight(class_id: int, centre: tuple[float, float])
     shapes.fill_polygon(canvas, points, (255, 255, 255))
     box = shapes.tight_box(points, 100, 100)
     assert box is not None
-    # Whole pixels against fractions: off by up to one, plus what the drawing rounds up.
+    # The bounds are whole pixels: they differ by up to one pixel, and by rounding.
     assert bounds(canvas, at_least=32) == pytest.approx(box, abs=1.2)
 
 
@@ -153,9 +153,9 @@ def test_detections_are_counted_as_found_repeated_or_wrong() -> None:
     ]
     detections = [
         (0, (0.0, 0.0, 10.0, 10.0)),  # found
-        (0, (0.0, 0.0, 10.0, 9.0)),  # the same circle again
+        (0, (0.0, 0.0, 10.0, 9.0)),  # repeated
         (1, (0.0, 0.0, 10.0, 10.0)),  # the wrong class
         (1, (20.0, 20.0, 30.0, 31.0)),  # found
-        (3, (80.0, 80.0, 90.0, 90.0)),  # nothing there
+        (3, (80.0, 80.0, 90.0, 90.0)),  # no shape
     ]
     assert train.tally(objects, detections) == train.Tally(3, found=2, repeated=1, wrong=2)
