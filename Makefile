@@ -61,9 +61,7 @@ unit: $(VENV)/dev  ## run the tests that need neither emulators nor torch
 coverage: $(VENV)/dev $(VENV)/export  ## measure line and branch coverage of service/; see docs/evidence/coverage.md
 	rm -rf build/coverage && mkdir -p build/coverage
 	$(BIN)/coverage run -m pytest -n 2 --dist loadfile -p tests.coverage_plugin \
-	  --ignore-glob '*test_bench*' \
-	  --deselect 'tests/system/test_decoders.py::test_no_process_outlives_the_service[kill_arbiter]'; \
-	status=$$?; \
+	  --ignore-glob '*test_bench*'; status=$$?; \
 	$(BIN)/coverage combine --quiet; $(BIN)/coverage report && exit $$status
 
 hooks: $(VENV)/dev  ## run ruff and mypy before each git commit
