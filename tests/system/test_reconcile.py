@@ -242,7 +242,7 @@ def test_dead_letters_are_listed_replayed_and_removed(
     wait_for_deliveries(are_all_dead, "not every message became a dead letter")
     assert dead_letters["job"]["uri"] == f"{job.uri}#{job.generation}"
     assert dead_letters["notification"]["uri"] == f"{notified.uri}#{notified.generation}"
-    assert "not JSON" in dead_letters["unreadable"]["reason"]
+    assert "not valid JSON" in dead_letters["unreadable"]["reason"]
     assert all(dead_letter["attempts"] >= 5 for dead_letter in dead_letters.values())
     table = run_cli("dead-letters", "--subscription", dead).stdout
     assert all(dead_letter["id"] in table for dead_letter in dead_letters.values())
