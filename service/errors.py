@@ -120,7 +120,7 @@ class TransientError(YoloBatchError):
 
 
 class NoFreeSlotError(TransientError):
-    """MAX_IN_FLIGHT images are in flight, or half of it for a job."""
+    """No slot is free. There are MAX_IN_FLIGHT slots, and jobs may use half of them."""
 
     retry_after_seconds = 2
 
@@ -162,12 +162,12 @@ class FirestoreUnavailableError(TransientError):
 
 
 class StorageRefusedError(StorageUnavailableError):
-    """Cloud Storage refuses the bucket or the account. See `service.gcp.outages`."""
+    """Cloud Storage refuses the bucket or the account. One log line says what to repair."""
 
     is_logged = True
 
 
 class FirestoreRefusedError(FirestoreUnavailableError):
-    """Firestore refuses the database or the account. See `service.gcp.outages`."""
+    """Firestore refuses the database or the account. One log line says what to repair."""
 
     is_logged = True

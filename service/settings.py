@@ -113,18 +113,19 @@ class Settings:
     )
     max_batch_size: int = _setting(
         8,
-        "Most images in one batch. For a GPU, set 32, and MAX_IN_FLIGHT to 128.",
+        "Maximum number of images in one batch. For a GPU, set 32, and MAX_IN_FLIGHT to 128.",
         _integer(1, 64),
     )
     max_batch_pixels: int = _setting(
         20_000_000,
-        "Most input pixels in one batch on a GPU. Lower it if the GPU runs out of memory.",
+        "Maximum number of input pixels in one batch on a GPU. Lower it if the GPU runs out of "
+        "memory.",
         _integer(1024, 2**31),
     )
     max_in_flight: int = _setting(
         32,
-        "Most images in flight. Further messages are rejected with 429. Jobs may use half of it. "
-        "Set Cloud Run's concurrency to the same number.",
+        "Maximum number of images in flight. Further messages are rejected with 429. Jobs may use "
+        "half of it. Set Cloud Run's concurrency to the same number.",
         _integer(2, 1000),
     )
     max_image_bytes: int = _setting(
@@ -188,7 +189,7 @@ class Settings:
     ack_deadline_seconds: float = _setting(
         600.0,
         "Ack deadline of the subscriptions, in seconds. A message that is not finished in time is "
-        "rejected with 503; the last FIRESTORE_TIMEOUT_SECONDS are reserved for the commit. Raise "
+        "rejected with 503. The last FIRESTORE_TIMEOUT_SECONDS are reserved for the commit. Raise "
         "Eventarc's deadline, which is 10 s by default, to the same number.",
         _number(1, 600),
     )

@@ -11,7 +11,7 @@ variable "accelerator" {
 }
 
 variable "batch_size" {
-  description = "Most images in one batch, 1 to 64. Null: 8 without a GPU, 32 with one. MAX_IN_FLIGHT and Cloud Run's concurrency are four times this number."
+  description = "Maximum number of images in one batch, 1 to 64. Null: 8 without a GPU, 32 with one. MAX_IN_FLIGHT and Cloud Run's concurrency are four times this number."
   type        = number
   default     = null
 
@@ -117,7 +117,7 @@ variable "image" {
 }
 
 variable "max_instances" {
-  description = "Most instances. Null: 10 without a GPU, 1 with one. A new project's quota is 20 vCPU, 40 GiB and 3 GPUs in each region."
+  description = "Maximum number of instances. Null: 10 without a GPU, 1 with one. A new project often has a quota of 20 vCPU, 40 GiB and 3 GPUs in each region."
   type        = number
   default     = null
 
@@ -128,7 +128,7 @@ variable "max_instances" {
 }
 
 variable "model" {
-  description = "Weights that Cloud Build packs into the image: an official name, for example yolo26n.pt, or a path in the repository."
+  description = "Weights that Cloud Build packs into the container image: an official name, for example yolo26n.pt, or a path in the repository."
   type        = string
   default     = "yolo26n.pt"
   nullable    = false
@@ -211,7 +211,7 @@ variable "region" {
 }
 
 variable "results_ttl_days" {
-  description = "Days after which Firestore deletes a result, within about a day. Null: never."
+  description = "Days after which a result expires. Firestore deletes it about a day later. Null: never."
   type        = number
   default     = null
 

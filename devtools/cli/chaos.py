@@ -39,7 +39,7 @@ def _faults(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
 @option(
     "--services",
     type=click.IntRange(1, 20),
-    help="Service processes side by side.  [default: 3 to 10, drawn from the seed]",
+    help="Number of service processes.  [default: 3 to 10, drawn from the seed]",
 )
 @option(
     "--without",
@@ -62,7 +62,7 @@ def _faults(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
     default=180.0,
     show_default=True,
     type=click.FloatRange(1),
-    help="Seconds without any acknowledgement after which the rest counts as stuck.",
+    help="After this many seconds without an acknowledgement, what is not acknowledged is stuck.",
 )
 @option(
     "--keep",
@@ -74,7 +74,7 @@ def chaos(
     uploads: int, seed: int, services: int | None, without: tuple[str, ...], answer_seconds: float,
     patience: float, keep: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Upload images to a local stack while faults strike it, and audit every upload.
+    """Upload images to a local stack, inject faults, and audit every upload.
 
     Fails if an upload was lost, duplicated, crossed, wrong, stuck, unexpected or wasted, or if an
     image killed a service process.

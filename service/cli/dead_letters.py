@@ -83,9 +83,9 @@ def dead_letters(
     as_is: bool,
     topic: str | None,
 ) -> None:
-    """Show dead letters, the messages that Pub/Sub gave up, and replay them.
+    """Show dead letters, the messages that failed at every delivery, and replay them.
 
-    Without --replay they stay where they are. An image that has its document already is not
+    Without --replay they stay in the subscription. An image that already has its document is not
     detected again.
     """
     from service.gcp.subscriber import connect

@@ -38,8 +38,8 @@ from service.settings import BUNDLED_MODEL, Settings
     panel="Model",
     type=click.Path(path_type=Path),
     default=BUNDLED_MODEL,
-    help="Exported directory, or a file that ultralytics loads. By default a small model that "
-    "knows coloured shapes.",
+    help="Exported directory, or a file that ultralytics loads. By default the bundled model, "
+    "which knows six drawn shapes.",
 )
 @option(
     "--device",

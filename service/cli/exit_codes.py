@@ -18,7 +18,8 @@ class ExitCode(IntEnum):
     DONE = 0, "The command did what you asked."
     FAILED = (
         1,
-        "Something failed, you answered no to a question, or the reader of the output is gone. "
+        "Something failed, you answered no to a question, or the program that reads the output has "
+        "ended. "
         "Standard error has the reason.",
     )
     USAGE = 2, "An option or argument is wrong. Nothing was started."

@@ -11,7 +11,7 @@ from service.cli.commands import command, group, version_option
 from service.cli.dead_letters import dead_letters
 from service.cli.detect import detect
 from service.cli.export import export
-from service.cli.options import bucket_argument, json_lines_option
+from service.cli.options import json_lines_option, objects_argument
 from service.cli.output import is_terminal, note, progress, say_json
 from service.cli.reconcile import reconcile
 from service.cli.smoke import smoke
@@ -60,7 +60,7 @@ def serve() -> None:
         "yolo-batch results gs://my-bucket --json > results.jsonl",
     ],
 )
-@bucket_argument
+@objects_argument
 @json_lines_option("each document")
 def results(uri: tuple[str, str], as_json: bool) -> None:
     """Print the documents of a bucket or prefix from Firestore."""

@@ -20,12 +20,19 @@ def _bucket_and_prefix(ctx: click.Context, param: click.Parameter, value: str) -
     return bucket, prefix
 
 
-# The command gets the bucket's name and the prefix.
-bucket_argument = argument(
-    "uri",
-    metavar="gs://BUCKET[/PREFIX]",
-    callback=_bucket_and_prefix,
-    help="Bucket; with a prefix only the objects whose names begin with it.",
+def bucket_argument(help_text: str) -> Callable[[Any], Any]:
+    """Return the argument `gs://BUCKET[/PREFIX]`. The command gets the bucket and the prefix.
+
+    Args:
+        help_text: what the command does with them, as the help says it.
+    """
+    return argument(
+        "uri", metavar="gs://BUCKET[/PREFIX]", callback=_bucket_and_prefix, help=help_text
+    )
+
+
+objects_argument = bucket_argument(
+    "Bucket. With a prefix: only the objects whose names begin with it."
 )
 
 _PACE = "Pace and cost of the deployment"

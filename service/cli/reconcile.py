@@ -12,9 +12,9 @@ import click
 
 from service.cli.commands import command, option
 from service.cli.options import (
-    bucket_argument,
     deployment_options,
     json_option,
+    objects_argument,
     price_options,
     topic_option,
 )
@@ -44,7 +44,7 @@ _PUBLISH = "Publish jobs"
         "yolo-batch reconcile gs://my-bucket --enqueue failed --yes --resume state",
     ],
 )
-@bucket_argument
+@objects_argument
 @option(
     "--since",
     help="Compare only objects created since then: an age such as 2d or 12h, a time (RFC 3339), or "

@@ -15,7 +15,7 @@ from service.settings import Settings
     panel="Operate",
     examples=["yolo-batch smoke gs://PROJECT-yolo-batch-uploads --timeout 300"],
 )
-@bucket_argument
+@bucket_argument("Bucket to upload the image to. With a prefix: the image's name begins with it.")
 @option(
     "--timeout",
     default=120.0,
