@@ -42,8 +42,8 @@ class File(Protocol):
         """Decode to upright uint8 BGR pixels.
 
         Args:
-            image_size: longer side that the model sees, in pixels. A decoder may return the image
-                at a reduced scale, but not below this size. None: in full.
+            image_size: longer side of the image as the model gets it, in pixels. A decoder may
+                return the image at a reduced scale, but not below this size. None: in full.
 
         Raises:
             BadImageError: the file is damaged, truncated, or of an unsupported kind.
@@ -101,7 +101,7 @@ def open_file(data: bytes) -> File:
 
 
 def _brands(data: bytes) -> list[bytes]:
-    """Return the brands in the file-type box, which is the first box of such a file."""
+    """Return the brands in the file-type box, which is the first box of an AVIF or HEIF file."""
     if data[4:8] != b"ftyp":
         return []
     box = data[8 : min(int.from_bytes(data[:4]), 4096)]

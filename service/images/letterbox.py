@@ -11,7 +11,7 @@ from service.images.pixels import Pixels, check_pixels
 
 @dataclass(frozen=True)
 class Letterbox:
-    """Where an image lies in the model's input. All attributes are in pixels.
+    """The position and size of an image in the model's input. All attributes are in pixels.
 
     The formula, rounding included, is that of `LetterBox(auto=True)` and `scale_boxes` in
     ultralytics 8.4 (data/augment.py and utils/ops.py).
@@ -19,8 +19,8 @@ class Letterbox:
 
     resized_width: int  # of the image within the input
     resized_height: int
-    left: int  # padding
-    top: int
+    left: int  # padding on the left
+    top: int  # padding at the top
     input_width: int  # of the model's input, a multiple of its stride
     input_height: int
     width: int  # of the image
@@ -41,10 +41,12 @@ class Letterbox:
                 not uint8 of the input's shape.
         """
         if check_pixels(pixels).shape[:2] != (self.height, self.width):
-            raise ValueError(f"Pixels of {pixels.shape} for a letterbox of {self}")
+            raise ValueError(f"Pixels of shape {pixels.shape} do not fit {self}")
         input_shape = (self.input_height, self.input_width, 3)
         if out is not None and check_pixels(out).shape != input_shape:
-            raise ValueError(f"Array of {out.shape} for an input of {input_shape}")
+            raise ValueError(
+                f"An array of shape {out.shape} does not fit an input of {input_shape}"
+            )
         resized = _resize(pixels, self.resized_width, self.resized_height)
         result = np.empty(input_shape, np.uint8) if out is None else out
         bottom, right = self.top + self.resized_height, self.left + self.resized_width
@@ -100,9 +102,9 @@ def input_shapes(
 ) -> tuple[tuple[int, int], ...]:
     """Return a fixed set of input shapes, as (height, width), the smallest area first.
 
-    There are few, because the model is compiled for each. Images with the aspect ratio of a
-    camera, landscape or portrait, get no more padding than with `letterbox`. Others may get more.
-    The arguments are those of `letterbox`.
+    The set is small, because the model is compiled for each shape. Images with the aspect ratio of
+    a camera, landscape or portrait, get no more padding than with `letterbox`. Other images may get
+    more. The arguments are those of `letterbox`.
     """
     shapes = set()
     for ratio in _CAMERA_RATIOS:
@@ -162,7 +164,7 @@ def shrink(pixels: Pixels, *, image_size: int) -> Pixels:
 
     Args:
         pixels: uint8 HxWx3.
-        image_size: longer side that the model sees, in pixels.
+        image_size: longer side of the image as the model gets it, in pixels.
 
     Returns:
         uint8 HxWx3, whose longer side is at most `image_size`.
@@ -188,8 +190,8 @@ def enlarge_box(box: Box, *, small: tuple[int, int], full: tuple[int, int]) -> B
 def _resize(pixels: Pixels, width: int, height: int) -> Pixels:
     if pixels.shape[:2] == (height, width):
         return pixels
-    # Importing OpenCV takes a sixth of a second. The service seldom needs it here: only to enlarge
-    # small images, because decoder processes have shrunk the large ones.
+    # Importing OpenCV takes a sixth of a second. The service seldom needs it here, because decoder
+    # processes have shrunk large images already. It only enlarges small images.
     from service.images.transforms import resize
 
     return resize(pixels, width, height)

@@ -1,8 +1,8 @@
 """PBM, PGM and PPM (netpbm.sourceforge.net/doc).
 
-This is our own decoder because none of three libraries will do. Pillow takes 22 s for 12 megapixels
-of 10 bits. OpenCV does not scale samples by the maximum in the header. A malformed header of 100
-bytes makes the regular expressions of netpbmfile run without end.
+This is our own decoder, because three libraries were unsuitable. Pillow takes 22 s for 12
+megapixels of 10 bits. OpenCV does not scale samples by the maximum in the header. A malformed
+header of 100 bytes makes the regular expressions of netpbmfile run without end.
 """
 
 import re
@@ -84,7 +84,7 @@ class Netpbm:
         return samples.reshape(shape).astype(dtype.newbyteorder("="), copy=False)
 
     def _read_plain(self, shape: tuple[int, int, int]) -> NDArray[np.uint8 | np.uint16]:
-        """Read samples in decimal digits. Those of a bitmap may follow each other directly."""
+        """Read samples in decimal digits. In a bitmap, no whitespace must separate them."""
         count = shape[0] * shape[1] * shape[2]
         text = _COMMENT.sub(b" ", bytes(self._data)).strip(_WHITESPACE)
         if text.translate(None, _WHITESPACE + b"0123456789"):

@@ -45,7 +45,7 @@ def imdecode(
             raise MemoryError from exc
         return None
     if pixels is None:
-        # OpenCV also returns None without memory. Then this raises MemoryError.
+        # OpenCV also returns None if memory is short. In that case, this line raises MemoryError.
         np.empty(2 * width * height * 3, np.uint8)
         return None
     if pixels.dtype == np.uint16:

@@ -111,7 +111,7 @@ def _check(tags: Any, data: bytes) -> None:
     if not (_WIDTH in tags and _HEIGHT in tags and any(tag in tags for tag in _OFFSETS)):
         raise BadImageError.corrupt("The TIFF's directory is damaged.")
     channels, compression = tags.get(_CHANNELS, 1), tags.get(_COMPRESSION, _UNCOMPRESSED)
-    # A required tag. Without it, Pillow takes 0 for white, and libtiff takes it for black.
+    # This tag is required. Without it, 0 is white for Pillow, and black for libtiff.
     if _PHOTOMETRIC not in tags:
         raise BadImageError.unsupported("TIFF without the PhotometricInterpretation tag")
     if channels > _MAX_CHANNELS:

@@ -1,4 +1,4 @@
-"""WebP: Pillow reads the orientation. OpenCV decodes, in less than half of Pillow's memory."""
+"""WebP: Pillow reads the orientation. OpenCV decodes, with less than half of Pillow's memory."""
 
 from service.domain import ImageInfo
 from service.errors import BadImageError
@@ -8,7 +8,7 @@ from service.images.pixels import DecodedImage
 
 
 class Webp:
-    """One WebP file. Of an animated one, the first frame is used."""
+    """One WebP file. An animated WebP is decoded to its first frame."""
 
     def __init__(self, data: bytes) -> None:
         """Read the size from the first chunk. Pillow would allocate two frames to open the file.
