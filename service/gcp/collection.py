@@ -118,7 +118,7 @@ class Collection:
 
     @contextmanager
     def _report_outage(self, subject: str) -> Iterator[None]:
-        """Translate the vendor's errors, and log those that concern every message only once."""
+        """Translate the vendor's errors. Log an error that affects every message once for all."""
         try:
             with translate_errors():
                 yield
@@ -145,7 +145,7 @@ def documents_by_id(snapshots: Iterable[Any]) -> dict[str, StoredDocument]:
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Raise the vendor's errors as ours."""
+    """Raise the vendor's errors as FirestoreUnavailableError or FirestoreRefusedError."""
     try:
         yield
     except exceptions.PermissionDenied as exc:

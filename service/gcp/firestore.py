@@ -46,7 +46,7 @@ _PAUSE_SECONDS = 0.1  # before a result that failed alone is retried
 # Limits: https://firebase.google.com/docs/firestore/quotas. They are checked here because some
 # servers respond to a commit that is too large as if they were busy, which causes endless retries.
 _MAX_DOCUMENT_BYTES = 2**20
-_MAX_COMMIT_BYTES = 5 * 2**19  # of documents; up to 4 MiB on the wire
+_MAX_COMMIT_BYTES = 5 * 2**19  # of documents, which become up to 4 MiB on the wire
 _NAME_BYTES = 2048  # upper bound for the document's name and the bytes that Firestore adds
 # What the client raises for a document that can never be written.
 _BUILD_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -117,8 +117,8 @@ class ResultStore(Collection):
         """Commit results together. If one of them makes that fail, commit them one by one.
 
         Raises:
-            FirestoreUnavailableError: Firestore did not respond. Results without an outcome may
-                not be written.
+            FirestoreUnavailableError: Firestore did not respond. It is unknown whether results
+                without an outcome were written.
         """
         try:
             outcomes |= self._write(entries, budget)
@@ -179,7 +179,8 @@ class ResultStore(Collection):
 
         Raises:
             _DocumentRefusedError: Firestore permanently refuses one of the documents.
-            FirestoreUnavailableError: Firestore did not respond. The documents may be written.
+            FirestoreUnavailableError: Firestore did not respond. The documents may have been
+                written.
         """
         with self._report_outage(self._writes):
             return self._write_pending(entries, budget)
@@ -254,7 +255,7 @@ def _is_final(stored: StoredDocument | None, permission: Replace | None) -> bool
 def _outcome_if_kept(
     entry: "_Entry", stored: StoredDocument | None
 ) -> CommittedResult | DocumentKeptError | None:
-    """Return the outcome of a result if the stored document is kept; None if it is written."""
+    """Return a result's outcome if the stored document is kept, or None to write the result."""
     result = entry.result
     if _is_final(stored, result.ref.replace):
         # Equal timings: an earlier attempt of this delivery wrote it.

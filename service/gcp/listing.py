@@ -30,7 +30,7 @@ class ObjectLister:
         self._retry: retry.Retry = DEFAULT_RETRY.with_timeout(timeout_seconds)
 
     def exists(self, ref: ImageRef) -> bool:
-        """Return whether an object exists, in the reference's generation if it has one.
+        """Return whether an object exists. If the reference has a generation, it must be that.
 
         Raises:
             StorageUnavailableError: Cloud Storage did not respond, or refuses access.
@@ -47,7 +47,7 @@ class ObjectLister:
                 refusal = read_refusal(exc)
                 raise StorageRefusedError(
                     f"Cloud Storage refuses to look up {ref.uri}: "
-                    f"{refusal.code} {refusal.text} (`submit --no-check` does not look it up)"
+                    f"{refusal.code} {refusal.text} (`submit --no-check` submits it unchecked)"
                 ) from exc
 
     def pages(self, bucket: str, prefix: str, *, after: str = "") -> Iterator[Sequence[ImageRef]]:

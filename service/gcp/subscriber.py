@@ -81,7 +81,7 @@ class Subscription:
         *,
         lease_seconds: int = _LEASE_SECONDS,
     ) -> None:
-        """Take a client; `connect` returns a subscription with one.
+        """Take a client. `connect` builds the client and the subscription.
 
         Args:
             client: the vendor's client.
