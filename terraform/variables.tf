@@ -11,7 +11,7 @@ variable "accelerator" {
 }
 
 variable "batch_size" {
-  description = "Most images in one batch, 1 to 64. Null: 8 without a GPU, 32 with one. MAX_IN_FLIGHT and Cloud Run's concurrency are four times this number."
+  description = "Most images in one batch, 1 to 64. Null: 8 without a GPU, 32 with a GPU. MAX_IN_FLIGHT and Cloud Run's concurrency are four times this number."
   type        = number
   default     = null
 
@@ -117,7 +117,7 @@ variable "image" {
 }
 
 variable "max_instances" {
-  description = "Most instances. Null: 10 without a GPU, 1 with one. A new project's quota is 20 vCPU, 40 GiB and 3 GPUs in each region."
+  description = "Most instances. Null: 10 without a GPU, 1 with a GPU. A new project's quota is 20 vCPU, 40 GiB and 3 GPUs in each region."
   type        = number
   default     = null
 
@@ -128,7 +128,7 @@ variable "max_instances" {
 }
 
 variable "model" {
-  description = "Weights that Cloud Build packs into the image: an official name, for example yolo26n.pt, or a path in the repository."
+  description = "Weights that Cloud Build packs into the container image: an official name, for example yolo26n.pt, or a path in the repository."
   type        = string
   default     = "yolo26n.pt"
   nullable    = false
@@ -211,7 +211,7 @@ variable "region" {
 }
 
 variable "results_ttl_days" {
-  description = "Days after which Firestore deletes a result, within about a day. Null: never."
+  description = "Days after which a result expires. Firestore deletes it within about a day after that. Null: never."
   type        = number
   default     = null
 
@@ -237,7 +237,7 @@ variable "settings" {
       "ACK_DEADLINE_SECONDS", "ALLOWED_BUCKETS", "BIND_ADDRESS", "DEVICE", "FIRESTORE_COLLECTION", "FIRESTORE_DATABASE",
       "GOOGLE_CLOUD_PROJECT", "MAX_BATCH_SIZE", "MAX_IN_FLIGHT", "PORT",
     ])) == 0
-    error_message = "settings must not set what follows from other variables: MAX_BATCH_SIZE and MAX_IN_FLIGHT from batch_size, DEVICE from accelerator, and the bucket, the database, the collection and the project from theirs. ACK_DEADLINE_SECONDS, BIND_ADDRESS and PORT are fixed."
+    error_message = "settings must not have variables that Terraform sets. Instead of MAX_BATCH_SIZE and MAX_IN_FLIGHT, set batch_size. Instead of DEVICE, set accelerator. Instead of ALLOWED_BUCKETS, FIRESTORE_COLLECTION, FIRESTORE_DATABASE and GOOGLE_CLOUD_PROJECT, set bucket_name, firestore_collection, firestore_database and project_id. ACK_DEADLINE_SECONDS, BIND_ADDRESS and PORT are fixed."
   }
 }
 
