@@ -23,8 +23,8 @@ class ObjectMetadata:
 class Replace:
     """Permission to replace an image's old document, unless a given model wrote it.
 
-    A redelivered message does not replace it again, because the new document is younger than
-    `if_created_before`.
+    A redelivered message does not replace the document again, because the new document is younger
+    than `if_created_before`.
     """
 
     if_created_before: datetime  # by Firestore's clock
@@ -61,7 +61,7 @@ class ImageRef:
 
     @property
     def is_ignorable(self) -> bool:
-        """Whether the object is no image: a folder marker or a part of a composite upload."""
+        """Whether the object is a folder marker or a part of a composite upload, not an image."""
         return self.name.endswith("/") or any(part in f"/{self.name}" for part in _COMPOSITE_PARTS)
 
     @property
@@ -193,7 +193,7 @@ _EXPLANATIONS = {  # code: description, remedy
         "Repair what the message names. Then run `yolo-batch reconcile --enqueue failed`.",
     ),
     ErrorCode.UNSTORABLE_RESULT: (
-        "Firestore rejects the document of the result, for example because it is larger than "
+        "Firestore refuses the document of the result, for example because it is larger than "
         "1 MiB. Other images of the same commit are not affected.",
         "Read the message. If the image has too many detections, raise MIN_CONFIDENCE. Then run "
         "`yolo-batch reconcile --enqueue failed`.",
@@ -213,8 +213,8 @@ class Failure:
 class Timings:
     """Where an image's time went, in milliseconds.
 
-    `inference_ms` is the time of this image on a CPU, and the batch's time divided by its size on
-    a GPU.
+    On a CPU, `inference_ms` is the image's own time. On a GPU, it is the batch's time divided by
+    the number of images in the batch.
     """
 
     download_ms: float = 0.0
@@ -232,13 +232,13 @@ class ImageResult:
     image_info: ImageInfo | None = None
     model: ModelInfo | None = None
     detections: tuple[Detection, ...] = ()
-    batch_size: int = 0
+    batch_size: int = 0  # images in its batch; 0: it was not inferred
     timings: Timings = field(default_factory=Timings)
     event_time: datetime | None = None
 
     @property
     def counts(self) -> dict[str, int]:
-        """Detections by label, labels sorted."""
+        """How many detections each label has, sorted by label."""
         return dict(sorted(Counter(detection.label for detection in self.detections).items()))
 
 
@@ -249,8 +249,8 @@ class StoredDocument:
     status: str
     model: str | None  # sha256; a failed image has none
     created_at: datetime
-    update_time: datetime  # by Firestore, for the precondition of a replacement
-    timings: Mapping[str, float] | None = None  # as written; they identify the delivery
+    update_time: datetime  # set by Firestore. A replacement requires that it is unchanged.
+    timings: Mapping[str, float] | None = None  # of the delivery that wrote it, and identify that
 
 
 @dataclass(frozen=True)
@@ -277,7 +277,7 @@ class Outcome(StrEnum):
 class CommittedResult:
     """A result whose image has its final document."""
 
-    result: ImageResult  # as recorded: a failed one if Firestore rejects the original document
+    result: ImageResult  # as recorded: a failed result if Firestore refuses the original document
     is_superseded: bool = False  # another delivery's document exists: nothing was written
 
     @property

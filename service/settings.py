@@ -151,8 +151,8 @@ class Settings:
     )
     reduced_decode: bool = _setting(
         True,
-        "Decode a large JPEG at 1/2, 1/4 or 1/8 of its size, but no smaller than the model's "
-        "input, which is faster. `false` decodes it in full.",
+        "Decode a large JPEG at 1/2, 1/4 or 1/8 of its size, if the result is not smaller than the "
+        "model's input. This is faster. `false` always decodes in full.",
         _boolean,
     )
     allowed_buckets: tuple[str, ...] = _setting(
@@ -188,7 +188,7 @@ class Settings:
     ack_deadline_seconds: float = _setting(
         600.0,
         "Ack deadline of the subscriptions, in seconds. A message that is not finished in time is "
-        "rejected with 503; the last FIRESTORE_TIMEOUT_SECONDS are reserved for the commit. Raise "
+        "rejected with 503. The last FIRESTORE_TIMEOUT_SECONDS are reserved for the commit. Raise "
         "Eventarc's deadline, which is 10 s by default, to the same number.",
         _number(1, 600),
     )
@@ -232,8 +232,8 @@ class Settings:
         if settings.work_seconds <= 0:
             raise SettingsError(
                 f"ACK_DEADLINE_SECONDS={settings.ack_deadline_seconds:g} or HANG_TIMEOUT_SECONDS="
-                f"{settings.hang_timeout_seconds:g} is wrong: the first, and three quarters of the "
-                "second, must be greater than FIRESTORE_TIMEOUT_SECONDS="
+                f"{settings.hang_timeout_seconds:g} is too small: ACK_DEADLINE_SECONDS, and three "
+                "quarters of HANG_TIMEOUT_SECONDS, must be greater than FIRESTORE_TIMEOUT_SECONDS="
                 f"{settings.firestore_timeout_seconds:g}, which is reserved for the commit"
             )
         if bool(settings.push_audience) != bool(settings.push_service_accounts):
