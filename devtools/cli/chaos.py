@@ -62,12 +62,12 @@ def _faults(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
     default=180.0,
     show_default=True,
     type=click.FloatRange(1),
-    help="Seconds without any acknowledgement after which the rest counts as stuck.",
+    help="Seconds without any acknowledgement after which the remaining uploads count as stuck.",
 )
 @option(
     "--keep",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Keep logs and uploads in this folder; by default they are removed.",
+    help="Keep logs and uploads in this folder. By default, they are removed.",
 )
 @json_option("the figures, the problems, and the faults that struck")
 def chaos(

@@ -119,4 +119,4 @@ def _without_proxy(environ: Mapping[str, str]) -> dict[str, str]:
         return {}
     known = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
     hosts = ",".join(filter(None, [known, "127.0.0.1", "localhost"]))
-    return {"NO_PROXY": hosts, "no_proxy": hosts}  # gRPC reads only the second
+    return {"NO_PROXY": hosts, "no_proxy": hosts}  # gRPC reads only no_proxy

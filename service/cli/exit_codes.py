@@ -4,7 +4,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What a command's exit code means; `description` is the sentence for the documentation."""
+    """What a command's exit code means. `description` has sentences for the documentation."""
 
     description: str
 
@@ -18,7 +18,7 @@ class ExitCode(IntEnum):
     DONE = 0, "The command did what you asked."
     FAILED = (
         1,
-        "Something failed, you answered no to a question, or the reader of the output is gone. "
+        "Something failed, you declined a question, or the program that read the output exited. "
         "Standard error has the reason.",
     )
     USAGE = 2, "An option or argument is wrong. Nothing was started."

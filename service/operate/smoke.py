@@ -15,7 +15,7 @@ _FOLDER = "smoke"
 
 
 class Results(Protocol):
-    """The documents; see `service.gcp.result_reader.ResultReader`."""
+    """Reads documents. `service.gcp.result_reader.ResultReader` is one."""
 
     def document(self, document_id: str) -> dict[str, Any] | None:
         """Return one document by its id; None if there is none."""

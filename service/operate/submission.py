@@ -27,7 +27,7 @@ class SubmissionError(YoloBatchError):
 
 
 class Objects(Protocol):
-    """A bucket's objects; see `service.gcp.listing.ObjectLister`."""
+    """Looks up and lists a bucket's objects. `service.gcp.listing.ObjectLister` is one."""
 
     def exists(self, ref: ImageRef) -> bool:
         """Return whether an object exists."""
