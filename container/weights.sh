@@ -1,6 +1,6 @@
 #!/bin/sh
-# Copy the weights that MODEL names to the directory $1: a file of models/, or an official name, which
-# ultralytics downloads now so that the service need not.
+# Copy the weights that MODEL names to the directory $1. MODEL is a file of models/ or an official name.
+# ultralytics downloads an official model now, so that the service does not download it at each start.
 set -eu
 target=$1
 fail() { echo "error: $*" >&2; exit 1; }

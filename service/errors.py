@@ -2,7 +2,7 @@
 
     YoloBatchError
     ├── SettingsError                      a setting is wrong: the service does not start
-    ├── CredentialsError                   no credentials or no project: it does not start
+    ├── CredentialsError                   no credentials or no project: nothing starts
     ├── ModelError                         a model cannot be loaded or exported
     ├── EnvelopeError                      the request cannot be read: 400
     ├── UnauthenticatedError               the push has no valid token: 401

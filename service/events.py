@@ -110,7 +110,7 @@ def _from_envelope(envelope: Any) -> Event:
 
 
 def _from_message(attributes: dict[str, Any], data: Any) -> Event:
-    """Return the event of a Pub/Sub message. `data` is its decoded JSON; None: no data."""
+    """Return the event of a Pub/Sub message. `data` is its decoded JSON. None: no data."""
     if _EVENT_TYPE in attributes and _BUCKET_ID in attributes:
         if _text(attributes, _EVENT_TYPE) != _OBJECT_FINALIZE:
             return Event(ignored="a Cloud Storage notification other than OBJECT_FINALIZE")
@@ -123,7 +123,7 @@ def _from_message(attributes: dict[str, Any], data: Any) -> Event:
 
 
 def _delivery_attempt(envelope: dict[str, Any]) -> int | None:
-    """Return the delivery's number, from 1; None if it is missing or malformed.
+    """Return the delivery's number, from 1, or None if it is missing or malformed.
 
     Pub/Sub counts deliveries only for subscriptions with a dead-letter topic. A malformed number
     is no error, because the number only saves a read.
@@ -214,7 +214,7 @@ def _header_text(value: str) -> str:
 
 
 def _json(body: bytes) -> Any:
-    """Decode JSON; None for an empty body.
+    """Return the decoded JSON, or None for an empty body.
 
     Raises:
         EnvelopeError: the body is not JSON, or its nesting is too deep.
@@ -276,7 +276,7 @@ def _optional_integer(mapping: dict[str, Any], key: str) -> int | None:
 
 
 def _time(value: Any) -> datetime | None:
-    """Parse RFC 3339; None if it is missing, malformed or without a time zone."""
+    """Return the UTC time of RFC 3339 text, or None if it is missing, malformed or has no zone."""
     try:
         time = datetime.fromisoformat(value)
         return time.astimezone(UTC) if time.tzinfo else None

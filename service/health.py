@@ -70,7 +70,7 @@ class Health:
         return self._call(_DECODERS, DecoderUnavailableError, document_id)
 
     def probe(self) -> str | None:
-        """Return why the process should be replaced, as a sentence; None if it is healthy."""
+        """Return why the process should be replaced, as a sentence, or None if it is healthy."""
         with self._lock:
             self._probed_seconds = self._running_seconds()
             self._probed_at = time.monotonic()

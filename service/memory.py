@@ -52,7 +52,7 @@ class MemoryPlan:
     def __str__(self) -> str:
         """List the parts and the total in MB."""
         parts = (f"{p.name} {getattr(self, p.name) / _MB:.0f}" for p in fields(self))
-        return f"{', '.join(parts)}; in all {self.total / _MB:.0f} MB"
+        return f"{', '.join(parts)}, total {self.total / _MB:.0f} MB"
 
 
 def plan_memory(settings: Settings, detector: Detector) -> MemoryPlan:
@@ -137,7 +137,7 @@ def _model_bytes(path: Path, detector: Detector) -> int:
 
 
 def _resident_bytes() -> int:
-    """Return the resident bytes of this process; 0 if the system does not report them."""
+    """Return the resident bytes of this process, or 0 if the system does not report them."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except OSError:

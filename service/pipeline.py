@@ -53,7 +53,7 @@ _BACK_OFF = timedelta(seconds=10)
 
 
 class Storage(Protocol):
-    """Where images are downloaded from. `service.gcp.storage.ImageStorage` is one."""
+    """Where images are downloaded from. `service.gcp.storage.ImageStorage` implements it."""
 
     def resolve(self, ref: ImageRef, deadline: Deadline) -> ImageRef:
         """Return the reference with metadata, and with the live generation if it has none."""
@@ -64,11 +64,11 @@ class Storage(Protocol):
         deadline: Deadline,
         buffer: Callable[[int, Deadline], AbstractContextManager[None]],
     ) -> AbstractContextManager[Download]:
-        """Download exactly this generation. `buffer` reserves its bytes until the block ends."""
+        """Download exactly this generation. `buffer` reserves memory for its bytes meanwhile."""
 
 
 class Decoders(Protocol):
-    """Decodes files to pixels. `service.images.decoders.Decoders` is one."""
+    """Decodes files to pixels. `service.images.decoders.Decoders` implements it."""
 
     def decode(
         self, data: bytes, *, image_size: int, content_encoding: str | None, deadline: Deadline

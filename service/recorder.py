@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class Store(Protocol):
-    """Where documents are written. `service.gcp.firestore.ResultStore` is one."""
+    """Where documents are written. `service.gcp.firestore.ResultStore` implements it."""
 
     def is_final(self, document_id: str, permission: Replace | None, deadline: Deadline) -> bool:
         """Return whether there is a document that `permission` does not allow to replace."""

@@ -212,7 +212,7 @@ class Settings:
         """Read the settings. An unset or empty variable means the default.
 
         Args:
-            environ: the environment variables; those of the process if not given.
+            environ: the environment variables. None: those of the process.
 
         Raises:
             SettingsError: a value is wrong. The message names the variable and the value.

@@ -1,4 +1,4 @@
-"""`yolo-batch-dev chaos`: uploads under faults, each of them audited."""
+"""`yolo-batch-dev chaos`: uploads images under faults, and audits every upload."""
 
 import signal
 import time
@@ -39,7 +39,7 @@ def _faults(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
 @option(
     "--services",
     type=click.IntRange(1, 20),
-    help="Service processes side by side.  [default: 3 to 10, drawn from the seed]",
+    help="Number of service processes.  [default: 3 to 10, drawn from the seed]",
 )
 @option(
     "--without",
@@ -54,7 +54,7 @@ def _faults(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
     default=10.0,
     show_default=True,
     type=click.FloatRange(1, 600),
-    help="Ack deadline of a delivery. A stopped service is stopped for two seconds more.",
+    help="Ack deadline of a delivery. The fault `stop` stops a service for two seconds longer.",
 )
 @option(
     "--patience",
@@ -77,7 +77,7 @@ def chaos(
     """Upload images to a local stack while faults strike it, and audit every upload.
 
     Fails if an upload was lost, duplicated, crossed, wrong, stuck, unexpected or wasted, or if an
-    image killed a service process.
+    image crashed a service process.
     """
     from devtools.chaos.plan import FaultKind, make_plan
     from devtools.chaos.run import ChaosOptions, Run

@@ -31,7 +31,7 @@ from service.errors import (
 
 __all__ = ["Command", "Commands", "argument", "command", "group", "option", "version_option"]
 
-_OF_DEVELOPERS = ("bench", "chaos", "demo", "up")
+_DEVELOPER_COMMANDS = ("bench", "chaos", "demo", "up")
 _EMULATORS = ("FIRESTORE_EMULATOR_HOST", "PUBSUB_EMULATOR_HOST", "STORAGE_EMULATOR_HOST")
 _SETTINGS: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
@@ -53,9 +53,9 @@ class _Reporting(RichCommand):
         """Take click's arguments.
 
         Args:
-            args: click's.
+            args: click's positional arguments.
             examples: shell lines, each a `# comment` or a command. The help ends with them.
-            settings: click's.
+            settings: click's keyword arguments.
         """
         settings["context_settings"] = _SETTINGS | (settings.get("context_settings") or {})
         super().__init__(*args, **settings)
@@ -80,7 +80,7 @@ class _Reporting(RichCommand):
                 formatter.write(rendered)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the examples as they are: a shell's line must not be wrapped."""
+        """Write the examples unchanged, because shell lines must not be wrapped."""
         if self.examples:
             from rich.text import Text
 
@@ -126,7 +126,7 @@ class Commands(_Reporting, RichGroup):
             click.UsageError: there is no such command. If `yolo-batch-dev` has it, the message
                 names that command line.
         """
-        if args and args[0] in _OF_DEVELOPERS and self.get_command(ctx, args[0]) is None:
+        if args and args[0] in _DEVELOPER_COMMANDS and self.get_command(ctx, args[0]) is None:
             ctx.fail(
                 f"`{args[0]}` is a developer's command: run `yolo-batch-dev {args[0]}` "
                 "from a checkout of yolo-batch."
@@ -158,7 +158,7 @@ def group(
 def _run(run: Callable[[], Any]) -> int:
     """Run a command, report its errors, and return the exit code."""
     try:
-        return run() or ExitCode.DONE  # an int is what `Context.exit` was given
+        return run() or ExitCode.DONE  # an int is the argument of `Context.exit`
     except click.exceptions.NoArgsIsHelpError as exc:
         exc.show()
         return ExitCode.USAGE

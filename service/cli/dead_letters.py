@@ -73,7 +73,7 @@ _REPLAY = "Replay"
 @option(
     "--topic",
     panel=_REPLAY,
-    help="Name of the topic, or projects/PROJECT/topics/NAME.  [default: jobs]",
+    help="Topic to publish to: NAME, or projects/PROJECT/topics/NAME.  [default: jobs]",
 )
 def dead_letters(
     subscription: str,
@@ -156,7 +156,7 @@ class _Sender:
             return
         destination = self._topic or dead_letter.source
         try:
-            # Do not try again what has failed: each attempt may take until its timeout.
+            # Do not use a destination again that has failed: each attempt may wait for a timeout.
             if broken := self._broken.get(destination or ""):
                 raise broken
             topic = self._topic or self._origin(dead_letter)
@@ -242,7 +242,7 @@ def _plain(dead_letter: "DeadLetter", reading: "Reading") -> dict[str, object]:
 
 
 def _age(age: timedelta) -> str:
-    """Write an age in its largest unit."""
+    """Return an age as text, in the largest unit that fits."""
     for unit, seconds in (("d", 86400), ("h", 3600), ("min", 60)):
         if age.total_seconds() >= seconds:
             return f"{age.total_seconds() / seconds:.0f} {unit}"

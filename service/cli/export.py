@@ -165,7 +165,7 @@ def _origin(model: Path, image_size: int | None) -> str:
     """Return where the image size comes from, if the user did not give it."""
     if image_size:
         return ""
-    return ", as the model was exported" if model.is_dir() else ", as the weights were trained"
+    return ", from the export" if model.is_dir() else ", from the training of the weights"
 
 
 def _labels(metadata: Mapping[str, Any]) -> list[str]:

@@ -19,7 +19,7 @@ _COLUMNS = (
 
 
 def say_results(documents: Iterable[Mapping[str, Any]]) -> None:
-    """Print documents of `service.document.to_document` on standard output, one row an image.
+    """Print documents of `service.document.to_document` on standard output, one row for each.
 
     `best` is the highest confidence. `ms` is the time of this image: download, decode, queue, and
     its share of the batch's inference.

@@ -91,7 +91,7 @@ class GroupCommit(Generic[Result, Committed]):
             except TransientError as exc:
                 _fail(group, exc)
                 return
-            except BaseException as exc:  # noqa: BLE001 - as above; continue with the next result
+            except BaseException as exc:  # noqa: BLE001 - as above. Continue with the next result.
                 logger.exception("A commit failed")
                 _fail([waiting], exc)
 

@@ -85,7 +85,7 @@ class Collection:
             client: the vendor's client.
             collection: name of the collection.
             timeout_seconds: time of one call, with all its attempts.
-            outages: logs outages; a new one if not given.
+            outages: logs outages. None: a new object.
         """
         self._client = client
         self._outages = outages or Outages()

@@ -12,7 +12,7 @@ from service.errors import CredentialsError, StorageRefusedError, YoloBatchError
 from service.gcp.storage import GONE, REFUSALS, read_refusal, translate_errors, widen
 
 _PAGE_SIZE = 1000  # Cloud Storage's maximum
-# Only these fields, to keep a page small.
+# Only these fields are requested, to keep a page small.
 _LISTED_FIELDS = "items(name,generation,size,timeCreated),nextPageToken"
 
 
@@ -30,7 +30,7 @@ class ObjectLister:
         self._retry: retry.Retry = DEFAULT_RETRY.with_timeout(timeout_seconds)
 
     def exists(self, ref: ImageRef) -> bool:
-        """Return whether an object exists. If the reference has a generation, it must be that.
+        """Return whether an object exists. A reference with a generation means that generation.
 
         Raises:
             StorageUnavailableError: Cloud Storage did not respond, or refuses access.

@@ -34,7 +34,7 @@ def job_message(uri: str, permission: Replace | None = None) -> bytes:
 
     Args:
         uri: `gs://bucket/object`, with an optional `#generation`.
-        permission: to replace the image's document.
+        permission: the permission to replace the image's document. None: no permission.
     """
     job: dict[str, object] = {"uri": uri}
     if permission:
@@ -85,7 +85,7 @@ def publish_jobs(
     """Publish messages, and wait until Pub/Sub has confirmed all. At most 2,000 are in memory.
 
     Args:
-        client: the vendor's client; see `connect`.
+        client: the vendor's client. See `connect`.
         topic: the topic's full name.
         messages: the data of each message.
         attributes: the attributes of every message. A job has none.

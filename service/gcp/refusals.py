@@ -28,7 +28,7 @@ MIN_REFUSED_SECONDS = 600.0
 
 _BAD_REQUEST, _UNAUTHORIZED, _FORBIDDEN, _LEGAL_REASONS = 400, 401, 403, 451
 _DENIED_SECONDS = 30.0  # how long a denied permission is cached
-_MAX_REMEMBERED = 10_000  # objects or buckets; then the least recently used is dropped
+_MAX_REMEMBERED = 10_000  # objects or buckets. Above, the least recently used is dropped.
 _MAX_TEXT = 300  # how many characters of Cloud Storage's message a document quotes
 _MAX_READ = 2000  # how many characters of a response are parsed
 
@@ -116,7 +116,7 @@ class Scope(Enum):
     TEMPORARY = "temporary"  # a later delivery can succeed
     EVERYTHING = "everything"  # the bucket, the project or the account: an operator must act
     OBJECT = "object"  # this object, permanently
-    UNCLEAR = "unclear"  # any of these; later attempts decide
+    UNCLEAR = "unclear"  # any of these. Later attempts decide.
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,9 @@ class Refusal:
     """One error response of Cloud Storage."""
 
     status: int
-    reason: str = ""  # of the JSON; empty if the response is text
+    reason: str = ""  # the JSON's `reason`. Empty if the response is text.
     text: str = ""
-    name: str = ""  # of the object; its words must not count as phrases of the text
+    name: str = ""  # the object's name. Its words must not count as phrases of the text.
 
     @classmethod
     def read(cls, status: int, body: str, name: str = "") -> "Refusal":
@@ -190,7 +190,7 @@ class Refusal:
         return f"{self.status} {self.reason}".rstrip()
 
     def _known(self) -> str | None:
-        """Return the sentence for a reason that we know; None for others."""
+        """Return the sentence for a reason that we know, or None for others."""
         reason = self.reason.lower()
         if "customerencryptionkey" in reason or self._has_phrase(_PHRASE_CUSTOMER_KEY):
             return _CUSTOMER_KEY
@@ -251,7 +251,7 @@ class AccessHistory:
         return self._age(self._denied, bucket) < _DENIED_SECONDS
 
     def _age(self, times: _Times, key: object) -> float:
-        """Return the seconds since a key was noted; infinity if it never was."""
+        """Return the seconds since a key was noted, or infinity if it never was."""
         with self._lock:
             return self._clock() - times.get(key, -math.inf)
 
@@ -262,7 +262,7 @@ def _without_name(word: str) -> str:
 
 
 def _clean(text: str) -> str:
-    """Return Cloud Storage's message as one line; an empty text for HTML or XML of a proxy."""
+    """Return Cloud Storage's message as one line, or an empty text for HTML or XML of a proxy."""
     if _MARKUP.search(text):
         return ""
     return one_line(text, _MAX_READ)

@@ -50,7 +50,7 @@ class ResultReader(Collection):
                 ) from exc
 
     def document(self, document_id: str) -> dict[str, Any] | None:
-        """Return one document by its id; None if there is none.
+        """Return one document by its id, or None if there is none.
 
         Raises:
             FirestoreUnavailableError: Firestore did not respond.

@@ -45,9 +45,9 @@ REFUSALS = frozenset({400, 401, 403, 451})  # statuses that a retry does not cha
 # 403 instead of 404.
 _PERMISSIONS = ("storage.objects.get", "storage.objects.list")
 _MEMORY_SECONDS = 0.1  # how long an open response waits for memory
-_MAX_SILENCE_SECONDS = 5.0  # without a byte; then the request is sent again
+_MAX_SILENCE_SECONDS = 5.0  # without a byte. Then the request is sent again.
 _READ_BYTES = 2**16  # per read, at most
-_MAX_JSON_BYTES = 2**16  # of metadata or an error message
+_MAX_JSON_BYTES = 2**16  # largest metadata or error message that is read
 _FOR_NOW = "Cloud Storage refuses the object now. A later delivery may succeed."
 _YOUR_CREDENTIALS = (
     "Google rejected your credentials, or they have expired: run `gcloud auth "
@@ -94,7 +94,7 @@ class _Reservation:
 
         Args:
             count: how many bytes.
-            deadline: ends the wait; the reservation's own if not given.
+            deadline: ends the wait. None: the reservation's own deadline.
 
         Raises:
             TooLateError: the deadline passed first.
@@ -286,7 +286,7 @@ class ImageStorage:
         return StorageRefusedError(refusal.advice())
 
     def _metadata_refusal(self, ref: ImageRef, until: Deadline) -> Refusal | None:
-        """Request an object's metadata. Return the refusal; None if they are readable."""
+        """Request an object's metadata. Return the refusal, or None if they are readable."""
         try:
             self._read_metadata(ref, until)
         except exceptions.GoogleAPICallError as exc:
@@ -337,7 +337,7 @@ class ImageStorage:
             path: path of the resource, percent-encoded.
             query: its query string.
             until: when the last attempt ends.
-            reservation: of memory for an object's bytes. None: the response is JSON.
+            reservation: reserves memory for an object's bytes. None: the response is JSON.
 
         Raises:
             BadImageError: the object has more than `max_bytes` bytes.
@@ -351,7 +351,7 @@ class ImageStorage:
         return response
 
     def _get_once(self, url: str, until: Deadline, reservation: _Reservation | None) -> _Response:
-        """Send one GET, and read its body; see `_get`.
+        """Send one GET, and read its body. See `_get`.
 
         Connecting, waiting for the response and each read of its body may take a third of the time
         that is left, at most 5 s each. So the attempt ends in time, and after a silent peer there
@@ -398,7 +398,7 @@ class ImageStorage:
 
 
 def widen(client: storage.Client, connections: int) -> None:
-    """Make a client keep this many connections open; by default it keeps 10."""
+    """Make a client keep this many connections open. By default, it keeps 10."""
     adapter = HTTPAdapter(pool_connections=connections, pool_maxsize=connections)
     client._http.mount("https://", adapter)
     client._http.mount("http://", adapter)

@@ -47,7 +47,7 @@ from service.images.pixels import DecodedImage
 Decode = Callable[[bytes, Request], DecodedImage]
 
 _PR_SET_PDEATHSIG = 1  # prctl(2): the kernel sends this signal when the parent exits
-_MAX_MESSAGE_BYTES = 2000  # of a BadImageError
+_MAX_MESSAGE_BYTES = 2000  # longest message of a BadImageError that is sent
 _MAX_REQUEST_BYTES = 2**16
 _GZIP_SIGNATURE = b"\x1f\x8b"
 # zlib's `wbits`: detect a gzip or zlib header, or expect no header.
@@ -171,7 +171,7 @@ def _run(sock: socket.socket, file: int, pixels: int, decode: Decode, root: int)
     """Serve requests in a forked decoder until the service closes the socket.
 
     Args:
-        sock: for requests and replies.
+        sock: receives requests and sends replies.
         file: descriptor of the memory that holds a request's file.
         pixels: descriptor of the memory for the decoded pixels.
         decode: decodes one file.

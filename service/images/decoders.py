@@ -57,10 +57,10 @@ NEEDED_BYTES, WAIT_STATUS = struct.Struct("<Q"), struct.Struct("<i")
 
 _IMPORT_FOLDER = Path(__file__).parents[2]  # contains the `service` package
 _MAX_REPLY_BYTES = 4096
-_MAX_FORMAT_CHARACTERS = 16  # of a format's name
-_MAX_ENCODING_CHARACTERS = 1000  # of a Content-Encoding. Valid values are far shorter.
+_MAX_FORMAT_CHARACTERS = 16  # longest name of a format
+_MAX_ENCODING_CHARACTERS = 1000  # longest Content-Encoding. Valid values are far shorter.
 _KEPT_BYTES = 8 * 2**20  # a larger memory file is emptied after its image
-_SLICE_SECONDS = 1.0
+_SLICE_SECONDS = 1.0  # see `_Decoder._receive`
 _START_SECONDS = 60.0  # for a decoder, which starts in 0.2 s on an idle machine
 _EXIT_SECONDS = 10.0  # for the root process
 _KILL_SECONDS = 2.0  # for a killed decoder, while a request waits
@@ -105,7 +105,7 @@ class DecodeLimits:
 class Request:
     """How a decoder decodes the file in its shared memory, and within which limits."""
 
-    length: int  # of the file, in bytes
+    length: int  # the file's length in bytes
     content_encoding: str
     image_size: int  # longer side of the image as the model gets it, in pixels
     reduced: bool  # whether a JPEG may be decoded at a reduced scale
@@ -339,7 +339,7 @@ class Decoders:
                 process = subprocess.Popen(
                     (*self._command, str(child_socket.fileno())),
                     stdin=subprocess.DEVNULL,
-                    stdout=2,  # libraries may print; keep that out of the service's stdout
+                    stdout=2,  # what libraries print must not reach the service's stdout
                     env=os.environ | _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(path)},
                     pass_fds=[child_socket.fileno()],
                     # Ctrl-C then reaches only the service, which first finishes its images.

@@ -17,13 +17,13 @@ class Letterbox:
     ultralytics 8.4 (data/augment.py and utils/ops.py).
     """
 
-    resized_width: int  # of the image within the input
+    resized_width: int  # the image's size within the input
     resized_height: int
     left: int  # padding on the left
     top: int  # padding at the top
-    input_width: int  # of the model's input, a multiple of its stride
+    input_width: int  # the input's size, a multiple of the model's stride
     input_height: int
-    width: int  # of the image
+    width: int  # the image's own size
     height: int
 
     def apply(self, pixels: Pixels, out: Pixels | None = None) -> Pixels:
@@ -76,10 +76,10 @@ def letterbox(
     """Letterbox an image into the smallest input whose sides are multiples of the stride.
 
     Args:
-        width: of the image, in pixels.
-        height: of the image, in pixels.
+        width: the image's width in pixels.
+        height: the image's height in pixels.
         image_size: longer side of the resized image, in pixels. A multiple of `stride`.
-        stride: of the model, in pixels.
+        stride: the model's stride in pixels.
         min_pixels: the fewest pixels of an input. Very thin images get more padding to reach it.
     """
     resized_width, resized_height = _resized_size(width, height, image_size)
@@ -120,13 +120,13 @@ def input_shapes(
 def fit(
     width: int, height: int, *, image_size: int, shapes: Sequence[tuple[int, int]]
 ) -> Letterbox:
-    """Letterbox an image into the smallest of `shapes` that holds it.
+    """Letterbox an image into the smallest of `shapes` into which it fits.
 
     The choice depends on the image alone, not on the images before it.
 
     Args:
-        width: of the image, in pixels.
-        height: of the image, in pixels.
+        width: the image's width in pixels.
+        height: the image's height in pixels.
         image_size: longer side of the resized image, in pixels.
         shapes: from `input_shapes`.
     """
@@ -160,7 +160,7 @@ def shrink(pixels: Pixels, *, image_size: int) -> Pixels:
     """Resize a large image to the size that the letterbox will give it. Never enlarge an image.
 
     A queued image then has at most `image_size` squared pixels, and the letterbox only pads it.
-    The model sees the same pixels as if the letterbox had resized the full image.
+    The model gets the same pixels as if the letterbox had resized the full image.
 
     Args:
         pixels: uint8 HxWx3.
@@ -179,7 +179,7 @@ def enlarge_box(box: Box, *, small: tuple[int, int], full: tuple[int, int]) -> B
     """Convert a box from pixels of a shrunk image to pixels of the full image.
 
     Args:
-        box: in pixels of the shrunk image.
+        box: the box in pixels of the shrunk image.
         small: (width, height) of the shrunk image, in pixels.
         full: (width, height) of the full image, in pixels.
     """

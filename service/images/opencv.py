@@ -20,8 +20,8 @@ def imdecode(
 
     Args:
         data: the file.
-        width: of the image, in pixels.
-        height: of the image, in pixels.
+        width: the image's width in pixels.
+        height: the image's height in pixels.
         factor: decode a JPEG at 1/`factor` of its size: 1, 2, 4 or 8.
         bits: bits per sample. OpenCV does not scale samples of 9 to 16 bits to their range.
 

@@ -28,7 +28,8 @@ _OFFSETS, _BYTE_COUNTS = (273, 324), (279, 325)  # tags for strips, and for tile
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _OLD_REDUCED = 2  # a value of SubfileType
 _UNCOMPRESSED = 1
-# CCITT fax, LZW, both kinds of JPEG, both kinds of deflate, PackBits.
+# Compressions that every libtiff decodes: CCITT fax, LZW, both kinds of JPEG, both kinds of
+# deflate, PackBits. Then those that a build of libtiff may lack.
 _ALWAYS_BUILT = (_UNCOMPRESSED, 2, 3, 4, 5, 6, 7, 8, 32946, 32773)
 _NOT_ALWAYS_BUILT = (34925, 50000, 50001)  # LZMA, ZSTD, WebP
 _UNSIGNED, _UNDEFINED = 1, 4  # values of SampleFormat

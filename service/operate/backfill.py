@@ -47,9 +47,10 @@ class Deployment:
     """Speed and price of the deployed service."""
 
     cpu_ms: float = 80.0  # CPU time of one image
-    vcpu: float = 2.0  # of one instance
+    vcpu: float = 2.0  # vCPUs of one instance
     instances: int = 10  # running at once
-    images_per_second: float | None = None  # of one instance; None: from `cpu_ms` and `vcpu`
+    # Rate of one instance. None: computed from `cpu_ms` and `vcpu`.
+    images_per_second: float | None = None
     # USD an hour. None: Cloud Run's price for `vcpu` and as many GiB, at least 2.
     instance_price: float | None = None
     image_price: float = IMAGE_PRICE  # USD, for Firestore and Cloud Storage

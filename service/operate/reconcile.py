@@ -36,14 +36,14 @@ class ResumeError(YoloBatchError):
 
 
 class Objects(Protocol):
-    """Lists a bucket. `service.gcp.listing.ObjectLister` is one."""
+    """Lists a bucket. `service.gcp.listing.ObjectLister` implements it."""
 
     def pages(self, bucket: str, prefix: str, *, after: str = "") -> Iterator[Sequence[ImageRef]]:
         """List the live objects with a prefix whose names sort after `after`, by name."""
 
 
 class Store(Protocol):
-    """Reads documents. `service.gcp.result_reader.ResultReader` is one."""
+    """Reads documents. `service.gcp.result_reader.ResultReader` implements it."""
 
     def stored_documents(self, refs: Sequence[ImageRef]) -> StoredDocuments:
         """Return the documents that exist for these images."""
@@ -87,9 +87,9 @@ class Scope:
 
     bucket: str
     prefix: str = ""
-    model: str | None = None  # sha256 of the deployed model; None: nothing counts as stale
+    model: str | None = None  # sha256 of the deployed model. None: nothing counts as stale
     enqueue: Enqueue | None = None
-    since: str | None = None  # as given by the user; None: every object is compared
+    since: str | None = None  # what the user gave. None: every object is compared
 
     @property
     def uri(self) -> str:
@@ -144,7 +144,7 @@ def reconcile(
         objects: the bucket.
         store: the documents.
         since: objects that were created earlier are counted as older, and not compared.
-        tally: the last checkpoint of the run to continue; None: a new run.
+        tally: the last checkpoint of the run to continue. None: a new run.
         publish: publishes jobs. None: jobs are only counted.
         progressed: called after each page.
         checkpoint: called when everything up to `Tally.after` is counted and published.
@@ -175,7 +175,7 @@ def reconcile(
 
 
 def _permission(scope: Scope, read_at: datetime) -> Replace | None:
-    """Return the permission to replace the documents that were read; None: none is needed."""
+    """Return the permission to replace the documents that were read. None: none is needed."""
     if scope.enqueue is None or scope.enqueue is Enqueue.MISSING:
         return None
     return Replace(read_at, scope.model if scope.enqueue.needs_model else None)
@@ -234,7 +234,7 @@ def since_last(last: datetime | None, started_at: datetime) -> datetime:
     """Return how far a run looks back: to the last successful run's start, at least two days.
 
     Args:
-        last: when the last successful run started; None: there was none.
+        last: when the last successful run started. None: there was none.
         started_at: when this run started.
     """
     return min(last or started_at, started_at - MIN_LOOKBACK)
@@ -282,7 +282,7 @@ def last_run(scope: Scope, started_at: datetime) -> bytes:
 
 
 def last_started_at(scope: Scope, state: bytes | None) -> datetime | None:
-    """Return when the last successful run started; None: there was none.
+    """Return when the last successful run started. None: there was none.
 
     Args:
         scope: the scope of this run.

@@ -15,10 +15,10 @@ _FOLDER = "smoke"
 
 
 class Results(Protocol):
-    """Reads documents. `service.gcp.result_reader.ResultReader` is one."""
+    """Reads documents. `service.gcp.result_reader.ResultReader` implements it."""
 
     def document(self, document_id: str) -> dict[str, Any] | None:
-        """Return one document by its id; None if there is none."""
+        """Return one document by its id, or None if there is none."""
 
 
 def draw_sample() -> bytes:
