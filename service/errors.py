@@ -120,7 +120,7 @@ class TransientError(YoloBatchError):
 
 
 class NoFreeSlotError(TransientError):
-    """MAX_IN_FLIGHT images are in flight, or half of it for a job."""
+    """All slots are in use, or for a job, all slots that jobs may take."""
 
     retry_after_seconds = 2
 

@@ -244,7 +244,7 @@ def _check_model(ref: ImageRef, sha256: str) -> None:
         OtherModelError: it is for another model, which another revision of the service may run.
     """
     if ref.replace and ref.replace.unless_model not in (None, sha256):
-        raise OtherModelError("The message asks for another model than this service runs.")
+        raise OtherModelError("The message asks for a model that this service does not run.")
 
 
 def _is_first_delivery(event: Event) -> bool:

@@ -123,13 +123,13 @@ class Settings:
     )
     max_in_flight: int = _setting(
         32,
-        "Most images in flight. Further messages are rejected with 429. Jobs may use half of it. "
+        "Most images in flight. Further messages are rejected with 429. Jobs get half of the slots. "
         "Set Cloud Run's concurrency to the same number.",
         _integer(2, 1000),
     )
     max_image_bytes: int = _setting(
         32 * 2**20,
-        "Largest object, in bytes. Larger ones are recorded as `image_too_large`.",
+        "Largest object, in bytes. Larger objects are recorded as `image_too_large`.",
         _integer(1, 2**30),
     )
     max_buffered_bytes: int = _setting(
@@ -140,13 +140,13 @@ class Settings:
     )
     max_image_pixels: int = _setting(
         50_000_000,
-        "Largest image, in pixels (width times height). Larger ones are recorded as "
+        "Largest image, in pixels (width times height). Larger images are recorded as "
         "`image_too_large`, and not decoded.",
         _integer(1, 2**30),
     )
     max_request_bytes: int = _setting(
         2**17,
-        "Largest request body, in bytes. Larger ones are rejected with 413.",
+        "Largest request body, in bytes. Larger bodies are rejected with 413.",
         _integer(1024, 2**25),
     )
     reduced_decode: bool = _setting(

@@ -27,8 +27,8 @@ locals {
   batch_size    = coalesce(var.batch_size, local.machine.batch_size)
   max_in_flight = 4 * local.batch_size
 
-  # Pub/Sub's ack deadline, Cloud Run's request timeout and the service's own deadline, before which it
-  # responds. 600 s is the longest that Pub/Sub allows.
+  # This is Pub/Sub's ack deadline, Cloud Run's request timeout, and the limit of the service's own
+  # deadline. 600 s is the longest that Pub/Sub allows.
   ack_deadline_seconds = 600
 
   hang_seconds      = tonumber(lookup(var.settings, "HANG_TIMEOUT_SECONDS", "300"))

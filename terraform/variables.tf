@@ -182,7 +182,7 @@ variable "protect_data" {
 }
 
 variable "query_by_time" {
-  description = "Whether created_at is indexed, for queries by it alone, or together with status or a label. The index limits the collection to 500 new documents a second."
+  description = "Whether created_at is indexed, for queries by time alone, or by time and status or label. The index limits the collection to 500 new documents a second."
   type        = bool
   default     = false
   nullable    = false
@@ -200,7 +200,7 @@ variable "reconcile_schedule" {
 }
 
 variable "region" {
-  description = "Region of all resources that have one, for example europe-west1."
+  description = "Region of all regional resources, for example europe-west1."
   type        = string
   nullable    = false
 

@@ -30,7 +30,7 @@ com.google.cloud.pubsub.testing.v1.Main.level=INFO
 # The longest ack deadline. Without a timeout, a push that gets no response blocks one of the
 # emulator's two push threads for ever.
 _PUSH_TIMEOUT_MS = 600_000
-_READY_SECONDS = 180.0  # as for the service: Java starts slowly on a busy machine
+_READY_SECONDS = 180.0  # long, because Java starts slowly on a busy machine
 # A server that responds for so long counts as ready without its ready line. A newer release may
 # have another line.
 _UNANNOUNCED_SECONDS = 5.0

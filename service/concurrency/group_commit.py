@@ -66,7 +66,7 @@ class GroupCommit(Generic[Result, Committed]):
         return self._workers.call(result, deadline.for_commit())
 
     def close(self, *, timeout_seconds: float) -> None:
-        """Accept no more results, and commit the waiting ones. After the timeout, fail the rest."""
+        """Accept no more results. Commit the waiting results. After the timeout, fail the rest."""
         self._workers.close(timeout_seconds=timeout_seconds)
 
     def _commit_group(self, group: list[Waiting[Result, Committed]]) -> None:
@@ -99,7 +99,7 @@ class GroupCommit(Generic[Result, Committed]):
         """Commit results in one commit.
 
         The commit's deadline is the latest of the group. With the earliest, one late result would
-        cut short the commit of the others. Each caller still stops waiting at its own deadline.
+        cut short the commit of other results. Each caller still stops waiting at its own deadline.
 
         Raises:
             BaseException: what the store raises.

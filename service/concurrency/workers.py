@@ -62,7 +62,7 @@ class Waiting(Generic[Item, Result]):
 
 
 def in_time(batch: Sequence[Waiting[Item, Result]]) -> list[Waiting[Item, Result]]:
-    """Fail the items whose deadline has passed. Return those without an outcome."""
+    """Fail the items whose deadline has passed. Return the items without an outcome."""
     for waiting in batch:
         if waiting.deadline.seconds_left() <= 0:
             waiting.fail(TooLateError())
@@ -130,7 +130,7 @@ class Workers(Generic[Item, Result]):
                     self._waiting.remove(waiting)
 
     def close(self, *, timeout_seconds: float) -> None:
-        """Accept no more items, and process the waiting ones. After the timeout, fail the rest."""
+        """Accept no more items. Process the waiting items, and after the timeout fail the rest."""
         deadline = Deadline.after(timeout_seconds)
         with self._changed:
             self._is_closed = True

@@ -79,7 +79,7 @@ class Collection:
         timeout_seconds: float,
         outages: Outages | None = None,
     ) -> None:
-        """Set the limits.
+        """Take the client and the limits.
 
         Args:
             client: the vendor's client.
@@ -118,7 +118,7 @@ class Collection:
 
     @contextmanager
     def _report_outage(self, subject: str) -> Iterator[None]:
-        """Translate the vendor's errors. Log an error that affects every message once for all."""
+        """Translate the vendor's errors. If an error affects every message, log it only once."""
         try:
             with translate_errors():
                 yield

@@ -1,6 +1,6 @@
 """JPEG: this module reads the segments, libjpeg-turbo decodes the pixels.
 
-Each file is first reduced to the segments that determine its pixels. A JPEG may hold any number of
+Each file is first reduced to the segments that determine its pixels. A JPEG may have any number of
 other segments, fill bytes and stray bytes. Without them, a file costs no more than its pixels do,
 and nothing hides missing data: libjpeg-turbo reports only its first warning.
 """
@@ -154,7 +154,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _reduce(data: bytes) -> tuple[_Frame, bytes, bytes]:
-    """Return the frame, a header for Pillow, and a file for libjpeg that holds only the pixels.
+    """Return the frame, a header for Pillow, and a file for libjpeg that has only the pixels.
 
     The file for libjpeg always ends with EOI, because a JPEG that lacks EOI may still contain all
     of its pixels.

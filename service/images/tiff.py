@@ -1,6 +1,6 @@
 """TIFF: find the main image, and check that it is complete and supported.
 
-A file holds a chain of directories. Each directory has the tags of one image, and may point to
+A file contains a chain of directories. Each directory has the tags of one image, and may point to
 subdirectories with further images (TIFF 6.0, and Adobe's technical notes 1 and 2). Pillow parses
 the directories.
 """

@@ -149,7 +149,7 @@ class _CompiledModels:
         self._by_shape: dict[tuple[int, int], ov.CompiledModel] = {}
         self._thread_local = threading.local()
         # OpenVINO's Python binding looks up numpy at its first use. Two threads that do this at
-        # once deadlock: one holds the GIL, the other the lock of the lookup. So do it here.
+        # once deadlock: one holds the GIL, and the other holds the lookup's lock. So do it here.
         _ = ov.Tensor(np.zeros(1, np.uint8)).data
 
     def request(self, height: int, width: int) -> ov.InferRequest:

@@ -84,7 +84,7 @@ class InferenceQueue(Generic[Item, Result]):
         return self._workers.call(_Shaped(item, self._shape(item)), deadline)
 
     def close(self, *, timeout_seconds: float) -> None:
-        """Reject new items and finish the queued ones.
+        """Reject new items and finish the queued items.
 
         Callers of items that are left after `timeout_seconds` get a ShuttingDownError.
         """

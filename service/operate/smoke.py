@@ -43,7 +43,7 @@ def wait_for_result(
     While Firestore is unavailable, it keeps waiting.
 
     Raises:
-        SmokeError: there is no document in time, or it records a failure.
+        SmokeError: there is no document after `timeout_seconds`, or it records a failure.
     """
     deadline = time.monotonic() + timeout_seconds
     while True:

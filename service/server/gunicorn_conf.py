@@ -24,7 +24,7 @@ bind = f"{_settings.bind_address}:{_settings.port}"
 workers = 1
 worker_class = "service.server.gunicorn_worker.Worker"
 threads = _settings.server_threads
-# No limit: gunicorn would kill a worker that is loading its model. Cloud Run limits requests.
+# No limit, because gunicorn would kill a worker that loads its model. Cloud Run limits requests.
 timeout = 0
 graceful_timeout = _settings.graceful_timeout_seconds
 # Longer than Cloud Run's front end keeps idle connections. If the server closed a connection first,
