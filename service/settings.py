@@ -123,8 +123,8 @@ class Settings:
     )
     max_in_flight: int = _setting(
         32,
-        "Most images in flight. Further messages are rejected with 429. Jobs get half of the slots. "
-        "Set Cloud Run's concurrency to the same number.",
+        "Most images in flight. Further messages are rejected with 429. Jobs may use half of the "
+        "slots. Set Cloud Run's concurrency to the same number.",
         _integer(2, 1000),
     )
     max_image_bytes: int = _setting(

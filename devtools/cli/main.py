@@ -47,7 +47,7 @@ def up(model: Path | None, bucket: str) -> None:
     # ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    # Log lines of the local Eventarc: failed deliveries, Pub/Sub unavailable.
+    # Show the log lines of the local Eventarc, for example about failed deliveries.
     logging.getLogger("devtools.local_stack").addHandler(logging.StreamHandler())
     say("Starting the Pub/Sub, Firestore and Cloud Storage emulators and the service ...")
     try:

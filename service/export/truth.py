@@ -286,7 +286,7 @@ def _enclose_rotated(
 
 
 def _is_in_first_pixel(labelled: LabelledObject) -> bool:
-    """Whether a box ends in or just after the first pixel. A box in fractions of the image does."""
+    """Whether a box ends in the first pixel, so that it is probably in fractions of the image."""
     x, y, width, height = labelled.bbox
     return max(x + width, y + height) <= 1.1
 

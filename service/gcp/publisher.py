@@ -12,7 +12,8 @@ from google.cloud import pubsub_v1  # type: ignore[attr-defined]  # published wi
 from service.domain import Replace
 from service.errors import CredentialsError, YoloBatchError
 
-# Parameters of the client's `publish`, which takes attributes as further keyword arguments.
+# Attributes cannot have these names: the client's `publish` takes attributes as keyword arguments,
+# and these are its other parameters.
 _RESERVED_ATTRIBUTES = {"self", "topic", "data", "ordering_key", "retry", "timeout"}
 _BATCHING = pubsub_v1.types.BatchSettings(
     max_messages=1000,  # Pub/Sub's limit for one call

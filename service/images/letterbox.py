@@ -120,7 +120,7 @@ def input_shapes(
 def fit(
     width: int, height: int, *, image_size: int, shapes: Sequence[tuple[int, int]]
 ) -> Letterbox:
-    """Letterbox an image into the smallest of `shapes` into which it fits.
+    """Letterbox an image into the smallest of `shapes` that is large enough.
 
     The choice depends on the image alone, not on the images before it.
 
@@ -128,7 +128,7 @@ def fit(
         width: the image's width in pixels.
         height: the image's height in pixels.
         image_size: longer side of the resized image, in pixels.
-        shapes: from `input_shapes`.
+        shapes: what `input_shapes` returned.
     """
     resized_width, resized_height = _resized_size(width, height, image_size)
     shape = next(s for s in shapes if s[0] >= resized_height and s[1] >= resized_width)

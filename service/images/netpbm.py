@@ -46,7 +46,7 @@ class Netpbm:
             raise _corrupt("header")
         self.info = ImageInfo(width, height, "PPM")
         self._channels = 3 if self._kind in b"36" else 1
-        # One whitespace character ends the header, or the line end of a comment does.
+        # One whitespace character, or the line end of a comment, ends the header.
         comment = _COMMENT.match(data, end)
         self._data = memoryview(data)[(comment.end() if comment else end) + 1 :]
 
@@ -84,7 +84,7 @@ class Netpbm:
         return samples.reshape(shape).astype(dtype.newbyteorder("="), copy=False)
 
     def _read_plain(self, shape: tuple[int, int, int]) -> NDArray[np.uint8 | np.uint16]:
-        """Read samples in decimal digits. In a bitmap, no whitespace must separate them."""
+        """Read samples in decimal digits. In a bitmap, whitespace between them is optional."""
         count = shape[0] * shape[1] * shape[2]
         text = _COMMENT.sub(b" ", bytes(self._data)).strip(_WHITESPACE)
         if text.translate(None, _WHITESPACE + b"0123456789"):
