@@ -1,7 +1,7 @@
-# The service's container image. `docker build .` builds one that runs the bundled model on a CPU. See
-# docs/how-to/container.md.
+# The service's container image. `docker build .` builds an image that runs the bundled model on a CPU.
+# See docs/how-to/container.md.
 #   --target cpu (the default)  OpenVINO, without torch and without a compiler
-#   --target gpu                ultralytics and torch with CUDA; several GB
+#   --target gpu                ultralytics and torch with CUDA (several GB)
 #   --build-arg MODEL=          cpu: empty (the bundled demo model), an official name (yolo26n.pt,
 #                               downloaded during the build), models/NAME.pt, or an exported
 #                               models/NAME_openvino_model. gpu: yolo26n.pt or models/NAME.pt
@@ -11,7 +11,7 @@
 #   --build-arg REVISION=       the revision that the image is built from, for its label
 #
 # To pin the base image, pass --build-arg BASE=python:3.13-slim-bookworm@sha256:... No digest is set
-# here, because that of a mirror's copy may differ.
+# here, because a mirror's copy may have another digest.
 ARG BASE=python:3.13-slim-bookworm
 
 # --- the package itself ------------------------------------------------------------------------

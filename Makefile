@@ -67,17 +67,17 @@ coverage: $(VENV)/dev $(VENV)/export  ## measure line and branch coverage of ser
 hooks: $(VENV)/dev  ## run ruff and mypy before each git commit
 	$(BIN)/pre-commit install
 
-fix: $(VENV)/dev  ## correct lint and format where a machine can
+fix: $(VENV)/dev  ## fix the format, and the lint errors that ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/dev  ## the generated reference, and the site in build/site
+docs: $(VENV)/dev  ## write the generated reference, and build the site in build/site
 	$(BIN)/python -m devtools.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# Locked for the container's Python. Not locked: packages that report usage, and packages of which
-# a headless variant is locked. The runtime takes its versions from the export, because nncf holds
-# some of them back.
+# The locks are for the container's Python. They omit packages that report usage, and packages that
+# have a headless variant in the lock. The runtime's locks take their versions from the export's lock,
+# because nncf allows only older versions of some packages.
 LOCK_PYTHON ?= python3.13
 LOCK := CUSTOM_COMPILE_COMMAND="make lock" $(VENV)-lock/bin/pip-compile --quiet $(if $(UPGRADE),--upgrade) \
   --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --strip-extras
@@ -104,7 +104,7 @@ $(VENV)/pip:
 	  { echo "$(PYTHON) is not installed. Name your Python: make PYTHON=python3.13 ..."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$$($(PYTHON) --version) is too old: 3.11 or newer is needed."; \
-	    echo "Name a newer one: make PYTHON=python3.13 ..."; exit 1; }
+	    echo "Name a newer Python: make PYTHON=python3.13 ..."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 	  { echo "$(PYTHON) cannot create a virtual environment. On Debian and Ubuntu, run:"; \
 	    $(PYTHON) -c 'import sys; print("sudo apt-get install python%d.%d-venv" % sys.version_info[:2])'; exit 1; }

@@ -15,9 +15,9 @@ case "$MODEL" in
     cp -R "$MODEL" "$target"
     ;;
   *)
-    case "$MODEL" in */*) [ -f "$MODEL" ] || fail "there is no file MODEL=$MODEL; put it into models/" ;; esac
+    case "$MODEL" in */*) [ -f "$MODEL" ] || fail "there is no file MODEL=$MODEL. Put it into models/" ;; esac
     [ -z "$CALIBRATION" ] || [ -d "$CALIBRATION" ] \
-      || fail "there is no folder CALIBRATION=$CALIBRATION; put it into models/"
+      || fail "there is no folder CALIBRATION=$CALIBRATION. Put it into models/"
     python -m pip --python /opt/export/bin/python install --quiet --no-deps --no-index /wheels/*.whl
     set -- "$MODEL" --output "$target"
     [ -z "${IMAGE_SIZE:-}" ] || set -- "$@" --image-size "$IMAGE_SIZE"
@@ -25,5 +25,5 @@ case "$MODEL" in
     /opt/export/bin/yolo-batch export "$@"
     ;;
 esac
-# The service runs as another user, who only reads.
+# The service runs as another user, who needs read permission.
 chmod -R a+rX "$target"

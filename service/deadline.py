@@ -1,4 +1,4 @@
-"""The deadline of a delivery. Every wait ends with it, so no limits have to agree."""
+"""The deadline of a delivery. Every wait inside the service ends when it passes."""
 
 import math
 import time
@@ -30,7 +30,7 @@ class Deadline:
         return cls(time.monotonic() + seconds, commit_seconds)
 
     def seconds_left(self) -> float:
-        """Return the seconds before the reserved ones begin. Negative: it is too late."""
+        """Return the seconds until the time reserved for the commit. Negative: it has begun."""
         return self.ends_at - self.commit_seconds - time.monotonic()
 
     def wait_seconds(self, limit: float = math.inf) -> float:

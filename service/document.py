@@ -42,7 +42,7 @@ def to_document(result: ImageResult) -> dict[str, Any]:
 
 
 def _checksum(metadata: ObjectMetadata) -> dict[str, str | None]:
-    """Return the md5. A composite object has none: return its crc32c."""
+    """Return the field of the md5, or of the crc32c for a composite object, which has no md5."""
     if metadata.md5 or not metadata.crc32c:
         return {"md5": metadata.md5}
     return {"crc32c": metadata.crc32c}

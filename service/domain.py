@@ -14,7 +14,7 @@ class ObjectMetadata:
 
     size: int | None = None  # bytes
     content_type: str | None = None
-    md5: str | None = None  # base64; composite objects have none
+    md5: str | None = None  # base64. Composite objects have none.
     crc32c: str | None = None  # base64
     created_at: datetime | None = None  # when this generation was created
 
@@ -23,8 +23,8 @@ class ObjectMetadata:
 class Replace:
     """Permission to replace an image's old document, unless a given model wrote it.
 
-    A redelivered message does not replace it again, because the new document is younger than
-    `if_created_before`.
+    A redelivered message does not replace the document again, because the new document is younger
+    than `if_created_before`.
     """
 
     if_created_before: datetime  # by Firestore's clock
@@ -46,7 +46,7 @@ _COMPOSITE_PARTS = (
 
 @dataclass(frozen=True)
 class ImageRef:
-    """One image: one generation of one object. Without a generation: the live one."""
+    """One image: one generation of one object. `generation` is None for the live generation."""
 
     bucket: str
     name: str
@@ -61,7 +61,7 @@ class ImageRef:
 
     @property
     def is_ignorable(self) -> bool:
-        """Whether the object is no image: a folder marker or a part of a composite upload."""
+        """Whether the object is a folder marker or a part of a composite upload, not an image."""
         return self.name.endswith("/") or any(part in f"/{self.name}" for part in _COMPOSITE_PARTS)
 
     @property
@@ -93,11 +93,11 @@ class Download:
 class Event:
     """What one request asks for: one image, or the reason why there is none."""
 
-    ref: ImageRef | None = None  # None: nothing to do; `ignored` has the reason
+    ref: ImageRef | None = None  # None: nothing to do, for the reason in `ignored`
     event_time: datetime | None = None
     ignored: str | None = None
     is_job: bool = False  # a job, not the notification of an upload
-    delivery_attempt: int | None = None  # counts from 1; None: not reported
+    delivery_attempt: int | None = None  # counts from 1. None: not reported
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,12 @@ class ImageInfo:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Which model this is. `image_size` is the longer side of its input, in pixels."""
+    """The identity of a model, as documents record it.
+
+    `sha256` identifies the weights, and the labels if they were renamed. `image_size` is the longer
+    side of the input, in pixels. `precision` is `fp32`, `fp16`, `int8` or `unknown`. `runtime` is
+    the library that runs the model, and its version.
+    """
 
     name: str
     sha256: str
@@ -188,12 +193,12 @@ _EXPLANATIONS = {  # code: description, remedy
         "memory for it, and run `yolo-batch reconcile --enqueue failed`.",
     ),
     ErrorCode.UNREADABLE_OBJECT: (
-        "Cloud Storage denies access to this object, but not to its bucket. Causes are the "
-        "object's encryption key, its ACL, an IAM condition, Requester Pays or legal reasons.",
+        "Cloud Storage denies access to this object, but not to its bucket. Possible causes are "
+        "the object's encryption key, its ACL, an IAM condition, Requester Pays and legal reasons.",
         "Repair what the message names. Then run `yolo-batch reconcile --enqueue failed`.",
     ),
     ErrorCode.UNSTORABLE_RESULT: (
-        "Firestore rejects the document of the result, for example because it is larger than "
+        "Firestore refuses the document of the result, for example because it is larger than "
         "1 MiB. Other images of the same commit are not affected.",
         "Read the message. If the image has too many detections, raise MIN_CONFIDENCE. Then run "
         "`yolo-batch reconcile --enqueue failed`.",
@@ -211,10 +216,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Timings:
-    """Where an image's time went, in milliseconds.
+    """How long each step of an image took, in milliseconds.
 
-    `inference_ms` is the time of this image on a CPU, and the batch's time divided by its size on
-    a GPU.
+    On a CPU, `inference_ms` is the image's own time. On a GPU, it is the batch's time divided by
+    the number of images in the batch.
     """
 
     download_ms: float = 0.0
@@ -232,13 +237,13 @@ class ImageResult:
     image_info: ImageInfo | None = None
     model: ModelInfo | None = None
     detections: tuple[Detection, ...] = ()
-    batch_size: int = 0
+    batch_size: int = 0  # number of images in its batch. 0: it was not inferred.
     timings: Timings = field(default_factory=Timings)
     event_time: datetime | None = None
 
     @property
     def counts(self) -> dict[str, int]:
-        """Detections by label, labels sorted."""
+        """How many detections each label has, sorted by label."""
         return dict(sorted(Counter(detection.label for detection in self.detections).items()))
 
 
@@ -247,10 +252,10 @@ class StoredDocument:
     """The fields of a document that decide whether it may be replaced."""
 
     status: str
-    model: str | None  # sha256; a failed image has none
+    model: str | None  # sha256 of the model. A failed image has none.
     created_at: datetime
-    update_time: datetime  # by Firestore, for the precondition of a replacement
-    timings: Mapping[str, float] | None = None  # as written; they identify the delivery
+    update_time: datetime  # set by Firestore. A replacement requires that it is unchanged.
+    timings: Mapping[str, float] | None = None  # identify the delivery that wrote the document
 
 
 @dataclass(frozen=True)
@@ -277,7 +282,7 @@ class Outcome(StrEnum):
 class CommittedResult:
     """A result whose image has its final document."""
 
-    result: ImageResult  # as recorded: a failed one if Firestore rejects the original document
+    result: ImageResult  # as recorded: a failed result if Firestore refuses the original document
     is_superseded: bool = False  # another delivery's document exists: nothing was written
 
     @property

@@ -2,7 +2,7 @@
 
     YoloBatchError
     ├── SettingsError                      a setting is wrong: the service does not start
-    ├── CredentialsError                   no credentials or no project: it does not start
+    ├── CredentialsError                   no credentials or no project: nothing starts
     ├── ModelError                         a model cannot be loaded or exported
     ├── EnvelopeError                      the request cannot be read: 400
     ├── UnauthenticatedError               the push has no valid token: 401
@@ -24,7 +24,7 @@
         └── FirestoreUnavailableError
             └── FirestoreRefusedError      every request is refused: an operator must act
 
-The response to a 400, 401, 403, 429 or 503 contains the error's text. So these texts are fixed
+A response with status 400, 401, 403, 429 or 503 contains the error's text. So these texts are fixed
 sentences, and never repeat the input.
 """
 
@@ -45,7 +45,7 @@ class CredentialsError(YoloBatchError):
     """Google's clients found no credentials, or no project."""
 
     def __init__(self) -> None:
-        """Build the message. Raise it from the error of Google's library."""
+        """Build the message. Raise this error from the error of Google's library."""
         super().__init__(
             "Google credentials or the project are missing: run `gcloud auth "
             "application-default login` and set GOOGLE_CLOUD_PROJECT, or paste the "
@@ -85,14 +85,14 @@ class BadImageError(YoloBatchError):
 
     @classmethod
     def too_many_bytes(cls, what: str, limit: int) -> "BadImageError":
-        """Return the error for an object or a file over MAX_IMAGE_BYTES."""
+        """Return the error for an object or a file over MAX_IMAGE_BYTES. `what` names it."""
         return cls(
             ErrorCode.IMAGE_TOO_LARGE, f"The {what} has more than MAX_IMAGE_BYTES={limit} bytes."
         )
 
     @classmethod
     def unsupported(cls, what: str) -> "BadImageError":
-        """Return the error for an intact file of an unsupported kind."""
+        """Return the error for an intact file of an unsupported kind. `what` begins the message."""
         return cls(ErrorCode.UNSUPPORTED_MEDIA, f"{what} is not supported.")
 
 
@@ -116,7 +116,7 @@ class TransientError(YoloBatchError):
     """The same message can succeed when it is redelivered."""
 
     retry_after_seconds = 10
-    is_logged = False  # whether one log line covers all affected messages
+    is_logged = False  # True: `service.gcp.outages` has logged it, once for all messages
 
 
 class NoFreeSlotError(TransientError):
@@ -146,7 +146,7 @@ class OtherModelError(TransientError):
 
 
 class DecoderUnavailableError(TransientError):
-    """No decoder process could be started or kept. The file is not at fault."""
+    """No decoder process could be started or kept running. The file is not at fault."""
 
 
 class CertificatesUnavailableError(TransientError):

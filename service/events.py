@@ -1,17 +1,17 @@
-"""Parses a request (headers and body) into the one image that it names. Pure.
+"""Parses a request (headers and body) into the one image that it names. Does no I/O.
 
 The headers and the body decide which form a request has. Its path does not matter.
 
-1. CloudEvent of Cloud Storage, binary or structured mode. Its data is the object.
+1. CloudEvent of Cloud Storage, binary or structured mode. Its data is the object resource.
 2. CloudEvent `google.cloud.pubsub.topic.v1.messagePublished`. Its data is a push envelope.
 3. Wrapped Pub/Sub push: `{"message": {...}, "subscription": ...}`.
 4. Unwrapped Pub/Sub push: the body is the message's data. If the subscription writes metadata, the
    message's attributes are headers.
 
-A message (forms 2 to 4) is a notification of Cloud Storage or a job. A notification has the
-attributes of one. A job is `{"uri": "gs://bucket/object[#generation]"}`. It may permit that the
-image's document is replaced, with `"replace": {"if_created_before": RFC 3339, "unless_model":
-sha256 or null}`. See `service.domain.Replace`.
+A message (forms 2 to 4) is a notification of Cloud Storage or a job. A notification is recognised
+by its attributes (`eventType`, `bucketId`). A job is `{"uri": "gs://bucket/object[#generation]"}`.
+With `"replace": {"if_created_before": RFC 3339, "unless_model": sha256 or null}`, a job permits
+that the image's document is replaced. See `service.domain.Replace`.
 
 Sources: https://cloud.google.com/eventarc/docs/cloudevents,
 https://cloud.google.com/pubsub/docs/push, https://cloud.google.com/storage/docs/pubsub-notifications
@@ -74,7 +74,7 @@ def parse_event(headers: Mapping[str, str], body: bytes) -> Event:
         return _from_cloud_event(event_type, lowered.get(_CE_TIME), payload)
     if isinstance(payload, dict) and "message" in payload:
         return _from_envelope(payload)
-    # The body, if it has the object, is preferred: headers may garble its name.
+    # If the body has the object, the body is used, because headers may garble the object's name.
     attributes = {
         key: _header_text(lowered[key.lower()])
         for key in (_EVENT_TYPE, _BUCKET_ID, _OBJECT_ID, _GENERATION, _EVENT_TIME)
@@ -110,7 +110,7 @@ def _from_envelope(envelope: Any) -> Event:
 
 
 def _from_message(attributes: dict[str, Any], data: Any) -> Event:
-    """Return the event of a Pub/Sub message. `data` is its decoded JSON; None: no data."""
+    """Return the event of a Pub/Sub message. `data` is its decoded JSON. None: no data."""
     if _EVENT_TYPE in attributes and _BUCKET_ID in attributes:
         if _text(attributes, _EVENT_TYPE) != _OBJECT_FINALIZE:
             return Event(ignored="a Cloud Storage notification other than OBJECT_FINALIZE")
@@ -123,7 +123,7 @@ def _from_message(attributes: dict[str, Any], data: Any) -> Event:
 
 
 def _delivery_attempt(envelope: dict[str, Any]) -> int | None:
-    """Return the delivery's number, from 1; None if it is missing or malformed.
+    """Return the delivery's number, from 1, or None if it is missing or malformed.
 
     Pub/Sub counts deliveries only for subscriptions with a dead-letter topic. A malformed number
     is no error, because the number only saves a read.
@@ -206,7 +206,7 @@ def _image(bucket: str, name: str, generation: int | None) -> ImageRef:
 
 
 def _header_text(value: str) -> str:
-    """Return a header as UTF-8 if its bytes are UTF-8: WSGI (PEP 3333) decodes it as Latin-1."""
+    """Decode a header as UTF-8 if its bytes are UTF-8. WSGI (PEP 3333) decoded it as Latin-1."""
     try:
         return value.encode("latin-1").decode()
     except UnicodeError:
@@ -214,7 +214,7 @@ def _header_text(value: str) -> str:
 
 
 def _json(body: bytes) -> Any:
-    """Decode JSON; None for an empty body.
+    """Return the decoded JSON, or None for an empty body.
 
     Raises:
         EnvelopeError: the body is not JSON, or its nesting is too deep.
@@ -276,7 +276,7 @@ def _optional_integer(mapping: dict[str, Any], key: str) -> int | None:
 
 
 def _time(value: Any) -> datetime | None:
-    """Parse RFC 3339; None if it is missing, malformed or without a time zone."""
+    """Return the UTC time of RFC 3339 text, or None if it is missing, malformed or has no zone."""
     try:
         time = datetime.fromisoformat(value)
         return time.astimezone(UTC) if time.tzinfo else None

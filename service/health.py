@@ -13,9 +13,9 @@ _MODEL, _DECODERS = "The model", "The decoders"
 class Health:
     """Detects work that hangs, and a model or decoders that fail on every image.
 
-    Between two probes, at most `max_probe_seconds` count as running time. So a process that was
-    stopped for an hour (by SIGSTOP, or without CPU between requests on Cloud Run) does not look as
-    if its work had hung for an hour.
+    Between two probes, at most `max_probe_seconds` count as running time. A process can be stopped
+    for an hour (by SIGSTOP, or without CPU between requests on Cloud Run). That hour must not count
+    as an hour of hanging work.
     """
 
     def __init__(
@@ -40,7 +40,8 @@ class Health:
         self._lock = threading.Lock()
         self._probed_at = time.monotonic()
         self._probed_seconds = 0.0  # running time until the last probe
-        self._began: dict[object, float] = {}  # running time at which each work began, oldest first
+        # By piece of work: the running time at which it began, oldest first.
+        self._began: dict[object, float] = {}
         # By part: ids of the documents whose images failed since the last success.
         self._failed: dict[str, set[str]] = {_MODEL: set(), _DECODERS: set()}
 
@@ -48,8 +49,8 @@ class Health:
     def work(self) -> Iterator[None]:
         """Watch the block: it must end within the hang timeout.
 
-        Watch requests, and also batches and commits: a request stops waiting for those at its
-        deadline, but they may hang on.
+        Watch requests, and also batches and commits. A request stops waiting for its batch or
+        commit at its deadline, but the batch or commit may still hang.
         """
         work = object()
         with self._lock:
@@ -69,7 +70,7 @@ class Health:
         return self._call(_DECODERS, DecoderUnavailableError, document_id)
 
     def probe(self) -> str | None:
-        """Return why the process should be replaced, as a sentence; None if it is healthy."""
+        """Return why the process should be replaced, as a sentence, or None if it is healthy."""
         with self._lock:
             self._probed_seconds = self._running_seconds()
             self._probed_at = time.monotonic()

@@ -18,7 +18,7 @@ def cores() -> int:
 
 
 def _quota() -> int:
-    """Return the control group's quota in cores, rounded up; 65,536 if it has none.
+    """Return the control group's quota in cores, rounded up, or 65,536 if it has none.
 
     Source: https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files
     """

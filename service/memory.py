@@ -1,8 +1,8 @@
-"""Adds up the memory that the service may use at once, and compares it with the instance's.
+"""Adds up the memory that the service may use at once, and compares it with the instance's memory.
 
 `python -m devtools.bench.memory` measures the parts with the worst files that are allowed. The sum
-leaves out the bodies of requests (at most MAX_REQUEST_BYTES for each of the server's threads):
-those of Pub/Sub have a few kilobytes.
+leaves out the bodies of requests (at most MAX_REQUEST_BYTES for each of the server's threads),
+because a body from Pub/Sub has a few kilobytes.
 """
 
 import logging
@@ -24,8 +24,8 @@ _MB = 10**6
 _BASE_BYTES = 190 * _MB  # gunicorn, the worker's libraries, the model before it is compiled
 _ROOT_BYTES = 60 * _MB  # the libraries of the decoders' root process
 _DECODER_BYTES = 10 * _MB  # one decoder process before its first file
-# A model that OpenVINO has compiled for one input shape takes its weights, this for its code, and
-# for each stream activations of _BYTES_PER_INPUT_PIXEL.
+# For each input shape, OpenVINO compiles the model. The compiled model takes the size of the
+# weights, _COMPILED_BYTES for its code, and in each inference stream _BYTES_PER_INPUT_PIXEL.
 _COMPILED_BYTES = 20 * _MB
 _COMPILED_INT8_BYTES = 35 * _MB
 _BYTES_PER_INPUT_PIXEL = 64
@@ -52,7 +52,7 @@ class MemoryPlan:
     def __str__(self) -> str:
         """List the parts and the total in MB."""
         parts = (f"{p.name} {getattr(self, p.name) / _MB:.0f}" for p in fields(self))
-        return f"{', '.join(parts)}; in all {self.total / _MB:.0f} MB"
+        return f"{', '.join(parts)}, total {self.total / _MB:.0f} MB"
 
 
 def plan_memory(settings: Settings, detector: Detector) -> MemoryPlan:
@@ -137,7 +137,7 @@ def _model_bytes(path: Path, detector: Detector) -> int:
 
 
 def _resident_bytes() -> int:
-    """Return the resident bytes of this process; 0 if the system does not report them."""
+    """Return the resident bytes of this process, or 0 if the system does not report them."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except OSError:

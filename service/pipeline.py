@@ -47,13 +47,13 @@ logger = logging.getLogger(__name__)
 # Recorded if Cloud Storage refuses to report the generation. No object has generation 0.
 _NO_GENERATION = 0
 _CLOSE_SECONDS = 8.0
-# Pub/Sub's minimum back-off by default:
+# Pub/Sub's default for the minimum back-off:
 # https://cloud.google.com/pubsub/docs/handling-failures#exponential_backoff
 _BACK_OFF = timedelta(seconds=10)
 
 
 class Storage(Protocol):
-    """The images; see `service.gcp.storage.ImageStorage`."""
+    """Where images are downloaded from. `service.gcp.storage.ImageStorage` implements it."""
 
     def resolve(self, ref: ImageRef, deadline: Deadline) -> ImageRef:
         """Return the reference with metadata, and with the live generation if it has none."""
@@ -64,11 +64,11 @@ class Storage(Protocol):
         deadline: Deadline,
         buffer: Callable[[int, Deadline], AbstractContextManager[None]],
     ) -> AbstractContextManager[Download]:
-        """Download exactly this generation. `buffer` reserves its bytes until the block ends."""
+        """Download exactly this generation. `buffer` reserves memory for its bytes meanwhile."""
 
 
 class Decoders(Protocol):
-    """Files to pixels; see `service.images.decoders.Decoders`."""
+    """Decodes files to pixels. `service.images.decoders.Decoders` implements it."""
 
     def decode(
         self, data: bytes, *, image_size: int, content_encoding: str | None, deadline: Deadline
@@ -100,15 +100,15 @@ class Pipeline:
         health: Health,
         options: PipelineOptions | None = None,
     ) -> None:
-        """Connect the parts.
+        """Take the parts. `close` closes the decoders, the model and the recorder.
 
         Args:
-            storage: the images.
-            decoders: files to pixels.
-            model: pixels to detections.
-            recorder: results to documents.
+            storage: downloads images.
+            decoders: decode files to pixels.
+            model: detects objects in pixels.
+            recorder: commits results as documents.
             health: watches the work in flight.
-            options: limits; those of the default settings if not given.
+            options: limits. Default: those of the default settings.
         """
         self._options = options or PipelineOptions()
         self._storage = storage
@@ -126,7 +126,7 @@ class Pipeline:
 
         Args:
             event: the request.
-            deadline: the delivery's. Every wait ends with it.
+            deadline: the delivery's deadline, which ends every wait.
 
         Raises:
             NoFreeSlotError: too many images are in flight.
@@ -138,11 +138,11 @@ class Pipeline:
         return outcome
 
     def stop(self) -> None:
-        """Admit no more images. Those in flight continue. Safe to call from a signal handler."""
+        """Reject further images. Those in flight continue. Safe to call from a signal handler."""
         self._slots.stop()
 
     def close(self, *, timeout_seconds: float = _CLOSE_SECONDS) -> None:
-        """Stop, and wait for the images in flight, at most this long."""
+        """Stop, and wait for the images in flight for at most this long."""
         deadline = Deadline.after(timeout_seconds)
         self.stop()
         self._model.close(timeout_seconds=max(0.0, deadline.seconds_left()))
@@ -201,13 +201,13 @@ class Pipeline:
         return self._recorder.record(replace(result, event_time=event.event_time), deadline)
 
     def _detect(self, ref: ImageRef, deadline: Deadline) -> ImageResult:
-        """Download, decode and detect. A file that can never be detected gives a failed result."""
-        started = time.monotonic()
-        downloaded = math.inf  # not yet
+        """Download, decode and detect. Return a failed result if the file can never be detected."""
+        started_at = time.monotonic()
+        downloaded_at = math.inf  # not yet
         try:
             with self._storage.download(ref, deadline, self._buffered.acquire) as download:
                 ref = replace(ref, metadata=download.metadata)
-                downloaded = time.monotonic()
+                downloaded_at = time.monotonic()
                 with self._health.decoder_call(ref.document_id):
                     image = self._decoders.decode(
                         download.data,
@@ -217,10 +217,11 @@ class Pipeline:
                     )
                 del download  # free the file before the pixels wait for the model
         except BadImageError as exc:
-            # Failed results need timings too: by them the store recognises its own document.
+            # Failed results need timings too, because the store recognises its own document by
+            # them.
             failure = Failure(exc.code, exc.message)
-            return ImageResult(ref, failure=failure, timings=_timings(started, downloaded))
-        timings = _timings(started, downloaded)
+            return ImageResult(ref, failure=failure, timings=_timings(started_at, downloaded_at))
+        timings = _timings(started_at, downloaded_at)
         inferred = self._model.infer(image.pixels, ref.document_id, deadline)
         return ImageResult(
             ref,
@@ -243,11 +244,11 @@ def _check_model(ref: ImageRef, sha256: str) -> None:
         OtherModelError: it is for another model, which another revision of the service may run.
     """
     if ref.replace and ref.replace.unless_model not in (None, sha256):
-        raise OtherModelError("The message asks for another model than this service runs.")
+        raise OtherModelError("The message asks for a model that this service does not run.")
 
 
 def _is_first_delivery(event: Event) -> bool:
-    """Return whether this is probably an upload's first delivery. Its image has no document then.
+    """Return whether this is probably an upload's first delivery. Then its image has no document.
 
     Eventarc does not count deliveries. There, an event is probably delivered for the first time if
     it is younger than the shortest back-off. A wrong guess costs one inference, because the commit
@@ -260,16 +261,16 @@ def _is_first_delivery(event: Event) -> bool:
     return event.event_time is not None and datetime.now(UTC) - event.event_time < _BACK_OFF
 
 
-def _timings(started: float, downloaded: float) -> Timings:
-    """Return the times of a download that ended at `downloaded` and a decode that ends now.
+def _timings(started_at: float, downloaded_at: float) -> Timings:
+    """Return the times of a download that ended at `downloaded_at` and a decode that ends now.
 
-    If the download failed, it took all the time.
+    If the download failed, `downloaded_at` is infinity, and all the time counts as download.
     """
     now = time.monotonic()
-    downloaded = min(downloaded, now)
+    downloaded_at = min(downloaded_at, now)
     return Timings(
-        download_ms=round((downloaded - started) * 1000, 1),
-        decode_ms=round((now - downloaded) * 1000, 1),
+        download_ms=round((downloaded_at - started_at) * 1000, 1),
+        decode_ms=round((now - downloaded_at) * 1000, 1),
     )
 
 

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class Store(Protocol):
-    """The documents; see `service.gcp.firestore.ResultStore`."""
+    """Where documents are written. `service.gcp.firestore.ResultStore` implements it."""
 
     def is_final(self, document_id: str, permission: Replace | None, deadline: Deadline) -> bool:
         """Return whether there is a document that `permission` does not allow to replace."""
@@ -31,7 +31,7 @@ class Recorder:
     """Commits results, and counts how images ended."""
 
     def __init__(self, store: Store, health: Health) -> None:
-        """Start the committers. `health` watches each commit."""
+        """Start the threads that commit to `store`. `health` watches each commit."""
         self._store = store
         self._commits: GroupCommit[ImageResult, CommittedResult] = GroupCommit(
             self._commit, watch=health.work
@@ -51,7 +51,7 @@ class Recorder:
         """Commit a result, together with others that are ready at the same time.
 
         Raises:
-            TransientError: it is not committed; a later delivery can succeed.
+            TransientError: it is not committed. A later delivery can succeed.
             DocumentKeptError: a replacement failed for a reason outside the image's bytes.
         """
         committed = self._commits.commit(result, deadline)

@@ -125,12 +125,12 @@ class Settings:
     max_in_flight: int = _setting(
         32,
         "Maximum number of images in flight. Further messages are rejected with 429. Jobs may use "
-        "half of it. Set Cloud Run's concurrency to the same number.",
+        "half of the slots. Set Cloud Run's concurrency to the same number.",
         _integer(2, 1000),
     )
     max_image_bytes: int = _setting(
         32 * 2**20,
-        "Largest object, in bytes. Larger ones are recorded as `image_too_large`.",
+        "Largest object, in bytes. Larger objects are recorded as `image_too_large`.",
         _integer(1, 2**30),
     )
     max_buffered_bytes: int = _setting(
@@ -141,19 +141,19 @@ class Settings:
     )
     max_image_pixels: int = _setting(
         50_000_000,
-        "Largest image, in pixels (width times height). Larger ones are recorded as "
+        "Largest image, in pixels (width times height). Larger images are recorded as "
         "`image_too_large`, and not decoded.",
         _integer(1, 2**30),
     )
     max_request_bytes: int = _setting(
         2**17,
-        "Largest request body, in bytes. Larger ones are rejected with 413.",
+        "Largest request body, in bytes. Larger bodies are rejected with 413.",
         _integer(1024, 2**25),
     )
     reduced_decode: bool = _setting(
         True,
-        "Decode a large JPEG at 1/2, 1/4 or 1/8 of its size, but no smaller than the model's "
-        "input, which is faster. `false` decodes it in full.",
+        "Decode a large JPEG at 1/2, 1/4 or 1/8 of its size, if the result is not smaller than the "
+        "model's input. This is faster. `false` always decodes in full.",
         _boolean,
     )
     allowed_buckets: tuple[str, ...] = _setting(
@@ -213,7 +213,7 @@ class Settings:
         """Read the settings. An unset or empty variable means the default.
 
         Args:
-            environ: the environment variables; those of the process if not given.
+            environ: the environment variables. None: those of the process.
 
         Raises:
             SettingsError: a value is wrong. The message names the variable and the value.
@@ -233,8 +233,8 @@ class Settings:
         if settings.work_seconds <= 0:
             raise SettingsError(
                 f"ACK_DEADLINE_SECONDS={settings.ack_deadline_seconds:g} or HANG_TIMEOUT_SECONDS="
-                f"{settings.hang_timeout_seconds:g} is wrong: the first, and three quarters of the "
-                "second, must be greater than FIRESTORE_TIMEOUT_SECONDS="
+                f"{settings.hang_timeout_seconds:g} is too small: ACK_DEADLINE_SECONDS, and three "
+                "quarters of HANG_TIMEOUT_SECONDS, must be greater than FIRESTORE_TIMEOUT_SECONDS="
                 f"{settings.firestore_timeout_seconds:g}, which is reserved for the commit"
             )
         if bool(settings.push_audience) != bool(settings.push_service_accounts):

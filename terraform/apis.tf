@@ -1,5 +1,5 @@
-# APIs, their service agents, and the waits that a first apply needs: an API, an agent or a grant works
-# only some time after its creation.
+# APIs, their service agents, and the waits that a first apply needs. An API, an agent or a grant takes
+# effect only some time after its creation.
 
 resource "google_project_service" "main" {
   for_each = toset([

@@ -28,8 +28,8 @@ locals {
   )
 
   # An index on a field that grows with time limits the collection to 500 new documents a second. So
-  # event_time and generation have none: no query needs it. detections has none because every number
-  # in it would cost an index entry. Query labels and counts instead.
+  # event_time and generation are not indexed, because no query needs it. detections is not indexed,
+  # because every number in it would cost an index entry. Query labels and counts instead.
   unindexed_fields = toset(["detections", "event_time", "generation"])
 }
 

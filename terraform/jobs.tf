@@ -33,7 +33,7 @@ resource "google_pubsub_subscription" "jobs" {
   }
 
   expiration_policy {
-    ttl = "" # never; by default, a subscription expires after 31 idle days
+    ttl = "" # never. By default, a subscription expires after 31 idle days.
   }
 
   depends_on = [

@@ -10,7 +10,7 @@ locals {
   has_gpu      = var.accelerator != "none"
 
   # Without a GPU: enough for the service's memory plan with YOLO26n (docs/evidence/performance.md). With
-  # one: the least that Cloud Run accepts.
+  # a GPU: the least that Cloud Run accepts.
   machine = {
     none                = { cpu = var.cpu, memory_gib = max(2, var.cpu), batch_size = 8, max_instances = 10 }
     nvidia-l4           = { cpu = 4, memory_gib = 16, batch_size = 32, max_instances = 1 }
@@ -23,12 +23,12 @@ locals {
   )
 
   # Four batches are in flight: one in inference, one in the commit, and two that are filling. Cloud
-  # Run's concurrency is the same, so that an instance gets no more requests than the service admits.
+  # Run's concurrency is the same, so that an instance gets no more requests than the service has slots.
   batch_size    = coalesce(var.batch_size, local.machine.batch_size)
   max_in_flight = 4 * local.batch_size
 
-  # Pub/Sub's ack deadline, Cloud Run's request timeout and the service's own deadline, before which it
-  # responds. 600 s is the longest that Pub/Sub allows.
+  # This is Pub/Sub's ack deadline, Cloud Run's request timeout, and the limit of the service's own
+  # deadline. 600 s is the longest that Pub/Sub allows.
   ack_deadline_seconds = 600
 
   hang_seconds      = tonumber(lookup(var.settings, "HANG_TIMEOUT_SECONDS", "300"))

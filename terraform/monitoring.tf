@@ -5,7 +5,7 @@ locals {
   log_of_service = "resource.type=\"cloud_run_revision\" AND resource.labels.service_name=\"${local.service_name}\""
 
   # Distributions of the numbers in the log line of a commit. Outcomes are counted since the previous
-  # line. A line without an outcome adds nothing to the outcome's metric.
+  # line. A line that lacks an outcome adds nothing to the metric of that outcome.
   commit_metrics = {
     images             = { unit = "1", description = "Images in a commit." }
     commit_ms          = { unit = "ms", description = "Duration of a commit to Firestore." }
@@ -219,7 +219,7 @@ resource "google_monitoring_alert_policy" "errors" {
 
   documentation {
     mime_type = "text/markdown"
-    content   = "No image is lost yet: each message is delivered up to ${local.retry.attempts} times. 503 means that Cloud Storage or Firestore is unavailable, or that images waited too long. 500 means that the model failed on an image, or a defect. The log of ${local.service_name} has the reason."
+    content   = "No image is lost yet: each message is delivered up to ${local.retry.attempts} times. 503 means that Cloud Storage or Firestore is unavailable, or that images waited too long. 500 means that the model failed on an image, or that the service has a defect. The log of ${local.service_name} has the reason."
   }
 
   depends_on = [time_sleep.apis]

@@ -33,7 +33,7 @@ output "service_url" {
   value       = google_cloud_run_v2_service.main.uri
 }
 
-# Known only when uploads cause events.
+# Depends on the trigger and its subscription, so that it is known only when uploads cause events.
 output "upload_command" {
   description = "Command that uploads images."
   value       = "gcloud storage cp *.jpg gs://${google_storage_bucket.uploads.name}/"

@@ -1,6 +1,6 @@
-# The reconcile job finds uploads that have no document, and enqueues them: after a lost event, a long
-# outage or a dead letter. It compares only uploads since the last run, so that results which expired are
-# not created again.
+# The reconcile job finds uploads that have no document, for example after a lost event, a long outage or
+# a dead letter, and publishes jobs for them. It compares only uploads since the last run, so that expired
+# results are not created again.
 
 resource "google_service_account" "reconcile" {
   account_id   = "${var.name}-reconcile"
@@ -21,8 +21,8 @@ resource "google_project_iam_member" "reconcile" {
   member  = google_service_account.reconcile.member
 }
 
-# Contains the start time of the last successful run. A run looks back to it, but at least two days. The
-# bucket is separate, because the job may write nothing else.
+# Contains the start time of the last successful run. A run looks back to that time, or two days if that is
+# longer. The bucket is separate, because the job may write to no other bucket.
 resource "google_storage_bucket" "reconcile" {
   name     = "${var.project_id}-${var.name}-reconcile"
   location = upper(var.region)

@@ -57,7 +57,7 @@ resource "google_cloud_run_v2_service" "main" {
 
       resources {
         limits = local.limits
-        # Billed by request without a GPU, by instance with one. Unset means false.
+        # Request-based billing without a GPU, instance-based billing with a GPU. Unset means false.
         cpu_idle          = !local.has_gpu
         startup_cpu_boost = true
       }

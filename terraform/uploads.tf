@@ -28,7 +28,7 @@ resource "google_project_iam_member" "event_receiver" {
   member  = google_service_account.events["uploads"].member
 }
 
-# Without retry_policy: its only possible value, max_attempts = 1, would disable retries.
+# No retry_policy is set, because its only possible value, max_attempts = 1, would disable retries.
 resource "google_eventarc_trigger" "uploads" {
   for_each = local.by_eventarc
 

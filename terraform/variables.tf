@@ -182,7 +182,7 @@ variable "protect_data" {
 }
 
 variable "query_by_time" {
-  description = "Whether created_at is indexed, for queries by it alone, or together with status or a label. The index limits the collection to 500 new documents a second."
+  description = "Whether created_at is indexed, for queries by time alone, or by time and status or label. The index limits the collection to 500 new documents a second."
   type        = bool
   default     = false
   nullable    = false
@@ -200,7 +200,7 @@ variable "reconcile_schedule" {
 }
 
 variable "region" {
-  description = "Region of all resources that have one, for example europe-west1."
+  description = "Region of all regional resources, for example europe-west1."
   type        = string
   nullable    = false
 
@@ -211,7 +211,7 @@ variable "region" {
 }
 
 variable "results_ttl_days" {
-  description = "Days after which a result expires. Firestore deletes it about a day later. Null: never."
+  description = "Days after which a result expires. Firestore deletes it within about a day after that. Null: never."
   type        = number
   default     = null
 
@@ -237,7 +237,7 @@ variable "settings" {
       "ACK_DEADLINE_SECONDS", "ALLOWED_BUCKETS", "BIND_ADDRESS", "DEVICE", "FIRESTORE_COLLECTION", "FIRESTORE_DATABASE",
       "GOOGLE_CLOUD_PROJECT", "MAX_BATCH_SIZE", "MAX_IN_FLIGHT", "PORT",
     ])) == 0
-    error_message = "settings must not set what follows from other variables: MAX_BATCH_SIZE and MAX_IN_FLIGHT from batch_size, DEVICE from accelerator, and the bucket, the database, the collection and the project from theirs. ACK_DEADLINE_SECONDS, BIND_ADDRESS and PORT are fixed."
+    error_message = "settings must not have variables that Terraform sets. Instead of MAX_BATCH_SIZE and MAX_IN_FLIGHT, set batch_size. Instead of DEVICE, set accelerator. Instead of ALLOWED_BUCKETS, FIRESTORE_COLLECTION, FIRESTORE_DATABASE and GOOGLE_CLOUD_PROJECT, set bucket_name, firestore_collection, firestore_database and project_id. ACK_DEADLINE_SECONDS, BIND_ADDRESS and PORT are fixed."
   }
 }
 

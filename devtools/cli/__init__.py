@@ -1,1 +1,1 @@
-"""Commands of `yolo-batch-dev`, one module each; `devtools.cli.main` gathers them."""
+"""Commands of `yolo-batch-dev`, one module each. `devtools.cli.main` is the command line."""

@@ -1,4 +1,4 @@
-"""`yolo-batch-dev bench`: the service measured beside its alternatives."""
+"""`yolo-batch-dev bench`: measures the service and its alternatives."""
 
 import signal
 import tempfile
@@ -27,19 +27,19 @@ _HOW = "How it is measured"
     "images",
     required=False,
     type=click.Path(path_type=Path, exists=True),
-    help="Image or folder of images; by default drawn samples.",
+    help="Image or folder of images. By default, drawn samples.",
 )
 @option(
     "--model",
     type=click.Path(path_type=Path, exists=True),
     default=BUNDLED_MODEL,
-    help="Exported directory, or a .pt file, which is exported in float first. By default the "
+    help="Exported directory, or a .pt file, which is exported in float first. By default, the "
     "bundled model.",
 )
 @option(
     "--weights",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="The .pt file that the alternatives run; needs ultralytics.",
+    help="The .pt file that the alternatives run. It needs ultralytics.",
 )
 @option("--json", "json_file", type=_FILE, help="Write all figures to this JSON file too.")
 @option("--table", panel=_PARTS, is_flag=True, help="Model, engine, service and alternatives.")
@@ -63,7 +63,7 @@ _HOW = "How it is measured"
 @option(
     "--cores",
     panel=_HOW,
-    help="CPU cores of the measured process, such as 1 or 2-3; by default the last one.",
+    help="CPU cores of the measured process, such as 1 or 2-3. By default, the last core.",
 )
 @option(
     "--memory-images",
@@ -77,7 +77,7 @@ _HOW = "How it is measured"
     "--prices",
     panel=_HOW,
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Table of prices; by default devtools/bench/prices.yaml.",
+    help="Table of prices. By default, devtools/bench/prices.yaml.",
 )
 @option("--quick", panel=_HOW, is_flag=True, help="One short round with few images, as a trial.")
 def bench(
@@ -97,9 +97,9 @@ def bench(
     prices: Path | None,
     quick: bool,
 ) -> None:
-    """Measure the service beside its alternatives.
+    """Measure the service and its alternatives.
 
-    Prints Markdown. Without an option that names a part it measures --table and --sweep.
+    Prints Markdown. If no option names what is measured, it measures --table and --sweep.
     """
     from devtools.bench.prices import DEFAULT_PRICES, Prices
     from devtools.bench.run import Options, Part, run
@@ -107,7 +107,7 @@ def bench(
 
     # SIGTERM stops everything that was started, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    wanted = {
+    is_selected = {
         Part.TABLE: table,
         Part.SWEEP: sweep,
         Part.PROFILE: profile,
@@ -115,7 +115,7 @@ def bench(
         Part.COLD_START: cold_start,
         Part.MEMORY: memory,
     }
-    parts = {part for part, is_wanted in wanted.items() if is_wanted}
+    parts = {part for part, selected in is_selected.items() if selected}
     with tempfile.TemporaryDirectory() as scratch:
         if images is None:
             images = Path(scratch) / "samples"

@@ -1,4 +1,4 @@
-"""`yolo-batch-dev chaos`: uploads under faults, each of them audited."""
+"""`yolo-batch-dev chaos`: uploads images under faults, and audits every upload."""
 
 import signal
 import time
@@ -54,7 +54,7 @@ def _faults(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
     default=10.0,
     show_default=True,
     type=click.FloatRange(1, 600),
-    help="Ack deadline of a delivery. A stopped service is stopped for two seconds more.",
+    help="Ack deadline of a delivery. The fault `stop` stops a service for two seconds longer.",
 )
 @option(
     "--patience",
@@ -62,12 +62,12 @@ def _faults(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
     default=180.0,
     show_default=True,
     type=click.FloatRange(1),
-    help="After this many seconds without an acknowledgement, what is not acknowledged is stuck.",
+    help="Seconds without any acknowledgement after which the remaining uploads count as stuck.",
 )
 @option(
     "--keep",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Keep logs and uploads in this folder; by default they are removed.",
+    help="Keep logs and uploads in this folder. By default, they are removed.",
 )
 @json_option("the figures, the problems, and the faults that struck")
 def chaos(
@@ -77,7 +77,7 @@ def chaos(
     """Upload images to a local stack, inject faults, and audit every upload.
 
     Fails if an upload was lost, duplicated, crossed, wrong, stuck, unexpected or wasted, or if an
-    image killed a service process.
+    image crashed a service process.
     """
     from devtools.chaos.plan import FaultKind, make_plan
     from devtools.chaos.run import ChaosOptions, Run

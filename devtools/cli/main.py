@@ -35,7 +35,7 @@ def main() -> None:
 @option(
     "--model",
     type=click.Path(path_type=Path),
-    help="Model of the service; by default the bundled one.",
+    help="Model of the service. By default, the bundled model.",
 )
 @option("--bucket", default="uploads", show_default=True, help="Bucket for uploads.")
 def up(model: Path | None, bucket: str) -> None:
@@ -43,10 +43,11 @@ def up(model: Path | None, bucket: str) -> None:
     from devtools.local_stack.client_environment import upload_line
     from devtools.local_stack.stack import Stack, StackOptions
 
-    # Both stop everything. SIGINT too: a shell starts its background jobs with it ignored.
+    # Both signals stop everything. SIGINT is set because a shell starts background jobs with SIGINT
+    # ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    # Log lines of the local Eventarc: failed deliveries, Pub/Sub unavailable.
+    # Show the log lines of the local Eventarc, for example about failed deliveries.
     logging.getLogger("devtools.local_stack").addHandler(logging.StreamHandler())
     say("Starting the Pub/Sub, Firestore and Cloud Storage emulators and the service ...")
     try:
@@ -91,12 +92,12 @@ Ctrl-C stops everything. The log of the service follows.
 @option(
     "--images",
     type=click.Path(path_type=Path, exists=True),
-    help="Image or folder to upload; by default drawn samples.",
+    help="Image or folder to upload. By default, drawn samples.",
 )
 @option(
     "--model",
     type=click.Path(path_type=Path),
-    help="Exported directory, or a .pt file; by default the bundled model.",
+    help="Exported directory, or a .pt file. By default, the bundled model.",
 )
 @option(
     "--output",
@@ -116,7 +117,7 @@ def demo(images: Path | None, model: Path | None, output: Path) -> None:
         try:
             run_demo(images.resolve(), model, output)
         except MissingRequirementsError as exc:
-            say(f"{exc}\n\nUntil then, detection on its own, without the cloud:\n")
+            say(f"{exc}\n\nUntil then, the same images without the local stack:\n")
             context = click.get_current_context()
             context.invoke(detect, paths=(images,), model=model or BUNDLED_MODEL, save=output)
             context.exit(1)

@@ -66,7 +66,7 @@ def tool_environment(
         )  # fmt: skip
     )
     return {
-        # A configuration of its own: it ignores the user's account, project and proxy.
+        # A separate configuration, which ignores the user's account, project and proxy.
         "CLOUDSDK_CONFIG": str(directory / "gcloud"),
         "CLOUDSDK_ACTIVE_CONFIG_NAME": "default",
         "CLOUDSDK_AUTH_DISABLE_CREDENTIALS": "true",
@@ -79,8 +79,8 @@ def tool_environment(
         "CLOUDSDK_API_ENDPOINT_OVERRIDES_PUBSUB": f"http://{pubsub_host}/",
         "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE": proxy_url,
         "BOTO_CONFIG": str(boto),
-        # In the SDK's gsutil this setting overrides the one in BOTO_CONFIG. If a company's machine
-        # has set it to another file, gsutil retries for half an hour. gcloud uses plain HTTP here.
+        # In the SDK's gsutil, this setting overrides the CA file in BOTO_CONFIG. On a machine where
+        # it is another file, gsutil would retry for half an hour. gcloud uses plain HTTP here.
         "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE": str(ca_file),
     }
 
@@ -119,4 +119,4 @@ def _without_proxy(environ: Mapping[str, str]) -> dict[str, str]:
         return {}
     known = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
     hosts = ",".join(filter(None, [known, "127.0.0.1", "localhost"]))
-    return {"NO_PROXY": hosts, "no_proxy": hosts}  # gRPC reads only the second
+    return {"NO_PROXY": hosts, "no_proxy": hosts}  # gRPC reads only no_proxy

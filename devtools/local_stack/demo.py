@@ -26,7 +26,7 @@ from service.settings import Settings
 _PREFIX = "demo"
 _POLL_SECONDS = 0.5
 _READ_SECONDS = 60.0  # on a busy machine the emulator's first response is slow
-_PATIENCE_SECONDS = 90.0  # without one new document
+_PATIENCE_SECONDS = 90.0  # the wait ends after this time without a new document
 _SHOWN_NAMES = 5
 _UPLOAD_SECONDS = 600.0
 
@@ -141,19 +141,17 @@ def wait_for_documents(
         check: called repeatedly. Raises if waiting has become useless.
 
     Returns:
-        The documents by object name. Some are missing if the wait was given up.
+        The documents by object name. Some are missing if no new document came for too long.
     """
     documents: dict[str, Mapping[str, Any]] = {}
-    last_progress_seconds = time.monotonic()
-    while (
-        len(documents) < len(names) and time.monotonic() - last_progress_seconds < _PATIENCE_SECONDS
-    ):
+    last_progress_at = time.monotonic()
+    while len(documents) < len(names) and time.monotonic() - last_progress_at < _PATIENCE_SECONDS:
         stored = {document["name"]: document for document in reader.results(bucket, f"{_PREFIX}/")}
         new = {name: stored[name] for name in names & stored.keys() - documents.keys()}
         if new:
             documents.update(new)
             on_progress(len(new))
-            last_progress_seconds = time.monotonic()
+            last_progress_at = time.monotonic()
         else:
             check()
             time.sleep(_POLL_SECONDS)

@@ -35,8 +35,8 @@ _FIRST_LINE_SECONDS, _LINE_PERIOD_SECONDS = 2.0, 10.0  # of progress, where stde
 _CUT = "the connection closed before the end"
 # The first match counts: ProxyError and SSLError are ConnectionErrors too.
 _REASONS: dict[type[requests.RequestException], str] = {
-    requests.exceptions.ProxyError: "the proxy does not respond; it is set by HTTPS_PROXY",
-    requests.exceptions.SSLError: "its certificate is not trusted; REQUESTS_CA_BUNDLE names a CA",
+    requests.exceptions.ProxyError: "the proxy that HTTPS_PROXY names does not respond",
+    requests.exceptions.SSLError: "its certificate is not trusted (REQUESTS_CA_BUNDLE sets the CA)",
     requests.Timeout: "the server does not respond",
     requests.exceptions.ChunkedEncodingError: _CUT,
     requests.ConnectionError: "no connection",
@@ -70,8 +70,8 @@ PUBSUB = PublishedFile(
 def cached_jar(published: PublishedFile) -> Path:
     """Return the path of an emulator's jar in the cache. Downloads it if it is not there.
 
-    Every call verifies the size and the SHA-256. Two processes download a file once: the second
-    one waits for the first. An interrupted download continues where it stopped.
+    Every call verifies the size and the SHA-256. If two processes need a file, the first downloads
+    it, and the second waits. An interrupted download continues where it stopped.
 
     Raises:
         MissingRequirementsError: the download failed, or the cache is not writable. The message
@@ -142,8 +142,8 @@ def _receive(published: PublishedFile, partial: Path, received_bytes: int) -> No
     click.echo(f"Downloading {published.title} ({size_mb} MB), once ...", err=True)
     with requests.get(_url(published), headers=headers, stream=True, timeout=timeouts) as response:
         response.raise_for_status()
-        is_rest = response.status_code == requests.codes.partial_content
-        with partial.open("ab" if is_rest else "wb") as file:
+        is_remainder = response.status_code == requests.codes.partial_content
+        with partial.open("ab" if is_remainder else "wb") as file:
             blocks = response.iter_content(_BLOCK_BYTES)
             for block in _with_progress(blocks, file.tell(), published.size_bytes):
                 file.write(block)
@@ -162,13 +162,13 @@ def _with_progress(
                 yield block
                 bar.update(len(block))
         return
-    next_line_seconds = time.monotonic() + _FIRST_LINE_SECONDS
+    next_line_at = time.monotonic() + _FIRST_LINE_SECONDS
     for block in blocks:
         yield block
         received_bytes += len(block)
-        if time.monotonic() >= next_line_seconds:
+        if time.monotonic() >= next_line_at:
             click.echo(f"  {received_bytes // _MB} of {total_bytes // _MB} MB", err=True)
-            next_line_seconds = time.monotonic() + _LINE_PERIOD_SECONDS
+            next_line_at = time.monotonic() + _LINE_PERIOD_SECONDS
 
 
 def _extract_jar(archive: Path, jar: Path) -> None:

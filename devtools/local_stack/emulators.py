@@ -12,8 +12,8 @@ from devtools.local_stack.errors import StartError
 from devtools.local_stack.processes import Child, Processes, free_port, is_answering
 from devtools.local_stack.programs import Programs
 
-# The first two halve the time to start, and are faster at this load. The other two silence the
-# warnings of Java 25 about libraries of the emulators.
+# The first two options halve the time to start, and are faster at this load. The other two silence
+# Java 25's warnings about the emulators' libraries.
 _JVM = (
     "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
     "--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow",
@@ -30,7 +30,7 @@ com.google.cloud.pubsub.testing.v1.Main.level=INFO
 # The longest ack deadline. Without a timeout, a push that gets no response blocks one of the
 # emulator's two push threads for ever.
 _PUSH_TIMEOUT_MS = 600_000
-_READY_SECONDS = 180.0  # as for the service: Java starts slowly on a busy machine
+_READY_SECONDS = 180.0  # long, because Java starts slowly on a busy machine
 # A server that responds for so long counts as ready without its ready line. A newer release may
 # have another line.
 _UNANNOUNCED_SECONDS = 5.0
@@ -45,7 +45,7 @@ class Emulator:
     name: str
     command: Callable[[int], list[str | Path]]
     health_path: str
-    ready_line: str  # logged when this server, and no other one, listens on the port
+    ready_line: str  # logged when this server, and no other program, listens on the port
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -133,7 +133,7 @@ def start(
 ) -> list[int]:
     """Start servers in parallel and wait until all are ready. Return their ports in order.
 
-    A server whose port is taken is started again on another one.
+    A server whose port is taken is started again on another port.
 
     Raises:
         StartError: a server did not start.
@@ -161,19 +161,20 @@ def _start(processes: Processes, emulator: Emulator, choose_port: Callable[[], i
 def _readiness(child: Child, emulator: Emulator, port: int) -> Callable[[], bool]:
     """Return a probe. A response alone proves nothing: another program on the port responds too.
 
-    If its port is taken, the Pub/Sub emulator logs that and runs on, so the probe reads the log.
+    If its port is taken, the Pub/Sub emulator only logs that and does not exit. So the probe also
+    reads the log.
     """
     url = f"http://127.0.0.1:{port}{emulator.health_path}"
-    first_response_seconds: list[float] = []
+    responded_at: list[float] = []
 
     def is_ready() -> bool:
         if _found_port_taken(child):
             raise StartError(child.failure(f"found its port {port} taken"))
         if not is_answering(url):
             return False
-        first_response_seconds.append(time.monotonic())
+        responded_at.append(time.monotonic())
         announced = emulator.ready_line in child.log_text()
-        return announced or time.monotonic() - first_response_seconds[0] > _UNANNOUNCED_SECONDS
+        return announced or time.monotonic() - responded_at[0] > _UNANNOUNCED_SECONDS
 
     return is_ready
 

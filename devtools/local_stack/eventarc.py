@@ -4,8 +4,8 @@
                                                     ^                      else: wait, redeliver
                                                     +----------------------------+
 
-The emulator's own push sends two requests at a time. Cloud Run gets as many as its concurrency, and
-needs that many to have images to batch.
+The emulator's own push sends two requests at a time. In the cloud, an instance gets as many
+requests at a time as its concurrency, and needs that many to fill its batches.
 """
 
 import base64
@@ -40,8 +40,8 @@ _ACKNOWLEDGING = frozenset({102, 200, 201, 202, 204})
 # The HTTP binding of CloudEvents does not quote these: printable ASCII except space, " and %.
 _HEADER_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
 _CONNECT_SECONDS = 5.0
-# The emulator ends an empty pull one second before the deadline. So this side never cancels a pull,
-# which could leave messages with a lease that nobody holds.
+# The emulator ends an empty pull one second before this deadline. So this client never cancels a
+# pull. A cancelled pull could lease messages that nobody then processes.
 _PULL_SECONDS = 2.0
 _CALL_SECONDS = 5.0
 _CALL_RETRY = Retry(timeout=10.0)
@@ -76,7 +76,7 @@ class Counters:
     delivered: int = 0  # requests sent
     acked: int = 0  # the response acknowledged the message
     nacked: int = 0  # another response, a late one, or none: the message is redelivered
-    dropped: int = 0  # messages that are no finalize event, which the trigger ignores
+    dropped: int = 0  # messages that are not finalize events, which the trigger ignores
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Eventarc:
     def __init__(
         self, pubsub_host: str, subscription: str, url: str, options: EventarcOptions | None = None
     ) -> None:
-        """Take the subscription's full name. Connect to nothing yet."""
+        """Take the subscription's full name. `start` begins to deliver."""
         self._options = options or EventarcOptions()
         self._subscription = subscription
         self._url = url

@@ -11,7 +11,7 @@ class LogEcho:
     """Follows a file, which may not exist yet, in a thread of its own."""
 
     def __init__(self, path: Path, sink: Callable[[str], None]) -> None:
-        """Start at the current end of the file."""
+        """Start at the current end of the file. `sink` gets each line without its line end."""
         self._path = path
         self._sink = sink
         self._position = path.stat().st_size if path.exists() else 0

@@ -19,7 +19,7 @@ from devtools.local_stack.errors import StartError
 
 _LOG_TAIL_LINES = 20
 _POLL_SECONDS = 0.05
-_KILL_WAIT_SECONDS = 30.0  # a busy machine needs some; Python warns of a child left unwaited
+_KILL_WAIT_SECONDS = 30.0  # long enough for a busy machine
 
 
 class Child:
@@ -125,8 +125,8 @@ class Processes:
         """Send SIGTERM to the children's process groups. After the grace period, send SIGKILL.
 
         Until a child is waited for, the kernel does not reuse its id, so no signal can reach an
-        unrelated process. Only this method and `Child.raise_if_dead` wait for children, and an
-        error of the latter leads here.
+        unrelated process. Only this method, `kill` and `Child.raise_if_dead` wait for children.
+        After an error of `raise_if_dead`, the caller stops all children at once.
         """
         for child in children:
             _signal_group(child, signal.SIGTERM)

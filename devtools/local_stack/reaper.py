@@ -19,7 +19,7 @@ _GRACE_SECONDS = 2.0
 
 def main(lines: Iterable[str]) -> None:
     """Read until end-of-file. Then stop the remaining groups and remove the directories."""
-    # A signal to all processes must not end this one before it has stopped the others.
+    # A signal to all processes must not end this process before it has stopped the others.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     groups: set[int] = set()

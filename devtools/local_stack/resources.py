@@ -27,10 +27,10 @@ def create_topics(host: str, project: str, *, push_endpoint: str, lease_seconds:
         host: the emulator, as `host:port`.
         project: the project of the topics.
         push_endpoint: the URL to which the jobs' subscription pushes.
-        lease_seconds: how long the local Eventarc may hold a message before it is redelivered.
+        lease_seconds: how long the local Eventarc may process a message before it is redelivered.
 
     Raises:
-        LocalStackError: the emulator did not create one of them.
+        LocalStackError: the emulator did not create a topic or a subscription.
     """
     creator = _PubsubCreator(host, project)
     for topic in (UPLOADS_TOPIC, JOBS_TOPIC, DEAD_LETTER_TOPIC):

@@ -31,7 +31,8 @@ SERVICE_COMMAND = (
 )  # fmt: skip
 _HEALTH_PATH = "/health/ready"
 # A pulled message is redelivered when its lease ends, so the lease is longer than a response may
-# take. It is not much longer: a message that is lost on the way to Eventarc waits for its end.
+# take. It is not much longer, because a message that is lost on the way to Eventarc waits until its
+# lease ends.
 _LEASE_MARGIN_SECONDS = 20
 _LONGEST_LEASE_SECONDS = 600
 _SERVICE_READY_SECONDS = 180.0
@@ -215,7 +216,7 @@ class Stack:
         )
         pubsub_host = f"127.0.0.1:{pubsub_port}"
         self._client_environment["PUBSUB_EMULATOR_HOST"] = pubsub_host
-        # Before fake-gcs-server starts: it drops an event whose topic does not exist.
+        # Before fake-gcs-server starts, because it drops an event whose topic does not exist.
         self.create_topics()
         storage = emulators.storage(
             programs, directory / "buckets",

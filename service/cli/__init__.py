@@ -1,1 +1,1 @@
-"""Commands of `yolo-batch`, one module each; `service.cli.main` gathers them."""
+"""Commands of `yolo-batch`, one module each. `service.cli.main` is the command line."""

@@ -31,17 +31,17 @@ from service.errors import (
 
 __all__ = ["Command", "Commands", "argument", "command", "group", "option", "version_option"]
 
-_OF_DEVELOPERS = ("bench", "chaos", "demo", "up")
+_DEVELOPER_COMMANDS = ("bench", "chaos", "demo", "up")
 _EMULATORS = ("FIRESTORE_EMULATOR_HOST", "PUBSUB_EMULATOR_HOST", "STORAGE_EMULATOR_HOST")
 _SETTINGS: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
     "rich_help_config": {
         "theme": "default-slim",  # no boxes: it reads the same in a pipe and in any locale
-        "text_markup": None,  # brackets in our texts are brackets
+        "text_markup": None,  # brackets in our texts are not markup
         "text_paragraph_linebreaks": "\n\n",
         "padding_helptext_first_line": (0, 0, 1, 0),
         "default_string": "\\[default: {}]",
-        "force_terminal": None,  # not by GITHUB_ACTIONS, where help may be piped
+        "force_terminal": None,  # rich-click would force it in GitHub Actions, where help is piped
     },
 }
 
@@ -53,9 +53,9 @@ class _Reporting(RichCommand):
         """Take click's arguments.
 
         Args:
-            args: click's.
-            examples: lines of a shell, `# comment` or a command; shown at the end of the help.
-            settings: click's.
+            args: click's positional arguments.
+            examples: shell lines, each a `# comment` or a command. The help ends with them.
+            settings: click's keyword arguments.
         """
         settings["context_settings"] = _SETTINGS | (settings.get("context_settings") or {})
         super().__init__(*args, **settings)
@@ -67,7 +67,7 @@ class _Reporting(RichCommand):
         return re.sub("\n{3,}", "\n\n", text)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the panels: arguments, options of no group, then each group."""
+        """Write the panels: arguments, options without a group, then each group."""
         from rich_click.rich_panel import construct_panels
 
         order = (
@@ -80,7 +80,7 @@ class _Reporting(RichCommand):
                 formatter.write(rendered)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the examples as they are: a shell's line must not be wrapped."""
+        """Write the examples unchanged, because shell lines must not be wrapped."""
         if self.examples:
             from rich.text import Text
 
@@ -95,7 +95,7 @@ class _Reporting(RichCommand):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run a command line and exit; without `standalone_mode`, return or raise as click does."""
+        """Run a command line and exit. Without `standalone_mode`, return or raise as click does."""
         run = partial(
             click.Command.main, self, args, prog_name, complete_var, standalone_mode=False, **extra
         )
@@ -109,7 +109,7 @@ class Command(_Reporting):
 
 
 class Commands(_Reporting, RichGroup):
-    """A group of commands; each command's `panel` is the heading that it is listed under."""
+    """A group of commands. Each command's `panel` is the heading that it is listed under."""
 
     command_class = Command
 
@@ -120,12 +120,13 @@ class Commands(_Reporting, RichGroup):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find a command; name the other command line where the command is there.
+        """Find a command.
 
         Raises:
-            click.UsageError: there is no such command.
+            click.UsageError: there is no such command. If `yolo-batch-dev` has it, the message
+                names that command line.
         """
-        if args and args[0] in _OF_DEVELOPERS and self.get_command(ctx, args[0]) is None:
+        if args and args[0] in _DEVELOPER_COMMANDS and self.get_command(ctx, args[0]) is None:
             ctx.fail(
                 f"`{args[0]}` is a developer's command: run `yolo-batch-dev {args[0]}` "
                 "from a checkout of yolo-batch."
@@ -134,7 +135,7 @@ class Commands(_Reporting, RichGroup):
 
 
 def option(*declarations: str, **settings: Any) -> Callable[[Any], Any]:
-    """Declare an option; `panel` is the heading that it is listed under."""
+    """Declare an option. `panel` is the heading that it is listed under."""
     if isinstance(settings.get("type"), click.FloatRange | click.IntRange):
         settings.setdefault("metavar", "NUMBER")  # the help has the range beside it
     return _option(*declarations, **settings)
@@ -143,21 +144,21 @@ def option(*declarations: str, **settings: Any) -> Callable[[Any], Any]:
 def command(
     name: str | None = None, *, examples: Sequence[str] = (), **settings: Any
 ) -> Callable[[Callable[..., None]], Command]:
-    """Declare a command; see `Command`."""
+    """Declare a command whose help ends with `examples`. See `_Reporting`."""
     return click.command(name, cls=Command, examples=examples, **settings)
 
 
 def group(
     *, examples: Sequence[str] = (), **settings: Any
 ) -> Callable[[Callable[..., None]], Commands]:
-    """Declare a command line."""
+    """Declare a command line, which is a group of commands."""
     return click.group(cls=Commands, examples=examples, **settings)
 
 
 def _run(run: Callable[[], Any]) -> int:
-    """Run a command; report its errors; return the exit code."""
+    """Run a command, report its errors, and return the exit code."""
     try:
-        return run() or ExitCode.DONE  # an int is what `Context.exit` was given
+        return run() or ExitCode.DONE  # an int is the argument of `Context.exit`
     except click.exceptions.NoArgsIsHelpError as exc:
         exc.show()
         return ExitCode.USAGE
@@ -170,8 +171,8 @@ def _run(run: Callable[[], Any]) -> int:
         note("Aborted")
         return ExitCode.FAILED
     except ModuleNotFoundError as exc:
-        extras = "install it with: pip install 'yolo-batch[export]'"
-        return _report(click.ClickException(f"{exc.msg}: {extras}"), ExitCode.FAILED)
+        advice = "install it with: pip install 'yolo-batch[export]'"
+        return _report(click.ClickException(f"{exc.msg}: {advice}"), ExitCode.FAILED)
     except (SettingsError, ModelError) as exc:
         return _report(click.ClickException(str(exc)), ExitCode.CANNOT_SERVE)
     except YoloBatchError as exc:
@@ -210,7 +211,7 @@ def _os_error(exc: OSError) -> str:
 
 
 def _discard_output() -> None:
-    """Drop what standard output still holds: Python would fail on it once more at its end."""
+    """Drop what standard output has buffered. Otherwise Python fails on it again at its exit."""
     if sys.stdout is sys.__stdout__ and sys.stdout is not None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())

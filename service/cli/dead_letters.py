@@ -1,4 +1,4 @@
-"""`yolo-batch dead-letters`: the messages that Pub/Sub gave up, shown and tried again."""
+"""`yolo-batch dead-letters`: shows and replays messages that failed at every delivery."""
 
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -53,7 +53,8 @@ _REPLAY = "Replay"
     "--replay",
     is_flag=True,
     panel=_REPLAY,
-    help="Publish each readable message as a job to --topic, and then remove it here.",
+    help="Publish each readable message as a job to --topic, and then remove it from the "
+    "subscription.",
 )
 @option(
     "--id",
@@ -66,13 +67,13 @@ _REPLAY = "Replay"
     "--as-is",
     is_flag=True,
     panel=_REPLAY,
-    help="Publish messages as they were, unreadable ones too. They go to the topic that they "
-    "came from, or to --topic.",
+    help="Publish messages unchanged, including unreadable messages. They go to the topic that "
+    "they came from, or to --topic.",
 )
 @option(
     "--topic",
     panel=_REPLAY,
-    help="Name of the topic, or projects/PROJECT/topics/NAME.  [default: jobs]",
+    help="Topic to publish to: NAME, or projects/PROJECT/topics/NAME.  [default: jobs]",
 )
 def dead_letters(
     subscription: str,
@@ -83,9 +84,9 @@ def dead_letters(
     as_is: bool,
     topic: str | None,
 ) -> None:
-    """Show dead letters, the messages that failed at every delivery, and replay them.
+    """Show or replay dead letters: messages that failed at every delivery.
 
-    Without --replay they stay in the subscription. An image that already has its document is not
+    Without --replay, they stay in the subscription. An image that already has its document is not
     detected again.
     """
     from service.gcp.subscriber import connect
@@ -106,7 +107,7 @@ def dead_letters(
         if replay:
             chosen = [pair for pair in readings if not ids or pair[0].message_id in ids]
             if missing := set(ids) - {dead_letter.message_id for dead_letter, _ in chosen}:
-                note(f"No such message: {', '.join(sorted(missing))}")
+                note(f"The subscription has no message {', '.join(sorted(missing))}")
             sender = _Sender(source, project, topic, as_is=as_is)
             try:
                 with progress("Replaying", len(chosen)) as bar:
@@ -136,7 +137,7 @@ class _Sender:
         self._as_is = as_is
         self._topic = topic_path(topic or "jobs", project) if topic or not as_is else None
         self._origins: dict[str, str] = {}  # topics by their subscriptions
-        self._broken: dict[str, YoloBatchError] = {}  # topics and subscriptions
+        self._broken: dict[str, YoloBatchError] = {}  # by topic or subscription that failed
         self.sent = 0
         self.topics: set[str] = set()
         self.has_failed = False
@@ -147,15 +148,15 @@ class _Sender:
         from service.operate.dead_letters import Kind
 
         if not self._as_is and reading.kind is Kind.UNREADABLE:
-            self._keep(dead_letter, "it cannot be read; --as-is publishes it as it was")
+            self._keep(dead_letter, "it cannot be read. --as-is publishes it unchanged")
             return
         if not self._as_is and not reading.uri:
-            reason = f"it names no image ({reading.reason}); --as-is publishes it as it was"
+            reason = f"it names no image ({reading.reason}). --as-is publishes it unchanged"
             self._keep(dead_letter, reason)
             return
         destination = self._topic or dead_letter.source
         try:
-            # Each further attempt could wait for a time-out once more.
+            # Do not use a destination again that has failed: each attempt may wait for a timeout.
             if broken := self._broken.get(destination or ""):
                 raise broken
             topic = self._topic or self._origin(dead_letter)
@@ -199,7 +200,7 @@ class _Sender:
         from service.gcp.publisher import PublishError
 
         if not dead_letter.source:
-            raise PublishError("it does not say where it came from: give --topic")
+            raise PublishError("it does not name the subscription that it came from: give --topic")
         if dead_letter.source not in self._origins:
             self._origins[dead_letter.source] = self._source.topic_of(dead_letter.source)
         return self._origins[dead_letter.source]
@@ -241,7 +242,7 @@ def _plain(dead_letter: "DeadLetter", reading: "Reading") -> dict[str, object]:
 
 
 def _age(age: timedelta) -> str:
-    """Write an age in its largest unit."""
+    """Return an age as text, in the largest unit that fits."""
     for unit, seconds in (("d", 86400), ("h", 3600), ("min", 60)):
         if age.total_seconds() >= seconds:
             return f"{age.total_seconds() / seconds:.0f} {unit}"

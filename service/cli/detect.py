@@ -63,7 +63,7 @@ from service.settings import BUNDLED_MODEL, Settings
     default=8,
     show_default=True,
     type=click.IntRange(1, 64),
-    help="Images in one inference call, at most.",
+    help="Most images in one batch.",
 )
 def detect(
     paths: tuple[Path, ...],
@@ -76,7 +76,7 @@ def detect(
 ) -> None:
     """Detect objects in local images, without any cloud.
 
-    An image that cannot be decoded is a result too: its row or document has the reason.
+    An image that cannot be decoded also has a result: its row or document has the reason.
 
     These settings of the service apply, as environment variables: MAX_IMAGE_PIXELS,
     MAX_IMAGE_BYTES, MAX_BUFFERED_BYTES, MAX_BATCH_PIXELS, REDUCED_DECODE, IMAGE_SIZE,
@@ -119,7 +119,7 @@ def detect(
                 bar.advance()
 
             detect_files(files, detector, settings, receive)
-    finally:  # one file that cannot be read does not hide the results of the rest
+    finally:  # a file that cannot be read must not hide the results of other files
         if documents and not as_json:
             say_results(sorted(documents, key=lambda document: document["name"]))
     if save:

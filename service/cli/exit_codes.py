@@ -4,7 +4,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What a command's exit code means; `description` is the sentence for the documentation."""
+    """What a command's exit code means. `description` has sentences for the documentation."""
 
     description: str
 

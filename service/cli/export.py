@@ -63,7 +63,8 @@ _ACCURACY = "Accuracy"
     "--canary",
     type=_FOLDER,
     help="Folder of at most 10 images that become the canary of the model, and a part of the "
-    "export. Give it if the model detects nothing in the drawn images that are used otherwise.",
+    "export. By default, drawn images are used. Give a folder if the model detects nothing in "
+    "them.",
 )
 @json_option("directory, image_size, precision, sha256, labels, canary, quantization, accuracy")
 @option(
@@ -78,8 +79,8 @@ _ACCURACY = "Accuracy"
     default=0.9,
     show_default=True,
     type=click.FloatRange(0, 1),
-    help="F1 of the int8 model's detections against the float model's. Nothing is written below "
-    "it.",
+    help="Least F1 of the int8 model's detections against the float model's detections. With a "
+    "lower F1, nothing is written.",
 )
 @option(
     "--no-fallback",
@@ -116,8 +117,8 @@ def export(
 ) -> None:
     """Export a YOLO26 detection model for the service.
 
-    Writes a directory for MODEL_PATH. A .pt file needs torch and ultralytics (the extra "export"),
-    an exported float directory does not.
+    Writes a directory for MODEL_PATH. A .pt file needs torch and ultralytics (the extra "export").
+    An exported float directory does not need them.
     """
     if precision == "int8" and not calibration:
         raise click.UsageError("--precision int8 needs --calibration: a folder of images")
@@ -164,7 +165,7 @@ def _origin(model: Path, image_size: int | None) -> str:
     """Return where the image size comes from, if the user did not give it."""
     if image_size:
         return ""
-    return ", as the model was exported" if model.is_dir() else ", as the weights were trained"
+    return ", from the export" if model.is_dir() else ", from the training of the weights"
 
 
 def _labels(metadata: Mapping[str, Any]) -> list[str]:
@@ -183,7 +184,7 @@ def _figures(metadata: Mapping[str, Any]) -> list[str]:
     if quantization := metadata.get("quantization"):
         reached, threshold = quantization["agreement"], quantization["threshold"]
         if skipped := quantization.get("skipped"):
-            lines.append(f"Calibration images that cannot be read, skipped: {list_some(skipped)}")
+            lines.append(f"Skipped unreadable calibration images: {list_some(skipped)}")
         lines.append(
             f"int8 against float on {quantization['calibration_images']} calibration images, "
             f"{reached['detections']} detections: "
@@ -203,6 +204,6 @@ def _figures(metadata: Mapping[str, Any]) -> list[str]:
     if not metadata["canary"]["detections_compared"]:
         lines.append(
             "The model detects nothing with confidence in the drawn images, so its canary would "
-            "notice little: give a few images of objects that it knows, with --canary"
+            "notice few faults: give a few images of objects that it detects, with --canary"
         )
     return lines

@@ -9,10 +9,10 @@ from service.cli.commands import argument, option
 
 
 def _bucket_and_prefix(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, str]:
-    """Read `gs://bucket[/prefix]`; the prefix may be empty.
+    """Return the bucket and the prefix of `gs://bucket[/prefix]`. The prefix may be empty.
 
     Raises:
-        click.BadParameter: the value is no such uri.
+        click.BadParameter: the value has another form.
     """
     bucket, _, prefix = value.removeprefix("gs://").partition("/")
     if not value.startswith("gs://") or not bucket:
@@ -117,7 +117,7 @@ def topic_option(panel: str | None = None) -> Callable[[Any], Any]:
 
 
 def deployment_options(*further: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
-    """Add the options that describe the deployed service, which paces the jobs.
+    """Add the options that describe the deployed service. Its rate limits how fast jobs go out.
 
     Args:
         further: options of the same group that only some commands have.

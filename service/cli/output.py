@@ -31,17 +31,17 @@ def printable(text: str) -> str:
 
 
 def say(text: str = "") -> None:
-    """Print text on standard output; lines stay lines, other control characters do not."""
+    """Print text on standard output. Control characters other than line feeds become `?`."""
     _write(text, sys.stdout)
 
 
 def note(text: str = "") -> None:
-    """Print a message for a person on standard error, in the same way."""
+    """Print a message for a person on standard error. Characters are replaced as by `say`."""
     _write(text, sys.stderr)
 
 
 def say_json(value: object) -> None:
-    """Print one JSON value as one line on standard output; times are RFC 3339.
+    """Print one JSON value as one line on standard output. Times are RFC 3339.
 
     Characters that the output's encoding does not have become JSON escapes, and so do bytes of a
     file name that are not UTF-8.
@@ -55,8 +55,8 @@ def say_json(value: object) -> None:
 def say_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
     """Print a table on standard output.
 
-    On a terminal it fits the width, and long values are folded. Anywhere else every row is one
-    line with all of each value.
+    On a terminal, the table fits the width, and long values are folded. Elsewhere, every row is
+    one line with complete values.
     """
     cells = [[printable(cell) for cell in row] for row in rows]
     render = _folded if is_terminal(sys.stdout) else _whole
@@ -64,7 +64,7 @@ def say_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
 
 
 class Progress:
-    """A progress bar; it does nothing where none is shown."""
+    """A progress bar. This base class shows nothing, for output that is not a terminal."""
 
     def advance(self, count: int = 1) -> None:
         """Count further items."""
@@ -75,11 +75,11 @@ class Progress:
 
 @contextmanager
 def progress(text: str, total: int | None = None, *, is_shown: bool = True) -> Iterator[Progress]:
-    """Show progress on standard error, if it is a terminal; the bar disappears at the end.
+    """Show progress on standard error, if it is a terminal. The bar disappears at the end.
 
     Args:
         text: what is done.
-        total: how many items there are; None: unknown, and the bar only shows that time passes.
+        total: how many items there are. None: unknown, so only the elapsed time is shown.
         is_shown: False for a command that prints to the same terminal meanwhile.
     """
     if not is_shown or not is_terminal(sys.stderr):
@@ -119,14 +119,14 @@ def progress(text: str, total: int | None = None, *, is_shown: bool = True) -> I
 
 
 def counted(items: Iterable[Any], advance: Callable[[int], None]) -> Iterator[Any]:
-    """Yield items; call `advance(1)` before each next one."""
+    """Yield items. Call `advance(1)` when the consumer has finished an item."""
     for item in items:
         yield item
         advance(1)
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Return whether a person sees what is written to a stream; None is a closed stream."""
+    """Return whether a stream is a terminal. None is a closed stream, so it is not."""
     try:
         return stream is not None and stream.isatty()
     except ValueError:  # closed
@@ -149,7 +149,11 @@ def _encoding(stream: TextIO | None) -> str:
 
 
 def _plain(value: object) -> str:
-    """Write a Firestore timestamp as RFC 3339."""
+    """Return a Firestore timestamp as RFC 3339.
+
+    Raises:
+        TypeError: the value is not a time.
+    """
     if isinstance(value, datetime):
         return value.isoformat()
     raise TypeError(f"{type(value).__name__} is not JSON")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from service.operate.backfill import Deployment, Estimate
     from service.operate.reconcile import Publish, Scope, Tally
 
-_CALL_SECONDS = 60.0  # how long Firestore is retried: no request's deadline waits for it here
+_CALL_SECONDS = 60.0  # Firestore is retried longer than in the service, which has a deadline
 _PAGES_PER_LINE = 20  # of progress in a log
 _PUBLISH = "Publish jobs"
 
@@ -48,22 +48,22 @@ _PUBLISH = "Publish jobs"
 @option(
     "--since",
     help="Compare only objects created since then: an age such as 2d or 12h, a time (RFC 3339), or "
-    "gs://bucket/object. The command writes the start of its last successful --enqueue run "
-    "to this object, and compares from there on, but at least two days back.  "
+    "gs://bucket/object. A successful --enqueue run writes its start time to this object. The "
+    "next run compares from that time on, or from two days ago if that is earlier.  "
     "[default: compare all objects]",
 )
 @option(
     "--model-sha256",
-    help="The deployed model, as its documents name it. By default the model at MODEL_PATH, if "
-    "that is set.",
+    help="SHA-256 of the deployed model, as its documents name it. By default, that of the model "
+    "at MODEL_PATH, if MODEL_PATH is set.",
 )
 @json_option("the counts, since, model_sha256, enqueue, estimate, published, topic")
 @option(
     "--enqueue",
     panel=_PUBLISH,
     type=click.Choice(["missing", "failed", "stale", "all"]),
-    help="Publish jobs for images without a document (missing), with a failed one, or with one of "
-    "another model (stale), or for all three.",
+    help="Publish jobs for images without a document (missing), with a failed document (failed), "
+    "with a document by another model (stale), or for all three.",
 )
 @option(
     "--dry-run",
@@ -78,8 +78,8 @@ _PUBLISH = "Publish jobs"
     "--resume",
     panel=_PUBLISH,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Keep the position of the run in this file. After a stop, the same command goes on from "
-    "there.",
+    help="Keep the position of the run in this file. If the run stops, the same command continues "
+    "from this position.",
 )
 @deployment_options(*price_options)
 def reconcile(
@@ -97,8 +97,8 @@ def reconcile(
     """Find objects without a result, and publish jobs for them.
 
     Compares a bucket with Firestore, and counts the objects that are done, failed, missing and
-    ignored. Objects older than --since are counted, but not compared. You can run it twice, and
-    while images are uploaded.
+    ignored. Objects older than --since are counted, but not compared. It is safe to run it twice,
+    or while images are uploaded.
     """
     from service.operate.backfill import Deployment
     from service.operate.reconcile import Enqueue, Scope, Tally, last_run, load
@@ -116,7 +116,7 @@ def reconcile(
             "--dry-run"
         )
     model = _model(model_sha256, settings)
-    if wanted and wanted.asks_for_model and not model:
+    if wanted and wanted.needs_model and not model:
         raise click.UsageError(
             f"--enqueue {wanted} needs the deployed model: give --model-sha256, or set MODEL_PATH"
         )
@@ -129,8 +129,8 @@ def reconcile(
     run = _Run(scope, settings, topic, Deployment(**deployed), oldest)
     show = note if as_json else say
     if tally.after:
-        note(f"Going on after {tally.after!r}, {tally.objects:,} objects")
-    hint = f"Run the same command again to go on: {resume} keeps the position." if resume else ""
+        note(f"Continuing after {tally.after!r}, {tally.objects:,} objects")
+    hint = f"To continue, run the same command again: {resume} has the position." if resume else ""
     try:
         if not is_publishing:
             counted = run.count(tally)
@@ -192,7 +192,7 @@ class _Run:
             note(warning)
 
     def count(self, tally: "Tally") -> "Tally":
-        """Compare, and publish nothing."""
+        """Compare without publishing. Return the counts."""
         from service.operate.reconcile import reconcile as compare
 
         with _progress("Comparing") as progressed:
@@ -206,17 +206,17 @@ class _Run:
             )
 
     def publish(self, tally: "Tally", resume: Path | None, started_at: datetime) -> "Tally":
-        """Compare, publish jobs, and keep the position in `resume`."""
+        """Compare, publish jobs, and keep the position in `resume`. Return the counts."""
         from service.operate.reconcile import reconcile as compare
         from service.operate.reconcile import save
 
         if resume:
-            # Before the first job: the file may be one that cannot be written.
+            # Write the file before the first job is published, because it may not be writable.
             save(resume, self._scope, started_at, tally)
 
-        def checkpoint(now: "Tally") -> None:
+        def checkpoint(current: "Tally") -> None:
             if resume:
-                save(resume, self._scope, started_at, now)
+                save(resume, self._scope, started_at, current)
 
         with _progress("Comparing and publishing") as progressed:
             return compare(
@@ -236,8 +236,8 @@ class _Run:
 
         client, tokens = connect(), token_bucket(self._deployment)
 
-        def publish(uris: "Sequence[str]", wanted: "Replace | None") -> None:
-            jobs = (job_message(uri, wanted) for uri in tokens.paced(uris))
+        def publish(uris: "Sequence[str]", permission: "Replace | None") -> None:
+            jobs = (job_message(uri, permission) for uri in tokens.paced(uris))
             publish_jobs(client, self.topic, jobs)
 
         return publish
@@ -269,12 +269,12 @@ class _Run:
                 show(pace)
 
     def note_pattern(self, tally: "Tally") -> None:
-        """Print a note if the prefix looks like a pattern and no object has it."""
+        """Print a note if no object has the prefix, and the prefix looks like a pattern."""
         if not tally.objects and (hint := pattern_note(self._scope.prefix)):
             note(hint)
 
     def report(self, tally: "Tally", published: int | None) -> dict[str, object]:
-        """Return what `show` prints as one JSON object; `published` is None for a dry run."""
+        """Return what `show` prints, for JSON. `published` is None without publishing."""
         scope = self._scope
         estimate = None
         if scope.enqueue:
@@ -361,8 +361,8 @@ def _oldest(scope: "Scope", kept: "LastRun | None", started_at: datetime) -> dat
 def _expiry_note(scope: "Scope", settings: Settings, project: str) -> str | None:
     """Return a warning if jobs would detect again on images whose results expired, or None.
 
-    Firestore is asked whether results expire only if that matters: all objects are compared, and
-    missing ones enqueued.
+    Firestore is asked whether results expire only if all objects are compared and missing objects
+    are enqueued.
     """
     from service.gcp.expiry import connect, results_expire
     from service.operate.reconcile import State
@@ -376,10 +376,10 @@ def _expiry_note(scope: "Scope", settings: Settings, project: str) -> str | None
     )
     if expire is False:
         return None
-    fact = "Results expire" if expire else "Results may expire (Firestore does not say)"
+    expiry = "Results expire" if expire else "Results may expire (Firestore did not report it)"
     return (
-        f"Warning: {fact}. An image whose document has expired, or was deleted, counts as missing "
-        "and is detected again. --since leaves old objects out."
+        f"Warning: {expiry}. An image whose document has expired, or was deleted, counts as "
+        "missing and is detected again. --since leaves old objects out."
     )
 
 
@@ -390,7 +390,7 @@ def _can_ask() -> bool:
 def _model(sha256: str | None, settings: Settings) -> str | None:
     """Return the sha256 of the deployed model, or None if neither option nor MODEL_PATH names it.
 
-    Without MODEL_PATH it is not the bundled model: nobody deploys that.
+    Without MODEL_PATH, the bundled model is not assumed, because nobody deploys it.
     """
     from service.events import is_sha256
     from service.inference.identity import sha256_of_model
@@ -398,7 +398,7 @@ def _model(sha256: str | None, settings: Settings) -> str | None:
     if sha256:
         if not is_sha256(sha256):
             raise click.BadParameter(
-                "it must be 64 hexadecimal digits in small letters", param_hint="--model-sha256"
+                "it must be 64 hexadecimal digits in lower case", param_hint="--model-sha256"
             )
         return sha256
     return sha256_of_model(settings.model_path) if os.environ.get("MODEL_PATH") else None
@@ -406,7 +406,7 @@ def _model(sha256: str | None, settings: Settings) -> str | None:
 
 @contextmanager
 def _progress(text: str) -> "Iterator[Callable[[Tally], None]]":
-    """Show the counts: a line that changes on a terminal, a line now and then in a log."""
+    """Show the counts: on a terminal as a line that changes, else as a line for every 20 pages."""
     pages = 0
     with progress(text) as bar:
 

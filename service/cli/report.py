@@ -19,7 +19,7 @@ _COLUMNS = (
 
 
 def say_results(documents: Iterable[Mapping[str, Any]]) -> None:
-    """Print documents of `service.document.to_document` on standard output, one row an image.
+    """Print documents of `service.document.to_document` on standard output, one row for each.
 
     `best` is the highest confidence. `ms` is the time of this image: download, decode, queue, and
     its share of the batch's inference.
@@ -45,11 +45,11 @@ def bucket_note(bucket: str, allowed_buckets: Collection[str]) -> str | None:
 
 
 def pace_note(estimate: "Estimate", deployment: "Deployment") -> str | None:
-    """Return how jobs are paced, or None if all of them are published at once."""
+    """Return a sentence on how jobs are paced, or None if all of them are published at once."""
     if estimate.images <= estimate.at_once:
         return None
     return (
-        f"{estimate.at_once:,} of {estimate.images:,} jobs are published at once, the others at "
+        f"{estimate.at_once:,} of {estimate.images:,} jobs are published at once, the rest at "
         f"{deployment.rate:g} a second, the estimated rate of {deployment.instances} instances"
     )
 

@@ -52,7 +52,7 @@ def smoke(uri: tuple[str, str], timeout: float, keep: bool, as_json: bool) -> No
         if not keep:
             try:
                 samples.remove(ref)
-            except SmokeError as exc:  # the test passed, whatever is left in the bucket
+            except SmokeError as exc:  # an image that stays in the bucket does not fail the test
                 note(f"Warning: {exc}")
     seconds = time.monotonic() - started
     model = document["model"]

@@ -98,23 +98,23 @@ def submit(
 
 
 class _Counted:
-    """A bucket's objects; counts the lookups that have returned."""
+    """A bucket's objects. Calls `advance` after each lookup."""
 
     def __init__(self, objects: "Objects", advance: Callable[[], None]) -> None:
         self._objects = objects
         self._advance = advance
 
     def exists(self, ref: "ImageRef") -> bool:
-        is_there = self._objects.exists(ref)
+        exists = self._objects.exists(ref)
         self._advance()
-        return is_there
+        return exists
 
     def pages(self, bucket: str, prefix: str) -> "Iterator[Sequence[ImageRef]]":
         return self._objects.pages(bucket, prefix)
 
 
 def _stdin_lines() -> Iterator[str]:
-    """Read URIs from standard input: names are UTF-8, whatever the locale is.
+    """Read URIs from standard input. Names are UTF-8, whatever the locale is.
 
     Raises:
         SubmissionError: standard input is closed.

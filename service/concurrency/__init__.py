@@ -1,1 +1,1 @@
-"""What many threads share: slots, amounts, and workers that take batches."""
+"""What many threads share: slots, a fair semaphore, and workers that process batches."""

@@ -1,4 +1,4 @@
-"""Commits results in groups. Those that become ready during a commit share the next one."""
+"""Commits results in groups. Results that become ready during a commit share the next commit."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -30,10 +30,10 @@ class GroupCommit(Generic[Result, Committed]):
         """Start the committers' threads.
 
         Args:
-            commit: commits results before a deadline. It returns one outcome for each, in order:
-                the committed result, or an error for this result's caller. If it raises a
-                TransientError, the store is at fault, and the whole group fails. If it raises
-                anything else, it is called again for each result alone. So it must be repeatable.
+            commit: commits results before a deadline. It returns one outcome for each result, in
+                order: the committed result, or an error for this result's caller. If it raises a
+                TransientError, the store is at fault, and the whole group fails. After any other
+                error, it is called again for each result alone. So it must be safe to repeat.
             max_group_size: how many results one commit may have.
             committers: how many commits run at once.
             watch: entered for each group, to detect a commit that hangs.
@@ -52,7 +52,7 @@ class GroupCommit(Generic[Result, Committed]):
 
         Args:
             result: what to commit.
-            deadline: the delivery's. The seconds reserved for the commit are used here.
+            deadline: the delivery's deadline. The seconds reserved for the commit are used here.
 
         Returns:
             The committed result.
@@ -66,7 +66,7 @@ class GroupCommit(Generic[Result, Committed]):
         return self._workers.call(result, deadline.for_commit())
 
     def close(self, *, timeout_seconds: float) -> None:
-        """Accept no more results, and commit the waiting ones. After the timeout, fail the rest."""
+        """Accept no more results. Commit the waiting results. After the timeout, fail the rest."""
         self._workers.close(timeout_seconds=timeout_seconds)
 
     def _commit_group(self, group: list[Waiting[Result, Committed]]) -> None:
@@ -91,15 +91,15 @@ class GroupCommit(Generic[Result, Committed]):
             except TransientError as exc:
                 _fail(group, exc)
                 return
-            except BaseException as exc:  # noqa: BLE001 - as above; continue with the next result
+            except BaseException as exc:  # noqa: BLE001 - as above. Continue with the next result.
                 logger.exception("A commit failed")
                 _fail([waiting], exc)
 
     def _commit_together(self, group: list[Waiting[Result, Committed]]) -> None:
         """Commit results in one commit.
 
-        The latest deadline of the group bounds the commit. With the earliest, one late result would
-        cut short the commit of the others. A caller with an earlier deadline stops waiting then.
+        The commit's deadline is the latest of the group. With the earliest, one late result would
+        cut short the commit of other results. Each caller still stops waiting at its own deadline.
 
         Raises:
             BaseException: what the store raises.

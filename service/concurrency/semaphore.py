@@ -39,7 +39,7 @@ class FairSemaphore:
                 if not self._changed.wait_for(can_acquire, timeout_seconds):
                     raise TooLateError
                 self._acquired += count
-            finally:  # also after a MemoryError, or the tickets behind this one would wait for ever
+            finally:  # also after a MemoryError: otherwise later tickets would wait for ever
                 self._waiting.remove(ticket)
                 self._changed.notify_all()
         try:

@@ -21,16 +21,16 @@ class Slots:
         self.is_stopped = False
 
     def stop(self) -> None:
-        """Admit no more images. Safe to call from a signal handler, because it takes no lock."""
+        """Reject further images. Safe to call from a signal handler, because it takes no lock."""
         self.is_stopped = True
 
     @contextmanager
     def take(self, *, is_job: bool) -> Iterator[None]:
-        """Take a slot while the block runs, without waiting for one.
+        """Take a slot while the block runs. Do not wait for a free slot.
 
         Raises:
-            NoFreeSlotError: no slot is free, or none that a job may take.
-            ShuttingDownError: no more images are admitted.
+            NoFreeSlotError: no slot is free, or jobs have all slots that jobs may take.
+            ShuttingDownError: `stop` was called.
         """
         if self.is_stopped:
             raise ShuttingDownError("The service is shutting down.")

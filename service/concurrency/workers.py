@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_PAUSE_SECONDS = 0.1  # after an error in a worker itself, for example no memory
+_PAUSE_SECONDS = 0.1  # after an error in a worker itself, for example a MemoryError
 
 
 @dataclass(eq=False)
@@ -62,7 +62,7 @@ class Waiting(Generic[Item, Result]):
 
 
 def in_time(batch: Sequence[Waiting[Item, Result]]) -> list[Waiting[Item, Result]]:
-    """Fail the items whose deadline has passed. Return those without an outcome."""
+    """Fail the items whose deadline has passed. Return the items without an outcome."""
     for waiting in batch:
         if waiting.deadline.seconds_left() <= 0:
             waiting.fail(TooLateError())
@@ -84,12 +84,12 @@ class Workers(Generic[Item, Result]):
         """Start the threads.
 
         Args:
-            process: gives every item of a batch its outcome. An item without one fails.
-            take: chooses a batch from the waiting items, oldest first. Both have one item or more.
+            process: sets the outcome of every item of a batch. An item without an outcome fails.
+            take: chooses a batch of one or more from the waiting items, which are oldest first.
             count: how many threads.
             name: prefix of the threads' names.
-            watch: entered for each batch, to detect one that hangs. Callers stop waiting at their
-                deadlines, but the batch would occupy its thread for ever.
+            watch: entered for each batch, to detect a batch that hangs. Callers stop waiting at
+                their deadlines, but the batch would occupy its thread for ever.
         """
         self._watch = watch
         self._process = process
@@ -109,9 +109,9 @@ class Workers(Generic[Item, Result]):
         """Queue an item, and wait for its result.
 
         Raises:
-            TooLateError: the deadline passed first. An item that is in no batch yet never runs.
+            TooLateError: the deadline passed first. An item that is in no batch yet is dropped.
             ShuttingDownError: the workers are closed.
-            Exception: the item's outcome.
+            Exception: the item's outcome, if it is an error.
         """
         timeout_seconds = deadline.wait_seconds(threading.TIMEOUT_MAX)
         waiting: Waiting[Item, Result] = Waiting(item, deadline)
@@ -130,7 +130,7 @@ class Workers(Generic[Item, Result]):
                     self._waiting.remove(waiting)
 
     def close(self, *, timeout_seconds: float) -> None:
-        """Accept no more items, and process the waiting ones. After the timeout, fail the rest."""
+        """Accept no more items. Process the waiting items, and after the timeout fail the rest."""
         deadline = Deadline.after(timeout_seconds)
         with self._changed:
             self._is_closed = True
@@ -160,7 +160,7 @@ class Workers(Generic[Item, Result]):
                 _fail_unsettled(batch, None)
 
     def _next_batch(self) -> list[Waiting[Item, Result]]:
-        """Wait for a batch. Empty: the workers are closed, and nothing waits."""
+        """Wait for a batch, and return it. Empty: the workers are closed, and no item waits."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._is_closed)
             if not self._waiting:

@@ -29,7 +29,8 @@ MATCH_CONFIDENCE = 0.25  # detections below it do not count for the agreement
 MATCH_IOU = 0.5  # two boxes with less IoU are of different objects
 MIN_MAP_CONFIDENCE = 0.001  # the usual threshold of detections for mAP
 _MIN_PLAUSIBLE_MAP50 = 0.05  # below it, the labels are more likely wrong than the model
-_CORNER = 0.6  # share of width and height. Correct labels rarely have nearly all boxes in it.
+# Share of an image's width and height. Correct labels rarely have nearly all boxes in this corner.
+_CORNER = 0.6
 _MAX_PIXELS = 2**30
 _BATCH_SIZE = 8
 
@@ -39,9 +40,9 @@ class Agreement:
     """How well the detections of two models agree.
 
     Attributes:
-        f1: 2 x pairs / (detections of the one + detections of the other). A pair has the same
-            class and an IoU of at least `MATCH_IOU`. Only detections of at least
-            `MATCH_CONFIDENCE` count.
+        f1: 2 x pairs / (detections of one model + detections of the other model). The detections of
+            a pair have the same class and an IoU of at least `MATCH_IOU`. Only detections of at
+            least `MATCH_CONFIDENCE` count.
         iou: mean IoU of the pairs.
         detections: number of the reference model's detections.
     """
@@ -66,7 +67,7 @@ class MeanAveragePrecision:
     Attributes:
         map50_95: mean over the IoU thresholds from 0.5 to 0.95.
         map50: at the IoU threshold 0.5.
-        images: number of images it was measured on.
+        images: number of images on which mAP was measured.
         objects: number of labelled objects in them.
         notes: sentences about labels and images that were left out or corrected.
     """
@@ -152,7 +153,7 @@ def _decode(file: Path, *, image_size: int | None) -> DecodedImage | BadImageErr
 def agreement(
     reference: Sequence[Sequence[Detection]], other: Sequence[Sequence[Detection]]
 ) -> Agreement:
-    """Compare two models' detections in the same images, in the same order."""
+    """Return the agreement of two models' detections in the same images, in the same order."""
     ious: list[float] = []
     reference_count = other_count = 0
     for reference_rows, other_rows in zip(reference, other, strict=True):
@@ -365,8 +366,9 @@ def find_labels(file: Path, image_folder: Path | None = None) -> Labels:
     """Find the images of a label file.
 
     Args:
-        file: in COCO's format.
-        image_folder: None: `NAME` beside `instances_NAME.json`, or the file's own folder.
+        file: a label file in COCO's format.
+        image_folder: the images' folder. None: `NAME` beside `instances_NAME.json`, or the file's
+            own folder.
 
     Raises:
         ModelError: there is no such folder.
@@ -375,7 +377,9 @@ def find_labels(file: Path, image_folder: Path | None = None) -> Labels:
         beside = file.with_name(file.stem.removeprefix("instances_"))
         image_folder = beside if beside.is_dir() else file.parent
     if not image_folder.is_dir():
-        raise ModelError(f"There is no folder {image_folder}")
+        raise ModelError(
+            f"There is no folder {image_folder}: give the images' folder with --data-images"
+        )
     return Labels(file, image_folder)
 
 

@@ -2,8 +2,8 @@
 
 A model trained on COCO recognises the stop sign, the traffic lights and the clock. The demo's model
 recognises the flat shapes. For other models, use `yolo-batch export --canary FOLDER` with images of
-what they detect. All images have the ratio 4:3, so that they share one input shape, which is
-compiled once. Their sizes differ, so that decoding at a reduced scale and resizing run too.
+objects that they detect. All drawn images have the ratio 4:3, so that the model is compiled for one
+input shape only. Their sizes differ, so that the canary also runs reduced decoding and resizing.
 """
 
 from collections.abc import Callable
@@ -70,9 +70,9 @@ def _stop_sign(pixels: Pixels, x: float, y: float, radius: float) -> None:
     scale = radius * height / 42
     thick = max(round(scale * 3.5), 1)
     (wide, high), _ = cv2.getTextSize("STOP", cv2.FONT_HERSHEY_SIMPLEX, scale, thick)
-    at = round(x * pixels.shape[1] - wide / 2), round(y * height + high / 2)
+    origin = round(x * pixels.shape[1] - wide / 2), round(y * height + high / 2)
     white = (250, 250, 250)
-    cv2.putText(pixels, "STOP", at, cv2.FONT_HERSHEY_SIMPLEX, scale, white, thick, cv2.LINE_AA)
+    cv2.putText(pixels, "STOP", origin, cv2.FONT_HERSHEY_SIMPLEX, scale, white, thick, cv2.LINE_AA)
 
 
 def _traffic_lights(pixels: Pixels, x: float, y: float, size: float) -> None:
@@ -135,9 +135,9 @@ def _polygon(
         pixels: uint8 HxWx3 BGR, drawn on.
         x: centre, as a fraction of the image's width.
         y: centre, as a fraction of the image's height.
-        radius: as a fraction of the image's height.
+        radius: outer radius, as a fraction of the image's height.
         corners: number of corners.
-        colour: of the whole polygon.
+        colour: the polygon's colour.
         turn: angle of the first corner, in degrees clockwise from the top.
         inner: for a star, the radius of every second corner, as a fraction of `radius`.
     """

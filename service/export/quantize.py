@@ -1,6 +1,6 @@
 """Quantise a float model to int8 with NNCF: static quantisation after training.
 
-Some options differ from NNCF's defaults because they measured better. The measurements are in
+Some options differ from NNCF's defaults, because they gave better results. The measurements are in
 docs/evidence/performance.md.
 """
 
@@ -32,8 +32,8 @@ def quantize(model: ov.Model, images: Sequence[Path], *, image_size: int, stride
     Args:
         model: takes float32 N x 3 x H x W, RGB in 0..1.
         images: calibration images. All are used to determine the ranges of activations.
-        image_size: longer side that the model sees, in pixels.
-        stride: of the model, in pixels.
+        image_size: longer side of the model's input, in pixels.
+        stride: the model's stride in pixels.
 
     Returns:
         The int8 model, with the same inputs and outputs.
@@ -126,8 +126,8 @@ def _reader(
 def _float_operations(model: ov.Model) -> list[str]:
     """Return the names of the operations that stay in float.
 
-    They are the first convolution and everything after the last convolutions: those operations
-    decode boxes and select the best ones, with values that 8 bits cannot represent.
+    They are the first convolution and everything after the last convolutions. The operations after
+    the last convolutions decode and select boxes, with values that 8 bits cannot represent.
     """
     first = next(op for op in model.get_ordered_ops() if op.get_type_name() in _CONVOLUTIONS)
     names = {first.get_friendly_name()}

@@ -22,7 +22,7 @@ def sha256_of_renamed(sha256: str, labels: Mapping[int, str]) -> str:
     It differs from the SHA-256 of the weights. So documents with the old labels count as stale.
 
     Args:
-        sha256: of the weights.
+        sha256: SHA-256 of the weights.
         labels: after renaming, by class id.
     """
     text = json.dumps([sha256, sorted(labels.items())])
@@ -36,9 +36,8 @@ def rename(
 
     Args:
         names: the model's `names`, as `class_labels` takes them.
-        renames: `OLD=NEW` each. OLD is a label, which may be empty, or `#` and a class id. All
-            classes with the label OLD are renamed. OLD is compared with the labels before any
-            renaming.
+        renames: each is `OLD=NEW`. OLD is a label, which may be empty, or `#` and a class id. All
+            classes with the label OLD are renamed. OLD means the labels before all renaming.
         model: the model's name for error messages.
         count: number of classes of the model. None: as many as there are names.
 
@@ -129,7 +128,7 @@ def _parse(
 
 
 def _id(text: str) -> int | None:
-    """Return the class id in `#ID`, or None if the text is something else."""
+    """Return the class id in `#ID`, or None if the text has another form."""
     digits = text.removeprefix("#")
     if digits == text or not digits.isdecimal() or len(digits) > len(str(MAX_CLASSES)):
         return None

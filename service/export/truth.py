@@ -1,9 +1,9 @@
 """Read labelled images in COCO's format. A note reports each fault that would lower mAP.
 
 Real label files contain ids that pycocotools misreads (0), duplicate and missing ids,
-categories that only group others, names in another spelling, and boxes that are rotated, missing or
-empty. So ids are replaced by new ones. Labels that cannot be measured are left out, and a note
-reports how many.
+categories that only group other categories, names in another spelling, and boxes that are rotated,
+missing or empty. So new ids replace the file's ids. Labels that cannot be measured are left out,
+and a note reports how many.
 """
 
 import json
@@ -44,10 +44,10 @@ class LabelledObject:
 
     Attributes:
         image: index of its image.
-        name: of its category.
+        name: name of its category.
         bbox: x and y of the upper left corner, width, height, in pixels.
-        is_crowd: whether it is a group of objects. Then missing it is not an error, and neither is
-            a detection in it.
+        is_crowd: whether it is a group of objects. Then neither a missing detection nor a detection
+            in it counts as an error.
     """
 
     image: int
@@ -63,7 +63,7 @@ class Truth:
     Attributes:
         images: all images.
         objects: the objects that can be measured.
-        names: of all categories, without duplicates.
+        names: names of all categories, without duplicates.
         notes: sentences about labels that were left out or corrected.
     """
 
@@ -97,15 +97,15 @@ def read_truth(labels: Labels) -> Truth:
 
 
 def match_classes(truth: Truth, labels: Iterable[str], *, file: Path) -> Classes:
-    """Find the model's label for each category: the same name, or one in another spelling.
+    """Find the model's label for each category: the same name, or the name in another spelling.
 
     Spellings may differ in case, spaces, hyphens and underscores, unless two labels of the model
     differ only in these.
 
     Args:
         truth: the content of `file`.
-        labels: of the model.
-        file: for error messages.
+        labels: the model's labels.
+        file: the label file, for error messages.
 
     Raises:
         ModelError: no category with objects is a class of the model.
@@ -145,7 +145,7 @@ def match_classes(truth: Truth, labels: Iterable[str], *, file: Path) -> Classes
 
 
 def list_some(texts: Iterable[str]) -> str:
-    """Join texts with commas. After the first five, say how many more there are."""
+    """Join texts with commas. After the first five, add the number of remaining texts."""
     items = list(texts)
     more = len(items) - _MAX_LISTED
     return ", ".join(items[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
@@ -286,7 +286,7 @@ def _enclose_rotated(
 
 
 def _is_in_first_pixel(labelled: LabelledObject) -> bool:
-    """Whether a box ends in or just after the first pixel, as fractions of the image do."""
+    """Whether a box ends in the first pixel, so that it is probably in fractions of the image."""
     x, y, width, height = labelled.bbox
     return max(x + width, y + height) <= 1.1
 

@@ -42,14 +42,14 @@ from service.inference.ultralytics import (
 # Bits of a stored weight. fp32 and fp16 models compute in float32.
 PRECISIONS = {"fp32": 32, "fp16": 16, "int8": 8}
 MIN_AGREEMENT = 0.9  # F1 of the detections. Models below it lost 1.7 to 3.9 points of mAP.
-_MIN_MEAN_IOU = 0.95  # of the boxes that both models find
-_MIN_DETECTIONS = 20  # of the float model. With fewer, the agreement says little.
+_MIN_MEAN_IOU = 0.95  # mean over the boxes that both models find
+_MIN_DETECTIONS = 20  # detections of the float model. With fewer, the agreement proves little.
 _MAX_IMAGES = 300  # more calibration images do not change the ranges of activations
 _MIN_CALIBRATION_IMAGES = 10  # if some images cannot be read
 _MAX_CANARY_IMAGES = 10  # because every start of the service runs them
 _MAX_PIXELS = 2**30
 _SUFFIX = "_openvino_model"
-_MIN_STRIDE = 32  # of every model. Ultralytics rounds other image sizes up to a multiple.
+_MIN_STRIDE = 32  # every model has at least this. Ultralytics rounds image sizes up to a multiple.
 
 
 def export_openvino(
@@ -72,10 +72,10 @@ def export_openvino(
             ultralytics. Ultralytics downloads an official model (`yolo26n.pt`) that does not exist.
         destination: directory to write. By default it is `<stem>_openvino_model` or, for int8,
             `<stem>_int8_openvino_model`, beside the model.
-        image_size: longer side that the model will see, in pixels. By default it is that of the
-            training, or that of the export.
+        image_size: longer side of the model's input, in pixels. By default, the size of the
+            training, or that of the float export.
         precision: one of `PRECISIONS`.
-        calibration: folder of images like those that the model will see. int8 needs it.
+        calibration: folder of images like those that the service will get. int8 needs it.
         labels: labelled images on which to measure the mAP of the model, and also of the float
             model if `precision` is int8.
         min_agreement: smallest F1 of the int8 model's detections compared with those of the float
@@ -94,7 +94,7 @@ def export_openvino(
     _check_size(image_size, _MIN_STRIDE)
     if precision == "int8" and calibration is None:
         raise ModelError(
-            "int8 needs --calibration: a folder of images like those that the model will see"
+            "int8 needs --calibration: a folder of images like those that the service will get"
         )
     # Check all inputs before the long work begins.
     _choose_target(model, destination, precision)
@@ -165,12 +165,13 @@ class Calibration:
 def find_calibration(folder: Path, *, image_size: int) -> Calibration:
     """Find up to 300 images that can be decoded in a folder and its subfolders.
 
-    Files that are not images are ignored. A damaged image is skipped, and another one takes its
+    Files that are not images are ignored. A damaged image is skipped, and another image takes its
     place. The selection is random, but the same each time.
 
     Args:
         folder: contains the images.
-        image_size: longer side that the model sees, in pixels. Large JPEGs are decoded for it.
+        image_size: longer side of the model's input, in pixels. Larger JPEGs are decoded at a
+            reduced scale.
 
     Raises:
         ModelError: there are too few readable images.
@@ -235,10 +236,10 @@ def _choose_target(source: Path, destination: Path | None, precision: str) -> Pa
 
 
 def _move_into_place(written: Path, target: Path) -> None:
-    """Move an export to the target. An old export is removed only after the new one is complete."""
+    """Move an export to the target. Remove an old export only when the new export is complete."""
     target = target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, and so on the same file system: renaming is then atomic.
+    # Beside the target, so that it is on the same file system, where renaming is atomic.
     with tempfile.TemporaryDirectory(prefix=f"{target.name}.", dir=target.parent) as scratch:
         new = Path(scratch) / "new"
         shutil.move(written, new)
@@ -306,7 +307,7 @@ def _export_weights(
         description=f"Exported from {source.name}",
         source=source.name,
         precision=float_precision,
-        names=labels,  # the original ones: ultralytics replaces ImageNet codes by names
+        names=labels,  # the original labels, because ultralytics replaces ImageNet codes by names
     )
     return source
 
@@ -342,7 +343,7 @@ def _run_export(model: Any, image_size: int, bits: int) -> Path:
 def _copy_export(
     model: Path, directory: Path, image_size: int | None, precision: str, renames: Sequence[str]
 ) -> None:
-    """Copy a float export, converting fp32 weights to fp16 if `precision` asks for it.
+    """Copy a float export. Convert fp32 weights to fp16 if `precision` is fp16.
 
     Raises:
         ModelError: the export is not a float model, does not fit the arguments, or a label cannot
@@ -365,7 +366,7 @@ def _copy_export(
         raise ModelError(f"{model} has fp16 weights: export fp32 from the .pt file")
     xml_files = list(model.glob("*.xml"))
     if len(xml_files) != 1:
-        raise ModelError(f"{model} must hold one .xml file; it holds {len(xml_files)}")
+        raise ModelError(f"{model} must contain one .xml file, but contains {len(xml_files)}")
     _check_size(image_size, int(metadata.get("stride", _MIN_STRIDE)))
     loaded = ov.Core().read_model(xml_files[0])
     labels, is_renamed = apply_renames(
@@ -488,7 +489,7 @@ def _add_map(directory: Path, float_export: Path, labels: Labels) -> None:
     accuracy: dict[str, Any] = {"labels": labels.file.name}
     for path in dict.fromkeys((float_export, directory)):  # one path if there is no int8 model
         measured = mean_average_precision(_load(path, MIN_MAP_CONFIDENCE), labels)
-        # These are about the images and the labels, so they are the same for both models.
+        # The counts and notes describe images and labels, so they are the same for both models.
         accuracy |= {"images": measured.images, "objects": measured.objects}
         accuracy["notes"] = list(dict.fromkeys([*accuracy.get("notes", []), *measured.notes]))
         accuracy[read_metadata(path)["precision"]] = _round(

@@ -47,7 +47,7 @@ def build_reader(settings: Settings) -> "ResultReader":
     Raises:
         CredentialsError: no credentials, or no project.
     """
-    from service.gcp.result_reader import ResultReader  # for commands, not for the server
+    from service.gcp.result_reader import ResultReader  # only commands need it, not the server
 
     return ResultReader(_firestore(settings), **_limits(settings))
 

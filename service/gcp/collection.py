@@ -79,13 +79,13 @@ class Collection:
         timeout_seconds: float,
         outages: Outages | None = None,
     ) -> None:
-        """Set the limits.
+        """Take the client and the limits.
 
         Args:
             client: the vendor's client.
             collection: name of the collection.
             timeout_seconds: time of one call, with all its attempts.
-            outages: logs outages; a new one if not given.
+            outages: logs outages. None: a new object.
         """
         self._client = client
         self._outages = outages or Outages()
@@ -118,7 +118,7 @@ class Collection:
 
     @contextmanager
     def _report_outage(self, subject: str) -> Iterator[None]:
-        """Translate the vendor's errors, and log those that concern every message only once."""
+        """Translate the vendor's errors. If an error affects every message, log it only once."""
         try:
             with translate_errors():
                 yield
@@ -145,7 +145,7 @@ def documents_by_id(snapshots: Iterable[Any]) -> dict[str, StoredDocument]:
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Raise the vendor's errors as ours."""
+    """Raise the vendor's errors as FirestoreUnavailableError or FirestoreRefusedError."""
     try:
         yield
     except exceptions.PermissionDenied as exc:

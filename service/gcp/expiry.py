@@ -10,7 +10,7 @@ _CALL_SECONDS = 20.0
 
 
 def connect() -> admin.FirestoreAdminClient | None:
-    """Return a client of Firestore's admin API; None without credentials or on the emulator.
+    """Return a client of Firestore's admin API, or None without credentials or on the emulator.
 
     The emulator has neither TTL nor the admin API.
     """
@@ -25,7 +25,7 @@ def connect() -> admin.FirestoreAdminClient | None:
 def results_expire(
     client: admin.FirestoreAdminClient, project: str, database: str, collection: str
 ) -> bool | None:
-    """Return whether a TTL policy deletes documents of a collection; None: not known.
+    """Return whether a TTL policy deletes documents of a collection. None: not known.
 
     The caller needs the permission `datastore.indexes.list`, which `roles/datastore.viewer` has.
     """

@@ -2,8 +2,9 @@
 
 A document is created once. Its id stands for one generation of one object. If two processes detect
 the same image at the same time, the second `create` finds the document of the first, and the second
-result is dropped. Only a message with a permission (`Replace`) replaces a document, if that is old
-enough. A done document is kept if its replacement failed for a reason outside the image's bytes.
+result is dropped. Only a message with a permission (`Replace`) replaces a document, if the document
+is old enough. A done document is kept if its replacement failed for a reason outside the image's
+bytes.
 
 One image's fault never fails its neighbours. If Firestore permanently refuses the document of a
 result, the other results are committed without it. The image is recorded as `unstorable_result`, in
@@ -46,7 +47,7 @@ _PAUSE_SECONDS = 0.1  # before a result that failed alone is retried
 # Limits: https://firebase.google.com/docs/firestore/quotas. They are checked here because some
 # servers respond to a commit that is too large as if they were busy, which causes endless retries.
 _MAX_DOCUMENT_BYTES = 2**20
-_MAX_COMMIT_BYTES = 5 * 2**19  # of documents; up to 4 MiB on the wire
+_MAX_COMMIT_BYTES = 5 * 2**19  # size of all documents, which become up to 4 MiB on the wire
 _NAME_BYTES = 2048  # upper bound for the document's name and the bytes that Firestore adds
 # What the client raises for a document that can never be written.
 _BUILD_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -117,8 +118,8 @@ class ResultStore(Collection):
         """Commit results together. If one of them makes that fail, commit them one by one.
 
         Raises:
-            FirestoreUnavailableError: Firestore did not respond. Results without an outcome may
-                not be written.
+            FirestoreUnavailableError: Firestore did not respond. It is unknown whether results
+                without an outcome were written.
         """
         try:
             outcomes |= self._write(entries, budget)
@@ -179,7 +180,8 @@ class ResultStore(Collection):
 
         Raises:
             _DocumentRefusedError: Firestore permanently refuses one of the documents.
-            FirestoreUnavailableError: Firestore did not respond. The documents may be written.
+            FirestoreUnavailableError: Firestore did not respond. The documents may have been
+                written.
         """
         with self._report_outage(self._writes):
             return self._write_pending(entries, budget)
@@ -220,7 +222,7 @@ class ResultStore(Collection):
         stored: Mapping[str, StoredDocument],
         budget: RetryBudget,
     ) -> None:
-        """Replace the documents that are stored, if they are unchanged, and create the others.
+        """Replace the documents that are stored, if they are unchanged. Create missing documents.
 
         Raises:
             _DocumentRefusedError: the client cannot encode one of the documents.
@@ -254,7 +256,7 @@ def _is_final(stored: StoredDocument | None, permission: Replace | None) -> bool
 def _outcome_if_kept(
     entry: "_Entry", stored: StoredDocument | None
 ) -> CommittedResult | DocumentKeptError | None:
-    """Return the outcome of a result if the stored document is kept; None if it is written."""
+    """Return a result's outcome if the stored document is kept, or None to write the result."""
     result = entry.result
     if _is_final(stored, result.ref.replace):
         # Equal timings: an earlier attempt of this delivery wrote it.
@@ -270,7 +272,7 @@ def _outcome_if_kept(
 class _Entry:
     """A result and its document."""
 
-    index: int  # of the result in the commit
+    index: int  # position of the result in the commit
     result: ImageResult
     document: dict[str, Any]
     size_bytes: int
@@ -309,7 +311,7 @@ def _size_bytes(value: Any) -> int:
 
 
 def _groups(entries: Iterable[_Entry]) -> Iterator[list[_Entry]]:
-    """Split documents into commits: each small enough, and without two of the same id."""
+    """Split documents into commits that are small enough and have no id twice."""
     group: dict[str, _Entry] = {}
     size = 0
     for entry in entries:

@@ -28,7 +28,7 @@ class LastRun:
         self._uri = ref.uri
 
     def read(self) -> bytes | None:
-        """Return the object's bytes; None if there is no object yet.
+        """Return the object's bytes, or None if there is no object yet.
 
         Raises:
             LastRunError: Cloud Storage did not respond, or refuses access.

@@ -12,7 +12,7 @@ from service.errors import CredentialsError, StorageRefusedError, YoloBatchError
 from service.gcp.storage import GONE, REFUSALS, read_refusal, translate_errors, widen
 
 _PAGE_SIZE = 1000  # Cloud Storage's maximum
-# Only these fields, to keep a page small.
+# Only these fields are requested, to keep a page small.
 _LISTED_FIELDS = "items(name,generation,size,timeCreated),nextPageToken"
 
 
@@ -30,7 +30,7 @@ class ObjectLister:
         self._retry: retry.Retry = DEFAULT_RETRY.with_timeout(timeout_seconds)
 
     def exists(self, ref: ImageRef) -> bool:
-        """Return whether an object exists, in the reference's generation if it has one.
+        """Return whether an object exists. A reference with a generation means that generation.
 
         Raises:
             StorageUnavailableError: Cloud Storage did not respond, or refuses access.
@@ -47,7 +47,7 @@ class ObjectLister:
                 refusal = read_refusal(exc)
                 raise StorageRefusedError(
                     f"Cloud Storage refuses to look up {ref.uri}: "
-                    f"{refusal.code} {refusal.text} (`submit --no-check` does not look it up)"
+                    f"{refusal.code} {refusal.text} (`submit --no-check` submits it unchecked)"
                 ) from exc
 
     def pages(self, bucket: str, prefix: str, *, after: str = "") -> Iterator[Sequence[ImageRef]]:

@@ -2,6 +2,6 @@
 
 
 def one_line(text: str, max_chars: int) -> str:
-    """Return the text as one line of printable characters, single spaces and this length."""
+    """Return the text on one line, without unprintable characters, cut to `max_chars`."""
     printable = "".join(char if char.isprintable() else " " for char in text)
     return " ".join(printable.split())[:max_chars]

@@ -16,14 +16,14 @@ Value = TypeVar("Value")
 
 _QUIET_SECONDS = 60.0  # an outage that recurs within this time is not logged again
 _REPEAT_SECONDS = 1800.0  # an outage that lasts this long is logged again
-_MAX_SUBJECTS = 1000  # then the oldest is dropped
-_MAX_REASONS = 20  # per subject; then the oldest is dropped
+_MAX_SUBJECTS = 1000  # above this number, the oldest subject is dropped
+_MAX_REASONS = 20  # per subject. Above this number, the oldest reason is dropped.
 
 
 @dataclass
 class _Outage:
-    logged_at: float
-    rejected: int = 0  # messages rejected since then
+    logged_at: float  # seconds of the clock
+    rejected: int = 0  # number of messages rejected since `logged_at`
     is_over: bool = False
 
 
@@ -41,7 +41,7 @@ class Outages:
         self._lock = threading.Lock()
 
     def report(self, subject: str, reason: str, cause: str = "") -> None:
-        """Log that a subject (a bucket, a database) refuses every request, unless just logged.
+        """Log that a subject refuses every request, unless this was logged a short time ago.
 
         Args:
             subject: the bucket or the database.
@@ -65,7 +65,7 @@ class Outages:
 
     def clear(self, subject: str) -> None:
         """Note that a request to a subject succeeded. Log it if that ends an outage."""
-        if not self._outages:  # usually; saves taking the lock
+        if not self._outages:  # the usual case, in which no lock is taken
             return
         with self._lock:
             reasons = self._outages.get(subject, {}).values()
@@ -77,7 +77,7 @@ class Outages:
 
 
 def _get_or_add(values: dict[str, Value], key: str, new: Value, max_size: int) -> Value:
-    """Return the value of a key; add `new` if it has none, and drop the oldest key if full."""
+    """Return the value of a key. If it has none, add `new`, and drop the oldest key if full."""
     value = values.setdefault(key, new)
     if len(values) > max_size:
         del values[next(iter(values))]

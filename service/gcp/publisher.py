@@ -12,7 +12,8 @@ from google.cloud import pubsub_v1  # type: ignore[attr-defined]  # published wi
 from service.domain import Replace
 from service.errors import CredentialsError, YoloBatchError
 
-# Parameters of the client's `publish`, which takes attributes as further keyword arguments.
+# Attributes cannot have these names: the client's `publish` takes attributes as keyword arguments,
+# and these are its other parameters.
 _RESERVED_ATTRIBUTES = {"self", "topic", "data", "ordering_key", "retry", "timeout"}
 _BATCHING = pubsub_v1.types.BatchSettings(
     max_messages=1000,  # Pub/Sub's limit for one call
@@ -34,7 +35,7 @@ def job_message(uri: str, permission: Replace | None = None) -> bytes:
 
     Args:
         uri: `gs://bucket/object`, with an optional `#generation`.
-        permission: to replace the image's document.
+        permission: the permission to replace the image's document. None: no permission.
     """
     job: dict[str, object] = {"uri": uri}
     if permission:
@@ -85,7 +86,7 @@ def publish_jobs(
     """Publish messages, and wait until Pub/Sub has confirmed all. At most 2,000 are in memory.
 
     Args:
-        client: the vendor's client; see `connect`.
+        client: the vendor's client. See `connect`.
         topic: the topic's full name.
         messages: the data of each message.
         attributes: the attributes of every message. A job has none.

@@ -1,4 +1,4 @@
-"""Classifies refusals by Cloud Storage: of one object, of everything, or temporary. Pure.
+"""Classifies refusals by Cloud Storage: of one object, of everything, or temporary. Does no I/O.
 
 Metadata errors are JSON with a `reason`. Download errors (`alt=media`) are text, so the text is
 matched too. Source: https://cloud.google.com/storage/docs/json_api/v1/status-codes
@@ -28,7 +28,7 @@ MIN_REFUSED_SECONDS = 600.0
 
 _BAD_REQUEST, _UNAUTHORIZED, _FORBIDDEN, _LEGAL_REASONS = 400, 401, 403, 451
 _DENIED_SECONDS = 30.0  # how long a denied permission is cached
-_MAX_REMEMBERED = 10_000  # objects or buckets; then the least recently used is dropped
+_MAX_REMEMBERED = 10_000  # objects or buckets. Above, the least recently used is dropped.
 _MAX_TEXT = 300  # how many characters of Cloud Storage's message a document quotes
 _MAX_READ = 2000  # how many characters of a response are parsed
 
@@ -66,9 +66,9 @@ _POLICY = (
     "account and its project there. An IAM role does not help."
 )
 _BILLING = "Cloud Storage refuses the bucket. Its project's billing or account is disabled."
-_REFUSED = "Cloud Storage refuses every request to the bucket. `cause` in the log is its message."
+_REFUSED = "Cloud Storage refuses every request to the bucket. Its message is in the log (`cause`)."
 
-_NOW_REASONS = {
+_TEMPORARY_REASONS = {
     "rateLimitExceeded",
     "userRateLimitExceeded",
     "quotaExceeded",
@@ -94,8 +94,8 @@ _EVERYTHING_REASONS = {
     *_BILLING_REASONS,
 }
 
-# Phrases in the text of a refusal, without names.
-_PHRASE_NOW = re.compile(r"\b(exceed(s|ed)? (\w+ ){0,4}(rate limit|quota)|quota exceeded"
+# Phrases to find in the text of a refusal, after names of accounts and resources are removed.
+_PHRASE_TEMPORARY = re.compile(r"\b(exceed(s|ed)? (\w+ ){0,4}(rate limit|quota)|quota exceeded"
                        r"|rate limit (was )?exceeded)\b")  # fmt: skip
 _PHRASE_POLICY = re.compile(r"\borgani[sz]ation.s policy\b|\bvpcservicecontrolsuniqueidentifier\b")
 _PHRASE_BILLING = re.compile(r"\bbilling account\b.*\bdisabled\b")
@@ -113,10 +113,10 @@ _Times = LRUCache[object, float]  # by key: when it was last noted, in seconds
 class Scope(Enum):
     """What a refusal concerns."""
 
-    NOW = "now"  # temporary: a later delivery can succeed
+    TEMPORARY = "temporary"  # a later delivery can succeed
     EVERYTHING = "everything"  # the bucket, the project or the account: an operator must act
     OBJECT = "object"  # this object, permanently
-    UNCLEAR = "unclear"  # any of these; later attempts decide
+    UNCLEAR = "unclear"  # any of these. Later attempts decide.
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,9 @@ class Refusal:
     """One error response of Cloud Storage."""
 
     status: int
-    reason: str = ""  # of the JSON; empty if the response is text
+    reason: str = ""  # the JSON's `reason`. Empty if the response is text.
     text: str = ""
-    name: str = ""  # of the object; its words must not count as phrases of the text
+    name: str = ""  # the object's name. Its words must not count as phrases of the text.
 
     @classmethod
     def read(cls, status: int, body: str, name: str = "") -> "Refusal":
@@ -142,8 +142,8 @@ class Refusal:
     @property
     def scope(self) -> Scope:
         """What the refusal concerns, as far as the response says."""
-        if self.reason in _NOW_REASONS or self._has_phrase(_PHRASE_NOW):
-            return Scope.NOW
+        if self.reason in _TEMPORARY_REASONS or self._has_phrase(_PHRASE_TEMPORARY):
+            return Scope.TEMPORARY
         if self.status == _UNAUTHORIZED or self.reason in _EVERYTHING_REASONS:
             return Scope.EVERYTHING
         if self._has_phrase(_PHRASE_BILLING) or self._has_phrase(_PHRASE_POLICY):
@@ -181,7 +181,7 @@ class Refusal:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is a 403 without a known reason, which is how a missing role looks."""
+        """Whether it is a 403 without a known reason. A missing role looks like this."""
         return self.status == _FORBIDDEN and self.scope is Scope.UNCLEAR and not self._known()
 
     @property
@@ -190,7 +190,7 @@ class Refusal:
         return f"{self.status} {self.reason}".rstrip()
 
     def _known(self) -> str | None:
-        """Return the sentence for a reason that we know; None for others."""
+        """Return the sentence for a reason that we know, or None for others."""
         reason = self.reason.lower()
         if "customerencryptionkey" in reason or self._has_phrase(_PHRASE_CUSTOMER_KEY):
             return _CUSTOMER_KEY
@@ -225,13 +225,13 @@ class AccessHistory:
         self._denied: _Times = LRUCache(_MAX_REMEMBERED)  # by bucket: its last denied permission
         self._lock = threading.Lock()
 
-    def read(self, bucket: str, *request: object) -> None:
+    def note_read(self, bucket: str, *request: object) -> None:
         """Note that a request for an object succeeded. This clears its refusals."""
         with self._lock:
             self._refused.pop((bucket, *request), None)
             self._reads[bucket] = self._clock()
 
-    def is_lasting(self, bucket: str, *request: object) -> bool:
+    def note_refusal(self, bucket: str, *request: object) -> bool:
         """Note a refusal. Return whether this request has been refused for MIN_REFUSED_SECONDS."""
         with self._lock:
             now = self._clock()
@@ -241,7 +241,7 @@ class AccessHistory:
         """Return whether an object of the bucket was read within MIN_REFUSED_SECONDS."""
         return self._age(self._reads, bucket) < MIN_REFUSED_SECONDS
 
-    def deny(self, bucket: str) -> None:
+    def note_denial(self, bucket: str) -> None:
         """Note that the account lacks the permissions to read and list a bucket."""
         with self._lock:
             self._denied[bucket] = self._clock()
@@ -251,7 +251,7 @@ class AccessHistory:
         return self._age(self._denied, bucket) < _DENIED_SECONDS
 
     def _age(self, times: _Times, key: object) -> float:
-        """Return the seconds since a key was noted; infinity if it never was."""
+        """Return the seconds since a key was noted, or infinity if it never was."""
         with self._lock:
             return self._clock() - times.get(key, -math.inf)
 
@@ -262,7 +262,7 @@ def _without_name(word: str) -> str:
 
 
 def _clean(text: str) -> str:
-    """Return Cloud Storage's message as one line; an empty text for HTML or XML of a proxy."""
+    """Return Cloud Storage's message as one line, or an empty text for HTML or XML of a proxy."""
     if _MARKUP.search(text):
         return ""
     return one_line(text, _MAX_READ)

@@ -10,7 +10,7 @@ from service.domain import ImageRef, StoredDocuments
 from service.errors import FirestoreUnavailableError
 from service.gcp.collection import Collection, RetryBudget, documents_by_id
 
-_AFTER_EVERY_NAME = "\U0010ffff"  # sorts after every object name with the prefix before it
+_AFTER_EVERY_NAME = "\U0010ffff"  # a prefix and this sort after every name with that prefix
 
 
 class ResultReader(Collection):
@@ -30,7 +30,7 @@ class ResultReader(Collection):
             )
 
     def results(self, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
-        """Return the documents of a bucket's objects whose names start with `prefix`, by name.
+        """Yield the documents of the objects whose names start with `prefix`, sorted by name.
 
         Raises:
             FirestoreUnavailableError: Firestore did not respond, or lacks the index.
@@ -50,7 +50,7 @@ class ResultReader(Collection):
                 ) from exc
 
     def document(self, document_id: str) -> dict[str, Any] | None:
-        """Return one document by its id; None if there is none.
+        """Return one document by its id, or None if there is none.
 
         Raises:
             FirestoreUnavailableError: Firestore did not respond.

@@ -12,7 +12,7 @@ from requests.exceptions import RequestException
 from service.domain import ImageRef, ObjectMetadata
 from service.errors import CredentialsError, SmokeError
 
-_CALL_SECONDS = 30.0  # of one call, with all its attempts
+_CALL_SECONDS = 30.0  # for one call with all its attempts
 
 
 class CloudSamples:

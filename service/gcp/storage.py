@@ -41,12 +41,13 @@ os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
 _METADATA_FIELDS = "generation,size,contentType,md5Hash,crc32c"
 GONE = frozenset({404, 410})
 REFUSALS = frozenset({400, 401, 403, 451})  # statuses that a retry does not change
-# On the bucket. Only with both does Cloud Storage report a missing object as 404, not as 403.
+# Permissions on the bucket. To an account without both, Cloud Storage reports a missing object as
+# 403 instead of 404.
 _PERMISSIONS = ("storage.objects.get", "storage.objects.list")
 _MEMORY_SECONDS = 0.1  # how long an open response waits for memory
-_MAX_SILENCE_SECONDS = 5.0  # without a byte; then the request is sent again
+_MAX_SILENCE_SECONDS = 5.0  # without a byte. Then the request is sent again.
 _READ_BYTES = 2**16  # per read, at most
-_MAX_JSON_BYTES = 2**16  # of metadata or an error message
+_MAX_JSON_BYTES = 2**16  # largest metadata or error message that is read
 _FOR_NOW = "Cloud Storage refuses the object now. A later delivery may succeed."
 _YOUR_CREDENTIALS = (
     "Google rejected your credentials, or they have expired: run `gcloud auth "
@@ -93,7 +94,7 @@ class _Reservation:
 
         Args:
             count: how many bytes.
-            deadline: ends the wait; the reservation's own if not given.
+            deadline: ends the wait. None: the reservation's own deadline.
 
         Raises:
             TooLateError: the deadline passed first.
@@ -244,7 +245,7 @@ class ImageStorage:
             except GoogleAuthError as exc:
                 self._outages.report(f"gs://{ref.bucket}", NO_CREDENTIALS, str(exc))
                 raise StorageRefusedError(NO_CREDENTIALS) from exc
-        self._history.read(*_request_key(ref, is_download=is_download))
+        self._history.note_read(*_request_key(ref, is_download=is_download))
         self._outages.clear(f"gs://{ref.bucket}")
 
     def _refused(
@@ -263,13 +264,13 @@ class ImageStorage:
         refusal = read_refusal(error, ref)
         has_metadata = False
         if refusal.scope is Scope.UNCLEAR and is_download:
-            # A refusal of the metadata has a reason, unlike one of the bytes.
+            # A refusal of the metadata states a reason. A refusal of the bytes does not.
             metadata_refusal = self._metadata_refusal(ref, until)
             has_metadata = metadata_refusal is None
             refusal = metadata_refusal or refusal
         scope = refusal.scope
         if scope is Scope.UNCLEAR:
-            is_lasting = self._history.is_lasting(*_request_key(ref, is_download=is_download))
+            is_lasting = self._history.note_refusal(*_request_key(ref, is_download=is_download))
             is_readable = has_metadata or self._has_permissions(ref.bucket, until)
             if is_lasting and (is_readable or self._history.was_read_lately(ref.bucket)):
                 scope = Scope.OBJECT
@@ -285,7 +286,7 @@ class ImageStorage:
         return StorageRefusedError(refusal.advice())
 
     def _metadata_refusal(self, ref: ImageRef, until: Deadline) -> Refusal | None:
-        """Request an object's metadata. Return the refusal; None if they are readable."""
+        """Request an object's metadata. Return the refusal, or None if they are readable."""
         try:
             self._read_metadata(ref, until)
         except exceptions.GoogleAPICallError as exc:
@@ -309,7 +310,7 @@ class ImageStorage:
             granted = ()
         if set(granted) >= set(_PERMISSIONS):
             return True
-        self._history.deny(bucket)
+        self._history.note_denial(bucket)
         return False
 
     def _get_json(self, path: str, query: str, until: Deadline) -> Mapping[str, Any]:
@@ -336,7 +337,7 @@ class ImageStorage:
             path: path of the resource, percent-encoded.
             query: its query string.
             until: when the last attempt ends.
-            reservation: of memory for an object's bytes. None: the response is JSON.
+            reservation: reserves memory for an object's bytes. None: the response is JSON.
 
         Raises:
             BadImageError: the object has more than `max_bytes` bytes.
@@ -350,7 +351,7 @@ class ImageStorage:
         return response
 
     def _get_once(self, url: str, until: Deadline, reservation: _Reservation | None) -> _Response:
-        """Send one GET, and read its body; see `_get`.
+        """Send one GET, and read its body. See `_get`.
 
         Connecting, waiting for the response and each read of its body may take a third of the time
         that is left, at most 5 s each. So the attempt ends in time, and after a silent peer there
@@ -397,7 +398,7 @@ class ImageStorage:
 
 
 def widen(client: storage.Client, connections: int) -> None:
-    """Make a client keep this many connections open; by default it keeps 10."""
+    """Make a client keep this many connections open. By default, it keeps 10."""
     adapter = HTTPAdapter(pool_connections=connections, pool_maxsize=connections)
     client._http.mount("https://", adapter)
     client._http.mount("http://", adapter)
@@ -430,7 +431,7 @@ def _crc32c(data: bytes) -> str:
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Raise the vendor's errors as ours."""
+    """Raise the vendor's errors as ObjectGoneError or StorageUnavailableError."""
     try:
         yield
     except exceptions.PreconditionFailed as exc:

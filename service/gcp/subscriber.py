@@ -24,7 +24,7 @@ _PUBLISHED = _ADDED + "TopicPublishTime"  # RFC 3339: when it was first publishe
 _CALL_SECONDS = 30.0
 _PULL_SECONDS = 5.0  # without it, a pull of an empty subscription waits longer
 _PULL_SIZE = 100
-_LEASE_SECONDS = 120  # extended in `leases`; after a kill, messages stay leased this long
+_LEASE_SECONDS = 120  # extended in `leases`. After a kill, messages stay leased this long.
 # Pub/Sub may return no message although it has some, so stop only after this many empty pulls.
 _EMPTY_PULLS = 2
 _ACK_SIZE = 500  # ids in one call: a request may have 512 KiB
@@ -42,19 +42,19 @@ class DeadLetter:
 
     @property
     def attempts(self) -> int | None:
-        """How often it was delivered before it became a dead letter; None if not known."""
+        """How often it was delivered before it became a dead letter, or None if not known."""
         text = self.attributes.get(_ATTEMPTS, "")
         return int(text) if text.isascii() and text.isdigit() else None
 
     @property
     def source(self) -> str | None:
-        """Full name of the subscription that it was dead-lettered from; None if not known."""
+        """Full name of the subscription in which it failed, or None if not known."""
         name, project = self.attributes.get(_SUBSCRIPTION), self.attributes.get(_PROJECT)
         return f"projects/{project}/subscriptions/{name}" if name and project else None
 
     @property
     def published_at(self) -> datetime:
-        """When it was first published; if not known, when it became a dead letter."""
+        """When it was first published. If that is not known, when it became a dead letter."""
         try:
             first = datetime.fromisoformat(self.attributes.get(_PUBLISHED, ""))
         except ValueError:
@@ -81,7 +81,7 @@ class Subscription:
         *,
         lease_seconds: int = _LEASE_SECONDS,
     ) -> None:
-        """Take a client; `connect` returns a subscription with one.
+        """Take a client. `connect` builds the client and the subscription.
 
         Args:
             client: the vendor's client.

@@ -10,7 +10,7 @@ from service.images.pixels import DecodedImage, Pixels
 
 logger = logging.getLogger(__name__)
 
-_MAX_CANARY_PIXELS = 2**26  # MAX_IMAGE_PIXELS limits uploads, not the images of a model's canary
+_MAX_CANARY_PIXELS = 2**26  # instead of MAX_IMAGE_PIXELS, which limits only uploads
 # These decoders take twice the memory per pixel, so their pixels count twice.
 PIXEL_WEIGHTS = {"AVIF": 2, "JPEG2000": 2}
 
@@ -21,9 +21,9 @@ def decode(data: bytes, *, max_pixels: int, image_size: int | None = None) -> De
     Args:
         data: the file.
         max_pixels: the most pixels that an image may have.
-        image_size: longer side that the model sees, in pixels. A JPEG at least twice as large is
-            decoded at a reduced scale, but never below this size. None decodes every image in
-            full. `DecodedImage.info` has the full size in both cases.
+        image_size: longer side of the image as the model gets it, in pixels. A JPEG at least twice
+            as large is decoded at a reduced scale, but never below this size. None decodes every
+            image in full. `DecodedImage.info` has the full size in both cases.
 
     Raises:
         BadImageError: the file is not an image, is damaged, is of an unsupported kind, or has more

@@ -47,7 +47,7 @@ from service.images.pixels import DecodedImage
 Decode = Callable[[bytes, Request], DecodedImage]
 
 _PR_SET_PDEATHSIG = 1  # prctl(2): the kernel sends this signal when the parent exits
-_MAX_MESSAGE_BYTES = 2000  # of a BadImageError
+_MAX_MESSAGE_BYTES = 2000  # longest message of a BadImageError that is sent
 _MAX_REQUEST_BYTES = 2**16
 _GZIP_SIGNATURE = b"\x1f\x8b"
 # zlib's `wbits`: detect a gzip or zlib header, or expect no header.
@@ -64,7 +64,7 @@ class NeedsMemoryError(Exception):
     """Decoding the file needs more memory than the request allows."""
 
     def __init__(self, needed_bytes: int) -> None:
-        """Keep the estimated need, in bytes."""
+        """Take the estimate of the needed memory, in bytes."""
         super().__init__(needed_bytes)
         self.needed_bytes = needed_bytes
 
@@ -123,7 +123,7 @@ def main(decode: Decode = decode) -> None:
     while True:
         ready = dict(poller.poll())
         for process, sock in decoders.items():
-            if sock.fileno() in ready:  # the service shut it down: it gave up on this decoder
+            if sock.fileno() in ready:  # the service shut it down, to have this decoder killed
                 poller.unregister(sock)
                 os.kill(process, signal.SIGKILL)
         if ready.pop(wakeup_reader.fileno(), None):
@@ -137,7 +137,7 @@ def main(decode: Decode = decode) -> None:
             root = os.getpid()
             try:
                 process = os.fork()
-            except OSError:  # not enough memory; the service notices the closed socket
+            except OSError:  # not enough memory. The service notices the closed socket.
                 sock.close()
             else:
                 if not process:
@@ -154,7 +154,7 @@ def main(decode: Decode = decode) -> None:
 
 
 def _reap(decoders: dict[int, socket.socket], poller: select.poll) -> None:
-    """Report each decoder that has exited on its socket, and forget it."""
+    """For each decoder that has exited, send its wait status on its socket, and remove it."""
     while decoders:
         process, status = os.waitpid(-1, os.WNOHANG)
         if not process:
@@ -171,7 +171,7 @@ def _run(sock: socket.socket, file: int, pixels: int, decode: Decode, root: int)
     """Serve requests in a forked decoder until the service closes the socket.
 
     Args:
-        sock: for requests and replies.
+        sock: receives requests and sends replies.
         file: descriptor of the memory that holds a request's file.
         pixels: descriptor of the memory for the decoded pixels.
         decode: decodes one file.

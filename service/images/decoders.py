@@ -57,18 +57,18 @@ NEEDED_BYTES, WAIT_STATUS = struct.Struct("<Q"), struct.Struct("<i")
 
 _IMPORT_FOLDER = Path(__file__).parents[2]  # contains the `service` package
 _MAX_REPLY_BYTES = 4096
-_MAX_FORMAT_CHARACTERS = 16  # of a format's name
-_MAX_ENCODING_CHARACTERS = 1000  # of a Content-Encoding; real ones are far shorter
+_MAX_FORMAT_CHARACTERS = 16  # longest name of a format
+_MAX_ENCODING_CHARACTERS = 1000  # longest Content-Encoding. Valid values are far shorter.
 _KEPT_BYTES = 8 * 2**20  # a larger memory file is emptied after its image
-_SLICE_SECONDS = 1.0
-_START_SECONDS = 60.0  # for a decoder; an idle machine needs 0.2 s
+_SLICE_SECONDS = 1.0  # see `_Decoder._receive`
+_START_SECONDS = 60.0  # for a decoder, which starts in 0.2 s on an idle machine
 _EXIT_SECONDS = 10.0  # for the root process
 _KILL_SECONDS = 2.0  # for a killed decoder, while a request waits
-_FEW_CPU_SECONDS = 10  # the largest valid image takes 7 or 8
+_FEW_CPU_SECONDS = 10  # the largest valid image takes 7 or 8 s
 _NO_MEMORY = "There is not enough memory to decode the image now."
 _KILLED = "The decoder process did not start or was killed, for example because memory is short."
 _ENVIRONMENT = {
-    # One arena: each further one reserves 64 MB of address space, which counts towards RLIMIT_AS.
+    # One arena, because each arena reserves 64 MB of address space, which counts towards RLIMIT_AS.
     "MALLOC_ARENA_MAX": "1",
     # Decoders keep their buffers. Returning them to the system after each image would be half of
     # the cost of a large image (docs/decisions/0004-decoder-processes.md).
@@ -82,7 +82,7 @@ _ENVIRONMENT = {
 class DecodeLimits:
     """Limits on decoding one file."""
 
-    cpu_seconds: int = 30  # four times what the largest valid image takes (JPEG 2000 of 31 MB)
+    cpu_seconds: int = 30  # the largest valid image takes a quarter (JPEG 2000 of 31 MB)
     wall_seconds: float = 100.0  # ends a file that hangs its decoder without using CPU time
     # Memory that every decoder may allocate: enough for 12 megapixels in the worst case. A file
     # that needs more gets it in addition, one such file at a time.
@@ -90,7 +90,7 @@ class DecodeLimits:
 
     @classmethod
     def within(cls, seconds: float) -> Self:
-        """Return limits that end a file before its delivery's time is over.
+        """Return limits that stop the decoding of a file before its delivery's time is over.
 
         Args:
             seconds: a delivery's time, without the part that is reserved for the commit.
@@ -105,13 +105,13 @@ class DecodeLimits:
 class Request:
     """How a decoder decodes the file in its shared memory, and within which limits."""
 
-    length: int  # of the file, in bytes
+    length: int  # the file's length in bytes
     content_encoding: str
-    image_size: int  # longer side that the model sees, in pixels
+    image_size: int  # longer side of the image as the model gets it, in pixels
     reduced: bool  # whether a JPEG may be decoded at a reduced scale
     max_pixels: int
     max_decompressed_bytes: int
-    memory_bytes: int  # address space that it may add to what it had at its start
+    memory_bytes: int  # address space that the decoder may add to that of its start
     cpu_seconds: int
 
     def to_bytes(self) -> bytes:
@@ -143,7 +143,7 @@ class Decoders:
             count: number of decoder processes.
             max_pixels: the most pixels that an image may have.
             max_decompressed_bytes: the largest file without its Content-Encoding.
-            reduced: whether a JPEG at least twice as large as the model sees is decoded at a
+            reduced: whether a JPEG at least twice as large as the model's input is decoded at a
                 reduced scale.
             limits: limits on decoding one file.
             command: starts the root process.
@@ -176,8 +176,8 @@ class Decoders:
 
         Args:
             data: the stored object's bytes.
-            image_size: longer side that the model sees, in pixels. A larger image is shrunk to
-                it. `DecodedImage.info` has the full size in both cases.
+            image_size: longer side of the image as the model gets it, in pixels. A larger image is
+                shrunk to this size. `DecodedImage.info` has the full size in both cases.
             content_encoding: the object's Content-Encoding. `gzip` and `deflate` are undone.
             max_pixels: the most pixels that this image may have. None: the pool's own limit.
             deadline: ends every wait, and the decoding itself.
@@ -210,7 +210,7 @@ class Decoders:
                     memory_bytes = limits.small_bytes + reply
                     if memory_bytes <= request.memory_bytes:
                         raise BadImageError.corrupt(
-                            "Decoding the file takes more memory than an image of its size may."
+                            "Decoding the file needs more memory than its number of pixels allows."
                         )
                     request = replace(request, memory_bytes=memory_bytes)
                     reply = self._decode_once(request, data, deadline)
@@ -233,7 +233,7 @@ class Decoders:
             self._idle.clear()
 
     def _decode_once(self, request: Request, data: bytes, deadline: Deadline) -> DecodedImage | int:
-        """Decode in the next free decoder. Return the image, or the bytes of memory it needs.
+        """Decode in the next free decoder. Return the image, or the bytes of memory that it needs.
 
         A decoder may crash because an earlier file corrupted its memory. So if a used decoder
         crashes, the file is tried again in a new decoder, and only that result counts.
@@ -260,7 +260,7 @@ class Decoders:
         """Return a running decoder. If it must be new, it has decoded no file yet.
 
         Raises:
-            DecoderUnavailableError: two in a row did not start.
+            DecoderUnavailableError: two decoders in a row did not start.
             OSError: there is not enough memory, or there are no free file descriptors.
             ShuttingDownError: the pool is closed.
             TooLateError: the deadline passed first.
@@ -280,7 +280,7 @@ class Decoders:
         raise DecoderUnavailableError(_KILLED)
 
     def _release(self, decoder: "_Decoder", *, keep: bool) -> None:
-        """Make a decoder available again, or replace it without waiting for the new one's start."""
+        """Make a decoder available again, or start to replace it."""
         with self._lock:
             if keep and decoder.is_reusable and decoder.files < MAX_FILES and not self._is_closed:
                 self._idle.append(decoder)
@@ -317,7 +317,8 @@ class Decoders:
                         socket.send_fds(self._control, [b"fork"], fds)
                     except ConnectionError:
                         logger.warning("The decoders' root process exited: starting a new one")
-                        # Start it first: if that fails, the next call tries again.
+                        # Start it before the old root is removed, so that the next call tries again
+                        # if this fails.
                         root, control = self._start_root()
                         self._control.close()
                         self._root.kill()
@@ -338,7 +339,7 @@ class Decoders:
                 process = subprocess.Popen(
                     (*self._command, str(child_socket.fileno())),
                     stdin=subprocess.DEVNULL,
-                    stdout=2,  # libraries may print; keep that out of the service's stdout
+                    stdout=2,  # what libraries print must not reach the service's stdout
                     env=os.environ | _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(path)},
                     pass_fds=[child_socket.fileno()],
                     # Ctrl-C then reaches only the service, which first finishes its images.
@@ -407,7 +408,7 @@ class _Decoder:
         return cls(own_socket, *descriptors), child_socket
 
     def is_running(self, deadline: Deadline) -> bool:
-        """Wait until the process has started. Return whether it runs and sent nothing unrequested.
+        """Wait until the process has started. Return whether it runs and has sent nothing else.
 
         Raises:
             DecoderUnavailableError: it does not start.

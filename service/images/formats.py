@@ -17,7 +17,7 @@ _SIGNATURES = {
     **dict.fromkeys(tiff.SIGNATURES, "TIFF"),
     **dict.fromkeys(jpeg2000.SIGNATURES, "JPEG2000"),
 }
-# Valid sizes of a BMP's second header, in bytes. They distinguish a BMP from text beginning "BM".
+# Valid sizes of a BMP's second header, in bytes. They tell a BMP from text that begins with "BM".
 _BMP_HEADER_BYTES = (12, 16, 40, 52, 56, 64, 108, 124)
 _NETPBM = re.compile(rb"P[1-6fF][\s#]")
 # Brands name the content of a file in the ISO base media file format (ISO/IEC 14496-12).
@@ -36,14 +36,14 @@ _UNSUPPORTED = {  # signatures of formats that an error message names
 class File(Protocol):
     """One file whose header has been read."""
 
-    info: ImageInfo  # format, and the size before or after the image is turned upright
+    info: ImageInfo  # the format, and the size. Some formats have applied the orientation to it.
 
     def decode(self, image_size: int | None) -> DecodedImage:
         """Decode to upright uint8 BGR pixels.
 
         Args:
-            image_size: longer side that the model sees, in pixels. A decoder may return the image
-                at a reduced scale, but not below this size. None: in full.
+            image_size: longer side of the image as the model gets it, in pixels. A decoder may
+                return the image at a reduced scale, but not below this size. None: in full.
 
         Raises:
             BadImageError: the file is damaged, truncated, or of an unsupported kind.
@@ -101,7 +101,7 @@ def open_file(data: bytes) -> File:
 
 
 def _brands(data: bytes) -> list[bytes]:
-    """Return the brands in the file-type box, which is the first box of such a file."""
+    """Return the brands in the file-type box, which is the first box of an AVIF or HEIF file."""
     if data[4:8] != b"ftyp":
         return []
     box = data[8 : min(int.from_bytes(data[:4]), 4096)]

@@ -1,6 +1,6 @@
 """JPEG: this module reads the segments, libjpeg-turbo decodes the pixels.
 
-Each file is first reduced to the segments that determine its pixels. A JPEG may hold any number of
+Each file is first reduced to the segments that determine its pixels. A JPEG may have any number of
 other segments, fill bytes and stray bytes. Without them, a file costs no more than its pixels do,
 and nothing hides missing data: libjpeg-turbo reports only its first warning.
 """
@@ -27,7 +27,7 @@ _SOI, _EOI = SIGNATURE, b"\xff\xd9"
 # A marker that begins a segment, or EOI (ITU-T T.81, B.1.1.3). Not a fill byte, TEM, RST or SOI.
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 _END_OF_IMAGE, _START_OF_SCAN = 0xD9, 0xDA
-# Frame types (SOF) that libjpeg-turbo decodes, with Huffman or arithmetic coding. Then the others.
+# Frame types (SOF): those that libjpeg-turbo decodes, then those that it does not decode.
 _PROGRESSIVE, _ARITHMETIC = (0xC2, 0xCA), (0xC9, 0xCA)
 _FRAMES = (0xC0, 0xC1, 0xC2, *_ARITHMETIC)
 _UNSUPPORTED = {
@@ -46,10 +46,10 @@ _DESCRIPTIONS = (
 _MAX_DESCRIPTIONS = 100
 _LATE_HEIGHT = b"\xff\xdc\0\4"  # begin of a DNL segment (T.81, B.2.5)
 _MIN_SCAN_BYTES = 10  # a scan's header for one component (T.81, B.2.3)
-_UNKNOWN = 16  # no coefficient has a bit with this number
+_UNKNOWN = 16  # no bit received yet. Coefficients have no bit with this number.
 
-# Limits on cost. Reading a segment takes a microsecond; a scan takes some nanoseconds per pixel of
-# the image. mozjpeg writes 12 scans; the largest image may have 40.
+# Limits on cost. Reading a segment takes a microsecond, and decoding a scan takes some nanoseconds
+# per pixel of the image. mozjpeg writes 12 scans. With 50 megapixels, an image may have 40.
 _MAX_SEGMENTS = 100_000
 _MAX_SCANS = 1000
 _MAX_SCANNED_PIXELS = 2_000_000_000
@@ -86,9 +86,9 @@ class Jpeg:
         """Decode to upright uint8 BGR pixels.
 
         Args:
-            image_size: longer side that the model sees, in pixels. libjpeg's scaled inverse DCT
-                decodes an image at least twice as large at 1/2, 1/4 or 1/8, never below this size.
-                None decodes in full.
+            image_size: longer side of the image as the model gets it, in pixels. libjpeg's scaled
+                inverse DCT decodes an image at least twice as large at 1/2, 1/4 or 1/8, but never
+                below this size. None decodes in full.
 
         Raises:
             BadImageError: data are missing, or the file is damaged or unsupported.
@@ -107,7 +107,7 @@ class Jpeg:
 
 @dataclass
 class _Frame:
-    """The frame of an image (T.81, B.2.2), and which coefficients the scans so far contain."""
+    """The frame of an image (T.81, B.2.2), and which coefficients its scans contain so far."""
 
     segment: bytes
     code: int
@@ -124,7 +124,7 @@ class _Frame:
         self._lowest_bits = {c: [_UNKNOWN] * 64 for c in header[10 : 10 + 3 * header[9] : 3]}
 
     def add_scan(self, scan: bytes) -> None:
-        """Record a scan's header: its components, its range of coefficients, its bit (B.2.3)."""
+        """Record which bit of which coefficients and components a scan contains (T.81, B.2.3)."""
         self.scans += 1
         first, last, bit = scan[-3:] if self.is_progressive else (0, 63, 0)
         for bits in (self._lowest_bits[c] for c in scan[5:-3:2] if c in self._lowest_bits):
@@ -154,9 +154,10 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _reduce(data: bytes) -> tuple[_Frame, bytes, bytes]:
-    """Return the frame, a header for Pillow, and a file for libjpeg that holds only the pixels.
+    """Return the frame, a header for Pillow, and a file for libjpeg that has only the pixels.
 
-    That file always ends with EOI: a JPEG without it may still contain all of its pixels.
+    The file for libjpeg always ends with EOI, because a JPEG that lacks EOI may still contain all
+    of its pixels.
 
     Raises:
         BadImageError: the file is damaged or of an unsupported kind of JPEG.

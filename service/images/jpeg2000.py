@@ -84,7 +84,7 @@ class Jpeg2000:
         return DecodedImage(pixels, self.info)
 
     def _wrap_codestream(self) -> bytes:
-        """Put a bare codestream into a file: OpenCV rejects a grey one without a colour space."""
+        """Put a bare codestream into a file. OpenCV rejects grey without a stated colour space."""
         size = struct.pack(">II", self.info.height, self.info.width)
         header = size + struct.pack(">HBBBB", self._channels, self._bits - 1, 7, 0, 0)
         colour = struct.pack(">BBBI", 1, 0, 0, _SRGB if self._channels > 2 else _GREY)

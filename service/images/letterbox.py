@@ -11,19 +11,19 @@ from service.images.pixels import Pixels, check_pixels
 
 @dataclass(frozen=True)
 class Letterbox:
-    """Where an image lies in the model's input. All attributes are in pixels.
+    """The position and size of an image in the model's input. All attributes are in pixels.
 
     The formula, rounding included, is that of `LetterBox(auto=True)` and `scale_boxes` in
     ultralytics 8.4 (data/augment.py and utils/ops.py).
     """
 
-    resized_width: int  # of the image within the input
+    resized_width: int  # the image's size within the input
     resized_height: int
-    left: int  # padding
-    top: int
-    input_width: int  # of the model's input, a multiple of its stride
+    left: int  # padding on the left
+    top: int  # padding at the top
+    input_width: int  # the input's size, a multiple of the model's stride
     input_height: int
-    width: int  # of the image
+    width: int  # the image's own size
     height: int
 
     def apply(self, pixels: Pixels, out: Pixels | None = None) -> Pixels:
@@ -41,10 +41,12 @@ class Letterbox:
                 not uint8 of the input's shape.
         """
         if check_pixels(pixels).shape[:2] != (self.height, self.width):
-            raise ValueError(f"Pixels of {pixels.shape} for a letterbox of {self}")
+            raise ValueError(f"Pixels of shape {pixels.shape} do not fit {self}")
         input_shape = (self.input_height, self.input_width, 3)
         if out is not None and check_pixels(out).shape != input_shape:
-            raise ValueError(f"Array of {out.shape} for an input of {input_shape}")
+            raise ValueError(
+                f"An array of shape {out.shape} does not fit an input of {input_shape}"
+            )
         resized = _resize(pixels, self.resized_width, self.resized_height)
         result = np.empty(input_shape, np.uint8) if out is None else out
         bottom, right = self.top + self.resized_height, self.left + self.resized_width
@@ -74,10 +76,10 @@ def letterbox(
     """Letterbox an image into the smallest input whose sides are multiples of the stride.
 
     Args:
-        width: of the image, in pixels.
-        height: of the image, in pixels.
+        width: the image's width in pixels.
+        height: the image's height in pixels.
         image_size: longer side of the resized image, in pixels. A multiple of `stride`.
-        stride: of the model, in pixels.
+        stride: the model's stride in pixels.
         min_pixels: the fewest pixels of an input. Very thin images get more padding to reach it.
     """
     resized_width, resized_height = _resized_size(width, height, image_size)
@@ -100,9 +102,9 @@ def input_shapes(
 ) -> tuple[tuple[int, int], ...]:
     """Return a fixed set of input shapes, as (height, width), the smallest area first.
 
-    There are few, because the model is compiled for each. Images with the aspect ratio of a
-    camera, landscape or portrait, get no more padding than with `letterbox`. Others may get more.
-    The arguments are those of `letterbox`.
+    The set is small, because the model is compiled for each shape. Images with the aspect ratio of
+    a camera, landscape or portrait, get no more padding than with `letterbox`. Other images may get
+    more. The arguments are those of `letterbox`.
     """
     shapes = set()
     for ratio in _CAMERA_RATIOS:
@@ -118,15 +120,15 @@ def input_shapes(
 def fit(
     width: int, height: int, *, image_size: int, shapes: Sequence[tuple[int, int]]
 ) -> Letterbox:
-    """Letterbox an image into the smallest of `shapes` that holds it.
+    """Letterbox an image into the smallest of `shapes` that is large enough.
 
     The choice depends on the image alone, not on the images before it.
 
     Args:
-        width: of the image, in pixels.
-        height: of the image, in pixels.
+        width: the image's width in pixels.
+        height: the image's height in pixels.
         image_size: longer side of the resized image, in pixels.
-        shapes: from `input_shapes`.
+        shapes: what `input_shapes` returned.
     """
     resized_width, resized_height = _resized_size(width, height, image_size)
     shape = next(s for s in shapes if s[0] >= resized_height and s[1] >= resized_width)
@@ -158,11 +160,11 @@ def shrink(pixels: Pixels, *, image_size: int) -> Pixels:
     """Resize a large image to the size that the letterbox will give it. Never enlarge an image.
 
     A queued image then has at most `image_size` squared pixels, and the letterbox only pads it.
-    The model sees the same pixels as if the letterbox had resized the full image.
+    The model gets the same pixels as if the letterbox had resized the full image.
 
     Args:
         pixels: uint8 HxWx3.
-        image_size: longer side that the model sees, in pixels.
+        image_size: longer side of the image as the model gets it, in pixels.
 
     Returns:
         uint8 HxWx3, whose longer side is at most `image_size`.
@@ -177,7 +179,7 @@ def enlarge_box(box: Box, *, small: tuple[int, int], full: tuple[int, int]) -> B
     """Convert a box from pixels of a shrunk image to pixels of the full image.
 
     Args:
-        box: in pixels of the shrunk image.
+        box: the box in pixels of the shrunk image.
         small: (width, height) of the shrunk image, in pixels.
         full: (width, height) of the full image, in pixels.
     """
@@ -188,8 +190,8 @@ def enlarge_box(box: Box, *, small: tuple[int, int], full: tuple[int, int]) -> B
 def _resize(pixels: Pixels, width: int, height: int) -> Pixels:
     if pixels.shape[:2] == (height, width):
         return pixels
-    # Importing OpenCV takes a sixth of a second. The service seldom needs it here: only to enlarge
-    # small images, because decoder processes have shrunk the large ones.
+    # Importing OpenCV takes a sixth of a second. The service seldom needs it here, because decoder
+    # processes have shrunk large images already. It only enlarges small images.
     from service.images.transforms import resize
 
     return resize(pixels, width, height)

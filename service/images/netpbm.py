@@ -1,8 +1,8 @@
 """PBM, PGM and PPM (netpbm.sourceforge.net/doc).
 
-This is our own decoder because none of three libraries will do. Pillow takes 22 s for 12 megapixels
-of 10 bits. OpenCV does not scale samples by the maximum in the header. A malformed header of 100
-bytes makes the regular expressions of netpbmfile run without end.
+This is our own decoder, because three libraries were unsuitable. Pillow takes 22 s for 12
+megapixels of 10 bits. OpenCV does not scale samples by the maximum in the header. A malformed
+header of 100 bytes makes the regular expressions of netpbmfile run without end.
 """
 
 import re
@@ -46,7 +46,7 @@ class Netpbm:
             raise _corrupt("header")
         self.info = ImageInfo(width, height, "PPM")
         self._channels = 3 if self._kind in b"36" else 1
-        # One whitespace character ends the header, or the line end of a comment does.
+        # One whitespace character, or the line end of a comment, ends the header.
         comment = _COMMENT.match(data, end)
         self._data = memoryview(data)[(comment.end() if comment else end) + 1 :]
 
@@ -84,7 +84,7 @@ class Netpbm:
         return samples.reshape(shape).astype(dtype.newbyteorder("="), copy=False)
 
     def _read_plain(self, shape: tuple[int, int, int]) -> NDArray[np.uint8 | np.uint16]:
-        """Read samples in decimal digits. Those of a bitmap may follow each other directly."""
+        """Read samples in decimal digits. In a bitmap, whitespace between them is optional."""
         count = shape[0] * shape[1] * shape[2]
         text = _COMMENT.sub(b" ", bytes(self._data)).strip(_WHITESPACE)
         if text.translate(None, _WHITESPACE + b"0123456789"):

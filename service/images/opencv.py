@@ -20,8 +20,8 @@ def imdecode(
 
     Args:
         data: the file.
-        width: of the image, in pixels.
-        height: of the image, in pixels.
+        width: the image's width in pixels.
+        height: the image's height in pixels.
         factor: decode a JPEG at 1/`factor` of its size: 1, 2, 4 or 8.
         bits: bits per sample. OpenCV does not scale samples of 9 to 16 bits to their range.
 
@@ -45,7 +45,7 @@ def imdecode(
             raise MemoryError from exc
         return None
     if pixels is None:
-        # OpenCV also returns None without memory. Then this raises MemoryError.
+        # OpenCV also returns None if memory is short. In that case, this line raises MemoryError.
         np.empty(2 * width * height * 3, np.uint8)
         return None
     if pixels.dtype == np.uint16:

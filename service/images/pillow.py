@@ -27,7 +27,7 @@ from service.images.transforms import turn_upright
 # Read every TIFF with libtiff: Pillow's own reader treats subsampled colour as not subsampled.
 TiffImagePlugin.READ_LIBTIFF = True
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # one decoder process per core decodes already
-Image.MAX_IMAGE_PIXELS = None  # Pillow's limit only warns; MAX_IMAGE_PIXELS rejects
+Image.MAX_IMAGE_PIXELS = None  # Pillow's limit only warns. The service checks its own limit.
 
 _PLUGINS: dict[str, Callable[[io.BytesIO], Any]] = {
     "AVIF": AvifImagePlugin.AvifImageFile,
@@ -129,7 +129,7 @@ def _convert_8_bit(image: Any) -> Pixels:
 
 @contextmanager
 def translate_errors(kind: str) -> Iterator[None]:
-    """Raise every error of Pillow as a BadImageError. A MemoryError stays what it is.
+    """Raise every error of Pillow as a BadImageError, except MemoryError.
 
     Args:
         kind: the file's format, for the message.

@@ -22,14 +22,14 @@ class DecodedImage:
     info: ImageInfo
 
     def __post_init__(self) -> None:
-        """Check the pixels, because decoders may return others for unusual files.
+        """Check the pixels, because decoders may return other arrays for unusual files.
 
         Raises:
             ValueError: the pixels are not contiguous uint8 HxWx3, or are larger than `info`.
         """
         height, width = check_pixels(self.pixels).shape[:2]
         if width > self.info.width or height > self.info.height:
-            raise ValueError(f"{width}x{height} pixels of an image of {self.info}")
+            raise ValueError(f"{width}x{height} pixels are more than the full image's {self.info}")
 
 
 def check_pixels(pixels: Any) -> Pixels:
@@ -39,7 +39,7 @@ def check_pixels(pixels: Any) -> Pixels:
     given buffer, and a reused buffer then still shows the previous image.
 
     Raises:
-        ValueError: the argument is something else.
+        ValueError: the argument is any other object.
     """
     if not (
         isinstance(pixels, np.ndarray)

@@ -27,7 +27,7 @@ _MAX_SIDE = 1_000_000  # libpng's own limit
 
 
 class Png:
-    """One PNG file. Of an animated PNG, the still image is used."""
+    """One PNG file. An animated PNG is decoded to its still image."""
 
     def __init__(self, data: bytes) -> None:
         """Read all chunks, but decode no pixels.
@@ -67,8 +67,9 @@ class Png:
 def _chunks(data: bytes) -> dict[bytes, list[bytes]]:
     """Return the chunks that determine pixels and orientation, by type, in the file's order.
 
-    Texts and profiles are left out, because they may decompress to many times their size, and so
-    is an animation. A truncated last data chunk is kept: the decoder detects missing pixels.
+    Texts and profiles are left out, because they may decompress to many times their size. Frames
+    of an animation are left out too. A truncated last data chunk is kept, because the decoder
+    detects missing pixels.
 
     Raises:
         BadImageError: a critical chunk is damaged or unknown, or there are too many chunks.

@@ -1,6 +1,6 @@
 """TIFF: find the main image, and check that it is complete and supported.
 
-A file holds a chain of directories. Each directory has the tags of one image, and may point to
+A file contains a chain of directories. Each directory has the tags of one image, and may point to
 subdirectories with further images (TIFF 6.0, and Adobe's technical notes 1 and 2). Pillow parses
 the directories.
 """
@@ -28,7 +28,8 @@ _OFFSETS, _BYTE_COUNTS = (273, 324), (279, 325)  # tags for strips, and for tile
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _OLD_REDUCED = 2  # a value of SubfileType
 _UNCOMPRESSED = 1
-# CCITT fax, LZW, both kinds of JPEG, both kinds of deflate, PackBits.
+# Compressions that every libtiff decodes: CCITT fax, LZW, both kinds of JPEG, both kinds of
+# deflate, PackBits. Then those that a build of libtiff may lack.
 _ALWAYS_BUILT = (_UNCOMPRESSED, 2, 3, 4, 5, 6, 7, 8, 32946, 32773)
 _NOT_ALWAYS_BUILT = (34925, 50000, 50001)  # LZMA, ZSTD, WebP
 _UNSIGNED, _UNDEFINED = 1, 4  # values of SampleFormat
@@ -111,7 +112,7 @@ def _check(tags: Any, data: bytes) -> None:
     if not (_WIDTH in tags and _HEIGHT in tags and any(tag in tags for tag in _OFFSETS)):
         raise BadImageError.corrupt("The TIFF's directory is damaged.")
     channels, compression = tags.get(_CHANNELS, 1), tags.get(_COMPRESSION, _UNCOMPRESSED)
-    # A required tag. Without it, Pillow takes 0 for white, and libtiff takes it for black.
+    # This tag is required. Without it, 0 is white for Pillow, and black for libtiff.
     if _PHOTOMETRIC not in tags:
         raise BadImageError.unsupported("TIFF without the PhotometricInterpretation tag")
     if channels > _MAX_CHANNELS:

@@ -19,7 +19,7 @@ def turn_upright(pixels: Pixels, orientation: int) -> Pixels:
     """Rotate and mirror stored uint8 HxWx3 pixels, so that the image is upright.
 
     Args:
-        pixels: as stored in the file.
+        pixels: the pixels as stored in the file.
         orientation: EXIF orientation, 1 to 8 (TIFF 6.0, tag 274).
 
     Raises:

@@ -1,4 +1,4 @@
-"""WebP: Pillow reads the orientation. OpenCV decodes, in less than half of Pillow's memory."""
+"""WebP: Pillow reads the orientation. OpenCV decodes, with less than half of Pillow's memory."""
 
 from service.domain import ImageInfo
 from service.errors import BadImageError
@@ -8,7 +8,7 @@ from service.images.pixels import DecodedImage
 
 
 class Webp:
-    """One WebP file. Of an animated one, the first frame is used."""
+    """One WebP file. An animated WebP is decoded to its first frame."""
 
     def __init__(self, data: bytes) -> None:
         """Read the size from the first chunk. Pillow would allocate two frames to open the file.
@@ -34,7 +34,7 @@ class Webp:
 def _size(data: bytes) -> tuple[int, int]:
     """Return width and height in pixels (RFC 9649, 2.5 to 2.7; RFC 6386, 9.1)."""
     match data[12:16]:
-        case b"VP8X" if len(data) >= 30:  # the canvas: 24 bits each
+        case b"VP8X" if len(data) >= 30:  # the canvas, with 24 bits for each side
             width, height = (int.from_bytes(data[i : i + 3], "little") + 1 for i in (24, 27))
             return width, height
         case b"VP8L" if len(data) >= 25:

@@ -1,4 +1,4 @@
-"""Before a model serves, verify that its detections here equal those on the machine of its export.
+"""Before a model serves, verify that its detections here match those on the export's machine.
 
 A different CPU, a damaged file or another library version can make detections wrong without any
 error. int8 models are affected more easily than float models. So an exported directory carries
@@ -37,14 +37,14 @@ PASSED = "passed"
 NOT_COMPARED = "not compared"
 
 
-# Decodes a file for a model whose longer side is the second argument, in pixels. Returns uint8
-# HxWx3 BGR pixels that are no larger than that.
+# Decodes a file. The second argument is the longer side of the model's input, in pixels. Returns
+# uint8 HxWx3 BGR pixels whose longer side is at most that.
 Decode = Callable[[bytes, int], Pixels]
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How much detections may differ from the expected ones.
+    """How much detections may differ from the expected detections.
 
     Confidences are compared as logits, log(p / (1 - p)). In logits, a rounding error has the same
     size at every confidence. Detections near the threshold are not compared, because int8 kernels
@@ -68,10 +68,10 @@ class VerifiedModel:
     Attributes:
         detector: the model.
         path: the directory or file that it was loaded from.
-        fallback: why the float model runs instead of the requested one, as a sentence. None if
+        fallback: why the float model runs instead of the requested model, as a sentence. None if
             the requested model runs.
-        canary: `PASSED`, or `NOT_COMPARED` if the image size differs from the one of the export.
-            None if the model carries no canary. It has then not run yet.
+        canary: `PASSED`, or `NOT_COMPARED` if the image size differs from the export's image size.
+            None if the model carries no canary. Then the model has not run yet.
     """
 
     detector: Detector
@@ -96,8 +96,8 @@ def load_verified(
     Args:
         path: the model.
         load: loads the model at a path.
-        decode: as the service decodes uploads. None: decode in this process.
-        min_confidence: the detectors of `load` leave out detections below it.
+        decode: decodes as the service decodes uploads. None: decode in this process.
+        min_confidence: the minimum confidence of the detectors that `load` returns.
 
     Raises:
         ModelError: the model cannot be loaded, or it failed its canary, and it has no float model
@@ -240,7 +240,7 @@ def _run_canary(
     min_confidence: float,
     cpu: str,
 ) -> str:
-    """Detect in each canary image, and compare where the image sizes of model and export agree.
+    """Detect in each canary image. If the model has the export's image size, also compare.
 
     Returns:
         `PASSED` or `NOT_COMPARED`.
@@ -263,13 +263,11 @@ def _run_canary(
                 min_confidence=min_confidence,
             )
             if difference:
-                raise ModelError(
-                    f"The canary of {path} differs on {cpu}: in {name} the model {difference}"
-                )
+                raise ModelError(f"The canary of {path} differs on {cpu}: in {name}, {difference}")
     if is_comparable:
         return PASSED
     logger.warning(
-        "The canary ran, but was not compared: IMAGE_SIZE is not the one of the export",
+        "The canary ran, but was not compared: IMAGE_SIZE differs from the export's image size",
         extra={"model": str(path), "image_size": detector.info.image_size},
     )
     return NOT_COMPARED

@@ -48,9 +48,9 @@ def broken_rule(label: object) -> str | None:
     try:
         size = len(label.encode())
     except UnicodeEncodeError:
-        return "a label must be valid Unicode; this one cannot be written as UTF-8"
+        return "a label must be valid Unicode, but this label cannot be written as UTF-8"
     if size > MAX_LABEL_BYTES:
-        return f"a label may have {MAX_LABEL_BYTES:,} bytes at most; this one has {size:,}"
+        return f"a label may have at most {MAX_LABEL_BYTES:,} bytes, but this label has {size:,}"
     return None
 
 

@@ -10,11 +10,11 @@ from service.settings import Settings
 
 
 def load_model(settings: Settings, decode: Decode | None = None) -> VerifiedModel:
-    """Load the model and run its canary, or run it once if it has none.
+    """Load the model and run its canary. If the model has no canary, run the model once.
 
     Args:
         settings: model, device, image size and limits.
-        decode: as the service decodes uploads. None: decode in this process.
+        decode: decodes as the service decodes uploads. None: decode in this process.
 
     Raises:
         ModelError: the model cannot be loaded, or it and its float model failed their canaries.
@@ -58,7 +58,7 @@ def load_detector(
     Args:
         path: the model.
         device: `cpu`, or a GPU by its name in ultralytics, for example `0`.
-        image_size: longer side that the model sees, in pixels. None: the model's own.
+        image_size: longer side of the model's input, in pixels. None: the model's own.
         min_confidence: detections below it are left out.
         streams: images that OpenVINO infers at once. None: one for each core.
         max_batch_pixels: the most pixels in one batch of ultralytics.
@@ -105,7 +105,7 @@ def _check_name(info: ModelInfo) -> None:
 
 
 def warm_up(detector: Detector) -> None:
-    """Run the model once, so that the first real image is not slowed down by it.
+    """Run the model once, because the first run is slower than others.
 
     Raises:
         ModelError: the model does not run. Some runtimes compile it only now.

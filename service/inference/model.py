@@ -48,5 +48,5 @@ class Model:
             return self._queue.infer(pixels, deadline)
 
     def close(self, *, timeout_seconds: float) -> None:
-        """Reject new images and finish the queued ones, for at most `timeout_seconds`."""
+        """Reject new images and finish the queued images, for at most `timeout_seconds`."""
         self._queue.close(timeout_seconds=timeout_seconds)

@@ -29,8 +29,8 @@ from service.machine import cores, cpu_flags
 if "amx_int8" in cpu_flags():
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")
 
-_COLUMNS = 6  # of the end-to-end head's output: x1, y1, x2, y2, confidence, class id
-_SIDES = 4  # of a box
+_COLUMNS = 6  # the end-to-end head's output: x1, y1, x2, y2, confidence, class id
+_SIDES = 4  # sides of a box
 
 
 class OpenVINODetector:
@@ -38,7 +38,7 @@ class OpenVINODetector:
 
     Each image is letterboxed to one of a few input shapes (`letterbox.input_shapes`). The model is
     compiled for an input shape when the first image needs it. Static shapes are faster than dynamic
-    ones, and the few shapes bound the number of compiled models. Each thread that calls `detect`
+    shapes, and the few shapes limit the number of compiled models. Each thread that calls `detect`
     infers one image at a time on one core. On few cores this costs less than inferring many images
     in one request (docs/evidence/performance.md).
     """
@@ -55,7 +55,7 @@ class OpenVINODetector:
 
         Args:
             directory: written by `yolo-batch export`.
-            image_size: longer side that the model sees, in pixels. None: as exported.
+            image_size: longer side of the model's input, in pixels. None: as exported.
             min_confidence: detections below it are left out.
             streams: images that are inferred at once. None: one for each core.
 
@@ -65,7 +65,7 @@ class OpenVINODetector:
         metadata = _read_metadata(directory)
         files = sorted(directory.glob("*.xml"))
         if len(files) != 1:
-            raise ModelError(f"{directory} must hold one .xml file; it holds {len(files)}")
+            raise ModelError(f"{directory} must contain one .xml file, but contains {len(files)}")
         self._min_confidence = min_confidence
         self._info = ModelInfo(
             name=str(metadata.get("source") or files[0].stem),
@@ -149,7 +149,7 @@ class _CompiledModels:
         self._by_shape: dict[tuple[int, int], ov.CompiledModel] = {}
         self._thread_local = threading.local()
         # OpenVINO's Python binding looks up numpy at its first use. Two threads that do this at
-        # once deadlock: one holds the GIL, the other the lock of the lookup. So do it here.
+        # once deadlock: one holds the GIL, and the other holds the lookup's lock. So do it here.
         _ = ov.Tensor(np.zeros(1, np.uint8)).data
 
     def request(self, height: int, width: int) -> ov.InferRequest:
@@ -222,7 +222,7 @@ def _check_shapes(model: ov.Model, directory: Path) -> None:
 
 
 def count_classes(model: ov.Model) -> int | None:
-    """Return the number of classes, or None if the head differs from the one of ultralytics.
+    """Return the number of classes, or None if the head differs from ultralytics' head.
 
     The end-to-end head splits each anchor's row into 4 sides of a box and a score for each class.
     """
@@ -259,7 +259,7 @@ def pixels_for_anchors(rows: ov.Dimension) -> int:
 
 
 def with_preprocessing(model: ov.Model) -> ov.Model:
-    """Return the model with the input uint8 NHWC BGR instead of float32 NCHW RGB in 0..1.
+    """Return the model with a uint8 NHWC BGR input, instead of float32 NCHW RGB in 0..1.
 
     OpenVINO then converts the pixels, without float copies in Python.
     """

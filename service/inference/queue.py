@@ -84,14 +84,14 @@ class InferenceQueue(Generic[Item, Result]):
         return self._workers.call(_Shaped(item, self._shape(item)), deadline)
 
     def close(self, *, timeout_seconds: float) -> None:
-        """Reject new items and finish the queued ones.
+        """Reject new items and finish the queued items.
 
         Callers of items that are left after `timeout_seconds` get a ShuttingDownError.
         """
         self._workers.close(timeout_seconds=timeout_seconds)
 
     def _take_share(self, queue: Sequence[_Waiting[Item, Result]]) -> list[_Waiting[Item, Result]]:
-        """Return one runner's share of the queue: items with the input shape of the oldest."""
+        """Return one runner's share of the queue: items with the input shape of the oldest item."""
         count = min(self._max_batch_size, math.ceil(len(queue) / self._runners))
         shape = queue[0].item.shape
         return list(islice((w for w in queue if w.item.shape == shape), count))
@@ -110,7 +110,8 @@ class InferenceQueue(Generic[Item, Result]):
             return
         except BaseException as exc:  # noqa: BLE001 - a Rust panic is no Exception
             is_alone = len(batch) == 1
-            logger.exception("A batch of %d failed%s", len(batch), "" if is_alone else "; split")
+            retry = "" if is_alone else ", so its halves are run again"
+            logger.exception("A batch of %d failed%s", len(batch), retry)
             if is_alone:
                 batch[0].fail(_detector_error(exc))
         remaining = [waiting for waiting in batch if not waiting.is_settled()]
@@ -131,7 +132,7 @@ class InferenceQueue(Generic[Item, Result]):
             waiting.succeed(Inferred(result, len(batch), queue_ms, seconds * 1000))
 
     def _run_timed(self, items: list[Item]) -> Iterator[tuple[Result, float, float]]:
-        """Yield each result, when the model began with it (monotonic clock), and its seconds."""
+        """Yield each result, its start on the monotonic clock, and its duration, in seconds."""
         began = time.monotonic()
         results = self._run(items)
         if isinstance(results, Sized):
@@ -147,7 +148,7 @@ class InferenceQueue(Generic[Item, Result]):
 
 
 def _exactly(count: int, results: Iterable[Result]) -> Iterator[Result]:
-    """Yield `count` results. Yield the last one only after checking that no other follows.
+    """Yield `count` results. Before the last result, check that no further result follows.
 
     Raises:
         DetectorError: there are fewer or more results.

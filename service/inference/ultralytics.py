@@ -47,7 +47,7 @@ class UltralyticsDetector:
     """A YOLO26 model that ultralytics runs, in half precision on a GPU.
 
     Images are letterboxed as `predict` letterboxes single images. Images of the same input shape
-    run as one batch. On a GPU, a TensorRT engine is used if it lies beside the weights
+    run as one batch. On a GPU, a TensorRT engine is used if it is beside the weights
     (`yolo26n.engine` beside `yolo26n.pt`).
     """
 
@@ -65,7 +65,7 @@ class UltralyticsDetector:
         Args:
             path: `.pt`, `.onnx`, `.engine`, or another kind that ultralytics loads.
             device: `cpu`, or a GPU by its name in ultralytics, for example `0`.
-            image_size: longer side that the model sees, in pixels. None: as trained or exported.
+            image_size: longer side of the model's input, in pixels. None: as trained or exported.
             min_confidence: detections below it are left out.
             max_batch_pixels: the most pixels in one batch, to bound the GPU's memory.
 
@@ -78,7 +78,7 @@ class UltralyticsDetector:
         self._device: torch.device = self.backend.device
         self._on_cuda = self._device.type == "cuda"
         self._max_batch = _MAX_BATCH
-        if self.backend.format == "engine":  # TensorRT fixes the largest batch when it builds one
+        if self.backend.format == "engine":  # the build of an engine fixes its largest batch
             self._max_batch = min(self.backend.batch, _MAX_BATCH)
         exported = getattr(self.backend, "imgsz", None)  # (height, width), None for a .pt
         # (height, width) of an export with a fixed input shape.
@@ -105,7 +105,7 @@ class UltralyticsDetector:
         self.runners = 1
         self._info = ModelInfo(
             name=loaded.name,
-            sha256=sha256_of(path),  # of the weights, even if their TensorRT engine runs
+            sha256=sha256_of(path),  # that of the weights, even if their TensorRT engine runs
             image_size=image_size or own_size,
             precision=_precision(self.backend),
             runtime=f"ultralytics {version('ultralytics')}",
@@ -132,7 +132,7 @@ class UltralyticsDetector:
         return fitted.input_height, fitted.input_width
 
     def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
-        """Detect objects. See `Detector.detect`; here the images may have several input shapes.
+        """Detect objects. See `Detector.detect`. Here, the images may have several input shapes.
 
         The images are split into batches by input shape and by `max_batch_pixels`. While a GPU runs
         one batch, the CPU letterboxes the next. Only the final download waits for the GPU.
@@ -183,7 +183,7 @@ class UltralyticsDetector:
         inputs = batch.to(self._device, non_blocking=True).permute(0, 3, 1, 2).contiguous().flip(1)
         output = self.backend((inputs.half() if self.backend.fp16 else inputs.float()).div_(255))
         rows: torch.Tensor = output[0] if isinstance(output, list | tuple) else output
-        # Always copied, because a TensorRT engine overwrites this output with its next one.
+        # Always copied, because a TensorRT engine overwrites this output with its next output.
         return rows.to(torch.float32, copy=True)
 
     def warm_up(self) -> None:
@@ -388,9 +388,9 @@ def _count_classes_of_onnx(path: Path) -> int | None:
 
 
 def trained_image_size(model: Any) -> int:
-    """Return the longer side that weights were trained with, in pixels.
+    """Return the image size that weights were trained with: the longer side, in pixels.
 
-    It is rounded up to a multiple of the stride, as ultralytics does.
+    It is rounded up to a multiple of the stride, as in ultralytics.
 
     Args:
         model: an `ultralytics.YOLO` or an `AutoBackend`, loaded from weights.

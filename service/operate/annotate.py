@@ -8,7 +8,7 @@ import numpy as np
 from service.domain import Detection
 from service.images.pixels import Pixels
 
-_COLORS = (  # BGR; visible on light and dark backgrounds
+_COLORS = (  # BGR, visible on light and dark backgrounds
     (56, 56, 255), (29, 178, 255), (49, 210, 72), (255, 157, 37), (236, 24, 132),
     (180, 119, 31), (151, 157, 255), (134, 219, 61), (255, 56, 203), (0, 215, 207),
 )  # fmt: skip

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-# Prices in us-central1, in USD. Cloud Run, billed by request: a second of a vCPU or a GiB. One
-# image: a read (0.03 for 100,000 documents) and a write (0.09) in Firestore, and a read in Cloud
-# Storage (0.004 for 10,000 objects).
-_VCPU_PRICE = 0.000024
-_GIB_PRICE = 0.0000025
+# Prices in us-central1, in USD. Cloud Run with request-based billing: one second of one vCPU, and
+# of one GiB. For one image: a read (0.03 for 100,000 documents) and a write (0.09) in Firestore,
+# and a read in Cloud Storage (0.004 for 10,000 objects).
+_VCPU_SECOND_PRICE = 0.000024
+_GIB_SECOND_PRICE = 0.0000025
 IMAGE_PRICE = 0.0000016
 # The burst takes this share of the time until a message becomes a dead letter. The rest is a margin
 # for fewer or slower instances, and for uploads, which have priority.
@@ -47,10 +47,12 @@ class Deployment:
     """Speed and price of the deployed service."""
 
     cpu_ms: float = 80.0  # CPU time of one image
-    vcpu: float = 2.0  # of one instance
+    vcpu: float = 2.0  # vCPUs of one instance
     instances: int = 10  # running at once
-    images_per_second: float | None = None  # of one instance; None: from `cpu_ms` and `vcpu`
-    instance_price: float | None = None  # USD an hour; None: of `vcpu` and as many GiB
+    # Rate of one instance. None: computed from `cpu_ms` and `vcpu`.
+    images_per_second: float | None = None
+    # USD an hour. None: Cloud Run's price for `vcpu` and as many GiB, at least 2.
+    instance_price: float | None = None
     image_price: float = IMAGE_PRICE  # USD, for Firestore and Cloud Storage
 
     @property
@@ -66,7 +68,7 @@ class Deployment:
     def burst(self, redelivery: Redelivery) -> int:
         """Return how many jobs may be published at once, at least 1.
 
-        The deployment finishes them in a quarter of the time until dead letters.
+        The deployment finishes them in a quarter of the time until a message becomes a dead letter.
         """
         return max(1, int(self.rate * redelivery.seconds * _BURST_SHARE))
 
@@ -76,7 +78,7 @@ class Estimate:
     """Time and cost of a back-fill, if the instances are busy all the time."""
 
     images: int
-    at_once: int  # how many of them are published at once
+    at_once: int  # how many of their jobs are published at once
     minutes: float
     dollars: float
 
@@ -89,7 +91,7 @@ def backfill_estimate(
     hour_price = deployment.instance_price
     if hour_price is None:
         gib = max(2.0, deployment.vcpu)
-        hour_price = 3600 * (deployment.vcpu * _VCPU_PRICE + gib * _GIB_PRICE)
+        hour_price = 3600 * (deployment.vcpu * _VCPU_SECOND_PRICE + gib * _GIB_SECOND_PRICE)
     return Estimate(
         images=images,
         at_once=min(images, deployment.burst(redelivery)),

@@ -19,7 +19,7 @@ _CE_TYPE = "ce-type"  # attribute of a CloudEvent that Pub/Sub carries in binary
 class Kind(StrEnum):
     """The form of a dead letter."""
 
-    NOTIFICATION = "notification"  # of an upload, from Cloud Storage or Eventarc
+    NOTIFICATION = "notification"  # reports an upload, from Cloud Storage or Eventarc
     JOB = "job"
     UNREADABLE = "unreadable"
 
@@ -34,7 +34,7 @@ class Reading:
 
     @property
     def uri(self) -> str | None:
-        """The image's URI, with its generation if known; None: no image."""
+        """The image's URI, with its generation if known. None: no image."""
         ref = self.event.ref
         if ref and ref.generation:
             return f"{ref.uri}#{ref.generation}"

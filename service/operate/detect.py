@@ -63,8 +63,8 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
 def annotated_name(file: Path, paths: Sequence[Path]) -> Path:
     """Return the relative path of a file's annotated copy.
 
-    It is the file's path below the given folder, with `.jpg` appended unless it ends in that. If
-    several paths were given, it starts with the folder's name.
+    It is the file's path below the given folder, and always ends in `.jpg`, which is appended if it
+    is missing. If several paths were given, it starts with the folder's name.
     """
     folder = next((path for path in paths if path.is_dir() and file.is_relative_to(path)), None)
     copy = file.relative_to(folder) if folder else Path(file.name)
@@ -79,7 +79,7 @@ def detect_files(
     settings: Settings,
     receive: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Detect on files, and call `receive` with each document as soon as it is ready.
+    """Detect objects in image files, and pass each document to `receive` as soon as it is ready.
 
     The documents are like those of the service, but `uri` and `name` are the file's path, and
     `bucket`, `generation` and `event_time` are missing.
@@ -92,7 +92,7 @@ def detect_files(
 
     Raises:
         DetectorError: the model failed on a file. The other files are done.
-        Exception: what `receive` raises. No further file is started then.
+        Exception: what `receive` raises. After that, no further file is started.
     """
     in_flight = 2 * settings.max_batch_size
     health = Health(hang_timeout_seconds=math.inf)

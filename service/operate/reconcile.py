@@ -1,7 +1,7 @@
 """Compares a bucket with its documents, and publishes jobs for the difference.
 
 The bucket is read page by page, so memory use does not depend on its size. It is safe to run this
-twice, or beside live traffic: a job for an image that has a document meanwhile does nothing.
+twice, or beside live traffic. If an image gets its document meanwhile, the job for it does nothing.
 
     page ─▶ young enough? ─▶ documents ─▶ tally ─▶ jobs published ─▶ checkpoint
                                                    killed here: these jobs are published again
@@ -32,18 +32,18 @@ _AGE = re.compile(r"([0-9]{1,6})([dh])")
 
 
 class ResumeError(YoloBatchError):
-    """The saved state of a run is of a different run, or malformed."""
+    """The saved state belongs to a different run, or is malformed."""
 
 
 class Objects(Protocol):
-    """A bucket's listing; see `service.gcp.listing.ObjectLister`."""
+    """Lists a bucket. `service.gcp.listing.ObjectLister` implements it."""
 
     def pages(self, bucket: str, prefix: str, *, after: str = "") -> Iterator[Sequence[ImageRef]]:
         """List the live objects with a prefix whose names sort after `after`, by name."""
 
 
 class Store(Protocol):
-    """The documents; see `service.gcp.result_reader.ResultReader`."""
+    """Reads documents. `service.gcp.result_reader.ResultReader` implements it."""
 
     def stored_documents(self, refs: Sequence[ImageRef]) -> StoredDocuments:
         """Return the documents that exist for these images."""
@@ -76,8 +76,8 @@ class Enqueue(StrEnum):
         return frozenset({State(self)})
 
     @property
-    def asks_for_model(self) -> bool:
-        """Whether the deployed model must be known."""
+    def needs_model(self) -> bool:
+        """Whether the deployed model must be known, because stale documents are those of others."""
         return State.STALE in self.states
 
 
@@ -87,9 +87,9 @@ class Scope:
 
     bucket: str
     prefix: str = ""
-    model: str | None = None  # sha256 of the deployed model; None: nothing counts as stale
+    model: str | None = None  # sha256 of the deployed model. None: nothing counts as stale
     enqueue: Enqueue | None = None
-    since: str | None = None  # as given by the user; None: every object is compared
+    since: str | None = None  # what the user gave. None: every object is compared
 
     @property
     def uri(self) -> str:
@@ -144,7 +144,7 @@ def reconcile(
         objects: the bucket.
         store: the documents.
         since: objects that were created earlier are counted as older, and not compared.
-        tally: the last checkpoint of the run to continue; None: a new run.
+        tally: the last checkpoint of the run to continue. None: a new run.
         publish: publishes jobs. None: jobs are only counted.
         progressed: called after each page.
         checkpoint: called when everything up to `Tally.after` is counted and published.
@@ -175,10 +175,10 @@ def reconcile(
 
 
 def _permission(scope: Scope, read_at: datetime) -> Replace | None:
-    """Return the permission to replace the documents that were read; None: none is needed."""
+    """Return the permission to replace the documents that were read. None: none is needed."""
     if scope.enqueue is None or scope.enqueue is Enqueue.MISSING:
         return None
-    return Replace(read_at, scope.model if scope.enqueue.asks_for_model else None)
+    return Replace(read_at, scope.model if scope.enqueue.needs_model else None)
 
 
 def _states(
@@ -234,7 +234,7 @@ def since_last(last: datetime | None, started_at: datetime) -> datetime:
     """Return how far a run looks back: to the last successful run's start, at least two days.
 
     Args:
-        last: when the last successful run started; None: there was none.
+        last: when the last successful run started. None: there was none.
         started_at: when this run started.
     """
     return min(last or started_at, started_at - MIN_LOOKBACK)
@@ -254,7 +254,7 @@ def load(path: Path, scope: Scope, started_at: datetime) -> tuple[datetime, Tall
     If there is no file, return `started_at` and an empty tally.
 
     Raises:
-        ResumeError: the file is of a run with another scope, or malformed.
+        ResumeError: the file belongs to a run with another scope, or is malformed.
     """
     if not path.exists():
         return started_at, Tally()
@@ -267,10 +267,11 @@ def load(path: Path, scope: Scope, started_at: datetime) -> tuple[datetime, Tall
         started_at = _utc(saved["started_at"])
         is_same = saved["scope"] == asdict(scope)
     except (ValueError, TypeError, KeyError, RecursionError) as exc:
-        raise ResumeError(f"{path} was not written by --resume") from exc
+        raise ResumeError(f"{path} was not written by --resume: name another file") from exc
     if not is_same:
         raise ResumeError(
-            f"{path} is of a run with another bucket, prefix, model, --enqueue or --since"
+            f"{path} is the state of a run with another bucket, prefix, model, --enqueue or "
+            "--since: repeat that command, or name another file"
         )
     return started_at, tally
 
@@ -281,14 +282,14 @@ def last_run(scope: Scope, started_at: datetime) -> bytes:
 
 
 def last_started_at(scope: Scope, state: bytes | None) -> datetime | None:
-    """Return when the last successful run started; None: there was none.
+    """Return when the last successful run started. None: there was none.
 
     Args:
-        scope: of this run.
-        state: what `last_run` returned for the last one.
+        scope: the scope of this run.
+        state: what `last_run` returned for the last successful run.
 
     Raises:
-        ResumeError: the state is of another bucket, prefix or `enqueue`, or malformed.
+        ResumeError: the state belongs to another bucket, prefix or `enqueue`, or is malformed.
     """
     if state is None:
         return None
@@ -296,9 +297,14 @@ def last_started_at(scope: Scope, state: bytes | None) -> datetime | None:
         saved = json.loads(state)
         started_at = _utc(saved.pop("started_at"))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
-        raise ResumeError(f"{scope.since} was not written by `reconcile --since`") from exc
+        raise ResumeError(
+            f"{scope.since} was not written by `reconcile --since`: name another object"
+        ) from exc
     if saved != _identity(scope):
-        raise ResumeError(f"{scope.since} is of runs with another bucket, prefix or --enqueue")
+        raise ResumeError(
+            f"{scope.since} is the state of runs with another bucket, prefix or --enqueue: name "
+            "another object with --since"
+        )
     return started_at
 
 

@@ -15,10 +15,10 @@ _FOLDER = "smoke"
 
 
 class Results(Protocol):
-    """The documents; see `service.gcp.result_reader.ResultReader`."""
+    """Reads documents. `service.gcp.result_reader.ResultReader` implements it."""
 
     def document(self, document_id: str) -> dict[str, Any] | None:
-        """Return one document by its id; None if there is none."""
+        """Return one document by its id, or None if there is none."""
 
 
 def draw_sample() -> bytes:
@@ -43,7 +43,7 @@ def wait_for_result(
     While Firestore is unavailable, it keeps waiting.
 
     Raises:
-        SmokeError: there is no document in time, or it records a failure.
+        SmokeError: there is no document after `timeout_seconds`, or it records a failure.
     """
     deadline = time.monotonic() + timeout_seconds
     while True:

@@ -27,7 +27,7 @@ class SubmissionError(YoloBatchError):
 
 
 class Objects(Protocol):
-    """A bucket's objects; see `service.gcp.listing.ObjectLister`."""
+    """Looks up and lists a bucket's objects. `service.gcp.listing.ObjectLister` implements it."""
 
     def exists(self, ref: ImageRef) -> bool:
         """Return whether an object exists."""
@@ -87,7 +87,7 @@ def look_up(refs: dict[str, ImageRef], objects: Objects) -> Submission:
             return objects.exists(ref)
         except StorageRefusedError:
             if is_pattern(ref):
-                return False  # the account may only list, so the listing decides
+                return False  # the account may have permission only to list: the listing decides
             raise
 
     with ThreadPoolExecutor(LOOKUPS) as threads:

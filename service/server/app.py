@@ -1,7 +1,7 @@
 """The HTTP endpoints: one for events, two for health.
 
 Pub/Sub and Eventarc redeliver a message unless the status is 102, 200, 201, 202 or 204
-(https://cloud.google.com/pubsub/docs/push). So 204 means that another delivery cannot help.
+(https://cloud.google.com/pubsub/docs/push). So 204 means that another delivery would not help.
 
 | situation                                                     | status |
 |---|---|
@@ -52,7 +52,7 @@ def create_app(
     Args:
         pipeline: handles the events.
         max_request_bytes: larger requests are rejected with 413.
-        start_deadline: called when a request arrives; returns its deadline.
+        start_deadline: returns the deadline of a request. Called when the request arrives.
         project: the project of the traces in log lines.
         model_health: fields that /health/ready adds to its status.
         verify: checks the `Authorization` header of every request except health probes.
@@ -150,7 +150,7 @@ def _body() -> bytes:
         return request.get_data()
     except HTTPException:
         raise
-    except Exception:  # noqa: BLE001 - of gunicorn, which this module does not know
+    except Exception:  # noqa: BLE001 - an error of gunicorn, which this module does not import
         raise EnvelopeError("The request's body cannot be read.") from None
 
 

@@ -24,18 +24,18 @@ bind = f"{_settings.bind_address}:{_settings.port}"
 workers = 1
 worker_class = "service.server.gunicorn_worker.Worker"
 threads = _settings.server_threads
-# No limit: gunicorn would kill a worker that is loading its model. Cloud Run limits requests.
+# No limit, because gunicorn would kill a worker that loads its model. Cloud Run limits requests.
 timeout = 0
 graceful_timeout = _settings.graceful_timeout_seconds
-# Longer than Cloud Run's front end keeps idle connections: if the server closed one first, that
-# could race with the next request.
+# Longer than Cloud Run's front end keeps idle connections. If the server closed a connection first,
+# the next request on it could fail.
 keepalive = 620
 control_socket_disable = True
 logconfig_dict = logs.config(_settings.log_level)
 
 
 def post_worker_init(worker: Any) -> None:
-    """Make SIGTERM stop the admission of images. gunicorn then waits for those in flight."""
+    """Reject further images after SIGTERM. gunicorn then waits for the images in flight."""
     drain = signal.getsignal(signal.SIGTERM)
 
     def stop(number: int, frame: FrameType | None) -> None:

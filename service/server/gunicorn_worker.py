@@ -29,7 +29,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn is published witho
         super().enqueue_req(conn)
 
     def handle(self, conn: Any) -> Any:
-        """Serve one request. Close its connection here: a slow client blocks only this thread."""
+        """Serve one request. Close its connection in this thread, the only one it can block."""
         is_kept = super().handle(conn)
         if is_kept is False:
             conn.close(graceful=True)
@@ -58,8 +58,8 @@ class DeadlineSocket(socket.socket):
         self.setblocking(blocking)
 
     def setblocking(self, flag: bool) -> None:
-        """Start the time limit of a request: a thread calls this before it reads one."""
-        if self.fileno() < 0:  # already closed; gunicorn closes it twice
+        """Start the time limit of a request. gunicorn calls this before it reads the request."""
+        if self.fileno() < 0:  # already closed, because gunicorn closes it twice
             return
         super().setblocking(flag)
         self._deadline = time.monotonic() + self._read_seconds

@@ -5,7 +5,7 @@ import re
 from contextvars import ContextVar
 from typing import Any
 
-# Keys of the JSON with a meaning for Cloud Logging:
+# JSON keys that Cloud Logging interprets:
 # https://cloud.google.com/logging/docs/structured-logging#structured_logging_special_fields
 _SEVERITY = "severity"
 _TRACE = "logging.googleapis.com/trace"

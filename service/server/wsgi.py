@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 PIPELINE = "pipeline"  # key in `app.extensions`, for the hooks of `gunicorn_conf`
 _BOOT_ERROR = 3  # exit code at which gunicorn stops, instead of restarting the worker
-_CANARY_PIXELS = 50_000_000  # for the canary's images; MAX_IMAGE_PIXELS may be lower
+_CANARY_PIXELS = 50_000_000  # limit for the canary's images. MAX_IMAGE_PIXELS may be lower.
 _CANARY_SECONDS = 60.0  # for decoding one canary image, including the start of the decoders
 
 

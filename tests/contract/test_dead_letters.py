@@ -115,7 +115,7 @@ def test_failed_replay_does_not_stop_the_other_replays(
     put(publisher, project, dead, b"good", **from_source(jobs, project))
     done = run(dead, "--replay", "--as-is", limit=6, exit_code=1)
     assert done.stderr.count("stays: There is no subscription") >= 2
-    assert f"{unknown} stays: it does not say where it came from" in done.stderr
+    assert f"{unknown} stays: it does not name the subscription" in done.stderr
     assert "Replayed 1 of 6 messages" in done.stdout
     assert published(project, jobs) == [b"good"]
     assert ids_in(dead) == {*stay, unknown}

@@ -89,7 +89,7 @@ def test_run_of_another_prefix_is_refused(state: storage.Blob, prefix: str, topi
     enqueue = ["--enqueue", "missing", "--yes", "--topic", topic]
     run(prefix, uri(state), *enqueue)
     refused = run("", uri(state), *enqueue, exit_code=1)
-    assert "is of runs with another bucket, prefix or --enqueue" in refused.stderr
+    assert "is the state of runs with another bucket, prefix or --enqueue" in refused.stderr
 
 
 def test_run_that_cannot_save_its_state_fails(prefix: str, topic: str) -> None:

@@ -272,7 +272,7 @@ def test_build_takes_the_target_of_the_accelerator(
 @pytest.mark.parametrize(
     ("variables", "sentence"),
     [
-        ({"_ACCELERATOR": "l4"}, "_ACCELERATOR=l4 is wrong: none, nvidia-l4 or"),
+        ({"_ACCELERATOR": "l4"}, "_ACCELERATOR=l4 must be none, nvidia-l4 or"),
         ({"_BUCKET": ""}, "_BUCKET is empty"),
     ],
     ids=["accelerator", "bucket"],

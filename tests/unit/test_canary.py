@@ -222,7 +222,7 @@ def test_canary_that_cannot_be_decoded_is_a_model_error(model: Path) -> None:
 
 def test_canary_with_other_detections_is_rejected(model: Path) -> None:
     expect(model, "circle", "heart")
-    with pytest.raises(ModelError, match=r"differs on .+: in street\.jpg the model expected"):
+    with pytest.raises(ModelError, match=r"differs on .+: in street\.jpg, expected"):
         load_verified(model, load=load_detector)
 
 

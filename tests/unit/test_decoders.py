@@ -271,7 +271,7 @@ SENTENCES = {
     "exit": "The file made its decoder exit.",
     "spin": "Decoding the file took more than 1 s of CPU time.",
     "hang": "Decoding the file took more than 2 s.",
-    "bloat": "Decoding the file takes more memory than an image of its size may.",
+    "bloat": "Decoding the file needs more memory than its number of pixels allows.",
 }
 
 

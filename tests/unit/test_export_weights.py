@@ -106,7 +106,7 @@ def test_classes_of_one_label_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("imgsz", "options", "size", "line"),
     [
-        (96, [], 96, "Image size 96 pixels, as the weights were trained"),
+        (96, [], 96, "Image size 96 pixels, from the training of the weights"),
         (96, ["--image-size", "64"], 64, "Image size 64 pixels\n"),
     ],
     ids=["trained", "given"],

@@ -394,7 +394,7 @@ def test_canary_of_own_images_replaces_the_drawn_ones(tmp_path: Path) -> None:
     write_drawn_samples(tmp_path / "own", count=1)
     options = ["--precision", "fp16", "--canary", str(tmp_path / "own")]
     done = run_export(BUNDLED_MODEL, tmp_path / "out", *options)
-    assert "would notice little" not in done.output
+    assert "would notice few faults" not in done.output
     names = sorted(path.name for path in (tmp_path / "out" / CANARY).iterdir())
     assert names == ["expected.json", "shapes-01.jpg"]
     assert load_verified(tmp_path / "out", load=load_detector).fallback is None

@@ -356,7 +356,7 @@ def test_resumed_run_counts_ages_from_its_first_start(tmp_path: Path) -> None:
 
 def test_enqueue_all_means_every_state_that_can_be_enqueued() -> None:
     assert Enqueue.ALL.states == {State.MISSING, State.FAILED, State.STALE}
-    assert [one for one in Enqueue if one.asks_for_model] == [Enqueue.STALE, Enqueue.ALL]
+    assert [one for one in Enqueue if one.needs_model] == [Enqueue.STALE, Enqueue.ALL]
 
 
 class Endless:

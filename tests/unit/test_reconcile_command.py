@@ -21,7 +21,7 @@ SHA256 = "a" * 64
         (["gs://uploads", "--enqueue", "missing"], "give --yes to publish, or --dry-run"),
         (["gs://uploads", "--enqueue", "stale", "--yes"], "give --model-sha256, or set MODEL_PATH"),
         (["gs://uploads", "--enqueue", "all", "--dry-run"], "--model-sha256, or set MODEL_PATH"),
-        (["gs://uploads", "--model-sha256", "A" * 64], "64 hexadecimal digits in small letters"),
+        (["gs://uploads", "--model-sha256", "A" * 64], "64 hexadecimal digits in lower case"),
         (["gs://uploads", "--cpu-ms", "0"], "--cpu-ms"),
     ],
     ids=["uri", "bucket", "dry", "unasked", "stale", "all", "sha256", "cpu"],

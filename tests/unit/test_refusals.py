@@ -28,9 +28,9 @@ def body(reason: str, text: str = "refused") -> str:
         (403, "accountDisabled", Scope.EVERYTHING),
         (403, "UserProjectAccountProblem", Scope.EVERYTHING),
         (403, "accessNotConfigured", Scope.EVERYTHING),
-        (403, "rateLimitExceeded", Scope.NOW),
-        (403, "userRateLimitExceeded", Scope.NOW),
-        (403, "quotaExceeded", Scope.NOW),
+        (403, "rateLimitExceeded", Scope.TEMPORARY),
+        (403, "userRateLimitExceeded", Scope.TEMPORARY),
+        (403, "quotaExceeded", Scope.TEMPORARY),
         (403, "forbidden", Scope.UNCLEAR),
         (403, "insufficientPermissions", Scope.UNCLEAR),
         (400, "", Scope.UNCLEAR),
@@ -53,7 +53,7 @@ def test_reason_says_what_is_concerned(status: int, reason: str, scope: Scope) -
             "The billing account for the owning project is disabled in state absent",
             "EVERYTHING",
         ),
-        (403, "The object exceeded the rate limit for ...", "NOW"),
+        (403, "The object exceeded the rate limit for ...", "TEMPORARY"),
         (403, "a@b does not have storage.objects.get access to the object.", "UNCLEAR"),
         (403, "", "UNCLEAR"),
     ],
@@ -136,19 +136,19 @@ def test_refusal_is_lasting_after_ten_minutes_without_a_read() -> None:
     history = AccessHistory(lambda: now[0])
     for minute in range(10):
         now[0] = minute * 60.0
-        assert not history.is_lasting("uploads", "a")
+        assert not history.note_refusal("uploads", "a")
     now[0] = MIN_REFUSED_SECONDS
-    assert not history.is_lasting("uploads", "b")
-    assert history.is_lasting("uploads", "a")
-    history.read("uploads", "a")
-    assert not history.is_lasting("uploads", "a")
+    assert not history.note_refusal("uploads", "b")
+    assert history.note_refusal("uploads", "a")
+    history.note_read("uploads", "a")
+    assert not history.note_refusal("uploads", "a")
 
 
 def test_bucket_was_read_lately_for_ten_minutes() -> None:
     now = [0.0]
     history = AccessHistory(lambda: now[0])
     assert not history.was_read_lately("uploads")
-    history.read("uploads", "b")
+    history.note_read("uploads", "b")
     assert history.was_read_lately("uploads")
     now[0] = MIN_REFUSED_SECONDS
     assert not history.was_read_lately("uploads")
@@ -158,7 +158,7 @@ def test_denied_permission_is_cached_for_30_seconds() -> None:
     now = [0.0]
     history = AccessHistory(lambda: now[0])
     assert not history.was_denied_lately("uploads")
-    history.deny("uploads")
+    history.note_denial("uploads")
     assert history.was_denied_lately("uploads")
     assert not history.was_denied_lately("others")
     now[0] = 30.0
@@ -168,8 +168,8 @@ def test_denied_permission_is_cached_for_30_seconds() -> None:
 def test_history_of_endless_objects_is_bounded() -> None:
     history = AccessHistory()
     for number in range(20_000):
-        history.is_lasting("uploads", str(number))
-        history.read(str(number))
-        history.deny(str(number))
+        history.note_refusal("uploads", str(number))
+        history.note_read(str(number))
+        history.note_denial(str(number))
     kept = [len(times) for times in (history._refused, history._reads, history._denied)]
     assert kept == [10_000] * 3
