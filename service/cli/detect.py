@@ -63,7 +63,7 @@ from service.settings import BUNDLED_MODEL, Settings
     default=8,
     show_default=True,
     type=click.IntRange(1, 64),
-    help="Most images in one batch.",
+    help="Maximum number of images in one batch.",
 )
 def detect(
     paths: tuple[Path, ...],

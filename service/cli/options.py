@@ -21,13 +21,13 @@ def _bucket_and_prefix(ctx: click.Context, param: click.Parameter, value: str) -
 
 
 def bucket_argument(help_text: str) -> Callable[[Any], Any]:
-    """Return the argument `gs://BUCKET[/PREFIX]`. The command gets the bucket and the prefix.
+    """Return the argument `gs://BUCKET/[PREFIX]`. The command gets the bucket and the prefix.
 
     Args:
         help_text: what the command does with them, as the help says it.
     """
     return argument(
-        "uri", metavar="gs://BUCKET[/PREFIX]", callback=_bucket_and_prefix, help=help_text
+        "uri", metavar="gs://BUCKET/[PREFIX]", callback=_bucket_and_prefix, help=help_text
     )
 
 
