@@ -90,7 +90,7 @@ def _from_cloud_event(event_type: str, time: Any, data: Any) -> Event:
         return Event(_image_from_object(data), _time(time))
     if event_type.startswith(_STORAGE):
         return Event(ignored="a Cloud Storage event other than finalized")
-    raise EnvelopeError("The CloudEvent's type is not supported.")
+    raise EnvelopeError("The CloudEvent is neither a Cloud Storage event nor a Pub/Sub message.")
 
 
 def _structured_data(event: dict[str, Any]) -> Any:
@@ -126,7 +126,7 @@ def _delivery_attempt(envelope: dict[str, Any]) -> int | None:
     """Return the delivery's number, from 1, or None if it is missing or malformed.
 
     Pub/Sub counts deliveries only for subscriptions with a dead-letter topic. A malformed number
-    is no error, because the number only saves a read.
+    is not an error, because the number is only used to save a read of Firestore.
     """
     attempt = envelope.get("deliveryAttempt")
     if not isinstance(attempt, int) or isinstance(attempt, bool) or attempt < 1:

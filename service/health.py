@@ -1,4 +1,4 @@
-"""Decides whether the platform should replace this process. Its liveness probe is the watchdog."""
+"""Decides whether the platform should replace this process, for its liveness probe."""
 
 import threading
 import time

@@ -124,7 +124,7 @@ resource "google_storage_notification" "uploads" {
   payload_format = "JSON_API_V1"
   event_types    = ["OBJECT_FINALIZE"]
 
-  # Its creation fails until the grant takes effect. Messages before the subscription exists are lost.
+  # Its creation fails until the grant takes effect. Messages are lost if there is no subscription yet.
   depends_on = [
     google_pubsub_subscription.uploads,
     time_sleep.agent_grants,
@@ -181,7 +181,7 @@ resource "google_pubsub_subscription_iam_member" "uploads" {
 # Checks the subscription after every apply, whoever created it, and warns.
 check "uploads_subscription" {
   data "google_pubsub_subscription" "uploads" {
-    # From the output of the configuration, so that it is read afterwards.
+    # The name is an output of the resources above, so that the subscription is read after they are applied.
     name = one(concat(
       [for tuned in terraform_data.tuned_subscription : tuned.output],
       [for subscription in google_pubsub_subscription.uploads : subscription.name],

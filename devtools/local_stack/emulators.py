@@ -57,7 +57,7 @@ def pubsub(programs: Programs, directory: Path) -> Emulator:
         "-Xmx256m",
         f"-Djava.util.logging.config.file={logging_properties}",
         f"-Dsun.net.client.defaultReadTimeout={_PUSH_TIMEOUT_MS}",
-        # Java repeats a POST whose connection broke. One attempt would push twice.
+        # Otherwise Java repeats a POST whose connection broke, and one attempt pushes twice.
         "-Dsun.net.http.retryPost=false",
     )
 

@@ -52,7 +52,7 @@ class StackOptions:
     bucket: str = "uploads"
     #: More settings of the service, as environment variables.
     service_environment: Mapping[str, str] = field(default_factory=dict)
-    #: The directory for logs and uploads. None means a temporary one, removed at the end.
+    #: The directory for logs and uploads. None: a temporary directory, which is removed at the end.
     directory: Path | None = None
     #: The number of requests in flight from the local Eventarc. The service has 8 more threads.
     concurrency: int = 32

@@ -39,7 +39,7 @@ from service.settings import BUNDLED_MODEL, Settings
     type=click.Path(path_type=Path),
     default=BUNDLED_MODEL,
     help="Exported directory, or a file that ultralytics loads. By default the bundled model, "
-    "which knows six drawn shapes.",
+    "which detects six drawn shapes.",
 )
 @option(
     "--device",

@@ -24,7 +24,7 @@ def bucket_argument(help_text: str) -> Callable[[Any], Any]:
     """Return the argument `gs://BUCKET/[PREFIX]`. The command gets the bucket and the prefix.
 
     Args:
-        help_text: what the command does with them, as the help says it.
+        help_text: what the command does with them, as a sentence of the help.
     """
     return argument(
         "uri", metavar="gs://BUCKET/[PREFIX]", callback=_bucket_and_prefix, help=help_text
@@ -117,7 +117,7 @@ def topic_option(panel: str | None = None) -> Callable[[Any], Any]:
 
 
 def deployment_options(*further: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
-    """Add the options that describe the deployed service. Its rate limits how fast jobs go out.
+    """Add the options that describe the deployed service. Its rate paces the jobs.
 
     Args:
         further: options of the same group that only some commands have.

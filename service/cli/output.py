@@ -22,7 +22,7 @@ class Column(NamedTuple):
 
 
 def printable(text: str) -> str:
-    """Replace every character that a terminal could obey or that breaks a line with `?`.
+    """Replace with `?` every character that a terminal could obey or that breaks a line.
 
     These are control characters, escape sequences, overrides of the text's direction, and bytes
     of a file name that are not UTF-8.
@@ -160,7 +160,7 @@ def _plain(value: object) -> str:
 
 
 def _whole(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str:
-    """Align rows without folding: rich would be slow with a hundred thousand of them."""
+    """Align rows without folding. Rich would be slow with a hundred thousand rows."""
     from rich.cells import cell_len
 
     lines = [[column.header for column in columns], *rows]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from service.operate.reconcile import Publish, Scope, Tally
 
 _CALL_SECONDS = 60.0  # Firestore is retried longer than in the service, which has a deadline
-_PAGES_PER_LINE = 20  # of progress in a log
+_PAGES_PER_LINE = 20  # pages of the listing for each line of progress in a log
 _PUBLISH = "Publish jobs"
 
 
@@ -112,7 +112,7 @@ def reconcile(
     is_publishing = wanted is not None and not dry_run
     if is_publishing and not yes and not _can_ask():
         raise click.UsageError(
-            "Standard input is no terminal, so you cannot be asked: give --yes to publish, or "
+            "Standard input is not a terminal, so you cannot be asked: give --yes to publish, or "
             "--dry-run"
         )
     model = _model(model_sha256, settings)
@@ -253,11 +253,11 @@ class _Run:
         if self._oldest:
             show(
                 f"Objects created before {self._oldest:%Y-%m-%dT%H:%M:%SZ} were not compared. "
-                "Without --since all are."
+                "Without --since, all objects are compared."
             )
         self.note_pattern(tally)
         if scope.model:
-            show(f"{tally.stale:,} of the done are by another model than {scope.model}")
+            show(f"{tally.stale:,} of the done objects are by another model than {scope.model}")
         if scope.enqueue:
             estimate = self._estimate(tally)
             show(
@@ -359,7 +359,7 @@ def _oldest(scope: "Scope", kept: "LastRun | None", started_at: datetime) -> dat
 
 
 def _expiry_note(scope: "Scope", settings: Settings, project: str) -> str | None:
-    """Return a warning if jobs would detect again on images whose results expired, or None.
+    """Return a warning if jobs would detect images again whose results expired, or None.
 
     Firestore is asked whether results expire only if all objects are compared and missing objects
     are enqueued.

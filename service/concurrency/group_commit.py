@@ -74,7 +74,7 @@ class GroupCommit(Generic[Result, Committed]):
             self._commit_together(group)
         except TransientError as exc:
             _fail(group, exc)
-        except BaseException as exc:  # noqa: BLE001 - a panic of a Rust library is no Exception
+        except BaseException as exc:  # noqa: BLE001 - a Rust library's panic is not an Exception
             logger.exception("A commit of %d failed", len(group))
             if len(group) == 1:
                 _fail(group, exc)

@@ -65,8 +65,8 @@ class MeanAveragePrecision:
     """Mean average precision (mAP), in 0..1.
 
     Attributes:
-        map50_95: mean over the IoU thresholds from 0.5 to 0.95.
-        map50: at the IoU threshold 0.5.
+        map50_95: mAP, averaged over the IoU thresholds from 0.5 to 0.95.
+        map50: mAP at the IoU threshold 0.5.
         images: number of images on which mAP was measured.
         objects: number of labelled objects in them.
         notes: sentences about labels and images that were left out or corrected.

@@ -23,7 +23,7 @@ def sha256_of_renamed(sha256: str, labels: Mapping[int, str]) -> str:
 
     Args:
         sha256: SHA-256 of the weights.
-        labels: after renaming, by class id.
+        labels: the labels by class id, after renaming.
     """
     text = json.dumps([sha256, sorted(labels.items())])
     return hashlib.sha256(text.encode()).hexdigest()
@@ -37,7 +37,7 @@ def rename(
     Args:
         names: the model's `names`, as `class_labels` takes them.
         renames: each is `OLD=NEW`. OLD is a label, which may be empty, or `#` and a class id. All
-            classes with the label OLD are renamed. OLD means the labels before all renaming.
+            classes with the label OLD are renamed. OLD means a label before any renaming.
         model: the model's name for error messages.
         count: number of classes of the model. None: as many as there are names.
 

@@ -45,7 +45,7 @@ MIN_AGREEMENT = 0.9  # F1 of the detections. Models below it lost 1.7 to 3.9 poi
 _MIN_MEAN_IOU = 0.95  # mean over the boxes that both models find
 _MIN_DETECTIONS = 20  # detections of the float model. With fewer, the agreement proves little.
 _MAX_IMAGES = 300  # more calibration images do not change the ranges of activations
-_MIN_CALIBRATION_IMAGES = 10  # if some images cannot be read
+_MIN_CALIBRATION_IMAGES = 10  # required only if some images cannot be read
 _MAX_CANARY_IMAGES = 10  # because every start of the service runs them
 _MAX_PIXELS = 2**30
 _SUFFIX = "_openvino_model"
@@ -69,7 +69,7 @@ def export_openvino(
 
     Args:
         model: a `.pt` file or the directory of a float export. A directory needs neither torch nor
-            ultralytics. Ultralytics downloads an official model (`yolo26n.pt`) that does not exist.
+            ultralytics. If there is no file, ultralytics downloads official models (`yolo26n.pt`).
         destination: directory to write. By default it is `<stem>_openvino_model` or, for int8,
             `<stem>_int8_openvino_model`, beside the model.
         image_size: longer side of the model's input, in pixels. By default, the size of the

@@ -107,7 +107,7 @@ _QUOTED = re.compile(r"""(?<!\w)(['"`]).*?\1(?!\w)""")
 _MARKUP = re.compile(r"<[!?/a-z]", re.IGNORECASE)
 
 
-_Times = LRUCache[object, float]  # by key: when it was last noted, in seconds
+_Times = LRUCache[object, float]  # by key: when it was noted, in seconds of the clock
 
 
 class Scope(Enum):

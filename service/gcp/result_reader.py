@@ -10,7 +10,7 @@ from service.domain import ImageRef, StoredDocuments
 from service.errors import FirestoreUnavailableError
 from service.gcp.collection import Collection, RetryBudget, documents_by_id
 
-_AFTER_EVERY_NAME = "\U0010ffff"  # a prefix and this sort after every name with that prefix
+_AFTER_EVERY_NAME = "\U0010ffff"  # after a prefix, it sorts after every name with that prefix
 
 
 class ResultReader(Collection):

@@ -130,7 +130,7 @@ class ImageStorage:
         connections: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Set the limits.
+        """Take the client and the limits.
 
         Args:
             client: the vendor's client.
@@ -230,7 +230,7 @@ class ImageStorage:
     def _reading(
         self, ref: ImageRef, until: Deadline, *, is_download: bool = False
     ) -> Iterator[None]:
-        """Raise the vendor's errors as ours, and find out what a refusal concerns."""
+        """Translate the vendor's errors, and find out what a refusal concerns."""
         with translate_errors():
             try:
                 yield
@@ -317,7 +317,7 @@ class ImageStorage:
         """Send a GET, and return the JSON object of its response.
 
         Raises:
-            StorageUnavailableError: the response is no JSON object.
+            StorageUnavailableError: the response is not a JSON object.
         """
         response = self._get(path, query, until)
         try:
@@ -341,7 +341,7 @@ class ImageStorage:
 
         Raises:
             BadImageError: the object has more than `max_bytes` bytes.
-            GoogleAPIError: Cloud Storage refuses the request, or the time was up.
+            GoogleAPIError: Cloud Storage refuses the request, or the time is up.
             GoogleAuthError: there is no token for the request.
             RequestException, HTTPError, OSError: the network failed.
         """

@@ -53,7 +53,7 @@ def decode_file(file: File, *, max_pixels: int, image_size: int | None) -> Decod
         decoded = file.decode(image_size)
     except (BadImageError, MemoryError):
         raise
-    except Exception as exc:  # invalid pixels, or damage that the decoder does not report as such
+    except Exception as exc:  # invalid pixels, or damage that the decoder reports by another error
         logger.exception("A decoder raised an unexpected error")
         raise BadImageError.corrupt(f"The {file.info.format} file cannot be decoded.") from exc
     _check_size(decoded.info, max_pixels)  # the header may have stated a smaller size

@@ -32,7 +32,7 @@ class Webp:
 
 
 def _size(data: bytes) -> tuple[int, int]:
-    """Return width and height in pixels (RFC 9649, 2.5 to 2.7; RFC 6386, 9.1)."""
+    """Return width and height in pixels (RFC 9649, 2.5 to 2.7, and RFC 6386, 9.1)."""
     match data[12:16]:
         case b"VP8X" if len(data) >= 30:  # the canvas, with 24 bits for each side
             width, height = (int.from_bytes(data[i : i + 3], "little") + 1 for i in (24, 27))

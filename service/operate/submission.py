@@ -48,7 +48,7 @@ def read(uris: Iterable[str]) -> dict[str, ImageRef]:
     """Parse URIs. Return the references by URI, without duplicates.
 
     Raises:
-        SubmissionError: there are no URIs, or one is wrong or names what the service ignores.
+        SubmissionError: there are no URIs, or a URI is wrong or names what the service ignores.
     """
     refs: dict[str, ImageRef] = {}
     for uri in uris:

@@ -109,7 +109,7 @@ def _cannot_start(reason: str) -> NoReturn:
 
 
 def _load(settings: Settings, decoders: Decoders) -> VerifiedModel:
-    """Load the model. The decoders decode its canary's images, as they do uploads."""
+    """Load the model. The decoders decode its canary's images, as they decode uploads."""
     started = time.monotonic()
 
     def decode(data: bytes, image_size: int) -> Pixels:

@@ -102,7 +102,7 @@ def test_older_objects_are_reported_and_not_compared(prefix: str) -> None:
     tomorrow = datetime.now(UTC) + timedelta(days=1)
     done = run(prefix, f"{tomorrow:%Y-%m-%dT%H:%M:%SZ}")
     assert "1 objects = 0 done + 0 failed + 0 missing + 0 ignored + 1 older" in done.stdout
-    assert "were not compared. Without --since all are." in done.stdout
+    assert "were not compared. Without --since, all objects are compared." in done.stdout
     assert " 1 missing + 0 ignored + 0 older" in run(prefix, "1h").stdout
 
 

@@ -106,7 +106,7 @@ def test_reconcile_counts_enqueues_and_replaces(
     assert counted.returncode == 0, counted.stderr
     everything = {"objects": 6, "done": 2, "failed": 1, "missing": 2, "ignored": 1}
     assert counts(counted.stdout) == everything
-    assert "1 of the done are by another model" in counted.stdout
+    assert "1 of the done objects are by another model" in counted.stdout
     dry = run_cli(*command, "--enqueue", "all", "--dry-run")
     assert "--enqueue all: 4 images, about " in dry.stdout, dry.stderr
     unconfirmed = run_cli(*command, "--enqueue", "all", stdin=subprocess.DEVNULL)
