@@ -95,6 +95,12 @@ def test_wrong_input_is_one_sentence_and_a_code(
     assert done.stdout == ""
 
 
+def test_invalid_bucket_of_up_is_named_before_the_start() -> None:
+    done = CliRunner().invoke(dev_main, ["up", "--bucket", "My Bucket"])
+    assert (done.exit_code, done.stdout) == (ExitCode.USAGE, "")
+    assert "'My Bucket': The bucket's name is not valid in Cloud Storage." in done.stderr
+
+
 def test_wrong_setting_stops_every_command_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAX_IMAGE_PIXELS", "x")
     for arguments in (["serve"], ["check-model"], ["results", "gs://a"], ["detect", __file__]):
