@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from google.api_core.exceptions import NotFound
 from google.cloud import firestore
 from google.cloud.pubsub import PublisherClient
 from google.cloud.storage import Blob, Client
@@ -64,13 +65,19 @@ def main() -> None:
     storage, database, publisher = Client(), firestore.Client(), PublisherClient()
     images = []
     for uri in options.uris:
-        blob = Blob.from_uri(uri, client=storage)
-        blob.reload()  # NotFound if there is no such object
+        try:
+            blob = Blob.from_uri(uri, client=storage)
+            blob.reload()
+        except (ValueError, NotFound) as error:  # not a URI, or no such object
+            sys.exit(f"{uri}: {error}")
         images.append(f"{uri}#{blob.generation}")  # this very version, if the object is replaced
-    publish(publisher, publisher.topic_path(database.project, options.topic), images)
+    topic = publisher.topic_path(database.project, options.topic)
     try:
+        publish(publisher, topic, images)
         for result in documents(database, images, options.timeout):
             print(result["uri"], result["error"] or result["counts"], flush=True)
+    except NotFound:
+        sys.exit(f"There is no topic {topic}. See --topic.")
     except TimeoutError as error:
         sys.exit(str(error))
 

@@ -65,7 +65,7 @@ class TimedDetector(UltralyticsDetector):
 
     def infer(self, batch: torch.Tensor) -> torch.Tensor:
         if batch.is_pinned():
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             rows = super().infer(batch)
             end.record()

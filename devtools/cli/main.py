@@ -15,6 +15,8 @@ from devtools.cli.chaos import chaos
 from service.cli.commands import command, group, option, version_option
 from service.cli.detect import detect
 from service.cli.output import progress, say
+from service.errors import EnvelopeError
+from service.events import parse_uri
 from service.settings import BUNDLED_MODEL
 
 _RUN = "Run the system"
@@ -28,6 +30,19 @@ def main() -> None:
     logging.getLogger("devtools").addHandler(logging.NullHandler())
 
 
+def _bucket_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Check a bucket's name.
+
+    Raises:
+        click.BadParameter: Cloud Storage does not permit it.
+    """
+    try:
+        parse_uri(f"gs://{value}/object")
+    except EnvelopeError as exc:
+        raise click.BadParameter(f"{value!r}: {exc}", ctx, param) from exc
+    return value
+
+
 @command(
     panel=_RUN,
     examples=["yolo-batch-dev up", "yolo-batch-dev up --model my_openvino_model"],
@@ -37,7 +52,13 @@ def main() -> None:
     type=click.Path(path_type=Path),
     help="Model of the service. By default, the bundled model.",
 )
-@option("--bucket", default="uploads", show_default=True, help="Bucket for uploads.")
+@option(
+    "--bucket",
+    default="uploads",
+    show_default=True,
+    callback=_bucket_name,
+    help="Bucket for uploads.",
+)
 def up(model: Path | None, bucket: str) -> None:
     """Run the emulators, the deliveries and the service until Ctrl-C."""
     from devtools.local_stack.client_environment import upload_line

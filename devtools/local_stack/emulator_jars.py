@@ -93,7 +93,7 @@ def cached_jar(published: PublishedFile) -> Path:
     except OSError as exc:
         raise MissingRequirementsError(
             f"The {published.title} cannot be stored in {directory}: {exc.strerror}.\n"
-            "Choose another directory: XDG_CACHE_HOME=DIRECTORY make emulators"
+            "Make room there, or choose another directory: export XDG_CACHE_HOME=DIRECTORY"
         ) from exc
     return jar
 

@@ -18,6 +18,8 @@ _JVM = (
     "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
     "--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow",
 )  # fmt: skip
+# In the locale C, Java cannot load its libraries from a path with other characters than ASCII.
+_JVM_ENVIRONMENT = {"LC_ALL": "C.UTF-8"}
 # The SDK's jar names no main class in its manifest.
 _FIRESTORE_MAIN_CLASS = "com.google.cloud.datastore.emulator.firestore.CloudFirestore"
 # The Pub/Sub emulator logs a stack trace for each failed push (1 MB in 10 s). Its class Main logs
@@ -72,7 +74,10 @@ def pubsub(programs: Programs, directory: Path) -> Emulator:
             f"--port={port}",
         ]
 
-    return Emulator("pubsub", command, "/v1/projects/ready/topics", "Server started, listening on")
+    return Emulator(
+        "pubsub", command, "/v1/projects/ready/topics", "Server started, listening on",
+        _JVM_ENVIRONMENT,
+    )  # fmt: skip
 
 
 def firestore(programs: Programs) -> Emulator:
@@ -91,7 +96,9 @@ def firestore(programs: Programs) -> Emulator:
             f"--port={port}",
         ]
 
-    return Emulator("firestore", command, "/", "Dev App Server is now running")
+    return Emulator(
+        "firestore", command, "/", "Dev App Server is now running", _JVM_ENVIRONMENT
+    )  # fmt: skip
 
 
 def storage(

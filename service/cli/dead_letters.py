@@ -104,6 +104,8 @@ def dead_letters(
                 readings.append((dead_letter, read(dead_letter)))
                 bar.describe(f"Reading messages: {len(readings):,}")
         _show(readings, as_json=as_json)
+        if not readings:
+            note(f"There is no dead letter in {source.name}")
         if replay:
             chosen = [pair for pair in readings if not ids or pair[0].message_id in ids]
             if missing := set(ids) - {dead_letter.message_id for dead_letter, _ in chosen}:

@@ -64,7 +64,7 @@ def serve() -> None:
 @json_lines_option("each document")
 def results(uri: tuple[str, str], as_json: bool) -> None:
     """Print the documents of a bucket or prefix from Firestore."""
-    from service.cli.report import pattern_note, say_results
+    from service.cli.report import no_results_note, say_results
     from service.gcp.clients import build_reader
 
     bucket, prefix = uri
@@ -84,8 +84,8 @@ def results(uri: tuple[str, str], as_json: bool) -> None:
             say_json(document)
     else:
         say_results(list(documents()))
-    if not count and (hint := pattern_note(prefix)):
-        note(hint)
+    if not count:
+        note(no_results_note(bucket, prefix))
 
 
 for each in (

@@ -148,9 +148,7 @@ def reconcile(
         final = run.publish(tally, resume, started_at)
         if kept:
             kept.write(last_run(scope, started_at))
-    except YoloBatchError as exc:
-        raise click.ClickException(f"{exc}\n{hint}".rstrip()) from exc
-    except KeyboardInterrupt:
+    except (YoloBatchError, KeyboardInterrupt):
         if hint:
             note(f"\n{hint}")
         raise

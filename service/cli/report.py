@@ -34,6 +34,11 @@ def pattern_note(prefix: str) -> str | None:
     return f"No name begins with {prefix!r}: give a prefix here, not a pattern."
 
 
+def no_results_note(bucket: str, prefix: str) -> str:
+    """Return what to say where a prefix has no document."""
+    return pattern_note(prefix) or f"There is no document for gs://{bucket}/{prefix}"
+
+
 def bucket_note(bucket: str, allowed_buckets: Collection[str]) -> str | None:
     """Return a warning if a service with these settings does not read a bucket, or None."""
     if not allowed_buckets or bucket in allowed_buckets:

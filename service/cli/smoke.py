@@ -7,7 +7,7 @@ import click
 from service.cli.commands import command, option
 from service.cli.options import bucket_argument, json_option
 from service.cli.output import note, progress, say, say_json
-from service.errors import SmokeError
+from service.errors import YoloBatchError
 from service.settings import Settings
 
 
@@ -52,7 +52,9 @@ def smoke(uri: tuple[str, str], timeout: float, keep: bool, as_json: bool) -> No
         if not keep:
             try:
                 samples.remove(ref)
-            except SmokeError as exc:  # an image that stays in the bucket does not fail the test
+            except (
+                YoloBatchError
+            ) as exc:  # an image that stays in the bucket does not fail the test
                 note(f"Warning: {exc}")
     seconds = time.monotonic() - started
     model = document["model"]

@@ -11,6 +11,7 @@ from service.errors import FirestoreUnavailableError
 from service.gcp.collection import Collection, RetryBudget, documents_by_id
 
 _AFTER_EVERY_NAME = "\U0010ffff"  # after a prefix, it sorts after every name with that prefix
+_PAGE_SIZE = 300  # documents
 
 
 class ResultReader(Collection):
@@ -29,8 +30,12 @@ class ResultReader(Collection):
                 documents_by_id(snapshots), min(snapshot.read_time for snapshot in snapshots)
             )
 
-    def results(self, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
+    def results(
+        self, bucket: str, prefix: str, *, page_size: int = _PAGE_SIZE
+    ) -> Iterator[dict[str, Any]]:
         """Yield the documents of the objects whose names start with `prefix`, sorted by name.
+
+        Each page has its own time limit, so any number of documents can be read, at any pace.
 
         Raises:
             FirestoreUnavailableError: Firestore did not respond, or lacks the index.
@@ -40,14 +45,10 @@ class ResultReader(Collection):
             query = query.where(filter=FieldFilter("name", ">=", prefix)).where(
                 filter=FieldFilter("name", "<", prefix + _AFTER_EVERY_NAME)
             )
-        with self._reading():
-            try:
-                for snapshot in query.order_by("name").stream(**self._one_attempt().limits):
-                    yield snapshot.to_dict() or {}
-            except exceptions.FailedPrecondition as exc:  # its message links to the missing index
-                raise FirestoreUnavailableError(
-                    f"Firestore refused the query: {exc.message}"
-                ) from exc
+        query = query.order_by("name").limit(page_size)
+        while page := self._page(query):
+            yield from (snapshot.to_dict() or {} for snapshot in page)
+            query = query.start_after(page[-1])
 
     def document(self, document_id: str) -> dict[str, Any] | None:
         """Return one document by its id, or None if there is none.
@@ -58,6 +59,16 @@ class ResultReader(Collection):
         with self._reading():
             snapshot = self._collection.document(document_id).get(**self._one_attempt().limits)
             return snapshot.to_dict() if snapshot.exists else None
+
+    def _page(self, query: Any) -> list[Any]:
+        """Return all snapshots of a query: the time limit must not count the caller's work."""
+        with self._reading():
+            try:
+                return list(query.stream(**self._one_attempt().limits))
+            except exceptions.FailedPrecondition as exc:  # its message links to the missing index
+                raise FirestoreUnavailableError(
+                    f"Firestore refused the query: {exc.message}"
+                ) from exc
 
     def _one_attempt(self) -> RetryBudget:
         """Return a budget for one attempt: an operator's large reads take long."""

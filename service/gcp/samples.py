@@ -3,16 +3,18 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from google.api_core import exceptions
+from google.api_core import exceptions, retry
 from google.auth.exceptions import GoogleAuthError
 from google.cloud import storage
 from google.cloud.exceptions import NotFound
+from google.cloud.storage.retry import DEFAULT_RETRY
 from requests.exceptions import RequestException
 
 from service.domain import ImageRef, ObjectMetadata
-from service.errors import CredentialsError, SmokeError
+from service.errors import CredentialsError, SmokeError, StorageUnavailableError
 
 _CALL_SECONDS = 30.0  # for one call with all its attempts
+_RETRY: retry.Retry = DEFAULT_RETRY.with_timeout(_CALL_SECONDS)  # by default, two minutes
 
 
 class CloudSamples:
@@ -26,22 +28,27 @@ class CloudSamples:
         """Upload a JPEG file. Return its reference, with its generation.
 
         Raises:
-            SmokeError: the upload failed.
+            SmokeError: there is no such bucket, or you have no access.
+            StorageUnavailableError: Cloud Storage did not respond.
         """
         with _translated(f"upload gs://{bucket}/{name}"):
             blob = self._client.bucket(bucket).blob(name)
-            blob.upload_from_string(data, content_type="image/jpeg", timeout=_CALL_SECONDS)
+            blob.upload_from_string(
+                data, content_type="image/jpeg", timeout=_CALL_SECONDS, retry=_RETRY
+            )
             return ImageRef(bucket, name, blob.generation, ObjectMetadata(size=len(data)))
 
     def remove(self, ref: ImageRef) -> None:
         """Delete the object, if it still exists.
 
         Raises:
-            SmokeError: the deletion failed.
+            SmokeError: there is no such bucket, or you have no access.
+            StorageUnavailableError: Cloud Storage did not respond.
         """
         with _translated(f"delete {ref.uri}"):
             try:
-                self._client.bucket(ref.bucket).blob(ref.name).delete(timeout=_CALL_SECONDS)
+                blob = self._client.bucket(ref.bucket).blob(ref.name)
+                blob.delete(timeout=_CALL_SECONDS, retry=_RETRY)
             except NotFound:
                 return
 
@@ -60,7 +67,7 @@ def connect(project: str | None) -> CloudSamples:
 
 @contextmanager
 def _translated(action: str) -> Iterator[None]:
-    """Raise the vendor's errors as SmokeError. `action` completes "Cannot ..."."""
+    """Raise the vendor's errors as ours. `action` completes "Cannot ..."."""
     try:
         yield
     except NotFound as exc:
@@ -70,4 +77,4 @@ def _translated(action: str) -> Iterator[None]:
             f"Cannot {action}: access refused. You need roles/storage.objectUser on the bucket"
         ) from exc
     except (exceptions.GoogleAPIError, GoogleAuthError, RequestException) as exc:
-        raise SmokeError(f"Cannot {action}: Cloud Storage is unavailable") from exc
+        raise StorageUnavailableError(f"Cannot {action}: Cloud Storage is unavailable.") from exc

@@ -67,8 +67,12 @@ def load_detector(
         ModelError: the model does not exist, cannot be loaded, or is not a detection model.
     """
     if not path.exists():
-        raise ModelError(f"There is no model at {path}: set MODEL_PATH, or export one first")
-    if path.is_dir() and (path / OPENVINO_METADATA).is_file():
+        raise ModelError(
+            f"There is no model at {path}: name another (MODEL_PATH or --model), or export it first"
+        )
+    if path.is_dir():
+        if not (path / OPENVINO_METADATA).is_file():
+            raise ModelError(f"{path} is no exported model: it has no {OPENVINO_METADATA}")
         if device != "cpu":
             raise ModelError(
                 f"{path} is an OpenVINO model, which runs on DEVICE=cpu, not {device!r}: "

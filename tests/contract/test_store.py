@@ -318,6 +318,17 @@ def test_results_are_those_of_bucket_and_prefix_by_name(
     assert list(reader.results("another", "")) == []
 
 
+@pytest.mark.parametrize("page_size", [1, 2, 3, 4])
+def test_results_are_complete_across_pages(
+    store: ResultStore, reader: ResultReader, page_size: int
+) -> None:
+    first, second = done("b.jpg"), done("b.jpg")
+    second = replace(second, ref=replace(second.ref, generation=2))
+    store.commit([done("c.jpg"), first, second, done("a.jpg")])
+    names = [document["name"] for document in reader.results("uploads", "", page_size=page_size)]
+    assert names == ["a.jpg", "b.jpg", "b.jpg", "c.jpg"]
+
+
 def test_store_without_a_server_is_unavailable(
     collection: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

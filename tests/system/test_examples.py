@@ -161,3 +161,15 @@ def test_publish_jobs_names_images_without_a_document(
     done = run_example("publish_jobs.py", ref.uri, "--topic", make_topic(), "--timeout", "1")
     assert done.returncode == 1
     assert done.stderr == f"No document after 1 s: ['{ref.uri}#{ref.generation}']\n"
+
+
+def test_publish_jobs_names_what_does_not_exist(stack: Stack, samples: Samples) -> None:
+    there = put_aside(stack, "examples/there.jpg", samples[0][0].read_bytes()).uri
+    for uri, topic, sentence in (
+        ("there.jpg", "jobs", "there.jpg: URI pattern must be gs://bucket/object"),
+        (f"{there}.png", "jobs", f"{there}.png: 404 "),
+        (there, "nowhere", "There is no topic projects/"),
+    ):
+        done = run_example("publish_jobs.py", uri, "--topic", topic)
+        assert done.returncode == 1
+        assert done.stderr.startswith(sentence)

@@ -369,6 +369,19 @@ def test_job_published_with_the_client_is_pushed(recorder: Recorder, stack: Stac
     publisher.transport.close()
 
 
+def test_java_starts_below_any_path_in_any_locale(tmp_path: Path) -> None:
+    programs = find_programs()
+    runtime = tmp_path / "é ü"
+    shutil.copytree(programs.java.parents[1], runtime)
+    java = str(runtime / "bin" / programs.java.name)
+    command = [java, "-jar", str(programs.pubsub_jar), "--help"]
+    environment = {"LC_ALL": "C", **emulators.pubsub(programs, tmp_path).environment}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=TOOL_SECONDS, check=False
+    )
+    assert "--port:" in done.stdout, done.stderr
+
+
 def test_eventarc_survives_a_restart_of_the_emulator(
     recorder: Recorder, service: tuple[Recorder, str], tmp_path: Path,
     caplog: pytest.LogCaptureFixture,

@@ -63,6 +63,7 @@ def run(*arguments: str) -> Result:
         (["detect", "image.bmp", "--save", "text.jpg/a"], ExitCode.FAILED, "text.jpg/a: Not a"),
         (["detect", "image.bmp", "--batch-size", "x"], ExitCode.USAGE, "'x' is not a valid int"),
         (["check-model", "nowhere"], ExitCode.CANNOT_SERVE, "There is no model at nowhere"),
+        (["check-model", "empty"], ExitCode.CANNOT_SERVE, "empty is no exported model: it has no"),
         (["check-model", "damaged"], ExitCode.CANNOT_SERVE, "damaged is damaged"),
         (["export", "damaged", "--precision", "int8"], ExitCode.USAGE, "needs --calibration"),
         (["export", "damaged", "--precision", "fp32"], ExitCode.CANNOT_SERVE, "has fp16 weights"),
@@ -92,6 +93,12 @@ def test_wrong_input_is_one_sentence_and_a_code(
     assert sentence in done.stderr
     assert done.stderr.count("Error: ") == 1
     assert done.stdout == ""
+
+
+def test_invalid_bucket_of_up_is_named_before_the_start() -> None:
+    done = CliRunner().invoke(dev_main, ["up", "--bucket", "My Bucket"])
+    assert (done.exit_code, done.stdout) == (ExitCode.USAGE, "")
+    assert "'My Bucket': The bucket's name is not valid in Cloud Storage." in done.stderr
 
 
 def test_wrong_setting_stops_every_command_alike(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -285,4 +285,4 @@ def test_unwritable_cache_names_the_variable(mirror: Mirror, tmp_path: Path) -> 
     (tmp_path / "file").touch()
     done = Machine(tmp_path / "file", mirror.url).download()
     assert done.returncode == 1
-    assert "XDG_CACHE_HOME=DIRECTORY make emulators" in done.stderr
+    assert "export XDG_CACHE_HOME=DIRECTORY" in done.stderr

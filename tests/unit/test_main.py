@@ -39,8 +39,8 @@ def test_wrong_setting_is_logged(
     assert "PORT='http' is wrong" in record.getMessage()
 
 
-def test_missing_model_names_the_setting(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="There is no model at .*nothing: set MODEL_PATH"):
+def test_missing_model_names_its_path(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="There is no model at .*nothing: name another"):
         load_detector(tmp_path / "nothing")
 
 

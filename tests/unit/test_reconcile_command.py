@@ -41,6 +41,17 @@ def test_model_path_without_a_model_is_named(
     assert "nowhere" in done.stderr
 
 
+def test_unavailable_storage_says_what_to_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FIRESTORE_EMULATOR_HOST", "PUBSUB_EMULATOR_HOST"):
+        monkeypatch.setenv(name, "127.0.0.1:9")
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
+    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "demo")
+    monkeypatch.setattr("service.gcp.listing.DEFAULT_RETRY.with_timeout", lambda _: None)
+    done = CliRunner().invoke(reconcile, ["gs://uploads"])
+    assert done.exit_code == ExitCode.FAILED
+    assert "Cloud Storage is unavailable.\nCheck that the local stack still runs" in done.stderr
+
+
 def test_resume_file_of_something_else_is_kept(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("my notes")
     done = CliRunner().invoke(

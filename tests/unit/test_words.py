@@ -53,6 +53,17 @@ def retired_terms_in(line: str) -> list[str]:
     return [term for term in retired() if pattern(term).search(line)]
 
 
+def broken_terms_in(text: str) -> list[str]:
+    """The retired terms of two words that a line break divides; a comment's mark may follow it."""
+    text = re.sub(r"[ \t]*\n[ \t]*(?:#|//|>|\*)?[ \t]*", "\n", text)
+    divided = {term: term.replace(" ", "\n") for term in retired() if " " in term}
+    return [
+        term
+        for term, lines in divided.items()
+        if re.search(rf"(?<![A-Za-z]){lines}(?![A-Za-z])", text, re.IGNORECASE)
+    ]
+
+
 def texts() -> Iterator[tuple[str, str]]:
     """Every text file of the project, by its path in the repository."""
     paths = [path for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*")]
@@ -86,6 +97,10 @@ def test_retired_terms_are_in_no_text_of_the_project() -> None:
             f"{name}: {term!r} in the file's name: say {retired()[term]!r}"
             for term in retired_terms_in(name)
         ]
+        faults += [
+            f"{name}: {term!r} over two lines: say {retired()[term]!r}"
+            for term in broken_terms_in(text)
+        ]
         if not any_term.search(split_words(text)):
             continue
         for number, line in enumerate(text.splitlines(), start=1):
@@ -115,6 +130,11 @@ def test_retired_terms_are_in_no_text_of_the_project() -> None:
 )
 def test_retired_term_is_found_in_a_line(line: str, terms: list[str]) -> None:
     assert retired_terms_in(line) == terms
+
+
+def test_retired_term_is_found_over_two_lines() -> None:
+    assert broken_terms_in("It was given\n    # back.") == ["given back"]
+    assert broken_terms_in("It was given.\nBack then, it was not.") == []
 
 
 def is_too_long(name: str) -> bool:
