@@ -76,7 +76,7 @@ def plan_memory(settings: Settings, detector: Detector) -> MemoryPlan:
     )
 
 
-def within_memory(settings: Settings, detector: Detector) -> Settings:
+def fit_into_memory(settings: Settings, detector: Detector) -> Settings:
     """Return the settings, with MAX_BUFFERED_BYTES lowered if the memory plan needs it.
 
     A plan that does not fit even then is logged, but the service starts: the plan is the worst

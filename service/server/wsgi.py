@@ -17,7 +17,7 @@ from service.images.pixels import Pixels
 from service.inference.canary import NOT_COMPARED, VerifiedModel
 from service.inference.loading import load_model
 from service.inference.model import Model
-from service.memory import within_memory
+from service.memory import fit_into_memory
 from service.pipeline import Pipeline, PipelineOptions
 from service.recorder import Recorder
 from service.server import logs
@@ -61,7 +61,7 @@ def build_app() -> "Flask":
 
             storage, store = build_storage(settings), build_store(settings)
             verified = loading.result()
-            settings = within_memory(settings, verified.detector)
+            settings = fit_into_memory(settings, verified.detector)
         except (CredentialsError, ModelError) as exc:
             decoders.close()
             _cannot_start(str(exc))

@@ -12,7 +12,7 @@ from service import memory
 from service.errors import ModelError
 from service.images.decoders import BYTES_PER_PIXEL
 from service.inference.loading import load_detector
-from service.memory import MemoryPlan, plan_memory, within_memory
+from service.memory import MemoryPlan, fit_into_memory, plan_memory
 from service.settings import BUNDLED_MODEL, Settings
 
 SETTINGS = Settings()
@@ -28,7 +28,7 @@ def instance(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def given(instance: pytest.MonkeyPatch, available: int) -> Settings:
     instance.setattr(memory, "memory_bytes", lambda: available)
-    return within_memory(SETTINGS, DETECTOR)
+    return fit_into_memory(SETTINGS, DETECTOR)
 
 
 def total(settings: Settings) -> int:
@@ -118,7 +118,7 @@ def test_one_image_can_always_be_buffered(
 def test_a_lower_limit_of_the_user_is_never_raised(instance: pytest.MonkeyPatch) -> None:
     instance.setattr(memory, "memory_bytes", lambda: total(SETTINGS) // 2)
     low = replace(SETTINGS, max_buffered_bytes=1000)
-    assert within_memory(low, DETECTOR).max_buffered_bytes == 1000
+    assert fit_into_memory(low, DETECTOR).max_buffered_bytes == 1000
 
 
 def test_model_that_does_not_fit_is_an_error(instance: pytest.MonkeyPatch) -> None:
