@@ -938,8 +938,8 @@ def ended(status: int) -> str:
 
 HEADING = """# Malformed files
 
-Files that are uploaded by mistake or on purpose, and the record that each one ends as: `done`
-with the image's size, or a failure with its code. They include damaged files, files of unusual
+This page lists malformed files, and what the service records for each: `done` with the image's
+size, or a failure with its code. They include damaged files, files of unusual
 kinds, and files made to use too much memory or time.
 
 `devtools/fuzz/corpus.py` draws the files, and `tests/unit/test_corpus.py` reads all of them in
