@@ -12,10 +12,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:  ## list the targets
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(if $(filter %.pt,$(MODEL)),$(VENV)/export,$(VENV)/local)  ## upload images to a local stack and print their documents
+PACKAGES := $(if $(filter %.pt,$(MODEL)),$(VENV)/export,$(VENV)/local)
+demo: $(PACKAGES)  ## upload images to a local stack and print their documents
 	$(BIN)/yolo-batch-dev demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(MODEL),--model "$(MODEL)")
 
-up: $(VENV)/local  ## run the local stack until Ctrl-C
+up: $(PACKAGES)  ## run the local stack until Ctrl-C
 	$(BIN)/yolo-batch-dev up $(if $(MODEL),--model "$(MODEL)")
 
 emulators: $(VENV)/local  ## download the emulators, to work without a network later

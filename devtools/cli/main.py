@@ -49,7 +49,7 @@ def _bucket_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
 )
 @option(
     "--model",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, exists=True),
     help="Model of the service. By default, the bundled model.",
 )
 @option(
@@ -106,6 +106,17 @@ Ctrl-C stops everything. The log of the service follows.
 """
 
 
+def _existing_model(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """Check that a model exists. Weights need not, because ultralytics downloads official ones.
+
+    Raises:
+        click.BadParameter: it does not exist.
+    """
+    if value and value.suffix != ".pt" and not value.exists():
+        raise click.BadParameter(f"Path {str(value)!r} does not exist.", ctx, param)
+    return value
+
+
 @command(
     panel=_RUN,
     examples=["yolo-batch-dev demo", "yolo-batch-dev demo --images photos --model yolo26n.pt"],
@@ -118,6 +129,7 @@ Ctrl-C stops everything. The log of the service follows.
 @option(
     "--model",
     type=click.Path(path_type=Path),
+    callback=_existing_model,
     help="Exported directory, or a .pt file. By default, the bundled model.",
 )
 @option(

@@ -57,6 +57,7 @@ def run_demo(images: Path, model: Path | None, output: Path) -> None:
     """
     uploads = plan_uploads(images)
     names = {upload.name for upload in uploads}
+    output.mkdir(parents=True, exist_ok=True)  # before the work: it may be read-only
     find_programs()  # a download is shown before the next line
     click.echo("Starting the Pub/Sub, Firestore and Cloud Storage emulators and the service ...")
     with Stack(StackOptions(model_path=model)) as stack:

@@ -95,6 +95,21 @@ def test_wrong_input_is_one_sentence_and_a_code(
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize("arguments", [["up"], ["demo"]], ids=" ".join)
+def test_missing_model_is_named_before_the_start(arguments: list[str]) -> None:
+    done = CliRunner().invoke(dev_main, [*arguments, "--model", "nowhere"])
+    assert (done.exit_code, done.stdout) == (ExitCode.USAGE, "")
+    assert "Path 'nowhere' does not exist." in done.stderr
+
+
+def test_unwritable_output_of_the_demo_is_named_before_the_start(folder: Path) -> None:
+    arguments = ["demo", "--images", "image.bmp", "--output", "text.jpg/output"]
+    done = CliRunner().invoke(dev_main, arguments)
+    assert done.exit_code == ExitCode.FAILED
+    assert "text.jpg/output: Not a directory" in done.stderr
+    assert "Starting" not in done.stdout
+
+
 def test_invalid_bucket_of_up_is_named_before_the_start() -> None:
     done = CliRunner().invoke(dev_main, ["up", "--bucket", "My Bucket"])
     assert (done.exit_code, done.stdout) == (ExitCode.USAGE, "")
