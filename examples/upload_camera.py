@@ -9,6 +9,7 @@ Needs `pip install google-cloud-storage opencv-python-headless` and `roles/stora
 """
 
 import argparse
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -55,7 +56,9 @@ def upload(bucket: Bucket, name: str, jpeg: bytes) -> None:
 
 
 def main() -> None:
-    """Upload until the source ends or Ctrl-C is pressed."""
+    """Upload until the source ends, Ctrl-C is pressed, or the system stops the program."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # a background job starts with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     parser = argparse.ArgumentParser(description="Upload frames at a fixed interval.")
     parser.add_argument("source", help="device number, stream URL, video file or folder")
     parser.add_argument("bucket", help="gs://BUCKET")
