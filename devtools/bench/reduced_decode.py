@@ -61,7 +61,7 @@ def decode_ms(files: list[Path], image_size: int, *, reduced: bool) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", type=Path, required=True, help="an exported directory")
+    parser.add_argument("--model", type=Path, required=True, help="exported model")
     parser.add_argument("--data", type=Path, required=True, help="labels in COCO's format")
     arguments = parser.parse_args()
     detector = OpenVINODetector(arguments.model, min_confidence=MIN_MAP_CONFIDENCE)
