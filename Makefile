@@ -1,4 +1,4 @@
-# Every target installs what it needs into .venv. You need Python 3.11 or newer and make, nothing else.
+# Every target installs what it needs into .venv. You need Linux, Python 3.11 or newer and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -51,7 +51,7 @@ _HOW = "How it is measured"
 @option(
     "--cold-start", panel=_PARTS, is_flag=True, help="Time from process start to the first result."
 )
-@option("--memory", panel=_PARTS, is_flag=True, help="Resident memory over many images.")
+@option("--memory", panel=_PARTS, is_flag=True, help="Memory of the service over many images.")
 @option(
     "--rounds",
     panel=_HOW,

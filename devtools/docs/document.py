@@ -67,7 +67,7 @@ MEANINGS: Mapping[str, tuple[str, str]] = {
     "image.width": ("Width of the upright image, in pixels.", "never"),
     "image.height": ("Height of the upright image, in pixels.", "never"),
     "image.format": ("Format of the file, for example `JPEG`.", "never"),
-    "model": ("The model that detected.", "if it did not run"),
+    "model": ("The model that ran.", "if it did not run"),
     "model.name": ("Name of the weights.", "never"),
     "model.sha256": (
         "SHA-256 of the weights (with the labels, if the export renamed any), hexadecimal.",
@@ -120,7 +120,7 @@ def examples() -> str:
         for each in samples()
     )
     return (
-        f"An image that was detected:\n\n{fence('json', done)}\n\n"
+        f"An image that was processed:\n\n{fence('json', done)}\n\n"
         f"An image that failed:\n\n{fence('json', failed)}"
     )
 

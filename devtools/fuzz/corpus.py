@@ -443,7 +443,7 @@ UNUSUAL: dict[str, Make] = {
     "JPEG, 4:4:4": lambda: saved("JPEG", subsampling=0),
     "JPEG, restart markers": lambda: saved("JPEG", restart_marker_blocks=2),
     "JPEG in 60 scans": lambda: many_scans(50, (WIDTH, HEIGHT)),
-    "JPEG, a film after its end": lambda: saved("JPEG", progressive=True) + b"film\xff\xda" * 1000,
+    "JPEG, a video after its end": lambda: saved("JPEG", progressive=True) + b"film\xff\xda" * 1000,
     "JPEG, bytes after its end": lambda: saved("JPEG") + b"<?php ?>" * 1000,
     "JPEG named .txt": lambda: saved("JPEG"),
     "JPEG with several images (MPO)": lambda: animated("MPO"),
@@ -850,8 +850,8 @@ NAMES = {
     "markup": "<script>alert(1)</script>.jpg",
     "uri": "gs://other/cat.jpg",
     "right to left": "\N{RIGHT-TO-LEFT OVERRIDE}gpj.cat",
-    "combined and not": "e\N{COMBINING ACUTE ACCENT}.jpg",
-    "combined": "\N{LATIN SMALL LETTER E WITH ACUTE}.jpg",
+    "decomposed": "e\N{COMBINING ACUTE ACCENT}.jpg",
+    "composed": "\N{LATIN SMALL LETTER E WITH ACUTE}.jpg",
 }
 
 
@@ -942,10 +942,11 @@ This page lists malformed files, and what the service records for each: `done` w
 size, or a failure with its code. They include damaged files, files of unusual
 kinds, and files made to use too much memory or time.
 
-`devtools/fuzz/corpus.py` draws the files, and `tests/unit/test_corpus.py` reads all of them in
+`devtools/fuzz/corpus.py` makes the files, and `tests/unit/test_corpus.py` reads all of them in
 every test run. `python -m devtools.fuzz.corpus` writes this page. It reads each file in a decoder
-process of its own. The columns MB and s are that process's peak memory, beyond one that reads
-nothing, and its CPU time, start included. The bounds are {mb} MB and {cpu} s.
+process of its own. The column MB is the peak memory of that process, minus the peak memory of a
+process that reads nothing. The column s is its CPU time, start included. The bounds are {mb} MB and
+{cpu} s.
 
 """
 

@@ -87,7 +87,7 @@ def dead_letters(
     """Show or replay dead letters: messages that failed at every delivery.
 
     Without --replay, they stay in the subscription. An image that already has its document is not
-    detected again.
+    processed again.
     """
     from service.gcp.subscriber import connect
     from service.operate.dead_letters import read

@@ -357,7 +357,7 @@ def _oldest(scope: "Scope", kept: "LastRun | None", started_at: datetime) -> dat
 
 
 def _expiry_note(scope: "Scope", settings: Settings, project: str) -> str | None:
-    """Return a warning if jobs would detect images again whose results expired, or None.
+    """Return a warning if jobs would process images again whose results expired, or None.
 
     Firestore is asked whether results expire only if all objects are compared and missing objects
     are enqueued.
@@ -377,7 +377,7 @@ def _expiry_note(scope: "Scope", settings: Settings, project: str) -> str | None
     expiry = "Results expire" if expire else "Results may expire (Firestore did not report it)"
     return (
         f"Warning: {expiry}. An image whose document has expired, or was deleted, counts as "
-        "missing and is detected again. --since leaves old objects out."
+        "missing and is processed again. --since leaves old objects out."
     )
 
 

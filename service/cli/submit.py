@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     nargs=-1,
     required=True,
     metavar="gs://BUCKET/OBJECT...",
-    help="Objects or patterns. - reads them from standard input, one a line, in UTF-8.",
+    help="Objects or patterns. Use - to read them from standard input, one a line, in UTF-8.",
 )
 @topic_option()
 @option(

@@ -165,7 +165,7 @@ def test_to_document_is_of_plain_types(result: ImageResult) -> None:
 
 
 def test_document_id_is_known() -> None:
-    """With other ids, every image would be detected again."""
+    """With other ids, every image would be processed again."""
     assert REF.document_id == "72e6a25e5f451ab2ff56f145a5ba58b855397245"
 
 
