@@ -113,7 +113,7 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Position:
-    """A position in the source, and the variants of one kind of change there. One is drawn."""
+    """A position in the source, and the variants of a change there. One variant is drawn."""
 
     module: str
     line: int

@@ -35,12 +35,12 @@ def publish(publisher: PublisherClient, topic: str, uris: list[str]) -> None:
 
 
 def document_id(uri: str) -> str:
-    """Return the name of an image's document; `uri` is `gs://bucket/object#generation`."""
+    """Return the name of an image's document. `uri` is `gs://bucket/object#generation`."""
     return hashlib.sha256(uri.encode()).hexdigest()[:40]
 
 
 def documents(client: Any, uris: list[str], timeout_seconds: float) -> Iterator[dict[str, Any]]:
-    """Yield each image's document as soon as it exists; raise TimeoutError after the timeout."""
+    """Yield each image's document as soon as it exists. Raise TimeoutError after the timeout."""
     collection = client.collection(COLLECTION)
     pending = {document_id(uri): uri for uri in uris}
     deadline = time.monotonic() + timeout_seconds

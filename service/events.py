@@ -250,7 +250,7 @@ def _text(mapping: dict[str, Any], key: str) -> str:
 
 
 def _is_utf8(text: str) -> bool:
-    """Return whether text is valid in UTF-8. JSON may contain lone surrogates, which are not."""
+    """Return whether UTF-8 can encode a text. JSON allows lone surrogates, but UTF-8 does not."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -50,7 +50,7 @@ class Engine:
             settings: the limits.
             file: returns the file with a number, as a path or bytes. You may replace the attribute
                 between two runs.
-            decoders: the decoder processes; None to start them by the settings.
+            decoders: the decoder processes. None: start them with the settings.
         """
         health = Health(hang_timeout_seconds=math.inf)
         self.documents = _Documents()

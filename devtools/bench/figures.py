@@ -115,7 +115,7 @@ class Section:
 
 
 def digits(value: float) -> str:
-    """Return a number with three significant digits; integers keep all digits."""
+    """Return a number with three significant digits. Integers keep all digits."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     decimals = max(0, 2 - math.floor(math.log10(abs(value))))

@@ -20,7 +20,7 @@ from dataclasses import dataclass, fields
 from tabulate import tabulate
 
 HOURS = 730.0  # in a month
-DAYS = 30.0  # in a month; Firestore's free tier is daily
+DAYS = 30.0  # in a month. Firestore's free tier is daily.
 GIB = 2**30
 
 
@@ -44,7 +44,7 @@ PRICES = {
     "Cloud Run job vCPU": Price("vCPU-s", 0.000018, 240_000),
     "Cloud Run job memory": Price("GiB-s", 0.000002, 450_000),
     "Cloud Run with GPU": Price("h", 3600 * (0.0001867 + 4 * 0.000018 + 16 * 0.000002)),
-    # cloud.google.com/firestore/pricing has the free tier; the prices of a US region are from
+    # cloud.google.com/firestore/pricing has the free tier. The prices of a US region are from
     # secondary sources. A multi-region costs twice as much.
     "Firestore reads": Price("M", 0.30, 0.05 * DAYS),
     "Firestore writes": Price("M", 0.90, 0.02 * DAYS),
@@ -132,7 +132,8 @@ def table(busy: Month, idle: Month) -> str:
         if any(column[name] for column in columns)
     ]
     rows.append(["**sum, USD**", "", ""] + [f"**{sum(c.values()):,.2f}**" for c in columns])
-    headers = ["", "busy month", "USD per unit", "idle", "less free tier", "busy", "less free tier"]
+    headers = ["", "busy month", "USD per unit"]
+    headers += ["idle", "idle, after free tier", "busy", "busy, after free tier"]
     align = ["left"] + ["right"] * (len(headers) - 1)
     return tabulate(rows, headers, tablefmt="pipe", colalign=align, disable_numparse=True)
 
@@ -150,7 +151,7 @@ def main() -> None:
     parser.add_argument("--cpu-ms", type=float, required=True, help="measured CPU time per image")
     parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--starts", type=int, default=int(HOURS), help="instance starts in a month")
-    parser.add_argument("--objects", type=int, help="objects kept in the bucket; default: --images")
+    parser.add_argument("--objects", type=int, help="objects in the bucket (default: --images)")
     given = {"cpu_ms", "images", "starts", "objects"}
     for field in fields(Month):
         if field.name not in given:

@@ -3,9 +3,10 @@
     python -m devtools.bench.overload --seconds 60 --times 10 --plot overload.png
 
 Starts the emulators, and the service on one core. Uploads large images, and measures the capacity
-in a closed loop. Then images arrive `--times` as fast for `--seconds`, as a Poisson process. Each
-image is delivered like a Pub/Sub push. A message that is not acknowledged is redelivered after one
-second. The delay then doubles up to 60 s, with 25 % jitter. Redeliveries add to the arrivals.
+in a closed loop. For `--seconds`, images then arrive at `--times` the capacity, as a Poisson
+process. Each image is delivered like a Pub/Sub push. A message that is not acknowledged is
+redelivered after one second. The delay then doubles up to 60 s, with 25 % jitter. Redeliveries add
+to the arrivals.
 
 The run ends when every image is acknowledged. It fails if an image is lost, if an accepted image
 took longer than its ack deadline, or if a response or a log line is unexpected.
@@ -70,7 +71,7 @@ class Sample:
     """The service at one moment."""
 
     elapsed_seconds: float
-    pid: int  # of gunicorn's worker
+    pid: int  # process id of gunicorn's worker
     memory_mb: float
     peak_mb: float
     threads: int
@@ -142,7 +143,10 @@ class Pusher:
         every_second: Callable[[], None],
         patience_seconds: float = _PATIENCE_SECONDS,
     ) -> None:
-        """Deliver all requests, at `rate` per second. Give up if none is acknowledged any more."""
+        """Deliver all requests, at `rate` per second.
+
+        Stop if no request is acknowledged for `patience_seconds`.
+        """
         self.left, self._start = len(requests), time.monotonic()
         arrivals = accumulate(self._random.expovariate(rate) for _ in requests)
         for due, request in zip(arrivals, requests, strict=True):
@@ -177,7 +181,7 @@ class Pusher:
         self._deliver_at(response.completed + delay, request, failures=failures + 1)
 
     def _post(self, request: Request) -> int:
-        """Return the response's status; 0 if there is none."""
+        """Return the response's status, or 0 if there is no response."""
         body, headers = request.body, request.headers
         try:
             return self._pool.request("POST", self._url, body=body, headers=headers).status
@@ -186,7 +190,7 @@ class Pusher:
 
 
 def delay_seconds(failures: int, options: EventarcOptions, generator: random.Random) -> float:
-    """Return the delay before the next delivery, after `failures` failed ones (1 or more)."""
+    """Return the delay before the next delivery, after `failures` failed deliveries (1 or more)."""
     return options.delay_seconds(failures) * generator.uniform(1 - _JITTER, 1 + _JITTER)
 
 
@@ -196,7 +200,7 @@ def per_second(moments: Iterable[float], seconds: int) -> list[int]:
     return [counts[second] for second in range(seconds)]
 
 
-def took(responses: Iterable[Response]) -> list[float]:
+def response_seconds(responses: Iterable[Response]) -> list[float]:
     """Return the seconds from sending to the response, for each delivery."""
     return [response.completed - response.sent for response in responses]
 
@@ -205,7 +209,8 @@ def problems(run: Run) -> list[str]:
     """Return a sentence for each broken promise."""
     statuses = Counter(response.status for response in run.responses)
     lost = run.images - statuses[_ACCEPTED]
-    late = sum(seconds > run.deadline_seconds for seconds in took(run.having(_ACCEPTED)))
+    accepted = response_seconds(run.having(_ACCEPTED))
+    late = sum(seconds > run.deadline_seconds for seconds in accepted)
     unexpected = {status: n for status, n in statuses.items() if status not in _EXPECTED}
     workers = {sample.pid for sample in (run.before, *run.samples)}
     broken = {
@@ -242,12 +247,12 @@ def _load_rows(run: Run) -> list[tuple[str, str]]:
 
 def _response_rows(run: Run) -> list[tuple[str, str]]:
     counts = [f"{len(run.having(status)):,}" for status in _EXPECTED]
-    accepted = took(run.having(_ACCEPTED)) or [math.nan]
+    accepted = response_seconds(run.having(_ACCEPTED)) or [math.nan]
     return [
         ("responses 204; 429; 503; none", ", ".join(counts)),
         ("time of an accepted image, s: median", f"{statistics.median(accepted):.2f}"),
         (f"slowest; the deadline is {run.deadline_seconds:g} s", f"{max(accepted):.2f}"),
-        ("slowest 429, s", f"{max(took(run.having(429)), default=0.0):.2f}"),
+        ("slowest 429, s", f"{max(response_seconds(run.having(429)), default=0.0):.2f}"),
         ("all delivered after, s", f"{run.ended:.0f}"),
         ("accepted/s until then", digits(len(run.having(_ACCEPTED)) / run.ended)),
     ]
@@ -317,9 +322,8 @@ def _draw_latencies(axes: Any, run: Run) -> None:
     for status, colour in ((429, "tab:orange"), (503, "tab:red"), (_ACCEPTED, "tab:green")):
         if responses := run.having(status):
             moments = [response.completed for response in responses]
-            axes.plot(
-                moments, took(responses), ".", ms=2, alpha=0.5, color=colour, label=f"{status}"
-            )
+            seconds = response_seconds(responses)
+            axes.plot(moments, seconds, ".", ms=2, alpha=0.5, color=colour, label=f"{status}")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_ylabel("seconds to the response")

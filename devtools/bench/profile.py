@@ -28,7 +28,8 @@ HTTP = "HTTP"
 BETWEEN = "queues, threads"
 BY_DIFFERENCE = (HTTP, BETWEEN)  # a thread's time minus the time of its stages
 AGREEMENT = 0.10  # largest difference between the sum and the system's figure
-LEAST_SHARE = -0.01  # of a stage; below, the clock counted more than the threads spent
+# The smallest valid share of a stage. Below it, the clock counted more than the threads spent.
+LEAST_SHARE = -0.01
 MOST_BY_DIFFERENCE = 0.25  # share of the system's figure
 
 _LINE_SECONDS = 60.0

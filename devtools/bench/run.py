@@ -44,7 +44,7 @@ _MAX_PIXELS = 2**28
 _SWEEP = (1, 2, 4, 8, 16, 32)
 _QUICK_SWEEP = (1, 8)
 _MEMORY_BATCH = 8
-_START_CORES = 2  # as in the goal for cold starts
+_START_CORES = 2  # the goal for cold starts is for two cores
 
 
 class Part(Enum):
@@ -172,7 +172,7 @@ class _Bench:
         with Process(cores.others) as helper:
             self._model = options.model
             if options.model.suffix == ".pt":
-                progress(f"exporting {options.model} in float")
+                progress(f"exporting {options.model} as a float model")
                 self._model = helper.call(worker.export_own, options.model, directory)
             self._info = helper.call(worker.describe, self._model)
         self._weights = self._alternative_weights()

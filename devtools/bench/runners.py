@@ -46,7 +46,7 @@ from service.settings import BUNDLED_MODEL
 
 STRIDE = 32
 MAX_BATCH_SIZE = 8
-CALLERS = 64  # threads; more than ever wait at once
+CALLERS = 64  # threads. Fewer than this wait at any time.
 COMMIT_SECONDS, SLOW_COMMIT_SECONDS, SLOW_SHARE = 0.03, 0.3, 0.05
 
 Pixels = NDArray[np.uint8]  # height x width x 3, BGR, letterboxed

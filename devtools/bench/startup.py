@@ -10,9 +10,9 @@ from devtools.bench.subjects import CLIENTS, Http, Process, Server, check_respon
 from devtools.local_stack.processes import Processes
 
 READY_GOAL_SECONDS = 2.0
-RATIO_GOAL = 0.25  # of the alternative's cold start
+RATIO_GOAL = 0.25  # cold start, as a share of the alternative's cold start
 MEMORY_GOAL_MB = 350.0
-MAX_GROWTH = 0.05  # of memory
+MAX_GROWTH = 0.05  # growth of the memory, as a share
 _OURS = "yolo-batch"
 _MEMORY_NOTE = "Memory: gunicorn, its worker and the decoder processes; shared pages count once."
 

@@ -151,12 +151,12 @@ class Server:
 
     @property
     def memory_mb(self) -> float:
-        """Memory now, as a container accounts it: gunicorn, its worker and the decoders."""
+        """Memory now, as a container counts it: gunicorn, its worker and the decoders."""
         return tree_mb(self._master)
 
     @property
     def peak_memory_mb(self) -> float:
-        """Peak memory so far, as a container accounts it."""
+        """Peak memory so far, as a container counts it."""
         return peak_tree_mb(self._master)
 
     def check_model(self, precision: str) -> None:

@@ -18,7 +18,7 @@ from service.settings import Settings
 if TYPE_CHECKING:
     from service.inference.detector import Detector
 
-Work = Callable[[], int]  # one pass over the images; returns their number
+Work = Callable[[], int]  # processes the images once, and returns their number
 
 _work: Work | None = None
 
@@ -77,7 +77,7 @@ def export_alternative(weights: Path, directory: Path) -> Path:
     copy = directory / "alternative" / weights.name  # the export is written beside it
     shutil.copyfile(weights, copy)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns ultralytics; a user cannot act on it
+        warnings.simplefilter("ignore")  # torch warns about ultralytics' code
         try:
             return Path(load_yolo(copy).export(format="openvino", device="cpu", verbose=False))
         except Exception as exc:  # noqa: BLE001 - ultralytics raises whatever its exporters raise

@@ -108,10 +108,10 @@ class Report:
     unexpected: list[str] = field(default_factory=list)
     killed: list[str] = field(default_factory=list)
     inferences: int = 0
-    superseded_inferences: int = 0  # as the services counted them
-    outcomes_done: int = 0  # as the services counted them in their log lines
+    superseded_inferences: int = 0  # counted by the services
+    outcomes_done: int = 0  # counted by the services, in their log lines
     poisonous: int = 0  # files that crash, hang or bloat a decoder and have a document
-    decoders_lost: int = 0  # to poisonous files
+    decoders_lost: int = 0  # decoders that poisonous files ended
     replacements: int = 0  # instances replaced after failed liveness
     responses: Counter[str] = field(default_factory=Counter)
     silences: Counter[Silence] = field(default_factory=Counter)
@@ -196,7 +196,7 @@ def audit(
         responses: responses to all deliveries.
         faults: the faults that struck, and when.
         failures: sentences on services that did not recover, and uploads that were not made.
-        messages: number of messages that named the uploads; None for one per upload.
+        messages: number of messages that named the uploads. None: one per upload.
     """
     faults = faults or Faults()
     kinds = [excuse.kind for excuse in faults.excuses]

@@ -15,13 +15,13 @@ from devtools.chaos.poison import Poison
 SERVICES = (3, 10)  # minimum and maximum number of services
 
 _PAIR = 2  # an upload and its replacement
-_BAD_SHARE = 0.15  # of the uploads: files that cannot be decoded
-_FATE_SHARE = 0.08  # of the pairs: objects that are replaced or deleted
-_DELIVERED_OTHERWISE_SHARE = 0.25  # of the uploads: delivered twice, late or never
+_BAD_SHARE = 0.15  # share of uploads whose file cannot be decoded
+_FATE_SHARE = 0.08  # share of pairs whose object is replaced or deleted
+_DELIVERED_OTHERWISE_SHARE = 0.25  # share of uploads that are delivered twice, late or never
 _UPLOADS_PER_NETWORK_FAULT = 8
 _UPLOADS_PER_PROCESS_FAULT = 25
-_DECODER_FAULT_WEIGHT = 3  # more frequent than others: a service must survive them
-_FAULTY_PART = 0.9  # share of the uploads after which faults strike; the last tenth recovers
+_DECODER_FAULT_WEIGHT = 3  # more frequent than other faults: a service must survive them
+_FAULTY_PART = 0.9  # faults strike in this share of the run. The services recover in the rest.
 _MAX_SCENES = 240
 _MAX_LATE = 60  # uploads
 _UPLOADS_PER_JOB = 40
@@ -47,7 +47,7 @@ class Kind(StrEnum):
 
     @property
     def poison(self) -> Poison | None:
-        """How the file breaks its decoder; None if it does not."""
+        """How the file breaks its decoder. None: it does not."""
         return Poison(self.value) if self.value in set(Poison) else None
 
 
@@ -77,14 +77,14 @@ class FaultKind(StrEnum):
     FIRESTORE_RESPONSE_LOST = "firestore response lost"  # after the commit was made
     FIRESTORE_RESTART = "firestore restart"  # connections are refused for a while
     KILL = "kill"
-    KILL_WORKER = "kill worker"  # like the OOM killer; gunicorn starts a new worker
+    KILL_WORKER = "kill worker"  # like the OOM killer. gunicorn starts a new worker.
     TERM = "term"
     STOP = "stop"  # paused for longer than the ack deadline, then continued
     SLOW_START = "slow start"
     MEMORY = "memory short"
     DISK = "disk full"  # the log is all that the service writes
     DECODERS = "decoders killed"  # all decoder processes of a service
-    DECODER_ROOT = "decoder root killed"  # the process that forks the decoders; they end with it
+    DECODER_ROOT = "decoder root killed"  # the decoders' parent process. They end with it.
     MODEL_HANGS = "model hangs"  # until failed liveness replaces the process
     MODEL_FAILS = "model fails"  # on every image, until failed liveness replaces the process
 
@@ -132,8 +132,8 @@ class Fault:
 
     after: int
     kind: FaultKind
-    calls: int = 0  # of a network fault: how many calls it affects
-    service: int = 0  # of a process fault: the service that it strikes
+    calls: int = 0  # how many calls a network fault affects
+    service: int = 0  # number of the service that a process fault strikes
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def make_plan(
         uploads: number of uploads, at least 40, so that every kind of file and fault occurs.
         seed: the same seed gives the same plan.
         without: faults to leave out.
-        services: number of service processes; None to draw it.
+        services: number of service processes. None: draw it.
     """
     rng = Random(seed)
     drawn = rng.randint(*SERVICES)
@@ -245,9 +245,9 @@ def _deliver(rng: Random, uploads: list[Upload]) -> list[Upload]:
 
 
 def _jobs(rng: Random, uploads: Sequence[Upload]) -> Iterable[Job]:
-    """Make jobs for uploads without an event, and for some that have one.
+    """Make jobs for uploads without an event, and for some uploads with an event.
 
-    Only for objects that are kept: a job names no generation, so it means the current one.
+    Only for objects that are kept: a job names no generation, so it means the live generation.
     """
     for start in range(0, len(uploads), _UPLOADS_PER_JOB):
         stretch = uploads[start : start + _UPLOADS_PER_JOB]

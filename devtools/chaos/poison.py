@@ -27,6 +27,6 @@ def mark(poison: Poison) -> bytes:
 
 
 def poison_of(data: bytes) -> Poison | None:
-    """Return how a file breaks its decoder; None if it has no mark."""
+    """Return how a file breaks its decoder, or None if it has no mark."""
     _, marked, tail = data.partition(_MARK)
     return Poison(tail.partition(_END)[0].decode()) if marked else None

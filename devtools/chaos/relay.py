@@ -140,7 +140,7 @@ class Relay:
 
 
 class PubsubRelay(Relay):
-    """A relay from a subscription to a topic; a context manager."""
+    """A relay from a subscription to a topic, as a context manager."""
 
     def __init__(self, source: str, topic: str) -> None:
         """Take the subscription to pull from, and the topic to publish to."""

@@ -51,7 +51,7 @@ from service.inference.loading import load_detector
 from service.settings import BUNDLED_MODEL, Settings
 
 _TOPIC = "chaos"  # the relay publishes to it, and the services receive its messages
-_WINDOW = 48  # events in flight; uploads pause above this number
+_WINDOW = 48  # events in flight. Uploads pause above this number.
 _DELIVERED_AT_ONCE = 48  # deliveries
 _IN_FLIGHT = 32  # slots of all services: fewer than deliveries at once, to provoke 429
 _STARTED_AT_ONCE = 3  # services
@@ -77,7 +77,7 @@ class ChaosOptions:
     slow_start_seconds: float = 5.0
     #: Without any new acknowledgement for this long, events in flight count as stuck.
     patience_seconds: float = 180.0
-    #: Where logs and uploads are kept; None for a temporary directory.
+    #: Where logs and uploads are kept. None: a temporary directory.
     directory: Path | None = None
 
 
@@ -85,7 +85,7 @@ class Run:
     """One chaos run: a context manager that starts and stops all its parts."""
 
     def __init__(self, plan: Plan, options: ChaosOptions) -> None:
-        """Prepare a run; entering the context starts it."""
+        """Prepare a run. Entering the context starts it."""
         self._plan = plan
         self._options = options
         self._cleanup = ExitStack()

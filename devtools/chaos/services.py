@@ -32,7 +32,7 @@ PROBE_FAILURES = 4  # in a row, after which the instance is replaced
 # Longest time until an instance with a broken model is replaced: the hang time-out, the probes and
 # the start of a new process. A failing model is detected after failures of different images.
 _REPLACED_SECONDS = HANG_TIMEOUT_SECONDS + 120.0
-_ENOUGH_FAILURES = 5  # images with a model failure; see `service.health.Health`
+_ENOUGH_FAILURES = 5  # images with a model failure. See `service.health.Health`.
 _BATCH_SECONDS = 10.0  # how long a fault waits for the start of a batch
 _ORPHAN_SECONDS = 30.0  # decoders must have ended this long after their service
 _GRACE_SECONDS = 10.0  # Cloud Run sends SIGKILL ten seconds after SIGTERM
@@ -151,7 +151,7 @@ class Service:
         return self.leaving.is_set() or is_answering(self.url + "/health/live")
 
     def _wait(self, is_over: Callable[[], bool], timeout_seconds: float) -> bool:
-        """Wait for a condition. Return False after the time-out; the end of the run is True."""
+        """Wait for a condition or the end of the run. Return False if neither came in time."""
         deadline = time.monotonic() + timeout_seconds
         while not (self.leaving.is_set() or is_over()):
             if time.monotonic() > deadline:

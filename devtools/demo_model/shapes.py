@@ -1,8 +1,8 @@
 """Draws images of coloured shapes on cluttered backgrounds, with exact ground truth.
 
-The same code draws the training images of the demo model, the held-out images of its accuracy, and
-the sample images of the demo. Only the seeds differ. It needs numpy and OpenCV only, so the demo
-does not install a training stack.
+The same code draws the training images of the demo model, the held-out images that measure its
+accuracy, and the sample images of the demo. Only the seeds differ. It needs numpy and OpenCV only,
+so the demo does not install a training stack.
 
 Every image has its own random generator, made from a seed and the image's index. Any image can
 therefore be drawn without the images before it.
@@ -42,7 +42,7 @@ SAMPLE_JPEG_QUALITY = 92
 MAX_OBJECTS = 7
 MIN_VISIBLE = 0.65  # share of a shape that later shapes must leave visible
 MAX_OUTSIDE = 0.15  # share of a shape's width or height that may be outside the image
-MIN_RADIUS = 0.065  # of a shape, relative to the square root of the image's area
+MIN_RADIUS = 0.065  # a shape's radius relative to the square root of the image's area
 MAX_RADIUS = 0.20
 
 _SUPERSAMPLING = 4
@@ -183,8 +183,8 @@ def place(outline: Points, centre: tuple[float, float], radius: float, degrees: 
 def tight_box(points: Points, width: int, height: int) -> Box | None:
     """Return the box of the part of a polygon that is inside an image.
 
-    The polygon is cut at the border, and not its box. If a corner is outside, the box of the
-    remaining polygon can be smaller than the cut box.
+    The function cuts the polygon at the border, not the polygon's box. If a corner is outside,
+    the box of the remaining polygon can be smaller than the cut box.
 
     Args:
         points: Corners in pixels, float64 of shape (n, 2).
@@ -403,7 +403,7 @@ def _rasterise(points: Points, width: int, height: int) -> _Patch | None:
         return None
     scale = _SUPERSAMPLING
     fine = np.zeros(((bottom - top) * scale, (right - left) * scale), dtype=np.uint8)
-    # The half is needed because OpenCV counts from pixel centres, this module from pixel corners.
+    # This module counts from pixel corners, but OpenCV from pixel centres. So subtract a half.
     corners = (points - np.array([left, top])) * scale - 0.5
     cv2.fillPoly(fine, [np.round(corners * 16).astype(np.int32)], 255, cv2.LINE_8, 4)
     coarse = cv2.resize(fine, (right - left, bottom - top), interpolation=cv2.INTER_AREA)

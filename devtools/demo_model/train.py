@@ -44,7 +44,7 @@ LEARNING_RATE = 0.004
 TRAINING_SEED = 0  # decides the first weights and the order of the images
 THREADS = 2
 CONFIDENCE = 0.25  # the card counts only detections with at least this confidence
-MAX_DETECTIONS = 300  # per image; the exported model always outputs this many rows
+MAX_DETECTIONS = 300  # per image. The exported model always outputs this many rows.
 
 _SHORTEST_SIDE = 240
 _LONGEST_SIDE = 512

@@ -19,7 +19,7 @@ class Metric:
 
     name: str
     kind: str
-    filter: str  # of the log lines, without the part that names the service
+    filter: str  # for log lines, without the part that names the service
     reads: str  # the field whose value or label is taken
     description: str
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from devtools.fuzz.targets import TARGETS
 
-TAIL_LINES = 20  # of the log that are printed if a promise was broken
+TAIL_LINES = 20  # how many log lines are printed if a promise was broken
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Unusual, damaged and hostile files, each with the document that it must end as.
+"""Unusual, damaged and hostile files, each with the result that the service must record.
 
 This module draws the files. They are not stored. `python -m devtools.fuzz.corpus` reads each file
 as the service would, in a process of its own. It limits and measures the memory and CPU time of the
@@ -38,9 +38,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "malformed-files.md"
 WIDTH, HEIGHT = 96, 64
 MAX_PIXELS = 50_000_000  # the service's default
 IMAGE_SIZE = 640
-MAX_MB = 400  # beyond a process that reads nothing; an image of MAX_PIXELS uses half of it
+# Above the memory of a process that reads no file. An image of MAX_PIXELS uses half of it.
+MAX_MB = 400
 MAX_CPU_SECONDS = 30  # the slowest file takes a tenth of it on a machine of 2020
-CASES_AT_ONCE = 40  # that one process reads
+CASES_AT_ONCE = 40  # files that one process reads
 HANG_CPU_SECONDS = 60  # a file that hangs is killed after this
 MAX_ADDRESS_BYTES = 6 * 2**30  # more than any bound, so that the use beyond a bound is measured
 
@@ -221,7 +222,7 @@ def many_scans(count: int, size: tuple[int, int] = (4000, 3000)) -> bytes:
 
 
 def hidden_scans(count: int) -> bytes:
-    """Put scans after a TEM marker, which has no length. A reader that expects one skips 64 kB."""
+    """Put scans after a TEM marker, which has no length. A reader that expects it skips 64 kB."""
     data = many_scans(count)
     second = data.index(b"\xff\xda") + 2
     return data[:second] + data[second:].replace(b"\xff\xda", b"\xff\x01\xff\xff\xff\xda")
@@ -1043,7 +1044,7 @@ def names_table() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "names", nargs="*", help="cases to read; by default all, and the page is written"
+        "names", nargs="*", help="cases to read. By default, all are read and the page is written."
     )
     parser.add_argument(
         "--together",

@@ -15,8 +15,8 @@ import atheris
 with atheris.instrument_imports(include=["service", "devtools.fuzz.targets", "PIL", "json"]):
     from devtools.fuzz.targets import TARGETS
 
-MAX_MB = 1024  # of the process
-MAX_MAPPED_BYTES = 512 * 2**20  # beyond the start; a decoder process has such a limit, too
+MAX_MB = 1024  # memory of the process
+MAX_MAPPED_BYTES = 512 * 2**20  # more than at the start. Decoder processes have such a limit too.
 MAX_SECONDS = 30  # for one input
 MAX_BYTES = 64 * 1024
 

@@ -31,7 +31,8 @@ _PUBSUB_JAR_IN_ZIP = re.compile(r"(?:^|/)lib/cloud-pubsub-emulator-[^/]*\.jar$")
 _CONNECT_SECONDS, _READ_SECONDS = 10.0, 60.0
 _BLOCK_BYTES = 256 * 1024
 _MB = 1_000_000
-_FIRST_LINE_SECONDS, _LINE_PERIOD_SECONDS = 2.0, 10.0  # of progress, where stderr is a log
+# When lines of progress are printed, if stderr is a log.
+_FIRST_LINE_SECONDS, _LINE_PERIOD_SECONDS = 2.0, 10.0
 _CUT = "the connection closed before the end"
 # The first match counts: ProxyError and SSLError are ConnectionErrors too.
 _REASONS: dict[type[requests.RequestException], str] = {

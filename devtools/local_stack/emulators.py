@@ -33,8 +33,8 @@ com.google.cloud.pubsub.testing.v1.Main.level=INFO
 # emulator's two push threads for ever.
 _PUSH_TIMEOUT_MS = 600_000
 _READY_SECONDS = 180.0  # long, because Java starts slowly on a busy machine
-# A server that responds for so long counts as ready without its ready line. A newer release may
-# have another line.
+# A server that has responded for this time counts as ready, even without its ready line. A newer
+# release may have another line.
 _UNANNOUNCED_SECONDS = 5.0
 _ATTEMPTS = 5
 _PORT_TAKEN = re.compile(r"address already in use|BindException", re.IGNORECASE)

@@ -75,7 +75,7 @@ class Counters:
 
     delivered: int = 0  # requests sent
     acked: int = 0  # the response acknowledged the message
-    nacked: int = 0  # another response, a late one, or none: the message is redelivered
+    nacked: int = 0  # another, late or missing response: the message is redelivered
     dropped: int = 0  # messages that are not finalize events, which the trigger ignores
 
 

@@ -35,7 +35,7 @@ def pattern_note(prefix: str) -> str | None:
 
 
 def no_results_note(bucket: str, prefix: str) -> str:
-    """Return what to say where a prefix has no document."""
+    """Return the note for a prefix without documents."""
     return pattern_note(prefix) or f"There is no document for gs://{bucket}/{prefix}"
 
 

@@ -21,7 +21,7 @@ class NoBucketError(YoloBatchError):
 
 
 class ObjectLister:
-    """Lists buckets. `connect_lister` returns one."""
+    """Lists the objects of buckets. Use `connect_lister` to create it."""
 
     def __init__(self, client: storage.Client, *, timeout_seconds: float = 60.0) -> None:
         """Take the vendor's client, and how long one call may take with all its attempts."""
@@ -56,7 +56,7 @@ class ObjectLister:
         Args:
             bucket: the bucket's name.
             prefix: prefix of the names.
-            after: only list names that sort after this one.
+            after: list only names that sort after this name.
 
         Yields:
             Pages of 1 to 1,000 objects.

@@ -17,7 +17,7 @@ from service.errors import CredentialsError, YoloBatchError
 _RESERVED_ATTRIBUTES = {"self", "topic", "data", "ordering_key", "retry", "timeout"}
 _BATCHING = pubsub_v1.types.BatchSettings(
     max_messages=1000,  # Pub/Sub's limit for one call
-    max_latency=0.05,  # seconds that a message waits for others in its call
+    max_latency=0.05,  # seconds that a message waits for other messages
 )
 _MAX_OUTSTANDING = 2000  # messages not confirmed yet: two full calls
 
@@ -50,11 +50,11 @@ def topic_path(topic: str, project: str | None) -> str:
     """Return a topic's full name, `projects/PROJECT/topics/NAME`.
 
     Args:
-        topic: its name or its full name.
-        project: its project, needed only with the name.
+        topic: the topic's short name or full name.
+        project: the topic's project. Only a short name needs it.
 
     Raises:
-        PublishError: `topic` is a name, and there is no project.
+        PublishError: `topic` is a short name, and there is no project.
     """
     if "/" in topic:
         return topic

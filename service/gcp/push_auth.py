@@ -30,7 +30,7 @@ _FETCH_TIMEOUT_SECONDS = 3.0
 # Google publishes a key long before it signs with it, and lets clients cache certificates for
 # hours. So a token with an unknown key id is invalid, and does not cause another fetch.
 _CACHE_SECONDS = 3600.0
-_FAILURE_CACHE_SECONDS = 5.0  # in an outage, threads must not queue up for one fetch each
+_FAILURE_CACHE_SECONDS = 5.0  # in an outage, not every request may wait for a fetch of its own
 
 _INVALID = "The push's token is malformed, expired, not signed by Google, or not for this service."
 

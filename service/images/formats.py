@@ -17,7 +17,8 @@ _SIGNATURES = {
     **dict.fromkeys(tiff.SIGNATURES, "TIFF"),
     **dict.fromkeys(jpeg2000.SIGNATURES, "JPEG2000"),
 }
-# Valid sizes of a BMP's second header, in bytes. They tell a BMP from text that begins with "BM".
+# Valid sizes of a BMP's second header, in bytes. They distinguish a BMP from text that begins with
+# "BM".
 _BMP_HEADER_BYTES = (12, 16, 40, 52, 56, 64, 108, 124)
 _NETPBM = re.compile(rb"P[1-6fF][\s#]")
 # Brands name the content of a file in the ISO base media file format (ISO/IEC 14496-12).
@@ -36,7 +37,7 @@ _UNSUPPORTED = {  # signatures of formats that an error message names
 class File(Protocol):
     """One file whose header has been read."""
 
-    info: ImageInfo  # the format, and the size. Some formats have applied the orientation to it.
+    info: ImageInfo  # Some decoders have already applied the orientation to its size.
 
     def decode(self, image_size: int | None) -> DecodedImage:
         """Decode to upright uint8 BGR pixels.

@@ -88,7 +88,7 @@ class Jpeg:
         Args:
             image_size: longer side of the image as the model gets it, in pixels. libjpeg's scaled
                 inverse DCT decodes an image at least twice as large at 1/2, 1/4 or 1/8, but never
-                below this size. None decodes in full.
+                below this size. None: decode in full.
 
         Raises:
             BadImageError: data are missing, or the file is damaged or unsupported.

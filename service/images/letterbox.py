@@ -31,7 +31,7 @@ class Letterbox:
 
         Args:
             pixels: the image, uint8 HxWx3.
-            out: array to write into, of the shape that is returned. None: a new array.
+            out: array to write into. It has the shape of the returned array. None: a new array.
 
         Returns:
             uint8 input_height x input_width x 3, padded with grey.

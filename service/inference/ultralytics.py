@@ -105,7 +105,7 @@ class UltralyticsDetector:
         self.runners = 1
         self._info = ModelInfo(
             name=loaded.name,
-            sha256=sha256_of(path),  # that of the weights, even if their TensorRT engine runs
+            sha256=sha256_of(path),  # of the weights file, even if its TensorRT engine runs
             image_size=image_size or own_size,
             precision=_precision(self.backend),
             runtime=f"ultralytics {version('ultralytics')}",

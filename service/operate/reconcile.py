@@ -25,7 +25,7 @@ from service.errors import YoloBatchError
 
 _LOOKUP_SIZE = 250  # documents read in one call
 _CHECKPOINT_PAGES = 10  # the most pages that a killed run reads again
-# A run after a successful one looks back at least this far, because an event can be delivered a day
+# A run after a successful run looks back at least this far, because an event can be delivered a day
 # late.
 MIN_LOOKBACK = timedelta(days=2)
 _AGE = re.compile(r"([0-9]{1,6})([dh])")
@@ -77,7 +77,7 @@ class Enqueue(StrEnum):
 
     @property
     def needs_model(self) -> bool:
-        """Whether the deployed model must be known, because stale documents are those of others."""
+        """Whether the deployed model must be known, because documents of others are stale."""
         return State.STALE in self.states
 
 

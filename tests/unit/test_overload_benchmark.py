@@ -24,8 +24,8 @@ from devtools.bench.overload import (
     errors_logged,
     per_second,
     problems,
+    response_seconds,
     section,
-    took,
 )
 from devtools.local_stack.eventarc import EventarcOptions
 from tests.fakes import PATIENCE_SECONDS
@@ -139,7 +139,7 @@ def test_per_second_counts_each_second() -> None:
 
 
 def test_took_counts_from_the_delivery_not_from_when_it_was_due() -> None:
-    assert took([GOOD]) == [3.0]
+    assert response_seconds([GOOD]) == [3.0]
 
 
 def test_run_that_kept_its_promises_has_no_problems() -> None:
