@@ -7,7 +7,7 @@
     ├── EnvelopeError                      the request cannot be read: 400
     ├── UnauthenticatedError               the push has no valid token: 401
     ├── ForbiddenError                     the push is from an account that is not allowed: 403
-    ├── BadImageError                      the image can never be detected: recorded, then 204
+    ├── BadImageError                      the image can never be processed: recorded, then 204
     ├── DocumentKeptError                  a replacement failed, the document is kept: 204
     ├── ObjectGoneError                    the generation no longer exists: 204
     ├── SmokeError                         the smoke test failed
@@ -62,7 +62,7 @@ class EnvelopeError(YoloBatchError):
 
 
 class UnauthenticatedError(YoloBatchError):
-    """The push has no token, or an invalid one."""
+    """The push has no token, or its token is invalid."""
 
 
 class ForbiddenError(YoloBatchError):
@@ -70,7 +70,7 @@ class ForbiddenError(YoloBatchError):
 
 
 class BadImageError(YoloBatchError):
-    """The image can never be detected: another attempt would fail in the same way."""
+    """The image can never be processed: another attempt would fail in the same way."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         """Take the code and the message of the image's document."""

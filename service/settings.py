@@ -104,8 +104,8 @@ class Settings:
     )
     image_size: int | None = _setting(
         None,
-        "Longer side of the model's input, in pixels. Larger finds smaller objects and is slower. "
-        "Unset: the model's own.",
+        "Longer side of the model's input, in pixels. A larger input finds smaller objects and is "
+        "slower. Unset: the model's own size.",
         _multiple_of_32,
     )
     min_confidence: float = _setting(

@@ -131,7 +131,7 @@ resource "google_cloud_run_v2_service_iam_member" "events" {
   member   = each.value.member
 }
 
-# Needed by Pub/Sub agents that were created before April 2021. It has no effect on others.
+# Needed by Pub/Sub agents that were created before April 2021. It has no effect on other agents.
 resource "google_service_account_iam_member" "token_creator" {
   for_each = google_service_account.events
 

@@ -1,4 +1,4 @@
-"""CPU time and memory of processes, as the operating system accounts them. Linux only.
+"""CPU time and memory of processes, as the operating system counts them. Linux only.
 
 The service is a tree: gunicorn's worker, the decoders' root process, and the decoders.
 """
@@ -127,7 +127,7 @@ def _stat(path: Path) -> ThreadTime:
 
 
 def _seconds_with_ended(pid: int) -> float:
-    """Read fields 14 to 17 of a stat file, see proc(5). They include children waited for."""
+    """Read fields 14 to 17 of a stat file, see proc(5). They include ended children."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):  # it has just ended

@@ -48,8 +48,8 @@ class Engine:
         Args:
             detector: the model.
             settings: the limits.
-            file: returns the file with a number, as a path or bytes. You may replace the attribute
-                between two runs.
+            file: returns the file with a given number, as a path or bytes. You may set another
+                function between two runs.
             decoders: the decoder processes. None: start them with the settings.
         """
         health = Health(hang_timeout_seconds=math.inf)

@@ -374,8 +374,8 @@ def _judge_outcomes(log: Sequence[LogLine], messages: int, report: Report) -> No
         report.duplicated.append(
             f"{report.outcomes_done} images were counted as done, with {report.done} documents"
         )
-    # Each superseded inference needs a second delivery: of another message, or a redelivery after
-    # 503 or no response.
+    # Each superseded inference needs a second delivery. It is another message for the image, or a
+    # redelivery after 503 or no response.
     second_deliveries = (
         messages - report.uploads + sum(report.responses[status] for status in ("503", "none"))
     )

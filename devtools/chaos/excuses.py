@@ -1,4 +1,4 @@
-"""Which log lines and responses a fault explains. Any other is unexpected."""
+"""Which log lines and responses a fault explains. All others are unexpected."""
 
 import re
 from collections import Counter
@@ -22,7 +22,7 @@ _ENDED = re.compile(r"Worker \(pid:\d+\) (was sent SIG[A-Z]+|exited with code)")
 _KILLED_BY = (FaultKind.KILL_WORKER, FaultKind.TERM, FaultKind.SLOW_START)
 # Faults that raise exceptions in the service: it logs errors and returns 500.
 _RAISING = (FaultKind.MEMORY, FaultKind.MODEL_FAILS)
-_LATER_SECONDS = 15.0  # its errors may be logged until this long after the fault
+_LATER_SECONDS = 15.0  # how long after such a fault its errors may be logged
 # Faults after which liveness may fail: the model is broken, a thread has hung since memory was
 # short, or a new worker is slow.
 _BREAKS_LIVENESS = (
@@ -43,7 +43,8 @@ _BREAKING = (
 )
 # Faults after which a delivery may have no response.
 _SILENCING = (*_BREAKING, FaultKind.STOP)
-_DEADLINE_SHARE = 0.95  # after this share of the ack deadline, it has passed: clocks differ
+# A delivery is late after this share of its ack deadline. It is below 1 because clocks differ.
+_DEADLINE_SHARE = 0.95
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class Faults:
 
 
 def unexpected_lines(log: Iterable[LogLine], faults: Faults) -> list[str]:
-    """Return sentences on errors that no fault explains. `killed_services` has ended processes."""
+    """Return sentences on errors that no fault explains, except those of `killed_services`."""
     return [
         f"{line.service} logged: {line.message}"
         for line in _unexplained(log, faults)

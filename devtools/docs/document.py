@@ -57,7 +57,7 @@ MEANINGS: Mapping[str, tuple[str, str]] = {
     ),
     "content_type": ("Content type as the uploader set it. It is not verified.", "if not set"),
     "size": ("Size of the object, in bytes.", "if not reported"),
-    "md5": ("MD5 of the object, base64.", "if not reported; absent if `crc32c` is there"),
+    "md5": ("MD5 of the object, base64.", "if not reported. Absent if `crc32c` is there"),
     "crc32c": ("CRC32C of a composite object, base64.", "absent if the object has an MD5"),
     "status": ("`done` or `failed`.", "never"),
     "error": ("Why the image failed.", "if `done`"),
@@ -95,7 +95,7 @@ MEANINGS: Mapping[str, tuple[str, str]] = {
     "timings.decode_ms": ("Decode, with its wait for a decoder, in milliseconds.", "never"),
     "timings.queue_ms": ("Wait for the model, in milliseconds.", "never"),
     "timings.inference_ms": (
-        "Inference, in milliseconds: the image's own on a CPU, its share of the batch on a GPU.",
+        "Inference, in milliseconds. CPU: the image's own time. GPU: its share of the batch.",
         "never",
     ),
     "event_time": ("When the upload finished, as the event says.", "if the event has no time"),

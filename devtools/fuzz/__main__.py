@@ -66,15 +66,15 @@ def main() -> None:
         "targets",
         nargs="*",
         metavar="TARGET",
-        help=f"parsers to fuzz: {', '.join(TARGETS)}; by default all",
+        help=f"parsers to fuzz: {', '.join(TARGETS)} (default: all)",
     )
     parser.add_argument("--runs", type=int, default=100_000, help="executions of each parser")
     parser.add_argument(
-        "--seconds", type=int, default=0, help="time limit for each parser; 0: none"
+        "--seconds", type=int, default=0, help="time limit for each parser (0: none)"
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
-        "--keep", type=Path, help="folder for inputs and logs; by default a new one"
+        "--keep", type=Path, help="folder for inputs and logs (default: a new folder)"
     )
     options = parser.parse_args()
     if unknown := set(options.targets) - set(TARGETS):

@@ -69,7 +69,7 @@ class TokenVerifier:
         """Verify the request's `Authorization` header.
 
         Raises:
-            UnauthenticatedError: no token, or an invalid one.
+            UnauthenticatedError: there is no token, or it is invalid.
             ForbiddenError: the token is valid, but its account is not allowed.
             CertificatesUnavailableError: Google's certificates are unavailable.
         """

@@ -85,7 +85,7 @@ class DecodeLimits:
     cpu_seconds: int = 30  # the largest valid image takes a quarter (JPEG 2000 of 31 MB)
     wall_seconds: float = 100.0  # ends a file that hangs its decoder without using CPU time
     # Memory that every decoder may allocate: enough for 12 megapixels in the worst case. A file
-    # that needs more gets it in addition, one such file at a time.
+    # that needs more memory gets it, but only one such file at a time.
     small_bytes: int = 192 * 2**20
 
     @classmethod
@@ -111,7 +111,7 @@ class Request:
     reduced: bool  # whether a JPEG may be decoded at a reduced scale
     max_pixels: int
     max_decompressed_bytes: int
-    memory_bytes: int  # address space that the decoder may add to that of its start
+    memory_bytes: int  # address space that the decoder may use in addition to its start
     cpu_seconds: int
 
     def to_bytes(self) -> bytes:

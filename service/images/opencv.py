@@ -23,7 +23,7 @@ def imdecode(
         width: the image's width in pixels.
         height: the image's height in pixels.
         factor: decode a JPEG at 1/`factor` of its size: 1, 2, 4 or 8.
-        bits: bits per sample. OpenCV does not scale samples of 9 to 16 bits to their range.
+        bits: bits per sample. OpenCV does not scale samples of 9 to 16 bits, so this function does.
 
     Returns:
         The pixels, or None if the file is damaged.

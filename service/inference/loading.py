@@ -58,7 +58,7 @@ def load_detector(
     Args:
         path: the model.
         device: `cpu`, or a GPU by its name in ultralytics, for example `0`.
-        image_size: longer side of the model's input, in pixels. None: the model's own.
+        image_size: longer side of the model's input, in pixels. None: the model's own size.
         min_confidence: detections below it are left out.
         streams: images that OpenVINO infers at once. None: one for each core.
         max_batch_pixels: the most pixels in one batch of ultralytics.

@@ -60,7 +60,7 @@ class InferenceQueue(Generic[Item, Result]):
         Args:
             run: runs a batch and returns its results in order: a list, or an iterator that runs
                 one item at each step. Several runners call it at once.
-            runners: number of threads, and so of batches at once.
+            runners: number of threads. Each runs one batch at a time.
             max_batch_size: the most items in one batch.
             shape: returns an item's input shape. Items of equal shapes may share a batch.
             watch: context that is entered while a batch runs, to detect a batch that hangs.

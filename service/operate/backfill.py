@@ -1,8 +1,8 @@
 """Estimates how long a back-fill takes and what it costs, and paces its jobs.
 
 A job without a free slot is rejected (429) and redelivered later. After the last delivery, the
-message becomes a dead letter. So only a burst that the deployment can finish well before that is
-published at once. The other jobs are published as fast as the deployment works.
+message becomes a dead letter. So only as many jobs are published at once as the deployment can
+finish well before then. The other jobs are published as fast as the deployment works.
 """
 
 import time
