@@ -2,10 +2,10 @@
 
     python publish_jobs.py gs://uploads/cam1/07.jpg gs://uploads/cam1/08.jpg
 
-The service itself consumes the jobs. Your program works at the two other ends, which are here: it
-publishes jobs, for example for images that are older than the service, and it reads the documents.
-For whole buckets use `yolo-batch reconcile`, which limits its rate. A job that fails at every
-delivery becomes a dead letter: see `yolo-batch dead-letters`.
+The service itself consumes the jobs. Your program does the rest, as shown here. It publishes jobs,
+for example for images that are older than the service, and it reads the documents. For whole
+buckets use `yolo-batch reconcile`, which limits its rate. A job that fails at every delivery
+becomes a dead letter: see `yolo-batch dead-letters`.
 
 Needs `pip install google-cloud-firestore google-cloud-pubsub google-cloud-storage`, and the roles
 `roles/storage.objectViewer`, `roles/pubsub.publisher` and `roles/datastore.viewer`.
@@ -70,7 +70,7 @@ def main() -> None:
             blob.reload()
         except (ValueError, NotFound) as error:  # not a URI, or no such object
             sys.exit(f"{uri}: {error}")
-        images.append(f"{uri}#{blob.generation}")  # this very version, if the object is replaced
+        images.append(f"{uri}#{blob.generation}")  # only this version, not a later one
     topic = publisher.topic_path(database.project, options.topic)
     try:
         publish(publisher, topic, images)

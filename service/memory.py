@@ -37,9 +37,9 @@ _STRIDE = 32
 class MemoryPlan:
     """The bytes that each part may use at the same time."""
 
-    base: int  # libraries, those of the decoder processes included
+    base: int  # libraries, including those of the decoder processes
     model: int  # compiled for every input shape
-    decoders: int  # each at its limit, shared memory included
+    decoders: int  # each at its limit, including shared memory
     large_file: int  # extra for the one large file that is decoded at a time
     buffered: int  # files between download and decode
     in_flight: int  # decoded images that wait for the model

@@ -48,7 +48,7 @@ class Recorder:
         return self._store.is_final(ref.document_id, ref.replace, deadline)
 
     def record(self, result: ImageResult, deadline: Deadline) -> Outcome:
-        """Commit a result, together with others that are ready at the same time.
+        """Commit a result, together with other results that are ready at the same time.
 
         Raises:
             TransientError: it is not committed. A later delivery can succeed.

@@ -64,7 +64,7 @@ class Cloud:
         return events
 
     def forget(self) -> None:
-        """Delete all documents, so that the service detects the same images again."""
+        """Delete all documents, so that the service processes the same images again."""
         self._forgotten = datetime.now(UTC)
         host = os.environ["FIRESTORE_EMULATOR_HOST"]
         path = f"emulator/v1/projects/{self._stack.project}/databases/(default)/documents"

@@ -1,9 +1,10 @@
-"""The service's JPEG decoder beside OpenCV: CPU time, and whether the pixels are equal.
+"""The service's JPEG decoder compared with OpenCV: CPU time, and whether the pixels are equal.
 
     python -m devtools.bench.decoders path/to/folder
 
-Both decoders decode each JPEG in turn: as it is, and enlarged to 12 megapixels, in full and at a
-quarter of the scale. The service's column includes its reading of segments, EXIF and all checks.
+Both decoders decode each JPEG in turn. They also decode it enlarged to 12 megapixels, in full and
+at a quarter of the scale. The service's column includes its reading of segments, EXIF and all
+checks.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Memory with the worst allowed file in every slot, beside the plan of `service.memory`.
+"""Memory with the worst allowed file in every slot, compared with the plan of `service.memory`.
 
     python -m devtools.bench.memory --model yolo26n_openvino_model
 
@@ -8,7 +8,7 @@ MAX_IMAGE_PIXELS pixels, and MAX_IMAGE_BYTES bytes if its format permits bytes a
 are read from the disk instead of Cloud Storage. JPEGs are decoded in full. All other settings come
 from the environment.
 
-Memory is counted as a container accounts it: shared pages count once, and files in memory (memfd)
+Memory is counted as for a container: shared pages count once, and files in memory (memfd)
 count too. It is sampled 20 times per second. The peak of a process is the kernel's figure (VmHWM),
 shared pages included.
 """
@@ -237,7 +237,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path, default=BUNDLED_MODEL, help="exported model")
-    parser.add_argument("--count", type=int, help="files at once; by default MAX_IN_FLIGHT")
+    parser.add_argument("--count", type=int, help="files at once (default: MAX_IN_FLIGHT)")
     options = parser.parse_args()
     settings = replace(Settings.from_env(), model_path=options.model, reduced_decode=False)
     with tempfile.TemporaryDirectory(prefix="memory-") as directory:

@@ -1,7 +1,7 @@
 """The CPU time of each stage of the service, measured without a change of the product.
 
 `devtools.bench.served` counts the stages on the threads that do the work. The operating system
-accounts for the decoder processes, and for each thread. The remaining time of a Python thread is
+counts the decoder processes, and each thread. The remaining time of a Python thread is
 HTTP (gunicorn's threads), or the passing of images from thread to thread. A thread that Python does
 not know belongs to OpenVINO or gRPC. OpenVINO's threads have the name of the process. gRPC's have
 names of their own.
@@ -49,7 +49,7 @@ class PythonThread:
 class Sample:
     """CPU seconds of a service since its start, at one moment."""
 
-    tree: float  # the worker and its descendants, as the operating system accounts them
+    tree: float  # the worker and its descendants, as the operating system counts them
     decoders: float  # only the worker's descendants
     threads: Mapping[int, ThreadTime]
     python: Mapping[int, PythonThread]
@@ -71,7 +71,7 @@ class Profile:
 
     @property
     def seconds_by_difference(self) -> float:
-        """The part of the sum that was not measured directly: what the stages leave of a thread."""
+        """The part of the sum that was not measured directly: thread time outside of stages."""
         return sum(self.seconds.get(name, 0.0) for name in BY_DIFFERENCE)
 
     @property

@@ -362,7 +362,7 @@ def main() -> None:
     )
     parser.add_argument("old", type=Path, help="checkout of the first revision")
     parser.add_argument("new", type=Path, help="checkout of the second revision")
-    parser.add_argument("--images", type=Path, help="folder of images; by default drawn samples")
+    parser.add_argument("--images", type=Path, help="folder of images (default: drawn samples)")
     parser.add_argument("--model", type=Path, default=BUNDLED_MODEL, help="exported model")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
@@ -373,7 +373,7 @@ def main() -> None:
     parser.add_argument(
         "--pushes", action="store_true", help="send Pub/Sub pushes instead of Eventarc's events"
     )
-    parser.add_argument("--cores", help="cores of the services, such as 0-1; by default all")
+    parser.add_argument("--cores", help="cores of the services, such as 0-1 (default: all)")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""Latency and CPU time of runners and group commit, beside what they replaced.
+"""Latency and CPU time of runners and group commit, compared with the earlier design.
 
     python -m devtools.bench.runners                         # the bundled model, about 5 minutes
     python -m devtools.bench.runners --image-size 640        # larger inputs
@@ -15,7 +15,8 @@ Three tables:
    - runners that take one image at a time.
    A latency counts from the time when an image was due. The ways alternate within each round. A
    ratio is the median of the rounds' ratios.
-2. CPU time of a runner's share as one tensor or one by one, at full load, one thread per core.
+2. CPU time of a runner's share, inferred as one tensor or image by image, at full load, with one
+   thread per core.
 3. Latency of commits with one, two and four committers. The simulated store takes 30 ms for a
    commit, and 300 ms for one commit in twenty.
 """

@@ -14,7 +14,7 @@ RATIO_GOAL = 0.25  # cold start, as a share of the alternative's cold start
 MEMORY_GOAL_MB = 350.0
 MAX_GROWTH = 0.05  # growth of the memory, as a share
 _OURS = "yolo-batch"
-_MEMORY_NOTE = "Memory: gunicorn, its worker and the decoder processes; shared pages count once."
+_MEMORY_NOTE = "Memory: gunicorn, its worker and the decoder processes. Shared pages count once."
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def memory_section(
     ]
     data = {"levels": [asdict(level) for level in levels], "peak_mb": peak_mb}
     note = (
-        f"Peak: {peak_mb:.0f} MB. MAX_BATCH_SIZE={batch_size}; after two warm rounds. "
+        f"Peak: {peak_mb:.0f} MB. MAX_BATCH_SIZE={batch_size}. Measured after two warm rounds. "
         + _MEMORY_NOTE
     )
     headers = ("images", "resident memory, MB")

@@ -61,7 +61,7 @@ def describe(model: Path) -> dict[str, Any]:
 
 
 def export_own(weights: Path, directory: Path) -> Path:
-    """Export weights in float, in the form that the service runs."""
+    """Export weights as a float model, in the form that the service runs."""
     from service.export.weights import export_openvino
 
     return export_openvino(weights, directory / f"{weights.stem}_openvino_model")

@@ -8,7 +8,7 @@ from typing import Any
 from devtools.docs.markdown import code, table
 from service.settings import BUNDLED_MODEL, Settings
 
-# Purposes and their settings. Every setting is in exactly one of them; `render` checks it.
+# Purposes and their settings. Every setting is in exactly one group. `render` checks it.
 GROUPS = {
     "Server": ("bind_address", "port", "max_request_bytes", "log_level"),
     "Model": (
@@ -38,7 +38,11 @@ GROUPS = {
     ),
 }
 _UNITS = ("bytes", "pixels", "seconds")
-_PROBES = ("\0", "/", "50")  # values that parsers reject, with a message of what is allowed
+_PROBES = (
+    "\0",
+    "/",
+    "50",
+)  # parsers reject these values, and their messages state what is allowed
 
 
 def render() -> str:

@@ -65,7 +65,7 @@ def check_file(data: bytes) -> None:
         except BadImageError as exc:
             assert 0 < len(exc.message) < 200
             return
-        except MemoryError:  # a decoder process would end here, and the image would be failed
+        except MemoryError:  # a decoder process would end here, and the image would fail
             return
     height, width, channels = decoded.pixels.shape
     assert channels == 3 and decoded.pixels.dtype == np.uint8

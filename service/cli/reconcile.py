@@ -306,7 +306,7 @@ class _Run:
 
 
 def _last_run(since: str | None, settings: Settings) -> "LastRun | None":
-    """Connect to the object that `--since` names, or return None if it names none.
+    """Connect to the object that `--since` names, or return None if it names no object.
 
     Raises:
         click.BadParameter: it names a bucket, or a generation of an object.
@@ -357,7 +357,7 @@ def _oldest(scope: "Scope", kept: "LastRun | None", started_at: datetime) -> dat
 
 
 def _expiry_note(scope: "Scope", settings: Settings, project: str) -> str | None:
-    """Return a warning if jobs would process images again whose results expired, or None.
+    """Return a warning if jobs would process images again because their results expired, or None.
 
     Firestore is asked whether results expire only if all objects are compared and missing objects
     are enqueued.

@@ -82,7 +82,7 @@ class MeanAveragePrecision:
 def detect_files(
     detector: Detector, files: Sequence[Path], *, reduced_decode: bool = True
 ) -> list[list[Detection]]:
-    """Detect in files as the pipeline does.
+    """Detect objects in files as the pipeline does.
 
     Args:
         detector: the model.

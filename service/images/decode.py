@@ -22,7 +22,7 @@ def decode(data: bytes, *, max_pixels: int, image_size: int | None = None) -> De
         data: the file.
         max_pixels: the most pixels that an image may have.
         image_size: longer side of the image as the model gets it, in pixels. A JPEG at least twice
-            as large is decoded at a reduced scale, but never below this size. None decodes every
+            as large is decoded at a reduced scale, but never below this size. None: decode every
             image in full. `DecodedImage.info` has the full size in both cases.
 
     Raises:

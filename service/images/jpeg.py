@@ -44,7 +44,7 @@ _DESCRIPTIONS = (
     (0xE2, b"MPF\0"),
 )
 _MAX_DESCRIPTIONS = 100
-_LATE_HEIGHT = b"\xff\xdc\0\4"  # begin of a DNL segment (T.81, B.2.5)
+_LATE_HEIGHT = b"\xff\xdc\0\4"  # start of a DNL segment (T.81, B.2.5)
 _MIN_SCAN_BYTES = 10  # a scan's header for one component (T.81, B.2.3)
 _UNKNOWN = 16  # no bit received yet. Coefficients have no bit with this number.
 

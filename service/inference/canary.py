@@ -240,7 +240,7 @@ def _run_canary(
     min_confidence: float,
     cpu: str,
 ) -> str:
-    """Detect in each canary image. If the model has the export's image size, also compare.
+    """Run the model on each canary image. If the model has the export's image size, also compare.
 
     Returns:
         `PASSED` or `NOT_COMPARED`.
@@ -274,7 +274,7 @@ def _run_canary(
 
 
 def detect_file(detector: Detector, data: bytes, decode: Decode) -> list[Detection]:
-    """Decode one file and detect in it, as the pipeline does.
+    """Decode one file and detect objects in it, as the pipeline does.
 
     Returns:
         Detections whose boxes are in fractions of the image's width and height.

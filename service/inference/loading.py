@@ -68,11 +68,12 @@ def load_detector(
     """
     if not path.exists():
         raise ModelError(
-            f"There is no model at {path}: name another (MODEL_PATH or --model), or export it first"
+            f"There is no model at {path}: name another model (MODEL_PATH or --model), or export "
+            "this model first"
         )
     if path.is_dir():
         if not (path / OPENVINO_METADATA).is_file():
-            raise ModelError(f"{path} is no exported model: it has no {OPENVINO_METADATA}")
+            raise ModelError(f"{path} is not an exported model: it has no {OPENVINO_METADATA}")
         if device != "cpu":
             raise ModelError(
                 f"{path} is an OpenVINO model, which runs on DEVICE=cpu, not {device!r}: "

@@ -63,7 +63,7 @@ def run(*arguments: str) -> Result:
         (["detect", "image.bmp", "--save", "text.jpg/a"], ExitCode.FAILED, "text.jpg/a: Not a"),
         (["detect", "image.bmp", "--batch-size", "x"], ExitCode.USAGE, "'x' is not a valid int"),
         (["check-model", "nowhere"], ExitCode.CANNOT_SERVE, "There is no model at nowhere"),
-        (["check-model", "empty"], ExitCode.CANNOT_SERVE, "empty is no exported model: it has no"),
+        (["check-model", "empty"], ExitCode.CANNOT_SERVE, "empty is not an exported model"),
         (["check-model", "damaged"], ExitCode.CANNOT_SERVE, "damaged is damaged"),
         (["export", "damaged", "--precision", "int8"], ExitCode.USAGE, "needs --calibration"),
         (["export", "damaged", "--precision", "fp32"], ExitCode.CANNOT_SERVE, "has fp16 weights"),
