@@ -120,7 +120,7 @@ class _Documents:
         self.batches: list[int] = []  # batch size of each document
         self.reason = ""  # message of the last failure
 
-    def is_final(self, document_id: str, wanted: Replace | None, deadline: Deadline) -> bool:
+    def is_final(self, document_id: str, permission: Replace | None, deadline: Deadline) -> bool:
         return False
 
     def commit(

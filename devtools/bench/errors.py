@@ -4,4 +4,4 @@ from service.errors import YoloBatchError
 
 
 class BenchError(YoloBatchError):
-    """Something could not be measured. The message names what, and the reason."""
+    """Something could not be measured. The message names it, and the reason."""

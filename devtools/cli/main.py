@@ -107,7 +107,7 @@ Ctrl-C stops everything. The log of the service follows.
 
 
 def _existing_model(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """Check that a model exists. Official weights need not, because ultralytics downloads them.
+    """Check that a model exists. Weights may be missing, because ultralytics downloads them.
 
     Raises:
         click.BadParameter: it does not exist.

@@ -66,7 +66,7 @@ def current(text: str, parts: Mapping[str, Callable[[], str]] = PARTS) -> str:
 
 
 def stale_pages(reference: Path) -> dict[Path, str]:
-    """Return the current text of every page that is not current."""
+    """Return the new text of every page that is out of date."""
     texts = {page: page.read_text(encoding="utf-8") for page in sorted(reference.glob("*.md"))}
     return {page: new for page, text in texts.items() if (new := current(text)) != text}
 

@@ -85,7 +85,7 @@ class Workers(Generic[Item, Result]):
 
         Args:
             process: sets the outcome of every item of a batch. An item without an outcome fails.
-            take: chooses a batch of one or more from the waiting items, which are oldest first.
+            take: chooses a batch of at least one item from the waiting items, oldest first.
             count: how many threads.
             name: prefix of the threads' names.
             watch: entered for each batch, to detect a batch that hangs. Callers stop waiting at

@@ -115,7 +115,7 @@ class ResultStore(Collection):
         outcomes: dict[int, CommittedResult | Exception],
         budget: RetryBudget,
     ) -> None:
-        """Commit results together. If one of them makes that fail, commit them one by one.
+        """Commit results together. If that fails because of one result, commit them one by one.
 
         Raises:
             FirestoreUnavailableError: Firestore did not respond. It is unknown whether results

@@ -14,7 +14,7 @@ from service.domain import ImageRef, ObjectMetadata
 from service.errors import CredentialsError, SmokeError, StorageUnavailableError
 
 _CALL_SECONDS = 30.0  # for one call with all its attempts
-_RETRY: retry.Retry = DEFAULT_RETRY.with_timeout(_CALL_SECONDS)  # by default, two minutes
+_RETRY: retry.Retry = DEFAULT_RETRY.with_timeout(_CALL_SECONDS)  # default: two minutes
 
 
 class CloudSamples:
