@@ -70,7 +70,7 @@ class ForbiddenError(YoloBatchError):
 
 
 class BadImageError(YoloBatchError):
-    """The image can never be detected: another attempt would fail in the same way."""
+    """The image can never be processed: another attempt would fail in the same way."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         """Take the code and the message of the image's document."""
