@@ -7,7 +7,7 @@
     ├── EnvelopeError                      the request cannot be read: 400
     ├── UnauthenticatedError               the push has no valid token: 401
     ├── ForbiddenError                     the push is from an account that is not allowed: 403
-    ├── BadImageError                      the image can never be detected: recorded, then 204
+    ├── BadImageError                      the image can never be processed: recorded, then 204
     ├── DocumentKeptError                  a replacement failed, the document is kept: 204
     ├── ObjectGoneError                    the generation no longer exists: 204
     ├── SmokeError                         the smoke test failed

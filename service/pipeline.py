@@ -201,7 +201,7 @@ class Pipeline:
         return self._recorder.record(replace(result, event_time=event.event_time), deadline)
 
     def _detect(self, ref: ImageRef, deadline: Deadline) -> ImageResult:
-        """Download, decode and detect. Return a failed result if the file can never be detected."""
+        """Download, decode and detect. Return a failed result if it can never be processed."""
         started_at = time.monotonic()
         downloaded_at = math.inf  # not yet
         try:
