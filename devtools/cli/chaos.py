@@ -46,7 +46,7 @@ def _faults(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
     multiple=True,
     metavar="FAULT",
     shell_complete=_faults,
-    help="Leave out this fault, by its name in docs/evidence/chaos.md. Can be repeated.",
+    help="Leave out this fault. An unknown name prints all names. Can be repeated.",
 )
 @option(
     "--answer-seconds",
