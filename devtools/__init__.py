@@ -1,1 +1,1 @@
-"""Tools for developers; neither in the wheel nor in the container."""
+"""Tools for developers. They are neither in the wheel nor in the container."""

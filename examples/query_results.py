@@ -12,15 +12,19 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
+from google.api_core.exceptions import GoogleAPIError
+from google.api_core.retry import Retry
 from google.cloud.firestore import Client
 from google.cloud.firestore_v1.base_query import FieldFilter
 
 COLLECTION = "detections"  # the service's FIRESTORE_COLLECTION
+TIMEOUT_SECONDS = 30
 
 
 def results(client: Client, condition: FieldFilter, limit: int) -> Iterator[dict[str, Any]]:
     """Yield the documents that meet a condition. Firestore's automatic indexes suffice for it."""
-    for snapshot in client.collection(COLLECTION).where(filter=condition).limit(limit).stream():
+    query = client.collection(COLLECTION).where(filter=condition).limit(limit)
+    for snapshot in query.stream(timeout=TIMEOUT_SECONDS, retry=Retry(timeout=TIMEOUT_SECONDS)):
         yield snapshot.to_dict() or {}
 
 
@@ -66,9 +70,12 @@ def main() -> None:
     else:
         parser.error("use --label, --confidence or --failed")
 
-    for result in results(Client(), condition, options.limit):
-        error = result["error"]
-        print(result["uri"], error["code"] if error else result["counts"])
+    try:
+        for result in results(Client(), condition, options.limit):
+            failure = result["error"]
+            print(result["uri"], failure["code"] if failure else result["counts"])
+    except GoogleAPIError as error:
+        raise SystemExit(f"Firestore could not be queried: {error}") from error
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ Needs `pip install google-cloud-storage opencv-python-headless` and `roles/stora
 """
 
 import argparse
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -45,23 +46,27 @@ def upload(bucket: Bucket, name: str, jpeg: bytes) -> None:
     once = {"if_generation_match": 0, "retry": DEFAULT_RETRY.with_timeout(RETRY_SECONDS)}
     try:
         bucket.blob(name).upload_from_string(jpeg, "image/jpeg", **once)
-    except ClientError as error:
-        if error.code != 412:  # Precondition failed: an earlier attempt has stored the frame.
-            raise SystemExit(f"Cloud Storage rejected {name}: {error.message}") from error
     except (GoogleAPIError, TransportError) as error:
-        print(f"Dropped {name}: {error}", flush=True)
-        return
+        if isinstance(error, ClientError) and error.code not in (408, 412, 429):
+            raise SystemExit(f"Cloud Storage rejected {name}: {error.message}") from error
+        if getattr(error, "code", None) != 412:  # 412: an earlier attempt has stored the frame
+            print(f"Dropped {name}: {error}", flush=True)
+            return
     print(f"Uploaded gs://{bucket.name}/{name}", flush=True)
 
 
 def main() -> None:
-    """Upload until the source ends or Ctrl-C is pressed."""
+    """Upload until the source ends, Ctrl-C is pressed, or the system stops the program."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # a background job starts with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     parser = argparse.ArgumentParser(description="Upload frames at a fixed interval.")
     parser.add_argument("source", help="device number, stream URL, video file or folder")
     parser.add_argument("bucket", help="gs://BUCKET")
     parser.add_argument("--camera", required=True, help="first part of the objects' names")
     parser.add_argument("--interval", type=float, default=1.0, help="seconds between frames")
     options = parser.parse_args()
+    if not options.bucket.startswith("gs://"):
+        parser.error(f"{options.bucket} must be gs://BUCKET")
     bucket = Client().bucket(options.bucket.removeprefix("gs://").rstrip("/"))
     is_live = not (Path(options.source).is_dir() or Path(options.source).is_file())
     due = time.monotonic()

@@ -122,7 +122,7 @@ locals {
     _REPOSITORY  = var.name
     _SERVICE     = local.service_name
   }
-  # Double quotes work in every shell. No value contains one.
+  # Double quotes work in every shell. No value contains a double quote.
   build_options = join(" ", [
     "--project=${var.project_id}",
     "--region=${coalesce(var.build_region, var.region)}",

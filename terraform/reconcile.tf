@@ -21,8 +21,8 @@ resource "google_project_iam_member" "reconcile" {
   member  = google_service_account.reconcile.member
 }
 
-# Contains the start time of the last successful run. A run looks back to that time, or two days if that is
-# longer. The bucket is separate, because the job may write to no other bucket.
+# Contains the start time of the last successful run. A run looks back to that time, but at least two
+# days. The bucket is separate, because the job may write to no other bucket.
 resource "google_storage_bucket" "reconcile" {
   name     = "${var.project_id}-${var.name}-reconcile"
   location = upper(var.region)

@@ -13,7 +13,7 @@ resource "google_artifact_registry_repository" "main" {
     }
   }
 
-  # latest, and the build cache.
+  # The image with the tag latest, and the build cache.
   cleanup_policies {
     id     = "keep-in-use"
     action = "KEEP"

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import fields
 
@@ -10,6 +11,10 @@ import pytest
 from service.settings import Settings
 
 _EMULATOR_SUFFIXES = ("_EMULATOR_HOST", "_EMULATOR_HUB")
+
+# A shell starts background jobs with SIGINT ignored, and the processes of the tests inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _is_isolated(variable: str) -> bool:

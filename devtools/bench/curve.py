@@ -23,7 +23,7 @@ class Point:
 
     offered_per_second: float
     served_per_second: float
-    refused_share: float
+    rejected_share: float
     p50_ms: float
     p95_ms: float
     cpu_seconds_per_million: float
@@ -57,7 +57,7 @@ def point_of(responses: Sequence[load.Response], cpu_seconds: float, prices: Pri
     return Point(
         offered_per_second=offered,
         served_per_second=len(good) / max(response.completed for response in responses),
-        refused_share=1 - len(good) / len(responses),
+        rejected_share=1 - len(good) / len(responses),
         p50_ms=statistics.median(latencies),
         p95_ms=latencies[min(len(latencies) - 1, int(0.95 * len(latencies)))],
         cpu_seconds_per_million=cpu_seconds * 1e6 / len(good),
@@ -120,7 +120,7 @@ def curve_section(points: Sequence[Point], levels: Sequence[Level], prices: Pric
         (
             digits(point.offered_per_second),
             digits(point.served_per_second),
-            f"{point.refused_share:.0%}",
+            f"{point.rejected_share:.0%}",
             f"{point.p50_ms:.0f}",
             f"{point.p95_ms:.0f}",
             f"{point.cpu_seconds_per_million:.0f}",
@@ -129,9 +129,10 @@ def curve_section(points: Sequence[Point], levels: Sequence[Level], prices: Pric
         for point in points
     ]
     notes = [
-        f"Prices: {prices.name}; {prices.vcpus:g} vCPU, {prices.memory_gib:g} GiB, billed while a "
-        "request is in flight, with the fee per request; without Storage, Firestore, Eventarc and "
-        "the free tier. Rejected: 429, which Pub/Sub redelivers."
+        f"Prices: {prices.name}. {prices.vcpus:g} vCPU and {prices.memory_gib:g} GiB are billed "
+        "while a request is in flight. The fee per request is included. Storage, Firestore, "
+        "Eventarc and the free tier are not. Rejected: the response was 429, and Pub/Sub delivers "
+        "the image again."
     ]
     notes += [
         f"'{level.name}', kept busy: {digits(level.served_per_second)} images/s, "

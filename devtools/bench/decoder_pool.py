@@ -1,9 +1,10 @@
-"""CPU time of all processes: the pool of decoder processes, other pools, and no pool.
+"""Compare the CPU time of decoding in decoder processes, in other pools, and without a pool.
 
     python -m devtools.bench.decoder_pool path/to/folder
 
-Each pool has one worker and one caller. The folder's JPEGs are decoded as they are, and enlarged to
-12 megapixels: at reduced scale, and in full. pebble and loky are measured if they are installed
+Each pool has one worker and one caller. The CPU time is that of all processes. The folder's JPEGs
+are decoded as they are. They are also enlarged to 12 megapixels, and then decoded at reduced scale
+and in full. pebble and loky are measured if they are installed
 (`pip install pebble loky`).
 """
 

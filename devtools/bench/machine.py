@@ -34,7 +34,7 @@ class Cores:
 
 
 def choose_cores(requested: str | None) -> Cores:
-    """Split the cores that this process may use. The measured process gets the last by default.
+    """Split the cores that this process may use. By default, the measured process gets the last.
 
     Args:
         requested: cores for the measured process, such as `1` or `2-3,6`.
@@ -79,7 +79,7 @@ def _versions() -> list[str]:
     for package in _PACKAGES:
         try:
             versions.append(f"{package} {version(package)}")
-        except PackageNotFoundError:  # an alternative that is not installed
+        except PackageNotFoundError:  # not installed: only some measurements need it
             continue
     return versions
 

@@ -236,7 +236,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, default=BUNDLED_MODEL, help="an exported directory")
+    parser.add_argument("--model", type=Path, default=BUNDLED_MODEL, help="exported model")
     parser.add_argument("--count", type=int, help="files at once; by default MAX_IN_FLIGHT")
     options = parser.parse_args()
     settings = replace(Settings.from_env(), model_path=options.model, reduced_decode=False)

@@ -467,7 +467,7 @@ def main() -> None:
     parser.add_argument("--times", type=float, default=10, help="multiple of the capacity")
     deadline = Settings().ack_deadline_seconds
     parser.add_argument("--deadline", type=float, default=deadline, help="ack deadline, seconds")
-    parser.add_argument("--model", type=Path, default=BUNDLED_MODEL, help="an exported directory")
+    parser.add_argument("--model", type=Path, default=BUNDLED_MODEL, help="exported model")
     parser.add_argument("--plot", type=Path, metavar="PNG")
     arguments = parser.parse_args()
     try:

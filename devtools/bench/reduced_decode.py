@@ -3,9 +3,9 @@
     python -m devtools.bench.reduced_decode --model yolo26n_openvino_model --data instances_dev.json
 
 The labelled images are resized (Lanczos) to 1, 2, 4 and 8 times the size that the model sees, and
-stored as JPEG. The model detects them twice: decoded at reduced scale, and in full. The table has
-the mAP of both, and the CPU time of one decode, resize included, as the operating system
-accounts it.
+stored as JPEG. Each image is decoded twice, at reduced scale and in full, and the model runs on
+both. The table has the mAP of both, and the CPU time of one decode and resize, as the operating
+system measures it.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def decode_ms(files: list[Path], image_size: int, *, reduced: bool) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", type=Path, required=True, help="an exported directory")
+    parser.add_argument("--model", type=Path, required=True, help="exported model")
     parser.add_argument("--data", type=Path, required=True, help="labels in COCO's format")
     arguments = parser.parse_args()
     detector = OpenVINODetector(arguments.model, min_confidence=MIN_MAP_CONFIDENCE)

@@ -363,7 +363,7 @@ def main() -> None:
     parser.add_argument("old", type=Path, help="checkout of the first revision")
     parser.add_argument("new", type=Path, help="checkout of the second revision")
     parser.add_argument("--images", type=Path, help="folder of images; by default drawn samples")
-    parser.add_argument("--model", type=Path, default=BUNDLED_MODEL, help="an exported directory")
+    parser.add_argument("--model", type=Path, default=BUNDLED_MODEL, help="exported model")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=15.0, help="duration of each open loop")

@@ -1,4 +1,4 @@
-"""The bytes of each upload, and its detections without any fault."""
+"""The bytes of each upload, and the detections that are correct for it."""
 
 import base64
 import hashlib
@@ -88,7 +88,7 @@ def md5(content: bytes) -> str:
 def detect_alone(
     scenes: Sequence[bytes], detector: Detector, directory: Path
 ) -> list[Mapping[str, Any]]:
-    """Detect each image in a batch of its own. Return the documents, in the same order.
+    """Run the detector on each image alone. Return the documents, in the same order.
 
     Raises:
         SceneError: the audit cannot distinguish two images, or an image has no detections.
@@ -134,7 +134,7 @@ def _with_comment(image: bytes, comment: bytes) -> bytes:
 
 
 def _huge_png(comment: bytes) -> bytes:
-    """Return a PNG without pixels whose header claims too many."""
+    """Return a PNG whose header claims too many pixels. The file contains none."""
     header = struct.pack(">IIBBBBB", _HUGE_SIDE, _HUGE_SIDE, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"tEXt", b"Comment\0" + comment), (b"IDAT", b""), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(*chunk) for chunk in chunks)

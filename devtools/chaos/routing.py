@@ -24,7 +24,7 @@ class RandomRouting(Eventarc):
             subscription: full name of the subscription.
             instances: the clients, each with its own URL and `on_answer`.
             rng: draws an instance for each delivery.
-            options: for all instances together.
+            options: delivery options, which apply to all instances together.
         """
         super().__init__(pubsub_host, subscription, "", options)
         self._instances = instances

@@ -33,8 +33,8 @@ _HOW = "How it is measured"
     "--model",
     type=click.Path(path_type=Path, exists=True),
     default=BUNDLED_MODEL,
-    help="Exported directory, or a .pt file, which is exported in float first. By default, the "
-    "bundled model.",
+    help="Directory of an exported model, or a .pt file, which is first exported as a float model. "
+    "By default, the bundled model.",
 )
 @option(
     "--weights",

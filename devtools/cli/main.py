@@ -130,7 +130,7 @@ def _existing_model(ctx: click.Context, param: click.Parameter, value: Path | No
     "--model",
     type=click.Path(path_type=Path),
     callback=_existing_model,
-    help="Exported directory, or a .pt file. By default, the bundled model.",
+    help="Directory of an exported model, or a .pt file. By default, the bundled model.",
 )
 @option(
     "--output",

@@ -41,9 +41,9 @@ EPOCHS = 14
 BATCH = 16
 INPUT_SIZE = 320  # pixels: side of the square that the model is trained on
 LEARNING_RATE = 0.004
-TRAINING_SEED = 0  # of the weights and of the order of the images
+TRAINING_SEED = 0  # decides the first weights and the order of the images
 THREADS = 2
-CONFIDENCE = 0.25  # minimum of the detections that the card counts
+CONFIDENCE = 0.25  # the card counts only detections with at least this confidence
 MAX_DETECTIONS = 300  # per image; the exported model always outputs this many rows
 
 _SHORTEST_SIDE = 240
@@ -57,8 +57,8 @@ class TrainingRecord:
     Attributes:
         images: Number of images in the training set.
         epochs: Number of passes over the images.
-        seconds: Wall time of the training, validation after each epoch included.
-        parameters: Number of parameters while training, both heads included.
+        seconds: Wall time of the training, including the validation after each epoch.
+        parameters: Number of parameters while training, including both heads.
         machine: Processor and number of threads.
         versions: Version of each package that affects the weights or the export.
     """
@@ -442,7 +442,7 @@ def render_card(
     return f"""\
 # Model card: shapes
 
-<!-- Written by `python -m devtools.demo_model.train`; do not edit, the figures are measured. -->
+<!-- Written by `python -m devtools.demo_model.train`. Do not edit: the figures are measured. -->
 
 A small YOLO26 object detection model for the demo. It finds {len(shapes.CLASS_NAMES)} kinds of flat
 shapes ({", ".join(shapes.CLASS_NAMES)}). With it you can try the

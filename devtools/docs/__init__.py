@@ -1,1 +1,1 @@
-"""What the documentation is made with."""
+"""Generates the reference pages from the code, and draws the README's image."""

@@ -83,7 +83,7 @@ def routes() -> str:
 def statuses() -> str:
     """Return a table of all responses of `POST /`, by status."""
     rows = [
-        (204, "", "", "The image has a final document, or the message names no image in scope.")
+        (204, "", "", "The image has a final document, or the message names no image to process.")
     ]
     rows += [_row(respond(error), first_paragraph(error.__doc__)) for error in request_errors()]
     rows.append(_row(respond(RuntimeError), "A defect. The log has the trace."))

@@ -19,14 +19,14 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-WIDTH = 1640  # pixels; shown at about half of that
+WIDTH = 1640  # pixels. The README shows about half of that.
 MARGIN = 28
 GAP = 28
 LEFT_WIDTH = 624
 LINE_HEIGHT = 36
 INDENT = 30
 RADIUS = 18
-COLOURS = 160  # of the palette; keeps the file small
+COLOURS = 160  # size of the palette. A small palette keeps the file small.
 
 WHITE = (255, 255, 255)
 INK = (32, 33, 36)
@@ -74,7 +74,7 @@ def main(image_file: Path, document_file: Path, output: Path) -> None:
 
 
 def font(size: int) -> Any:
-    """Return Pillow's own font at a size in pixels, so that none has to be installed."""
+    """Return Pillow's own font at a size in pixels, so that no font has to be installed."""
     return ImageFont.load_default(size)
 
 

@@ -137,7 +137,13 @@ def _local(name: str) -> Any:
 
 def _blocks(kind: str) -> Iterator[dict[str, Any]]:
     for path in sorted(MODULE.glob("*.tf")):
-        yield from _plain(hcl2.loads(path.read_text(encoding="utf-8"))).get(kind, [])
+        yield from blocks_of(path, kind)
+
+
+def blocks_of(path: Path, kind: str) -> list[dict[str, Any]]:
+    """Return the blocks of a kind in an HCL file, such as all `variable` blocks."""
+    parsed = _plain(hcl2.loads(path.read_text(encoding="utf-8")))
+    return list(parsed.get(kind, []))
 
 
 def _plain(value: Any) -> Any:

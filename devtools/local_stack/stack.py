@@ -73,7 +73,7 @@ class Stack:
 
     Raises on entry:
         MissingRequirementsError: an emulator could not be downloaded.
-        StartError: a process did not start. All others have been stopped.
+        StartError: a process did not start. All other processes have been stopped.
     """
 
     def __init__(self, options: StackOptions | None = None) -> None:

@@ -25,7 +25,7 @@ from service.settings import Settings
     "path",
     required=False,
     type=click.Path(path_type=Path),
-    help="Exported directory or model file. By default, the model at MODEL_PATH.",
+    help="Directory of an exported model, or a model file. By default, the model at MODEL_PATH.",
 )
 @json_option("model, fallback, canary, milliseconds")
 def check_model(path: Path | None, as_json: bool) -> None:

@@ -38,8 +38,8 @@ from service.settings import BUNDLED_MODEL, Settings
     panel="Model",
     type=click.Path(path_type=Path),
     default=BUNDLED_MODEL,
-    help="Exported directory, or a file that ultralytics loads. By default the bundled model, "
-    "which detects six drawn shapes.",
+    help="Directory of an exported model, or a file that ultralytics loads. By default the bundled "
+    "model, which detects six drawn shapes.",
 )
 @option(
     "--device",

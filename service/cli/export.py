@@ -29,8 +29,8 @@ _ACCURACY = "Accuracy"
 @argument(
     "model",
     type=click.Path(path_type=Path),
-    help="A .pt file, the name of an official model such as yolo26n.pt, which is downloaded, or an "
-    "exported float directory.",
+    help="A .pt file, the name of an official model such as yolo26n.pt, which is downloaded, or "
+    "the directory of an exported float model.",
 )
 @option(
     "--output",
@@ -118,7 +118,7 @@ def export(
     """Export a YOLO26 detection model for the service.
 
     Writes a directory for MODEL_PATH. A .pt file needs torch and ultralytics (the extra "export").
-    An exported float directory does not need them.
+    The directory of an exported float model does not.
     """
     if precision == "int8" and not calibration:
         raise click.UsageError("--precision int8 needs --calibration: a folder of images")

@@ -75,7 +75,7 @@ class GroupCommit(Generic[Result, Committed]):
         except TransientError as exc:
             _fail(group, exc)
         except BaseException as exc:  # noqa: BLE001 - a Rust library's panic is not an Exception
-            logger.exception("A commit of %d failed", len(group))
+            logger.exception("A commit of %d results failed", len(group))
             if len(group) == 1:
                 _fail(group, exc)
             else:

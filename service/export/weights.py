@@ -72,8 +72,8 @@ def export_openvino(
             ultralytics. If there is no file, ultralytics downloads official models (`yolo26n.pt`).
         destination: directory to write. By default it is `<stem>_openvino_model` or, for int8,
             `<stem>_int8_openvino_model`, beside the model.
-        image_size: longer side of the model's input, in pixels. By default, the size of the
-            training, or that of the float export.
+        image_size: longer side of the model's input, in pixels. By default, the size that the
+            weights were trained with, or that of the float export.
         precision: one of `PRECISIONS`.
         calibration: folder of images like those that the service will get. int8 needs it.
         labels: labelled images on which to measure the mAP of the model, and also of the float
@@ -263,7 +263,7 @@ def _check_size(image_size: int | None, stride: int) -> None:
 def _export_weights(
     weights: Path, directory: Path, image_size: int | None, precision: str, renames: Sequence[str]
 ) -> Path:
-    """Export weights to a float directory.
+    """Export weights to the directory of a float model.
 
     Returns:
         The path of the weights, which ultralytics may have downloaded.
@@ -327,7 +327,7 @@ def _model_identity(
 def _run_export(model: Any, image_size: int, bits: int) -> Path:
     """Export an `ultralytics.YOLO` to OpenVINO, and return the directory that it wrote."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # from torch, about code of ultralytics
+        warnings.simplefilter("ignore")  # torch warns about code of ultralytics
         written = model.export(
             format="openvino",
             imgsz=image_size,

@@ -57,8 +57,8 @@ class RetryBudget:
     def _limited(self, attempt: Callable[..., Any]) -> Callable[..., Any]:
         """Return the call with a timeout for each attempt.
 
-        api_core accepts any decorator as a timeout. Its own, TimeToDeadlineTimeout, gives an
-        attempt the full time again when less than a second is left (google-api-core 2.44).
+        api_core accepts any decorator as a timeout. Its own decorator, TimeToDeadlineTimeout, gives
+        an attempt the full time again when less than a second is left (google-api-core 2.44).
         """
 
         def limited(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Classifies refusals by Cloud Storage: of one object, of everything, or temporary. Does no I/O.
+"""Classifies what a refusal by Cloud Storage concerns: see `Scope`. Does no I/O.
 
 Metadata errors are JSON with a `reason`. Download errors (`alt=media`) are text, so the text is
 matched too. Source: https://cloud.google.com/storage/docs/json_api/v1/status-codes
@@ -262,7 +262,7 @@ def _without_name(word: str) -> str:
 
 
 def _clean(text: str) -> str:
-    """Return Cloud Storage's message as one line, or an empty text for HTML or XML of a proxy."""
+    """Return Cloud Storage's message as one line, or an empty text for a proxy's HTML or XML."""
     if _MARKUP.search(text):
         return ""
     return one_line(text, _MAX_READ)

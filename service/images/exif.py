@@ -12,7 +12,7 @@ def orientation_of(image: Any) -> int:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001 - many kinds, by damaged EXIF of pixels that may be intact
+    except Exception:  # noqa: BLE001 - damaged EXIF raises errors of many kinds
         return 1
     return orientation if orientation in range(1, 9) else 1
 
@@ -22,5 +22,5 @@ def orientation_of_file(path: Path) -> int:
     try:
         with Image.open(path) as image:
             return orientation_of(image)
-    except Exception:  # noqa: BLE001 - many kinds, by files that another decoder may read
+    except Exception:  # noqa: BLE001 - unreadable files raise errors of many kinds
         return 1

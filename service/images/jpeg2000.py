@@ -2,8 +2,8 @@
 
 Pillow decodes samples of up to 8 bits. It shifts samples of fewer bits instead of scaling them,
 which this module corrects. It ignores the order of channels that a file defines, so other orders
-are unsupported. It rounds samples of more than 8 bits up, which turns white into black, so OpenCV
-decodes those.
+are unsupported. When it reduces samples of more than 8 bits, it rounds up, which turns white into
+black. So OpenCV decodes those.
 """
 
 import struct

@@ -2,6 +2,6 @@
 
 import sys
 
-# Makes this package unimportable. Otherwise `import openvino` would start a process that reports
-# its use to Google Analytics.
+# Makes openvino_telemetry unimportable. Otherwise `import openvino` would start a process that
+# reports its use to Google Analytics.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Before a model serves, verify that its detections here match those on the export's machine.
 
 A different CPU, a damaged file or another library version can make detections wrong without any
-error. int8 models are affected more easily than float models. So an exported directory carries
+error. int8 models are affected more easily than float models. So an exported model carries
 images and the detections that the model found in them at export. Before the service listens, it
 decodes these images and runs the model on them, as it will do for uploads:
 

@@ -19,8 +19,8 @@ _MAX_QUOTED = 60  # characters of a label in an error message
 
 _RENAME = "--rename OLD=NEW (or --rename '#ID=NEW', with the class's id)"
 ADVICE_FOR_OTHERS = (
-    "Labels of such an export cannot be renamed: export again from its weights or from its float "
-    f"model, with {_RENAME}"
+    "The labels of this export cannot be renamed: export again from its weights or from its "
+    f"float model, with {_RENAME}"
 )
 
 
@@ -34,8 +34,8 @@ def broken_rule(label: object) -> str | None:
     """
     if not isinstance(label, str):
         return (
-            f"this is {type(label).__name__}, not text: YAML reads an unquoted no or null as "
-            "another value, so put it in quotes"
+            f"this is {type(label).__name__}, not text: without quotes, YAML reads words such as "
+            "'no' and 'null' as other values, so put the label in quotes"
         )
     if not label:
         return "a label cannot be empty"

@@ -29,7 +29,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn is published witho
         super().enqueue_req(conn)
 
     def handle(self, conn: Any) -> Any:
-        """Serve one request. Close its connection in this thread, the only one it can block."""
+        """Serve one request. Close its connection here, so that only this thread can block."""
         is_kept = super().handle(conn)
         if is_kept is False:
             conn.close(graceful=True)

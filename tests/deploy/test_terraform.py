@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-import hcl2
 import pytest
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import firestore
 from google.cloud.firestore_v1.base_query import BaseQuery, FieldFilter
 
+from devtools.docs.terraform import blocks_of
 from service.cli.reconcile import reconcile
 from service.deadline import NO_DEADLINE
 from service.domain import Event, Outcome
@@ -50,25 +50,9 @@ needs_terraform = pytest.mark.skipif(
 # --- Reading the module
 
 
-def _plain(value: Any) -> Any:
-    """Return a parsed value, with strings without quotes and escapes."""
-    if isinstance(value, str) and len(value) > 1 and value[0] == value[-1] == '"':
-        return value[1:-1].replace('\\"', '"')
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {_plain(key): _plain(item) for key, item in value.items()}
-    return value
-
-
-def _blocks(path: Path, kind: str) -> Iterator[Any]:
-    with path.open() as file:
-        yield from _plain(hcl2.load(file)).get(kind, [])
-
-
 def _resource(kind: str, name: str) -> Any:
     for path in MODULE.glob("*.tf"):
-        for block in _blocks(path, "resource"):
+        for block in blocks_of(path, "resource"):
             if found := block.get(kind, {}).get(name):
                 return found
     raise LookupError(f"{kind}.{name}")
@@ -76,7 +60,7 @@ def _resource(kind: str, name: str) -> Any:
 
 def _local(name: str) -> Any:
     for path in MODULE.glob("*.tf"):
-        for block in _blocks(path, "locals"):
+        for block in blocks_of(path, "locals"):
             if name in block:
                 return block[name]
     raise LookupError(f"local.{name}")
@@ -140,7 +124,7 @@ def test_variables_and_outputs_are_sorted_and_described() -> None:
     for kind in ("variable", "output"):
         found = {
             name: body
-            for block in _blocks(MODULE / f"{kind}s.tf", kind)
+            for block in blocks_of(MODULE / f"{kind}s.tf", kind)
             for name, body in block.items()
         }
         assert list(found) == sorted(found)
@@ -285,11 +269,11 @@ def test_every_invalid_value_fails(offline: Path) -> None:
 def test_every_validation_and_check_has_a_failing_run() -> None:
     runs = [
         body
-        for block in _blocks(MODULE / "tests" / "refusals.tftest.hcl", "run")
+        for block in blocks_of(MODULE / "tests" / "refusals.tftest.hcl", "run")
         for body in block.values()
     ]
     failing = [re.sub(r"[${}]", "", run["expect_failures"][0]) for run in runs]
-    for block in _blocks(MODULE / "variables.tf", "variable"):
+    for block in blocks_of(MODULE / "variables.tf", "variable"):
         [(name, body)] = block.items()
         assert failing.count(f"var.{name}") >= len(body.get("validation", []))
     assert {"check.gpu_region", "check.write_rate"} <= set(failing)

@@ -126,15 +126,22 @@ def test_upload_camera_to_no_bucket_says_so(samples: Samples, tmp_path: Path) ->
     assert done.stderr.startswith("Cloud Storage rejected lost/")
 
 
-def test_upload_camera_stops_on_ctrl_c(stack: Stack, samples: Samples) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_upload_camera_stops_on_a_signal(
+    number: signal.Signals, stack: Stack, samples: Samples
+) -> None:
+    camera = f"stopped-by-{number.name}"
     folder = samples[0][0].parent
     command: list[str | Path] = [sys.executable, EXAMPLES / "upload_camera.py", folder]
-    command += [f"gs://{stack.bucket}", "--camera", "stopped", "--interval", "3600"]
+    command += [f"gs://{stack.bucket}", "--camera", camera, "--interval", "3600"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        wait_until(lambda: len(uploaded_by(stack, "stopped")) == 1, "no frame is uploaded")
-        assert process.stdout is not None and process.stdout.readline().startswith(b"Uploaded ")
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=CLI_SECONDS)
+        try:
+            wait_until(lambda: len(uploaded_by(stack, camera)) == 1, "no frame is uploaded")
+            assert process.stdout and process.stdout.readline().startswith(b"Uploaded ")
+            process.send_signal(number)
+            _, stderr = process.communicate(timeout=CLI_SECONDS)
+        finally:
+            process.kill()
     assert (process.returncode, stderr) == (0, b"")
 
 

@@ -506,7 +506,7 @@ def test_point_summarises_served_and_rejected_requests() -> None:
     point = curve.point_of(responses, cpu_seconds=1.8, prices=PRICES)
     assert point.offered_per_second == pytest.approx(10 / 9)
     assert point.p50_ms == pytest.approx(500)
-    assert point.refused_share == pytest.approx(0.1)
+    assert point.rejected_share == pytest.approx(0.1)
     assert point.served_per_second == pytest.approx(9 / 9.2)
     assert point.cpu_seconds_per_million == pytest.approx(200_000)
     billed = (9 * 0.4 + 0.1) / 9

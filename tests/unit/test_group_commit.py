@@ -149,7 +149,10 @@ def test_an_unexpected_commit_error_is_logged_with_its_trace(
     store.gate.open()
     assert outcome(futures[2]) is error
     lines = logged_by(caplog, "service.concurrency.group_commit")
-    assert [line.getMessage() for line in lines] == ["A commit of 2 failed", "A commit failed"]
+    assert [line.getMessage() for line in lines] == [
+        "A commit of 2 results failed",
+        "A commit failed",
+    ]
     assert all(line.exc_info and line.exc_info[1] is error for line in lines)
 
 
