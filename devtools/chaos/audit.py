@@ -158,7 +158,7 @@ class Report:
         """Return the figures, and the first few sentences of each problem, as text."""
         rows: list[tuple[str, object]] = [
             ("uploads", self.uploads),
-            ("done, failed, superseded", f"{self.done}, {self.failed}, {self.superseded}"),
+            ("done, failed, gone", f"{self.done}, {self.failed}, {self.superseded}"),
             *[(kind, len(items)) for kind, items in self.problems.items() if kind != "wasted"],
             ("inferences", f"{self.inferences} ({self.waste:+.1%} over the minimum)"),
             ("superseded inferences", self.superseded_inferences),
@@ -194,7 +194,7 @@ def audit(
         stuck: sentences on uploads whose event was never acknowledged.
         log: log lines of all services.
         responses: responses to all deliveries.
-        faults: the faults that struck, and when.
+        faults: the faults that were injected, and when.
         failures: sentences on services that did not recover, and uploads that were not made.
         messages: number of messages that named the uploads. None: one per upload.
     """

@@ -46,7 +46,7 @@ def _faults(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
     multiple=True,
     metavar="FAULT",
     shell_complete=_faults,
-    help="Leave out this fault, by its name in docs/evidence/chaos.md. Can be repeated.",
+    help="Leave out this fault. An unknown name prints all names. Can be repeated.",
 )
 @option(
     "--answer-seconds",
@@ -69,7 +69,7 @@ def _faults(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
     type=click.Path(path_type=Path, file_okay=False),
     help="Keep logs and uploads in this folder. By default, they are removed.",
 )
-@json_option("the figures, the problems, and the faults that struck")
+@json_option("the figures, the problems, and the injected faults")
 def chaos(
     uploads: int, seed: int, services: int | None, without: tuple[str, ...], answer_seconds: float,
     patience: float, keep: Path | None, as_json: bool,
@@ -124,7 +124,7 @@ def chaos(
     else:
         faults = ", ".join(f"{count} x {kind}" for kind, count in sorted(struck.items()))
         say(f"\nservices                  {plan.services}\n{report.table()}")
-        say(f"faults struck: {faults}")
+        say(f"faults injected: {faults}")
         say(f"after {seconds:.0f} s")
     if not report.is_clean:
         raise click.ClickException(f"The audit of seed {seed} found problems")

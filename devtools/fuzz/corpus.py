@@ -967,8 +967,8 @@ FUZZING = """
 - **The header comes first.** Format and size are read from the header, and `MAX_IMAGE_PIXELS` is
   compared before any pixel is decoded. AVIF and JPEG 2000 may have half as many pixels, because
   their decoders use twice the memory.
-- **Cost is counted, not bytes.** A decoder gets only the parts of a JPEG or PNG that determine
-  its pixels. Fill bytes, stray bytes, texts, profiles and animations cost next to nothing.
+- **Only the pixels cost time.** A decoder gets only the parts of a JPEG or PNG that determine its
+  pixels. Fill bytes, stray bytes, texts, profiles and animations cost next to nothing.
 - **The number of parts is limited**, because a file of 330 kB in 10,000 scans would be decoded
   for minutes. These files are `corrupt_image`: a JPEG with more than {segments:,} segments, with
   more than {scans:,} scans, or with more than {pixels:,} pixels in all scans together

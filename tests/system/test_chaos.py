@@ -32,7 +32,7 @@ def test_uploads_under_every_fault_end_as_expected(tmp_path: Path) -> None:
     assert figures["uploads"] == "60"
     for problem in ("lost", "duplicated", "crossed", "wrong", "stuck", "unexpected", "killed"):
         assert figures[problem] == "0", problem
-    struck = set(re.findall(r"\d+ x ([a-z0-9 ]+)", done.stdout.partition("faults struck")[2]))
+    struck = set(re.findall(r"\d+ x ([a-z0-9 ]+)", done.stdout.partition("faults injected")[2]))
     assert struck == set(FaultKind) - impossible_faults()
 
 

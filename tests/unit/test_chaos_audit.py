@@ -305,7 +305,7 @@ def test_poisonous_file_costs_a_decoder() -> None:
     report = judge([POISONOUS], [record(POISONOUS)], log=[MISBEHAVES])
     assert report.is_clean
     assert (report.poisonous, report.decoders_lost) == (1, 1)
-    assert "decoders lost             1 to 1 files" in report.table()
+    assert "decoders lost            1 to 1 files" in report.table()
 
 
 def test_poisonous_file_that_cost_no_decoder_is_unexpected() -> None:
@@ -381,7 +381,7 @@ def test_fewer_inferences_than_images_are_a_problem(
 def test_table_shows_figures_and_first_problems() -> None:
     lost = [replace(GOOD, generation=number) for number in range(10, 18)]
     table = judge([*ALL, *lost], RIGHT).table()
-    assert "uploads                   12" in table
-    assert "lost                      8" in table
+    assert "uploads                  12" in table
+    assert "lost                     8" in table
     assert "lost: gs://uploads/a.jpg#10 has no document" in table
     assert "lost: ... and 3 more" in table
