@@ -81,6 +81,6 @@ def test_failed_run_names_the_command_to_resume(
     done = ask("", prefix, *options, monkeypatch=monkeypatch)
     assert done.exit_code == 1
     assert "There is no topic" in done.output
-    assert f"{state} keeps the position" in done.output.replace("\n", " ")
+    assert f"{state} has the position" in done.output.replace("\n", " ")
     assert json.loads(state.read_text())["tally"]["missing"] == 0
     assert PublishError.__name__ not in done.output
