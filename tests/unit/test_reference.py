@@ -1,4 +1,4 @@
-"""The generated reference: it is current, complete, and made of what the code does."""
+"""The generated reference is current, complete and produced from the code."""
 
 import re
 from pathlib import Path
