@@ -1,46 +1,41 @@
+# Written by `python -m devtools.docs` from modules/yolo-batch. Change it there.
+
 output "bucket" {
   description = "Bucket for uploads."
-  value       = google_storage_bucket.uploads.name
+  value       = module.yolo_batch.bucket
 }
 
 output "build_command" {
   description = "Command that builds and deploys the repository. Run it in the repository's root."
-  value       = "gcloud builds submit ${local.build_options}\" ."
+  value       = module.yolo_batch.build_command
 }
 
 output "dashboard" {
   description = "URL of the dashboard."
-  value       = "https://console.cloud.google.com/monitoring/dashboards/builder/${basename(google_monitoring_dashboard.main.id)}?project=${var.project_id}"
+  value       = module.yolo_batch.dashboard
 }
 
 output "dead_letters" {
   description = "Subscription of the dead letters, for yolo-batch dead-letters --subscription."
-  value       = google_pubsub_subscription.dead_letters.id
+  value       = module.yolo_batch.dead_letters
 }
 
 output "jobs_topic" {
   description = "Topic for jobs, for yolo-batch submit --topic."
-  value       = google_pubsub_topic.jobs.id
+  value       = module.yolo_batch.jobs_topic
 }
 
 output "results" {
   description = "URL of the documents in the console."
-  value       = "https://console.cloud.google.com/firestore/databases/${var.firestore_database == "(default)" ? "-default-" : var.firestore_database}/data/panel/${var.firestore_collection}?project=${var.project_id}"
+  value       = module.yolo_batch.results
 }
 
 output "service_url" {
   description = "URL of the service. Only Pub/Sub and Eventarc of this project can reach it."
-  value       = google_cloud_run_v2_service.main.uri
+  value       = module.yolo_batch.service_url
 }
 
-# Depends on the trigger and its subscription, so that it is known only when uploads cause events.
 output "upload_command" {
   description = "Command that uploads images."
-  value       = "gcloud storage cp *.jpg gs://${google_storage_bucket.uploads.name}/"
-
-  depends_on = [
-    google_eventarc_trigger.uploads,
-    google_storage_notification.uploads,
-    terraform_data.tuned_subscription,
-  ]
+  value       = module.yolo_batch.upload_command
 }

@@ -1,54 +1,28 @@
+# Written by `python -m devtools.docs` from modules/yolo-batch. Change it there.
+
 variable "accelerator" {
   description = "GPU of the service: none, nvidia-l4 or nvidia-rtx-pro-6000. A service with a GPU has its own name."
   type        = string
   default     = "none"
   nullable    = false
-
-  validation {
-    condition     = contains(["none", "nvidia-l4", "nvidia-rtx-pro-6000"], var.accelerator)
-    error_message = "accelerator must be none, nvidia-l4 or nvidia-rtx-pro-6000."
-  }
 }
 
 variable "batch_size" {
   description = "Maximum number of images in one batch, 1 to 64. Null: 8 without a GPU, 32 with one. MAX_IN_FLIGHT and Cloud Run's concurrency are four times this number."
   type        = number
   default     = null
-
-  validation {
-    condition = (
-      var.batch_size == null
-      ? true
-      : var.batch_size >= 1 && var.batch_size <= 64 && floor(var.batch_size) == var.batch_size
-    )
-    error_message = "batch_size must be a whole number from 1 to 64."
-  }
 }
 
 variable "bucket_name" {
   description = "Name of the bucket for uploads. Null: PROJECT-NAME-uploads."
   type        = string
   default     = null
-
-  validation {
-    condition = (
-      var.bucket_name == null
-      ? true
-      : can(regex("^[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$", var.bucket_name))
-    )
-    error_message = "bucket_name must be a bucket's name without gs://: 3 to 63 lower-case letters, digits, '-', '_' and '.'."
-  }
 }
 
 variable "build_region" {
   description = "Region of Cloud Build, for example europe-west1, or global. Null: the value of region. A new project may be restricted to a few regions."
   type        = string
   default     = null
-
-  validation {
-    condition     = var.build_region == null ? true : can(regex("^(global|[a-z]+-[a-z]+[0-9]+)$", var.build_region))
-    error_message = "build_region must be one region, for example europe-west1, or global."
-  }
 }
 
 variable "calibration" {
@@ -56,11 +30,6 @@ variable "calibration" {
   type        = string
   default     = ""
   nullable    = false
-
-  validation {
-    condition     = can(regex("^[A-Za-z0-9._/-]*$", var.calibration))
-    error_message = "calibration must be a path of letters, digits, '.', '_', '-' and '/', or empty."
-  }
 }
 
 variable "cpu" {
@@ -68,11 +37,6 @@ variable "cpu" {
   type        = number
   default     = 2
   nullable    = false
-
-  validation {
-    condition     = contains([1, 2, 4, 8], var.cpu)
-    error_message = "cpu must be 1, 2, 4 or 8."
-  }
 }
 
 variable "firestore_collection" {
@@ -80,11 +44,6 @@ variable "firestore_collection" {
   type        = string
   default     = "detections"
   nullable    = false
-
-  validation {
-    condition     = can(regex("^[A-Za-z][A-Za-z0-9_-]*$", var.firestore_collection))
-    error_message = "firestore_collection must be the name of a top-level collection: letters, digits, '-' and '_', starting with a letter."
-  }
 }
 
 variable "firestore_database" {
@@ -92,11 +51,6 @@ variable "firestore_database" {
   type        = string
   default     = "(default)"
   nullable    = false
-
-  validation {
-    condition     = var.firestore_database == "(default)" || can(regex("^[a-z][a-z0-9-]{2,61}[a-z0-9]$", var.firestore_database))
-    error_message = "firestore_database must be (default), or 4 to 63 lower-case letters, digits and '-', starting with a letter."
-  }
 }
 
 variable "firestore_location" {
@@ -109,22 +63,12 @@ variable "image" {
   description = "Container image of the first deployment, REGION-docker.pkg.dev/... Null: Cloud Build builds it during the first apply."
   type        = string
   default     = null
-
-  validation {
-    condition     = var.image == null ? true : can(regex("^[a-z0-9.-]+\\.[a-z]+/.+[:@].+$", var.image))
-    error_message = "image must be HOST/PATH:TAG or HOST/PATH@sha256:DIGEST."
-  }
 }
 
 variable "max_instances" {
   description = "Maximum number of instances. Null: 10 without a GPU, 1 with one. A new project often has a quota of 20 vCPU, 40 GiB and 3 GPUs in each region."
   type        = number
   default     = null
-
-  validation {
-    condition     = var.max_instances == null ? true : var.max_instances >= 1 && floor(var.max_instances) == var.max_instances
-    error_message = "max_instances must be a whole number of at least 1."
-  }
 }
 
 variable "model" {
@@ -132,11 +76,6 @@ variable "model" {
   type        = string
   default     = "yolo26n.pt"
   nullable    = false
-
-  validation {
-    condition     = can(regex("^[A-Za-z0-9._/-]+$", var.model))
-    error_message = "model must be a name or a path of letters, digits, '.', '_', '-' and '/'."
-  }
 }
 
 variable "name" {
@@ -144,11 +83,6 @@ variable "name" {
   type        = string
   default     = "yolo-batch"
   nullable    = false
-
-  validation {
-    condition     = can(regex("^[a-z][a-z0-9-]{4,15}[a-z0-9]$", var.name))
-    error_message = "name must be 6 to 17 lower-case letters, digits and '-', starting with a letter and not ending in '-'. It is the id of the service's account, which needs 6 characters, and part of longer names."
-  }
 }
 
 variable "notification_channels" {
@@ -156,22 +90,12 @@ variable "notification_channels" {
   type        = list(string)
   default     = []
   nullable    = false
-
-  validation {
-    condition     = alltrue([for channel in var.notification_channels : can(regex("^projects/[^/]+/notificationChannels/[^/]+$", channel))])
-    error_message = "notification_channels must be projects/PROJECT/notificationChannels/ID."
-  }
 }
 
 variable "project_id" {
   description = "Project to deploy into."
   type        = string
   nullable    = false
-
-  validation {
-    condition     = can(regex("^[a-z][a-z0-9-]{4,28}[a-z0-9]$", var.project_id))
-    error_message = "project_id must be the project's id, not its name or number."
-  }
 }
 
 variable "protect_data" {
@@ -192,33 +116,18 @@ variable "reconcile_schedule" {
   description = "When the reconcile job enqueues uploads that have no document, as cron in UTC. Null: only when you run it."
   type        = string
   default     = "23 3 * * *"
-
-  validation {
-    condition     = var.reconcile_schedule == null ? true : can(regex("^\\S+( \\S+){4}$", var.reconcile_schedule))
-    error_message = "reconcile_schedule must have the five fields of cron, for example \"23 3 * * *\"."
-  }
 }
 
 variable "region" {
   description = "Region of all regional resources, for example europe-west1."
   type        = string
   nullable    = false
-
-  validation {
-    condition     = can(regex("^[a-z]+-[a-z]+[0-9]+$", var.region))
-    error_message = "region must be one region, for example europe-west1, because the bucket and its trigger must be in the same location."
-  }
 }
 
 variable "results_ttl_days" {
   description = "Days after which a result expires. Firestore deletes it within about a day after that. Null: never."
   type        = number
   default     = null
-
-  validation {
-    condition     = var.results_ttl_days == null ? true : var.results_ttl_days >= 1 && floor(var.results_ttl_days) == var.results_ttl_days
-    error_message = "results_ttl_days must be a whole number of at least 1."
-  }
 }
 
 variable "settings" {
@@ -226,19 +135,6 @@ variable "settings" {
   type        = map(string)
   default     = {}
   nullable    = false
-
-  validation {
-    condition     = alltrue([for key in keys(var.settings) : can(regex("^[A-Z][A-Z_]*$", key))])
-    error_message = "settings must have the names of environment variables, in capitals."
-  }
-
-  validation {
-    condition = length(setintersection(keys(var.settings), [
-      "ACK_DEADLINE_SECONDS", "ALLOWED_BUCKETS", "BIND_ADDRESS", "DEVICE", "FIRESTORE_COLLECTION", "FIRESTORE_DATABASE",
-      "GOOGLE_CLOUD_PROJECT", "MAX_BATCH_SIZE", "MAX_IN_FLIGHT", "PORT",
-    ])) == 0
-    error_message = "settings must not have variables that Terraform sets. Instead of MAX_BATCH_SIZE and MAX_IN_FLIGHT, set batch_size. Instead of DEVICE, set accelerator. Instead of ALLOWED_BUCKETS, FIRESTORE_COLLECTION, FIRESTORE_DATABASE and GOOGLE_CLOUD_PROJECT, set bucket_name, firestore_collection, firestore_database and project_id. ACK_DEADLINE_SECONDS, BIND_ADDRESS and PORT are fixed."
-  }
 }
 
 variable "soft_delete_days" {
@@ -246,11 +142,6 @@ variable "soft_delete_days" {
   type        = number
   default     = 7
   nullable    = false
-
-  validation {
-    condition     = var.soft_delete_days == 0 || (var.soft_delete_days >= 7 && var.soft_delete_days <= 90)
-    error_message = "soft_delete_days must be 0, or 7 to 90."
-  }
 }
 
 variable "upload_events" {
@@ -258,22 +149,12 @@ variable "upload_events" {
   type        = string
   default     = "eventarc"
   nullable    = false
-
-  validation {
-    condition     = contains(["eventarc", "notification"], var.upload_events)
-    error_message = "upload_events must be eventarc or notification."
-  }
 }
 
 variable "uploads_retention_days" {
   description = "Days after which an upload is deleted. Null: never."
   type        = number
   default     = null
-
-  validation {
-    condition     = var.uploads_retention_days == null ? true : var.uploads_retention_days >= 1 && floor(var.uploads_retention_days) == var.uploads_retention_days
-    error_message = "uploads_retention_days must be a whole number of at least 1."
-  }
 }
 
 variable "versioning" {

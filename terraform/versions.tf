@@ -1,12 +1,11 @@
 terraform {
-  required_version = ">= 1.7" # mock_provider, for the tests
+  required_version = ">= 1.7"
 
   required_providers {
     google = {
       source  = "hashicorp/google"
       version = "~> 8.0"
     }
-    # Only for google_project_service_identity, which the google provider lacks.
     google-beta = {
       source  = "hashicorp/google-beta"
       version = "~> 8.0"
@@ -16,15 +15,4 @@ terraform {
       version = "~> 0.12"
     }
   }
-}
-
-provider "google" {
-  project        = var.project_id
-  region         = var.region
-  default_labels = local.labels
-}
-
-provider "google-beta" {
-  project = var.project_id
-  region  = var.region
 }

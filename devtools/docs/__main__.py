@@ -1,7 +1,7 @@
-"""Write the generated parts of the reference, or check that they are current.
+"""Write the generated parts of the reference and the root module, or check that they are current.
 
-    python -m devtools.docs            # writes docs/reference/*.md
-    python -m devtools.docs --check    # exits with 1 and names the pages that are not current
+    python -m devtools.docs            # writes docs/reference/*.md and terraform/*.tf
+    python -m devtools.docs --check    # exits with 1 and names the files that are not current
 
 A page marks each generated part. The text around the parts is written by hand:
 
@@ -25,6 +25,7 @@ from devtools.docs import (
     log_lines,
     settings,
     terraform,
+    terraform_root,
 )
 
 REPOSITORY = Path(__file__).parents[2]
@@ -71,6 +72,15 @@ def stale_pages(reference: Path) -> dict[Path, str]:
     return {page: new for page, text in texts.items() if (new := current(text)) != text}
 
 
+def stale_files(files: Mapping[Path, str]) -> dict[Path, str]:
+    """Return the files, of those given with their texts, whose text on disk differs."""
+    return {
+        path: text
+        for path, text in files.items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    }
+
+
 @click.command()
 @click.option("--check", is_flag=True, help="Write nothing. Exit with 1 if a page is not current.")
 @click.option(
@@ -80,8 +90,8 @@ def stale_pages(reference: Path) -> dict[Path, str]:
     help="Folder of the pages, by default docs/reference.",
 )
 def main(check: bool, reference: Path) -> None:
-    """Write the generated parts of the reference."""
-    stale = stale_pages(reference)
+    """Write the generated parts of the reference, and the root module in terraform/."""
+    stale = stale_pages(reference) | stale_files(terraform_root.files())
     if check and stale:
         names = ", ".join(page.name for page in stale)
         raise click.ClickException(

@@ -10,7 +10,7 @@ import hcl2
 
 from devtools.docs.markdown import code, table
 
-MODULE = Path(__file__).parents[2] / "terraform"
+MODULE = Path(__file__).parents[2] / "terraform" / "modules" / "yolo-batch"
 
 
 @dataclass(frozen=True)

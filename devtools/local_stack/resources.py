@@ -13,7 +13,7 @@ JOBS_SUBSCRIPTION = "jobs-push"
 DEAD_LETTER_TOPIC = "jobs-dead-letter"
 DEAD_LETTER_SUBSCRIPTION = "jobs-dead-letter"
 
-MAX_DELIVERY_ATTEMPTS = 50  # the same as in terraform/locals.tf
+MAX_DELIVERY_ATTEMPTS = 50  # the same as in terraform/modules/yolo-batch/locals.tf
 
 _JOBS_ACK_DEADLINE_SECONDS = 600
 _CALL_SECONDS = 10.0

@@ -22,7 +22,7 @@ _BURST_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Redelivery:
-    """How Pub/Sub redelivers a rejected message. `terraform/locals.tf` sets the same values.
+    """How Pub/Sub redelivers a rejected message. Terraform (`locals.tf`) sets the same values.
 
     The back-off doubles from the minimum to the maximum. Source:
     https://cloud.google.com/pubsub/docs/handling-failures#exponential_backoff

@@ -16,6 +16,7 @@ from service.cli.check_model import check_model
 from service.cli.smoke import smoke
 
 ROOT = Path(__file__).parents[2]
+MODULE = ROOT / "terraform" / "modules" / "yolo-batch"
 CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "cloudbuild.yaml").read_text(encoding="utf-8"))
 STEPS: dict[str, dict[str, Any]] = {step["id"]: step for step in CONFIG["steps"]}
 SUBSTITUTIONS: dict[str, str] = CONFIG["substitutions"]
@@ -115,7 +116,7 @@ def test_targets_are_stages_of_the_dockerfile() -> None:
 
 
 def test_accelerators_are_those_of_terraform() -> None:
-    variables = (ROOT / "terraform" / "variables.tf").read_text(encoding="utf-8")
+    variables = (MODULE / "variables.tf").read_text(encoding="utf-8")
     known = re.search(r'contains\(\[("none".*?)\], var\.accelerator\)', variables)
     assert known
     named = re.search(
@@ -126,7 +127,7 @@ def test_accelerators_are_those_of_terraform() -> None:
 
 
 def test_terraform_sets_every_substitution_of_a_project() -> None:
-    text = (ROOT / "terraform" / "build.tf").read_text(encoding="utf-8")
+    text = (MODULE / "build.tf").read_text(encoding="utf-8")
     given = set(re.findall(r"^\s+(_[A-Z]+)\s+=", text, re.MULTILINE))
     given |= set(re.findall(r",(_[A-Z]+)=", text))
     assert given <= set(SUBSTITUTIONS)
@@ -134,7 +135,7 @@ def test_terraform_sets_every_substitution_of_a_project() -> None:
 
 
 def test_terraform_first_deploys_the_pushed_image() -> None:
-    text = (ROOT / "terraform" / "build.tf").read_text(encoding="utf-8")
+    text = (MODULE / "build.tf").read_text(encoding="utf-8")
     assert "/service:latest" in text
     assert TEXT.count('image="${_REGION}-docker.pkg.dev/${PROJECT_ID}/${_REPOSITORY}/service"') == 3
 
@@ -150,7 +151,7 @@ NEEDED = (
     "container/export.sh",
     "models/README.md",
     "service/bundled_model/shapes.bin",
-    "terraform/service.tf",
+    "terraform/modules/yolo-batch/service.tf",
     "tests/container/test_dockerfile.py",
     "tests/deploy/test_cloudbuild.py",
     "tests/unit/test_imports.py",

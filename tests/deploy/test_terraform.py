@@ -31,7 +31,8 @@ from tests.fakes import FakeDetector, FakeStorage, FakeStore, bmp_image, pipelin
 from tests.loglines import configure
 
 REPOSITORY = Path(__file__).parents[2]
-MODULE = REPOSITORY / "terraform"
+ROOT = REPOSITORY / "terraform"
+MODULE = ROOT / "modules" / "yolo-batch"
 CHECKER = REPOSITORY.parent / "shared" / "tools" / "check_terraform" / "check_terraform.py"
 PATIENCE_SECONDS = 300
 VARIANTS: list[dict[str, Any]] = [
@@ -104,7 +105,7 @@ def _evaluate(directory: Path, expression: str, variables: dict[str, Any]) -> An
 
 @needs_terraform
 def test_files_are_formatted() -> None:
-    assert _terraform("fmt", "-check", "-recursive", "-diff", directory=MODULE) == ""
+    assert _terraform("fmt", "-check", "-recursive", "-diff", directory=ROOT) == ""
 
 
 @pytest.mark.skipif(
@@ -112,7 +113,7 @@ def test_files_are_formatted() -> None:
 )
 def test_module_fits_the_providers_schema() -> None:
     done = subprocess.run(
-        [sys.executable, str(CHECKER), str(MODULE)],
+        [sys.executable, str(CHECKER), str(ROOT)],
         capture_output=True,
         text=True,
         timeout=PATIENCE_SECONDS,
@@ -240,7 +241,7 @@ def test_dashboard_has_no_zeros_and_no_nulls(offline: Path) -> None:
 
 def test_both_readmes_deploy_by_the_same_commands() -> None:
     recipes = []
-    for path in (REPOSITORY / "README.md", MODULE / "README.md"):
+    for path in (REPOSITORY / "README.md", ROOT / "README.md"):
         block = re.search(
             r"\n(```\w*\n| {4})(gcloud auth login .*?)\n(```)?\n", path.read_text(), re.DOTALL
         )

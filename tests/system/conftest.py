@@ -39,7 +39,7 @@ READY_SECONDS = 180  # the stack waits as long for its own service
 _RESPONSE_SECONDS = 300  # for a queue of large images on a busy machine
 CLI_SECONDS = 540  # for a whole stack on a busy machine; below the time limit of a test
 DOCUMENT_SECONDS = 240  # for several deliveries, with the back-off between them
-MAX_DELIVERIES = 50  # as in terraform/locals.tf
+MAX_DELIVERIES = 50  # as in terraform/modules/yolo-batch/locals.tf
 # A busy machine's emulators may be slower than the default timeouts. That must not cause a 503.
 PATIENT = {
     "STORAGE_TIMEOUT_SECONDS": f"{PATIENCE_SECONDS:g}",

@@ -7,8 +7,24 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from devtools.docs import document, error_codes, http_contract, log_lines, settings, terraform
-from devtools.docs.__main__ import COMMAND, PARTS, REFERENCE, current, main, stale_pages
+from devtools.docs import (
+    document,
+    error_codes,
+    http_contract,
+    log_lines,
+    settings,
+    terraform,
+    terraform_root,
+)
+from devtools.docs.__main__ import (
+    COMMAND,
+    PARTS,
+    REFERENCE,
+    current,
+    main,
+    stale_files,
+    stale_pages,
+)
 from devtools.docs.markdown import plain, table
 from service.errors import NoFreeSlotError, TooLateError
 from service.settings import Settings
@@ -23,6 +39,11 @@ def one_line(source: str) -> log_lines.LogLine:
 
 def test_reference_is_current() -> None:
     stale = [page.name for page in stale_pages(REFERENCE)]
+    assert not stale, f"{stale}: run `{COMMAND}` and commit the result"
+
+
+def test_root_module_is_current() -> None:
+    stale = [path.name for path in stale_files(terraform_root.files())]
     assert not stale, f"{stale}: run `{COMMAND}` and commit the result"
 
 

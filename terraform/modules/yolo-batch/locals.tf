@@ -102,7 +102,7 @@ check "gpu_region" {
       nvidia-l4           = ["asia-south1", "asia-southeast1", "europe-west1", "europe-west4", "us-central1", "us-east4"]
       nvidia-rtx-pro-6000 = ["europe-west4", "us-central1"]
     }, var.accelerator, [var.region]), var.region)
-    error_message = "Cloud Run may have no ${var.accelerator} in ${var.region}, so the deployment may fail. The list in terraform/locals.tf is of August 2026."
+    error_message = "Cloud Run may have no ${var.accelerator} in ${var.region}, so the deployment may fail. The list in locals.tf is of August 2026."
   }
 }
 

@@ -3,6 +3,8 @@ resource "google_artifact_registry_repository" "main" {
   location      = var.region
   format        = "DOCKER"
   description   = "Container images of ${var.name}."
+  project       = var.project_id
+  labels        = local.labels
 
   # KEEP policies have precedence over DELETE policies.
   cleanup_policies {

@@ -19,6 +19,7 @@ resource "google_project_service" "main" {
   ])
 
   service = each.key
+  project = var.project_id
   # Other parts of the project may use them.
   disable_on_destroy = false
 }
@@ -36,6 +37,7 @@ resource "google_project_service_identity" "main" {
   provider = google-beta
 
   service = each.key
+  project = var.project_id
 
   depends_on = [time_sleep.apis]
 }
@@ -43,6 +45,7 @@ resource "google_project_service_identity" "main" {
 # Reading this agent creates it.
 data "google_storage_project_service_account" "main" {
   depends_on = [time_sleep.apis]
+  project    = var.project_id
 }
 
 resource "google_project_iam_member" "eventarc_agent" {

@@ -3,6 +3,7 @@ resource "google_firestore_database" "main" {
   location_id      = coalesce(var.firestore_location, var.region)
   type             = "FIRESTORE_NATIVE"
   database_edition = "STANDARD"
+  project          = var.project_id
 
   # With the provider's default, ABANDON, a destroy would leave the database behind, and the next apply
   # would fail with 409. With delete protection, the destroy fails instead, and loses nothing.
@@ -39,6 +40,7 @@ resource "google_firestore_index" "main" {
   database    = google_firestore_database.main.name
   collection  = var.firestore_collection
   query_scope = "COLLECTION"
+  project     = var.project_id
 
   dynamic "fields" {
     for_each = each.value
@@ -56,6 +58,7 @@ resource "google_firestore_field" "unindexed" {
   database   = google_firestore_database.main.name
   collection = var.firestore_collection
   field      = each.key
+  project    = var.project_id
 
   index_config {}
 }
@@ -66,6 +69,7 @@ resource "google_firestore_field" "created_at" {
   database   = google_firestore_database.main.name
   collection = var.firestore_collection
   field      = "created_at"
+  project    = var.project_id
 
   index_config {
     dynamic "indexes" {

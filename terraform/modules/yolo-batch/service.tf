@@ -3,6 +3,7 @@
 resource "google_service_account" "service" {
   account_id   = var.name
   display_name = "${var.name}: the service"
+  project      = var.project_id
 
   depends_on = [time_sleep.apis]
 }
@@ -22,6 +23,8 @@ resource "google_project_iam_member" "service" {
 resource "google_cloud_run_v2_service" "main" {
   name     = local.service_name
   location = var.region
+  project  = var.project_id
+  labels   = local.labels
 
   # Only Pub/Sub and Eventarc of this project can reach the service. IAM authenticates them.
   ingress              = "INGRESS_TRAFFIC_INTERNAL_ONLY"
@@ -118,6 +121,7 @@ resource "google_service_account" "events" {
 
   account_id   = "${var.name}-${each.key}"
   display_name = "${var.name}: calls the service with ${each.key}"
+  project      = var.project_id
 
   depends_on = [time_sleep.apis]
 }
@@ -129,6 +133,7 @@ resource "google_cloud_run_v2_service_iam_member" "events" {
   name     = google_cloud_run_v2_service.main.name
   role     = "roles/run.invoker"
   member   = each.value.member
+  project  = var.project_id
 }
 
 # Needed by Pub/Sub agents that were created before April 2021. It has no effect on other agents.

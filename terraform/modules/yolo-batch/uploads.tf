@@ -35,6 +35,8 @@ resource "google_eventarc_trigger" "uploads" {
   name            = "${var.name}-uploads"
   location        = var.region
   service_account = google_service_account.events["uploads"].email
+  project         = var.project_id
+  labels          = local.labels
 
   matching_criteria {
     attribute = "type"
@@ -103,7 +105,9 @@ resource "terraform_data" "tuned_subscription" {
 resource "google_pubsub_topic" "uploads" {
   for_each = local.by_topic
 
-  name = "${var.name}-uploads"
+  name    = "${var.name}-uploads"
+  project = var.project_id
+  labels  = local.labels
 
   depends_on = [time_sleep.apis]
 }
@@ -111,9 +115,10 @@ resource "google_pubsub_topic" "uploads" {
 resource "google_pubsub_topic_iam_member" "storage_agent" {
   for_each = google_pubsub_topic.uploads
 
-  topic  = each.value.name
-  role   = "roles/pubsub.publisher"
-  member = data.google_storage_project_service_account.main.member
+  topic   = each.value.name
+  role    = "roles/pubsub.publisher"
+  member  = data.google_storage_project_service_account.main.member
+  project = var.project_id
 }
 
 resource "google_storage_notification" "uploads" {
@@ -134,8 +139,10 @@ resource "google_storage_notification" "uploads" {
 resource "google_pubsub_subscription" "uploads" {
   for_each = google_pubsub_topic.uploads
 
-  name  = "${var.name}-uploads"
-  topic = each.value.id
+  name    = "${var.name}-uploads"
+  topic   = each.value.id
+  project = var.project_id
+  labels  = local.labels
 
   ack_deadline_seconds       = local.ack_deadline_seconds
   message_retention_duration = local.retry.retention
@@ -176,6 +183,7 @@ resource "google_pubsub_subscription_iam_member" "uploads" {
   subscription = each.value.name
   role         = "roles/pubsub.subscriber"
   member       = google_project_service_identity.main["pubsub.googleapis.com"].member
+  project      = var.project_id
 }
 
 # Checks the subscription after every apply, whoever created it, and warns.

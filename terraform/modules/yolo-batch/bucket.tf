@@ -1,6 +1,8 @@
 resource "google_storage_bucket" "uploads" {
   name     = local.bucket_name
   location = upper(var.region)
+  project  = var.project_id
+  labels   = local.labels
 
   uniform_bucket_level_access = true
   public_access_prevention    = "enforced"

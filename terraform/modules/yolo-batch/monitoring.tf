@@ -37,6 +37,7 @@ resource "google_logging_metric" "commit" {
   description     = each.value.description
   filter          = "${local.log_of_service} AND jsonPayload.message=(\"Committed\" OR \"Outcomes\")"
   value_extractor = "EXTRACT(jsonPayload.${each.key})"
+  project         = var.project_id
 
   metric_descriptor {
     metric_kind = "DELTA"
@@ -62,6 +63,7 @@ resource "google_logging_metric" "line" {
   description      = each.value.description
   filter           = "${local.log_of_service} AND jsonPayload.message=\"${each.value.message}\""
   label_extractors = { (each.value.label) = "EXTRACT(jsonPayload.${each.value.label})" }
+  project          = var.project_id
 
   metric_descriptor {
     metric_kind = "DELTA"
@@ -130,6 +132,7 @@ locals {
 
 resource "google_monitoring_dashboard" "main" {
   dashboard_json = jsonencode(local.dashboard)
+  project        = var.project_id
 
   depends_on = [time_sleep.apis]
 }
@@ -139,6 +142,7 @@ resource "google_monitoring_alert_policy" "dead_letters" {
   combiner              = "OR"
   severity              = "ERROR"
   notification_channels = var.notification_channels
+  project               = var.project_id
 
   conditions {
     display_name = "Messages in ${local.dead_letters_id}"
@@ -167,6 +171,7 @@ resource "google_monitoring_alert_policy" "backlog" {
   combiner              = "OR"
   severity              = "WARNING"
   notification_channels = var.notification_channels
+  project               = var.project_id
 
   conditions {
     display_name = "Oldest unacknowledged message over 30 min"
@@ -195,6 +200,7 @@ resource "google_monitoring_alert_policy" "errors" {
   combiner              = "OR"
   severity              = "ERROR"
   notification_channels = var.notification_channels
+  project               = var.project_id
 
   conditions {
     display_name = "Over 5 % of the responses are 5xx for 10 min"

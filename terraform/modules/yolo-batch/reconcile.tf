@@ -5,6 +5,7 @@
 resource "google_service_account" "reconcile" {
   account_id   = "${var.name}-reconcile"
   display_name = "${var.name}: the reconcile job"
+  project      = var.project_id
 
   depends_on = [time_sleep.apis]
 }
@@ -26,6 +27,8 @@ resource "google_project_iam_member" "reconcile" {
 resource "google_storage_bucket" "reconcile" {
   name     = "${var.project_id}-${var.name}-reconcile"
   location = upper(var.region)
+  project  = var.project_id
+  labels   = local.labels
 
   uniform_bucket_level_access = true
   public_access_prevention    = "enforced"
@@ -45,14 +48,17 @@ resource "google_storage_bucket_iam_member" "reconcile_state" {
 }
 
 resource "google_pubsub_topic_iam_member" "reconcile" {
-  topic  = google_pubsub_topic.jobs.name
-  role   = "roles/pubsub.publisher"
-  member = google_service_account.reconcile.member
+  topic   = google_pubsub_topic.jobs.name
+  role    = "roles/pubsub.publisher"
+  member  = google_service_account.reconcile.member
+  project = var.project_id
 }
 
 resource "google_cloud_run_v2_job" "reconcile" {
   name     = "${var.name}-reconcile"
   location = var.region
+  project  = var.project_id
+  labels   = local.labels
 
   deletion_protection = false
 
@@ -117,6 +123,7 @@ resource "google_cloud_run_v2_job" "reconcile" {
 resource "google_service_account" "scheduler" {
   account_id   = "${var.name}-scheduler"
   display_name = "${var.name}: starts the reconcile job"
+  project      = var.project_id
 
   depends_on = [time_sleep.apis]
 }
@@ -126,6 +133,7 @@ resource "google_cloud_run_v2_job_iam_member" "scheduler" {
   name     = google_cloud_run_v2_job.reconcile.name
   role     = "roles/run.invoker"
   member   = google_service_account.scheduler.member
+  project  = var.project_id
 }
 
 resource "google_cloud_scheduler_job" "reconcile" {
@@ -137,6 +145,7 @@ resource "google_cloud_scheduler_job" "reconcile" {
   schedule         = each.value
   time_zone        = "Etc/UTC"
   attempt_deadline = "60s" # it only starts the job
+  project          = var.project_id
 
   http_target {
     http_method = "POST"

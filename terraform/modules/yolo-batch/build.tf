@@ -4,6 +4,7 @@
 resource "google_service_account" "build" {
   account_id   = "${var.name}-build"
   display_name = "${var.name}: Cloud Build"
+  project      = var.project_id
 
   depends_on = [time_sleep.apis]
 }
@@ -12,6 +13,8 @@ resource "google_service_account" "build" {
 resource "google_storage_bucket" "build" {
   name     = "${var.project_id}-${var.name}-build"
   location = upper(var.region)
+  project  = var.project_id
+  labels   = local.labels
 
   uniform_bucket_level_access = true
   public_access_prevention    = "enforced"
@@ -44,6 +47,7 @@ resource "google_artifact_registry_repository_iam_member" "build" {
   repository = google_artifact_registry_repository.main.name
   role       = "roles/artifactregistry.writer"
   member     = google_service_account.build.member
+  project    = var.project_id
 }
 
 # To write logs, and to read the document of the smoke test's image.
@@ -73,6 +77,7 @@ resource "google_cloud_run_v2_service_iam_member" "build" {
   name     = google_cloud_run_v2_service.main.name
   role     = "roles/run.developer"
   member   = google_service_account.build.member
+  project  = var.project_id
 }
 
 resource "google_cloud_run_v2_job_iam_member" "build" {
@@ -80,6 +85,7 @@ resource "google_cloud_run_v2_job_iam_member" "build" {
   name     = google_cloud_run_v2_job.reconcile.name
   role     = "roles/run.developer"
   member   = google_service_account.build.member
+  project  = var.project_id
 }
 
 resource "google_service_account_iam_member" "build" {
@@ -141,7 +147,7 @@ resource "terraform_data" "first_image" {
   triggers_replace = [google_artifact_registry_repository.main.id, var.accelerator]
 
   provisioner "local-exec" {
-    working_dir = "${path.module}/.."
+    working_dir = "${path.module}/../../.." # the root of the repository
     command     = "gcloud builds submit ${local.build_options},_DEPLOY=false\" ."
   }
 

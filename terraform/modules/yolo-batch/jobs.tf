@@ -2,14 +2,18 @@
 # uploads.
 
 resource "google_pubsub_topic" "jobs" {
-  name = "${var.name}-jobs"
+  name    = "${var.name}-jobs"
+  project = var.project_id
+  labels  = local.labels
 
   depends_on = [time_sleep.apis]
 }
 
 resource "google_pubsub_subscription" "jobs" {
-  name  = "${var.name}-jobs"
-  topic = google_pubsub_topic.jobs.id
+  name    = "${var.name}-jobs"
+  topic   = google_pubsub_topic.jobs.id
+  project = var.project_id
+  labels  = local.labels
 
   ack_deadline_seconds       = local.ack_deadline_seconds
   message_retention_duration = local.retry.retention
@@ -48,18 +52,23 @@ resource "google_pubsub_subscription_iam_member" "jobs" {
   subscription = google_pubsub_subscription.jobs.name
   role         = "roles/pubsub.subscriber"
   member       = google_project_service_identity.main["pubsub.googleapis.com"].member
+  project      = var.project_id
 }
 
 resource "google_pubsub_topic" "dead_letters" {
-  name = "${var.name}-dead-letters"
+  name    = "${var.name}-dead-letters"
+  project = var.project_id
+  labels  = local.labels
 
   depends_on = [time_sleep.apis]
 }
 
 # A topic without a subscription drops its messages.
 resource "google_pubsub_subscription" "dead_letters" {
-  name  = "${var.name}-dead-letters"
-  topic = google_pubsub_topic.dead_letters.id
+  name    = "${var.name}-dead-letters"
+  topic   = google_pubsub_topic.dead_letters.id
+  project = var.project_id
+  labels  = local.labels
 
   ack_deadline_seconds       = local.ack_deadline_seconds
   message_retention_duration = "2678400s" # 31 days, the maximum
@@ -70,7 +79,8 @@ resource "google_pubsub_subscription" "dead_letters" {
 }
 
 resource "google_pubsub_topic_iam_member" "dead_letters" {
-  topic  = google_pubsub_topic.dead_letters.name
-  role   = "roles/pubsub.publisher"
-  member = google_project_service_identity.main["pubsub.googleapis.com"].member
+  topic   = google_pubsub_topic.dead_letters.name
+  role    = "roles/pubsub.publisher"
+  member  = google_project_service_identity.main["pubsub.googleapis.com"].member
+  project = var.project_id
 }

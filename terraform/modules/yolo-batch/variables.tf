@@ -1,0 +1,284 @@
+variable "accelerator" {
+  description = "GPU of the service: none, nvidia-l4 or nvidia-rtx-pro-6000. A service with a GPU has its own name."
+  type        = string
+  default     = "none"
+  nullable    = false
+
+  validation {
+    condition     = contains(["none", "nvidia-l4", "nvidia-rtx-pro-6000"], var.accelerator)
+    error_message = "accelerator must be none, nvidia-l4 or nvidia-rtx-pro-6000."
+  }
+}
+
+variable "batch_size" {
+  description = "Maximum number of images in one batch, 1 to 64. Null: 8 without a GPU, 32 with one. MAX_IN_FLIGHT and Cloud Run's concurrency are four times this number."
+  type        = number
+  default     = null
+
+  validation {
+    condition = (
+      var.batch_size == null
+      ? true
+      : var.batch_size >= 1 && var.batch_size <= 64 && floor(var.batch_size) == var.batch_size
+    )
+    error_message = "batch_size must be a whole number from 1 to 64."
+  }
+}
+
+variable "bucket_name" {
+  description = "Name of the bucket for uploads. Null: PROJECT-NAME-uploads."
+  type        = string
+  default     = null
+
+  validation {
+    condition = (
+      var.bucket_name == null
+      ? true
+      : can(regex("^[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$", var.bucket_name))
+    )
+    error_message = "bucket_name must be a bucket's name without gs://: 3 to 63 lower-case letters, digits, '-', '_' and '.'."
+  }
+}
+
+variable "build_region" {
+  description = "Region of Cloud Build, for example europe-west1, or global. Null: the value of region. A new project may be restricted to a few regions."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.build_region == null ? true : can(regex("^(global|[a-z]+-[a-z]+[0-9]+)$", var.build_region))
+    error_message = "build_region must be one region, for example europe-west1, or global."
+  }
+}
+
+variable "calibration" {
+  description = "Folder of images in the repository, for example models/calibration, with which Cloud Build quantises the model to int8. Empty: the model stays float."
+  type        = string
+  default     = ""
+  nullable    = false
+
+  validation {
+    condition     = can(regex("^[A-Za-z0-9._/-]*$", var.calibration))
+    error_message = "calibration must be a path of letters, digits, '.', '_', '-' and '/', or empty."
+  }
+}
+
+variable "cpu" {
+  description = "vCPUs of an instance without a GPU: 1, 2, 4 or 8. The instance has 1 GiB of memory for each vCPU, and at least 2 GiB."
+  type        = number
+  default     = 2
+  nullable    = false
+
+  validation {
+    condition     = contains([1, 2, 4, 8], var.cpu)
+    error_message = "cpu must be 1, 2, 4 or 8."
+  }
+}
+
+variable "firestore_collection" {
+  description = "Firestore collection of the results."
+  type        = string
+  default     = "detections"
+  nullable    = false
+
+  validation {
+    condition     = can(regex("^[A-Za-z][A-Za-z0-9_-]*$", var.firestore_collection))
+    error_message = "firestore_collection must be the name of a top-level collection: letters, digits, '-' and '_', starting with a letter."
+  }
+}
+
+variable "firestore_database" {
+  description = "Firestore database to create. Only (default) has the free tier, and a project has only one (default)."
+  type        = string
+  default     = "(default)"
+  nullable    = false
+
+  validation {
+    condition     = var.firestore_database == "(default)" || can(regex("^[a-z][a-z0-9-]{2,61}[a-z0-9]$", var.firestore_database))
+    error_message = "firestore_database must be (default), or 4 to 63 lower-case letters, digits and '-', starting with a letter."
+  }
+}
+
+variable "firestore_location" {
+  description = "Location of the database, for example eur3. Null: the value of region. It can never be changed."
+  type        = string
+  default     = null
+}
+
+variable "image" {
+  description = "Container image of the first deployment, REGION-docker.pkg.dev/... Null: Cloud Build builds it during the first apply."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.image == null ? true : can(regex("^[a-z0-9.-]+\\.[a-z]+/.+[:@].+$", var.image))
+    error_message = "image must be HOST/PATH:TAG or HOST/PATH@sha256:DIGEST."
+  }
+}
+
+variable "max_instances" {
+  description = "Maximum number of instances. Null: 10 without a GPU, 1 with one. A new project often has a quota of 20 vCPU, 40 GiB and 3 GPUs in each region."
+  type        = number
+  default     = null
+
+  validation {
+    condition     = var.max_instances == null ? true : var.max_instances >= 1 && floor(var.max_instances) == var.max_instances
+    error_message = "max_instances must be a whole number of at least 1."
+  }
+}
+
+variable "model" {
+  description = "Weights that Cloud Build packs into the container image: an official name, for example yolo26n.pt, or a path in the repository."
+  type        = string
+  default     = "yolo26n.pt"
+  nullable    = false
+
+  validation {
+    condition     = can(regex("^[A-Za-z0-9._/-]+$", var.model))
+    error_message = "model must be a name or a path of letters, digits, '.', '_', '-' and '/'."
+  }
+}
+
+variable "name" {
+  description = "Prefix of every resource's name."
+  type        = string
+  default     = "yolo-batch"
+  nullable    = false
+
+  validation {
+    condition     = can(regex("^[a-z][a-z0-9-]{4,15}[a-z0-9]$", var.name))
+    error_message = "name must be 6 to 17 lower-case letters, digits and '-', starting with a letter and not ending in '-'. It is the id of the service's account, which needs 6 characters, and part of longer names."
+  }
+}
+
+variable "notification_channels" {
+  description = "Notification channels of the alerts: projects/PROJECT/notificationChannels/ID. Empty: alerts appear only in the console."
+  type        = list(string)
+  default     = []
+  nullable    = false
+
+  validation {
+    condition     = alltrue([for channel in var.notification_channels : can(regex("^projects/[^/]+/notificationChannels/[^/]+$", channel))])
+    error_message = "notification_channels must be projects/PROJECT/notificationChannels/ID."
+  }
+}
+
+variable "project_id" {
+  description = "Project to deploy into."
+  type        = string
+  nullable    = false
+
+  validation {
+    condition     = can(regex("^[a-z][a-z0-9-]{4,28}[a-z0-9]$", var.project_id))
+    error_message = "project_id must be the project's id, not its name or number."
+  }
+}
+
+variable "protect_data" {
+  description = "Whether a destroy fails instead of deleting the results and the uploads. To tear down, apply with false first, then destroy."
+  type        = bool
+  default     = true
+  nullable    = false
+}
+
+variable "query_by_time" {
+  description = "Whether created_at is indexed, for queries by time alone, or by time and status or label. The index limits the collection to 500 new documents a second."
+  type        = bool
+  default     = false
+  nullable    = false
+}
+
+variable "reconcile_schedule" {
+  description = "When the reconcile job enqueues uploads that have no document, as cron in UTC. Null: only when you run it."
+  type        = string
+  default     = "23 3 * * *"
+
+  validation {
+    condition     = var.reconcile_schedule == null ? true : can(regex("^\\S+( \\S+){4}$", var.reconcile_schedule))
+    error_message = "reconcile_schedule must have the five fields of cron, for example \"23 3 * * *\"."
+  }
+}
+
+variable "region" {
+  description = "Region of all regional resources, for example europe-west1."
+  type        = string
+  nullable    = false
+
+  validation {
+    condition     = can(regex("^[a-z]+-[a-z]+[0-9]+$", var.region))
+    error_message = "region must be one region, for example europe-west1, because the bucket and its trigger must be in the same location."
+  }
+}
+
+variable "results_ttl_days" {
+  description = "Days after which a result expires. Firestore deletes it within about a day after that. Null: never."
+  type        = number
+  default     = null
+
+  validation {
+    condition     = var.results_ttl_days == null ? true : var.results_ttl_days >= 1 && floor(var.results_ttl_days) == var.results_ttl_days
+    error_message = "results_ttl_days must be a whole number of at least 1."
+  }
+}
+
+variable "settings" {
+  description = "More settings of the service, for example {MIN_CONFIDENCE = \"0.4\"}. docs/reference/settings.md lists them."
+  type        = map(string)
+  default     = {}
+  nullable    = false
+
+  validation {
+    condition     = alltrue([for key in keys(var.settings) : can(regex("^[A-Z][A-Z_]*$", key))])
+    error_message = "settings must have the names of environment variables, in capitals."
+  }
+
+  validation {
+    condition = length(setintersection(keys(var.settings), [
+      "ACK_DEADLINE_SECONDS", "ALLOWED_BUCKETS", "BIND_ADDRESS", "DEVICE", "FIRESTORE_COLLECTION", "FIRESTORE_DATABASE",
+      "GOOGLE_CLOUD_PROJECT", "MAX_BATCH_SIZE", "MAX_IN_FLIGHT", "PORT",
+    ])) == 0
+    error_message = "settings must not have variables that Terraform sets. Instead of MAX_BATCH_SIZE and MAX_IN_FLIGHT, set batch_size. Instead of DEVICE, set accelerator. Instead of ALLOWED_BUCKETS, FIRESTORE_COLLECTION, FIRESTORE_DATABASE and GOOGLE_CLOUD_PROJECT, set bucket_name, firestore_collection, firestore_database and project_id. ACK_DEADLINE_SECONDS, BIND_ADDRESS and PORT are fixed."
+  }
+}
+
+variable "soft_delete_days" {
+  description = "Days for which a deleted upload can be restored, and is billed: 0, or 7 to 90."
+  type        = number
+  default     = 7
+  nullable    = false
+
+  validation {
+    condition     = var.soft_delete_days == 0 || (var.soft_delete_days >= 7 && var.soft_delete_days <= 90)
+    error_message = "soft_delete_days must be 0, or 7 to 90."
+  }
+}
+
+variable "upload_events" {
+  description = "How uploads reach the service: eventarc (the apply needs gcloud, to configure Eventarc's subscription) or notification (Terraform manages everything)."
+  type        = string
+  default     = "eventarc"
+  nullable    = false
+
+  validation {
+    condition     = contains(["eventarc", "notification"], var.upload_events)
+    error_message = "upload_events must be eventarc or notification."
+  }
+}
+
+variable "uploads_retention_days" {
+  description = "Days after which an upload is deleted. Null: never."
+  type        = number
+  default     = null
+
+  validation {
+    condition     = var.uploads_retention_days == null ? true : var.uploads_retention_days >= 1 && floor(var.uploads_retention_days) == var.uploads_retention_days
+    error_message = "uploads_retention_days must be a whole number of at least 1."
+  }
+}
+
+variable "versioning" {
+  description = "Whether the bucket keeps overwritten uploads for 30 days. Each generation has its own event and result in any case."
+  type        = bool
+  default     = false
+  nullable    = false
+}
