@@ -73,7 +73,7 @@ def matrix(
     options: tuple[str, ...] = (),
     base: dict[str, Any] = BASE,
 ) -> dict[str, dict[str, Any]]:
-    """Apply `base` once and plan each change from there. Return the reports by the changes' names."""
+    """Apply `base` once, plan each change from there, and return the reports by change."""
     wanted, found = folder / "matrix.json", folder / "found.json"
     wanted.write_text(json.dumps({"base": base, "change": changes}))
     done = subprocess.run(
