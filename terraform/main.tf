@@ -28,6 +28,8 @@ module "yolo_batch" {
   firestore_database     = var.firestore_database
   firestore_location     = var.firestore_location
   image                  = var.image
+  index_all_fields       = var.index_all_fields
+  indexed_fields         = var.indexed_fields
   max_instances          = var.max_instances
   model                  = var.model
   name                   = var.name

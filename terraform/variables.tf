@@ -65,6 +65,20 @@ variable "image" {
   default     = null
 }
 
+variable "index_all_fields" {
+  description = "Whether Firestore indexes almost every field, as it does by itself. This makes a document three times as large, and its writes slower. Not indexed even then: detections, event_time, generation and created_at."
+  type        = bool
+  default     = false
+  nullable    = false
+}
+
+variable "indexed_fields" {
+  description = "More fields to index, for your own queries, for example [\"model.name\", \"image.width\"]. docs/how-to/query-results.md lists the fields that are indexed anyway."
+  type        = set(string)
+  default     = []
+  nullable    = false
+}
+
 variable "max_instances" {
   description = "Maximum number of instances. Null: 10 without a GPU, 1 with one. A new project often has a quota of 20 vCPU, 40 GiB and 3 GPUs in each region."
   type        = number

@@ -77,6 +77,7 @@ locals {
 # makes the plan also fail for invalid variables that the service does not depend on.
 resource "terraform_data" "agreement" {
   input = {
+    indexed_fields        = var.indexed_fields
     notification_channels = var.notification_channels
     reconcile_schedule    = var.reconcile_schedule
     results_ttl_days      = var.results_ttl_days
@@ -109,7 +110,10 @@ check "gpu_region" {
 # Assumes that every image takes at least 20 ms of a vCPU. That is a generous bound, not measured.
 check "write_rate" {
   assert {
-    condition     = !var.query_by_time || local.max_instances * local.machine.cpu * 50 <= 500
-    error_message = "query_by_time indexes created_at, which limits the collection to 500 new documents a second. ${local.max_instances} instances of ${local.machine.cpu} vCPU may exceed that in a burst, and would slow down. Lower max_instances, or set query_by_time to false."
+    condition = (
+      !var.query_by_time && length(setintersection(var.indexed_fields, ["event_time", "generation"])) == 0
+      || local.max_instances * local.machine.cpu * 50 <= 500
+    )
+    error_message = "A field that grows with time is indexed (query_by_time, or event_time or generation in indexed_fields). This limits the collection to 500 new documents a second. ${local.max_instances} instances of ${local.machine.cpu} vCPU may exceed that in a burst, and would slow down. Lower max_instances, or do without the index."
   }
 }

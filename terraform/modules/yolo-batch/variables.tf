@@ -116,6 +116,25 @@ variable "image" {
   }
 }
 
+variable "index_all_fields" {
+  description = "Whether Firestore indexes almost every field, as it does by itself. This makes a document three times as large, and its writes slower. Not indexed even then: detections, event_time, generation and created_at."
+  type        = bool
+  default     = false
+  nullable    = false
+}
+
+variable "indexed_fields" {
+  description = "More fields to index, for your own queries, for example [\"model.name\", \"image.width\"]. docs/how-to/query-results.md lists the fields that are indexed anyway."
+  type        = set(string)
+  default     = []
+  nullable    = false
+
+  validation {
+    condition     = !anytrue([for field in var.indexed_fields : contains(["", "*", "created_at"], field)])
+    error_message = "indexed_fields must have paths of fields. Instead of *, set index_all_fields. Instead of created_at, set query_by_time."
+  }
+}
+
 variable "max_instances" {
   description = "Maximum number of instances. Null: 10 without a GPU, 1 with one. A new project often has a quota of 20 vCPU, 40 GiB and 3 GPUs in each region."
   type        = number

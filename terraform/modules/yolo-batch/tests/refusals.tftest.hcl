@@ -180,6 +180,15 @@ run "results_ttl_zero" {
   expect_failures = [var.results_ttl_days]
 }
 
+run "created_at_among_the_indexed_fields" {
+  command = plan
+  variables {
+    indexed_fields = ["model.name", "created_at"]
+  }
+
+  expect_failures = [var.indexed_fields]
+}
+
 run "settings_in_small_letters" {
   command = plan
   variables {
@@ -257,6 +266,15 @@ run "by_time_at_a_high_rate" {
   command = plan
   variables {
     query_by_time = true
+  }
+
+  expect_failures = [check.write_rate, check.uploads_subscription]
+}
+
+run "event_time_indexed_at_a_high_rate" {
+  command = plan
+  variables {
+    indexed_fields = ["event_time"]
   }
 
   expect_failures = [check.write_rate, check.uploads_subscription]
