@@ -21,6 +21,7 @@ module "yolo_batch" {
   accelerator            = var.accelerator
   batch_size             = var.batch_size
   bucket_name            = var.bucket_name
+  budget                 = var.budget
   build_region           = var.build_region
   calibration            = var.calibration
   cpu                    = var.cpu
@@ -30,6 +31,7 @@ module "yolo_batch" {
   image                  = var.image
   index_all_fields       = var.index_all_fields
   indexed_fields         = var.indexed_fields
+  keep_request_logs      = var.keep_request_logs
   max_instances          = var.max_instances
   model                  = var.model
   name                   = var.name
@@ -41,6 +43,7 @@ module "yolo_batch" {
   region                 = var.region
   results_ttl_days       = var.results_ttl_days
   settings               = var.settings
+  slo_goal               = var.slo_goal
   soft_delete_days       = var.soft_delete_days
   upload_events          = var.upload_events
   uploads_retention_days = var.uploads_retention_days

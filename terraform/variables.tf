@@ -19,6 +19,16 @@ variable "bucket_name" {
   default     = null
 }
 
+variable "budget" {
+  description = "Budget of the whole project for a month, for example {billing_account = \"012345-6789AB-CDEF01\", amount = 100}, in the billing account's currency or in currency. At 50, 90 and 100 % of it, and if the forecast exceeds it, Google notifies. Needs roles/billing.costsManager on the billing account. Null: none."
+  type = object({
+    billing_account = string
+    amount          = number
+    currency        = optional(string)
+  })
+  default = null
+}
+
 variable "build_region" {
   description = "Region of Cloud Build, for example europe-west1, or global. Null: the value of region. A new project may be restricted to a few regions."
   type        = string
@@ -76,6 +86,13 @@ variable "indexed_fields" {
   description = "More fields to index, for your own queries, for example [\"model.name\", \"image.width\"]. docs/how-to/query-results.md lists the fields that are indexed anyway."
   type        = set(string)
   default     = []
+  nullable    = false
+}
+
+variable "keep_request_logs" {
+  description = "Whether Cloud Logging stores the requests that the service handled (2xx). The service logs its own line for each commit in any case."
+  type        = bool
+  default     = false
   nullable    = false
 }
 
@@ -149,6 +166,12 @@ variable "settings" {
   type        = map(string)
   default     = {}
   nullable    = false
+}
+
+variable "slo_goal" {
+  description = "Share of the minutes of 28 days in which no upload waits longer than 60 s, for an SLO with two alerts: more than 0, at most 0.9999. Null: no SLO."
+  type        = number
+  default     = 0.99
 }
 
 variable "soft_delete_days" {

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING, NoReturn
 
+from service import logs
 from service.deadline import Deadline
 from service.errors import CredentialsError, ModelError, SettingsError
 from service.health import Health
@@ -20,7 +21,6 @@ from service.inference.model import Model
 from service.memory import fit_into_memory
 from service.pipeline import Pipeline, PipelineOptions
 from service.recorder import Recorder
-from service.server import logs
 from service.settings import Settings
 
 if TYPE_CHECKING:

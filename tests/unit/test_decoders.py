@@ -3,6 +3,7 @@
 import errno
 import gzip
 import io
+import json
 import os
 import resource
 import signal
@@ -283,6 +284,15 @@ def test_failing_file_gets_its_record_and_the_next_decodes(what: str) -> None:
         assert (error.code, error.message) == (ErrorCode.CORRUPT_IMAGE, SENTENCES[what])
         assert decode(decoders, jpeg()).info.format == "JPEG"
         wait_until(lambda: len(decoders_of(decoders)) == 1)
+
+
+def test_defect_in_a_decoder_reaches_error_reporting(capfd: pytest.CaptureFixture[str]) -> None:
+    code = "from service.images import decoder_process as p; p.main(lambda data, request: {}[0])"
+    with pool(command=(sys.executable, "-P", "-c", code)) as decoders:
+        record(decoders, jpeg())
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert {line["message"] for line in lines} == {"A decoder failed"}
+    assert all(line["stack_trace"].endswith("KeyError: 0") for line in lines)
 
 
 def test_crash_by_an_earlier_file_is_not_blamed_on_the_next(hostile: Decoders) -> None:

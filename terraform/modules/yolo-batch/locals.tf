@@ -81,6 +81,7 @@ resource "terraform_data" "agreement" {
     notification_channels = var.notification_channels
     reconcile_schedule    = var.reconcile_schedule
     results_ttl_days      = var.results_ttl_days
+    slo_goal              = var.slo_goal
   }
 
   lifecycle {

@@ -40,6 +40,26 @@ variable "bucket_name" {
   }
 }
 
+variable "budget" {
+  description = "Budget of the whole project for a month, for example {billing_account = \"012345-6789AB-CDEF01\", amount = 100}, in the billing account's currency or in currency. At 50, 90 and 100 % of it, and if the forecast exceeds it, Google notifies. Needs roles/billing.costsManager on the billing account. Null: none."
+  type = object({
+    billing_account = string
+    amount          = number
+    currency        = optional(string)
+  })
+  default = null
+
+  validation {
+    condition     = var.budget == null ? true : can(regex("^[0-9A-F]{6}-[0-9A-F]{6}-[0-9A-F]{6}$", var.budget.billing_account))
+    error_message = "budget.billing_account must be the id of a billing account, for example 012345-6789AB-CDEF01."
+  }
+
+  validation {
+    condition     = var.budget == null ? true : var.budget.amount >= 1 && floor(var.budget.amount) == var.budget.amount
+    error_message = "budget.amount must be a whole number of at least 1."
+  }
+}
+
 variable "build_region" {
   description = "Region of Cloud Build, for example europe-west1, or global. Null: the value of region. A new project may be restricted to a few regions."
   type        = string
@@ -133,6 +153,13 @@ variable "indexed_fields" {
     condition     = !anytrue([for field in var.indexed_fields : contains(["", "*", "created_at"], field)])
     error_message = "indexed_fields must have paths of fields. Instead of *, set index_all_fields. Instead of created_at, set query_by_time."
   }
+}
+
+variable "keep_request_logs" {
+  description = "Whether Cloud Logging stores the requests that the service handled (2xx). The service logs its own line for each commit in any case."
+  type        = bool
+  default     = false
+  nullable    = false
 }
 
 variable "max_instances" {
@@ -257,6 +284,17 @@ variable "settings" {
       "GOOGLE_CLOUD_PROJECT", "MAX_BATCH_SIZE", "MAX_IN_FLIGHT", "PORT",
     ])) == 0
     error_message = "settings must not have variables that Terraform sets. Instead of MAX_BATCH_SIZE and MAX_IN_FLIGHT, set batch_size. Instead of DEVICE, set accelerator. Instead of ALLOWED_BUCKETS, FIRESTORE_COLLECTION, FIRESTORE_DATABASE and GOOGLE_CLOUD_PROJECT, set bucket_name, firestore_collection, firestore_database and project_id. ACK_DEADLINE_SECONDS, BIND_ADDRESS and PORT are fixed."
+  }
+}
+
+variable "slo_goal" {
+  description = "Share of the minutes of 28 days in which no upload waits longer than 60 s, for an SLO with two alerts: more than 0, at most 0.9999. Null: no SLO."
+  type        = number
+  default     = 0.99
+
+  validation {
+    condition     = var.slo_goal == null ? true : var.slo_goal > 0 && var.slo_goal <= 0.9999
+    error_message = "slo_goal must be more than 0 and at most 0.9999, for example 0.99."
   }
 }
 

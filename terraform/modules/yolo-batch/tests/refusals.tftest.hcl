@@ -271,6 +271,33 @@ run "by_time_at_a_high_rate" {
   expect_failures = [check.write_rate, check.uploads_subscription]
 }
 
+run "budget_without_a_billing_account" {
+  command = plan
+  variables {
+    budget = { billing_account = "billingAccounts/012345", amount = 100 }
+  }
+
+  expect_failures = [var.budget]
+}
+
+run "budget_of_a_fraction" {
+  command = plan
+  variables {
+    budget = { billing_account = "012345-6789AB-CDEF01", amount = 0.5 }
+  }
+
+  expect_failures = [var.budget]
+}
+
+run "slo_goal_of_all_minutes" {
+  command = plan
+  variables {
+    slo_goal = 1
+  }
+
+  expect_failures = [var.slo_goal]
+}
+
 run "event_time_indexed_at_a_high_rate" {
   command = plan
   variables {
