@@ -1,4 +1,6 @@
 resource "google_firestore_database" "main" {
+  count = var.create_database ? 1 : 0
+
   name             = var.firestore_database
   location_id      = coalesce(var.firestore_location, var.region)
   type             = "FIRESTORE_NATIVE"
@@ -11,10 +13,29 @@ resource "google_firestore_database" "main" {
   deletion_policy                   = "DELETE"
   point_in_time_recovery_enablement = "POINT_IN_TIME_RECOVERY_DISABLED"
 
+  dynamic "cmek_config" {
+    for_each = var.kms_key[*]
+    content {
+      kms_key_name = cmek_config.value
+    }
+  }
+
   depends_on = [time_sleep.apis]
 }
 
 locals {
+  # The name, known only when the database exists, so that what uses it waits for the database. The
+  # provider cannot read a database that exists.
+  database = var.create_database ? one(google_firestore_database.main[*].name) : var.firestore_database
+
+  # Of the roles that read or write documents. Without it, they apply to every database of the project.
+  # Source: https://docs.cloud.google.com/firestore/native/docs/manage-databases ("Configure per-database
+  # access permissions").
+  database_condition = {
+    title      = "database"
+    expression = "resource.name == \"projects/${var.project_id}/databases/${var.firestore_database}\""
+  }
+
   # For the queries in docs/how-to/query-results.md that filter by several fields, or sort by another
   # field than they filter by. Firestore creates the indexes for other queries itself.
   composite_indexes = merge(
@@ -37,7 +58,7 @@ locals {
 resource "google_firestore_index" "main" {
   for_each = local.composite_indexes
 
-  database    = google_firestore_database.main.name
+  database    = local.database
   collection  = var.firestore_collection
   query_scope = "COLLECTION"
   project     = var.project_id
@@ -55,7 +76,7 @@ resource "google_firestore_index" "main" {
 resource "google_firestore_field" "unindexed" {
   for_each = local.unindexed_fields
 
-  database   = google_firestore_database.main.name
+  database   = local.database
   collection = var.firestore_collection
   field      = each.key
   project    = var.project_id
@@ -66,7 +87,7 @@ resource "google_firestore_field" "unindexed" {
 # Only query_by_time indexes created_at, because the index limits the write rate (see above). Documents
 # expire by created_at, which needs no index.
 resource "google_firestore_field" "created_at" {
-  database   = google_firestore_database.main.name
+  database   = local.database
   collection = var.firestore_collection
   field      = "created_at"
   project    = var.project_id
