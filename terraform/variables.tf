@@ -14,7 +14,7 @@ variable "batch_size" {
 }
 
 variable "bucket_name" {
-  description = "Name of the bucket for uploads. Null: PROJECT-NAME-uploads."
+  description = "Name of the bucket for uploads. Null: PROJECT-NAME-uploads. Without create_bucket, a bucket that exists."
   type        = string
   default     = null
 }
@@ -49,6 +49,27 @@ variable "cpu" {
   nullable    = false
 }
 
+variable "create_bucket" {
+  description = "Whether to create the bucket for uploads. False: bucket_name is a bucket of this project that exists. A destroy leaves it alone."
+  type        = bool
+  default     = true
+  nullable    = false
+}
+
+variable "create_database" {
+  description = "Whether to create the Firestore database. False: firestore_database is a database of this project that exists. A destroy leaves it and its documents alone. firestore_location has no effect then."
+  type        = bool
+  default     = true
+  nullable    = false
+}
+
+variable "create_repository" {
+  description = "Whether to create the Docker repository in Artifact Registry. False: repository_name is a repository in region that exists. The container images are in its folder NAME. Its owner sets its cleanup policies."
+  type        = bool
+  default     = true
+  nullable    = false
+}
+
 variable "firestore_collection" {
   description = "Firestore collection of the results."
   type        = string
@@ -57,7 +78,7 @@ variable "firestore_collection" {
 }
 
 variable "firestore_database" {
-  description = "Firestore database to create. Only (default) has the free tier, and a project has only one (default)."
+  description = "Firestore database of the results. Only (default) has the free tier, and a project has only one (default)."
   type        = string
   default     = "(default)"
   nullable    = false
@@ -96,10 +117,30 @@ variable "keep_request_logs" {
   nullable    = false
 }
 
+variable "kms_key" {
+  description = "Cloud KMS key in region, projects/PROJECT/locations/REGION/keyRings/RING/cryptoKeys/KEY, that encrypts the buckets, topics, database, registry, service and job that this module creates. Null: Google's keys. Set it at the first apply: a later change replaces the database and the registry, with everything in them."
+  type        = string
+  default     = null
+}
+
+variable "labels" {
+  description = "More labels of every resource that can have labels. They have precedence over app, which is the value of name."
+  type        = map(string)
+  default     = {}
+  nullable    = false
+}
+
 variable "max_instances" {
   description = "Maximum number of instances. Null: 10 without a GPU, 1 with one. A new project often has a quota of 20 vCPU, 40 GiB and 3 GPUs in each region."
   type        = number
   default     = null
+}
+
+variable "min_instances" {
+  description = "Number of instances that stay started, and are billed while idle. 0: the service scales to zero."
+  type        = number
+  default     = 0
+  nullable    = false
 }
 
 variable "model" {
@@ -110,7 +151,7 @@ variable "model" {
 }
 
 variable "name" {
-  description = "Prefix of every resource's name."
+  description = "Prefix of every resource's name. Each deployment in a project needs its own."
   type        = string
   default     = "yolo-batch"
   nullable    = false
@@ -121,6 +162,12 @@ variable "notification_channels" {
   type        = list(string)
   default     = []
   nullable    = false
+}
+
+variable "object_prefix" {
+  description = "Folder of the bucket whose uploads are processed, for example incoming/. Needs upload_events = notification. The reconcile job compares only this folder. The smoke test's folder, smoke/, is processed too. Null: the whole bucket."
+  type        = string
+  default     = null
 }
 
 variable "project_id" {
@@ -155,10 +202,23 @@ variable "region" {
   nullable    = false
 }
 
+variable "repository_name" {
+  description = "Name of the Docker repository in Artifact Registry. Null: the value of name."
+  type        = string
+  default     = null
+}
+
 variable "results_ttl_days" {
   description = "Days after which a result expires. Firestore deletes it within about a day after that. Null: never."
   type        = number
   default     = null
+}
+
+variable "scan_images" {
+  description = "Whether to enable the Container Scanning API, which scans each new container image for vulnerabilities, for 0.26 USD. It scans the images of all repositories of the project, and stays enabled after a destroy."
+  type        = bool
+  default     = false
+  nullable    = false
 }
 
 variable "settings" {
@@ -199,4 +259,23 @@ variable "versioning" {
   type        = bool
   default     = false
   nullable    = false
+}
+
+variable "vpc_egress" {
+  description = "Traffic of the service and the job that goes through the VPC network: private-ranges-only, or all-traffic. With all-traffic, the subnetwork needs Private Google Access."
+  type        = string
+  default     = "private-ranges-only"
+  nullable    = false
+}
+
+variable "vpc_network" {
+  description = "VPC network that the service and the job send traffic to (Direct VPC egress). Null: the network of vpc_subnetwork. If both are null, no network."
+  type        = string
+  default     = null
+}
+
+variable "vpc_subnetwork" {
+  description = "Subnetwork in region that the service and the job take addresses from. Null: the subnetwork with the name of vpc_network."
+  type        = string
+  default     = null
 }

@@ -88,7 +88,7 @@ def _terraform(*arguments: str, directory: Path, text: str = "") -> str:
 @pytest.fixture
 def offline(tmp_path: Path) -> Path:
     """Return a module with only the variables and the values derived from them."""
-    for name in ("variables.tf", "locals.tf"):
+    for name in ("variables.tf", "locals.tf", "combinations.tf"):
         shutil.copy(MODULE / name, tmp_path)
     return tmp_path
 
@@ -270,7 +270,8 @@ def test_every_invalid_value_fails(offline: Path) -> None:
 def test_every_validation_and_check_has_a_failing_run() -> None:
     runs = [
         body
-        for block in blocks_of(MODULE / "tests" / "refusals.tftest.hcl", "run")
+        for name in ("refusals", "existing")
+        for block in blocks_of(MODULE / "tests" / f"{name}.tftest.hcl", "run")
         for body in block.values()
     ]
     failing = [re.sub(r"[${}]", "", run["expect_failures"][0]) for run in runs]
@@ -279,6 +280,8 @@ def test_every_validation_and_check_has_a_failing_run() -> None:
         assert failing.count(f"var.{name}") >= len(body.get("validation", []))
     assert {"check.gpu_region", "check.write_rate"} <= set(failing)
     assert failing.count("terraform_data.agreement") == 2
+    combinations = _resource("terraform_data", "combinations")["lifecycle"][0]
+    assert failing.count("terraform_data.combinations") == len(combinations["precondition"])
 
 
 # --- Indexes

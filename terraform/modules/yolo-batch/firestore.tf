@@ -1,4 +1,6 @@
 resource "google_firestore_database" "main" {
+  count = var.create_database ? 1 : 0
+
   name             = var.firestore_database
   location_id      = coalesce(var.firestore_location, var.region)
   type             = "FIRESTORE_NATIVE"
@@ -11,7 +13,28 @@ resource "google_firestore_database" "main" {
   deletion_policy                   = "DELETE"
   point_in_time_recovery_enablement = "POINT_IN_TIME_RECOVERY_DISABLED"
 
+  dynamic "cmek_config" {
+    for_each = var.kms_key[*]
+    content {
+      kms_key_name = cmek_config.value
+    }
+  }
+
   depends_on = [time_sleep.apis]
+}
+
+locals {
+  # The name, known only when the database exists, so that what uses it waits for the database. The
+  # provider cannot read a database that exists.
+  database = var.create_database ? one(google_firestore_database.main[*].name) : var.firestore_database
+
+  # Of the roles that read or write documents. Without it, they apply to every database of the project.
+  # Source: https://docs.cloud.google.com/firestore/native/docs/manage-databases ("Configure per-database
+  # access permissions").
+  database_condition = {
+    title      = "database"
+    expression = "resource.name == \"projects/${var.project_id}/databases/${var.firestore_database}\""
+  }
 }
 
 # Every index is in these three locals. tests/deploy/test_indexes.py derives what the queries in the
@@ -64,7 +87,7 @@ locals {
 resource "google_firestore_index" "main" {
   for_each = merge(local.composite_indexes, var.query_by_time ? local.time_indexes : {})
 
-  database    = google_firestore_database.main.name
+  database    = local.database
   collection  = var.firestore_collection
   query_scope = "COLLECTION"
   project     = var.project_id
@@ -83,7 +106,7 @@ resource "google_firestore_index" "main" {
 resource "google_firestore_field" "indexed" {
   for_each = local.field_indexes
 
-  database   = google_firestore_database.main.name
+  database   = local.database
   collection = var.firestore_collection
   field      = each.key
   project    = var.project_id
@@ -108,7 +131,7 @@ resource "google_firestore_field" "indexed" {
 # All other fields. Last, so that a field that keeps its index does not lose it for a moment. ABANDON,
 # because a reset would make Firestore index every field of the documents that stay.
 resource "google_firestore_field" "others" {
-  database        = google_firestore_database.main.name
+  database        = local.database
   collection      = var.firestore_collection
   field           = "*"
   project         = var.project_id
@@ -136,7 +159,7 @@ resource "google_firestore_field" "others" {
 # field with a TTL is deleted first, because only that certainly removes the TTL. It then takes the
 # configuration of "*", which has no indexes.
 resource "google_firestore_field" "created_at" {
-  database        = google_firestore_database.main.name
+  database        = local.database
   collection      = var.firestore_collection
   field           = "created_at"
   project         = var.project_id

@@ -1,7 +1,7 @@
 # Values derived from the variables, and the conditions that they must satisfy.
 
 locals {
-  labels = { app = var.name }
+  labels = merge({ app = var.name }, var.labels)
 
   # A service with a GPU has its own name. If a GPU were added to an existing service, max_instances of
   # the old revisions would count against the GPU quota, and the deployment could fail.

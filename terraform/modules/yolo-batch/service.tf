@@ -9,7 +9,9 @@ resource "google_service_account" "service" {
 }
 
 resource "google_storage_bucket_iam_member" "service" {
-  bucket = google_storage_bucket.uploads.name
+  bucket = local.uploads_bucket
+  # With objects.list: without it, Cloud Storage reports a deleted object as 403, which may also mean a
+  # missing role, instead of 404 (docs/decisions/0012-access.md).
   role   = "roles/storage.objectViewer"
   member = google_service_account.service.member
 }
@@ -18,6 +20,11 @@ resource "google_project_iam_member" "service" {
   project = var.project_id
   role    = "roles/datastore.user"
   member  = google_service_account.service.member
+
+  condition {
+    title      = local.database_condition.title
+    expression = local.database_condition.expression
+  }
 }
 
 resource "google_cloud_run_v2_service" "main" {
@@ -38,10 +45,22 @@ resource "google_cloud_run_v2_service" "main" {
     max_instance_request_concurrency = local.max_in_flight
     execution_environment            = "EXECUTION_ENVIRONMENT_GEN2"
     gpu_zonal_redundancy_disabled    = local.has_gpu ? true : null
+    encryption_key                   = var.kms_key
 
     scaling {
-      min_instance_count = 0
+      min_instance_count = var.min_instances
       max_instance_count = local.max_instances
+    }
+
+    dynamic "vpc_access" {
+      for_each = local.vpc_access
+      content {
+        egress = vpc_access.value.egress
+        network_interfaces {
+          network    = vpc_access.value.network
+          subnetwork = vpc_access.value.subnetwork
+        }
+      }
     }
 
     dynamic "node_selector" {

@@ -45,7 +45,7 @@ resource "google_eventarc_trigger" "uploads" {
 
   matching_criteria {
     attribute = "bucket"
-    value     = google_storage_bucket.uploads.name
+    value     = local.uploads_bucket
   }
 
   destination {
@@ -105,9 +105,10 @@ resource "terraform_data" "tuned_subscription" {
 resource "google_pubsub_topic" "uploads" {
   for_each = local.by_topic
 
-  name    = "${var.name}-uploads"
-  project = var.project_id
-  labels  = local.labels
+  name         = "${var.name}-uploads"
+  project      = var.project_id
+  labels       = local.labels
+  kms_key_name = var.kms_key
 
   depends_on = [time_sleep.apis]
 }
@@ -124,12 +125,29 @@ resource "google_pubsub_topic_iam_member" "storage_agent" {
 resource "google_storage_notification" "uploads" {
   for_each = google_pubsub_topic.uploads
 
-  bucket         = google_storage_bucket.uploads.name
-  topic          = each.value.id
-  payload_format = "JSON_API_V1"
-  event_types    = ["OBJECT_FINALIZE"]
+  bucket             = local.uploads_bucket
+  topic              = each.value.id
+  payload_format     = "JSON_API_V1"
+  event_types        = ["OBJECT_FINALIZE"]
+  object_name_prefix = var.object_prefix
 
   # Its creation fails until the grant takes effect. Messages are lost if there is no subscription yet.
+  depends_on = [
+    google_pubsub_subscription.uploads,
+    time_sleep.agent_grants,
+  ]
+}
+
+# The smoke test uploads below smoke/, which object_prefix does not cover.
+resource "google_storage_notification" "smoke" {
+  for_each = var.object_prefix == null ? {} : google_pubsub_topic.uploads
+
+  bucket             = local.uploads_bucket
+  topic              = each.value.id
+  payload_format     = "JSON_API_V1"
+  event_types        = ["OBJECT_FINALIZE"]
+  object_name_prefix = "smoke/"
+
   depends_on = [
     google_pubsub_subscription.uploads,
     time_sleep.agent_grants,

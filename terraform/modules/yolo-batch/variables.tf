@@ -26,7 +26,7 @@ variable "batch_size" {
 }
 
 variable "bucket_name" {
-  description = "Name of the bucket for uploads. Null: PROJECT-NAME-uploads."
+  description = "Name of the bucket for uploads. Null: PROJECT-NAME-uploads. Without create_bucket, a bucket that exists."
   type        = string
   default     = null
 
@@ -95,6 +95,27 @@ variable "cpu" {
   }
 }
 
+variable "create_bucket" {
+  description = "Whether to create the bucket for uploads. False: bucket_name is a bucket of this project that exists. A destroy leaves it alone."
+  type        = bool
+  default     = true
+  nullable    = false
+}
+
+variable "create_database" {
+  description = "Whether to create the Firestore database. False: firestore_database is a database of this project that exists. A destroy leaves it and its documents alone. firestore_location has no effect then."
+  type        = bool
+  default     = true
+  nullable    = false
+}
+
+variable "create_repository" {
+  description = "Whether to create the Docker repository in Artifact Registry. False: repository_name is a repository in region that exists. The container images are in its folder NAME. Its owner sets its cleanup policies."
+  type        = bool
+  default     = true
+  nullable    = false
+}
+
 variable "firestore_collection" {
   description = "Firestore collection of the results."
   type        = string
@@ -108,7 +129,7 @@ variable "firestore_collection" {
 }
 
 variable "firestore_database" {
-  description = "Firestore database to create. Only (default) has the free tier, and a project has only one (default)."
+  description = "Firestore database of the results. Only (default) has the free tier, and a project has only one (default)."
   type        = string
   default     = "(default)"
   nullable    = false
@@ -162,6 +183,29 @@ variable "keep_request_logs" {
   nullable    = false
 }
 
+variable "kms_key" {
+  description = "Cloud KMS key in region, projects/PROJECT/locations/REGION/keyRings/RING/cryptoKeys/KEY, that encrypts the buckets, topics, database, registry, service and job that this module creates. Null: Google's keys. Set it at the first apply: a later change replaces the database and the registry, with everything in them."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.kms_key == null ? true : can(regex("^projects/[^/]+/locations/[^/]+/keyRings/[^/]+/cryptoKeys/[^/]+$", var.kms_key))
+    error_message = "kms_key must be projects/PROJECT/locations/REGION/keyRings/RING/cryptoKeys/KEY, without a version."
+  }
+}
+
+variable "labels" {
+  description = "More labels of every resource that can have labels. They have precedence over app, which is the value of name."
+  type        = map(string)
+  default     = {}
+  nullable    = false
+
+  validation {
+    condition     = alltrue([for key, value in var.labels : can(regex("^[a-z][a-z0-9_-]{0,62}=[a-z0-9_-]{0,63}$", "${key}=${value}"))])
+    error_message = "labels must have keys and values of at most 63 lower-case letters, digits, '-' and '_'. A key starts with a letter."
+  }
+}
+
 variable "max_instances" {
   description = "Maximum number of instances. Null: 10 without a GPU, 1 with one. A new project often has a quota of 20 vCPU, 40 GiB and 3 GPUs in each region."
   type        = number
@@ -170,6 +214,18 @@ variable "max_instances" {
   validation {
     condition     = var.max_instances == null ? true : var.max_instances >= 1 && floor(var.max_instances) == var.max_instances
     error_message = "max_instances must be a whole number of at least 1."
+  }
+}
+
+variable "min_instances" {
+  description = "Number of instances that stay started, and are billed while idle. 0: the service scales to zero."
+  type        = number
+  default     = 0
+  nullable    = false
+
+  validation {
+    condition     = var.min_instances >= 0 && floor(var.min_instances) == var.min_instances
+    error_message = "min_instances must be a whole number of at least 0."
   }
 }
 
@@ -186,10 +242,15 @@ variable "model" {
 }
 
 variable "name" {
-  description = "Prefix of every resource's name."
+  description = "Prefix of every resource's name. Each deployment in a project needs its own."
   type        = string
   default     = "yolo-batch"
   nullable    = false
+
+  validation {
+    condition     = !can(regex("-(build|jobs|reconcile|scheduler|uploads)$", var.name))
+    error_message = "name must not end in -build, -jobs, -reconcile, -scheduler or -uploads. Another deployment in the project may have an account with this name."
+  }
 
   validation {
     condition     = can(regex("^[a-z][a-z0-9-]{4,15}[a-z0-9]$", var.name))
@@ -206,6 +267,17 @@ variable "notification_channels" {
   validation {
     condition     = alltrue([for channel in var.notification_channels : can(regex("^projects/[^/]+/notificationChannels/[^/]+$", channel))])
     error_message = "notification_channels must be projects/PROJECT/notificationChannels/ID."
+  }
+}
+
+variable "object_prefix" {
+  description = "Folder of the bucket whose uploads are processed, for example incoming/. Needs upload_events = notification. The reconcile job compares only this folder. The smoke test's folder, smoke/, is processed too. Null: the whole bucket."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.object_prefix == null ? true : can(regex("^[^/\"\\s][^\"\\s]{0,510}/$", var.object_prefix)) && !startswith(var.object_prefix, "smoke/")
+    error_message = "object_prefix must be a folder that ends in '/' and does not start with '/', without spaces and quotation marks. smoke/ is the smoke test's."
   }
 }
 
@@ -256,6 +328,17 @@ variable "region" {
   }
 }
 
+variable "repository_name" {
+  description = "Name of the Docker repository in Artifact Registry. Null: the value of name."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.repository_name == null ? true : can(regex("^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$", var.repository_name))
+    error_message = "repository_name must be the name alone: at most 63 lower-case letters, digits and '-', starting with a letter."
+  }
+}
+
 variable "results_ttl_days" {
   description = "Days after which a result expires. Firestore deletes it within about a day after that. Null: never."
   type        = number
@@ -265,6 +348,13 @@ variable "results_ttl_days" {
     condition     = var.results_ttl_days == null ? true : var.results_ttl_days >= 1 && floor(var.results_ttl_days) == var.results_ttl_days
     error_message = "results_ttl_days must be a whole number of at least 1."
   }
+}
+
+variable "scan_images" {
+  description = "Whether to enable the Container Scanning API, which scans each new container image for vulnerabilities, for 0.26 USD. It scans the images of all repositories of the project, and stays enabled after a destroy."
+  type        = bool
+  default     = false
+  nullable    = false
 }
 
 variable "settings" {
@@ -338,4 +428,38 @@ variable "versioning" {
   type        = bool
   default     = false
   nullable    = false
+}
+
+variable "vpc_egress" {
+  description = "Traffic of the service and the job that goes through the VPC network: private-ranges-only, or all-traffic. With all-traffic, the subnetwork needs Private Google Access."
+  type        = string
+  default     = "private-ranges-only"
+  nullable    = false
+
+  validation {
+    condition     = contains(["all-traffic", "private-ranges-only"], var.vpc_egress)
+    error_message = "vpc_egress must be private-ranges-only or all-traffic."
+  }
+}
+
+variable "vpc_network" {
+  description = "VPC network that the service and the job send traffic to (Direct VPC egress). Null: the network of vpc_subnetwork. If both are null, no network."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.vpc_network == null ? true : can(regex("^(projects/[^/]+/global/networks/)?[a-z]([a-z0-9-]*[a-z0-9])?$", var.vpc_network))
+    error_message = "vpc_network must be a name, or projects/PROJECT/global/networks/NAME."
+  }
+}
+
+variable "vpc_subnetwork" {
+  description = "Subnetwork in region that the service and the job take addresses from. Null: the subnetwork with the name of vpc_network."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.vpc_subnetwork == null ? true : can(regex("^(projects/[^/]+/regions/[^/]+/subnetworks/)?[a-z]([a-z0-9-]*[a-z0-9])?$", var.vpc_subnetwork))
+    error_message = "vpc_subnetwork must be a name, or projects/PROJECT/regions/REGION/subnetworks/NAME."
+  }
 }

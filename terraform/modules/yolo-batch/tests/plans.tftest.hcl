@@ -85,11 +85,11 @@ run "cpu" {
 
   assert {
     condition = (
-      google_storage_bucket.uploads.uniform_bucket_level_access
-      && google_storage_bucket.uploads.public_access_prevention == "enforced"
-      && !google_storage_bucket.uploads.force_destroy
-      && google_firestore_database.main.delete_protection_state == "DELETE_PROTECTION_ENABLED"
-      && google_firestore_database.main.deletion_policy == "DELETE"
+      google_storage_bucket.uploads[0].uniform_bucket_level_access
+      && google_storage_bucket.uploads[0].public_access_prevention == "enforced"
+      && !google_storage_bucket.uploads[0].force_destroy
+      && google_firestore_database.main[0].delete_protection_state == "DELETE_PROTECTION_ENABLED"
+      && google_firestore_database.main[0].deletion_policy == "DELETE"
     )
     error_message = "The uploads are not public, and a destroy deletes neither them nor the results."
   }
@@ -113,9 +113,10 @@ run "cpu" {
     condition = (
       google_storage_bucket_iam_member.service.role == "roles/storage.objectViewer"
       && google_project_iam_member.service.role == "roles/datastore.user"
+      && google_project_iam_member.service.condition[0].expression == "resource.name == \"projects/my-project-1/databases/(default)\""
       && alltrue([for grant in google_cloud_run_v2_service_iam_member.events : grant.role == "roles/run.invoker"])
     )
-    error_message = "The service reads one bucket and writes documents, and two accounts may call it."
+    error_message = "The service reads one bucket and writes to one database, and two accounts may call it."
   }
 }
 
@@ -236,9 +237,9 @@ run "disposable" {
 
   assert {
     condition = (
-      google_storage_bucket.uploads.force_destroy
-      && google_firestore_database.main.delete_protection_state == "DELETE_PROTECTION_DISABLED"
-      && google_firestore_database.main.deletion_policy == "DELETE"
+      google_storage_bucket.uploads[0].force_destroy
+      && google_firestore_database.main[0].delete_protection_state == "DELETE_PROTECTION_DISABLED"
+      && google_firestore_database.main[0].deletion_policy == "DELETE"
     )
     error_message = "A destroy deletes everything, so that the next apply succeeds."
   }
@@ -269,9 +270,9 @@ run "by_time_and_expiring" {
 
   assert {
     condition = (
-      length(google_storage_bucket.uploads.lifecycle_rule) == 3
-      && google_storage_bucket.uploads.versioning[0].enabled
-      && google_storage_bucket.uploads.soft_delete_policy[0].retention_duration_seconds == 0
+      length(google_storage_bucket.uploads[0].lifecycle_rule) == 3
+      && google_storage_bucket.uploads[0].versioning[0].enabled
+      && google_storage_bucket.uploads[0].soft_delete_policy[0].retention_duration_seconds == 0
       && length(google_cloud_scheduler_job.reconcile) == 0
     )
     error_message = "Uploads and their old versions expire, and the reconcile job has no schedule."
@@ -344,5 +345,118 @@ run "reconcile" {
       && google_storage_bucket_iam_member.reconcile_state.bucket == "my-project-1-yolo-batch-reconcile"
     )
     error_message = "The reconcile job reads uploads and documents, and writes only to its topic and its bucket."
+  }
+}
+
+run "labels_and_min_instances" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    labels        = { team = "vision", app = "cameras" }
+    min_instances = 2
+    max_instances = 2
+  }
+
+  assert {
+    condition = (
+      google_storage_bucket.uploads[0].labels == tomap({ app = "cameras", team = "vision" })
+      && google_cloud_run_v2_service.main.labels == google_storage_bucket.uploads[0].labels
+      && google_cloud_run_v2_service.main.template[0].scaling[0].min_instance_count == 2
+    )
+    error_message = "Your labels are merged over ours, and two instances stay started."
+  }
+}
+
+run "kms_key" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    kms_key       = "projects/keys-1/locations/europe-west4/keyRings/ring/cryptoKeys/key"
+    upload_events = "notification"
+  }
+
+  assert {
+    condition = alltrue([
+      for key in [
+        google_storage_bucket.uploads[0].encryption[0].default_kms_key_name,
+        google_storage_bucket.build.encryption[0].default_kms_key_name,
+        google_storage_bucket.reconcile.encryption[0].default_kms_key_name,
+        google_pubsub_topic.jobs.kms_key_name,
+        google_pubsub_topic.dead_letters.kms_key_name,
+        google_pubsub_topic.uploads["uploads"].kms_key_name,
+        google_firestore_database.main[0].cmek_config[0].kms_key_name,
+        google_artifact_registry_repository.main[0].kms_key_name,
+        google_cloud_run_v2_service.main.template[0].encryption_key,
+        google_cloud_run_v2_job.reconcile.template[0].template[0].encryption_key,
+      ] : key == var.kms_key
+    ])
+    error_message = "The key encrypts whatever stores data."
+  }
+}
+
+run "vpc" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    vpc_network    = "net-1"
+    vpc_subnetwork = "projects/my-project-1/regions/europe-west4/subnetworks/sub-1"
+    vpc_egress     = "all-traffic"
+  }
+
+  assert {
+    condition = alltrue([
+      for access in [
+        google_cloud_run_v2_service.main.template[0].vpc_access[0],
+        google_cloud_run_v2_job.reconcile.template[0].template[0].vpc_access[0],
+      ]
+      : access.egress == "ALL_TRAFFIC" && access.network_interfaces[0].network == "net-1"
+      && access.network_interfaces[0].subnetwork == var.vpc_subnetwork
+    ])
+    error_message = "The service and the job send all traffic through the network."
+  }
+}
+
+run "object_prefix" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    upload_events = "notification"
+    object_prefix = "incoming/"
+  }
+
+  assert {
+    condition = (
+      google_storage_notification.uploads["uploads"].object_name_prefix == "incoming/"
+      && google_storage_notification.smoke["uploads"].object_name_prefix == "smoke/"
+    )
+    error_message = "Uploads to the folder cause notifications, and so does the image of the smoke test."
+  }
+
+  assert {
+    condition = (
+      google_cloud_run_v2_job.reconcile.template[0].template[0].containers[0].args[1] == "gs://my-project-1-yolo-batch-uploads/incoming/"
+      && can(regex("/last-run-[0-9a-f]{8}$", google_cloud_run_v2_job.reconcile.template[0].template[0].containers[0].args[5]))
+    )
+    error_message = "The reconcile job compares only this folder, with a note of its own."
+  }
+}
+
+run "scan_images" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    scan_images     = true
+    repository_name = "images"
+  }
+
+  assert {
+    condition = (
+      google_project_service.scanning[0].service == "containerscanning.googleapis.com"
+      && !google_project_service.scanning[0].disable_on_destroy
+      && google_artifact_registry_repository.main[0].vulnerability_scanning_config[0].enablement_config == "INHERITED"
+      && google_artifact_registry_repository.main[0].repository_id == "images"
+      && local.substitutions._REPOSITORY == "images"
+    )
+    error_message = "New images of this registry are scanned."
   }
 }

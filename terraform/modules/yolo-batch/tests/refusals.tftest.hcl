@@ -271,6 +271,135 @@ run "by_time_at_a_high_rate" {
   expect_failures = [check.write_rate, check.uploads_subscription]
 }
 
+run "kms_key_with_version" {
+  command = plan
+  variables {
+    kms_key = "projects/p/locations/europe-west4/keyRings/r/cryptoKeys/k/cryptoKeyVersions/1"
+  }
+
+  expect_failures = [var.kms_key]
+}
+
+run "kms_key_elsewhere" {
+  command = plan
+  variables {
+    kms_key = "projects/p/locations/europe-west1/keyRings/r/cryptoKeys/k"
+  }
+
+  expect_failures = [terraform_data.combinations, check.uploads_subscription]
+}
+
+run "kms_key_for_database_elsewhere" {
+  command = plan
+  variables {
+    kms_key            = "projects/p/locations/europe-west4/keyRings/r/cryptoKeys/k"
+    firestore_location = "eur3"
+  }
+
+  expect_failures = [terraform_data.combinations, check.uploads_subscription]
+}
+
+run "labels_in_capitals" {
+  command = plan
+  variables {
+    labels = { Team = "vision" }
+  }
+
+  expect_failures = [var.labels]
+}
+
+run "min_instances_negative" {
+  command = plan
+  variables {
+    min_instances = -1
+  }
+
+  expect_failures = [var.min_instances]
+}
+
+run "min_instances_over_max_instances" {
+  command = plan
+  variables {
+    min_instances = 3
+    max_instances = 2
+  }
+
+  expect_failures = [terraform_data.combinations, check.uploads_subscription]
+}
+
+run "name_of_anothers_account" {
+  command = plan
+  variables {
+    name = "yolo-batch-jobs"
+  }
+
+  expect_failures = [var.name]
+}
+
+run "object_prefix_of_smoke_test" {
+  command = plan
+  variables {
+    object_prefix = "smoke/"
+    upload_events = "notification"
+  }
+
+  expect_failures = [var.object_prefix, check.uploads_subscription]
+}
+
+run "object_prefix_by_eventarc" {
+  command = plan
+  variables {
+    object_prefix = "incoming/"
+  }
+
+  expect_failures = [terraform_data.combinations, check.uploads_subscription]
+}
+
+run "repository_name_with_path" {
+  command = plan
+  variables {
+    repository_name = "images/yolo"
+  }
+
+  expect_failures = [var.repository_name]
+}
+
+run "vpc_egress_unknown" {
+  command = plan
+  variables {
+    vpc_egress = "all"
+  }
+
+  expect_failures = [var.vpc_egress]
+}
+
+run "vpc_egress_without_network" {
+  command = plan
+  variables {
+    vpc_egress = "all-traffic"
+  }
+
+  expect_failures = [terraform_data.combinations, check.uploads_subscription]
+}
+
+run "vpc_network_as_url" {
+  command = plan
+  variables {
+    vpc_network = "https://www.googleapis.com/compute/v1/projects/p/global/networks/n"
+  }
+
+  expect_failures = [var.vpc_network]
+}
+
+run "vpc_subnetwork_as_url" {
+  command = plan
+  variables {
+    vpc_subnetwork = "https://www.googleapis.com/compute/v1/projects/p/regions/r/subnetworks/s"
+  }
+
+  expect_failures = [var.vpc_subnetwork]
+}
+
 run "budget_without_a_billing_account" {
   command = plan
   variables {
