@@ -1,9 +1,9 @@
 """Compares the simulation with the local stack on this machine.
 
-Two measurements before each load calibrate the simulation: the latency of images that are uploaded
-one by one, and the throughput of a burst. Both run on the cores that also run the emulators and the
-uploads, so the calibrated CPU time of an image includes theirs. Then the same uploads, at the same
-moments, go through the stack and through the simulation.
+Two measurements calibrate the simulation, before and after each load: the latency of images that
+are uploaded one by one, and the throughput of a burst. Both run on the cores that also run the
+emulators and the uploads, so the calibrated CPU time of an image includes theirs. Then the same
+uploads, at the same moments, go through the stack and through the simulation.
 """
 
 import os
@@ -120,16 +120,33 @@ class LocalStack:
             time.sleep(0.002)
 
 
-def calibrate(single: Load, saturated: Load, cores: int) -> Instance:
-    """Return the instance with the measured capacity and the measured latency of a single image."""
-    cpu_ms = 1000 * cores / saturated.per_second
-    latency_ms = 1000 * statistics.median(single.latencies)
-    spread = statistics.pstdev(single.latencies) / statistics.mean(single.latencies)
-    return Instance(
-        name="local stack", vcpu=cores, slots=_SLOTS, cpu_ms=min(cpu_ms, latency_ms),
-        serial_ms=1000 / saturated.per_second, spread=min(spread, 1.0),
-        wait_ms=max(0.0, latency_ms - cpu_ms), start_seconds=0, start_cpu_seconds=0,
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Calibration:
+    """The measured speed of the machine."""
+
+    per_second: float  # documents, in a burst
+    single_ms: float  # upload to document, one by one
+    spread: float  # standard deviation of the latter, as a share of its mean
+
+    @classmethod
+    def of(cls, singles: Sequence[Load], bursts: Sequence[Load]) -> "Calibration":
+        """Take loads of images one by one, and loads of bursts."""
+        latencies = [seconds for load in singles for seconds in load.latencies]
+        spread = statistics.pstdev(latencies) / statistics.mean(latencies)
+        return cls(
+            statistics.harmonic_mean([load.per_second for load in bursts]),
+            1000 * statistics.median(latencies),
+            min(spread, 1.0),
+        )
+
+    def instance(self, cores: int) -> Instance:
+        """Return an instance with this capacity and this latency of a single image."""
+        cpu_ms = min(1000 * cores / self.per_second, self.single_ms)
+        return Instance(
+            name="local stack", vcpu=cores, slots=_SLOTS, cpu_ms=cpu_ms,
+            serial_ms=1000 / self.per_second, spread=self.spread,
+            wait_ms=self.single_ms - cpu_ms, start_seconds=0, start_cpu_seconds=0,
+        )  # fmt: skip
 
 
 def simulate(load: Load, instance: Instance, seed: int) -> Load:
@@ -157,33 +174,33 @@ def check(
         progress("warming up")
         local.load([0.0] * 40)
         for name, due in [*named.items(), (f"burst of {count}", [0.0] * count)]:
-            progress(f"calibrating, then {name}")
-            single = local.load([0.0] * _SINGLE, one_by_one=True)
-            saturated = local.load([0.0] * _SATURATED)
-            instance = calibrate(single, saturated, cores)
+            progress(name)
+            before = local.load([0.0] * _SINGLE, one_by_one=True), local.load([0.0] * _SATURATED)
             measured = local.load(due)
-            simulated = simulate(measured, instance, seed)
-            rows.append(_row(name, saturated, single, measured, simulated))
+            after = local.load([0.0] * _SINGLE, one_by_one=True), local.load([0.0] * _SATURATED)
+            calibration = Calibration.of(*zip(before, after, strict=True))
+            simulated = simulate(measured, calibration.instance(cores), seed)
+            rows.append(_row(name, calibration, measured, simulated))
     headers = (
         "load", "a burst, images/s", "a single image, ms", "images/s", "p50, ms", "p95, ms",
         "p99, ms", "service's CPU-ms",
     )  # fmt: skip
     note = (
-        f"On {cores} cores. A burst of {_SATURATED} and {_SINGLE} single images before each load "
-        "calibrate the simulation. The other columns are measured / simulated. Latency is from "
-        "upload to document."
+        f"On {cores} cores. A burst of {_SATURATED} and {_SINGLE} single images before and after "
+        "each load calibrate the simulation. The other columns are measured / simulated. Latency "
+        "is from upload to document."
     )
     align = ["left"] + ["right"] * (len(headers) - 1)
     table = tabulate(rows, headers, "github", disable_numparse=True, colalign=align)
     return f"{table}\n\n{note}"
 
 
-def _row(name: str, saturated: Load, single: Load, measured: Load, simulated: Load) -> list[str]:
+def _row(name: str, calibration: Calibration, measured: Load, simulated: Load) -> list[str]:
     pairs = zip(quantiles(measured.latencies), quantiles(simulated.latencies), strict=True)
     return [
         name,
-        digits(saturated.per_second),
-        f"{1000 * statistics.median(single.latencies):.0f}",
+        digits(calibration.per_second),
+        f"{calibration.single_ms:.0f}",
         f"{digits(measured.per_second)} / {digits(simulated.per_second)}",
         *(f"{1000 * real:.0f} / {1000 * modelled:.0f}" for real, modelled in pairs),
         digits(measured.cpu_ms),

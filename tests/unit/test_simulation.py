@@ -9,7 +9,7 @@ import pytest
 
 from devtools.cli.main import main
 from devtools.simulation.assumptions import CPU, GPU, Instance, Platform, Push, table
-from devtools.simulation.check import Load, calibrate, simulate
+from devtools.simulation.check import Calibration, Load, simulate
 from devtools.simulation.model import Result, Simulation
 from devtools.simulation.report import burst, poisson, quantiles, steady, steady_table
 
@@ -171,7 +171,7 @@ def test_cost_of_a_million_is_the_billed_time() -> None:
 def test_calibration_gives_the_measured_capacity_and_latency() -> None:
     single = Load([float(i) for i in range(10)], [0.050] * 10, 20.0)
     saturated = Load([0.0] * 100, [i / 40 for i in range(1, 101)], 20.0)
-    instance = calibrate(single, saturated, cores=2)
+    instance = Calibration.of([single], [saturated]).instance(cores=2)
     burst_load = simulate(Load([0.0] * 400, [1.0] * 400, 20.0), instance, seed=1)
     assert burst_load.per_second == pytest.approx(saturated.per_second, rel=0.1)
     alone = simulate(Load([0.0], [1.0], 20.0), instance, seed=1)
