@@ -102,6 +102,9 @@ class Settings:
     inference_streams: int | None = _setting(
         None, "Images inferred at once on a CPU. Unset: one for each core.", _integer(1, 256)
     )
+    decoders: int | None = _setting(
+        None, "Decoder processes. Unset: one for each core.", _integer(1, 256)
+    )
     image_size: int | None = _setting(
         None,
         "Longer side of the model's input, in pixels. A larger input finds smaller objects and is "

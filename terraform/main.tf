@@ -19,6 +19,7 @@ module "yolo_batch" {
   source = "./modules/yolo-batch"
 
   accelerator            = var.accelerator
+  agent_grants           = var.agent_grants
   batch_size             = var.batch_size
   bucket_name            = var.bucket_name
   budget                 = var.budget

@@ -7,6 +7,13 @@ variable "accelerator" {
   nullable    = false
 }
 
+variable "agent_grants" {
+  description = "Who grants the roles in the project that Eventarc needs to Google's own accounts: leave (the apply grants them with gcloud, and a destroy leaves them in place, because other triggers need them too) or none (somebody else grants them, see docs/how-to/grants.md). Without effect if upload_events is notification."
+  type        = string
+  default     = "leave"
+  nullable    = false
+}
+
 variable "batch_size" {
   description = "Maximum number of images in one batch, 1 to 64. Null: 8 without a GPU, 32 with one. MAX_IN_FLIGHT and Cloud Run's concurrency are four times this number."
   type        = number

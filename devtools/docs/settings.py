@@ -25,6 +25,7 @@ GROUPS = {
         "max_image_bytes",
         "max_image_pixels",
         "max_buffered_bytes",
+        "decoders",
         "reduced_decode",
     ),
     "Access": ("allowed_buckets", "push_audience", "push_service_accounts"),

@@ -146,6 +146,15 @@ def test_environment_is_valid_settings(offline: Path, variables: dict[str, Any])
 
 
 @needs_terraform
+@pytest.mark.parametrize("cpu", [1, 2, 4, 8])
+def test_one_stream_and_decoder_for_each_vcpu(offline: Path, cpu: int) -> None:
+    """With 1 vCPU, a container sees two CPUs."""
+    environment = _evaluate(offline, "local.service_environment", {"cpu": cpu})
+    settings = Settings.from_env(environment)
+    assert settings.inference_streams == settings.decoders == cpu
+
+
+@needs_terraform
 def test_defaults_of_timeouts_are_the_services_own(offline: Path) -> None:
     names = ("hang_timeout_seconds", "firestore_timeout_seconds", "graceful_timeout_seconds")
     settings = Settings.from_env(_evaluate(offline, "local.service_environment", {}))
@@ -278,7 +287,9 @@ def test_every_validation_and_check_has_a_failing_run() -> None:
     for block in blocks_of(MODULE / "variables.tf", "variable"):
         [(name, body)] = block.items()
         assert failing.count(f"var.{name}") >= len(body.get("validation", []))
-    assert {"check.gpu_region", "check.write_rate"} <= set(failing)
+    checks = {"check.gpu_region", "check.machine_size", "check.write_rate"}
+    assert checks <= set(failing)
+    assert failing.count("check.quota") == 2
     assert failing.count("terraform_data.agreement") == 2
     combinations = _resource("terraform_data", "combinations")["lifecycle"][0]
     assert failing.count("terraform_data.combinations") == len(combinations["precondition"])

@@ -15,6 +15,7 @@ DEFAULTS: dict[str, Any] = {
     "model_path": BUNDLED_MODEL,
     "device": "cpu",
     "inference_streams": None,
+    "decoders": None,
     "image_size": None,
     "min_confidence": 0.25,
     "max_batch_size": 8,

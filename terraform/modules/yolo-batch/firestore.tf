@@ -2,7 +2,7 @@ resource "google_firestore_database" "main" {
   count = var.create_database ? 1 : 0
 
   name             = var.firestore_database
-  location_id      = coalesce(var.firestore_location, var.region)
+  location_id      = local.firestore_location
   type             = "FIRESTORE_NATIVE"
   database_edition = "STANDARD"
   project          = var.project_id

@@ -9,6 +9,8 @@ locals {
   bucket_name  = coalesce(var.bucket_name, "${var.project_id}-${var.name}-uploads")
   has_gpu      = var.accelerator != "none"
 
+  firestore_location = coalesce(var.firestore_location, var.region)
+
   # Without a GPU: enough for the service's memory plan with YOLO26n (docs/evidence/performance.md). With
   # a GPU: the least that Cloud Run accepts.
   machine = {
@@ -60,12 +62,15 @@ locals {
   service_environment = merge(
     local.environment,
     {
-      ACK_DEADLINE_SECONDS      = tostring(local.ack_deadline_seconds)
-      ALLOWED_BUCKETS           = local.bucket_name
+      ACK_DEADLINE_SECONDS = tostring(local.ack_deadline_seconds)
+      ALLOWED_BUCKETS      = local.bucket_name
+      # The service would count the CPUs that it sees, and with 1 vCPU it sees two.
+      DECODERS                  = tostring(local.machine.cpu)
       DEVICE                    = local.has_gpu ? "0" : "cpu"
       FIRESTORE_TIMEOUT_SECONDS = tostring(local.firestore_seconds)
       GRACEFUL_TIMEOUT_SECONDS  = tostring(local.graceful_seconds)
       HANG_TIMEOUT_SECONDS      = tostring(local.hang_seconds)
+      INFERENCE_STREAMS         = tostring(local.machine.cpu)
       MAX_BATCH_SIZE            = tostring(local.batch_size)
       MAX_IN_FLIGHT             = tostring(local.max_in_flight)
     },
@@ -105,6 +110,30 @@ check "gpu_region" {
       nvidia-rtx-pro-6000 = ["europe-west4", "us-central1"]
     }, var.accelerator, [var.region]), var.region)
     error_message = "Cloud Run may have no ${var.accelerator} in ${var.region}, so the deployment may fail. The list in locals.tf is of August 2026."
+  }
+}
+
+# Warnings, because a project can have a larger quota. Cloud Run checks the sum over max_instances.
+check "quota" {
+  assert {
+    condition = (
+      local.max_instances * local.machine.cpu <= 20
+      && local.max_instances * local.machine.memory_gib <= 40
+    )
+    error_message = "${local.max_instances} instances of ${local.machine.cpu} vCPU and ${local.machine.memory_gib} GiB may exceed the project's quota. A new project often has 20 vCPU and 40 GiB in each region. If the deployment fails, lower max_instances or request more in the console under IAM, Quotas."
+  }
+
+  assert {
+    condition     = !local.has_gpu || local.max_instances <= 3
+    error_message = "${local.max_instances} instances with a GPU may exceed the project's quota. A new project often has 3 GPUs in each region. If the deployment fails, lower max_instances or request more in the console under IAM, Quotas."
+  }
+}
+
+# A warning, because Cloud Run's pages disagree: a GPU needs 20 vCPU and 80 GiB, a service may have 8 and 32.
+check "machine_size" {
+  assert {
+    condition     = local.machine.cpu <= 8 && local.machine.memory_gib <= 32
+    error_message = "Cloud Run documents at most 8 vCPU and 32 GiB for an instance of a service, but ${var.accelerator} needs ${local.machine.cpu} vCPU and ${local.machine.memory_gib} GiB, so the deployment may fail. If it fails, use nvidia-l4."
   }
 }
 

@@ -10,6 +10,18 @@ variable "accelerator" {
   }
 }
 
+variable "agent_grants" {
+  description = "Who grants the roles in the project that Eventarc needs to Google's own accounts: leave (the apply grants them with gcloud, and a destroy leaves them in place, because other triggers need them too) or none (somebody else grants them, see docs/how-to/grants.md). Without effect if upload_events is notification."
+  type        = string
+  default     = "leave"
+  nullable    = false
+
+  validation {
+    condition     = contains(["leave", "none"], var.agent_grants)
+    error_message = "agent_grants must be leave or none."
+  }
+}
+
 variable "batch_size" {
   description = "Maximum number of images in one batch, 1 to 64. Null: 8 without a GPU, 32 with one. MAX_IN_FLIGHT and Cloud Run's concurrency are four times this number."
   type        = number

@@ -1,6 +1,6 @@
 # Tests the plan of each variant. They need the providers, but no project and no credentials.
-# check.uploads_subscription reads a subscription that only an apply creates, so a plan must expect it
-# to fail.
+# With Eventarc, check.uploads_subscription reads a subscription that only an apply creates, so a plan
+# must expect it to fail.
 
 mock_provider "google" {}
 mock_provider "google-beta" {}
@@ -152,7 +152,7 @@ run "nvidia_l4" {
 
 run "nvidia_rtx_pro_6000" {
   command         = plan
-  expect_failures = [check.uploads_subscription]
+  expect_failures = [check.machine_size, check.quota, check.uploads_subscription]
   variables {
     accelerator = "nvidia-rtx-pro-6000"
   }
@@ -189,8 +189,7 @@ run "uploads_by_eventarc" {
 }
 
 run "uploads_by_notification" {
-  command         = plan
-  expect_failures = [check.uploads_subscription]
+  command = plan
   variables {
     upload_events = "notification"
   }

@@ -18,6 +18,15 @@ run "accelerator_unknown" {
   expect_failures = [var.accelerator]
 }
 
+run "agent_grants_unknown" {
+  command = plan
+  variables {
+    agent_grants = "delete"
+  }
+
+  expect_failures = [var.agent_grants]
+}
+
 run "batch_size_zero" {
   command = plan
   variables {
@@ -259,7 +268,35 @@ run "gpu_in_a_region_without" {
     region      = "europe-north1"
   }
 
-  expect_failures = [check.gpu_region, check.uploads_subscription]
+  expect_failures = [check.gpu_region, check.machine_size, check.quota, check.uploads_subscription]
+}
+
+run "machine_larger_than_documented" {
+  command = plan
+  variables {
+    accelerator = "nvidia-rtx-pro-6000"
+  }
+
+  expect_failures = [check.machine_size, check.quota, check.uploads_subscription]
+}
+
+run "more_vcpu_than_a_new_project_has" {
+  command = plan
+  variables {
+    cpu = 4
+  }
+
+  expect_failures = [check.quota, check.uploads_subscription]
+}
+
+run "more_gpus_than_a_new_project_has" {
+  command = plan
+  variables {
+    accelerator   = "nvidia-l4"
+    max_instances = 4
+  }
+
+  expect_failures = [check.quota, check.uploads_subscription]
 }
 
 run "by_time_at_a_high_rate" {
