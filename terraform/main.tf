@@ -24,6 +24,7 @@ module "yolo_batch" {
   build_region           = var.build_region
   calibration            = var.calibration
   cpu                    = var.cpu
+  daily_image_limit      = var.daily_image_limit
   firestore_collection   = var.firestore_collection
   firestore_database     = var.firestore_database
   firestore_location     = var.firestore_location

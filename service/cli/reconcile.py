@@ -39,7 +39,6 @@ _PUBLISH = "Publish jobs"
 @command(
     panel="Data",
     examples=[
-        "yolo-batch reconcile gs://my-bucket",
         "yolo-batch reconcile gs://my-bucket/2026/ --enqueue missing --dry-run",
         "yolo-batch reconcile gs://my-bucket --enqueue failed --yes --resume state",
         "yolo-batch reconcile gs://my-bucket --enqueue parked --limit 10000 --yes",

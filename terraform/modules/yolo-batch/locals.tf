@@ -52,11 +52,14 @@ locals {
   }
 
   # Environment variables of the service and the reconcile job. service/settings.py describes them.
-  environment = {
-    FIRESTORE_COLLECTION = var.firestore_collection
-    FIRESTORE_DATABASE   = var.firestore_database
-    GOOGLE_CLOUD_PROJECT = var.project_id
-  }
+  environment = merge(
+    {
+      FIRESTORE_COLLECTION = var.firestore_collection
+      FIRESTORE_DATABASE   = var.firestore_database
+      GOOGLE_CLOUD_PROJECT = var.project_id
+    },
+    var.daily_image_limit == null ? {} : { DAILY_IMAGE_LIMIT = tostring(var.daily_image_limit) },
+  )
   service_environment = merge(
     local.environment,
     {
@@ -111,5 +114,13 @@ check "write_rate" {
   assert {
     condition     = !var.query_by_time || local.max_instances * local.machine.cpu * 50 <= 500
     error_message = "query_by_time indexes created_at, which limits the collection to 500 new documents a second. ${local.max_instances} instances of ${local.machine.cpu} vCPU may exceed that in a burst, and would slow down. Lower max_instances, or set query_by_time to false."
+  }
+}
+
+# Parked images wait for the reconcile job.
+check "parked" {
+  assert {
+    condition     = var.daily_image_limit == null || var.reconcile_schedule != null
+    error_message = "daily_image_limit parks images, and reconcile_schedule is null, so nothing continues them. Set reconcile_schedule to a time soon after midnight UTC, or run `yolo-batch reconcile --enqueue parked` yourself."
   }
 }
