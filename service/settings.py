@@ -179,6 +179,13 @@ class Settings:
     firestore_collection: str = _setting(
         "detections", "Firestore collection of the results.", _collection
     )
+    daily_image_limit: int = _setting(
+        0,
+        "Maximum number of images a day (UTC) that all instances process together. Further images "
+        "are parked. The limit may be exceeded by what the instances process in a minute. 0: no "
+        "limit.",
+        _integer(0, 10**9),
+    )
     storage_timeout_seconds: float = _setting(
         6.0,
         "Seconds for which Cloud Storage is retried before a message is rejected with 503.",

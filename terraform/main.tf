@@ -29,6 +29,7 @@ module "yolo_batch" {
   create_bucket          = var.create_bucket
   create_database        = var.create_database
   create_repository      = var.create_repository
+  daily_image_limit      = var.daily_image_limit
   firestore_collection   = var.firestore_collection
   firestore_database     = var.firestore_database
   firestore_location     = var.firestore_location

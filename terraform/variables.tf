@@ -77,6 +77,12 @@ variable "create_repository" {
   nullable    = false
 }
 
+variable "daily_image_limit" {
+  description = "Maximum number of images a day (UTC). Further images are parked: they get a document, but are not processed until the nightly reconcile job continues them on another day. Null: no limit."
+  type        = number
+  default     = null
+}
+
 variable "firestore_collection" {
   description = "Firestore collection of the results."
   type        = string
@@ -198,7 +204,7 @@ variable "query_by_time" {
 }
 
 variable "reconcile_schedule" {
-  description = "When the reconcile job enqueues uploads that have no document, as cron in UTC. Null: only when you run it."
+  description = "When the reconcile job enqueues uploads that have no document, and with daily_image_limit those that are parked, as cron in UTC. With daily_image_limit, soon after midnight. Null: only when you run it."
   type        = string
   default     = "23 3 * * *"
 }

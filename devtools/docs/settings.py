@@ -28,6 +28,7 @@ GROUPS = {
         "decoders",
         "reduced_decode",
     ),
+    "Cost": ("daily_image_limit",),
     "Access": ("allowed_buckets", "push_audience", "push_service_accounts"),
     "Google Cloud": ("google_cloud_project", "firestore_database", "firestore_collection"),
     "Time limits": (

@@ -189,13 +189,15 @@ def test_reconcile_job_calls_the_command_as_it_is() -> None:
         "containers"
     ]
     assert container["command"] == ["yolo-batch"]
-    name, _uri, *options = container["args"]
+    name, _uri, *options = _local("reconcile_args")
+    assert container["args"].startswith("${concat(local.reconcile_args,")
     assert name == reconcile.name
     known = {option for parameter in reconcile.params for option in parameter.opts}
     assert {option for option in options if option.startswith("--")} <= known
     enqueue = next(p for p in reconcile.params if "--enqueue" in p.opts)
     assert isinstance(enqueue.type, click.Choice)
-    assert options[options.index("--enqueue") + 1] in enqueue.type.choices
+    assert enqueue.multiple
+    assert {options[options.index("--enqueue") + 1], "parked"} <= set(enqueue.type.choices)
     since = options[options.index("--since") + 1]
     assert since.startswith("gs://${google_storage_bucket.reconcile.name}/")
 
@@ -287,7 +289,7 @@ def test_every_validation_and_check_has_a_failing_run() -> None:
     for block in blocks_of(MODULE / "variables.tf", "variable"):
         [(name, body)] = block.items()
         assert failing.count(f"var.{name}") >= len(body.get("validation", []))
-    checks = {"check.gpu_region", "check.machine_size", "check.write_rate"}
+    checks = {"check.gpu_region", "check.machine_size", "check.parked", "check.write_rate"}
     assert checks <= set(failing)
     assert failing.count("check.quota") == 2
     assert failing.count("terraform_data.agreement") == 2
@@ -335,6 +337,7 @@ def test_documented_queries_have_their_indexes(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(firestore.Query, "stream", note)
     reader = ResultReader(_client(), collection="detections", timeout_seconds=1)
     assert list(reader.results("uploads", "cam1/")) == []
+    assert list(reader.parked()) == []
 
     composites = re.findall(r"\[(.*?)\]", _local("composite_indexes"), re.DOTALL)
     available = [re.findall(r'path\"?\s*[=:]\s*"(\w+)"', fields) for fields in composites]

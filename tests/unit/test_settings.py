@@ -32,6 +32,7 @@ DEFAULTS: dict[str, Any] = {
     "google_cloud_project": None,
     "firestore_database": "(default)",
     "firestore_collection": "detections",
+    "daily_image_limit": 0,
     "storage_timeout_seconds": 6.0,
     "firestore_timeout_seconds": 6.0,
     "ack_deadline_seconds": 600.0,

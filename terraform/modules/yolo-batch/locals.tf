@@ -54,11 +54,14 @@ locals {
   }
 
   # Environment variables of the service and the reconcile job. service/settings.py describes them.
-  environment = {
-    FIRESTORE_COLLECTION = var.firestore_collection
-    FIRESTORE_DATABASE   = var.firestore_database
-    GOOGLE_CLOUD_PROJECT = var.project_id
-  }
+  environment = merge(
+    {
+      FIRESTORE_COLLECTION = var.firestore_collection
+      FIRESTORE_DATABASE   = var.firestore_database
+      GOOGLE_CLOUD_PROJECT = var.project_id
+    },
+    var.daily_image_limit == null ? {} : { DAILY_IMAGE_LIMIT = tostring(var.daily_image_limit) },
+  )
   service_environment = merge(
     local.environment,
     {
@@ -145,5 +148,13 @@ check "write_rate" {
       || local.max_instances * local.machine.cpu * 50 <= 500
     )
     error_message = "A field that grows with time is indexed (query_by_time, or event_time or generation in indexed_fields). This limits the collection to 500 new documents a second. ${local.max_instances} instances of ${local.machine.cpu} vCPU may exceed that in a burst, and would slow down. Lower max_instances, or do without the index."
+  }
+}
+
+# Parked images wait for the reconcile job.
+check "parked" {
+  assert {
+    condition     = var.daily_image_limit == null || var.reconcile_schedule != null
+    error_message = "daily_image_limit parks images, and reconcile_schedule is null, so nothing continues them. Set reconcile_schedule to a time soon after midnight UTC, or run `yolo-batch reconcile --enqueue parked` yourself."
   }
 }

@@ -128,6 +128,21 @@ variable "create_repository" {
   nullable    = false
 }
 
+variable "daily_image_limit" {
+  description = "Maximum number of images a day (UTC). Further images are parked: they get a document, but are not processed until the nightly reconcile job continues them on another day. Null: no limit."
+  type        = number
+  default     = null
+
+  validation {
+    condition = (
+      var.daily_image_limit == null
+      ? true
+      : var.daily_image_limit >= 1 && var.daily_image_limit <= 1000000000 && floor(var.daily_image_limit) == var.daily_image_limit
+    )
+    error_message = "daily_image_limit must be a whole number from 1 to 1000000000."
+  }
+}
+
 variable "firestore_collection" {
   description = "Firestore collection of the results."
   type        = string
@@ -319,7 +334,7 @@ variable "query_by_time" {
 }
 
 variable "reconcile_schedule" {
-  description = "When the reconcile job enqueues uploads that have no document, as cron in UTC. Null: only when you run it."
+  description = "When the reconcile job enqueues uploads that have no document, and with daily_image_limit those that are parked, as cron in UTC. With daily_image_limit, soon after midnight. Null: only when you run it."
   type        = string
   default     = "23 3 * * *"
 
@@ -382,10 +397,10 @@ variable "settings" {
 
   validation {
     condition = length(setintersection(keys(var.settings), [
-      "ACK_DEADLINE_SECONDS", "ALLOWED_BUCKETS", "BIND_ADDRESS", "DEVICE", "FIRESTORE_COLLECTION", "FIRESTORE_DATABASE",
+      "ACK_DEADLINE_SECONDS", "ALLOWED_BUCKETS", "BIND_ADDRESS", "DAILY_IMAGE_LIMIT", "DEVICE", "FIRESTORE_COLLECTION", "FIRESTORE_DATABASE",
       "GOOGLE_CLOUD_PROJECT", "MAX_BATCH_SIZE", "MAX_IN_FLIGHT", "PORT",
     ])) == 0
-    error_message = "settings must not have variables that Terraform sets. Instead of MAX_BATCH_SIZE and MAX_IN_FLIGHT, set batch_size. Instead of DEVICE, set accelerator. Instead of ALLOWED_BUCKETS, FIRESTORE_COLLECTION, FIRESTORE_DATABASE and GOOGLE_CLOUD_PROJECT, set bucket_name, firestore_collection, firestore_database and project_id. ACK_DEADLINE_SECONDS, BIND_ADDRESS and PORT are fixed."
+    error_message = "settings must not have variables that Terraform sets. Instead of MAX_BATCH_SIZE and MAX_IN_FLIGHT, set batch_size. Instead of DEVICE, set accelerator. Instead of ALLOWED_BUCKETS, DAILY_IMAGE_LIMIT, FIRESTORE_COLLECTION, FIRESTORE_DATABASE and GOOGLE_CLOUD_PROJECT, set bucket_name, daily_image_limit, firestore_collection, firestore_database and project_id. ACK_DEADLINE_SECONDS, BIND_ADDRESS and PORT are fixed."
   }
 }
 

@@ -347,6 +347,27 @@ run "reconcile" {
   }
 }
 
+run "daily_limit" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    daily_image_limit = 10000
+  }
+
+  assert {
+    condition     = local.service_environment["DAILY_IMAGE_LIMIT"] == "10000" && local.environment["DAILY_IMAGE_LIMIT"] == "10000"
+    error_message = "The service and the reconcile job know the daily limit."
+  }
+
+  assert {
+    condition = alltrue([
+      contains(google_cloud_run_v2_job.reconcile.template[0].template[0].containers[0].args, "parked"),
+      contains(google_cloud_run_v2_job.reconcile.template[0].template[0].containers[0].args, "missing"),
+    ])
+    error_message = "The nightly job continues parked images, and still finds missing ones."
+  }
+}
+
 run "labels_and_min_instances" {
   command         = plan
   expect_failures = [check.uploads_subscription]

@@ -162,6 +162,25 @@ run "project_by_number" {
   expect_failures = [var.project_id]
 }
 
+run "daily_limit_zero" {
+  command = plan
+  variables {
+    daily_image_limit = 0
+  }
+
+  expect_failures = [var.daily_image_limit]
+}
+
+run "parked_for_ever" {
+  command = plan
+  variables {
+    daily_image_limit  = 1000
+    reconcile_schedule = null
+  }
+
+  expect_failures = [check.parked, check.uploads_subscription]
+}
+
 run "reconcile_schedule_by_word" {
   command = plan
   variables {
