@@ -7,8 +7,8 @@
 Sizes: https://firebase.google.com/docs/firestore/storage-size
 Automatic indexes: https://firebase.google.com/docs/firestore/query-data/index-overview
 
-Firestore charges for the storage of index entries. It does not charge for writing them: a write costs
-the same with any number of indexes. More entries make it slower.
+Firestore charges for the storage of index entries. It does not charge for writing them: a write
+costs the same with any number of indexes. More entries make it slower.
 """
 
 import argparse
