@@ -7,8 +7,8 @@
 Sizes: https://firebase.google.com/docs/firestore/storage-size
 Automatic indexes: https://firebase.google.com/docs/firestore/query-data/index-overview
 
-Firestore charges for the storage of index entries. It does not charge for writing them: a write costs
-the same with any number of indexes. More entries make it slower.
+Firestore charges for the storage of index entries. It does not charge for writing them: a write
+costs the same with any number of indexes. More entries make it slower.
 """
 
 import argparse
@@ -49,11 +49,15 @@ class Indexes:
     fields: Mapping[str, Sequence[str]]
     composite: Sequence[Sequence[tuple[str, str]]] = ()
 
-    def modes(self, path: str) -> Sequence[str]:
-        """Return the modes of a field's own index. `path` has no quotes."""
+    def owner(self, path: str) -> str:
+        """Return the field whose modes a field has: itself, a map above it, or `*`."""
         while path not in self.fields and "." in path:
             path = path.rpartition(".")[0]
-        return self.fields.get(path, self.fields.get(EVERY_FIELD, AUTOMATIC))
+        return path if path in self.fields else EVERY_FIELD
+
+    def modes(self, path: str) -> Sequence[str]:
+        """Return the modes of a field's own index. `path` has no quotes."""
+        return self.fields.get(self.owner(path), AUTOMATIC)
 
 
 def deployed_indexes(*, by_time: bool = False, index_all_fields: bool = False) -> Indexes:
