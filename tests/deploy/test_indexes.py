@@ -211,8 +211,8 @@ def _run_page(recorder: Recorder, page: Path) -> None:
         exec(compile(tree, str(page), "exec"), names)
         if value:
             query = eval(compile(value, str(page), "eval"), names)
-            assert isinstance(query, BaseQuery), f"{page.name}: {ast.unparse(value)}"
-            recorder.add(query)
+            if isinstance(query, BaseQuery):  # otherwise the block itself has run its queries
+                recorder.add(query)
     recorder.is_by_time = False
 
 

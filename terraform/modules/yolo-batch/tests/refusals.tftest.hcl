@@ -399,7 +399,7 @@ run "object_prefix_of_smoke_test" {
     upload_events = "notification"
   }
 
-  expect_failures = [var.object_prefix, check.uploads_subscription]
+  expect_failures = [var.object_prefix]
 }
 
 run "object_prefix_by_eventarc" {
