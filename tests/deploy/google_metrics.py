@@ -1,8 +1,8 @@
 """Google's metrics that the dashboard and the alerts use, as Google describes them.
 
 https://cloud.google.com/monitoring/api/metrics_gcp has each metric's kind, type and labels, and
-https://cloud.google.com/monitoring/api/resources has the labels of a monitored resource. The list is
-of November 2026.
+https://cloud.google.com/monitoring/api/resources has the labels of a monitored resource. The list
+is of November 2026.
 """
 
 from dataclasses import dataclass, field

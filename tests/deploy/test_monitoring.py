@@ -491,18 +491,50 @@ def test_budget_is_of_the_project_and_warns_early(applied: Applied) -> None:
 
 @needs_standin
 def test_changes_of_monitoring_touch_nothing_else(tmp_path: Path) -> None:
+    changes = {
+        "no objective": {"slo_goal": None},
+        "other goal": {"slo_goal": 0.95},
+        "budget": {"budget": BUDGET},
+        "weekly": {"reconcile_schedule": "0 3 * * 0"},
+        "requests": {"keep_request_logs": True},
+    }
     reports = matrix(
-        [
-            {"name": "no objective", "set": {"slo_goal": None}},
-            {"name": "other goal", "set": {"slo_goal": 0.95}},
-            {"name": "budget", "set": {"budget": BUDGET}},
-            {"name": "weekly", "set": {"reconcile_schedule": "0 3 * * 0"}},
-        ],
+        [{"name": name, "set": variables} for name, variables in changes.items()],
         tmp_path,
         options=("--sleep-factor", "0"),
     )
-    for name, report in reports.items():
-        print(name, sorted(report), [(x["action"], x["address"], x["why"]) for x in report["rows"]], report["warnings"])
+    found = {
+        name: {
+            (action["action"], _type_of(action["address"]))
+            for action in reports[name]["actions"]
+            if action["action"] != "read"
+        }
+        - {("update", "terraform_data.agreement")}
+        for name in changes
+    }
+    assert found == {
+        "no objective": {
+            ("DESTROY", "google_monitoring_alert_policy.burn_rate"),
+            ("DESTROY", "google_monitoring_custom_service.main"),
+            ("DESTROY", "google_monitoring_slo.uploads"),
+        },
+        "other goal": {("update", "google_monitoring_slo.uploads")},
+        "budget": {
+            ("create", "google_billing_budget.main"),
+            ("create", "google_project_service.budget"),
+            ("create", "time_sleep.budget"),
+        },
+        "weekly": {
+            ("update", "google_cloud_scheduler_job.reconcile"),
+            ("update", "google_monitoring_alert_policy.reconcile_absent"),
+        },
+        "requests": {("DESTROY", "google_logging_project_exclusion.requests")},
+    }
+
+
+def _type_of(address: str) -> str:
+    """Return the type and the name in a resource's address."""
+    return address.removeprefix("module.yolo_batch.").partition("[")[0]
 
 
 # --- Conditions of grants
