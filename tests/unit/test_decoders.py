@@ -46,6 +46,7 @@ from service.images.decoders import (
 )
 from service.images.letterbox import shrink
 from service.images.pixels import DecodedImage
+from service.machine import cores
 from service.settings import Settings
 from tests import hostile_decoder
 from tests.hostile_decoder import marked
@@ -565,6 +566,12 @@ def test_start_warns_of_a_deadline_too_short_to_decode(
     settings = Settings.from_env({"ACK_DEADLINE_SECONDS": seconds})
     with closing(module.build_decoders(settings)):
         assert ("leaves little time to decode" in caplog.text) == is_warned
+
+
+@pytest.mark.parametrize(("environ", "count"), [({}, cores()), ({"DECODERS": "3"}, 3)])
+def test_one_decoder_for_each_core_unless_set(environ: dict[str, str], count: int) -> None:
+    with closing(module.build_decoders(Settings.from_env(environ))) as decoders:
+        wait_until(lambda: len(decoders_of(decoders)) == count)
 
 
 def test_limits_end_before_the_deliverys_work_time() -> None:

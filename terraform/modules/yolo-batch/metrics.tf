@@ -11,6 +11,7 @@ locals {
     commit_ms          = { unit = "ms", description = "Duration of a commit to Firestore." }
     done               = { unit = "1", description = "Images recorded with their detections." }
     failed             = { unit = "1", description = "Images recorded as failed." }
+    parked             = { unit = "1", description = "Deliveries of images that were parked, because the day's limit was reached." }
     already_recorded   = { unit = "1", description = "Deliveries of images that already had a final document." }
     superseded         = { unit = "1", description = "Results that were dropped, because another delivery committed its document first." }
     gone               = { unit = "1", description = "Images that were deleted or overwritten before they were read." }
