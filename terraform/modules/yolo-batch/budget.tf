@@ -5,7 +5,7 @@ locals {
   budgets = var.budget == null ? {} : { main = var.budget }
 }
 
-# Apart from the other APIs: their wait would start again, and with it everything that depends on it.
+# Not in apis.tf: another API there starts its wait again, and everything that depends on the wait.
 resource "google_project_service" "budget" {
   for_each = local.budgets
 
