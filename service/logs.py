@@ -56,7 +56,13 @@ class Formatter(JsonFormatter):
     """Writes a record as JSON. Error Reporting gets each ERROR and CRITICAL, and nothing else."""
 
     def process_log_record(self, log_data: LogData) -> LogData:
-        """Rename the traceback of an error, or mark an error that has none."""
+        """Rename the traceback of an error, or mark an error that has none. Shorten the line.
+
+        The service's own messages are listed with their loggers in
+        docs/reference/logs-and-metrics.md, so that their lines need no logger.
+        """
+        if log_data["logger"].partition(".")[0] == "service":
+            del log_data["logger"]
         if log_data[_SEVERITY] in ("ERROR", "CRITICAL"):
             if "exc_info" in log_data:
                 log_data["stack_trace"] = log_data.pop("exc_info")

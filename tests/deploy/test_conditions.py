@@ -1,17 +1,18 @@
 """Conditions of IAM grants let through what they should, and nothing else."""
 
-import celpy
 import pytest
+from celpy.celparser import CELParseError
+from celpy.evaluation import CELEvalError
 
 from tests.deploy.conditions import allows
 
 
 def test_condition_with_an_error_is_no_answer() -> None:
-    with pytest.raises(celpy.CELParseError):
+    with pytest.raises(CELParseError):
         allows('resource.name.startsWith("a"', name="a")
-    with pytest.raises(celpy.CELEvalError):
+    with pytest.raises(CELEvalError):
         allows('resource.nmae == "a"', name="a")
-    with pytest.raises(celpy.CELEvalError):
+    with pytest.raises(CELEvalError):
         allows('resuorce.name == "a"', name="a")
 
 

@@ -15,15 +15,11 @@ import pytest
 
 from devtools.docs.terraform import blocks_of
 from service.cli.reconcile import reconcile
-from service.deadline import NO_DEADLINE
-from service.domain import Event, Outcome
 from service.health import Health
 from service.operate.backfill import Redelivery
-from service.operate.smoke import sample_name
 from service.server.app import create_app
 from service.settings import Settings
-from tests.fakes import FakeDetector, FakeStorage, FakeStore, bmp_image, pipeline_of
-from tests.loglines import configure
+from tests.fakes import FakeDetector, FakeStorage, FakeStore, pipeline_of
 
 REPOSITORY = Path(__file__).parents[2]
 ROOT = REPOSITORY / "terraform"
@@ -213,35 +209,6 @@ def test_substitutions_are_those_of_the_build() -> None:
     assert '/service"' in build and ":latest" in build  # the image that the first service takes
 
 
-def test_builder_touches_no_upload_but_the_smoke_tests() -> None:
-    grant = _resource("google_storage_bucket_iam_member", "build_smoke")
-    [prefix] = re.findall(r"/objects/(.*?)\"", grant["condition"][0]["expression"])
-    assert sample_name().startswith(prefix)
-
-
-# --- The dashboard
-
-
-@needs_terraform
-def test_dashboard_has_no_zeros_and_no_nulls(offline: Path) -> None:
-    """The API returns neither zeros nor nulls, so each would show up in every plan."""
-    text = (MODULE / "monitoring.tf").read_text()
-    text = "\n".join(re.findall(r"^locals \{.*?^\}$", text, re.MULTILINE | re.DOTALL))
-    text = text.replace("google_pubsub_subscription.dead_letters.name", '"dead-letters"')
-    (offline / "monitoring.tf").write_text(text)
-    tiles = _evaluate(offline, "local.dashboard", {})["mosaicLayout"]["tiles"]
-    assert [(tile.get("xPos"), tile.get("yPos")) for tile in tiles[:4]] == [
-        (None, None),
-        (6, None),
-        (None, 4),
-        (6, 4),
-    ]
-    sets = [tile["widget"]["xyChart"]["dataSets"] for tile in tiles]
-    assert "legendTemplate" not in sets[0][0]
-    assert [each["legendTemplate"] for each in sets[3]] == sorted(map(str, Outcome))
-    assert not re.search(r": (0|null)\b", json.dumps(tiles))
-
-
 # --- The recipe
 
 
@@ -290,52 +257,3 @@ def test_every_validation_and_check_has_a_failing_run() -> None:
     assert failing.count("terraform_data.agreement") == 2
     combinations = _resource("terraform_data", "combinations")["lifecycle"][0]
     assert failing.count("terraform_data.combinations") == len(combinations["precondition"])
-
-
-# --- Metrics of log lines
-
-
-@pytest.fixture
-def log_lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    """Return the log lines of commits, of a failed image and of a rejected message."""
-    configure("INFO")
-    storage, store = FakeStorage(), FakeStore()
-    good, bad = storage.put("good.bmp", bmp_image()), storage.put("bad.bmp", b"no image")
-    pipeline = pipeline_of(storage, store, FakeDetector())
-    pipeline.handle(Event(good), NO_DEADLINE)
-    pipeline.handle(Event(bad), NO_DEADLINE)
-    pipeline.stop()
-    response = (
-        create_app(pipeline)
-        .test_client()
-        .post("/", json={"message": {"data": "eyJ1cmkiOiAiZ3M6Ly91cGxvYWRzL2EuanBnIn0="}})
-    )
-    assert response.status_code == 503
-    pipeline.close()
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-
-
-def _messages(lines: list[dict[str, Any]], message: str) -> list[dict[str, Any]]:
-    return [line for line in lines if line["message"] == message]
-
-
-def test_commit_metrics_read_what_is_logged(log_lines: list[dict[str, Any]]) -> None:
-    metric = _resource("google_logging_metric", "commit")
-    [messages] = re.findall(r"jsonPayload\.message=\((.*?)\)", metric["filter"])
-    lines = [
-        line
-        for message in re.findall(r'"(\w+)"', messages)
-        for line in _messages(log_lines, message)
-    ]
-    assert metric["value_extractor"] == "EXTRACT(jsonPayload.${each.key})"
-    assert sum(line.get("images", 0) for line in lines) == 2
-    assert sum(line.get("done", 0) for line in lines) == 1
-    assert sum(line.get("failed", 0) for line in lines) == 1
-    assert any("commit_ms" in line for line in lines)
-    assert set(_local("commit_metrics")) == {"images", "commit_ms", *map(str, Outcome)}
-
-
-def test_line_metrics_read_what_is_logged(log_lines: list[dict[str, Any]]) -> None:
-    for metric in _local("line_metrics").values():
-        [line] = _messages(log_lines, metric["message"])
-        assert line[metric["label"]]

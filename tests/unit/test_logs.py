@@ -46,7 +46,7 @@ def configured() -> logging.Logger:
         (logging.CRITICAL, "CRITICAL"),
     ],
 )
-def test_line_has_severity_logger_message_and_time(
+def test_line_has_severity_message_and_time(
     capsys: pytest.CaptureFixture[str], level: int, severity: str
 ) -> None:
     logger = configured()
@@ -54,7 +54,14 @@ def test_line_has_severity_logger_message_and_time(
     [line] = lines(capsys)
     assert line.pop("time").startswith("20")
     line.pop("@type", None)
-    assert line == {"severity": severity, "logger": "service.test", "message": "Committed 3"}
+    assert line == {"severity": severity, "message": "Committed 3"}
+
+
+@pytest.mark.parametrize("name", ["urllib3.connection", "services", "root"])
+def test_line_of_a_library_has_its_logger(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    configured()
+    logging.getLogger(name).warning("slow")
+    assert [line["logger"] for line in lines(capsys)] == [name]
 
 
 def test_line_has_its_extra_fields(capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,8 +223,7 @@ def gunicorn(app: str, **environment: str) -> list[dict[str, Any]]:
         env=os.environ | {"PORT": str(free_port()), "PYTHONPATH": str(ROOT)} | environment,
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,  # gunicorn repeats the error's text there
+        capture_output=True,  # gunicorn repeats the error's text on standard error
         text=True,
         timeout=PATIENCE_SECONDS,
     )

@@ -78,7 +78,7 @@ locals {
       title     = "reconcile cannot be started"
       severity  = "WARNING"
       condition = "Cloud Scheduler reports an error"
-      filter    = "resource.type=\"cloud_scheduler_job\" AND resource.labels.job_id=\"${local.reconcile_name}\" AND severity>=ERROR"
+      filter    = "resource.type=\"cloud_scheduler_job\" AND resource.labels.job_id=~\"^${local.reconcile_name}\" AND severity>=ERROR"
       period    = "86400s"
       advice    = "Uploads whose event was lost are not found until the job runs. Run it by hand with `gcloud run jobs execute ${local.reconcile_name} --project ${var.project_id} --region ${var.region}`, and look at the log of the scheduler's job: 403 means that ${var.name}-scheduler lacks roles/run.invoker on the job. `terraform apply` restores the grant."
     }

@@ -2,7 +2,7 @@
 # effect only some time after its creation.
 
 resource "google_project_service" "main" {
-  for_each = toset(concat([
+  for_each = toset([
     "artifactregistry.googleapis.com",
     "cloudbuild.googleapis.com",
     "cloudresourcemanager.googleapis.com",
@@ -16,7 +16,7 @@ resource "google_project_service" "main" {
     "pubsub.googleapis.com",
     "run.googleapis.com",
     "storage.googleapis.com",
-  ], var.budget == null ? [] : ["billingbudgets.googleapis.com"]))
+  ])
 
   service = each.key
   project = var.project_id

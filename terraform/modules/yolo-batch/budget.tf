@@ -1,8 +1,27 @@
 # The whole project, because Google filters a budget by at most one label, and the costs of Firestore,
 # Pub/Sub and Cloud Logging carry none. A budget only notifies. It stops nothing.
 
+locals {
+  budgets = var.budget == null ? {} : { main = var.budget }
+}
+
+# Not in apis.tf: another API there starts its wait again, and everything that depends on the wait.
+resource "google_project_service" "budget" {
+  for_each = local.budgets
+
+  service            = "billingbudgets.googleapis.com"
+  project            = var.project_id
+  disable_on_destroy = false
+}
+
+resource "time_sleep" "budget" {
+  for_each = google_project_service.budget
+
+  create_duration = "60s"
+}
+
 resource "google_billing_budget" "main" {
-  for_each = var.budget == null ? {} : { main = var.budget }
+  for_each = local.budgets
 
   billing_account = each.value.billing_account
   display_name    = "${local.service_name}: project ${var.project_id}"
@@ -41,5 +60,5 @@ resource "google_billing_budget" "main" {
     enable_project_level_recipients  = true
   }
 
-  depends_on = [time_sleep.apis]
+  depends_on = [time_sleep.budget]
 }

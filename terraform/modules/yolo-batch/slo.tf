@@ -18,7 +18,7 @@ locals {
 resource "google_monitoring_custom_service" "main" {
   for_each = local.slo
 
-  service_id   = local.service_name
+  service_id   = var.name
   display_name = local.service_name
   user_labels  = local.labels
   project      = var.project_id
