@@ -114,6 +114,7 @@ BEFORE: dict[str, Any] = {
     "request_log_kb": 1.2,
     "counters": 2,
     "reconcile_days": 365.0 * 100,
+    "scans": 0,
 }
 
 
