@@ -92,7 +92,7 @@ class Month:
     document_kb: float = 3.4  # with index entries: python -m devtools.bench.index_entries
     message_kb: float = 3.0
     request_log_kb: float = 0.0  # Cloud Run's entry for a 2xx response. About 1.2 if it is kept
-    log_kb: float = 0.8  # lines of the service, with what Cloud Logging adds
+    log_kb: float = 0.7  # lines of the service, with what Cloud Logging adds
     distributions: int = 9  # log-based metrics
     counters: int = 3
     active_minutes: float = 60 * HOURS  # in which images are processed
