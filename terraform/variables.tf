@@ -7,6 +7,13 @@ variable "accelerator" {
   nullable    = false
 }
 
+variable "agent_grants" {
+  description = "Who grants the roles in the project that Eventarc needs to Google's own accounts: leave (the apply grants them with gcloud, and a destroy leaves them in place, because other triggers need them too) or none (somebody else grants them, see docs/how-to/grants.md). Without effect if upload_events is notification."
+  type        = string
+  default     = "leave"
+  nullable    = false
+}
+
 variable "batch_size" {
   description = "Maximum number of images in one batch, 1 to 64. Null: 8 without a GPU, 32 with one. MAX_IN_FLIGHT and Cloud Run's concurrency are four times this number."
   type        = number
@@ -14,9 +21,19 @@ variable "batch_size" {
 }
 
 variable "bucket_name" {
-  description = "Name of the bucket for uploads. Null: PROJECT-NAME-uploads."
+  description = "Name of the bucket for uploads. Null: PROJECT-NAME-uploads. Without create_bucket, a bucket that exists."
   type        = string
   default     = null
+}
+
+variable "budget" {
+  description = "Budget of the whole project for a month, for example {billing_account = \"012345-6789AB-CDEF01\", amount = 100}, in the billing account's currency or in currency. At 50, 90 and 100 % of it, and if the forecast exceeds it, Google notifies. Needs roles/billing.costsManager on the billing account. Null: none."
+  type = object({
+    billing_account = string
+    amount          = number
+    currency        = optional(string)
+  })
+  default = null
 }
 
 variable "build_region" {
@@ -39,6 +56,33 @@ variable "cpu" {
   nullable    = false
 }
 
+variable "create_bucket" {
+  description = "Whether to create the bucket for uploads. False: bucket_name is a bucket of this project that exists. A destroy leaves it alone."
+  type        = bool
+  default     = true
+  nullable    = false
+}
+
+variable "create_database" {
+  description = "Whether to create the Firestore database. False: firestore_database is a database of this project that exists. A destroy leaves it and its documents alone. firestore_location has no effect then."
+  type        = bool
+  default     = true
+  nullable    = false
+}
+
+variable "create_repository" {
+  description = "Whether to create the Docker repository in Artifact Registry. False: repository_name is a repository in region that exists. The container images are in its folder NAME. Its owner sets its cleanup policies."
+  type        = bool
+  default     = true
+  nullable    = false
+}
+
+variable "daily_image_limit" {
+  description = "Maximum number of images a day (UTC). Further images are parked: they get a document, but are not processed until the nightly reconcile job continues them on another day. Null: no limit."
+  type        = number
+  default     = null
+}
+
 variable "firestore_collection" {
   description = "Firestore collection of the results."
   type        = string
@@ -47,7 +91,7 @@ variable "firestore_collection" {
 }
 
 variable "firestore_database" {
-  description = "Firestore database to create. Only (default) has the free tier, and a project has only one (default)."
+  description = "Firestore database of the results. Only (default) has the free tier, and a project has only one (default)."
   type        = string
   default     = "(default)"
   nullable    = false
@@ -65,10 +109,51 @@ variable "image" {
   default     = null
 }
 
+variable "index_all_fields" {
+  description = "Whether Firestore indexes almost every field, as it does by itself. This makes a document three times as large, and its writes slower. Not indexed even then: detections, event_time, generation and created_at."
+  type        = bool
+  default     = false
+  nullable    = false
+}
+
+variable "indexed_fields" {
+  description = "More fields to index, for your own queries, for example [\"model.name\", \"image.width\"]. docs/how-to/query-results.md lists the fields that are indexed anyway."
+  type        = set(string)
+  default     = []
+  nullable    = false
+}
+
+variable "keep_request_logs" {
+  description = "Whether Cloud Logging stores the requests that the service handled (2xx). The service logs its own line for each commit in any case."
+  type        = bool
+  default     = false
+  nullable    = false
+}
+
+variable "kms_key" {
+  description = "Cloud KMS key in region, projects/PROJECT/locations/REGION/keyRings/RING/cryptoKeys/KEY, that encrypts the buckets, topics, database, registry, service and job that this module creates. Null: Google's keys. Set it at the first apply: a later change replaces the database and the registry, with everything in them."
+  type        = string
+  default     = null
+}
+
+variable "labels" {
+  description = "More labels of every resource that can have labels. They have precedence over app, which is the value of name."
+  type        = map(string)
+  default     = {}
+  nullable    = false
+}
+
 variable "max_instances" {
   description = "Maximum number of instances. Null: 10 without a GPU, 1 with one. A new project often has a quota of 20 vCPU, 40 GiB and 3 GPUs in each region."
   type        = number
   default     = null
+}
+
+variable "min_instances" {
+  description = "Number of instances that stay started, and are billed while idle. 0: the service scales to zero."
+  type        = number
+  default     = 0
+  nullable    = false
 }
 
 variable "model" {
@@ -79,7 +164,7 @@ variable "model" {
 }
 
 variable "name" {
-  description = "Prefix of every resource's name."
+  description = "Prefix of every resource's name. Each deployment in a project needs its own."
   type        = string
   default     = "yolo-batch"
   nullable    = false
@@ -90,6 +175,12 @@ variable "notification_channels" {
   type        = list(string)
   default     = []
   nullable    = false
+}
+
+variable "object_prefix" {
+  description = "Folder of the bucket whose uploads are processed, for example incoming/. Needs upload_events = notification. The reconcile job compares only this folder. The smoke test's folder, smoke/, is processed too. Null: the whole bucket."
+  type        = string
+  default     = null
 }
 
 variable "project_id" {
@@ -113,7 +204,7 @@ variable "query_by_time" {
 }
 
 variable "reconcile_schedule" {
-  description = "When the reconcile job enqueues uploads that have no document, as cron in UTC. Null: only when you run it."
+  description = "When the reconcile job enqueues uploads that have no document, and with daily_image_limit those that are parked, as cron in UTC. With daily_image_limit, soon after midnight. Null: only when you run it."
   type        = string
   default     = "23 3 * * *"
 }
@@ -124,10 +215,23 @@ variable "region" {
   nullable    = false
 }
 
+variable "repository_name" {
+  description = "Name of the Docker repository in Artifact Registry. Null: the value of name."
+  type        = string
+  default     = null
+}
+
 variable "results_ttl_days" {
   description = "Days after which a result expires. Firestore deletes it within about a day after that. Null: never."
   type        = number
   default     = null
+}
+
+variable "scan_images" {
+  description = "Whether to enable the Container Scanning API, which scans each new container image for vulnerabilities, for 0.26 USD. It scans the images of all repositories of the project, and stays enabled after a destroy."
+  type        = bool
+  default     = false
+  nullable    = false
 }
 
 variable "settings" {
@@ -135,6 +239,12 @@ variable "settings" {
   type        = map(string)
   default     = {}
   nullable    = false
+}
+
+variable "slo_goal" {
+  description = "Share of the minutes of 28 days in which no upload waits longer than 60 s, for an SLO with two alerts: more than 0, at most 0.9999. Null: no SLO."
+  type        = number
+  default     = 0.99
 }
 
 variable "soft_delete_days" {
@@ -162,4 +272,23 @@ variable "versioning" {
   type        = bool
   default     = false
   nullable    = false
+}
+
+variable "vpc_egress" {
+  description = "Traffic of the service and the job that goes through the VPC network: private-ranges-only, or all-traffic. With all-traffic, the subnetwork needs Private Google Access."
+  type        = string
+  default     = "private-ranges-only"
+  nullable    = false
+}
+
+variable "vpc_network" {
+  description = "VPC network that the service and the job send traffic to (Direct VPC egress). Null: the network of vpc_subnetwork. If both are null, no network."
+  type        = string
+  default     = null
+}
+
+variable "vpc_subnetwork" {
+  description = "Subnetwork in region that the service and the job take addresses from. Null: the subnetwork with the name of vpc_network."
+  type        = string
+  default     = null
 }

@@ -88,7 +88,7 @@ def _terraform(*arguments: str, directory: Path, text: str = "") -> str:
 @pytest.fixture
 def offline(tmp_path: Path) -> Path:
     """Return a module with only the variables and the values derived from them."""
-    for name in ("variables.tf", "locals.tf"):
+    for name in ("variables.tf", "locals.tf", "combinations.tf"):
         shutil.copy(MODULE / name, tmp_path)
     return tmp_path
 
@@ -146,6 +146,15 @@ def test_environment_is_valid_settings(offline: Path, variables: dict[str, Any])
 
 
 @needs_terraform
+@pytest.mark.parametrize("cpu", [1, 2, 4, 8])
+def test_one_stream_and_decoder_for_each_vcpu(offline: Path, cpu: int) -> None:
+    """With 1 vCPU, a container sees two CPUs."""
+    environment = _evaluate(offline, "local.service_environment", {"cpu": cpu})
+    settings = Settings.from_env(environment)
+    assert settings.inference_streams == settings.decoders == cpu
+
+
+@needs_terraform
 def test_defaults_of_timeouts_are_the_services_own(offline: Path) -> None:
     names = ("hang_timeout_seconds", "firestore_timeout_seconds", "graceful_timeout_seconds")
     settings = Settings.from_env(_evaluate(offline, "local.service_environment", {}))
@@ -180,13 +189,15 @@ def test_reconcile_job_calls_the_command_as_it_is() -> None:
         "containers"
     ]
     assert container["command"] == ["yolo-batch"]
-    name, _uri, *options = container["args"]
+    name, _uri, *options = _local("reconcile_args")
+    assert container["args"].startswith("${concat(local.reconcile_args,")
     assert name == reconcile.name
     known = {option for parameter in reconcile.params for option in parameter.opts}
     assert {option for option in options if option.startswith("--")} <= known
     enqueue = next(p for p in reconcile.params if "--enqueue" in p.opts)
     assert isinstance(enqueue.type, click.Choice)
-    assert options[options.index("--enqueue") + 1] in enqueue.type.choices
+    assert enqueue.multiple
+    assert {options[options.index("--enqueue") + 1], "parked"} <= set(enqueue.type.choices)
     since = options[options.index("--since") + 1]
     assert since.startswith("gs://${google_storage_bucket.reconcile.name}/")
 
@@ -270,15 +281,20 @@ def test_every_invalid_value_fails(offline: Path) -> None:
 def test_every_validation_and_check_has_a_failing_run() -> None:
     runs = [
         body
-        for block in blocks_of(MODULE / "tests" / "refusals.tftest.hcl", "run")
+        for name in ("refusals", "existing")
+        for block in blocks_of(MODULE / "tests" / f"{name}.tftest.hcl", "run")
         for body in block.values()
     ]
     failing = [re.sub(r"[${}]", "", run["expect_failures"][0]) for run in runs]
     for block in blocks_of(MODULE / "variables.tf", "variable"):
         [(name, body)] = block.items()
         assert failing.count(f"var.{name}") >= len(body.get("validation", []))
-    assert {"check.gpu_region", "check.write_rate"} <= set(failing)
+    checks = {"check.gpu_region", "check.machine_size", "check.parked", "check.write_rate"}
+    assert checks <= set(failing)
+    assert failing.count("check.quota") == 2
     assert failing.count("terraform_data.agreement") == 2
+    combinations = _resource("terraform_data", "combinations")["lifecycle"][0]
+    assert failing.count("terraform_data.combinations") == len(combinations["precondition"])
 
 
 # --- Indexes
@@ -321,6 +337,7 @@ def test_documented_queries_have_their_indexes(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(firestore.Query, "stream", note)
     reader = ResultReader(_client(), collection="detections", timeout_seconds=1)
     assert list(reader.results("uploads", "cam1/")) == []
+    assert list(reader.parked()) == []
 
     composites = re.findall(r"\[(.*?)\]", _local("composite_indexes"), re.DOTALL)
     available = [re.findall(r'path\"?\s*[=:]\s*"(\w+)"', fields) for fields in composites]

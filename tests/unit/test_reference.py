@@ -172,9 +172,10 @@ def test_log_line_has_its_message_severity_and_fields() -> None:
     )
 
 
-def test_log_line_with_a_trace_has_exc_info() -> None:
-    assert one_line('logger.exception("Failed")').fields == ("exc_info",)
-    assert one_line('logger.error("Failed", exc_info=error)').fields == ("exc_info",)
+def test_log_line_with_a_trace_has_a_field_for_it() -> None:
+    assert one_line('logger.exception("Failed")').fields == ("stack_trace",)
+    assert one_line('logger.error("Failed", exc_info=error)').fields == ("stack_trace",)
+    assert one_line('logger.warning("Failed", exc_info=error)').fields == ("exc_info",)
 
 
 def test_log_line_of_two_levels_has_both_severities() -> None:

@@ -1,4 +1,6 @@
 resource "google_storage_bucket" "uploads" {
+  count = var.create_bucket ? 1 : 0
+
   name     = local.bucket_name
   location = upper(var.region)
   project  = var.project_id
@@ -7,6 +9,13 @@ resource "google_storage_bucket" "uploads" {
   uniform_bucket_level_access = true
   public_access_prevention    = "enforced"
   force_destroy               = !var.protect_data
+
+  dynamic "encryption" {
+    for_each = var.kms_key[*]
+    content {
+      default_kms_key_name = encryption.value
+    }
+  }
 
   soft_delete_policy {
     retention_duration_seconds = var.soft_delete_days * 24 * 3600
@@ -54,4 +63,29 @@ resource "google_storage_bucket" "uploads" {
   }
 
   depends_on = [time_sleep.apis]
+}
+
+data "google_storage_bucket" "uploads" {
+  count = var.create_bucket ? 0 : 1
+
+  name    = local.bucket_name
+  project = var.project_id
+
+  lifecycle {
+    postcondition {
+      condition     = var.upload_events != "eventarc" || lower(self.location) == var.region
+      error_message = "The bucket ${local.bucket_name} is in ${self.location}. An Eventarc trigger must be in the location of its bucket, and this one is in ${var.region}. Set region to the bucket's location, or upload_events to notification."
+    }
+
+    # Cloud Storage has no conditional roles without it. Cloud Build's role has a condition.
+    postcondition {
+      condition     = self.uniform_bucket_level_access
+      error_message = "The bucket ${local.bucket_name} needs uniform bucket-level access: gcloud storage buckets update gs://${local.bucket_name} --uniform-bucket-level-access"
+    }
+  }
+}
+
+locals {
+  # The name, known only when the bucket exists, so that what uses it waits for the bucket.
+  uploads_bucket = one(concat(google_storage_bucket.uploads[*].name, data.google_storage_bucket.uploads[*].name))
 }

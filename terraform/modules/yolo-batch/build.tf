@@ -20,6 +20,13 @@ resource "google_storage_bucket" "build" {
   public_access_prevention    = "enforced"
   force_destroy               = true # copies of the repository
 
+  dynamic "encryption" {
+    for_each = var.kms_key[*]
+    content {
+      default_kms_key_name = encryption.value
+    }
+  }
+
   soft_delete_policy {
     retention_duration_seconds = 0
   }
@@ -44,7 +51,7 @@ resource "google_storage_bucket_iam_member" "build_source" {
 
 resource "google_artifact_registry_repository_iam_member" "build" {
   location   = var.region
-  repository = google_artifact_registry_repository.main.name
+  repository = local.repository_id
   role       = "roles/artifactregistry.writer"
   member     = google_service_account.build.member
   project    = var.project_id
@@ -52,22 +59,33 @@ resource "google_artifact_registry_repository_iam_member" "build" {
 
 # To write logs, and to read the document of the smoke test's image.
 resource "google_project_iam_member" "build" {
-  for_each = toset(["roles/datastore.viewer", "roles/logging.logWriter"])
+  for_each = {
+    "roles/datastore.viewer"  = [local.database_condition]
+    "roles/logging.logWriter" = []
+  }
 
   project = var.project_id
   role    = each.key
   member  = google_service_account.build.member
+
+  dynamic "condition" {
+    for_each = each.value
+    content {
+      title      = condition.value.title
+      expression = condition.value.expression
+    }
+  }
 }
 
 # To upload and delete the smoke test's image. The account has no access to other objects.
 resource "google_storage_bucket_iam_member" "build_smoke" {
-  bucket = google_storage_bucket.uploads.name
+  bucket = local.uploads_bucket
   role   = "roles/storage.objectUser"
   member = google_service_account.build.member
 
   condition {
     title      = "smoke"
-    expression = "resource.name.startsWith(\"projects/_/buckets/${google_storage_bucket.uploads.name}/objects/smoke/\")"
+    expression = "resource.name.startsWith(\"projects/_/buckets/${local.uploads_bucket}/objects/smoke/\")"
   }
 }
 
@@ -78,6 +96,11 @@ resource "google_cloud_run_v2_service_iam_member" "build" {
   role     = "roles/run.developer"
   member   = google_service_account.build.member
   project  = var.project_id
+
+  lifecycle {
+    # Another accelerator creates another service. The old one must remain deployable until then.
+    create_before_destroy = true
+  }
 }
 
 resource "google_cloud_run_v2_job_iam_member" "build" {
@@ -103,6 +126,7 @@ resource "time_sleep" "build_grants" {
   create_duration = "120s"
   triggers = merge(
     {
+      agent    = google_project_service_identity.main["cloudbuild.googleapis.com"].id
       source   = google_storage_bucket_iam_member.build_source.id
       registry = google_artifact_registry_repository_iam_member.build.id
     },
@@ -113,7 +137,7 @@ resource "time_sleep" "build_grants" {
 locals {
   # cloudbuild.yaml sets this tag on the first image, and later on each image that passed the smoke
   # test. Only the first deployment uses it.
-  built_image = "${var.region}-docker.pkg.dev/${var.project_id}/${google_artifact_registry_repository.main.repository_id}/service:latest"
+  built_image = "${var.region}-docker.pkg.dev/${var.project_id}/${local.image_folder}/service:latest"
   first_image = coalesce(var.image, local.built_image)
 
   substitutions = {
@@ -125,7 +149,7 @@ locals {
     _JOB         = "${var.name}-reconcile"
     _MODEL       = var.model
     _REGION      = var.region
-    _REPOSITORY  = var.name
+    _REPOSITORY  = local.image_folder
     _SERVICE     = local.service_name
   }
   # Double quotes work in every shell. No value contains a double quote.
@@ -144,7 +168,7 @@ locals {
 resource "terraform_data" "first_image" {
   for_each = var.image == null ? toset(["main"]) : toset([])
 
-  triggers_replace = [google_artifact_registry_repository.main.id, var.accelerator]
+  triggers_replace = [local.repository_id, var.accelerator]
 
   provisioner "local-exec" {
     working_dir = "${path.module}/../../.." # the root of the repository

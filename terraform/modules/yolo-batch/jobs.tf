@@ -2,9 +2,10 @@
 # uploads.
 
 resource "google_pubsub_topic" "jobs" {
-  name    = "${var.name}-jobs"
-  project = var.project_id
-  labels  = local.labels
+  name         = "${var.name}-jobs"
+  project      = var.project_id
+  labels       = local.labels
+  kms_key_name = var.kms_key
 
   depends_on = [time_sleep.apis]
 }
@@ -41,10 +42,10 @@ resource "google_pubsub_subscription" "jobs" {
   }
 
   depends_on = [
-    google_cloud_run_v2_service_iam_member.events,
     google_firestore_database.main,
     google_pubsub_topic_iam_member.dead_letters,
     time_sleep.agent_grants,
+    time_sleep.callers,
   ]
 }
 
@@ -56,9 +57,10 @@ resource "google_pubsub_subscription_iam_member" "jobs" {
 }
 
 resource "google_pubsub_topic" "dead_letters" {
-  name    = "${var.name}-dead-letters"
-  project = var.project_id
-  labels  = local.labels
+  name         = "${var.name}-dead-letters"
+  project      = var.project_id
+  labels       = local.labels
+  kms_key_name = var.kms_key
 
   depends_on = [time_sleep.apis]
 }

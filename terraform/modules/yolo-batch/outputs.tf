@@ -1,6 +1,6 @@
 output "bucket" {
   description = "Bucket for uploads."
-  value       = google_storage_bucket.uploads.name
+  value       = local.uploads_bucket
 }
 
 output "build_command" {
@@ -36,7 +36,7 @@ output "service_url" {
 # Depends on the trigger and its subscription, so that it is known only when uploads cause events.
 output "upload_command" {
   description = "Command that uploads images."
-  value       = "gcloud storage cp *.jpg gs://${google_storage_bucket.uploads.name}/"
+  value       = "gcloud storage cp *.jpg gs://${local.uploads_bucket}/${join("", compact([var.object_prefix]))}"
 
   depends_on = [
     google_eventarc_trigger.uploads,

@@ -1,6 +1,20 @@
 # The reconcile job finds uploads that have no document, for example after a lost event, a long outage or
-# a dead letter, and publishes jobs for them. It compares only uploads since the last run, so that expired
-# results are not created again.
+# a dead letter, and publishes jobs for them. It compares only uploads since the last run, and none whose
+# result may have expired. With a daily limit, it also publishes jobs for parked images, as many as the
+# limit leaves of the new day.
+
+locals {
+  reconcile_args = [
+    "reconcile", local.uploads_uri,
+    "--enqueue", "missing",
+    "--since", "gs://${google_storage_bucket.reconcile.name}/${local.last_run}",
+    "--topic", google_pubsub_topic.jobs.id,
+    "--yes",
+    # To publish jobs no faster than the service processes them.
+    "--instances", tostring(local.max_instances),
+    "--vcpu", tostring(local.machine.cpu),
+  ]
+}
 
 resource "google_service_account" "reconcile" {
   account_id   = "${var.name}-reconcile"
@@ -11,7 +25,7 @@ resource "google_service_account" "reconcile" {
 }
 
 resource "google_storage_bucket_iam_member" "reconcile" {
-  bucket = google_storage_bucket.uploads.name
+  bucket = local.uploads_bucket
   role   = "roles/storage.objectViewer"
   member = google_service_account.reconcile.member
 }
@@ -20,6 +34,11 @@ resource "google_project_iam_member" "reconcile" {
   project = var.project_id
   role    = "roles/datastore.viewer"
   member  = google_service_account.reconcile.member
+
+  condition {
+    title      = local.database_condition.title
+    expression = local.database_condition.expression
+  }
 }
 
 # Contains the start time of the last successful run. A run looks back to that time, but at least two
@@ -33,6 +52,13 @@ resource "google_storage_bucket" "reconcile" {
   uniform_bucket_level_access = true
   public_access_prevention    = "enforced"
   force_destroy               = true # its one object is written again by the next run
+
+  dynamic "encryption" {
+    for_each = var.kms_key[*]
+    content {
+      default_kms_key_name = encryption.value
+    }
+  }
 
   soft_delete_policy {
     retention_duration_seconds = 0
@@ -69,20 +95,23 @@ resource "google_cloud_run_v2_job" "reconcile" {
       service_account = google_service_account.reconcile.email
       timeout         = "3600s"
       max_retries     = 1
+      encryption_key  = var.kms_key
+
+      dynamic "vpc_access" {
+        for_each = local.vpc_access
+        content {
+          egress = vpc_access.value.egress
+          network_interfaces {
+            network    = vpc_access.value.network
+            subnetwork = vpc_access.value.subnetwork
+          }
+        }
+      }
 
       containers {
         image   = local.first_image
         command = ["yolo-batch"]
-        args = [
-          "reconcile", "gs://${google_storage_bucket.uploads.name}",
-          "--enqueue", "missing",
-          "--since", "gs://${google_storage_bucket.reconcile.name}/last-run",
-          "--topic", google_pubsub_topic.jobs.id,
-          "--yes",
-          # To publish jobs no faster than the service processes them.
-          "--instances", tostring(local.max_instances),
-          "--vcpu", tostring(local.machine.cpu),
-        ]
+        args    = concat(local.reconcile_args, var.daily_image_limit == null ? [] : ["--enqueue", "parked"])
 
         resources {
           limits = { cpu = "1", memory = "1Gi" }

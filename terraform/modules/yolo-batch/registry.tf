@@ -1,10 +1,18 @@
 resource "google_artifact_registry_repository" "main" {
-  repository_id = var.name
+  count = var.create_repository ? 1 : 0
+
+  repository_id = local.repository_name
   location      = var.region
   format        = "DOCKER"
   description   = "Container images of ${var.name}."
   project       = var.project_id
   labels        = local.labels
+  kms_key_name  = var.kms_key
+
+  # Scans each new image if the project has the Container Scanning API (scan_images).
+  vulnerability_scanning_config {
+    enablement_config = "INHERITED"
+  }
 
   # KEEP policies have precedence over DELETE policies.
   cleanup_policies {
@@ -36,4 +44,41 @@ resource "google_artifact_registry_repository" "main" {
   }
 
   depends_on = [time_sleep.apis]
+}
+
+data "google_artifact_registry_repository" "main" {
+  count = var.create_repository ? 0 : 1
+
+  repository_id = local.repository_name
+  location      = var.region
+  project       = var.project_id
+
+  lifecycle {
+    postcondition {
+      condition     = upper(self.format) == "DOCKER"
+      error_message = "The repository ${local.repository_name} has the format ${self.format}. It must be DOCKER."
+    }
+  }
+}
+
+locals {
+  repository_name = coalesce(var.repository_name, var.name)
+  # Known only when the repository exists, so that what uses it waits for the repository.
+  repository_id = one(concat(
+    google_artifact_registry_repository.main[*].id,
+    data.google_artifact_registry_repository.main[*].id,
+  ))
+  # Others may have an image with the name service in a repository that exists.
+  image_folder = var.create_repository ? local.repository_name : "${local.repository_name}/${var.name}"
+}
+
+# Enabling this API has an effect on the whole project: each new image of every repository is scanned and
+# billed. So it is not among the APIs that are always enabled.
+resource "google_project_service" "scanning" {
+  count = var.scan_images ? 1 : 0
+
+  service = "containerscanning.googleapis.com"
+  project = var.project_id
+  # Other parts of the project may use it.
+  disable_on_destroy = false
 }

@@ -9,7 +9,9 @@ resource "google_service_account" "service" {
 }
 
 resource "google_storage_bucket_iam_member" "service" {
-  bucket = google_storage_bucket.uploads.name
+  bucket = local.uploads_bucket
+  # With objects.list: without it, Cloud Storage reports a deleted object as 403, which may also mean a
+  # missing role, instead of 404 (docs/decisions/0012-access.md).
   role   = "roles/storage.objectViewer"
   member = google_service_account.service.member
 }
@@ -18,6 +20,11 @@ resource "google_project_iam_member" "service" {
   project = var.project_id
   role    = "roles/datastore.user"
   member  = google_service_account.service.member
+
+  condition {
+    title      = local.database_condition.title
+    expression = local.database_condition.expression
+  }
 }
 
 resource "google_cloud_run_v2_service" "main" {
@@ -38,10 +45,22 @@ resource "google_cloud_run_v2_service" "main" {
     max_instance_request_concurrency = local.max_in_flight
     execution_environment            = "EXECUTION_ENVIRONMENT_GEN2"
     gpu_zonal_redundancy_disabled    = local.has_gpu ? true : null
+    encryption_key                   = var.kms_key
 
     scaling {
-      min_instance_count = 0
+      min_instance_count = var.min_instances
       max_instance_count = local.max_instances
+    }
+
+    dynamic "vpc_access" {
+      for_each = local.vpc_access
+      content {
+        egress = vpc_access.value.egress
+        network_interfaces {
+          network    = vpc_access.value.network
+          subnetwork = vpc_access.value.subnetwork
+        }
+      }
     }
 
     dynamic "node_selector" {
@@ -110,8 +129,7 @@ resource "google_cloud_run_v2_service" "main" {
     ]
   }
 
-  # It does not depend on its grants: create_before_destroy would then apply to the bucket too, which
-  # cannot be created twice. The subscription and the trigger wait for the grants instead.
+  # It does not depend on its grants. The subscription and the trigger wait for the grants instead.
   depends_on = [terraform_data.agreement, terraform_data.first_image, time_sleep.accounts]
 }
 
@@ -134,6 +152,21 @@ resource "google_cloud_run_v2_service_iam_member" "events" {
   role     = "roles/run.invoker"
   member   = each.value.member
   project  = var.project_id
+
+  lifecycle {
+    # Another accelerator creates another service. The old one must process uploads until then.
+    create_before_destroy = true
+  }
+}
+
+# Before the events move to the service. A call without a grant in effect fails with 403.
+resource "time_sleep" "callers" {
+  create_duration = "120s"
+  triggers        = { for key, grant in google_cloud_run_v2_service_iam_member.events : key => grant.id }
+
+  lifecycle {
+    create_before_destroy = true
+  }
 }
 
 # Needed by Pub/Sub agents that were created before April 2021. It has no effect on other agents.

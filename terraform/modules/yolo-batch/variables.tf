@@ -10,6 +10,18 @@ variable "accelerator" {
   }
 }
 
+variable "agent_grants" {
+  description = "Who grants the roles in the project that Eventarc needs to Google's own accounts: leave (the apply grants them with gcloud, and a destroy leaves them in place, because other triggers need them too) or none (somebody else grants them, see docs/how-to/grants.md). Without effect if upload_events is notification."
+  type        = string
+  default     = "leave"
+  nullable    = false
+
+  validation {
+    condition     = contains(["leave", "none"], var.agent_grants)
+    error_message = "agent_grants must be leave or none."
+  }
+}
+
 variable "batch_size" {
   description = "Maximum number of images in one batch, 1 to 64. Null: 8 without a GPU, 32 with one. MAX_IN_FLIGHT and Cloud Run's concurrency are four times this number."
   type        = number
@@ -26,7 +38,7 @@ variable "batch_size" {
 }
 
 variable "bucket_name" {
-  description = "Name of the bucket for uploads. Null: PROJECT-NAME-uploads."
+  description = "Name of the bucket for uploads. Null: PROJECT-NAME-uploads. Without create_bucket, a bucket that exists."
   type        = string
   default     = null
 
@@ -37,6 +49,26 @@ variable "bucket_name" {
       : can(regex("^[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$", var.bucket_name))
     )
     error_message = "bucket_name must be a bucket's name without gs://: 3 to 63 lower-case letters, digits, '-', '_' and '.'."
+  }
+}
+
+variable "budget" {
+  description = "Budget of the whole project for a month, for example {billing_account = \"012345-6789AB-CDEF01\", amount = 100}, in the billing account's currency or in currency. At 50, 90 and 100 % of it, and if the forecast exceeds it, Google notifies. Needs roles/billing.costsManager on the billing account. Null: none."
+  type = object({
+    billing_account = string
+    amount          = number
+    currency        = optional(string)
+  })
+  default = null
+
+  validation {
+    condition     = var.budget == null ? true : can(regex("^[0-9A-F]{6}-[0-9A-F]{6}-[0-9A-F]{6}$", var.budget.billing_account))
+    error_message = "budget.billing_account must be the id of a billing account, for example 012345-6789AB-CDEF01."
+  }
+
+  validation {
+    condition     = var.budget == null ? true : var.budget.amount >= 1 && floor(var.budget.amount) == var.budget.amount
+    error_message = "budget.amount must be a whole number of at least 1."
   }
 }
 
@@ -75,6 +107,42 @@ variable "cpu" {
   }
 }
 
+variable "create_bucket" {
+  description = "Whether to create the bucket for uploads. False: bucket_name is a bucket of this project that exists. A destroy leaves it alone."
+  type        = bool
+  default     = true
+  nullable    = false
+}
+
+variable "create_database" {
+  description = "Whether to create the Firestore database. False: firestore_database is a database of this project that exists. A destroy leaves it and its documents alone. firestore_location has no effect then."
+  type        = bool
+  default     = true
+  nullable    = false
+}
+
+variable "create_repository" {
+  description = "Whether to create the Docker repository in Artifact Registry. False: repository_name is a repository in region that exists. The container images are in its folder NAME. Its owner sets its cleanup policies."
+  type        = bool
+  default     = true
+  nullable    = false
+}
+
+variable "daily_image_limit" {
+  description = "Maximum number of images a day (UTC). Further images are parked: they get a document, but are not processed until the nightly reconcile job continues them on another day. Null: no limit."
+  type        = number
+  default     = null
+
+  validation {
+    condition = (
+      var.daily_image_limit == null
+      ? true
+      : var.daily_image_limit >= 1 && var.daily_image_limit <= 1000000000 && floor(var.daily_image_limit) == var.daily_image_limit
+    )
+    error_message = "daily_image_limit must be a whole number from 1 to 1000000000."
+  }
+}
+
 variable "firestore_collection" {
   description = "Firestore collection of the results."
   type        = string
@@ -88,7 +156,7 @@ variable "firestore_collection" {
 }
 
 variable "firestore_database" {
-  description = "Firestore database to create. Only (default) has the free tier, and a project has only one (default)."
+  description = "Firestore database of the results. Only (default) has the free tier, and a project has only one (default)."
   type        = string
   default     = "(default)"
   nullable    = false
@@ -116,6 +184,55 @@ variable "image" {
   }
 }
 
+variable "index_all_fields" {
+  description = "Whether Firestore indexes almost every field, as it does by itself. This makes a document three times as large, and its writes slower. Not indexed even then: detections, event_time, generation and created_at."
+  type        = bool
+  default     = false
+  nullable    = false
+}
+
+variable "indexed_fields" {
+  description = "More fields to index, for your own queries, for example [\"model.name\", \"image.width\"]. docs/how-to/query-results.md lists the fields that are indexed anyway."
+  type        = set(string)
+  default     = []
+  nullable    = false
+
+  validation {
+    condition     = !anytrue([for field in var.indexed_fields : contains(["", "*", "created_at"], field)])
+    error_message = "indexed_fields must have paths of fields. Instead of *, set index_all_fields. Instead of created_at, set query_by_time."
+  }
+}
+
+variable "keep_request_logs" {
+  description = "Whether Cloud Logging stores the requests that the service handled (2xx). The service logs its own line for each commit in any case."
+  type        = bool
+  default     = false
+  nullable    = false
+}
+
+variable "kms_key" {
+  description = "Cloud KMS key in region, projects/PROJECT/locations/REGION/keyRings/RING/cryptoKeys/KEY, that encrypts the buckets, topics, database, registry, service and job that this module creates. Null: Google's keys. Set it at the first apply: a later change replaces the database and the registry, with everything in them."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.kms_key == null ? true : can(regex("^projects/[^/]+/locations/[^/]+/keyRings/[^/]+/cryptoKeys/[^/]+$", var.kms_key))
+    error_message = "kms_key must be projects/PROJECT/locations/REGION/keyRings/RING/cryptoKeys/KEY, without a version."
+  }
+}
+
+variable "labels" {
+  description = "More labels of every resource that can have labels. They have precedence over app, which is the value of name."
+  type        = map(string)
+  default     = {}
+  nullable    = false
+
+  validation {
+    condition     = alltrue([for key, value in var.labels : can(regex("^[a-z][a-z0-9_-]{0,62}=[a-z0-9_-]{0,63}$", "${key}=${value}"))])
+    error_message = "labels must have keys and values of at most 63 lower-case letters, digits, '-' and '_'. A key starts with a letter."
+  }
+}
+
 variable "max_instances" {
   description = "Maximum number of instances. Null: 10 without a GPU, 1 with one. A new project often has a quota of 20 vCPU, 40 GiB and 3 GPUs in each region."
   type        = number
@@ -124,6 +241,18 @@ variable "max_instances" {
   validation {
     condition     = var.max_instances == null ? true : var.max_instances >= 1 && floor(var.max_instances) == var.max_instances
     error_message = "max_instances must be a whole number of at least 1."
+  }
+}
+
+variable "min_instances" {
+  description = "Number of instances that stay started, and are billed while idle. 0: the service scales to zero."
+  type        = number
+  default     = 0
+  nullable    = false
+
+  validation {
+    condition     = var.min_instances >= 0 && floor(var.min_instances) == var.min_instances
+    error_message = "min_instances must be a whole number of at least 0."
   }
 }
 
@@ -140,10 +269,15 @@ variable "model" {
 }
 
 variable "name" {
-  description = "Prefix of every resource's name."
+  description = "Prefix of every resource's name. Each deployment in a project needs its own."
   type        = string
   default     = "yolo-batch"
   nullable    = false
+
+  validation {
+    condition     = !can(regex("-(build|jobs|reconcile|scheduler|uploads)$", var.name))
+    error_message = "name must not end in -build, -jobs, -reconcile, -scheduler or -uploads. Another deployment in the project may have an account with this name."
+  }
 
   validation {
     condition     = can(regex("^[a-z][a-z0-9-]{4,15}[a-z0-9]$", var.name))
@@ -160,6 +294,17 @@ variable "notification_channels" {
   validation {
     condition     = alltrue([for channel in var.notification_channels : can(regex("^projects/[^/]+/notificationChannels/[^/]+$", channel))])
     error_message = "notification_channels must be projects/PROJECT/notificationChannels/ID."
+  }
+}
+
+variable "object_prefix" {
+  description = "Folder of the bucket whose uploads are processed, for example incoming/. Needs upload_events = notification. The reconcile job compares only this folder. The smoke test's folder, smoke/, is processed too. Null: the whole bucket."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.object_prefix == null ? true : can(regex("^[^/\"\\s][^\"\\s]{0,510}/$", var.object_prefix)) && !startswith(var.object_prefix, "smoke/")
+    error_message = "object_prefix must be a folder that ends in '/' and does not start with '/', without spaces and quotation marks. smoke/ is the smoke test's."
   }
 }
 
@@ -189,7 +334,7 @@ variable "query_by_time" {
 }
 
 variable "reconcile_schedule" {
-  description = "When the reconcile job enqueues uploads that have no document, as cron in UTC. Null: only when you run it."
+  description = "When the reconcile job enqueues uploads that have no document, and with daily_image_limit those that are parked, as cron in UTC. With daily_image_limit, soon after midnight. Null: only when you run it."
   type        = string
   default     = "23 3 * * *"
 
@@ -210,6 +355,17 @@ variable "region" {
   }
 }
 
+variable "repository_name" {
+  description = "Name of the Docker repository in Artifact Registry. Null: the value of name."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.repository_name == null ? true : can(regex("^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$", var.repository_name))
+    error_message = "repository_name must be the name alone: at most 63 lower-case letters, digits and '-', starting with a letter."
+  }
+}
+
 variable "results_ttl_days" {
   description = "Days after which a result expires. Firestore deletes it within about a day after that. Null: never."
   type        = number
@@ -219,6 +375,13 @@ variable "results_ttl_days" {
     condition     = var.results_ttl_days == null ? true : var.results_ttl_days >= 1 && floor(var.results_ttl_days) == var.results_ttl_days
     error_message = "results_ttl_days must be a whole number of at least 1."
   }
+}
+
+variable "scan_images" {
+  description = "Whether to enable the Container Scanning API, which scans each new container image for vulnerabilities, for 0.26 USD. It scans the images of all repositories of the project, and stays enabled after a destroy."
+  type        = bool
+  default     = false
+  nullable    = false
 }
 
 variable "settings" {
@@ -234,10 +397,21 @@ variable "settings" {
 
   validation {
     condition = length(setintersection(keys(var.settings), [
-      "ACK_DEADLINE_SECONDS", "ALLOWED_BUCKETS", "BIND_ADDRESS", "DEVICE", "FIRESTORE_COLLECTION", "FIRESTORE_DATABASE",
+      "ACK_DEADLINE_SECONDS", "ALLOWED_BUCKETS", "BIND_ADDRESS", "DAILY_IMAGE_LIMIT", "DEVICE", "FIRESTORE_COLLECTION", "FIRESTORE_DATABASE",
       "GOOGLE_CLOUD_PROJECT", "MAX_BATCH_SIZE", "MAX_IN_FLIGHT", "PORT",
     ])) == 0
-    error_message = "settings must not have variables that Terraform sets. Instead of MAX_BATCH_SIZE and MAX_IN_FLIGHT, set batch_size. Instead of DEVICE, set accelerator. Instead of ALLOWED_BUCKETS, FIRESTORE_COLLECTION, FIRESTORE_DATABASE and GOOGLE_CLOUD_PROJECT, set bucket_name, firestore_collection, firestore_database and project_id. ACK_DEADLINE_SECONDS, BIND_ADDRESS and PORT are fixed."
+    error_message = "settings must not have variables that Terraform sets. Instead of MAX_BATCH_SIZE and MAX_IN_FLIGHT, set batch_size. Instead of DEVICE, set accelerator. Instead of ALLOWED_BUCKETS, DAILY_IMAGE_LIMIT, FIRESTORE_COLLECTION, FIRESTORE_DATABASE and GOOGLE_CLOUD_PROJECT, set bucket_name, daily_image_limit, firestore_collection, firestore_database and project_id. ACK_DEADLINE_SECONDS, BIND_ADDRESS and PORT are fixed."
+  }
+}
+
+variable "slo_goal" {
+  description = "Share of the minutes of 28 days in which no upload waits longer than 60 s, for an SLO with two alerts: more than 0, at most 0.9999. Null: no SLO."
+  type        = number
+  default     = 0.99
+
+  validation {
+    condition     = var.slo_goal == null ? true : var.slo_goal > 0 && var.slo_goal <= 0.9999
+    error_message = "slo_goal must be more than 0 and at most 0.9999, for example 0.99."
   }
 }
 
@@ -281,4 +455,38 @@ variable "versioning" {
   type        = bool
   default     = false
   nullable    = false
+}
+
+variable "vpc_egress" {
+  description = "Traffic of the service and the job that goes through the VPC network: private-ranges-only, or all-traffic. With all-traffic, the subnetwork needs Private Google Access."
+  type        = string
+  default     = "private-ranges-only"
+  nullable    = false
+
+  validation {
+    condition     = contains(["all-traffic", "private-ranges-only"], var.vpc_egress)
+    error_message = "vpc_egress must be private-ranges-only or all-traffic."
+  }
+}
+
+variable "vpc_network" {
+  description = "VPC network that the service and the job send traffic to (Direct VPC egress). Null: the network of vpc_subnetwork. If both are null, no network."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.vpc_network == null ? true : can(regex("^(projects/[^/]+/global/networks/)?[a-z]([a-z0-9-]*[a-z0-9])?$", var.vpc_network))
+    error_message = "vpc_network must be a name, or projects/PROJECT/global/networks/NAME."
+  }
+}
+
+variable "vpc_subnetwork" {
+  description = "Subnetwork in region that the service and the job take addresses from. Null: the subnetwork with the name of vpc_network."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.vpc_subnetwork == null ? true : can(regex("^(projects/[^/]+/regions/[^/]+/subnetworks/)?[a-z]([a-z0-9-]*[a-z0-9])?$", var.vpc_subnetwork))
+    error_message = "vpc_subnetwork must be a name, or projects/PROJECT/regions/REGION/subnetworks/NAME."
+  }
 }

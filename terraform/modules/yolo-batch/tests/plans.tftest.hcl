@@ -1,6 +1,6 @@
 # Tests the plan of each variant. They need the providers, but no project and no credentials.
-# check.uploads_subscription reads a subscription that only an apply creates, so a plan must expect it
-# to fail.
+# With Eventarc, check.uploads_subscription reads a subscription that only an apply creates, so a plan
+# must expect it to fail.
 
 mock_provider "google" {}
 mock_provider "google-beta" {}
@@ -85,11 +85,11 @@ run "cpu" {
 
   assert {
     condition = (
-      google_storage_bucket.uploads.uniform_bucket_level_access
-      && google_storage_bucket.uploads.public_access_prevention == "enforced"
-      && !google_storage_bucket.uploads.force_destroy
-      && google_firestore_database.main.delete_protection_state == "DELETE_PROTECTION_ENABLED"
-      && google_firestore_database.main.deletion_policy == "DELETE"
+      google_storage_bucket.uploads[0].uniform_bucket_level_access
+      && google_storage_bucket.uploads[0].public_access_prevention == "enforced"
+      && !google_storage_bucket.uploads[0].force_destroy
+      && google_firestore_database.main[0].delete_protection_state == "DELETE_PROTECTION_ENABLED"
+      && google_firestore_database.main[0].deletion_policy == "DELETE"
     )
     error_message = "The uploads are not public, and a destroy deletes neither them nor the results."
   }
@@ -98,19 +98,25 @@ run "cpu" {
     condition = (
       length(google_firestore_field.created_at.index_config[0].indexes) == 0
       && length(google_firestore_field.created_at.ttl_config) == 0
-      && keys(google_firestore_field.unindexed) == ["detections", "event_time", "generation"]
+      && length(google_firestore_field.others.index_config[0].indexes) == 0
+      && google_firestore_field.others.field == "*"
+      && {
+        for name, field in google_firestore_field.indexed :
+        name => [for index in field.index_config[0].indexes : coalesce(index.order, index.array_config)]
+      } == local.single_field_indexes
       && keys(google_firestore_index.main) == ["bucket_name"]
     )
-    error_message = "Fields that grow with time are not indexed, and results by prefix have an index."
+    error_message = "A field has an index only if a documented query needs it."
   }
 
   assert {
     condition = (
       google_storage_bucket_iam_member.service.role == "roles/storage.objectViewer"
       && google_project_iam_member.service.role == "roles/datastore.user"
+      && google_project_iam_member.service.condition[0].expression == "resource.name == \"projects/my-project-1/databases/(default)\""
       && alltrue([for grant in google_cloud_run_v2_service_iam_member.events : grant.role == "roles/run.invoker"])
     )
-    error_message = "The service reads one bucket and writes documents, and two accounts may call it."
+    error_message = "The service reads one bucket and writes to one database, and two accounts may call it."
   }
 }
 
@@ -146,7 +152,7 @@ run "nvidia_l4" {
 
 run "nvidia_rtx_pro_6000" {
   command         = plan
-  expect_failures = [check.uploads_subscription]
+  expect_failures = [check.machine_size, check.quota, check.uploads_subscription]
   variables {
     accelerator = "nvidia-rtx-pro-6000"
   }
@@ -183,8 +189,7 @@ run "uploads_by_eventarc" {
 }
 
 run "uploads_by_notification" {
-  command         = plan
-  expect_failures = [check.uploads_subscription]
+  command = plan
   variables {
     upload_events = "notification"
   }
@@ -231,9 +236,9 @@ run "disposable" {
 
   assert {
     condition = (
-      google_storage_bucket.uploads.force_destroy
-      && google_firestore_database.main.delete_protection_state == "DELETE_PROTECTION_DISABLED"
-      && google_firestore_database.main.deletion_policy == "DELETE"
+      google_storage_bucket.uploads[0].force_destroy
+      && google_firestore_database.main[0].delete_protection_state == "DELETE_PROTECTION_DISABLED"
+      && google_firestore_database.main[0].deletion_policy == "DELETE"
     )
     error_message = "A destroy deletes everything, so that the next apply succeeds."
   }
@@ -256,19 +261,61 @@ run "by_time_and_expiring" {
     condition = (
       length(google_firestore_field.created_at.index_config[0].indexes) == 2
       && google_firestore_field.created_at.ttl_config[0].expiration_offset == "2592000s"
-      && length(google_firestore_index.main) == 3
+      && google_firestore_field.created_at.deletion_policy == "DELETE"
+      && keys(google_firestore_index.main) == ["bucket_name", "labels_time", "status_time"]
     )
     error_message = "created_at is indexed, and documents expire by it."
   }
 
   assert {
     condition = (
-      length(google_storage_bucket.uploads.lifecycle_rule) == 3
-      && google_storage_bucket.uploads.versioning[0].enabled
-      && google_storage_bucket.uploads.soft_delete_policy[0].retention_duration_seconds == 0
+      length(google_storage_bucket.uploads[0].lifecycle_rule) == 3
+      && google_storage_bucket.uploads[0].versioning[0].enabled
+      && google_storage_bucket.uploads[0].soft_delete_policy[0].retention_duration_seconds == 0
       && length(google_cloud_scheduler_job.reconcile) == 0
     )
     error_message = "Uploads and their old versions expire, and the reconcile job has no schedule."
+  }
+}
+
+run "own_indexes" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    indexed_fields = ["model.name", "max_confidence"]
+  }
+
+  assert {
+    condition = (
+      length(google_firestore_field.indexed["model.name"].index_config[0].indexes) == 3
+      && google_firestore_field.indexed["model.name"].deletion_policy == "DELETE"
+      && length(google_firestore_field.indexed["max_confidence"].index_config[0].indexes) == 3
+      && google_firestore_field.indexed["max_confidence"].deletion_policy == "ABANDON"
+      && length(google_firestore_field.indexed["uri"].index_config[0].indexes) == 1
+      && length(google_firestore_field.others.index_config[0].indexes) == 0
+    )
+    error_message = "Own fields are indexed for every query, and lose their index with the variable."
+  }
+}
+
+run "all_fields_indexed" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    index_all_fields = true
+    indexed_fields   = ["model.name"]
+  }
+
+  assert {
+    condition = (
+      length(google_firestore_field.others.index_config[0].indexes) == 3
+      && length(google_firestore_field.indexed["labels"].index_config[0].indexes) == 3
+      && length(google_firestore_field.indexed["detections"].index_config[0].indexes) == 0
+      && length(google_firestore_field.indexed["event_time"].index_config[0].indexes) == 0
+      && length(google_firestore_field.created_at.index_config[0].indexes) == 0
+      && alltrue([for field in google_firestore_field.indexed : field.deletion_policy == "ABANDON"])
+    )
+    error_message = "Fields that grow with time and detections stay without an index, and no reset adds one."
   }
 }
 
@@ -297,5 +344,139 @@ run "reconcile" {
       && google_storage_bucket_iam_member.reconcile_state.bucket == "my-project-1-yolo-batch-reconcile"
     )
     error_message = "The reconcile job reads uploads and documents, and writes only to its topic and its bucket."
+  }
+}
+
+run "daily_limit" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    daily_image_limit = 10000
+  }
+
+  assert {
+    condition     = local.service_environment["DAILY_IMAGE_LIMIT"] == "10000" && local.environment["DAILY_IMAGE_LIMIT"] == "10000"
+    error_message = "The service and the reconcile job know the daily limit."
+  }
+
+  assert {
+    condition = alltrue([
+      contains(google_cloud_run_v2_job.reconcile.template[0].template[0].containers[0].args, "parked"),
+      contains(google_cloud_run_v2_job.reconcile.template[0].template[0].containers[0].args, "missing"),
+    ])
+    error_message = "The nightly job continues parked images, and still finds missing ones."
+  }
+}
+
+run "labels_and_min_instances" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    labels        = { team = "vision", app = "cameras" }
+    min_instances = 2
+    max_instances = 2
+  }
+
+  assert {
+    condition = (
+      google_storage_bucket.uploads[0].labels == tomap({ app = "cameras", team = "vision" })
+      && google_cloud_run_v2_service.main.labels == google_storage_bucket.uploads[0].labels
+      && google_cloud_run_v2_service.main.template[0].scaling[0].min_instance_count == 2
+    )
+    error_message = "Your labels are merged over ours, and two instances stay started."
+  }
+}
+
+run "kms_key" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    kms_key       = "projects/keys-1/locations/europe-west4/keyRings/ring/cryptoKeys/key"
+    upload_events = "notification"
+  }
+
+  assert {
+    condition = alltrue([
+      for key in [
+        google_storage_bucket.uploads[0].encryption[0].default_kms_key_name,
+        google_storage_bucket.build.encryption[0].default_kms_key_name,
+        google_storage_bucket.reconcile.encryption[0].default_kms_key_name,
+        google_pubsub_topic.jobs.kms_key_name,
+        google_pubsub_topic.dead_letters.kms_key_name,
+        google_pubsub_topic.uploads["uploads"].kms_key_name,
+        google_firestore_database.main[0].cmek_config[0].kms_key_name,
+        google_artifact_registry_repository.main[0].kms_key_name,
+        google_cloud_run_v2_service.main.template[0].encryption_key,
+        google_cloud_run_v2_job.reconcile.template[0].template[0].encryption_key,
+      ] : key == var.kms_key
+    ])
+    error_message = "The key encrypts whatever stores data."
+  }
+}
+
+run "vpc" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    vpc_network    = "net-1"
+    vpc_subnetwork = "projects/my-project-1/regions/europe-west4/subnetworks/sub-1"
+    vpc_egress     = "all-traffic"
+  }
+
+  assert {
+    condition = alltrue([
+      for access in [
+        google_cloud_run_v2_service.main.template[0].vpc_access[0],
+        google_cloud_run_v2_job.reconcile.template[0].template[0].vpc_access[0],
+      ]
+      : access.egress == "ALL_TRAFFIC" && access.network_interfaces[0].network == "net-1"
+      && access.network_interfaces[0].subnetwork == var.vpc_subnetwork
+    ])
+    error_message = "The service and the job send all traffic through the network."
+  }
+}
+
+run "object_prefix" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    upload_events = "notification"
+    object_prefix = "incoming/"
+  }
+
+  assert {
+    condition = (
+      google_storage_notification.uploads["uploads"].object_name_prefix == "incoming/"
+      && google_storage_notification.smoke["uploads"].object_name_prefix == "smoke/"
+    )
+    error_message = "Uploads to the folder cause notifications, and so does the image of the smoke test."
+  }
+
+  assert {
+    condition = (
+      google_cloud_run_v2_job.reconcile.template[0].template[0].containers[0].args[1] == "gs://my-project-1-yolo-batch-uploads/incoming/"
+      && can(regex("/last-run-[0-9a-f]{8}$", google_cloud_run_v2_job.reconcile.template[0].template[0].containers[0].args[5]))
+    )
+    error_message = "The reconcile job compares only this folder, with a note of its own."
+  }
+}
+
+run "scan_images" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    scan_images     = true
+    repository_name = "images"
+  }
+
+  assert {
+    condition = (
+      google_project_service.scanning[0].service == "containerscanning.googleapis.com"
+      && !google_project_service.scanning[0].disable_on_destroy
+      && google_artifact_registry_repository.main[0].vulnerability_scanning_config[0].enablement_config == "INHERITED"
+      && google_artifact_registry_repository.main[0].repository_id == "images"
+      && local.substitutions._REPOSITORY == "images"
+    )
+    error_message = "New images of this registry are scanned."
   }
 }

@@ -18,6 +18,15 @@ run "accelerator_unknown" {
   expect_failures = [var.accelerator]
 }
 
+run "agent_grants_unknown" {
+  command = plan
+  variables {
+    agent_grants = "delete"
+  }
+
+  expect_failures = [var.agent_grants]
+}
+
 run "batch_size_zero" {
   command = plan
   variables {
@@ -153,6 +162,25 @@ run "project_by_number" {
   expect_failures = [var.project_id]
 }
 
+run "daily_limit_zero" {
+  command = plan
+  variables {
+    daily_image_limit = 0
+  }
+
+  expect_failures = [var.daily_image_limit]
+}
+
+run "parked_for_ever" {
+  command = plan
+  variables {
+    daily_image_limit  = 1000
+    reconcile_schedule = null
+  }
+
+  expect_failures = [check.parked, check.uploads_subscription]
+}
+
 run "reconcile_schedule_by_word" {
   command = plan
   variables {
@@ -178,6 +206,15 @@ run "results_ttl_zero" {
   }
 
   expect_failures = [var.results_ttl_days]
+}
+
+run "created_at_among_the_indexed_fields" {
+  command = plan
+  variables {
+    indexed_fields = ["model.name", "created_at"]
+  }
+
+  expect_failures = [var.indexed_fields]
 }
 
 run "settings_in_small_letters" {
@@ -250,13 +287,206 @@ run "gpu_in_a_region_without" {
     region      = "europe-north1"
   }
 
-  expect_failures = [check.gpu_region, check.uploads_subscription]
+  expect_failures = [check.gpu_region, check.machine_size, check.quota, check.uploads_subscription]
+}
+
+run "machine_larger_than_documented" {
+  command = plan
+  variables {
+    accelerator = "nvidia-rtx-pro-6000"
+  }
+
+  expect_failures = [check.machine_size, check.quota, check.uploads_subscription]
+}
+
+run "more_vcpu_than_a_new_project_has" {
+  command = plan
+  variables {
+    cpu = 4
+  }
+
+  expect_failures = [check.quota, check.uploads_subscription]
+}
+
+run "more_gpus_than_a_new_project_has" {
+  command = plan
+  variables {
+    accelerator   = "nvidia-l4"
+    max_instances = 4
+  }
+
+  expect_failures = [check.quota, check.uploads_subscription]
 }
 
 run "by_time_at_a_high_rate" {
   command = plan
   variables {
     query_by_time = true
+  }
+
+  expect_failures = [check.write_rate, check.uploads_subscription]
+}
+
+run "kms_key_with_version" {
+  command = plan
+  variables {
+    kms_key = "projects/p/locations/europe-west4/keyRings/r/cryptoKeys/k/cryptoKeyVersions/1"
+  }
+
+  expect_failures = [var.kms_key]
+}
+
+run "kms_key_elsewhere" {
+  command = plan
+  variables {
+    kms_key = "projects/p/locations/europe-west1/keyRings/r/cryptoKeys/k"
+  }
+
+  expect_failures = [terraform_data.combinations, check.uploads_subscription]
+}
+
+run "kms_key_for_database_elsewhere" {
+  command = plan
+  variables {
+    kms_key            = "projects/p/locations/europe-west4/keyRings/r/cryptoKeys/k"
+    firestore_location = "eur3"
+  }
+
+  expect_failures = [terraform_data.combinations, check.uploads_subscription]
+}
+
+run "labels_in_capitals" {
+  command = plan
+  variables {
+    labels = { Team = "vision" }
+  }
+
+  expect_failures = [var.labels]
+}
+
+run "min_instances_negative" {
+  command = plan
+  variables {
+    min_instances = -1
+  }
+
+  expect_failures = [var.min_instances]
+}
+
+run "min_instances_over_max_instances" {
+  command = plan
+  variables {
+    min_instances = 3
+    max_instances = 2
+  }
+
+  expect_failures = [terraform_data.combinations, check.uploads_subscription]
+}
+
+run "name_of_anothers_account" {
+  command = plan
+  variables {
+    name = "yolo-batch-jobs"
+  }
+
+  expect_failures = [var.name]
+}
+
+run "object_prefix_of_smoke_test" {
+  command = plan
+  variables {
+    object_prefix = "smoke/"
+    upload_events = "notification"
+  }
+
+  expect_failures = [var.object_prefix, check.uploads_subscription]
+}
+
+run "object_prefix_by_eventarc" {
+  command = plan
+  variables {
+    object_prefix = "incoming/"
+  }
+
+  expect_failures = [terraform_data.combinations, check.uploads_subscription]
+}
+
+run "repository_name_with_path" {
+  command = plan
+  variables {
+    repository_name = "images/yolo"
+  }
+
+  expect_failures = [var.repository_name]
+}
+
+run "vpc_egress_unknown" {
+  command = plan
+  variables {
+    vpc_egress = "all"
+  }
+
+  expect_failures = [var.vpc_egress]
+}
+
+run "vpc_egress_without_network" {
+  command = plan
+  variables {
+    vpc_egress = "all-traffic"
+  }
+
+  expect_failures = [terraform_data.combinations, check.uploads_subscription]
+}
+
+run "vpc_network_as_url" {
+  command = plan
+  variables {
+    vpc_network = "https://www.googleapis.com/compute/v1/projects/p/global/networks/n"
+  }
+
+  expect_failures = [var.vpc_network]
+}
+
+run "vpc_subnetwork_as_url" {
+  command = plan
+  variables {
+    vpc_subnetwork = "https://www.googleapis.com/compute/v1/projects/p/regions/r/subnetworks/s"
+  }
+
+  expect_failures = [var.vpc_subnetwork]
+}
+
+run "budget_without_a_billing_account" {
+  command = plan
+  variables {
+    budget = { billing_account = "billingAccounts/012345", amount = 100 }
+  }
+
+  expect_failures = [var.budget]
+}
+
+run "budget_of_a_fraction" {
+  command = plan
+  variables {
+    budget = { billing_account = "012345-6789AB-CDEF01", amount = 0.5 }
+  }
+
+  expect_failures = [var.budget]
+}
+
+run "slo_goal_of_all_minutes" {
+  command = plan
+  variables {
+    slo_goal = 1
+  }
+
+  expect_failures = [var.slo_goal]
+}
+
+run "event_time_indexed_at_a_high_rate" {
+  command = plan
+  variables {
+    indexed_fields = ["event_time"]
   }
 
   expect_failures = [check.write_rate, check.uploads_subscription]

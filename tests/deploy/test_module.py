@@ -1,0 +1,209 @@
+"""The Terraform module as others call it: its examples, and two deployments in one project."""
+
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import celpy
+import pytest
+from celpy.adapter import json_to_cel
+
+from devtools.docs.terraform import blocks_of
+from service.operate.smoke import sample_name
+from tests.deploy.standin import MODULE, ROOT, Run, needs_standin, terraform
+
+EXAMPLES = ROOT / "examples"
+TFVARS = ROOT / "terraform.tfvars.example"
+PROJECT = {"project_id": "my-project-1"}
+# What examples/existing uses: resources that examples/minimal has created in the same project.
+EXISTING = PROJECT | {
+    "bucket_name": "my-project-1-yolo-batch-uploads",
+    "repository_name": "yolo-batch",
+}
+NO_CHANGES = re.compile(r"(?m)^(No changes\.|Plan: 0 to add, 0 to change, 0 to destroy\.)")
+
+
+def _example(name: str, *arguments: str, state: Path | None = None, **variables: str) -> Run:
+    return terraform(
+        *arguments,
+        "-no-color",
+        variables=PROJECT | variables,
+        directory=EXAMPLES / name,
+        state=state,
+    )
+
+
+def _resources(example: str, state: Path) -> list[dict[str, Any]]:
+    """Return the managed resources of an applied example, of all its modules."""
+    shown = terraform("show", "-json", directory=EXAMPLES / example, state=state)
+    [line] = [line for line in shown.output.splitlines() if line.startswith('{"format_version"')]
+    modules = json.loads(line)["values"]["root_module"]["child_modules"]
+    return [
+        resource
+        for module in modules
+        for resource in module["resources"]
+        if resource["mode"] == "managed"
+    ]
+
+
+@needs_standin
+def test_module_passes_its_own_tests() -> None:
+    # The refusals need no provider: tests/deploy/test_terraform.py runs them everywhere.
+    files = [f"-filter=tests/{name}.tftest.hcl" for name in ("plans", "existing")]
+    run = terraform("test", "-no-color", *files, directory=MODULE)
+    assert re.search(r"^Success! \d+ passed, 0 failed\.", run.output, re.MULTILINE), run.output
+
+
+# --- Examples
+
+
+def test_every_example_is_planned_here() -> None:
+    planned = {"existing", "gpu", "minimal", "object-prefix", "two-deployments"}
+    assert {path.name for path in EXAMPLES.iterdir() if path.is_dir()} == planned
+
+
+@needs_standin
+@pytest.mark.parametrize("name", ["gpu", "object-prefix"])
+def test_example_plans(name: str) -> None:
+    run = _example(name, "plan")
+    assert run.returncode == 0, run.output
+    assert re.search(r"^Plan: \d+ to add, 0 to change, 0 to destroy", run.output, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def neighbours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a state in which examples/existing is applied beside examples/minimal."""
+    state = tmp_path_factory.mktemp("neighbours")
+    for name, variables in (("minimal", PROJECT), ("existing", EXISTING)):
+        run = _example(name, "apply", "-auto-approve", state=state, **variables)
+        assert run.returncode == 0, run.output
+    return state
+
+
+@needs_standin
+def test_existing_resources_are_used_and_not_managed(neighbours: Path) -> None:
+    found = _resources("existing", neighbours)
+    names = {(each["type"], each["values"].get("name")) for each in found}
+    assert ("google_storage_bucket", EXISTING["bucket_name"]) not in names
+    assert not {"google_firestore_database", "google_artifact_registry_repository"} & {
+        kind for kind, _ in names
+    }
+    again = _example("existing", "plan", state=neighbours, **EXISTING)
+    assert NO_CHANGES.search(again.output), again.output
+
+
+def _allows(condition: dict[str, str], resource: str) -> bool:
+    environment = celpy.Environment()
+    program = environment.program(environment.compile(condition["expression"]))
+    return bool(program.evaluate({"resource": json_to_cel({"name": resource})}))
+
+
+@needs_standin
+def test_documents_of_other_databases_are_out_of_reach(neighbours: Path) -> None:
+    accounts = defaultdict(list)
+    for each in _resources("existing", neighbours):
+        if each["values"].get("role", "").startswith("roles/datastore."):
+            [condition] = each["values"]["condition"]
+            accounts[each["values"]["member"].partition("@")[0]].append(condition)
+    assert set(accounts) == {
+        "serviceAccount:yolo-cameras",
+        "serviceAccount:yolo-cameras-build",
+        "serviceAccount:yolo-cameras-reconcile",
+    }
+    for conditions in accounts.values():
+        for condition in conditions:
+            assert _allows(condition, "projects/my-project-1/databases/(default)")
+            assert not _allows(condition, "projects/my-project-1/databases/other")
+            assert not _allows(condition, "projects/my-project-1/databases/(default)2")
+
+
+@needs_standin
+def test_builder_reaches_only_the_smoke_tests_image(neighbours: Path) -> None:
+    [grant] = [
+        each
+        for each in _resources("existing", neighbours)
+        if each["type"] == "google_storage_bucket_iam_member" and each["name"] == "build_smoke"
+    ]
+    [condition] = grant["values"]["condition"]
+    objects = f"projects/_/buckets/{EXISTING['bucket_name']}/objects"
+    assert _allows(condition, f"{objects}/{sample_name()}")
+    assert not _allows(condition, f"{objects}/street.jpg")
+    assert not _allows(condition, f"projects/_/buckets/other/objects/{sample_name()}")
+
+
+@needs_standin
+def test_destroy_leaves_what_existed_before(neighbours: Path) -> None:
+    plan = _example("existing", "plan", "-destroy", state=neighbours, **EXISTING)
+    destroyed = set(re.findall(r"# module\.yolo_batch\.(\S+) will be destroyed", plan.output))
+    assert len(destroyed) > 50
+    assert not [address for address in destroyed if re.search(r"bucket\.uploads", address)]
+    assert not [address for address in destroyed if "database" in address]
+    assert not [address for address in destroyed if address.endswith("repository.main")]
+
+
+# --- Two deployments in one project
+
+# Of the project, not of a deployment: both have the same.
+SHARED = {"google_project_service", "google_project_service_identity"}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a state in which examples/two-deployments is applied."""
+    state = tmp_path_factory.mktemp("two")
+    run = _example("two-deployments", "apply", "-auto-approve", state=state)
+    assert run.returncode == 0, run.output
+    return state
+
+
+@needs_standin
+def test_two_deployments_have_no_common_names(two: Path) -> None:
+    owners = defaultdict(set)
+    for each in _resources("two-deployments", two):
+        values = each["values"]
+        if each["type"].startswith("google_") and each["type"] not in SHARED:
+            member = values.get("member", "")
+            if member.endswith(f"@{PROJECT['project_id']}.iam.gserviceaccount.com") or not member:
+                titles = (values.get("display_name"), values.get("dashboard_json"))
+                for name in (values["id"], *filter(None, titles)):
+                    owners[each["type"], name].add(each["address"].partition("].")[0])
+    assert len(owners) > 100
+    assert [name for name, found in owners.items() if len(found) > 1] == []
+
+
+@needs_standin
+def test_two_deployments_have_nothing_left_to_change(two: Path) -> None:
+    again = _example("two-deployments", "plan", state=two)
+    assert NO_CHANGES.search(again.output), again.output
+
+
+@needs_standin
+def test_two_deployments_label_what_is_theirs(two: Path) -> None:
+    labelled = [
+        each
+        for each in _resources("two-deployments", two)
+        if each["type"].startswith("google_") and "terraform_labels" in each["values"]
+    ]
+    assert len(labelled) > 15
+    for each in labelled:
+        [name] = re.findall(r'^module\.yolo_batch\["([\w-]+)"\]', each["address"])
+        assert each["values"]["labels"] == {"app": name, "deployment": name}, each["address"]
+
+
+# --- terraform.tfvars.example
+
+
+def test_example_values_are_of_variables_that_exist() -> None:
+    names = re.findall(r"^(\w+) += ", TFVARS.read_text(encoding="utf-8"), re.MULTILINE)
+    known = {name for block in blocks_of(ROOT / "variables.tf", "variable") for name in block}
+    assert len(names) > 15 and set(names) <= known
+    assert len(names) == len(set(names))
+
+
+@needs_standin
+def test_example_values_plan() -> None:
+    run = terraform("plan", "-no-color", f"-var-file={TFVARS.name}")
+    assert run.returncode == 0, run.output
+    assert "undeclared variable" not in run.output
