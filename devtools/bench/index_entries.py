@@ -49,11 +49,15 @@ class Indexes:
     fields: Mapping[str, Sequence[str]]
     composite: Sequence[Sequence[tuple[str, str]]] = ()
 
-    def modes(self, path: str) -> Sequence[str]:
-        """Return the modes of a field's own index. `path` has no quotes."""
+    def owner(self, path: str) -> str:
+        """Return the field whose modes a field has: itself, a map above it, or `*`."""
         while path not in self.fields and "." in path:
             path = path.rpartition(".")[0]
-        return self.fields.get(path, self.fields.get(EVERY_FIELD, AUTOMATIC))
+        return path if path in self.fields else EVERY_FIELD
+
+    def modes(self, path: str) -> Sequence[str]:
+        """Return the modes of a field's own index. `path` has no quotes."""
+        return self.fields.get(self.owner(path), AUTOMATIC)
 
 
 def deployed_indexes(*, by_time: bool = False, index_all_fields: bool = False) -> Indexes:

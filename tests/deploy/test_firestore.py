@@ -1,6 +1,6 @@
 """What a change of a variable does to Firestore's indexes and to the expiry of documents.
 
-On the stand-in provider: it shows what Terraform replaces and deletes, and in which order. What a
+On a fake provider: it shows what Terraform replaces and deletes, and in which order. What a
 deletion of a field does is in the provider's source: it resets indexes and TTL to the configuration
 of `*`, or does nothing with `deletion_policy = "ABANDON"`.
 """
@@ -67,7 +67,7 @@ def test_query_by_time_updates_created_at_in_place(changes: dict[str, dict[str, 
 
 
 def _fields(state: Path) -> dict[str, dict[str, Any]]:
-    """Return the configured fields of the stand-in's Firestore, by path."""
+    """Return the configured fields of the fake Firestore, by path."""
     [cloud] = state.glob("cloud.json")
     objects = json.loads(cloud.read_text())["objects"]
     return {

@@ -7,21 +7,16 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
-from google.auth.credentials import AnonymousCredentials
-from google.cloud import firestore
-from google.cloud.firestore_v1.base_query import BaseQuery, FieldFilter
 
 from devtools.docs.terraform import blocks_of
 from service.cli.reconcile import reconcile
 from service.deadline import NO_DEADLINE
 from service.domain import Event, Outcome
-from service.gcp.result_reader import ResultReader
 from service.health import Health
 from service.operate.backfill import Redelivery
 from service.operate.smoke import sample_name
@@ -295,58 +290,6 @@ def test_every_validation_and_check_has_a_failing_run() -> None:
     assert failing.count("terraform_data.agreement") == 2
     combinations = _resource("terraform_data", "combinations")["lifecycle"][0]
     assert failing.count("terraform_data.combinations") == len(combinations["precondition"])
-
-
-# --- Indexes
-
-
-def _fields(query: BaseQuery) -> list[str]:
-    """Return the fields that a query filters and sorts by, each once."""
-    # The public interface of a query does not have them.
-    structured = query._to_protobuf()
-    where = structured.where
-    filters = [each.field_filter for each in where.composite_filter.filters] or [where.field_filter]
-    fields = [each.field.field_path for each in filters]
-    fields += [order.field.field_path for order in structured.order_by]
-    return list(dict.fromkeys(fields))
-
-
-def _client() -> firestore.Client:
-    return firestore.Client(project="my-project-1", credentials=AnonymousCredentials())
-
-
-def _documented_queries() -> list[BaseQuery]:
-    page = (REPOSITORY / "docs" / "how-to" / "query-results.md").read_text()
-    queries = re.findall(r"```python\n(results\..*?)```", page, re.DOTALL)
-    assert len(queries) == 6
-    names = {
-        "firestore": firestore,
-        "results": _client().collection("detections"),
-        "FieldFilter": FieldFilter,
-    }
-    return [eval(query, names) for query in queries]
-
-
-def test_documented_queries_have_their_indexes(monkeypatch: pytest.MonkeyPatch) -> None:
-    queries = _documented_queries()
-
-    def note(query: firestore.Query, **_: Any) -> Iterator[Any]:
-        queries.append(query)
-        return iter(())
-
-    monkeypatch.setattr(firestore.Query, "stream", note)
-    reader = ResultReader(_client(), collection="detections", timeout_seconds=1)
-    assert list(reader.results("uploads", "cam1/")) == []
-    assert list(reader.parked()) == []
-
-    composites = re.findall(r"\[(.*?)\]", _local("composite_indexes"), re.DOTALL)
-    available = [re.findall(r'path\"?\s*[=:]\s*"(\w+)"', fields) for fields in composites]
-    unindexed = {*re.findall(r'"(\w+)"', str(_local("unindexed_fields"))), "created_at"}
-    assert unindexed >= {"detections", "event_time", "generation"}
-    for query in queries:
-        fields = _fields(query)
-        assert not {field.partition(".")[0] for field in fields} & unindexed
-        assert len(fields) == 1 or fields in available, f"no index for {fields}"
 
 
 # --- Metrics of log lines

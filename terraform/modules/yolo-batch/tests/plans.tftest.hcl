@@ -388,8 +388,7 @@ run "labels_and_min_instances" {
 }
 
 run "kms_key" {
-  command         = plan
-  expect_failures = [check.uploads_subscription]
+  command = plan
   variables {
     kms_key       = "projects/keys-1/locations/europe-west4/keyRings/ring/cryptoKeys/key"
     upload_events = "notification"
@@ -437,8 +436,7 @@ run "vpc" {
 }
 
 run "object_prefix" {
-  command         = plan
-  expect_failures = [check.uploads_subscription]
+  command = plan
   variables {
     upload_events = "notification"
     object_prefix = "incoming/"
