@@ -266,14 +266,14 @@ variable "soft_delete_days" {
 }
 
 variable "upload_events" {
-  description = "How uploads reach the service: eventarc (the apply needs gcloud, to configure Eventarc's subscription) or notification (Terraform manages everything)."
+  description = "How uploads reach the service: eventarc (the apply needs gcloud, to configure Eventarc's subscription), notification (Terraform manages everything) or both (only to switch without a gap, because every upload then causes two messages)."
   type        = string
   default     = "eventarc"
   nullable    = false
 
   validation {
-    condition     = contains(["eventarc", "notification"], var.upload_events)
-    error_message = "upload_events must be eventarc or notification."
+    condition     = contains(["both", "eventarc", "notification"], var.upload_events)
+    error_message = "upload_events must be eventarc, notification or both."
   }
 }
 
