@@ -11,7 +11,7 @@ variable "accelerator" {
 }
 
 variable "agent_grants" {
-  description = "Who grants the roles in the project that Eventarc needs to Google's own accounts: leave (the apply grants them with gcloud, and a destroy leaves them in place, because other triggers need them too) or none (somebody else grants them, see docs/how-to/grants.md). Without effect if upload_events is notification."
+  description = "Who grants the roles in the project that Eventarc needs to Google's own accounts: leave (the apply grants them with gcloud, and a destroy leaves them in place, because other triggers need them too) or none (somebody else grants them, see docs/how-to/share-a-project.md). Without effect if upload_events is notification."
   type        = string
   default     = "leave"
   nullable    = false
