@@ -19,6 +19,7 @@ from service.health import Health
 from service.operate.backfill import Redelivery
 from service.server.app import create_app
 from service.settings import Settings
+from tests.deploy.changes import CHANGES
 from tests.fakes import FakeDetector, FakeStorage, FakeStore, pipeline_of
 
 REPOSITORY = Path(__file__).parents[2]
@@ -121,6 +122,12 @@ def test_variables_and_outputs_are_sorted_and_described() -> None:
         }
         assert list(found) == sorted(found)
         assert all(body["description"] for body in found.values())
+
+
+def test_every_variable_has_a_change() -> None:
+    """test_changes.py plans the changes, if it can run Terraform."""
+    variables = {name for block in blocks_of(MODULE / "variables.tf", "variable") for name in block}
+    assert {name for change in CHANGES.values() for name in change.set} == variables
 
 
 # --- The container's environment
