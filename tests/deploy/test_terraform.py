@@ -204,7 +204,7 @@ def test_substitutions_are_those_of_the_build() -> None:
     build = (REPOSITORY / "cloudbuild.yaml").read_text()
     defined = set(re.findall(r"^  (_[A-Z]+):", build, re.MULTILINE))
     assert set(_local("substitutions")) | {"_DEPLOY"} <= defined
-    assert '/service"' in build and ":latest" in build  # the image that the first service takes
+    assert '/service"' in build and ":latest-${_TARGET}" in build  # what the first service takes
 
 
 def test_builder_touches_no_upload_but_the_smoke_tests() -> None:

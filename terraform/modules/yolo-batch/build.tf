@@ -111,13 +111,17 @@ resource "time_sleep" "build_grants" {
 }
 
 locals {
+  # The Dockerfile's target. Each target has its own tag, so that a service without a GPU never starts
+  # with the image of a service with one.
+  target = local.has_gpu ? "gpu" : "cpu"
+
   # cloudbuild.yaml sets this tag on the first image, and later on each image that passed the smoke
   # test. Only the first deployment uses it.
-  built_image = "${var.region}-docker.pkg.dev/${var.project_id}/${google_artifact_registry_repository.main.repository_id}/service:latest"
+  built_image = "${var.region}-docker.pkg.dev/${var.project_id}/${google_artifact_registry_repository.main.repository_id}/service:latest-${local.target}"
   first_image = coalesce(var.image, local.built_image)
 
+  build_region = coalesce(var.build_region, var.region)
   substitutions = {
-    _ACCELERATOR = var.accelerator
     _BUCKET      = local.bucket_name
     _CALIBRATION = var.calibration
     _COLLECTION  = var.firestore_collection
@@ -127,16 +131,31 @@ locals {
     _REGION      = var.region
     _REPOSITORY  = var.name
     _SERVICE     = local.service_name
+    _TARGET      = local.target
   }
   # Double quotes work in every shell. No value contains a double quote.
-  build_options = join(" ", [
+  build_options = join(" ", compact([
     "--project=${var.project_id}",
-    "--region=${coalesce(var.build_region, var.region)}",
+    "--region=${local.build_region}",
     "--config=cloudbuild.yaml",
     "--service-account=${google_service_account.build.id}",
     "--gcs-source-staging-dir=gs://${google_storage_bucket.build.name}/source",
+    # The GPU's image has several GB. On the default machine, its build may take longer than an hour, after
+    # which the credentials for the layer cache expire.
+    local.has_gpu ? "--machine-type=e2-highcpu-8" : "",
     "--substitutions=\"${join(",", [for name, value in local.substitutions : "${name}=${value}"])}",
-  ])
+  ]))
+}
+
+# A warning, not an error, because most projects may build in every region. The list is that of
+# cloud.google.com/build/docs/locations, read in November 2026. Builds in `global` are not in a region.
+check "build_region" {
+  assert {
+    condition = var.image != null || contains([
+      "asia-east1", "australia-southeast1", "europe-west1", "global", "southamerica-east1", "us-central1", "us-west2",
+    ], local.build_region)
+    error_message = "Cloud Build may reject builds of a new project in ${local.build_region} (\"due to quota restrictions, cannot run builds in this region\"). If it does, set build_region to one of asia-east1, australia-southeast1, europe-west1, southamerica-east1, us-central1 and us-west2. The service stays in ${var.region}."
+  }
 }
 
 # Runs once, and again after a change of accelerator, which needs another image. A new model is deployed
