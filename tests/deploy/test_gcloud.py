@@ -1,8 +1,8 @@
 """gcloud as Terraform and cloudbuild.yaml call it: the real gcloud, on a mock of the REST APIs.
 
-The commands are not written here: they come from an apply on the stand-in provider, from the output
-build_command, and from the scripts of cloudbuild.yaml. The tests compare the calls that gcloud
-makes with what they should change, and with the roles that Terraform grants.
+The commands are not written here. They come from an apply without the google provider (standin.py),
+from the output build_command, and from the scripts of cloudbuild.yaml. The tests compare the calls
+that gcloud makes with what they should change, and with the roles that Terraform grants.
 """
 
 import json
@@ -120,7 +120,7 @@ def permissions_of(calls: list[Call]) -> set[str]:
 
 @dataclass(frozen=True)
 class Applied:
-    """What an apply on the stand-in left."""
+    """What an apply without the google provider left."""
 
     commands: list[list[str]]  # of gcloud, without its name
     build_command: str

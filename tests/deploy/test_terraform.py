@@ -88,7 +88,7 @@ def _terraform(*arguments: str, directory: Path, text: str = "") -> str:
 @pytest.fixture
 def offline(tmp_path: Path) -> Path:
     """Return a module with only the variables and the values derived from them."""
-    for name in ("variables.tf", "locals.tf"):
+    for name in ("variables.tf", "locals.tf", "build_region.tf"):
         shutil.copy(MODULE / name, tmp_path)
     return tmp_path
 
@@ -277,7 +277,7 @@ def test_every_validation_and_check_has_a_failing_run() -> None:
     for block in blocks_of(MODULE / "variables.tf", "variable"):
         [(name, body)] = block.items()
         assert failing.count(f"var.{name}") >= len(body.get("validation", []))
-    assert {"check.gpu_region", "check.write_rate"} <= set(failing)
+    assert {"check.build_region", "check.gpu_region", "check.write_rate"} <= set(failing)
     assert failing.count("terraform_data.agreement") == 2
 
 

@@ -120,7 +120,6 @@ locals {
   built_image = "${var.region}-docker.pkg.dev/${var.project_id}/${google_artifact_registry_repository.main.repository_id}/service:latest-${local.target}"
   first_image = coalesce(var.image, local.built_image)
 
-  build_region = coalesce(var.build_region, var.region)
   substitutions = {
     _BUCKET      = local.bucket_name
     _CALIBRATION = var.calibration
@@ -145,17 +144,6 @@ locals {
     local.has_gpu ? "--machine-type=e2-highcpu-8" : "",
     "--substitutions=\"${join(",", [for name, value in local.substitutions : "${name}=${value}"])}",
   ]))
-}
-
-# A warning, not an error, because most projects may build in every region. The list is that of
-# cloud.google.com/build/docs/locations, read in November 2026. Builds in `global` are not in a region.
-check "build_region" {
-  assert {
-    condition = var.image != null || contains([
-      "asia-east1", "australia-southeast1", "europe-west1", "global", "southamerica-east1", "us-central1", "us-west2",
-    ], local.build_region)
-    error_message = "Cloud Build may reject builds of a new project in ${local.build_region} (\"due to quota restrictions, cannot run builds in this region\"). If it does, set build_region to one of asia-east1, australia-southeast1, europe-west1, southamerica-east1, us-central1 and us-west2. The service stays in ${var.region}."
-  }
 }
 
 # Runs once, and again after a change of accelerator, which needs another image. A new model is deployed
