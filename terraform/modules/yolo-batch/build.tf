@@ -139,8 +139,7 @@ locals {
     "--config=cloudbuild.yaml",
     "--service-account=${google_service_account.build.id}",
     "--gcs-source-staging-dir=gs://${google_storage_bucket.build.name}/source",
-    # The GPU's image has several GB. On the default machine, its build may take longer than an hour, after
-    # which the credentials for the layer cache expire.
+    # The GPU's image has several GB, which take long to pack on the 1 or 2 vCPU of the default machine.
     local.has_gpu ? "--machine-type=e2-highcpu-8" : "",
     "--substitutions=\"${join(",", [for name, value in local.substitutions : "${name}=${value}"])}",
   ]))
