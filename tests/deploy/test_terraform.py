@@ -80,7 +80,7 @@ def _terraform(*arguments: str, directory: Path, text: str = "") -> str:
 @pytest.fixture
 def offline(tmp_path: Path) -> Path:
     """Return a module with only the variables and the values derived from them."""
-    for name in ("variables.tf", "locals.tf", "combinations.tf"):
+    for name in ("variables.tf", "locals.tf", "combinations.tf", "build_region.tf"):
         shutil.copy(MODULE / name, tmp_path)
     return tmp_path
 
@@ -213,7 +213,7 @@ def test_substitutions_are_those_of_the_build() -> None:
     build = (REPOSITORY / "cloudbuild.yaml").read_text()
     defined = set(re.findall(r"^  (_[A-Z]+):", build, re.MULTILINE))
     assert set(_local("substitutions")) | {"_DEPLOY"} <= defined
-    assert '/service"' in build and ":latest" in build  # the image that the first service takes
+    assert '/service"' in build and ":latest-${_TARGET}" in build  # what the first service takes
 
 
 # --- The recipe
@@ -258,8 +258,8 @@ def test_every_validation_and_check_has_a_failing_run() -> None:
     for block in blocks_of(MODULE / "variables.tf", "variable"):
         [(name, body)] = block.items()
         assert failing.count(f"var.{name}") >= len(body.get("validation", []))
-    checks = {"check.gpu_region", "check.machine_size", "check.parked", "check.write_rate"}
-    assert checks <= set(failing)
+    checks = {"build_region", "gpu_region", "machine_size", "parked", "write_rate"}
+    assert {f"check.{name}" for name in checks} <= set(failing)
     assert failing.count("check.quota") == 2
     assert failing.count("terraform_data.agreement") == 2
     combinations = _resource("terraform_data", "combinations")["lifecycle"][0]

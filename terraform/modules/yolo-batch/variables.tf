@@ -266,6 +266,11 @@ variable "model" {
     condition     = can(regex("^[A-Za-z0-9._/-]+$", var.model))
     error_message = "model must be a name or a path of letters, digits, '.', '_', '-' and '/'."
   }
+
+  validation {
+    condition     = !can(regex("\\.(engine|onnx)$", var.model))
+    error_message = "The container image has neither TensorRT nor ONNX Runtime, so model must not be an .engine or .onnx file. Set it to the .pt file."
+  }
 }
 
 variable "name" {
