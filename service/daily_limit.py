@@ -58,15 +58,22 @@ class DailyLimit:
         self._unshared = 0  # images of this instance that are not part of it
         self._shared_at = now() - SHARE_EVERY
         self._is_sharing = False
+        self._is_reached = False  # and logged
 
     def admit(self) -> bool:
         """Count an image and return True, or return False if the day's limit is reached."""
         with self._lock:
             self._start_day(self._now())
-            if self._total + self._unshared >= self._limit:
-                return False
-            self._unshared += 1
-            return True
+            if self._total + self._unshared < self._limit:
+                self._unshared += 1
+                return True
+            is_first, self._is_reached = not self._is_reached, True
+        if is_first:
+            logger.warning(
+                "The day's limit of images is reached: further images are parked",
+                extra={"limit": self._limit},
+            )
+        return False
 
     def share(self, deadline: Deadline, *, is_due: bool = False) -> None:
         """Add this instance's count to the counter, if the last time was a minute ago.
@@ -116,3 +123,4 @@ class DailyLimit:
         if now.date() != self._day:
             self._day, self._total, self._unshared = now.date(), 0, 0
             self._shared_at = now - SHARE_EVERY
+            self._is_reached = False

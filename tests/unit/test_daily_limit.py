@@ -114,6 +114,19 @@ def test_without_the_counter_an_instance_counts_its_own(counter: FakeCounter) ->
     assert total == 10
 
 
+def test_reached_limit_is_logged_once_a_day(
+    counter: FakeCounter, caplog: pytest.LogCaptureFixture
+) -> None:
+    limit = counter.limit(10)
+    for _ in range(2):
+        admitted(limit, 30)
+        counter.now += timedelta(days=1)
+    lines = logged_by(caplog, "service.daily_limit")
+    assert [line.getMessage() for line in lines] == [
+        "The day's limit of images is reached: further images are parked"
+    ] * 2
+
+
 def test_clock_that_was_set_back_does_not_stop_the_count(counter: FakeCounter) -> None:
     limit = counter.limit(100)
     counter.now -= timedelta(hours=1)
