@@ -1,4 +1,4 @@
-"""The tables in the README of the Terraform module, in the format of terraform-docs."""
+"""The tables in the README of the Terraform module, as terraform-docs writes them (no anchors)."""
 
 import re
 from pathlib import Path
@@ -37,14 +37,12 @@ def _requirements() -> str:
     [settings] = blocks("terraform")
     versions = {"terraform": settings["required_version"]}
     versions |= {name: each["version"] for name, each in _required().items()}
-    rows = [(_link("requirement", name), version) for name, version in versions.items()]
-    return table(("Name", "Version"), rows)
+    return table(("Name", "Version"), list(versions.items()))
 
 
 def _providers() -> str:
     versions = {name: each["version"] for name, each in _required().items()} | {"terraform": "n/a"}
-    rows = [(_link("provider", name), version) for name, version in sorted(versions.items())]
-    return table(("Name", "Version"), rows)
+    return table(("Name", "Version"), sorted(versions.items()))
 
 
 def _resources() -> str:
@@ -78,7 +76,7 @@ def _inputs() -> str:
         given = "default" in body
         rows.append(
             (
-                _link("input", name),
+                name,
                 body["description"],
                 code(body["type"].strip("${}")),
                 default_of(body) if given else "n/a",
@@ -89,10 +87,5 @@ def _inputs() -> str:
 
 
 def _outputs() -> str:
-    rows = [(_link("output", name), body["description"]) for name, body in sorted(named("output"))]
+    rows = [(name, body["description"]) for name, body in sorted(named("output"))]
     return table(("Name", "Description"), rows)
-
-
-def _link(section: str, name: str) -> str:
-    escaped = name.replace("_", r"\_")
-    return f'<a name="{section}_{name}"></a> [{escaped}](#{section}\\_{escaped})'
