@@ -22,7 +22,7 @@ TIMEOUT_SECONDS = 30
 
 
 def results(client: Client, condition: FieldFilter, limit: int) -> Iterator[dict[str, Any]]:
-    """Yield the documents that meet a condition. Firestore's automatic indexes suffice for it."""
+    """Yield the documents that meet a condition. Terraform creates the index that it needs."""
     query = client.collection(COLLECTION).where(filter=condition).limit(limit)
     for snapshot in query.stream(timeout=TIMEOUT_SECONDS, retry=Retry(timeout=TIMEOUT_SECONDS)):
         yield snapshot.to_dict() or {}

@@ -3,10 +3,11 @@
 from dataclasses import asdict
 from typing import Any
 
-from service.domain import ImageResult, ObjectMetadata
+from service.domain import Failure, ImageResult, ObjectMetadata
 
 STATUS_DONE = "done"
 STATUS_FAILED = "failed"
+STATUS_PARKED = "parked"  # not final
 
 
 def to_document(result: ImageResult) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def to_document(result: ImageResult) -> dict[str, Any]:
         "content_type": ref.metadata.content_type,
         "size": ref.metadata.size,
         **_checksum(ref.metadata),
-        "status": STATUS_FAILED if failure else STATUS_DONE,
+        "status": _status(failure),
         "error": {"code": str(failure.code), "message": failure.message} if failure else None,
         "image": asdict(result.image_info) if result.image_info else None,
         "model": asdict(result.model) if result.model else None,
@@ -39,6 +40,12 @@ def to_document(result: ImageResult) -> dict[str, Any]:
         "timings": asdict(result.timings),
         "event_time": result.event_time,
     }
+
+
+def _status(failure: Failure | None) -> str:
+    if not failure:
+        return STATUS_DONE
+    return STATUS_PARKED if failure.is_parked else STATUS_FAILED
 
 
 def _checksum(metadata: ObjectMetadata) -> dict[str, str | None]:

@@ -146,7 +146,7 @@ class ModelInfo:
 
 
 class ErrorCode(StrEnum):
-    """Why an image failed, as written in its document."""
+    """Why an image failed or is parked, as written in its document."""
 
     EMPTY_OBJECT = "empty_object"
     UNSUPPORTED_MEDIA = "unsupported_media"
@@ -154,11 +154,16 @@ class ErrorCode(StrEnum):
     IMAGE_TOO_LARGE = "image_too_large"
     UNREADABLE_OBJECT = "unreadable_object"
     UNSTORABLE_RESULT = "unstorable_result"
+    DAILY_IMAGE_LIMIT = "daily_image_limit"  # the image is parked
 
     @property
     def is_caused_by_bytes(self) -> bool:
         """Whether the object's bytes are the cause: another attempt would fail in the same way."""
-        return self not in (ErrorCode.UNREADABLE_OBJECT, ErrorCode.UNSTORABLE_RESULT)
+        return self not in (
+            ErrorCode.UNREADABLE_OBJECT,
+            ErrorCode.UNSTORABLE_RESULT,
+            ErrorCode.DAILY_IMAGE_LIMIT,
+        )
 
     @property
     def description(self) -> str:
@@ -203,15 +208,26 @@ _EXPLANATIONS = {  # code: description, remedy
         "Read the message. If the image has too many detections, raise MIN_CONFIDENCE. Then run "
         "`yolo-batch reconcile --enqueue failed`.",
     ),
+    ErrorCode.DAILY_IMAGE_LIMIT: (
+        "The image is parked: `status` is `parked`, not `failed`. The day's limit "
+        "(DAILY_IMAGE_LIMIT) was reached, so the image was not downloaded.",
+        "Nothing: the nightly reconcile job continues it on another day. To continue now, raise "
+        "the limit, and run `yolo-batch reconcile --enqueue parked`.",
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an image failed, for a person to act on."""
+    """Why an image failed or is parked, for a person to act on."""
 
     code: ErrorCode
     message: str
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether the image is not failed, but parked: its document is not final."""
+        return self.code is ErrorCode.DAILY_IMAGE_LIMIT
 
 
 @dataclass(frozen=True)
@@ -230,7 +246,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """The result of one image: its detections, or its failure."""
+    """The result of one image: its detections, its failure, or why it is parked."""
 
     ref: ImageRef
     failure: Failure | None = None
@@ -271,6 +287,7 @@ class Outcome(StrEnum):
 
     DONE = "done"  # the image's detections were committed
     FAILED = "failed"  # the image's failure was committed
+    PARKED = "parked"  # the day's limit is reached: a document that is not final was committed
     ALREADY_RECORDED = "already_recorded"  # the image had a final document, which is kept
     SUPERSEDED = "superseded"  # another delivery committed the image's document first
     GONE = "gone"  # the image's generation was overwritten or deleted
@@ -280,7 +297,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class CommittedResult:
-    """A result whose image has its final document."""
+    """A result whose image has its document: a final one, or that of a parked image."""
 
     result: ImageResult  # as recorded: a failed result if Firestore refuses the original document
     is_superseded: bool = False  # another delivery's document exists: nothing was written
@@ -290,4 +307,6 @@ class CommittedResult:
         """How the image of the result ended."""
         if self.is_superseded:
             return Outcome.SUPERSEDED
-        return Outcome.FAILED if self.result.failure else Outcome.DONE
+        if not self.result.failure:
+            return Outcome.DONE
+        return Outcome.PARKED if self.result.failure.is_parked else Outcome.FAILED

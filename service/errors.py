@@ -8,7 +8,7 @@
     ├── UnauthenticatedError               the push has no valid token: 401
     ├── ForbiddenError                     the push is from an account that is not allowed: 403
     ├── BadImageError                      the image can never be processed: recorded, then 204
-    ├── DocumentKeptError                  a replacement failed, the document is kept: 204
+    ├── DocumentKeptError                  a replacement failed or was parked: 204
     ├── ObjectGoneError                    the generation no longer exists: 204
     ├── SmokeError                         the smoke test failed
     ├── DetectorError                      the model failed on an image: 500
@@ -101,7 +101,7 @@ class ObjectGoneError(YoloBatchError):
 
 
 class DocumentKeptError(YoloBatchError):
-    """A replacement failed for a reason outside the image's bytes: the done document is kept."""
+    """A replacement failed for a reason outside the image's bytes: the document is kept."""
 
 
 class SmokeError(YoloBatchError):

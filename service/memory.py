@@ -62,7 +62,7 @@ def plan_memory(settings: Settings, detector: Detector) -> MemoryPlan:
         settings: the limits.
         detector: the model, loaded.
     """
-    limits, count = DecodeLimits(), cores()
+    limits, count = DecodeLimits(), settings.decoders or cores()
     large_bytes = BYTES_PER_PIXEL * settings.max_image_pixels + 2 * settings.max_image_bytes
     pixels_bytes = _CHANNELS * detector.info.image_size**2
     shared_bytes = settings.max_image_bytes + pixels_bytes

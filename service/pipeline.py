@@ -1,9 +1,9 @@
 """The use case: one image, from the request that names it to its final document.
 
-    slot → has a document? → download → decode → inference → commit → outcome
+    slot → has a document? → daily limit → download → decode → inference → commit → outcome
 
-`handle` returns when the image has its final document, or needs none. If it raises, the message
-must be redelivered, which is safe.
+`handle` returns when the image has its final document, is parked, or needs no document. If it
+raises, the message must be redelivered, which is safe.
 """
 
 import logging
@@ -18,6 +18,7 @@ from typing import Protocol
 
 from service.concurrency.semaphore import FairSemaphore
 from service.concurrency.slots import Slots
+from service.daily_limit import DailyLimit
 from service.deadline import Deadline
 from service.domain import (
     Detection,
@@ -99,6 +100,7 @@ class Pipeline:
         recorder: Recorder,
         health: Health,
         options: PipelineOptions | None = None,
+        limit: DailyLimit | None = None,
     ) -> None:
         """Take the parts. `close` closes the decoders, the model and the recorder.
 
@@ -109,6 +111,7 @@ class Pipeline:
             recorder: commits results as documents.
             health: watches the work in flight.
             options: limits. Default: those of the default settings.
+            limit: parks the images beyond it. None: there is no limit.
         """
         self._options = options or PipelineOptions()
         self._storage = storage
@@ -116,13 +119,14 @@ class Pipeline:
         self._model = model
         self._recorder = recorder
         self._health = health
+        self._limit = limit
         self._slots = Slots(
             self._options.max_in_flight, jobs=max(1, self._options.max_in_flight // 2)
         )
         self._buffered = FairSemaphore(self._options.max_buffered_bytes)
 
     def handle(self, event: Event, deadline: Deadline) -> Outcome:
-        """Process the image of a request until it has its final document.
+        """Process the image of a request until it has its final document, or park it.
 
         Args:
             event: the request.
@@ -147,6 +151,8 @@ class Pipeline:
         self.stop()
         self._model.close(timeout_seconds=max(0.0, deadline.seconds_left()))
         self._recorder.close(timeout_seconds=max(0.0, deadline.seconds_left()))
+        if self._limit:
+            self._limit.share(deadline, is_due=True)
         self._decoders.close()
 
     def status(self) -> tuple[str, str | None]:
@@ -171,7 +177,7 @@ class Pipeline:
                 return self._process(ref, event, deadline)
         except DocumentKeptError as exc:
             logger.warning(
-                "Kept a done document: its replacement failed for a reason outside the image",
+                "Kept a document: its replacement failed for a reason outside the image",
                 extra={"uri": ref.uri, "generation": ref.generation, "reason": str(exc)},
             )
             return Outcome.ALREADY_RECORDED
@@ -197,6 +203,19 @@ class Pipeline:
                 failure = Failure(exc.code, exc.message)
         if not _is_first_delivery(event) and self._recorder.is_final(ref, deadline):
             return Outcome.ALREADY_RECORDED
+        if failure or not self._limit:
+            return self._record(ref, failure, event, deadline)
+        if not self._limit.admit():
+            failure = self._limit.failure()
+        try:
+            return self._record(ref, failure, event, deadline)
+        finally:
+            self._limit.share(deadline.for_commit())
+
+    def _record(
+        self, ref: ImageRef, failure: Failure | None, event: Event, deadline: Deadline
+    ) -> Outcome:
+        """Detect and commit. An image with a failure is not read."""
         result = ImageResult(ref, failure=failure) if failure else self._detect(ref, deadline)
         return self._recorder.record(replace(result, event_time=event.event_time), deadline)
 

@@ -40,7 +40,7 @@ class Recorder:
         self._counts: Counter[Outcome] = Counter()  # since the last log line
 
     def is_final(self, ref: ImageRef, deadline: Deadline) -> bool:
-        """Return whether the image has a document that this reference may not replace.
+        """Return whether the image has a final document that this reference may not replace.
 
         Raises:
             FirestoreUnavailableError: Firestore did not respond.

@@ -102,6 +102,9 @@ class Settings:
     inference_streams: int | None = _setting(
         None, "Images inferred at once on a CPU. Unset: one for each core.", _integer(1, 256)
     )
+    decoders: int | None = _setting(
+        None, "Decoder processes. Unset: one for each core.", _integer(1, 256)
+    )
     image_size: int | None = _setting(
         None,
         "Longer side of the model's input, in pixels. A larger input finds smaller objects and is "
@@ -175,6 +178,13 @@ class Settings:
     firestore_database: str = _setting("(default)", "Firestore database of the results.")
     firestore_collection: str = _setting(
         "detections", "Firestore collection of the results.", _collection
+    )
+    daily_image_limit: int = _setting(
+        0,
+        "Maximum number of images a day (UTC) that all instances process together. Further images "
+        "are parked. The limit may be exceeded by what the instances process in a minute. 0: no "
+        "limit.",
+        _integer(0, 10**9),
     )
     storage_timeout_seconds: float = _setting(
         6.0,

@@ -19,18 +19,24 @@ module "yolo_batch" {
   source = "./modules/yolo-batch"
 
   accelerator            = var.accelerator
+  agent_grants           = var.agent_grants
   batch_size             = var.batch_size
   bucket_name            = var.bucket_name
+  budget                 = var.budget
   build_region           = var.build_region
   calibration            = var.calibration
   cpu                    = var.cpu
   create_bucket          = var.create_bucket
   create_database        = var.create_database
   create_repository      = var.create_repository
+  daily_image_limit      = var.daily_image_limit
   firestore_collection   = var.firestore_collection
   firestore_database     = var.firestore_database
   firestore_location     = var.firestore_location
   image                  = var.image
+  index_all_fields       = var.index_all_fields
+  indexed_fields         = var.indexed_fields
+  keep_request_logs      = var.keep_request_logs
   kms_key                = var.kms_key
   labels                 = var.labels
   max_instances          = var.max_instances
@@ -48,6 +54,7 @@ module "yolo_batch" {
   results_ttl_days       = var.results_ttl_days
   scan_images            = var.scan_images
   settings               = var.settings
+  slo_goal               = var.slo_goal
   soft_delete_days       = var.soft_delete_days
   upload_events          = var.upload_events
   uploads_retention_days = var.uploads_retention_days

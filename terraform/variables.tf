@@ -7,6 +7,13 @@ variable "accelerator" {
   nullable    = false
 }
 
+variable "agent_grants" {
+  description = "Who grants the roles in the project that Eventarc needs to Google's own accounts: leave (the apply grants them with gcloud, and a destroy leaves them in place, because other triggers need them too) or none (somebody else grants them, see docs/how-to/grants.md). Without effect if upload_events is notification."
+  type        = string
+  default     = "leave"
+  nullable    = false
+}
+
 variable "batch_size" {
   description = "Maximum number of images in one batch, 1 to 64. Null: 8 without a GPU, 32 with one. MAX_IN_FLIGHT and Cloud Run's concurrency are four times this number."
   type        = number
@@ -17,6 +24,16 @@ variable "bucket_name" {
   description = "Name of the bucket for uploads. Null: PROJECT-NAME-uploads. Without create_bucket, a bucket that exists."
   type        = string
   default     = null
+}
+
+variable "budget" {
+  description = "Budget of the whole project for a month, for example {billing_account = \"012345-6789AB-CDEF01\", amount = 100}, in the billing account's currency or in currency. At 50, 90 and 100 % of it, and if the forecast exceeds it, Google notifies. Needs roles/billing.costsManager on the billing account. Null: none."
+  type = object({
+    billing_account = string
+    amount          = number
+    currency        = optional(string)
+  })
+  default = null
 }
 
 variable "build_region" {
@@ -60,6 +77,12 @@ variable "create_repository" {
   nullable    = false
 }
 
+variable "daily_image_limit" {
+  description = "Maximum number of images a day (UTC). Further images are parked: they get a document, but are not processed until the nightly reconcile job continues them on another day. Null: no limit."
+  type        = number
+  default     = null
+}
+
 variable "firestore_collection" {
   description = "Firestore collection of the results."
   type        = string
@@ -84,6 +107,27 @@ variable "image" {
   description = "Container image of the first deployment, REGION-docker.pkg.dev/... Null: Cloud Build builds it during the first apply."
   type        = string
   default     = null
+}
+
+variable "index_all_fields" {
+  description = "Whether Firestore indexes almost every field, as it does by itself. This makes a document three times as large, and its writes slower. Not indexed even then: detections, event_time, generation and created_at."
+  type        = bool
+  default     = false
+  nullable    = false
+}
+
+variable "indexed_fields" {
+  description = "More fields to index, for your own queries, for example [\"model.name\", \"image.width\"]. docs/how-to/query-results.md lists the fields that are indexed anyway."
+  type        = set(string)
+  default     = []
+  nullable    = false
+}
+
+variable "keep_request_logs" {
+  description = "Whether Cloud Logging stores the requests that the service handled (2xx). The service logs its own line for each commit in any case."
+  type        = bool
+  default     = false
+  nullable    = false
 }
 
 variable "kms_key" {
@@ -160,7 +204,7 @@ variable "query_by_time" {
 }
 
 variable "reconcile_schedule" {
-  description = "When the reconcile job enqueues uploads that have no document, as cron in UTC. Null: only when you run it."
+  description = "When the reconcile job enqueues uploads that have no document, and with daily_image_limit those that are parked, as cron in UTC. With daily_image_limit, soon after midnight. Null: only when you run it."
   type        = string
   default     = "23 3 * * *"
 }
@@ -195,6 +239,12 @@ variable "settings" {
   type        = map(string)
   default     = {}
   nullable    = false
+}
+
+variable "slo_goal" {
+  description = "Share of the minutes of 28 days in which no upload waits longer than 60 s, for an SLO with two alerts: more than 0, at most 0.9999. Null: no SLO."
+  type        = number
+  default     = 0.99
 }
 
 variable "soft_delete_days" {

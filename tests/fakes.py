@@ -6,17 +6,19 @@ would hang fails instead.
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 
-from service.deadline import Deadline
+from service.daily_limit import DailyLimit
+from service.deadline import NO_DEADLINE, Deadline
 from service.document import to_document
 from service.domain import (
     Box,
@@ -28,7 +30,7 @@ from service.domain import (
     ModelInfo,
     Replace,
 )
-from service.errors import ObjectGoneError
+from service.errors import DocumentKeptError, ObjectGoneError
 from service.health import Health
 from service.images.decode import decode
 from service.images.letterbox import shrink
@@ -170,8 +172,10 @@ class FakeStore:
 
     def _is_final(self, document_id: str, permission: Replace | None) -> bool:
         document = self.documents.get(document_id)
-        if document is None or permission is None:
-            return document is not None
+        if document is None or document["status"] == "parked":
+            return False
+        if permission is None:
+            return True
         model = (document["model"] or {}).get("sha256")
         return not permission.replaces(self.created[document_id], model)
 
@@ -192,6 +196,10 @@ class FakeStore:
         document_id = result.ref.document_id
         if self._is_final(document_id, result.ref.replace):
             return CommittedResult(result, is_superseded=True)
+        if result.failure and result.failure.is_parked and document_id in self.documents:
+            if self.documents[document_id]["status"] == "parked":
+                return CommittedResult(result)
+            return DocumentKeptError("The day's limit is reached.")
         self.now += timedelta(seconds=1)
         self.documents[document_id] = to_document(result)
         self.created[document_id] = self.now
@@ -201,6 +209,29 @@ class FakeStore:
         """Return the only document with this object name."""
         [match] = [document for document in self.documents.values() if document["name"] == name]
         return match
+
+
+class FakeCounter:
+    """A counter in memory, and a clock for the limits that use it."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 1, 1, 12, tzinfo=UTC)
+        self.counts: Counter[date] = Counter()
+        self.added: list[int] = []
+        self.errors: list[Exception] = []  # each call raises the next one, if there is one
+
+    def add(self, day: date, images: int, deadline: Deadline) -> int:
+        self.added.append(images)
+        if self.errors:
+            raise self.errors.pop(0)
+        self.counts[day] += images
+        return self.counts[day]
+
+    def limit(self, images: int) -> DailyLimit:
+        """Return the limit of a new instance."""
+        limit = DailyLimit(images, self, now=lambda: self.now)
+        limit.share(NO_DEADLINE, is_due=True)
+        return limit
 
 
 class FakeDetector:
@@ -287,6 +318,7 @@ def pipeline_of(
     decoders: DecodersHere | None = None,
     health: Health | None = None,
     max_batch_size: int = 8,
+    limit: DailyLimit | None = None,
     **options: Any,
 ) -> Pipeline:
     """Return a pipeline around fakes."""
@@ -298,4 +330,5 @@ def pipeline_of(
         Recorder(store, health),
         health,
         PipelineOptions(**options),
+        limit,
     )

@@ -9,7 +9,7 @@ import logging.config
 
 import pytest
 
-from service.server import logs
+from service import logs
 
 # Prefixes of the names of those threads.
 _OTHER_THREADS = ("eventarc", "Thread-")

@@ -104,17 +104,24 @@ def running_cloud() -> Iterator[Cloud]:
     with (
         _sink() as url,
         Stack(StackOptions(with_service=False, service_url=url, concurrency=4)) as stack,
+        environment_of(stack),
     ):
-        before = {name: os.environ.get(name) for name in stack.environment}
-        os.environ.update(stack.environment)
-        try:
-            yield Cloud(stack)
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
+        yield Cloud(stack)
+
+
+@contextmanager
+def environment_of(stack: Stack) -> Iterator[None]:
+    """Set the environment variables of a stack's clients in this process."""
+    before = {name: os.environ.get(name) for name in stack.environment}
+    os.environ.update(stack.environment)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

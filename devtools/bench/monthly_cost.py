@@ -1,6 +1,7 @@
 """The cost of an idle and of a busy month, from the CPU time per image and a table of prices.
 
-    python -m devtools.bench.monthly_cost --cpu-ms 78 --images 1000000
+    python -m devtools.bench.monthly_cost --cpu-ms 51.9 --images 1000000
+    python -m devtools.bench.monthly_cost --cpu-ms 51.9 --before
 
 Each row is quantity x price. Only Cloud Run's quantity needs a formula (request-based billing):
 
@@ -10,18 +11,22 @@ Each row is quantity x price. Only Cloud Run's quantity needs a formula (request
 
 `busy` is the share of the billed CPU time that is used. An instance is billed while it has a
 request, even while the request waits for Cloud Storage. The default is 0.6 because Cloud Run adds
-instances at 60 % CPU. Only the CPU time is measured. All other values are assumptions, and the
-options change them.
+instances at 60 % CPU. The CPU time is measured, and the sizes of documents and log lines are
+counted. All other values are assumptions, and the options change them.
 """
 
 import argparse
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from tabulate import tabulate
 
 HOURS = 730.0  # in a month
 DAYS = 30.0  # in a month. Firestore's free tier is daily.
 GIB = 2**30
+MIB = 2**20
+_DISTRIBUTION_BYTES, _COUNTER_BYTES = 80, 8  # of a point of a metric, one a minute
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,16 @@ PRICES = {
     "Artifact Registry": Price("GB", 0.10, 0.5),
     "Cloud Scheduler": Price("job", 0.10, 3),
     "Cloud Logging": Price("GiB", 0.50, 50),
+    # cloud.google.com/products/observability/pricing, from secondary sources. The free units are of
+    # the billing account. Log-based metrics are billed. Google's own metrics are free.
+    "Cloud Monitoring": Price("MiB", 0.258, 150),
+    # Not before 1 September 2027. Until then alerts are free, so the default quantities are zero.
+    "Alerting, metrics": Price("metric", 0.35),
+    "Alerting, points": Price("M", 0.50),
+    # cloud.google.com/build/pricing: e2-standard-2. The free minutes are of the billing account.
+    "Cloud Build": Price("min", 0.006, 2500),
+    # cloud.google.com/artifact-analysis/pricing: each new container image
+    "Artifact Analysis": Price("scan", 0.26),
 }
 
 
@@ -74,13 +89,32 @@ class Month:
     gpu_hours: float = 0.0
     objects: int = 0
     image_kb: float = 200.0
-    document_kb: float = 6.0
+    document_kb: float = 3.4  # with index entries: python -m devtools.bench.index_entries
     message_kb: float = 3.0
-    log_kb: float = 2.0
+    request_log_kb: float = 0.0  # Cloud Run's entry for a 2xx response. About 1.2 if it is kept
+    log_kb: float = 0.8  # lines of the service, with what Cloud Logging adds
+    distributions: int = 9  # log-based metrics
+    counters: int = 3
+    active_minutes: float = 60 * HOURS  # in which images are processed
+    alert_metrics: int = 0  # 14 are in the alerts' conditions
+    alert_points: float = 0.0  # that the alerts' queries return. About 1.2 million
+    builds: int = 4
+    build_minutes: float = 20.0
+    scans: int = 4  # 0 if vulnerability scanning is off
     image_gb: float = 5.0  # 1 GB of container images with shared layers, 4 GB of build cache
     reconciles: int = int(DAYS)
     reconcile_seconds: float = 60.0
     reconcile_days: float = 2.0  # a run reads the documents of uploads in this many days
+
+
+# What `--before` changes: the deployment of version 0.1.0, except for the reconcile job, which read
+# all documents every night until shortly before.
+BEFORE: dict[str, Any] = {
+    "document_kb": 10.9,
+    "request_log_kb": 1.2,
+    "counters": 2,
+    "reconcile_days": 365.0 * 100,
+}
 
 
 def quantities(month: Month) -> dict[str, float]:
@@ -109,7 +143,14 @@ def quantities(month: Month) -> dict[str, float]:
         "Pub/Sub": 2 * month.images * month.message_kb * 1000 / GIB,  # published and delivered
         "Artifact Registry": month.image_gb,
         "Cloud Scheduler": 1.0 if month.reconciles else 0.0,
-        "Cloud Logging": month.images * month.log_kb * 1000 / GIB,
+        "Cloud Logging": month.images * (month.request_log_kb + month.log_kb) * 1000 / GIB,
+        "Cloud Monitoring": (month.active_minutes if month.images else 0.0)
+        * (month.distributions * _DISTRIBUTION_BYTES + month.counters * _COUNTER_BYTES)
+        / MIB,
+        "Alerting, metrics": month.alert_metrics,
+        "Alerting, points": month.alert_points / 1e6,
+        "Cloud Build": month.builds * month.build_minutes,
+        "Artifact Analysis": month.scans,
     }
 
 
@@ -124,18 +165,42 @@ def cost(month: Month, *, free_tier: bool) -> dict[str, float]:
 def table(busy: Month, idle: Month) -> str:
     """Return both months as a Markdown table."""
     columns = [cost(month, free_tier=free) for month in (idle, busy) for free in (False, True)]
+    headers = ["busy month", "USD per unit"]
+    headers += ["idle", "idle, after free tier", "busy", "busy, after free tier"]
     counted = quantities(busy)
-    rows = [
-        [name, f"{_shown(counted[name])} {price.unit}", _shown(price.usd)]
-        + [f"{column[name]:,.2f}" for column in columns]
+    cells = {
+        name: [f"{_shown(counted[name])} {price.unit}", _shown(price.usd)]
         for name, price in PRICES.items()
+    }
+    return _table(columns, headers, cells)
+
+
+def comparison(before: Month, after: Month) -> str:
+    """Return two months as a Markdown table: quantities and USD of each."""
+    months = (before, after)
+    columns = [cost(month, free_tier=free) for free in (False, True) for month in months]
+    headers = ["before", "after", "before, USD", "after, USD"]
+    headers += ["before, after free tier", "after, after free tier"]
+    counted = [quantities(month) for month in months]
+    cells = {
+        name: [f"{_shown(each[name])} {price.unit}" for each in counted]
+        for name, price in PRICES.items()
+    }
+    return _table(columns, headers, cells)
+
+
+def _table(
+    columns: Sequence[dict[str, float]], headers: Sequence[str], cells: dict[str, list[str]]
+) -> str:
+    """Return rows of two cells and a sum of USD for each column."""
+    rows = [
+        [name, *cells[name]] + [f"{column[name]:,.2f}" for column in columns]
+        for name in PRICES
         if any(column[name] for column in columns)
     ]
     rows.append(["**sum, USD**", "", ""] + [f"**{sum(c.values()):,.2f}**" for c in columns])
-    headers = ["", "busy month", "USD per unit"]
-    headers += ["idle", "idle, after free tier", "busy", "busy, after free tier"]
-    align = ["left"] + ["right"] * (len(headers) - 1)
-    return tabulate(rows, headers, tablefmt="pipe", colalign=align, disable_numparse=True)
+    align = ["left"] + ["right"] * len(headers)
+    return tabulate(rows, ["", *headers], tablefmt="pipe", colalign=align, disable_numparse=True)
 
 
 def _shown(number: float) -> str:
@@ -157,12 +222,14 @@ def main() -> None:
         if field.name not in given:
             option = "--" + field.name.replace("_", "-")
             parser.add_argument(option, type=type(field.default), default=field.default)
+    parser.add_argument("--before", action="store_true", help="compare with version 0.1.0")
     arguments = parser.parse_args()
     values = vars(arguments)
+    is_comparison = values.pop("before")
     values["objects"] = arguments.images if arguments.objects is None else arguments.objects
     busy = Month(**values)
-    idle = Month(image_gb=busy.image_gb, reconciles=busy.reconciles)
-    print(table(busy, idle))
+    idle = replace(busy, images=0, objects=0, starts=0, gpu_hours=0.0)
+    print(comparison(replace(busy, **BEFORE), busy) if is_comparison else table(busy, idle))
 
 
 if __name__ == "__main__":

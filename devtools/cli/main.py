@@ -12,6 +12,7 @@ import click
 
 from devtools.cli.bench import bench
 from devtools.cli.chaos import chaos
+from devtools.cli.simulate import simulate
 from service.cli.commands import command, group, option, version_option
 from service.cli.detect import detect
 from service.cli.output import progress, say
@@ -174,5 +175,5 @@ def _runnable(model: Path | None, scratch: Path) -> Path | None:
         return export_openvino(model, scratch / f"{model.stem}_openvino_model")
 
 
-for each in (demo, up, bench, chaos):
+for each in (demo, up, bench, chaos, simulate):
     main.add_command(each)

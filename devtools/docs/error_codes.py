@@ -16,13 +16,13 @@ _ELSEWHERE = {
     errors.ModelError: "the process does not start",
     errors.SmokeError: "`yolo-batch smoke` fails",
     errors.BadImageError: "204, after the image is recorded as failed",
-    errors.DocumentKeptError: "204, the done document stays",
+    errors.DocumentKeptError: "204, the document stays",
     errors.ObjectGoneError: "204, nothing is recorded",
 }
 
 
 def describe() -> str:
-    """Return a table of the codes that a failed document can have."""
+    """Return a table of the codes that a failed or parked document can have."""
     rows = [(code(each), each.description, each.remedy) for each in ErrorCode]
     return table(("`error.code`", "meaning", "what to do"), rows)
 

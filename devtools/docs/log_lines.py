@@ -21,7 +21,8 @@ _SEVERITIES = {
 _SEVERITY_ORDER = ("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG")
 # Fields that are computed at run time, by the expression in the source.
 _COMPUTED = {"self._take_counts()": tuple(map(str, Outcome))}
-_TRACE = "exc_info"
+_TRACE = "exc_info"  # the argument of a call, and the field below ERROR
+_ERROR_TRACE = "stack_trace"
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def _line(call: ast.Call, method: str, values: Mapping[str, ast.expr], logger: s
     keywords = {keyword.arg: keyword.value for keyword in call.keywords}
     fields = _fields(keywords["extra"], values) if "extra" in keywords else []
     if method == "exception" or _TRACE in keywords:
-        fields.append(_TRACE)
+        fields.append(_ERROR_TRACE if severities[0] in ("ERROR", "CRITICAL") else _TRACE)
     text = re.sub(r"%[sd]", "...", str(message.value))
     return LogLine(text, severities, tuple(fields), logger)
 

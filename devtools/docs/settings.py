@@ -25,8 +25,10 @@ GROUPS = {
         "max_image_bytes",
         "max_image_pixels",
         "max_buffered_bytes",
+        "decoders",
         "reduced_decode",
     ),
+    "Cost": ("daily_image_limit",),
     "Access": ("allowed_buckets", "push_audience", "push_service_accounts"),
     "Google Cloud": ("google_cloud_project", "firestore_database", "firestore_collection"),
     "Time limits": (

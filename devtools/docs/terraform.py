@@ -104,14 +104,10 @@ def log_metrics() -> list[Metric]:
     """Return every metric, for each key of its `for_each`."""
     log_based = []
     for _, body in _resources("google_logging_metric"):
-        each = re.fullmatch(r"\$\{local\.(\w+)\}", body["for_each"])
-        assert each, body["for_each"]
-        for key, value in _local(each[1]).items():
-            names = {"each.key": key, "var.name": "NAME"}
-            names |= {f"each.value.{name}": text for name, text in value.items()}
-            [descriptor] = body["metric_descriptor"]
+        [descriptor] = body["metric_descriptor"]
+        for names in _each(body):
             extractor = body.get("value_extractor") or next(iter(body["label_extractors"].values()))
-            reads = re.fullmatch(r"EXTRACT\(jsonPayload\.(.*)\)", _filled(extractor, names))
+            reads = re.fullmatch(r"EXTRACT\((?:jsonPayload\.)?(.*)\)", _filled(extractor, names))
             assert reads, extractor
             log_based.append(
                 Metric(
@@ -127,19 +123,35 @@ def log_metrics() -> list[Metric]:
 
 def alerts() -> str:
     """Return a table of the alerts: the condition of each, and what to do."""
-    names = {"local.service_name": "SERVICE", "local.dead_letters_id": "DEAD_LETTERS"}
-    names |= {"var.project_id": "PROJECT", "local.max_instances": "`max_instances`"}
-    names |= {f"local.retry.{key}": str(value) for key, value in _local("retry").items()}
     rows = [
         (
             _filled(body["display_name"], names),
-            body["severity"],
-            " or ".join(_filled(each["display_name"], names) for each in body["conditions"]),
+            _filled(body["severity"], names),
+            f" {body['combiner'].lower()} ".join(
+                _filled(condition["display_name"], names) for condition in body["conditions"]
+            ),
             _filled(body["documentation"][0]["content"], names),
         )
         for _, body in _resources("google_monitoring_alert_policy")
+        for names in _each(body)
     ]
     return table(("alert", "severity", "condition", "what to do"), rows)
+
+
+def _each(body: dict[str, Any]) -> Iterator[dict[str, str]]:
+    """Yield what the expressions in a resource stand for, for each key of its `for_each`."""
+    names = {"local.service_name": "SERVICE", "local.max_instances": "`max_instances`"}
+    names |= {"var.name": "NAME", "var.project_id": "PROJECT", "var.region": "REGION"}
+    names |= {"local.reconcile_name": "NAME-reconcile", "local.slo_seconds": _local("slo_seconds")}
+    names |= {f"local.retry.{key}": str(value) for key, value in _local("retry").items()}
+    if "for_each" not in body:
+        yield names
+        return
+    each = re.search(r"local\.(\w+)", body["for_each"])
+    assert each, body["for_each"]
+    for key, value in _local(each[1]).items():
+        values = {f"each.value.{name}": _filled(str(text), names) for name, text in value.items()}
+        yield names | {"each.key": key} | values
 
 
 def _filled(text: str, names: dict[str, str]) -> str:
@@ -148,7 +160,8 @@ def _filled(text: str, names: dict[str, str]) -> str:
     def value(match: re.Match[str]) -> str:
         expression = match[1].strip("()")
         resource = re.fullmatch(r"google_\w+\.(\w+)\.(id|name)", expression)
-        return names.get(expression) or (resource[1] if resource else expression).upper()
+        known = names.get(expression)
+        return str(known) if known else (resource[1] if resource else expression).upper()
 
     return re.sub(r"\$\{(.*?)\}", value, text)
 

@@ -120,6 +120,11 @@ class Stack:
         """The local Eventarc, which delivers the uploads."""
         return _started(self._eventarc)
 
+    @property
+    def service_pid(self) -> int:
+        """Process id of gunicorn's master process."""
+        return _started(self._service).process.pid
+
     def export_lines(self) -> list[str]:
         """Return the clients' environment as lines to paste into a shell."""
         return export_lines(self.environment)

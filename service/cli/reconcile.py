@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from service.domain import Replace
     from service.gcp.last_run import LastRun
     from service.operate.backfill import Deployment, Estimate
-    from service.operate.reconcile import Publish, Scope, Tally
+    from service.operate.reconcile import Enqueue, Publish, Scope, Tally
 
 _CALL_SECONDS = 60.0  # Firestore is retried longer than in the service, which has a deadline
 _PAGES_PER_LINE = 20  # pages of the listing for each line of progress in a log
@@ -39,9 +39,9 @@ _PUBLISH = "Publish jobs"
 @command(
     panel="Data",
     examples=[
-        "yolo-batch reconcile gs://my-bucket",
         "yolo-batch reconcile gs://my-bucket/2026/ --enqueue missing --dry-run",
         "yolo-batch reconcile gs://my-bucket --enqueue failed --yes --resume state",
+        "yolo-batch reconcile gs://my-bucket --enqueue parked --limit 10000 --yes",
     ],
 )
 @objects_argument
@@ -61,9 +61,19 @@ _PUBLISH = "Publish jobs"
 @option(
     "--enqueue",
     panel=_PUBLISH,
-    type=click.Choice(["missing", "failed", "stale", "all"]),
+    multiple=True,
+    type=click.Choice(["missing", "failed", "stale", "parked", "all"]),
     help="Publish jobs for images without a document (missing), with a failed document (failed), "
-    "with a document by another model (stale), or for all three.",
+    "with a document by another model (stale), that were parked by DAILY_IMAGE_LIMIT (parked), or "
+    "for all four. Beside another value, parked may be given too. Alone, it compares nothing: it "
+    "reads only the documents of parked images.",
+)
+@option(
+    "--limit",
+    panel=_PUBLISH,
+    type=click.IntRange(0),
+    help="Publish jobs for at most this many parked images, the oldest first. By default, what "
+    "DAILY_IMAGE_LIMIT leaves of the day, if it is set, after the other jobs.",
 )
 @option(
     "--dry-run",
@@ -84,7 +94,8 @@ _PUBLISH = "Publish jobs"
 @deployment_options(*price_options)
 def reconcile(
     uri: tuple[str, str],
-    enqueue: str | None,
+    enqueue: tuple[str, ...],
+    limit: int | None,
     since: str | None,
     dry_run: bool,
     yes: bool,
@@ -96,20 +107,25 @@ def reconcile(
 ) -> None:
     """Find objects without a result, and publish jobs for them.
 
-    Compares a bucket with Firestore, and counts the objects that are done, failed, missing and
-    ignored. Objects older than --since are counted, but not compared. It is safe to run it twice,
-    or while images are uploaded.
+    Compares a bucket with Firestore, and counts the objects that are done, failed, parked, missing
+    and ignored. Objects older than --since are counted, but not compared. It is safe to run it
+    twice, or while images are uploaded.
     """
     from service.operate.backfill import Deployment
-    from service.operate.reconcile import Enqueue, Scope, Tally, last_run, load
+    from service.operate.reconcile import Scope, Tally, last_run, load
 
     started_at = datetime.now(UTC)
     settings = Settings.from_env()
     bucket, prefix = uri
-    wanted = Enqueue(enqueue) if enqueue else None
-    if dry_run and not wanted:
+    wanted = _wanted(enqueue)
+    is_parked_wanted = bool({"parked", "all"} & set(enqueue))
+    if dry_run and not enqueue:
         raise click.UsageError("--dry-run needs --enqueue: without it nothing is published anyway")
-    is_publishing = wanted is not None and not dry_run
+    if limit is not None and not is_parked_wanted:
+        raise click.UsageError("--limit needs --enqueue parked")
+    if since and enqueue and not wanted:
+        raise click.UsageError("--since has no effect: --enqueue parked alone compares nothing")
+    is_publishing = bool(enqueue) and not dry_run
     if is_publishing and not yes and not _can_ask():
         raise click.UsageError(
             "Standard input is not a terminal, so you cannot be asked: give --yes to publish, or "
@@ -120,13 +136,13 @@ def reconcile(
         raise click.UsageError(
             f"--enqueue {wanted} needs the deployed model: give --model-sha256, or set MODEL_PATH"
         )
-    scope = Scope(bucket, prefix, model, wanted, since)
+    scope = Scope(bucket, prefix, model, wanted, is_parked_wanted, since)
     tally = Tally()
     if resume:
         started_at, tally = load(resume, scope, started_at)
     kept = _last_run(since, settings)
     oldest = _oldest(scope, kept, started_at)
-    run = _Run(scope, settings, topic, Deployment(**deployed), oldest)
+    run = _Run(scope, settings, topic, Deployment(**deployed), oldest, limit)
     show = note if as_json else say
     if tally.after:
         note(f"Continuing after {tally.after!r}, {tally.objects:,} objects")
@@ -172,40 +188,34 @@ class _Run:
         topic: str,
         deployment: "Deployment",
         oldest: datetime | None,
+        limit: int | None,
     ) -> None:
         from service.gcp.clients import build_reader
         from service.gcp.listing import connect_lister
         from service.gcp.publisher import topic_path
+        from service.operate.parked import LOOKUPS
 
         self._scope = scope
         self._deployment = deployment
         self._oldest = oldest
-        self._objects = connect_lister(settings.google_cloud_project)
-        self._store = build_reader(replace(settings, firestore_timeout_seconds=_CALL_SECONDS))
+        self._limit = limit
+        self._settings = replace(settings, firestore_timeout_seconds=_CALL_SECONDS)
+        self._objects = connect_lister(settings.google_cloud_project, connections=LOOKUPS)
+        self._store = build_reader(self._settings)
         project = settings.google_cloud_project or self._store.project
         self.topic = topic_path(topic, project)
         if warning := bucket_note(scope.bucket, settings.allowed_buckets):
             note(warning)
-        if warning := _expiry_note(scope, settings, project):
-            note(warning)
+        self._ttl = _results_ttl(scope, settings, project)
 
     def count(self, tally: "Tally") -> "Tally":
         """Compare without publishing. Return the counts."""
-        from service.operate.reconcile import reconcile as compare
-
-        with _progress("Comparing") as progressed:
-            return compare(
-                self._scope,
-                self._objects,
-                self._store,
-                since=self._oldest,
-                tally=tally,
-                progressed=progressed,
-            )
+        tally = self._compare("Comparing", tally)
+        tally.selected += len(self._parked(tally))
+        return tally
 
     def publish(self, tally: "Tally", resume: Path | None, started_at: datetime) -> "Tally":
         """Compare, publish jobs, and keep the position in `resume`. Return the counts."""
-        from service.operate.reconcile import reconcile as compare
         from service.operate.reconcile import save
 
         if resume:
@@ -216,17 +226,54 @@ class _Run:
             if resume:
                 save(resume, self._scope, started_at, current)
 
-        with _progress("Comparing and publishing") as progressed:
+        publish = self._publisher()
+        tally = self._compare(
+            "Comparing and publishing", tally, publish=publish, checkpoint=checkpoint
+        )
+        if uris := self._parked(tally):
+            publish(uris, None)
+        tally.selected += len(uris)
+        return tally
+
+    def _compare(self, text: str, tally: "Tally", **hooks: Any) -> "Tally":
+        """Compare the bucket with the documents, unless only parked images get jobs."""
+        from service.operate.reconcile import reconcile as compare
+
+        if not self._scope.is_compared:
+            return tally
+        with _progress(text) as progressed:
             return compare(
                 self._scope,
                 self._objects,
                 self._store,
                 since=self._oldest,
+                results_ttl=self._ttl,
                 tally=tally,
-                publish=self._publisher(),
                 progressed=progressed,
-                checkpoint=checkpoint,
+                **hooks,
             )
+
+    def _parked(self, tally: "Tally") -> list[str]:
+        """Return the URIs of the parked images that get a job, beside those of the tally."""
+        from service.operate.parked import continuable
+
+        if not self._scope.parked:
+            return []
+        limit = self._limit
+        if limit is None and self._settings.daily_image_limit:
+            from service.gcp.clients import build_daily_count
+
+            counted = build_daily_count(self._settings).read(datetime.now(UTC).date())
+            limit = max(0, self._settings.daily_image_limit - counted - tally.selected)
+        with progress("Looking up parked images"):
+            refs = continuable(
+                self._store.parked(),
+                self._objects.exists,
+                bucket=self._scope.bucket,
+                prefix=self._scope.prefix,
+                limit=limit,
+            )
+        return [f"{ref.uri}#{ref.generation}" for ref in refs]
 
     def _publisher(self) -> "Publish":
         from service.gcp.publisher import connect, job_message, publish_jobs
@@ -243,23 +290,25 @@ class _Run:
     def show(self, tally: "Tally", show: "Callable[[str], None]") -> None:
         """Print the counts, and how long jobs for them take and what they cost."""
         scope = self._scope
-        older = f" + {tally.older:,} older" if self._oldest else ""
-        show(
-            f"{scope.uri}: {tally.objects:,} objects = {tally.done:,} done + {tally.failed:,} "
-            f"failed + {tally.missing:,} missing + {tally.ignored:,} ignored{older}"
-        )
+        if scope.is_compared:
+            parked = f" + {tally.parked:,} parked" if tally.parked else ""
+            older = f" + {tally.older:,} older" if self._oldest or self._ttl else ""
+            show(
+                f"{scope.uri}: {tally.objects:,} objects = {tally.done:,} done + {tally.failed:,} "
+                f"failed{parked} + {tally.missing:,} missing + {tally.ignored:,} ignored{older}"
+            )
+            self.note_pattern(tally)
         if self._oldest:
             show(
                 f"Objects created before {self._oldest:%Y-%m-%dT%H:%M:%SZ} were not compared. "
                 "Without --since, all objects are compared."
             )
-        self.note_pattern(tally)
-        if scope.model:
+        if scope.model and scope.is_compared:
             show(f"{tally.stale:,} of the done objects are by another model than {scope.model}")
-        if scope.enqueue:
+        if scope.enqueued:
             estimate = self._estimate(tally)
             show(
-                f"--enqueue {scope.enqueue}: {estimate.images:,} images, about "
+                f"--enqueue {scope.enqueued}: {estimate.images:,} images, about "
                 f"{estimate.minutes:,.1f} minutes on {self._deployment.instances} instances of "
                 f"{self._deployment.instance_rate:g} images/s, {estimate.dollars:,.2f} USD"
             )
@@ -275,7 +324,7 @@ class _Run:
         """Return what `show` prints, for JSON. `published` is None without publishing."""
         scope = self._scope
         estimate = None
-        if scope.enqueue:
+        if scope.enqueued:
             estimated = self._estimate(tally)
             estimate = {
                 "images": estimated.images,
@@ -287,13 +336,14 @@ class _Run:
             "objects": tally.objects,
             "done": tally.done,
             "failed": tally.failed,
+            "parked": tally.parked,
             "missing": tally.missing,
             "ignored": tally.ignored,
             "older": tally.older,
             "stale": tally.stale if scope.model else None,  # among the done
             "since": self._oldest,
             "model_sha256": scope.model,
-            "enqueue": scope.enqueue,
+            "enqueue": scope.enqueued,
             "estimate": estimate,
             "published": published,
             "topic": self.topic if published is not None else None,
@@ -356,29 +406,51 @@ def _oldest(scope: "Scope", kept: "LastRun | None", started_at: datetime) -> dat
         ) from exc
 
 
-def _expiry_note(scope: "Scope", settings: Settings, project: str) -> str | None:
-    """Return a warning if jobs would process images again because their results expired, or None.
+def _wanted(enqueue: "Sequence[str]") -> "Enqueue | None":
+    """Return which compared objects get a job: what `--enqueue` names beside parked images.
 
-    Firestore is asked whether results expire only if all objects are compared and missing objects
-    are enqueued.
+    Raises:
+        click.UsageError: it names several of them.
     """
-    from service.gcp.expiry import connect, results_expire
+    from service.operate.reconcile import Enqueue
+
+    compared = set(enqueue) - {"parked"}
+    if len(compared) > 1:
+        raise click.UsageError(
+            "--enqueue can be given twice only if one value is parked. For all, give --enqueue all"
+        )
+    return Enqueue(compared.pop()) if compared else None
+
+
+def _results_ttl(scope: "Scope", settings: Settings, project: str) -> timedelta | None:
+    """Return when results expire after their creation, or None if they do not.
+
+    Firestore is asked only if missing objects are enqueued. If it does not report it, a warning is
+    printed, because jobs may process images again whose results expired.
+    """
+    from service.gcp.expiry import UnknownExpiryError, connect, results_ttl
     from service.operate.reconcile import State
 
-    if scope.since or not scope.enqueue or State.MISSING not in scope.enqueue.states:
+    if not scope.enqueue or State.MISSING not in scope.enqueue.states:
         return None
     if not (client := connect()):
         return None
-    expire = results_expire(
-        client, project, settings.firestore_database, settings.firestore_collection
-    )
-    if expire is False:
+    try:
+        ttl = results_ttl(
+            client, project, settings.firestore_database, settings.firestore_collection
+        )
+    except UnknownExpiryError as exc:
+        note(
+            f"Warning: results may expire ({exc}). An image whose document has expired, or was "
+            "deleted, counts as missing and is processed again. --since leaves old objects out."
+        )
         return None
-    expiry = "Results expire" if expire else "Results may expire (Firestore did not report it)"
-    return (
-        f"Warning: {expiry}. An image whose document has expired, or was deleted, counts as "
-        "missing and is processed again. --since leaves old objects out."
-    )
+    if ttl is not None:
+        note(
+            f"Results expire after {ttl / timedelta(days=1):g} days, so older objects are not "
+            "compared. `yolo-batch submit` processes them again."
+        )
+    return ttl
 
 
 def _can_ask() -> bool:

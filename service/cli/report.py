@@ -62,7 +62,7 @@ def pace_note(estimate: "Estimate", deployment: "Deployment") -> str | None:
 def _row(document: Mapping[str, Any]) -> tuple[str, ...]:
     name, error = str(document["name"]), document.get("error")
     if error:
-        return name, "failed", f"{error['code']}: {error['message']}", "", "", ""
+        return name, str(document["status"]), f"{error['code']}: {error['message']}", "", "", ""
     counts = ", ".join(f"{count} {label}" for label, count in sorted(document["counts"].items()))
     best = document["max_confidence"]
     milliseconds = sum(document["timings"].values())

@@ -11,6 +11,7 @@ from service.gcp.storage import ImageStorage
 from service.settings import Settings
 
 if TYPE_CHECKING:
+    from service.gcp.daily_count import DailyCount
     from service.gcp.result_reader import ResultReader
 
 
@@ -50,6 +51,17 @@ def build_reader(settings: Settings) -> "ResultReader":
     from service.gcp.result_reader import ResultReader  # only commands need it, not the server
 
     return ResultReader(_firestore(settings), **_limits(settings))
+
+
+def build_daily_count(settings: Settings) -> "DailyCount":
+    """Return the count of each day's images.
+
+    Raises:
+        CredentialsError: no credentials, or no project.
+    """
+    from service.gcp.daily_count import DailyCount  # only needed with a daily limit
+
+    return DailyCount(_firestore(settings), **_limits(settings))
 
 
 def _limits(settings: Settings) -> dict[str, Any]:

@@ -6,6 +6,9 @@ result is dropped. Only a message with a permission (`Replace`) replaces a docum
 is old enough. A done document is kept if its replacement failed for a reason outside the image's
 bytes.
 
+The document of a parked image is not final. Any later result replaces it, without a permission. But
+parking an image never replaces a document.
+
 One image's fault never fails its neighbours. If Firestore permanently refuses the document of a
 result, the other results are committed without it. The image is recorded as `unstorable_result`, in
 a small document without the refused content. Any other error is returned, and the image is retried.
@@ -21,7 +24,7 @@ from google.api_core import exceptions
 from google.cloud import firestore
 
 from service.deadline import NO_DEADLINE, Deadline
-from service.document import STATUS_DONE, to_document
+from service.document import STATUS_DONE, STATUS_PARKED, to_document
 from service.domain import (
     CommittedResult,
     ErrorCode,
@@ -51,6 +54,7 @@ _MAX_COMMIT_BYTES = 5 * 2**19  # size of all documents, which become up to 4 MiB
 _NAME_BYTES = 2048  # upper bound for the document's name and the bytes that Firestore adds
 # What the client raises for a document that can never be written.
 _BUILD_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+_LIMIT_REACHED = "The day's limit (DAILY_IMAGE_LIMIT) is reached. Publish the job on another day."
 _MAX_REASON = 300  # how many characters of an error's message a document quotes
 
 
@@ -65,6 +69,8 @@ class ResultStore(Collection):
         self, document_id: str, permission: Replace | None = None, deadline: Deadline = NO_DEADLINE
     ) -> bool:
         """Return whether there is a document that `permission` does not allow to replace.
+
+        The document of a parked image may always be replaced.
 
         Raises:
             FirestoreUnavailableError: Firestore did not respond in time.
@@ -86,7 +92,8 @@ class ResultStore(Collection):
 
             - FirestoreUnavailableError: Firestore did not confirm in time, or refuses everything.
             - TooLateError: the deadline has passed.
-            - DocumentKeptError: a done document is kept, because its replacement failed.
+            - DocumentKeptError: a done document is kept, because its replacement failed, or a
+              final document, because its replacement was parked.
             - Any other error of the client, for this result alone.
         """
         outcomes: dict[int, CommittedResult | Exception] = {}
@@ -248,7 +255,7 @@ class ResultStore(Collection):
 
 
 def _is_final(stored: StoredDocument | None, permission: Replace | None) -> bool:
-    if stored is None:
+    if stored is None or stored.status == STATUS_PARKED:
         return False
     return permission is None or not permission.replaces(stored.created_at, stored.model)
 
@@ -259,9 +266,16 @@ def _outcome_if_kept(
     """Return a result's outcome if the stored document is kept, or None to write the result."""
     result = entry.result
     if _is_final(stored, result.ref.replace):
-        # Equal timings: an earlier attempt of this delivery wrote it.
-        is_own = stored and stored.timings == entry.document["timings"]
+        # Equal status and timings: an earlier attempt of this delivery wrote it.
+        is_own = stored and (stored.status, stored.timings) == (
+            entry.document["status"],
+            entry.document["timings"],
+        )
         return CommittedResult(result, is_superseded=not is_own)
+    if stored and result.failure and result.failure.is_parked:
+        if stored.status == STATUS_PARKED:
+            return CommittedResult(result)
+        return DocumentKeptError(_LIMIT_REACHED)
     is_done = stored and stored.status == STATUS_DONE
     if is_done and result.failure and not result.failure.code.is_caused_by_bytes:
         return DocumentKeptError(result.failure.message)

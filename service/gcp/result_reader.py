@@ -1,11 +1,13 @@
 """Reads the documents of results, for an operator's commands."""
 
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
 from google.api_core import exceptions
 from google.cloud.firestore_v1.base_query import FieldFilter
 
+from service.document import STATUS_PARKED
 from service.domain import ImageRef, StoredDocuments
 from service.errors import FirestoreUnavailableError
 from service.gcp.collection import Collection, RetryBudget, documents_by_id
@@ -48,6 +50,23 @@ class ResultReader(Collection):
         query = query.order_by("name").limit(page_size)
         while page := self._page(query):
             yield from (snapshot.to_dict() or {} for snapshot in page)
+            query = query.start_after(page[-1])
+
+    def parked(self, *, page_size: int = _PAGE_SIZE) -> Iterator[tuple[datetime, ImageRef]]:
+        """Yield every parked image, and when it was parked, in any order.
+
+        Only the documents of parked images are read. The query needs the index of `status`.
+
+        Raises:
+            FirestoreUnavailableError: Firestore did not respond, or lacks the index.
+        """
+        query = self._collection.where(filter=FieldFilter("status", "==", STATUS_PARKED))
+        query = query.select(["bucket", "name", "generation", "created_at"]).limit(page_size)
+        while page := self._page(query):
+            for snapshot in page:
+                fields = snapshot.to_dict() or {}
+                ref = ImageRef(fields["bucket"], fields["name"], fields["generation"])
+                yield fields["created_at"], ref
             query = query.start_after(page[-1])
 
     def document(self, document_id: str) -> dict[str, Any] | None:

@@ -12,13 +12,14 @@ killed when the root exits.
 
 import ctypes
 import gc
+import logging
+import logging.config
 import os
 import resource
 import select
 import signal
 import socket
 import sys
-import traceback
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,6 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+from service import logs
 from service.domain import ErrorCode
 from service.errors import BadImageError
 from service.images.decode import PIXEL_WEIGHTS, decode_file, open_image
@@ -43,6 +45,8 @@ from service.images.decoders import (
 )
 from service.images.letterbox import shrink
 from service.images.pixels import DecodedImage
+
+logger = logging.getLogger(__name__)
 
 Decode = Callable[[bytes, Request], DecodedImage]
 
@@ -108,6 +112,7 @@ def main(decode: Decode = decode) -> None:
     Args:
         decode: decodes one file in a decoder process.
     """
+    logging.config.dictConfig(logs.config("WARNING", stream="stderr"))
     control = socket.socket(fileno=int(sys.argv[1]))
     # A signal's number is written to `wakeup_writer`, so that poll() also returns on SIGCHLD.
     wakeup_reader, wakeup_writer = socket.socketpair()
@@ -190,7 +195,7 @@ def _run(sock: socket.socket, file: int, pixels: int, decode: Decode, root: int)
     except (MemoryError, OSError):
         code = os.EX_TEMPFAIL  # not the file's fault
     except BaseException:  # noqa: BLE001 - a forked process must not return into the root's code
-        traceback.print_exc()
+        logger.exception("A decoder failed")
     finally:
         os._exit(code)
 

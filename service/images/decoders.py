@@ -352,7 +352,7 @@ class Decoders:
 
 
 def build_decoders(settings: Settings) -> Decoders:
-    """Start one decoder process for each core, with the limits of the settings.
+    """Start the decoder processes, with the limits of the settings.
 
     Raises:
         OSError: the root process cannot be started.
@@ -365,7 +365,7 @@ def build_decoders(settings: Settings) -> Decoders:
             extra={"cpu_seconds": limits.cpu_seconds, "wall_seconds": limits.wall_seconds},
         )
     return Decoders(
-        cores(),
+        settings.decoders or cores(),
         max_pixels=settings.max_image_pixels,
         max_decompressed_bytes=settings.max_image_bytes,
         reduced=settings.reduced_decode,

@@ -7,7 +7,9 @@ twice, or beside live traffic. If an image gets its document meanwhile, the job 
                                                    killed here: these jobs are published again
 
 All objects are listed, because Cloud Storage cannot list by age. But the documents of objects older
-than `since` are not read. So results that expired or were deleted are not created again.
+than `since` are not read. So results that were deleted are not created again. If results expire,
+objects older than the results' lifetime are not compared either: a result is younger than its
+object, so only the results of these objects can have expired.
 """
 
 import json
@@ -19,7 +21,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from service.document import STATUS_FAILED
+from service.document import STATUS_FAILED, STATUS_PARKED
 from service.domain import ImageRef, Replace, StoredDocument, StoredDocuments
 from service.errors import YoloBatchError
 
@@ -28,6 +30,9 @@ _CHECKPOINT_PAGES = 10  # the most pages that a killed run reads again
 # A run after a successful run looks back at least this far, because an event can be delivered a day
 # late.
 MIN_LOOKBACK = timedelta(days=2)
+# A result counts as expired this much earlier. It covers the time from the listing of an object to
+# the read of its document, and differences between the clocks of Google's services.
+_EXPIRY_MARGIN = timedelta(hours=1)
 _AGE = re.compile(r"([0-9]{1,6})([dh])")
 
 
@@ -55,9 +60,10 @@ class State(StrEnum):
     DONE = "done"
     STALE = "stale"  # done, but not by the deployed model
     FAILED = "failed"
+    PARKED = "parked"  # not processed, because a day's limit was reached
     MISSING = "missing"  # no document
     IGNORED = "ignored"  # a folder marker or a part of a composite upload
-    OLDER = "older"  # older than `since`, so not compared
+    OLDER = "older"  # older than `since` or than the results' lifetime, so not compared
 
 
 class Enqueue(StrEnum):
@@ -66,7 +72,7 @@ class Enqueue(StrEnum):
     MISSING = "missing"
     FAILED = "failed"
     STALE = "stale"
-    ALL = "all"  # these three
+    ALL = "all"  # these three, and parked images
 
     @property
     def states(self) -> frozenset[State]:
@@ -89,12 +95,24 @@ class Scope:
     prefix: str = ""
     model: str | None = None  # sha256 of the deployed model. None: nothing counts as stale
     enqueue: Enqueue | None = None
+    parked: bool = False  # whether parked images get a job too (service.operate.parked)
     since: str | None = None  # what the user gave. None: every object is compared
 
     @property
     def uri(self) -> str:
         """`gs://bucket/prefix`."""
         return f"gs://{self.bucket}/{self.prefix}"
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether objects are compared: not if only parked images get a job."""
+        return bool(self.enqueue or not self.parked)
+
+    @property
+    def enqueued(self) -> str | None:
+        """What gets a job, for a report, for example `missing,parked`. None: nothing."""
+        parked = "parked" if self.parked and self.enqueue is not Enqueue.ALL else None
+        return ",".join(filter(None, (self.enqueue, parked))) or None
 
 
 @dataclass
@@ -105,6 +123,7 @@ class Tally:
     done: int = 0  # including stale objects
     stale: int = 0
     failed: int = 0
+    parked: int = 0
     missing: int = 0
     ignored: int = 0
     older: int = 0
@@ -113,7 +132,8 @@ class Tally:
     @property
     def objects(self) -> int:
         """How many objects were counted."""
-        return self.done + self.failed + self.missing + self.ignored + self.older
+        compared = self.done + self.failed + self.parked + self.missing
+        return compared + self.ignored + self.older
 
     def add(self, state: State) -> None:
         """Count one object."""
@@ -132,6 +152,8 @@ def reconcile(
     store: Store,
     *,
     since: datetime | None = None,
+    results_ttl: timedelta | None = None,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
     tally: Tally | None = None,
     publish: Publish | None = None,
     progressed: Callable[[Tally], None] = lambda tally: None,
@@ -144,6 +166,9 @@ def reconcile(
         objects: the bucket.
         store: the documents.
         since: objects that were created earlier are counted as older, and not compared.
+        results_ttl: when results expire after their creation. Objects that are as old are counted
+            as older, and not compared. None: results do not expire.
+        now: the clock, for `results_ttl`.
         tally: the last checkpoint of the run to continue. None: a new run.
         publish: publishes jobs. None: jobs are only counted.
         progressed: called after each page.
@@ -159,7 +184,11 @@ def reconcile(
     enqueued = scope.enqueue.states if scope.enqueue else frozenset()
     pages = objects.pages(scope.bucket, scope.prefix, after=tally.after)
     for number, page in enumerate(pages, 1):
-        states, read_at = _states(page, store, scope.model, since)
+        oldest = since
+        if results_ttl is not None:
+            unexpired = now() - results_ttl + _EXPIRY_MARGIN
+            oldest = max(since or unexpired, unexpired)
+        states, read_at = _states(page, store, scope.model, oldest)
         for _, state in states:
             tally.add(state)
         uris = [f"{ref.uri}#{ref.generation}" for ref, state in states if state in enqueued]
@@ -212,6 +241,8 @@ def _state(document: StoredDocument | None, model: str | None) -> State:
         return State.MISSING
     if document.status == STATUS_FAILED:
         return State.FAILED
+    if document.status == STATUS_PARKED:
+        return State.PARKED
     return State.STALE if model and document.model != model else State.DONE
 
 

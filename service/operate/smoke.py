@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
-from service.document import STATUS_DONE
+from service.document import STATUS_DONE, STATUS_PARKED
 from service.domain import ImageRef
 from service.errors import FirestoreUnavailableError, SmokeError
 
@@ -43,7 +43,7 @@ def wait_for_result(
     While Firestore is unavailable, it keeps waiting.
 
     Raises:
-        SmokeError: there is no document after `timeout_seconds`, or it records a failure.
+        SmokeError: there is no document after `timeout_seconds`, or it is failed or parked.
     """
     deadline = time.monotonic() + timeout_seconds
     while True:
@@ -68,8 +68,12 @@ def _check_done(document: dict[str, Any]) -> dict[str, Any]:
     """Return the document if its status is done.
 
     Raises:
-        SmokeError: it records a failure.
+        SmokeError: it is failed or parked.
     """
+    if document["status"] == STATUS_PARKED:
+        raise SmokeError(
+            f"The sample was parked, so the model was not tested. {document['error']['message']}"
+        )
     if document["status"] != STATUS_DONE:
         error = document["error"]
         raise SmokeError(

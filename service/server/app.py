@@ -30,8 +30,8 @@ from service.errors import (
     UnauthenticatedError,
 )
 from service.events import parse_event
+from service.logs import set_trace
 from service.pipeline import Pipeline
-from service.server.logs import set_trace
 
 logger = logging.getLogger(__name__)
 

@@ -4,20 +4,27 @@ gunicorn --config python:service.server.gunicorn_conf "service.server.wsgi:build
 """
 
 import logging
+import logging.config
 import os
 import signal
 import sys
 from types import FrameType
 from typing import Any
 
+from service import logs
 from service.errors import SettingsError
-from service.server import logs
 from service.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 try:
     _settings = Settings.from_env()
 except SettingsError as exc:
-    sys.exit(f"Cannot start: {exc}")
+    logging.config.dictConfig(logs.config("INFO"))
+    logger.critical("Cannot start: %s", exc)
+    sys.exit(1)
+
+logs.log_uncaught_exceptions()
 
 bind = f"{_settings.bind_address}:{_settings.port}"
 # A second worker would load a second model and split the batches.

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING, NoReturn
 
+from service import logs
+from service.daily_limit import DailyLimit
 from service.deadline import Deadline
 from service.errors import CredentialsError, ModelError, SettingsError
 from service.health import Health
@@ -20,7 +22,6 @@ from service.inference.model import Model
 from service.memory import fit_into_memory
 from service.pipeline import Pipeline, PipelineOptions
 from service.recorder import Recorder
-from service.server import logs
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -60,12 +61,13 @@ def build_app() -> "Flask":
             from service.server.app import create_app
 
             storage, store = build_storage(settings), build_store(settings)
+            limit = _daily_limit(settings)
             verified = loading.result()
             settings = fit_into_memory(settings, verified.detector)
         except (CredentialsError, ModelError) as exc:
             decoders.close()
             _cannot_start(str(exc))
-    pipeline = build_pipeline(settings, decoders, verified, storage, store)
+    pipeline = build_pipeline(settings, decoders, verified, storage, store, limit)
     app = create_app(
         pipeline,
         max_request_bytes=settings.max_request_bytes,
@@ -86,6 +88,7 @@ def build_pipeline(
     verified: VerifiedModel,
     storage: "ImageStorage",
     store: "ResultStore",
+    limit: DailyLimit | None = None,
 ) -> Pipeline:
     """Return a pipeline with these parts and the limits of the settings."""
     health = Health(hang_timeout_seconds=settings.hang_timeout_seconds)
@@ -100,7 +103,22 @@ def build_pipeline(
             max_buffered_bytes=settings.max_buffered_bytes,
             allowed_buckets=settings.allowed_buckets,
         ),
+        limit,
     )
+
+
+def _daily_limit(settings: Settings) -> DailyLimit | None:
+    """Return the daily limit, or None if there is none.
+
+    It already knows the day's count. Otherwise each new instance would exceed the limit.
+    """
+    if not settings.daily_image_limit:
+        return None
+    from service.gcp.clients import build_daily_count
+
+    limit = DailyLimit(settings.daily_image_limit, build_daily_count(settings))
+    limit.share(Deadline.after(settings.firestore_timeout_seconds), is_due=True)
+    return limit
 
 
 def _cannot_start(reason: str) -> NoReturn:

@@ -10,6 +10,7 @@ from google.cloud import firestore, pubsub_v1, storage  # type: ignore[attr-defi
 from devtools.local_stack.stack import Stack, StackOptions
 from service.deadline import NO_DEADLINE, Deadline
 from service.domain import Download, ImageRef
+from service.gcp.daily_count import DailyCount
 from service.gcp.firestore import ResultStore
 from service.gcp.result_reader import ResultReader
 from service.gcp.storage import ImageStorage
@@ -66,6 +67,11 @@ def store(collection: str) -> ResultStore:
 @pytest.fixture
 def reader(collection: str) -> ResultReader:
     return ResultReader(firestore.Client(), collection=collection, timeout_seconds=PATIENCE_SECONDS)
+
+
+@pytest.fixture
+def daily_count(collection: str) -> DailyCount:
+    return DailyCount(firestore.Client(), collection=collection, timeout_seconds=PATIENCE_SECONDS)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`reconcile --since gs://...`: the state of the last successful run, and the TTL warning."""
+"""`reconcile --since gs://...`: the state of the last successful run, and results that expire."""
 
 import json
 import uuid
@@ -18,7 +18,7 @@ from google.cloud.firestore_admin_v1.services.firestore_admin.transports import 
 
 from service.cli.main import main
 from service.gcp import expiry
-from service.gcp.expiry import results_expire
+from service.gcp.expiry import UnknownExpiryError, results_ttl
 from tests.fakes import PATIENCE_SECONDS
 
 
@@ -154,47 +154,103 @@ def client(fake: FakeAdmin) -> Iterator[admin.FirestoreAdminClient]:
     server.stop(PATIENCE_SECONDS).wait()
 
 
-TTL = admin.Field(name="created_at", ttl_config=admin.Field.TtlConfig(state="ACTIVE"))
+def ttl(days: float | None, field: str = "created_at") -> admin.Field:
+    """Return a field with a TTL policy of some days. None: a policy without an offset."""
+    name = f"projects/p/databases/(default)/collectionGroups/detections/fields/{field}"
+    config = admin.Field.TtlConfig(state="ACTIVE")
+    if days is not None:
+        config.expiration_offset = timedelta(days=days)
+    return admin.Field(name=name, ttl_config=config)
 
 
-@pytest.mark.parametrize(
-    ("fields", "expected"), [([], False), ([TTL], True), (None, None)], ids=["no", "yes", "refused"]
-)
+WEEK = [ttl(7)]
+
+
+@pytest.mark.parametrize(("fields", "expected"), [([], None), (WEEK, timedelta(days=7))])
 def test_ttl_is_asked_of_the_results_collection(
     client: admin.FirestoreAdminClient,
     fake: FakeAdmin,
-    fields: list[admin.Field] | None,
-    expected: bool | None,
+    fields: list[admin.Field],
+    expected: timedelta | None,
 ) -> None:
     fake.fields = fields
-    assert results_expire(client, "p", "(default)", "detections") is expected
+    assert results_ttl(client, "p", "(default)", "detections") == expected
     [request] = fake.asked
     assert request.parent == "projects/p/databases/(default)/collectionGroups/detections"
     assert request.filter == "ttlConfig:*"
 
 
 @pytest.mark.parametrize(
-    ("options", "fields", "warning"),
-    [
-        (["--enqueue", "missing"], [TTL], "Warning: Results expire."),
-        (["--enqueue", "missing"], None, "Warning: Results may expire"),
-        (["--enqueue", "missing"], [], None),
-        (["--enqueue", "missing", "--since", "2d"], [TTL], None),
-        (["--enqueue", "failed"], [TTL], None),
-    ],
-    ids=["expire", "unknown", "stay", "by-age", "not-missing"],
+    "fields",
+    [None, [ttl(None)], [ttl(7, "event_time")], [ttl(7), ttl(7, "expires_at")]],
+    ids=["refused", "no-offset", "other-field", "two"],
 )
-def test_full_comparison_warns_about_recreating_expired_results(
+def test_ttl_that_is_not_known_is_not_guessed(
+    client: admin.FirestoreAdminClient, fake: FakeAdmin, fields: list[admin.Field] | None
+) -> None:
+    fake.fields = fields
+    with pytest.raises(UnknownExpiryError):
+        results_ttl(client, "p", "(default)", "detections")
+
+
+def reconciled(
+    prefix: str,
+    *options: str,
+    client: admin.FirestoreAdminClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Result:
+    monkeypatch.setattr(expiry, "connect", lambda: client)
+    done = CliRunner().invoke(main, ["reconcile", f"gs://uploads/{prefix}", *options])
+    assert done.exit_code == 0, done.output
+    return done
+
+
+@pytest.mark.parametrize("all_objects", [True, False], ids=["all", "since-last-year"])
+def test_expired_result_is_not_processed_again(
+    client: admin.FirestoreAdminClient,
+    fake: FakeAdmin,
+    state: storage.Blob,
+    prefix: str,
+    topic: str,
+    all_objects: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The object has no document. Results have a lifetime of 36 s, less than the margin of 1 h."""
+    fake.fields = [ttl(0.01 / 24)]
+    options = ["--enqueue", "missing", "--yes", "--topic", topic]
+    if not all_objects:
+        run(prefix, uri(state), *options)
+        year_ago = datetime.now(UTC) - timedelta(days=365)
+        state.upload_from_string(
+            json.dumps(json.loads(state.download_as_bytes()) | {"started_at": year_ago.isoformat()})
+        )
+        options += ["--since", uri(state)]
+    done = reconciled(prefix, *options, client=client, monkeypatch=monkeypatch)
+    assert "1 objects = 0 done + 0 failed + 0 missing + 0 ignored + 1 older" in done.stdout
+    assert "Published 0 jobs" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "fields", "sentence"),
+    [
+        (["--enqueue", "missing"], WEEK, "Results expire after 7 days, so older objects are not"),
+        (["--enqueue", "missing", "--since", "2d"], WEEK, "Results expire after 7 days"),
+        (["--enqueue", "missing"], None, "Warning: results may expire (Firestore did not report"),
+        (["--enqueue", "missing"], [], None),
+        (["--enqueue", "failed"], WEEK, None),
+    ],
+    ids=["expire", "by-age", "unknown", "stay", "not-missing"],
+)
+def test_comparison_says_whether_results_expire(
     client: admin.FirestoreAdminClient,
     fake: FakeAdmin,
     prefix: str,
     options: list[str],
     fields: list[admin.Field] | None,
-    warning: str | None,
+    sentence: str | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fake.fields = fields
-    monkeypatch.setattr(expiry, "connect", lambda: client)
-    done = CliRunner().invoke(main, ["reconcile", f"gs://uploads/{prefix}", *options, "--dry-run"])
-    assert done.exit_code == 0, done.output
-    assert (warning in done.stderr) if warning else ("expire" not in done.stderr)
+    done = reconciled(prefix, *options, "--dry-run", client=client, monkeypatch=monkeypatch)
+    assert (sentence in done.stderr) if sentence else ("expire" not in done.stderr)
+    assert "1 missing" in done.stdout or "failed" in options

@@ -6,12 +6,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import celpy
 import pytest
-from celpy.adapter import json_to_cel
 
 from devtools.docs.terraform import blocks_of
 from service.operate.smoke import sample_name
+from tests.deploy.conditions import allows
 from tests.deploy.standin import MODULE, ROOT, Run, needs_standin, terraform
 
 EXAMPLES = ROOT / "examples"
@@ -95,9 +94,7 @@ def test_existing_resources_are_used_and_not_managed(neighbours: Path) -> None:
 
 
 def _allows(condition: dict[str, str], resource: str) -> bool:
-    environment = celpy.Environment()
-    program = environment.program(environment.compile(condition["expression"]))
-    return bool(program.evaluate({"resource": json_to_cel({"name": resource})}))
+    return allows(condition["expression"], name=resource)
 
 
 @needs_standin

@@ -7,28 +7,19 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
-from google.auth.credentials import AnonymousCredentials
-from google.cloud import firestore
-from google.cloud.firestore_v1.base_query import BaseQuery, FieldFilter
 
 from devtools.docs.terraform import blocks_of
 from service.cli.reconcile import reconcile
-from service.deadline import NO_DEADLINE
-from service.domain import Event, Outcome
-from service.gcp.result_reader import ResultReader
 from service.health import Health
 from service.operate.backfill import Redelivery
-from service.operate.smoke import sample_name
 from service.server.app import create_app
 from service.settings import Settings
-from tests.fakes import FakeDetector, FakeStorage, FakeStore, bmp_image, pipeline_of
-from tests.loglines import configure
+from tests.fakes import FakeDetector, FakeStorage, FakeStore, pipeline_of
 
 REPOSITORY = Path(__file__).parents[2]
 ROOT = REPOSITORY / "terraform"
@@ -146,6 +137,15 @@ def test_environment_is_valid_settings(offline: Path, variables: dict[str, Any])
 
 
 @needs_terraform
+@pytest.mark.parametrize("cpu", [1, 2, 4, 8])
+def test_one_stream_and_decoder_for_each_vcpu(offline: Path, cpu: int) -> None:
+    """With 1 vCPU, a container sees two CPUs."""
+    environment = _evaluate(offline, "local.service_environment", {"cpu": cpu})
+    settings = Settings.from_env(environment)
+    assert settings.inference_streams == settings.decoders == cpu
+
+
+@needs_terraform
 def test_defaults_of_timeouts_are_the_services_own(offline: Path) -> None:
     names = ("hang_timeout_seconds", "firestore_timeout_seconds", "graceful_timeout_seconds")
     settings = Settings.from_env(_evaluate(offline, "local.service_environment", {}))
@@ -180,13 +180,15 @@ def test_reconcile_job_calls_the_command_as_it_is() -> None:
         "containers"
     ]
     assert container["command"] == ["yolo-batch"]
-    name, _uri, *options = container["args"]
+    name, _uri, *options = _local("reconcile_args")
+    assert container["args"].startswith("${concat(local.reconcile_args,")
     assert name == reconcile.name
     known = {option for parameter in reconcile.params for option in parameter.opts}
     assert {option for option in options if option.startswith("--")} <= known
     enqueue = next(p for p in reconcile.params if "--enqueue" in p.opts)
     assert isinstance(enqueue.type, click.Choice)
-    assert options[options.index("--enqueue") + 1] in enqueue.type.choices
+    assert enqueue.multiple
+    assert {options[options.index("--enqueue") + 1], "parked"} <= set(enqueue.type.choices)
     since = options[options.index("--since") + 1]
     assert since.startswith("gs://${google_storage_bucket.reconcile.name}/")
 
@@ -205,35 +207,6 @@ def test_substitutions_are_those_of_the_build() -> None:
     defined = set(re.findall(r"^  (_[A-Z]+):", build, re.MULTILINE))
     assert set(_local("substitutions")) | {"_DEPLOY"} <= defined
     assert '/service"' in build and ":latest" in build  # the image that the first service takes
-
-
-def test_builder_touches_no_upload_but_the_smoke_tests() -> None:
-    grant = _resource("google_storage_bucket_iam_member", "build_smoke")
-    [prefix] = re.findall(r"/objects/(.*?)\"", grant["condition"][0]["expression"])
-    assert sample_name().startswith(prefix)
-
-
-# --- The dashboard
-
-
-@needs_terraform
-def test_dashboard_has_no_zeros_and_no_nulls(offline: Path) -> None:
-    """The API returns neither zeros nor nulls, so each would show up in every plan."""
-    text = (MODULE / "monitoring.tf").read_text()
-    text = "\n".join(re.findall(r"^locals \{.*?^\}$", text, re.MULTILINE | re.DOTALL))
-    text = text.replace("google_pubsub_subscription.dead_letters.name", '"dead-letters"')
-    (offline / "monitoring.tf").write_text(text)
-    tiles = _evaluate(offline, "local.dashboard", {})["mosaicLayout"]["tiles"]
-    assert [(tile.get("xPos"), tile.get("yPos")) for tile in tiles[:4]] == [
-        (None, None),
-        (6, None),
-        (None, 4),
-        (6, 4),
-    ]
-    sets = [tile["widget"]["xyChart"]["dataSets"] for tile in tiles]
-    assert "legendTemplate" not in sets[0][0]
-    assert [each["legendTemplate"] for each in sets[3]] == sorted(map(str, Outcome))
-    assert not re.search(r": (0|null)\b", json.dumps(tiles))
 
 
 # --- The recipe
@@ -289,107 +262,9 @@ def test_every_validation_and_check_has_a_failing_run() -> None:
     for block in blocks_of(MODULE / "variables.tf", "variable"):
         [(name, body)] = block.items()
         assert failing.count(f"var.{name}") >= len(body.get("validation", []))
-    assert {"check.gpu_region", "check.write_rate"} <= set(failing)
+    checks = {"check.gpu_region", "check.machine_size", "check.parked", "check.write_rate"}
+    assert checks <= set(failing)
+    assert failing.count("check.quota") == 2
     assert failing.count("terraform_data.agreement") == 2
     combinations = _resource("terraform_data", "combinations")["lifecycle"][0]
     assert failing.count("terraform_data.combinations") == len(combinations["precondition"])
-
-
-# --- Indexes
-
-
-def _fields(query: BaseQuery) -> list[str]:
-    """Return the fields that a query filters and sorts by, each once."""
-    # The public interface of a query does not have them.
-    structured = query._to_protobuf()
-    where = structured.where
-    filters = [each.field_filter for each in where.composite_filter.filters] or [where.field_filter]
-    fields = [each.field.field_path for each in filters]
-    fields += [order.field.field_path for order in structured.order_by]
-    return list(dict.fromkeys(fields))
-
-
-def _client() -> firestore.Client:
-    return firestore.Client(project="my-project-1", credentials=AnonymousCredentials())
-
-
-def _documented_queries() -> list[BaseQuery]:
-    page = (REPOSITORY / "docs" / "how-to" / "query-results.md").read_text()
-    queries = re.findall(r"```python\n(results\..*?)```", page, re.DOTALL)
-    assert len(queries) == 6
-    names = {
-        "firestore": firestore,
-        "results": _client().collection("detections"),
-        "FieldFilter": FieldFilter,
-    }
-    return [eval(query, names) for query in queries]
-
-
-def test_documented_queries_have_their_indexes(monkeypatch: pytest.MonkeyPatch) -> None:
-    queries = _documented_queries()
-
-    def note(query: firestore.Query, **_: Any) -> Iterator[Any]:
-        queries.append(query)
-        return iter(())
-
-    monkeypatch.setattr(firestore.Query, "stream", note)
-    reader = ResultReader(_client(), collection="detections", timeout_seconds=1)
-    assert list(reader.results("uploads", "cam1/")) == []
-
-    composites = re.findall(r"\[(.*?)\]", _local("composite_indexes"), re.DOTALL)
-    available = [re.findall(r'path\"?\s*[=:]\s*"(\w+)"', fields) for fields in composites]
-    unindexed = {*re.findall(r'"(\w+)"', str(_local("unindexed_fields"))), "created_at"}
-    assert unindexed >= {"detections", "event_time", "generation"}
-    for query in queries:
-        fields = _fields(query)
-        assert not {field.partition(".")[0] for field in fields} & unindexed
-        assert len(fields) == 1 or fields in available, f"no index for {fields}"
-
-
-# --- Metrics of log lines
-
-
-@pytest.fixture
-def log_lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    """Return the log lines of commits, of a failed image and of a rejected message."""
-    configure("INFO")
-    storage, store = FakeStorage(), FakeStore()
-    good, bad = storage.put("good.bmp", bmp_image()), storage.put("bad.bmp", b"no image")
-    pipeline = pipeline_of(storage, store, FakeDetector())
-    pipeline.handle(Event(good), NO_DEADLINE)
-    pipeline.handle(Event(bad), NO_DEADLINE)
-    pipeline.stop()
-    response = (
-        create_app(pipeline)
-        .test_client()
-        .post("/", json={"message": {"data": "eyJ1cmkiOiAiZ3M6Ly91cGxvYWRzL2EuanBnIn0="}})
-    )
-    assert response.status_code == 503
-    pipeline.close()
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-
-
-def _messages(lines: list[dict[str, Any]], message: str) -> list[dict[str, Any]]:
-    return [line for line in lines if line["message"] == message]
-
-
-def test_commit_metrics_read_what_is_logged(log_lines: list[dict[str, Any]]) -> None:
-    metric = _resource("google_logging_metric", "commit")
-    [messages] = re.findall(r"jsonPayload\.message=\((.*?)\)", metric["filter"])
-    lines = [
-        line
-        for message in re.findall(r'"(\w+)"', messages)
-        for line in _messages(log_lines, message)
-    ]
-    assert metric["value_extractor"] == "EXTRACT(jsonPayload.${each.key})"
-    assert sum(line.get("images", 0) for line in lines) == 2
-    assert sum(line.get("done", 0) for line in lines) == 1
-    assert sum(line.get("failed", 0) for line in lines) == 1
-    assert any("commit_ms" in line for line in lines)
-    assert set(_local("commit_metrics")) == {"images", "commit_ms", *map(str, Outcome)}
-
-
-def test_line_metrics_read_what_is_logged(log_lines: list[dict[str, Any]]) -> None:
-    for metric in _local("line_metrics").values():
-        [line] = _messages(log_lines, metric["message"])
-        assert line[metric["label"]]

@@ -354,7 +354,7 @@ def test_health_while_stopping_is_live_and_not_ready(site: Site) -> None:
 def test_post_logs_the_trace_of_its_own_request(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from service.server.logs import TraceFilter
+    from service.logs import TraceFilter
 
     trace_id = "105445aa7843bc8bf206b12000100000"
     caplog.handler.addFilter(trace := TraceFilter())

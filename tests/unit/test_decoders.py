@@ -3,6 +3,7 @@
 import errno
 import gzip
 import io
+import json
 import os
 import resource
 import signal
@@ -45,6 +46,7 @@ from service.images.decoders import (
 )
 from service.images.letterbox import shrink
 from service.images.pixels import DecodedImage
+from service.machine import cores
 from service.settings import Settings
 from tests import hostile_decoder
 from tests.hostile_decoder import marked
@@ -283,6 +285,15 @@ def test_failing_file_gets_its_record_and_the_next_decodes(what: str) -> None:
         assert (error.code, error.message) == (ErrorCode.CORRUPT_IMAGE, SENTENCES[what])
         assert decode(decoders, jpeg()).info.format == "JPEG"
         wait_until(lambda: len(decoders_of(decoders)) == 1)
+
+
+def test_defect_in_a_decoder_reaches_error_reporting(capfd: pytest.CaptureFixture[str]) -> None:
+    code = "from service.images import decoder_process as p; p.main(lambda data, request: {}[0])"
+    with pool(command=(sys.executable, "-P", "-c", code)) as decoders:
+        record(decoders, jpeg())
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert {line["message"] for line in lines} == {"A decoder failed"}
+    assert all(line["stack_trace"].endswith("KeyError: 0") for line in lines)
 
 
 def test_crash_by_an_earlier_file_is_not_blamed_on_the_next(hostile: Decoders) -> None:
@@ -555,6 +566,12 @@ def test_start_warns_of_a_deadline_too_short_to_decode(
     settings = Settings.from_env({"ACK_DEADLINE_SECONDS": seconds})
     with closing(module.build_decoders(settings)):
         assert ("leaves little time to decode" in caplog.text) == is_warned
+
+
+@pytest.mark.parametrize(("environ", "count"), [({}, cores()), ({"DECODERS": "3"}, 3)])
+def test_one_decoder_for_each_core_unless_set(environ: dict[str, str], count: int) -> None:
+    with closing(module.build_decoders(Settings.from_env(environ))) as decoders:
+        wait_until(lambda: len(decoders_of(decoders)) == count)
 
 
 def test_limits_end_before_the_deliverys_work_time() -> None:

@@ -68,6 +68,12 @@ def test_largest_file_counts_wherever_it_may_be(instance: pytest.MonkeyPatch) ->
     assert plan_memory(one, DETECTOR).buffered == SETTINGS.max_image_bytes
 
 
+def test_fewer_decoders_need_less_memory(instance: pytest.MonkeyPatch) -> None:
+    one = plan_memory(replace(SETTINGS, decoders=1), DETECTOR)
+    assert 2 * one.decoders == plan_memory(SETTINGS, DETECTOR).decoders
+    assert one.base < plan_memory(SETTINGS, DETECTOR).base
+
+
 def test_each_stream_adds_to_the_models_memory(instance: pytest.MonkeyPatch) -> None:
     one = plan_memory(SETTINGS, load_detector(BUNDLED_MODEL, streams=1)).model
     assert plan_memory(SETTINGS, DETECTOR).model > one > 7 * 20 * MB

@@ -1,9 +1,23 @@
-"""The arithmetic of the README's table of costs."""
+"""The arithmetic of the tables of costs in docs/explanation/cost-model.md."""
+
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from devtools.bench.monthly_cost import DAYS, PRICES, Month, cost, quantities, table
+from devtools.bench.monthly_cost import (
+    BEFORE,
+    DAYS,
+    MIB,
+    PRICES,
+    Month,
+    comparison,
+    cost,
+    quantities,
+    table,
+)
 
+PAGE = Path("docs/explanation/cost-model.md")
 BUSY = Month(images=1_000_000, cpu_ms=60, vcpu=2, memory_gib=4, busy=0.5, starts=100)
 
 
@@ -27,7 +41,7 @@ def test_reconcile_reads_the_objects_of_two_days() -> None:
 
 
 def test_free_units_are_taken_off_and_never_paid_back() -> None:
-    month = Month(images=10, cpu_ms=60, reconciles=1, image_gb=0.6)
+    month = Month(images=10, cpu_ms=60, reconciles=1, image_gb=0.6, scans=0)
     paid = {name: usd for name, usd in cost(month, free_tier=True).items() if usd}
     assert paid == pytest.approx(
         {
@@ -47,7 +61,7 @@ def test_gpu_is_paid_by_the_hour_and_not_by_request() -> None:
 
 
 def test_idle_month_pays_for_the_reconcile_job_by_the_minute() -> None:
-    usd = cost(Month(reconciles=730, image_gb=0), free_tier=False)
+    usd = cost(Month(reconciles=730, image_gb=0, builds=0, scans=0), free_tier=False)
     assert sum(usd.values()) == pytest.approx(730 * 60 * 0.00002 + 0.10)
 
 
@@ -55,3 +69,37 @@ def test_table_ends_with_the_sums_of_its_columns() -> None:
     cells = table(BUSY, Month()).splitlines()[-1].replace("*", "").split("|")
     expected = sum(cost(BUSY, free_tier=False).values())
     assert float(cells[6]) == pytest.approx(expected, abs=0.01)
+
+
+def test_log_based_metrics_are_billed_by_point() -> None:
+    month = Month(images=1, distributions=2, counters=1, active_minutes=1000)
+    assert quantities(month)["Cloud Monitoring"] == pytest.approx(1000 * (2 * 80 + 8) / MIB)
+    assert quantities(Month())["Cloud Monitoring"] == 0  # no point in a minute without a line
+
+
+def test_alerts_are_free_unless_their_quantities_are_given() -> None:
+    assert cost(BUSY, free_tier=False)["Alerting, metrics"] == 0
+    paid = cost(replace(BUSY, alert_metrics=14, alert_points=1.2e6), free_tier=False)
+    assert paid["Alerting, metrics"] + paid["Alerting, points"] == pytest.approx(14 * 0.35 + 0.6)
+
+
+def test_before_reads_every_document_every_night() -> None:
+    month = replace(BUSY, objects=1_000_000)
+    before = quantities(replace(month, **BEFORE))
+    assert before["Firestore reads"] == pytest.approx(31)
+    changed = {name for name, quantity in quantities(month).items() if quantity != before[name]}
+    assert changed == {
+        "Firestore reads",
+        "Firestore storage",
+        "Cloud Logging",
+        "Cloud Monitoring",
+        "Artifact Analysis",
+    }
+
+
+def test_page_has_the_tables_of_the_command() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    busy = Month(images=1_000_000, cpu_ms=51.9, starts=730, objects=1_000_000)
+    idle = replace(busy, images=0, objects=0, starts=0)
+    assert table(busy, idle) in page
+    assert comparison(replace(busy, **BEFORE), busy) in page

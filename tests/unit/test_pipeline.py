@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -30,6 +31,7 @@ from tests.fakes import (
     PATIENCE_SECONDS,
     Color,
     DecodersHere,
+    FakeCounter,
     FakeDetector,
     FakeStorage,
     FakeStore,
@@ -491,7 +493,7 @@ def test_a_kept_document_is_acknowledged_and_logged(
     ref = replacing(world.storage.put("cat", bmp_image()), world)
     world.store.outcomes["cat"] = DocumentKeptError("Cloud Storage refuses the object.")
     assert handle(world.pipeline(), ref, is_job=True) is Outcome.ALREADY_RECORDED
-    assert "Kept a done document" in logged_by(caplog, "service.pipeline")[-1].getMessage()
+    assert "Kept a document" in logged_by(caplog, "service.pipeline")[-1].getMessage()
 
 
 # Counting
@@ -521,3 +523,98 @@ def test_threads_end_when_a_pipeline_is_closed(world: World) -> None:
     handle(pipeline, world.storage.put("cat", bmp_image()))
     pipeline.close(timeout_seconds=PATIENCE_SECONDS)
     wait_until(lambda: threading.active_count() <= before, "threads are left")
+
+
+# The daily limit
+
+
+@pytest.fixture
+def counter() -> FakeCounter:
+    return FakeCounter()
+
+
+def statuses(world: World) -> Counter[str]:
+    return Counter(document["status"] for document in world.store.documents.values())
+
+
+def test_images_beyond_the_daily_limit_are_parked(world: World, counter: FakeCounter) -> None:
+    pipeline, refs = world.pipeline(limit=counter.limit(2)), world.put(5)
+    outcomes = [handle(pipeline, ref) for ref in refs]
+    assert outcomes == [Outcome.DONE] * 2 + [Outcome.PARKED] * 3
+    assert [ref.name for ref in world.storage.downloads] == ["0", "1"]
+    parked = world.store.document("4")
+    assert (parked["uri"], parked["generation"]) == (refs[4].uri, 1)
+    assert (parked["status"], parked["error"]["code"]) == ("parked", "daily_image_limit")
+    assert parked["event_time"] == EVENT_TIME
+
+
+def test_parked_image_is_acknowledged_after_its_commit(world: World, counter: FakeCounter) -> None:
+    pipeline, [ref] = world.pipeline(limit=counter.limit(0)), world.put(1)
+    world.store.errors = [FirestoreUnavailableError("down")]
+    with pytest.raises(FirestoreUnavailableError):
+        handle(pipeline, ref)
+    assert not world.store.documents
+    assert handle(pipeline, ref) is Outcome.PARKED
+
+
+def test_parked_image_is_not_written_twice_in_a_day(world: World, counter: FakeCounter) -> None:
+    pipeline, [ref] = world.pipeline(limit=counter.limit(0)), world.put(1)
+    first = handle(pipeline, ref)
+    written_at = world.store.now
+    assert [first, handle(pipeline, ref, delivery_attempt=2)] == [Outcome.PARKED] * 2
+    assert world.store.now == written_at
+
+
+def test_parked_image_is_done_on_the_next_day(world: World, counter: FakeCounter) -> None:
+    pipeline, refs = world.pipeline(limit=counter.limit(2)), world.put(4)
+    for ref in refs:
+        handle(pipeline, ref)
+    counter.now += timedelta(days=1)
+    outcomes = [handle(pipeline, ref, is_job=True) for ref in refs]
+    assert outcomes == [Outcome.ALREADY_RECORDED] * 2 + [Outcome.DONE] * 2
+    assert statuses(world) == {"done": 4}
+    assert len(world.detector.shapes) == 4
+
+
+def test_recorded_images_do_not_count(world: World, counter: FakeCounter) -> None:
+    pipeline, refs = world.pipeline(limit=counter.limit(2)), world.put(2)
+    for _ in range(3):
+        assert handle(pipeline, refs[0], is_job=True)
+    assert handle(pipeline, refs[1]) is Outcome.DONE
+
+
+@pytest.mark.parametrize("data", [bmp_image(), b"no image"], ids=["done", "failed"])
+def test_a_final_document_is_never_parked(world: World, counter: FakeCounter, data: bytes) -> None:
+    ref = world.storage.put("cat", data)
+    handle(world.pipeline(), ref)
+    before = world.store.document("cat")
+    pipeline = world.pipeline(limit=counter.limit(0))
+    assert handle(pipeline, ref, delivery_attempt=1) is Outcome.SUPERSEDED
+    assert handle(pipeline, ref) is Outcome.ALREADY_RECORDED
+    assert handle(pipeline, replacing(ref, world), is_job=True) is Outcome.ALREADY_RECORDED
+    assert world.store.document("cat") == before
+
+
+def test_uncounted_images_are_processed(world: World, counter: FakeCounter) -> None:
+    counter.errors = [FirestoreUnavailableError("down")] * 10
+    pipeline, refs = world.pipeline(limit=counter.limit(3)), world.put(3)
+    for ref in refs:
+        counter.now += timedelta(minutes=2)
+        assert handle(pipeline, ref) is Outcome.DONE
+
+
+def test_close_shares_the_count(world: World, counter: FakeCounter) -> None:
+    pipeline, refs = world.pipeline(limit=counter.limit(9)), world.put(4)
+    for ref in refs:
+        handle(pipeline, ref)
+    pipeline.close()
+    assert counter.counts[counter.now.date()] == 4
+
+
+def test_failed_delivery_shares_the_count_too(world: World, counter: FakeCounter) -> None:
+    pipeline, [ref] = world.pipeline(limit=counter.limit(9)), world.put(1)
+    counter.now += timedelta(minutes=2)
+    world.storage.errors["0"] = StorageUnavailableError("down")
+    with pytest.raises(StorageUnavailableError):
+        handle(pipeline, ref)
+    assert counter.counts[counter.now.date()] == 1

@@ -193,15 +193,54 @@ def test_documents_of_older_objects_are_not_read() -> None:
     assert store.calls == [3]
 
 
-def test_expired_results_are_recreated_only_without_since() -> None:
+TTL = timedelta(days=7)
+# Days since the last successful run, or None to compare all objects.
+LAST_RUNS = pytest.mark.parametrize("last", [1, 30, 365, None], ids=str)
+
+
+@LAST_RUNS
+@pytest.mark.parametrize("enqueue", [Enqueue.MISSING, Enqueue.ALL])
+def test_expired_results_are_never_recreated(last: int | None, enqueue: Enqueue) -> None:
     names = [f"{i}.jpg" for i in range(10)]
-    bucket = FakeBucket(names, ages=dict.fromkeys(names[:9], 30) | {"9.jpg": 1})
-    scope = Scope(BUCKET, enqueue=Enqueue.MISSING)
-    nightly, full = Published(), Published()
-    since = since_last(START - timedelta(days=1), START)
-    reconcile(scope, bucket, FakeRecords({}), since=since, publish=nightly)
-    reconcile(scope, bucket, FakeRecords({}), publish=full)
-    assert (nightly.uris, len(full.uris)) == (uris("9.jpg"), 10)
+    bucket = FakeBucket(names, ages=dict.fromkeys(names, 8) | {"0.jpg": 7, "9.jpg": 1})
+    store, publish = FakeRecords({}), Published()
+    since = since_last(START - timedelta(days=last), START) if last else None
+    tally = reconcile(
+        Scope(BUCKET, enqueue=enqueue), bucket, store,
+        since=since, results_ttl=TTL, now=lambda: START, publish=publish,
+    )  # fmt: skip
+    assert publish.uris == uris("9.jpg")
+    assert (tally.older, sum(store.calls)) == (9, 1)
+
+
+@LAST_RUNS
+def test_missing_results_that_cannot_have_expired_are_found(last: int | None) -> None:
+    names = ["1.jpg", "6.jpg", "8.jpg"]
+    bucket = FakeBucket(names, ages={"1.jpg": 1, "6.jpg": 6, "8.jpg": 8})
+    publish = Published()
+    since = since_last(START - timedelta(days=last), START) if last else None
+    reconcile(
+        Scope(BUCKET, enqueue=Enqueue.MISSING), bucket, FakeRecords({}),
+        since=since, results_ttl=TTL, now=lambda: START, publish=publish,
+    )  # fmt: skip
+    assert publish.uris == (uris("1.jpg") if last == 1 else uris("1.jpg", "6.jpg"))
+
+
+def test_results_that_expire_during_a_long_run_count_as_expired() -> None:
+    names = ["0.jpg", "1.jpg"]
+    bucket = FakeBucket(names, page_size=1, ages=dict.fromkeys(names, 6))
+    times = iter([START, START + timedelta(days=1)])  # of the two pages
+    tally = reconcile(
+        Scope(BUCKET), bucket, FakeRecords({}), results_ttl=TTL, now=lambda: next(times)
+    )
+    assert (tally.missing, tally.older) == (1, 1)
+
+
+def test_full_comparison_reads_every_document_if_none_expires() -> None:
+    names = [f"{i}.jpg" for i in range(10)]
+    store = FakeRecords({})
+    reconcile(Scope(BUCKET), FakeBucket(names, ages=dict.fromkeys(names, 30)), store)
+    assert sum(store.calls) == 10
 
 
 @pytest.mark.parametrize(
@@ -233,6 +272,17 @@ def test_run_looks_back_to_the_last_one_but_at_least_two_days(
     assert since_last(started_at, START) == START - timedelta(days=days)
 
 
+def test_nightly_run_reads_two_days_of_a_large_bucket() -> None:
+    """A bucket of 100 days with 50 uploads a day: 100 documents are read, not 5,000."""
+    ages = {f"{day:03}/{i}.jpg": day for day in range(100) for i in range(50)}
+    store = FakeRecords(dict.fromkeys(ages, ("done", OURS)))
+    since = since_last(START - timedelta(days=1), START) + timedelta(seconds=1)
+    bucket = FakeBucket(sorted(ages), page_size=1000, ages=ages)
+    tally = reconcile(replace(NIGHTLY, model=None), bucket, store, since=since)
+    assert (tally.objects, tally.done, tally.older) == (5000, 100, 4900)
+    assert sum(store.calls) == 100
+
+
 NIGHTLY = Scope(BUCKET, model=OURS, enqueue=Enqueue.MISSING, since="gs://state/last-run")
 
 
@@ -256,6 +306,41 @@ def test_last_run_is_kept_with_what_it_compared() -> None:
 def test_last_run_that_is_not_ours_is_refused(kept: bytes) -> None:
     with pytest.raises(ResumeError, match="was not written by `reconcile --since`"):
         last_started_at(NIGHTLY, kept)
+
+
+def test_last_run_stays_valid_when_parked_images_get_jobs() -> None:
+    kept = last_run(NIGHTLY, START)
+    assert last_started_at(replace(NIGHTLY, parked=True), kept) == START
+
+
+# Parked images
+
+
+def test_parked_images_are_counted_and_not_missing() -> None:
+    documents = DOCUMENTS | {"a.jpg": ("parked", None)}
+    publish = Published()
+    scope = Scope(BUCKET, model=OURS, enqueue=Enqueue.ALL)
+    bucket = FakeBucket(NAMES, page_size=100)
+    tally = reconcile(scope, bucket, FakeRecords(documents), publish=publish)
+    assert (tally.objects, tally.parked, tally.missing, tally.done) == (7, 1, 1, 2)
+    assert publish.uris == uris("c.jpg", "d.jpg", "e#5.jpg")
+
+
+@pytest.mark.parametrize(
+    ("enqueue", "parked", "text", "is_compared"),
+    [
+        (None, False, None, True),
+        (Enqueue.MISSING, False, "missing", True),
+        (Enqueue.MISSING, True, "missing,parked", True),
+        (Enqueue.ALL, True, "all", True),
+        (None, True, "parked", False),
+    ],
+)
+def test_scope_says_what_gets_a_job(
+    enqueue: Enqueue | None, parked: bool, text: str | None, is_compared: bool
+) -> None:
+    scope = Scope(BUCKET, enqueue=enqueue, parked=parked)
+    assert (scope.enqueued, scope.is_compared) == (text, is_compared)
 
 
 # Resuming

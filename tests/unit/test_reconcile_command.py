@@ -23,8 +23,28 @@ SHA256 = "a" * 64
         (["gs://uploads", "--enqueue", "all", "--dry-run"], "--model-sha256, or set MODEL_PATH"),
         (["gs://uploads", "--model-sha256", "A" * 64], "64 hexadecimal digits in lower case"),
         (["gs://uploads", "--cpu-ms", "0"], "--cpu-ms"),
+        (["gs://uploads", "--enqueue", "missing", "--enqueue", "failed"], "twice only if"),
+        (
+            ["gs://uploads", "--enqueue", "missing", "--limit", "5"],
+            "--limit needs --enqueue",
+        ),
+        (["gs://uploads", "--enqueue", "parked", "--since", "2d"], "alone compares nothing"),
+        (["gs://uploads", "--enqueue", "parked"], "give --yes to publish, or --dry-run"),
     ],
-    ids=["uri", "bucket", "dry", "unasked", "stale", "all", "sha256", "cpu"],
+    ids=[
+        "uri",
+        "bucket",
+        "dry",
+        "unasked",
+        "stale",
+        "all",
+        "sha256",
+        "cpu",
+        "two",
+        "limit",
+        "since",
+        "parked",
+    ],
 )
 def test_wrong_arguments_of_reconcile_are_named(arguments: list[str], sentence: str) -> None:
     done = CliRunner().invoke(reconcile, arguments)

@@ -48,6 +48,12 @@ def test_row_of_a_failed_image_has_the_reason(capsys: pytest.CaptureFixture[str]
     assert row == "cat.jpg  failed  corrupt_image: The JPEG file is damaged."
 
 
+def test_row_of_a_parked_image_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    failure = Failure(ErrorCode.DAILY_IMAGE_LIMIT, "The limit was reached.")
+    _, row = lines(capsys, to_document(ImageResult(REF, failure=failure)))
+    assert row == "cat.jpg  parked  daily_image_limit: The limit was reached."
+
+
 def test_name_that_looks_like_a_number_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
     _, row = lines(capsys, done() | {"name": "1e5"})
     assert row.startswith("1e5 ")

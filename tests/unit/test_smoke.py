@@ -19,6 +19,11 @@ FAILED = {
     "status": "failed",
     "error": {"code": "corrupt_image", "message": "The JPEG is cut short."},
 }
+PARKED = {
+    "generation": 7,
+    "status": "parked",
+    "error": {"code": "daily_image_limit", "message": "The limit of 10 images a day was reached."},
+}
 
 
 class FakeResults:
@@ -144,3 +149,8 @@ def test_removal_of_a_gone_object_is_no_error() -> None:
 def test_refused_removal_is_an_error() -> None:
     with pytest.raises(SmokeError, match="Cannot delete gs://uploads/smoke/1.jpg: access refused"):
         CloudSamples(FakeClient(exceptions.Forbidden("no"))).remove(REF)
+
+
+def test_parked_sample_fails_the_test_and_says_why() -> None:
+    with pytest.raises(SmokeError, match="parked, so the model was not tested. The limit of 10"):
+        wait(FakeResults(None, PARKED))

@@ -33,7 +33,12 @@ resource "time_sleep" "apis" {
 
 # Enabling an API does not create its agent, and a grant to an agent that does not exist fails.
 resource "google_project_service_identity" "main" {
-  for_each = toset(["eventarc.googleapis.com", "pubsub.googleapis.com"])
+  for_each = toset([
+    "cloudbuild.googleapis.com",
+    "eventarc.googleapis.com",
+    "pubsub.googleapis.com",
+    "run.googleapis.com",
+  ])
   provider = google-beta
 
   service = each.key
@@ -48,10 +53,51 @@ data "google_storage_project_service_account" "main" {
   project    = var.project_id
 }
 
-resource "google_project_iam_member" "eventarc_agent" {
-  project = var.project_id
-  role    = "roles/eventarc.serviceAgent"
-  member  = google_project_service_identity.main["eventarc.googleapis.com"].member
+# Eventarc needs these grants, and so does every other trigger in the project. google_project_iam_member
+# would remove them in a destroy. A grant by gcloud stays, and changes nothing if it exists.
+resource "terraform_data" "agent_grants" {
+  for_each = var.agent_grants == "leave" ? local.by_eventarc : toset([])
+
+  triggers_replace = [
+    for role, member in {
+      "roles/eventarc.serviceAgent" = google_project_service_identity.main["eventarc.googleapis.com"].member
+      "roles/pubsub.publisher"      = data.google_storage_project_service_account.main.member
+      } : join(" ", [
+        "gcloud projects add-iam-policy-binding ${var.project_id} --quiet",
+        "--member=${member}",
+        "--role=${role}",
+        "--condition=None",
+    ])
+  ]
+
+  provisioner "local-exec" {
+    command = join(" && ", self.triggers_replace)
+  }
+
+  # gcloud fails if another grant changes the project's policy at the same time.
+  depends_on = [
+    google_project_iam_member.build,
+    google_project_iam_member.event_receiver,
+    google_project_iam_member.reconcile,
+    google_project_iam_member.service,
+  ]
+}
+
+# Earlier versions of this module removed these grants in a destroy. They stay.
+removed {
+  from = google_project_iam_member.eventarc_agent
+
+  lifecycle {
+    destroy = false
+  }
+}
+
+removed {
+  from = google_project_iam_member.storage_agent
+
+  lifecycle {
+    destroy = false
+  }
 }
 
 # Cloud Run rejects an account that has not propagated yet. If Cloud Build builds the image, that takes
@@ -60,6 +106,7 @@ resource "time_sleep" "accounts" {
   create_duration = "20s"
   triggers = {
     reconcile = google_service_account.reconcile.id
+    run_agent = google_project_service_identity.main["run.googleapis.com"].id
     service   = google_service_account.service.id
   }
 }
@@ -70,12 +117,11 @@ resource "time_sleep" "agent_grants" {
   create_duration = "420s"
   triggers = merge(
     {
-      eventarc_agent = google_project_iam_member.eventarc_agent.id
       service_reads  = google_storage_bucket_iam_member.service.id
       service_writes = google_project_iam_member.service.id
       token_creator  = join(",", [for grant in google_service_account_iam_member.token_creator : grant.id])
     },
-    { for key, grant in google_project_iam_member.storage_agent : "storage_agent_${key}" => grant.id },
+    { for key, grants in terraform_data.agent_grants : "agent_grants_${key}" => grants.id },
     { for key, grant in google_pubsub_topic_iam_member.storage_agent : "storage_agent_topic_${key}" => grant.id },
     { for key, grant in google_project_iam_member.event_receiver : "event_receiver_${key}" => grant.id },
   )

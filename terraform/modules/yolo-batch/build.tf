@@ -96,6 +96,11 @@ resource "google_cloud_run_v2_service_iam_member" "build" {
   role     = "roles/run.developer"
   member   = google_service_account.build.member
   project  = var.project_id
+
+  lifecycle {
+    # Another accelerator creates another service. The old one must remain deployable until then.
+    create_before_destroy = true
+  }
 }
 
 resource "google_cloud_run_v2_job_iam_member" "build" {
@@ -121,6 +126,7 @@ resource "time_sleep" "build_grants" {
   create_duration = "120s"
   triggers = merge(
     {
+      agent    = google_project_service_identity.main["cloudbuild.googleapis.com"].id
       source   = google_storage_bucket_iam_member.build_source.id
       registry = google_artifact_registry_repository_iam_member.build.id
     },

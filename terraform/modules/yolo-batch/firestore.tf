@@ -2,7 +2,7 @@ resource "google_firestore_database" "main" {
   count = var.create_database ? 1 : 0
 
   name             = var.firestore_database
-  location_id      = coalesce(var.firestore_location, var.region)
+  location_id      = local.firestore_location
   type             = "FIRESTORE_NATIVE"
   database_edition = "STANDARD"
   project          = var.project_id
@@ -35,62 +35,136 @@ locals {
     title      = "database"
     expression = "resource.name == \"projects/${var.project_id}/databases/${var.firestore_database}\""
   }
-
-  # For the queries in docs/how-to/query-results.md that filter by several fields, or sort by another
-  # field than they filter by. Firestore creates the indexes for other queries itself.
-  composite_indexes = merge(
-    {
-      # yolo-batch results gs://BUCKET/PREFIX, and reconcile
-      bucket_name = [{ path = "bucket", order = "ASCENDING" }, { path = "name", order = "ASCENDING" }]
-    },
-    var.query_by_time ? {
-      status_time = [{ path = "status", order = "ASCENDING" }, { path = "created_at", order = "DESCENDING" }]
-      labels_time = [{ path = "labels", array = true }, { path = "created_at", order = "DESCENDING" }]
-    } : {},
-  )
-
-  # An index on a field that grows with time limits the collection to 500 new documents a second. So
-  # event_time and generation are not indexed, because no query needs it. detections is not indexed,
-  # because every number in it would cost an index entry. Query labels and counts instead.
-  unindexed_fields = toset(["detections", "event_time", "generation"])
 }
 
+# Every index is in these three locals. tests/deploy/test_indexes.py derives what the queries in the
+# documentation, in service/ and in examples/ need. It fails if an index is missing, or is not used.
+locals {
+  # Indexes of single fields. A map's index covers its subfields, such as counts.car. No other field
+  # has an index: each would cost storage and time in every write (index_all_fields). Never index
+  # detections, where each number would be an entry, nor a field that grows with time: its index limits
+  # the collection to 500 new documents a second.
+  single_field_indexes = {
+    counts         = ["ASCENDING"]
+    "error.code"   = ["ASCENDING"]
+    labels         = ["CONTAINS"]
+    max_confidence = ["ASCENDING"]
+    status         = ["ASCENDING"]
+    uri            = ["ASCENDING"]
+
+    detections = []
+    event_time = []
+    generation = []
+  }
+
+  composite_indexes = {
+    # yolo-batch results gs://BUCKET/PREFIX
+    bucket_name = [{ path = "bucket", mode = "ASCENDING" }, { path = "name", mode = "ASCENDING" }]
+  }
+
+  # With query_by_time, also created_at itself (below).
+  time_indexes = {
+    status_time = [{ path = "status", mode = "ASCENDING" }, { path = "created_at", mode = "DESCENDING" }]
+    labels_time = [{ path = "labels", mode = "CONTAINS" }, { path = "created_at", mode = "DESCENDING" }]
+  }
+}
+
+locals {
+  # What Firestore would do by itself. CONTAINS applies to arrays, the other two to all other values.
+  automatic_indexes = ["ASCENDING", "DESCENDING", "CONTAINS"]
+
+  field_indexes = merge(
+    {
+      for field, modes in local.single_field_indexes :
+      field => length(modes) > 0 && var.index_all_fields ? local.automatic_indexes : modes
+    },
+    { for field in var.indexed_fields : field => local.automatic_indexes },
+  )
+}
+
+# No operation on an index is waited for: it may take hours in a large collection, and only queries need
+# the index.
 resource "google_firestore_index" "main" {
-  for_each = local.composite_indexes
+  for_each = merge(local.composite_indexes, var.query_by_time ? local.time_indexes : {})
 
   database    = local.database
   collection  = var.firestore_collection
   query_scope = "COLLECTION"
   project     = var.project_id
+  skip_wait   = true
 
   dynamic "fields" {
     for_each = each.value
     content {
       field_path   = fields.value.path
-      order        = try(fields.value.order, null)
-      array_config = try(fields.value.array, false) ? "CONTAINS" : null
+      order        = fields.value.mode == "CONTAINS" ? null : fields.value.mode
+      array_config = fields.value.mode == "CONTAINS" ? "CONTAINS" : null
     }
   }
 }
 
-resource "google_firestore_field" "unindexed" {
-  for_each = local.unindexed_fields
+resource "google_firestore_field" "indexed" {
+  for_each = local.field_indexes
 
   database   = local.database
   collection = var.firestore_collection
   field      = each.key
   project    = var.project_id
+  skip_wait  = true
 
-  index_config {}
+  # A deleted field takes the configuration of "*". So a field that leaves indexed_fields loses its
+  # index. The others keep theirs when the deployment is destroyed, for documents that stay.
+  deletion_policy = var.index_all_fields || contains(keys(local.single_field_indexes), each.key) ? "ABANDON" : "DELETE"
+
+  index_config {
+    dynamic "indexes" {
+      for_each = each.value
+      content {
+        order        = indexes.value == "CONTAINS" ? null : indexes.value
+        array_config = indexes.value == "CONTAINS" ? "CONTAINS" : null
+        query_scope  = "COLLECTION"
+      }
+    }
+  }
 }
 
-# Only query_by_time indexes created_at, because the index limits the write rate (see above). Documents
-# expire by created_at, which needs no index.
+# All other fields. Last, so that a field that keeps its index does not lose it for a moment. ABANDON,
+# because a reset would make Firestore index every field of the documents that stay.
+resource "google_firestore_field" "others" {
+  database        = local.database
+  collection      = var.firestore_collection
+  field           = "*"
+  project         = var.project_id
+  skip_wait       = true
+  deletion_policy = "ABANDON"
+
+  index_config {
+    dynamic "indexes" {
+      for_each = var.index_all_fields ? local.automatic_indexes : []
+      content {
+        order        = indexes.value == "CONTAINS" ? null : indexes.value
+        array_config = indexes.value == "CONTAINS" ? "CONTAINS" : null
+        query_scope  = "COLLECTION"
+      }
+    }
+  }
+
+  depends_on = [google_firestore_field.indexed, google_firestore_field.created_at]
+}
+
+# Documents expire by created_at, which needs no index. Only query_by_time indexes it.
+#
+# The provider replaces the field whenever results_ttl_days changes. The first value must not reset the
+# indexes, so the field without a TTL is abandoned: creating it again adds the TTL to what is there. A
+# field with a TTL is deleted first, because only that certainly removes the TTL. It then takes the
+# configuration of "*", which has no indexes.
 resource "google_firestore_field" "created_at" {
-  database   = local.database
-  collection = var.firestore_collection
-  field      = "created_at"
-  project    = var.project_id
+  database        = local.database
+  collection      = var.firestore_collection
+  field           = "created_at"
+  project         = var.project_id
+  skip_wait       = true
+  deletion_policy = var.results_ttl_days == null ? "ABANDON" : "DELETE"
 
   index_config {
     dynamic "indexes" {
@@ -108,4 +182,13 @@ resource "google_firestore_field" "created_at" {
       expiration_offset = "${ttl_config.value * 24 * 3600}s"
     }
   }
+
+  timeouts {
+    delete = "2h"
+  }
+}
+
+moved {
+  from = google_firestore_field.unindexed
+  to   = google_firestore_field.indexed
 }

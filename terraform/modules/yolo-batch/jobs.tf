@@ -42,10 +42,10 @@ resource "google_pubsub_subscription" "jobs" {
   }
 
   depends_on = [
-    google_cloud_run_v2_service_iam_member.events,
     google_firestore_database.main,
     google_pubsub_topic_iam_member.dead_letters,
     time_sleep.agent_grants,
+    time_sleep.callers,
   ]
 }
 

@@ -9,6 +9,8 @@ locals {
   bucket_name  = coalesce(var.bucket_name, "${var.project_id}-${var.name}-uploads")
   has_gpu      = var.accelerator != "none"
 
+  firestore_location = coalesce(var.firestore_location, var.region)
+
   # Without a GPU: enough for the service's memory plan with YOLO26n (docs/evidence/performance.md). With
   # a GPU: the least that Cloud Run accepts.
   machine = {
@@ -52,20 +54,26 @@ locals {
   }
 
   # Environment variables of the service and the reconcile job. service/settings.py describes them.
-  environment = {
-    FIRESTORE_COLLECTION = var.firestore_collection
-    FIRESTORE_DATABASE   = var.firestore_database
-    GOOGLE_CLOUD_PROJECT = var.project_id
-  }
+  environment = merge(
+    {
+      FIRESTORE_COLLECTION = var.firestore_collection
+      FIRESTORE_DATABASE   = var.firestore_database
+      GOOGLE_CLOUD_PROJECT = var.project_id
+    },
+    var.daily_image_limit == null ? {} : { DAILY_IMAGE_LIMIT = tostring(var.daily_image_limit) },
+  )
   service_environment = merge(
     local.environment,
     {
-      ACK_DEADLINE_SECONDS      = tostring(local.ack_deadline_seconds)
-      ALLOWED_BUCKETS           = local.bucket_name
+      ACK_DEADLINE_SECONDS = tostring(local.ack_deadline_seconds)
+      ALLOWED_BUCKETS      = local.bucket_name
+      # The service would count the CPUs that it sees, and with 1 vCPU it sees two.
+      DECODERS                  = tostring(local.machine.cpu)
       DEVICE                    = local.has_gpu ? "0" : "cpu"
       FIRESTORE_TIMEOUT_SECONDS = tostring(local.firestore_seconds)
       GRACEFUL_TIMEOUT_SECONDS  = tostring(local.graceful_seconds)
       HANG_TIMEOUT_SECONDS      = tostring(local.hang_seconds)
+      INFERENCE_STREAMS         = tostring(local.machine.cpu)
       MAX_BATCH_SIZE            = tostring(local.batch_size)
       MAX_IN_FLIGHT             = tostring(local.max_in_flight)
     },
@@ -77,9 +85,11 @@ locals {
 # makes the plan also fail for invalid variables that the service does not depend on.
 resource "terraform_data" "agreement" {
   input = {
+    indexed_fields        = var.indexed_fields
     notification_channels = var.notification_channels
     reconcile_schedule    = var.reconcile_schedule
     results_ttl_days      = var.results_ttl_days
+    slo_goal              = var.slo_goal
   }
 
   lifecycle {
@@ -106,10 +116,45 @@ check "gpu_region" {
   }
 }
 
+# Warnings, because a project can have a larger quota. Cloud Run checks the sum over max_instances.
+check "quota" {
+  assert {
+    condition = (
+      local.max_instances * local.machine.cpu <= 20
+      && local.max_instances * local.machine.memory_gib <= 40
+    )
+    error_message = "${local.max_instances} instances of ${local.machine.cpu} vCPU and ${local.machine.memory_gib} GiB may exceed the project's quota. A new project often has 20 vCPU and 40 GiB in each region. If the deployment fails, lower max_instances or request more in the console under IAM, Quotas."
+  }
+
+  assert {
+    condition     = !local.has_gpu || local.max_instances <= 3
+    error_message = "${local.max_instances} instances with a GPU may exceed the project's quota. A new project often has 3 GPUs in each region. If the deployment fails, lower max_instances or request more in the console under IAM, Quotas."
+  }
+}
+
+# A warning, because Cloud Run's pages disagree: a GPU needs 20 vCPU and 80 GiB, a service may have 8 and 32.
+check "machine_size" {
+  assert {
+    condition     = local.machine.cpu <= 8 && local.machine.memory_gib <= 32
+    error_message = "Cloud Run documents at most 8 vCPU and 32 GiB for an instance of a service, but ${var.accelerator} needs ${local.machine.cpu} vCPU and ${local.machine.memory_gib} GiB, so the deployment may fail. If it fails, use nvidia-l4."
+  }
+}
+
 # Assumes that every image takes at least 20 ms of a vCPU. That is a generous bound, not measured.
 check "write_rate" {
   assert {
-    condition     = !var.query_by_time || local.max_instances * local.machine.cpu * 50 <= 500
-    error_message = "query_by_time indexes created_at, which limits the collection to 500 new documents a second. ${local.max_instances} instances of ${local.machine.cpu} vCPU may exceed that in a burst, and would slow down. Lower max_instances, or set query_by_time to false."
+    condition = (
+      !var.query_by_time && length(setintersection(var.indexed_fields, ["event_time", "generation"])) == 0
+      || local.max_instances * local.machine.cpu * 50 <= 500
+    )
+    error_message = "A field that grows with time is indexed (query_by_time, or event_time or generation in indexed_fields). This limits the collection to 500 new documents a second. ${local.max_instances} instances of ${local.machine.cpu} vCPU may exceed that in a burst, and would slow down. Lower max_instances, or do without the index."
+  }
+}
+
+# Parked images wait for the reconcile job.
+check "parked" {
+  assert {
+    condition     = var.daily_image_limit == null || var.reconcile_schedule != null
+    error_message = "daily_image_limit parks images, and reconcile_schedule is null, so nothing continues them. Set reconcile_schedule to a time soon after midnight UTC, or run `yolo-batch reconcile --enqueue parked` yourself."
   }
 }

@@ -1,6 +1,20 @@
 # The reconcile job finds uploads that have no document, for example after a lost event, a long outage or
-# a dead letter, and publishes jobs for them. It compares only uploads since the last run, so that expired
-# results are not created again.
+# a dead letter, and publishes jobs for them. It compares only uploads since the last run, and none whose
+# result may have expired. With a daily limit, it also publishes jobs for parked images, as many as the
+# limit leaves of the new day.
+
+locals {
+  reconcile_args = [
+    "reconcile", local.uploads_uri,
+    "--enqueue", "missing",
+    "--since", "gs://${google_storage_bucket.reconcile.name}/${local.last_run}",
+    "--topic", google_pubsub_topic.jobs.id,
+    "--yes",
+    # To publish jobs no faster than the service processes them.
+    "--instances", tostring(local.max_instances),
+    "--vcpu", tostring(local.machine.cpu),
+  ]
+}
 
 resource "google_service_account" "reconcile" {
   account_id   = "${var.name}-reconcile"
@@ -97,16 +111,7 @@ resource "google_cloud_run_v2_job" "reconcile" {
       containers {
         image   = local.first_image
         command = ["yolo-batch"]
-        args = [
-          "reconcile", local.uploads_uri,
-          "--enqueue", "missing",
-          "--since", "gs://${google_storage_bucket.reconcile.name}/${local.last_run}",
-          "--topic", google_pubsub_topic.jobs.id,
-          "--yes",
-          # To publish jobs no faster than the service processes them.
-          "--instances", tostring(local.max_instances),
-          "--vcpu", tostring(local.machine.cpu),
-        ]
+        args    = concat(local.reconcile_args, var.daily_image_limit == null ? [] : ["--enqueue", "parked"])
 
         resources {
           limits = { cpu = "1", memory = "1Gi" }

@@ -129,8 +129,7 @@ resource "google_cloud_run_v2_service" "main" {
     ]
   }
 
-  # It does not depend on its grants: create_before_destroy would then apply to the bucket too, which
-  # cannot be created twice. The subscription and the trigger wait for the grants instead.
+  # It does not depend on its grants. The subscription and the trigger wait for the grants instead.
   depends_on = [terraform_data.agreement, terraform_data.first_image, time_sleep.accounts]
 }
 
@@ -153,6 +152,21 @@ resource "google_cloud_run_v2_service_iam_member" "events" {
   role     = "roles/run.invoker"
   member   = each.value.member
   project  = var.project_id
+
+  lifecycle {
+    # Another accelerator creates another service. The old one must process uploads until then.
+    create_before_destroy = true
+  }
+}
+
+# Before the events move to the service. A call without a grant in effect fails with 403.
+resource "time_sleep" "callers" {
+  create_duration = "120s"
+  triggers        = { for key, grant in google_cloud_run_v2_service_iam_member.events : key => grant.id }
+
+  lifecycle {
+    create_before_destroy = true
+  }
 }
 
 # Needed by Pub/Sub agents that were created before April 2021. It has no effect on other agents.

@@ -8,17 +8,20 @@ locals {
   eventarc_subscription = one([
     for path in flatten([for trigger in google_eventarc_trigger.uploads : trigger.transport[*].pubsub[*].subscription]) : basename(path)
   ])
+  tune_subscription = join(" ", [
+    "gcloud pubsub subscriptions update ${coalesce(local.eventarc_subscription, "unknown")} --quiet",
+    "--project=${var.project_id}",
+    "--ack-deadline=${local.ack_deadline_seconds}",
+    "--message-retention-duration=${local.retry.retention}",
+    "--expiration-period=never",
+    "--dead-letter-topic=${google_pubsub_topic.dead_letters.id}",
+    "--max-delivery-attempts=${local.retry.attempts}",
+    "--min-retry-delay=${local.retry.minimum_backoff}",
+    "--max-retry-delay=${local.retry.maximum_backoff}",
+  ])
 }
 
 # --- Eventarc
-
-resource "google_project_iam_member" "storage_agent" {
-  for_each = local.by_eventarc
-
-  project = var.project_id
-  role    = "roles/pubsub.publisher"
-  member  = data.google_storage_project_service_account.main.member
-}
 
 resource "google_project_iam_member" "event_receiver" {
   for_each = local.by_eventarc
@@ -56,9 +59,9 @@ resource "google_eventarc_trigger" "uploads" {
   }
 
   depends_on = [
-    google_cloud_run_v2_service_iam_member.events,
     google_firestore_database.main,
     time_sleep.agent_grants,
+    time_sleep.callers,
   ]
 }
 
@@ -73,17 +76,7 @@ resource "terraform_data" "tuned_subscription" {
     subscription = local.eventarc_subscription
     trigger      = google_eventarc_trigger.uploads[each.key].uid
     commands = [
-      join(" ", [
-        "gcloud pubsub subscriptions update ${coalesce(local.eventarc_subscription, "unknown")} --quiet",
-        "--project=${var.project_id}",
-        "--ack-deadline=${local.ack_deadline_seconds}",
-        "--message-retention-duration=${local.retry.retention}",
-        "--expiration-period=never",
-        "--dead-letter-topic=${google_pubsub_topic.dead_letters.id}",
-        "--max-delivery-attempts=${local.retry.attempts}",
-        "--min-retry-delay=${local.retry.minimum_backoff}",
-        "--max-retry-delay=${local.retry.maximum_backoff}",
-      ]),
+      local.tune_subscription,
       join(" ", [
         "gcloud pubsub subscriptions add-iam-policy-binding ${coalesce(local.eventarc_subscription, "unknown")} --quiet",
         "--project=${var.project_id}",
@@ -98,6 +91,46 @@ resource "terraform_data" "tuned_subscription" {
   }
 
   depends_on = [google_pubsub_topic_iam_member.dead_letters]
+}
+
+# Read in every plan, because nothing else shows that somebody changed the subscription. Outside of the
+# check, because a plan with a data source inside of a check is never empty.
+data "google_pubsub_subscription" "uploads" {
+  for_each = terraform_data.tuned_subscription
+
+  name    = each.value.output
+  project = var.project_id
+}
+
+check "uploads_subscription" {
+  assert {
+    condition = alltrue([
+      for subscription in data.google_pubsub_subscription.uploads :
+      subscription.ack_deadline_seconds == local.ack_deadline_seconds
+    ])
+    error_message = "The uploads' subscription does not have an ack deadline of ${local.ack_deadline_seconds} s, so uploads will be delivered and inferred more than once. To repair it, run: ${local.tune_subscription}"
+  }
+
+  assert {
+    condition = alltrue([
+      for subscription in data.google_pubsub_subscription.uploads : endswith(
+        join(",", subscription.dead_letter_policy[*].dead_letter_topic),
+        "/topics/${google_pubsub_topic.dead_letters.name}",
+      )
+    ])
+    error_message = "The uploads' subscription does not have the dead-letter topic ${google_pubsub_topic.dead_letters.name}, so messages that fail repeatedly will be lost. To repair it, run: ${local.tune_subscription}"
+  }
+
+  assert {
+    condition = alltrue([
+      for subscription in data.google_pubsub_subscription.uploads :
+      subscription.message_retention_duration == local.retry.retention
+      && join(",", subscription.retry_policy[*].minimum_backoff) == local.retry.minimum_backoff
+      && join(",", subscription.retry_policy[*].maximum_backoff) == local.retry.maximum_backoff
+      && join(",", subscription.dead_letter_policy[*].max_delivery_attempts) == tostring(local.retry.attempts)
+    ])
+    error_message = "The uploads' subscription does not have a retention of ${local.retry.retention} and ${local.retry.attempts} attempts with a back-off from ${local.retry.minimum_backoff} to ${local.retry.maximum_backoff}, so a long outage may lose uploads. To repair it, run: ${local.tune_subscription}"
+  }
 }
 
 # --- Notification
@@ -188,10 +221,10 @@ resource "google_pubsub_subscription" "uploads" {
   }
 
   depends_on = [
-    google_cloud_run_v2_service_iam_member.events,
     google_firestore_database.main,
     google_pubsub_topic_iam_member.dead_letters,
     time_sleep.agent_grants,
+    time_sleep.callers,
   ]
 }
 
@@ -202,38 +235,4 @@ resource "google_pubsub_subscription_iam_member" "uploads" {
   role         = "roles/pubsub.subscriber"
   member       = google_project_service_identity.main["pubsub.googleapis.com"].member
   project      = var.project_id
-}
-
-# Checks the subscription after every apply, whoever created it, and warns.
-check "uploads_subscription" {
-  data "google_pubsub_subscription" "uploads" {
-    # The name is an output of the resources above, so that the subscription is read after they are applied.
-    name = one(concat(
-      [for tuned in terraform_data.tuned_subscription : tuned.output],
-      [for subscription in google_pubsub_subscription.uploads : subscription.name],
-    ))
-  }
-
-  assert {
-    condition     = data.google_pubsub_subscription.uploads.ack_deadline_seconds == local.ack_deadline_seconds
-    error_message = "The uploads' subscription has an ack deadline of ${data.google_pubsub_subscription.uploads.ack_deadline_seconds} s instead of ${local.ack_deadline_seconds} s, so uploads will be delivered and inferred more than once. To repair it, run: terraform apply -replace='terraform_data.tuned_subscription[\"uploads\"]'"
-  }
-
-  assert {
-    condition = endswith(
-      join(",", data.google_pubsub_subscription.uploads.dead_letter_policy[*].dead_letter_topic),
-      "/topics/${google_pubsub_topic.dead_letters.name}",
-    )
-    error_message = "The uploads' subscription does not have the dead-letter topic ${google_pubsub_topic.dead_letters.name}, so messages that fail repeatedly will be lost. To repair it, run: terraform apply -replace='terraform_data.tuned_subscription[\"uploads\"]'"
-  }
-
-  assert {
-    condition = (
-      data.google_pubsub_subscription.uploads.message_retention_duration == local.retry.retention
-      && join(",", data.google_pubsub_subscription.uploads.retry_policy[*].minimum_backoff) == local.retry.minimum_backoff
-      && join(",", data.google_pubsub_subscription.uploads.retry_policy[*].maximum_backoff) == local.retry.maximum_backoff
-      && join(",", data.google_pubsub_subscription.uploads.dead_letter_policy[*].max_delivery_attempts) == tostring(local.retry.attempts)
-    )
-    error_message = "The uploads' subscription does not have a retention of ${local.retry.retention} and ${local.retry.attempts} attempts with a back-off from ${local.retry.minimum_backoff} to ${local.retry.maximum_backoff}, so a long outage may lose uploads. To repair it, run: terraform apply -replace='terraform_data.tuned_subscription[\"uploads\"]'"
-  }
 }

@@ -10,6 +10,18 @@ variable "accelerator" {
   }
 }
 
+variable "agent_grants" {
+  description = "Who grants the roles in the project that Eventarc needs to Google's own accounts: leave (the apply grants them with gcloud, and a destroy leaves them in place, because other triggers need them too) or none (somebody else grants them, see docs/how-to/grants.md). Without effect if upload_events is notification."
+  type        = string
+  default     = "leave"
+  nullable    = false
+
+  validation {
+    condition     = contains(["leave", "none"], var.agent_grants)
+    error_message = "agent_grants must be leave or none."
+  }
+}
+
 variable "batch_size" {
   description = "Maximum number of images in one batch, 1 to 64. Null: 8 without a GPU, 32 with one. MAX_IN_FLIGHT and Cloud Run's concurrency are four times this number."
   type        = number
@@ -37,6 +49,26 @@ variable "bucket_name" {
       : can(regex("^[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$", var.bucket_name))
     )
     error_message = "bucket_name must be a bucket's name without gs://: 3 to 63 lower-case letters, digits, '-', '_' and '.'."
+  }
+}
+
+variable "budget" {
+  description = "Budget of the whole project for a month, for example {billing_account = \"012345-6789AB-CDEF01\", amount = 100}, in the billing account's currency or in currency. At 50, 90 and 100 % of it, and if the forecast exceeds it, Google notifies. Needs roles/billing.costsManager on the billing account. Null: none."
+  type = object({
+    billing_account = string
+    amount          = number
+    currency        = optional(string)
+  })
+  default = null
+
+  validation {
+    condition     = var.budget == null ? true : can(regex("^[0-9A-F]{6}-[0-9A-F]{6}-[0-9A-F]{6}$", var.budget.billing_account))
+    error_message = "budget.billing_account must be the id of a billing account, for example 012345-6789AB-CDEF01."
+  }
+
+  validation {
+    condition     = var.budget == null ? true : var.budget.amount >= 1 && floor(var.budget.amount) == var.budget.amount
+    error_message = "budget.amount must be a whole number of at least 1."
   }
 }
 
@@ -96,6 +128,21 @@ variable "create_repository" {
   nullable    = false
 }
 
+variable "daily_image_limit" {
+  description = "Maximum number of images a day (UTC). Further images are parked: they get a document, but are not processed until the nightly reconcile job continues them on another day. Null: no limit."
+  type        = number
+  default     = null
+
+  validation {
+    condition = (
+      var.daily_image_limit == null
+      ? true
+      : var.daily_image_limit >= 1 && var.daily_image_limit <= 1000000000 && floor(var.daily_image_limit) == var.daily_image_limit
+    )
+    error_message = "daily_image_limit must be a whole number from 1 to 1000000000."
+  }
+}
+
 variable "firestore_collection" {
   description = "Firestore collection of the results."
   type        = string
@@ -135,6 +182,32 @@ variable "image" {
     condition     = var.image == null ? true : can(regex("^[a-z0-9.-]+\\.[a-z]+/.+[:@].+$", var.image))
     error_message = "image must be HOST/PATH:TAG or HOST/PATH@sha256:DIGEST."
   }
+}
+
+variable "index_all_fields" {
+  description = "Whether Firestore indexes almost every field, as it does by itself. This makes a document three times as large, and its writes slower. Not indexed even then: detections, event_time, generation and created_at."
+  type        = bool
+  default     = false
+  nullable    = false
+}
+
+variable "indexed_fields" {
+  description = "More fields to index, for your own queries, for example [\"model.name\", \"image.width\"]. docs/how-to/query-results.md lists the fields that are indexed anyway."
+  type        = set(string)
+  default     = []
+  nullable    = false
+
+  validation {
+    condition     = !anytrue([for field in var.indexed_fields : contains(["", "*", "created_at"], field)])
+    error_message = "indexed_fields must have paths of fields. Instead of *, set index_all_fields. Instead of created_at, set query_by_time."
+  }
+}
+
+variable "keep_request_logs" {
+  description = "Whether Cloud Logging stores the requests that the service handled (2xx). The service logs its own line for each commit in any case."
+  type        = bool
+  default     = false
+  nullable    = false
 }
 
 variable "kms_key" {
@@ -261,7 +334,7 @@ variable "query_by_time" {
 }
 
 variable "reconcile_schedule" {
-  description = "When the reconcile job enqueues uploads that have no document, as cron in UTC. Null: only when you run it."
+  description = "When the reconcile job enqueues uploads that have no document, and with daily_image_limit those that are parked, as cron in UTC. With daily_image_limit, soon after midnight. Null: only when you run it."
   type        = string
   default     = "23 3 * * *"
 
@@ -324,10 +397,21 @@ variable "settings" {
 
   validation {
     condition = length(setintersection(keys(var.settings), [
-      "ACK_DEADLINE_SECONDS", "ALLOWED_BUCKETS", "BIND_ADDRESS", "DEVICE", "FIRESTORE_COLLECTION", "FIRESTORE_DATABASE",
+      "ACK_DEADLINE_SECONDS", "ALLOWED_BUCKETS", "BIND_ADDRESS", "DAILY_IMAGE_LIMIT", "DEVICE", "FIRESTORE_COLLECTION", "FIRESTORE_DATABASE",
       "GOOGLE_CLOUD_PROJECT", "MAX_BATCH_SIZE", "MAX_IN_FLIGHT", "PORT",
     ])) == 0
-    error_message = "settings must not have variables that Terraform sets. Instead of MAX_BATCH_SIZE and MAX_IN_FLIGHT, set batch_size. Instead of DEVICE, set accelerator. Instead of ALLOWED_BUCKETS, FIRESTORE_COLLECTION, FIRESTORE_DATABASE and GOOGLE_CLOUD_PROJECT, set bucket_name, firestore_collection, firestore_database and project_id. ACK_DEADLINE_SECONDS, BIND_ADDRESS and PORT are fixed."
+    error_message = "settings must not have variables that Terraform sets. Instead of MAX_BATCH_SIZE and MAX_IN_FLIGHT, set batch_size. Instead of DEVICE, set accelerator. Instead of ALLOWED_BUCKETS, DAILY_IMAGE_LIMIT, FIRESTORE_COLLECTION, FIRESTORE_DATABASE and GOOGLE_CLOUD_PROJECT, set bucket_name, daily_image_limit, firestore_collection, firestore_database and project_id. ACK_DEADLINE_SECONDS, BIND_ADDRESS and PORT are fixed."
+  }
+}
+
+variable "slo_goal" {
+  description = "Share of the minutes of 28 days in which no upload waits longer than 60 s, for an SLO with two alerts: more than 0, at most 0.9999. Null: no SLO."
+  type        = number
+  default     = 0.99
+
+  validation {
+    condition     = var.slo_goal == null ? true : var.slo_goal > 0 && var.slo_goal <= 0.9999
+    error_message = "slo_goal must be more than 0 and at most 0.9999, for example 0.99."
   }
 }
 

@@ -1,6 +1,6 @@
 # Tests the plan of each variant. They need the providers, but no project and no credentials.
-# check.uploads_subscription reads a subscription that only an apply creates, so a plan must expect it
-# to fail.
+# With Eventarc, check.uploads_subscription reads a subscription that only an apply creates, so a plan
+# must expect it to fail.
 
 mock_provider "google" {}
 mock_provider "google-beta" {}
@@ -98,10 +98,15 @@ run "cpu" {
     condition = (
       length(google_firestore_field.created_at.index_config[0].indexes) == 0
       && length(google_firestore_field.created_at.ttl_config) == 0
-      && keys(google_firestore_field.unindexed) == ["detections", "event_time", "generation"]
+      && length(google_firestore_field.others.index_config[0].indexes) == 0
+      && google_firestore_field.others.field == "*"
+      && {
+        for name, field in google_firestore_field.indexed :
+        name => [for index in field.index_config[0].indexes : coalesce(index.order, index.array_config)]
+      } == local.single_field_indexes
       && keys(google_firestore_index.main) == ["bucket_name"]
     )
-    error_message = "Fields that grow with time are not indexed, and results by prefix have an index."
+    error_message = "A field has an index only if a documented query needs it."
   }
 
   assert {
@@ -147,7 +152,7 @@ run "nvidia_l4" {
 
 run "nvidia_rtx_pro_6000" {
   command         = plan
-  expect_failures = [check.uploads_subscription]
+  expect_failures = [check.machine_size, check.quota, check.uploads_subscription]
   variables {
     accelerator = "nvidia-rtx-pro-6000"
   }
@@ -184,8 +189,7 @@ run "uploads_by_eventarc" {
 }
 
 run "uploads_by_notification" {
-  command         = plan
-  expect_failures = [check.uploads_subscription]
+  command = plan
   variables {
     upload_events = "notification"
   }
@@ -257,7 +261,8 @@ run "by_time_and_expiring" {
     condition = (
       length(google_firestore_field.created_at.index_config[0].indexes) == 2
       && google_firestore_field.created_at.ttl_config[0].expiration_offset == "2592000s"
-      && length(google_firestore_index.main) == 3
+      && google_firestore_field.created_at.deletion_policy == "DELETE"
+      && keys(google_firestore_index.main) == ["bucket_name", "labels_time", "status_time"]
     )
     error_message = "created_at is indexed, and documents expire by it."
   }
@@ -270,6 +275,47 @@ run "by_time_and_expiring" {
       && length(google_cloud_scheduler_job.reconcile) == 0
     )
     error_message = "Uploads and their old versions expire, and the reconcile job has no schedule."
+  }
+}
+
+run "own_indexes" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    indexed_fields = ["model.name", "max_confidence"]
+  }
+
+  assert {
+    condition = (
+      length(google_firestore_field.indexed["model.name"].index_config[0].indexes) == 3
+      && google_firestore_field.indexed["model.name"].deletion_policy == "DELETE"
+      && length(google_firestore_field.indexed["max_confidence"].index_config[0].indexes) == 3
+      && google_firestore_field.indexed["max_confidence"].deletion_policy == "ABANDON"
+      && length(google_firestore_field.indexed["uri"].index_config[0].indexes) == 1
+      && length(google_firestore_field.others.index_config[0].indexes) == 0
+    )
+    error_message = "Own fields are indexed for every query, and lose their index with the variable."
+  }
+}
+
+run "all_fields_indexed" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    index_all_fields = true
+    indexed_fields   = ["model.name"]
+  }
+
+  assert {
+    condition = (
+      length(google_firestore_field.others.index_config[0].indexes) == 3
+      && length(google_firestore_field.indexed["labels"].index_config[0].indexes) == 3
+      && length(google_firestore_field.indexed["detections"].index_config[0].indexes) == 0
+      && length(google_firestore_field.indexed["event_time"].index_config[0].indexes) == 0
+      && length(google_firestore_field.created_at.index_config[0].indexes) == 0
+      && alltrue([for field in google_firestore_field.indexed : field.deletion_policy == "ABANDON"])
+    )
+    error_message = "Fields that grow with time and detections stay without an index, and no reset adds one."
   }
 }
 
@@ -301,6 +347,27 @@ run "reconcile" {
   }
 }
 
+run "daily_limit" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    daily_image_limit = 10000
+  }
+
+  assert {
+    condition     = local.service_environment["DAILY_IMAGE_LIMIT"] == "10000" && local.environment["DAILY_IMAGE_LIMIT"] == "10000"
+    error_message = "The service and the reconcile job know the daily limit."
+  }
+
+  assert {
+    condition = alltrue([
+      contains(google_cloud_run_v2_job.reconcile.template[0].template[0].containers[0].args, "parked"),
+      contains(google_cloud_run_v2_job.reconcile.template[0].template[0].containers[0].args, "missing"),
+    ])
+    error_message = "The nightly job continues parked images, and still finds missing ones."
+  }
+}
+
 run "labels_and_min_instances" {
   command         = plan
   expect_failures = [check.uploads_subscription]
@@ -321,8 +388,7 @@ run "labels_and_min_instances" {
 }
 
 run "kms_key" {
-  command         = plan
-  expect_failures = [check.uploads_subscription]
+  command = plan
   variables {
     kms_key       = "projects/keys-1/locations/europe-west4/keyRings/ring/cryptoKeys/key"
     upload_events = "notification"
@@ -370,8 +436,7 @@ run "vpc" {
 }
 
 run "object_prefix" {
-  command         = plan
-  expect_failures = [check.uploads_subscription]
+  command = plan
   variables {
     upload_events = "notification"
     object_prefix = "incoming/"

@@ -18,6 +18,15 @@ run "accelerator_unknown" {
   expect_failures = [var.accelerator]
 }
 
+run "agent_grants_unknown" {
+  command = plan
+  variables {
+    agent_grants = "delete"
+  }
+
+  expect_failures = [var.agent_grants]
+}
+
 run "batch_size_zero" {
   command = plan
   variables {
@@ -153,6 +162,25 @@ run "project_by_number" {
   expect_failures = [var.project_id]
 }
 
+run "daily_limit_zero" {
+  command = plan
+  variables {
+    daily_image_limit = 0
+  }
+
+  expect_failures = [var.daily_image_limit]
+}
+
+run "parked_for_ever" {
+  command = plan
+  variables {
+    daily_image_limit  = 1000
+    reconcile_schedule = null
+  }
+
+  expect_failures = [check.parked, check.uploads_subscription]
+}
+
 run "reconcile_schedule_by_word" {
   command = plan
   variables {
@@ -178,6 +206,15 @@ run "results_ttl_zero" {
   }
 
   expect_failures = [var.results_ttl_days]
+}
+
+run "created_at_among_the_indexed_fields" {
+  command = plan
+  variables {
+    indexed_fields = ["model.name", "created_at"]
+  }
+
+  expect_failures = [var.indexed_fields]
 }
 
 run "settings_in_small_letters" {
@@ -250,7 +287,35 @@ run "gpu_in_a_region_without" {
     region      = "europe-north1"
   }
 
-  expect_failures = [check.gpu_region, check.uploads_subscription]
+  expect_failures = [check.gpu_region, check.machine_size, check.quota, check.uploads_subscription]
+}
+
+run "machine_larger_than_documented" {
+  command = plan
+  variables {
+    accelerator = "nvidia-rtx-pro-6000"
+  }
+
+  expect_failures = [check.machine_size, check.quota, check.uploads_subscription]
+}
+
+run "more_vcpu_than_a_new_project_has" {
+  command = plan
+  variables {
+    cpu = 4
+  }
+
+  expect_failures = [check.quota, check.uploads_subscription]
+}
+
+run "more_gpus_than_a_new_project_has" {
+  command = plan
+  variables {
+    accelerator   = "nvidia-l4"
+    max_instances = 4
+  }
+
+  expect_failures = [check.quota, check.uploads_subscription]
 }
 
 run "by_time_at_a_high_rate" {
@@ -334,7 +399,7 @@ run "object_prefix_of_smoke_test" {
     upload_events = "notification"
   }
 
-  expect_failures = [var.object_prefix, check.uploads_subscription]
+  expect_failures = [var.object_prefix]
 }
 
 run "object_prefix_by_eventarc" {
@@ -389,4 +454,40 @@ run "vpc_subnetwork_as_url" {
   }
 
   expect_failures = [var.vpc_subnetwork]
+}
+
+run "budget_without_a_billing_account" {
+  command = plan
+  variables {
+    budget = { billing_account = "billingAccounts/012345", amount = 100 }
+  }
+
+  expect_failures = [var.budget]
+}
+
+run "budget_of_a_fraction" {
+  command = plan
+  variables {
+    budget = { billing_account = "012345-6789AB-CDEF01", amount = 0.5 }
+  }
+
+  expect_failures = [var.budget]
+}
+
+run "slo_goal_of_all_minutes" {
+  command = plan
+  variables {
+    slo_goal = 1
+  }
+
+  expect_failures = [var.slo_goal]
+}
+
+run "event_time_indexed_at_a_high_rate" {
+  command = plan
+  variables {
+    indexed_fields = ["event_time"]
+  }
+
+  expect_failures = [check.write_rate, check.uploads_subscription]
 }

@@ -1,0 +1,1 @@
+"""A simulation of Pub/Sub push, Cloud Run and the service: `yolo-batch-dev simulate`."""

@@ -1,0 +1,219 @@
+# Alerts. slo.tf has those of the objective. A first deployment can create all of them: PromQL does not
+# require that a metric has values, an alert on log lines needs no metric, and the metric of job executions
+# is Google's own.
+
+locals {
+  # An incident without new data is closed after this time.
+  auto_close = "86400s"
+
+  reconcile_name = google_cloud_run_v2_job.reconcile.name
+  # For other schedules, the absence of a run says nothing.
+  reconcile_is_daily = can(regex("^\\S+ \\S+ \\* \\* \\*$", coalesce(var.reconcile_schedule, "never")))
+
+  pushes = "pubsub_googleapis_com:subscription_push_request_count"
+  age    = "pubsub_googleapis_com:subscription_oldest_unacked_message_age"
+
+  query_alerts = {
+    dead_letters = {
+      title     = "dead letters"
+      severity  = "ERROR"
+      condition = "Messages in ${google_pubsub_subscription.dead_letters.name}"
+      query     = "sum(pubsub_googleapis_com:subscription_num_undelivered_messages{${local.of_dead_letters}}) > 0"
+      duration  = "0s"
+      advice    = "Some messages failed ${local.retry.attempts} times. The log of ${local.service_name} has the reason (severity ERROR or WARNING). List the messages with `gcloud pubsub subscriptions pull ${google_pubsub_subscription.dead_letters.name} --project ${var.project_id} --limit 10`, which does not remove them. After fixing the cause, run `yolo-batch dead-letters --subscription ${google_pubsub_subscription.dead_letters.id} --replay --topic ${google_pubsub_topic.jobs.id}`, which publishes their images again and removes the messages. To drop the remaining messages, run `gcloud pubsub subscriptions seek ${google_pubsub_subscription.dead_letters.name} --project ${var.project_id} --time $(date -u +%Y-%m-%dT%H:%M:%SZ)`."
+    }
+    backlog = {
+      title     = "messages wait too long"
+      severity  = "WARNING"
+      condition = "Oldest unacknowledged message over 30 min"
+      query     = "max by (subscription_id) (${local.age}{${local.of_work}}) > 1800"
+      duration  = "300s"
+      advice    = "There are two possible causes. Either more images are uploaded than ${local.max_instances} instances can process: raise max_instances. Or messages fail repeatedly: see the log of ${local.service_name} (\"Rejected a message\", or severity ERROR). After ${local.retry.attempts} attempts, a message becomes a dead letter."
+    }
+    errors = {
+      title     = "errors"
+      severity  = "ERROR"
+      condition = "Over 5 % of the deliveries end with 5xx or without a response for 10 min"
+      query     = "sum(rate(${local.pushes}{${local.of_work},response_class=~\"remote_server_5xx|unreachable|deadline_exceeded\"}[5m])) / sum(rate(${local.pushes}{${local.of_work}}[5m])) > 0.05"
+      duration  = "600s"
+      advice    = "No image is lost yet: each message is delivered up to ${local.retry.attempts} times. 503 means that Cloud Storage or Firestore is unavailable, that images waited too long, or that no instance starts. 500 means that the model failed on an image, or that the service has a defect. Error Reporting and the log of ${local.service_name} have the reason."
+    }
+    refused = {
+      title     = "deliveries are not authorized"
+      severity  = "ERROR"
+      condition = "401 or 403 for 20 min"
+      query     = "sum(increase(${local.prom.http_errors}{${local.of_revision},status=~\"401|403\"}[15m])) > 0"
+      duration  = "1200s"
+      advice    = "No image is processed, and each message becomes a dead letter after ${local.retry.attempts} attempts. Cloud Run or the service refuses the account that Pub/Sub uses. Look at the grants of roles/run.invoker with `gcloud run services get-iam-policy ${local.service_name} --project ${var.project_id} --region ${var.region}`. It must have the accounts ${var.name}-jobs and ${var.name}-uploads: `terraform apply` restores them. If the log has \"Received an unauthorized request\", check PUSH_AUDIENCE and PUSH_SERVICE_ACCOUNTS. After seven hours, replay the dead letters too: see the alert \"dead letters\"."
+    }
+    overload = {
+      title     = "the service is at its limit"
+      severity  = "WARNING"
+      condition = "Over 20 % of the deliveries end with 429 for 60 min"
+      query     = "sum(rate(${local.prom.http_errors}{${local.of_revision},status=\"429\"}[15m])) / sum(rate(${local.pushes}{${local.of_work}}[15m])) > 0.2"
+      duration  = "3600s"
+      advice    = "Some 429 are normal while instances start. For an hour they mean that all ${local.max_instances} instances are busy, or that Cloud Run cannot start more (quota). If the dashboard shows fewer instances, look at the quotas of Cloud Run in ${var.region}. Otherwise raise max_instances, or wait: messages are kept for 7 days, but after ${local.retry.attempts} attempts one becomes a dead letter."
+    }
+    restarts = {
+      title     = "instances are restarted"
+      severity  = "WARNING"
+      condition = "Over 2 failed liveness checks in 1 h"
+      query     = "sum(increase(run_googleapis_com:container_completed_probe_count{${local.of_service},is_healthy=\"false\",probe_type=~\"(?i)liveness.*\"}[1h])) > 2"
+      duration  = "0s"
+      advice    = "Cloud Run replaced instances whose /health/live responded with 503: work was stuck for HANG_TIMEOUT_SECONDS, or the model failed on several different images in a row. Their messages are redelivered. See the ERROR lines of ${local.service_name} before each restart. If it began with a deployment, return to the previous revision with `gcloud run services update-traffic ${local.service_name} --project ${var.project_id} --region ${var.region} --to-revisions REVISION=100`."
+    }
+  }
+
+  # Each line opens an incident, but one notification in this period is enough.
+  log_alerts = {
+    canary = {
+      title     = "the int8 model failed its canary"
+      severity  = "WARNING"
+      condition = "Log line \"Fell back to the float model\""
+      filter    = "${local.log_of_service} AND jsonPayload.message=\"Fell back to the float model\""
+      period    = "86400s"
+      advice    = "The results are right, but each image takes more CPU time, because the int8 model gives wrong detections on this machine and the float model runs instead. The line's `reason` has the difference. Build again with another folder of `calibration` images, or without calibration."
+    }
+    reconcile_start = {
+      title     = "reconcile cannot be started"
+      severity  = "WARNING"
+      condition = "Cloud Scheduler reports an error"
+      filter    = "resource.type=\"cloud_scheduler_job\" AND resource.labels.job_id=~\"^${local.reconcile_name}\" AND severity>=ERROR"
+      period    = "86400s"
+      advice    = "Uploads whose event was lost are not found until the job runs. Run it by hand with `gcloud run jobs execute ${local.reconcile_name} --project ${var.project_id} --region ${var.region}`, and look at the log of the scheduler's job: 403 means that ${var.name}-scheduler lacks roles/run.invoker on the job. `terraform apply` restores the grant."
+    }
+  }
+}
+
+resource "google_monitoring_alert_policy" "query" {
+  for_each = local.query_alerts
+
+  display_name          = "${local.service_name}: ${each.value.title}"
+  combiner              = "OR"
+  severity              = each.value.severity
+  notification_channels = var.notification_channels
+  user_labels           = local.labels
+  project               = var.project_id
+
+  conditions {
+    display_name = each.value.condition
+    condition_prometheus_query_language {
+      query                     = each.value.query
+      duration                  = each.value.duration
+      evaluation_interval       = "60s"
+      disable_metric_validation = true
+    }
+  }
+
+  alert_strategy {
+    auto_close = local.auto_close
+  }
+
+  documentation {
+    mime_type = "text/markdown"
+    content   = each.value.advice
+  }
+
+  depends_on = [google_logging_metric.line]
+}
+
+resource "google_monitoring_alert_policy" "log" {
+  for_each = local.log_alerts
+
+  display_name          = "${local.service_name}: ${each.value.title}"
+  combiner              = "OR"
+  severity              = each.value.severity
+  notification_channels = var.notification_channels
+  user_labels           = local.labels
+  project               = var.project_id
+
+  conditions {
+    display_name = each.value.condition
+    condition_matched_log {
+      filter = each.value.filter
+    }
+  }
+
+  alert_strategy {
+    auto_close = local.auto_close
+    notification_rate_limit {
+      period = each.value.period
+    }
+  }
+
+  documentation {
+    mime_type = "text/markdown"
+    content   = each.value.advice
+  }
+}
+
+# An execution that was retried and then succeeded does not count as failed.
+resource "google_monitoring_alert_policy" "reconcile_failed" {
+  display_name          = "${local.service_name}: reconcile failed"
+  combiner              = "OR"
+  severity              = "WARNING"
+  notification_channels = var.notification_channels
+  user_labels           = local.labels
+  project               = var.project_id
+
+  conditions {
+    display_name = "A failed execution of ${local.reconcile_name}"
+    condition_threshold {
+      filter          = "resource.type = \"cloud_run_job\" AND resource.labels.job_name = \"${local.reconcile_name}\" AND metric.type = \"run.googleapis.com/job/completed_execution_count\" AND metric.labels.result = \"failed\""
+      comparison      = "COMPARISON_GT"
+      threshold_value = 0
+      duration        = "0s"
+      aggregations {
+        alignment_period     = "3600s"
+        per_series_aligner   = "ALIGN_DELTA"
+        cross_series_reducer = "REDUCE_SUM"
+      }
+    }
+  }
+
+  alert_strategy {
+    auto_close = local.auto_close
+  }
+
+  documentation {
+    mime_type = "text/markdown"
+    content   = "No upload is lost: the next run starts where the last successful run started. Look at the log with `gcloud run jobs executions list --job ${local.reconcile_name} --project ${var.project_id} --region ${var.region}`, repair the cause, and run `gcloud run jobs execute ${local.reconcile_name} --project ${var.project_id} --region ${var.region}`."
+  }
+}
+
+# 25 h is the longest alignment period of an alert. With the duration it makes 26 h. Cloud Monitoring sees
+# an absence only after a first success: until then, the alerts above report what goes wrong.
+resource "google_monitoring_alert_policy" "reconcile_absent" {
+  display_name          = "${local.service_name}: reconcile does not run"
+  combiner              = "OR"
+  severity              = "WARNING"
+  enabled               = local.reconcile_is_daily
+  notification_channels = var.notification_channels
+  user_labels           = local.labels
+  project               = var.project_id
+
+  conditions {
+    display_name = "No successful execution of ${local.reconcile_name} for 26 h, if reconcile_schedule is daily"
+    condition_threshold {
+      filter                  = "resource.type = \"cloud_run_job\" AND resource.labels.job_name = \"${local.reconcile_name}\" AND metric.type = \"run.googleapis.com/job/completed_execution_count\" AND metric.labels.result = \"succeeded\""
+      comparison              = "COMPARISON_LT"
+      threshold_value         = 1
+      duration                = "3600s"
+      evaluation_missing_data = "EVALUATION_MISSING_DATA_ACTIVE"
+      aggregations {
+        alignment_period     = "90000s"
+        per_series_aligner   = "ALIGN_DELTA"
+        cross_series_reducer = "REDUCE_SUM"
+      }
+    }
+  }
+
+  alert_strategy {
+    auto_close = local.auto_close
+  }
+
+  documentation {
+    mime_type = "text/markdown"
+    content   = "Uploads whose event was lost are not found until the job succeeds. Look at Cloud Scheduler's job ${local.reconcile_name}: is it paused? Then at the executions, with `gcloud run jobs executions list --job ${local.reconcile_name} --project ${var.project_id} --region ${var.region}`. Run it by hand with `gcloud run jobs execute ${local.reconcile_name} --project ${var.project_id} --region ${var.region}`."
+  }
+}

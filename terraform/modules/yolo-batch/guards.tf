@@ -1,0 +1,75 @@
+# What must not happen by accident: a change that would delete data, and a destroy of protected data.
+
+locals {
+  # A change of any of these would delete the uploads or the results, or would create a second resource
+  # with the name of the first.
+  fixed = {
+    bucket_name        = local.bucket_name
+    firestore_database = var.firestore_database
+    firestore_location = local.firestore_location
+    name               = var.name
+    project_id         = var.project_id
+    region             = var.region
+  }
+}
+
+# Keeps the values of the first apply. A state without them gets the present values.
+resource "terraform_data" "fixed" {
+  for_each = local.fixed
+
+  input = each.value
+
+  lifecycle {
+    ignore_changes = [input]
+
+    postcondition {
+      condition     = self.output == each.value
+      error_message = "${each.key} is ${self.output} and cannot become ${each.value}, because uploads or results would be deleted. Set it back. To move, make a second deployment: docs/how-to/move.md."
+    }
+  }
+}
+
+# A destroy destroys this first, because it depends on everything else. Otherwise a destroy of protected
+# data would stop at the database only after it has destroyed the service. The value is that of the last
+# apply. The command works in sh and in cmd.
+resource "terraform_data" "tear_down" {
+  input = { protect_data = var.protect_data }
+
+  provisioner "local-exec" {
+    when = destroy
+    command = (
+      self.input.protect_data
+      ? "echo protect_data is true, so nothing was destroyed. Apply with protect_data=false first, then destroy again. && exit 1"
+      : "exit 0"
+    )
+    quiet = true
+  }
+
+  # Everything that nothing else depends on.
+  depends_on = [
+    google_billing_budget.main,
+    google_cloud_run_v2_job_iam_member.build,
+    google_cloud_run_v2_service_iam_member.build,
+    google_cloud_scheduler_job.reconcile,
+    google_firestore_field.others,
+    google_firestore_index.main,
+    google_logging_metric.commit,
+    google_logging_metric.line,
+    google_logging_project_exclusion.requests,
+    google_monitoring_alert_policy.burn_rate,
+    google_monitoring_alert_policy.log,
+    google_monitoring_alert_policy.query,
+    google_monitoring_alert_policy.reconcile_absent,
+    google_monitoring_alert_policy.reconcile_failed,
+    google_monitoring_dashboard.main,
+    google_project_service.scanning,
+    google_pubsub_subscription_iam_member.jobs,
+    google_pubsub_subscription_iam_member.uploads,
+    google_service_account_iam_member.build,
+    google_storage_bucket_iam_member.build_smoke,
+    google_storage_notification.smoke,
+    google_storage_notification.uploads,
+    terraform_data.fixed,
+    terraform_data.tuned_subscription,
+  ]
+}

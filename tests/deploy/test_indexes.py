@@ -1,0 +1,350 @@
+"""Every query has its index, and every index has its query.
+
+The Firestore emulator needs no indexes, so only this test finds a missing one. It runs the queries
+of the documentation, of `examples/` and of `service/` against a client that records them. A query
+in a new place fails `test_no_query_was_overlooked`: run it in `_run_service`, or write it into a
+page.
+"""
+
+import ast
+import importlib.util
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from google.cloud import firestore
+from google.cloud.firestore_v1.aggregation import AggregationQuery
+from google.cloud.firestore_v1.base_collection import BaseCollectionReference
+from google.cloud.firestore_v1.base_query import BaseQuery, FieldFilter
+from google.cloud.firestore_v1.field_path import parse_field_path
+from google.cloud.firestore_v1.types import StructuredQuery
+
+from devtools.bench.index_entries import Indexes, deployed_indexes
+from service.gcp.result_reader import ResultReader
+
+REPOSITORY = Path(__file__).parents[2]
+PAGE = REPOSITORY / "docs" / "how-to" / "query-results.md"
+BY_TIME = "Queries by time"  # the heading of the queries that need query_by_time
+CALLS = {"FieldFilter", "where", "order_by", "find_nearest", "collection_group"}
+OTHER_LANGUAGES = re.compile(r"orderBy|structuredQuery|runQuery|RunQueryRequest|StructuredQuery\(")
+Operator = StructuredQuery.FieldFilter.Operator
+CONTAINS = {Operator.ARRAY_CONTAINS, Operator.ARRAY_CONTAINS_ANY}
+EQUAL = {Operator.EQUAL, Operator.IN, *CONTAINS}
+
+
+# --- What a query needs
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the index of a query must have.
+
+    Attributes:
+        equal: fields that are compared for equality, with CONTAINS or an empty mode.
+        sort: fields that are compared for a range or sorted by, each with its direction.
+    """
+
+    equal: dict[str, str]
+    sort: list[tuple[str, str]]
+
+
+def _needs(query: BaseQuery) -> Needs:
+    # The public interface of a query has neither its filters nor its orders.
+    structured = query._to_protobuf()
+    equal: dict[str, str] = {}
+    ranges: list[str] = []
+    for each in _filters(structured.where):
+        path = ".".join(parse_field_path(each.field.field_path))
+        if isinstance(each, StructuredQuery.UnaryFilter) or each.op in EQUAL:
+            is_contains = isinstance(each, StructuredQuery.FieldFilter) and each.op in CONTAINS
+            equal[path] = "CONTAINS" if is_contains else ""
+        elif path not in ranges:
+            ranges.append(path)
+    sort = [
+        (".".join(parse_field_path(order.field.field_path)), order.direction.name)
+        for order in structured.order_by
+        if order.field.field_path != "__name__"
+    ]
+    sorted_by = [path for path, _ in sort]
+    sort += [(path, "ASCENDING") for path in ranges if path not in sorted_by]
+    return Needs(equal, sort)
+
+
+def _filters(where: StructuredQuery.Filter) -> Iterator[Any]:
+    kind = StructuredQuery.Filter.pb(where).WhichOneof("filter_type")
+    if kind == "composite_filter":
+        assert where.composite_filter.op.name == "AND", "OR is not known here"
+        for each in where.composite_filter.filters:
+            yield from _filters(each)
+    elif kind:
+        yield getattr(where, kind)
+
+
+def _index_of(query: BaseQuery, indexes: Indexes) -> set[object] | None:
+    """Return the indexes that serve a query, or None if there are none.
+
+    Firestore merges the indexes of single fields for conditions of equality. Anything else needs
+    one index of all fields: https://firebase.google.com/docs/firestore/query-data/index-overview
+    """
+    needs = _needs(query)
+    if not needs.sort:
+        single = {
+            path: [mode for mode in indexes.modes(path) if (mode == "CONTAINS") == bool(kind)][:1]
+            for path, kind in needs.equal.items()
+        }
+        if all(single.values()):
+            return {(indexes.owner(path), *mode) for path, mode in single.items()}
+    if not needs.equal and len(needs.sort) == 1:
+        [(path, mode)] = needs.sort
+        return {(indexes.owner(path), mode)} if mode in indexes.modes(path) else None
+    for index in indexes.composite:
+        first, rest = index[: len(needs.equal)], list(index[len(needs.equal) :])
+        kinds = {path: mode if mode == "CONTAINS" else "" for path, mode in first}
+        if kinds == needs.equal and rest == needs.sort:
+            return {tuple(index)}
+    return None
+
+
+def _all(indexes: Indexes) -> set[object]:
+    single = {(path, mode) for path, modes in indexes.fields.items() for mode in modes}
+    return {*single, *(tuple(index) for index in indexes.composite)}
+
+
+# --- Recording
+
+
+@dataclass
+class Recorder:
+    """The queries that were made, and the calls that built them."""
+
+    default: list[BaseQuery] = field(default_factory=list)
+    by_time: list[BaseQuery] = field(default_factory=list)
+    calls: set[tuple[str, str, int]] = field(default_factory=set)  # file, name, line
+    is_by_time: bool = False
+
+    def add(self, query: BaseQuery) -> None:
+        (self.by_time if self.is_by_time else self.default).append(query)
+
+    def wrap(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            caller = sys._getframe(1)
+            self.calls.add((caller.f_code.co_filename, name, caller.f_lineno))
+            return call(*args, **kwargs)
+
+        return noted
+
+
+@pytest.fixture(scope="module")
+def recorder() -> Iterator[Recorder]:
+    recorder = Recorder()
+
+    def stream(query: BaseQuery, *_: Any, **__: Any) -> Iterator[Any]:
+        recorder.add(query)
+        return iter(())
+
+    def aggregate(aggregation: AggregationQuery, *_: Any, **__: Any) -> list[Any]:
+        recorder.add(aggregation._nested_query)
+        return [[SimpleNamespace(value=0)]]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FIRESTORE_EMULATOR_HOST", "127.0.0.1:1")  # no credentials, and no requests
+        patch.setenv("GOOGLE_CLOUD_PROJECT", "my-project-1")
+        patch.setattr(firestore.Query, "stream", stream)
+        for name in ("stream", "get"):
+            patch.setattr(AggregationQuery, name, aggregate)
+        for owner, name in (
+            (FieldFilter, "__init__"),
+            (BaseQuery, "where"),
+            (BaseQuery, "order_by"),
+            (BaseCollectionReference, "where"),
+            (BaseCollectionReference, "order_by"),
+        ):
+            shown = "FieldFilter" if name == "__init__" else name
+            patch.setattr(owner, name, recorder.wrap(shown, getattr(owner, name)))
+        for page in _pages():
+            _run_page(recorder, page)
+        for program in sorted((REPOSITORY / "examples").glob("*.py")):
+            if any(_calls_in(ast.parse(program.read_text()))):
+                _run_example(patch, program)
+        _run_service()
+        yield recorder
+
+
+def _run_service() -> None:
+    """Make every query of service/ and devtools/, with each of its forms."""
+    reader = ResultReader(firestore.Client(), collection="detections", timeout_seconds=1)
+    for prefix in ("", "cam1/"):
+        assert list(reader.results("uploads", prefix)) == []
+    assert list(reader.parked()) == []
+
+
+def _run_example(patch: pytest.MonkeyPatch, program: Path) -> None:
+    """Run an example with each command line of its docstring."""
+    spec = importlib.util.spec_from_file_location(program.stem, program)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    commands = re.findall(rf"^ +python {program.name} (.*)$", module.__doc__ or "", re.MULTILINE)
+    assert commands
+    for command in commands:
+        patch.setattr(sys, "argv", [program.name, *shlex.split(command)])
+        module.main()
+
+
+def _run_page(recorder: Recorder, page: Path) -> None:
+    """Run the Python of a page, and note the queries that its blocks end with."""
+    names: dict[str, Any] = {"since": datetime(2026, 11, 30, tzinfo=UTC)}
+    for heading, tree in _blocks(page):
+        recorder.is_by_time = heading == BY_TIME
+        last = tree.body[-1]
+        value = None
+        if isinstance(last, ast.Expr):
+            tree.body.pop()
+            value = ast.Expression(last.value)
+        exec(compile(tree, str(page), "exec"), names)
+        if value:
+            query = eval(compile(value, str(page), "eval"), names)
+            if isinstance(query, BaseQuery):  # otherwise the block itself has run its queries
+                recorder.add(query)
+    recorder.is_by_time = False
+
+
+def _blocks(page: Path) -> Iterator[tuple[str, ast.Module]]:
+    """Yield the heading and the code of each Python block of a page about Firestore."""
+    text = page.read_text(encoding="utf-8")
+    for block in re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        if re.search(r"firestore|\bresults\b", block[1]):
+            headings = re.findall(r"^#+ (.*)$", text[: block.start()], re.MULTILINE)
+            tree = ast.parse(block[1])
+            ast.increment_lineno(tree, text[: block.start(1)].count("\n"))
+            yield headings[-1], tree
+
+
+def _pages() -> list[Path]:
+    pages = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")]
+    pages += [*REPOSITORY.glob("examples/**/*.md"), *REPOSITORY.glob("terraform/**/*.md")]
+    return [
+        page
+        for page in sorted(pages)
+        if any(call for _, tree in _blocks(page) for call in _calls_in(tree))
+    ]
+
+
+# --- Finding queries in source
+
+
+def _calls_in(tree: ast.Module) -> Iterator[tuple[str, int, int]]:
+    """Yield name, first and last line of each call that builds a query."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            function = node.func
+            name = getattr(function, "attr", getattr(function, "id", ""))
+            is_numpy = isinstance(function, ast.Attribute) and ast.unparse(function.value) == "np"
+            if name in CALLS and not is_numpy:
+                yield name, node.lineno, node.end_lineno or node.lineno
+
+
+def _sources() -> Iterator[tuple[Path, ast.Module]]:
+    for folder in ("service", "devtools", "examples"):
+        for path in sorted((REPOSITORY / folder).rglob("*.py")):
+            yield path, ast.parse(path.read_text(encoding="utf-8"))
+    for page in _pages():
+        for _, tree in _blocks(page):
+            yield page, tree
+
+
+# --- Tests
+
+
+def test_every_query_has_its_index(recorder: Recorder) -> None:
+    for all_fields in (False, True):
+        indexes = deployed_indexes(index_all_fields=all_fields)
+        for query in recorder.default:
+            assert _index_of(query, indexes), f"no index for {_needs(query)}"
+
+
+def test_queries_by_time_need_the_variable_and_no_more(recorder: Recorder) -> None:
+    assert len(recorder.by_time) == 4
+    for query in recorder.by_time:
+        assert _index_of(query, deployed_indexes(by_time=True)), f"no index for {_needs(query)}"
+        assert not _index_of(query, deployed_indexes())
+        assert not _index_of(query, deployed_indexes(index_all_fields=True))
+
+
+@pytest.mark.parametrize("by_time", [False, True])
+def test_every_index_has_its_query(recorder: Recorder, by_time: bool) -> None:
+    indexes = deployed_indexes(by_time=by_time)
+    queries = recorder.default + (recorder.by_time if by_time else [])
+    used = set().union(*(_index_of(query, indexes) or set() for query in queries))
+    assert _all(indexes) - used == set()
+
+
+def test_no_query_was_overlooked(recorder: Recorder) -> None:
+    missed = [
+        f"{path.relative_to(REPOSITORY)}:{first}: {name}"
+        for path, tree in _sources()
+        for name, first, last in _calls_in(tree)
+        if not any((str(path), name, line) in recorder.calls for line in range(first, last + 1))
+    ]
+    assert not missed, f"These calls build a query that this test does not run: {missed}"
+
+
+def test_no_query_is_in_another_language() -> None:
+    for folder in ("service", "devtools", "examples", "docs", "terraform"):
+        for path in (REPOSITORY / folder).rglob("*"):
+            if path.suffix in {".py", ".md", ".sh", ".js", ".json", ".yaml", ".tf"}:
+                found = OTHER_LANGUAGES.search(path.read_text(encoding="utf-8"))
+                assert not found, f"{path}: {found and found[0]} cannot be checked here"
+
+
+def test_console_and_code_ask_for_the_same_field() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    shown = [
+        "".join(match)
+        for match in re.findall(r"Console: (?:sort by )?(?:`` (.+?) ``|`([^`]+)`)", text)
+    ]
+    recorder = Recorder()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FIRESTORE_EMULATOR_HOST", "127.0.0.1:1")
+        patch.setenv("GOOGLE_CLOUD_PROJECT", "my-project-1")
+        patch.setattr(firestore.Query, "stream", lambda *_: iter(()))
+        _run_page(recorder, PAGE)
+    needed = [_needs(query) for query in recorder.default + recorder.by_time]
+    assert [".".join(parse_field_path(path)) for path in shown] == [
+        next(iter([*needs.equal, *dict(needs.sort)])) for needs in needed
+    ]
+
+
+# --- The check itself
+
+
+def test_planner_finds_missing_indexes() -> None:
+    query = firestore.Query(BaseCollectionReference("detections"))
+    indexes = Indexes(
+        {"*": (), "counts": ("ASCENDING",), "status": ("ASCENDING",), "labels": ("CONTAINS",)},
+        [[("status", "ASCENDING"), ("time", "DESCENDING")]],
+    )
+    failed = query.where(filter=FieldFilter("status", "==", "failed"))
+    person = failed.where(filter=FieldFilter("labels", "array_contains", "person"))
+    served = {
+        "merged": person,
+        "subfield": query.where(filter=FieldFilter("counts.`traffic light`", ">", 1)),
+        "sorted": failed.order_by("time", direction="DESCENDING"),
+    }
+    refused = {
+        "other field": query.where(filter=FieldFilter("uri", "==", "a")),
+        "other direction": query.order_by("counts.car", direction="DESCENDING"),
+        "sorted the other way": failed.order_by("time"),
+        "merged and sorted": person.order_by("time", direction="DESCENDING"),
+        "contains on a value": query.where(filter=FieldFilter("status", "array_contains", "a")),
+        "range without composite": failed.where(filter=FieldFilter("counts.car", ">", 1)),
+    }
+    assert [name for name, each in served.items() if not _index_of(each, indexes)] == []
+    assert [name for name, each in refused.items() if _index_of(each, indexes)] == []
