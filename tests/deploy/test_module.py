@@ -11,6 +11,7 @@ import pytest
 from devtools.docs.terraform import blocks_of
 from service.operate.smoke import sample_name
 from tests.deploy.conditions import allows
+from tests.deploy.conditions import allows
 from tests.deploy.standin import MODULE, ROOT, Run, needs_standin, terraform
 
 EXAMPLES = ROOT / "examples"
@@ -112,6 +113,8 @@ def test_documents_of_other_databases_are_out_of_reach(neighbours: Path) -> None
     for conditions in accounts.values():
         for condition in conditions:
             assert _allows(condition, "projects/my-project-1/databases/(default)")
+            field = "collectionGroups/cameras/fields/created_at"
+            assert _allows(condition, f"projects/my-project-1/databases/(default)/{field}")
             assert not _allows(condition, "projects/my-project-1/databases/other")
             assert not _allows(condition, "projects/my-project-1/databases/(default)2")
 
