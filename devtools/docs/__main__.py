@@ -1,6 +1,6 @@
-"""Write the generated parts of the reference and the root module, or check that they are current.
+"""Write the generated parts of the reference and of terraform/, or check that they are current.
 
-    python -m devtools.docs            # writes docs/reference/*.md and terraform/*.tf
+    python -m devtools.docs            # writes docs/reference/*.md, and files in terraform/
     python -m devtools.docs --check    # exits with 1 and names the files that are not current
 
 A page marks each generated part. The text around the parts is written by hand:
@@ -26,6 +26,7 @@ from devtools.docs import (
     log_lines,
     settings,
     terraform,
+    terraform_readme,
     terraform_root,
 )
 
@@ -54,6 +55,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "outcomes": error_codes.outcomes,
     "settings": settings.render,
     "terraform-outputs": terraform.outputs,
+    "terraform-roles": terraform.roles,
     "terraform-variables": terraform.variables,
 }
 
@@ -93,8 +95,8 @@ def stale_files(files: Mapping[Path, str]) -> dict[Path, str]:
     help="Folder of the pages, by default docs/reference.",
 )
 def main(check: bool, reference: Path) -> None:
-    """Write the generated parts of the reference, and the root module in terraform/."""
-    stale = stale_pages(reference) | stale_files(terraform_root.files())
+    """Write the generated parts of the reference, the root module, and the module's README."""
+    stale = stale_pages(reference) | stale_files(terraform_root.files() | terraform_readme.files())
     if check and stale:
         names = ", ".join(page.name for page in stale)
         raise click.ClickException(

@@ -1,8 +1,9 @@
-"""The reference of the Terraform module's variables, outputs, metrics and alerts."""
+"""The reference of the Terraform module's variables, outputs, roles, metrics and alerts."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,29 @@ import hcl2
 from devtools.docs.markdown import code, table
 
 MODULE = Path(__file__).parents[2] / "terraform" / "modules" / "yolo-batch"
+
+# The role that may create, change and delete the resources whose type starts with the key. The
+# longest key that matches counts.
+_ROLES = {
+    "google_artifact_registry_": "roles/artifactregistry.admin",
+    "google_billing_budget": "roles/billing.costsManager, on the billing account",
+    "google_cloud_run_v2_": "roles/run.admin",
+    "google_cloud_scheduler_": "roles/cloudscheduler.admin",
+    "google_eventarc_": "roles/eventarc.admin",
+    "google_firestore_": "roles/datastore.owner",
+    "google_logging_": "roles/logging.configWriter",
+    "google_monitoring_": "roles/monitoring.editor",
+    "google_project_iam_": "roles/resourcemanager.projectIamAdmin",
+    "google_project_service": "roles/serviceusage.serviceUsageAdmin",
+    "google_pubsub_": "roles/pubsub.admin",
+    "google_service_account": "roles/iam.serviceAccountAdmin",
+    "google_storage_": "roles/storage.admin",
+}
+# No resource shows that these are needed.
+_OTHER_ROLES = {
+    "roles/cloudbuild.builds.editor": "the first container image (`gcloud builds submit`)",
+    "roles/iam.serviceAccountUser": "the service, the job and the trigger, which act as accounts",
+}
 
 
 @dataclass(frozen=True)
@@ -27,16 +51,38 @@ class Metric:
 def variables() -> str:
     """Return a table of the module's variables."""
     rows = [
-        (code(name), body["type"].strip("${}"), _default(body), body["description"])
-        for name, body in sorted(_named("variable"))
+        (code(name), body["type"].strip("${}"), default_of(body), body["description"])
+        for name, body in sorted(named("variable"))
     ]
     return table(("variable", "type", "default", "meaning"), rows)
 
 
 def outputs() -> str:
     """Return a table of the module's outputs."""
-    rows = [(code(name), body["description"]) for name, body in sorted(_named("output"))]
+    rows = [(code(name), body["description"]) for name, body in sorted(named("output"))]
     return table(("output", "meaning"), rows)
+
+
+def roles() -> str:
+    """Return a table of the roles that an apply needs.
+
+    Raises:
+        LookupError: a type of resource has no role yet.
+    """
+    needed: dict[str, set[str]] = {}
+    for kind in {kind for block in blocks("resource") for kind in block}:
+        if kind.startswith("google_"):
+            needed.setdefault(_role(kind), set()).add(kind)
+    rows = [(code(role), ", ".join(map(code, sorted(kinds)))) for role, kinds in needed.items()]
+    rows += [(code(role), reason) for role, reason in _OTHER_ROLES.items()]
+    return table(("role", "for"), sorted(rows))
+
+
+def _role(kind: str) -> str:
+    prefixes = [prefix for prefix in _ROLES if kind.startswith(prefix)]
+    if not prefixes:
+        raise LookupError(f"which role may create {kind}?")
+    return _ROLES[max(prefixes, key=len)]
 
 
 def metrics() -> str:
@@ -120,7 +166,8 @@ def _filled(text: str, names: dict[str, str]) -> str:
     return re.sub(r"\$\{(.*?)\}", value, text)
 
 
-def _default(body: dict[str, Any]) -> str:
+def default_of(body: dict[str, Any]) -> str:
+    """Return the default of a variable as inline code, or `required`."""
     if "default" not in body:
         return "required"
     value = body["default"]
@@ -131,40 +178,48 @@ def _default(body: dict[str, Any]) -> str:
     return code("null" if value is None else value)
 
 
-def _named(kind: str) -> Iterator[tuple[str, Any]]:
-    for block in _blocks(kind):
+def named(kind: str) -> Iterator[tuple[str, Any]]:
+    """Return the blocks of the module that have one label, such as `variable`, with it."""
+    for block in blocks(kind):
         yield from block.items()
 
 
 def _resources(kind: str) -> Iterator[tuple[str, Any]]:
-    for block in _blocks("resource"):
+    for block in blocks("resource"):
         yield from block.get(kind, {}).items()
 
 
 def _local(name: str) -> Any:
-    for block in _blocks("locals"):
+    for block in blocks("locals"):
         if name in block:
             return block[name]
     raise LookupError(f"local.{name}")
 
 
-def _blocks(kind: str) -> Iterator[dict[str, Any]]:
+def blocks(kind: str) -> Iterator[dict[str, Any]]:
+    """Return the blocks of a kind in all files of the module."""
     for path in sorted(MODULE.glob("*.tf")):
         yield from blocks_of(path, kind)
 
 
 def blocks_of(path: Path, kind: str) -> list[dict[str, Any]]:
     """Return the blocks of a kind in an HCL file, such as all `variable` blocks."""
-    parsed = _plain(hcl2.loads(path.read_text(encoding="utf-8")))
-    return list(parsed.get(kind, []))
+    return list(_parsed(path.read_text(encoding="utf-8")).get(kind, []))
+
+
+@cache  # a file takes up to a second
+def _parsed(text: str) -> Any:
+    return _plain(hcl2.loads(text))
 
 
 def _plain(value: Any) -> Any:
-    """Return a parsed value without quotes, escapes and the marks of the parser."""
+    """Return a parsed value without quotes, escapes, comments and the marks of the parser."""
     if isinstance(value, str) and len(value) > 1 and value[0] == value[-1] == '"':
         return value[1:-1].replace('\\"', '"')
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if isinstance(value, dict):
-        return {_plain(key): _plain(item) for key, item in value.items() if key != "__is_block__"}
+        return {
+            _plain(key): _plain(item) for key, item in value.items() if not key.startswith("__")
+        }
     return value

@@ -11,6 +11,7 @@ import pytest
 from devtools.docs.terraform import blocks_of
 from service.operate.smoke import sample_name
 from tests.deploy.conditions import allows
+from tests.deploy.conditions import allows
 from tests.deploy.standin import MODULE, ROOT, Run, needs_standin, terraform
 
 EXAMPLES = ROOT / "examples"
@@ -112,6 +113,8 @@ def test_documents_of_other_databases_are_out_of_reach(neighbours: Path) -> None
     for conditions in accounts.values():
         for condition in conditions:
             assert _allows(condition, "projects/my-project-1/databases/(default)")
+            field = "collectionGroups/cameras/fields/created_at"
+            assert _allows(condition, f"projects/my-project-1/databases/(default)/{field}")
             assert not _allows(condition, "projects/my-project-1/databases/other")
             assert not _allows(condition, "projects/my-project-1/databases/(default)2")
 
@@ -204,3 +207,37 @@ def test_example_values_plan() -> None:
     run = terraform("plan", "-no-color", f"-var-file={TFVARS.name}")
     assert run.returncode == 0, run.output
     assert "undeclared variable" not in run.output
+
+
+# --- Addresses in the documentation
+
+
+def _pages() -> list[Path]:
+    repository = ROOT.parent
+    return [*(repository / "docs").rglob("*.md"), ROOT / "README.md", repository / "README.md"]
+
+
+def test_documented_addresses_exist() -> None:
+    defined = {
+        f"{kind}.{name}"
+        for path in MODULE.glob("*.tf")
+        for block in blocks_of(path, "resource")
+        for kind, bodies in block.items()
+        for name in bodies
+    }
+    found = {
+        address
+        for page in _pages()
+        for address in re.findall(
+            r"module\.yolo_batch\.(\w+\.\w+)", page.read_text(encoding="utf-8")
+        )
+    }
+    assert len(found) > 4 and found <= defined
+
+
+def test_documented_commands_name_resources_in_the_module() -> None:
+    for page in _pages():
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(r"(-target=|-replace=|state rm )'?(google_|terraform_data)", text), (
+            page
+        )

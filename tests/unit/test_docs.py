@@ -27,7 +27,7 @@ DOCUMENTS = sorted(
     }
 )
 README_LINES = 200
-COMMENTS = r"run|end|generated: [\w-]+|Written by [^>]*"
+COMMENTS = r"run|end|generated: [\w-]+|Written by [^>]*|(BEGIN|END)_TF_DOCS"
 
 _FENCE = re.compile(r"^( *)(`{3,})([^`\n]*)\n(.*?)^\1\2 *$", re.MULTILINE | re.DOTALL)
 _TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")

@@ -14,6 +14,7 @@ from devtools.docs import (
     log_lines,
     settings,
     terraform,
+    terraform_readme,
     terraform_root,
 )
 from devtools.docs.__main__ import (
@@ -45,6 +46,20 @@ def test_reference_is_current() -> None:
 def test_root_module_is_current() -> None:
     stale = [path.name for path in stale_files(terraform_root.files())]
     assert not stale, f"{stale}: run `{COMMAND}` and commit the result"
+
+
+def test_readme_of_the_module_is_current() -> None:
+    [(path, text)] = terraform_readme.files().items()
+    assert not stale_files({path: text}), f"run `{COMMAND}` and commit the result"
+    for row in ("| kms_key | ", "| [google_eventarc_trigger.uploads](https://"):
+        assert row in text
+
+
+def test_resource_without_a_role_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "`roles/run.admin`" in terraform.roles()
+    monkeypatch.delitem(terraform._ROLES, "google_eventarc_")
+    with pytest.raises(LookupError, match="google_eventarc_trigger"):
+        terraform.roles()
 
 
 def test_every_part_is_in_one_page() -> None:

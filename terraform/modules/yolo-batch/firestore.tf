@@ -28,12 +28,15 @@ locals {
   # provider cannot read a database that exists.
   database = var.create_database ? one(google_firestore_database.main[*].name) : var.firestore_database
 
+  database_path = "projects/${var.project_id}/databases/${var.firestore_database}"
+
   # Of the roles that read or write documents. Without it, they apply to every database of the project.
   # Source: https://docs.cloud.google.com/firestore/native/docs/manage-databases ("Configure per-database
-  # access permissions").
+  # access permissions"). It compares the name of the database. The second part allows for calls that may
+  # be checked by the name of a field below it: the reconcile job reads when results expire.
   database_condition = {
     title      = "database"
-    expression = "resource.name == \"projects/${var.project_id}/databases/${var.firestore_database}\""
+    expression = "resource.name == \"${local.database_path}\" || resource.name.startsWith(\"${local.database_path}/\")"
   }
 }
 

