@@ -66,8 +66,7 @@ run "bucket_elsewhere" {
 }
 
 run "bucket_elsewhere_by_notification" {
-  command         = plan
-  expect_failures = [check.uploads_subscription]
+  command = plan
   variables {
     upload_events = "notification"
   }
