@@ -210,7 +210,7 @@ def test_gunicorns_errors_are_json_lines_once(capsys: pytest.CaptureFixture[str]
 
 def failing_app() -> Any:
     """Fail as a defect in the start of the service would. gunicorn calls this."""
-    thread = threading.Thread(target=lambda: {}["missing"])
+    thread = threading.Thread(target=lambda: dict[str, int]()["missing"])
     thread.start()
     thread.join()
     raise RuntimeError("a defect")
