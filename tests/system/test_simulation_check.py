@@ -17,7 +17,8 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.timeout(_SECONDS + 60)
 def test_check_measures_and_simulates_the_same_uploads() -> None:
     options = ["--rates", "4", "--seconds", "10", "--burst", "30"]
-    command = [Path(sys.executable).with_name("yolo-batch-dev"), "simulate", "--check", *options]
+    program = str(Path(sys.executable).with_name("yolo-batch-dev"))
+    command = [program, "simulate", "--check", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     # The command fails if an upload has no document.
     assert done.returncode == 0, done.stderr
