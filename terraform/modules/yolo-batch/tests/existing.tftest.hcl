@@ -27,6 +27,8 @@ variables {
   firestore_database = "shared"
   create_repository  = false
   repository_name    = "images"
+  # Without it, check.build_region warns, and every run fails.
+  build_region = "europe-west1"
 }
 
 run "existing" {
