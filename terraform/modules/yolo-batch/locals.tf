@@ -86,6 +86,7 @@ locals {
 resource "terraform_data" "agreement" {
   input = {
     indexed_fields        = var.indexed_fields
+    budget                = var.budget
     notification_channels = var.notification_channels
     reconcile_schedule    = var.reconcile_schedule
     results_ttl_days      = var.results_ttl_days
