@@ -482,7 +482,7 @@ run "budget_without_a_billing_account" {
     budget = { billing_account = "billingAccounts/012345", amount = 100 }
   }
 
-  expect_failures = [var.budget, check.uploads_subscription]
+  expect_failures = [var.budget]
 }
 
 run "budget_of_a_fraction" {
@@ -491,7 +491,7 @@ run "budget_of_a_fraction" {
     budget = { billing_account = "012345-6789AB-CDEF01", amount = 0.5 }
   }
 
-  expect_failures = [var.budget, check.uploads_subscription]
+  expect_failures = [var.budget]
 }
 
 run "slo_goal_of_all_minutes" {
@@ -500,7 +500,7 @@ run "slo_goal_of_all_minutes" {
     slo_goal = 1
   }
 
-  expect_failures = [var.slo_goal, check.uploads_subscription]
+  expect_failures = [var.slo_goal]
 }
 
 run "event_time_indexed_at_a_high_rate" {
