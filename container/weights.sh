@@ -6,7 +6,9 @@ target=$1
 fail() { echo "error: $*" >&2; exit 1; }
 
 case "$MODEL" in
-  *_openvino_model*) fail "MODEL=$MODEL runs only on a CPU (--target cpu). For a GPU, use .pt or .engine" ;;
+  *_openvino_model*) fail "MODEL=$MODEL runs only on a CPU (--target cpu). For a GPU, use .pt" ;;
+  *.engine | *.onnx)
+    fail "the container image has neither TensorRT nor ONNX Runtime: set MODEL to the .pt file" ;;
   /* | ../* | */../*) fail "MODEL=$MODEL must be an official name or a file of models/" ;;
   */*) [ -f "$MODEL" ] || fail "there is no file MODEL=$MODEL. Put it into models/" ;;
   *.pt) python -c 'import sys; from ultralytics import YOLO; YOLO(sys.argv[1])' "$MODEL" ;;

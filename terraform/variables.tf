@@ -8,7 +8,7 @@ variable "accelerator" {
 }
 
 variable "agent_grants" {
-  description = "Who grants the roles in the project that Eventarc needs to Google's own accounts: leave (the apply grants them with gcloud, and a destroy leaves them in place, because other triggers need them too) or none (somebody else grants them, see docs/how-to/grants.md). Without effect if upload_events is notification."
+  description = "Who grants the roles in the project that Eventarc needs to Google's own accounts: leave (the apply grants them with gcloud, and a destroy leaves them in place, because other triggers need them too) or none (somebody else grants them, see docs/how-to/share-a-project.md). Without effect if upload_events is notification."
   type        = string
   default     = "leave"
   nullable    = false
@@ -255,7 +255,7 @@ variable "soft_delete_days" {
 }
 
 variable "upload_events" {
-  description = "How uploads reach the service: eventarc (the apply needs gcloud, to configure Eventarc's subscription) or notification (Terraform manages everything)."
+  description = "How uploads reach the service: eventarc (the apply needs gcloud, to configure Eventarc's subscription), notification (Terraform manages everything) or both (only to switch without a gap, because every upload then causes two messages)."
   type        = string
   default     = "eventarc"
   nullable    = false

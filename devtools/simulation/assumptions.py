@@ -26,7 +26,7 @@ class Push:
 
     first_window: float = _known(4, f"{_PUSH}: a small single-digit window; 4 is assumed")
     window_step: float = _known(1, f"{_PUSH}: grows exponentially; one per success is assumed")
-    full_window: float = _known(3000, f"{_PUSH}: above it the window grows linearly")
+    full_window: float = _known(3000, f"{_PUSH}: then linear growth; 3,000 a round trip is assumed")
     shrink: float = _known(0.5, "assumed: factor of the window after a failure, once a second")
     slow_seconds: float = _known(1.0, f"{_PUSH}: slower than this, at most the full window")
     pause_seconds: float = _known(0.1, f"{_PUSH}: shortest push back-off")

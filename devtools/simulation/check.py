@@ -125,7 +125,7 @@ class Calibration:
     """The measured speed of the machine."""
 
     per_second: float  # documents, in a burst
-    single_ms: float  # upload to document, one by one
+    single_ms: float  # upload to document, one by one: mean
     spread: float  # standard deviation of the latter, as a share of its mean
 
     @classmethod
@@ -135,16 +135,19 @@ class Calibration:
         spread = statistics.pstdev(latencies) / statistics.mean(latencies)
         return cls(
             statistics.harmonic_mean([load.per_second for load in bursts]),
-            1000 * statistics.median(latencies),
+            1000 * statistics.mean(latencies),
             min(spread, 1.0),
         )
 
     def instance(self, cores: int) -> Instance:
-        """Return an instance with this capacity and this latency of a single image."""
+        """Return an instance with this capacity and this latency of a single image.
+
+        The capacity is measured, so nothing else limits it.
+        """
         cpu_ms = min(1000 * cores / self.per_second, self.single_ms)
         return Instance(
             name="local stack", vcpu=cores, slots=_SLOTS, cpu_ms=cpu_ms,
-            serial_ms=1000 / self.per_second, spread=self.spread,
+            serial_ms=0, spread=self.spread,
             wait_ms=self.single_ms - cpu_ms, start_seconds=0, start_cpu_seconds=0,
         )  # fmt: skip
 

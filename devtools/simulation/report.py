@@ -118,7 +118,7 @@ def steady_table(rows: Sequence[Steady]) -> str:
     )  # fmt: skip
     cells = [
         (
-            f"{row.rate:,.0f}", digits(row.instances), *map(digits, row.quantiles),
+            f"{row.rate:,.0f}", digits(row.instances), *map(_seconds, row.quantiles),
             digits(row.slowest), f"{row.max_backlog:,}", f"{row.rejected:,}", f"{row.dead:,}",
             f"{row.usd_per_million:.2f}",
         )
@@ -143,6 +143,10 @@ def burst_table(rows: Sequence[Burst]) -> str:
         for row in rows
     ]  # fmt: skip
     return _table(cells, headers)
+
+
+def _seconds(value: float) -> str:
+    return digits(value) if math.isfinite(value) else "not reached"
 
 
 def _table(cells: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
@@ -199,6 +203,8 @@ def _figure(rows: int, columns: int, **options: Any) -> tuple[Any, Any]:
 
 def draw_steady(steadies: dict[str, list[Steady]], file: Path) -> None:
     """Write the plot of the constant rates as PNG."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     figure, ((latency,), (count,), (cost,)) = _figure(3, 1, sharex=True)
     for (name, rows), colour in zip(steadies.items(), ("tab:blue", "tab:green"), strict=False):
         rates = [row.rate for row in rows]
@@ -212,6 +218,8 @@ def draw_steady(steadies: dict[str, list[Steady]], file: Path) -> None:
     ):  # fmt: skip
         axes.set(xscale="log", yscale="log", ylabel=label)
         axes.xaxis.set_major_formatter("{x:,g}")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter("{x:,g}")
         axes.grid(visible=True, alpha=0.3)
         axes.legend(fontsize=7)

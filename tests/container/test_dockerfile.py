@@ -82,3 +82,22 @@ def test_weights_are_exported_at_their_own_size_by_default(
     called = (tmp_path / "yolo-batch.txt").read_text(encoding="utf-8").strip()
     assert called == arguments.replace("OUT", str(target))
     assert "IMAGE_SIZE=" in instructions("ARG")
+
+
+@pytest.mark.parametrize("name", ["mine.engine", "mine.onnx"])
+def test_gpu_image_refuses_a_model_that_it_cannot_run(name: str, tmp_path: Path) -> None:
+    """The lock has neither TensorRT nor ONNX Runtime (docs/decisions/0013-gpu-image.md)."""
+    lock = (ROOT / "requirements/gpu.txt").read_text(encoding="utf-8")
+    assert not re.search(r"^(tensorrt|onnxruntime)", lock, re.MULTILINE)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / name).touch()
+    done = subprocess.run(
+        ["sh", ROOT / "container/weights.sh", tmp_path / "out"],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "MODEL": f"models/{name}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "neither TensorRT nor ONNX Runtime: set MODEL to the .pt file" in done.stderr
+    assert not (tmp_path / "out").exists()

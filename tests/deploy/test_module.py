@@ -11,7 +11,6 @@ import pytest
 from devtools.docs.terraform import blocks_of
 from service.operate.smoke import sample_name
 from tests.deploy.conditions import allows
-from tests.deploy.conditions import allows
 from tests.deploy.standin import MODULE, ROOT, Run, needs_standin, terraform
 
 EXAMPLES = ROOT / "examples"

@@ -19,6 +19,7 @@ from service.health import Health
 from service.operate.backfill import Redelivery
 from service.server.app import create_app
 from service.settings import Settings
+from tests.deploy.changes import CHANGES
 from tests.fakes import FakeDetector, FakeStorage, FakeStore, pipeline_of
 
 REPOSITORY = Path(__file__).parents[2]
@@ -79,7 +80,7 @@ def _terraform(*arguments: str, directory: Path, text: str = "") -> str:
 @pytest.fixture
 def offline(tmp_path: Path) -> Path:
     """Return a module with only the variables and the values derived from them."""
-    for name in ("variables.tf", "locals.tf", "combinations.tf"):
+    for name in ("variables.tf", "locals.tf", "combinations.tf", "build_region.tf"):
         shutil.copy(MODULE / name, tmp_path)
     return tmp_path
 
@@ -121,6 +122,12 @@ def test_variables_and_outputs_are_sorted_and_described() -> None:
         }
         assert list(found) == sorted(found)
         assert all(body["description"] for body in found.values())
+
+
+def test_every_variable_has_a_change() -> None:
+    """test_changes.py plans the changes, if it can run Terraform."""
+    variables = {name for block in blocks_of(MODULE / "variables.tf", "variable") for name in block}
+    assert {name for change in CHANGES.values() for name in change.set} == variables
 
 
 # --- The container's environment
@@ -206,7 +213,7 @@ def test_substitutions_are_those_of_the_build() -> None:
     build = (REPOSITORY / "cloudbuild.yaml").read_text()
     defined = set(re.findall(r"^  (_[A-Z]+):", build, re.MULTILINE))
     assert set(_local("substitutions")) | {"_DEPLOY"} <= defined
-    assert '/service"' in build and ":latest" in build  # the image that the first service takes
+    assert '/service"' in build and ":latest-${_TARGET}" in build  # what the first service takes
 
 
 # --- The recipe
@@ -263,8 +270,8 @@ def test_every_validation_and_check_has_a_failing_run() -> None:
     for block in blocks_of(MODULE / "variables.tf", "variable"):
         [(name, body)] = block.items()
         assert failing.count(f"var.{name}") >= len(body.get("validation", []))
-    checks = {"check.gpu_region", "check.machine_size", "check.parked", "check.write_rate"}
-    assert checks <= set(failing)
+    checks = {"build_region", "gpu_region", "machine_size", "parked", "write_rate"}
+    assert {f"check.{name}" for name in checks} <= set(failing)
     assert failing.count("check.quota") == 2
     assert failing.count("terraform_data.agreement") == 2
     combinations = _resource("terraform_data", "combinations")["lifecycle"][0]

@@ -41,7 +41,7 @@ def test_reconcile_reads_the_objects_of_two_days() -> None:
 
 
 def test_free_units_are_taken_off_and_never_paid_back() -> None:
-    month = Month(images=10, cpu_ms=60, reconciles=1, image_gb=0.6, scans=0)
+    month = Month(images=10, cpu_ms=60, reconciles=1, image_gb=0.6)
     paid = {name: usd for name, usd in cost(month, free_tier=True).items() if usd}
     assert paid == pytest.approx(
         {
@@ -61,7 +61,7 @@ def test_gpu_is_paid_by_the_hour_and_not_by_request() -> None:
 
 
 def test_idle_month_pays_for_the_reconcile_job_by_the_minute() -> None:
-    usd = cost(Month(reconciles=730, image_gb=0, builds=0, scans=0), free_tier=False)
+    usd = cost(Month(reconciles=730, image_gb=0, builds=0), free_tier=False)
     assert sum(usd.values()) == pytest.approx(730 * 60 * 0.00002 + 0.10)
 
 
@@ -83,6 +83,10 @@ def test_alerts_are_free_unless_their_quantities_are_given() -> None:
     assert paid["Alerting, metrics"] + paid["Alerting, points"] == pytest.approx(14 * 0.35 + 0.6)
 
 
+def test_each_scanned_image_is_billed() -> None:
+    assert cost(replace(BUSY, scans=3), free_tier=True)["Artifact Analysis"] == pytest.approx(0.78)
+
+
 def test_before_reads_every_document_every_night() -> None:
     month = replace(BUSY, objects=1_000_000)
     before = quantities(replace(month, **BEFORE))
@@ -93,7 +97,6 @@ def test_before_reads_every_document_every_night() -> None:
         "Firestore storage",
         "Cloud Logging",
         "Cloud Monitoring",
-        "Artifact Analysis",
     }
 
 

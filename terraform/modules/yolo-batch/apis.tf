@@ -7,6 +7,7 @@ resource "google_project_service" "main" {
     "cloudbuild.googleapis.com",
     "cloudresourcemanager.googleapis.com",
     "cloudscheduler.googleapis.com",
+    "containeranalysis.googleapis.com", # stores the provenance of the container images
     "eventarc.googleapis.com",
     "firestore.googleapis.com",
     "iam.googleapis.com",

@@ -135,13 +135,16 @@ resource "time_sleep" "build_grants" {
 }
 
 locals {
+  # The Dockerfile's target. Each target has its own tag, so that a service without a GPU never starts
+  # with the image of a service with one.
+  target = local.has_gpu ? "gpu" : "cpu"
+
   # cloudbuild.yaml sets this tag on the first image, and later on each image that passed the smoke
   # test. Only the first deployment uses it.
-  built_image = "${var.region}-docker.pkg.dev/${var.project_id}/${local.image_folder}/service:latest"
+  built_image = "${var.region}-docker.pkg.dev/${var.project_id}/${local.image_folder}/service:latest-${local.target}"
   first_image = coalesce(var.image, local.built_image)
 
   substitutions = {
-    _ACCELERATOR = var.accelerator
     _BUCKET      = local.bucket_name
     _CALIBRATION = var.calibration
     _COLLECTION  = var.firestore_collection
@@ -151,16 +154,19 @@ locals {
     _REGION      = var.region
     _REPOSITORY  = local.image_folder
     _SERVICE     = local.service_name
+    _TARGET      = local.target
   }
   # Double quotes work in every shell. No value contains a double quote.
-  build_options = join(" ", [
+  build_options = join(" ", compact([
     "--project=${var.project_id}",
-    "--region=${coalesce(var.build_region, var.region)}",
+    "--region=${local.build_region}",
     "--config=cloudbuild.yaml",
     "--service-account=${google_service_account.build.id}",
     "--gcs-source-staging-dir=gs://${google_storage_bucket.build.name}/source",
+    # The GPU's image has several GB, which take long to pack on the 1 or 2 vCPU of the default machine.
+    local.has_gpu ? "--machine-type=e2-highcpu-8" : "",
     "--substitutions=\"${join(",", [for name, value in local.substitutions : "${name}=${value}"])}",
-  ])
+  ]))
 }
 
 # Runs once, and again after a change of accelerator, which needs another image. A new model is deployed

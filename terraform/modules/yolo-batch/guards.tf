@@ -42,7 +42,6 @@ resource "terraform_data" "tear_down" {
       ? "echo protect_data is true, so nothing was destroyed. Apply with protect_data=false first, then destroy again. && exit 1"
       : "exit 0"
     )
-    quiet = true
   }
 
   # Everything that nothing else depends on.

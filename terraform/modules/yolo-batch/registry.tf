@@ -23,13 +23,13 @@ resource "google_artifact_registry_repository" "main" {
     }
   }
 
-  # The image with the tag latest, and the build cache.
+  # The images with the tags latest-cpu and latest-gpu, and the build cache.
   cleanup_policies {
     id     = "keep-in-use"
     action = "KEEP"
     condition {
       tag_state    = "TAGGED"
-      tag_prefixes = ["cache-", "latest"]
+      tag_prefixes = ["cache-", "latest-"]
     }
   }
 

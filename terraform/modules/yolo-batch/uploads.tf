@@ -1,8 +1,9 @@
-# How uploads reach the service: by Eventarc, or by notifications to a topic of this module.
+# How uploads reach the service: by Eventarc, by notifications to a topic of this module, or by both while
+# you switch.
 
 locals {
-  by_eventarc = var.upload_events == "eventarc" ? toset(["uploads"]) : toset([])
-  by_topic    = var.upload_events == "notification" ? toset(["uploads"]) : toset([])
+  by_eventarc = var.upload_events == "notification" ? toset([]) : toset(["uploads"])
+  by_topic    = var.upload_events == "eventarc" ? toset([]) : toset(["uploads"])
 
   # Eventarc chooses the name of its subscription.
   eventarc_subscription = one([
@@ -19,6 +20,8 @@ locals {
     "--min-retry-delay=${local.retry.minimum_backoff}",
     "--max-retry-delay=${local.retry.maximum_backoff}",
   ])
+  # Terraform does not wrap an indented line, so the command can be copied.
+  repair_subscription = "To repair it, run:\n\n  ${local.tune_subscription}"
 }
 
 # --- Eventarc
@@ -108,7 +111,7 @@ check "uploads_subscription" {
       for subscription in data.google_pubsub_subscription.uploads :
       subscription.ack_deadline_seconds == local.ack_deadline_seconds
     ])
-    error_message = "The uploads' subscription does not have an ack deadline of ${local.ack_deadline_seconds} s, so uploads will be delivered and inferred more than once. To repair it, run: ${local.tune_subscription}"
+    error_message = "The uploads' subscription does not have an ack deadline of ${local.ack_deadline_seconds} s, so uploads will be delivered and inferred more than once. ${local.repair_subscription}"
   }
 
   assert {
@@ -118,7 +121,7 @@ check "uploads_subscription" {
         "/topics/${google_pubsub_topic.dead_letters.name}",
       )
     ])
-    error_message = "The uploads' subscription does not have the dead-letter topic ${google_pubsub_topic.dead_letters.name}, so messages that fail repeatedly will be lost. To repair it, run: ${local.tune_subscription}"
+    error_message = "The uploads' subscription does not have the dead-letter topic ${google_pubsub_topic.dead_letters.name}, so messages that fail repeatedly will be lost. ${local.repair_subscription}"
   }
 
   assert {
@@ -129,7 +132,7 @@ check "uploads_subscription" {
       && join(",", subscription.retry_policy[*].maximum_backoff) == local.retry.maximum_backoff
       && join(",", subscription.dead_letter_policy[*].max_delivery_attempts) == tostring(local.retry.attempts)
     ])
-    error_message = "The uploads' subscription does not have a retention of ${local.retry.retention} and ${local.retry.attempts} attempts with a back-off from ${local.retry.minimum_backoff} to ${local.retry.maximum_backoff}, so a long outage may lose uploads. To repair it, run: ${local.tune_subscription}"
+    error_message = "The uploads' subscription does not have a retention of ${local.retry.retention} and ${local.retry.attempts} attempts with a back-off from ${local.retry.minimum_backoff} to ${local.retry.maximum_backoff}, so a long outage may lose uploads. ${local.repair_subscription}"
   }
 }
 

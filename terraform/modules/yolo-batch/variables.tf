@@ -11,7 +11,7 @@ variable "accelerator" {
 }
 
 variable "agent_grants" {
-  description = "Who grants the roles in the project that Eventarc needs to Google's own accounts: leave (the apply grants them with gcloud, and a destroy leaves them in place, because other triggers need them too) or none (somebody else grants them, see docs/how-to/grants.md). Without effect if upload_events is notification."
+  description = "Who grants the roles in the project that Eventarc needs to Google's own accounts: leave (the apply grants them with gcloud, and a destroy leaves them in place, because other triggers need them too) or none (somebody else grants them, see docs/how-to/share-a-project.md). Without effect if upload_events is notification."
   type        = string
   default     = "leave"
   nullable    = false
@@ -266,6 +266,11 @@ variable "model" {
     condition     = can(regex("^[A-Za-z0-9._/-]+$", var.model))
     error_message = "model must be a name or a path of letters, digits, '.', '_', '-' and '/'."
   }
+
+  validation {
+    condition     = !can(regex("\\.(engine|onnx)$", var.model))
+    error_message = "The container image has neither TensorRT nor ONNX Runtime, so model must not be an .engine or .onnx file. Set it to the .pt file."
+  }
 }
 
 variable "name" {
@@ -428,14 +433,14 @@ variable "soft_delete_days" {
 }
 
 variable "upload_events" {
-  description = "How uploads reach the service: eventarc (the apply needs gcloud, to configure Eventarc's subscription) or notification (Terraform manages everything)."
+  description = "How uploads reach the service: eventarc (the apply needs gcloud, to configure Eventarc's subscription), notification (Terraform manages everything) or both (only to switch without a gap, because every upload then causes two messages)."
   type        = string
   default     = "eventarc"
   nullable    = false
 
   validation {
-    condition     = contains(["eventarc", "notification"], var.upload_events)
-    error_message = "upload_events must be eventarc or notification."
+    condition     = contains(["both", "eventarc", "notification"], var.upload_events)
+    error_message = "upload_events must be eventarc, notification or both."
   }
 }
 

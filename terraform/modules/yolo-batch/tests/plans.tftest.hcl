@@ -9,6 +9,8 @@ mock_provider "time" {}
 variables {
   project_id = "my-project-1"
   region     = "europe-west4"
+  # Without it, check.build_region warns, and every run fails.
+  build_region = "europe-west1"
 }
 
 run "cpu" {

@@ -7,6 +7,8 @@ mock_provider "time" {}
 variables {
   project_id = "my-project-1"
   region     = "europe-west4"
+  # Without it, check.build_region warns, and every run fails.
+  build_region = "europe-west1"
 }
 
 run "accelerator_unknown" {
@@ -115,6 +117,15 @@ run "calibration_with_space" {
   }
 
   expect_failures = [var.calibration]
+}
+
+run "model_for_tensorrt" {
+  command = plan
+  variables {
+    model = "models/mine.engine"
+  }
+
+  expect_failures = [var.model]
 }
 
 run "model_with_space" {
@@ -278,6 +289,15 @@ run "commit_leaves_no_time_for_the_work" {
   }
 
   expect_failures = [terraform_data.agreement]
+}
+
+run "build_in_a_restricted_region" {
+  command = plan
+  variables {
+    build_region = null
+  }
+
+  expect_failures = [check.build_region, check.uploads_subscription]
 }
 
 run "gpu_in_a_region_without" {

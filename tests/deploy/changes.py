@@ -1,0 +1,217 @@
+"""What each change of a variable does to a deployment. To print it as a Markdown table:
+
+    python -m tests.deploy.changes
+
+Terraform plans every change against a fake of the google provider, in about a minute.
+"""
+
+import re
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from devtools.docs.markdown import code, table
+from tests.deploy.standin import STANDIN, matrix
+
+_GPU = {"accelerator": "nvidia-l4"}
+# One start for many changes, because each start is an apply.
+_OTHER = _GPU | {"results_ttl_days": 30, "upload_events": "both"}
+_EVENTARC = frozenset(
+    {
+        "google_eventarc_trigger.uploads",
+        "google_project_iam_member.event_receiver",
+        "terraform_data.agent_grants",
+        "terraform_data.tuned_subscription",
+    }
+)
+_TOPIC = frozenset(
+    {
+        "google_pubsub_subscription.uploads",
+        "google_pubsub_subscription_iam_member.uploads",
+        "google_pubsub_topic.uploads",
+        "google_pubsub_topic_iam_member.storage_agent",
+        "google_storage_notification.uploads",
+    }
+)
+_MESSAGES_LOST = frozenset(
+    {
+        'google_pubsub_subscription.uploads["uploads"] is destroyed, with its undelivered messages',
+    }
+)
+_WAIT = frozenset({"time_sleep.agent_grants"})  # destroying a wait has no effect
+_FIELDS = frozenset({"google_firestore_field.created_at", "google_firestore_field.unindexed"})
+_SERVICE_AND_CALLERS = frozenset(
+    {
+        "google_cloud_run_v2_service.main",
+        "google_cloud_run_v2_service_iam_member.build",
+        "google_cloud_run_v2_service_iam_member.events",
+        "terraform_data.first_image",
+        "time_sleep.callers",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of variables, and what it may replace and destroy. Everything else is updated."""
+
+    set: dict[str, Any]
+    start: dict[str, Any] = field(default_factory=dict)  # on top of the required variables
+    replaces: frozenset[str] = frozenset()  # the new one is created first
+    interrupts: frozenset[str] = frozenset()  # replaces, and destroys the old one first
+    destroys: frozenset[str] = frozenset()
+    warnings: frozenset[str] = frozenset()
+    refused: str = ""  # part of the error that stops the plan
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether it replaces and destroys nothing, and starts from the defaults."""
+        return self == Change(self.set)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a plan does, by action: addresses without the module and the index, and their number."""
+
+    actions: dict[str, Counter[str]]
+    warnings: frozenset[str]
+    refused: str
+
+    @classmethod
+    def of(cls, report: dict[str, Any]) -> "Effect":
+        """Read a report of `matrix`."""
+        actions: dict[str, Counter[str]] = {}
+        for each in report["actions"]:
+            address = re.sub(r"\[.*", "", _in_module(each["address"]))
+            actions.setdefault(each["action"], Counter())[address] += 1
+        warnings = frozenset(map(_in_module, report["warnings"]))
+        return cls(actions, warnings, " ".join(report["refused"].split()))
+
+    def addresses(self, action: str) -> frozenset[str]:
+        """Return the addresses of an action."""
+        return frozenset(self.actions.get(action, ()))
+
+
+CHANGES: dict[str, Change] = {
+    'accelerator = "nvidia-l4"': Change(_GPU, replaces=_SERVICE_AND_CALLERS),
+    'accelerator = "none", from "nvidia-l4"': Change(
+        {"accelerator": "none"}, _OTHER, replaces=_SERVICE_AND_CALLERS
+    ),
+    'accelerator = "nvidia-rtx-pro-6000", from "nvidia-l4"': Change(
+        {"accelerator": "nvidia-rtx-pro-6000"}, _OTHER, replaces=_SERVICE_AND_CALLERS
+    ),
+    'agent_grants = "none"': Change(
+        {"agent_grants": "none"},
+        interrupts=_WAIT,
+        destroys=frozenset({"terraform_data.agent_grants"}),
+    ),
+    "batch_size = 4": Change({"batch_size": 4}),
+    'bucket_name = "other"': Change(
+        {"bucket_name": "other"}, refused="bucket_name is my-project-1-yolo-batch-uploads"
+    ),
+    'build_region = "us-central1"': Change({"build_region": "us-central1"}),
+    'calibration = "models/calibration"': Change({"calibration": "models/calibration"}),
+    "cpu = 1": Change({"cpu": 1}),
+    'firestore_collection = "other"': Change(
+        {"firestore_collection": "other"}, interrupts=_FIELDS | {"google_firestore_index.main"}
+    ),
+    'firestore_database = "other"': Change(
+        {"firestore_database": "other"}, refused="firestore_database is (default)"
+    ),
+    'firestore_location = "eur3"': Change(
+        {"firestore_location": "eur3"}, refused="firestore_location is europe-west1"
+    ),
+    'image = "REGION-docker.pkg.dev/..."': Change(
+        {"image": "europe-west1-docker.pkg.dev/my-project-1/yolo-batch/service:latest"},
+        destroys=frozenset({"terraform_data.first_image"}),
+    ),
+    "max_instances = 5": Change({"max_instances": 5}),
+    'model = "yolo26s.pt"': Change({"model": "yolo26s.pt"}),
+    'name = "other-batch"': Change({"name": "other-batch"}, refused="name is yolo-batch"),
+    "notification_channels = [...]": Change(
+        {"notification_channels": ["projects/my-project-1/notificationChannels/1"]}
+    ),
+    'project_id = "my-project-2"': Change(
+        {"project_id": "my-project-2"}, refused="project_id is my-project-1"
+    ),
+    "protect_data = false": Change({"protect_data": False}),
+    "query_by_time = true": Change({"query_by_time": True}),
+    "reconcile_schedule = null": Change(
+        {"reconcile_schedule": None}, destroys=frozenset({"google_cloud_scheduler_job.reconcile"})
+    ),
+    'region = "europe-west4"': Change({"region": "europe-west4"}, refused="region is europe-west1"),
+    "results_ttl_days = 30": Change(
+        {"results_ttl_days": 30}, interrupts=frozenset({"google_firestore_field.created_at"})
+    ),
+    "results_ttl_days = 60, from 30": Change(
+        {"results_ttl_days": 60},
+        _OTHER,
+        interrupts=frozenset({"google_firestore_field.created_at"}),
+    ),
+    'settings = {MIN_CONFIDENCE = "0.4"}': Change({"settings": {"MIN_CONFIDENCE": "0.4"}}),
+    "soft_delete_days = 14": Change({"soft_delete_days": 14}),
+    'upload_events = "both"': Change({"upload_events": "both"}, interrupts=_WAIT),
+    'upload_events = "notification", from "both"': Change(
+        {"upload_events": "notification"},
+        _OTHER,
+        interrupts=_WAIT,
+        destroys=_EVENTARC,
+    ),
+    'upload_events = "eventarc", from "both"': Change(
+        {"upload_events": "eventarc"},
+        _OTHER,
+        interrupts=_WAIT,
+        destroys=_TOPIC,
+        warnings=_MESSAGES_LOST,
+    ),
+    'upload_events = "both", from "notification"': Change(
+        {"upload_events": "both"}, {"upload_events": "notification"}, interrupts=_WAIT
+    ),
+    "uploads_retention_days = 7": Change({"uploads_retention_days": 7}),
+    "versioning = true": Change({"versioning": True}),
+}
+
+
+def effects(changes: dict[str, Change], folder: Path) -> dict[str, Effect]:
+    """Plan every change, and return what it does. `nothing changed` is a row for every start.
+
+    Args:
+        changes: by name.
+        folder: for files of the run. It must exist.
+    """
+    rows = [{"name": name, "set": row.set, "from": row.start} for name, row in changes.items()]
+    return {name: Effect.of(report) for name, report in matrix(rows, folder).items()}
+
+
+def as_table(found: dict[str, Effect]) -> str:
+    """Return the effects as a Markdown table."""
+    headers = ("change", "updates", "replaces, new one first", "replaces, old one first")
+    actions = ("update", "replace, new one first", "replace, OLD ONE FIRST", "create", "DESTROY")
+    rows = []
+    for name, effect in found.items():
+        cells = [_listed(effect.actions.get(action, Counter())) for action in actions]
+        if effect.refused:
+            cells = ["**refused**: nothing is changed", *[""] * (len(actions) - 1)]
+        rows.append((code(name), *cells))
+    return table((*headers, "creates", "destroys"), rows)
+
+
+def _listed(addresses: Counter[str]) -> str:
+    return ", ".join(
+        code(address) + (f" ({count})" if count > 1 else "")
+        for address, count in sorted(addresses.items())
+    )
+
+
+def _in_module(text: str) -> str:
+    return text.replace("module.yolo_batch.", "")
+
+
+if __name__ == "__main__":
+    if not STANDIN.exists():
+        sys.exit(f"{STANDIN} is missing. It has the fake of the google provider.")
+    with tempfile.TemporaryDirectory() as temporary:
+        print(as_table(effects(CHANGES, Path(temporary))))
