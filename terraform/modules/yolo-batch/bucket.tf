@@ -73,7 +73,7 @@ data "google_storage_bucket" "uploads" {
 
   lifecycle {
     postcondition {
-      condition     = var.upload_events != "eventarc" || lower(self.location) == var.region
+      condition     = var.upload_events == "notification" || lower(self.location) == var.region
       error_message = "The bucket ${local.bucket_name} is in ${self.location}. An Eventarc trigger must be in the location of its bucket, and this one is in ${var.region}. Set region to the bucket's location, or upload_events to notification."
     }
 

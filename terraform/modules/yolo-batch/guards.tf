@@ -68,6 +68,8 @@ resource "terraform_data" "tear_down" {
     google_storage_bucket_iam_member.build_smoke,
     google_storage_notification.smoke,
     google_storage_notification.uploads,
+    terraform_data.combinations,
+    terraform_data.first_kms_key,
     terraform_data.fixed,
     terraform_data.tuned_subscription,
   ]

@@ -4,13 +4,13 @@
 mock_provider "google" {
   mock_data "google_storage_bucket" {
     defaults = {
-      location                    = "EUROPE-WEST4"
+      location                    = "EUROPE-WEST1"
       uniform_bucket_level_access = true
     }
   }
   mock_data "google_artifact_registry_repository" {
     defaults = {
-      id     = "projects/my-project-1/locations/europe-west4/repositories/images"
+      id     = "projects/my-project-1/locations/europe-west1/repositories/images"
       format = "DOCKER"
     }
   }
@@ -20,7 +20,7 @@ mock_provider "time" {}
 
 variables {
   project_id         = "my-project-1"
-  region             = "europe-west4"
+  region             = "europe-west1"
   create_bucket      = false
   bucket_name        = "cameras"
   create_database    = false
@@ -51,7 +51,7 @@ run "existing" {
       && google_firestore_field.created_at.database == "shared"
       && startswith(google_project_iam_member.service.condition[0].expression, "resource.name == \"projects/my-project-1/databases/shared\" ||")
       && local.substitutions._REPOSITORY == "images/yolo-batch"
-      && google_artifact_registry_repository_iam_member.build.repository == "projects/my-project-1/locations/europe-west4/repositories/images"
+      && google_artifact_registry_repository_iam_member.build.repository == "projects/my-project-1/locations/europe-west1/repositories/images"
     )
     error_message = "What exists is used, and the images are in a folder of their own."
   }
@@ -90,7 +90,7 @@ run "bucket_with_object_acls" {
 
   override_data {
     target = data.google_storage_bucket.uploads
-    values = { location = "EUROPE-WEST4", uniform_bucket_level_access = false }
+    values = { location = "EUROPE-WEST1", uniform_bucket_level_access = false }
   }
 }
 
