@@ -140,7 +140,7 @@ def alerts() -> str:
 
 def _each(body: dict[str, Any]) -> Iterator[dict[str, str]]:
     """Yield what the expressions in a resource stand for, for each key of its `for_each`."""
-    names = {"local.service_name": "SERVICE", "local.max_instances": "`max_instances`"}
+    names = {"local.watched": "SERVICE", "local.max_instances": "`max_instances`"}
     names |= {"var.name": "NAME", "var.project_id": "PROJECT", "var.region": "REGION"}
     names |= {"local.reconcile_name": "NAME-reconcile", "local.slo_seconds": _local("slo_seconds")}
     names |= {f"local.retry.{key}": str(value) for key, value in _local("retry").items()}

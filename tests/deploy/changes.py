@@ -42,7 +42,13 @@ _MESSAGES_LOST = frozenset(
     }
 )
 _WAIT = frozenset({"time_sleep.agent_grants"})  # destroying a wait has no effect
-_FIELDS = frozenset({"google_firestore_field.created_at", "google_firestore_field.unindexed"})
+_FIELDS = frozenset(
+    {
+        "google_firestore_field.created_at",
+        "google_firestore_field.indexed",
+        "google_firestore_field.others",
+    }
+)
 _SERVICE_AND_CALLERS = frozenset(
     {
         "google_cloud_run_v2_service.main",
@@ -112,9 +118,24 @@ CHANGES: dict[str, Change] = {
     'bucket_name = "other"': Change(
         {"bucket_name": "other"}, refused="bucket_name is my-project-1-yolo-batch-uploads"
     ),
+    "budget = {...}": Change(
+        {"budget": {"billing_account": "012345-6789AB-CDEF01", "amount": 100}}
+    ),
     'build_region = "us-central1"': Change({"build_region": "us-central1"}),
     'calibration = "models/calibration"': Change({"calibration": "models/calibration"}),
     "cpu = 1": Change({"cpu": 1}),
+    "create_bucket = false": Change(
+        {"create_bucket": False, "bucket_name": "my-project-1-yolo-batch-uploads"},
+        refused="create_bucket is true",
+    ),
+    "create_database = false": Change(
+        {"create_database": False}, refused="create_database is true"
+    ),
+    "create_repository = false": Change(
+        {"create_repository": False, "repository_name": "images"},
+        refused="create_repository is true",
+    ),
+    "daily_image_limit = 10000": Change({"daily_image_limit": 10000}),
     'firestore_collection = "other"': Change(
         {"firestore_collection": "other"}, interrupts=_FIELDS | {"google_firestore_index.main"}
     ),
@@ -128,11 +149,28 @@ CHANGES: dict[str, Change] = {
         {"image": "europe-west1-docker.pkg.dev/my-project-1/yolo-batch/service:latest"},
         destroys=frozenset({"terraform_data.first_image"}),
     ),
+    "index_all_fields = true": Change({"index_all_fields": True}),
+    "indexed_fields = [...]": Change({"indexed_fields": ["model.name"]}),
+    "keep_request_logs = true": Change(
+        {"keep_request_logs": True},
+        destroys=frozenset({"google_logging_project_exclusion.requests"}),
+    ),
+    'kms_key = "projects/..."': Change(
+        {"kms_key": "projects/p/locations/europe-west1/keyRings/r/cryptoKeys/k"},
+        refused="kms_key is none",
+    ),
+    "labels = {...}": Change({"labels": {"team": "vision"}}),
     "max_instances = 5": Change({"max_instances": 5}),
+    "min_instances = 1": Change({"min_instances": 1}),
     'model = "yolo26s.pt"': Change({"model": "yolo26s.pt"}),
     'name = "other-batch"': Change({"name": "other-batch"}, refused="name is yolo-batch"),
     "notification_channels = [...]": Change(
         {"notification_channels": ["projects/my-project-1/notificationChannels/1"]}
+    ),
+    'object_prefix = "other/", from "cam/"': Change(
+        {"object_prefix": "other/"},
+        {"object_prefix": "cam/", "upload_events": "notification"},
+        interrupts=frozenset({"google_storage_notification.uploads"}),
     ),
     'project_id = "my-project-2"': Change(
         {"project_id": "my-project-2"}, refused="project_id is my-project-1"
@@ -143,6 +181,9 @@ CHANGES: dict[str, Change] = {
         {"reconcile_schedule": None}, destroys=frozenset({"google_cloud_scheduler_job.reconcile"})
     ),
     'region = "europe-west4"': Change({"region": "europe-west4"}, refused="region is europe-west1"),
+    'repository_name = "other"': Change(
+        {"repository_name": "other"}, refused="repository_name is yolo-batch"
+    ),
     "results_ttl_days = 30": Change(
         {"results_ttl_days": 30}, interrupts=frozenset({"google_firestore_field.created_at"})
     ),
@@ -151,7 +192,19 @@ CHANGES: dict[str, Change] = {
         _OTHER,
         interrupts=frozenset({"google_firestore_field.created_at"}),
     ),
+    "scan_images = true": Change({"scan_images": True}),
     'settings = {MIN_CONFIDENCE = "0.4"}': Change({"settings": {"MIN_CONFIDENCE": "0.4"}}),
+    "slo_goal = 0.9": Change({"slo_goal": 0.9}),
+    "slo_goal = null": Change(
+        {"slo_goal": None},
+        destroys=frozenset(
+            {
+                "google_monitoring_alert_policy.burn_rate",
+                "google_monitoring_custom_service.main",
+                "google_monitoring_slo.uploads",
+            }
+        ),
+    ),
     "soft_delete_days = 14": Change({"soft_delete_days": 14}),
     'upload_events = "both"': Change({"upload_events": "both"}, interrupts=_WAIT),
     'upload_events = "notification", from "both"': Change(
@@ -171,6 +224,9 @@ CHANGES: dict[str, Change] = {
         {"upload_events": "both"}, {"upload_events": "notification"}, interrupts=_WAIT
     ),
     "uploads_retention_days = 7": Change({"uploads_retention_days": 7}),
+    'vpc_egress = "all-traffic"': Change({"vpc_egress": "all-traffic", "vpc_network": "net-1"}),
+    'vpc_network = "net-1"': Change({"vpc_network": "net-1"}),
+    'vpc_subnetwork = "sub-1"': Change({"vpc_subnetwork": "sub-1"}),
     "versioning = true": Change({"versioning": True}),
 }
 

@@ -1,6 +1,6 @@
-"""Runs Terraform on a stand-in for the google provider, where ../shared/tools has one.
+"""Runs Terraform on a fake of the google provider, where ../shared/tools has one.
 
-The stand-in decides what Terraform itself decides: plans, replacements, their order, second plans.
+The fake decides what Terraform itself decides: plans, replacements, their order, second plans.
 It cannot say what Google's APIs would accept.
 """
 
@@ -41,7 +41,7 @@ def terraform(
     root: Path = ROOT,
     options: tuple[str, ...] = (),
 ) -> Run:
-    """Run `terraform` on the stand-in provider.
+    """Run `terraform` on the fake provider.
 
     Args:
         arguments: of terraform, for example `apply`, `-auto-approve`.
@@ -49,7 +49,7 @@ def terraform(
         directory: the configuration. It is copied, and never written to.
         state: folder that keeps state and cloud for the next run. None: nothing is kept.
         root: folder that is copied. It contains the configuration and the modules that it calls.
-        options: of the stand-in, for example `--gcloud-delay`, `8`.
+        options: of the fake, for example `--gcloud-delay`, `8`.
     """
     own = ("--state", str(state)) if state else ()
     given = [

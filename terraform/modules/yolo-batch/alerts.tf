@@ -20,7 +20,7 @@ locals {
       condition = "Messages in ${google_pubsub_subscription.dead_letters.name}"
       query     = "sum(pubsub_googleapis_com:subscription_num_undelivered_messages{${local.of_dead_letters}}) > 0"
       duration  = "0s"
-      advice    = "Some messages failed ${local.retry.attempts} times. The log of ${local.service_name} has the reason (severity ERROR or WARNING). List the messages with `gcloud pubsub subscriptions pull ${google_pubsub_subscription.dead_letters.name} --project ${var.project_id} --limit 10`, which does not remove them. After fixing the cause, run `yolo-batch dead-letters --subscription ${google_pubsub_subscription.dead_letters.id} --replay --topic ${google_pubsub_topic.jobs.id}`, which publishes their images again and removes the messages. To drop the remaining messages, run `gcloud pubsub subscriptions seek ${google_pubsub_subscription.dead_letters.name} --project ${var.project_id} --time $(date -u +%Y-%m-%dT%H:%M:%SZ)`."
+      advice    = "Some messages failed ${local.retry.attempts} times. The log of ${local.watched} has the reason (severity ERROR or WARNING). List the messages with `gcloud pubsub subscriptions pull ${google_pubsub_subscription.dead_letters.name} --project ${var.project_id} --limit 10`, which does not remove them. After fixing the cause, run `yolo-batch dead-letters --subscription ${google_pubsub_subscription.dead_letters.id} --replay --topic ${google_pubsub_topic.jobs.id}`, which publishes their images again and removes the messages. To drop the remaining messages, run `gcloud pubsub subscriptions seek ${google_pubsub_subscription.dead_letters.name} --project ${var.project_id} --time $(date -u +%Y-%m-%dT%H:%M:%SZ)`."
     }
     backlog = {
       title     = "messages wait too long"
@@ -28,7 +28,7 @@ locals {
       condition = "Oldest unacknowledged message over 30 min"
       query     = "max by (subscription_id) (${local.age}{${local.of_work}}) > 1800"
       duration  = "300s"
-      advice    = "There are two possible causes. Either more images are uploaded than ${local.max_instances} instances can process: raise max_instances. Or messages fail repeatedly: see the log of ${local.service_name} (\"Rejected a message\", or severity ERROR). After ${local.retry.attempts} attempts, a message becomes a dead letter."
+      advice    = "There are two possible causes. Either more images are uploaded than ${local.max_instances} instances can process: raise max_instances. Or messages fail repeatedly: see the log of ${local.watched} (\"Rejected a message\", or severity ERROR). After ${local.retry.attempts} attempts, a message becomes a dead letter."
     }
     errors = {
       title     = "errors"
@@ -36,7 +36,7 @@ locals {
       condition = "Over 5 % of the deliveries end with 5xx or without a response for 10 min"
       query     = "sum(rate(${local.pushes}{${local.of_work},response_class=~\"remote_server_5xx|unreachable|deadline_exceeded\"}[5m])) / sum(rate(${local.pushes}{${local.of_work}}[5m])) > 0.05"
       duration  = "600s"
-      advice    = "No image is lost yet: each message is delivered up to ${local.retry.attempts} times. 503 means that Cloud Storage or Firestore is unavailable, that images waited too long, or that no instance starts. 500 means that the model failed on an image, or that the service has a defect. Error Reporting and the log of ${local.service_name} have the reason."
+      advice    = "No image is lost yet: each message is delivered up to ${local.retry.attempts} times. 503 means that Cloud Storage or Firestore is unavailable, that images waited too long, or that no instance starts. 500 means that the model failed on an image, or that the service has a defect. Error Reporting and the log of ${local.watched} have the reason."
     }
     refused = {
       title     = "deliveries are not authorized"
@@ -44,7 +44,7 @@ locals {
       condition = "401 or 403 for 20 min"
       query     = "sum(increase(${local.prom.http_errors}{${local.of_revision},status=~\"401|403\"}[15m])) > 0"
       duration  = "1200s"
-      advice    = "No image is processed, and each message becomes a dead letter after ${local.retry.attempts} attempts. Cloud Run or the service refuses the account that Pub/Sub uses. Look at the grants of roles/run.invoker with `gcloud run services get-iam-policy ${local.service_name} --project ${var.project_id} --region ${var.region}`. It must have the accounts ${var.name}-jobs and ${var.name}-uploads: `terraform apply` restores them. If the log has \"Received an unauthorized request\", check PUSH_AUDIENCE and PUSH_SERVICE_ACCOUNTS. After seven hours, replay the dead letters too: see the alert \"dead letters\"."
+      advice    = "No image is processed, and each message becomes a dead letter after ${local.retry.attempts} attempts. Cloud Run or the service refuses the account that Pub/Sub uses. Look at the grants of roles/run.invoker with `gcloud run services get-iam-policy ${local.watched} --project ${var.project_id} --region ${var.region}`. It must have the accounts ${var.name}-jobs and ${var.name}-uploads: `terraform apply` restores them. If the log has \"Received an unauthorized request\", check PUSH_AUDIENCE and PUSH_SERVICE_ACCOUNTS. After seven hours, replay the dead letters too: see the alert \"dead letters\"."
     }
     overload = {
       title     = "the service is at its limit"
@@ -60,7 +60,7 @@ locals {
       condition = "Over 2 failed liveness checks in 1 h"
       query     = "sum(increase(run_googleapis_com:container_completed_probe_count{${local.of_service},is_healthy=\"false\",probe_type=~\"(?i)liveness.*\"}[1h])) > 2"
       duration  = "0s"
-      advice    = "Cloud Run replaced instances whose /health/live responded with 503: work was stuck for HANG_TIMEOUT_SECONDS, or the model failed on several different images in a row. Their messages are redelivered. See the ERROR lines of ${local.service_name} before each restart. If it began with a deployment, return to the previous revision with `gcloud run services update-traffic ${local.service_name} --project ${var.project_id} --region ${var.region} --to-revisions REVISION=100`."
+      advice    = "Cloud Run replaced instances whose /health/live responded with 503: work was stuck for HANG_TIMEOUT_SECONDS, or the model failed on several different images in a row. Their messages are redelivered. See the ERROR lines of ${local.watched} before each restart. If it began with a deployment, return to the previous revision with `gcloud run services update-traffic ${local.watched} --project ${var.project_id} --region ${var.region} --to-revisions REVISION=100`."
     }
   }
 
@@ -88,7 +88,7 @@ locals {
 resource "google_monitoring_alert_policy" "query" {
   for_each = local.query_alerts
 
-  display_name          = "${local.service_name}: ${each.value.title}"
+  display_name          = "${local.watched}: ${each.value.title}"
   combiner              = "OR"
   severity              = each.value.severity
   notification_channels = var.notification_channels
@@ -120,7 +120,7 @@ resource "google_monitoring_alert_policy" "query" {
 resource "google_monitoring_alert_policy" "log" {
   for_each = local.log_alerts
 
-  display_name          = "${local.service_name}: ${each.value.title}"
+  display_name          = "${local.watched}: ${each.value.title}"
   combiner              = "OR"
   severity              = each.value.severity
   notification_channels = var.notification_channels
@@ -149,7 +149,7 @@ resource "google_monitoring_alert_policy" "log" {
 
 # An execution that was retried and then succeeded does not count as failed.
 resource "google_monitoring_alert_policy" "reconcile_failed" {
-  display_name          = "${local.service_name}: reconcile failed"
+  display_name          = "${local.watched}: reconcile failed"
   combiner              = "OR"
   severity              = "WARNING"
   notification_channels = var.notification_channels
@@ -184,7 +184,7 @@ resource "google_monitoring_alert_policy" "reconcile_failed" {
 # 25 h is the longest alignment period of an alert. With the duration it makes 26 h. Cloud Monitoring sees
 # an absence only after a first success: until then, the alerts above report what goes wrong.
 resource "google_monitoring_alert_policy" "reconcile_absent" {
-  display_name          = "${local.service_name}: reconcile does not run"
+  display_name          = "${local.watched}: reconcile does not run"
   combiner              = "OR"
   severity              = "WARNING"
   enabled               = local.reconcile_is_daily

@@ -68,17 +68,3 @@ resource "terraform_data" "combinations" {
     }
   }
 }
-
-# Google cannot change the key of a database or a registry. Both would be replaced, with everything in them.
-resource "terraform_data" "first_kms_key" {
-  input = coalesce(var.kms_key, "none")
-
-  lifecycle {
-    ignore_changes = [input]
-
-    postcondition {
-      condition     = self.output == coalesce(var.kms_key, "none") || !(var.create_database || var.create_repository)
-      error_message = "kms_key was ${self.output} at the first apply and cannot become ${coalesce(var.kms_key, "none")}, because the database and the registry would be replaced, with everything in them. Set it back. For another key, make a second deployment."
-    }
-  }
-}

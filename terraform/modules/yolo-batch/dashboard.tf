@@ -25,7 +25,7 @@ locals {
 
   # Without zeros and nulls: the API does not return them, so every plan would show them as a change.
   dashboard = {
-    displayName = local.service_name
+    displayName = local.watched
     mosaicLayout = {
       columns = 12
       tiles = [for index, tile in local.tiles : merge(

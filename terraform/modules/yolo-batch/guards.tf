@@ -1,15 +1,20 @@
 # What must not happen by accident: a change that would delete data, and a destroy of protected data.
 
 locals {
-  # A change of any of these would delete the uploads or the results, or would create a second resource
-  # with the name of the first.
+  # A change of any of these would delete the uploads, the results or the container images, or would
+  # create a second resource with the name of the first. Google cannot change the key of a database.
   fixed = {
     bucket_name        = local.bucket_name
+    create_bucket      = tostring(var.create_bucket)
+    create_database    = tostring(var.create_database)
+    create_repository  = tostring(var.create_repository)
     firestore_database = var.firestore_database
     firestore_location = local.firestore_location
+    kms_key            = coalesce(var.kms_key, "none")
     name               = var.name
     project_id         = var.project_id
     region             = var.region
+    repository_name    = local.repository_name
   }
 }
 
@@ -24,7 +29,7 @@ resource "terraform_data" "fixed" {
 
     postcondition {
       condition     = self.output == each.value
-      error_message = "${each.key} is ${self.output} and cannot become ${each.value}, because uploads or results would be deleted. Set it back. To move, make a second deployment: docs/how-to/move.md."
+      error_message = "${each.key} is ${self.output} and cannot become ${each.value}, because uploads, results or container images would be deleted. Set it back. To move, make a second deployment: docs/how-to/move.md."
     }
   }
 }
@@ -69,7 +74,6 @@ resource "terraform_data" "tear_down" {
     google_storage_notification.smoke,
     google_storage_notification.uploads,
     terraform_data.combinations,
-    terraform_data.first_kms_key,
     terraform_data.fixed,
     terraform_data.tuned_subscription,
   ]

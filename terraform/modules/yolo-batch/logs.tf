@@ -5,7 +5,7 @@ resource "google_logging_project_exclusion" "requests" {
   for_each = var.keep_request_logs ? {} : { main = "${var.name}-handled-requests" }
 
   name        = each.value
-  description = "Requests that ${local.service_name} handled (2xx)."
+  description = "Requests that ${local.watched} handled (2xx)."
   filter      = "${local.log_of_service} AND log_id(\"run.googleapis.com/requests\") AND httpRequest.status>=200 AND httpRequest.status<300"
   project     = var.project_id
 

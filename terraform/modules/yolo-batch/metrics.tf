@@ -2,7 +2,11 @@
 # Run's request logs. dashboard.tf and alerts.tf use them.
 
 locals {
-  log_of_service = "resource.type=\"cloud_run_revision\" AND resource.labels.service_name=\"${local.service_name}\""
+  # The name of the service that exists. Another accelerator means another name, and what watches the service
+  # must not follow before the new service has been created.
+  watched = google_cloud_run_v2_service.main.name
+
+  log_of_service = "resource.type=\"cloud_run_revision\" AND resource.labels.service_name=\"${local.watched}\""
 
   # Distributions of the numbers in the log line of a commit. Outcomes are counted since the previous
   # line. A line that lacks an outcome adds nothing to the metric of that outcome.
@@ -82,7 +86,7 @@ locals {
   prom = { for key in concat(keys(local.commit_metrics), keys(local.line_metrics)) : key => "logging_googleapis_com:user_${replace("${var.name}/${key}", "/[^a-zA-Z0-9_]/", "_")}" }
 
   of_revision     = "monitored_resource=\"cloud_run_revision\""
-  of_service      = "${local.of_revision},service_name=\"${local.service_name}\""
+  of_service      = "${local.of_revision},service_name=\"${local.watched}\""
   of_subscription = "monitored_resource=\"pubsub_subscription\""
   of_dead_letters = "${local.of_subscription},subscription_id=\"${google_pubsub_subscription.dead_letters.name}\""
   of_uploads      = "${local.of_subscription},subscription_id=~\"${local.uploads_subscriptions}\""

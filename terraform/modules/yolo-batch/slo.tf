@@ -19,7 +19,7 @@ resource "google_monitoring_custom_service" "main" {
   for_each = local.slo
 
   service_id   = var.name
-  display_name = local.service_name
+  display_name = local.watched
   user_labels  = local.labels
   project      = var.project_id
 
@@ -52,7 +52,7 @@ resource "google_monitoring_slo" "uploads" {
 resource "google_monitoring_alert_policy" "burn_rate" {
   for_each = { for key, alert in local.burn_rates : key => alert if var.slo_goal != null }
 
-  display_name          = "${local.service_name}: ${each.value.title}"
+  display_name          = "${local.watched}: ${each.value.title}"
   combiner              = "AND"
   severity              = each.value.severity
   notification_channels = var.notification_channels
@@ -85,6 +85,6 @@ resource "google_monitoring_alert_policy" "burn_rate" {
 
   documentation {
     mime_type = "text/markdown"
-    content   = "Uploads wait longer than ${local.slo_seconds} s in too many minutes, and still do. Look at the dashboard ${local.service_name}: \"Deliveries a second, by response\" shows whether the service rejects messages, and \"Instances\" whether it runs with all of its ${local.max_instances} instances. If so, raise max_instances. If messages fail, the other alerts say why."
+    content   = "Uploads wait longer than ${local.slo_seconds} s in too many minutes, and still do. Look at the dashboard ${local.watched}: \"Deliveries a second, by response\" shows whether the service rejects messages, and \"Instances\" whether it runs with all of its ${local.max_instances} instances. If so, raise max_instances. If messages fail, the other alerts say why."
   }
 }
