@@ -125,7 +125,7 @@ CHANGES: dict[str, Change] = {
     'calibration = "models/calibration"': Change({"calibration": "models/calibration"}),
     "cpu = 1": Change({"cpu": 1}),
     "create_bucket = false": Change(
-        {"create_bucket": False, "bucket_name": "my-project-1-yolo-batch-uploads"},
+        {"create_bucket": False, "bucket_name": "other"},
         refused="create_bucket is true",
     ),
     "create_database = false": Change(

@@ -50,8 +50,9 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _objects(state: Path) -> list[str]:
-    """Return what exists in the fake cloud."""
-    return sorted(json.loads((state / "cloud.json").read_text())["objects"])
+    """Return what exists in the fake cloud, without the indexes, which go with their database."""
+    objects = json.loads((state / "cloud.json").read_text())["objects"]
+    return sorted(name for name in objects if not name.startswith("google_firestore_field:"))
 
 
 def _managed(state: Path) -> list[str]:
@@ -95,7 +96,8 @@ def test_other_changes_replace_nothing(planned: dict[str, Effect]) -> None:
 
 def test_change_that_would_delete_data_is_refused(planned: dict[str, Effect]) -> None:
     refused = [change.refused for change in CHANGES.values() if change.refused]
-    assert len(refused) == 6
+    [fixed] = [each["fixed"] for each in blocks_of(MODULE / "guards.tf", "locals")]
+    assert {text.split()[0] for text in refused} == set(fixed)
     error = planned[REFUSED].refused
     assert [text for text in refused if text not in error] == []
     assert error.count("Set it back. To move, make a second deployment:") == len(refused)
@@ -238,10 +240,10 @@ def test_removing_a_deployment_leaves_its_neighbour_whole(tmp_path: Path) -> Non
     def run(*arguments: str) -> Run:
         return terraform(*arguments, directory=folder / "two", root=folder, state=state)
 
-    for names in (("street", "park"), ("street",)):
+    for names in (("street", "quay"), ("street",)):
         _write_deployments(folder, *names)
         done = run("apply", "-auto-approve")
         assert done.returncode == 0, done.output
-    assert not [name for name in _objects(state) if "park" in name]
+    assert not [name for name in _objects(state) if "quay" in name]
     done = run("plan", "-detailed-exitcode")
     assert done.returncode == 0, done.output

@@ -247,17 +247,6 @@ def test_every_invalid_value_fails(offline: Path) -> None:
     assert f"Success! {len(re.findall('^run ', text, re.MULTILINE))} passed, 0 failed." in output
 
 
-@needs_terraform
-def test_another_kms_key_is_refused_after_the_first_apply(offline: Path) -> None:
-    key = "projects/keys-1/locations/europe-west4/keyRings/ring/cryptoKeys/key"
-    given = ["-var=project_id=my-project-1", "-var=region=europe-west4"]
-    _terraform("init", "-backend=false", "-input=false", directory=offline)
-    _terraform("apply", "-auto-approve", *given, directory=offline)
-    _terraform("plan", *given, directory=offline)
-    with pytest.raises(AssertionError, match=r"kms_key was none at the first\s.*apply"):
-        _terraform("plan", *given, f"-var=kms_key={key}", directory=offline)
-
-
 def test_every_validation_and_check_has_a_failing_run() -> None:
     runs = [
         body
