@@ -242,17 +242,21 @@ def effects(changes: dict[str, Change], folder: Path) -> dict[str, Effect]:
     return {name: Effect.of(report) for name, report in matrix(rows, folder).items()}
 
 
+_COUNTED = ("create", "update")
+_NAMED = ("replace, new one first", "replace, OLD ONE FIRST", "DESTROY")
+
+
 def as_table(found: dict[str, Effect]) -> str:
-    """Return the effects as a Markdown table."""
-    headers = ("change", "updates", "replaces, new one first", "replaces, old one first")
-    actions = ("update", "replace, new one first", "replace, OLD ONE FIRST", "create", "DESTROY")
+    """Return the effects as a Markdown table: how many resources, and which are replaced."""
+    headers = ("change", "creates", "updates", "replaces, new one first")
     rows = []
     for name, effect in found.items():
-        cells = [_listed(effect.actions.get(action, Counter())) for action in actions]
-        if effect.refused:
-            cells = ["**refused**: nothing is changed", *[""] * (len(actions) - 1)]
-        rows.append((code(name), *cells))
-    return table((*headers, "creates", "destroys"), rows)
+        cells = [
+            *(str(sum(effect.actions.get(action, Counter()).values())) for action in _COUNTED),
+            *(_listed(effect.actions.get(action, Counter())) for action in _NAMED),
+        ]
+        rows.append((code(name), *(["", "**refused**", "", "", ""] if effect.refused else cells)))
+    return table((*headers, "replaces, old one first", "destroys"), rows)
 
 
 def _listed(addresses: Counter[str]) -> str:
