@@ -17,7 +17,7 @@ MODULE = Path(__file__).parents[2] / "terraform" / "modules" / "yolo-batch"
 # longest key that matches counts.
 _ROLES = {
     "google_artifact_registry_": "roles/artifactregistry.admin",
-    "google_billing_budget": "roles/billing.costsManager, on the billing account",
+    "google_billing_budget": "roles/billing.costsManager",
     "google_cloud_run_v2_": "roles/run.admin",
     "google_cloud_scheduler_": "roles/cloudscheduler.admin",
     "google_eventarc_": "roles/eventarc.admin",

@@ -20,7 +20,7 @@ locals {
       condition = "Messages in ${google_pubsub_subscription.dead_letters.name}"
       query     = "sum(pubsub_googleapis_com:subscription_num_undelivered_messages{${local.of_dead_letters}}) > 0"
       duration  = "0s"
-      advice    = "Some messages failed ${local.retry.attempts} times. The log of ${local.watched} has the reason (severity ERROR or WARNING). List the messages with `gcloud pubsub subscriptions pull ${google_pubsub_subscription.dead_letters.name} --project ${var.project_id} --limit 10`, which does not remove them. After fixing the cause, run `yolo-batch dead-letters --subscription ${google_pubsub_subscription.dead_letters.id} --replay --topic ${google_pubsub_topic.jobs.id}`, which publishes their images again and removes the messages. To drop the remaining messages, run `gcloud pubsub subscriptions seek ${google_pubsub_subscription.dead_letters.name} --project ${var.project_id} --time $(date -u +%Y-%m-%dT%H:%M:%SZ)`."
+      advice    = "Some messages failed ${local.retry.attempts} times. The log of ${local.watched} has the reason, in lines of severity ERROR or WARNING. List the messages with `gcloud pubsub subscriptions pull ${google_pubsub_subscription.dead_letters.name} --project ${var.project_id} --limit 10`, which does not remove them. Repair the cause. Then run `yolo-batch dead-letters --subscription ${google_pubsub_subscription.dead_letters.id} --replay --topic ${google_pubsub_topic.jobs.id}`, which publishes their images again and removes the messages. To drop the remaining messages, run `gcloud pubsub subscriptions seek ${google_pubsub_subscription.dead_letters.name} --project ${var.project_id} --time $(date -u +%Y-%m-%dT%H:%M:%SZ)`."
     }
     backlog = {
       title     = "messages wait too long"
@@ -28,7 +28,7 @@ locals {
       condition = "Oldest unacknowledged message over 30 min"
       query     = "max by (subscription_id) (${local.age}{${local.of_work}}) > 1800"
       duration  = "300s"
-      advice    = "There are two possible causes. Either more images are uploaded than ${local.max_instances} instances can process: raise max_instances. Or messages fail repeatedly: see the log of ${local.watched} (\"Rejected a message\", or severity ERROR). After ${local.retry.attempts} attempts, a message becomes a dead letter."
+      advice    = "There are two possible causes. If more images are uploaded than ${local.max_instances} instances can process, raise max_instances. If messages fail repeatedly, look for \"Rejected a message\" and for severity ERROR in the log of ${local.watched}. After ${local.retry.attempts} attempts, a message becomes a dead letter."
     }
     errors = {
       title     = "errors"
@@ -44,7 +44,7 @@ locals {
       condition = "401 or 403 for 20 min"
       query     = "sum(increase(${local.prom.http_errors}{${local.of_revision},status=~\"401|403\"}[15m])) > 0"
       duration  = "1200s"
-      advice    = "No image is processed, and each message becomes a dead letter after ${local.retry.attempts} attempts. Cloud Run or the service refuses the account that Pub/Sub uses. Look at the grants of roles/run.invoker with `gcloud run services get-iam-policy ${local.watched} --project ${var.project_id} --region ${var.region}`. It must have the accounts ${var.name}-jobs and ${var.name}-uploads: `terraform apply` restores them. If the log has \"Received an unauthorized request\", check PUSH_AUDIENCE and PUSH_SERVICE_ACCOUNTS. After seven hours, replay the dead letters too: see the alert \"dead letters\"."
+      advice    = "The images of these deliveries are not processed, and their messages become dead letters after ${local.retry.attempts} attempts. Cloud Run or the service refuses the account that Pub/Sub uses. List the grants with `gcloud run services get-iam-policy ${local.watched} --project ${var.project_id} --region ${var.region}`. The accounts ${var.name}-jobs and ${var.name}-uploads must have roles/run.invoker: `terraform apply` restores it. If the log has \"Received an unauthorized request\", check PUSH_AUDIENCE and PUSH_SERVICE_ACCOUNTS. If it lasted seven hours or longer, replay the dead letters too: see the alert \"dead letters\"."
     }
     overload = {
       title     = "the service is at its limit"
@@ -52,7 +52,7 @@ locals {
       condition = "Over 20 % of the deliveries end with 429 for 60 min"
       query     = "sum(rate(${local.prom.http_errors}{${local.of_revision},status=\"429\"}[15m])) / sum(rate(${local.pushes}{${local.of_work}}[15m])) > 0.2"
       duration  = "3600s"
-      advice    = "Some 429 are normal while instances start. For an hour they mean that all ${local.max_instances} instances are busy, or that Cloud Run cannot start more (quota). If the dashboard shows fewer instances, look at the quotas of Cloud Run in ${var.region}. Otherwise raise max_instances, or wait: messages are kept for 7 days, but after ${local.retry.attempts} attempts one becomes a dead letter."
+      advice    = "Some 429 are normal while instances start. If they last for an hour, all ${local.max_instances} instances are busy, or a quota prevents Cloud Run from starting more. If the dashboard shows fewer instances, look at the quotas of Cloud Run in ${var.region}. Otherwise raise max_instances, or wait. Messages are kept for 7 days, but after ${local.retry.attempts} attempts a message becomes a dead letter."
     }
     restarts = {
       title     = "instances are restarted"
@@ -60,7 +60,7 @@ locals {
       condition = "Over 2 failed liveness checks in 1 h"
       query     = "sum(increase(run_googleapis_com:container_completed_probe_count{${local.of_service},is_healthy=\"false\",probe_type=~\"(?i)liveness.*\"}[1h])) > 2"
       duration  = "0s"
-      advice    = "Cloud Run replaced instances whose /health/live responded with 503: work was stuck for HANG_TIMEOUT_SECONDS, or the model failed on several different images in a row. Their messages are redelivered. See the ERROR lines of ${local.watched} before each restart. If it began with a deployment, return to the previous revision with `gcloud run services update-traffic ${local.watched} --project ${var.project_id} --region ${var.region} --to-revisions REVISION=100`."
+      advice    = "Cloud Run replaced instances whose /health/live responded with 503: work was stuck for HANG_TIMEOUT_SECONDS, or the model failed on several different images in a row. Their messages are redelivered. Look at the ERROR lines in the log of ${local.watched} before each restart. If the restarts began with a deployment, return to the previous revision with `gcloud run services update-traffic ${local.watched} --project ${var.project_id} --region ${var.region} --to-revisions REVISION=100`."
     }
   }
 
@@ -72,7 +72,7 @@ locals {
       condition = "Log line \"Fell back to the float model\""
       filter    = "${local.log_of_service} AND jsonPayload.message=\"Fell back to the float model\""
       period    = "86400s"
-      advice    = "The results are right, but each image takes more CPU time, because the int8 model gives wrong detections on this machine and the float model runs instead. The line's `reason` has the difference. Build again with another folder of `calibration` images, or without calibration."
+      advice    = "The int8 model has wrong detections on this machine, so the float model runs instead. The results are right, but each image takes more CPU time. `reason` in the log line has the difference. Build again with another folder of images in the variable calibration, or without calibration."
     }
     reconcile_start = {
       title     = "reconcile cannot be started"
@@ -80,7 +80,7 @@ locals {
       condition = "Cloud Scheduler reports an error"
       filter    = "resource.type=\"cloud_scheduler_job\" AND resource.labels.job_id=~\"^${local.reconcile_name}\" AND severity>=ERROR"
       period    = "86400s"
-      advice    = "Uploads whose event was lost are not found until the job runs. Run it by hand with `gcloud run jobs execute ${local.reconcile_name} --project ${var.project_id} --region ${var.region}`, and look at the log of the scheduler's job: 403 means that ${var.name}-scheduler lacks roles/run.invoker on the job. `terraform apply` restores the grant."
+      advice    = "Uploads whose event was lost are not found until the job runs. Run the job with `gcloud run jobs execute ${local.reconcile_name} --project ${var.project_id} --region ${var.region}`. Then look at the log of the scheduler's job. 403 means that ${var.name}-scheduler lacks roles/run.invoker on the job. `terraform apply` restores the grant."
     }
   }
 }
@@ -177,7 +177,7 @@ resource "google_monitoring_alert_policy" "reconcile_failed" {
 
   documentation {
     mime_type = "text/markdown"
-    content   = "No upload is lost: the next run starts where the last successful run started. Look at the log with `gcloud run jobs executions list --job ${local.reconcile_name} --project ${var.project_id} --region ${var.region}`, repair the cause, and run `gcloud run jobs execute ${local.reconcile_name} --project ${var.project_id} --region ${var.region}`."
+    content   = "No upload is lost: the next run starts where the last successful run started. Read the log with `gcloud logging read 'resource.type=cloud_run_job AND resource.labels.job_name=${local.reconcile_name}' --project ${var.project_id} --limit 50`, repair the cause, and run `gcloud run jobs execute ${local.reconcile_name} --project ${var.project_id} --region ${var.region}`."
   }
 }
 
@@ -214,6 +214,6 @@ resource "google_monitoring_alert_policy" "reconcile_absent" {
 
   documentation {
     mime_type = "text/markdown"
-    content   = "Uploads whose event was lost are not found until the job succeeds. Look at Cloud Scheduler's job ${local.reconcile_name}: is it paused? Then at the executions, with `gcloud run jobs executions list --job ${local.reconcile_name} --project ${var.project_id} --region ${var.region}`. Run it by hand with `gcloud run jobs execute ${local.reconcile_name} --project ${var.project_id} --region ${var.region}`."
+    content   = "Uploads whose event was lost are not found until the job succeeds. Look whether Cloud Scheduler's job ${local.reconcile_name} is paused. List the executions with `gcloud run jobs executions list --job ${local.reconcile_name} --project ${var.project_id} --region ${var.region}`. Run the job with `gcloud run jobs execute ${local.reconcile_name} --project ${var.project_id} --region ${var.region}`."
   }
 }

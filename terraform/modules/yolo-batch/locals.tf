@@ -96,7 +96,7 @@ resource "terraform_data" "agreement" {
   lifecycle {
     precondition {
       condition     = local.firestore_seconds < local.delivery_seconds
-      error_message = "A delivery may take ${local.delivery_seconds} s, of which FIRESTORE_TIMEOUT_SECONDS reserves ${local.firestore_seconds} s for the commit, so no time is left for the image. Lower FIRESTORE_TIMEOUT_SECONDS or raise HANG_TIMEOUT_SECONDS in settings."
+      error_message = "A delivery may take ${local.delivery_seconds} s, and FIRESTORE_TIMEOUT_SECONDS reserves ${local.firestore_seconds} s of it for the commit, so no time is left for the image. Lower FIRESTORE_TIMEOUT_SECONDS or raise HANG_TIMEOUT_SECONDS in settings."
     }
 
     precondition {
@@ -113,7 +113,7 @@ check "gpu_region" {
       nvidia-l4           = ["asia-south1", "asia-southeast1", "europe-west1", "europe-west4", "us-central1", "us-east4"]
       nvidia-rtx-pro-6000 = ["europe-west4", "us-central1"]
     }, var.accelerator, [var.region]), var.region)
-    error_message = "Cloud Run may have no ${var.accelerator} in ${var.region}, so the deployment may fail. The list in locals.tf is of August 2026."
+    error_message = "Cloud Run may have no ${var.accelerator} in ${var.region}. Then the deployment fails. The list of regions, in locals.tf, is of August 2026."
   }
 }
 
@@ -137,7 +137,7 @@ check "quota" {
 check "machine_size" {
   assert {
     condition     = local.machine.cpu <= 8 && local.machine.memory_gib <= 32
-    error_message = "Cloud Run documents at most 8 vCPU and 32 GiB for an instance of a service, but ${var.accelerator} needs ${local.machine.cpu} vCPU and ${local.machine.memory_gib} GiB, so the deployment may fail. If it fails, use nvidia-l4."
+    error_message = "${var.accelerator} needs ${local.machine.cpu} vCPU and ${local.machine.memory_gib} GiB, but Google documents at most 8 vCPU and 32 GiB for an instance of a service. If the deployment fails, use nvidia-l4."
   }
 }
 
@@ -148,7 +148,7 @@ check "write_rate" {
       !var.query_by_time && length(setintersection(var.indexed_fields, ["event_time", "generation"])) == 0
       || local.max_instances * local.machine.cpu * 50 <= 500
     )
-    error_message = "A field that grows with time is indexed (query_by_time, or event_time or generation in indexed_fields). This limits the collection to 500 new documents a second. ${local.max_instances} instances of ${local.machine.cpu} vCPU may exceed that in a burst, and would slow down. Lower max_instances, or do without the index."
+    error_message = "A field that grows with time is indexed (query_by_time, or event_time or generation in indexed_fields). This limits the collection to 500 new documents a second. In a burst, ${local.max_instances} instances of ${local.machine.cpu} vCPU may exceed this, and slow down. Lower max_instances, or remove the index."
   }
 }
 
@@ -156,6 +156,6 @@ check "write_rate" {
 check "parked" {
   assert {
     condition     = var.daily_image_limit == null || var.reconcile_schedule != null
-    error_message = "daily_image_limit parks images, and reconcile_schedule is null, so nothing continues them. Set reconcile_schedule to a time soon after midnight UTC, or run `yolo-batch reconcile --enqueue parked` yourself."
+    error_message = "daily_image_limit is set and reconcile_schedule is null, so nothing continues parked images. Set reconcile_schedule to a time soon after midnight UTC, or run `yolo-batch reconcile --enqueue parked` yourself."
   }
 }

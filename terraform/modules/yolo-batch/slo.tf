@@ -10,8 +10,8 @@ locals {
   # error budget). At 1, the budget lasts 28 days. Each alert needs both periods: the long one shows that
   # the loss is large, the short one that it goes on (https://sre.google/workbook/alerting-on-slos/).
   burn_rates = {
-    fast = { title = "uploads wait, at this rate the SLO's error budget lasts 2 days", severity = "ERROR", rate = 14.4, long = "3600s", short = "300s" }
-    slow = { title = "uploads wait, at this rate the SLO's error budget lasts 9 days", severity = "WARNING", rate = 3, long = "86400s", short = "7200s" }
+    fast = { title = "uploads wait too long (the SLO's error budget lasts 2 days)", severity = "ERROR", rate = 14.4, long = "3600s", short = "300s" }
+    slow = { title = "uploads wait too long (the SLO's error budget lasts 9 days)", severity = "WARNING", rate = 3, long = "86400s", short = "7200s" }
   }
 }
 
@@ -85,6 +85,6 @@ resource "google_monitoring_alert_policy" "burn_rate" {
 
   documentation {
     mime_type = "text/markdown"
-    content   = "Uploads wait longer than ${local.slo_seconds} s in too many minutes, and still do. Look at the dashboard ${local.watched}: \"Deliveries a second, by response\" shows whether the service rejects messages, and \"Instances\" whether it runs with all of its ${local.max_instances} instances. If so, raise max_instances. If messages fail, the other alerts say why."
+    content   = "In too many minutes, uploads waited longer than ${local.slo_seconds} s, and some still do. Look at the dashboard ${local.watched}. If \"Instances\" shows ${local.max_instances}, all instances run: raise max_instances. If \"Deliveries a second, by response\" shows rejected messages, the other alerts report the cause."
   }
 }

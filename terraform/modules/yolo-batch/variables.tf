@@ -1,5 +1,5 @@
 variable "accelerator" {
-  description = "GPU of the service: none, nvidia-l4 or nvidia-rtx-pro-6000. A service with a GPU has its own name."
+  description = "GPU of the service: none, nvidia-l4 or nvidia-rtx-pro-6000. A service with a GPU is named NAME-ACCELERATOR."
   type        = string
   default     = "none"
   nullable    = false
@@ -11,7 +11,7 @@ variable "accelerator" {
 }
 
 variable "agent_grants" {
-  description = "Who grants the roles in the project that Eventarc needs to Google's own accounts: leave (the apply grants them with gcloud, and a destroy leaves them in place, because other triggers need them too) or none (somebody else grants them, see docs/how-to/share-a-project.md). Without effect if upload_events is notification."
+  description = "Who grants Google's own accounts the two roles in the project that Eventarc needs: leave (the apply grants them with gcloud, and a destroy leaves them, because other triggers need them) or none (an administrator grants them: docs/how-to/share-a-project.md). No effect if upload_events is notification."
   type        = string
   default     = "leave"
   nullable    = false
@@ -38,7 +38,7 @@ variable "batch_size" {
 }
 
 variable "bucket_name" {
-  description = "Name of the bucket for uploads. Null: PROJECT-NAME-uploads. Without create_bucket, a bucket that exists."
+  description = "Name of the bucket for uploads. Null: PROJECT-NAME-uploads. If create_bucket is false, the name of a bucket that exists."
   type        = string
   default     = null
 
@@ -53,7 +53,7 @@ variable "bucket_name" {
 }
 
 variable "budget" {
-  description = "Budget of the whole project for a month, for example {billing_account = \"012345-6789AB-CDEF01\", amount = 100}, in the billing account's currency or in currency. At 50, 90 and 100 % of it, and if the forecast exceeds it, Google notifies. Needs roles/billing.costsManager on the billing account. Null: none."
+  description = "Budget of the whole project for a month, for example {billing_account = \"012345-6789AB-CDEF01\", amount = 100}, in the billing account's currency, which currency may name. Google sends a notification at 50, 90 and 100 % of it, and if the forecast exceeds it. Needs roles/billing.costsManager on the billing account. Null: no budget."
   type = object({
     billing_account = string
     amount          = number
@@ -84,7 +84,7 @@ variable "build_region" {
 }
 
 variable "calibration" {
-  description = "Folder of images in the repository, for example models/calibration, with which Cloud Build quantises the model to int8. Empty: the model stays float."
+  description = "Folder of images in the repository, for example models/calibration. Cloud Build uses them to quantise the model to int8. Empty: the model stays float."
   type        = string
   default     = ""
   nullable    = false
@@ -122,14 +122,14 @@ variable "create_database" {
 }
 
 variable "create_repository" {
-  description = "Whether to create the Docker repository in Artifact Registry. False: repository_name is a repository in region that exists. The container images are in its folder NAME. Its owner sets its cleanup policies."
+  description = "Whether to create the Docker repository in Artifact Registry. False: repository_name is a repository in region that exists. The container images are in its folder NAME, and its own cleanup policies apply."
   type        = bool
   default     = true
   nullable    = false
 }
 
 variable "daily_image_limit" {
-  description = "Maximum number of images a day (UTC). Further images are parked: they get a document, but are not processed until the nightly reconcile job continues them on another day. Null: no limit."
+  description = "Maximum number of images that are processed in a day (UTC). Further images are parked: they get a document, and the reconcile job continues them on another day. Null: no limit."
   type        = number
   default     = null
 
@@ -185,21 +185,21 @@ variable "image" {
 }
 
 variable "index_all_fields" {
-  description = "Whether Firestore indexes almost every field, as it does by itself. This makes a document three times as large, and its writes slower. Not indexed even then: detections, event_time, generation and created_at."
+  description = "Whether Firestore indexes almost every field, as it does by default. A document and its index entries then need three times the storage. detections, event_time, generation and created_at are not indexed even then."
   type        = bool
   default     = false
   nullable    = false
 }
 
 variable "indexed_fields" {
-  description = "More fields to index, for your own queries, for example [\"model.name\", \"image.width\"]. docs/how-to/query-results.md lists the fields that are indexed anyway."
+  description = "More fields to index, for your own queries, for example [\"model.name\", \"image.width\"]. docs/reference/document.md lists the fields that are always indexed."
   type        = set(string)
   default     = []
   nullable    = false
 
   validation {
     condition     = !anytrue([for field in var.indexed_fields : contains(["", "*", "created_at"], field)])
-    error_message = "indexed_fields must have paths of fields. Instead of *, set index_all_fields. Instead of created_at, set query_by_time."
+    error_message = "indexed_fields must contain paths of fields. Instead of *, set index_all_fields. Instead of created_at, set query_by_time."
   }
 }
 
@@ -211,7 +211,7 @@ variable "keep_request_logs" {
 }
 
 variable "kms_key" {
-  description = "Cloud KMS key in region, projects/PROJECT/locations/REGION/keyRings/RING/cryptoKeys/KEY, that encrypts the buckets, topics, database, registry, service and job that this module creates. Null: Google's keys. Set it at the first apply, because the key of a database or a registry cannot be changed: a later change is refused."
+  description = "Cloud KMS key in region, projects/PROJECT/locations/REGION/keyRings/RING/cryptoKeys/KEY, that encrypts the buckets, topics, database, registry, service and job that this module creates. Null: Google's keys. Set it at the first apply. The plan refuses a later change, because the key of a database or a registry cannot be changed."
   type        = string
   default     = null
 
@@ -222,7 +222,7 @@ variable "kms_key" {
 }
 
 variable "labels" {
-  description = "More labels of every resource that can have labels. They have precedence over app, which is the value of name."
+  description = "More labels for every resource that can have labels. By default, the label app is the value of name."
   type        = map(string)
   default     = {}
   nullable    = false
@@ -286,7 +286,7 @@ variable "name" {
 
   validation {
     condition     = can(regex("^[a-z][a-z0-9-]{4,15}[a-z0-9]$", var.name))
-    error_message = "name must be 6 to 17 lower-case letters, digits and '-', starting with a letter and not ending in '-'. It is the id of the service's account, which needs 6 characters, and part of longer names."
+    error_message = "name must be 6 to 17 lower-case letters, digits and '-', starting with a letter and not ending in '-'. It is the id of the service's account, which needs 6 characters, and a part of longer names."
   }
 }
 
@@ -309,7 +309,7 @@ variable "object_prefix" {
 
   validation {
     condition     = var.object_prefix == null ? true : can(regex("^[^/\"\\s][^\"\\s]{0,510}/$", var.object_prefix)) && !startswith(var.object_prefix, "smoke/")
-    error_message = "object_prefix must be a folder that ends in '/' and does not start with '/', without spaces and quotation marks. smoke/ is the smoke test's."
+    error_message = "object_prefix must be a folder that ends in '/' and does not start with '/', without spaces and quotation marks. It must not be in smoke/, which the smoke test uses."
   }
 }
 
@@ -339,7 +339,7 @@ variable "query_by_time" {
 }
 
 variable "reconcile_schedule" {
-  description = "When the reconcile job enqueues uploads that have no document, and with daily_image_limit those that are parked, as cron in UTC. With daily_image_limit, soon after midnight. Null: only when you run it."
+  description = "When the reconcile job runs, as cron in UTC. It enqueues uploads that have no document, and parked images. With daily_image_limit, choose a time soon after midnight. Null: only when you run it."
   type        = string
   default     = "23 3 * * *"
 
@@ -383,7 +383,7 @@ variable "results_ttl_days" {
 }
 
 variable "scan_images" {
-  description = "Whether to enable the Container Scanning API, which scans each new container image for vulnerabilities, for 0.26 USD. It scans the images of all repositories of the project, and stays enabled after a destroy."
+  description = "Whether to enable the Container Scanning API, which scans each new container image for vulnerabilities, for 0.26 USD. It scans all repositories of the project, and stays enabled after a destroy."
   type        = bool
   default     = false
   nullable    = false
@@ -410,7 +410,7 @@ variable "settings" {
 }
 
 variable "slo_goal" {
-  description = "Share of the minutes of 28 days in which no upload waits longer than 60 s, for an SLO with two alerts: more than 0, at most 0.9999. Null: no SLO."
+  description = "Goal of the service-level objective (SLO), with two alerts: the share of the minutes of 28 days in which no upload waits longer than 60 s. More than 0, at most 0.9999. Null: no SLO."
   type        = number
   default     = 0.99
 
@@ -433,7 +433,7 @@ variable "soft_delete_days" {
 }
 
 variable "upload_events" {
-  description = "How uploads reach the service: eventarc (the apply needs gcloud, to configure Eventarc's subscription), notification (Terraform manages everything) or both (only to switch without a gap, because every upload then causes two messages)."
+  description = "How uploads reach the service: eventarc (the apply needs gcloud, to configure Eventarc's subscription), notification (Terraform manages everything) or both. With both, every upload causes two messages: use it only to switch without a gap."
   type        = string
   default     = "eventarc"
   nullable    = false
@@ -463,7 +463,7 @@ variable "versioning" {
 }
 
 variable "vpc_egress" {
-  description = "Traffic of the service and the job that goes through the VPC network: private-ranges-only, or all-traffic. With all-traffic, the subnetwork needs Private Google Access."
+  description = "Which traffic of the service and the job goes through the VPC network: private-ranges-only or all-traffic. With all-traffic, the subnetwork needs Private Google Access."
   type        = string
   default     = "private-ranges-only"
   nullable    = false
