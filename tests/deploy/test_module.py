@@ -146,6 +146,21 @@ def test_destroy_leaves_what_existed_before(neighbours: Path) -> None:
     assert not [address for address in destroyed if address.startswith(kept)]
 
 
+@needs_standin
+def test_values_of_an_apply_that_created_nothing_can_change(
+    neighbours: Path, tmp_path: Path
+) -> None:
+    """The names of the bucket, the database and the repository are taken, so none is created."""
+    state = shutil.copytree(neighbours, tmp_path / "state", symlinks=True)
+    first = PROJECT | {"region": "us-central1"}
+    applied = terraform("apply", "-auto-approve", "-no-color", variables=first, state=state)
+    assert applied.returncode == 1
+    assert "already exists" in applied.output.lower(), applied.output
+    region = {"region": "europe-west1"}
+    plan = terraform("plan", "-no-color", variables=PROJECT | region, state=state)
+    assert plan.returncode == 0, plan.output
+
+
 # --- Two deployments in one project
 
 # Of the project, not of a deployment: both have the same.
