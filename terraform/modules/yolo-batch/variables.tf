@@ -70,6 +70,11 @@ variable "budget" {
     condition     = var.budget == null ? true : var.budget.amount >= 1 && floor(var.budget.amount) == var.budget.amount
     error_message = "budget.amount must be a whole number of at least 1."
   }
+
+  validation {
+    condition     = var.budget == null ? true : can(regex("^[A-Z]{3}$", coalesce(var.budget.currency, "USD")))
+    error_message = "budget.currency must be three capital letters, for example EUR: the billing account's currency."
+  }
 }
 
 variable "build_region" {
@@ -282,6 +287,11 @@ variable "name" {
   validation {
     condition     = !can(regex("-(build|jobs|reconcile|scheduler|uploads)$", var.name))
     error_message = "name must not end in -build, -jobs, -reconcile, -scheduler or -uploads. Another deployment in the project may have an account with this name."
+  }
+
+  validation {
+    condition     = !can(regex("-nvidia-(l4|rtx-pro-6000)$", var.name))
+    error_message = "name must not end in -nvidia-l4 or -nvidia-rtx-pro-6000. Another deployment in the project may have a service with this name."
   }
 
   validation {
