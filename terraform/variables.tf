@@ -27,7 +27,7 @@ variable "bucket_name" {
 }
 
 variable "budget" {
-  description = "Budget of the whole project for a month, for example {billing_account = \"012345-6789AB-CDEF01\", amount = 100}, in the billing account's currency, which currency may name. Google sends a notification at 50, 90 and 100 % of it, and if the forecast exceeds it. Needs roles/billing.costsManager on the billing account. Null: no budget."
+  description = "Budget of the whole project for a month, for example {billing_account = \"012345-6789AB-CDEF01\", amount = 100}, in the billing account's currency, which currency may name. Google sends a notification at 50, 90 and 100 % of it, and if the forecast exceeds it. It accepts only email channels, so the first five of notification_channels must be of that type. Needs roles/billing.costsManager on the billing account. Null: no budget."
   type = object({
     billing_account = string
     amount          = number

@@ -159,6 +159,24 @@ def test_destroy_of_protected_data_destroys_nothing(deployment: Path, tmp_path: 
     assert not [call for call in _calls(state) if "remove-iam-policy-binding" in call]
 
 
+def test_destroy_after_a_failed_apply_needs_the_database_alone(tmp_path: Path) -> None:
+    """As docs/how-to/tear-down.md says: no other build is needed to unprotect the database."""
+    state = tmp_path / "state"
+    state.mkdir()
+    failing = ("--gcloud-fail", "builds submit")
+    done = terraform("apply", "-auto-approve", variables=BASE, state=state, options=failing)
+    assert done.returncode == 1
+    database = "-target=module.yolo_batch.google_firestore_database.main[0]"
+    unprotected = BASE | {"protect_data": False}
+    done = terraform(
+        *("apply", "-auto-approve", database), variables=unprotected, state=state, options=failing
+    )
+    assert done.returncode == 0, done.output
+    done = terraform("destroy", "-auto-approve", variables=BASE, state=state)
+    assert done.returncode == 0, done.output
+    assert not [name for name in _objects(state) if "database" in name]
+
+
 def test_nothing_is_destroyed_before_the_protection() -> None:
     """Every resource must be one on which `tear_down` depends, directly or through others."""
     done = terraform("graph", directory=MODULE)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,21 @@ def test_destroy_leaves_what_existed_before(neighbours: Path) -> None:
     assert not [address for address in destroyed if address.startswith(kept)]
 
 
+@needs_standin
+def test_values_of_an_apply_that_created_nothing_can_change(
+    neighbours: Path, tmp_path: Path
+) -> None:
+    """The names of the bucket, the database and the repository are taken, so none is created."""
+    state = shutil.copytree(neighbours, tmp_path / "state", symlinks=True)
+    first = PROJECT | {"region": "us-central1"}
+    applied = terraform("apply", "-auto-approve", "-no-color", variables=first, state=state)
+    assert applied.returncode == 1
+    assert "already exists" in applied.output.lower(), applied.output
+    region = {"region": "europe-west1"}
+    plan = terraform("plan", "-no-color", variables=PROJECT | region, state=state)
+    assert plan.returncode == 0, plan.output
+
+
 # --- Two deployments in one project
 
 # Of the project, not of a deployment: both have the same.
@@ -198,6 +214,71 @@ def test_two_deployments_label_what_is_theirs(two: Path) -> None:
     for each in labelled:
         [name] = re.findall(r'^module\.yolo_batch\["([\w-]+)"\]', each["address"])
         assert each["values"]["labels"] == {"app": name, "deployment": name}, each["address"]
+
+
+# --- A caller's depends_on
+
+# Terraform reads no data source of a module before what the module depends on has been changed.
+DEPENDENT = """
+variable "value" {}
+
+resource "terraform_data" "before" {
+  input = var.value
+}
+
+resource "google_storage_bucket" "mine" {
+  name                        = "cameras"
+  location                    = "EUROPE-WEST1"
+  project                     = "my-project-1"
+  uniform_bucket_level_access = true
+}
+
+resource "google_artifact_registry_repository" "mine" {
+  repository_id = "images"
+  location      = "europe-west1"
+  format        = "DOCKER"
+  project       = "my-project-1"
+}
+
+module "yolo_batch" {
+  source = "../modules/yolo-batch"
+
+  project_id        = "my-project-1"
+  region            = "europe-west1"
+  create_bucket     = false
+  bucket_name       = google_storage_bucket.mine.name
+  create_repository = false
+  repository_name   = google_artifact_registry_repository.mine.repository_id
+  upload_events     = "both"
+
+  depends_on = [terraform_data.before]
+}
+"""
+
+
+@needs_standin
+def test_change_of_what_the_module_depends_on_changes_nothing(tmp_path: Path) -> None:
+    root, state = tmp_path / "terraform", tmp_path / "state"
+    shutil.copytree(MODULE, root / "modules" / "yolo-batch")
+    caller = root / "caller"
+    caller.mkdir()
+    state.mkdir()
+    shutil.copy(ROOT / "versions.tf", caller)
+    (caller / "main.tf").write_text(DEPENDENT)
+
+    def run(*arguments: str, value: str) -> Run:
+        given = {"value": value}
+        return terraform(
+            *arguments, "-no-color", variables=given, directory=caller, root=root, state=state
+        )
+
+    applied = run("apply", "-auto-approve", value="1")
+    assert applied.returncode == 0, applied.output
+    again = run("plan", "-detailed-exitcode", value="1")
+    assert again.returncode == 0, again.output
+    changed = run("plan", value="2")
+    assert changed.output.count("will be read during apply") > 2, changed.output
+    assert "Plan: 0 to add, 1 to change, 0 to destroy." in changed.output, changed.output
 
 
 # --- terraform.tfvars.example

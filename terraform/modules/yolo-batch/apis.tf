@@ -54,6 +54,12 @@ data "google_storage_project_service_account" "main" {
   project    = var.project_id
 }
 
+locals {
+  # Not read from the data source: if it is delayed, by another API in apis.tf or by a caller's depends_on,
+  # the grants would be replaced, and there would be none for a moment.
+  storage_agent = "serviceAccount:service-${google_storage_bucket.reconcile.project_number}@gs-project-accounts.iam.gserviceaccount.com"
+}
+
 # Eventarc needs these grants, and so does every other trigger in the project. google_project_iam_member
 # would remove them in a destroy. A grant by gcloud stays, and changes nothing if it exists.
 resource "terraform_data" "agent_grants" {
@@ -62,7 +68,7 @@ resource "terraform_data" "agent_grants" {
   triggers_replace = [
     for role, member in {
       "roles/eventarc.serviceAgent" = google_project_service_identity.main["eventarc.googleapis.com"].member
-      "roles/pubsub.publisher"      = data.google_storage_project_service_account.main.member
+      "roles/pubsub.publisher"      = local.storage_agent
       } : join(" ", [
         "gcloud projects add-iam-policy-binding ${var.project_id} --quiet",
         "--member=${member}",
@@ -77,6 +83,7 @@ resource "terraform_data" "agent_grants" {
 
   # gcloud fails if another grant changes the project's policy at the same time.
   depends_on = [
+    data.google_storage_project_service_account.main,
     google_project_iam_member.build,
     google_project_iam_member.event_receiver,
     google_project_iam_member.reconcile,

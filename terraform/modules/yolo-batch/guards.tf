@@ -18,7 +18,9 @@ locals {
   }
 }
 
-# Keeps the values of the first apply. A state without them gets the present values.
+# Keeps the values of the first apply. A state without them gets the present values. Only when there is
+# something to lose: the values of a first apply that failed before that, for example with a wrong region,
+# can be corrected.
 resource "terraform_data" "fixed" {
   for_each = local.fixed
 
@@ -32,6 +34,12 @@ resource "terraform_data" "fixed" {
       error_message = "${each.key} is ${self.output} and cannot become ${each.value}, because uploads, results or container images would be deleted. Set it back. To move, make a second deployment: docs/how-to/move.md."
     }
   }
+
+  depends_on = [
+    google_artifact_registry_repository.main,
+    google_firestore_database.main,
+    google_storage_bucket.uploads,
+  ]
 }
 
 # A destroy destroys this first, because it depends on everything else. Otherwise a destroy of protected

@@ -63,10 +63,12 @@ data "google_artifact_registry_repository" "main" {
 
 locals {
   repository_name = coalesce(var.repository_name, var.name)
-  # Known only when the repository exists, so that what uses it waits for the repository.
+  # Known only when the repository exists, so that what uses it waits for the repository. Of the data
+  # source only its own argument: if a caller's depends_on delays the reading, an id that is not known
+  # would replace the first image.
   repository_id = one(concat(
     google_artifact_registry_repository.main[*].id,
-    data.google_artifact_registry_repository.main[*].id,
+    [for found in data.google_artifact_registry_repository.main : "projects/${found.project}/locations/${found.location}/repositories/${found.repository_id}"],
   ))
   # Others may have an image with the name service in a repository that exists.
   image_folder = var.create_repository ? local.repository_name : "${local.repository_name}/${var.name}"

@@ -154,8 +154,10 @@ resource "google_pubsub_topic_iam_member" "storage_agent" {
 
   topic   = each.value.name
   role    = "roles/pubsub.publisher"
-  member  = data.google_storage_project_service_account.main.member
+  member  = local.storage_agent
   project = var.project_id
+
+  depends_on = [data.google_storage_project_service_account.main]
 }
 
 resource "google_storage_notification" "uploads" {

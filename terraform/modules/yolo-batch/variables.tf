@@ -53,7 +53,7 @@ variable "bucket_name" {
 }
 
 variable "budget" {
-  description = "Budget of the whole project for a month, for example {billing_account = \"012345-6789AB-CDEF01\", amount = 100}, in the billing account's currency, which currency may name. Google sends a notification at 50, 90 and 100 % of it, and if the forecast exceeds it. Needs roles/billing.costsManager on the billing account. Null: no budget."
+  description = "Budget of the whole project for a month, for example {billing_account = \"012345-6789AB-CDEF01\", amount = 100}, in the billing account's currency, which currency may name. Google sends a notification at 50, 90 and 100 % of it, and if the forecast exceeds it. It accepts only email channels, so the first five of notification_channels must be of that type. Needs roles/billing.costsManager on the billing account. Null: no budget."
   type = object({
     billing_account = string
     amount          = number
@@ -69,6 +69,11 @@ variable "budget" {
   validation {
     condition     = var.budget == null ? true : var.budget.amount >= 1 && floor(var.budget.amount) == var.budget.amount
     error_message = "budget.amount must be a whole number of at least 1."
+  }
+
+  validation {
+    condition     = var.budget == null ? true : can(regex("^[A-Z]{3}$", coalesce(var.budget.currency, "USD")))
+    error_message = "budget.currency must be three capital letters, for example EUR: the billing account's currency."
   }
 }
 
@@ -282,6 +287,11 @@ variable "name" {
   validation {
     condition     = !can(regex("-(build|jobs|reconcile|scheduler|uploads)$", var.name))
     error_message = "name must not end in -build, -jobs, -reconcile, -scheduler or -uploads. Another deployment in the project may have an account with this name."
+  }
+
+  validation {
+    condition     = !can(regex("-nvidia-(l4|rtx-pro-6000)$", var.name))
+    error_message = "name must not end in -nvidia-l4 or -nvidia-rtx-pro-6000. Another deployment in the project may have a service with this name."
   }
 
   validation {

@@ -412,6 +412,15 @@ run "name_of_anothers_account" {
   expect_failures = [var.name]
 }
 
+run "name_of_anothers_service" {
+  command = plan
+  variables {
+    name = "cameras-nvidia-l4"
+  }
+
+  expect_failures = [var.name]
+}
+
 run "object_prefix_of_smoke_test" {
   command = plan
   variables {
@@ -489,6 +498,15 @@ run "budget_of_a_fraction" {
   command = plan
   variables {
     budget = { billing_account = "012345-6789AB-CDEF01", amount = 0.5 }
+  }
+
+  expect_failures = [var.budget]
+}
+
+run "budget_currency_in_small_letters" {
+  command = plan
+  variables {
+    budget = { billing_account = "012345-6789AB-CDEF01", amount = 100, currency = "eur" }
   }
 
   expect_failures = [var.budget]
