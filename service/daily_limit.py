@@ -106,7 +106,8 @@ class DailyLimit:
         with self._lock:
             self._is_sharing = False
             if total is not None and day == self._day:
-                self._total = total
+                # max: the count may have been deleted or edited. Each image still counts once here.
+                self._total = max(total, self._total + images)
                 self._unshared -= images
 
     def failure(self) -> Failure:

@@ -114,6 +114,16 @@ def test_without_the_counter_an_instance_counts_its_own(counter: FakeCounter) ->
     assert total == 10
 
 
+def test_count_that_was_deleted_does_not_raise_the_limit(counter: FakeCounter) -> None:
+    limit = counter.limit(10)
+    total = 0
+    for _ in range(20):
+        total += admitted(limit, 3)
+        counter.counts.clear()
+        counter.now += SHARE_EVERY
+    assert total == 10
+
+
 def test_reached_limit_is_logged_once_a_day(
     counter: FakeCounter, caplog: pytest.LogCaptureFixture
 ) -> None:
