@@ -248,3 +248,16 @@ def test_defect_at_the_start_reaches_error_reporting() -> None:
     ]
     assert all(trace.startswith("Traceback (most recent call last):\n") for trace in traces)
     assert all("stack_trace" in line or line["@type"] == ERROR_EVENT for line in errors)
+
+
+def test_defect_of_the_decoders_root_reaches_error_reporting() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from service.images.decoder_process import main; main()", "99"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+    )
+    [line] = [json.loads(line) for line in done.stderr.splitlines()]
+    assert (done.returncode, line["severity"]) == (1, "CRITICAL")
+    assert line["stack_trace"].startswith("Traceback (most recent call last):\n")
