@@ -218,6 +218,17 @@ def test_command_refuses_what_cannot_be_simulated(wrong: str) -> None:
     assert exit_.value.code == 2
 
 
+def test_directory_is_created_before_the_simulation(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    arguments = ["simulate", "--rates", "1", "--burst", "1", "--seconds", "10"]
+    with pytest.raises(SystemExit) as exit_:
+        main([*arguments, "--plots", str(tmp_path / "file" / "plots")])
+    assert exit_.value.code
+    assert "images/s" not in capsys.readouterr().err
+
+
 def test_message_can_be_delivered_more_than_255_times() -> None:
     push = replace(PUSH, attempts=300, longest_backoff_seconds=10)
     result = run([0.0], CPU, Platform(max_instances=0), push)
