@@ -93,7 +93,7 @@ def test_failed_count_is_kept_and_shared_later(
     counter: FakeCounter, caplog: pytest.LogCaptureFixture
 ) -> None:
     limit = counter.limit(100)
-    counter.errors = [FirestoreUnavailableError("down"), RuntimeError("a panic")]
+    counter.errors = [FirestoreUnavailableError("down"), BaseException("a panic")]
     for _ in range(3):
         counter.now += SHARE_EVERY
         assert admitted(limit, 5) == 5
