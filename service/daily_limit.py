@@ -98,7 +98,7 @@ class DailyLimit:
         total = None
         try:
             total = self._counter.add(day, images, deadline)
-        except Exception as exc:  # noqa: BLE001 - whatever it is, it is not the image's fault
+        except BaseException as exc:  # noqa: BLE001 - a Rust library's panic is not an Exception
             logger.warning(
                 "The day's images could not be counted, so DAILY_IMAGE_LIMIT may be exceeded",
                 extra={"images": images, "reason": str(exc) or type(exc).__name__},
@@ -106,7 +106,8 @@ class DailyLimit:
         with self._lock:
             self._is_sharing = False
             if total is not None and day == self._day:
-                self._total = total
+                # max: the count may have been deleted or edited. Each image still counts once here.
+                self._total = max(total, self._total + images)
                 self._unshared -= images
 
     def failure(self) -> Failure:

@@ -24,6 +24,8 @@ _SEVERITY = "severity"
 _TRACE = "logging.googleapis.com/trace"
 _ERROR_EVENT = "type.googleapis.com/google.devtools.clouderrorreporting.v1beta1.ReportedErrorEvent"
 
+_TRACEBACK = "Traceback (most recent call last):"
+
 # https://cloud.google.com/trace/docs/trace-context. Anything else in the header is not logged.
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -66,7 +68,8 @@ class Formatter(JsonFormatter):
         if log_data[_SEVERITY] in ("ERROR", "CRITICAL"):
             if "exc_info" in log_data:
                 log_data["stack_trace"] = log_data.pop("exc_info")
-            else:
+            # The text of an exception that was never raised is no traceback.
+            if not log_data.get("stack_trace", "").startswith(_TRACEBACK):
                 log_data["@type"] = _ERROR_EVENT
         return log_data
 
@@ -78,7 +81,9 @@ def log_uncaught_exceptions() -> None:
         kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if issubclass(kind, Exception):
-            logger.critical("An exception was not handled", exc_info=error or kind())
+            # Not the error alone: logging leaves it out if its truth value is false.
+            known = Exception(kind.__name__) if error is None else error
+            logger.critical("An exception was not handled", exc_info=(kind, known, trace))
 
     sys.excepthook = log
     threading.excepthook = lambda args: log(args.exc_type, args.exc_value, args.exc_traceback)

@@ -94,7 +94,7 @@ def fit_into_memory(settings: Settings, detector: Detector) -> Settings:
         raise ModelError(
             f"The model and the libraries need up to {(plan.base + plan.model) / _MB:.0f} MB of "
             f"memory, but the instance has {available / _MB:.0f} MB: give it more, or lower "
-            "INFERENCE_STREAMS or IMAGE_SIZE"
+            "INFERENCE_STREAMS, DECODERS or IMAGE_SIZE"
         )
     excess = plan.total - available
     if excess <= 0:
@@ -111,7 +111,7 @@ def fit_into_memory(settings: Settings, detector: Detector) -> Settings:
     else:
         logger.warning(
             "In the worst case, %d MB of memory are missing. Give the instance more, or lower "
-            "MAX_IMAGE_PIXELS, MAX_IMAGE_BYTES or MAX_IN_FLIGHT",
+            "DECODERS, MAX_IMAGE_PIXELS, MAX_IMAGE_BYTES or MAX_IN_FLIGHT",
             math.ceil(missing / _MB),
             extra=extra,
         )

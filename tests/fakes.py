@@ -218,7 +218,7 @@ class FakeCounter:
         self.now = datetime(2026, 1, 1, 12, tzinfo=UTC)
         self.counts: Counter[date] = Counter()
         self.added: list[int] = []
-        self.errors: list[Exception] = []  # each call raises the next one, if there is one
+        self.errors: list[BaseException] = []  # each call raises the next one, if there is one
 
     def add(self, day: date, images: int, deadline: Deadline) -> int:
         self.added.append(images)

@@ -179,7 +179,8 @@ def table(documents: Sequence[Mapping[str, Any]]) -> str:
 
 def read(file: Path) -> list[dict[str, Any]]:
     """Return the documents of a file that `yolo-batch results --json` wrote."""
-    documents = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = file.read_text(encoding="utf-8").split("\n")
+    documents = [json.loads(line) for line in lines if line.strip()]
     for document in documents:
         for name in _TIMES:
             if isinstance(text := document.get(name), str):
@@ -193,7 +194,9 @@ def main() -> None:
     )
     parser.add_argument("file", type=Path, nargs="?", help="documents, one JSON object a line")
     file = parser.parse_args().file
-    print(table(read(file) if file else [sample()]))
+    if not (documents := read(file) if file else [sample()]):
+        parser.error(f"{file} has no documents")
+    print(table(documents))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ counted. All other values are assumptions, and the options change them.
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 from tabulate import tabulate
 
 HOURS = 730.0  # in a month
+_DIVISORS = ("vcpu", "busy")
 DAYS = 30.0  # in a month. Firestore's free tier is daily.
 GIB = 2**30
 MIB = 2**20
@@ -224,6 +226,11 @@ def main() -> None:
     arguments = parser.parse_args()
     values = vars(arguments)
     is_comparison = values.pop("before")
+    for name, value in values.items():
+        # Also true for NaN. None: the option was not given.
+        if value is not None and not 0 <= value < math.inf or (name in _DIVISORS and not value):
+            least = "above 0" if name in _DIVISORS else "of at least 0"
+            parser.error(f"--{name.replace('_', '-')} must be a number {least}")
     values["objects"] = arguments.images if arguments.objects is None else arguments.objects
     busy = Month(**values)
     idle = replace(busy, images=0, objects=0, starts=0, gpu_hours=0.0)

@@ -1,9 +1,11 @@
 """`yolo-batch-dev simulate`: latency, backlog, instances and cost by load."""
 
+import math
 import signal
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -11,6 +13,12 @@ from service.cli.commands import command, option
 from service.cli.output import note
 
 _LOAD = "What is simulated"
+_MOST_UPLOADS = 10_000_000  # of a run
+# Of the other assumptions, 0 is a possible value.
+_ABOVE_ZERO = frozenset(
+    {"first_window", "pause_seconds", "deadline_seconds", "attempts", "target", "queue_seconds"}
+    | {"evaluation_seconds", "max_instances", "vcpu", "memory_gib", "slots", "cpu_ms"}
+)
 _CHECK_RATES, _CHECK_BURST, _CHECK_SECONDS = "2,5,10,20", 300, 30.0
 
 T = TypeVar("T")
@@ -43,7 +51,10 @@ def _rates(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
     "--rates", panel=_LOAD, callback=_rates, help="Images per second. By default, 10 to 10,000."
 )
 @option(
-    "--burst", panel=_LOAD, type=click.IntRange(1, 10_000_000), help="Uploads in a burst: 100,000."
+    "--burst",
+    panel=_LOAD,
+    type=click.IntRange(1, _MOST_UPLOADS),
+    help="Uploads in a burst: 100,000.",
 )
 @option("--seconds", panel=_LOAD, type=click.FloatRange(10), help="Duration of each rate: 300 s.")
 @option(
@@ -92,37 +103,51 @@ def simulate(
         return
     if plots:
         require_matplotlib()
-    given = [_assumption(text) for text in assumed]
+    rates, seconds = rates or list(report.RATES), seconds or report.SECONDS
+    if not max(rates) * seconds <= _MOST_UPLOADS:  # also true for NaN
+        raise click.BadParameter(
+            f"rate x seconds must be at most {_MOST_UPLOADS:,}", param_hint="--seconds"
+        )
+    of_instance = {each.name: each.type for each in fields(CPU)}
+    kinds = {each.name: each.type for part in (Push, Platform) for each in fields(part)}
+    kinds |= of_instance | {f"gpu.{name}": kind for name, kind in of_instance.items()}
+    given = [_assumption(text, kinds) for text in assumed]
     names = [name for name, _ in given]
-    known = {each.name for part in (Push, Platform, type(CPU)) for each in fields(part)}
-    for name in names:
-        if name.removeprefix("gpu.") not in known - {"name"}:
-            raise click.BadParameter(f"{name!r} is not an assumption", param_hint="--set")
     gpu = [(name.removeprefix("gpu."), number) for name, number in given if "gpu." in name]
     click.echo(
         report.report(
             [_changed(CPU, given), _changed(GPU, gpu)], _changed(Platform(), given),
-            _changed(Push(), given), rates=rates or report.RATES, count=burst or report.BURST,
-            seconds=seconds or report.SECONDS, seed=seed,
+            _changed(Push(), given), rates=rates, count=burst or report.BURST,
+            seconds=seconds, seed=seed,
             is_limited="max_instances" in names, plots=plots, progress=note,
         )
     )  # fmt: skip
 
 
-def _assumption(text: str) -> tuple[str, float]:
-    name, _, number = text.partition("=")
+def _assumption(text: str, kinds: Mapping[str, Any]) -> tuple[str, float]:
+    """Parse `NAME=NUMBER`. `kinds` has the type of each assumption by its name.
+
+    Raises:
+        click.BadParameter: there is no such assumption, or it cannot have this value.
+    """
+    name, _, value = text.partition("=")
+    if kinds.get(name) not in (int, float, bool):
+        raise click.BadParameter(f"{name!r} is not an assumption", param_hint="--set")
     try:
-        return name, float(number)
-    except ValueError as exc:
-        raise click.BadParameter(f"{text!r} must be NAME=NUMBER", param_hint="--set") from exc
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    is_above_zero = name.removeprefix("gpu.") in _ABOVE_ZERO
+    is_whole = kinds[name] is not int or number.is_integer()
+    if not (is_whole and 0 <= number < math.inf) or (is_above_zero and not number):
+        kind = "a whole number" if kinds[name] is int else "a number"
+        least = "above 0" if is_above_zero else "of at least 0"
+        raise click.BadParameter(f"{text!r} must be NAME={kind} {least}", param_hint="--set")
+    return name, number
 
 
 def _changed(part: T, given: list[tuple[str, float]]) -> T:
-    """Return a copy with the values that it has. Integers stay integers."""
+    """Return a copy with the values that it has, each of its own type."""
     own = {each.name: each.type for each in fields(part)}  # type: ignore[arg-type]
-    values = {
-        name: int(number) if own[name] in (int, "int") else number
-        for name, number in given
-        if name in own
-    }
+    values = {name: own[name](number) for name, number in given if name in own}  # type: ignore[operator]
     return replace(part, **values)  # type: ignore[type-var]

@@ -98,7 +98,7 @@ class Simulation:
         self._events: list[tuple[float, int, _Event, int, _Server | None, float]] = []
         self._sequence = 0
         self._state = bytearray(len(arrivals))
-        self._attempts = bytearray(len(arrivals))
+        self._attempts = array("I", bytes(4 * len(arrivals)))
         self._backlog: deque[int] = deque()
         self._window, self._outstanding = push.first_window, 0
         self._paused_until, self._last_shrink = 0.0, -math.inf

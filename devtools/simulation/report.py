@@ -164,6 +164,8 @@ def report(
     Without `is_limited`, constant rates get as many instances as they need, and bursts get several
     limits.
     """
+    if plots:  # now, because the simulation takes minutes
+        plots.mkdir(parents=True, exist_ok=True)
     parts: list[str] = []
     steadies: dict[str, list[Steady]] = {}
     bursts: dict[str, list[Burst]] = {}
@@ -185,7 +187,6 @@ def report(
         table = burst_table(bursts[instance.name])
         parts += [f"### {instance.name}: a burst of {count:,} uploads", table]
     if plots:
-        plots.mkdir(parents=True, exist_ok=True)
         draw_steady(steadies, plots / "scaling-steady.png")
         draw_bursts(bursts, plots / "scaling-burst.png")
     return "\n\n".join(parts)

@@ -265,6 +265,8 @@ class _Run:
 
             counted = build_daily_count(self._settings).read(datetime.now(UTC).date())
             limit = max(0, self._settings.daily_image_limit - counted - tally.selected)
+        if limit == 0:  # do not pay for reading every parked document
+            return []
         with progress("Looking up parked images"):
             refs = continuable(
                 self._store.parked(),

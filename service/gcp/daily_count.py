@@ -3,7 +3,9 @@
 One document a day, in a collection of its own, so that no query for results finds it.
 """
 
+import math
 from datetime import date
+from typing import Any
 
 from google.cloud import firestore
 
@@ -40,7 +42,8 @@ class DailyCount(Collection):
             # The response contains the incremented value, so no read is needed:
             # https://cloud.google.com/firestore/docs/reference/rpc/google.firestore.v1#writeresult
             [result] = batch.commit(retry=None, timeout=seconds)
-            return int(result.transform_results[0].integer_value)
+            total = result.transform_results[0]
+            return _count(total.double_value or total.integer_value)
 
     def read(self, day: date) -> int:
         """Return the count of a day.
@@ -50,7 +53,15 @@ class DailyCount(Collection):
         """
         with translate_errors():
             snapshot = self._document(day).get(**self._budget(NO_DEADLINE).limits)
-            return int(snapshot.get(_FIELD)) if snapshot.exists else 0
+            return _count((snapshot.to_dict() or {}).get(_FIELD))
 
     def _document(self, day: date) -> firestore.DocumentReference:
         return self._collection.document(day.isoformat())
+
+
+def _count(value: Any) -> int:
+    """Return a field's value as a count. A person may have edited it, so it may be anything.
+
+    Anything but a number counts as 0, as for Firestore's increment.
+    """
+    return int(value) if isinstance(value, int | float) and math.isfinite(value) else 0

@@ -113,6 +113,7 @@ def main(decode: Decode = decode) -> None:
         decode: decodes one file in a decoder process.
     """
     logging.config.dictConfig(logs.config("WARNING", stream="stderr"))
+    logs.log_uncaught_exceptions()
     control = socket.socket(fileno=int(sys.argv[1]))
     # A signal's number is written to `wakeup_writer`, so that poll() also returns on SIGCHLD.
     wakeup_reader, wakeup_writer = socket.socketpair()

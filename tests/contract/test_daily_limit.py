@@ -53,6 +53,21 @@ def test_count_returns_the_new_total_of_the_day(daily_count: DailyCount) -> None
     assert (daily_count.read(DAY), daily_count.read(date(2026, 1, 1))) == (7, 0)
 
 
+@pytest.mark.parametrize(
+    ("edited", "known"),
+    [(5.0, 5), ("5", 0), (None, 0), (float("nan"), 0), ([5], 0)],
+    ids=["double", "string", "null", "nan", "list"],
+)
+def test_count_that_a_person_edited_is_read_and_continued(
+    edited: object, known: int, daily_count: DailyCount
+) -> None:
+    daily_count._document(DAY).set({"images": edited})
+    assert daily_count.read(DAY) == known
+    assert daily_count.add(DAY, 3) == (0 if edited != edited else known + 3)
+    daily_count._document(DAY).set({"other": 1})
+    assert daily_count.read(DAY) == 0
+
+
 def test_count_of_many_writers_at_once_is_exact(daily_count: DailyCount) -> None:
     lost = threading.Semaphore(0)
 

@@ -85,6 +85,11 @@ def test_nothing_is_continued_on_a_day_that_is_full(
     monkeypatch.setenv("DAILY_IMAGE_LIMIT", "10")
     count = DailyCount(firestore.Client(), collection=collection, timeout_seconds=60)
     count.add(datetime.now(UTC).date(), 11)
+
+    def parked(*_: object) -> None:
+        raise AssertionError("parked documents were read, but none may get a job")
+
+    monkeypatch.setattr(ResultReader, "parked", parked)
     report = reconcile(prefix, "--enqueue", "parked", "--yes", "--topic", topic)
     assert report["published"] == 0
 

@@ -93,7 +93,7 @@ def test_failed_count_is_kept_and_shared_later(
     counter: FakeCounter, caplog: pytest.LogCaptureFixture
 ) -> None:
     limit = counter.limit(100)
-    counter.errors = [FirestoreUnavailableError("down"), RuntimeError("a panic")]
+    counter.errors = [FirestoreUnavailableError("down"), BaseException("a panic")]
     for _ in range(3):
         counter.now += SHARE_EVERY
         assert admitted(limit, 5) == 5
@@ -110,6 +110,16 @@ def test_without_the_counter_an_instance_counts_its_own(counter: FakeCounter) ->
     total = 0
     for _ in range(50):
         total += admitted(limit, 1)
+        counter.now += SHARE_EVERY
+    assert total == 10
+
+
+def test_count_that_was_deleted_does_not_raise_the_limit(counter: FakeCounter) -> None:
+    limit = counter.limit(10)
+    total = 0
+    for _ in range(20):
+        total += admitted(limit, 3)
+        counter.counts.clear()
         counter.now += SHARE_EVERY
     assert total == 10
 

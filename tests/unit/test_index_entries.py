@@ -12,6 +12,7 @@ from devtools.bench.index_entries import (
     deployed_indexes,
     document_bytes,
     index_entries,
+    main,
     name_bytes,
     read,
     sample,
@@ -87,5 +88,17 @@ def test_default_needs_a_third_of_the_storage() -> None:
 def test_table_reads_what_the_command_printed(tmp_path: Path) -> None:
     file = tmp_path / "results.jsonl"
     lines = [json.dumps(sample(), default=datetime.isoformat)] * 2
-    file.write_text("\n".join(lines))
+    file.write_text("\n".join(lines) + "\n\n")
     assert table(read(file)) == table([sample()])
+    other = '{"name": "a\u2028b"}'  # a line for str.splitlines, but not for JSON
+    file.write_text(other, encoding="utf-8")
+    assert read(file) == [json.loads(other)]
+
+
+def test_file_without_documents_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "results.jsonl"
+    file.touch()
+    monkeypatch.setattr("sys.argv", ["index_entries", str(file)])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2

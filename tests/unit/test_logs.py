@@ -112,6 +112,15 @@ def test_error_reporting_gets_an_error_without_traceback(
     assert line["message"] == "Fell back"
 
 
+def test_error_reporting_gets_an_error_that_was_never_raised(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logger = configured()
+    logger.error("Failed", exc_info=ValueError("a"))
+    [line] = lines(capsys)
+    assert (line["stack_trace"], line["@type"]) == ("ValueError: a", ERROR_EVENT)
+
+
 def test_error_reporting_does_not_get_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     """A rejected message is delivered again. Its traceback is for whoever reads the log."""
     logger = configured()
@@ -148,6 +157,26 @@ def test_uncaught_exception_is_one_line(capsys: pytest.CaptureFixture[str]) -> N
         "ValueError: in a thread",
         "ValueError: in the process",
     ]
+
+
+class EmptyError(Exception):
+    def __len__(self) -> int:
+        return 0
+
+
+@pytest.mark.usefixtures("hooks")
+def test_uncaught_exception_that_is_false_has_its_trace(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configured()
+    logs.log_uncaught_exceptions()
+    try:
+        raise EmptyError("nothing")
+    except EmptyError as exc:
+        sys.excepthook(EmptyError, exc, exc.__traceback__)
+    [line] = lines(capsys)
+    assert line["stack_trace"].startswith("Traceback (most recent call last):")
+    assert line["stack_trace"].endswith("EmptyError: nothing")
 
 
 @pytest.mark.parametrize(
@@ -248,3 +277,16 @@ def test_defect_at_the_start_reaches_error_reporting() -> None:
     ]
     assert all(trace.startswith("Traceback (most recent call last):\n") for trace in traces)
     assert all("stack_trace" in line or line["@type"] == ERROR_EVENT for line in errors)
+
+
+def test_defect_of_the_decoders_root_reaches_error_reporting() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from service.images.decoder_process import main; main()", "99"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+    )
+    [line] = [json.loads(line) for line in done.stderr.splitlines()]
+    assert (done.returncode, line["severity"]) == (1, "CRITICAL")
+    assert line["stack_trace"].startswith("Traceback (most recent call last):\n")

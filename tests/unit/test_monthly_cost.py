@@ -13,6 +13,7 @@ from devtools.bench.monthly_cost import (
     Month,
     comparison,
     cost,
+    main,
     quantities,
     table,
 )
@@ -105,3 +106,13 @@ def test_page_has_the_tables_of_the_command() -> None:
     idle = replace(busy, images=0, objects=0, starts=0)
     assert table(busy, idle) in page
     assert comparison(replace(busy, **BEFORE), busy) in page
+
+
+@pytest.mark.parametrize("wrong", ["--vcpu=0", "--busy=0", "--images=-5", "--image-kb=nan"])
+def test_command_refuses_quantities_without_a_cost(
+    wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["monthly_cost", "--cpu-ms=51.9", wrong])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2

@@ -200,8 +200,36 @@ def test_command_takes_own_figures(capsys: pytest.CaptureFixture[str], tmp_path:
     ]
 
 
-@pytest.mark.parametrize("wrong", ["speed=3", "cpu_ms=fast", "cpu_ms"])
-def test_command_refuses_an_unknown_assumption(wrong: str) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    ["--set=speed=3", "--set=cpu_ms=fast", "--set=cpu_ms", "--set=name=5", "--set=gpu.target=1"]
+    + ["--set=cpu_ms=nan", "--set=cpu_ms=-5", "--set=vcpu=inf", "--set=slots=0", "--set=slots=0.5"]
+    + [
+        "--set=evaluation_seconds=0",
+        "--seconds=nan",
+        "--seconds=inf",
+        "--rates=0,1",
+        "--rates=nan",
+    ],
+)
+def test_command_refuses_what_cannot_be_simulated(wrong: str) -> None:
     with pytest.raises(SystemExit) as exit_:
-        main(["simulate", "--set", wrong])
+        main(["simulate", "--rates", "1", "--burst", "1", "--seconds", "10", wrong])
     assert exit_.value.code == 2
+
+
+def test_directory_is_created_before_the_simulation(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    arguments = ["simulate", "--rates", "1", "--burst", "1", "--seconds", "10"]
+    with pytest.raises(SystemExit) as exit_:
+        main([*arguments, "--plots", str(tmp_path / "file" / "plots")])
+    assert exit_.value.code
+    assert "images/s" not in capsys.readouterr().err
+
+
+def test_message_can_be_delivered_more_than_255_times() -> None:
+    push = replace(PUSH, attempts=300, longest_backoff_seconds=10)
+    result = run([0.0], CPU, Platform(max_instances=0), push)
+    assert (result.dead, result.rejected) == (1, 300)
