@@ -1,5 +1,6 @@
 """`yolo-batch-dev simulate`: latency, backlog, instances and cost by load."""
 
+import math
 import signal
 from dataclasses import fields, replace
 from pathlib import Path
@@ -45,7 +46,12 @@ def _rates(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
 @option(
     "--burst", panel=_LOAD, type=click.IntRange(1, 10_000_000), help="Uploads in a burst: 100,000."
 )
-@option("--seconds", panel=_LOAD, type=click.FloatRange(10), help="Duration of each rate: 300 s.")
+@option(
+    "--seconds",
+    panel=_LOAD,
+    type=click.IntRange(10, 86_400),
+    help="Duration of each rate: 300 s.",
+)
 @option(
     "--set",
     "assumed",
@@ -65,7 +71,7 @@ def _rates(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
 def simulate(
     rates: list[float] | None,
     burst: int | None,
-    seconds: float | None,
+    seconds: int | None,
     assumed: tuple[str, ...],
     seed: int,
     plots: Path | None,
@@ -94,9 +100,10 @@ def simulate(
         require_matplotlib()
     given = [_assumption(text) for text in assumed]
     names = [name for name, _ in given]
-    known = {each.name for part in (Push, Platform, type(CPU)) for each in fields(part)}
+    ours = {each.name for part in (Push, Platform) for each in fields(part)}
+    instance = {each.name for each in fields(CPU)} - {"name", "is_billed_idle"}
     for name in names:
-        if name.removeprefix("gpu.") not in known - {"name"}:
+        if name not in ours | instance | {f"gpu.{each}" for each in instance}:
             raise click.BadParameter(f"{name!r} is not an assumption", param_hint="--set")
     gpu = [(name.removeprefix("gpu."), number) for name, number in given if "gpu." in name]
     click.echo(
@@ -112,16 +119,19 @@ def simulate(
 def _assumption(text: str) -> tuple[str, float]:
     name, _, number = text.partition("=")
     try:
-        return name, float(number)
-    except ValueError as exc:
-        raise click.BadParameter(f"{text!r} must be NAME=NUMBER", param_hint="--set") from exc
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise click.BadParameter(f"{text!r} must be NAME=NUMBER above 0", param_hint="--set")
+    return name, value
 
 
 def _changed(part: T, given: list[tuple[str, float]]) -> T:
-    """Return a copy with the values that it has. Integers stay integers."""
+    """Return a copy with the values that it has. Integers stay integers: they are rounded up."""
     own = {each.name: each.type for each in fields(part)}  # type: ignore[arg-type]
     values = {
-        name: int(number) if own[name] in (int, "int") else number
+        name: math.ceil(number) if own[name] in (int, "int") else number
         for name, number in given
         if name in own
     }

@@ -200,8 +200,11 @@ def test_command_takes_own_figures(capsys: pytest.CaptureFixture[str], tmp_path:
     ]
 
 
-@pytest.mark.parametrize("wrong", ["speed=3", "cpu_ms=fast", "cpu_ms"])
-def test_command_refuses_an_unknown_assumption(wrong: str) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    ["speed=3", "cpu_ms=fast", "cpu_ms", "vcpu=0", "cpu_ms=-1", "target=nan", "gpu.target=1"],
+)
+def test_command_refuses_a_wrong_assumption(wrong: str) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(["simulate", "--set", wrong])
     assert exit_.value.code == 2
