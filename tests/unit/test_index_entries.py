@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from devtools.bench.errors import BenchError
 from devtools.bench.index_entries import (
     AUTOMATIC,
     Indexes,
@@ -89,3 +90,13 @@ def test_table_reads_what_the_command_printed(tmp_path: Path) -> None:
     lines = [json.dumps(sample(), default=datetime.isoformat)] * 2
     file.write_text("\n".join(lines))
     assert table(read(file)) == table([sample()])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"created_at": "yesterday"}'])
+def test_file_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "results.jsonl"
+    file.write_text(text)
+    with pytest.raises(BenchError, match="results.jsonl"):
+        read(file)
+    with pytest.raises(BenchError, match="results.jsonl"):
+        read(file / "missing")
