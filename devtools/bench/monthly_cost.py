@@ -209,7 +209,7 @@ def _shown(number: float) -> str:
     return f"{float(f'{number:.3g}'):.7f}".rstrip("0").rstrip(".")
 
 
-def main() -> None:
+def main(command_line: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -223,10 +223,12 @@ def main() -> None:
             option = "--" + field.name.replace("_", "-")
             parser.add_argument(option, type=type(field.default), default=field.default)
     parser.add_argument("--before", action="store_true", help="compare with version 0.1.0")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     values = vars(arguments)
     is_comparison = values.pop("before")
     values["objects"] = arguments.images if arguments.objects is None else arguments.objects
+    if not values["vcpu"] * values["busy"] or any(value < 0 for value in values.values()):
+        parser.error("no value may be negative, and --vcpu and --busy must be above 0")
     busy = Month(**values)
     idle = replace(busy, images=0, objects=0, starts=0, gpu_hours=0.0)
     print(comparison(replace(busy, **BEFORE), busy) if is_comparison else table(busy, idle))

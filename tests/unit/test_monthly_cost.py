@@ -13,6 +13,7 @@ from devtools.bench.monthly_cost import (
     Month,
     comparison,
     cost,
+    main,
     quantities,
     table,
 )
@@ -106,3 +107,10 @@ def test_page_has_the_tables_of_the_command() -> None:
     idle = replace(busy, images=0, objects=0, starts=0)
     assert table(busy, idle) in page
     assert comparison(replace(busy, **BEFORE), busy) in page
+
+
+@pytest.mark.parametrize("wrong", [["--busy", "0"], ["--vcpu", "0"], ["--image-kb", "-1"]])
+def test_command_refuses_impossible_values(wrong: list[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--cpu-ms", "50", *wrong])
+    assert exit_.value.code == 2
