@@ -1,7 +1,7 @@
 """Formats log lines for Cloud Logging: one JSON object a line, with severity and trace.
 
 Error Reporting takes a line's error from `stack_trace`, if that is the text of a Python traceback.
-Of a line without a traceback it takes `message`, if `@type` says that the line is an error event
+If a line has no traceback, it takes `message`, but only if `@type` marks the line as an error event
 (https://cloud.google.com/error-reporting/docs/formatting-error-messages).
 """
 

@@ -13,6 +13,7 @@ costs the same with any number of indexes. More entries make it slower.
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from devtools.bench.errors import BenchError
 from devtools.docs.document import DONE
 from devtools.docs.terraform import MODULE, blocks_of
 from service.document import to_document
@@ -178,13 +180,22 @@ def table(documents: Sequence[Mapping[str, Any]]) -> str:
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """Return the documents of a file that `yolo-batch results --json` wrote."""
-    lines = file.read_text(encoding="utf-8").split("\n")
-    documents = [json.loads(line) for line in lines if line.strip()]
-    for document in documents:
-        for name in _TIMES:
-            if isinstance(text := document.get(name), str):
-                document[name] = datetime.fromisoformat(text)
+    """Return the documents of a file that `yolo-batch results --json` wrote.
+
+    Raises:
+        BenchError: the file cannot be read, or contains something else.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+        documents = [json.loads(line) for line in lines if line.strip()]
+        for document in documents:
+            for name in _TIMES:
+                if isinstance(text := document.get(name), str):
+                    document[name] = datetime.fromisoformat(text)
+    except (OSError, ValueError, AttributeError) as exc:
+        raise BenchError(f"{file} is not what yolo-batch results --json prints: {exc}") from exc
+    if not documents:
+        raise BenchError(f"{file} contains no documents")
     return documents
 
 
@@ -194,9 +205,10 @@ def main() -> None:
     )
     parser.add_argument("file", type=Path, nargs="?", help="documents, one JSON object a line")
     file = parser.parse_args().file
-    if not (documents := read(file) if file else [sample()]):
-        parser.error(f"{file} has no documents")
-    print(table(documents))
+    try:
+        print(table(read(file) if file else [sample()]))
+    except BenchError as exc:
+        sys.exit(f"error: {exc}")
 
 
 if __name__ == "__main__":

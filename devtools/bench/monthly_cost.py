@@ -209,7 +209,7 @@ def _shown(number: float) -> str:
     return f"{float(f'{number:.3g}'):.7f}".rstrip("0").rstrip(".")
 
 
-def main() -> None:
+def main(command_line: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -223,7 +223,7 @@ def main() -> None:
             option = "--" + field.name.replace("_", "-")
             parser.add_argument(option, type=type(field.default), default=field.default)
     parser.add_argument("--before", action="store_true", help="compare with version 0.1.0")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     values = vars(arguments)
     is_comparison = values.pop("before")
     for name, value in values.items():

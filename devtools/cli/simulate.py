@@ -56,7 +56,12 @@ def _rates(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
     type=click.IntRange(1, _MOST_UPLOADS),
     help="Uploads in a burst: 100,000.",
 )
-@option("--seconds", panel=_LOAD, type=click.FloatRange(10), help="Duration of each rate: 300 s.")
+@option(
+    "--seconds",
+    panel=_LOAD,
+    type=click.IntRange(10, 86_400),
+    help="Duration of each rate: 300 s.",
+)
 @option(
     "--set",
     "assumed",
@@ -76,7 +81,7 @@ def _rates(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
 def simulate(
     rates: list[float] | None,
     burst: int | None,
-    seconds: float | None,
+    seconds: int | None,
     assumed: tuple[str, ...],
     seed: int,
     plots: Path | None,

@@ -5,6 +5,7 @@
 Terraform plans every change against a fake of the google provider, in about a minute.
 """
 
+import argparse
 import re
 import sys
 import tempfile
@@ -18,7 +19,12 @@ from tests.deploy.standin import STANDIN, matrix
 
 _GPU = {"accelerator": "nvidia-l4"}
 # One start for many changes, because each start is an apply.
-_OTHER = _GPU | {"results_ttl_days": 30, "upload_events": "both"}
+OTHER = _GPU | {
+    "indexed_fields": ["model.name"],
+    "query_by_time": True,
+    "results_ttl_days": 30,
+    "upload_events": "both",
+}
 _EVENTARC = frozenset(
     {
         "google_eventarc_trigger.uploads",
@@ -77,6 +83,11 @@ class Change:
         """Whether it replaces and destroys nothing, and starts from the defaults."""
         return self == Change(self.set)
 
+    @property
+    def only_destroys(self) -> bool:
+        """Whether it replaces nothing, and destroys something."""
+        return bool(self.destroys) and self == Change(self.set, self.start, destroys=self.destroys)
+
 
 @dataclass(frozen=True)
 class Effect:
@@ -104,10 +115,10 @@ class Effect:
 CHANGES: dict[str, Change] = {
     'accelerator = "nvidia-l4"': Change(_GPU, replaces=_SERVICE_AND_CALLERS),
     'accelerator = "none", from "nvidia-l4"': Change(
-        {"accelerator": "none"}, _OTHER, replaces=_SERVICE_AND_CALLERS
+        {"accelerator": "none"}, OTHER, replaces=_SERVICE_AND_CALLERS
     ),
     'accelerator = "nvidia-rtx-pro-6000", from "nvidia-l4"': Change(
-        {"accelerator": "nvidia-rtx-pro-6000"}, _OTHER, replaces=_SERVICE_AND_CALLERS
+        {"accelerator": "nvidia-rtx-pro-6000"}, OTHER, replaces=_SERVICE_AND_CALLERS
     ),
     'agent_grants = "none"': Change(
         {"agent_grants": "none"},
@@ -151,6 +162,9 @@ CHANGES: dict[str, Change] = {
     ),
     "index_all_fields = true": Change({"index_all_fields": True}),
     "indexed_fields = [...]": Change({"indexed_fields": ["model.name"]}),
+    "indexed_fields = [], from [...]": Change(
+        {"indexed_fields": []}, OTHER, destroys=frozenset({"google_firestore_field.indexed"})
+    ),
     "keep_request_logs = true": Change(
         {"keep_request_logs": True},
         destroys=frozenset({"google_logging_project_exclusion.requests"}),
@@ -167,9 +181,9 @@ CHANGES: dict[str, Change] = {
     "notification_channels = [...]": Change(
         {"notification_channels": ["projects/my-project-1/notificationChannels/1"]}
     ),
-    'object_prefix = "other/", from "cam/"': Change(
-        {"object_prefix": "other/"},
-        {"object_prefix": "cam/", "upload_events": "notification"},
+    'object_prefix = "cam/", with notifications': Change(
+        {"object_prefix": "cam/"},
+        {"upload_events": "notification"},
         interrupts=frozenset({"google_storage_notification.uploads"}),
     ),
     'project_id = "my-project-2"': Change(
@@ -177,6 +191,9 @@ CHANGES: dict[str, Change] = {
     ),
     "protect_data = false": Change({"protect_data": False}),
     "query_by_time = true": Change({"query_by_time": True}),
+    "query_by_time = false, from true": Change(
+        {"query_by_time": False}, OTHER, destroys=frozenset({"google_firestore_index.main"})
+    ),
     "reconcile_schedule = null": Change(
         {"reconcile_schedule": None}, destroys=frozenset({"google_cloud_scheduler_job.reconcile"})
     ),
@@ -189,7 +206,12 @@ CHANGES: dict[str, Change] = {
     ),
     "results_ttl_days = 60, from 30": Change(
         {"results_ttl_days": 60},
-        _OTHER,
+        OTHER,
+        interrupts=frozenset({"google_firestore_field.created_at"}),
+    ),
+    "results_ttl_days = null, from 30": Change(
+        {"results_ttl_days": None},
+        OTHER,
         interrupts=frozenset({"google_firestore_field.created_at"}),
     ),
     "scan_images = true": Change({"scan_images": True}),
@@ -209,13 +231,13 @@ CHANGES: dict[str, Change] = {
     'upload_events = "both"': Change({"upload_events": "both"}, interrupts=_WAIT),
     'upload_events = "notification", from "both"': Change(
         {"upload_events": "notification"},
-        _OTHER,
+        OTHER,
         interrupts=_WAIT,
         destroys=_EVENTARC,
     ),
     'upload_events = "eventarc", from "both"': Change(
         {"upload_events": "eventarc"},
-        _OTHER,
+        OTHER,
         interrupts=_WAIT,
         destroys=_TOPIC,
         warnings=_MESSAGES_LOST,
@@ -271,6 +293,7 @@ def _in_module(text: str) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="tests.deploy.changes", usage="python -m %(prog)s").parse_args()
     if not STANDIN.exists():
         sys.exit(f"{STANDIN} is missing. It has the fake of the google provider.")
     with tempfile.TemporaryDirectory() as temporary:

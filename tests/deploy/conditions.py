@@ -1,20 +1,16 @@
-"""Evaluates IAM conditions as Google does: with CEL, the Common Expression Language.
-
-https://cloud.google.com/iam/docs/conditions-attribute-reference has the attributes of a resource.
-"""
+"""Evaluates IAM conditions as Google does: with CEL, the Common Expression Language."""
 
 import celpy
 from celpy.adapter import json_to_cel
 
 
-def allows(expression: str, *, name: str, kind: str = "", service: str = "") -> bool:
+def allows(expression: str, name: str) -> bool:
     """Return whether a condition lets a role apply to a resource.
 
     Args:
         expression: of the condition, as Terraform passes it to Google.
-        name: the full name, for example `projects/_/buckets/uploads/objects/smoke/1.jpg`.
-        kind: `resource.type`, for example `storage.googleapis.com/Object`.
-        service: `resource.service`, for example `storage.googleapis.com`.
+        name: the full name, for example `projects/_/buckets/uploads/objects/smoke/1.jpg`. A
+            condition may use no other attribute.
 
     Raises:
         celpy.CELParseError: the expression is malformed.
@@ -22,5 +18,4 @@ def allows(expression: str, *, name: str, kind: str = "", service: str = "") -> 
     """
     environment = celpy.Environment()
     program = environment.program(environment.compile(expression))
-    resource = {"name": name, "type": kind, "service": service}
-    return bool(program.evaluate({"resource": json_to_cel(resource)}))
+    return bool(program.evaluate({"resource": json_to_cel({"name": name})}))

@@ -18,6 +18,14 @@ ROOT = REPOSITORY / "terraform"
 MODULE = ROOT / "modules" / "yolo-batch"
 STANDIN = REPOSITORY.parent / "shared" / "tools" / "terraform_standin" / "run.sh"
 BASE = {"project_id": "my-project-1", "region": "europe-west1"}
+BUDGET = {"billing_account": "012345-6789AB-CDEF01", "amount": 100}
+CHANNELS = [f"projects/my-project-1/notificationChannels/{number}" for number in range(6)]
+# What the fixture `deployment` has applied.
+DEPLOYED = BASE | {
+    "budget": BUDGET,
+    "indexed_fields": ["model.name"],
+    "notification_channels": CHANNELS,
+}
 PATIENCE_SECONDS = 3600  # for a machine that is shared with many others
 needs_standin = pytest.mark.skipif(
     not (STANDIN.exists() and shutil.which("terraform")),
@@ -31,6 +39,51 @@ class Run:
 
     returncode: int
     output: str  # standard output and errors together
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A resource in Terraform's state."""
+
+    module: str  # for example `module.yolo_batch["yolo-retail"]`
+    type: str
+    name: str
+    values: dict[str, Any]
+
+
+class Applied:
+    """What an apply left.
+
+    Attributes:
+        commands: each command of gcloud, without its name.
+        outputs: of the configuration.
+        resources: all that Terraform manages, in all modules.
+    """
+
+    def __init__(self, state: Path, directory: Path = ROOT) -> None:
+        """Read the folder that `terraform` was given as `state`, and the same `directory`."""
+        file = state / "copy" / ROOT.name / directory.relative_to(ROOT) / "terraform.tfstate"
+        found = json.loads(file.read_text())
+        lines = (state / "gcloud.jsonl").read_text().splitlines()
+        self.commands: list[list[str]] = [json.loads(line) for line in lines]
+        self.outputs = {name: output["value"] for name, output in found["outputs"].items()}
+        self.resources = [
+            Resource(each.get("module", ""), each["type"], each["name"], instance["attributes"])
+            for each in found["resources"]
+            if each["mode"] == "managed"
+            for instance in each["instances"]
+        ]
+
+    def all(self, kind: str) -> list[dict[str, Any]]:
+        """Return the values of all resources of a type."""
+        return [each.values for each in self.resources if each.type == kind]
+
+    def one(self, kind: str, name: str) -> dict[str, Any]:
+        """Return the values of the only resource with this name."""
+        [values] = [
+            each.values for each in self.resources if (each.type, each.name) == (kind, name)
+        ]
+        return values
 
 
 def terraform(
@@ -69,14 +122,11 @@ def terraform(
 
 
 def matrix(
-    changes: list[dict[str, Any]],
-    folder: Path,
-    options: tuple[str, ...] = (),
-    base: dict[str, Any] = BASE,
+    changes: list[dict[str, Any]], folder: Path, options: tuple[str, ...] = ()
 ) -> dict[str, dict[str, Any]]:
-    """Apply `base` once, plan each change from there, and return the reports by change."""
+    """Apply `BASE` once, plan each change from there, and return the reports by change."""
     wanted, found = folder / "matrix.json", folder / "found.json"
-    wanted.write_text(json.dumps({"base": base, "change": changes}))
+    wanted.write_text(json.dumps({"base": BASE, "change": changes}))
     done = subprocess.run(
         [str(STANDIN), "matrix", "--json", str(found), *options, str(wanted), str(ROOT)],
         stdout=subprocess.PIPE,

@@ -6,47 +6,63 @@ Terraform runs on a fake of the google provider. It cannot show what Google's AP
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from devtools.docs.terraform import blocks_of
-from tests.deploy.changes import CHANGES, Change, Effect, effects
-from tests.deploy.standin import BASE, MODULE, ROOT, Run, matrix, needs_standin, terraform
+from tests.deploy.changes import CHANGES, OTHER, Change, Effect, effects
+from tests.deploy.standin import (
+    BASE,
+    DEPLOYED,
+    MODULE,
+    ROOT,
+    Applied,
+    Run,
+    matrix,
+    needs_standin,
+    terraform,
+)
 
 pytestmark = needs_standin
 IN_PLACE = "all variables that are changed in place"
 REFUSED = "all variables that cannot be changed"
-ALONE = {
-    name: change for name, change in CHANGES.items() if not (change.is_in_place or change.refused)
+# These are planned together, because each plan takes seconds.
+DESTROYING = {"what the defaults have": {}, "what others have": OTHER}
+TOGETHER = {
+    IN_PLACE: [change for change in CHANGES.values() if change.is_in_place],
+    REFUSED: [change for change in CHANGES.values() if change.refused],
+} | {
+    name: [change for change in CHANGES.values() if change.only_destroys and change.start == start]
+    for name, start in DESTROYING.items()
 }
+ALONE = {
+    name: change
+    for name, change in CHANGES.items()
+    if not any(change in changes for changes in TOGETHER.values())
+}
+Steps = Mapping[str, tuple[Run, Path]]
 
 
-def _merged(changes: Iterator[Change]) -> Change:
-    """Return one change for many, because each plan takes seconds."""
-    return Change(reduce(lambda values, change: values | change.set, changes, {}))
+def _merged(changes: list[Change]) -> Change:
+    """Return one change for many that start from the same values."""
+    return Change(
+        reduce(lambda values, change: values | change.set, changes, {}),
+        changes[0].start,
+        destroys=frozenset().union(*(change.destroys for change in changes)),
+    )
+
+
+KNOWN = ALONE | {name: _merged(TOGETHER[name]) for name in TOGETHER}
 
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Effect]:
     """Return what the changes do."""
-    everything = CHANGES.values()
-    changes = ALONE | {
-        IN_PLACE: _merged(change for change in everything if change.is_in_place),
-        REFUSED: _merged(change for change in everything if change.refused),
-    }
-    return effects(changes, tmp_path_factory.mktemp("changes"))
-
-
-@pytest.fixture(scope="module")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of an applied deployment. Tests that change it copy it first."""
-    state = tmp_path_factory.mktemp("deployment")
-    done = terraform("apply", "-auto-approve", variables=BASE, state=state)
-    assert done.returncode == 0, done.output
-    return state
+    return effects(KNOWN, tmp_path_factory.mktemp("changes"))
 
 
 def _objects(state: Path) -> list[str]:
@@ -55,16 +71,14 @@ def _objects(state: Path) -> list[str]:
     return sorted(name for name in objects if not name.startswith("google_firestore_field:"))
 
 
-def _managed(state: Path) -> list[str]:
+def _managed(state: Path) -> list[tuple[str, str]]:
     """Return the resources in Terraform's state."""
-    addresses = terraform("state", "list", state=state).output.splitlines()
-    return [address for address in addresses if ".data." not in address]
+    return sorted((each.type, each.name) for each in Applied(state).resources)
 
 
 def _calls(state: Path) -> list[str]:
     """Return the commands of gcloud that Terraform ran."""
-    lines = (state / "gcloud.jsonl").read_text().splitlines()
-    return [" ".join(json.loads(line)) for line in lines]
+    return [" ".join(command) for command in Applied(state).commands]
 
 
 # --- Changes of variables
@@ -76,9 +90,9 @@ def test_second_plan_is_empty(planned: dict[str, Effect]) -> None:
     assert again == [Effect({}, frozenset(), "")] * len(again)
 
 
-@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize("name", [name for name in KNOWN if name != REFUSED])
 def test_change_replaces_only_what_is_known(name: str, planned: dict[str, Effect]) -> None:
-    change, effect = ALONE[name], planned[name]
+    change, effect = KNOWN[name], planned[name]
     assert effect.refused == ""
     assert effect.addresses("replace, new one first") == change.replaces
     assert effect.addresses("replace, OLD ONE FIRST") == change.interrupts
@@ -86,12 +100,8 @@ def test_change_replaces_only_what_is_known(name: str, planned: dict[str, Effect
     assert effect.warnings == change.warnings
 
 
-def test_other_changes_replace_nothing(planned: dict[str, Effect]) -> None:
-    effect = planned[IN_PLACE]
-    assert effect.refused == ""
-    assert effect.warnings == frozenset()
-    assert set(effect.actions) <= {"create", "update"}
-    assert "google_cloud_run_v2_service.main" in effect.addresses("update")
+def test_changes_in_place_reach_the_service(planned: dict[str, Effect]) -> None:
+    assert "google_cloud_run_v2_service.main" in planned[IN_PLACE].addresses("update")
 
 
 def test_change_that_would_delete_data_is_refused(planned: dict[str, Effect]) -> None:
@@ -101,6 +111,66 @@ def test_change_that_would_delete_data_is_refused(planned: dict[str, Effect]) ->
     error = planned[REFUSED].refused
     assert [text for text in refused if text not in error] == []
     assert error.count("Set it back. To move, make a second deployment:") == len(refused)
+
+
+# --- Indexes and the expiry of documents
+
+# The provider's source says what a deletion of a field does: it resets indexes and TTL to the
+# configuration of `*`, or does nothing with `deletion_policy = "ABANDON"`.
+
+
+def _on_firestore(effect: Effect) -> dict[str, dict[str, int]]:
+    """Return the number of fields and indexes that a plan changes, by action."""
+    found = {
+        action: {
+            address.removeprefix("google_firestore_"): count
+            for address, count in addresses.items()
+            if address.startswith(("google_firestore_field", "google_firestore_index"))
+        }
+        for action, addresses in effect.actions.items()
+    }
+    return {action: addresses for action, addresses in found.items() if addresses}
+
+
+@pytest.mark.parametrize("change", ["= 30", "= 60, from 30", "= null, from 30"])
+def test_ttl_change_replaces_nothing_but_its_field(change: str, planned: dict[str, Effect]) -> None:
+    effect = planned[f"results_ttl_days {change}"]
+    assert _on_firestore(effect) == {"replace, OLD ONE FIRST": {"field.created_at": 1}}
+
+
+def test_index_variables_change_fields_in_place(planned: dict[str, Effect]) -> None:
+    assert _on_firestore(planned[IN_PLACE]) == {
+        "update": {"field.created_at": 1, "field.indexed": 6, "field.others": 1},
+        "create": {"field.indexed": 1, "index.main": 2},
+    }
+    assert _on_firestore(planned["what others have"]) == {
+        "update": {"field.created_at": 1},
+        "DESTROY": {"field.indexed": 1, "index.main": 2},
+    }
+
+
+def _fields(state: Path) -> dict[str, dict[str, Any]]:
+    """Return the configured fields of the fake Firestore, by path."""
+    objects = json.loads((state / "cloud.json").read_text())["objects"]
+    return {
+        each["field"]: each
+        for key, each in objects.items()
+        if key.startswith("google_firestore_field:")
+    }
+
+
+def test_no_reset_builds_an_index_and_none_keeps_a_ttl(deployment: Path, tear_down: Steps) -> None:
+    fields = _fields(deployment)
+    assert "model.name" in fields
+    assert fields["created_at"]["deletion_policy"] == "ABANDON"  # its indexes stay as they are
+    fields = _fields(tear_down["unprotected"][1])
+    assert "model.name" not in fields  # it lost its index
+    assert fields["created_at"]["deletion_policy"] == "DELETE"  # a change removes the TTL for sure
+    assert fields["created_at"]["ttl_config"][0]["expiration_offset"] == "2592000s"
+    left = _fields(tear_down["destroyed"][1])
+    assert "created_at" not in left  # documents that stay no longer expire
+    assert left["*"]["index_config"] in ([{}], [{"indexes": []}])  # and are not indexed again
+    assert {"labels", "counts", "detections"} < set(left)
 
 
 # --- Another accelerator
@@ -125,7 +195,7 @@ def test_service_keeps_its_callers_if_the_build_fails(deployment: Path, tmp_path
     state = shutil.copytree(deployment, tmp_path / "state", symlinks=True)
     done = terraform(
         *("apply", "-auto-approve"),
-        variables=BASE | {"accelerator": "nvidia-l4"},
+        variables=DEPLOYED | {"accelerator": "nvidia-l4"},
         state=state,
         options=("--gcloud-fail", "builds submit"),
     )
@@ -138,22 +208,20 @@ def test_service_keeps_its_callers_if_the_build_fails(deployment: Path, tmp_path
 # --- Tear-down
 
 
-def test_destroy_of_protected_data_destroys_nothing(deployment: Path, tmp_path: Path) -> None:
-    state = shutil.copytree(deployment, tmp_path / "state", symlinks=True)
-    managed = _managed(state)
-    done = terraform("destroy", "-auto-approve", variables=BASE, state=state)
+def test_destroy_of_protected_data_destroys_nothing(deployment: Path, tear_down: Steps) -> None:
+    done, state = tear_down["refused"]
     assert done.returncode == 1
     assert "Apply with protect_data=false first" in " ".join(done.output.split())
     assert "Destruction complete" not in done.output
     assert _objects(state) == _objects(deployment)
-    assert _managed(state) == managed
+    assert _managed(state) == _managed(deployment)
 
-    unprotected = BASE | {"protect_data": False}
-    done = terraform("apply", "-auto-approve", variables=unprotected, state=state)
-    assert done.returncode == 0, done.output
-    done = terraform("destroy", "-auto-approve", variables=unprotected, state=state)
-    assert done.returncode == 0, done.output
-    # APIs and Google's own service agents stay, as docs/how-to/tear-down.md says.
+
+def test_destroy_leaves_what_the_page_says(tear_down: Steps) -> None:
+    """docs/how-to/tear-down.md: APIs and Google's own service agents stay."""
+    for name in ("unprotected", "destroyed"):
+        done, state = tear_down[name]
+        assert done.returncode == 0, done.output
     left = {name.partition(":")[0] for name in _objects(state)}
     assert left == {"google_project_service", "google_project_service_identity"}
     assert not [call for call in _calls(state) if "remove-iam-policy-binding" in call]
@@ -206,7 +274,7 @@ def test_changed_subscription_is_reported_with_its_repair(deployment: Path, tmp_
         line for line in log.read_text().splitlines() if '"subscriptions", "update"' not in line
     ]
     log.write_text("\n".join([*lines, ""]))
-    done = terraform("plan", "-no-color", "-detailed-exitcode", variables=BASE, state=state)
+    done = terraform("plan", "-no-color", "-detailed-exitcode", variables=DEPLOYED, state=state)
     assert done.returncode == 0, done.output
     assert done.output.count(f"\n  gcloud {tuned}\n") == 3  # a line that can be copied
     assert "does not have an ack deadline of 600 s" in " ".join(done.output.split())

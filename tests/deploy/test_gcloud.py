@@ -5,7 +5,6 @@ from the output build_command, and from the scripts of cloudbuild.yaml. The test
 that gcloud makes with what they should change, and with the roles that Terraform grants.
 """
 
-import json
 import re
 import shlex
 import shutil
@@ -19,7 +18,7 @@ import pytest
 import yaml
 
 from tests.deploy.google_apis import Call, GoogleApis, google_apis
-from tests.deploy.standin import BASE, REPOSITORY, needs_standin, terraform
+from tests.deploy.standin import BASE, REPOSITORY, Applied, needs_standin, terraform
 
 PATIENCE_SECONDS = 300
 CONFIG: dict[str, Any] = yaml.safe_load((REPOSITORY / "cloudbuild.yaml").read_text())
@@ -118,55 +117,25 @@ def permissions_of(calls: list[Call]) -> set[str]:
 # --- Terraform's commands
 
 
-@dataclass(frozen=True)
-class Applied:
-    """What an apply without the google provider left."""
-
-    commands: list[list[str]]  # of gcloud, without its name
-    build_command: str
-    state: dict[str, Any]
-
-    def attributes(self, kind: str, name: str) -> list[dict[str, Any]]:
-        return [
-            instance["attributes"]
-            for resource in self.state["resources"]
-            if (resource["type"], resource["name"]) == (kind, name)
-            for instance in resource["instances"]
-        ]
-
-    def granted_to_builder(self) -> list[tuple[str, str]]:
-        """Return each role of Cloud Build's account, and the name of what it is granted on."""
-        member = self.attributes("google_service_account", "build")[0]["member"]
-        grants = [
-            instance["attributes"]
-            for resource in self.state["resources"]
-            if resource["type"].endswith("_iam_member")
-            for instance in resource["instances"]
-        ]
-        kinds = ("name", "service_account_id", "repository", "bucket", "project")
-        return [
-            (grant["role"], next(grant[kind] for kind in kinds if grant.get(kind)))
-            for grant in grants
-            if grant["member"] == member
-        ]
+def granted_to_builder(applied: Applied) -> list[tuple[str, str]]:
+    """Return each role of Cloud Build's account, and the name of what it is granted on."""
+    member = applied.one("google_service_account", "build")["member"]
+    kinds = ("name", "service_account_id", "repository", "bucket", "project")
+    return [
+        (each.values["role"], next(each.values[kind] for kind in kinds if each.values.get(kind)))
+        for each in applied.resources
+        if each.type.endswith("_iam_member") and each.values["member"] == member
+    ]
 
 
 @pytest.fixture(scope="module")
 def applied(tmp_path_factory: pytest.TempPathFactory) -> Applied:
+    """Return what an apply with a GPU left: it gives gcloud more options than a CPU."""
     folder = tmp_path_factory.mktemp("state")
-    variables = {**BASE, "accelerator": "nvidia-l4"}  # it has more options than a CPU
-    run = terraform(
-        "apply",
-        "-auto-approve",
-        variables=variables,
-        state=folder,
-        options=("--sleep-factor", "0"),
-    )
+    variables = {**BASE, "accelerator": "nvidia-l4"}
+    run = terraform("apply", "-auto-approve", variables=variables, state=folder)
     assert run.returncode == 0, run.output
-    state = json.loads(next(folder.rglob("terraform.tfstate")).read_text())
-    lines = (folder / "gcloud.jsonl").read_text().splitlines()
-    command = state["outputs"]["build_command"]["value"]
-    return Applied([json.loads(line) for line in lines], command, state)
+    return Applied(folder)
 
 
 def gcloud(
@@ -195,7 +164,7 @@ def test_builds_submit_works_with_the_documented_roles(
     apis: GoogleApis, applied: Applied, gcloud_folder: Path, source: Path
 ) -> None:
     first = shlex.join(["gcloud", *next(c for c in applied.commands if c[0] == "builds")])
-    for command, deploy in ((first, "false"), (applied.build_command, "true")):
+    for command, deploy in ((first, "false"), (applied.outputs["build_command"], "true")):
         apis.calls.clear()
         done = gcloud(apis, gcloud_folder, command, source)
         assert done.returncode == 0, done.stderr
@@ -219,7 +188,7 @@ def test_builds_submit_works_with_the_documented_roles(
     documented = set(re.findall(r"`(roles/[\w.]+)`", page))
     assert permissions_of(apis.calls) <= {p for role in documented for p in ROLES[role]}
     apis.build_status = "FAILURE"
-    assert gcloud(apis, gcloud_folder, applied.build_command, source).returncode == 1
+    assert gcloud(apis, gcloud_folder, applied.outputs["build_command"], source).returncode == 1
 
 
 @needs_standin
@@ -354,12 +323,12 @@ def test_passed_smoke_test_keeps_image_within_its_roles(
     assert {call.host for call in apis.calls} == {f"{REGION}-run.googleapis.com"}
     changed = [call.path.rpartition("/")[2] for call in apis.calls if call.method == "PUT"]
     assert changed == ["yolo-batch", "yolo-batch-reconcile"]
-    granted = applied.granted_to_builder()
+    granted = granted_to_builder(applied)
     known = {p for role, _ in granted for p in ROLES.get(role, set())}
     assert permissions_of(apis.calls) <= known
     # Each grant is for what the call changes, and for the account that it runs as.
-    service = applied.attributes("google_cloud_run_v2_service", "main")[0]
-    job = applied.attributes("google_cloud_run_v2_job", "reconcile")[0]
+    service = applied.one("google_cloud_run_v2_service", "main")
+    job = applied.one("google_cloud_run_v2_job", "reconcile")
     assert service["template"][0]["containers"][0]["image"].endswith("/service:latest-gpu")
     for target, account in (
         (service["name"], service["template"][0]["service_account"]),

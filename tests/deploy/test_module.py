@@ -1,18 +1,17 @@
 """The Terraform module as others call it: its examples, and two deployments in one project."""
 
-import json
 import re
 import shutil
 from collections import defaultdict
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from devtools.docs.terraform import blocks_of
 from service.operate.smoke import sample_name
 from tests.deploy.conditions import allows
-from tests.deploy.standin import MODULE, ROOT, Run, needs_standin, terraform
+from tests.deploy.standin import MODULE, ROOT, Applied, Run, needs_standin, terraform
 
 EXAMPLES = ROOT / "examples"
 TFVARS = ROOT / "terraform.tfvars.example"
@@ -33,19 +32,6 @@ def _example(name: str, *arguments: str, state: Path | None = None, **variables:
         directory=EXAMPLES / name,
         state=state,
     )
-
-
-def _resources(example: str, state: Path) -> list[dict[str, Any]]:
-    """Return the managed resources of an applied example, of all its modules."""
-    shown = terraform("show", "-json", directory=EXAMPLES / example, state=state)
-    [line] = [line for line in shown.output.splitlines() if line.startswith('{"format_version"')]
-    modules = json.loads(line)["values"]["root_module"]["child_modules"]
-    return [
-        resource
-        for module in modules
-        for resource in module["resources"]
-        if resource["mode"] == "managed"
-    ]
 
 
 @needs_standin
@@ -84,8 +70,8 @@ def neighbours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @needs_standin
 def test_existing_resources_are_used_and_not_managed(neighbours: Path) -> None:
-    found = _resources("existing", neighbours)
-    names = {(each["type"], each["values"].get("name")) for each in found}
+    found = Applied(neighbours, EXAMPLES / "existing").resources
+    names = {(each.type, each.values.get("name")) for each in found}
     assert ("google_storage_bucket", EXISTING["bucket_name"]) not in names
     assert not {"google_firestore_database", "google_artifact_registry_repository"} & {
         kind for kind, _ in names
@@ -94,43 +80,45 @@ def test_existing_resources_are_used_and_not_managed(neighbours: Path) -> None:
     assert NO_CHANGES.search(again.output), again.output
 
 
-def _allows(condition: dict[str, str], resource: str) -> bool:
-    return allows(condition["expression"], name=resource)
-
-
 @needs_standin
 def test_documents_of_other_databases_are_out_of_reach(neighbours: Path) -> None:
     accounts = defaultdict(list)
-    for each in _resources("existing", neighbours):
-        if each["values"].get("role", "").startswith("roles/datastore."):
-            [condition] = each["values"]["condition"]
-            accounts[each["values"]["member"].partition("@")[0]].append(condition)
+    for values in Applied(neighbours, EXAMPLES / "existing").all("google_project_iam_member"):
+        if values["role"].startswith("roles/datastore."):
+            [condition] = values["condition"]
+            accounts[values["member"].partition("@")[0]].append(condition["expression"])
     assert set(accounts) == {
         "serviceAccount:yolo-cameras",
         "serviceAccount:yolo-cameras-build",
         "serviceAccount:yolo-cameras-reconcile",
     }
-    for conditions in accounts.values():
-        for condition in conditions:
-            assert _allows(condition, "projects/my-project-1/databases/(default)")
-            field = "collectionGroups/cameras/fields/created_at"
-            assert _allows(condition, f"projects/my-project-1/databases/(default)/{field}")
-            assert not _allows(condition, "projects/my-project-1/databases/other")
-            assert not _allows(condition, "projects/my-project-1/databases/(default)2")
+    database = "projects/my-project-1/databases/(default)"
+    field = f"{database}/collectionGroups/cameras/fields/created_at"
+    for condition in chain(*accounts.values()):
+        assert allows(condition, database)
+        assert allows(condition, field)
+        assert not allows(condition, "projects/my-project-1/databases/other")
+        assert not allows(condition, f"{database}2")
 
 
 @needs_standin
 def test_builder_reaches_only_the_smoke_tests_image(neighbours: Path) -> None:
-    [grant] = [
-        each
-        for each in _resources("existing", neighbours)
-        if each["type"] == "google_storage_bucket_iam_member" and each["name"] == "build_smoke"
-    ]
-    [condition] = grant["values"]["condition"]
-    objects = f"projects/_/buckets/{EXISTING['bucket_name']}/objects"
-    assert _allows(condition, f"{objects}/{sample_name()}")
-    assert not _allows(condition, f"{objects}/street.jpg")
-    assert not _allows(condition, f"projects/_/buckets/other/objects/{sample_name()}")
+    applied = Applied(neighbours, EXAMPLES / "existing")
+    [condition] = applied.one("google_storage_bucket_iam_member", "build_smoke")["condition"]
+    bucket = f"projects/_/buckets/{EXISTING['bucket_name']}"
+    allowed = (f"{bucket}/objects/{sample_name()}", f"{bucket}/objects/smoke/a/b.jpg")
+    refused = (
+        bucket,
+        f"{bucket}/objects/cam1/a.jpg",
+        f"{bucket}/objects/smoke",
+        f"{bucket}/objects/smoke.jpg",
+        f"{bucket}/objects/cam1/smoke/a.jpg",
+        f"{bucket}-2/objects/smoke/a.jpg",
+        "projects/_/buckets/other/objects/smoke/a.jpg",
+        f"projects/_/buckets/other/objects/{bucket}/objects/smoke/a.jpg",
+    )
+    assert [name for name in allowed if not allows(condition["expression"], name)] == []
+    assert [name for name in refused if allows(condition["expression"], name)] == []
 
 
 @needs_standin
@@ -179,20 +167,17 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @needs_standin
 def test_two_deployments_have_no_common_names(two: Path) -> None:
     owners = defaultdict(set)
-    for each in _resources("two-deployments", two):
-        values = each["values"]
-        if each["type"].startswith("google_") and each["type"] not in SHARED:
-            member = values.get("member", "")
-            if member.endswith(f"@{PROJECT['project_id']}.iam.gserviceaccount.com") or not member:
-                # An objective belongs to its deployment's monitoring service: its title may recur.
-                is_objective = each["type"] == "google_monitoring_slo"
-                titles = (
-                    ()
-                    if is_objective
-                    else (values.get("display_name"), values.get("dashboard_json"))
-                )
-                for name in (values["id"], *filter(None, titles)):
-                    owners[each["type"], name].add(each["address"].partition("].")[0])
+    for each in Applied(two, EXAMPLES / "two-deployments").resources:
+        values = each.values
+        member = values.get("member", "")
+        is_own = not member or member.endswith("@my-project-1.iam.gserviceaccount.com")
+        if each.type.startswith("google_") and each.type not in SHARED and is_own:
+            names = [values["id"], values.get("dashboard_json")]
+            # An objective belongs to its deployment's monitoring service: its title may recur.
+            if each.type != "google_monitoring_slo":
+                names.append(values.get("display_name"))
+            for name in filter(None, names):
+                owners[each.type, name].add(each.module)
     assert len(owners) > 100
     assert [name for name, found in owners.items() if len(found) > 1] == []
 
@@ -207,13 +192,13 @@ def test_two_deployments_have_nothing_left_to_change(two: Path) -> None:
 def test_two_deployments_label_what_is_theirs(two: Path) -> None:
     labelled = [
         each
-        for each in _resources("two-deployments", two)
-        if each["type"].startswith("google_") and "terraform_labels" in each["values"]
+        for each in Applied(two, EXAMPLES / "two-deployments").resources
+        if each.type.startswith("google_") and "terraform_labels" in each.values
     ]
     assert len(labelled) > 15
     for each in labelled:
-        [name] = re.findall(r'^module\.yolo_batch\["([\w-]+)"\]', each["address"])
-        assert each["values"]["labels"] == {"app": name, "deployment": name}, each["address"]
+        [name] = re.findall(r'^module\.yolo_batch\["([\w-]+)"\]$', each.module)
+        assert each.values["labels"] == {"app": name, "deployment": name}, each
 
 
 # --- A caller's depends_on

@@ -4,8 +4,6 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import promql_parser as promql
@@ -16,58 +14,14 @@ from devtools.docs.log_lines import log_lines as documented_lines
 from service.cli.main import main as yolo_batch
 from service.deadline import NO_DEADLINE
 from service.domain import Event, Outcome
-from service.operate.smoke import sample_name
 from service.server.app import create_app
-from tests.deploy.conditions import allows
 from tests.deploy.google_metrics import METRICS, RESOURCES, RESPONSE_CLASSES, Descriptor
 from tests.deploy.log_filters import matches
-from tests.deploy.standin import BASE, matrix, needs_standin, terraform
+from tests.deploy.standin import CHANNELS, Applied, needs_standin
 from tests.fakes import FakeDetector, FakeStorage, FakeStore, bmp_image, pipeline_of
 from tests.loglines import configure
 
-BUDGET = {"billing_account": "012345-6789AB-CDEF01", "amount": 100}
-CHANNELS = [f"projects/my-project-1/notificationChannels/{number}" for number in range(6)]
 LONGEST_ALIGNMENT_SECONDS = 90_000  # of an alert: the API refuses a longer one
-
-
-@dataclass(frozen=True)
-class Applied:
-    """The resources of a state, by type."""
-
-    resources: list[dict[str, Any]]
-
-    def all(self, kind: str) -> list[dict[str, Any]]:
-        return [each["values"] for each in self.resources if each["type"] == kind]
-
-    def one(self, kind: str, name: str) -> dict[str, Any]:
-        [found] = [
-            each["values"]
-            for each in self.resources
-            if each["type"] == kind and each["name"] == name
-        ]
-        return dict(found)
-
-
-@pytest.fixture(scope="module")
-def applied(tmp_path_factory: pytest.TempPathFactory) -> Applied:
-    state = tmp_path_factory.mktemp("monitoring")
-    variables = BASE | {"budget": BUDGET, "notification_channels": CHANNELS}
-    run = terraform(
-        "apply",
-        "-auto-approve",
-        variables=variables,
-        state=state,
-        options=("--sleep-factor", "0"),
-    )
-    assert run.returncode == 0, run.output
-    shown = terraform("show", "-json", state=state).output
-    return Applied(list(_resources(json.loads(shown[shown.index("{") :])["values"]["root_module"])))
-
-
-def _resources(module: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield from module.get("resources", [])
-    for child in module.get("child_modules", []):
-        yield from _resources(child)
 
 
 # --- Queries
@@ -483,73 +437,3 @@ def test_budget_is_of_the_project_and_warns_early(applied: Applied) -> None:
     [notices] = budget["all_updates_rule"]
     assert notices["monitoring_notification_channels"] == CHANNELS[:5]  # the API takes no more
     assert budget["amount"][0]["specified_amount"][0]["units"] == "100"
-
-
-@needs_standin
-def test_changes_of_monitoring_touch_nothing_else(tmp_path: Path) -> None:
-    changes = {
-        "no objective": {"slo_goal": None},
-        "other goal": {"slo_goal": 0.95},
-        "budget": {"budget": BUDGET},
-        "weekly": {"reconcile_schedule": "0 3 * * 0"},
-        "requests": {"keep_request_logs": True},
-    }
-    reports = matrix(
-        [{"name": name, "set": variables} for name, variables in changes.items()],
-        tmp_path,
-        options=("--sleep-factor", "0"),
-    )
-    found = {
-        name: {
-            (action["action"], _type_of(action["address"]))
-            for action in reports[name]["actions"]
-            if action["action"] != "read"
-        }
-        - {("update", "terraform_data.agreement")}
-        for name in changes
-    }
-    assert found == {
-        "no objective": {
-            ("DESTROY", "google_monitoring_alert_policy.burn_rate"),
-            ("DESTROY", "google_monitoring_custom_service.main"),
-            ("DESTROY", "google_monitoring_slo.uploads"),
-        },
-        "other goal": {("update", "google_monitoring_slo.uploads")},
-        "budget": {
-            ("create", "google_billing_budget.main"),
-            ("create", "google_project_service.budget"),
-            ("create", "time_sleep.budget"),
-        },
-        "weekly": {
-            ("update", "google_cloud_scheduler_job.reconcile"),
-            ("update", "google_monitoring_alert_policy.reconcile_absent"),
-        },
-        "requests": {("DESTROY", "google_logging_project_exclusion.requests")},
-    }
-
-
-def _type_of(address: str) -> str:
-    """Return the type and the name in a resource's address."""
-    return address.removeprefix("module.yolo_batch.").partition("[")[0]
-
-
-# --- Conditions of grants
-
-
-@needs_standin
-def test_builder_touches_no_upload_but_the_smoke_tests(applied: Applied) -> None:
-    [condition] = applied.one("google_storage_bucket_iam_member", "build_smoke")["condition"]
-    bucket = "projects/_/buckets/my-project-1-yolo-batch-uploads"
-    allowed = (f"{bucket}/objects/{sample_name()}", f"{bucket}/objects/smoke/a/b.jpg")
-    refused = (
-        bucket,
-        f"{bucket}/objects/cam1/a.jpg",
-        f"{bucket}/objects/smoke",
-        f"{bucket}/objects/smoke.jpg",
-        f"{bucket}/objects/cam1/smoke/a.jpg",
-        f"{bucket}-2/objects/smoke/a.jpg",
-        "projects/_/buckets/other/objects/smoke/a.jpg",
-        f"projects/_/buckets/other/objects/{bucket}/objects/smoke/a.jpg",
-    )
-    assert [name for name in allowed if not allows(condition["expression"], name=name)] == []
-    assert [name for name in refused if allows(condition["expression"], name=name)] == []

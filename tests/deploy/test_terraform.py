@@ -20,11 +20,9 @@ from service.operate.backfill import Redelivery
 from service.server.app import create_app
 from service.settings import Settings
 from tests.deploy.changes import CHANGES
+from tests.deploy.standin import MODULE, REPOSITORY, ROOT
 from tests.fakes import FakeDetector, FakeStorage, FakeStore, pipeline_of
 
-REPOSITORY = Path(__file__).parents[2]
-ROOT = REPOSITORY / "terraform"
-MODULE = ROOT / "modules" / "yolo-batch"
 CHECKER = REPOSITORY.parent / "shared" / "tools" / "check_terraform" / "check_terraform.py"
 PATIENCE_SECONDS = 300
 VARIANTS: list[dict[str, Any]] = [
@@ -80,7 +78,7 @@ def _terraform(*arguments: str, directory: Path, text: str = "") -> str:
 @pytest.fixture
 def offline(tmp_path: Path) -> Path:
     """Return a module with only the variables and the values derived from them."""
-    for name in ("variables.tf", "locals.tf", "combinations.tf", "build_region.tf"):
+    for name in ("variables.tf", "locals.tf", "combinations.tf"):
         shutil.copy(MODULE / name, tmp_path)
     return tmp_path
 
@@ -259,8 +257,13 @@ def test_every_validation_and_check_has_a_failing_run() -> None:
     for block in blocks_of(MODULE / "variables.tf", "variable"):
         [(name, body)] = block.items()
         assert failing.count(f"var.{name}") >= len(body.get("validation", []))
-    checks = {"build_region", "gpu_region", "machine_size", "parked", "write_rate"}
-    assert {f"check.{name}" for name in checks} <= set(failing)
+    checks = {
+        f"check.{name}"
+        for path in MODULE.glob("*.tf")
+        for block in blocks_of(path, "check")
+        for name in block
+    }
+    assert checks <= set(failing)
     assert failing.count("check.quota") == 2
     assert failing.count("terraform_data.agreement") == 2
     combinations = _resource("terraform_data", "combinations")["lifecycle"][0]

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from devtools.bench.errors import BenchError
 from devtools.bench.index_entries import (
     AUTOMATIC,
     Indexes,
     deployed_indexes,
     document_bytes,
     index_entries,
-    main,
     name_bytes,
     read,
     sample,
@@ -95,10 +95,11 @@ def test_table_reads_what_the_command_printed(tmp_path: Path) -> None:
     assert read(file) == [json.loads(other)]
 
 
-def test_file_without_documents_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"created_at": "yesterday"}'])
+def test_file_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "results.jsonl"
-    file.touch()
-    monkeypatch.setattr("sys.argv", ["index_entries", str(file)])
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    assert exit_.value.code == 2
+    file.write_text(text)
+    with pytest.raises(BenchError, match="results.jsonl"):
+        read(file)
+    with pytest.raises(BenchError, match="results.jsonl"):
+        read(file / "missing")

@@ -1,4 +1,4 @@
-"""How much an image adds to Cloud Logging. `pytest -s` prints the figures of the documentation."""
+"""How much an image adds to Cloud Logging. The test prints the figures of the documentation."""
 
 import json
 import re

@@ -1,5 +1,5 @@
-# The whole project, because Google filters a budget by at most one label, and the costs of Firestore,
-# Pub/Sub and Cloud Logging carry none. A budget only notifies. It stops nothing.
+# A budget of the whole project, because Google filters a budget by at most one label, and the costs of
+# Firestore, Pub/Sub and Cloud Logging have no label. A budget only notifies. It stops nothing.
 
 locals {
   budgets = var.budget == null ? {} : { main = var.budget }
@@ -53,9 +53,10 @@ resource "google_billing_budget" "main" {
     spend_basis       = "FORECASTED_SPEND"
   }
 
-  # Besides the channels, those who administer or pay for the billing account, and the project's owners.
+  # Notifies also the administrators and payers of the billing account, and the project's owners. The API
+  # takes at most five channels.
   all_updates_rule {
-    monitoring_notification_channels = slice(var.notification_channels, 0, min(5, length(var.notification_channels))) # the most that the API takes
+    monitoring_notification_channels = slice(var.notification_channels, 0, min(5, length(var.notification_channels)))
     disable_default_iam_recipients   = false
     enable_project_level_recipients  = true
   }

@@ -9,6 +9,7 @@ locals {
   bucket_name  = coalesce(var.bucket_name, "${var.project_id}-${var.name}-uploads")
   has_gpu      = var.accelerator != "none"
 
+  build_region       = coalesce(var.build_region, var.region)
   firestore_location = coalesce(var.firestore_location, var.region)
 
   # Without a GPU: enough for the service's memory plan with YOLO26n (docs/evidence/performance.md). With
@@ -103,6 +104,17 @@ resource "terraform_data" "agreement" {
       condition     = local.stop_seconds <= local.kill_seconds
       error_message = "GRACEFUL_TIMEOUT_SECONDS is ${local.graceful_seconds}. It must be at most ${local.kill_seconds - 2}, because Cloud Run kills the instance ${local.kill_seconds} s after SIGTERM."
     }
+  }
+}
+
+# A warning, not an error, because most projects may build in every region. The list is that of
+# cloud.google.com/build/docs/locations, read in November 2026. Builds in `global` are not in a region.
+check "build_region" {
+  assert {
+    condition = var.image != null || contains([
+      "asia-east1", "australia-southeast1", "europe-west1", "global", "southamerica-east1", "us-central1", "us-west2",
+    ], local.build_region)
+    error_message = "Cloud Build may reject builds of a new project in ${local.build_region} (\"due to quota restrictions, cannot run builds in this region\"). If it does, set build_region to one of asia-east1, australia-southeast1, europe-west1, southamerica-east1, us-central1 and us-west2. The service stays in ${var.region}."
   }
 }
 
