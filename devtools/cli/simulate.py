@@ -108,8 +108,9 @@ def simulate(
         return
     if plots:
         require_matplotlib()
-    rates, seconds = rates or list(report.RATES), seconds or report.SECONDS
-    if not max(rates) * seconds <= _MOST_UPLOADS:  # also true for NaN
+    rates = rates or list(report.RATES)
+    duration: float = seconds or report.SECONDS
+    if not max(rates) * duration <= _MOST_UPLOADS:  # also true for NaN
         raise click.BadParameter(
             f"rate x seconds must be at most {_MOST_UPLOADS:,}", param_hint="--seconds"
         )
@@ -123,7 +124,7 @@ def simulate(
         report.report(
             [_changed(CPU, given), _changed(GPU, gpu)], _changed(Platform(), given),
             _changed(Push(), given), rates=rates, count=burst or report.BURST,
-            seconds=seconds, seed=seed,
+            seconds=duration, seed=seed,
             is_limited="max_instances" in names, plots=plots, progress=note,
         )
     )  # fmt: skip

@@ -60,7 +60,7 @@ locals {
       condition = "Over 2 failed liveness checks in 1 h"
       query     = "sum(increase(run_googleapis_com:container_completed_probe_count{${local.of_service},is_healthy=\"false\",probe_type=~\"(?i)liveness.*\"}[1h])) > 2"
       duration  = "0s"
-      advice    = "Cloud Run replaced instances whose /health/live responded with 503: work was stuck for HANG_TIMEOUT_SECONDS, or the model failed on several different images in a row. Their messages are redelivered. Look at the ERROR lines in the log of ${local.watched} before each restart. If the restarts began with a deployment, return to the previous revision with `gcloud run services update-traffic ${local.watched} --project ${var.project_id} --region ${var.region} --to-revisions REVISION=100`."
+      advice    = "Cloud Run replaced instances whose /health/live responded with 503: work was stuck for HANG_TIMEOUT_SECONDS, or the model failed on several different images in a row. Their messages are redelivered. Look at the ERROR lines in the log of ${local.watched} before each restart. If the restarts began with a deployment, deploy the previous container image with `gcloud run services update ${local.watched} --project ${var.project_id} --region ${var.region} --image IMAGE`. The console lists the revisions with their images."
     }
   }
 
