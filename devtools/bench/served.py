@@ -18,6 +18,7 @@ from typing import ParamSpec, TypeVar
 
 from flask import Flask
 
+from service.daily_limit import DailyLimit
 from service.deadline import Deadline
 from service.domain import Detection, Download, ImageRef
 from service.gcp.firestore import ResultStore
@@ -101,6 +102,7 @@ def build_app() -> Flask:
         verified: VerifiedModel,
         storage: ImageStorage,
         store: ResultStore,
+        limit: DailyLimit | None,
     ) -> Pipeline:
         timed = vars  # an attribute of the instance hides the method of its class
         timed(storage)["resolve"] = clock.timed(DOWNLOAD, storage.resolve)
@@ -110,7 +112,7 @@ def build_app() -> Flask:
         timed(store)["commit"] = clock.timed(COMMIT, store.commit)
         detector = _TimedDetector(verified.detector, clock)
         return build_pipeline(
-            settings, decoders, replace(verified, detector=detector), storage, store
+            settings, decoders, replace(verified, detector=detector), storage, store, limit
         )
 
     # `build_app` calls this function by name. All else is unchanged.
