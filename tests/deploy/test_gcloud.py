@@ -118,7 +118,7 @@ def permissions_of(calls: list[Call]) -> set[str]:
 
 
 def granted_to_builder(applied: Applied) -> list[tuple[str, str]]:
-    """Return each role of Cloud Build's account, and the name of what it is granted on."""
+    """Return each role of Cloud Build's account, and the resource that it applies to."""
     member = applied.one("google_service_account", "build")["member"]
     kinds = ("name", "service_account_id", "repository", "bucket", "project")
     return [
