@@ -153,6 +153,14 @@ def test_the_push_window_starts_small() -> None:
     assert in_flight_share(PUSH) > in_flight_share(replace(PUSH, first_window=400))
 
 
+def test_full_window_grows_while_responses_are_fast() -> None:
+    small = replace(PUSH, full_window=8)
+    never = replace(small, slow_seconds=0)  # no response is as fast as that
+    platform = Platform(max_instances=20, min_instances=20)
+    growing, full = (run([0.0] * 3000, PLAIN, platform, push) for push in (small, never))
+    assert max(growing.latencies) < max(full.latencies)
+
+
 def test_only_busy_time_is_billed_without_a_gpu() -> None:
     result = run([0.0, 100.0], PLAIN, ONE)
     each = (CPU.cpu_ms + CPU.wait_ms) / 1000
