@@ -1,10 +1,21 @@
 """The schema of an image's document."""
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from service.domain import Failure, ImageResult, ObjectMetadata
+from service.domain import (
+    ClassScore,
+    Detection,
+    Failure,
+    ImageResult,
+    ObjectMetadata,
+    Task,
+)
 
+SCHEMA = 2
+SHARDS = 10
 STATUS_DONE = "done"
 STATUS_FAILED = "failed"
 STATUS_PARKED = "parked"  # not final
@@ -18,8 +29,9 @@ def to_document(result: ImageResult) -> dict[str, Any]:
     Boxes are maps because Firestore has no arrays in arrays. `labels` repeats the keys of `counts`
     because `array-contains` matches whole elements only.
     """
-    ref, failure = result.ref, result.failure
+    ref, failure, task = result.ref, result.failure, result.model and result.model.task
     return {
+        "schema": SCHEMA,
         "uri": ref.uri,
         "bucket": ref.bucket,
         "name": ref.name,
@@ -27,19 +39,86 @@ def to_document(result: ImageResult) -> dict[str, Any]:
         "content_type": ref.metadata.content_type,
         "size": ref.metadata.size,
         **_checksum(ref.metadata),
+        "metadata": dict(ref.metadata.custom or {}),
         "status": _status(failure),
         "error": {"code": str(failure.code), "message": failure.message} if failure else None,
         "image": asdict(result.image_info) if result.image_info else None,
-        "model": asdict(result.model) if result.model else None,
-        "detections": [asdict(detection) for detection in result.detections],
-        "labels": list(result.counts),
-        "counts": result.counts,
-        "num_detections": len(result.detections),
-        "max_confidence": max((item.confidence for item in result.detections), default=None),
+        "captured_at": result.captured_at,
+        "captured_at_source": str(result.captured_at_source),
+        "camera": asdict(result.camera) if result.camera else None,
+        "location": result.location,
+        "task": task and str(task),
+        "model": _model(result),
+        "source": asdict(result.source),
+        **detection_fields(result),
         "batch_size": result.batch_size,
         "timings": asdict(result.timings),
         "event_time": result.event_time,
+        "day": result.day and result.day.isoformat(),
+        "shard": shard_of(ref.document_id),
+        "derived": [],
+        "alerts": [],
     }
+
+
+def detection_fields(result: ImageResult) -> dict[str, Any]:
+    """Return the fields that follow from the detections and from the source's settings."""
+    found: Sequence[Detection | ClassScore] = (*result.detections, *result.kept_classes)
+    counts = dict(sorted(Counter(item.label for item in found).items()))
+    best = {label: max(i.confidence for i in found if i.label == label) for label in counts}
+    return {
+        "detections": [_detection(item, result) for item in result.detections],
+        "classes": [asdict(item) for item in result.classes],
+        "labels": list(counts),
+        "counts": counts,
+        "counts_by_zone": _counts_by_zone(result),
+        "best": best,
+        "num_detections": len(result.detections),
+        "top_label": found[0].label if found else None,
+        "max_confidence": found[0].confidence if found else None,
+        "uncertain_confidence": found[-1].confidence if found else None,
+    }
+
+
+def shard_of(document_id: str) -> int:
+    """Return the document's shard, 0 to 9: a hash, so documents of one moment spread over all."""
+    return int(document_id[-8:], 16) % SHARDS
+
+
+def _detection(detection: Detection, result: ImageResult) -> dict[str, Any]:
+    """Return one element of `detections`, with the fields of the model's task."""
+    fields: dict[str, Any] = {
+        "label": detection.label,
+        "class_id": detection.class_id,
+        "confidence": detection.confidence,
+        "box": asdict(detection.box),
+        "zones": list(detection.zones),
+    }
+    match result.model and result.model.task:
+        case Task.SEGMENT:
+            fields["polygons"] = [{"points": list(ring.points)} for ring in detection.polygons]
+            fields["area"] = detection.area
+        case Task.POSE:
+            fields["keypoints"] = [asdict(point) for point in detection.keypoints]
+        case Task.OBB if detection.rotated_box:
+            fields["obb"] = asdict(detection.rotated_box)
+            fields["corners"] = list(detection.rotated_box.corners)
+    return fields
+
+
+def _counts_by_zone(result: ImageResult) -> dict[str, dict[str, int]]:
+    return {
+        zone: dict(sorted(Counter(d.label for d in result.detections if zone in d.zones).items()))
+        for zone in result.zones
+    }
+
+
+def _model(result: ImageResult) -> dict[str, Any] | None:
+    if not result.model:
+        return None
+    fields = asdict(result.model)
+    del fields["task"]  # a field of the document
+    return fields
 
 
 def _status(failure: Failure | None) -> str:
@@ -48,7 +127,7 @@ def _status(failure: Failure | None) -> str:
     return STATUS_PARKED if failure.is_parked else STATUS_FAILED
 
 
-def _checksum(metadata: ObjectMetadata) -> dict[str, str | None]:
+def _checksum(metadata: ObjectMetadata) -> Mapping[str, str | None]:
     """Return the field of the md5, or of the crc32c for a composite object, which has no md5."""
     if metadata.md5 or not metadata.crc32c:
         return {"md5": metadata.md5}

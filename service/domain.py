@@ -1,10 +1,10 @@
 """The types that every part shares: image references, detections, results and outcomes."""
 
 import hashlib
-from collections import Counter
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime, timedelta
 from enum import StrEnum
 
 
@@ -17,6 +17,7 @@ class ObjectMetadata:
     md5: str | None = None  # base64. Composite objects have none.
     crc32c: str | None = None  # base64
     created_at: datetime | None = None  # when this generation was created
+    custom: Mapping[str, str] | None = None  # the uploader's own metadata (`x-goog-meta-*`)
 
 
 @dataclass(frozen=True)
@@ -110,14 +111,157 @@ class Box:
     y2: float
 
 
+class Task(StrEnum):
+    """What a model does, as ultralytics names it."""
+
+    DETECT = "detect"
+    SEGMENT = "segment"
+    POSE = "pose"
+    OBB = "obb"
+    CLASSIFY = "classify"
+
+
+@dataclass(frozen=True)
+class Polygon:
+    """One ring of a mask: x1, y1, x2, y2, ... in pixels of the full upright image.
+
+    A point is inside of the mask if it is inside of an odd number of rings (even-odd rule). So a
+    hole is a ring of its own.
+    """
+
+    points: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Keypoint:
+    """One point of a pose, in pixels of the full upright image. `confidence` is in [0, 1]."""
+
+    name: str
+    x: float
+    y: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class RotatedBox:
+    """A box turned by `angle_degrees`, in [0, 90), clockwise as seen in the image.
+
+    Centre and sides are in pixels of the full upright image. `width` is the side that lies along
+    the x axis at angle 0.
+    """
+
+    cx: float
+    cy: float
+    width: float
+    height: float
+    angle_degrees: float
+
+    @property
+    def corners(self) -> tuple[float, ...]:
+        """The four corners, clockwise: x1, y1, ..., x4, y4, in pixels.
+
+        As `xywhr2xyxyxyxy` in ultralytics 8.4 (utils/ops.py).
+        """
+        angle = math.radians(self.angle_degrees)
+        along_x = self.width / 2 * math.cos(angle), self.width / 2 * math.sin(angle)
+        along_y = -self.height / 2 * math.sin(angle), self.height / 2 * math.cos(angle)
+        signs = ((1, 1), (1, -1), (-1, -1), (-1, 1))
+        return tuple(
+            center + a * along_width + b * along_height
+            for a, b in signs
+            for center, along_width, along_height in zip(
+                (self.cx, self.cy), along_x, along_y, strict=True
+            )
+        )
+
+
 @dataclass(frozen=True)
 class Detection:
-    """One object found in an image. `confidence` is in [0, 1]."""
+    """One object found in an image. `confidence` is in [0, 1].
+
+    `polygons` and `area` (pixels) are for the task segment, `keypoints` for pose, and
+    `rotated_box` for obb. `box` encloses the rotated box.
+    """
 
     label: str
     class_id: int
     confidence: float
     box: Box
+    polygons: tuple[Polygon, ...] = ()
+    area: float | None = None
+    keypoints: tuple[Keypoint, ...] = ()
+    rotated_box: RotatedBox | None = None
+    zones: tuple[str, ...] = ()  # names of the source's zones that the detection is in
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class of an image, for the task classify. `confidence` is in [0, 1]."""
+
+    label: str
+    class_id: int
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model finds in one image, the most confident first.
+
+    `classes` has the 5 most confident classes for the task classify, which has no detections.
+    """
+
+    detections: tuple[Detection, ...] = ()
+    classes: tuple[ClassScore, ...] = ()
+
+
+@dataclass(frozen=True)
+class GeoPoint:
+    """A place, in degrees."""
+
+    latitude: float
+    longitude: float
+
+
+@dataclass(frozen=True)
+class Camera:
+    """The camera that took an image, as the file's EXIF data state it."""
+
+    make: str | None = None
+    model: str | None = None
+    serial: str | None = None
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What a file's EXIF data state about when, where and with what the image was taken.
+
+    The data are untrusted. `local_time` has no time zone. Cameras write their local time.
+    """
+
+    local_time: datetime | None = None
+    utc_offset: timedelta | None = None
+    camera: Camera | None = None
+    location: GeoPoint | None = None
+
+
+class CapturedAtSource(StrEnum):
+    """How the time at which an image was taken is known."""
+
+    EXIF_OFFSET = "exif_offset"  # the file's EXIF data have the UTC offset
+    EXIF_WITH_SOURCE_TIMEZONE = "exif_with_source_timezone"  # the offset is that of the source
+    NONE = "none"  # it is not known
+
+
+@dataclass(frozen=True)
+class SourceVersion:
+    """Which source's settings a result was made with.
+
+    `id` is None if no source matches. `version` is when Firestore last changed the sources, or None
+    if there are no sources.
+    """
+
+    id: str | None = None
+    version: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +279,8 @@ class ModelInfo:
 
     `sha256` identifies the weights, and the labels if they were renamed. `image_size` is the longer
     side of the input, in pixels. `precision` is `fp32`, `fp16`, `int8` or `unknown`. `runtime` is
-    the library that runs the model, and its version.
+    the library that runs the model, and its version. `version` is what its owner calls this
+    version of the model.
     """
 
     name: str
@@ -143,6 +288,8 @@ class ModelInfo:
     image_size: int
     precision: str
     runtime: str
+    task: Task = Task.DETECT
+    version: str | None = None
 
 
 class ErrorCode(StrEnum):
@@ -246,21 +393,30 @@ class Timings:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """The result of one image: its detections, its failure, or why it is parked."""
+    """The result of one image: its detections, its failure, or why it is parked.
+
+    All detections and classes are sorted, the most confident first.
+    """
 
     ref: ImageRef
     failure: Failure | None = None
     image_info: ImageInfo | None = None
     model: ModelInfo | None = None
-    detections: tuple[Detection, ...] = ()
+    detections: tuple[Detection, ...] = ()  # those that the source's settings keep
+    faint: tuple[Detection, ...] | None = None  # the other detections. None: not recorded.
+    classes: tuple[ClassScore, ...] = ()  # the most confident classes, for the task classify
+    kept_classes: tuple[ClassScore, ...] = ()  # those that the source's settings keep
+    captured_at: datetime | None = None
+    captured_at_source: CapturedAtSource = CapturedAtSource.NONE
+    camera: Camera | None = None
+    location: GeoPoint | None = None
+    # Date of `captured_at`, otherwise of `event_time`, in the source's time zone, otherwise in UTC.
+    day: date | None = None
+    source: SourceVersion = SourceVersion()
+    zones: tuple[str, ...] = ()  # names of the source's zones that count
     batch_size: int = 0  # number of images in its batch. 0: it was not inferred.
     timings: Timings = field(default_factory=Timings)
     event_time: datetime | None = None
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many detections each label has, sorted by label."""
-        return dict(sorted(Counter(detection.label for detection in self.detections).items()))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import logging
 import math
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -21,7 +21,6 @@ from service.concurrency.slots import Slots
 from service.daily_limit import DailyLimit
 from service.deadline import Deadline
 from service.domain import (
-    Detection,
     Download,
     Event,
     Failure,
@@ -36,12 +35,13 @@ from service.errors import (
     ObjectGoneError,
     OtherModelError,
 )
+from service.evaluation import evaluate
 from service.health import Health
-from service.images.letterbox import enlarge_box
 from service.images.pixels import DecodedImage
 from service.inference.model import Model
 from service.recorder import Recorder
 from service.settings import Settings
+from service.sources.rules import Rules
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +87,7 @@ class PipelineOptions:
     max_in_flight: int = Settings.max_in_flight
     max_buffered_bytes: int = Settings.max_buffered_bytes
     allowed_buckets: tuple[str, ...] = Settings.allowed_buckets
+    rules: Rules = Rules()  # of an image without a source
 
 
 class Pipeline:
@@ -241,12 +242,11 @@ class Pipeline:
             failure = Failure(exc.code, exc.message)
             return ImageResult(ref, failure=failure, timings=_timings(started_at, downloaded_at))
         timings = _timings(started_at, downloaded_at)
-        inferred = self._model.infer(image.pixels, ref.document_id, deadline)
-        return ImageResult(
+        inferred = self._model.infer(image, ref.document_id, deadline)
+        result = ImageResult(
             ref,
             image_info=image.info,
             model=self._model.info,
-            detections=_enlarged(inferred.result, image),
             batch_size=inferred.batch_size,
             timings=replace(
                 timings,
@@ -254,6 +254,7 @@ class Pipeline:
                 inference_ms=round(inferred.inference_ms, 1),
             ),
         )
+        return evaluate(result, inferred.result, self._options.rules)
 
 
 def _check_model(ref: ImageRef, sha256: str) -> None:
@@ -290,14 +291,4 @@ def _timings(started_at: float, downloaded_at: float) -> Timings:
     return Timings(
         download_ms=round((downloaded_at - started_at) * 1000, 1),
         decode_ms=round((now - downloaded_at) * 1000, 1),
-    )
-
-
-def _enlarged(detections: Sequence[Detection], image: DecodedImage) -> tuple[Detection, ...]:
-    """Return the detections with boxes in pixels of the full image, not of the decoded pixels."""
-    height, width = image.pixels.shape[:2]
-    full = (image.info.width, image.info.height)
-    return tuple(
-        replace(detection, box=enlarge_box(detection.box, small=(width, height), full=full))
-        for detection in detections
     )

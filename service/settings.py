@@ -112,7 +112,15 @@ class Settings:
         _multiple_of_32,
     )
     min_confidence: float = _setting(
-        0.25, "Detections with a lower confidence are not recorded.", _number(0.001, 1.0)
+        0.25,
+        "Detections with a lower confidence are not in `detections`. A source can have its own.",
+        _number(0.001, 1.0),
+    )
+    store_confidence: float = _setting(
+        0.05,
+        "Detections with a lower confidence are not recorded. The others that are not in "
+        "`detections` are in `faint`.",
+        _number(0.001, 1.0),
     )
     max_batch_size: int = _setting(
         8,
@@ -240,6 +248,11 @@ class Settings:
             except ValueError as exc:
                 raise SettingsError(f"{variable}={text!r} is wrong: it must be {exc}") from exc
         settings = cls(**values)
+        if settings.store_confidence > settings.min_confidence:
+            raise SettingsError(
+                f"STORE_CONFIDENCE={settings.store_confidence:g} is wrong: it must not be greater "
+                f"than MIN_CONFIDENCE={settings.min_confidence:g}"
+            )
         if settings.work_seconds <= 0:
             raise SettingsError(
                 f"ACK_DEADLINE_SECONDS={settings.ack_deadline_seconds:g} or HANG_TIMEOUT_SECONDS="

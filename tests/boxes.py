@@ -1,8 +1,10 @@
-"""Compare detections with ground truth."""
+"""Run a detector on pixels, and compare detections with ground truth."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from service.domain import Box
+from service.domain import Box, Detection
+from service.images.pixels import DecodedImage, Pixels
+from service.inference.detector import Detector
 
 Labelled = tuple[str, Box]
 
@@ -13,6 +15,12 @@ def count_found(truth: Iterable[Labelled], detections: Sequence[Labelled]) -> in
         any(label == found and iou(box, at) > 0.7 for found, at in detections)
         for label, box in truth
     )
+
+
+def found_in(detector: Detector, images: Iterable[Pixels]) -> Iterator[list[Detection]]:
+    """Yield the detections in each image. The boxes are in the images' own pixels."""
+    whole = [DecodedImage.of(pixels) for pixels in images]
+    return (list(prediction.detections) for prediction in detector.detect(whole))
 
 
 def iou(a: Box, b: Box) -> float:

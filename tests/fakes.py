@@ -28,6 +28,7 @@ from service.domain import (
     ImageRef,
     ImageResult,
     ModelInfo,
+    Prediction,
     Replace,
 )
 from service.errors import DocumentKeptError, ObjectGoneError
@@ -250,11 +251,11 @@ class FakeDetector:
     def input_shape(self, width: int, height: int) -> tuple[int, int]:
         return self.shape or (height, width)
 
-    def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
+    def detect(self, images: Sequence[DecodedImage]) -> list[Prediction]:
         self.batch_sizes.append(len(images))
-        self.shapes += [image.shape for image in images]
+        self.shapes += [image.pixels.shape for image in images]
         self.gate.enter()
-        if any(mean_color(image) == self.poison for image in images):
+        if any(mean_color(image.pixels) == self.poison for image in images):
             raise RuntimeError("poison")
         return [_middle(image) for image in images][: max(len(images) - self.missing_results, 0)]
 
@@ -268,11 +269,12 @@ def label_of(color: Color) -> str:
     return "-".join(map(str, color))
 
 
-def _middle(pixels: Pixels) -> list[Detection]:
-    height, width = pixels.shape[:2]
-    color = mean_color(pixels)
+def _middle(image: DecodedImage) -> Prediction:
+    width, height = image.info.width, image.info.height
+    color = mean_color(image.pixels)
     box = Box(width / 4, height / 4, width * 3 / 4, height * 3 / 4)
-    return [Detection(label_of(color), sum(color) % 80, round(max(color) / 255, 3), box)]
+    confidence = round(max(color) / 255, 3)
+    return Prediction((Detection(label_of(color), sum(color) % 80, confidence, box),))
 
 
 def bmp_image(color: Color = (10, 20, 30), *, width: int = 32, height: int = 24) -> bytes:

@@ -20,11 +20,11 @@ from flask import Flask
 
 from service.daily_limit import DailyLimit
 from service.deadline import Deadline
-from service.domain import Detection, Download, ImageRef
+from service.domain import Download, ImageRef, Prediction
 from service.gcp.firestore import ResultStore
 from service.gcp.storage import ImageStorage
 from service.images.decoders import Decoders
-from service.images.pixels import Pixels
+from service.images.pixels import DecodedImage
 from service.inference.canary import VerifiedModel
 from service.inference.detector import Detector
 from service.pipeline import Pipeline
@@ -157,16 +157,16 @@ class _TimedDetector:
         self.runners = detector.runners
         self.input_shape = detector.input_shape
 
-    def detect(self, images: Sequence[Pixels]) -> Iterable[list[Detection]]:
+    def detect(self, images: Sequence[DecodedImage]) -> Iterable[Prediction]:
         with self._clock.measure(INFERENCE):
             results = self._detector.detect(images)
         return results if isinstance(results, list) else self._steps(results)
 
-    def _steps(self, results: Iterable[list[Detection]]) -> Iterator[list[Detection]]:
+    def _steps(self, results: Iterable[Prediction]) -> Iterator[Prediction]:
         iterator = iter(results)
         while True:
             with self._clock.measure(INFERENCE):
-                detections = next(iterator, None)
-            if detections is None:
+                prediction = next(iterator, None)
+            if prediction is None:
                 return
-            yield detections
+            yield prediction

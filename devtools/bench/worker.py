@@ -91,9 +91,9 @@ def _model(task: Task) -> Work:
 
     detector = _detector(_settings(task.model))
     size = detector.info.image_size
-    decoded = (decode(path.read_bytes(), max_pixels=2**30).pixels for path in task.images)
-    small = [shrink(pixels, image_size=size) for pixels in decoded]
-    small.sort(key=lambda pixels: pixels.shape)  # full batches of equal shapes
+    decoded = (decode(path.read_bytes(), max_pixels=2**30) for path in task.images)
+    small = [replace(image, pixels=shrink(image.pixels, image_size=size)) for image in decoded]
+    small.sort(key=lambda image: image.pixels.shape)  # full batches of equal shapes
     threads = ThreadPoolExecutor(detector.runners)
 
     def work() -> int:

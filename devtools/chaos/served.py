@@ -19,9 +19,9 @@ from pathlib import Path
 from flask import Flask
 
 from devtools.chaos.poisoned_decoder import COMMAND as DECODERS
-from service.domain import Detection
+from service.domain import Prediction
 from service.images import decoders
-from service.images.pixels import Pixels
+from service.images.pixels import DecodedImage
 from service.inference.canary import Decode, VerifiedModel
 from service.inference.detector import Detector
 from service.inference.loading import load_model
@@ -73,7 +73,7 @@ class _Hooked:
         self.runners = detector.runners
         self.input_shape = detector.input_shape
 
-    def detect(self, images: Sequence[Pixels]) -> Iterable[list[Detection]]:
+    def detect(self, images: Sequence[DecodedImage]) -> Iterable[Prediction]:
         if self._break_file and self._break_file.exists():
             self._broken = Break(self._break_file.read_text())
             self._break_file.unlink()
@@ -81,7 +81,7 @@ class _Hooked:
             threading.Event().wait()
         if self._broken is Break.FAILS:
             if len(images) == 1:  # images of a larger batch are retried alone
-                self._failed_on.add(images[0].tobytes())
+                self._failed_on.add(images[0].pixels.tobytes())
             logger.info("The model is broken", extra={FAILED_ON: len(self._failed_on)})
             raise RuntimeError("The model was broken on purpose.")
         logger.info("Inferring a batch", extra={INFERRING: len(images)})

@@ -19,7 +19,7 @@ from service.export.truth import (
 )
 from service.images.decode import decode
 from service.images.exif import orientation_of_file
-from service.images.letterbox import enlarge_box, shrink
+from service.images.letterbox import shrink
 from service.images.pixels import DecodedImage
 from service.images.transforms import TRANSPOSED
 from service.inference.canary import iou, match_detections
@@ -121,24 +121,18 @@ def _detect(
             for file in files[start : start + _BATCH_SIZE]
         ]
         images = [entry for entry in batch if not isinstance(entry, BadImageError)]
-        small = [shrink(image.pixels, image_size=size) for image in images]
+        small = [replace(image, pixels=shrink(image.pixels, image_size=size)) for image in images]
         try:
-            detections = detector.detect(small)
+            predictions = detector.detect(small)
         except Exception as exc:
             raise ModelError(f"{detector.info.name} cannot run on this machine: {exc}") from exc
-        results = zip(images, small, detections, strict=True)
+        results = zip(small, predictions, strict=True)
         for entry in batch:
             if isinstance(entry, BadImageError):
                 yield entry
                 continue
-            image, pixels, rows = next(results)
-            sizes = {
-                "small": (pixels.shape[1], pixels.shape[0]),
-                "full": (image.info.width, image.info.height),
-            }
-            yield _Detected(
-                image.info, [replace(row, box=enlarge_box(row.box, **sizes)) for row in rows]
-            )
+            image, prediction = next(results)
+            yield _Detected(image.info, list(prediction.detections))
 
 
 def _decode(file: Path, *, image_size: int | None) -> DecodedImage | BadImageError:

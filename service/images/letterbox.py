@@ -1,11 +1,12 @@
 """The letterbox: resize an image, and pad it to an input that the model takes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
-from service.domain import Box
+from service.domain import Box, ImageInfo
 from service.images.pixels import Pixels, check_pixels
 
 
@@ -54,6 +55,10 @@ class Letterbox:
         result[self.top : bottom, : self.left] = result[self.top : bottom, right:] = _GREY
         result[self.top : bottom, self.left : right] = resized
         return result
+
+    def onto(self, info: ImageInfo) -> Self:
+        """Return the letterbox that converts to pixels of the full image, not of a shrunk one."""
+        return replace(self, width=info.width, height=info.height)
 
     def box(self, x1: float, y1: float, x2: float, y2: float) -> Box:
         """Convert a box from pixels of the input to pixels of the image, clipped to the image."""
@@ -173,18 +178,6 @@ def shrink(pixels: Pixels, *, image_size: int) -> Pixels:
     if max(height, width) <= image_size:
         return pixels
     return _resize(pixels, *_resized_size(width, height, image_size))
-
-
-def enlarge_box(box: Box, *, small: tuple[int, int], full: tuple[int, int]) -> Box:
-    """Convert a box from pixels of a shrunk image to pixels of the full image.
-
-    Args:
-        box: the box in pixels of the shrunk image.
-        small: (width, height) of the shrunk image, in pixels.
-        full: (width, height) of the full image, in pixels.
-    """
-    x, y = full[0] / small[0], full[1] / small[1]
-    return Box(box.x1 * x, box.y1 * y, box.x2 * x, box.y2 * y)
 
 
 def _resize(pixels: Pixels, width: int, height: int) -> Pixels:

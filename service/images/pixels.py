@@ -1,12 +1,12 @@
 """The type of pixels that decoders return and models take."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.domain import ImageInfo
+from service.domain import Capture, ImageInfo
 
 Pixels = NDArray[np.uint8]  # HxWx3, BGR
 
@@ -20,6 +20,17 @@ class DecodedImage:
 
     pixels: Pixels
     info: ImageInfo
+    capture: Capture = field(default_factory=Capture)  # from the file's EXIF data
+
+    @classmethod
+    def of(cls, pixels: Pixels) -> Self:
+        """Return the image whose pixels are at full scale.
+
+        Raises:
+            ValueError: the pixels are not contiguous uint8 HxWx3.
+        """
+        height, width = check_pixels(pixels).shape[:2]
+        return cls(pixels, ImageInfo(width, height, ""))
 
     def __post_init__(self) -> None:
         """Check the pixels, because decoders may return other arrays for unusual files.

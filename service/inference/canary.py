@@ -23,7 +23,7 @@ from typing import Any
 
 from service.domain import Box, Detection
 from service.errors import ModelError
-from service.images.pixels import Pixels
+from service.images.pixels import DecodedImage, Pixels
 from service.inference.detector import OPENVINO_METADATA, Detector
 from service.machine import cpu_name
 
@@ -281,8 +281,8 @@ def detect_file(detector: Detector, data: bytes, decode: Decode) -> list[Detecti
     """
     pixels = decode(data, detector.info.image_size)
     height, width = pixels.shape[:2]
-    [detections] = detector.detect([pixels])
-    return [replace(d, box=_scale(d.box, 1 / width, 1 / height)) for d in detections]
+    [prediction] = detector.detect([DecodedImage.of(pixels)])
+    return [replace(d, box=_scale(d.box, 1 / width, 1 / height)) for d in prediction.detections]
 
 
 def _scale(box: Box, x: float, y: float) -> Box:

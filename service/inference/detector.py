@@ -3,18 +3,18 @@
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from service.domain import Detection, ModelInfo
-from service.images.pixels import Pixels
+from service.domain import ModelInfo, Prediction
+from service.images.pixels import DecodedImage
 
 OPENVINO_METADATA = "metadata.yaml"  # ultralytics writes it into each export
 
 
 class Detector(Protocol):
-    """A model that detects objects."""
+    """A model that finds objects in images, or classifies images."""
 
     @property
     def info(self) -> ModelInfo:
-        """The model's name, sha256, image size, precision and runtime, for documents and logs."""
+        """The model's name, task, image size and more, for documents and logs."""
 
     @property
     def runners(self) -> int:
@@ -26,14 +26,14 @@ class Detector(Protocol):
         Images of the same input shape may share a batch. Height times width measures the cost.
         """
 
-    def detect(self, images: Sequence[Pixels]) -> Iterable[list[Detection]]:
-        """Detect objects.
+    def detect(self, images: Sequence[DecodedImage]) -> Iterable[Prediction]:
+        """Run the model on images.
 
         Args:
-            images: uint8 HxWx3 BGR, all of one input shape.
+            images: images whose pixels are all of one input shape.
 
         Returns:
-            For each image, in the same order, a list of its detections, the most confident first.
-            Boxes are in pixels of the image. A model that runs the images as one batch returns a
-            list. A model that runs one image at a time returns an iterator.
+            For each image, in the same order, what the model finds in it. Coordinates are in pixels
+            of the full image. A model that runs the images as one batch returns a list. A model
+            that runs one image at a time returns an iterator.
         """

@@ -25,7 +25,7 @@ def load_model(settings: Settings, decode: Decode | None = None) -> VerifiedMode
             path,
             device=settings.device,
             image_size=settings.image_size,
-            min_confidence=settings.min_confidence,
+            min_confidence=settings.store_confidence,
             streams=settings.inference_streams,
             max_batch_pixels=settings.max_batch_pixels,
         )
@@ -34,7 +34,7 @@ def load_model(settings: Settings, decode: Decode | None = None) -> VerifiedMode
         settings.model_path,
         load=load,
         decode=decode,
-        min_confidence=settings.min_confidence,
+        min_confidence=settings.store_confidence,
     )
     if verified.canary is None:
         warm_up(verified.detector)
@@ -117,10 +117,12 @@ def warm_up(detector: Detector) -> None:
     """
     import numpy as np
 
+    from service.images.pixels import DecodedImage
+
     size = detector.info.image_size
     image = np.full((size * 3 // 4, size, 3), 114, np.uint8)  # 4:3, the most common ratio
     try:
-        list(detector.detect([image]))
+        list(detector.detect([DecodedImage.of(image)]))
     except YoloBatchError:
         raise
     except Exception as exc:

@@ -1,9 +1,9 @@
 """A loaded detector with its queue."""
 
 from service.deadline import Deadline
-from service.domain import Detection, ModelInfo
+from service.domain import ModelInfo, Prediction
 from service.health import Health
-from service.images.pixels import Pixels
+from service.images.pixels import DecodedImage
 from service.inference.detector import Detector
 from service.inference.queue import InferenceQueue, Inferred
 
@@ -21,21 +21,21 @@ class Model:
         """
         self.info: ModelInfo = detector.info
         self._health = health
-        self._queue: InferenceQueue[Pixels, list[Detection]] = InferenceQueue(
+        self._queue: InferenceQueue[DecodedImage, Prediction] = InferenceQueue(
             detector.detect,
             runners=detector.runners,
             max_batch_size=max_batch_size,
-            shape=lambda pixels: detector.input_shape(pixels.shape[1], pixels.shape[0]),
+            shape=lambda image: detector.input_shape(image.pixels.shape[1], image.pixels.shape[0]),
             watch=health.work,
         )
 
     def infer(
-        self, pixels: Pixels, document_id: str, deadline: Deadline
-    ) -> Inferred[list[Detection]]:
-        """Detect objects in an image, waiting for a runner.
+        self, image: DecodedImage, document_id: str, deadline: Deadline
+    ) -> Inferred[Prediction]:
+        """Run the model on an image, waiting for a runner.
 
         Args:
-            pixels: uint8 HxWx3 BGR. The boxes of the result are in these pixels.
+            image: the image.
             document_id: identifies the image to `Health`.
             deadline: ends the wait.
 
@@ -45,7 +45,7 @@ class Model:
             ShuttingDownError: the service is shutting down.
         """
         with self._health.model_call(document_id):
-            return self._queue.infer(pixels, deadline)
+            return self._queue.infer(image, deadline)
 
     def close(self, *, timeout_seconds: float) -> None:
         """Reject new images and finish the queued images, for at most `timeout_seconds`."""

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from openvino import Layout, Type
 from openvino.preprocess import ColorFormat, PrePostProcessor
 
-from service.domain import Detection, ModelInfo
+from service.domain import Detection, ImageInfo, ModelInfo, Prediction
 from service.errors import ModelError
 from service.images.letterbox import Letterbox, fit, input_shapes
-from service.images.pixels import Pixels
+from service.images.pixels import DecodedImage
 from service.inference.detector import OPENVINO_METADATA
 from service.inference.labels import advice_for_export, class_labels, label_of
 from service.machine import cores, cpu_flags
@@ -108,29 +108,37 @@ class OpenVINODetector:
         letterbox = self._letterbox(width, height)
         return letterbox.input_height, letterbox.input_width
 
-    def detect(self, images: Sequence[Pixels]) -> Iterator[list[Detection]]:
-        """Detect objects in one image at each step. See `Detector.detect`."""
+    def detect(self, images: Sequence[DecodedImage]) -> Iterator[Prediction]:
+        """Run the model on one image at each step. See `Detector.detect`."""
         for image in images:
-            letterbox = self._letterbox(image.shape[1], image.shape[0])
+            letterbox = self._letterbox(image.pixels.shape[1], image.pixels.shape[0])
             request = self._compiled.request(letterbox.input_height, letterbox.input_width)
             # Written directly into the model's input, without a copy.
-            letterbox.apply(image, out=request.get_input_tensor().data[0])
+            letterbox.apply(image.pixels, out=request.get_input_tensor().data[0])
             request.infer()
-            yield self._detections(request.get_output_tensor().data[0], letterbox)
+            yield self._prediction(request.get_output_tensor().data[0], letterbox, image.info)
 
     def _letterbox(self, width: int, height: int) -> Letterbox:
         return fit(width, height, image_size=self._info.image_size, shapes=self._input_shapes)
 
-    def _detections(self, rows: NDArray[np.float32], letterbox: Letterbox) -> list[Detection]:
+    def _prediction(
+        self, rows: NDArray[np.float32], letterbox: Letterbox, info: ImageInfo
+    ) -> Prediction:
         """Convert the model's output for one image, float32 rows x 6, to detections."""
+        letterbox = letterbox.onto(info)
         confident = rows[rows[:, 4] >= self._min_confidence]
         ordered = confident[np.argsort(-confident[:, 4], kind="stable")]
-        return [
-            Detection(
-                label_of(self._labels, int(row[5])), int(row[5]), row[4], letterbox.box(*row[:4])
+        return Prediction(
+            tuple(
+                Detection(
+                    label_of(self._labels, int(row[5])),
+                    int(row[5]),
+                    row[4],
+                    letterbox.box(*row[:4]),
+                )
+                for row in ordered.tolist()
             )
-            for row in ordered.tolist()
-        ]
+        )
 
 
 class _CompiledModels:

@@ -17,10 +17,10 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from service.domain import Detection, ModelInfo
+from service.domain import Detection, ImageInfo, ModelInfo, Prediction
 from service.errors import ModelError
 from service.images.letterbox import Letterbox, letterbox
-from service.images.pixels import Pixels
+from service.images.pixels import DecodedImage
 from service.inference.labels import (
     ADVICE_FOR_OTHERS,
     advice_for_weights,
@@ -131,33 +131,37 @@ class UltralyticsDetector:
         fitted = self._letterbox(width, height)
         return fitted.input_height, fitted.input_width
 
-    def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
-        """Detect objects. See `Detector.detect`. Here, the images may have several input shapes.
+    def detect(self, images: Sequence[DecodedImage]) -> list[Prediction]:
+        """Run the model. See `Detector.detect`. Here, the images may have several input shapes.
 
         The images are split into batches by input shape and by `max_batch_pixels`. While a GPU runs
         one batch, the CPU letterboxes the next. Only the final download waits for the GPU.
         """
         import torch
 
-        letterboxes = [self._letterbox(image.shape[1], image.shape[0]) for image in images]
+        letterboxes = [
+            self._letterbox(image.pixels.shape[1], image.pixels.shape[0]) for image in images
+        ]
         batches = list(self._batches(letterboxes))
-        detections: list[list[Detection]] = [[] for _ in images]
+        predictions = [Prediction() for _ in images]
         if not batches:
-            return detections
+            return predictions
         # CUDA's current device is a setting of each thread, and TensorRT needs it. -1 does nothing.
         with torch.inference_mode(), torch.cuda.device(self._device if self._on_cuda else -1):
             outputs = []
             for indices in batches:
                 batch = self._host_memory(letterboxes[indices[0]], len(indices))
                 for model_input, index in zip(batch.numpy(), indices, strict=True):
-                    letterboxes[index].apply(images[index], model_input)
+                    letterboxes[index].apply(images[index].pixels, model_input)
                 outputs.append(self.infer(batch))
             rows = torch.cat([output.flatten(0, 1) for output in outputs]).cpu()
         rows_per_image = [output.shape[1] for output in outputs for _ in range(len(output))]
         split = torch.split(rows, rows_per_image)
         for index, image_rows in zip(chain(*batches), split, strict=True):
-            detections[index] = self._detections(image_rows, letterboxes[index])
-        return detections
+            predictions[index] = self._prediction(
+                image_rows, letterboxes[index], images[index].info
+            )
+        return predictions
 
     def _batches(self, letterboxes: Sequence[Letterbox]) -> Iterator[list[int]]:
         """Yield batches, as indices of images of the same input shape that fit on the device."""
@@ -197,7 +201,10 @@ class UltralyticsDetector:
         size = self._info.image_size
         sizes = ((size * w // max(w, h), size * h // max(w, h)) for w, h in _COMMON_RATIOS)
         self.detect(
-            [torch.zeros(height, width, 3, dtype=torch.uint8).numpy() for width, height in sizes]
+            [
+                DecodedImage.of(torch.zeros(height, width, 3, dtype=torch.uint8).numpy())
+                for width, height in sizes
+            ]
         )
 
     def _letterbox(self, width: int, height: int) -> Letterbox:
@@ -222,15 +229,23 @@ class UltralyticsDetector:
         shape = (count, letterbox.input_height, letterbox.input_width, 3)
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self._on_cuda)
 
-    def _detections(self, rows: "torch.Tensor", letterbox: Letterbox) -> list[Detection]:
+    def _prediction(
+        self, rows: "torch.Tensor", letterbox: Letterbox, info: ImageInfo
+    ) -> Prediction:
         """Convert the model's output for one image, float32 rows x 6, to detections."""
+        letterbox = letterbox.onto(info)
         confident = rows[rows[:, 4] >= self._min_confidence].tolist()
-        return [
-            Detection(
-                label_of(self._labels, int(row[5])), int(row[5]), row[4], letterbox.box(*row[:4])
+        return Prediction(
+            tuple(
+                Detection(
+                    label_of(self._labels, int(row[5])),
+                    int(row[5]),
+                    row[4],
+                    letterbox.box(*row[:4]),
+                )
+                for row in sorted(confident, key=lambda row: -row[4])
             )
-            for row in sorted(confident, key=lambda row: -row[4])
-        ]
+        )
 
 
 def _fit(width: int, height: int, input_height: int, input_width: int) -> Letterbox:

@@ -32,6 +32,7 @@ from service.operate.annotate import annotate
 from service.pipeline import Pipeline, PipelineOptions
 from service.recorder import Recorder
 from service.settings import Settings
+from service.sources.rules import Rules
 
 _ANY_GENERATION = 1  # local files have no generation
 
@@ -102,7 +103,11 @@ def detect_files(
         Model(detector, health, max_batch_size=settings.max_batch_size),
         Recorder(_Receiver(receive), health),
         health,
-        PipelineOptions(max_in_flight=in_flight, max_buffered_bytes=settings.max_buffered_bytes),
+        PipelineOptions(
+            max_in_flight=in_flight,
+            max_buffered_bytes=settings.max_buffered_bytes,
+            rules=Rules(min_confidence=settings.min_confidence),
+        ),
     )
 
     def detect(file: Path) -> None:

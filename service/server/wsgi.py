@@ -23,6 +23,7 @@ from service.memory import fit_into_memory
 from service.pipeline import Pipeline, PipelineOptions
 from service.recorder import Recorder
 from service.settings import Settings
+from service.sources.rules import Rules
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -102,6 +103,7 @@ def build_pipeline(
             max_in_flight=settings.max_in_flight,
             max_buffered_bytes=settings.max_buffered_bytes,
             allowed_buckets=settings.allowed_buckets,
+            rules=Rules(min_confidence=settings.min_confidence),
         ),
         limit,
     )

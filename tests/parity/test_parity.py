@@ -26,7 +26,7 @@ from service.inference.detector import Detector
 from service.inference.loading import load_detector
 from service.operate.detect import detect_files
 from service.settings import BUNDLED_MODEL, Settings
-from tests.boxes import iou
+from tests.boxes import found_in, iou
 
 pytestmark = [
     pytest.mark.ultralytics,
@@ -172,7 +172,7 @@ def test_ultralytics_detector_agrees_with_ultralytics_on_coco(
     weights, images = coco
     detector = load_detector(weights)
     reference = predicted(weights, images, 640)
-    alone = [found for path in images for found in detector.detect([pixels_of(path)])]
+    alone = [found for path in images for found in found_in(detector, [pixels_of(path)])]
     say(assert_same(as_found(alone), reference, at_least=100))
     say(assert_same(detected(detector, images), reference, at_least=100))
 
@@ -272,8 +272,8 @@ def test_mixed_batch_agrees_with_one_by_one(
         UltralyticsDetector(weights, image_size=256),
     )
     for detector in detectors:
-        together = as_found(detector.detect(images))
-        alone = as_found(found for image in images for found in detector.detect([image]))
+        together = as_found(found_in(detector, images))
+        alone = as_found(found for image in images for found in found_in(detector, [image]))
         assert_same(together, alone, at_least=len(samples))
 
 

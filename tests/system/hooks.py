@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from service.domain import Detection
+from service.domain import Prediction
 from service.images.decoders import DecodeLimits, Decoders
-from service.images.pixels import Pixels
+from service.images.pixels import DecodedImage
 from service.inference.detector import Detector
 from service.machine import cores
 from service.server import wsgi
@@ -102,8 +102,8 @@ class CrashingDetector:
         self.input_shape = detector.input_shape
         self._detector = detector
 
-    def detect(self, images: Sequence[Pixels]) -> Iterable[list[Detection]]:
-        if any(image.shape == POISON_SHAPE for image in images):
+    def detect(self, images: Sequence[DecodedImage]) -> Iterable[Prediction]:
+        if any(image.pixels.shape == POISON_SHAPE for image in images):
             self.fail()
         return self._detector.detect(images)
 
@@ -121,5 +121,5 @@ class HangingDetector(CrashingDetector):
 class FailingDetector(CrashingDetector):
     """A detector that raises."""
 
-    def detect(self, images: Sequence[Pixels]) -> Iterable[list[Detection]]:
+    def detect(self, images: Sequence[DecodedImage]) -> Iterable[Prediction]:
         raise RuntimeError("The device is lost.")

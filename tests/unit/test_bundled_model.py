@@ -8,7 +8,7 @@ from service.domain import Box
 from service.inference.detector import Detector
 from service.inference.loading import load_detector, warm_up
 from service.settings import BUNDLED_MODEL
-from tests.boxes import count_found
+from tests.boxes import count_found, found_in
 
 MAX_BYTES = 3 * 2**20
 
@@ -34,7 +34,7 @@ def test_bundled_model_is_small_and_has_its_metadata(detector: Detector) -> None
 
 
 def test_bundled_model_detects_the_drawn_shapes(detector: Detector, scenes: list[Scene]) -> None:
-    results = list(detector.detect([scene.image for scene in scenes]))
+    results = list(found_in(detector, [scene.image for scene in scenes]))
     drawn = sum(len(scene.objects) for scene in scenes)
     matched = sum(
         count_found(
@@ -51,15 +51,15 @@ def test_bundled_model_detects_the_drawn_shapes(detector: Detector, scenes: list
 def test_bundled_model_detects_the_same_in_a_batch_and_alone(
     detector: Detector, scenes: list[Scene]
 ) -> None:
-    batched = detector.detect([scene.image for scene in scenes])
-    alone = [detections for scene in scenes for detections in detector.detect([scene.image])]
+    batched = found_in(detector, [scene.image for scene in scenes])
+    alone = [detections for scene in scenes for detections in found_in(detector, [scene.image])]
     assert [[each.label for each in detections] for detections in batched] == [
         [each.label for each in detections] for detections in alone
     ]
 
 
 def test_bundled_model_detects_nothing_in_no_images(detector: Detector) -> None:
-    assert list(detector.detect([])) == []
+    assert list(found_in(detector, [])) == []
 
 
 @pytest.mark.parametrize(
@@ -69,5 +69,5 @@ def test_bundled_model_detects_nothing_in_no_images(detector: Detector) -> None:
 )
 def test_bundled_model_accepts_thin_images(detector: Detector, width: int, height: int) -> None:
     """The head needs at least 300 anchors. The smallest input of a thin image has fewer."""
-    (detections,) = detector.detect([np.full((height, width, 3), 114, np.uint8)])
+    (detections,) = found_in(detector, [np.full((height, width, 3), 114, np.uint8)])
     assert all(each.box.x2 <= width and each.box.y2 <= height for each in detections)

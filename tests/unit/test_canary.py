@@ -17,13 +17,13 @@ import pytest
 from click.testing import CliRunner
 
 from service.cli.check_model import check_model
-from service.domain import Box, Detection, ModelInfo
+from service.domain import Box, Detection, ModelInfo, Prediction
 from service.errors import DecoderUnavailableError, ModelError
 from service.export.canary import write_canary
 from service.export.drawings import draw
 from service.images.decode import decode_in_process
 from service.images.decoders import Decoders
-from service.images.pixels import Pixels, check_pixels
+from service.images.pixels import DecodedImage, Pixels, check_pixels
 from service.inference.canary import (
     CANARY,
     FALLBACK,
@@ -81,15 +81,15 @@ class Seeing:
     def input_shape(self, width: int, height: int) -> tuple[int, int]:
         return height, width
 
-    def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
+    def detect(self, images: Sequence[DecodedImage]) -> list[Prediction]:
         self.batches.append(len(images))
-        return [self.found for _ in images]
+        return [Prediction(tuple(self.found)) for _ in images]
 
 
 class Raising(Seeing):
     """A model that its runtime cannot compile."""
 
-    def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
+    def detect(self, images: Sequence[DecodedImage]) -> list[Prediction]:
         raise RuntimeError("no kernel")
 
 
@@ -261,8 +261,9 @@ def test_model_that_sees_other_colours_is_refused(model: Path) -> None:
     """A faulty library would look like this: the files are intact, the detections are wrong."""
 
     class Swapped(Seeing):
-        def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
-            return list(right.detect([np.ascontiguousarray(image[:, :, ::-1]) for image in images]))
+        def detect(self, images: Sequence[DecodedImage]) -> list[Prediction]:
+            swapped = (np.ascontiguousarray(image.pixels[:, :, ::-1]) for image in images)
+            return list(right.detect([DecodedImage.of(pixels) for pixels in swapped]))
 
     right = load_detector(model)
     with pytest.raises(ModelError, match="differs on"):
@@ -346,6 +347,7 @@ import logging, os, sys
 from pathlib import Path
 from service.inference.loading import load_detector
 from service.inference.canary import load_verified
+from tests.boxes import found_in
 
 class Aborting:
     def __init__(self, path):
@@ -452,8 +454,8 @@ def test_start_that_falls_back_logs_the_failed_models_path(
 
 def test_warm_up_gives_the_model_an_image_as_decoders_do() -> None:
     class Looking(Seeing):
-        def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
-            shapes.extend(check_pixels(image).shape for image in images)
+        def detect(self, images: Sequence[DecodedImage]) -> list[Prediction]:
+            shapes.extend(check_pixels(image.pixels).shape for image in images)
             return super().detect(images)
 
     shapes: list[tuple[int, ...]] = []

@@ -19,7 +19,7 @@ from service.domain import Box, ErrorCode, ImageInfo
 from service.errors import BadImageError
 from service.images.decode import decode
 from service.images.formats import format_of
-from service.images.letterbox import Letterbox, enlarge_box, fit, input_shapes, letterbox, shrink
+from service.images.letterbox import Letterbox, fit, input_shapes, letterbox, shrink
 from service.images.pillow import PillowFile, translate_errors
 from service.images.pixels import DecodedImage, Pixels
 from service.images.png import Png
@@ -549,13 +549,15 @@ def test_shrink_of_small_image_leaves_it_alone() -> None:
 
 def test_box_of_the_shrunk_image_is_that_of_the_full_one() -> None:
     full = letterbox(1000, 333, image_size=320, stride=32).box(10, 20, 110, 90)
-    small = letterbox(320, 107, image_size=320, stride=32).box(10, 20, 110, 90)
-    assert close(enlarge_box(small, small=(320, 107), full=(1000, 333)), full)
+    small = letterbox(320, 107, image_size=320, stride=32)
+    assert close(small.onto(ImageInfo(1000, 333, "JPEG")).box(10, 20, 110, 90), full)
 
 
-def test_enlarge_box_scales_each_side_by_itself() -> None:
-    box = enlarge_box(Box(1, 2, 3, 4), small=(10, 20), full=(100, 40))
-    assert box == Box(10, 4, 30, 8)
+def test_box_onto_the_full_image_scales_each_side_by_itself() -> None:
+    small = letterbox(10, 20, image_size=32, stride=32)
+    assert (small.resized_width, small.left, small.top) == (16, 8, 0)
+    box = small.onto(ImageInfo(100, 40, "JPEG")).box(8 + 1.6, 3.2, 8 + 4.8, 6.4)
+    assert close(box, Box(10, 4, 30, 8))
 
 
 SHAPES = input_shapes(640, stride=32)

@@ -21,6 +21,7 @@ from service.images.pixels import Pixels
 from service.inference.loading import load_detector
 from service.inference.openvino import OpenVINODetector
 from service.settings import BUNDLED_MODEL
+from tests.boxes import found_in
 
 # Pillow warns of damaged headers.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -221,7 +222,7 @@ def images() -> list[Pixels]:
 def alone(detector: OpenVINODetector, images: list[Pixels]) -> list[list[Detection]]:
     """The detections in each image after a blank image."""
     blank = np.zeros((64, 96, 3), np.uint8)
-    return [list(detector.detect([blank, pixels]))[1] for pixels in images]
+    return [list(found_in(detector, [blank, pixels]))[1] for pixels in images]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -230,5 +231,5 @@ def test_detections_do_not_depend_on_what_ran_before(
 ) -> None:
     order = np.random.default_rng(seed).permutation(len(images))
     assert sum(map(len, alone)) > len(images)
-    together = list(detector.detect([images[index] for index in order]))
+    together = list(found_in(detector, [images[index] for index in order]))
     assert together == [alone[index] for index in order]

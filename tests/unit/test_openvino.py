@@ -19,6 +19,7 @@ from service.images.pixels import Pixels
 from service.inference.loading import load_detector
 from service.inference.openvino import OpenVINODetector
 from service.settings import BUNDLED_MODEL
+from tests.boxes import found_in
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,7 +77,7 @@ def test_info_is_of_the_metadata(detector: OpenVINODetector) -> None:
 
 
 def test_detect_reads_bgr_in_the_range_of_one(detector: OpenVINODetector) -> None:
-    [found] = detector.detect([plain(102, 153, 255)])
+    [found] = found_in(detector, [plain(102, 153, 255)])
     assert [detection.label for detection in found] == [
         "red",
         "green",
@@ -87,7 +88,7 @@ def test_detect_reads_bgr_in_the_range_of_one(detector: OpenVINODetector) -> Non
 
 
 def test_detect_leaves_out_what_is_below_the_confidence(detector: OpenVINODetector) -> None:
-    [found] = detector.detect([plain(255, 63, 64)])
+    [found] = found_in(detector, [plain(255, 63, 64)])
     assert [detection.label for detection in found] == [
         "blue",
         "red",
@@ -95,7 +96,7 @@ def test_detect_leaves_out_what_is_below_the_confidence(detector: OpenVINODetect
 
 
 def test_detect_gives_boxes_clipped_to_the_image(detector: OpenVINODetector) -> None:
-    [found] = detector.detect([plain(255, 254, 253, width=128, height=64)])
+    [found] = found_in(detector, [plain(255, 254, 253, width=128, height=64)])
     boxes = {detection.label: detection.box for detection in found}
     assert boxes["red"] == Box(0.0, 0.0, 128.0, 64.0)
     assert boxes["green"] == Box(16.0, 0.0, 48.0, 32.0)  # 16 rows of padding above
@@ -108,8 +109,8 @@ def test_detect_of_many_sizes_keeps_each_images_own_results(detector: OpenVINODe
         plain(0, 0, 70 + 25 * i, width=width, height=height)
         for i, (width, height) in enumerate(sizes)
     ]
-    together = list(detector.detect(images))
-    alone = [found for image in images for found in detector.detect([image])]
+    together = list(found_in(detector, images))
+    alone = [found for image in images for found in found_in(detector, [image])]
     assert [found[0].label for found in together] == ["red"] * 7
     for found, expected in zip(together, alone, strict=True):
         assert [detection.label for detection in found] == [
@@ -125,7 +126,7 @@ def test_many_sizes_are_compiled_for_few_input_shapes(tmp_path: Path) -> None:
     detector = OpenVINODetector(write(tmp_path), image_size=640)
     sizes = [(640, 640 * share // 40) for share in range(1, 41)]
     for width, height in sizes + [size[::-1] for size in sizes]:
-        list(detector.detect([plain(9, 9, 9, width=width, height=height)]))
+        list(found_in(detector, [plain(9, 9, 9, width=width, height=height)]))
     assert len(detector._compiled._by_shape) == 7
 
 
@@ -135,7 +136,7 @@ def test_concurrent_threads_get_their_own_results(tmp_path: Path, streams: int) 
     assert detector.runners == streams
     batches = [[plain(0, 0, 255 - i - streams * j) for j in range(20)] for i in range(streams)]
     with ThreadPoolExecutor(streams) as threads:
-        results = list(threads.map(lambda batch: list(detector.detect(batch)), batches))
+        results = list(threads.map(lambda batch: list(found_in(detector, batch)), batches))
     confidences = [[found[0].confidence for found in batch] for batch in results]
     for i, found in enumerate(confidences):
         expected = [(255 - i - streams * j) / 255 for j in range(20)]
@@ -143,7 +144,7 @@ def test_concurrent_threads_get_their_own_results(tmp_path: Path, streams: int) 
 
 
 def test_failing_image_keeps_the_results_before_it(detector: OpenVINODetector) -> None:
-    results = detector.detect([plain(1, 2, 255), np.zeros((0, 0), np.uint8)])
+    results = found_in(detector, [plain(1, 2, 255), np.zeros((0, 0), np.uint8)])
     assert next(results)[0].label == "red"
     with pytest.raises(ZeroDivisionError):
         next(results)
@@ -167,6 +168,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
 from service.inference.openvino import OpenVINODetector
+from tests.boxes import found_in
 
 original = builtins.__import__
 def slow(name, *rest, **more):
@@ -178,7 +180,7 @@ builtins.__import__ = slow
 detector = OpenVINODetector(Path({str(tmp_path)!r}), streams=2)
 images = [np.zeros((64, 64, 3), np.uint8)] * 4
 with ThreadPoolExecutor(2) as threads:
-    print(sum(map(len, threads.map(lambda _: list(detector.detect(images)), range(2)))))
+    print(sum(map(len, threads.map(lambda _: list(found_in(detector, images)), range(2)))))
 """
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -186,19 +188,19 @@ with ThreadPoolExecutor(2) as threads:
 
 
 def test_detect_without_images_returns_nothing(detector: OpenVINODetector) -> None:
-    assert list(detector.detect([])) == []
-    assert list(detector.detect([plain(0, 0, 0)])) == [[]]
+    assert list(found_in(detector, [])) == []
+    assert list(found_in(detector, [plain(0, 0, 0)])) == [[]]
 
 
 def test_detect_gives_plain_types(detector: OpenVINODetector) -> None:
-    [[found, *_]] = detector.detect([plain(0, 0, 255)])
+    [[found, *_]] = found_in(detector, [plain(0, 0, 255)])
     values = [found.label, found.class_id, found.confidence, found.box.x1, found.box.y2]
     assert [type(value) for value in values] == [str, int, float, float, float]
 
 
 def test_names_may_be_a_list(tmp_path: Path) -> None:
     detector = OpenVINODetector(write(tmp_path, names=["traffic light", 7, "blue"]))
-    [found] = detector.detect([plain(255, 254, 253)])
+    [found] = found_in(detector, [plain(255, 254, 253)])
     assert {detection.class_id: detection.label for detection in found} == {
         0: "traffic light",
         1: "7",

@@ -23,7 +23,7 @@ from openvino import opset13 as ops
 from devtools.demo_model.shapes import write_samples
 from service.cli.export import export
 from service.cli.main import main
-from service.domain import Box, Detection
+from service.domain import Box, Detection, Prediction
 from service.errors import ModelError
 from service.export.accuracy import (
     MATCH_CONFIDENCE,
@@ -42,7 +42,7 @@ from service.export.weights import (
 )
 from service.images.decode import open_image
 from service.images.formats import File
-from service.images.pixels import Pixels
+from service.images.pixels import DecodedImage
 from service.inference.canary import CANARY, FALLBACK, load_verified
 from service.inference.identity import sha256_of_model
 from service.inference.loading import load_detector
@@ -216,7 +216,7 @@ def test_detect_files_names_the_file_that_is_no_image(tmp_path: Path) -> None:
 
 def test_detect_files_with_a_model_that_does_not_run_fails(tmp_path: Path) -> None:
     class Raising(FakeDetector):
-        def detect(self, images: Sequence[Pixels]) -> list[list[Detection]]:
+        def detect(self, images: Sequence[DecodedImage]) -> list[Prediction]:
             raise RuntimeError("no kernel")
 
     write_drawn_samples(tmp_path, count=1)

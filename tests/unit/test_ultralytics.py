@@ -24,6 +24,7 @@ from service.errors import ModelError
 from service.images.pixels import Pixels
 from service.inference import ultralytics
 from service.inference.ultralytics import UltralyticsDetector, decode_boxes_in_float32, sha256_of
+from tests.boxes import found_in
 from tests.loglines import logged_by
 
 pytestmark = [
@@ -106,7 +107,7 @@ def test_info_is_of_the_file_and_its_metadata(dynamic: UltralyticsDetector) -> N
 
 
 def test_detect_reads_bgr_in_the_range_of_one(dynamic: UltralyticsDetector) -> None:
-    [found] = dynamic.detect([plain(153, 204, 255)])
+    [found] = found_in(dynamic, [plain(153, 204, 255)])
     assert [(detection.label, detection.class_id) for detection in found] == [
         ("red", 0),
         ("green", 1),
@@ -116,13 +117,13 @@ def test_detect_reads_bgr_in_the_range_of_one(dynamic: UltralyticsDetector) -> N
 
 
 def test_detect_leaves_out_what_is_below_the_threshold(dynamic: UltralyticsDetector) -> None:
-    [found] = dynamic.detect([plain(127, 128, 0)])  # 0.498, 0.502; the grey of padding is 0.447
+    [found] = found_in(dynamic, [plain(127, 128, 0)])  # 0.498, 0.502; the grey of padding is 0.447
     assert [detection.label for detection in found] == ["green"]
 
 
 def test_boxes_are_in_the_images_own_pixels(dynamic: UltralyticsDetector) -> None:
     # 320x120 becomes 160x60 in an input of 160x96, 18 pixels from the top.
-    [found] = dynamic.detect([plain(255, 204, 230, width=320, height=120)])
+    [found] = found_in(dynamic, [plain(255, 204, 230, width=320, height=120)])
     assert {detection.label: detection.box for detection in found} == {
         "red": Box(0, 0, 128, 92),
         "green": Box(16, 0, 48, 28),
@@ -133,8 +134,8 @@ def test_boxes_are_in_the_images_own_pixels(dynamic: UltralyticsDetector) -> Non
 @pytest.mark.parametrize("name", ["dynamic", "fixed"])
 def test_image_does_not_depend_on_its_neighbours(name: str, request: pytest.FixtureRequest) -> None:
     detector: UltralyticsDetector = request.getfixturevalue(name)
-    together = detector.detect(MIXED)
-    assert together == [detector.detect([image])[0] for image in MIXED]
+    together = list(found_in(detector, MIXED))
+    assert together == [next(found_in(detector, [image])) for image in MIXED]
     assert [detection[0].label for detection in together] == [
         "blue",
         "green",
@@ -145,7 +146,7 @@ def test_image_does_not_depend_on_its_neighbours(name: str, request: pytest.Fixt
 
 
 def test_detect_without_images_returns_nothing(dynamic: UltralyticsDetector) -> None:
-    assert dynamic.detect([]) == []
+    assert list(found_in(dynamic, [])) == []
 
 
 def test_images_of_equal_ratio_share_an_input_shape(dynamic: UltralyticsDetector) -> None:
@@ -158,7 +159,7 @@ def test_fixed_shape_is_the_input_of_every_image(fixed: UltralyticsDetector) -> 
     assert {fixed.input_shape(image.shape[1], image.shape[0]) for image in MIXED} == {(96, 160)}
     assert fixed.info.image_size == 160
     # 120x320 becomes 36x96, 62 pixels from the left.
-    [found] = fixed.detect([plain(0, 255, 0, width=120, height=320)])
+    [found] = found_in(fixed, [plain(0, 255, 0, width=120, height=320)])
     assert astuple(found[0].box) == pytest.approx((0, 16 / 0.3, 0, 32 / 0.3))
 
 
@@ -173,7 +174,7 @@ class Recorder(UltralyticsDetector):
 def test_batches_are_of_one_input_shape_and_at_most_32(tmp_path: Path) -> None:
     detector = Recorder(write(tmp_path, METADATA, (-1, 3, -1, -1)))
     small, wide = plain(0, 0, 0), plain(0, 0, 0, width=320, height=120)
-    detector.detect([small, wide] * 20 + [small] * 15)
+    list(found_in(detector, [small, wide] * 20 + [small] * 15))
     assert detector.shapes == [(32, 160, 160, 3), (3, 160, 160, 3), (20, 96, 160, 3)]
 
 
@@ -187,7 +188,7 @@ def test_batches_have_no_more_pixels_than_allowed(
 ) -> None:
     path = write(tmp_path, METADATA, (-1, 3, -1, -1))
     detector = Recorder(path, max_batch_pixels=max_batch_pixels)
-    assert len(detector.detect([plain(0, 0, 0)] * 10)) == 10
+    assert len(list(found_in(detector, [plain(0, 0, 0)] * 10))) == 10
     assert [shape[0] for shape in detector.shapes] == sizes
 
 
@@ -375,7 +376,7 @@ def test_class_without_a_label_does_not_fail_the_image(
 
     monkeypatch.setattr(ultralytics, "_load_backend", lambda path, device: WithMoreClasses())
     detector = UltralyticsDetector(weights_and_engine, device="0", min_confidence=0.4)
-    [[found]] = detector.detect([plain(200, 200, 200, width=96, height=96)])
+    [[found]] = found_in(detector, [plain(200, 200, 200, width=96, height=96)])
     assert (found.label, found.class_id) == ("7", 7)
 
 
@@ -384,7 +385,7 @@ def test_engine_that_reuses_its_output_mixes_no_results(
 ) -> None:
     detector = UltralyticsDetector(weights_and_engine, device="0", min_confidence=0.4)
     levels = list(range(120, 250, 10))
-    found = detector.detect([plain(v, v, v, width=96, height=96) for v in levels])
+    found = found_in(detector, [plain(v, v, v, width=96, height=96) for v in levels])
     box = Box(10, 20, 30, 40)
     assert [one.confidence for [one] in found] == pytest.approx([v / 255 for v in levels], abs=1e-3)
     assert [[replace(detection, confidence=0) for detection in each] for each in found] == [

@@ -1,0 +1,1 @@
+"""Sources: a bucket and prefix with its own settings, for example a camera."""
