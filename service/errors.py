@@ -10,6 +10,7 @@
     ├── BadImageError                      the image can never be processed: recorded, then 204
     ├── DocumentKeptError                  a replacement failed or was parked: 204
     ├── ObjectGoneError                    the generation no longer exists: 204
+    ├── SourcesError                       sources are broken, or were changed meanwhile
     ├── SmokeError                         the smoke test failed
     ├── DetectorError                      the model failed on an image: 500
     └── TransientError                     a later delivery can succeed: 503
@@ -55,6 +56,10 @@ class CredentialsError(YoloBatchError):
 
 class ModelError(YoloBatchError):
     """A model cannot be loaded or exported."""
+
+
+class SourcesError(YoloBatchError):
+    """The settings of sources are broken, or were changed meanwhile."""
 
 
 class EnvelopeError(YoloBatchError):
