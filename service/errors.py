@@ -11,6 +11,7 @@
     ├── DocumentKeptError                  a replacement failed or was parked: 204
     ├── ObjectGoneError                    the generation no longer exists: 204
     ├── SourcesError                       sources are broken, or were changed meanwhile
+    ├── FaintBytesError                    the faint detections of a document are damaged
     ├── SmokeError                         the smoke test failed
     ├── DetectorError                      the model failed on an image: 500
     └── TransientError                     a later delivery can succeed: 503
@@ -107,6 +108,10 @@ class ObjectGoneError(YoloBatchError):
 
 class DocumentKeptError(YoloBatchError):
     """A replacement failed for a reason outside the image's bytes: the document is kept."""
+
+
+class FaintBytesError(YoloBatchError):
+    """The bytes of a document's field `faint` cannot be read."""
 
 
 class SmokeError(YoloBatchError):
