@@ -448,6 +448,7 @@ class Outcome(StrEnum):
     SUPERSEDED = "superseded"  # another delivery committed the image's document first
     GONE = "gone"  # the image's generation was overwritten or deleted
     IGNORED = "ignored"  # the request names no image
+    DISABLED = "disabled"  # the image's source is disabled: nothing was recorded
     BUCKET_NOT_ALLOWED = "bucket_not_allowed"  # the image's bucket is not in ALLOWED_BUCKETS
 
 

@@ -19,6 +19,7 @@
         ├── TooLateError
         ├── ShuttingDownError
         ├── OtherModelError
+        ├── SourcesUnknownError
         ├── DecoderUnavailableError
         ├── CertificatesUnavailableError
         ├── StorageUnavailableError
@@ -153,6 +154,16 @@ class ShuttingDownError(TransientError):
 
 class OtherModelError(TransientError):
     """The message asks for another model, which another revision may run."""
+
+
+class SourcesUnknownError(TransientError):
+    """It is not known which settings an image has, for example which of them protect privacy."""
+
+    retry_after_seconds = 60
+
+    def __init__(self) -> None:
+        """Build the message, which is the same for every image."""
+        super().__init__("The settings of sources could not be read.")
 
 
 class DecoderUnavailableError(TransientError):

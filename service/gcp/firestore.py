@@ -304,13 +304,13 @@ class _Entry:
             ValueError: the document is larger than Firestore allows.
         """
         document = to_document(result)
-        size = _size_bytes(document) + _NAME_BYTES
+        size = size_bytes(document) + _NAME_BYTES
         if size > _MAX_DOCUMENT_BYTES:
             raise ValueError(f"its document has {size:,} bytes, more than {_MAX_DOCUMENT_BYTES:,}")
         return cls(index, result, document, size)
 
 
-def _size_bytes(value: Any) -> int:
+def size_bytes(value: Any) -> int:
     """Return the size of a value in bytes, as Firestore counts it.
 
     Source: https://firebase.google.com/docs/firestore/storage-size
@@ -318,9 +318,9 @@ def _size_bytes(value: Any) -> int:
     if isinstance(value, str):
         return len(value.encode()) + 1
     if isinstance(value, Mapping):
-        return sum(_size_bytes(key) + _size_bytes(item) for key, item in value.items())
+        return sum(size_bytes(key) + size_bytes(item) for key, item in value.items())
     if isinstance(value, list):
-        return sum(map(_size_bytes, value))
+        return sum(map(size_bytes, value))
     return 8 if isinstance(value, int | float | datetime) else 1
 
 

@@ -23,6 +23,7 @@ from service.memory import fit_into_memory
 from service.pipeline import Pipeline, PipelineOptions
 from service.recorder import Recorder
 from service.settings import Settings
+from service.sources.current import CurrentSources
 from service.sources.rules import Rules
 
 if TYPE_CHECKING:
@@ -63,12 +64,13 @@ def build_app() -> "Flask":
 
             storage, store = build_storage(settings), build_store(settings)
             limit = _daily_limit(settings)
+            sources = _sources(settings)
             verified = loading.result()
             settings = fit_into_memory(settings, verified.detector)
         except (CredentialsError, ModelError) as exc:
             decoders.close()
             _cannot_start(str(exc))
-    pipeline = build_pipeline(settings, decoders, verified, storage, store, limit)
+    pipeline = build_pipeline(settings, decoders, verified, storage, store, limit, sources)
     app = create_app(
         pipeline,
         max_request_bytes=settings.max_request_bytes,
@@ -90,6 +92,7 @@ def build_pipeline(
     storage: "ImageStorage",
     store: "ResultStore",
     limit: DailyLimit | None = None,
+    sources: CurrentSources | None = None,
 ) -> Pipeline:
     """Return a pipeline with these parts and the limits of the settings."""
     health = Health(hang_timeout_seconds=settings.hang_timeout_seconds)
@@ -106,6 +109,7 @@ def build_pipeline(
             rules=Rules(min_confidence=settings.min_confidence),
         ),
         limit,
+        sources,
     )
 
 
@@ -121,6 +125,20 @@ def _daily_limit(settings: Settings) -> DailyLimit | None:
     limit = DailyLimit(settings.daily_image_limit, build_daily_count(settings))
     limit.share(Deadline.after(settings.firestore_timeout_seconds), is_due=True)
     return limit
+
+
+def _sources(settings: Settings) -> CurrentSources:
+    """Return the sources, after the first look at their document."""
+    from service.gcp.clients import build_source_store
+
+    sources = CurrentSources(
+        build_source_store(settings),
+        min_confidence=settings.min_confidence,
+        store_confidence=settings.store_confidence,
+        refresh_seconds=settings.sources_refresh_seconds,
+    )
+    sources.look(Deadline.after(settings.firestore_timeout_seconds))
+    return sources
 
 
 def _cannot_start(reason: str) -> NoReturn:
