@@ -122,9 +122,9 @@ class SourceStore(Collection):
         batch = self._client.batch()
         if known is None:
             batch.create(reference, document)
-        else:  # `update` would keep other fields, and `set` has no precondition
+        else:  # `set` has no precondition, and `update` would keep other fields
             batch.delete(reference, option=self._client.write_option(last_update_time=known))
-            batch.create(reference, document)
+            batch.set(reference, document)
         with translate_errors():
             try:
                 written = batch.commit(**budget.limits)[-1]
