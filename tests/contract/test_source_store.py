@@ -1,11 +1,10 @@
 """The documents of the sources in Firestore, also as a person edits them in the console."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from google.cloud import firestore  # type: ignore[attr-defined]  # published without types
+from google.cloud import firestore
 
 from service.deadline import NO_DEADLINE
 from service.domain import ImageRef
@@ -27,7 +26,7 @@ def source_store(collection: str) -> SourceStore:
 
 
 @pytest.fixture
-def console(collection: str) -> Iterator[Any]:
+def console(collection: str) -> Any:
     """The document `sources`, without any check."""
     return firestore.Client().collection(collection).document("sources")
 
@@ -101,7 +100,7 @@ def test_forged_version_of_the_last_good_is_replaced(
     for version in (datetime.now(UTC) + timedelta(days=999), "soon", None):
         forged.set({"sources": [], "version": version})
         stored = source_store.read()
-        new = source_store.write(sources_of(), stored and stored.version)
+        new = source_store.write(sources_of(), stored.version if stored else None)
         good = source_store.last_good()
         assert good and good.version == new
 

@@ -114,7 +114,7 @@ def test_longest_prefix_of_the_bucket_wins() -> None:
 
     def find(bucket: str, name: str) -> str | None:
         matching = sources.find(bucket, name)
-        return matching and matching.id
+        return matching.id if matching else None
 
     assert find("uploads", "cams/1/day/x.jpg") == "day"
     assert find("uploads", "cams/1/night.jpg") == "cam"
