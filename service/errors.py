@@ -12,6 +12,7 @@
     ├── ObjectGoneError                    the generation no longer exists: 204
     ├── SourcesError                       sources are broken, or were changed meanwhile
     ├── FaintBytesError                    the faint detections of a document are damaged
+    ├── LargeResultError                   the object of a large result cannot be read or removed
     ├── SmokeError                         the smoke test failed
     ├── DetectorError                      the model failed on an image: 500
     └── TransientError                     a later delivery can succeed: 503
@@ -113,6 +114,10 @@ class DocumentKeptError(YoloBatchError):
 
 class FaintBytesError(YoloBatchError):
     """The bytes of a document's field `faint` cannot be read."""
+
+
+class LargeResultError(YoloBatchError):
+    """The object of a large result is missing, damaged, or not an object of this result."""
 
 
 class SmokeError(YoloBatchError):

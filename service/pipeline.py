@@ -20,6 +20,7 @@ from service.concurrency.semaphore import FairSemaphore
 from service.concurrency.slots import Slots
 from service.daily_limit import DailyLimit
 from service.deadline import Deadline
+from service.document import day_of
 from service.domain import (
     Download,
     Event,
@@ -96,6 +97,7 @@ class PipelineOptions:
     max_buffered_bytes: int = Settings.max_buffered_bytes
     allowed_buckets: tuple[str, ...] = Settings.allowed_buckets
     rules: Rules = Rules()  # of all images, if there are no sources
+    store_confidence: float = Settings.store_confidence
 
 
 class Pipeline:
@@ -245,7 +247,12 @@ class Pipeline:
             result = ImageResult(ref, failure=failure)
         else:
             result = self._detect(ref, settings, deadline)
-        result = replace(result, event_time=event.event_time, source=settings.version)
+        result = replace(
+            result,
+            event_time=event.event_time,
+            day=day_of(result.captured_at, event.event_time, settings.timezone),
+            source=settings.version,
+        )
         return self._recorder.record(result, deadline)
 
     def _detect(self, ref: ImageRef, settings: SourceSettings, deadline: Deadline) -> ImageResult:
@@ -281,6 +288,7 @@ class Pipeline:
                 queue_ms=round(inferred.queue_ms, 1),
                 inference_ms=round(inferred.inference_ms, 1),
             ),
+            store_confidence=self._options.store_confidence,
         )
         return evaluate(result, inferred.result, settings.rules)
 

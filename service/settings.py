@@ -64,6 +64,12 @@ def _buckets(text: str) -> tuple[str, ...]:
     return names
 
 
+def _bucket(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]+", text):
+        raise ValueError("the name of a bucket without gs://")
+    return text
+
+
 def _emails(text: str) -> tuple[str, ...]:
     emails = tuple(email.strip() for email in text.split(",") if email.strip())
     if not emails or not all(re.fullmatch(r"[^@\s]+@[^@\s]+", email) for email in emails):
@@ -186,6 +192,13 @@ class Settings:
     firestore_database: str = _setting("(default)", "Firestore database of the results.")
     firestore_collection: str = _setting(
         "detections", "Firestore collection of the results.", _collection
+    )
+    results_bucket: str | None = _setting(
+        None,
+        "Bucket for results that are larger than 1 MiB, Firestore's limit, for example with "
+        "hundreds of masks. Unset: their polygons are simplified. It must not be a bucket of "
+        "images.",
+        _bucket,
     )
     daily_image_limit: int = _setting(
         0,

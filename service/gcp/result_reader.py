@@ -8,7 +8,7 @@ from google.api_core import exceptions
 from google.cloud.firestore_v1.base_query import FieldFilter
 
 from service.document import STATUS_PARKED
-from service.domain import ImageRef, StoredDocuments
+from service.domain import GeoPoint, ImageRef, StoredDocuments
 from service.errors import FirestoreUnavailableError
 from service.gcp.collection import Collection, RetryBudget, documents_by_id
 
@@ -49,7 +49,7 @@ class ResultReader(Collection):
             )
         query = query.order_by("name").limit(page_size)
         while page := self._page(query):
-            yield from (snapshot.to_dict() or {} for snapshot in page)
+            yield from map(_fields, page)
             query = query.start_after(page[-1])
 
     def parked(self, *, page_size: int = _PAGE_SIZE) -> Iterator[tuple[datetime, ImageRef]]:
@@ -77,7 +77,7 @@ class ResultReader(Collection):
         """
         with self._reading():
             snapshot = self._collection.document(document_id).get(**self._one_attempt().limits)
-            return snapshot.to_dict() if snapshot.exists else None
+            return _fields(snapshot) if snapshot.exists else None
 
     def _page(self, query: Any) -> list[Any]:
         """Return all snapshots of a query: the time limit must not count the caller's work."""
@@ -92,3 +92,11 @@ class ResultReader(Collection):
     def _one_attempt(self) -> RetryBudget:
         """Return a budget for one attempt: an operator's large reads take long."""
         return RetryBudget(self._timeout_seconds, attempts=1)
+
+
+def _fields(snapshot: Any) -> dict[str, Any]:
+    """Return a document's fields, with our type of places."""
+    fields: dict[str, Any] = snapshot.to_dict() or {}
+    if place := fields.get("location"):
+        fields["location"] = GeoPoint(place.latitude, place.longitude)
+    return fields

@@ -12,7 +12,7 @@ from google.cloud import firestore
 from service.deadline import NO_DEADLINE, Deadline
 from service.errors import SourcesError
 from service.gcp.collection import Collection, RetryBudget, translate_errors
-from service.gcp.firestore import size_bytes
+from service.gcp.document_size import document_bytes
 from service.sources.current import StoredSources
 from service.sources.schema import MAX_BYTES, Sources, to_document
 
@@ -95,7 +95,7 @@ class SourceStore(Collection):
             FirestoreUnavailableError: Firestore did not confirm in time.
         """
         document = to_document(sources)
-        if (size := size_bytes(document)) > MAX_BYTES:
+        if (size := document_bytes(document)) > MAX_BYTES:
             raise SourcesError(f"The sources have {size:,} bytes, more than {MAX_BYTES:,}")
         version = self._put(_SOURCES, document, unless_changed_since, self._budget(deadline))
         if version is None:

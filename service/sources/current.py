@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
+from zoneinfo import ZoneInfo
 
 from service.deadline import Deadline
 from service.domain import ImageRef, SourceVersion
@@ -61,7 +62,7 @@ class SourceSettings:
 
     rules: Rules = Rules()
     version: SourceVersion = SourceVersion()
-    timezone: str | None = None
+    timezone: ZoneInfo | None = None
     store_location: bool = False
     is_enabled: bool = True
 
@@ -129,7 +130,7 @@ class CurrentSources:
         return SourceSettings(
             rules,
             SourceVersion(source.id, known.version),
-            source.timezone,
+            ZoneInfo(source.timezone) if source.timezone else None,
             source.store_location,
             source.enabled,
         )

@@ -3,6 +3,7 @@
 import logging
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -91,7 +92,7 @@ def test_source_of_an_image_sets_its_settings(documents: FakeDocuments, clock: C
     documents.edit(min_confidence=0.6, timezone="Europe/Berlin", store_location=True)
     settings = settings_of(instance(documents, clock))
     assert settings.rules.min_confidence == 0.6
-    assert (settings.version.id, settings.timezone) == ("yard", "Europe/Berlin")
+    assert (settings.version.id, settings.timezone) == ("yard", ZoneInfo("Europe/Berlin"))
     assert settings.version.version == START + timedelta(seconds=1)
     assert settings.store_location and settings.is_enabled
 
