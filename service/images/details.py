@@ -41,16 +41,16 @@ class Details(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     def of(cls, image: DecodedImage) -> Self:
         """Return the details of a decoded image."""
         capture = image.capture
-        camera, location, offset = capture.camera, capture.location, capture.utc_offset
+        camera, location, offset = capture.camera or Camera(), capture.location, capture.utc_offset
         return cls(
             format=image.info.format,
             local_time=capture.local_time,
             utc_offset_seconds=None if offset is None else int(offset.total_seconds()),
-            make=camera and camera.make,
-            model=camera and camera.model,
-            serial=camera and camera.serial,
-            latitude=location and location.latitude,
-            longitude=location and location.longitude,
+            make=camera.make,
+            model=camera.model,
+            serial=camera.serial,
+            latitude=location.latitude if location else None,
+            longitude=location.longitude if location else None,
         )
 
     @classmethod
@@ -78,10 +78,12 @@ class Details(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
         """What the EXIF data state about the capture."""
         offset, latitude, longitude = self.utc_offset_seconds, self.latitude, self.longitude
         has_camera = self.make or self.model or self.serial
-        has_location = latitude is not None and longitude is not None
+        location = None
+        if latitude is not None and longitude is not None:
+            location = GeoPoint(latitude, longitude)
         return Capture(
             local_time=self.local_time,
             utc_offset=None if offset is None else timedelta(seconds=offset),
             camera=Camera(self.make, self.model, self.serial) if has_camera else None,
-            location=GeoPoint(latitude, longitude) if has_location else None,
+            location=location,
         )

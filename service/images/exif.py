@@ -158,13 +158,19 @@ def _camera(main: _Tags, details: _Tags) -> Camera | None:
 def _time(details: _Tags) -> tuple[datetime | None, timedelta | None]:
     """Return the local time of the capture, and its difference to UTC."""
     for time_tag, fraction_tag, offset_tag in _TIME_TAGS:
-        match = _TIME.fullmatch(_text(details(time_tag)) or "")
-        time = _or_none(lambda m=match: datetime(*map(int, m.groups())))  # type: ignore[misc]
-        if time:
+        if time := _local_time(_text(details(time_tag))):
             fraction = _FRACTION.fullmatch(_text(details(fraction_tag)) or "")
             microsecond = int(fraction[0].ljust(6, "0")[:6]) if fraction else 0
             return time.replace(microsecond=microsecond), _offset(_text(details(offset_tag)))
     return None, None
+
+
+def _local_time(text: str | None) -> datetime | None:
+    match = _TIME.fullmatch(text or "")
+    if not match:
+        return None
+    year, month, day, hour, minute, second = map(int, match.groups())
+    return _or_none(lambda: datetime(year, month, day, hour, minute, second))
 
 
 def _offset(text: str | None) -> timedelta | None:
@@ -198,10 +204,7 @@ def _degrees(value: Any, reference: Any, directions: str) -> float | None:
     parts = _or_none(lambda: [float(part) for part in value])
     if not parts or len(parts) > 3 or len(direction) != 1 or direction not in directions:
         return None
-    if (
-        not all(math.isfinite(part) and part >= 0 for part in parts)
-        or max(parts[1:], default=0) > 60
-    ):
+    if not all(0 <= part < math.inf for part in parts) or max(parts[1:], default=0) > 60:
         return None
-    degrees = math.fsum(part / 60**power for power, part in enumerate(parts))
-    return -degrees if direction == directions[1] else degrees
+    degrees = sum(part / 60**power for power, part in enumerate(parts))
+    return round(-degrees if direction == directions[1] else degrees, _DECIMALS)
