@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
+from service.capture import day_of, with_capture
 from service.concurrency.semaphore import FairSemaphore
 from service.concurrency.slots import Slots
 from service.daily_limit import DailyLimit
@@ -218,7 +219,12 @@ class Pipeline:
     ) -> Outcome:
         """Detect and commit. An image with a failure is not read."""
         result = ImageResult(ref, failure=failure) if failure else self._detect(ref, deadline)
-        return self._recorder.record(replace(result, event_time=event.event_time), deadline)
+        result = replace(
+            result,
+            event_time=event.event_time,
+            day=day_of(result.captured_at, event.event_time),
+        )
+        return self._recorder.record(result, deadline)
 
     def _detect(self, ref: ImageRef, deadline: Deadline) -> ImageResult:
         """Download, decode and detect. If the file can never be processed, the result is failed."""
@@ -254,6 +260,7 @@ class Pipeline:
                 inference_ms=round(inferred.inference_ms, 1),
             ),
         )
+        result = with_capture(result, image.capture, timezone=None, store_location=False)
         return evaluate(result, inferred.result, self._options.rules)
 
 

@@ -206,5 +206,5 @@ def _degrees(value: Any, reference: Any, directions: str) -> float | None:
         return None
     if not all(0 <= part < math.inf for part in parts) or max(parts[1:], default=0) > 60:
         return None
-    degrees = sum(part / 60**power for power, part in enumerate(parts))
+    degrees = math.fsum(part / (1, 60, 3600)[power] for power, part in enumerate(parts))
     return round(-degrees if direction == directions[1] else degrees, _DECIMALS)

@@ -243,7 +243,7 @@ def with_type(data: bytes, tag: int, kind: int) -> bytes:
     )
 
 
-@pytest.mark.parametrize("kind", [3, 5, 7, 12, 99])
+@pytest.mark.parametrize("kind", [1, 3, 7, 99])
 def test_value_of_another_type_leaves_the_others(kind: int) -> None:
     camera = capture_of_bytes(with_type(exif(), Base.Model, kind)).camera
     assert camera and (camera.make, camera.serial) == ("Axis", "ACCC8E000001")
