@@ -20,6 +20,7 @@ class ObjectMetadata:
     crc32c: str | None = None  # base64
     created_at: datetime | None = None  # when this generation was created
     custom: Mapping[str, str] | None = None  # the uploader's own metadata (`x-goog-meta-*`)
+    is_custom_cut: bool = False  # whether some of `custom` were left out
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
+from service.capture import with_capture
 from service.concurrency.semaphore import FairSemaphore
 from service.concurrency.slots import Slots
 from service.daily_limit import DailyLimit
@@ -289,6 +290,12 @@ class Pipeline:
                 inference_ms=round(inferred.inference_ms, 1),
             ),
             store_confidence=self._options.store_confidence,
+        )
+        result = with_capture(
+            result,
+            image.capture,
+            timezone=settings.timezone,
+            store_location=settings.store_location,
         )
         return evaluate(result, inferred.result, settings.rules)
 
