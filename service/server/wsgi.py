@@ -23,7 +23,7 @@ from service.memory import fit_into_memory
 from service.pipeline import Pipeline, PipelineOptions
 from service.recorder import Recorder
 from service.settings import Settings
-from service.sources.current import CurrentSources
+from service.sources.current import CurrentSources, current_sources
 from service.sources.rules import Rules
 
 if TYPE_CHECKING:
@@ -59,12 +59,12 @@ def build_app() -> "Flask":
     with ThreadPoolExecutor(1, thread_name_prefix="model") as loader:
         loading = loader.submit(_load, settings, decoders)
         try:
-            from service.gcp.clients import build_storage, build_store
+            from service.gcp.clients import build_source_store, build_storage, build_store
             from service.server.app import create_app
 
             storage, store = build_storage(settings), build_store(settings)
             limit = _daily_limit(settings)
-            sources = _sources(settings)
+            sources = current_sources(build_source_store(settings), settings)
             verified = loading.result()
             settings = fit_into_memory(settings, verified.detector)
         except (CredentialsError, ModelError) as exc:
@@ -128,20 +128,6 @@ def _daily_limit(settings: Settings) -> DailyLimit | None:
     limit = DailyLimit(settings.daily_image_limit, build_daily_count(settings))
     limit.share(Deadline.after(settings.firestore_timeout_seconds), is_due=True)
     return limit
-
-
-def _sources(settings: Settings) -> CurrentSources:
-    """Return the sources, after the first look at their document."""
-    from service.gcp.clients import build_source_store
-
-    sources = CurrentSources(
-        build_source_store(settings),
-        min_confidence=settings.min_confidence,
-        store_confidence=settings.store_confidence,
-        refresh_seconds=settings.sources_refresh_seconds,
-    )
-    sources.look(Deadline.after(settings.firestore_timeout_seconds))
-    return sources
 
 
 def _cannot_start(reason: str) -> NoReturn:

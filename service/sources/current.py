@@ -27,6 +27,7 @@ from zoneinfo import ZoneInfo
 from service.deadline import Deadline
 from service.domain import ImageRef, SourceVersion
 from service.errors import SourcesError, SourcesUnknownError
+from service.settings import Settings
 from service.sources.rules import Rules
 from service.sources.schema import Sources, parse
 
@@ -212,3 +213,15 @@ class CurrentSources:
                 extra={"reason": str(exc)},
             )
             return None
+
+
+def current_sources(documents: Documents, settings: Settings) -> CurrentSources:
+    """Return the sources with the thresholds of the settings, after the first look."""
+    sources = CurrentSources(
+        documents,
+        min_confidence=settings.min_confidence,
+        store_confidence=settings.store_confidence,
+        refresh_seconds=settings.sources_refresh_seconds,
+    )
+    sources.look(Deadline.after(settings.firestore_timeout_seconds))
+    return sources
