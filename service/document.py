@@ -42,6 +42,7 @@ def to_document(result: ImageResult) -> dict[str, Any]:
         "size": ref.metadata.size,
         **_checksum(ref.metadata),
         "metadata": dict(ref.metadata.custom or {}),
+        "metadata_cut": ref.metadata.is_custom_cut,
         "status": _status(failure),
         "error": {"code": str(failure.code), "message": failure.message} if failure else None,
         "image": asdict(result.image_info) if result.image_info else None,

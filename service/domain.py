@@ -20,6 +20,7 @@ class ObjectMetadata:
     crc32c: str | None = None  # base64
     created_at: datetime | None = None  # when this generation was created
     custom: Mapping[str, str] | None = None  # the uploader's own metadata (`x-goog-meta-*`)
+    is_custom_cut: bool = False  # whether some of `custom` were left out
 
 
 @dataclass(frozen=True)
@@ -472,6 +473,7 @@ class Outcome(StrEnum):
     SUPERSEDED = "superseded"  # another delivery committed the image's document first
     GONE = "gone"  # the image's generation was overwritten or deleted
     IGNORED = "ignored"  # the request names no image
+    DISABLED = "disabled"  # the image's source is disabled: nothing was recorded
     BUCKET_NOT_ALLOWED = "bucket_not_allowed"  # the image's bucket is not in ALLOWED_BUCKETS
 
 
