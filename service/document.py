@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, date, datetime, tzinfo
 from typing import Any
 
 from service.domain import (
@@ -95,25 +94,6 @@ def detection_fields(result: ImageResult) -> dict[str, Any]:
 def shard_of(document_id: str) -> int:
     """Return the document's shard, 0 to 9: a hash, so documents of one moment spread over all."""
     return int(document_id[-8:], 16) % SHARDS
-
-
-def day_of(
-    captured_at: datetime | None, event_time: datetime | None, timezone: tzinfo | None = None
-) -> date | None:
-    """Return the date on which an image was taken, or else uploaded. None: neither is known.
-
-    Args:
-        captured_at: when it was taken, with a time zone.
-        event_time: when it was uploaded, with a time zone.
-        timezone: the time zone of the source. None: UTC.
-    """
-    time = captured_at or event_time
-    if not time:
-        return None
-    try:
-        return time.astimezone(timezone or UTC).date()
-    except OverflowError:  # near the year 1 or 9999
-        return time.date()
 
 
 def detections_of(result: ImageResult) -> list[dict[str, Any]]:

@@ -16,12 +16,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from service.capture import with_capture
+from service.capture import day_of, with_capture
 from service.concurrency.semaphore import FairSemaphore
 from service.concurrency.slots import Slots
 from service.daily_limit import DailyLimit
 from service.deadline import Deadline
-from service.document import day_of
 from service.domain import (
     Download,
     Event,
