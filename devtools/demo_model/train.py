@@ -27,20 +27,20 @@ import numpy as np
 import yaml
 
 from devtools.demo_model import shapes
+from devtools.demo_model.warm_start import warm_start
 from service.machine import cpu_name
 
 MODEL_NAME = "shapes"
+DETECTION_MODEL = Path(__file__).parents[2] / "service" / "bundled_model"
 MODEL_YAML = Path(__file__).with_name("yolo26-demo.yaml")
 EXPORT_NAME = f"{MODEL_NAME}_openvino_model"
 CARD_NAME = "README.md"
 
-TRAIN_COUNT = 8000
 VALIDATION_COUNT = 400
 HELD_OUT_COUNT = 1000
-EPOCHS = 14
 BATCH = 16
 INPUT_SIZE = 320  # pixels: side of the square that the model is trained on
-LEARNING_RATE = 0.004
+WARM_START_COUNT = 128  # drawn images for the statistics of a network with copied weights
 TRAINING_SEED = 0  # decides the first weights and the order of the images
 THREADS = 2
 CONFIDENCE = 0.25  # the card counts only detections with at least this confidence
@@ -48,6 +48,35 @@ MAX_DETECTIONS = 300  # per image. The exported model always outputs this many r
 
 _SHORTEST_SIDE = 240
 _LONGEST_SIDE = 512
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What differs between the demo models.
+
+    Attributes:
+        task: Ultralytics' name of the task.
+        images: Number of images in the training set.
+        epochs: Number of passes over the images.
+        learning_rate: Highest learning rate of the schedule.
+        head: Last layer of the network and its arguments, as in the architecture's YAML file.
+        copies_weights: Whether training starts with the weights of the detection model.
+    """
+
+    task: str
+    images: int
+    epochs: int
+    learning_rate: float
+    head: tuple[str, list[Any]]
+    copies_weights: bool
+
+
+RECIPES = {
+    "detect": Recipe("detect", 8000, 14, 0.004, ("Detect", ["nc"]), copies_weights=False),
+    "segment": Recipe(
+        "segment", 2000, 8, 0.002, ("Segment26", ["nc", 32, 256]), copies_weights=True
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -126,18 +155,25 @@ def image_size(rng: np.random.Generator) -> tuple[int, int]:
     return (longest, shortest) if rng.random() < 0.5 else (shortest, longest)
 
 
-def label_lines(scene: shapes.Scene) -> str:
+def label_lines(scene: shapes.Scene, task: str = "detect") -> str:
     """Write the ground truth of an image in YOLO format.
 
     Args:
         scene: The image.
+        task: ``detect`` or ``segment``.
 
     Returns:
-        One line for each object: class, then centre, width and height as shares of the image.
+        One line for each object, in shares of the image. For ``detect``: class, then centre, width
+        and height of its box. For ``segment``: class, then the corners of what is visible of it.
     """
     height, width = scene.image.shape[:2]
     lines = []
     for item in scene.objects:
+        if task == "segment":
+            corners = joined_rings(item.visible.rings()) / (width, height)
+            numbers = " ".join(f"{v:.5f}" for v in np.clip(corners, 0.0, 1.0).flatten())
+            lines.append(f"{item.class_id} {numbers}\n")
+            continue
         x1, y1, x2, y2 = item.box
         shares = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width)
         numbers = " ".join(f"{v:.6f}" for v in (*shares, (y2 - y1) / height))
@@ -145,7 +181,26 @@ def label_lines(scene: shapes.Scene) -> str:
     return "".join(lines)
 
 
-def draw_set(directory: Path, name: str, seed: int, count: int) -> None:
+def joined_rings(rings: Sequence[shapes.Points]) -> shapes.Points:
+    """Join rings to one polygon, because a YOLO label has only one.
+
+    Each ring is closed. The line from one ring to the next and the line back have no area.
+
+    Args:
+        rings: Corners of each ring, of shape (n, 2). By the even-odd rule, a ring inside another
+            one is a hole.
+
+    Returns:
+        Corners of the polygon, of shape (n, 2).
+    """
+    if len(rings) == 1:
+        return rings[0]
+    closed = [np.concatenate([ring, ring[:1]]) for ring in rings]
+    way_back = [ring[:1] for ring in reversed(rings[:-1])]
+    return np.concatenate([*closed, *way_back])
+
+
+def draw_set(directory: Path, name: str, seed: int, count: int, task: str) -> None:
     """Draw one set of images in YOLO format.
 
     Args:
@@ -153,6 +208,7 @@ def draw_set(directory: Path, name: str, seed: int, count: int) -> None:
         name: Name of the set, for example ``train``.
         seed: Seed of the set.
         count: How many images to draw.
+        task: ``detect`` or ``segment``.
     """
     images, labels = directory / "images" / name, directory / "labels" / name
     images.mkdir(parents=True)
@@ -162,23 +218,24 @@ def draw_set(directory: Path, name: str, seed: int, count: int) -> None:
         scene = shapes.draw_scene(rng, *image_size(rng))
         stem = f"{index:06d}"
         (images / f"{stem}.jpg").write_bytes(shapes.encode_jpeg(scene.image, 95))
-        (labels / f"{stem}.txt").write_text(label_lines(scene), encoding="ascii")
+        (labels / f"{stem}.txt").write_text(label_lines(scene, task), encoding="ascii")
 
 
-def draw_data(directory: Path, train_count: int) -> Path:
+def draw_data(directory: Path, train_count: int, task: str) -> Path:
     """Draw the training, validation and held-out sets.
 
     Args:
         directory: Empty folder to draw into.
         train_count: How many images to train on. 0 draws only the held-out set.
+        task: ``detect`` or ``segment``.
 
     Returns:
         Path of the YAML file that describes the data set.
     """
-    draw_set(directory, "test", shapes.HELD_OUT_SEED, HELD_OUT_COUNT)
+    draw_set(directory, "test", shapes.HELD_OUT_SEED, HELD_OUT_COUNT, task)
     if train_count:
-        draw_set(directory, "train", shapes.TRAIN_SEED, train_count)
-        draw_set(directory, "val", shapes.VALIDATION_SEED, VALIDATION_COUNT)
+        draw_set(directory, "train", shapes.TRAIN_SEED, train_count, task)
+        draw_set(directory, "val", shapes.VALIDATION_SEED, VALIDATION_COUNT, task)
     trained = ("train", "val") if train_count else ("test", "test")
     description = {
         "path": str(directory),
@@ -192,14 +249,45 @@ def draw_data(directory: Path, train_count: int) -> Path:
     return path
 
 
-def train(data: Path, directory: Path, train_count: int, epochs: int) -> Path:
-    """Train the model from scratch on the CPU.
+def build_network(recipe: Recipe, directory: Path) -> Any:
+    """Build the untrained network of a recipe.
 
     Args:
+        recipe: Task and head.
+        directory: Folder for the file that describes the network.
+
+    Returns:
+        Ultralytics' model. For a recipe with ``copies_weights``, it finds shapes already: its
+        layers have the weights of the detection model, and only those for masks are random.
+    """
+    import torch
+    from ultralytics import YOLO
+
+    torch.manual_seed(TRAINING_SEED)
+    description = yaml.safe_load(MODEL_YAML.read_text(encoding="utf-8"))
+    description["head"][-1][2:] = recipe.head
+    path = directory / f"yolo26-demo-{recipe.task}.yaml"
+    path.write_text(yaml.safe_dump(description), encoding="utf-8")
+    model: Any = YOLO(str(path), task=recipe.task)
+    if recipe.copies_weights:
+        generators = (
+            shapes.scene_generator(shapes.VALIDATION_SEED, i) for i in range(WARM_START_COUNT)
+        )
+        images = [shapes.draw_scene(rng, INPUT_SIZE, INPUT_SIZE).image for rng in generators]
+        rgb = np.stack(images)[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32) / 255
+        warm_start(model.model, DETECTION_MODEL / f"{MODEL_NAME}.xml", rgb)
+        model.load(model.model)  # otherwise, training would begin with random weights
+    return model
+
+
+def train(recipe: Recipe, data: Path, directory: Path) -> Path:
+    """Train the model on the CPU.
+
+    Args:
+        recipe: What to train, and how long.
         data: Description of the data set.
-        directory: Folder for the files of the run.
-        train_count: Number of training images, for the record.
-        epochs: Number of passes over the images.
+        directory: Folder for the files of the run. If it has those of an unfinished run, the
+            training goes on after the last complete epoch.
 
     Returns:
         Path of the weights of the best epoch. The record is beside them, as JSON.
@@ -207,18 +295,19 @@ def train(data: Path, directory: Path, train_count: int, epochs: int) -> Path:
     import torch
     from ultralytics import YOLO
 
-    model = YOLO(str(MODEL_YAML), task="detect")
+    last = directory / "run" / "weights" / "last.pt"
+    model: Any = YOLO(str(last)) if last.exists() else build_network(recipe, directory)
     parameters = sum(p.numel() for p in model.model.parameters())
     # Ultralytics leaves one thread unused. A small machine needs all threads.
     model.add_callback("on_train_start", lambda _: torch.set_num_threads(THREADS))
     model.train(
         data=str(data),
-        epochs=epochs,
+        epochs=recipe.epochs,
         batch=BATCH,
         nbs=BATCH,
         imgsz=INPUT_SIZE,
         optimizer="AdamW",
-        lr0=LEARNING_RATE,
+        lr0=recipe.learning_rate,
         lrf=0.01,
         cos_lr=True,
         warmup_epochs=0.5,
@@ -234,7 +323,8 @@ def train(data: Path, directory: Path, train_count: int, epochs: int) -> Path:
         fliplr=0.5,
         flipud=0.5,
         nms=False,  # validate the NMS-free head, which is exported
-        pretrained=False,
+        pretrained=recipe.copies_weights,
+        resume=last.exists(),
         amp=False,
         cache="ram",
         workers=2,
@@ -245,13 +335,13 @@ def train(data: Path, directory: Path, train_count: int, epochs: int) -> Path:
         patience=0,
         project=str(directory),
         name="run",
+        exist_ok=True,
     )
     trainer: Any = model.trainer
-    results = trainer.read_results_csv()
     record = TrainingRecord(
-        images=train_count,
-        epochs=epochs,
-        seconds=float(results["time"][-1]),
+        images=recipe.images,
+        epochs=recipe.epochs,
+        seconds=_total(trainer.read_results_csv()["time"]),
         parameters=parameters,
         machine=describe_machine(),
         versions={name: version(name) for name in ("ultralytics", "torch", "openvino", "numpy")},
@@ -259,6 +349,14 @@ def train(data: Path, directory: Path, train_count: int, epochs: int) -> Path:
     best = Path(trainer.best)
     _record_path(best).write_text(json.dumps(asdict(record), indent=2), encoding="utf-8")
     return best
+
+
+def _total(times: Sequence[float]) -> float:
+    """Return the seconds of a training. Its clock starts again when it goes on after a stop."""
+    starts = [0.0, *times[:-1]]
+    return sum(
+        end - start if end > start else end for start, end in zip(starts, times, strict=True)
+    )
 
 
 def export(weights: Path, record: TrainingRecord) -> Path:
