@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class Patch:
         return [(ring - 0.5) / scale + offset for ring in corners if len(ring) >= 3]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class SceneObject:
     """One shape of an image.
 
@@ -111,7 +111,7 @@ class SceneObject:
     label: str
     class_id: int
     box: Box
-    visible: Patch
+    visible: Patch = field(compare=False)
 
 
 @dataclass(frozen=True, eq=False)

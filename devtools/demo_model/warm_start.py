@@ -37,10 +37,10 @@ def warm_start(network: Any, exported: Path, images: npt.NDArray[np.float32]) ->
 
     modules = dict(network.named_modules())
     found: dict[str, dict[str, Any]] = {}
-    for name, kind, values in _constants(exported):
+    for name, kind, constant in _constants(exported):
         if name not in modules:
             raise ValueError(f"the network has no convolution {name}")
-        found.setdefault(name, {})[kind] = torch.from_numpy(values)
+        found.setdefault(name, {})[kind] = torch.from_numpy(constant)
     handles = []
     with torch.no_grad():
         for name, values in found.items():

@@ -83,7 +83,7 @@ def results(uri: tuple[str, str], as_json: bool) -> None:
         for document in documents():
             say_json(document)
     else:
-        say_results(list(documents()))
+        say_results(documents())
     if not count:
         note(no_results_note(bucket, prefix))
 

@@ -18,6 +18,13 @@ def draw(seed: int = 7, index: int = 0, width: int = 200, height: int = 160) -> 
     return shapes.draw_scene(shapes.scene_generator(seed, index), width, height)
 
 
+def shape(label: str, class_id: int, box: shapes.Box) -> shapes.SceneObject:
+    """Return a shape that fills its box."""
+    left, top, right, bottom = map(int, box)
+    visible = shapes.Patch(left, top, np.ones((bottom - top, right - left), np.float32))
+    return shapes.SceneObject(label, class_id, box, visible)
+
+
 def bounds(image: np.ndarray, at_least: int = 128) -> tuple[int, int, int, int]:
     rows, columns = np.nonzero(image.max(axis=2) >= at_least)
     return (
@@ -140,16 +147,16 @@ def test_samples_are_landscape_portrait_and_square() -> None:
 
 
 def test_labels_are_shares_of_the_image() -> None:
-    item = shapes.SceneObject("triangle", 2, (10.0, 20.0, 30.0, 60.0))
+    item = shape("triangle", 2, (10.0, 20.0, 30.0, 60.0))
     scene = shapes.Scene(np.zeros((100, 200, 3), np.uint8), (item,))
     assert train.label_lines(scene) == "2 0.100000 0.400000 0.100000 0.400000\n"
 
 
 def test_detections_are_counted_as_found_repeated_or_wrong() -> None:
     objects = [
-        shapes.SceneObject("circle", 0, (0.0, 0.0, 10.0, 10.0)),
-        shapes.SceneObject("square", 1, (20.0, 20.0, 30.0, 30.0)),
-        shapes.SceneObject("star", 3, (50.0, 50.0, 60.0, 60.0)),
+        shape("circle", 0, (0.0, 0.0, 10.0, 10.0)),
+        shape("square", 1, (20.0, 20.0, 30.0, 30.0)),
+        shape("star", 3, (50.0, 50.0, 60.0, 60.0)),
     ]
     detections = [
         (0, (0.0, 0.0, 10.0, 10.0)),  # found
@@ -158,4 +165,6 @@ def test_detections_are_counted_as_found_repeated_or_wrong() -> None:
         (1, (20.0, 20.0, 30.0, 31.0)),  # found
         (3, (80.0, 80.0, 90.0, 90.0)),  # no shape
     ]
-    assert train.tally(objects, detections) == train.Tally(3, found=2, repeated=1, wrong=2)
+    assert train.tally(objects, detections, train.box_overlap) == train.Tally(
+        3, found=2, repeated=1, wrong=2
+    )
