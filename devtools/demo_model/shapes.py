@@ -20,6 +20,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+SEGMENTATION_MODEL = Path(__file__).with_name("shapes-seg_openvino_model")
+
 CLASS_NAMES: tuple[str, ...] = ("circle", "square", "triangle", "star", "heart", "cross")
 
 # The four sets of images share no seed, so no image is in two sets.

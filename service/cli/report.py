@@ -101,7 +101,7 @@ def _found(document: Mapping[str, Any]) -> str:
 
 def _covered(detections: Sequence[Mapping[str, Any]], image: Mapping[str, Any]) -> str:
     area = sum(item.get("area") or 0.0 for item in detections)
-    return f"{area / (image['width'] * image['height']):.1%} of the image" if area else ""
+    return f"{100 * area / (image['width'] * image['height']):.1f} % of the image" if area else ""
 
 
 def _visible_keypoints(detections: Sequence[Mapping[str, Any]]) -> str:
