@@ -150,6 +150,10 @@ class Polygon:
     points: tuple[float, ...]
 
 
+# A keypoint below it is probably hidden or outside of the image.
+MIN_KEYPOINT_CONFIDENCE = 0.5
+
+
 @dataclass(frozen=True)
 class Keypoint:
     """One point of a pose, in pixels of the full upright image. `confidence` is in [0, 1]."""
