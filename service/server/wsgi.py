@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 from service import logs
 from service.daily_limit import DailyLimit
 from service.deadline import Deadline
+from service.deletion import Deletion
 from service.errors import CredentialsError, ModelError, SettingsError
 from service.health import Health
 from service.images.decoders import Decoders, build_decoders
@@ -63,12 +64,13 @@ def build_app() -> "Flask":
 
             storage, store = build_storage(settings), build_store(settings)
             limit = _daily_limit(settings)
+            deletion = _deletion(settings, storage)
             verified = loading.result()
             settings = fit_into_memory(settings, verified.detector)
         except (CredentialsError, ModelError) as exc:
             decoders.close()
             _cannot_start(str(exc))
-    pipeline = build_pipeline(settings, decoders, verified, storage, store, limit)
+    pipeline = build_pipeline(settings, decoders, verified, storage, store, limit, deletion)
     app = create_app(
         pipeline,
         max_request_bytes=settings.max_request_bytes,
@@ -90,6 +92,7 @@ def build_pipeline(
     storage: "ImageStorage",
     store: "ResultStore",
     limit: DailyLimit | None = None,
+    deletion: Deletion | None = None,
 ) -> Pipeline:
     """Return a pipeline with these parts and the limits of the settings."""
     health = Health(hang_timeout_seconds=settings.hang_timeout_seconds)
@@ -106,6 +109,18 @@ def build_pipeline(
             rules=Rules(min_confidence=settings.min_confidence),
         ),
         limit,
+        deletion,
+    )
+
+
+def _deletion(settings: Settings, storage: "ImageStorage") -> Deletion | None:
+    """Return what removes the results of deleted objects, or None if the settings keep them."""
+    if not settings.delete_results_with_objects:
+        return None
+    from service.gcp.clients import build_deleter
+
+    return Deletion(
+        storage, build_deleter(settings), with_overwritten=settings.delete_results_of_overwritten
     )
 
 
