@@ -440,6 +440,15 @@ class StoredDocuments:
     read_at: datetime
 
 
+@dataclass(frozen=True)
+class StoredImage:
+    """An image that has a document. `ref` has no generation if the document names none."""
+
+    document_id: str
+    ref: ImageRef
+    created_at: datetime  # of the document, by Firestore's clock
+
+
 class Outcome(StrEnum):
     """How the image of a request ended. Each outcome acknowledges the message."""
 
