@@ -3,9 +3,11 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, date, datetime, tzinfo
 from typing import Any
 
 from service.domain import (
+    SCHEMA,
     ClassScore,
     Detection,
     Failure,
@@ -13,8 +15,8 @@ from service.domain import (
     ObjectMetadata,
     Task,
 )
+from service.faint import pack
 
-SCHEMA = 2
 SHARDS = 10
 STATUS_DONE = "done"
 STATUS_FAILED = "failed"
@@ -51,6 +53,9 @@ def to_document(result: ImageResult) -> dict[str, Any]:
         "model": _model(result),
         "source": asdict(result.source),
         **detection_fields(result),
+        "detections_uri": result.detections_uri,
+        "left_out": list(result.left_out),
+        "simplified_pixels": result.simplified_pixels,
         "batch_size": result.batch_size,
         "timings": asdict(result.timings),
         "event_time": result.event_time,
@@ -66,8 +71,14 @@ def detection_fields(result: ImageResult) -> dict[str, Any]:
     found: Sequence[Detection | ClassScore] = (*result.detections, *result.kept_classes)
     counts = dict(sorted(Counter(item.label for item in found).items()))
     best = {label: max(i.confidence for i in found if i.label == label) for label in counts}
+    faint, faint_cut = _faint(result)
     return {
-        "detections": [_detection(item, result) for item in result.detections],
+        "detections": [
+            {key: value for key, value in item.items() if key not in result.left_out}
+            for item in detections_of(result)
+        ],
+        "faint": faint,
+        "faint_cut": faint_cut,
         "classes": [asdict(item) for item in result.classes],
         "labels": list(counts),
         "counts": counts,
@@ -83,6 +94,39 @@ def detection_fields(result: ImageResult) -> dict[str, Any]:
 def shard_of(document_id: str) -> int:
     """Return the document's shard, 0 to 9: a hash, so documents of one moment spread over all."""
     return int(document_id[-8:], 16) % SHARDS
+
+
+def day_of(
+    captured_at: datetime | None, event_time: datetime | None, timezone: tzinfo | None = None
+) -> date | None:
+    """Return the date on which an image was taken, or else uploaded. None: neither is known.
+
+    Args:
+        captured_at: when it was taken, with a time zone.
+        event_time: when it was uploaded, with a time zone.
+        timezone: the time zone of the source. None: UTC.
+    """
+    time = captured_at or event_time
+    if not time:
+        return None
+    try:
+        return time.astimezone(timezone or UTC).date()
+    except OverflowError:  # near the year 1 or 9999
+        return time.date()
+
+
+def detections_of(result: ImageResult) -> list[dict[str, Any]]:
+    """Return the elements of `detections`, with all fields of the model's task."""
+    return [_detection(item, result) for item in result.detections]
+
+
+def _faint(result: ImageResult) -> tuple[bytes | None, float | None]:
+    """Return the faint detections as bytes, and the confidence above which all are recorded."""
+    is_classify = result.model and result.model.task is Task.CLASSIFY  # it has no detections
+    if result.faint is None or is_classify:
+        return None, None
+    packed = pack(result.faint)
+    return packed.data, result.store_confidence if packed.cut is None else packed.cut
 
 
 def _detection(detection: Detection, result: ImageResult) -> dict[str, Any]:

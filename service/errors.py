@@ -10,6 +10,8 @@
     ├── BadImageError                      the image can never be processed: recorded, then 204
     ├── DocumentKeptError                  a replacement failed or was parked: 204
     ├── ObjectGoneError                    the generation no longer exists: 204
+    ├── FaintBytesError                    the faint detections of a document are damaged
+    ├── LargeResultError                   the object of a large result cannot be read or removed
     ├── SmokeError                         the smoke test failed
     ├── DetectorError                      the model failed on an image: 500
     └── TransientError                     a later delivery can succeed: 503
@@ -102,6 +104,14 @@ class ObjectGoneError(YoloBatchError):
 
 class DocumentKeptError(YoloBatchError):
     """A replacement failed for a reason outside the image's bytes: the document is kept."""
+
+
+class FaintBytesError(YoloBatchError):
+    """The bytes of a document's field `faint` cannot be read."""
+
+
+class LargeResultError(YoloBatchError):
+    """The object of a large result is missing, damaged, or not an object of this result."""
 
 
 class SmokeError(YoloBatchError):

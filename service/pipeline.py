@@ -23,6 +23,7 @@ from service.concurrency.slots import Slots
 from service.daily_limit import DailyLimit
 from service.deadline import Deadline
 from service.deletion import Deletion
+from service.document import day_of
 from service.domain import (
     Download,
     Event,
@@ -39,6 +40,7 @@ from service.errors import (
     OtherModelError,
 )
 from service.evaluation import evaluate
+from service.faint import rounded
 from service.health import Health
 from service.images.pixels import DecodedImage
 from service.inference.model import Model
@@ -92,6 +94,7 @@ class PipelineOptions:
     max_buffered_bytes: int = Settings.max_buffered_bytes
     allowed_buckets: tuple[str, ...] = Settings.allowed_buckets
     rules: Rules = Rules()  # of an image without a source
+    store_confidence: float = Settings.store_confidence
 
 
 class Pipeline:
@@ -234,7 +237,12 @@ class Pipeline:
     ) -> Outcome:
         """Detect and commit. An image with a failure is not read."""
         result = ImageResult(ref, failure=failure) if failure else self._detect(ref, deadline)
-        return self._recorder.record(replace(result, event_time=event.event_time), deadline)
+        result = replace(
+            result,
+            event_time=event.event_time,
+            day=day_of(result.captured_at, event.event_time),
+        )
+        return self._recorder.record(result, deadline)
 
     def _detect(self, ref: ImageRef, deadline: Deadline) -> ImageResult:
         """Download, decode and detect. If the file can never be processed, the result is failed."""
@@ -269,8 +277,10 @@ class Pipeline:
                 queue_ms=round(inferred.queue_ms, 1),
                 inference_ms=round(inferred.inference_ms, 1),
             ),
+            store_confidence=self._options.store_confidence,
         )
-        return evaluate(result, inferred.result, self._options.rules)
+        # Rounded first: the document's detections, read back, must give the same.
+        return evaluate(result, rounded(inferred.result), self._options.rules)
 
 
 def _check_model(ref: ImageRef, sha256: str) -> None:

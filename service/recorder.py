@@ -10,6 +10,7 @@ from typing import Protocol
 from service.concurrency.group_commit import GroupCommit
 from service.deadline import Deadline
 from service.domain import CommittedResult, ImageRef, ImageResult, Outcome, Replace
+from service.errors import ObjectGoneError
 from service.health import Health
 
 logger = logging.getLogger(__name__)
@@ -27,12 +28,31 @@ class Store(Protocol):
         """Write the results' documents. Return one outcome for each result, in order."""
 
 
+class LargeResults(Protocol):
+    """Makes results fit. `service.gcp.large_results.LargeResults` implements it."""
+
+    def prepare(self, result: ImageResult, deadline: Deadline) -> ImageResult:
+        """Return the result as its document can have it."""
+
+    def settle(self, result: ImageResult, committed: CommittedResult, deadline: Deadline) -> None:
+        """Remove the object that a commit made useless."""
+
+
 class Recorder:
     """Commits results, and counts how images ended."""
 
-    def __init__(self, store: Store, health: Health) -> None:
-        """Start the threads that commit to `store`. `health` watches each commit."""
+    def __init__(
+        self, store: Store, health: Health, large_results: LargeResults | None = None
+    ) -> None:
+        """Start the threads that commit to `store`.
+
+        Args:
+            store: writes the documents.
+            health: watches each commit.
+            large_results: makes large results fit into documents. None: documents have no limit.
+        """
         self._store = store
+        self._large_results = large_results
         self._commits: GroupCommit[ImageResult, CommittedResult] = GroupCommit(
             self._commit, watch=health.work
         )
@@ -54,7 +74,7 @@ class Recorder:
             TransientError: it is not committed. A later delivery can succeed.
             DocumentKeptError: a replacement failed for a reason outside the image's bytes.
         """
-        committed = self._commits.commit(result, deadline)
+        committed = self._commit_one(result, deadline)
         failure = committed.result.failure
         if failure and committed.outcome is Outcome.FAILED:
             logger.warning(
@@ -78,6 +98,24 @@ class Recorder:
         self._commits.close(timeout_seconds=timeout_seconds)
         if counts := self._take_counts():
             logger.info("Outcomes", extra=counts)
+
+    def _commit_one(self, result: ImageResult, deadline: Deadline) -> CommittedResult:
+        if not self._large_results:
+            return self._commits.commit(result, deadline)
+        # In the request's own thread, so that an upload delays no other image.
+        prepared = self._large_results.prepare(result, deadline)
+        try:
+            committed = self._commits.commit(prepared, deadline)
+        except ObjectGoneError:  # deleted meanwhile: nothing of it may stay
+            gone = CommittedResult(prepared, is_superseded=True, unused_uri=prepared.detections_uri)
+            self._settle(result, gone, deadline)
+            raise
+        self._settle(result, committed, deadline)
+        return committed
+
+    def _settle(self, result: ImageResult, committed: CommittedResult, deadline: Deadline) -> None:
+        if self._large_results and (committed.unused_uri or committed.result.detections_uri):
+            self._large_results.settle(result, committed, deadline.for_commit())
 
     def _commit(
         self, results: Sequence[ImageResult], deadline: Deadline

@@ -64,6 +64,12 @@ def _buckets(text: str) -> tuple[str, ...]:
     return names
 
 
+def _bucket(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]+", text):
+        raise ValueError("the name of a bucket without gs://")
+    return text
+
+
 def _emails(text: str) -> tuple[str, ...]:
     emails = tuple(email.strip() for email in text.split(",") if email.strip())
     if not emails or not all(re.fullmatch(r"[^@\s]+@[^@\s]+", email) for email in emails):
@@ -198,6 +204,13 @@ class Settings:
         "With DELETE_RESULTS_WITH_OBJECTS: remove the result of an image also when its object is "
         "overwritten.",
         _boolean,
+    )
+    results_bucket: str | None = _setting(
+        None,
+        "Bucket for results that are larger than 1 MiB, Firestore's limit, for example with "
+        "hundreds of masks. Unset: their polygons are simplified. It must not be a bucket of "
+        "images.",
+        _bucket,
     )
     daily_image_limit: int = _setting(
         0,

@@ -13,6 +13,7 @@ from service.settings import Settings
 if TYPE_CHECKING:
     from service.gcp.daily_count import DailyCount
     from service.gcp.deletions import ResultDeleter
+    from service.gcp.large_results import LargeResults
     from service.gcp.result_reader import ResultReader
 
 
@@ -22,12 +23,8 @@ def build_storage(settings: Settings) -> ImageStorage:
     Raises:
         CredentialsError: no credentials, or no project.
     """
-    try:
-        client = storage.Client(project=settings.google_cloud_project)
-    except (GoogleAuthError, OSError) as exc:  # OSError: no project
-        raise CredentialsError from exc
     return ImageStorage(
-        client,
+        _storage(settings),
         timeout_seconds=settings.storage_timeout_seconds,
         max_bytes=settings.max_image_bytes,
         connections=settings.max_in_flight,
@@ -44,6 +41,21 @@ def build_store(settings: Settings) -> ResultStore:
         _firestore(settings),
         **_limits(settings),
         with_tombstones=settings.delete_results_with_objects,
+    )
+
+
+def build_large_results(settings: Settings) -> "LargeResults":
+    """Return what makes large results fit into documents, and reads them.
+
+    Raises:
+        CredentialsError: no credentials, or no project.
+    """
+    from service.gcp.large_results import LargeResults
+
+    return LargeResults(
+        _storage(settings),
+        settings.results_bucket,
+        timeout_seconds=settings.storage_timeout_seconds,
     )
 
 
@@ -85,6 +97,13 @@ def _limits(settings: Settings) -> dict[str, Any]:
         "collection": settings.firestore_collection,
         "timeout_seconds": settings.firestore_timeout_seconds,
     }
+
+
+def _storage(settings: Settings) -> storage.Client:
+    try:
+        return storage.Client(project=settings.google_cloud_project)
+    except (GoogleAuthError, OSError) as exc:  # OSError: no project
+        raise CredentialsError from exc
 
 
 def _firestore(settings: Settings) -> firestore.Client:

@@ -20,7 +20,6 @@ a small document without the refused content. Any other error is returned, and t
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any
 
 from google.api_core import exceptions
@@ -32,6 +31,7 @@ from service.domain import (
     CommittedResult,
     ErrorCode,
     Failure,
+    GeoPoint,
     ImageResult,
     ObjectMetadata,
     Replace,
@@ -45,6 +45,7 @@ from service.errors import (
     TransientError,
 )
 from service.gcp.collection import REFUSES_DOCUMENTS, TOMBSTONES, Collection, RetryBudget
+from service.gcp.document_size import MAX_DOCUMENT_BYTES, document_bytes
 from service.gcp.one_line import one_line
 from service.gcp.outages import Outages
 
@@ -54,9 +55,7 @@ _MAX_COMMITS = 10
 _PAUSE_SECONDS = 0.1  # before a result that failed alone is retried
 # Limits: https://firebase.google.com/docs/firestore/quotas. They are checked here because some
 # servers respond to a commit that is too large as if they were busy, which causes endless retries.
-_MAX_DOCUMENT_BYTES = 2**20
 _MAX_COMMIT_BYTES = 5 * 2**19  # size of all documents, which become up to 4 MiB on the wire
-_NAME_BYTES = 2048  # upper bound for the document's name and the bytes that Firestore adds
 # What the client raises for a document that can never be written.
 _BUILD_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _LIMIT_REACHED = "The day's limit (DAILY_IMAGE_LIMIT) is reached. Publish the job on another day."
@@ -198,7 +197,10 @@ class ResultStore(Collection):
             ),
         )
         try:
-            return self._write([_Entry.of(index, failed)], budget)[index]
+            outcome = self._write([_Entry.of(index, failed)], budget)[index]
+            if isinstance(outcome, CommittedResult) and result.detections_uri:
+                outcome = replace(outcome, unused_uri=result.detections_uri)
+            return outcome
         except (FirestoreUnavailableError, MemoryError):
             raise
         except _DocumentRefusedError as exc:
@@ -247,7 +249,9 @@ class ResultStore(Collection):
                 return outcomes
             try:
                 self._commit_batch(entries, stored, budget)
-                return outcomes | {entry.index: CommittedResult(entry.result) for entry in entries}
+                return outcomes | {
+                    entry.index: _committed(entry, stored.get(entry.id)) for entry in entries
+                }
             except (exceptions.AlreadyExists, exceptions.FailedPrecondition, exceptions.NotFound):
                 # Another process was first, or the object was deleted. Or our own commit succeeded,
                 # but its response was lost, and the client retried it.
@@ -275,7 +279,10 @@ class ResultStore(Collection):
         try:
             for entry in entries:
                 reference = self._collection.document(entry.id)
-                document = entry.document | {"created_at": firestore.SERVER_TIMESTAMP}
+                document = entry.document | {
+                    "location": _geo_point(entry.result.location),
+                    "created_at": firestore.SERVER_TIMESTAMP,
+                }
                 if known := stored.get(entry.id):
                     # Not `set`, which has no precondition. `update` replaces every field, because
                     # all documents have the same fields.
@@ -304,7 +311,23 @@ class ResultStore(Collection):
 def _is_final(stored: StoredDocument | None, permission: Replace | None) -> bool:
     if stored is None or stored.status == STATUS_PARKED:
         return False
-    return permission is None or not permission.replaces(stored.created_at, stored.model)
+    return permission is None or not permission.replaces(
+        stored.created_at, stored.model, stored.schema
+    )
+
+
+def _committed(entry: "_Entry", replaced: StoredDocument | None) -> CommittedResult:
+    """Return the outcome of a result that was written, perhaps in place of a document."""
+    old = replaced.detections_uri if replaced else None
+    is_in_use = old == entry.result.detections_uri
+    return CommittedResult(entry.result, unused_uri=None if is_in_use else old)
+
+
+def _superseded(result: ImageResult, stored: StoredDocument | None) -> CommittedResult:
+    """Return the outcome of a result that was not written, because there is a document."""
+    own = result.detections_uri
+    is_in_use = stored is not None and own == stored.detections_uri
+    return CommittedResult(result, is_superseded=True, unused_uri=None if is_in_use else own)
 
 
 def _outcome_if_kept(
@@ -318,7 +341,7 @@ def _outcome_if_kept(
             entry.document["status"],
             entry.document["timings"],
         )
-        return CommittedResult(result, is_superseded=not is_own)
+        return CommittedResult(result) if is_own else _superseded(result, stored)
     if stored and result.failure and result.failure.is_parked:
         if stored.status == STATUS_PARKED:
             return CommittedResult(result)
@@ -351,24 +374,10 @@ class _Entry:
             ValueError: the document is larger than Firestore allows.
         """
         document = to_document(result)
-        size = _size_bytes(document) + _NAME_BYTES
-        if size > _MAX_DOCUMENT_BYTES:
-            raise ValueError(f"its document has {size:,} bytes, more than {_MAX_DOCUMENT_BYTES:,}")
+        size = document_bytes(document)
+        if size > MAX_DOCUMENT_BYTES:
+            raise ValueError(f"its document has {size:,} bytes, more than {MAX_DOCUMENT_BYTES:,}")
         return cls(index, result, document, size)
-
-
-def _size_bytes(value: Any) -> int:
-    """Return the size of a value in bytes, as Firestore counts it.
-
-    Source: https://firebase.google.com/docs/firestore/storage-size
-    """
-    if isinstance(value, str):
-        return len(value.encode()) + 1
-    if isinstance(value, Mapping):
-        return sum(_size_bytes(key) + _size_bytes(item) for key, item in value.items())
-    if isinstance(value, list):
-        return sum(map(_size_bytes, value))
-    return 8 if isinstance(value, int | float | datetime) else 1
 
 
 def _groups(entries: Iterable[_Entry]) -> Iterator[list[_Entry]]:
@@ -383,6 +392,10 @@ def _groups(entries: Iterable[_Entry]) -> Iterator[list[_Entry]]:
         size += entry.size_bytes
     if group:
         yield list(group.values())
+
+
+def _geo_point(place: GeoPoint | None) -> firestore.GeoPoint | None:
+    return firestore.GeoPoint(place.latitude, place.longitude) if place else None
 
 
 def _reason(error: Exception) -> str:

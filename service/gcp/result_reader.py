@@ -8,7 +8,7 @@ from google.api_core import exceptions
 from google.cloud.firestore_v1.base_query import FieldFilter
 
 from service.document import STATUS_PARKED
-from service.domain import ImageRef, StoredDocuments, StoredImage
+from service.domain import GeoPoint, ImageRef, StoredDocuments, StoredImage
 from service.errors import FirestoreUnavailableError
 from service.gcp.collection import Collection, RetryBudget, documents_by_id
 
@@ -44,7 +44,7 @@ class ResultReader(Collection):
         """
         query = self._by_name(bucket, prefix).limit(page_size)
         while page := self._page(query):
-            yield from (snapshot.to_dict() or {} for snapshot in page)
+            yield from map(_fields, page)
             query = query.start_after(page[-1])
 
     def images(
@@ -88,7 +88,7 @@ class ResultReader(Collection):
         """
         with self._reading():
             snapshot = self._collection.document(document_id).get(**self._one_attempt().limits)
-            return snapshot.to_dict() if snapshot.exists else None
+            return _fields(snapshot) if snapshot.exists else None
 
     def _by_name(self, bucket: str, prefix: str) -> Any:
         """Return the query for the documents of a prefix, sorted by name."""
@@ -127,3 +127,11 @@ def _stored_image(snapshot: Any) -> StoredImage | None:
     is_known = isinstance(generation, int) and generation > 0
     ref = ImageRef(fields["bucket"], name, generation if is_known else None)
     return StoredImage(snapshot.id, ref, created_at)
+
+
+def _fields(snapshot: Any) -> dict[str, Any]:
+    """Return a document's fields, with our type of places."""
+    fields: dict[str, Any] = snapshot.to_dict() or {}
+    if place := fields.get("location"):
+        fields["location"] = GeoPoint(place.latitude, place.longitude)
+    return fields

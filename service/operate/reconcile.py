@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 from service.document import STATUS_FAILED, STATUS_PARKED
-from service.domain import ImageRef, Replace, StoredDocument, StoredDocuments
+from service.domain import ImageRef, Replace, StoredDocument, StoredDocuments, is_current
 from service.errors import YoloBatchError
 
 _LOOKUP_SIZE = 250  # documents read in one call
@@ -58,7 +58,7 @@ class State(StrEnum):
     """The state of an object. Every object has exactly one."""
 
     DONE = "done"
-    STALE = "stale"  # done, but not by the deployed model
+    STALE = "stale"  # done, but not by the deployed model, or in another schema
     FAILED = "failed"
     PARKED = "parked"  # not processed, because a day's limit was reached
     MISSING = "missing"  # no document
@@ -243,7 +243,8 @@ def _state(document: StoredDocument | None, model: str | None) -> State:
         return State.FAILED
     if document.status == STATUS_PARKED:
         return State.PARKED
-    return State.STALE if model and document.model != model else State.DONE
+    is_stale = model and not is_current(document.model, document.schema, model)
+    return State.STALE if is_stale else State.DONE
 
 
 def parse_since(text: str) -> timedelta | datetime:

@@ -95,18 +95,21 @@ def build_pipeline(
     deletion: Deletion | None = None,
 ) -> Pipeline:
     """Return a pipeline with these parts and the limits of the settings."""
+    from service.gcp.clients import build_large_results
+
     health = Health(hang_timeout_seconds=settings.hang_timeout_seconds)
     return Pipeline(
         storage,
         decoders,
         Model(verified.detector, health, max_batch_size=settings.max_batch_size),
-        Recorder(store, health),
+        Recorder(store, health, build_large_results(settings)),
         health,
         PipelineOptions(
             max_in_flight=settings.max_in_flight,
             max_buffered_bytes=settings.max_buffered_bytes,
             allowed_buckets=settings.allowed_buckets,
             rules=Rules(min_confidence=settings.min_confidence),
+            store_confidence=settings.store_confidence,
         ),
         limit,
         deletion,

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from service.cli.detect import detect as command
 from service.domain import Box, Detection
 from service.errors import DetectorError
+from service.faint import unpack
 from service.operate.annotate import annotate
 from service.operate.detect import (
     MissingFileError,
@@ -64,6 +65,7 @@ def test_detect_files_gives_each_its_own_result_once(folder: Path) -> None:
 
 def test_detect_files_gives_json_without_the_clouds_fields(folder: Path) -> None:
     document = detect([folder / "3.bmp"])["3.bmp"]
+    assert unpack(document.pop("faint")) == ()
     assert json.loads(json.dumps(document)) == document
     assert document["uri"] == document["name"] == str(folder / "3.bmp")
     assert not {"bucket", "generation", "event_time"} & set(document)
