@@ -29,7 +29,7 @@ class Results(Protocol):
     """Removes results. `service.gcp.deletions.ResultDeleter` implements it."""
 
     def delete(self, document_ids: Sequence[str], deadline: Deadline) -> None:
-        """Remove documents and derived objects. Keep a later commit from writing them again."""
+        """Remove documents and their objects. Keep a later commit from writing them again."""
 
 
 class ObjectState(StrEnum):

@@ -78,7 +78,11 @@ def build_deleter(settings: Settings) -> "ResultDeleter":
     """
     from service.gcp.deletions import ResultDeleter  # only needed if results are removed
 
-    return ResultDeleter(_firestore(settings), **_limits(settings))
+    return ResultDeleter(
+        _firestore(settings),
+        **_limits(settings),
+        remove_objects=build_large_results(settings).remove_all,
+    )
 
 
 def build_daily_count(settings: Settings) -> "DailyCount":

@@ -109,6 +109,18 @@ class ResultStore(Collection):
         with self._reading():
             return _is_final(self._read([document_id], budget).get(document_id), permission)
 
+    def is_deleted(self, document_id: str, deadline: Deadline = NO_DEADLINE) -> bool:
+        """Return whether there is a tombstone. Without `with_tombstones`, there is none.
+
+        Raises:
+            FirestoreUnavailableError: Firestore did not respond in time.
+            TooLateError: the deadline has passed.
+        """
+        if not self._tombstones:
+            return False
+        with self._reading():
+            return bool(self._with_tombstone([document_id], self._budget(deadline)))
+
     def commit(
         self, results: Sequence[ImageResult], deadline: Deadline = NO_DEADLINE
     ) -> list[CommittedResult | Exception]:

@@ -16,7 +16,7 @@ from service.domain import StoredImage
 from service.operate.reconcile import parse_since
 
 LOOKUPS = 32  # objects looked up at once
-_REMOVED_AT_ONCE = 100  # results in one commit
+_REMOVED_AT_ONCE = 25  # results in one commit. Several commits run at once.
 
 
 @dataclass
@@ -51,7 +51,8 @@ def purge(
         objects: looks objects up. Called from several threads.
         before: results that were created then or later stay.
         with_overwritten: whether the results of overwritten objects are removed too.
-        remove: removes documents by their ids. None: they are only counted.
+        remove: removes documents by their ids. Called from several threads. None: they are only
+            counted.
         progressed: called after each page.
 
     Raises:
@@ -69,8 +70,9 @@ def purge(
                 if state in wanted
             ]
             if remove:
-                for start in range(0, len(selected), _REMOVED_AT_ONCE):
-                    remove(selected[start : start + _REMOVED_AT_ONCE])
+                starts = range(0, len(selected), _REMOVED_AT_ONCE)
+                groups = [selected[start : start + _REMOVED_AT_ONCE] for start in starts]
+                list(threads.map(remove, groups))
             tally.existing += states.count(ObjectState.EXISTS)
             tally.overwritten += states.count(ObjectState.OVERWRITTEN)
             tally.deleted += states.count(ObjectState.DELETED)

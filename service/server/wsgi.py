@@ -102,7 +102,7 @@ def build_pipeline(
         storage,
         decoders,
         Model(verified.detector, health, max_batch_size=settings.max_batch_size),
-        Recorder(store, health, build_large_results(settings)),
+        Recorder(store, health, build_large_results(settings), store.is_deleted),
         health,
         PipelineOptions(
             max_in_flight=settings.max_in_flight,

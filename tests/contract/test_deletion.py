@@ -200,30 +200,27 @@ def test_race_of_detection_and_removal_leaves_nothing(
 # Objects that belong to a document
 
 
-def test_derived_objects_are_removed_before_the_document(
-    store: ResultStore, collection: str
-) -> None:
+def test_objects_are_removed_before_the_document(store: ResultStore, collection: str) -> None:
     store.commit([done("a.jpg", "cat")])
     reference = firestore.Client().collection(collection).document(done("a.jpg").ref.document_id)
-    named = {"derived": ["gs://r/1", {"uri": "gs://r/2"}, 7], "detections_uri": "gs://r/3"}
-    reference.update(named)
     removed: list[str] = []
 
-    def remove(uri: str, deadline: Deadline) -> None:
+    def remove(document_id: str, deadline: Deadline) -> None:
         assert reference.get().exists
-        removed.append(uri)
-        if len(removed) == 2:
+        removed.append(document_id)
+        if len(removed) == 1:
             raise StorageUnavailableError("down")
 
+    deleter = deleter_of(collection, remove_objects=remove)
     with pytest.raises(StorageUnavailableError):
-        deleter_of(collection, remove_object=remove).delete([reference.id])
-    assert reference.get().exists and removed == ["gs://r/1", "gs://r/2"]
+        deleter.delete([reference.id])
+    assert reference.get().exists
     # Although the removal stopped halfway, no commit writes the document.
     permission = Replace(datetime.now(UTC) + timedelta(days=1))
     [late] = store.commit([of(done("a.jpg", "dog"), permission)])
     assert isinstance(late, ObjectGoneError)
-    deleter_of(collection, remove_object=remove).delete([reference.id])
-    assert removed[2:] == ["gs://r/1", "gs://r/2", "gs://r/3"]
+    deleter.delete([reference.id])
+    assert removed == [reference.id] * 2
     assert not reference.get().exists
 
 
