@@ -13,6 +13,7 @@ from service.cli.detect import detect
 from service.cli.export import export
 from service.cli.options import json_lines_option, objects_argument
 from service.cli.output import is_terminal, note, progress, say_json
+from service.cli.purge import purge
 from service.cli.reconcile import reconcile
 from service.cli.smoke import smoke
 from service.cli.submit import submit
@@ -100,6 +101,6 @@ def results(uri: tuple[str, str], as_json: bool) -> None:
 
 
 for each in (
-    detect, submit, results, reconcile, export, check_model, smoke, dead_letters, serve
+    detect, submit, results, reconcile, purge, export, check_model, smoke, dead_letters, serve
 ):  # fmt: skip
     main.add_command(each)
