@@ -62,12 +62,11 @@ class Indexes:
         return self.fields.get(self.owner(path), AUTOMATIC)
 
 
-def deployed_indexes(*, by_time: bool = False, index_all_fields: bool = False) -> Indexes:
+def deployed_indexes(*, index_all_fields: bool = False) -> Indexes:
     """Return the indexes that Terraform creates, read from firestore.tf.
 
     Args:
-        by_time: with `query_by_time`.
-        index_all_fields: with `index_all_fields`.
+        index_all_fields: the value of this variable.
     """
     settings: dict[str, Any] = {}
     for block in blocks_of(MODULE / "firestore.tf", "locals"):
@@ -76,9 +75,8 @@ def deployed_indexes(*, by_time: bool = False, index_all_fields: bool = False) -
     if index_all_fields:
         fields = {field: modes and AUTOMATIC for field, modes in fields.items()}
     fields[EVERY_FIELD] = AUTOMATIC if index_all_fields else ()
-    fields["created_at"] = ("ASCENDING", "DESCENDING") if by_time else ()
-    composite = list(settings["composite_indexes"].values())
-    composite += list(settings["time_indexes"].values()) if by_time else []
+    fields["created_at"] = ()
+    composite = settings["composite_indexes"].values()
     return Indexes(fields, [[(each["path"], each["mode"]) for each in one] for one in composite])
 
 
@@ -169,7 +167,6 @@ def table(documents: Sequence[Mapping[str, Any]]) -> str:
     for name, indexes in {
         "`index_all_fields = true`": deployed_indexes(index_all_fields=True),
         "default": deployed_indexes(),
-        "`query_by_time = true`": deployed_indexes(by_time=True),
     }.items():
         entries = [entry for each in documents for entry in index_entries(path, each, indexes)]
         count, total = len(entries) / len(documents), sum(entries) / len(documents)

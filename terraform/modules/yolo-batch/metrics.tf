@@ -92,7 +92,8 @@ locals {
   of_uploads      = "${local.of_subscription},subscription_id=~\"${local.uploads_subscriptions}\""
   of_work         = "${local.of_subscription},subscription_id=~\"${local.work_subscriptions}\""
 
-  # Eventarc names its subscription eventarc-REGION-TRIGGER-sub-NUMBER.
+  # Eventarc names a subscription eventarc-REGION-TRIGGER-sub-NUMBER.
   uploads_subscriptions = "${var.name}-uploads|eventarc-${var.region}-${var.name}-uploads-sub-.*"
-  work_subscriptions    = "${var.name}-jobs|${local.uploads_subscriptions}"
+  deletes_subscriptions = "${var.name}-deletes|eventarc-${var.region}-${var.name}-deletes-sub-.*"
+  work_subscriptions    = "${var.name}-jobs|${local.uploads_subscriptions}|${local.deletes_subscriptions}"
 }
