@@ -127,7 +127,7 @@ def _detection(detection: Detection, result: ImageResult) -> dict[str, Any]:
             fields["keypoints"] = [asdict(point) for point in detection.keypoints]
         case Task.OBB if detection.rotated_box:
             fields["obb"] = asdict(detection.rotated_box)
-            fields["corners"] = list(detection.rotated_box.corners)
+            fields["corners"] = [round(value, 2) for value in detection.rotated_box.corners]
     return fields
 
 

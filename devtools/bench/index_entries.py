@@ -26,7 +26,7 @@ from devtools.bench.errors import BenchError
 from devtools.docs.document import DONE
 from devtools.docs.terraform import MODULE, blocks_of
 from service.document import to_document
-from service.domain import Box, Detection
+from service.domain import Box, Detection, GeoPoint
 
 EVERY_FIELD = "*"
 AUTOMATIC = ("ASCENDING", "DESCENDING", "CONTAINS")
@@ -146,6 +146,10 @@ def _value_bytes(value: Any) -> int:
         return sum(fields) + _EXTRA_BYTES
     if isinstance(value, list):
         return sum(_value_bytes(each) for each in value)
+    if isinstance(value, bytes):
+        return len(value)
+    if isinstance(value, GeoPoint):
+        return 16
     return 8  # integer, number, timestamp
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from google.cloud import firestore, storage  # type: ignore[attr-defined]  # published without types
+from google.cloud import firestore, storage
 
 from service.cli.main import main
 from service.deadline import NO_DEADLINE, Deadline

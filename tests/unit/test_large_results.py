@@ -111,6 +111,9 @@ class Bucket:
     def settle(self, result: ImageResult, committed: CommittedResult, deadline: Deadline) -> None:
         self.uris.discard(committed.unused_uri or "")
 
+    def remove_all(self, document_id: str, deadline: Deadline) -> None:
+        self.uris.clear()
+
 
 def test_object_of_an_image_that_is_deleted_meanwhile_is_removed() -> None:
     store, bucket = Mock(), Bucket()
