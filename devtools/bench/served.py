@@ -30,6 +30,7 @@ from service.inference.detector import Detector
 from service.pipeline import Pipeline
 from service.server import wsgi
 from service.settings import Settings
+from service.sources.current import CurrentSources
 
 DOWNLOAD = "download"
 HAND_OVER = "to and from decoders"
@@ -103,6 +104,7 @@ def build_app() -> Flask:
         storage: ImageStorage,
         store: ResultStore,
         limit: DailyLimit | None,
+        sources: CurrentSources | None,
     ) -> Pipeline:
         timed = vars  # an attribute of the instance hides the method of its class
         timed(storage)["resolve"] = clock.timed(DOWNLOAD, storage.resolve)
@@ -112,7 +114,13 @@ def build_app() -> Flask:
         timed(store)["commit"] = clock.timed(COMMIT, store.commit)
         detector = _TimedDetector(verified.detector, clock)
         return build_pipeline(
-            settings, decoders, replace(verified, detector=detector), storage, store, limit
+            settings,
+            decoders,
+            replace(verified, detector=detector),
+            storage,
+            store,
+            limit,
+            sources,
         )
 
     # `build_app` calls this function by name. All else is unchanged.

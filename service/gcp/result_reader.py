@@ -9,7 +9,7 @@ from google.cloud.firestore_v1.base_query import FieldFilter
 from google.cloud.firestore_v1.query import Query
 
 from service.document import SHARDS, STATUS_PARKED
-from service.domain import ImageRef, StoredDocuments
+from service.domain import GeoPoint, ImageRef, StoredDocuments, StoredImage
 from service.errors import FirestoreUnavailableError
 from service.gcp.collection import Collection, RetryBudget, documents_by_id
 
@@ -43,14 +43,25 @@ class ResultReader(Collection):
         Raises:
             FirestoreUnavailableError: Firestore did not respond, or lacks the index.
         """
-        query = self._collection.where(filter=FieldFilter("bucket", "==", bucket))
-        if prefix:
-            query = query.where(filter=FieldFilter("name", ">=", prefix)).where(
-                filter=FieldFilter("name", "<", prefix + _AFTER_EVERY_NAME)
-            )
-        query = query.order_by("name").limit(page_size)
+        query = self._by_name(bucket, prefix).limit(page_size)
         while page := self._page(query):
-            yield from (snapshot.to_dict() or {} for snapshot in page)
+            yield from map(_fields, page)
+            query = query.start_after(page[-1])
+
+    def images(
+        self, bucket: str, prefix: str, *, page_size: int = _PAGE_SIZE
+    ) -> Iterator[Sequence[StoredImage]]:
+        """Yield pages of the images that have a document, sorted by name.
+
+        Documents may be removed meanwhile. Only the fields that are needed are read.
+
+        Raises:
+            FirestoreUnavailableError: Firestore did not respond, or lacks the index.
+        """
+        query = self._by_name(bucket, prefix).limit(page_size)
+        query = query.select(["bucket", "name", "generation", "created_at"])
+        while page := self._page(query):
+            yield [image for snapshot in page if (image := _stored_image(snapshot))]
             query = query.start_after(page[-1])
 
     def parked(self, *, page_size: int = _PAGE_SIZE) -> Iterator[tuple[datetime, ImageRef]]:
@@ -80,7 +91,16 @@ class ResultReader(Collection):
         """
         with self._reading():
             snapshot = self._collection.document(document_id).get(**self._one_attempt().limits)
-            return snapshot.to_dict() if snapshot.exists else None
+            return _fields(snapshot) if snapshot.exists else None
+
+    def _by_name(self, bucket: str, prefix: str) -> Any:
+        """Return the query for the documents of a prefix, sorted by name."""
+        query = self._collection.where(filter=FieldFilter("bucket", "==", bucket))
+        if prefix:
+            query = query.where(filter=FieldFilter("name", ">=", prefix)).where(
+                filter=FieldFilter("name", "<", prefix + _AFTER_EVERY_NAME)
+            )
+        return query.order_by("name")
 
     def _page(self, query: Any) -> list[Any]:
         """Return all snapshots of a query: the time limit must not count the caller's work."""
@@ -95,3 +115,26 @@ class ResultReader(Collection):
     def _one_attempt(self) -> RetryBudget:
         """Return a budget for one attempt: an operator's large reads take long."""
         return RetryBudget(self._timeout_seconds, attempts=1)
+
+
+def _stored_image(snapshot: Any) -> StoredImage | None:
+    """Return the image of a document, or None if the service did not write the document."""
+    fields = snapshot.to_dict() or {}
+    name, generation = fields.get("name"), fields.get("generation")
+    if not isinstance(name, str) or not name:
+        return None
+    created_at = fields.get("created_at")
+    if not isinstance(created_at, datetime):
+        created_at = snapshot.create_time
+    # 0 means that the generation was not known (service.pipeline).
+    is_known = isinstance(generation, int) and generation > 0
+    ref = ImageRef(fields["bucket"], name, generation if is_known else None)
+    return StoredImage(snapshot.id, ref, created_at)
+
+
+def _fields(snapshot: Any) -> dict[str, Any]:
+    """Return a document's fields, with our type of places."""
+    fields: dict[str, Any] = snapshot.to_dict() or {}
+    if place := fields.get("location"):
+        fields["location"] = GeoPoint(place.latitude, place.longitude)
+    return fields
