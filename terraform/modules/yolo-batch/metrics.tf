@@ -18,6 +18,8 @@ locals {
     parked             = { unit = "1", description = "Deliveries of images that were parked, because the day's limit was reached." }
     already_recorded   = { unit = "1", description = "Deliveries of images that already had a final document." }
     superseded         = { unit = "1", description = "Results that were dropped, because another delivery committed its document first." }
+    deleted            = { unit = "1", description = "Results that were deleted, because their objects were deleted." }
+    disabled           = { unit = "1", description = "Images of disabled sources, which are recorded nowhere." }
     gone               = { unit = "1", description = "Images that were deleted or overwritten before they were read." }
     bucket_not_allowed = { unit = "1", description = "Images whose bucket is not in ALLOWED_BUCKETS." }
     ignored            = { unit = "1", description = "Requests that name no image." }
