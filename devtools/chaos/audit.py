@@ -291,16 +291,18 @@ def _different(expectation: Expectation, document: StoredDocument) -> list[str]:
     known = {*expected, *_COMPARED_BEFORE, *_NOT_COMPARED}
     different = [name for name, value in expected.items() if fields.get(name) != value]
     best = _best(expectation)
+    highest = max(best.values(), default=0.0)
+    if not _is_near(best, fields.get("best") or {}):
+        different.append("best")
     for name, value in (
-        ("best", best),
-        ("max_confidence", {"": max(best.values(), default=0.0)}),
-        ("uncertain_confidence", {"": _lowest(expectation)}),
+        ("max_confidence", highest),
+        ("uncertain_confidence", _lowest(expectation)),
     ):
-        stored = fields.get(name) or {}
-        if not _is_near(value, stored if name == "best" else {"": stored or 0.0}):
+        if abs((fields.get(name) or 0.0) - value) > _CONFIDENCE:
             different.append(name)
-    top = [label for label, one in best.items() if one > max(best.values()) - 2 * _CONFIDENCE]
-    if fields.get("top_label") not in (top or [None]):
+    # Labels of almost equal confidence may change places.
+    top = [label for label, confidence in best.items() if confidence > highest - 2 * _CONFIDENCE]
+    if (fields.get("top_label") not in top) if top else fields.get("top_label"):
         different.append("top_label")
     if not _is_faint(fields, should_fail=expectation.should_fail):
         different.append("faint")
@@ -378,12 +380,13 @@ def _is_faint(fields: Mapping[str, Any], *, should_fail: bool) -> bool:
     data, cut = fields.get("faint"), fields.get("faint_cut")
     if should_fail:
         return data is None and cut is None
-    try:
-        return isinstance(cut, float) and all(
-            item.confidence >= Settings.store_confidence - _CONFIDENCE for item in unpack(data)
-        )
-    except (FaintBytesError, TypeError):
+    if not isinstance(data, bytes) or not isinstance(cut, float):
         return False
+    try:
+        faint = unpack(data)
+    except FaintBytesError:
+        return False
+    return all(item.confidence >= Settings.store_confidence - _CONFIDENCE for item in faint)
 
 
 def is_same_image(reference: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
