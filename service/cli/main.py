@@ -15,6 +15,7 @@ from service.cli.options import json_lines_option, objects_argument
 from service.cli.output import is_terminal, note, progress, say_json
 from service.cli.reconcile import reconcile
 from service.cli.smoke import smoke
+from service.cli.sources import sources
 from service.cli.submit import submit
 from service.errors import LargeResultError
 from service.settings import Settings
@@ -100,6 +101,6 @@ def results(uri: tuple[str, str], as_json: bool) -> None:
 
 
 for each in (
-    detect, submit, results, reconcile, export, check_model, smoke, dead_letters, serve
+    detect, submit, results, reconcile, export, check_model, smoke, sources, dead_letters, serve
 ):  # fmt: skip
     main.add_command(each)

@@ -13,7 +13,7 @@ from service.settings import Settings
 if TYPE_CHECKING:
     from service.gcp.daily_count import DailyCount
     from service.gcp.large_results import LargeResults
-    from service.gcp.result_reader import ResultReader
+    from service.gcp.result_reader import ResultReader, ResultRewriter
     from service.gcp.source_store import SourceStore
 
 
@@ -64,6 +64,17 @@ def build_reader(settings: Settings) -> "ResultReader":
     from service.gcp.result_reader import ResultReader  # only commands need it, not the server
 
     return ResultReader(_firestore(settings), **_limits(settings))
+
+
+def build_rewriter(settings: Settings) -> "ResultRewriter":
+    """Return the reader of results that can also change them.
+
+    Raises:
+        CredentialsError: no credentials, or no project.
+    """
+    from service.gcp.result_reader import ResultRewriter
+
+    return ResultRewriter(_firestore(settings), **_limits(settings))
 
 
 def build_daily_count(settings: Settings) -> "DailyCount":

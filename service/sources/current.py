@@ -68,6 +68,36 @@ class SourceSettings:
     is_enabled: bool = True
 
 
+def settings_of(
+    ref: ImageRef,
+    sources: Sources,
+    version: datetime | None,
+    *,
+    min_confidence: float,
+    store_confidence: float,
+) -> SourceSettings:
+    """Return the settings that sources give an image.
+
+    Args:
+        ref: the image.
+        sources: all sources.
+        version: when Firestore last changed them. None: they were never stored.
+        min_confidence: the threshold of sources that have none.
+        store_confidence: the model's results below it are not known.
+    """
+    source = sources.find(ref.bucket, ref.name)
+    rules = Rules.of(source, min_confidence=min_confidence, store_confidence=store_confidence)
+    if source is None:
+        return SourceSettings(rules, SourceVersion(version=version))
+    return SourceSettings(
+        rules,
+        SourceVersion(source.id, version),
+        ZoneInfo(source.timezone) if source.timezone else None,
+        source.store_location,
+        source.enabled,
+    )
+
+
 @dataclass(frozen=True)
 class _Known:
     sources: Sources
@@ -122,18 +152,12 @@ class CurrentSources:
         known = self._known
         if known is None:
             raise SourcesUnknownError
-        source = known.sources.find(ref.bucket, ref.name)
-        rules = Rules.of(
-            source, min_confidence=self._min_confidence, store_confidence=self._store_confidence
-        )
-        if source is None:
-            return SourceSettings(rules, SourceVersion(version=known.version))
-        return SourceSettings(
-            rules,
-            SourceVersion(source.id, known.version),
-            ZoneInfo(source.timezone) if source.timezone else None,
-            source.store_location,
-            source.enabled,
+        return settings_of(
+            ref,
+            known.sources,
+            known.version,
+            min_confidence=self._min_confidence,
+            store_confidence=self._store_confidence,
         )
 
     def look(self, deadline: Deadline) -> None:
