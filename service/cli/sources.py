@@ -228,8 +228,9 @@ def preview(file: Path, uri: tuple[str, str], as_json: bool, is_applied: bool, y
         _show(summary, uri, is_applied=is_applied)
     if missing := summary.verdicts[Verdict.CANNOT_ANSWER]:
         note(
-            f"{missing:,} documents cannot answer: they lack faint detections that the new "
-            "settings might keep. Process these images again with `yolo-batch submit --replace`."
+            f"{missing:,} documents cannot answer, so they stay as they are: they lack faint "
+            "detections that the new settings might keep. To change them, delete them, and run "
+            "`yolo-batch reconcile --enqueue missing`, which processes their images again."
         )
     if summary.verdicts[Verdict.UNREADABLE]:
         click.get_current_context().exit(ExitCode.FAILED)
