@@ -190,7 +190,7 @@ def _change(stored: ImageResult, document: Mapping[str, Any], settings: SourceSe
 def _labels(
     detections: Iterable[Mapping[str, Any]], counts: Mapping[str, int]
 ) -> Counter[tuple[Any, ...]]:
-    """Return what tells the detections apart, beginning with the label. For classes, the labels."""
+    """Return what identifies each detection, beginning with its label. For classes, the labels."""
     kept = Counter(
         (item["label"], item["confidence"], *sorted(item["box"].items())) for item in detections
     )

@@ -25,7 +25,7 @@ sources:
   - id: zoo
     bucket: uploads
     enabled: yes please
-  - id: lane
+  - id: farm
     bucket: uploads
     zones:
       - name: gate
