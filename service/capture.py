@@ -70,4 +70,9 @@ def day_of(
         timezone: of the image's source. None: UTC.
     """
     time = captured_at or event_time
-    return time.astimezone(timezone or UTC).date() if time else None
+    if not time:
+        return None
+    try:
+        return time.astimezone(timezone or UTC).date()
+    except OverflowError:  # the event's time is untrusted. This one is near the year 1 or 9999.
+        return time.date()

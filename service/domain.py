@@ -116,6 +116,8 @@ class Event:
     event_time: datetime | None = None
     ignored: str | None = None
     is_job: bool = False  # a job, not the notification of an upload
+    is_deletion: bool = False  # the notification that this generation was deleted
+    is_overwritten: bool | None = None  # of a deletion: by a newer generation. None: not reported
     delivery_attempt: int | None = None  # counts from 1. None: not reported
 
 
@@ -148,6 +150,10 @@ class Polygon:
     """
 
     points: tuple[float, ...]
+
+
+# A keypoint below it is probably hidden or outside of the image.
+MIN_KEYPOINT_CONFIDENCE = 0.5
 
 
 @dataclass(frozen=True)
@@ -463,6 +469,15 @@ class StoredDocuments:
     read_at: datetime
 
 
+@dataclass(frozen=True)
+class StoredImage:
+    """An image that has a document. `ref` has no generation if the document names none."""
+
+    document_id: str
+    ref: ImageRef
+    created_at: datetime  # of the document, by Firestore's clock
+
+
 class Outcome(StrEnum):
     """How the image of a request ended. Each outcome acknowledges the message."""
 
@@ -472,8 +487,9 @@ class Outcome(StrEnum):
     ALREADY_RECORDED = "already_recorded"  # the image had a final document, which is kept
     SUPERSEDED = "superseded"  # another delivery committed the image's document first
     GONE = "gone"  # the image's generation was overwritten or deleted
-    IGNORED = "ignored"  # the request names no image
     DISABLED = "disabled"  # the image's source is disabled: nothing was recorded
+    DELETED = "deleted"  # the image's object was deleted, and so was its result
+    IGNORED = "ignored"  # the request names no image, or a deletion that removes no result
     BUCKET_NOT_ALLOWED = "bucket_not_allowed"  # the image's bucket is not in ALLOWED_BUCKETS
 
 

@@ -2,6 +2,8 @@
 
     slot → source → has a document? → daily limit → download → decode → inference → commit → outcome
 
+The deletion of an image takes a slot too, and then the short way of `service.deletion`.
+
 `handle` returns when the image has its final document, is parked, or needs no document. If it
 raises, the message must be redelivered, which is safe.
 """
@@ -16,12 +18,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from service.capture import with_capture
+from service.capture import day_of, with_capture
 from service.concurrency.semaphore import FairSemaphore
 from service.concurrency.slots import Slots
 from service.daily_limit import DailyLimit
 from service.deadline import Deadline
-from service.document import day_of
+from service.deletion import Deletion
 from service.domain import (
     Download,
     Event,
@@ -50,6 +52,7 @@ logger = logging.getLogger(__name__)
 
 # Recorded if Cloud Storage refuses to report the generation. No object has generation 0.
 _NO_GENERATION = 0
+_KEPT_RESULT = "a deletion whose result stays, as the settings say"
 _CLOSE_SECONDS = 8.0
 # Pub/Sub's default for the minimum back-off:
 # https://cloud.google.com/pubsub/docs/handling-failures#exponential_backoff
@@ -114,6 +117,7 @@ class Pipeline:
         options: PipelineOptions | None = None,
         limit: DailyLimit | None = None,
         sources: Sources | None = None,
+        deletion: Deletion | None = None,
     ) -> None:
         """Take the parts. `close` closes the decoders, the model and the recorder.
 
@@ -126,6 +130,7 @@ class Pipeline:
             options: limits. Default: those of the default settings.
             limit: parks the images beyond it. None: there is no limit.
             sources: the settings of images. None: all images have `options.rules`.
+            deletion: removes the results of deleted objects. None: deletions are ignored.
         """
         self._options = options or PipelineOptions()
         self._storage = storage
@@ -135,6 +140,7 @@ class Pipeline:
         self._health = health
         self._limit = limit
         self._sources = sources
+        self._deletion = deletion
         self._slots = Slots(
             self._options.max_in_flight, jobs=max(1, self._options.max_in_flight // 2)
         )
@@ -142,6 +148,8 @@ class Pipeline:
 
     def handle(self, event: Event, deadline: Deadline) -> Outcome:
         """Process the image of a request until it has its final document, or park it.
+
+        If the request reports that the image was deleted, remove its document.
 
         Args:
             event: the request.
@@ -181,6 +189,10 @@ class Pipeline:
         if ref is None or ref.is_ignorable:
             logger.info("Ignored a request", extra={"reason": event.ignored or "not an image"})
             return Outcome.IGNORED
+        deletion = self._deletion
+        if event.is_deletion and not (deletion and deletion.is_wanted(event)):
+            logger.info("Ignored a request", extra={"reason": _KEPT_RESULT})
+            return Outcome.IGNORED
         if self._options.allowed_buckets and ref.bucket not in self._options.allowed_buckets:
             logger.warning(
                 "Acknowledged an image whose bucket is not in ALLOWED_BUCKETS",
@@ -189,6 +201,8 @@ class Pipeline:
             return Outcome.BUCKET_NOT_ALLOWED
         try:
             with self._slots.take(is_job=event.is_job), self._health.work():
+                if event.is_deletion and deletion:
+                    return deletion.handle(ref, event, deadline)
                 return self._process(ref, event, deadline)
         except DocumentKeptError as exc:
             logger.warning(
@@ -198,7 +212,8 @@ class Pipeline:
             return Outcome.ALREADY_RECORDED
         except ObjectGoneError:
             logger.warning(
-                "An image is gone: deleted or overwritten before it was read, or it never existed",
+                "An image is gone: deleted or overwritten before it had a result, or it never "
+                "existed",
                 extra={
                     "uri": ref.uri,
                     "generation": ref.generation,

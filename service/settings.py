@@ -193,6 +193,18 @@ class Settings:
     firestore_collection: str = _setting(
         "detections", "Firestore collection of the results.", _collection
     )
+    delete_results_with_objects: bool = _setting(
+        False,
+        "Remove the result of an image when its object is deleted. The service must get the "
+        "deletions as events. Results of overwritten objects stay.",
+        _boolean,
+    )
+    delete_results_of_overwritten: bool = _setting(
+        False,
+        "With DELETE_RESULTS_WITH_OBJECTS: remove the result of an image also when its object is "
+        "overwritten.",
+        _boolean,
+    )
     results_bucket: str | None = _setting(
         None,
         "Bucket for results that are larger than 1 MiB, Firestore's limit, for example with "
@@ -278,6 +290,11 @@ class Settings:
                 f"{settings.hang_timeout_seconds:g} is too small: ACK_DEADLINE_SECONDS, and three "
                 "quarters of HANG_TIMEOUT_SECONDS, must be greater than FIRESTORE_TIMEOUT_SECONDS="
                 f"{settings.firestore_timeout_seconds:g}, which is reserved for the commit"
+            )
+        if settings.delete_results_of_overwritten and not settings.delete_results_with_objects:
+            raise SettingsError(
+                "DELETE_RESULTS_OF_OVERWRITTEN=true has no effect without "
+                "DELETE_RESULTS_WITH_OBJECTS=true"
             )
         if bool(settings.push_audience) != bool(settings.push_service_accounts):
             raise SettingsError(

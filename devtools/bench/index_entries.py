@@ -26,7 +26,7 @@ from devtools.bench.errors import BenchError
 from devtools.docs.document import DONE
 from devtools.docs.terraform import MODULE, blocks_of
 from service.document import to_document
-from service.domain import Box, Detection
+from service.domain import Box, Detection, GeoPoint
 
 EVERY_FIELD = "*"
 AUTOMATIC = ("ASCENDING", "DESCENDING", "CONTAINS")
@@ -62,12 +62,11 @@ class Indexes:
         return self.fields.get(self.owner(path), AUTOMATIC)
 
 
-def deployed_indexes(*, by_time: bool = False, index_all_fields: bool = False) -> Indexes:
+def deployed_indexes(*, index_all_fields: bool = False) -> Indexes:
     """Return the indexes that Terraform creates, read from firestore.tf.
 
     Args:
-        by_time: with `query_by_time`.
-        index_all_fields: with `index_all_fields`.
+        index_all_fields: the value of this variable.
     """
     settings: dict[str, Any] = {}
     for block in blocks_of(MODULE / "firestore.tf", "locals"):
@@ -76,9 +75,8 @@ def deployed_indexes(*, by_time: bool = False, index_all_fields: bool = False) -
     if index_all_fields:
         fields = {field: modes and AUTOMATIC for field, modes in fields.items()}
     fields[EVERY_FIELD] = AUTOMATIC if index_all_fields else ()
-    fields["created_at"] = ("ASCENDING", "DESCENDING") if by_time else ()
-    composite = list(settings["composite_indexes"].values())
-    composite += list(settings["time_indexes"].values()) if by_time else []
+    fields["created_at"] = ()
+    composite = settings["composite_indexes"].values()
     return Indexes(fields, [[(each["path"], each["mode"]) for each in one] for one in composite])
 
 
@@ -148,6 +146,10 @@ def _value_bytes(value: Any) -> int:
         return sum(fields) + _EXTRA_BYTES
     if isinstance(value, list):
         return sum(_value_bytes(each) for each in value)
+    if isinstance(value, bytes):
+        return len(value)
+    if isinstance(value, GeoPoint):
+        return 16
     return 8  # integer, number, timestamp
 
 
@@ -169,7 +171,6 @@ def table(documents: Sequence[Mapping[str, Any]]) -> str:
     for name, indexes in {
         "`index_all_fields = true`": deployed_indexes(index_all_fields=True),
         "default": deployed_indexes(),
-        "`query_by_time = true`": deployed_indexes(by_time=True),
     }.items():
         entries = [entry for each in documents for entry in index_entries(path, each, indexes)]
         count, total = len(entries) / len(documents), sum(entries) / len(documents)

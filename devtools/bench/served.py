@@ -20,6 +20,7 @@ from flask import Flask
 
 from service.daily_limit import DailyLimit
 from service.deadline import Deadline
+from service.deletion import Deletion
 from service.domain import Download, ImageRef, Prediction
 from service.gcp.firestore import ResultStore
 from service.gcp.storage import ImageStorage
@@ -105,6 +106,7 @@ def build_app() -> Flask:
         store: ResultStore,
         limit: DailyLimit | None,
         sources: CurrentSources | None,
+        deletion: Deletion | None,
     ) -> Pipeline:
         timed = vars  # an attribute of the instance hides the method of its class
         timed(storage)["resolve"] = clock.timed(DOWNLOAD, storage.resolve)
@@ -121,6 +123,7 @@ def build_app() -> Flask:
             store,
             limit,
             sources,
+            deletion,
         )
 
     # `build_app` calls this function by name. All else is unchanged.

@@ -30,8 +30,14 @@ GROUPS = {
         "reduced_decode",
     ),
     "Cost": ("daily_image_limit",),
+    "Deletion": ("delete_results_with_objects", "delete_results_of_overwritten"),
     "Access": ("allowed_buckets", "push_audience", "push_service_accounts"),
-    "Google Cloud": ("google_cloud_project", "firestore_database", "firestore_collection"),
+    "Google Cloud": (
+        "google_cloud_project",
+        "firestore_database",
+        "firestore_collection",
+        "results_bucket",
+    ),
     "Time limits": (
         "ack_deadline_seconds",
         "storage_timeout_seconds",

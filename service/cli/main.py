@@ -13,6 +13,7 @@ from service.cli.detect import detect
 from service.cli.export import export
 from service.cli.options import json_lines_option, objects_argument
 from service.cli.output import is_terminal, note, progress, say_json
+from service.cli.purge import purge
 from service.cli.reconcile import reconcile
 from service.cli.smoke import smoke
 from service.cli.sources import sources
@@ -95,12 +96,13 @@ def results(uri: tuple[str, str], as_json: bool) -> None:
                 note(f"Warning: {document['uri']} is printed as it is in Firestore. {exc}")
                 say_json(document)
     else:
-        say_results(list(documents()))
+        say_results(documents())
     if not count:
         note(no_results_note(bucket, prefix))
 
 
 for each in (
-    detect, submit, results, reconcile, export, check_model, smoke, sources, dead_letters, serve
+    detect, submit, results, reconcile, purge, export, check_model, smoke, sources, dead_letters,
+    serve
 ):  # fmt: skip
     main.add_command(each)

@@ -12,6 +12,7 @@ from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.gcp.daily_count import DailyCount
+    from service.gcp.deletions import ResultDeleter
     from service.gcp.large_results import LargeResults
     from service.gcp.result_reader import ResultReader, ResultRewriter
     from service.gcp.source_store import SourceStore
@@ -37,7 +38,11 @@ def build_store(settings: Settings) -> ResultStore:
     Raises:
         CredentialsError: no credentials, or no project.
     """
-    return ResultStore(_firestore(settings), **_limits(settings))
+    return ResultStore(
+        _firestore(settings),
+        **_limits(settings),
+        with_tombstones=settings.delete_results_with_objects,
+    )
 
 
 def build_large_results(settings: Settings) -> "LargeResults":
@@ -75,6 +80,21 @@ def build_rewriter(settings: Settings) -> "ResultRewriter":
     from service.gcp.result_reader import ResultRewriter
 
     return ResultRewriter(_firestore(settings), **_limits(settings))
+
+
+def build_deleter(settings: Settings) -> "ResultDeleter":
+    """Return what removes results.
+
+    Raises:
+        CredentialsError: no credentials, or no project.
+    """
+    from service.gcp.deletions import ResultDeleter  # only needed if results are removed
+
+    return ResultDeleter(
+        _firestore(settings),
+        **_limits(settings),
+        remove_objects=build_large_results(settings).remove_all,
+    )
 
 
 def build_daily_count(settings: Settings) -> "DailyCount":

@@ -17,6 +17,8 @@ from service.errors import FirestoreRefusedError, FirestoreUnavailableError
 from service.gcp.outages import Outages
 from service.gcp.refusals import NO_CREDENTIALS
 
+# Ending of the collection of the tombstones: the ids of documents that were removed.
+TOMBSTONES = "-deleted"
 REFUSES_DOCUMENTS = "Firestore refuses every document. Check FIRESTORE_COLLECTION."
 
 _TRANSIENT = retry.if_exception_type(

@@ -6,6 +6,9 @@ result is dropped. Only a message with a permission (`Replace`) replaces a docum
 is old enough. A done document is kept if its replacement failed for a reason outside the image's
 bytes.
 
+If results are removed with their objects, a commit never writes a document with a tombstone
+(`service.gcp.deletions`). So a detection that runs while its object is deleted leaves nothing.
+
 The document of a parked image is not final. Any later result replaces it, without a permission. But
 parking an image never replaces a document.
 
@@ -38,11 +41,13 @@ from service.errors import (
     DocumentKeptError,
     FirestoreRefusedError,
     FirestoreUnavailableError,
+    ObjectGoneError,
     TransientError,
 )
-from service.gcp.collection import REFUSES_DOCUMENTS, Collection, RetryBudget
+from service.gcp.collection import REFUSES_DOCUMENTS, TOMBSTONES, Collection, RetryBudget
 from service.gcp.document_size import MAX_DOCUMENT_BYTES, document_bytes
 from service.gcp.one_line import one_line
+from service.gcp.outages import Outages
 
 # A commit fails only if another process wrote one of its documents meanwhile. Even two such
 # failures in a row are rare.
@@ -54,6 +59,7 @@ _MAX_COMMIT_BYTES = 5 * 2**19  # size of all documents, which become up to 4 MiB
 # What the client raises for a document that can never be written.
 _BUILD_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _LIMIT_REACHED = "The day's limit (DAILY_IMAGE_LIMIT) is reached. Publish the job on another day."
+_DELETED = "The object was deleted, and so was its result."
 _MAX_REASON = 300  # how many characters of an error's message a document quotes
 
 
@@ -63,6 +69,30 @@ class _DocumentRefusedError(Exception):
 
 class ResultStore(Collection):
     """Writes documents. Safe to use from many threads."""
+
+    def __init__(
+        self,
+        client: firestore.Client,
+        *,
+        collection: str,
+        timeout_seconds: float,
+        outages: Outages | None = None,
+        with_tombstones: bool = False,
+    ) -> None:
+        """Take the client and the limits. See `Collection`.
+
+        Args:
+            client: the vendor's client.
+            collection: name of the collection.
+            timeout_seconds: time of one call, with all its attempts.
+            outages: logs outages. None: a new object.
+            with_tombstones: whether documents with a tombstone are never written. It costs one
+                more operation a document.
+        """
+        super().__init__(
+            client, collection=collection, timeout_seconds=timeout_seconds, outages=outages
+        )
+        self._tombstones = client.collection(collection + TOMBSTONES) if with_tombstones else None
 
     def is_final(
         self, document_id: str, permission: Replace | None = None, deadline: Deadline = NO_DEADLINE
@@ -79,6 +109,18 @@ class ResultStore(Collection):
         with self._reading():
             return _is_final(self._read([document_id], budget).get(document_id), permission)
 
+    def is_deleted(self, document_id: str, deadline: Deadline = NO_DEADLINE) -> bool:
+        """Return whether there is a tombstone. Without `with_tombstones`, there is none.
+
+        Raises:
+            FirestoreUnavailableError: Firestore did not respond in time.
+            TooLateError: the deadline has passed.
+        """
+        if not self._tombstones:
+            return False
+        with self._reading():
+            return bool(self._with_tombstone([document_id], self._budget(deadline)))
+
     def commit(
         self, results: Sequence[ImageResult], deadline: Deadline = NO_DEADLINE
     ) -> list[CommittedResult | Exception]:
@@ -93,6 +135,7 @@ class ResultStore(Collection):
             - TooLateError: the deadline has passed.
             - DocumentKeptError: a done document is kept, because its replacement failed, or a
               final document, because its replacement was parked.
+            - ObjectGoneError: the object was deleted, and its document has a tombstone.
             - Any other error of the client, for this result alone.
         """
         outcomes: dict[int, CommittedResult | Exception] = {}
@@ -185,7 +228,7 @@ class ResultStore(Collection):
         """Create or replace the documents that are not final, in one commit.
 
         Returns:
-            By index, how each result is recorded, or a DocumentKeptError.
+            By index, how each result is recorded, or a DocumentKeptError or ObjectGoneError.
 
         Raises:
             _DocumentRefusedError: Firestore permanently refuses one of the documents.
@@ -201,12 +244,15 @@ class ResultStore(Collection):
         outcomes: dict[int, CommittedResult | Exception] = {}
         may_replace = any(entry.result.ref.replace for entry in entries)
         stored = self._read([entry.id for entry in entries], budget) if may_replace else {}
+        deleted: set[str] = set()
         attempt = 0
         while True:
             attempt += 1
             pending = []
             for entry in entries:
-                if outcome := _outcome_if_kept(entry, stored.get(entry.id)):
+                if entry.id in deleted:
+                    outcomes[entry.index] = ObjectGoneError(_DELETED)
+                elif outcome := _outcome_if_kept(entry, stored.get(entry.id)):
                     outcomes[entry.index] = outcome
                 else:
                     pending.append(entry)
@@ -219,11 +265,12 @@ class ResultStore(Collection):
                     entry.index: _committed(entry, stored.get(entry.id)) for entry in entries
                 }
             except (exceptions.AlreadyExists, exceptions.FailedPrecondition, exceptions.NotFound):
-                # Another process was first. Or our own commit succeeded, but its response was lost,
-                # and the client retried it.
+                # Another process was first, or the object was deleted. Or our own commit succeeded,
+                # but its response was lost, and the client retried it.
                 if attempt == _MAX_COMMITS:
                     raise
-                stored = self._read([entry.id for entry in entries], budget)
+                ids = [entry.id for entry in entries]
+                stored, deleted = self._read(ids, budget), self._with_tombstone(ids, budget)
             except (exceptions.InvalidArgument, exceptions.OutOfRange) as exc:
                 raise _DocumentRefusedError(exc.message) from exc
 
@@ -255,10 +302,22 @@ class ResultStore(Collection):
                     batch.update(reference, document, option=unchanged)
                 else:
                     batch.create(reference, document)
+                if self._tombstones:
+                    # Deletes nothing: it fails the commit if there is a tombstone.
+                    missing = self._client.write_option(exists=False)
+                    batch.delete(self._tombstones.document(entry.id), option=missing)
         except _BUILD_ERRORS as exc:
             raise _DocumentRefusedError(_reason(exc)) from exc
         batch.commit(**budget.limits)
         self._outages.clear(self._writes)
+
+    def _with_tombstone(self, document_ids: Sequence[str], budget: RetryBudget) -> set[str]:
+        """Return the ids that have a tombstone."""
+        if not self._tombstones:
+            return set()
+        references = [self._tombstones.document(document_id) for document_id in document_ids]
+        snapshots = self._client.get_all(references, field_paths=["deleted_at"], **budget.limits)
+        return {snapshot.id for snapshot in snapshots if snapshot.exists}
 
 
 def _is_final(stored: StoredDocument | None, permission: Replace | None) -> bool:

@@ -7,9 +7,10 @@ from typing import Any
 
 from google.api_core import exceptions
 from google.cloud.firestore_v1.base_query import FieldFilter
+from google.cloud.firestore_v1.query import Query
 
-from service.document import STATUS_PARKED
-from service.domain import GeoPoint, ImageRef, StoredDocuments
+from service.document import SHARDS, STATUS_PARKED
+from service.domain import GeoPoint, ImageRef, StoredDocuments, StoredImage
 from service.errors import FirestoreUnavailableError
 from service.gcp.collection import Collection, RetryBudget, documents_by_id
 
@@ -75,25 +76,38 @@ class ResultReader(Collection):
             return _version(snapshot) if snapshot.exists else None
 
     def _snapshots_of(self, bucket: str, prefix: str, page_size: int) -> Iterator[Any]:
-        query = self._collection.where(filter=FieldFilter("bucket", "==", bucket))
-        if prefix:
-            query = query.where(filter=FieldFilter("name", ">=", prefix)).where(
-                filter=FieldFilter("name", "<", prefix + _AFTER_EVERY_NAME)
-            )
-        query = query.order_by("name").limit(page_size)
+        query = self._by_name(bucket, prefix).limit(page_size)
         while page := self._page(query):
             yield from page
             query = query.start_after(page[-1])
 
-    def parked(self, *, page_size: int = _PAGE_SIZE) -> Iterator[tuple[datetime, ImageRef]]:
-        """Yield every parked image, and when it was parked, in any order.
+    def images(
+        self, bucket: str, prefix: str, *, page_size: int = _PAGE_SIZE
+    ) -> Iterator[Sequence[StoredImage]]:
+        """Yield pages of the images that have a document, sorted by name.
 
-        Only the documents of parked images are read. The query needs the index of `status`.
+        Documents may be removed meanwhile. Only the fields that are needed are read.
+
+        Raises:
+            FirestoreUnavailableError: Firestore did not respond, or lacks the index.
+        """
+        query = self._by_name(bucket, prefix).limit(page_size)
+        query = query.select(["bucket", "name", "generation", "created_at"])
+        while page := self._page(query):
+            yield [image for snapshot in page if (image := _stored_image(snapshot))]
+            query = query.start_after(page[-1])
+
+    def parked(self, *, page_size: int = _PAGE_SIZE) -> Iterator[tuple[datetime, ImageRef]]:
+        """Yield every parked image, and when it was parked, the newest first.
+
+        Only the documents of parked images are read.
 
         Raises:
             FirestoreUnavailableError: Firestore did not respond, or lacks the index.
         """
         query = self._collection.where(filter=FieldFilter("status", "==", STATUS_PARKED))
+        query = query.where(filter=FieldFilter("shard", "in", list(range(SHARDS))))
+        query = query.order_by("created_at", direction=Query.DESCENDING)
         query = query.select(["bucket", "name", "generation", "created_at"]).limit(page_size)
         while page := self._page(query):
             for snapshot in page:
@@ -110,6 +124,15 @@ class ResultReader(Collection):
         """
         version = self.version(document_id)
         return version.fields if version else None
+
+    def _by_name(self, bucket: str, prefix: str) -> Any:
+        """Return the query for the documents of a prefix, sorted by name."""
+        query = self._collection.where(filter=FieldFilter("bucket", "==", bucket))
+        if prefix:
+            query = query.where(filter=FieldFilter("name", ">=", prefix)).where(
+                filter=FieldFilter("name", "<", prefix + _AFTER_EVERY_NAME)
+            )
+        return query.order_by("name")
 
     def _page(self, query: Any) -> list[Any]:
         """Return all snapshots of a query: the time limit must not count the caller's work."""
@@ -128,6 +151,21 @@ class ResultReader(Collection):
 
 def _version(snapshot: Any) -> DocumentVersion:
     return DocumentVersion(snapshot.id, _fields(snapshot), snapshot.update_time)
+
+
+def _stored_image(snapshot: Any) -> StoredImage | None:
+    """Return the image of a document, or None if the service did not write the document."""
+    fields = snapshot.to_dict() or {}
+    name, generation = fields.get("name"), fields.get("generation")
+    if not isinstance(name, str) or not name:
+        return None
+    created_at = fields.get("created_at")
+    if not isinstance(created_at, datetime):
+        created_at = snapshot.create_time
+    # 0 means that the generation was not known (service.pipeline).
+    is_known = isinstance(generation, int) and generation > 0
+    ref = ImageRef(fields["bucket"], name, generation if is_known else None)
+    return StoredImage(snapshot.id, ref, created_at)
 
 
 def _fields(snapshot: Any) -> dict[str, Any]:

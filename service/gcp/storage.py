@@ -50,6 +50,7 @@ _MAX_SILENCE_SECONDS = 5.0  # without a byte. Then the request is sent again.
 _READ_BYTES = 2**16  # per read, at most
 _MAX_JSON_BYTES = 2**16  # largest metadata or error message that is read
 _FOR_NOW = "Cloud Storage refuses the object now. A later delivery may succeed."
+_NOT_KNOWN = "Cloud Storage does not say whether the object exists."
 _YOUR_CREDENTIALS = (
     "Google rejected your credentials, or they have expired: run `gcloud auth "
     "application-default login`"
@@ -162,6 +163,29 @@ class ImageStorage:
         until = self._until(deadline)
         with self._reading(ref, until):
             return self._read_metadata(ref, until)
+
+    def exists(self, ref: ImageRef, deadline: Deadline = NO_DEADLINE) -> bool:
+        """Return whether an object exists. Without a generation: whether it has a live one.
+
+        A noncurrent generation exists, but a soft-deleted one does not. Only Cloud Storage's own
+        404 means that there is none. Any other response leaves it open, for example a refusal.
+
+        Raises:
+            StorageUnavailableError: it is not known, because Cloud Storage did not respond, or
+                refuses the object or the bucket.
+            TooLateError: the deadline has passed.
+        """
+        until = self._until(deadline)
+        try:
+            with self._reading(ref, until):
+                self._read_metadata(ref, until)
+        except ObjectGoneError as exc:
+            if _is_missing(exc.__cause__):
+                return False
+            raise StorageUnavailableError(_NOT_KNOWN) from exc
+        except BadImageError as exc:
+            raise StorageUnavailableError(_NOT_KNOWN) from exc
+        return True
 
     @contextmanager
     def download(
@@ -460,6 +484,16 @@ def translate_errors() -> Iterator[None]:
         if getattr(exc, "code", None) in GONE:
             raise ObjectGoneError("Cloud Storage has no such object generation.") from exc
         raise StorageUnavailableError("Cloud Storage is unavailable.") from exc
+
+
+def _is_missing(error: BaseException | None) -> bool:
+    """Return whether an error is a 404 of Cloud Storage's JSON API, not of a proxy before it."""
+    if not isinstance(error, exceptions.NotFound):
+        return False
+    try:
+        return bool(json.loads(error.message)["error"]["code"] == 404)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
 
 
 def _request_key(ref: ImageRef, *, is_download: bool) -> tuple[str, object, object, object]:

@@ -102,6 +102,7 @@ def test_empty_capture_gives_no_time_and_no_place() -> None:
         (None, utc(2026, 6, 30, 22, 30), BERLIN, date(2026, 7, 1)),
         (None, utc(2026, 6, 30, 22, 30), None, date(2026, 6, 30)),
         (None, None, BERLIN, None),
+        (None, utc(9999, 12, 31, 23, 30), BERLIN, date(9999, 12, 31)),
     ],
 )
 def test_day_is_that_of_the_capture_or_of_the_upload(

@@ -55,7 +55,7 @@ def plain(event: Event) -> dict[str, Any]:
         "ignored": bool(event.ignored),
         "is_job": event.is_job,
         "delivery_attempt": event.delivery_attempt,
-    }
+    } | ({"is_overwritten": event.is_overwritten} if event.is_deletion else {})
 
 
 def image_of(event: Event) -> ImageRef:
