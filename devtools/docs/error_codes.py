@@ -14,6 +14,8 @@ _ELSEWHERE = {
     errors.SettingsError: "the process does not start",
     errors.CredentialsError: "the process does not start",
     errors.ModelError: "the process does not start",
+    errors.SourcesError: "`yolo-batch sources` fails",
+    errors.StoredResultError: "`yolo-batch sources preview` counts the document as unreadable",
     errors.SmokeError: "`yolo-batch smoke` fails",
     errors.BadImageError: "204, after the image is recorded as failed",
     errors.DocumentKeptError: "204, the document stays",
