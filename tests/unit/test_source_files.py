@@ -1,14 +1,16 @@
 """Files of sources: every fault with its line, and what changes between two versions."""
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 from service.cli.main import main
 from service.sources.changes import changes
 from service.sources.files import Fault, FaultyFileError, load
-from service.sources.schema import Sources, parse
+from service.sources.schema import Source, Sources, parse
 
 FAULTY = """\
 sources:
@@ -126,3 +128,15 @@ def test_changes_name_sources_fields_and_zones() -> None:
         "~ a: zone gate: changed",
     ]
     assert changes(new, new) == []
+
+
+def test_example_of_the_documentation_has_no_faults(file: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "sources.md"
+    [example] = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    file.write_text(example)
+    assert check(file).exit_code == 0
+    documented = set(re.findall(r"`(\w+)`", page.read_text().partition("| field |")[2]))
+    assert set(Source.__struct_fields__) <= documented
+    assert {key for each in yaml.safe_load(example)["sources"] for key in each} == set(
+        Source.__struct_fields__
+    )
