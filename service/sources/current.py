@@ -26,7 +26,7 @@ from zoneinfo import ZoneInfo
 
 from service.deadline import Deadline
 from service.domain import ImageRef, SourceVersion
-from service.errors import SourcesError, SourcesUnknownError
+from service.errors import SourcesError, SourcesUnknownError, TransientError
 from service.settings import Settings
 from service.sources.rules import Rules
 from service.sources.schema import Sources, parse
@@ -138,6 +138,7 @@ class CurrentSources:
         self._looked_at = 0.0
         self._known: _Known | None = None
         self._remembered: datetime | None = None  # version that is stored as the last good one
+        self._error: TransientError | None = None  # of the last look
         self._broken: tuple[datetime, str] | None = None  # version and reason
         self._unusable = 0  # number of looks that found the document broken or deleted
 
@@ -146,12 +147,13 @@ class CurrentSources:
 
         Raises:
             SourcesUnknownError: it is not known what the sources are, or were.
+            FirestoreUnavailableError: the same, because Firestore did not respond.
         """
         if self._known is None or self._clock() - self._looked_at >= self._refresh_seconds:
             self.look(deadline)
         known = self._known
         if known is None:
-            raise SourcesUnknownError
+            raise self._error or SourcesUnknownError()
         return settings_of(
             ref,
             known.sources,
@@ -170,15 +172,20 @@ class CurrentSources:
         """
         if not self._looking.acquire(blocking=False):
             return
+        self._error = None
         try:
             self._look(deadline)
+        except TransientError as exc:
+            self._error = exc
+            logger.log(
+                logging.DEBUG if exc.is_logged or self._known is None else logging.WARNING,
+                "The sources could not be read or stored",
+                extra={"reason": str(exc)},
+            )
         except BaseException as exc:  # noqa: BLE001 - a Rust library's panic is not an Exception
             logger.warning(
                 "The sources could not be read or stored",
-                extra={
-                    "reason": str(exc) or type(exc).__name__,
-                    "version": self._known and self._known.version,
-                },
+                extra={"reason": str(exc) or type(exc).__name__},
             )
         finally:
             self._looked_at = self._clock()

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import hypothesis
 import pytest
+from hypothesis import given
 
 from service.document import to_document
 from service.domain import (
@@ -29,6 +31,7 @@ from service.evaluation import evaluate
 from service.operate.preview import Summary, Verdict, change_of, preview
 from service.sources.current import SourceSettings
 from service.sources.rules import Rules
+from tests.unit.test_evaluation import PREDICTIONS, RULES
 
 MODEL = ModelInfo("m.pt", "0" * 64, 640, "fp32", "fake")
 REF = ImageRef("uploads", "a.jpg", 1)
@@ -103,6 +106,19 @@ def test_change_has_the_fields_that_a_commit_would_write(task: Task) -> None:
     stored = document(*details, task=task, classes=classes)
     change = change_of(stored, settings(after), FLOOR)
     expected = document(*details, task=task, classes=classes, rules=after)
+    assert {**stored, **change.fields, "source": expected["source"]} == expected
+
+
+@hypothesis.settings(max_examples=100, deadline=None)
+@given(PREDICTIONS, RULES, RULES)
+def test_document_becomes_what_a_commit_would_have_written(
+    prediction: Prediction, before: Rules, after: Rules
+) -> None:
+    """Whatever the rules before: unless faint detections are missing, as those below the cut."""
+    stored = document(*prediction.detections, rules=before)
+    change = change_of(stored, settings(after), FLOOR)
+    expected = document(*prediction.detections, rules=after)
+    assert change.verdict in (Verdict.CHANGED, Verdict.UNCHANGED)
     assert {**stored, **change.fields, "source": expected["source"]} == expected
 
 
