@@ -181,7 +181,7 @@ def test_rerun_with_equal_detections_keeps_the_object(
     assert document_of(reader, result)["timings"]["queue_ms"] == 9.0
 
 
-def test_object_that_vanishes_before_the_commit_is_there_after_it(
+def test_object_that_vanishes_before_the_commit_is_restored(
     store: ResultStore, large: LargeResults, results_bucket: storage.Bucket
 ) -> None:
     """A superseded delivery with the same detections may remove it between the two."""
