@@ -13,6 +13,7 @@
     ├── SourcesError                       sources are broken, or were changed meanwhile
     ├── FaintBytesError                    the faint detections of a document are damaged
     ├── LargeResultError                   the object of a large result cannot be read or removed
+    ├── StoredResultError                  a document of a result has another form
     ├── SmokeError                         the smoke test failed
     ├── DetectorError                      the model failed on an image: 500
     └── TransientError                     a later delivery can succeed: 503
@@ -63,6 +64,10 @@ class ModelError(YoloBatchError):
 
 class SourcesError(YoloBatchError):
     """The settings of sources are broken, or were changed meanwhile."""
+
+
+class StoredResultError(YoloBatchError):
+    """A document of a result has another form than the service writes."""
 
 
 class EnvelopeError(YoloBatchError):

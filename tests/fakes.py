@@ -37,7 +37,7 @@ from service.images.decode import decode
 from service.images.letterbox import shrink
 from service.images.pixels import DecodedImage, Pixels
 from service.inference.model import Model
-from service.pipeline import Pipeline, PipelineOptions
+from service.pipeline import Pipeline, PipelineOptions, Sources
 from service.recorder import Recorder
 
 PATIENCE_SECONDS = 60.0  # for every wait: far longer than anything takes on a busy machine
@@ -321,6 +321,7 @@ def pipeline_of(
     health: Health | None = None,
     max_batch_size: int = 8,
     limit: DailyLimit | None = None,
+    sources: Sources | None = None,
     **options: Any,
 ) -> Pipeline:
     """Return a pipeline around fakes."""
@@ -333,4 +334,5 @@ def pipeline_of(
         health,
         PipelineOptions(**options),
         limit,
+        sources,
     )

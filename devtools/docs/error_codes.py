@@ -14,6 +14,8 @@ _ELSEWHERE = {
     errors.SettingsError: "the process does not start",
     errors.CredentialsError: "the process does not start",
     errors.ModelError: "the process does not start",
+    errors.SourcesError: "`yolo-batch sources` fails",
+    errors.StoredResultError: "`yolo-batch sources preview` counts the document as unreadable",
     errors.FaintBytesError: "a command fails, or leaves the document out",
     errors.LargeResultError: "a command prints the document without them",
     errors.SmokeError: "`yolo-batch smoke` fails",

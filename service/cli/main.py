@@ -16,6 +16,7 @@ from service.cli.output import is_terminal, note, progress, say_json
 from service.cli.purge import purge
 from service.cli.reconcile import reconcile
 from service.cli.smoke import smoke
+from service.cli.sources import sources
 from service.cli.submit import submit
 from service.errors import LargeResultError
 from service.settings import Settings
@@ -101,6 +102,7 @@ def results(uri: tuple[str, str], as_json: bool) -> None:
 
 
 for each in (
-    detect, submit, results, reconcile, purge, export, check_model, smoke, dead_letters, serve
+    detect, submit, results, reconcile, purge, export, check_model, smoke, sources, dead_letters,
+    serve
 ):  # fmt: skip
     main.add_command(each)

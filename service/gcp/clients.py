@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from service.gcp.daily_count import DailyCount
     from service.gcp.deletions import ResultDeleter
     from service.gcp.large_results import LargeResults
-    from service.gcp.result_reader import ResultReader
+    from service.gcp.result_reader import ResultReader, ResultRewriter
     from service.gcp.source_store import SourceStore
 
 
@@ -69,6 +69,17 @@ def build_reader(settings: Settings) -> "ResultReader":
     from service.gcp.result_reader import ResultReader  # only commands need it, not the server
 
     return ResultReader(_firestore(settings), **_limits(settings))
+
+
+def build_rewriter(settings: Settings) -> "ResultRewriter":
+    """Return the reader of results that can also change them.
+
+    Raises:
+        CredentialsError: no credentials, or no project.
+    """
+    from service.gcp.result_reader import ResultRewriter
+
+    return ResultRewriter(_firestore(settings), **_limits(settings))
 
 
 def build_deleter(settings: Settings) -> "ResultDeleter":

@@ -1,6 +1,7 @@
 """Reads the documents of results, for an operator's commands."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +16,15 @@ from service.gcp.collection import Collection, RetryBudget, documents_by_id
 
 _AFTER_EVERY_NAME = "\U0010ffff"  # after a prefix, it sorts after every name with that prefix
 _PAGE_SIZE = 300  # documents
+
+
+@dataclass(frozen=True)
+class DocumentVersion:
+    """A document as it was read, and when Firestore last changed it before."""
+
+    id: str
+    fields: dict[str, Any]
+    update_time: datetime
 
 
 class ResultReader(Collection):
@@ -43,9 +53,32 @@ class ResultReader(Collection):
         Raises:
             FirestoreUnavailableError: Firestore did not respond, or lacks the index.
         """
+        yield from map(_fields, self._snapshots_of(bucket, prefix, page_size))
+
+    def versions(
+        self, bucket: str, prefix: str, *, page_size: int = _PAGE_SIZE
+    ) -> Iterator[DocumentVersion]:
+        """Yield the same documents as `results`, with what `ResultRewriter` needs.
+
+        Raises:
+            FirestoreUnavailableError: Firestore did not respond, or lacks the index.
+        """
+        yield from map(_version, self._snapshots_of(bucket, prefix, page_size))
+
+    def version(self, document_id: str) -> DocumentVersion | None:
+        """Return one document by its id, or None if there is none.
+
+        Raises:
+            FirestoreUnavailableError: Firestore did not respond.
+        """
+        with self._reading():
+            snapshot = self._collection.document(document_id).get(**self._one_attempt().limits)
+            return _version(snapshot) if snapshot.exists else None
+
+    def _snapshots_of(self, bucket: str, prefix: str, page_size: int) -> Iterator[Any]:
         query = self._by_name(bucket, prefix).limit(page_size)
         while page := self._page(query):
-            yield from map(_fields, page)
+            yield from page
             query = query.start_after(page[-1])
 
     def images(
@@ -89,9 +122,8 @@ class ResultReader(Collection):
         Raises:
             FirestoreUnavailableError: Firestore did not respond.
         """
-        with self._reading():
-            snapshot = self._collection.document(document_id).get(**self._one_attempt().limits)
-            return _fields(snapshot) if snapshot.exists else None
+        version = self.version(document_id)
+        return version.fields if version else None
 
     def _by_name(self, bucket: str, prefix: str) -> Any:
         """Return the query for the documents of a prefix, sorted by name."""
@@ -117,6 +149,10 @@ class ResultReader(Collection):
         return RetryBudget(self._timeout_seconds, attempts=1)
 
 
+def _version(snapshot: Any) -> DocumentVersion:
+    return DocumentVersion(snapshot.id, _fields(snapshot), snapshot.update_time)
+
+
 def _stored_image(snapshot: Any) -> StoredImage | None:
     """Return the image of a document, or None if the service did not write the document."""
     fields = snapshot.to_dict() or {}
@@ -138,3 +174,26 @@ def _fields(snapshot: Any) -> dict[str, Any]:
     if place := fields.get("location"):
         fields["location"] = GeoPoint(place.latitude, place.longitude)
     return fields
+
+
+class ResultRewriter(ResultReader):
+    """Changes fields of documents. Safe to use from many threads."""
+
+    def rewrite(self, version: DocumentVersion, fields: Mapping[str, Any]) -> bool:
+        """Change fields of a document, if it is unchanged. Return False if it is not.
+
+        Other fields, for example `created_at`, keep their values.
+
+        Raises:
+            FirestoreUnavailableError: Firestore did not confirm, or refuses the document.
+        """
+        with self._report_outage(self._writes):
+            try:
+                self._collection.document(version.id).update(
+                    dict(fields),
+                    option=self._client.write_option(last_update_time=version.update_time),
+                    **self._one_attempt().limits,
+                )
+            except (exceptions.FailedPrecondition, exceptions.NotFound):
+                return False
+        return True

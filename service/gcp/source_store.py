@@ -11,7 +11,7 @@ from google.cloud import firestore
 
 from service.deadline import NO_DEADLINE, Deadline
 from service.errors import SourcesError
-from service.gcp.collection import Collection, RetryBudget, translate_errors
+from service.gcp.collection import Collection, RetryBudget
 from service.gcp.document_size import document_bytes
 from service.sources.current import StoredSources
 from service.sources.schema import MAX_BYTES, Sources, to_document
@@ -20,7 +20,6 @@ COLLECTION = "config"
 _SOURCES = "sources"
 _LAST_GOOD = "sources_last_good"
 _VERSION = "version"
-_MAX_ATTEMPTS = 5  # further instances that wrote the last good sources at the same moment
 
 
 class SourceStore(Collection):
@@ -67,7 +66,7 @@ class SourceStore(Collection):
         """
         budget = self._budget(deadline)
         document = {**good.data, _VERSION: good.version}
-        for _ in range(_MAX_ATTEMPTS):
+        while True:  # another instance was first: it stored another version
             snapshot = self._get(_LAST_GOOD, budget)
             if snapshot:
                 version = _version(snapshot)
@@ -107,7 +106,7 @@ class SourceStore(Collection):
 
     def _get(self, name: str, budget: RetryBudget) -> Any:
         """Return the snapshot of a document, or None if it does not exist."""
-        with translate_errors():
+        with self._reading():
             snapshot = self._collection.document(name).get(**budget.limits)
             return snapshot if snapshot.exists else None
 
@@ -125,7 +124,7 @@ class SourceStore(Collection):
         else:  # `set` has no precondition, and `update` would keep other fields
             batch.delete(reference, option=self._client.write_option(last_update_time=known))
             batch.set(reference, document)
-        with translate_errors():
+        with self._report_outage(self._writes):
             try:
                 written = batch.commit(**budget.limits)[-1]
             except (

@@ -26,7 +26,7 @@ from zoneinfo import ZoneInfo
 
 from service.deadline import Deadline
 from service.domain import ImageRef, SourceVersion
-from service.errors import SourcesError, SourcesUnknownError
+from service.errors import SourcesError, SourcesUnknownError, TransientError
 from service.settings import Settings
 from service.sources.rules import Rules
 from service.sources.schema import Sources, parse
@@ -66,6 +66,36 @@ class SourceSettings:
     timezone: ZoneInfo | None = None
     store_location: bool = False
     is_enabled: bool = True
+
+
+def settings_of(
+    ref: ImageRef,
+    sources: Sources,
+    version: datetime | None,
+    *,
+    min_confidence: float,
+    store_confidence: float,
+) -> SourceSettings:
+    """Return the settings that sources give an image.
+
+    Args:
+        ref: the image.
+        sources: all sources.
+        version: when Firestore last changed them. None: they were never stored.
+        min_confidence: the threshold of sources that have none.
+        store_confidence: the model's results below it are not known.
+    """
+    source = sources.find(ref.bucket, ref.name)
+    rules = Rules.of(source, min_confidence=min_confidence, store_confidence=store_confidence)
+    if source is None:
+        return SourceSettings(rules, SourceVersion(version=version))
+    return SourceSettings(
+        rules,
+        SourceVersion(source.id, version),
+        ZoneInfo(source.timezone) if source.timezone else None,
+        source.store_location,
+        source.enabled,
+    )
 
 
 @dataclass(frozen=True)
@@ -108,6 +138,7 @@ class CurrentSources:
         self._looked_at = 0.0
         self._known: _Known | None = None
         self._remembered: datetime | None = None  # version that is stored as the last good one
+        self._error: TransientError | None = None  # of the last look
         self._broken: tuple[datetime, str] | None = None  # version and reason
         self._unusable = 0  # number of looks that found the document broken or deleted
 
@@ -116,24 +147,19 @@ class CurrentSources:
 
         Raises:
             SourcesUnknownError: it is not known what the sources are, or were.
+            FirestoreUnavailableError: the same, because Firestore did not respond.
         """
         if self._known is None or self._clock() - self._looked_at >= self._refresh_seconds:
             self.look(deadline)
         known = self._known
         if known is None:
-            raise SourcesUnknownError
-        source = known.sources.find(ref.bucket, ref.name)
-        rules = Rules.of(
-            source, min_confidence=self._min_confidence, store_confidence=self._store_confidence
-        )
-        if source is None:
-            return SourceSettings(rules, SourceVersion(version=known.version))
-        return SourceSettings(
-            rules,
-            SourceVersion(source.id, known.version),
-            ZoneInfo(source.timezone) if source.timezone else None,
-            source.store_location,
-            source.enabled,
+            raise self._error or SourcesUnknownError()
+        return settings_of(
+            ref,
+            known.sources,
+            known.version,
+            min_confidence=self._min_confidence,
+            store_confidence=self._store_confidence,
         )
 
     def look(self, deadline: Deadline) -> None:
@@ -146,15 +172,20 @@ class CurrentSources:
         """
         if not self._looking.acquire(blocking=False):
             return
+        self._error = None
         try:
             self._look(deadline)
+        except TransientError as exc:
+            self._error = exc
+            logger.log(
+                logging.DEBUG if exc.is_logged or self._known is None else logging.WARNING,
+                "The sources could not be read or stored",
+                extra={"reason": str(exc)},
+            )
         except BaseException as exc:  # noqa: BLE001 - a Rust library's panic is not an Exception
             logger.warning(
                 "The sources could not be read or stored",
-                extra={
-                    "reason": str(exc) or type(exc).__name__,
-                    "version": self._known and self._known.version,
-                },
+                extra={"reason": str(exc) or type(exc).__name__},
             )
         finally:
             self._looked_at = self._clock()

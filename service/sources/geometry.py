@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 Point = tuple[float, float]
-_ON_EDGE = 1e-9  # square of a distance. Coordinates are between 0 and 1.
+_ON_EDGE = 1e-9  # a distance. Coordinates are between 0 and 1.
 _MIN_AREA = 1e-9  # less than one pixel of an image of 30,000 x 30,000 pixels
 
 
@@ -16,7 +16,8 @@ def contains(polygon: Sequence[Point], point: Point) -> bool:
     x, y = point
     is_inside = False
     for (x1, y1), (x2, y2) in _edges(polygon):
-        if _distance_squared(point, (x1, y1), (x2, y2)) <= _ON_EDGE**2:
+        is_near = min(x1, x2) - _ON_EDGE <= x <= max(x1, x2) + _ON_EDGE
+        if is_near and _distance_squared(point, (x1, y1), (x2, y2)) <= _ON_EDGE**2:
             return True
         if (y1 > y) != (y2 > y) and x < x1 + (y - y1) * (x2 - x1) / (y2 - y1):
             is_inside = not is_inside

@@ -1,5 +1,6 @@
 """The documents of the sources in Firestore, also as a person edits them in the console."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -91,6 +92,21 @@ def test_older_version_never_replaces_a_newer_last_good(source_store: SourceStor
     good = source_store.last_good()
     assert good and good.version == second
     assert parse(good.data) == sources_of(min_confidence=0.5)
+
+
+def test_newest_version_wins_if_many_instances_store_theirs(source_store: SourceStore) -> None:
+    version = None
+    versions = []
+    for threshold in range(1, 7):
+        version = source_store.write(sources_of(min_confidence=threshold / 10), version)
+        stored = source_store.read()
+        assert stored
+        versions.append(stored)
+    source_store.remember(StoredSources(versions[0].data, versions[0].version))
+    with ThreadPoolExecutor(6) as instances:
+        list(instances.map(source_store.remember, reversed(versions)))
+    good = source_store.last_good()
+    assert good == versions[-1]
 
 
 def test_forged_version_of_the_last_good_is_replaced(

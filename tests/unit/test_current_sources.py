@@ -150,7 +150,7 @@ def test_images_are_rejected_until_the_sources_are_known(
     documents.edit(enabled=False)
     documents.errors = [FirestoreUnavailableError("Firestore is unavailable.")] * 2
     sources = instance(documents, clock)
-    with pytest.raises(SourcesUnknownError):
+    with pytest.raises(FirestoreUnavailableError):
         settings_of(sources)
     assert not settings_of(sources).is_enabled  # without waiting for the refresh time
 

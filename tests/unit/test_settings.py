@@ -35,6 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "firestore_collection": "detections",
     "results_bucket": None,
     "daily_image_limit": 0,
+    "sources_refresh_seconds": 60.0,
     "storage_timeout_seconds": 6.0,
     "firestore_timeout_seconds": 6.0,
     "ack_deadline_seconds": 600.0,
