@@ -291,7 +291,7 @@ def _different(expectation: Expectation, document: StoredDocument) -> list[str]:
     known = {*expected, *_COMPARED_BEFORE, *_NOT_COMPARED}
     different = [name for name, value in expected.items() if fields.get(name) != value]
     best = _best(expectation)
-    highest = max(best.values(), default=0.0)
+    highest, lowest = max(best.values(), default=0.0), _lowest(expectation)
     if not _is_near(best, fields.get("best") or {}):
         different.append("best")
     for name, value in (
