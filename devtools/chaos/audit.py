@@ -296,7 +296,7 @@ def _different(expectation: Expectation, document: StoredDocument) -> list[str]:
         different.append("best")
     for name, value in (
         ("max_confidence", highest),
-        ("uncertain_confidence", _lowest(expectation)),
+        ("uncertain_confidence", lowest),
     ):
         if abs((fields.get(name) or 0.0) - value) > _CONFIDENCE:
             different.append(name)
