@@ -37,7 +37,7 @@ from service.images.decode import decode
 from service.images.letterbox import shrink
 from service.images.pixels import DecodedImage, Pixels
 from service.inference.model import Model
-from service.pipeline import Pipeline, PipelineOptions
+from service.pipeline import Pipeline, PipelineOptions, Sources
 from service.recorder import Recorder
 
 PATIENCE_SECONDS = 60.0  # for every wait: far longer than anything takes on a busy machine
@@ -178,7 +178,7 @@ class FakeStore:
         if permission is None:
             return True
         model = (document["model"] or {}).get("sha256")
-        return not permission.replaces(self.created[document_id], model)
+        return not permission.replaces(self.created[document_id], model, document["schema"])
 
     def commit(
         self, results: Sequence[ImageResult], deadline: Deadline
@@ -273,7 +273,7 @@ def _middle(image: DecodedImage) -> Prediction:
     width, height = image.info.width, image.info.height
     color = mean_color(image.pixels)
     box = Box(width / 4, height / 4, width * 3 / 4, height * 3 / 4)
-    confidence = round(max(color) / 255, 3)
+    confidence = round(0.5 + max(color) / 510, 3)  # over every usual threshold
     return Prediction((Detection(label_of(color), sum(color) % 80, confidence, box),))
 
 
@@ -321,6 +321,7 @@ def pipeline_of(
     health: Health | None = None,
     max_batch_size: int = 8,
     limit: DailyLimit | None = None,
+    sources: Sources | None = None,
     **options: Any,
 ) -> Pipeline:
     """Return a pipeline around fakes."""
@@ -333,4 +334,5 @@ def pipeline_of(
         health,
         PipelineOptions(**options),
         limit,
+        sources,
     )

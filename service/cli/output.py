@@ -1,5 +1,6 @@
 """What commands print: text and tables for people, JSON for programs, progress on a terminal."""
 
+import base64
 import io
 import json
 import shutil
@@ -41,15 +42,23 @@ def note(text: str = "") -> None:
 
 
 def say_json(value: object) -> None:
-    """Print one JSON value as one line on standard output. Times are RFC 3339.
+    """Print a value on standard output as `json_line` writes it.
 
     Characters that the output's encoding does not have become JSON escapes, and so do bytes of a
     file name that are not UTF-8.
     """
     is_unicode = _encoding(sys.stdout).lower().replace("-", "") == "utf8"
-    text = json.dumps(value, ensure_ascii=not is_unicode, default=_plain)
+    text = json_line(value, ensure_ascii=not is_unicode)
     # Only surrogates are left to replace, and JSON has the same escape for them as Python.
     click.echo(text.encode(errors="backslashreplace").decode())
+
+
+def json_line(value: object, *, ensure_ascii: bool = True) -> str:
+    """Return one line of JSON. Times are RFC 3339, bytes are base64.
+
+    Places are objects with `latitude` and `longitude`.
+    """
+    return json.dumps(value, ensure_ascii=ensure_ascii, default=_plain)
 
 
 def say_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
@@ -148,14 +157,19 @@ def _encoding(stream: TextIO | None) -> str:
     return getattr(stream, "encoding", None) or "utf-8"
 
 
-def _plain(value: object) -> str:
-    """Return a Firestore timestamp as RFC 3339.
+def _plain(value: object) -> str | dict[str, float]:
+    """Return a value of Firestore that JSON does not have.
 
     Raises:
-        TypeError: the value is not a time.
+        TypeError: the value is neither a time, nor bytes, nor a place.
     """
     if isinstance(value, datetime):
         return value.isoformat()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    # The service's own type of a place, or Firestore's, which only service/gcp may import.
+    if hasattr(value, "latitude") and hasattr(value, "longitude"):
+        return {"latitude": value.latitude, "longitude": value.longitude}
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
