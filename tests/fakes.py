@@ -19,6 +19,7 @@ import numpy as np
 
 from service.daily_limit import DailyLimit
 from service.deadline import NO_DEADLINE, Deadline
+from service.deletion import Deletion
 from service.document import to_document
 from service.domain import (
     Box,
@@ -321,6 +322,7 @@ def pipeline_of(
     health: Health | None = None,
     max_batch_size: int = 8,
     limit: DailyLimit | None = None,
+    deletion: Deletion | None = None,
     **options: Any,
 ) -> Pipeline:
     """Return a pipeline around fakes."""
@@ -333,4 +335,5 @@ def pipeline_of(
         health,
         PipelineOptions(**options),
         limit,
+        deletion,
     )
