@@ -33,8 +33,10 @@ from service.errors import ObjectGoneError, StorageUnavailableError
 from service.gcp.collection import TOMBSTONES
 from service.gcp.deletions import ResultDeleter
 from service.gcp.firestore import ResultStore
+from service.gcp.listing import ObjectLister
 from service.gcp.result_reader import ResultReader
 from service.gcp.storage import ImageStorage
+from service.operate.reconcile import Enqueue, Scope, reconcile
 from tests.contract.conftest import BUCKET
 from tests.contract.test_store import done, failed, of, read, recorded, seen
 from tests.fakes import PATIENCE_SECONDS
@@ -312,6 +314,22 @@ def test_deletion_that_arrives_first_keeps_the_image_out(
     [late] = store.commit([ImageResult(ref)])  # its bytes were downloaded before
     assert isinstance(late, ObjectGoneError)
     assert read(collection, ImageResult(ref)) is None
+
+
+def test_reconcile_finds_only_what_was_uploaded_again(
+    bucket: storage.Bucket, store: ResultStore, deleter: ResultDeleter, collection: str
+) -> None:
+    refs = [uploaded(bucket, f"{collection}/{name}.jpg") for name in "ab"]
+    for ref in refs:
+        bucket.blob(ref.name).delete()
+    deleter.delete([ref.document_id for ref in refs])
+    uploaded(bucket, refs[1].name)
+    reader = ResultReader(
+        firestore.Client(), collection=collection, timeout_seconds=PATIENCE_SECONDS
+    )
+    scope = Scope(BUCKET, f"{collection}/", enqueue=Enqueue.MISSING)
+    tally = reconcile(scope, ObjectLister(storage.Client()), reader)
+    assert (tally.objects, tally.missing) == (1, 1)
 
 
 def test_images_of_a_prefix_are_listed_while_they_are_removed(
