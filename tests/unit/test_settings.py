@@ -34,6 +34,8 @@ DEFAULTS: dict[str, Any] = {
     "firestore_database": "(default)",
     "firestore_collection": "detections",
     "results_bucket": None,
+    "delete_results_with_objects": False,
+    "delete_results_of_overwritten": False,
     "daily_image_limit": 0,
     "storage_timeout_seconds": 6.0,
     "firestore_timeout_seconds": 6.0,
