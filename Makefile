@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 IMAGES ?=
 MODEL ?=
+TASK ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 
@@ -14,7 +15,8 @@ help:  ## list the targets
 
 PACKAGES := $(if $(filter %.pt,$(MODEL)),$(VENV)/export,$(VENV)/local)
 demo: $(PACKAGES)  ## upload images to a local stack and print their documents
-	$(BIN)/yolo-batch-dev demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(MODEL),--model "$(MODEL)")
+	$(BIN)/yolo-batch-dev demo $(if $(IMAGES),--images "$(IMAGES)") \
+	  $(if $(TASK),--task "$(TASK)") $(if $(MODEL),--model "$(MODEL)")
 
 up: $(PACKAGES)  ## run the local stack until Ctrl-C
 	$(BIN)/yolo-batch-dev up $(if $(MODEL),--model "$(MODEL)")

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, date, datetime, tzinfo
 from typing import Any
 
 from service.domain import (
@@ -42,6 +41,7 @@ def to_document(result: ImageResult) -> dict[str, Any]:
         "size": ref.metadata.size,
         **_checksum(ref.metadata),
         "metadata": dict(ref.metadata.custom or {}),
+        "metadata_cut": ref.metadata.is_custom_cut,
         "status": _status(failure),
         "error": {"code": str(failure.code), "message": failure.message} if failure else None,
         "image": asdict(result.image_info) if result.image_info else None,
@@ -96,25 +96,6 @@ def shard_of(document_id: str) -> int:
     return int(document_id[-8:], 16) % SHARDS
 
 
-def day_of(
-    captured_at: datetime | None, event_time: datetime | None, timezone: tzinfo | None = None
-) -> date | None:
-    """Return the date on which an image was taken, or else uploaded. None: neither is known.
-
-    Args:
-        captured_at: when it was taken, with a time zone.
-        event_time: when it was uploaded, with a time zone.
-        timezone: the time zone of the source. None: UTC.
-    """
-    time = captured_at or event_time
-    if not time:
-        return None
-    try:
-        return time.astimezone(timezone or UTC).date()
-    except OverflowError:  # near the year 1 or 9999
-        return time.date()
-
-
 def detections_of(result: ImageResult) -> list[dict[str, Any]]:
     """Return the elements of `detections`, with all fields of the model's task."""
     return [_detection(item, result) for item in result.detections]
@@ -146,7 +127,7 @@ def _detection(detection: Detection, result: ImageResult) -> dict[str, Any]:
             fields["keypoints"] = [asdict(point) for point in detection.keypoints]
         case Task.OBB if detection.rotated_box:
             fields["obb"] = asdict(detection.rotated_box)
-            fields["corners"] = list(detection.rotated_box.corners)
+            fields["corners"] = [round(value, 2) for value in detection.rotated_box.corners]
     return fields
 
 

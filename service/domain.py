@@ -20,6 +20,7 @@ class ObjectMetadata:
     crc32c: str | None = None  # base64
     created_at: datetime | None = None  # when this generation was created
     custom: Mapping[str, str] | None = None  # the uploader's own metadata (`x-goog-meta-*`)
+    is_custom_cut: bool = False  # whether some of `custom` were left out
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,10 @@ class Polygon:
     """
 
     points: tuple[float, ...]
+
+
+# A keypoint below it is probably hidden or outside of the image.
+MIN_KEYPOINT_CONFIDENCE = 0.5
 
 
 @dataclass(frozen=True)
@@ -482,6 +487,7 @@ class Outcome(StrEnum):
     ALREADY_RECORDED = "already_recorded"  # the image had a final document, which is kept
     SUPERSEDED = "superseded"  # another delivery committed the image's document first
     GONE = "gone"  # the image's generation was overwritten or deleted
+    DISABLED = "disabled"  # the image's source is disabled: nothing was recorded
     DELETED = "deleted"  # the image's object was deleted, and so was its result
     IGNORED = "ignored"  # the request names no image, or a deletion that removes no result
     BUCKET_NOT_ALLOWED = "bucket_not_allowed"  # the image's bucket is not in ALLOWED_BUCKETS

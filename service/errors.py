@@ -10,6 +10,7 @@
     ├── BadImageError                      the image can never be processed: recorded, then 204
     ├── DocumentKeptError                  a replacement failed or was parked: 204
     ├── ObjectGoneError                    the generation no longer exists: 204
+    ├── SourcesError                       sources are broken, or were changed meanwhile
     ├── FaintBytesError                    the faint detections of a document are damaged
     ├── LargeResultError                   the object of a large result cannot be read or removed
     ├── SmokeError                         the smoke test failed
@@ -19,6 +20,7 @@
         ├── TooLateError
         ├── ShuttingDownError
         ├── OtherModelError
+        ├── SourcesUnknownError
         ├── DecoderUnavailableError
         ├── CertificatesUnavailableError
         ├── StorageUnavailableError
@@ -57,6 +59,10 @@ class CredentialsError(YoloBatchError):
 
 class ModelError(YoloBatchError):
     """A model cannot be loaded or exported."""
+
+
+class SourcesError(YoloBatchError):
+    """The settings of sources are broken, or were changed meanwhile."""
 
 
 class EnvelopeError(YoloBatchError):
@@ -153,6 +159,16 @@ class ShuttingDownError(TransientError):
 
 class OtherModelError(TransientError):
     """The message asks for another model, which another revision may run."""
+
+
+class SourcesUnknownError(TransientError):
+    """It is not known which settings an image has, for example which of them protect privacy."""
+
+    retry_after_seconds = 60
+
+    def __init__(self) -> None:
+        """Build the message, which is the same for every image."""
+        super().__init__("The settings of sources could not be read.")
 
 
 class DecoderUnavailableError(TransientError):

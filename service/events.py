@@ -30,6 +30,7 @@ from typing import Any
 
 from service.domain import Event, ImageRef, ObjectMetadata, Replace
 from service.errors import EnvelopeError
+from service.object_metadata import read_custom
 
 _CE_TYPE = "ce-type"  # CloudEvents, binary mode: the event's type
 _CE_TIME = "ce-time"
@@ -157,11 +158,14 @@ def _delivery_attempt(envelope: dict[str, Any]) -> int | None:
 def _image_from_object(data: Any) -> ImageRef:
     """Return the image of an object resource. Its numbers may be JSON strings."""
     resource = _mapping(data, "The event's data must be a Cloud Storage object.")
+    custom, is_custom_cut = read_custom(resource.get("metadata"))
     metadata = ObjectMetadata(
         size=_optional_integer(resource, "size"),
         content_type=_optional_text(resource, "contentType"),
         md5=_optional_text(resource, "md5Hash"),
         crc32c=_optional_text(resource, "crc32c"),
+        custom=custom,
+        is_custom_cut=is_custom_cut,
     )
     generation = _integer(resource, "generation")
     image = _image(_text(resource, "bucket"), _text(resource, "name"), generation)

@@ -1,6 +1,6 @@
 """The use case: one image, from the request that names it to its final document.
 
-    slot → has a document? → daily limit → download → decode → inference → commit → outcome
+    slot → source → has a document? → daily limit → download → decode → inference → commit → outcome
 
 The deletion of an image takes a slot too, and then the short way of `service.deletion`.
 
@@ -18,12 +18,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
+from service.capture import day_of, with_capture
 from service.concurrency.semaphore import FairSemaphore
 from service.concurrency.slots import Slots
 from service.daily_limit import DailyLimit
 from service.deadline import Deadline
 from service.deletion import Deletion
-from service.document import day_of
 from service.domain import (
     Download,
     Event,
@@ -40,12 +40,12 @@ from service.errors import (
     OtherModelError,
 )
 from service.evaluation import evaluate
-from service.faint import rounded
 from service.health import Health
 from service.images.pixels import DecodedImage
 from service.inference.model import Model
 from service.recorder import Recorder
 from service.settings import Settings
+from service.sources.current import SourceSettings
 from service.sources.rules import Rules
 
 logger = logging.getLogger(__name__)
@@ -86,6 +86,13 @@ class Decoders(Protocol):
         """End the decoder processes."""
 
 
+class Sources(Protocol):
+    """Knows the settings of images. `service.sources.current.CurrentSources` implements it."""
+
+    def settings_of(self, ref: ImageRef, deadline: Deadline) -> SourceSettings:
+        """Return the settings of an image."""
+
+
 @dataclass(frozen=True)
 class PipelineOptions:
     """Limits of the pipeline. `service.settings.Settings` describes them."""
@@ -93,7 +100,7 @@ class PipelineOptions:
     max_in_flight: int = Settings.max_in_flight
     max_buffered_bytes: int = Settings.max_buffered_bytes
     allowed_buckets: tuple[str, ...] = Settings.allowed_buckets
-    rules: Rules = Rules()  # of an image without a source
+    rules: Rules = Rules()  # of all images, if there are no sources
     store_confidence: float = Settings.store_confidence
 
 
@@ -109,6 +116,7 @@ class Pipeline:
         health: Health,
         options: PipelineOptions | None = None,
         limit: DailyLimit | None = None,
+        sources: Sources | None = None,
         deletion: Deletion | None = None,
     ) -> None:
         """Take the parts. `close` closes the decoders, the model and the recorder.
@@ -121,6 +129,7 @@ class Pipeline:
             health: watches the work in flight.
             options: limits. Default: those of the default settings.
             limit: parks the images beyond it. None: there is no limit.
+            sources: the settings of images. None: all images have `options.rules`.
             deletion: removes the results of deleted objects. None: deletions are ignored.
         """
         self._options = options or PipelineOptions()
@@ -130,6 +139,7 @@ class Pipeline:
         self._recorder = recorder
         self._health = health
         self._limit = limit
+        self._sources = sources
         self._deletion = deletion
         self._slots = Slots(
             self._options.max_in_flight, jobs=max(1, self._options.max_in_flight // 2)
@@ -213,6 +223,9 @@ class Pipeline:
             return Outcome.GONE
 
     def _process(self, ref: ImageRef, event: Event, deadline: Deadline) -> Outcome:
+        settings = self._settings_of(ref, deadline)
+        if not settings.is_enabled:
+            return Outcome.DISABLED
         _check_model(ref, self._model.info.sha256)
         failure = None
         if ref.generation is None:
@@ -224,27 +237,41 @@ class Pipeline:
         if not _is_first_delivery(event) and self._recorder.is_final(ref, deadline):
             return Outcome.ALREADY_RECORDED
         if failure or not self._limit:
-            return self._record(ref, failure, event, deadline)
+            return self._record(ref, failure, settings, event, deadline)
         if not self._limit.admit():
             failure = self._limit.failure()
         try:
-            return self._record(ref, failure, event, deadline)
+            return self._record(ref, failure, settings, event, deadline)
         finally:
             self._limit.share(deadline.for_commit())
 
+    def _settings_of(self, ref: ImageRef, deadline: Deadline) -> SourceSettings:
+        if not self._sources:
+            return SourceSettings(self._options.rules)
+        return self._sources.settings_of(ref, deadline)
+
     def _record(
-        self, ref: ImageRef, failure: Failure | None, event: Event, deadline: Deadline
+        self,
+        ref: ImageRef,
+        failure: Failure | None,
+        settings: SourceSettings,
+        event: Event,
+        deadline: Deadline,
     ) -> Outcome:
         """Detect and commit. An image with a failure is not read."""
-        result = ImageResult(ref, failure=failure) if failure else self._detect(ref, deadline)
+        if failure:
+            result = ImageResult(ref, failure=failure)
+        else:
+            result = self._detect(ref, settings, deadline)
         result = replace(
             result,
             event_time=event.event_time,
-            day=day_of(result.captured_at, event.event_time),
+            day=day_of(result.captured_at, event.event_time, settings.timezone),
+            source=settings.version,
         )
         return self._recorder.record(result, deadline)
 
-    def _detect(self, ref: ImageRef, deadline: Deadline) -> ImageResult:
+    def _detect(self, ref: ImageRef, settings: SourceSettings, deadline: Deadline) -> ImageResult:
         """Download, decode and detect. If the file can never be processed, the result is failed."""
         started_at = time.monotonic()
         downloaded_at = math.inf  # not yet
@@ -279,8 +306,13 @@ class Pipeline:
             ),
             store_confidence=self._options.store_confidence,
         )
-        # Rounded first: the document's detections, read back, must give the same.
-        return evaluate(result, rounded(inferred.result), self._options.rules)
+        result = with_capture(
+            result,
+            image.capture,
+            timezone=settings.timezone,
+            store_location=settings.store_location,
+        )
+        return evaluate(result, inferred.result, settings.rules)
 
 
 def _check_model(ref: ImageRef, sha256: str) -> None:

@@ -219,6 +219,12 @@ class Settings:
         "limit.",
         _integer(0, 10**9),
     )
+    sources_refresh_seconds: float = _setting(
+        60.0,
+        "Seconds after which an instance looks whether the sources changed. A look reads one "
+        "document.",
+        _number(1, 3600),
+    )
     storage_timeout_seconds: float = _setting(
         6.0,
         "Seconds for which Cloud Storage is retried before a message is rejected with 503.",

@@ -120,12 +120,21 @@ def _existing_model(ctx: click.Context, param: click.Parameter, value: Path | No
 
 @command(
     panel=_RUN,
-    examples=["yolo-batch-dev demo", "yolo-batch-dev demo --images photos --model yolo26n.pt"],
+    examples=[
+        "yolo-batch-dev demo",
+        "yolo-batch-dev demo --task segment",
+        "yolo-batch-dev demo --images photos --model yolo26n.pt",
+    ],
 )
 @option(
     "--images",
     type=click.Path(path_type=Path, exists=True),
     help="Image or folder to upload. By default, drawn samples.",
+)
+@option(
+    "--task",
+    type=click.Choice(["detect", "segment"]),
+    help="Task of the demo model for the drawn samples: boxes (the bundled model) or masks.",
 )
 @option(
     "--model",
@@ -138,13 +147,18 @@ def _existing_model(ctx: click.Context, param: click.Parameter, value: Path | No
     default=Path("demo-output"),
     show_default=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for annotated images.",
+    help="Folder for annotated images and documents.",
 )
-def demo(images: Path | None, model: Path | None, output: Path) -> None:
+def demo(images: Path | None, task: str | None, model: Path | None, output: Path) -> None:
     """Upload images to a local stack, and show their documents."""
+    from devtools.demo_model.shapes import SEGMENTATION_MODEL
     from devtools.local_stack.demo import run_demo
     from devtools.local_stack.errors import MissingRequirementsError
 
+    if task and model:
+        raise click.UsageError("--task chooses a demo model: give either --task or --model.")
+    if task == "segment":
+        model = SEGMENTATION_MODEL
     with tempfile.TemporaryDirectory() as scratch:
         images = images or _drawn_samples(Path(scratch) / "shapes")
         model = _runnable(model, Path(scratch))

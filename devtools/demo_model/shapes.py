@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+
+SEGMENTATION_MODEL = Path(__file__).with_name("shapes-seg_openvino_model")
 
 CLASS_NAMES: tuple[str, ...] = ("circle", "square", "triangle", "star", "heart", "cross")
 
@@ -56,6 +58,45 @@ Colour = tuple[int, int, int]
 Box = tuple[float, float, float, float]
 
 
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """A part of an image, with how much of each pixel a shape covers.
+
+    Attributes:
+        left: Column of the patch's first pixel.
+        top: Row of the patch's first pixel.
+        coverage: Share of each pixel that the shape covers, float32 from 0 to 1.
+    """
+
+    left: int
+    top: int
+    coverage: Mask
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Rows and columns of the image that the patch covers."""
+        height, width = self.coverage.shape
+        return slice(self.top, self.top + height), slice(self.left, self.left + width)
+
+    def rings(self) -> list[Points]:
+        """Trace the outlines of the pixels that are covered by at least a half.
+
+        A shape in two parts has two rings. A hole is a ring of its own (even-odd rule).
+
+        Returns:
+            Corners of each ring in pixels of the image, float64 of shape (n, 2).
+        """
+        scale = _SUPERSAMPLING
+        size = (self.coverage.shape[1] * scale, self.coverage.shape[0] * scale)
+        fine = cv2.resize(self.coverage, size, interpolation=cv2.INTER_LINEAR)
+        filled = np.pad((fine >= 0.5).astype(np.uint8), 1)
+        contours, _ = cv2.findContours(filled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        offset = np.array([self.left, self.top])
+        corners = (cv2.approxPolyDP(ring, 1.0, True).reshape(-1, 2) for ring in contours)
+        # Without the padding, and from OpenCV's pixel centres to pixel corners.
+        return [(ring - 0.5) / scale + offset for ring in corners if len(ring) >= 3]
+
+
 @dataclass(frozen=True)
 class SceneObject:
     """One shape of an image.
@@ -66,11 +107,13 @@ class SceneObject:
         box: Tight box (x1, y1, x2, y2) of the part inside the image, in pixels, where
             (0, 0) is the outer corner of the top left pixel. Shapes that cover this shape
             do not shrink the box.
+        visible: What later shapes leave visible of this shape.
     """
 
     label: str
     class_id: int
     box: Box
+    visible: Patch = field(compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,34 +130,25 @@ class Scene:
 
 
 @dataclass(frozen=True, eq=False)
-class _Patch:
-    """Coverage of a shape, float32 from 0 to 1, and the position of its top left pixel."""
-
-    left: int
-    top: int
-    coverage: Mask
-
-    @property
-    def window(self) -> tuple[slice, slice]:
-        """Rows and columns of the image that the patch covers."""
-        height, width = self.coverage.shape
-        return slice(self.top, self.top + height), slice(self.left, self.left + width)
-
-
-@dataclass(frozen=True, eq=False)
 class _Placed:
     """A shape on the image. `visible_coverage` is what later shapes leave of its coverage."""
 
+    class_id: int
     points: Points
     centre: tuple[float, float]
     box: Box
-    patch: _Patch
+    patch: Patch
     visible_coverage: Mask
 
     @property
     def visible(self) -> float:
         """The share of the shape that later shapes leave visible."""
         return float(self.visible_coverage.sum()) / float(self.patch.coverage.sum())
+
+    def as_object(self) -> SceneObject:
+        """Return the shape's ground truth."""
+        visible = replace(self.patch, coverage=self.visible_coverage)
+        return SceneObject(CLASS_NAMES[self.class_id], self.class_id, self.box, visible)
 
 
 def scene_generator(seed: int, index: int) -> np.random.Generator:
@@ -233,7 +267,6 @@ def draw_scene(rng: np.random.Generator, width: int, height: int, *, min_objects
         The image and the ground truth.
     """
     image, dark = _background(rng, width, height)
-    objects: list[SceneObject] = []
     placed: list[_Placed] = []
     for _ in range(int(rng.integers(min_objects, MAX_OBJECTS + 1))):
         class_id = int(rng.integers(len(CLASS_NAMES)))
@@ -244,10 +277,9 @@ def draw_scene(rng: np.random.Generator, width: int, height: int, *, min_objects
             covered = [_cover(below, new.patch) for below in placed]
             if all(below.visible >= MIN_VISIBLE for below in covered):
                 _paint(rng, image, new, dark)
-                objects.append(SceneObject(CLASS_NAMES[class_id], class_id, new.box))
                 placed = [*covered, new]
                 break
-    return Scene(_degrade(rng, image), tuple(objects))
+    return Scene(_degrade(rng, image), tuple(shape.as_object() for shape in placed))
 
 
 def sample_scenes(
@@ -382,7 +414,7 @@ def _try_to_place(
     patch = _rasterise(points, width, height)
     if box is None or patch is None or _too_far_out(points, width, height):
         return None
-    return _Placed(points, centre, box, patch, patch.coverage)
+    return _Placed(class_id, points, centre, box, patch, patch.coverage)
 
 
 def _too_far_out(points: Points, width: int, height: int) -> bool:
@@ -393,7 +425,7 @@ def _too_far_out(points: Points, width: int, height: int) -> bool:
     return bool(np.any(low < -slack) or np.any(high > size + slack))
 
 
-def _rasterise(points: Points, width: int, height: int) -> _Patch | None:
+def _rasterise(points: Points, width: int, height: int) -> Patch | None:
     """Return the share of each pixel that a polygon covers, or None if it covers none."""
     low = np.floor(points.min(axis=0)).astype(int)
     high = np.ceil(points.max(axis=0)).astype(int)
@@ -407,17 +439,17 @@ def _rasterise(points: Points, width: int, height: int) -> _Patch | None:
     corners = (points - np.array([left, top])) * scale - 0.5
     cv2.fillPoly(fine, [np.round(corners * 16).astype(np.int32)], 255, cv2.LINE_8, 4)
     coarse = cv2.resize(fine, (right - left, bottom - top), interpolation=cv2.INTER_AREA)
-    return _Patch(left, top, coarse.astype(np.float32) / np.float32(255.0))
+    return Patch(left, top, coarse.astype(np.float32) / np.float32(255.0))
 
 
-def _blend(image: Image, patch: _Patch, colour: npt.NDArray[np.float32]) -> None:
+def _blend(image: Image, patch: Patch, colour: npt.NDArray[np.float32]) -> None:
     """Blend a colour, or a field of colours of the patch's size, into the image in place."""
     under = image[patch.window].astype(np.float32)
     mixed = under + (colour - under) * patch.coverage[:, :, None]
     image[patch.window] = np.clip(mixed + 0.5, 0, 255).astype(np.uint8)
 
 
-def _cover(below: _Placed, above: _Patch) -> _Placed:
+def _cover(below: _Placed, above: Patch) -> _Placed:
     """Return a shape without the visible part that another shape covers now."""
     rows, columns = below.patch.window
     other_rows, other_columns = above.window
@@ -457,7 +489,7 @@ def _paint(rng: np.random.Generator, image: Image, shape: _Placed, dark: bool) -
 
 
 def _shade(
-    rng: np.random.Generator, patch: _Patch, fill: npt.NDArray[np.float32]
+    rng: np.random.Generator, patch: Patch, fill: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
     """Return a field of colours (height, width, 3) that runs from dull to bright."""
     height, width = patch.coverage.shape

@@ -1,6 +1,7 @@
-"""Trains the demo model from scratch, exports it, measures it and writes its card.
+"""Trains a demo model, exports it, measures it and writes its card.
 
     python -m devtools.demo_model.train --output devtools/demo_model
+    python -m devtools.demo_model.train --task segment --output devtools/demo_model
 
 ``devtools.demo_model.shapes`` draws all images, from seeds. No weights or images are downloaded.
 This script measures the figures in the model card.
@@ -16,38 +17,94 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import yaml
 
 from devtools.demo_model import shapes
+from devtools.demo_model.warm_start import warm_start
 from service.machine import cpu_name
 
 MODEL_NAME = "shapes"
+DETECTION_MODEL = Path(__file__).parents[2] / "service" / "bundled_model"
 MODEL_YAML = Path(__file__).with_name("yolo26-demo.yaml")
-EXPORT_NAME = f"{MODEL_NAME}_openvino_model"
-CARD_NAME = "README.md"
 
-TRAIN_COUNT = 8000
 VALIDATION_COUNT = 400
 HELD_OUT_COUNT = 1000
-EPOCHS = 14
 BATCH = 16
 INPUT_SIZE = 320  # pixels: side of the square that the model is trained on
-LEARNING_RATE = 0.004
+BACKBONE_LAYERS = 11
+WARM_START_COUNT = 128  # drawn images for the statistics of a network with copied weights
 TRAINING_SEED = 0  # decides the first weights and the order of the images
 THREADS = 2
 CONFIDENCE = 0.25  # the card counts only detections with at least this confidence
 MAX_DETECTIONS = 300  # per image. The exported model always outputs this many rows.
 
+_Found = TypeVar("_Found")  # a box or a mask
 _SHORTEST_SIDE = 240
 _LONGEST_SIDE = 512
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What differs between the demo models.
+
+    Attributes:
+        task: Ultralytics' name of the task.
+        images: Number of images in the training set.
+        epochs: Number of passes over the images.
+        learning_rate: Highest learning rate of the schedule.
+        head: Last layer of the network and its arguments, as in the architecture's YAML file.
+        copies_weights: Whether training starts with the weights of the detection model, and keeps
+            those of the backbone. It is short, so the weights of its last epoch are the best.
+        model_name: Name of the weights and of the export.
+        card_name: File name of the model card.
+    """
+
+    task: str
+    images: int
+    epochs: int
+    learning_rate: float
+    head: tuple[str, list[Any]]
+    copies_weights: bool
+    model_name: str
+    card_name: str
+
+    @property
+    def export_name(self) -> str:
+        """Name of the folder of the exported model."""
+        return f"{self.model_name}_openvino_model"
+
+
+RECIPES = {
+    "detect": Recipe(
+        task="detect",
+        images=8000,
+        epochs=14,
+        learning_rate=0.004,
+        head=("Detect", ["nc"]),
+        copies_weights=False,
+        model_name=MODEL_NAME,
+        card_name="README.md",
+    ),
+    "segment": Recipe(
+        task="segment",
+        images=1000,
+        epochs=6,
+        learning_rate=0.002,
+        head=("Segment26", ["nc", 32, 256]),
+        copies_weights=True,
+        model_name=f"{MODEL_NAME}-seg",
+        card_name="SEGMENT.md",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -73,7 +130,7 @@ class TrainingRecord:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Average precision of a model on the held-out images, from 0 to 1.
+    """Average precision on the held-out images, from 0 to 1, of a model's boxes or masks.
 
     Attributes:
         map50_95: Mean average precision over IoU 0.50 to 0.95.
@@ -89,6 +146,8 @@ class Measurement:
 @dataclass(frozen=True)
 class Tally:
     """Comparison of detections above ``CONFIDENCE`` with the drawn shapes (IoU of at least 0.5).
+
+    The IoU is that of the boxes, or that of the masks for the task ``segment``.
 
     Attributes:
         drawn: Number of shapes on the images.
@@ -126,18 +185,25 @@ def image_size(rng: np.random.Generator) -> tuple[int, int]:
     return (longest, shortest) if rng.random() < 0.5 else (shortest, longest)
 
 
-def label_lines(scene: shapes.Scene) -> str:
+def label_lines(scene: shapes.Scene, task: str = "detect") -> str:
     """Write the ground truth of an image in YOLO format.
 
     Args:
         scene: The image.
+        task: ``detect`` or ``segment``.
 
     Returns:
-        One line for each object: class, then centre, width and height as shares of the image.
+        One line for each object, in shares of the image. For ``detect``: class, then centre, width
+        and height of its box. For ``segment``: class, then the corners of what is visible of it.
     """
     height, width = scene.image.shape[:2]
     lines = []
     for item in scene.objects:
+        if task == "segment":
+            corners = joined_rings(item.visible.rings()) / (width, height)
+            numbers = " ".join(f"{v:.5f}" for v in np.clip(corners, 0.0, 1.0).flatten())
+            lines.append(f"{item.class_id} {numbers}\n")
+            continue
         x1, y1, x2, y2 = item.box
         shares = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width)
         numbers = " ".join(f"{v:.6f}" for v in (*shares, (y2 - y1) / height))
@@ -145,7 +211,26 @@ def label_lines(scene: shapes.Scene) -> str:
     return "".join(lines)
 
 
-def draw_set(directory: Path, name: str, seed: int, count: int) -> None:
+def joined_rings(rings: Sequence[shapes.Points]) -> shapes.Points:
+    """Join rings to one polygon, because a YOLO label has only one.
+
+    Each ring is closed. The line from one ring to the next and the line back have no area.
+
+    Args:
+        rings: Corners of each ring, of shape (n, 2). By the even-odd rule, a ring inside another
+            one is a hole.
+
+    Returns:
+        Corners of the polygon, of shape (n, 2).
+    """
+    if len(rings) == 1:
+        return rings[0]
+    closed = [np.concatenate([ring, ring[:1]]) for ring in rings]
+    way_back = [ring[:1] for ring in reversed(rings[:-1])]
+    return np.concatenate([*closed, *way_back])
+
+
+def draw_set(directory: Path, name: str, seed: int, count: int, task: str) -> None:
     """Draw one set of images in YOLO format.
 
     Args:
@@ -153,6 +238,7 @@ def draw_set(directory: Path, name: str, seed: int, count: int) -> None:
         name: Name of the set, for example ``train``.
         seed: Seed of the set.
         count: How many images to draw.
+        task: ``detect`` or ``segment``.
     """
     images, labels = directory / "images" / name, directory / "labels" / name
     images.mkdir(parents=True)
@@ -162,23 +248,24 @@ def draw_set(directory: Path, name: str, seed: int, count: int) -> None:
         scene = shapes.draw_scene(rng, *image_size(rng))
         stem = f"{index:06d}"
         (images / f"{stem}.jpg").write_bytes(shapes.encode_jpeg(scene.image, 95))
-        (labels / f"{stem}.txt").write_text(label_lines(scene), encoding="ascii")
+        (labels / f"{stem}.txt").write_text(label_lines(scene, task), encoding="ascii")
 
 
-def draw_data(directory: Path, train_count: int) -> Path:
+def draw_data(directory: Path, train_count: int, task: str) -> Path:
     """Draw the training, validation and held-out sets.
 
     Args:
         directory: Empty folder to draw into.
         train_count: How many images to train on. 0 draws only the held-out set.
+        task: ``detect`` or ``segment``.
 
     Returns:
         Path of the YAML file that describes the data set.
     """
-    draw_set(directory, "test", shapes.HELD_OUT_SEED, HELD_OUT_COUNT)
+    draw_set(directory, "test", shapes.HELD_OUT_SEED, HELD_OUT_COUNT, task)
     if train_count:
-        draw_set(directory, "train", shapes.TRAIN_SEED, train_count)
-        draw_set(directory, "val", shapes.VALIDATION_SEED, VALIDATION_COUNT)
+        draw_set(directory, "train", shapes.TRAIN_SEED, train_count, task)
+        draw_set(directory, "val", shapes.VALIDATION_SEED, VALIDATION_COUNT, task)
     trained = ("train", "val") if train_count else ("test", "test")
     description = {
         "path": str(directory),
@@ -192,14 +279,45 @@ def draw_data(directory: Path, train_count: int) -> Path:
     return path
 
 
-def train(data: Path, directory: Path, train_count: int, epochs: int) -> Path:
-    """Train the model from scratch on the CPU.
+def build_network(recipe: Recipe, directory: Path) -> Any:
+    """Build the untrained network of a recipe.
 
     Args:
+        recipe: Task and head.
+        directory: Folder for the file that describes the network.
+
+    Returns:
+        Ultralytics' model. For a recipe with ``copies_weights``, it finds shapes already: its
+        layers have the weights of the detection model, and only those for masks are random.
+    """
+    import torch
+    from ultralytics import YOLO
+
+    torch.manual_seed(TRAINING_SEED)
+    description = yaml.safe_load(MODEL_YAML.read_text(encoding="utf-8"))
+    description["head"][-1][2:] = recipe.head
+    path = directory / f"yolo26-demo-{recipe.task}.yaml"
+    path.write_text(yaml.safe_dump(description), encoding="utf-8")
+    model: Any = YOLO(str(path), task=recipe.task)
+    if recipe.copies_weights:
+        generators = (
+            shapes.scene_generator(shapes.VALIDATION_SEED, i) for i in range(WARM_START_COUNT)
+        )
+        images = [shapes.draw_scene(rng, INPUT_SIZE, INPUT_SIZE).image for rng in generators]
+        rgb = np.stack(images)[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32)
+        warm_start(model.model, DETECTION_MODEL / f"{MODEL_NAME}.xml", rgb / np.float32(255))
+        model.load(model.model)  # otherwise, training would begin with random weights
+    return model
+
+
+def train(recipe: Recipe, data: Path, directory: Path) -> Path:
+    """Train the model on the CPU.
+
+    Args:
+        recipe: What to train, and how long.
         data: Description of the data set.
-        directory: Folder for the files of the run.
-        train_count: Number of training images, for the record.
-        epochs: Number of passes over the images.
+        directory: Folder for the files of the run. If it has those of an unfinished run, the
+            training goes on after the last complete epoch.
 
     Returns:
         Path of the weights of the best epoch. The record is beside them, as JSON.
@@ -207,18 +325,19 @@ def train(data: Path, directory: Path, train_count: int, epochs: int) -> Path:
     import torch
     from ultralytics import YOLO
 
-    model = YOLO(str(MODEL_YAML), task="detect")
+    last = directory / "run" / "weights" / "last.pt"
+    model: Any = YOLO(str(last)) if last.exists() else build_network(recipe, directory)
     parameters = sum(p.numel() for p in model.model.parameters())
     # Ultralytics leaves one thread unused. A small machine needs all threads.
     model.add_callback("on_train_start", lambda _: torch.set_num_threads(THREADS))
     model.train(
         data=str(data),
-        epochs=epochs,
+        epochs=recipe.epochs,
         batch=BATCH,
         nbs=BATCH,
         imgsz=INPUT_SIZE,
         optimizer="AdamW",
-        lr0=LEARNING_RATE,
+        lr0=recipe.learning_rate,
         lrf=0.01,
         cos_lr=True,
         warmup_epochs=0.5,
@@ -234,7 +353,10 @@ def train(data: Path, directory: Path, train_count: int, epochs: int) -> Path:
         fliplr=0.5,
         flipud=0.5,
         nms=False,  # validate the NMS-free head, which is exported
-        pretrained=False,
+        pretrained=recipe.copies_weights,
+        freeze=BACKBONE_LAYERS if recipe.copies_weights else None,
+        val=not recipe.copies_weights,  # after each epoch
+        resume=last.exists(),
         amp=False,
         cache="ram",
         workers=2,
@@ -245,28 +367,36 @@ def train(data: Path, directory: Path, train_count: int, epochs: int) -> Path:
         patience=0,
         project=str(directory),
         name="run",
+        exist_ok=True,
     )
     trainer: Any = model.trainer
-    results = trainer.read_results_csv()
     record = TrainingRecord(
-        images=train_count,
-        epochs=epochs,
-        seconds=float(results["time"][-1]),
+        images=recipe.images,
+        epochs=recipe.epochs,
+        seconds=_total(trainer.read_results_csv()["time"]),
         parameters=parameters,
         machine=describe_machine(),
         versions={name: version(name) for name in ("ultralytics", "torch", "openvino", "numpy")},
     )
-    best = Path(trainer.best)
+    best = Path(trainer.best if trainer.best.exists() else trainer.last)
     _record_path(best).write_text(json.dumps(asdict(record), indent=2), encoding="utf-8")
     return best
 
 
-def export(weights: Path, record: TrainingRecord) -> Path:
+def _total(times: Sequence[float]) -> float:
+    """Return the seconds of a training. Its clock starts again when it goes on after a stop."""
+    starts = [0.0, *times[:-1]]
+    return sum(
+        end - start if end > start else end for start, end in zip(starts, times, strict=True)
+    )
+
+
+def export(weights: Path, recipe: Recipe) -> Path:
     """Export trained weights to OpenVINO, with FP16 weights and a dynamic input shape.
 
     Args:
         weights: Path of the weights. The export is written beside them.
-        record: How the weights were trained.
+        recipe: How the weights were trained.
 
     Returns:
         Folder of the exported model.
@@ -277,7 +407,7 @@ def export(weights: Path, record: TrainingRecord) -> Path:
 
     # In this version of Ultralytics, nms=False keeps the NMS-free head. With None, the export would
     # take the other head, whose output needs non-maximum suppression.
-    exported = YOLO(str(weights), task="detect").export(
+    exported = YOLO(str(weights), task=recipe.task).export(
         format="openvino",
         imgsz=INPUT_SIZE,
         dynamic=True,
@@ -291,19 +421,21 @@ def export(weights: Path, record: TrainingRecord) -> Path:
     return export_openvino(directory, directory, precision="fp16")  # adds the canary
 
 
-def measure(model: Path, data: Path) -> Measurement:
+def measure(model: Path, data: Path, task: str) -> dict[str, Measurement]:
     """Measure the average precision of a model on the held-out images.
 
     Args:
         model: Weights, or folder of an exported model.
         data: Description of the data set.
+        task: ``detect`` or ``segment``.
 
     Returns:
-        The average precision, over all classes and by class.
+        The average precision, over all classes and by class: of ``boxes``, and for ``segment`` of
+        ``masks``.
     """
     from ultralytics import YOLO
 
-    metrics: Any = YOLO(str(model), task="detect").val(
+    metrics: Any = YOLO(str(model), task=task).val(
         data=str(data),
         split="test",
         imgsz=INPUT_SIZE,
@@ -316,12 +448,20 @@ def measure(model: Path, data: Path) -> Measurement:
         project=str(data.parent),
         name="val",
     )
-    rows = {int(c): i for i, c in enumerate(metrics.box.ap_class_index)}
+    measured = {"boxes": metrics.box}
+    if task == "segment":
+        measured["masks"] = metrics.seg
+    return {name: _measurement(metric) for name, metric in measured.items()}
+
+
+def _measurement(metric: Any) -> Measurement:
+    """Read Ultralytics' metric of boxes or masks."""
+    rows = {int(c): i for i, c in enumerate(metric.ap_class_index)}
     per_class = {
-        name: (float(metrics.box.ap[rows[i]]), float(metrics.box.ap50[rows[i]]))
+        name: (float(metric.ap[rows[i]]), float(metric.ap50[rows[i]]))
         for i, name in enumerate(shapes.CLASS_NAMES)
     }
-    return Measurement(float(metrics.box.map), float(metrics.box.map50), per_class)
+    return Measurement(float(metric.map), float(metric.map50), per_class)
 
 
 def overlap(first: shapes.Box, second: shapes.Box) -> float:
@@ -342,26 +482,50 @@ def overlap(first: shapes.Box, second: shapes.Box) -> float:
     return width * height / (sum(areas) - width * height)
 
 
+def box_overlap(box: shapes.Box, item: shapes.SceneObject) -> float:
+    """Return the intersection over union of a box and the box of a drawn shape."""
+    return overlap(box, item.box)
+
+
+def mask_overlap(mask: npt.NDArray[np.bool_], item: shapes.SceneObject) -> float:
+    """Return the intersection over union of a mask and what is visible of a drawn shape.
+
+    Args:
+        mask: Mask of the size of the image, of shape (height, width).
+        item: The drawn shape. A pixel belongs to it if it covers at least a half.
+
+    Returns:
+        Share from 0 to 1.
+    """
+    visible = item.visible.coverage >= 0.5
+    common = np.count_nonzero(mask[item.visible.window] & visible)
+    return common / (np.count_nonzero(mask) + np.count_nonzero(visible) - common)
+
+
 def tally(
-    objects: Sequence[shapes.SceneObject], detections: Sequence[tuple[int, shapes.Box]]
+    objects: Sequence[shapes.SceneObject],
+    detections: Sequence[tuple[int, _Found]],
+    overlap_with: Callable[[_Found, shapes.SceneObject], float],
 ) -> Tally:
     """Compare the detections on one image with its drawn shapes.
 
     Args:
         objects: The drawn shapes.
-        detections: Class and box (pixels) of each detection, the most confident first.
+        detections: Class and box or mask of each detection, the most confident first.
+        overlap_with: Returns the intersection over union with a drawn shape.
 
     Returns:
         The counts of this image.
     """
     missing = set(range(len(objects)))
     found = repeated = 0
-    for class_id, box in detections:
-        fitting = [
-            (overlap(box, item.box), index)
+    for class_id, place in detections:
+        overlaps = [
+            (overlap_with(place, item), index)
             for index, item in enumerate(objects)
-            if item.class_id == class_id and overlap(box, item.box) >= 0.5
+            if item.class_id == class_id
         ]
+        fitting = [(share, index) for share, index in overlaps if share >= 0.5]
         candidates = [(share, index) for share, index in fitting if index in missing]
         if candidates:
             missing.remove(max(candidates)[1])
@@ -371,27 +535,41 @@ def tally(
     return Tally(len(objects), found, repeated, len(detections) - found - repeated)
 
 
-def tally_held_out(exported: Path) -> Tally:
+def tally_held_out(exported: Path, task: str) -> Tally:
     """Run the exported model on the held-out images, and compare with the drawn shapes.
 
     Args:
         exported: Folder of an exported model.
+        task: ``detect`` compares boxes, and ``segment`` compares masks.
 
     Returns:
         The counts over all held-out images.
     """
     from ultralytics import YOLO
 
-    model: Any = YOLO(str(exported), task="detect")
+    model: Any = YOLO(str(exported), task=task)
     total = Tally()
     for index in range(HELD_OUT_COUNT):
         rng = shapes.scene_generator(shapes.HELD_OUT_SEED, index)
         scene = shapes.draw_scene(rng, *image_size(rng))
-        boxes = model.predict(
-            scene.image, imgsz=INPUT_SIZE, conf=CONFIDENCE, nms=False, device="cpu", verbose=False
-        )[0].boxes
-        rows = sorted(boxes.data.tolist(), key=lambda row: -row[4])
-        total += tally(scene.objects, [(int(r[5]), (r[0], r[1], r[2], r[3])) for r in rows])
+        result = model.predict(
+            scene.image,
+            imgsz=INPUT_SIZE,
+            conf=CONFIDENCE,
+            nms=False,
+            retina_masks=True,
+            device="cpu",
+            verbose=False,
+        )[0]
+        rows = result.boxes.data.tolist()
+        best_first = sorted(range(len(rows)), key=lambda row: -rows[row][4])
+        if task == "segment":
+            masks = [result.masks.data[row].numpy().astype(bool) for row in best_first]
+            found = [(int(rows[row][5]), mask) for row, mask in zip(best_first, masks, strict=True)]
+            total += tally(scene.objects, found, mask_overlap)
+        else:
+            boxes = [(int(rows[row][5]), tuple(rows[row][:4])) for row in best_first]
+            total += tally(scene.objects, boxes, box_overlap)
     return total
 
 
@@ -409,14 +587,54 @@ def arithmetic(exported: Path) -> str:
     """
     import openvino
 
-    compiled = openvino.Core().compile_model(str(exported / f"{MODEL_NAME}.xml"), "CPU")
+    (file,) = exported.glob("*.xml")
+    compiled = openvino.Core().compile_model(str(file), "CPU")
     return str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
 
 
+@dataclass(frozen=True)
+class _Wording:
+    """The sentences of the model card that depend on the task."""
+
+    kind: str
+    finds: str
+    output: str
+    start: str
+    limit: str
+
+
+_WORDINGS = {
+    "detect": _Wording(
+        kind="object detection",
+        finds="With it you can try the\nwhole service without a download.",
+        output=f"`[N,{MAX_DETECTIONS},6]`: x1, y1, x2, y2 in input pixels, confidence, class",
+        start="",
+        limit="- The box of a partly hidden shape is a guess where its edge is not visible.",
+    ),
+    "segment": _Wording(
+        kind="instance segmentation",
+        finds="It outlines what is\nvisible of each. `make demo TASK=segment` runs it.",
+        output=f"`[N,{MAX_DETECTIONS},38]`: x1, y1, x2, y2 in input pixels, confidence, class, "
+        "32 mask coefficients; `[N,32,H/4,W/4]`: 32 mask prototypes",
+        start="""
+The training did not start with random weights. It started with those of the bundled detection model
+(`service/bundled_model`), which this script made too. Only the layers for masks were random. The
+detection model's own training is in [its card](README.md).
+""",
+        limit=f"""\
+- Masks and boxes are of the part of a shape that is visible. Where a later shape hides a corner,
+  the mask ends at that shape.
+- A mask has a quarter of the input's resolution: {INPUT_SIZE // 4} x {INPUT_SIZE // 4}. Sharp \
+corners become round.""",
+    ),
+}
+
+
 def render_card(
+    recipe: Recipe,
     record: TrainingRecord,
-    trained: Measurement,
-    exported: Measurement,
+    trained: Mapping[str, Measurement],
+    exported: Mapping[str, Measurement],
     counts: Tally,
     arithmetic: str,
     megabytes: float,
@@ -424,8 +642,10 @@ def render_card(
     """Write the model card.
 
     Args:
+        recipe: The demo model.
         record: How the weights were trained.
-        trained: Average precision of the trained weights, in FP32.
+        trained: Average precision of the trained weights, in FP32: of ``boxes``, and of ``masks``
+            for the task ``segment``.
         exported: Average precision of the exported model.
         counts: Counts of the exported model's detections.
         arithmetic: Number type that OpenVINO computed with, for example ``bf16``.
@@ -434,28 +654,36 @@ def render_card(
     Returns:
         The card, in Markdown.
     """
+    wording = _WORDINGS[recipe.task]
+    measured = list(exported)[-1]  # masks, if the model has them
+    of = {name: f" of {name}" if len(exported) > 1 else "" for name in exported}
+    accuracy = "\n".join(
+        f"| As trained (FP32){of[name]} | {trained[name].map50_95:.3f} | {trained[name].map50:.3f} "
+        f"|\n| **As exported{of[name]}** | **{result.map50_95:.3f}** | **{result.map50:.3f}** |"
+        for name, result in exported.items()
+    )
     classes = "\n".join(
         f"| {name} | {precise:.3f} | {coarse:.3f} |"
-        for name, (precise, coarse) in exported.per_class.items()
+        for name, (precise, coarse) in exported[measured].per_class.items()
     )
     versions = ", ".join(f"{name} {number}" for name, number in record.versions.items())
+    option = "" if recipe.task == "detect" else f"--task {recipe.task} "
     return f"""\
-# Model card: shapes
+# Model card: {recipe.model_name}
 
 <!-- Written by `python -m devtools.demo_model.train`. Do not edit: the figures are measured. -->
 
-A small YOLO26 object detection model for the demo. It finds {len(shapes.CLASS_NAMES)} kinds of flat
-shapes ({", ".join(shapes.CLASS_NAMES)}). With it you can try the
-whole service without a download. Do not use it on photographs.
+A small YOLO26 {wording.kind} model for the demo. It finds {len(shapes.CLASS_NAMES)} kinds of flat
+shapes ({", ".join(shapes.CLASS_NAMES)}). {wording.finds} Do not use it on photographs.
 
 | | |
 |---|---|
 | Architecture | YOLO26, own scale ([`yolo26-demo.yaml`](yolo26-demo.yaml)), NMS-free head |
 | Parameters while training | {record.parameters:,} (both heads) |
 | Exported as | OpenVINO IR, FP16 weights, dynamic input shape `[?,3,?,?]` |
-| Size of `{EXPORT_NAME}/` | {megabytes:.2f} MB |
+| Size of `{recipe.export_name}/` | {megabytes:.2f} MB |
 | Input | RGB, 0 to 1, letterboxed; trained at {INPUT_SIZE} x {INPUT_SIZE} pixels |
-| Output | `[N,{MAX_DETECTIONS},6]`: x1, y1, x2, y2 in input pixels, confidence, class |
+| Output | {wording.output} |
 | Licence | AGPL-3.0, like this repository and Ultralytics, whose architecture it is |
 
 ## Accuracy
@@ -465,17 +693,17 @@ neither to train nor to choose the best epoch.
 
 | | mAP50-95 | mAP50 |
 |---|---|---|
-| As trained (FP32) | {trained.map50_95:.3f} | {trained.map50:.3f} |
-| **As exported** | **{exported.map50_95:.3f}** | **{exported.map50:.3f}** |
+{accuracy}
 
-The exported model has FP16 weights. OpenVINO computed in {arithmetic} on this processor. Per class:
+The exported model has FP16 weights. OpenVINO computed in {arithmetic} on this processor. \
+Per class{of[measured]}:
 
 | Class | mAP50-95 | mAP50 |
 |---|---|---|
 {classes}
 
 Detections of the exported model on the same images, with a confidence of at least {CONFIDENCE} and
-an IoU of at least 0.5:
+an IoU{of[measured]} of at least 0.5:
 
 | Shapes drawn | found | repeated detections | wrong detections |
 |---|---|---|---|
@@ -484,13 +712,13 @@ an IoU of at least 0.5:
 ## How it was made
 
 ```sh
-python -m devtools.demo_model.train --output devtools/demo_model
+python -m devtools.demo_model.train {option}--output devtools/demo_model
 ```
 
 The script draws all images ([`shapes.py`](shapes.py)). Shapes of different sizes, rotations and
 colours overlap on backgrounds with lines, bars, curves and splinters. The images have blur, noise,
 changes of brightness and JPEG artefacts. No image and no weights come from elsewhere.
-
+{wording.start}
 | | |
 |---|---|
 | Training images | {record.images:,} (seed {shapes.TRAIN_SEED}) |
@@ -515,7 +743,7 @@ train can therefore differ from this one, and so can the last digits of its figu
 - It can miss small and hidden shapes. In training, no circle had a diameter below
   {200 * shapes.MIN_RADIUS:.0f} % of the square root of the image's area, and no other shape fitted
   into such a circle. No shape was hidden by more than {100 * (1 - shapes.MIN_VISIBLE):.0f} %.
-- The box of a partly hidden shape is a guess where its edge is not visible.
+{wording.limit}
 - The sides of the input must be multiples of 32. They must be large enough for the {MAX_DETECTIONS}
   detections that the model always outputs: 128 x 128 pixels are enough, 96 x 96 are not.
 """
@@ -536,45 +764,68 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status.
     """
     options = _parse(arguments)
-    with _quiet_ultralytics(), tempfile.TemporaryDirectory(prefix="shapes-") as temporary:
-        work = Path(temporary)
-        data_folder = work / "data"
-        data_folder.mkdir()
-        weights = work / f"{MODEL_NAME}.pt"
-        data = draw_data(data_folder, 0 if options.weights else options.images)
-        source = options.weights or train(data, work, options.images, options.epochs)
+    recipe = RECIPES[options.task]
+    recipe = replace(
+        recipe, images=options.images or recipe.images, epochs=options.epochs or recipe.epochs
+    )
+    with _quiet_ultralytics(), _work_folder(options.work) as work:
+        data = work / "data" / "shapes.yaml"
+        if not data.exists():
+            shutil.rmtree(data.parent, ignore_errors=True)  # of a drawing that was stopped
+            draw_data(data.parent, 0 if options.weights else recipe.images, recipe.task)
+        source = options.weights or train(recipe, data, work)
+        weights = work / f"{recipe.model_name}.pt"
         shutil.copyfile(source, weights)
         shutil.copyfile(_record_path(source), _record_path(weights))
         if options.keep_weights:
             shutil.copyfile(weights, options.keep_weights)
             shutil.copyfile(_record_path(weights), _record_path(options.keep_weights))
-        record = _read_record(weights)
-        exported = export(weights, record)
+        exported = export(weights, recipe)
         card = render_card(
-            record,
-            measure(weights, data),
-            measure(exported, data),
-            tally_held_out(exported),
+            recipe,
+            _read_record(weights),
+            measure(weights, data, recipe.task),
+            measure(exported, data, recipe.task),
+            tally_held_out(exported, recipe.task),
             arithmetic(exported),
             _megabytes(exported),
         )
-        _publish(exported, card, options.output)
+        _publish(exported, card, options.output, recipe)
     sys.stdout.write(card)
     return 0
+
+
+@contextmanager
+def _work_folder(given: Path | None) -> Iterator[Path]:
+    """Yield the folder for the images and the weights. It is temporary if none is given."""
+    if given:
+        given.mkdir(parents=True, exist_ok=True)
+        yield given
+    else:
+        with tempfile.TemporaryDirectory(prefix="shapes-") as temporary:
+            yield Path(temporary)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m devtools.demo_model.train", description=__doc__
+        prog="python -m devtools.demo_model.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--task", choices=RECIPES, default="detect", help="what the model does (%(default)s)"
     )
     parser.add_argument(
         "--output", type=Path, required=True, help="folder for the exported model and its card"
     )
+    parser.add_argument("--images", type=int, help="training images, instead of the recipe's")
+    parser.add_argument("--epochs", type=int, help="epochs, instead of the recipe's")
     parser.add_argument(
-        "--images", type=int, default=TRAIN_COUNT, help="training images (%(default)s)"
+        "--work",
+        type=Path,
+        help="keep images and weights in this folder. The same command then goes on after a stop",
     )
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs (%(default)s)")
     parser.add_argument("--keep-weights", type=Path, help="also keep the .pt file, at this path")
     parser.add_argument(
         "--weights", type=Path, help="export and measure these weights, without training"
@@ -614,7 +865,7 @@ def _rewrite_metadata(path: Path, weights: Path) -> None:
     metadata.pop("date", None)
     metadata["description"] = "YOLO26 demo model of yolo-batch, trained on drawn shapes"
     metadata["author"] = "yolo-batch (architecture and training code by Ultralytics)"
-    metadata["source"] = f"{MODEL_NAME}.pt"
+    metadata["source"] = weights.name
     metadata["sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
     metadata["precision"] = "fp16"
     path.write_text(yaml.safe_dump(metadata, sort_keys=False), encoding="utf-8")
@@ -625,14 +876,14 @@ def _megabytes(directory: Path) -> float:
     return sum(p.stat().st_size for p in directory.rglob("*") if p.is_file()) / 1e6
 
 
-def _publish(exported: Path, card: str, output: Path) -> None:
+def _publish(exported: Path, card: str, output: Path, recipe: Recipe) -> None:
     """Write the exported model and its card to the output folder, replacing earlier files."""
     output.mkdir(parents=True, exist_ok=True)
-    target = output / EXPORT_NAME
+    target = output / recipe.export_name
     if target.exists():
         shutil.rmtree(target)
     shutil.copytree(exported, target)
-    (output / CARD_NAME).write_text(card, encoding="utf-8")
+    (output / recipe.card_name).write_text(card, encoding="utf-8")
 
 
 if __name__ == "__main__":

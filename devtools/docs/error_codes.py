@@ -14,6 +14,8 @@ _ELSEWHERE = {
     errors.SettingsError: "the process does not start",
     errors.CredentialsError: "the process does not start",
     errors.ModelError: "the process does not start",
+    errors.FaintBytesError: "a command fails, or leaves the document out",
+    errors.LargeResultError: "a command prints the document without them",
     errors.SmokeError: "`yolo-batch smoke` fails",
     errors.BadImageError: "204, after the image is recorded as failed",
     errors.DocumentKeptError: "204, the document stays",

@@ -16,7 +16,7 @@ from devtools.local_stack.client_environment import upload_command
 from devtools.local_stack.errors import LocalStackError
 from devtools.local_stack.programs import find_programs
 from devtools.local_stack.stack import Stack, StackOptions
-from service.cli.output import progress
+from service.cli.output import json_line, progress
 from service.cli.report import say_results
 from service.gcp.clients import build_reader
 from service.gcp.result_reader import ResultReader
@@ -24,6 +24,7 @@ from service.operate.detect import annotated_name, save_annotated
 from service.settings import Settings
 
 _PREFIX = "demo"
+_DOCUMENTS = "documents.jsonl"
 _POLL_SECONDS = 0.5
 _READ_SECONDS = 60.0  # on a busy machine the emulator's first response is slow
 _PATIENCE_SECONDS = 90.0  # the wait ends after this time without a new document
@@ -44,12 +45,12 @@ class Upload:
 
 
 def run_demo(images: Path, model: Path | None, output: Path) -> None:
-    """Upload images to a new stack, then print their documents and save annotated copies.
+    """Upload images to a new stack, then show and save their documents and annotated copies.
 
     Args:
         images: an image, or a folder of images.
         model: the model that the service loads, or None for the bundled model.
-        output: the folder for the annotated images.
+        output: the folder for the annotated images and the documents.
 
     Raises:
         MissingRequirementsError: an emulator could not be downloaded.
@@ -72,8 +73,10 @@ def run_demo(images: Path, model: Path | None, output: Path) -> None:
     click.echo()
     say_results(documents[name] for name in sorted(documents))
     saved = save_annotated_images(uploads, documents, output)
+    lines = (f"{json_line(documents[name])}\n" for name in sorted(documents))
+    (output / _DOCUMENTS).write_text("".join(lines), encoding="utf-8")
     click.echo(f"\n{len(documents)} of {len(names)} uploads have their document.")
-    click.echo(f"{saved} annotated images are in {output}/")
+    click.echo(f"{saved} annotated images and {_DOCUMENTS} are in {output}/")
     if missing := sorted(names - documents.keys()):
         shown = ", ".join(missing[:_SHOWN_NAMES])
         more = f" and {len(missing) - _SHOWN_NAMES} more" if len(missing) > _SHOWN_NAMES else ""

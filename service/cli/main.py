@@ -95,7 +95,7 @@ def results(uri: tuple[str, str], as_json: bool) -> None:
                 note(f"Warning: {document['uri']} is printed as it is in Firestore. {exc}")
                 say_json(document)
     else:
-        say_results(list(documents()))
+        say_results(documents())
     if not count:
         note(no_results_note(bucket, prefix))
 

@@ -42,17 +42,23 @@ def note(text: str = "") -> None:
 
 
 def say_json(value: object) -> None:
-    """Print one JSON value as one line on standard output.
-
-    Times are RFC 3339, bytes are base64, and places have `latitude` and `longitude`.
+    """Print a value on standard output as `json_line` writes it.
 
     Characters that the output's encoding does not have become JSON escapes, and so do bytes of a
     file name that are not UTF-8.
     """
     is_unicode = _encoding(sys.stdout).lower().replace("-", "") == "utf8"
-    text = json.dumps(value, ensure_ascii=not is_unicode, default=_plain)
+    text = json_line(value, ensure_ascii=not is_unicode)
     # Only surrogates are left to replace, and JSON has the same escape for them as Python.
     click.echo(text.encode(errors="backslashreplace").decode())
+
+
+def json_line(value: object, *, ensure_ascii: bool = True) -> str:
+    """Return one line of JSON. Times are RFC 3339, bytes are base64.
+
+    Places are objects with `latitude` and `longitude`.
+    """
+    return json.dumps(value, ensure_ascii=ensure_ascii, default=_plain)
 
 
 def say_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:

@@ -1,13 +1,15 @@
 """The table of results, and notes that several commands print."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from service.cli.output import Column, say_table
+from service.domain import MIN_KEYPOINT_CONFIDENCE, Task
 
 if TYPE_CHECKING:
     from service.operate.backfill import Deployment, Estimate
 
+_SHOWN_ANGLES = 3
 _COLUMNS = (
     Column("image"),
     Column("status"),
@@ -21,8 +23,10 @@ _COLUMNS = (
 def say_results(documents: Iterable[Mapping[str, Any]]) -> None:
     """Print documents of `service.document.to_document` on standard output, one row for each.
 
-    `best` is the highest confidence. `ms` is the time of this image: download, decode, queue, and
-    its share of the batch's inference.
+    `detections` has the number of each label, and what the model's task adds: how much of the image
+    the masks cover, how many keypoints are visible, or the angles of the rotated boxes. For the
+    task classify it has the kept classes and their confidences. `best` is the highest confidence.
+    `ms` is the time of this image: download, decode, queue, and its share of the batch's inference.
     """
     say_table(_COLUMNS, map(_row, documents))
 
@@ -63,14 +67,50 @@ def _row(document: Mapping[str, Any]) -> tuple[str, ...]:
     name, error = str(document["name"]), document.get("error")
     if error:
         return name, str(document["status"]), f"{error['code']}: {error['message']}", "", "", ""
-    counts = ", ".join(f"{count} {label}" for label, count in sorted(document["counts"].items()))
+    found = _found(document)
     best = document["max_confidence"]
     milliseconds = sum(document["timings"].values())
     return (
         name,
         str(document["status"]),
-        counts or "none",
+        found or "none",
         f"{best:.2f}" if best is not None else "",
         str(document["batch_size"]),
         f"{milliseconds:.0f}",
     )
+
+
+def _found(document: Mapping[str, Any]) -> str:
+    """Return what was found in one image, or an empty text for nothing."""
+    counts = ", ".join(f"{count} {label}" for label, count in sorted(document["counts"].items()))
+    detections = document["detections"]
+    match document.get("task"):
+        case Task.CLASSIFY:
+            kept = (item for item in document["classes"] if item["label"] in document["counts"])
+            return ", ".join(f"{item['label']} {item['confidence']:.2f}" for item in kept)
+        case Task.SEGMENT:
+            detail = _covered(detections, document["image"])
+        case Task.POSE:
+            detail = _visible_keypoints(detections)
+        case Task.OBB:
+            detail = _angles(detections)
+        case _:
+            detail = ""
+    return f"{counts} ({detail})" if detail else counts
+
+
+def _covered(detections: Sequence[Mapping[str, Any]], image: Mapping[str, Any]) -> str:
+    area = sum(item.get("area") or 0.0 for item in detections)
+    return f"{100 * area / (image['width'] * image['height']):.1f} % of the image" if area else ""
+
+
+def _visible_keypoints(detections: Sequence[Mapping[str, Any]]) -> str:
+    points = [point for item in detections for point in item.get("keypoints") or ()]
+    visible = sum(point["confidence"] >= MIN_KEYPOINT_CONFIDENCE for point in points)
+    return f"{visible} of {len(points)} keypoints visible" if points else ""
+
+
+def _angles(detections: Sequence[Mapping[str, Any]]) -> str:
+    angles = [f"{item['obb']['angle_degrees']:.0f}°" for item in detections if item.get("obb")]
+    more = ", ..." if len(angles) > _SHOWN_ANGLES else ""
+    return ", ".join(angles[:_SHOWN_ANGLES]) + more

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from service.gcp.deletions import ResultDeleter
     from service.gcp.large_results import LargeResults
     from service.gcp.result_reader import ResultReader
+    from service.gcp.source_store import SourceStore
 
 
 def build_storage(settings: Settings) -> ImageStorage:
@@ -94,6 +95,17 @@ def build_daily_count(settings: Settings) -> "DailyCount":
     from service.gcp.daily_count import DailyCount  # only needed with a daily limit
 
     return DailyCount(_firestore(settings), **_limits(settings))
+
+
+def build_source_store(settings: Settings) -> "SourceStore":
+    """Return the documents of the sources.
+
+    Raises:
+        CredentialsError: no credentials, or no project.
+    """
+    from service.gcp.source_store import SourceStore
+
+    return SourceStore(_firestore(settings), timeout_seconds=settings.firestore_timeout_seconds)
 
 
 def _limits(settings: Settings) -> dict[str, Any]:

@@ -109,11 +109,11 @@ class LargeResults:
         """
         own_uri = None if committed.is_superseded else committed.result.detections_uri
         try:
-            if committed.unused_uri:
-                self.remove(committed.unused_uri, result.ref.document_id, deadline)
             if own_uri:
                 # Another delivery may have created the same object, and removed it again.
                 self._create(*_encode(result), deadline)
+            if committed.unused_uri:
+                self.remove(committed.unused_uri, result.ref.document_id, deadline)
         except YoloBatchError as exc:
             logger.warning(
                 "The objects of a large result are not settled",

@@ -6,8 +6,9 @@ from typing import Any
 
 from google.api_core import exceptions
 from google.cloud.firestore_v1.base_query import FieldFilter
+from google.cloud.firestore_v1.query import Query
 
-from service.document import STATUS_PARKED
+from service.document import SHARDS, STATUS_PARKED
 from service.domain import GeoPoint, ImageRef, StoredDocuments, StoredImage
 from service.errors import FirestoreUnavailableError
 from service.gcp.collection import Collection, RetryBudget, documents_by_id
@@ -64,14 +65,16 @@ class ResultReader(Collection):
             query = query.start_after(page[-1])
 
     def parked(self, *, page_size: int = _PAGE_SIZE) -> Iterator[tuple[datetime, ImageRef]]:
-        """Yield every parked image, and when it was parked, in any order.
+        """Yield every parked image, and when it was parked, the newest first.
 
-        Only the documents of parked images are read. The query needs the index of `status`.
+        Only the documents of parked images are read.
 
         Raises:
             FirestoreUnavailableError: Firestore did not respond, or lacks the index.
         """
         query = self._collection.where(filter=FieldFilter("status", "==", STATUS_PARKED))
+        query = query.where(filter=FieldFilter("shard", "in", list(range(SHARDS))))
+        query = query.order_by("created_at", direction=Query.DESCENDING)
         query = query.select(["bucket", "name", "generation", "created_at"]).limit(page_size)
         while page := self._page(query):
             for snapshot in page:

@@ -33,12 +33,13 @@ from service.errors import (
 )
 from service.gcp.outages import Outages
 from service.gcp.refusals import NO_CREDENTIALS, AccessHistory, Refusal, Scope
+from service.object_metadata import read_custom, read_custom_headers
 
 # Otherwise the client looks up each bucket in a background thread, for traces that are off. The
 # service's role does not allow that (google-cloud-storage 3.17).
 os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
 
-_METADATA_FIELDS = "generation,size,contentType,md5Hash,crc32c"
+_METADATA_FIELDS = "generation,size,contentType,md5Hash,crc32c,metadata"
 GONE = frozenset({404, 410})
 REFUSALS = frozenset({400, 401, 403, 451})  # statuses that a retry does not change
 # Permissions on the bucket. To an account without both, Cloud Storage reports a missing object as
@@ -227,11 +228,16 @@ class ImageStorage:
                 except _NoMemoryYetError as exc:
                     count = exc.bytes
             headers, checksums = response.headers, _checksums(response)
+            custom, is_custom_cut = read_custom_headers(headers)
+            if custom is None:  # headers have no keys with other characters than ASCII
+                custom, is_custom_cut = ref.metadata.custom, ref.metadata.is_custom_cut
             metadata = ObjectMetadata(
                 size=len(response.body),
                 content_type=headers.get("Content-Type"),
                 md5=checksums.get("md5"),
                 crc32c=checksums["crc32c"],
+                custom=custom,
+                is_custom_cut=is_custom_cut,
             )
             yield Download(response.body, metadata, headers.get("Content-Encoding"))
 
@@ -245,8 +251,14 @@ class ImageStorage:
             generation, size = int(resource["generation"]), int(resource["size"])
         except (KeyError, TypeError, ValueError) as exc:
             raise StorageUnavailableError("Cloud Storage sent invalid metadata.") from exc
+        custom, is_custom_cut = read_custom(resource.get("metadata"))
         metadata = ObjectMetadata(
-            size, resource.get("contentType"), resource.get("md5Hash"), resource.get("crc32c")
+            size,
+            resource.get("contentType"),
+            resource.get("md5Hash"),
+            resource.get("crc32c"),
+            custom=custom,
+            is_custom_cut=is_custom_cut,
         )
         return replace(ref, generation=generation, metadata=metadata)
 

@@ -43,6 +43,7 @@ from service.images.decoders import (
     WAIT_STATUS,
     Request,
 )
+from service.images.details import Details
 from service.images.letterbox import shrink
 from service.images.pixels import DecodedImage
 
@@ -249,7 +250,7 @@ def _reply(request: Request, file: int, pixels: int, decode: Decode) -> bytes:
         raise MemoryError  # the memory still holds pixels of the previous image
     info = decoded.info
     header = PIXELS_HEADER.pack(*decoded.pixels.shape[:2], info.height, info.width)
-    return PIXELS + header + info.format.encode()
+    return PIXELS + header + Details.of(decoded).to_bytes()
 
 
 def _decompress(data: bytes, request: Request) -> bytes:

@@ -24,6 +24,7 @@ from service.memory import fit_into_memory
 from service.pipeline import Pipeline, PipelineOptions
 from service.recorder import Recorder
 from service.settings import Settings
+from service.sources.current import CurrentSources, current_sources
 from service.sources.rules import Rules
 
 if TYPE_CHECKING:
@@ -59,18 +60,21 @@ def build_app() -> "Flask":
     with ThreadPoolExecutor(1, thread_name_prefix="model") as loader:
         loading = loader.submit(_load, settings, decoders)
         try:
-            from service.gcp.clients import build_storage, build_store
+            from service.gcp.clients import build_source_store, build_storage, build_store
             from service.server.app import create_app
 
             storage, store = build_storage(settings), build_store(settings)
             limit = _daily_limit(settings)
+            sources = current_sources(build_source_store(settings), settings)
             deletion = _deletion(settings, storage)
             verified = loading.result()
             settings = fit_into_memory(settings, verified.detector)
         except (CredentialsError, ModelError) as exc:
             decoders.close()
             _cannot_start(str(exc))
-    pipeline = build_pipeline(settings, decoders, verified, storage, store, limit, deletion)
+    pipeline = build_pipeline(
+        settings, decoders, verified, storage, store, limit, sources, deletion
+    )
     app = create_app(
         pipeline,
         max_request_bytes=settings.max_request_bytes,
@@ -92,6 +96,7 @@ def build_pipeline(
     storage: "ImageStorage",
     store: "ResultStore",
     limit: DailyLimit | None = None,
+    sources: CurrentSources | None = None,
     deletion: Deletion | None = None,
 ) -> Pipeline:
     """Return a pipeline with these parts and the limits of the settings."""
@@ -112,6 +117,7 @@ def build_pipeline(
             store_confidence=settings.store_confidence,
         ),
         limit,
+        sources,
         deletion,
     )
 

@@ -43,6 +43,9 @@ def plain(event: Event) -> dict[str, Any]:
         permission = image.pop("replace")
         image |= image.pop("metadata")
         del image["created_at"]  # events do not contain it
+        for field in ("custom", "is_custom_cut"):
+            if not image[field]:
+                del image[field]
         if permission:
             before = permission["if_created_before"].isoformat()
             image["replace"] = permission | {"if_created_before": before}

@@ -14,8 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from google.cloud import firestore
 
 from service.cli.output import Column, note, progress, say, say_json, say_table
+from service.domain import GeoPoint
 
 ROOT = Path(__file__).parents[2]
 COLUMNS = (Column("image"), Column("status"), Column("ms", is_number=True))
@@ -123,6 +125,15 @@ def test_no_encoding_makes_output_fail(encoding: str, monkeypatch: pytest.Monkey
 def test_times_in_json_are_rfc_3339(capsys: pytest.CaptureFixture[str]) -> None:
     say_json({"at": datetime(2026, 11, 30, tzinfo=UTC)})
     assert capsys.readouterr().out == '{"at": "2026-11-30T00:00:00+00:00"}\n'
+
+
+@pytest.mark.parametrize("place", [GeoPoint(48.1, 11.5), firestore.GeoPoint(48.1, 11.5)], ids=repr)
+def test_bytes_in_json_are_base64_and_places_have_names(
+    place: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    say_json({"faint": b"\x01\xff", "location": place})
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == {"faint": "Af8=", "location": {"latitude": 48.1, "longitude": 11.5}}
 
 
 def test_messages_keep_lines_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:

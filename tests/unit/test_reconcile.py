@@ -519,3 +519,19 @@ def test_permission_has_the_time_of_the_first_read() -> None:
     reconcile(scope, FakeBucket(names, page_size=300), store, publish=publish)
     assert store.calls == [250, 50]
     assert [permission for _, permission in publish.jobs] == [Replace(START + timedelta(seconds=1))]
+
+
+def test_images_of_disabled_sources_are_not_missing() -> None:
+    records = FakeRecords({"on.jpg": ("done", OURS), "off/a.jpg": ("failed", OURS)})
+    published: list[str] = []
+    tally = reconcile(
+        Scope(BUCKET, enqueue=Enqueue.ALL, model=OURS),
+        FakeBucket(["off/a.jpg", "off/b.jpg", "on.jpg", "on2.jpg"], page_size=4),
+        records,
+        is_enabled=lambda ref: not ref.name.startswith("off/"),
+        publish=lambda uris, permission: published.extend(uris),
+    )
+    assert (tally.disabled, tally.done, tally.failed, tally.missing) == (2, 1, 0, 1)
+    assert tally.objects == 4
+    assert published == [f"gs://{BUCKET}/on2.jpg#7"]
+    assert records.calls == [2]

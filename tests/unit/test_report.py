@@ -1,5 +1,6 @@
 """The table of results, and the notes that commands print."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,7 +8,21 @@ import pytest
 from devtools.fuzz.corpus import NAMES
 from service.cli.report import bucket_note, say_results
 from service.document import to_document
-from service.domain import Box, Detection, ErrorCode, Failure, ImageRef, ImageResult, Timings
+from service.domain import (
+    Box,
+    ClassScore,
+    Detection,
+    ErrorCode,
+    Failure,
+    ImageInfo,
+    ImageRef,
+    ImageResult,
+    Keypoint,
+    ModelInfo,
+    RotatedBox,
+    Task,
+    Timings,
+)
 
 REF = ImageRef("uploads", "cat.jpg", 1)
 BOX = Box(0.0, 0.0, 1.0, 1.0)
@@ -17,6 +32,14 @@ HEADER = ["image", "status", "detections", "best", "batch", "ms"]
 def done(*detections: Detection) -> dict[str, Any]:
     timings = Timings(download_ms=10.0, decode_ms=5.0, queue_ms=20.0, inference_ms=6.6)
     return to_document(ImageResult(REF, detections=detections, batch_size=4, timings=timings))
+
+
+def of_task(task: Task, *detections: Detection, **fields: Any) -> dict[str, Any]:
+    model = ModelInfo("yolo.pt", "ab", 640, "fp32", "fake", task)
+    info = ImageInfo(100, 50, "JPEG")
+    return to_document(
+        ImageResult(REF, detections=detections, model=model, image_info=info, **fields)
+    )
 
 
 def lines(capsys: pytest.CaptureFixture[str], *documents: dict[str, Any]) -> list[str]:
@@ -40,6 +63,45 @@ def test_labels_cannot_break_the_table(capsys: pytest.CaptureFixture[str]) -> No
 def test_row_without_detections_says_none(capsys: pytest.CaptureFixture[str]) -> None:
     _, row = lines(capsys, done())
     assert row.split() == ["cat.jpg", "done", "none", "4", "42"]
+
+
+def test_row_of_masks_says_how_much_they_cover(capsys: pytest.CaptureFixture[str]) -> None:
+    masks = [Detection("cat", 15, 0.9, BOX, area=area) for area in (500.0, 130.0)]
+    _, row = lines(capsys, of_task(Task.SEGMENT, *masks))
+    assert "  2 cat (12.6 % of the image)  " in row
+
+
+def test_row_of_poses_counts_the_visible_keypoints(capsys: pytest.CaptureFixture[str]) -> None:
+    points = tuple(Keypoint(f"k{i}", 1.0, 1.0, i / 10) for i in range(10))
+    person = Detection("person", 0, 0.9, BOX, keypoints=points)
+    _, row = lines(capsys, of_task(Task.POSE, person, person))
+    assert "  2 person (10 of 20 keypoints visible)  " in row
+
+
+def test_row_of_rotated_boxes_has_the_best_three_angles(capsys: pytest.CaptureFixture[str]) -> None:
+    turned = RotatedBox(10.0, 10.0, 8.0, 4.0, 0.0)
+    ships = [
+        Detection("ship", 1, 0.9, BOX, rotated_box=replace(turned, angle_degrees=angle))
+        for angle in (12.4, 80.0, 45.0, 3.0)
+    ]
+    assert "  3 ship (12°, 80°, 45°)  " in lines(capsys, of_task(Task.OBB, *ships[:3]))[1]
+    assert "  4 ship (12°, 80°, 45°, ...)  " in lines(capsys, of_task(Task.OBB, *ships))[1]
+
+
+def test_row_of_classes_has_those_that_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = (ClassScore("tabby", 281, 0.8), ClassScore("lynx", 287, 0.1))
+    fields: dict[str, Any] = {"classes": scores, "kept_classes": scores[:1]}
+    _, row = lines(capsys, of_task(Task.CLASSIFY, **fields))
+    assert "  tabby 0.80  0.80  " in row
+    _, row = lines(capsys, of_task(Task.CLASSIFY, classes=scores))
+    assert "  none  " in row
+
+
+@pytest.mark.parametrize("task", Task)
+def test_row_of_any_task_without_detections_says_none(
+    task: Task, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "  none  " in lines(capsys, of_task(task))[1]
 
 
 def test_row_of_a_failed_image_has_the_reason(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,13 @@ def draw(seed: int = 7, index: int = 0, width: int = 200, height: int = 160) -> 
     return shapes.draw_scene(shapes.scene_generator(seed, index), width, height)
 
 
+def shape(label: str, class_id: int, box: shapes.Box) -> shapes.SceneObject:
+    """Return a shape that fills its box."""
+    left, top, right, bottom = map(int, box)
+    visible = shapes.Patch(left, top, np.ones((bottom - top, right - left), np.float32))
+    return shapes.SceneObject(label, class_id, box, visible)
+
+
 def bounds(image: np.ndarray, at_least: int = 128) -> tuple[int, int, int, int]:
     rows, columns = np.nonzero(image.max(axis=2) >= at_least)
     return (
@@ -139,17 +146,76 @@ def test_samples_are_landscape_portrait_and_square() -> None:
     assert max(max(size) for size in shapes.SAMPLE_SIZES) <= 1000
 
 
+def filled(rings: list[shapes.Points], width: int, height: int) -> np.ndarray:
+    """Rasterise rings by the even-odd rule at 8 times the resolution."""
+    fine = np.zeros((height * 8, width * 8), np.uint8)
+    cv2.fillPoly(fine, [np.round(ring * 8 - 0.5).astype(np.int32) for ring in rings], 1)
+    return cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA) > 0
+
+
+def test_rings_outline_what_is_visible_of_each_shape() -> None:
+    overlaps = []
+    for index in range(30):
+        scene = draw(index=index, width=320, height=240)
+        for item in scene.objects:
+            mask = filled(item.visible.rings(), 320, 240)
+            overlaps.append(train.mask_overlap(mask, item))
+    assert len(overlaps) > 60
+    assert min(overlaps) > 0.9
+
+
+def test_shape_on_top_hides_what_is_below_it() -> None:
+    """No pixel belongs to two shapes, and a hidden shape has less than its whole outline."""
+    hidden = 0
+    for index in range(30):
+        scene = draw(index=index, width=320, height=240)
+        owners = np.zeros((240, 320), np.float32)
+        for item in scene.objects:
+            owners[item.visible.window] += item.visible.coverage
+            x1, y1, x2, y2 = item.box
+            points = np.concatenate(item.visible.rings())
+            assert points.min() >= 0
+            assert (points >= np.array([x1, y1]) - 1).all()
+            assert (points <= np.array([x2, y2]) + 1).all()
+            hidden += float(np.ptp(points[:, 0])) < 0.9 * (x2 - x1)
+        assert owners.max() < 1.01
+    assert hidden > 0
+
+
+def test_hole_and_second_part_are_rings_of_their_own() -> None:
+    coverage = np.ones((20, 40), np.float32)
+    coverage[5:15, 5:15] = 0  # a hole
+    coverage[:, 25:30] = 0  # a gap
+    rings = shapes.Patch(100, 50, coverage).rings()
+    assert len(rings) == 3
+    areas = [abs(cv2.contourArea(ring.astype(np.float32))) for ring in rings]
+    assert sorted(areas) == pytest.approx([100, 200, 500], rel=0.07)
+    joined = filled([train.joined_rings(rings) - (100, 50)], 40, 20)
+    assert np.count_nonzero(joined != (coverage > 0)) <= 30  # the lines between the rings
+
+
+def test_labels_of_masks_are_the_corners_as_shares() -> None:
+    scene = shapes.Scene(
+        np.zeros((100, 200, 3), np.uint8), (shape("square", 1, (10.0, 20.0, 30.0, 60.0)),)
+    )
+    label, *numbers = train.label_lines(scene, "segment").split()
+    corners = np.array(numbers, float).reshape(-1, 2)
+    assert label == "1"
+    assert corners.min(axis=0) == pytest.approx((0.05, 0.20), abs=0.003)
+    assert corners.max(axis=0) == pytest.approx((0.15, 0.60), abs=0.003)
+
+
 def test_labels_are_shares_of_the_image() -> None:
-    item = shapes.SceneObject("triangle", 2, (10.0, 20.0, 30.0, 60.0))
+    item = shape("triangle", 2, (10.0, 20.0, 30.0, 60.0))
     scene = shapes.Scene(np.zeros((100, 200, 3), np.uint8), (item,))
     assert train.label_lines(scene) == "2 0.100000 0.400000 0.100000 0.400000\n"
 
 
 def test_detections_are_counted_as_found_repeated_or_wrong() -> None:
     objects = [
-        shapes.SceneObject("circle", 0, (0.0, 0.0, 10.0, 10.0)),
-        shapes.SceneObject("square", 1, (20.0, 20.0, 30.0, 30.0)),
-        shapes.SceneObject("star", 3, (50.0, 50.0, 60.0, 60.0)),
+        shape("circle", 0, (0.0, 0.0, 10.0, 10.0)),
+        shape("square", 1, (20.0, 20.0, 30.0, 30.0)),
+        shape("star", 3, (50.0, 50.0, 60.0, 60.0)),
     ]
     detections = [
         (0, (0.0, 0.0, 10.0, 10.0)),  # found
@@ -158,4 +224,6 @@ def test_detections_are_counted_as_found_repeated_or_wrong() -> None:
         (1, (20.0, 20.0, 30.0, 31.0)),  # found
         (3, (80.0, 80.0, 90.0, 90.0)),  # no shape
     ]
-    assert train.tally(objects, detections) == train.Tally(3, found=2, repeated=1, wrong=2)
+    assert train.tally(objects, detections, train.box_overlap) == train.Tally(
+        3, found=2, repeated=1, wrong=2
+    )

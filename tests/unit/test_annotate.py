@@ -1,0 +1,122 @@
+"""Annotated copies: what each task looks like, drawn from a stored document."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from service.document import to_document
+from service.domain import (
+    Box,
+    ClassScore,
+    Detection,
+    ImageRef,
+    ImageResult,
+    Keypoint,
+    ModelInfo,
+    Polygon,
+    RotatedBox,
+    Task,
+)
+from service.images.pixels import Pixels
+from service.operate.annotate import annotate
+from service.operate.detect import save_annotated
+
+BOX = Box(40.0, 40.0, 160.0, 160.0)
+FOUND = Detection("ring", 3, 0.8, BOX)
+RING = Polygon((40.0, 40.0, 160.0, 40.0, 160.0, 160.0, 40.0, 160.0))
+HOLE = Polygon((80.0, 80.0, 120.0, 80.0, 120.0, 120.0, 80.0, 120.0))
+MASKED = replace(FOUND, polygons=(RING, HOLE), area=12_800.0)
+SHOULDERS = (
+    Keypoint("left_shoulder", 60.0, 60.0, 0.9),
+    Keypoint("right_shoulder", 140.0, 60.0, 0.9),
+    Keypoint("left_hip", 60.0, 140.0, 0.2),
+)
+TURNED = RotatedBox(100.0, 100.0, 80.0, 40.0, 45.0)
+
+
+def drawn(detection: Detection, *classes: ClassScore, gray: int = 100) -> Pixels:
+    return annotate(np.full((200, 200, 3), gray, np.uint8), [detection], classes)
+
+
+def is_drawn(image: Pixels, x: int, y: int, gray: int = 100) -> bool:
+    """Return whether something is drawn within two pixels of a point."""
+    return bool((image[y - 2 : y + 3, x - 2 : x + 3] != gray).any())
+
+
+def test_mask_is_translucent_and_its_hole_stays_empty() -> None:
+    dark, light = drawn(MASKED, gray=0), drawn(MASKED, gray=200)
+    assert not is_drawn(dark, 100, 100, gray=0)
+    assert dark[140, 60].any()
+    assert (light[140, 60].astype(int) - dark[140, 60] == 120).all()  # 60 % of the image's 200
+
+
+def test_mask_is_outlined_along_the_hole_too() -> None:
+    image = drawn(MASKED)
+    assert not np.array_equal(image[100, 80], image[100, 60])
+    assert not np.array_equal(image[160, 100], image[140, 100])
+
+
+def test_skeleton_joins_the_visible_keypoints_only() -> None:
+    image = drawn(replace(FOUND, keypoints=SHOULDERS))
+    assert is_drawn(image, 100, 60)
+    assert not is_drawn(image, 60, 140)
+    assert not is_drawn(image, 60, 100)
+
+
+def test_keypoints_of_other_names_are_dots() -> None:
+    points = [replace(point, name=f"k{i}") for i, point in enumerate(SHOULDERS)]
+    image = drawn(replace(FOUND, keypoints=tuple(points)))
+    assert is_drawn(image, 60, 60) and is_drawn(image, 140, 60)
+    assert not is_drawn(image, 100, 60)
+
+
+def test_rotated_box_replaces_the_upright_one() -> None:
+    image = drawn(replace(FOUND, rotated_box=TURNED))
+    corners = np.asarray(TURNED.corners).reshape(4, 2)
+    for x, y in np.round((corners + np.roll(corners, 1, axis=0)) / 2).astype(int):
+        assert is_drawn(image, x, y)
+    assert not is_drawn(image, 160, 100) and not is_drawn(image, 100, 160)
+
+
+def test_classes_are_text_below_each_other() -> None:
+    scores = [ClassScore("tabby", 281, 0.8), ClassScore("lynx", 287, 0.1)]
+    one = annotate(np.zeros((200, 200, 3), np.uint8), [], scores[:1])
+    two = annotate(np.zeros((200, 200, 3), np.uint8), [], scores)
+    assert one[:20, :60].any() and not one[40:].any()
+    assert np.nonzero(two)[0].max() >= 1.8 * np.nonzero(one)[0].max()
+
+
+@pytest.mark.parametrize("task", Task)
+def test_saved_copy_shows_everything_that_the_document_has(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detections: tuple[Detection, ...] = {
+        Task.DETECT: (FOUND,),
+        Task.SEGMENT: (replace(MASKED, area=None),),
+        Task.POSE: (replace(FOUND, keypoints=SHOULDERS),),
+        Task.OBB: (replace(FOUND, rotated_box=TURNED),),
+        Task.CLASSIFY: (),
+    }[task]
+    classes = (ClassScore("tabby", 281, 0.8),) if task is Task.CLASSIFY else ()
+    model = ModelInfo("yolo.pt", "ab", 640, "fp32", "fake", task)
+    result = ImageResult(
+        ImageRef("uploads", "a.png", 1), model=model, detections=detections, classes=classes
+    )
+    file = tmp_path / "a.png"
+    cv2.imwrite(str(file), np.zeros((200, 200, 3), np.uint8))
+    shown: list[Any] = []
+
+    def see(
+        pixels: Pixels, found: Sequence[Detection], scores: Sequence[ClassScore] = ()
+    ) -> Pixels:
+        shown.extend([tuple(found), tuple(scores)])
+        return pixels
+
+    monkeypatch.setattr("service.operate.detect.annotate", see)
+    save_annotated(file, to_document(result), tmp_path / "out.jpg")
+    assert shown == [detections, classes]
