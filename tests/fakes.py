@@ -335,5 +335,5 @@ def pipeline_of(
         health,
         PipelineOptions(**options),
         limit,
-        deletion,
+        deletion=deletion,
     )
