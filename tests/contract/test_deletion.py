@@ -5,6 +5,7 @@ The races are decided by the official Firestore emulator: a commit against a rem
 
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,15 +34,21 @@ from service.errors import ObjectGoneError, StorageUnavailableError
 from service.gcp.collection import TOMBSTONES
 from service.gcp.deletions import ResultDeleter
 from service.gcp.firestore import ResultStore
+from service.gcp.large_results import LargeResults
 from service.gcp.listing import ObjectLister
 from service.gcp.result_reader import ResultReader
 from service.gcp.storage import ImageStorage
+from service.health import Health
 from service.operate.reconcile import Enqueue, Scope, reconcile
+from service.recorder import Recorder
 from tests.contract.conftest import BUCKET
+from tests.contract.test_large_results import uris
 from tests.contract.test_store import done, failed, of, read, recorded, seen
 from tests.fakes import PATIENCE_SECONDS
+from tests.masks import segmented
 
 ROUNDS = 200
+LARGE_ROUNDS = 20
 
 
 @pytest.fixture
@@ -58,6 +65,16 @@ def store(collection: str) -> ResultStore:
 @pytest.fixture
 def deleter(collection: str) -> ResultDeleter:
     return deleter_of(collection)
+
+
+@pytest.fixture
+def results_bucket() -> storage.Bucket:
+    return storage.Client().create_bucket(f"results-{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def large(results_bucket: storage.Bucket) -> LargeResults:
+    return LargeResults(storage.Client(), results_bucket.name, timeout_seconds=PATIENCE_SECONDS)
 
 
 def deleter_of(collection: str, **options: Any) -> ResultDeleter:
@@ -224,6 +241,42 @@ def test_objects_are_removed_before_the_document(store: ResultStore, collection:
     deleter.delete([reference.id])
     assert removed == [reference.id] * 2
     assert not reference.get().exists
+
+
+def test_race_leaves_no_object_of_a_large_result(
+    store: ResultStore, collection: str, large: LargeResults, results_bucket: storage.Bucket
+) -> None:
+    deleter = deleter_of(collection, remove_objects=large.remove_all)
+    recorder = Recorder(store, Health(hang_timeout_seconds=600), large, store.is_deleted)
+    race, endings = Race(), Counter[bool]()
+    for number in range(LARGE_ROUNDS):
+        result = segmented(f"{number}.jpg")
+
+        def record(result: ImageResult = result) -> bool:
+            try:
+                return recorder.record(result, NO_DEADLINE) is Outcome.DONE
+            except ObjectGoneError:
+                return False
+
+        is_done = race.run(record, partial(deleter.delete, [result.ref.document_id]))
+        assert read(collection, result) is None, f"round {number}: the result is back"
+        assert not uris(results_bucket), f"round {number}: an object is left"
+        race.note(first_won=is_done)
+        endings[is_done] += 1
+    recorder.close(timeout_seconds=PATIENCE_SECONDS)
+    assert len(endings) == 2, f"one of them always won: {endings}"
+
+
+def test_object_that_no_document_names_is_removed_too(
+    collection: str, large: LargeResults, results_bucket: storage.Bucket
+) -> None:
+    result, other = segmented("a.jpg"), segmented("b.jpg")
+    for each in (result, other):
+        large.prepare(each)  # and then the process ended before the commit
+    deleter = deleter_of(collection, remove_objects=large.remove_all)
+    deleter.delete([result.ref.document_id])
+    [left] = uris(results_bucket)
+    assert f"/{other.ref.document_id}-" in left
 
 
 # The objects of the fake Cloud Storage

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,7 +14,7 @@ from service.cli.purge import purge as command
 from service.deadline import Deadline
 from service.domain import ImageRef, StoredImage
 from service.errors import StorageUnavailableError
-from service.operate.purge import LOOKUPS, Tally, parse_before, purge
+from service.operate.purge import LOOKUPS, OtherBucketError, Tally, parse_before, purge
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
 BEFORE = NOW - timedelta(days=1)
@@ -95,6 +96,17 @@ def test_unknown_object_stops_the_run_before_its_page_is_removed() -> None:
         purge(pages, bucket, before=BEFORE, remove=removed.extend)
     assert removed == ["id of gone"]
     assert "not reached" not in bucket.asked
+
+
+@pytest.mark.parametrize("results_bucket", [None, "results", "result"])
+def test_object_in_another_bucket_is_not_left_behind(results_bucket: str | None) -> None:
+    large = replace(image("gone"), detections_uri="gs://results/1.json.gz")
+    if results_bucket == "results":
+        assert run([large], results_bucket=results_bucket)[1] == ["id of gone"]
+        return
+    assert run([large], results_bucket=results_bucket, remove=None)[0].selected == 1
+    with pytest.raises(OtherBucketError, match="set RESULTS_BUCKET"):
+        run([large], results_bucket=results_bucket)
 
 
 def test_pages_are_read_one_by_one_with_bounded_lookups() -> None:
