@@ -296,6 +296,11 @@ class Settings:
                 "DELETE_RESULTS_OF_OVERWRITTEN=true has no effect without "
                 "DELETE_RESULTS_WITH_OBJECTS=true"
             )
+        if settings.results_bucket in settings.allowed_buckets:
+            raise SettingsError(
+                f"RESULTS_BUCKET={settings.results_bucket} is wrong: it must not be one of "
+                "ALLOWED_BUCKETS, whose objects are processed"
+            )
         if bool(settings.push_audience) != bool(settings.push_service_accounts):
             raise SettingsError(
                 "PUSH_AUDIENCE or PUSH_SERVICE_ACCOUNTS is missing: a push's token is checked for "

@@ -66,9 +66,9 @@ _PUBLISH = "Publish jobs"
     multiple=True,
     type=click.Choice(["missing", "failed", "stale", "parked", "all"]),
     help="Publish jobs for images without a document (missing), with a failed document (failed), "
-    "with a document by another model (stale), that were parked by DAILY_IMAGE_LIMIT (parked), or "
-    "for all four. Beside another value, parked may be given too. Alone, it compares nothing: it "
-    "reads only the documents of parked images.",
+    "with a document by another model or in another schema (stale), that were parked by "
+    "DAILY_IMAGE_LIMIT (parked), or for all four. Beside another value, parked may be given too. "
+    "Alone, it compares nothing: it reads only the documents of parked images.",
 )
 @option(
     "--limit",
@@ -316,7 +316,10 @@ class _Run:
                 "Without --since, all objects are compared."
             )
         if scope.model and scope.is_compared:
-            show(f"{tally.stale:,} of the done objects are by another model than {scope.model}")
+            show(
+                f"{tally.stale:,} of the done objects are by another model than {scope.model}, or "
+                "in another schema"
+            )
         if scope.enqueued:
             estimate = self._estimate(tally)
             show(

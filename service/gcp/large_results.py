@@ -28,6 +28,7 @@ from dataclasses import replace
 from typing import Any
 
 from google.api_core import exceptions
+from google.auth.exceptions import GoogleAuthError
 from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
 
@@ -37,7 +38,7 @@ from service.domain import SCHEMA, CommittedResult, ImageResult, Task
 from service.errors import LargeResultError, StorageRefusedError, YoloBatchError
 from service.gcp.document_size import MAX_DOCUMENT_BYTES, document_bytes
 from service.gcp.outages import Outages
-from service.gcp.refusals import Scope
+from service.gcp.refusals import NO_CREDENTIALS, Scope
 from service.gcp.storage import REFUSALS, read_refusal, translate_errors
 
 logger = logging.getLogger(__name__)
@@ -213,10 +214,16 @@ class LargeResults:
                     raise
                 self._outages.report(subject, reason, str(exc))
                 raise StorageRefusedError(reason) from exc
+            except GoogleAuthError as exc:
+                self._outages.report(subject, NO_CREDENTIALS, str(exc))
+                raise StorageRefusedError(NO_CREDENTIALS) from exc
         self._outages.clear(subject)
 
 
 def _fits(result: ImageResult) -> bool:
+    numbers = sum(len(ring.points) for item in result.detections for ring in item.polygons)
+    if 8 * numbers > MAX_DOCUMENT_BYTES:  # the usual case of a large result, without its document
+        return False
     return document_bytes(to_document(result)) <= MAX_DOCUMENT_BYTES
 
 
@@ -246,7 +253,7 @@ def _encode(result: ImageResult) -> tuple[str, bytes]:
     }
     text = json.dumps(content, separators=(",", ":")).encode()
     name = f"{ref.document_id}-{hashlib.sha256(text).hexdigest()}.json.gz"
-    return name, gzip.compress(text, mtime=0)
+    return name, gzip.compress(text, 6, mtime=0)
 
 
 def _decode(data: bytes, sha256: str, uri: str) -> list[dict[str, Any]]:

@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 from unittest.mock import Mock
 
 import pytest
+from google.api_core import exceptions
+from google.auth.exceptions import RefreshError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,12 +20,18 @@ from service.domain import (
     Polygon,
     Task,
 )
-from service.errors import LargeResultError, ObjectGoneError
+from service.errors import (
+    LargeResultError,
+    ObjectGoneError,
+    StorageRefusedError,
+    StorageUnavailableError,
+)
 from service.gcp.document_size import MAX_DOCUMENT_BYTES, document_bytes
 from service.gcp.large_results import LargeResults
 from service.health import Health
 from service.images.polygons import simplify
 from service.recorder import Recorder
+from tests.loglines import logged_by
 from tests.masks import MODEL, segmented
 
 WITHOUT_BUCKET = LargeResults(Mock(), None, timeout_seconds=1)
@@ -96,6 +104,73 @@ def test_documents_cannot_make_a_reader_read_other_objects() -> None:
     with pytest.raises(LargeResultError):
         LargeResults(client, None, timeout_seconds=1).read({"detections_uri": "gs://a/b.json.gz"})
     client.bucket.assert_not_called()
+
+
+POLICY = exceptions.PreconditionFailed("Request violates the organization's policy.")
+REFUSALS = {
+    exceptions.Forbidden("sa@p does not have storage.objects.create access"): "objectUser",
+    exceptions.NotFound("The specified bucket does not exist."): "RESULTS_BUCKET does not exist",
+    POLICY: "organization policy",
+    RefreshError("account disabled"): "credentials",
+}
+
+
+def client_that_raises(error: Exception) -> Mock:
+    client = Mock()
+    client.bucket().blob().upload_from_string.side_effect = error
+    return client
+
+
+@pytest.mark.parametrize(("error", "advice"), REFUSALS.items(), ids=lambda v: type(v).__name__)
+def test_bucket_that_refuses_everything_is_logged_once(
+    error: Exception, advice: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    large = LargeResults(client_that_raises(error), "results", timeout_seconds=1)
+    for _ in range(3):
+        with pytest.raises(StorageRefusedError, match=advice):
+            large.prepare(segmented("a.jpg"))
+    [line] = logged_by(caplog, "service.gcp.outages")
+    assert advice in line.__dict__["reason"]
+    assert line.__dict__["subject"] == "gs://results"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        exceptions.ServiceUnavailable("away"),
+        exceptions.RetryError("away", None),
+        exceptions.TooManyRequests("slow down"),
+        ConnectionError("reset"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_unavailable_bucket_is_no_refusal(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    large = LargeResults(client_that_raises(error), "results", timeout_seconds=1)
+    with pytest.raises(StorageUnavailableError) as raised:
+        large.prepare(segmented("a.jpg"))
+    assert not isinstance(raised.value, StorageRefusedError)
+    assert logged_by(caplog, "service.gcp.outages") == []
+
+
+def test_object_that_exists_is_not_written_again() -> None:
+    client = client_that_raises(exceptions.PreconditionFailed("conditionNotMet"))
+    large = LargeResults(client, "results", timeout_seconds=1)
+    prepared = large.prepare(segmented("a.jpg"))
+    assert prepared.detections_uri and prepared.left_out == ("polygons",)
+    [call] = client.bucket().blob().upload_from_string.call_args_list
+    assert call.kwargs["if_generation_match"] == 0
+
+
+def test_equal_detections_have_an_object_of_the_same_bytes() -> None:
+    uploads = []
+    for _ in range(2):
+        client = Mock()
+        LargeResults(client, "results", timeout_seconds=1).prepare(segmented("a.jpg"))
+        [name] = client.bucket().blob.call_args.args
+        uploads.append((name, client.bucket().blob().upload_from_string.call_args.args))
+    assert uploads[0] == uploads[1]
 
 
 class Bucket:

@@ -135,6 +135,19 @@ def test_delivery_without_time_for_work_names_the_settings(environ: dict[str, st
         assert f"{name}={environ.get(name, f'{value:g}')}" in str(raised.value)
 
 
+def test_bucket_of_results_is_no_bucket_of_images() -> None:
+    """Each large result would be recorded as an image that failed."""
+    environ = {"RESULTS_BUCKET": "one", "ALLOWED_BUCKETS": "two,one"}
+    with pytest.raises(SettingsError, match="RESULTS_BUCKET=one is wrong"):
+        Settings.from_env(environ)
+    assert Settings.from_env(environ | {"ALLOWED_BUCKETS": "two"}).results_bucket == "one"
+
+
+def test_lowest_recorded_confidence_is_not_over_the_threshold() -> None:
+    with pytest.raises(SettingsError, match="STORE_CONFIDENCE=0.3 is wrong"):
+        Settings.from_env({"STORE_CONFIDENCE": "0.3"})
+
+
 @pytest.mark.parametrize(
     ("environ", "delivery_seconds", "work_seconds"),
     [
