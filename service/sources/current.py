@@ -182,11 +182,8 @@ class CurrentSources:
                 "The sources could not be read or stored",
                 extra={"reason": str(exc)},
             )
-        except BaseException as exc:  # noqa: BLE001 - a Rust library's panic is not an Exception
-            logger.warning(
-                "The sources could not be read or stored",
-                extra={"reason": str(exc) or type(exc).__name__},
-            )
+        except BaseException:  # noqa: BLE001 - a Rust library's panic is not an Exception
+            logger.exception("A look at the sources failed, so the known sources stay in use")
         finally:
             self._looked_at = self._clock()
             self._looking.release()

@@ -144,6 +144,17 @@ def test_outage_keeps_the_sources(documents: FakeDocuments, clock: Clock) -> Non
     assert settings_of(sources).version.id == "yard"
 
 
+def test_unexpected_error_keeps_the_sources(
+    documents: FakeDocuments, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    documents.edit(keep_faint=False)
+    sources = instance(documents, clock)
+    documents.errors = [RuntimeError("unexpected")]
+    clock.now += 60
+    assert not settings_of(sources).rules.keep_faint
+    assert "unexpected" in caplog.text
+
+
 def test_images_are_rejected_until_the_sources_are_known(
     documents: FakeDocuments, clock: Clock
 ) -> None:
