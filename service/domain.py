@@ -476,6 +476,7 @@ class StoredImage:
     document_id: str
     ref: ImageRef
     created_at: datetime  # of the document, by Firestore's clock
+    detections_uri: str | None = None
 
 
 class Outcome(StrEnum):

@@ -19,6 +19,7 @@ import numpy as np
 
 from service.daily_limit import DailyLimit
 from service.deadline import NO_DEADLINE, Deadline
+from service.deletion import Deletion
 from service.document import to_document
 from service.domain import (
     Box,
@@ -322,6 +323,7 @@ def pipeline_of(
     max_batch_size: int = 8,
     limit: DailyLimit | None = None,
     sources: Sources | None = None,
+    deletion: Deletion | None = None,
     **options: Any,
 ) -> Pipeline:
     """Return a pipeline around fakes."""
@@ -335,4 +337,5 @@ def pipeline_of(
         PipelineOptions(**options),
         limit,
         sources,
+        deletion=deletion,
     )

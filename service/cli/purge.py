@@ -123,6 +123,7 @@ class _Run:
         )
         self._bucket, self._prefix, self._before = bucket, prefix, before
         self._with_overwritten = with_overwritten
+        self._results_bucket = settings.results_bucket
         self._reader = build_reader(settings)
         self._objects = build_storage(settings)
         self._deleter = build_deleter(settings)
@@ -137,6 +138,7 @@ class _Run:
                 self._objects,
                 before=self._before,
                 with_overwritten=self._with_overwritten,
+                results_bucket=self._results_bucket,
                 remove=self._deleter.delete if is_removing else None,
                 progressed=progressed,
             )

@@ -92,7 +92,7 @@ class ResultReader(Collection):
             FirestoreUnavailableError: Firestore did not respond, or lacks the index.
         """
         query = self._by_name(bucket, prefix).limit(page_size)
-        query = query.select(["bucket", "name", "generation", "created_at"])
+        query = query.select(["bucket", "name", "generation", "created_at", "detections_uri"])
         while page := self._page(query):
             yield [image for snapshot in page if (image := _stored_image(snapshot))]
             query = query.start_after(page[-1])
@@ -165,7 +165,8 @@ def _stored_image(snapshot: Any) -> StoredImage | None:
     # 0 means that the generation was not known (service.pipeline).
     is_known = isinstance(generation, int) and generation > 0
     ref = ImageRef(fields["bucket"], name, generation if is_known else None)
-    return StoredImage(snapshot.id, ref, created_at)
+    detections_uri = fields.get("detections_uri")
+    return StoredImage(snapshot.id, ref, created_at, detections_uri and str(detections_uri))
 
 
 def _fields(snapshot: Any) -> dict[str, Any]:

@@ -13,10 +13,15 @@ from datetime import UTC, date, datetime, time, timedelta
 
 from service.deletion import Objects, ObjectState, state_of
 from service.domain import StoredImage
+from service.errors import YoloBatchError
 from service.operate.reconcile import parse_since
 
 LOOKUPS = 32  # objects looked up at once
 _REMOVED_AT_ONCE = 25  # results in one commit. Several commits run at once.
+
+
+class OtherBucketError(YoloBatchError):
+    """The objects of a result cannot be removed, because they are in another bucket."""
 
 
 @dataclass
@@ -41,6 +46,7 @@ def purge(
     *,
     before: datetime,
     with_overwritten: bool = False,
+    results_bucket: str | None = None,
     remove: Callable[[Sequence[str]], None] | None = None,
     progressed: Callable[[Tally], None] = lambda tally: None,
 ) -> Tally:
@@ -51,11 +57,13 @@ def purge(
         objects: looks objects up. Called from several threads.
         before: results that were created then or later stay.
         with_overwritten: whether the results of overwritten objects are removed too.
+        results_bucket: where `remove` removes the objects of large results.
         remove: removes documents by their ids. Called from several threads. None: they are only
             counted.
         progressed: called after each page.
 
     Raises:
+        OtherBucketError: a result has its object in another bucket than `results_bucket`.
         YoloBatchError: a service did not respond. What was removed stays removed.
     """
     tally = Tally()
@@ -64,12 +72,10 @@ def purge(
         for page in pages:
             old = [image for image in page if image.created_at < before]
             states = list(threads.map(lambda image: state_of(image.ref, objects), old))
-            selected = [
-                image.document_id
-                for image, state in zip(old, states, strict=True)
-                if state in wanted
-            ]
+            chosen = [image for image, state in zip(old, states, strict=True) if state in wanted]
+            selected = [image.document_id for image in chosen]
             if remove:
+                _check_buckets(chosen, results_bucket)
                 starts = range(0, len(selected), _REMOVED_AT_ONCE)
                 groups = [selected[start : start + _REMOVED_AT_ONCE] for start in starts]
                 list(threads.map(remove, groups))
@@ -80,6 +86,21 @@ def purge(
             tally.selected += len(selected)
             progressed(tally)
     return tally
+
+
+def _check_buckets(images: Iterable[StoredImage], results_bucket: str | None) -> None:
+    """Check that no object is left behind that only its document names.
+
+    Raises:
+        OtherBucketError: an object is in another bucket.
+    """
+    for image in images:
+        uri = image.detections_uri
+        if uri and not uri.startswith(f"gs://{results_bucket}/"):
+            raise OtherBucketError(
+                f"The result of {image.ref.uri} has its detections in {uri}, which would be left: "
+                "set RESULTS_BUCKET to this bucket"
+            )
 
 
 def parse_before(text: str, now: datetime) -> datetime:

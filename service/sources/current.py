@@ -7,7 +7,7 @@ So the last good sources are used then. A new instance reads them from a second 
 | document `sources` | last good sources | used |
 |---|---|---|
 | good | any | the document. It becomes the last good one. |
-| broken or deleted | known to this instance, or stored | the last good sources |
+| broken or deleted | known to this instance, or stored | the newer of these |
 | deleted or never written | none stored | no sources: there never were any |
 | broken | none stored | no sources: there never were good ones |
 | broken or deleted | stored, but broken, too | nothing: images are rejected with 503 |
@@ -16,6 +16,7 @@ So the last good sources are used then. A new instance reads them from a second 
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -135,7 +136,7 @@ class CurrentSources:
         self._refresh_seconds = refresh_seconds
         self._clock = clock
         self._looking = threading.Lock()
-        self._looked_at = 0.0
+        self._looked_at = -math.inf  # seconds of the clock
         self._known: _Known | None = None
         self._remembered: datetime | None = None  # version that is stored as the last good one
         self._error: TransientError | None = None  # of the last look
@@ -149,7 +150,8 @@ class CurrentSources:
             SourcesUnknownError: it is not known what the sources are, or were.
             FirestoreUnavailableError: the same, because Firestore did not respond.
         """
-        if self._known is None or self._clock() - self._looked_at >= self._refresh_seconds:
+        is_due = self._clock() - self._looked_at >= self._refresh_seconds
+        if is_due or (self._known is None and self._error):
             self.look(deadline)
         known = self._known
         if known is None:
@@ -182,11 +184,8 @@ class CurrentSources:
                 "The sources could not be read or stored",
                 extra={"reason": str(exc)},
             )
-        except BaseException as exc:  # noqa: BLE001 - a Rust library's panic is not an Exception
-            logger.warning(
-                "The sources could not be read or stored",
-                extra={"reason": str(exc) or type(exc).__name__},
-            )
+        except BaseException:  # noqa: BLE001 - a Rust library's panic is not an Exception
+            logger.exception("A look at the sources failed, so the known sources stay in use")
         finally:
             self._looked_at = self._clock()
             self._looking.release()
@@ -199,16 +198,17 @@ class CurrentSources:
                 self._documents.remember(stored, deadline)
                 self._remembered = stored.version
             return
-        if self._known is None:
-            self._known = self._last_good(deadline)
         if stored is None and self._known and self._known.version is None:
             return  # there never were any sources
+        self._fall_back(deadline)
+        if self._known is None or (stored is None and self._known.version is None):
+            return
         self._unusable += 1
         logger.error(
             "The document of the sources is broken or deleted, so the last good sources are used",
             extra={
                 "reason": reason,
-                "version": self._known and self._known.version,
+                "version": self._known.version,
                 "looks": self._unusable,
             },
         )
@@ -231,19 +231,26 @@ class CurrentSources:
                 )
         return self._broken and self._broken[1]
 
-    def _last_good(self, deadline: Deadline) -> _Known | None:
-        """Return the stored last good sources. None: they are broken."""
+    def _fall_back(self, deadline: Deadline) -> None:
+        """Use the stored last good sources, if they are newer than the known ones.
+
+        They are newer if another instance saw a version that this instance did not see.
+        """
         stored = self._documents.last_good(deadline)
         if stored is None:
-            return _Known(Sources(sources=()), None)
+            self._known = self._known or _Known(Sources(sources=()), None)
+            return
+        version = self._known and self._known.version
+        if version and version >= stored.version:
+            return
         try:
-            return _Known(parse(stored.data), stored.version)
+            self._known = _Known(parse(stored.data), stored.version)
         except SourcesError as exc:
-            logger.critical(
-                "No sources can be used, so images are rejected until `sources apply` is run",
-                extra={"reason": str(exc)},
-            )
-            return None
+            if self._known is None:
+                logger.critical(
+                    "No sources can be used, so images are rejected until `sources apply` is run",
+                    extra={"reason": str(exc)},
+                )
 
 
 def current_sources(documents: Documents, settings: Settings) -> CurrentSources:

@@ -5,6 +5,7 @@ The races are decided by the official Firestore emulator: a commit against a rem
 
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,13 +34,21 @@ from service.errors import ObjectGoneError, StorageUnavailableError
 from service.gcp.collection import TOMBSTONES
 from service.gcp.deletions import ResultDeleter
 from service.gcp.firestore import ResultStore
+from service.gcp.large_results import LargeResults
+from service.gcp.listing import ObjectLister
 from service.gcp.result_reader import ResultReader
 from service.gcp.storage import ImageStorage
+from service.health import Health
+from service.operate.reconcile import Enqueue, Scope, reconcile
+from service.recorder import Recorder
 from tests.contract.conftest import BUCKET
+from tests.contract.test_large_results import uris
 from tests.contract.test_store import done, failed, of, read, recorded, seen
 from tests.fakes import PATIENCE_SECONDS
+from tests.masks import segmented
 
 ROUNDS = 200
+LARGE_ROUNDS = 5
 
 
 @pytest.fixture
@@ -56,6 +65,16 @@ def store(collection: str) -> ResultStore:
 @pytest.fixture
 def deleter(collection: str) -> ResultDeleter:
     return deleter_of(collection)
+
+
+@pytest.fixture
+def results_bucket() -> storage.Bucket:
+    return storage.Client().create_bucket(f"results-{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def large(results_bucket: storage.Bucket) -> LargeResults:
+    return LargeResults(storage.Client(), results_bucket.name, timeout_seconds=PATIENCE_SECONDS)
 
 
 def deleter_of(collection: str, **options: Any) -> ResultDeleter:
@@ -224,6 +243,47 @@ def test_objects_are_removed_before_the_document(store: ResultStore, collection:
     assert not reference.get().exists
 
 
+def test_race_leaves_no_object_of_a_large_result(
+    store: ResultStore,
+    collection: str,
+    large: LargeResults,
+    results_bucket: storage.Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    deleter = deleter_of(collection, remove_objects=large.remove_all)
+    recorder = Recorder(store, Health(hang_timeout_seconds=600), large, store.is_deleted)
+    uploaded, prepare = threading.Barrier(2, timeout=PATIENCE_SECONDS), large.prepare
+
+    def prepare_and_wait(result: ImageResult, deadline: Deadline) -> ImageResult:
+        prepared = prepare(result, deadline)
+        uploaded.wait()
+        return prepared
+
+    monkeypatch.setattr(large, "prepare", prepare_and_wait)
+    for number in range(LARGE_ROUNDS):
+        result = segmented(f"{number}.jpg")
+        with ThreadPoolExecutor(1) as threads:
+            recording = threads.submit(recorder.record, result, NO_DEADLINE)
+            uploaded.wait()  # the removal begins when the commit does
+            deleter.delete([result.ref.document_id])
+        assert recording.exception() is None or isinstance(recording.exception(), ObjectGoneError)
+        assert read(collection, result) is None, f"round {number}: the result is back"
+        assert not uris(results_bucket), f"round {number}: an object is left"
+    recorder.close(timeout_seconds=PATIENCE_SECONDS)
+
+
+def test_object_that_no_document_names_is_removed_too(
+    collection: str, large: LargeResults, results_bucket: storage.Bucket
+) -> None:
+    result, other = segmented("a.jpg"), segmented("b.jpg")
+    for each in (result, other):
+        large.prepare(each)  # and then the process ended before the commit
+    deleter = deleter_of(collection, remove_objects=large.remove_all)
+    deleter.delete([result.ref.document_id])
+    [left] = uris(results_bucket)
+    assert f"/{other.ref.document_id}-" in left
+
+
 # The objects of the fake Cloud Storage
 
 
@@ -312,6 +372,22 @@ def test_deletion_that_arrives_first_keeps_the_image_out(
     [late] = store.commit([ImageResult(ref)])  # its bytes were downloaded before
     assert isinstance(late, ObjectGoneError)
     assert read(collection, ImageResult(ref)) is None
+
+
+def test_reconcile_finds_only_what_was_uploaded_again(
+    bucket: storage.Bucket, store: ResultStore, deleter: ResultDeleter, collection: str
+) -> None:
+    refs = [uploaded(bucket, f"{collection}/{name}.jpg") for name in "ab"]
+    for ref in refs:
+        bucket.blob(ref.name).delete()
+    deleter.delete([ref.document_id for ref in refs])
+    uploaded(bucket, refs[1].name)
+    reader = ResultReader(
+        firestore.Client(), collection=collection, timeout_seconds=PATIENCE_SECONDS
+    )
+    scope = Scope(BUCKET, f"{collection}/", enqueue=Enqueue.MISSING)
+    tally = reconcile(scope, ObjectLister(storage.Client()), reader)
+    assert (tally.objects, tally.missing) == (1, 1)
 
 
 def test_images_of_a_prefix_are_listed_while_they_are_removed(

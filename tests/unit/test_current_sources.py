@@ -144,6 +144,17 @@ def test_outage_keeps_the_sources(documents: FakeDocuments, clock: Clock) -> Non
     assert settings_of(sources).version.id == "yard"
 
 
+def test_unexpected_error_keeps_the_sources(
+    documents: FakeDocuments, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    documents.edit(keep_faint=False)
+    sources = instance(documents, clock)
+    documents.errors = [RuntimeError("unexpected")]
+    clock.now += 60
+    assert not settings_of(sources).rules.keep_faint
+    assert "unexpected" in caplog.text
+
+
 def test_images_are_rejected_until_the_sources_are_known(
     documents: FakeDocuments, clock: Clock
 ) -> None:
@@ -178,6 +189,18 @@ def test_broken_document_never_turns_privacy_off(
     reason = "deleted" if is_deleted else "Expected `bool`, got `str`"
     assert reason in vars(record)["reason"]
     assert vars(record)["looks"] == 1
+
+
+def test_last_good_version_of_another_instance_is_used(
+    documents: FakeDocuments, clock: Clock
+) -> None:
+    documents.edit(keep_faint=True)
+    sources = instance(documents, clock)
+    documents.edit(keep_faint=False)
+    instance(documents, clock)
+    documents.edit(keep_faint="no")
+    clock.now += 60
+    assert not settings_of(sources).rules.keep_faint
 
 
 def test_repaired_document_is_used_again(documents: FakeDocuments, clock: Clock) -> None:
@@ -215,10 +238,12 @@ def test_images_are_rejected_if_both_documents_are_broken(
 ) -> None:
     documents.good = StoredSources({"sources": 1}, START)
     sources = instance(documents, clock)
-    with pytest.raises(SourcesUnknownError):
-        settings_of(sources)
-    assert "sources apply" in caplog.text
+    for _ in range(3):
+        with pytest.raises(SourcesUnknownError):
+            settings_of(sources)
+    assert caplog.text.count("sources apply") == 1
     documents.edit(min_confidence=0.6)
+    clock.now += 60
     assert settings_of(sources).rules.min_confidence == 0.6
 
 

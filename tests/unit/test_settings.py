@@ -34,6 +34,8 @@ DEFAULTS: dict[str, Any] = {
     "firestore_database": "(default)",
     "firestore_collection": "detections",
     "results_bucket": None,
+    "delete_results_with_objects": False,
+    "delete_results_of_overwritten": False,
     "daily_image_limit": 0,
     "sources_refresh_seconds": 60.0,
     "storage_timeout_seconds": 6.0,
@@ -188,3 +190,8 @@ def test_threads_remain_for_429_and_probes_without_a_free_slot(max_in_flight: in
 def test_wrong_bucket_names_never_mean_every_bucket(text: str) -> None:
     with pytest.raises(SettingsError, match="ALLOWED_BUCKETS="):
         Settings.from_env({"ALLOWED_BUCKETS": text})
+
+
+def test_overwritten_results_are_only_deleted_with_deletion_on() -> None:
+    with pytest.raises(SettingsError, match="DELETE_RESULTS_WITH_OBJECTS=true"):
+        Settings.from_env({"DELETE_RESULTS_OF_OVERWRITTEN": "true"})
