@@ -141,7 +141,7 @@ class TransientError(YoloBatchError):
 
 
 class NoFreeSlotError(TransientError):
-    """No slot is free. There are MAX_IN_FLIGHT slots, and jobs may use half of them."""
+    """No slot is free. There are MAX_IN_FLIGHT slots. Jobs and deletions may use half of them."""
 
     retry_after_seconds = 2
 

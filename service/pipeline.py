@@ -200,7 +200,9 @@ class Pipeline:
             )
             return Outcome.BUCKET_NOT_ALLOWED
         try:
-            with self._slots.take(is_job=event.is_job), self._health.work():
+            # Deletions count as jobs, so that a large deletion leaves slots to uploads.
+            is_job = event.is_job or event.is_deletion
+            with self._slots.take(is_job=is_job), self._health.work():
                 if event.is_deletion and deletion:
                     return deletion.handle(ref, event, deadline)
                 return self._process(ref, event, deadline)

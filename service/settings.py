@@ -141,8 +141,8 @@ class Settings:
     )
     max_in_flight: int = _setting(
         32,
-        "Maximum number of images in flight. Further messages are rejected with 429. Jobs may use "
-        "half of the slots. Set Cloud Run's concurrency to the same number.",
+        "Maximum number of images in flight. Further messages are rejected with 429. Jobs and "
+        "deletions may use half of the slots. Set Cloud Run's concurrency to the same number.",
         _integer(2, 1000),
     )
     max_image_bytes: int = _setting(

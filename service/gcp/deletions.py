@@ -3,7 +3,7 @@
 A tombstone is a small document with the id of the removed document, in a collection of its own. It
 is written first. From then on, no commit writes a document with this id: each commit requires in
 the same atomic step that there is no tombstone (`service.gcp.firestore`). So a removal that stops
-halfway is completed by repeating it, and nothing is written behind it.
+halfway is completed by repeating it, and nothing is written after it.
 
 Firestore removes a tombstone when it expires (the TTL policy of `expires_at`).
 """

@@ -26,7 +26,9 @@ from tests.fakes import (
     FakeDetector,
     FakeStorage,
     FakeStore,
+    Gate,
     bmp_image,
+    in_thread,
     pipeline_of,
 )
 from tests.loglines import logged_by
@@ -203,6 +205,28 @@ def test_deletion_needs_a_free_slot(world: World) -> None:
     with slots.take(is_job=False), slots.take(is_job=False), pytest.raises(NoFreeSlotError):
         full.handle(deleted(), NO_DEADLINE)
     assert world.results.removed == []
+
+
+def test_deletions_leave_half_of_the_slots_to_uploads(world: World) -> None:
+    gate = Gate()
+    gate.close()
+    exists = world.objects.exists
+
+    def wait(ref: ImageRef, deadline: Deadline) -> bool:
+        gate.enter()
+        return exists(ref, deadline)
+
+    world.objects.exists = wait  # type: ignore[method-assign]
+    pipeline = world.pipeline(max_in_flight=4)
+    deleting = [in_thread(lambda: pipeline.handle(deleted(), NO_DEADLINE)) for _ in range(2)]
+    gate.wait_for_arrivals(2)
+    with pytest.raises(NoFreeSlotError):
+        pipeline.handle(deleted(), NO_DEADLINE)
+    upload = world.storage.put("dog.jpg", bmp_image())
+    assert pipeline.handle(Event(upload), NO_DEADLINE) is Outcome.DONE
+    gate.open()
+    outcomes = [each.result(timeout=PATIENCE_SECONDS) for each in deleting]
+    assert outcomes == [Outcome.DELETED] * 2
 
 
 def test_image_that_is_deleted_while_it_is_detected_is_gone(
