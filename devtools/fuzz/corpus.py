@@ -980,8 +980,8 @@ FUZZING = """
 ## How the service limits a file
 
 - **The header comes first.** Format and size are read from the header, and `MAX_IMAGE_PIXELS` is
-  compared before any pixel is decoded. AVIF, JPEG 2000, and HEIC of more than 8 bits per channel may
-  have half as many pixels, because their decoders use twice the memory.
+  compared before any pixel is decoded. AVIF, JPEG 2000, and HEIC with more than 8 bits per
+  channel may have half as many pixels, because their decoders use twice the memory.
 - **Only the pixels cost time.** A decoder gets only the parts of a JPEG or PNG that determine its
   pixels. Fill bytes, stray bytes, texts, profiles and animations cost next to nothing.
 - **The number of parts is limited**, because a file of 330 kB in 10,000 scans would be decoded
