@@ -27,6 +27,7 @@ IS_AVAILABLE = find_spec("pi_heif") is not None
 # Decoding takes 6 to 10 bytes per pixel with 8 bits per channel, and up to 21 with 10 or 12 bits.
 _WEIGHT_OF_DEEP = 2
 _MAX_EXIF_BYTES = 2**20
+_MAX_REASON_CHARACTERS = 120
 _PREMULTIPLIED = "BGRa"
 _TO_BGR = {"BGRA": cv2.COLOR_BGRA2BGR, "L": cv2.COLOR_GRAY2BGR, "I;16": cv2.COLOR_GRAY2BGR}
 
@@ -51,7 +52,8 @@ class Heic:
         if primary is None:
             raise BadImageError.unsupported("HEIC without a readable primary image")
         self._image = primary
-        self.info = ImageInfo(*primary.size, FORMAT)
+        width, height = primary.size
+        self.info = ImageInfo(width, height, FORMAT)
         self.pixel_weight = _WEIGHT_OF_DEEP if primary.info["bit_depth"] > 8 else 1
 
     def decode(self, image_size: int | None) -> DecodedImage:
@@ -158,7 +160,8 @@ def _to_bgr(decoded: Any, mode: str) -> Pixels:
 
 def _error(error: Exception) -> Exception:
     """Return our error for one of pi-heif's. It raises another type for each kind of error."""
-    reason = " ".join(str(error).split()).strip(".")
+    printable = "".join(letter for letter in str(error) if letter.isprintable())
+    reason = printable[:_MAX_REASON_CHARACTERS].strip(" .")
     match error:
         case MemoryError() | OSError():  # also if a size exceeds libheif's own limits
             return MemoryError(reason)

@@ -6,7 +6,7 @@
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -34,7 +34,7 @@ MAX_PIXELS = 1_000_000
 TOLERANCE = 3
 
 
-def assert_quarters(pixels: Pixels, expected: list[tuple[int, ...]]) -> None:
+def assert_quarters(pixels: Pixels, expected: Sequence[tuple[int, ...]]) -> None:
     height, width = pixels.shape[:2]
     for colour, (row, column) in zip(
         expected, ((y, x) for y in (0, 1) for x in (0, 1)), strict=True
