@@ -10,7 +10,6 @@ all of the data that its item location box names (ISO/IEC 14496-12, 8.11.3).
 The library may be left out of a container: patents on HEVC may need a licence where you are.
 """
 
-from importlib.util import find_spec
 from typing import Any
 
 import cv2
@@ -21,9 +20,19 @@ from service.errors import BadImageError
 from service.images.exif import capture_of_bytes
 from service.images.pixels import DecodedImage, Pixels, check_pixels
 
-FORMAT = "HEIC"
-IS_AVAILABLE = find_spec("pi_heif") is not None
+try:
+    import pi_heif
 
+    pi_heif.options.DECODE_THREADS = 0  # one decoder process per core decodes already
+    # Read only what is used.
+    pi_heif.options.THUMBNAILS = False
+    pi_heif.options.DEPTH_IMAGES = False
+    pi_heif.options.AUX_IMAGES = False
+except ImportError:  # the container was built without it
+    pi_heif = None
+
+FORMAT = "HEIC"
+IS_AVAILABLE = pi_heif is not None
 # Decoding takes 6 to 10 bytes per pixel with 8 bits per channel, and up to 21 with 10 or 12 bits.
 _WEIGHT_OF_DEEP = 2
 _MAX_EXIF_BYTES = 2**20
@@ -43,7 +52,7 @@ class Heic:
             MemoryError: there is not enough memory now.
         """
         try:
-            images = _library().open_heif(data, bgr_mode=True)
+            images = pi_heif.open_heif(data, bgr_mode=True)
         except Exception as exc:
             raise _error(exc) from exc
         if _last_byte(data) > len(data):
@@ -133,17 +142,6 @@ class _Reader:
         if self._position > len(self._data):
             raise BadImageError.corrupt("The HEIC file's item locations are damaged.")
         return int.from_bytes(self._data[self._position - size : self._position])
-
-
-def _library() -> Any:
-    """Return pi-heif, set to use no more threads and memory than needed."""
-    import pi_heif
-
-    pi_heif.options.DECODE_THREADS = 0  # one decoder process per core decodes already
-    pi_heif.options.THUMBNAILS = False
-    pi_heif.options.DEPTH_IMAGES = False
-    pi_heif.options.AUX_IMAGES = False
-    return pi_heif
 
 
 def _to_bgr(decoded: Any, mode: str) -> Pixels:
