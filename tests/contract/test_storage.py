@@ -115,7 +115,7 @@ def test_metadata_of_an_event_are_not_trusted(
     assert image_storage.resolve(forged).metadata == metadata
 
 
-CUSTOM = {"Camera-Id": "Gate é 日本", "lane": "", "pct": "100%25"}
+CUSTOM = {"Camera-Id": "Gate é 日本", "door": "", "pct": "100%25"}
 READ = {key.lower(): value for key, value in CUSTOM.items()}
 
 
@@ -132,7 +132,7 @@ def test_metadata_of_the_uploader_are_read_with_the_bytes(
     assert fetched(image_storage, forged).metadata.custom == READ
 
 
-def test_metadata_that_headers_cannot_have_are_those_of_the_event(
+def test_keys_that_no_header_can_have_are_those_of_the_event(
     image_storage: ImageStorage, bucket: storage.Bucket
 ) -> None:
     blob = bucket.blob("unicode.jpg")
