@@ -40,9 +40,9 @@ from service.server.wsgi import _load, _model_health
 from service.settings import BUNDLED_MODEL, Settings
 from tests.loglines import logged_by
 
-BOX = Box(0.1, 0.1, 0.5, 0.5)
-NEAR = Box(0.1, 0.1, 0.5, 0.52)  # IoU 0.95
-FAR = Box(0.3, 0.1, 0.7, 0.5)
+BOX = Box(10, 10, 50, 50)
+NEAR = Box(10, 10, 50, 52)  # IoU 0.95
+FAR = Box(30, 10, 70, 50)
 HERE = Path(__file__).parents[2]
 
 
@@ -100,6 +100,17 @@ def circle(confidence: float, box: Box = BOX, class_id: int = 0) -> Detection:
 # --- the comparison ---------------------------------------------------------------------------
 
 
+def difference(
+    expected: Sequence[Detection], found: Sequence[Detection], *, min_confidence: float = 0.0
+) -> str | None:
+    return describe_difference(
+        Prediction(tuple(expected)),
+        Prediction(tuple(found)),
+        Tolerance(),
+        min_confidence=min_confidence,
+    )
+
+
 @pytest.mark.parametrize(
     ("expected", "found"),
     [
@@ -114,13 +125,13 @@ def circle(confidence: float, box: Box = BOX, class_id: int = 0) -> Detection:
     ids=["nothing", "equal", "near", "order", "weak-lost", "weak-new", "weak-grown"],
 )
 def test_small_differences_are_tolerated(expected: list[Detection], found: list[Detection]) -> None:
-    assert describe_difference(expected, found, Tolerance()) is None
+    assert difference(expected, found) is None
 
 
 @pytest.mark.parametrize(
     ("expected", "found", "what"),
     [
-        ([circle(0.9)], [], "expected 'circle' at 0.90 in (10, 10, 50, 50) %"),
+        ([circle(0.9)], [], "expected 'circle' at 0.90 in the box (10, 10, 50, 50)"),
         ([circle(0.9)], [circle(0.9, FAR)], "which was not found"),
         ([circle(0.9)], [circle(0.9, class_id=1)], "which was not found"),
         ([circle(0.9)], [circle(0.6)], "found it at 0.60"),
@@ -133,12 +144,12 @@ def test_small_differences_are_tolerated(expected: list[Detection], found: list[
 def test_large_differences_are_described(
     expected: list[Detection], found: list[Detection], what: str
 ) -> None:
-    assert what in str(describe_difference(expected, found, Tolerance()))
+    assert what in str(difference(expected, found))
 
 
 def test_detections_below_min_confidence_are_not_compared() -> None:
-    assert describe_difference([circle(0.8)], [], Tolerance(), min_confidence=0.9) is None
-    assert describe_difference([circle(0.8)], [], Tolerance(), min_confidence=0.5)
+    assert difference([circle(0.8)], [], min_confidence=0.9) is None
+    assert difference([circle(0.8)], [], min_confidence=0.5)
 
 
 # --- a real model -----------------------------------------------------------------------------
