@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from service.domain import Detection, ImageInfo, Prediction
+from service.domain import Detection, ImageInfo, Prediction, Task
 from service.errors import BadImageError, ModelError
 from service.export.truth import (
     LabelledObject,
@@ -134,13 +134,19 @@ def _detect(
 ) -> Iterator[_Detected | BadImageError]:
     """Yield the detections of each file, or the error if it cannot be decoded."""
     size = detector.info.image_size
+    # A classification model crops the full image.
+    is_reduced = detector.info.task is not Task.CLASSIFY
     for start in range(0, len(files), _BATCH_SIZE):
         batch = [
-            _decode(file, image_size=size if reduced_decode else None)
+            _decode(file, image_size=size if reduced_decode and is_reduced else None)
             for file in files[start : start + _BATCH_SIZE]
         ]
         images = [entry for entry in batch if not isinstance(entry, BadImageError)]
-        small = [replace(image, pixels=shrink(image.pixels, image_size=size)) for image in images]
+        small = images
+        if is_reduced:
+            small = [
+                replace(image, pixels=shrink(image.pixels, image_size=size)) for image in images
+            ]
         try:
             predictions = detector.detect(small)
         except Exception as exc:

@@ -47,8 +47,8 @@ def shape_similarity(a: Detection, b: Detection) -> float:
     It is the IoU of two masks or of two rotated boxes, or the similarity of keypoints. It is 1 if
     neither detection has any of these.
     """
-    if a.rotated_box and b.rotated_box:
-        return rotated_iou(a.rotated_box, b.rotated_box)
+    if a.rotated_box or b.rotated_box:
+        return rotated_iou(a.rotated_box, b.rotated_box) if a.rotated_box and b.rotated_box else 0.0
     if a.keypoints or b.keypoints:
         return keypoint_similarity(a, b)
     return mask_iou(a.polygons, b.polygons)
