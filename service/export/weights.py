@@ -85,7 +85,7 @@ def export_openvino(
         precision: one of `PRECISIONS`.
         calibration: folder of images like those that the service will get. int8 needs it.
         labels: labelled images on which to measure the mAP of the model, and also of the float
-            model if `precision` is int8. For the tasks detect and segment.
+            model if `precision` is int8. For the task detect only.
         min_agreement: smallest F1 of the int8 model's detections compared with those of the float
             model, in the calibration images. For a classifier, the smallest share of the images
             that get the same class. Below it, no int8 model is written.
@@ -319,7 +319,7 @@ def _export_weights(
         count=count_classes(model),
         advice=advice_for_weights(source),
     )
-    _check_size(image_size, stride_of(model))
+    _check_size(image_size, 1 if model.task == Task.CLASSIFY else stride_of(model))
     size = image_size or trained_image_size(model)
     float_precision = "fp32" if precision == "int8" else precision
     # Ultralytics writes beside the weights. Export a copy, to leave no files there.

@@ -514,6 +514,13 @@ def test_write_canary_names_a_file_that_is_no_image(model: Path) -> None:
         write_canary(model, Seeing(), {"cut.jpg": b"\xff\xd8\xff"})
 
 
+def test_canary_does_not_depend_on_the_threshold_of_the_results(model: Path) -> None:
+    """The detector returns faint detections too, so the canary still compares what is not kept."""
+    expect(model, "circle", "heart")
+    with pytest.raises(ModelError, match="differs on"):
+        load_model(Settings(model_path=model, min_confidence=0.999))
+
+
 # --- the service's start ----------------------------------------------------------------------
 
 
