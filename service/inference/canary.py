@@ -30,6 +30,7 @@ from service.domain import (
     Polygon,
     Prediction,
     RotatedBox,
+    Task,
 )
 from service.errors import ModelError
 from service.images.pixels import DecodedImage, Pixels
@@ -47,9 +48,10 @@ PASSED = "passed"
 NOT_COMPARED = "not compared"
 
 
-# Decodes a file. The second argument is the longer side of the model's input, in pixels. Returns
-# uint8 HxWx3 BGR pixels whose longer side is at most that.
-Decode = Callable[[bytes, int], Pixels]
+# Decodes a file. The second argument is the longer side of the model's input, in pixels. The third
+# is whether the model takes the middle square (see `service.images.crop`). Returns uint8 HxWx3 BGR
+# pixels whose longer side is at most that.
+Decode = Callable[[bytes, int, bool], Pixels]
 
 
 _Found = Detection | ClassScore
@@ -298,7 +300,8 @@ def predict_file(detector: Detector, data: bytes, decode: Decode) -> tuple[Predi
     Returns:
         The prediction, and the image in whose pixels its coordinates are.
     """
-    image = DecodedImage.of(decode(data, detector.info.image_size))
+    info = detector.info
+    image = DecodedImage.of(decode(data, info.image_size, info.task is Task.CLASSIFY))
     [prediction] = detector.detect([image])
     return prediction, image.info
 
