@@ -23,10 +23,14 @@ from service.inference.openvino import pixels_for_anchors
 
 METHOD = (
     "static, after training: weights symmetric by channel, activations asymmetric, their ranges "
-    "from histograms; the first convolution and the decoding of boxes in float"
+    "from histograms; the first convolution, the layers for mask coefficients, keypoints and angles, "
+    "and the decoding of boxes in float"
 )
 _MAX_PIXELS = 2**30
 _CONVOLUTIONS = ("Convolution", "GroupConvolution")
+# The part of the end-to-end head that returns what a task adds to a box, as ultralytics names it:
+# coefficients of masks, keypoints or angles.
+_TASK_BRANCH = ".one2one_cv4"
 
 
 def quantize(
@@ -110,8 +114,9 @@ def _reader(
     The function returns float32 1 x 3 x H x W, RGB in 0..1, letterboxed or, for the task classify,
     cropped. It raises ModelError if the file is not an image.
     """
+    shapes: Sequence[tuple[int, int]]
     if task is Task.CLASSIFY:
-        shapes = ((image_size, image_size),)
+        shapes = [(image_size, image_size)]
     else:
         shapes = input_shapes(
             image_size,
@@ -143,11 +148,18 @@ def _decode(data: bytes, task: Task, image_size: int) -> Pixels:
 def _float_operations(model: ov.Model) -> list[str]:
     """Return the names of the operations that stay in float.
 
-    They are the first convolution and everything after the last convolutions. The operations after
-    the last convolutions decode and select boxes, with values that 8 bits cannot represent.
+    They are the first convolution, the convolutions of `_TASK_BRANCH` and everything after the last
+    convolutions. The operations after the last convolutions decode and select boxes, with values
+    that 8 bits cannot represent. Keypoints and angles are not bounded either, and their branch is
+    small.
     """
     first = next(op for op in model.get_ordered_ops() if op.get_type_name() in _CONVOLUTIONS)
     names = {first.get_friendly_name()}
+    names |= {
+        op.get_friendly_name()
+        for op in model.get_ordered_ops()
+        if op.get_type_name() in _CONVOLUTIONS and _TASK_BRANCH in op.get_friendly_name()
+    }
     pending = list(model.get_results())
     while pending:
         for source in (i.get_source_output().get_node() for i in pending.pop().inputs()):

@@ -458,9 +458,9 @@ def _quantize(
     reference, other = (
         predict_files(_load(path, MATCH_CONFIDENCE), images) for path in (float_export, directory)
     )
-    threshold: dict[str, float]
+    measured: Agreement | ClassAgreement
     if task is Task.CLASSIFY:
-        measured: Agreement | ClassAgreement = class_agreement(reference, other)
+        measured = class_agreement(reference, other)
         threshold = {"top1": min_agreement, "confidence_gap": _MAX_CONFIDENCE_GAP}
         _check_class_agreement(measured, min_agreement)
     else:

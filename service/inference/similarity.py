@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,7 +109,7 @@ def mask_iou(a: Sequence[Polygon], b: Sequence[Polygon]) -> float:
 
 
 def rasterize(
-    polygons: Sequence[Polygon], xs: NDArray[np.float64], ys: NDArray[np.float64]
+    polygons: Sequence[Polygon], xs: NDArray[np.floating[Any]], ys: NDArray[np.floating[Any]]
 ) -> NDArray[np.bool_]:
     """Return which samples are inside of a mask, by the even-odd rule.
 

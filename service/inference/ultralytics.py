@@ -21,6 +21,7 @@ from service.domain import Detection, ImageInfo, ModelInfo, Prediction
 from service.errors import ModelError
 from service.images.letterbox import Letterbox, letterbox
 from service.images.pixels import DecodedImage
+from service.inference.heads import task_of
 from service.inference.labels import (
     ADVICE_FOR_OTHERS,
     advice_for_weights,
@@ -367,8 +368,7 @@ def load_yolo(path: Path) -> Any:
     except Exception as exc:  # noqa: BLE001 - ultralytics raises whatever its loaders raise
         hint = "" if path.exists() else ". The file does not exist and cannot be downloaded"
         raise ModelError(f"ultralytics cannot load {path}: {exc}{hint}") from exc
-    if task != "detect":
-        raise ModelError(f"{path} is a model for {task!r}, not for detection")
+    task_of(task, model=path)
     return model
 
 

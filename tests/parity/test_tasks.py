@@ -5,7 +5,8 @@ in `networks.py`. A table of the largest differences is printed at the end of th
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def load_with(weights: Path, runtime: str) -> Detector:
     if runtime == "openvino":
         path = weights.with_name(f"{weights.stem}_openvino_model")
         if not path.is_dir():
-            export_openvino(weights)
+            export_openvino(weights, image_size=IMAGE_SIZE)
     return load_detector(path, image_size=IMAGE_SIZE, min_confidence=0.05)
 
 
@@ -122,8 +123,6 @@ def refer(
     weights: Path, task: Task, path: Path, runtime: str, *, max_detections: int = MAX_COMPARED
 ) -> Reference:
     """Let ultralytics read and predict a file, in the input shape of our runtime."""
-    from ultralytics import YOLO
-
     size: int | list[int] = IMAGE_SIZE
     if runtime == "openvino" and task is not Task.CLASSIFY:
         height, width = decode(path.read_bytes(), max_pixels=10**8).pixels.shape[:2]
@@ -131,7 +130,7 @@ def refer(
             width, height, image_size=IMAGE_SIZE, shapes=input_shapes(IMAGE_SIZE, stride=32)
         )
         size = [fitted.input_height, fitted.input_width]
-    [result] = YOLO(weights, task=str(task)).predict(
+    [result] = _load_reference(weights, task).predict(
         path,
         imgsz=size,
         rect=isinstance(size, int),
@@ -159,9 +158,14 @@ def refer(
     )
 
 
-def _with_shapes(rows: Sequence[Detection], task: Task, result: Any) -> Iterator[Detection]:
-    from dataclasses import replace
+@cache
+def _load_reference(weights: Path, task: Task) -> Any:
+    from ultralytics import YOLO
 
+    return YOLO(weights, task=str(task))
+
+
+def _with_shapes(rows: Sequence[Detection], task: Task, result: Any) -> Iterator[Detection]:
     for index, row in enumerate(rows):
         if task is Task.POSE:
             points = result.keypoints.data[index]
@@ -233,7 +237,7 @@ def test_task_agrees_with_ultralytics(
         compare(predict(detector, path), refer(weights_of(task), task, path, runtime), worst)
     TABLE.add(task, runtime, len(images), worst)
     assert_close(task, worst)
-    assert worst.detections > 50 * len(images)
+    assert worst.detections > 40 * len(images)
     if task is Task.SEGMENT:
         assert worst.masks > 20 * len(images)
     if task is Task.POSE:

@@ -1,9 +1,11 @@
 """How similar two masks, poses and rotated boxes are."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from service.domain import Box, Detection, Keypoint, Polygon, RotatedBox
 from service.inference.similarity import (
@@ -19,7 +21,7 @@ HOLE = Polygon((2, 2, 8, 2, 8, 8, 2, 8))
 BOX = Box(0, 0, 100, 100)
 
 
-def centres(count: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def centres(count: int) -> NDArray[np.floating[Any]]:
     return np.arange(count) + 0.5
 
 
