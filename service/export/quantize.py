@@ -23,8 +23,8 @@ from service.inference.openvino import pixels_for_anchors
 
 METHOD = (
     "static, after training: weights symmetric by channel, activations asymmetric, their ranges "
-    "from histograms; the first convolution, the layers for mask coefficients, keypoints and angles, "
-    "and the decoding of boxes in float"
+    "from histograms; in float: the first convolution, the layers for mask coefficients, keypoints "
+    "and angles, and the decoding of boxes"
 )
 _MAX_PIXELS = 2**30
 _CONVOLUTIONS = ("Convolution", "GroupConvolution")
