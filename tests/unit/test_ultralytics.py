@@ -203,7 +203,7 @@ def test_warm_up_runs_the_inputs_of_common_images(tmp_path: Path) -> None:
     ("metadata", "image_size", "message"),
     [
         (METADATA | {"end2end": False}, None, "no end-to-end head"),
-        (METADATA | {"task": "pose"}, None, "is a model for 'pose'"),
+        (METADATA | {"task": "depth"}, None, "is a model for the task depth"),
         (METADATA, 100, "not a multiple of 32"),
         (METADATA | {"names": {0: "red", 1: "", 2: "blue"}}, None, "class 1, '': .* empty"),
         (
@@ -385,7 +385,7 @@ def test_engine_that_reuses_its_output_mixes_no_results(
 ) -> None:
     detector = UltralyticsDetector(weights_and_engine, device="0", min_confidence=0.4)
     levels = list(range(120, 250, 10))
-    found = found_in(detector, [plain(v, v, v, width=96, height=96) for v in levels])
+    found = list(found_in(detector, [plain(v, v, v, width=96, height=96) for v in levels]))
     box = Box(10, 20, 30, 40)
     assert [one.confidence for [one] in found] == pytest.approx([v / 255 for v in levels], abs=1e-3)
     assert [[replace(detection, confidence=0) for detection in each] for each in found] == [
