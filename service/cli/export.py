@@ -213,7 +213,7 @@ def _figures(metadata: Mapping[str, Any]) -> list[str]:
             )
     if not metadata["canary"]["detections_compared"]:
         lines.append(
-            "The model detects nothing with confidence in the drawn images, so its canary would "
+            "The model finds nothing with confidence in the drawn images, so its canary would "
             "notice few faults: give a few images of objects that it detects, with --canary"
         )
     return lines
