@@ -216,7 +216,7 @@ def test_classifier_network_sees_different_classes(
         assert distinct >= MIN_DISTINCT_SCORES
         TABLE.distinct_scores(Task.CLASSIFY, distinct)
         best.add(scores.classes[0].class_id)
-    assert len(best) >= 3
+    assert len(best) >= 2
 
 
 # --- parity ---------------------------------------------------------------------------------------
