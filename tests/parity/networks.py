@@ -27,8 +27,8 @@ ARCHITECTURES = {
     Task.OBB: "yolo26n-obb.yaml",
     Task.CLASSIFY: "yolo26n-cls.yaml",
 }
-# (width, height): both orientations, a thin image, smaller and larger than the model's input.
-SIZES = ((640, 480), (200, 150), (1000, 300), (701, 933))
+# (width, height): both orientations, a thin image, one of the input's size, smaller and larger.
+SIZES = ((640, 480), (480, 720), (320, 320), (200, 150), (1000, 300), (901, 1203))
 _SEED = 2605  # of the drawn images: no other set has it
 _CALIBRATION_SEED = 2606
 _CALIBRATION_IMAGES = 8

@@ -216,7 +216,7 @@ def test_classifier_network_sees_different_classes(
         assert distinct >= MIN_DISTINCT_SCORES
         TABLE.distinct_scores(Task.CLASSIFY, distinct)
         best.add(scores.classes[0].class_id)
-    assert len(best) >= 2
+    assert len(best) >= 3
 
 
 # --- parity ---------------------------------------------------------------------------------------
@@ -317,9 +317,10 @@ def test_batch_gives_each_image_its_own_prediction(
 ) -> None:
     """Images of several shapes at once, and one after the other."""
     detector = detector_of(task, runtime)
-    decoded = [decode(path.read_bytes(), max_pixels=10**8) for path in images]
+    paths = images[:2]  # one landscape, one portrait
+    decoded = [decode(path.read_bytes(), max_pixels=10**8) for path in paths]
     together = list(detector.detect(decoded))
-    for path, batched in zip(images, together, strict=True):
+    for path, batched in zip(paths, together, strict=True):
         alone = predict(detector, path)
         assert [d.class_id for d in batched.detections[:20]] == [
             d.class_id for d in alone.detections[:20]
