@@ -59,12 +59,15 @@ def rotated_iou(a: RotatedBox, b: RotatedBox) -> float:
     """Return the intersection over union of two rotated boxes, in 0..1."""
     import cv2  # only models of the task obb need it
 
-    # Moved near the origin, because OpenCV computes in float32.
-    corners = (np.asarray(box.corners, np.float64).reshape(4, 2) - (a.cx, a.cy) for box in (a, b))
-    first, second = (each.astype(np.float32) for each in corners)
-    intersection, _ = cv2.intersectConvexConvex(first, second)
+    # Moved to the origin, because OpenCV computes in float32. (`intersectConvexConvex` finds no
+    # intersection of some equal boxes.)
+    _, points = cv2.rotatedRectangleIntersection(
+        ((0.0, 0.0), (a.width, a.height), a.angle_degrees),
+        ((b.cx - a.cx, b.cy - a.cy), (b.width, b.height), b.angle_degrees),
+    )
+    intersection = 0.0 if points is None else cv2.contourArea(cv2.convexHull(points))
     union = a.width * a.height + b.width * b.height - intersection
-    return min(max(intersection / union, 0.0), 1.0) if union > 0 else 0.0
+    return min(intersection / union, 1.0) if union > 0 else 0.0
 
 
 def keypoint_similarity(a: Detection, b: Detection) -> float:

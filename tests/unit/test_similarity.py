@@ -65,6 +65,16 @@ def test_rotated_iou_ignores_which_side_is_called_width() -> None:
     assert rotated_iou(box, RotatedBox(500, 400, 20, 60, 120)) == pytest.approx(1, abs=1e-4)
 
 
+def test_rotated_iou_of_nearly_equal_boxes_is_nearly_one() -> None:
+    """Other functions of OpenCV find no intersection of some of them."""
+    random = np.random.default_rng(1)
+    for cx, cy, width, height, angle in random.uniform(5, 90, (2000, 5)).tolist():
+        box = RotatedBox(10 * cx, 10 * cy, 5 * width, 5 * height, angle - 5)
+        for shift in (0, 1e-5):
+            moved = RotatedBox(box.cx + shift, box.cy, box.width, box.height, box.angle_degrees)
+            assert rotated_iou(box, moved) > 0.999
+
+
 def test_rotated_iou_of_a_turned_square_is_that_of_geometry() -> None:
     """The common part of two squares, one turned by 45 degrees, is a regular octagon."""
     upright, turned = RotatedBox(0, 0, 2, 2, 0), RotatedBox(0, 0, 2, 2, 45)
