@@ -80,6 +80,8 @@ class Masks:
             coefficients: the weight of each prototype.
             box: in pixels of the full image. The mask is cropped to it.
         """
+        if not (box.x1 < box.x2 and box.y1 < box.y2):  # also if a side is NaN
+            return None
         x, y = math.ceil(box.x1), math.ceil(box.y1)
         width, height = math.ceil(box.x2) - x, math.ceil(box.y2) - y
         if width <= 0 or height <= 0:

@@ -161,6 +161,7 @@ def test_mask_of_a_box_without_a_pixels_corner_is_none() -> None:
     weight = np.ones(1, np.float32)
     assert masks.mask(weight, Box(10.2, 10, 10.8, 50)) is None
     assert masks.mask(weight, Box(10, 50, 10, 50)) is None
+    assert masks.mask(weight, Box(10, 10, float("nan"), 50)) is None
     assert masks.mask(weight, Box(10, 10, 11, 11)) is not None
 
 
