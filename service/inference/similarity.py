@@ -56,18 +56,46 @@ def shape_similarity(a: Detection, b: Detection) -> float:
 
 
 def rotated_iou(a: RotatedBox, b: RotatedBox) -> float:
-    """Return the intersection over union of two rotated boxes, in 0..1."""
-    import cv2  # only models of the task obb need it
+    """Return the intersection over union of two rotated boxes, in 0..1.
 
-    # Moved to the origin, because OpenCV computes in float32. (`intersectConvexConvex` finds no
-    # intersection of some equal boxes.)
-    _, points = cv2.rotatedRectangleIntersection(
-        ((0.0, 0.0), (a.width, a.height), a.angle_degrees),
-        ((b.cx - a.cx, b.cy - a.cy), (b.width, b.height), b.angle_degrees),
-    )
-    intersection = 0.0 if points is None else cv2.contourArea(cv2.convexHull(points))
+    Computed in float64. The functions of OpenCV, in float32, find no or a too small intersection of
+    some boxes that are nearly equal.
+    """
+    first, second = _points(a), _points(b)
+    intersection = _area(_clip(first, second))
     union = a.width * a.height + b.width * b.height - intersection
     return min(intersection / union, 1.0) if union > 0 else 0.0
+
+
+_Points = list[tuple[float, float]]
+
+
+def _points(box: RotatedBox) -> _Points:
+    """Return the corners in the direction in which `_area` is positive."""
+    corners = box.corners
+    return list(zip(corners[::2], corners[1::2], strict=True))[::-1]
+
+
+def _clip(polygon: _Points, window: _Points) -> _Points:
+    """Return the part of a convex polygon that is inside of another (Sutherland-Hodgman)."""
+    for (px, py), (qx, qy) in zip(window, window[1:] + window[:1], strict=True):
+        clipped: _Points = []
+        sides = [(qx - px) * (y - py) - (qy - py) * (x - px) for x, y in polygon]
+        for index, (x, y) in enumerate(polygon):
+            following = (index + 1) % len(polygon)
+            if sides[index] >= 0:
+                clipped.append((x, y))
+            if (sides[index] >= 0) != (sides[following] >= 0):
+                share = sides[index] / (sides[index] - sides[following])
+                next_x, next_y = polygon[following]
+                clipped.append((x + share * (next_x - x), y + share * (next_y - y)))
+        polygon = clipped
+    return polygon
+
+
+def _area(polygon: _Points) -> float:
+    pairs = zip(polygon, polygon[1:] + polygon[:1], strict=True)
+    return sum(x1 * y2 - x2 * y1 for (x1, y1), (x2, y2) in pairs) / 2
 
 
 def keypoint_similarity(a: Detection, b: Detection) -> float:
