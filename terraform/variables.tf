@@ -84,7 +84,7 @@ variable "daily_image_limit" {
 }
 
 variable "delete_results_with_objects" {
-  description = "Whether the result of an object is deleted when the object is deleted. Without versioning, an overwrite also deletes an object, but its result stays, unless settings has DELETE_RESULTS_OF_OVERWRITTEN = \"true\"."
+  description = "Whether the result of an image is deleted when its object is deleted. The results of overwritten objects stay, unless settings has DELETE_RESULTS_OF_OVERWRITTEN = \"true\". With versioning, a version's result stays until the version itself is deleted."
   type        = bool
   default     = false
   nullable    = false

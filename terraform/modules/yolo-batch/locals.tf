@@ -105,6 +105,11 @@ resource "terraform_data" "agreement" {
     }
 
     precondition {
+      condition     = var.delete_results_with_objects || !contains(keys(var.settings), "DELETE_RESULTS_OF_OVERWRITTEN")
+      error_message = "DELETE_RESULTS_OF_OVERWRITTEN in settings needs delete_results_with_objects = true. Otherwise the service does not start."
+    }
+
+    precondition {
       condition     = local.stop_seconds <= local.kill_seconds
       error_message = "GRACEFUL_TIMEOUT_SECONDS is ${local.graceful_seconds}. It must be at most ${local.kill_seconds - 2}, because Cloud Run kills the instance ${local.kill_seconds} s after SIGTERM."
     }

@@ -300,6 +300,15 @@ run "commit_leaves_no_time_for_the_work" {
   expect_failures = [terraform_data.agreement]
 }
 
+run "overwritten_without_deleted" {
+  command = plan
+  variables {
+    settings = { DELETE_RESULTS_OF_OVERWRITTEN = "true" }
+  }
+
+  expect_failures = [terraform_data.agreement]
+}
+
 run "build_in_a_restricted_region" {
   command = plan
   variables {
