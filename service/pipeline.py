@@ -27,6 +27,7 @@ from service.domain import (
     ImageRef,
     ImageResult,
     Outcome,
+    Task,
     Timings,
 )
 from service.errors import (
@@ -72,7 +73,13 @@ class Decoders(Protocol):
     """Decodes files to pixels. `service.images.decoders.Decoders` implements it."""
 
     def decode(
-        self, data: bytes, *, image_size: int, content_encoding: str | None, deadline: Deadline
+        self,
+        data: bytes,
+        *,
+        image_size: int,
+        crop: bool,
+        content_encoding: str | None,
+        deadline: Deadline,
     ) -> DecodedImage:
         """Decode a file to upright pixels, no larger than the model's input."""
 
@@ -232,6 +239,7 @@ class Pipeline:
                     image = self._decoders.decode(
                         download.data,
                         image_size=self._model.info.image_size,
+                        crop=self._model.info.task is Task.CLASSIFY,
                         content_encoding=download.content_encoding,
                         deadline=deadline,
                     )

@@ -33,6 +33,7 @@ from service.domain import (
 )
 from service.errors import DocumentKeptError, ObjectGoneError
 from service.health import Health
+from service.images.crop import center_crop
 from service.images.decode import decode
 from service.images.letterbox import shrink
 from service.images.pixels import DecodedImage, Pixels
@@ -140,11 +141,15 @@ class DecodersHere:
         data: bytes,
         *,
         image_size: int,
+        crop: bool = False,
         content_encoding: str | None = None,
         deadline: Deadline,
     ) -> DecodedImage:
         self.gate.enter()
         deadline.wait_seconds()
+        if crop:
+            image = decode(data, max_pixels=50_000_000)
+            return replace(image, pixels=center_crop(image.pixels, size=image_size))
         image = decode(data, max_pixels=50_000_000, image_size=image_size)
         return replace(image, pixels=shrink(image.pixels, image_size=image_size))
 

@@ -4,6 +4,7 @@ import logging
 
 from service.domain import ErrorCode, ImageInfo
 from service.errors import BadImageError
+from service.images.crop import center_crop
 from service.images.formats import File, open_file
 from service.images.letterbox import shrink
 from service.images.pixels import DecodedImage, Pixels
@@ -72,8 +73,13 @@ def _check_size(info: ImageInfo, max_pixels: int) -> None:
         )
 
 
-def decode_in_process(data: bytes, image_size: int) -> Pixels:
+def decode_in_process(data: bytes, image_size: int, crop: bool = False) -> Pixels:
     """Decode and shrink a trusted file, for example an image of a model's canary.
+
+    Args:
+        data: the file.
+        image_size: longer side of the image as the model gets it, in pixels.
+        crop: whether the model takes the middle square (see `service.images.crop`).
 
     Returns:
         uint8 HxWx3 BGR pixels, whose longer side is at most `image_size`.
@@ -82,5 +88,7 @@ def decode_in_process(data: bytes, image_size: int) -> Pixels:
         BadImageError: the file is not a supported image.
         MemoryError: there is not enough memory now.
     """
+    if crop:
+        return center_crop(decode(data, max_pixels=_MAX_CANARY_PIXELS).pixels, size=image_size)
     decoded = decode(data, max_pixels=_MAX_CANARY_PIXELS, image_size=image_size)
     return shrink(decoded.pixels, image_size=image_size)

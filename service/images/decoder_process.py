@@ -30,6 +30,7 @@ from typing import NoReturn
 from service import logs
 from service.domain import ErrorCode
 from service.errors import BadImageError
+from service.images.crop import center_crop
 from service.images.decode import PIXEL_WEIGHTS, decode_file, open_image
 from service.images.decoders import (
     BAD_IMAGE,
@@ -74,7 +75,7 @@ class NeedsMemoryError(Exception):
 
 
 def decode(data: bytes, request: Request) -> DecodedImage:
-    """Decode a file, turn the image upright and shrink it to `request.image_size`.
+    """Decode a file, turn the image upright, and shrink or crop it to `request.image_size`.
 
     Raises:
         BadImageError: see `service.images.decode.decode`.
@@ -97,6 +98,8 @@ def decode(data: bytes, request: Request) -> DecodedImage:
             max_pixels=request.max_pixels,
             image_size=size if request.reduced else None,
         )
+        if request.crop:
+            return replace(decoded, pixels=center_crop(decoded.pixels, size=size))
         return replace(decoded, pixels=shrink(decoded.pixels, image_size=size))
     except MemoryError as exc:
         raise NeedsMemoryError(needed_bytes) from exc

@@ -109,6 +109,7 @@ class Request:
     content_encoding: str
     image_size: int  # longer side of the image as the model gets it, in pixels
     reduced: bool  # whether a JPEG may be decoded at a reduced scale
+    crop: bool  # whether the model takes the middle square: see `service.images.crop`
     max_pixels: int
     max_decompressed_bytes: int
     memory_bytes: int  # address space that the decoder may use in addition to its start
@@ -168,6 +169,7 @@ class Decoders:
         data: bytes,
         *,
         image_size: int,
+        crop: bool = False,
         content_encoding: str | None = None,
         max_pixels: int | None = None,
         deadline: Deadline,
@@ -178,6 +180,7 @@ class Decoders:
             data: the stored object's bytes.
             image_size: longer side of the image as the model gets it, in pixels. A larger image is
                 shrunk to this size. `DecodedImage.info` has the full size in both cases.
+            crop: return the middle square, resized to `image_size` (see `service.images.crop`).
             content_encoding: the object's Content-Encoding. `gzip` and `deflate` are undone.
             max_pixels: the most pixels that this image may have. None: the pool's own limit.
             deadline: ends every wait, and the decoding itself.
@@ -195,7 +198,8 @@ class Decoders:
             length=len(data),
             content_encoding=(content_encoding or "")[:_MAX_ENCODING_CHARACTERS],
             image_size=image_size,
-            reduced=self._reduced,
+            reduced=self._reduced and not crop,  # the crop needs exact pixels
+            crop=crop,
             max_pixels=max_pixels or self._max_pixels,
             max_decompressed_bytes=self._max_decompressed_bytes,
             memory_bytes=limits.small_bytes,
@@ -545,10 +549,12 @@ class _Decoder:
         """
         height, width, *full = PIXELS_HEADER.unpack_from(body)
         info = ImageInfo(full[1], full[0], body[PIXELS_HEADER.size :].decode("ascii"))
+        is_shrunk = height <= info.height and width <= info.width
+        is_square = height == width == request.image_size
         if (
             max(height, width) > request.image_size
             or info.width * info.height > request.max_pixels
-            or not (height <= info.height and width <= info.width)
+            or not (is_square if request.crop else is_shrunk)
             or not info.format.isalnum()
             or len(info.format) > _MAX_FORMAT_CHARACTERS
         ):

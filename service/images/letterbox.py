@@ -62,14 +62,37 @@ class Letterbox:
 
     def box(self, x1: float, y1: float, x2: float, y2: float) -> Box:
         """Convert a box from pixels of the input to pixels of the image, clipped to the image."""
-        gain_x = self.resized_width / self.width
-        gain_y = self.resized_height / self.height
-        return Box(
-            _clip((x1 - self.left) / gain_x, self.width),
-            _clip((y1 - self.top) / gain_y, self.height),
-            _clip((x2 - self.left) / gain_x, self.width),
-            _clip((y2 - self.top) / gain_y, self.height),
+        return Box(*self.point(x1, y1), *self.point(x2, y2))
+
+    def point(self, x: float, y: float) -> tuple[float, float]:
+        """Convert a point from pixels of the input to pixels of the image, clipped to the image."""
+        return (
+            _clip((x - self.left) / self._gain_x, self.width),
+            _clip((y - self.top) / self._gain_y, self.height),
         )
+
+    def centered_box(
+        self, cx: float, cy: float, width: float, height: float
+    ) -> tuple[float, float, float, float]:
+        """Convert centre and sides of a rotated box to pixels of the image, without clipping.
+
+        Of the two axes' scales, which rounding makes slightly different, the first side takes that
+        of x, whatever the angle, as `scale_boxes(xywh=True)` in ultralytics 8.4.
+        """
+        return (
+            (cx - self.left) / self._gain_x,
+            (cy - self.top) / self._gain_y,
+            width / self._gain_x,
+            height / self._gain_y,
+        )
+
+    @property
+    def _gain_x(self) -> float:
+        return self.resized_width / self.width
+
+    @property
+    def _gain_y(self) -> float:
+        return self.resized_height / self.height
 
 
 _GREY = (114, 114, 114)  # the padding that YOLO is trained with

@@ -15,7 +15,8 @@ Pixels = NDArray[np.uint8]  # HxWx3, BGR
 class DecodedImage:
     """A decoded, upright image: contiguous uint8 HxWx3 BGR pixels.
 
-    `info` has the full size of the upright image, even if the pixels are at a reduced scale.
+    `info` has the full size of the upright image, even if the pixels are at a reduced scale, or
+    only its middle square.
     """
 
     pixels: Pixels
@@ -36,11 +37,9 @@ class DecodedImage:
         """Check the pixels, because decoders may return other arrays for unusual files.
 
         Raises:
-            ValueError: the pixels are not contiguous uint8 HxWx3, or are larger than `info`.
+            ValueError: the pixels are not contiguous uint8 HxWx3.
         """
-        height, width = check_pixels(self.pixels).shape[:2]
-        if width > self.info.width or height > self.info.height:
-            raise ValueError(f"{width}x{height} pixels are more than the full image's {self.info}")
+        check_pixels(self.pixels)
 
 
 def check_pixels(pixels: Any) -> Pixels:

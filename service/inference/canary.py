@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from service.domain import Box, Detection
+from service.domain import Box, Detection, Task
 from service.errors import ModelError
 from service.images.pixels import DecodedImage, Pixels
 from service.inference.detector import OPENVINO_METADATA, Detector
@@ -37,9 +37,10 @@ PASSED = "passed"
 NOT_COMPARED = "not compared"
 
 
-# Decodes a file. The second argument is the longer side of the model's input, in pixels. Returns
-# uint8 HxWx3 BGR pixels whose longer side is at most that.
-Decode = Callable[[bytes, int], Pixels]
+# Decodes a file. The second argument is the longer side of the model's input, in pixels. The third
+# is whether the model takes the middle square (see `service.images.crop`). Returns uint8 HxWx3 BGR
+# pixels whose longer side is at most that.
+Decode = Callable[[bytes, int, bool], Pixels]
 
 
 @dataclass(frozen=True)
@@ -279,7 +280,7 @@ def detect_file(detector: Detector, data: bytes, decode: Decode) -> list[Detecti
     Returns:
         Detections whose boxes are in fractions of the image's width and height.
     """
-    pixels = decode(data, detector.info.image_size)
+    pixels = decode(data, detector.info.image_size, detector.info.task is Task.CLASSIFY)
     height, width = pixels.shape[:2]
     [prediction] = detector.detect([DecodedImage.of(pixels)])
     return [replace(d, box=_scale(d.box, 1 / width, 1 / height)) for d in prediction.detections]

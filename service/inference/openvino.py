@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import yaml
-from numpy.typing import NDArray
 from openvino import Layout, Type
 from openvino.preprocess import ColorFormat, PrePostProcessor
 
-from service.domain import Detection, ImageInfo, ModelInfo, Prediction
+from service.domain import ModelInfo, Prediction, Task
 from service.errors import ModelError
+from service.images.crop import center_crop
 from service.images.letterbox import Letterbox, fit, input_shapes
 from service.images.pixels import DecodedImage
 from service.inference.detector import OPENVINO_METADATA
-from service.inference.labels import advice_for_export, class_labels, label_of
+from service.inference.heads import BOX_COLUMNS, Head, KeypointLayout, columns_of, task_of
+from service.inference.labels import advice_for_export, class_labels
 from service.machine import cores, cpu_flags
 
 # Turn AMX off. With AMX kernels, int8 takes 1.4 times the CPU time, 1.7 times the memory and 1.4
@@ -29,16 +30,16 @@ from service.machine import cores, cpu_flags
 if "amx_int8" in cpu_flags():
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")
 
-_COLUMNS = 6  # the end-to-end head's output: x1, y1, x2, y2, confidence, class id
 _SIDES = 4  # sides of a box
 
 
 class OpenVINODetector:
     """A YOLO26 model that was exported with its end-to-end (NMS-free) head and dynamic shapes.
 
-    Each image is letterboxed to one of a few input shapes (`letterbox.input_shapes`). The model is
-    compiled for an input shape when the first image needs it. Static shapes are faster than dynamic
-    shapes, and the few shapes limit the number of compiled models. Each thread that calls `detect`
+    A classification model takes the middle square of each image. For the other tasks, each image
+    is letterboxed to one of a few input shapes (`letterbox.input_shapes`). The model is compiled
+    for an input shape when the first image needs it. Static shapes are faster than dynamic shapes,
+    and the few shapes limit the number of compiled models. Each thread that calls `detect`
     infers one image at a time on one core. On few cores this costs less than inferring many images
     in one request (docs/evidence/performance.md).
     """
@@ -66,18 +67,26 @@ class OpenVINODetector:
         files = sorted(directory.glob("*.xml"))
         if len(files) != 1:
             raise ModelError(f"{directory} must contain one .xml file, but contains {len(files)}")
-        self._min_confidence = min_confidence
+        task = task_of(metadata["task"], model=directory)
+        version = metadata.get("model_version")
         self._info = ModelInfo(
             name=str(metadata.get("source") or files[0].stem),
             sha256=str(metadata.get("sha256") or _sha256(files[0].with_suffix(".bin"))),
             image_size=image_size or max(metadata["imgsz"]),
             precision=str(metadata.get("precision") or "unknown"),
             runtime=f"openvino {ov.__version__.partition('-')[0]}",
+            task=task,
+            version=None if version is None else str(version),
         )
+        keypoints = None
+        if task is Task.POSE:
+            keypoints = KeypointLayout.of(
+                metadata.get("kpt_shape"), metadata.get("kpt_names"), model=directory
+            )
         self.runners = streams or cores()
         try:
             model = ov.Core().read_model(files[0])
-            _check_shapes(model, directory)
+            _check_shapes(model, directory, task, keypoints)
             self._labels = class_labels(
                 metadata["names"],
                 model=directory.name,
@@ -87,10 +96,15 @@ class OpenVINODetector:
             self._compiled = _CompiledModels(with_preprocessing(model), streams=self.runners)
         except RuntimeError as exc:
             raise ModelError(f"OpenVINO cannot load {files[0]}: {exc}") from exc
-        self._input_shapes = input_shapes(
-            self._info.image_size,
-            stride=metadata["stride"],
-            min_pixels=pixels_for_anchors(model.output(0).partial_shape[1]),
+        self._head = Head(task, self._labels, min_confidence, keypoints)
+        self._input_shapes = (
+            ((self._info.image_size, self._info.image_size),)
+            if task is Task.CLASSIFY
+            else input_shapes(
+                self._info.image_size,
+                stride=metadata["stride"],
+                min_pixels=pixels_for_anchors(model.output(0).partial_shape[1]),
+            )
         )
 
     @property
@@ -111,34 +125,20 @@ class OpenVINODetector:
     def detect(self, images: Sequence[DecodedImage]) -> Iterator[Prediction]:
         """Run the model on one image at each step. See `Detector.detect`."""
         for image in images:
-            letterbox = self._letterbox(image.pixels.shape[1], image.pixels.shape[0])
+            pixels = image.pixels
+            if self._info.task is Task.CLASSIFY:
+                pixels = center_crop(pixels, size=self._info.image_size)
+            letterbox = self._letterbox(pixels.shape[1], pixels.shape[0])
             request = self._compiled.request(letterbox.input_height, letterbox.input_width)
             # Written directly into the model's input, without a copy.
-            letterbox.apply(image.pixels, out=request.get_input_tensor().data[0])
+            letterbox.apply(pixels, out=request.get_input_tensor().data[0])
             request.infer()
-            yield self._prediction(request.get_output_tensor().data[0], letterbox, image.info)
+            # Of a segmentation model, the second output are the prototypes of the masks.
+            output, *prototypes = (tensor.data[0] for tensor in request.output_tensors)
+            yield self._head.prediction(output, letterbox, image.info, *prototypes)
 
     def _letterbox(self, width: int, height: int) -> Letterbox:
         return fit(width, height, image_size=self._info.image_size, shapes=self._input_shapes)
-
-    def _prediction(
-        self, rows: NDArray[np.float32], letterbox: Letterbox, info: ImageInfo
-    ) -> Prediction:
-        """Convert the model's output for one image, float32 rows x 6, to detections."""
-        letterbox = letterbox.onto(info)
-        confident = rows[rows[:, 4] >= self._min_confidence]
-        ordered = confident[np.argsort(-confident[:, 4], kind="stable")]
-        return Prediction(
-            tuple(
-                Detection(
-                    label_of(self._labels, int(row[5])),
-                    int(row[5]),
-                    row[4],
-                    letterbox.box(*row[:4]),
-                )
-                for row in ordered.tolist()
-            )
-        )
 
 
 class _CompiledModels:
@@ -163,7 +163,8 @@ class _CompiledModels:
     def request(self, height: int, width: int) -> ov.InferRequest:
         """Return this thread's request for an input shape.
 
-        Its input is uint8 1 x height x width x 3 BGR. Its output is float32 1 x rows x 6.
+        Its input is uint8 1 x height x width x 3 BGR. Its outputs are float32, and the first
+        dimension of each is 1.
 
         Raises:
             RuntimeError: OpenVINO cannot compile the model for this shape.
@@ -208,9 +209,8 @@ def _read_metadata(directory: Path) -> dict[str, Any]:
         RecursionError,
     ) as exc:
         raise ModelError(f"{path} is not the metadata that ultralytics writes: {exc}") from exc
-    if metadata.get("task") != "detect":
-        raise ModelError(f"{directory} is a model for {metadata.get('task')!r}, not for detection")
-    if not metadata.get("end2end"):
+    task = task_of(metadata.get("task"), model=directory)
+    if task is not Task.CLASSIFY and not metadata.get("end2end"):
         raise ModelError(
             f"{directory} was exported without YOLO26's end-to-end head: "
             "export it again with `yolo-batch export`"
@@ -218,31 +218,57 @@ def _read_metadata(directory: Path) -> dict[str, Any]:
     return metadata
 
 
-def _check_shapes(model: ov.Model, directory: Path) -> None:
-    shape, output = model.input(0).partial_shape, model.output(0).partial_shape
+def _check_shapes(
+    model: ov.Model, directory: Path, task: Task, keypoints: KeypointLayout | None
+) -> None:
+    """Check the shapes of the input and of the outputs.
+
+    Raises:
+        ModelError: the input shape is fixed, or an output is not that of the task.
+    """
+    shape = model.input(0).partial_shape
     if not (shape[0].is_dynamic and shape[2].is_dynamic and shape[3].is_dynamic):
         raise ModelError(
             f"{directory} was exported with the fixed input shape {shape}: "
             "export it again with `yolo-batch export`, which keeps shapes dynamic"
         )
-    if output.rank.get_length() != 3 or output[2] != _COLUMNS:
-        raise ModelError(f"{directory} has the output {output}, not [batch, boxes, {_COLUMNS}]")
+    output, *others = (output.partial_shape for output in model.outputs)
+    if task is Task.CLASSIFY:
+        expected = "[batch, classes]"
+        is_valid = output.rank.get_length() == 2 and output[1].is_static and not others
+    else:
+        prototypes = others[0][1].get_length() if task is Task.SEGMENT and others else None
+        columns = columns_of(task, keypoints, prototypes)
+        expected = f"[batch, boxes, {columns}]"
+        is_valid = output.rank.get_length() == 3 and output[2] == columns
+        if task is Task.SEGMENT:
+            expected += " and [batch, prototypes, height, width]"
+            is_valid = is_valid and len(others) == 1 and others[0].rank.get_length() == 4
+    if not is_valid:
+        shapes = " and ".join(str(shape) for shape in (output, *others))
+        raise ModelError(f"{directory} has the output {shapes}, not {expected}")
 
 
 def count_classes(model: ov.Model) -> int | None:
-    """Return the number of classes, or None if the head differs from ultralytics' head.
+    """Return the number of classes, or None if the head differs from ultralytics' heads.
 
-    The end-to-end head splits each anchor's row into 4 sides of a box and a score for each class.
+    A classification model has an output for each class. The end-to-end heads split each anchor's
+    row into 4 sides of a box, a score for each class, and the columns of the task.
     """
-    splits = (op for op in model.get_ordered_ops() if op.get_type_name() == "VariadicSplit")
+    output = model.output(0).partial_shape
+    if output.rank.get_length() == 2:
+        return int(output[1].get_length()) if output[1].is_static else None
+    extra = output[2].get_length() - BOX_COLUMNS
     counts = set()
-    for split in splits:
-        row, lengths = split.input(0).get_partial_shape(), split.input_value(2).get_node()
-        if lengths.get_type_name() != "Constant" or row.rank.get_length() != 3:
+    for split in model.get_ordered_ops():
+        if split.get_type_name() != "VariadicSplit":
             continue
-        sides, *scores = lengths.data.tolist()
-        if sides == _SIDES and len(scores) == 1 and row[2].is_static:
-            counts.add(row[2].get_length() - sides)
+        row, axis = split.input(0).get_partial_shape(), split.input_value(1).get_node()
+        if row.rank.get_length() != 3 or row[2].is_dynamic or axis.get_type_name() != "Constant":
+            continue
+        is_along_row = int(axis.data.item()) in (2, -1)
+        if is_along_row and split.get_output_size() == (3 if extra else 2):
+            counts.add(row[2].get_length() - _SIDES - extra)
     return counts.pop() if len(counts) == 1 else None
 
 

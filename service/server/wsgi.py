@@ -132,10 +132,10 @@ def _load(settings: Settings, decoders: Decoders) -> VerifiedModel:
     """Load the model. The decoders decode its canary's images, as they decode uploads."""
     started = time.monotonic()
 
-    def decode(data: bytes, image_size: int) -> Pixels:
+    def decode(data: bytes, image_size: int, crop: bool) -> Pixels:
         deadline = Deadline.after(_CANARY_SECONDS)
         return decoders.decode(
-            data, image_size=image_size, max_pixels=_CANARY_PIXELS, deadline=deadline
+            data, image_size=image_size, crop=crop, max_pixels=_CANARY_PIXELS, deadline=deadline
         ).pixels
 
     verified = load_model(settings, decode)

@@ -204,8 +204,8 @@ def test_canary_runs_one_image_at_a_time(model: Path) -> None:
 def test_canary_sees_what_the_services_decoder_returns(model: Path) -> None:
     """A decoder that exchanges red and blue on this machine changes the detections."""
 
-    def swapped(data: bytes, image_size: int) -> Pixels:
-        return np.ascontiguousarray(decode_in_process(data, image_size)[:, :, ::-1])
+    def swapped(data: bytes, image_size: int, crop: bool) -> Pixels:
+        return np.ascontiguousarray(decode_in_process(data, image_size, crop)[:, :, ::-1])
 
     with pytest.raises(ModelError, match="differs on"):
         load_verified(model, load=load_detector, decode=swapped)
@@ -213,7 +213,7 @@ def test_canary_sees_what_the_services_decoder_returns(model: Path) -> None:
 
 
 def test_canary_that_cannot_be_decoded_is_a_model_error(model: Path) -> None:
-    def busy(data: bytes, image_size: int) -> Pixels:
+    def busy(data: bytes, image_size: int, crop: bool) -> Pixels:
         raise DecoderUnavailableError("no memory")
 
     with pytest.raises(ModelError, match=r"failed on .*: street\.jpg: no memory"):

@@ -370,6 +370,7 @@ def test_needed_memory_is_known_before_decoding() -> None:
         content_encoding="",
         image_size=64,
         reduced=True,
+        crop=False,
         max_pixels=MAX_PIXELS,
         max_decompressed_bytes=MAX_BYTES,
         memory_bytes=needed,
