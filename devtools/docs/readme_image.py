@@ -149,8 +149,8 @@ def field_lines(document: Mapping[str, Any]) -> list[tuple[int, str, str, str]]:
             for number, ring in enumerate(first.get("polygons") or ()):
                 points = ", ".join(f"{value:.1f}" for value in ring["points"][:4])
                 lines += [(2, "polygons", "", "array")] * (number == 0)
-                shown = f"{{points: [{points}, ... {len(ring['points'])} numbers]}}"
-                lines.append((3, str(number), shown, "map"))
+                text = f"{{points: [{points}, ... {len(ring['points'])} numbers]}}"
+                lines.append((3, str(number), text, "map"))
             lines += [(1, str(n), _summary(item), "map") for n, item in enumerate(value) if n]
         elif name == "model":
             shown = {key: value[key] for key in ("name", "precision", "image_size")}
