@@ -63,19 +63,19 @@ class TimedDetector(UltralyticsDetector):
         self.elapsed_ms: list[Callable[[], float]] = []
         super().__init__(*arguments, **options)
 
-    def infer(self, batch: torch.Tensor) -> torch.Tensor:
+    def infer(self, batch: torch.Tensor) -> list[torch.Tensor]:
         if batch.is_pinned():
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
-            rows = super().infer(batch)
+            outputs = super().infer(batch)
             end.record()
             self.elapsed_ms.append(lambda: float(start.elapsed_time(end)))
-            return rows
+            return outputs
         started = time.perf_counter()
-        rows = super().infer(batch)
+        outputs = super().infer(batch)
         elapsed = (time.perf_counter() - started) * 1000
         self.elapsed_ms.append(lambda: elapsed)
-        return rows
+        return outputs
 
 
 def measure(
@@ -113,11 +113,11 @@ def model_per_second(
     batch = torch.zeros((batch_size, *input_shape, 3), dtype=torch.uint8, pin_memory=on_cuda)
     batches = max(count // batch_size, 1)
     with torch.inference_mode():
-        detector.infer(batch).cpu()
+        detector.infer(batch)[0].cpu()
         started = time.perf_counter()
         for _ in range(batches):
-            rows = detector.infer(batch)
-        rows.cpu()  # waits for all batches
+            outputs = detector.infer(batch)
+        outputs[0].cpu()  # waits for all batches
     return batches * batch_size / (time.perf_counter() - started)
 
 

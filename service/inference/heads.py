@@ -96,7 +96,7 @@ class KeypointLayout:
             ModelError: the metadata are malformed, or a name cannot be stored.
         """
         match shape:
-            case [int(count), 2 | 3 as values] if 0 < count <= _MAX_KEYPOINTS:
+            case [int(count), (2 | 3) as values] if 0 < count <= _MAX_KEYPOINTS:
                 pass
             case _:
                 raise ModelError(
@@ -153,7 +153,7 @@ class Head:
             prototypes: channels x height x width, for the task segment.
         """
         if self.task is Task.CLASSIFY:
-            return Prediction(classes=self._classes(output))
+            return Prediction(classes=self._classes(output.ravel()))
         letterbox = letterbox.onto(info)
         confident = output[output[:, _CONFIDENCE] >= self.min_confidence]
         ordered = confident[np.argsort(-confident[:, _CONFIDENCE], kind="stable")]

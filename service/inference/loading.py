@@ -64,7 +64,7 @@ def load_detector(
         max_batch_pixels: the most pixels in one batch of ultralytics.
 
     Raises:
-        ModelError: the model does not exist, cannot be loaded, or is not a detection model.
+        ModelError: the model does not exist, cannot be loaded, or has an unsupported task.
     """
     if not path.exists():
         raise ModelError(

@@ -258,7 +258,7 @@ def count_classes(model: ov.Model) -> int | None:
     output = model.output(0).partial_shape
     if output.rank.get_length() == 2:
         return int(output[1].get_length()) if output[1].is_static else None
-    extra = output[2].get_length() - BOX_COLUMNS
+    extra = max(output[2].get_length() - BOX_COLUMNS, 0)
     counts = set()
     for split in model.get_ordered_ops():
         if split.get_type_name() != "VariadicSplit":

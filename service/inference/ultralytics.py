@@ -17,15 +17,16 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from service.domain import Detection, ImageInfo, ModelInfo, Prediction
+from service.domain import ModelInfo, Prediction, Task
 from service.errors import ModelError
+from service.images.crop import center_crop
 from service.images.letterbox import Letterbox, letterbox
 from service.images.pixels import DecodedImage
+from service.inference.heads import Head, KeypointLayout, task_of
 from service.inference.labels import (
     ADVICE_FOR_OTHERS,
     advice_for_weights,
     class_labels,
-    label_of,
 )
 
 if TYPE_CHECKING:
@@ -46,9 +47,9 @@ _COMMON_RATIOS = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3), (16, 9), (9, 16))
 class UltralyticsDetector:
     """A YOLO26 model that ultralytics runs, in half precision on a GPU.
 
-    Images are letterboxed as `predict` letterboxes single images. Images of the same input shape
-    run as one batch. On a GPU, a TensorRT engine is used if it is beside the weights
-    (`yolo26n.engine` beside `yolo26n.pt`).
+    Images are letterboxed as `predict` letterboxes single images. A classification model takes the
+    middle square of each image. Images of the same input shape run as one batch. On a GPU, a
+    TensorRT engine is used if it is beside the weights (`yolo26n.engine` beside `yolo26n.pt`).
     """
 
     def __init__(
@@ -71,8 +72,8 @@ class UltralyticsDetector:
 
         Raises:
             ModelError: ultralytics is not installed, cannot load the file or run it on this device,
-                the model has no end-to-end head, its labels cannot be stored, or `image_size`
-                does not fit it.
+                its task is not supported, it has no end-to-end head, its labels cannot be stored,
+                or `image_size` does not fit it.
         """
         loaded, self.backend = _load_fastest(path, device)
         self._device: torch.device = self.backend.device
@@ -100,8 +101,11 @@ class UltralyticsDetector:
             count=count_classes(self.backend) or _count_classes_of_onnx(loaded),
             advice=advice_for_weights(path) if path.suffix == ".pt" else ADVICE_FOR_OTHERS,
         )
-        self._min_confidence = min_confidence
+        task = _task(self.backend, loaded)
+        keypoints = _keypoints(self.backend, loaded) if task is Task.POSE else None
+        self._head = Head(task, self._labels, min_confidence, keypoints)
         self._max_batch_pixels = max_batch_pixels
+        model_version = self.backend.metadata.get("model_version")
         self.runners = 1
         self._info = ModelInfo(
             name=loaded.name,
@@ -109,6 +113,8 @@ class UltralyticsDetector:
             image_size=image_size or own_size,
             precision=_precision(self.backend),
             runtime=f"ultralytics {version('ultralytics')}",
+            task=task,
+            version=None if model_version is None else str(model_version),
         )
         if self._on_cuda:
             try:
@@ -135,13 +141,14 @@ class UltralyticsDetector:
         """Run the model. See `Detector.detect`. Here, the images may have several input shapes.
 
         The images are split into batches by input shape and by `max_batch_pixels`. While a GPU runs
-        one batch, the CPU letterboxes the next. Only the final download waits for the GPU.
+        one batch, the CPU letterboxes the next. Only the final downloads wait for the GPU.
         """
         import torch
 
-        letterboxes = [
-            self._letterbox(image.pixels.shape[1], image.pixels.shape[0]) for image in images
-        ]
+        all_pixels = [image.pixels for image in images]
+        if self._info.task is Task.CLASSIFY:
+            all_pixels = [center_crop(p, size=self._info.image_size) for p in all_pixels]
+        letterboxes = [self._letterbox(p.shape[1], p.shape[0]) for p in all_pixels]
         batches = list(self._batches(letterboxes))
         predictions = [Prediction() for _ in images]
         if not batches:
@@ -152,14 +159,20 @@ class UltralyticsDetector:
             for indices in batches:
                 batch = self._host_memory(letterboxes[indices[0]], len(indices))
                 for model_input, index in zip(batch.numpy(), indices, strict=True):
-                    letterboxes[index].apply(images[index].pixels, model_input)
+                    letterboxes[index].apply(all_pixels[index], model_input)
                 outputs.append(self.infer(batch))
-            rows = torch.cat([output.flatten(0, 1) for output in outputs]).cpu()
-        rows_per_image = [output.shape[1] for output in outputs for _ in range(len(output))]
-        split = torch.split(rows, rows_per_image)
-        for index, image_rows in zip(chain(*batches), split, strict=True):
-            predictions[index] = self._prediction(
-                image_rows, letterboxes[index], images[index].info
+            rows = torch.cat([output.flatten(0, 1) for output, *_ in outputs]).cpu().numpy()
+            # Prototypes of masks stay on the device until their image's turn.
+            prototypes = [image for _, *others in outputs for batch in others for image in batch]
+        end = 0
+        rows_per_image = (output.shape[1] for output, *_ in outputs for _ in range(len(output)))
+        for number, (index, count) in enumerate(zip(chain(*batches), rows_per_image, strict=True)):
+            start, end = end, end + count
+            predictions[index] = self._head.prediction(
+                rows[start:end],
+                letterboxes[index],
+                images[index].info,
+                prototypes[number].float().cpu().numpy() if prototypes else None,
             )
         return predictions
 
@@ -172,23 +185,30 @@ class UltralyticsDetector:
             size = min(self._max_batch, max(1, self._max_batch_pixels // (height * width)))
             yield from (indices[start : start + size] for start in range(0, len(indices), size))
 
-    def infer(self, batch: "torch.Tensor") -> "torch.Tensor":
+    def infer(self, batch: "torch.Tensor") -> "list[torch.Tensor]":
         """Run the model on a batch. On a GPU, return without waiting for the result.
 
         Args:
             batch: uint8 images x height x width x 3, BGR, on the host.
 
         Returns:
-            float32 images x rows x 6, on the device. Boxes are in pixels of the input.
+            Tensors on the device. The first is float32 images x rows x columns, with boxes in
+            pixels of the input. For the task classify, each image has one row: a score for each
+            class. A segmentation model has a second one: images x prototypes x height x width.
         """
         import torch
 
         # Upload bytes. The device then converts them to RGB, NCHW and floats.
         inputs = batch.to(self._device, non_blocking=True).permute(0, 3, 1, 2).contiguous().flip(1)
         output = self.backend((inputs.half() if self.backend.fp16 else inputs.float()).div_(255))
-        rows: torch.Tensor = output[0] if isinstance(output, list | tuple) else output
+        if self.backend.format == "pt":  # then come outputs for training
+            output = output[0]
+        rows, *others = output if isinstance(output, list | tuple) else [output]
+        if self._info.task is Task.CLASSIFY:
+            rows = rows[:, None]
         # Always copied, because a TensorRT engine overwrites this output with its next output.
-        return rows.to(torch.float32, copy=True)
+        copies = [rows.to(torch.float32, copy=True)]
+        return copies + [others[0].clone()] if self._info.task is Task.SEGMENT else copies
 
     def warm_up(self) -> None:
         """Run the input shapes of common images once: a GPU loads kernels at their first use.
@@ -208,6 +228,9 @@ class UltralyticsDetector:
         )
 
     def _letterbox(self, width: int, height: int) -> Letterbox:
+        if self._info.task is Task.CLASSIFY:
+            size = self._info.image_size
+            return _fit(size, size, size, size)
         if self._fixed_shape:
             return _fit(width, height, *self._fixed_shape)
         return letterbox(
@@ -228,24 +251,6 @@ class UltralyticsDetector:
 
         shape = (count, letterbox.input_height, letterbox.input_width, 3)
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self._on_cuda)
-
-    def _prediction(
-        self, rows: "torch.Tensor", letterbox: Letterbox, info: ImageInfo
-    ) -> Prediction:
-        """Convert the model's output for one image, float32 rows x 6, to detections."""
-        letterbox = letterbox.onto(info)
-        confident = rows[rows[:, 4] >= self._min_confidence].tolist()
-        return Prediction(
-            tuple(
-                Detection(
-                    label_of(self._labels, int(row[5])),
-                    int(row[5]),
-                    row[4],
-                    letterbox.box(*row[:4]),
-                )
-                for row in sorted(confident, key=lambda row: -row[4])
-            )
-        )
 
 
 def _fit(width: int, height: int, input_height: int, input_width: int) -> Letterbox:
@@ -290,7 +295,7 @@ def _load_backend(path: Path, device: str) -> Any:
 
     Raises:
         ModelError: a library is missing, the model cannot be loaded on this device, it has no
-            end-to-end head, or its labels cannot be stored.
+            end-to-end head, its task is not supported, or its labels cannot be stored.
     """
     library = _LIBRARIES.get(path.suffix)
     if library and not find_spec(library):
@@ -327,7 +332,7 @@ def _load_backend(path: Path, device: str) -> Any:
             f"{path} would run on the {backend.device.type}, not on DEVICE={device}: its library "
             f"({library}) does not support that device here"
         )
-    if not backend.end2end:
+    if _task(backend, path) is not Task.CLASSIFY and not backend.end2end:
         raise ModelError(
             f"{path} has no end-to-end head, which YOLO26 models have: export it with nms=False"
         )
@@ -337,20 +342,27 @@ def _load_backend(path: Path, device: str) -> Any:
 
 
 def decode_boxes_in_float32(head: Any) -> None:
-    """Make a half-precision `Detect` head of ultralytics compute box corners in float32.
+    """Make a half-precision head of ultralytics compute its results in float32.
 
     A corner is a distance in cells times the stride. Beyond 512 pixels, a half-precision corner is
-    off by up to a quarter of a pixel, which is too much for small boxes. The convolutions stay in
-    half precision: their error is small in relation to the size of the box.
+    off by up to a quarter of a pixel, which is too much for small boxes. The same applies to the
+    points of a pose. Half-precision confidences of classes may be equal, so that their order is
+    lost. The convolutions stay in half precision: their error is small in relation to the size of
+    the box.
     """
-    head.dfl.register_forward_hook(lambda module, inputs, output: output.float())
+    for name in ("dfl", "linear"):  # before the corners, and before the softmax of classes
+        if layer := getattr(head, name, None):
+            layer.register_forward_hook(lambda module, inputs, output: output.float())
+    if decode := getattr(head, "kpts_decode", None):
+        head.kpts_decode = lambda points: decode(points.float())
 
 
 def load_yolo(path: Path) -> Any:
-    """Load a detection model as an `ultralytics.YOLO`.
+    """Load a model as an `ultralytics.YOLO`.
 
     Raises:
-        ModelError: ultralytics is not installed, or the file is not a detection model.
+        ModelError: ultralytics is not installed or cannot load the file, or the task of the weights
+            is not supported.
     """
     os.environ.setdefault("YOLO_AUTOINSTALL", "False")  # ultralytics reads it at its import
     try:
@@ -367,9 +379,32 @@ def load_yolo(path: Path) -> Any:
     except Exception as exc:  # noqa: BLE001 - ultralytics raises whatever its loaders raise
         hint = "" if path.exists() else ". The file does not exist and cannot be downloaded"
         raise ModelError(f"ultralytics cannot load {path}: {exc}{hint}") from exc
-    if task != "detect":
-        raise ModelError(f"{path} is a model for {task!r}, not for detection")
+    if not isinstance(model.model, str | Path):  # weights. Of an export, the task is a guess.
+        task_of(task, model=path)
     return model
+
+
+def _task(backend: Any, path: Path) -> Task:
+    """Return the task of a loaded model.
+
+    Raises:
+        ModelError: it is not supported.
+    """
+    source = backend.model.task if backend.format == "pt" else backend.metadata.get("task")
+    return task_of(source or Task.DETECT, model=path)
+
+
+def _keypoints(backend: Any, path: Path) -> KeypointLayout:
+    """Return the layout of the points that a pose model finds.
+
+    Raises:
+        ModelError: the model's metadata are malformed.
+    """
+    if backend.format == "pt":
+        shape, names = backend.model.kpt_shape, getattr(backend.model, "kpt_names", None)
+    else:
+        shape, names = (backend.metadata.get(key) for key in ("kpt_shape", "kpt_names"))
+    return KeypointLayout.of(shape, names, model=path)
 
 
 def _original_names(backend: Any) -> Any:
@@ -386,7 +421,10 @@ def count_classes(model: Any) -> int | None:
         model: an `ultralytics.YOLO` or an `AutoBackend`.
     """
     layers = getattr(getattr(model, "model", None), "model", None)
-    count = getattr(layers[-1], "nc", None) if layers is not None else None
+    if layers is None:
+        return None
+    linear = getattr(layers[-1], "linear", None)  # of a classification model
+    count = linear.out_features if linear else getattr(layers[-1], "nc", None)
     return int(count) if count else None
 
 

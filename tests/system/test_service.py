@@ -311,13 +311,11 @@ def test_model_that_does_not_load_ends_the_process(
 ) -> None:
     broken = tmp_path / "broken_openvino_model"
     broken.mkdir()
-    (broken / "metadata.yaml").write_text(
-        "task: segment\nnames: {0: a}\nimgsz: [32, 32]\nstride: 32"
-    )
+    (broken / "metadata.yaml").write_text("task: depth\nnames: {0: a}\nimgsz: [32, 32]\nstride: 32")
     ref = put_aside(stack, "no-model.jpg", samples[0][0].read_bytes())
     service = start_service(ready=False, MODEL_PATH=str(broken))
     assert service.child.process.wait(PATIENCE_SECONDS) == BOOT_ERROR
-    assert "not for detection" in service.child.log_text()
+    assert "a model for the task depth" in service.child.log_text()
     assert "Traceback" not in service.child.log_text()
     with pytest.raises(requests.ConnectionError):
         service.post(ref)

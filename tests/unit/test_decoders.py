@@ -31,6 +31,7 @@ from service.domain import ErrorCode, ImageInfo
 from service.errors import BadImageError, DecoderUnavailableError, ShuttingDownError, TooLateError
 from service.images import decoder_process
 from service.images import decoders as module
+from service.images.crop import center_crop
 from service.images.decode import decode as decode_in_process
 from service.images.decoders import (
     BAD_IMAGE,
@@ -186,6 +187,15 @@ def test_scale_is_reduced_only_where_it_may_be(reduced: bool) -> None:
         found = decode(decoders, data, image_size=320)
     assert np.array_equal(found.pixels, shrink(expected, image_size=320))
     assert found.info == ImageInfo(1300, 900, "JPEG")
+
+
+@pytest.mark.parametrize("size", [(1300, 900), (300, 900), (40, 30), (1, 1)])
+def test_crop_is_made_of_the_image_in_full(size: tuple[int, int], decoders: Decoders) -> None:
+    data = photo(size)
+    expected = decode_in_process(data, max_pixels=MAX_PIXELS).pixels
+    found = decoders.decode(data, image_size=224, crop=True, deadline=NO_DEADLINE)
+    assert np.array_equal(found.pixels, center_crop(expected, size=224))
+    assert found.info == ImageInfo(*size, "JPEG")
 
 
 def test_many_callers_each_get_their_own_pixels() -> None:
@@ -808,6 +818,14 @@ LIES = {
 def test_invalid_reply_is_rejected(hostile: Decoders, lie: str) -> None:
     assert record(hostile, marked(jpeg(), LIES[lie])).code is ErrorCode.CORRUPT_IMAGE
     assert decode(hostile, jpeg()).info.format == "JPEG"
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (96, 96), (224, 223), (0, 0)])
+def test_reply_that_is_not_the_crop_is_rejected(hostile: Decoders, shape: tuple[int, int]) -> None:
+    data = marked(jpeg(), pixels_reply(*shape, (900, 900)))
+    with pytest.raises(BadImageError) as raised:
+        hostile.decode(data, image_size=224, crop=True, deadline=NO_DEADLINE)
+    assert raised.value.code is ErrorCode.CORRUPT_IMAGE
 
 
 def test_memory_that_a_decoder_requests_is_bounded(hostile: Decoders) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from service.deadline import NO_DEADLINE, Deadline
-from service.domain import ErrorCode, Event, Failure, ImageRef, ImageResult, Outcome, Replace
+from service.domain import ErrorCode, Event, Failure, ImageRef, ImageResult, Outcome, Replace, Task
 from service.errors import (
     BadImageError,
     DetectorError,
@@ -107,6 +107,20 @@ def result(future: "Future[Outcome]") -> Outcome:
 
 
 # One image
+
+
+@pytest.mark.parametrize(
+    ("task", "shape"), [(Task.CLASSIFY, (640, 640, 3)), (Task.SEGMENT, (24, 32, 3))]
+)
+def test_only_a_classification_model_gets_a_crop(
+    world: World, task: Task, shape: tuple[int, ...]
+) -> None:
+    world.detector.info = replace(world.detector.info, task=task)
+    [ref] = world.put(1)
+    assert handle(world.pipeline(), ref) is Outcome.DONE
+    assert world.detector.shapes == [shape]
+    [stored] = world.store.documents.values()
+    assert (stored["image"]["width"], stored["image"]["height"]) == (32, 24)
 
 
 def test_an_image_is_recorded_with_its_detections(world: World) -> None:

@@ -21,11 +21,13 @@ from openvino import opset13 as ops
 
 from service.domain import Box, Detection
 from service.errors import ModelError
-from service.images.pixels import Pixels
+from service.images.pixels import DecodedImage, Pixels
 from service.inference import ultralytics
+from service.inference.loading import load_detector
 from service.inference.ultralytics import UltralyticsDetector, decode_boxes_in_float32, sha256_of
 from tests.boxes import found_in
 from tests.loglines import logged_by
+from tests.task_models import write_model
 
 pytestmark = [
     pytest.mark.ultralytics,
@@ -203,7 +205,7 @@ def test_warm_up_runs_the_inputs_of_common_images(tmp_path: Path) -> None:
     ("metadata", "image_size", "message"),
     [
         (METADATA | {"end2end": False}, None, "no end-to-end head"),
-        (METADATA | {"task": "pose"}, None, "is a model for 'pose'"),
+        (METADATA | {"task": "depth"}, None, "is a model for the task depth"),
         (METADATA, 100, "not a multiple of 32"),
         (METADATA | {"names": {0: "red", 1: "", 2: "blue"}}, None, "class 1, '': .* empty"),
         (
@@ -385,7 +387,7 @@ def test_engine_that_reuses_its_output_mixes_no_results(
 ) -> None:
     detector = UltralyticsDetector(weights_and_engine, device="0", min_confidence=0.4)
     levels = list(range(120, 250, 10))
-    found = found_in(detector, [plain(v, v, v, width=96, height=96) for v in levels])
+    found = list(found_in(detector, [plain(v, v, v, width=96, height=96) for v in levels]))
     box = Box(10, 20, 30, 40)
     assert [one.confidence for [one] in found] == pytest.approx([v / 255 for v in levels], abs=1e-3)
     assert [[replace(detection, confidence=0) for detection in each] for each in found] == [
@@ -414,6 +416,80 @@ def test_half_precision_keeps_boxes_exact() -> None:
     assert (corners(torch.float16) - exact).abs().max() > 0.2  # so far is a half float off
     decode_boxes_in_float32(head)
     assert torch.equal(corners(torch.float16), exact)
+
+
+def test_half_precision_keeps_points_exact() -> None:
+    import torch
+    from ultralytics.nn.modules.head import Pose26
+
+    head = Pose26(nc=1, kpt_shape=(2, 3), reg_max=1, end2end=True, ch=(16, 16, 16)).eval()
+    head.anchors = torch.rand(2, 50, generator=torch.Generator().manual_seed(0)).mul(80).round()
+    head.strides = torch.full((1, 50), 8.0)
+    points = torch.rand(1, 6, 50, generator=torch.Generator().manual_seed(1)).half()
+    exact = head.kpts_decode(points.float())
+    head.anchors, head.strides = head.anchors.half(), head.strides.half()
+    assert (head.kpts_decode(points).float() - exact).abs().max() > 0.1
+    decode_boxes_in_float32(head)
+    assert torch.equal(head.kpts_decode(points), exact)
+
+
+def test_half_precision_keeps_the_order_of_classes() -> None:
+    import torch
+    from ultralytics.nn.modules import Classify
+
+    head = Classify(8, 1000).eval().half()
+    head.export = True  # returns only the scores
+    features = torch.rand(1, 8, 4, 4, generator=torch.Generator().manual_seed(0)).half()
+    with torch.inference_mode():
+        assert head(features).dtype == torch.float16
+        decode_boxes_in_float32(head)
+        scores = head(features)
+    assert scores.dtype == torch.float32
+    assert float(scores.sum()) == pytest.approx(1, abs=1e-5)
+
+
+TASK_MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "segment": (
+        [[10, 10, 90, 90, 0.9, 1, 1, -1, 0], [20, 30, 60, 70, 0.8, 2, -1, 1, 0]],
+        {},
+    ),
+    "pose": ([[10, 10, 90, 90, 0.9, 1, 20, 30, 0.7, 50, 60, 0.2]], {"kpt_shape": [2, 3]}),
+    "obb": ([[50, 50, 40, 20, 0.9, 1, 2.0]], {}),
+    "classify": ([0.1, 0.7, 0.2], {}),
+}
+
+
+@pytest.mark.parametrize("is_fixed", [False, True], ids=["dynamic", "fixed"])
+@pytest.mark.parametrize("task", TASK_MODELS)
+def test_both_runtimes_agree_on_every_task(tmp_path: Path, task: str, is_fixed: bool) -> None:
+    rows, metadata = TASK_MODELS[task]
+    half_red = plain(0, 255, 0)
+    half_red[:, 70:] = (0, 0, 255)
+    images = [half_red, np.ascontiguousarray(half_red[::-1, ::-1]), plain(9, 9, 255)]
+    dynamic_path = write_model(tmp_path / "a_openvino_model", task, rows, **metadata)
+    path = dynamic_path
+    if is_fixed:
+        fixed_metadata = metadata | {"args": {"dynamic": False, "nms": False}}
+        path = write_model(
+            tmp_path / "b_openvino_model", task, rows, shape=(1, 3, 160, 160), **fixed_metadata
+        )
+    expected = list(load_detector(dynamic_path).detect([DecodedImage.of(p) for p in images]))
+    detector = UltralyticsDetector(path)
+    assert detector.info.task == task
+    assert detector.detect([DecodedImage.of(p) for p in images]) == expected
+    assert any(prediction.detections or prediction.classes for prediction in expected)
+
+
+def test_version_of_an_export_is_in_the_info(tmp_path: Path) -> None:
+    path = write_model(
+        tmp_path / "a_openvino_model", "detect", [[0.0] * 6], version="8.4", model_version="v7"
+    )
+    assert UltralyticsDetector(path).info.version == "v7"
+
+
+def test_classes_of_a_classification_model_are_counted() -> None:
+    layers = [SimpleNamespace(linear=SimpleNamespace(out_features=7))]
+    assert ultralytics.count_classes(SimpleNamespace(model=SimpleNamespace(model=layers))) == 7
 
 
 def test_no_telemetry_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
