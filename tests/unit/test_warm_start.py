@@ -31,8 +31,8 @@ def test_network_scores_as_the_detection_model_does(tmp_path: Path, is_training:
 
     network = build_network(RECIPES["segment"], tmp_path).model.train(is_training)
     drawn = (shapes.draw_scene(shapes.scene_generator(7, i), 320, 320).image for i in range(16))
-    images = np.stack([image[..., ::-1].transpose(2, 0, 1) for image in drawn])
-    images = images.astype(np.float32) / np.float32(255)
+    rgb = np.stack([image[..., ::-1].transpose(2, 0, 1) for image in drawn])
+    images = rgb.astype(np.float32) / np.float32(255)
     with torch.no_grad():
         output = network(torch.from_numpy(images))
     scores = (output if is_training else output[1])["one2one"]["scores"].sigmoid()
