@@ -619,7 +619,8 @@ _WORDINGS = {
         start="""
 The training did not start with random weights. It started with those of the bundled detection model
 (`service/bundled_model`), which this script made too. Only the layers for masks were random. The
-detection model's own training is in [its card](README.md).
+weights of the backbone stayed as they were. The detection model's own training is in
+[its card](README.md).
 """,
         limit=f"""\
 - Masks and boxes are of the part of a shape that is visible. Where a later shape hides a corner,
@@ -667,6 +668,11 @@ def render_card(
         for name, (precise, coarse) in exported[measured].per_class.items()
     )
     versions = ", ".join(f"{name} {number}" for name, number in record.versions.items())
+    choice = (
+        f"| Images to choose the epoch | {VALIDATION_COUNT:,} (seed {shapes.VALIDATION_SEED}) |"
+    )
+    if recipe.copies_weights:
+        choice = "| Epoch that is kept | the last |"
     option = "" if recipe.task == "detect" else f"--task {recipe.task} "
     return f"""\
 # Model card: {recipe.model_name}
@@ -723,7 +729,7 @@ changes of brightness and JPEG artefacts. No image and no weights come from else
 |---|---|
 | Training images | {record.images:,} (seed {shapes.TRAIN_SEED}) |
 | Epochs | {record.epochs}, in batches of {BATCH} |
-| Images to choose the epoch | {VALIDATION_COUNT:,} (seed {shapes.VALIDATION_SEED}) |
+{choice}
 | Held-out images | {HELD_OUT_COUNT:,} (seed {shapes.HELD_OUT_SEED}) |
 | Samples of the demo | {shapes.SAMPLE_COUNT} (seed {shapes.SAMPLE_SEED}), never trained on |
 | Seed of the weights | {TRAINING_SEED} |
