@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from service.domain import Task
 from service.errors import ModelError
 from service.images.decoders import BYTES_PER_PIXEL, DecodeLimits
 from service.images.letterbox import input_shapes
@@ -28,7 +29,14 @@ _DECODER_BYTES = 10 * _MB  # one decoder process before its first file
 # weights, _COMPILED_BYTES for its code, and in each inference stream _BYTES_PER_INPUT_PIXEL.
 _COMPILED_BYTES = 20 * _MB
 _COMPILED_INT8_BYTES = 35 * _MB
-_BYTES_PER_INPUT_PIXEL = 64
+_BYTES_PER_INPUT_PIXEL = {
+    Task.DETECT: 64,
+    Task.SEGMENT: 90,
+    Task.POSE: 78,
+    Task.OBB: 78,
+    Task.CLASSIFY: 64,
+}
+_FIRST_COMPILED_BYTES = 40 * _MB  # more for the first shape. Only with one shape, it matters.
 _CHANNELS = 3
 _STRIDE = 32
 
@@ -129,11 +137,12 @@ def _model_bytes(path: Path, detector: Detector) -> int:
     weights = sum(file.stat().st_size for file in path.glob("*.bin"))
     is_int8 = detector.info.precision == "int8"
     compiled = weights + (_COMPILED_INT8_BYTES if is_int8 else _COMPILED_BYTES)
-    shapes = input_shapes(detector.info.image_size, stride=_STRIDE)
-    return sum(
-        compiled + detector.runners * _BYTES_PER_INPUT_PIXEL * height * width
-        for height, width in shapes
-    )
+    task, size = detector.info.task, detector.info.image_size
+    pixel_bytes = detector.runners * _BYTES_PER_INPUT_PIXEL[task]
+    if task is Task.CLASSIFY:
+        return _FIRST_COMPILED_BYTES + compiled + pixel_bytes * size**2
+    shapes = input_shapes(size, stride=_STRIDE)
+    return sum(compiled + pixel_bytes * height * width for height, width in shapes)
 
 
 def _resident_bytes() -> int:

@@ -25,13 +25,16 @@ MAX_TOLERANCE = 1.0  # how far a simplified ring may be off, in pixels
 _TOLERANCE_OF_WIDTH = 0.1
 # A larger box is sampled at fewer points than it has pixels. This bounds time and memory.
 MAX_SAMPLES = 2**20
+# Points of all rings of an image, which take 64 bytes each. Beyond it, a mask keeps only its
+# largest ring. Only a model without training finds so many.
+MAX_POINTS = 2**18
 _BAND_SAMPLES = 2**16  # interpolated at once, so that the floats stay in the CPU's cache
 _PROTOTYPE_STRIDE = 4  # pixels of the input for each pixel of a prototype
 
 
 @dataclass(frozen=True)
 class Mask:
-    """A mask: its rings, simplified, and its area in pixels before that."""
+    """A mask: its rings, simplified, the largest first, and its area in pixels before that."""
 
     polygons: tuple[Polygon, ...]
     area: float
@@ -51,6 +54,7 @@ class Masks:
             ValueError: the prototypes are not a quarter of the input's size.
         """
         self._prototypes = prototypes
+        self._points_left = MAX_POINTS
         size = letterbox.input_height, letterbox.input_width
         if tuple(_PROTOTYPE_STRIDE * side for side in prototypes.shape[1:]) != size:
             raise ValueError(f"Prototypes {prototypes.shape} do not fit an input of {size}")
@@ -76,6 +80,8 @@ class Masks:
             coefficients: the weight of each prototype.
             box: in pixels of the full image. The mask is cropped to it.
         """
+        if not (box.x1 < box.x2 and box.y1 < box.y2):  # also if a side is NaN
+            return None
         x, y = math.ceil(box.x1), math.ceil(box.y1)
         width, height = math.ceil(box.x2) - x, math.ceil(box.y2) - y
         if width <= 0 or height <= 0:
@@ -87,7 +93,13 @@ class Masks:
         area = int(np.count_nonzero(pixels)) * scale[0] * scale[1]
         if not area:
             return None
-        return Mask(tuple(map(_simplified, rings_of(pixels, scale, (x, y)))), area)
+        polygons: list[Polygon] = []
+        for ring in sorted(rings_of(pixels, scale, (x, y)), key=cv2.contourArea, reverse=True):
+            if polygons and self._points_left <= 0:
+                break
+            polygons.append(_simplified(ring))
+            self._points_left -= len(polygons[-1].points) // 2
+        return Mask(tuple(polygons), area)
 
     def _sample(self, coefficients: NDArray[np.float32], x: Floats, y: Floats) -> NDArray[np.uint8]:
         """Return whether the mask covers each point of a grid, as uint8 rows x columns.

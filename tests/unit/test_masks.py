@@ -61,12 +61,11 @@ def test_mask_without_pixels_has_no_ring() -> None:
 
 def interpolated(values: Floats, height: int, width: int) -> Floats:
     """Resize as `torch.nn.functional.interpolate(mode="bilinear")`, one axis after the other."""
-    for axis, size in ((0, height), (1, width)):
-        count = values.shape[axis]
+    for size in (height, width):  # of the columns, and after the transposition of the rows
+        count = len(values)
         positions = np.clip((np.arange(size) + 0.5) * count / size - 0.5, 0, count - 1)
-        values = np.apply_along_axis(
-            lambda line, at=positions, n=count: np.interp(at, np.arange(n), line), axis, values
-        ).astype(np.float32)
+        lines = [np.interp(positions, np.arange(count), column) for column in values.T]
+        values = np.array(lines, np.float32)
     return values
 
 
@@ -87,7 +86,8 @@ def reference(
     ]
     mask = interpolated(content, fitted.height, fitted.width) > 0
     y, x = np.mgrid[: fitted.height, : fitted.width]
-    return mask & (x >= box.x1) & (x < box.x2) & (y >= box.y1) & (y < box.y2)
+    inside: NDArray[np.bool_] = (x >= box.x1) & (x < box.x2) & (y >= box.y1) & (y < box.y2)
+    return mask & inside
 
 
 def smooth(generator: np.random.Generator, height: int, width: int) -> Floats:
@@ -139,11 +139,29 @@ def test_mask_of_a_large_box_is_sampled_with_bounded_memory(
     assert mask_iou(covered, expected) > 0.98
 
 
+def test_points_of_an_image_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted = letterbox(160, 160, image_size=160, stride=32)
+    noise = np.random.default_rng(0).normal(size=(1, 40, 40)).astype(np.float32)
+    weight, box = np.ones(1, np.float32), Box(0, 0, 160, 160)
+    unbounded = Masks(noise, fitted).mask(weight, box)
+    assert unbounded is not None
+    assert len(unbounded.polygons) > 30
+    monkeypatch.setattr(module, "MAX_POINTS", len(unbounded.polygons[0].points) // 2 + 1)
+    masks = Masks(noise, fitted)
+    first, later = masks.mask(weight, box), masks.mask(weight, box)
+    assert first is not None
+    assert later is not None
+    assert first.polygons == unbounded.polygons[:2]
+    assert later.polygons == unbounded.polygons[:1]
+    assert later.area == unbounded.area
+
+
 def test_mask_of_a_box_without_a_pixels_corner_is_none() -> None:
     masks = Masks(np.ones((1, 32, 40), np.float32), letterbox(160, 120, image_size=160, stride=32))
     weight = np.ones(1, np.float32)
     assert masks.mask(weight, Box(10.2, 10, 10.8, 50)) is None
     assert masks.mask(weight, Box(10, 50, 10, 50)) is None
+    assert masks.mask(weight, Box(10, 10, float("nan"), 50)) is None
     assert masks.mask(weight, Box(10, 10, 11, 11)) is not None
 
 

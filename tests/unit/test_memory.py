@@ -14,6 +14,7 @@ from service.images.decoders import BYTES_PER_PIXEL
 from service.inference.loading import load_detector
 from service.memory import MemoryPlan, fit_into_memory, plan_memory
 from service.settings import BUNDLED_MODEL, Settings
+from tests.task_models import write_model
 
 SETTINGS = Settings()
 DETECTOR = load_detector(BUNDLED_MODEL, streams=2)
@@ -77,6 +78,16 @@ def test_fewer_decoders_need_less_memory(instance: pytest.MonkeyPatch) -> None:
 def test_each_stream_adds_to_the_models_memory(instance: pytest.MonkeyPatch) -> None:
     one = plan_memory(SETTINGS, load_detector(BUNDLED_MODEL, streams=1)).model
     assert plan_memory(SETTINGS, DETECTOR).model > one > 7 * 20 * MB
+
+
+def test_task_decides_on_the_models_memory(instance: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rows: dict[str, Any] = {"detect": [[0.0] * 6], "segment": [[0.0] * 9], "classify": [1, 0, 0]}
+    bytes_by_task = {}
+    for task, row in rows.items():
+        path = write_model(tmp_path / task, task, row, image_size=640)
+        settings = replace(SETTINGS, model_path=path)
+        bytes_by_task[task] = plan_memory(settings, load_detector(path, streams=1)).model
+    assert bytes_by_task["segment"] > bytes_by_task["detect"] > bytes_by_task["classify"]
 
 
 def test_other_runtimes_count_with_their_resident_memory(
