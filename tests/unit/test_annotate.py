@@ -145,7 +145,7 @@ SHOWN = {
 
 @pytest.mark.parametrize("task", Task)
 def test_detect_shows_and_saves_what_any_task_finds(task: Task, tmp_path: Path) -> None:
-    extra = {"kpt_shape": [17, 3]} if task is Task.POSE else {}
+    extra: dict[str, Any] = {"kpt_shape": [17, 3]} if task is Task.POSE else {}
     model = write_model(tmp_path / "model", str(task), ROWS[task], **extra)
     file = tmp_path / "a.png"
     cv2.imwrite(str(file), np.full((160, 160, 3), 200, np.uint8))
