@@ -601,6 +601,7 @@ class _Wording:
     output: str
     start: str
     limit: str
+    other_scale: str = ""
 
 
 _WORDINGS = {
@@ -610,6 +611,7 @@ _WORDINGS = {
         output=f"`[N,{MAX_DETECTIONS},6]`: x1, y1, x2, y2 in input pixels, confidence, class",
         start="",
         limit="- The box of a partly hidden shape is a guess where its edge is not visible.",
+        other_scale=" At 640 pixels it misses shapes and confuses them.",
     ),
     "segment": _Wording(
         kind="instance segmentation",
@@ -619,7 +621,8 @@ _WORDINGS = {
         start="""
 The training did not start with random weights. It started with those of the bundled detection model
 (`service/bundled_model`), which this script made too. Only the layers for masks were random. The
-detection model's own training is in [its card](README.md).
+weights of the backbone stayed as they were. The detection model's own training is in
+[its card](README.md).
 """,
         limit=f"""\
 - Masks and boxes are of the part of a shape that is visible. Where a later shape hides a corner,
@@ -656,10 +659,12 @@ def render_card(
     """
     wording = _WORDINGS[recipe.task]
     measured = list(exported)[-1]  # masks, if the model has them
-    of = {name: f" of {name}" if len(exported) > 1 else "" for name in exported}
+    kind = {name: f", {name}" if len(exported) > 1 else "" for name in exported}
+    of_what = f" of the {measured}" if len(exported) > 1 else ""
     accuracy = "\n".join(
-        f"| As trained (FP32){of[name]} | {trained[name].map50_95:.3f} | {trained[name].map50:.3f} "
-        f"|\n| **As exported{of[name]}** | **{result.map50_95:.3f}** | **{result.map50:.3f}** |"
+        f"| As trained (FP32){kind[name]} "
+        f"| {trained[name].map50_95:.3f} | {trained[name].map50:.3f} |\n"
+        f"| **As exported{kind[name]}** | **{result.map50_95:.3f}** | **{result.map50:.3f}** |"
         for name, result in exported.items()
     )
     classes = "\n".join(
@@ -667,6 +672,9 @@ def render_card(
         for name, (precise, coarse) in exported[measured].per_class.items()
     )
     versions = ", ".join(f"{name} {number}" for name, number in record.versions.items())
+    choice = f"Images to choose the epoch | {VALIDATION_COUNT:,} (seed {shapes.VALIDATION_SEED})"
+    if recipe.copies_weights:
+        choice = "Epoch that is kept | the last"
     option = "" if recipe.task == "detect" else f"--task {recipe.task} "
     return f"""\
 # Model card: {recipe.model_name}
@@ -696,14 +704,14 @@ neither to train nor to choose the best epoch.
 {accuracy}
 
 The exported model has FP16 weights. OpenVINO computed in {arithmetic} on this processor. \
-Per class{of[measured]}:
+Per class{of_what}:
 
 | Class | mAP50-95 | mAP50 |
 |---|---|---|
 {classes}
 
 Detections of the exported model on the same images, with a confidence of at least {CONFIDENCE} and
-an IoU{of[measured]} of at least 0.5:
+an IoU{of_what} of at least 0.5:
 
 | Shapes drawn | found | repeated detections | wrong detections |
 |---|---|---|---|
@@ -723,7 +731,7 @@ changes of brightness and JPEG artefacts. No image and no weights come from else
 |---|---|
 | Training images | {record.images:,} (seed {shapes.TRAIN_SEED}) |
 | Epochs | {record.epochs}, in batches of {BATCH} |
-| Images to choose the epoch | {VALIDATION_COUNT:,} (seed {shapes.VALIDATION_SEED}) |
+| {choice} |
 | Held-out images | {HELD_OUT_COUNT:,} (seed {shapes.HELD_OUT_SEED}) |
 | Samples of the demo | {shapes.SAMPLE_COUNT} (seed {shapes.SAMPLE_SEED}), never trained on |
 | Seed of the weights | {TRAINING_SEED} |
@@ -737,7 +745,7 @@ train can therefore differ from this one, and so can the last digits of its figu
 
 - The NMS-free head sometimes reports a shape twice. The table above counts how often.
 - It was trained at one scale. Letterbox images to {INPUT_SIZE} pixels, as the export's metadata
-  say. At 640 pixels it misses shapes and confuses them.
+  say.{wording.other_scale}
 - It knows shapes as `shapes.py` draws them: one bright fill, even sides, any rotation. It has not
   seen photographs, outlines, hand drawings or text.
 - It can miss small and hidden shapes. In training, no circle had a diameter below

@@ -1,8 +1,8 @@
 """Gives the weights of the exported detection model to a network that is about to be trained.
 
-The export folds each batch normalisation into the convolution before it. Training needs the two
-apart. So this module writes the folded weights into the convolution, and measures on some drawn
-images which statistics give the same outputs.
+The export folds each batch normalisation into the convolution before it. Training needs both. So
+this module writes the folded weights into the convolution, and measures on some drawn images which
+statistics give the same outputs.
 """
 
 from __future__ import annotations

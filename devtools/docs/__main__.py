@@ -1,6 +1,6 @@
 """Write the generated parts of the reference and of terraform/, or check that they are current.
 
-    python -m devtools.docs            # writes docs/reference/*.md, and files in terraform/
+    python -m devtools.docs            # writes pages in docs/, and files in terraform/
     python -m devtools.docs --check    # exits with 1 and names the files that are not current
 
 A page marks each generated part. The text around the parts is written by hand:
@@ -25,6 +25,7 @@ from devtools.docs import (
     indexes,
     log_lines,
     settings,
+    tasks,
     terraform,
     terraform_readme,
     terraform_root,
@@ -32,6 +33,7 @@ from devtools.docs import (
 
 REPOSITORY = Path(__file__).parents[2]
 REFERENCE = REPOSITORY / "docs" / "reference"
+HOW_TO = REPOSITORY / "docs" / "how-to"
 COMMAND = "python -m devtools.docs"
 
 PARTS: Mapping[str, Callable[[], str]] = {
@@ -54,6 +56,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "metrics": terraform.metrics,
     "outcomes": error_codes.outcomes,
     "settings": settings.render,
+    "task-examples": tasks.examples,
     "terraform-outputs": terraform.outputs,
     "terraform-roles": terraform.roles,
     "terraform-variables": terraform.variables,
@@ -71,9 +74,9 @@ def current(text: str, parts: Mapping[str, Callable[[], str]] = PARTS) -> str:
     return _MARKED.sub(lambda match: f"{match[1]}\n{parts[match[2]]()}\n\n{match[3]}", text)
 
 
-def stale_pages(reference: Path) -> dict[Path, str]:
-    """Return the new text of every page that is out of date."""
-    texts = {page: page.read_text(encoding="utf-8") for page in sorted(reference.glob("*.md"))}
+def stale_pages(directory: Path) -> dict[Path, str]:
+    """Return the new text of every page in a directory that is out of date."""
+    texts = {page: page.read_text(encoding="utf-8") for page in sorted(directory.glob("*.md"))}
     return {page: new for page, text in texts.items() if (new := current(text)) != text}
 
 
@@ -96,7 +99,8 @@ def stale_files(files: Mapping[Path, str]) -> dict[Path, str]:
 )
 def main(check: bool, reference: Path) -> None:
     """Write the generated parts of the reference, the root module, and the module's README."""
-    stale = stale_pages(reference) | stale_files(terraform_root.files() | terraform_readme.files())
+    stale = stale_pages(reference) | stale_pages(HOW_TO)
+    stale |= stale_files(terraform_root.files() | terraform_readme.files())
     if check and stale:
         names = ", ".join(page.name for page in stale)
         raise click.ClickException(

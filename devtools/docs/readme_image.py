@@ -1,10 +1,12 @@
-"""Draw the README's image: an annotated upload beside its Firestore document.
+"""Draw an image for the documentation: an annotated upload beside its Firestore document.
 
 Both are from a real run against the local stack:
 
     gcloud storage cp 07.jpg gs://uploads/cam1/
     yolo-batch results gs://uploads/cam1/ --json > 07.json
     python -m devtools.docs.readme_image 07.jpg 07.json docs/images/overview.png
+
+For `docs/images/segment.png`, the stack runs with the demo model for segmentation.
 
 The fields are listed by name with their types, like in Firestore's console.
 """
@@ -17,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 WIDTH = 1640  # pixels. The README shows about half of that.
 MARGIN = 28
@@ -53,7 +55,7 @@ Colour = tuple[int, int, int]
 
 
 def main(image_file: Path, document_file: Path, output: Path) -> None:
-    """Write the README's image as a PNG with a palette.
+    """Write the image as a PNG with a palette.
 
     Args:
         image_file: the image that was uploaded.
@@ -79,7 +81,7 @@ def font(size: int) -> Any:
 
 
 def annotated(image_file: Path, document: Mapping[str, Any]) -> Image.Image:
-    """Return the image, LEFT_WIDTH pixels wide, with the document's boxes and labels on it."""
+    """Return the image, LEFT_WIDTH pixels wide, with the document's detections on it."""
     image = Image.open(image_file).convert("RGB")
     scale = LEFT_WIDTH / image.width
     image = image.resize((LEFT_WIDTH, round(image.height * scale)), Image.Resampling.LANCZOS)
@@ -87,8 +89,12 @@ def annotated(image_file: Path, document: Mapping[str, Any]) -> Image.Image:
     draw = ImageDraw.Draw(image)
     plates: list[tuple[int, int, int, int]] = []
     for detection in document["detections"]:
+        colour = LABEL_COLOURS[detection["label"]]
+        if detection.get("polygons"):
+            draw_mask(image, detection, colour, scale)
+            continue
         edges = [round(detection["box"][edge] * scale) for edge in ("x1", "y1", "x2", "y2")]
-        draw.rectangle(edges, outline=LABEL_COLOURS[detection["label"]], width=5)
+        draw.rectangle(edges, outline=colour, width=5)
     for detection in document["detections"]:
         colour = LABEL_COLOURS[detection["label"]]
         corners = [round(detection["box"][edge] * scale) for edge in ("x1", "y1", "x2", "y2")]
@@ -101,6 +107,21 @@ def annotated(image_file: Path, document: Mapping[str, Any]) -> Image.Image:
         draw.rectangle(plates[-1], fill=colour)
         draw.text((left + 10, top + 20), text, WHITE, font(27), anchor="lm")
     return image
+
+
+def draw_mask(
+    image: Image.Image, detection: Mapping[str, Any], colour: Colour, scale: float
+) -> None:
+    """Draw a detection's mask, translucent and with its outline, in place."""
+    mask = Image.new("1", image.size)
+    rings = [[value * scale for value in ring["points"]] for ring in detection["polygons"]]
+    for ring in rings:
+        filled = Image.new("1", image.size)
+        ImageDraw.Draw(filled).polygon(ring, fill=1)
+        mask = ImageChops.logical_xor(mask, filled)  # the even-odd rule
+    image.paste(Image.blend(image, Image.new("RGB", image.size, colour), 0.45), mask=mask)
+    for ring in rings:
+        ImageDraw.Draw(image).line([*ring, *ring[:4]], colour, 5, joint="curve")
 
 
 def field_lines(document: Mapping[str, Any]) -> list[tuple[int, str, str, str]]:
@@ -119,11 +140,17 @@ def field_lines(document: Mapping[str, Any]) -> list[tuple[int, str, str, str]]:
             lines.append((0, name, f"{len(value)} elements", "array"))
             lines += [
                 (1, "0", "", "map"),
+                *([(2, "area", f"{first['area']:.1f}", "number")] if "area" in first else []),
                 (2, "box", _inline(first["box"]), "map"),
                 (2, "class_id", str(first["class_id"]), "number"),
                 (2, "confidence", f"{first['confidence']:.4f}", "number"),
                 (2, "label", f'"{first["label"]}"', "string"),
             ]
+            for number, ring in enumerate(first.get("polygons") or ()):
+                points = ", ".join(f"{value:.1f}" for value in ring["points"][:4])
+                lines += [(2, "polygons", "", "array")] * (number == 0)
+                text = f"{{points: [{points}, ... {len(ring['points'])} numbers]}}"
+                lines.append((3, str(number), text, "map"))
             lines += [(1, str(n), _summary(item), "map") for n, item in enumerate(value) if n]
         elif name == "model":
             shown = {key: value[key] for key in ("name", "precision", "image_size")}

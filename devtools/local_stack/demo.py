@@ -76,7 +76,8 @@ def run_demo(images: Path, model: Path | None, output: Path) -> None:
     lines = (f"{json_line(documents[name])}\n" for name in sorted(documents))
     (output / _DOCUMENTS).write_text("".join(lines), encoding="utf-8")
     click.echo(f"\n{len(documents)} of {len(names)} uploads have their document.")
-    click.echo(f"{saved} annotated images and {_DOCUMENTS} are in {output}/")
+    click.echo(f"{saved} annotated images are in {output}/")
+    click.echo(f"The documents are in {output / _DOCUMENTS}")
     if missing := sorted(names - documents.keys()):
         shown = ", ".join(missing[:_SHOWN_NAMES])
         more = f" and {len(missing) - _SHOWN_NAMES} more" if len(missing) > _SHOWN_NAMES else ""

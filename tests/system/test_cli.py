@@ -214,6 +214,18 @@ def test_demo_shows_the_document_of_every_upload(tmp_path: Path) -> None:
     assert "Uploaded with gcloud storage cp" in done.stdout
 
 
+def test_demo_of_segmentation_shows_masks(tmp_path: Path) -> None:
+    done = run_dev("demo", "--task", "segment", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "12 of 12 uploads have their document" in done.stdout
+    assert done.stdout.count("% of the image") == 12
+    lines = (tmp_path / "demo-output" / "documents.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 12
+    for document in map(json.loads, lines):
+        assert document["task"] == "segment"
+        assert all(each["polygons"] and each["area"] > 0 for each in document["detections"])
+
+
 def test_demo_takes_a_folder_of_any_name_and_bad_images(samples: Samples, tmp_path: Path) -> None:
     images = tmp_path / "my cam[1]"
     (images / "deep").mkdir(parents=True)

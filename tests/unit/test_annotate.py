@@ -1,5 +1,6 @@
 """Annotated copies: what each task looks like, drawn from a stored document."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from service.cli.main import main
 from service.document import to_document
 from service.domain import (
     Box,
@@ -25,6 +28,7 @@ from service.domain import (
 from service.images.pixels import Pixels
 from service.operate.annotate import annotate
 from service.operate.detect import save_annotated
+from tests.task_models import write_model
 
 BOX = Box(40.0, 40.0, 160.0, 160.0)
 FOUND = Detection("ring", 3, 0.8, BOX)
@@ -120,3 +124,38 @@ def test_saved_copy_shows_everything_that_the_document_has(
     monkeypatch.setattr("service.operate.detect.annotate", see)
     save_annotated(file, to_document(result), tmp_path / "out.jpg")
     assert shown == [detections, classes]
+
+
+# What each task's model returns for one image: two detections, or the scores of three classes.
+ROWS: dict[Task, list[Any]] = {
+    Task.DETECT: [[10, 20, 90, 80, 0.9, 0], [60, 60, 150, 140, 0.6, 1]],
+    Task.SEGMENT: [[10, 20, 90, 80, 0.9, 0, 1, 1, 1], [60, 60, 150, 140, 0.6, 1, 1, 0, 0]],
+    Task.POSE: [[10, 20, 90, 80, 0.9, 0, *[50, 40, 0.9] * 17]],
+    Task.OBB: [[50, 50, 60, 20, 0.9, 0, 0.5], [100, 100, 40, 30, 0.6, 1, 0.1]],
+    Task.CLASSIFY: [0.2, 0.7, 0.1],
+}
+SHOWN = {
+    Task.DETECT: "1 cat, 1 dog",
+    Task.SEGMENT: "1 cat, 1 dog (",
+    Task.POSE: "1 cat (17 of 17 keypoints visible)",
+    Task.OBB: "1 cat, 1 dog (29°, 6°)",
+    Task.CLASSIFY: "dog 0.70",
+}
+
+
+@pytest.mark.parametrize("task", Task)
+def test_detect_shows_and_saves_what_any_task_finds(task: Task, tmp_path: Path) -> None:
+    extra: dict[str, Any] = {"kpt_shape": [17, 3]} if task is Task.POSE else {}
+    model = write_model(tmp_path / "model", str(task), ROWS[task], **extra)
+    file = tmp_path / "a.png"
+    cv2.imwrite(str(file), np.full((160, 160, 3), 200, np.uint8))
+    arguments = ["detect", str(file), "--model", str(model), "--save", str(tmp_path / "out")]
+    shown = CliRunner().invoke(main, arguments)
+    assert shown.exit_code == 0, shown.output
+    assert SHOWN[task] in shown.stdout
+    copy = cv2.imread(str(tmp_path / "out" / "a.png.jpg"))
+    assert copy is not None and copy.std() > 5
+    printed = CliRunner().invoke(main, [*arguments, "--json"])
+    document = json.loads(printed.stdout)
+    assert document["task"] == task
+    assert bool(document["classes"]) == (task is Task.CLASSIFY) != bool(document["detections"])

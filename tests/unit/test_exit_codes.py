@@ -102,6 +102,13 @@ def test_missing_model_is_named_before_the_start(arguments: list[str]) -> None:
     assert "Path 'nowhere' does not exist." in done.stderr
 
 
+def test_demo_takes_a_task_or_a_model_but_not_both(folder: Path) -> None:
+    arguments = ["demo", "--task", "segment", "--model", str(folder)]
+    done = CliRunner().invoke(dev_main, arguments)
+    assert (done.exit_code, done.stdout) == (ExitCode.USAGE, "")
+    assert "give either --task or --model" in done.stderr
+
+
 def test_unwritable_output_of_the_demo_is_named_before_the_start(folder: Path) -> None:
     arguments = ["demo", "--images", "image.bmp", "--output", "text.jpg/output"]
     done = CliRunner().invoke(dev_main, arguments)

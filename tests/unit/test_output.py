@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from google.cloud import firestore
+from google.cloud.firestore_v1 import GeoPoint as FirestorePlace
 
 from service.cli.output import Column, note, progress, say, say_json, say_table
 from service.domain import GeoPoint
@@ -127,7 +127,7 @@ def test_times_in_json_are_rfc_3339(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == '{"at": "2026-11-30T00:00:00+00:00"}\n'
 
 
-@pytest.mark.parametrize("place", [GeoPoint(48.1, 11.5), firestore.GeoPoint(48.1, 11.5)], ids=repr)
+@pytest.mark.parametrize("place", [GeoPoint(48.1, 11.5), FirestorePlace(48.1, 11.5)], ids=repr)
 def test_bytes_in_json_are_base64_and_places_have_names(
     place: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
