@@ -17,6 +17,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 _INT8 = "int8"
 _ACCURACY = "Accuracy"
+_NAMES = "Names"
 
 
 @command(
@@ -54,6 +55,7 @@ _ACCURACY = "Accuracy"
 @option(
     "--rename",
     "renames",
+    panel=_NAMES,
     metavar="OLD=NEW",
     multiple=True,
     help="Give a class another label. OLD is a label (it may be empty) or '#' with a class id. "
@@ -61,6 +63,7 @@ _ACCURACY = "Accuracy"
 )
 @option(
     "--model-version",
+    panel=_NAMES,
     metavar="TEXT",
     help="What you call this version of the model, for example 2026-11. Each document has it.",
 )
