@@ -19,8 +19,8 @@ from devtools.docs import (
 )
 from devtools.docs.__main__ import (
     COMMAND,
-    PARTS,
     HOW_TO,
+    PARTS,
     REFERENCE,
     current,
     main,
