@@ -24,9 +24,10 @@ from service.images.letterbox import fit, input_shapes
 from service.images.pixels import Pixels
 from service.inference.detector import Detector
 from service.inference.loading import load_detector
+from service.inference.similarity import iou
 from service.operate.detect import detect_files
 from service.settings import BUNDLED_MODEL, Settings
-from tests.boxes import found_in, iou
+from tests.boxes import found_in
 
 pytestmark = [
     pytest.mark.ultralytics,
