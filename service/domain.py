@@ -255,6 +255,9 @@ class Camera:
     serial: str | None = None
 
 
+MAX_UTC_OFFSET = timedelta(hours=14)  # the largest difference to UTC that any place has
+
+
 @dataclass(frozen=True)
 class Capture:
     """What a file's EXIF data state about when, where and with what the image was taken.
