@@ -66,12 +66,6 @@ class Worst:
 Say = Callable[[Worst], None]
 
 
-@pytest.fixture(autouse=True)
-def offline_ultralytics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("YOLO_OFFLINE", "True")
-    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
-
-
 @pytest.fixture(scope="session")
 def bundled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled model under a name that ultralytics recognises as an OpenVINO export."""
