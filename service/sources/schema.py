@@ -119,13 +119,13 @@ class Source(_Strict, frozen=True, omit_defaults=True):
         if name := _repeated(zone.name for zone in self.zones):
             raise ValueError(f"source {self.id} has two zones with the name {name}")
         if (self.latitude is None) != (self.longitude is None):
-            raise ValueError(f"source {self.id} has only one of latitude and longitude")
+            raise ValueError(f"source {self.id} has only one of latitude and longitude: give both")
         if self.timezone is not None:
             try:
                 ZoneInfo(self.timezone)
             except (ZoneInfoNotFoundError, ValueError, OSError):
                 raise ValueError(
-                    f"source {self.id}: {self.timezone!r} is no time zone, for example "
+                    f"source {self.id}: {self.timezone!r} is not a time zone. Use a name such as "
                     "Europe/Berlin"
                 ) from None
 
