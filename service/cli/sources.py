@@ -177,7 +177,10 @@ def show(name: str, as_json: bool) -> None:
 )
 @_FILE
 @objects_argument
-@json_option("uri, documents, each verdict, kept, dropped, rewritten")
+@json_option(
+    "uri, documents, changed, unchanged, incomplete, large, disabled, not_done, unreadable, kept, "
+    "dropped, rewritten"
+)
 @option(
     "--apply",
     "is_applied",
@@ -189,9 +192,9 @@ def show(name: str, as_json: bool) -> None:
 def preview(file: Path, uri: tuple[str, str], as_json: bool, is_applied: bool, yes: bool) -> None:
     """Show what a file of sources would change in stored results.
 
-    No image is read, and the model does not run: the stored detections, with the faint detections,
-    are evaluated again. A document cannot answer if it lacks faint detections that the new settings
-    might keep. It is never rewritten.
+    No image is read, and the model does not run. The settings are applied to the stored detections
+    and faint detections. A document is incomplete if it lacks faint detections that the new
+    settings might keep. It is never rewritten.
     """
     from service.gcp.clients import build_rewriter
     from service.operate.preview import Verdict
@@ -227,9 +230,9 @@ def preview(file: Path, uri: tuple[str, str], as_json: bool, is_applied: bool, y
         say(f"Rewrote {summary.rewritten:,} documents")
     else:
         _show(summary, uri, is_applied=is_applied)
-    if missing := summary.verdicts[Verdict.CANNOT_ANSWER]:
+    if incomplete := summary.verdicts[Verdict.INCOMPLETE]:
         note(
-            f"{missing:,} documents cannot answer, so they stay as they are: they lack faint "
+            f"{incomplete:,} documents are incomplete, so they stay as they are: they lack faint "
             "detections that the new settings might keep. To change them, delete them, and run "
             "`yolo-batch reconcile --enqueue missing`, which processes their images again."
         )
