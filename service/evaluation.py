@@ -10,8 +10,8 @@ from service.sources.rules import Rules
 def evaluate(result: ImageResult, prediction: Prediction, rules: Rules) -> ImageResult:
     """Return the result with the detections that the rules keep, and with the others as faint.
 
-    The rules see the rounded numbers that a document stores. So they decide the same later, about
-    the stored detections together with the faint detections.
+    The rules see the rounded numbers that a document stores. So they decide the same if they are
+    applied later to the stored detections and faint detections.
 
     Args:
         result: the result of an image, whose detections are replaced. It has the image's size.

@@ -83,7 +83,7 @@ class Rewriter(Protocol):
         """Return one document, or None if there is none."""
 
     def rewrite(self, version: Any, fields: Mapping[str, Any]) -> bool:
-        """Change fields of a document, if it is unchanged. Return False if it is not."""
+        """Change fields of a document. Return False if the document was changed meanwhile."""
 
 
 def preview(
