@@ -236,7 +236,12 @@ def preview(file: Path, uri: tuple[str, str], as_json: bool, is_applied: bool, y
             "detections that the new settings might keep. To change them, delete them, and run "
             "`yolo-batch reconcile --enqueue missing`, which processes their images again."
         )
-    if summary.verdicts[Verdict.UNREADABLE]:
+    if unreadable := summary.verdicts[Verdict.UNREADABLE]:
+        note(
+            f"{unreadable:,} documents are unreadable, so they stay as they are: another version "
+            "of the service wrote them, or somebody edited them. `yolo-batch reconcile --enqueue "
+            "stale` processes the images of another version again."
+        )
         click.get_current_context().exit(ExitCode.FAILED)
 
 

@@ -164,6 +164,18 @@ def test_preview_says_how_many_documents_are_incomplete(file: Path, store: Resul
     assert "1 documents are incomplete" in done.stderr
 
 
+def test_preview_says_why_a_document_is_unreadable(
+    file: Path, store: ResultStore, collection: str
+) -> None:
+    store.commit([result_of("cam1/a.jpg", 0.9)])
+    [document] = firestore.Client().collection(collection).stream()
+    document.reference.update({"detections": "edited"})
+    done = run("preview", file, "gs://uploads/cam1/")
+    assert done.exit_code == 1
+    assert "1 documents are unreadable" in done.stderr
+    assert "somebody edited them" in done.stderr
+
+
 def test_apply_of_a_preview_rewrites_the_derived_fields_once(
     file: Path, store: ResultStore, reader: ResultReader
 ) -> None:

@@ -118,7 +118,7 @@ def test_change_is_seen_after_the_refresh_time(documents: FakeDocuments, clock: 
     assert documents.reads == 2
 
 
-def test_one_request_looks_and_the_others_do_not_wait(
+def test_one_request_reads_and_the_others_do_not_wait(
     documents: FakeDocuments, clock: Clock
 ) -> None:
     documents.edit(min_confidence=0.6)
