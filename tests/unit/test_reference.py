@@ -19,6 +19,7 @@ from devtools.docs import (
 )
 from devtools.docs.__main__ import (
     COMMAND,
+    HOW_TO,
     PARTS,
     REFERENCE,
     current,
@@ -40,6 +41,11 @@ def one_line(source: str) -> log_lines.LogLine:
 
 def test_reference_is_current() -> None:
     stale = [page.name for page in stale_pages(REFERENCE)]
+    assert not stale, f"{stale}: run `{COMMAND}` and commit the result"
+
+
+def test_generated_parts_of_the_guides_are_current() -> None:
+    stale = [page.name for page in stale_pages(HOW_TO)]
     assert not stale, f"{stale}: run `{COMMAND}` and commit the result"
 
 
