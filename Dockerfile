@@ -8,6 +8,8 @@
 #   --build-arg CALIBRATION=    cpu: models/FOLDER of images, to quantise the model to int8
 #   --build-arg IMAGE_SIZE=     cpu: longer side of the exported model's input, in pixels. Default: the
 #                               size that the weights were trained with
+#   --build-arg HEIC=false      without the decoder for HEIC, which has patents on HEVC. Then HEIC files
+#                               get the error unsupported_media
 #   --build-arg REVISION=       the revision that the image is built from, for its label
 #
 # To pin the base image, pass --build-arg BASE=python:3.13-slim-bookworm@sha256:... No digest is set
@@ -36,6 +38,9 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip /opt/yolo-batch \
  && python -m pip --python /opt/yolo-batch/bin/python install --quiet --no-compile --no-deps \
       --require-hashes --requirement requirements/cpu.txt
+ARG HEIC=true
+RUN if [ "$HEIC" = false ]; then \
+      python -m pip --python /opt/yolo-batch/bin/python uninstall --quiet --yes pi-heif; fi
 COPY container/prune.py container/
 # unchecked-hash: bytecode that ignores the source's time stamp, which a copied layer may change.
 RUN python container/prune.py /opt/yolo-batch/lib/python3.*/site-packages \
@@ -51,7 +56,10 @@ COPY requirements/gpu.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip /opt/yolo-batch \
  && python -m pip --python /opt/yolo-batch/bin/python install --quiet --no-compile --no-deps \
-      --require-hashes --requirement requirements/gpu.txt \
+      --require-hashes --requirement requirements/gpu.txt
+ARG HEIC=true
+RUN if [ "$HEIC" = false ]; then \
+      python -m pip --python /opt/yolo-batch/bin/python uninstall --quiet --yes pi-heif; fi \
  && /opt/yolo-batch/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash \
       /opt/yolo-batch/lib
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from service.domain import (
+    SCHEMA,
     ClassScore,
     Detection,
     Failure,
@@ -13,8 +14,8 @@ from service.domain import (
     ObjectMetadata,
     Task,
 )
+from service.faint import pack
 
-SCHEMA = 2
 SHARDS = 10
 STATUS_DONE = "done"
 STATUS_FAILED = "failed"
@@ -40,6 +41,7 @@ def to_document(result: ImageResult) -> dict[str, Any]:
         "size": ref.metadata.size,
         **_checksum(ref.metadata),
         "metadata": dict(ref.metadata.custom or {}),
+        "metadata_cut": ref.metadata.is_custom_cut,
         "status": _status(failure),
         "error": {"code": str(failure.code), "message": failure.message} if failure else None,
         "image": asdict(result.image_info) if result.image_info else None,
@@ -51,6 +53,9 @@ def to_document(result: ImageResult) -> dict[str, Any]:
         "model": _model(result),
         "source": asdict(result.source),
         **detection_fields(result),
+        "detections_uri": result.detections_uri,
+        "left_out": list(result.left_out),
+        "simplified_pixels": result.simplified_pixels,
         "batch_size": result.batch_size,
         "timings": asdict(result.timings),
         "event_time": result.event_time,
@@ -66,8 +71,14 @@ def detection_fields(result: ImageResult) -> dict[str, Any]:
     found: Sequence[Detection | ClassScore] = (*result.detections, *result.kept_classes)
     counts = dict(sorted(Counter(item.label for item in found).items()))
     best = {label: max(i.confidence for i in found if i.label == label) for label in counts}
+    faint, faint_cut = _faint(result)
     return {
-        "detections": [_detection(item, result) for item in result.detections],
+        "detections": [
+            {key: value for key, value in item.items() if key not in result.left_out}
+            for item in detections_of(result)
+        ],
+        "faint": faint,
+        "faint_cut": faint_cut,
         "classes": [asdict(item) for item in result.classes],
         "labels": list(counts),
         "counts": counts,
@@ -83,6 +94,20 @@ def detection_fields(result: ImageResult) -> dict[str, Any]:
 def shard_of(document_id: str) -> int:
     """Return the document's shard, 0 to 9: a hash, so documents of one moment spread over all."""
     return int(document_id[-8:], 16) % SHARDS
+
+
+def detections_of(result: ImageResult) -> list[dict[str, Any]]:
+    """Return the elements of `detections`, with all fields of the model's task."""
+    return [_detection(item, result) for item in result.detections]
+
+
+def _faint(result: ImageResult) -> tuple[bytes | None, float | None]:
+    """Return the faint detections as bytes, and the confidence above which all are recorded."""
+    is_classify = result.model and result.model.task is Task.CLASSIFY  # it has no detections
+    if result.faint is None or is_classify:
+        return None, None
+    packed = pack(result.faint)
+    return packed.data, result.store_confidence if packed.cut is None else packed.cut
 
 
 def _detection(detection: Detection, result: ImageResult) -> dict[str, Any]:
@@ -102,7 +127,7 @@ def _detection(detection: Detection, result: ImageResult) -> dict[str, Any]:
             fields["keypoints"] = [asdict(point) for point in detection.keypoints]
         case Task.OBB if detection.rotated_box:
             fields["obb"] = asdict(detection.rotated_box)
-            fields["corners"] = list(detection.rotated_box.corners)
+            fields["corners"] = [round(value, 2) for value in detection.rotated_box.corners]
     return fields
 
 

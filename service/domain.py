@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from enum import StrEnum
 
+SCHEMA = 2  # version of the documents that this service writes
+
 
 @dataclass(frozen=True)
 class ObjectMetadata:
@@ -18,24 +20,40 @@ class ObjectMetadata:
     crc32c: str | None = None  # base64
     created_at: datetime | None = None  # when this generation was created
     custom: Mapping[str, str] | None = None  # the uploader's own metadata (`x-goog-meta-*`)
+    is_custom_cut: bool = False  # whether some of `custom` were left out
 
 
 @dataclass(frozen=True)
 class Replace:
-    """Permission to replace an image's old document, unless a given model wrote it.
+    """Permission to replace an image's old document, unless it is current.
 
-    A redelivered message does not replace the document again, because the new document is younger
-    than `if_created_before`.
+    A document is current if a given model wrote it, in this service's schema. A redelivered message
+    does not replace the document again, because the new document is younger than
+    `if_created_before`. That holds even if an older revision, with another schema, wrote it.
     """
 
     if_created_before: datetime  # by Firestore's clock
-    # sha256. A document by this model is kept. None: a document by any model may be replaced.
+    # sha256. A document by this model and of this service's schema is kept. None: any document may
+    # be replaced.
     unless_model: str | None = None
 
-    def replaces(self, created_at: datetime, model: str | None) -> bool:
-        """Return whether a document with this creation time and model (sha256) may be replaced."""
+    def replaces(self, created_at: datetime, model: str | None, schema: int | None) -> bool:
+        """Return whether a document with this creation time, model and schema may be replaced."""
         is_old = created_at <= self.if_created_before
-        return is_old and (self.unless_model is None or model != self.unless_model)
+        return is_old and (
+            self.unless_model is None or not is_current(model, schema, self.unless_model)
+        )
+
+
+def is_current(model: str | None, schema: int | None, deployed: str) -> bool:
+    """Return whether a document is by the deployed model, and of this service's schema.
+
+    Args:
+        model: sha256 of the document's model.
+        schema: the document's schema. None: it has none.
+        deployed: sha256 of the deployed model.
+    """
+    return model == deployed and schema == SCHEMA
 
 
 # Where gsutil and gcloud put the temporary parts of composite uploads.
@@ -98,6 +116,8 @@ class Event:
     event_time: datetime | None = None
     ignored: str | None = None
     is_job: bool = False  # a job, not the notification of an upload
+    is_deletion: bool = False  # the notification that this generation was deleted
+    is_overwritten: bool | None = None  # of a deletion: by a newer generation. None: not reported
     delivery_attempt: int | None = None  # counts from 1. None: not reported
 
 
@@ -421,17 +441,24 @@ class ImageResult:
     batch_size: int = 0  # number of images in its batch. 0: it was not inferred.
     timings: Timings = field(default_factory=Timings)
     event_time: datetime | None = None
+    store_confidence: float = 0.05  # the model's findings below it are not in the result
+    # How the detections were made to fit into a document (service.gcp.large_results).
+    detections_uri: str | None = None  # the object that has all of the detections' fields
+    left_out: tuple[str, ...] = ()  # the detections' fields that the document does not have
+    simplified_pixels: float | None = None  # tolerance of the polygons. None: they are unchanged.
 
 
 @dataclass(frozen=True)
 class StoredDocument:
-    """The fields of a document that decide whether it may be replaced."""
+    """The fields of a document that decide whether it may be replaced, and by what."""
 
     status: str
     model: str | None  # sha256 of the model. A failed image has none.
     created_at: datetime
     update_time: datetime  # set by Firestore. A replacement requires that it is unchanged.
     timings: Mapping[str, float] | None = None  # identify the delivery that wrote the document
+    schema: int | None = None
+    detections_uri: str | None = None
 
 
 @dataclass(frozen=True)
@@ -440,6 +467,16 @@ class StoredDocuments:
 
     by_id: Mapping[str, StoredDocument]
     read_at: datetime
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image that has a document. `ref` has no generation if the document names none."""
+
+    document_id: str
+    ref: ImageRef
+    created_at: datetime  # of the document, by Firestore's clock
+    detections_uri: str | None = None
 
 
 class Outcome(StrEnum):
@@ -451,7 +488,9 @@ class Outcome(StrEnum):
     ALREADY_RECORDED = "already_recorded"  # the image had a final document, which is kept
     SUPERSEDED = "superseded"  # another delivery committed the image's document first
     GONE = "gone"  # the image's generation was overwritten or deleted
-    IGNORED = "ignored"  # the request names no image
+    DISABLED = "disabled"  # the image's source is disabled: nothing was recorded
+    DELETED = "deleted"  # the image's object was deleted, and so was its result
+    IGNORED = "ignored"  # the request names no image, or a deletion that removes no result
     BUCKET_NOT_ALLOWED = "bucket_not_allowed"  # the image's bucket is not in ALLOWED_BUCKETS
 
 
@@ -461,6 +500,7 @@ class CommittedResult:
 
     result: ImageResult  # as recorded: a failed result if Firestore refuses the original document
     is_superseded: bool = False  # another delivery's document exists: nothing was written
+    unused_uri: str | None = None  # an object of detections that no document refers to any more
 
     @property
     def outcome(self) -> Outcome:

@@ -10,6 +10,10 @@
     ├── BadImageError                      the image can never be processed: recorded, then 204
     ├── DocumentKeptError                  a replacement failed or was parked: 204
     ├── ObjectGoneError                    the generation no longer exists: 204
+    ├── SourcesError                       sources are broken, or were changed meanwhile
+    ├── FaintBytesError                    the faint detections of a document are damaged
+    ├── LargeResultError                   the object of a large result cannot be read or removed
+    ├── StoredResultError                  a document of a result has another form
     ├── SmokeError                         the smoke test failed
     ├── DetectorError                      the model failed on an image: 500
     └── TransientError                     a later delivery can succeed: 503
@@ -17,6 +21,7 @@
         ├── TooLateError
         ├── ShuttingDownError
         ├── OtherModelError
+        ├── SourcesUnknownError
         ├── DecoderUnavailableError
         ├── CertificatesUnavailableError
         ├── StorageUnavailableError
@@ -55,6 +60,14 @@ class CredentialsError(YoloBatchError):
 
 class ModelError(YoloBatchError):
     """A model cannot be loaded or exported."""
+
+
+class SourcesError(YoloBatchError):
+    """The settings of sources are broken, or were changed meanwhile."""
+
+
+class StoredResultError(YoloBatchError):
+    """A document of a result has another form than the service writes."""
 
 
 class EnvelopeError(YoloBatchError):
@@ -104,6 +117,14 @@ class DocumentKeptError(YoloBatchError):
     """A replacement failed for a reason outside the image's bytes: the document is kept."""
 
 
+class FaintBytesError(YoloBatchError):
+    """The bytes of a document's field `faint` cannot be read."""
+
+
+class LargeResultError(YoloBatchError):
+    """The object of a large result is missing, damaged, or not an object of this result."""
+
+
 class SmokeError(YoloBatchError):
     """The sample image got no result. The message names where to look."""
 
@@ -120,7 +141,7 @@ class TransientError(YoloBatchError):
 
 
 class NoFreeSlotError(TransientError):
-    """No slot is free. There are MAX_IN_FLIGHT slots, and jobs may use half of them."""
+    """No slot is free. There are MAX_IN_FLIGHT slots. Jobs and deletions may use half of them."""
 
     retry_after_seconds = 2
 
@@ -143,6 +164,16 @@ class ShuttingDownError(TransientError):
 
 class OtherModelError(TransientError):
     """The message asks for another model, which another revision may run."""
+
+
+class SourcesUnknownError(TransientError):
+    """It is not known which settings an image has, for example which of them protect privacy."""
+
+    retry_after_seconds = 60
+
+    def __init__(self) -> None:
+        """Build the message, which is the same for every image."""
+        super().__init__("The settings of sources could not be read.")
 
 
 class DecoderUnavailableError(TransientError):

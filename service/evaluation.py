@@ -2,32 +2,45 @@
 
 from dataclasses import replace
 
-from service.domain import ImageResult, Prediction
+from service.domain import Detection, ImageResult, Prediction
+from service.faint import rounded
 from service.sources.rules import Rules
 
 
 def evaluate(result: ImageResult, prediction: Prediction, rules: Rules) -> ImageResult:
     """Return the result with the detections that the rules keep, and with the others as faint.
 
+    The rules see the rounded numbers that a document stores. So they decide the same later, about
+    the stored detections together with the faint detections.
+
     Args:
-        result: the result of an image, whose detections are replaced.
-        prediction: what the model found, the most confident first.
+        result: the result of an image, whose detections are replaced. It has the image's size.
+        prediction: what the model found.
         rules: the rules of the image's source.
     """
-
-    def is_kept(label: str, confidence: float) -> bool:
-        threshold = rules.min_confidence_by_label.get(label, rules.min_confidence)
-        return confidence >= threshold and (rules.keep_labels is None or label in rules.keep_labels)
-
-    found = prediction.detections
-    kept = tuple(item for item in found if is_kept(item.label, item.confidence))
-    faint = tuple(item for item in found if not is_kept(item.label, item.confidence))
+    prediction = rounded(prediction)
+    kept, faint = [], []
+    for item in prediction.detections:
+        zones = _zones(result, item, rules) if rules.keep(item.label, item.confidence) else None
+        if zones is None:
+            faint.append(replace(item, zones=()))
+        else:
+            kept.append(replace(item, zones=zones))
     return replace(
         result,
-        detections=kept,
-        faint=faint if rules.keep_faint else None,
+        detections=tuple(kept),
+        faint=tuple(faint) if rules.keep_faint else None,
         classes=prediction.classes,
         kept_classes=tuple(
-            item for item in prediction.classes if is_kept(item.label, item.confidence)
+            item for item in prediction.classes if rules.keep(item.label, item.confidence)
         ),
+        zones=rules.counting_zones,
     )
+
+
+def _zones(result: ImageResult, item: Detection, rules: Rules) -> tuple[str, ...] | None:
+    """Return the names of the zones that a detection is in, or None if the zones drop it."""
+    if not rules.zones or not result.image_info:
+        return ()
+    info = result.image_info
+    return rules.zones_of(item.label, item.box, info.width, info.height)

@@ -1,5 +1,7 @@
 """Parses a request (headers and body) into the one image that it names. Does no I/O.
 
+A request reports that an image was uploaded or deleted, or it is a job.
+
 The headers and the body decide which form a request has. Its path does not matter.
 
 1. CloudEvent of Cloud Storage, binary or structured mode. Its data is the object resource.
@@ -28,12 +30,14 @@ from typing import Any
 
 from service.domain import Event, ImageRef, ObjectMetadata, Replace
 from service.errors import EnvelopeError
+from service.object_metadata import read_custom
 
 _CE_TYPE = "ce-type"  # CloudEvents, binary mode: the event's type
 _CE_TIME = "ce-time"
 _STRUCTURED = "application/cloudevents+json"  # content type of structured mode
 _STORAGE = "google.cloud.storage.object.v1."
 _FINALIZED = _STORAGE + "finalized"
+_DELETED = _STORAGE + "deleted"
 _MESSAGE_PUBLISHED = "google.cloud.pubsub.topic.v1.messagePublished"
 
 # Attributes of a Cloud Storage notification.
@@ -42,7 +46,9 @@ _BUCKET_ID = "bucketId"
 _OBJECT_ID = "objectId"
 _GENERATION = "objectGeneration"
 _EVENT_TIME = "eventTime"
+_OVERWRITTEN_BY = "overwrittenByGeneration"
 _OBJECT_FINALIZE = "OBJECT_FINALIZE"
+_OBJECT_DELETE = "OBJECT_DELETE"
 
 _OBJECT_KIND = "storage#object"  # `kind` of an object resource
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
@@ -77,7 +83,14 @@ def parse_event(headers: Mapping[str, str], body: bytes) -> Event:
     # If the body has the object, the body is used, because headers may garble the object's name.
     attributes = {
         key: _header_text(lowered[key.lower()])
-        for key in (_EVENT_TYPE, _BUCKET_ID, _OBJECT_ID, _GENERATION, _EVENT_TIME)
+        for key in (
+            _EVENT_TYPE,
+            _BUCKET_ID,
+            _OBJECT_ID,
+            _GENERATION,
+            _EVENT_TIME,
+            _OVERWRITTEN_BY,
+        )  # fmt: skip
         if key.lower() in lowered
     }
     return _from_message(attributes, payload)
@@ -88,8 +101,10 @@ def _from_cloud_event(event_type: str, time: Any, data: Any) -> Event:
         return _from_envelope(data)
     if event_type == _FINALIZED:
         return Event(_image_from_object(data), _time(time))
+    if event_type == _DELETED:  # it does not say whether the object was overwritten
+        return Event(_image_from_object(data), _time(time), is_deletion=True)
     if event_type.startswith(_STORAGE):
-        return Event(ignored="a Cloud Storage event other than finalized")
+        return Event(ignored="a Cloud Storage event other than finalized and deleted")
     raise EnvelopeError("The CloudEvent is neither a Cloud Storage event nor a Pub/Sub message.")
 
 
@@ -112,10 +127,16 @@ def _from_envelope(envelope: Any) -> Event:
 def _from_message(attributes: dict[str, Any], data: Any) -> Event:
     """Return the event of a Pub/Sub message. `data` is its decoded JSON. None: no data."""
     if _EVENT_TYPE in attributes and _BUCKET_ID in attributes:
-        if _text(attributes, _EVENT_TYPE) != _OBJECT_FINALIZE:
-            return Event(ignored="a Cloud Storage notification other than OBJECT_FINALIZE")
+        event_type = _text(attributes, _EVENT_TYPE)
+        if event_type not in (_OBJECT_FINALIZE, _OBJECT_DELETE):
+            return Event(
+                ignored="a Cloud Storage notification other than OBJECT_FINALIZE and OBJECT_DELETE"
+            )
         image = _image_from_object(data) if data else _image_from_attributes(attributes)
-        return Event(image, _time(attributes.get(_EVENT_TIME)))
+        event = Event(image, _time(attributes.get(_EVENT_TIME)))
+        if event_type == _OBJECT_FINALIZE:
+            return event
+        return replace(event, is_deletion=True, is_overwritten=_OVERWRITTEN_BY in attributes)
     job = _mapping(data, "The message is neither a Cloud Storage notification nor a job.")
     if job.get("kind") == _OBJECT_KIND:  # unwrapped notification without metadata
         return Event(_image_from_object(job), _time(job.get("timeCreated")))
@@ -137,11 +158,14 @@ def _delivery_attempt(envelope: dict[str, Any]) -> int | None:
 def _image_from_object(data: Any) -> ImageRef:
     """Return the image of an object resource. Its numbers may be JSON strings."""
     resource = _mapping(data, "The event's data must be a Cloud Storage object.")
+    custom, is_custom_cut = read_custom(resource.get("metadata"))
     metadata = ObjectMetadata(
         size=_optional_integer(resource, "size"),
         content_type=_optional_text(resource, "contentType"),
         md5=_optional_text(resource, "md5Hash"),
         crc32c=_optional_text(resource, "crc32c"),
+        custom=custom,
+        is_custom_cut=is_custom_cut,
     )
     generation = _integer(resource, "generation")
     image = _image(_text(resource, "bucket"), _text(resource, "name"), generation)

@@ -1,6 +1,8 @@
 """The use case: one image, from the request that names it to its final document.
 
-    slot → has a document? → daily limit → download → decode → inference → commit → outcome
+    slot → source → has a document? → daily limit → download → decode → inference → commit → outcome
+
+The deletion of an image takes a slot too, and then the short way of `service.deletion`.
 
 `handle` returns when the image has its final document, is parked, or needs no document. If it
 raises, the message must be redelivered, which is safe.
@@ -16,10 +18,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
+from service.capture import day_of, with_capture
 from service.concurrency.semaphore import FairSemaphore
 from service.concurrency.slots import Slots
 from service.daily_limit import DailyLimit
 from service.deadline import Deadline
+from service.deletion import Deletion
 from service.domain import (
     Download,
     Event,
@@ -42,12 +46,14 @@ from service.images.pixels import DecodedImage
 from service.inference.model import Model
 from service.recorder import Recorder
 from service.settings import Settings
+from service.sources.current import SourceSettings
 from service.sources.rules import Rules
 
 logger = logging.getLogger(__name__)
 
 # Recorded if Cloud Storage refuses to report the generation. No object has generation 0.
 _NO_GENERATION = 0
+_KEPT_RESULT = "a deletion whose result stays, as the settings say"
 _CLOSE_SECONDS = 8.0
 # Pub/Sub's default for the minimum back-off:
 # https://cloud.google.com/pubsub/docs/handling-failures#exponential_backoff
@@ -87,6 +93,13 @@ class Decoders(Protocol):
         """End the decoder processes."""
 
 
+class Sources(Protocol):
+    """Knows the settings of images. `service.sources.current.CurrentSources` implements it."""
+
+    def settings_of(self, ref: ImageRef, deadline: Deadline) -> SourceSettings:
+        """Return the settings of an image."""
+
+
 @dataclass(frozen=True)
 class PipelineOptions:
     """Limits of the pipeline. `service.settings.Settings` describes them."""
@@ -94,7 +107,8 @@ class PipelineOptions:
     max_in_flight: int = Settings.max_in_flight
     max_buffered_bytes: int = Settings.max_buffered_bytes
     allowed_buckets: tuple[str, ...] = Settings.allowed_buckets
-    rules: Rules = Rules()  # of an image without a source
+    rules: Rules = Rules()  # of all images, if there are no sources
+    store_confidence: float = Settings.store_confidence
 
 
 class Pipeline:
@@ -109,6 +123,8 @@ class Pipeline:
         health: Health,
         options: PipelineOptions | None = None,
         limit: DailyLimit | None = None,
+        sources: Sources | None = None,
+        deletion: Deletion | None = None,
     ) -> None:
         """Take the parts. `close` closes the decoders, the model and the recorder.
 
@@ -120,6 +136,8 @@ class Pipeline:
             health: watches the work in flight.
             options: limits. Default: those of the default settings.
             limit: parks the images beyond it. None: there is no limit.
+            sources: the settings of images. None: all images have `options.rules`.
+            deletion: removes the results of deleted objects. None: deletions are ignored.
         """
         self._options = options or PipelineOptions()
         self._storage = storage
@@ -128,6 +146,8 @@ class Pipeline:
         self._recorder = recorder
         self._health = health
         self._limit = limit
+        self._sources = sources
+        self._deletion = deletion
         self._slots = Slots(
             self._options.max_in_flight, jobs=max(1, self._options.max_in_flight // 2)
         )
@@ -135,6 +155,8 @@ class Pipeline:
 
     def handle(self, event: Event, deadline: Deadline) -> Outcome:
         """Process the image of a request until it has its final document, or park it.
+
+        If the request reports that the image was deleted, remove its document.
 
         Args:
             event: the request.
@@ -174,6 +196,10 @@ class Pipeline:
         if ref is None or ref.is_ignorable:
             logger.info("Ignored a request", extra={"reason": event.ignored or "not an image"})
             return Outcome.IGNORED
+        deletion = self._deletion
+        if event.is_deletion and not (deletion and deletion.is_wanted(event)):
+            logger.info("Ignored a request", extra={"reason": _KEPT_RESULT})
+            return Outcome.IGNORED
         if self._options.allowed_buckets and ref.bucket not in self._options.allowed_buckets:
             logger.warning(
                 "Acknowledged an image whose bucket is not in ALLOWED_BUCKETS",
@@ -181,7 +207,11 @@ class Pipeline:
             )
             return Outcome.BUCKET_NOT_ALLOWED
         try:
-            with self._slots.take(is_job=event.is_job), self._health.work():
+            # Deletions count as jobs, so that a large deletion leaves slots to uploads.
+            is_job = event.is_job or event.is_deletion
+            with self._slots.take(is_job=is_job), self._health.work():
+                if event.is_deletion and deletion:
+                    return deletion.handle(ref, event, deadline)
                 return self._process(ref, event, deadline)
         except DocumentKeptError as exc:
             logger.warning(
@@ -191,7 +221,8 @@ class Pipeline:
             return Outcome.ALREADY_RECORDED
         except ObjectGoneError:
             logger.warning(
-                "An image is gone: deleted or overwritten before it was read, or it never existed",
+                "An image is gone: deleted or overwritten before it had a result, or it never "
+                "existed",
                 extra={
                     "uri": ref.uri,
                     "generation": ref.generation,
@@ -201,6 +232,9 @@ class Pipeline:
             return Outcome.GONE
 
     def _process(self, ref: ImageRef, event: Event, deadline: Deadline) -> Outcome:
+        settings = self._settings_of(ref, deadline)
+        if not settings.is_enabled:
+            return Outcome.DISABLED
         _check_model(ref, self._model.info.sha256)
         failure = None
         if ref.generation is None:
@@ -212,22 +246,41 @@ class Pipeline:
         if not _is_first_delivery(event) and self._recorder.is_final(ref, deadline):
             return Outcome.ALREADY_RECORDED
         if failure or not self._limit:
-            return self._record(ref, failure, event, deadline)
+            return self._record(ref, failure, settings, event, deadline)
         if not self._limit.admit():
             failure = self._limit.failure()
         try:
-            return self._record(ref, failure, event, deadline)
+            return self._record(ref, failure, settings, event, deadline)
         finally:
             self._limit.share(deadline.for_commit())
 
+    def _settings_of(self, ref: ImageRef, deadline: Deadline) -> SourceSettings:
+        if not self._sources:
+            return SourceSettings(self._options.rules)
+        return self._sources.settings_of(ref, deadline)
+
     def _record(
-        self, ref: ImageRef, failure: Failure | None, event: Event, deadline: Deadline
+        self,
+        ref: ImageRef,
+        failure: Failure | None,
+        settings: SourceSettings,
+        event: Event,
+        deadline: Deadline,
     ) -> Outcome:
         """Detect and commit. An image with a failure is not read."""
-        result = ImageResult(ref, failure=failure) if failure else self._detect(ref, deadline)
-        return self._recorder.record(replace(result, event_time=event.event_time), deadline)
+        if failure:
+            result = ImageResult(ref, failure=failure)
+        else:
+            result = self._detect(ref, settings, deadline)
+        result = replace(
+            result,
+            event_time=event.event_time,
+            day=day_of(result.captured_at, event.event_time, settings.timezone),
+            source=settings.version,
+        )
+        return self._recorder.record(result, deadline)
 
-    def _detect(self, ref: ImageRef, deadline: Deadline) -> ImageResult:
+    def _detect(self, ref: ImageRef, settings: SourceSettings, deadline: Deadline) -> ImageResult:
         """Download, decode and detect. If the file can never be processed, the result is failed."""
         started_at = time.monotonic()
         downloaded_at = math.inf  # not yet
@@ -261,8 +314,15 @@ class Pipeline:
                 queue_ms=round(inferred.queue_ms, 1),
                 inference_ms=round(inferred.inference_ms, 1),
             ),
+            store_confidence=self._options.store_confidence,
         )
-        return evaluate(result, inferred.result, self._options.rules)
+        result = with_capture(
+            result,
+            image.capture,
+            timezone=settings.timezone,
+            store_location=settings.store_location,
+        )
+        return evaluate(result, inferred.result, settings.rules)
 
 
 def _check_model(ref: ImageRef, sha256: str) -> None:

@@ -64,6 +64,12 @@ def _buckets(text: str) -> tuple[str, ...]:
     return names
 
 
+def _bucket(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]+", text):
+        raise ValueError("the name of a bucket without gs://")
+    return text
+
+
 def _emails(text: str) -> tuple[str, ...]:
     emails = tuple(email.strip() for email in text.split(",") if email.strip())
     if not emails or not all(re.fullmatch(r"[^@\s]+@[^@\s]+", email) for email in emails):
@@ -135,8 +141,8 @@ class Settings:
     )
     max_in_flight: int = _setting(
         32,
-        "Maximum number of images in flight. Further messages are rejected with 429. Jobs may use "
-        "half of the slots. Set Cloud Run's concurrency to the same number.",
+        "Maximum number of images in flight. Further messages are rejected with 429. Jobs and "
+        "deletions may use half of the slots. Set Cloud Run's concurrency to the same number.",
         _integer(2, 1000),
     )
     max_image_bytes: int = _setting(
@@ -187,12 +193,37 @@ class Settings:
     firestore_collection: str = _setting(
         "detections", "Firestore collection of the results.", _collection
     )
+    delete_results_with_objects: bool = _setting(
+        False,
+        "Remove the result of an image when its object is deleted. The service must get the "
+        "deletions as events. Results of overwritten objects stay.",
+        _boolean,
+    )
+    delete_results_of_overwritten: bool = _setting(
+        False,
+        "With DELETE_RESULTS_WITH_OBJECTS: remove the result of an image also when its object is "
+        "overwritten.",
+        _boolean,
+    )
+    results_bucket: str | None = _setting(
+        None,
+        "Bucket for results that are larger than 1 MiB, Firestore's limit, for example with "
+        "hundreds of masks. Unset: their polygons are simplified. It must not be a bucket of "
+        "images.",
+        _bucket,
+    )
     daily_image_limit: int = _setting(
         0,
         "Maximum number of images a day (UTC) that all instances process together. Further images "
         "are parked. The limit may be exceeded by what the instances process in a minute. 0: no "
         "limit.",
         _integer(0, 10**9),
+    )
+    sources_refresh_seconds: float = _setting(
+        60.0,
+        "Seconds after which an instance looks whether the sources changed. A look reads one "
+        "document.",
+        _number(1, 3600),
     )
     storage_timeout_seconds: float = _setting(
         6.0,
@@ -259,6 +290,16 @@ class Settings:
                 f"{settings.hang_timeout_seconds:g} is too small: ACK_DEADLINE_SECONDS, and three "
                 "quarters of HANG_TIMEOUT_SECONDS, must be greater than FIRESTORE_TIMEOUT_SECONDS="
                 f"{settings.firestore_timeout_seconds:g}, which is reserved for the commit"
+            )
+        if settings.delete_results_of_overwritten and not settings.delete_results_with_objects:
+            raise SettingsError(
+                "DELETE_RESULTS_OF_OVERWRITTEN=true has no effect without "
+                "DELETE_RESULTS_WITH_OBJECTS=true"
+            )
+        if settings.results_bucket in settings.allowed_buckets:
+            raise SettingsError(
+                f"RESULTS_BUCKET={settings.results_bucket} is wrong: it must not be one of "
+                "ALLOWED_BUCKETS, whose objects are processed"
             )
         if bool(settings.push_audience) != bool(settings.push_service_accounts):
             raise SettingsError(

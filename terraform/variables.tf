@@ -83,6 +83,13 @@ variable "daily_image_limit" {
   default     = null
 }
 
+variable "delete_results_with_objects" {
+  description = "Whether the result of an image is deleted when its object is deleted. The results of overwritten objects stay, unless settings has DELETE_RESULTS_OF_OVERWRITTEN = \"true\". With versioning, a version's result stays until the version itself is deleted."
+  type        = bool
+  default     = false
+  nullable    = false
+}
+
 variable "firestore_collection" {
   description = "Firestore collection of the results."
   type        = string
@@ -110,14 +117,14 @@ variable "image" {
 }
 
 variable "index_all_fields" {
-  description = "Whether Firestore indexes almost every field, as it does by default. A document and its index entries then need three times the storage. detections, event_time, generation and created_at are not indexed even then."
+  description = "Whether Firestore indexes almost every field, as it does by default. A document and its index entries then need three times the storage. Arrays of detections and fields that grow with time are not indexed even then."
   type        = bool
   default     = false
   nullable    = false
 }
 
 variable "indexed_fields" {
-  description = "More fields to index, for your own queries, for example [\"model.name\", \"image.width\"]. docs/reference/document.md lists the fields that are always indexed."
+  description = "More fields to index, for your own queries, for example [\"model.name\", \"top_label\"]. docs/reference/document.md lists the fields that are always indexed."
   type        = set(string)
   default     = []
   nullable    = false
@@ -196,13 +203,6 @@ variable "protect_data" {
   nullable    = false
 }
 
-variable "query_by_time" {
-  description = "Whether created_at is indexed, for queries by time alone, or by time and status or label. The index limits the collection to 500 new documents a second."
-  type        = bool
-  default     = false
-  nullable    = false
-}
-
 variable "reconcile_schedule" {
   description = "When the reconcile job runs, as cron in UTC. It enqueues uploads that have no document, and parked images. With daily_image_limit, choose a time soon after midnight. Null: only when you run it."
   type        = string
@@ -219,6 +219,13 @@ variable "repository_name" {
   description = "Name of the Docker repository in Artifact Registry. Null: the value of name."
   type        = string
   default     = null
+}
+
+variable "results_bucket" {
+  description = "Whether to create a private bucket, PROJECT-NAME-results, for the parts of results that are too large for a Firestore document, for example hundreds of masks. Without it, masks are simplified until they fit."
+  type        = bool
+  default     = false
+  nullable    = false
 }
 
 variable "results_ttl_days" {

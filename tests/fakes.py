@@ -19,6 +19,7 @@ import numpy as np
 
 from service.daily_limit import DailyLimit
 from service.deadline import NO_DEADLINE, Deadline
+from service.deletion import Deletion
 from service.document import to_document
 from service.domain import (
     Box,
@@ -38,7 +39,7 @@ from service.images.decode import decode
 from service.images.letterbox import shrink
 from service.images.pixels import DecodedImage, Pixels
 from service.inference.model import Model
-from service.pipeline import Pipeline, PipelineOptions
+from service.pipeline import Pipeline, PipelineOptions, Sources
 from service.recorder import Recorder
 
 PATIENCE_SECONDS = 60.0  # for every wait: far longer than anything takes on a busy machine
@@ -183,7 +184,7 @@ class FakeStore:
         if permission is None:
             return True
         model = (document["model"] or {}).get("sha256")
-        return not permission.replaces(self.created[document_id], model)
+        return not permission.replaces(self.created[document_id], model, document["schema"])
 
     def commit(
         self, results: Sequence[ImageResult], deadline: Deadline
@@ -278,7 +279,7 @@ def _middle(image: DecodedImage) -> Prediction:
     width, height = image.info.width, image.info.height
     color = mean_color(image.pixels)
     box = Box(width / 4, height / 4, width * 3 / 4, height * 3 / 4)
-    confidence = round(max(color) / 255, 3)
+    confidence = round(0.5 + max(color) / 510, 3)  # over every usual threshold
     return Prediction((Detection(label_of(color), sum(color) % 80, confidence, box),))
 
 
@@ -326,6 +327,8 @@ def pipeline_of(
     health: Health | None = None,
     max_batch_size: int = 8,
     limit: DailyLimit | None = None,
+    sources: Sources | None = None,
+    deletion: Deletion | None = None,
     **options: Any,
 ) -> Pipeline:
     """Return a pipeline around fakes."""
@@ -338,4 +341,6 @@ def pipeline_of(
         health,
         PipelineOptions(**options),
         limit,
+        sources,
+        deletion=deletion,
     )

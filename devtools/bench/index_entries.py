@@ -12,6 +12,7 @@ costs the same with any number of indexes. More entries make it slower.
 """
 
 import argparse
+import base64
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from devtools.bench.errors import BenchError
 from devtools.docs.document import DONE
 from devtools.docs.terraform import MODULE, blocks_of
 from service.document import to_document
-from service.domain import Box, Detection
+from service.domain import Box, CapturedAtSource, Detection, GeoPoint, SourceVersion
 
 EVERY_FIELD = "*"
 AUTOMATIC = ("ASCENDING", "DESCENDING", "CONTAINS")
@@ -34,8 +35,9 @@ _EXTRA_BYTES = 32  # of a document, of a map, and of an index entry
 _NAME_BYTES = 16  # of a document's name, beside its parts
 _COLLECTION = "detections"
 _INDEXED_STRING_BYTES = 1500  # longer strings are cut in an index
-_TIMES = ("created_at", "event_time")  # strings in JSON, timestamps in Firestore
-_FOUND = ("person", "person", "person", "car", "car", "person", "traffic light")
+_TIMES = ("captured_at", "created_at", "event_time")  # strings in JSON, timestamps in Firestore
+_PERSON, _CAR = ("person", 0), ("car", 2)  # labels and class ids
+_FOUND = (_PERSON, _PERSON, _PERSON, _CAR, _CAR, _PERSON, ("traffic light", 9))
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,11 @@ class Indexes:
         return self.fields.get(self.owner(path), AUTOMATIC)
 
 
-def deployed_indexes(*, by_time: bool = False, index_all_fields: bool = False) -> Indexes:
+def deployed_indexes(*, index_all_fields: bool = False) -> Indexes:
     """Return the indexes that Terraform creates, read from firestore.tf.
 
     Args:
-        by_time: with `query_by_time`.
-        index_all_fields: with `index_all_fields`.
+        index_all_fields: the value of this variable.
     """
     settings: dict[str, Any] = {}
     for block in blocks_of(MODULE / "firestore.tf", "locals"):
@@ -76,9 +77,8 @@ def deployed_indexes(*, by_time: bool = False, index_all_fields: bool = False) -
     if index_all_fields:
         fields = {field: modes and AUTOMATIC for field, modes in fields.items()}
     fields[EVERY_FIELD] = AUTOMATIC if index_all_fields else ()
-    fields["created_at"] = ("ASCENDING", "DESCENDING") if by_time else ()
-    composite = list(settings["composite_indexes"].values())
-    composite += list(settings["time_indexes"].values()) if by_time else []
+    fields["created_at"] = ()
+    composite = settings["composite_indexes"].values()
     return Indexes(fields, [[(each["path"], each["mode"]) for each in one] for one in composite])
 
 
@@ -143,6 +143,10 @@ def _value_bytes(value: Any) -> int:
         return 1
     if isinstance(value, str):
         return _string_bytes(value)
+    if isinstance(value, bytes):
+        return len(value)
+    if isinstance(value, GeoPoint):
+        return 16
     if isinstance(value, Mapping):
         fields = (_string_bytes(name) + _value_bytes(each) for name, each in value.items())
         return sum(fields) + _EXTRA_BYTES
@@ -152,13 +156,30 @@ def _value_bytes(value: Any) -> int:
 
 
 def sample() -> dict[str, Any]:
-    """Return the document of an image with seven detections of three labels."""
-    found = tuple(
-        Detection(label, 0, 0.5 + index / 20, Box(12.5, 40.0, 181.2, 470.9))
-        for index, label in enumerate(_FOUND)
+    """Return the document of an image of a source, with seven detections of three labels.
+
+    It also has 20 faint detections of these labels, and the time at which it was taken.
+    """
+    box = Box(12.5, 40.0, 181.2, 470.9)
+    found = (
+        Detection(label, class_id, 0.8 - index / 20, box)
+        for index, (label, class_id) in enumerate(_FOUND)
     )
-    document = to_document(replace(DONE, detections=found))
-    return document | {"created_at": datetime(2026, 11, 21, 3, 26, 1, tzinfo=UTC)}
+    faint = (
+        Detection(label, class_id, 0.24 - index / 110, box)
+        for index, (label, class_id) in enumerate((*_FOUND, *_FOUND, *_FOUND[:6]))
+    )
+    time = datetime(2026, 11, 21, 3, 26, 1, tzinfo=UTC)
+    result = replace(
+        DONE,
+        detections=tuple(found),
+        faint=tuple(faint),
+        captured_at=time,
+        captured_at_source=CapturedAtSource.EXIF_OFFSET,
+        day=time.date(),
+        source=SourceVersion("gate", time),
+    )
+    return to_document(result) | {"created_at": time}
 
 
 def table(documents: Sequence[Mapping[str, Any]]) -> str:
@@ -169,7 +190,6 @@ def table(documents: Sequence[Mapping[str, Any]]) -> str:
     for name, indexes in {
         "`index_all_fields = true`": deployed_indexes(index_all_fields=True),
         "default": deployed_indexes(),
-        "`query_by_time = true`": deployed_indexes(by_time=True),
     }.items():
         entries = [entry for each in documents for entry in index_entries(path, each, indexes)]
         count, total = len(entries) / len(documents), sum(entries) / len(documents)
@@ -189,10 +209,15 @@ def read(file: Path) -> list[dict[str, Any]]:
         lines = file.read_text(encoding="utf-8").split("\n")
         documents = [json.loads(line) for line in lines if line.strip()]
         for document in documents:
-            for name in _TIMES:
-                if isinstance(text := document.get(name), str):
-                    document[name] = datetime.fromisoformat(text)
-    except (OSError, ValueError, AttributeError) as exc:
+            times = [(document, name) for name in _TIMES]
+            for values, name in [*times, (document.get("source") or {}, "version")]:
+                if isinstance(text := values.get(name), str):
+                    values[name] = datetime.fromisoformat(text)
+            if isinstance(text := document.get("faint"), str):
+                document["faint"] = base64.b64decode(text)
+            if place := document.get("location"):
+                document["location"] = GeoPoint(**place)
+    except (OSError, ValueError, TypeError, AttributeError) as exc:
         raise BenchError(f"{file} is not what yolo-batch results --json prints: {exc}") from exc
     if not documents:
         raise BenchError(f"{file} contains no documents")

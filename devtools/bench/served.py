@@ -20,6 +20,7 @@ from flask import Flask
 
 from service.daily_limit import DailyLimit
 from service.deadline import Deadline
+from service.deletion import Deletion
 from service.domain import Download, ImageRef, Prediction
 from service.gcp.firestore import ResultStore
 from service.gcp.storage import ImageStorage
@@ -30,6 +31,7 @@ from service.inference.detector import Detector
 from service.pipeline import Pipeline
 from service.server import wsgi
 from service.settings import Settings
+from service.sources.current import CurrentSources
 
 DOWNLOAD = "download"
 HAND_OVER = "to and from decoders"
@@ -103,6 +105,8 @@ def build_app() -> Flask:
         storage: ImageStorage,
         store: ResultStore,
         limit: DailyLimit | None,
+        sources: CurrentSources | None,
+        deletion: Deletion | None,
     ) -> Pipeline:
         timed = vars  # an attribute of the instance hides the method of its class
         timed(storage)["resolve"] = clock.timed(DOWNLOAD, storage.resolve)
@@ -112,7 +116,14 @@ def build_app() -> Flask:
         timed(store)["commit"] = clock.timed(COMMIT, store.commit)
         detector = _TimedDetector(verified.detector, clock)
         return build_pipeline(
-            settings, decoders, replace(verified, detector=detector), storage, store, limit
+            settings,
+            decoders,
+            replace(verified, detector=detector),
+            storage,
+            store,
+            limit,
+            sources,
+            deletion,
         )
 
     # `build_app` calls this function by name. All else is unchanged.

@@ -21,7 +21,11 @@ from devtools.chaos.excuses import (
     unexpected_silences,
 )
 from devtools.chaos.plan import FaultKind
-from service.domain import ImageRef
+from service.document import shard_of
+from service.domain import SCHEMA, ImageRef, Task
+from service.errors import FaintBytesError
+from service.faint import unpack
+from service.settings import Settings
 
 MAX_WASTE = 0.20
 _MORE_WASTE = 16  # images: one outage of Firestore fails this many commits in a short run
@@ -31,7 +35,7 @@ _PIXELS = 0.5
 _CONFIDENCE = 0.01
 _SHOWN = 5  # sentences of each kind of problem
 _SWALLOWING = (FaultKind.DISK, FaultKind.MEMORY)  # faults that lose log lines
-_NOT_COMPARED = ("batch_size", "timings", "event_time", "created_at")
+_NOT_COMPARED = ("batch_size", "timings", "event_time", "day", "created_at")
 
 
 class Ending(StrEnum):
@@ -286,8 +290,22 @@ def _different(expectation: Expectation, document: StoredDocument) -> list[str]:
     expected, fields = _other_fields(expectation), document.fields
     known = {*expected, *_COMPARED_BEFORE, *_NOT_COMPARED}
     different = [name for name, value in expected.items() if fields.get(name) != value]
-    if abs((fields.get("max_confidence") or 0) - _max_confidence(expectation)) > _CONFIDENCE:
-        different.append("max_confidence")
+    best = _best(expectation)
+    highest, lowest = max(best.values(), default=0.0), _lowest(expectation)
+    if not _is_near(best, fields.get("best") or {}):
+        different.append("best")
+    for name, value in (
+        ("max_confidence", highest),
+        ("uncertain_confidence", lowest),
+    ):
+        if abs((fields.get(name) or 0.0) - value) > _CONFIDENCE:
+            different.append(name)
+    # Labels of almost equal confidence may change places.
+    top = [label for label, confidence in best.items() if confidence > highest - 2 * _CONFIDENCE]
+    if (fields.get("top_label") not in top) if top else fields.get("top_label"):
+        different.append("top_label")
+    if not _is_faint(fields, should_fail=expectation.should_fail):
+        different.append("faint")
     if bool((fields.get("error") or {}).get("message")) != expectation.should_fail:
         different.append("error")
     if document.id != expectation.ref.document_id:
@@ -296,17 +314,39 @@ def _different(expectation: Expectation, document: StoredDocument) -> list[str]:
 
 
 _COMPARED_BEFORE = (
-    "uri", "generation", "size", "md5", "status", "error", "image", "detections", "max_confidence"
+    "uri", "generation", "size", "md5", "status", "error", "image", "detections", "best",
+    "max_confidence", "uncertain_confidence", "top_label", "faint", "faint_cut",
 )  # fmt: skip
+# The fields of every drawn image: no metadata, no EXIF data, no source, and few detections.
+_SAME: Mapping[str, Any] = {
+    "schema": SCHEMA,
+    "metadata": {},
+    "metadata_cut": False,
+    "captured_at": None,
+    "captured_at_source": "none",
+    "camera": None,
+    "location": None,
+    "source": {"id": None, "version": None},
+    "classes": [],
+    "counts_by_zone": {},
+    "detections_uri": None,
+    "left_out": [],
+    "simplified_pixels": None,
+    "derived": [],
+    "alerts": [],
+}
 
 
 def _other_fields(expectation: Expectation) -> dict[str, Any]:
     detections = expectation.image_fields.get("detections", ())
     counts = Counter(detection["label"] for detection in detections)
     return {
+        **_SAME,
         "bucket": expectation.ref.bucket,
         "name": expectation.ref.name,
         "content_type": expectation.content_type,
+        "shard": shard_of(expectation.ref.document_id),
+        "task": None if expectation.should_fail else Task.DETECT,
         "model": None if expectation.should_fail else expectation.model,
         "labels": sorted(counts),
         "counts": dict(counts),
@@ -314,9 +354,39 @@ def _other_fields(expectation: Expectation) -> dict[str, Any]:
     }
 
 
-def _max_confidence(expectation: Expectation) -> float:
+def _best(expectation: Expectation) -> dict[str, float]:
+    """Return the highest confidence of each label."""
+    best: dict[str, float] = {}
+    for detection in expectation.image_fields.get("detections", ()):
+        label, confidence = detection["label"], float(detection["confidence"])
+        best[label] = max(confidence, best.get(label, 0.0))
+    return best
+
+
+def _lowest(expectation: Expectation) -> float:
     detections = expectation.image_fields.get("detections", ())
-    return max((float(detection["confidence"]) for detection in detections), default=0.0)
+    return min((float(detection["confidence"]) for detection in detections), default=0.0)
+
+
+def _is_near(expected: Mapping[str, float], stored: Mapping[str, float]) -> bool:
+    """Return whether confidences are equal within the tolerance."""
+    return expected.keys() == stored.keys() and all(
+        abs(value - stored[key]) <= _CONFIDENCE for key, value in expected.items()
+    )
+
+
+def _is_faint(fields: Mapping[str, Any], *, should_fail: bool) -> bool:
+    """Return whether a done document has readable faint detections, and a failed one none."""
+    data, cut = fields.get("faint"), fields.get("faint_cut")
+    if should_fail:
+        return data is None and cut is None
+    if not isinstance(data, bytes) or not isinstance(cut, float):
+        return False
+    try:
+        faint = unpack(data)
+    except FaintBytesError:
+        return False
+    return all(item.confidence >= Settings.store_confidence - _CONFIDENCE for item in faint)
 
 
 def is_same_image(reference: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:

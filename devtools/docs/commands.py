@@ -40,7 +40,11 @@ def _sections(group: click.Group, program: str) -> str:
     ]
     rows.sort(key=lambda row: row[0])
     parts.append(table(("group", "command", "purpose"), rows))
-    parts += [_section(command, name, context) for name, command in commands]
+    for name, command in commands:
+        parts.append(_section(command, name, context))
+        if isinstance(command, click.Group):
+            below = click.Context(command, info_name=name, parent=context)
+            parts += [_section(each, key, below) for key, each in command.commands.items()]
     return "\n\n".join(parts)
 
 

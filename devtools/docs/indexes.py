@@ -3,18 +3,14 @@
 from collections.abc import Sequence
 
 from devtools.bench import index_entries
-from devtools.docs.markdown import code, table
+from devtools.docs.markdown import code
 
 _MODES = {"ASCENDING": "ascending", "DESCENDING": "descending", "CONTAINS": "array-contains"}
 
 
 def render() -> str:
-    """Return the table of the indexes, and which variable adds each."""
-    default = _rows(index_entries.deployed_indexes())
-    by_time = _rows(index_entries.deployed_indexes(by_time=True))
-    rows = [[each, ""] for each in default]
-    rows += [[each, code("query_by_time")] for each in by_time if each not in default]
-    return table(("index", "only with"), rows)
+    """Return the list of the indexes."""
+    return "\n".join(f"- {each}" for each in _rows(index_entries.deployed_indexes()))
 
 
 def storage() -> str:

@@ -35,6 +35,7 @@ from service.images import png as png_module
 from service.images.decoders import DecodeLimits, Decoders
 
 PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "malformed-files.md"
+HEIC_FILES = Path(__file__).parents[2] / "tests" / "data" / "heic"
 WIDTH, HEIGHT = 96, 64
 MAX_PIXELS = 50_000_000  # the service's default
 IMAGE_SIZE = 640
@@ -140,6 +141,11 @@ def cut(make: Make, share: float) -> bytes:
 
 def flipped_at(make: Make, share: float) -> bytes:
     return flipped(make(), share)
+
+
+def heic(name: str) -> bytes:
+    """Return a stored file, because the packages of this project do not encode HEIC."""
+    return (HEIC_FILES / f"{name}.heic").read_bytes()
 
 
 def turned_jpeg(orientation: int) -> bytes:
@@ -404,6 +410,7 @@ PLAIN: dict[str, Make] = {
     "AVIF": lambda: saved("AVIF"),
     "JPEG 2000": lambda: saved("JPEG2000"),
     "PPM": lambda: saved("PPM"),
+    "HEIC": lambda: heic("plain"),
 }
 for _name, _make in PLAIN.items():
     add(_name, _make, DONE)
@@ -489,6 +496,12 @@ UNUSUAL: dict[str, Make] = {
     "AVIF, alpha": lambda: saved("AVIF", drawn("RGBA")),
     "AVIF, grey": lambda: saved("AVIF", drawn("L")),
     "AVIF, animated": lambda: animated("AVIF"),
+    "HEIC, alpha": lambda: heic("alpha"),
+    "HEIC, grey": lambda: heic("grey"),
+    "HEIC, 10 bits": lambda: heic("ten-bit"),
+    "HEIC, turned by irot": lambda: heic("rotated"),
+    "HEIC with several images": lambda: heic("several"),
+    "HEIC named .jpg": lambda: heic("plain"),
     "JPEG 2000, bare codestream": lambda: saved("JPEG2000", no_jp2=True),
     "JPEG 2000, grey": lambda: saved("JPEG2000", drawn("L")),
     "JPEG 2000, alpha": lambda: saved("JPEG2000", drawn("RGBA")),
@@ -533,8 +546,6 @@ NOT_IMAGES: dict[str, Make | bytes] = {
     "ZIP": b"PK\x03\x04" + bytes(60),
     "gzip": b"\x1f\x8b\x08" + bytes(60),
     "MP4": ftyp(b"mp42"),
-    "HEIC": ftyp(b"heic"),
-    "HEIF sequence": ftyp(b"hevc"),
     "JPEG XL": b"\xff\x0a" + bytes(60),
     "Photoshop": b"8BPS\0\1" + bytes(60),
     "OpenEXR": b"v/1\x01\x02\0\0\0" + bytes(60),
@@ -588,6 +599,7 @@ BOMBS: dict[str, Make | bytes] = {
         riff_chunk(b"ANIM", bytes(6)),
         webp_frame(saved("WEBP"), WIDTH, HEIGHT),
     ),
+    "HEIC whose header says 65535x65535": lambda: ispe(heic("plain"), 65_535, 65_535),
     "AVIF whose header says 65535x65535": lambda: ispe(saved("AVIF"), 65_535, 65_535),
     "AVIF whose header says 96x64, its data 8000x6000": lambda: avif_grown(8_000, 6_000),
     "JPEG 2000 of 100000x100000 without pixels": lambda: siz(
@@ -770,6 +782,7 @@ ENDINGS = dict.fromkeys(
     "AVIF whose header says 96x64, its data 8000x6000": DONE,  # scaled, as browsers do
     "GIF with a frame larger than its screen": TOO_LARGE,
     "GIF with a frame outside its screen": TOO_LARGE,
+    "HEIC whose header says 65535x65535": TOO_LARGE,
     "JPEG 2000 with 16384 channels": UNSUPPORTED,
     "TIFF with 65535 channels": UNSUPPORTED,
     "TIFF with 59,000 tags": UNSUPPORTED,
@@ -811,6 +824,8 @@ WRONG: dict[str, Make | bytes] = {
     "TIFF without tags": b"II*\0\x08\0\0\0\0\0\0\0\0\0",
     "WebP without pixels": riff(canvas(8, 8)),
     "AVIF that ends after its first box": ftyp(b"avif"),
+    "HEIC that ends after its first box": ftyp(b"heic"),
+    "HEIF sequence that ends after its first box": ftyp(b"hevc"),
     "JPEG 2000 that ends after its first box": b"\0\0\0\x0cjP  \r\n\x87\n",
     "PPM with width 0": b"P6 0 8 255\n",
     "PPM with negative width": b"P6 -8 8 255\n" + bytes(192),
@@ -965,8 +980,8 @@ FUZZING = """
 ## How the service limits a file
 
 - **The header comes first.** Format and size are read from the header, and `MAX_IMAGE_PIXELS` is
-  compared before any pixel is decoded. AVIF and JPEG 2000 may have half as many pixels, because
-  their decoders use twice the memory.
+  compared before any pixel is decoded. AVIF, JPEG 2000, and HEIC with more than 8 bits per
+  channel may have half as many pixels, because their decoders use twice the memory.
 - **Only the pixels cost time.** A decoder gets only the parts of a JPEG or PNG that determine its
   pixels. Fill bytes, stray bytes, texts, profiles and animations cost next to nothing.
 - **The number of parts is limited**, because a file of 330 kB in 10,000 scans would be decoded

@@ -13,6 +13,7 @@ from service.domain import ImageRef
 from service.errors import BadImageError, EnvelopeError, SettingsError
 from service.events import parse_event
 from service.images.decode import decode
+from service.images.details import Details
 from service.images.letterbox import shrink
 from service.settings import Settings
 
@@ -72,6 +73,7 @@ def check_file(data: bytes) -> None:
     assert 0 < width * height <= MAX_PIXELS
     assert width <= decoded.info.width and height <= decoded.info.height
     assert max(shrink(decoded.pixels, image_size=IMAGE_SIZE).shape) <= IMAGE_SIZE
+    assert Details.from_bytes(Details.of(decoded).to_bytes()).capture == decoded.capture
 
 
 def check_settings(data: bytes) -> None:

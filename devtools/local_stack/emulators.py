@@ -102,16 +102,31 @@ def firestore(programs: Programs) -> Emulator:
 
 
 def storage(
-    programs: Programs, directory: Path, *, pubsub_host: str, project: str, topic: str
+    programs: Programs,
+    directory: Path,
+    *,
+    pubsub_host: str,
+    project: str,
+    topic: str,
+    with_deletions: bool = False,
 ) -> Emulator:
-    """Describe fake-gcs-server. It publishes finalize events to a topic, which must exist."""
+    """Describe fake-gcs-server. It publishes events to a topic, which must exist.
+
+    Args:
+        programs: where the server is.
+        directory: the directory of the objects.
+        pubsub_host: the Pub/Sub emulator.
+        project: the topic's project.
+        topic: the topic's name.
+        with_deletions: whether deletions are published, too. An overwrite deletes a generation.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     backend = "filesystem" if _has_extended_attributes(directory) else "memory"
     options = (
         "-scheme", "http", "-host", "127.0.0.1",
         "-backend", backend, "-filesystem-root", str(directory),
         "-event.pubsub-project-id", project, "-event.pubsub-topic", topic,
-        "-event.list", "finalize",
+        "-event.list", "finalize,delete" if with_deletions else "finalize",
     )  # fmt: skip
 
     def command(port: int) -> list[str | Path]:

@@ -1,4 +1,4 @@
-"""A fake Eventarc: delivers a bucket's finalize events to a service as CloudEvents over HTTP.
+"""A fake Eventarc: delivers a bucket's events to a service as CloudEvents over HTTP.
 
     upload -> Storage publishes to a topic -> pull subscription -> POST -> 2xx: acknowledge
                                                     ^                      else: wait, redeliver
@@ -32,9 +32,12 @@ from google.pubsub_v1.types import PubsubMessage, ReceivedMessage
 logger = logging.getLogger(__name__)
 
 FINALIZED = "google.cloud.storage.object.v1.finalized"
+DELETED = "google.cloud.storage.object.v1.deleted"
 
 _JSON = "application/json"
-_OBJECT_FINALIZE = "OBJECT_FINALIZE"  # attribute eventType of a notification
+# Types of events by the attribute eventType of a notification. The fake Cloud Storage sends
+# deletions only if the service wants them.
+_TYPES = {"OBJECT_FINALIZE": FINALIZED, "OBJECT_DELETE": DELETED}
 # The status codes that acknowledge a push (https://cloud.google.com/pubsub/docs/push).
 _ACKNOWLEDGING = frozenset({102, 200, 201, 202, 204})
 # The HTTP binding of CloudEvents does not quote these: printable ASCII except space, " and %.
@@ -76,7 +79,7 @@ class Counters:
     delivered: int = 0  # requests sent
     acked: int = 0  # the response acknowledged the message
     nacked: int = 0  # another, late or missing response: the message is redelivered
-    dropped: int = 0  # messages that are not finalize events, which the trigger ignores
+    dropped: int = 0  # messages about other events, which the triggers ignore
 
 
 @dataclass(frozen=True)
@@ -94,14 +97,15 @@ def event_from_notification(
 ) -> Delivery | None:
     """Return a bucket's notification as a binary-mode CloudEvent, or None for other event types."""
     bucket, name = attributes.get("bucketId"), attributes.get("objectId")
-    if attributes.get("eventType") != _OBJECT_FINALIZE or not bucket or not name:
+    event_type = _TYPES.get(attributes.get("eventType", ""))
+    if not event_type or not bucket or not name:
         return None
     subject = "objects/" + quote(name, safe=_HEADER_SAFE)
     headers = {
         "content-type": _JSON,
         "ce-specversion": "1.0",
         "ce-id": message_id,
-        "ce-type": FINALIZED,
+        "ce-type": event_type,
         "ce-source": f"//storage.googleapis.com/projects/_/buckets/{bucket}",
         "ce-subject": subject,
         "ce-time": attributes.get("eventTime") or _rfc3339(publish_time),

@@ -50,7 +50,8 @@ class StackOptions:
     model_path: Path | None = None
     project: str = "yolo-batch-local"
     bucket: str = "uploads"
-    #: More settings of the service, as environment variables.
+    #: More settings of the service, as environment variables. With DELETE_RESULTS_WITH_OBJECTS,
+    #: deletions are delivered, too.
     service_environment: Mapping[str, str] = field(default_factory=dict)
     #: The directory for logs and uploads. None: a temporary directory, which is removed at the end.
     directory: Path | None = None
@@ -226,6 +227,7 @@ class Stack:
         storage = emulators.storage(
             programs, directory / "buckets",
             pubsub_host=pubsub_host, project=self.project, topic=resources.UPLOADS_TOPIC,
+            with_deletions=self._with_deletions(),
         )  # fmt: skip
         (storage_port,) = emulators.start(processes, [storage])
         storage_host = f"127.0.0.1:{storage_port}"
@@ -237,6 +239,10 @@ class Stack:
             storage_url=f"http://{storage_host}",
         )
         self._start_proxy(storage_host, pubsub_host, directory / "tools")
+
+    def _with_deletions(self) -> bool:
+        environment = {**os.environ, **self.options.service_environment}
+        return environment.get("DELETE_RESULTS_WITH_OBJECTS", "").lower() == "true"
 
     def _start_proxy(self, storage_host: str, pubsub_host: str, directory: Path) -> None:
         proxy = GcsProxy(storage_host, directory)

@@ -56,6 +56,8 @@ def check_model(path: Path | None, as_json: bool) -> None:
             {
                 "model": {
                     "name": info.name,
+                    "task": str(info.task),
+                    "version": info.version,
                     "precision": info.precision,
                     "sha256": info.sha256,
                     "runtime": info.runtime,
@@ -69,7 +71,9 @@ def check_model(path: Path | None, as_json: bool) -> None:
         return
     say(
         f"model      {info.name}\n"
-        f"precision  {info.precision}\n"
+        f"task       {info.task}\n"
+        + (f"version    {info.version}\n" if info.version else "")
+        + f"precision  {info.precision}\n"
         f"sha256     {info.sha256}\n"
         f"runtime    {info.runtime}\n"
         f"image size {info.image_size}\n"

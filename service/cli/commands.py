@@ -149,10 +149,10 @@ def command(
 
 
 def group(
-    *, examples: Sequence[str] = (), **settings: Any
+    name: str | None = None, *, examples: Sequence[str] = (), **settings: Any
 ) -> Callable[[Callable[..., None]], Commands]:
     """Declare a command line, which is a group of commands."""
-    return click.group(cls=Commands, examples=examples, **settings)
+    return click.group(name, cls=Commands, examples=examples, **settings)
 
 
 def _run(run: Callable[[], Any]) -> int:

@@ -80,13 +80,15 @@ def detect(
 
     These settings of the service apply, as environment variables: MAX_IMAGE_PIXELS,
     MAX_IMAGE_BYTES, MAX_BUFFERED_BYTES, MAX_BATCH_PIXELS, REDUCED_DECODE, IMAGE_SIZE,
-    INFERENCE_STREAMS.
+    INFERENCE_STREAMS, STORE_CONFIDENCE.
     """
     from service.cli.report import say_results
     from service.inference.loading import load_detector, warm_up
     from service.operate.detect import annotated_name, detect_files, find_files, save_annotated
 
-    settings = replace(Settings.from_env(), max_batch_size=batch_size)
+    settings = replace(
+        Settings.from_env(), max_batch_size=batch_size, min_confidence=min_confidence
+    )
     files = find_files(paths)
     if not files:
         raise click.ClickException(
@@ -100,7 +102,7 @@ def detect(
             model,
             device=device,
             image_size=settings.image_size,
-            min_confidence=min_confidence,
+            min_confidence=min(settings.store_confidence, min_confidence),
             streams=settings.inference_streams,
             max_batch_pixels=settings.max_batch_pixels,
         )

@@ -17,6 +17,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 _INT8 = "int8"
 _ACCURACY = "Accuracy"
+_NAMES = "Names"
 
 
 @command(
@@ -54,10 +55,17 @@ _ACCURACY = "Accuracy"
 @option(
     "--rename",
     "renames",
+    panel=_NAMES,
     metavar="OLD=NEW",
     multiple=True,
     help="Give a class another label. OLD is a label (it may be empty) or '#' with a class id. "
     "Can be repeated.",
+)
+@option(
+    "--model-version",
+    panel=_NAMES,
+    metavar="TEXT",
+    help="What you call this version of the model, for example 2026-11. Each document has it.",
 )
 @option(
     "--canary",
@@ -66,7 +74,10 @@ _ACCURACY = "Accuracy"
     "export. By default, drawn images are used. Give a folder if the model detects nothing in "
     "them.",
 )
-@json_option("directory, image_size, precision, sha256, labels, canary, quantization, accuracy")
+@json_option(
+    "directory, task, model_version, image_size, precision, sha256, labels, canary, quantization, "
+    "accuracy"
+)
 @option(
     "--calibration",
     panel=_INT8,
@@ -79,8 +90,8 @@ _ACCURACY = "Accuracy"
     default=0.9,
     show_default=True,
     type=click.FloatRange(0, 1),
-    help="Least F1 of the int8 model's detections against the float model's detections. With a "
-    "lower F1, nothing is written.",
+    help="Least F1 of the int8 model's detections against the float model's detections. For a "
+    "classifier, the least share of images with the same class. Below it, nothing is written.",
 )
 @option(
     "--no-fallback",
@@ -92,7 +103,7 @@ _ACCURACY = "Accuracy"
     "--data",
     panel=_ACCURACY,
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Labels in COCO's format, to measure mAP.",
+    help="Labels in COCO's format, to measure the mAP of boxes (task detect).",
 )
 @option(
     "--data-images",
@@ -113,9 +124,10 @@ def export(
     no_fallback: bool,
     canary: Path | None,
     renames: tuple[str, ...],
+    model_version: str | None,
     as_json: bool,
 ) -> None:
-    """Export a YOLO26 detection model for the service.
+    """Export a YOLO26 model for the service: detect, segment, pose, obb or classify.
 
     Writes a directory for MODEL_PATH. A .pt file needs torch and ultralytics (the extra "export").
     The directory of an exported float model does not.
@@ -138,6 +150,7 @@ def export(
             fallback=not no_fallback,
             canary=canary,
             renames=renames,
+            model_version=model_version,
         )
     metadata = read_metadata(directory)
     show = note if as_json else say
@@ -147,6 +160,8 @@ def export(
         say_json(
             {
                 "directory": str(directory),
+                "task": metadata["task"],
+                "model_version": metadata.get("model_version"),
                 "image_size": max(metadata["imgsz"]),
                 "precision": metadata["precision"],
                 "sha256": metadata["sha256"],
@@ -186,10 +201,8 @@ def _figures(metadata: Mapping[str, Any]) -> list[str]:
         if skipped := quantization.get("skipped"):
             lines.append(f"Skipped unreadable calibration images: {list_some(skipped)}")
         lines.append(
-            f"int8 against float on {quantization['calibration_images']} calibration images, "
-            f"{reached['detections']} detections: "
-            f"F1 {reached['f1']:.3f} (at least {threshold['f1']:g}), "
-            f"mean IoU {reached['iou']:.3f} (at least {threshold['iou']:g})"
+            f"int8 against float on {quantization['calibration_images']} calibration images: "
+            + _agreement(metadata["task"], reached, threshold)
         )
     if accuracy := metadata.get("accuracy"):
         name = accuracy["labels"]
@@ -203,7 +216,27 @@ def _figures(metadata: Mapping[str, Any]) -> list[str]:
             )
     if not metadata["canary"]["detections_compared"]:
         lines.append(
-            "The model detects nothing with confidence in the drawn images, so its canary would "
+            "The model finds nothing with confidence in the drawn images, so its canary would "
             "notice few faults: give a few images of objects that it detects, with --canary"
         )
     return lines
+
+
+def _agreement(task: str, reached: Mapping[str, Any], threshold: Mapping[str, Any]) -> str:
+    """Return the agreement of an int8 model with its float model, as a part of a sentence."""
+    if task == "classify":
+        return (
+            f"the same class for {reached['top1']:.3f} of them (at least {threshold['top1']:g}), "
+            f"mean difference of the confidence {reached['confidence_gap']:.3f} "
+            f"(at most {threshold['confidence_gap']:g})"
+        )
+    text = (
+        f"{reached['detections']} detections, "
+        f"F1 {reached['f1']:.3f} (at least {threshold['f1']:g}), "
+        f"mean IoU {reached['iou']:.3f} (at least {threshold['iou']:g})"
+    )
+    name = {"segment": "IoU of masks", "pose": "similarity of keypoints (OKS)"}
+    name["obb"] = "IoU of rotated boxes"
+    if task in name:
+        text += f", mean {name[task]} {reached['shape']:.3f} (at least {threshold['shape']:g})"
+    return text

@@ -13,9 +13,12 @@ from service.cli.detect import detect
 from service.cli.export import export
 from service.cli.options import json_lines_option, objects_argument
 from service.cli.output import is_terminal, note, progress, say_json
+from service.cli.purge import purge
 from service.cli.reconcile import reconcile
 from service.cli.smoke import smoke
+from service.cli.sources import sources
 from service.cli.submit import submit
+from service.errors import LargeResultError
 from service.settings import Settings
 
 
@@ -63,10 +66,15 @@ def serve() -> None:
 @objects_argument
 @json_lines_option("each document")
 def results(uri: tuple[str, str], as_json: bool) -> None:
-    """Print the documents of a bucket or prefix from Firestore."""
-    from service.cli.report import no_results_note, say_results
-    from service.gcp.clients import build_reader
+    """Print the documents of a bucket or prefix from Firestore.
 
+    Large results are in objects of RESULTS_BUCKET. With --json, their detections are read from
+    there.
+    """
+    from service.cli.report import no_results_note, say_results
+    from service.gcp.clients import build_large_results, build_reader
+
+    settings = Settings.from_env()
     bucket, prefix = uri
     count = 0
 
@@ -74,14 +82,19 @@ def results(uri: tuple[str, str], as_json: bool) -> None:
         nonlocal count
         is_streaming = as_json and is_terminal(sys.stdout)
         with progress("Reading results", is_shown=not is_streaming) as bar:
-            for document in build_reader(Settings.from_env()).results(bucket, prefix):
+            for document in build_reader(settings).results(bucket, prefix):
                 count += 1
                 bar.describe(f"Reading results: {count:,}")
                 yield document
 
     if as_json:
+        large_results = build_large_results(settings)
         for document in documents():
-            say_json(document)
+            try:
+                say_json(document | {"detections": large_results.read(document)})
+            except LargeResultError as exc:
+                note(f"Warning: {document['uri']} is printed as it is in Firestore. {exc}")
+                say_json(document)
     else:
         say_results(documents())
     if not count:
@@ -89,6 +102,7 @@ def results(uri: tuple[str, str], as_json: bool) -> None:
 
 
 for each in (
-    detect, submit, results, reconcile, export, check_model, smoke, dead_letters, serve
+    detect, submit, results, reconcile, purge, export, check_model, smoke, sources, dead_letters,
+    serve
 ):  # fmt: skip
     main.add_command(each)

@@ -20,13 +20,15 @@ from service.cli.options import (
 )
 from service.cli.output import is_terminal, note, progress, say, say_json
 from service.cli.report import bucket_note, pace_note, pattern_note
+from service.deadline import NO_DEADLINE
 from service.errors import YoloBatchError
 from service.settings import Settings
+from service.sources.current import current_sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from service.domain import Replace
+    from service.domain import ImageRef, Replace
     from service.gcp.last_run import LastRun
     from service.operate.backfill import Deployment, Estimate
     from service.operate.reconcile import Enqueue, Publish, Scope, Tally
@@ -64,9 +66,9 @@ _PUBLISH = "Publish jobs"
     multiple=True,
     type=click.Choice(["missing", "failed", "stale", "parked", "all"]),
     help="Publish jobs for images without a document (missing), with a failed document (failed), "
-    "with a document by another model (stale), that were parked by DAILY_IMAGE_LIMIT (parked), or "
-    "for all four. Beside another value, parked may be given too. Alone, it compares nothing: it "
-    "reads only the documents of parked images.",
+    "with a document by another model or in another schema (stale), that were parked by "
+    "DAILY_IMAGE_LIMIT (parked), or for all four. Beside another value, parked may be given too. "
+    "Alone, it compares nothing: it reads only the documents of parked images.",
 )
 @option(
     "--limit",
@@ -107,9 +109,9 @@ def reconcile(
 ) -> None:
     """Find objects without a result, and publish jobs for them.
 
-    Compares a bucket with Firestore, and counts the objects that are done, failed, parked, missing
-    and ignored. Objects older than --since are counted, but not compared. It is safe to run it
-    twice, or while images are uploaded.
+    Compares a bucket with Firestore, and counts the objects that are done, failed, parked, missing,
+    disabled and ignored. An object is disabled if its source is. Objects older than --since are
+    counted, but not compared. It is safe to run it twice, or while images are uploaded.
     """
     from service.operate.backfill import Deployment
     from service.operate.reconcile import Scope, Tally, last_run, load
@@ -190,7 +192,7 @@ class _Run:
         oldest: datetime | None,
         limit: int | None,
     ) -> None:
-        from service.gcp.clients import build_reader
+        from service.gcp.clients import build_reader, build_source_store
         from service.gcp.listing import connect_lister
         from service.gcp.publisher import topic_path
         from service.operate.parked import LOOKUPS
@@ -202,6 +204,7 @@ class _Run:
         self._settings = replace(settings, firestore_timeout_seconds=_CALL_SECONDS)
         self._objects = connect_lister(settings.google_cloud_project, connections=LOOKUPS)
         self._store = build_reader(self._settings)
+        self._sources = current_sources(build_source_store(self._settings), settings)
         project = settings.google_cloud_project or self._store.project
         self.topic = topic_path(topic, project)
         if warning := bucket_note(scope.bucket, settings.allowed_buckets):
@@ -248,6 +251,7 @@ class _Run:
                 self._store,
                 since=self._oldest,
                 results_ttl=self._ttl,
+                is_enabled=self._is_enabled,
                 tally=tally,
                 progressed=progressed,
                 **hooks,
@@ -268,14 +272,18 @@ class _Run:
         if limit == 0:  # do not pay for reading every parked document
             return []
         with progress("Looking up parked images"):
+            parked = ((at, ref) for at, ref in self._store.parked() if self._is_enabled(ref))
             refs = continuable(
-                self._store.parked(),
+                parked,
                 self._objects.exists,
                 bucket=self._scope.bucket,
                 prefix=self._scope.prefix,
                 limit=limit,
             )
         return [f"{ref.uri}#{ref.generation}" for ref in refs]
+
+    def _is_enabled(self, ref: "ImageRef") -> bool:
+        return self._sources.settings_of(ref, NO_DEADLINE).is_enabled
 
     def _publisher(self) -> "Publish":
         from service.gcp.publisher import connect, job_message, publish_jobs
@@ -294,10 +302,12 @@ class _Run:
         scope = self._scope
         if scope.is_compared:
             parked = f" + {tally.parked:,} parked" if tally.parked else ""
+            disabled = f" + {tally.disabled:,} disabled" if tally.disabled else ""
             older = f" + {tally.older:,} older" if self._oldest or self._ttl else ""
             show(
                 f"{scope.uri}: {tally.objects:,} objects = {tally.done:,} done + {tally.failed:,} "
-                f"failed{parked} + {tally.missing:,} missing + {tally.ignored:,} ignored{older}"
+                f"failed{parked} + {tally.missing:,} missing{disabled} + "
+                f"{tally.ignored:,} ignored{older}"
             )
             self.note_pattern(tally)
         if self._oldest:
@@ -306,7 +316,10 @@ class _Run:
                 "Without --since, all objects are compared."
             )
         if scope.model and scope.is_compared:
-            show(f"{tally.stale:,} of the done objects are by another model than {scope.model}")
+            show(
+                f"{tally.stale:,} of the done objects are by another model than {scope.model}, or "
+                "in another schema"
+            )
         if scope.enqueued:
             estimate = self._estimate(tally)
             show(
@@ -340,6 +353,7 @@ class _Run:
             "failed": tally.failed,
             "parked": tally.parked,
             "missing": tally.missing,
+            "disabled": tally.disabled,
             "ignored": tally.ignored,
             "older": tally.older,
             "stale": tally.stale if scope.model else None,  # among the done

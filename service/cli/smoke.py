@@ -29,7 +29,7 @@ def smoke(uri: tuple[str, str], timeout: float, keep: bool, as_json: bool) -> No
     """Test a deployment with one image.
 
     Uploads a drawn image, waits for its document in Firestore, and deletes the image. The document
-    stays, because no command deletes results.
+    stays, unless the service removes results with their objects.
     """
     from service.gcp.clients import build_reader
     from service.gcp.samples import connect

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from service.domain import Detection, ImageInfo
+from service.domain import Detection, ImageInfo, Prediction, Task
 from service.errors import BadImageError, ModelError
 from service.export.truth import (
     LabelledObject,
@@ -22,8 +22,8 @@ from service.images.exif import orientation_of_file
 from service.images.letterbox import shrink
 from service.images.pixels import DecodedImage
 from service.images.transforms import TRANSPOSED
-from service.inference.canary import iou, match_detections
 from service.inference.detector import Detector
+from service.inference.similarity import iou, match_detections, shape_similarity
 
 MATCH_CONFIDENCE = 0.25  # detections below it do not count for the agreement
 MATCH_IOU = 0.5  # two boxes with less IoU are of different objects
@@ -43,13 +43,32 @@ class Agreement:
         f1: 2 x pairs / (detections of one model + detections of the other model). The detections of
             a pair have the same class and an IoU of at least `MATCH_IOU`. Only detections of at
             least `MATCH_CONFIDENCE` count.
-        iou: mean IoU of the pairs.
+        iou: mean IoU of the pairs' boxes.
         detections: number of the reference model's detections.
+        shape: mean `shape_similarity` of the pairs: of their masks, keypoints or rotated boxes. It
+            is 1 for the task detect.
     """
 
     f1: float
     iou: float
     detections: int
+    shape: float = 1.0
+
+
+@dataclass(frozen=True)
+class ClassAgreement:
+    """How well two classifiers agree.
+
+    Attributes:
+        top1: share of the images for which both models have the same most confident class.
+        confidence_gap: mean difference of the two models' confidences in the reference model's most
+            confident class.
+        images: number of images.
+    """
+
+    top1: float
+    confidence_gap: float
+    images: int
 
 
 class LabelledDetector(Detector, Protocol):
@@ -79,10 +98,10 @@ class MeanAveragePrecision:
     notes: tuple[str, ...]
 
 
-def detect_files(
+def predict_files(
     detector: Detector, files: Sequence[Path], *, reduced_decode: bool = True
-) -> list[list[Detection]]:
-    """Detect objects in files as the pipeline does.
+) -> list[Prediction]:
+    """Run a model on files as the pipeline does.
 
     Args:
         detector: the model.
@@ -90,24 +109,24 @@ def detect_files(
         reduced_decode: decode large JPEGs at a reduced scale, as the service does by default.
 
     Returns:
-        The detections of each file. Boxes are in pixels of the full, upright image.
+        The prediction for each file. Coordinates are in pixels of the full, upright image.
 
     Raises:
         ModelError: a file is not an image, or the model does not run.
     """
-    detections = []
+    predictions = []
     results = _detect(detector, files, reduced_decode=reduced_decode)
     for file, result in zip(files, results, strict=True):
         if isinstance(result, BadImageError):
             raise ModelError(f"{file}: {result}") from result
-        detections.append(result.detections)
-    return detections
+        predictions.append(result.prediction)
+    return predictions
 
 
 @dataclass(frozen=True)
 class _Detected:
     info: ImageInfo
-    detections: list[Detection]
+    prediction: Prediction
 
 
 def _detect(
@@ -115,13 +134,19 @@ def _detect(
 ) -> Iterator[_Detected | BadImageError]:
     """Yield the detections of each file, or the error if it cannot be decoded."""
     size = detector.info.image_size
+    # A classification model crops the full image.
+    is_reduced = detector.info.task is not Task.CLASSIFY
     for start in range(0, len(files), _BATCH_SIZE):
         batch = [
-            _decode(file, image_size=size if reduced_decode else None)
+            _decode(file, image_size=size if reduced_decode and is_reduced else None)
             for file in files[start : start + _BATCH_SIZE]
         ]
         images = [entry for entry in batch if not isinstance(entry, BadImageError)]
-        small = [replace(image, pixels=shrink(image.pixels, image_size=size)) for image in images]
+        small = images
+        if is_reduced:
+            small = [
+                replace(image, pixels=shrink(image.pixels, image_size=size)) for image in images
+            ]
         try:
             predictions = detector.detect(small)
         except Exception as exc:
@@ -132,7 +157,7 @@ def _detect(
                 yield entry
                 continue
             image, prediction = next(results)
-            yield _Detected(image.info, list(prediction.detections))
+            yield _Detected(image.info, prediction)
 
 
 def _decode(file: Path, *, image_size: int | None) -> DecodedImage | BadImageError:
@@ -144,27 +169,46 @@ def _decode(file: Path, *, image_size: int | None) -> DecodedImage | BadImageErr
         return BadImageError.corrupt(f"The file cannot be opened: {exc.strerror}.")
 
 
-def agreement(
-    reference: Sequence[Sequence[Detection]], other: Sequence[Sequence[Detection]]
-) -> Agreement:
+def agreement(reference: Sequence[Prediction], other: Sequence[Prediction]) -> Agreement:
     """Return the agreement of two models' detections in the same images, in the same order."""
-    ious: list[float] = []
+    pairs: list[tuple[Detection, Detection]] = []
     reference_count = other_count = 0
-    for reference_rows, other_rows in zip(reference, other, strict=True):
+    for reference_prediction, other_prediction in zip(reference, other, strict=True):
         expected, actual = (
-            [row for row in rows if row.confidence >= MATCH_CONFIDENCE]
-            for rows in (reference_rows, other_rows)
+            [found for found in prediction.detections if found.confidence >= MATCH_CONFIDENCE]
+            for prediction in (reference_prediction, other_prediction)
         )
         reference_count += len(expected)
         other_count += len(actual)
-        pairs = match_detections(expected, actual, min_iou=MATCH_IOU)
-        ious += [iou(a.box, b.box) for a, b in pairs]
+        pairs += match_detections(expected, actual, min_iou=MATCH_IOU)
     count = reference_count + other_count
     return Agreement(
-        f1=2 * len(ious) / count if count else 1.0,
-        iou=sum(ious) / len(ious) if ious else 1.0,
+        f1=2 * len(pairs) / count if count else 1.0,
+        iou=_mean([iou(a.box, b.box) for a, b in pairs], default=1.0),
         detections=reference_count,
+        shape=_mean([shape_similarity(a, b) for a, b in pairs], default=1.0),
     )
+
+
+def class_agreement(reference: Sequence[Prediction], other: Sequence[Prediction]) -> ClassAgreement:
+    """Return the agreement of two classifiers on the same images, in the same order."""
+    same: list[float] = []
+    gaps: list[float] = []
+    for expected, actual in zip(reference, other, strict=True):
+        top = expected.classes[0]
+        same.append(actual.classes[0].class_id == top.class_id)
+        # A class that is not among the other model's best classes counts as 0 there.
+        confidences = {score.class_id: score.confidence for score in actual.classes}
+        gaps.append(abs(top.confidence - confidences.get(top.class_id, 0.0)))
+    return ClassAgreement(
+        top1=_mean(same, default=1.0),
+        confidence_gap=_mean(gaps, default=0.0),
+        images=len(same),
+    )
+
+
+def _mean(values: Sequence[float], *, default: float) -> float:
+    return sum(values) / len(values) if values else default
 
 
 def mean_average_precision(
@@ -211,7 +255,7 @@ def mean_average_precision(
         }
         for index, result in enumerate(results)
         if index in sizes and isinstance(result, _Detected)
-        for detection in result.detections
+        for detection in result.prediction.detections
         if detection.label in ids
     ]
     if not rows:

@@ -1,4 +1,4 @@
-"""Export a YOLO26 detection model to the OpenVINO directory that the service runs."""
+"""Export a YOLO26 model to the OpenVINO directory that the service runs."""
 
 import itertools
 import random
@@ -12,14 +12,17 @@ from typing import Any
 
 import yaml
 
-from service.domain import ErrorCode
+from service.domain import ErrorCode, Task
 from service.errors import BadImageError, ModelError
 from service.export.accuracy import (
+    MATCH_CONFIDENCE,
     MIN_MAP_CONFIDENCE,
     Agreement,
+    ClassAgreement,
     agreement,
-    detect_files,
+    class_agreement,
     mean_average_precision,
+    predict_files,
     read_labels,
 )
 from service.export.canary import MIN_STORED_CONFIDENCE, write_canary
@@ -29,8 +32,9 @@ from service.export.truth import Labels, list_some, match_classes
 from service.images.decode import decode, open_image
 from service.inference.canary import CANARY, FALLBACK
 from service.inference.detector import OPENVINO_METADATA
+from service.inference.heads import task_of
 from service.inference.identity import sha256_of_model
-from service.inference.labels import advice_for_export, advice_for_weights
+from service.inference.labels import advice_for_export, advice_for_weights, quote
 from service.inference.ultralytics import (
     count_classes,
     load_yolo,
@@ -43,11 +47,14 @@ from service.inference.ultralytics import (
 PRECISIONS = {"fp32": 32, "fp16": 16, "int8": 8}
 MIN_AGREEMENT = 0.9  # F1 of the detections. Models below it lost 1.7 to 3.9 points of mAP.
 _MIN_MEAN_IOU = 0.95  # mean over the boxes that both models find
+_MIN_MEAN_SHAPE = 0.9  # the same for their masks, keypoints or rotated boxes
+_MAX_CONFIDENCE_GAP = 0.1  # mean difference of two classifiers' confidences
 _MIN_DETECTIONS = 20  # detections of the float model. With fewer, the agreement proves little.
 _MAX_IMAGES = 300  # more calibration images do not change the ranges of activations
 _MIN_CALIBRATION_IMAGES = 10  # required only if some images cannot be read
 _MAX_CANARY_IMAGES = 10  # because every start of the service runs them
 _MAX_PIXELS = 2**30
+_MAX_VERSION_CHARACTERS = 100
 _SUFFIX = "_openvino_model"
 _MIN_STRIDE = 32  # every model has at least this. Ultralytics rounds image sizes up to a multiple.
 
@@ -64,8 +71,9 @@ def export_openvino(
     fallback: bool = True,
     canary: Path | None = None,
     renames: Sequence[str] = (),
+    model_version: str | None = None,
 ) -> Path:
-    """Export a model with the end-to-end head, dynamic shapes and a canary.
+    """Export a model with dynamic shapes, a canary and, unless it classifies, its end-to-end head.
 
     Args:
         model: a `.pt` file or the directory of a float export. A directory needs neither torch nor
@@ -77,21 +85,25 @@ def export_openvino(
         precision: one of `PRECISIONS`.
         calibration: folder of images like those that the service will get. int8 needs it.
         labels: labelled images on which to measure the mAP of the model, and also of the float
-            model if `precision` is int8.
+            model if `precision` is int8. For the task detect only.
         min_agreement: smallest F1 of the int8 model's detections compared with those of the float
-            model, in the calibration images. Below it, no int8 model is written.
+            model, in the calibration images. For a classifier, the smallest share of the images
+            that get the same class. Below it, no int8 model is written.
         fallback: whether to write the float model into the int8 export.
         canary: folder of images for the canary, instead of the drawn images.
         renames: `OLD=NEW` for each label to replace. See `service.export.renaming.rename`.
+        model_version: what you call this version of the model. Each document has it.
 
     Returns:
         The written directory. Its `metadata.yaml` contains the measurements.
 
     Raises:
         ModelError: the model cannot be loaded, downloaded, exported or quantised, a label cannot be
-            stored, int8 agrees too little with float, or the default directory is the model itself.
+            stored, int8 agrees too little with float, the default directory is the model itself, or
+            mAP cannot be measured for the model's task.
     """
-    _check_size(image_size, _MIN_STRIDE)
+    if model_version is not None:
+        _check_model_version(model_version)
     if precision == "int8" and calibration is None:
         raise ModelError(
             "int8 needs --calibration: a folder of images like those that the service will get"
@@ -108,13 +120,17 @@ def export_openvino(
         else:
             source = _export_weights(model, float_export, image_size, precision, renames)
         target = _choose_target(source, destination, precision)
+        metadata = read_metadata(float_export)
+        if model_version is not None:
+            _write_metadata(float_export, metadata, model_version=model_version)
         if labels and truth:
-            match_classes(truth, read_metadata(float_export)["names"].values(), file=labels.file)
+            _check_map_task(Task(metadata["task"]))
+            match_classes(truth, metadata["names"].values(), file=labels.file)
         _add_canary(float_export, canary_images)
         written = float_export
         if calibration is not None and precision == "int8":
             written = Path(scratch) / "int8"
-            size = max(read_metadata(float_export)["imgsz"])
+            size = max(metadata["imgsz"])
             calibration_images = find_calibration(calibration, image_size=size)
             _quantize(float_export, written, calibration_images, min_agreement)
             _add_canary(written, canary_images)
@@ -255,6 +271,27 @@ def _default_target(source: Path, precision: str) -> Path:
     return source.with_name(stem + ("_int8" if precision == "int8" else "") + _SUFFIX)
 
 
+def _check_model_version(text: str) -> None:
+    """Check that documents can store the text, and that people can read it there.
+
+    Raises:
+        ModelError: the text is empty, too long, or has characters that are not printable.
+    """
+    if not text or len(text) > _MAX_VERSION_CHARACTERS or not text.isprintable():
+        raise ModelError(
+            f"--model-version {quote(text)} is wrong: it must have 1 to {_MAX_VERSION_CHARACTERS} "
+            "printable characters"
+        )
+
+
+def _check_map_task(task: Task) -> None:
+    if task is not Task.DETECT:
+        raise ModelError(
+            f"--data measures the mAP of boxes, so it needs a model for {Task.DETECT}, not for "
+            f"{task}. Leave --data out, and measure this model with ultralytics (`yolo val`)"
+        )
+
+
 def _check_size(image_size: int | None, stride: int) -> None:
     if image_size and image_size % stride:
         raise ModelError(f"The image size {image_size} is not a multiple of {stride}")
@@ -282,7 +319,7 @@ def _export_weights(
         count=count_classes(model),
         advice=advice_for_weights(source),
     )
-    _check_size(image_size, stride_of(model))
+    _check_size(image_size, 1 if model.task == Task.CLASSIFY else stride_of(model))
     size = image_size or trained_image_size(model)
     float_precision = "fp32" if precision == "int8" else precision
     # Ultralytics writes beside the weights. Export a copy, to leave no files there.
@@ -296,7 +333,7 @@ def _export_weights(
         raise ModelError(f"ultralytics cannot export {weights}: {exc}") from exc
     shutil.move(written, directory)
     metadata = read_metadata(directory)
-    if not metadata.get("end2end"):
+    if metadata["task"] != Task.CLASSIFY and not metadata.get("end2end"):
         raise ModelError(f"{source.name} has no end-to-end head: only YOLO26 models have one")
     metadata.pop("date", None)  # so that exports of the same weights are identical
     metadata |= _model_identity(sha256_of(source), labels, is_renamed=is_renamed)
@@ -354,6 +391,7 @@ def _copy_export(
     from service.inference.openvino import count_classes
 
     metadata = read_metadata(model)
+    task_of(metadata.get("task"), model=model)
     for measured in ("accuracy", "quantization", CANARY):  # measurements of the source
         metadata.pop(measured, None)
     source_precision = metadata.get("precision")
@@ -406,20 +444,29 @@ def _quantize(
 
     metadata, images = read_metadata(float_export), calibration.images
     [file] = float_export.glob("*.xml")
+    task = Task(metadata["task"])
     quantized = quantize(
         ov.Core().read_model(file),
         images,
+        task=task,
         image_size=max(metadata["imgsz"]),
         stride=int(metadata["stride"]),
     )
     directory.mkdir()
     _save(quantized, directory / file.name, fp16=False)
     _write_metadata(directory, metadata, precision="int8")
-    float_detections, int8_detections = (
-        detect_files(_load(path, MIN_MAP_CONFIDENCE), images) for path in (float_export, directory)
+    reference, other = (
+        predict_files(_load(path, MATCH_CONFIDENCE), images) for path in (float_export, directory)
     )
-    measured = agreement(float_detections, int8_detections)
-    _check_agreement(measured, len(images), min_agreement)
+    measured: Agreement | ClassAgreement
+    if task is Task.CLASSIFY:
+        measured = class_agreement(reference, other)
+        threshold = {"top1": min_agreement, "confidence_gap": _MAX_CONFIDENCE_GAP}
+        _check_class_agreement(measured, min_agreement)
+    else:
+        measured = agreement(reference, other)
+        threshold = {"f1": min_agreement, "iou": _MIN_MEAN_IOU, "shape": _MIN_MEAN_SHAPE}
+        _check_agreement(measured, len(images), min_agreement)
     _write_metadata(
         directory,
         metadata,
@@ -430,7 +477,7 @@ def _quantize(
             "calibration_images": len(images),
             "skipped": calibration.skipped,
             "agreement": _round(asdict(measured)),
-            "threshold": {"f1": min_agreement, "iou": _MIN_MEAN_IOU},
+            "threshold": threshold,
         },
     )
 
@@ -447,12 +494,38 @@ def _check_agreement(measured: Agreement, images: int, min_agreement: float) -> 
             f"images, fewer than {_MIN_DETECTIONS}: too few to compare int8 with it. Add images of "
             "objects that the model detects"
         )
-    if measured.f1 < min_agreement or measured.iou < _MIN_MEAN_IOU:
+    if (
+        measured.f1 < min_agreement
+        or measured.iou < _MIN_MEAN_IOU
+        or measured.shape < _MIN_MEAN_SHAPE
+    ):
         raise ModelError(
             f"int8 agrees too little with float on the {images} calibration images, so nothing "
             f"was written: F1 of the detections {measured.f1:.3f} (at least {min_agreement:g}), "
-            f"mean IoU of their boxes {measured.iou:.3f} (at least {_MIN_MEAN_IOU:g}), "
-            f"{measured.detections} detections. More or different calibration images may help"
+            f"mean IoU of their boxes {measured.iou:.3f} (at least {_MIN_MEAN_IOU:g}), mean "
+            f"similarity of their masks, keypoints or rotated boxes {measured.shape:.3f} (at least "
+            f"{_MIN_MEAN_SHAPE:g}), {measured.detections} detections. More or different "
+            "calibration images may help"
+        )
+
+
+def _check_class_agreement(measured: ClassAgreement, min_agreement: float) -> None:
+    """Check that an int8 classifier returns what its float model returns.
+
+    Raises:
+        ModelError: the models agree too little, or there are too few images.
+    """
+    if measured.images < _MIN_DETECTIONS:
+        raise ModelError(
+            f"There are {measured.images} calibration images, fewer than {_MIN_DETECTIONS}: too "
+            "few to compare an int8 classifier with its float model"
+        )
+    if measured.top1 < min_agreement or measured.confidence_gap > _MAX_CONFIDENCE_GAP:
+        raise ModelError(
+            f"int8 agrees too little with float on the {measured.images} calibration images, so "
+            f"nothing was written: the same class for {measured.top1:.3f} of the images (at least "
+            f"{min_agreement:g}), mean difference of the confidence {measured.confidence_gap:.3f} "
+            f"(at most {_MAX_CONFIDENCE_GAP:g}). More or different calibration images may help"
         )
 
 

@@ -12,7 +12,10 @@ from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.gcp.daily_count import DailyCount
-    from service.gcp.result_reader import ResultReader
+    from service.gcp.deletions import ResultDeleter
+    from service.gcp.large_results import LargeResults
+    from service.gcp.result_reader import ResultReader, ResultRewriter
+    from service.gcp.source_store import SourceStore
 
 
 def build_storage(settings: Settings) -> ImageStorage:
@@ -21,12 +24,8 @@ def build_storage(settings: Settings) -> ImageStorage:
     Raises:
         CredentialsError: no credentials, or no project.
     """
-    try:
-        client = storage.Client(project=settings.google_cloud_project)
-    except (GoogleAuthError, OSError) as exc:  # OSError: no project
-        raise CredentialsError from exc
     return ImageStorage(
-        client,
+        _storage(settings),
         timeout_seconds=settings.storage_timeout_seconds,
         max_bytes=settings.max_image_bytes,
         connections=settings.max_in_flight,
@@ -39,7 +38,26 @@ def build_store(settings: Settings) -> ResultStore:
     Raises:
         CredentialsError: no credentials, or no project.
     """
-    return ResultStore(_firestore(settings), **_limits(settings))
+    return ResultStore(
+        _firestore(settings),
+        **_limits(settings),
+        with_tombstones=settings.delete_results_with_objects,
+    )
+
+
+def build_large_results(settings: Settings) -> "LargeResults":
+    """Return what makes large results fit into documents, and reads them.
+
+    Raises:
+        CredentialsError: no credentials, or no project.
+    """
+    from service.gcp.large_results import LargeResults
+
+    return LargeResults(
+        _storage(settings),
+        settings.results_bucket,
+        timeout_seconds=settings.storage_timeout_seconds,
+    )
 
 
 def build_reader(settings: Settings) -> "ResultReader":
@@ -53,6 +71,32 @@ def build_reader(settings: Settings) -> "ResultReader":
     return ResultReader(_firestore(settings), **_limits(settings))
 
 
+def build_rewriter(settings: Settings) -> "ResultRewriter":
+    """Return the reader of results that can also change them.
+
+    Raises:
+        CredentialsError: no credentials, or no project.
+    """
+    from service.gcp.result_reader import ResultRewriter
+
+    return ResultRewriter(_firestore(settings), **_limits(settings))
+
+
+def build_deleter(settings: Settings) -> "ResultDeleter":
+    """Return what removes results.
+
+    Raises:
+        CredentialsError: no credentials, or no project.
+    """
+    from service.gcp.deletions import ResultDeleter  # only needed if results are removed
+
+    return ResultDeleter(
+        _firestore(settings),
+        **_limits(settings),
+        remove_objects=build_large_results(settings).remove_all,
+    )
+
+
 def build_daily_count(settings: Settings) -> "DailyCount":
     """Return the count of each day's images.
 
@@ -64,11 +108,29 @@ def build_daily_count(settings: Settings) -> "DailyCount":
     return DailyCount(_firestore(settings), **_limits(settings))
 
 
+def build_source_store(settings: Settings) -> "SourceStore":
+    """Return the documents of the sources.
+
+    Raises:
+        CredentialsError: no credentials, or no project.
+    """
+    from service.gcp.source_store import SourceStore
+
+    return SourceStore(_firestore(settings), timeout_seconds=settings.firestore_timeout_seconds)
+
+
 def _limits(settings: Settings) -> dict[str, Any]:
     return {
         "collection": settings.firestore_collection,
         "timeout_seconds": settings.firestore_timeout_seconds,
     }
+
+
+def _storage(settings: Settings) -> storage.Client:
+    try:
+        return storage.Client(project=settings.google_cloud_project)
+    except (GoogleAuthError, OSError) as exc:  # OSError: no project
+        raise CredentialsError from exc
 
 
 def _firestore(settings: Settings) -> firestore.Client:

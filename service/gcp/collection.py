@@ -17,6 +17,8 @@ from service.errors import FirestoreRefusedError, FirestoreUnavailableError
 from service.gcp.outages import Outages
 from service.gcp.refusals import NO_CREDENTIALS
 
+# Ending of the collection of the tombstones: the ids of documents that were removed.
+TOMBSTONES = "-deleted"
 REFUSES_DOCUMENTS = "Firestore refuses every document. Check FIRESTORE_COLLECTION."
 
 _TRANSIENT = retry.if_exception_type(
@@ -26,7 +28,7 @@ _TRANSIENT = retry.if_exception_type(
     exceptions.ResourceExhausted,
     exceptions.ServiceUnavailable,
 )
-_STORED_FIELDS = ["status", "model.sha256", "created_at", "timings"]
+_STORED_FIELDS = ["status", "model.sha256", "created_at", "timings", "schema", "detections_uri"]
 _NO_ACCESS = (
     "Firestore denies access. Grant the service account roles/datastore.user, and check that the "
     "project has billing and the Firestore API enabled."
@@ -139,6 +141,8 @@ def documents_by_id(snapshots: Iterable[Any]) -> dict[str, StoredDocument]:
                 created_at=data.get("created_at") or snapshot.create_time,
                 update_time=snapshot.update_time,
                 timings=data.get("timings"),
+                schema=data.get("schema"),
+                detections_uri=data.get("detections_uri"),
             )
     return documents
 

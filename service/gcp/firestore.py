@@ -6,6 +6,9 @@ result is dropped. Only a message with a permission (`Replace`) replaces a docum
 is old enough. A done document is kept if its replacement failed for a reason outside the image's
 bytes.
 
+If results are removed with their objects, a commit never writes a document with a tombstone
+(`service.gcp.deletions`). So a detection that runs while its object is deleted leaves nothing.
+
 The document of a parked image is not final. Any later result replaces it, without a permission. But
 parking an image never replaces a document.
 
@@ -17,7 +20,6 @@ a small document without the refused content. Any other error is returned, and t
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any
 
 from google.api_core import exceptions
@@ -29,6 +31,7 @@ from service.domain import (
     CommittedResult,
     ErrorCode,
     Failure,
+    GeoPoint,
     ImageResult,
     ObjectMetadata,
     Replace,
@@ -38,10 +41,13 @@ from service.errors import (
     DocumentKeptError,
     FirestoreRefusedError,
     FirestoreUnavailableError,
+    ObjectGoneError,
     TransientError,
 )
-from service.gcp.collection import REFUSES_DOCUMENTS, Collection, RetryBudget
+from service.gcp.collection import REFUSES_DOCUMENTS, TOMBSTONES, Collection, RetryBudget
+from service.gcp.document_size import MAX_DOCUMENT_BYTES, document_bytes
 from service.gcp.one_line import one_line
+from service.gcp.outages import Outages
 
 # A commit fails only if another process wrote one of its documents meanwhile. Even two such
 # failures in a row are rare.
@@ -49,12 +55,11 @@ _MAX_COMMITS = 10
 _PAUSE_SECONDS = 0.1  # before a result that failed alone is retried
 # Limits: https://firebase.google.com/docs/firestore/quotas. They are checked here because some
 # servers respond to a commit that is too large as if they were busy, which causes endless retries.
-_MAX_DOCUMENT_BYTES = 2**20
 _MAX_COMMIT_BYTES = 5 * 2**19  # size of all documents, which become up to 4 MiB on the wire
-_NAME_BYTES = 2048  # upper bound for the document's name and the bytes that Firestore adds
 # What the client raises for a document that can never be written.
 _BUILD_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _LIMIT_REACHED = "The day's limit (DAILY_IMAGE_LIMIT) is reached. Publish the job on another day."
+_DELETED = "The object was deleted, and so was its result."
 _MAX_REASON = 300  # how many characters of an error's message a document quotes
 
 
@@ -64,6 +69,30 @@ class _DocumentRefusedError(Exception):
 
 class ResultStore(Collection):
     """Writes documents. Safe to use from many threads."""
+
+    def __init__(
+        self,
+        client: firestore.Client,
+        *,
+        collection: str,
+        timeout_seconds: float,
+        outages: Outages | None = None,
+        with_tombstones: bool = False,
+    ) -> None:
+        """Take the client and the limits. See `Collection`.
+
+        Args:
+            client: the vendor's client.
+            collection: name of the collection.
+            timeout_seconds: time of one call, with all its attempts.
+            outages: logs outages. None: a new object.
+            with_tombstones: whether documents with a tombstone are never written. It costs one
+                more operation a document.
+        """
+        super().__init__(
+            client, collection=collection, timeout_seconds=timeout_seconds, outages=outages
+        )
+        self._tombstones = client.collection(collection + TOMBSTONES) if with_tombstones else None
 
     def is_final(
         self, document_id: str, permission: Replace | None = None, deadline: Deadline = NO_DEADLINE
@@ -80,6 +109,18 @@ class ResultStore(Collection):
         with self._reading():
             return _is_final(self._read([document_id], budget).get(document_id), permission)
 
+    def is_deleted(self, document_id: str, deadline: Deadline = NO_DEADLINE) -> bool:
+        """Return whether there is a tombstone. Without `with_tombstones`, there is none.
+
+        Raises:
+            FirestoreUnavailableError: Firestore did not respond in time.
+            TooLateError: the deadline has passed.
+        """
+        if not self._tombstones:
+            return False
+        with self._reading():
+            return bool(self._with_tombstone([document_id], self._budget(deadline)))
+
     def commit(
         self, results: Sequence[ImageResult], deadline: Deadline = NO_DEADLINE
     ) -> list[CommittedResult | Exception]:
@@ -94,6 +135,7 @@ class ResultStore(Collection):
             - TooLateError: the deadline has passed.
             - DocumentKeptError: a done document is kept, because its replacement failed, or a
               final document, because its replacement was parked.
+            - ObjectGoneError: the object was deleted, and its document has a tombstone.
             - Any other error of the client, for this result alone.
         """
         outcomes: dict[int, CommittedResult | Exception] = {}
@@ -167,7 +209,10 @@ class ResultStore(Collection):
             ),
         )
         try:
-            return self._write([_Entry.of(index, failed)], budget)[index]
+            outcome = self._write([_Entry.of(index, failed)], budget)[index]
+            if isinstance(outcome, CommittedResult) and result.detections_uri:
+                outcome = replace(outcome, unused_uri=result.detections_uri)
+            return outcome
         except (FirestoreUnavailableError, MemoryError):
             raise
         except _DocumentRefusedError as exc:
@@ -183,7 +228,7 @@ class ResultStore(Collection):
         """Create or replace the documents that are not final, in one commit.
 
         Returns:
-            By index, how each result is recorded, or a DocumentKeptError.
+            By index, how each result is recorded, or a DocumentKeptError or ObjectGoneError.
 
         Raises:
             _DocumentRefusedError: Firestore permanently refuses one of the documents.
@@ -199,12 +244,15 @@ class ResultStore(Collection):
         outcomes: dict[int, CommittedResult | Exception] = {}
         may_replace = any(entry.result.ref.replace for entry in entries)
         stored = self._read([entry.id for entry in entries], budget) if may_replace else {}
+        deleted: set[str] = set()
         attempt = 0
         while True:
             attempt += 1
             pending = []
             for entry in entries:
-                if outcome := _outcome_if_kept(entry, stored.get(entry.id)):
+                if entry.id in deleted:
+                    outcomes[entry.index] = ObjectGoneError(_DELETED)
+                elif outcome := _outcome_if_kept(entry, stored.get(entry.id)):
                     outcomes[entry.index] = outcome
                 else:
                     pending.append(entry)
@@ -213,13 +261,16 @@ class ResultStore(Collection):
                 return outcomes
             try:
                 self._commit_batch(entries, stored, budget)
-                return outcomes | {entry.index: CommittedResult(entry.result) for entry in entries}
+                return outcomes | {
+                    entry.index: _committed(entry, stored.get(entry.id)) for entry in entries
+                }
             except (exceptions.AlreadyExists, exceptions.FailedPrecondition, exceptions.NotFound):
-                # Another process was first. Or our own commit succeeded, but its response was lost,
-                # and the client retried it.
+                # Another process was first, or the object was deleted. Or our own commit succeeded,
+                # but its response was lost, and the client retried it.
                 if attempt == _MAX_COMMITS:
                     raise
-                stored = self._read([entry.id for entry in entries], budget)
+                ids = [entry.id for entry in entries]
+                stored, deleted = self._read(ids, budget), self._with_tombstone(ids, budget)
             except (exceptions.InvalidArgument, exceptions.OutOfRange) as exc:
                 raise _DocumentRefusedError(exc.message) from exc
 
@@ -240,7 +291,10 @@ class ResultStore(Collection):
         try:
             for entry in entries:
                 reference = self._collection.document(entry.id)
-                document = entry.document | {"created_at": firestore.SERVER_TIMESTAMP}
+                document = entry.document | {
+                    "location": _geo_point(entry.result.location),
+                    "created_at": firestore.SERVER_TIMESTAMP,
+                }
                 if known := stored.get(entry.id):
                     # Not `set`, which has no precondition. `update` replaces every field, because
                     # all documents have the same fields.
@@ -248,16 +302,44 @@ class ResultStore(Collection):
                     batch.update(reference, document, option=unchanged)
                 else:
                     batch.create(reference, document)
+                if self._tombstones:
+                    # Deletes nothing: it fails the commit if there is a tombstone.
+                    missing = self._client.write_option(exists=False)
+                    batch.delete(self._tombstones.document(entry.id), option=missing)
         except _BUILD_ERRORS as exc:
             raise _DocumentRefusedError(_reason(exc)) from exc
         batch.commit(**budget.limits)
         self._outages.clear(self._writes)
 
+    def _with_tombstone(self, document_ids: Sequence[str], budget: RetryBudget) -> set[str]:
+        """Return the ids that have a tombstone."""
+        if not self._tombstones:
+            return set()
+        references = [self._tombstones.document(document_id) for document_id in document_ids]
+        snapshots = self._client.get_all(references, field_paths=["deleted_at"], **budget.limits)
+        return {snapshot.id for snapshot in snapshots if snapshot.exists}
+
 
 def _is_final(stored: StoredDocument | None, permission: Replace | None) -> bool:
     if stored is None or stored.status == STATUS_PARKED:
         return False
-    return permission is None or not permission.replaces(stored.created_at, stored.model)
+    return permission is None or not permission.replaces(
+        stored.created_at, stored.model, stored.schema
+    )
+
+
+def _committed(entry: "_Entry", replaced: StoredDocument | None) -> CommittedResult:
+    """Return the outcome of a result that was written, perhaps in place of a document."""
+    old = replaced.detections_uri if replaced else None
+    is_in_use = old == entry.result.detections_uri
+    return CommittedResult(entry.result, unused_uri=None if is_in_use else old)
+
+
+def _superseded(result: ImageResult, stored: StoredDocument | None) -> CommittedResult:
+    """Return the outcome of a result that was not written, because there is a document."""
+    own = result.detections_uri
+    is_in_use = stored is not None and own == stored.detections_uri
+    return CommittedResult(result, is_superseded=True, unused_uri=None if is_in_use else own)
 
 
 def _outcome_if_kept(
@@ -271,7 +353,7 @@ def _outcome_if_kept(
             entry.document["status"],
             entry.document["timings"],
         )
-        return CommittedResult(result, is_superseded=not is_own)
+        return CommittedResult(result) if is_own else _superseded(result, stored)
     if stored and result.failure and result.failure.is_parked:
         if stored.status == STATUS_PARKED:
             return CommittedResult(result)
@@ -304,24 +386,10 @@ class _Entry:
             ValueError: the document is larger than Firestore allows.
         """
         document = to_document(result)
-        size = _size_bytes(document) + _NAME_BYTES
-        if size > _MAX_DOCUMENT_BYTES:
-            raise ValueError(f"its document has {size:,} bytes, more than {_MAX_DOCUMENT_BYTES:,}")
+        size = document_bytes(document)
+        if size > MAX_DOCUMENT_BYTES:
+            raise ValueError(f"its document has {size:,} bytes, more than {MAX_DOCUMENT_BYTES:,}")
         return cls(index, result, document, size)
-
-
-def _size_bytes(value: Any) -> int:
-    """Return the size of a value in bytes, as Firestore counts it.
-
-    Source: https://firebase.google.com/docs/firestore/storage-size
-    """
-    if isinstance(value, str):
-        return len(value.encode()) + 1
-    if isinstance(value, Mapping):
-        return sum(_size_bytes(key) + _size_bytes(item) for key, item in value.items())
-    if isinstance(value, list):
-        return sum(map(_size_bytes, value))
-    return 8 if isinstance(value, int | float | datetime) else 1
 
 
 def _groups(entries: Iterable[_Entry]) -> Iterator[list[_Entry]]:
@@ -336,6 +404,10 @@ def _groups(entries: Iterable[_Entry]) -> Iterator[list[_Entry]]:
         size += entry.size_bytes
     if group:
         yield list(group.values())
+
+
+def _geo_point(place: GeoPoint | None) -> firestore.GeoPoint | None:
+    return firestore.GeoPoint(place.latitude, place.longitude) if place else None
 
 
 def _reason(error: Exception) -> str:

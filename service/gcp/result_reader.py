@@ -1,19 +1,30 @@
 """Reads the documents of results, for an operator's commands."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from google.api_core import exceptions
 from google.cloud.firestore_v1.base_query import FieldFilter
+from google.cloud.firestore_v1.query import Query
 
-from service.document import STATUS_PARKED
-from service.domain import ImageRef, StoredDocuments
+from service.document import SHARDS, STATUS_PARKED
+from service.domain import GeoPoint, ImageRef, StoredDocuments, StoredImage
 from service.errors import FirestoreUnavailableError
 from service.gcp.collection import Collection, RetryBudget, documents_by_id
 
 _AFTER_EVERY_NAME = "\U0010ffff"  # after a prefix, it sorts after every name with that prefix
 _PAGE_SIZE = 300  # documents
+
+
+@dataclass(frozen=True)
+class DocumentVersion:
+    """A document as it was read, and when Firestore last changed it before."""
+
+    id: str
+    fields: dict[str, Any]
+    update_time: datetime
 
 
 class ResultReader(Collection):
@@ -42,25 +53,61 @@ class ResultReader(Collection):
         Raises:
             FirestoreUnavailableError: Firestore did not respond, or lacks the index.
         """
-        query = self._collection.where(filter=FieldFilter("bucket", "==", bucket))
-        if prefix:
-            query = query.where(filter=FieldFilter("name", ">=", prefix)).where(
-                filter=FieldFilter("name", "<", prefix + _AFTER_EVERY_NAME)
-            )
-        query = query.order_by("name").limit(page_size)
+        yield from map(_fields, self._snapshots_of(bucket, prefix, page_size))
+
+    def versions(
+        self, bucket: str, prefix: str, *, page_size: int = _PAGE_SIZE
+    ) -> Iterator[DocumentVersion]:
+        """Yield the same documents as `results`, with what `ResultRewriter` needs.
+
+        Raises:
+            FirestoreUnavailableError: Firestore did not respond, or lacks the index.
+        """
+        yield from map(_version, self._snapshots_of(bucket, prefix, page_size))
+
+    def version(self, document_id: str) -> DocumentVersion | None:
+        """Return one document by its id, or None if there is none.
+
+        Raises:
+            FirestoreUnavailableError: Firestore did not respond.
+        """
+        with self._reading():
+            snapshot = self._collection.document(document_id).get(**self._one_attempt().limits)
+            return _version(snapshot) if snapshot.exists else None
+
+    def _snapshots_of(self, bucket: str, prefix: str, page_size: int) -> Iterator[Any]:
+        query = self._by_name(bucket, prefix).limit(page_size)
         while page := self._page(query):
-            yield from (snapshot.to_dict() or {} for snapshot in page)
+            yield from page
+            query = query.start_after(page[-1])
+
+    def images(
+        self, bucket: str, prefix: str, *, page_size: int = _PAGE_SIZE
+    ) -> Iterator[Sequence[StoredImage]]:
+        """Yield pages of the images that have a document, sorted by name.
+
+        Documents may be removed meanwhile. Only the fields that are needed are read.
+
+        Raises:
+            FirestoreUnavailableError: Firestore did not respond, or lacks the index.
+        """
+        query = self._by_name(bucket, prefix).limit(page_size)
+        query = query.select(["bucket", "name", "generation", "created_at", "detections_uri"])
+        while page := self._page(query):
+            yield [image for snapshot in page if (image := _stored_image(snapshot))]
             query = query.start_after(page[-1])
 
     def parked(self, *, page_size: int = _PAGE_SIZE) -> Iterator[tuple[datetime, ImageRef]]:
-        """Yield every parked image, and when it was parked, in any order.
+        """Yield every parked image, and when it was parked, the newest first.
 
-        Only the documents of parked images are read. The query needs the index of `status`.
+        Only the documents of parked images are read.
 
         Raises:
             FirestoreUnavailableError: Firestore did not respond, or lacks the index.
         """
         query = self._collection.where(filter=FieldFilter("status", "==", STATUS_PARKED))
+        query = query.where(filter=FieldFilter("shard", "in", list(range(SHARDS))))
+        query = query.order_by("created_at", direction=Query.DESCENDING)
         query = query.select(["bucket", "name", "generation", "created_at"]).limit(page_size)
         while page := self._page(query):
             for snapshot in page:
@@ -75,9 +122,17 @@ class ResultReader(Collection):
         Raises:
             FirestoreUnavailableError: Firestore did not respond.
         """
-        with self._reading():
-            snapshot = self._collection.document(document_id).get(**self._one_attempt().limits)
-            return snapshot.to_dict() if snapshot.exists else None
+        version = self.version(document_id)
+        return version.fields if version else None
+
+    def _by_name(self, bucket: str, prefix: str) -> Any:
+        """Return the query for the documents of a prefix, sorted by name."""
+        query = self._collection.where(filter=FieldFilter("bucket", "==", bucket))
+        if prefix:
+            query = query.where(filter=FieldFilter("name", ">=", prefix)).where(
+                filter=FieldFilter("name", "<", prefix + _AFTER_EVERY_NAME)
+            )
+        return query.order_by("name")
 
     def _page(self, query: Any) -> list[Any]:
         """Return all snapshots of a query: the time limit must not count the caller's work."""
@@ -92,3 +147,54 @@ class ResultReader(Collection):
     def _one_attempt(self) -> RetryBudget:
         """Return a budget for one attempt: an operator's large reads take long."""
         return RetryBudget(self._timeout_seconds, attempts=1)
+
+
+def _version(snapshot: Any) -> DocumentVersion:
+    return DocumentVersion(snapshot.id, _fields(snapshot), snapshot.update_time)
+
+
+def _stored_image(snapshot: Any) -> StoredImage | None:
+    """Return the image of a document, or None if the service did not write the document."""
+    fields = snapshot.to_dict() or {}
+    name, generation = fields.get("name"), fields.get("generation")
+    if not isinstance(name, str) or not name:
+        return None
+    created_at = fields.get("created_at")
+    if not isinstance(created_at, datetime):
+        created_at = snapshot.create_time
+    # 0 means that the generation was not known (service.pipeline).
+    is_known = isinstance(generation, int) and generation > 0
+    ref = ImageRef(fields["bucket"], name, generation if is_known else None)
+    detections_uri = fields.get("detections_uri")
+    return StoredImage(snapshot.id, ref, created_at, detections_uri and str(detections_uri))
+
+
+def _fields(snapshot: Any) -> dict[str, Any]:
+    """Return a document's fields, with our type of places."""
+    fields: dict[str, Any] = snapshot.to_dict() or {}
+    if place := fields.get("location"):
+        fields["location"] = GeoPoint(place.latitude, place.longitude)
+    return fields
+
+
+class ResultRewriter(ResultReader):
+    """Changes fields of documents. Safe to use from many threads."""
+
+    def rewrite(self, version: DocumentVersion, fields: Mapping[str, Any]) -> bool:
+        """Change fields of a document, if it is unchanged. Return False if it is not.
+
+        Other fields, for example `created_at`, keep their values.
+
+        Raises:
+            FirestoreUnavailableError: Firestore did not confirm, or refuses the document.
+        """
+        with self._report_outage(self._writes):
+            try:
+                self._collection.document(version.id).update(
+                    dict(fields),
+                    option=self._client.write_option(last_update_time=version.update_time),
+                    **self._one_attempt().limits,
+                )
+            except (exceptions.FailedPrecondition, exceptions.NotFound):
+                return False
+        return True

@@ -33,12 +33,13 @@ from service.errors import (
 )
 from service.gcp.outages import Outages
 from service.gcp.refusals import NO_CREDENTIALS, AccessHistory, Refusal, Scope
+from service.object_metadata import read_custom, read_custom_headers
 
 # Otherwise the client looks up each bucket in a background thread, for traces that are off. The
 # service's role does not allow that (google-cloud-storage 3.17).
 os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
 
-_METADATA_FIELDS = "generation,size,contentType,md5Hash,crc32c"
+_METADATA_FIELDS = "generation,size,contentType,md5Hash,crc32c,metadata"
 GONE = frozenset({404, 410})
 REFUSALS = frozenset({400, 401, 403, 451})  # statuses that a retry does not change
 # Permissions on the bucket. To an account without both, Cloud Storage reports a missing object as
@@ -49,6 +50,7 @@ _MAX_SILENCE_SECONDS = 5.0  # without a byte. Then the request is sent again.
 _READ_BYTES = 2**16  # per read, at most
 _MAX_JSON_BYTES = 2**16  # largest metadata or error message that is read
 _FOR_NOW = "Cloud Storage refuses the object now. A later delivery may succeed."
+_NOT_KNOWN = "Cloud Storage does not say whether the object exists."
 _YOUR_CREDENTIALS = (
     "Google rejected your credentials, or they have expired: run `gcloud auth "
     "application-default login`"
@@ -162,6 +164,29 @@ class ImageStorage:
         with self._reading(ref, until):
             return self._read_metadata(ref, until)
 
+    def exists(self, ref: ImageRef, deadline: Deadline = NO_DEADLINE) -> bool:
+        """Return whether an object exists. Without a generation: whether it has a live one.
+
+        A noncurrent generation exists, but a soft-deleted one does not. Only Cloud Storage's own
+        404 means that there is none. Any other response leaves it open, for example a refusal.
+
+        Raises:
+            StorageUnavailableError: it is not known, because Cloud Storage did not respond, or
+                refuses the object or the bucket.
+            TooLateError: the deadline has passed.
+        """
+        until = self._until(deadline)
+        try:
+            with self._reading(ref, until):
+                self._read_metadata(ref, until)
+        except ObjectGoneError as exc:
+            if _is_missing(exc.__cause__):
+                return False
+            raise StorageUnavailableError(_NOT_KNOWN) from exc
+        except BadImageError as exc:
+            raise StorageUnavailableError(_NOT_KNOWN) from exc
+        return True
+
     @contextmanager
     def download(
         self, ref: ImageRef, deadline: Deadline = NO_DEADLINE, buffer: Buffer = _unlimited
@@ -203,11 +228,16 @@ class ImageStorage:
                 except _NoMemoryYetError as exc:
                     count = exc.bytes
             headers, checksums = response.headers, _checksums(response)
+            custom, is_custom_cut = read_custom_headers(headers)
+            if custom is None:  # headers have no keys with other characters than ASCII
+                custom, is_custom_cut = ref.metadata.custom, ref.metadata.is_custom_cut
             metadata = ObjectMetadata(
                 size=len(response.body),
                 content_type=headers.get("Content-Type"),
                 md5=checksums.get("md5"),
                 crc32c=checksums["crc32c"],
+                custom=custom,
+                is_custom_cut=is_custom_cut,
             )
             yield Download(response.body, metadata, headers.get("Content-Encoding"))
 
@@ -221,8 +251,14 @@ class ImageStorage:
             generation, size = int(resource["generation"]), int(resource["size"])
         except (KeyError, TypeError, ValueError) as exc:
             raise StorageUnavailableError("Cloud Storage sent invalid metadata.") from exc
+        custom, is_custom_cut = read_custom(resource.get("metadata"))
         metadata = ObjectMetadata(
-            size, resource.get("contentType"), resource.get("md5Hash"), resource.get("crc32c")
+            size,
+            resource.get("contentType"),
+            resource.get("md5Hash"),
+            resource.get("crc32c"),
+            custom=custom,
+            is_custom_cut=is_custom_cut,
         )
         return replace(ref, generation=generation, metadata=metadata)
 
@@ -448,6 +484,16 @@ def translate_errors() -> Iterator[None]:
         if getattr(exc, "code", None) in GONE:
             raise ObjectGoneError("Cloud Storage has no such object generation.") from exc
         raise StorageUnavailableError("Cloud Storage is unavailable.") from exc
+
+
+def _is_missing(error: BaseException | None) -> bool:
+    """Return whether an error is a 404 of Cloud Storage's JSON API, not of a proxy before it."""
+    if not isinstance(error, exceptions.NotFound):
+        return False
+    try:
+        return bool(json.loads(error.message)["error"]["code"] == 404)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
 
 
 def _request_key(ref: ImageRef, *, is_download: bool) -> tuple[str, object, object, object]:

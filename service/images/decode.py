@@ -6,6 +6,7 @@ from service.domain import ErrorCode, ImageInfo
 from service.errors import BadImageError
 from service.images.crop import center_crop
 from service.images.formats import File, open_file
+from service.images.heic import Heic
 from service.images.letterbox import shrink
 from service.images.pixels import DecodedImage, Pixels
 
@@ -40,12 +41,19 @@ def open_image(data: bytes, *, max_pixels: int) -> File:
 
     Raises:
         BadImageError: the file is not a supported image, its header is damaged, or it has more
-            than `max_pixels` pixels. Pixels of some formats count twice (`PIXEL_WEIGHTS`).
+            than `max_pixels` pixels. Pixels of some formats count twice (`weight_of`).
         MemoryError: there is not enough memory now.
     """
     file = open_file(data)
-    _check_size(file.info, max_pixels)
+    _check_size(file.info, weight_of(file), max_pixels)
     return file
+
+
+def weight_of(file: File) -> int:
+    """Return how many times the pixels of a file count, because decoding takes more memory."""
+    if isinstance(file, Heic):
+        return file.pixel_weight
+    return PIXEL_WEIGHTS.get(file.info.format, 1)
 
 
 def decode_file(file: File, *, max_pixels: int, image_size: int | None) -> DecodedImage:
@@ -57,12 +65,12 @@ def decode_file(file: File, *, max_pixels: int, image_size: int | None) -> Decod
     except Exception as exc:  # invalid pixels, or damage that the decoder reports by another error
         logger.exception("A decoder raised an unexpected error")
         raise BadImageError.corrupt(f"The {file.info.format} file cannot be decoded.") from exc
-    _check_size(decoded.info, max_pixels)  # the header may have stated a smaller size
+    # The header may have stated a smaller size.
+    _check_size(decoded.info, weight_of(file), max_pixels)
     return decoded
 
 
-def _check_size(info: ImageInfo, max_pixels: int) -> None:
-    weight = PIXEL_WEIGHTS.get(info.format, 1)
+def _check_size(info: ImageInfo, weight: int, max_pixels: int) -> None:
     if info.width * info.height * weight > max_pixels:
         limit = f"MAX_IMAGE_PIXELS={max_pixels}"
         if weight > 1:

@@ -31,7 +31,7 @@ from service import logs
 from service.domain import ErrorCode
 from service.errors import BadImageError
 from service.images.crop import center_crop
-from service.images.decode import PIXEL_WEIGHTS, decode_file, open_image
+from service.images.decode import decode_file, open_image, weight_of
 from service.images.decoders import (
     BAD_IMAGE,
     BYTES_PER_PIXEL,
@@ -44,6 +44,7 @@ from service.images.decoders import (
     WAIT_STATUS,
     Request,
 )
+from service.images.details import Details
 from service.images.letterbox import shrink
 from service.images.pixels import DecodedImage
 
@@ -83,7 +84,7 @@ def decode(data: bytes, request: Request) -> DecodedImage:
         NeedsMemoryError: there is not enough memory to decode the pixels.
     """
     file = open_image(data, max_pixels=request.max_pixels)
-    pixels = file.info.width * file.info.height * PIXEL_WEIGHTS.get(file.info.format, 1)
+    pixels = file.info.width * file.info.height * weight_of(file)
     needed_bytes = pixels * BYTES_PER_PIXEL + 2 * len(data)
     may_run_out = needed_bytes > request.memory_bytes
     # Try a JPEG at once: most take far less than the estimate, and files that need more memory
@@ -252,7 +253,7 @@ def _reply(request: Request, file: int, pixels: int, decode: Decode) -> bytes:
         raise MemoryError  # the memory still holds pixels of the previous image
     info = decoded.info
     header = PIXELS_HEADER.pack(*decoded.pixels.shape[:2], info.height, info.width)
-    return PIXELS + header + info.format.encode()
+    return PIXELS + header + Details.of(decoded).to_bytes()
 
 
 def _decompress(data: bytes, request: Request) -> bytes:

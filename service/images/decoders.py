@@ -11,7 +11,7 @@ side of this protocol:
 
     request  JSON of `Request`. The file is in shared memory already.
     reply    READY         sent once, before the first request
-             PIXELS        `PIXELS_HEADER`, then the format's name. The pixels are in shared memory.
+             PIXELS        `PIXELS_HEADER`, then JSON of `Details`. The pixels are in shared memory.
              BAD_IMAGE     a `BadImageError`: its code, a space, its message
              NEEDS_MEMORY  `NEEDED_BYTES`: the memory that decoding this file needs
              EXITED        `WAIT_STATUS`, sent by the root after the decoder has exited
@@ -41,6 +41,7 @@ from service.concurrency.semaphore import FairSemaphore
 from service.deadline import Deadline
 from service.domain import ErrorCode, ImageInfo
 from service.errors import BadImageError, DecoderUnavailableError, ShuttingDownError
+from service.images.details import Details
 from service.images.pixels import DecodedImage
 from service.machine import cores
 from service.settings import Settings
@@ -57,7 +58,6 @@ NEEDED_BYTES, WAIT_STATUS = struct.Struct("<Q"), struct.Struct("<i")
 
 _IMPORT_FOLDER = Path(__file__).parents[2]  # contains the `service` package
 _MAX_REPLY_BYTES = 4096
-_MAX_FORMAT_CHARACTERS = 16  # longest name of a format
 _MAX_ENCODING_CHARACTERS = 1000  # longest Content-Encoding. Valid values are far shorter.
 _KEPT_BYTES = 8 * 2**20  # a larger memory file is emptied after its image
 _SLICE_SECONDS = 1.0  # see `_Decoder._receive`
@@ -548,22 +548,21 @@ class _Decoder:
             ValueError: the reply describes an image that the request does not allow.
         """
         height, width, *full = PIXELS_HEADER.unpack_from(body)
-        info = ImageInfo(full[1], full[0], body[PIXELS_HEADER.size :].decode("ascii"))
+        details = Details.from_bytes(body[PIXELS_HEADER.size :])
+        info = ImageInfo(full[1], full[0], details.format)
         is_shrunk = height <= info.height and width <= info.width
         is_square = height == width == request.image_size
         if (
             max(height, width) > request.image_size
             or info.width * info.height > request.max_pixels
             or not (is_square if request.crop else is_shrunk)
-            or not info.format.isalnum()
-            or len(info.format) > _MAX_FORMAT_CHARACTERS
         ):
             raise ValueError(f"{width}x{height} pixels of {info}")
         pixels = np.empty((height, width, 3), np.uint8)
         # Copied, not mapped: reading a mapping that the decoder truncates would raise SIGBUS here.
         if os.preadv(self.memory_fds[1], [pixels.data], 0) != pixels.nbytes:
             raise ValueError("The memory holds fewer pixels than the reply states")
-        return DecodedImage(pixels, info)
+        return DecodedImage(pixels, info, details.capture)
 
 
 def _error_for(status: int, cpu_seconds: int) -> Exception:

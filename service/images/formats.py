@@ -5,10 +5,11 @@ from typing import Protocol
 
 from service.domain import ErrorCode, ImageInfo
 from service.errors import BadImageError
-from service.images import jpeg, jpeg2000, netpbm, pillow, png, tiff, webp
+from service.images import heic, jpeg, jpeg2000, netpbm, pillow, png, tiff, webp
 from service.images.pixels import DecodedImage
 
-FORMATS = tuple(sorted(("JPEG", "MPO", "PNG", "PPM", *pillow.FORMATS)))
+_OPTIONAL = (heic.FORMAT,) if heic.IS_AVAILABLE else ()
+FORMATS = tuple(sorted(("JPEG", "MPO", "PNG", "PPM", *pillow.FORMATS, *_OPTIONAL)))
 _SIGNATURES = {
     jpeg.SIGNATURE: "JPEG",
     png.SIGNATURE: "PNG",
@@ -22,8 +23,13 @@ _SIGNATURES = {
 _BMP_HEADER_BYTES = (12, 16, 40, 52, 56, 64, 108, 124)
 _NETPBM = re.compile(rb"P[1-6fF][\s#]")
 # Brands name the content of a file in the ISO base media file format (ISO/IEC 14496-12).
-_AVIF_BRANDS = (b"avif", b"avis")
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_BRANDS = {
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis"), heic.FORMAT),
+    **dict.fromkeys((b"hevc", b"hevx", b"hevm", b"hevs"), heic.FORMAT),
+}
+_CANON_RAW = b"crx "
+_ANY_CODEC = (b"mif1", b"msf1")  # brands of HEIF files, which do not name the codec
 _UNSUPPORTED = {  # signatures of formats that an error message names
     b"\xff\x0a": "JPEG XL",
     b"\0\0\0\x0cJXL ": "JPEG XL",
@@ -31,6 +37,9 @@ _UNSUPPORTED = {  # signatures of formats that an error message names
     b"%PDF": "PDF",
     b"v/1\x01": "OpenEXR",
     b"P7\n": "PAM",
+    **dict.fromkeys((b"IIRO", b"IIRS", b"MMOR"), "ORF, a camera's raw file"),
+    b"IIU\0": "RW2, a camera's raw file",
+    b"FUJIFILMCCD-RAW": "RAF, a camera's raw file",
 }
 
 
@@ -68,9 +77,9 @@ def format_of(data: bytes) -> str | None:
         return "WEBP"
     if _NETPBM.match(data):
         return "PPM"
-    if any(brand in _AVIF_BRANDS for brand in _brands(data)):
-        return "AVIF"
-    return None
+    brands = _brands(data)
+    of_codecs = (_BRANDS[brand] for brand in brands if brand in _BRANDS)
+    return next(of_codecs, heic.FORMAT if any(brand in _ANY_CODEC for brand in brands) else None)
 
 
 def open_file(data: bytes) -> File:
@@ -83,7 +92,9 @@ def open_file(data: bytes) -> File:
     if not data:
         raise BadImageError(ErrorCode.EMPTY_OBJECT, "The object has no bytes.")
     match format_of(data):
-        case None:
+        case heic.FORMAT if heic.IS_AVAILABLE:
+            return heic.Heic(data)
+        case None | heic.FORMAT:
             raise _unsupported(data)
         case "JPEG":
             return jpeg.Jpeg(data)
@@ -112,9 +123,9 @@ def _brands(data: bytes) -> list[bytes]:
 
 def _unsupported(data: bytes) -> BadImageError:
     names = (name for signature, name in _UNSUPPORTED.items() if data.startswith(signature))
-    name = next(names, None)
-    if any(brand in _HEIF_BRANDS for brand in _brands(data)):
-        name = "HEIC"
+    name = "CR3, a camera's raw file" if _CANON_RAW in _brands(data) else next(names, None)
+    if format_of(data) == heic.FORMAT:
+        return BadImageError.unsupported("HEIC (this container was built without its decoder)")
     subject = f"The object is {name}, not" if name else "The object is not"
     return BadImageError(
         ErrorCode.UNSUPPORTED_MEDIA,

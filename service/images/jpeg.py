@@ -17,7 +17,7 @@ from PIL import JpegImagePlugin
 
 from service.domain import ImageInfo
 from service.errors import BadImageError
-from service.images.exif import orientation_of
+from service.images.exif import capture_of, orientation_of
 from service.images.opencv import imdecode
 from service.images.pixels import DecodedImage, Pixels, check_pixels
 from service.images.transforms import TRANSPOSED, turn_upright
@@ -78,6 +78,7 @@ class Jpeg:
         try:
             with JpegImagePlugin.jpeg_factory(io.BytesIO(header)) as image:
                 self._orientation = orientation_of(image)
+                self._capture = capture_of(image)
                 self.info = ImageInfo(frame.width, frame.height, str(image.format))
         except (SyntaxError, ValueError, OSError) as exc:
             raise BadImageError.corrupt("The JPEG's header is damaged.") from exc
@@ -102,7 +103,7 @@ class Jpeg:
         pixels = turn_upright(_decode_pixels(self._stream, self.info, factor), self._orientation)
         if self._orientation in TRANSPOSED:
             width, height = height, width
-        return DecodedImage(pixels, ImageInfo(width, height, self.info.format))
+        return DecodedImage(pixels, ImageInfo(width, height, self.info.format), self._capture)
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from service.domain import ImageInfo
+from service.domain import Capture, ImageInfo
 from service.errors import BadImageError
 from service.images.pixels import DecodedImage, Pixels, check_pixels
 from service.images.transforms import turn_upright
@@ -53,13 +53,16 @@ def imdecode(
     return check_pixels(pixels)
 
 
-def decode_upright(data: bytes, info: ImageInfo, orientation: int) -> DecodedImage:
+def decode_upright(
+    data: bytes, info: ImageInfo, orientation: int, capture: Capture
+) -> DecodedImage:
     """Decode in full to uint8 BGR pixels, and turn them upright.
 
     Args:
         data: the file.
         info: format and stored size.
         orientation: EXIF orientation, 1 to 8.
+        capture: what the file's EXIF data state about the capture.
 
     Raises:
         BadImageError: data are missing, or the file is damaged.
@@ -69,4 +72,5 @@ def decode_upright(data: bytes, info: ImageInfo, orientation: int) -> DecodedIma
     if pixels is None:
         raise BadImageError.corrupt(f"The {info.format} file is damaged or lacks some of its data.")
     pixels = turn_upright(pixels, orientation)
-    return DecodedImage(pixels, ImageInfo(pixels.shape[1], pixels.shape[0], info.format))
+    info = ImageInfo(pixels.shape[1], pixels.shape[0], info.format)
+    return DecodedImage(pixels, info, capture)

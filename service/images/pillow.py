@@ -18,9 +18,9 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from service.domain import ImageInfo
+from service.domain import Capture, ImageInfo
 from service.errors import BadImageError
-from service.images.exif import orientation_of
+from service.images.exif import capture_of, orientation_of
 from service.images.pixels import DecodedImage, Pixels, check_pixels
 from service.images.transforms import turn_upright
 
@@ -76,6 +76,11 @@ class PillowFile:
         """The EXIF orientation, 1 to 8. It is 1 once Pillow has loaded a TIFF and turned it."""
         return orientation_of(self._image)
 
+    @property
+    def capture(self) -> Capture:
+        """What the EXIF data state about the capture."""
+        return capture_of(self._image)
+
     def decode(self, image_size: int | None) -> DecodedImage:
         """Decode in full to upright uint8 BGR pixels.
 
@@ -84,6 +89,7 @@ class PillowFile:
             MemoryError: there is not enough memory now.
         """
         del image_size
+        capture = self.capture  # before Pillow has loaded the image, and closed its file
         with translate_errors(self._kind):
             self._image.load()
             if self._image.mode.startswith("I;16"):
@@ -91,7 +97,8 @@ class PillowFile:
             else:
                 pixels = _convert_8_bit(self._image)
         pixels = turn_upright(pixels, self.orientation)
-        return DecodedImage(pixels, ImageInfo(pixels.shape[1], pixels.shape[0], self._kind))
+        info = ImageInfo(pixels.shape[1], pixels.shape[0], self._kind)
+        return DecodedImage(pixels, info, capture)
 
 
 def _convert_16_bit_grey(image: Any) -> Pixels:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from service.domain import ErrorCode, ImageInfo
 from service.errors import BadImageError
-from service.images.exif import orientation_of
+from service.images.exif import capture_of, orientation_of
 from service.images.opencv import decode_upright
 from service.images.pixels import DecodedImage
 
@@ -50,7 +50,8 @@ class Png:
             )
         self.info = ImageInfo(width, height, "PNG")
         exif, xmp = (chunks.pop(kind, [b""])[0][8:-4] for kind in (_EXIF, _TEXT))
-        self._orientation = _orientation(exif, xmp)
+        metadata = _metadata(exif, xmp)
+        self._orientation, self._capture = orientation_of(metadata), capture_of(metadata)
         self._stream = b"".join((SIGNATURE, *chain(*chunks.values()), _chunk(_END, b"")))
 
     def decode(self, image_size: int | None) -> DecodedImage:
@@ -61,7 +62,7 @@ class Png:
             MemoryError: there is not enough memory now.
         """
         del image_size
-        return decode_upright(self._stream, self.info, self._orientation)
+        return decode_upright(self._stream, self.info, self._orientation, self._capture)
 
 
 def _chunks(data: bytes) -> dict[bytes, list[bytes]]:
@@ -107,8 +108,8 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
     return len(body).to_bytes(4) + kind + body + checksum.to_bytes(4)
 
 
-def _orientation(exif: bytes, xmp: bytes) -> int:
-    """Return the orientation that Pillow finds in EXIF or XMP, without Pillow reading the PNG."""
+def _metadata(exif: bytes, xmp: bytes) -> Image.Image:
+    """Return an image with EXIF and XMP data, without Pillow reading the PNG."""
     image = Image.new("1", (1, 1))
     image.info = {"exif": exif, "xmp": xmp}
-    return orientation_of(image)
+    return image

@@ -20,6 +20,8 @@ SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BIG_ENDIAN_BIGTIFF = b"MM\0+"  # Pillow misreads its directories
 _BIGTIFF = b"II+\0"
 _CANON_RAW = b"CR"  # after the header
+_MAKE, _DNG_VERSION = 271, 50706
+_RAW_OF_MAKERS = {"NIKON": "NEF", "SONY": "ARW", "PENTAX": "PEF", "SAMSUNG": "SRW"}
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _CHANNELS, _COLOUR_MAP, _SAMPLE_FORMAT = 277, 320, 339
 _WHITE = 65535  # in a colour map
@@ -51,11 +53,16 @@ def main_image(data: bytes) -> bytes:
     if data.startswith(_BIG_ENDIAN_BIGTIFF):
         raise BadImageError.unsupported("BigTIFF in big-endian order")
     with translate_errors("TIFF"):
-        tags = next((directory for directory in _directories(data) if _is_main(directory)), None)
+        directories = []
+        for directory in _directories(data):
+            directories.append(directory)
+            if _is_main(directory):
+                break
+        tags = directories[-1] if directories and _is_main(directories[-1]) else None
+        if any(_DNG_VERSION in directory for directory in directories):
+            raise BadImageError.unsupported("DNG, a camera's raw file,")
         if tags is None or data[8:10] == _CANON_RAW or _has_larger_subimage(tags, data):
-            raise BadImageError.unsupported(
-                "TIFF without a readable full image, for example a camera raw file,"
-            )
+            raise BadImageError.unsupported(_raw_name(data, directories))
         _check(tags, data)
         if data.startswith(_BIGTIFF):
             return data[:8] + struct.pack("<Q", tags.offset) + data[16:]
@@ -90,6 +97,18 @@ def _read_directory(data: bytes, offset: int) -> Any:
 def _is_main(tags: Any) -> bool:
     is_reduced_or_mask = tags.get(_NEW_SUBFILE_TYPE, 0) & (_REDUCED | _MASK)
     return not is_reduced_or_mask and tags.get(_SUBFILE_TYPE) != _OLD_REDUCED
+
+
+def _raw_name(data: bytes, directories: list[Any]) -> str:
+    """Return what to call a file without a readable full image."""
+    if data[8:10] == _CANON_RAW:
+        return "CR2, a camera's raw file,"
+    makes = (str(directory.get(_MAKE, "")).upper() for directory in directories)
+    make = next(filter(None, makes), "")
+    name = next((name for maker, name in _RAW_OF_MAKERS.items() if make.startswith(maker)), None)
+    if name:
+        return f"{name}, a camera's raw file,"
+    return "TIFF without a readable full image, for example a camera raw file,"
 
 
 def _has_larger_subimage(tags: Any, data: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""WebP: Pillow reads the orientation. OpenCV decodes, with less than half of Pillow's memory."""
+"""WebP: Pillow reads the EXIF data. OpenCV decodes, with less than half of Pillow's memory."""
 
 from service.domain import ImageInfo
 from service.errors import BadImageError
@@ -27,8 +27,8 @@ class Webp:
             MemoryError: there is not enough memory now.
         """
         del image_size
-        orientation = PillowFile(self._data, "WEBP").orientation
-        return decode_upright(self._data, self.info, orientation)
+        metadata = PillowFile(self._data, "WEBP")
+        return decode_upright(self._data, self.info, metadata.orientation, metadata.capture)
 
 
 def _size(data: bytes) -> tuple[int, int]:

@@ -17,14 +17,25 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from service.domain import Box, Detection, Task
+from service.domain import (
+    Box,
+    ClassScore,
+    Detection,
+    ImageInfo,
+    Keypoint,
+    Polygon,
+    Prediction,
+    RotatedBox,
+    Task,
+)
 from service.errors import ModelError
 from service.images.pixels import DecodedImage, Pixels
 from service.inference.detector import OPENVINO_METADATA, Detector
+from service.inference.similarity import match_detections, shape_similarity
 from service.machine import cpu_name
 
 logger = logging.getLogger(__name__)
@@ -43,9 +54,12 @@ NOT_COMPARED = "not compared"
 Decode = Callable[[bytes, int, bool], Pixels]
 
 
+_Found = Detection | ClassScore
+
+
 @dataclass(frozen=True)
 class Tolerance:
-    """How much detections may differ from the expected detections.
+    """How much a prediction may differ from the expected prediction.
 
     Confidences are compared as logits, log(p / (1 - p)). In logits, a rounding error has the same
     size at every confidence. Detections near the threshold are not compared, because int8 kernels
@@ -55,11 +69,14 @@ class Tolerance:
         confidence: threshold. Detections are compared if they exceed it by `logit`.
         logit: the largest difference of two confidences, in logits.
         iou: the smallest IoU of two boxes of one object.
+        shape: the smallest IoU of two masks or two rotated boxes of one object, or the smallest
+            similarity of their keypoints (`shape_similarity`).
     """
 
     confidence: float = 0.25
     logit: float = 0.75
     iou: float = 0.85
+    shape: float = 0.75
 
 
 @dataclass(frozen=True)
@@ -122,65 +139,71 @@ def load_verified(
 
 
 def describe_difference(
-    expected: Sequence[Detection],
-    detections: Sequence[Detection],
+    expected: Prediction,
+    actual: Prediction,
     tolerance: Tolerance,
     *,
     min_confidence: float = 0.0,
 ) -> str | None:
-    """Describe the first difference between expected and actual detections in one image.
+    """Describe the first difference between the expected and the actual prediction in one image.
 
     Args:
-        expected: the detections at export. Boxes are in fractions of the image's width and height.
-        detections: the detections here, in the same unit, without those below `min_confidence`.
+        expected: the prediction at export.
+        actual: the prediction here, in the same unit, without detections below `min_confidence`.
         tolerance: smaller differences are ignored.
-        min_confidence: threshold of `detections`.
+        min_confidence: threshold of the detections in `actual`.
 
     Returns:
         The difference as part of a sentence, or None if there is none.
     """
     limit = confidence_limit(tolerance, min_confidence)
-    pairs = match_detections(expected, detections, min_iou=tolerance.iou)
+    pairs = _pairs(expected, actual, tolerance)
     counterpart = {id(a): b for a, b in pairs} | {id(b): a for a, b in pairs}
-    for detection in expected:
-        if detection.confidence < limit:
+    for item in items_of(expected):
+        if item.confidence < limit:
             continue
-        other = counterpart.get(id(detection))
+        other = counterpart.get(id(item))
         if other is None:
-            return f"expected {_describe(detection)}, which was not found"
-        gap = abs(_logit(detection.confidence) - _logit(other.confidence))
+            return f"expected {_describe(item)}, which was not found"
+        gap = abs(_logit(item.confidence) - _logit(other.confidence))
         if not gap <= tolerance.logit:  # also true if a confidence is NaN
-            return f"expected {_describe(detection)}, found it at {other.confidence:.2f}"
-    for detection in detections:
-        if detection.confidence >= limit and id(detection) not in counterpart:
-            return f"found {_describe(detection)}, which was not expected"
+            return f"expected {_describe(item)}, found it at {other.confidence:.2f}"
+        similarity = _shape_similarity(item, other)
+        if not similarity >= tolerance.shape:
+            return (
+                f"expected {_describe(item)}, found it with another shape: "
+                f"their similarity is {similarity:.2f}"
+            )
+    for item in items_of(actual):
+        if item.confidence >= limit and id(item) not in counterpart:
+            return f"found {_describe(item)}, which was not expected"
     return None
 
 
-def match_detections(
-    first: Sequence[Detection], second: Sequence[Detection], *, min_iou: float
-) -> list[tuple[Detection, Detection]]:
-    """Pair detections of the same class one to one, beginning with the pair of the highest IoU."""
-    candidates = [
-        (iou(a.box, b.box), i, j)
-        for i, a in enumerate(first)
-        for j, b in enumerate(second)
-        if a.class_id == b.class_id
+def items_of(prediction: Prediction) -> tuple[_Found, ...]:
+    """Return what the model found in an image: detections, or classes of the image."""
+    return (*prediction.detections, *prediction.classes)
+
+
+def _pairs(
+    expected: Prediction, actual: Prediction, tolerance: Tolerance
+) -> list[tuple[_Found, _Found]]:
+    """Pair detections by class and box, and classes of an image by class."""
+    actual_classes = {score.class_id: score for score in actual.classes}
+    return [
+        *match_detections(expected.detections, actual.detections, min_iou=tolerance.iou),
+        *(
+            (score, actual_classes[score.class_id])
+            for score in expected.classes
+            if score.class_id in actual_classes
+        ),
     ]
-    pairs: dict[int, int] = {}
-    for value, i, j in sorted(candidates, key=lambda row: (-row[0], row[1], row[2])):
-        if value >= min_iou and i not in pairs and j not in pairs.values():
-            pairs[i] = j
-    return [(first[i], second[j]) for i, j in pairs.items()]
 
 
-def iou(a: Box, b: Box) -> float:
-    """Return the intersection over union of two boxes, in 0..1."""
-    width = max(min(a.x2, b.x2) - max(a.x1, b.x1), 0.0)
-    height = max(min(a.y2, b.y2) - max(a.y1, b.y1), 0.0)
-    intersection = width * height
-    union = (a.x2 - a.x1) * (a.y2 - a.y1) + (b.x2 - b.x1) * (b.y2 - b.y1) - intersection
-    return intersection / union if union > 0 else 0.0
+def _shape_similarity(expected: _Found, actual: _Found) -> float:
+    if isinstance(expected, Detection) and isinstance(actual, Detection):
+        return shape_similarity(expected, actual)
+    return 1.0
 
 
 def _has_fallback(path: Path) -> bool:
@@ -253,15 +276,12 @@ def _run_canary(
     is_comparable = detector.info.image_size == expected["image_size"]
     for name, rows in expected["images"].items():
         try:
-            detections = detect_file(detector, (path / CANARY / name).read_bytes(), decode)
+            actual, info = predict_file(detector, (path / CANARY / name).read_bytes(), decode)
         except Exception as exc:
             raise ModelError(f"The canary of {path} failed on {cpu}: {name}: {exc}") from exc
         if is_comparable:
             difference = describe_difference(
-                [_from_json(row) for row in rows],
-                detections,
-                tolerance,
-                min_confidence=min_confidence,
+                prediction_from_json(rows, info), actual, tolerance, min_confidence=min_confidence
             )
             if difference:
                 raise ModelError(f"The canary of {path} differs on {cpu}: in {name}, {difference}")
@@ -274,20 +294,16 @@ def _run_canary(
     return NOT_COMPARED
 
 
-def detect_file(detector: Detector, data: bytes, decode: Decode) -> list[Detection]:
-    """Decode one file and detect objects in it, as the pipeline does.
+def predict_file(detector: Detector, data: bytes, decode: Decode) -> tuple[Prediction, ImageInfo]:
+    """Decode one file and run the model on it, as the pipeline does.
 
     Returns:
-        Detections whose boxes are in fractions of the image's width and height.
+        The prediction, and the image in whose pixels its coordinates are.
     """
-    pixels = decode(data, detector.info.image_size, detector.info.task is Task.CLASSIFY)
-    height, width = pixels.shape[:2]
-    [prediction] = detector.detect([DecodedImage.of(pixels)])
-    return [replace(d, box=_scale(d.box, 1 / width, 1 / height)) for d in prediction.detections]
-
-
-def _scale(box: Box, x: float, y: float) -> Box:
-    return Box(box.x1 * x, box.y1 * y, box.x2 * x, box.y2 * y)
+    info = detector.info
+    image = DecodedImage.of(decode(data, info.image_size, info.task is Task.CLASSIFY))
+    [prediction] = detector.detect([image])
+    return prediction, image.info
 
 
 def confidence_limit(tolerance: Tolerance, min_confidence: float) -> float:
@@ -301,14 +317,91 @@ def _logit(confidence: float) -> float:
     return math.log(finite / (1 - finite))
 
 
-def _describe(detection: Detection) -> str:
-    box = detection.box
-    corners = ", ".join(f"{100 * value:.0f}" for value in (box.x1, box.y1, box.x2, box.y2))
-    return f"{detection.label!r} at {detection.confidence:.2f} in ({corners}) % of the image"
+def _describe(item: _Found) -> str:
+    text = f"{item.label!r} at {item.confidence:.2f}"
+    if isinstance(item, ClassScore):
+        return text
+    box = item.box
+    corners = ", ".join(f"{value:.0f}" for value in (box.x1, box.y1, box.x2, box.y2))
+    return f"{text} in the box ({corners})"
 
 
-def _from_json(row: Mapping[str, Any]) -> Detection:
-    return Detection(row["label"], row["class_id"], row["confidence"], Box(**row["box"]))
+def prediction_to_json(prediction: Prediction, info: ImageInfo) -> list[dict[str, Any]]:
+    """Return the elements of `expected.json` for one image.
+
+    Coordinates are fractions of the image's width and height. Those of a rotated box are fractions
+    of its width, so that the angle is kept.
+    """
+    x, y = 1 / info.width, 1 / info.height
+    rows = []
+    for score in prediction.classes:
+        rows.append(_score_to_json(score))
+    for found in prediction.detections:
+        sides = asdict(_scale(found.box, x, y))
+        row = _score_to_json(found) | {"box": {k: round(v, 4) for k, v in sides.items()}}
+        if found.polygons:
+            row["polygons"] = [
+                [round(value * (x, y)[index % 2], 4) for index, value in enumerate(ring.points)]
+                for ring in found.polygons
+            ]
+        if found.keypoints:
+            row["keypoints"] = [
+                [round(p.x * x, 4), round(p.y * y, 4), round(p.confidence, 4)]
+                for p in found.keypoints
+            ]
+        if rotated := found.rotated_box:
+            sizes = (rotated.cx, rotated.cy, rotated.width, rotated.height)
+            row["rotated_box"] = [*(round(v * x, 4) for v in sizes), rotated.angle_degrees]
+        rows.append(row)
+    return rows
+
+
+def _score_to_json(item: _Found) -> dict[str, Any]:
+    return {
+        "label": item.label,
+        "class_id": item.class_id,
+        "confidence": round(item.confidence, 4),
+    }
+
+
+def prediction_from_json(rows: Sequence[Mapping[str, Any]], info: ImageInfo) -> Prediction:
+    """Return the prediction that `prediction_to_json` wrote, in pixels of the image."""
+    return Prediction(
+        tuple(_detection_from_json(row, info) for row in rows if "box" in row),
+        tuple(
+            ClassScore(row["label"], row["class_id"], row["confidence"])
+            for row in rows
+            if "box" not in row
+        ),
+    )
+
+
+def _detection_from_json(row: Mapping[str, Any], info: ImageInfo) -> Detection:
+    width, height = info.width, info.height
+    rotated = row.get("rotated_box")
+    if rotated:
+        *sizes, angle = rotated
+        cx, cy, long, short = (value * width for value in sizes)
+        rotated = RotatedBox(cx, cy, long, short, angle)
+    return Detection(
+        row["label"],
+        row["class_id"],
+        row["confidence"],
+        _scale(Box(**row["box"]), width, height),
+        polygons=tuple(
+            Polygon(tuple(v * (width, height)[i % 2] for i, v in enumerate(ring)))
+            for ring in row.get("polygons", ())
+        ),
+        keypoints=tuple(
+            Keypoint("", x * width, y * height, confidence)
+            for x, y, confidence in row.get("keypoints", ())
+        ),
+        rotated_box=rotated,
+    )
+
+
+def _scale(box: Box, x: float, y: float) -> Box:
+    return Box(box.x1 * x, box.y1 * y, box.x2 * x, box.y2 * y)
 
 
 def _read_expected(directory: Path) -> dict[str, Any] | None:
@@ -327,7 +420,8 @@ def _read_expected(directory: Path) -> dict[str, Any] | None:
             int(expected["image_size"]),
             Tolerance(**expected["tolerance"]),
         )
-        _ = [_from_json(row) for rows in expected["images"].values() for row in rows]
+        for rows in expected["images"].values():
+            prediction_from_json(rows, ImageInfo(1, 1, ""))
         if not expected["images"]:
             raise ValueError("it names no images")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:

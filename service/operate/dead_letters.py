@@ -19,7 +19,7 @@ _CE_TYPE = "ce-type"  # attribute of a CloudEvent that Pub/Sub carries in binary
 class Kind(StrEnum):
     """The form of a dead letter."""
 
-    NOTIFICATION = "notification"  # reports an upload, from Cloud Storage or Eventarc
+    NOTIFICATION = "notification"  # of an upload or a deletion, from Cloud Storage or Eventarc
     JOB = "job"
     UNREADABLE = "unreadable"
 
@@ -46,10 +46,17 @@ def read(dead_letter: "DeadLetter") -> Reading:
     attributes = dead_letter.own_attributes
     try:
         if _CE_TYPE in attributes:
-            return Reading(Kind.NOTIFICATION, parse_event(attributes, dead_letter.data))
-        message = {"data": base64.b64encode(dead_letter.data).decode(), "attributes": attributes}
-        event = parse_event({}, json.dumps({"message": message}).encode())
+            event = parse_event(attributes, dead_letter.data)
+        else:
+            message = {
+                "data": base64.b64encode(dead_letter.data).decode(),
+                "attributes": attributes,
+            }
+            event = parse_event({}, json.dumps({"message": message}).encode())
     except EnvelopeError as exc:
         return Reading(Kind.UNREADABLE, Event(), str(exc))
+    if event.ref and event.is_deletion:  # a job would process the image, not remove its result
+        reason = f"it reports that {event.ref.uri}#{event.ref.generation} was deleted"
+        return Reading(Kind.NOTIFICATION, Event(), reason)
     kind = Kind.JOB if event.is_job else Kind.NOTIFICATION
     return Reading(kind, event, event.ignored)

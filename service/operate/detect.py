@@ -111,6 +111,7 @@ def detect_files(
             max_in_flight=in_flight,
             max_buffered_bytes=settings.max_buffered_bytes,
             rules=Rules(min_confidence=settings.min_confidence),
+            store_confidence=min(settings.store_confidence, settings.min_confidence),
         ),
     )
 

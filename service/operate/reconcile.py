@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 from service.document import STATUS_FAILED, STATUS_PARKED
-from service.domain import ImageRef, Replace, StoredDocument, StoredDocuments
+from service.domain import ImageRef, Replace, StoredDocument, StoredDocuments, is_current
 from service.errors import YoloBatchError
 
 _LOOKUP_SIZE = 250  # documents read in one call
@@ -58,10 +58,11 @@ class State(StrEnum):
     """The state of an object. Every object has exactly one."""
 
     DONE = "done"
-    STALE = "stale"  # done, but not by the deployed model
+    STALE = "stale"  # done, but not by the deployed model, or in another schema
     FAILED = "failed"
     PARKED = "parked"  # not processed, because a day's limit was reached
     MISSING = "missing"  # no document
+    DISABLED = "disabled"  # its source is disabled, so it needs no document
     IGNORED = "ignored"  # a folder marker or a part of a composite upload
     OLDER = "older"  # older than `since` or than the results' lifetime, so not compared
 
@@ -125,6 +126,7 @@ class Tally:
     failed: int = 0
     parked: int = 0
     missing: int = 0
+    disabled: int = 0
     ignored: int = 0
     older: int = 0
     selected: int = 0  # objects that get a job
@@ -133,7 +135,7 @@ class Tally:
     def objects(self) -> int:
         """How many objects were counted."""
         compared = self.done + self.failed + self.parked + self.missing
-        return compared + self.ignored + self.older
+        return compared + self.disabled + self.ignored + self.older
 
     def add(self, state: State) -> None:
         """Count one object."""
@@ -155,6 +157,7 @@ def reconcile(
     results_ttl: timedelta | None = None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     tally: Tally | None = None,
+    is_enabled: Callable[[ImageRef], bool] = lambda ref: True,
     publish: Publish | None = None,
     progressed: Callable[[Tally], None] = lambda tally: None,
     checkpoint: Callable[[Tally], None] = lambda tally: None,
@@ -170,6 +173,7 @@ def reconcile(
             as older, and not compared. None: results do not expire.
         now: the clock, for `results_ttl`.
         tally: the last checkpoint of the run to continue. None: a new run.
+        is_enabled: returns whether the image's source is enabled. Other images are not compared.
         publish: publishes jobs. None: jobs are only counted.
         progressed: called after each page.
         checkpoint: called when everything up to `Tally.after` is counted and published.
@@ -188,7 +192,7 @@ def reconcile(
         if results_ttl is not None:
             unexpired = now() - results_ttl + _EXPIRY_MARGIN
             oldest = max(since or unexpired, unexpired)
-        states, read_at = _states(page, store, scope.model, oldest)
+        states, read_at = _states(page, store, scope.model, oldest, is_enabled)
         for _, state in states:
             tally.add(state)
         uris = [f"{ref.uri}#{ref.generation}" for ref, state in states if state in enqueued]
@@ -211,7 +215,11 @@ def _permission(scope: Scope, read_at: datetime) -> Replace | None:
 
 
 def _states(
-    page: Sequence[ImageRef], store: Store, model: str | None, since: datetime | None
+    page: Sequence[ImageRef],
+    store: Store,
+    model: str | None,
+    since: datetime | None,
+    is_enabled: Callable[[ImageRef], bool],
 ) -> tuple[list[tuple[ImageRef, State]], datetime | None]:
     """Return each object's state, and when documents were first read, by Firestore's clock.
 
@@ -225,6 +233,8 @@ def _states(
             states.append((ref, State.IGNORED))
         elif since and created_at and created_at < since:
             states.append((ref, State.OLDER))
+        elif not is_enabled(ref):
+            states.append((ref, State.DISABLED))
         else:
             images.append(ref)
     read_at = None
@@ -243,7 +253,8 @@ def _state(document: StoredDocument | None, model: str | None) -> State:
         return State.FAILED
     if document.status == STATUS_PARKED:
         return State.PARKED
-    return State.STALE if model and document.model != model else State.DONE
+    is_stale = model and not is_current(document.model, document.schema, model)
+    return State.STALE if is_stale else State.DONE
 
 
 def parse_since(text: str) -> timedelta | datetime:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 from service import logs
 from service.daily_limit import DailyLimit
 from service.deadline import Deadline
+from service.deletion import Deletion
 from service.errors import CredentialsError, ModelError, SettingsError
 from service.health import Health
 from service.images.decoders import Decoders, build_decoders
@@ -23,6 +24,7 @@ from service.memory import fit_into_memory
 from service.pipeline import Pipeline, PipelineOptions
 from service.recorder import Recorder
 from service.settings import Settings
+from service.sources.current import CurrentSources, current_sources
 from service.sources.rules import Rules
 
 if TYPE_CHECKING:
@@ -58,17 +60,21 @@ def build_app() -> "Flask":
     with ThreadPoolExecutor(1, thread_name_prefix="model") as loader:
         loading = loader.submit(_load, settings, decoders)
         try:
-            from service.gcp.clients import build_storage, build_store
+            from service.gcp.clients import build_source_store, build_storage, build_store
             from service.server.app import create_app
 
             storage, store = build_storage(settings), build_store(settings)
             limit = _daily_limit(settings)
+            sources = current_sources(build_source_store(settings), settings)
+            deletion = _deletion(settings, storage)
             verified = loading.result()
             settings = fit_into_memory(settings, verified.detector)
         except (CredentialsError, ModelError) as exc:
             decoders.close()
             _cannot_start(str(exc))
-    pipeline = build_pipeline(settings, decoders, verified, storage, store, limit)
+    pipeline = build_pipeline(
+        settings, decoders, verified, storage, store, limit, sources, deletion
+    )
     app = create_app(
         pipeline,
         max_request_bytes=settings.max_request_bytes,
@@ -90,22 +96,40 @@ def build_pipeline(
     storage: "ImageStorage",
     store: "ResultStore",
     limit: DailyLimit | None = None,
+    sources: CurrentSources | None = None,
+    deletion: Deletion | None = None,
 ) -> Pipeline:
     """Return a pipeline with these parts and the limits of the settings."""
+    from service.gcp.clients import build_large_results
+
     health = Health(hang_timeout_seconds=settings.hang_timeout_seconds)
     return Pipeline(
         storage,
         decoders,
         Model(verified.detector, health, max_batch_size=settings.max_batch_size),
-        Recorder(store, health),
+        Recorder(store, health, build_large_results(settings), store.is_deleted),
         health,
         PipelineOptions(
             max_in_flight=settings.max_in_flight,
             max_buffered_bytes=settings.max_buffered_bytes,
             allowed_buckets=settings.allowed_buckets,
             rules=Rules(min_confidence=settings.min_confidence),
+            store_confidence=settings.store_confidence,
         ),
         limit,
+        sources,
+        deletion,
+    )
+
+
+def _deletion(settings: Settings, storage: "ImageStorage") -> Deletion | None:
+    """Return what removes the results of deleted objects, or None if the settings keep them."""
+    if not settings.delete_results_with_objects:
+        return None
+    from service.gcp.clients import build_deleter
+
+    return Deletion(
+        storage, build_deleter(settings), with_overwritten=settings.delete_results_of_overwritten
     )
 
 

@@ -47,6 +47,14 @@ def test_every_copied_source_is_there_and_reaches_the_builder() -> None:
             assert f"!{source.partition('/')[0]}" in ignore, source
 
 
+@pytest.mark.parametrize("stage", ["cpu-dependencies", "gpu-dependencies"])
+def test_heic_can_be_left_out_of_each_container_image(stage: str) -> None:
+    text = DOCKERFILE.read_text(encoding="utf-8").replace("\\\n", " ")
+    [steps] = re.findall(rf"^FROM \S+ AS {stage}\n(.*?)^FROM ", text, re.M | re.S)
+    assert re.search(r"^ARG HEIC=true\n", steps, re.M)
+    assert re.search(r'if \[ "\$HEIC" = false \].* uninstall .*pi-heif; +fi', steps)
+
+
 def test_every_package_is_installed_by_its_hash_or_from_here() -> None:
     text = "\n".join([*instructions("RUN"), (ROOT / "container/install-export.sh").read_text()])
     installs = re.findall(r"\binstall .*?(?=&&|;;|$)", text.replace("\\\n", " "), re.M)

@@ -186,6 +186,8 @@ ODD_OR_HOSTILE = (
     "LZW TIFF",
     "TIFF, JPEG inside",
     "AVIF, alpha",
+    "HEIC, turned by irot",
+    "HEIC, cut at 60%",
     "JPEG 2000, bare codestream",
     "TIFF, cut at 60%",
     "TIFF with a packed tile of 30000x30000",  # 2.7 GB of pixels in 0.4 MB

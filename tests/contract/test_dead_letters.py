@@ -14,7 +14,12 @@ from service.gcp.subscriber import SubscriptionError
 from tests.contract.conftest import topic_with_subscription
 from tests.fakes import PATIENCE_SECONDS
 
-DELETION = {"eventType": "OBJECT_DELETE", "bucketId": "uploads", "objectId": "a.jpg"}
+DELETION = {
+    "eventType": "OBJECT_DELETE",
+    "bucketId": "uploads",
+    "objectId": "a.jpg",
+    "objectGeneration": "7",
+}
 
 
 @pytest.fixture

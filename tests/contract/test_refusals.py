@@ -30,6 +30,7 @@ from tests.refusing_storage import (
     DISABLED,
     FORBIDDEN,
     KMS_KEY,
+    PERMISSIONS,
     REQUESTER_PAYS,
     TOO_FAST,
     ErrorResponse,
@@ -373,3 +374,55 @@ def test_expired_credentials_have_a_clear_error(call: str, monkeypatch: pytest.M
     lister = ObjectLister(storage.Client(credentials=Expired(), project="p"), timeout_seconds=1)
     with pytest.raises(StorageRefusedError, match="expired: run `gcloud auth application-default"):
         lister.exists(ref("a")) if call == "exists" else list(lister.pages(BUCKET, ""))
+
+
+class PageResponse(ErrorResponse):
+    """An HTML page of something before Cloud Storage."""
+
+    def as_json(self) -> bytes:
+        return b"<!DOCTYPE html><title>Error 404 (Not Found)!!1</title>"
+
+
+def test_own_404_means_that_an_object_does_not_exist(
+    server: RefusingStorage, service: ImageStorage
+) -> None:
+    image = server.refuse("a.jpg", ErrorResponse(404, "notFound", "No such object: uploads/a.jpg"))
+    assert not service.exists(image)
+    assert service.exists(ref("b.jpg"))
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        FORBIDDEN,
+        DISABLED,
+        TOO_FAST,
+        CUSTOMER_KEY,
+        KMS_DENIED,
+        PAGE,
+        PageResponse(404),
+        ErrorResponse(410, "gone"),
+        ErrorResponse(412, "conditionNotMet"),
+        ErrorResponse(451, "legal", "removed"),
+    ],
+    ids=lambda refusal: f"{refusal.status}-{refusal.reason}",
+)
+def test_other_responses_do_not_say_whether_it_exists(
+    server: RefusingStorage, service: ImageStorage, clock: Clock, refusal: ErrorResponse
+) -> None:
+    image = server.refuse("a.jpg", refusal)
+    for permissions in (PERMISSIONS, []):
+        server.permissions = list(permissions)
+        for _ in range(8):  # a refusal counts as one of the object after ten minutes
+            with pytest.raises(StorageUnavailableError):
+                service.exists(image)
+            clock.minutes += 2
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_outage_does_not_say_whether_an_object_exists(server: RefusingStorage, status: int) -> None:
+    image = server.refuse("a.jpg", ErrorResponse(status, "backendError"))
+    with storage.Client() as client:
+        service = ImageStorage(client, timeout_seconds=1.0, max_bytes=1000, connections=4)
+        with pytest.raises(StorageUnavailableError):
+            service.exists(image)

@@ -115,6 +115,47 @@ def test_metadata_of_an_event_are_not_trusted(
     assert image_storage.resolve(forged).metadata == metadata
 
 
+CUSTOM = {"Camera-Id": "Gate é 日本", "door": "", "pct": "100%25"}
+READ = {key.lower(): value for key, value in CUSTOM.items()}
+
+
+def test_metadata_of_the_uploader_are_read_with_the_bytes(
+    image_storage: ImageStorage, bucket: storage.Bucket
+) -> None:
+    blob = bucket.blob("custom.jpg")
+    blob.metadata = CUSTOM
+    blob.upload_from_string(b"content")
+    job = ImageRef(BUCKET, "custom.jpg", blob.generation)
+    assert fetched(image_storage, job).metadata.custom == READ
+    assert image_storage.resolve(ImageRef(BUCKET, "custom.jpg")).metadata.custom == READ
+    forged = replace(job, metadata=replace(FORGED, custom={"camera-id": "forged"}))
+    assert fetched(image_storage, forged).metadata.custom == READ
+
+
+def test_keys_that_no_header_can_have_are_those_of_the_event(
+    image_storage: ImageStorage, bucket: storage.Bucket
+) -> None:
+    blob = bucket.blob("unicode.jpg")
+    blob.metadata = {"kéy": "v"}
+    blob.upload_from_string(b"content")
+    ref = image_storage.resolve(ImageRef(BUCKET, "unicode.jpg"))
+    assert fetched(image_storage, ref).metadata.custom == {"kéy": "v"}
+
+
+def test_large_metadata_of_the_uploader_are_cut(
+    image_storage: ImageStorage, bucket: storage.Bucket
+) -> None:
+    blob = bucket.blob("large.jpg")
+    blob.metadata = {"a": "x" * 1500, "b": "y" * 1500, "c": "z"}
+    blob.upload_from_string(b"content")
+    for metadata in (
+        fetched(image_storage, ImageRef(BUCKET, "large.jpg", blob.generation)).metadata,
+        image_storage.resolve(ImageRef(BUCKET, "large.jpg")).metadata,
+    ):
+        assert metadata.custom == {"a": "x" * 1500, "c": "z"}
+        assert metadata.is_custom_cut
+
+
 def test_resolve_names_the_live_generation(
     image_storage: ImageStorage, bucket: storage.Bucket
 ) -> None:

@@ -418,6 +418,24 @@ def test_replacement_keeps_the_document_of_its_own_model(
     assert [document and document["labels"] for document in documents] == [["cat"], ["dog"]]
 
 
+@pytest.mark.parametrize("schema", [1, firestore.DELETE_FIELD], ids=["older", "none"])
+def test_document_of_another_schema_is_replaced_once(
+    schema: Any, store: ResultStore, collection: str
+) -> None:
+    """Otherwise `reconcile --enqueue stale` would find it again and again."""
+    store.commit([done("a.jpg", "cat")])
+    reference = firestore.Client().collection(collection).document(done("a.jpg").ref.document_id)
+    reference.update({"schema": schema})
+    permission = seen(store, done("a.jpg"), model=MODEL.sha256)
+    assert not store.is_final(reference.id, permission)
+    store.commit([of(done("a.jpg", "dog"), permission)])
+    after = read(collection, done("a.jpg"))
+    assert after and (after["labels"], after["schema"]) == (["dog"], 2)
+    assert store.is_final(reference.id, permission)
+    reference.update({"schema": schema})  # by an older revision that was given the same message
+    assert store.is_final(reference.id, permission)
+
+
 def test_commit_mixes_replacements_and_new_images(store: ResultStore, collection: str) -> None:
     store.commit([failed("old.jpg"), done("final.jpg", "cat")])
     permission = seen(store, failed("old.jpg"))

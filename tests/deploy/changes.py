@@ -20,8 +20,9 @@ from tests.deploy.standin import STANDIN, matrix
 _GPU = {"accelerator": "nvidia-l4"}
 # One start for many changes, because each start is an apply.
 OTHER = _GPU | {
+    "delete_results_with_objects": True,
     "indexed_fields": ["model.name"],
-    "query_by_time": True,
+    "results_bucket": True,
     "results_ttl_days": 30,
     "upload_events": "both",
 }
@@ -43,9 +44,8 @@ _TOPIC = frozenset(
     }
 )
 _MESSAGES_LOST = frozenset(
-    {
-        'google_pubsub_subscription.uploads["uploads"] is destroyed, with its undelivered messages',
-    }
+    f'google_pubsub_subscription.uploads["{key}"] is destroyed, with its undelivered messages'
+    for key in ("deletes", "uploads")
 )
 _WAIT = frozenset({"time_sleep.agent_grants"})  # destroying a wait has no effect
 _FIELDS = frozenset(
@@ -53,6 +53,7 @@ _FIELDS = frozenset(
         "google_firestore_field.created_at",
         "google_firestore_field.indexed",
         "google_firestore_field.others",
+        "google_firestore_field.tombstones",
     }
 )
 _SERVICE_AND_CALLERS = frozenset(
@@ -147,6 +148,14 @@ CHANGES: dict[str, Change] = {
         refused="create_repository is true",
     ),
     "daily_image_limit = 10000": Change({"daily_image_limit": 10000}),
+    "delete_results_with_objects = true": Change({"delete_results_with_objects": True}),
+    "delete_results_with_objects = false, from true": Change(
+        {"delete_results_with_objects": False},
+        OTHER,
+        interrupts=_WAIT,
+        destroys=_TOPIC | {"google_eventarc_trigger.uploads", "terraform_data.tuned_subscription"},
+        warnings=frozenset(text for text in _MESSAGES_LOST if "deletes" in text),
+    ),
     'firestore_collection = "other"': Change(
         {"firestore_collection": "other"}, interrupts=_FIELDS | {"google_firestore_index.main"}
     ),
@@ -190,16 +199,23 @@ CHANGES: dict[str, Change] = {
         {"project_id": "my-project-2"}, refused="project_id is my-project-1"
     ),
     "protect_data = false": Change({"protect_data": False}),
-    "query_by_time = true": Change({"query_by_time": True}),
-    "query_by_time = false, from true": Change(
-        {"query_by_time": False}, OTHER, destroys=frozenset({"google_firestore_index.main"})
-    ),
     "reconcile_schedule = null": Change(
         {"reconcile_schedule": None}, destroys=frozenset({"google_cloud_scheduler_job.reconcile"})
     ),
     'region = "europe-west4"': Change({"region": "europe-west4"}, refused="region is europe-west1"),
     'repository_name = "other"': Change(
         {"repository_name": "other"}, refused="repository_name is yolo-batch"
+    ),
+    "results_bucket = true": Change({"results_bucket": True}, interrupts=_WAIT),
+    "results_bucket = false, from true": Change(
+        {"results_bucket": False},
+        OTHER,
+        interrupts=_WAIT,
+        destroys=frozenset(
+            {"google_storage_bucket.results", "google_storage_bucket_iam_member.results"}
+        ),
+        # The destroy fails while the bucket has objects, because protect_data is true.
+        warnings=frozenset({"google_storage_bucket.results[0] is destroyed, with its objects"}),
     ),
     "results_ttl_days = 30": Change(
         {"results_ttl_days": 30}, interrupts=frozenset({"google_firestore_field.created_at"})

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from service.domain import Prediction
+from service.domain import Prediction, Task
 from service.images.decoders import DecodeLimits, Decoders
 from service.images.pixels import DecodedImage
 from service.inference.detector import Detector
@@ -17,6 +17,7 @@ from service.server import wsgi
 from service.server.gunicorn_worker import Worker
 from service.settings import Settings
 from tests import hostile_decoder
+from tests.masks import segmented
 
 POISON_SHAPE = (99, 132, 3)  # of the image on which the model fails
 WALL_SECONDS = 15.0  # time limit of a decode; only a hanging file reaches it
@@ -93,6 +94,13 @@ class FailingWorker(CrashingWorker):
         return FailingDetector(detector)
 
 
+class MaskingWorker(CrashingWorker):
+    """Finds 300 masks in every image. Their document would have 1.5 MB."""
+
+    def faulty(self, detector: Detector) -> Detector:
+        return MaskingDetector(detector)
+
+
 class CrashingDetector:
     """A detector that kills its process."""
 
@@ -123,3 +131,14 @@ class FailingDetector(CrashingDetector):
 
     def detect(self, images: Sequence[DecodedImage]) -> Iterable[Prediction]:
         raise RuntimeError("The device is lost.")
+
+
+class MaskingDetector(CrashingDetector):
+    """A detector of masks. They are not in the image."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__(detector)
+        self.info = replace(detector.info, task=Task.SEGMENT)
+
+    def detect(self, images: Sequence[DecodedImage]) -> Iterable[Prediction]:
+        return [Prediction(segmented("").detections) for _ in images]

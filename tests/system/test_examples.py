@@ -73,7 +73,8 @@ def test_query_results_finds_images_by_each_condition(
     failed = {uri for uri, counts in queried.items() if not counts}
     assert found("--label", label) == with_label != set()
     assert found("--label", label, "--more-than", "1") == with_two
-    assert found("--confidence", "0.25") == queried.keys() - failed
+    assert found("--label", label, "--confidence", "0.25") == with_label
+    assert found("--newest") == queried.keys()
     assert found("--failed") == failed != set()
 
 

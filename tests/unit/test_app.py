@@ -114,8 +114,15 @@ def test_post_of_another_bucket_is_204(site: Site) -> None:
 
 
 def test_post_of_another_storage_event_is_204(site: Site) -> None:
-    headers = {"ce-type": "google.cloud.storage.object.v1.deleted"}
+    headers = {"ce-type": "google.cloud.storage.object.v1.archived"}
     assert_empty(site.client.post("/", headers=headers, data="{}"))
+
+
+def test_post_of_a_deletion_is_204_and_ignored_by_default(site: Site) -> None:
+    headers = {"ce-type": "google.cloud.storage.object.v1.deleted"}
+    body = {"bucket": "uploads", "name": "a", "generation": "1"}
+    assert_empty(site.client.post("/", headers=headers, json=body))
+    assert site.store.commits == [] and site.storage.downloads == []
 
 
 def test_post_of_a_pushed_job_is_204(site: Site) -> None:

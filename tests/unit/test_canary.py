@@ -1,5 +1,6 @@
 """A model's canary, on the bundled model and on fakes."""
 
+import json
 import logging
 import os
 import platform
@@ -17,7 +18,17 @@ import pytest
 from click.testing import CliRunner
 
 from service.cli.check_model import check_model
-from service.domain import Box, Detection, ModelInfo, Prediction
+from service.domain import (
+    Box,
+    ClassScore,
+    Detection,
+    ImageInfo,
+    Keypoint,
+    ModelInfo,
+    Polygon,
+    Prediction,
+    RotatedBox,
+)
 from service.errors import DecoderUnavailableError, ModelError
 from service.export.canary import write_canary
 from service.export.drawings import draw
@@ -32,6 +43,8 @@ from service.inference.canary import (
     Tolerance,
     describe_difference,
     load_verified,
+    prediction_from_json,
+    prediction_to_json,
 )
 from service.inference.detector import Detector
 from service.inference.loading import load_detector, load_model, warm_up
@@ -40,9 +53,9 @@ from service.server.wsgi import _load, _model_health
 from service.settings import BUNDLED_MODEL, Settings
 from tests.loglines import logged_by
 
-BOX = Box(0.1, 0.1, 0.5, 0.5)
-NEAR = Box(0.1, 0.1, 0.5, 0.52)  # IoU 0.95
-FAR = Box(0.3, 0.1, 0.7, 0.5)
+BOX = Box(10, 10, 50, 50)
+NEAR = Box(10, 10, 50, 52)  # IoU 0.95
+FAR = Box(30, 10, 70, 50)
 HERE = Path(__file__).parents[2]
 
 
@@ -86,6 +99,17 @@ class Seeing:
         return [Prediction(tuple(self.found)) for _ in images]
 
 
+class SeeingTask(Seeing):
+    """A detector that returns the same prediction for each image."""
+
+    def __init__(self, prediction: Prediction) -> None:
+        super().__init__()
+        self.prediction = prediction
+
+    def detect(self, images: Sequence[DecodedImage]) -> list[Prediction]:
+        return [self.prediction for _ in images]
+
+
 class Raising(Seeing):
     """A model that its runtime cannot compile."""
 
@@ -98,6 +122,17 @@ def circle(confidence: float, box: Box = BOX, class_id: int = 0) -> Detection:
 
 
 # --- the comparison ---------------------------------------------------------------------------
+
+
+def difference(
+    expected: Sequence[Detection], found: Sequence[Detection], *, min_confidence: float = 0.0
+) -> str | None:
+    return describe_difference(
+        Prediction(tuple(expected)),
+        Prediction(tuple(found)),
+        Tolerance(),
+        min_confidence=min_confidence,
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,13 +149,13 @@ def circle(confidence: float, box: Box = BOX, class_id: int = 0) -> Detection:
     ids=["nothing", "equal", "near", "order", "weak-lost", "weak-new", "weak-grown"],
 )
 def test_small_differences_are_tolerated(expected: list[Detection], found: list[Detection]) -> None:
-    assert describe_difference(expected, found, Tolerance()) is None
+    assert difference(expected, found) is None
 
 
 @pytest.mark.parametrize(
     ("expected", "found", "what"),
     [
-        ([circle(0.9)], [], "expected 'circle' at 0.90 in (10, 10, 50, 50) %"),
+        ([circle(0.9)], [], "expected 'circle' at 0.90 in the box (10, 10, 50, 50)"),
         ([circle(0.9)], [circle(0.9, FAR)], "which was not found"),
         ([circle(0.9)], [circle(0.9, class_id=1)], "which was not found"),
         ([circle(0.9)], [circle(0.6)], "found it at 0.60"),
@@ -133,12 +168,97 @@ def test_small_differences_are_tolerated(expected: list[Detection], found: list[
 def test_large_differences_are_described(
     expected: list[Detection], found: list[Detection], what: str
 ) -> None:
-    assert what in str(describe_difference(expected, found, Tolerance()))
+    assert what in str(difference(expected, found))
 
 
 def test_detections_below_min_confidence_are_not_compared() -> None:
-    assert describe_difference([circle(0.8)], [], Tolerance(), min_confidence=0.9) is None
-    assert describe_difference([circle(0.8)], [], Tolerance(), min_confidence=0.5)
+    assert difference([circle(0.8)], [], min_confidence=0.9) is None
+    assert difference([circle(0.8)], [], min_confidence=0.5)
+
+
+RING = Polygon((10, 10, 50, 10, 50, 50, 10, 50))
+HOLE = Polygon((18, 18, 42, 18, 42, 42, 18, 42))
+
+
+def masked(*rings: Polygon) -> Detection:
+    return replace(circle(0.9), polygons=rings)
+
+
+def posed(x: float) -> Detection:
+    return replace(circle(0.9), keypoints=(Keypoint("nose", x, 30, 0.9),))
+
+
+def turned(degrees: float) -> Detection:
+    return replace(circle(0.9), rotated_box=RotatedBox(30, 30, 40, 20, degrees))
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "similarity"),
+    [
+        (masked(RING), masked(RING, HOLE), "0.6"),
+        (masked(RING), circle(0.9), "0.00"),
+        (posed(30), posed(45), "0."),
+        (turned(10), turned(80), "0."),
+    ],
+    ids=["hole", "no-mask", "keypoints", "angle"],
+)
+def test_another_shape_in_the_same_box_is_described(
+    expected: Detection, found: Detection, similarity: str
+) -> None:
+    text = difference([expected], [found])
+    assert text and f"with another shape: their similarity is {similarity}" in text
+    assert difference([expected], [expected]) is None
+
+
+def scores(*confidences: float) -> Prediction:
+    return Prediction(
+        classes=tuple(ClassScore(f"c{i}", i, value) for i, value in enumerate(confidences))
+    )
+
+
+def test_classes_of_an_image_are_compared_if_they_are_sure() -> None:
+    def text(expected: Prediction, actual: Prediction) -> str | None:
+        return describe_difference(expected, actual, Tolerance())
+
+    assert text(scores(0.9, 0.05), scores(0.85, 0.1)) is None
+    assert text(scores(0.2, 0.19), scores(0.19, 0.2)) is None  # undecided
+    assert "expected 'c0' at 0.90, found it at 0.50" in str(text(scores(0.9), scores(0.5)))
+    swapped = replace(scores(0.05, 0.9), classes=scores(0.05, 0.9).classes[1:])
+    assert "expected 'c0' at 0.90, which was not found" in str(text(scores(0.9), swapped))
+    assert "found 'c0' at 0.90, which was not expected" in str(text(swapped, scores(0.9, 0.9)))
+
+
+SHAPED = [
+    Prediction((masked(RING, HOLE), circle(0.3, FAR))),
+    Prediction((posed(30),)),
+    Prediction((turned(33.3),)),
+    scores(0.9, 0.05),
+]
+
+
+@pytest.mark.parametrize("prediction", SHAPED, ids=["segment", "pose", "obb", "classify"])
+def test_expected_predictions_survive_the_file(prediction: Prediction) -> None:
+    info = ImageInfo(640, 480, "")
+    rows = json.loads(json.dumps(prediction_to_json(prediction, info)))
+    read = prediction_from_json(rows, info)
+    assert (
+        describe_difference(prediction, read, Tolerance(logit=0.01, iou=0.99, shape=0.98)) is None
+    )
+    assert len(read.detections) == len(prediction.detections)
+    assert len(read.classes) == len(prediction.classes)
+
+
+@pytest.mark.parametrize("prediction", SHAPED, ids=["segment", "pose", "obb", "classify"])
+def test_canary_of_each_task_finds_a_changed_prediction(
+    model: Path, prediction: Prediction
+) -> None:
+    shutil.rmtree(model / CANARY)
+    seeing = SeeingTask(prediction)
+    assert write_canary(model, seeing, draw()) == 3
+    assert load_verified(model, load=lambda _: seeing).canary == PASSED
+    other = SeeingTask(Prediction((circle(0.9),) if prediction.detections else ()))
+    with pytest.raises(ModelError, match="differs on"):
+        load_verified(model, load=lambda _: other)
 
 
 # --- a real model -----------------------------------------------------------------------------
@@ -392,6 +512,13 @@ def test_write_canary_names_a_file_that_is_no_image(model: Path) -> None:
     shutil.rmtree(model / CANARY)
     with pytest.raises(ModelError, match=r"cut\.jpg cannot be a canary image"):
         write_canary(model, Seeing(), {"cut.jpg": b"\xff\xd8\xff"})
+
+
+def test_canary_does_not_depend_on_the_threshold_of_the_results(model: Path) -> None:
+    """The detector returns faint detections too, so the canary still compares what is not kept."""
+    expect(model, "circle", "heart")
+    with pytest.raises(ModelError, match="differs on"):
+        load_model(Settings(model_path=model, min_confidence=0.999))
 
 
 # --- the service's start ----------------------------------------------------------------------

@@ -35,7 +35,11 @@ def record(expectation: Expectation, **other: Any) -> StoredDocument:
     """Return the correct document of an upload, with other values for some fields."""
     detections = list(expectation.detections)
     labels = [detection["label"] for detection in detections]
+    confidences = [detection["confidence"] for detection in detections]
+    id = hashlib.sha256(f"{expectation.uri}#{expectation.generation}".encode()).hexdigest()[:40]
+    is_done = not expectation.code
     fields = {
+        "schema": 2,
         "uri": expectation.uri,
         "bucket": "uploads",
         "name": expectation.uri.removeprefix("gs://uploads/"),
@@ -53,13 +57,34 @@ def record(expectation: Expectation, **other: Any) -> StoredDocument:
         "labels": sorted(set(labels)),
         "counts": {label: labels.count(label) for label in labels},
         "num_detections": len(detections),
-        "max_confidence": max((each["confidence"] for each in detections), default=None),
+        "max_confidence": max(confidences, default=None),
+        "uncertain_confidence": min(confidences, default=None),
+        "best": {label: max(confidences) for label in labels},
+        "top_label": labels[0] if labels else None,
+        "counts_by_zone": {},
+        "classes": [],
+        "faint": b"\x01\x00" if is_done else None,
+        "faint_cut": 0.05 if is_done else None,
+        "detections_uri": None,
+        "left_out": [],
+        "simplified_pixels": None,
+        "metadata": {},
+        "metadata_cut": False,
+        "captured_at": None,
+        "captured_at_source": "none",
+        "camera": None,
+        "location": None,
+        "task": "detect" if is_done else None,
+        "source": {"id": None, "version": None},
+        "derived": [],
+        "alerts": [],
+        "shard": int(id[-8:], 16) % 10,
+        "day": "2026-11-21",
         "batch_size": 3,
         "timings": {"decode_ms": 1.0},
         "event_time": NOW,
         "created_at": NOW,
     }
-    id = hashlib.sha256(f"{expectation.uri}#{expectation.generation}".encode()).hexdigest()[:40]
     return StoredDocument(id, fields | other, NOW, NOW)
 
 
@@ -164,6 +189,13 @@ def test_failed_document_with_image_fields_is_crossed(other: dict[str, Any]) -> 
         ({"counts": {"star": 2}}, "counts"),
         ({"num_detections": 2}, "num_detections"),
         ({"max_confidence": 0.8}, "max_confidence"),
+        ({"uncertain_confidence": 0.8}, "uncertain_confidence"),
+        ({"best": {"star": 0.8}}, "best"),
+        ({"top_label": "heart"}, "top_label"),
+        ({"faint": b"\x07"}, "faint"),
+        ({"shard": 11}, "shard"),
+        ({"schema": 1}, "schema"),
+        ({"source": {"id": "cam1", "version": NOW}}, "source"),
         ({"crc32c": "AAAA"}, "crc32c"),
         ({"colour": "red"}, "colour"),
     ],
@@ -177,7 +209,7 @@ def test_wrong_field_is_reported_by_name(
     assert (report.done, report.failed) == (0, 0)
 
 
-@pytest.mark.parametrize("name", ["timings", "batch_size", "event_time", "created_at", "labels"])
+@pytest.mark.parametrize("name", ["timings", "batch_size", "day", "created_at", "labels"])
 def test_missing_field_is_reported_by_name(name: str) -> None:
     document = record(BAD)
     fields = {key: value for key, value in document.fields.items() if key != name}

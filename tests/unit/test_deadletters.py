@@ -35,9 +35,21 @@ def dead_letter(data: Any = b"", **attributes: str) -> DeadLetter:
             dead_letter(OBJECT, **{"ce-type": "google.cloud.storage.object.v1.finalized"}),
             "gs://uploads/a b#.jpg#7",
         ),
-        (dead_letter(**NOTIFICATION | {"eventType": "OBJECT_DELETE"}), None),
+        (
+            dead_letter(**NOTIFICATION | {"eventType": "OBJECT_DELETE", "objectGeneration": "7"}),
+            None,
+        ),
+        (dead_letter(OBJECT, **{"ce-type": "google.cloud.storage.object.v1.deleted"}), None),
+        (dead_letter(**NOTIFICATION | {"eventType": "OBJECT_ARCHIVE"}), None),
     ],
-    ids=["notification", "attributes-only", "cloud-event", "deletion"],
+    ids=[
+        "notification",
+        "attributes-only",
+        "cloud-event",
+        "deletion",
+        "deletion-cloud-event",
+        "archive",
+    ],
 )
 def test_read_of_a_notification(given: DeadLetter, uri: str | None) -> None:
     reading = read(given)

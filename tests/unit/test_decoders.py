@@ -45,6 +45,7 @@ from service.images.decoders import (
     DecodeLimits,
     Decoders,
 )
+from service.images.details import Details
 from service.images.letterbox import shrink
 from service.images.pixels import DecodedImage
 from service.machine import cores
@@ -790,8 +791,18 @@ def test_decoder_is_killed_first_where_memory_is_short(decoders: Decoders) -> No
 # --- a decoder that was taken over -------------------------------------------------------------
 
 
-def pixels_reply(height: int, width: int, full: tuple[int, int], kind: bytes = b"JPEG") -> bytes:
-    return PIXELS + PIXELS_HEADER.pack(height, width, *full) + kind
+def pixels_reply(
+    height: int, width: int, full: tuple[int, int], details: bytes = b'{"format":"JPEG"}'
+) -> bytes:
+    return PIXELS + PIXELS_HEADER.pack(height, width, *full) + details
+
+
+def small_reply(details: bytes) -> bytes:
+    return pixels_reply(64, 96, (64, 96), details)
+
+
+def with_detail(name: str, value: str) -> bytes:
+    return small_reply(f'{{"format":"JPEG","{name}":{value}}}'.encode())
 
 
 LIES = {
@@ -800,14 +811,18 @@ LIES = {
     "of more pixels than are allowed": pixels_reply(4, 4, (2**16, 2**16)),
     "empty": pixels_reply(0, 0, (64, 96)),
     "without its pixels": pixels_reply(64, 96, (64, 96)),
-    "of no format": pixels_reply(64, 96, (64, 96), b"\xff\n"),
+    "without details": small_reply(b""),
+    "of no format": small_reply(b"{}"),
+    "of a format with a line feed": small_reply(b'{"format":"JPEG\\n"}'),
     "cut short": PIXELS + b"\1",
     "of no code": BAD_IMAGE + b"nonsense The file is bad.",
     "of a code that is not of the bytes": BAD_IMAGE + b"unreadable_object The file is bad.",
-    "of a long format": pixels_reply(64, 96, (64, 96), b"J" * 4000),
+    "of a long format": small_reply(b'{"format":"%b"}' % (b"J" * 4000)),
     "of nothing": BAD_IMAGE,
     "of an unknown kind": b"?",
     "ready again": READY,
+    "of no place": with_detail("latitude", "NaN"),
+    "of a long camera": with_detail("make", '"%s"' % ("x" * 3000)),
     "memory without a number": NEEDS_MEMORY,
     "an end without its status": EXITED,
     "code": b"\x80\x04cos\nsystem\n",
@@ -820,12 +835,45 @@ def test_invalid_reply_is_rejected(hostile: Decoders, lie: str) -> None:
     assert decode(hostile, jpeg()).info.format == "JPEG"
 
 
-@pytest.mark.parametrize("shape", [(64, 96), (96, 96), (224, 223), (0, 0)])
-def test_reply_that_is_not_the_crop_is_rejected(hostile: Decoders, shape: tuple[int, int]) -> None:
+HONEST = {
+    "local_time": '"2026-07-01T14:30:05.25"',
+    "utc_offset_seconds": "-50400",
+    "make": '"%s"' % ("é" * 100),
+    "latitude": "-90",
+    "longitude": "180.0",
+}
+LYING_DETAILS = (
+    ("latitude", "NaN"), ("latitude", "1e999"), ("latitude", "90.1"), ("latitude", '"1"'),
+    ("longitude", "-Infinity"), ("longitude", "-181"), ("longitude", "true"),
+    ("make", '"%s"' % ("x" * 101)), ("model", '""'), ("serial", '"a\\u0000b"'),
+    ("make", '"\\ud800"'), ("model", '["x"]'), ("serial", '"\\u001b[31m"'),
+    ("local_time", '"2026-07-01T14:30:05Z"'), ("local_time", '"0000-00-00T00:00:00"'),
+    ("local_time", "17"), ("utc_offset_seconds", "50401"), ("utc_offset_seconds", "1.5"),
+    ("pixels", "1"), ("camera", "[" * 3000),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), LYING_DETAILS)
+def test_invalid_capture_in_a_reply_is_rejected(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match="details|control"):
+        Details.from_bytes(with_detail(name, value)[1 + PIXELS_HEADER.size :])
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_capture_in_a_reply_is_read_at_its_limits(name: str) -> None:
+    details = with_detail(name, HONEST[name])[1 + PIXELS_HEADER.size :]
+    assert getattr(Details.from_bytes(details), name) is not None
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (96, 96), (224, 223)])
+def test_reply_that_is_not_the_crop_is_rejected(
+    hostile: Decoders, shape: tuple[int, int], caplog: pytest.LogCaptureFixture
+) -> None:
     data = marked(jpeg(), pixels_reply(*shape, (900, 900)))
     with pytest.raises(BadImageError) as raised:
         hostile.decode(data, image_size=224, crop=True, deadline=NO_DEADLINE)
     assert raised.value.code is ErrorCode.CORRUPT_IMAGE
+    assert f"{shape[1]}x{shape[0]} pixels of" in caplog.text  # not for another reason
 
 
 def test_memory_that_a_decoder_requests_is_bounded(hostile: Decoders) -> None:

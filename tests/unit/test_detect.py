@@ -1,5 +1,6 @@
 """The same pipeline on local files, and the drawing of its results."""
 
+import base64
 import json
 import re
 from dataclasses import asdict, replace
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 from service.cli.detect import detect as command
 from service.domain import Box, Detection
 from service.errors import DetectorError
+from service.faint import unpack
 from service.operate.annotate import annotate
 from service.operate.detect import (
     MissingFileError,
@@ -64,6 +66,7 @@ def test_detect_files_gives_each_its_own_result_once(folder: Path) -> None:
 
 def test_detect_files_gives_json_without_the_clouds_fields(folder: Path) -> None:
     document = detect([folder / "3.bmp"])["3.bmp"]
+    assert unpack(document.pop("faint")) == ()
     assert json.loads(json.dumps(document)) == document
     assert document["uri"] == document["name"] == str(folder / "3.bmp")
     assert not {"bucket", "generation", "event_time"} & set(document)
@@ -165,6 +168,32 @@ def test_annotate_of_extreme_sides_does_not_raise(size: tuple[int, int]) -> None
     assert drawn.shape == pixels.shape
 
 
+def test_detections_below_min_confidence_are_faint(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: dict[str, Any] = {}
+
+    def load(path: Path, **given: Any) -> FakeDetector:
+        loaded.update(given)
+        return FakeDetector()
+
+    monkeypatch.setattr("service.inference.loading.load_detector", load)
+    monkeypatch.setattr("service.inference.loading.warm_up", lambda detector: None)
+
+    def run(min_confidence: str) -> tuple[dict[str, Any], list[Detection]]:
+        arguments = ["--json", "--min-confidence", min_confidence, str(folder / "3.bmp")]
+        document = json.loads(CliRunner().invoke(command, arguments).stdout)
+        return document, list(unpack(base64.b64decode(document["faint"])))
+
+    document, faint = run("0.99")
+    assert document["detections"] == []
+    assert [item.label for item in faint] == [label_of(color_of(3))]
+    assert (loaded["min_confidence"], document["faint_cut"]) == (0.05, 0.05)
+    document, faint = run("0.01")
+    assert (len(document["detections"]), faint) == (1, [])
+    assert (loaded["min_confidence"], document["faint_cut"]) == (0.01, 0.01)
+
+
 # Every setting that the help names: a value of the environment, and what arrives.
 SETTINGS: dict[str, tuple[str, str, object]] = {
     "MAX_IMAGE_PIXELS": ("1234", "max_image_pixels", 1234),
@@ -174,6 +203,7 @@ SETTINGS: dict[str, tuple[str, str, object]] = {
     "REDUCED_DECODE": ("false", "reduced_decode", False),
     "IMAGE_SIZE": ("96", "image_size", 96),
     "INFERENCE_STREAMS": ("3", "streams", 3),
+    "STORE_CONFIDENCE": ("0.01", "store_confidence", 0.01),
 }
 
 

@@ -43,6 +43,9 @@ def plain(event: Event) -> dict[str, Any]:
         permission = image.pop("replace")
         image |= image.pop("metadata")
         del image["created_at"]  # events do not contain it
+        for field in ("custom", "is_custom_cut"):
+            if not image[field]:
+                del image[field]
         if permission:
             before = permission["if_created_before"].isoformat()
             image["replace"] = permission | {"if_created_before": before}
@@ -52,7 +55,7 @@ def plain(event: Event) -> dict[str, Any]:
         "ignored": bool(event.ignored),
         "is_job": event.is_job,
         "delivery_attempt": event.delivery_attempt,
-    }
+    } | ({"is_overwritten": event.is_overwritten} if event.is_deletion else {})
 
 
 def image_of(event: Event) -> ImageRef:

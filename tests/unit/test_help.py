@@ -25,8 +25,17 @@ def commands() -> Iterator[tuple[str, Command | Commands]]:
     for name, line in LINES.items():
         yield name, line
         for command in line.commands.values():
-            assert isinstance(command, Command)
-            yield f"{name} {command.name}", command
+            yield from below(name, command)
+
+
+def below(path: str, command: click.Command) -> Iterator[tuple[str, Command | Commands]]:
+    """A command with its path, and the commands of a group."""
+    assert isinstance(command, Command | Commands)
+    path = f"{path} {command.name}"
+    yield path, command
+    if isinstance(command, Commands):
+        for each in command.commands.values():
+            yield from below(path, each)
 
 
 COMMANDS = dict(commands())
@@ -90,6 +99,7 @@ def test_examples_are_command_lines_that_parse(
 ) -> None:
     for name in ("photos", "my_openvino_model"):
         (tmp_path / name).mkdir()
+    (tmp_path / "sources.yaml").touch()
     monkeypatch.chdir(tmp_path)
     examples = [line for line in COMMANDS[path].examples if not line.startswith("#")]
     assert 1 <= len(examples) <= 3
@@ -100,6 +110,9 @@ def test_examples_are_command_lines_that_parse(
             words.pop(0)
         line, name, *arguments = words
         command = LINES[line].commands[name]
+        while isinstance(command, Commands):
+            name, *arguments = arguments
+            command = command.commands[name]
         if "--help" not in arguments:
             command.make_context(name, arguments)  # raises a usage error
 

@@ -19,6 +19,7 @@ from devtools.bench.index_entries import (
     table,
 )
 from devtools.docs.document import DONE
+from service.cli.output import json_line
 from service.document import to_document
 
 # https://firebase.google.com/docs/firestore/storage-size
@@ -87,7 +88,7 @@ def test_default_needs_a_third_of_the_storage() -> None:
 
 def test_table_reads_what_the_command_printed(tmp_path: Path) -> None:
     file = tmp_path / "results.jsonl"
-    lines = [json.dumps(sample(), default=datetime.isoformat)] * 2
+    lines = [json_line(sample())] * 2
     file.write_text("\n".join(lines) + "\n\n")
     assert table(read(file)) == table([sample()])
     other = '{"name": "a\u2028b"}'  # a line for str.splitlines, but not for JSON

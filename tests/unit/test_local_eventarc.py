@@ -64,6 +64,12 @@ def test_subject_is_percent_encoded_as_a_header(name: str, subject: str) -> None
     assert delivery and delivery.headers["ce-subject"] == subject
 
 
+def test_deletion_does_not_say_what_overwrote_the_object() -> None:
+    delivery = event(eventType="OBJECT_DELETE", overwrittenByGeneration="1755000000000002")
+    assert delivery and delivery.headers["ce-type"] == "google.cloud.storage.object.v1.deleted"
+    assert not [name for name in delivery.headers if "overwritten" in name.lower()]
+
+
 def test_missing_event_time_becomes_the_publish_time() -> None:
     delivery = event(eventTime="")
     assert delivery and delivery.headers["ce-time"] == "2026-09-24T11:12:12.500000Z"
@@ -72,7 +78,7 @@ def test_missing_event_time_becomes_the_publish_time() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({"eventType": "OBJECT_DELETE"}, id="delete"),
+        pytest.param({"eventType": "OBJECT_ARCHIVE"}, id="archive"),
         pytest.param({"eventType": ""}, id="no-notification"),
         pytest.param({"objectId": ""}, id="no-object"),
     ],

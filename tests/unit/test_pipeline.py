@@ -1,5 +1,6 @@
 """`handle` returns when the image has its final document, and raises if it may have none."""
 
+import io
 import logging
 import threading
 from collections import Counter
@@ -10,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from PIL import ExifTags, Image
 
 from service.deadline import NO_DEADLINE, Deadline
 from service.domain import ErrorCode, Event, Failure, ImageRef, ImageResult, Outcome, Replace, Task
@@ -121,6 +123,38 @@ def test_only_a_classification_model_gets_a_crop(
     assert world.detector.shapes == [shape]
     [stored] = world.store.documents.values()
     assert (stored["image"]["width"], stored["image"]["height"]) == (32, 24)
+
+
+def test_an_image_is_recorded_with_its_capture_but_no_place(world: World) -> None:
+    tags = Image.Exif()
+    tags[ExifTags.Base.Model] = "P1448-LE"
+    details, gps = tags.get_ifd(ExifTags.IFD.Exif), tags.get_ifd(ExifTags.IFD.GPSInfo)
+    details[ExifTags.Base.DateTimeOriginal] = "2026:07:01 00:30:05"
+    details[ExifTags.Base.OffsetTimeOriginal] = "+02:00"
+    gps |= {
+        ExifTags.GPS.GPSLatitudeRef: "N",
+        ExifTags.GPS.GPSLatitude: (52.0, 30.0, 0.0),
+        ExifTags.GPS.GPSLongitudeRef: "E",
+        ExifTags.GPS.GPSLongitude: (13.0, 24.0, 0.0),
+    }
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 24), "teal").save(buffer, "JPEG", exif=tags)
+    ref = world.storage.put("phone.jpg", buffer.getvalue())
+    assert handle(world.pipeline(), ref) is Outcome.DONE
+    document = world.store.documents[ref.document_id]
+    assert document["captured_at"] == datetime(2026, 6, 30, 22, 30, 5, tzinfo=UTC)
+    assert document["captured_at_source"] == "exif_offset"
+    assert document["camera"] == {"make": None, "model": "P1448-LE", "serial": None}
+    assert document["day"] == "2026-06-30"
+    assert document["location"] is None
+
+
+def test_day_of_an_image_without_a_capture_is_that_of_its_upload(world: World) -> None:
+    ref = world.storage.put("cat.bmp", bmp_image((10, 20, 30)))
+    assert handle(world.pipeline(), ref) is Outcome.DONE
+    document = world.store.documents[ref.document_id]
+    assert (document["captured_at"], document["captured_at_source"]) == (None, "none")
+    assert document["day"] == EVENT_TIME.date().isoformat()
 
 
 def test_an_image_is_recorded_with_its_detections(world: World) -> None:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,21 @@ from openvino import opset13 as ops
 from devtools.demo_model.shapes import write_samples
 from service.cli.export import export
 from service.cli.main import main
-from service.domain import Box, Detection, Prediction
+from service.domain import Box, ClassScore, Detection, Polygon, Prediction
 from service.errors import ModelError
 from service.export.accuracy import (
     MATCH_CONFIDENCE,
     Agreement,
+    ClassAgreement,
     agreement,
-    detect_files,
+    class_agreement,
     find_labels,
+    predict_files,
 )
 from service.export.truth import Labels
 from service.export.weights import (
     _check_agreement,
+    _check_class_agreement,
     export_openvino,
     find_calibration,
     find_images,
@@ -58,6 +62,7 @@ ABSENT = {
 needs_export_extra = pytest.mark.ultralytics  # nncf and pycocotools
 HERE = Path(__file__).parents[2]
 BOX = Box(0, 0, 100, 100)
+FAR = Box(200, 200, 300, 300)
 
 
 def circle(confidence: float, box: Box = BOX, class_id: int = 0) -> Detection:
@@ -65,6 +70,10 @@ def circle(confidence: float, box: Box = BOX, class_id: int = 0) -> Detection:
 
 
 # --- agreement --------------------------------------------------------------------------------
+
+
+def agree(theirs: Sequence[Detection], ours: Sequence[Detection]) -> Agreement:
+    return agreement([Prediction(tuple(theirs))], [Prediction(tuple(ours))])
 
 
 @pytest.mark.parametrize(
@@ -83,13 +92,53 @@ def circle(confidence: float, box: Box = BOX, class_id: int = 0) -> Detection:
 def test_agreement_counts_what_both_find(
     theirs: list[Detection], ours: list[Detection], f1: float
 ) -> None:
-    assert agreement([theirs], [ours]).f1 == pytest.approx(f1)
+    assert agree(theirs, ours).f1 == pytest.approx(f1)
 
 
 def test_agreement_pairs_boxes_that_overlap_by_half() -> None:
     half, less = Box(0, 0, 100, 50), Box(0, 0, 100, 49)
-    assert agreement([[circle(0.9)]], [[circle(0.9, half)]]) == Agreement(1.0, 0.5, 1)
-    assert agreement([[circle(0.9)]], [[circle(0.9, less)]]).f1 == 0.0
+    assert agree([circle(0.9)], [circle(0.9, half)]) == Agreement(1.0, 0.5, 1)
+    assert agree([circle(0.9)], [circle(0.9, less)]).f1 == 0.0
+
+
+def test_agreement_measures_the_shapes_of_the_pairs() -> None:
+    square = Polygon((0, 0, 100, 0, 100, 100, 0, 100))
+    half = Polygon((0, 0, 100, 0, 100, 50, 0, 50))
+    whole, less = (replace(circle(0.9), polygons=(ring,)) for ring in (square, half))
+    measured = agree([whole, circle(0.9, FAR)], [less, circle(0.9, FAR)])
+    assert (measured.f1, measured.iou) == (1.0, 1.0)
+    assert measured.shape == pytest.approx((0.5 + 1) / 2, abs=0.01)
+
+
+def classes(*confidences: float) -> Prediction:
+    ranked = sorted(enumerate(confidences), key=lambda score: -score[1])
+    return Prediction(classes=tuple(ClassScore(f"c{i}", i, value) for i, value in ranked))
+
+
+def test_agreement_of_classifiers_counts_equal_best_classes() -> None:
+    reference = [classes(0.9, 0.1), classes(0.6, 0.4)]
+    assert class_agreement(reference, reference) == ClassAgreement(1.0, 0.0, 2)
+    other = [classes(0.8, 0.2), classes(0.3, 0.7)]
+    measured = class_agreement(reference, other)
+    assert (measured.top1, measured.images) == (0.5, 2)
+    assert measured.confidence_gap == pytest.approx((0.1 + 0.3) / 2)
+    gone = [Prediction(classes=(ClassScore("c7", 7, 0.9),))] * 2
+    assert class_agreement(reference, gone).confidence_gap == pytest.approx((0.9 + 0.6) / 2)
+
+
+@pytest.mark.parametrize(
+    ("measured", "what"),
+    [
+        (ClassAgreement(0.85, 0.01, 80), r"the same class for 0\.850 of the images"),
+        (ClassAgreement(0.95, 0.2, 80), r"mean difference of the confidence 0\.200"),
+        (ClassAgreement(1.0, 0.0, 3), "There are 3 calibration images, fewer than 20"),
+    ],
+    ids=["top1", "confidence", "few"],
+)
+def test_int8_classifier_that_disagrees_is_refused(measured: ClassAgreement, what: str) -> None:
+    with pytest.raises(ModelError, match=what):
+        _check_class_agreement(measured, 0.9)
+    _check_class_agreement(ClassAgreement(0.9, 0.1, 20), 0.9)
 
 
 @pytest.mark.parametrize(
@@ -97,9 +146,10 @@ def test_agreement_pairs_boxes_that_overlap_by_half() -> None:
     [
         (Agreement(0.85, 0.97, 300), r"F1 of the detections 0\.850 \(at least 0\.9\)"),
         (Agreement(0.95, 0.93, 300), r"mean IoU of their boxes 0\.930 \(at least 0\.95\)"),
+        (Agreement(0.95, 0.97, 300, 0.8), r"keypoints or rotated boxes 0\.800 \(at least 0\.9\)"),
         (Agreement(1.0, 1.0, 3), "finds 3 objects in the 80 calibration images, fewer than 20"),
     ],
-    ids=["f1", "iou", "few"],
+    ids=["f1", "iou", "shape", "few"],
 )
 def test_too_little_agreement_is_refused_with_the_figures(measured: Agreement, what: str) -> None:
     with pytest.raises(ModelError, match=what):
@@ -208,20 +258,20 @@ def test_find_labels_looks_beside_the_file(tmp_path: Path) -> None:
         find_labels(file, tmp_path / "absent")
 
 
-def test_detect_files_names_the_file_that_is_no_image(tmp_path: Path) -> None:
+def test_predict_files_names_the_file_that_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(ModelError, match=r"cut\.jpg: The JPEG ends before its pixels"):
-        detect_files(FakeDetector(), [tmp_path / "cut.jpg"])
+        predict_files(FakeDetector(), [tmp_path / "cut.jpg"])
 
 
-def test_detect_files_with_a_model_that_does_not_run_fails(tmp_path: Path) -> None:
+def test_predict_files_with_a_model_that_does_not_run_fails(tmp_path: Path) -> None:
     class Raising(FakeDetector):
         def detect(self, images: Sequence[DecodedImage]) -> list[Prediction]:
             raise RuntimeError("no kernel")
 
     write_drawn_samples(tmp_path, count=1)
     with pytest.raises(ModelError, match=r"fake\.pt cannot run on this machine: no kernel"):
-        detect_files(Raising(), list(tmp_path.iterdir()))
+        predict_files(Raising(), list(tmp_path.iterdir()))
 
 
 # --- export of an exported model --------------------------------------------------------------
@@ -468,7 +518,7 @@ def test_labels_are_read_before_the_quantisation(
             )
 
 
-def darken_input(model: ov.Model, images: Sequence[Path], **_: int) -> ov.Model:
+def darken_input(model: ov.Model, images: Sequence[Path], **_: object) -> ov.Model:
     """Darken the input, so that the model detects less."""
     assert len(images) == 12
     [parameter] = model.get_parameters()
@@ -558,7 +608,7 @@ def test_int8_metadata_contain_the_measurements(quantized: tuple[Path, list[str]
     measured = metadata["quantization"]["agreement"]
     assert metadata["precision"] == "int8"
     assert metadata["quantization"]["calibration_images"] == 12
-    assert metadata["quantization"]["threshold"] == {"f1": 0.9, "iou": 0.95}
+    assert metadata["quantization"]["threshold"] == {"f1": 0.9, "iou": 0.95, "shape": 0.9}
     assert measured["f1"] >= 0.9 and measured["iou"] >= 0.95 and measured["detections"] >= 50
     for precision in ("fp16", "int8"):
         assert 0.85 < metadata["accuracy"][precision]["map50_95"] < 1
@@ -615,7 +665,7 @@ def test_int8_agrees_with_float_on_images_it_never_saw(
     write_samples(tmp_path, seed=77)
     files = sorted(tmp_path.iterdir())
     float_detections, int8_detections = (
-        detect_files(load_detector(path, min_confidence=MATCH_CONFIDENCE), files)
+        predict_files(load_detector(path, min_confidence=MATCH_CONFIDENCE), files)
         for path in (BUNDLED_MODEL, quantized[0])
     )
     measured = agreement(float_detections, int8_detections)

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from service.domain import ImageRef, ObjectMetadata, Replace, StoredDocument, StoredDocuments
+from service.domain import (
+    SCHEMA,
+    ImageRef,
+    ObjectMetadata,
+    Replace,
+    StoredDocument,
+    StoredDocuments,
+)
 from service.errors import FirestoreUnavailableError
 from service.operate.reconcile import (
     Enqueue,
@@ -59,6 +66,7 @@ class FakeRecords:
     """Documents by name. The clock advances with each call."""
 
     by_name: dict[str, tuple[str, str | None]]
+    schemas: Mapping[str, int | None] = field(default_factory=dict)
     calls: list[int] = field(default_factory=list)
 
     def stored_documents(self, refs: Sequence[ImageRef]) -> StoredDocuments:
@@ -66,7 +74,9 @@ class FakeRecords:
         self.calls.append(len(refs))
         now = START + timedelta(seconds=len(self.calls))
         found = {
-            ref.document_id: StoredDocument(*self.by_name[ref.name], START, START)
+            ref.document_id: StoredDocument(
+                *self.by_name[ref.name], START, START, schema=self.schemas.get(ref.name, SCHEMA)
+            )
             for ref in refs
             if ref.name in self.by_name
         }
@@ -136,6 +146,21 @@ def test_enqueue_publishes_what_was_asked_for(
     tally = reconcile(scope, bucket, FakeRecords(DOCUMENTS), publish=publish)
     assert publish.jobs == [(expected, permission)]
     assert tally.selected == len(expected)
+
+
+@pytest.mark.parametrize("schema", [None, SCHEMA - 1, SCHEMA + 1])
+def test_document_of_another_schema_is_stale(schema: int | None) -> None:
+    """The job for it may replace the document, although the deployed model wrote it."""
+    records = FakeRecords(DOCUMENTS, {"b.jpg": schema})
+    published = Published()
+    scope = Scope(BUCKET, model=OURS, enqueue=Enqueue.STALE)
+    tally = reconcile(scope, FakeBucket(["b.jpg"]), records, publish=published)
+    assert (tally.done, tally.stale) == (1, 1)
+    [(jobs, permission)] = published.jobs
+    assert jobs == uris("b.jpg")
+    assert permission and permission.replaces(START, OURS, schema)
+    assert not permission.replaces(START, OURS, SCHEMA)
+    assert not permission.replaces(START + timedelta(days=1), OURS, schema)
 
 
 def test_counting_only_publishes_nothing() -> None:
@@ -494,3 +519,19 @@ def test_permission_has_the_time_of_the_first_read() -> None:
     reconcile(scope, FakeBucket(names, page_size=300), store, publish=publish)
     assert store.calls == [250, 50]
     assert [permission for _, permission in publish.jobs] == [Replace(START + timedelta(seconds=1))]
+
+
+def test_images_of_disabled_sources_are_not_missing() -> None:
+    records = FakeRecords({"on.jpg": ("done", OURS), "off/a.jpg": ("failed", OURS)})
+    published: list[str] = []
+    tally = reconcile(
+        Scope(BUCKET, enqueue=Enqueue.ALL, model=OURS),
+        FakeBucket(["off/a.jpg", "off/b.jpg", "on.jpg", "on2.jpg"], page_size=4),
+        records,
+        is_enabled=lambda ref: not ref.name.startswith("off/"),
+        publish=lambda uris, permission: published.extend(uris),
+    )
+    assert (tally.disabled, tally.done, tally.failed, tally.missing) == (2, 1, 0, 1)
+    assert tally.objects == 4
+    assert published == [f"gs://{BUCKET}/on2.jpg#7"]
+    assert records.calls == [2]

@@ -28,6 +28,7 @@ from devtools.docs.__main__ import (
     stale_pages,
 )
 from devtools.docs.markdown import plain, table
+from service.domain import Task
 from service.errors import NoFreeSlotError, TooLateError
 from service.settings import Settings
 
@@ -40,7 +41,7 @@ def one_line(source: str) -> log_lines.LogLine:
 
 
 def test_reference_is_current() -> None:
-    stale = [page.name for page in stale_pages(REFERENCE)]
+    stale = [page.name for page in stale_pages(REFERENCE) | stale_pages(HOW_TO)]
     assert not stale, f"{stale}: run `{COMMAND}` and commit the result"
 
 
@@ -175,13 +176,30 @@ def test_fields_said_never_null_are_never_null() -> None:
             return [value]
         name, *rest = path
         if name.endswith("[]"):
-            return [leaf for item in value[name[:-2]] for leaf in values(item, rest)]
+            items = value.get(name[:-2]) or ()
+            return [leaf for item in items for leaf in values(item, rest)]
         return values(value[name], rest) if value is not None and name in value else []
 
-    for path, (_, null) in document.MEANINGS.items():
+    for path, meaning in document.MEANINGS.items():
         found = [leaf for each in document.samples() for leaf in values(each, path.split("."))]
-        assert found
-        assert null != "never" or None not in found, path
+        assert found, path
+        assert meaning.null or None not in found, path
+
+
+def test_every_task_has_an_example() -> None:
+    shown = document.examples()
+    for task in Task:
+        assert f"task `{task}`" in shown
+        assert f'"task": "{task}"' in shown
+
+
+def test_field_is_indexed_as_terraform_says() -> None:
+    rows = dict(re.findall(r"^\| `([^`]+)` \|.* \| ([^|]*) \|$", document.fields_table(), re.M))
+    assert set(rows) == set(document.MEANINGS)
+    assert rows["labels"] == rows["best"] == "yes"
+    assert rows["name"] == "with `bucket`"
+    assert rows["created_at"] == "with `shard`"
+    assert not any(index for path, index in rows.items() if path.startswith("detections"))
 
 
 # --- Log lines and metrics

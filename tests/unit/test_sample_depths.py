@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 from numpy.typing import NDArray
+from PIL import Image
 
 from devtools.fuzz.corpus import GREY_TIFF, chunk
 from devtools.fuzz.corpus import tiff as tiff_of_tags
@@ -358,7 +359,6 @@ NO_FULL_IMAGE: dict[str, Callable[[], bytes]] = {
     "a preview alone": lambda: tiff_of_tags(GREY_TIFF | {254: 1}, bytes(64)),
     "a mask alone": lambda: tiff_of_tags(GREY_TIFF | {254: 4}, bytes(64)),
     "a preview alone, in old words": lambda: tiff_of_tags(GREY_TIFF | {255: 2}, bytes(64)),
-    "Canon's raw file": canon_raw,
 }
 
 
@@ -366,6 +366,28 @@ NO_FULL_IMAGE: dict[str, Callable[[], bytes]] = {
 def test_tiff_without_a_full_image_is_unsupported(make: Callable[[], bytes]) -> None:
     with pytest.raises(BadImageError, match="without a readable full image") as raised:
         decode(make(), max_pixels=10_000)
+    assert raised.value.code is ErrorCode.UNSUPPORTED_MEDIA
+
+
+def preview_of(maker: str) -> bytes:
+    """A TIFF with a reduced image alone, which names the maker of a camera."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "TIFF", tiffinfo={254: 1, 271: maker})
+    return buffer.getvalue()
+
+
+RAW_FILES: dict[str, Callable[[], bytes]] = {
+    "CR2": canon_raw,
+    "DNG": lambda: tiff_of_tags(GREY_TIFF | {50706: 0x00000401}, bytes(64)),
+    "NEF": lambda: preview_of("NIKON CORPORATION"),
+    "ARW": lambda: preview_of("SONY"),
+}
+
+
+@pytest.mark.parametrize("name", RAW_FILES)
+def test_raw_file_in_a_tiff_is_named(name: str) -> None:
+    with pytest.raises(BadImageError, match=f"{name}, a camera's raw file, is not sup") as raised:
+        decode(RAW_FILES[name](), max_pixels=10_000)
     assert raised.value.code is ErrorCode.UNSUPPORTED_MEDIA
 
 

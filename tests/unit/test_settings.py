@@ -18,6 +18,7 @@ DEFAULTS: dict[str, Any] = {
     "decoders": None,
     "image_size": None,
     "min_confidence": 0.25,
+    "store_confidence": 0.05,
     "max_batch_size": 8,
     "max_batch_pixels": 20_000_000,
     "max_in_flight": 32,
@@ -32,7 +33,11 @@ DEFAULTS: dict[str, Any] = {
     "google_cloud_project": None,
     "firestore_database": "(default)",
     "firestore_collection": "detections",
+    "results_bucket": None,
+    "delete_results_with_objects": False,
+    "delete_results_of_overwritten": False,
     "daily_image_limit": 0,
+    "sources_refresh_seconds": 60.0,
     "storage_timeout_seconds": 6.0,
     "firestore_timeout_seconds": 6.0,
     "ack_deadline_seconds": 600.0,
@@ -60,7 +65,8 @@ def test_from_env_of_blank_value_gives_the_default(text: str) -> None:
         ("MODEL_PATH", "/models/yolo26n.pt", Path("/models/yolo26n.pt")),
         ("DEVICE", "cuda:0", "cuda:0"),
         ("IMAGE_SIZE", "1280", 1280),
-        ("MIN_CONFIDENCE", "0.001", 0.001),
+        ("MIN_CONFIDENCE", "0.05", 0.05),
+        ("STORE_CONFIDENCE", "0.001", 0.001),
         ("MIN_CONFIDENCE", "1", 1.0),
         ("MAX_BATCH_SIZE", "32", 32),
         ("INFERENCE_STREAMS", "3", 3),
@@ -68,6 +74,7 @@ def test_from_env_of_blank_value_gives_the_default(text: str) -> None:
         ("MAX_IN_FLIGHT", "8", 8),
         ("HANG_TIMEOUT_SECONDS", "12.5", 12.5),
         ("ALLOWED_BUCKETS", "one, two ,,three,", ("one", "two", "three")),
+        ("RESULTS_BUCKET", "my-results", "my-results"),
         ("GOOGLE_CLOUD_PROJECT", "my-project", "my-project"),
         ("LOG_LEVEL", "ERROR", "ERROR"),
     ],
@@ -129,6 +136,19 @@ def test_delivery_without_time_for_work_names_the_settings(environ: dict[str, st
         assert f"{name}={environ.get(name, f'{value:g}')}" in str(raised.value)
 
 
+def test_bucket_of_results_is_no_bucket_of_images() -> None:
+    """Each large result would be recorded as an image that failed."""
+    environ = {"RESULTS_BUCKET": "one", "ALLOWED_BUCKETS": "two,one"}
+    with pytest.raises(SettingsError, match="RESULTS_BUCKET=one is wrong"):
+        Settings.from_env(environ)
+    assert Settings.from_env(environ | {"ALLOWED_BUCKETS": "two"}).results_bucket == "one"
+
+
+def test_lowest_recorded_confidence_is_not_over_the_threshold() -> None:
+    with pytest.raises(SettingsError, match="STORE_CONFIDENCE=0.3 is wrong"):
+        Settings.from_env({"STORE_CONFIDENCE": "0.3"})
+
+
 @pytest.mark.parametrize(
     ("environ", "delivery_seconds", "work_seconds"),
     [
@@ -170,3 +190,8 @@ def test_threads_remain_for_429_and_probes_without_a_free_slot(max_in_flight: in
 def test_wrong_bucket_names_never_mean_every_bucket(text: str) -> None:
     with pytest.raises(SettingsError, match="ALLOWED_BUCKETS="):
         Settings.from_env({"ALLOWED_BUCKETS": text})
+
+
+def test_overwritten_results_are_only_deleted_with_deletion_on() -> None:
+    with pytest.raises(SettingsError, match="DELETE_RESULTS_WITH_OBJECTS=true"):
+        Settings.from_env({"DELETE_RESULTS_OF_OVERWRITTEN": "true"})

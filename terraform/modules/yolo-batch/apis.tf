@@ -63,7 +63,7 @@ locals {
 # Eventarc needs these grants, and so does every other trigger in the project. google_project_iam_member
 # would remove them in a destroy. A grant by gcloud stays, and changes nothing if it exists.
 resource "terraform_data" "agent_grants" {
-  for_each = var.agent_grants == "leave" ? local.by_eventarc : toset([])
+  for_each = toset(var.agent_grants == "leave" ? keys(google_project_iam_member.event_receiver) : [])
 
   triggers_replace = [
     for role, member in {
@@ -127,6 +127,7 @@ resource "time_sleep" "agent_grants" {
     {
       service_reads  = google_storage_bucket_iam_member.service.id
       service_writes = google_project_iam_member.service.id
+      service_stores = join(",", google_storage_bucket_iam_member.results[*].id)
       token_creator  = join(",", [for grant in google_service_account_iam_member.token_creator : grant.id])
     },
     { for key, grants in terraform_data.agent_grants : "agent_grants_${key}" => grants.id },

@@ -89,3 +89,44 @@ locals {
   # The name, known only when the bucket exists, so that what uses it waits for the bucket.
   uploads_bucket = one(concat(google_storage_bucket.uploads[*].name, data.google_storage_bucket.uploads[*].name))
 }
+
+# Parts of results that are too large for a document. They are deleted with their documents, and hold
+# nothing that the service could not compute again, so soft delete is off.
+resource "google_storage_bucket" "results" {
+  count = var.results_bucket ? 1 : 0
+
+  name     = local.results_bucket
+  location = upper(var.region)
+  project  = var.project_id
+  labels   = local.labels
+
+  uniform_bucket_level_access = true
+  public_access_prevention    = "enforced"
+  force_destroy               = !var.protect_data
+
+  dynamic "encryption" {
+    for_each = var.kms_key[*]
+    content {
+      default_kms_key_name = encryption.value
+    }
+  }
+
+  soft_delete_policy {
+    retention_duration_seconds = 0
+  }
+
+  # A day later than the document, because Firestore deletes it within about a day after it expires.
+  dynamic "lifecycle_rule" {
+    for_each = var.results_ttl_days[*]
+    content {
+      action {
+        type = "Delete"
+      }
+      condition {
+        age = lifecycle_rule.value + 1
+      }
+    }
+  }
+
+  depends_on = [time_sleep.apis]
+}

@@ -40,35 +40,58 @@ locals {
   }
 }
 
-# Every index is in these three locals. tests/deploy/test_indexes.py derives what the queries in the
+# Every index is in these two locals. tests/deploy/test_indexes.py derives what the queries in the
 # documentation, in service/ and in examples/ need. It fails if an index is missing, or is not used.
 locals {
   # Indexes of single fields. A map's index covers its subfields, such as counts.car. No other field
   # has an index: each would cost storage and time in every write (index_all_fields). Never index
   # detections, where each number would be an entry, nor a field that grows with time: its index limits
-  # the collection to 500 new documents a second.
+  # the collection to 500 new documents a second. So these have none, even with index_all_fields.
   single_field_indexes = {
-    counts         = ["ASCENDING"]
-    "error.code"   = ["ASCENDING"]
-    labels         = ["CONTAINS"]
-    max_confidence = ["ASCENDING"]
-    status         = ["ASCENDING"]
-    uri            = ["ASCENDING"]
+    best                 = ["ASCENDING", "DESCENDING"]
+    counts               = ["ASCENDING"]
+    counts_by_zone       = ["ASCENDING"]
+    "error.code"         = ["ASCENDING"]
+    labels               = ["CONTAINS"]
+    uncertain_confidence = ["ASCENDING"]
 
-    detections = []
-    event_time = []
-    generation = []
+    captured_at = []
+    classes     = []
+    detections  = []
+    event_time  = []
+    faint       = []
+    generation  = []
   }
 
+  # An index of created_at has shard before it. So ten ranges of the index grow with time. One range
+  # would limit the collection to 500 new documents a second (docs/decisions/0018-shards.md).
   composite_indexes = {
     # yolo-batch results gs://BUCKET/PREFIX
     bucket_name = [{ path = "bucket", mode = "ASCENDING" }, { path = "name", mode = "ASCENDING" }]
-  }
+    # The result of the current object
+    uri_generation = [{ path = "uri", mode = "ASCENDING" }, { path = "generation", mode = "DESCENDING" }]
 
-  # With query_by_time, also created_at itself (below).
-  time_indexes = {
-    status_time = [{ path = "status", mode = "ASCENDING" }, { path = "created_at", mode = "DESCENDING" }]
-    labels_time = [{ path = "labels", mode = "CONTAINS" }, { path = "created_at", mode = "DESCENDING" }]
+    newest = [{ path = "shard", mode = "ASCENDING" }, { path = "created_at", mode = "DESCENDING" }]
+    newest_of_day = [
+      { path = "day", mode = "ASCENDING" },
+      { path = "shard", mode = "ASCENDING" },
+      { path = "created_at", mode = "DESCENDING" },
+    ]
+    newest_of_label = [
+      { path = "labels", mode = "CONTAINS" },
+      { path = "shard", mode = "ASCENDING" },
+      { path = "created_at", mode = "DESCENDING" },
+    ]
+    newest_of_source = [
+      { path = "source.id", mode = "ASCENDING" },
+      { path = "shard", mode = "ASCENDING" },
+      { path = "created_at", mode = "DESCENDING" },
+    ]
+    newest_of_status = [
+      { path = "status", mode = "ASCENDING" },
+      { path = "shard", mode = "ASCENDING" },
+      { path = "created_at", mode = "DESCENDING" },
+    ]
   }
 }
 
@@ -88,7 +111,7 @@ locals {
 # No operation on an index is waited for: it may take hours in a large collection, and only queries need
 # the index.
 resource "google_firestore_index" "main" {
-  for_each = merge(local.composite_indexes, var.query_by_time ? local.time_indexes : {})
+  for_each = local.composite_indexes
 
   database    = local.database
   collection  = var.firestore_collection
@@ -155,12 +178,12 @@ resource "google_firestore_field" "others" {
   depends_on = [google_firestore_field.indexed, google_firestore_field.created_at]
 }
 
-# Documents expire by created_at, which needs no index. Only query_by_time indexes it.
+# Documents expire by created_at, which needs no index of its own.
 #
 # The provider replaces the field whenever results_ttl_days changes. The first value must not reset the
-# indexes, so the field without a TTL is abandoned: creating it again adds the TTL to what is there. A
+# field, so the field without a TTL is abandoned: creating it again adds the TTL to what is there. A
 # field with a TTL is deleted first, because only that certainly removes the TTL. It then takes the
-# configuration of "*", which has no indexes.
+# configuration of "*".
 resource "google_firestore_field" "created_at" {
   database        = local.database
   collection      = var.firestore_collection
@@ -169,15 +192,7 @@ resource "google_firestore_field" "created_at" {
   skip_wait       = true
   deletion_policy = var.results_ttl_days == null ? "ABANDON" : "DELETE"
 
-  index_config {
-    dynamic "indexes" {
-      for_each = var.query_by_time ? ["ASCENDING", "DESCENDING"] : []
-      content {
-        order       = indexes.value
-        query_scope = "COLLECTION"
-      }
-    }
-  }
+  index_config {}
 
   dynamic "ttl_config" {
     for_each = var.results_ttl_days == null ? [] : [var.results_ttl_days]
@@ -188,6 +203,26 @@ resource "google_firestore_field" "created_at" {
 
   timeouts {
     delete = "2h"
+  }
+}
+
+# The service notes deleted objects in a collection of its own, for 31 days. Its id is all that it reads,
+# so no field has an index: expires_at would limit it to 500 deleted objects a second.
+resource "google_firestore_field" "tombstones" {
+  for_each = toset(["*", "expires_at"])
+
+  database        = local.database
+  collection      = "${var.firestore_collection}-deleted"
+  field           = each.key
+  project         = var.project_id
+  skip_wait       = true
+  deletion_policy = "ABANDON"
+
+  index_config {}
+
+  dynamic "ttl_config" {
+    for_each = each.key == "expires_at" ? [each.key] : []
+    content {}
   }
 }
 

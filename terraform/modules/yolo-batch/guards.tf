@@ -64,6 +64,7 @@ resource "terraform_data" "tear_down" {
     google_cloud_run_v2_service_iam_member.build,
     google_cloud_scheduler_job.reconcile,
     google_firestore_field.others,
+    google_firestore_field.tombstones,
     google_firestore_index.main,
     google_logging_metric.commit,
     google_logging_metric.line,

@@ -9,6 +9,8 @@ locals {
   bucket_name  = coalesce(var.bucket_name, "${var.project_id}-${var.name}-uploads")
   has_gpu      = var.accelerator != "none"
 
+  results_bucket = "${var.project_id}-${var.name}-results"
+
   build_region       = coalesce(var.build_region, var.region)
   firestore_location = coalesce(var.firestore_location, var.region)
 
@@ -65,6 +67,8 @@ locals {
   )
   service_environment = merge(
     local.environment,
+    var.results_bucket ? { RESULTS_BUCKET = local.results_bucket } : {},
+    var.delete_results_with_objects ? { DELETE_RESULTS_WITH_OBJECTS = "true" } : {},
     {
       ACK_DEADLINE_SECONDS = tostring(local.ack_deadline_seconds)
       ALLOWED_BUCKETS      = local.bucket_name
@@ -98,6 +102,11 @@ resource "terraform_data" "agreement" {
     precondition {
       condition     = local.firestore_seconds < local.delivery_seconds
       error_message = "A delivery may take ${local.delivery_seconds} s, and FIRESTORE_TIMEOUT_SECONDS reserves ${local.firestore_seconds} s of it for the commit, so no time is left for the image. Lower FIRESTORE_TIMEOUT_SECONDS or raise HANG_TIMEOUT_SECONDS in settings."
+    }
+
+    precondition {
+      condition     = var.delete_results_with_objects || !contains(keys(var.settings), "DELETE_RESULTS_OF_OVERWRITTEN")
+      error_message = "DELETE_RESULTS_OF_OVERWRITTEN in settings needs delete_results_with_objects = true. Otherwise the service does not start."
     }
 
     precondition {
@@ -157,10 +166,10 @@ check "machine_size" {
 check "write_rate" {
   assert {
     condition = (
-      !var.query_by_time && length(setintersection(var.indexed_fields, ["event_time", "generation"])) == 0
+      length(setintersection(var.indexed_fields, ["captured_at", "event_time", "generation"])) == 0
       || local.max_instances * local.machine.cpu * 50 <= 500
     )
-    error_message = "A field that grows with time is indexed (query_by_time, or event_time or generation in indexed_fields). This limits the collection to 500 new documents a second. In a burst, ${local.max_instances} instances of ${local.machine.cpu} vCPU may exceed this, and slow down. Lower max_instances, or remove the index."
+    error_message = "indexed_fields has a field that grows with time (captured_at, event_time or generation). Its index limits the collection to 500 new documents a second. In a burst, ${local.max_instances} instances of ${local.machine.cpu} vCPU may exceed this, and slow down. Lower max_instances, or remove the field."
   }
 }
 

@@ -18,6 +18,8 @@ locals {
     parked             = { unit = "1", description = "Deliveries of images that were parked, because the day's limit was reached." }
     already_recorded   = { unit = "1", description = "Deliveries of images that already had a final document." }
     superseded         = { unit = "1", description = "Results that were dropped, because another delivery committed its document first." }
+    deleted            = { unit = "1", description = "Results that were deleted, because their objects were deleted." }
+    disabled           = { unit = "1", description = "Images of disabled sources, which are recorded nowhere." }
     gone               = { unit = "1", description = "Images that were deleted or overwritten before they were read." }
     bucket_not_allowed = { unit = "1", description = "Images whose bucket is not in ALLOWED_BUCKETS." }
     ignored            = { unit = "1", description = "Requests that name no image." }
@@ -92,7 +94,8 @@ locals {
   of_uploads      = "${local.of_subscription},subscription_id=~\"${local.uploads_subscriptions}\""
   of_work         = "${local.of_subscription},subscription_id=~\"${local.work_subscriptions}\""
 
-  # Eventarc names its subscription eventarc-REGION-TRIGGER-sub-NUMBER.
+  # Eventarc names a subscription eventarc-REGION-TRIGGER-sub-NUMBER.
   uploads_subscriptions = "${var.name}-uploads|eventarc-${var.region}-${var.name}-uploads-sub-.*"
-  work_subscriptions    = "${var.name}-jobs|${local.uploads_subscriptions}"
+  deletes_subscriptions = "${var.name}-deletes|eventarc-${var.region}-${var.name}-deletes-sub-.*"
+  work_subscriptions    = "${var.name}-jobs|${local.uploads_subscriptions}|${local.deletes_subscriptions}"
 }

@@ -16,6 +16,15 @@ resource "google_storage_bucket_iam_member" "service" {
   member = google_service_account.service.member
 }
 
+# It creates, reads and deletes. The role also permits listing, for the same reason as above.
+resource "google_storage_bucket_iam_member" "results" {
+  count = length(google_storage_bucket.results)
+
+  bucket = google_storage_bucket.results[count.index].name
+  role   = "roles/storage.objectUser"
+  member = google_service_account.service.member
+}
+
 resource "google_project_iam_member" "service" {
   project = var.project_id
   role    = "roles/datastore.user"
@@ -130,7 +139,12 @@ resource "google_cloud_run_v2_service" "main" {
   }
 
   # It does not depend on its grants. The subscription and the trigger wait for the grants instead.
-  depends_on = [terraform_data.agreement, terraform_data.first_image, time_sleep.accounts]
+  depends_on = [
+    google_storage_bucket.results,
+    terraform_data.agreement,
+    terraform_data.first_image,
+    time_sleep.accounts,
+  ]
 }
 
 # One account for jobs and one for uploads, so that each can be disabled alone.

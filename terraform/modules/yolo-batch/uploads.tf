@@ -1,33 +1,43 @@
-# How uploads reach the service: by Eventarc, by notifications to a topic of this module, or by both while
-# you switch.
+# How uploads, and deletes if they matter, reach the service: by Eventarc, by notifications to topics of this
+# module, or by both while you switch.
 
 locals {
-  by_eventarc = var.upload_events == "notification" ? toset([]) : toset(["uploads"])
-  by_topic    = var.upload_events == "eventarc" ? toset([]) : toset(["uploads"])
+  # Deletes have a subscription of their own, so that uploads do not wait for the deletion of a large folder.
+  bucket_events = merge(
+    { uploads = { eventarc = "google.cloud.storage.object.v1.finalized", notification = "OBJECT_FINALIZE" } },
+    var.delete_results_with_objects
+    ? { deletes = { eventarc = "google.cloud.storage.object.v1.deleted", notification = "OBJECT_DELETE" } }
+    : {},
+  )
+  by_eventarc = var.upload_events == "notification" ? {} : local.bucket_events
+  by_topic    = var.upload_events == "eventarc" ? {} : local.bucket_events
 
-  # Eventarc chooses the name of its subscription.
-  eventarc_subscription = one([
-    for path in flatten([for trigger in google_eventarc_trigger.uploads : trigger.transport[*].pubsub[*].subscription]) : basename(path)
-  ])
-  tune_subscription = join(" ", [
-    "gcloud pubsub subscriptions update ${coalesce(local.eventarc_subscription, "unknown")} --quiet",
-    "--project=${var.project_id}",
-    "--ack-deadline=${local.ack_deadline_seconds}",
-    "--message-retention-duration=${local.retry.retention}",
-    "--expiration-period=never",
-    "--dead-letter-topic=${google_pubsub_topic.dead_letters.id}",
-    "--max-delivery-attempts=${local.retry.attempts}",
-    "--min-retry-delay=${local.retry.minimum_backoff}",
-    "--max-retry-delay=${local.retry.maximum_backoff}",
-  ])
+  # Eventarc chooses the names of its subscriptions.
+  eventarc_subscriptions = {
+    for key, trigger in google_eventarc_trigger.uploads :
+    key => one([for path in flatten(trigger.transport[*].pubsub[*].subscription) : basename(path)])
+  }
+  tune_subscription = {
+    for key, subscription in local.eventarc_subscriptions : key => join(" ", [
+      "gcloud pubsub subscriptions update ${coalesce(subscription, "unknown")} --quiet",
+      "--project=${var.project_id}",
+      "--ack-deadline=${local.ack_deadline_seconds}",
+      "--message-retention-duration=${local.retry.retention}",
+      "--expiration-period=never",
+      "--dead-letter-topic=${google_pubsub_topic.dead_letters.id}",
+      "--max-delivery-attempts=${local.retry.attempts}",
+      "--min-retry-delay=${local.retry.minimum_backoff}",
+      "--max-retry-delay=${local.retry.maximum_backoff}",
+    ])
+  }
   # Terraform does not wrap an indented line, so the command can be copied.
-  repair_subscription = "To repair it, run:\n\n  ${local.tune_subscription}"
+  repair_subscription = "To repair it, run:\n\n  ${join("\n  ", values(local.tune_subscription))}"
 }
 
 # --- Eventarc
 
 resource "google_project_iam_member" "event_receiver" {
-  for_each = local.by_eventarc
+  for_each = toset(var.upload_events == "notification" ? [] : ["uploads"])
 
   project = var.project_id
   role    = "roles/eventarc.eventReceiver"
@@ -38,7 +48,7 @@ resource "google_project_iam_member" "event_receiver" {
 resource "google_eventarc_trigger" "uploads" {
   for_each = local.by_eventarc
 
-  name            = "${var.name}-uploads"
+  name            = "${var.name}-${each.key}"
   location        = var.region
   service_account = google_service_account.events["uploads"].email
   project         = var.project_id
@@ -46,7 +56,7 @@ resource "google_eventarc_trigger" "uploads" {
 
   matching_criteria {
     attribute = "type"
-    value     = "google.cloud.storage.object.v1.finalized"
+    value     = each.value.eventarc
   }
 
   matching_criteria {
@@ -74,14 +84,14 @@ resource "google_eventarc_trigger" "uploads" {
 resource "terraform_data" "tuned_subscription" {
   for_each = local.by_eventarc
 
-  input = local.eventarc_subscription
+  input = local.eventarc_subscriptions[each.key]
   triggers_replace = {
-    subscription = local.eventarc_subscription
+    subscription = local.eventarc_subscriptions[each.key]
     trigger      = google_eventarc_trigger.uploads[each.key].uid
     commands = [
-      local.tune_subscription,
+      local.tune_subscription[each.key],
       join(" ", [
-        "gcloud pubsub subscriptions add-iam-policy-binding ${coalesce(local.eventarc_subscription, "unknown")} --quiet",
+        "gcloud pubsub subscriptions add-iam-policy-binding ${coalesce(local.eventarc_subscriptions[each.key], "unknown")} --quiet",
         "--project=${var.project_id}",
         "--member=${google_project_service_identity.main["pubsub.googleapis.com"].member}",
         "--role=roles/pubsub.subscriber",
@@ -111,7 +121,7 @@ check "uploads_subscription" {
       for subscription in data.google_pubsub_subscription.uploads :
       subscription.ack_deadline_seconds == local.ack_deadline_seconds
     ])
-    error_message = "The uploads' subscription does not have an ack deadline of ${local.ack_deadline_seconds} s, so uploads will be delivered and inferred more than once. ${local.repair_subscription}"
+    error_message = "A subscription of Eventarc does not have an ack deadline of ${local.ack_deadline_seconds} s, so uploads will be delivered and inferred more than once. ${local.repair_subscription}"
   }
 
   assert {
@@ -121,7 +131,7 @@ check "uploads_subscription" {
         "/topics/${google_pubsub_topic.dead_letters.name}",
       )
     ])
-    error_message = "The uploads' subscription does not have the dead-letter topic ${google_pubsub_topic.dead_letters.name}, so messages that fail repeatedly will be lost. ${local.repair_subscription}"
+    error_message = "A subscription of Eventarc does not have the dead-letter topic ${google_pubsub_topic.dead_letters.name}, so messages that fail repeatedly will be lost. ${local.repair_subscription}"
   }
 
   assert {
@@ -132,7 +142,7 @@ check "uploads_subscription" {
       && join(",", subscription.retry_policy[*].maximum_backoff) == local.retry.maximum_backoff
       && join(",", subscription.dead_letter_policy[*].max_delivery_attempts) == tostring(local.retry.attempts)
     ])
-    error_message = "The uploads' subscription does not have a retention of ${local.retry.retention} and ${local.retry.attempts} attempts with a back-off from ${local.retry.minimum_backoff} to ${local.retry.maximum_backoff}, so a long outage may lose uploads. ${local.repair_subscription}"
+    error_message = "A subscription of Eventarc does not have a retention of ${local.retry.retention} and ${local.retry.attempts} attempts with a back-off from ${local.retry.minimum_backoff} to ${local.retry.maximum_backoff}, so a long outage may lose uploads. ${local.repair_subscription}"
   }
 }
 
@@ -141,7 +151,7 @@ check "uploads_subscription" {
 resource "google_pubsub_topic" "uploads" {
   for_each = local.by_topic
 
-  name         = "${var.name}-uploads"
+  name         = "${var.name}-${each.key}"
   project      = var.project_id
   labels       = local.labels
   kms_key_name = var.kms_key
@@ -166,7 +176,7 @@ resource "google_storage_notification" "uploads" {
   bucket             = local.uploads_bucket
   topic              = each.value.id
   payload_format     = "JSON_API_V1"
-  event_types        = ["OBJECT_FINALIZE"]
+  event_types        = [local.by_topic[each.key].notification]
   object_name_prefix = var.object_prefix
 
   # Its creation fails until the grant takes effect. Messages are lost if there is no subscription yet.
@@ -176,14 +186,14 @@ resource "google_storage_notification" "uploads" {
   ]
 }
 
-# The smoke test uploads below smoke/, which object_prefix does not cover.
+# The smoke test uploads objects below smoke/, which object_prefix does not cover.
 resource "google_storage_notification" "smoke" {
   for_each = var.object_prefix == null ? {} : google_pubsub_topic.uploads
 
   bucket             = local.uploads_bucket
   topic              = each.value.id
   payload_format     = "JSON_API_V1"
-  event_types        = ["OBJECT_FINALIZE"]
+  event_types        = [local.by_topic[each.key].notification]
   object_name_prefix = "smoke/"
 
   depends_on = [
@@ -195,7 +205,7 @@ resource "google_storage_notification" "smoke" {
 resource "google_pubsub_subscription" "uploads" {
   for_each = google_pubsub_topic.uploads
 
-  name    = "${var.name}-uploads"
+  name    = "${var.name}-${each.key}"
   topic   = each.value.id
   project = var.project_id
   labels  = local.labels

@@ -148,6 +148,13 @@ variable "daily_image_limit" {
   }
 }
 
+variable "delete_results_with_objects" {
+  description = "Whether the result of an image is deleted when its object is deleted. The results of overwritten objects stay, unless settings has DELETE_RESULTS_OF_OVERWRITTEN = \"true\". With versioning, a version's result stays until the version itself is deleted."
+  type        = bool
+  default     = false
+  nullable    = false
+}
+
 variable "firestore_collection" {
   description = "Firestore collection of the results."
   type        = string
@@ -190,21 +197,21 @@ variable "image" {
 }
 
 variable "index_all_fields" {
-  description = "Whether Firestore indexes almost every field, as it does by default. A document and its index entries then need three times the storage. detections, event_time, generation and created_at are not indexed even then."
+  description = "Whether Firestore indexes almost every field, as it does by default. A document and its index entries then need three times the storage. Arrays of detections and fields that grow with time are not indexed even then."
   type        = bool
   default     = false
   nullable    = false
 }
 
 variable "indexed_fields" {
-  description = "More fields to index, for your own queries, for example [\"model.name\", \"image.width\"]. docs/reference/document.md lists the fields that are always indexed."
+  description = "More fields to index, for your own queries, for example [\"model.name\", \"top_label\"]. docs/reference/document.md lists the fields that are always indexed."
   type        = set(string)
   default     = []
   nullable    = false
 
   validation {
     condition     = !anytrue([for field in var.indexed_fields : contains(["", "*", "created_at"], field)])
-    error_message = "indexed_fields must contain paths of fields. Instead of *, set index_all_fields. Instead of created_at, set query_by_time."
+    error_message = "indexed_fields must contain paths of fields. Instead of *, set index_all_fields. created_at has indexes with shard: docs/how-to/query-results.md."
   }
 }
 
@@ -341,13 +348,6 @@ variable "protect_data" {
   nullable    = false
 }
 
-variable "query_by_time" {
-  description = "Whether created_at is indexed, for queries by time alone, or by time and status or label. The index limits the collection to 500 new documents a second."
-  type        = bool
-  default     = false
-  nullable    = false
-}
-
 variable "reconcile_schedule" {
   description = "When the reconcile job runs, as cron in UTC. It enqueues uploads that have no document, and parked images. With daily_image_limit, choose a time soon after midnight. Null: only when you run it."
   type        = string
@@ -381,6 +381,13 @@ variable "repository_name" {
   }
 }
 
+variable "results_bucket" {
+  description = "Whether to create a private bucket, PROJECT-NAME-results, for the parts of results that are too large for a Firestore document, for example hundreds of masks. Without it, masks are simplified until they fit."
+  type        = bool
+  default     = false
+  nullable    = false
+}
+
 variable "results_ttl_days" {
   description = "Days after which a result expires. Firestore deletes it within about a day after that. Null: never."
   type        = number
@@ -412,10 +419,10 @@ variable "settings" {
 
   validation {
     condition = length(setintersection(keys(var.settings), [
-      "ACK_DEADLINE_SECONDS", "ALLOWED_BUCKETS", "BIND_ADDRESS", "DAILY_IMAGE_LIMIT", "DEVICE", "FIRESTORE_COLLECTION", "FIRESTORE_DATABASE",
-      "GOOGLE_CLOUD_PROJECT", "MAX_BATCH_SIZE", "MAX_IN_FLIGHT", "PORT",
+      "ACK_DEADLINE_SECONDS", "ALLOWED_BUCKETS", "BIND_ADDRESS", "DAILY_IMAGE_LIMIT", "DELETE_RESULTS_WITH_OBJECTS", "DEVICE",
+      "FIRESTORE_COLLECTION", "FIRESTORE_DATABASE", "GOOGLE_CLOUD_PROJECT", "MAX_BATCH_SIZE", "MAX_IN_FLIGHT", "PORT", "RESULTS_BUCKET",
     ])) == 0
-    error_message = "settings must not have variables that Terraform sets. Instead of MAX_BATCH_SIZE and MAX_IN_FLIGHT, set batch_size. Instead of DEVICE, set accelerator. Instead of ALLOWED_BUCKETS, DAILY_IMAGE_LIMIT, FIRESTORE_COLLECTION, FIRESTORE_DATABASE and GOOGLE_CLOUD_PROJECT, set bucket_name, daily_image_limit, firestore_collection, firestore_database and project_id. ACK_DEADLINE_SECONDS, BIND_ADDRESS and PORT are fixed."
+    error_message = "settings must not have variables that Terraform sets. Instead of MAX_BATCH_SIZE and MAX_IN_FLIGHT, set batch_size. Instead of DEVICE, set accelerator. Instead of ALLOWED_BUCKETS, DAILY_IMAGE_LIMIT, DELETE_RESULTS_WITH_OBJECTS, FIRESTORE_COLLECTION, FIRESTORE_DATABASE, GOOGLE_CLOUD_PROJECT and RESULTS_BUCKET, set bucket_name, daily_image_limit, delete_results_with_objects, firestore_collection, firestore_database, project_id and results_bucket. ACK_DEADLINE_SECONDS, BIND_ADDRESS and PORT are fixed."
   }
 }
 

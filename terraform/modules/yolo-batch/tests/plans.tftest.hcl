@@ -106,9 +106,13 @@ run "cpu" {
         for name, field in google_firestore_field.indexed :
         name => [for index in field.index_config[0].indexes : coalesce(index.order, index.array_config)]
       } == local.single_field_indexes
-      && keys(google_firestore_index.main) == ["bucket_name"]
+      && alltrue([
+        for index in google_firestore_index.main :
+        index.fields[length(index.fields) - 2].field_path == "shard"
+        if contains(index.fields[*].field_path, "created_at")
+      ])
     )
-    error_message = "A field has an index only if a documented query needs it."
+    error_message = "A field has an index only if a documented query needs it, and created_at only behind shard."
   }
 
   assert {
@@ -119,6 +123,24 @@ run "cpu" {
       && alltrue([for grant in google_cloud_run_v2_service_iam_member.events : grant.role == "roles/run.invoker"])
     )
     error_message = "The service reads one bucket and writes to one database, and two accounts may call it."
+  }
+
+  assert {
+    condition = (
+      alltrue([for field in google_firestore_field.tombstones : field.collection == "detections-deleted" && length(field.index_config[0].indexes) == 0])
+      && length(google_firestore_field.tombstones["expires_at"].ttl_config) == 1
+      && length(google_firestore_field.tombstones["*"].ttl_config) == 0
+    )
+    error_message = "Notes of deleted objects expire, and have no index."
+  }
+
+  assert {
+    condition = (
+      length(google_storage_bucket.results) == 0
+      && length(google_storage_bucket_iam_member.results) == 0
+      && length(setintersection(keys(local.service_environment), ["DELETE_RESULTS_WITH_OBJECTS", "RESULTS_BUCKET"])) == 0
+    )
+    error_message = "The service writes to no bucket, and deletes no result."
   }
 }
 
@@ -190,6 +212,66 @@ run "uploads_by_eventarc" {
   }
 }
 
+run "deletes_by_eventarc" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    delete_results_with_objects = true
+  }
+
+  assert {
+    condition = (
+      { for key, trigger in google_eventarc_trigger.uploads : key => [for each in trigger.matching_criteria : each.value if each.attribute == "type"] }
+      == {
+        deletes = ["google.cloud.storage.object.v1.deleted"]
+        uploads = ["google.cloud.storage.object.v1.finalized"]
+      }
+      && google_eventarc_trigger.uploads["deletes"].name == "yolo-batch-deletes"
+      && keys(terraform_data.tuned_subscription) == ["deletes", "uploads"]
+      && local.service_environment["DELETE_RESULTS_WITH_OBJECTS"] == "true"
+    )
+    error_message = "Deletes cause events of their own, with a configured subscription, and the service acts on them."
+  }
+
+  assert {
+    condition = (
+      can(regex("^(${local.work_subscriptions})$", "eventarc-europe-west4-yolo-batch-deletes-sub-102"))
+      && !can(regex("^(${local.uploads_subscriptions})$", "eventarc-europe-west4-yolo-batch-deletes-sub-102"))
+    )
+    error_message = "The alerts watch the deletes, and the objective is about uploads only."
+  }
+}
+
+run "deletes_by_notification" {
+  command = plan
+  variables {
+    upload_events               = "notification"
+    object_prefix               = "incoming/"
+    delete_results_with_objects = true
+  }
+
+  assert {
+    condition = alltrue([
+      for notifications in [google_storage_notification.uploads, google_storage_notification.smoke] :
+      { for key, each in notifications : key => one(each.event_types) } == { deletes = "OBJECT_DELETE", uploads = "OBJECT_FINALIZE" }
+    ])
+    error_message = "Deletes below the same folders as the uploads cause notifications."
+  }
+
+  assert {
+    condition = (
+      { for key, each in google_pubsub_subscription.uploads : key => each.name } == { deletes = "yolo-batch-deletes", uploads = "yolo-batch-uploads" }
+      && alltrue([
+        for each in google_pubsub_subscription.uploads :
+        each.ack_deadline_seconds == 600 && each.dead_letter_policy[0].max_delivery_attempts == 50
+      ])
+      && can(regex("^(${local.work_subscriptions})$", "yolo-batch-deletes"))
+      && !can(regex("^(${local.uploads_subscriptions})$", "yolo-batch-deletes"))
+    )
+    error_message = "Deletes have a subscription of their own, like that of the uploads."
+  }
+}
+
 run "uploads_by_notification" {
   command = plan
   variables {
@@ -233,12 +315,14 @@ run "disposable" {
   command         = plan
   expect_failures = [check.uploads_subscription]
   variables {
-    protect_data = false
+    protect_data   = false
+    results_bucket = true
   }
 
   assert {
     condition = (
       google_storage_bucket.uploads[0].force_destroy
+      && google_storage_bucket.results[0].force_destroy
       && google_firestore_database.main[0].delete_protection_state == "DELETE_PROTECTION_DISABLED"
       && google_firestore_database.main[0].deletion_policy == "DELETE"
     )
@@ -246,12 +330,11 @@ run "disposable" {
   }
 }
 
-run "by_time_and_expiring" {
+run "expiring" {
   command         = plan
   expect_failures = [check.uploads_subscription]
   variables {
-    query_by_time          = true
-    max_instances          = 5
+    results_bucket         = true
     results_ttl_days       = 30
     uploads_retention_days = 7
     versioning             = true
@@ -261,12 +344,12 @@ run "by_time_and_expiring" {
 
   assert {
     condition = (
-      length(google_firestore_field.created_at.index_config[0].indexes) == 2
+      length(google_firestore_field.created_at.index_config[0].indexes) == 0
       && google_firestore_field.created_at.ttl_config[0].expiration_offset == "2592000s"
       && google_firestore_field.created_at.deletion_policy == "DELETE"
-      && keys(google_firestore_index.main) == ["bucket_name", "labels_time", "status_time"]
+      && google_storage_bucket.results[0].lifecycle_rule[0].condition[0].age == 31
     )
-    error_message = "created_at is indexed, and documents expire by it."
+    error_message = "Documents expire by created_at, which has no index, and their large parts a day later."
   }
 
   assert {
@@ -280,20 +363,49 @@ run "by_time_and_expiring" {
   }
 }
 
+run "results_bucket" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    results_bucket = true
+  }
+
+  assert {
+    condition = (
+      google_storage_bucket.results[0].name == "my-project-1-yolo-batch-results"
+      && google_storage_bucket.results[0].uniform_bucket_level_access
+      && google_storage_bucket.results[0].public_access_prevention == "enforced"
+      && google_storage_bucket.results[0].soft_delete_policy[0].retention_duration_seconds == 0
+      && !google_storage_bucket.results[0].force_destroy
+      && length(google_storage_bucket.results[0].lifecycle_rule) == 0
+    )
+    error_message = "Large parts of results are private, gone when they are deleted, and no destroy deletes them."
+  }
+
+  assert {
+    condition = (
+      local.service_environment["RESULTS_BUCKET"] == "my-project-1-yolo-batch-results"
+      && google_storage_bucket_iam_member.results[0].bucket == "my-project-1-yolo-batch-results"
+      && google_storage_bucket_iam_member.results[0].role == "roles/storage.objectUser"
+    )
+    error_message = "The service may write, read and delete objects of this bucket."
+  }
+}
+
 run "own_indexes" {
   command         = plan
   expect_failures = [check.uploads_subscription]
   variables {
-    indexed_fields = ["model.name", "max_confidence"]
+    indexed_fields = ["model.name", "best"]
   }
 
   assert {
     condition = (
       length(google_firestore_field.indexed["model.name"].index_config[0].indexes) == 3
       && google_firestore_field.indexed["model.name"].deletion_policy == "DELETE"
-      && length(google_firestore_field.indexed["max_confidence"].index_config[0].indexes) == 3
-      && google_firestore_field.indexed["max_confidence"].deletion_policy == "ABANDON"
-      && length(google_firestore_field.indexed["uri"].index_config[0].indexes) == 1
+      && length(google_firestore_field.indexed["best"].index_config[0].indexes) == 3
+      && google_firestore_field.indexed["best"].deletion_policy == "ABANDON"
+      && length(google_firestore_field.indexed["counts"].index_config[0].indexes) == 1
       && length(google_firestore_field.others.index_config[0].indexes) == 0
     )
     error_message = "Own fields are indexed for every query, and lose their index with the variable."
@@ -313,7 +425,7 @@ run "all_fields_indexed" {
       length(google_firestore_field.others.index_config[0].indexes) == 3
       && length(google_firestore_field.indexed["labels"].index_config[0].indexes) == 3
       && length(google_firestore_field.indexed["detections"].index_config[0].indexes) == 0
-      && length(google_firestore_field.indexed["event_time"].index_config[0].indexes) == 0
+      && length(google_firestore_field.indexed["captured_at"].index_config[0].indexes) == 0
       && length(google_firestore_field.created_at.index_config[0].indexes) == 0
       && alltrue([for field in google_firestore_field.indexed : field.deletion_policy == "ABANDON"])
     )
@@ -392,8 +504,9 @@ run "labels_and_min_instances" {
 run "kms_key" {
   command = plan
   variables {
-    kms_key       = "projects/keys-1/locations/europe-west4/keyRings/ring/cryptoKeys/key"
-    upload_events = "notification"
+    kms_key        = "projects/keys-1/locations/europe-west4/keyRings/ring/cryptoKeys/key"
+    results_bucket = true
+    upload_events  = "notification"
   }
 
   assert {
@@ -402,6 +515,7 @@ run "kms_key" {
         google_storage_bucket.uploads[0].encryption[0].default_kms_key_name,
         google_storage_bucket.build.encryption[0].default_kms_key_name,
         google_storage_bucket.reconcile.encryption[0].default_kms_key_name,
+        google_storage_bucket.results[0].encryption[0].default_kms_key_name,
         google_pubsub_topic.jobs.kms_key_name,
         google_pubsub_topic.dead_letters.kms_key_name,
         google_pubsub_topic.uploads["uploads"].kms_key_name,

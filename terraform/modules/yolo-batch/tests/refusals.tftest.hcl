@@ -237,6 +237,15 @@ run "settings_in_small_letters" {
   expect_failures = [var.settings]
 }
 
+run "settings_of_another_variable" {
+  command = plan
+  variables {
+    settings = { RESULTS_BUCKET = "my-bucket" }
+  }
+
+  expect_failures = [var.settings]
+}
+
 run "settings_derived_here" {
   command = plan
   variables {
@@ -291,6 +300,15 @@ run "commit_leaves_no_time_for_the_work" {
   expect_failures = [terraform_data.agreement]
 }
 
+run "overwritten_without_deleted" {
+  command = plan
+  variables {
+    settings = { DELETE_RESULTS_OF_OVERWRITTEN = "true" }
+  }
+
+  expect_failures = [terraform_data.agreement]
+}
+
 run "build_in_a_restricted_region" {
   command = plan
   variables {
@@ -336,15 +354,6 @@ run "more_gpus_than_a_new_project_has" {
   }
 
   expect_failures = [check.quota, check.uploads_subscription]
-}
-
-run "by_time_at_a_high_rate" {
-  command = plan
-  variables {
-    query_by_time = true
-  }
-
-  expect_failures = [check.write_rate, check.uploads_subscription]
 }
 
 run "kms_key_with_version" {
@@ -521,10 +530,10 @@ run "slo_goal_of_all_minutes" {
   expect_failures = [var.slo_goal]
 }
 
-run "event_time_indexed_at_a_high_rate" {
+run "captured_at_indexed_at_a_high_rate" {
   command = plan
   variables {
-    indexed_fields = ["event_time"]
+    indexed_fields = ["captured_at"]
   }
 
   expect_failures = [check.write_rate, check.uploads_subscription]

@@ -1,0 +1,80 @@
+"""Removes documents and the objects that belong to them, and leaves tombstones.
+
+A tombstone is a small document with the id of the removed document, in a collection of its own. It
+is written first. From then on, no commit writes a document with this id: each commit requires in
+the same atomic step that there is no tombstone (`service.gcp.firestore`). So a removal that stops
+halfway is completed by repeating it, and nothing is written after it.
+
+Firestore removes a tombstone when it expires (the TTL policy of `expires_at`).
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from google.cloud import firestore
+
+from service.deadline import NO_DEADLINE, Deadline
+from service.gcp.collection import TOMBSTONES, Collection
+
+# Pub/Sub keeps a message for at most 31 days: https://cloud.google.com/pubsub/quotas
+_LIFETIME = timedelta(days=31)
+
+
+class ResultDeleter(Collection):
+    """Removes results. Safe to use from many threads, and safe to repeat."""
+
+    def __init__(
+        self,
+        client: firestore.Client,
+        *,
+        collection: str,
+        timeout_seconds: float,
+        remove_objects: Callable[[str, Deadline], None] = lambda document_id, deadline: None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Take the client and the limits.
+
+        Args:
+            client: the vendor's client.
+            collection: name of the collection of the results.
+            timeout_seconds: time of one request to Firestore, with all its attempts.
+            remove_objects: removes the objects that belong to the document with an id, whether the
+                document names them or not.
+            now: the clock, for the tombstones' expiry.
+        """
+        super().__init__(client, collection=collection, timeout_seconds=timeout_seconds)
+        self._tombstones = client.collection(collection + TOMBSTONES)
+        self._remove_objects = remove_objects
+        self._now = now
+
+    def delete(self, document_ids: Sequence[str], deadline: Deadline = NO_DEADLINE) -> None:
+        """Remove documents and their objects, and leave a tombstone for each id.
+
+        Args:
+            document_ids: at most 100, whether there are documents or not.
+            deadline: the delivery's. The seconds reserved for the commit are used too.
+
+        Raises:
+            FirestoreUnavailableError: Firestore did not confirm in time, or refuses it.
+            StorageUnavailableError: an object could not be removed. No document was removed.
+            TooLateError: the deadline has passed.
+        """
+        deadline = deadline.for_commit()
+        tombstones, documents = self._client.batch(), self._client.batch()
+        expires_at = self._now() + _LIFETIME
+        for document_id in document_ids:
+            tombstones.set(
+                self._tombstones.document(document_id),
+                {"deleted_at": firestore.SERVER_TIMESTAMP, "expires_at": expires_at},
+            )
+            documents.delete(self._collection.document(document_id))
+        self._commit(tombstones, deadline)
+        for document_id in document_ids:
+            self._remove_objects(document_id, deadline)
+        self._commit(documents, deadline)
+
+    def _commit(self, batch: Any, deadline: Deadline) -> None:
+        with self._report_outage(self._writes):
+            batch.commit(**self._budget(deadline).limits)
+        self._outages.clear(self._writes)

@@ -1,0 +1,68 @@
+"""The metadata that an uploader gave an object, limited to what Firestore stores."""
+
+from collections.abc import Mapping
+from typing import Any
+
+MAX_BYTES = 2000  # of all keys and values
+HEADER_PREFIX = "x-goog-meta-"
+_RESERVED = "__"  # Firestore reserves keys that begin and end with it
+
+
+def read_custom(resource: Any) -> tuple[Mapping[str, str] | None, bool]:
+    """Return the uploader's metadata, and whether some were left out.
+
+    Keys are in lower case, because the headers of a download do not keep their case. In the order
+    of their keys, all are kept that fit into `MAX_BYTES`. Left out are the others, values that are
+    not text, and keys that Firestore does not store.
+
+    Args:
+        resource: untrusted: `metadata` of a Cloud Storage object. None: the object has none.
+    """
+    if resource is None:
+        return None, False
+    if not isinstance(resource, dict):
+        return None, True
+    kept: dict[str, str] = {}
+    bytes_left = MAX_BYTES
+    is_cut = False
+    for name in sorted(resource):  # keys of JSON objects are texts
+        key, value = name.lower(), resource[name]
+        size = _size(key, value)
+        if size is None or size > bytes_left or key in kept:
+            is_cut = True
+        else:
+            bytes_left -= size
+            kept[key] = value
+    return kept, is_cut
+
+
+def read_custom_headers(headers: Mapping[str, str]) -> tuple[Mapping[str, str] | None, bool]:
+    """Return the metadata in the headers of a download, as `read_custom` does.
+
+    Args:
+        headers: of the response. Their bytes were decoded as Latin-1 (RFC 9110, 5.5).
+    """
+    found = {
+        name.lower().removeprefix(HEADER_PREFIX): _utf8(value)
+        for name, value in headers.items()
+        if name.lower().startswith(HEADER_PREFIX)
+    }
+    return read_custom(found or None)
+
+
+def _size(key: str, value: Any) -> int | None:
+    """Return the bytes of an item, or None if Firestore does not store it."""
+    is_reserved = key.startswith(_RESERVED) and key.endswith(_RESERVED)
+    if not key or is_reserved or not isinstance(value, str):
+        return None
+    try:
+        return len(key.encode()) + len(value.encode())
+    except UnicodeEncodeError:  # JSON allows lone surrogates, but UTF-8 does not
+        return None
+
+
+def _utf8(value: str) -> str:
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeError:
+        return value

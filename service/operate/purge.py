@@ -1,0 +1,116 @@
+"""Removes the results of images whose objects no longer exist.
+
+    page of results ─▶ old enough? ─▶ look up each object ─▶ remove the results of deleted objects
+
+Memory use does not depend on the number of results. A run that stops has removed the results that
+it counted, so the next run continues.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+
+from service.deletion import Objects, ObjectState, state_of
+from service.domain import StoredImage
+from service.errors import YoloBatchError
+from service.operate.reconcile import parse_since
+
+LOOKUPS = 32  # objects looked up at once
+_REMOVED_AT_ONCE = 25  # results in one commit. Several commits run at once.
+
+
+class OtherBucketError(YoloBatchError):
+    """The objects of a result cannot be removed, because they are in another bucket."""
+
+
+@dataclass
+class Tally:
+    """The counts of a run."""
+
+    existing: int = 0  # the object exists, so the result stays
+    overwritten: int = 0  # a newer generation overwrote the object
+    deleted: int = 0  # the object was deleted
+    newer: int = 0  # the result is too new, so its object was not looked up
+    selected: int = 0  # results to remove
+
+    @property
+    def results(self) -> int:
+        """How many results were read."""
+        return self.existing + self.overwritten + self.deleted + self.newer
+
+
+def purge(
+    pages: Iterable[Sequence[StoredImage]],
+    objects: Objects,
+    *,
+    before: datetime,
+    with_overwritten: bool = False,
+    results_bucket: str | None = None,
+    remove: Callable[[Sequence[str]], None] | None = None,
+    progressed: Callable[[Tally], None] = lambda tally: None,
+) -> Tally:
+    """Remove the results of images whose objects no longer exist.
+
+    Args:
+        pages: the images that have a result.
+        objects: looks objects up. Called from several threads.
+        before: results that were created then or later stay.
+        with_overwritten: whether the results of overwritten objects are removed too.
+        results_bucket: where `remove` removes the objects of large results.
+        remove: removes documents by their ids. Called from several threads. None: they are only
+            counted.
+        progressed: called after each page.
+
+    Raises:
+        OtherBucketError: a result has its object in another bucket than `results_bucket`.
+        YoloBatchError: a service did not respond. What was removed stays removed.
+    """
+    tally = Tally()
+    wanted = {ObjectState.DELETED} | ({ObjectState.OVERWRITTEN} if with_overwritten else set())
+    with ThreadPoolExecutor(LOOKUPS) as threads:
+        for page in pages:
+            old = [image for image in page if image.created_at < before]
+            states = list(threads.map(lambda image: state_of(image.ref, objects), old))
+            chosen = [image for image, state in zip(old, states, strict=True) if state in wanted]
+            selected = [image.document_id for image in chosen]
+            if remove:
+                _check_buckets(chosen, results_bucket)
+                starts = range(0, len(selected), _REMOVED_AT_ONCE)
+                groups = [selected[start : start + _REMOVED_AT_ONCE] for start in starts]
+                list(threads.map(remove, groups))
+            tally.existing += states.count(ObjectState.EXISTS)
+            tally.overwritten += states.count(ObjectState.OVERWRITTEN)
+            tally.deleted += states.count(ObjectState.DELETED)
+            tally.newer += len(page) - len(old)
+            tally.selected += len(selected)
+            progressed(tally)
+    return tally
+
+
+def _check_buckets(images: Iterable[StoredImage], results_bucket: str | None) -> None:
+    """Check that no object is left behind that only its document names.
+
+    Raises:
+        OtherBucketError: an object is in another bucket.
+    """
+    for image in images:
+        uri = image.detections_uri
+        if uri and not uri.startswith(f"gs://{results_bucket}/"):
+            raise OtherBucketError(
+                f"The result of {image.ref.uri} has its detections in {uri}, which would be left: "
+                "set RESULTS_BUCKET to this bucket"
+            )
+
+
+def parse_before(text: str, now: datetime) -> datetime:
+    """Parse a date (UTC), a time with a time zone (RFC 3339), or an age (`90d`, `12h`).
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    try:
+        return datetime.combine(date.fromisoformat(text), time(), UTC)
+    except ValueError:
+        parsed = parse_since(text)
+    return now - parsed if isinstance(parsed, timedelta) else parsed

@@ -1,0 +1,43 @@
+"""Reads the detections of a stored document, so that rules can be tried on them."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from service.domain import ClassScore, Detection, ImageInfo, ImageRef, ImageResult, ModelInfo
+from service.errors import FaintBytesError, StoredResultError
+from service.faint import unpack
+
+Value = TypeVar("Value")
+
+
+def stored_result(document: Mapping[str, Any]) -> ImageResult:
+    """Return the result of a done document, with what its detections depend on.
+
+    Faint detections have boxes only. Other fields of the result, for example its times, are unset.
+
+    Raises:
+        StoredResultError: the document has another form. A person may have edited it.
+    """
+    try:
+        model = document["model"] | {"task": document["task"]}
+        faint = document["faint"]
+        return ImageResult(
+            ImageRef(document["bucket"], document["name"], document["generation"]),
+            image_info=_convert(document["image"], ImageInfo),
+            model=_convert(model, ModelInfo),
+            detections=tuple(
+                _convert(fields | {"rotated_box": fields.get("obb")}, Detection)
+                for fields in document["detections"]
+            ),
+            faint=None if faint is None else unpack(faint),
+            classes=_convert(document["classes"], tuple[ClassScore, ...]),
+            left_out=tuple(document["left_out"]),
+        )
+    except (msgspec.ValidationError, FaintBytesError, LookupError, TypeError) as exc:
+        raise StoredResultError(f"The document has another form: {exc}") from exc
+
+
+def _convert(value: Any, kind: type[Value]) -> Value:
+    return msgspec.convert(value, kind)

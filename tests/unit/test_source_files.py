@@ -1,0 +1,142 @@
+"""Files of sources: every fault with its line, and what changes between two versions."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from service.cli.main import main
+from service.sources.changes import changes
+from service.sources.files import Fault, FaultyFileError, load
+from service.sources.schema import Source, Sources, parse
+
+FAULTY = """\
+sources:
+  - id: yard
+    bucket: uploads
+    zones:
+      - name: gate
+        mode: include
+        points: [[0, 0], [1, 0],
+                 [0, 3]]
+  - id: road
+    bucket: uploads
+    min_confidense: 1
+  - id: zoo
+    bucket: uploads
+    enabled: yes please
+  - id: farm
+    bucket: uploads
+    zones:
+      - name: gate
+        mode: include
+        points:
+          - [0, 0]
+          - [1, 1]
+          - {x: 0.5, y: 0.5}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "sources.yaml"
+
+
+def faults(file: Path, text: str) -> list[Fault]:
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(FaultyFileError) as caught:
+        load(file)
+    return caught.value.faults
+
+
+def check(file: Path) -> Result:
+    return CliRunner().invoke(main, ["sources", "check", str(file)])
+
+
+def test_fault_of_each_source_is_named_with_its_line(file: Path) -> None:
+    found = faults(file, FAULTY)
+    assert [fault.line for fault in found] == [8, 11, 14, 18]
+    for fault, text in zip(
+        found, ("<= 1.0", "`min_confidense`", "Expected `bool`", "crosses"), strict=True
+    ):
+        assert text in fault.message
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("sources: [\n", 2, "expected the node content"),
+        ("", 1, "Expected `object`"),
+        ("sources: []\ntopic: jobs\n", 2, "unknown field `topic`"),
+        ("sources:\n  - 5\n", 2, "Expected `object`"),
+        ("sources:\n  - id: a\n    bucket: aaa\n    id: b\n", 4, "the key id is there twice"),
+        (
+            "sources:\n  - {id: a, bucket: aaa}\n\n  - {id: b, bucket: aaa}\n",
+            4,
+            "the source in line 2 has the same prefix gs://aaa/",
+        ),
+        (
+            "sources:\n  - {id: a, bucket: aaa}\n  - {id: a, bucket: bbb}\n",
+            3,
+            "the source in line 2 has the same id a",
+        ),
+        ("sources: &s\n  - *s\n", 1, "this is no YAML"),
+        ("sources: \0\n", 1, "this is no YAML"),
+    ],
+)
+def test_fault_of_a_file_is_named_with_its_line(
+    file: Path, text: str, line: int, message: str
+) -> None:
+    [fault] = faults(file, text)
+    assert fault.line == line
+    assert message in fault.message
+
+
+def test_check_prints_the_faults_and_fails(file: Path) -> None:
+    file.write_text(FAULTY)
+    done = check(file)
+    assert done.exit_code == 1
+    assert f"{file}:11: Object contains unknown field `min_confidense`" in done.stderr
+    assert done.stderr.count(f"{file}:") == 4
+
+
+def test_check_of_a_good_file_counts_the_sources(file: Path) -> None:
+    file.write_text("sources:\n  - {id: a, bucket: aaa, min_confidence: 0.01}\n")
+    done = check(file)
+    assert (done.exit_code, done.stdout) == (0, f"{file}: 1 sources, no faults\n")
+    assert "STORE_CONFIDENCE=0.05, which applies instead" in done.stderr
+
+
+def sources(*fields: dict[str, object]) -> Sources:
+    return parse({"sources": [{"bucket": "uploads", "prefix": one["id"], **one} for one in fields]})
+
+
+def test_changes_name_sources_fields_and_zones() -> None:
+    square = {"name": "gate", "mode": "include", "points": [[0, 0], [1, 0], [1, 1], [0, 1]]}
+    exclude = square | {"mode": "exclude"}
+    old = sources(
+        {"id": "a", "min_confidence": 0.3, "zones": [square]}, {"id": "b"}, {"id": "same"}
+    )
+    new = sources({"id": "a", "keep_faint": False, "zones": [exclude]}, {"id": "c"}, {"id": "same"})
+    assert changes(old, new) == [
+        "- b: removed (gs://uploads/b)",
+        "+ c: added (gs://uploads/c)",
+        "~ a: keep_faint: default -> False",
+        "~ a: min_confidence: 0.3 -> default",
+        "~ a: zone gate: changed",
+    ]
+    assert changes(new, new) == []
+
+
+def test_example_of_the_documentation_has_no_faults(file: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "sources.md"
+    [example] = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    file.write_text(example)
+    assert check(file).exit_code == 0
+    documented = set(re.findall(r"`(\w+)`", page.read_text().partition("| field |")[2]))
+    assert set(Source.__struct_fields__) <= documented
+    assert {key for each in yaml.safe_load(example)["sources"] for key in each} == set(
+        Source.__struct_fields__
+    )
