@@ -45,11 +45,6 @@ def test_reference_is_current() -> None:
     assert not stale, f"{stale}: run `{COMMAND}` and commit the result"
 
 
-def test_generated_parts_of_the_guides_are_current() -> None:
-    stale = [page.name for page in stale_pages(HOW_TO)]
-    assert not stale, f"{stale}: run `{COMMAND}` and commit the result"
-
-
 def test_root_module_is_current() -> None:
     stale = [path.name for path in stale_files(terraform_root.files())]
     assert not stale, f"{stale}: run `{COMMAND}` and commit the result"
