@@ -17,7 +17,7 @@ _ELSEWHERE = {
     errors.SourcesError: "`yolo-batch sources` fails",
     errors.StoredResultError: "`yolo-batch sources preview` counts the document as unreadable",
     errors.FaintBytesError: "a command fails, or leaves the document out",
-    errors.LargeResultError: "a command prints the document without them",
+    errors.LargeResultError: "a command prints the document without its masks or keypoints",
     errors.SmokeError: "`yolo-batch smoke` fails",
     errors.BadImageError: "204, after the image is recorded as failed",
     errors.DocumentKeptError: "204, the document stays",
