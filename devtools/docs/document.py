@@ -190,7 +190,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "camera.serial": Meaning("Its serial number.", "null if not known"),
     "location": Meaning(
         "Where the image was taken, by the EXIF data: latitude and longitude.",
-        "null if the file has no place, or if the source has no `store_location: true`",
+        "null if the file has no position, or if the source has no `store_location: true`",
         "degrees",
     ),
     "task": Meaning(
@@ -220,10 +220,12 @@ MEANINGS: Mapping[str, Meaning] = {
     "detections[].box.y1": Meaning("Top edge.", "", _PIXELS),
     "detections[].box.x2": Meaning("Right edge.", "", _PIXELS),
     "detections[].box.y2": Meaning("Bottom edge.", "", _PIXELS),
-    "detections[].zones": Meaning("Names of the source's zones that the detection is in."),
+    "detections[].zones": Meaning(
+        "Names of the source's `include` zones that the detection is in."
+    ),
     "detections[].polygons": Meaning(
-        "The mask. A point is inside if it is inside of an odd number of polygons, so a hole is a "
-        "polygon of its own.",
+        "The mask. A point is in the mask if it is inside an odd number of polygons, so a hole is "
+        "a polygon of its own.",
         f"{_SEGMENT}, or if in `left_out`",
     ),
     "detections[].polygons[].points": Meaning("x1, y1, x2, y2, ...", "", _PIXELS),
@@ -264,7 +266,7 @@ MEANINGS: Mapping[str, Meaning] = {
         _PIXELS,
     ),
     "faint": Meaning(
-        "All other detections, packed. See [Faint detections](#faint-detections).",
+        "The faint detections, packed. See [Faint detections](#faint-detections).",
         "null if the source has `keep_faint: false`, for `classify`, and if the model did not run",
     ),
     "faint_cut": Meaning(
@@ -283,7 +285,7 @@ MEANINGS: Mapping[str, Meaning] = {
     ),
     "counts": Meaning("How often each of the `labels` was kept. The keys are the labels."),
     "counts_by_zone": Meaning(
-        "The same for each zone of the source. The keys are the names of the zones."
+        "The same for each `include` zone of the source. The keys are the names of the zones."
     ),
     "best": Meaning("Highest confidence of each of the `labels`.", "", "0 to 1"),
     "num_detections": Meaning("Number of `detections`."),
@@ -311,8 +313,8 @@ MEANINGS: Mapping[str, Meaning] = {
         "null if neither is known",
     ),
     "shard": Meaning("0 to 9, from the document's id. Queries by time use it."),
-    "derived": Meaning("Copies of the image that were written. Always empty now."),
-    "alerts": Meaning("Alerts that were sent. Always empty now."),
+    "derived": Meaning("For later versions: copies of the image. Always empty now."),
+    "alerts": Meaning("For later versions: alerts that were sent. Always empty now."),
     "created_at": Meaning("When Firestore created the document, by Firestore's clock."),
 }
 _NUMBERS = re.compile(r"\[\s+([-0-9.,\s]+)\]")  # an array of numbers

@@ -14,7 +14,7 @@ _ELSEWHERE = {
     errors.SettingsError: "the process does not start",
     errors.CredentialsError: "the process does not start",
     errors.ModelError: "the process does not start",
-    errors.SourcesError: "`yolo-batch sources` fails, the service uses the last good sources",
+    errors.SourcesError: "`yolo-batch sources` fails, and the service uses the last good sources",
     errors.StoredResultError: "`yolo-batch sources preview` counts the document as unreadable",
     errors.FaintBytesError: "`yolo-batch sources preview` counts the document as unreadable",
     errors.LargeResultError: "`yolo-batch results` prints the document as it is in Firestore",

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from devtools.demo_model.shapes import SEGMENTATION_MODEL, SceneObject, sample_scenes
+from service.cli.main import main
 from service.domain import Detection, Task
 from service.inference.detector import Detector
 from service.inference.loading import load_detector, warm_up
@@ -61,6 +63,12 @@ def test_demo_model_for_segmentation_is_small(detector: Detector) -> None:
     assert sum(file.stat().st_size for file in files) <= MAX_BYTES
     assert SEGMENTATION_MODEL / "canary" / "expected.json" in files
     assert (detector.info.name, detector.info.task) == ("shapes-seg.pt", Task.SEGMENT)
+
+
+def test_canary_of_the_demo_model_passes_here() -> None:
+    checked = CliRunner().invoke(main, ["check-model", str(SEGMENTATION_MODEL)])
+    assert checked.exit_code == 0, checked.output
+    assert "loaded and verified" in checked.stdout
 
 
 def test_masks_are_those_of_the_drawn_shapes(examples: list[Example]) -> None:

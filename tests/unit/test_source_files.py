@@ -195,13 +195,13 @@ def test_changes_name_sources_fields_and_zones() -> None:
     assert changes(new, new) == []
 
 
-def test_example_of_the_documentation_has_no_faults(file: Path) -> None:
+def test_examples_of_the_documentation_have_no_faults(file: Path) -> None:
     page = Path(__file__).parents[2] / "docs" / "how-to" / "sources.md"
-    [example] = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    file.write_text(example)
-    assert check(file).exit_code == 0
+    examples = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    for example in examples:
+        file.write_text(example)
+        assert check(file).exit_code == 0
     documented = set(re.findall(r"`(\w+)`", page.read_text().partition("| field |")[2]))
     assert set(Source.__struct_fields__) <= documented
-    assert {key for each in yaml.safe_load(example)["sources"] for key in each} == set(
-        Source.__struct_fields__
-    )
+    shown = [each for example in examples for each in yaml.safe_load(example)["sources"]]
+    assert {key for each in shown for key in each} == set(Source.__struct_fields__)
