@@ -185,11 +185,11 @@ MEANINGS: Mapping[str, Meaning] = {
         "`exif_with_source_timezone` (the offset is that of the source's time zone) or `none`."
     ),
     "camera": Meaning("The camera, by the EXIF data.", "null if the file names none"),
-    "camera.make": Meaning("Its maker.", "null if not there"),
-    "camera.model": Meaning("Its model.", "null if not there"),
-    "camera.serial": Meaning("Its serial number.", "null if not there"),
+    "camera.make": Meaning("Its maker.", "null if not known"),
+    "camera.model": Meaning("Its model.", "null if not known"),
+    "camera.serial": Meaning("Its serial number.", "null if not known"),
     "location": Meaning(
-        "Where the image was taken, by the EXIF data.",
+        "Where the image was taken, by the EXIF data: latitude and longitude.",
         "null if the file has no position, or if the source has no `store_location: true`",
         "degrees",
     ),
@@ -231,7 +231,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "detections[].polygons[].points": Meaning("x1, y1, x2, y2, ...", "", _PIXELS),
     "detections[].area": Meaning(
         "Area of the mask.",
-        f"{_SEGMENT}, null for a former faint detection",
+        f"{_SEGMENT}, null for a detection that was faint before",
         f"{_PIXELS}²",
     ),
     "detections[].keypoints": Meaning("Points of the pose.", f"{_POSE}, or if in `left_out`"),
@@ -240,7 +240,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "detections[].keypoints[].y": Meaning("Position.", "", _PIXELS),
     "detections[].keypoints[].confidence": Meaning("Confidence of the point.", "", "0 to 1"),
     "detections[].obb": Meaning(
-        "Rotated box. `box` encloses it.", f"{_OBB}, or for a former faint detection"
+        "Rotated box. `box` encloses it.", f"{_OBB}, or for a detection that was faint before"
     ),
     "detections[].obb.cx": Meaning("Centre.", "", _PIXELS),
     "detections[].obb.cy": Meaning("Centre.", "", _PIXELS),
@@ -248,7 +248,9 @@ MEANINGS: Mapping[str, Meaning] = {
     "detections[].obb.height": Meaning("Side along the y axis at angle 0.", "", _PIXELS),
     "detections[].obb.angle_degrees": Meaning("Clockwise angle, 0 to below 90.", "", "degrees"),
     "detections[].corners": Meaning(
-        "Corners of the rotated box, clockwise: x1, y1, ..., x4, y4.", "as `obb`", _PIXELS
+        "Corners of the rotated box, clockwise: x1, y1, ..., x4, y4.",
+        "absent if `obb` is",
+        _PIXELS,
     ),
     "detections_uri": Meaning(
         "The object with all fields of the detections. See [Large results](#large-results).",
@@ -270,7 +272,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "faint_cut": Meaning(
         "Each detection with a higher confidence is in `detections` or `faint`. It is "
         "STORE_CONFIDENCE if all faint detections fit.",
-        "as `faint`",
+        "null if `faint` is null",
         "0 to 1",
     ),
     "classes": Meaning("The 5 most confident classes, for the task `classify`. Otherwise empty."),

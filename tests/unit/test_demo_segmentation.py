@@ -19,7 +19,7 @@ MAX_BYTES = 3_000_000
 
 @dataclass(frozen=True)
 class Example:
-    """A drawn image: its shapes and what is visible of each, the detections and their masks."""
+    """A drawn image: the visible part of each shape, and each detection with its mask."""
 
     shapes: list[tuple[str, Mask]]
     detections: list[tuple[Detection, Mask]]
@@ -52,7 +52,7 @@ def examples(detector: Detector) -> list[Example]:
 
 
 def visible(shape: SceneObject, width: int, height: int) -> Mask:
-    """Return the pixels that what is visible of a shape covers by a half or more."""
+    """Return the pixels of which the visible part of a shape covers at least a half."""
     mask = np.zeros((height, width), bool)
     mask[shape.visible.window] = shape.visible.coverage >= 0.5
     return mask
@@ -78,8 +78,8 @@ def test_masks_are_those_of_the_drawn_shapes(examples: list[Example]) -> None:
     assert np.median(overlaps) >= 0.87
 
 
-def test_masks_spare_the_shapes_beside_and_above(examples: list[Example]) -> None:
-    """A mask ends where another shape begins, also where that one hides a part."""
+def test_masks_end_where_other_shapes_begin(examples: list[Example]) -> None:
+    """Also where the other shape hides a part of this one."""
     foreign = []
     for each in examples:
         for _, mask in each.detections:
