@@ -18,7 +18,7 @@ def stored_result(document: Mapping[str, Any]) -> ImageResult:
     Faint detections have boxes only. Other fields of the result, for example its times, are unset.
 
     Raises:
-        StoredResultError: the document has another form. A person may have edited it.
+        StoredResultError: a field is missing or has another type. A person may have edited it.
     """
     try:
         model = document["model"] | {"task": document["task"]}
@@ -33,7 +33,9 @@ def stored_result(document: Mapping[str, Any]) -> ImageResult:
             left_out=tuple(document["left_out"]),
         )
     except (msgspec.ValidationError, FaintBytesError, LookupError, TypeError) as exc:
-        raise StoredResultError(f"The document has another form: {exc}") from exc
+        raise StoredResultError(
+            f"The document has another form than the service writes: {exc}"
+        ) from exc
 
 
 def stored_detections(document: Mapping[str, Any]) -> tuple[Detection, ...]:

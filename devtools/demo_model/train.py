@@ -599,7 +599,7 @@ _WORDINGS = {
     ),
     "segment": _Wording(
         kind="instance segmentation",
-        finds="It outlines what is\nvisible of each. `make demo TASK=segment` runs it.",
+        finds="It outlines the\nvisible part of each. `make demo TASK=segment` runs it.",
         output=f"`[N,{MAX_DETECTIONS},38]`: x1, y1, x2, y2 in input pixels, confidence, class, "
         "32 mask coefficients; `[N,32,H/4,W/4]`: 32 mask prototypes",
         start="""
@@ -609,7 +609,7 @@ weights of the backbone stayed as they were. The detection model's own training 
 [its card](README.md).
 """,
         limit=f"""\
-- Masks and boxes are of the part of a shape that is visible. Where a later shape hides a corner,
+- Masks and boxes cover only the visible part of a shape. Where a later shape hides a corner,
   the mask ends at that shape.
 - A mask has a quarter of the input's resolution: {INPUT_SIZE // 4} x {INPUT_SIZE // 4}. Sharp \
 corners become round.""",

@@ -34,8 +34,8 @@ _AGAIN = "What was removed stays removed. To continue, run the same command agai
 @option(
     "--before",
     required=True,
-    help="Only results created before then (created_at, by Firestore's clock): a date (UTC), a "
-    "time (RFC 3339), or an age such as 90d or 12h.",
+    help="Only results whose created_at is earlier: a date (UTC), a time (RFC 3339), or an age "
+    "such as 90d or 12h.",
 )
 @option(
     "--overwritten",
@@ -45,15 +45,15 @@ _AGAIN = "What was removed stays removed. To continue, run the same command agai
 )
 @option("--dry-run", is_flag=True, help="Remove nothing: print how many results would be removed.")
 @option("--yes", is_flag=True, help="Do not ask first.")
-@json_option("the counts, uri, before, removed")
+@json_option("uri, before, results, existing, overwritten, deleted, newer, selected, removed")
 def purge(
     uri: tuple[str, str], before: str, overwritten: bool, dry_run: bool, yes: bool, as_json: bool
 ) -> None:
     """Remove the results of images whose objects were deleted.
 
-    Looks up the object of each result. Only if Cloud Storage responds that it does not exist, the
-    result is removed: its document and the objects derived from it. It deletes no image. It is safe
-    to run it twice, or while images are uploaded and processed.
+    Looks up the object of each result. A result is removed only if Cloud Storage responds that the
+    object does not exist. Its document and the objects derived from it are removed, but never an
+    image. It is safe to run it twice, or while images are uploaded and processed.
     """
     from service.operate.purge import parse_before
 

@@ -20,7 +20,7 @@ _PAGE_SIZE = 300  # documents
 
 @dataclass(frozen=True)
 class DocumentVersion:
-    """A document as it was read, and when Firestore last changed it before."""
+    """A document as it was read. `update_time` is when it had last been changed."""
 
     id: str
     fields: dict[str, Any]
@@ -82,7 +82,7 @@ class ResultReader(Collection):
     ) -> Iterator[Sequence[StoredImage]]:
         """Yield pages of the images that have a document, sorted by name.
 
-        Documents may be removed meanwhile. Only the fields that are needed are read.
+        Documents may be removed meanwhile. Only the fields that `StoredImage` needs are read.
 
         Raises:
             FirestoreUnavailableError: Firestore did not respond, or lacks the index.
@@ -170,7 +170,7 @@ def _stored_image(snapshot: Any) -> StoredImage | None:
 
 
 def _fields(snapshot: Any) -> dict[str, Any]:
-    """Return a document's fields, with our type of places."""
+    """Return a document's fields. A place is the service's `GeoPoint`, not Firestore's."""
     fields: dict[str, Any] = snapshot.to_dict() or {}
     if place := fields.get("location"):
         fields["location"] = GeoPoint(place.latitude, place.longitude)
@@ -181,7 +181,7 @@ class ResultRewriter(ResultReader):
     """Changes fields of documents. Safe to use from many threads."""
 
     def rewrite(self, version: DocumentVersion, fields: Mapping[str, Any]) -> bool:
-        """Change fields of a document, if it is unchanged. Return False if it is not.
+        """Change fields of a document. Return False if the document was changed meanwhile.
 
         Other fields, for example `created_at`, keep their values.
 

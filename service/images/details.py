@@ -1,7 +1,7 @@
 """What a decoder reports about an image besides its pixels, as JSON in its reply.
 
-The service parses the JSON again, because a malicious file may control its decoder. So what it
-accepts is limited here: lengths, ranges, finite numbers, valid Unicode.
+A malicious file may control the decoder that reads it. So the service accepts only what is within
+limits: lengths, ranges, finite numbers and valid Unicode.
 """
 
 from datetime import datetime, timedelta

@@ -1,4 +1,4 @@
-"""How similar two detections are: boxes, and what each task adds to a box."""
+"""How similar two detections are: their boxes, and their masks, keypoints or rotated boxes."""
 
 import math
 from collections.abc import Sequence
@@ -57,8 +57,8 @@ def shape_similarity(a: Detection, b: Detection) -> float:
 def rotated_iou(a: RotatedBox, b: RotatedBox) -> float:
     """Return the intersection over union of two rotated boxes, in 0..1.
 
-    Computed in float64. The functions of OpenCV, in float32, find no or a too small intersection of
-    some boxes that are nearly equal.
+    It is computed in float64. OpenCV's functions use float32. For some boxes that are nearly equal,
+    they return no intersection, or one that is too small.
     """
     first, second = _points(a), _points(b)
     intersection = _area(_clip(first, second))
@@ -121,9 +121,10 @@ def keypoint_similarity(a: Detection, b: Detection) -> float:
 
 
 def mask_iou(a: Sequence[Polygon], b: Sequence[Polygon]) -> float:
-    """Return the intersection over union of two masks, in 0..1, of samples in their common box.
+    """Return the intersection over union of two masks, in 0..1. It is 1 if both are empty.
 
-    The masks may be in any unit, but both in the same.
+    It is estimated from samples in the box around both masks. The masks may be in any unit, if it
+    is the same for both.
     """
     points = [point for polygon in (*a, *b) for point in polygon.points]
     if not points:
@@ -155,7 +156,8 @@ def rasterize(
     for polygon in polygons:
         x1, y1 = np.asarray(polygon.points, np.float64).reshape(-1, 2).T
         x2, y2 = np.roll(x1, -1), np.roll(y1, -1)
-        # An edge changes the row from its crossing on. Horizontal edges cross no row.
+        # An edge swaps inside and outside to the right of its crossing. Horizontal edges cross no
+        # row.
         low, high = np.minimum(y1, y2), np.maximum(y1, y2)
         rows, edges = np.nonzero((ys[:, None] >= low) & (ys[:, None] < high))
         share = (ys[rows] - y1[edges]) / (y2[edges] - y1[edges])

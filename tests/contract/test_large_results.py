@@ -239,7 +239,7 @@ def test_failure_after_the_commit_is_logged(
     committed = CommittedResult(large.prepare(result), unused_uri="gs://uploads/cat.jpg")
     large.settle(result, committed)
     [line] = logged_by(caplog, "service.gcp.large_results")
-    assert line.getMessage() == "The objects of a large result are not settled"
+    assert line.getMessage() == "An object of a large result could not be created or removed"
     assert line.__dict__["unused"] == "gs://uploads/cat.jpg"
 
 

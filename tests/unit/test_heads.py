@@ -110,7 +110,7 @@ def test_point_names_may_be_absent_or_text(names: Any) -> None:
 
 
 def test_surrogate_in_a_point_name_is_refused() -> None:
-    with pytest.raises(ModelError, match="does not name its 1 points"):
+    with pytest.raises(ModelError, match="`kpt_names` must have 1 names for each class"):
         KeypointLayout.of([1, 2], {0: ["\ud800"]}, model="m")
 
 
