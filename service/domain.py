@@ -183,7 +183,7 @@ class RotatedBox:
 
     @property
     def corners(self) -> tuple[float, ...]:
-        """The four corners, clockwise: x1, y1, ..., x4, y4, in pixels.
+        """The four corners, anticlockwise as seen in the image: x1, y1, ..., x4, y4, in pixels.
 
         As `xywhr2xyxyxyxy` in ultralytics 8.4 (utils/ops.py).
         """
