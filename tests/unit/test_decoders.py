@@ -313,7 +313,7 @@ def test_damaged_exif_tags_are_not_logged(capfd: pytest.CaptureFixture[str]) -> 
     stream = io.BytesIO()
     exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 499) + tags + bytes(4)
     Image.new("RGB", (96, 64)).save(stream, "JPEG", exif=exif)
-    with closing(pool()) as decoders:
+    with pool(command=COMMAND) as decoders:
         decode(decoders, stream.getvalue())
     assert not capfd.readouterr().err
 
