@@ -186,9 +186,7 @@ class Head:
         """Return the detections whose mask has a pixel, as ultralytics does."""
         if prototypes is None:
             raise ValueError("A segmentation model returned no prototypes")
-        if not len(rows):
-            return []
-        # Imported for the first mask: OpenCV takes a sixth of a second.
+        # Imported for the first image: OpenCV takes a sixth of a second.
         from service.inference.masks import Masks
 
         masks = Masks(prototypes, letterbox)
