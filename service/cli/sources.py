@@ -228,7 +228,7 @@ def preview(file: Path, uri: tuple[str, str], as_json: bool, is_applied: bool, y
             "detections that the new settings might keep. To change them, delete them, and run "
             "`yolo-batch reconcile --enqueue missing`, which processes their images again."
         )
-    if summary.verdicts[Verdict.UNREADABLE]:
+    if summary.verdicts[Verdict.UNREADABLE] or summary.verdicts[Verdict.UNSTORABLE]:
         click.get_current_context().exit(ExitCode.FAILED)
 
 

@@ -1,5 +1,6 @@
 """Reads the documents of results, for an operator's commands."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,10 +12,9 @@ from google.cloud.firestore_v1.query import Query
 
 from service.document import SHARDS, STATUS_PARKED
 from service.domain import GeoPoint, ImageRef, StoredDocuments, StoredImage
-from service.errors import FirestoreUnavailableError
+from service.errors import FirestoreUnavailableError, StoredResultError
 from service.gcp.collection import Collection, RetryBudget, documents_by_id
 
-_AFTER_EVERY_NAME = "\U0010ffff"  # after a prefix, it sorts after every name with that prefix
 _PAGE_SIZE = 300  # documents
 
 
@@ -129,9 +129,9 @@ class ResultReader(Collection):
         """Return the query for the documents of a prefix, sorted by name."""
         query = self._collection.where(filter=FieldFilter("bucket", "==", bucket))
         if prefix:
-            query = query.where(filter=FieldFilter("name", ">=", prefix)).where(
-                filter=FieldFilter("name", "<", prefix + _AFTER_EVERY_NAME)
-            )
+            query = query.where(filter=FieldFilter("name", ">=", prefix))
+        if end := _after(prefix):
+            query = query.where(filter=FieldFilter("name", "<", end))
         return query.order_by("name")
 
     def _page(self, query: Any) -> list[Any]:
@@ -147,6 +147,18 @@ class ResultReader(Collection):
     def _one_attempt(self) -> RetryBudget:
         """Return a budget for one attempt: an operator's large reads take long."""
         return RetryBudget(self._timeout_seconds, attempts=1)
+
+
+def _after(prefix: str) -> str | None:
+    """Return the first text that sorts after all texts with a prefix, or None if there is none.
+
+    Firestore sorts texts by their code points. There are no surrogates in UTF-8.
+    """
+    start = prefix.rstrip(chr(sys.maxunicode))
+    if not start:
+        return None
+    following = ord(start[-1]) + 1
+    return start[:-1] + chr(0xE000 if following == 0xD800 else following)
 
 
 def _version(snapshot: Any) -> DocumentVersion:
@@ -186,7 +198,8 @@ class ResultRewriter(ResultReader):
         Other fields, for example `created_at`, keep their values.
 
         Raises:
-            FirestoreUnavailableError: Firestore did not confirm, or refuses the document.
+            StoredResultError: Firestore refuses the changed document, for example its size.
+            FirestoreUnavailableError: Firestore did not confirm.
         """
         with self._report_outage(self._writes):
             try:
@@ -197,4 +210,6 @@ class ResultRewriter(ResultReader):
                 )
             except (exceptions.FailedPrecondition, exceptions.NotFound):
                 return False
+            except exceptions.InvalidArgument as exc:
+                raise StoredResultError(f"Firestore refuses the document: {exc.message}") from exc
         return True

@@ -310,10 +310,14 @@ def test_is_final_is_false_before_and_true_after_the_commit(store: ResultStore) 
 def test_results_are_those_of_bucket_and_prefix_by_name(
     store: ResultStore, reader: ResultReader
 ) -> None:
-    names = ["cam1/b.jpg", "cam1/a.jpg", "cam10/a.jpg", "cam1", "cam1/é.jpg", "other.jpg"]
+    last = "cam1/\U0010ffff.jpg"
+    names = ["cam1/b.jpg", "cam1/a.jpg", "cam10/a.jpg", "cam1", "cam1/é.jpg", last, "other.jpg"]
     store.commit([done(name) for name in names])
     matches = [document["name"] for document in reader.results("uploads", "cam1/")]
-    assert matches == ["cam1/a.jpg", "cam1/b.jpg", "cam1/é.jpg"]
+    assert matches == ["cam1/a.jpg", "cam1/b.jpg", "cam1/é.jpg", last]
+    assert [one["name"] for one in reader.results("uploads", "cam1/\U0010ffff")] == [last]
+    assert list(reader.results("uploads", "\ud7ff")) == []
+    assert list(reader.results("uploads", "\U0010ffff")) == []
     assert len(list(reader.results("uploads", ""))) == len(names)
     assert list(reader.results("another", "")) == []
 
