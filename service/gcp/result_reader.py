@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from google.api_core import exceptions
+from google.cloud import firestore
 from google.cloud.firestore_v1.base_query import FieldFilter
 from google.cloud.firestore_v1.query import Query
 
@@ -111,9 +112,9 @@ class ResultReader(Collection):
         query = query.select(["bucket", "name", "generation", "created_at"]).limit(page_size)
         while page := self._page(query):
             for snapshot in page:
-                fields = snapshot.to_dict() or {}
-                ref = ImageRef(fields["bucket"], fields["name"], fields["generation"])
-                yield fields["created_at"], ref
+                image = _stored_image(snapshot)
+                if image and image.ref.generation is not None:
+                    yield image.created_at, image.ref
             query = query.start_after(page[-1])
 
     def document(self, document_id: str) -> dict[str, Any] | None:
@@ -168,15 +169,15 @@ def _version(snapshot: Any) -> DocumentVersion:
 def _stored_image(snapshot: Any) -> StoredImage | None:
     """Return the image of a document, or None if the service did not write the document."""
     fields = snapshot.to_dict() or {}
-    name, generation = fields.get("name"), fields.get("generation")
-    if not isinstance(name, str) or not name:
+    bucket, name, generation = (fields.get(key) for key in ("bucket", "name", "generation"))
+    if not (isinstance(bucket, str) and isinstance(name, str) and name):
         return None
     created_at = fields.get("created_at")
     if not isinstance(created_at, datetime):
         created_at = snapshot.create_time
     # 0 means that the generation was not known (service.pipeline).
     is_known = isinstance(generation, int) and generation > 0
-    ref = ImageRef(fields["bucket"], name, generation if is_known else None)
+    ref = ImageRef(bucket, name, generation if is_known else None)
     detections_uri = fields.get("detections_uri")
     return StoredImage(snapshot.id, ref, created_at, detections_uri and str(detections_uri))
 
@@ -184,7 +185,8 @@ def _stored_image(snapshot: Any) -> StoredImage | None:
 def _fields(snapshot: Any) -> dict[str, Any]:
     """Return a document's fields, with our type of places."""
     fields: dict[str, Any] = snapshot.to_dict() or {}
-    if place := fields.get("location"):
+    place = fields.get("location")
+    if isinstance(place, firestore.GeoPoint):
         fields["location"] = GeoPoint(place.latitude, place.longitude)
     return fields
 
