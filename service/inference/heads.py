@@ -241,8 +241,8 @@ class Head:
 def _is_sound(rows: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Return which rows have finite numbers only, and a class id that a model may have."""
     class_ids = rows[:, _CLASS]
-    sound: NDArray[np.bool_] = np.isfinite(rows).all(axis=1)
-    return sound & (class_ids >= 0) & (class_ids < MAX_CLASSES)
+    is_class = (class_ids >= 0) & (class_ids < MAX_CLASSES)
+    return np.logical_and(np.isfinite(rows).all(axis=1), is_class)
 
 
 def regularized(cx: float, cy: float, width: float, height: float, angle: float) -> RotatedBox:
