@@ -5,6 +5,9 @@ from typing import Any
 
 MAX_BYTES = 2000  # of all keys and values
 HEADER_PREFIX = "x-goog-meta-"
+# A path of fields (`metadata.KEY`) has at most 1,500 bytes. In it, a character can be escaped.
+# https://firebase.google.com/docs/firestore/quotas
+_MAX_KEY_BYTES = 700
 _RESERVED = "__"  # Firestore reserves keys that begin and end with it
 
 
@@ -56,7 +59,8 @@ def _size(key: str, value: Any) -> int | None:
     if not key or is_reserved or not isinstance(value, str):
         return None
     try:
-        return len(key.encode()) + len(value.encode())
+        key_bytes = len(key.encode())
+        return key_bytes + len(value.encode()) if key_bytes <= _MAX_KEY_BYTES else None
     except UnicodeEncodeError:  # JSON allows lone surrogates, but UTF-8 does not
         return None
 

@@ -64,6 +64,15 @@ def pace_note(estimate: "Estimate", deployment: "Deployment") -> str | None:
 
 
 def _row(document: Mapping[str, Any]) -> tuple[str, ...]:
+    try:
+        return _cells(document)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        # Another version of the service wrote the document, or a person edited it.
+        name, status = (str(document.get(key, "")) for key in ("name", "status"))
+        return name, status, "unreadable: see --json", "", "", ""
+
+
+def _cells(document: Mapping[str, Any]) -> tuple[str, ...]:
     name, error = str(document["name"]), document.get("error")
     if error:
         return name, str(document["status"]), f"{error['code']}: {error['message']}", "", "", ""

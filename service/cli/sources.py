@@ -65,10 +65,8 @@ def check(file: Path) -> None:
 
     Prints the first fault of each source, with its line.
     """
-    from service.sources.files import load
-
     settings = Settings.from_env()
-    loaded = load(file)
+    loaded = _load(file)
     say(f"{file}: {len(loaded.sources):,} sources, no faults")
     _note_floor(loaded, settings)
 
@@ -91,10 +89,9 @@ def apply(file: Path, dry_run: bool, yes: bool) -> None:
     """
     from service.gcp.clients import build_source_store
     from service.sources.changes import changes
-    from service.sources.files import load
     from service.sources.schema import Sources, parse
 
-    new = load(file)
+    new = _load(file)
     settings = Settings.from_env()
     _note_floor(new, settings)
     store = build_source_store(settings)
@@ -198,11 +195,10 @@ def preview(file: Path, uri: tuple[str, str], as_json: bool, is_applied: bool, y
     from service.gcp.clients import build_rewriter
     from service.operate.preview import Verdict
     from service.operate.preview import preview as compare
-    from service.sources.files import load
 
     bucket, prefix = uri
     settings = Settings.from_env()
-    new = load(file)
+    new = _load(file)
     _note_floor(new, settings)
     version = _version_of(new) if is_applied else None
     rewriter = build_rewriter(settings)
@@ -241,7 +237,25 @@ def preview(file: Path, uri: tuple[str, str], as_json: bool, is_applied: bool, y
             "of the service wrote them, or somebody edited them. `yolo-batch reconcile --enqueue "
             "stale` processes the images of another version again."
         )
+    if summary.verdicts[Verdict.UNREADABLE] or summary.verdicts[Verdict.UNSTORABLE]:
         click.get_current_context().exit(ExitCode.FAILED)
+
+
+def _load(file: Path) -> "Sources":
+    """Read a file of sources.
+
+    Raises:
+        SourcesError: it has faults, or its document would be too large.
+        OSError: it cannot be read.
+    """
+    from service.gcp.document_size import document_bytes
+    from service.sources.files import load
+    from service.sources.schema import MAX_BYTES, to_document
+
+    loaded = load(file)
+    if (size := document_bytes(to_document(loaded))) > MAX_BYTES:
+        raise SourcesError(f"{file}: the sources have {size:,} bytes, more than {MAX_BYTES:,}")
+    return loaded
 
 
 def _stored() -> "tuple[Sources, datetime | None]":

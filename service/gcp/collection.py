@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 from google.api_core import exceptions, retry
@@ -135,10 +136,12 @@ def documents_by_id(snapshots: Iterable[Any]) -> dict[str, StoredDocument]:
     for snapshot in snapshots:
         if snapshot.exists:
             data = snapshot.to_dict()
+            created_at = data.get("created_at")
+            is_time = isinstance(created_at, datetime)  # a person may have edited the document
             documents[snapshot.id] = StoredDocument(
                 status=data.get("status", ""),
                 model=(data.get("model") or {}).get("sha256"),
-                created_at=data.get("created_at") or snapshot.create_time,
+                created_at=created_at if is_time else snapshot.create_time,
                 update_time=snapshot.update_time,
                 timings=data.get("timings"),
                 schema=data.get("schema"),

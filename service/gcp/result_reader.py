@@ -1,20 +1,21 @@
 """Reads the documents of results, for an operator's commands."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from google.api_core import exceptions
+from google.cloud import firestore
 from google.cloud.firestore_v1.base_query import FieldFilter
 from google.cloud.firestore_v1.query import Query
 
 from service.document import SHARDS, STATUS_PARKED
 from service.domain import GeoPoint, ImageRef, StoredDocuments, StoredImage
-from service.errors import FirestoreUnavailableError
+from service.errors import FirestoreUnavailableError, StoredResultError
 from service.gcp.collection import Collection, RetryBudget, documents_by_id
 
-_AFTER_EVERY_NAME = "\U0010ffff"  # after a prefix, it sorts after every name with that prefix
 _PAGE_SIZE = 300  # documents
 
 
@@ -105,9 +106,9 @@ class ResultReader(Collection):
         query = query.select(["bucket", "name", "generation", "created_at"])
         for page in self._pages(query, page_size):
             for snapshot in page:
-                fields = snapshot.to_dict() or {}
-                ref = ImageRef(fields["bucket"], fields["name"], fields["generation"])
-                yield fields["created_at"], ref
+                image = _stored_image(snapshot)
+                if image and image.ref.generation is not None:
+                    yield image.created_at, image.ref
 
     def document(self, document_id: str) -> dict[str, Any] | None:
         """Return one document by its id, or None if there is none.
@@ -122,9 +123,9 @@ class ResultReader(Collection):
         """Return the query for the documents of a prefix, sorted by name."""
         query = self._collection.where(filter=FieldFilter("bucket", "==", bucket))
         if prefix:
-            query = query.where(filter=FieldFilter("name", ">=", prefix)).where(
-                filter=FieldFilter("name", "<", prefix + _AFTER_EVERY_NAME)
-            )
+            query = query.where(filter=FieldFilter("name", ">=", prefix))
+        if end := _after(prefix):
+            query = query.where(filter=FieldFilter("name", "<", end))
         return query.order_by("name")
 
     def _pages(self, query: Any, page_size: int) -> Iterator[list[Any]]:
@@ -149,6 +150,18 @@ class ResultReader(Collection):
         return RetryBudget(self._timeout_seconds, attempts=1)
 
 
+def _after(prefix: str) -> str | None:
+    """Return the first text that sorts after all texts with a prefix, or None if there is none.
+
+    Firestore sorts texts by their code points. There are no surrogates in UTF-8.
+    """
+    start = prefix.rstrip(chr(sys.maxunicode))
+    if not start:
+        return None
+    following = ord(start[-1]) + 1
+    return start[:-1] + chr(0xE000 if following == 0xD800 else following)
+
+
 def _version(snapshot: Any) -> DocumentVersion:
     return DocumentVersion(snapshot.id, _fields(snapshot), snapshot.update_time)
 
@@ -156,15 +169,15 @@ def _version(snapshot: Any) -> DocumentVersion:
 def _stored_image(snapshot: Any) -> StoredImage | None:
     """Return the image of a document, or None if the service did not write the document."""
     fields = snapshot.to_dict() or {}
-    name, generation = fields.get("name"), fields.get("generation")
-    if not isinstance(name, str) or not name:
+    bucket, name, generation = (fields.get(key) for key in ("bucket", "name", "generation"))
+    if not (isinstance(bucket, str) and isinstance(name, str) and name):
         return None
     created_at = fields.get("created_at")
     if not isinstance(created_at, datetime):
         created_at = snapshot.create_time
     # 0 means that the generation was not known (service.pipeline).
     is_known = isinstance(generation, int) and generation > 0
-    ref = ImageRef(fields["bucket"], name, generation if is_known else None)
+    ref = ImageRef(bucket, name, generation if is_known else None)
     detections_uri = fields.get("detections_uri")
     return StoredImage(snapshot.id, ref, created_at, detections_uri and str(detections_uri))
 
@@ -172,7 +185,8 @@ def _stored_image(snapshot: Any) -> StoredImage | None:
 def _fields(snapshot: Any) -> dict[str, Any]:
     """Return a document's fields. A place is the service's `GeoPoint`, not Firestore's."""
     fields: dict[str, Any] = snapshot.to_dict() or {}
-    if place := fields.get("location"):
+    place = fields.get("location")
+    if isinstance(place, firestore.GeoPoint):
         fields["location"] = GeoPoint(place.latitude, place.longitude)
     return fields
 
@@ -186,7 +200,8 @@ class ResultRewriter(ResultReader):
         Other fields, for example `created_at`, keep their values.
 
         Raises:
-            FirestoreUnavailableError: Firestore did not confirm, or refuses the document.
+            StoredResultError: Firestore refuses the changed document, for example its size.
+            FirestoreUnavailableError: Firestore did not confirm.
         """
         with self._report_outage(self._writes):
             try:
@@ -197,4 +212,6 @@ class ResultRewriter(ResultReader):
                 )
             except (exceptions.FailedPrecondition, exceptions.NotFound):
                 return False
+            except exceptions.InvalidArgument as exc:
+                raise StoredResultError(f"Firestore refuses the document: {exc.message}") from exc
         return True

@@ -24,7 +24,7 @@ from service.domain import (
 )
 from service.errors import ModelError
 from service.images.letterbox import Letterbox
-from service.inference.labels import MAX_LABEL_BYTES, label_of
+from service.inference.labels import MAX_CLASSES, MAX_LABEL_BYTES, label_of
 
 # A row begins with four columns of the box, the confidence and the class id. The task's columns
 # follow.
@@ -148,6 +148,8 @@ class Head:
     ) -> Prediction:
         """Convert the output for one image.
 
+        What has a number that is NaN or infinite, or an impossible class id, is left out.
+
         Args:
             output: float32 rows x columns, with boxes in pixels of the input. For the task
                 classify, the confidence of each class.
@@ -162,6 +164,7 @@ class Head:
             return Prediction(classes=self._classes(output.ravel()))
         letterbox = letterbox.onto(info)
         confident = output[output[:, _CONFIDENCE] >= self.min_confidence]
+        confident = confident[_is_sound(confident)]
         ordered = confident[np.argsort(-confident[:, _CONFIDENCE], kind="stable")]
         match self.task:
             case Task.SEGMENT:
@@ -189,9 +192,7 @@ class Head:
         """Return the detections whose mask has a pixel, as ultralytics does."""
         if prototypes is None:
             raise ValueError("A segmentation model returned no prototypes")
-        if not len(rows):
-            return []
-        # Imported for the first mask: OpenCV takes a sixth of a second.
+        # Imported for the first image: OpenCV takes a sixth of a second.
         from service.inference.masks import Masks
 
         masks = Masks(prototypes, letterbox)
@@ -229,11 +230,19 @@ class Head:
         )
 
     def _classes(self, confidences: NDArray[np.float32]) -> tuple[ClassScore, ...]:
-        order = np.argsort(-confidences, kind="stable")[:MAX_CLASS_SCORES]
+        order = np.argsort(-confidences, kind="stable")
+        order = order[np.isfinite(confidences[order])][:MAX_CLASS_SCORES]
         return tuple(
             ClassScore(label_of(self.labels, class_id), class_id, float(confidences[class_id]))
             for class_id in order.tolist()
         )
+
+
+def _is_sound(rows: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return which rows have finite numbers only, and a class id that a model may have."""
+    class_ids = rows[:, _CLASS]
+    is_class = (class_ids >= 0) & (class_ids < MAX_CLASSES)
+    return np.logical_and(np.isfinite(rows).all(axis=1), is_class)
 
 
 def regularized(cx: float, cy: float, width: float, height: float, angle: float) -> RotatedBox:

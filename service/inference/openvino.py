@@ -199,6 +199,8 @@ def _read_metadata(directory: Path) -> dict[str, Any]:
             raise KeyError("names")
         metadata["imgsz"] = [int(side) for side in metadata["imgsz"]]
         metadata["stride"] = int(metadata["stride"])
+        if not metadata["imgsz"] or min(*metadata["imgsz"], metadata["stride"]) < 1:
+            raise ValueError("`imgsz` and `stride` must be positive")
     except (
         OSError,
         yaml.YAMLError,

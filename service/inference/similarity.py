@@ -135,8 +135,8 @@ def mask_iou(a: Sequence[Polygon], b: Sequence[Polygon]) -> float:
     )
     xs, ys = samples
     first, second = rasterize(a, xs, ys), rasterize(b, xs, ys)
-    union = np.count_nonzero(first | second)
-    return np.count_nonzero(first & second) / union if union else 1.0
+    union = int(np.count_nonzero(first | second))
+    return int(np.count_nonzero(first & second)) / union if union else 1.0
 
 
 def rasterize(

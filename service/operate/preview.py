@@ -31,6 +31,7 @@ class Verdict(StrEnum):
     DISABLED = "disabled"  # its source is disabled
     NOT_DONE = "not_done"  # failed or parked, so it has no detections
     UNREADABLE = "unreadable"  # it was written by another version of the service, or edited
+    UNSTORABLE = "unstorable"  # Firestore refuses what it would become: too large, or edited
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,11 @@ class Rewriter(Protocol):
         """Return one document, or None if there is none."""
 
     def rewrite(self, version: Any, fields: Mapping[str, Any]) -> bool:
-        """Change fields of a document. Return False if the document was changed meanwhile."""
+        """Change fields of a document. Return False if the document was changed meanwhile.
+
+        Raises:
+            StoredResultError: the document cannot have these fields.
+        """
 
 
 def preview(
@@ -110,7 +115,12 @@ def preview(
     for version in versions:
         change = change_of(version.fields, settings_of, store_confidence)
         while rewriter and change.verdict is Verdict.CHANGED:
-            if rewriter.rewrite(version, change.fields):
+            try:
+                is_rewritten = rewriter.rewrite(version, change.fields)
+            except StoredResultError:
+                change = Change(Verdict.UNSTORABLE)
+                break
+            if is_rewritten:
                 summary.rewritten += 1
                 break
             # Another process changed the document first: compare the new one.
@@ -147,7 +157,14 @@ def change_of(
         if not _is_complete(stored, document["faint_cut"], settings, store_confidence):
             return Change(Verdict.INCOMPLETE)
         return _change(stored, document, settings)
-    except (StoredResultError, LookupError, TypeError, AttributeError):
+    except (
+        StoredResultError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ):  # a person may have edited the document
         return Change(Verdict.UNREADABLE)
 
 

@@ -198,8 +198,6 @@ class CurrentSources:
                 self._documents.remember(stored, deadline)
                 self._remembered = stored.version
             return
-        if stored is None and self._known and self._known.version is None:
-            return  # there never were any sources
         self._fall_back(deadline)
         if self._known is None or (stored is None and self._known.version is None):
             return

@@ -55,6 +55,8 @@ def load(path: Path) -> Sources:
         raise FaultyFileError(path, [Fault(line, f"not valid YAML: {exc.problem or exc}")]) from exc
     except (yaml.YAMLError, ValueError, RecursionError) as exc:
         raise FaultyFileError(path, [Fault(1, f"the file is not valid YAML: {exc}")]) from exc
+    except (LookupError, TypeError, AttributeError) as exc:  # of PyYAML, for example `!!bool foo`
+        raise FaultyFileError(path, [Fault(1, "a value does not fit its YAML tag")]) from exc
     faults += _faults(plain, root)
     if faults:
         raise FaultyFileError(path, sorted(faults, key=lambda fault: fault.line))
@@ -125,17 +127,25 @@ def _line(root: yaml.Node | None, path: str, key: str | None = None) -> int:
     return line
 
 
-def _repeated_keys(node: yaml.Node | None) -> Iterator[Fault]:
+def _repeated_keys(root: yaml.Node | None) -> Iterator[Fault]:
     """Yield the keys that a mapping has twice: YAML's loader would silently take the last one."""
-    if isinstance(node, yaml.MappingNode):
+    nodes, visited = [root], set()
+    while nodes:
+        node = nodes.pop()
+        # Aliases let a small file have an endless or a huge number of nodes.
+        if not isinstance(node, yaml.CollectionNode) or id(node) in visited:
+            continue
+        visited.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+            continue
         seen = set()
         for key, value in node.value:
+            nodes.append(value)
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # the loader refuses it, with its line
             if key.value in seen:
                 yield Fault(
                     key.start_mark.line + 1, f"the key {key.value} occurs twice in one mapping"
                 )
             seen.add(key.value)
-            yield from _repeated_keys(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            yield from _repeated_keys(item)

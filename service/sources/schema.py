@@ -26,8 +26,10 @@ MAX_POINTS = 100
 Name = Annotated[str, Meta(pattern=r"\A[a-z0-9-]{1,63}\Z")]
 # https://cloud.google.com/storage/docs/buckets#naming
 _Bucket = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]\Z")]
-_Prefix = Annotated[str, Meta(max_length=1024)]
-_Label = Annotated[str, Meta(min_length=1, max_length=200)]
+# Escapes of YAML can make lone surrogates, which UTF-8 does not have.
+_TEXT = r"\A[^\ud800-\udfff]*\Z"
+_Prefix = Annotated[str, Meta(max_length=1024, pattern=_TEXT)]
+_Label = Annotated[str, Meta(min_length=1, max_length=200, pattern=_TEXT)]
 _Confidence = Annotated[float, Meta(ge=0.001, le=1)]
 _Share = Annotated[float, Meta(ge=0, le=1)]
 

@@ -63,6 +63,9 @@ _WORDS: Mapping[str, Callable[[re.Match[str], str], str]] = {
     r"Expected `array` of length (\d+), got (\d+)": lambda match, subject: (
         f"{subject} must have {match[1]} elements, not {match[2]}"
     ),
+    r"Expected `str` matching regex .+ud800.+": lambda match, subject: (
+        f"{subject} must be valid Unicode"
+    ),
     r"Expected `str` matching regex .+": lambda match, subject: (
         f"{subject} must be {_FORMS.get(subject.rpartition('.')[2], _NAME)}"
     ),

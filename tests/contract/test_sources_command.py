@@ -27,7 +27,7 @@ from service.gcp import clients
 from service.gcp.firestore import ResultStore
 from service.gcp.result_reader import DocumentVersion, ResultReader, ResultRewriter
 from service.gcp.source_store import SourceStore
-from service.operate.preview import Summary, preview
+from service.operate.preview import Summary, Verdict, preview
 from service.sources.current import SourceSettings
 from service.sources.rules import Rules
 from tests.fakes import PATIENCE_SECONDS
@@ -211,6 +211,20 @@ def test_preview_that_races_with_a_commit_keeps_the_new_result(
     assert document["counts"] == {"person": 2}
     assert document["max_confidence"] == 0.95
     assert document["created_at"] > version.fields["created_at"]
+
+
+def test_document_that_cannot_be_rewritten_stops_no_other(
+    store: ResultStore, rewriter: ResultRewriter, reader: ResultReader
+) -> None:
+    """A person changed a label to one that Firestore refuses as a key of `counts`."""
+    store.commit([result_of("a.jpg", 0.9), result_of("b.jpg", 0.9)])
+    edited, _ = rewriter.versions("uploads", "")
+    label = [{**edited.fields["detections"][0], "label": "__x__"}]
+    rewriter.rewrite(edited, {"detections": label})
+    summary = _apply(list(rewriter.versions("uploads", "")), rewriter, Rules(0.5))
+    assert summary.verdicts == {Verdict.UNSTORABLE: 1, Verdict.CHANGED: 1}
+    assert summary.rewritten == 1
+    assert [one["counts"] for one in reader.results("uploads", "b")] == [{"person": 1}]
 
 
 def test_preview_never_brings_a_deleted_document_back(

@@ -307,13 +307,32 @@ def test_is_final_is_false_before_and_true_after_the_commit(store: ResultStore) 
     assert store.is_final(result.ref.document_id)
 
 
+def test_document_that_a_person_edited_can_be_read_and_replaced(
+    store: ResultStore, reader: ResultReader
+) -> None:
+    result = done("a.jpg")
+    store.commit([result])
+    document_id = result.ref.document_id
+    edit = {"created_at": "today", "location": "here", "status": "parked", "generation": "1"}
+    store._collection.document(document_id).update(edit)
+    assert list(reader.parked()) == []
+    [document] = reader.results("uploads", "a.jpg")
+    assert document["location"] == "here"
+    store._collection.document(document_id).update({"status": "done"})
+    assert not store.is_final(document_id, Replace(datetime.now(UTC)))
+
+
 def test_results_are_those_of_bucket_and_prefix_by_name(
     store: ResultStore, reader: ResultReader
 ) -> None:
-    names = ["cam1/b.jpg", "cam1/a.jpg", "cam10/a.jpg", "cam1", "cam1/é.jpg", "other.jpg"]
+    last = "cam1/\U0010ffff.jpg"
+    names = ["cam1/b.jpg", "cam1/a.jpg", "cam10/a.jpg", "cam1", "cam1/é.jpg", last, "other.jpg"]
     store.commit([done(name) for name in names])
     matches = [document["name"] for document in reader.results("uploads", "cam1/")]
-    assert matches == ["cam1/a.jpg", "cam1/b.jpg", "cam1/é.jpg"]
+    assert matches == ["cam1/a.jpg", "cam1/b.jpg", "cam1/é.jpg", last]
+    assert [one["name"] for one in reader.results("uploads", "cam1/\U0010ffff")] == [last]
+    assert list(reader.results("uploads", "\ud7ff")) == []
+    assert list(reader.results("uploads", "\U0010ffff")) == []
     assert len(list(reader.results("uploads", ""))) == len(names)
     assert list(reader.results("another", "")) == []
 

@@ -195,6 +195,17 @@ def test_last_good_version_of_another_instance_is_used(
     assert not settings_of(sources).rules.keep_faint
 
 
+def test_sources_that_only_another_instance_saw_stay_in_force(
+    documents: FakeDocuments, clock: Clock
+) -> None:
+    sources = instance(documents, clock)  # there are none yet
+    documents.edit(enabled=False)
+    instance(documents, clock)
+    documents.stored = None
+    clock.now += 60
+    assert not settings_of(sources).is_enabled
+
+
 def test_repaired_document_is_used_again(documents: FakeDocuments, clock: Clock) -> None:
     documents.edit(min_confidence=0.6)
     sources = instance(documents, clock)

@@ -28,6 +28,8 @@ def test_object_without_metadata_has_none(absent: Any) -> None:
         ("__name__", "x"),
         ("____", "x"),
         ("k" * 3000, "x"),
+        ("k" * 1491, "x"),  # a field path has at most 1,500 bytes
+        ("é" * 351, "x"),
         ("big", "x" * 3000),
         ("number", 7),
         ("null", None),

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,6 +35,7 @@ from service.evaluation import evaluate
 from service.operate.preview import Summary, Verdict, change_of, preview
 from service.sources.current import SourceSettings
 from service.sources.rules import Rules
+from service.sources.schema import Mode, Zone
 from tests.unit.test_evaluation import PREDICTIONS, RULES
 
 MODEL = ModelInfo("m.pt", "0" * 64, 640, "fp32", "fake")
@@ -46,6 +47,10 @@ PERSON, CAR, DOG = (
     Detection("car", 2, 0.5, replace(BOX, x2=15.5)),
     Detection("dog", 16, 0.1, BOX),
 )
+ZONE = Zone(name="gate", mode=Mode.INCLUDE, points=((0, 0), (1, 0), (1, 1)))
+# Edited by a person:
+NO_SIZE = {"width": 0, "height": 0, "format": "JPEG"}
+NEGATIVE_ID = {"label": "a", "class_id": -1, "confidence": 0.9, "box": asdict(BOX), "zones": []}
 NEW = SourceVersion("yard", datetime(2026, 1, 1, tzinfo=UTC))
 
 
@@ -149,6 +154,8 @@ def test_higher_threshold_drops_detections_and_keeps_them_faint() -> None:
         (Rules(0.6), {"detections": [5]}, Verdict.UNREADABLE),
         (Rules(0.6), {"detections": [{"label": "car"}]}, Verdict.UNREADABLE),
         (Rules(0.6), {"image": None}, Verdict.UNREADABLE),
+        (Rules(0.6, zones=(ZONE,)), {"image": NO_SIZE}, Verdict.UNREADABLE),
+        (Rules(0.999), {"detections": [NEGATIVE_ID]}, Verdict.UNREADABLE),
         (Rules(0.6), {"model": None}, Verdict.UNREADABLE),
         (Rules(0.6), {"source": None}, Verdict.UNREADABLE),
     ],

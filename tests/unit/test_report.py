@@ -116,6 +116,18 @@ def test_row_of_a_parked_image_says_so(capsys: pytest.CaptureFixture[str]) -> No
     assert row == "cat.jpg  parked  daily_image_limit: The limit was reached."
 
 
+@pytest.mark.parametrize(
+    "edited",
+    [{"error": "none"}, {"timings": {"queue_ms": "5"}}, {"counts": 3}, {"max_confidence": "high"}],
+    ids=str,
+)
+def test_document_that_a_person_edited_is_one_row(
+    capsys: pytest.CaptureFixture[str], edited: dict[str, Any]
+) -> None:
+    _, row = lines(capsys, done() | edited)
+    assert row.split() == ["cat.jpg", "done", "unreadable:", "see", "--json"]
+
+
 def test_name_that_looks_like_a_number_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
     _, row = lines(capsys, done() | {"name": "1e5"})
     assert row.startswith("1e5 ")

@@ -88,7 +88,16 @@ def test_fault_of_each_source_is_named_with_its_line(file: Path) -> None:
             3,
             "the source in line 2 has the same id a",
         ),
-        ("sources: &s\n  - *s\n", 1, "the file is not valid YAML"),
+        ("sources: &s\n  - *s\n", 1, "sources[0] must be a mapping, not a list"),
+        ("sources: []\n? [a, b]\n: 1\n", 2, "unhashable key"),
+        ("sources: !!bool perhaps\n", 1, "does not fit its YAML tag"),
+        ("sources: !!int ''\n", 1, "does not fit its YAML tag"),
+        ("sources: !!timestamp now\n", 1, "does not fit its YAML tag"),
+        (
+            'sources:\n  - {id: a, bucket: aaa,\n     prefix: "\\ud800"}\n',
+            3,
+            "must be valid Unicode",
+        ),
         ("sources: \0\n", 1, "the file is not valid YAML"),
     ],
 )
@@ -149,12 +158,27 @@ def test_fault_is_a_sentence(file: Path, fields: str, message: str) -> None:
     assert fault.message == message
 
 
+def test_small_file_with_many_aliases_is_checked_at_once(file: Path) -> None:
+    lines = ["a0: &a0 [1]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 200))]
+    [fault] = faults(file, "\n".join(lines))
+    assert "unknown field" in fault.message
+
+
 def test_check_prints_the_faults_and_fails(file: Path) -> None:
     file.write_text(FAULTY)
     done = check(file)
     assert done.exit_code == 1
     assert f"{file}:11: unknown field `min_confidense` in sources[1]" in done.stderr
     assert done.stderr.count(f"{file}:") == 4
+
+
+def test_check_refuses_a_file_that_firestore_cannot_store(file: Path) -> None:
+    prefix = "p" * 1000
+    sources = (f"  - {{id: s{i}, bucket: aaa, prefix: {prefix}{i}}}\n" for i in range(900))
+    file.write_text("sources:\n" + "".join(sources))
+    done = check(file)
+    assert done.exit_code == 1
+    assert "more than 900,000" in done.stderr
 
 
 def test_check_of_a_good_file_counts_the_sources(file: Path) -> None:
