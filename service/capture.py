@@ -1,15 +1,14 @@
 """When and where an image was taken: pure functions of its EXIF data and its source's settings."""
 
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from datetime import timezone as fixed_timezone
 from zoneinfo import ZoneInfo
 
-from service.domain import Capture, CapturedAtSource, ImageResult
+from service.domain import MAX_UTC_OFFSET, Capture, CapturedAtSource, ImageResult
 
 # Cameras without a set clock write the year 1904, 1970 or 1980, or a year beyond 2100.
 _FIRST_YEAR, _LAST_YEAR = 1970, 2100
-_MAX_OFFSET = timedelta(hours=14)  # the largest difference to UTC that any place has
 
 
 def with_capture(
@@ -50,7 +49,7 @@ def captured_at_of(
     if not local or not _FIRST_YEAR <= local.year <= _LAST_YEAR:
         return None, CapturedAtSource.NONE
     local = local.replace(fold=0)
-    if offset is not None and abs(offset) <= _MAX_OFFSET:
+    if offset is not None and abs(offset) <= MAX_UTC_OFFSET:
         zoned = local.replace(tzinfo=fixed_timezone(offset))
         return zoned.astimezone(UTC), CapturedAtSource.EXIF_OFFSET
     if timezone:

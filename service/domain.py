@@ -183,7 +183,7 @@ class RotatedBox:
 
     @property
     def corners(self) -> tuple[float, ...]:
-        """The four corners, clockwise: x1, y1, ..., x4, y4, in pixels.
+        """The four corners, anticlockwise as seen in the image: x1, y1, ..., x4, y4, in pixels.
 
         As `xywhr2xyxyxyxy` in ultralytics 8.4 (utils/ops.py).
         """
@@ -254,6 +254,9 @@ class Camera:
     make: str | None = None
     model: str | None = None
     serial: str | None = None
+
+
+MAX_UTC_OFFSET = timedelta(hours=14)  # the largest difference to UTC that any place has
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,7 @@ def stored_result(document: Mapping[str, Any]) -> ImageResult:
             ImageRef(document["bucket"], document["name"], document["generation"]),
             image_info=_convert(document["image"], ImageInfo),
             model=_convert(model, ModelInfo),
-            detections=tuple(
-                _convert(fields | {"rotated_box": fields.get("obb")}, Detection)
-                for fields in document["detections"]
-            ),
+            detections=stored_detections(document),
             faint=None if faint is None else unpack(faint),
             classes=_convert(document["classes"], tuple[ClassScore, ...]),
             left_out=tuple(document["left_out"]),
@@ -39,6 +36,19 @@ def stored_result(document: Mapping[str, Any]) -> ImageResult:
         raise StoredResultError(
             f"The document has another form than the service writes: {exc}"
         ) from exc
+
+
+def stored_detections(document: Mapping[str, Any]) -> tuple[Detection, ...]:
+    """Return the detections that a document has.
+
+    Raises:
+        msgspec.ValidationError: they have another form. Other forms can also raise LookupError or
+            TypeError.
+    """
+    return tuple(
+        _convert(fields | {"rotated_box": fields.get("obb")}, Detection)
+        for fields in document["detections"]
+    )
 
 
 def _convert(value: Any, kind: type[Value]) -> Value:

@@ -30,6 +30,8 @@ import yaml
 
 from devtools.demo_model import shapes
 from devtools.demo_model.warm_start import warm_start
+from service.domain import Box
+from service.inference.similarity import iou
 from service.machine import cpu_name
 
 MODEL_NAME = "shapes"
@@ -464,27 +466,9 @@ def _measurement(metric: Any) -> Measurement:
     return Measurement(float(metric.map), float(metric.map50), per_class)
 
 
-def overlap(first: shapes.Box, second: shapes.Box) -> float:
-    """Return the intersection over union of two boxes.
-
-    Args:
-        first: Box (x1, y1, x2, y2) in pixels.
-        second: Box to compare with.
-
-    Returns:
-        Share from 0 to 1.
-    """
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
-    return width * height / (sum(areas) - width * height)
-
-
 def box_overlap(box: shapes.Box, item: shapes.SceneObject) -> float:
     """Return the intersection over union of a box and the box of a drawn shape."""
-    return overlap(box, item.box)
+    return iou(Box(*box), Box(*item.box))
 
 
 def mask_overlap(mask: npt.NDArray[np.bool_], item: shapes.SceneObject) -> float:

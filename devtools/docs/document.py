@@ -248,7 +248,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "detections[].obb.height": Meaning("Side along the y axis at angle 0.", "", _PIXELS),
     "detections[].obb.angle_degrees": Meaning("Clockwise angle, 0 to below 90.", "", "degrees"),
     "detections[].corners": Meaning(
-        "Corners of the rotated box, clockwise: x1, y1, ..., x4, y4.",
+        "Corners of the rotated box, anticlockwise: x1, y1, ..., x4, y4.",
         "absent if `obb` is",
         _PIXELS,
     ),

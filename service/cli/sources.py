@@ -1,6 +1,5 @@
 """`yolo-batch sources`: the settings of buckets and prefixes."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -13,7 +12,7 @@ import click
 from service.cli.commands import argument, group, option
 from service.cli.exit_codes import ExitCode
 from service.cli.options import json_lines_option, json_option, objects_argument
-from service.cli.output import Column, note, progress, say, say_json, say_table
+from service.cli.output import Column, can_ask, note, progress, say, say_json, say_table
 from service.errors import SourcesError
 from service.settings import Settings
 
@@ -110,7 +109,7 @@ def apply(file: Path, dry_run: bool, yes: bool) -> None:
     if dry_run:
         return
     if not yes:
-        if not sys.stdin.isatty():
+        if not can_ask():
             raise click.UsageError("Standard input is not a terminal: give --yes or --dry-run")
         click.confirm("Write these sources?", abort=True, err=True)
     version = store.write(new, stored.version if stored else None)
@@ -209,7 +208,7 @@ def preview(file: Path, uri: tuple[str, str], as_json: bool, is_applied: bool, y
         store_confidence=settings.store_confidence,
     )
     if is_applied and not yes:
-        if not sys.stdin.isatty():
+        if not can_ask():
             raise click.UsageError("Standard input is not a terminal: give --yes")
         with _progress() as progressed:
             _show(run(rewriter.versions(bucket, prefix), progressed=progressed), uri)

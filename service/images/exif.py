@@ -16,11 +16,10 @@ from typing import Any, TypeVar
 
 from PIL import ExifTags, Image, TiffImagePlugin
 
-from service.domain import Camera, Capture, GeoPoint
+from service.domain import MAX_UTC_OFFSET, Camera, Capture, GeoPoint
 from service.images.details import (
     MAX_LATITUDE,
     MAX_LONGITUDE,
-    MAX_OFFSET,
     MAX_TEXT_CHARACTERS,
 )
 
@@ -179,7 +178,7 @@ def _offset(text: str | None) -> timedelta | None:
         return None
     sign, hours, minutes = match.groups()
     offset = timedelta(hours=int(hours), minutes=int(minutes))
-    return None if offset > MAX_OFFSET else -offset if sign == "-" else offset
+    return None if offset > MAX_UTC_OFFSET else -offset if sign == "-" else offset
 
 
 def _location(gps: _Tags) -> GeoPoint | None:

@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.domain import Box, Detection, Keypoint, Polygon, RotatedBox
+from service.domain import MIN_KEYPOINT_CONFIDENCE, Box, Detection, Polygon, RotatedBox
 
 # Standard deviation of a keypoint's position, divided by the square root of the object's area. It
 # is near the mean of COCO's 17 values (0.025 for eyes to 0.107 for hips).
 _KEYPOINT_SIGMA = 0.06
-_VISIBLE = 0.5  # confidence from which a keypoint is compared
 _GRID = 256  # samples along each side of two masks
 
 
@@ -107,7 +106,11 @@ def keypoint_similarity(a: Detection, b: Detection) -> float:
     if len(a.keypoints) != len(b.keypoints):
         return 0.0
     area = (a.box.x2 - a.box.x1) * (a.box.y2 - a.box.y1)
-    pairs = [pair for pair in zip(a.keypoints, b.keypoints, strict=True) if _is_visible(pair[0])]
+    pairs = [
+        (p, q)
+        for p, q in zip(a.keypoints, b.keypoints, strict=True)
+        if p.confidence >= MIN_KEYPOINT_CONFIDENCE
+    ]
     if not pairs:
         return 1.0
     if area <= 0:
@@ -115,10 +118,6 @@ def keypoint_similarity(a: Detection, b: Detection) -> float:
     scale = 2 * area * (2 * _KEYPOINT_SIGMA) ** 2
     squares = ((p.x - q.x) ** 2 + (p.y - q.y) ** 2 for p, q in pairs)
     return sum(math.exp(-square / scale) for square in squares) / len(pairs)
-
-
-def _is_visible(point: Keypoint) -> bool:
-    return point.confidence >= _VISIBLE
 
 
 def mask_iou(a: Sequence[Polygon], b: Sequence[Polygon]) -> float:

@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import json
-import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -37,16 +36,6 @@ from service.recorder import Recorder
 from tests.fakes import PATIENCE_SECONDS
 from tests.loglines import logged_by
 from tests.masks import MODEL, segmented
-
-
-@pytest.fixture
-def results_bucket() -> storage.Bucket:
-    return storage.Client().create_bucket(f"results-{uuid.uuid4().hex}")
-
-
-@pytest.fixture
-def large(results_bucket: storage.Bucket) -> LargeResults:
-    return LargeResults(storage.Client(), results_bucket.name, timeout_seconds=PATIENCE_SECONDS)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """int8 for each task, on the seeded networks: what stays in float, and that the result runs."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import openvino as ov
@@ -20,14 +19,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # torch's to ultralytics, and NNCF's
 ]
 BRANCH = ".one2one_cv4"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def offline_ultralytics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("YOLO_OFFLINE", "True")
-        environment.setenv("YOLO_CONFIG_DIR", str(tmp_path_factory.mktemp("ultralytics")))
-        yield
 
 
 @pytest.mark.parametrize("task", [task for task in Task if task is not Task.DETECT])

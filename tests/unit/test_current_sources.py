@@ -11,7 +11,7 @@ from service.deadline import NO_DEADLINE, Deadline
 from service.domain import ImageRef
 from service.errors import FirestoreUnavailableError, SourcesUnknownError
 from service.sources.current import CurrentSources, SourceSettings, StoredSources
-from tests.fakes import Gate, in_thread
+from tests.fakes import Clock, Gate, in_thread
 
 IMAGE = ImageRef("uploads", "a.jpg", 1)
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -47,14 +47,6 @@ class FakeDocuments:
     def remember(self, good: StoredSources, deadline: Deadline) -> None:
         self.writes += 1
         self.good = good
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
