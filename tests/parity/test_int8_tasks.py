@@ -53,7 +53,8 @@ def test_int8_of_each_task_runs_and_keeps_its_branch_in_float(task: Task, tmp_pa
     )
     for expected, actual in zip(reference, other, strict=True):
         assert len(actual.classes) == len(expected.classes)
-        assert len(actual.detections) > len(expected.detections) / 2
+        assert bool(expected.detections) == (task is not Task.CLASSIFY)
+        assert len(actual.detections) >= len(expected.detections) / 2
         for found in actual.detections:
             assert bool(found.polygons) == (task is Task.SEGMENT)
             assert bool(found.keypoints) == (task is Task.POSE)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from devtools.demo_model import shapes, train
+from devtools.demo_model import accuracy, card, shapes, train
 
 CLASS_IDS = range(len(shapes.CLASS_NAMES))
 
@@ -159,7 +159,7 @@ def test_rings_outline_what_is_visible_of_each_shape() -> None:
         scene = draw(index=index, width=320, height=240)
         for item in scene.objects:
             mask = filled(item.visible.rings(), 320, 240)
-            overlaps.append(train.mask_overlap(mask, item))
+            overlaps.append(accuracy.mask_overlap(mask, item))
     assert len(overlaps) > 60
     assert min(overlaps) > 0.9
 
@@ -224,6 +224,6 @@ def test_detections_are_counted_as_found_repeated_or_wrong() -> None:
         (1, (20.0, 20.0, 30.0, 31.0)),  # found
         (3, (80.0, 80.0, 90.0, 90.0)),  # no shape
     ]
-    assert train.tally(objects, detections, train.box_overlap) == train.Tally(
+    assert accuracy.tally(objects, detections, accuracy.box_overlap) == card.Tally(
         3, found=2, repeated=1, wrong=2
     )

@@ -7,7 +7,8 @@ import openvino as ov
 import pytest
 
 from devtools.demo_model import shapes
-from devtools.demo_model.train import RECIPES, build_network
+from devtools.demo_model.recipe import RECIPES
+from devtools.demo_model.train import build_network
 from service.settings import BUNDLED_MODEL
 
 pytestmark = [
