@@ -208,6 +208,8 @@ def preview(file: Path, uri: tuple[str, str], as_json: bool, is_applied: bool, y
         store_confidence=settings.store_confidence,
     )
     if is_applied and not yes:
+        if as_json:
+            raise click.UsageError("--json prints no changes to confirm: give --yes with --apply")
         if not can_ask():
             raise click.UsageError("Standard input is not a terminal: give --yes")
         with _progress() as progressed:

@@ -194,6 +194,9 @@ def test_apply_of_a_preview_rewrites_the_derived_fields_once(
     assert created == {one["name"]: one["created_at"] for one in (first, second)}
     again = run("preview", file, "gs://uploads/cam1/", "--apply", "--yes", "--json")
     assert json.loads(again.stdout)["rewritten"] == 0
+    asking = run("preview", file, "gs://uploads/cam1/", "--apply", "--json")
+    assert (asking.exit_code, asking.stdout) == (2, "")
+    assert "give --yes with --apply" in asking.stderr
 
 
 def test_preview_that_races_with_a_commit_keeps_the_new_result(
