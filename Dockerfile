@@ -8,7 +8,7 @@
 #   --build-arg CALIBRATION=    cpu: models/FOLDER of images, to quantise the model to int8
 #   --build-arg IMAGE_SIZE=     cpu: longer side of the exported model's input, in pixels. Default: the
 #                               size that the weights were trained with
-#   --build-arg HEIC=false      without the decoder for HEIC, which has patents on HEVC. Then HEIC files
+#   --build-arg HEIC=false      leave out the decoder for HEIC, because HEVC is patented. Then HEIC files
 #                               get the error unsupported_media
 #   --build-arg REVISION=       the revision that the image is built from, for its label
 #

@@ -23,7 +23,7 @@ TIMEOUT_SECONDS = 30
 
 
 def documents(query: Query) -> Iterator[dict[str, Any]]:
-    """Yield the documents of a query. Terraform creates the index that each one here needs."""
+    """Yield the documents of a query. Terraform creates the indexes of the queries below."""
     for snapshot in query.stream(timeout=TIMEOUT_SECONDS, retry=Retry(timeout=TIMEOUT_SECONDS)):
         yield snapshot.to_dict() or {}
 
@@ -64,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Query the results in Firestore.")
     parser.add_argument("--label", help="images with this label")
     parser.add_argument("--more-than", type=int, metavar="N", help="... more than N times")
-    parser.add_argument("--confidence", type=float, help="... at least this certain, best first")
+    parser.add_argument("--confidence", type=float, help="... at least this confident, best first")
     parser.add_argument("--newest", action="store_true", help="all images, the newest first")
     parser.add_argument("--failed", action="store_true", help="images that could not be processed")
     parser.add_argument("--limit", type=int, default=100, help="documents at most (default: 100)")

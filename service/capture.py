@@ -1,15 +1,14 @@
 """When and where an image was taken: pure functions of its EXIF data and its source's settings."""
 
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from datetime import timezone as fixed_timezone
 from zoneinfo import ZoneInfo
 
-from service.domain import Capture, CapturedAtSource, ImageResult
+from service.domain import MAX_UTC_OFFSET, Capture, CapturedAtSource, ImageResult
 
 # Cameras without a set clock write the year 1904, 1970 or 1980, or a year beyond 2100.
 _FIRST_YEAR, _LAST_YEAR = 1970, 2100
-_MAX_OFFSET = timedelta(hours=14)  # the largest difference to UTC that any place has
 
 
 def with_capture(
@@ -23,11 +22,11 @@ def with_capture(
         timezone: of the image's source. It is used if the file has no UTC offset.
         store_location: whether the source allows that the position is recorded.
     """
-    captured_at, known_from = captured_at_of(capture, timezone)
+    captured_at, captured_at_source = captured_at_of(capture, timezone)
     return replace(
         result,
         captured_at=captured_at,
-        captured_at_source=known_from,
+        captured_at_source=captured_at_source,
         camera=capture.camera,
         location=capture.location if store_location else None,
     )
@@ -50,12 +49,12 @@ def captured_at_of(
     if not local or not _FIRST_YEAR <= local.year <= _LAST_YEAR:
         return None, CapturedAtSource.NONE
     local = local.replace(fold=0)
-    if offset is not None and abs(offset) <= _MAX_OFFSET:
-        in_place = local.replace(tzinfo=fixed_timezone(offset))
-        return in_place.astimezone(UTC), CapturedAtSource.EXIF_OFFSET
+    if offset is not None and abs(offset) <= MAX_UTC_OFFSET:
+        zoned = local.replace(tzinfo=fixed_timezone(offset))
+        return zoned.astimezone(UTC), CapturedAtSource.EXIF_OFFSET
     if timezone:
-        in_place = local.replace(tzinfo=timezone)
-        return in_place.astimezone(UTC), CapturedAtSource.EXIF_WITH_SOURCE_TIMEZONE
+        zoned = local.replace(tzinfo=timezone)
+        return zoned.astimezone(UTC), CapturedAtSource.EXIF_WITH_SOURCE_TIMEZONE
     return None, CapturedAtSource.NONE
 
 
@@ -74,5 +73,5 @@ def day_of(
         return None
     try:
         return time.astimezone(timezone or UTC).date()
-    except OverflowError:  # the event's time is untrusted. This one is near the year 1 or 9999.
+    except OverflowError:  # the event's time is untrusted: it may be in the year 1 or 9999
         return time.date()

@@ -2,8 +2,8 @@
 
     deletion → does the generation exist? → was it overwritten? → tombstone → result
 
-Events can be forged, so an event alone removes nothing: only Cloud Storage's own response that the
-generation does not exist does.
+Events can be forged. So a result is removed only after Cloud Storage itself has responded that the
+generation does not exist.
 """
 
 import logging
@@ -33,11 +33,11 @@ class Results(Protocol):
 
 
 class ObjectState(StrEnum):
-    """What happened to the generation of an object that an image is."""
+    """What happened to an image's object, which is one generation."""
 
     EXISTS = "exists"  # live or noncurrent
     OVERWRITTEN = "overwritten"  # it is gone, and a newer generation has its name
-    DELETED = "deleted"  # it is gone, and so is the name
+    DELETED = "deleted"  # it is gone, and no generation has its name
 
 
 def state_of(
@@ -70,7 +70,7 @@ class Deletion:
     """Handles the events of deleted objects. Safe to use from many threads."""
 
     def __init__(self, objects: Objects, results: Results, *, with_overwritten: bool) -> None:
-        """Take the parts.
+        """Take the parts that look objects up and remove results.
 
         Args:
             objects: looks objects up.
@@ -82,7 +82,7 @@ class Deletion:
         self._with_overwritten = with_overwritten
 
     def is_wanted(self, event: Event) -> bool:
-        """Return whether the result of a deletion may be removed, as far as the event says."""
+        """Return whether the settings allow the removal of the deleted object's result."""
         return self._with_overwritten or not event.is_overwritten
 
     def handle(self, ref: ImageRef, event: Event, deadline: Deadline) -> Outcome:
@@ -91,9 +91,10 @@ class Deletion:
         It is safe to repeat. If the deletion arrives before the upload, the image gets no result.
 
         Raises:
-            TransientError: it is not known whether the object exists, or the result is not removed.
+            TransientError: it is not known whether the object exists, or the result could not be
+                removed.
         """
-        # If the results of overwritten objects are removed too, the difference does not matter.
+        # If the results of overwritten objects are removed too, only the deletion matters.
         is_overwritten = False if self._with_overwritten else event.is_overwritten
         state = state_of(ref, self._objects, deadline, is_overwritten=is_overwritten)
         extra = {"uri": ref.uri, "generation": ref.generation, "state": str(state)}

@@ -20,7 +20,7 @@ class ObjectMetadata:
     crc32c: str | None = None  # base64
     created_at: datetime | None = None  # when this generation was created
     custom: Mapping[str, str] | None = None  # the uploader's own metadata (`x-goog-meta-*`)
-    is_custom_cut: bool = False  # whether some of `custom` were left out
+    is_custom_cut: bool = False  # whether some of the uploader's metadata were left out
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ class Event:
     ignored: str | None = None
     is_job: bool = False  # a job, not the notification of an upload
     is_deletion: bool = False  # the notification that this generation was deleted
-    is_overwritten: bool | None = None  # of a deletion: by a newer generation. None: not reported
+    # Of a deletion: whether a newer generation overwrote this one. None: not reported.
+    is_overwritten: bool | None = None
     delivery_attempt: int | None = None  # counts from 1. None: not reported
 
 
@@ -152,7 +153,7 @@ class Polygon:
     points: tuple[float, ...]
 
 
-# A keypoint below it is probably hidden or outside of the image.
+# A keypoint with a lower confidence is probably hidden or outside of the image.
 MIN_KEYPOINT_CONFIDENCE = 0.5
 
 
@@ -182,7 +183,7 @@ class RotatedBox:
 
     @property
     def corners(self) -> tuple[float, ...]:
-        """The four corners, clockwise: x1, y1, ..., x4, y4, in pixels.
+        """The four corners, anticlockwise as seen in the image: x1, y1, ..., x4, y4, in pixels.
 
         As `xywhr2xyxyxyxy` in ultralytics 8.4 (utils/ops.py).
         """
@@ -240,7 +241,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class GeoPoint:
-    """A place, in degrees."""
+    """A place: latitude and longitude in degrees. South and west are negative."""
 
     latitude: float
     longitude: float
@@ -253,6 +254,9 @@ class Camera:
     make: str | None = None
     model: str | None = None
     serial: str | None = None
+
+
+MAX_UTC_OFFSET = timedelta(hours=14)  # the largest difference to UTC that any place has
 
 
 @dataclass(frozen=True)
@@ -278,7 +282,7 @@ class CapturedAtSource(StrEnum):
 
 @dataclass(frozen=True)
 class SourceVersion:
-    """Which source's settings a result was made with.
+    """The source, and its version, whose settings a result was made with.
 
     `id` is None if no source matches. `version` is when Firestore last changed the sources, or None
     if there are no sources.
@@ -441,7 +445,7 @@ class ImageResult:
     batch_size: int = 0  # number of images in its batch. 0: it was not inferred.
     timings: Timings = field(default_factory=Timings)
     event_time: datetime | None = None
-    store_confidence: float = 0.05  # the model's findings below it are not in the result
+    store_confidence: float = 0.05  # detections with a lower confidence are not recorded
     # How the detections were made to fit into a document (service.gcp.large_results).
     detections_uri: str | None = None  # the object that has all of the detections' fields
     left_out: tuple[str, ...] = ()  # the detections' fields that the document does not have
@@ -450,7 +454,7 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class StoredDocument:
-    """The fields of a document that decide whether it may be replaced, and by what."""
+    """The fields of a document that a later commit needs, for example to replace it."""
 
     status: str
     model: str | None  # sha256 of the model. A failed image has none.

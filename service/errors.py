@@ -63,11 +63,11 @@ class ModelError(YoloBatchError):
 
 
 class SourcesError(YoloBatchError):
-    """The settings of sources are broken, or were changed meanwhile."""
+    """The sources are broken, or somebody else changed them meanwhile."""
 
 
 class StoredResultError(YoloBatchError):
-    """A document of a result has another form than the service writes."""
+    """A document does not have the form that this version of the service writes."""
 
 
 class EnvelopeError(YoloBatchError):
@@ -122,7 +122,7 @@ class FaintBytesError(YoloBatchError):
 
 
 class LargeResultError(YoloBatchError):
-    """The object of a large result is missing, damaged, or not an object of this result."""
+    """The object of a large result is missing, is damaged, or belongs to another image."""
 
 
 class SmokeError(YoloBatchError):
@@ -167,13 +167,13 @@ class OtherModelError(TransientError):
 
 
 class SourcesUnknownError(TransientError):
-    """It is not known which settings an image has, for example which of them protect privacy."""
+    """The sources are not known, so an image could be processed against its privacy settings."""
 
     retry_after_seconds = 60
 
     def __init__(self) -> None:
         """Build the message, which is the same for every image."""
-        super().__init__("The settings of sources could not be read.")
+        super().__init__("The sources could not be read, so the image's settings are not known.")
 
 
 class DecoderUnavailableError(TransientError):

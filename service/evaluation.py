@@ -10,8 +10,8 @@ from service.sources.rules import Rules
 def evaluate(result: ImageResult, prediction: Prediction, rules: Rules) -> ImageResult:
     """Return the result with the detections that the rules keep, and with the others as faint.
 
-    The rules see the rounded numbers that a document stores. So they decide the same later, about
-    the stored detections together with the faint detections.
+    The rules see the rounded numbers that a document stores. So they decide the same if they are
+    applied later to the stored detections and faint detections.
 
     Args:
         result: the result of an image, whose detections are replaced. It has the image's size.
@@ -21,7 +21,7 @@ def evaluate(result: ImageResult, prediction: Prediction, rules: Rules) -> Image
     prediction = rounded(prediction)
     kept, faint = [], []
     for item in prediction.detections:
-        zones = _zones(result, item, rules) if rules.keep(item.label, item.confidence) else None
+        zones = _zones(result, item, rules) if rules.keeps(item.label, item.confidence) else None
         if zones is None:
             faint.append(replace(item, zones=()))
         else:
@@ -32,7 +32,7 @@ def evaluate(result: ImageResult, prediction: Prediction, rules: Rules) -> Image
         faint=tuple(faint) if rules.keep_faint else None,
         classes=prediction.classes,
         kept_classes=tuple(
-            item for item in prediction.classes if rules.keep(item.label, item.confidence)
+            item for item in prediction.classes if rules.keeps(item.label, item.confidence)
         ),
         zones=rules.counting_zones,
     )

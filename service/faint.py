@@ -1,4 +1,4 @@
-"""The codec of faint detections: those that a document has as bytes, not in `detections`.
+"""The codec of faint detections, which a document has as bytes instead of in `detections`.
 
 The bytes need no model to be read, because they have the labels. They have boxes only: no polygons,
 keypoints or rotated boxes. All integers are unsigned LEB128 varints, as in Protocol Buffers:
@@ -9,9 +9,10 @@ https://protobuf.dev/programming-guides/encoding/#varints
     labels       for each: class id, number of bytes, the label in UTF-8
     detections   until the end, for each: index of the label, confidence, x1, y1, width, height
 
-A confidence is a number of ten-thousandths below the confidence of the detection before (the first
-one: below 1). The numbers of a box are hundredths of a pixel of the full upright image. They can be
-negative, so they are zigzag-encoded: 0, -1, 1, -2, ... become 0, 1, 2, 3, ...
+A confidence is stored as its distance below the confidence of the detection before, or below 1 for
+the first detection, in steps of 0.0001. The numbers of a box are hundredths of a pixel of the full
+upright image. They can be negative, so they are zigzag-encoded: 0, -1, 1, -2, ... become 0, 1, 2,
+3, ...
 
 `rounded` moves a prediction onto the grid of these numbers before the thresholds are applied. So
 the thresholds give the same for detections that were read back.
@@ -28,7 +29,7 @@ _VERSION = 1
 _CONFIDENCES = 10_000  # steps from 0 to 1
 STEP = 1 / _CONFIDENCES  # between two confidences
 _STEPS = 100  # per pixel
-_MAX_PIXELS = 1e9  # no image is as large. A coordinate beyond it is a fault of the model.
+_MAX_PIXELS = 1e9  # no image is so large. A larger coordinate is a fault of the model.
 _MAX_VARINT_BITS = 63
 
 
@@ -48,8 +49,9 @@ def rounded(prediction: Prediction) -> Prediction:
     """Return a prediction on the codec's grid, in an order that does not depend on the model.
 
     Confidences become multiples of 0.0001, and coordinates of boxes multiples of 0.01 pixels. A
-    box of 5 x 5 pixels keeps an IoU of 0.99 or more. Detections are sorted by `sort_key`. What has
-    a number that is NaN or infinite is left out.
+    box of 5 x 5 pixels keeps an IoU of 0.99 or more. Detections are sorted by `sort_key`. A
+    detection or class is left out if its confidence is negative or NaN, or if a coordinate of its
+    box is not finite or too large.
     """
     detections = (
         replace(item, confidence=_rounded_confidence(item), box=_rounded_box(item.box))

@@ -14,12 +14,12 @@ _RESERVED = "__"  # Firestore reserves keys that begin and end with it
 def read_custom(resource: Any) -> tuple[Mapping[str, str] | None, bool]:
     """Return the uploader's metadata, and whether some were left out.
 
-    Keys are in lower case, because the headers of a download do not keep their case. In the order
-    of their keys, all are kept that fit into `MAX_BYTES`. Left out are the others, values that are
-    not text, and keys that Firestore does not store.
+    Keys become lower case, because the headers of a download do not keep their case. Items are kept
+    in the order of their keys, if they still fit into `MAX_BYTES`. Values that are not text, and
+    keys that Firestore does not store, are left out.
 
     Args:
-        resource: untrusted: `metadata` of a Cloud Storage object. None: the object has none.
+        resource: `metadata` of a Cloud Storage object, untrusted. None: the object has none.
     """
     if resource is None:
         return None, False

@@ -2,7 +2,7 @@
 
     slot → source → has a document? → daily limit → download → decode → inference → commit → outcome
 
-The deletion of an image takes a slot too, and then the short way of `service.deletion`.
+The deletion of an image takes a slot too. Then `service.deletion` removes its document.
 
 `handle` returns when the image has its final document, is parked, or needs no document. If it
 raises, the message must be redelivered, which is safe.
@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 # Recorded if Cloud Storage refuses to report the generation. No object has generation 0.
 _NO_GENERATION = 0
-_KEPT_RESULT = "a deletion whose result stays, as the settings say"
+_KEPT_RESULT = "a deletion: the settings keep the result"
 _CLOSE_SECONDS = 8.0
 # Pub/Sub's default for the minimum back-off:
 # https://cloud.google.com/pubsub/docs/handling-failures#exponential_backoff

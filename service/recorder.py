@@ -35,7 +35,7 @@ class LargeResults(Protocol):
         """Return the result as its document can have it."""
 
     def settle(self, result: ImageResult, committed: CommittedResult, deadline: Deadline) -> None:
-        """Remove the object that a commit made useless."""
+        """Remove the object that a commit made useless, and restore the result's own."""
 
     def remove_all(self, document_id: str, deadline: Deadline) -> None:
         """Remove all objects of an image's detections."""
@@ -56,7 +56,7 @@ class Recorder:
         Args:
             store: writes the documents.
             health: watches each commit.
-            large_results: makes large results fit into documents. None: documents have no limit.
+            large_results: makes large results fit into documents. None: the store has no limit.
             is_deleted: returns whether the document with an id was removed with its object.
         """
         self._store = store
@@ -115,7 +115,7 @@ class Recorder:
         prepared = self._large_results.prepare(result, deadline)
         try:
             committed = self._commits.commit(prepared, deadline)
-        except ObjectGoneError:  # deleted meanwhile: nothing of it may stay
+        except ObjectGoneError:  # the image was deleted meanwhile: its object must not stay
             gone = CommittedResult(prepared, is_superseded=True, unused_uri=prepared.detections_uri)
             self._settle(result, gone, deadline)
             raise
@@ -141,7 +141,7 @@ class Recorder:
                 large_results.remove_all(ref.document_id, deadline)
         except YoloBatchError as exc:
             logger.warning(
-                "An object with the detections of a deleted image may be left",
+                "An object with the detections of a deleted image may be left in RESULTS_BUCKET",
                 extra={"uri": ref.uri, "document_id": ref.document_id, "reason": str(exc)},
             )
 

@@ -119,13 +119,14 @@ class Settings:
     )
     min_confidence: float = _setting(
         0.25,
-        "Detections with a lower confidence are not in `detections`. A source can have its own.",
+        "Detections with a lower confidence are not in `detections`. A source can have its own "
+        "threshold.",
         _number(0.001, 1.0),
     )
     store_confidence: float = _setting(
         0.05,
-        "Detections with a lower confidence are not recorded. The others that are not in "
-        "`detections` are in `faint`.",
+        "Detections with a lower confidence are not recorded at all. Detections that are recorded, "
+        "but are not in `detections`, are in `faint`.",
         _number(0.001, 1.0),
     )
     max_batch_size: int = _setting(
@@ -195,14 +196,14 @@ class Settings:
     )
     delete_results_with_objects: bool = _setting(
         False,
-        "Remove the result of an image when its object is deleted. The service must get the "
-        "deletions as events. Results of overwritten objects stay.",
+        "Remove the result of an image when its object is deleted. The service must receive an "
+        "event for each deletion. Results of overwritten objects stay.",
         _boolean,
     )
     delete_results_of_overwritten: bool = _setting(
         False,
-        "With DELETE_RESULTS_WITH_OBJECTS: remove the result of an image also when its object is "
-        "overwritten.",
+        "Also remove the result of an image when its object is overwritten. Needs "
+        "DELETE_RESULTS_WITH_OBJECTS.",
         _boolean,
     )
     results_bucket: str | None = _setting(
@@ -221,8 +222,7 @@ class Settings:
     )
     sources_refresh_seconds: float = _setting(
         60.0,
-        "Seconds after which an instance looks whether the sources changed. A look reads one "
-        "document.",
+        "Seconds after which an instance reads the sources again. They are one document.",
         _number(1, 3600),
     )
     storage_timeout_seconds: float = _setting(
@@ -282,7 +282,8 @@ class Settings:
         if settings.store_confidence > settings.min_confidence:
             raise SettingsError(
                 f"STORE_CONFIDENCE={settings.store_confidence:g} is wrong: it must not be greater "
-                f"than MIN_CONFIDENCE={settings.min_confidence:g}"
+                f"than MIN_CONFIDENCE={settings.min_confidence:g}. Lower STORE_CONFIDENCE, or "
+                "raise MIN_CONFIDENCE"
             )
         if settings.work_seconds <= 0:
             raise SettingsError(
@@ -294,12 +295,12 @@ class Settings:
         if settings.delete_results_of_overwritten and not settings.delete_results_with_objects:
             raise SettingsError(
                 "DELETE_RESULTS_OF_OVERWRITTEN=true has no effect without "
-                "DELETE_RESULTS_WITH_OBJECTS=true"
+                "DELETE_RESULTS_WITH_OBJECTS=true. Set both, or neither"
             )
         if settings.results_bucket in settings.allowed_buckets:
             raise SettingsError(
                 f"RESULTS_BUCKET={settings.results_bucket} is wrong: it must not be one of "
-                "ALLOWED_BUCKETS, whose objects are processed"
+                "ALLOWED_BUCKETS, because it is not for images"
             )
         if bool(settings.push_audience) != bool(settings.push_service_accounts):
             raise SettingsError(

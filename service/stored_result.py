@@ -18,7 +18,7 @@ def stored_result(document: Mapping[str, Any]) -> ImageResult:
     Faint detections have boxes only. Other fields of the result, for example its times, are unset.
 
     Raises:
-        StoredResultError: the document has another form. A person may have edited it.
+        StoredResultError: a field is missing or has another type. A person may have edited it.
     """
     try:
         model = document["model"] | {"task": document["task"]}
@@ -27,16 +27,28 @@ def stored_result(document: Mapping[str, Any]) -> ImageResult:
             ImageRef(document["bucket"], document["name"], document["generation"]),
             image_info=_convert(document["image"], ImageInfo),
             model=_convert(model, ModelInfo),
-            detections=tuple(
-                _convert(fields | {"rotated_box": fields.get("obb")}, Detection)
-                for fields in document["detections"]
-            ),
+            detections=stored_detections(document),
             faint=None if faint is None else unpack(faint),
             classes=_convert(document["classes"], tuple[ClassScore, ...]),
             left_out=tuple(document["left_out"]),
         )
     except (msgspec.ValidationError, FaintBytesError, LookupError, TypeError) as exc:
-        raise StoredResultError(f"The document has another form: {exc}") from exc
+        raise StoredResultError(
+            f"The document has another form than the service writes: {exc}"
+        ) from exc
+
+
+def stored_detections(document: Mapping[str, Any]) -> tuple[Detection, ...]:
+    """Return the detections that a document has.
+
+    Raises:
+        msgspec.ValidationError: they have another form. Other forms can also raise LookupError or
+            TypeError.
+    """
+    return tuple(
+        _convert(fields | {"rotated_box": fields.get("obb")}, Detection)
+        for fields in document["detections"]
+    )
 
 
 def _convert(value: Any, kind: type[Value]) -> Value:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from service.domain import Box, Detection
 from service.images.pixels import DecodedImage, Pixels
 from service.inference.detector import Detector
+from service.inference.similarity import iou
 
 Labelled = tuple[str, Box]
 
@@ -21,10 +22,3 @@ def found_in(detector: Detector, images: Iterable[Pixels]) -> Iterator[list[Dete
     """Yield the detections in each image. The boxes are in the images' own pixels."""
     whole = [DecodedImage.of(pixels) for pixels in images]
     return (list(prediction.detections) for prediction in detector.detect(whole))
-
-
-def iou(a: Box, b: Box) -> float:
-    width = max(0.0, min(a.x2, b.x2) - max(a.x1, b.x1))
-    height = max(0.0, min(a.y2, b.y2) - max(a.y1, b.y1))
-    areas = (a.x2 - a.x1) * (a.y2 - a.y1) + (b.x2 - b.x1) * (b.y2 - b.y1)
-    return width * height / (areas - width * height)

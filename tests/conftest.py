@@ -46,3 +46,12 @@ def isolate_logging() -> Iterator[None]:
         logger.handlers[:] = handlers
         logger.propagate = propagate
         logger.disabled = disabled
+
+
+@pytest.fixture(autouse=True, scope="session")
+def offline_ultralytics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep ultralytics from using the network and the home folder."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("YOLO_OFFLINE", "True")
+        environment.setenv("YOLO_CONFIG_DIR", str(tmp_path_factory.mktemp("ultralytics")))
+        yield

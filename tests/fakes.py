@@ -50,6 +50,16 @@ Buffer = Callable[[int, Deadline], AbstractContextManager[None]]
 Value = TypeVar("Value")
 
 
+class Clock:
+    """A clock in seconds that the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 class Gate:
     """A gate in a fake. It is open unless a test closes it, and counts the calls that arrive."""
 

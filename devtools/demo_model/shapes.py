@@ -107,7 +107,7 @@ class SceneObject:
         box: Tight box (x1, y1, x2, y2) of the part inside the image, in pixels, where
             (0, 0) is the outer corner of the top left pixel. Shapes that cover this shape
             do not shrink the box.
-        visible: What later shapes leave visible of this shape.
+        visible: The part of the shape that later shapes do not cover.
     """
 
     label: str
@@ -131,7 +131,7 @@ class Scene:
 
 @dataclass(frozen=True, eq=False)
 class _Placed:
-    """A shape on the image. `visible_coverage` is what later shapes leave of its coverage."""
+    """A shape on the image. `visible_coverage` is its coverage without what later shapes cover."""
 
     class_id: int
     points: Points

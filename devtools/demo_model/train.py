@@ -30,6 +30,8 @@ import yaml
 
 from devtools.demo_model import shapes
 from devtools.demo_model.warm_start import warm_start
+from service.domain import Box
+from service.inference.similarity import iou
 from service.machine import cpu_name
 
 MODEL_NAME = "shapes"
@@ -464,27 +466,9 @@ def _measurement(metric: Any) -> Measurement:
     return Measurement(float(metric.map), float(metric.map50), per_class)
 
 
-def overlap(first: shapes.Box, second: shapes.Box) -> float:
-    """Return the intersection over union of two boxes.
-
-    Args:
-        first: Box (x1, y1, x2, y2) in pixels.
-        second: Box to compare with.
-
-    Returns:
-        Share from 0 to 1.
-    """
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
-    return width * height / (sum(areas) - width * height)
-
-
 def box_overlap(box: shapes.Box, item: shapes.SceneObject) -> float:
     """Return the intersection over union of a box and the box of a drawn shape."""
-    return overlap(box, item.box)
+    return iou(Box(*box), Box(*item.box))
 
 
 def mask_overlap(mask: npt.NDArray[np.bool_], item: shapes.SceneObject) -> float:
@@ -615,7 +599,7 @@ _WORDINGS = {
     ),
     "segment": _Wording(
         kind="instance segmentation",
-        finds="It outlines what is\nvisible of each. `make demo TASK=segment` runs it.",
+        finds="It outlines the\nvisible part of each. `make demo TASK=segment` runs it.",
         output=f"`[N,{MAX_DETECTIONS},38]`: x1, y1, x2, y2 in input pixels, confidence, class, "
         "32 mask coefficients; `[N,32,H/4,W/4]`: 32 mask prototypes",
         start="""
@@ -625,7 +609,7 @@ weights of the backbone stayed as they were. The detection model's own training 
 [its card](README.md).
 """,
         limit=f"""\
-- Masks and boxes are of the part of a shape that is visible. Where a later shape hides a corner,
+- Masks and boxes cover only the visible part of a shape. Where a later shape hides a corner,
   the mask ends at that shape.
 - A mask has a quarter of the input's resolution: {INPUT_SIZE // 4} x {INPUT_SIZE // 4}. Sharp \
 corners become round.""",

@@ -185,12 +185,12 @@ MEANINGS: Mapping[str, Meaning] = {
         "`exif_with_source_timezone` (the offset is that of the source's time zone) or `none`."
     ),
     "camera": Meaning("The camera, by the EXIF data.", "null if the file names none"),
-    "camera.make": Meaning("Its maker.", "null if not there"),
-    "camera.model": Meaning("Its model.", "null if not there"),
-    "camera.serial": Meaning("Its serial number.", "null if not there"),
+    "camera.make": Meaning("Its maker.", "null if not known"),
+    "camera.model": Meaning("Its model.", "null if not known"),
+    "camera.serial": Meaning("Its serial number.", "null if not known"),
     "location": Meaning(
-        "Where the image was taken, by the EXIF data.",
-        "null if the file has no place, or if the source has no `store_location: true`",
+        "Where the image was taken, by the EXIF data: latitude and longitude.",
+        "null if the file has no position, or if the source has no `store_location: true`",
         "degrees",
     ),
     "task": Meaning(
@@ -220,16 +220,18 @@ MEANINGS: Mapping[str, Meaning] = {
     "detections[].box.y1": Meaning("Top edge.", "", _PIXELS),
     "detections[].box.x2": Meaning("Right edge.", "", _PIXELS),
     "detections[].box.y2": Meaning("Bottom edge.", "", _PIXELS),
-    "detections[].zones": Meaning("Names of the source's zones that the detection is in."),
+    "detections[].zones": Meaning(
+        "Names of the source's `include` zones that the detection is in."
+    ),
     "detections[].polygons": Meaning(
-        "The mask. A point is inside if it is inside of an odd number of polygons, so a hole is a "
-        "polygon of its own.",
+        "The mask. A point is in the mask if it is inside an odd number of polygons, so a hole is "
+        "a polygon of its own.",
         f"{_SEGMENT}, or if in `left_out`",
     ),
     "detections[].polygons[].points": Meaning("x1, y1, x2, y2, ...", "", _PIXELS),
     "detections[].area": Meaning(
         "Area of the mask.",
-        f"{_SEGMENT}, null for a former faint detection",
+        f"{_SEGMENT}, null for a detection that was faint before",
         f"{_PIXELS}²",
     ),
     "detections[].keypoints": Meaning("Points of the pose.", f"{_POSE}, or if in `left_out`"),
@@ -238,7 +240,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "detections[].keypoints[].y": Meaning("Position.", "", _PIXELS),
     "detections[].keypoints[].confidence": Meaning("Confidence of the point.", "", "0 to 1"),
     "detections[].obb": Meaning(
-        "Rotated box. `box` encloses it.", f"{_OBB}, or for a former faint detection"
+        "Rotated box. `box` encloses it.", f"{_OBB}, or for a detection that was faint before"
     ),
     "detections[].obb.cx": Meaning("Centre.", "", _PIXELS),
     "detections[].obb.cy": Meaning("Centre.", "", _PIXELS),
@@ -246,7 +248,9 @@ MEANINGS: Mapping[str, Meaning] = {
     "detections[].obb.height": Meaning("Side along the y axis at angle 0.", "", _PIXELS),
     "detections[].obb.angle_degrees": Meaning("Clockwise angle, 0 to below 90.", "", "degrees"),
     "detections[].corners": Meaning(
-        "Corners of the rotated box, clockwise: x1, y1, ..., x4, y4.", "as `obb`", _PIXELS
+        "Corners of the rotated box, anticlockwise: x1, y1, ..., x4, y4.",
+        "absent if `obb` is",
+        _PIXELS,
     ),
     "detections_uri": Meaning(
         "The object with all fields of the detections. See [Large results](#large-results).",
@@ -262,16 +266,16 @@ MEANINGS: Mapping[str, Meaning] = {
         _PIXELS,
     ),
     "faint": Meaning(
-        "All other detections, packed. See [Faint detections](#faint-detections).",
+        "The faint detections, packed. See [Faint detections](#faint-detections).",
         "null if the source has `keep_faint: false`, for `classify`, and if the model did not run",
     ),
     "faint_cut": Meaning(
         "Each detection with a higher confidence is in `detections` or `faint`. It is "
         "STORE_CONFIDENCE if all faint detections fit.",
-        "as `faint`",
+        "null if `faint` is null",
         "0 to 1",
     ),
-    "classes": Meaning("The 5 most confident classes, for the task `classify`. Else empty."),
+    "classes": Meaning("The 5 most confident classes, for the task `classify`. Otherwise empty."),
     "classes[].label": Meaning("Label of the class."),
     "classes[].class_id": Meaning("Number of the class in the model, from 0."),
     "classes[].confidence": Meaning("Confidence, a multiple of 0.0001.", "", "0 to 1"),
@@ -281,7 +285,7 @@ MEANINGS: Mapping[str, Meaning] = {
     ),
     "counts": Meaning("How often each of the `labels` was kept. The keys are the labels."),
     "counts_by_zone": Meaning(
-        "The same for each zone of the source. The keys are the names of the zones."
+        "The same for each `include` zone of the source. The keys are the names of the zones."
     ),
     "best": Meaning("Highest confidence of each of the `labels`.", "", "0 to 1"),
     "num_detections": Meaning("Number of `detections`."),
@@ -309,8 +313,8 @@ MEANINGS: Mapping[str, Meaning] = {
         "null if neither is known",
     ),
     "shard": Meaning("0 to 9, from the document's id. Queries by time use it."),
-    "derived": Meaning("Copies of the image that were written. Always empty now."),
-    "alerts": Meaning("Alerts that were sent. Always empty now."),
+    "derived": Meaning("For later versions: copies of the image. Always empty now."),
+    "alerts": Meaning("For later versions: alerts that were sent. Always empty now."),
     "created_at": Meaning("When Firestore created the document, by Firestore's clock."),
 }
 _NUMBERS = re.compile(r"\[\s+([-0-9.,\s]+)\]")  # an array of numbers

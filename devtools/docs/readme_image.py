@@ -6,7 +6,10 @@ Both are from a real run against the local stack:
     yolo-batch results gs://uploads/cam1/ --json > 07.json
     python -m devtools.docs.readme_image 07.jpg 07.json docs/images/overview.png
 
-For `docs/images/segment.png`, the stack runs with the demo model for segmentation.
+For `docs/images/segment.png`, the demo uploads one of its samples:
+
+    yolo-batch-dev demo --task segment --images 06.jpg
+    python -m devtools.docs.readme_image 06.jpg demo-output/documents.jsonl docs/images/segment.png
 
 The fields are listed by name with their types, like in Firestore's console.
 """
@@ -48,7 +51,7 @@ LABEL_COLOURS = {
 }
 SHOWN_FIELDS = (
     "counts", "created_at", "detections", "error", "image", "labels", "max_confidence",
-    "model", "num_detections", "status", "uri",
+    "model", "num_detections", "status", "task", "uri",
 )  # fmt: skip
 
 Colour = tuple[int, int, int]

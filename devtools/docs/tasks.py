@@ -77,7 +77,7 @@ _SHOWN = ("task", "detections", "classes", "labels", "counts", "best", "top_labe
 
 
 def result(task: Task) -> ImageResult:
-    """Return a made-up result of a task."""
+    """Return the example of a task's result."""
     assert DONE.model is not None
     model = replace(DONE.model, name=_WEIGHTS[task], task=task)
     return replace(DONE, model=model, **FOUND[task])

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TextIO
 import click
 
 _GAP = 2  # blanks between two columns
+_PAGES_PER_LINE = 20  # pages for each line of progress in a log
 
 
 class Column(NamedTuple):
@@ -127,11 +128,40 @@ def progress(text: str, total: int | None = None, *, is_shown: bool = True) -> I
         yield Shown()
 
 
+@contextmanager
+def page_progress(text: str, counts: Callable[[Any], str]) -> Iterator[Callable[[Any], None]]:
+    """Show what was counted: on a terminal as a line that changes, else as a line for 20 pages.
+
+    Args:
+        text: what is done.
+        counts: returns the counts as text.
+
+    Yields:
+        What to call after each page, with what was counted.
+    """
+    pages = 0
+    with progress(text) as bar:
+
+        def progressed(tally: Any) -> None:
+            nonlocal pages
+            pages += 1
+            bar.describe(f"{text}: {counts(tally)}")
+            if not is_terminal(sys.stderr) and pages % _PAGES_PER_LINE == 0:
+                note(counts(tally))
+
+        yield progressed
+
+
 def counted(items: Iterable[Any], advance: Callable[[int], None]) -> Iterator[Any]:
     """Yield items. Call `advance(1)` when the consumer has finished an item."""
     for item in items:
         yield item
         advance(1)
+
+
+def can_ask() -> bool:
+    """Return whether a person can answer a question: whether standard input is a terminal."""
+    return is_terminal(sys.stdin)
 
 
 def is_terminal(stream: TextIO | None) -> bool:

@@ -1,9 +1,7 @@
 """`yolo-batch purge`: the results of deleted objects removed."""
 
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -12,7 +10,7 @@ import click
 
 from service.cli.commands import command, option
 from service.cli.options import json_option, objects_argument
-from service.cli.output import is_terminal, note, progress, say, say_json
+from service.cli.output import can_ask, note, page_progress, say, say_json
 from service.cli.report import no_results_note
 from service.errors import YoloBatchError
 from service.settings import Settings
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
     from service.operate.purge import Tally
 
 _CALL_SECONDS = 60.0  # services are retried longer than in the service, which has a deadline
-_PAGES_PER_LINE = 20  # pages of results for each line of progress in a log
 _AGAIN = "What was removed stays removed. To continue, run the same command again."
 
 
@@ -37,8 +34,8 @@ _AGAIN = "What was removed stays removed. To continue, run the same command agai
 @option(
     "--before",
     required=True,
-    help="Only results created before then (created_at, by Firestore's clock): a date (UTC), a "
-    "time (RFC 3339), or an age such as 90d or 12h.",
+    help="Only results whose created_at is earlier: a date (UTC), a time (RFC 3339), or an age "
+    "such as 90d or 12h.",
 )
 @option(
     "--overwritten",
@@ -48,15 +45,15 @@ _AGAIN = "What was removed stays removed. To continue, run the same command agai
 )
 @option("--dry-run", is_flag=True, help="Remove nothing: print how many results would be removed.")
 @option("--yes", is_flag=True, help="Do not ask first.")
-@json_option("the counts, uri, before, removed")
+@json_option("uri, before, results, existing, overwritten, deleted, newer, selected, removed")
 def purge(
     uri: tuple[str, str], before: str, overwritten: bool, dry_run: bool, yes: bool, as_json: bool
 ) -> None:
     """Remove the results of images whose objects were deleted.
 
-    Looks up the object of each result. Only if Cloud Storage responds that it does not exist, the
-    result is removed: its document and the objects derived from it. It deletes no image. It is safe
-    to run it twice, or while images are uploaded and processed.
+    Looks up the object of each result. A result is removed only if Cloud Storage responds that the
+    object does not exist. Its document and the objects derived from it are removed, but never an
+    image. It is safe to run it twice, or while images are uploaded and processed.
     """
     from service.operate.purge import parse_before
 
@@ -69,7 +66,7 @@ def purge(
             "(90d, 12h)",
             param_hint="--before",
         ) from exc
-    if not (dry_run or yes or is_terminal(sys.stdin)):
+    if not (dry_run or yes or can_ask()):
         raise click.UsageError(
             "Standard input is not a terminal, so you cannot be asked: give --yes to remove "
             "results, or --dry-run"
@@ -132,7 +129,7 @@ class _Run:
         """Look up the objects of all results, and remove results. Return the counts."""
         from service.operate.purge import purge as remove_deleted
 
-        with _progress(text) as progressed:
+        with page_progress(text, _counts) as progressed:
             return remove_deleted(
                 self._reader.images(self._bucket, self._prefix),
                 self._objects,
@@ -185,18 +182,5 @@ def _check_emulators() -> None:
         raise click.UsageError(f"Set both {' and '.join(names)}, or neither")
 
 
-@contextmanager
-def _progress(text: str) -> "Iterator[Callable[[Tally], None]]":
-    """Show the counts: on a terminal as a line that changes, else as a line for every 20 pages."""
-    pages = 0
-    with progress(text) as bar:
-
-        def progressed(tally: "Tally") -> None:
-            nonlocal pages
-            pages += 1
-            counts = f"{tally.results:,} results, {tally.selected:,} without an object"
-            bar.describe(f"{text}: {counts}")
-            if not is_terminal(sys.stderr) and pages % _PAGES_PER_LINE == 0:
-                note(counts)
-
-        yield progressed
+def _counts(tally: "Tally") -> str:
+    return f"{tally.results:,} results, {tally.selected:,} without an object"

@@ -1,8 +1,6 @@
 """`yolo-batch reconcile`: the objects of a bucket compared with their documents."""
 
 import os
-import sys
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +16,7 @@ from service.cli.options import (
     price_options,
     topic_option,
 )
-from service.cli.output import is_terminal, note, progress, say, say_json
+from service.cli.output import can_ask, note, page_progress, progress, say, say_json
 from service.cli.report import bucket_note, pace_note, pattern_note
 from service.deadline import NO_DEADLINE
 from service.errors import YoloBatchError
@@ -26,7 +24,7 @@ from service.settings import Settings
 from service.sources.current import current_sources
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from service.domain import ImageRef, Replace
     from service.gcp.last_run import LastRun
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
     from service.operate.reconcile import Enqueue, Publish, Scope, Tally
 
 _CALL_SECONDS = 60.0  # Firestore is retried longer than in the service, which has a deadline
-_PAGES_PER_LINE = 20  # pages of the listing for each line of progress in a log
 _PUBLISH = "Publish jobs"
 
 
@@ -128,7 +125,7 @@ def reconcile(
     if since and enqueue and not wanted:
         raise click.UsageError("--since has no effect: --enqueue parked alone compares nothing")
     is_publishing = bool(enqueue) and not dry_run
-    if is_publishing and not yes and not _can_ask():
+    if is_publishing and not yes and not can_ask():
         raise click.UsageError(
             "Standard input is not a terminal, so you cannot be asked: give --yes to publish, or "
             "--dry-run"
@@ -244,7 +241,7 @@ class _Run:
 
         if not self._scope.is_compared:
             return tally
-        with _progress(text) as progressed:
+        with page_progress(text, _counts) as progressed:
             return compare(
                 self._scope,
                 self._objects,
@@ -469,10 +466,6 @@ def _results_ttl(scope: "Scope", settings: Settings, project: str) -> timedelta 
     return ttl
 
 
-def _can_ask() -> bool:
-    return sys.stdin.isatty()
-
-
 def _model(sha256: str | None, settings: Settings) -> str | None:
     """Return the sha256 of the deployed model, or None if neither option nor MODEL_PATH names it.
 
@@ -490,21 +483,5 @@ def _model(sha256: str | None, settings: Settings) -> str | None:
     return sha256_of_model(settings.model_path) if os.environ.get("MODEL_PATH") else None
 
 
-@contextmanager
-def _progress(text: str) -> "Iterator[Callable[[Tally], None]]":
-    """Show the counts: on a terminal as a line that changes, else as a line for every 20 pages."""
-    pages = 0
-    with progress(text) as bar:
-
-        def progressed(tally: "Tally") -> None:
-            nonlocal pages
-            pages += 1
-            bar.describe(f"{text}: {_short(tally)}")
-            if not is_terminal(sys.stderr) and pages % _PAGES_PER_LINE == 0:
-                note(_short(tally))
-
-        yield progressed
-
-
-def _short(tally: "Tally") -> str:
+def _counts(tally: "Tally") -> str:
     return f"{tally.objects:,} objects, {tally.missing:,} missing, {tally.failed:,} failed"

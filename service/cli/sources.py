@@ -1,6 +1,5 @@
 """`yolo-batch sources`: the settings of buckets and prefixes."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -13,7 +12,7 @@ import click
 from service.cli.commands import argument, group, option
 from service.cli.exit_codes import ExitCode
 from service.cli.options import json_lines_option, json_option, objects_argument
-from service.cli.output import Column, note, progress, say, say_json, say_table
+from service.cli.output import Column, can_ask, note, progress, say, say_json, say_table
 from service.errors import SourcesError
 from service.settings import Settings
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 _FILE = argument(
     "file",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="YAML file with all sources.",
+    help="YAML file that lists all sources.",
 )
 _COLUMNS = (
     Column("id"),
@@ -54,8 +53,8 @@ _CHANGES = (
 def sources() -> None:
     """Show and change the settings of sources.
 
-    A source is a bucket and prefix, for example those of a camera. All sources are one Firestore
-    document, config/sources.
+    A source is a bucket and prefix with settings of its own, for example the uploads of one camera.
+    All sources are in one Firestore document, config/sources.
     """
 
 
@@ -64,11 +63,12 @@ def sources() -> None:
 def check(file: Path) -> None:
     """Check a file of sources, without connecting to Google Cloud.
 
-    Each fault is printed with its line.
+    Prints the first fault of each source, with its line.
     """
+    settings = Settings.from_env()
     loaded = _load(file)
     say(f"{file}: {len(loaded.sources):,} sources, no faults")
-    _note_floor(loaded, Settings.from_env())
+    _note_floor(loaded, settings)
 
 
 @sources.command(
@@ -81,11 +81,11 @@ def check(file: Path) -> None:
 @option("--dry-run", is_flag=True, help="Show what changes, and write nothing.")
 @option("--yes", is_flag=True, help="Do not ask before writing.")
 def apply(file: Path, dry_run: bool, yes: bool) -> None:
-    """Replace all sources by those of a file.
+    """Replace all stored sources with those of a file.
 
-    Shows what changes, and asks first. Nothing is written if the sources were changed meanwhile.
-    The service uses the new sources within SOURCES_REFRESH_SECONDS. A file with an empty list
-    removes all sources.
+    Shows what changes, and asks before it writes. If somebody else changed the sources meanwhile,
+    nothing is written. The service uses the new sources within SOURCES_REFRESH_SECONDS. A file with
+    an empty list removes all sources.
     """
     from service.gcp.clients import build_source_store
     from service.sources.changes import changes
@@ -109,7 +109,7 @@ def apply(file: Path, dry_run: bool, yes: bool) -> None:
     if dry_run:
         return
     if not yes:
-        if not sys.stdin.isatty():
+        if not can_ask():
             raise click.UsageError("Standard input is not a terminal: give --yes or --dry-run")
         click.confirm("Write these sources?", abort=True, err=True)
     version = store.write(new, stored.version if stored else None)
@@ -173,7 +173,10 @@ def show(name: str, as_json: bool) -> None:
 )
 @_FILE
 @objects_argument
-@json_option("uri, documents, each verdict, kept, dropped, rewritten")
+@json_option(
+    "uri, documents, changed, unchanged, incomplete, large, disabled, not_done, unreadable, kept, "
+    "dropped, rewritten"
+)
 @option(
     "--apply",
     "is_applied",
@@ -185,9 +188,9 @@ def show(name: str, as_json: bool) -> None:
 def preview(file: Path, uri: tuple[str, str], as_json: bool, is_applied: bool, yes: bool) -> None:
     """Show what a file of sources would change in stored results.
 
-    No image is read, and the model does not run: the stored detections, with the faint detections,
-    are evaluated again. A document cannot answer if it lacks faint detections that the new settings
-    might keep. It is never rewritten.
+    No image is read, and the model does not run. The settings are applied to the stored detections
+    and faint detections. A document is incomplete if it lacks faint detections that the new
+    settings might keep. It is never rewritten.
     """
     from service.gcp.clients import build_rewriter
     from service.operate.preview import Verdict
@@ -205,7 +208,7 @@ def preview(file: Path, uri: tuple[str, str], as_json: bool, is_applied: bool, y
         store_confidence=settings.store_confidence,
     )
     if is_applied and not yes:
-        if not sys.stdin.isatty():
+        if not can_ask():
             raise click.UsageError("Standard input is not a terminal: give --yes")
         with _progress() as progressed:
             _show(run(rewriter.versions(bucket, prefix), progressed=progressed), uri)
@@ -222,11 +225,17 @@ def preview(file: Path, uri: tuple[str, str], as_json: bool, is_applied: bool, y
         say(f"Rewrote {summary.rewritten:,} documents")
     else:
         _show(summary, uri, is_applied=is_applied)
-    if missing := summary.verdicts[Verdict.CANNOT_ANSWER]:
+    if incomplete := summary.verdicts[Verdict.INCOMPLETE]:
         note(
-            f"{missing:,} documents cannot answer, so they stay as they are: they lack faint "
+            f"{incomplete:,} documents are incomplete, so they stay as they are: they lack faint "
             "detections that the new settings might keep. To change them, delete them, and run "
             "`yolo-batch reconcile --enqueue missing`, which processes their images again."
+        )
+    if unreadable := summary.verdicts[Verdict.UNREADABLE]:
+        note(
+            f"{unreadable:,} documents are unreadable, so they stay as they are: another version "
+            "of the service wrote them, or somebody edited them. `yolo-batch reconcile --enqueue "
+            "stale` processes the images of another version again."
         )
     if summary.verdicts[Verdict.UNREADABLE] or summary.verdicts[Verdict.UNSTORABLE]:
         click.get_current_context().exit(ExitCode.FAILED)
@@ -349,7 +358,7 @@ def _note_floor(loaded: "Sources", settings: Settings) -> None:
         own = [source.min_confidence or 1.0, *source.min_confidence_by_label.values()]
         if min(own) < settings.store_confidence:
             note(
-                f"Warning: {source.id} has a threshold below STORE_CONFIDENCE="
+                f"Warning: the source {source.id} has a threshold below STORE_CONFIDENCE="
                 f"{settings.store_confidence:g}, which applies instead"
             )
 

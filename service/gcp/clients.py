@@ -109,7 +109,7 @@ def build_daily_count(settings: Settings) -> "DailyCount":
 
 
 def build_source_store(settings: Settings) -> "SourceStore":
-    """Return the documents of the sources.
+    """Return what reads and writes the documents of the sources.
 
     Raises:
         CredentialsError: no credentials, or no project.

@@ -11,7 +11,8 @@ from service.domain import GeoPoint
 # Source: https://firebase.google.com/docs/firestore/quotas
 MAX_DOCUMENT_BYTES = 2**20
 _NAME_BYTES = 2048  # upper bound for the document's name and the bytes that Firestore adds
-_MAP_BYTES = 32  # Firestore adds them to a document. It does not say whether it adds them to maps.
+# Firestore adds them to each document. Its page does not say whether it also adds them to maps.
+_MAP_BYTES = 32
 _GEO_POINT_BYTES = 16
 
 

@@ -9,7 +9,8 @@ It is created with ifGenerationMatch=0. So two deliveries with the same detectio
 object, deliveries with other detections have other objects, and nobody overwrites an object that a
 document refers to. An object that no document refers to is removed:
 
-- the own object, if another delivery committed its document first, or if the image was deleted
+- the object of this delivery, if another one committed its document first, or if the image was
+  deleted
 - the object of a document that was replaced, after the commit
 
 If it is unknown whether a commit succeeded, the object stays. The next delivery uses it again. All
@@ -53,7 +54,7 @@ _NO_ROLE = (
     "Cloud Storage refuses RESULTS_BUCKET. Grant the service account roles/storage.objectUser on "
     "the bucket."
 )
-_NO_BUCKET = "The bucket of RESULTS_BUCKET does not exist. Create it, or correct the setting."
+_NO_BUCKET = "The bucket RESULTS_BUCKET does not exist. Create it, or correct the setting."
 
 
 class LargeResults:
@@ -99,7 +100,7 @@ class LargeResults:
     def settle(
         self, result: ImageResult, committed: CommittedResult, deadline: Deadline = NO_DEADLINE
     ) -> None:
-        """Remove the object that a commit made useless, and make sure that the own one is there.
+        """Remove the object that a commit made useless. Create the result's own if it is missing.
 
         A failure is only logged, because the document is committed.
 
@@ -117,7 +118,7 @@ class LargeResults:
                 self.remove(committed.unused_uri, result.ref.document_id, deadline)
         except YoloBatchError as exc:
             logger.warning(
-                "The objects of a large result are not settled",
+                "An object of a large result could not be created or removed",
                 extra={
                     "uri": result.ref.uri,
                     "unused": committed.unused_uri,
@@ -137,7 +138,7 @@ class LargeResults:
         """
         match = _NAME.fullmatch(uri)
         if not match or match[1] != self._bucket or match[3] != document_id:
-            raise LargeResultError(f"{uri} is no object of {document_id} in RESULTS_BUCKET.")
+            raise LargeResultError(f"{uri} is not an object of {document_id} in RESULTS_BUCKET.")
         with self._requesting(deadline) as (bucket, limits):
             try:
                 bucket.blob(match[2]).delete(**limits)
@@ -170,7 +171,7 @@ class LargeResults:
             return list(document.get("detections") or ())
         match = _NAME.fullmatch(str(uri))
         if not match:
-            raise LargeResultError(f"{uri} cannot have the detections of a document.")
+            raise LargeResultError(f"{uri} is not the name of an object with detections.")
         with self._requesting(NO_DEADLINE, match[1]) as (bucket, limits):
             try:
                 data = bucket.blob(match[2]).download_as_bytes(raw_download=True, **limits)
@@ -222,13 +223,13 @@ class LargeResults:
 
 def _fits(result: ImageResult) -> bool:
     numbers = sum(len(ring.points) for item in result.detections for ring in item.polygons)
-    if 8 * numbers > MAX_DOCUMENT_BYTES:  # the usual case of a large result, without its document
+    if 8 * numbers > MAX_DOCUMENT_BYTES:  # most large results, without building the document
         return False
     return document_bytes(to_document(result)) <= MAX_DOCUMENT_BYTES
 
 
 def _simplified(result: ImageResult) -> ImageResult | None:
-    """Return the result with simpler polygons, or None if none are simple enough."""
+    """Return the result with simpler polygons, or None if no tolerance makes the document fit."""
     from service.images.polygons import simplify  # commands need no OpenCV
 
     for tolerance in _TOLERANCES:

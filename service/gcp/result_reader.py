@@ -21,7 +21,7 @@ _PAGE_SIZE = 300  # documents
 
 @dataclass(frozen=True)
 class DocumentVersion:
-    """A document as it was read, and when Firestore last changed it before."""
+    """A document as it was read. `update_time` is when it had last been changed."""
 
     id: str
     fields: dict[str, Any]
@@ -54,7 +54,8 @@ class ResultReader(Collection):
         Raises:
             FirestoreUnavailableError: Firestore did not respond, or lacks the index.
         """
-        yield from map(_fields, self._snapshots_of(bucket, prefix, page_size))
+        for page in self._pages(self._by_name(bucket, prefix), page_size):
+            yield from map(_fields, page)
 
     def versions(
         self, bucket: str, prefix: str, *, page_size: int = _PAGE_SIZE
@@ -64,7 +65,8 @@ class ResultReader(Collection):
         Raises:
             FirestoreUnavailableError: Firestore did not respond, or lacks the index.
         """
-        yield from map(_version, self._snapshots_of(bucket, prefix, page_size))
+        for page in self._pages(self._by_name(bucket, prefix), page_size):
+            yield from map(_version, page)
 
     def version(self, document_id: str) -> DocumentVersion | None:
         """Return one document by its id, or None if there is none.
@@ -76,27 +78,19 @@ class ResultReader(Collection):
             snapshot = self._collection.document(document_id).get(**self._one_attempt().limits)
             return _version(snapshot) if snapshot.exists else None
 
-    def _snapshots_of(self, bucket: str, prefix: str, page_size: int) -> Iterator[Any]:
-        query = self._by_name(bucket, prefix).limit(page_size)
-        while page := self._page(query):
-            yield from page
-            query = query.start_after(page[-1])
-
     def images(
         self, bucket: str, prefix: str, *, page_size: int = _PAGE_SIZE
     ) -> Iterator[Sequence[StoredImage]]:
         """Yield pages of the images that have a document, sorted by name.
 
-        Documents may be removed meanwhile. Only the fields that are needed are read.
+        Documents may be removed meanwhile. Only the fields that `StoredImage` needs are read.
 
         Raises:
             FirestoreUnavailableError: Firestore did not respond, or lacks the index.
         """
-        query = self._by_name(bucket, prefix).limit(page_size)
-        query = query.select(["bucket", "name", "generation", "created_at", "detections_uri"])
-        while page := self._page(query):
+        fields = ["bucket", "name", "generation", "created_at", "detections_uri"]
+        for page in self._pages(self._by_name(bucket, prefix).select(fields), page_size):
             yield [image for snapshot in page if (image := _stored_image(snapshot))]
-            query = query.start_after(page[-1])
 
     def parked(self, *, page_size: int = _PAGE_SIZE) -> Iterator[tuple[datetime, ImageRef]]:
         """Yield every parked image, and when it was parked, the newest first.
@@ -109,13 +103,12 @@ class ResultReader(Collection):
         query = self._collection.where(filter=FieldFilter("status", "==", STATUS_PARKED))
         query = query.where(filter=FieldFilter("shard", "in", list(range(SHARDS))))
         query = query.order_by("created_at", direction=Query.DESCENDING)
-        query = query.select(["bucket", "name", "generation", "created_at"]).limit(page_size)
-        while page := self._page(query):
+        query = query.select(["bucket", "name", "generation", "created_at"])
+        for page in self._pages(query, page_size):
             for snapshot in page:
                 image = _stored_image(snapshot)
                 if image and image.ref.generation is not None:
                     yield image.created_at, image.ref
-            query = query.start_after(page[-1])
 
     def document(self, document_id: str) -> dict[str, Any] | None:
         """Return one document by its id, or None if there is none.
@@ -134,6 +127,13 @@ class ResultReader(Collection):
         if end := _after(prefix):
             query = query.where(filter=FieldFilter("name", "<", end))
         return query.order_by("name")
+
+    def _pages(self, query: Any, page_size: int) -> Iterator[list[Any]]:
+        """Yield the snapshots of a query, page by page."""
+        query = query.limit(page_size)
+        while page := self._page(query):
+            yield page
+            query = query.start_after(page[-1])
 
     def _page(self, query: Any) -> list[Any]:
         """Return all snapshots of a query: the time limit must not count the caller's work."""
@@ -183,7 +183,7 @@ def _stored_image(snapshot: Any) -> StoredImage | None:
 
 
 def _fields(snapshot: Any) -> dict[str, Any]:
-    """Return a document's fields, with our type of places."""
+    """Return a document's fields. A place is the service's `GeoPoint`, not Firestore's."""
     fields: dict[str, Any] = snapshot.to_dict() or {}
     place = fields.get("location")
     if isinstance(place, firestore.GeoPoint):
@@ -195,7 +195,7 @@ class ResultRewriter(ResultReader):
     """Changes fields of documents. Safe to use from many threads."""
 
     def rewrite(self, version: DocumentVersion, fields: Mapping[str, Any]) -> bool:
-        """Change fields of a document, if it is unchanged. Return False if it is not.
+        """Change fields of a document. Return False if the document was changed meanwhile.
 
         Other fields, for example `created_at`, keep their values.
 

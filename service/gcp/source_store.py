@@ -23,7 +23,7 @@ _VERSION = "version"
 
 
 class SourceStore(Collection):
-    """The two documents. Safe to use from many threads."""
+    """Reads and writes the two documents. Safe to use from many threads."""
 
     def __init__(
         self, client: firestore.Client, *, timeout_seconds: float, collection: str = COLLECTION
@@ -66,7 +66,7 @@ class SourceStore(Collection):
         """
         budget = self._budget(deadline)
         document = {**good.data, _VERSION: good.version}
-        while True:  # another instance was first: it stored another version
+        while True:  # until it is stored, or another instance stored the same or a newer version
             snapshot = self._get(_LAST_GOOD, budget)
             if snapshot:
                 version = _version(snapshot)
@@ -87,15 +87,19 @@ class SourceStore(Collection):
         Args:
             sources: the new sources.
             unless_changed_since: version of the document that they replace. None: there was none.
-            deadline: how long it may take.
+            deadline: ends the requests.
 
         Raises:
             SourcesError: the document was changed meanwhile, or the sources are too large.
             FirestoreUnavailableError: Firestore did not confirm in time.
+            TooLateError: the deadline has passed.
         """
         document = to_document(sources)
         if (size := document_bytes(document)) > MAX_BYTES:
-            raise SourcesError(f"The sources have {size:,} bytes, more than {MAX_BYTES:,}")
+            raise SourcesError(
+                f"The sources have {size:,} bytes, but at most {MAX_BYTES:,} can be stored: remove "
+                "sources, zones or points of zones"
+            )
         version = self._put(_SOURCES, document, unless_changed_since, self._budget(deadline))
         if version is None:
             raise SourcesError(

@@ -168,7 +168,7 @@ class ImageStorage:
         """Return whether an object exists. Without a generation: whether it has a live one.
 
         A noncurrent generation exists, but a soft-deleted one does not. Only Cloud Storage's own
-        404 means that there is none. Any other response leaves it open, for example a refusal.
+        404 means that there is none. With any other response, for example a refusal, it is unknown.
 
         Raises:
             StorageUnavailableError: it is not known, because Cloud Storage did not respond, or
@@ -229,7 +229,7 @@ class ImageStorage:
                     count = exc.bytes
             headers, checksums = response.headers, _checksums(response)
             custom, is_custom_cut = read_custom_headers(headers)
-            if custom is None:  # headers have no keys with other characters than ASCII
+            if custom is None:  # no header can have a key with characters outside of ASCII
                 custom, is_custom_cut = ref.metadata.custom, ref.metadata.is_custom_cut
             metadata = ObjectMetadata(
                 size=len(response.body),
@@ -487,7 +487,10 @@ def translate_errors() -> Iterator[None]:
 
 
 def _is_missing(error: BaseException | None) -> bool:
-    """Return whether an error is a 404 of Cloud Storage's JSON API, not of a proxy before it."""
+    """Return whether an error is a 404 of Cloud Storage's JSON API, not of a proxy before it.
+
+    Source: https://cloud.google.com/storage/docs/json_api/v1/status-codes
+    """
     if not isinstance(error, exceptions.NotFound):
         return False
     try:

@@ -4,15 +4,15 @@ import numpy as np
 
 from service.images.pixels import Pixels, check_pixels
 
-# A thinner image is not resized in full, which could take gigabytes.
+# Longer side by shorter side. A thinner image is not resized in full: it could take gigabytes.
 _MAX_RATIO = 8
 
 
 def center_crop(pixels: Pixels, *, size: int) -> Pixels:
     """Resize the shorter side to `size`, and cut out the middle square.
 
-    As `classify_transforms` in ultralytics 8.4 (data/augment.py), whose `Resize` and `CenterCrop`
-    are those of torchvision for a Pillow image. Other resizing changes confidences by up to 0.8.
+    It does what `classify_transforms` in ultralytics 8.4 does (data/augment.py): torchvision's
+    `Resize` and `CenterCrop` of a Pillow image. Other resizing changes confidences by up to 0.8.
 
     Args:
         pixels: uint8 HxWx3.
@@ -20,6 +20,9 @@ def center_crop(pixels: Pixels, *, size: int) -> Pixels:
 
     Returns:
         uint8 size x size x 3. Pixels of this size are returned unchanged.
+
+    Raises:
+        ValueError: the pixels are not contiguous uint8 HxWx3.
     """
     height, width = check_pixels(pixels).shape[:2]
     if (height, width) == (size, size):

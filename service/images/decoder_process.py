@@ -20,6 +20,7 @@ import select
 import signal
 import socket
 import sys
+import warnings
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -118,6 +119,7 @@ def main(decode: Decode = decode) -> None:
     """
     logging.config.dictConfig(logs.config("WARNING", stream="stderr"))
     logs.log_uncaught_exceptions()
+    warnings.simplefilter("ignore")  # Pillow warns of each damaged tag of a file
     control = socket.socket(fileno=int(sys.argv[1]))
     # A signal's number is written to `wakeup_writer`, so that poll() also returns on SIGCHLD.
     wakeup_reader, wakeup_writer = socket.socketpair()

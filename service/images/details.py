@@ -1,7 +1,7 @@
 """What a decoder reports about an image besides its pixels, as JSON in its reply.
 
-The service parses the JSON again, because a malicious file may control its decoder. So what it
-accepts is limited here: lengths, ranges, finite numbers, valid Unicode.
+A malicious file may control the decoder that reads it. So the service accepts only what is within
+limits: lengths, ranges, finite numbers and valid Unicode.
 """
 
 from datetime import datetime, timedelta
@@ -10,14 +10,13 @@ from typing import Annotated, Self
 import msgspec
 from msgspec import Meta
 
-from service.domain import Camera, Capture, GeoPoint
+from service.domain import MAX_UTC_OFFSET, Camera, Capture, GeoPoint
 from service.images.pixels import DecodedImage
 
 MAX_TEXT_CHARACTERS = 100  # of a camera's make, model and serial number
-MAX_OFFSET = timedelta(hours=14)  # the largest difference to UTC that any place has
 MAX_LATITUDE, MAX_LONGITUDE = 90, 180  # degrees
 
-_MAX_OFFSET_SECONDS = int(MAX_OFFSET.total_seconds())
+_MAX_OFFSET_SECONDS = int(MAX_UTC_OFFSET.total_seconds())
 _Text = Annotated[str, Meta(min_length=1, max_length=MAX_TEXT_CHARACTERS)]
 _LocalTime = Annotated[datetime, Meta(tz=False)]
 _OffsetSeconds = Annotated[int, Meta(ge=-_MAX_OFFSET_SECONDS, le=_MAX_OFFSET_SECONDS)]

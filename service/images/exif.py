@@ -1,7 +1,7 @@
 """What EXIF data state about an image: its orientation, and when, where and with what it was taken.
 
-EXIF data are untrusted, and often damaged. Each value is read on its own: one that is damaged or
-out of range counts as absent. Pillow finds the data in a file, and parses their directories.
+EXIF data are untrusted, and often damaged. Each value is read on its own. A value that is damaged
+or out of range counts as absent. Pillow finds the data in a file, and parses their directories.
 
 Tags: EXIF 2.32 (CIPA DC-008), 4.6.
 """
@@ -16,20 +16,19 @@ from typing import Any, TypeVar
 
 from PIL import ExifTags, Image, TiffImagePlugin
 
-from service.domain import Camera, Capture, GeoPoint
+from service.domain import MAX_UTC_OFFSET, Camera, Capture, GeoPoint
 from service.images.details import (
     MAX_LATITUDE,
     MAX_LONGITUDE,
-    MAX_OFFSET,
     MAX_TEXT_CHARACTERS,
 )
 
 _T = TypeVar("_T")
 _Tags = Callable[[int], Any]  # returns a tag's value, or None
 
-# Time, fraction of a second and UTC offset. Without the time of the original image, the time at
-# which it was digitised is that of the capture, in a digital camera. `DateTime` is not used: it is
-# the time of the last change, and programs that edit images set it.
+# Time, fraction of a second and UTC offset. A digital camera digitises an image when it takes it.
+# So the time of digitising is used if the time of the original is missing. `DateTime` is not used:
+# it is the time of the last change, and programs that edit images set it.
 _TIME_TAGS = (
     (
         ExifTags.Base.DateTimeOriginal,
@@ -117,7 +116,7 @@ def _or_none(read: Callable[[], _T]) -> _T | None:
 
 
 def _directory(exif: Any, pointer: int) -> _Tags:
-    """Return the reader of a subdirectory. Pillow's `get_ifd` loses all of it to one bad value."""
+    """Return the reader of a subdirectory. Pillow's `get_ifd` drops all of it for one bad value."""
 
     def load() -> Any:
         directory = TiffImagePlugin.ImageFileDirectory_v2(exif.head)
@@ -179,7 +178,7 @@ def _offset(text: str | None) -> timedelta | None:
         return None
     sign, hours, minutes = match.groups()
     offset = timedelta(hours=int(hours), minutes=int(minutes))
-    return None if offset > MAX_OFFSET else -offset if sign == "-" else offset
+    return None if offset > MAX_UTC_OFFSET else -offset if sign == "-" else offset
 
 
 def _location(gps: _Tags) -> GeoPoint | None:

@@ -4,10 +4,11 @@ A file may have several images: the primary one is decoded. libheif joins the ti
 the image upright by the properties `irot` and `imir`, and crops it by `clap`. An orientation in
 EXIF or XMP data only repeats these properties (ISO/IEC 23008-12), so it is not applied.
 
-libheif fills the tiles whose data are missing with a colour. So this module checks that a file has
-all of the data that its item location box names (ISO/IEC 14496-12, 8.11.3).
+libheif paints tiles whose data are missing in one colour. So this module checks that a file has all
+of the data that its item location box names (ISO/IEC 14496-12, 8.11.3).
 
-The library may be left out of a container: patents on HEVC may need a licence where you are.
+A container can be built without the library, because HEVC is patented: a licence may be necessary
+where you are.
 """
 
 from typing import Any
@@ -34,7 +35,7 @@ except ImportError:  # the container was built without it
 FORMAT = "HEIC"
 IS_AVAILABLE = pi_heif is not None
 # Decoding takes 6 to 10 bytes per pixel with 8 bits per channel, and up to 21 with 10 or 12 bits.
-_WEIGHT_OF_DEEP = 2
+_WEIGHT_OVER_8_BITS = 2
 _MAX_EXIF_BYTES = 2**20
 _MAX_REASON_CHARACTERS = 120
 _PREMULTIPLIED = "BGRa"
@@ -63,7 +64,7 @@ class Heic:
         self._image = primary
         width, height = primary.size
         self.info = ImageInfo(width, height, FORMAT)
-        self.pixel_weight = _WEIGHT_OF_DEEP if primary.info["bit_depth"] > 8 else 1
+        self.pixel_weight = _WEIGHT_OVER_8_BITS if primary.info["bit_depth"] > 8 else 1
 
     def decode(self, image_size: int | None) -> DecodedImage:
         """Decode in full to upright uint8 BGR pixels.
@@ -84,7 +85,7 @@ class Heic:
 
 
 def _last_byte(data: bytes) -> int:
-    """Return where the last data of an item end in the file.
+    """Return the offset, in bytes, at which the last data of any item end.
 
     Raises:
         BadImageError: the item location box is damaged.
@@ -157,11 +158,11 @@ def _to_bgr(decoded: Any, mode: str) -> Pixels:
 
 
 def _error(error: Exception) -> Exception:
-    """Return our error for one of pi-heif's. It raises another type for each kind of error."""
+    """Return the service's error for an error of pi-heif, by its type."""
     printable = "".join(letter for letter in str(error) if letter.isprintable())
     reason = printable[:_MAX_REASON_CHARACTERS].strip(" .")
     match error:
-        case MemoryError() | OSError():  # also if a size exceeds libheif's own limits
+        case MemoryError() | OSError():  # OSError: also if a size exceeds libheif's own limits
             return MemoryError(reason)
         case SyntaxError():
             return BadImageError.unsupported(f"This kind of HEIC ({reason})")

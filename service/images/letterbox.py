@@ -57,7 +57,7 @@ class Letterbox:
         return result
 
     def onto(self, info: ImageInfo) -> Self:
-        """Return the letterbox that converts to pixels of the full image, not of a shrunk one."""
+        """Return the letterbox that converts to pixels of the full image, not of the shrunk one."""
         return replace(self, width=info.width, height=info.height)
 
     def box(self, x1: float, y1: float, x2: float, y2: float) -> Box:
@@ -76,8 +76,11 @@ class Letterbox:
     ) -> tuple[float, float, float, float]:
         """Convert centre and sides of a rotated box to pixels of the image, without clipping.
 
-        Of the two axes' scales, which rounding makes slightly different, the first side takes that
-        of x, whatever the angle, as `scale_boxes(xywh=True)` in ultralytics 8.4.
+        Rounding makes the scales of the two axes slightly different. At any angle, `width` takes
+        the scale of x, and `height` that of y, as `scale_boxes(xywh=True)` in ultralytics 8.4.
+
+        Returns:
+            cx, cy, width and height.
         """
         return (
             (cx - self.left) / self._gain_x,

@@ -9,8 +9,12 @@ from service.domain import Polygon
 def simplify(polygon: Polygon, tolerance_pixels: float) -> Polygon | None:
     """Return the polygon with fewer points, by the algorithm of Douglas and Peucker.
 
-    No point that is left out was further than the tolerance from the new polygon. All points of the
-    new polygon are points of the old one.
+    Each point that is left out is within the tolerance of the new polygon. All points of the new
+    polygon are points of the old one.
+
+    Args:
+        polygon: one ring, in pixels.
+        tolerance_pixels: the tolerance in pixels.
 
     Returns:
         The new polygon, or None if fewer than three points are left.

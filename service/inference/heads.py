@@ -24,9 +24,10 @@ from service.domain import (
 )
 from service.errors import ModelError
 from service.images.letterbox import Letterbox
-from service.inference.labels import MAX_LABEL_BYTES, label_of
+from service.inference.labels import MAX_CLASSES, MAX_LABEL_BYTES, label_of
 
-# The first columns of a row: four of the box, confidence, class id. Then come the task's columns.
+# A row begins with four columns of the box, the confidence and the class id. The task's columns
+# follow.
 BOX_COLUMNS = 6
 _CONFIDENCE, _CLASS = 4, 5
 MAX_CLASS_SCORES = 5  # `Prediction.classes`
@@ -64,7 +65,7 @@ class KeypointLayout:
     Attributes:
         count: points of each detection.
         has_confidence: whether a point has a third value, its confidence, after x and y.
-        names: the names of the points by class id. Other classes have `default_names`.
+        names: the names of the points by class id. Classes that are missing have `default_names`.
     """
 
     count: int
@@ -73,7 +74,7 @@ class KeypointLayout:
 
     @property
     def columns(self) -> int:
-        """The columns that the points take in a row."""
+        """The number of columns that the points take in a row."""
         return self.count * (3 if self.has_confidence else 2)
 
     @property
@@ -100,7 +101,8 @@ class KeypointLayout:
                 pass
             case _:
                 raise ModelError(
-                    f"{model} does not say which points it finds: `kpt_shape` is {shape!r:.80}"
+                    f"{model} has wrong metadata: `kpt_shape` must be [number of points, 2 or 3], "
+                    f"but is {shape!r:.80}. Export the model again with ultralytics"
                 )
         try:
             by_class = {
@@ -115,7 +117,8 @@ class KeypointLayout:
             is_valid = False
         if not is_valid:
             raise ModelError(
-                f"{model} does not name its {count} points: `kpt_names` is {names!r:.200}"
+                f"{model} has wrong metadata: `kpt_names` must have {count} names for each class, "
+                f"but is {names!r:.200}. Export the model again with ultralytics"
             )
         return cls(count, values == 3, by_class)
 
@@ -145,17 +148,23 @@ class Head:
     ) -> Prediction:
         """Convert the output for one image.
 
+        What has a number that is NaN or infinite, or an impossible class id, is left out.
+
         Args:
-            output: rows x columns, with boxes in pixels of the input. For the task classify, the
-                confidence of each class.
+            output: float32 rows x columns, with boxes in pixels of the input. For the task
+                classify, the confidence of each class.
             letterbox: how the pixels lie in the input.
             info: the full image's size.
-            prototypes: channels x height x width, for the task segment.
+            prototypes: float32 channels x height x width, for the task segment.
+
+        Raises:
+            ValueError: a segmentation model has no prototypes, or ones of another size.
         """
         if self.task is Task.CLASSIFY:
             return Prediction(classes=self._classes(output.ravel()))
         letterbox = letterbox.onto(info)
         confident = output[output[:, _CONFIDENCE] >= self.min_confidence]
+        confident = confident[_is_sound(confident)]
         ordered = confident[np.argsort(-confident[:, _CONFIDENCE], kind="stable")]
         match self.task:
             case Task.SEGMENT:
@@ -183,9 +192,7 @@ class Head:
         """Return the detections whose mask has a pixel, as ultralytics does."""
         if prototypes is None:
             raise ValueError("A segmentation model returned no prototypes")
-        if not len(rows):
-            return []
-        # Imported for the first mask: OpenCV takes a sixth of a second.
+        # Imported for the first image: OpenCV takes a sixth of a second.
         from service.inference.masks import Masks
 
         masks = Masks(prototypes, letterbox)
@@ -223,11 +230,19 @@ class Head:
         )
 
     def _classes(self, confidences: NDArray[np.float32]) -> tuple[ClassScore, ...]:
-        order = np.argsort(-confidences, kind="stable")[:MAX_CLASS_SCORES]
+        order = np.argsort(-confidences, kind="stable")
+        order = order[np.isfinite(confidences[order])][:MAX_CLASS_SCORES]
         return tuple(
             ClassScore(label_of(self.labels, class_id), class_id, float(confidences[class_id]))
             for class_id in order.tolist()
         )
+
+
+def _is_sound(rows: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return which rows have finite numbers only, and a class id that a model may have."""
+    class_ids = rows[:, _CLASS]
+    is_class = (class_ids >= 0) & (class_ids < MAX_CLASSES)
+    return np.logical_and(np.isfinite(rows).all(axis=1), is_class)
 
 
 def regularized(cx: float, cy: float, width: float, height: float, angle: float) -> RotatedBox:

@@ -2,7 +2,7 @@
 
 A mask is where a weighted sum of the model's prototypes is positive, inside of the box. The
 interpolation is that of `process_mask_native` in ultralytics 8.4 (utils/ops.py), which
-`retina_masks=True` uses. But it is computed only inside of the box.
+`retina_masks=True` uses. Here, it is computed only inside of the box.
 """
 
 import math
@@ -26,7 +26,7 @@ _TOLERANCE_OF_WIDTH = 0.1
 # A larger box is sampled at fewer points than it has pixels. This bounds time and memory.
 MAX_SAMPLES = 2**20
 # Points of all rings of an image, which take 64 bytes each. Beyond it, a mask keeps only its
-# largest ring. Only a model without training finds so many.
+# largest ring. Only an untrained model finds so many.
 MAX_POINTS = 2**18
 _BAND_SAMPLES = 2**16  # interpolated at once, so that the floats stay in the CPU's cache
 _PROTOTYPE_STRIDE = 4  # pixels of the input for each pixel of a prototype
@@ -34,7 +34,12 @@ _PROTOTYPE_STRIDE = 4  # pixels of the input for each pixel of a prototype
 
 @dataclass(frozen=True)
 class Mask:
-    """A mask: its rings, simplified, the largest first, and its area in pixels before that."""
+    """A mask.
+
+    Attributes:
+        polygons: its simplified rings, in pixels of the full image, the largest first.
+        area: its area in pixels, before the rings are simplified.
+    """
 
     polygons: tuple[Polygon, ...]
     area: float

@@ -133,7 +133,7 @@ class OpenVINODetector:
             # Written directly into the model's input, without a copy.
             letterbox.apply(pixels, out=request.get_input_tensor().data[0])
             request.infer()
-            # Of a segmentation model, the second output are the prototypes of the masks.
+            # The second output of a segmentation model has the prototypes of the masks.
             output, *prototypes = (tensor.data[0] for tensor in request.output_tensors)
             yield self._head.prediction(output, letterbox, image.info, *prototypes)
 
@@ -199,6 +199,8 @@ def _read_metadata(directory: Path) -> dict[str, Any]:
             raise KeyError("names")
         metadata["imgsz"] = [int(side) for side in metadata["imgsz"]]
         metadata["stride"] = int(metadata["stride"])
+        if not metadata["imgsz"] or min(*metadata["imgsz"], metadata["stride"]) < 1:
+            raise ValueError("`imgsz` and `stride` must be positive")
     except (
         OSError,
         yaml.YAMLError,

@@ -1,4 +1,4 @@
-"""How similar two detections are: boxes, and what each task adds to a box."""
+"""How similar two detections are: their boxes, and their masks, keypoints or rotated boxes."""
 
 import math
 from collections.abc import Sequence
@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.domain import Box, Detection, Keypoint, Polygon, RotatedBox
+from service.domain import MIN_KEYPOINT_CONFIDENCE, Box, Detection, Polygon, RotatedBox
 
 # Standard deviation of a keypoint's position, divided by the square root of the object's area. It
 # is near the mean of COCO's 17 values (0.025 for eyes to 0.107 for hips).
 _KEYPOINT_SIGMA = 0.06
-_VISIBLE = 0.5  # confidence from which a keypoint is compared
 _GRID = 256  # samples along each side of two masks
 
 
@@ -58,8 +57,8 @@ def shape_similarity(a: Detection, b: Detection) -> float:
 def rotated_iou(a: RotatedBox, b: RotatedBox) -> float:
     """Return the intersection over union of two rotated boxes, in 0..1.
 
-    Computed in float64. The functions of OpenCV, in float32, find no or a too small intersection of
-    some boxes that are nearly equal.
+    It is computed in float64. OpenCV's functions use float32. For some boxes that are nearly equal,
+    they return no intersection, or one that is too small.
     """
     first, second = _points(a), _points(b)
     intersection = _area(_clip(first, second))
@@ -107,7 +106,11 @@ def keypoint_similarity(a: Detection, b: Detection) -> float:
     if len(a.keypoints) != len(b.keypoints):
         return 0.0
     area = (a.box.x2 - a.box.x1) * (a.box.y2 - a.box.y1)
-    pairs = [pair for pair in zip(a.keypoints, b.keypoints, strict=True) if _is_visible(pair[0])]
+    pairs = [
+        (p, q)
+        for p, q in zip(a.keypoints, b.keypoints, strict=True)
+        if p.confidence >= MIN_KEYPOINT_CONFIDENCE
+    ]
     if not pairs:
         return 1.0
     if area <= 0:
@@ -117,14 +120,11 @@ def keypoint_similarity(a: Detection, b: Detection) -> float:
     return sum(math.exp(-square / scale) for square in squares) / len(pairs)
 
 
-def _is_visible(point: Keypoint) -> bool:
-    return point.confidence >= _VISIBLE
-
-
 def mask_iou(a: Sequence[Polygon], b: Sequence[Polygon]) -> float:
-    """Return the intersection over union of two masks, in 0..1, of samples in their common box.
+    """Return the intersection over union of two masks, in 0..1. It is 1 if both are empty.
 
-    The masks may be in any unit, but both in the same.
+    It is estimated from samples in the box around both masks. The masks may be in any unit, if it
+    is the same for both.
     """
     points = [point for polygon in (*a, *b) for point in polygon.points]
     if not points:
@@ -135,8 +135,8 @@ def mask_iou(a: Sequence[Polygon], b: Sequence[Polygon]) -> float:
     )
     xs, ys = samples
     first, second = rasterize(a, xs, ys), rasterize(b, xs, ys)
-    union = np.count_nonzero(first | second)
-    return np.count_nonzero(first & second) / union if union else 1.0
+    union = int(np.count_nonzero(first | second))
+    return int(np.count_nonzero(first & second)) / union if union else 1.0
 
 
 def rasterize(
@@ -156,7 +156,8 @@ def rasterize(
     for polygon in polygons:
         x1, y1 = np.asarray(polygon.points, np.float64).reshape(-1, 2).T
         x2, y2 = np.roll(x1, -1), np.roll(y1, -1)
-        # An edge changes the row from its crossing on. Horizontal edges cross no row.
+        # An edge swaps inside and outside to the right of its crossing. Horizontal edges cross no
+        # row.
         low, high = np.minimum(y1, y2), np.maximum(y1, y2)
         rows, edges = np.nonzero((ys[:, None] >= low) & (ys[:, None] < high))
         share = (ys[rows] - y1[edges]) / (y2[edges] - y1[edges])

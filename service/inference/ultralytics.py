@@ -162,7 +162,7 @@ class UltralyticsDetector:
                     letterboxes[index].apply(all_pixels[index], model_input)
                 outputs.append(self.infer(batch))
             rows = torch.cat([output.flatten(0, 1) for output, *_ in outputs]).cpu().numpy()
-            # Prototypes of masks stay on the device until their image's turn.
+            # The prototypes of masks stay on the device until their image is converted.
             prototypes = [image for _, *others in outputs for batch in others for image in batch]
         end = 0
         rows_per_image = (output.shape[1] for output, *_ in outputs for _ in range(len(output)))
@@ -201,7 +201,7 @@ class UltralyticsDetector:
         # Upload bytes. The device then converts them to RGB, NCHW and floats.
         inputs = batch.to(self._device, non_blocking=True).permute(0, 3, 1, 2).contiguous().flip(1)
         output = self.backend((inputs.half() if self.backend.fp16 else inputs.float()).div_(255))
-        if self.backend.format == "pt":  # then come outputs for training
+        if self.backend.format == "pt":  # the others are outputs for training
             output = output[0]
         rows, *others = output if isinstance(output, list | tuple) else [output]
         if self._info.task is Task.CLASSIFY:

@@ -39,9 +39,9 @@ def annotate(
 ) -> Pixels:
     """Return a copy of a uint8 HxWx3 BGR image with what was found on it.
 
-    A detection with a mask is drawn as its translucent mask, one with a rotated box as that box,
-    and each other one as its box. Keypoints are dots, and COCO's are joined to a skeleton. The
-    classes of an image are text in its corner.
+    A detection is drawn as its translucent mask, as its rotated box, or else as its box. Keypoints
+    are dots, and lines join COCO's keypoints to a skeleton. The classes of an image are text in its
+    top left corner.
     """
     canvas: _Canvas = pixels.copy()
     unit = max(canvas.shape[0], canvas.shape[1]) / 640  # lines and text grow with the image

@@ -12,19 +12,14 @@ import cv2
 from service.deadline import NO_DEADLINE, Deadline
 from service.document import to_document
 from service.domain import (
-    Box,
     ClassScore,
     CommittedResult,
-    Detection,
     Download,
     Event,
     ImageRef,
     ImageResult,
-    Keypoint,
     ObjectMetadata,
-    Polygon,
     Replace,
-    RotatedBox,
 )
 from service.errors import BadImageError, YoloBatchError
 from service.health import Health
@@ -37,6 +32,7 @@ from service.pipeline import Pipeline, PipelineOptions
 from service.recorder import Recorder
 from service.settings import Settings
 from service.sources.rules import Rules
+from service.stored_result import stored_detections
 
 _ANY_GENERATION = 1  # local files have no generation
 
@@ -136,25 +132,11 @@ def detect_files(
 def save_annotated(file: Path, document: Mapping[str, Any], destination: Path) -> None:
     """Write a JPEG copy of an image file with what its document says drawn on it."""
     image = decode(file.read_bytes(), max_pixels=2**30)
-    detections = [_detection(item) for item in document["detections"]]
+    detections = stored_detections(document)
     classes = [ClassScore(**item) for item in document["classes"]]
     _, data = cv2.imencode(".jpg", annotate(image.pixels, detections, classes))
     destination.parent.mkdir(parents=True, exist_ok=True)
     destination.write_bytes(data.tobytes())
-
-
-def _detection(fields: Mapping[str, Any]) -> Detection:
-    """Return an element of a document's `detections` as the type that it was written from."""
-    rotated_box = fields.get("obb")
-    return Detection(
-        fields["label"],
-        fields["class_id"],
-        fields["confidence"],
-        Box(**fields["box"]),
-        polygons=tuple(Polygon(tuple(ring["points"])) for ring in fields.get("polygons") or ()),
-        keypoints=tuple(Keypoint(**point) for point in fields.get("keypoints") or ()),
-        rotated_box=RotatedBox(**rotated_box) if rotated_box else None,
-    )
 
 
 class _LocalFiles:

@@ -1,8 +1,8 @@
 """What other sources would change in stored results, without running the model.
 
 The rules are pure functions of what a document stores: its detections and its faint detections. A
-document cannot answer if detections are missing that the new rules might keep. It is then left as
-it is. The image must be processed again.
+document is incomplete if it lacks detections that the new rules might keep. It is never rewritten:
+its image must be processed again.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ class Verdict(StrEnum):
 
     CHANGED = "changed"
     UNCHANGED = "unchanged"
-    CANNOT_ANSWER = "cannot_answer"  # detections are missing that the rules might keep
+    INCOMPLETE = "incomplete"  # it lacks detections that the rules might keep
     LARGE = "large"  # its detections are in RESULTS_BUCKET
     DISABLED = "disabled"  # its source is disabled
     NOT_DONE = "not_done"  # failed or parked, so it has no detections
@@ -84,7 +84,7 @@ class Rewriter(Protocol):
         """Return one document, or None if there is none."""
 
     def rewrite(self, version: Any, fields: Mapping[str, Any]) -> bool:
-        """Change fields of a document, if it is unchanged. Return False if it is not.
+        """Change fields of a document. Return False if the document was changed meanwhile.
 
         Raises:
             StoredResultError: the document cannot have these fields.
@@ -123,7 +123,7 @@ def preview(
             if is_rewritten:
                 summary.rewritten += 1
                 break
-            # Another process was first. Its document is the one to compare with.
+            # Another process changed the document first: compare the new one.
             if not (current := rewriter.version(version.id)):
                 break
             version = current
@@ -154,8 +154,8 @@ def change_of(
             return Change(Verdict.DISABLED)
         if document["detections_uri"]:
             return Change(Verdict.LARGE)
-        if not _can_answer(stored, document["faint_cut"], settings, store_confidence):
-            return Change(Verdict.CANNOT_ANSWER)
+        if not _is_complete(stored, document["faint_cut"], settings, store_confidence):
+            return Change(Verdict.INCOMPLETE)
         return _change(stored, document, settings)
     except (
         StoredResultError,
@@ -168,7 +168,7 @@ def change_of(
         return Change(Verdict.UNREADABLE)
 
 
-def _can_answer(
+def _is_complete(
     stored: ImageResult, faint_cut: float | None, settings: SourceSettings, floor: float
 ) -> bool:
     """Return whether a document has every detection that the rules might keep.

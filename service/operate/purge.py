@@ -21,7 +21,7 @@ _REMOVED_AT_ONCE = 25  # results in one commit. Several commits run at once.
 
 
 class OtherBucketError(YoloBatchError):
-    """The objects of a result cannot be removed, because they are in another bucket."""
+    """The object of a large result is not in RESULTS_BUCKET, so it cannot be removed."""
 
 
 @dataclass
@@ -89,7 +89,7 @@ def purge(
 
 
 def _check_buckets(images: Iterable[StoredImage], results_bucket: str | None) -> None:
-    """Check that no object is left behind that only its document names.
+    """Check that the objects of all large results can be removed with their documents.
 
     Raises:
         OtherBucketError: an object is in another bucket.
@@ -98,8 +98,8 @@ def _check_buckets(images: Iterable[StoredImage], results_bucket: str | None) ->
         uri = image.detections_uri
         if uri and not uri.startswith(f"gs://{results_bucket}/"):
             raise OtherBucketError(
-                f"The result of {image.ref.uri} has its detections in {uri}, which would be left: "
-                "set RESULTS_BUCKET to this bucket"
+                f"The result of {image.ref.uri} has its detections in {uri}, which would not be "
+                "removed: set RESULTS_BUCKET to the bucket of this object"
             )
 
 

@@ -1,1 +1,1 @@
-"""Sources: a bucket and prefix with its own settings, for example a camera."""
+"""Sources: buckets and prefixes with settings of their own, for example one for each camera."""

@@ -84,7 +84,7 @@ def settings_of(
         sources: all sources.
         version: when Firestore last changed them. None: they were never stored.
         min_confidence: the threshold of sources that have none.
-        store_confidence: the model's results below it are not known.
+        store_confidence: the lowest confidence that is recorded. No threshold is lower.
     """
     source = sources.find(ref.bucket, ref.name)
     rules = Rules.of(source, min_confidence=min_confidence, store_confidence=store_confidence)
@@ -108,8 +108,8 @@ class _Known:
 class CurrentSources:
     """The sources of this instance. Safe to use from many threads.
 
-    There is no thread: a request looks at the document if the last look was long ago. One request
-    looks at a time. The others use what is known.
+    It has no thread of its own. A request reads the document if the last read was
+    `refresh_seconds` ago. Only one request reads at a time. The others use the known sources.
     """
 
     def __init__(
@@ -121,13 +121,13 @@ class CurrentSources:
         refresh_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Start without knowing the sources. The first look is at the first image, or `look`.
+        """Start without sources. They are read for the first image, or by `look`.
 
         Args:
             documents: where sources are stored.
             min_confidence: the threshold of sources that have none.
-            store_confidence: the model's results below it are not known.
-            refresh_seconds: time between two looks.
+            store_confidence: the lowest confidence that is recorded. No threshold is lower.
+            refresh_seconds: time between two reads of the document.
             clock: returns seconds.
         """
         self._documents = documents
@@ -139,16 +139,16 @@ class CurrentSources:
         self._looked_at = -math.inf  # seconds of the clock
         self._known: _Known | None = None
         self._remembered: datetime | None = None  # version that is stored as the last good one
-        self._error: TransientError | None = None  # of the last look
+        self._error: TransientError | None = None  # of the last read
         self._broken: tuple[datetime, str] | None = None  # version and reason
-        self._unusable = 0  # number of looks that found the document broken or deleted
+        self._unusable = 0  # number of reads that found the document broken or deleted
 
     def settings_of(self, ref: ImageRef, deadline: Deadline) -> SourceSettings:
-        """Return the settings of an image. Look at the document first, if that is due.
+        """Return the settings of an image. Read the document first, if that is due.
 
         Raises:
-            SourcesUnknownError: it is not known what the sources are, or were.
-            FirestoreUnavailableError: the same, because Firestore did not respond.
+            SourcesUnknownError: neither the sources nor the last good ones can be used.
+            FirestoreUnavailableError: no sources are known, and Firestore did not respond.
         """
         is_due = self._clock() - self._looked_at >= self._refresh_seconds
         if is_due or (self._known is None and self._error):
@@ -167,10 +167,10 @@ class CurrentSources:
     def look(self, deadline: Deadline) -> None:
         """Read the document, unless another thread reads it now.
 
-        It never raises: if the document cannot be read, what is known stays in use.
+        It never raises. If the document cannot be read, the known sources stay in use.
 
         Args:
-            deadline: how long it may take.
+            deadline: ends the read.
         """
         if not self._looking.acquire(blocking=False):
             return
@@ -185,7 +185,7 @@ class CurrentSources:
                 extra={"reason": str(exc)},
             )
         except BaseException:  # noqa: BLE001 - a Rust library's panic is not an Exception
-            logger.exception("A look at the sources failed, so the known sources stay in use")
+            logger.exception("Reading the sources failed, so the known sources stay in use")
         finally:
             self._looked_at = self._clock()
             self._looking.release()
@@ -203,11 +203,12 @@ class CurrentSources:
             return
         self._unusable += 1
         logger.error(
-            "The document of the sources is broken or deleted, so the last good sources are used",
+            "The document of the sources is broken or deleted, so the last good sources are used. "
+            "Repair it with `yolo-batch sources apply`",
             extra={
                 "reason": reason,
                 "version": self._known.version,
-                "looks": self._unusable,
+                "reads": self._unusable,
             },
         )
 
@@ -246,13 +247,14 @@ class CurrentSources:
         except SourcesError as exc:
             if self._known is None:
                 logger.critical(
-                    "No sources can be used, so images are rejected until `sources apply` is run",
+                    "No sources can be used, so images are rejected until you run "
+                    "`yolo-batch sources apply`",
                     extra={"reason": str(exc)},
                 )
 
 
 def current_sources(documents: Documents, settings: Settings) -> CurrentSources:
-    """Return the sources with the thresholds of the settings, after the first look."""
+    """Return the sources, read once, with the thresholds and times of the settings."""
     sources = CurrentSources(
         documents,
         min_confidence=settings.min_confidence,

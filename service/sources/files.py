@@ -11,10 +11,11 @@ import yaml
 
 from service.errors import SourcesError
 from service.sources.schema import Source, Sources, parse
+from service.sources.wording import in_words
 
 # How msgspec ends a message: the path of the fault, for example " - at `$.sources[1].zones[0]`".
 # A fault of a key is "at `key` in `$.sources[1]`".
-_PATH = re.compile(r" - at (`key` in )?`(?P<path>\$[^`]*)`$")
+_PATH = re.compile(r" - at (?P<key>`key` in )?`(?P<path>\$[^`]*)`$")
 _STEP = re.compile(r"\.(\w+)|\[(\d+)\]")
 _UNKNOWN_FIELD = re.compile(r"unknown field `(.+)`")
 _LIST = "sources"
@@ -51,9 +52,9 @@ def load(path: Path) -> Sources:
         plain = yaml.safe_load(text)
     except yaml.MarkedYAMLError as exc:
         line = exc.problem_mark.line + 1 if exc.problem_mark else 1
-        raise FaultyFileError(path, [Fault(line, f"{exc.problem or exc}")]) from exc
+        raise FaultyFileError(path, [Fault(line, f"not valid YAML: {exc.problem or exc}")]) from exc
     except (yaml.YAMLError, ValueError, RecursionError) as exc:
-        raise FaultyFileError(path, [Fault(1, f"this is no YAML: {exc}")]) from exc
+        raise FaultyFileError(path, [Fault(1, f"the file is not valid YAML: {exc}")]) from exc
     except (LookupError, TypeError, AttributeError) as exc:  # of PyYAML, for example `!!bool foo`
         raise FaultyFileError(path, [Fault(1, "a value does not fit its YAML tag")]) from exc
     faults += _faults(plain, root)
@@ -96,14 +97,14 @@ def _repetition(message: str, sources: Any, root: yaml.Node | None) -> Fault | N
 
 def _fault(message: str, root: yaml.Node | None, prefix: str = "") -> Fault:
     """Return a fault with the line of msgspec's path. The path is inside of `prefix`."""
-    path = "$"
+    path, of = "$", ""
     if match := _PATH.search(message):
         path, message = match["path"], message[: match.start()]
+        of = "a key of " if match["key"] else ""
     path = f"${prefix}{path[1:]}"
     field = _UNKNOWN_FIELD.search(message)
-    return Fault(
-        _line(root, path, field[1] if field else None), f"{message} ({path[2:] or 'file'})"
-    )
+    line = _line(root, path, field[1] if field else None)
+    return Fault(line, in_words(message, of + (path[2:] or "the file")))
 
 
 def _line(root: yaml.Node | None, path: str, key: str | None = None) -> int:
@@ -144,5 +145,7 @@ def _repeated_keys(root: yaml.Node | None) -> Iterator[Fault]:
             if not isinstance(key, yaml.ScalarNode):
                 continue  # the loader refuses it, with its line
             if key.value in seen:
-                yield Fault(key.start_mark.line + 1, f"the key {key.value} is there twice")
+                yield Fault(
+                    key.start_mark.line + 1, f"the key {key.value} occurs twice in one mapping"
+                )
             seen.add(key.value)

@@ -33,7 +33,7 @@ def overlap_area(polygon: Sequence[Point], low: Point, high: Point) -> float:
     """Return the area of a polygon inside of a box with the corners `low` and `high`.
 
     The polygon is clipped at each side of the box (Sutherland and Hodgman, 1974). The clipped
-    polygon may have edges that cover each other. They add nothing to the area.
+    polygon may have edges that lie on each other. They add nothing to the area.
     """
     clipped = list(polygon)
     for axis in (0, 1):
@@ -43,12 +43,12 @@ def overlap_area(polygon: Sequence[Point], low: Point, high: Point) -> float:
 
 
 def fault(polygon: Sequence[Point]) -> str | None:
-    """Return why a sequence of points is no polygon that a zone can have, or None if it is one.
+    """Return why a zone cannot have this polygon, or None if it can.
 
     The number of comparisons grows with the square of the number of points.
     """
     if len(set(polygon)) < len(polygon):
-        return "a point is in the polygon twice. The last point need not repeat the first"
+        return "the polygon has a point twice. Do not repeat the first point at the end"
     edges = list(_edges(polygon))
     for (i, first), (j, second) in combinations(enumerate(edges), 2):
         are_neighbours = j - i in (1, len(edges) - 1)

@@ -8,7 +8,7 @@ from service.domain import Box
 from service.sources.geometry import contains, overlap_area
 from service.sources.schema import Anchor, Mode, Source, Zone
 
-_ROUNDING = 1e-12  # an area. One pixel of the largest image has 1e-9 or more.
+_ROUNDING = 1e-12  # of an area. One pixel of the largest image has an area of 1e-9 or more.
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Rules:
         min_confidence: detections below it are not kept.
         min_confidence_by_label: the same for single labels. It overrides `min_confidence`.
         keep_labels: labels that are kept. None: all.
-        zones: parts of the image. They decide about detections, not about classes.
-        keep_faint: whether the other detections are recorded, too.
+        zones: parts of the image. They do not apply to classes, which have no place in the image.
+        keep_faint: whether the other detections are recorded as faint detections.
     """
 
     min_confidence: float = 0.25
@@ -36,7 +36,7 @@ class Rules:
         Args:
             source: the source. None: the rules of images without a source.
             min_confidence: the threshold of sources that have none.
-            store_confidence: the model's results below it are not known. No threshold is lower.
+            store_confidence: the lowest confidence that is recorded. No threshold is lower.
         """
         if source is None:
             return cls(min_confidence)
@@ -62,7 +62,7 @@ class Rules:
         """The names of the zones that have counts: those with the mode `include`."""
         return tuple(zone.name for zone in self.zones if zone.mode is Mode.INCLUDE)
 
-    def keep(self, label: str, confidence: float) -> bool:
+    def keeps(self, label: str, confidence: float) -> bool:
         """Return whether the thresholds and labels keep a detection or a class."""
         threshold = self.min_confidence_by_label.get(label, self.min_confidence)
         return confidence >= threshold and (self.keep_labels is None or label in self.keep_labels)

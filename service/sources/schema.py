@@ -50,7 +50,7 @@ class Anchor(StrEnum):
 
 
 class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """An immutable object without other fields."""
+    """An immutable object. Unknown fields are refused."""
 
 
 class _Point(_Strict, frozen=True):
@@ -76,7 +76,7 @@ class Zone(_Strict, frozen=True, omit_defaults=True):
         """Bring the points to one form, and check the polygon.
 
         Raises:
-            ValueError: it crosses itself, or has no area.
+            ValueError: the polygon crosses itself, or has no area.
         """
         points = tuple((p.x, p.y) if isinstance(p, _Point) else p for p in self.points)
         msgspec.structs.force_setattr(self, "points", points)
@@ -113,21 +113,22 @@ class Source(_Strict, frozen=True, omit_defaults=True):
     model: Literal["default"] = "default"
 
     def __post_init__(self) -> None:
-        """Check what concerns more than one field, and the time zone.
+        """Check the names of zones, the position and the time zone.
 
         Raises:
-            ValueError: a check failed.
+            ValueError: two zones have one name, half of the position is missing, or the time zone
+                is unknown.
         """
         if name := _repeated(zone.name for zone in self.zones):
             raise ValueError(f"source {self.id} has two zones with the name {name}")
         if (self.latitude is None) != (self.longitude is None):
-            raise ValueError(f"source {self.id} has only one of latitude and longitude")
+            raise ValueError(f"source {self.id} has only one of latitude and longitude: give both")
         if self.timezone is not None:
             try:
                 ZoneInfo(self.timezone)
             except (ZoneInfoNotFoundError, ValueError, OSError):
                 raise ValueError(
-                    f"source {self.id}: {self.timezone!r} is no time zone, for example "
+                    f"source {self.id}: {self.timezone!r} is not a time zone. Use a name such as "
                     "Europe/Berlin"
                 ) from None
 
@@ -146,7 +147,7 @@ class Sources(_Strict, frozen=True):
         """Check that ids, and buckets with prefixes, are unique.
 
         Raises:
-            ValueError: two sources have the same one.
+            ValueError: two sources have the same id, or the same bucket and prefix.
         """
         if name := _repeated(source.id for source in self.sources):
             raise ValueError(f"two sources have the id {name}")
@@ -154,7 +155,7 @@ class Sources(_Strict, frozen=True):
             raise ValueError(f"two sources have the prefix {uri}")
 
     def find(self, bucket: str, name: str) -> Source | None:
-        """Return the source of an object: of those that match, that with the longest prefix."""
+        """Return the matching source with the longest prefix, or None if no source matches."""
         matching = (s for s in self.sources if s.bucket == bucket and name.startswith(s.prefix))
         return max(matching, key=lambda source: len(source.prefix), default=None)
 

@@ -12,6 +12,7 @@ from service.deadline import NO_DEADLINE, Deadline
 from service.domain import Download, ImageRef
 from service.gcp.daily_count import DailyCount
 from service.gcp.firestore import ResultStore
+from service.gcp.large_results import LargeResults
 from service.gcp.result_reader import ResultReader
 from service.gcp.storage import ImageStorage
 from tests.fakes import PATIENCE_SECONDS
@@ -67,6 +68,16 @@ def store(collection: str) -> ResultStore:
 @pytest.fixture
 def reader(collection: str) -> ResultReader:
     return ResultReader(firestore.Client(), collection=collection, timeout_seconds=PATIENCE_SECONDS)
+
+
+@pytest.fixture
+def results_bucket() -> storage.Bucket:
+    return storage.Client().create_bucket(f"results-{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def large(results_bucket: storage.Bucket) -> LargeResults:
+    return LargeResults(storage.Client(), results_bucket.name, timeout_seconds=PATIENCE_SECONDS)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ The races are decided by the official Firestore emulator: a commit against a rem
 
 import threading
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -65,16 +64,6 @@ def store(collection: str) -> ResultStore:
 @pytest.fixture
 def deleter(collection: str) -> ResultDeleter:
     return deleter_of(collection)
-
-
-@pytest.fixture
-def results_bucket() -> storage.Bucket:
-    return storage.Client().create_bucket(f"results-{uuid.uuid4().hex}")
-
-
-@pytest.fixture
-def large(results_bucket: storage.Bucket) -> LargeResults:
-    return LargeResults(storage.Client(), results_bucket.name, timeout_seconds=PATIENCE_SECONDS)
 
 
 def deleter_of(collection: str, **options: Any) -> ResultDeleter:

@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import json
-import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -37,16 +36,6 @@ from service.recorder import Recorder
 from tests.fakes import PATIENCE_SECONDS
 from tests.loglines import logged_by
 from tests.masks import MODEL, segmented
-
-
-@pytest.fixture
-def results_bucket() -> storage.Bucket:
-    return storage.Client().create_bucket(f"results-{uuid.uuid4().hex}")
-
-
-@pytest.fixture
-def large(results_bucket: storage.Bucket) -> LargeResults:
-    return LargeResults(storage.Client(), results_bucket.name, timeout_seconds=PATIENCE_SECONDS)
 
 
 @pytest.fixture
@@ -250,7 +239,7 @@ def test_failure_after_the_commit_is_logged(
     committed = CommittedResult(large.prepare(result), unused_uri="gs://uploads/cat.jpg")
     large.settle(result, committed)
     [line] = logged_by(caplog, "service.gcp.large_results")
-    assert line.getMessage() == "The objects of a large result are not settled"
+    assert line.getMessage() == "An object of a large result could not be created or removed"
     assert line.__dict__["unused"] == "gs://uploads/cat.jpg"
 
 

@@ -95,8 +95,7 @@ def test_young_results_stay(store: ResultStore, prefix: str) -> None:
 def test_purge_asks_first_on_a_terminal(
     store: ResultStore, prefix: str, monkeypatch: pytest.MonkeyPatch, answer: str, left: str
 ) -> None:
-    monkeypatch.setattr("service.cli.purge.is_terminal", lambda stream: True)
-    monkeypatch.setattr("service.cli.output.is_terminal", lambda stream: False)
+    monkeypatch.setattr("service.cli.purge.can_ask", lambda: True)
     done = purge(prefix, answer=f"{answer}\n")
     assert "Remove these 3 results?" in done.output
     assert done.exit_code == (0 if answer == "y" else 1)

@@ -35,7 +35,7 @@ def pulled(topic: str) -> list[str]:
 
 
 def ask(answer: str, prefix: str, *options: str, monkeypatch: pytest.MonkeyPatch) -> Result:
-    monkeypatch.setattr(command, "_can_ask", lambda: True)
+    monkeypatch.setattr(command, "can_ask", lambda: True)
     arguments = [f"gs://uploads/{prefix}", "--enqueue", "missing", *options]
     return CliRunner().invoke(command.reconcile, arguments, input=answer)
 

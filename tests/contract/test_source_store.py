@@ -78,7 +78,7 @@ def test_sources_over_the_limit_are_not_written(source_store: SourceStore) -> No
     zones = [{"name": f"z{i}", "mode": "include", "points": points} for i in range(50)]
     many = [{"id": f"s{i}", "bucket": "uploads", "prefix": f"{i}/"} for i in range(12)]
     sources = parse({"sources": [source | {"zones": zones} for source in many]})
-    with pytest.raises(SourcesError, match="more than 900,000"):
+    with pytest.raises(SourcesError, match="at most 900,000 can be stored"):
         source_store.write(sources, None)
     assert source_store.read() is None
 

@@ -157,11 +157,23 @@ def test_preview_counts_without_writing(
     assert list(reader.results("uploads", "")) == before
 
 
-def test_preview_says_how_many_documents_cannot_answer(file: Path, store: ResultStore) -> None:
+def test_preview_says_how_many_documents_are_incomplete(file: Path, store: ResultStore) -> None:
     store.commit([result_of("cam1/a.jpg", 0.9, rules=Rules(keep_faint=False))])
     done = run("preview", file, "gs://uploads/cam1/")
-    assert "1 cannot answer" in done.stdout
-    assert "1 documents cannot answer" in done.stderr
+    assert "1 incomplete" in done.stdout
+    assert "1 documents are incomplete" in done.stderr
+
+
+def test_preview_says_why_a_document_is_unreadable(
+    file: Path, store: ResultStore, collection: str
+) -> None:
+    store.commit([result_of("cam1/a.jpg", 0.9)])
+    [document] = firestore.Client().collection(collection).stream()
+    document.reference.update({"detections": "edited"})
+    done = run("preview", file, "gs://uploads/cam1/")
+    assert done.exit_code == 1
+    assert "1 documents are unreadable" in done.stderr
+    assert "somebody edited them" in done.stderr
 
 
 def test_apply_of_a_preview_rewrites_the_derived_fields_once(

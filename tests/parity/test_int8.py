@@ -37,16 +37,13 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "set PARITY_DATA to the folder that holds models/ and coco-mini/"
         )
     folder = tmp_path_factory.mktemp("int8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("YOLO_OFFLINE", "True")
-        patch.setenv("YOLO_CONFIG_DIR", str(folder))
-        return export_openvino(
-            WEIGHTS,
-            folder / "yolo26n_int8_openvino_model",
-            precision="int8",
-            calibration=CALIBRATION,
-            labels=find_labels(LABELS),
-        )
+    return export_openvino(
+        WEIGHTS,
+        folder / "yolo26n_int8_openvino_model",
+        precision="int8",
+        calibration=CALIBRATION,
+        labels=find_labels(LABELS),
+    )
 
 
 def test_int8_loses_at_most_a_point_of_map(int8: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,12 +1,12 @@
 """int8 for each task, on the seeded networks: what stays in float, and that the result runs."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import openvino as ov
 import pytest
 import yaml
 
+from devtools.demo_model.shapes import SEGMENTATION_MODEL, write_samples
 from service.domain import Task
 from service.export.accuracy import predict_files
 from service.export.quantize import quantize
@@ -19,14 +19,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # torch's to ultralytics, and NNCF's
 ]
 BRANCH = ".one2one_cv4"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def offline_ultralytics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("YOLO_OFFLINE", "True")
-        environment.setenv("YOLO_CONFIG_DIR", str(tmp_path_factory.mktemp("ultralytics")))
-        yield
 
 
 @pytest.mark.parametrize("task", [task for task in Task if task is not Task.DETECT])
@@ -70,3 +62,11 @@ def test_int8_of_each_task_runs_and_keeps_its_branch_in_float(task: Task, tmp_pa
 
 def is_quantized(convolution: ov.Node) -> bool:
     return bool(convolution.input_value(0).get_node().get_type_name() == "FakeQuantize")
+
+
+def test_trained_masks_survive_the_export_to_int8(tmp_path: Path) -> None:
+    write_samples(tmp_path / "images")
+    exported = export_openvino(
+        SEGMENTATION_MODEL, tmp_path / "int8", precision="int8", calibration=tmp_path / "images"
+    )
+    assert read_metadata(exported)["quantization"]["agreement"]["shape"] > 0.95

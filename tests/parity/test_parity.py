@@ -24,9 +24,10 @@ from service.images.letterbox import fit, input_shapes
 from service.images.pixels import Pixels
 from service.inference.detector import Detector
 from service.inference.loading import load_detector
+from service.inference.similarity import iou
 from service.operate.detect import detect_files
 from service.settings import BUNDLED_MODEL, Settings
-from tests.boxes import found_in, iou
+from tests.boxes import found_in
 
 pytestmark = [
     pytest.mark.ultralytics,
@@ -63,12 +64,6 @@ class Worst:
 
 
 Say = Callable[[Worst], None]
-
-
-@pytest.fixture(autouse=True)
-def offline_ultralytics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("YOLO_OFFLINE", "True")
-    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
 
 
 @pytest.fixture(scope="session")

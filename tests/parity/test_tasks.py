@@ -69,14 +69,6 @@ class Reference:
     masks: NDArray[np.bool_] | None = None
 
 
-@pytest.fixture(autouse=True, scope="module")
-def offline_ultralytics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("YOLO_OFFLINE", "True")
-        environment.setenv("YOLO_CONFIG_DIR", str(tmp_path_factory.mktemp("ultralytics")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return write_images(tmp_path_factory.mktemp("images"))

@@ -84,9 +84,7 @@ def test_detection_that_races_its_deletion_leaves_nothing(stack: Stack, samples:
     wait_for_deliveries(lambda: not any(map(document, refs)), "a result is left")
 
 
-def test_purge_removes_what_was_deleted_while_nobody_listened(
-    stack: Stack, samples: Samples
-) -> None:
+def test_purge_removes_what_was_deleted_without_events(stack: Stack, samples: Samples) -> None:
     prefix, data = uuid.uuid4().hex, samples[0][0].read_bytes()
     kept = upload(stack, f"{prefix}/kept.jpg", data)
     fields = wait_for_document(kept)

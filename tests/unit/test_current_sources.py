@@ -11,7 +11,7 @@ from service.deadline import NO_DEADLINE, Deadline
 from service.domain import ImageRef
 from service.errors import FirestoreUnavailableError, SourcesUnknownError
 from service.sources.current import CurrentSources, SourceSettings, StoredSources
-from tests.fakes import Gate, in_thread
+from tests.fakes import Clock, Gate, in_thread
 
 IMAGE = ImageRef("uploads", "a.jpg", 1)
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -47,14 +47,6 @@ class FakeDocuments:
     def remember(self, good: StoredSources, deadline: Deadline) -> None:
         self.writes += 1
         self.good = good
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -118,7 +110,7 @@ def test_change_is_seen_after_the_refresh_time(documents: FakeDocuments, clock: 
     assert documents.reads == 2
 
 
-def test_one_request_looks_and_the_others_do_not_wait(
+def test_one_request_reads_and_the_others_do_not_wait(
     documents: FakeDocuments, clock: Clock
 ) -> None:
     documents.edit(min_confidence=0.6)
@@ -188,7 +180,7 @@ def test_broken_document_never_turns_privacy_off(
     [record] = [each for each in caplog.records if each.levelno == logging.ERROR]
     reason = "deleted" if is_deleted else "Expected `bool`, got `str`"
     assert reason in vars(record)["reason"]
-    assert vars(record)["looks"] == 1
+    assert vars(record)["reads"] == 1
 
 
 def test_last_good_version_of_another_instance_is_used(
@@ -225,7 +217,7 @@ def test_repaired_document_is_used_again(documents: FakeDocuments, clock: Clock)
     assert settings_of(sources).rules.min_confidence == 0.7
 
 
-def test_each_look_at_a_broken_document_is_counted(
+def test_each_read_of_a_broken_document_is_counted(
     documents: FakeDocuments, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     documents.edit(min_confidence="high")
@@ -233,8 +225,8 @@ def test_each_look_at_a_broken_document_is_counted(
     for _ in range(2):
         clock.now += 60
         settings_of(sources)
-    looks = [vars(each)["looks"] for each in caplog.records if each.levelno == logging.ERROR]
-    assert looks == [1, 2, 3]
+    reads = [vars(each)["reads"] for each in caplog.records if each.levelno == logging.ERROR]
+    assert reads == [1, 2, 3]
 
 
 def test_broken_document_before_any_good_one_changes_nothing(

@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -305,6 +306,16 @@ def test_defect_in_a_decoder_reaches_error_reporting(capfd: pytest.CaptureFixtur
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     assert {line["message"] for line in lines} == {"A decoder failed"}
     assert all(line["stack_trace"].endswith("KeyError: 0") for line in lines)
+
+
+def test_damaged_exif_tags_are_not_logged(capfd: pytest.CaptureFixture[str]) -> None:
+    tags = b"".join(struct.pack("<HHII", tag, 2, 2**31, 8) for tag in range(1, 500))
+    stream = io.BytesIO()
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 499) + tags + bytes(4)
+    Image.new("RGB", (96, 64)).save(stream, "JPEG", exif=exif)
+    with pool(command=COMMAND) as decoders:
+        decode(decoders, stream.getvalue())
+    assert not capfd.readouterr().err
 
 
 def test_crash_by_an_earlier_file_is_not_blamed_on_the_next(hostile: Decoders) -> None:

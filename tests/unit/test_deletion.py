@@ -126,7 +126,7 @@ def test_forged_deletion_of_an_existing_object_is_ignored(
     assert world.results.removed == []
 
 
-def test_overwritten_object_keeps_its_result_without_a_look(world: World) -> None:
+def test_overwritten_object_keeps_its_result_without_lookup(world: World) -> None:
     pipeline = world.pipeline()
     assert pipeline.handle(deleted(is_overwritten=True), NO_DEADLINE) is Outcome.IGNORED
     assert (world.objects.asked, world.results.removed) == ([], [])

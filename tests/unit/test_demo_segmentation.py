@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from devtools.demo_model.shapes import SEGMENTATION_MODEL, SceneObject, sample_scenes
+from service.cli.main import main
 from service.domain import Detection, Task
 from service.inference.detector import Detector
 from service.inference.loading import load_detector, warm_up
@@ -17,7 +19,7 @@ MAX_BYTES = 3_000_000
 
 @dataclass(frozen=True)
 class Example:
-    """A drawn image: its shapes and what is visible of each, the detections and their masks."""
+    """A drawn image: the visible part of each shape, and each detection with its mask."""
 
     shapes: list[tuple[str, Mask]]
     detections: list[tuple[Detection, Mask]]
@@ -50,7 +52,7 @@ def examples(detector: Detector) -> list[Example]:
 
 
 def visible(shape: SceneObject, width: int, height: int) -> Mask:
-    """Return the pixels that what is visible of a shape covers by a half or more."""
+    """Return the pixels of which the visible part of a shape covers at least a half."""
     mask = np.zeros((height, width), bool)
     mask[shape.visible.window] = shape.visible.coverage >= 0.5
     return mask
@@ -63,6 +65,12 @@ def test_demo_model_for_segmentation_is_small(detector: Detector) -> None:
     assert (detector.info.name, detector.info.task) == ("shapes-seg.pt", Task.SEGMENT)
 
 
+def test_canary_of_the_demo_model_passes_here() -> None:
+    checked = CliRunner().invoke(main, ["check-model", str(SEGMENTATION_MODEL)])
+    assert checked.exit_code == 0, checked.output
+    assert "loaded and verified" in checked.stdout
+
+
 def test_masks_are_those_of_the_drawn_shapes(examples: list[Example]) -> None:
     overlaps = np.array([each.best_iou(*shape) for each in examples for shape in each.shapes])
     assert len(overlaps) >= 50
@@ -70,8 +78,8 @@ def test_masks_are_those_of_the_drawn_shapes(examples: list[Example]) -> None:
     assert np.median(overlaps) >= 0.87
 
 
-def test_masks_spare_the_shapes_beside_and_above(examples: list[Example]) -> None:
-    """A mask ends where another shape begins, also where that one hides a part."""
+def test_masks_end_where_other_shapes_begin(examples: list[Example]) -> None:
+    """Also where the other shape hides a part of this one."""
     foreign = []
     for each in examples:
         for _, mask in each.detections:

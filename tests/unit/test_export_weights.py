@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,6 @@ pytestmark = [
 ARCHITECTURE = Path(__file__).parents[2] / "devtools/demo_model/yolo26-demo.yaml"
 REFUSED = {"yolo26-sem.yaml": "semantic", "yolo26-depth.yaml": "depth"}
 LABELS = ["circle", "square", "triangle", "star", "heart", "cross"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def offline_ultralytics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("YOLO_OFFLINE", "True")
-        environment.setenv("YOLO_CONFIG_DIR", str(tmp_path_factory.mktemp("ultralytics")))
-        yield
 
 
 def weights(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from service.domain import Box, ClassScore, Detection, Polygon, Prediction
 from service.errors import FaintBytesError
 from service.faint import MAX_BYTES, pack, rounded, sort_key, unpack
-from tests.boxes import iou
+from service.inference.similarity import iou
 
 LABELS = st.text(st.characters(exclude_categories=["Cs"]), max_size=1000)
 COORDINATES = st.floats(-1e5, 1e5)

@@ -4,14 +4,16 @@ import math
 from dataclasses import astuple
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.domain import Box, RotatedBox, Task
+from service.domain import Box, ImageInfo, RotatedBox, Task
 from service.errors import ModelError
 from service.images.letterbox import letterbox
 from service.inference.heads import (
+    Head,
     KeypointLayout,
     columns_of,
     enclosing_box,
@@ -34,6 +36,17 @@ def test_rotated_box_is_the_same_rectangle_in_a_quarter(
         min(math.dist(corner, other) for other in points(after)) for corner in points(before)
     ]
     assert max(distances) < 1e-6 * (width + height)
+
+
+def test_prototypes_of_a_wrong_size_are_reported_without_a_mask() -> None:
+    fitted = letterbox(160, 160, image_size=160, stride=32)
+    head = Head(Task.SEGMENT, {0: "cat"}, 0.25)
+    nothing = np.zeros((1, 9), np.float32)
+    right, wrong = np.ones((3, 40, 40), np.float32), np.ones((3, 20, 20), np.float32)
+    info = ImageInfo(160, 160, "PNG")
+    assert not head.prediction(nothing, fitted, info, right).detections
+    with pytest.raises(ValueError, match="do not fit an input"):
+        head.prediction(nothing, fitted, info, wrong)
 
 
 def points(rotated: RotatedBox) -> list[tuple[float, ...]]:
@@ -110,7 +123,7 @@ def test_point_names_may_be_absent_or_text(names: Any) -> None:
 
 
 def test_surrogate_in_a_point_name_is_refused() -> None:
-    with pytest.raises(ModelError, match="does not name its 1 points"):
+    with pytest.raises(ModelError, match="`kpt_names` must have 1 names for each class"):
         KeypointLayout.of([1, 2], {0: ["\ud800"]}, model="m")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from google.cloud.firestore_v1 import GeoPoint as FirestorePlace
 
-from service.cli.output import Column, note, progress, say, say_json, say_table
+from service.cli.output import Column, note, page_progress, progress, say, say_json, say_table
 from service.domain import GeoPoint
 
 ROOT = Path(__file__).parents[2]
@@ -157,6 +157,13 @@ def test_progress_prints_nothing_in_a_pipe(capsys: pytest.CaptureFixture[str]) -
         bar.advance()
         bar.describe("Still working")
     assert capsys.readouterr() == ("", "")
+
+
+def test_log_has_a_line_for_every_20_pages(capsys: pytest.CaptureFixture[str]) -> None:
+    with page_progress("Comparing", "{} objects".format) as progressed:
+        for page in range(1, 46):
+            progressed(300 * page)
+    assert capsys.readouterr() == ("", "6000 objects\n12000 objects\n")
 
 
 def test_progress_on_a_terminal_leaves_standard_output_alone(tmp_path: Path) -> None:

@@ -1,14 +1,18 @@
 """What other sources would change in stored results."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import click
 import hypothesis
 import pytest
 from hypothesis import given
 
+from service.cli.sources import _report
+from service.cli.sources import preview as preview_command
 from service.document import to_document
 from service.domain import (
     Box,
@@ -138,12 +142,12 @@ def test_higher_threshold_drops_detections_and_keeps_them_faint() -> None:
 @pytest.mark.parametrize(
     ("rules", "fields", "verdict"),
     [
-        (Rules(0.04), {}, Verdict.CANNOT_ANSWER),
+        (Rules(0.04), {}, Verdict.INCOMPLETE),
         (Rules(0.05), {}, Verdict.CHANGED),
-        (Rules(0.3, {"dog": 0.2}), {"faint_cut": 0.25}, Verdict.CANNOT_ANSWER),
-        (Rules(0.3), {"faint_cut": 0.3}, Verdict.CANNOT_ANSWER),
+        (Rules(0.3, {"dog": 0.2}), {"faint_cut": 0.25}, Verdict.INCOMPLETE),
+        (Rules(0.3), {"faint_cut": 0.3}, Verdict.INCOMPLETE),
         (Rules(0.6), {"faint_cut": 0.3}, Verdict.CHANGED),
-        (Rules(0.6), {"faint": None, "faint_cut": None}, Verdict.CANNOT_ANSWER),
+        (Rules(0.6), {"faint": None, "faint_cut": None}, Verdict.INCOMPLETE),
         (Rules(0.6), {"detections_uri": "gs://results/x"}, Verdict.LARGE),
         (Rules(0.6), {"schema": 1}, Verdict.UNREADABLE),
         (Rules(0.6), {"faint": b"x"}, Verdict.UNREADABLE),
@@ -258,3 +262,10 @@ def test_preview_alone_writes_nothing() -> None:
     summary = preview(rewriter.versions(), settings(Rules(0.8)), store_confidence=FLOOR)
     assert summary.verdicts == {Verdict.CHANGED: 1}
     assert rewriter.documents == before
+
+
+def test_help_lists_every_key_of_the_report() -> None:
+    [option] = [each for each in preview_command.params if "--json" in each.opts]
+    assert isinstance(option, click.Option)
+    keys = re.findall(r"\w+", (option.help or "").partition(":")[2])
+    assert keys == list(_report(Summary(), ("uploads", "")))

@@ -145,7 +145,9 @@ def test_bucket_of_results_is_no_bucket_of_images() -> None:
 
 
 def test_lowest_recorded_confidence_is_not_over_the_threshold() -> None:
-    with pytest.raises(SettingsError, match="STORE_CONFIDENCE=0.3 is wrong"):
+    with pytest.raises(
+        SettingsError, match=r"STORE_CONFIDENCE=0.3 is wrong.* Lower STORE_CONFIDENCE"
+    ):
         Settings.from_env({"STORE_CONFIDENCE": "0.3"})
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from numpy.typing import NDArray
 
 from service.domain import Box, Detection, Keypoint, Polygon, RotatedBox
@@ -57,6 +58,10 @@ def test_mask_iou_is_that_of_the_areas_in_any_unit(scale: float) -> None:
 def test_mask_iou_with_nothing_is_zero_and_of_nothing_one() -> None:
     assert mask_iou([SQUARE], []) == mask_iou([], [SQUARE]) == 0
     assert mask_iou([], []) == 1
+
+
+def test_mask_iou_is_a_number_that_yaml_can_write() -> None:
+    assert yaml.safe_dump(mask_iou([SQUARE], [HOLE])).startswith("0.36")
 
 
 def test_rotated_iou_ignores_which_side_is_called_width() -> None:

@@ -59,7 +59,9 @@ def test_fault_of_each_source_is_named_with_its_line(file: Path) -> None:
     found = faults(file, FAULTY)
     assert [fault.line for fault in found] == [8, 11, 14, 18]
     for fault, text in zip(
-        found, ("<= 1.0", "`min_confidense`", "Expected `bool`", "crosses"), strict=True
+        found,
+        ("must be at most 1", "`min_confidense`", "must be true or false, not text", "crosses"),
+        strict=True,
     ):
         assert text in fault.message
 
@@ -67,11 +69,15 @@ def test_fault_of_each_source_is_named_with_its_line(file: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "message"),
     [
-        ("sources: [\n", 2, "expected the node content"),
-        ("", 1, "Expected `object`"),
-        ("sources: []\ntopic: jobs\n", 2, "unknown field `topic`"),
-        ("sources:\n  - 5\n", 2, "Expected `object`"),
-        ("sources:\n  - id: a\n    bucket: aaa\n    id: b\n", 4, "the key id is there twice"),
+        ("sources: [\n", 2, "not valid YAML: expected the node content"),
+        ("", 1, "the file must be a mapping, not empty"),
+        ("sources: []\ntopic: jobs\n", 2, "unknown field `topic` in the file"),
+        ("sources:\n  - 5\n", 2, "sources[0] must be a mapping, not a number"),
+        (
+            "sources:\n  - id: a\n    bucket: aaa\n    id: b\n",
+            4,
+            "the key id occurs twice in one mapping",
+        ),
         (
             "sources:\n  - {id: a, bucket: aaa}\n\n  - {id: b, bucket: aaa}\n",
             4,
@@ -82,13 +88,17 @@ def test_fault_of_each_source_is_named_with_its_line(file: Path) -> None:
             3,
             "the source in line 2 has the same id a",
         ),
-        ("sources: &s\n  - *s\n", 1, "Expected `object`"),
+        ("sources: &s\n  - *s\n", 1, "sources[0] must be a mapping, not a list"),
         ("sources: []\n? [a, b]\n: 1\n", 2, "unhashable key"),
         ("sources: !!bool perhaps\n", 1, "does not fit its YAML tag"),
         ("sources: !!int ''\n", 1, "does not fit its YAML tag"),
         ("sources: !!timestamp now\n", 1, "does not fit its YAML tag"),
-        ('sources:\n  - {id: a, bucket: aaa,\n     prefix: "\\ud800"}\n', 3, "Expected `str`"),
-        ("sources: \0\n", 1, "this is no YAML"),
+        (
+            'sources:\n  - {id: a, bucket: aaa,\n     prefix: "\\ud800"}\n',
+            3,
+            "must be valid Unicode",
+        ),
+        ("sources: \0\n", 1, "the file is not valid YAML"),
     ],
 )
 def test_fault_of_a_file_is_named_with_its_line(
@@ -97,6 +107,55 @@ def test_fault_of_a_file_is_named_with_its_line(
     [fault] = faults(file, text)
     assert fault.line == line
     assert message in fault.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ("{bucket: aaa}", "sources[0] lacks the field `id`"),
+        (
+            "{id: Cam 1, bucket: aaa}",
+            "sources[0].id must be 1 to 63 lower-case letters, digits or hyphens",
+        ),
+        (
+            "{id: a, bucket: 'gs://aaa'}",
+            "sources[0].bucket must be the name of a bucket, without gs://",
+        ),
+        (
+            "{id: a, bucket: aaa, min_confidence: high}",
+            "sources[0].min_confidence must be a number or empty, not text",
+        ),
+        ("{id: a, bucket: aaa, latitude: -91}", "sources[0].latitude must be at least -90"),
+        (
+            "{id: a, bucket: aaa, keep_labels: []}",
+            "sources[0].keep_labels must not be empty",
+        ),
+        (
+            "{id: a, bucket: aaa, timezone: ''}",
+            "sources[0].timezone must not be empty",
+        ),
+        (
+            "{id: a, bucket: aaa, min_confidence_by_label: {'': 0.5}}",
+            "a key of sources[0].min_confidence_by_label must not be empty",
+        ),
+        ("{id: a, bucket: aaa, model: big}", "sources[0].model must be default, not big"),
+        (
+            "{id: a, bucket: aaa, zones: [{name: z, mode: in, points: []}]}",
+            "sources[0].zones[0].mode must be include or exclude, not in",
+        ),
+        (
+            "{id: a, bucket: aaa, zones: [{name: z, mode: include, points: [[0, 0, 0]]}]}",
+            "sources[0].zones[0].points must have at least 3 elements",
+        ),
+        (
+            "{id: a, bucket: aaa, timezone: Berlin}",
+            "source a: 'Berlin' is not a time zone. Use a name such as Europe/Berlin (sources[0])",
+        ),
+    ],
+)
+def test_fault_is_a_sentence(file: Path, fields: str, message: str) -> None:
+    [fault] = faults(file, f"sources:\n  - {fields}\n")
+    assert fault.message == message
 
 
 def test_small_file_with_many_aliases_is_checked_at_once(file: Path) -> None:
@@ -109,7 +168,7 @@ def test_check_prints_the_faults_and_fails(file: Path) -> None:
     file.write_text(FAULTY)
     done = check(file)
     assert done.exit_code == 1
-    assert f"{file}:11: Object contains unknown field `min_confidense`" in done.stderr
+    assert f"{file}:11: unknown field `min_confidense` in sources[1]" in done.stderr
     assert done.stderr.count(f"{file}:") == 4
 
 
@@ -127,6 +186,16 @@ def test_check_of_a_good_file_counts_the_sources(file: Path) -> None:
     done = check(file)
     assert (done.exit_code, done.stdout) == (0, f"{file}: 1 sources, no faults\n")
     assert "STORE_CONFIDENCE=0.05, which applies instead" in done.stderr
+
+
+def test_wrong_setting_is_reported_before_the_file(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORE_CONFIDENCE", "high")
+    file.write_text("sources: []\n")
+    done = check(file)
+    assert (done.exit_code, done.stdout) == (3, "")
+    assert "STORE_CONFIDENCE='high' is wrong" in done.stderr
 
 
 def sources(*fields: dict[str, object]) -> Sources:
@@ -150,13 +219,13 @@ def test_changes_name_sources_fields_and_zones() -> None:
     assert changes(new, new) == []
 
 
-def test_example_of_the_documentation_has_no_faults(file: Path) -> None:
+def test_examples_of_the_documentation_have_no_faults(file: Path) -> None:
     page = Path(__file__).parents[2] / "docs" / "how-to" / "sources.md"
-    [example] = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    file.write_text(example)
-    assert check(file).exit_code == 0
+    examples = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    for example in examples:
+        file.write_text(example)
+        assert check(file).exit_code == 0
     documented = set(re.findall(r"`(\w+)`", page.read_text().partition("| field |")[2]))
     assert set(Source.__struct_fields__) <= documented
-    assert {key for each in yaml.safe_load(example)["sources"] for key in each} == set(
-        Source.__struct_fields__
-    )
+    shown = [each for example in examples for each in yaml.safe_load(example)["sources"]]
+    assert {key for each in shown for key in each} == set(Source.__struct_fields__)

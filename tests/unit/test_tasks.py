@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import yaml
 
 from service.domain import Box, ImageInfo, Prediction, RotatedBox, Task
 from service.errors import ModelError
@@ -215,6 +216,48 @@ def test_classify_returns_all_of_few_classes(tmp_path: Path) -> None:
     path = write_model(tmp_path / "model", "classify", [0.1, 0.7, 0.2])
     labels = [score.label for score in predicted(path, green()).classes]
     assert labels == ["dog", "owl", "cat"]
+
+
+ROWS: dict[str, list[float]] = {
+    "detect": row(60, 50, 200, 200, 0.9),
+    "segment": row(60, 50, 200, 200, 0.9, 0, 1, 0),
+    "pose": pose_row(POINTS),
+    "obb": [80, 80, 40, 20, 0.9, 1, 0.3],
+}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("task", ROWS)
+def test_rows_with_a_number_that_is_not_finite_are_left_out(
+    tmp_path: Path, task: str, value: float
+) -> None:
+    good = ROWS[task]
+    rows = [[*good[:column], value, *good[column + 1 :]] for column in range(len(good))]
+    kpt_shape = [17, 3] if task == "pose" else None
+    path = write_model(tmp_path / "model", task, [*rows, good], kpt_shape=kpt_shape)
+    [detection] = predicted(path, green()).detections
+    assert detection.label == "dog"
+
+
+@pytest.mark.parametrize("class_id", [-1.0, 100_000.0, 2.0**63])
+def test_rows_with_an_impossible_class_are_left_out(tmp_path: Path, class_id: float) -> None:
+    rows = [[10, 10, 60, 60, 0.9, class_id], ROWS["detect"]]
+    [detection] = predicted(write_model(tmp_path / "model", "detect", rows), green()).detections
+    assert detection.label == "dog"
+
+
+def test_scores_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model", "classify", [math.nan, 0.7, math.inf])
+    assert [score.label for score in predicted(path, green()).classes] == ["dog"]
+
+
+@pytest.mark.parametrize("metadata", [{"imgsz": []}, {"imgsz": [160, 0]}, {"stride": 0}])
+def test_impossible_sizes_are_refused(tmp_path: Path, metadata: dict[str, Any]) -> None:
+    path = write_model(tmp_path / "model", "detect", [[0.0] * 6])
+    text = yaml.safe_load((path / "metadata.yaml").read_text())
+    (path / "metadata.yaml").write_text(yaml.safe_dump(text | metadata))
+    with pytest.raises(ModelError, match="is not the metadata that ultralytics writes"):
+        load_detector(path)
 
 
 @pytest.mark.parametrize(("width", "height"), [(WIDTH, HEIGHT), (30, 90), (160, 160), (3, 2000)])

@@ -20,7 +20,7 @@ from service.gcp.push_auth import ISSUER, TokenVerifier
 from service.server.app import create_app
 from service.server.wsgi import _verifier
 from service.settings import Settings
-from tests.fakes import PATIENCE_SECONDS, FakeDetector, FakeStorage, FakeStore, pipeline_of
+from tests.fakes import PATIENCE_SECONDS, Clock, FakeDetector, FakeStorage, FakeStore, pipeline_of
 
 AUDIENCE = "https://push.example"
 PUSHER = "pusher@my-project.iam.gserviceaccount.com"
@@ -95,16 +95,6 @@ def server(signer: Signer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Certific
     yield running
     running.http.shutdown()
     running.http.server_close()
-
-
-class Clock:
-    """A clock in seconds that the test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

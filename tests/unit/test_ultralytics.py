@@ -6,7 +6,6 @@ TensorRT engine. No GPU is needed.
 
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import astuple, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,14 +48,6 @@ BOXES = [
     [8, 16, 24, 32],
     [-9, -9, 999, 999],
 ]  # of red, green, blue; in pixels of the input
-
-
-@pytest.fixture(autouse=True, scope="module")
-def offline_ultralytics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("YOLO_OFFLINE", "True")
-        environment.setenv("YOLO_CONFIG_DIR", str(tmp_path_factory.mktemp("ultralytics")))
-        yield
 
 
 def write(directory: Path, metadata: dict[str, Any], shape: tuple[int, ...]) -> Path:

@@ -1,6 +1,5 @@
 """The network for segmentation starts with what the bundled detection model has learnt."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +17,8 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def offline_ultralytics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("YOLO_OFFLINE", "True")
-    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path / "ultralytics"))
+def short_warm_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("devtools.demo_model.train.WARM_START_COUNT", 16)
-    yield
 
 
 @pytest.mark.parametrize("is_training", [False, True], ids=["evaluated", "in training"])

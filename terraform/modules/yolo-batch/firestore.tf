@@ -206,8 +206,8 @@ resource "google_firestore_field" "created_at" {
   }
 }
 
-# The service notes deleted objects in a collection of its own, for 31 days. Its id is all that it reads,
-# so no field has an index: expires_at would limit it to 500 deleted objects a second.
+# Tombstones of deleted objects, in a collection of their own. The service reads them by id, so no field
+# has an index. An index of expires_at would limit the collection to 500 deleted objects a second.
 resource "google_firestore_field" "tombstones" {
   for_each = toset(["*", "expires_at"])
 
