@@ -174,8 +174,8 @@ def show(name: str, as_json: bool) -> None:
 @_FILE
 @objects_argument
 @json_option(
-    "uri, documents, changed, unchanged, incomplete, large, disabled, not_done, unreadable, kept, "
-    "dropped, rewritten"
+    "uri, documents, changed, unchanged, incomplete, large, disabled, not_done, unreadable, "
+    "unstorable, kept, dropped, rewritten"
 )
 @option(
     "--apply",
