@@ -14,7 +14,7 @@ from service.domain import (
     ObjectMetadata,
     Task,
 )
-from service.faint import pack
+from service.faint import STEP, pack
 
 SHARDS = 10
 STATUS_DONE = "done"
@@ -107,7 +107,10 @@ def _faint(result: ImageResult) -> tuple[bytes | None, float | None]:
     if result.faint is None or is_classify:
         return None, None
     packed = pack(result.faint)
-    return packed.data, result.store_confidence if packed.cut is None else packed.cut
+    if packed.cut is None:
+        return packed.data, result.store_confidence
+    # A cut at STORE_CONFIDENCE itself would say that nothing was cut.
+    return packed.data, max(packed.cut, round(result.store_confidence + STEP, 4))
 
 
 def _detection(detection: Detection, result: ImageResult) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from service.errors import FaintBytesError
 MAX_BYTES = 2048
 _VERSION = 1
 _CONFIDENCES = 10_000  # steps from 0 to 1
+STEP = 1 / _CONFIDENCES  # between two confidences
 _STEPS = 100  # per pixel
 _MAX_PIXELS = 1e9  # no image is so large. A larger coordinate is a fault of the model.
 _MAX_VARINT_BITS = 63

@@ -167,6 +167,15 @@ def test_documents_that_cannot_be_compared_are_named(
     assert change_of(stored, settings(rules), FLOOR).verdict is verdict
 
 
+def test_document_that_was_cut_at_the_floor_is_incomplete() -> None:
+    """The cut must not look as if all detections were recorded."""
+    many = [replace(DOG, confidence=FLOOR, box=replace(BOX, x2=500.0 + i)) for i in range(300)]
+    stored = document(*many)
+    assert stored["faint_cut"] > FLOOR
+    assert change_of(stored, settings(Rules(FLOOR)), FLOOR).verdict is Verdict.INCOMPLETE
+    assert change_of(stored, settings(Rules(0.06)), FLOOR).verdict is Verdict.UNCHANGED
+
+
 def test_failed_and_disabled_documents_stay_as_they_are() -> None:
     failed = to_document(ImageResult(REF, failure=Failure(ErrorCode.CORRUPT_IMAGE, "cut short")))
     assert change_of(failed, settings(Rules()), FLOOR).verdict is Verdict.NOT_DONE
