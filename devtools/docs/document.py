@@ -170,7 +170,10 @@ MEANINGS: Mapping[str, Meaning] = {
         "The uploader's own metadata (`x-goog-meta-*`), at most 2,000 bytes. Keys are in lower "
         "case. Empty if there are none."
     ),
-    "metadata_cut": Meaning("Whether some of the metadata were left out."),
+    "metadata_cut": Meaning(
+        "Whether some of the metadata were left out: what exceeds the limit, keys over 700 bytes, "
+        "and keys that Firestore does not allow."
+    ),
     "status": Meaning("`done`, `failed` or `parked`. A document that is `parked` is not final."),
     "error": Meaning("Why the image failed or is parked.", "null if `done`"),
     "error.code": Meaning("One of the [error codes](error-codes.md)."),
