@@ -1,13 +1,9 @@
 """Draw an image for the documentation: an annotated upload beside its Firestore document.
 
-Both are from a real run against the local stack:
+Both are from a real run against the local stack. The images are two of the demo's samples:
 
-    gcloud storage cp 07.jpg gs://uploads/cam1/
-    yolo-batch results gs://uploads/cam1/ --json > 07.json
-    python -m devtools.docs.readme_image 07.jpg 07.json docs/images/overview.png
-
-For `docs/images/segment.png`, the demo uploads one of its samples:
-
+    yolo-batch-dev demo --images 07.jpg
+    python -m devtools.docs.readme_image 07.jpg demo-output/documents.jsonl docs/images/overview.png
     yolo-batch-dev demo --task segment --images 06.jpg
     python -m devtools.docs.readme_image 06.jpg demo-output/documents.jsonl docs/images/segment.png
 
