@@ -29,7 +29,8 @@ _BRANDS = {
     **dict.fromkeys((b"hevc", b"hevx", b"hevm", b"hevs"), heic.FORMAT),
 }
 _CANON_RAW = b"crx "
-_ANY_CODEC = (b"mif1", b"msf1")  # brands of HEIF files, which do not name the codec
+# Brands of HEIF files, which do not name the codec. In a video, they are not the first brand.
+_ANY_CODEC = (b"mif1", b"msf1")
 _UNSUPPORTED = {  # signatures of formats that an error message names
     b"\xff\x0a": "JPEG XL",
     b"\0\0\0\x0cJXL ": "JPEG XL",
@@ -79,7 +80,7 @@ def format_of(data: bytes) -> str | None:
         return "PPM"
     brands = _brands(data)
     of_codecs = (_BRANDS[brand] for brand in brands if brand in _BRANDS)
-    return next(of_codecs, heic.FORMAT if any(brand in _ANY_CODEC for brand in brands) else None)
+    return next(of_codecs, heic.FORMAT if brands and brands[0] in _ANY_CODEC else None)
 
 
 def open_file(data: bytes) -> File:
