@@ -154,6 +154,7 @@ def ftyp(major: bytes, *others: bytes) -> bytes:
         ((b"avif", b"mif1"), "AVIF"),
         ((b"mif1", b"avif"), "AVIF"),
         ((b"isom", b"mp42"), None),
+        ((b"isom", b"mif1"), None),
         ((b"crx ", b"isom"), None),
     ],
 )
