@@ -12,10 +12,9 @@ from click.testing import CliRunner
 
 from service.cli.main import main
 from service.cli.report import pace_note
-from service.domain import ErrorCode, ImageInfo
+from service.domain import ErrorCode
 from service.errors import BadImageError, ModelError, SettingsError
 from service.images import transforms
-from service.images.pixels import DecodedImage
 from service.images.tiff import main_image
 from service.inference.labels import class_labels
 from service.inference.loading import load_detector
@@ -69,11 +68,6 @@ def test_big_endian_bigtiff_is_an_unsupported_kind() -> None:
     with pytest.raises(BadImageError, match="BigTIFF") as raised:
         main_image(b"MM\x00\x2b\x00\x08\x00\x00" + b"\x00" * 100)
     assert raised.value.code is ErrorCode.UNSUPPORTED_MEDIA
-
-
-def test_more_pixels_than_the_image_has_are_refused() -> None:
-    with pytest.raises(ValueError, match="20x10 pixels"):
-        DecodedImage(np.zeros((10, 20, 3), np.uint8), ImageInfo(10, 10, "PNG"))
 
 
 @pytest.mark.parametrize(
