@@ -1,4 +1,4 @@
-"""Decides which detections of an image are kept: a pure function of what the model found."""
+"""Decides which detections of an image are kept. It depends on the model's prediction alone."""
 
 from dataclasses import replace
 

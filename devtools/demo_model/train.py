@@ -62,7 +62,7 @@ def label_lines(scene: shapes.Scene, task: str = "detect") -> str:
 
     Returns:
         One line for each object, in shares of the image. For ``detect``: class, then centre, width
-        and height of its box. For ``segment``: class, then the corners of what is visible of it.
+        and height of its box. For ``segment``: class, then the corners of its visible part.
     """
     height, width = scene.image.shape[:2]
     lines = []

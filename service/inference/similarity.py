@@ -42,10 +42,10 @@ def match_detections(
 
 
 def shape_similarity(a: Detection, b: Detection) -> float:
-    """Return the similarity, in 0..1, of what the task adds to two boxes.
+    """Return how similar two detections are beyond their boxes, in 0..1.
 
-    It is the IoU of two masks or of two rotated boxes, or the similarity of keypoints. It is 1 if
-    neither detection has any of these.
+    This is the IoU of their masks or rotated boxes, or the similarity of their keypoints. It is 1
+    if neither detection has any of these.
     """
     if a.rotated_box or b.rotated_box:
         return rotated_iou(a.rotated_box, b.rotated_box) if a.rotated_box and b.rotated_box else 0.0

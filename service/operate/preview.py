@@ -1,8 +1,8 @@
 """What other sources would change in stored results, without running the model.
 
-The rules are pure functions of what a document stores: its detections and its faint detections. A
-document is incomplete if it lacks detections that the new rules might keep. It is never rewritten:
-its image must be processed again.
+The rules need only the detections and faint detections that a document stores. A document is
+incomplete if it lacks detections that the new rules might keep. It is never rewritten: its image
+must be processed again.
 """
 
 from collections import Counter
