@@ -8,6 +8,7 @@ from typing import Any
 from service.domain import (
     SCHEMA,
     ClassScore,
+    DerivedImage,
     Detection,
     Failure,
     ImageResult,
@@ -61,8 +62,12 @@ def to_document(result: ImageResult) -> dict[str, Any]:
         "event_time": result.event_time,
         "day": result.day and result.day.isoformat(),
         "shard": shard_of(ref.document_id),
-        "derived": [],
-        "alerts": [],
+        "derived": [_derived(image) for image in result.derived],
+        "derived_error": result.derived_error,
+        "alerts": [
+            {"id": alert.id, "rule": alert.rule, "severity": str(alert.severity)}
+            for alert in result.alerts
+        ],
     }
 
 
@@ -88,6 +93,17 @@ def detection_fields(result: ImageResult) -> dict[str, Any]:
         "top_label": found[0].label if found else None,
         "max_confidence": found[0].confidence if found else None,
         "uncertain_confidence": found[-1].confidence if found else None,
+    }
+
+
+def _derived(image: DerivedImage) -> dict[str, Any]:
+    return {
+        "kind": str(image.kind),
+        "uri": image.uri,
+        "size": len(image.data),
+        "width": image.width,
+        "height": image.height,
+        "class_id": image.class_id,
     }
 
 

@@ -419,6 +419,68 @@ class Timings:
     inference_ms: float = 0.0
 
 
+class DerivedKind(StrEnum):
+    """What an object in RESULTS_BUCKET that was made from an image is."""
+
+    THUMBNAIL = "thumbnail"
+    ANNOTATED = "annotated"  # with its detections drawn on it
+    CROP = "crop"  # one detection
+    REDACTED = "redacted"  # some labels are made unrecognisable
+    NORMALIZED = "normalized"  # upright RGB of a limited size, for a training set
+    LABELS = "labels"  # the YOLO label file of the normalized image
+
+
+@dataclass(frozen=True)
+class DerivedImage:
+    """An object in RESULTS_BUCKET that was made from an image.
+
+    `width` and `height` are in pixels. A label file has none. `class_id` is that of a crop. `uri`
+    is None until the object is created.
+    """
+
+    kind: DerivedKind
+    data: bytes = field(repr=False)
+    content_type: str
+    width: int | None = None
+    height: int | None = None
+    class_id: int | None = None
+    uri: str | None = None
+
+
+class Severity(StrEnum):
+    """How urgent an alert is. The names are those of log severities."""
+
+    INFO = "info"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
+class AlertState(StrEnum):
+    """Whether an alert is published."""
+
+    PENDING = "pending"  # not decided yet
+    PUBLISHED = "published"  # its message is published, or will be by a redelivery
+    SUPPRESSED = "suppressed"  # it is within the cooldown of an earlier alert
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One rule of a source that matched one image. `id` is the alert document's id.
+
+    It stands for one rule, in one version of the rule, and one image. So each delivery of the
+    image has the same id.
+    """
+
+    id: str
+    rule: str
+    rule_version: str
+    severity: Severity
+    text: str  # a sentence for a person
+    labels: Mapping[str, int]  # how many detections matched, by label
+    cooldown_seconds: int
+    state: AlertState = AlertState.PENDING
+
+
 @dataclass(frozen=True)
 class ImageResult:
     """The result of one image: its detections, its failure, or why it is parked.
@@ -450,6 +512,15 @@ class ImageResult:
     detections_uri: str | None = None  # the object that has all of the detections' fields
     left_out: tuple[str, ...] = ()  # the detections' fields that the document does not have
     simplified_pixels: float | None = None  # tolerance of the polygons. None: they are unchanged.
+    derived: tuple[DerivedImage, ...] = ()
+    derived_error: str | None = None  # why there are no derived images
+    alerts: tuple[Alert, ...] = ()
+
+    @property
+    def object_uris(self) -> frozenset[str]:
+        """The objects in RESULTS_BUCKET that the document refers to."""
+        large = {self.detections_uri} if self.detections_uri else set()
+        return frozenset(large | {image.uri for image in self.derived if image.uri})
 
 
 @dataclass(frozen=True)
@@ -462,7 +533,8 @@ class StoredDocument:
     update_time: datetime  # set by Firestore. A replacement requires that it is unchanged.
     timings: Mapping[str, float] | None = None  # identify the delivery that wrote the document
     schema: int | None = None
-    detections_uri: str | None = None
+    object_uris: frozenset[str] = frozenset()  # the objects in RESULTS_BUCKET that it refers to
+    alerts: frozenset[str] = frozenset()  # ids of its alerts
 
 
 @dataclass(frozen=True)
@@ -504,7 +576,10 @@ class CommittedResult:
 
     result: ImageResult  # as recorded: a failed result if Firestore refuses the original document
     is_superseded: bool = False  # another delivery's document exists: nothing was written
-    unused_uri: str | None = None  # an object of detections that no document refers to any more
+    # Objects in RESULTS_BUCKET that no document refers to any more.
+    unused_uris: frozenset[str] = frozenset()
+    # When the document was created, by Firestore's clock. None: this attempt did not write it.
+    created_at: datetime | None = field(default=None, compare=False)
 
     @property
     def outcome(self) -> Outcome:

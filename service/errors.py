@@ -12,7 +12,7 @@
     ├── ObjectGoneError                    the generation no longer exists: 204
     ├── SourcesError                       sources are broken, or were changed meanwhile
     ├── FaintBytesError                    the faint detections of a document are damaged
-    ├── LargeResultError                   the object of a large result cannot be read or removed
+    ├── ResultObjectError                  an object in RESULTS_BUCKET cannot be read or removed
     ├── StoredResultError                  a document of a result has another form
     ├── SmokeError                         the smoke test failed
     ├── DetectorError                      the model failed on an image: 500
@@ -121,8 +121,8 @@ class FaintBytesError(YoloBatchError):
     """The bytes of a document's field `faint` cannot be read."""
 
 
-class LargeResultError(YoloBatchError):
-    """The object of a large result is missing, is damaged, or belongs to another image."""
+class ResultObjectError(YoloBatchError):
+    """An object in RESULTS_BUCKET is missing, is damaged, or belongs to another image."""
 
 
 class SmokeError(YoloBatchError):

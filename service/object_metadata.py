@@ -5,6 +5,7 @@ from typing import Any
 
 MAX_BYTES = 2000  # of all keys and values
 HEADER_PREFIX = "x-goog-meta-"
+RESULT_MARKER = "yolo-batch-result"  # marks an object that the service made: it is no image
 # A path of fields (`metadata.KEY`) has at most 1,500 bytes. In it, a character can be escaped.
 # https://firebase.google.com/docs/firestore/quotas
 _MAX_KEY_BYTES = 700

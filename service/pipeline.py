@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
+from service.after_commit import AfterCommit
 from service.capture import day_of, with_capture
 from service.concurrency.semaphore import FairSemaphore
 from service.concurrency.slots import Slots
@@ -125,6 +126,7 @@ class Pipeline:
         limit: DailyLimit | None = None,
         sources: Sources | None = None,
         deletion: Deletion | None = None,
+        after_commit: AfterCommit | None = None,
     ) -> None:
         """Take the parts. `close` closes the decoders, the model and the recorder.
 
@@ -138,6 +140,7 @@ class Pipeline:
             limit: parks the images beyond it. None: there is no limit.
             sources: the settings of images. None: all images have `options.rules`.
             deletion: removes the results of deleted objects. None: deletions are ignored.
+            after_commit: publishes what is recorded. None: nothing is published.
         """
         self._options = options or PipelineOptions()
         self._storage = storage
@@ -148,6 +151,7 @@ class Pipeline:
         self._limit = limit
         self._sources = sources
         self._deletion = deletion
+        self._after_commit = after_commit
         self._slots = Slots(
             self._options.max_in_flight, jobs=max(1, self._options.max_in_flight // 2)
         )
@@ -244,6 +248,7 @@ class Pipeline:
                 ref = replace(ref, generation=_NO_GENERATION)
                 failure = Failure(exc.code, exc.message)
         if not _is_first_delivery(event) and self._recorder.is_final(ref, deadline):
+            self._publish_stored(ref, deadline)
             return Outcome.ALREADY_RECORDED
         if failure or not self._limit:
             return self._record(ref, failure, settings, event, deadline)
@@ -278,7 +283,22 @@ class Pipeline:
             day=day_of(result.captured_at, event.event_time, settings.timezone),
             source=settings.version,
         )
-        return self._recorder.record(result, deadline)
+        try:
+            committed = self._recorder.record(result, deadline)
+        except DocumentKeptError:
+            self._publish_stored(ref, deadline)
+            raise
+        if self._after_commit and committed.created_at and committed.outcome is not Outcome.PARKED:
+            self._after_commit.committed(committed.result, committed.created_at, deadline)
+        elif committed.outcome is not Outcome.PARKED:
+            # Another delivery committed the document. It may have crashed before it published.
+            self._publish_stored(ref, deadline)
+        return committed.outcome
+
+    def _publish_stored(self, ref: ImageRef, deadline: Deadline) -> None:
+        """Publish a document that another delivery committed."""
+        if self._after_commit:
+            self._after_commit.stored(ref.document_id, deadline)
 
     def _detect(self, ref: ImageRef, settings: SourceSettings, deadline: Deadline) -> ImageResult:
         """Download, decode and detect. If the file can never be processed, the result is failed."""

@@ -35,10 +35,10 @@ class LargeResults(Protocol):
         """Return the result as its document can have it."""
 
     def settle(self, result: ImageResult, committed: CommittedResult, deadline: Deadline) -> None:
-        """Remove the object that a commit made useless, and restore the result's own."""
+        """Remove the objects that a commit made useless, and restore the result's own."""
 
     def remove_all(self, document_id: str, deadline: Deadline) -> None:
-        """Remove all objects of an image's detections."""
+        """Remove all objects of a document."""
 
 
 class Recorder:
@@ -76,7 +76,7 @@ class Recorder:
         """
         return self._store.is_final(ref.document_id, ref.replace, deadline)
 
-    def record(self, result: ImageResult, deadline: Deadline) -> Outcome:
+    def record(self, result: ImageResult, deadline: Deadline) -> CommittedResult:
         """Commit a result, together with other results that are ready at the same time.
 
         Raises:
@@ -95,7 +95,7 @@ class Recorder:
                     "reason": failure.message,
                 },
             )
-        return committed.outcome
+        return committed
 
     def count(self, outcome: Outcome) -> None:
         """Count how an image ended, for the next log line of a commit."""
@@ -116,14 +116,14 @@ class Recorder:
         try:
             committed = self._commits.commit(prepared, deadline)
         except ObjectGoneError:  # the image was deleted meanwhile: its object must not stay
-            gone = CommittedResult(prepared, is_superseded=True, unused_uri=prepared.detections_uri)
+            gone = CommittedResult(prepared, is_superseded=True, unused_uris=prepared.object_uris)
             self._settle(result, gone, deadline)
             raise
         self._settle(result, committed, deadline)
         return committed
 
     def _settle(self, result: ImageResult, committed: CommittedResult, deadline: Deadline) -> None:
-        if self._large_results and (committed.unused_uri or committed.result.detections_uri):
+        if self._large_results and (committed.unused_uris or committed.result.object_uris):
             deadline = deadline.for_commit()
             self._large_results.settle(result, committed, deadline)
             self._remove_if_deleted(result.ref, self._large_results, deadline)
@@ -141,7 +141,7 @@ class Recorder:
                 large_results.remove_all(ref.document_id, deadline)
         except YoloBatchError as exc:
             logger.warning(
-                "An object with the detections of a deleted image may be left in RESULTS_BUCKET",
+                "An object of a deleted image may be left in RESULTS_BUCKET",
                 extra={"uri": ref.uri, "document_id": ref.document_id, "reason": str(exc)},
             )
 

@@ -83,6 +83,13 @@ def _collection(text: str) -> str:
     return text
 
 
+def _topic(text: str) -> str:
+    # https://cloud.google.com/pubsub/docs/pubsub-basics#resource_names
+    if not re.fullmatch(r"(projects/[^/\s]+/topics/)?[A-Za-z][A-Za-z0-9._~+%-]{2,254}", text):
+        raise ValueError("a topic's name, or projects/PROJECT/topics/NAME")
+    return text
+
+
 def _multiple_of_32(text: str) -> int:
     value = _integer(32, 4096)(text)
     if value % 32:
@@ -212,6 +219,18 @@ class Settings:
         "hundreds of masks. Unset: their polygons are simplified. It must not be a bucket of "
         "images.",
         _bucket,
+    )
+    results_topic: str | None = _setting(
+        None,
+        "Pub/Sub topic for results: its name, or `projects/PROJECT/topics/NAME`. Each recorded "
+        "result is published there as one message. Unset: results are not published.",
+        _topic,
+    )
+    alerts_topic: str | None = _setting(
+        None,
+        "Pub/Sub topic for alerts: its name, or `projects/PROJECT/topics/NAME`. Unset: alerts are "
+        "documents and log lines only.",
+        _topic,
     )
     daily_image_limit: int = _setting(
         0,

@@ -333,6 +333,7 @@ _SAME: Mapping[str, Any] = {
     "left_out": [],
     "simplified_pixels": None,
     "derived": [],
+    "derived_error": None,
     "alerts": [],
 }
 

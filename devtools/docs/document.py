@@ -132,6 +132,7 @@ _LARGE = replace(
     detections_uri=f"gs://results/{'72e6a25e' * 5}-{'455f42aa' * 8}.json.gz",
     left_out=("polygons",),
     simplified_pixels=4.0,
+    derived_error="Decoding the file took more than 30 s of CPU time.",
 )
 
 
@@ -316,8 +317,11 @@ MEANINGS: Mapping[str, Meaning] = {
         "null if neither is known",
     ),
     "shard": Meaning("0 to 9, from the document's id. Queries by time use it."),
-    "derived": Meaning("For later versions: copies of the image. Always empty now."),
-    "alerts": Meaning("For later versions: alerts that were sent. Always empty now."),
+    "derived": Meaning("Objects in RESULTS_BUCKET that were made from the image."),
+    "derived_error": Meaning(
+        "Why the image has no derived images, although its settings ask for them.", "null if it has"
+    ),
+    "alerts": Meaning("The alerts of this image. Each has its own document."),
     "created_at": Meaning("When Firestore created the document, by Firestore's clock."),
 }
 _NUMBERS = re.compile(r"\[\s+([-0-9.,\s]+)\]")  # an array of numbers

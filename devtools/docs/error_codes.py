@@ -17,7 +17,7 @@ _ELSEWHERE = {
     errors.SourcesError: "`yolo-batch sources` fails, and the service uses the last good sources",
     errors.StoredResultError: "`yolo-batch sources preview` counts the document as unreadable",
     errors.FaintBytesError: "`yolo-batch sources preview` counts the document as unreadable",
-    errors.LargeResultError: "`yolo-batch results` prints the document as it is in Firestore",
+    errors.ResultObjectError: "`yolo-batch results` prints the document as it is in Firestore",
     errors.SmokeError: "`yolo-batch smoke` fails",
     errors.BadImageError: "204, after the image is recorded as failed",
     errors.DocumentKeptError: "204, the document stays",

@@ -37,6 +37,8 @@ GROUPS = {
         "firestore_database",
         "firestore_collection",
         "results_bucket",
+        "results_topic",
+        "alerts_topic",
     ),
     "Time limits": (
         "ack_deadline_seconds",

@@ -18,7 +18,7 @@ from service.cli.reconcile import reconcile
 from service.cli.smoke import smoke
 from service.cli.sources import sources
 from service.cli.submit import submit
-from service.errors import LargeResultError
+from service.errors import ResultObjectError
 from service.settings import Settings
 
 
@@ -92,7 +92,7 @@ def results(uri: tuple[str, str], as_json: bool) -> None:
         for document in documents():
             try:
                 say_json(document | {"detections": large_results.read(document)})
-            except LargeResultError as exc:
+            except ResultObjectError as exc:
                 note(f"Warning: {document['uri']} is printed as it is in Firestore. {exc}")
                 say_json(document)
     else:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from service.gcp.daily_count import DailyCount
     from service.gcp.deletions import ResultDeleter
     from service.gcp.large_results import LargeResults
+    from service.gcp.result_objects import ResultObjects
     from service.gcp.result_reader import ResultReader, ResultRewriter
     from service.gcp.source_store import SourceStore
 
@@ -53,7 +54,18 @@ def build_large_results(settings: Settings) -> "LargeResults":
     """
     from service.gcp.large_results import LargeResults
 
-    return LargeResults(
+    return LargeResults(build_result_objects(settings))
+
+
+def build_result_objects(settings: Settings) -> "ResultObjects":
+    """Return what creates and removes the objects in RESULTS_BUCKET.
+
+    Raises:
+        CredentialsError: no credentials, or no project.
+    """
+    from service.gcp.result_objects import ResultObjects
+
+    return ResultObjects(
         _storage(settings),
         settings.results_bucket,
         timeout_seconds=settings.storage_timeout_seconds,

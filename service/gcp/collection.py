@@ -3,7 +3,7 @@
 `service.gcp.firestore` writes its documents, `service.gcp.result_reader` reads them.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -29,7 +29,16 @@ _TRANSIENT = retry.if_exception_type(
     exceptions.ResourceExhausted,
     exceptions.ServiceUnavailable,
 )
-_STORED_FIELDS = ["status", "model.sha256", "created_at", "timings", "schema", "detections_uri"]
+_STORED_FIELDS = [
+    "status",
+    "model.sha256",
+    "created_at",
+    "timings",
+    "schema",
+    "detections_uri",
+    "derived",
+    "alerts",
+]
 _NO_ACCESS = (
     "Firestore denies access. Grant the service account roles/datastore.user, and check that the "
     "project has billing and the Firestore API enabled."
@@ -145,9 +154,22 @@ def documents_by_id(snapshots: Iterable[Any]) -> dict[str, StoredDocument]:
                 update_time=snapshot.update_time,
                 timings=data.get("timings"),
                 schema=data.get("schema"),
-                detections_uri=data.get("detections_uri"),
+                object_uris=_object_uris(data),
+                alerts=frozenset(_texts(data.get("alerts"), "id")),
             )
     return documents
+
+
+def _object_uris(data: Mapping[str, Any]) -> frozenset[str]:
+    """Return the objects in RESULTS_BUCKET that a document, which may be edited, refers to."""
+    uris = {str(data["detections_uri"])} if data.get("detections_uri") else set()
+    return frozenset(uris | _texts(data.get("derived"), "uri"))
+
+
+def _texts(items: Any, key: str) -> set[str]:
+    """Return the texts under a key of maps in a list, and ignore everything else."""
+    maps = (item for item in items if isinstance(item, dict)) if isinstance(items, list) else ()
+    return {value for item in maps if isinstance(value := item.get(key), str)}
 
 
 @contextmanager

@@ -20,6 +20,7 @@ a small document without the refused content. Any other error is returned, and t
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from google.api_core import exceptions
@@ -210,8 +211,8 @@ class ResultStore(Collection):
         )
         try:
             outcome = self._write([_Entry.of(index, failed)], budget)[index]
-            if isinstance(outcome, CommittedResult) and result.detections_uri:
-                outcome = replace(outcome, unused_uri=result.detections_uri)
+            if isinstance(outcome, CommittedResult):
+                outcome = replace(outcome, unused_uris=outcome.unused_uris | result.object_uris)
             return outcome
         except (FirestoreUnavailableError, MemoryError):
             raise
@@ -260,9 +261,10 @@ class ResultStore(Collection):
             if not entries:
                 return outcomes
             try:
-                self._commit_batch(entries, stored, budget)
+                created = self._commit_batch(entries, stored, budget)
                 return outcomes | {
-                    entry.index: _committed(entry, stored.get(entry.id)) for entry in entries
+                    entry.index: _committed(entry, stored.get(entry.id), created_at)
+                    for entry, created_at in zip(entries, created, strict=True)
                 }
             except (exceptions.AlreadyExists, exceptions.FailedPrecondition, exceptions.NotFound):
                 # Another process was first, or the object was deleted. Or our own commit succeeded,
@@ -279,8 +281,11 @@ class ResultStore(Collection):
         entries: "Sequence[_Entry]",
         stored: Mapping[str, StoredDocument],
         budget: RetryBudget,
-    ) -> None:
+    ) -> list[datetime]:
         """Replace the documents that are stored, if they are unchanged. Create missing documents.
+
+        Returns:
+            For each entry, in order, the document's `created_at`.
 
         Raises:
             _DocumentRefusedError: the client cannot encode one of the documents.
@@ -288,8 +293,10 @@ class ResultStore(Collection):
         # Not BulkWriter: it loses writes without an error when the call itself fails.
         # https://github.com/googleapis/python-firestore/issues/633
         batch = self._client.batch()
+        writes: list[str] = []  # ids of the written results, and "" for other writes
         try:
             for entry in entries:
+                writes.append(entry.id)
                 reference = self._collection.document(entry.id)
                 document = entry.document | {
                     "location": _geo_point(entry.result.location),
@@ -306,10 +313,12 @@ class ResultStore(Collection):
                     # Deletes nothing: it fails the commit if there is a tombstone.
                     missing = self._client.write_option(exists=False)
                     batch.delete(self._tombstones.document(entry.id), option=missing)
+                    writes.append("")
         except _BUILD_ERRORS as exc:
             raise _DocumentRefusedError(_reason(exc)) from exc
-        batch.commit(**budget.limits)
+        results = batch.commit(**budget.limits)
         self._outages.clear(self._writes)
+        return [_server_time(result) for name, result in zip(writes, results, strict=True) if name]
 
     def _with_tombstone(self, document_ids: Sequence[str], budget: RetryBudget) -> set[str]:
         """Return the ids that have a tombstone."""
@@ -328,18 +337,19 @@ def _is_final(stored: StoredDocument | None, permission: Replace | None) -> bool
     )
 
 
-def _committed(entry: "_Entry", replaced: StoredDocument | None) -> CommittedResult:
+def _committed(
+    entry: "_Entry", replaced: StoredDocument | None, created_at: datetime | None
+) -> CommittedResult:
     """Return the outcome of a result that was written, perhaps in place of a document."""
-    old = replaced.detections_uri if replaced else None
-    is_in_use = old == entry.result.detections_uri
-    return CommittedResult(entry.result, unused_uri=None if is_in_use else old)
+    old: frozenset[str] = replaced.object_uris if replaced else frozenset()
+    unused = old - entry.result.object_uris
+    return CommittedResult(entry.result, unused_uris=unused, created_at=created_at)
 
 
 def _superseded(result: ImageResult, stored: StoredDocument | None) -> CommittedResult:
     """Return the outcome of a result that was not written, because there is a document."""
-    own = result.detections_uri
-    is_in_use = stored is not None and own == stored.detections_uri
-    return CommittedResult(result, is_superseded=True, unused_uri=None if is_in_use else own)
+    used: frozenset[str] = stored.object_uris if stored else frozenset()
+    return CommittedResult(result, is_superseded=True, unused_uris=result.object_uris - used)
 
 
 def _outcome_if_kept(
@@ -404,6 +414,13 @@ def _groups(entries: Iterable[_Entry]) -> Iterator[list[_Entry]]:
         size += entry.size_bytes
     if group:
         yield list(group.values())
+
+
+def _server_time(write: Any) -> datetime:
+    """Return the time that a write got from Firestore's clock: the value of SERVER_TIMESTAMP."""
+    [value] = write.transform_results
+    created_at: datetime = value.timestamp_value
+    return created_at
 
 
 def _geo_point(place: GeoPoint | None) -> firestore.GeoPoint | None:

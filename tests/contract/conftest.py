@@ -13,6 +13,7 @@ from service.domain import Download, ImageRef
 from service.gcp.daily_count import DailyCount
 from service.gcp.firestore import ResultStore
 from service.gcp.large_results import LargeResults
+from service.gcp.result_objects import ResultObjects
 from service.gcp.result_reader import ResultReader
 from service.gcp.storage import ImageStorage
 from tests.fakes import PATIENCE_SECONDS
@@ -77,7 +78,9 @@ def results_bucket() -> storage.Bucket:
 
 @pytest.fixture
 def large(results_bucket: storage.Bucket) -> LargeResults:
-    return LargeResults(storage.Client(), results_bucket.name, timeout_seconds=PATIENCE_SECONDS)
+    return LargeResults(
+        ResultObjects(storage.Client(), results_bucket.name, timeout_seconds=PATIENCE_SECONDS)
+    )
 
 
 @pytest.fixture

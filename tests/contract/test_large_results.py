@@ -23,13 +23,14 @@ from service.domain import (
     Replace,
 )
 from service.errors import (
-    LargeResultError,
+    ResultObjectError,
     StorageRefusedError,
     StorageUnavailableError,
     TooLateError,
 )
 from service.gcp.firestore import ResultStore
 from service.gcp.large_results import LargeResults
+from service.gcp.result_objects import ResultObjects
 from service.gcp.result_reader import ResultReader
 from service.health import Health
 from service.recorder import Recorder
@@ -59,7 +60,7 @@ def test_large_result_is_read_back_through_its_object(
     recorder: Recorder, reader: ResultReader, large: LargeResults, results_bucket: storage.Bucket
 ) -> None:
     result = segmented("a.jpg")
-    assert recorder.record(result, NO_DEADLINE) is Outcome.DONE
+    assert recorder.record(result, NO_DEADLINE).outcome is Outcome.DONE
     document = document_of(reader, result)
     assert uris(results_bucket) == {document["detections_uri"]}
     assert (document["left_out"], document["simplified_pixels"]) == (["polygons"], None)
@@ -132,7 +133,7 @@ def test_repeated_delivery_keeps_its_object(
 ) -> None:
     """The commit succeeded, but its response was lost."""
     result = segmented("a.jpg")
-    assert [recorder.record(result, NO_DEADLINE) for _ in range(2)] == [Outcome.DONE] * 2
+    assert [recorder.record(result, NO_DEADLINE).outcome for _ in range(2)] == [Outcome.DONE] * 2
     assert uris(results_bucket) == {document_of(reader, result)["detections_uri"]}
 
 
@@ -147,7 +148,7 @@ def test_rerun_removes_the_object_of_the_old_document(
 ) -> None:
     recorder.record(segmented("a.jpg"), NO_DEADLINE)
     new = rerun(reader, segmented("a.jpg", confidence=0.6))
-    assert recorder.record(new, NO_DEADLINE) is Outcome.DONE
+    assert recorder.record(new, NO_DEADLINE).outcome is Outcome.DONE
     document = document_of(reader, new)
     assert uris(results_bucket) == {document["detections_uri"]}
     assert large.read(document) == detections_of(new)
@@ -164,7 +165,7 @@ def test_rerun_with_equal_detections_keeps_the_object(
     recorder.record(result, NO_DEADLINE)
     [before] = results_bucket.list_blobs()
     again = rerun(reader, replace(result, timings=replace(result.timings, queue_ms=9.0)))
-    assert recorder.record(again, NO_DEADLINE) is Outcome.DONE
+    assert recorder.record(again, NO_DEADLINE).outcome is Outcome.DONE
     [after] = results_bucket.list_blobs()
     assert (after.name, after.generation) == (before.name, before.generation)
     assert document_of(reader, result)["timings"]["queue_ms"] == 9.0
@@ -188,7 +189,7 @@ def test_refused_document_of_a_large_result_leaves_no_object(
     recorder: Recorder, reader: ResultReader, results_bucket: storage.Bucket
 ) -> None:
     result = replace(segmented("a.jpg"), batch_size=2**70)
-    assert recorder.record(result, NO_DEADLINE) is Outcome.FAILED
+    assert recorder.record(result, NO_DEADLINE).outcome is Outcome.FAILED
     assert document_of(reader, result)["error"]["code"] == ErrorCode.UNSTORABLE_RESULT
     assert uris(results_bucket) == set()
 
@@ -209,7 +210,9 @@ def test_all_objects_of_an_image_are_removed(
 def test_bucket_that_does_not_exist_is_named(
     store: ResultStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    large = LargeResults(storage.Client(), "missing", timeout_seconds=PATIENCE_SECONDS)
+    large = LargeResults(
+        ResultObjects(storage.Client(), "missing", timeout_seconds=PATIENCE_SECONDS)
+    )
     for _ in range(2):
         with pytest.raises(StorageRefusedError, match="RESULTS_BUCKET does not exist"):
             large.prepare(segmented("a.jpg"))
@@ -221,7 +224,7 @@ def test_unavailable_bucket_is_retried_by_the_next_delivery(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
-    large = LargeResults(storage.Client(), "results", timeout_seconds=0.5)
+    large = LargeResults(ResultObjects(storage.Client(), "results", timeout_seconds=0.5))
     with pytest.raises(StorageUnavailableError) as raised:
         large.prepare(segmented("a.jpg"))
     assert not isinstance(raised.value, StorageRefusedError)
@@ -236,11 +239,13 @@ def test_failure_after_the_commit_is_logged(
     store: ResultStore, large: LargeResults, caplog: pytest.LogCaptureFixture
 ) -> None:
     result = segmented("a.jpg")
-    committed = CommittedResult(large.prepare(result), unused_uri="gs://uploads/cat.jpg")
+    committed = CommittedResult(
+        large.prepare(result), unused_uris=frozenset({"gs://uploads/cat.jpg"})
+    )
     large.settle(result, committed)
     [line] = logged_by(caplog, "service.gcp.large_results")
     assert line.getMessage() == "An object of a large result could not be created or removed"
-    assert line.__dict__["unused"] == "gs://uploads/cat.jpg"
+    assert line.__dict__["unused"] == ["gs://uploads/cat.jpg"]
 
 
 def test_changed_object_is_not_taken_for_the_result(
@@ -252,10 +257,10 @@ def test_changed_object_is_not_taken_for_the_result(
     [blob] = results_bucket.list_blobs()
     for data in (gzip.compress(b"{}"), b"no gzip"):
         results_bucket.blob(blob.name).upload_from_string(data)
-        with pytest.raises(LargeResultError, match="damaged"):
+        with pytest.raises(ResultObjectError, match="damaged"):
             large.read(document)
     blob.delete()
-    with pytest.raises(LargeResultError, match="does not exist"):
+    with pytest.raises(ResultObjectError, match="does not exist"):
         large.read(document)
 
 
@@ -284,7 +289,9 @@ def test_results_as_json_have_all_detections(
 def test_simplified_document_is_one_that_firestore_takes(
     store: ResultStore, reader: ResultReader
 ) -> None:
-    without_bucket = LargeResults(storage.Client(), None, timeout_seconds=PATIENCE_SECONDS)
+    without_bucket = LargeResults(
+        ResultObjects(storage.Client(), None, timeout_seconds=PATIENCE_SECONDS)
+    )
     for result in (segmented("a.jpg"), segmented("b.jpg", roughness=900)):
         [committed] = store.commit([without_bucket.prepare(result)])
         assert isinstance(committed, CommittedResult)
@@ -296,7 +303,9 @@ def test_largest_document_is_one_that_firestore_takes(
     store: ResultStore, reader: ResultReader
 ) -> None:
     """The estimate of the size is never too small."""
-    without_bucket = LargeResults(storage.Client(), None, timeout_seconds=PATIENCE_SECONDS)
+    without_bucket = LargeResults(
+        ResultObjects(storage.Client(), None, timeout_seconds=PATIENCE_SECONDS)
+    )
     masks = next(n for n in range(300, 0, -1) if _is_unchanged(without_bucket, n))
     result = segmented("c.jpg", masks=masks)
     [committed] = store.commit([result])

@@ -77,6 +77,7 @@ def record(expectation: Expectation, **other: Any) -> StoredDocument:
         "task": "detect" if is_done else None,
         "source": {"id": None, "version": None},
         "derived": [],
+        "derived_error": None,
         "alerts": [],
         "shard": int(id[-8:], 16) % 10,
         "day": "2026-11-21",

@@ -275,7 +275,7 @@ def test_removal_right_after_the_commit_leaves_no_object(is_deleted: bool) -> No
         large_results,
         is_deleted=lambda document_id, deadline: is_deleted,
     )
-    assert recorder.record(ImageResult(REF), NO_DEADLINE) is Outcome.DONE
+    assert recorder.record(ImageResult(REF), NO_DEADLINE).outcome is Outcome.DONE
     recorder.close(timeout_seconds=PATIENCE_SECONDS)
     assert bool(large_results.objects) is not is_deleted
 
@@ -289,7 +289,7 @@ def test_unknown_tombstone_keeps_the_result_and_is_logged(
     recorder = Recorder(
         FakeStore(), Health(hang_timeout_seconds=300), FakeLargeResults(), is_deleted
     )
-    assert recorder.record(ImageResult(REF), NO_DEADLINE) is Outcome.DONE
+    assert recorder.record(ImageResult(REF), NO_DEADLINE).outcome is Outcome.DONE
     recorder.close(timeout_seconds=PATIENCE_SECONDS)
     [line] = [each for each in logged_by(caplog, "service.recorder") if each.levelno > 20]
     assert vars(line)["document_id"] == REF.document_id

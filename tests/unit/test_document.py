@@ -155,6 +155,7 @@ def test_document_of_a_done_image_has_every_field() -> None:
         "day": "2026-09-23",
         "shard": 5,
         "derived": [],
+        "derived_error": None,
         "alerts": [],
     }
 
@@ -170,9 +171,9 @@ def test_document_of_a_failed_image_has_the_same_fields() -> None:
     empty = {key for key, value in document.items() if value is None or value in ([], {})}
     assert empty == {
         "alerts", "best", "camera", "captured_at", "classes", "counts", "counts_by_zone", "day",
-        "derived", "detections", "detections_uri", "faint", "faint_cut", "image", "labels",
-        "left_out", "location", "max_confidence", "metadata", "model", "simplified_pixels", "task",
-        "top_label", "uncertain_confidence",
+        "derived", "derived_error", "detections", "detections_uri", "faint", "faint_cut", "image",
+        "labels", "left_out", "location", "max_confidence", "metadata", "model",
+        "simplified_pixels", "task", "top_label", "uncertain_confidence",
     }  # fmt: skip
 
 

@@ -21,20 +21,21 @@ from service.domain import (
     Task,
 )
 from service.errors import (
-    LargeResultError,
     ObjectGoneError,
+    ResultObjectError,
     StorageRefusedError,
     StorageUnavailableError,
 )
 from service.gcp.document_size import MAX_DOCUMENT_BYTES, document_bytes
 from service.gcp.large_results import LargeResults
+from service.gcp.result_objects import ResultObjects
 from service.health import Health
 from service.images.polygons import simplify
 from service.recorder import Recorder
 from tests.loglines import logged_by
 from tests.masks import MODEL, segmented
 
-WITHOUT_BUCKET = LargeResults(Mock(), None, timeout_seconds=1)
+WITHOUT_BUCKET = LargeResults(ResultObjects(Mock(), None, timeout_seconds=1))
 
 
 def test_small_result_is_unchanged() -> None:
@@ -93,16 +94,18 @@ def test_keypoints_that_are_too_large_are_left_out() -> None:
 def test_objects_that_are_not_of_the_image_are_not_removed(uri: str) -> None:
     """Whoever can write documents must not be able to delete uploads with them."""
     client = Mock()
-    results = LargeResults(client, "results", timeout_seconds=1)
-    with pytest.raises(LargeResultError):
+    results = ResultObjects(client, "results", timeout_seconds=1)
+    with pytest.raises(ResultObjectError):
         results.remove(uri, "a" * 40)
     client.bucket.assert_not_called()
 
 
 def test_documents_cannot_make_a_reader_read_other_objects() -> None:
     client = Mock()
-    with pytest.raises(LargeResultError):
-        LargeResults(client, None, timeout_seconds=1).read({"detections_uri": "gs://a/b.json.gz"})
+    with pytest.raises(ResultObjectError):
+        LargeResults(ResultObjects(client, None, timeout_seconds=1)).read(
+            {"detections_uri": "gs://a/b.json.gz"}
+        )
     client.bucket.assert_not_called()
 
 
@@ -125,7 +128,7 @@ def client_that_raises(error: Exception) -> Mock:
 def test_bucket_that_refuses_everything_is_logged_once(
     error: Exception, advice: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    large = LargeResults(client_that_raises(error), "results", timeout_seconds=1)
+    large = LargeResults(ResultObjects(client_that_raises(error), "results", timeout_seconds=1))
     for _ in range(3):
         with pytest.raises(StorageRefusedError, match=advice):
             large.prepare(segmented("a.jpg"))
@@ -147,7 +150,7 @@ def test_bucket_that_refuses_everything_is_logged_once(
 def test_unavailable_bucket_is_no_refusal(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    large = LargeResults(client_that_raises(error), "results", timeout_seconds=1)
+    large = LargeResults(ResultObjects(client_that_raises(error), "results", timeout_seconds=1))
     with pytest.raises(StorageUnavailableError) as raised:
         large.prepare(segmented("a.jpg"))
     assert not isinstance(raised.value, StorageRefusedError)
@@ -156,7 +159,7 @@ def test_unavailable_bucket_is_no_refusal(
 
 def test_object_that_exists_is_not_written_again() -> None:
     client = client_that_raises(exceptions.PreconditionFailed("conditionNotMet"))
-    large = LargeResults(client, "results", timeout_seconds=1)
+    large = LargeResults(ResultObjects(client, "results", timeout_seconds=1))
     prepared = large.prepare(segmented("a.jpg"))
     assert prepared.detections_uri and prepared.left_out == ("polygons",)
     [call] = client.bucket().blob().upload_from_string.call_args_list
@@ -167,7 +170,9 @@ def test_equal_detections_have_an_object_of_the_same_bytes() -> None:
     uploads = []
     for _ in range(2):
         client = Mock()
-        LargeResults(client, "results", timeout_seconds=1).prepare(segmented("a.jpg"))
+        LargeResults(ResultObjects(client, "results", timeout_seconds=1)).prepare(
+            segmented("a.jpg")
+        )
         [name] = client.bucket().blob.call_args.args
         uploads.append((name, client.bucket().blob().upload_from_string.call_args.args))
     assert uploads[0] == uploads[1]
@@ -184,7 +189,7 @@ class Bucket:
         return replace(result, detections_uri="gs://results/own")
 
     def settle(self, result: ImageResult, committed: CommittedResult, deadline: Deadline) -> None:
-        self.uris.discard(committed.unused_uri or "")
+        self.uris -= committed.unused_uris
 
     def remove_all(self, document_id: str, deadline: Deadline) -> None:
         self.uris.clear()

@@ -34,6 +34,8 @@ DEFAULTS: dict[str, Any] = {
     "firestore_database": "(default)",
     "firestore_collection": "detections",
     "results_bucket": None,
+    "results_topic": None,
+    "alerts_topic": None,
     "delete_results_with_objects": False,
     "delete_results_of_overwritten": False,
     "daily_image_limit": 0,

@@ -1,5 +1,7 @@
 """Refusals and outages of Firestore. The client is a fake, because the emulator never refuses."""
 
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ from service.gcp.firestore import ResultStore
 from service.gcp.outages import Outages
 from tests.loglines import logged_by
 
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+
 
 class RefusingClient:
     """A Firestore client whose calls raise `error`, unless it is None."""
@@ -22,6 +26,7 @@ class RefusingClient:
 
     def __init__(self, error: Exception | None) -> None:
         self.error = error
+        self.writes = 0
 
     def collection(self, name: str) -> Any:
         return self
@@ -34,10 +39,13 @@ class RefusingClient:
 
     def create(self, reference: object, document: object) -> None:
         """Accept a write, which `commit` sends."""
+        self.writes += 1
 
-    def commit(self, **call: object) -> None:
+    def commit(self, **call: object) -> list[Any]:
+        writes, self.writes = self.writes, 0
         if self.error:
             raise self.error
+        return [SimpleNamespace(transform_results=[SimpleNamespace(timestamp_value=NOW)])] * writes
 
     def get_all(self, references: object, **call: object) -> list[Any]:
         self.commit()
@@ -109,10 +117,10 @@ class Sequence(RefusingClient):
         self.errors = list(errors)
         self.commits = 0
 
-    def commit(self, **call: object) -> None:
+    def commit(self, **call: object) -> list[Any]:
         self.commits += 1
         self.error = self.errors.pop(0) if len(self.errors) > 1 else self.errors[0]
-        super().commit()
+        return super().commit()
 
 
 RESULTS = [ImageResult(ImageRef("uploads", name, 1)) for name in "abcdefgh"]
@@ -193,7 +201,7 @@ def test_endless_commit_conflicts_are_given_up() -> None:
     class Undecided(RefusingClient):
         commits = 0
 
-        def commit(self, **call: object) -> None:
+        def commit(self, **call: object) -> list[Any]:
             self.commits += 1
             raise exceptions.AlreadyExists("there")
 
@@ -212,6 +220,7 @@ def test_document_that_cannot_be_built_is_recorded(refusal: Exception) -> None:
         def create(self, reference: object, document: Any) -> None:
             if document["status"] == "done":
                 raise refusal
+            super().create(reference, document)
 
     store = store_of(Unbuildable(None))
     [recorded] = store.commit(RESULTS[:1])
