@@ -20,9 +20,17 @@ from tests.deploy.standin import STANDIN, matrix
 _GPU = {"accelerator": "nvidia-l4"}
 # One start for many changes, because each start is an apply.
 OTHER = _GPU | {
+    "alert_incidents": True,
+    "alert_webhook_audience": "https://alerts.example.com",
+    "alert_webhook_url": "https://alerts.example.com/a",
+    "alerts_topic": True,
+    "bigquery": True,
     "delete_results_with_objects": True,
+    "detect_invokers": ["group:a@example.com"],
+    "detect_service": True,
     "indexed_fields": ["model.name"],
     "results_bucket": True,
+    "results_topic": True,
     "results_ttl_days": 30,
     "upload_events": "both",
 }
