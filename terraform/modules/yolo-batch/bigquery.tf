@@ -9,7 +9,7 @@ locals {
 
 # Enabled by default in new projects, and needed only here.
 resource "google_project_service" "bigquery" {
-  count = var.bigquery ? 1 : 0
+  count = contains(local.delivered, "results") ? 1 : 0
 
   service = "bigquery.googleapis.com"
   project = var.project_id
@@ -62,7 +62,8 @@ resource "google_bigquery_table" "messages" {
   time_partitioning {
     type          = "DAY"
     field         = "created_at"
-    expiration_ms = var.results_ttl_days == null ? null : var.results_ttl_days * 24 * 3600 * 1000
+    # Not null, because the provider would then keep an earlier value.
+    expiration_ms = var.results_ttl_days == null ? 0 : var.results_ttl_days * 24 * 3600 * 1000
   }
 
   dynamic "encryption_configuration" {

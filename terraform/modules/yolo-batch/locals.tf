@@ -14,7 +14,7 @@ locals {
   # Topics that the service publishes to, and those whose messages this module also delivers.
   topics    = toset(compact([var.alerts_topic ? "alerts" : "", var.results_topic ? "results" : ""]))
   topic_ids = { for key in local.topics : key => "projects/${var.project_id}/topics/${var.name}-${key}" }
-  delivered = toset(compact([local.has_webhook ? "alerts" : "", var.bigquery ? "results" : ""]))
+  delivered = setintersection(local.topics, compact([local.has_webhook ? "alerts" : "", var.bigquery ? "results" : ""]))
   # Whether there is an address is no secret.
   has_webhook = nonsensitive(var.alert_webhook_url != null)
 

@@ -10,7 +10,7 @@ locals {
 
 # It has no role. A webhook on Cloud Run may let it in.
 resource "google_service_account" "alerts" {
-  count = local.has_webhook && var.alert_webhook_audience != null ? 1 : 0
+  count = contains(local.delivered, "alerts") && var.alert_webhook_audience != null ? 1 : 0
 
   account_id   = "${var.name}-alerts"
   display_name = "${var.name}: calls the webhook of the alerts"
@@ -29,7 +29,7 @@ resource "google_service_account_iam_member" "alerts" {
 }
 
 resource "google_pubsub_subscription" "webhook" {
-  count = local.has_webhook ? 1 : 0
+  count = contains(local.delivered, "alerts") ? 1 : 0
 
   name    = "${var.name}-alerts-webhook"
   topic   = google_pubsub_topic.outputs["alerts"].id
