@@ -60,8 +60,8 @@ resource "google_bigquery_table" "messages" {
   deletion_protection = var.protect_data
 
   time_partitioning {
-    type          = "DAY"
-    field         = "created_at"
+    type  = "DAY"
+    field = "created_at"
     # Not null, because the provider would then keep an earlier value.
     expiration_ms = var.results_ttl_days == null ? 0 : var.results_ttl_days * 24 * 3600 * 1000
   }

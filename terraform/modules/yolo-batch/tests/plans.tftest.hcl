@@ -98,8 +98,8 @@ run "cpu" {
 
   assert {
     condition = (
-      length(google_firestore_field.created_at.index_config[0].indexes) == 0
-      && length(google_firestore_field.created_at.ttl_config) == 0
+      length(google_firestore_field.created_at["results"].index_config[0].indexes) == 0
+      && length(google_firestore_field.created_at["results"].ttl_config) == 0
       && length(google_firestore_field.others.index_config[0].indexes) == 0
       && google_firestore_field.others.field == "*"
       && {
@@ -127,11 +127,29 @@ run "cpu" {
 
   assert {
     condition = (
-      alltrue([for field in google_firestore_field.tombstones : field.collection == "detections-deleted" && length(field.index_config[0].indexes) == 0])
-      && length(google_firestore_field.tombstones["expires_at"].ttl_config) == 1
-      && length(google_firestore_field.tombstones["*"].ttl_config) == 0
+      alltrue([for field in google_firestore_field.expiring : length(field.index_config[0].indexes) == 0])
+      && {
+        for key, field in google_firestore_field.expiring : key => [field.collection, field.field, length(field.ttl_config)]
+        } == {
+        "cooldowns/*"          = ["detections-cooldowns", "*", 0]
+        "cooldowns/expires_at" = ["detections-cooldowns", "expires_at", 1]
+        "deleted/*"            = ["detections-deleted", "*", 0]
+        "deleted/expires_at"   = ["detections-deleted", "expires_at", 1]
+      }
     )
-    error_message = "Notes of deleted objects expire, and have no index."
+    error_message = "Notes of deleted objects and cooldowns expire, and have no index."
+  }
+
+  assert {
+    condition = (
+      { for key, field in google_firestore_field.alerts : key => [for index in field.index_config[0].indexes : index.order] } == {
+        "*" = [], suppressed_by = ["ASCENDING"]
+      }
+      && alltrue([for each in concat(values(google_firestore_field.alerts), values(google_firestore_index.alerts)) : each.collection == "detections-alerts"])
+      && google_firestore_field.created_at["alerts"].collection == "detections-alerts"
+      && length(google_firestore_field.created_at["alerts"].index_config[0].indexes) == 0
+    )
+    error_message = "Alerts have the indexes of their queries, and created_at only behind shard."
   }
 
   assert {
@@ -362,9 +380,10 @@ run "expiring" {
 
   assert {
     condition = (
-      length(google_firestore_field.created_at.index_config[0].indexes) == 0
-      && google_firestore_field.created_at.ttl_config[0].expiration_offset == "2592000s"
-      && google_firestore_field.created_at.deletion_policy == "DELETE"
+      length(google_firestore_field.created_at["results"].index_config[0].indexes) == 0
+      && google_firestore_field.created_at["results"].ttl_config[0].expiration_offset == "2592000s"
+      && google_firestore_field.created_at["alerts"].ttl_config[0].expiration_offset == "2592000s"
+      && google_firestore_field.created_at["results"].deletion_policy == "DELETE"
       && google_storage_bucket.results[0].lifecycle_rule[0].condition[0].age == 31
     )
     error_message = "Documents expire by created_at, which has no index, and their large parts a day later."
@@ -444,7 +463,7 @@ run "all_fields_indexed" {
       && length(google_firestore_field.indexed["labels"].index_config[0].indexes) == 3
       && length(google_firestore_field.indexed["detections"].index_config[0].indexes) == 0
       && length(google_firestore_field.indexed["captured_at"].index_config[0].indexes) == 0
-      && length(google_firestore_field.created_at.index_config[0].indexes) == 0
+      && length(google_firestore_field.created_at["results"].index_config[0].indexes) == 0
       && alltrue([for field in google_firestore_field.indexed : field.deletion_policy == "ABANDON"])
     )
     error_message = "Fields that grow with time and detections stay without an index, and no reset adds one."
