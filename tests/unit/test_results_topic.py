@@ -1,7 +1,7 @@
 """Results are published after their commit: at least once, and never without a commit."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -60,7 +60,7 @@ class World:
     def exists(self, ref: ImageRef, deadline: Deadline) -> bool:
         return ref.generation in self.objects
 
-    def delete(self, document_ids: list[str], deadline: Deadline) -> datetime:
+    def delete(self, document_ids: Sequence[str], deadline: Deadline) -> datetime:
         for document_id in document_ids:
             self.store.documents.pop(document_id, None)
         return datetime(2026, 11, 30, tzinfo=UTC)
