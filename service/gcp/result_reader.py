@@ -68,6 +68,31 @@ class ResultReader(Collection):
         for page in self._pages(self._by_name(bucket, prefix), page_size):
             yield from map(_version, page)
 
+    def since(
+        self, created_after: datetime, *, page_size: int = _PAGE_SIZE
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the documents that were created since a time, the newest first.
+
+        Raises:
+            FirestoreUnavailableError: Firestore did not respond, or lacks the index.
+        """
+        query = self._newest_first().where(filter=FieldFilter("created_at", ">=", created_after))
+        for page in self._pages(query, page_size):
+            yield from map(_fields, page)
+
+    def newest_of_source(self, source_id: str) -> datetime | None:
+        """Return when the newest document of a source was created, or None if it has none.
+
+        Raises:
+            FirestoreUnavailableError: Firestore did not respond, or lacks the index.
+        """
+        query = self._newest_first().where(filter=FieldFilter("source.id", "==", source_id))
+        for snapshot in self._page(query.select(["created_at"]).limit(1)):
+            created_at = snapshot.get("created_at")
+            # A person may have edited it.
+            return created_at if isinstance(created_at, datetime) else snapshot.create_time
+        return None
+
     def version(self, document_id: str) -> DocumentVersion | None:
         """Return one document by its id, or None if there is none.
 
@@ -100,9 +125,7 @@ class ResultReader(Collection):
         Raises:
             FirestoreUnavailableError: Firestore did not respond, or lacks the index.
         """
-        query = self._collection.where(filter=FieldFilter("status", "==", STATUS_PARKED))
-        query = query.where(filter=FieldFilter("shard", "in", list(range(SHARDS))))
-        query = query.order_by("created_at", direction=Query.DESCENDING)
+        query = self._newest_first().where(filter=FieldFilter("status", "==", STATUS_PARKED))
         query = query.select(["bucket", "name", "generation", "created_at"])
         for page in self._pages(query, page_size):
             for snapshot in page:
@@ -118,6 +141,11 @@ class ResultReader(Collection):
         """
         version = self.version(document_id)
         return version.fields if version else None
+
+    def _newest_first(self) -> Any:
+        """Return the query for all documents, sorted by `created_at`."""
+        query = self._collection.where(filter=FieldFilter("shard", "in", list(range(SHARDS))))
+        return query.order_by("created_at", direction=Query.DESCENDING)
 
     def _by_name(self, bucket: str, prefix: str) -> Any:
         """Return the query for the documents of a prefix, sorted by name."""
