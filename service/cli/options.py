@@ -121,7 +121,8 @@ def since_option(help_text: str, *, default: str | None = None) -> Callable[[Any
         callback=_time,
         default=default,
         show_default=default is not None,
-        help=f"{help_text} The value is a date (UTC), a time (RFC 3339), or an age such as 7d or 12h.",
+        help=f"{help_text} The value is a date (UTC), a time (RFC 3339) or an age such as 7d or "
+        "12h.",
     )
 
 
