@@ -9,14 +9,12 @@ from typing import Any
 from google.api_core import exceptions
 from google.cloud import firestore
 from google.cloud.firestore_v1.base_query import FieldFilter
-from google.cloud.firestore_v1.query import Query
 
-from service.document import SHARDS, STATUS_PARKED
+from service.document import STATUS_PARKED
 from service.domain import GeoPoint, ImageRef, StoredDocuments, StoredImage
-from service.errors import FirestoreUnavailableError, StoredResultError
-from service.gcp.collection import Collection, RetryBudget, documents_by_id
-
-_PAGE_SIZE = 300  # documents
+from service.errors import StoredResultError
+from service.gcp.collection import documents_by_id
+from service.gcp.document_pages import PAGE_SIZE, DocumentPages
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class DocumentVersion:
     update_time: datetime
 
 
-class ResultReader(Collection):
+class ResultReader(DocumentPages):
     """Reads documents. Safe to use from many threads."""
 
     def stored_documents(self, refs: Sequence[ImageRef]) -> StoredDocuments:
@@ -45,7 +43,7 @@ class ResultReader(Collection):
             )
 
     def results(
-        self, bucket: str, prefix: str, *, page_size: int = _PAGE_SIZE
+        self, bucket: str, prefix: str, *, page_size: int = PAGE_SIZE
     ) -> Iterator[dict[str, Any]]:
         """Yield the documents of the objects whose names start with `prefix`, sorted by name.
 
@@ -58,7 +56,7 @@ class ResultReader(Collection):
             yield from map(_fields, page)
 
     def versions(
-        self, bucket: str, prefix: str, *, page_size: int = _PAGE_SIZE
+        self, bucket: str, prefix: str, *, page_size: int = PAGE_SIZE
     ) -> Iterator[DocumentVersion]:
         """Yield the same documents as `results`, with what `ResultRewriter` needs.
 
@@ -69,7 +67,7 @@ class ResultReader(Collection):
             yield from map(_version, page)
 
     def since(
-        self, created_after: datetime, *, page_size: int = _PAGE_SIZE
+        self, created_after: datetime, *, page_size: int = PAGE_SIZE
     ) -> Iterator[dict[str, Any]]:
         """Yield the documents that were created since a time, the newest first.
 
@@ -104,7 +102,7 @@ class ResultReader(Collection):
             return _version(snapshot) if snapshot.exists else None
 
     def images(
-        self, bucket: str, prefix: str, *, page_size: int = _PAGE_SIZE
+        self, bucket: str, prefix: str, *, page_size: int = PAGE_SIZE
     ) -> Iterator[Sequence[StoredImage]]:
         """Yield pages of the images that have a document, sorted by name.
 
@@ -117,7 +115,7 @@ class ResultReader(Collection):
         for page in self._pages(self._by_name(bucket, prefix).select(fields), page_size):
             yield [image for snapshot in page if (image := _stored_image(snapshot))]
 
-    def parked(self, *, page_size: int = _PAGE_SIZE) -> Iterator[tuple[datetime, ImageRef]]:
+    def parked(self, *, page_size: int = PAGE_SIZE) -> Iterator[tuple[datetime, ImageRef]]:
         """Yield every parked image, and when it was parked, the newest first.
 
         Only the documents of parked images are read.
@@ -142,11 +140,6 @@ class ResultReader(Collection):
         version = self.version(document_id)
         return version.fields if version else None
 
-    def _newest_first(self) -> Any:
-        """Return the query for all documents, sorted by `created_at`."""
-        query = self._collection.where(filter=FieldFilter("shard", "in", list(range(SHARDS))))
-        return query.order_by("created_at", direction=Query.DESCENDING)
-
     def _by_name(self, bucket: str, prefix: str) -> Any:
         """Return the query for the documents of a prefix, sorted by name."""
         query = self._collection.where(filter=FieldFilter("bucket", "==", bucket))
@@ -155,27 +148,6 @@ class ResultReader(Collection):
         if end := _after(prefix):
             query = query.where(filter=FieldFilter("name", "<", end))
         return query.order_by("name")
-
-    def _pages(self, query: Any, page_size: int) -> Iterator[list[Any]]:
-        """Yield the snapshots of a query, page by page."""
-        query = query.limit(page_size)
-        while page := self._page(query):
-            yield page
-            query = query.start_after(page[-1])
-
-    def _page(self, query: Any) -> list[Any]:
-        """Return all snapshots of a query: the time limit must not count the caller's work."""
-        with self._reading():
-            try:
-                return list(query.stream(**self._one_attempt().limits))
-            except exceptions.FailedPrecondition as exc:  # its message links to the missing index
-                raise FirestoreUnavailableError(
-                    f"Firestore refused the query: {exc.message}"
-                ) from exc
-
-    def _one_attempt(self) -> RetryBudget:
-        """Return a budget for one attempt: an operator's large reads take long."""
-        return RetryBudget(self._timeout_seconds, attempts=1)
 
 
 def _after(prefix: str) -> str | None:
