@@ -1,4 +1,4 @@
-"""Removes documents and the objects that belong to them, and leaves tombstones.
+"""Removes documents, their alerts and the objects that belong to them, and leaves tombstones.
 
 A tombstone is a small document with the id of the removed document, in a collection of its own. It
 is written first. From then on, no commit writes a document with this id: each commit requires in
@@ -15,7 +15,7 @@ from typing import Any
 from google.cloud import firestore
 
 from service.deadline import NO_DEADLINE, Deadline
-from service.gcp.collection import TOMBSTONES, Collection
+from service.gcp.collection import ALERTS, TOMBSTONES, Collection, listed_alerts
 
 # Pub/Sub keeps a message for at most 31 days: https://cloud.google.com/pubsub/quotas
 _LIFETIME = timedelta(days=31)
@@ -45,11 +45,12 @@ class ResultDeleter(Collection):
         """
         super().__init__(client, collection=collection, timeout_seconds=timeout_seconds)
         self._tombstones = client.collection(collection + TOMBSTONES)
+        self._alerts = client.collection(collection + ALERTS)
         self._remove_objects = remove_objects
         self._now = now
 
     def delete(self, document_ids: Sequence[str], deadline: Deadline = NO_DEADLINE) -> None:
-        """Remove documents and their objects, and leave a tombstone for each id.
+        """Remove documents, their alerts and objects, and leave a tombstone for each id.
 
         Args:
             document_ids: at most 100, whether there are documents or not.
@@ -70,9 +71,25 @@ class ResultDeleter(Collection):
             )
             documents.delete(self._collection.document(document_id))
         self._commit(tombstones, deadline)
+        # No alert is created after the tombstone, so the documents list all alerts.
+        for alert_id in self._alert_ids(document_ids, deadline):
+            documents.delete(self._alerts.document(alert_id))
         for document_id in document_ids:
             self._remove_objects(document_id, deadline)
         self._commit(documents, deadline)
+
+    def _alert_ids(self, document_ids: Sequence[str], deadline: Deadline) -> list[str]:
+        """Return the ids of all alerts of documents."""
+        references = [self._collection.document(document_id) for document_id in document_ids]
+        with self._reading():
+            snapshots = self._client.get_all(
+                references, field_paths=["alerts"], **self._budget(deadline).limits
+            )
+            return [
+                alert.id
+                for snapshot in snapshots
+                for alert in listed_alerts(snapshot.id, snapshot.to_dict() or {})
+            ]
 
     def _commit(self, batch: Any, deadline: Deadline) -> None:
         with self._report_outage(self._writes):
