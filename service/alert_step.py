@@ -195,7 +195,7 @@ class AlertStep:
         if self._topic:
             encoded = encode(message)
             self._topic.publish(encoded.data, encoded.attributes, deadline)
-        _log(message)
+        log_alert(message)
         self._store.confirm(alert.id, deadline)
 
     def _active(self, source_id: str, rule: str, cooldown_seconds: float) -> LastAlert | None:
@@ -233,7 +233,7 @@ class AlertStep:
             lock.release()
 
 
-def _log(message: AlertMessage) -> None:
+def log_alert(message: AlertMessage) -> None:
     """Log an alert that was published. The log-match alert policy finds this line."""
     labels = dict(list(message.labels.items())[:_MAX_LOGGED_LABELS])
     logger.log(

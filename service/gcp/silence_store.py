@@ -1,6 +1,7 @@
 """The alert documents of silent sources."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from google.api_core import exceptions
@@ -32,14 +33,12 @@ class SilenceStore(AlertStore):
         """
         if stored := self.read([alert_id], deadline):
             return stored[0]
-        with self._report_outage(self._writes):
-            try:
-                self._collection.document(alert_id).create(
-                    {**fields, "created_at": firestore.SERVER_TIMESTAMP},
-                    **self._budget(deadline).limits,
-                )
-            except exceptions.AlreadyExists:
-                pass  # another run was first, or our own response was lost
+        # If it exists now, another run was first, or our own first response was lost.
+        with self._report_outage(self._writes), suppress(exceptions.AlreadyExists):
+            self._collection.document(alert_id).create(
+                {**fields, "created_at": firestore.SERVER_TIMESTAMP},
+                **self._budget(deadline).limits,
+            )
         if stored := self.read([alert_id], deadline):
             return stored[0]
         raise FirestoreUnavailableError("The alert was removed while it was created.")
