@@ -1,8 +1,9 @@
 """The message on the alerts topic: what a person or a program needs to know about one alert."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Meta
@@ -103,6 +104,22 @@ def encode(message: AlertMessage) -> EncodedMessage:
         "source": message.source,
     }
     return EncodedMessage(msgspec.json.encode(message), attributes)
+
+
+def console_urls(project: str, database: str, collection: str) -> Callable[[str], str]:
+    """Return a function that returns the page of a document in the Google Cloud console.
+
+    Google does not document the addresses of these pages. This is the form of August 2026.
+
+    Args:
+        project: the database's project.
+        database: its name, for example `(default)`, which the console writes as `-default-`.
+        collection: the collection of the results.
+    """
+    base = "https://console.cloud.google.com/firestore/databases"
+    name = "-default-" if database == "(default)" else quote(database, safe="")
+    path = f"{base}/{name}/data/panel/{quote(collection, safe='')}"
+    return lambda document_id: f"{path}/{document_id}?project={quote(project, safe='')}"
 
 
 def _thumbnail(document: Mapping[str, Any]) -> str | None:

@@ -12,7 +12,7 @@ The time of a decision is Firestore's: the time at which it read the documents.
 import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from google.api_core import exceptions
@@ -138,7 +138,8 @@ class AlertStore(Collection):
         """
         suppressed = self._collection.where(filter=FieldFilter("suppressed_by", "==", alert_id))
         with self._reading():
-            [[count]] = suppressed.count().get(**self._budget(deadline).limits)
+            # The stubs of `count` have other types than its results.
+            [[count]] = cast(Any, suppressed).count().get(**self._budget(deadline).limits)
         return int(count.value)
 
     def _decide(
@@ -159,10 +160,14 @@ class AlertStore(Collection):
         if stored.state is not AlertState.PENDING:
             return stored, last
         batch = self._client.batch()
+        changes: dict[str, str | None]
         if last and last.age_seconds < cooldown_seconds:
-            changes = {"state": AlertState.SUPPRESSED, "suppressed_by": last.id}
+            changes = {"state": str(AlertState.SUPPRESSED), "suppressed_by": last.id}
         else:
-            changes = {"state": AlertState.PUBLISHED, "previous_alert": last and last.id}
+            changes = {
+                "state": str(AlertState.PUBLISHED),
+                "previous_alert": last.id if last else None,
+            }
             last = LastAlert(alert_id, 0.0)
             fields = {
                 "source_id": stored.source_id,
@@ -203,7 +208,7 @@ def _stored_alert(snapshot: Any, changes: Mapping[str, Any] | None = None) -> St
     Raises:
         StoredResultError: a field has another type. A person may have edited it.
     """
-    fields = (snapshot.to_dict() or {}) | (changes or {})
+    fields: dict[str, Any] = {**snapshot.to_dict(), **(changes or {})}
     try:
         return msgspec.convert(fields | {"id": snapshot.id, "fields": fields}, StoredAlert)
     except msgspec.ValidationError as exc:

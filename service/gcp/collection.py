@@ -13,7 +13,7 @@ from google.auth.exceptions import GoogleAuthError
 from google.cloud import firestore
 
 from service.deadline import Deadline
-from service.domain import ListedAlert, StoredDocument
+from service.domain import GeoPoint, ListedAlert, StoredDocument
 from service.errors import FirestoreRefusedError, FirestoreUnavailableError
 from service.gcp.outages import Outages
 from service.gcp.refusals import NO_CREDENTIALS
@@ -23,6 +23,8 @@ TOMBSTONES = "-deleted"
 # Endings of the collections of the alerts, and of the last published alert of each rule.
 ALERTS = "-alerts"
 COOLDOWNS = "-cooldowns"
+# How many writes one commit has at most. Each document that is created, changed or removed is one.
+MAX_COMMIT_WRITES = 500
 REFUSES_DOCUMENTS = "Firestore refuses every document. Check FIRESTORE_COLLECTION."
 
 _TRANSIENT = retry.if_exception_type(
@@ -140,6 +142,22 @@ class Collection:
         except FirestoreRefusedError as exc:
             self._outages.report(subject, str(exc), str(exc.__cause__ or ""))
             raise
+
+
+def fields_of(snapshot: Any) -> dict[str, Any]:
+    """Return a document's fields. A place is the service's `GeoPoint`, not Firestore's."""
+    fields: dict[str, Any] = snapshot.to_dict() or {}
+    place = fields.get("location")
+    if isinstance(place, firestore.GeoPoint):
+        fields["location"] = GeoPoint(place.latitude, place.longitude)
+    return fields
+
+
+def server_time(write: Any) -> datetime:
+    """Return the time that a write got from Firestore's clock: the value of SERVER_TIMESTAMP."""
+    [value] = write.transform_results
+    time: datetime = value.timestamp_value
+    return time
 
 
 def documents_by_id(snapshots: Iterable[Any]) -> dict[str, StoredDocument]:

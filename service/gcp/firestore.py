@@ -52,10 +52,13 @@ from service.errors import (
 )
 from service.gcp.collection import (
     ALERTS,
+    MAX_COMMIT_WRITES,
     REFUSES_DOCUMENTS,
     TOMBSTONES,
     Collection,
     RetryBudget,
+    fields_of,
+    server_time,
 )
 from service.gcp.document_size import MAX_DOCUMENT_BYTES, document_bytes
 from service.gcp.one_line import one_line
@@ -68,7 +71,6 @@ _PAUSE_SECONDS = 0.1  # before a result that failed alone is retried
 # Limits: https://firebase.google.com/docs/firestore/quotas. They are checked here because some
 # servers respond to a commit that is too large as if they were busy, which causes endless retries.
 _MAX_COMMIT_BYTES = 5 * 2**19  # size of all documents, which become up to 4 MiB on the wire
-_MAX_COMMIT_WRITES = 500
 # What the client raises for a document that can never be written.
 _BUILD_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _LIMIT_REACHED = "The day's limit (DAILY_IMAGE_LIMIT) is reached. Publish the job on another day."
@@ -133,6 +135,20 @@ class ResultStore(Collection):
             return False
         with self._reading():
             return bool(self._with_tombstone([document_id], self._budget(deadline)))
+
+    def read_document(
+        self, document_id: str, deadline: Deadline = NO_DEADLINE
+    ) -> dict[str, Any] | None:
+        """Return the fields of a document, or None if there is none.
+
+        Raises:
+            FirestoreUnavailableError: Firestore did not respond in time.
+            TooLateError: the deadline has passed.
+        """
+        budget = self._budget(deadline)
+        with self._reading():
+            snapshot = self._collection.document(document_id).get(**budget.limits)
+        return fields_of(snapshot) if snapshot.exists else None
 
     def commit(
         self, results: Sequence[ImageResult], deadline: Deadline = NO_DEADLINE
@@ -336,7 +352,7 @@ class ResultStore(Collection):
             raise _DocumentRefusedError(_reason(exc)) from exc
         results = batch.commit(**budget.limits)
         self._outages.clear(self._writes)
-        return [_server_time(result) for name, result in zip(writes, results, strict=True) if name]
+        return [server_time(result) for name, result in zip(writes, results, strict=True) if name]
 
     @property
     def _alerts(self) -> firestore.CollectionReference:
@@ -480,7 +496,7 @@ def _groups(entries: Iterable[_Entry]) -> Iterator[list[_Entry]]:
     for entry in entries:
         is_full = (
             size + entry.size_bytes > _MAX_COMMIT_BYTES
-            or writes + entry.max_writes > _MAX_COMMIT_WRITES
+            or writes + entry.max_writes > MAX_COMMIT_WRITES
         )
         if group and (is_full or entry.id in group):
             yield list(group.values())
@@ -490,13 +506,6 @@ def _groups(entries: Iterable[_Entry]) -> Iterator[list[_Entry]]:
         writes += entry.max_writes
     if group:
         yield list(group.values())
-
-
-def _server_time(write: Any) -> datetime:
-    """Return the time that a write got from Firestore's clock: the value of SERVER_TIMESTAMP."""
-    [value] = write.transform_results
-    created_at: datetime = value.timestamp_value
-    return created_at
 
 
 def _geo_point(place: GeoPoint | None) -> firestore.GeoPoint | None:
