@@ -51,6 +51,7 @@ _INSTANCES = 2
 _IN_FLIGHT = 16  # images of each instance
 _SECONDS = 60.0  # for one call of an emulator
 _WARM_UP = 200  # images
+_END = "end"  # id of the last message
 _RULE = AlertRule(name="person", labels=frozenset({"person"}), cooldown_minutes=1)
 _MODEL = ModelInfo("m.pt", "0" * 64, 640, "fp32", "none")
 
@@ -95,7 +96,7 @@ class Instance:
             TopicPublisher(connect_topic(), topic),
             lambda document_id: document_id,
         )
-        self._after = AfterCommit([self._alerts], lambda document_id, deadline: None)
+        self._after = AfterCommit([], lambda document_id, deadline: None, lambda: self._alerts)
 
     def record(self, rules: AlertRules | None, result: ImageResult) -> None:
         """Record a result as the pipeline does: rules, commit, alerts."""
@@ -173,22 +174,21 @@ def after_cooldown(collection: str, topic: str, rules: AlertRules) -> None:
         record(instances[:1], rules, 1)
 
 
-def messages(subscription: str) -> list[dict[str, Any]]:
-    """Return the alerts that were published, each once."""
+def messages(topic: str, subscription: str) -> list[dict[str, Any]]:
+    """Return the alerts that were published, each once, in their order."""
     found: dict[str, dict[str, Any]] = {}
+    with pubsub_v1.PublisherClient() as publisher:  # the emulator keeps the order
+        publisher.publish(topic, json.dumps({"id": _END}).encode()).result(timeout=_SECONDS)
     with pubsub_v1.SubscriberClient() as subscriber:
-        while batch := subscriber.pull(
-            subscription=subscription, max_messages=100, return_immediately=True, timeout=_SECONDS
-        ).received_messages:
-            for each in batch:
+        while _END not in found:
+            for each in subscriber.pull(
+                subscription=subscription, max_messages=1, timeout=_SECONDS
+            ).received_messages:
                 message = json.loads(each.message.data)
                 found[message["id"]] = message
-            subscriber.acknowledge(
-                subscription=subscription,
-                ack_ids=[each.ack_id for each in batch],
-                timeout=_SECONDS,
-            )
-    return sorted(found.values(), key=lambda message: str(message["created_at"]))
+                subscriber.acknowledge(subscription=subscription, ack_ids=[each.ack_id])
+    del found[_END]
+    return list(found.values())
 
 
 def states(collection: str) -> Counter[str]:
@@ -212,7 +212,7 @@ def main() -> None:
         run: Callable[[str, AlertRules | None], Run] = partial(_measured, topic, images)
         without, flood = run("calm", None), run("flood", rules)
         after_cooldown("flood", topic, rules)
-        _print(without, flood, messages(subscription), states("flood"))
+        _print(without, flood, messages(topic, subscription), states("flood"))
 
 
 def _measured(topic: str, images: int, collection: str, rules: AlertRules | None) -> Run:
