@@ -17,6 +17,7 @@ secret, so it is an environment variable. Needs `pip install flask`.
 
 import argparse
 import base64
+import html
 import json
 import os
 import urllib.request
@@ -46,6 +47,7 @@ def alert_of(body: bytes) -> dict[str, Any]:
 def forward(alert: dict[str, Any], url: str) -> None:
     """Post an alert to a chat. Raise OSError if the chat does not accept it."""
     text = f"{alert['severity'].upper()}: {alert['text']}"
+    text = html.escape(text, quote=False)  # a label must not become a link or a mention
     headers = {"Content-Type": "application/json"}
     message = urllib.request.Request(url, json.dumps({"text": text}).encode(), headers)
     with urllib.request.urlopen(message, timeout=FORWARD_SECONDS):

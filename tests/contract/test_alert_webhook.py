@@ -93,7 +93,7 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
 
 
 def alert(name: str) -> dict[str, str]:
-    return {"id": name, "severity": "critical", "text": f"2 person in zone gate, {name}"}
+    return {"id": name, "severity": "critical", "text": f"2 <!channel> in zone gate, {name}"}
 
 
 @pytest.mark.parametrize("is_wrapped", [True, False])
@@ -118,7 +118,7 @@ def test_webhook_prints_each_pushed_alert_once(
 def test_alert_that_the_chat_refused_is_forwarded_later(processes: Processes, chat: Chat) -> None:
     webhook = Webhook(processes, chat.url)
     assert [webhook.post(alert("a")) for _ in range(3)] == [502, 204, 204]
-    assert chat.texts == ["CRITICAL: 2 person in zone gate, a"]
+    assert chat.texts == ["CRITICAL: 2 &lt;!channel&gt; in zone gate, a"]
     assert webhook.printed == ["a"]
 
 
