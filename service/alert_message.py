@@ -87,8 +87,8 @@ def message_of(
                 "id": alert.id,
                 "source": alert.source_id,
                 "suppressed": suppressed,
-                "console_url": console_url,
             }
+            | ({"console_url": console_url} if console_url else {})
             | _thumbnail(document),
             AlertMessage,
         )

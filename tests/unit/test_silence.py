@@ -131,6 +131,8 @@ def test_silence_is_published_once(caplog: pytest.LogCaptureFixture) -> None:
             "text": found.text,
             "created_at": "2026-11-30T12:00:00Z",
             "suppressed": 0,
+            "labels": {},
+            "num": 0,
         }
     ]
     assert topic.attributes == [{"severity": "warning", "rule": RULE, "source": "cam1"}]
