@@ -255,7 +255,9 @@ def _show(tried: "AlertPreview", uri: tuple[str, str], since: datetime | None) -
         **{name.replace("_", " "): count for name, count in sorted(tried.unanswered.items())},
     }
     recorded = f" recorded since {_time(since)}" if since else ""
-    shown = " + ".join(f"{count:,} {name}" for name, count in counts.items())
+    shown = " + ".join(
+        f"{count:,} {name}" for name, count in counts.items() if count or name == "with rules"
+    )
     say(f"gs://{uri[0]}/{uri[1]}: {tried.documents:,} documents{recorded} = {shown}")
     say_table(
         _RULES,
