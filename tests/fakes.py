@@ -41,7 +41,7 @@ from service.images.decode import decode
 from service.images.letterbox import shrink
 from service.images.pixels import DecodedImage, Pixels
 from service.inference.model import Model
-from service.pipeline import Pipeline, PipelineOptions, Sources
+from service.pipeline import Alerts, Pipeline, PipelineOptions, Sources
 from service.recorder import Recorder
 
 PATIENCE_SECONDS = 60.0  # for every wait: far longer than anything takes on a busy machine
@@ -361,6 +361,7 @@ def pipeline_of(
     sources: Sources | None = None,
     deletion: Deletion | None = None,
     after_commit: AfterCommit | None = None,
+    alerts: Callable[[], Alerts] | None = None,
     **options: Any,
 ) -> Pipeline:
     """Return a pipeline around fakes."""
@@ -376,4 +377,5 @@ def pipeline_of(
         sources,
         deletion=deletion,
         after_commit=after_commit,
+        alerts=alerts,
     )
