@@ -24,9 +24,17 @@ BUDGET = {"billing_account": "012345-6789AB-CDEF01", "amount": 100}
 CHANNELS = [f"projects/my-project-1/notificationChannels/{number}" for number in range(6)]
 # What the fixture `deployment` has applied.
 DEPLOYED = BASE | {
+    "alert_incidents": True,
+    "alert_webhook_audience": "https://alerts.example.com",
+    "alert_webhook_url": "https://alerts.example.com/a",
+    "alerts_topic": True,
+    "bigquery": True,
     "budget": BUDGET,
+    "detect_invokers": ["group:a@example.com"],
+    "detect_service": True,
     "indexed_fields": ["model.name"],
     "notification_channels": CHANNELS,
+    "results_topic": True,
 }
 # The fake does not know these types. From the provider's documentation, google/services/bigquery.
 _DATASET = "projects/{{project}}/datasets/{{dataset_id}}"
