@@ -213,8 +213,12 @@ def _stored_alert(snapshot: Any, changes: Mapping[str, Any] | None = None) -> St
         StoredResultError: a field has another type. A person may have edited it.
     """
     fields: dict[str, Any] = {**snapshot.to_dict(), **(changes or {})}
+    published_at = fields.get("published_at")
+    if isinstance(published_at, datetime):  # Firestore's own class, which msgspec does not know
+        published_at = datetime.combine(published_at.date(), published_at.timetz())
+    own = {"id": snapshot.id, "fields": fields, "published_at": published_at}
     try:
-        return msgspec.convert(fields | {"id": snapshot.id, "fields": fields}, StoredAlert)
+        return msgspec.convert(fields | own, StoredAlert)
     except msgspec.ValidationError as exc:
         raise StoredResultError(
             f"The document of the alert {snapshot.id} has another form than the service writes: "
