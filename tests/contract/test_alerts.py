@@ -480,7 +480,7 @@ def test_edited_alert_is_reported_as_such(instance: Instance, collection: str) -
         instance.store.read([alert["id"]])
 
 
-@pytest.mark.parametrize("decided_at", [None, "yesterday", 5])
+@pytest.mark.parametrize("decided_at", [None, "yesterday", 5, datetime(2999, 1, 1, tzinfo=UTC)])
 def test_edited_cooldown_counts_as_over(
     instance: Instance, collection: str, topic: Topic, decided_at: Any
 ) -> None:
