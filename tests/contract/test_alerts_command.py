@@ -31,6 +31,7 @@ from service.errors import PubSubUnavailableError
 from service.evaluation import evaluate
 from service.gcp import clients
 from service.gcp.firestore import ResultStore
+from service.gcp.result_reader import ResultReader
 from service.gcp.source_store import SourceStore
 from service.gcp.topic_publisher import TopicPublisher
 from service.sources.rules import Rules
@@ -289,6 +290,34 @@ def test_silence_is_logged_as_the_service_logs_alerts(alerts_topic: str) -> None
     logged = json.loads(line)
     assert (logged["message"], logged["severity"]) == ("Alert", "WARNING")
     assert (logged["source"], logged["rule"]) == ("cam1", "silent_minutes")
+
+
+@pytest.mark.usefixtures("silent_source")
+def test_edited_alert_keeps_no_other_source_from_alerting(
+    alerts_topic: str, collection: str
+) -> None:
+    run("check-silence")
+    [message] = received(alerts_topic)
+    alert = firestore.Client().collection(f"{collection}-alerts").document(message["id"])
+    alert.update({"published_at": "yesterday"})
+    result = ImageRef("uploads", "cam2/a.jpg", 1).document_id
+    firestore.Client().collection(collection).document(result).update(
+        {"created_at": NOW - timedelta(hours=2)}
+    )
+    done = run("check-silence")
+    assert (done.exit_code, ", 2 silent, 1 new" in done.stdout) == (1, True)
+    assert "Source cam1 alerts nobody. Remove its alert. The document of the alert" in done.stderr
+    assert [message["source"] for message in received(alerts_topic)] == ["cam2"]
+
+
+def test_edited_time_of_a_result_is_not_believed(
+    store: ResultStore, reader: ResultReader, collection: str
+) -> None:
+    result = replace(result_of("cam1/a.jpg"), source=SourceVersion("cam1"))
+    store.commit([result])
+    document = firestore.Client().collection(collection).document(result.ref.document_id)
+    document.update({"created_at": "tomorrow"})
+    assert reader.newest_of_source("cam1") == document.get().create_time
 
 
 def test_check_of_no_source_alerts_nobody() -> None:
