@@ -29,7 +29,7 @@ from service.deadline import Deadline
 from service.domain import ImageRef, SourceVersion
 from service.errors import SourcesError, SourcesUnknownError, TransientError
 from service.settings import Settings
-from service.sources.rules import Rules
+from service.sources.rules import AlertRules, Rules
 from service.sources.schema import Sources, parse
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ class SourceSettings:
     timezone: ZoneInfo | None = None
     store_location: bool = False
     is_enabled: bool = True
+    alerts: AlertRules | None = None  # None: nothing alerts
 
 
 def settings_of(
@@ -90,12 +91,14 @@ def settings_of(
     rules = Rules.of(source, min_confidence=min_confidence, store_confidence=store_confidence)
     if source is None:
         return SourceSettings(rules, SourceVersion(version=version))
+    timezone = ZoneInfo(source.timezone) if source.timezone else None
     return SourceSettings(
         rules,
         SourceVersion(source.id, version),
-        ZoneInfo(source.timezone) if source.timezone else None,
+        timezone,
         source.store_location,
         source.enabled,
+        AlertRules(source.id, source.alerts, sources.groups, timezone) if source.alerts else None,
     )
 
 

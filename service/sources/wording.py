@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 
+from service.domain import Severity
 from service.sources.schema import Anchor, Mode
 
 _KINDS = {
@@ -15,9 +16,17 @@ _KINDS = {
     "null": "empty",
 }
 _LIMITS = {"<=": "at most", ">=": "at least", "<": "less than", ">": "more than"}
-_FORMS = {"bucket": "the name of a bucket, without gs://"}
+_FORMS = {
+    "bucket": "the name of a bucket, without gs://",
+    "between": 'two local times, for example "22:00-06:00"',
+}
 _NAME = "1 to 63 lower-case letters, digits or hyphens"  # the form of all other patterns
-_CHOICES: Mapping[str, Iterable[str]] = {"mode": Mode, "anchor": Anchor, "model": ("default",)}
+_CHOICES: Mapping[str, Iterable[str]] = {
+    "mode": Mode,
+    "anchor": Anchor,
+    "model": ("default",),
+    "severity": Severity,
+}
 
 
 def in_words(message: str, subject: str) -> str:
