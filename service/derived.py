@@ -114,3 +114,13 @@ class DeriveOptions:
             self.normalized.max_pixels if self.normalized else 0,
         ]
         return sum(_BYTES_PER_PIXEL * count + _HEADER_BYTES for count in pixels if count)
+
+
+# The most bytes that the derived images of one image can have, whatever its source asks for.
+LARGEST_OUTPUT_BYTES = DeriveOptions(
+    annotated=True,
+    crops=Crops(),
+    redaction=Redaction(),
+    normalized=Normalized(MAX_NORMALIZED_PIXELS),
+    max_side=MAX_SIDE,
+).max_output_bytes

@@ -274,15 +274,16 @@ def message_of(document_id: str, document: Mapping[str, Any]) -> EncodedMessage:
     return EncodedMessage(data, _attributes(message))
 
 
-def deletion_message(ref: ImageRef, deleted_at: datetime) -> EncodedMessage:
+def deletion_message(document_id: str, ref: ImageRef, deleted_at: datetime) -> EncodedMessage:
     """Return the message of an image whose document was removed.
 
     Args:
-        ref: the image, with its generation.
+        document_id: the document's id.
+        ref: the image. Without a generation, the document named none.
         deleted_at: when it was removed, by Firestore's clock.
     """
     message = ResultMessage(
-        document_id=ref.document_id,
+        document_id=document_id,
         uri=ref.uri,
         bucket=ref.bucket,
         name=ref.name,

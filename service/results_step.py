@@ -56,5 +56,5 @@ class ResultsStep:
             PubSubUnavailableError: it may not be published. The next delivery repeats it.
             TooLateError: the deadline has passed.
         """
-        message = deletion_message(ref, deleted_at)
+        message = deletion_message(ref.document_id, ref, deleted_at)
         self._topic.publish(message.data, message.attributes, deadline)

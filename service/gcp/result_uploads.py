@@ -50,9 +50,7 @@ class ResultUploads:
             for index, image in enumerate(result.derived)
         ]
         uris = [self._objects.uri(content.name) for content in contents]
-        derived = (
-            replace(image, uri=uri) for image, uri in zip(result.derived, uris, strict=True)
-        )
+        derived = (replace(image, uri=uri) for image, uri in zip(result.derived, uris, strict=True))
         result, large = self._large_results.fit(replace(result, derived=tuple(derived)))
         contents += [large] if large else []
         found = [content for content in contents if not self._objects.create(content, deadline)]

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 
+from service.derived import NormalizedFormat, RedactionMode
 from service.domain import Severity
 from service.sources.schema import Anchor, Mode
 
@@ -26,6 +27,8 @@ _CHOICES: Mapping[str, Iterable[str]] = {
     "anchor": Anchor,
     "model": ("default",),
     "severity": Severity,
+    "redacted.mode": RedactionMode,
+    "format": NormalizedFormat,
 }
 
 
@@ -54,7 +57,9 @@ def _length(match: re.Match[str], subject: str) -> str:
 
 
 def _choice(match: re.Match[str], subject: str) -> str:
-    choices = _CHOICES.get(subject.rpartition(".")[2], ())
+    choices = next(
+        values for name, values in _CHOICES.items() if f".{subject}".endswith(f".{name}")
+    )
     return f"{subject} must be {' or '.join(choices)}, not {match[1]}"
 
 
