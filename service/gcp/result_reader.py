@@ -13,7 +13,13 @@ from google.cloud.firestore_v1.query import Query
 from service.document import SHARDS, STATUS_PARKED
 from service.domain import ImageRef, StoredDocuments, StoredImage
 from service.errors import FirestoreUnavailableError, StoredResultError
-from service.gcp.collection import Collection, RetryBudget, documents_by_id, fields_of
+from service.gcp.collection import (
+    Collection,
+    RetryBudget,
+    documents_by_id,
+    fields_of,
+    object_uris,
+)
 
 _PAGE_SIZE = 300  # documents
 
@@ -87,7 +93,7 @@ class ResultReader(Collection):
         Raises:
             FirestoreUnavailableError: Firestore did not respond, or lacks the index.
         """
-        fields = ["bucket", "name", "generation", "created_at", "detections_uri"]
+        fields = ["bucket", "name", "generation", "created_at", "detections_uri", "derived"]
         for page in self._pages(self._by_name(bucket, prefix).select(fields), page_size):
             yield [image for snapshot in page if (image := _stored_image(snapshot))]
 
@@ -177,8 +183,7 @@ def _stored_image(snapshot: Any) -> StoredImage | None:
     # 0 means that the generation was not known (service.pipeline).
     is_known = isinstance(generation, int) and generation > 0
     ref = ImageRef(bucket, name, generation if is_known else None)
-    detections_uri = fields.get("detections_uri")
-    return StoredImage(snapshot.id, ref, created_at, detections_uri and str(detections_uri))
+    return StoredImage(snapshot.id, ref, created_at, object_uris(fields))
 
 
 class ResultRewriter(ResultReader):
