@@ -18,6 +18,7 @@ from service.cli.reconcile import reconcile
 from service.cli.smoke import smoke
 from service.cli.sources import sources
 from service.cli.submit import submit
+from service.cli.watch import watch
 from service.errors import ResultObjectError
 from service.settings import Settings
 
@@ -102,7 +103,7 @@ def results(uri: tuple[str, str], as_json: bool) -> None:
 
 
 for each in (
-    detect, submit, results, reconcile, purge, export, check_model, smoke, sources, dead_letters,
-    serve
+    detect, submit, watch, results, reconcile, purge, export, check_model, smoke, sources,
+    dead_letters, serve
 ):  # fmt: skip
     main.add_command(each)
