@@ -61,7 +61,11 @@ def _bucket_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
     help="Bucket for uploads.",
 )
 def up(model: Path | None, bucket: str) -> None:
-    """Run the emulators, the deliveries and the service until Ctrl-C."""
+    """Run the emulators, the deliveries and the service until Ctrl-C.
+
+    Settings of the service come from the environment. The topics and the bucket that RESULTS_TOPIC,
+    ALERTS_TOPIC and RESULTS_BUCKET name are created.
+    """
     from devtools.local_stack.client_environment import upload_line
     from devtools.local_stack.stack import Stack, StackOptions
 
@@ -83,6 +87,11 @@ def up(model: Path | None, bucket: str) -> None:
                     url=stack.service_url,
                 )
             )
+            for topic in stack.published_topics:
+                say(f"The service publishes to {topic}. A pull subscription has the same name.")
+            if stack.results_bucket:
+                say(f"The service writes to gs://{stack.results_bucket}.")
+            say("Ctrl-C stops everything. The log of the service follows.\n")
             while True:
                 stack.raise_if_dead()
                 time.sleep(1)
@@ -102,8 +111,7 @@ Then upload an image, submit it once more, and print its result:
 yolo-batch submit gs://{bucket}/IMAGE.jpg
 yolo-batch results gs://{bucket}/
 
-The service listens at {url}.
-Ctrl-C stops everything. The log of the service follows.
+The service listens at {url}.\
 """
 
 

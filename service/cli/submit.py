@@ -47,9 +47,7 @@ _PAGE_SIZE = 1000  # images
 @wait_options(_WAIT)
 @json_option(f"published, topic, matches; with --wait also {JSON_KEYS}")
 @deployment_options()
-@click.pass_context
 def submit(
-    ctx: click.Context,
     uris: tuple[str, ...],
     topic: str,
     no_check: bool,
@@ -135,7 +133,7 @@ def submit(
         say_json(report | counts.report() | {"seconds": round(time.monotonic() - started, 1)})
     else:
         say(shown(counts))
-    ctx.exit(conclude(counts))
+    click.get_current_context().exit(conclude(counts))
 
 
 class _Found:

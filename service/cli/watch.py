@@ -67,9 +67,7 @@ def wait_options(panel: str | None = None) -> "Callable[[Callable[..., Any]], An
 @objects_argument
 @wait_options()
 @json_option(f"uri, {JSON_KEYS}")
-@click.pass_context
 def watch(
-    ctx: click.Context,
     uri: tuple[str, str],
     timeout: float | None,
     interval: float,
@@ -106,7 +104,7 @@ def watch(
         say_json({"uri": name} | counts.report() | {"seconds": seconds})
     else:
         say(f"{name}: {shown(counts)}")
-    ctx.exit(conclude(counts))
+    click.get_current_context().exit(conclude(counts))
 
 
 def wait(
