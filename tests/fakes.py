@@ -259,6 +259,7 @@ class FakeDetector:
         self.batch_sizes: list[int] = []
         self.shapes: list[tuple[int, ...]] = []
         self.poison: Color | None = None
+        self.labels = {0: "0-0-0"}
         self.runners = 1
         self.shape: tuple[int, int] | None = (640, 640)  # of every image; None: its own
         self.missing_results = 0

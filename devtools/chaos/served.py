@@ -70,6 +70,7 @@ class _Hooked:
         self._broken: Break | None = None
         self._failed_on: set[bytes] = set()
         self.info = detector.info
+        self.labels = detector.labels
         self.runners = detector.runners
         self.input_shape = detector.input_shape
 

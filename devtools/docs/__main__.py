@@ -24,6 +24,7 @@ from devtools.docs import (
     http_contract,
     indexes,
     log_lines,
+    result_message,
     settings,
     tasks,
     terraform,
@@ -53,6 +54,8 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "indexes": indexes.render,
     "internal-errors": error_codes.internal_errors,
     "log-lines": log_lines.render,
+    "message-examples": result_message.examples,
+    "message-fields": result_message.fields_table,
     "metrics": terraform.metrics,
     "outcomes": error_codes.outcomes,
     "settings": settings.render,
@@ -100,7 +103,7 @@ def stale_files(files: Mapping[Path, str]) -> dict[Path, str]:
 def main(check: bool, reference: Path) -> None:
     """Write the generated parts of the reference, the root module, and the module's README."""
     stale = stale_pages(reference) | stale_pages(HOW_TO)
-    stale |= stale_files(terraform_root.files() | terraform_readme.files())
+    stale |= stale_files(terraform_root.files() | terraform_readme.files() | result_message.files())
     if check and stale:
         names = ", ".join(page.name for page in stale)
         raise click.ClickException(

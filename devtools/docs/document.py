@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from devtools.bench.index_entries import Indexes
 
 _UPLOADED_AT = datetime(2026, 11, 21, 3, 26, 0, tzinfo=UTC)
-_RECORDED_AT = datetime(2026, 11, 21, 3, 26, 1, tzinfo=UTC)
+RECORDED_AT = datetime(2026, 11, 21, 3, 26, 1, tzinfo=UTC)
 _METADATA = ObjectMetadata(
     130510,
     "image/jpeg",
@@ -331,7 +331,7 @@ _DATA_KEYS = ("metadata", "counts", "counts_by_zone", "best")
 def samples() -> list[dict[str, Any]]:
     """Return documents that together have every field. The store adds `created_at`."""
     results = (DONE, FAILED, _COMPOSITE, *TASKS.values(), _LARGE)
-    return [to_document(result) | {"created_at": _RECORDED_AT} for result in results]
+    return [to_document(result) | {"created_at": RECORDED_AT} for result in results]
 
 
 def examples() -> str:

@@ -13,7 +13,7 @@ from google.auth.exceptions import GoogleAuthError
 from google.cloud import firestore
 
 from service.deadline import Deadline
-from service.domain import StoredDocument
+from service.domain import GeoPoint, StoredDocument
 from service.errors import FirestoreRefusedError, FirestoreUnavailableError
 from service.gcp.outages import Outages
 from service.gcp.refusals import NO_CREDENTIALS
@@ -139,6 +139,22 @@ class Collection:
             raise
 
 
+def fields_of(snapshot: Any) -> dict[str, Any]:
+    """Return a document's fields. A place is the service's `GeoPoint`, not Firestore's."""
+    fields: dict[str, Any] = snapshot.to_dict() or {}
+    place = fields.get("location")
+    if isinstance(place, firestore.GeoPoint):
+        fields["location"] = GeoPoint(place.latitude, place.longitude)
+    return fields
+
+
+def server_time(write: Any) -> datetime:
+    """Return the time that a write got from Firestore's clock: the value of SERVER_TIMESTAMP."""
+    [value] = write.transform_results
+    time: datetime = value.timestamp_value
+    return time
+
+
 def documents_by_id(snapshots: Iterable[Any]) -> dict[str, StoredDocument]:
     """Return the documents that exist, by id. The snapshots have `_STORED_FIELDS`."""
     documents = {}
@@ -154,13 +170,13 @@ def documents_by_id(snapshots: Iterable[Any]) -> dict[str, StoredDocument]:
                 update_time=snapshot.update_time,
                 timings=data.get("timings"),
                 schema=data.get("schema"),
-                object_uris=_object_uris(data),
+                object_uris=object_uris(data),
                 alerts=frozenset(_texts(data.get("alerts"), "id")),
             )
     return documents
 
 
-def _object_uris(data: Mapping[str, Any]) -> frozenset[str]:
+def object_uris(data: Mapping[str, Any]) -> frozenset[str]:
     """Return the objects in RESULTS_BUCKET that a document, which may be edited, refers to."""
     uris = {str(data["detections_uri"])} if data.get("detections_uri") else set()
     return frozenset(uris | _texts(data.get("derived"), "uri"))

@@ -39,8 +39,9 @@ import numpy as np
 
 from service.concurrency.semaphore import FairSemaphore
 from service.deadline import Deadline
-from service.domain import ErrorCode, ImageInfo
+from service.domain import DerivedImage, ErrorCode, ImageInfo
 from service.errors import BadImageError, DecoderUnavailableError, ShuttingDownError
+from service.images.derive import DerivePlan
 from service.images.details import Details
 from service.images.pixels import DecodedImage
 from service.machine import cores
@@ -221,6 +222,37 @@ class Decoders:
             return reply
         except (MemoryError, OSError) as exc:
             raise DecoderUnavailableError(_NO_MEMORY) from exc
+
+    def derive(
+        self,
+        data: bytes,
+        plan: DerivePlan,
+        *,
+        content_encoding: str | None = None,
+        deadline: Deadline,
+    ) -> tuple[DerivedImage, ...]:
+        """Make derived images from a file that was decoded before.
+
+        Equal arguments give equal bytes. Nothing of the file but its pixels is in them.
+
+        Args:
+            data: the stored object's bytes.
+            plan: what is made.
+            content_encoding: the object's Content-Encoding. `gzip` and `deflate` are undone.
+            deadline: ends every wait, and the work itself.
+
+        Returns:
+            The images, without a `uri`. Together they have at most
+            `plan.options.max_output_bytes` bytes.
+
+        Raises:
+            BadImageError: as `decode`, for example if making the images exceeds a limit.
+            DecoderUnavailableError: there is not enough memory now, or something other than the
+                file killed the decoder.
+            ShuttingDownError: the pool is closed.
+            TooLateError: the deadline passed first.
+        """
+        raise NotImplementedError
 
     def close(self) -> None:
         """Stop all processes. Files in flight raise `DecoderUnavailableError`."""

@@ -16,6 +16,8 @@ from service.sources.wording import in_words
 # How msgspec ends a message: the path of the fault, for example " - at `$.sources[1].zones[0]`".
 # A fault of a key is "at `key` in `$.sources[1]`".
 _PATH = re.compile(r" - at (?P<key>`key` in )?`(?P<path>\$[^`]*)`$")
+# Messages of `service.sources.schema` about a rule or a group begin with the path of the fault.
+_RULE_PATH = re.compile(r"(?P<path>(sources\[\d+\]\.)?(alerts\[\d+\]|derived\.redacted)\.\w+): ")
 _STEP = re.compile(r"\.(\w+)|\[(\d+)\]")
 _UNKNOWN_FIELD = re.compile(r"unknown field `(.+)`")
 _LIST = "sources"
@@ -101,6 +103,8 @@ def _fault(message: str, root: yaml.Node | None, prefix: str = "") -> Fault:
     if match := _PATH.search(message):
         path, message = match["path"], message[: match.start()]
         of = "a key of " if match["key"] else ""
+    if match := _RULE_PATH.match(message):
+        path, message = f"{path}.{match['path']}", message[match.end() :]
     path = f"${prefix}{path[1:]}"
     field = _UNKNOWN_FIELD.search(message)
     line = _line(root, path, field[1] if field else None)
