@@ -79,7 +79,7 @@ class Storage(Protocol):
         self,
         ref: ImageRef,
         deadline: Deadline,
-        buffer: Callable[[int, Deadline], AbstractContextManager[None]],
+        buffer: Callable[[int, Deadline], AbstractContextManager[object]],
     ) -> AbstractContextManager[Download]:
         """Download exactly this generation. `buffer` reserves memory for its bytes meanwhile."""
 
@@ -368,30 +368,41 @@ class Pipeline:
             if not kept:
                 file.close()
             timings = _timings(started_at, downloaded_at)
-            inferred = self._model.infer(image, ref.document_id, deadline)
-            result = ImageResult(
-                ref,
-                image_info=image.info,
-                model=self._model.info,
-                batch_size=inferred.batch_size,
-                timings=replace(
-                    timings,
-                    queue_ms=round(inferred.queue_ms, 1),
-                    inference_ms=round(inferred.inference_ms, 1),
-                ),
-                store_confidence=self._options.store_confidence,
-            )
-            result = with_capture(
-                result,
-                image.capture,
-                timezone=settings.timezone,
-                store_location=settings.store_location,
-            )
+            result = self._infer(ref, image, timings, settings, deadline)
             del image  # free the pixels before the derived images are made
-            result = evaluate(result, inferred.result, replace(settings.rules, keep_faint=True))
             if kept:
                 result = self._derive(result, kept, settings.derive, deadline, outputs)
         return result if settings.rules.keep_faint else replace(result, faint=None)
+
+    def _infer(
+        self,
+        ref: ImageRef,
+        image: DecodedImage,
+        timings: Timings,
+        settings: SourceSettings,
+        deadline: Deadline,
+    ) -> ImageResult:
+        """Return the result of an image. It has all faint detections, whatever its source says."""
+        inferred = self._model.infer(image, ref.document_id, deadline)
+        result = ImageResult(
+            ref,
+            image_info=image.info,
+            model=self._model.info,
+            batch_size=inferred.batch_size,
+            timings=replace(
+                timings,
+                queue_ms=round(inferred.queue_ms, 1),
+                inference_ms=round(inferred.inference_ms, 1),
+            ),
+            store_confidence=self._options.store_confidence,
+        )
+        result = with_capture(
+            result,
+            image.capture,
+            timezone=settings.timezone,
+            store_location=settings.store_location,
+        )
+        return evaluate(result, inferred.result, replace(settings.rules, keep_faint=True))
 
     def _derive(
         self,

@@ -48,7 +48,7 @@ PATIENCE_SECONDS = 60.0  # for every wait: far longer than anything takes on a b
 BUCKET = "uploads"
 
 Color = tuple[int, int, int]  # blue, green, red
-Buffer = Callable[[int, Deadline], AbstractContextManager[None]]
+Buffer = Callable[[int, Deadline], AbstractContextManager[object]]
 Value = TypeVar("Value")
 
 

@@ -24,6 +24,7 @@ from typing import Protocol
 from service.document import STATUS_FAILED, STATUS_PARKED
 from service.domain import ImageRef, Replace, StoredDocument, StoredDocuments, is_current
 from service.errors import YoloBatchError
+from service.object_metadata import is_marked
 
 LOOKUP_SIZE = 250  # documents read in one call
 _CHECKPOINT_PAGES = 10  # the most pages that a killed run reads again
@@ -229,7 +230,7 @@ def _states(
     images = []
     for ref in page:
         created_at = ref.metadata.created_at
-        if ref.is_ignorable:
+        if ref.is_ignorable or is_marked(ref.metadata.custom):
             states.append((ref, State.IGNORED))
         elif since and created_at and created_at < since:
             states.append((ref, State.OLDER))

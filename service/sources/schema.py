@@ -161,6 +161,11 @@ class CropSettings(_Strict, frozen=True, omit_defaults=True):
     margin: Annotated[float, Meta(ge=0, le=MAX_MARGIN)] = Crops.margin
     max: Annotated[int, Meta(ge=1, le=MAX_CROPS)] = Crops.max_count
 
+    @property
+    def options(self) -> Crops:
+        """These settings, as the decoders get them."""
+        return Crops(_sorted(self.labels), self.margin, self.max)
+
 
 class RedactionSettings(_Strict, frozen=True, omit_defaults=True):
     """What is made unrecognisable in every derived image of a source."""
@@ -178,12 +183,22 @@ class RedactionSettings(_Strict, frozen=True, omit_defaults=True):
         if self.labels is not None and self.group is not None:
             raise ValueError("redacted has both labels and group: give one of them")
 
+    def options(self, groups: Mapping[str, frozenset[str]]) -> Redaction:
+        """Return these settings with the labels of their group."""
+        labels = self.labels if self.group is None else groups[self.group]
+        return Redaction(_sorted(labels), self.mode)
+
 
 class NormalizedSettings(_Strict, frozen=True, omit_defaults=True):
     """The image for a training set, as `service.derived.Normalized` describes it."""
 
     max_pixels: Annotated[int, Meta(ge=4096, le=MAX_NORMALIZED_PIXELS)] = Normalized.max_pixels
     format: NormalizedFormat = Normalized.format
+
+    @property
+    def options(self) -> Normalized:
+        """These settings, as the decoders get them."""
+        return Normalized(self.max_pixels, self.format)
 
 
 class DerivedSettings(_Strict, frozen=True, omit_defaults=True):
@@ -198,14 +213,12 @@ class DerivedSettings(_Strict, frozen=True, omit_defaults=True):
 
     def options(self, groups: Mapping[str, frozenset[str]]) -> DeriveOptions:
         """Return these settings with the labels of their groups."""
-        crops, redacted, normalized = self.crops, self.redacted, self.normalized
-        hidden = redacted and (groups[redacted.group] if redacted.group else redacted.labels)
         return DeriveOptions(
             thumbnail_side=THUMBNAIL_SIDE if self.thumbnail else None,
             annotated=self.annotated,
-            crops=crops and Crops(_sorted(crops.labels), crops.margin, crops.max),
-            redaction=redacted and Redaction(_sorted(hidden), redacted.mode),
-            normalized=normalized and Normalized(normalized.max_pixels, normalized.format),
+            crops=self.crops.options if self.crops else None,
+            redaction=self.redacted.options(groups) if self.redacted else None,
+            normalized=self.normalized.options if self.normalized else None,
             max_side=self.max_side,
         )
 

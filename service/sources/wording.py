@@ -23,11 +23,11 @@ _FORMS = {
 }
 _NAME = "1 to 63 lower-case letters, digits or hyphens"  # the form of all other patterns
 _CHOICES: Mapping[str, Iterable[str]] = {
+    "redacted.mode": RedactionMode,  # before the mode of a zone
     "mode": Mode,
     "anchor": Anchor,
     "model": ("default",),
     "severity": Severity,
-    "redacted.mode": RedactionMode,
     "format": NormalizedFormat,
 }
 
@@ -57,9 +57,7 @@ def _length(match: re.Match[str], subject: str) -> str:
 
 
 def _choice(match: re.Match[str], subject: str) -> str:
-    choices = next(
-        values for name, values in _CHOICES.items() if f".{subject}".endswith(f".{name}")
-    )
+    choices = next(_CHOICES[name] for name in _CHOICES if f".{subject}".endswith(f".{name}"))
     return f"{subject} must be {' or '.join(choices)}, not {match[1]}"
 
 
