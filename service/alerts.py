@@ -1,4 +1,4 @@
-"""Decides which rules of a source an image matches. It depends on the image's result alone.
+"""Decides which alert rules an image matches. It depends on the image's result alone.
 
 The rules see the detections that are kept, with the rounded numbers that a document stores. So they
 decide the same if they are applied later to a stored result.
@@ -8,9 +8,11 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Any
 
 import msgspec
 
+from service.document import shard_of
 from service.domain import Alert, ClassScore, Detection, ImageResult, Task
 from service.sources.rules import AlertRules
 from service.sources.schema import AlertRule
@@ -60,6 +62,40 @@ def alert_id(document_id: str, rule: str, version: str) -> str:
     """
     key = f"{document_id}\n{rule}\n{version}"
     return f"{document_id}-{hashlib.sha256(key.encode()).hexdigest()[:20]}"
+
+
+def to_document(result: ImageResult, alert: Alert) -> dict[str, Any]:
+    """Return the document of an alert. Every alert document has all of these fields.
+
+    The store adds `created_at`, the server's time.
+
+    Args:
+        result: the result that the alert is about.
+        alert: one of its alerts.
+    """
+    ref = result.ref
+    return {
+        "document_id": ref.document_id,
+        "uri": ref.uri,
+        "bucket": ref.bucket,
+        "name": ref.name,
+        "generation": ref.generation,
+        "source_id": result.source.id,
+        "rule": alert.rule,
+        "rule_version": alert.rule_version,
+        "severity": str(alert.severity),
+        "text": alert.text,
+        "labels": dict(alert.labels),
+        "num": sum(alert.labels.values()),
+        "cooldown_seconds": alert.cooldown_seconds,
+        "state": str(alert.state),
+        "suppressed_by": alert.suppressed_by,
+        "previous_alert": None,  # id of the rule's last alert that was published before this one
+        "event_time": result.event_time,
+        "captured_at": result.captured_at,
+        "published_at": None,
+        "shard": shard_of(ref.document_id),
+    }
 
 
 def _is_young(rule: AlertRule, result: ImageResult, now: datetime | None) -> bool:

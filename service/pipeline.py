@@ -29,6 +29,7 @@ from service.deletion import Deletion
 from service.derive_plan import plan_of
 from service.derived import LARGEST_OUTPUT_BYTES, DeriveOptions
 from service.domain import (
+    Alert,
     DerivedImage,
     Download,
     Event,
@@ -55,7 +56,7 @@ from service.object_metadata import is_marked
 from service.recorder import Recorder
 from service.settings import Settings
 from service.sources.current import SourceSettings
-from service.sources.rules import Rules
+from service.sources.rules import AlertRules, Rules
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +120,15 @@ class Sources(Protocol):
         """Return the settings of an image."""
 
 
+class Alerts(Protocol):
+    """Applies alert rules. `service.alert_step.AlertStep` implements it."""
+
+    def fired(
+        self, rules: AlertRules, result: ImageResult, deadline: Deadline
+    ) -> tuple[Alert, ...]:
+        """Return the alerts that are created with a result."""
+
+
 @dataclass(frozen=True)
 class PipelineOptions:
     """Limits of the pipeline. `service.settings.Settings` describes them."""
@@ -147,6 +157,7 @@ class Pipeline:
         sources: Sources | None = None,
         deletion: Deletion | None = None,
         after_commit: AfterCommit | None = None,
+        alerts: Callable[[], Alerts] | None = None,
     ) -> None:
         """Take the parts. `close` closes the decoders, the model and the recorder.
 
@@ -161,6 +172,8 @@ class Pipeline:
             sources: the settings of images. None: all images have `options.rules`.
             deletion: removes the results of deleted objects. None: deletions are ignored.
             after_commit: publishes what is recorded. None: nothing is published.
+            alerts: returns what applies alert rules. It is called only for images whose source has
+                rules. None: rules are ignored.
         """
         self._options = options or PipelineOptions()
         self._storage = storage
@@ -172,6 +185,7 @@ class Pipeline:
         self._sources = sources
         self._deletion = deletion
         self._after_commit = after_commit
+        self._alerts = alerts
         self._slots = Slots(
             self._options.max_in_flight, jobs=max(1, self._options.max_in_flight // 2)
         )
@@ -277,7 +291,7 @@ class Pipeline:
                 ref = replace(ref, generation=_NO_GENERATION)
                 failure = Failure(exc.code, exc.message)
         if not _is_first_delivery(event) and self._recorder.is_final(ref, deadline):
-            self._publish_stored(ref, deadline)
+            self._publish_stored(ref, settings, deadline)
             return Outcome.ALREADY_RECORDED
         if failure or not self._limit:
             return self._record(ref, failure, settings, event, deadline)
@@ -313,22 +327,26 @@ class Pipeline:
                 day=day_of(result.captured_at, event.event_time, settings.timezone),
                 source=settings.version,
             )
+            if settings.alerts and self._alerts:
+                fired = self._alerts().fired(settings.alerts, result, deadline.for_commit())
+                result = replace(result, alerts=fired)
             try:
                 committed = self._recorder.record(result, deadline)
             except DocumentKeptError:
-                self._publish_stored(ref, deadline)
+                self._publish_stored(ref, settings, deadline)
                 raise
         if self._after_commit and committed.created_at and committed.outcome is not Outcome.PARKED:
             self._after_commit.committed(committed.result, committed.created_at, deadline)
         elif committed.outcome is not Outcome.PARKED:
             # Another delivery committed the document. It may have crashed before it published.
-            self._publish_stored(ref, deadline)
+            self._publish_stored(ref, settings, deadline)
         return committed.outcome
 
-    def _publish_stored(self, ref: ImageRef, deadline: Deadline) -> None:
+    def _publish_stored(self, ref: ImageRef, settings: SourceSettings, deadline: Deadline) -> None:
         """Publish a document that another delivery committed."""
         if self._after_commit:
-            self._after_commit.stored(ref.document_id, deadline)
+            has_rules = settings.alerts is not None
+            self._after_commit.stored(ref.document_id, deadline, has_rules=has_rules)
 
     def _detect(
         self, ref: ImageRef, settings: SourceSettings, deadline: Deadline, outputs: ExitStack

@@ -11,6 +11,7 @@ from service.gcp.storage import ImageStorage
 from service.settings import Settings
 
 if TYPE_CHECKING:
+    from service.gcp.alert_store import AlertStore
     from service.gcp.daily_count import DailyCount
     from service.gcp.deletions import ResultDeleter
     from service.gcp.large_results import LargeResults
@@ -161,6 +162,17 @@ def build_topic(topic: str, settings: Settings, project: str | None = None) -> "
 
     path = topic_path(topic, settings.google_cloud_project or project)
     return TopicPublisher(connect_topic(), path)
+
+
+def build_alert_store(settings: Settings) -> "AlertStore":
+    """Return where alerts are stored and decided.
+
+    Raises:
+        CredentialsError: no credentials, or no project.
+    """
+    from service.gcp.alert_store import AlertStore  # only needed with alert rules
+
+    return AlertStore(_firestore(settings), **_limits(settings))
 
 
 def _limits(settings: Settings) -> dict[str, Any]:

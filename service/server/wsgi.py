@@ -3,6 +3,7 @@
 import logging
 import logging.config
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ from service.sources.rules import Rules
 if TYPE_CHECKING:
     from flask import Flask
 
+    from service.alert_step import AlertStep
     from service.gcp.firestore import ResultStore
     from service.gcp.storage import ImageStorage
 
@@ -67,7 +69,8 @@ def build_app() -> "Flask":
             storage, store = build_storage(settings), build_store(settings)
             limit = _daily_limit(settings)
             sources = current_sources(build_source_store(settings), settings)
-            after_commit = _after_commit(settings, store)
+            alerts = _alerts(settings, store)
+            after_commit = _after_commit(settings, store, alerts)
             deletion = _deletion(settings, storage, after_commit)
             verified = loading.result()
             settings = fit_into_memory(settings, verified.detector)
@@ -75,7 +78,7 @@ def build_app() -> "Flask":
             decoders.close()
             _cannot_start(str(exc))
     pipeline = build_pipeline(
-        settings, decoders, verified, storage, store, limit, sources, deletion, after_commit
+        settings, decoders, verified, storage, store, limit, sources, deletion, after_commit, alerts
     )
     app = create_app(
         pipeline,
@@ -101,6 +104,7 @@ def build_pipeline(
     sources: CurrentSources | None = None,
     deletion: Deletion | None = None,
     after_commit: AfterCommit | None = None,
+    alerts: "Callable[[], AlertStep] | None" = None,
 ) -> Pipeline:
     """Return a pipeline with these parts and the limits of the settings."""
     from service.gcp.clients import build_result_uploads
@@ -124,11 +128,41 @@ def build_pipeline(
         sources,
         deletion,
         after_commit,
+        alerts,
     )
 
 
-def _after_commit(settings: Settings, store: "ResultStore") -> AfterCommit | None:
-    """Return what publishes each recorded result, or None if the settings ask for nothing."""
+def _alerts(settings: Settings, store: "ResultStore") -> "Callable[[], AlertStep]":
+    """Return a function that returns what alerts. It is built when an image needs it first."""
+    lock = threading.Lock()
+    built: list[AlertStep] = []
+
+    def alerts() -> "AlertStep":
+        with lock:
+            if not built:
+                built.append(_alert_step(settings, store))
+            return built[0]
+
+    return alerts
+
+
+def _alert_step(settings: Settings, store: "ResultStore") -> "AlertStep":
+    from service.alert_message import console_urls
+    from service.alert_step import AlertStep
+    from service.gcp.clients import build_alert_store, build_topic
+
+    name = settings.alerts_topic
+    return AlertStep(
+        build_alert_store(settings),
+        build_topic(name, settings, store.project) if name else None,
+        console_urls(store.project, settings.firestore_database, settings.firestore_collection),
+    )
+
+
+def _after_commit(
+    settings: Settings, store: "ResultStore", alerts: "Callable[[], AlertStep]"
+) -> AfterCommit:
+    """Return what publishes each recorded result, and its alerts."""
     steps: list[Step] = []
     if settings.results_topic:
         from service.gcp.clients import build_topic
@@ -136,7 +170,7 @@ def _after_commit(settings: Settings, store: "ResultStore") -> AfterCommit | Non
 
         topic = build_topic(settings.results_topic, settings, store.project)
         steps.append(ResultsStep(topic))
-    return AfterCommit(steps, store.read_document) if steps else None
+    return AfterCommit(steps, store.read_document, alerts)
 
 
 def _deletion(
