@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-MAX_SIDE = 2560  # largest `DeriveOptions.max_side`, in pixels
-MAX_NORMALIZED_PIXELS = 8_000_000  # largest `Normalized.max_pixels`
+MAX_SIDE = 2048  # largest `DeriveOptions.max_side`, in pixels
+MAX_NORMALIZED_PIXELS = 4_000_000  # largest `Normalized.max_pixels`
 MAX_CROPS = 100  # largest `Crops.max_count`
 MAX_MARGIN = 1.0  # largest margin of a crop or of a redacted region
-_HEADER_BYTES = 4096  # of an encoded image, at most
-# An encoded pixel takes at most as many bytes as its three samples, even in an image of noise.
-_BYTES_PER_PIXEL = 3
+# The most that an encoded image takes, even if it is noise: 1 byte per pixel was measured for JPEG
+# of quality 85, and for PNG the three samples, and one byte per row.
+_HEADER_BYTES = 4096
+_JPEG_BYTES_PER_PIXEL = 1.25
+_NORMALIZED_BYTES_PER_PIXEL = 4  # also of a JPEG that is one pixel wide, with blocks of 16 pixels
 
 
 class RedactionMode(StrEnum):
@@ -32,8 +34,8 @@ class Crops:
 
     `labels` are those of the detections. None: every label. `margin` is added on each side of the
     box, as a share of the box's width and height. `max_count` is the most crops of one image. The
-    most confident detections come first. There are fewer crops if together they would take more
-    bytes than one image of `DeriveOptions.max_side`.
+    most confident detections come first. There are fewer crops if all images of
+    `DeriveOptions` together would have more than `max_output_bytes` bytes.
     """
 
     labels: tuple[str, ...] | None = None
@@ -105,22 +107,25 @@ class DeriveOptions:
     @property
     def max_output_bytes(self) -> int:
         """The most bytes that all images made from one image can have together."""
-        side_pixels = self.max_side**2
-        pixels = [
-            (self.thumbnail_side or 0) ** 2,
-            side_pixels if self.annotated else 0,
-            side_pixels if self.crops else 0,
-            side_pixels if self.redaction else 0,
-            self.normalized.max_pixels if self.normalized else 0,
-        ]
-        return sum(_BYTES_PER_PIXEL * count + _HEADER_BYTES for count in pixels if count)
+        sides = [self.max_side] * sum(
+            bool(part) for part in (self.annotated, self.crops, self.redaction)
+        )
+        if self.thumbnail_side:
+            sides.append(self.thumbnail_side)
+        sizes = [_HEADER_BYTES + int(_JPEG_BYTES_PER_PIXEL * side**2) for side in sides]
+        if self.normalized:
+            pixels = self.normalized.max_pixels
+            sizes.append(_HEADER_BYTES + _NORMALIZED_BYTES_PER_PIXEL * pixels)
+        return sum(sizes)
 
 
-# The most bytes that the derived images of one image can have, whatever its source asks for.
-LARGEST_OUTPUT_BYTES = DeriveOptions(
+LARGEST_OPTIONS = DeriveOptions(
+    thumbnail_side=MAX_SIDE,
     annotated=True,
-    crops=Crops(),
+    crops=Crops(max_count=MAX_CROPS),
     redaction=Redaction(),
     normalized=Normalized(MAX_NORMALIZED_PIXELS),
     max_side=MAX_SIDE,
-).max_output_bytes
+)
+# The most bytes that the derived images of one image can have, whatever its source asks for.
+LARGEST_OUTPUT_BYTES = LARGEST_OPTIONS.max_output_bytes
