@@ -10,10 +10,10 @@ import pytest
 
 from devtools.docs.document import DONE, FAILED, RECORDED_AT, TASKS
 from devtools.docs.result_message import sample_messages, table_schema
+from devtools.warehouse import Warehouse
 from service.document import to_document
 from service.domain import ImageResult, Task
 from service.result_message import EncodedMessage, deletion_message, message_of
-from tests.warehouse import Warehouse
 
 
 def result(name: str, *labels: str, base: ImageResult = DONE) -> ImageResult:
