@@ -124,7 +124,7 @@ class _Forwarder(grpc.GenericRpcHandler):  # type: ignore[misc]  # published wit
 
     def _respond(self, method: str, request: bytes, context: Any) -> Iterator[bytes]:
         fault = self._armed.take(self._faults.of(method))
-        if fault in self._faults.codes:
+        if fault and fault in self._faults.codes:
             context.abort(self._faults.codes[fault], "chaos")
         messages = self._forward(method, request, context)
         if fault is self._faults.lost:
