@@ -55,12 +55,12 @@ def chaos_sources(bucket: str) -> Sources:
     slightly different numbers of another batch.
     """
     limits = {"cooldown_minutes": SHORT_COOLDOWN_MINUTES, "max_age_minutes": _MAX_AGE_MINUTES}
-    rules = [
+    rules: list[dict[str, Any]] = [
         {"name": "hearts", "labels": ["heart"], **limits},
         {"name": "crowd", "min_count": 5, "severity": "critical", **limits},
     ]
     private = {"annotated": True, "redacted": {"labels": ["circle"]}, "normalized": {}}
-    sources = [
+    sources: list[dict[str, Any]] = [
         {"id": "chaos", "prefix": "chaos/"},
         {"id": "private", "prefix": "chaos/ü/", "derived": private},
     ]
