@@ -127,5 +127,3 @@ LARGEST_OPTIONS = DeriveOptions(
     normalized=Normalized(MAX_NORMALIZED_PIXELS),
     max_side=MAX_SIDE,
 )
-# The most bytes that the derived images of one image can have, whatever its source asks for.
-LARGEST_OUTPUT_BYTES = LARGEST_OPTIONS.max_output_bytes

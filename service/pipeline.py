@@ -27,7 +27,7 @@ from service.daily_limit import DailyLimit
 from service.deadline import Deadline
 from service.deletion import Deletion
 from service.derive_plan import plan_of
-from service.derived import LARGEST_OUTPUT_BYTES, DeriveOptions
+from service.derived import LARGEST_OPTIONS, DeriveOptions
 from service.domain import (
     Alert,
     DerivedImage,
@@ -190,7 +190,7 @@ class Pipeline:
             self._options.max_in_flight, jobs=max(1, self._options.max_in_flight // 2)
         )
         self._buffered = FairSemaphore(self._options.max_buffered_bytes)
-        self._outputs = FairSemaphore(LARGEST_OUTPUT_BYTES)  # bytes of derived images
+        self._outputs = FairSemaphore(LARGEST_OPTIONS.max_output_bytes)  # bytes of derived images
 
     def handle(self, event: Event, deadline: Deadline) -> Outcome:
         """Process the image of a request until it has its final document, or park it.
@@ -328,8 +328,8 @@ class Pipeline:
                 source=settings.version,
             )
             if settings.alerts and self._alerts:
-                fired = self._alerts().fired(settings.alerts, result, deadline.for_commit())
-                result = replace(result, alerts=fired)
+                alerts = self._alerts().fired(settings.alerts, result, deadline.for_commit())
+                result = replace(result, alerts=alerts)
             try:
                 committed = self._recorder.record(result, deadline)
             except DocumentKeptError:
@@ -440,7 +440,7 @@ class Pipeline:
             return replace(result, derived_error=plan)
         reduce_to = outputs.enter_context(self._outputs.acquire(options.max_output_bytes, deadline))
         try:
-            with self._health.decoder_call(result.ref.document_id):
+            with self._health.derive_call(result.ref.document_id):
                 derived = self._decoders.derive(
                     file.data, plan, content_encoding=file.content_encoding, deadline=deadline
                 )

@@ -177,7 +177,7 @@ def _draw_text(
     cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), _color(found), cv2.FILLED)
     origin = left + _padding(size), top + _padding(size) + size
     cv2.putText(canvas, text, origin, _WHITE, cv2.FontFace("sans"), size, _FONT_WEIGHT)
-    return bottom
+    return int(bottom)
 
 
 def fit_text(

@@ -193,20 +193,17 @@ class DerivePlan:
         """Return the numbers of a line, or none if a coordinate is no number."""
         width, height = self.image.width, self.image.height
         box = item.box
-        corners = [box.x1, box.y1, box.x2, box.y1, box.x2, box.y2, box.x1, box.y2]
-        points: list[float] = []
-        center = True
-        if self.task is Task.SEGMENT:
-            center = False
-            rings = [ring.points for ring in item.polygons]
-            points = [*max(rings, key=_doubled_area)] if rings else corners
-        elif self.task is Task.OBB:
-            center = False
-            points = [*item.rotated_box.corners] if item.rotated_box else corners
-        shares = [_share(v, (width, height)[i % 2]) for i, v in enumerate(points)]
-        if center:
-            x1, x2 = _share(box.x1, width), _share(box.x2, width)
-            y1, y2 = _share(box.y1, height), _share(box.y2, height)
+        points: tuple[float, ...] = ()
+        if self.task is Task.SEGMENT and item.polygons:
+            points = max((ring.points for ring in item.polygons), key=_doubled_area)
+        elif self.task is Task.OBB and item.rotated_box:
+            points = item.rotated_box.corners
+        elif self.task in (Task.SEGMENT, Task.OBB):
+            points = (box.x1, box.y1, box.x2, box.y1, box.x2, box.y2, box.x1, box.y2)
+        shares = [_share(value, (width, height)[i % 2]) for i, value in enumerate(points)]
+        if not points:
+            x1, x2 = sorted((_share(box.x1, width), _share(box.x2, width)))
+            y1, y2 = sorted((_share(box.y1, height), _share(box.y2, height)))
             shares = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
         for point in item.keypoints if self.task is Task.POSE else ():
             if point.confidence >= MIN_KEYPOINT_CONFIDENCE:

@@ -86,5 +86,7 @@ def _encode(pixels: Pixels, *, is_png: bool) -> bytes:
         parameters = [cv2.IMWRITE_PNG_COMPRESSION, _PNG_COMPRESSION]
     else:
         parameters = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
-    _, data = cv2.imencode(".png" if is_png else ".jpg", pixels, parameters)
+    is_encoded, data = cv2.imencode(".png" if is_png else ".jpg", pixels, parameters)
+    if not is_encoded:  # valid pixels can always be encoded, unless memory is short
+        raise MemoryError
     return data.tobytes()

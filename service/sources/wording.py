@@ -69,7 +69,7 @@ _WORDS: Mapping[str, Callable[[re.Match[str], str], str]] = {
         f"{subject} lacks the field `{match[1]}`"
     ),
     r"Expected `\w+` ([<>]=?) (-?[\d.]+)": lambda match, subject: (
-        f"{subject} must be {_LIMITS[match[1]]} {float(match[2]):g}"
+        f"{subject} must be {_LIMITS[match[1]]} {float(match[2]):.15g}"
     ),
     r"Expected `(\w+)` of length ([<>]=?) (\d+)": _length,
     r"Expected `array` of length (\d+), got (\d+)": lambda match, subject: (
