@@ -29,8 +29,6 @@ from service.sources.rules import AlertRules
 
 logger = logging.getLogger(__name__)
 
-# Of a log line. Not ERROR or CRITICAL, which report faults of the service.
-_LEVELS = {Severity.INFO: logging.INFO}
 _MAX_RULES = 10_000  # rules whose last alerts are known. Above this number, all are dropped.
 _LOCKS = 16
 _MAX_LOGGED_LABELS = 20
@@ -234,10 +232,14 @@ class AlertStep:
 
 
 def _log(message: AlertMessage) -> None:
-    """Log an alert that was published. The log-match alert policy finds this line."""
+    """Log an alert that was published. The log-match alert policy finds this line.
+
+    It is never an ERROR, because that reports a fault of the service.
+    """
+    level = logging.INFO if message.severity == Severity.INFO else logging.WARNING
     labels = dict(list(message.labels.items())[:_MAX_LOGGED_LABELS])
     logger.log(
-        _LEVELS.get(Severity(message.severity), logging.WARNING),
+        level,
         "Alert",
         extra={
             "alert_id": message.id,
@@ -248,8 +250,8 @@ def _log(message: AlertMessage) -> None:
             "labels": labels,
             "num": message.num,
             "suppressed": message.suppressed,
-            "document_id": message.document_id,
-            "uri": message.uri,
-            "console_url": message.console_url,
+            "document_id": message.document_id or None,
+            "uri": message.uri or None,
+            "console_url": message.console_url or None,
         },
     )

@@ -505,6 +505,29 @@ def test_edited_cooldown_counts_as_over(
     assert len(topic.messages) == 2
 
 
+def test_slower_instance_changes_no_decision(
+    instance: Instance, collection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads the pending alert, and then another instance decides it."""
+    result = instance.fire(person("a.jpg"))
+    instance.results.commit([result])
+    [alert] = result.alerts
+    client = firestore.Client()
+    slower = AlertStore(client, collection=collection, timeout_seconds=PATIENCE_SECONDS)
+    get_all = client.get_all
+
+    def read_and_wait(*args: Any, **options: Any) -> Any:
+        snapshots = list(get_all(*args, **options))
+        instance.store.decide(alert.id, "gate", "people", 900)
+        return snapshots
+
+    monkeypatch.setattr(client, "get_all", read_and_wait)
+    known = LastAlert("another", 1.0)
+    decided, _ = slower.decide(alert.id, "gate", "people", 900, active=known)
+    assert decided and decided.state is AlertState.PUBLISHED
+    assert states(collection) == {"published": 1}
+
+
 def test_decision_is_made_once(instance: Instance, collection: str) -> None:
     result = instance.fire(person("a.jpg"))
     instance.results.commit([result])

@@ -58,6 +58,14 @@ def test_rows_are_the_documents_whatever_order_and_repeats() -> None:
         assert names(warehouse_of(delivered)) == expected
 
 
+def test_settings_applied_to_a_stored_result_replace_its_row() -> None:
+    before = result("cat", "cat", "dog")
+    version = replace(DONE.source, version=RECORDED_AT + timedelta(days=1))
+    after = replace(result("cat", "cat"), source=version)
+    for order in ([before, after], [after, before], [after, before, before]):
+        assert names(warehouse_of([message(each) for each in order])) == [("cat", ["cat"], "done")]
+
+
 def test_late_message_of_a_deleted_image_adds_no_row() -> None:
     gone, other = result("gone", "fox"), result("other", "cat")
     late = [deletion(gone, seconds=5), message(gone), message(gone, seconds=9), message(other)]
