@@ -131,6 +131,7 @@ def _existing_model(ctx: click.Context, param: click.Parameter, value: Path | No
     examples=[
         "yolo-batch-dev demo",
         "yolo-batch-dev demo --task segment",
+        "yolo-batch-dev demo --follow",
         "yolo-batch-dev demo --images photos --model yolo26n.pt",
     ],
 )
@@ -157,7 +158,15 @@ def _existing_model(ctx: click.Context, param: click.Parameter, value: Path | No
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for annotated images and documents.",
 )
-def demo(images: Path | None, task: str | None, model: Path | None, output: Path) -> None:
+@option(
+    "--follow",
+    is_flag=True,
+    help="Follow one drawn image to a row of BigQuery's view, an alert at a webhook, a thumbnail, "
+    "an annotated and a redacted copy, and a normalized image with its label file.",
+)
+def demo(
+    images: Path | None, task: str | None, model: Path | None, output: Path, follow: bool
+) -> None:
     """Upload images to a local stack, and show their documents."""
     from devtools.demo_model.shapes import SEGMENTATION_MODEL
     from devtools.local_stack.demo import run_demo
@@ -165,6 +174,16 @@ def demo(images: Path | None, task: str | None, model: Path | None, output: Path
 
     if task and model:
         raise click.UsageError("--task chooses a demo model: give either --task or --model.")
+    if follow:
+        from devtools.local_stack.follow import follow as follow_one
+
+        if images or task or model:
+            raise click.UsageError("--follow uses a drawn image and the bundled model.")
+        try:
+            follow_one(output)
+        except MissingRequirementsError as exc:
+            raise click.ClickException(str(exc)) from exc
+        return
     if task == "segment":
         model = SEGMENTATION_MODEL
     with tempfile.TemporaryDirectory() as scratch:
