@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from random import Random
@@ -66,6 +66,7 @@ _MIN_IN_FLIGHT = 4  # slots of one service
 _FIRESTORE_PART = 0.4  # share of the ack deadline that is reserved for the commit
 _LEASE_MARGIN_SECONDS = 20
 _MAX_DELAY_SECONDS = 8
+_PATIENT_SECONDS = 60.0  # on a busy machine the emulator's first response is slow
 _DOWN_SECONDS = 3.0  # how long Firestore refuses connections when its proxy restarts
 _POLL_SECONDS = 0.02
 _PULLED = 500  # messages at once
@@ -139,7 +140,8 @@ class Run:
         self._storage = keep(StorageProxy(upstream))
         self._bucket = storage.Client().bucket(self._stack.bucket)
         self._sources = chaos_sources(self._stack.bucket)
-        store = build_source_store(Settings.from_env())
+        patient = replace(Settings.from_env(), firestore_timeout_seconds=_PATIENT_SECONDS)
+        store = build_source_store(patient)
         self._sources_version = store.write(self._sources, unless_changed_since=None)
         self._services = self._start_services(keep(Processes(self._logs)))
         self._relay = keep(self._make_relay())

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def follow(output: Path) -> None:
     click.echo("Starting the emulators, the service and a webhook ...")
     with Stack(options) as stack, Processes(stack.directory / "logs") as processes:
         os.environ.update(stack.environment)  # for the clients below
-        settings = Settings.from_env()
+        settings = replace(Settings.from_env(), firestore_timeout_seconds=_SECONDS)
         build_source_store(settings).write(_sources(), unless_changed_since=None)
         webhook = _start_webhook(processes, stack)
         try:
