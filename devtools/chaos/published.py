@@ -253,7 +253,10 @@ def _audit_objects(objects: Mapping[str, bytes], known: _Known, report: Report) 
             yield f"{expectation.shown} has the derived images {dict(kinds)}"
         for each in derived:
             used.add(each["uri"])
-            if each["uri"] not in objects:
+            match = _OBJECT.match(each["uri"])
+            if not match or match["document"] != document.id:
+                yield f"{each['uri']} is the object of another image than {expectation.shown}"
+            elif each["uri"] not in objects:
                 yield f"{each['uri']} does not exist, and {expectation.shown} refers to it"
             elif len(objects[each["uri"]]) != each["size"]:
                 yield f"{each['uri']} has another size than {expectation.shown} says"

@@ -168,6 +168,10 @@ PROBLEMS: dict[str, tuple[Callable[[Run], Any], str]] = {
         lambda run: run.stored[run.second].update(suppressed_by="x"), "one that is not published",
     ),
     "no object": (lambda run: run.objects.popitem(), "does not exist, and"),
+    "object of another image": (
+        lambda run: run.change_document(derived=to_document(run.images[1])["derived"]),
+        "is the object of another image",
+    ),
     "no thumbnail": (lambda run: run.change_document(derived=[]), "has the derived images {}"),
     "other bytes": (
         lambda run: run.objects.update(dict.fromkeys(run.objects, b"other")),
