@@ -56,7 +56,7 @@ class AlertMessage(msgspec.Struct):
 
 
 def message_of(
-    alert: StoredAlert, document: Mapping[str, Any], *, suppressed: int, console_url: str
+    alert: StoredAlert, document: Mapping[str, Any], *, suppressed: int, console_url: str | None
 ) -> AlertMessage:
     """Return the message of an alert.
 
@@ -64,7 +64,7 @@ def message_of(
         alert: the alert.
         document: the fields of its image's document.
         suppressed: how many alerts of the rule were suppressed since the last published alert.
-        console_url: the page of the image's document.
+        console_url: the page of the image's document. None: it is about no image.
 
     Raises:
         StoredResultError: a field of the alert has another type. A person may have edited it.
@@ -87,8 +87,8 @@ def message_of(
                 "id": alert.id,
                 "source": alert.source_id,
                 "suppressed": suppressed,
-                "console_url": console_url,
             }
+            | ({"console_url": console_url} if console_url else {})
             | _thumbnail(document),
             AlertMessage,
         )

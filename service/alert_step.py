@@ -193,7 +193,7 @@ class AlertStep:
         if self._topic:
             encoded = encode(message)
             self._topic.publish(encoded.data, encoded.attributes, deadline)
-        _log(message)
+        log_alert(message)
         self._store.confirm(alert.id, deadline)
 
     def _active(self, source_id: str, rule: str, cooldown_seconds: float) -> LastAlert | None:
@@ -231,7 +231,7 @@ class AlertStep:
             lock.release()
 
 
-def _log(message: AlertMessage) -> None:
+def log_alert(message: AlertMessage) -> None:
     """Log an alert that was published. The log-match alert policy finds this line.
 
     It is never an ERROR, because that reports a fault of the service.

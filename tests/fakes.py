@@ -44,7 +44,7 @@ from service.images.derive import DerivePlan
 from service.images.letterbox import shrink
 from service.images.pixels import DecodedImage, Pixels
 from service.inference.model import Model
-from service.pipeline import Pipeline, PipelineOptions, Sources
+from service.pipeline import Alerts, Pipeline, PipelineOptions, Sources
 from service.recorder import Recorder
 
 PATIENCE_SECONDS = 60.0  # for every wait: far longer than anything takes on a busy machine
@@ -413,6 +413,7 @@ def pipeline_of(
     deletion: Deletion | None = None,
     after_commit: AfterCommit | None = None,
     uploads: FakeUploads | None = None,
+    alerts: Callable[[], Alerts] | None = None,
     **options: Any,
 ) -> Pipeline:
     """Return a pipeline around fakes."""
@@ -428,4 +429,5 @@ def pipeline_of(
         sources,
         deletion=deletion,
         after_commit=after_commit,
+        alerts=alerts,
     )

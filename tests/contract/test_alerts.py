@@ -2,19 +2,17 @@
 
 import threading
 from collections import Counter
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import msgspec
 import pytest
 from google.cloud import firestore
 
 from service.after_commit import AfterCommit
 from service.alert_step import AlertStep
-from service.deadline import NO_DEADLINE, Deadline
+from service.deadline import NO_DEADLINE
 from service.domain import (
     Alert,
     AlertState,
@@ -33,23 +31,14 @@ from service.gcp.firestore import ResultStore
 from service.sources.rules import AlertRules
 from service.sources.schema import AlertRule
 from tests.contract.test_store import done, of, read, recorded, seen
-from tests.fakes import PATIENCE_SECONDS
+from tests.fakes import PATIENCE_SECONDS, FakeTopic
 
 COOLDOWN_SECONDS = 900
 RULES = AlertRules("gate", (AlertRule(name="people", labels=frozenset({"person"})),))
 
 
-class Topic:
+class Topic(FakeTopic):
     """Keeps the messages, or fails."""
-
-    def __init__(self) -> None:
-        self.messages: list[dict[str, Any]] = []
-        self.is_down = False
-
-    def publish(self, data: bytes, attributes: Mapping[str, str], deadline: Deadline) -> None:
-        if self.is_down:
-            raise PubSubUnavailableError("down")
-        self.messages.append(msgspec.json.decode(data))
 
     @property
     def ids(self) -> list[str]:
@@ -321,12 +310,11 @@ def test_crash_before_a_suppression_is_made_up_for(
 def test_alert_that_was_not_published_is_redelivered(
     instance: Instance, collection: str, topic: Topic
 ) -> None:
-    topic.is_down = True
+    topic.errors = [PubSubUnavailableError("down")]
     with pytest.raises(PubSubUnavailableError):
         instance.handle(person("a.jpg"))
     [alert] = stored(collection)
     assert (alert["state"], alert["published_at"]) == ("published", None)
-    topic.is_down = False
     instance.redeliver(person("a.jpg"))
     assert topic.ids == [alert["id"]]
 
