@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from service.cli.alerts import alerts
 from service.cli.check_model import check_model
 from service.cli.commands import command, group, version_option
 from service.cli.dead_letters import dead_letters
@@ -103,7 +104,7 @@ def results(uri: tuple[str, str], as_json: bool) -> None:
 
 
 for each in (
-    detect, submit, watch, results, reconcile, purge, export, check_model, smoke, sources,
+    detect, submit, watch, results, reconcile, purge, export, check_model, smoke, sources, alerts,
     dead_letters, serve
 ):  # fmt: skip
     main.add_command(each)
