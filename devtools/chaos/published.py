@@ -148,7 +148,7 @@ def _audit_alerts(published: Published, known: _Known, report: Report) -> Iterat
     stored = {document.id: document.fields for document in published.alert_documents}
     expected: set[str] = set()
     for key, (document, expectation, settings) in known.items():
-        alerts = _expected_alerts(expectation, settings, document)
+        alerts = _expected_alerts(expectation, settings)
         expected |= alerts
         if {each["id"] for each in document.fields.get("alerts", ())} != alerts:
             yield f"{expectation.shown} names other alerts than those of its detections"
@@ -174,14 +174,9 @@ def _audit_alerts(published: Published, known: _Known, report: Report) -> Iterat
         yield f"alert {key} has a message, and no document"
 
 
-def _expected_alerts(
-    expectation: Expectation, settings: SourceSettings, document: StoredDocument
-) -> set[str]:
-    """Return the ids of the alerts that the detections of the run without faults raise.
-
-    An image that a job delivered has no event time, so its age is not known, and it raises none.
-    """
-    if expectation.should_fail or not settings.alerts or not document.fields.get("event_time"):
+def _expected_alerts(expectation: Expectation, settings: SourceSettings) -> set[str]:
+    """Return the ids of the alerts that the detections of the run without faults raise."""
+    if expectation.should_fail or not settings.alerts:
         return set()
     result = ImageResult(
         expectation.ref,
@@ -196,7 +191,6 @@ def _expected_alerts(
             )
             for each in expectation.detections
         ),
-        event_time=document.fields["event_time"],
         source=SourceVersion(settings.version.id),
     )
     return {alert.id for alert in fired(settings.alerts, result, None)}

@@ -202,15 +202,6 @@ def test_killed_delivery_may_leave_its_objects() -> None:
     assert report.orphans == 1
 
 
-def test_image_without_an_event_time_raises_no_alert() -> None:
-    """Only its job was delivered, so its age is not known."""
-    run = Run()
-    without = replace(run.images[0], event_time=None, alerts=())
-    assert to_document(without)["alerts"] == []
-    run.change_document(event_time=None)
-    assert any("names other alerts" in each for each in found(run.audit()))
-
-
 def test_redacted_source_expects_each_of_its_images() -> None:
     run = Run(images=[image("ü/a.jpg")])
     assert any("has the derived images {'thumbnail': 1}" in each for each in found(run.audit()))
