@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from devtools.docs.alerts import JSON_SCHEMA
 from devtools.docs.result_message import json_schema
 from service.alert_message import AlertMessage, console_urls, encode, message_of
-from service.alerts import fired, rule_version, to_document
+from service.alerts import fired, matches, rule_version, to_document
 from service.document import to_document as result_document
 from service.domain import (
     AlertState,
@@ -181,6 +181,7 @@ def test_hours_of_an_image_without_times_never_match() -> None:
     image = result(seen(), event_time=None)
     assert not fires(image, between="00:00-23:59", now=None)
     assert fires(image, now=None)
+    assert matches(rules({"between": "00:00-23:59"}), image)
 
 
 @pytest.mark.parametrize(("minutes", "matches"), [(59, True), (60, True), (61, False)])
