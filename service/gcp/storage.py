@@ -59,7 +59,7 @@ _YOUR_CREDENTIALS = (
 
 
 # Reserves this many bytes of memory while its block runs. Waits for them until the deadline.
-Buffer = Callable[[int, Deadline], AbstractContextManager[None]]
+Buffer = Callable[[int, Deadline], AbstractContextManager[object]]
 
 
 def _unlimited(count: int, deadline: Deadline) -> AbstractContextManager[None]:

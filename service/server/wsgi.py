@@ -107,14 +107,14 @@ def build_pipeline(
     alerts: "Callable[[], AlertStep] | None" = None,
 ) -> Pipeline:
     """Return a pipeline with these parts and the limits of the settings."""
-    from service.gcp.clients import build_large_results
+    from service.gcp.clients import build_result_uploads
 
     health = Health(hang_timeout_seconds=settings.hang_timeout_seconds)
     return Pipeline(
         storage,
         decoders,
         Model(verified.detector, health, max_batch_size=settings.max_batch_size),
-        Recorder(store, health, build_large_results(settings), store.is_deleted),
+        Recorder(store, health, build_result_uploads(settings), store.is_deleted),
         health,
         PipelineOptions(
             max_in_flight=settings.max_in_flight,
@@ -122,6 +122,7 @@ def build_pipeline(
             allowed_buckets=settings.allowed_buckets,
             rules=Rules(min_confidence=settings.min_confidence),
             store_confidence=settings.store_confidence,
+            results_bucket=settings.results_bucket,
         ),
         limit,
         sources,
