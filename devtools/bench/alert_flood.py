@@ -96,6 +96,7 @@ class Instance:
             AlertStore(client, **limits),
             TopicPublisher(connect_topic(), topic),
             lambda document_id: document_id,
+            lambda ref, deadline: ref,
         )
         self._after = AfterCommit([], lambda document_id, deadline: None, lambda: self._alerts)
 

@@ -93,7 +93,7 @@ def preview(file: Path, uri: tuple[str, str], since: datetime | None, as_json: b
     from service.operate.preview import Verdict
 
     settings = Settings.from_env()
-    new = load_file(file)
+    new = load_file(file, settings)
     note_floor(new, settings)
     if not any(source.alerts for source in new.sources):
         raise click.UsageError(f"{file} has no alert rules: no source has the field alerts")

@@ -57,7 +57,9 @@ class Instance:
         limits: dict[str, Any] = {"collection": collection, "timeout_seconds": PATIENCE_SECONDS}
         self.results = ResultStore(client, **limits)
         self.store = AlertStore(client, **limits)
-        self.step = AlertStep(self.store, topic, lambda document_id: f"page/{document_id}")
+        self.step = AlertStep(
+            self.store, topic, lambda document_id: f"page/{document_id}", lambda ref, deadline: ref
+        )
         self.after = AfterCommit([], self.results.read_document, lambda: self.step)
 
     def fire(self, result: ImageResult, rules: AlertRules = RULES) -> ImageResult:

@@ -1,7 +1,7 @@
 """Results are published after their commit: at least once, and never without a commit."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -60,7 +60,7 @@ class World:
     def exists(self, ref: ImageRef, deadline: Deadline) -> bool:
         return ref.generation in self.objects
 
-    def delete(self, document_ids: list[str], deadline: Deadline) -> datetime:
+    def delete(self, document_ids: Sequence[str], deadline: Deadline) -> datetime:
         for document_id in document_ids:
             self.store.documents.pop(document_id, None)
         return datetime(2026, 11, 30, tzinfo=UTC)
@@ -111,6 +111,16 @@ def test_failed_publish_is_repeated_from_the_document(world: World) -> None:
     assert (world.published, len(world.store.commits)) == ([], 1)
     assert world.handle() is Outcome.ALREADY_RECORDED
     assert (world.published, len(world.store.commits)) == ([("cat.bmp", "done")], 1)
+
+
+def test_failed_publish_is_repeated_after_the_object_is_gone(world: World) -> None:
+    world.topic.errors.append(UNAVAILABLE)
+    with pytest.raises(PubSubUnavailableError):
+        world.handle(delivery_attempt=1)
+    world.storage.objects.clear()
+    # The redelivery looks like a first delivery, so it downloads before it looks for a document.
+    assert world.handle(delivery_attempt=1) is Outcome.GONE
+    assert world.published == [("cat.bmp", "done")]
 
 
 def test_repeated_message_is_the_same(world: World) -> None:

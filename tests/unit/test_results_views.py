@@ -1,19 +1,23 @@
 """The views of BigQuery over messages: one row for each image that has a result."""
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from devtools.docs.document import DONE, FAILED, RECORDED_AT, TASKS
 from devtools.docs.result_message import sample_messages, table_schema
+from devtools.warehouse import Warehouse
 from service.document import to_document
 from service.domain import ImageResult, Task
 from service.result_message import EncodedMessage, deletion_message, message_of
-from tests.warehouse import Warehouse
+
+GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "bigquery.md"
 
 
 def result(name: str, *labels: str, base: ImageResult = DONE) -> ImageResult:
@@ -123,3 +127,22 @@ def test_columns_keep_their_types() -> None:
 
 def test_no_message_means_no_row() -> None:
     assert names(warehouse_of([])) == []
+
+
+def queries() -> list[str]:
+    return re.findall(r"```sql\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_queries_of_the_guide_run() -> None:
+    found = queries()
+    assert len(found) >= 5
+    two = result("two", "person", "person")
+    warehouse = warehouse_of([message(two), message(two), message(result("bad", base=FAILED))])
+    rows = [warehouse.query(sql.replace("yolo_batch.", "p.d.")) for sql in found]
+    days, persons, hours, failures, surveys, repeats = rows
+    assert days == [(DONE.day, "person", 2, 0.93)]
+    assert persons == [("gs://uploads/two", DONE.captured_at, 2)]
+    assert hours == [(RECORDED_AT.replace(minute=0, second=0), 2)]
+    assert failures == [("empty_object", 1, "gs://uploads/bad")]
+    assert surveys == [("gs://uploads/two", ["person"])]
+    assert repeats == [(1, 0)]
