@@ -138,11 +138,11 @@ def preview(file: Path, uri: tuple[str, str], since: datetime | None, as_json: b
 )
 @since_option("Only alerts that were created since then.", default=_DAY)
 @option("--source", metavar="ID", help="Only alerts of this source.")
-@option("--rule", metavar="NAME", help="Only alerts of this rule. All alerts are read for it.")
+@option("--rule", metavar="NAME", help="Only alerts of this rule. The others are read, too.")
 @option(
     "--state",
     type=click.Choice([str(state) for state in AlertState]),
-    help="Only alerts in this state. All alerts are read for it.",
+    help="Only alerts in this state. The others are read, too.",
 )
 @json_lines_option("each alert document")
 def list_alerts(
