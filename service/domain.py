@@ -448,6 +448,18 @@ class DerivedImage:
     uri: str | None = None
 
 
+@dataclass(frozen=True)
+class ResultObject:
+    """The content of an object in RESULTS_BUCKET that belongs to an image's document.
+
+    `name` is the document's id, `-`, and a name that contains a hash of the content.
+    """
+
+    name: str
+    data: bytes = field(repr=False)
+    content_type: str
+
+
 class Severity(StrEnum):
     """How urgent an alert is. The names are those of log severities."""
 
@@ -560,6 +572,15 @@ class ImageResult:
 
 
 @dataclass(frozen=True)
+class PreparedResult:
+    """A result whose objects in RESULTS_BUCKET exist. So its document can refer to them."""
+
+    result: ImageResult
+    # Those that existed already, by URI: another delivery of the image created them.
+    found: Mapping[str, ResultObject] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class StoredDocument:
     """The fields of a document that a later commit needs, for example to replace it."""
 
@@ -588,7 +609,7 @@ class StoredImage:
     document_id: str
     ref: ImageRef
     created_at: datetime  # of the document, by Firestore's clock
-    detections_uri: str | None = None
+    object_uris: frozenset[str] = frozenset()  # the objects in RESULTS_BUCKET that it refers to
 
 
 class Outcome(StrEnum):

@@ -26,18 +26,21 @@ from service.document import to_document
 from service.domain import (
     Box,
     CommittedResult,
+    DerivedImage,
     Detection,
     Download,
     ImageRef,
     ImageResult,
     ModelInfo,
     Prediction,
+    PreparedResult,
     Replace,
 )
 from service.errors import DocumentKeptError, ObjectGoneError
 from service.health import Health
 from service.images.crop import center_crop
 from service.images.decode import decode
+from service.images.derive import DerivePlan
 from service.images.letterbox import shrink
 from service.images.pixels import DecodedImage, Pixels
 from service.inference.model import Model
@@ -48,7 +51,7 @@ PATIENCE_SECONDS = 60.0  # for every wait: far longer than anything takes on a b
 BUCKET = "uploads"
 
 Color = tuple[int, int, int]  # blue, green, red
-Buffer = Callable[[int, Deadline], AbstractContextManager[None]]
+Buffer = Callable[[int, Deadline], AbstractContextManager[object]]
 Value = TypeVar("Value")
 
 
@@ -148,6 +151,10 @@ class DecodersHere:
     def __init__(self) -> None:
         self.gate = Gate()
         self.is_closed = False
+        self.plans: list[DerivePlan] = []
+        self.derived: tuple[DerivedImage, ...] = ()  # what `derive` returns
+        self.derive_errors: list[Exception] = []  # each call raises the next one, if there is one
+        self.derive_gate = Gate()
 
     def decode(
         self,
@@ -165,6 +172,22 @@ class DecodersHere:
             return replace(image, pixels=center_crop(image.pixels, size=image_size))
         image = decode(data, max_pixels=50_000_000, image_size=image_size)
         return replace(image, pixels=shrink(image.pixels, image_size=image_size))
+
+    def derive(
+        self,
+        data: bytes,
+        plan: DerivePlan,
+        *,
+        content_encoding: str | None = None,
+        deadline: Deadline,
+    ) -> tuple[DerivedImage, ...]:
+        assert data, "the file's bytes are kept until they are needed"
+        self.plans.append(plan)
+        self.derive_gate.enter()
+        deadline.wait_seconds()
+        if self.derive_errors:
+            raise self.derive_errors.pop(0)
+        return self.derived
 
     def close(self) -> None:
         self.is_closed = True
@@ -249,6 +272,33 @@ class FakeTopic:
         self.attributes.append(attributes)
 
 
+class FakeUploads:
+    """Objects in memory, by URI. It never removes one."""
+
+    def __init__(self, bucket: str = "results") -> None:
+        self.bucket = bucket
+        self.objects: dict[str, bytes] = {}
+        self.errors: list[Exception] = []  # each call raises the next one, if there is one
+
+    def prepare(self, result: ImageResult, deadline: Deadline) -> PreparedResult:
+        if self.errors:
+            raise self.errors.pop(0)
+        derived = []
+        for image in result.derived:
+            uri = f"gs://{self.bucket}/{result.ref.document_id}-{image.kind}"
+            self.objects[uri] = image.data
+            derived.append(replace(image, uri=uri))
+        return PreparedResult(replace(result, derived=tuple(derived)))
+
+    def settle(
+        self, prepared: PreparedResult, committed: CommittedResult, deadline: Deadline
+    ) -> None:
+        raise AssertionError("nothing is to be removed")
+
+    def remove_all(self, document_id: str, deadline: Deadline) -> None:
+        raise AssertionError("nothing is to be removed")
+
+
 class FakeCounter:
     """A counter in memory, and a clock for the limits that use it."""
 
@@ -280,6 +330,7 @@ class FakeDetector:
         self.batch_sizes: list[int] = []
         self.shapes: list[tuple[int, ...]] = []
         self.poison: Color | None = None
+        self.labels = {0: "0-0-0"}
         self.runners = 1
         self.shape: tuple[int, int] | None = (640, 640)  # of every image; None: its own
         self.missing_results = 0
@@ -361,6 +412,7 @@ def pipeline_of(
     sources: Sources | None = None,
     deletion: Deletion | None = None,
     after_commit: AfterCommit | None = None,
+    uploads: FakeUploads | None = None,
     alerts: Callable[[], Alerts] | None = None,
     **options: Any,
 ) -> Pipeline:
@@ -370,7 +422,7 @@ def pipeline_of(
         storage,
         decoders or DecodersHere(),
         Model(detector, health, max_batch_size=max_batch_size),
-        Recorder(store, health),
+        Recorder(store, health, uploads),
         health,
         PipelineOptions(**options),
         limit,

@@ -19,6 +19,7 @@ from service.cli.reconcile import reconcile
 from service.cli.smoke import smoke
 from service.cli.sources import sources
 from service.cli.submit import submit
+from service.cli.watch import watch
 from service.errors import ResultObjectError
 from service.settings import Settings
 
@@ -103,7 +104,7 @@ def results(uri: tuple[str, str], as_json: bool) -> None:
 
 
 for each in (
-    detect, submit, results, reconcile, purge, export, check_model, smoke, sources, alerts,
+    detect, submit, watch, results, reconcile, purge, export, check_model, smoke, sources, alerts,
     dead_letters, serve
 ):  # fmt: skip
     main.add_command(each)

@@ -66,7 +66,7 @@ def check(file: Path) -> None:
     Prints the first fault of each source, with its line.
     """
     settings = Settings.from_env()
-    loaded = load_file(file)
+    loaded = load_file(file, settings)
     say(f"{file}: {len(loaded.sources):,} sources, no faults")
     note_floor(loaded, settings)
 
@@ -91,8 +91,8 @@ def apply(file: Path, dry_run: bool, yes: bool) -> None:
     from service.sources.changes import changes
     from service.sources.schema import Sources, parse
 
-    new = load_file(file)
     settings = Settings.from_env()
+    new = load_file(file, settings)
     note_floor(new, settings)
     store = build_source_store(settings)
     stored = store.read()
@@ -198,7 +198,7 @@ def preview(file: Path, uri: tuple[str, str], as_json: bool, is_applied: bool, y
 
     bucket, prefix = uri
     settings = Settings.from_env()
-    new = load_file(file)
+    new = load_file(file, settings)
     note_floor(new, settings)
     version = _version_of(new) if is_applied else None
     rewriter = build_rewriter(settings)
@@ -243,20 +243,22 @@ def preview(file: Path, uri: tuple[str, str], as_json: bool, is_applied: bool, y
         click.get_current_context().exit(ExitCode.FAILED)
 
 
-def load_file(file: Path) -> "Sources":
+def load_file(file: Path, settings: Settings) -> "Sources":
     """Read a file of sources.
 
     Raises:
-        SourcesError: it has faults, or its document would be too large.
+        SourcesError: it has faults, its document would be too large, or a source has the bucket
+            RESULTS_BUCKET.
         OSError: it cannot be read.
     """
     from service.gcp.document_size import document_bytes
     from service.sources.files import load
-    from service.sources.schema import MAX_BYTES, to_document
+    from service.sources.schema import MAX_BYTES, check_buckets, to_document
 
     loaded = load(file)
     if (size := document_bytes(to_document(loaded))) > MAX_BYTES:
         raise SourcesError(f"{file}: the sources have {size:,} bytes, more than {MAX_BYTES:,}")
+    check_buckets(loaded, settings.results_bucket)
     return loaded
 
 

@@ -194,10 +194,14 @@ def _cooldown_id(source_id: str, rule: str) -> str:
 
 
 def _last_alert(cooldown: Any) -> LastAlert | None:
-    """Return the last alert of a rule. A person may have edited the document."""
+    """Return the last alert of a rule, or None if it cannot be true.
+
+    A person may have edited the document. A time in the future would suppress alerts until then.
+    """
     fields = cooldown.to_dict() or {}
     alert_id, decided_at = fields.get("last_alert"), fields.get("decided_at")
-    if not isinstance(alert_id, str) or not isinstance(decided_at, datetime):
+    is_possible = isinstance(decided_at, datetime) and decided_at <= cooldown.update_time
+    if not isinstance(alert_id, str) or not is_possible:
         return None
     return LastAlert(alert_id, (cooldown.read_time - decided_at).total_seconds())
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from service.gcp.large_results import LargeResults
     from service.gcp.result_objects import ResultObjects
     from service.gcp.result_reader import ResultReader, ResultRewriter
+    from service.gcp.result_uploads import ResultUploads
     from service.gcp.silence_store import SilenceStore
     from service.gcp.source_store import SourceStore
     from service.gcp.topic_publisher import TopicPublisher
@@ -51,7 +52,7 @@ def build_store(settings: Settings) -> ResultStore:
 
 
 def build_large_results(settings: Settings) -> "LargeResults":
-    """Return what makes large results fit into documents, and reads them.
+    """Return what reads large results.
 
     Raises:
         CredentialsError: no credentials, or no project.
@@ -59,6 +60,17 @@ def build_large_results(settings: Settings) -> "LargeResults":
     from service.gcp.large_results import LargeResults
 
     return LargeResults(build_result_objects(settings))
+
+
+def build_result_uploads(settings: Settings) -> "ResultUploads":
+    """Return what uploads the objects that results have beside their documents.
+
+    Raises:
+        CredentialsError: no credentials, or no project.
+    """
+    from service.gcp.result_uploads import ResultUploads
+
+    return ResultUploads(build_result_objects(settings))
 
 
 def build_result_objects(settings: Settings) -> "ResultObjects":
@@ -109,7 +121,7 @@ def build_deleter(settings: Settings) -> "ResultDeleter":
     return ResultDeleter(
         _firestore(settings),
         **_limits(settings),
-        remove_objects=build_large_results(settings).remove_all,
+        remove_objects=build_result_objects(settings).remove_all,
     )
 
 

@@ -175,13 +175,13 @@ def documents_by_id(snapshots: Iterable[Any]) -> dict[str, StoredDocument]:
                 update_time=snapshot.update_time,
                 timings=data.get("timings"),
                 schema=data.get("schema"),
-                object_uris=_object_uris(data),
+                object_uris=object_uris(data),
                 alerts=listed_alerts(snapshot.id, data),
             )
     return documents
 
 
-def _object_uris(data: Mapping[str, Any]) -> frozenset[str]:
+def object_uris(data: Mapping[str, Any]) -> frozenset[str]:
     """Return the objects in RESULTS_BUCKET that a document, which may be edited, refers to."""
     uris = {str(data["detections_uri"])} if data.get("detections_uri") else set()
     return frozenset(uris | _texts(data.get("derived"), "uri"))

@@ -12,7 +12,7 @@ from google.cloud.firestore_v1.base_query import FieldFilter
 from service.document import STATUS_PARKED
 from service.domain import ImageRef, StoredDocuments, StoredImage
 from service.errors import StoredResultError
-from service.gcp.collection import documents_by_id, fields_of
+from service.gcp.collection import documents_by_id, fields_of, object_uris
 from service.gcp.document_pages import PAGE_SIZE, DocumentPages
 
 
@@ -110,7 +110,7 @@ class ResultReader(DocumentPages):
         Raises:
             FirestoreUnavailableError: Firestore did not respond, or lacks the index.
         """
-        fields = ["bucket", "name", "generation", "created_at", "detections_uri"]
+        fields = ["bucket", "name", "generation", "created_at", "detections_uri", "derived"]
         for page in self._pages(self._by_name(bucket, prefix).select(fields), page_size):
             yield [image for snapshot in page if (image := _stored_image(snapshot))]
 
@@ -177,8 +177,7 @@ def _stored_image(snapshot: Any) -> StoredImage | None:
     # 0 means that the generation was not known (service.pipeline).
     is_known = isinstance(generation, int) and generation > 0
     ref = ImageRef(bucket, name, generation if is_known else None)
-    detections_uri = fields.get("detections_uri")
-    return StoredImage(snapshot.id, ref, created_at, detections_uri and str(detections_uri))
+    return StoredImage(snapshot.id, ref, created_at, object_uris(fields))
 
 
 class ResultRewriter(ResultReader):

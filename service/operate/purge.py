@@ -61,7 +61,7 @@ class Remover:
 
 
 class OtherBucketError(YoloBatchError):
-    """The object of a large result is not in RESULTS_BUCKET, so it cannot be removed."""
+    """An object of a result is not in RESULTS_BUCKET, so it cannot be removed."""
 
 
 @dataclass
@@ -97,7 +97,7 @@ def purge(
         objects: looks objects up. Called from several threads.
         before: results that were created then or later stay.
         with_overwritten: whether the results of overwritten objects are removed too.
-        results_bucket: where `remove` removes the objects of large results.
+        results_bucket: where `remove` removes the objects of results.
         remove: removes the results of images. Called from several threads. None: they are only
             counted.
         progressed: called after each page.
@@ -128,18 +128,18 @@ def purge(
 
 
 def _check_buckets(images: Iterable[StoredImage], results_bucket: str | None) -> None:
-    """Check that the objects of all large results can be removed with their documents.
+    """Check that the objects of all results can be removed with their documents.
 
     Raises:
         OtherBucketError: an object is in another bucket.
     """
     for image in images:
-        uri = image.detections_uri
-        if uri and not uri.startswith(f"gs://{results_bucket}/"):
-            raise OtherBucketError(
-                f"The result of {image.ref.uri} has its detections in {uri}, which would not be "
-                "removed: set RESULTS_BUCKET to the bucket of this object"
-            )
+        for uri in sorted(image.object_uris):
+            if not uri.startswith(f"gs://{results_bucket}/"):
+                raise OtherBucketError(
+                    f"The result of {image.ref.uri} has the object {uri}, which would not be "
+                    "removed: set RESULTS_BUCKET to the bucket of this object"
+                )
 
 
 def parse_before(text: str, now: datetime) -> datetime:

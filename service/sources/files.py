@@ -16,8 +16,8 @@ from service.sources.wording import in_words
 # How msgspec ends a message: the path of the fault, for example " - at `$.sources[1].zones[0]`".
 # A fault of a key is "at `key` in `$.sources[1]`".
 _PATH = re.compile(r" - at (?P<key>`key` in )?`(?P<path>\$[^`]*)`$")
-# Messages of `service.sources.schema` about a rule begin with the path of the fault.
-_RULE_PATH = re.compile(r"(?P<path>(sources\[\d+\]\.)?alerts\[\d+\]\.\w+): ")
+# Messages of `service.sources.schema` about a rule or a group begin with the path of the fault.
+_RULE_PATH = re.compile(r"(?P<path>(sources\[\d+\]\.)?(alerts\[\d+\]|derived\.redacted)\.\w+): ")
 _STEP = re.compile(r"\.(\w+)|\[(\d+)\]")
 _UNKNOWN_FIELD = re.compile(r"unknown field `(.+)`")
 _LIST = "sources"

@@ -57,7 +57,9 @@ class Instance:
         limits: dict[str, Any] = {"collection": collection, "timeout_seconds": PATIENCE_SECONDS}
         self.results = ResultStore(client, **limits)
         self.store = AlertStore(client, **limits)
-        self.step = AlertStep(self.store, topic, lambda document_id: f"page/{document_id}")
+        self.step = AlertStep(
+            self.store, topic, lambda document_id: f"page/{document_id}", lambda ref, deadline: ref
+        )
         self.after = AfterCommit([], self.results.read_document, lambda: self.step)
 
     def fire(self, result: ImageResult, rules: AlertRules = RULES) -> ImageResult:
@@ -480,7 +482,7 @@ def test_edited_alert_is_reported_as_such(instance: Instance, collection: str) -
         instance.store.read([alert["id"]])
 
 
-@pytest.mark.parametrize("decided_at", [None, "yesterday", 5])
+@pytest.mark.parametrize("decided_at", [None, "yesterday", 5, datetime(2999, 1, 1, tzinfo=UTC)])
 def test_edited_cooldown_counts_as_over(
     instance: Instance, collection: str, topic: Topic, decided_at: Any
 ) -> None:

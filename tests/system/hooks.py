@@ -115,6 +115,7 @@ class CrashingDetector:
 
     def __init__(self, detector: Detector) -> None:
         self.info = detector.info
+        self.labels = detector.labels
         self.runners = detector.runners
         self.input_shape = detector.input_shape
         self._detector = detector

@@ -14,6 +14,7 @@ from google.cloud import firestore, pubsub_v1, storage  # type: ignore[attr-defi
 
 from devtools.demo_model.shapes import Scene
 from devtools.local_stack.stack import Stack
+from devtools.warehouse import Warehouse
 from service.domain import ImageRef
 from tests.fakes import PATIENCE_SECONDS
 from tests.system import hooks
@@ -25,7 +26,6 @@ from tests.system.conftest import (
     event_data,
     put_aside,
 )
-from tests.warehouse import Warehouse
 
 Samples = list[tuple[Path, Scene]]
 StartService = Callable[..., Service]

@@ -16,6 +16,7 @@ from service.domain import (
     AlertState,
     Box,
     Detection,
+    ErrorCode,
     Event,
     ImageRef,
     ImageResult,
@@ -25,7 +26,13 @@ from service.domain import (
     SourceVersion,
     StoredAlert,
 )
-from service.errors import PubSubUnavailableError, StoredResultError, TooLateError
+from service.errors import (
+    BadImageError,
+    ObjectGoneError,
+    PubSubUnavailableError,
+    StoredResultError,
+    TooLateError,
+)
 from service.pipeline import Pipeline
 from service.sources.current import SourceSettings
 from service.sources.rules import AlertRules
@@ -115,6 +122,7 @@ class World:
             self.alerts,
             self.topic if with_topic else None,
             lambda document_id: f"page/{document_id}",
+            self.resolve,
             now=lambda: self.now,
             clock=lambda: self.seconds,
         )
@@ -136,9 +144,17 @@ class World:
 
         self.store.commit = commit_with_alerts  # type: ignore[method-assign]
         self.reads = 0
+        self.object_created_at: datetime | Exception = self.now
 
     def settings_of(self, ref: ImageRef, deadline: Deadline) -> SourceSettings:
         return self.settings
+
+    def resolve(self, ref: ImageRef, deadline: Deadline) -> ImageRef:
+        if isinstance(self.object_created_at, Exception):
+            raise self.object_created_at
+        resolved = self.storage.resolve(ref, deadline)
+        metadata = replace(resolved.metadata, created_at=self.object_created_at)
+        return replace(resolved, metadata=metadata)
 
     def build(self) -> AlertStep:
         self.built += 1
@@ -274,6 +290,38 @@ def test_edited_documents_are_logged_and_not_retried(
     [line] = logged_by(caplog, "service.alert_step")
     assert line.levelname == "ERROR"
     assert world.topic.messages == []
+
+
+@pytest.mark.parametrize(
+    ("created", "alerts"),
+    [
+        (timedelta(minutes=59), 1),
+        (timedelta(minutes=61), 0),
+        (ObjectGoneError("overwritten"), 0),
+        (BadImageError(ErrorCode.UNREADABLE_OBJECT, "refused"), 0),
+    ],
+)
+def test_job_alerts_if_its_object_is_young(
+    world: World, created: timedelta | Exception, alerts: int
+) -> None:
+    world.object_created_at = created if isinstance(created, Exception) else world.now - created
+    ref = world.storage.put("job.bmp", bmp_image())
+    job = Event(ref, is_job=True)
+    assert world.pipeline.handle(job, NO_DEADLINE) is Outcome.DONE
+    assert len(world.topic.messages) == alerts
+    assert len(world.store.document("job.bmp")["alerts"]) == alerts
+
+
+def test_cloud_storage_is_asked_only_for_a_job_that_matches(world: World) -> None:
+    world.handle("upload.bmp")
+    assert world.storage.resolved == []
+    ref = world.storage.put("job.bmp", bmp_image())
+    world.settings = replace(
+        world.settings,
+        alerts=AlertRules("gate", (AlertRule(name="none", labels=frozenset({"unicorn"})),)),
+    )
+    assert world.pipeline.handle(Event(ref, is_job=True), NO_DEADLINE) is Outcome.DONE
+    assert world.storage.resolved == []
 
 
 def test_old_upload_creates_no_alert(world: World) -> None:

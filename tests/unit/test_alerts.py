@@ -1,7 +1,6 @@
 """Which alert rules an image matches, and what an alert says."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from devtools.docs.alerts import JSON_SCHEMA
 from devtools.docs.result_message import json_schema
 from service.alert_message import AlertMessage, console_urls, encode, message_of
-from service.alerts import fired, rule_version, to_document
+from service.alerts import fired, matches, rule_version, to_document
 from service.document import to_document as result_document
 from service.domain import (
     AlertState,
@@ -66,7 +65,7 @@ def result(*detections: Detection, **fields: Any) -> ImageResult:
     )
 
 
-def rules(*options: Mapping[str, Any], **fields: Any) -> AlertRules:
+def rules(*options: dict[str, Any], **fields: Any) -> AlertRules:
     named = [{"name": f"r{index}"} | option for index, option in enumerate(options or ({},))]
     return AlertRules("cam1", tuple(AlertRule(**each) for each in named), **fields)
 
@@ -181,6 +180,7 @@ def test_hours_of_an_image_without_times_never_match() -> None:
     image = result(seen(), event_time=None)
     assert not fires(image, between="00:00-23:59", now=None)
     assert fires(image, now=None)
+    assert matches(rules({"between": "00:00-23:59"}), image)
 
 
 @pytest.mark.parametrize(("minutes", "matches"), [(59, True), (60, True), (61, False)])

@@ -108,7 +108,7 @@ def test_unknown_object_stops_the_run_before_its_page_is_removed() -> None:
 
 @pytest.mark.parametrize("results_bucket", [None, "results", "result"])
 def test_object_in_another_bucket_is_not_left_behind(results_bucket: str | None) -> None:
-    large = replace(image("gone"), detections_uri="gs://results/1.json.gz")
+    large = replace(image("gone"), object_uris=frozenset({"gs://results/1.json.gz"}))
     if results_bucket == "results":
         assert run([large], results_bucket=results_bucket)[1] == ["id of gone"]
         return

@@ -113,6 +113,16 @@ def test_failed_publish_is_repeated_from_the_document(world: World) -> None:
     assert (world.published, len(world.store.commits)) == ([("cat.bmp", "done")], 1)
 
 
+def test_failed_publish_is_repeated_after_the_object_is_gone(world: World) -> None:
+    world.topic.errors.append(UNAVAILABLE)
+    with pytest.raises(PubSubUnavailableError):
+        world.handle(delivery_attempt=1)
+    world.storage.objects.clear()
+    # The redelivery looks like a first delivery, so it downloads before it looks for a document.
+    assert world.handle(delivery_attempt=1) is Outcome.GONE
+    assert world.published == [("cat.bmp", "done")]
+
+
 def test_repeated_message_is_the_same(world: World) -> None:
     world.handle()
     world.handle()

@@ -12,10 +12,10 @@ import pytest
 
 from devtools.docs.document import DONE, FAILED, RECORDED_AT, TASKS
 from devtools.docs.result_message import sample_messages, table_schema
+from devtools.warehouse import Warehouse
 from service.document import to_document
 from service.domain import ImageResult, Task
 from service.result_message import EncodedMessage, deletion_message, message_of
-from tests.warehouse import Warehouse
 
 GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "bigquery.md"
 
