@@ -1,4 +1,7 @@
-"""The message on the alerts topic: what a person or a program needs to know about one alert."""
+"""The message on the alerts topic: what a person or a program needs to know about one alert.
+
+A field without a value is absent.
+"""
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -6,7 +9,7 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from service.domain import DerivedKind, StoredAlert
 from service.errors import StoredResultError
@@ -15,7 +18,7 @@ from service.result_message import EncodedMessage
 _Time = Annotated[datetime, Meta(tz=True)]
 
 
-class AlertMessage(msgspec.Struct, omit_defaults=True):
+class AlertMessage(msgspec.Struct):
     """One alert. It can be published more than once, with the same `id`."""
 
     id: Annotated[str, Meta(description="Id of the alert's document. Drop duplicates by it.")]
@@ -29,32 +32,31 @@ class AlertMessage(msgspec.Struct, omit_defaults=True):
     suppressed: Annotated[
         int,
         Meta(
-            description="How many images matched the rule since the last published alert, and were "
-            "suppressed by its cooldown."
+            description="How many images the cooldown of the rule's previous alert has suppressed."
         ),
     ]
     document_id: Annotated[
-        str | None, Meta(description="Id of the document of the image's result.")
-    ] = None
-    uri: Annotated[str | None, Meta(description="Address of the image.")] = None
+        str | UnsetType, Meta(description="Id of the document of the image's result.")
+    ] = UNSET
+    uri: Annotated[str | UnsetType, Meta(description="Address of the image.")] = UNSET
     labels: Annotated[
         dict[str, int], Meta(description="How many detections matched, by label.")
     ] = {}
     num: Annotated[int, Meta(description="How many detections matched.")] = 0
     captured_at: Annotated[
-        _Time | None, Meta(description="When the image was taken, by its EXIF data.")
-    ] = None
-    event_time: Annotated[_Time | None, Meta(description="When the upload finished.")] = None
+        _Time | UnsetType, Meta(description="When the image was taken, by its EXIF data.")
+    ] = UNSET
+    event_time: Annotated[_Time | UnsetType, Meta(description="When the upload finished.")] = UNSET
     thumbnail_uri: Annotated[
-        str | None, Meta(description="Address of the image's thumbnail in RESULTS_BUCKET.")
-    ] = None
+        str | UnsetType, Meta(description="Address of the image's thumbnail in RESULTS_BUCKET.")
+    ] = UNSET
     console_url: Annotated[
-        str | None, Meta(description="Page of the result in the Google Cloud console.")
-    ] = None
+        str | UnsetType, Meta(description="Page of the result in the Google Cloud console.")
+    ] = UNSET
 
 
 def message_of(
-    alert: StoredAlert, document: Mapping[str, Any], *, suppressed: int, console_url: str
+    alert: StoredAlert, document: Mapping[str, Any], *, suppressed: int, console_url: str | None
 ) -> AlertMessage:
     """Return the message of an alert.
 
@@ -62,7 +64,7 @@ def message_of(
         alert: the alert.
         document: the fields of its image's document.
         suppressed: how many alerts of the rule were suppressed since the last published alert.
-        console_url: the page of the image's document.
+        console_url: the page of the image's document. None: it is about no image.
 
     Raises:
         StoredResultError: a field of the alert has another type. A person may have edited it.
@@ -85,9 +87,9 @@ def message_of(
                 "id": alert.id,
                 "source": alert.source_id,
                 "suppressed": suppressed,
-                "thumbnail_uri": _thumbnail(document),
-                "console_url": console_url,
-            },
+            }
+            | ({"console_url": console_url} if console_url else {})
+            | _thumbnail(document),
             AlertMessage,
         )
     except msgspec.ValidationError as exc:
@@ -122,10 +124,10 @@ def console_urls(project: str, database: str, collection: str) -> Callable[[str]
     return lambda document_id: f"{path}/{document_id}?project={quote(project, safe='')}"
 
 
-def _thumbnail(document: Mapping[str, Any]) -> str | None:
+def _thumbnail(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the field with the thumbnail, if the document, which may be edited, has one."""
     derived = document.get("derived")
     for item in derived if isinstance(derived, list) else ():
         if isinstance(item, dict) and item.get("kind") == DerivedKind.THUMBNAIL:
-            uri = item.get("uri")
-            return uri if isinstance(uri, str) else None
-    return None
+            return {"thumbnail_uri": item.get("uri")}
+    return {}

@@ -22,15 +22,21 @@ from service import alerts
 from service.after_commit import RecordedImage
 from service.alert_message import AlertMessage, encode, message_of
 from service.deadline import NO_DEADLINE, Deadline
-from service.domain import Alert, AlertState, ImageResult, LastAlert, Severity, StoredAlert
-from service.errors import StoredResultError, TooLateError
+from service.domain import (
+    Alert,
+    AlertState,
+    ImageRef,
+    ImageResult,
+    LastAlert,
+    Severity,
+    StoredAlert,
+)
+from service.errors import BadImageError, ObjectGoneError, StoredResultError, TooLateError
 from service.results_step import Topic
 from service.sources.rules import AlertRules
 
 logger = logging.getLogger(__name__)
 
-# Of a log line. Not ERROR or CRITICAL, which report faults of the service.
-_LEVELS = {Severity.INFO: logging.INFO}
 _MAX_RULES = 10_000  # rules whose last alerts are known. Above this number, all are dropped.
 _LOCKS = 16
 _MAX_LOGGED_LABELS = 20
@@ -80,6 +86,7 @@ class AlertStep:
         store: AlertStore,
         topic: Topic | None,
         console_url: Callable[[str], str],
+        resolve: Callable[[ImageRef, Deadline], ImageRef],
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         clock: Callable[[], float] = time.monotonic,
@@ -90,12 +97,14 @@ class AlertStep:
             store: where alerts are stored.
             topic: where they are published. None: they are only logged.
             console_url: returns the page of the document with an id.
+            resolve: returns an image with the metadata that Cloud Storage has of it.
             now: returns the time at which the age of an image is judged.
             clock: returns seconds.
         """
         self._store = store
         self._topic = topic
         self._console_url = console_url
+        self._resolve = resolve
         self._now = now
         self._clock = clock
         self._known: dict[tuple[str, str], _Known] = {}  # by source and rule
@@ -106,12 +115,18 @@ class AlertStep:
     ) -> tuple[Alert, ...]:
         """Return the alerts that are created with a result: pending or suppressed.
 
-        Nothing is read if no rule fires, or if the cooldowns are known to run.
+        Nothing is read if no rule fires, or if the cooldowns are known to run. Only of a job's
+        image, the time of its creation is looked up, because a job has no event time.
 
         Raises:
             FirestoreUnavailableError: Firestore did not respond.
+            StorageUnavailableError: Cloud Storage did not respond.
             TooLateError: the deadline has passed.
         """
+        if not alerts.matches(rules, result):
+            return ()
+        if result.event_time is None and result.ref.metadata.created_at is None:
+            result = self._dated(result, deadline)
         return tuple(
             self._with_state(rules.source_id, alert, deadline)
             for alert in alerts.fired(rules, result, self._now())
@@ -139,6 +154,17 @@ class AlertStep:
                 "An alert cannot be published: a document has another form than the service writes",
                 extra={"document_id": image.document_id, "reason": str(exc)},
             )
+
+    def _dated(self, result: ImageResult, deadline: Deadline) -> ImageResult:
+        """Return the result with the time at which its object was created, if that is known."""
+        try:
+            return replace(result, ref=self._resolve(result.ref, deadline))
+        except (BadImageError, ObjectGoneError) as exc:  # for example, it was overwritten meanwhile
+            logger.info(
+                "An image of unknown age cannot alert",
+                extra={"uri": result.ref.uri, "reason": str(exc)},
+            )
+            return result
 
     def _publish_stored(self, image: RecordedImage, deadline: Deadline) -> None:
         listed = image.document.get("alerts")
@@ -195,7 +221,7 @@ class AlertStep:
         if self._topic:
             encoded = encode(message)
             self._topic.publish(encoded.data, encoded.attributes, deadline)
-        _log(message)
+        log_alert(message)
         self._store.confirm(alert.id, deadline)
 
     def _active(self, source_id: str, rule: str, cooldown_seconds: float) -> LastAlert | None:
@@ -233,11 +259,15 @@ class AlertStep:
             lock.release()
 
 
-def _log(message: AlertMessage) -> None:
-    """Log an alert that was published. The log-match alert policy finds this line."""
+def log_alert(message: AlertMessage) -> None:
+    """Log an alert that was published. The log-match alert policy finds this line.
+
+    It is never an ERROR, because that reports a fault of the service.
+    """
+    level = logging.INFO if message.severity == Severity.INFO else logging.WARNING
     labels = dict(list(message.labels.items())[:_MAX_LOGGED_LABELS])
     logger.log(
-        _LEVELS.get(Severity(message.severity), logging.WARNING),
+        level,
         "Alert",
         extra={
             "alert_id": message.id,
@@ -248,8 +278,8 @@ def _log(message: AlertMessage) -> None:
             "labels": labels,
             "num": message.num,
             "suppressed": message.suppressed,
-            "document_id": message.document_id,
-            "uri": message.uri,
-            "console_url": message.console_url,
+            "document_id": message.document_id or None,
+            "uri": message.uri or None,
+            "console_url": message.console_url or None,
         },
     )

@@ -265,6 +265,9 @@ class Pipeline:
             logger.info("Ignored a request", extra={"reason": _MARKED})
             return Outcome.IGNORED
         except ObjectGoneError:
+            if self._after_commit and ref.generation is not None:
+                # An earlier delivery may have committed it, and crashed before it published.
+                self._publish_stored(ref, self._settings_of(ref, deadline), deadline)
             logger.warning(
                 "An image is gone: deleted or overwritten before it had a result, or it never "
                 "existed",

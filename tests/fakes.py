@@ -4,10 +4,11 @@ A fake waits only while a test has closed its gate, and at most `PATIENCE_SECOND
 would hang fails instead.
 """
 
+import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 
+from service.after_commit import AfterCommit
 from service.daily_limit import DailyLimit
 from service.deadline import NO_DEADLINE, Deadline
 from service.deletion import Deletion
@@ -42,7 +44,7 @@ from service.images.derive import DerivePlan
 from service.images.letterbox import shrink
 from service.images.pixels import DecodedImage, Pixels
 from service.inference.model import Model
-from service.pipeline import Pipeline, PipelineOptions, Sources
+from service.pipeline import Alerts, Pipeline, PipelineOptions, Sources
 from service.recorder import Recorder
 
 PATIENCE_SECONDS = 60.0  # for every wait: far longer than anything takes on a busy machine
@@ -243,12 +245,31 @@ class FakeStore:
         self.now += timedelta(seconds=1)
         self.documents[document_id] = to_document(result)
         self.created[document_id] = self.now
-        return CommittedResult(result)
+        return CommittedResult(result, created_at=self.now)
+
+    def read_document(self, document_id: str, deadline: Deadline) -> dict[str, Any] | None:
+        document = self.documents.get(document_id)
+        return document and document | {"created_at": self.created[document_id]}
 
     def document(self, name: str) -> dict[str, Any]:
         """Return the only document with this object name."""
         [match] = [document for document in self.documents.values() if document["name"] == name]
         return match
+
+
+class FakeTopic:
+    """A topic in memory. Each call fails with the next of `errors`, if there is one."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self.attributes: list[Mapping[str, str]] = []
+        self.errors: list[Exception] = []
+
+    def publish(self, data: bytes, attributes: Mapping[str, str], deadline: Deadline) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+        self.messages.append(json.loads(data))
+        self.attributes.append(attributes)
 
 
 class FakeUploads:
@@ -390,7 +411,9 @@ def pipeline_of(
     limit: DailyLimit | None = None,
     sources: Sources | None = None,
     deletion: Deletion | None = None,
+    after_commit: AfterCommit | None = None,
     uploads: FakeUploads | None = None,
+    alerts: Callable[[], Alerts] | None = None,
     **options: Any,
 ) -> Pipeline:
     """Return a pipeline around fakes."""
@@ -405,4 +428,6 @@ def pipeline_of(
         limit,
         sources,
         deletion=deletion,
+        after_commit=after_commit,
+        alerts=alerts,
     )

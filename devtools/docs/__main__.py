@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 
 from devtools.docs import (
+    alerts,
     commands,
     document,
     error_codes,
@@ -38,6 +39,10 @@ HOW_TO = REPOSITORY / "docs" / "how-to"
 COMMAND = "python -m devtools.docs"
 
 PARTS: Mapping[str, Callable[[], str]] = {
+    "alert-document-examples": alerts.document_examples,
+    "alert-document-fields": alerts.document_fields,
+    "alert-message-examples": alerts.message_examples,
+    "alert-message-fields": alerts.message_fields,
     "alerts": terraform.alerts,
     "commands": commands.render,
     "developer-commands": commands.render_developer,
@@ -103,7 +108,8 @@ def stale_files(files: Mapping[Path, str]) -> dict[Path, str]:
 def main(check: bool, reference: Path) -> None:
     """Write the generated parts of the reference, the root module, and the module's README."""
     stale = stale_pages(reference) | stale_pages(HOW_TO)
-    stale |= stale_files(terraform_root.files() | terraform_readme.files() | result_message.files())
+    stale |= stale_files(terraform_root.files() | terraform_readme.files())
+    stale |= stale_files(result_message.files() | alerts.files())
     if check and stale:
         names = ", ".join(page.name for page in stale)
         raise click.ClickException(

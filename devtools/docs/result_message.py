@@ -27,14 +27,12 @@ _TYPES = {
 
 def files() -> dict[Path, str]:
     """Return the text of both schemas, by file."""
-    return {JSON_SCHEMA: _text(json_schema()), TABLE_SCHEMA: _text(table_schema())}
+    return {JSON_SCHEMA: schema_text(json_schema()), TABLE_SCHEMA: schema_text(table_schema())}
 
 
-def json_schema() -> dict[str, Any]:
-    """Return the JSON Schema of the message."""
-    [root], definitions = msgspec.json.schema_components(
-        [ResultMessage], ref_template="#/$defs/{name}"
-    )
+def json_schema(kind: type[msgspec.Struct] = ResultMessage) -> dict[str, Any]:
+    """Return the JSON Schema of a message."""
+    [root], definitions = msgspec.json.schema_components([kind], ref_template="#/$defs/{name}")
     definitions = {name: _closed(each) for name, each in definitions.items()}
     message = definitions.pop(root["$ref"].rpartition("/")[2])
     return {
@@ -75,8 +73,8 @@ def examples() -> str:
     """Return the message of a result and that of a deletion, as JSON."""
     done, *_, deleted = sample_messages()
     return (
-        f"An image that was processed:\n\n{_json(done)}\n\n"
-        f"An image whose result was removed:\n\n{_json(deleted)}"
+        f"An image that was processed:\n\n{message_text(done)}\n\n"
+        f"An image whose result was removed:\n\n{message_text(deleted)}"
     )
 
 
@@ -123,11 +121,13 @@ def _columns(
         yield from _columns(column.get("fields", []), f"{path}{dots}")
 
 
-def _json(message: EncodedMessage) -> str:
+def message_text(message: EncodedMessage) -> str:
+    """Return a message as JSON, with its attributes."""
     text = json.dumps(json.loads(message.data), indent=2, ensure_ascii=False)
     attributes = ", ".join(f"`{key}` = `{value}`" for key, value in message.attributes.items())
     return f"{fence('json', text)}\n\nIts attributes: {attributes}."
 
 
-def _text(value: object) -> str:
+def schema_text(value: object) -> str:
+    """Return a schema as the text of its file."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

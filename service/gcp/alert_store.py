@@ -194,10 +194,14 @@ def _cooldown_id(source_id: str, rule: str) -> str:
 
 
 def _last_alert(cooldown: Any) -> LastAlert | None:
-    """Return the last alert of a rule. A person may have edited the document."""
+    """Return the last alert of a rule, or None if it cannot be true.
+
+    A person may have edited the document. A time in the future would suppress alerts until then.
+    """
     fields = cooldown.to_dict() or {}
     alert_id, decided_at = fields.get("last_alert"), fields.get("decided_at")
-    if not isinstance(alert_id, str) or not isinstance(decided_at, datetime):
+    is_possible = isinstance(decided_at, datetime) and decided_at <= cooldown.update_time
+    if not isinstance(alert_id, str) or not is_possible:
         return None
     return LastAlert(alert_id, (cooldown.read_time - decided_at).total_seconds())
 
@@ -209,8 +213,12 @@ def _stored_alert(snapshot: Any, changes: Mapping[str, Any] | None = None) -> St
         StoredResultError: a field has another type. A person may have edited it.
     """
     fields: dict[str, Any] = {**snapshot.to_dict(), **(changes or {})}
+    published_at = fields.get("published_at")
+    if isinstance(published_at, datetime):  # Firestore's own class, which msgspec does not know
+        published_at = datetime.combine(published_at.date(), published_at.timetz())
+    own = {"id": snapshot.id, "fields": fields, "published_at": published_at}
     try:
-        return msgspec.convert(fields | {"id": snapshot.id, "fields": fields}, StoredAlert)
+        return msgspec.convert(fields | own, StoredAlert)
     except msgspec.ValidationError as exc:
         raise StoredResultError(
             f"The document of the alert {snapshot.id} has another form than the service writes: "

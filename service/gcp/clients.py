@@ -11,6 +11,7 @@ from service.gcp.storage import ImageStorage
 from service.settings import Settings
 
 if TYPE_CHECKING:
+    from service.gcp.alert_reader import AlertReader
     from service.gcp.alert_store import AlertStore
     from service.gcp.daily_count import DailyCount
     from service.gcp.deletions import ResultDeleter
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from service.gcp.result_objects import ResultObjects
     from service.gcp.result_reader import ResultReader, ResultRewriter
     from service.gcp.result_uploads import ResultUploads
+    from service.gcp.silence_store import SilenceStore
     from service.gcp.source_store import SourceStore
     from service.gcp.topic_publisher import TopicPublisher
 
@@ -173,6 +175,28 @@ def build_alert_store(settings: Settings) -> "AlertStore":
     from service.gcp.alert_store import AlertStore  # only needed with alert rules
 
     return AlertStore(_firestore(settings), **_limits(settings))
+
+
+def build_alert_reader(settings: Settings) -> "AlertReader":
+    """Return the reader of alerts.
+
+    Raises:
+        CredentialsError: no credentials, or no project.
+    """
+    from service.gcp.alert_reader import AlertReader  # only commands need it, not the server
+
+    return AlertReader(_firestore(settings), **_limits(settings))
+
+
+def build_silence_store(settings: Settings) -> "SilenceStore":
+    """Return where the alerts of silent sources are stored.
+
+    Raises:
+        CredentialsError: no credentials, or no project.
+    """
+    from service.gcp.silence_store import SilenceStore
+
+    return SilenceStore(_firestore(settings), **_limits(settings))
 
 
 def _limits(settings: Settings) -> dict[str, Any]:

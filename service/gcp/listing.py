@@ -36,13 +36,27 @@ class ObjectLister:
         Raises:
             StorageUnavailableError: Cloud Storage did not respond, or refuses access.
         """
+        return self.find(ref) is not None
+
+    def find(self, ref: ImageRef) -> ImageRef | None:
+        """Return an object with its generation, or None if it does not exist.
+
+        Args:
+            ref: the object. With a generation: exactly this generation.
+
+        Raises:
+            StorageUnavailableError: Cloud Storage did not respond, or refuses access.
+        """
         with translate_errors():
-            blob = self._client.bucket(ref.bucket).blob(ref.name, generation=ref.generation)
+            bucket = self._client.bucket(ref.bucket)
             try:
-                return bool(blob.exists(timeout=self._timeout, retry=self._retry))
+                blob = bucket.get_blob(
+                    ref.name, generation=ref.generation, timeout=self._timeout, retry=self._retry
+                )
+                return blob and _ref(ref.bucket, blob)
             except exceptions.GoogleAPICallError as exc:
                 if exc.code in GONE:
-                    return False
+                    return None
                 if exc.code not in REFUSALS:
                     raise
                 refusal = read_refusal(exc)

@@ -69,7 +69,7 @@ def build_app() -> "Flask":
             storage, store = build_storage(settings), build_store(settings)
             limit = _daily_limit(settings)
             sources = current_sources(build_source_store(settings), settings)
-            alerts = _alerts(settings, store)
+            alerts = _alerts(settings, store, storage)
             after_commit = _after_commit(settings, store, alerts)
             deletion = _deletion(settings, storage, after_commit)
             verified = loading.result()
@@ -132,7 +132,9 @@ def build_pipeline(
     )
 
 
-def _alerts(settings: Settings, store: "ResultStore") -> "Callable[[], AlertStep]":
+def _alerts(
+    settings: Settings, store: "ResultStore", storage: "ImageStorage"
+) -> "Callable[[], AlertStep]":
     """Return a function that returns what alerts. It is built when an image needs it first."""
     lock = threading.Lock()
     built: list[AlertStep] = []
@@ -140,13 +142,13 @@ def _alerts(settings: Settings, store: "ResultStore") -> "Callable[[], AlertStep
     def alerts() -> "AlertStep":
         with lock:
             if not built:
-                built.append(_alert_step(settings, store))
+                built.append(_alert_step(settings, store, storage))
             return built[0]
 
     return alerts
 
 
-def _alert_step(settings: Settings, store: "ResultStore") -> "AlertStep":
+def _alert_step(settings: Settings, store: "ResultStore", storage: "ImageStorage") -> "AlertStep":
     from service.alert_message import console_urls
     from service.alert_step import AlertStep
     from service.gcp.clients import build_alert_store, build_topic
@@ -156,6 +158,7 @@ def _alert_step(settings: Settings, store: "ResultStore") -> "AlertStep":
         build_alert_store(settings),
         build_topic(name, settings, store.project) if name else None,
         console_urls(store.project, settings.firestore_database, settings.firestore_collection),
+        storage.resolve,
     )
 
 

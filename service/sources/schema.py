@@ -52,6 +52,7 @@ _Confidence = Annotated[float, Meta(ge=0.001, le=1)]
 _Share = Annotated[float, Meta(ge=0, le=1)]
 _Minutes = Annotated[int, Meta(ge=1, le=_MAX_MINUTES)]
 _Labels = Annotated[frozenset[_Label], Meta(min_length=1, max_length=1000)]
+Groups = Annotated[dict[Name, _Labels], Meta(max_length=MAX_GROUPS)]
 _Between = Annotated[str, Meta(pattern=r"\A([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d\Z")]
 
 
@@ -291,9 +292,7 @@ class Sources(_Strict, frozen=True, omit_defaults=True):
     """All sources of a database. A group is a name for labels, for the settings of a source."""
 
     sources: tuple[Source, ...]
-    groups: Annotated[dict[Name, _Labels], Meta(max_length=MAX_GROUPS)] = msgspec.field(
-        default_factory=dict
-    )
+    groups: Groups = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check that ids, and buckets with prefixes, are unique, and that groups exist.

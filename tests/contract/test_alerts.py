@@ -2,19 +2,17 @@
 
 import threading
 from collections import Counter
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import msgspec
 import pytest
 from google.cloud import firestore
 
 from service.after_commit import AfterCommit
 from service.alert_step import AlertStep
-from service.deadline import NO_DEADLINE, Deadline
+from service.deadline import NO_DEADLINE
 from service.domain import (
     Alert,
     AlertState,
@@ -33,23 +31,14 @@ from service.gcp.firestore import ResultStore
 from service.sources.rules import AlertRules
 from service.sources.schema import AlertRule
 from tests.contract.test_store import done, of, read, recorded, seen
-from tests.fakes import PATIENCE_SECONDS
+from tests.fakes import PATIENCE_SECONDS, FakeTopic
 
 COOLDOWN_SECONDS = 900
 RULES = AlertRules("gate", (AlertRule(name="people", labels=frozenset({"person"})),))
 
 
-class Topic:
+class Topic(FakeTopic):
     """Keeps the messages, or fails."""
-
-    def __init__(self) -> None:
-        self.messages: list[dict[str, Any]] = []
-        self.is_down = False
-
-    def publish(self, data: bytes, attributes: Mapping[str, str], deadline: Deadline) -> None:
-        if self.is_down:
-            raise PubSubUnavailableError("down")
-        self.messages.append(msgspec.json.decode(data))
 
     @property
     def ids(self) -> list[str]:
@@ -68,7 +57,9 @@ class Instance:
         limits: dict[str, Any] = {"collection": collection, "timeout_seconds": PATIENCE_SECONDS}
         self.results = ResultStore(client, **limits)
         self.store = AlertStore(client, **limits)
-        self.step = AlertStep(self.store, topic, lambda document_id: f"page/{document_id}")
+        self.step = AlertStep(
+            self.store, topic, lambda document_id: f"page/{document_id}", lambda ref, deadline: ref
+        )
         self.after = AfterCommit([], self.results.read_document, lambda: self.step)
 
     def fire(self, result: ImageResult, rules: AlertRules = RULES) -> ImageResult:
@@ -321,12 +312,11 @@ def test_crash_before_a_suppression_is_made_up_for(
 def test_alert_that_was_not_published_is_redelivered(
     instance: Instance, collection: str, topic: Topic
 ) -> None:
-    topic.is_down = True
+    topic.errors = [PubSubUnavailableError("down")]
     with pytest.raises(PubSubUnavailableError):
         instance.handle(person("a.jpg"))
     [alert] = stored(collection)
     assert (alert["state"], alert["published_at"]) == ("published", None)
-    topic.is_down = False
     instance.redeliver(person("a.jpg"))
     assert topic.ids == [alert["id"]]
 
@@ -492,7 +482,7 @@ def test_edited_alert_is_reported_as_such(instance: Instance, collection: str) -
         instance.store.read([alert["id"]])
 
 
-@pytest.mark.parametrize("decided_at", [None, "yesterday", 5])
+@pytest.mark.parametrize("decided_at", [None, "yesterday", 5, datetime(2999, 1, 1, tzinfo=UTC)])
 def test_edited_cooldown_counts_as_over(
     instance: Instance, collection: str, topic: Topic, decided_at: Any
 ) -> None:
@@ -503,6 +493,29 @@ def test_edited_cooldown_counts_as_over(
     assert other.store.last_alert("gate", "people") is None
     other.handle(person("b.jpg"))
     assert len(topic.messages) == 2
+
+
+def test_slower_instance_changes_no_decision(
+    instance: Instance, collection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads the pending alert, and then another instance decides it."""
+    result = instance.fire(person("a.jpg"))
+    instance.results.commit([result])
+    [alert] = result.alerts
+    client = firestore.Client()
+    slower = AlertStore(client, collection=collection, timeout_seconds=PATIENCE_SECONDS)
+    get_all = client.get_all
+
+    def read_and_wait(*args: Any, **options: Any) -> Any:
+        snapshots = list(get_all(*args, **options))
+        instance.store.decide(alert.id, "gate", "people", 900)
+        return snapshots
+
+    monkeypatch.setattr(client, "get_all", read_and_wait)
+    known = LastAlert("another", 1.0)
+    decided, _ = slower.decide(alert.id, "gate", "people", 900, active=known)
+    assert decided and decided.state is AlertState.PUBLISHED
+    assert states(collection) == {"published": 1}
 
 
 def test_decision_is_made_once(instance: Instance, collection: str) -> None:

@@ -95,9 +95,10 @@ def test_removal_can_be_repeated(
 ) -> None:
     store.commit([done("a.jpg", "cat")])
     for _ in range(2):
-        deleter.delete([done("a.jpg").ref.document_id])
+        deleted_at = deleter.delete([done("a.jpg").ref.document_id])
         assert read(collection, done("a.jpg")) is None
-        assert tombstone(collection, done("a.jpg"))
+        left = tombstone(collection, done("a.jpg"))
+        assert left and left["deleted_at"] == deleted_at
 
 
 def test_late_results_of_a_deleted_image_are_dropped_alone(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from service import after_commit
 from service.domain import Prediction, Task
 from service.gcp.firestore import ResultStore
 from service.images.decoders import DecodeLimits, Decoders
@@ -87,6 +88,14 @@ class CrashingWorker(Worker):
 
     def faulty(self, detector: Detector) -> Detector:
         return CrashingDetector(detector)
+
+
+class CrashingAfterCommitWorker(Worker):
+    """Crashes between the commit of a result and the publishing of its message."""
+
+    def load_wsgi(self) -> None:
+        vars(after_commit)["to_document"] = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+        super().load_wsgi()
 
 
 class HangingWorker(CrashingWorker):

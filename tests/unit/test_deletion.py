@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -42,6 +43,7 @@ from tests.fakes import (
 from tests.loglines import logged_by
 
 REF = ImageRef(BUCKET, "cat.jpg", 7)
+DELETED_AT = datetime(2026, 11, 30, tzinfo=UTC)
 
 
 @dataclass
@@ -66,10 +68,11 @@ class FakeResults:
     removed: list[str] = field(default_factory=list)
     errors: list[Exception] = field(default_factory=list)
 
-    def delete(self, document_ids: Sequence[str], deadline: Deadline) -> None:
+    def delete(self, document_ids: Sequence[str], deadline: Deadline) -> datetime:
         if self.errors:
             raise self.errors.pop(0)
         self.removed += document_ids
+        return DELETED_AT
 
 
 class World:
