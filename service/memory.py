@@ -11,9 +11,11 @@ import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from service.derived import LARGEST_OPTIONS
 from service.domain import Task
 from service.errors import ModelError
-from service.images.decoders import BYTES_PER_PIXEL, DecodeLimits
+from service.images.decoders import BYTES_PER_PIXEL, DECODED_BYTES_PER_PIXEL, DecodeLimits
+from service.images.derive import LARGEST_PLAN_BYTES
 from service.images.letterbox import input_shapes
 from service.inference.detector import OPENVINO_METADATA, Detector
 from service.machine import cores, memory_bytes
@@ -49,7 +51,7 @@ class MemoryPlan:
     model: int  # compiled for every input shape
     decoders: int  # each at its limit, including shared memory
     large_file: int  # extra for the one large file that is decoded at a time
-    buffered: int  # files between download and decode
+    buffered: int  # files until they are decoded, or until the commit if images are derived
     in_flight: int  # decoded images that wait for the model
 
     @property
@@ -71,9 +73,14 @@ def plan_memory(settings: Settings, detector: Detector) -> MemoryPlan:
         detector: the model, loaded.
     """
     limits, count = DecodeLimits(), settings.decoders or cores()
-    large_bytes = BYTES_PER_PIXEL * settings.max_image_pixels + 2 * settings.max_image_bytes
-    pixels_bytes = _CHANNELS * detector.info.image_size**2
-    shared_bytes = settings.max_image_bytes + pixels_bytes
+    large_bytes = BYTES_PER_PIXEL * settings.max_image_pixels
+    pixels_bytes = result_bytes = _CHANNELS * detector.info.image_size**2
+    if settings.results_bucket:  # a source may ask for derived images
+        rendering_bytes = LARGEST_PLAN_BYTES + DECODED_BYTES_PER_PIXEL * settings.max_image_pixels
+        large_bytes = max(large_bytes, rendering_bytes)
+        result_bytes = max(result_bytes, LARGEST_OPTIONS.max_output_bytes)
+    large_bytes += 2 * settings.max_image_bytes
+    shared_bytes = settings.max_image_bytes + result_bytes
     return MemoryPlan(
         base=_BASE_BYTES + _ROOT_BYTES + count * _DECODER_BYTES,
         model=_model_bytes(settings.model_path, detector),

@@ -55,7 +55,7 @@ logger = logging.getLogger(__name__)
 COMMAND = (sys.executable, "-P", "-m", "service.images.decoder_process")
 MAX_FILES = 1000  # then a decoder is replaced, which bounds what a library can leak
 BYTES_PER_PIXEL = 13  # the highest measured need is 12: a rotated progressive JPEG
-_DECODED_BYTES_PER_PIXEL = 3
+DECODED_BYTES_PER_PIXEL = 3  # of an image that is decoded
 
 READY, PIXELS, OUTPUTS = b"R", b"P", b"O"
 BAD_IMAGE, NEEDS_MEMORY, EXITED = b"B", b"L", b"E"
@@ -466,7 +466,7 @@ def needed_bytes(pixels: int, length: int, request: Request) -> int:
         request: what is done.
     """
     decoding_bytes = BYTES_PER_PIXEL * pixels
-    rendering_bytes = _DECODED_BYTES_PER_PIXEL * pixels + request.render_bytes
+    rendering_bytes = DECODED_BYTES_PER_PIXEL * pixels + request.render_bytes
     has_plan = request.plan_length > 0
     pixels_bytes = max(decoding_bytes, rendering_bytes) if has_plan else decoding_bytes
     return pixels_bytes + 2 * length + 3 * request.plan_length

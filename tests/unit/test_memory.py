@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from service import memory
+from service.derived import LARGEST_OPTIONS
 from service.errors import ModelError
 from service.images.decoders import BYTES_PER_PIXEL
 from service.inference.loading import load_detector
@@ -67,6 +68,18 @@ def test_largest_file_counts_wherever_it_may_be(instance: pytest.MonkeyPatch) ->
     assert more == 2 + 2  # shared memory of two decoders, and twice for a large file
     one = replace(SETTINGS, max_buffered_bytes=1)
     assert plan_memory(one, DETECTOR).buffered == SETTINGS.max_image_bytes
+
+
+def test_derived_images_are_part_of_the_plan(instance: pytest.MonkeyPatch) -> None:
+    """Their bytes share the decoders' memory with the pixels, which are never there at once."""
+    plain = plan_memory(SETTINGS, DETECTOR)
+    derived = plan_memory(replace(SETTINGS, results_bucket="results"), DETECTOR)
+    more = LARGEST_OPTIONS.max_output_bytes - 3 * 320 * 320
+    assert derived.decoders - plain.decoders == 2 * more
+    assert derived.total - plain.total == 2 * more  # of a large file, decoding needs the most
+    small = replace(SETTINGS, max_image_pixels=10**6)
+    with_bucket = plan_memory(replace(small, results_bucket="results"), DETECTOR)
+    assert with_bucket.large_file > plan_memory(small, DETECTOR).large_file
 
 
 def test_fewer_decoders_need_less_memory(instance: pytest.MonkeyPatch) -> None:
