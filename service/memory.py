@@ -11,11 +11,9 @@ import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from service.derived import LARGEST_OPTIONS
 from service.domain import Task
 from service.errors import ModelError
 from service.images.decoders import BYTES_PER_PIXEL, DECODED_BYTES_PER_PIXEL, DecodeLimits
-from service.images.derive import LARGEST_PLAN_BYTES
 from service.images.letterbox import input_shapes
 from service.inference.detector import OPENVINO_METADATA, Detector
 from service.machine import cores, memory_bytes
@@ -76,6 +74,9 @@ def plan_memory(settings: Settings, detector: Detector) -> MemoryPlan:
     large_bytes = BYTES_PER_PIXEL * settings.max_image_pixels
     pixels_bytes = result_bytes = _CHANNELS * detector.info.image_size**2
     if settings.results_bucket:  # a source may ask for derived images
+        from service.derived import LARGEST_OPTIONS
+        from service.images.derive import LARGEST_PLAN_BYTES
+
         rendering_bytes = LARGEST_PLAN_BYTES + DECODED_BYTES_PER_PIXEL * settings.max_image_pixels
         large_bytes = max(large_bytes, rendering_bytes)
         result_bytes = max(result_bytes, LARGEST_OPTIONS.max_output_bytes)

@@ -36,7 +36,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 
@@ -44,11 +44,13 @@ from service.concurrency.semaphore import FairSemaphore
 from service.deadline import Deadline
 from service.domain import DerivedImage, ErrorCode, ImageInfo
 from service.errors import BadImageError, DecoderUnavailableError, ShuttingDownError
-from service.images.derive import DerivePlan
 from service.images.details import Details
 from service.images.pixels import DecodedImage
 from service.machine import cores
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.images.derive import DerivePlan
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +219,7 @@ class Decoders:
     def derive(
         self,
         data: bytes,
-        plan: DerivePlan,
+        plan: "DerivePlan",
         *,
         content_encoding: str | None = None,
         deadline: Deadline,
@@ -700,7 +702,7 @@ def _read_pixels(request: Request, body: bytes, memory_fd: int) -> tuple[Decoded
 
 
 def _read_outputs(
-    plan: DerivePlan, body: bytes, memory_fd: int
+    plan: "DerivePlan", body: bytes, memory_fd: int
 ) -> tuple[tuple[DerivedImage, ...], int]:
     """Copy the derived images from the shared memory.
 

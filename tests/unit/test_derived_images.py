@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ def derive(decoders: Decoders, data: bytes, some: DerivePlan) -> tuple[DerivedIm
     return decoders.derive(data, some, deadline=NO_DEADLINE)
 
 
-def photo(kind: str = "JPEG", size: tuple[int, int] = (WIDTH, HEIGHT), **options: object) -> bytes:
+def photo(kind: str = "JPEG", size: tuple[int, int] = (WIDTH, HEIGHT), **options: Any) -> bytes:
     buffer = io.BytesIO()
     if kind == "PNG":
         options["compress_level"] = 1
@@ -194,7 +195,7 @@ def with_metadata(kind: str) -> bytes:
         tags[305] = SECRET.decode()  # Software
         thumbnail = Image.new("RGB", (32, 24))
         return photo(kind, tiffinfo=tags, save_all=True, append_images=[thumbnail])
-    options = {"exif": exif, "icc_profile": profile}
+    options: dict[str, Any] = {"exif": exif, "icc_profile": profile}
     if kind == "JPEG":
         options["comment"] = SECRET
     return photo(kind, **options)
