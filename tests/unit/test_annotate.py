@@ -116,7 +116,7 @@ def test_label_is_never_cut_off_at_an_edge(edge: str) -> None:
 
 
 def text_of(box: Box, label: str = "person") -> list[list[int]]:
-    """Return the drawn text as it is, wherever it is: the pixels that are rather white, within their bounds."""
+    """Return which pixels are text, within the bounds of the text."""
     detection = Detection(label, 2, 0.9, box)
     image = annotate(np.zeros((SIZE[1], SIZE[0], 3), np.uint8), [detection])
     ink = image[..., 0] > 150  # the plate has little blue
