@@ -51,6 +51,7 @@ class MemoryPlan:
     large_file: int  # extra for the one large file that is decoded at a time
     buffered: int  # files until they are decoded, or until the commit if images are derived
     in_flight: int  # decoded images that wait for the model
+    derived: int  # derived images until they are uploaded
 
     @property
     def total(self) -> int:
@@ -73,13 +74,15 @@ def plan_memory(settings: Settings, detector: Detector) -> MemoryPlan:
     limits, count = DecodeLimits(), settings.decoders or cores()
     large_bytes = BYTES_PER_PIXEL * settings.max_image_pixels
     pixels_bytes = result_bytes = _CHANNELS * detector.info.image_size**2
+    derived_bytes = 0
     if settings.results_bucket:  # a source may ask for derived images
         from service.derived import LARGEST_OPTIONS
         from service.images.derive import LARGEST_PLAN_BYTES
 
         rendering_bytes = LARGEST_PLAN_BYTES + DECODED_BYTES_PER_PIXEL * settings.max_image_pixels
         large_bytes = max(large_bytes, rendering_bytes)
-        result_bytes = max(result_bytes, LARGEST_OPTIONS.max_output_bytes)
+        derived_bytes = LARGEST_OPTIONS.max_output_bytes
+        result_bytes = max(result_bytes, derived_bytes)
     large_bytes += 2 * settings.max_image_bytes
     shared_bytes = settings.max_image_bytes + result_bytes
     return MemoryPlan(
@@ -89,6 +92,7 @@ def plan_memory(settings: Settings, detector: Detector) -> MemoryPlan:
         large_file=large_bytes,
         buffered=max(settings.max_buffered_bytes, settings.max_image_bytes),
         in_flight=settings.max_in_flight * pixels_bytes,
+        derived=derived_bytes,
     )
 
 

@@ -71,12 +71,14 @@ def test_largest_file_counts_wherever_it_may_be(instance: pytest.MonkeyPatch) ->
 
 
 def test_derived_images_are_part_of_the_plan(instance: pytest.MonkeyPatch) -> None:
-    """Their bytes share the decoders' memory with the pixels, which are never there at once."""
+    """In the decoders' shared memory they take the place of pixels."""
     plain = plan_memory(SETTINGS, DETECTOR)
     derived = plan_memory(replace(SETTINGS, results_bucket="results"), DETECTOR)
     more = LARGEST_OPTIONS.max_output_bytes - 3 * 320 * 320
     assert derived.decoders - plain.decoders == 2 * more
-    assert derived.total - plain.total == 2 * more  # of a large file, decoding needs the most
+    assert derived.derived == LARGEST_OPTIONS.max_output_bytes and plain.derived == 0
+    assert derived.large_file == plain.large_file  # decoding needs more than rendering
+    assert derived.total - plain.total == 2 * more + derived.derived
     small = replace(SETTINGS, max_image_pixels=10**6)
     with_bucket = plan_memory(replace(small, results_bucket="results"), DETECTOR)
     assert with_bucket.large_file > plan_memory(small, DETECTOR).large_file
