@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from devtools.fuzz.corpus import CASES, MAX_PIXELS, Case
@@ -320,6 +322,21 @@ def test_invalid_reply_to_a_plan_is_rejected(lie: str, hostile: Decoders) -> Non
     with pytest.raises(BadImageError, match="decoder fail"):
         derive(hostile, marked(photo(), LIES[lie]), plan(PERSON))
     assert len(derive(hostile, photo(), plan(PERSON))) == 6
+
+
+@given(st.binary(max_size=60), st.binary(max_size=200))
+def test_any_reply_is_read_within_the_limits_or_rejected(body: bytes, shared: bytes) -> None:
+    some = plan(PERSON, options=DeriveOptions(crops=Crops()))
+    memory = os.memfd_create("fuzz")
+    try:
+        os.pwrite(memory, b"\xff\xd8\xff" + shared, 0)
+        images, total = module._read_outputs(some, body, memory)
+    except (ValueError, struct.error):
+        return
+    finally:
+        os.close(memory)
+    assert 1 <= len(images) <= 2 and total == sum(len(image.data) for image in images)
+    assert total <= some.options.max_output_bytes
 
 
 def test_derived_images_in_reply_to_a_decode_are_rejected(hostile: Decoders) -> None:
