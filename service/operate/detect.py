@@ -153,7 +153,7 @@ class _LocalFiles:
         self,
         ref: ImageRef,
         deadline: Deadline,
-        buffer: Callable[[int, Deadline], AbstractContextManager[None]],
+        buffer: Callable[[int, Deadline], AbstractContextManager[object]],
     ) -> Iterator[Download]:
         file = Path(ref.name)
         with _reading(ref):
