@@ -51,7 +51,7 @@ class MemoryPlan:
     model: int  # compiled for every input shape
     decoders: int  # each at its limit, including shared memory
     large_file: int  # extra for the one large file that is decoded at a time
-    buffered: int  # files until they are decoded, or until the commit if images are derived
+    buffered: int  # files until they are decoded, and until their derived images are made
     in_flight: int  # decoded images that wait for the model, later their messages
     derived: int  # derived images until they are uploaded
 
