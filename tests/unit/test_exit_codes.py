@@ -112,6 +112,13 @@ def test_demo_takes_a_task_or_a_model_but_not_both(folder: Path) -> None:
     assert "give either --task or --model" in done.stderr
 
 
+@pytest.mark.parametrize("choice", ["--task=segment", "--images=.", "--model=yolo26n.pt"])
+def test_demo_follows_only_its_own_image(choice: str) -> None:
+    done = CliRunner().invoke(dev_main, ["demo", "--follow", choice])
+    assert (done.exit_code, done.stdout) == (ExitCode.USAGE, "")
+    assert "--follow uses a drawn image and the bundled model" in done.stderr
+
+
 def test_unwritable_output_of_the_demo_is_named_before_the_start(folder: Path) -> None:
     arguments = ["demo", "--images", "image.bmp", "--output", "text.jpg/output"]
     done = CliRunner().invoke(dev_main, arguments)
