@@ -80,6 +80,14 @@ def test_service_imports_pubsub_only_for_a_topic() -> None:
     assert run_python(code) == "[]"
 
 
+def test_service_imports_alerts_only_for_rules() -> None:
+    code = (
+        "import sys, service.server.wsgi, service.server.app, service.gcp.clients; "
+        "print(sorted(name for name in sys.modules if 'alert' in name))"
+    )
+    assert run_python(code) == "[]"
+
+
 def test_openvino_imports_no_library_that_reports_usage() -> None:
     code = (
         "import sys, service.inference.openvino; "
