@@ -202,8 +202,8 @@ _MODEL = ModelInfo("chaos", "0" * 64, 0, "fp32", "none")  # a rule depends on it
 def _audit_cooldowns(stored: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Yield problems of the cooldowns. The published alerts of a rule form one chain.
 
-    Each names the one before it, so no two of them were published at once. One was created, and the
-    next one's message confirmed, at least one cooldown apart.
+    Each names the one before it, so no two of them were published at once. At least one cooldown
+    lies between the creation of one and the confirmation of the next one's message.
     """
     by_rule: defaultdict[tuple[str, str], dict[str, Mapping[str, Any]]] = defaultdict(dict)
     for key, fields in stored.items():
