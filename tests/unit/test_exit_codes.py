@@ -75,6 +75,7 @@ def run(*arguments: str) -> Result:
         (["submit", "gs://a"], ExitCode.USAGE, "'gs://a' is wrong"),
         (["submit", "gs://uploads/b"], ExitCode.FAILED, "GOOGLE_CLOUD_PROJECT"),
         (["submit", "gs://a/b", "--wait", "--no-check"], ExitCode.USAGE, "omit --no-check"),
+        (["submit", "gs://a/b", "--timeout", "5"], ExitCode.USAGE, "--timeout needs --wait"),
         (["watch", "a/b"], ExitCode.USAGE, "it must be gs://bucket or gs://bucket/prefix"),
         (["watch", "gs://a"], ExitCode.FAILED, "credentials or the project are missing"),
         (["submit", "-"], ExitCode.FAILED, "There are no URIs to submit"),
