@@ -245,7 +245,7 @@ def _is_over(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     return confirmed is not None and confirmed - before["created_at"] >= cooldown
 
 
-def _audit_objects(objects: Mapping[str, bytes], known: _Known, report: Report) -> Iterator[str]:
+def _audit_objects(objects: Mapping[str, Content], known: _Known, report: Report) -> Iterator[str]:
     """Yield problems of the derived images, and of objects that no document refers to.
 
     Only a delivery that did not end with 204 can leave such objects: it was killed between the
