@@ -26,8 +26,10 @@
         ├── CertificatesUnavailableError
         ├── StorageUnavailableError
         │   └── StorageRefusedError        every request is refused: an operator must act
-        └── FirestoreUnavailableError
-            └── FirestoreRefusedError      every request is refused: an operator must act
+        ├── FirestoreUnavailableError
+        │   └── FirestoreRefusedError      every request is refused: an operator must act
+        └── PubSubUnavailableError
+            └── PubSubRefusedError         every message is refused: an operator must act
 
 A response with status 400, 401, 403, 429 or 503 contains the error's text. So these texts are fixed
 sentences, and never repeat the input.
@@ -192,6 +194,10 @@ class FirestoreUnavailableError(TransientError):
     """Firestore did not read or write the document."""
 
 
+class PubSubUnavailableError(TransientError):
+    """Pub/Sub did not confirm a message. The image's document is committed."""
+
+
 class StorageRefusedError(StorageUnavailableError):
     """Cloud Storage refuses the bucket or the account. One log line says what to repair."""
 
@@ -200,5 +206,11 @@ class StorageRefusedError(StorageUnavailableError):
 
 class FirestoreRefusedError(FirestoreUnavailableError):
     """Firestore refuses the database or the account. One log line says what to repair."""
+
+    is_logged = True
+
+
+class PubSubRefusedError(PubSubUnavailableError):
+    """Pub/Sub refuses the topic or the account. One log line says what to repair."""
 
     is_logged = True

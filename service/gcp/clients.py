@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from service.gcp.result_objects import ResultObjects
     from service.gcp.result_reader import ResultReader, ResultRewriter
     from service.gcp.source_store import SourceStore
+    from service.gcp.topic_publisher import TopicPublisher
 
 
 def build_storage(settings: Settings) -> ImageStorage:
@@ -129,6 +130,25 @@ def build_source_store(settings: Settings) -> "SourceStore":
     from service.gcp.source_store import SourceStore
 
     return SourceStore(_firestore(settings), timeout_seconds=settings.firestore_timeout_seconds)
+
+
+def build_topic(topic: str, settings: Settings, project: str | None = None) -> "TopicPublisher":
+    """Return what publishes to a topic.
+
+    Args:
+        topic: the topic's name, or its full name.
+        settings: the settings.
+        project: the project of a topic without one, unless GOOGLE_CLOUD_PROJECT is set.
+
+    Raises:
+        CredentialsError: no credentials.
+        PublishError: the topic has no project, and none is known.
+    """
+    from service.gcp.publisher import topic_path
+    from service.gcp.topic_publisher import TopicPublisher, connect_topic
+
+    path = topic_path(topic, settings.google_cloud_project or project)
+    return TopicPublisher(connect_topic(), path)
 
 
 def _limits(settings: Settings) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from google.auth.exceptions import GoogleAuthError
 from google.cloud import firestore
 
 from service.deadline import Deadline
-from service.domain import StoredDocument
+from service.domain import GeoPoint, StoredDocument
 from service.errors import FirestoreRefusedError, FirestoreUnavailableError
 from service.gcp.outages import Outages
 from service.gcp.refusals import NO_CREDENTIALS
@@ -137,6 +137,22 @@ class Collection:
         except FirestoreRefusedError as exc:
             self._outages.report(subject, str(exc), str(exc.__cause__ or ""))
             raise
+
+
+def fields_of(snapshot: Any) -> dict[str, Any]:
+    """Return a document's fields. A place is the service's `GeoPoint`, not Firestore's."""
+    fields: dict[str, Any] = snapshot.to_dict() or {}
+    place = fields.get("location")
+    if isinstance(place, firestore.GeoPoint):
+        fields["location"] = GeoPoint(place.latitude, place.longitude)
+    return fields
+
+
+def server_time(write: Any) -> datetime:
+    """Return the time that a write got from Firestore's clock: the value of SERVER_TIMESTAMP."""
+    [value] = write.transform_results
+    time: datetime = value.timestamp_value
+    return time
 
 
 def documents_by_id(snapshots: Iterable[Any]) -> dict[str, StoredDocument]:

@@ -45,7 +45,14 @@ from service.errors import (
     ObjectGoneError,
     TransientError,
 )
-from service.gcp.collection import REFUSES_DOCUMENTS, TOMBSTONES, Collection, RetryBudget
+from service.gcp.collection import (
+    REFUSES_DOCUMENTS,
+    TOMBSTONES,
+    Collection,
+    RetryBudget,
+    fields_of,
+    server_time,
+)
 from service.gcp.document_size import MAX_DOCUMENT_BYTES, document_bytes
 from service.gcp.one_line import one_line
 from service.gcp.outages import Outages
@@ -121,6 +128,20 @@ class ResultStore(Collection):
             return False
         with self._reading():
             return bool(self._with_tombstone([document_id], self._budget(deadline)))
+
+    def read_document(
+        self, document_id: str, deadline: Deadline = NO_DEADLINE
+    ) -> dict[str, Any] | None:
+        """Return the fields of a document, or None if there is none.
+
+        Raises:
+            FirestoreUnavailableError: Firestore did not respond in time.
+            TooLateError: the deadline has passed.
+        """
+        budget = self._budget(deadline)
+        with self._reading():
+            snapshot = self._collection.document(document_id).get(**budget.limits)
+        return fields_of(snapshot) if snapshot.exists else None
 
     def commit(
         self, results: Sequence[ImageResult], deadline: Deadline = NO_DEADLINE
@@ -318,7 +339,7 @@ class ResultStore(Collection):
             raise _DocumentRefusedError(_reason(exc)) from exc
         results = batch.commit(**budget.limits)
         self._outages.clear(self._writes)
-        return [_server_time(result) for name, result in zip(writes, results, strict=True) if name]
+        return [server_time(result) for name, result in zip(writes, results, strict=True) if name]
 
     def _with_tombstone(self, document_ids: Sequence[str], budget: RetryBudget) -> set[str]:
         """Return the ids that have a tombstone."""
@@ -414,13 +435,6 @@ def _groups(entries: Iterable[_Entry]) -> Iterator[list[_Entry]]:
         size += entry.size_bytes
     if group:
         yield list(group.values())
-
-
-def _server_time(write: Any) -> datetime:
-    """Return the time that a write got from Firestore's clock: the value of SERVER_TIMESTAMP."""
-    [value] = write.transform_results
-    created_at: datetime = value.timestamp_value
-    return created_at
 
 
 def _geo_point(place: GeoPoint | None) -> firestore.GeoPoint | None:

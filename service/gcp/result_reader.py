@@ -7,14 +7,13 @@ from datetime import datetime
 from typing import Any
 
 from google.api_core import exceptions
-from google.cloud import firestore
 from google.cloud.firestore_v1.base_query import FieldFilter
 from google.cloud.firestore_v1.query import Query
 
 from service.document import SHARDS, STATUS_PARKED
-from service.domain import GeoPoint, ImageRef, StoredDocuments, StoredImage
+from service.domain import ImageRef, StoredDocuments, StoredImage
 from service.errors import FirestoreUnavailableError, StoredResultError
-from service.gcp.collection import Collection, RetryBudget, documents_by_id
+from service.gcp.collection import Collection, RetryBudget, documents_by_id, fields_of
 
 _PAGE_SIZE = 300  # documents
 
@@ -55,7 +54,7 @@ class ResultReader(Collection):
             FirestoreUnavailableError: Firestore did not respond, or lacks the index.
         """
         for page in self._pages(self._by_name(bucket, prefix), page_size):
-            yield from map(_fields, page)
+            yield from map(fields_of, page)
 
     def versions(
         self, bucket: str, prefix: str, *, page_size: int = _PAGE_SIZE
@@ -163,7 +162,7 @@ def _after(prefix: str) -> str | None:
 
 
 def _version(snapshot: Any) -> DocumentVersion:
-    return DocumentVersion(snapshot.id, _fields(snapshot), snapshot.update_time)
+    return DocumentVersion(snapshot.id, fields_of(snapshot), snapshot.update_time)
 
 
 def _stored_image(snapshot: Any) -> StoredImage | None:
@@ -180,15 +179,6 @@ def _stored_image(snapshot: Any) -> StoredImage | None:
     ref = ImageRef(bucket, name, generation if is_known else None)
     detections_uri = fields.get("detections_uri")
     return StoredImage(snapshot.id, ref, created_at, detections_uri and str(detections_uri))
-
-
-def _fields(snapshot: Any) -> dict[str, Any]:
-    """Return a document's fields. A place is the service's `GeoPoint`, not Firestore's."""
-    fields: dict[str, Any] = snapshot.to_dict() or {}
-    place = fields.get("location")
-    if isinstance(place, firestore.GeoPoint):
-        fields["location"] = GeoPoint(place.latitude, place.longitude)
-    return fields
 
 
 class ResultRewriter(ResultReader):

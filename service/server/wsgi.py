@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, NoReturn
 
 from service import logs
+from service.after_commit import AfterCommit, Step
 from service.daily_limit import DailyLimit
 from service.deadline import Deadline
 from service.deletion import Deletion
@@ -66,14 +67,15 @@ def build_app() -> "Flask":
             storage, store = build_storage(settings), build_store(settings)
             limit = _daily_limit(settings)
             sources = current_sources(build_source_store(settings), settings)
-            deletion = _deletion(settings, storage)
+            after_commit = _after_commit(settings, store)
+            deletion = _deletion(settings, storage, after_commit)
             verified = loading.result()
             settings = fit_into_memory(settings, verified.detector)
         except (CredentialsError, ModelError) as exc:
             decoders.close()
             _cannot_start(str(exc))
     pipeline = build_pipeline(
-        settings, decoders, verified, storage, store, limit, sources, deletion
+        settings, decoders, verified, storage, store, limit, sources, deletion, after_commit
     )
     app = create_app(
         pipeline,
@@ -98,6 +100,7 @@ def build_pipeline(
     limit: DailyLimit | None = None,
     sources: CurrentSources | None = None,
     deletion: Deletion | None = None,
+    after_commit: AfterCommit | None = None,
 ) -> Pipeline:
     """Return a pipeline with these parts and the limits of the settings."""
     from service.gcp.clients import build_large_results
@@ -119,17 +122,35 @@ def build_pipeline(
         limit,
         sources,
         deletion,
+        after_commit,
     )
 
 
-def _deletion(settings: Settings, storage: "ImageStorage") -> Deletion | None:
+def _after_commit(settings: Settings, store: "ResultStore") -> AfterCommit | None:
+    """Return what publishes each recorded result, or None if the settings ask for nothing."""
+    steps: list[Step] = []
+    if settings.results_topic:
+        from service.gcp.clients import build_topic
+        from service.results_step import ResultsStep
+
+        topic = build_topic(settings.results_topic, settings, store.project)
+        steps.append(ResultsStep(topic))
+    return AfterCommit(steps, store.read_document) if steps else None
+
+
+def _deletion(
+    settings: Settings, storage: "ImageStorage", after_commit: AfterCommit | None
+) -> Deletion | None:
     """Return what removes the results of deleted objects, or None if the settings keep them."""
     if not settings.delete_results_with_objects:
         return None
     from service.gcp.clients import build_deleter
 
     return Deletion(
-        storage, build_deleter(settings), with_overwritten=settings.delete_results_of_overwritten
+        storage,
+        build_deleter(settings),
+        with_overwritten=settings.delete_results_of_overwritten,
+        after_commit=after_commit,
     )
 
 
