@@ -387,7 +387,10 @@ class Pipeline:
         self, ref: ImageRef, settings: SourceSettings, deadline: Deadline
     ) -> ImageRef | Outcome:
         ref, failure = self._resolved(ref, deadline)
-        outcome = self._process_generation(ref, failure, settings, Event(ref), deadline)
+        try:
+            outcome = self._process_generation(ref, failure, settings, Event(ref), deadline)
+        except DocumentKeptError:  # another delivery was faster, and the day's limit is reached
+            outcome = Outcome.ALREADY_RECORDED
         self._recorder.count(outcome)
         return ref
 

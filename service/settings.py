@@ -194,8 +194,8 @@ class Settings:
     )
     push_audience: str | None = _setting(
         None,
-        "Audience of the OIDC token that each push must have. With ENDPOINTS=detect, each call. Set "
-        "it where Cloud Run IAM does not protect the service. Unset: tokens are not checked.",
+        "Audience of the OIDC token that each push must have, or each call of `detect`. Set it "
+        "where Cloud Run IAM does not protect the service. Unset: tokens are not checked.",
     )
     push_service_accounts: tuple[str, ...] = _setting(
         (),
@@ -331,10 +331,11 @@ class Settings:
             and settings.detect_seconds <= settings.firestore_timeout_seconds
         ):
             raise SettingsError(
-                f"DETECT_TIMEOUT_SECONDS={settings.detect_timeout_seconds:g} or HANG_TIMEOUT_SECONDS="
-                f"{settings.hang_timeout_seconds:g} is too small: DETECT_TIMEOUT_SECONDS, and three "
-                "quarters of HANG_TIMEOUT_SECONDS, must be greater than FIRESTORE_TIMEOUT_SECONDS="
-                f"{settings.firestore_timeout_seconds:g}, which is reserved for the commit"
+                f"DETECT_TIMEOUT_SECONDS={settings.detect_timeout_seconds:g} or "
+                f"HANG_TIMEOUT_SECONDS={settings.hang_timeout_seconds:g} is too small: "
+                "DETECT_TIMEOUT_SECONDS, and three quarters of HANG_TIMEOUT_SECONDS, must be "
+                f"greater than FIRESTORE_TIMEOUT_SECONDS={settings.firestore_timeout_seconds:g}, "
+                "which is reserved for the commit"
             )
         if settings.delete_results_of_overwritten and not settings.delete_results_with_objects:
             raise SettingsError(
