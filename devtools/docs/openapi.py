@@ -47,6 +47,8 @@ _DATA: Mapping[str, Mapping[str, Any]] = {
     "counts_by_zone": {"type": "object", "additionalProperties": {"type": "integer"}},
     "best": {"type": "number"},
 }
+_URI = "^gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]/.+$"
+_EXAMPLES = ["gs://uploads/cam1/07.jpg", "gs://uploads/cam1/07.jpg#1732832936756275"]
 _LINK = re.compile(r"\[([^]]+)\]\([^)]+\)")
 # Errors of the web server's library, which no exception of the service stands for.
 _OF_THE_LIBRARY = (
@@ -71,7 +73,7 @@ def description() -> dict[str, Any]:
     _, components = msgspec.json.schema_components(
         [ObjectToDetect], ref_template=_SCHEMAS + "{name}"
     )
-    components["ObjectToDetect"]["properties"]["uri"]["pattern"] = "^gs://"
+    components["ObjectToDetect"]["properties"]["uri"] |= {"pattern": _URI, "examples": _EXAMPLES}
     image = {"schema": {"type": "string", "format": "binary"}}
     return {
         "openapi": "3.1.0",
