@@ -10,9 +10,7 @@ from typing import Any
 import msgspec
 
 from devtools.docs.document import MEANINGS, field_types
-from devtools.docs.error_codes import request_errors
-from devtools.docs.http_contract import respond
-from devtools.docs.markdown import code, first_paragraph, table
+from devtools.docs.markdown import code, table
 from service.domain import ErrorCode
 from service.server.detect_api import (
     CREATED_AT,
@@ -50,11 +48,17 @@ _DATA: Mapping[str, Mapping[str, Any]] = {
 _URI = "^gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]/.+$"
 _EXAMPLES = ["gs://uploads/cam1/07.jpg", "gs://uploads/cam1/07.jpg#1732832936756275"]
 _LINK = re.compile(r"\[([^]]+)\]\([^)]+\)")
-# Errors of the web server's library, which no exception of the service stands for.
-_OF_THE_LIBRARY = (
+# Errors that are neither of the image nor of its object.
+_ERRORS = (
+    (400, "unreadable_request", "The parameters or the JSON have another form."),
     (400, "bad_request", "The request's body ended early."),
-    (413, "request_entity_too_large", "The body has more bytes than MAX_IMAGE_BYTES allows."),
-    (415, "unsupported_media_type", "The request's body has a Content-Encoding."),
+    (401, "unauthenticated", "The call has no token, or its token is invalid."),
+    (403, "forbidden", "The token is valid, but its service account is not allowed."),
+    (413, "request_entity_too_large", "The body has more than MAX_IMAGE_BYTES bytes."),
+    (415, "unsupported_media_type", "The body has a Content-Encoding."),
+    (429, "try_again", "Too many images are in flight."),
+    (500, "internal_error", "The model failed on this image, or there is a defect. See the log."),
+    (503, "try_again", "Time is short, a dependency is unavailable, or the instance stops."),
 )
 _DESCRIPTION = (
     "Detects objects in one image and returns the result. The body is the image, or JSON that "
@@ -127,24 +131,16 @@ def statuses() -> str:
     """Return a table of the responses other than 200."""
     rows = [
         (status, code(name), meaning)
-        for status, errors in sorted(_errors().items())
+        for status, errors in sorted(errors_by_status().items())
         for name, meaning in errors.items()
     ]
     return table(("status", "`error.code`", "meaning"), rows)
 
 
-def _errors() -> dict[int, dict[str, str]]:
+def errors_by_status() -> dict[int, dict[str, str]]:
     """Return by status the error codes and what each means."""
     errors: dict[int, dict[str, str]] = defaultdict(dict)
-    for error in request_errors():
-        response = respond(error)
-        name: str = response.get_json()["error"]["code"]
-        known = errors[response.status_code].get(name)
-        text = first_paragraph(error.__doc__)
-        errors[response.status_code][name] = f"{known} {text}" if known else text
-    errors[500] = {"internal_error": "The model failed on this image, or a defect. See the log."}
-    errors[503] = {"try_again": "Time is short, or a dependency is unavailable."}
-    for status, name, meaning in _OF_THE_LIBRARY:
+    for status, name, meaning in _ERRORS:
         errors[status][name] = meaning
     for failure, status in FAILURES.items():
         errors[status][failure] = failure.description
@@ -161,7 +157,7 @@ def _responses() -> dict[str, Any]:
             "content": {"application/json": {"schema": {"$ref": _SCHEMAS + "Document"}}},
         }
     }
-    for status, errors in sorted(_errors().items()):
+    for status, errors in sorted(errors_by_status().items()):
         schema = {
             "allOf": [
                 {"$ref": _SCHEMAS + "Error"},

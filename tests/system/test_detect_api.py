@@ -59,9 +59,6 @@ def code(response: requests.Response) -> tuple[int, str]:
     return response.status_code, response.json()["error"]["code"]
 
 
-CHANGING = {"created_at", "timings", "batch_size", "event_time", "day"}
-
-
 def test_a_stored_answer_is_the_document_that_results_prints(
     detect: Service, stack: Stack, samples: Samples
 ) -> None:

@@ -24,9 +24,11 @@ from werkzeug.serving import make_server
 
 from devtools.demo_model.shapes import write_samples
 from devtools.docs import openapi
+from devtools.docs.error_codes import request_errors
+from devtools.docs.http_contract import respond
 from devtools.fuzz.corpus import CASES
 from service.domain import ErrorCode
-from service.errors import UnauthenticatedError
+from service.errors import UnauthenticatedError, YoloBatchError
 from service.images.decoders import Decoders, build_decoders
 from service.inference.detector import Detector
 from service.inference.loading import load_detector
@@ -164,6 +166,13 @@ def examine(app: Flask) -> Report:
 
 def test_the_description_is_current() -> None:
     assert openapi.description() == DESCRIPTION
+
+
+@pytest.mark.parametrize("error", request_errors())
+def test_it_has_the_errors_of_every_endpoint(error: type[YoloBatchError]) -> None:
+    response = respond(error)
+    code = response.get_json()["error"]["code"]
+    assert code in openapi.errors_by_status()[response.status_code]
 
 
 def test_it_is_served(site: Site) -> None:
