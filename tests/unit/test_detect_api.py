@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -32,6 +33,7 @@ from tests.fakes import (
     pipeline_of,
     wait_until,
 )
+from tests.loglines import logged_by
 
 SECRET = "secret7f3a"  # in requests, but never in an error
 MAX_IMAGE_BYTES = 10_000
@@ -54,7 +56,6 @@ class Site:
         self.store = FakeStore()
         self.detector = FakeDetector()
         self.decoders = DecodersHere()
-        self.reads: list[str] = []
         self.pipeline = pipeline_of(
             self.storage,
             self.store,
@@ -67,13 +68,13 @@ class Site:
         self.client = self.client_of(seconds=PATIENCE_SECONDS)
 
     def client_of(self, *, seconds: float) -> FlaskClient:
-        limits = DetectLimits(MAX_IMAGE_BYTES, MAX_JSON_BYTES, seconds, commit_seconds=0.0)
+        limits = DetectLimits(MAX_IMAGE_BYTES, MAX_JSON_BYTES, seconds, commit_seconds=1.0)
         detect = detect_blueprint(self.pipeline, self.read, limits)
         app = create_app(self.pipeline, max_request_bytes=MAX_IMAGE_BYTES, detect=detect)
         return app.test_client()
 
     def read(self, document_id: str, deadline: Deadline) -> Mapping[str, Any] | None:
-        self.reads.append(document_id)
+        assert deadline.commit_seconds == 0.0  # the commit is over, so its time may be used
         document = self.store.documents.get(document_id)
         return document and document | {"created_at": self.store.created[document_id]}
 
@@ -265,6 +266,17 @@ def test_an_object_is_stored_once_and_then_read(site: Site) -> None:
     assert site.store.commits == [["a"]] and len(site.storage.downloads) == 1
 
 
+def test_a_stored_object_is_counted_like_an_upload(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    site = Site()
+    site.storage.put("a", bmp_image())
+    for _ in range(2):
+        site.post_uri("gs://uploads/a", "?store=true")
+    site.pipeline.close(timeout_seconds=PATIENCE_SECONDS)
+    [line] = [line for line in logged_by(caplog, "service.recorder") if line.msg == "Outcomes"]
+    assert (vars(line)["done"], vars(line)["already_recorded"]) == (1, 1)
+
+
 def test_a_failed_object_is_stored_and_reported(site: Site) -> None:
     ref = site.storage.put("a", b"no image")
     for _ in range(2):
@@ -393,6 +405,24 @@ def test_a_body_that_is_said_to_be_too_long_is_not_read(site: Site, content_type
     response = site.post(b"", environ_overrides=environ, content_type=content_type)
     assert error_of(response) == (413, "request_entity_too_large")
     assert body.read_bytes == 0
+
+
+def test_json_has_a_lower_limit_than_an_image(site: Site) -> None:
+    body = Body(MAX_JSON_BYTES + 1)
+    options = {"environ_overrides": chunked(body), "content_type": "application/json"}
+    assert error_of(site.post(b"", **options)) == (413, "request_entity_too_large")
+
+
+def test_a_body_that_is_too_long_does_not_wait_for_memory() -> None:
+    site = Site(max_buffered_bytes=len(bmp_image()))
+    site.decoders.gate.close()
+    first = in_thread(lambda: site.post(bmp_image()))
+    site.decoders.gate.wait_for_arrivals()
+    environ = with_length(Body(), MAX_IMAGE_BYTES + 1)
+    assert site.post(b"", environ_overrides=environ).status_code == 413
+    site.decoders.gate.open()
+    assert first.result(PATIENCE_SECONDS).status_code == 200
+    site.pipeline.close(timeout_seconds=PATIENCE_SECONDS)
 
 
 def test_a_body_that_is_shorter_than_said_is_400(site: Site) -> None:
