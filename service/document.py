@@ -66,7 +66,7 @@ def to_document(result: ImageResult) -> dict[str, Any]:
         "derived_error": result.derived_error,
         "alerts": [
             {"id": alert.id, "rule": alert.rule, "severity": str(alert.severity)}
-            for alert in result.alerts
+            for alert in (*result.earlier_alerts, *result.alerts)
         ],
     }
 

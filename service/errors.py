@@ -9,6 +9,7 @@
     ├── ForbiddenError                     the push is from an account that is not allowed: 403
     ├── BadImageError                      the image can never be processed: recorded, then 204
     ├── DocumentKeptError                  a replacement failed or was parked: 204
+    ├── NotAnImageError                    the service made the object itself: ignored, then 204
     ├── ObjectGoneError                    the generation no longer exists: 204
     ├── SourcesError                       sources are broken, or were changed meanwhile
     ├── FaintBytesError                    the faint detections of a document are damaged
@@ -109,6 +110,10 @@ class BadImageError(YoloBatchError):
     def unsupported(cls, what: str) -> "BadImageError":
         """Return the error for an intact file of an unsupported kind. `what` begins the message."""
         return cls(ErrorCode.UNSUPPORTED_MEDIA, f"{what} is not supported.")
+
+
+class NotAnImageError(YoloBatchError):
+    """A service like this one made the object: it has the marker of result objects."""
 
 
 class ObjectGoneError(YoloBatchError):

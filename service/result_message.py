@@ -120,8 +120,9 @@ class RaisedAlert(msgspec.Struct):
 class ResultMessage(msgspec.Struct):
     """The result of one image. The same result can be published more than once.
 
-    Drop duplicates by `document_id`: the message with the newest `created_at` counts. After a
-    message with the status `deleted`, no other message of the document counts.
+    Drop duplicates by `document_id`: the message with the newest `created_at` counts, and of those
+    with the same time, the one with the newest `source_version`. After a message with the status
+    `deleted`, no other message of the document counts.
     """
 
     document_id: Annotated[str, Meta(description="Id of the document: 40 hexadecimal digits.")]

@@ -11,11 +11,15 @@ from service.gcp.storage import ImageStorage
 from service.settings import Settings
 
 if TYPE_CHECKING:
+    from service.gcp.alert_reader import AlertReader
+    from service.gcp.alert_store import AlertStore
     from service.gcp.daily_count import DailyCount
     from service.gcp.deletions import ResultDeleter
     from service.gcp.large_results import LargeResults
     from service.gcp.result_objects import ResultObjects
     from service.gcp.result_reader import ResultReader, ResultRewriter
+    from service.gcp.result_uploads import ResultUploads
+    from service.gcp.silence_store import SilenceStore
     from service.gcp.source_store import SourceStore
     from service.gcp.topic_publisher import TopicPublisher
 
@@ -48,7 +52,7 @@ def build_store(settings: Settings) -> ResultStore:
 
 
 def build_large_results(settings: Settings) -> "LargeResults":
-    """Return what makes large results fit into documents, and reads them.
+    """Return what reads large results.
 
     Raises:
         CredentialsError: no credentials, or no project.
@@ -56,6 +60,17 @@ def build_large_results(settings: Settings) -> "LargeResults":
     from service.gcp.large_results import LargeResults
 
     return LargeResults(build_result_objects(settings))
+
+
+def build_result_uploads(settings: Settings) -> "ResultUploads":
+    """Return what uploads the objects that results have beside their documents.
+
+    Raises:
+        CredentialsError: no credentials, or no project.
+    """
+    from service.gcp.result_uploads import ResultUploads
+
+    return ResultUploads(build_result_objects(settings))
 
 
 def build_result_objects(settings: Settings) -> "ResultObjects":
@@ -106,7 +121,7 @@ def build_deleter(settings: Settings) -> "ResultDeleter":
     return ResultDeleter(
         _firestore(settings),
         **_limits(settings),
-        remove_objects=build_large_results(settings).remove_all,
+        remove_objects=build_result_objects(settings).remove_all,
     )
 
 
@@ -149,6 +164,39 @@ def build_topic(topic: str, settings: Settings, project: str | None = None) -> "
 
     path = topic_path(topic, settings.google_cloud_project or project)
     return TopicPublisher(connect_topic(), path)
+
+
+def build_alert_store(settings: Settings) -> "AlertStore":
+    """Return where alerts are stored and decided.
+
+    Raises:
+        CredentialsError: no credentials, or no project.
+    """
+    from service.gcp.alert_store import AlertStore  # only needed with alert rules
+
+    return AlertStore(_firestore(settings), **_limits(settings))
+
+
+def build_alert_reader(settings: Settings) -> "AlertReader":
+    """Return the reader of alerts.
+
+    Raises:
+        CredentialsError: no credentials, or no project.
+    """
+    from service.gcp.alert_reader import AlertReader  # only commands need it, not the server
+
+    return AlertReader(_firestore(settings), **_limits(settings))
+
+
+def build_silence_store(settings: Settings) -> "SilenceStore":
+    """Return where the alerts of silent sources are stored.
+
+    Raises:
+        CredentialsError: no credentials, or no project.
+    """
+    from service.gcp.silence_store import SilenceStore
+
+    return SilenceStore(_firestore(settings), **_limits(settings))
 
 
 def _limits(settings: Settings) -> dict[str, Any]:

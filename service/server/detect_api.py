@@ -46,7 +46,10 @@ FAILURES = {
     ErrorCode.DAILY_IMAGE_LIMIT: 429,
 }
 REASONS = {
-    Outcome.IGNORED: (400, "The object is a folder marker or a part of a composite upload."),
+    Outcome.IGNORED: (
+        400,
+        "The object is a folder marker, a temporary part of an upload, or made by the service.",
+    ),
     Outcome.BUCKET_NOT_ALLOWED: (403, "The object's bucket is not in ALLOWED_BUCKETS."),
     Outcome.GONE: (404, "The object does not exist, or this generation of it does not."),
     Outcome.DISABLED: (409, "The object's source is disabled."),

@@ -3,6 +3,7 @@
 import logging
 import logging.config
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ from service.sources.rules import Rules
 if TYPE_CHECKING:
     from flask import Blueprint, Flask
 
+    from service.alert_step import AlertStep
     from service.gcp.firestore import ResultStore
     from service.gcp.storage import ImageStorage
 
@@ -67,7 +69,8 @@ def build_app() -> "Flask":
             storage, store = build_storage(settings), build_store(settings)
             limit = _daily_limit(settings)
             sources = current_sources(build_source_store(settings), settings)
-            after_commit = _after_commit(settings, store)
+            alerts = _alerts(settings, store, storage)
+            after_commit = _after_commit(settings, store, alerts)
             deletion = _deletion(settings, storage, after_commit)
             verified = loading.result()
             settings = fit_into_memory(settings, verified.detector)
@@ -75,7 +78,7 @@ def build_app() -> "Flask":
             decoders.close()
             _cannot_start(str(exc))
     pipeline = build_pipeline(
-        settings, decoders, verified, storage, store, limit, sources, deletion, after_commit
+        settings, decoders, verified, storage, store, limit, sources, deletion, after_commit, alerts
     )
     detect = _detect_blueprint(settings, pipeline, store)
     app = create_app(
@@ -103,16 +106,17 @@ def build_pipeline(
     sources: CurrentSources | None = None,
     deletion: Deletion | None = None,
     after_commit: AfterCommit | None = None,
+    alerts: "Callable[[], AlertStep] | None" = None,
 ) -> Pipeline:
     """Return a pipeline with these parts and the limits of the settings."""
-    from service.gcp.clients import build_large_results
+    from service.gcp.clients import build_result_uploads
 
     health = Health(hang_timeout_seconds=settings.hang_timeout_seconds)
     return Pipeline(
         storage,
         decoders,
         Model(verified.detector, health, max_batch_size=settings.max_batch_size),
-        Recorder(store, health, build_large_results(settings), store.is_deleted),
+        Recorder(store, health, build_result_uploads(settings), store.is_deleted),
         health,
         PipelineOptions(
             max_in_flight=settings.max_in_flight,
@@ -120,16 +124,50 @@ def build_pipeline(
             allowed_buckets=settings.allowed_buckets,
             rules=Rules(min_confidence=settings.min_confidence),
             store_confidence=settings.store_confidence,
+            results_bucket=settings.results_bucket,
         ),
         limit,
         sources,
         deletion,
         after_commit,
+        alerts,
     )
 
 
-def _after_commit(settings: Settings, store: "ResultStore") -> AfterCommit | None:
-    """Return what publishes each recorded result, or None if the settings ask for nothing."""
+def _alerts(
+    settings: Settings, store: "ResultStore", storage: "ImageStorage"
+) -> "Callable[[], AlertStep]":
+    """Return a function that returns what alerts. It is built when an image needs it first."""
+    lock = threading.Lock()
+    built: list[AlertStep] = []
+
+    def alerts() -> "AlertStep":
+        with lock:
+            if not built:
+                built.append(_alert_step(settings, store, storage))
+            return built[0]
+
+    return alerts
+
+
+def _alert_step(settings: Settings, store: "ResultStore", storage: "ImageStorage") -> "AlertStep":
+    from service.alert_message import console_urls
+    from service.alert_step import AlertStep
+    from service.gcp.clients import build_alert_store, build_topic
+
+    name = settings.alerts_topic
+    return AlertStep(
+        build_alert_store(settings),
+        build_topic(name, settings, store.project) if name else None,
+        console_urls(store.project, settings.firestore_database, settings.firestore_collection),
+        storage.resolve,
+    )
+
+
+def _after_commit(
+    settings: Settings, store: "ResultStore", alerts: "Callable[[], AlertStep]"
+) -> AfterCommit:
+    """Return what publishes each recorded result, and its alerts."""
     steps: list[Step] = []
     if settings.results_topic:
         from service.gcp.clients import build_topic
@@ -137,7 +175,7 @@ def _after_commit(settings: Settings, store: "ResultStore") -> AfterCommit | Non
 
         topic = build_topic(settings.results_topic, settings, store.project)
         steps.append(ResultsStep(topic))
-    return AfterCommit(steps, store.read_document) if steps else None
+    return AfterCommit(steps, store.read_document, alerts)
 
 
 def _deletion(

@@ -191,6 +191,8 @@ def _run_service() -> None:
     for prefix in ("", "cam1/"):
         assert list(reader.results("uploads", prefix)) == []
     assert list(reader.parked()) == []
+    assert list(reader.since(datetime(2026, 11, 30, tzinfo=UTC))) == []
+    assert reader.newest_of_source("gate") is None
 
 
 def _run_example(patch: pytest.MonkeyPatch, program: Path) -> None:
