@@ -36,7 +36,7 @@ handled: OrderedDict[str, None] = OrderedDict()
 
 def alert_of(body: bytes) -> dict[str, Any]:
     """Return the alert of a request. Raise ValueError, KeyError or TypeError if it has none."""
-    found = json.loads(body)
+    found: dict[str, Any] = json.loads(body)
     if "message" in found:
         found = json.loads(base64.b64decode(found["message"]["data"]))
     if not isinstance(found["id"], str):

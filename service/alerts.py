@@ -44,7 +44,7 @@ def fired(rules: AlertRules, result: ImageResult, now: datetime | None) -> tuple
 
 
 def matches(rules: AlertRules, result: ImageResult) -> bool:
-    """Return whether an image matches a rule if its times are left out of account."""
+    """Return whether an image matches a rule if its times are ignored."""
     return not result.failure and any(
         sum(_matching_labels(rules, rule, result).values()) >= rule.min_count
         for rule in rules.rules

@@ -168,7 +168,8 @@ class Settings:
     )
     max_buffered_bytes: int = _setting(
         112 * 2**20,
-        "Bytes of downloaded files that may wait for their decode at once. Further downloads wait. "
+        "Bytes of downloaded files that may be in memory at once, until they are decoded and their "
+        "derived images are made. Further downloads wait. "
         "It is lowered automatically if the instance has too little memory.",
         _integer(1, 2**40),
     )
@@ -224,9 +225,9 @@ class Settings:
     )
     results_bucket: str | None = _setting(
         None,
-        "Bucket for results that are larger than 1 MiB, Firestore's limit, for example with "
-        "hundreds of masks. Unset: their polygons are simplified. It must not be a bucket of "
-        "images.",
+        "Bucket for derived images, for example thumbnails, and for results that are larger than "
+        "1 MiB, Firestore's limit. Unset: nothing is derived, and the polygons of large results "
+        "are simplified. It must not be a bucket of images.",
         _bucket,
     )
     results_topic: str | None = _setting(

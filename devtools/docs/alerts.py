@@ -28,13 +28,15 @@ _SUPPRESSED: dict[str, Any] = _PUBLISHED | {
 }
 
 MEANINGS: Mapping[str, Meaning] = {
-    "document_id": Meaning("Id of the image's [document](document.md)."),
-    "uri": Meaning("Address of the image."),
-    "bucket": Meaning("Name of its bucket."),
-    "name": Meaning("Name of its object."),
-    "generation": Meaning("Generation of the object."),
+    "document_id": Meaning(
+        "Id of the image's [document](document.md).", "null for a silent source"
+    ),
+    "uri": Meaning("Address of the image.", "null for a silent source"),
+    "bucket": Meaning("Name of its bucket, or of the silent source's."),
+    "name": Meaning("Name of its object.", "null for a silent source"),
+    "generation": Meaning("Generation of the object.", "null for a silent source"),
     "source_id": Meaning("Name of the source."),
-    "rule": Meaning("Name of the rule."),
+    "rule": Meaning("Name of the rule. `silent_minutes` for a silent source."),
     "rule_version": Meaning("Hash of everything that the rule depends on."),
     "severity": Meaning("`info`, `warning` or `critical`."),
     "text": Meaning("A sentence for a person."),

@@ -320,9 +320,14 @@ MEANINGS: Mapping[str, Meaning] = {
         "null if neither is known",
     ),
     "shard": Meaning("0 to 9, from the document's id. Queries by time use it."),
-    "derived": Meaning("Objects in RESULTS_BUCKET that were made from the image."),
+    "derived": Meaning(
+        "The [derived images](../how-to/derived-images.md): objects in RESULTS_BUCKET that were "
+        "made from the image."
+    ),
     "derived_error": Meaning(
-        "Why the image has no derived images, although its settings ask for them.", "null if it has"
+        "A sentence for a person: why a done image has no derived images, although its source asks "
+        "for them. Then show nothing.",
+        "null otherwise",
     ),
     "alerts": Meaning("The alerts of this image. Each has its [own document](alert.md)."),
     "alerts[].id": Meaning("Id of the alert's document."),

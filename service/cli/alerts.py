@@ -70,7 +70,7 @@ def alerts() -> None:
 @alerts.command(
     examples=[
         "yolo-batch alerts preview sources.yaml gs://my-bucket/cam1/ --since 7d",
-        "yolo-batch alerts preview sources.yaml gs://my-bucket --json | jq '.rules[].messages'",
+        "yolo-batch alerts preview sources.yaml gs://my-bucket --json > alerts.json",
     ],
 )
 @file_argument
@@ -132,7 +132,7 @@ def preview(file: Path, uri: tuple[str, str], since: datetime | None, as_json: b
     "list",
     examples=[
         "yolo-batch alerts list --since 7d --source cam1",
-        "yolo-batch alerts list --state published --json | jq -r .text",
+        "yolo-batch alerts list --state published --json > alerts.jsonl",
     ],
 )
 @since_option("Only alerts that were created since then.", default=_DAY)

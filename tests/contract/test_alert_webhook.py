@@ -64,7 +64,7 @@ class Webhook:
     def __init__(self, processes: Processes, forward_url: str = "") -> None:
         port = free_port()
         environment = {**os.environ, "FORWARD_URL": forward_url, "NO_PROXY": "127.0.0.1"}
-        command = [sys.executable, EXAMPLE, "--port", str(port)]
+        command: list[str | Path] = [sys.executable, EXAMPLE, "--port", str(port)]
         self.url = f"http://127.0.0.1:{port}/"
         self.child: Child = processes.start("webhook", command, environment)
         self.child.wait_until(self._is_listening, timeout_seconds=PATIENCE_SECONDS)

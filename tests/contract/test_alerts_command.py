@@ -154,7 +154,7 @@ def test_preview_needs_rules_and_a_time(tmp_path: Path, file: Path) -> None:
 @pytest.fixture
 def listed(store: ResultStore) -> list[str]:
     """Create three alerts. Return their ids, the newest first."""
-    ids = []
+    ids: list[str] = []
     for source, rule, state in (
         ("cam1", "person", AlertState.PUBLISHED),
         ("cam1", "person", AlertState.SUPPRESSED),

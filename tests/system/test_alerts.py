@@ -35,7 +35,7 @@ def rule(tmp_path: Path, make_topic: MakeTopic) -> Iterator[str]:
         assert done.returncode == 0, done.stderr
 
     rules = [{"name": "shapes", "severity": "critical"}, {"name": "never", "group": "any"}]
-    apply([{"id": "cam1", "bucket": ASIDE, "prefix": f"{topic}/", "alerts": rules}])
+    apply([{"id": topic, "bucket": ASIDE, "prefix": f"{topic}/", "alerts": rules}])
     yield topic
     apply([])
 

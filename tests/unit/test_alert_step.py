@@ -304,8 +304,7 @@ def test_edited_documents_are_logged_and_not_retried(
 def test_job_alerts_if_its_object_is_young(
     world: World, created: timedelta | Exception, alerts: int
 ) -> None:
-    is_known = isinstance(created, timedelta)
-    world.object_created_at = world.now - created if is_known else created
+    world.object_created_at = created if isinstance(created, Exception) else world.now - created
     ref = world.storage.put("job.bmp", bmp_image())
     job = Event(ref, is_job=True)
     assert world.pipeline.handle(job, NO_DEADLINE) is Outcome.DONE

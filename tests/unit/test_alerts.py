@@ -1,7 +1,6 @@
 """Which alert rules an image matches, and what an alert says."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -66,7 +65,7 @@ def result(*detections: Detection, **fields: Any) -> ImageResult:
     )
 
 
-def rules(*options: Mapping[str, Any], **fields: Any) -> AlertRules:
+def rules(*options: dict[str, Any], **fields: Any) -> AlertRules:
     named = [{"name": f"r{index}"} | option for index, option in enumerate(options or ({},))]
     return AlertRules("cam1", tuple(AlertRule(**each) for each in named), **fields)
 
