@@ -222,11 +222,11 @@ def main() -> None:
         flood = measure("flood", topic, rules, arguments.images, arguments.seconds)
         after_cooldown("flood", topic, rules)
         published = messages(topic, subscription)
-        _check(flood, published, states("flood"))
+        check(flood, published, states("flood"))
         _print(without, flood, published)
 
 
-def _check(flood: Run, published: Sequence[Mapping[str, Any]], found: Counter[str]) -> None:
+def check(flood: Run, published: Sequence[Mapping[str, Any]], found: Counter[str]) -> None:
     """Check that nothing was lost, and that nothing was published within the cooldown."""
     suppressed = sum(message["suppressed"] for message in published)
     expected = {"published": len(published), "suppressed": suppressed}

@@ -37,7 +37,9 @@ MEANINGS: Mapping[str, Meaning] = {
     "generation": Meaning("Generation of the object.", "null for a silent source"),
     "source_id": Meaning("Name of the source."),
     "rule": Meaning("Name of the rule. `silent_minutes` for a silent source."),
-    "rule_version": Meaning("Hash of everything that the rule depends on."),
+    "rule_version": Meaning(
+        "Hash of everything that the rule depends on. `silent_minutes` of a silent source."
+    ),
     "severity": Meaning("`info`, `warning` or `critical`."),
     "text": Meaning("A sentence for a person."),
     "labels": Meaning("How many detections matched, by label."),

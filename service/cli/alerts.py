@@ -24,6 +24,7 @@ from service.cli.sources import (
     stored_sources,
 )
 from service.domain import AlertState
+from service.errors import StoredResultError
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -137,11 +138,11 @@ def preview(file: Path, uri: tuple[str, str], since: datetime | None, as_json: b
 )
 @since_option("Only alerts that were created since then.", default=_DAY)
 @option("--source", metavar="ID", help="Only alerts of this source.")
-@option("--rule", metavar="NAME", help="Only alerts of this rule. All alerts are read for it.")
+@option("--rule", metavar="NAME", help="Only alerts of this rule. The others are read, too.")
 @option(
     "--state",
     type=click.Choice([str(state) for state in AlertState]),
-    help="Only alerts in this state. All alerts are read for it.",
+    help="Only alerts in this state. The others are read, too.",
 )
 @json_lines_option("each alert document")
 def list_alerts(
@@ -196,24 +197,31 @@ def check_silence(dry_run: bool, as_json: bool) -> None:
     if version and checked:
         newest = build_reader(settings).newest_of_source
         found = list(silences(checked, version, newest, datetime.now(UTC)))
-    published = 0 if dry_run else _report_silences(found, settings)
+    done = [] if dry_run else _report_silences(found, settings)
+    published = done.count(True)
     if as_json:
         silent = [
             {"source": each.source.id, "since": each.since, "alert": each.alert_id}
             for each in found
         ]
         say_json({"checked": len(checked), "silent": silent, "published": published})
-        return
-    for each in found:
-        say(each.text)
-    say(
-        f"{len(checked):,} sources with silent_minutes, {len(found):,} silent, "
-        f"{published:,} new alerts"
-    )
+    else:
+        for each in found:
+            say(each.text)
+        say(
+            f"{len(checked):,} sources with silent_minutes, {len(found):,} silent, "
+            f"{published:,} new alerts"
+        )
+    if None in done:
+        click.get_current_context().exit(ExitCode.FAILED)
 
 
-def _report_silences(found: "Sequence[Silence]", settings: Settings) -> int:
-    """Publish and log the alerts of silences, unless that is done. Return how many were new."""
+def _report_silences(found: "Sequence[Silence]", settings: Settings) -> list[bool | None]:
+    """Publish and log the alerts of silences, unless that is done.
+
+    Returns:
+        For each silence, whether its alert is new. None: a person has edited its document.
+    """
     import logging.config
 
     from service import logs
@@ -221,7 +229,7 @@ def _report_silences(found: "Sequence[Silence]", settings: Settings) -> int:
     from service.operate.silence import report
 
     if not found:
-        return 0
+        return []
     logging.config.dictConfig(logs.config(settings.log_level, stream="stderr"))
     store = build_silence_store(settings)
     topic = (
@@ -229,7 +237,14 @@ def _report_silences(found: "Sequence[Silence]", settings: Settings) -> int:
         if settings.alerts_topic
         else None
     )
-    return sum(report(each, store, topic) for each in found)
+    done: list[bool | None] = []
+    for each in found:
+        try:
+            done.append(report(each, store, topic))
+        except StoredResultError as exc:  # the other sources must not wait for a repair
+            note(f"Source {each.source.id} alerts nobody. Remove its alert. {exc}")
+            done.append(None)
+    return done
 
 
 def _documents(

@@ -1,6 +1,7 @@
 """`yolo-batch alerts` against the official emulators."""
 
 import json
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -26,15 +27,20 @@ from service.domain import (
     Prediction,
     Severity,
     SourceVersion,
+    StoredAlert,
 )
 from service.errors import PubSubUnavailableError
 from service.evaluation import evaluate
 from service.gcp import clients
 from service.gcp.firestore import ResultStore
+from service.gcp.result_reader import ResultReader
+from service.gcp.silence_store import SilenceStore
 from service.gcp.source_store import SourceStore
 from service.gcp.topic_publisher import TopicPublisher
+from service.operate.silence import Silence
 from service.sources.rules import Rules
-from tests.fakes import PATIENCE_SECONDS
+from service.sources.schema import Source
+from tests.fakes import PATIENCE_SECONDS, in_thread
 
 pytestmark = pytest.mark.emulator
 
@@ -289,6 +295,60 @@ def test_silence_is_logged_as_the_service_logs_alerts(alerts_topic: str) -> None
     logged = json.loads(line)
     assert (logged["message"], logged["severity"]) == ("Alert", "WARNING")
     assert (logged["source"], logged["rule"]) == ("cam1", "silent_minutes")
+
+
+@pytest.mark.usefixtures("silent_source")
+def test_edited_alert_keeps_no_other_source_from_alerting(
+    alerts_topic: str, collection: str
+) -> None:
+    run("check-silence")
+    [message] = received(alerts_topic)
+    alert = firestore.Client().collection(f"{collection}-alerts").document(message["id"])
+    alert.update({"published_at": "yesterday"})
+    result = ImageRef("uploads", "cam2/a.jpg", 1).document_id
+    firestore.Client().collection(collection).document(result).update(
+        {"created_at": NOW - timedelta(hours=2)}
+    )
+    done = run("check-silence")
+    assert (done.exit_code, ", 2 silent, 1 new" in done.stdout) == (1, True)
+    assert "Source cam1 alerts nobody. Remove its alert. The document of the alert" in done.stderr
+    assert [message["source"] for message in received(alerts_topic)] == ["cam2"]
+
+
+def test_edited_time_of_a_result_is_not_believed(
+    store: ResultStore, reader: ResultReader, collection: str
+) -> None:
+    result = replace(result_of("cam1/a.jpg"), source=SourceVersion("cam1"))
+    store.commit([result])
+    document = firestore.Client().collection(collection).document(result.ref.document_id)
+    document.update({"created_at": "tomorrow"})
+    assert reader.newest_of_source("cam1") == document.get().create_time
+
+
+def test_runs_at_the_same_time_create_one_alert(collection: str) -> None:
+    source = Source(id="cam1", bucket="uploads", silent_minutes=60)
+    silence = Silence(source, NOW, has_results=True)
+    together = threading.Barrier(2, timeout=PATIENCE_SECONDS)
+
+    class SlowStore(SilenceStore):
+        """Both runs see that there is no document before one of them creates it."""
+
+        def read(self, *arguments: Any) -> list[StoredAlert]:
+            found = super().read(*arguments)
+            if not found:
+                together.wait()
+            return found
+
+    def create() -> StoredAlert:
+        store = SlowStore(
+            firestore.Client(), collection=collection, timeout_seconds=PATIENCE_SECONDS
+        )
+        return store.create(silence.alert_id, silence.to_document())
+
+    both = [in_thread(create) for _ in range(2)]
+    first, second = (future.result(PATIENCE_SECONDS) for future in both)
+    assert first.fields == second.fields
+    assert first.id == silence.alert_id
 
 
 def test_check_of_no_source_alerts_nobody() -> None:
