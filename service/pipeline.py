@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from service.after_commit import AfterCommit
 from service.capture import day_of, with_capture
@@ -28,7 +28,6 @@ from service.concurrency.slots import Slots
 from service.daily_limit import DailyLimit
 from service.deadline import Deadline
 from service.deletion import Deletion
-from service.derive_plan import plan_of
 from service.derived import LARGEST_OPTIONS, DeriveOptions
 from service.domain import (
     Alert,
@@ -52,7 +51,6 @@ from service.errors import (
 )
 from service.evaluation import evaluate
 from service.health import Health
-from service.images.derive import DerivePlan
 from service.images.pixels import DecodedImage
 from service.inference.model import Model
 from service.object_metadata import is_marked
@@ -60,6 +58,9 @@ from service.recorder import Recorder
 from service.settings import Settings
 from service.sources.current import SourceSettings
 from service.sources.rules import AlertRules, Rules
+
+if TYPE_CHECKING:
+    from service.images.derive import DerivePlan
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ class Decoders(Protocol):
     def derive(
         self,
         data: bytes,
-        plan: DerivePlan,
+        plan: "DerivePlan",
         *,
         content_encoding: str | None,
         deadline: Deadline,
@@ -590,6 +591,8 @@ class Pipeline:
         A reason never fails the image. If something must be redacted, no other image is made
         without the redaction.
         """
+        from service.derive_plan import plan_of  # only needed if something is derived
+
         plan = plan_of(options, result, self._model.labels)
         if isinstance(plan, str):
             return replace(result, derived_error=plan)
