@@ -30,7 +30,7 @@ def session(url: str) -> requests.Session:
     busy = Retry(total=5, backoff_factor=1, status_forcelist=(429, 503), allowed_methods=None)
     calls.mount(url, HTTPAdapter(max_retries=busy))
     if url.startswith("https:"):  # the local stack needs no token
-        token = os.environ.get("ID_TOKEN") or fetch_id_token(Request(), url)
+        token = os.environ.get("ID_TOKEN") or fetch_id_token(Request(), url)  # type: ignore[no-untyped-call]
         calls.headers["Authorization"] = f"Bearer {token}"
     return calls
 

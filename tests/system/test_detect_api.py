@@ -43,7 +43,7 @@ DETECT = {"ENDPOINTS": "detect", "DETECT_TIMEOUT_SECONDS": f"{2 * PATIENCE_SECON
 @pytest.fixture(scope="module")
 def detect(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with Processes(tmp_path_factory.mktemp("detect")) as processes:
-        yield start(processes, **stack.environment, **DETECT, ALLOWED_BUCKETS="aside")
+        yield start(processes, ready=True, **stack.environment, **DETECT, ALLOWED_BUCKETS="aside")
 
 
 def call(service: Service, **options: Any) -> requests.Response:

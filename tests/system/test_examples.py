@@ -46,7 +46,7 @@ def run_example(
 
 
 def run_shell(name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = ["sh", EXAMPLES / name, *arguments]
+    command = ["sh", str(EXAMPLES / name), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=CLI_SECONDS, check=False)
 
 
@@ -157,7 +157,7 @@ def test_upload_camera_stops_on_a_signal(
 def detect_url(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     settings = {"ENDPOINTS": "detect", "DETECT_TIMEOUT_SECONDS": f"{2 * PATIENCE_SECONDS:g}"}
     with Processes(tmp_path_factory.mktemp("detect")) as processes:
-        yield start(processes, **stack.environment, **settings).url
+        yield start(processes, ready=True, **stack.environment, **settings).url
 
 
 @pytest.mark.parametrize("kind", ["file", "uri"])

@@ -409,8 +409,8 @@ def test_a_body_that_is_said_to_be_too_long_is_not_read(site: Site, content_type
 
 def test_json_has_a_lower_limit_than_an_image(site: Site) -> None:
     body = Body(MAX_JSON_BYTES + 1)
-    options = {"environ_overrides": chunked(body), "content_type": "application/json"}
-    assert error_of(site.post(b"", **options)) == (413, "request_entity_too_large")
+    response = site.post(b"", environ_overrides=chunked(body), content_type="application/json")
+    assert error_of(response) == (413, "request_entity_too_large")
 
 
 def test_a_body_that_is_too_long_does_not_wait_for_memory() -> None:
