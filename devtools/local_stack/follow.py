@@ -99,7 +99,12 @@ def _sources() -> Sources:
 def _start_webhook(processes: Processes, stack: Stack) -> Child:
     """Start the example's webhook, and a subscription that pushes alerts to it."""
     url = f"http://127.0.0.1:{free_port()}"
-    command = [sys.executable, EXAMPLES / "alert_webhook.py", "--port", url.rpartition(":")[2]]
+    command: list[str | Path] = [
+        sys.executable,
+        EXAMPLES / "alert_webhook.py",
+        "--port",
+        url.rpartition(":")[2],
+    ]
     webhook = processes.start("webhook", command, os.environ)
     webhook.wait_until(lambda: is_answering(url, 405), timeout_seconds=_SECONDS)
     with pubsub_v1.SubscriberClient() as subscriber:

@@ -1,4 +1,4 @@
-"""int8 against float on COCO: what `yolo-batch export` measures, on labelled images.
+"""int8 against float: what `yolo-batch export` measures on labelled images, and trained masks.
 
 The calibration images and the measured images are different photographs.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from devtools.demo_model.shapes import SEGMENTATION_MODEL, write_samples
 from service.export.accuracy import find_labels
 from service.export.weights import export_openvino, read_metadata
 from service.inference.canary import FALLBACK, load_verified
@@ -81,3 +82,11 @@ def test_int8_passes_its_canary_without_vnni(int8: Path, tmp_path: Path, instruc
         check=False,
     )
     assert done.stdout.strip() == "None", done.stderr
+
+
+def test_trained_masks_survive_the_export_to_int8(tmp_path: Path) -> None:
+    write_samples(tmp_path / "images")
+    exported = export_openvino(
+        SEGMENTATION_MODEL, tmp_path / "int8", precision="int8", calibration=tmp_path / "images"
+    )
+    assert read_metadata(exported)["quantization"]["agreement"]["shape"] > 0.95

@@ -11,16 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino as ov
 import pytest
+import yaml
 from numpy.typing import NDArray
 
 from service.domain import Box, ClassScore, Detection, Keypoint, Prediction, RotatedBox, Task
-from service.export.weights import export_openvino
+from service.export.accuracy import predict_files
+from service.export.quantize import quantize
+from service.export.weights import export_openvino, read_metadata
 from service.images.decode import decode
 from service.images.letterbox import fit, input_shapes
 from service.inference import masks as our_masks
 from service.inference.detector import Detector
 from service.inference.loading import load_detector
+from service.inference.openvino import OpenVINODetector
 from service.inference.similarity import iou, rasterize, rotated_iou
 from tests.parity.conftest import TABLE
 from tests.parity.networks import IMAGE_SIZE, write_coco_segmentation, write_images, write_weights
@@ -28,7 +33,7 @@ from tests.parity.test_parity import COCO_IMAGES, COCO_WEIGHTS
 
 pytestmark = [
     pytest.mark.ultralytics,
-    pytest.mark.filterwarnings("ignore"),  # torch's to ultralytics
+    pytest.mark.filterwarnings("ignore"),  # torch's to ultralytics, and NNCF's
 ]
 
 RUNTIMES = ("openvino", "ultralytics")
@@ -43,6 +48,7 @@ MIN_MASK_PIXELS = 1000
 MIN_MASK_IOU = 0.99  # before the polygons are simplified
 MIN_POLYGON_IOU = 0.97
 MAX_KEYPOINT_PIXELS = 0.5
+FLOAT_BRANCH = ".one2one_cv4"  # of masks, keypoints and angles: it stays in float
 VISIBLE = 0.5  # ultralytics moves keypoints of a lower confidence to 0, 0
 
 
@@ -96,12 +102,14 @@ def detector_of(weights_of: Callable[[Task], Path]) -> Callable[[Task, str], Det
     return load
 
 
+def export_of(weights: Path) -> Path:
+    """Return the export of weights, which is written once."""
+    path = weights.with_name(f"{weights.stem}_openvino_model")
+    return path if path.is_dir() else export_openvino(weights, image_size=IMAGE_SIZE)
+
+
 def load_with(weights: Path, runtime: str) -> Detector:
-    path = weights
-    if runtime == "openvino":
-        path = weights.with_name(f"{weights.stem}_openvino_model")
-        if not path.is_dir():
-            export_openvino(weights, image_size=IMAGE_SIZE)
+    path = export_of(weights) if runtime == "openvino" else weights
     return load_detector(path, image_size=IMAGE_SIZE, min_confidence=0.05)
 
 
@@ -318,6 +326,49 @@ def test_batch_gives_each_image_its_own_prediction(
             d.class_id for d in alone.detections[:20]
         ]
         assert [s.class_id for s in batched.classes] == [s.class_id for s in alone.classes]
+
+
+@pytest.mark.parametrize("task", [task for task in Task if task is not Task.DETECT])
+def test_int8_of_each_task_runs_and_keeps_its_branch_in_float(
+    task: Task, weights_of: Callable[[Task], Path], images: list[Path], tmp_path: Path
+) -> None:
+    float_export = export_of(weights_of(task))
+    metadata = read_metadata(float_export)
+    [file] = float_export.glob("*.xml")
+    quantized = quantize(
+        ov.Core().read_model(file),
+        images,
+        task=task,
+        image_size=IMAGE_SIZE,
+        stride=int(metadata["stride"]),
+    )
+    convolutions = [op for op in quantized.get_ordered_ops() if op.get_type_name() == "Convolution"]
+    branch = [op for op in convolutions if FLOAT_BRANCH in op.get_friendly_name()]
+    assert bool(branch) == (task is not Task.CLASSIFY)
+    assert not any(is_quantized(op) for op in branch)
+    assert sum(is_quantized(op) for op in convolutions) > len(convolutions) / 2
+
+    directory = tmp_path / "int8"
+    directory.mkdir()
+    ov.save_model(quantized, directory / file.name, compress_to_fp16=False)
+    (directory / "metadata.yaml").write_text(
+        yaml.safe_dump(metadata | {"precision": "int8"}), encoding="utf-8"
+    )
+    reference, other = (
+        predict_files(OpenVINODetector(path), images[:3]) for path in (float_export, directory)
+    )
+    for expected, actual in zip(reference, other, strict=True):
+        assert len(actual.classes) == len(expected.classes)
+        assert bool(expected.detections) == (task is not Task.CLASSIFY)
+        assert len(actual.detections) >= len(expected.detections) / 2
+        for found in actual.detections:
+            assert bool(found.polygons) == (task is Task.SEGMENT)
+            assert bool(found.keypoints) == (task is Task.POSE)
+            assert bool(found.rotated_box) == (task is Task.OBB)
+
+
+def is_quantized(convolution: ov.Node) -> bool:
+    return bool(convolution.input_value(0).get_node().get_type_name() == "FakeQuantize")
 
 
 def assert_close(task: Task, worst: Worst) -> None:
