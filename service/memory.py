@@ -2,7 +2,8 @@
 
 `python -m devtools.bench.memory` measures the parts with the worst files that are allowed. The sum
 leaves out the bodies of requests (at most MAX_REQUEST_BYTES for each of the server's threads),
-because a body from Pub/Sub has a few kilobytes.
+because a body from Pub/Sub has a few kilobytes. An image in a request's body counts as a downloaded
+file.
 """
 
 import logging

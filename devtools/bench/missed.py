@@ -105,6 +105,8 @@ def main() -> None:
             ]
             info = decode(file.read_bytes(), max_pixels=_MAX_PIXELS).info
             found += coverage(info, prediction.detections, objects, redaction)
+    if not found:
+        parser.error(f"no object has the label {options.label!r}")
     print(
         f"{images} images, {detector.info.name} ({detector.info.precision}), label "
         f"{options.label}, confidence {options.confidence:g}, margin {options.margin:g}\n"

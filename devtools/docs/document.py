@@ -377,14 +377,12 @@ def examples() -> str:
     return "\n\n".join(parts)
 
 
-def fields_table() -> str:
-    """Return a table of the fields.
+def field_types() -> dict[str, str]:
+    """Return the type of each field, by its path.
 
     Raises:
         LookupError: MEANINGS has other fields than the documents.
     """
-    from devtools.bench.index_entries import deployed_indexes  # it imports the examples
-
     types: dict[str, str] = {}
     for document in samples():
         for path, kind in _paths(document):
@@ -395,6 +393,18 @@ def fields_table() -> str:
         raise LookupError(
             f"devtools/docs/document.py: MEANINGS and the document differ: {differing}"
         )
+    return types
+
+
+def fields_table() -> str:
+    """Return a table of the fields.
+
+    Raises:
+        LookupError: MEANINGS has other fields than the documents.
+    """
+    from devtools.bench.index_entries import deployed_indexes  # it imports the examples
+
+    types = field_types()
     indexes = deployed_indexes()
     rows = [
         (code(path), types[path], each.unit, each.text, each.null, _indexed(path, indexes))

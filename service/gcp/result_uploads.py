@@ -112,7 +112,7 @@ def _content(document_id: str, index: int, image: DerivedImage) -> ResultObject:
     """Return the object of a derived image.
 
     Its name has no label and nothing of the image's name, because both are untrusted text. `index`
-    keeps equal crops apart.
+    gives equal crops different names.
     """
     crop = () if image.class_id is None else (image.class_id, index)
     sha256 = hashlib.sha256(image.data).hexdigest()

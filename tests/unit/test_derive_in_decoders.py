@@ -354,6 +354,18 @@ def test_image_of_another_format_is_rejected(hostile: Decoders) -> None:
     assert thumbnail.content_type == "image/jpeg" and thumbnail.kind is DerivedKind.THUMBNAIL
 
 
+@pytest.mark.parametrize(("extra", "is_read"), [(0, True), (1, False)])
+def test_bytes_beyond_the_limit_are_rejected(hostile: Decoders, extra: int, is_read: bool) -> None:
+    some = plan(options=DeriveOptions())
+    made = b"\xff\xd8\xff".ljust(some.options.max_output_bytes + extra, b"x")
+    data = photo() + hostile_decoder.MARK + b"derived:" + made
+    if is_read:
+        assert derive(hostile, data, some)[0].data == made
+    else:
+        with pytest.raises(BadImageError, match="decoder fail"):
+            derive(hostile, data, some)
+
+
 def test_fewer_crops_are_no_lie(decoders: Decoders) -> None:
     whole = replace(PERSON, box=Box(0.0, 0.0, 1300.0, 900.0))
     some = plan(*[whole] * 20, options=DeriveOptions(crops=Crops()), size=(1300, 900))

@@ -74,7 +74,7 @@ resource "google_cloud_run_v2_service" "detect" {
 
   template {
     service_account                  = google_service_account.detect[count.index].email
-    timeout                          = "${local.detect_seconds + 30}s"
+    timeout                          = "${local.detect_seconds + 30}s" # a call may wait for an instance that starts
     max_instance_request_concurrency = local.detect_in_flight
     execution_environment            = "EXECUTION_ENVIRONMENT_GEN2"
     gpu_zonal_redundancy_disabled    = local.has_gpu ? true : null

@@ -102,7 +102,11 @@ locals {
     },
     var.settings,
   )
-  detect_environment  = merge(local.service_environment, { ENDPOINTS = "detect", MAX_IN_FLIGHT = tostring(local.detect_in_flight) })
+  # Cloud Run checks the tokens of callers, who are not the accounts that push events.
+  detect_environment = merge(
+    { for key, value in local.service_environment : key => value if !startswith(key, "PUSH_") },
+    { ENDPOINTS = "detect", MAX_IN_FLIGHT = tostring(local.detect_in_flight) },
+  )
   silence_environment = merge(local.environment, { for key, id in local.topic_ids : "${upper(key)}_TOPIC" => id if key == "alerts" })
 }
 
@@ -125,6 +129,11 @@ resource "terraform_data" "agreement" {
     precondition {
       condition     = local.firestore_seconds < local.delivery_seconds
       error_message = "A delivery may take ${local.delivery_seconds} s, and FIRESTORE_TIMEOUT_SECONDS reserves ${local.firestore_seconds} s of it for the commit, so no time is left for the image. Lower FIRESTORE_TIMEOUT_SECONDS or raise HANG_TIMEOUT_SECONDS in settings."
+    }
+
+    precondition {
+      condition     = !var.detect_service || min(local.detect_seconds, 0.75 * local.hang_seconds) > local.firestore_seconds
+      error_message = "A call of the detect service may take ${min(local.detect_seconds, 0.75 * local.hang_seconds)} s, and FIRESTORE_TIMEOUT_SECONDS reserves ${local.firestore_seconds} s of it, so no time is left for the image. Lower FIRESTORE_TIMEOUT_SECONDS or raise DETECT_TIMEOUT_SECONDS in settings."
     }
 
     precondition {

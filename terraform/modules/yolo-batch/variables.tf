@@ -522,7 +522,7 @@ variable "settings" {
 }
 
 variable "silence_schedule" {
-  description = "When the silence job looks for sources from which no image came for silent_minutes, as cron in UTC. A run is billed as a minute of a vCPU, so the default costs about 5.30 USD a month without the free tier. Null: never. No effect without alerts_topic."
+  description = "When the silence job looks for sources from which no image came for silent_minutes, as cron in UTC. A run is billed as at least a minute of a vCPU, so the default costs about 5 USD a month without the free tier. Null: never. No effect without alerts_topic."
   type        = string
   default     = "*/10 * * * *"
 

@@ -300,6 +300,17 @@ run "commit_leaves_no_time_for_the_work" {
   expect_failures = [terraform_data.agreement]
 }
 
+run "commit_leaves_no_time_for_the_call" {
+  command = plan
+  variables {
+    detect_service = true
+    max_instances  = 8
+    settings       = { DETECT_TIMEOUT_SECONDS = "6" }
+  }
+
+  expect_failures = [terraform_data.agreement]
+}
+
 run "overwritten_without_deleted" {
   command = plan
   variables {
@@ -610,15 +621,6 @@ run "uploads_in_the_bucket_of_results" {
   variables {
     bucket_name    = "my-project-1-yolo-batch-results"
     results_bucket = true
-  }
-
-  expect_failures = [terraform_data.combinations, check.uploads_subscription]
-}
-
-run "uploads_in_the_bucket_of_builds" {
-  command = plan
-  variables {
-    bucket_name = "my-project-1-yolo-batch-build"
   }
 
   expect_failures = [terraform_data.combinations, check.uploads_subscription]
