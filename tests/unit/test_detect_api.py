@@ -5,7 +5,6 @@ import io
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -19,7 +18,6 @@ from service.deadline import Deadline
 from service.domain import (
     DerivedImage,
     DerivedKind,
-    Download,
     ErrorCode,
     ImageRef,
     ObjectMetadata,
@@ -34,7 +32,6 @@ from service.sources.current import SourceSettings
 from service.sources.rules import Rules
 from tests.fakes import (
     PATIENCE_SECONDS,
-    Buffer,
     DecodersHere,
     FakeCounter,
     FakeDetector,
@@ -69,10 +66,8 @@ class Storage(FakeStorage):
     def resolve(self, ref: ImageRef, deadline: Deadline) -> ImageRef:
         return self._marked(super().resolve(ref, deadline))
 
-    def download(
-        self, ref: ImageRef, deadline: Deadline, buffer: Buffer
-    ) -> AbstractContextManager[Download]:
-        return super().download(self._marked(ref), deadline, buffer)
+    def download(self, ref: ImageRef, *args: Any) -> Any:
+        return super().download(self._marked(ref), *args)
 
     def _marked(self, ref: ImageRef) -> ImageRef:
         metadata = ObjectMetadata(custom={RESULT_MARKER: "true"})
