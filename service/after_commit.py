@@ -27,8 +27,8 @@ class RecordedImage:
     alerts: tuple[Alert, ...] | None = None
 
 
-class Step(Protocol):
-    """One thing that is published."""
+class Publisher(Protocol):
+    """Publishes something of recorded images."""
 
     def publish(self, image: RecordedImage, deadline: Deadline) -> None:
         """Publish what a document says. It is safe to repeat.
@@ -36,6 +36,10 @@ class Step(Protocol):
         Raises:
             TransientError: it may not be published. The next delivery repeats it.
         """
+
+
+class Step(Publisher, Protocol):
+    """One thing that is published of every image."""
 
     def publish_deletion(self, ref: ImageRef, deleted_at: datetime, deadline: Deadline) -> None:
         """Publish that an image's document was removed with its object. It is safe to repeat.
@@ -52,15 +56,19 @@ class AfterCommit:
         self,
         steps: Sequence[Step],
         read: Callable[[str, Deadline], Mapping[str, Any] | None],
+        alerts: Callable[[], Publisher] | None = None,
     ) -> None:
         """Take the steps, in their order.
 
         Args:
-            steps: what is published.
+            steps: what is published of every image.
             read: returns the fields of the document with an id, or None if there is none.
+            alerts: returns what publishes alerts, after the other steps. It is called only for
+                images that may have alerts. None: there are no alerts.
         """
         self._steps = steps
         self._read = read
+        self._alerts = alerts
 
     def committed(self, result: ImageResult, created_at: datetime, deadline: Deadline) -> None:
         """Publish a result that this delivery has committed.
@@ -73,24 +81,36 @@ class AfterCommit:
         Raises:
             TransientError: it may not be published.
         """
+        publishers = self._publishers(has_alerts=bool(result.alerts))
+        if not publishers:
+            return
         document = to_document(result) | {"created_at": created_at}
         image = RecordedImage(result.ref.document_id, document, result.alerts)
-        for step in self._steps:
-            step.publish(image, deadline.for_commit())
+        for publisher in publishers:
+            publisher.publish(image, deadline.for_commit())
 
-    def stored(self, document_id: str, deadline: Deadline) -> None:
+    def stored(self, document_id: str, deadline: Deadline, *, has_rules: bool = False) -> None:
         """Publish a document that another delivery has committed.
 
-        A document that was deleted meanwhile, or that is not final, is not published.
+        A document that was deleted meanwhile, or that is not final, is not published. Nothing is
+        read if there is nothing to publish.
+
+        Args:
+            document_id: the document.
+            deadline: the delivery's. The seconds reserved for the commit are used too.
+            has_rules: whether the image's source has alert rules.
 
         Raises:
             TransientError: it may not be published.
         """
+        publishers = self._publishers(has_alerts=has_rules)
+        if not publishers:
+            return
         document = self._read(document_id, deadline.for_commit())
         if document is None or document.get("status") == STATUS_PARKED:
             return
-        for step in self._steps:
-            step.publish(RecordedImage(document_id, document), deadline.for_commit())
+        for publisher in publishers:
+            publisher.publish(RecordedImage(document_id, document), deadline.for_commit())
 
     def deleted(self, ref: ImageRef, deleted_at: datetime, deadline: Deadline) -> None:
         """Publish that an image's document was removed.
@@ -100,3 +120,7 @@ class AfterCommit:
         """
         for step in self._steps:
             step.publish_deletion(ref, deleted_at, deadline.for_commit())
+
+    def _publishers(self, *, has_alerts: bool) -> list[Publisher]:
+        alerts = [self._alerts()] if has_alerts and self._alerts else []
+        return [*self._steps, *alerts]

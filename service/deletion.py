@@ -1,6 +1,6 @@
 """Removes the results of images whose objects were deleted from Cloud Storage.
 
-    deletion → does the generation exist? → was it overwritten? → tombstone → result
+    deletion → does the generation exist? → was it overwritten? → tombstone → result → message
 
 Events can be forged. So a result is removed only after Cloud Storage itself has responded that the
 generation does not exist.
@@ -9,9 +9,11 @@ generation does not exist.
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
+from service.after_commit import AfterCommit
 from service.deadline import NO_DEADLINE, Deadline
 from service.domain import Event, ImageRef, Outcome
 
@@ -28,8 +30,11 @@ class Objects(Protocol):
 class Results(Protocol):
     """Removes results. `service.gcp.deletions.ResultDeleter` implements it."""
 
-    def delete(self, document_ids: Sequence[str], deadline: Deadline) -> None:
-        """Remove documents and their objects. Keep a later commit from writing them again."""
+    def delete(self, document_ids: Sequence[str], deadline: Deadline) -> datetime:
+        """Remove documents and their objects. Keep a later commit from writing them again.
+
+        Return the time, by the store's clock.
+        """
 
 
 class ObjectState(StrEnum):
@@ -69,17 +74,26 @@ def state_of(
 class Deletion:
     """Handles the events of deleted objects. Safe to use from many threads."""
 
-    def __init__(self, objects: Objects, results: Results, *, with_overwritten: bool) -> None:
+    def __init__(
+        self,
+        objects: Objects,
+        results: Results,
+        *,
+        with_overwritten: bool,
+        after_commit: AfterCommit | None = None,
+    ) -> None:
         """Take the parts that look objects up and remove results.
 
         Args:
             objects: looks objects up.
             results: removes results.
             with_overwritten: whether the results of overwritten objects are removed too.
+            after_commit: publishes that a result was removed. None: nothing is published.
         """
         self._objects = objects
         self._results = results
         self._with_overwritten = with_overwritten
+        self._after_commit = after_commit
 
     def is_wanted(self, event: Event) -> bool:
         """Return whether the settings allow the removal of the deleted object's result."""
@@ -92,7 +106,7 @@ class Deletion:
 
         Raises:
             TransientError: it is not known whether the object exists, or the result could not be
-                removed.
+                removed, or its removal could not be published.
         """
         # If the results of overwritten objects are removed too, only the deletion matters.
         is_overwritten = False if self._with_overwritten else event.is_overwritten
@@ -101,6 +115,8 @@ class Deletion:
         if state is not ObjectState.DELETED:
             logger.info("Kept the result of an image: its object was not deleted", extra=extra)
             return Outcome.IGNORED
-        self._results.delete([ref.document_id], deadline)
+        deleted_at = self._results.delete([ref.document_id], deadline)
+        if self._after_commit:
+            self._after_commit.deleted(ref, deleted_at, deadline)
         logger.info("Removed the result of an image: its object was deleted", extra=extra)
         return Outcome.DELETED

@@ -7,11 +7,13 @@ from typing import Any
 
 from service.domain import (
     SCHEMA,
+    Alert,
     ClassScore,
     DerivedImage,
     Detection,
     Failure,
     ImageResult,
+    ListedAlert,
     ObjectMetadata,
     Task,
 )
@@ -31,6 +33,7 @@ def to_document(result: ImageResult) -> dict[str, Any]:
     Boxes are maps because Firestore has no arrays in arrays. `labels` repeats the keys of `counts`
     because `array-contains` matches whole elements only.
     """
+    alerts: Sequence[ListedAlert | Alert] = (*result.earlier_alerts, *result.alerts)
     ref, failure, task = result.ref, result.failure, result.model and result.model.task
     return {
         "schema": SCHEMA,
@@ -66,7 +69,7 @@ def to_document(result: ImageResult) -> dict[str, Any]:
         "derived_error": result.derived_error,
         "alerts": [
             {"id": alert.id, "rule": alert.rule, "severity": str(alert.severity)}
-            for alert in result.alerts
+            for alert in alerts
         ],
     }
 

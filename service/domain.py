@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
 SCHEMA = 2  # version of the documents that this service writes
 
@@ -447,6 +448,18 @@ class DerivedImage:
     uri: str | None = None
 
 
+@dataclass(frozen=True)
+class ResultObject:
+    """The content of an object in RESULTS_BUCKET that belongs to an image's document.
+
+    `name` is the document's id, `-`, and a name that contains a hash of the content.
+    """
+
+    name: str
+    data: bytes = field(repr=False)
+    content_type: str
+
+
 class Severity(StrEnum):
     """How urgent an alert is. The names are those of log severities."""
 
@@ -479,6 +492,39 @@ class Alert:
     labels: Mapping[str, int]  # how many detections matched, by label
     cooldown_seconds: int
     state: AlertState = AlertState.PENDING
+    suppressed_by: str | None = None  # id of the alert whose cooldown suppresses it
+
+
+@dataclass(frozen=True)
+class StoredAlert:
+    """An alert as its own document has it."""
+
+    id: str
+    source_id: str
+    rule: str
+    cooldown_seconds: int
+    state: AlertState
+    suppressed_by: str | None  # id of the alert whose cooldown suppresses it
+    previous_alert: str | None  # id of the rule's alert that was published before it
+    published_at: datetime | None  # when the message was confirmed, by Firestore's clock
+    fields: Mapping[str, Any]  # all fields of the document
+
+
+@dataclass(frozen=True)
+class LastAlert:
+    """The alert of a rule that was published last. Its age is by Firestore's clock."""
+
+    id: str
+    age_seconds: float
+
+
+@dataclass(frozen=True)
+class ListedAlert:
+    """An alert as the document of its image lists it. `id` is the alert document's id."""
+
+    id: str
+    rule: str
+    severity: str
 
 
 @dataclass(frozen=True)
@@ -515,12 +561,23 @@ class ImageResult:
     derived: tuple[DerivedImage, ...] = ()
     derived_error: str | None = None  # why there are no derived images
     alerts: tuple[Alert, ...] = ()
+    # Alerts of the image that have their documents already. The commit does not create them.
+    earlier_alerts: tuple[ListedAlert, ...] = ()
 
     @property
     def object_uris(self) -> frozenset[str]:
         """The objects in RESULTS_BUCKET that the document refers to."""
         large = {self.detections_uri} if self.detections_uri else set()
         return frozenset(large | {image.uri for image in self.derived if image.uri})
+
+
+@dataclass(frozen=True)
+class PreparedResult:
+    """A result whose objects in RESULTS_BUCKET exist. So its document can refer to them."""
+
+    result: ImageResult
+    # Those that existed already, by URI: another delivery of the image created them.
+    found: Mapping[str, ResultObject] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -534,7 +591,7 @@ class StoredDocument:
     timings: Mapping[str, float] | None = None  # identify the delivery that wrote the document
     schema: int | None = None
     object_uris: frozenset[str] = frozenset()  # the objects in RESULTS_BUCKET that it refers to
-    alerts: frozenset[str] = frozenset()  # ids of its alerts
+    alerts: tuple[ListedAlert, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -552,7 +609,7 @@ class StoredImage:
     document_id: str
     ref: ImageRef
     created_at: datetime  # of the document, by Firestore's clock
-    detections_uri: str | None = None
+    object_uris: frozenset[str] = frozenset()  # the objects in RESULTS_BUCKET that it refers to
 
 
 class Outcome(StrEnum):

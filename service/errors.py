@@ -9,6 +9,7 @@
     ├── ForbiddenError                     the push is from an account that is not allowed: 403
     ├── BadImageError                      the image can never be processed: recorded, then 204
     ├── DocumentKeptError                  a replacement failed or was parked: 204
+    ├── NotAnImageError                    the service made the object itself: ignored, then 204
     ├── ObjectGoneError                    the generation no longer exists: 204
     ├── SourcesError                       sources are broken, or were changed meanwhile
     ├── FaintBytesError                    the faint detections of a document are damaged
@@ -26,8 +27,10 @@
         ├── CertificatesUnavailableError
         ├── StorageUnavailableError
         │   └── StorageRefusedError        every request is refused: an operator must act
-        └── FirestoreUnavailableError
-            └── FirestoreRefusedError      every request is refused: an operator must act
+        ├── FirestoreUnavailableError
+        │   └── FirestoreRefusedError      every request is refused: an operator must act
+        └── PubSubUnavailableError
+            └── PubSubRefusedError         every message is refused: an operator must act
 
 A response with status 400, 401, 403, 429 or 503 contains the error's text. So these texts are fixed
 sentences, and never repeat the input.
@@ -107,6 +110,10 @@ class BadImageError(YoloBatchError):
     def unsupported(cls, what: str) -> "BadImageError":
         """Return the error for an intact file of an unsupported kind. `what` begins the message."""
         return cls(ErrorCode.UNSUPPORTED_MEDIA, f"{what} is not supported.")
+
+
+class NotAnImageError(YoloBatchError):
+    """A service like this one made the object: it has the marker of result objects."""
 
 
 class ObjectGoneError(YoloBatchError):
@@ -192,6 +199,10 @@ class FirestoreUnavailableError(TransientError):
     """Firestore did not read or write the document."""
 
 
+class PubSubUnavailableError(TransientError):
+    """Pub/Sub did not confirm a message. The image's document is committed."""
+
+
 class StorageRefusedError(StorageUnavailableError):
     """Cloud Storage refuses the bucket or the account. One log line says what to repair."""
 
@@ -200,5 +211,11 @@ class StorageRefusedError(StorageUnavailableError):
 
 class FirestoreRefusedError(FirestoreUnavailableError):
     """Firestore refuses the database or the account. One log line says what to repair."""
+
+    is_logged = True
+
+
+class PubSubRefusedError(PubSubUnavailableError):
+    """Pub/Sub refuses the topic or the account. One log line says what to repair."""
 
     is_logged = True

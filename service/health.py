@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 from service.errors import BadImageError, DecoderUnavailableError, DetectorError
 
-_MODEL, _DECODERS = "The model", "The decoders"
+_MODEL, _DECODERS, _DERIVING = "The model", "The decoders", "Making derived images"
 
 
 class Health:
@@ -43,7 +43,7 @@ class Health:
         # By piece of work: the running time at which it began, oldest first.
         self._began: dict[object, float] = {}
         # By part: ids of the documents whose images failed since the last success.
-        self._failed: dict[str, set[str]] = {_MODEL: set(), _DECODERS: set()}
+        self._failed: dict[str, set[str]] = {_MODEL: set(), _DECODERS: set(), _DERIVING: set()}
 
     @contextmanager
     def work(self) -> Iterator[None]:
@@ -68,6 +68,10 @@ class Health:
     def decoder_call(self, document_id: str) -> AbstractContextManager[None]:
         """Count a DecoderUnavailableError in the block as a failure of the decoders."""
         return self._call(_DECODERS, DecoderUnavailableError, document_id)
+
+    def derive_call(self, document_id: str) -> AbstractContextManager[None]:
+        """Count a DecoderUnavailableError in the block as a failure to make derived images."""
+        return self._call(_DERIVING, DecoderUnavailableError, document_id)
 
     def probe(self) -> str | None:
         """Return why the process should be replaced, as a sentence, or None if it is healthy."""

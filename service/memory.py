@@ -37,6 +37,8 @@ _BYTES_PER_INPUT_PIXEL = {
     Task.CLASSIFY: 64,
 }
 _FIRST_COMPILED_BYTES = 40 * _MB  # more for the first shape. Only with one shape, it matters.
+# A result of 1 MiB that is published: its message, and the client's copies of it.
+_LARGE_MESSAGE_BYTES = 5 * _MB
 _CHANNELS = 3
 _STRIDE = 32
 
@@ -50,7 +52,7 @@ class MemoryPlan:
     decoders: int  # each at its limit, including shared memory
     large_file: int  # extra for the one large file that is decoded at a time
     buffered: int  # files between download and decode
-    in_flight: int  # decoded images that wait for the model
+    in_flight: int  # decoded images that wait for the model, later their messages
 
     @property
     def total(self) -> int:
@@ -80,8 +82,14 @@ def plan_memory(settings: Settings, detector: Detector) -> MemoryPlan:
         decoders=count * (limits.small_bytes + shared_bytes),
         large_file=large_bytes,
         buffered=max(settings.max_buffered_bytes, settings.max_image_bytes),
-        in_flight=settings.max_in_flight * pixels_bytes,
+        in_flight=settings.max_in_flight * max(pixels_bytes, _message_bytes(settings, detector)),
     )
+
+
+def _message_bytes(settings: Settings, detector: Detector) -> int:
+    """Return what publishing one result uses at most, if that is not little."""
+    is_large = detector.info.task in (Task.SEGMENT, Task.POSE)
+    return _LARGE_MESSAGE_BYTES if settings.results_topic and is_large else 0
 
 
 def fit_into_memory(settings: Settings, detector: Detector) -> Settings:

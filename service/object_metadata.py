@@ -5,11 +5,17 @@ from typing import Any
 
 MAX_BYTES = 2000  # of all keys and values
 HEADER_PREFIX = "x-goog-meta-"
-RESULT_MARKER = "yolo-batch-result"  # marks an object that the service made: it is no image
+# Key that marks an object in RESULTS_BUCKET, which the service made. Its value does not matter.
+RESULT_MARKER = "yolo-batch-result"
 # A path of fields (`metadata.KEY`) has at most 1,500 bytes. In it, a character can be escaped.
 # https://firebase.google.com/docs/firestore/quotas
 _MAX_KEY_BYTES = 700
 _RESERVED = "__"  # Firestore reserves keys that begin and end with it
+
+
+def is_marked(custom: Mapping[str, str] | None) -> bool:
+    """Return whether metadata of `read_custom` have the marker of a result object."""
+    return RESULT_MARKER in (custom or {})
 
 
 def read_custom(resource: Any) -> tuple[Mapping[str, str] | None, bool]:

@@ -1,6 +1,7 @@
 """The use case: one image, from the request that names it to its final document.
 
-    slot → source → has a document? → daily limit → download → decode → inference → commit → outcome
+    slot → source → has a document? → daily limit → download → decode → inference → derived images
+        → upload → commit → outcome
 
 The deletion of an image takes a slot too. Then `service.deletion` removes its document.
 
@@ -13,7 +14,7 @@ import math
 import shlex
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -25,7 +26,11 @@ from service.concurrency.slots import Slots
 from service.daily_limit import DailyLimit
 from service.deadline import Deadline
 from service.deletion import Deletion
+from service.derive_plan import plan_of
+from service.derived import LARGEST_OPTIONS, DeriveOptions
 from service.domain import (
+    Alert,
+    DerivedImage,
     Download,
     Event,
     Failure,
@@ -38,23 +43,27 @@ from service.domain import (
 from service.errors import (
     BadImageError,
     DocumentKeptError,
+    NotAnImageError,
     ObjectGoneError,
     OtherModelError,
 )
 from service.evaluation import evaluate
 from service.health import Health
+from service.images.derive import DerivePlan
 from service.images.pixels import DecodedImage
 from service.inference.model import Model
+from service.object_metadata import is_marked
 from service.recorder import Recorder
 from service.settings import Settings
 from service.sources.current import SourceSettings
-from service.sources.rules import Rules
+from service.sources.rules import AlertRules, Rules
 
 logger = logging.getLogger(__name__)
 
 # Recorded if Cloud Storage refuses to report the generation. No object has generation 0.
 _NO_GENERATION = 0
 _KEPT_RESULT = "a deletion: the settings keep the result"
+_MARKED = "an object that the service made, by its metadata"
 _CLOSE_SECONDS = 8.0
 # Pub/Sub's default for the minimum back-off:
 # https://cloud.google.com/pubsub/docs/handling-failures#exponential_backoff
@@ -71,7 +80,7 @@ class Storage(Protocol):
         self,
         ref: ImageRef,
         deadline: Deadline,
-        buffer: Callable[[int, Deadline], AbstractContextManager[None]],
+        buffer: Callable[[int, Deadline], AbstractContextManager[object]],
     ) -> AbstractContextManager[Download]:
         """Download exactly this generation. `buffer` reserves memory for its bytes meanwhile."""
 
@@ -90,6 +99,16 @@ class Decoders(Protocol):
     ) -> DecodedImage:
         """Decode a file to upright pixels, no larger than the model's input."""
 
+    def derive(
+        self,
+        data: bytes,
+        plan: DerivePlan,
+        *,
+        content_encoding: str | None,
+        deadline: Deadline,
+    ) -> tuple[DerivedImage, ...]:
+        """Make derived images from a file that was decoded before."""
+
     def close(self) -> None:
         """End the decoder processes."""
 
@@ -101,6 +120,15 @@ class Sources(Protocol):
         """Return the settings of an image."""
 
 
+class Alerts(Protocol):
+    """Applies alert rules. `service.alert_step.AlertStep` implements it."""
+
+    def fired(
+        self, rules: AlertRules, result: ImageResult, deadline: Deadline
+    ) -> tuple[Alert, ...]:
+        """Return the alerts that are created with a result."""
+
+
 @dataclass(frozen=True)
 class PipelineOptions:
     """Limits of the pipeline. `service.settings.Settings` describes them."""
@@ -110,6 +138,8 @@ class PipelineOptions:
     allowed_buckets: tuple[str, ...] = Settings.allowed_buckets
     rules: Rules = Rules()  # of all images, if there are no sources
     store_confidence: float = Settings.store_confidence
+    # Its objects are no images. None: there is no such bucket, and no derived images are made.
+    results_bucket: str | None = Settings.results_bucket
 
 
 class Pipeline:
@@ -127,6 +157,7 @@ class Pipeline:
         sources: Sources | None = None,
         deletion: Deletion | None = None,
         after_commit: AfterCommit | None = None,
+        alerts: Callable[[], Alerts] | None = None,
     ) -> None:
         """Take the parts. `close` closes the decoders, the model and the recorder.
 
@@ -141,6 +172,8 @@ class Pipeline:
             sources: the settings of images. None: all images have `options.rules`.
             deletion: removes the results of deleted objects. None: deletions are ignored.
             after_commit: publishes what is recorded. None: nothing is published.
+            alerts: returns what applies alert rules. It is called only for images whose source has
+                rules. None: rules are ignored.
         """
         self._options = options or PipelineOptions()
         self._storage = storage
@@ -152,10 +185,12 @@ class Pipeline:
         self._sources = sources
         self._deletion = deletion
         self._after_commit = after_commit
+        self._alerts = alerts
         self._slots = Slots(
             self._options.max_in_flight, jobs=max(1, self._options.max_in_flight // 2)
         )
         self._buffered = FairSemaphore(self._options.max_buffered_bytes)
+        self._outputs = FairSemaphore(LARGEST_OPTIONS.max_output_bytes)  # bytes of derived images
 
     def handle(self, event: Event, deadline: Deadline) -> Outcome:
         """Process the image of a request until it has its final document, or park it.
@@ -204,6 +239,9 @@ class Pipeline:
         if event.is_deletion and not (deletion and deletion.is_wanted(event)):
             logger.info("Ignored a request", extra={"reason": _KEPT_RESULT})
             return Outcome.IGNORED
+        if ref.bucket == self._options.results_bucket:
+            logger.warning("Ignored an object of RESULTS_BUCKET", extra={"uri": ref.uri})
+            return Outcome.IGNORED
         if self._options.allowed_buckets and ref.bucket not in self._options.allowed_buckets:
             logger.warning(
                 "Acknowledged an image whose bucket is not in ALLOWED_BUCKETS",
@@ -223,7 +261,13 @@ class Pipeline:
                 extra={"uri": ref.uri, "generation": ref.generation, "reason": str(exc)},
             )
             return Outcome.ALREADY_RECORDED
+        except NotAnImageError:
+            logger.info("Ignored a request", extra={"reason": _MARKED})
+            return Outcome.IGNORED
         except ObjectGoneError:
+            if self._after_commit and ref.generation is not None:
+                # An earlier delivery may have committed it, and crashed before it published.
+                self._publish_stored(ref, self._settings_of(ref, deadline), deadline)
             logger.warning(
                 "An image is gone: deleted or overwritten before it had a result, or it never "
                 "existed",
@@ -236,6 +280,7 @@ class Pipeline:
             return Outcome.GONE
 
     def _process(self, ref: ImageRef, event: Event, deadline: Deadline) -> Outcome:
+        _check_is_image(ref)
         settings = self._settings_of(ref, deadline)
         if not settings.is_enabled:
             return Outcome.DISABLED
@@ -244,11 +289,12 @@ class Pipeline:
         if ref.generation is None:
             try:
                 ref = self._storage.resolve(ref, deadline)
+                _check_is_image(ref)
             except BadImageError as exc:
                 ref = replace(ref, generation=_NO_GENERATION)
                 failure = Failure(exc.code, exc.message)
         if not _is_first_delivery(event) and self._recorder.is_final(ref, deadline):
-            self._publish_stored(ref, deadline)
+            self._publish_stored(ref, settings, deadline)
             return Outcome.ALREADY_RECORDED
         if failure or not self._limit:
             return self._record(ref, failure, settings, event, deadline)
@@ -273,39 +319,54 @@ class Pipeline:
         deadline: Deadline,
     ) -> Outcome:
         """Detect and commit. An image with a failure is not read."""
-        if failure:
-            result = ImageResult(ref, failure=failure)
-        else:
-            result = self._detect(ref, settings, deadline)
-        result = replace(
-            result,
-            event_time=event.event_time,
-            day=day_of(result.captured_at, event.event_time, settings.timezone),
-            source=settings.version,
-        )
-        try:
-            committed = self._recorder.record(result, deadline)
-        except DocumentKeptError:
-            self._publish_stored(ref, deadline)
-            raise
+        with ExitStack() as outputs:  # the memory of its derived images
+            if failure:
+                result = ImageResult(ref, failure=failure)
+            else:
+                result = self._detect(ref, settings, deadline, outputs)
+            result = replace(
+                result,
+                event_time=event.event_time,
+                day=day_of(result.captured_at, event.event_time, settings.timezone),
+                source=settings.version,
+            )
+            if settings.alerts and self._alerts:
+                alerts = self._alerts().fired(settings.alerts, result, deadline.for_commit())
+                result = replace(result, alerts=alerts)
+            try:
+                committed = self._recorder.record(result, deadline)
+            except DocumentKeptError:
+                self._publish_stored(ref, settings, deadline)
+                raise
         if self._after_commit and committed.created_at and committed.outcome is not Outcome.PARKED:
             self._after_commit.committed(committed.result, committed.created_at, deadline)
         elif committed.outcome is not Outcome.PARKED:
             # Another delivery committed the document. It may have crashed before it published.
-            self._publish_stored(ref, deadline)
+            self._publish_stored(ref, settings, deadline)
         return committed.outcome
 
-    def _publish_stored(self, ref: ImageRef, deadline: Deadline) -> None:
+    def _publish_stored(self, ref: ImageRef, settings: SourceSettings, deadline: Deadline) -> None:
         """Publish a document that another delivery committed."""
         if self._after_commit:
-            self._after_commit.stored(ref.document_id, deadline)
+            has_rules = settings.alerts is not None
+            self._after_commit.stored(ref.document_id, deadline, has_rules=has_rules)
 
-    def _detect(self, ref: ImageRef, settings: SourceSettings, deadline: Deadline) -> ImageResult:
-        """Download, decode and detect. If the file can never be processed, the result is failed."""
+    def _detect(
+        self, ref: ImageRef, settings: SourceSettings, deadline: Deadline, outputs: ExitStack
+    ) -> ImageResult:
+        """Download, decode and detect. If the file can never be processed, the result is failed.
+
+        The memory of the derived images is reserved until `outputs` is closed.
+        """
+        derives = bool(self._options.results_bucket) and not settings.derive.is_empty
         started_at = time.monotonic()
         downloaded_at = math.inf  # not yet
-        try:
-            with self._storage.download(ref, deadline, self._buffered.acquire) as download:
+        with ExitStack() as file:
+            try:
+                download = file.enter_context(
+                    self._storage.download(ref, deadline, self._buffered.acquire)
+                )
+                _check_is_image(replace(ref, metadata=download.metadata))
                 ref = replace(ref, metadata=download.metadata)
                 downloaded_at = time.monotonic()
                 with self._health.decoder_call(ref.document_id):
@@ -316,13 +377,33 @@ class Pipeline:
                         content_encoding=download.content_encoding,
                         deadline=deadline,
                     )
-                del download  # free the file before the pixels wait for the model
-        except BadImageError as exc:
-            # Failed results need timings too, because the store recognises its own document by
-            # them.
-            failure = Failure(exc.code, exc.message)
-            return ImageResult(ref, failure=failure, timings=_timings(started_at, downloaded_at))
-        timings = _timings(started_at, downloaded_at)
+            except BadImageError as exc:
+                # Failed results need timings too, because the store recognises its own document by
+                # them.
+                failure = Failure(exc.code, exc.message)
+                return ImageResult(
+                    ref, failure=failure, timings=_timings(started_at, downloaded_at)
+                )
+            kept = download if derives else None
+            del download  # without derived images, free the file before the model's queue
+            if not kept:
+                file.close()
+            timings = _timings(started_at, downloaded_at)
+            result = self._infer(ref, image, timings, settings, deadline)
+            del image  # free the pixels before the derived images are made
+            if kept:
+                result = self._derive(result, kept, settings.derive, deadline, outputs)
+        return result if settings.rules.keep_faint else replace(result, faint=None)
+
+    def _infer(
+        self,
+        ref: ImageRef,
+        image: DecodedImage,
+        timings: Timings,
+        settings: SourceSettings,
+        deadline: Deadline,
+    ) -> ImageResult:
+        """Return the result of an image. It has all faint detections, whatever its source says."""
         inferred = self._model.infer(image, ref.document_id, deadline)
         result = ImageResult(
             ref,
@@ -342,7 +423,45 @@ class Pipeline:
             timezone=settings.timezone,
             store_location=settings.store_location,
         )
-        return evaluate(result, inferred.result, settings.rules)
+        return evaluate(result, inferred.result, replace(settings.rules, keep_faint=True))
+
+    def _derive(
+        self,
+        result: ImageResult,
+        file: Download,
+        options: DeriveOptions,
+        deadline: Deadline,
+        outputs: ExitStack,
+    ) -> ImageResult:
+        """Return the result with its derived images, or with the reason why there are none.
+
+        A reason never fails the image. If something must be redacted, no other image is made
+        without the redaction.
+        """
+        plan = plan_of(options, result, self._model.labels)
+        if isinstance(plan, str):
+            return replace(result, derived_error=plan)
+        reduce_to = outputs.enter_context(self._outputs.acquire(options.max_output_bytes, deadline))
+        try:
+            with self._health.derive_call(result.ref.document_id):
+                derived = self._decoders.derive(
+                    file.data, plan, content_encoding=file.content_encoding, deadline=deadline
+                )
+        except BadImageError as exc:
+            reduce_to(0)
+            return replace(result, derived_error=exc.message)
+        reduce_to(sum(len(image.data) for image in derived))
+        return replace(result, derived=derived)
+
+
+def _check_is_image(ref: ImageRef) -> None:
+    """Check that the service did not make the object itself.
+
+    Raises:
+        NotAnImageError: the object's metadata have the marker of result objects.
+    """
+    if is_marked(ref.metadata.custom):
+        raise NotAnImageError("The object has the marker of result objects.")
 
 
 def _check_model(ref: ImageRef, sha256: str) -> None:

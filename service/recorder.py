@@ -9,7 +9,14 @@ from typing import Protocol
 
 from service.concurrency.group_commit import GroupCommit
 from service.deadline import Deadline
-from service.domain import CommittedResult, ImageRef, ImageResult, Outcome, Replace
+from service.domain import (
+    CommittedResult,
+    ImageRef,
+    ImageResult,
+    Outcome,
+    PreparedResult,
+    Replace,
+)
 from service.errors import ObjectGoneError, YoloBatchError
 from service.health import Health
 
@@ -28,13 +35,15 @@ class Store(Protocol):
         """Write the results' documents. Return one outcome for each result, in order."""
 
 
-class LargeResults(Protocol):
-    """Makes results fit. `service.gcp.large_results.LargeResults` implements it."""
+class Uploads(Protocol):
+    """Uploads results' objects. `service.gcp.result_uploads.ResultUploads` implements it."""
 
-    def prepare(self, result: ImageResult, deadline: Deadline) -> ImageResult:
-        """Return the result as its document can have it."""
+    def prepare(self, result: ImageResult, deadline: Deadline) -> PreparedResult:
+        """Create a result's objects. Return the result as its document can have it."""
 
-    def settle(self, result: ImageResult, committed: CommittedResult, deadline: Deadline) -> None:
+    def settle(
+        self, prepared: PreparedResult, committed: CommittedResult, deadline: Deadline
+    ) -> None:
         """Remove the objects that a commit made useless, and restore the result's own."""
 
     def remove_all(self, document_id: str, deadline: Deadline) -> None:
@@ -48,7 +57,7 @@ class Recorder:
         self,
         store: Store,
         health: Health,
-        large_results: LargeResults | None = None,
+        uploads: Uploads | None = None,
         is_deleted: Callable[[str, Deadline], bool] = lambda document_id, deadline: False,
     ) -> None:
         """Start the threads that commit to `store`.
@@ -56,11 +65,12 @@ class Recorder:
         Args:
             store: writes the documents.
             health: watches each commit.
-            large_results: makes large results fit into documents. None: the store has no limit.
+            uploads: creates the objects that a result has beside its document. None: no result
+                has any.
             is_deleted: returns whether the document with an id was removed with its object.
         """
         self._store = store
-        self._large_results = large_results
+        self._uploads = uploads
         self._is_deleted = is_deleted
         self._commits: GroupCommit[ImageResult, CommittedResult] = GroupCommit(
             self._commit, watch=health.work
@@ -109,41 +119,42 @@ class Recorder:
             logger.info("Outcomes", extra=counts)
 
     def _commit_one(self, result: ImageResult, deadline: Deadline) -> CommittedResult:
-        if not self._large_results:
+        uploads = self._uploads
+        if not uploads:
             return self._commits.commit(result, deadline)
         # In the request's own thread, so that an upload delays no other image.
-        prepared = self._large_results.prepare(result, deadline)
+        prepared = uploads.prepare(result, deadline)
         try:
-            committed = self._commits.commit(prepared, deadline)
-        except ObjectGoneError:  # the image was deleted meanwhile: its object must not stay
-            gone = CommittedResult(prepared, is_superseded=True, unused_uris=prepared.object_uris)
-            self._settle(result, gone, deadline)
+            committed = self._commits.commit(prepared.result, deadline)
+        except ObjectGoneError:  # the image was deleted meanwhile: its objects must not stay
+            if prepared.result.object_uris:
+                self._remove_all(result.ref, uploads, deadline.for_commit())
             raise
-        self._settle(result, committed, deadline)
+        if prepared.found or committed.unused_uris:
+            uploads.settle(prepared, committed, deadline.for_commit())
+        if prepared.found and not committed.is_superseded:
+            self._remove_if_deleted(result.ref, uploads, deadline.for_commit())
         return committed
 
-    def _settle(self, result: ImageResult, committed: CommittedResult, deadline: Deadline) -> None:
-        if self._large_results and (committed.unused_uris or committed.result.object_uris):
-            deadline = deadline.for_commit()
-            self._large_results.settle(result, committed, deadline)
-            self._remove_if_deleted(result.ref, self._large_results, deadline)
-
-    def _remove_if_deleted(
-        self, ref: ImageRef, large_results: LargeResults, deadline: Deadline
-    ) -> None:
+    def _remove_if_deleted(self, ref: ImageRef, uploads: Uploads, deadline: Deadline) -> None:
         """Remove the objects of an image that was deleted since its commit.
 
         The removal may have listed its objects before `settle` created one of them again. If there
         is no tombstone now, a later removal finds the object.
         """
         try:
-            if self._is_deleted(ref.document_id, deadline):
-                large_results.remove_all(ref.document_id, deadline)
+            is_deleted = self._is_deleted(ref.document_id, deadline)
         except YoloBatchError as exc:
-            logger.warning(
-                "An object of a deleted image may be left in RESULTS_BUCKET",
-                extra={"uri": ref.uri, "document_id": ref.document_id, "reason": str(exc)},
-            )
+            _warn_of_objects(ref, exc)
+            return
+        if is_deleted:
+            self._remove_all(ref, uploads, deadline)
+
+    def _remove_all(self, ref: ImageRef, uploads: Uploads, deadline: Deadline) -> None:
+        try:
+            uploads.remove_all(ref.document_id, deadline)
+        except YoloBatchError as exc:
+            _warn_of_objects(ref, exc)
 
     def _commit(
         self, results: Sequence[ImageResult], deadline: Deadline
@@ -165,3 +176,10 @@ class Recorder:
         with self._lock:
             counts, self._counts = self._counts, Counter()
         return {str(outcome): count for outcome, count in sorted(counts.items())}
+
+
+def _warn_of_objects(ref: ImageRef, error: YoloBatchError) -> None:
+    logger.warning(
+        "An object of a deleted image may be left in RESULTS_BUCKET",
+        extra={"uri": ref.uri, "document_id": ref.document_id, "reason": str(error)},
+    )

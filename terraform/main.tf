@@ -20,7 +20,13 @@ module "yolo_batch" {
 
   accelerator                 = var.accelerator
   agent_grants                = var.agent_grants
+  alert_incidents             = var.alert_incidents
+  alert_webhook_audience      = var.alert_webhook_audience
+  alert_webhook_transform     = var.alert_webhook_transform
+  alert_webhook_url           = var.alert_webhook_url
+  alerts_topic                = var.alerts_topic
   batch_size                  = var.batch_size
+  bigquery                    = var.bigquery
   bucket_name                 = var.bucket_name
   budget                      = var.budget
   build_region                = var.build_region
@@ -31,6 +37,9 @@ module "yolo_batch" {
   create_repository           = var.create_repository
   daily_image_limit           = var.daily_image_limit
   delete_results_with_objects = var.delete_results_with_objects
+  detect_invokers             = var.detect_invokers
+  detect_max_instances        = var.detect_max_instances
+  detect_service              = var.detect_service
   firestore_collection        = var.firestore_collection
   firestore_database          = var.firestore_database
   firestore_location          = var.firestore_location
@@ -52,9 +61,11 @@ module "yolo_batch" {
   region                      = var.region
   repository_name             = var.repository_name
   results_bucket              = var.results_bucket
+  results_topic               = var.results_topic
   results_ttl_days            = var.results_ttl_days
   scan_images                 = var.scan_images
   settings                    = var.settings
+  silence_schedule            = var.silence_schedule
   slo_goal                    = var.slo_goal
   soft_delete_days            = var.soft_delete_days
   upload_events               = var.upload_events

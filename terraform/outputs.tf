@@ -20,6 +20,11 @@ output "dead_letters" {
   value       = module.yolo_batch.dead_letters
 }
 
+output "detect_url" {
+  description = "URL of the detect service, for POST /v1/detect. Null without detect_service."
+  value       = module.yolo_batch.detect_url
+}
+
 output "jobs_topic" {
   description = "Topic for jobs, for yolo-batch submit --topic."
   value       = module.yolo_batch.jobs_topic
@@ -28,6 +33,11 @@ output "jobs_topic" {
 output "results" {
   description = "URL of the documents in the console."
   value       = module.yolo_batch.results
+}
+
+output "results_dataset" {
+  description = "BigQuery dataset with the views results and detections. Null without bigquery."
+  value       = module.yolo_batch.results_dataset
 }
 
 output "service_url" {

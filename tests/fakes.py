@@ -4,10 +4,11 @@ A fake waits only while a test has closed its gate, and at most `PATIENCE_SECOND
 would hang fails instead.
 """
 
+import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 
+from service.after_commit import AfterCommit
 from service.daily_limit import DailyLimit
 from service.deadline import NO_DEADLINE, Deadline
 from service.deletion import Deletion
@@ -24,29 +26,32 @@ from service.document import to_document
 from service.domain import (
     Box,
     CommittedResult,
+    DerivedImage,
     Detection,
     Download,
     ImageRef,
     ImageResult,
     ModelInfo,
     Prediction,
+    PreparedResult,
     Replace,
 )
 from service.errors import DocumentKeptError, ObjectGoneError
 from service.health import Health
 from service.images.crop import center_crop
 from service.images.decode import decode
+from service.images.derive import DerivePlan
 from service.images.letterbox import shrink
 from service.images.pixels import DecodedImage, Pixels
 from service.inference.model import Model
-from service.pipeline import Pipeline, PipelineOptions, Sources
+from service.pipeline import Alerts, Pipeline, PipelineOptions, Sources
 from service.recorder import Recorder
 
 PATIENCE_SECONDS = 60.0  # for every wait: far longer than anything takes on a busy machine
 BUCKET = "uploads"
 
 Color = tuple[int, int, int]  # blue, green, red
-Buffer = Callable[[int, Deadline], AbstractContextManager[None]]
+Buffer = Callable[[int, Deadline], AbstractContextManager[object]]
 Value = TypeVar("Value")
 
 
@@ -146,6 +151,10 @@ class DecodersHere:
     def __init__(self) -> None:
         self.gate = Gate()
         self.is_closed = False
+        self.plans: list[DerivePlan] = []
+        self.derived: tuple[DerivedImage, ...] = ()  # what `derive` returns
+        self.derive_errors: list[Exception] = []  # each call raises the next one, if there is one
+        self.derive_gate = Gate()
 
     def decode(
         self,
@@ -163,6 +172,22 @@ class DecodersHere:
             return replace(image, pixels=center_crop(image.pixels, size=image_size))
         image = decode(data, max_pixels=50_000_000, image_size=image_size)
         return replace(image, pixels=shrink(image.pixels, image_size=image_size))
+
+    def derive(
+        self,
+        data: bytes,
+        plan: DerivePlan,
+        *,
+        content_encoding: str | None = None,
+        deadline: Deadline,
+    ) -> tuple[DerivedImage, ...]:
+        assert data, "the file's bytes are kept until they are needed"
+        self.plans.append(plan)
+        self.derive_gate.enter()
+        deadline.wait_seconds()
+        if self.derive_errors:
+            raise self.derive_errors.pop(0)
+        return self.derived
 
     def close(self) -> None:
         self.is_closed = True
@@ -220,12 +245,58 @@ class FakeStore:
         self.now += timedelta(seconds=1)
         self.documents[document_id] = to_document(result)
         self.created[document_id] = self.now
-        return CommittedResult(result)
+        return CommittedResult(result, created_at=self.now)
+
+    def read_document(self, document_id: str, deadline: Deadline) -> dict[str, Any] | None:
+        document = self.documents.get(document_id)
+        return document and document | {"created_at": self.created[document_id]}
 
     def document(self, name: str) -> dict[str, Any]:
         """Return the only document with this object name."""
         [match] = [document for document in self.documents.values() if document["name"] == name]
         return match
+
+
+class FakeTopic:
+    """A topic in memory. Each call fails with the next of `errors`, if there is one."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self.attributes: list[Mapping[str, str]] = []
+        self.errors: list[Exception] = []
+
+    def publish(self, data: bytes, attributes: Mapping[str, str], deadline: Deadline) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+        self.messages.append(json.loads(data))
+        self.attributes.append(attributes)
+
+
+class FakeUploads:
+    """Objects in memory, by URI. It never removes one."""
+
+    def __init__(self, bucket: str = "results") -> None:
+        self.bucket = bucket
+        self.objects: dict[str, bytes] = {}
+        self.errors: list[Exception] = []  # each call raises the next one, if there is one
+
+    def prepare(self, result: ImageResult, deadline: Deadline) -> PreparedResult:
+        if self.errors:
+            raise self.errors.pop(0)
+        derived = []
+        for image in result.derived:
+            uri = f"gs://{self.bucket}/{result.ref.document_id}-{image.kind}"
+            self.objects[uri] = image.data
+            derived.append(replace(image, uri=uri))
+        return PreparedResult(replace(result, derived=tuple(derived)))
+
+    def settle(
+        self, prepared: PreparedResult, committed: CommittedResult, deadline: Deadline
+    ) -> None:
+        raise AssertionError("nothing is to be removed")
+
+    def remove_all(self, document_id: str, deadline: Deadline) -> None:
+        raise AssertionError("nothing is to be removed")
 
 
 class FakeCounter:
@@ -259,6 +330,7 @@ class FakeDetector:
         self.batch_sizes: list[int] = []
         self.shapes: list[tuple[int, ...]] = []
         self.poison: Color | None = None
+        self.labels = {0: "0-0-0"}
         self.runners = 1
         self.shape: tuple[int, int] | None = (640, 640)  # of every image; None: its own
         self.missing_results = 0
@@ -339,6 +411,9 @@ def pipeline_of(
     limit: DailyLimit | None = None,
     sources: Sources | None = None,
     deletion: Deletion | None = None,
+    after_commit: AfterCommit | None = None,
+    uploads: FakeUploads | None = None,
+    alerts: Callable[[], Alerts] | None = None,
     **options: Any,
 ) -> Pipeline:
     """Return a pipeline around fakes."""
@@ -347,10 +422,12 @@ def pipeline_of(
         storage,
         decoders or DecodersHere(),
         Model(detector, health, max_batch_size=max_batch_size),
-        Recorder(store, health),
+        Recorder(store, health, uploads),
         health,
         PipelineOptions(**options),
         limit,
         sources,
         deletion=deletion,
+        after_commit=after_commit,
+        alerts=alerts,
     )

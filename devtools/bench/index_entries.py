@@ -70,16 +70,32 @@ def deployed_indexes(*, index_all_fields: bool = False) -> Indexes:
     Args:
         index_all_fields: the value of this variable.
     """
-    settings: dict[str, Any] = {}
-    for block in blocks_of(MODULE / "firestore.tf", "locals"):
-        settings |= block
+    settings = _locals()
     fields = {field: tuple(modes) for field, modes in settings["single_field_indexes"].items()}
     if index_all_fields:
         fields = {field: modes and AUTOMATIC for field, modes in fields.items()}
     fields[EVERY_FIELD] = AUTOMATIC if index_all_fields else ()
     fields["created_at"] = ()
-    composite = settings["composite_indexes"].values()
-    return Indexes(fields, [[(each["path"], each["mode"]) for each in one] for one in composite])
+    return Indexes(fields, _composite(settings["composite_indexes"]))
+
+
+def deployed_alert_indexes() -> Indexes:
+    """Return the indexes of the alert documents, read from firestore.tf."""
+    settings = _locals()
+    fields = {field: tuple(modes) for field, modes in settings["alert_field_indexes"].items()}
+    fields |= {EVERY_FIELD: (), "created_at": ()}
+    return Indexes(fields, _composite(settings["alert_composite_indexes"]))
+
+
+def _locals() -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for block in blocks_of(MODULE / "firestore.tf", "locals"):
+        settings |= block
+    return settings
+
+
+def _composite(settings: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
+    return [[(each["path"], each["mode"]) for each in index] for index in settings.values()]
 
 
 def name_bytes(path: Sequence[str]) -> int:

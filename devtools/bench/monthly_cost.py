@@ -2,6 +2,7 @@
 
     python -m devtools.bench.monthly_cost --cpu-ms 51.9 --images 1000000
     python -m devtools.bench.monthly_cost --cpu-ms 51.9 --before
+    python -m devtools.bench.monthly_cost --cpu-ms 51.9 --options
 
 Each row is quantity x price. Only Cloud Run's quantity needs a formula (request-based billing):
 
@@ -17,7 +18,7 @@ counted. All other values are assumptions, and the options change them.
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -60,7 +61,12 @@ PRICES = {
     "Cloud Storage": Price("GB", 0.020),
     "Cloud Storage writes, lists": Price("M", 5.00),
     "Cloud Storage reads": Price("M", 0.40),
+    # cloud.google.com/pubsub/pricing. The free units are not for BigQuery subscriptions.
     "Pub/Sub": Price("GiB", 40 / 1024, 10),
+    "Pub/Sub to BigQuery": Price("GiB", 50 / 1024),
+    # cloud.google.com/bigquery/pricing: active logical storage. Rows that a subscription of Pub/Sub
+    # writes are not billed by BigQuery. Queries are: 6.25 USD a TiB after 1 TiB a month.
+    "BigQuery storage": Price("GiB", 0.02, 10),
     "Artifact Registry": Price("GB", 0.10, 0.5),
     "Cloud Scheduler": Price("job", 0.10, 3),
     "Cloud Logging": Price("GiB", 0.50, 50),
@@ -107,6 +113,17 @@ class Month:
     reconciles: int = int(DAYS)
     reconcile_seconds: float = 60.0
     reconcile_days: float = 2.0  # a run reads the documents of uploads in this many days
+    # Options, which are off by default
+    result_message_kb: float = 0.0  # a message on the results topic. 0: no topic
+    bigquery_kb: float = 0.0  # a result message that is written to BigQuery. 0: none is
+    derived_objects: float = 0.0  # derived images of one image
+    derived_ms: float = 0.0  # CPU time for them
+    derived_kb: float = 0.0  # their size
+    alerts: int = 0  # alerts of images: their documents
+    alert_messages: int = 0  # alerts that are published
+    silence_runs: int = 0  # of the silence job
+    silent_sources: int = 10  # with silent_minutes
+    detect_calls: int = 0  # of the detect service
 
 
 # What `--before` changes: the deployment of version 0.1.0.
@@ -116,33 +133,68 @@ BEFORE: dict[str, Any] = {
     "counters": 2,
 }
 
+# An alert is one more document, and almost no read (docs/evidence/alerts.md). A published one also
+# reads its document, the cooldown and the count of suppressed alerts. It writes the decision into
+# both documents, and the confirmation.
+_MESSAGE_READS, _MESSAGE_WRITES = 3, 3
+_ALERT_KB = 1.0  # an alert's document with its index entries, and an alert message
+_JOB_GIB = 0.5  # memory of the silence job
+_LEAST_JOB_SECONDS = 60  # that Cloud Run bills for an execution
+
+MESSAGE_KB = 1.7  # of the document of `--document-kb`, with its attributes
+# What `--options` adds to a month, one at a time. The derived images are those of
+# docs/evidence/derived-images.md.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "`results_topic`": {"result_message_kb": MESSAGE_KB},
+    "`bigquery`, beside `results_topic`": {"bigquery_kb": MESSAGE_KB},
+    "alert rules: 1 % of the images match, 1,000 are published": {
+        "alerts": 10_000,
+        "alert_messages": 1_000,
+    },
+    "`alerts_topic`: the silence job, every 10 minutes": {"silence_runs": int(6 * HOURS)},
+    "`detect_service`: 1,000,000 calls": {"detect_calls": 1_000_000},
+}
+
 
 def quantities(month: Month) -> dict[str, float]:
     """Return the units of a month, by the names of PRICES."""
     million = month.images / 1e6
-    billed = month.images * month.cpu_ms / 1000 / (month.vcpu * month.busy)
+    cpu_ms = month.images * (month.cpu_ms + month.derived_ms) + month.detect_calls * month.cpu_ms
+    billed = cpu_ms / 1000 / (month.vcpu * month.busy)
     billed += month.starts * month.start_seconds
     if month.gpu_hours:
         billed = 0.0
     job_seconds = month.reconciles * month.reconcile_seconds
+    silence_seconds = month.silence_runs * _LEAST_JOB_SECONDS
+    published_kb = month.images * month.result_message_kb + month.alert_messages * _ALERT_KB
     listed = month.reconciles * month.objects
     compared = month.reconciles * min(month.objects, month.images * month.reconcile_days / DAYS)
     return {
         "Cloud Run vCPU": billed * month.vcpu,
         "Cloud Run memory": billed * month.memory_gib,
-        "Cloud Run requests": 0.0 if month.gpu_hours else million,
+        "Cloud Run requests": 0.0 if month.gpu_hours else million + month.detect_calls / 1e6,
         "Cloud Run with GPU": month.gpu_hours,
-        "Cloud Run job vCPU": job_seconds,  # one vCPU and one GiB
-        "Cloud Run job memory": job_seconds,
-        "Firestore reads": million + compared / 1e6,  # an image: one read before its inference
-        "Firestore writes": million,
-        "Firestore storage": month.objects * month.document_kb * 1000 / GIB,
-        "Cloud Storage": month.objects * month.image_kb * 1000 / 1e9,
-        "Cloud Storage writes, lists": million + listed / 1000 / 1e6,  # 1,000 names per list
+        "Cloud Run job vCPU": job_seconds + silence_seconds,  # one vCPU
+        "Cloud Run job memory": job_seconds + silence_seconds * _JOB_GIB,  # reconcile: one GiB
+        # An image: one read before its inference
+        "Firestore reads": million
+        + compared / 1e6
+        + month.alert_messages * _MESSAGE_READS / 1e6
+        + month.silence_runs * month.silent_sources / 1e6,
+        "Firestore writes": million + (month.alerts + month.alert_messages * _MESSAGE_WRITES) / 1e6,
+        "Firestore storage": (month.objects * month.document_kb + month.alerts * _ALERT_KB)
+        * 1000
+        / GIB,
+        "Cloud Storage": month.objects * (month.image_kb + month.derived_kb) * 1000 / 1e9,
+        # 1,000 names per list
+        "Cloud Storage writes, lists": million * (1 + month.derived_objects) + listed / 1000 / 1e6,
         "Cloud Storage reads": million,
-        "Pub/Sub": 2 * month.images * month.message_kb * 1000 / GIB,  # published and delivered
+        # Published and delivered. What is delivered to BigQuery has its own price.
+        "Pub/Sub": (2 * month.images * month.message_kb + published_kb) * 1000 / GIB,
+        "Pub/Sub to BigQuery": month.images * month.bigquery_kb * 1000 / GIB,
+        "BigQuery storage": month.objects * month.bigquery_kb * 1000 / GIB,
         "Artifact Registry": month.image_gb,
-        "Cloud Scheduler": 1.0 if month.reconciles else 0.0,
+        "Cloud Scheduler": float(bool(month.reconciles) + bool(month.silence_runs)),
         "Cloud Logging": month.images * (month.request_log_kb + month.log_kb) * 1000 / GIB,
         "Cloud Monitoring": (month.active_minutes if month.images else 0.0)
         * (month.distributions * _DISTRIBUTION_BYTES + month.counters * _COUNTER_BYTES)
@@ -189,6 +241,23 @@ def comparison(before: Month, after: Month) -> str:
     return _table(columns, headers, cells)
 
 
+def options_table(month: Month, options: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return what each option adds to a month, in USD without the free tier, as Markdown."""
+    base = cost(month, free_tier=False)
+    rows = []
+    for name, changes in options.items():
+        added = cost(replace(month, **changes), free_tier=False)
+        parts = {key: usd - base[key] for key, usd in added.items() if usd - base[key] >= 0.005}
+        largest = sorted(parts.items(), key=lambda part: -part[1])
+        rows.append(
+            [name, f"{sum(added.values()) - sum(base.values()):,.2f}"]
+            + [", ".join(f"{key} {usd:,.2f}" for key, usd in largest)]
+        )
+    headers = ["option", "USD a month", "of which"]
+    align = ["left", "right", "left"]
+    return tabulate(rows, headers, tablefmt="pipe", colalign=align, disable_numparse=True)
+
+
 def _table(
     columns: Sequence[dict[str, float]], headers: Sequence[str], cells: dict[str, list[str]]
 ) -> str:
@@ -223,9 +292,10 @@ def main(command_line: Sequence[str] | None = None) -> None:
             option = "--" + field.name.replace("_", "-")
             parser.add_argument(option, type=type(field.default), default=field.default)
     parser.add_argument("--before", action="store_true", help="compare with version 0.1.0")
+    parser.add_argument("--options", action="store_true", help="what each option adds to the month")
     arguments = parser.parse_args(command_line)
     values = vars(arguments)
-    is_comparison = values.pop("before")
+    is_comparison, is_options = values.pop("before"), values.pop("options")
     for name, value in values.items():
         # Also true for NaN. None: the option was not given.
         if value is not None and not 0 <= value < math.inf or (name in _DIVISORS and not value):
@@ -233,6 +303,9 @@ def main(command_line: Sequence[str] | None = None) -> None:
             parser.error(f"--{name.replace('_', '-')} must be a number {least}")
     values["objects"] = arguments.images if arguments.objects is None else arguments.objects
     busy = Month(**values)
+    if is_options:
+        print(options_table(busy, OPTIONS))
+        return
     idle = replace(busy, images=0, objects=0, starts=0, gpu_hours=0.0)
     print(comparison(replace(busy, **BEFORE), busy) if is_comparison else table(busy, idle))
 

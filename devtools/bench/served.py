@@ -165,6 +165,7 @@ class _TimedDetector:
         self._detector = detector
         self._clock = clock
         self.info = detector.info
+        self.labels = detector.labels
         self.runners = detector.runners
         self.input_shape = detector.input_shape
 

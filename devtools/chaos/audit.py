@@ -35,7 +35,16 @@ _PIXELS = 0.5
 _CONFIDENCE = 0.01
 _SHOWN = 5  # sentences of each kind of problem
 _SWALLOWING = (FaultKind.DISK, FaultKind.MEMORY)  # faults that lose log lines
-_NOT_COMPARED = ("batch_size", "timings", "event_time", "day", "created_at")
+# Names of problems in the table, where they differ.
+_PROBLEMS = {
+    "messages": "wrong messages",
+    "alerts": "wrong alerts",
+    "objects": "wrong objects",
+}
+# `derived` and `alerts` are compared in devtools.chaos.published.
+_NOT_COMPARED = (
+    "batch_size", "timings", "event_time", "day", "created_at", "derived", "alerts",
+)  # fmt: skip
 
 
 class Ending(StrEnum):
@@ -62,6 +71,7 @@ class Expectation:
     image: Mapping[str, Any] | None = None
     model: Mapping[str, Any] | None = None
     content_type: str = "image/jpeg"
+    source: Mapping[str, Any] = field(default_factory=lambda: {"id": None, "version": None})
     is_poisonous: bool = False  # the file always crashes, hangs or bloats its decoder
 
     @property
@@ -120,6 +130,16 @@ class Report:
     responses: Counter[str] = field(default_factory=Counter)
     silences: Counter[Silence] = field(default_factory=Counter)
     is_log_whole: bool = True
+    messages: list[str] = field(default_factory=list)
+    alerts: list[str] = field(default_factory=list)
+    objects: list[str] = field(default_factory=list)
+    result_messages: int = 0
+    rows: int = 0  # of BigQuery's view `results`
+    alerts_published: int = 0
+    alerts_suppressed: int = 0
+    alert_messages: int = 0
+    object_count: int = 0  # in RESULTS_BUCKET
+    orphans: int = 0  # objects that no document refers to
 
     @property
     def waste(self) -> float:
@@ -151,6 +171,9 @@ class Report:
             "unexpected": self.unexpected,
             "services killed": self.killed,
             "wasted": self.wasted,
+            "messages": self.messages,
+            "alerts": self.alerts,
+            "objects": self.objects,
         }
 
     @property
@@ -163,9 +186,20 @@ class Report:
         rows: list[tuple[str, object]] = [
             ("uploads", self.uploads),
             ("done, failed, gone", f"{self.done}, {self.failed}, {self.superseded}"),
-            *[(kind, len(items)) for kind, items in self.problems.items() if kind != "wasted"],
+            *[
+                (_PROBLEMS.get(kind, kind), len(items))
+                for kind, items in self.problems.items()
+                if kind != "wasted"
+            ],
             ("inferences", f"{self.inferences} ({self.waste:+.1%} over the minimum)"),
             ("superseded inferences", self.superseded_inferences),
+            ("result messages", f"{self.result_messages}, {self.rows} rows in the view"),
+            (
+                "alerts",
+                f"{self.alerts_published} published in {self.alert_messages} messages, "
+                f"{self.alerts_suppressed} suppressed",
+            ),
+            ("objects", f"{self.object_count}, {self.orphans} of no document"),
             ("decoders lost", f"{self.decoders_lost} to {self.poisonous} files"),
             ("instances replaced", f"{self.replacements} by their liveness probes"),
             ("responses", _counted(self.responses)),
@@ -317,7 +351,7 @@ _COMPARED_BEFORE = (
     "uri", "generation", "size", "md5", "status", "error", "image", "detections", "best",
     "max_confidence", "uncertain_confidence", "top_label", "faint", "faint_cut",
 )  # fmt: skip
-# The fields of every drawn image: no metadata, no EXIF data, no source, and few detections.
+# The fields of every drawn image: no metadata, no EXIF data, and few detections.
 _SAME: Mapping[str, Any] = {
     "schema": SCHEMA,
     "metadata": {},
@@ -326,15 +360,12 @@ _SAME: Mapping[str, Any] = {
     "captured_at_source": "none",
     "camera": None,
     "location": None,
-    "source": {"id": None, "version": None},
     "classes": [],
     "counts_by_zone": {},
     "detections_uri": None,
     "left_out": [],
     "simplified_pixels": None,
-    "derived": [],
     "derived_error": None,
-    "alerts": [],
 }
 
 
@@ -343,6 +374,7 @@ def _other_fields(expectation: Expectation) -> dict[str, Any]:
     counts = Counter(detection["label"] for detection in detections)
     return {
         **_SAME,
+        "source": expectation.source,
         "bucket": expectation.ref.bucket,
         "name": expectation.ref.name,
         "content_type": expectation.content_type,

@@ -19,7 +19,12 @@ _USUAL_STATUSES = (204, 429, 503)
 # What gunicorn logs about a worker that ended: it was killed from outside, gunicorn killed it after
 # the graceful time-out, or it exited by itself.
 _ENDED = re.compile(r"Worker \(pid:\d+\) (was sent SIG[A-Z]+|exited with code)")
-_KILLED_BY = (FaultKind.KILL_WORKER, FaultKind.TERM, FaultKind.SLOW_START)
+_KILLED_BY = (
+    FaultKind.KILL_WORKER,
+    FaultKind.KILL_COMMITTED,
+    FaultKind.TERM,
+    FaultKind.SLOW_START,
+)
 # Faults that raise exceptions in the service: it logs errors and returns 500.
 _RAISING = (FaultKind.MEMORY, FaultKind.MODEL_FAILS)
 _LATER_SECONDS = 15.0  # how long after such a fault its errors may be logged
@@ -30,6 +35,7 @@ _BREAKS_LIVENESS = (
     FaultKind.MODEL_FAILS,
     FaultKind.MEMORY,
     FaultKind.KILL_WORKER,
+    FaultKind.KILL_COMMITTED,
 )
 # The instance may be detected as hanging, and replaced, until this long after the fault.
 _DETECTED_SECONDS = _LATER_SECONDS + HANG_TIMEOUT_SECONDS + 30.0
@@ -37,6 +43,7 @@ _DETECTED_SECONDS = _LATER_SECONDS + HANG_TIMEOUT_SECONDS + 30.0
 _BREAKING = (
     FaultKind.KILL,
     FaultKind.KILL_WORKER,
+    FaultKind.KILL_COMMITTED,
     FaultKind.TERM,
     FaultKind.SLOW_START,
     FaultKind.MEMORY,

@@ -71,13 +71,18 @@ class FaultKind(StrEnum):
     STORAGE_CUT = "storage body cut"  # the connection ends early
     STORAGE_SHORT = "storage body short"  # fewer bytes, with a Content-Length that fits them
     STORAGE_FLIPPED = "storage bytes wrong"
+    STORAGE_RESPONSE_LOST = "storage response lost"  # after an object was created
     FIRESTORE_UNAVAILABLE = "firestore unavailable"
     FIRESTORE_DEADLINE = "firestore deadline"
     FIRESTORE_EXHAUSTED = "firestore exhausted"
     FIRESTORE_RESPONSE_LOST = "firestore response lost"  # after the commit was made
     FIRESTORE_RESTART = "firestore restart"  # connections are refused for a while
+    PUBSUB_UNAVAILABLE = "pubsub unavailable"
+    PUBSUB_EXHAUSTED = "pubsub exhausted"
+    PUBSUB_RESPONSE_LOST = "pubsub response lost"  # after the message was published
     KILL = "kill"
     KILL_WORKER = "kill worker"  # like the OOM killer. gunicorn starts a new worker.
+    KILL_COMMITTED = "kill after commit"  # the worker, before the result is published
     TERM = "term"
     STOP = "stop"  # paused for longer than the ack deadline, then continued
     SLOW_START = "slow start"
@@ -91,7 +96,9 @@ class FaultKind(StrEnum):
 
 STORAGE_FAULTS = tuple(kind for kind in FaultKind if kind.startswith("storage"))
 FIRESTORE_FAULTS = tuple(kind for kind in FaultKind if kind.startswith("firestore"))
-PROCESS_FAULTS = tuple(kind for kind in FaultKind if kind not in STORAGE_FAULTS + FIRESTORE_FAULTS)
+PUBSUB_FAULTS = tuple(kind for kind in FaultKind if kind.startswith("pubsub"))
+_NETWORK_FAULTS = STORAGE_FAULTS + FIRESTORE_FAULTS + PUBSUB_FAULTS
+PROCESS_FAULTS = tuple(kind for kind in FaultKind if kind not in _NETWORK_FAULTS)
 DECODER_FAULTS = (FaultKind.DECODERS, FaultKind.DECODER_ROOT)
 _CALLS = (1, 2, 4, 12, 40)  # how many calls one network fault affects
 
@@ -188,8 +195,6 @@ def make_plan(
     faults.sort(key=lambda fault: fault.after)
     return Plan(seed, services, tuple(planned), tuple(faults), tuple(_jobs(rng, planned)))
 
-
-_NETWORK_FAULTS = STORAGE_FAULTS + FIRESTORE_FAULTS
 
 _T = TypeVar("_T")
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from random import Random
@@ -22,10 +22,11 @@ from google.cloud import (  # type: ignore[attr-defined]  # published without ty
 
 from devtools.chaos.audit import Ending, Expectation, Report, StoredDocument, audit
 from devtools.chaos.excuses import HANG_TIMEOUT_SECONDS, Faults, LogLine, Response
-from devtools.chaos.firestore_proxy import FirestoreProxy
+from devtools.chaos.grpc_proxy import FIRESTORE, PUBSUB, GrpcProxy
 from devtools.chaos.images import CODES, MAX_IMAGE_BYTES, Images, detect_alone, md5
 from devtools.chaos.plan import (
     PROCESS_FAULTS,
+    PUBSUB_FAULTS,
     STORAGE_FAULTS,
     Fate,
     Fault,
@@ -36,6 +37,7 @@ from devtools.chaos.plan import (
     Upload,
 )
 from devtools.chaos.poison import POISONED
+from devtools.chaos.published import Published, audit_published, chaos_sources
 from devtools.chaos.relay import PubsubRelay
 from devtools.chaos.routing import RandomRouting
 from devtools.chaos.served import INFERRING
@@ -46,11 +48,16 @@ from devtools.local_stack.eventarc import Eventarc, EventarcOptions
 from devtools.local_stack.processes import Processes
 from devtools.local_stack.stack import Stack, StackOptions
 from service.domain import Outcome
+from service.gcp.clients import build_source_store
+from service.gcp.collection import ALERTS
 from service.gcp.publisher import job_message
 from service.inference.loading import load_detector
 from service.settings import BUNDLED_MODEL, Settings
 
 _TOPIC = "chaos"  # the relay publishes to it, and the services receive its messages
+_RESULTS_TOPIC = "chaos-results"
+_ALERTS_TOPIC = "chaos-alerts"
+_RESULTS_BUCKET = "chaos-results"
 _WINDOW = 48  # events in flight. Uploads pause above this number.
 _DELIVERED_AT_ONCE = 48  # deliveries
 _IN_FLIGHT = 32  # slots of all services: fewer than deliveries at once, to provoke 429
@@ -59,8 +66,11 @@ _MIN_IN_FLIGHT = 4  # slots of one service
 _FIRESTORE_PART = 0.4  # share of the ack deadline that is reserved for the commit
 _LEASE_MARGIN_SECONDS = 20
 _MAX_DELAY_SECONDS = 8
+_PATIENT_SECONDS = 60.0  # on a busy machine the emulator's first response is slow
 _DOWN_SECONDS = 3.0  # how long Firestore refuses connections when its proxy restarts
 _POLL_SECONDS = 0.02
+_PULLED = 500  # messages at once
+_EMPTY_PULLS = 3  # after which a subscription counts as empty
 _CONTENT_TYPE = "image/jpeg"
 # A traceback that was printed instead of logged: a thread has crashed.
 _PRINTED_ERRORS = ("Traceback", "Exception in thread", "Exception ignored")
@@ -124,10 +134,15 @@ class Run:
         self._logs.mkdir(parents=True, exist_ok=True)
         self._stack = keep(Stack(self._stack_options()))
         keep(_environment(self._stack.environment))
-        self._firestore = keep(FirestoreProxy(os.environ["FIRESTORE_EMULATOR_HOST"]))
+        self._firestore = keep(GrpcProxy(os.environ["FIRESTORE_EMULATOR_HOST"], FIRESTORE))
+        self._pubsub = keep(GrpcProxy(os.environ["PUBSUB_EMULATOR_HOST"], PUBSUB))
         upstream = os.environ["STORAGE_EMULATOR_HOST"].removeprefix("http://")
         self._storage = keep(StorageProxy(upstream))
         self._bucket = storage.Client().bucket(self._stack.bucket)
+        self._sources = chaos_sources(self._stack.bucket)
+        patient = replace(Settings.from_env(), firestore_timeout_seconds=_PATIENT_SECONDS)
+        store = build_source_store(patient)
+        self._sources_version = store.write(self._sources, unless_changed_since=None)
         self._services = self._start_services(keep(Processes(self._logs)))
         self._relay = keep(self._make_relay())
         self._deliver()
@@ -148,6 +163,9 @@ class Run:
                 "ACK_DEADLINE_SECONDS": str(ack_deadline_seconds),
                 "FIRESTORE_TIMEOUT_SECONDS": str(_FIRESTORE_PART * ack_deadline_seconds),
                 "HANG_TIMEOUT_SECONDS": str(HANG_TIMEOUT_SECONDS),
+                "RESULTS_TOPIC": _RESULTS_TOPIC,
+                "ALERTS_TOPIC": _ALERTS_TOPIC,
+                "RESULTS_BUCKET": _RESULTS_BUCKET,
             },
         )
 
@@ -163,6 +181,7 @@ class Run:
     def _make_service(self, name: str, processes: Processes) -> Service:
         environment = self._stack.service_environment(self._stack.service_url) | {
             "FIRESTORE_EMULATOR_HOST": self._firestore.host,
+            "PUBSUB_EMULATOR_HOST": self._pubsub.host,
             "STORAGE_EMULATOR_HOST": self._storage.url,
         }
         log_path = self._logs / f"{name}.log"
@@ -262,9 +281,11 @@ class Run:
         expectations = [self._expectation(*uploaded) for uploaded in self._uploaded]
         documents = list(_documents(Settings.from_env().firestore_collection))
         faults = self._faults()
+        published = self._published()
         if self._options.directory:
             _keep(self._options.directory, expectations, documents, self._responses, faults)
-        return audit(
+            _keep_published(self._options.directory, published)
+        report = audit(
             expectations,
             documents,
             stuck=[f"{self._plan.uploads[index].name} was not acknowledged" for index in stuck],
@@ -277,6 +298,36 @@ class Run:
             ],
             messages=self._plan.messages,
         )
+        audit_published(published, expectations, documents, self._sources, report)
+        return report
+
+    def _published(self) -> Published:
+        """Read what the services published, and the objects that they created."""
+        collection = Settings.from_env().firestore_collection
+        bucket = storage.Client().bucket(_RESULTS_BUCKET)
+        return Published(
+            results=list(self._pulled(_RESULTS_TOPIC)),
+            alerts=list(self._pulled(_ALERTS_TOPIC)),
+            alert_documents=list(_documents(collection + ALERTS)),
+            objects={
+                f"gs://{_RESULTS_BUCKET}/{blob.name}": blob.download_as_bytes()
+                for blob in bucket.list_blobs()
+            },
+        )
+
+    def _pulled(self, name: str) -> Iterator[bytes]:
+        """Yield the data of all messages of a subscription."""
+        with pubsub_v1.SubscriberClient() as subscriber:
+            path = subscriber.subscription_path(self._stack.project, name)
+            empty = 0
+            while empty < _EMPTY_PULLS:  # a pull may return nothing although there are messages
+                response = subscriber.pull(
+                    subscription=path, max_messages=_PULLED, return_immediately=True
+                )
+                empty = 0 if response.received_messages else empty + 1
+                if ids := [each.ack_id for each in response.received_messages]:
+                    subscriber.acknowledge(subscription=path, ack_ids=ids)
+                yield from (each.message.data for each in response.received_messages)
 
     def shortfalls(self) -> list[str]:
         """List planned steps that did not happen. If there are any, a clean audit proves little."""
@@ -306,7 +357,9 @@ class Run:
                 processes[excuse.kind] = processes.get(excuse.kind, 0) + 1
         if self._firestore.restarts:
             processes[FaultKind.FIRESTORE_RESTART] = self._firestore.restarts
-        return {**self._storage.armed.struck, **self._firestore.armed.struck, **processes}
+        network = (self._storage, self._firestore, self._pubsub)
+        armed = {kind: n for proxy in network for kind, n in proxy.armed.struck.items()}
+        return armed | processes
 
     def _upload(self, upload: Upload) -> None:
         content = self._images.content(upload)
@@ -340,6 +393,8 @@ class Run:
             )
         elif fault.kind in STORAGE_FAULTS:
             self._storage.armed.arm(fault.kind, fault.calls)
+        elif fault.kind in PUBSUB_FAULTS:
+            self._pubsub.armed.arm(fault.kind, fault.calls)
         else:
             self._firestore.armed.arm(fault.kind, fault.calls)
 
@@ -359,6 +414,7 @@ class Run:
 
     def _expectation(self, upload: Upload, content: bytes, generation: int) -> Expectation:
         reference = self._references[upload.scene] if upload.kind is Kind.GOOD else {}
+        source = self._sources.find(self._stack.bucket, upload.name)
         return Expectation(
             uri=f"gs://{self._stack.bucket}/{upload.name}",
             generation=generation,
@@ -370,6 +426,7 @@ class Run:
             image=reference.get("image"),
             model=reference.get("model"),
             content_type=_CONTENT_TYPE,
+            source={"id": source and source.id, "version": self._sources_version},
             is_poisonous=upload.kind.poison is not None,
         )
 
@@ -427,6 +484,14 @@ def _keep(
     _write(directory / "responses.jsonl", (asdict(response) for response in responses))
     _write(directory / "excuses.jsonl", (asdict(excuse) for excuse in faults.excuses))
     _write(directory / "replacements.jsonl", (asdict(each) for each in faults.replacements))
+
+
+def _keep_published(directory: Path, published: Published) -> None:
+    """Write the messages and the documents of the alerts to files."""
+    _write(directory / "result-messages.jsonl", map(json.loads, published.results))
+    _write(directory / "alert-messages.jsonl", map(json.loads, published.alerts))
+    alerts = ({"id": each.id, **each.fields} for each in published.alert_documents)
+    _write(directory / "alerts.jsonl", alerts)
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -2,12 +2,13 @@
 
 gunicorn --config python:service.server.gunicorn_conf "devtools.chaos.served:build_app()"
 
-The hooks log each batch, slow down the loading of the model, break the model on request, and make
-decoders fail on marked files.
+The hooks log each batch, slow down the loading of the model, break the model or end the process
+after a commit on request, and make decoders fail on marked files.
 """
 
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -15,10 +16,12 @@ from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from flask import Flask
 
 from devtools.chaos.poisoned_decoder import COMMAND as DECODERS
+from service.after_commit import AfterCommit
 from service.domain import Prediction
 from service.images import decoders
 from service.images.pixels import DecodedImage
@@ -32,6 +35,9 @@ from service.settings import Settings
 LOAD_SECONDS = "CHAOS_LOAD_SECONDS"
 #: Environment variable: path of a file. The process that finds it removes it and breaks its model.
 BREAK_FILE = "CHAOS_BREAK_FILE"
+#: Environment variable: path of a file. The process that finds it after a commit removes it, and
+#: kills itself before it publishes the result.
+KILL_FILE = "CHAOS_KILL_FILE"
 #: Field of a log line: number of images in the batch that is about to run.
 INFERRING = "inferring"
 #: Field of a log line: number of different images on which the broken model has failed.
@@ -58,7 +64,19 @@ def build_app() -> Flask:
     # The application gets models and decoders only by these two names. All else is unchanged.
     vars(main)["load_model"] = load_hooked
     vars(decoders)["Decoders"] = partial(decoders.Decoders, command=DECODERS)
+    vars(main)["AfterCommit"] = _Killed
     return main.build_app()
+
+
+class _Killed(AfterCommit):
+    """Kills the process before a result is published, if the file exists."""
+
+    def committed(self, *arguments: Any, **named: Any) -> None:
+        file = Path(os.environ[KILL_FILE]) if KILL_FILE in os.environ else None
+        if file and file.exists():
+            file.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().committed(*arguments, **named)
 
 
 class _Hooked:
@@ -70,6 +88,7 @@ class _Hooked:
         self._broken: Break | None = None
         self._failed_on: set[bytes] = set()
         self.info = detector.info
+        self.labels = detector.labels
         self.runners = detector.runners
         self.input_shape = detector.input_shape
 

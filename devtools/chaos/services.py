@@ -16,7 +16,14 @@ import psutil
 
 from devtools.chaos.excuses import HANG_TIMEOUT_SECONDS, Excuse, Replacement
 from devtools.chaos.plan import FaultKind
-from devtools.chaos.served import BREAK_FILE, FAILED_ON, INFERRING, LOAD_SECONDS, Break
+from devtools.chaos.served import (
+    BREAK_FILE,
+    FAILED_ON,
+    INFERRING,
+    KILL_FILE,
+    LOAD_SECONDS,
+    Break,
+)
 from devtools.local_stack.errors import StartError
 from devtools.local_stack.processes import Child, Processes, free_port, is_answering
 
@@ -73,9 +80,11 @@ class Service:
             "PORT": port,
             LOAD_SECONDS: str(load_seconds),
             BREAK_FILE: str(self._break_file),
+            KILL_FILE: str(self._kill_file),
         }
         with self._lock:
-            self._break_file.unlink(missing_ok=True)
+            for file in (self._break_file, self._kill_file):
+                file.unlink(missing_ok=True)
             child = self.processes.start(self.name, COMMAND, environment)
             self._child = child
             child.wait_until(self._is_ready, timeout_seconds=_READY_SECONDS)
@@ -144,6 +153,10 @@ class Service:
     def _break_file(self) -> Path:
         return self.log_path.with_name(f"{self.name}.break")
 
+    @property
+    def _kill_file(self) -> Path:
+        return self.log_path.with_name(f"{self.name}.kill")
+
     def _is_ready(self) -> bool:
         return self.leaving.is_set() or is_answering(self.url + "/health/ready")
 
@@ -187,6 +200,16 @@ class Service:
             _signal(worker, signal.SIGKILL)
         # gunicorn notices and starts a new worker.
         self._wait(lambda: self._workers() not in ([], killed), _READY_SECONDS)
+
+    def _kill_after_commit(self) -> None:
+        """Let the worker kill itself between its next commit and the publishing of the result."""
+        killed = self._workers()
+        self._kill_file.touch()
+        self._wait(lambda: not self._kill_file.exists(), _BATCH_SECONDS)
+        if self._kill_file.exists():  # nothing was committed
+            self._kill_file.unlink(missing_ok=True)
+        else:
+            self._wait(lambda: self._workers() not in ([], killed), _READY_SECONDS)
 
     def _terminate(self) -> None:
         with self._lock:
@@ -280,6 +303,7 @@ class Service:
 _FAULTS: Mapping[FaultKind, Callable[[Service], None]] = {
     FaultKind.KILL: Service._kill,
     FaultKind.KILL_WORKER: Service._kill_worker,
+    FaultKind.KILL_COMMITTED: Service._kill_after_commit,
     FaultKind.TERM: Service._terminate,
     FaultKind.STOP: Service._freeze,
     FaultKind.SLOW_START: Service._start_slowly,

@@ -1,6 +1,6 @@
-"""A proxy in front of the Cloud Storage emulator that corrupts some of its responses.
+"""A proxy in front of the Cloud Storage emulator that corrupts or loses some of its responses.
 
-Only the service reads through it. Cloud Storage or the network can cause all of these faults.
+Only the service uses it. Cloud Storage or the network can cause all of these faults.
 """
 
 import http.client
@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
 from devtools.chaos.armed import Armed
-from devtools.chaos.plan import STORAGE_FAULTS, FaultKind
+from devtools.chaos.plan import FaultKind
 
 _STATUS = {
     FaultKind.STORAGE_429: 429,
@@ -74,6 +74,25 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     server: _Server
 
+    def do_POST(self) -> None:
+        """Create an object. Its response may be lost."""
+        fault = self.server.armed.take((*_STATUS, FaultKind.STORAGE_RESPONSE_LOST))
+        self._answer_write(fault)
+
+    def do_DELETE(self) -> None:
+        self._answer_write(self.server.armed.take(tuple(_STATUS)))
+
+    def _answer_write(self, fault: FaultKind | None) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        if fault in _STATUS:
+            self._refuse(_STATUS[fault])
+            return
+        response = self._fetch(body)
+        if fault is FaultKind.STORAGE_RESPONSE_LOST:
+            self._break_connection()
+        else:
+            self._send(*response)
+
     def do_GET(self) -> None:
         fault = self.server.armed.take(self._possible())
         if fault in _STATUS:
@@ -87,12 +106,13 @@ class _Handler(BaseHTTPRequestHandler):
             corrupt(self, status, headers, body)
 
     def _possible(self) -> tuple[FaultKind, ...]:
-        return STORAGE_FAULTS if _DOWNLOAD in self.path else tuple(_STATUS)
+        return (*_STATUS, *_CORRUPTIONS) if _DOWNLOAD in self.path else tuple(_STATUS)
 
-    def _fetch(self) -> tuple[int, dict[str, str], bytes]:
+    def _fetch(self, sent: bytes | None = None) -> tuple[int, dict[str, str], bytes]:
         upstream = http.client.HTTPConnection(self.server.upstream, timeout=_UPSTREAM_SECONDS)
         try:
-            upstream.request("GET", self.path, headers=_copied(self.headers.items()))
+            headers = _copied(self.headers.items())
+            upstream.request(self.command, self.path, body=sent, headers=headers)
             response = upstream.getresponse()
             return response.status, _copied(response.getheaders()), response.read()
         finally:
@@ -118,6 +138,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _reset(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self._cut(status, headers, body)
+        self._break_connection()
+
+    def _break_connection(self) -> None:
+        self.close_connection = True
         # Closed without lingering, the socket sends RST. The server itself would send FIN first.
         linger = struct.pack("ii", 1, 0)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)

@@ -76,8 +76,8 @@ def chaos(
 ) -> None:  # fmt: skip
     """Upload images to a local stack, inject faults, and audit every upload.
 
-    Fails if an upload was lost, duplicated, crossed, wrong, stuck, unexpected or wasted, or if an
-    image crashed a service process.
+    Fails if an upload was lost, duplicated, crossed, wrong, stuck, unexpected or wasted, if an
+    image crashed a service process, or if a message, an alert or a derived image is wrong.
     """
     from devtools.chaos.plan import FaultKind, make_plan
     from devtools.chaos.run import ChaosOptions, Run

@@ -61,7 +61,11 @@ def _bucket_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
     help="Bucket for uploads.",
 )
 def up(model: Path | None, bucket: str) -> None:
-    """Run the emulators, the deliveries and the service until Ctrl-C."""
+    """Run the emulators, the deliveries and the service until Ctrl-C.
+
+    Settings of the service come from the environment. The topics and the bucket that RESULTS_TOPIC,
+    ALERTS_TOPIC and RESULTS_BUCKET name are created.
+    """
     from devtools.local_stack.client_environment import upload_line
     from devtools.local_stack.stack import Stack, StackOptions
 
@@ -83,6 +87,11 @@ def up(model: Path | None, bucket: str) -> None:
                     url=stack.service_url,
                 )
             )
+            for topic in stack.published_topics:
+                say(f"The service publishes to {topic}. A pull subscription has the same name.")
+            if stack.results_bucket:
+                say(f"The service writes to gs://{stack.results_bucket}.")
+            say("Ctrl-C stops everything. The log of the service follows.\n")
             while True:
                 stack.raise_if_dead()
                 time.sleep(1)
@@ -102,8 +111,7 @@ Then upload an image, submit it once more, and print its result:
 yolo-batch submit gs://{bucket}/IMAGE.jpg
 yolo-batch results gs://{bucket}/
 
-The service listens at {url}.
-Ctrl-C stops everything. The log of the service follows.
+The service listens at {url}.\
 """
 
 
@@ -123,6 +131,7 @@ def _existing_model(ctx: click.Context, param: click.Parameter, value: Path | No
     examples=[
         "yolo-batch-dev demo",
         "yolo-batch-dev demo --task segment",
+        "yolo-batch-dev demo --follow",
         "yolo-batch-dev demo --images photos --model yolo26n.pt",
     ],
 )
@@ -149,7 +158,15 @@ def _existing_model(ctx: click.Context, param: click.Parameter, value: Path | No
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for annotated images and documents.",
 )
-def demo(images: Path | None, task: str | None, model: Path | None, output: Path) -> None:
+@option(
+    "--follow",
+    is_flag=True,
+    help="Follow one drawn image to a row of BigQuery's view, an alert at a webhook, a thumbnail, "
+    "an annotated and a redacted copy, and a normalized image with its label file.",
+)
+def demo(
+    images: Path | None, task: str | None, model: Path | None, output: Path, follow: bool
+) -> None:
     """Upload images to a local stack, and show their documents."""
     from devtools.demo_model.shapes import SEGMENTATION_MODEL
     from devtools.local_stack.demo import run_demo
@@ -157,6 +174,16 @@ def demo(images: Path | None, task: str | None, model: Path | None, output: Path
 
     if task and model:
         raise click.UsageError("--task chooses a demo model: give either --task or --model.")
+    if follow:
+        from devtools.local_stack.follow import follow as follow_one
+
+        if images or task or model:
+            raise click.UsageError("--follow uses a drawn image and the bundled model.")
+        try:
+            follow_one(output)
+        except MissingRequirementsError as exc:
+            raise click.ClickException(str(exc)) from exc
+        return
     if task == "segment":
         model = SEGMENTATION_MODEL
     with tempfile.TemporaryDirectory() as scratch:

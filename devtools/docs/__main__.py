@@ -18,12 +18,14 @@ from pathlib import Path
 import click
 
 from devtools.docs import (
+    alerts,
     commands,
     document,
     error_codes,
     http_contract,
     indexes,
     log_lines,
+    result_message,
     settings,
     tasks,
     terraform,
@@ -37,6 +39,10 @@ HOW_TO = REPOSITORY / "docs" / "how-to"
 COMMAND = "python -m devtools.docs"
 
 PARTS: Mapping[str, Callable[[], str]] = {
+    "alert-document-examples": alerts.document_examples,
+    "alert-document-fields": alerts.document_fields,
+    "alert-message-examples": alerts.message_examples,
+    "alert-message-fields": alerts.message_fields,
     "alerts": terraform.alerts,
     "commands": commands.render,
     "developer-commands": commands.render_developer,
@@ -53,6 +59,8 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "indexes": indexes.render,
     "internal-errors": error_codes.internal_errors,
     "log-lines": log_lines.render,
+    "message-examples": result_message.examples,
+    "message-fields": result_message.fields_table,
     "metrics": terraform.metrics,
     "outcomes": error_codes.outcomes,
     "settings": settings.render,
@@ -101,6 +109,7 @@ def main(check: bool, reference: Path) -> None:
     """Write the generated parts of the reference, the root module, and the module's README."""
     stale = stale_pages(reference) | stale_pages(HOW_TO)
     stale |= stale_files(terraform_root.files() | terraform_readme.files())
+    stale |= stale_files(result_message.files() | alerts.files())
     if check and stale:
         names = ", ".join(page.name for page in stale)
         raise click.ClickException(

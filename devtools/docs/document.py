@@ -9,8 +9,10 @@ from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from devtools.docs.markdown import code, codes, fence, table
+from service.alerts import alert_id
 from service.document import to_document
 from service.domain import (
+    Alert,
     Box,
     Camera,
     CapturedAtSource,
@@ -27,6 +29,7 @@ from service.domain import (
     ObjectMetadata,
     Polygon,
     RotatedBox,
+    Severity,
     SourceVersion,
     Task,
     Timings,
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
     from devtools.bench.index_entries import Indexes
 
 _UPLOADED_AT = datetime(2026, 11, 21, 3, 26, 0, tzinfo=UTC)
-_RECORDED_AT = datetime(2026, 11, 21, 3, 26, 1, tzinfo=UTC)
+RECORDED_AT = datetime(2026, 11, 21, 3, 26, 1, tzinfo=UTC)
 _METADATA = ObjectMetadata(
     130510,
     "image/jpeg",
@@ -321,32 +324,51 @@ MEANINGS: Mapping[str, Meaning] = {
     "derived_error": Meaning(
         "Why the image has no derived images, although its settings ask for them.", "null if it has"
     ),
-    "alerts": Meaning("The alerts of this image. Each has its own document."),
+    "alerts": Meaning("The alerts of this image. Each has its [own document](alert.md)."),
+    "alerts[].id": Meaning("Id of the alert's document."),
+    "alerts[].rule": Meaning("Name of the rule."),
+    "alerts[].severity": Meaning("`info`, `warning` or `critical`."),
     "created_at": Meaning("When Firestore created the document, by Firestore's clock."),
 }
 _NUMBERS = re.compile(r"\[\s+([-0-9.,\s]+)\]")  # an array of numbers
 _DATA_KEYS = ("metadata", "counts", "counts_by_zone", "best")
 
 
+# With a sample of an alert, which `devtools.docs.alerts` shows in full.
+ALERTING = replace(
+    DONE,
+    alerts=(
+        Alert(
+            alert_id(DONE.ref.document_id, "night-visitor", "5f2c9a1be047"),
+            "night-visitor",
+            "5f2c9a1be047",
+            Severity.CRITICAL,
+            "1 person in zone gate, source cam1, 04:20 (Europe/Berlin)",
+            {"person": 1},
+            900,
+        ),
+    ),
+)
+
+
 def samples() -> list[dict[str, Any]]:
     """Return documents that together have every field. The store adds `created_at`."""
-    results = (DONE, FAILED, _COMPOSITE, *TASKS.values(), _LARGE)
-    return [to_document(result) | {"created_at": _RECORDED_AT} for result in results]
+    results = (DONE, FAILED, _COMPOSITE, *TASKS.values(), _LARGE, ALERTING)
+    return [to_document(result) | {"created_at": RECORDED_AT} for result in results]
 
 
 def examples() -> str:
     """Return documents as JSON: of a failed image, and of one of each task."""
     done, failed, *_ = samples()
     parts = [
-        f"An image that was processed, by a model of the task `detect`:\n\n{_json(done)}",
-        f"An image that failed:\n\n{_json(failed)}",
+        f"An image that was processed, by a model of the task `detect`:\n\n{document_text(done)}",
+        f"An image that failed:\n\n{document_text(failed)}",
     ]
     for task, result in TASKS.items():
         document = to_document(result)
         other = {key: value for key, value in document.items() if value != done[key]}
-        parts.append(
-            f"The task `{task}`. All other fields are as in the first one:\n\n{_json(other)}"
-        )
+        text = document_text(other)
+        parts.append(f"The task `{task}`. All other fields are as in the first one:\n\n{text}")
     return "\n\n".join(parts)
 
 
@@ -388,7 +410,8 @@ def _indexed(path: str, indexes: "Indexes") -> str:
     return "with " + codes(field for field in min(shared, key=len) if field != path)
 
 
-def _json(document: Mapping[str, Any]) -> str:
+def document_text(document: Mapping[str, Any]) -> str:
+    """Return a document as JSON."""
     text = json.dumps(document, indent=2, ensure_ascii=False, default=_plain)
     return fence("json", _NUMBERS.sub(lambda match: "[" + " ".join(match[1].split()) + "]", text))
 
@@ -410,7 +433,7 @@ def _paths(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
         path = f"{prefix}{key}"
         if item is None:
             continue
-        yield path, _type(item)
+        yield path, type_of(item)
         if path in _DATA_KEYS:
             continue
         if isinstance(item, dict):
@@ -420,7 +443,8 @@ def _paths(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
                 yield from _paths(element, f"{path}[].")
 
 
-def _type(value: Any) -> str:
+def type_of(value: Any) -> str:
+    """Return the Firestore type of a value."""
     match value:
         case bool():
             return "boolean"
@@ -439,6 +463,6 @@ def _type(value: Any) -> str:
         case []:
             return "array"
         case [first, *_]:
-            return f"array of {_type(first)}s"
+            return f"array of {type_of(first)}s"
         case _:
             return "map"

@@ -17,6 +17,7 @@ MODULE = Path(__file__).parents[2] / "terraform" / "modules" / "yolo-batch"
 # longest key that matches counts.
 _ROLES = {
     "google_artifact_registry_": "roles/artifactregistry.admin",
+    "google_bigquery_": "roles/bigquery.dataOwner",
     "google_billing_budget": "roles/billing.costsManager",
     "google_cloud_run_v2_": "roles/run.admin",
     "google_cloud_scheduler_": "roles/cloudscheduler.admin",
@@ -142,7 +143,9 @@ def _each(body: dict[str, Any]) -> Iterator[dict[str, str]]:
     """Yield what the expressions in a resource stand for, for each key of its `for_each`."""
     names = {"local.watched": "SERVICE", "local.max_instances": "`max_instances`"}
     names |= {"var.name": "NAME", "var.project_id": "PROJECT", "var.region": "REGION"}
-    names |= {"local.reconcile_name": "NAME-reconcile", "local.slo_seconds": _local("slo_seconds")}
+    names |= {"local.reconcile_name": "NAME-reconcile", "local.silence_name": "NAME-silence"}
+    names |= {"local.detect_name": "SERVICE-detect"}
+    names |= {"local.slo_seconds": _local("slo_seconds")}
     names |= {f"local.retry.{key}": str(value) for key, value in _local("retry").items()}
     if "for_each" not in body:
         yield names

@@ -108,6 +108,7 @@ def storage(
     pubsub_host: str,
     project: str,
     topic: str,
+    bucket: str | None = None,
     with_deletions: bool = False,
 ) -> Emulator:
     """Describe fake-gcs-server. It publishes events to a topic, which must exist.
@@ -118,6 +119,7 @@ def storage(
         pubsub_host: the Pub/Sub emulator.
         project: the topic's project.
         topic: the topic's name.
+        bucket: only its events are published. None: those of all buckets.
         with_deletions: whether deletions are published, too. An overwrite deletes a generation.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -126,6 +128,7 @@ def storage(
         "-scheme", "http", "-host", "127.0.0.1",
         "-backend", backend, "-filesystem-root", str(directory),
         "-event.pubsub-project-id", project, "-event.pubsub-topic", topic,
+        "-event.bucket", bucket or "",
         "-event.list", "finalize,delete" if with_deletions else "finalize",
     )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Creates the stack's topics, subscriptions and bucket over the emulators' REST APIs."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import requests
@@ -15,12 +16,19 @@ DEAD_LETTER_SUBSCRIPTION = "jobs-dead-letter"
 
 MAX_DELIVERY_ATTEMPTS = 50  # the same as in terraform/modules/yolo-batch/locals.tf
 
-_JOBS_ACK_DEADLINE_SECONDS = 600
+_LONGEST_LEASE_SECONDS = 600
 _CALL_SECONDS = 10.0
 _ALREADY_EXISTS = 409
 
 
-def create_topics(host: str, project: str, *, push_endpoint: str, lease_seconds: int) -> None:
+def create_topics(
+    host: str,
+    project: str,
+    *,
+    push_endpoint: str,
+    lease_seconds: int,
+    published: Iterable[str] = (),
+) -> None:
     """Create all topics and subscriptions that do not exist.
 
     Args:
@@ -28,6 +36,8 @@ def create_topics(host: str, project: str, *, push_endpoint: str, lease_seconds:
         project: the project of the topics.
         push_endpoint: the URL to which the jobs' subscription pushes.
         lease_seconds: how long the local Eventarc may process a message before it is redelivered.
+        published: the topics that the service publishes to. Each gets a subscription of the same
+            name, from which messages are pulled.
 
     Raises:
         LocalStackError: the emulator did not create a topic or a subscription.
@@ -41,13 +51,16 @@ def create_topics(host: str, project: str, *, push_endpoint: str, lease_seconds:
         JOBS_SUBSCRIPTION,
         JOBS_TOPIC,
         pushConfig={"pushEndpoint": push_endpoint},
-        ackDeadlineSeconds=_JOBS_ACK_DEADLINE_SECONDS,
+        ackDeadlineSeconds=_LONGEST_LEASE_SECONDS,
         retryPolicy={"minimumBackoff": "1s", "maximumBackoff": "60s"},
         deadLetterPolicy={
             "deadLetterTopic": creator.topic_path(DEAD_LETTER_TOPIC),
             "maxDeliveryAttempts": MAX_DELIVERY_ATTEMPTS,
         },
     )
+    for topic in published:
+        creator.topic(topic)
+        creator.subscription(topic, topic, ackDeadlineSeconds=_LONGEST_LEASE_SECONDS)
 
 
 def create_bucket(storage_url: str, bucket: str) -> None:

@@ -51,7 +51,7 @@ class StackOptions:
     project: str = "yolo-batch-local"
     bucket: str = "uploads"
     #: More settings of the service, as environment variables. With DELETE_RESULTS_WITH_OBJECTS,
-    #: deletions are delivered, too.
+    #: deletions are delivered, too. RESULTS_TOPIC, ALERTS_TOPIC and RESULTS_BUCKET are created.
     service_environment: Mapping[str, str] = field(default_factory=dict)
     #: The directory for logs and uploads. None: a temporary directory, which is removed at the end.
     directory: Path | None = None
@@ -122,6 +122,17 @@ class Stack:
         return _started(self._eventarc)
 
     @property
+    def published_topics(self) -> list[str]:
+        """Names of the topics that the service publishes to. Each has a pull subscription."""
+        named = (self._setting(name) for name in ("RESULTS_TOPIC", "ALERTS_TOPIC"))
+        return [name.rpartition("/")[2] for name in named if name]
+
+    @property
+    def results_bucket(self) -> str | None:
+        """The bucket that the service writes to, if it has one."""
+        return self._setting("RESULTS_BUCKET")
+
+    @property
     def service_pid(self) -> int:
         """Process id of gunicorn's master process."""
         return _started(self._service).process.pid
@@ -183,6 +194,7 @@ class Stack:
             self.project,
             push_endpoint=self.service_url,
             lease_seconds=min(lease, _LONGEST_LEASE_SECONDS),
+            published=self.published_topics,
         )
 
     def _start(self, programs: Programs) -> None:
@@ -227,11 +239,13 @@ class Stack:
         storage = emulators.storage(
             programs, directory / "buckets",
             pubsub_host=pubsub_host, project=self.project, topic=resources.UPLOADS_TOPIC,
-            with_deletions=self._with_deletions(),
+            bucket=self.bucket,
+            with_deletions=(self._setting("DELETE_RESULTS_WITH_OBJECTS") or "").lower() == "true",
         )  # fmt: skip
         (storage_port,) = emulators.start(processes, [storage])
         storage_host = f"127.0.0.1:{storage_port}"
-        resources.create_bucket(f"http://{storage_host}", self.bucket)
+        for bucket in filter(None, (self.bucket, self.results_bucket)):
+            resources.create_bucket(f"http://{storage_host}", bucket)
         self._client_environment = client_environment(
             project=self.project,
             pubsub_host=pubsub_host,
@@ -240,9 +254,9 @@ class Stack:
         )
         self._start_proxy(storage_host, pubsub_host, directory / "tools")
 
-    def _with_deletions(self) -> bool:
-        environment = {**os.environ, **self.options.service_environment}
-        return environment.get("DELETE_RESULTS_WITH_OBJECTS", "").lower() == "true"
+    def _setting(self, name: str) -> str | None:
+        """Return the value of a setting of the service, or None if it is unset or empty."""
+        return {**os.environ, **self.options.service_environment}.get(name) or None
 
     def _start_proxy(self, storage_host: str, pubsub_host: str, directory: Path) -> None:
         proxy = GcsProxy(storage_host, directory)

@@ -28,4 +28,10 @@ class ExitCode(IntEnum):
         "A setting is wrong, or the model cannot be loaded, verified or exported. "
         "The service exits with the same code when it cannot start.",
     )
+    NOT_ALL_DONE = (
+        4,
+        "`watch` or `submit --wait`: no image is missing, but some failed, are parked or are gone. "
+        "The counts say how many.",
+    )
+    NOT_FINISHED = 5, "`watch` or `submit --wait`: images are still missing after --timeout."
     INTERRUPTED = 130, "You pressed Ctrl-C. What was finished before is kept."

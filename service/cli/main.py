@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from service.cli.alerts import alerts
 from service.cli.check_model import check_model
 from service.cli.commands import command, group, version_option
 from service.cli.dead_letters import dead_letters
@@ -18,6 +19,7 @@ from service.cli.reconcile import reconcile
 from service.cli.smoke import smoke
 from service.cli.sources import sources
 from service.cli.submit import submit
+from service.cli.watch import watch
 from service.errors import ResultObjectError
 from service.settings import Settings
 
@@ -102,7 +104,7 @@ def results(uri: tuple[str, str], as_json: bool) -> None:
 
 
 for each in (
-    detect, submit, results, reconcile, purge, export, check_model, smoke, sources, dead_letters,
-    serve
+    detect, submit, watch, results, reconcile, purge, export, check_model, smoke, sources, alerts,
+    dead_letters, serve
 ):  # fmt: skip
     main.add_command(each)

@@ -1,6 +1,7 @@
 """Options and arguments that several commands have."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -85,6 +86,44 @@ price_options = (
         help="USD of Firestore and Cloud Storage for one image.",
     ),
 )
+
+
+def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
+    """Return the time that an option names as a date, a time or an age.
+
+    Raises:
+        click.BadParameter: the value has another form.
+    """
+    from service.operate.purge import parse_before
+
+    if value is None:
+        return None
+    try:
+        return parse_before(value, datetime.now(UTC))
+    except (ValueError, OverflowError) as exc:
+        raise click.BadParameter(
+            "it must be a date (2026-11-21), a time with its zone (2026-11-21T00:00:00Z) or an age "
+            "(7d, 12h)",
+            ctx,
+            param,
+        ) from exc
+
+
+def since_option(help_text: str, *, default: str | None = None) -> Callable[[Any], Any]:
+    """Return the option for a point in time. The command gets a `datetime` in UTC, or None.
+
+    Args:
+        help_text: what the command does with it, as a sentence of the help.
+        default: the value without the option.
+    """
+    return option(
+        "--since",
+        callback=_time,
+        default=default,
+        show_default=default is not None,
+        help=f"{help_text} The value is a date (UTC), a time (RFC 3339) or an age such as 7d or "
+        "12h.",
+    )
 
 
 def json_option(keys: str) -> Callable[[Any], Any]:

@@ -82,6 +82,9 @@ class Progress:
     def describe(self, text: str) -> None:
         """Replace the text before the bar."""
 
+    def show(self, text: str, completed: int, total: int) -> None:
+        """Replace the text and both counts."""
+
 
 @contextmanager
 def progress(text: str, total: int | None = None, *, is_shown: bool = True) -> Iterator[Progress]:
@@ -124,6 +127,9 @@ def progress(text: str, total: int | None = None, *, is_shown: bool = True) -> I
 
             def describe(self, text: str) -> None:
                 bars.update(task, description=printable(text))
+
+            def show(self, text: str, completed: int, total: int) -> None:
+                bars.update(task, description=printable(text), completed=completed, total=total)
 
         yield Shown()
 

@@ -53,7 +53,8 @@ def purge(
 
     Looks up the object of each result. A result is removed only if Cloud Storage responds that the
     object does not exist. Its document and the objects derived from it are removed, but never an
-    image. It is safe to run it twice, or while images are uploaded and processed.
+    image. It is safe to run it twice, or while images are uploaded and processed. If
+    RESULTS_TOPIC is set, each removal is published there.
     """
     from service.operate.purge import parse_before
 
@@ -109,8 +110,8 @@ class _Run:
     def __init__(
         self, bucket: str, prefix: str, before: datetime, *, with_overwritten: bool
     ) -> None:
-        from service.gcp.clients import build_deleter, build_reader, build_storage
-        from service.operate.purge import LOOKUPS
+        from service.gcp.clients import build_deleter, build_reader, build_storage, build_topic
+        from service.operate.purge import LOOKUPS, Remover
 
         settings = replace(
             Settings.from_env(),
@@ -123,7 +124,11 @@ class _Run:
         self._results_bucket = settings.results_bucket
         self._reader = build_reader(settings)
         self._objects = build_storage(settings)
-        self._deleter = build_deleter(settings)
+        topic = settings.results_topic
+        self._remover = Remover(
+            build_deleter(settings),
+            build_topic(topic, settings, self._reader.project) if topic else None,
+        )
 
     def run(self, text: str, *, is_removing: bool) -> "Tally":
         """Look up the objects of all results, and remove results. Return the counts."""
@@ -136,7 +141,7 @@ class _Run:
                 before=self._before,
                 with_overwritten=self._with_overwritten,
                 results_bucket=self._results_bucket,
-                remove=self._deleter.delete if is_removing else None,
+                remove=self._remover.remove if is_removing else None,
                 progressed=progressed,
             )
 

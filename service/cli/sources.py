@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from service.operate.preview import SettingsOf, Summary
     from service.sources.schema import Sources
 
-_FILE = argument(
+file_argument = argument(
     "file",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="YAML file that lists all sources.",
@@ -59,16 +59,16 @@ def sources() -> None:
 
 
 @sources.command(examples=["yolo-batch sources check sources.yaml"])
-@_FILE
+@file_argument
 def check(file: Path) -> None:
     """Check a file of sources, without connecting to Google Cloud.
 
     Prints the first fault of each source, with its line.
     """
     settings = Settings.from_env()
-    loaded = _load(file)
+    loaded = load_file(file, settings)
     say(f"{file}: {len(loaded.sources):,} sources, no faults")
-    _note_floor(loaded, settings)
+    note_floor(loaded, settings)
 
 
 @sources.command(
@@ -77,7 +77,7 @@ def check(file: Path) -> None:
         "yolo-batch sources apply sources.yaml --yes",
     ],
 )
-@_FILE
+@file_argument
 @option("--dry-run", is_flag=True, help="Show what changes, and write nothing.")
 @option("--yes", is_flag=True, help="Do not ask before writing.")
 def apply(file: Path, dry_run: bool, yes: bool) -> None:
@@ -91,9 +91,9 @@ def apply(file: Path, dry_run: bool, yes: bool) -> None:
     from service.sources.changes import changes
     from service.sources.schema import Sources, parse
 
-    new = _load(file)
     settings = Settings.from_env()
-    _note_floor(new, settings)
+    new = load_file(file, settings)
+    note_floor(new, settings)
     store = build_source_store(settings)
     stored = store.read()
     lines: list[str] | None = None
@@ -122,7 +122,7 @@ def list_sources(as_json: bool) -> None:
     """List the stored sources."""
     from service.sources.schema import to_plain
 
-    stored, version = _stored()
+    stored, version = stored_sources()
     if as_json:
         for source in stored.sources:
             say_json(to_plain(source))
@@ -152,7 +152,7 @@ def show(name: str, as_json: bool) -> None:
 
     from service.sources.schema import to_plain
 
-    stored, _ = _stored()
+    stored, _ = stored_sources()
     found = next((source for source in stored.sources if source.id == name), None)
     if not found:
         raise SourcesError(f"There is no source {name}. `yolo-batch sources list` lists them.")
@@ -171,7 +171,7 @@ def show(name: str, as_json: bool) -> None:
         "yolo-batch sources preview sources.yaml gs://my-bucket/cam1/ --apply --yes",
     ],
 )
-@_FILE
+@file_argument
 @objects_argument
 @json_option(
     "uri, documents, changed, unchanged, incomplete, large, disabled, not_done, unreadable, "
@@ -198,13 +198,13 @@ def preview(file: Path, uri: tuple[str, str], as_json: bool, is_applied: bool, y
 
     bucket, prefix = uri
     settings = Settings.from_env()
-    new = _load(file)
-    _note_floor(new, settings)
+    new = load_file(file, settings)
+    note_floor(new, settings)
     version = _version_of(new) if is_applied else None
     rewriter = build_rewriter(settings)
     run = partial(
         compare,
-        settings_of=_settings_of(new, version, settings),
+        settings_of=new_settings(new, version, settings),
         store_confidence=settings.store_confidence,
     )
     if is_applied and not yes:
@@ -243,24 +243,26 @@ def preview(file: Path, uri: tuple[str, str], as_json: bool, is_applied: bool, y
         click.get_current_context().exit(ExitCode.FAILED)
 
 
-def _load(file: Path) -> "Sources":
+def load_file(file: Path, settings: Settings) -> "Sources":
     """Read a file of sources.
 
     Raises:
-        SourcesError: it has faults, or its document would be too large.
+        SourcesError: it has faults, its document would be too large, or a source has the bucket
+            RESULTS_BUCKET.
         OSError: it cannot be read.
     """
     from service.gcp.document_size import document_bytes
     from service.sources.files import load
-    from service.sources.schema import MAX_BYTES, to_document
+    from service.sources.schema import MAX_BYTES, check_buckets, to_document
 
     loaded = load(file)
     if (size := document_bytes(to_document(loaded))) > MAX_BYTES:
         raise SourcesError(f"{file}: the sources have {size:,} bytes, more than {MAX_BYTES:,}")
+    check_buckets(loaded, settings.results_bucket)
     return loaded
 
 
-def _stored() -> "tuple[Sources, datetime | None]":
+def stored_sources() -> "tuple[Sources, datetime | None]":
     """Return the stored sources and their version. There may be none.
 
     Raises:
@@ -286,7 +288,7 @@ def _version_of(new: "Sources") -> datetime:
     Raises:
         SourcesError: they are not those of the file.
     """
-    stored, version = _stored()
+    stored, version = stored_sources()
     if version is None or stored != new:
         raise SourcesError(
             "The stored sources are not those of the file: run `yolo-batch sources apply` first"
@@ -294,7 +296,14 @@ def _version_of(new: "Sources") -> datetime:
     return version
 
 
-def _settings_of(new: "Sources", version: datetime | None, settings: Settings) -> "SettingsOf":
+def new_settings(new: "Sources", version: datetime | None, settings: Settings) -> "SettingsOf":
+    """Return what gives an image the settings of new sources.
+
+    Args:
+        new: the sources.
+        version: when Firestore last changed them. None: they are not stored.
+        settings: has the thresholds of sources that have none.
+    """
     from service.sources.current import settings_of
 
     return partial(
@@ -354,7 +363,7 @@ def _report(summary: "Summary", uri: tuple[str, str]) -> dict[str, Any]:
     }
 
 
-def _note_floor(loaded: "Sources", settings: Settings) -> None:
+def note_floor(loaded: "Sources", settings: Settings) -> None:
     """Print a note for each source whose threshold is lower than what is recorded."""
     for source in loaded.sources:
         own = [source.min_confidence or 1.0, *source.min_confidence_by_label.values()]

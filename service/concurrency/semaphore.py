@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -21,8 +21,10 @@ class FairSemaphore:
         self._waiting: deque[object] = deque()
 
     @contextmanager
-    def acquire(self, count: int, deadline: Deadline) -> Iterator[None]:
+    def acquire(self, count: int, deadline: Deadline) -> Iterator[Callable[[int], None]]:
         """Acquire an amount while the block runs.
+
+        Yields a function that reduces the amount to a smaller one.
 
         An amount above the limit waits until nothing else is acquired. A thread must not acquire
         twice: two threads that each wait for a second amount could deadlock.
@@ -42,12 +44,19 @@ class FairSemaphore:
             finally:  # also after a MemoryError: otherwise later tickets would wait for ever
                 self._waiting.remove(ticket)
                 self._changed.notify_all()
-        try:
-            yield
-        finally:
+        held = count
+
+        def release_all_but(kept: int) -> None:
+            nonlocal held
             with self._changed:
-                self._acquired -= count
+                self._acquired -= max(held - kept, 0)
+                held = min(held, kept)
                 self._changed.notify_all()
+
+        try:
+            yield release_all_but
+        finally:
+            release_all_but(0)
 
     def _can_acquire(self, ticket: object, count: int) -> bool:
         fits = self._acquired == 0 or self._acquired + count <= self._limit

@@ -11,12 +11,17 @@ from service.gcp.storage import ImageStorage
 from service.settings import Settings
 
 if TYPE_CHECKING:
+    from service.gcp.alert_reader import AlertReader
+    from service.gcp.alert_store import AlertStore
     from service.gcp.daily_count import DailyCount
     from service.gcp.deletions import ResultDeleter
     from service.gcp.large_results import LargeResults
     from service.gcp.result_objects import ResultObjects
     from service.gcp.result_reader import ResultReader, ResultRewriter
+    from service.gcp.result_uploads import ResultUploads
+    from service.gcp.silence_store import SilenceStore
     from service.gcp.source_store import SourceStore
+    from service.gcp.topic_publisher import TopicPublisher
 
 
 def build_storage(settings: Settings) -> ImageStorage:
@@ -47,7 +52,7 @@ def build_store(settings: Settings) -> ResultStore:
 
 
 def build_large_results(settings: Settings) -> "LargeResults":
-    """Return what makes large results fit into documents, and reads them.
+    """Return what reads large results.
 
     Raises:
         CredentialsError: no credentials, or no project.
@@ -55,6 +60,17 @@ def build_large_results(settings: Settings) -> "LargeResults":
     from service.gcp.large_results import LargeResults
 
     return LargeResults(build_result_objects(settings))
+
+
+def build_result_uploads(settings: Settings) -> "ResultUploads":
+    """Return what uploads the objects that results have beside their documents.
+
+    Raises:
+        CredentialsError: no credentials, or no project.
+    """
+    from service.gcp.result_uploads import ResultUploads
+
+    return ResultUploads(build_result_objects(settings))
 
 
 def build_result_objects(settings: Settings) -> "ResultObjects":
@@ -105,7 +121,7 @@ def build_deleter(settings: Settings) -> "ResultDeleter":
     return ResultDeleter(
         _firestore(settings),
         **_limits(settings),
-        remove_objects=build_large_results(settings).remove_all,
+        remove_objects=build_result_objects(settings).remove_all,
     )
 
 
@@ -129,6 +145,58 @@ def build_source_store(settings: Settings) -> "SourceStore":
     from service.gcp.source_store import SourceStore
 
     return SourceStore(_firestore(settings), timeout_seconds=settings.firestore_timeout_seconds)
+
+
+def build_topic(topic: str, settings: Settings, project: str | None = None) -> "TopicPublisher":
+    """Return what publishes to a topic.
+
+    Args:
+        topic: the topic's name, or its full name.
+        settings: the settings.
+        project: the project of a topic without one, unless GOOGLE_CLOUD_PROJECT is set.
+
+    Raises:
+        CredentialsError: no credentials.
+        PublishError: the topic has no project, and none is known.
+    """
+    from service.gcp.publisher import topic_path
+    from service.gcp.topic_publisher import TopicPublisher, connect_topic
+
+    path = topic_path(topic, settings.google_cloud_project or project)
+    return TopicPublisher(connect_topic(), path)
+
+
+def build_alert_store(settings: Settings) -> "AlertStore":
+    """Return where alerts are stored and decided.
+
+    Raises:
+        CredentialsError: no credentials, or no project.
+    """
+    from service.gcp.alert_store import AlertStore  # only needed with alert rules
+
+    return AlertStore(_firestore(settings), **_limits(settings))
+
+
+def build_alert_reader(settings: Settings) -> "AlertReader":
+    """Return the reader of alerts.
+
+    Raises:
+        CredentialsError: no credentials, or no project.
+    """
+    from service.gcp.alert_reader import AlertReader  # only commands need it, not the server
+
+    return AlertReader(_firestore(settings), **_limits(settings))
+
+
+def build_silence_store(settings: Settings) -> "SilenceStore":
+    """Return where the alerts of silent sources are stored.
+
+    Raises:
+        CredentialsError: no credentials, or no project.
+    """
+    from service.gcp.silence_store import SilenceStore
+
+    return SilenceStore(_firestore(settings), **_limits(settings))
 
 
 def _limits(settings: Settings) -> dict[str, Any]:

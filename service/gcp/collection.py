@@ -13,13 +13,18 @@ from google.auth.exceptions import GoogleAuthError
 from google.cloud import firestore
 
 from service.deadline import Deadline
-from service.domain import StoredDocument
+from service.domain import GeoPoint, ListedAlert, StoredDocument
 from service.errors import FirestoreRefusedError, FirestoreUnavailableError
 from service.gcp.outages import Outages
 from service.gcp.refusals import NO_CREDENTIALS
 
 # Ending of the collection of the tombstones: the ids of documents that were removed.
 TOMBSTONES = "-deleted"
+# Endings of the collections of the alerts, and of the last published alert of each rule.
+ALERTS = "-alerts"
+COOLDOWNS = "-cooldowns"
+# How many writes one commit has at most. Each document that is created, changed or removed is one.
+MAX_COMMIT_WRITES = 500
 REFUSES_DOCUMENTS = "Firestore refuses every document. Check FIRESTORE_COLLECTION."
 
 _TRANSIENT = retry.if_exception_type(
@@ -139,6 +144,22 @@ class Collection:
             raise
 
 
+def fields_of(snapshot: Any) -> dict[str, Any]:
+    """Return a document's fields. A place is the service's `GeoPoint`, not Firestore's."""
+    fields: dict[str, Any] = snapshot.to_dict() or {}
+    place = fields.get("location")
+    if isinstance(place, firestore.GeoPoint):
+        fields["location"] = GeoPoint(place.latitude, place.longitude)
+    return fields
+
+
+def server_time(write: Any) -> datetime:
+    """Return the time that a write got from Firestore's clock: the value of SERVER_TIMESTAMP."""
+    [value] = write.transform_results
+    time: datetime = value.timestamp_value
+    return time
+
+
 def documents_by_id(snapshots: Iterable[Any]) -> dict[str, StoredDocument]:
     """Return the documents that exist, by id. The snapshots have `_STORED_FIELDS`."""
     documents = {}
@@ -154,22 +175,40 @@ def documents_by_id(snapshots: Iterable[Any]) -> dict[str, StoredDocument]:
                 update_time=snapshot.update_time,
                 timings=data.get("timings"),
                 schema=data.get("schema"),
-                object_uris=_object_uris(data),
-                alerts=frozenset(_texts(data.get("alerts"), "id")),
+                object_uris=object_uris(data),
+                alerts=listed_alerts(snapshot.id, data),
             )
     return documents
 
 
-def _object_uris(data: Mapping[str, Any]) -> frozenset[str]:
+def object_uris(data: Mapping[str, Any]) -> frozenset[str]:
     """Return the objects in RESULTS_BUCKET that a document, which may be edited, refers to."""
     uris = {str(data["detections_uri"])} if data.get("detections_uri") else set()
     return frozenset(uris | _texts(data.get("derived"), "uri"))
 
 
+def listed_alerts(document_id: str, document: Mapping[str, Any]) -> tuple[ListedAlert, ...]:
+    """Return the alerts that a document, which may be edited, lists.
+
+    Ids that do not belong to the document are ignored, because their documents may be removed.
+    """
+    return tuple(
+        ListedAlert(item["id"], str(item.get("rule")), str(item.get("severity")))
+        for item in _maps(document.get("alerts"))
+        if isinstance(item.get("id"), str)
+        and item["id"].startswith(f"{document_id}-")
+        and "/" not in item["id"]
+    )
+
+
 def _texts(items: Any, key: str) -> set[str]:
     """Return the texts under a key of maps in a list, and ignore everything else."""
-    maps = (item for item in items if isinstance(item, dict)) if isinstance(items, list) else ()
-    return {value for item in maps if isinstance(value := item.get(key), str)}
+    return {value for item in _maps(items) if isinstance(value := item.get(key), str)}
+
+
+def _maps(items: Any) -> Iterator[dict[str, Any]]:
+    """Yield the maps in a list."""
+    yield from (i for i in (items if isinstance(items, list) else ()) if isinstance(i, dict))
 
 
 @contextmanager

@@ -12,6 +12,10 @@ If results are removed with their objects, a commit never writes a document with
 The document of a parked image is not final. Any later result replaces it, without a permission. But
 parking an image never replaces a document.
 
+The alerts of a result are created in the same atomic commit as its document. So an alert is never
+created without its result, and never twice. If a result replaces another one of the same image, the
+alerts that exist already stay as they are, and the new document lists them too.
+
 One image's fault never fails its neighbours. If Firestore permanently refuses the document of a
 result, the other results are committed without it. The image is recorded as `unstorable_result`, in
 a small document without the refused content. Any other error is returned, and the image is retried.
@@ -34,6 +38,7 @@ from service.domain import (
     Failure,
     GeoPoint,
     ImageResult,
+    ListedAlert,
     ObjectMetadata,
     Replace,
     StoredDocument,
@@ -45,7 +50,16 @@ from service.errors import (
     ObjectGoneError,
     TransientError,
 )
-from service.gcp.collection import REFUSES_DOCUMENTS, TOMBSTONES, Collection, RetryBudget
+from service.gcp.collection import (
+    ALERTS,
+    MAX_COMMIT_WRITES,
+    REFUSES_DOCUMENTS,
+    TOMBSTONES,
+    Collection,
+    RetryBudget,
+    fields_of,
+    server_time,
+)
 from service.gcp.document_size import MAX_DOCUMENT_BYTES, document_bytes
 from service.gcp.one_line import one_line
 from service.gcp.outages import Outages
@@ -121,6 +135,20 @@ class ResultStore(Collection):
             return False
         with self._reading():
             return bool(self._with_tombstone([document_id], self._budget(deadline)))
+
+    def read_document(
+        self, document_id: str, deadline: Deadline = NO_DEADLINE
+    ) -> dict[str, Any] | None:
+        """Return the fields of a document, or None if there is none.
+
+        Raises:
+            FirestoreUnavailableError: Firestore did not respond in time.
+            TooLateError: the deadline has passed.
+        """
+        budget = self._budget(deadline)
+        with self._reading():
+            snapshot = self._collection.document(document_id).get(**budget.limits)
+        return fields_of(snapshot) if snapshot.exists else None
 
     def commit(
         self, results: Sequence[ImageResult], deadline: Deadline = NO_DEADLINE
@@ -246,6 +274,7 @@ class ResultStore(Collection):
         may_replace = any(entry.result.ref.replace for entry in entries)
         stored = self._read([entry.id for entry in entries], budget) if may_replace else {}
         deleted: set[str] = set()
+        existing: set[str] = set()  # ids of alerts that are known to have documents
         attempt = 0
         while True:
             attempt += 1
@@ -256,7 +285,7 @@ class ResultStore(Collection):
                 elif outcome := _outcome_if_kept(entry, stored.get(entry.id)):
                     outcomes[entry.index] = outcome
                 else:
-                    pending.append(entry)
+                    pending.append(entry.with_earlier_alerts(stored.get(entry.id), existing))
             entries = pending
             if not entries:
                 return outcomes
@@ -273,6 +302,7 @@ class ResultStore(Collection):
                     raise
                 ids = [entry.id for entry in entries]
                 stored, deleted = self._read(ids, budget), self._with_tombstone(ids, budget)
+                existing = self._existing_alerts(entries, budget)
             except (exceptions.InvalidArgument, exceptions.OutOfRange) as exc:
                 raise _DocumentRefusedError(exc.message) from exc
 
@@ -309,6 +339,10 @@ class ResultStore(Collection):
                     batch.update(reference, document, option=unchanged)
                 else:
                     batch.create(reference, document)
+                for alert_id, alert in entry.alerts.items():
+                    alert |= {"created_at": firestore.SERVER_TIMESTAMP}
+                    batch.create(self._alerts.document(alert_id), alert)
+                    writes.append("")
                 if self._tombstones:
                     # Deletes nothing: it fails the commit if there is a tombstone.
                     missing = self._client.write_option(exists=False)
@@ -318,7 +352,19 @@ class ResultStore(Collection):
             raise _DocumentRefusedError(_reason(exc)) from exc
         results = batch.commit(**budget.limits)
         self._outages.clear(self._writes)
-        return [_server_time(result) for name, result in zip(writes, results, strict=True) if name]
+        return [server_time(result) for name, result in zip(writes, results, strict=True) if name]
+
+    @property
+    def _alerts(self) -> firestore.CollectionReference:
+        return self._client.collection(self._collection.id + ALERTS)
+
+    def _existing_alerts(self, entries: "Iterable[_Entry]", budget: RetryBudget) -> set[str]:
+        """Return the ids of the entries' alerts that have documents."""
+        references = [self._alerts.document(alert) for entry in entries for alert in entry.alerts]
+        if not references:
+            return set()
+        snapshots = self._client.get_all(references, field_paths=["rule"], **budget.limits)
+        return {snapshot.id for snapshot in snapshots if snapshot.exists}
 
     def _with_tombstone(self, document_ids: Sequence[str], budget: RetryBudget) -> set[str]:
         """Return the ids that have a tombstone."""
@@ -376,12 +422,13 @@ def _outcome_if_kept(
 
 @dataclass(frozen=True)
 class _Entry:
-    """A result and its document."""
+    """A result and its documents."""
 
     index: int  # position of the result in the commit
     result: ImageResult
     document: dict[str, Any]
-    size_bytes: int
+    size_bytes: int  # of all documents
+    alerts: dict[str, dict[str, Any]]  # the documents of its alerts, by id
 
     @property
     def id(self) -> str:
@@ -399,28 +446,66 @@ class _Entry:
         size = document_bytes(document)
         if size > MAX_DOCUMENT_BYTES:
             raise ValueError(f"its document has {size:,} bytes, more than {MAX_DOCUMENT_BYTES:,}")
-        return cls(index, result, document, size)
+        alerts = _alert_documents(result)
+        size += sum(map(document_bytes, alerts.values()))
+        return cls(index, result, document, size, alerts)
+
+    @property
+    def max_writes(self) -> int:
+        """How many writes the entry is, with a tombstone that is checked."""
+        return 2 + len(self.alerts)
+
+    def with_earlier_alerts(self, stored: StoredDocument | None, existing: set[str]) -> "_Entry":
+        """Return the entry without the alerts that have documents. Its document lists them.
+
+        Args:
+            stored: the document that it replaces. Its alerts have documents.
+            existing: ids of further alerts that have documents.
+        """
+        earlier = {alert.id: alert for alert in (*self.result.earlier_alerts, *_alerts_of(stored))}
+        for alert in self.result.alerts:
+            if alert.id in existing and alert.id not in earlier:
+                earlier[alert.id] = ListedAlert(alert.id, alert.rule, str(alert.severity))
+        if tuple(earlier.values()) == self.result.earlier_alerts:
+            return self
+        result = replace(
+            self.result,
+            alerts=tuple(alert for alert in self.result.alerts if alert.id not in earlier),
+            earlier_alerts=tuple(earlier.values()),
+        )
+        document = self.document | {"alerts": to_document(result)["alerts"]}
+        return replace(self, result=result, document=document, alerts=_alert_documents(result))
+
+
+def _alerts_of(stored: StoredDocument | None) -> tuple[ListedAlert, ...]:
+    return stored.alerts if stored else ()
+
+
+def _alert_documents(result: ImageResult) -> dict[str, dict[str, Any]]:
+    if not result.alerts:
+        return {}
+    from service.alerts import to_document as alert_document  # only needed with alert rules
+
+    return {alert.id: alert_document(result, alert) for alert in result.alerts}
 
 
 def _groups(entries: Iterable[_Entry]) -> Iterator[list[_Entry]]:
     """Split documents into commits that are small enough and have no id twice."""
     group: dict[str, _Entry] = {}
-    size = 0
+    size = writes = 0
     for entry in entries:
-        if group and (size + entry.size_bytes > _MAX_COMMIT_BYTES or entry.id in group):
+        is_full = (
+            size + entry.size_bytes > _MAX_COMMIT_BYTES
+            or writes + entry.max_writes > MAX_COMMIT_WRITES
+        )
+        if group and (is_full or entry.id in group):
             yield list(group.values())
-            group, size = {}, 0
+            group, size, writes = {}, 0, 0
         group[entry.id] = entry
         size += entry.size_bytes
+        writes += entry.max_writes
     if group:
         yield list(group.values())
-
-
-def _server_time(write: Any) -> datetime:
-    """Return the time that a write got from Firestore's clock: the value of SERVER_TIMESTAMP."""
-    [value] = write.transform_results
-    created_at: datetime = value.timestamp_value
-    return created_at
 
 
 def _geo_point(place: GeoPoint | None) -> firestore.GeoPoint | None:

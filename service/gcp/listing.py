@@ -10,10 +10,11 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 from service.domain import ImageRef, ObjectMetadata
 from service.errors import CredentialsError, StorageRefusedError, YoloBatchError
 from service.gcp.storage import GONE, REFUSALS, read_refusal, translate_errors, widen
+from service.object_metadata import read_custom
 
 _PAGE_SIZE = 1000  # Cloud Storage's maximum
 # Only these fields are requested, to keep a page small.
-_LISTED_FIELDS = "items(name,generation,size,timeCreated),nextPageToken"
+_LISTED_FIELDS = "items(name,generation,size,timeCreated,metadata),nextPageToken"
 
 
 class NoBucketError(YoloBatchError):
@@ -35,13 +36,27 @@ class ObjectLister:
         Raises:
             StorageUnavailableError: Cloud Storage did not respond, or refuses access.
         """
+        return self.find(ref) is not None
+
+    def find(self, ref: ImageRef) -> ImageRef | None:
+        """Return an object with its generation, or None if it does not exist.
+
+        Args:
+            ref: the object. With a generation: exactly this generation.
+
+        Raises:
+            StorageUnavailableError: Cloud Storage did not respond, or refuses access.
+        """
         with translate_errors():
-            blob = self._client.bucket(ref.bucket).blob(ref.name, generation=ref.generation)
+            bucket = self._client.bucket(ref.bucket)
             try:
-                return bool(blob.exists(timeout=self._timeout, retry=self._retry))
+                blob = bucket.get_blob(
+                    ref.name, generation=ref.generation, timeout=self._timeout, retry=self._retry
+                )
+                return blob and _ref(ref.bucket, blob)
             except exceptions.GoogleAPICallError as exc:
                 if exc.code in GONE:
-                    return False
+                    return None
                 if exc.code not in REFUSALS:
                     raise
                 refusal = read_refusal(exc)
@@ -111,5 +126,11 @@ def connect_lister(project: str | None, *, connections: int = 1) -> ObjectLister
 
 
 def _ref(bucket: str, blob: storage.Blob) -> ImageRef:
-    metadata = ObjectMetadata(size=blob.size, created_at=blob.time_created)
+    custom, is_custom_cut = read_custom(blob.metadata)
+    metadata = ObjectMetadata(
+        size=blob.size,
+        created_at=blob.time_created,
+        custom=custom,
+        is_custom_cut=is_custom_cut,
+    )
     return ImageRef(bucket, blob.name, blob.generation, metadata)

@@ -20,6 +20,7 @@ from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
 
 from service.deadline import NO_DEADLINE, Deadline
+from service.domain import ResultObject
 from service.errors import ResultObjectError, StorageRefusedError
 from service.gcp.outages import Outages
 from service.gcp.refusals import NO_CREDENTIALS, Scope
@@ -59,32 +60,35 @@ class ResultObjects:
         self._timeout_seconds = timeout_seconds
         self._outages = outages or Outages()
 
-    def create(
-        self, name: str, data: bytes, content_type: str, deadline: Deadline = NO_DEADLINE
-    ) -> str:
-        """Create an object, unless it exists. Return its URI.
+    def uri(self, name: str) -> str:
+        """Return the URI of the object with a name."""
+        return f"gs://{self.bucket}/{name}"
 
-        Args:
-            name: the document's id, `-`, and a name that contains a hash of the content.
-            data: the content.
-            content_type: its media type.
-            deadline: ends the request.
+    def create(self, content: ResultObject, deadline: Deadline = NO_DEADLINE) -> bool:
+        """Create an object, unless it exists. Return whether it is new.
+
+        An object that this call created can count as existing: if the response was lost, the
+        request is repeated.
 
         Raises:
             StorageUnavailableError: Cloud Storage did not respond, or refuses the bucket.
             TooLateError: the deadline has passed.
         """
         with self._requesting(deadline) as (bucket, limits):
-            blob = bucket.blob(name)
+            blob = bucket.blob(content.name)
             blob.metadata = {RESULT_MARKER: "true"}
             try:
                 blob.upload_from_string(
-                    data, content_type=content_type, if_generation_match=0, **limits
+                    content.data,
+                    content_type=content.content_type,
+                    if_generation_match=0,
+                    **limits,
                 )
             except exceptions.PreconditionFailed as exc:
                 if read_refusal(exc).scope is Scope.EVERYTHING:  # a policy refuses with 412, too
                     raise
-        return f"gs://{self.bucket}/{name}"
+                return False
+        return True
 
     def read(self, uri: str) -> bytes:
         """Return an object's bytes.
@@ -133,7 +137,7 @@ class ResultObjects:
         with self._requesting(deadline) as (bucket, limits):
             names = [blob.name for blob in bucket.list_blobs(prefix=f"{document_id}-", **limits)]
         for name in names:
-            self.remove(f"gs://{self.bucket}/{name}", document_id, deadline)
+            self.remove(self.uri(name), document_id, deadline)
 
     @contextmanager
     def _requesting(

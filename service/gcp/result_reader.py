@@ -7,16 +7,13 @@ from datetime import datetime
 from typing import Any
 
 from google.api_core import exceptions
-from google.cloud import firestore
 from google.cloud.firestore_v1.base_query import FieldFilter
-from google.cloud.firestore_v1.query import Query
 
-from service.document import SHARDS, STATUS_PARKED
-from service.domain import GeoPoint, ImageRef, StoredDocuments, StoredImage
-from service.errors import FirestoreUnavailableError, StoredResultError
-from service.gcp.collection import Collection, RetryBudget, documents_by_id
-
-_PAGE_SIZE = 300  # documents
+from service.document import STATUS_PARKED
+from service.domain import ImageRef, StoredDocuments, StoredImage
+from service.errors import StoredResultError
+from service.gcp.collection import documents_by_id, fields_of, object_uris
+from service.gcp.document_pages import PAGE_SIZE, DocumentPages
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ class DocumentVersion:
     update_time: datetime
 
 
-class ResultReader(Collection):
+class ResultReader(DocumentPages):
     """Reads documents. Safe to use from many threads."""
 
     def stored_documents(self, refs: Sequence[ImageRef]) -> StoredDocuments:
@@ -45,7 +42,7 @@ class ResultReader(Collection):
             )
 
     def results(
-        self, bucket: str, prefix: str, *, page_size: int = _PAGE_SIZE
+        self, bucket: str, prefix: str, *, page_size: int = PAGE_SIZE
     ) -> Iterator[dict[str, Any]]:
         """Yield the documents of the objects whose names start with `prefix`, sorted by name.
 
@@ -55,10 +52,10 @@ class ResultReader(Collection):
             FirestoreUnavailableError: Firestore did not respond, or lacks the index.
         """
         for page in self._pages(self._by_name(bucket, prefix), page_size):
-            yield from map(_fields, page)
+            yield from map(fields_of, page)
 
     def versions(
-        self, bucket: str, prefix: str, *, page_size: int = _PAGE_SIZE
+        self, bucket: str, prefix: str, *, page_size: int = PAGE_SIZE
     ) -> Iterator[DocumentVersion]:
         """Yield the same documents as `results`, with what `ResultRewriter` needs.
 
@@ -67,6 +64,31 @@ class ResultReader(Collection):
         """
         for page in self._pages(self._by_name(bucket, prefix), page_size):
             yield from map(_version, page)
+
+    def since(
+        self, created_after: datetime, *, page_size: int = PAGE_SIZE
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the documents that were created since a time, the newest first.
+
+        Raises:
+            FirestoreUnavailableError: Firestore did not respond, or lacks the index.
+        """
+        query = self._newest_first().where(filter=FieldFilter("created_at", ">=", created_after))
+        for page in self._pages(query, page_size):
+            yield from map(fields_of, page)
+
+    def newest_of_source(self, source_id: str) -> datetime | None:
+        """Return when the newest document of a source was created, or None if it has none.
+
+        Raises:
+            FirestoreUnavailableError: Firestore did not respond, or lacks the index.
+        """
+        query = self._newest_first().where(filter=FieldFilter("source.id", "==", source_id))
+        for snapshot in self._page(query.select(["created_at"]).limit(1)):
+            created_at = snapshot.get("created_at")
+            # A person may have edited it.
+            return created_at if isinstance(created_at, datetime) else snapshot.create_time
+        return None
 
     def version(self, document_id: str) -> DocumentVersion | None:
         """Return one document by its id, or None if there is none.
@@ -79,7 +101,7 @@ class ResultReader(Collection):
             return _version(snapshot) if snapshot.exists else None
 
     def images(
-        self, bucket: str, prefix: str, *, page_size: int = _PAGE_SIZE
+        self, bucket: str, prefix: str, *, page_size: int = PAGE_SIZE
     ) -> Iterator[Sequence[StoredImage]]:
         """Yield pages of the images that have a document, sorted by name.
 
@@ -88,11 +110,11 @@ class ResultReader(Collection):
         Raises:
             FirestoreUnavailableError: Firestore did not respond, or lacks the index.
         """
-        fields = ["bucket", "name", "generation", "created_at", "detections_uri"]
+        fields = ["bucket", "name", "generation", "created_at", "detections_uri", "derived"]
         for page in self._pages(self._by_name(bucket, prefix).select(fields), page_size):
             yield [image for snapshot in page if (image := _stored_image(snapshot))]
 
-    def parked(self, *, page_size: int = _PAGE_SIZE) -> Iterator[tuple[datetime, ImageRef]]:
+    def parked(self, *, page_size: int = PAGE_SIZE) -> Iterator[tuple[datetime, ImageRef]]:
         """Yield every parked image, and when it was parked, the newest first.
 
         Only the documents of parked images are read.
@@ -100,9 +122,7 @@ class ResultReader(Collection):
         Raises:
             FirestoreUnavailableError: Firestore did not respond, or lacks the index.
         """
-        query = self._collection.where(filter=FieldFilter("status", "==", STATUS_PARKED))
-        query = query.where(filter=FieldFilter("shard", "in", list(range(SHARDS))))
-        query = query.order_by("created_at", direction=Query.DESCENDING)
+        query = self._newest_first().where(filter=FieldFilter("status", "==", STATUS_PARKED))
         query = query.select(["bucket", "name", "generation", "created_at"])
         for page in self._pages(query, page_size):
             for snapshot in page:
@@ -128,27 +148,6 @@ class ResultReader(Collection):
             query = query.where(filter=FieldFilter("name", "<", end))
         return query.order_by("name")
 
-    def _pages(self, query: Any, page_size: int) -> Iterator[list[Any]]:
-        """Yield the snapshots of a query, page by page."""
-        query = query.limit(page_size)
-        while page := self._page(query):
-            yield page
-            query = query.start_after(page[-1])
-
-    def _page(self, query: Any) -> list[Any]:
-        """Return all snapshots of a query: the time limit must not count the caller's work."""
-        with self._reading():
-            try:
-                return list(query.stream(**self._one_attempt().limits))
-            except exceptions.FailedPrecondition as exc:  # its message links to the missing index
-                raise FirestoreUnavailableError(
-                    f"Firestore refused the query: {exc.message}"
-                ) from exc
-
-    def _one_attempt(self) -> RetryBudget:
-        """Return a budget for one attempt: an operator's large reads take long."""
-        return RetryBudget(self._timeout_seconds, attempts=1)
-
 
 def _after(prefix: str) -> str | None:
     """Return the first text that sorts after all texts with a prefix, or None if there is none.
@@ -163,7 +162,7 @@ def _after(prefix: str) -> str | None:
 
 
 def _version(snapshot: Any) -> DocumentVersion:
-    return DocumentVersion(snapshot.id, _fields(snapshot), snapshot.update_time)
+    return DocumentVersion(snapshot.id, fields_of(snapshot), snapshot.update_time)
 
 
 def _stored_image(snapshot: Any) -> StoredImage | None:
@@ -178,17 +177,7 @@ def _stored_image(snapshot: Any) -> StoredImage | None:
     # 0 means that the generation was not known (service.pipeline).
     is_known = isinstance(generation, int) and generation > 0
     ref = ImageRef(bucket, name, generation if is_known else None)
-    detections_uri = fields.get("detections_uri")
-    return StoredImage(snapshot.id, ref, created_at, detections_uri and str(detections_uri))
-
-
-def _fields(snapshot: Any) -> dict[str, Any]:
-    """Return a document's fields. A place is the service's `GeoPoint`, not Firestore's."""
-    fields: dict[str, Any] = snapshot.to_dict() or {}
-    place = fields.get("location")
-    if isinstance(place, firestore.GeoPoint):
-        fields["location"] = GeoPoint(place.latitude, place.longitude)
-    return fields
+    return StoredImage(snapshot.id, ref, created_at, object_uris(fields))
 
 
 class ResultRewriter(ResultReader):

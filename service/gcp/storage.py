@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -39,7 +40,7 @@ from service.object_metadata import read_custom, read_custom_headers
 # service's role does not allow that (google-cloud-storage 3.17).
 os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
 
-_METADATA_FIELDS = "generation,size,contentType,md5Hash,crc32c,metadata"
+_METADATA_FIELDS = "generation,size,contentType,md5Hash,crc32c,timeCreated,metadata"
 GONE = frozenset({404, 410})
 REFUSALS = frozenset({400, 401, 403, 451})  # statuses that a retry does not change
 # Permissions on the bucket. To an account without both, Cloud Storage reports a missing object as
@@ -58,7 +59,7 @@ _YOUR_CREDENTIALS = (
 
 
 # Reserves this many bytes of memory while its block runs. Waits for them until the deadline.
-Buffer = Callable[[int, Deadline], AbstractContextManager[None]]
+Buffer = Callable[[int, Deadline], AbstractContextManager[object]]
 
 
 def _unlimited(count: int, deadline: Deadline) -> AbstractContextManager[None]:
@@ -236,6 +237,7 @@ class ImageStorage:
                 content_type=headers.get("Content-Type"),
                 md5=checksums.get("md5"),
                 crc32c=checksums["crc32c"],
+                created_at=ref.metadata.created_at,  # only `resolve` knows it
                 custom=custom,
                 is_custom_cut=is_custom_cut,
             )
@@ -257,6 +259,7 @@ class ImageStorage:
             resource.get("contentType"),
             resource.get("md5Hash"),
             resource.get("crc32c"),
+            created_at=_created_at(resource),
             custom=custom,
             is_custom_cut=is_custom_cut,
         )
@@ -438,6 +441,15 @@ def widen(client: storage.Client, connections: int) -> None:
     adapter = HTTPAdapter(pool_connections=connections, pool_maxsize=connections)
     client._http.mount("https://", adapter)
     client._http.mount("http://", adapter)
+
+
+def _created_at(resource: Mapping[str, Any]) -> datetime | None:
+    """Return when a generation was created, or None if the response does not say it."""
+    try:
+        created_at = datetime.fromisoformat(resource["timeCreated"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return created_at if created_at.tzinfo else None
 
 
 def _object_path(ref: ImageRef, prefix: str = "") -> str:

@@ -22,7 +22,7 @@ import socket
 import sys
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -35,16 +35,19 @@ from service.images.crop import center_crop
 from service.images.decode import decode_file, open_image, weight_of
 from service.images.decoders import (
     BAD_IMAGE,
-    BYTES_PER_PIXEL,
     EXITED,
     NEEDED_BYTES,
     NEEDS_MEMORY,
+    OUTPUT_BYTES,
+    OUTPUTS,
     PIXELS,
     PIXELS_HEADER,
     READY,
     WAIT_STATUS,
     Request,
+    needed_bytes,
 )
+from service.images.derive import DerivePlan
 from service.images.details import Details
 from service.images.letterbox import shrink
 from service.images.pixels import DecodedImage
@@ -79,6 +82,9 @@ class NeedsMemoryError(Exception):
 def decode(data: bytes, request: Request) -> DecodedImage:
     """Decode a file, turn the image upright, and shrink or crop it to `request.image_size`.
 
+    An image from which others are derived is not shrunk, except that a JPEG may be decoded at a
+    reduced scale.
+
     Raises:
         BadImageError: see `service.images.decode.decode`.
         MemoryError: there is not enough memory to read the header.
@@ -86,13 +92,13 @@ def decode(data: bytes, request: Request) -> DecodedImage:
     """
     file = open_image(data, max_pixels=request.max_pixels)
     pixels = file.info.width * file.info.height * weight_of(file)
-    needed_bytes = pixels * BYTES_PER_PIXEL + 2 * len(data)
-    may_run_out = needed_bytes > request.memory_bytes
+    needed = needed_bytes(pixels, len(data), request)
+    may_run_out = needed > request.memory_bytes
     # Try a JPEG at once: most take far less than the estimate, and files that need more memory
     # are decoded one at a time. Do not try other formats: without enough memory their decoders
     # may crash, or report an intact file as damaged.
     if may_run_out and file.info.format not in ("JPEG", "MPO"):
-        raise NeedsMemoryError(needed_bytes)
+        raise NeedsMemoryError(needed)
     size = request.image_size
     try:
         decoded = decode_file(
@@ -102,12 +108,14 @@ def decode(data: bytes, request: Request) -> DecodedImage:
         )
         if request.crop:
             return replace(decoded, pixels=center_crop(decoded.pixels, size=size))
+        if request.plan_length:
+            return decoded
         return replace(decoded, pixels=shrink(decoded.pixels, image_size=size))
     except MemoryError as exc:
-        raise NeedsMemoryError(needed_bytes) from exc
+        raise NeedsMemoryError(needed) from exc
     except BadImageError as exc:
         if may_run_out and exc.code is ErrorCode.CORRUPT_IMAGE:
-            raise NeedsMemoryError(needed_bytes) from exc
+            raise NeedsMemoryError(needed) from exc
         raise
 
 
@@ -185,7 +193,7 @@ def _run(sock: socket.socket, file: int, pixels: int, decode: Decode, root: int)
     Args:
         sock: receives requests and sends replies.
         file: descriptor of the memory that holds a request's file.
-        pixels: descriptor of the memory for the decoded pixels.
+        pixels: descriptor of the memory for the pixels or the derived images.
         decode: decodes one file.
         root: process id of the root process.
     """
@@ -230,10 +238,10 @@ def _limit(kind: int, value: int) -> None:
 
 
 def _reply(request: Request, file: int, pixels: int, decode: Decode) -> bytes:
-    """Decode the file, write its pixels to the shared memory, and return the reply.
+    """Decode the file, write the result to the shared memory, and return the reply.
 
     Raises:
-        MemoryError: there is not enough memory for the pixels.
+        MemoryError: there is not enough memory for the result.
         OSError: the shared memory cannot be read or written.
     """
     try:
@@ -242,6 +250,10 @@ def _reply(request: Request, file: int, pixels: int, decode: Decode) -> bytes:
             raise MemoryError
         data = _decompress(stored, request)
         decoded = decode(data, request)
+        derived = None
+        if request.plan_length:
+            packed = os.pread(file, request.plan_length, request.length)
+            derived = _derive(decoded, packed, len(data), request)
     except BadImageError as exc:
         text = f"{exc.code} {exc.message}"
         return BAD_IMAGE + text.encode(errors="replace")[:_MAX_MESSAGE_BYTES]
@@ -251,11 +263,48 @@ def _reply(request: Request, file: int, pixels: int, decode: Decode) -> bytes:
         return NEEDS_MEMORY + NEEDED_BYTES.pack(
             3 * max(request.length, request.max_decompressed_bytes)
         )
-    if os.pwrite(pixels, decoded.pixels.data, 0) != decoded.pixels.nbytes:
-        raise MemoryError  # the memory still holds pixels of the previous image
+    if derived is not None:
+        _write(pixels, derived)
+        return OUTPUTS + b"".join(OUTPUT_BYTES.pack(len(image)) for image in derived)
+    _write(pixels, [decoded.pixels.data])
     info = decoded.info
     header = PIXELS_HEADER.pack(*decoded.pixels.shape[:2], info.height, info.width)
     return PIXELS + header + Details.of(decoded).to_bytes()
+
+
+def _derive(decoded: DecodedImage, packed: bytes, length: int, request: Request) -> list[bytes]:
+    """Return the images of a packed plan.
+
+    Raises:
+        BadImageError: the image has another size than in the plan.
+        NeedsMemoryError: there is not enough memory.
+    """
+    # Imported here, because most services derive no images.
+    from service.images.render import render
+
+    plan, info = DerivePlan.from_bytes(packed), decoded.info
+    if (info.width, info.height) != (plan.image.width, plan.image.height):
+        raise BadImageError.corrupt("The file has another size when it is decoded again.")
+    try:
+        return render(decoded.pixels, plan)
+    except MemoryError as exc:
+        needed = needed_bytes(info.width * info.height, length, request)
+        raise NeedsMemoryError(needed) from exc
+
+
+def _write(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:
+    """Write the parts to the start of the shared memory.
+
+    Raises:
+        MemoryError: they do not fit. The memory may still hold bytes of the previous image.
+        OSError: the shared memory cannot be written.
+    """
+    offset = 0
+    for part in parts:
+        length = len(part) if isinstance(part, bytes) else part.nbytes
+        if os.pwrite(descriptor, part, offset) != length:
+            raise MemoryError
+        offset += length
 
 
 def _decompress(data: bytes, request: Request) -> bytes:

@@ -3,15 +3,17 @@
     service ── control socket ── root process: imports the libraries once, forks the decoders
        │                            ├── decoder 1
        │                            └── decoder N
-       └── for each decoder: a socket, and two memory files (the image file, its pixels)
+       └── for each decoder: a socket, and two memory files (what goes in, what comes out)
 
 A decoder, its socket and its memory files are created together and closed together when the decoder
 fails. So a reply can never belong to another file. `service.images.decoder_process` is the other
 side of this protocol:
 
-    request  JSON of `Request`. The file is in shared memory already.
+    request  JSON of `Request`. The file is in shared memory already, and after it a `DerivePlan`
+             if images are to be derived.
     reply    READY         sent once, before the first request
              PIXELS        `PIXELS_HEADER`, then JSON of `Details`. The pixels are in shared memory.
+             OUTPUTS       to a plan: `OUTPUT_BYTES` of each image. All are in shared memory.
              BAD_IMAGE     a `BadImageError`: its code, a space, its message
              NEEDS_MEMORY  `NEEDED_BYTES`: the memory that decoding this file needs
              EXITED        `WAIT_STATUS`, sent by the root after the decoder has exited
@@ -29,18 +31,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 
 from service.concurrency.semaphore import FairSemaphore
 from service.deadline import Deadline
-from service.domain import ErrorCode, ImageInfo
+from service.domain import DerivedImage, ErrorCode, ImageInfo
 from service.errors import BadImageError, DecoderUnavailableError, ShuttingDownError
+from service.images.derive import DerivePlan
 from service.images.details import Details
 from service.images.pixels import DecodedImage
 from service.machine import cores
@@ -51,10 +55,15 @@ logger = logging.getLogger(__name__)
 COMMAND = (sys.executable, "-P", "-m", "service.images.decoder_process")
 MAX_FILES = 1000  # then a decoder is replaced, which bounds what a library can leak
 BYTES_PER_PIXEL = 13  # the highest measured need is 12: a rotated progressive JPEG
+_DECODED_BYTES_PER_PIXEL = 3
 
-READY, PIXELS, BAD_IMAGE, NEEDS_MEMORY, EXITED = b"R", b"P", b"B", b"L", b"E"
+READY, PIXELS, OUTPUTS = b"R", b"P", b"O"
+BAD_IMAGE, NEEDS_MEMORY, EXITED = b"B", b"L", b"E"
 PIXELS_HEADER = struct.Struct("<IIII")  # height and width of the pixels, then of the full image
+OUTPUT_BYTES = struct.Struct("<I")
 NEEDED_BYTES, WAIT_STATUS = struct.Struct("<Q"), struct.Struct("<i")
+
+Result = TypeVar("Result")
 
 _IMPORT_FOLDER = Path(__file__).parents[2]  # contains the `service` package
 _MAX_REPLY_BYTES = 4096
@@ -114,6 +123,8 @@ class Request:
     max_decompressed_bytes: int
     memory_bytes: int  # address space that the decoder may use in addition to its start
     cpu_seconds: int
+    plan_length: int = 0  # length in bytes of the `DerivePlan`. 0: the reply is pixels.
+    render_bytes: int = 0  # memory that the plan needs besides the decoded image
 
     def to_bytes(self) -> bytes:
         """Encode as JSON."""
@@ -193,34 +204,61 @@ class Decoders:
             ShuttingDownError: the pool is closed.
             TooLateError: the deadline passed first.
         """
-        limits = self._limits
-        request = Request(
-            length=len(data),
-            content_encoding=(content_encoding or "")[:_MAX_ENCODING_CHARACTERS],
+        request = self._request(
+            data,
+            content_encoding,
             image_size=image_size,
             reduced=self._reduced and not crop,  # the crop needs exact pixels
             crop=crop,
             max_pixels=max_pixels or self._max_pixels,
-            max_decompressed_bytes=self._max_decompressed_bytes,
-            memory_bytes=limits.small_bytes,
-            cpu_seconds=limits.cpu_seconds,
         )
-        try:
-            reply = self._decode_once(request, data, deadline)
-            if isinstance(reply, DecodedImage):
-                return reply
-            with self._large_slot.acquire(1, deadline):
-                while isinstance(reply, int):  # bytes that the decoder says it needs
-                    memory_bytes = limits.small_bytes + reply
-                    if memory_bytes <= request.memory_bytes:
-                        raise BadImageError.corrupt(
-                            "Decoding the file needs more memory than its number of pixels allows."
-                        )
-                    request = replace(request, memory_bytes=memory_bytes)
-                    reply = self._decode_once(request, data, deadline)
-            return reply
-        except (MemoryError, OSError) as exc:
-            raise DecoderUnavailableError(_NO_MEMORY) from exc
+        return self._call(request, (data,), partial(_read_pixels, request), deadline)
+
+    def derive(
+        self,
+        data: bytes,
+        plan: DerivePlan,
+        *,
+        content_encoding: str | None = None,
+        deadline: Deadline,
+    ) -> tuple[DerivedImage, ...]:
+        """Make derived images from a file that was decoded before.
+
+        Equal arguments give equal bytes. Nothing of the file but its pixels is in them.
+
+        Args:
+            data: the stored object's bytes.
+            plan: what is made.
+            content_encoding: the object's Content-Encoding. `gzip` and `deflate` are undone.
+            deadline: ends every wait, and the work itself.
+
+        Returns:
+            The images, without a `uri`. Together they have at most
+            `plan.options.max_output_bytes` bytes.
+
+        Raises:
+            BadImageError: as `decode`, for example if making the images exceeds a limit.
+            DecoderUnavailableError: there is not enough memory now, or something other than the
+                file killed the decoder.
+            ShuttingDownError: the pool is closed.
+            TooLateError: the deadline passed first.
+        """
+        packed = plan.to_bytes()
+        request = replace(
+            self._request(
+                data,
+                content_encoding,
+                image_size=max(plan.working_size),
+                reduced=True,
+                crop=False,
+                max_pixels=self._max_pixels,
+            ),
+            plan_length=len(packed),
+            render_bytes=plan.render_bytes,
+        )
+        images = self._call(request, (data, packed), partial(_read_outputs, plan), deadline)
+        labels = plan.label_file()
+        return (*images, labels) if labels else images
 
     def close(self) -> None:
         """Stop all processes. Files in flight raise `DecoderUnavailableError`."""
@@ -236,8 +274,69 @@ class Decoders:
                 decoder.close()
             self._idle.clear()
 
-    def _decode_once(self, request: Request, data: bytes, deadline: Deadline) -> DecodedImage | int:
-        """Decode in the next free decoder. Return the image, or the bytes of memory that it needs.
+    def _request(
+        self,
+        data: bytes,
+        content_encoding: str | None,
+        *,
+        image_size: int,
+        reduced: bool,
+        crop: bool,
+        max_pixels: int,
+    ) -> Request:
+        return Request(
+            length=len(data),
+            content_encoding=(content_encoding or "")[:_MAX_ENCODING_CHARACTERS],
+            image_size=image_size,
+            reduced=reduced,
+            crop=crop,
+            max_pixels=max_pixels,
+            max_decompressed_bytes=self._max_decompressed_bytes,
+            memory_bytes=self._limits.small_bytes,
+            cpu_seconds=self._limits.cpu_seconds,
+        )
+
+    def _call(
+        self,
+        request: Request,
+        parts: Sequence[bytes],
+        read: "_Read[Result]",
+        deadline: Deadline,
+    ) -> Result:
+        """Let a decoder do what the request says, with more memory if it needs that.
+
+        Args:
+            request: what is done.
+            parts: the file, and the plan.
+            read: reads the reply to such a request.
+            deadline: ends every wait.
+        """
+        small_bytes = self._limits.small_bytes
+        try:
+            reply = self._call_once(request, parts, read, deadline)
+            if not isinstance(reply, _NeededBytes):
+                return reply
+            with self._large_slot.acquire(1, deadline):
+                while isinstance(reply, _NeededBytes):
+                    memory_bytes = small_bytes + reply.count
+                    if memory_bytes <= request.memory_bytes:
+                        raise BadImageError.corrupt(
+                            "Decoding the file needs more memory than its number of pixels allows."
+                        )
+                    request = replace(request, memory_bytes=memory_bytes)
+                    reply = self._call_once(request, parts, read, deadline)
+            return reply
+        except (MemoryError, OSError) as exc:
+            raise DecoderUnavailableError(_NO_MEMORY) from exc
+
+    def _call_once(
+        self,
+        request: Request,
+        parts: Sequence[bytes],
+        read: "_Read[Result]",
+        deadline: Deadline,
+    ) -> "Result | _NeededBytes":
+        """Call the next free decoder. Return its result, or the memory that it needs.
 
         A decoder may crash because an earlier file corrupted its memory. So if a used decoder
         crashes, the file is tried again in a new decoder, and only that result counts.
@@ -247,9 +346,9 @@ class Decoders:
             while True:
                 decoder = self._take(deadline, must_be_new=must_be_new)
                 try:
-                    reply = decoder.decode(request, data, deadline, self._limits.wall_seconds)
-                    if isinstance(reply, int):
-                        return min(reply, self._max_needed_bytes(len(data)))
+                    reply = decoder.call(request, parts, read, deadline, self._limits.wall_seconds)
+                    if isinstance(reply, _NeededBytes):
+                        return _NeededBytes(min(reply.count, self._max_needed_bytes(request)))
                     return reply
                 except _CrashError:
                     if decoder.files == 1:
@@ -295,13 +394,13 @@ class Decoders:
             with self._lock:
                 self._idle.append(replacement)
 
-    def _max_needed_bytes(self, length: int) -> int:
+    def _max_needed_bytes(self, request: Request) -> int:
         """Return the most memory, in bytes, that a valid file of this length can need.
 
         A decoder's own figure is untrusted and must not exceed it.
         """
-        file_bytes = 2 * max(length, self._max_decompressed_bytes)
-        return BYTES_PER_PIXEL * self._max_pixels + file_bytes
+        length = max(request.length, self._max_decompressed_bytes)
+        return needed_bytes(self._max_pixels, length, request)
 
     def _fork(self) -> "_Decoder":
         """Let the root process fork a decoder, without waiting until it is ready.
@@ -355,6 +454,24 @@ class Decoders:
         return process, control
 
 
+def needed_bytes(pixels: int, length: int, request: Request) -> int:
+    """Return the memory in bytes that a file needs at most.
+
+    Decoding needs more memory than the decoded image, which alone is left when images are derived
+    from it.
+
+    Args:
+        pixels: number of the image's pixels. Those of some formats count twice.
+        length: the file's length in bytes, without its Content-Encoding.
+        request: what is done.
+    """
+    decoding_bytes = BYTES_PER_PIXEL * pixels
+    rendering_bytes = _DECODED_BYTES_PER_PIXEL * pixels + request.render_bytes
+    has_plan = request.plan_length > 0
+    pixels_bytes = max(decoding_bytes, rendering_bytes) if has_plan else decoding_bytes
+    return pixels_bytes + 2 * length + 3 * request.plan_length
+
+
 def build_decoders(settings: Settings) -> Decoders:
     """Start the decoder processes, with the limits of the settings.
 
@@ -379,6 +496,13 @@ def build_decoders(settings: Settings) -> Decoders:
 
 class _CrashError(BadImageError):
     """The decoder crashed or exited while it decoded the file."""
+
+
+@dataclass(frozen=True)
+class _NeededBytes:
+    """The memory that a decoder needs for a file."""
+
+    count: int
 
 
 class _Decoder:
@@ -437,10 +561,15 @@ class _Decoder:
         self.is_reusable = False
         return False
 
-    def decode(
-        self, request: Request, data: bytes, deadline: Deadline, wall_seconds: float
-    ) -> DecodedImage | int:
-        """Decode a file. Return the image, or the bytes of memory that decoding it needs.
+    def call(
+        self,
+        request: Request,
+        parts: Sequence[bytes],
+        read: "_Read[Result]",
+        deadline: Deadline,
+        wall_seconds: float,
+    ) -> Result | _NeededBytes:
+        """Send a request. Return its result, or the memory that it needs.
 
         Raises:
             BadImageError: the decoder reported it, or the file crashed the decoder or exceeded a
@@ -453,7 +582,8 @@ class _Decoder:
         self.is_reusable = False
         self.files += 1
         file, _ = self.memory_fds
-        if os.pwrite(file, data, 0) != len(data):
+        input_bytes = sum(map(len, parts))
+        if os.pwritev(file, parts, 0) != input_bytes:
             raise MemoryError
         try:
             self._socket.sendall(request.to_bytes())
@@ -467,8 +597,8 @@ class _Decoder:
             ) from exc
         kind, body = reply[:1], reply[1:]
         try:
-            if kind == PIXELS:
-                decoded = self._read_pixels(body, request)
+            if kind == (OUTPUTS if request.plan_length else PIXELS):
+                result, result_bytes = read(body, self.memory_fds[1])
                 self.is_reusable = True
             elif kind == BAD_IMAGE:
                 code, _, message = body.decode(errors="replace").partition(" ")
@@ -476,11 +606,10 @@ class _Decoder:
                 if not error.code.is_caused_by_bytes:
                     raise ValueError(code)
                 self.is_reusable = True
-                self._free_large(len(data), 0)
+                self._free_large(input_bytes, 0)
                 raise error
             elif kind == NEEDS_MEMORY:  # not reusable: a replacement gets the larger limit
-                [needed_bytes] = NEEDED_BYTES.unpack(body)
-                return int(needed_bytes)
+                return _NeededBytes(*NEEDED_BYTES.unpack(body))
             elif kind == EXITED:
                 [status] = WAIT_STATUS.unpack(body)
                 raise _error_for(status, request.cpu_seconds)
@@ -491,8 +620,8 @@ class _Decoder:
         except (ValueError, struct.error) as exc:
             logger.exception("A decoder sent an invalid reply")
             raise BadImageError.corrupt("The file made its decoder fail.") from exc
-        self._free_large(len(data), decoded.pixels.nbytes)
-        return decoded
+        self._free_large(input_bytes, result_bytes)
+        return result
 
     def kill(self) -> None:
         """Let the root kill the process, and wait up to `_KILL_SECONDS` until it has exited."""
@@ -512,9 +641,9 @@ class _Decoder:
         for descriptor in memory_fds:
             os.close(descriptor)
 
-    def _free_large(self, file_bytes: int, pixel_bytes: int) -> None:
+    def _free_large(self, input_bytes: int, result_bytes: int) -> None:
         """Empty each memory file that holds more than `_KEPT_BYTES`."""
-        for descriptor, size in zip(self.memory_fds, (file_bytes, pixel_bytes), strict=True):
+        for descriptor, size in zip(self.memory_fds, (input_bytes, result_bytes), strict=True):
             if size > _KEPT_BYTES:
                 os.ftruncate(descriptor, 0)
 
@@ -540,29 +669,61 @@ class _Decoder:
                 return b""
         raise TimeoutError
 
-    def _read_pixels(self, body: bytes, request: Request) -> DecodedImage:
-        """Copy the pixels from the shared memory.
 
-        Raises:
-            OSError: there is not enough memory now.
-            ValueError: the reply describes an image that the request does not allow.
-        """
-        height, width, *full = PIXELS_HEADER.unpack_from(body)
-        details = Details.from_bytes(body[PIXELS_HEADER.size :])
-        info = ImageInfo(full[1], full[0], details.format)
-        is_shrunk = height <= info.height and width <= info.width
-        is_square = height == width == request.image_size
-        if (
-            max(height, width) > request.image_size
-            or info.width * info.height > request.max_pixels
-            or not (is_square if request.crop else is_shrunk)
-        ):
-            raise ValueError(f"{width}x{height} pixels of {info}")
-        pixels = np.empty((height, width, 3), np.uint8)
-        # Copied, not mapped: reading a mapping that the decoder truncates would raise SIGBUS here.
-        if os.preadv(self.memory_fds[1], [pixels.data], 0) != pixels.nbytes:
-            raise ValueError("The memory holds fewer pixels than the reply states")
-        return DecodedImage(pixels, info, details.capture)
+# Reads a reply's body and the memory file with the result. Returns the result and its bytes there.
+_Read = Callable[[bytes, int], tuple[Result, int]]
+
+
+def _read_pixels(request: Request, body: bytes, memory_fd: int) -> tuple[DecodedImage, int]:
+    """Copy the pixels from the shared memory.
+
+    Raises:
+        OSError: there is not enough memory now.
+        ValueError: the reply describes an image that the request does not allow.
+    """
+    height, width, *full = PIXELS_HEADER.unpack_from(body)
+    details = Details.from_bytes(body[PIXELS_HEADER.size :])
+    info = ImageInfo(full[1], full[0], details.format)
+    is_shrunk = height <= info.height and width <= info.width
+    is_square = height == width == request.image_size
+    if (
+        max(height, width) > request.image_size
+        or info.width * info.height > request.max_pixels
+        or not (is_square if request.crop else is_shrunk)
+    ):
+        raise ValueError(f"{width}x{height} pixels of {info}")
+    pixels = np.empty((height, width, 3), np.uint8)
+    # Copied, not mapped: reading a mapping that the decoder truncates would raise SIGBUS here.
+    if os.preadv(memory_fd, [pixels.data], 0) != pixels.nbytes:
+        raise ValueError("The memory holds fewer pixels than the reply states")
+    return DecodedImage(pixels, info, details.capture), pixels.nbytes
+
+
+def _read_outputs(
+    plan: DerivePlan, body: bytes, memory_fd: int
+) -> tuple[tuple[DerivedImage, ...], int]:
+    """Copy the derived images from the shared memory.
+
+    Only the lengths and the bytes come from the decoder. All other fields come from the plan.
+
+    Raises:
+        OSError: there is not enough memory now.
+        ValueError: the reply has other images than the plan allows.
+    """
+    outputs = plan.outputs()
+    lengths = [length for (length,) in OUTPUT_BYTES.iter_unpack(body)]
+    required = sum(output.crop is None for output in outputs)
+    total = sum(lengths)
+    if not required <= len(lengths) <= len(outputs) or total > plan.options.max_output_bytes:
+        raise ValueError(f"{len(lengths)} images of {total} bytes instead of {len(outputs)}")
+    images, offset = [], 0
+    for output, length in zip(outputs, lengths, strict=False):
+        data = os.pread(memory_fd, length, offset)
+        if len(data) != length or not data.startswith(output.signature):
+            raise ValueError(f"The {output.kind} image is incomplete or of another format")
+        images.append(output.with_data(data))
+        offset += length
+    return tuple(images), total
 
 
 def _error_for(status: int, cpu_seconds: int) -> Exception:

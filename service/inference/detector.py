@@ -1,6 +1,6 @@
 """The interface that every model implements."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from service.domain import ModelInfo, Prediction
@@ -15,6 +15,10 @@ class Detector(Protocol):
     @property
     def info(self) -> ModelInfo:
         """The model's name, task, image size and more, for documents and logs."""
+
+    @property
+    def labels(self) -> Mapping[int, str]:
+        """The labels of all classes, by class id."""
 
     @property
     def runners(self) -> int:

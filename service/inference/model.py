@@ -20,6 +20,7 @@ class Model:
             max_batch_size: the most images in one batch.
         """
         self.info: ModelInfo = detector.info
+        self.labels = frozenset(detector.labels.values())
         self._health = health
         self._queue: InferenceQueue[DecodedImage, Prediction] = InferenceQueue(
             detector.detect,

@@ -23,11 +23,11 @@ from service.domain import (
 )
 from service.errors import BadImageError, YoloBatchError
 from service.health import Health
+from service.images.annotate import annotate
 from service.images.decode import decode
 from service.images.decoders import build_decoders
 from service.inference.detector import Detector
 from service.inference.model import Model
-from service.operate.annotate import annotate
 from service.pipeline import Pipeline, PipelineOptions
 from service.recorder import Recorder
 from service.settings import Settings
@@ -153,7 +153,7 @@ class _LocalFiles:
         self,
         ref: ImageRef,
         deadline: Deadline,
-        buffer: Callable[[int, Deadline], AbstractContextManager[None]],
+        buffer: Callable[[int, Deadline], AbstractContextManager[object]],
     ) -> Iterator[Download]:
         file = Path(ref.name)
         with _reading(ref):

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from service.document import STATUS_DONE, detection_fields
 from service.domain import SCHEMA, ImageRef, ImageResult, Prediction, Task
@@ -19,6 +19,7 @@ from service.sources.current import SourceSettings
 from service.stored_result import stored_result
 
 SettingsOf = Callable[[ImageRef], SourceSettings]
+Value = TypeVar("Value")
 
 
 class Verdict(StrEnum):
@@ -143,20 +144,47 @@ def change_of(
         settings_of: returns the new settings of an image.
         store_confidence: the lowest confidence that is recorded.
     """
+    found = on_stored(
+        document,
+        settings_of,
+        store_confidence,
+        lambda new, settings: _change(new, document, settings),
+    )
+    return Change(found) if isinstance(found, Verdict) else found
+
+
+def on_stored(
+    document: Mapping[str, Any],
+    settings_of: SettingsOf,
+    store_confidence: float,
+    use: Callable[[ImageResult, SourceSettings], Value],
+) -> Value | Verdict:
+    """Apply new sources to a stored document. Return what `use` returns, or why it was not called.
+
+    Args:
+        document: the stored document.
+        settings_of: returns the new settings of an image.
+        store_confidence: the lowest confidence that is recorded.
+        use: takes the result that the new settings make of the document, and the settings. It may
+            raise any error of data that a person has edited.
+    """
     if document.get("schema") != SCHEMA:
-        return Change(Verdict.UNREADABLE)
+        return Verdict.UNREADABLE
     if document.get("status") != STATUS_DONE:
-        return Change(Verdict.NOT_DONE)
+        return Verdict.NOT_DONE
     try:
         stored = stored_result(document)
         settings = settings_of(stored.ref)
         if not settings.is_enabled:
-            return Change(Verdict.DISABLED)
+            return Verdict.DISABLED
         if document["detections_uri"]:
-            return Change(Verdict.LARGE)
+            return Verdict.LARGE
         if not _is_complete(stored, document["faint_cut"], settings, store_confidence):
-            return Change(Verdict.INCOMPLETE)
-        return _change(stored, document, settings)
+            return Verdict.INCOMPLETE
+        found = (*stored.detections, *(stored.faint or ()))
+        new = evaluate(stored, Prediction(found, stored.classes), settings.rules)
+        new = replace(new, store_confidence=document["faint_cut"] or stored.store_confidence)
+        return use(new, settings)
     except (
         StoredResultError,
         ArithmeticError,
@@ -165,7 +193,7 @@ def change_of(
         TypeError,
         ValueError,
     ):  # a person may have edited the document
-        return Change(Verdict.UNREADABLE)
+        return Verdict.UNREADABLE
 
 
 def _is_complete(
@@ -184,10 +212,7 @@ def _is_complete(
     return lowest > faint_cut or (lowest == faint_cut and faint_cut <= floor)
 
 
-def _change(stored: ImageResult, document: Mapping[str, Any], settings: SourceSettings) -> Change:
-    found = (*stored.detections, *(stored.faint or ()))
-    new = evaluate(stored, Prediction(found, stored.classes), settings.rules)
-    new = replace(new, store_confidence=document["faint_cut"] or stored.store_confidence)
+def _change(new: ImageResult, document: Mapping[str, Any], settings: SourceSettings) -> Change:
     fields = detection_fields(new)
     is_same = document["source"]["id"] == settings.version.id and all(
         document.get(key) == value for key, value in fields.items()

@@ -10,18 +10,58 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from typing import Protocol
 
+from service.deadline import NO_DEADLINE
 from service.deletion import Objects, ObjectState, state_of
 from service.domain import StoredImage
 from service.errors import YoloBatchError
 from service.operate.reconcile import parse_since
+from service.result_message import deletion_message
+from service.results_step import Topic
 
 LOOKUPS = 32  # objects looked up at once
 _REMOVED_AT_ONCE = 25  # results in one commit. Several commits run at once.
 
 
+class Deleter(Protocol):
+    """Removes results. `service.gcp.deletions.ResultDeleter` implements it."""
+
+    def write_tombstones(self, document_ids: Sequence[str]) -> datetime:
+        """Keep every later commit from writing these documents. Return the store's time."""
+
+    def remove(self, document_ids: Sequence[str]) -> None:
+        """Remove documents that have tombstones, and their objects."""
+
+
+class Remover:
+    """Removes the results of images, and publishes that. Safe to use from many threads."""
+
+    def __init__(self, deleter: Deleter, topic: Topic | None = None) -> None:
+        """Take what removes results, and the results topic. None: nothing is published."""
+        self._deleter = deleter
+        self._topic = topic
+
+    def remove(self, images: Sequence[StoredImage]) -> None:
+        """Remove results. It is safe to repeat.
+
+        A message is published before its document is removed: a later run would not find an image
+        without a document, so it could not publish the message.
+
+        Raises:
+            TransientError: a service did not respond.
+        """
+        ids = [image.document_id for image in images]
+        deleted_at = self._deleter.write_tombstones(ids)
+        if self._topic:
+            for image in images:
+                message = deletion_message(image.document_id, image.ref, deleted_at)
+                self._topic.publish(message.data, message.attributes, NO_DEADLINE)
+        self._deleter.remove(ids)
+
+
 class OtherBucketError(YoloBatchError):
-    """The object of a large result is not in RESULTS_BUCKET, so it cannot be removed."""
+    """An object of a result is not in RESULTS_BUCKET, so it cannot be removed."""
 
 
 @dataclass
@@ -47,7 +87,7 @@ def purge(
     before: datetime,
     with_overwritten: bool = False,
     results_bucket: str | None = None,
-    remove: Callable[[Sequence[str]], None] | None = None,
+    remove: Callable[[Sequence[StoredImage]], None] | None = None,
     progressed: Callable[[Tally], None] = lambda tally: None,
 ) -> Tally:
     """Remove the results of images whose objects no longer exist.
@@ -57,8 +97,8 @@ def purge(
         objects: looks objects up. Called from several threads.
         before: results that were created then or later stay.
         with_overwritten: whether the results of overwritten objects are removed too.
-        results_bucket: where `remove` removes the objects of large results.
-        remove: removes documents by their ids. Called from several threads. None: they are only
+        results_bucket: where `remove` removes the objects of results.
+        remove: removes the results of images. Called from several threads. None: they are only
             counted.
         progressed: called after each page.
 
@@ -73,34 +113,33 @@ def purge(
             old = [image for image in page if image.created_at < before]
             states = list(threads.map(lambda image: state_of(image.ref, objects), old))
             chosen = [image for image, state in zip(old, states, strict=True) if state in wanted]
-            selected = [image.document_id for image in chosen]
             if remove:
                 _check_buckets(chosen, results_bucket)
-                starts = range(0, len(selected), _REMOVED_AT_ONCE)
-                groups = [selected[start : start + _REMOVED_AT_ONCE] for start in starts]
+                starts = range(0, len(chosen), _REMOVED_AT_ONCE)
+                groups = [chosen[start : start + _REMOVED_AT_ONCE] for start in starts]
                 list(threads.map(remove, groups))
             tally.existing += states.count(ObjectState.EXISTS)
             tally.overwritten += states.count(ObjectState.OVERWRITTEN)
             tally.deleted += states.count(ObjectState.DELETED)
             tally.newer += len(page) - len(old)
-            tally.selected += len(selected)
+            tally.selected += len(chosen)
             progressed(tally)
     return tally
 
 
 def _check_buckets(images: Iterable[StoredImage], results_bucket: str | None) -> None:
-    """Check that the objects of all large results can be removed with their documents.
+    """Check that the objects of all results can be removed with their documents.
 
     Raises:
         OtherBucketError: an object is in another bucket.
     """
     for image in images:
-        uri = image.detections_uri
-        if uri and not uri.startswith(f"gs://{results_bucket}/"):
-            raise OtherBucketError(
-                f"The result of {image.ref.uri} has its detections in {uri}, which would not be "
-                "removed: set RESULTS_BUCKET to the bucket of this object"
-            )
+        for uri in sorted(image.object_uris):
+            if not uri.startswith(f"gs://{results_bucket}/"):
+                raise OtherBucketError(
+                    f"The result of {image.ref.uri} has the object {uri}, which would not be "
+                    "removed: set RESULTS_BUCKET to the bucket of this object"
+                )
 
 
 def parse_before(text: str, now: datetime) -> datetime:

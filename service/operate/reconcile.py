@@ -24,8 +24,9 @@ from typing import Protocol
 from service.document import STATUS_FAILED, STATUS_PARKED
 from service.domain import ImageRef, Replace, StoredDocument, StoredDocuments, is_current
 from service.errors import YoloBatchError
+from service.object_metadata import is_marked
 
-_LOOKUP_SIZE = 250  # documents read in one call
+LOOKUP_SIZE = 250  # documents read in one call
 _CHECKPOINT_PAGES = 10  # the most pages that a killed run reads again
 # A run after a successful run looks back at least this far, because an event can be delivered a day
 # late.
@@ -229,7 +230,7 @@ def _states(
     images = []
     for ref in page:
         created_at = ref.metadata.created_at
-        if ref.is_ignorable:
+        if ref.is_ignorable or is_marked(ref.metadata.custom):
             states.append((ref, State.IGNORED))
         elif since and created_at and created_at < since:
             states.append((ref, State.OLDER))
@@ -238,15 +239,21 @@ def _states(
         else:
             images.append(ref)
     read_at = None
-    for start in range(0, len(images), _LOOKUP_SIZE):
-        group = images[start : start + _LOOKUP_SIZE]
+    for start in range(0, len(images), LOOKUP_SIZE):
+        group = images[start : start + LOOKUP_SIZE]
         documents = store.stored_documents(group)
         read_at = min(read_at or documents.read_at, documents.read_at)
-        states += [(ref, _state(documents.by_id.get(ref.document_id), model)) for ref in group]
+        states += [(ref, state_of(documents.by_id.get(ref.document_id), model)) for ref in group]
     return states, read_at
 
 
-def _state(document: StoredDocument | None, model: str | None) -> State:
+def state_of(document: StoredDocument | None, model: str | None = None) -> State:
+    """Return the state of an object whose document was read.
+
+    Args:
+        document: the document. None: there is none.
+        model: sha256 of the deployed model. None: nothing counts as stale.
+    """
     if document is None:
         return State.MISSING
     if document.status == STATUS_FAILED:

@@ -14,6 +14,7 @@ from typing import Protocol
 from service.domain import ImageRef
 from service.errors import EnvelopeError, StorageRefusedError, YoloBatchError
 from service.events import parse_uri
+from service.object_metadata import is_marked
 
 LOOKUPS = 32  # objects looked up at once
 
@@ -121,7 +122,8 @@ def _matching(ref: ImageRef, objects: Objects) -> Iterator[ImageRef]:
     expression = re.compile(_expression(ref.name), re.DOTALL)
     for page in objects.pages(ref.bucket, ref.name[: first.start()]):
         for candidate in page:
-            if expression.fullmatch(candidate.name) and not candidate.is_ignorable:
+            is_image = not (candidate.is_ignorable or is_marked(candidate.metadata.custom))
+            if is_image and expression.fullmatch(candidate.name):
                 yield candidate
 
 

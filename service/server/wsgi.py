@@ -3,6 +3,7 @@
 import logging
 import logging.config
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, NoReturn
 
 from service import logs
+from service.after_commit import AfterCommit, Step
 from service.daily_limit import DailyLimit
 from service.deadline import Deadline
 from service.deletion import Deletion
@@ -30,6 +32,7 @@ from service.sources.rules import Rules
 if TYPE_CHECKING:
     from flask import Flask
 
+    from service.alert_step import AlertStep
     from service.gcp.firestore import ResultStore
     from service.gcp.storage import ImageStorage
 
@@ -66,14 +69,16 @@ def build_app() -> "Flask":
             storage, store = build_storage(settings), build_store(settings)
             limit = _daily_limit(settings)
             sources = current_sources(build_source_store(settings), settings)
-            deletion = _deletion(settings, storage)
+            alerts = _alerts(settings, store, storage)
+            after_commit = _after_commit(settings, store, alerts)
+            deletion = _deletion(settings, storage, after_commit)
             verified = loading.result()
             settings = fit_into_memory(settings, verified.detector)
         except (CredentialsError, ModelError) as exc:
             decoders.close()
             _cannot_start(str(exc))
     pipeline = build_pipeline(
-        settings, decoders, verified, storage, store, limit, sources, deletion
+        settings, decoders, verified, storage, store, limit, sources, deletion, after_commit, alerts
     )
     app = create_app(
         pipeline,
@@ -98,16 +103,18 @@ def build_pipeline(
     limit: DailyLimit | None = None,
     sources: CurrentSources | None = None,
     deletion: Deletion | None = None,
+    after_commit: AfterCommit | None = None,
+    alerts: "Callable[[], AlertStep] | None" = None,
 ) -> Pipeline:
     """Return a pipeline with these parts and the limits of the settings."""
-    from service.gcp.clients import build_large_results
+    from service.gcp.clients import build_result_uploads
 
     health = Health(hang_timeout_seconds=settings.hang_timeout_seconds)
     return Pipeline(
         storage,
         decoders,
         Model(verified.detector, health, max_batch_size=settings.max_batch_size),
-        Recorder(store, health, build_large_results(settings), store.is_deleted),
+        Recorder(store, health, build_result_uploads(settings), store.is_deleted),
         health,
         PipelineOptions(
             max_in_flight=settings.max_in_flight,
@@ -115,21 +122,73 @@ def build_pipeline(
             allowed_buckets=settings.allowed_buckets,
             rules=Rules(min_confidence=settings.min_confidence),
             store_confidence=settings.store_confidence,
+            results_bucket=settings.results_bucket,
         ),
         limit,
         sources,
         deletion,
+        after_commit,
+        alerts,
     )
 
 
-def _deletion(settings: Settings, storage: "ImageStorage") -> Deletion | None:
+def _alerts(
+    settings: Settings, store: "ResultStore", storage: "ImageStorage"
+) -> "Callable[[], AlertStep]":
+    """Return a function that returns what alerts. It is built when an image needs it first."""
+    lock = threading.Lock()
+    built: list[AlertStep] = []
+
+    def alerts() -> "AlertStep":
+        with lock:
+            if not built:
+                built.append(_alert_step(settings, store, storage))
+            return built[0]
+
+    return alerts
+
+
+def _alert_step(settings: Settings, store: "ResultStore", storage: "ImageStorage") -> "AlertStep":
+    from service.alert_message import console_urls
+    from service.alert_step import AlertStep
+    from service.gcp.clients import build_alert_store, build_topic
+
+    name = settings.alerts_topic
+    return AlertStep(
+        build_alert_store(settings),
+        build_topic(name, settings, store.project) if name else None,
+        console_urls(store.project, settings.firestore_database, settings.firestore_collection),
+        storage.resolve,
+    )
+
+
+def _after_commit(
+    settings: Settings, store: "ResultStore", alerts: "Callable[[], AlertStep]"
+) -> AfterCommit:
+    """Return what publishes each recorded result, and its alerts."""
+    steps: list[Step] = []
+    if settings.results_topic:
+        from service.gcp.clients import build_topic
+        from service.results_step import ResultsStep
+
+        topic = build_topic(settings.results_topic, settings, store.project)
+        steps.append(ResultsStep(topic))
+    return AfterCommit(steps, store.read_document, alerts)
+
+
+def _deletion(
+    settings: Settings, storage: "ImageStorage", after_commit: AfterCommit | None
+) -> Deletion | None:
     """Return what removes the results of deleted objects, or None if the settings keep them."""
     if not settings.delete_results_with_objects:
         return None
     from service.gcp.clients import build_deleter
 
     return Deletion(
-        storage, build_deleter(settings), with_overwritten=settings.delete_results_of_overwritten
+        storage,
+        build_deleter(settings),
+        with_overwritten=settings.delete_results_of_overwritten,
+        after_commit=after_commit,
     )
 
 

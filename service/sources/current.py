@@ -26,14 +26,16 @@ from typing import Any, Protocol
 from zoneinfo import ZoneInfo
 
 from service.deadline import Deadline
+from service.derived import DeriveOptions
 from service.domain import ImageRef, SourceVersion
 from service.errors import SourcesError, SourcesUnknownError, TransientError
 from service.settings import Settings
-from service.sources.rules import Rules
-from service.sources.schema import Sources, parse
+from service.sources.rules import AlertRules, Rules
+from service.sources.schema import DerivedSettings, Sources, check_buckets, parse
 
 logger = logging.getLogger(__name__)
 
+_LOGGED_SOURCES = 20  # ids in one log line
 _DELETED = "The document was deleted."
 
 
@@ -67,6 +69,8 @@ class SourceSettings:
     timezone: ZoneInfo | None = None
     store_location: bool = False
     is_enabled: bool = True
+    alerts: AlertRules | None = None  # None: nothing alerts
+    derive: DeriveOptions = DeriveOptions()  # the thumbnail
 
 
 def settings_of(
@@ -90,12 +94,15 @@ def settings_of(
     rules = Rules.of(source, min_confidence=min_confidence, store_confidence=store_confidence)
     if source is None:
         return SourceSettings(rules, SourceVersion(version=version))
+    timezone = ZoneInfo(source.timezone) if source.timezone else None
     return SourceSettings(
         rules,
         SourceVersion(source.id, version),
-        ZoneInfo(source.timezone) if source.timezone else None,
+        timezone,
         source.store_location,
         source.enabled,
+        AlertRules(source.id, source.alerts, sources.groups, timezone) if source.alerts else None,
+        source.derived.options(sources.groups),
     )
 
 
@@ -119,6 +126,7 @@ class CurrentSources:
         min_confidence: float,
         store_confidence: float,
         refresh_seconds: float,
+        results_bucket: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start without sources. They are read for the first image, or by `look`.
@@ -128,12 +136,14 @@ class CurrentSources:
             min_confidence: the threshold of sources that have none.
             store_confidence: the lowest confidence that is recorded. No threshold is lower.
             refresh_seconds: time between two reads of the document.
+            results_bucket: RESULTS_BUCKET. Sources with this bucket count as broken.
             clock: returns seconds.
         """
         self._documents = documents
         self._min_confidence = min_confidence
         self._store_confidence = store_confidence
         self._refresh_seconds = refresh_seconds
+        self._results_bucket = results_bucket
         self._clock = clock
         self._looking = threading.Lock()
         self._looked_at = -math.inf  # seconds of the clock
@@ -219,7 +229,7 @@ class CurrentSources:
         if not self._broken or self._broken[0] != stored.version:
             self._broken = None
             try:
-                sources = parse(stored.data)
+                sources = self._parse(stored)
             except SourcesError as exc:
                 self._broken = (stored.version, str(exc))
             else:
@@ -228,6 +238,7 @@ class CurrentSources:
                     "New sources are used",
                     extra={"version": stored.version, "sources": len(sources.sources)},
                 )
+                self._warn_of_no_bucket(sources)
         return self._broken and self._broken[1]
 
     def _fall_back(self, deadline: Deadline) -> None:
@@ -243,7 +254,7 @@ class CurrentSources:
         if version and version >= stored.version:
             return
         try:
-            self._known = _Known(parse(stored.data), stored.version)
+            self._known = _Known(self._parse(stored), stored.version)
         except SourcesError as exc:
             if self._known is None:
                 logger.critical(
@@ -251,6 +262,24 @@ class CurrentSources:
                     "`yolo-batch sources apply`",
                     extra={"reason": str(exc)},
                 )
+
+    def _parse(self, stored: StoredSources) -> Sources:
+        """Return stored sources.
+
+        Raises:
+            SourcesError: they are broken, or one of them has the bucket RESULTS_BUCKET.
+        """
+        sources = parse(stored.data)
+        check_buckets(sources, self._results_bucket)
+        return sources
+
+    def _warn_of_no_bucket(self, sources: Sources) -> None:
+        asking = [each.id for each in sources.sources if each.derived != DerivedSettings()]
+        if asking and not self._results_bucket:
+            logger.warning(
+                "Sources ask for derived images, but RESULTS_BUCKET is not set, so none are made",
+                extra={"sources": asking[:_LOGGED_SOURCES]},
+            )
 
 
 def current_sources(documents: Documents, settings: Settings) -> CurrentSources:
@@ -260,6 +289,7 @@ def current_sources(documents: Documents, settings: Settings) -> CurrentSources:
         min_confidence=settings.min_confidence,
         store_confidence=settings.store_confidence,
         refresh_seconds=settings.sources_refresh_seconds,
+        results_bucket=settings.results_bucket,
     )
     sources.look(Deadline.after(settings.firestore_timeout_seconds))
     return sources

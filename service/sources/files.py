@@ -10,15 +10,18 @@ import msgspec
 import yaml
 
 from service.errors import SourcesError
-from service.sources.schema import Source, Sources, parse
+from service.sources.schema import Groups, Source, Sources, parse
 from service.sources.wording import in_words
 
 # How msgspec ends a message: the path of the fault, for example " - at `$.sources[1].zones[0]`".
 # A fault of a key is "at `key` in `$.sources[1]`".
 _PATH = re.compile(r" - at (?P<key>`key` in )?`(?P<path>\$[^`]*)`$")
+# Messages of `service.sources.schema` about a rule or a group begin with the path of the fault.
+_RULE_PATH = re.compile(r"(?P<path>(sources\[\d+\]\.)?(alerts\[\d+\]|derived\.redacted)\.\w+): ")
 _STEP = re.compile(r"\.(\w+)|\[(\d+)\]")
 _UNKNOWN_FIELD = re.compile(r"unknown field `(.+)`")
 _LIST = "sources"
+_GROUPS = "groups"
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,13 @@ def load(path: Path) -> Sources:
 
 
 def _faults(plain: Any, root: yaml.Node | None) -> Iterator[Fault]:
-    """Yield the first fault of each source, or else the first fault of the whole file."""
-    sources = plain.get(_LIST) if isinstance(plain, dict) else None
-    are_sound = True
+    """Yield the first fault of each group and source, or else the first one of the whole file."""
+    sources, groups = (
+        plain.get(key) if isinstance(plain, dict) else None for key in (_LIST, _GROUPS)
+    )
+    group_faults = list(_group_faults(groups, root))
+    yield from group_faults
+    are_sound = not group_faults
     for index, source in enumerate(sources if isinstance(sources, list) else ()):
         try:
             msgspec.convert(source, Source)
@@ -79,6 +86,18 @@ def _faults(plain: Any, root: yaml.Node | None) -> Iterator[Fault]:
         parse(plain)
     except SourcesError as exc:
         yield _repetition(str(exc), sources, root) or _fault(str(exc), root)
+
+
+def _group_faults(groups: Any, root: yaml.Node | None) -> Iterator[Fault]:
+    for name, labels in groups.items() if isinstance(groups, dict) else ():
+        try:
+            msgspec.convert({name: labels}, Groups)
+        except msgspec.ValidationError as exc:
+            match = _PATH.search(str(exc))
+            is_key = match and match["key"]
+            subject = f"a key of {_GROUPS}" if is_key else f"{_GROUPS}.{name}"
+            message = in_words(_PATH.sub("", str(exc)), subject)
+            yield Fault(_line(root, f"$.{_GROUPS}", str(name)), message)
 
 
 def _repetition(message: str, sources: Any, root: yaml.Node | None) -> Fault | None:
@@ -101,6 +120,8 @@ def _fault(message: str, root: yaml.Node | None, prefix: str = "") -> Fault:
     if match := _PATH.search(message):
         path, message = match["path"], message[: match.start()]
         of = "a key of " if match["key"] else ""
+    if match := _RULE_PATH.match(message):
+        path, message = f"{path}.{match['path']}", message[match.end() :]
     path = f"${prefix}{path[1:]}"
     field = _UNKNOWN_FIELD.search(message)
     line = _line(root, path, field[1] if field else None)

@@ -1,12 +1,13 @@
-"""The rules that decide which detections of an image are kept."""
+"""The rules that decide which detections of an image are kept, and which images alert."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
+from zoneinfo import ZoneInfo
 
 from service.domain import Box
 from service.sources.geometry import contains, overlap_area
-from service.sources.schema import Anchor, Mode, Source, Zone
+from service.sources.schema import AlertRule, Anchor, Mode, Source, Zone
 
 _ROUNDING = 1e-12  # of an area. One pixel of the largest image has an area of 1e-9 or more.
 
@@ -83,6 +84,27 @@ class Rules:
         if not inside and any(zone.mode is Mode.INCLUDE for zone in applicable):
             return None
         return tuple(zone.name for zone in inside)
+
+
+@dataclass(frozen=True)
+class AlertRules:
+    """The alert rules of a source, and what they need of it.
+
+    Attributes:
+        source_id: the source.
+        rules: its rules, one or more.
+        groups: labels by the name of their group.
+        timezone: of the hours in a rule. None: UTC.
+    """
+
+    source_id: str
+    rules: tuple[AlertRule, ...]
+    groups: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    timezone: ZoneInfo | None = None
+
+    def labels_of(self, rule: AlertRule) -> frozenset[str] | None:
+        """Return the labels of a rule, or None if it is for all labels."""
+        return self.groups[rule.group] if rule.group is not None else rule.labels
 
 
 def _is_in(zone: Zone, box: Box, width: int, height: int) -> bool:

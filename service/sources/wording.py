@@ -3,6 +3,8 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 
+from service.derived import NormalizedFormat, RedactionMode
+from service.domain import Severity
 from service.sources.schema import Anchor, Mode
 
 _KINDS = {
@@ -15,9 +17,19 @@ _KINDS = {
     "null": "empty",
 }
 _LIMITS = {"<=": "at most", ">=": "at least", "<": "less than", ">": "more than"}
-_FORMS = {"bucket": "the name of a bucket, without gs://"}
+_FORMS = {
+    "bucket": "the name of a bucket, without gs://",
+    "between": 'two local times, for example "22:00-06:00"',
+}
 _NAME = "1 to 63 lower-case letters, digits or hyphens"  # the form of all other patterns
-_CHOICES: Mapping[str, Iterable[str]] = {"mode": Mode, "anchor": Anchor, "model": ("default",)}
+_CHOICES: Mapping[str, Iterable[str]] = {
+    "redacted.mode": RedactionMode,  # before the mode of a zone
+    "mode": Mode,
+    "anchor": Anchor,
+    "model": ("default",),
+    "severity": Severity,
+    "format": NormalizedFormat,
+}
 
 
 def in_words(message: str, subject: str) -> str:
@@ -45,7 +57,7 @@ def _length(match: re.Match[str], subject: str) -> str:
 
 
 def _choice(match: re.Match[str], subject: str) -> str:
-    choices = _CHOICES.get(subject.rpartition(".")[2], ())
+    choices = next(_CHOICES[name] for name in _CHOICES if f".{subject}".endswith(f".{name}"))
     return f"{subject} must be {' or '.join(choices)}, not {match[1]}"
 
 
@@ -57,7 +69,7 @@ _WORDS: Mapping[str, Callable[[re.Match[str], str], str]] = {
         f"{subject} lacks the field `{match[1]}`"
     ),
     r"Expected `\w+` ([<>]=?) (-?[\d.]+)": lambda match, subject: (
-        f"{subject} must be {_LIMITS[match[1]]} {float(match[2]):g}"
+        f"{subject} must be {_LIMITS[match[1]]} {float(match[2]):.15g}"
     ),
     r"Expected `(\w+)` of length ([<>]=?) (\d+)": _length,
     r"Expected `array` of length (\d+), got (\d+)": lambda match, subject: (

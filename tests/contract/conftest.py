@@ -15,6 +15,7 @@ from service.gcp.firestore import ResultStore
 from service.gcp.large_results import LargeResults
 from service.gcp.result_objects import ResultObjects
 from service.gcp.result_reader import ResultReader
+from service.gcp.result_uploads import ResultUploads
 from service.gcp.storage import ImageStorage
 from tests.fakes import PATIENCE_SECONDS
 
@@ -77,10 +78,18 @@ def results_bucket() -> storage.Bucket:
 
 
 @pytest.fixture
-def large(results_bucket: storage.Bucket) -> LargeResults:
-    return LargeResults(
-        ResultObjects(storage.Client(), results_bucket.name, timeout_seconds=PATIENCE_SECONDS)
-    )
+def result_objects(results_bucket: storage.Bucket) -> ResultObjects:
+    return ResultObjects(storage.Client(), results_bucket.name, timeout_seconds=PATIENCE_SECONDS)
+
+
+@pytest.fixture
+def large(result_objects: ResultObjects) -> LargeResults:
+    return LargeResults(result_objects)
+
+
+@pytest.fixture
+def uploads(result_objects: ResultObjects) -> ResultUploads:
+    return ResultUploads(result_objects)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from service.domain import (
     ImageRef,
     ImageResult,
     Outcome,
+    PreparedResult,
     Replace,
     Timings,
 )
@@ -33,9 +34,9 @@ from service.errors import ObjectGoneError, StorageUnavailableError
 from service.gcp.collection import TOMBSTONES
 from service.gcp.deletions import ResultDeleter
 from service.gcp.firestore import ResultStore
-from service.gcp.large_results import LargeResults
 from service.gcp.listing import ObjectLister
 from service.gcp.result_reader import ResultReader
+from service.gcp.result_uploads import ResultUploads
 from service.gcp.storage import ImageStorage
 from service.health import Health
 from service.operate.reconcile import Enqueue, Scope, reconcile
@@ -94,9 +95,10 @@ def test_removal_can_be_repeated(
 ) -> None:
     store.commit([done("a.jpg", "cat")])
     for _ in range(2):
-        deleter.delete([done("a.jpg").ref.document_id])
+        deleted_at = deleter.delete([done("a.jpg").ref.document_id])
         assert read(collection, done("a.jpg")) is None
-        assert tombstone(collection, done("a.jpg"))
+        left = tombstone(collection, done("a.jpg"))
+        assert left and left["deleted_at"] == deleted_at
 
 
 def test_late_results_of_a_deleted_image_are_dropped_alone(
@@ -235,20 +237,20 @@ def test_objects_are_removed_before_the_document(store: ResultStore, collection:
 def test_race_leaves_no_object_of_a_large_result(
     store: ResultStore,
     collection: str,
-    large: LargeResults,
+    uploads: ResultUploads,
     results_bucket: storage.Bucket,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    deleter = deleter_of(collection, remove_objects=large.remove_all)
-    recorder = Recorder(store, Health(hang_timeout_seconds=600), large, store.is_deleted)
-    uploaded, prepare = threading.Barrier(2, timeout=PATIENCE_SECONDS), large.prepare
+    deleter = deleter_of(collection, remove_objects=uploads.remove_all)
+    recorder = Recorder(store, Health(hang_timeout_seconds=600), uploads, store.is_deleted)
+    uploaded, prepare = threading.Barrier(2, timeout=PATIENCE_SECONDS), uploads.prepare
 
-    def prepare_and_wait(result: ImageResult, deadline: Deadline) -> ImageResult:
+    def prepare_and_wait(result: ImageResult, deadline: Deadline) -> PreparedResult:
         prepared = prepare(result, deadline)
         uploaded.wait()
         return prepared
 
-    monkeypatch.setattr(large, "prepare", prepare_and_wait)
+    monkeypatch.setattr(uploads, "prepare", prepare_and_wait)
     for number in range(LARGE_ROUNDS):
         result = segmented(f"{number}.jpg")
         with ThreadPoolExecutor(1) as threads:
@@ -262,12 +264,12 @@ def test_race_leaves_no_object_of_a_large_result(
 
 
 def test_object_that_no_document_names_is_removed_too(
-    collection: str, large: LargeResults, results_bucket: storage.Bucket
+    collection: str, uploads: ResultUploads, results_bucket: storage.Bucket
 ) -> None:
     result, other = segmented("a.jpg"), segmented("b.jpg")
     for each in (result, other):
-        large.prepare(each)  # and then the process ended before the commit
-    deleter = deleter_of(collection, remove_objects=large.remove_all)
+        uploads.prepare(each)  # and then the process ended before the commit
+    deleter = deleter_of(collection, remove_objects=uploads.remove_all)
     deleter.delete([result.ref.document_id])
     [left] = uris(results_bucket)
     assert f"/{other.ref.document_id}-" in left

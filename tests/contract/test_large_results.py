@@ -32,6 +32,7 @@ from service.gcp.firestore import ResultStore
 from service.gcp.large_results import LargeResults
 from service.gcp.result_objects import ResultObjects
 from service.gcp.result_reader import ResultReader
+from service.gcp.result_uploads import ResultUploads
 from service.health import Health
 from service.recorder import Recorder
 from tests.fakes import PATIENCE_SECONDS
@@ -40,8 +41,8 @@ from tests.masks import MODEL, segmented
 
 
 @pytest.fixture
-def recorder(store: ResultStore, large: LargeResults) -> Iterator[Recorder]:
-    recorder = Recorder(store, Health(hang_timeout_seconds=600), large)
+def recorder(store: ResultStore, uploads: ResultUploads) -> Iterator[Recorder]:
+    recorder = Recorder(store, Health(hang_timeout_seconds=600), uploads)
     yield recorder
     recorder.close(timeout_seconds=PATIENCE_SECONDS)
 
@@ -95,35 +96,38 @@ def test_small_result_has_no_object(
 
 
 def race(
-    store: ResultStore, large: LargeResults, first: ImageResult, second: ImageResult
+    store: ResultStore, uploads: ResultUploads, first: ImageResult, second: ImageResult
 ) -> list[Outcome]:
     """Record two results of an image, after the objects of both were uploaded."""
-    prepared = [large.prepare(first), large.prepare(second)]
     outcomes = []
-    for original, result in zip((first, second), prepared, strict=True):
-        [committed] = store.commit([result])
+    for prepared in [uploads.prepare(first), uploads.prepare(second)]:
+        [committed] = store.commit([prepared.result])
         assert isinstance(committed, CommittedResult)
-        large.settle(original, committed)
+        uploads.settle(prepared, committed)
         outcomes.append(committed.outcome)
     return outcomes
 
 
 def test_loser_of_a_race_removes_only_its_own_object(
-    store: ResultStore, reader: ResultReader, large: LargeResults, results_bucket: storage.Bucket
+    store: ResultStore,
+    reader: ResultReader,
+    large: LargeResults,
+    uploads: ResultUploads,
+    results_bucket: storage.Bucket,
 ) -> None:
     winner, loser = segmented("a.jpg", confidence=0.5), segmented("a.jpg", confidence=0.6)
-    assert race(store, large, winner, loser) == [Outcome.DONE, Outcome.SUPERSEDED]
+    assert race(store, uploads, winner, loser) == [Outcome.DONE, Outcome.SUPERSEDED]
     document = document_of(reader, winner)
     assert uris(results_bucket) == {document["detections_uri"]}
     assert large.read(document) == detections_of(winner)
 
 
 def test_equal_results_of_a_race_share_their_object(
-    store: ResultStore, reader: ResultReader, large: LargeResults, results_bucket: storage.Bucket
+    store: ResultStore, reader: ResultReader, uploads: ResultUploads, results_bucket: storage.Bucket
 ) -> None:
     winner = segmented("a.jpg")
     loser = replace(winner, timings=replace(winner.timings, queue_ms=7.0))
-    assert race(store, large, winner, loser) == [Outcome.DONE, Outcome.SUPERSEDED]
+    assert race(store, uploads, winner, loser) == [Outcome.DONE, Outcome.SUPERSEDED]
     document = document_of(reader, winner)
     assert uris(results_bucket) == {document["detections_uri"]}
 
@@ -171,18 +175,29 @@ def test_rerun_with_equal_detections_keeps_the_object(
     assert document_of(reader, result)["timings"]["queue_ms"] == 9.0
 
 
-def test_object_that_vanishes_before_the_commit_is_restored(
-    store: ResultStore, large: LargeResults, results_bucket: storage.Bucket
+def test_shared_object_that_vanishes_before_the_commit_is_restored(
+    store: ResultStore, uploads: ResultUploads, results_bucket: storage.Bucket
 ) -> None:
-    """A superseded delivery with the same detections may remove it between the two."""
+    """A superseded delivery with the same detections removes the object that it created."""
     result = segmented("a.jpg")
-    prepared = large.prepare(result)
+    uploads.prepare(result)  # by the other delivery
+    prepared = uploads.prepare(result)
     before = uris(results_bucket)
     results_bucket.delete_blobs(list(results_bucket.list_blobs()))
-    [committed] = store.commit([prepared])
+    [committed] = store.commit([prepared.result])
     assert isinstance(committed, CommittedResult)
-    large.settle(result, committed)
+    uploads.settle(prepared, committed)
     assert uris(results_bucket) == before
+
+
+def test_superseded_delivery_leaves_an_object_that_it_found(
+    store: ResultStore, uploads: ResultUploads, results_bucket: storage.Bucket
+) -> None:
+    """The delivery that created the object may be about to commit it."""
+    uploads.prepare(segmented("a.jpg", confidence=0.6))
+    before = uris(results_bucket)
+    race(store, uploads, segmented("a.jpg"), segmented("a.jpg", confidence=0.6))
+    assert before < uris(results_bucket)
 
 
 def test_refused_document_of_a_large_result_leaves_no_object(
@@ -195,27 +210,27 @@ def test_refused_document_of_a_large_result_leaves_no_object(
 
 
 def test_all_objects_of_an_image_are_removed(
-    large: LargeResults, results_bucket: storage.Bucket
+    uploads: ResultUploads, results_bucket: storage.Bucket
 ) -> None:
     """Also those of failed deliveries, which no document refers to."""
     results = [segmented("a.jpg", confidence=one) for one in (0.5, 0.6)]
     for result in results:
-        large.prepare(result)
-    other = large.prepare(segmented("b.jpg"))
-    large.remove_all(results[0].ref.document_id)
-    assert uris(results_bucket) == {other.detections_uri}
-    large.remove_all(results[0].ref.document_id)
+        uploads.prepare(result)
+    other = uploads.prepare(segmented("b.jpg"))
+    uploads.remove_all(results[0].ref.document_id)
+    assert uris(results_bucket) == {other.result.detections_uri}
+    uploads.remove_all(results[0].ref.document_id)
 
 
 def test_bucket_that_does_not_exist_is_named(
     store: ResultStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    large = LargeResults(
+    uploads = ResultUploads(
         ResultObjects(storage.Client(), "missing", timeout_seconds=PATIENCE_SECONDS)
     )
     for _ in range(2):
         with pytest.raises(StorageRefusedError, match="RESULTS_BUCKET does not exist"):
-            large.prepare(segmented("a.jpg"))
+            uploads.prepare(segmented("a.jpg"))
     [line] = logged_by(caplog, "service.gcp.outages")
     assert line.__dict__["subject"] == "gs://missing"
 
@@ -224,27 +239,25 @@ def test_unavailable_bucket_is_retried_by_the_next_delivery(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
-    large = LargeResults(ResultObjects(storage.Client(), "results", timeout_seconds=0.5))
+    uploads = ResultUploads(ResultObjects(storage.Client(), "results", timeout_seconds=0.5))
     with pytest.raises(StorageUnavailableError) as raised:
-        large.prepare(segmented("a.jpg"))
+        uploads.prepare(segmented("a.jpg"))
     assert not isinstance(raised.value, StorageRefusedError)
 
 
-def test_upload_ends_with_the_deadline(large: LargeResults) -> None:
+def test_upload_ends_with_the_deadline(uploads: ResultUploads) -> None:
     with pytest.raises(TooLateError):
-        large.prepare(segmented("a.jpg"), Deadline.after(-1))
+        uploads.prepare(segmented("a.jpg"), Deadline.after(-1))
 
 
 def test_failure_after_the_commit_is_logged(
-    store: ResultStore, large: LargeResults, caplog: pytest.LogCaptureFixture
+    store: ResultStore, uploads: ResultUploads, caplog: pytest.LogCaptureFixture
 ) -> None:
-    result = segmented("a.jpg")
-    committed = CommittedResult(
-        large.prepare(result), unused_uris=frozenset({"gs://uploads/cat.jpg"})
-    )
-    large.settle(result, committed)
-    [line] = logged_by(caplog, "service.gcp.large_results")
-    assert line.getMessage() == "An object of a large result could not be created or removed"
+    prepared = uploads.prepare(segmented("a.jpg"))
+    committed = CommittedResult(prepared.result, unused_uris=frozenset({"gs://uploads/cat.jpg"}))
+    uploads.settle(prepared, committed)
+    [line] = logged_by(caplog, "service.gcp.result_uploads")
+    assert line.getMessage() == "An object in RESULTS_BUCKET could not be created or removed"
     assert line.__dict__["unused"] == ["gs://uploads/cat.jpg"]
 
 
@@ -289,11 +302,11 @@ def test_results_as_json_have_all_detections(
 def test_simplified_document_is_one_that_firestore_takes(
     store: ResultStore, reader: ResultReader
 ) -> None:
-    without_bucket = LargeResults(
+    without_bucket = ResultUploads(
         ResultObjects(storage.Client(), None, timeout_seconds=PATIENCE_SECONDS)
     )
     for result in (segmented("a.jpg"), segmented("b.jpg", roughness=900)):
-        [committed] = store.commit([without_bucket.prepare(result)])
+        [committed] = store.commit([without_bucket.prepare(result).result])
         assert isinstance(committed, CommittedResult)
         assert committed.outcome is Outcome.DONE
         assert document_of(reader, result)["num_detections"] == 300
@@ -303,7 +316,7 @@ def test_largest_document_is_one_that_firestore_takes(
     store: ResultStore, reader: ResultReader
 ) -> None:
     """The estimate of the size is never too small."""
-    without_bucket = LargeResults(
+    without_bucket = ResultUploads(
         ResultObjects(storage.Client(), None, timeout_seconds=PATIENCE_SECONDS)
     )
     masks = next(n for n in range(300, 0, -1) if _is_unchanged(without_bucket, n))
@@ -313,9 +326,9 @@ def test_largest_document_is_one_that_firestore_takes(
     assert committed.outcome is Outcome.DONE
 
 
-def _is_unchanged(large: LargeResults, masks: int) -> bool:
+def _is_unchanged(uploads: ResultUploads, masks: int) -> bool:
     result = segmented("c.jpg", masks=masks)
-    return large.prepare(result) is result
+    return uploads.prepare(result).result == result
 
 
 def test_location_is_a_place_for_firestore(

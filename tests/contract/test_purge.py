@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from service.cli.main import main
 from service.domain import ErrorCode, Failure, ImageRef, ImageResult
 from service.gcp.collection import TOMBSTONES
 from service.gcp.firestore import ResultStore
+from tests.contract.test_topic_publisher import received
 from tests.refusing_storage import FORBIDDEN, refusing_storage
 
 PARKED = Failure(ErrorCode.DAILY_IMAGE_LIMIT, "Limit.")
@@ -73,6 +75,20 @@ def test_purge_removes_the_results_of_deleted_objects(store: ResultStore, prefix
     assert (done["selected"], done["removed"]) == (3, 3)
     again = report(prefix, "--yes")
     assert (again["results"], again["removed"]) == (5, 0)
+
+
+def test_purge_publishes_what_it_removes(
+    store: ResultStore, prefix: str, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESULTS_TOPIC", topic)
+    report(prefix, "--yes")
+    messages = [json.loads(data) for data in received(topic, 3)]
+    assert sorted(each["name"][-5] for each in messages) == ["0", "1", "2"]
+    assert {each["status"] for each in messages} == {"deleted"}
+    removed = {each["document_id"]: datetime.fromisoformat(each["created_at"]) for each in messages}
+    collection = firestore.Client().collection(str(store._collection.id) + TOMBSTONES)
+    times = {snapshot.id: snapshot.get("deleted_at") for snapshot in collection.stream()}
+    assert removed == times
 
 
 def test_purge_of_overwritten_objects_must_be_requested(store: ResultStore, prefix: str) -> None:

@@ -12,12 +12,14 @@ from google.api_core.exceptions import ServiceUnavailable
 from google.cloud import firestore
 from google.cloud.firestore_v1.base_query import FieldFilter
 
+from service.document import to_document
 from service.domain import (
     Box,
     CommittedResult,
     Detection,
     ErrorCode,
     Failure,
+    GeoPoint,
     ImageInfo,
     ImageRef,
     ImageResult,
@@ -30,6 +32,7 @@ from service.domain import (
 from service.errors import DocumentKeptError, FirestoreRefusedError, FirestoreUnavailableError
 from service.gcp.firestore import ResultStore
 from service.gcp.result_reader import ResultReader
+from service.result_message import message_of
 from tests.fakes import PATIENCE_SECONDS
 from tests.loglines import logged_by
 
@@ -68,6 +71,20 @@ def test_commit_writes_every_document_of_a_batch(store: ResultStore, collection:
     assert first["created_at"] is not None
     assert second["status"] == "failed"
     assert second["error"] == {"code": "corrupt_image", "message": "cut short"}
+
+
+def test_read_document_is_what_was_committed(store: ResultStore) -> None:
+    place = GeoPoint(46.6, 8.03)
+    result = replace(done("a.jpg", "cat"), location=place, event_time=datetime.now(UTC))
+    [committed] = store.commit([result])
+    assert isinstance(committed, CommittedResult) and committed.created_at
+    assert store.read_document(done("b.jpg").ref.document_id) is None
+    stored = store.read_document(result.ref.document_id)
+    assert stored == to_document(result) | {"created_at": committed.created_at}
+    document_id, written = result.ref.document_id, to_document(result)
+    assert message_of(document_id, stored) == message_of(
+        document_id, written | {"created_at": committed.created_at}
+    )
 
 
 def test_commit_of_a_final_image_changes_nothing(store: ResultStore, collection: str) -> None:

@@ -11,7 +11,7 @@ import grpc
 import pytest
 from google.cloud import firestore
 
-from devtools.chaos.firestore_proxy import FirestoreProxy
+from devtools.chaos.grpc_proxy import FIRESTORE, GrpcProxy
 from devtools.chaos.plan import FaultKind
 from service.deadline import NO_DEADLINE, Deadline
 from service.domain import CommittedResult, ImageRef, ImageResult, Timings
@@ -141,7 +141,7 @@ def test_call_after_the_deadline_sends_nothing(
 def test_commit_with_a_lost_response_is_our_own(
     collection: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with FirestoreProxy(os.environ["FIRESTORE_EMULATOR_HOST"]) as proxy:
+    with GrpcProxy(os.environ["FIRESTORE_EMULATOR_HOST"], FIRESTORE) as proxy:
         monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", proxy.host)
         store = ResultStore(
             firestore.Client(), collection=collection, timeout_seconds=PATIENCE_SECONDS

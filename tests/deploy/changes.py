@@ -20,9 +20,18 @@ from tests.deploy.standin import STANDIN, matrix
 _GPU = {"accelerator": "nvidia-l4"}
 # One start for many changes, because each start is an apply.
 OTHER = _GPU | {
+    "alert_incidents": True,
+    "alert_webhook_audience": "https://alerts.example.com",
+    "alert_webhook_url": "https://alerts.example.com/a",
+    "alerts_topic": True,
+    "bigquery": True,
     "delete_results_with_objects": True,
+    "detect_invokers": ["group:a@example.com"],
+    "detect_max_instances": 1,
+    "detect_service": True,
     "indexed_fields": ["model.name"],
     "results_bucket": True,
+    "results_topic": True,
     "results_ttl_days": 30,
     "upload_events": "both",
 }
@@ -43,17 +52,25 @@ _TOPIC = frozenset(
         "google_storage_notification.uploads",
     }
 )
-_MESSAGES_LOST = frozenset(
-    f'google_pubsub_subscription.uploads["{key}"] is destroyed, with its undelivered messages'
-    for key in ("deletes", "uploads")
-)
+
+
+def _undelivered(*names: str) -> frozenset[str]:
+    """Return the warnings about subscriptions that are destroyed."""
+    return frozenset(
+        f"google_pubsub_subscription.{name} is destroyed, with its undelivered messages"
+        for name in names
+    )
+
+
+_MESSAGES_LOST = _undelivered('uploads["deletes"]', 'uploads["uploads"]')
 _WAIT = frozenset({"time_sleep.agent_grants"})  # destroying a wait has no effect
 _FIELDS = frozenset(
     {
+        "google_firestore_field.alerts",
         "google_firestore_field.created_at",
+        "google_firestore_field.expiring",
         "google_firestore_field.indexed",
         "google_firestore_field.others",
-        "google_firestore_field.tombstones",
     }
 )
 _SERVICE_AND_CALLERS = frozenset(
@@ -63,6 +80,51 @@ _SERVICE_AND_CALLERS = frozenset(
         "google_cloud_run_v2_service_iam_member.events",
         "terraform_data.first_image",
         "time_sleep.callers",
+    }
+)
+_DETECT = frozenset(
+    {
+        "google_cloud_run_v2_service.detect",
+        "google_cloud_run_v2_service_iam_member.build_detect",
+        "google_cloud_run_v2_service_iam_member.detect",
+    }
+)
+_DETECT_ALONE = frozenset(
+    {
+        "google_monitoring_alert_policy.detect",
+        "google_project_iam_member.detect",
+        "google_pubsub_topic_iam_member.detect",
+        "google_service_account.detect",
+        "google_service_account_iam_member.build",
+        "google_storage_bucket_iam_member.detect",
+        "google_storage_bucket_iam_member.detect_results",
+        "time_sleep.detect",
+    }
+)
+_BIGQUERY = frozenset(
+    {
+        "google_bigquery_dataset.results",
+        "google_bigquery_table.detections",
+        "google_bigquery_table.messages",
+        "google_bigquery_table.results",
+        "google_bigquery_table_iam_member.pubsub",
+        "google_project_service.bigquery",
+        "google_pubsub_subscription.bigquery",
+        "google_pubsub_subscription.undelivered",
+        "google_pubsub_subscription_iam_member.delivered",
+        "google_pubsub_topic.undelivered",
+        "google_pubsub_topic_iam_member.undelivered",
+        "time_sleep.bigquery",
+        "time_sleep.bigquery_grant",
+    }
+)
+_WEBHOOK = frozenset(
+    {
+        "google_pubsub_subscription.undelivered",
+        "google_pubsub_subscription.webhook",
+        "google_pubsub_subscription_iam_member.delivered",
+        "google_pubsub_topic.undelivered",
+        "google_pubsub_topic_iam_member.undelivered",
     }
 )
 
@@ -116,17 +178,58 @@ class Effect:
 CHANGES: dict[str, Change] = {
     'accelerator = "nvidia-l4"': Change(_GPU, replaces=_SERVICE_AND_CALLERS),
     'accelerator = "none", from "nvidia-l4"': Change(
-        {"accelerator": "none"}, OTHER, replaces=_SERVICE_AND_CALLERS
+        {"accelerator": "none"}, OTHER, replaces=_SERVICE_AND_CALLERS | _DETECT
     ),
     'accelerator = "nvidia-rtx-pro-6000", from "nvidia-l4"': Change(
-        {"accelerator": "nvidia-rtx-pro-6000"}, OTHER, replaces=_SERVICE_AND_CALLERS
+        {"accelerator": "nvidia-rtx-pro-6000"}, OTHER, replaces=_SERVICE_AND_CALLERS | _DETECT
     ),
     'agent_grants = "none"': Change(
         {"agent_grants": "none"},
         interrupts=_WAIT,
         destroys=frozenset({"terraform_data.agent_grants"}),
     ),
+    "alert_incidents = true": Change({"alert_incidents": True}),
+    "alert_incidents = false, from true": Change(
+        {"alert_incidents": False},
+        OTHER,
+        destroys=frozenset({"google_monitoring_alert_policy.source"}),
+    ),
+    'alert_webhook_audience = "https://..."': Change(
+        {"alert_webhook_audience": "https://alerts.example.com"},
+        {"alerts_topic": True, "alert_webhook_url": "https://alerts.example.com/a"},
+    ),
+    'alert_webhook_transform = "slack", with a webhook': Change(
+        {"alert_webhook_transform": "slack"},
+        {"alerts_topic": True, "alert_webhook_url": "https://alerts.example.com/a"},
+    ),
+    'alert_webhook_url = "https://..."': Change(
+        {"alerts_topic": True, "alert_webhook_url": "https://alerts.example.com/a"},
+        interrupts=_WAIT,
+    ),
+    "alert_webhook_url = null, from an address": Change(
+        {"alert_webhook_url": None, "alert_webhook_audience": None},
+        OTHER,
+        destroys=_WEBHOOK
+        | {"google_service_account.alerts", "google_service_account_iam_member.alerts"},
+        warnings=_undelivered("webhook[0]", 'undelivered["alerts"]'),
+    ),
+    "alerts_topic = true": Change({"alerts_topic": True}, interrupts=_WAIT),
     "batch_size = 4": Change({"batch_size": 4}),
+    "bigquery = true": Change({"bigquery": True, "results_topic": True}, interrupts=_WAIT),
+    # The apply fails before it destroys the rows, because protect_data is true.
+    "bigquery = false, from true": Change(
+        {"bigquery": False},
+        OTHER,
+        destroys=_BIGQUERY,
+        warnings=_undelivered("bigquery[0]", 'undelivered["results"]')
+        | {
+            "google_bigquery_dataset.results[0] is destroyed, with its tables",
+            *(
+                f"google_bigquery_table.{name}[0] is destroyed, with its rows"
+                for name in ("detections", "messages", "results")
+            ),
+        },
+    ),
     'bucket_name = "other"': Change(
         {"bucket_name": "other"}, refused="bucket_name is my-project-1-yolo-batch-uploads"
     ),
@@ -156,8 +259,17 @@ CHANGES: dict[str, Change] = {
         destroys=_TOPIC | {"google_eventarc_trigger.uploads", "terraform_data.tuned_subscription"},
         warnings=frozenset(text for text in _MESSAGES_LOST if "deletes" in text),
     ),
+    "detect_invokers = [...]": Change(
+        {"detect_service": True, "detect_invokers": ["group:a@example.com"]}
+    ),
+    "detect_max_instances = 5": Change({"detect_service": True, "detect_max_instances": 5}),
+    "detect_service = true": Change({"detect_service": True}),
+    "detect_service = false, from true": Change(
+        {"detect_service": False, "detect_invokers": []}, OTHER, destroys=_DETECT | _DETECT_ALONE
+    ),
     'firestore_collection = "other"': Change(
-        {"firestore_collection": "other"}, interrupts=_FIELDS | {"google_firestore_index.main"}
+        {"firestore_collection": "other"},
+        interrupts=_FIELDS | {"google_firestore_index.alerts", "google_firestore_index.main"},
     ),
     'firestore_database = "other"': Change(
         {"firestore_database": "other"}, refused="firestore_database is (default)"
@@ -212,11 +324,16 @@ CHANGES: dict[str, Change] = {
         OTHER,
         interrupts=_WAIT,
         destroys=frozenset(
-            {"google_storage_bucket.results", "google_storage_bucket_iam_member.results"}
+            {
+                "google_storage_bucket.results",
+                "google_storage_bucket_iam_member.detect_results",
+                "google_storage_bucket_iam_member.results",
+            }
         ),
         # The destroy fails while the bucket has objects, because protect_data is true.
         warnings=frozenset({"google_storage_bucket.results[0] is destroyed, with its objects"}),
     ),
+    "results_topic = true": Change({"results_topic": True}, interrupts=_WAIT),
     "results_ttl_days = 30": Change(
         {"results_ttl_days": 30}, interrupts=frozenset({"google_firestore_field.created_at"})
     ),
@@ -232,6 +349,12 @@ CHANGES: dict[str, Change] = {
     ),
     "scan_images = true": Change({"scan_images": True}),
     'settings = {MIN_CONFIDENCE = "0.4"}': Change({"settings": {"MIN_CONFIDENCE": "0.4"}}),
+    'silence_schedule = "0 * * * *"': Change({"silence_schedule": "0 * * * *"}),
+    "silence_schedule = null, with alerts": Change(
+        {"silence_schedule": None},
+        {"alerts_topic": True},
+        destroys=frozenset({"google_cloud_scheduler_job.silence"}),
+    ),
     "slo_goal = 0.9": Change({"slo_goal": 0.9}),
     "slo_goal = null": Change(
         {"slo_goal": None},

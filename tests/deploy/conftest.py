@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.standin import BASE, DEPLOYED, PATIENCE_SECONDS, Applied, Run, terraform
+from tests.deploy.standin import DEPLOYED, PATIENCE_SECONDS, Applied, Run, terraform
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +33,7 @@ def tear_down(
     The steps are `refused`, a destroy of protected data, then `unprotected`, an apply, which also
     sets a TTL and removes an index, then `destroyed`.
     """
-    unprotected = BASE | {"protect_data": False, "results_ttl_days": 30}
+    unprotected = DEPLOYED | {"protect_data": False, "results_ttl_days": 30, "indexed_fields": []}
     steps: dict[str, tuple[Run, Path]] = {}
     before = deployment
     for name, command, variables in (

@@ -61,6 +61,12 @@ METRICS = {
     "run.googleapis.com/job/completed_execution_count": Descriptor(
         "DELTA", "INT64", "cloud_run_job", frozenset({"result"})
     ),
+    "run.googleapis.com/request_count": Descriptor(
+        "DELTA",
+        "INT64",
+        "cloud_run_revision",
+        frozenset({"response_code", "response_code_class"}),
+    ),
     "run.googleapis.com/request_latencies": Descriptor(
         "DELTA",
         "DISTRIBUTION",

@@ -135,7 +135,7 @@ def _on_firestore(effect: Effect) -> dict[str, dict[str, int]]:
 @pytest.mark.parametrize("change", ["= 30", "= 60, from 30", "= null, from 30"])
 def test_ttl_change_replaces_nothing_but_its_field(change: str, planned: dict[str, Effect]) -> None:
     effect = planned[f"results_ttl_days {change}"]
-    assert _on_firestore(effect) == {"replace, OLD ONE FIRST": {"field.created_at": 1}}
+    assert _on_firestore(effect) == {"replace, OLD ONE FIRST": {"field.created_at": 2}}
 
 
 def test_index_variables_change_fields_in_place(planned: dict[str, Effect]) -> None:

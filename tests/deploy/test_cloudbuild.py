@@ -145,7 +145,7 @@ def test_terraform_sets_every_substitution_of_a_project() -> None:
     given = set(re.findall(r"^\s+(_[A-Z]+)\s+=", text, re.MULTILINE))
     given |= set(re.findall(r",(_[A-Z]+)=", text))
     assert given <= set(SUBSTITUTIONS)
-    assert {"_BUCKET", "_REGION", "_REPOSITORY", "_SERVICE", "_JOB", "_DEPLOY"} <= given
+    assert {"_BUCKET", "_REGION", "_REPOSITORY", "_SERVICE", "_DETECT", "_JOBS", "_DEPLOY"} <= given
 
 
 def test_terraform_first_deploys_the_pushed_image() -> None:
@@ -407,6 +407,29 @@ def test_passed_smoke_test_keeps_the_image_and_updates_the_job(
     ]
 
 
+def test_passed_smoke_test_updates_every_job_and_the_detect_service(
+    workspace: Workspace,
+) -> None:
+    done = workspace.deploy(_JOBS="my-reconcile my-silence", _DETECT="my-detect")
+    assert done.returncode == 0, done.stderr
+    updated = [
+        re.findall(r"gcloud run (\w+) update (\S+) .*--image (\S+)", call)[0]
+        for call in workspace.calls()
+        if call.startswith("gcloud run") and " update " in call
+    ]
+    assert updated[1:] == [
+        ("jobs", "my-reconcile", DIGEST),
+        ("jobs", "my-silence", DIGEST),
+        ("services", "my-detect", DIGEST),
+    ]
+
+
+def test_failed_smoke_test_leaves_the_detect_service_alone(workspace: Workspace) -> None:
+    done = workspace.deploy(_DETECT="my-detect", FAKE_RUN_EXIT="1")
+    assert done.returncode == 1
+    assert not [call for call in workspace.calls() if "my-detect" in call]
+
+
 def test_image_without_result_rolls_back_and_fails_the_build(workspace: Workspace) -> None:
     done = workspace.deploy(FAKE_RUN_EXIT="1")
     assert done.returncode == 1
@@ -474,7 +497,7 @@ def test_first_build_does_not_depend_on_unlocked_tools(workspace: Workspace) -> 
 
 
 def test_service_without_reconcile_job_is_deployed(workspace: Workspace) -> None:
-    assert workspace.deploy(_JOB="").returncode == 0
+    assert workspace.deploy(_JOBS="").returncode == 0
     assert not [call for call in workspace.calls() if "jobs update" in call]
 
 

@@ -359,7 +359,7 @@ def test_build_leaves_the_image_of_a_later_build(
     apis.add_service("yolo-batch", FIRST_DIGEST)
     assert first.run(*DEPLOY).returncode == 0
     # The second build deploys and ends during the smoke test of the first.
-    assert second.run(*DEPLOY, "smoke", *DECIDE, _JOB="").returncode == 0
+    assert second.run(*DEPLOY, "smoke", *DECIDE, _JOBS="").returncode == 0
     for smoke_exit in ("1", "0"):
         first.run("smoke", FAKE_SMOKE_EXIT=smoke_exit)
         done = first.run(*DECIDE)

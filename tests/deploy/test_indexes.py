@@ -26,7 +26,10 @@ from google.cloud.firestore_v1.base_query import BaseQuery, FieldFilter
 from google.cloud.firestore_v1.field_path import parse_field_path
 from google.cloud.firestore_v1.types import StructuredQuery
 
-from devtools.bench.index_entries import Indexes, deployed_indexes
+from devtools.bench.index_entries import Indexes, deployed_alert_indexes, deployed_indexes
+from service.gcp.alert_reader import AlertReader
+from service.gcp.alert_store import AlertStore
+from service.gcp.collection import ALERTS
 from service.gcp.result_reader import ResultReader
 
 REPOSITORY = Path(__file__).parents[2]
@@ -125,6 +128,10 @@ def _index_of(query: BaseQuery, indexes: Indexes) -> set[object] | None:
     return None
 
 
+def _is_of_alerts(query: BaseQuery) -> bool:
+    return str(query._parent.id).endswith(ALERTS)
+
+
 def _all(indexes: Indexes) -> set[object]:
     single = {(path, mode) for path, modes in indexes.fields.items() for mode in modes}
     return {*single, *(tuple(index) for index in indexes.composite)}
@@ -191,6 +198,14 @@ def _run_service() -> None:
     for prefix in ("", "cam1/"):
         assert list(reader.results("uploads", prefix)) == []
     assert list(reader.parked()) == []
+    since = datetime(2026, 11, 30, tzinfo=UTC)
+    assert list(reader.since(since)) == []
+    assert reader.newest_of_source("gate") is None
+    alerts = AlertReader(firestore.Client(), collection="detections", timeout_seconds=1)
+    for source in (None, "gate"):
+        assert list(alerts.since(since, source)) == []
+    store = AlertStore(firestore.Client(), collection="detections", timeout_seconds=1)
+    assert store.count_suppressed("alert") == 0
 
 
 def _run_example(patch: pytest.MonkeyPatch, program: Path) -> None:
@@ -270,27 +285,29 @@ def _sources() -> Iterator[tuple[Path, ast.Module]]:
 
 @pytest.mark.parametrize("all_fields", [False, True])
 def test_every_query_has_its_index(recorder: Recorder, all_fields: bool) -> None:
-    indexes = deployed_indexes(index_all_fields=all_fields)
+    results = deployed_indexes(index_all_fields=all_fields)
     for query in recorder.queries:
+        indexes = deployed_alert_indexes() if _is_of_alerts(query) else results
         assert _index_of(query, indexes), f"no index for {_needs(query)}"
 
 
 def test_every_index_has_its_query(recorder: Recorder) -> None:
-    indexes = deployed_indexes()
-    used = set().union(*(_index_of(query, indexes) or set() for query in recorder.queries))
-    assert _all(indexes) - used == set()
+    for is_of_alerts, indexes in ((False, deployed_indexes()), (True, deployed_alert_indexes())):
+        queries = [each for each in recorder.queries if _is_of_alerts(each) == is_of_alerts]
+        used = set().union(*(_index_of(query, indexes) or set() for query in queries))
+        assert _all(indexes) - used == set()
 
 
 @pytest.mark.parametrize("all_fields", [False, True])
 def test_no_index_grows_in_one_place(all_fields: bool) -> None:
     """Such an index limits the collection to 500 new documents a second."""
-    indexes = deployed_indexes(index_all_fields=all_fields)
-    assert {path for path in GROWING if indexes.modes(path)} == set()
-    for index in indexes.composite:
-        for position, (path, _) in enumerate(index):
-            if path in GROWING:
-                before = {path for path, _ in index[:position]}
-                assert before & {"shard", "uri"}, f"{index} grows with time"
+    for indexes in (deployed_indexes(index_all_fields=all_fields), deployed_alert_indexes()):
+        assert {path for path in GROWING if indexes.modes(path)} == set()
+        for index in indexes.composite:
+            for position, (path, _) in enumerate(index):
+                if path in GROWING:
+                    before = {path for path, _ in index[:position]}
+                    assert before & {"shard", "uri"}, f"{index} grows with time"
 
 
 def test_no_query_was_overlooked(recorder: Recorder) -> None:

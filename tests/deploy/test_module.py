@@ -46,7 +46,14 @@ def test_module_passes_its_own_tests() -> None:
 
 
 def test_every_example_is_planned_here() -> None:
-    planned = {"existing", "gpu", "minimal", "object-prefix", "two-deployments"}
+    planned = {
+        "existing",
+        "gpu",
+        "minimal",
+        "object-prefix",
+        "results-and-alerts",
+        "two-deployments",
+    }
     assert {path.name for path in EXAMPLES.iterdir() if path.is_dir()} == planned
 
 
@@ -56,6 +63,16 @@ def test_example_plans(name: str) -> None:
     run = _example(name, "plan")
     assert run.returncode == 0, run.output
     assert re.search(r"^Plan: \d+ to add, 0 to change, 0 to destroy", run.output, re.MULTILINE)
+
+
+@needs_standin
+def test_webhooks_address_is_in_no_plan() -> None:
+    secret = "T0/B0/3f9a"  # noqa: S105
+    address = f"https://hooks.example.com/services/{secret}"
+    run = _example("results-and-alerts", "plan", webhook_url=address)
+    assert run.returncode == 0, run.output
+    assert re.search(r"push_endpoint += \(sensitive value\)", run.output)
+    assert secret not in run.output
 
 
 @pytest.fixture(scope="module")

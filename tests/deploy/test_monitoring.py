@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import promql_parser as promql
@@ -11,6 +12,8 @@ import pytest
 import re2
 
 from devtools.docs.log_lines import log_lines as documented_lines
+from service.alert_message import AlertMessage
+from service.alert_step import log_alert
 from service.cli.main import main as yolo_batch
 from service.deadline import NO_DEADLINE
 from service.domain import Event, Outcome
@@ -183,7 +186,7 @@ def test_filters_of_alerts_are_on_metrics_that_exist(applied: Applied) -> None:
         assert aggregation["per_series_aligner"] == "ALIGN_DELTA"
         assert int(aggregation["alignment_period"][:-1]) <= LONGEST_ALIGNMENT_SECONDS
         checked += 1
-    assert checked == 2
+    assert checked == 3
 
 
 @needs_standin
@@ -203,7 +206,7 @@ def test_absent_reconcile_is_noticed_after_26_hours(applied: Applied) -> None:
 @needs_standin
 def test_every_alert_says_how_severe_it_is_and_what_to_do(applied: Applied) -> None:
     policies = applied.all("google_monitoring_alert_policy")
-    assert len(policies) == 12
+    assert len(policies) == 17
     assert len({policy["display_name"] for policy in policies}) == len(policies)
     for policy in policies:
         assert policy["display_name"].startswith("yolo-batch: ")
@@ -247,7 +250,8 @@ def test_alert_exists_before_its_metric_has_a_value(applied: Applied) -> None:
 def _entry(
     log: str, service: str = "yolo-batch", kind: str = "cloud_run_revision", **fields: Any
 ) -> dict[str, Any]:
-    label = "job_id" if kind == "cloud_scheduler_job" else "service_name"
+    labels = {"cloud_run_job": "job_name", "cloud_scheduler_job": "job_id"}
+    label = labels.get(kind, "service_name")
     resource = {"type": kind, "labels": {label: service, "location": "europe-west1"}}
     name = f"projects/my-project-1/logs/{log.replace('/', '%2F')}"
     return {"logName": name, "resource": resource, "severity": "INFO"} | fields
@@ -297,7 +301,7 @@ def test_metrics_count_the_lines_that_they_name(applied: Applied) -> None:
 
 @needs_standin
 def test_alerts_on_log_lines_match_lines_that_are_written(applied: Applied) -> None:
-    lines = [line for line in documented_lines() if line.severities[0] == "ERROR"]
+    lines = [line for line in documented_lines() if line.message != "Alert"]
     entries = [_line(message=line.message) for line in lines]
     entries += [
         _entry(
@@ -315,9 +319,50 @@ def test_alerts_on_log_lines_match_lines_that_are_written(applied: Applied) -> N
         for policy, condition in _conditions(applied, "condition_matched_log")
     }
     assert found == {
+        "a rule of a source matched": [],
+        "a source is silent": [],
         "the int8 model failed its canary": [_line(message="Fell back to the float model")],
         "reconcile cannot be started": [entries[-1]],
     }
+
+
+@needs_standin
+def test_alerts_of_sources_are_found_by_rule_and_source(
+    applied: Applied, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure("INFO")
+    for rule in ("person-at-night", "silent_minutes"):
+        now = datetime(2026, 11, 30, tzinfo=UTC)
+        log_alert(AlertMessage("1-2", rule, "gate", "critical", "2 person", now, suppressed=0))
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    matched, silent = (
+        _entry("run.googleapis.com/stdout", service, kind, jsonPayload=line)
+        for line, service, kind in zip(
+            lines,
+            ("yolo-batch", "yolo-batch-silence"),
+            ("cloud_run_revision", "cloud_run_job"),
+            strict=True,
+        )
+    )
+    elsewhere = _entry("run.googleapis.com/stdout", "yolo-batch-2", jsonPayload=lines[0])
+    found = {
+        policy["display_name"].partition(": ")[2]: (
+            [each for each in (matched, silent, elsewhere) if matches(condition["filter"], each)],
+            condition["label_extractors"],
+        )
+        for policy, condition in _conditions(applied, "condition_matched_log")
+    }
+    for title, entry in (
+        ("a rule of a source matched", matched),
+        ("a source is silent", silent),
+    ):
+        entries, labels = found[title]
+        assert entries == [entry]
+        paths = [re.fullmatch(r"EXTRACT\(jsonPayload\.(\w+)\)", each) for each in labels.values()]
+        assert [entry["jsonPayload"][path[1]] for path in paths if path] == [
+            entry["jsonPayload"][name] for name in labels
+        ]
+    assert all(elsewhere not in entries for entries, _ in found.values())
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import click
 import pytest
 
 from devtools.docs.terraform import blocks_of
+from service.cli.alerts import alerts, check_silence
 from service.cli.reconcile import reconcile
 from service.health import Health
 from service.operate.backfill import Redelivery
@@ -29,6 +30,7 @@ VARIANTS: list[dict[str, Any]] = [
     {},
     {"accelerator": "nvidia-l4"},
     {"accelerator": "nvidia-rtx-pro-6000"},
+    {"alerts_topic": True, "results_bucket": True, "results_topic": True},
     {"batch_size": 1},
     {"batch_size": 64, "settings": {"MIN_CONFIDENCE": "0.4"}},
 ]
@@ -196,6 +198,18 @@ def test_reconcile_job_calls_the_command_as_it_is() -> None:
     assert {options[options.index("--enqueue") + 1], "parked"} <= set(enqueue.type.choices)
     since = options[options.index("--since") + 1]
     assert since.startswith("gs://${google_storage_bucket.reconcile.name}/")
+
+
+@needs_terraform
+def test_silence_job_calls_the_command_as_it_is(offline: Path) -> None:
+    group, name = _local("silence_args")
+    assert (group, name) == (alerts.name, check_silence.name)
+    command = alerts.commands[name]
+    command.make_context(name, [])  # it needs no arguments
+    environment = _evaluate(offline, "local.silence_environment", {"alerts_topic": True})
+    settings = Settings.from_env(environment)
+    assert {each.lower() for each in environment} <= set(vars(settings))
+    assert settings.alerts_topic == "projects/my-project-1/topics/yolo-batch-alerts"
 
 
 def test_backfill_uses_the_redeliveries_of_the_subscription() -> None:

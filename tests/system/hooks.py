@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from service import after_commit
 from service.domain import Prediction, Task
 from service.images.decoders import DecodeLimits, Decoders
 from service.images.pixels import DecodedImage
@@ -80,6 +81,14 @@ class CrashingWorker(Worker):
         return CrashingDetector(detector)
 
 
+class CrashingAfterCommitWorker(Worker):
+    """Crashes between the commit of a result and the publishing of its message."""
+
+    def load_wsgi(self) -> None:
+        vars(after_commit)["to_document"] = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+        super().load_wsgi()
+
+
 class HangingWorker(CrashingWorker):
     """Hangs on one image in the model."""
 
@@ -106,6 +115,7 @@ class CrashingDetector:
 
     def __init__(self, detector: Detector) -> None:
         self.info = detector.info
+        self.labels = detector.labels
         self.runners = detector.runners
         self.input_shape = detector.input_shape
         self._detector = detector

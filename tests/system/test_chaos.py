@@ -33,7 +33,8 @@ def test_uploads_under_every_fault_end_as_expected(tmp_path: Path) -> None:
     figures = dict(re.findall(r"(\w+) +(\d+)$", done.stdout, re.MULTILINE))
     assert figures["uploads"] == "60"
     assert figures["unexpected"] == str(len(late))
-    for problem in ("lost", "duplicated", "crossed", "wrong", "stuck", "killed"):
+    problems = ("lost", "duplicated", "crossed", "wrong", "stuck", "killed")
+    for problem in (*problems, "messages", "alerts", "objects"):
         assert figures[problem] == "0", problem
     struck = set(re.findall(r"\d+ x ([a-z0-9 ]+)", done.stdout.partition("faults injected")[2]))
     assert struck == set(FaultKind) - impossible_faults()

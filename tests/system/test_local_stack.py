@@ -430,6 +430,32 @@ def test_emulators_use_another_port_if_theirs_is_taken(tmp_path: Path) -> None:
         assert len(processes.children) == len(started)
 
 
+def test_topics_and_the_bucket_of_the_results_are_created(tmp_path: Path) -> None:
+    """Objects in the bucket of the results cause no events."""
+    settings = {"RESULTS_TOPIC": "results", "ALERTS_TOPIC": "alerts", "RESULTS_BUCKET": "results"}
+    options = StackOptions(
+        directory=tmp_path, with_service=False, with_eventarc=False, service_environment=settings
+    )
+    with Stack(options) as stack, pytest.MonkeyPatch.context() as environment:
+        for name, value in stack.environment.items():
+            environment.setenv(name, value)
+        with pubsub_v1.PublisherClient() as publisher:
+            for topic in stack.published_topics:
+                publisher.publish(publisher.topic_path(stack.project, topic), b"x").result()
+        for bucket in ("results", stack.bucket):
+            storage.Client().bucket(bucket).blob("a.jpg").upload_from_string(b"x")
+        assert pulled(stack, "results") == pulled(stack, "alerts") == [None]
+        assert pulled(stack, UPLOADS_SUBSCRIPTION) == [stack.bucket]
+
+
+def pulled(stack: Stack, subscription: str) -> list[str | None]:
+    """The buckets of the messages of a subscription."""
+    with pubsub_v1.SubscriberClient() as client:
+        path = client.subscription_path(stack.project, subscription)
+        response = client.pull(subscription=path, max_messages=10, timeout=PATIENCE_SECONDS)
+    return [item.message.attributes.get("bucketId") for item in response.received_messages]
+
+
 def test_failed_start_of_the_service_shows_its_log(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "print('no such model'); raise SystemExit(3)"]
     stack = Stack(StackOptions(directory=tmp_path, service_command=command))

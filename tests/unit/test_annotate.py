@@ -25,8 +25,8 @@ from service.domain import (
     RotatedBox,
     Task,
 )
+from service.images.annotate import annotate
 from service.images.pixels import Pixels
-from service.operate.annotate import annotate
 from service.operate.detect import save_annotated
 from tests.task_models import write_model
 

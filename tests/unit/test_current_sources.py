@@ -59,10 +59,17 @@ def clock() -> Clock:
     return Clock()
 
 
-def instance(documents: FakeDocuments, clock: Clock) -> CurrentSources:
+def instance(
+    documents: FakeDocuments, clock: Clock, *, results_bucket: str | None = None
+) -> CurrentSources:
     """A new instance, after its first look."""
     sources = CurrentSources(
-        documents, min_confidence=0.25, store_confidence=0.05, refresh_seconds=60, clock=clock
+        documents,
+        min_confidence=0.25,
+        store_confidence=0.05,
+        refresh_seconds=60,
+        results_bucket=results_bucket,
+        clock=clock,
     )
     sources.look(NO_DEADLINE)
     return sources

@@ -2,13 +2,22 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from service.deadline import NO_DEADLINE, Deadline
 from service.deletion import Deletion, ObjectState, state_of
-from service.domain import CommittedResult, Event, ImageRef, ImageResult, Outcome
+from service.domain import (
+    CommittedResult,
+    Event,
+    ImageRef,
+    ImageResult,
+    Outcome,
+    PreparedResult,
+    ResultObject,
+)
 from service.errors import (
     FirestoreUnavailableError,
     NoFreeSlotError,
@@ -34,6 +43,7 @@ from tests.fakes import (
 from tests.loglines import logged_by
 
 REF = ImageRef(BUCKET, "cat.jpg", 7)
+DELETED_AT = datetime(2026, 11, 30, tzinfo=UTC)
 
 
 @dataclass
@@ -58,10 +68,11 @@ class FakeResults:
     removed: list[str] = field(default_factory=list)
     errors: list[Exception] = field(default_factory=list)
 
-    def delete(self, document_ids: Sequence[str], deadline: Deadline) -> None:
+    def delete(self, document_ids: Sequence[str], deadline: Deadline) -> datetime:
         if self.errors:
             raise self.errors.pop(0)
         self.removed += document_ids
+        return DELETED_AT
 
 
 class World:
@@ -245,20 +256,24 @@ def test_image_without_a_known_generation_is_any_generation() -> None:
     assert state_of(replace(REF, generation=None), objects) is ObjectState.DELETED
 
 
-# The object of a large result
+# The objects of a result
 
 
-class FakeLargeResults:
-    """The objects of one image. `settle` creates an object."""
+class FakeUploads:
+    """The objects of one image. They exist already, and `settle` creates one again."""
 
     def __init__(self) -> None:
         self.objects: set[str] = set()
 
-    def prepare(self, result: ImageResult, deadline: Deadline) -> ImageResult:
-        self.objects.add("gs://results/1")
-        return replace(result, detections_uri="gs://results/1")
+    def prepare(self, result: ImageResult, deadline: Deadline) -> PreparedResult:
+        uri = "gs://results/1"
+        self.objects.add(uri)
+        content = ResultObject("1", b"", "application/gzip")
+        return PreparedResult(replace(result, detections_uri=uri), {uri: content})
 
-    def settle(self, result: ImageResult, committed: CommittedResult, deadline: Deadline) -> None:
+    def settle(
+        self, prepared: PreparedResult, committed: CommittedResult, deadline: Deadline
+    ) -> None:
         self.objects.add("gs://results/1")
 
     def remove_all(self, document_id: str, deadline: Deadline) -> None:
@@ -268,16 +283,16 @@ class FakeLargeResults:
 
 @pytest.mark.parametrize("is_deleted", [False, True])
 def test_removal_right_after_the_commit_leaves_no_object(is_deleted: bool) -> None:
-    large_results = FakeLargeResults()
+    uploads = FakeUploads()
     recorder = Recorder(
         FakeStore(),
         Health(hang_timeout_seconds=300),
-        large_results,
+        uploads,
         is_deleted=lambda document_id, deadline: is_deleted,
     )
     assert recorder.record(ImageResult(REF), NO_DEADLINE).outcome is Outcome.DONE
     recorder.close(timeout_seconds=PATIENCE_SECONDS)
-    assert bool(large_results.objects) is not is_deleted
+    assert bool(uploads.objects) is not is_deleted
 
 
 def test_unknown_tombstone_keeps_the_result_and_is_logged(
@@ -286,9 +301,7 @@ def test_unknown_tombstone_keeps_the_result_and_is_logged(
     def is_deleted(document_id: str, deadline: Deadline) -> bool:
         raise FirestoreUnavailableError("down")
 
-    recorder = Recorder(
-        FakeStore(), Health(hang_timeout_seconds=300), FakeLargeResults(), is_deleted
-    )
+    recorder = Recorder(FakeStore(), Health(hang_timeout_seconds=300), FakeUploads(), is_deleted)
     assert recorder.record(ImageResult(REF), NO_DEADLINE).outcome is Outcome.DONE
     recorder.close(timeout_seconds=PATIENCE_SECONDS)
     [line] = [each for each in logged_by(caplog, "service.recorder") if each.levelno > 20]

@@ -16,7 +16,7 @@ from service.cli.detect import detect as command
 from service.domain import Box, Detection
 from service.errors import DetectorError
 from service.faint import unpack
-from service.operate.annotate import annotate
+from service.images.annotate import annotate
 from service.operate.detect import (
     MissingFileError,
     annotated_name,

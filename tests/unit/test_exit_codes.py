@@ -74,6 +74,9 @@ def run(*arguments: str) -> Result:
         (["reconcile", "gs:///a"], ExitCode.USAGE, "it must be gs://bucket"),
         (["submit", "gs://a"], ExitCode.USAGE, "'gs://a' is wrong"),
         (["submit", "gs://uploads/b"], ExitCode.FAILED, "GOOGLE_CLOUD_PROJECT"),
+        (["submit", "gs://a/b", "--wait", "--no-check"], ExitCode.USAGE, "omit --no-check"),
+        (["watch", "a/b"], ExitCode.USAGE, "it must be gs://bucket or gs://bucket/prefix"),
+        (["watch", "gs://a"], ExitCode.FAILED, "credentials or the project are missing"),
         (["submit", "-"], ExitCode.FAILED, "There are no URIs to submit"),
         (["smoke", "a"], ExitCode.USAGE, "it must be gs://bucket"),
         (["smoke", "gs://a"], ExitCode.FAILED, "credentials or the project are missing"),
@@ -224,6 +227,7 @@ def test_interrupt_keeps_finished_results_and_exits_with_130(folder: Path) -> No
 
 def test_codes_are_documented() -> None:
     assert {code.name: int(code) for code in ExitCode} == {
-        "DONE": 0, "FAILED": 1, "USAGE": 2, "CANNOT_SERVE": 3, "INTERRUPTED": 130
+        "DONE": 0, "FAILED": 1, "USAGE": 2, "CANNOT_SERVE": 3, "NOT_ALL_DONE": 4,
+        "NOT_FINISHED": 5, "INTERRUPTED": 130,
     }  # fmt: skip
     assert all(code.description.endswith(".") for code in ExitCode)

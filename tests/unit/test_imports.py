@@ -71,6 +71,23 @@ def test_service_imports_no_library_of_the_command_line() -> None:
     assert run_python(code) == "[]"
 
 
+def test_service_imports_pubsub_only_for_a_topic() -> None:
+    code = (
+        "import sys, service.server.wsgi, service.server.app, service.gcp.clients; "
+        "print(sorted({'google.cloud.pubsub_v1', 'service.results_step', 'service.result_message'} "
+        "& set(sys.modules)))"
+    )
+    assert run_python(code) == "[]"
+
+
+def test_service_imports_alerts_only_for_rules() -> None:
+    code = (
+        "import sys, service.server.wsgi, service.server.app, service.gcp.clients; "
+        "print(sorted(name for name in sys.modules if 'alert' in name))"
+    )
+    assert run_python(code) == "[]"
+
+
 def test_openvino_imports_no_library_that_reports_usage() -> None:
     code = (
         "import sys, service.inference.openvino; "

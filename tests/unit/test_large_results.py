@@ -18,6 +18,7 @@ from service.domain import (
     ImageResult,
     Keypoint,
     Polygon,
+    PreparedResult,
     Task,
 )
 from service.errors import (
@@ -29,24 +30,25 @@ from service.errors import (
 from service.gcp.document_size import MAX_DOCUMENT_BYTES, document_bytes
 from service.gcp.large_results import LargeResults
 from service.gcp.result_objects import ResultObjects
+from service.gcp.result_uploads import ResultUploads
 from service.health import Health
 from service.images.polygons import simplify
 from service.recorder import Recorder
 from tests.loglines import logged_by
 from tests.masks import MODEL, segmented
 
-WITHOUT_BUCKET = LargeResults(ResultObjects(Mock(), None, timeout_seconds=1))
+WITHOUT_BUCKET = ResultUploads(ResultObjects(Mock(), None, timeout_seconds=1))
 
 
 def test_small_result_is_unchanged() -> None:
     result = segmented("a.jpg", masks=3)
-    assert WITHOUT_BUCKET.prepare(result) is result
+    assert WITHOUT_BUCKET.prepare(result) == PreparedResult(result)
 
 
 def test_polygons_are_simplified_until_the_document_fits() -> None:
     result = segmented("a.jpg")
     assert document_bytes(to_document(result)) > MAX_DOCUMENT_BYTES
-    prepared = WITHOUT_BUCKET.prepare(result)
+    prepared = WITHOUT_BUCKET.prepare(result).result
     document = to_document(prepared)
     assert document_bytes(document) <= MAX_DOCUMENT_BYTES
     assert (document["simplified_pixels"], document["left_out"]) == (2.0, [])
@@ -59,12 +61,12 @@ def test_polygons_are_simplified_until_the_document_fits() -> None:
 
 def test_tolerance_is_doubled_no_more_than_needed() -> None:
     rough = segmented("a.jpg", roughness=6)
-    assert WITHOUT_BUCKET.prepare(rough).simplified_pixels == 8.0
+    assert WITHOUT_BUCKET.prepare(rough).result.simplified_pixels == 8.0
 
 
 def test_polygons_that_stay_too_large_are_left_out() -> None:
     result = segmented("a.jpg", roughness=900)
-    document = to_document(WITHOUT_BUCKET.prepare(result))
+    document = to_document(WITHOUT_BUCKET.prepare(result).result)
     assert document_bytes(document) <= MAX_DOCUMENT_BYTES
     assert (document["simplified_pixels"], document["left_out"]) == (None, ["polygons"])
     assert "polygons" not in document["detections"][0]
@@ -76,7 +78,8 @@ def test_keypoints_that_are_too_large_are_left_out() -> None:
     pose = replace(MODEL, task=Task.POSE)
     small = segmented("a.jpg")
     found = tuple(replace(item, polygons=(), keypoints=points) for item in small.detections)
-    document = to_document(WITHOUT_BUCKET.prepare(replace(small, model=pose, detections=found)))
+    large = replace(small, model=pose, detections=found)
+    document = to_document(WITHOUT_BUCKET.prepare(large).result)
     assert document_bytes(document) <= MAX_DOCUMENT_BYTES
     assert document["left_out"] == ["keypoints"]
     assert set(document["detections"][0]) == {"label", "class_id", "confidence", "box", "zones"}
@@ -128,10 +131,10 @@ def client_that_raises(error: Exception) -> Mock:
 def test_bucket_that_refuses_everything_is_logged_once(
     error: Exception, advice: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    large = LargeResults(ResultObjects(client_that_raises(error), "results", timeout_seconds=1))
+    uploads = ResultUploads(ResultObjects(client_that_raises(error), "results", timeout_seconds=1))
     for _ in range(3):
         with pytest.raises(StorageRefusedError, match=advice):
-            large.prepare(segmented("a.jpg"))
+            uploads.prepare(segmented("a.jpg"))
     [line] = logged_by(caplog, "service.gcp.outages")
     assert advice in line.__dict__["reason"]
     assert line.__dict__["subject"] == "gs://results"
@@ -150,18 +153,19 @@ def test_bucket_that_refuses_everything_is_logged_once(
 def test_unavailable_bucket_is_no_refusal(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    large = LargeResults(ResultObjects(client_that_raises(error), "results", timeout_seconds=1))
+    uploads = ResultUploads(ResultObjects(client_that_raises(error), "results", timeout_seconds=1))
     with pytest.raises(StorageUnavailableError) as raised:
-        large.prepare(segmented("a.jpg"))
+        uploads.prepare(segmented("a.jpg"))
     assert not isinstance(raised.value, StorageRefusedError)
     assert logged_by(caplog, "service.gcp.outages") == []
 
 
 def test_object_that_exists_is_not_written_again() -> None:
     client = client_that_raises(exceptions.PreconditionFailed("conditionNotMet"))
-    large = LargeResults(ResultObjects(client, "results", timeout_seconds=1))
-    prepared = large.prepare(segmented("a.jpg"))
-    assert prepared.detections_uri and prepared.left_out == ("polygons",)
+    uploads = ResultUploads(ResultObjects(client, "results", timeout_seconds=1))
+    prepared = uploads.prepare(segmented("a.jpg"))
+    assert prepared.result.left_out == ("polygons",)
+    assert [*prepared.found] == [prepared.result.detections_uri]
     [call] = client.bucket().blob().upload_from_string.call_args_list
     assert call.kwargs["if_generation_match"] == 0
 
@@ -170,7 +174,7 @@ def test_equal_detections_have_an_object_of_the_same_bytes() -> None:
     uploads = []
     for _ in range(2):
         client = Mock()
-        LargeResults(ResultObjects(client, "results", timeout_seconds=1)).prepare(
+        ResultUploads(ResultObjects(client, "results", timeout_seconds=1)).prepare(
             segmented("a.jpg")
         )
         [name] = client.bucket().blob.call_args.args
@@ -184,11 +188,13 @@ class Bucket:
     def __init__(self) -> None:
         self.uris: set[str] = set()
 
-    def prepare(self, result: ImageResult, deadline: Deadline) -> ImageResult:
+    def prepare(self, result: ImageResult, deadline: Deadline) -> PreparedResult:
         self.uris.add("gs://results/own")
-        return replace(result, detections_uri="gs://results/own")
+        return PreparedResult(replace(result, detections_uri="gs://results/own"))
 
-    def settle(self, result: ImageResult, committed: CommittedResult, deadline: Deadline) -> None:
+    def settle(
+        self, prepared: PreparedResult, committed: CommittedResult, deadline: Deadline
+    ) -> None:
         self.uris -= committed.unused_uris
 
     def remove_all(self, document_id: str, deadline: Deadline) -> None:

@@ -69,6 +69,18 @@ def test_largest_file_counts_wherever_it_may_be(instance: pytest.MonkeyPatch) ->
     assert plan_memory(one, DETECTOR).buffered == SETTINGS.max_image_bytes
 
 
+@pytest.mark.parametrize(("task", "is_more"), [("segment", True), ("detect", False)])
+def test_messages_of_large_results_are_part_of_the_plan(
+    instance: pytest.MonkeyPatch, tmp_path: Path, task: str, is_more: bool
+) -> None:
+    row = [[0.0] * {"segment": 9, "detect": 6}[task]]
+    detector = load_detector(write_model(tmp_path / task, task, row, image_size=320), streams=1)
+    silent = plan_memory(SETTINGS, detector)
+    published = plan_memory(replace(SETTINGS, results_topic="results"), detector)
+    assert (published.in_flight > silent.in_flight) is is_more
+    assert (published.in_flight == 5_000_000 * SETTINGS.max_in_flight) is is_more
+
+
 def test_fewer_decoders_need_less_memory(instance: pytest.MonkeyPatch) -> None:
     one = plan_memory(replace(SETTINGS, decoders=1), DETECTOR)
     assert 2 * one.decoders == plan_memory(SETTINGS, DETECTOR).decoders

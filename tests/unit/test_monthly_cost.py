@@ -8,12 +8,15 @@ import pytest
 from devtools.bench.monthly_cost import (
     BEFORE,
     DAYS,
+    GIB,
     MIB,
+    OPTIONS,
     PRICES,
     Month,
     comparison,
     cost,
     main,
+    options_table,
     quantities,
     table,
 )
@@ -100,12 +103,62 @@ def test_nightly_full_comparison_reads_each_document_each_night() -> None:
     assert quantities(month)["Firestore reads"] == pytest.approx(31)
 
 
+def test_result_messages_are_billed_once_and_rows_at_their_own_price() -> None:
+    month = Month(images=1_000_000, objects=2_000_000, message_kb=0, result_message_kb=2)
+    counted = quantities(replace(month, bigquery_kb=2))
+    assert counted["Pub/Sub"] == pytest.approx(2e9 / GIB)
+    assert counted["Pub/Sub to BigQuery"] == pytest.approx(2e9 / GIB)
+    assert counted["BigQuery storage"] == pytest.approx(4e9 / GIB)
+
+
+def test_derived_images_cost_cpu_time_writes_and_storage() -> None:
+    derived = replace(BUSY, objects=1_000_000, derived_objects=2, derived_ms=30, derived_kb=50)
+    counted, plain = quantities(derived), quantities(replace(BUSY, objects=1_000_000))
+    assert counted["Cloud Run vCPU"] - plain["Cloud Run vCPU"] == pytest.approx(60_000)
+    assert counted["Cloud Storage writes, lists"] - plain["Cloud Storage writes, lists"] == (
+        pytest.approx(2)
+    )
+    assert counted["Cloud Storage"] - plain["Cloud Storage"] == pytest.approx(50)
+
+
+def test_published_alert_costs_more_than_a_suppressed_one() -> None:
+    added = [
+        sum(cost(Month(alerts=1000, alert_messages=each), free_tier=False).values())
+        for each in (0, 1000)
+    ]
+    assert added[0] < added[1]
+
+
+def test_silence_job_is_billed_a_minute_for_each_run() -> None:
+    month = Month(reconciles=0, silence_runs=100, silent_sources=20)
+    counted = quantities(month)
+    assert (counted["Cloud Run job vCPU"], counted["Cloud Run job memory"]) == (6000, 3000)
+    assert counted["Firestore reads"] == pytest.approx(2000 / 1e6)
+    assert counted["Cloud Scheduler"] == 1
+
+
+def test_call_of_the_detect_service_costs_what_an_image_costs() -> None:
+    calls = quantities(Month(cpu_ms=60, detect_calls=1_000_000))
+    images = quantities(Month(cpu_ms=60, images=1_000_000))
+    for name in ("Cloud Run vCPU", "Cloud Run memory", "Cloud Run requests"):
+        assert calls[name] == pytest.approx(images[name])
+    assert calls["Firestore writes"] == 0
+
+
+def test_each_option_adds_to_the_bill() -> None:
+    month = Month(images=1_000_000, objects=1_000_000, cpu_ms=50)
+    for changes in OPTIONS.values():
+        added = cost(replace(month, **changes), free_tier=False)
+        assert sum(added.values()) > sum(cost(month, free_tier=False).values())
+
+
 def test_page_has_the_tables_of_the_command() -> None:
     page = PAGE.read_text(encoding="utf-8")
     busy = Month(images=1_000_000, cpu_ms=51.9, starts=730, objects=1_000_000)
     idle = replace(busy, images=0, objects=0, starts=0)
     assert table(busy, idle) in page
     assert comparison(replace(busy, **BEFORE), busy) in page
+    assert options_table(busy, OPTIONS) in page
 
 
 @pytest.mark.parametrize("wrong", ["--vcpu=0", "--busy=0", "--images=-5", "--image-kb=nan"])

@@ -13,8 +13,16 @@ from service.cli.exit_codes import ExitCode
 from service.cli.purge import purge as command
 from service.deadline import Deadline
 from service.domain import ImageRef, StoredImage
-from service.errors import StorageUnavailableError
-from service.operate.purge import LOOKUPS, OtherBucketError, Tally, parse_before, purge
+from service.errors import PubSubUnavailableError, StorageUnavailableError
+from service.operate.purge import (
+    LOOKUPS,
+    OtherBucketError,
+    Remover,
+    Tally,
+    parse_before,
+    purge,
+)
+from tests.fakes import FakeTopic
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
 BEFORE = NOW - timedelta(days=1)
@@ -55,9 +63,9 @@ def run(*pages: Sequence[StoredImage], **options: Any) -> tuple[Tally, list[str]
     removed: list[str] = []
     lock = threading.Lock()
 
-    def remove(document_ids: Sequence[str]) -> None:
+    def remove(images: Sequence[StoredImage]) -> None:
         with lock:
-            removed.extend(document_ids)
+            removed.extend(image.document_id for image in images)
 
     defaults: dict[str, Any] = {"objects": Bucket(), "before": BEFORE, "remove": remove}
     return purge(pages, **defaults | options), sorted(removed)
@@ -89,18 +97,18 @@ def test_objects_of_young_results_are_not_looked_up() -> None:
 
 
 def test_unknown_object_stops_the_run_before_its_page_is_removed() -> None:
-    removed: list[str] = []
+    removed: list[StoredImage] = []
     pages = [[image("gone")], [image("gone too"), image("unclear")], [image("not reached")]]
     bucket = Bucket(error_at="unclear")
     with pytest.raises(StorageUnavailableError):
         purge(pages, bucket, before=BEFORE, remove=removed.extend)
-    assert removed == ["id of gone"]
+    assert [each.document_id for each in removed] == ["id of gone"]
     assert "not reached" not in bucket.asked
 
 
 @pytest.mark.parametrize("results_bucket", [None, "results", "result"])
 def test_object_in_another_bucket_is_not_left_behind(results_bucket: str | None) -> None:
-    large = replace(image("gone"), detections_uri="gs://results/1.json.gz")
+    large = replace(image("gone"), object_uris=frozenset({"gs://results/1.json.gz"}))
     if results_bucket == "results":
         assert run([large], results_bucket=results_bucket)[1] == ["id of gone"]
         return
@@ -117,7 +125,7 @@ def test_pages_are_read_one_by_one_with_bounded_lookups() -> None:
             read.append((number, len(bucket.asked)))
             yield [image(f"gone {number}-{i}") for i in range(100)]
 
-    tally = purge(pages(), bucket, before=BEFORE, remove=lambda ids: None)
+    tally = purge(pages(), bucket, before=BEFORE, remove=lambda images: None)
     assert tally.selected == 300
     assert read == [(0, 0), (1, 200), (2, 400)]  # two lookups an image
     assert bucket.most_at_once <= LOOKUPS
@@ -129,9 +137,45 @@ def test_large_page_is_removed_in_small_commits() -> None:
         [[image(f"gone {i}") for i in range(300)]],
         Bucket(),
         before=BEFORE,
-        remove=lambda ids: sizes.append(len(ids)),
+        remove=lambda images: sizes.append(len(images)),
     )
     assert sum(sizes) == 300 and max(sizes) <= 100
+
+
+class FakeDeleter:
+    """Notes the calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def write_tombstones(self, document_ids: Sequence[str]) -> datetime:
+        self.calls.append(f"tombstones {len(document_ids)}")
+        return NOW
+
+    def remove(self, document_ids: Sequence[str]) -> None:
+        self.calls.append(f"removed {len(document_ids)}")
+
+
+def test_removal_is_published_before_its_document_is_removed() -> None:
+    deleter, topic = FakeDeleter(), FakeTopic()
+    removals = [image("a.jpg"), image("b.jpg", generation=None)]
+    topic.errors.append(PubSubUnavailableError("Pub/Sub is unavailable."))
+    with pytest.raises(PubSubUnavailableError):
+        Remover(deleter, topic).remove(removals)
+    assert deleter.calls == ["tombstones 2"]
+    Remover(deleter, topic).remove(removals)
+    assert deleter.calls == ["tombstones 2", "tombstones 2", "removed 2"]
+    assert [(m["document_id"], m["status"]) for m in topic.messages] == [
+        ("id of a.jpg", "deleted"),
+        ("id of b.jpg", "deleted"),
+    ]
+    assert {m["created_at"] for m in topic.messages} == {"2026-11-30T12:00:00Z"}
+
+
+def test_without_a_topic_results_are_only_removed() -> None:
+    deleter = FakeDeleter()
+    Remover(deleter).remove([image("a.jpg")])
+    assert deleter.calls == ["tombstones 1", "removed 1"]
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,19 @@ def test_a_wait_ends_with_the_deadline_and_holds_up_nobody() -> None:
         pass
 
 
+def test_a_part_of_an_amount_can_be_released() -> None:
+    semaphore = FairSemaphore(100)
+    with semaphore.acquire(100, soon()) as release_all_but:
+        release_all_but(40)
+        release_all_but(90)  # an amount never grows
+        with semaphore.acquire(60, soon()):
+            pass
+        with pytest.raises(TooLateError), semaphore.acquire(61, Deadline.after(0.01)):
+            pass
+    with semaphore.acquire(100, soon()):
+        pass
+
+
 def test_nothing_is_acquired_after_the_deadline() -> None:
     with pytest.raises(TooLateError), FairSemaphore(1).acquire(1, Deadline.after(0)):
         pass

@@ -99,6 +99,34 @@ def test_fault_of_each_source_is_named_with_its_line(file: Path) -> None:
             "must be valid Unicode",
         ),
         ("sources: \0\n", 1, "the file is not valid YAML"),
+        (
+            "groups: {pets: [dog]}\nsources:\n  - id: a\n    bucket: aaa\n    alerts:\n"
+            "      - name: r\n        group: pets\n      - name: s\n        group: cars\n",
+            9,
+            "there is no group cars (sources[0].alerts[1].group)",
+        ),
+        (
+            "groups: {1: [dog]}\nsources: []\n",
+            1,
+            "a key of groups must be text, not a number",
+        ),
+        (
+            "sources:\n  - id: a\n    bucket: aaa\n    alerts:\n      - name: r\n"
+            "      - name: s\n        zones: [gate]\n",
+            7,
+            "source a has no include zone gate, so rule s could not use it",
+        ),
+        (
+            "sources:\n  - id: a\n    bucket: aaa\n    alerts:\n      - name: r\n"
+            "      - severity: info\n        name: r\n",
+            7,
+            "source a has two rules named r",
+        ),
+        (
+            "groups:\n  dogs: [dog]\n  my-pets: []\nsources: []\n",
+            3,
+            "groups.my-pets must not be empty",
+        ),
     ],
 )
 def test_fault_of_a_file_is_named_with_its_line(
@@ -146,6 +174,18 @@ def test_fault_of_a_file_is_named_with_its_line(
         (
             "{id: a, bucket: aaa, zones: [{name: z, mode: include, points: [[0, 0, 0]]}]}",
             "sources[0].zones[0].points must have at least 3 elements",
+        ),
+        (
+            "{id: a, bucket: aaa, alerts: [{name: r, between: 22-6}]}",
+            'sources[0].alerts[0].between must be two local times, for example "22:00-06:00"',
+        ),
+        (
+            "{id: a, bucket: aaa, alerts: [{name: r, severity: high}]}",
+            "sources[0].alerts[0].severity must be info or warning or critical, not high",
+        ),
+        (
+            "{id: a, bucket: aaa, alerts: [{name: r, labels: [dog], group: pets}]}",
+            "rule r has both labels and group: give one of them (sources[0].alerts[0])",
         ),
         (
             "{id: a, bucket: aaa, timezone: Berlin}",
@@ -198,8 +238,9 @@ def test_wrong_setting_is_reported_before_the_file(
     assert "STORE_CONFIDENCE='high' is wrong" in done.stderr
 
 
-def sources(*fields: dict[str, object]) -> Sources:
-    return parse({"sources": [{"bucket": "uploads", "prefix": one["id"], **one} for one in fields]})
+def sources(*fields: dict[str, object], **others: object) -> Sources:
+    plain = [{"bucket": "uploads", "prefix": one["id"], **one} for one in fields]
+    return parse({"sources": plain, **others})
 
 
 def test_changes_name_sources_fields_and_zones() -> None:
@@ -217,6 +258,21 @@ def test_changes_name_sources_fields_and_zones() -> None:
         "~ a: zone gate: changed",
     ]
     assert changes(new, new) == []
+
+
+def test_changes_name_groups_and_alert_rules() -> None:
+    old = sources({"id": "a", "alerts": [{"name": "night"}, {"name": "day"}]})
+    new = sources(
+        {"id": "a", "alerts": [{"name": "night", "min_count": 2}, {"name": "noon"}]},
+        groups={"pets": ["dog", "cat"]},
+    )
+    assert changes(old, new) == [
+        "~ group pets: none -> cat, dog",
+        "~ a: alert rule day: removed",
+        "~ a: alert rule night: changed",
+        "~ a: alert rule noon: added",
+    ]
+    assert changes(new, old)[0] == "~ group pets: cat, dog -> none"
 
 
 def test_examples_of_the_documentation_have_no_faults(file: Path) -> None:

@@ -56,6 +56,25 @@ def parse_one(**fields: Any) -> Source:
         ({"zones": [zone(), zone()]}, "two zones with the name gate"),
         ({"zones": [zone(min_overlap=0)]}, "> 0.0"),
         ({"zones": [zone(name=f"z{i}") for i in range(51)]}, "length <= 50"),
+        ({"alerts": [{"name": "a", "labels": []}]}, "length >= 1"),
+        ({"alerts": [{"name": "a", "labels": ["car"], "group": "b"}]}, "both labels and group"),
+        ({"alerts": [{"name": "a"}, {"name": "a"}]}, "two rules named a"),
+        ({"alerts": [{"name": "a", "zones": ["gate"]}]}, "has no include zone gate"),
+        (
+            {"zones": [zone(mode="exclude")], "alerts": [{"name": "a", "zones": ["gate"]}]},
+            "has no include zone gate",
+        ),
+        ({"alerts": [{"name": "a", "between": "22:00-24:00"}]}, "matching regex"),
+        ({"alerts": [{"name": "a", "between": "06:00-06:00"}]}, "06:00-06:00 is empty"),
+        ({"alerts": [{"name": "a", "cooldown_minutes": 0}]}, ">= 1"),
+        ({"alerts": [{"name": "a", "max_age_minutes": 10081}]}, "<= 10080"),
+        ({"alerts": [{"name": "a", "min_area": 0}]}, "> 0.0"),
+        ({"alerts": [{"name": "a", "min_count": 0}]}, ">= 1"),
+        ({"alerts": [{"name": "a", "severity": "error"}]}, "Invalid enum value"),
+        ({"alerts": [{"name": "a", "webhook": "https://example.com"}]}, "unknown field"),
+        ({"alerts": [{"name": "a", "topic": "alerts"}]}, "unknown field"),
+        ({"alerts": [{"name": f"a{i}"} for i in range(21)]}, "length <= 20"),
+        ({"silent_minutes": 0}, ">= 1"),
         ({"zones": [zone(points=[[i / 200, (i % 2) / 9] for i in range(101)])]}, "length <= 100"),
     ],
 )
@@ -91,11 +110,22 @@ def test_document_of_sources_reads_back_as_the_same_sources() -> None:
                     min_confidence_by_label={"a.b": 0.5},
                     timezone="Europe/Berlin",
                 ),
-                source(id="all", prefix="x/", enabled=False),
-            ]
+                source(
+                    id="all",
+                    prefix="x/",
+                    enabled=False,
+                    alerts=[
+                        {"name": "a", "group": "pets", "between": "22:00-06:00"},
+                        {"name": "b", "labels": ["dog"], "severity": "critical"},
+                    ],
+                    silent_minutes=90,
+                ),
+            ],
+            "groups": {"pets": ["cat", "dog"]},
         }
     )
     document = to_document(sources)
+    assert document["groups"] == {"pets": ["cat", "dog"]}
     assert document["sources"][0]["zones"][0]["points"][1] == {"x": 1, "y": 0}
     assert parse(document) == sources
 

@@ -64,6 +64,22 @@ locals {
     }
   }
 
+  # Alerts of rules in sources (alert_incidents). Each combination of the labels is notified by itself.
+  source_alerts = {
+    rule = {
+      title     = "a rule of a source matched"
+      severity  = "WARNING"
+      condition = "Log line \"Alert\" of the service"
+      filter    = "${local.log_of_service} AND jsonPayload.message=\"Alert\""
+    }
+    silence = {
+      title     = "a source is silent"
+      severity  = "WARNING"
+      condition = "Log line \"Alert\" of the silence job"
+      filter    = "resource.type=\"cloud_run_job\" AND resource.labels.job_name=\"${local.silence_name}\" AND jsonPayload.message=\"Alert\""
+    }
+  }
+
   # Each line opens an incident, but one notification in this period is enough.
   log_alerts = {
     canary = {
@@ -144,6 +160,40 @@ resource "google_monitoring_alert_policy" "log" {
   documentation {
     mime_type = "text/markdown"
     content   = each.value.advice
+  }
+}
+
+resource "google_monitoring_alert_policy" "source" {
+  for_each = { for key, alert in local.source_alerts : key => alert if var.alert_incidents }
+
+  display_name          = "${local.watched}: ${each.value.title}"
+  combiner              = "OR"
+  severity              = each.value.severity
+  notification_channels = var.notification_channels
+  user_labels           = local.labels
+  project               = var.project_id
+
+  conditions {
+    display_name = each.value.condition
+    condition_matched_log {
+      filter = each.value.filter
+      label_extractors = {
+        rule   = "EXTRACT(jsonPayload.rule)"
+        source = "EXTRACT(jsonPayload.source)"
+      }
+    }
+  }
+
+  alert_strategy {
+    auto_close = local.auto_close
+    notification_rate_limit {
+      period = "300s"
+    }
+  }
+
+  documentation {
+    mime_type = "text/markdown"
+    content   = "The log line of the incident has the sentence, the document and the link to it. The alert documents have all alerts, also those that the rule's cooldown suppressed: `yolo-batch alerts list`. If a rule matches too often, change its conditions or its cooldown in the source, and try it on stored results first (docs/how-to/alerts.md)."
   }
 }
 

@@ -85,9 +85,11 @@ resource "terraform_data" "agent_grants" {
   depends_on = [
     data.google_storage_project_service_account.main,
     google_project_iam_member.build,
+    google_project_iam_member.detect,
     google_project_iam_member.event_receiver,
     google_project_iam_member.reconcile,
     google_project_iam_member.service,
+    google_project_iam_member.silence,
   ]
 }
 
@@ -133,5 +135,6 @@ resource "time_sleep" "agent_grants" {
     { for key, grants in terraform_data.agent_grants : "agent_grants_${key}" => grants.id },
     { for key, grant in google_pubsub_topic_iam_member.storage_agent : "storage_agent_topic_${key}" => grant.id },
     { for key, grant in google_project_iam_member.event_receiver : "event_receiver_${key}" => grant.id },
+    { for key, grant in google_pubsub_topic_iam_member.service : "service_publishes_${key}" => grant.id },
   )
 }

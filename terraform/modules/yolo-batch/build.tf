@@ -89,7 +89,8 @@ resource "google_storage_bucket_iam_member" "build_smoke" {
   }
 }
 
-# To deploy the service and the job, and to run them as their accounts.
+# To deploy the service and the reconcile job, and to run all services and jobs as their accounts. detect.tf
+# and silence.tf have the same role for what they create.
 resource "google_cloud_run_v2_service_iam_member" "build" {
   location = var.region
   name     = google_cloud_run_v2_service.main.name
@@ -112,10 +113,14 @@ resource "google_cloud_run_v2_job_iam_member" "build" {
 }
 
 resource "google_service_account_iam_member" "build" {
-  for_each = {
-    service   = google_service_account.service.name
-    reconcile = google_service_account.reconcile.name
-  }
+  for_each = merge(
+    {
+      service   = google_service_account.service.name
+      reconcile = google_service_account.reconcile.name
+    },
+    { for account in google_service_account.detect : "detect" => account.name },
+    { for account in google_service_account.silence : "silence" => account.name },
+  )
 
   service_account_id = each.value
   role               = "roles/iam.serviceAccountUser"
@@ -149,7 +154,8 @@ locals {
     _CALIBRATION = var.calibration
     _COLLECTION  = var.firestore_collection
     _DATABASE    = var.firestore_database
-    _JOB         = "${var.name}-reconcile"
+    _DETECT      = var.detect_service ? local.detect_name : ""
+    _JOBS        = join(" ", compact(["${var.name}-reconcile", var.alerts_topic ? local.silence_name : ""]))
     _MODEL       = var.model
     _REGION      = var.region
     _REPOSITORY  = local.image_folder

@@ -63,6 +63,31 @@ resource "terraform_data" "combinations" {
     }
 
     precondition {
+      condition     = !contains(concat(["${var.project_id}-${var.name}-build", "${var.project_id}-${var.name}-reconcile"], var.results_bucket ? [local.results_bucket] : []), local.bucket_name)
+      error_message = "bucket_name is ${local.bucket_name}, which is another bucket of this deployment. What the service or a job writes there would be taken for uploads. Choose another bucket for uploads."
+    }
+
+    precondition {
+      condition     = var.results_topic || !var.bigquery
+      error_message = "bigquery needs the result messages: set results_topic to true."
+    }
+
+    precondition {
+      condition     = var.alerts_topic || !local.has_webhook
+      error_message = "alert_webhook_url needs the alert messages: set alerts_topic to true."
+    }
+
+    precondition {
+      condition     = local.has_webhook || (var.alert_webhook_audience == null && var.alert_webhook_transform == "json")
+      error_message = "alert_webhook_audience and alert_webhook_transform have no effect without alert_webhook_url. Set it, or leave them out."
+    }
+
+    precondition {
+      condition     = var.detect_service || length(var.detect_invokers) == 0
+      error_message = "detect_invokers has no effect without the detect service. Set detect_service to true, or leave it out."
+    }
+
+    precondition {
       condition     = var.create_repository || var.repository_name != null
       error_message = "create_repository is false, so repository_name must name the repository that exists."
     }

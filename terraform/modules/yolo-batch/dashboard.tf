@@ -2,7 +2,9 @@ locals {
   latencies = "sum by (le) (rate(run_googleapis_com:request_latencies_bucket{${local.of_service}}[5m]))"
   mean      = { for key in ["commit_ms", "images"] : key => "sum(rate(${local.prom[key]}_sum{${local.of_revision}}[5m])) / sum(rate(${local.prom[key]}_count{${local.of_revision}}[5m]))" }
 
-  tiles = [
+  tiles = concat(local.first_tiles, local.detect_tiles)
+
+  first_tiles = [
     { title = "Images recorded a second", queries = { images = "sum(rate(${local.prom.images}_sum{${local.of_revision}}[5m]))" } },
     { title = "Failed images a second, by code", queries = { failures = "sum by (code) (rate(${local.prom.failures}{${local.of_revision}}[5m]))" } },
     { title = "Outcomes of deliveries a second", queries = { for key in local.outcomes : key => "sum(rate(${local.prom[key]}_sum{${local.of_revision}}[5m]))" } },
@@ -21,6 +23,13 @@ locals {
     { title = "Milliseconds of a commit, mean", queries = { commit = local.mean.commit_ms } },
     { title = "Images in a commit, mean", queries = { images = local.mean.images } },
     { title = "Bytes of logs a second, by log", queries = { bytes = "sum by (log) (rate(logging_googleapis_com:byte_count{${local.of_service}}[5m]))" } },
+  ]
+
+  detect_tiles = [
+    for tile in [
+      { title = "Calls of the detect service a second, by status", queries = { calls = "sum by (response_code) (rate(run_googleapis_com:request_count{${local.of_detect}}[5m]))" } },
+      { title = "Milliseconds of a call of the detect service", queries = { for share in ["0.5", "0.95"] : share => "histogram_quantile(${share}, sum by (le) (rate(run_googleapis_com:request_latencies_bucket{${local.of_detect}}[5m])))" } },
+    ] : tile if var.detect_service
   ]
 
   # Without zeros and nulls: the API does not return them, so every plan would show them as a change.

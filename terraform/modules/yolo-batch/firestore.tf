@@ -40,7 +40,7 @@ locals {
   }
 }
 
-# Every index is in these two locals. tests/deploy/test_indexes.py derives what the queries in the
+# Every index is in these locals. tests/deploy/test_indexes.py derives what the queries in the
 # documentation, in service/ and in examples/ need. It fails if an index is missing, or is not used.
 locals {
   # Indexes of single fields. A map's index covers its subfields, such as counts.car. No other field
@@ -93,6 +93,19 @@ locals {
       { path = "created_at", mode = "DESCENDING" },
     ]
   }
+
+  # Of the alert documents, which have their own collection.
+  alert_field_indexes = {
+    suppressed_by = ["ASCENDING"]
+  }
+  alert_composite_indexes = {
+    newest = [{ path = "shard", mode = "ASCENDING" }, { path = "created_at", mode = "DESCENDING" }]
+    newest_of_source = [
+      { path = "source_id", mode = "ASCENDING" },
+      { path = "shard", mode = "ASCENDING" },
+      { path = "created_at", mode = "DESCENDING" },
+    ]
+  }
 }
 
 locals {
@@ -106,6 +119,8 @@ locals {
     },
     { for field in var.indexed_fields : field => local.automatic_indexes },
   )
+
+  alerts_collection = "${var.firestore_collection}-alerts"
 }
 
 # No operation on an index is waited for: it may take hours in a large collection, and only queries need
@@ -154,6 +169,24 @@ resource "google_firestore_field" "indexed" {
   }
 }
 
+resource "google_firestore_index" "alerts" {
+  for_each = local.alert_composite_indexes
+
+  database    = local.database
+  collection  = local.alerts_collection
+  query_scope = "COLLECTION"
+  project     = var.project_id
+  skip_wait   = true
+
+  dynamic "fields" {
+    for_each = each.value
+    content {
+      field_path = fields.value.path
+      order      = fields.value.mode
+    }
+  }
+}
+
 # All other fields. Last, so that a field that keeps its index does not lose it for a moment. ABANDON,
 # because a reset would make Firestore index every field of the documents that stay.
 resource "google_firestore_field" "others" {
@@ -178,15 +211,42 @@ resource "google_firestore_field" "others" {
   depends_on = [google_firestore_field.indexed, google_firestore_field.created_at]
 }
 
-# Documents expire by created_at, which needs no index of its own.
+# The fields of alert documents: as those of results, but index_all_fields has no effect on them.
+resource "google_firestore_field" "alerts" {
+  for_each = merge({ "*" = [] }, local.alert_field_indexes)
+
+  database        = local.database
+  collection      = local.alerts_collection
+  field           = each.key
+  project         = var.project_id
+  skip_wait       = true
+  deletion_policy = "ABANDON"
+
+  index_config {
+    dynamic "indexes" {
+      for_each = each.value
+      content {
+        order       = indexes.value
+        query_scope = "COLLECTION"
+      }
+    }
+  }
+}
+
+# Results and alerts expire by created_at, which needs no index of its own.
 #
 # The provider replaces the field whenever results_ttl_days changes. The first value must not reset the
 # field, so the field without a TTL is abandoned: creating it again adds the TTL to what is there. A
 # field with a TTL is deleted first, because only that certainly removes the TTL. It then takes the
 # configuration of "*".
 resource "google_firestore_field" "created_at" {
+  for_each = {
+    alerts  = local.alerts_collection
+    results = var.firestore_collection
+  }
+
   database        = local.database
-  collection      = var.firestore_collection
+  collection      = each.value
   field           = "created_at"
   project         = var.project_id
   skip_wait       = true
@@ -206,14 +266,18 @@ resource "google_firestore_field" "created_at" {
   }
 }
 
-# Tombstones of deleted objects, in a collection of their own. The service reads them by id, so no field
-# has an index. An index of expires_at would limit the collection to 500 deleted objects a second.
-resource "google_firestore_field" "tombstones" {
-  for_each = toset(["*", "expires_at"])
+# Tombstones of deleted objects, and the cooldowns of rules, each in a collection of their own. The service
+# reads them by id, so no field has an index. An index of expires_at would limit the collection to 500
+# deleted objects a second.
+resource "google_firestore_field" "expiring" {
+  for_each = {
+    for pair in setproduct(["cooldowns", "deleted"], ["*", "expires_at"]) :
+    join("/", pair) => { collection = pair[0], field = pair[1] }
+  }
 
   database        = local.database
-  collection      = "${var.firestore_collection}-deleted"
-  field           = each.key
+  collection      = "${var.firestore_collection}-${each.value.collection}"
+  field           = each.value.field
   project         = var.project_id
   skip_wait       = true
   deletion_policy = "ABANDON"
@@ -221,9 +285,24 @@ resource "google_firestore_field" "tombstones" {
   index_config {}
 
   dynamic "ttl_config" {
-    for_each = each.key == "expires_at" ? [each.key] : []
+    for_each = each.value.field == "expires_at" ? [each.key] : []
     content {}
   }
+}
+
+moved {
+  from = google_firestore_field.created_at
+  to   = google_firestore_field.created_at["results"]
+}
+
+moved {
+  from = google_firestore_field.tombstones["*"]
+  to   = google_firestore_field.expiring["deleted/*"]
+}
+
+moved {
+  from = google_firestore_field.tombstones["expires_at"]
+  to   = google_firestore_field.expiring["deleted/expires_at"]
 }
 
 moved {

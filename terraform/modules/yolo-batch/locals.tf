@@ -11,6 +11,16 @@ locals {
 
   results_bucket = "${var.project_id}-${var.name}-results"
 
+  # Topics that the service publishes to, and those whose messages this module also delivers.
+  topics    = toset(compact([var.alerts_topic ? "alerts" : "", var.results_topic ? "results" : ""]))
+  topic_ids = { for key in local.topics : key => "projects/${var.project_id}/topics/${var.name}-${key}" }
+  delivered = setintersection(local.topics, compact([local.has_webhook ? "alerts" : "", var.bigquery ? "results" : ""]))
+  # Whether there is an address is no secret.
+  has_webhook = nonsensitive(var.alert_webhook_url != null)
+
+  silence_name = "${var.name}-silence"
+  silence_args = ["alerts", "check-silence"]
+
   build_region       = coalesce(var.build_region, var.region)
   firestore_location = coalesce(var.firestore_location, var.region)
 
@@ -22,6 +32,7 @@ locals {
     nvidia-rtx-pro-6000 = { cpu = 20, memory_gib = 80, batch_size = 32, max_instances = 1 }
   }[var.accelerator]
   max_instances = coalesce(var.max_instances, local.machine.max_instances)
+  all_instances = local.max_instances + (var.detect_service ? var.detect_max_instances : 0)
   limits = merge(
     { cpu = tostring(local.machine.cpu), memory = "${local.machine.memory_gib}Gi" },
     local.has_gpu ? { "nvidia.com/gpu" = "1" } : {},
@@ -31,6 +42,12 @@ locals {
   # Run's concurrency is the same, so that an instance gets no more requests than the service has slots.
   batch_size    = coalesce(var.batch_size, local.machine.batch_size)
   max_in_flight = 4 * local.batch_size
+
+  # A caller waits for the response, so the detect service has fewer calls in flight: a batch in inference,
+  # and a batch that is filling.
+  detect_name      = "${local.service_name}-detect"
+  detect_in_flight = 2 * local.batch_size
+  detect_seconds   = tonumber(lookup(var.settings, "DETECT_TIMEOUT_SECONDS", "30"))
 
   # This is Pub/Sub's ack deadline, Cloud Run's request timeout, and the limit of the service's own
   # deadline. 600 s is the longest that Pub/Sub allows.
@@ -68,6 +85,7 @@ locals {
   service_environment = merge(
     local.environment,
     var.results_bucket ? { RESULTS_BUCKET = local.results_bucket } : {},
+    { for key, id in local.topic_ids : "${upper(key)}_TOPIC" => id },
     var.delete_results_with_objects ? { DELETE_RESULTS_WITH_OBJECTS = "true" } : {},
     {
       ACK_DEADLINE_SECONDS = tostring(local.ack_deadline_seconds)
@@ -84,17 +102,26 @@ locals {
     },
     var.settings,
   )
+  # Cloud Run checks the tokens of callers, who are not the accounts that push events.
+  detect_environment = merge(
+    { for key, value in local.service_environment : key => value if !startswith(key, "PUSH_") },
+    { ENDPOINTS = "detect", MAX_IN_FLIGHT = tostring(local.detect_in_flight) },
+  )
+  silence_environment = merge(local.environment, { for key, id in local.topic_ids : "${upper(key)}_TOPIC" => id if key == "alerts" })
 }
 
 # Makes the plan fail, before the service is changed, if the settings cannot work together. Its input
 # makes the plan also fail for invalid variables that the service does not depend on.
 resource "terraform_data" "agreement" {
   input = {
+    alert_webhook         = [local.has_webhook, var.alert_webhook_audience, sha256(var.alert_webhook_transform)]
     indexed_fields        = var.indexed_fields
     budget                = var.budget
+    detect                = [var.detect_invokers, var.detect_max_instances]
     notification_channels = var.notification_channels
     reconcile_schedule    = var.reconcile_schedule
     results_ttl_days      = var.results_ttl_days
+    silence_schedule      = var.silence_schedule
     slo_goal              = var.slo_goal
   }
 
@@ -102,6 +129,11 @@ resource "terraform_data" "agreement" {
     precondition {
       condition     = local.firestore_seconds < local.delivery_seconds
       error_message = "A delivery may take ${local.delivery_seconds} s, and FIRESTORE_TIMEOUT_SECONDS reserves ${local.firestore_seconds} s of it for the commit, so no time is left for the image. Lower FIRESTORE_TIMEOUT_SECONDS or raise HANG_TIMEOUT_SECONDS in settings."
+    }
+
+    precondition {
+      condition     = !var.detect_service || min(local.detect_seconds, 0.75 * local.hang_seconds) > local.firestore_seconds
+      error_message = "A call of the detect service may take ${min(local.detect_seconds, 0.75 * local.hang_seconds)} s, and FIRESTORE_TIMEOUT_SECONDS reserves ${local.firestore_seconds} s of it, so no time is left for the image. Lower FIRESTORE_TIMEOUT_SECONDS or raise DETECT_TIMEOUT_SECONDS in settings."
     }
 
     precondition {
@@ -142,15 +174,15 @@ check "gpu_region" {
 check "quota" {
   assert {
     condition = (
-      local.max_instances * local.machine.cpu <= 20
-      && local.max_instances * local.machine.memory_gib <= 40
+      local.all_instances * local.machine.cpu <= 20
+      && local.all_instances * local.machine.memory_gib <= 40
     )
-    error_message = "${local.max_instances} instances of ${local.machine.cpu} vCPU and ${local.machine.memory_gib} GiB may exceed the project's quota. A new project often has 20 vCPU and 40 GiB in each region. If the deployment fails, lower max_instances or request more in the console under IAM, Quotas."
+    error_message = "${local.all_instances} instances of ${local.machine.cpu} vCPU and ${local.machine.memory_gib} GiB may exceed the project's quota. A new project often has 20 vCPU and 40 GiB in each region. If the deployment fails, lower max_instances and detect_max_instances, or request more in the console under IAM, Quotas."
   }
 
   assert {
-    condition     = !local.has_gpu || local.max_instances <= 3
-    error_message = "${local.max_instances} instances with a GPU may exceed the project's quota. A new project often has 3 GPUs in each region. If the deployment fails, lower max_instances or request more in the console under IAM, Quotas."
+    condition     = !local.has_gpu || local.all_instances <= 3
+    error_message = "${local.all_instances} instances with a GPU may exceed the project's quota. A new project often has 3 GPUs in each region. If the deployment fails, lower max_instances and detect_max_instances, or request more in the console under IAM, Quotas."
   }
 }
 

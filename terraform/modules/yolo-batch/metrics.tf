@@ -89,6 +89,7 @@ locals {
 
   of_revision     = "monitored_resource=\"cloud_run_revision\""
   of_service      = "${local.of_revision},service_name=\"${local.watched}\""
+  of_detect       = "${local.of_revision},service_name=\"${local.detect_name}\""
   of_subscription = "monitored_resource=\"pubsub_subscription\""
   of_dead_letters = "${local.of_subscription},subscription_id=\"${google_pubsub_subscription.dead_letters.name}\""
   of_uploads      = "${local.of_subscription},subscription_id=~\"${local.uploads_subscriptions}\""

@@ -18,6 +18,11 @@ output "dead_letters" {
   value       = google_pubsub_subscription.dead_letters.id
 }
 
+output "detect_url" {
+  description = "URL of the detect service, for POST /v1/detect. Null without detect_service."
+  value       = one(google_cloud_run_v2_service.detect[*].uri)
+}
+
 output "jobs_topic" {
   description = "Topic for jobs, for yolo-batch submit --topic."
   value       = google_pubsub_topic.jobs.id
@@ -26,6 +31,11 @@ output "jobs_topic" {
 output "results" {
   description = "URL of the documents in the console."
   value       = "https://console.cloud.google.com/firestore/databases/${var.firestore_database == "(default)" ? "-default-" : var.firestore_database}/data/panel/${var.firestore_collection}?project=${var.project_id}"
+}
+
+output "results_dataset" {
+  description = "BigQuery dataset with the views results and detections. Null without bigquery."
+  value       = one([for dataset in google_bigquery_dataset.results : "${var.project_id}.${dataset.dataset_id}"])
 }
 
 output "service_url" {

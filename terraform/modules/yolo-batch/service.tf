@@ -140,6 +140,7 @@ resource "google_cloud_run_v2_service" "main" {
 
   # It does not depend on its grants. The subscription and the trigger wait for the grants instead.
   depends_on = [
+    google_pubsub_topic.outputs,
     google_storage_bucket.results,
     terraform_data.agreement,
     terraform_data.first_image,

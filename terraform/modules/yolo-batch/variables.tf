@@ -22,6 +22,55 @@ variable "agent_grants" {
   }
 }
 
+variable "alert_incidents" {
+  description = "Whether Cloud Monitoring opens an incident for each alert of a rule in a source, and notifies notification_channels: email, SMS, Slack or PagerDuty, for example. At most one notification in 5 minutes for each rule and source."
+  type        = bool
+  default     = false
+  nullable    = false
+}
+
+variable "alert_webhook_audience" {
+  description = "Audience of the token with which Pub/Sub calls alert_webhook_url, as the account NAME-alerts, for example the URL of a Cloud Run service. Grant the account roles/run.invoker there. Null: no token. Then the URL itself must be the secret."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.alert_webhook_audience == null ? true : can(regex("^https://[^\\s\"]+$", var.alert_webhook_audience))
+    error_message = "alert_webhook_audience must be an https URL."
+  }
+}
+
+variable "alert_webhook_transform" {
+  description = "Body of the requests to alert_webhook_url: json (the alert message), slack (a text for an incoming webhook of Slack), or JavaScript with a function transform(message, metadata): a user-defined function of Pub/Sub."
+  type        = string
+  default     = "json"
+  nullable    = false
+
+  validation {
+    condition     = contains(["json", "slack"], var.alert_webhook_transform) || can(regex("function\\s+transform\\s*\\(", var.alert_webhook_transform))
+    error_message = "alert_webhook_transform must be json, slack, or JavaScript that contains function transform(message, metadata)."
+  }
+}
+
+variable "alert_webhook_url" {
+  description = "Address that each alert is posted to, https only. Needs alerts_topic. Failed requests are repeated for about seven hours, then the alert is kept as a dead letter. Sensitive: plans do not show it, but the state contains it. Null: no webhook."
+  type        = string
+  default     = null
+  sensitive   = true
+
+  validation {
+    condition     = var.alert_webhook_url == null ? true : can(regex("^https://[^\\s\"@/]+(/[^\\s\"]*)?$", var.alert_webhook_url))
+    error_message = "alert_webhook_url must be an https URL without a user name, a password and spaces."
+  }
+}
+
+variable "alerts_topic" {
+  description = "Whether to create the topic NAME-alerts, which gets a message for each alert of a rule in a source, and a job that looks for silent sources (silence_schedule). Without it, alerts are documents and log lines only."
+  type        = bool
+  default     = false
+  nullable    = false
+}
+
 variable "batch_size" {
   description = "Maximum number of images in one batch, 1 to 64. Null: 8 without a GPU, 32 with one. MAX_IN_FLIGHT and Cloud Run's concurrency are four times this number."
   type        = number
@@ -35,6 +84,13 @@ variable "batch_size" {
     )
     error_message = "batch_size must be a whole number from 1 to 64."
   }
+}
+
+variable "bigquery" {
+  description = "Whether result messages are written to a BigQuery dataset in region, with the views results and detections. Its id is the value of name with '_' instead of '-'. Needs results_topic. Rows expire after results_ttl_days. docs/explanation/cost-model.md has the cost."
+  type        = bool
+  default     = false
+  nullable    = false
 }
 
 variable "bucket_name" {
@@ -155,6 +211,37 @@ variable "delete_results_with_objects" {
   nullable    = false
 }
 
+variable "detect_invokers" {
+  description = "Who may call the detect service, for example [\"serviceAccount:web@my-project-1.iam.gserviceaccount.com\"]. Never everybody: each call costs CPU time. Empty: nobody."
+  type        = set(string)
+  default     = []
+  nullable    = false
+
+  validation {
+    condition     = alltrue([for member in var.detect_invokers : can(regex("^(user|group|serviceAccount|domain|principal|principalSet):\\S+$", member))])
+    error_message = "detect_invokers must be user:, group:, serviceAccount:, domain:, principal: or principalSet: followed by a name. allUsers and allAuthenticatedUsers are refused, because anybody could then spend your CPU time."
+  }
+}
+
+variable "detect_max_instances" {
+  description = "Maximum number of instances of the detect service. They count against the same quota as max_instances."
+  type        = number
+  default     = 2
+  nullable    = false
+
+  validation {
+    condition     = var.detect_max_instances >= 1 && floor(var.detect_max_instances) == var.detect_max_instances
+    error_message = "detect_max_instances must be a whole number of at least 1."
+  }
+}
+
+variable "detect_service" {
+  description = "Whether to create the detect service, a second Cloud Run service of the same container image, which responds to POST /v1/detect with the detections. It receives no events. detect_invokers says who may call it."
+  type        = bool
+  default     = false
+  nullable    = false
+}
+
 variable "firestore_collection" {
   description = "Firestore collection of the results."
   type        = string
@@ -223,7 +310,7 @@ variable "keep_request_logs" {
 }
 
 variable "kms_key" {
-  description = "Cloud KMS key in region, projects/PROJECT/locations/REGION/keyRings/RING/cryptoKeys/KEY, that encrypts the buckets, topics, database, registry, service and job that this module creates. Null: Google's keys. Set it at the first apply. The plan refuses a later change, because the key of a database or a registry cannot be changed."
+  description = "Cloud KMS key in region, projects/PROJECT/locations/REGION/keyRings/RING/cryptoKeys/KEY, that encrypts the buckets, topics, database, registry, dataset, services and jobs that this module creates. Null: Google's keys. Set it at the first apply. The plan refuses a later change, because the key of a database or a registry cannot be changed."
   type        = string
   default     = null
 
@@ -292,8 +379,8 @@ variable "name" {
   nullable    = false
 
   validation {
-    condition     = !can(regex("-(build|jobs|reconcile|scheduler|uploads)$", var.name))
-    error_message = "name must not end in -build, -jobs, -reconcile, -scheduler or -uploads. Another deployment in the project may have an account with this name."
+    condition     = !can(regex("-(alerts|build|detect|jobs|reconcile|scheduler|silence|uploads)$", var.name))
+    error_message = "name must not end in -alerts, -build, -detect, -jobs, -reconcile, -scheduler, -silence or -uploads. Another deployment in the project may have an account with this name."
   }
 
   validation {
@@ -382,7 +469,14 @@ variable "repository_name" {
 }
 
 variable "results_bucket" {
-  description = "Whether to create a private bucket, PROJECT-NAME-results, for the parts of results that are too large for a Firestore document, for example hundreds of masks. Without it, masks are simplified until they fit."
+  description = "Whether to create a private bucket, PROJECT-NAME-results, for derived images and for the parts of results that are too large for a Firestore document, for example hundreds of masks. Each image then gets a thumbnail, unless its source says otherwise: about 5 USD a million images to write, plus CPU time and storage (docs/explanation/cost-model.md). Without it, nothing is derived, and masks are simplified until they fit."
+  type        = bool
+  default     = false
+  nullable    = false
+}
+
+variable "results_topic" {
+  description = "Whether to create the topic NAME-results, which gets a message for each recorded, replaced and deleted result."
   type        = bool
   default     = false
   nullable    = false
@@ -419,10 +513,22 @@ variable "settings" {
 
   validation {
     condition = length(setintersection(keys(var.settings), [
-      "ACK_DEADLINE_SECONDS", "ALLOWED_BUCKETS", "BIND_ADDRESS", "DAILY_IMAGE_LIMIT", "DELETE_RESULTS_WITH_OBJECTS", "DEVICE",
-      "FIRESTORE_COLLECTION", "FIRESTORE_DATABASE", "GOOGLE_CLOUD_PROJECT", "MAX_BATCH_SIZE", "MAX_IN_FLIGHT", "PORT", "RESULTS_BUCKET",
+      "ACK_DEADLINE_SECONDS", "ALERTS_TOPIC", "ALLOWED_BUCKETS", "BIND_ADDRESS", "DAILY_IMAGE_LIMIT", "DELETE_RESULTS_WITH_OBJECTS", "DEVICE",
+      "ENDPOINTS", "FIRESTORE_COLLECTION", "FIRESTORE_DATABASE", "GOOGLE_CLOUD_PROJECT", "MAX_BATCH_SIZE", "MAX_IN_FLIGHT", "PORT",
+      "RESULTS_BUCKET", "RESULTS_TOPIC",
     ])) == 0
-    error_message = "settings must not have variables that Terraform sets. Instead of MAX_BATCH_SIZE and MAX_IN_FLIGHT, set batch_size. Instead of DEVICE, set accelerator. Instead of ALLOWED_BUCKETS, DAILY_IMAGE_LIMIT, DELETE_RESULTS_WITH_OBJECTS, FIRESTORE_COLLECTION, FIRESTORE_DATABASE, GOOGLE_CLOUD_PROJECT and RESULTS_BUCKET, set bucket_name, daily_image_limit, delete_results_with_objects, firestore_collection, firestore_database, project_id and results_bucket. ACK_DEADLINE_SECONDS, BIND_ADDRESS and PORT are fixed."
+    error_message = "settings must not have variables that Terraform sets. Instead of MAX_BATCH_SIZE and MAX_IN_FLIGHT, set batch_size. Instead of DEVICE, set accelerator. Instead of ALERTS_TOPIC, ALLOWED_BUCKETS, DAILY_IMAGE_LIMIT, DELETE_RESULTS_WITH_OBJECTS, ENDPOINTS, FIRESTORE_COLLECTION, FIRESTORE_DATABASE, GOOGLE_CLOUD_PROJECT, RESULTS_BUCKET and RESULTS_TOPIC, set alerts_topic, bucket_name, daily_image_limit, delete_results_with_objects, detect_service, firestore_collection, firestore_database, project_id, results_bucket and results_topic. ACK_DEADLINE_SECONDS, BIND_ADDRESS and PORT are fixed."
+  }
+}
+
+variable "silence_schedule" {
+  description = "When the silence job looks for sources from which no image came for silent_minutes, as cron in UTC. A run is billed as at least a minute of a vCPU, so the default costs about 5 USD a month without the free tier. Null: never. No effect without alerts_topic."
+  type        = string
+  default     = "*/10 * * * *"
+
+  validation {
+    condition     = var.silence_schedule == null ? true : can(regex("^\\S+( \\S+){4}$", var.silence_schedule))
+    error_message = "silence_schedule must have the five fields of cron, for example \"*/10 * * * *\"."
   }
 }
 
@@ -480,7 +586,7 @@ variable "versioning" {
 }
 
 variable "vpc_egress" {
-  description = "Which traffic of the service and the job goes through the VPC network: private-ranges-only or all-traffic. With all-traffic, the subnetwork needs Private Google Access."
+  description = "Which traffic of the services and the jobs goes through the VPC network: private-ranges-only or all-traffic. With all-traffic, the subnetwork needs Private Google Access."
   type        = string
   default     = "private-ranges-only"
   nullable    = false
@@ -492,7 +598,7 @@ variable "vpc_egress" {
 }
 
 variable "vpc_network" {
-  description = "VPC network that the service and the job send traffic to (Direct VPC egress). Null: the network of vpc_subnetwork. If both are null, no network."
+  description = "VPC network that the services and the jobs send traffic to (Direct VPC egress). Null: the network of vpc_subnetwork. If both are null, no network."
   type        = string
   default     = null
 
@@ -503,7 +609,7 @@ variable "vpc_network" {
 }
 
 variable "vpc_subnetwork" {
-  description = "Subnetwork in region that the service and the job take addresses from. Null: the subnetwork with the name of vpc_network."
+  description = "Subnetwork in region that the services and the jobs take addresses from. Null: the subnetwork with the name of vpc_network."
   type        = string
   default     = null
 

@@ -48,7 +48,7 @@ run "existing" {
     condition = (
       local.service_environment["ALLOWED_BUCKETS"] == "cameras"
       && google_storage_bucket_iam_member.service.bucket == "cameras"
-      && google_firestore_field.created_at.database == "shared"
+      && google_firestore_field.created_at["results"].database == "shared"
       && startswith(google_project_iam_member.service.condition[0].expression, "resource.name == \"projects/my-project-1/databases/shared\" ||")
       && local.substitutions._REPOSITORY == "images/yolo-batch"
       && google_artifact_registry_repository_iam_member.build.repository == "projects/my-project-1/locations/europe-west1/repositories/images"

@@ -98,8 +98,8 @@ run "cpu" {
 
   assert {
     condition = (
-      length(google_firestore_field.created_at.index_config[0].indexes) == 0
-      && length(google_firestore_field.created_at.ttl_config) == 0
+      length(google_firestore_field.created_at["results"].index_config[0].indexes) == 0
+      && length(google_firestore_field.created_at["results"].ttl_config) == 0
       && length(google_firestore_field.others.index_config[0].indexes) == 0
       && google_firestore_field.others.field == "*"
       && {
@@ -127,11 +127,29 @@ run "cpu" {
 
   assert {
     condition = (
-      alltrue([for field in google_firestore_field.tombstones : field.collection == "detections-deleted" && length(field.index_config[0].indexes) == 0])
-      && length(google_firestore_field.tombstones["expires_at"].ttl_config) == 1
-      && length(google_firestore_field.tombstones["*"].ttl_config) == 0
+      alltrue([for field in google_firestore_field.expiring : length(field.index_config[0].indexes) == 0])
+      && {
+        for key, field in google_firestore_field.expiring : key => [field.collection, field.field, length(field.ttl_config)]
+        } == {
+        "cooldowns/*"          = ["detections-cooldowns", "*", 0]
+        "cooldowns/expires_at" = ["detections-cooldowns", "expires_at", 1]
+        "deleted/*"            = ["detections-deleted", "*", 0]
+        "deleted/expires_at"   = ["detections-deleted", "expires_at", 1]
+      }
     )
-    error_message = "Notes of deleted objects expire, and have no index."
+    error_message = "Notes of deleted objects and cooldowns expire, and have no index."
+  }
+
+  assert {
+    condition = (
+      { for key, field in google_firestore_field.alerts : key => [for index in field.index_config[0].indexes : index.order] } == {
+        "*" = [], suppressed_by = ["ASCENDING"]
+      }
+      && alltrue([for each in concat(values(google_firestore_field.alerts), values(google_firestore_index.alerts)) : each.collection == "detections-alerts"])
+      && google_firestore_field.created_at["alerts"].collection == "detections-alerts"
+      && length(google_firestore_field.created_at["alerts"].index_config[0].indexes) == 0
+    )
+    error_message = "Alerts have the indexes of their queries, and created_at only behind shard."
   }
 
   assert {
@@ -141,6 +159,24 @@ run "cpu" {
       && length(setintersection(keys(local.service_environment), ["DELETE_RESULTS_WITH_OBJECTS", "RESULTS_BUCKET"])) == 0
     )
     error_message = "The service writes to no bucket, and deletes no result."
+  }
+
+  assert {
+    condition = (
+      length(google_pubsub_topic.outputs) == 0
+      && length(setintersection(keys(local.service_environment), ["ALERTS_TOPIC", "ENDPOINTS", "RESULTS_TOPIC"])) == 0
+      && length(google_bigquery_dataset.results) == 0
+      && length(google_project_service.bigquery) == 0
+      && length(google_pubsub_subscription.webhook) == 0
+      && length(google_cloud_run_v2_job.silence) == 0
+      && length(google_cloud_scheduler_job.silence) == 0
+      && length(google_monitoring_alert_policy.source) == 0
+      && length(google_cloud_run_v2_service.detect) == 0
+      && length(google_cloud_run_v2_service_iam_member.detect) == 0
+      && local.substitutions._DETECT == ""
+      && local.substitutions._JOBS == "yolo-batch-reconcile"
+    )
+    error_message = "Nothing is published, nobody is alerted, and there is no other service."
   }
 }
 
@@ -344,9 +380,10 @@ run "expiring" {
 
   assert {
     condition = (
-      length(google_firestore_field.created_at.index_config[0].indexes) == 0
-      && google_firestore_field.created_at.ttl_config[0].expiration_offset == "2592000s"
-      && google_firestore_field.created_at.deletion_policy == "DELETE"
+      length(google_firestore_field.created_at["results"].index_config[0].indexes) == 0
+      && google_firestore_field.created_at["results"].ttl_config[0].expiration_offset == "2592000s"
+      && google_firestore_field.created_at["alerts"].ttl_config[0].expiration_offset == "2592000s"
+      && google_firestore_field.created_at["results"].deletion_policy == "DELETE"
       && google_storage_bucket.results[0].lifecycle_rule[0].condition[0].age == 31
     )
     error_message = "Documents expire by created_at, which has no index, and their large parts a day later."
@@ -426,7 +463,7 @@ run "all_fields_indexed" {
       && length(google_firestore_field.indexed["labels"].index_config[0].indexes) == 3
       && length(google_firestore_field.indexed["detections"].index_config[0].indexes) == 0
       && length(google_firestore_field.indexed["captured_at"].index_config[0].indexes) == 0
-      && length(google_firestore_field.created_at.index_config[0].indexes) == 0
+      && length(google_firestore_field.created_at["results"].index_config[0].indexes) == 0
       && alltrue([for field in google_firestore_field.indexed : field.deletion_policy == "ABANDON"])
     )
     error_message = "Fields that grow with time and detections stay without an index, and no reset adds one."
@@ -592,5 +629,342 @@ run "scan_images" {
       && local.substitutions._REPOSITORY == "images"
     )
     error_message = "New images of this registry are scanned."
+  }
+}
+
+run "results_topic" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    results_topic = true
+  }
+
+  assert {
+    condition = (
+      { for key, topic in google_pubsub_topic.outputs : key => topic.name } == { results = "yolo-batch-results" }
+      && local.service_environment["RESULTS_TOPIC"] == "projects/my-project-1/topics/yolo-batch-results"
+      && google_pubsub_topic_iam_member.service["results"].topic == "yolo-batch-results"
+      && google_pubsub_topic_iam_member.service["results"].role == "roles/pubsub.publisher"
+    )
+    error_message = "The service publishes to its topic, and may publish to no other."
+  }
+
+  assert {
+    condition     = length(google_pubsub_topic.undelivered) == 0 && length(google_pubsub_subscription.bigquery) == 0
+    error_message = "Without BigQuery, the topic has no subscription."
+  }
+}
+
+run "bigquery" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    results_topic = true
+    bigquery      = true
+    labels        = { team = "vision" }
+  }
+
+  assert {
+    condition = (
+      google_bigquery_dataset.results[0].dataset_id == "yolo_batch"
+      && google_bigquery_dataset.results[0].location == "europe-west4"
+      && google_bigquery_dataset.results[0].labels["team"] == "vision"
+      && !google_bigquery_dataset.results[0].delete_contents_on_destroy
+      && google_bigquery_table.messages[0].deletion_protection
+      && length(google_bigquery_dataset.results[0].default_encryption_configuration) == 0
+      && !google_project_service.bigquery[0].disable_on_destroy
+    )
+    error_message = "The dataset is in the region, with the labels, and no destroy deletes rows."
+  }
+
+  assert {
+    condition = (
+      google_bigquery_table.messages[0].time_partitioning[0].field == "created_at"
+      && google_bigquery_table.messages[0].time_partitioning[0].type == "DAY"
+      && google_bigquery_table.messages[0].time_partitioning[0].expiration_ms == 0
+      && google_bigquery_table.messages[0].clustering == tolist(["source_id"])
+      && length(setsubtract(["created_at", "source_id"], jsondecode(google_bigquery_table.messages[0].schema)[*].name)) == 0
+    )
+    error_message = "The table has a partition for each day and is sorted by source, and its rows stay."
+  }
+
+  assert {
+    condition = (
+      google_pubsub_subscription.bigquery[0].bigquery_config[0].table == "my-project-1.yolo_batch.messages"
+      && google_pubsub_subscription.bigquery[0].bigquery_config[0].use_table_schema
+      && google_pubsub_subscription.bigquery[0].bigquery_config[0].drop_unknown_fields
+      && google_pubsub_subscription.bigquery[0].expiration_policy[0].ttl == ""
+      && google_pubsub_subscription.bigquery[0].dead_letter_policy[0].max_delivery_attempts == 50
+      && google_pubsub_topic.undelivered["results"].name == "yolo-batch-results-undelivered"
+      && google_pubsub_subscription.undelivered["results"].expiration_policy[0].ttl == ""
+      && google_pubsub_subscription_iam_member.delivered["results"].subscription == "yolo-batch-results-bigquery"
+    )
+    error_message = "Pub/Sub writes the fields that the table has, and keeps what BigQuery refuses."
+  }
+
+  assert {
+    condition = (
+      google_bigquery_table_iam_member.pubsub[0].table_id == "messages"
+      && google_bigquery_table_iam_member.pubsub[0].role == "roles/bigquery.dataEditor"
+    )
+    error_message = "Pub/Sub may write to this table only."
+  }
+
+  assert {
+    condition = (
+      strcontains(google_bigquery_table.results[0].view[0].query, "FROM `my-project-1.yolo_batch.messages`")
+      && strcontains(google_bigquery_table.detections[0].view[0].query, "FROM `my-project-1.yolo_batch.results`")
+      && !google_bigquery_table.results[0].view[0].use_legacy_sql
+      && !google_bigquery_table.detections[0].view[0].use_legacy_sql
+    )
+    error_message = "The views read the table of this deployment."
+  }
+}
+
+run "bigquery_disposable" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    results_topic    = true
+    bigquery         = true
+    protect_data     = false
+    results_ttl_days = 30
+    kms_key          = "projects/keys-1/locations/europe-west4/keyRings/ring/cryptoKeys/key"
+  }
+
+  assert {
+    condition = (
+      google_bigquery_dataset.results[0].delete_contents_on_destroy
+      && !google_bigquery_table.messages[0].deletion_protection
+      && google_bigquery_table.messages[0].time_partitioning[0].expiration_ms == 2592000000
+    )
+    error_message = "Rows expire like documents, and a destroy deletes everything."
+  }
+
+  assert {
+    condition = alltrue([
+      for key in [
+        google_bigquery_dataset.results[0].default_encryption_configuration[0].kms_key_name,
+        google_bigquery_table.messages[0].encryption_configuration[0].kms_key_name,
+        google_pubsub_topic.outputs["results"].kms_key_name,
+        google_pubsub_topic.undelivered["results"].kms_key_name,
+      ] : key == var.kms_key
+    ])
+    error_message = "The key encrypts the rows and the messages."
+  }
+}
+
+run "alerts_topic" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    alerts_topic = true
+    vpc_network  = "net-1"
+    kms_key      = "projects/keys-1/locations/europe-west4/keyRings/ring/cryptoKeys/key"
+  }
+
+  assert {
+    condition = (
+      local.service_environment["ALERTS_TOPIC"] == "projects/my-project-1/topics/yolo-batch-alerts"
+      && keys(google_pubsub_topic.outputs) == ["alerts"]
+      && google_pubsub_topic_iam_member.service["alerts"].role == "roles/pubsub.publisher"
+      && length(google_pubsub_subscription.webhook) == 0
+      && length(google_monitoring_alert_policy.source) == 0
+      && length(google_monitoring_alert_policy.undelivered) == 0
+    )
+    error_message = "The service publishes alerts, and nobody but other systems gets them."
+  }
+
+  assert {
+    condition = (
+      google_cloud_run_v2_job.silence[0].name == "yolo-batch-silence"
+      && google_cloud_run_v2_job.silence[0].template[0].template[0].containers[0].args == tolist(["alerts", "check-silence"])
+      && google_cloud_run_v2_job.silence[0].template[0].template[0].encryption_key == var.kms_key
+      && google_cloud_run_v2_job.silence[0].template[0].template[0].vpc_access[0].network_interfaces[0].network == "net-1"
+      && local.silence_environment == merge(local.environment, { ALERTS_TOPIC = "projects/my-project-1/topics/yolo-batch-alerts" })
+      && google_cloud_scheduler_job.silence[0].schedule == "*/10 * * * *"
+      && local.substitutions._JOBS == "yolo-batch-reconcile yolo-batch-silence"
+    )
+    error_message = "A job looks for silent sources every ten minutes, and is deployed with the service."
+  }
+
+  assert {
+    condition = (
+      google_project_iam_member.silence[0].role == "roles/datastore.user"
+      && startswith(google_project_iam_member.silence[0].condition[0].expression, "resource.name == \"projects/my-project-1/databases/(default)\" ||")
+      && google_pubsub_topic_iam_member.silence[0].topic == "yolo-batch-alerts"
+      && google_cloud_run_v2_job_iam_member.scheduler_silence[0].role == "roles/run.invoker"
+      && google_cloud_run_v2_job_iam_member.build_silence[0].role == "roles/run.developer"
+      && contains(keys(google_service_account_iam_member.build), "silence")
+    )
+    error_message = "The job has an account of its own, for one database and one topic."
+  }
+}
+
+run "alerts_without_silence" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    alerts_topic     = true
+    silence_schedule = null
+  }
+
+  assert {
+    condition     = length(google_cloud_run_v2_job.silence) == 1 && length(google_cloud_scheduler_job.silence) == 0
+    error_message = "The silence job has no schedule. You can run it."
+  }
+}
+
+run "alert_incidents" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    alert_incidents       = true
+    notification_channels = ["projects/my-project-1/notificationChannels/1"]
+  }
+
+  assert {
+    condition = alltrue([
+      for policy in google_monitoring_alert_policy.source :
+      policy.alert_strategy[0].notification_rate_limit[0].period == "300s"
+      && policy.notification_channels == tolist(var.notification_channels)
+      && policy.conditions[0].condition_matched_log[0].label_extractors == tomap({
+        rule = "EXTRACT(jsonPayload.rule)", source = "EXTRACT(jsonPayload.source)"
+      })
+    ])
+    error_message = "Each rule and source notifies the channels at most every five minutes."
+  }
+}
+
+run "webhook" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    alerts_topic      = true
+    alert_webhook_url = "https://hooks.example.com/services/T0/B0/secret"
+  }
+
+  assert {
+    condition = (
+      google_pubsub_subscription.webhook[0].push_config[0].push_endpoint == var.alert_webhook_url
+      && google_pubsub_subscription.webhook[0].push_config[0].no_wrapper[0].write_metadata
+      && length(google_pubsub_subscription.webhook[0].push_config[0].oidc_token) == 0
+      && google_pubsub_subscription.webhook[0].message_transforms[0].javascript_udf[0].function_name == "transform"
+      && google_pubsub_subscription.webhook[0].message_transforms[0].javascript_udf[0].code == file("./transforms/json.js")
+      && google_pubsub_subscription.webhook[0].expiration_policy[0].ttl == ""
+      && google_pubsub_subscription.webhook[0].dead_letter_policy[0].max_delivery_attempts == 50
+      && google_pubsub_subscription_iam_member.delivered["alerts"].subscription == "yolo-batch-alerts-webhook"
+      && keys(google_pubsub_topic.undelivered) == ["alerts"]
+      && length(google_service_account.alerts) == 0
+    )
+    error_message = "Alerts are posted as they are, without a token, and kept if the webhook refuses them."
+  }
+}
+
+run "webhook_with_token" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    alerts_topic            = true
+    alert_webhook_url       = "https://alerts.example.com/hook"
+    alert_webhook_audience  = "https://alerts.example.com"
+    alert_webhook_transform = "slack"
+  }
+
+  assert {
+    condition = (
+      google_pubsub_subscription.webhook[0].push_config[0].oidc_token[0].audience == "https://alerts.example.com"
+      && google_service_account.alerts[0].account_id == "yolo-batch-alerts"
+      && google_pubsub_subscription.webhook[0].message_transforms[0].javascript_udf[0].code == file("./transforms/slack.js")
+    )
+    error_message = "Pub/Sub calls the webhook as an account of its own, with a text for Slack."
+  }
+}
+
+run "webhook_with_own_transform" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    alerts_topic            = true
+    alert_webhook_url       = "https://alerts.example.com/hook"
+    alert_webhook_transform = "function transform(message, metadata) { return message; }"
+  }
+
+  assert {
+    condition     = google_pubsub_subscription.webhook[0].message_transforms[0].javascript_udf[0].code == var.alert_webhook_transform
+    error_message = "Your own function makes the body."
+  }
+}
+
+run "detect_service" {
+  command         = plan
+  expect_failures = [check.quota, check.uploads_subscription]
+  variables {
+    detect_service  = true
+    detect_invokers = ["group:a@example.com", "serviceAccount:web@my-project-1.iam.gserviceaccount.com"]
+    results_bucket  = true
+    results_topic   = true
+  }
+
+  assert {
+    condition = (
+      google_cloud_run_v2_service.detect[0].name == "yolo-batch-detect"
+      && google_cloud_run_v2_service.detect[0].ingress == "INGRESS_TRAFFIC_ALL"
+      && !google_cloud_run_v2_service.detect[0].invoker_iam_disabled
+      && google_cloud_run_v2_service.detect[0].template[0].scaling[0].max_instance_count == 2
+      && google_cloud_run_v2_service.detect[0].template[0].max_instance_request_concurrency == 16
+      && google_cloud_run_v2_service.detect[0].template[0].timeout == "60s"
+      && google_cloud_run_v2_service.detect[0].template[0].containers[0].image == google_cloud_run_v2_service.main.template[0].containers[0].image
+      && local.detect_environment == merge(local.service_environment, { ENDPOINTS = "detect", MAX_IN_FLIGHT = "16" })
+    )
+    error_message = "The detect service is the same image with other endpoints, instances and concurrency."
+  }
+
+  assert {
+    condition = (
+      toset(keys(google_cloud_run_v2_service_iam_member.detect)) == var.detect_invokers
+      && alltrue([for grant in google_cloud_run_v2_service_iam_member.detect : grant.role == "roles/run.invoker" && grant.name == "yolo-batch-detect"])
+      && toset(keys(google_cloud_run_v2_service_iam_member.events)) == toset(["jobs", "uploads"])
+      && alltrue([for grant in google_cloud_run_v2_service_iam_member.events : grant.name == "yolo-batch"])
+    )
+    error_message = "Callers may call the detect service only, and events reach the first service only."
+  }
+
+  assert {
+    condition = (
+      google_service_account.detect[0].account_id == "yolo-batch-detect"
+      && google_storage_bucket_iam_member.detect[0].role == "roles/storage.objectViewer"
+      && google_storage_bucket_iam_member.detect_results[0].bucket == "my-project-1-yolo-batch-results"
+      && google_project_iam_member.detect[0].role == "roles/datastore.user"
+      && startswith(google_project_iam_member.detect[0].condition[0].expression, "resource.name == \"projects/my-project-1/databases/(default)\" ||")
+      && keys(google_pubsub_topic_iam_member.detect) == ["results"]
+      && google_cloud_run_v2_service_iam_member.build_detect[0].role == "roles/run.developer"
+      && contains(keys(google_service_account_iam_member.build), "detect")
+      && local.substitutions._DETECT == "yolo-batch-detect"
+    )
+    error_message = "It has an account of its own with the roles that store=true needs, and is deployed with the service."
+  }
+}
+
+run "detect_service_with_gpu" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    accelerator          = "nvidia-l4"
+    detect_service       = true
+    detect_max_instances = 1
+    settings             = { DETECT_TIMEOUT_SECONDS = "20", PUSH_AUDIENCE = "https://a.example.com", PUSH_SERVICE_ACCOUNTS = "a@example.com" }
+  }
+
+  assert {
+    condition = (
+      google_cloud_run_v2_service.detect[0].name == "yolo-batch-nvidia-l4-detect"
+      && google_cloud_run_v2_service.detect[0].template[0].node_selector[0].accelerator == "nvidia-l4"
+      && google_cloud_run_v2_service.detect[0].template[0].timeout == "50s"
+      && length(google_cloud_run_v2_service_iam_member.detect) == 0
+      && length([for key in keys(local.detect_environment) : key if startswith(key, "PUSH_")]) == 0
+      && local.service_environment["PUSH_AUDIENCE"] == "https://a.example.com"
+    )
+    error_message = "The detect service has the same accelerator, and nobody may call it by default."
   }
 }

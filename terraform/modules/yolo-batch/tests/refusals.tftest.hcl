@@ -300,6 +300,17 @@ run "commit_leaves_no_time_for_the_work" {
   expect_failures = [terraform_data.agreement]
 }
 
+run "commit_leaves_no_time_for_the_call" {
+  command = plan
+  variables {
+    detect_service = true
+    max_instances  = 8
+    settings       = { DETECT_TIMEOUT_SECONDS = "6" }
+  }
+
+  expect_failures = [terraform_data.agreement]
+}
+
 run "overwritten_without_deleted" {
   command = plan
   variables {
@@ -537,4 +548,143 @@ run "captured_at_indexed_at_a_high_rate" {
   }
 
   expect_failures = [check.write_rate, check.uploads_subscription]
+}
+
+run "webhook_without_https" {
+  command = plan
+  variables {
+    alerts_topic      = true
+    alert_webhook_url = "http://alerts.example.com/a"
+  }
+
+  expect_failures = [var.alert_webhook_url]
+}
+
+run "webhook_with_a_password" {
+  command = plan
+  variables {
+    alerts_topic      = true
+    alert_webhook_url = "https://me:secret@alerts.example.com/a"
+  }
+
+  expect_failures = [var.alert_webhook_url]
+}
+
+run "webhook_audience_as_a_name" {
+  command = plan
+  variables {
+    alert_webhook_audience = "my-webhook"
+  }
+
+  expect_failures = [var.alert_webhook_audience]
+}
+
+run "webhook_transform_unknown" {
+  command = plan
+  variables {
+    alert_webhook_transform = "teams"
+  }
+
+  expect_failures = [var.alert_webhook_transform]
+}
+
+run "webhook_without_the_alerts_topic" {
+  command = plan
+  variables {
+    alert_webhook_url = "https://alerts.example.com/a"
+  }
+
+  expect_failures = [terraform_data.combinations, check.uploads_subscription]
+}
+
+run "webhook_transform_without_a_webhook" {
+  command = plan
+  variables {
+    alerts_topic            = true
+    alert_webhook_transform = "slack"
+  }
+
+  expect_failures = [terraform_data.combinations, check.uploads_subscription]
+}
+
+run "bigquery_without_the_results_topic" {
+  command = plan
+  variables {
+    bigquery = true
+  }
+
+  expect_failures = [terraform_data.combinations, check.uploads_subscription]
+}
+
+run "uploads_in_the_bucket_of_results" {
+  command = plan
+  variables {
+    bucket_name    = "my-project-1-yolo-batch-results"
+    results_bucket = true
+  }
+
+  expect_failures = [terraform_data.combinations, check.uploads_subscription]
+}
+
+run "detect_service_for_everybody" {
+  command = plan
+  variables {
+    detect_invokers = ["allUsers"]
+  }
+
+  expect_failures = [var.detect_invokers]
+}
+
+run "detect_service_for_every_google_account" {
+  command = plan
+  variables {
+    detect_invokers = ["allAuthenticatedUsers"]
+  }
+
+  expect_failures = [var.detect_invokers]
+}
+
+run "detect_invokers_without_the_service" {
+  command = plan
+  variables {
+    detect_invokers = ["group:a@example.com"]
+  }
+
+  expect_failures = [terraform_data.combinations, check.uploads_subscription]
+}
+
+run "detect_max_instances_zero" {
+  command = plan
+  variables {
+    detect_max_instances = 0
+  }
+
+  expect_failures = [var.detect_max_instances]
+}
+
+run "silence_schedule_by_word" {
+  command = plan
+  variables {
+    silence_schedule = "hourly"
+  }
+
+  expect_failures = [var.silence_schedule]
+}
+
+run "settings_of_another_topic" {
+  command = plan
+  variables {
+    settings = { ALERTS_TOPIC = "my-topic" }
+  }
+
+  expect_failures = [var.settings]
+}
+
+run "settings_of_the_detect_service" {
+  command = plan
+  variables {
+    settings = { ENDPOINTS = "detect" }
+  }
+
+  expect_failures = [var.settings]
 }

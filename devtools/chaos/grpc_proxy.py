@@ -1,13 +1,14 @@
-"""A gRPC proxy in front of the Firestore emulator that makes some calls fail.
+"""A gRPC proxy in front of an emulator that makes some calls fail.
 
 It forwards raw bytes. On the wire, a unary response is a stream of one message.
 """
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
 
@@ -17,27 +18,54 @@ from devtools.chaos.armed import Armed
 from devtools.chaos.plan import FaultKind
 from devtools.local_stack.errors import StartError
 
-_CODES = {
-    FaultKind.FIRESTORE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
-    FaultKind.FIRESTORE_DEADLINE: grpc.StatusCode.DEADLINE_EXCEEDED,
-    FaultKind.FIRESTORE_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
-}
-_COMMIT = "/google.firestore.v1.Firestore/Commit"
-_COMMIT_FAULTS = (*_CODES, FaultKind.FIRESTORE_RESPONSE_LOST)
+
+@dataclass(frozen=True)
+class GrpcFaults:
+    """The faults of one API."""
+
+    #: Codes with which a call fails before it is made.
+    codes: Mapping[FaultKind, grpc.StatusCode]
+    #: The call of this method is made, but its response is lost.
+    lost: FaultKind
+    method: str
+
+    def of(self, method: str) -> tuple[FaultKind, ...]:
+        """Return the faults that a method's call can have."""
+        return (*self.codes, self.lost) if method == self.method else tuple(self.codes)
+
+
+FIRESTORE = GrpcFaults(
+    {
+        FaultKind.FIRESTORE_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+        FaultKind.FIRESTORE_DEADLINE: grpc.StatusCode.DEADLINE_EXCEEDED,
+        FaultKind.FIRESTORE_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    },
+    FaultKind.FIRESTORE_RESPONSE_LOST,
+    "/google.firestore.v1.Firestore/Commit",
+)
+PUBSUB = GrpcFaults(
+    {
+        FaultKind.PUBSUB_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+        FaultKind.PUBSUB_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    },
+    FaultKind.PUBSUB_RESPONSE_LOST,
+    "/google.pubsub.v1.Publisher/Publish",
+)
 _THREADS = 64  # more than the services' concurrent calls
 _UNLIMITED = ("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0)
 # gRPC sets these itself.
 _NOT_FORWARDED = ("grpc-", "user-agent", "te", "content-type")
 
 
-class FirestoreProxy:
+class GrpcProxy:
     """The proxy. Its port stays the same across restarts."""
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, faults: GrpcFaults) -> None:
         """Listen, and forward calls to `upstream` (host:port)."""
         self.armed = Armed()
+        self._faults = faults
         self._channel = grpc.insecure_channel(upstream, options=_UNLIMITED)
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="firestore-proxy")
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="grpc-proxy")
         self._lock = threading.Lock()
         self._port = 0
         self.restarts = 0
@@ -74,19 +102,20 @@ class FirestoreProxy:
 
     def _listen(self) -> Any:
         server = grpc.server(
-            self._pool, handlers=[_Forwarder(self._channel, self.armed)],
+            self._pool, handlers=[_Forwarder(self._channel, self._faults, self.armed)],
             options=[*_UNLIMITED, ("grpc.so_reuseport", 0)],
         )  # fmt: skip
         self._port = server.add_insecure_port(f"127.0.0.1:{self._port}")
         if not self._port:
-            raise StartError("The Firestore proxy cannot listen: its port is in use")
+            raise StartError("A proxy cannot listen: its port is in use")
         server.start()
         return server
 
 
 class _Forwarder(grpc.GenericRpcHandler):  # type: ignore[misc]  # published without types
-    def __init__(self, channel: Any, armed: Armed) -> None:
+    def __init__(self, channel: Any, faults: GrpcFaults, armed: Armed) -> None:
         self._channel = channel
+        self._faults = faults
         self._armed = armed
 
     def service(self, handler_call_details: Any) -> Any:
@@ -94,11 +123,11 @@ class _Forwarder(grpc.GenericRpcHandler):  # type: ignore[misc]  # published wit
         return grpc.unary_stream_rpc_method_handler(respond)  # without serializers: bytes
 
     def _respond(self, method: str, request: bytes, context: Any) -> Iterator[bytes]:
-        fault = self._armed.take(_COMMIT_FAULTS if method == _COMMIT else tuple(_CODES))
-        if fault in _CODES:
-            context.abort(_CODES[fault], "chaos")
+        fault = self._armed.take(self._faults.of(method))
+        if fault and fault in self._faults.codes:
+            context.abort(self._faults.codes[fault], "chaos")
         messages = self._forward(method, request, context)
-        if fault is FaultKind.FIRESTORE_RESPONSE_LOST:
+        if fault is self._faults.lost:
             context.abort(grpc.StatusCode.UNAVAILABLE, "chaos")
         yield from messages
 

@@ -1,4 +1,4 @@
-"""Responses of Firestore through the proxy, with each fault."""
+"""Responses of Firestore and Pub/Sub through the proxy, with each fault."""
 
 import threading
 from collections.abc import Iterator
@@ -8,11 +8,12 @@ from typing import Any
 import grpc
 import pytest
 
-from devtools.chaos.firestore_proxy import FirestoreProxy
+from devtools.chaos.grpc_proxy import FIRESTORE, PUBSUB, GrpcProxy
 from devtools.chaos.plan import FaultKind
 
 COMMIT = "/google.firestore.v1.Firestore/Commit"
 READ = "/google.firestore.v1.Firestore/BatchGetDocuments"
+PUBLISH = "/google.pubsub.v1.Publisher/Publish"
 PATIENCE_SECONDS = 30
 LOOPBACK = [("grpc.enable_http_proxy", 0)]
 
@@ -26,7 +27,7 @@ class Upstream(grpc.GenericRpcHandler):  # type: ignore[misc]  # published witho
 
     def service(self, handler_call_details: Any) -> Any:
         self.metadata = dict(handler_call_details.invocation_metadata)
-        if handler_call_details.method == COMMIT:
+        if handler_call_details.method in (COMMIT, PUBLISH):
             return grpc.unary_unary_rpc_method_handler(self._commit)
         return grpc.unary_stream_rpc_method_handler(lambda request, context: iter([request] * 3))
 
@@ -43,18 +44,18 @@ def upstream() -> Upstream:
 
 
 @pytest.fixture
-def proxy(upstream: Upstream) -> Iterator[FirestoreProxy]:
+def proxy(upstream: Upstream) -> Iterator[GrpcProxy]:
     with ThreadPoolExecutor(4) as pool:
         server = grpc.server(pool, handlers=[upstream])
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
-        with FirestoreProxy(f"127.0.0.1:{port}") as running:
+        with GrpcProxy(f"127.0.0.1:{port}", FIRESTORE) as running:
             yield running
         server.stop(grace=None).wait()
 
 
 @pytest.fixture
-def channel(proxy: FirestoreProxy) -> Iterator[Any]:
+def channel(proxy: GrpcProxy) -> Iterator[Any]:
     with grpc.insecure_channel(proxy.host, options=LOOPBACK) as opened:
         yield opened
 
@@ -90,7 +91,7 @@ def test_errors_of_the_emulator_pass_unchanged(channel: Any) -> None:
     ],
 )
 def test_failed_call_is_not_forwarded(
-    channel: Any, proxy: FirestoreProxy, upstream: Upstream, kind: FaultKind, code: Any
+    channel: Any, proxy: GrpcProxy, upstream: Upstream, kind: FaultKind, code: Any
 ) -> None:
     proxy.armed.arm(kind, 1)
     assert code_of(channel) is code
@@ -99,7 +100,7 @@ def test_failed_call_is_not_forwarded(
 
 
 def test_commit_with_a_lost_response_is_done(
-    channel: Any, proxy: FirestoreProxy, upstream: Upstream
+    channel: Any, proxy: GrpcProxy, upstream: Upstream
 ) -> None:
     proxy.armed.arm(FaultKind.FIRESTORE_RESPONSE_LOST, 1)
     assert list(channel.unary_stream(READ)(b"ids", timeout=PATIENCE_SECONDS)) == [b"ids"] * 3
@@ -107,9 +108,7 @@ def test_commit_with_a_lost_response_is_done(
     assert upstream.commits == [b"writes"]
 
 
-def test_restarted_proxy_listens_on_the_same_port_again(
-    channel: Any, proxy: FirestoreProxy
-) -> None:
+def test_restarted_proxy_listens_on_the_same_port_again(channel: Any, proxy: GrpcProxy) -> None:
     listen_again, host = threading.Event(), proxy.host
     with ThreadPoolExecutor(1) as thread:
         restart = thread.submit(proxy.restart, listen_again, PATIENCE_SECONDS)
@@ -124,3 +123,26 @@ def test_restarted_proxy_listens_on_the_same_port_again(
     assert proxy.restarts == 1
     response = channel.unary_unary(COMMIT)(b"", timeout=PATIENCE_SECONDS, wait_for_ready=True)
     assert response == b"committed"
+
+
+def test_publish_is_refused_or_its_response_is_lost(upstream: Upstream) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        server = grpc.server(pool, handlers=[upstream])
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        with (
+            GrpcProxy(f"127.0.0.1:{port}", PUBSUB) as proxy,
+            grpc.insecure_channel(proxy.host, options=LOOPBACK) as channel,
+        ):
+            publish = channel.unary_unary(PUBLISH)
+            for kind, published in (
+                (FaultKind.PUBSUB_UNAVAILABLE, 0),
+                (FaultKind.PUBSUB_EXHAUSTED, 0),
+                (FaultKind.PUBSUB_RESPONSE_LOST, 1),
+            ):
+                proxy.armed.arm(kind, 1)
+                with pytest.raises(grpc.RpcError):
+                    publish(b"message", timeout=PATIENCE_SECONDS)
+                assert len(upstream.commits) == published
+            assert publish(b"message", timeout=PATIENCE_SECONDS) == b"committed"
+        server.stop(grace=None).wait()
