@@ -2,7 +2,8 @@
 
 `python -m devtools.bench.memory` measures the parts with the worst files that are allowed. The sum
 leaves out the bodies of requests (at most MAX_REQUEST_BYTES for each of the server's threads),
-because a body from Pub/Sub has a few kilobytes.
+because a body from Pub/Sub has a few kilobytes. An image in a request's body counts as a downloaded
+file.
 """
 
 import logging
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from service.domain import Task
 from service.errors import ModelError
-from service.images.decoders import BYTES_PER_PIXEL, DecodeLimits
+from service.images.decoders import BYTES_PER_PIXEL, DECODED_BYTES_PER_PIXEL, DecodeLimits
 from service.images.letterbox import input_shapes
 from service.inference.detector import OPENVINO_METADATA, Detector
 from service.machine import cores, memory_bytes
@@ -51,8 +52,9 @@ class MemoryPlan:
     model: int  # compiled for every input shape
     decoders: int  # each at its limit, including shared memory
     large_file: int  # extra for the one large file that is decoded at a time
-    buffered: int  # files between download and decode
+    buffered: int  # files until they are decoded, and until their derived images are made
     in_flight: int  # decoded images that wait for the model, later their messages
+    derived: int  # derived images until they are uploaded
 
     @property
     def total(self) -> int:
@@ -73,9 +75,19 @@ def plan_memory(settings: Settings, detector: Detector) -> MemoryPlan:
         detector: the model, loaded.
     """
     limits, count = DecodeLimits(), settings.decoders or cores()
-    large_bytes = BYTES_PER_PIXEL * settings.max_image_pixels + 2 * settings.max_image_bytes
-    pixels_bytes = _CHANNELS * detector.info.image_size**2
-    shared_bytes = settings.max_image_bytes + pixels_bytes
+    large_bytes = BYTES_PER_PIXEL * settings.max_image_pixels
+    pixels_bytes = result_bytes = _CHANNELS * detector.info.image_size**2
+    derived_bytes = 0
+    if settings.results_bucket:  # a source may ask for derived images
+        from service.derived import LARGEST_OPTIONS
+        from service.images.derive import LARGEST_PLAN_BYTES
+
+        rendering_bytes = LARGEST_PLAN_BYTES + DECODED_BYTES_PER_PIXEL * settings.max_image_pixels
+        large_bytes = max(large_bytes, rendering_bytes)
+        derived_bytes = LARGEST_OPTIONS.max_output_bytes
+        result_bytes = max(result_bytes, derived_bytes)
+    large_bytes += 2 * settings.max_image_bytes
+    shared_bytes = settings.max_image_bytes + result_bytes
     return MemoryPlan(
         base=_BASE_BYTES + _ROOT_BYTES + count * _DECODER_BYTES,
         model=_model_bytes(settings.model_path, detector),
@@ -83,6 +95,7 @@ def plan_memory(settings: Settings, detector: Detector) -> MemoryPlan:
         large_file=large_bytes,
         buffered=max(settings.max_buffered_bytes, settings.max_image_bytes),
         in_flight=settings.max_in_flight * max(pixels_bytes, _message_bytes(settings, detector)),
+        derived=derived_bytes,
     )
 
 

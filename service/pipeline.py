@@ -3,21 +3,23 @@
     slot → source → has a document? → daily limit → download → decode → inference → derived images
         → upload → commit → outcome
 
-The deletion of an image takes a slot too. Then `service.deletion` removes its document.
+The deletion of an image takes a slot too. Then `service.deletion` removes its document. `detect`
+and `detect_bytes` end before the commit: they return the result to the caller.
 
 `handle` returns when the image has its final document, is parked, or needs no document. If it
 raises, the message must be redelivered, which is safe.
 """
 
+import hashlib
 import logging
 import math
 import shlex
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from service.after_commit import AfterCommit
 from service.capture import day_of, with_capture
@@ -26,7 +28,6 @@ from service.concurrency.slots import Slots
 from service.daily_limit import DailyLimit
 from service.deadline import Deadline
 from service.deletion import Deletion
-from service.derive_plan import plan_of
 from service.derived import LARGEST_OPTIONS, DeriveOptions
 from service.domain import (
     Alert,
@@ -36,6 +37,7 @@ from service.domain import (
     Failure,
     ImageRef,
     ImageResult,
+    ObjectMetadata,
     Outcome,
     Task,
     Timings,
@@ -49,7 +51,6 @@ from service.errors import (
 )
 from service.evaluation import evaluate
 from service.health import Health
-from service.images.derive import DerivePlan
 from service.images.pixels import DecodedImage
 from service.inference.model import Model
 from service.object_metadata import is_marked
@@ -58,7 +59,12 @@ from service.settings import Settings
 from service.sources.current import SourceSettings
 from service.sources.rules import AlertRules, Rules
 
+if TYPE_CHECKING:
+    from service.images.derive import DerivePlan
+
 logger = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
 
 # Recorded if Cloud Storage refuses to report the generation. No object has generation 0.
 _NO_GENERATION = 0
@@ -68,6 +74,7 @@ _CLOSE_SECONDS = 8.0
 # Pub/Sub's default for the minimum back-off:
 # https://cloud.google.com/pubsub/docs/handling-failures#exponential_backoff
 _BACK_OFF = timedelta(seconds=10)
+_NO_OBJECT = ImageRef("", "", _NO_GENERATION)  # an image that is not in Cloud Storage
 
 
 class Storage(Protocol):
@@ -102,7 +109,7 @@ class Decoders(Protocol):
     def derive(
         self,
         data: bytes,
-        plan: DerivePlan,
+        plan: "DerivePlan",
         *,
         content_encoding: str | None,
         deadline: Deadline,
@@ -210,6 +217,63 @@ class Pipeline:
         self._recorder.count(outcome)
         return outcome
 
+    def detect(self, ref: ImageRef, deadline: Deadline) -> ImageResult | Outcome:
+        """Detect an image, and return its result instead of recording it.
+
+        Args:
+            ref: the image.
+            deadline: ends every wait.
+
+        Returns:
+            The result. Or the outcome if there is none: IGNORED, BUCKET_NOT_ALLOWED, DISABLED or
+            GONE.
+
+        Raises:
+            NoFreeSlotError: too many images are in flight.
+            TransientError: a later attempt can succeed.
+            DetectorError: the model failed on this image.
+        """
+        return self._respond(ref, deadline, self._detect_object)
+
+    def detect_bytes(
+        self, read: Callable[[], bytes], max_bytes: int, deadline: Deadline
+    ) -> ImageResult:
+        """Detect an image that is not in Cloud Storage, and return its result.
+
+        Args:
+            read: returns the file. It is called when memory for it is reserved.
+            max_bytes: the memory to reserve, in bytes.
+            deadline: ends every wait.
+
+        Raises:
+            NoFreeSlotError: too many images are in flight.
+            TransientError: a later attempt can succeed.
+            DetectorError: the model failed on this image.
+            Exception: what `read` raises.
+        """
+        settings = SourceSettings(self._options.rules)
+        with self._slots.take(is_job=False), self._health.work():
+            received = self._received(read, max_bytes, deadline)
+            return self._detect_unrecorded(_NO_OBJECT, settings, deadline, received)
+
+    def store(self, ref: ImageRef, deadline: Deadline) -> ImageRef | Outcome:
+        """Process an image as its upload does.
+
+        Args:
+            ref: the image.
+            deadline: ends every wait.
+
+        Returns:
+            The image, with its generation, if it has a document now. Otherwise the outcome, as
+            `detect` returns it.
+
+        Raises:
+            NoFreeSlotError: too many images are in flight.
+            TransientError: the image has no final document yet.
+            DetectorError: the model failed on this image.
+        """
+        return self._respond(ref, deadline, self._store)
+
     def stop(self) -> None:
         """Reject further images. Those in flight continue. Safe to call from a signal handler."""
         self._slots.stop()
@@ -242,7 +306,7 @@ class Pipeline:
         if ref.bucket == self._options.results_bucket:
             logger.warning("Ignored an object of RESULTS_BUCKET", extra={"uri": ref.uri})
             return Outcome.IGNORED
-        if self._options.allowed_buckets and ref.bucket not in self._options.allowed_buckets:
+        if not self._is_allowed(ref):
             logger.warning(
                 "Acknowledged an image whose bucket is not in ALLOWED_BUCKETS",
                 extra={"uri": ref.uri},
@@ -285,25 +349,112 @@ class Pipeline:
         if not settings.is_enabled:
             return Outcome.DISABLED
         _check_model(ref, self._model.info.sha256)
-        failure = None
-        if ref.generation is None:
-            try:
-                ref = self._storage.resolve(ref, deadline)
-                _check_is_image(ref)
-            except BadImageError as exc:
-                ref = replace(ref, generation=_NO_GENERATION)
-                failure = Failure(exc.code, exc.message)
+        ref, failure = self._resolved(ref, deadline)
+        return self._process_generation(ref, failure, settings, event, deadline)
+
+    def _process_generation(
+        self,
+        ref: ImageRef,
+        failure: Failure | None,
+        settings: SourceSettings,
+        event: Event,
+        deadline: Deadline,
+    ) -> Outcome:
         if not _is_first_delivery(event) and self._recorder.is_final(ref, deadline):
             self._publish_stored(ref, settings, deadline)
             return Outcome.ALREADY_RECORDED
-        if failure or not self._limit:
+        if failure:
             return self._record(ref, failure, settings, event, deadline)
-        if not self._limit.admit():
-            failure = self._limit.failure()
+        with self._counted(deadline) as over_limit:
+            return self._record(ref, over_limit, settings, event, deadline)
+
+    def _resolved(self, ref: ImageRef, deadline: Deadline) -> tuple[ImageRef, Failure | None]:
+        """Return the image with its generation, and why it is not known, if so."""
+        if ref.generation is not None:
+            return ref, None
         try:
-            return self._record(ref, failure, settings, event, deadline)
+            ref = self._storage.resolve(ref, deadline)
+        except BadImageError as exc:
+            return replace(ref, generation=_NO_GENERATION), Failure(exc.code, exc.message)
+        _check_is_image(ref)
+        return ref, None
+
+    @contextmanager
+    def _counted(self, deadline: Deadline) -> Iterator[Failure | None]:
+        """Count an image of the day. Yield its failure if it is beyond the day's limit."""
+        if not self._limit:
+            yield None
+            return
+        try:
+            yield None if self._limit.admit() else self._limit.failure()
         finally:
             self._limit.share(deadline.for_commit())
+
+    def _respond(
+        self,
+        ref: ImageRef,
+        deadline: Deadline,
+        work: Callable[[ImageRef, SourceSettings, Deadline], Value | Outcome],
+    ) -> Value | Outcome:
+        """Do the work for a caller who waits, unless the image is out of scope."""
+        if ref.is_ignorable or ref.bucket == self._options.results_bucket:
+            return Outcome.IGNORED
+        if not self._is_allowed(ref):
+            return Outcome.BUCKET_NOT_ALLOWED
+        try:
+            with self._slots.take(is_job=False), self._health.work():
+                settings = self._settings_of(ref, deadline)
+                return work(ref, settings, deadline) if settings.is_enabled else Outcome.DISABLED
+        except ObjectGoneError:
+            return Outcome.GONE
+        except NotAnImageError:
+            return Outcome.IGNORED
+
+    def _detect_object(
+        self, ref: ImageRef, settings: SourceSettings, deadline: Deadline
+    ) -> ImageResult:
+        ref, failure = self._resolved(ref, deadline)
+        if failure:
+            return _of_source(ImageResult(ref, failure=failure), None, settings)
+        download = self._storage.download(ref, deadline, self._buffered.acquire)
+        return self._detect_unrecorded(ref, settings, deadline, download)
+
+    def _detect_unrecorded(
+        self,
+        ref: ImageRef,
+        settings: SourceSettings,
+        deadline: Deadline,
+        download: AbstractContextManager[Download],
+    ) -> ImageResult:
+        with self._counted(deadline) as over_limit:
+            if over_limit:
+                result = ImageResult(ref, failure=over_limit)
+            else:
+                result = self._detect(ref, settings, deadline, download, outputs=None)
+        return _of_source(result, None, settings)
+
+    def _store(
+        self, ref: ImageRef, settings: SourceSettings, deadline: Deadline
+    ) -> ImageRef | Outcome:
+        ref, failure = self._resolved(ref, deadline)
+        try:
+            outcome = self._process_generation(ref, failure, settings, Event(ref), deadline)
+        except DocumentKeptError:  # another delivery was faster, and the day's limit is reached
+            outcome = Outcome.ALREADY_RECORDED
+        self._recorder.count(outcome)
+        return ref
+
+    @contextmanager
+    def _received(
+        self, read: Callable[[], bytes], max_bytes: int, deadline: Deadline
+    ) -> Iterator[Download]:
+        """Receive a file into memory that is reserved first, as a download does."""
+        with self._buffered.acquire(max_bytes, deadline):
+            data = read()
+            yield Download(data, ObjectMetadata(size=len(data)))
+
+    def _is_allowed(self, ref: ImageRef) -> bool:
+        return not self._options.allowed_buckets or ref.bucket in self._options.allowed_buckets
 
     def _settings_of(self, ref: ImageRef, deadline: Deadline) -> SourceSettings:
         if not self._sources:
@@ -323,13 +474,9 @@ class Pipeline:
             if failure:
                 result = ImageResult(ref, failure=failure)
             else:
-                result = self._detect(ref, settings, deadline, outputs)
-            result = replace(
-                result,
-                event_time=event.event_time,
-                day=day_of(result.captured_at, event.event_time, settings.timezone),
-                source=settings.version,
-            )
+                download = self._storage.download(ref, deadline, self._buffered.acquire)
+                result = self._detect(ref, settings, deadline, download, outputs)
+            result = _of_source(result, event.event_time, settings)
             if settings.alerts and self._alerts:
                 alerts = self._alerts().fired(settings.alerts, result, deadline.for_commit())
                 result = replace(result, alerts=alerts)
@@ -352,22 +499,28 @@ class Pipeline:
             self._after_commit.stored(ref.document_id, deadline, has_rules=has_rules)
 
     def _detect(
-        self, ref: ImageRef, settings: SourceSettings, deadline: Deadline, outputs: ExitStack
+        self,
+        ref: ImageRef,
+        settings: SourceSettings,
+        deadline: Deadline,
+        opened: AbstractContextManager[Download],
+        outputs: ExitStack | None,
     ) -> ImageResult:
         """Download, decode and detect. If the file can never be processed, the result is failed.
 
-        The memory of the derived images is reserved until `outputs` is closed.
+        The memory of the derived images is reserved until `outputs` is closed. Without `outputs`,
+        there are none.
         """
-        derives = bool(self._options.results_bucket) and not settings.derive.is_empty
+        derives = self._options.results_bucket and not settings.derive.is_empty
         started_at = time.monotonic()
         downloaded_at = math.inf  # not yet
         with ExitStack() as file:
             try:
-                download = file.enter_context(
-                    self._storage.download(ref, deadline, self._buffered.acquire)
-                )
-                _check_is_image(replace(ref, metadata=download.metadata))
-                ref = replace(ref, metadata=download.metadata)
+                download = file.enter_context(opened)
+                # Health checks count different images. A file without a name is its content.
+                name = ref.name or hashlib.sha256(download.data).hexdigest()
+                ref = replace(ref, name=name, metadata=download.metadata)
+                _check_is_image(ref)
                 downloaded_at = time.monotonic()
                 with self._health.decoder_call(ref.document_id):
                     image = self._decoders.decode(
@@ -384,14 +537,14 @@ class Pipeline:
                 return ImageResult(
                     ref, failure=failure, timings=_timings(started_at, downloaded_at)
                 )
-            kept = download if derives else None
+            kept = download if derives and outputs is not None else None
             del download  # without derived images, free the file before the model's queue
             if not kept:
                 file.close()
             timings = _timings(started_at, downloaded_at)
             result = self._infer(ref, image, timings, settings, deadline)
             del image  # free the pixels before the derived images are made
-            if kept:
+            if kept and outputs is not None:
                 result = self._derive(result, kept, settings.derive, deadline, outputs)
         return result if settings.rules.keep_faint else replace(result, faint=None)
 
@@ -438,6 +591,8 @@ class Pipeline:
         A reason never fails the image. If something must be redacted, no other image is made
         without the redaction.
         """
+        from service.derive_plan import plan_of  # only needed if something is derived
+
         plan = plan_of(options, result, self._model.labels)
         if isinstance(plan, str):
             return replace(result, derived_error=plan)
@@ -462,6 +617,18 @@ def _check_is_image(ref: ImageRef) -> None:
     """
     if is_marked(ref.metadata.custom):
         raise NotAnImageError("The object has the marker of result objects.")
+
+
+def _of_source(
+    result: ImageResult, event_time: datetime | None, settings: SourceSettings
+) -> ImageResult:
+    """Return a result with its source and its day."""
+    return replace(
+        result,
+        event_time=event_time,
+        day=day_of(result.captured_at, event_time, settings.timezone),
+        source=settings.version,
+    )
 
 
 def _check_model(ref: ImageRef, sha256: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from service.errors import SettingsError
 
 BUNDLED_MODEL = Path(__file__).parent / "bundled_model"
+EVENTS, DETECT = "events", "detect"  # values of ENDPOINTS
 
 
 def _setting(default: Any, help_text: str, parse: Callable[[str], Any] = str) -> Any:
@@ -103,6 +104,13 @@ class Settings:
 
     bind_address: str = _setting("0.0.0.0", "Address to listen on. In a container, keep `0.0.0.0`.")
     port: int = _setting(8080, "Port to listen on. Cloud Run sets it.", _integer(1, 65535))
+    endpoints: str = _setting(
+        "events",
+        "What the service responds to: `events` (uploads, deletions and jobs) or `detect` "
+        "(`POST /v1/detect`, which returns a result to its caller). Never both, because Cloud Run "
+        "grants access to a service, and a caller of `detect` must not be able to forge events.",
+        _one_of(EVENTS, DETECT),
+    )
     model_path: Path = _setting(
         BUNDLED_MODEL,
         "Model to run: an exported `*_openvino_model` directory, or a file that ultralytics loads "
@@ -160,7 +168,8 @@ class Settings:
     )
     max_buffered_bytes: int = _setting(
         112 * 2**20,
-        "Bytes of downloaded files that may wait for their decode at once. Further downloads wait. "
+        "Bytes of downloaded files that may be in memory at once, until they are decoded and their "
+        "derived images are made. Further downloads wait. "
         "It is lowered automatically if the instance has too little memory.",
         _integer(1, 2**40),
     )
@@ -186,12 +195,13 @@ class Settings:
     )
     push_audience: str | None = _setting(
         None,
-        "Audience of the OIDC token that each push must have. Set it where Cloud Run IAM does not "
-        "protect the service. Unset: tokens are not checked.",
+        "Audience of the OIDC token that each push must have, or each call of `detect`. Set it "
+        "where Cloud Run IAM does not protect the service. Unset: tokens are not checked.",
     )
     push_service_accounts: tuple[str, ...] = _setting(
         (),
-        "Service accounts that may push, separated by commas. Set it together with PUSH_AUDIENCE.",
+        "Service accounts that may push, or call, separated by commas. Set it together with "
+        "PUSH_AUDIENCE.",
         _emails,
     )
     google_cloud_project: str | None = _setting(
@@ -215,9 +225,9 @@ class Settings:
     )
     results_bucket: str | None = _setting(
         None,
-        "Bucket for results that are larger than 1 MiB, Firestore's limit, for example with "
-        "hundreds of masks. Unset: their polygons are simplified. It must not be a bucket of "
-        "images.",
+        "Bucket for derived images, for example thumbnails, and for results that are larger than "
+        "1 MiB, Firestore's limit. Unset: nothing is derived, and the polygons of large results "
+        "are simplified. It must not be a bucket of images.",
         _bucket,
     )
     results_topic: str | None = _setting(
@@ -259,6 +269,12 @@ class Settings:
         "Ack deadline of the subscriptions, in seconds. A message that is not finished in time is "
         "rejected with 503. The last FIRESTORE_TIMEOUT_SECONDS are reserved for the commit. Raise "
         "Eventarc's deadline, which is 10 s by default, to the same number.",
+        _number(1, 600),
+    )
+    detect_timeout_seconds: float = _setting(
+        30.0,
+        "With ENDPOINTS=detect, seconds after which a call is rejected with 503. If its result is "
+        "stored, the last FIRESTORE_TIMEOUT_SECONDS are reserved for the commit.",
         _number(1, 600),
     )
     hang_timeout_seconds: float = _setting(
@@ -311,6 +327,17 @@ class Settings:
                 "quarters of HANG_TIMEOUT_SECONDS, must be greater than FIRESTORE_TIMEOUT_SECONDS="
                 f"{settings.firestore_timeout_seconds:g}, which is reserved for the commit"
             )
+        if (
+            settings.endpoints == DETECT
+            and settings.detect_seconds <= settings.firestore_timeout_seconds
+        ):
+            raise SettingsError(
+                f"DETECT_TIMEOUT_SECONDS={settings.detect_timeout_seconds:g} or "
+                f"HANG_TIMEOUT_SECONDS={settings.hang_timeout_seconds:g} is too small: "
+                "DETECT_TIMEOUT_SECONDS, and three quarters of HANG_TIMEOUT_SECONDS, must be "
+                f"greater than FIRESTORE_TIMEOUT_SECONDS={settings.firestore_timeout_seconds:g}, "
+                "which is reserved for the commit"
+            )
         if settings.delete_results_of_overwritten and not settings.delete_results_with_objects:
             raise SettingsError(
                 "DELETE_RESULTS_OF_OVERWRITTEN=true has no effect without "
@@ -337,6 +364,11 @@ class Settings:
     def work_seconds(self) -> float:
         """The part of `delivery_seconds` that is not reserved for the commit."""
         return self.delivery_seconds - self.firestore_timeout_seconds
+
+    @property
+    def detect_seconds(self) -> float:
+        """How many seconds a call of `/v1/detect` may take, before the hang timeout."""
+        return min(self.detect_timeout_seconds, 0.75 * self.hang_timeout_seconds)
 
     @property
     def server_threads(self) -> int:

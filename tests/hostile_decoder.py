@@ -1,6 +1,7 @@
 """A decoder process that misbehaves for marked files: `python -P -m tests.hostile_decoder`.
 
 The bytes after `MARK` in a file name what the decoder does. Other files are decoded normally.
+Derived images are made from what `decode` returns, so every misbehaviour is also one of that visit.
 """
 
 import ctypes
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from service.images import decoder_process
 from service.images.decoder_process import Decode
-from service.images.decoders import Request
+from service.images.decoders import OUTPUT_BYTES, OUTPUTS, Request
 from service.images.pixels import DecodedImage
 
 COMMAND = (sys.executable, "-P", "-m", "tests.hostile_decoder")
@@ -72,6 +73,10 @@ def reply(request: Request, file: int, pixels: int, decode: Decode) -> bytes:
     if what.startswith(b"raw:"):
         os.ftruncate(pixels, 0)
         return what.removeprefix(b"raw:")
+    if what.startswith(b"derived:"):  # one derived image of these bytes
+        made = what.removeprefix(b"derived:")
+        os.pwrite(pixels, made, 0)
+        return OUTPUTS + OUTPUT_BYTES.pack(len(made))
     return _honest_reply(request, file, pixels, decode)
 
 

@@ -103,7 +103,7 @@ class _Files:
         self,
         ref: ImageRef,
         deadline: Deadline,
-        buffer: Callable[[int, Deadline], AbstractContextManager[None]],
+        buffer: Callable[[int, Deadline], AbstractContextManager[object]],
     ) -> Iterator[Download]:
         file = self._file(int(ref.name))
         size = file.stat().st_size if isinstance(file, Path) else len(file)

@@ -184,7 +184,11 @@ def report(plan: MemoryPlan, base: float, loaded: float, service: float, peaks: 
         ("base: libraries of all processes", plan.base, base),
         ("model, compiled for every input shape", plan.model, loaded - base),
         ("decoders, large file", plan.decoders + plan.large_file, peaks.decoders_at_once),
-        ("files, pixels in flight", plan.buffered + plan.in_flight, peaks.service - service),
+        (
+            "files, pixels in flight, derived images",
+            plan.buffered + plan.in_flight + plan.derived,
+            peaks.service - service,
+        ),
         ("sum", plan.total, peaks.tree),
     ]
     table = [(name, f"{planned / _MB:.0f}", f"{mb:.0f}") for name, planned, mb in rows]

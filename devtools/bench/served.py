@@ -133,7 +133,7 @@ def build_app() -> Flask:
     return app
 
 
-Buffer = Callable[[int, Deadline], AbstractContextManager[None]]
+Buffer = Callable[[int, Deadline], AbstractContextManager[object]]
 DownloadMethod = Callable[[ImageRef, Deadline, Buffer], AbstractContextManager[Download]]
 
 

@@ -21,6 +21,7 @@ _USUAL_STATUSES = (204, 429, 503)
 _ENDED = re.compile(r"Worker \(pid:\d+\) (was sent SIG[A-Z]+|exited with code)")
 _KILLED_BY = (
     FaultKind.KILL_WORKER,
+    FaultKind.KILL_UPLOADED,
     FaultKind.KILL_COMMITTED,
     FaultKind.TERM,
     FaultKind.SLOW_START,
@@ -35,6 +36,7 @@ _BREAKS_LIVENESS = (
     FaultKind.MODEL_FAILS,
     FaultKind.MEMORY,
     FaultKind.KILL_WORKER,
+    FaultKind.KILL_UPLOADED,
     FaultKind.KILL_COMMITTED,
 )
 # The instance may be detected as hanging, and replaced, until this long after the fault.
@@ -43,6 +45,7 @@ _DETECTED_SECONDS = _LATER_SECONDS + HANG_TIMEOUT_SECONDS + 30.0
 _BREAKING = (
     FaultKind.KILL,
     FaultKind.KILL_WORKER,
+    FaultKind.KILL_UPLOADED,
     FaultKind.KILL_COMMITTED,
     FaultKind.TERM,
     FaultKind.SLOW_START,

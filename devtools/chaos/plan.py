@@ -82,6 +82,7 @@ class FaultKind(StrEnum):
     PUBSUB_RESPONSE_LOST = "pubsub response lost"  # after the message was published
     KILL = "kill"
     KILL_WORKER = "kill worker"  # like the OOM killer. gunicorn starts a new worker.
+    KILL_UPLOADED = "kill after upload"  # the worker, with derived images and before the commit
     KILL_COMMITTED = "kill after commit"  # the worker, before the result is published
     TERM = "term"
     STOP = "stop"  # paused for longer than the ack deadline, then continued

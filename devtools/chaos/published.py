@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from jsonschema import Draft202012Validator
 
@@ -38,6 +38,18 @@ _OBJECT = re.compile(r"gs://[^/]+/(?P<document>[0-9a-f]{40})-[0-9a-z-]*?(?P<sha2
 _LARGEST = 5  # objects of one image, with the sources of `chaos_sources`
 
 
+class Content(NamedTuple):
+    """What an object contains."""
+
+    size: int  # bytes
+    sha256: str
+
+    @classmethod
+    def of(cls, data: bytes) -> Self:
+        """Return the size and the hash of an object's bytes."""
+        return cls(len(data), hashlib.sha256(data).hexdigest())
+
+
 @dataclass(frozen=True)
 class Published:
     """What the services published and stored beside the documents of the results."""
@@ -45,7 +57,7 @@ class Published:
     results: Sequence[bytes] = ()  # messages
     alerts: Sequence[bytes] = ()  # messages
     alert_documents: Sequence[StoredDocument] = ()
-    objects: Mapping[str, bytes] | None = None  # content by URI
+    objects: Mapping[str, Content] | None = None  # by URI
 
 
 def chaos_sources(bucket: str) -> Sources:
@@ -202,8 +214,8 @@ _MODEL = ModelInfo("chaos", "0" * 64, 0, "fp32", "none")  # a rule depends on it
 def _audit_cooldowns(stored: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Yield problems of the cooldowns. The published alerts of a rule form one chain.
 
-    Each names the one before it, so no two of them were published at once. One was created, and the
-    next one's message confirmed, at least one cooldown apart.
+    Each names the one before it, so no two of them were published at once. At least one cooldown
+    lies between the creation of one and the confirmation of the next one's message.
     """
     by_rule: defaultdict[tuple[str, str], dict[str, Mapping[str, Any]]] = defaultdict(dict)
     for key, fields in stored.items():
@@ -233,7 +245,7 @@ def _is_over(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     return confirmed is not None and confirmed - before["created_at"] >= cooldown
 
 
-def _audit_objects(objects: Mapping[str, bytes], known: _Known, report: Report) -> Iterator[str]:
+def _audit_objects(objects: Mapping[str, Content], known: _Known, report: Report) -> Iterator[str]:
     """Yield problems of the derived images, and of objects that no document refers to.
 
     Only a delivery that did not end with 204 can leave such objects: it was killed between the
@@ -252,11 +264,11 @@ def _audit_objects(objects: Mapping[str, bytes], known: _Known, report: Report) 
                 yield f"{each['uri']} is the object of another image than {expectation.shown}"
             elif each["uri"] not in objects:
                 yield f"{each['uri']} does not exist, and {expectation.shown} refers to it"
-            elif len(objects[each["uri"]]) != each["size"]:
+            elif objects[each["uri"]].size != each["size"]:
                 yield f"{each['uri']} has another size than {expectation.shown} says"
-    for uri, data in objects.items():
+    for uri, content in objects.items():
         match = _OBJECT.match(uri)
-        if not match or hashlib.sha256(data).hexdigest() != match["sha256"]:
+        if not match or content.sha256 != match["sha256"]:
             yield f"{uri} has other bytes than its name says"
     report.object_count = len(objects)
     report.orphans = len(objects.keys() - used)

@@ -37,7 +37,7 @@ from devtools.chaos.plan import (
     Upload,
 )
 from devtools.chaos.poison import POISONED
-from devtools.chaos.published import Published, audit_published, chaos_sources
+from devtools.chaos.published import Content, Published, audit_published, chaos_sources
 from devtools.chaos.relay import PubsubRelay
 from devtools.chaos.routing import RandomRouting
 from devtools.chaos.served import INFERRING
@@ -310,7 +310,7 @@ class Run:
             alerts=list(self._pulled(_ALERTS_TOPIC)),
             alert_documents=list(_documents(collection + ALERTS)),
             objects={
-                f"gs://{_RESULTS_BUCKET}/{blob.name}": blob.download_as_bytes()
+                f"gs://{_RESULTS_BUCKET}/{blob.name}": Content.of(blob.download_as_bytes())
                 for blob in bucket.list_blobs()
             },
         )

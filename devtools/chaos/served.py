@@ -2,8 +2,8 @@
 
 gunicorn --config python:service.server.gunicorn_conf "devtools.chaos.served:build_app()"
 
-The hooks log each batch, slow down the loading of the model, break the model or end the process
-after a commit on request, and make decoders fail on marked files.
+The hooks log each batch, slow down the loading of the model, break the model on request, end the
+process after an upload or a commit on request, and make decoders fail on marked files.
 """
 
 import logging
@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
@@ -22,7 +23,9 @@ from flask import Flask
 
 from devtools.chaos.poisoned_decoder import COMMAND as DECODERS
 from service.after_commit import AfterCommit
-from service.domain import Prediction
+from service.domain import Prediction, PreparedResult
+from service.gcp import result_uploads
+from service.gcp.result_uploads import ResultUploads
 from service.images import decoders
 from service.images.pixels import DecodedImage
 from service.inference.canary import Decode, VerifiedModel
@@ -35,8 +38,8 @@ from service.settings import Settings
 LOAD_SECONDS = "CHAOS_LOAD_SECONDS"
 #: Environment variable: path of a file. The process that finds it removes it and breaks its model.
 BREAK_FILE = "CHAOS_BREAK_FILE"
-#: Environment variable: path of a file. The process that finds it after a commit removes it, and
-#: kills itself before it publishes the result.
+#: Environment variable: path of a file with a `Moment`. The process that finds it at this moment
+#: removes it, and kills itself.
 KILL_FILE = "CHAOS_KILL_FILE"
 #: Field of a log line: number of images in the batch that is about to run.
 INFERRING = "inferring"
@@ -53,6 +56,13 @@ class Break(StrEnum):
     FAILS = "fails"  # on every image, as after a CUDA error
 
 
+class Moment(StrEnum):
+    """When the process kills itself. This is the content of the file."""
+
+    UPLOADED = "uploaded"  # derived images exist, and no document refers to them
+    COMMITTED = "committed"  # the document exists, and is not published
+
+
 def build_app() -> Flask:
     """Build the application of `service.server.wsgi` with the hooks."""
 
@@ -64,19 +74,34 @@ def build_app() -> Flask:
     # The application gets models and decoders only by these two names. All else is unchanged.
     vars(main)["load_model"] = load_hooked
     vars(decoders)["Decoders"] = partial(decoders.Decoders, command=DECODERS)
-    vars(main)["AfterCommit"] = _Killed
+    vars(result_uploads)["ResultUploads"] = _Uploads
+    vars(main)["AfterCommit"] = _AfterCommit
     return main.build_app()
 
 
-class _Killed(AfterCommit):
-    """Kills the process before a result is published, if the file exists."""
+class _Uploads(ResultUploads):
+    def prepare(self, *arguments: Any, **named: Any) -> PreparedResult:
+        prepared = super().prepare(*arguments, **named)
+        if prepared.result.derived:
+            _kill_at(Moment.UPLOADED)
+        return prepared
 
+
+class _AfterCommit(AfterCommit):
     def committed(self, *arguments: Any, **named: Any) -> None:
-        file = Path(os.environ[KILL_FILE]) if KILL_FILE in os.environ else None
-        if file and file.exists():
+        _kill_at(Moment.COMMITTED)
+        super().committed(*arguments, **named)
+
+
+def _kill_at(moment: Moment) -> None:
+    """Kill this process if the file asks for it."""
+    if KILL_FILE not in os.environ:
+        return
+    file = Path(os.environ[KILL_FILE])
+    with suppress(FileNotFoundError):
+        if file.read_text() == moment:
             file.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
-        super().committed(*arguments, **named)
 
 
 class _Hooked:

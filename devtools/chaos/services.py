@@ -23,6 +23,7 @@ from devtools.chaos.served import (
     KILL_FILE,
     LOAD_SECONDS,
     Break,
+    Moment,
 )
 from devtools.local_stack.errors import StartError
 from devtools.local_stack.processes import Child, Processes, free_port, is_answering
@@ -201,12 +202,18 @@ class Service:
         # gunicorn notices and starts a new worker.
         self._wait(lambda: self._workers() not in ([], killed), _READY_SECONDS)
 
+    def _kill_after_upload(self) -> None:
+        self._kill_at(Moment.UPLOADED)
+
     def _kill_after_commit(self) -> None:
-        """Let the worker kill itself between its next commit and the publishing of the result."""
+        self._kill_at(Moment.COMMITTED)
+
+    def _kill_at(self, moment: Moment) -> None:
+        """Let the worker kill itself at the next such moment."""
         killed = self._workers()
-        self._kill_file.touch()
+        self._kill_file.write_text(moment)
         self._wait(lambda: not self._kill_file.exists(), _BATCH_SECONDS)
-        if self._kill_file.exists():  # nothing was committed
+        if self._kill_file.exists():  # it did not come
             self._kill_file.unlink(missing_ok=True)
         else:
             self._wait(lambda: self._workers() not in ([], killed), _READY_SECONDS)
@@ -303,6 +310,7 @@ class Service:
 _FAULTS: Mapping[FaultKind, Callable[[Service], None]] = {
     FaultKind.KILL: Service._kill,
     FaultKind.KILL_WORKER: Service._kill_worker,
+    FaultKind.KILL_UPLOADED: Service._kill_after_upload,
     FaultKind.KILL_COMMITTED: Service._kill_after_commit,
     FaultKind.TERM: Service._terminate,
     FaultKind.STOP: Service._freeze,

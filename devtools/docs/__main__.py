@@ -1,6 +1,6 @@
-"""Write the generated parts of the reference and of terraform/, or check that they are current.
+"""Write the generated parts of the reference, of terraform/ and of service/, or check them.
 
-    python -m devtools.docs            # writes pages in docs/, and files in terraform/
+    python -m devtools.docs            # writes pages in docs/, and files elsewhere
     python -m devtools.docs --check    # exits with 1 and names the files that are not current
 
 A page marks each generated part. The text around the parts is written by hand:
@@ -25,6 +25,7 @@ from devtools.docs import (
     http_contract,
     indexes,
     log_lines,
+    openapi,
     result_message,
     settings,
     tasks,
@@ -45,6 +46,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "alert-message-fields": alerts.message_fields,
     "alerts": terraform.alerts,
     "commands": commands.render,
+    "detect-statuses": openapi.statuses,
     "developer-commands": commands.render_developer,
     "document-examples": document.examples,
     "document-fields": document.fields_table,
@@ -108,7 +110,7 @@ def stale_files(files: Mapping[Path, str]) -> dict[Path, str]:
 def main(check: bool, reference: Path) -> None:
     """Write the generated parts of the reference, the root module, and the module's README."""
     stale = stale_pages(reference) | stale_pages(HOW_TO)
-    stale |= stale_files(terraform_root.files() | terraform_readme.files())
+    stale |= stale_files(terraform_root.files() | terraform_readme.files() | openapi.files())
     stale |= stale_files(result_message.files() | alerts.files())
     if check and stale:
         names = ", ".join(page.name for page in stale)

@@ -320,9 +320,14 @@ MEANINGS: Mapping[str, Meaning] = {
         "null if neither is known",
     ),
     "shard": Meaning("0 to 9, from the document's id. Queries by time use it."),
-    "derived": Meaning("Objects in RESULTS_BUCKET that were made from the image."),
+    "derived": Meaning(
+        "The [derived images](../how-to/derived-images.md): objects in RESULTS_BUCKET that were "
+        "made from the image."
+    ),
     "derived_error": Meaning(
-        "Why the image has no derived images, although its settings ask for them.", "null if it has"
+        "A sentence for a person: why a done image has no derived images, although its source asks "
+        "for them. Then show nothing.",
+        "null otherwise",
     ),
     "alerts": Meaning("The alerts of this image. Each has its [own document](alert.md)."),
     "alerts[].id": Meaning("Id of the alert's document."),
@@ -372,14 +377,12 @@ def examples() -> str:
     return "\n\n".join(parts)
 
 
-def fields_table() -> str:
-    """Return a table of the fields.
+def field_types() -> dict[str, str]:
+    """Return the type of each field, by its path.
 
     Raises:
         LookupError: MEANINGS has other fields than the documents.
     """
-    from devtools.bench.index_entries import deployed_indexes  # it imports the examples
-
     types: dict[str, str] = {}
     for document in samples():
         for path, kind in _paths(document):
@@ -390,6 +393,18 @@ def fields_table() -> str:
         raise LookupError(
             f"devtools/docs/document.py: MEANINGS and the document differ: {differing}"
         )
+    return types
+
+
+def fields_table() -> str:
+    """Return a table of the fields.
+
+    Raises:
+        LookupError: MEANINGS has other fields than the documents.
+    """
+    from devtools.bench.index_entries import deployed_indexes  # it imports the examples
+
+    types = field_types()
     indexes = deployed_indexes()
     rows = [
         (code(path), types[path], each.unit, each.text, each.null, _indexed(path, indexes))

@@ -21,6 +21,7 @@ _ELSEWHERE = {
     errors.SmokeError: "`yolo-batch smoke` fails",
     errors.BadImageError: "204, after the image is recorded as failed",
     errors.DocumentKeptError: "204, the document stays",
+    errors.NotAnImageError: "204, nothing is recorded",
     errors.ObjectGoneError: "204, nothing is recorded",
 }
 

@@ -8,15 +8,18 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-from flask import Flask
+from flask import Blueprint, Flask
 from werkzeug.test import TestResponse
 
 from devtools.docs.error_codes import request_errors
-from devtools.docs.markdown import code, fence, first_paragraph, table
+from devtools.docs.markdown import code, codes, fence, first_paragraph, table
 from service.domain import Event
 from service.events import parse_event
 from service.pipeline import Pipeline
 from service.server.app import create_app
+from service.server.detect_api import DetectLimits, detect_blueprint
+from service.settings import DETECT
+from service.settings import EVENTS as EVENT_ENDPOINTS
 
 EVENTS = Path(__file__).parents[2] / "tests" / "data" / "events"
 EXAMPLES = {  # sample in tests/data/events: its title
@@ -65,19 +68,25 @@ def respond(error: type[BaseException] | None) -> TestResponse:
 
 
 def routes() -> str:
-    """Return a table of the paths."""
+    """Return a table of the paths, and of the value of ENDPOINTS that each needs."""
     meanings = {
         "/": "Receives one event or one job.",
+        "/v1/detect": "Detects objects in one image, and returns the result.",
+        "/openapi.json": "The description of `/v1/detect` (OpenAPI 3.1).",
         "/health/live": "Liveness: whether the platform should keep the process.",
         "/health/ready": "Readiness: whether the process takes messages.",
     }
-    rules = [rule for rule in _app(None).url_map.iter_rules() if rule.endpoint != "static"]
-    rows = [
-        (code(f"{'POST' if 'POST' in (rule.methods or ()) else 'GET'} {rule.rule}"), meaning)
-        for rule in sorted(rules, key=lambda rule: rule.rule)
-        if (meaning := meanings[rule.rule])
-    ]
-    return table(("request", "purpose"), rows)
+    requests: dict[str, dict[str, str]] = {
+        EVENT_ENDPOINTS: _requests(None),
+        DETECT: _requests(_detect()),
+    }
+    paths = sorted(set().union(*requests.values()))
+    rows = []
+    for path in paths:
+        served = [value for value, found in requests.items() if path in found]
+        request = requests[served[0]][path]
+        rows.append((code(request), codes(served), meanings[path]))
+    return table(("request", "`ENDPOINTS`", "purpose"), rows)
 
 
 def statuses() -> str:
@@ -144,5 +153,26 @@ def _row(response: TestResponse, meaning: str) -> tuple[int, str, str, str]:
     return response.status_code, code(body["error"]["code"]), retry_after, meaning
 
 
-def _app(error: BaseException | None, status: tuple[str, str | None] = ("ready", None)) -> Flask:
-    return create_app(cast(Pipeline, _Pipeline(error, status)), max_request_bytes=_LIMIT_BYTES)
+def _requests(detect: Blueprint | None) -> dict[str, str]:
+    """Return the requests of an application, by path."""
+    app = _app(None, detect=detect)
+    return {
+        rule.rule: f"{'POST' if 'POST' in (rule.methods or ()) else 'GET'} {rule.rule}"
+        for rule in app.url_map.iter_rules()
+        if rule.endpoint != "static"
+    }
+
+
+def _detect() -> Blueprint:
+    pipeline = cast(Pipeline, _Pipeline(None, ("ready", None)))
+    limits = DetectLimits(_LIMIT_BYTES, _LIMIT_BYTES, seconds=1, commit_seconds=0)
+    return detect_blueprint(pipeline, lambda document_id, deadline: None, limits)
+
+
+def _app(
+    error: BaseException | None,
+    status: tuple[str, str | None] = ("ready", None),
+    detect: Blueprint | None = None,
+) -> Flask:
+    pipeline = cast(Pipeline, _Pipeline(error, status))
+    return create_app(pipeline, max_request_bytes=_LIMIT_BYTES, detect=detect)

@@ -10,7 +10,7 @@ from service.settings import BUNDLED_MODEL, Settings
 
 # Purposes and their settings. Every setting is in exactly one group. `render` checks it.
 GROUPS = {
-    "Server": ("bind_address", "port", "max_request_bytes", "log_level"),
+    "Server": ("bind_address", "port", "endpoints", "max_request_bytes", "log_level"),
     "Model": (
         "model_path",
         "device",
@@ -42,6 +42,7 @@ GROUPS = {
     ),
     "Time limits": (
         "ack_deadline_seconds",
+        "detect_timeout_seconds",
         "storage_timeout_seconds",
         "firestore_timeout_seconds",
         "sources_refresh_seconds",

@@ -17,7 +17,7 @@ from devtools.local_stack.processes import Child, Processes, free_port, is_answe
 from devtools.local_stack.stack import Stack, StackOptions
 from devtools.warehouse import Warehouse
 from service.cli.output import Column, json_line, say_table
-from service.domain import ImageRef, ObjectMetadata
+from service.domain import ImageRef
 from service.gcp.clients import build_reader, build_source_store
 from service.operate.watch import watch
 from service.settings import Settings
@@ -99,7 +99,12 @@ def _sources() -> Sources:
 def _start_webhook(processes: Processes, stack: Stack) -> Child:
     """Start the example's webhook, and a subscription that pushes alerts to it."""
     url = f"http://127.0.0.1:{free_port()}"
-    command = [sys.executable, EXAMPLES / "alert_webhook.py", "--port", url.rpartition(":")[2]]
+    command: list[str | Path] = [
+        sys.executable,
+        EXAMPLES / "alert_webhook.py",
+        "--port",
+        url.rpartition(":")[2],
+    ]
     webhook = processes.start("webhook", command, os.environ)
     webhook.wait_until(lambda: is_answering(url, 405), timeout_seconds=_SECONDS)
     with pubsub_v1.SubscriberClient() as subscriber:
@@ -117,17 +122,17 @@ def _follow(image: Path, settings: Settings, stack: Stack, webhook: Child, outpu
     blob.upload_from_filename(image)
     click.echo(f"Uploaded gs://{_BUCKET}/{_NAME}\n")
     reader = build_reader(settings)
-    ref = ImageRef(_BUCKET, _NAME, blob.generation, ObjectMetadata(size=blob.size))
+    ref = ImageRef(_BUCKET, _NAME, blob.generation)
     if watch(lambda: [[ref]], reader, interval_seconds=0.2, timeout_seconds=_SECONDS).missing:
         raise LocalStackError("The image has no result. The log of the service says why.")
     document = reader.document(ref.document_id) or {}
     click.echo(f"The document {ref.document_id}:")
     click.echo(f"  status {document['status']}, {_found(document)}\n")
-    [message] = _pull(stack, _RESULTS_TOPIC)
+    message, *_ = _pull(stack, _RESULTS_TOPIC)  # a redelivery publishes it again
     [row] = Warehouse([message]).query(_ROW)
     click.echo("Its message as a row of the view `results` of BigQuery:")
     click.echo(f"  {row}\n")
-    webhook.wait_until(lambda: '{"' in webhook.log_text(), timeout_seconds=_SECONDS)
+    webhook.wait_until(lambda: "}\n" in webhook.log_text(), timeout_seconds=_SECONDS)
     alert = next(line for line in webhook.log_text().splitlines() if line.startswith('{"'))
     (output / "alert.json").write_text(alert + "\n", encoding="utf-8")
     alert_fields = json.loads(alert)

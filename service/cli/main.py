@@ -71,7 +71,7 @@ def results(uri: tuple[str, str], as_json: bool) -> None:
     """Print the documents of a bucket or prefix from Firestore.
 
     Large results are in objects of RESULTS_BUCKET. With --json, their detections are read from
-    there.
+    there, and `derived` has the addresses of the derived images.
     """
     from service.cli.report import no_results_note, say_results
     from service.gcp.clients import build_large_results, build_reader

@@ -84,8 +84,8 @@ def apply(file: Path, dry_run: bool, yes: bool) -> None:
     """Replace all stored sources with those of a file.
 
     Shows what changes, and asks before it writes. If somebody else changed the sources meanwhile,
-    nothing is written. The service uses the new sources within SOURCES_REFRESH_SECONDS. A file with
-    an empty list removes all sources.
+    nothing is written. A source in RESULTS_BUCKET is refused. The service uses the new sources
+    within SOURCES_REFRESH_SECONDS. A file with an empty list removes all sources.
     """
     from service.gcp.clients import build_source_store
     from service.sources.changes import changes

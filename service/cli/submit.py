@@ -83,6 +83,8 @@ def submit(
 
     if no_check and wait:
         raise click.UsageError("--wait needs to know each object's generation: omit --no-check")
+    if timeout is not None and not wait:
+        raise click.UsageError("--timeout needs --wait")
     try:
         refs = read(_stdin_lines() if uris == ("-",) else uris)
     except SubmissionError as exc:

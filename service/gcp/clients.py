@@ -85,6 +85,7 @@ def build_result_objects(settings: Settings) -> "ResultObjects":
         _storage(settings),
         settings.results_bucket,
         timeout_seconds=settings.storage_timeout_seconds,
+        connections=settings.max_in_flight,
     )
 
 

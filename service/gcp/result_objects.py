@@ -24,7 +24,7 @@ from service.domain import ResultObject
 from service.errors import ResultObjectError, StorageRefusedError
 from service.gcp.outages import Outages
 from service.gcp.refusals import NO_CREDENTIALS, Scope
-from service.gcp.storage import REFUSALS, read_refusal, translate_errors
+from service.gcp.storage import REFUSALS, read_refusal, translate_errors, widen
 from service.object_metadata import RESULT_MARKER
 
 _URI = re.compile(r"gs://([^/]+)/(([0-9a-f]{40})-[0-9a-z.-]{1,200})")
@@ -45,6 +45,7 @@ class ResultObjects:
         bucket: str | None,
         *,
         timeout_seconds: float,
+        connections: int = 10,
         outages: Outages | None = None,
     ) -> None:
         """Take the client and the limits.
@@ -53,8 +54,10 @@ class ResultObjects:
             client: the vendor's client.
             bucket: RESULTS_BUCKET. None: there is none, and nothing can be created.
             timeout_seconds: time of one call, with all its attempts.
+            connections: how many threads will use it at once.
             outages: logs outages. None: a new object.
         """
+        widen(client, connections)
         self._client = client
         self.bucket = bucket
         self._timeout_seconds = timeout_seconds

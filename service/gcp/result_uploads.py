@@ -17,7 +17,10 @@ If it is unknown whether a commit succeeded, the objects stay. The next delivery
 
 import hashlib
 import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 from service.deadline import NO_DEADLINE, Deadline
 from service.domain import CommittedResult, DerivedImage, ImageResult, PreparedResult, ResultObject
@@ -27,6 +30,7 @@ from service.gcp.result_objects import ResultObjects
 
 logger = logging.getLogger(__name__)
 
+_UPLOADS_AT_ONCE = 4  # of one image
 _ENDINGS = {"image/jpeg": "jpg", "image/png": "png", "text/plain": "txt"}
 
 
@@ -53,8 +57,17 @@ class ResultUploads:
         derived = (replace(image, uri=uri) for image, uri in zip(result.derived, uris, strict=True))
         result, large = self._large_results.fit(replace(result, derived=tuple(derived)))
         contents += [large] if large else []
-        found = [content for content in contents if not self._objects.create(content, deadline)]
+        are_new = self._create(contents, deadline)
+        found = [content for content, is_new in zip(contents, are_new, strict=True) if not is_new]
         return PreparedResult(result, {self._objects.uri(each.name): each for each in found})
+
+    def _create(self, contents: Sequence[ResultObject], deadline: Deadline) -> list[bool]:
+        """Create objects, several at once. Return for each whether it is new."""
+        create = partial(self._objects.create, deadline=deadline)
+        if len(contents) < 2:
+            return list(map(create, contents))
+        with ThreadPoolExecutor(min(len(contents), _UPLOADS_AT_ONCE)) as threads:
+            return list(threads.map(create, contents))
 
     def settle(
         self,
@@ -99,7 +112,7 @@ def _content(document_id: str, index: int, image: DerivedImage) -> ResultObject:
     """Return the object of a derived image.
 
     Its name has no label and nothing of the image's name, because both are untrusted text. `index`
-    keeps equal crops apart.
+    gives equal crops different names.
     """
     crop = () if image.class_id is None else (image.class_id, index)
     sha256 = hashlib.sha256(image.data).hexdigest()

@@ -47,7 +47,6 @@ from service.images.decoders import (
     Request,
     needed_bytes,
 )
-from service.images.derive import DerivePlan
 from service.images.details import Details
 from service.images.letterbox import shrink
 from service.images.pixels import DecodedImage
@@ -279,7 +278,8 @@ def _derive(decoded: DecodedImage, packed: bytes, length: int, request: Request)
         BadImageError: the image has another size than in the plan.
         NeedsMemoryError: there is not enough memory.
     """
-    # Imported here, because most services derive no images.
+    # Imported here, because many services derive no images.
+    from service.images.derive import DerivePlan
     from service.images.render import render
 
     plan, info = DerivePlan.from_bytes(packed), decoded.info

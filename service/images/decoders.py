@@ -36,7 +36,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 
@@ -44,18 +44,20 @@ from service.concurrency.semaphore import FairSemaphore
 from service.deadline import Deadline
 from service.domain import DerivedImage, ErrorCode, ImageInfo
 from service.errors import BadImageError, DecoderUnavailableError, ShuttingDownError
-from service.images.derive import DerivePlan
 from service.images.details import Details
 from service.images.pixels import DecodedImage
 from service.machine import cores
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.images.derive import DerivePlan
 
 logger = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-P", "-m", "service.images.decoder_process")
 MAX_FILES = 1000  # then a decoder is replaced, which bounds what a library can leak
 BYTES_PER_PIXEL = 13  # the highest measured need is 12: a rotated progressive JPEG
-_DECODED_BYTES_PER_PIXEL = 3
+DECODED_BYTES_PER_PIXEL = 3  # of an image that is decoded
 
 READY, PIXELS, OUTPUTS = b"R", b"P", b"O"
 BAD_IMAGE, NEEDS_MEMORY, EXITED = b"B", b"L", b"E"
@@ -217,7 +219,7 @@ class Decoders:
     def derive(
         self,
         data: bytes,
-        plan: DerivePlan,
+        plan: "DerivePlan",
         *,
         content_encoding: str | None = None,
         deadline: Deadline,
@@ -466,7 +468,7 @@ def needed_bytes(pixels: int, length: int, request: Request) -> int:
         request: what is done.
     """
     decoding_bytes = BYTES_PER_PIXEL * pixels
-    rendering_bytes = _DECODED_BYTES_PER_PIXEL * pixels + request.render_bytes
+    rendering_bytes = DECODED_BYTES_PER_PIXEL * pixels + request.render_bytes
     has_plan = request.plan_length > 0
     pixels_bytes = max(decoding_bytes, rendering_bytes) if has_plan else decoding_bytes
     return pixels_bytes + 2 * length + 3 * request.plan_length
@@ -700,7 +702,7 @@ def _read_pixels(request: Request, body: bytes, memory_fd: int) -> tuple[Decoded
 
 
 def _read_outputs(
-    plan: DerivePlan, body: bytes, memory_fd: int
+    plan: "DerivePlan", body: bytes, memory_fd: int
 ) -> tuple[tuple[DerivedImage, ...], int]:
     """Copy the derived images from the shared memory.
 

@@ -7,7 +7,13 @@ from typing import NamedTuple, Self
 
 import msgspec
 
-from service.derived import DeriveOptions, NormalizedFormat
+from service.derived import (
+    LARGEST_OPTIONS,
+    MAX_NORMALIZED_PIXELS,
+    MAX_SIDE,
+    DeriveOptions,
+    NormalizedFormat,
+)
 from service.domain import (
     MIN_KEYPOINT_CONFIDENCE,
     Box,
@@ -98,11 +104,9 @@ class DerivePlan:
     @property
     def render_bytes(self) -> int:
         """The memory in bytes that rendering needs at most, besides the decoded image."""
-        view = self.view[0] * self.view[1]
         normalized = self.options.normalized.max_pixels if self.options.normalized else 0
         normalized = min(normalized, self.image.width * self.image.height)
-        pixels_bytes = _RENDER_BYTES_PER_PIXEL * view + _NORMALIZED_BYTES_PER_PIXEL * normalized
-        return pixels_bytes + self.options.max_output_bytes
+        return _render_bytes(self.view[0] * self.view[1], normalized, self.options)
 
     def outputs(self) -> tuple[Output, ...]:
         """Return the images that are made, in a fixed order. Crops are the last."""
@@ -211,6 +215,16 @@ class DerivePlan:
             else:
                 shares += [0.0, 0.0, 0.0]
         return shares if all(map(math.isfinite, shares)) else []
+
+
+def _render_bytes(view: int, normalized: int, options: DeriveOptions) -> int:
+    """Return the memory in bytes for the pixels of a view and of a normalized image."""
+    pixels_bytes = _RENDER_BYTES_PER_PIXEL * view + _NORMALIZED_BYTES_PER_PIXEL * normalized
+    return pixels_bytes + options.max_output_bytes
+
+
+# What rendering needs at most, besides the decoded image.
+LARGEST_PLAN_BYTES = _render_bytes(MAX_SIDE**2, MAX_NORMALIZED_PIXELS, LARGEST_OPTIONS)
 
 
 def _fit(image: ImageInfo, scale: float) -> tuple[int, int]:

@@ -10,8 +10,8 @@ from service.images.derive import Region
 from service.images.pixels import Pixels
 
 # Mean colours along the longer side of a region. At most CELLS x CELLS colours are left of a
-# region, whatever its size. Recognisers trained on faces of 6 x 7 cells still tell 40 people apart
-# (McPherson, Shokri and Shmatikov 2016, https://arxiv.org/abs/1609.00408), so there are fewer.
+# region, whatever its size. Software that was trained on 40 known people recognised them in mosaics
+# of 6 x 7 cells (McPherson, Shokri and Shmatikov 2016, https://arxiv.org/abs/1609.00408).
 CELLS = 4
 
 

@@ -12,7 +12,10 @@ from service.images.pixels import Pixels
 from service.images.redact import redact
 
 _JPEG_QUALITY = 85
-_PNG_COMPRESSION = 3
+# Half of the time of the default strategy, and smaller files, for eight photos.
+_PNG_PARAMETERS = (
+    cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE,
+)  # fmt: skip
 
 
 def render(pixels: Pixels, plan: DerivePlan) -> list[bytes]:
@@ -83,10 +86,9 @@ def _shrunk(pixels: Pixels, width: int, height: int) -> Pixels:
 
 def _encode(pixels: Pixels, *, is_png: bool) -> bytes:
     if is_png:
-        parameters = [cv2.IMWRITE_PNG_COMPRESSION, _PNG_COMPRESSION]
+        is_encoded, data = cv2.imencode(".png", pixels, _PNG_PARAMETERS)
     else:
-        parameters = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
-    is_encoded, data = cv2.imencode(".png" if is_png else ".jpg", pixels, parameters)
+        is_encoded, data = cv2.imencode(".jpg", pixels, (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY))
     if not is_encoded:  # valid pixels can always be encoded, unless memory is short
         raise MemoryError
     return data.tobytes()

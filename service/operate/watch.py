@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.domain import ImageRef
+from service.object_metadata import is_marked
 from service.operate.reconcile import LOOKUP_SIZE, State, Store, state_of
 
 _SHOWN = 5  # missing images that a report names
@@ -180,7 +181,7 @@ class _Pass:
 
     def look(self, page: Sequence[ImageRef]) -> None:
         """Count the images of a page."""
-        images = [ref for ref in page if not ref.is_ignorable]
+        images = [ref for ref in page if not (ref.is_ignorable or is_marked(ref.metadata.custom))]
         ids = [int(ref.document_id[:_ID_DIGITS], 16) for ref in images]
         waiting = []
         for ref, key, state in zip(images, ids, self._before.states(ids), strict=True):

@@ -1,4 +1,4 @@
-"""The HTTP endpoints: one for events, two for health.
+"""The HTTP endpoints: one for events or one for callers who wait, and two for health.
 
 Pub/Sub and Eventarc redeliver a message unless the status is 102, 200, 201, 202 or 204
 (https://cloud.google.com/pubsub/docs/push). So 204 means that another delivery would not help.
@@ -18,8 +18,8 @@ Pub/Sub and Eventarc redeliver a message unless the status is 102, 200, 201, 202
 import logging
 from collections.abc import Callable, Mapping
 
-from flask import Flask, Response, jsonify, request
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from flask import Blueprint, Flask, Response, jsonify, request
+from werkzeug.exceptions import HTTPException
 
 from service.deadline import NO_DEADLINE, Deadline
 from service.errors import (
@@ -32,6 +32,7 @@ from service.errors import (
 from service.events import parse_event
 from service.logs import set_trace
 from service.pipeline import Pipeline
+from service.server.responses import error_response, read_body
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ def create_app(
     project: str | None = None,
     model_health: Mapping[str, str] | None = None,
     verify: Callable[[str | None], None] | None = None,
+    detect: Blueprint | None = None,
 ) -> Flask:
     """Build the web application around a pipeline.
 
@@ -56,10 +58,10 @@ def create_app(
         project: the project of the traces in log lines.
         model_health: fields that /health/ready adds to its status.
         verify: checks the `Authorization` header of every request except health probes.
+        detect: the endpoints of `service.server.detect_api`. Then there is none for events.
     """
     app = Flask(__name__)
-    app.config["MAX_CONTENT_LENGTH"] = max_request_bytes
-    app.config["MAX_FORM_MEMORY_SIZE"] = max_request_bytes
+    app.config["MAX_CONTENT_LENGTH"] = max_request_bytes + 1  # see `read_body`
 
     @app.before_request
     def trace() -> None:
@@ -72,14 +74,16 @@ def create_app(
             if request.endpoint not in _OPEN:
                 verify(request.headers.get("Authorization"))
 
-    @app.post("/")
     def receive() -> Response:
         deadline = start_deadline()
-        body = _body()
-        if request.content_length is None and len(body) >= max_request_bytes:
-            raise RequestEntityTooLarge  # Flask silently truncates a chunked body at the limit
+        body = read_body(max_request_bytes)
         pipeline.handle(parse_event(dict(request.headers), body), deadline)
         return Response(status=204)
+
+    if detect:
+        app.register_blueprint(detect)
+    else:
+        app.post("/")(receive)
 
     @app.get("/health/live")
     def live() -> Response:
@@ -95,19 +99,19 @@ def create_app(
     @app.errorhandler(EnvelopeError)
     def unreadable(error: EnvelopeError) -> Response:
         logger.warning("Received an unreadable request", extra={"reason": str(error)})
-        return _error(400, "unreadable_request", str(error))
+        return error_response(400, "unreadable_request", str(error))
 
     @app.errorhandler(UnauthenticatedError)
     def unauthenticated(error: UnauthenticatedError) -> Response:
         _log_unauthorized(401, error)
-        response = _error(401, "unauthenticated", str(error))
+        response = error_response(401, "unauthenticated", str(error))
         response.headers["WWW-Authenticate"] = "Bearer"
         return response
 
     @app.errorhandler(ForbiddenError)
     def forbidden(error: ForbiddenError) -> Response:
         _log_unauthorized(403, error)
-        return _error(403, "forbidden", str(error))
+        return error_response(403, "forbidden", str(error))
 
     @app.errorhandler(TransientError)
     def transient(error: TransientError) -> Response:
@@ -118,7 +122,7 @@ def create_app(
             extra={"status": status, "reason": str(error)},
             exc_info=error.__cause__,
         )
-        response = _error(status, "try_again", str(error))
+        response = error_response(status, "try_again", str(error))
         response.headers["Retry-After"] = str(error.retry_after_seconds)
         return response
 
@@ -126,7 +130,7 @@ def create_app(
     def http_error(error: HTTPException) -> Response:
         status = error.code or 500
         code = error.name.lower().replace(" ", "_")
-        response = _error(status, code, error.description or error.name)
+        response = error_response(status, code, error.description or error.name)
         headers = error.get_headers(request.environ)  # a 405 lists the allowed methods
         response.headers.extend([h for h in headers if h[0].lower() not in response.headers])
         return response
@@ -134,24 +138,11 @@ def create_app(
     @app.errorhandler(Exception)
     def unexpected(error: Exception) -> Response:
         logger.error("Failed to handle a message", exc_info=error)
-        return _error(500, "internal_error", "The message could not be handled. See the log.")
+        return error_response(
+            500, "internal_error", "The request could not be handled. See the log."
+        )
 
     return app
-
-
-def _body() -> bytes:
-    """Return the request's body.
-
-    Raises:
-        EnvelopeError: its chunks are malformed. The server's own error would quote them.
-        HTTPException: it is too large, or ends early.
-    """
-    try:
-        return request.get_data()
-    except HTTPException:
-        raise
-    except Exception:  # noqa: BLE001 - an error of gunicorn, which this module does not import
-        raise EnvelopeError("The request's body cannot be read.") from None
 
 
 def _health(
@@ -166,10 +157,3 @@ def _health(
 def _log_unauthorized(status: int, error: Exception) -> None:
     extra = {"status": status, "reason": str(error)}
     logger.warning("Received an unauthorized request", extra=extra)
-
-
-def _error(status: int, code: str, sentence: str) -> Response:
-    """Return an error response. The sentence must not repeat anything from the request."""
-    response = jsonify(error={"code": code, "message": sentence})
-    response.status_code = status
-    return response

@@ -25,12 +25,12 @@ from service.inference.model import Model
 from service.memory import fit_into_memory
 from service.pipeline import Pipeline, PipelineOptions
 from service.recorder import Recorder
-from service.settings import Settings
+from service.settings import DETECT, Settings
 from service.sources.current import CurrentSources, current_sources
 from service.sources.rules import Rules
 
 if TYPE_CHECKING:
-    from flask import Flask
+    from flask import Blueprint, Flask
 
     from service.alert_step import AlertStep
     from service.gcp.firestore import ResultStore
@@ -80,15 +80,17 @@ def build_app() -> "Flask":
     pipeline = build_pipeline(
         settings, decoders, verified, storage, store, limit, sources, deletion, after_commit, alerts
     )
+    detect = _detect_blueprint(settings, pipeline, store)
     app = create_app(
         pipeline,
-        max_request_bytes=settings.max_request_bytes,
+        max_request_bytes=settings.max_image_bytes if detect else settings.max_request_bytes,
         start_deadline=lambda: Deadline.after(
             settings.delivery_seconds, commit_seconds=settings.firestore_timeout_seconds
         ),
         project=store.project,
         model_health=_model_health(verified, settings),
         verify=_verifier(settings),
+        detect=detect,
     )
     app.extensions[PIPELINE] = pipeline
     return app
@@ -204,6 +206,23 @@ def _daily_limit(settings: Settings) -> DailyLimit | None:
     limit = DailyLimit(settings.daily_image_limit, build_daily_count(settings))
     limit.share(Deadline.after(settings.firestore_timeout_seconds), is_due=True)
     return limit
+
+
+def _detect_blueprint(
+    settings: Settings, pipeline: Pipeline, store: "ResultStore"
+) -> "Blueprint | None":
+    """Return the endpoints for callers who wait, or None if the service takes events."""
+    if settings.endpoints != DETECT:
+        return None
+    from service.server.detect_api import DetectLimits, detect_blueprint
+
+    limits = DetectLimits(
+        max_image_bytes=settings.max_image_bytes,
+        max_request_bytes=min(settings.max_request_bytes, settings.max_image_bytes),
+        seconds=settings.detect_seconds,
+        commit_seconds=settings.firestore_timeout_seconds,
+    )
+    return detect_blueprint(pipeline, store.read_document, limits)
 
 
 def _cannot_start(reason: str) -> NoReturn:

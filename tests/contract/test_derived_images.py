@@ -131,6 +131,7 @@ def test_race_of_two_deliveries_leaves_the_winners_objects(
     reader: ResultReader,
     uploads: ResultUploads,
     results_bucket: storage.Bucket,
+    monkeypatch: pytest.MonkeyPatch,
     is_equal: bool,
 ) -> None:
     """Both have uploaded before the first one commits."""
@@ -142,7 +143,7 @@ def test_race_of_two_deliveries_leaves_the_winners_objects(
         uploaded.wait()
         return prepared
 
-    uploads.prepare = prepare_and_wait  # type: ignore[method-assign]
+    monkeypatch.setattr(uploads, "prepare", prepare_and_wait)
     recorders = [Recorder(store, Health(hang_timeout_seconds=600), uploads) for _ in crops]
     for number in range(ROUNDS):
         results = [

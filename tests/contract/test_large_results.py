@@ -175,7 +175,7 @@ def test_rerun_with_equal_detections_keeps_the_object(
     assert document_of(reader, result)["timings"]["queue_ms"] == 9.0
 
 
-def test_shared_object_that_vanishes_before_the_commit_is_restored(
+def test_shared_object_that_vanishes_is_restored(
     store: ResultStore, uploads: ResultUploads, results_bucket: storage.Bucket
 ) -> None:
     """A superseded delivery with the same detections removes the object that it created."""

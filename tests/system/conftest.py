@@ -143,7 +143,7 @@ def event_data(ref: ImageRef) -> dict[str, str]:
 def start_service(stack: Stack, tmp_path: Path) -> Iterator[Callable[..., Service]]:
     """Start a service with further settings. It is stopped at the end of the test."""
     with Processes(tmp_path) as processes:
-        yield partial(_start, processes)
+        yield partial(start, processes)
 
 
 @pytest.fixture(scope="session")
@@ -153,10 +153,10 @@ def service(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     Only tests deliver events to it. Its log has the lines of all tests.
     """
     with Processes(tmp_path_factory.mktemp("service")) as processes:
-        yield _start(processes, ready=True, **stack.environment)
+        yield start(processes, ready=True, **stack.environment)
 
 
-def _start(processes: Processes, *, ready: bool = True, **settings: str) -> Service:
+def start(processes: Processes, *, ready: bool = True, **settings: str) -> Service:
     port = free_port()
     own = {"BIND_ADDRESS": "127.0.0.1", "PORT": str(port)}
     environment = {**os.environ, **own, **PATIENT, **settings}

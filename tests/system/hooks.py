@@ -10,6 +10,7 @@ from typing import Any
 
 from service import after_commit
 from service.domain import Prediction, Task
+from service.gcp.firestore import ResultStore
 from service.images.decoders import DecodeLimits, Decoders
 from service.images.pixels import DecodedImage
 from service.inference.detector import Detector
@@ -62,6 +63,14 @@ class CrashingAtLoadWorker(Worker):
     def load_wsgi(self) -> None:
         vars(wsgi)["load_model"] = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         super().load_wsgi()
+
+
+class CrashingAtCommitWorker(Worker):
+    """Crashes before its first commit: the objects of the result were uploaded."""
+
+    def load_wsgi(self) -> None:
+        super().load_wsgi()
+        ResultStore.commit = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore
 
 
 class CrashingWorker(Worker):

@@ -1,11 +1,12 @@
 """The programs in examples/, run as a user runs them."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from ast import literal_eval
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import cv2
@@ -13,15 +14,16 @@ import pytest
 from google.cloud.storage import Client
 
 from devtools.demo_model.shapes import Scene
-from devtools.local_stack.processes import free_port
+from devtools.local_stack.processes import Processes, free_port
 from devtools.local_stack.stack import Stack
 from service.domain import ImageRef
-from tests.fakes import wait_until
+from tests.fakes import PATIENCE_SECONDS, wait_until
 from tests.system.conftest import (
     CLI_SECONDS,
     Service,
     document,
     put_aside,
+    start,
     upload,
     wait_for_document,
 )
@@ -41,6 +43,11 @@ def run_example(
         timeout=CLI_SECONDS,
         check=False,
     )
+
+
+def run_shell(name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = ["sh", str(EXAMPLES / name), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=CLI_SECONDS, check=False)
 
 
 def uploaded_by(stack: Stack, camera: str) -> list[ImageRef]:
@@ -144,6 +151,49 @@ def test_upload_camera_stops_on_a_signal(
         finally:
             process.kill()
     assert (process.returncode, stderr) == (0, b"")
+
+
+@pytest.fixture(scope="module")
+def detect_url(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    settings = {"ENDPOINTS": "detect", "DETECT_TIMEOUT_SECONDS": f"{2 * PATIENCE_SECONDS:g}"}
+    with Processes(tmp_path_factory.mktemp("detect")) as processes:
+        yield start(processes, ready=True, **stack.environment, **settings).url
+
+
+@pytest.mark.parametrize("kind", ["file", "uri"])
+def test_detect_prints_what_is_in_an_image(
+    kind: str, detect_url: str, stack: Stack, samples: Samples
+) -> None:
+    path, _ = samples[0]
+    ref = put_aside(stack, "examples/detect.jpg", path.read_bytes())
+    image = str(path) if kind == "file" else ref.uri
+    in_python = run_example("detect.py", detect_url, image)
+    assert in_python.returncode == 0, in_python.stderr
+    with_curl = run_shell("detect.sh", detect_url, image)
+    assert with_curl.returncode == 0, with_curl.stderr
+    detections = json.loads(with_curl.stdout)["detections"]
+    printed = [line.split(maxsplit=2) for line in in_python.stdout.splitlines()]
+    assert [(label, literal_eval(box)) for label, _, box in printed] == [
+        (found["label"], found["box"]) for found in detections
+    ]
+    assert detections and document(ref) is None
+
+
+def test_detect_stores_the_result_of_an_object(
+    detect_url: str, stack: Stack, samples: Samples
+) -> None:
+    ref = put_aside(stack, "examples/stored.jpg", samples[1][0].read_bytes())
+    done = run_example("detect.py", detect_url, ref.uri, "--store")
+    assert done.returncode == 0, done.stderr
+    stored = document(ref)
+    assert stored and len(done.stdout.splitlines()) == stored["num_detections"] > 0
+
+
+@pytest.mark.parametrize("run", ["detect.py", "detect.sh"])
+def test_detect_shows_why_an_image_failed(detect_url: str, run: str) -> None:
+    done = (run_example if run.endswith(".py") else run_shell)(run, detect_url, str(EXAMPLES / run))
+    assert done.returncode != 0
+    assert "unsupported_media" in done.stdout + done.stderr
 
 
 def test_publish_jobs_prints_the_result_of_each_job(

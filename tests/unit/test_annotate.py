@@ -25,6 +25,7 @@ from service.domain import (
     RotatedBox,
     Task,
 )
+from service.images import annotate as annotate_module
 from service.images.annotate import annotate
 from service.images.pixels import Pixels
 from service.operate.detect import save_annotated
@@ -93,6 +94,101 @@ def test_classes_are_text_below_each_other() -> None:
     two = annotate(np.zeros((200, 200, 3), np.uint8), [], scores)
     assert one[:20, :60].any() and not one[40:].any()
     assert np.nonzero(two)[0].max() >= 1.8 * np.nonzero(one)[0].max()
+
+
+# --- labels ------------------------------------------------------------------------------------
+
+SIZE = (640, 480)
+EDGES = {
+    "left": Box(-30.0, 100.0, 20.0, 150.0),
+    "right": Box(620.0, 100.0, 640.0, 150.0),
+    "top": Box(100.0, 0.0, 150.0, 30.0),
+    "bottom": Box(100.0, 479.0, 150.0, 480.0),
+    "top right": Box(635.0, 0.0, 640.0, 5.0),
+    "far below": Box(100.0, 900.0, 150.0, 950.0),
+    "no number": Box(float("nan"), float("inf"), 1e30, -1e30),
+}
+
+
+@pytest.mark.parametrize("edge", EDGES)
+def test_label_is_never_cut_off_at_an_edge(edge: str) -> None:
+    assert text_of(EDGES[edge]) == text_of(Box(100.0, 100.0, 150.0, 150.0))
+
+
+def text_of(box: Box, label: str = "person") -> list[list[int]]:
+    """Return which pixels are text, within the bounds of the text."""
+    detection = Detection(label, 2, 0.9, box)
+    image = annotate(np.zeros((SIZE[1], SIZE[0], 3), np.uint8), [detection])
+    ink = image[..., 0] > 150  # the plate has little blue
+    rows, columns = np.nonzero(ink.any(axis=1))[0], np.nonzero(ink.any(axis=0))[0]
+    bounded: list[list[int]] = (
+        ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].astype(int).tolist()
+    )
+    return bounded
+
+
+@pytest.mark.parametrize("label", ["日本", "Řeka", "Ελλάδα", "Привет", "한국", "Straße"])
+def test_labels_of_many_scripts_are_drawn(label: str) -> None:
+    box = Box(100.0, 100.0, 150.0, 150.0)
+    assert text_of(box, label) != text_of(box, "?" * len(label))
+    assert text_of(box, label) != text_of(box, "")
+
+
+@pytest.mark.parametrize("label", ["", "\ud800", "a\nb", "\0", "😀", "\u202e", "x" * 100_000])
+def test_any_label_is_drawn_without_a_crash(label: str) -> None:
+    assert text_of(Box(100.0, 100.0, 150.0, 150.0), label)
+
+
+def test_long_label_is_made_smaller_and_then_shortened() -> None:
+    text, size, width, _ = fitted("person", 640, 480)
+    assert (text, size) == ("person 0.90", 14)
+    text, small, *_ = fitted("a label of a middle length, that fits", 250, 480)
+    assert text.endswith("fits 0.90") and small < size
+    assert fitted("person", width // 2, 480)[0] == "person"
+    text, _, width, _ = fitted("a label of such a length that it does not fit", 120, 480)
+    assert text.startswith("a label of") and text.endswith("…") and width <= 120
+    assert annotate_module.fit_text("person", " 0.90", 5, 480, 1.0) is None
+    assert annotate_module.fit_text("person", " 0.90", 480, 8, 1.0) is None
+
+
+def fitted(label: str, width: int, height: int) -> tuple[str, int, int, int]:
+    result = annotate_module.fit_text(label, " 0.90", width, height, 1.0)
+    assert result
+    return result
+
+
+@pytest.mark.parametrize("size", [(12, 12), (30, 20), (20, 300), (300, 16), (7, 7)], ids=str)
+def test_text_in_a_tiny_image_is_whole_or_left_out(size: tuple[int, int]) -> None:
+    scores = [ClassScore("tabby", 2, 0.9)] * 5
+    image = annotate(np.zeros((size[1], size[0], 3), np.uint8), [], scores)
+    result = annotate_module.fit_text("tabby", " 0.90", *size, max(size) / 640)
+    rows = np.nonzero(image.any(axis=(1, 2)))[0]
+    if not result:
+        assert not image.any()
+    else:
+        assert (rows.max() + 1) % result[3] == 0  # whole plates only
+        assert not image[:, result[2] :].any()
+
+
+def test_detections_are_scaled_to_the_image() -> None:
+    full = replace(MASKED, keypoints=SHOULDERS, rotated_box=TURNED)
+    half = annotate(np.zeros((200, 200, 3), np.uint8), [full], scale=(0.5, 0.5))
+    assert half[25, 25].any() and not half[110:].any() and not half[:, 110:].any()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e300, 1e300])
+def test_coordinates_that_are_no_numbers_do_not_crash(value: float) -> None:
+    broken = Detection(
+        "ring", 0, 0.5, Box(value, value, value, 9.0),
+        polygons=(Polygon((value, 1.0, 2.0, value, 3.0, 3.0)),),
+        keypoints=(Keypoint("nose", value, value, 0.9),),
+        rotated_box=RotatedBox(value, value, value, value, value),
+    )  # fmt: skip
+    with np.errstate(all="ignore"):
+        assert annotate(np.zeros((50, 60, 3), np.uint8), [broken]).shape == (50, 60, 3)
+
+
+# --- copies ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task", Task)

@@ -377,7 +377,7 @@ HUNDRED = [replace(GOOD, generation=number) for number in range(1, 101)]
 
 @pytest.mark.parametrize(
     ("inferences", "superseded", "is_clean"),
-    [(100, 0, True), (136, 0, True), (137, 0, False), (156, 20, True), (157, 20, False)],
+    [(100, 0, True), (144, 0, True), (145, 0, False), (164, 20, True), (165, 20, False)],
     ids=["none", "little", "much", "superseded", "more-than-superseded"],
 )
 def test_waste_is_limited(inferences: int, superseded: int, is_clean: bool) -> None:

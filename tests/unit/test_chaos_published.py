@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from devtools.chaos.audit import Ending, Expectation, Report, StoredDocument
-from devtools.chaos.published import Published, audit_published, chaos_sources
+from devtools.chaos.published import Content, Published, audit_published, chaos_sources
 from devtools.docs.document import DONE
 from service import alerts
 from service.document import to_document
@@ -107,7 +107,7 @@ class Run:
             self.results,
             self.alerts,
             [StoredDocument(key, fields, NOW, NOW) for key, fields in self.stored.items()],
-            self.objects,
+            {uri: Content.of(data) for uri, data in self.objects.items()},
         )
         expectations = [expectation(result) for result in self.images]
         audit_published(published, expectations, self.documents, SOURCES, report)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from service.derived import (
     LARGEST_OPTIONS,
@@ -21,7 +20,6 @@ from service.derived import (
 )
 from service.domain import (
     Box,
-    ClassScore,
     DerivedKind,
     Detection,
     ImageInfo,
@@ -31,6 +29,7 @@ from service.domain import (
     Task,
 )
 from service.images.derive import DerivePlan, Region
+from tests.plans import PLANS
 
 FULL_HD = ImageInfo(1920, 1080, "JPEG")
 PERSON = Detection("person", 0, 0.9, Box(480.0, 270.0, 960.0, 810.0))
@@ -136,30 +135,6 @@ def test_box_that_is_no_number_redacts_the_whole_image(value: float) -> None:
     assert not [output for output in found.outputs() if output.crop]
     assert DerivePlan.from_bytes(found.to_bytes()).redacted_regions(640, 480)
     assert bool(labels(Task.DETECT, broken)) != math.isnan(value)
-
-
-# Models return finite and other numbers, of any size.
-ANY = st.floats(width=32, allow_nan=True, allow_infinity=True)
-BOXES = st.builds(Box, ANY, ANY, ANY, ANY)
-FOUND = st.builds(
-    Detection,
-    label=st.text(max_size=5),
-    class_id=st.integers(0, 5),
-    confidence=st.floats(0, 1),
-    box=BOXES,
-    polygons=st.tuples(st.builds(Polygon, st.tuples(ANY, ANY, ANY, ANY, ANY, ANY))),
-    keypoints=st.tuples(st.builds(Keypoint, st.just("nose"), ANY, ANY, st.floats(0, 1))),
-    rotated_box=st.builds(RotatedBox, ANY, ANY, ANY, ANY, st.floats(-90, 90)),
-)
-PLANS = st.builds(
-    DerivePlan,
-    options=st.just(ALL),
-    image=st.builds(ImageInfo, st.integers(1, 9000), st.integers(1, 9000), st.just("PNG")),
-    task=st.sampled_from(Task),
-    detections=st.lists(FOUND, max_size=3).map(tuple),
-    faint=st.lists(FOUND, max_size=3).map(tuple),
-    classes=st.lists(st.builds(ClassScore, st.text(max_size=5), st.just(1), ANY)).map(tuple),
-)
 
 
 @given(PLANS)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -255,7 +256,7 @@ def test_small_outputs_of_many_images_wait_together(world: World) -> None:
     handling = []
     for name in "abcdef":  # their bounds together exceed the limit, their sizes do not
         ref = world.storage.put(name, bmp_image())
-        handling.append(in_thread(lambda ref=ref: pipeline.handle(Event(ref), NO_DEADLINE)))
+        handling.append(in_thread(partial(pipeline.handle, Event(ref), NO_DEADLINE)))
         world.decoders.derive_gate.wait_for_arrivals()
     world.store.gate.open()
     assert [each.result(PATIENCE_SECONDS) for each in handling] == [Outcome.DONE] * 6

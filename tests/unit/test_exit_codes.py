@@ -75,6 +75,7 @@ def run(*arguments: str) -> Result:
         (["submit", "gs://a"], ExitCode.USAGE, "'gs://a' is wrong"),
         (["submit", "gs://uploads/b"], ExitCode.FAILED, "GOOGLE_CLOUD_PROJECT"),
         (["submit", "gs://a/b", "--wait", "--no-check"], ExitCode.USAGE, "omit --no-check"),
+        (["submit", "gs://a/b", "--timeout", "5"], ExitCode.USAGE, "--timeout needs --wait"),
         (["watch", "a/b"], ExitCode.USAGE, "it must be gs://bucket or gs://bucket/prefix"),
         (["watch", "gs://a"], ExitCode.FAILED, "credentials or the project are missing"),
         (["submit", "-"], ExitCode.FAILED, "There are no URIs to submit"),
@@ -110,6 +111,13 @@ def test_demo_takes_a_task_or_a_model_but_not_both(folder: Path) -> None:
     done = CliRunner().invoke(dev_main, arguments)
     assert (done.exit_code, done.stdout) == (ExitCode.USAGE, "")
     assert "give either --task or --model" in done.stderr
+
+
+@pytest.mark.parametrize("choice", ["--task=segment", "--images=.", "--model=yolo26n.pt"])
+def test_demo_follows_only_its_own_image(choice: str) -> None:
+    done = CliRunner().invoke(dev_main, ["demo", "--follow", choice])
+    assert (done.exit_code, done.stdout) == (ExitCode.USAGE, "")
+    assert "--follow uses a drawn image and the bundled model" in done.stderr
 
 
 def test_unwritable_output_of_the_demo_is_named_before_the_start(folder: Path) -> None:

@@ -44,6 +44,15 @@ def test_letterbox_without_a_resize_imports_no_image_library() -> None:
     assert run_python(code) == "[]"
 
 
+def test_service_without_derived_images_imports_no_code_of_them() -> None:
+    code = (
+        "import sys, service.memory, service.images.decoder_process; print(sorted("
+        "{f'service.images.{name}' for name in ('derive', 'render', 'annotate', 'redact')} "
+        "& set(sys.modules)))"
+    )
+    assert run_python(code) == "[]"
+
+
 @pytest.mark.parametrize("arguments", ["['--help']", "['detect', '--help']"], ids=str)
 def test_help_imports_no_heavy_library(arguments: str) -> None:
     heavy = "{'torch', 'ultralytics', 'cv2', 'numpy', 'openvino', 'flask', 'grpc', 'google.cloud'}"

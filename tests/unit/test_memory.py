@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from service import memory
+from service.derived import LARGEST_OPTIONS
 from service.errors import ModelError
 from service.images.decoders import BYTES_PER_PIXEL
 from service.inference.loading import load_detector
@@ -67,6 +68,20 @@ def test_largest_file_counts_wherever_it_may_be(instance: pytest.MonkeyPatch) ->
     assert more == 2 + 2  # shared memory of two decoders, and twice for a large file
     one = replace(SETTINGS, max_buffered_bytes=1)
     assert plan_memory(one, DETECTOR).buffered == SETTINGS.max_image_bytes
+
+
+def test_derived_images_are_part_of_the_plan(instance: pytest.MonkeyPatch) -> None:
+    """In the decoders' shared memory they take the place of pixels."""
+    plain = plan_memory(SETTINGS, DETECTOR)
+    derived = plan_memory(replace(SETTINGS, results_bucket="results"), DETECTOR)
+    more = LARGEST_OPTIONS.max_output_bytes - 3 * 320 * 320
+    assert derived.decoders - plain.decoders == 2 * more
+    assert derived.derived == LARGEST_OPTIONS.max_output_bytes and plain.derived == 0
+    assert derived.large_file == plain.large_file  # decoding needs more than rendering
+    assert derived.total - plain.total == 2 * more + derived.derived
+    small = replace(SETTINGS, max_image_pixels=10**6)
+    with_bucket = plan_memory(replace(small, results_bucket="results"), DETECTOR)
+    assert with_bucket.large_file > plan_memory(small, DETECTOR).large_file
 
 
 @pytest.mark.parametrize(("task", "is_more"), [("segment", True), ("detect", False)])

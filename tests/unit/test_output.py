@@ -156,6 +156,7 @@ def test_progress_prints_nothing_in_a_pipe(capsys: pytest.CaptureFixture[str]) -
     with progress("Working", 2) as bar:
         bar.advance()
         bar.describe("Still working")
+        bar.show("Still working", 1, 3)
     assert capsys.readouterr() == ("", "")
 
 
@@ -177,11 +178,14 @@ with progress("Work [bold]x", 3) as bar:
     note("a message")
 with progress("Waiting") as bar:
     bar.describe("Waiting \\x1b[2J: 7")
+with progress("Looking", 0) as bar:
+    bar.show("11 missing \\x1b[2J", 5, 16)
 """
     written = printed_on_terminal(code, columns=100).decode()
     assert (tmp_path / "out").read_text() == '{"a": 1}\n'
     assert "Work [bold]x" in written and "3/3" in written
     assert "a message" in written
+    assert "11 missing ?[2J" in written and "5/16" in written
     assert "\x1b[2J" not in written
 
 

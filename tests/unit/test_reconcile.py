@@ -18,6 +18,7 @@ from service.domain import (
     StoredDocuments,
 )
 from service.errors import FirestoreUnavailableError
+from service.object_metadata import RESULT_MARKER
 from service.operate.reconcile import (
     Enqueue,
     ResumeError,
@@ -112,6 +113,20 @@ def test_every_object_is_counted_once() -> None:
     tally = reconcile(Scope(BUCKET, model=OURS), FakeBucket(NAMES), FakeRecords(DOCUMENTS))
     assert (tally.objects, tally.done, tally.failed, tally.missing) == (7, 2, 1, 2)
     assert (tally.ignored, tally.stale, tally.selected) == (2, 1, 0)
+
+
+class MarkedBucket(FakeBucket):
+    """All objects have the marker of objects that the service made."""
+
+    def _ref(self, bucket: str, name: str) -> ImageRef:
+        made = ObjectMetadata(custom={RESULT_MARKER: "true"})
+        return replace(super()._ref(bucket, name), metadata=made)
+
+
+def test_objects_that_the_service_made_are_not_missing() -> None:
+    records = FakeRecords({})
+    tally = reconcile(Scope(BUCKET, model=OURS), MarkedBucket(["a.jpg"]), records)
+    assert (tally.ignored, tally.missing, records.calls) == (1, 0, [])
 
 
 def test_without_a_model_nothing_is_stale() -> None:

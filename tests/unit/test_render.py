@@ -8,6 +8,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from service.derived import (
@@ -24,6 +26,7 @@ from service.images.derive import DerivePlan, Region
 from service.images.pixels import Pixels
 from service.images.redact import CELLS, redact
 from service.images.render import render
+from tests.plans import PLANS
 
 WIDTH, HEIGHT = 640, 480
 INFO = ImageInfo(WIDTH, HEIGHT, "PNG")
@@ -186,3 +189,21 @@ def test_kinds_are_in_a_fixed_order() -> None:
         DerivedKind.CROP,
         DerivedKind.CROP,
     ]
+
+
+@given(PLANS, st.integers(1, 8))
+@settings(max_examples=60, deadline=None)
+def test_any_plan_is_rendered_within_its_limits(some: DerivePlan, factor: int) -> None:
+    """The pixels are those of a reduced decode, and the coordinates are any numbers."""
+    width, height = min(some.image.width, 700), min(some.image.height, 700)
+    some = replace(some, image=ImageInfo(width, height, "PNG"))
+    reduced = (
+        max(some.working_size[0], width // factor),
+        max(some.working_size[1], height // factor),
+    )
+    with np.errstate(all="ignore"):
+        files = render(np.full((reduced[1], reduced[0], 3), 99, np.uint8), some)
+    assert sum(map(len, files)) <= some.options.max_output_bytes
+    for output, file in zip(some.outputs(), files, strict=False):
+        with Image.open(io.BytesIO(file)) as image:
+            assert image.size == (output.width, output.height)

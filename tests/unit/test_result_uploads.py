@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import defaultdict
 from dataclasses import replace
 from unittest.mock import Mock
 
@@ -54,15 +55,17 @@ def test_names_have_ids_and_hashes_only() -> None:
 
 def test_objects_have_their_type_and_the_marker() -> None:
     client = Mock()
-    blobs = [Mock() for _ in IMAGES]
-    client.bucket().blob.side_effect = blobs
-    uploads_of(client).prepare(RESULT)
-    for blob, image in zip(blobs, IMAGES, strict=True):
+    blobs: dict[str, Mock] = defaultdict(Mock)
+    client.bucket().blob.side_effect = blobs.__getitem__
+    prepared = uploads_of(client).prepare(RESULT)
+    for image in prepared.result.derived:
+        blob = blobs[f"{image.uri}".removeprefix("gs://results/")]
         assert blob.metadata == {RESULT_MARKER: "true"}
         [call] = blob.upload_from_string.call_args_list
         assert call.args == (image.data,)
         assert call.kwargs["content_type"] == image.content_type
         assert call.kwargs["if_generation_match"] == 0
+    assert len(blobs) == len(IMAGES)
 
 
 def test_result_without_objects_makes_no_call() -> None:

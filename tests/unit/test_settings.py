@@ -26,6 +26,7 @@ DEFAULTS: dict[str, Any] = {
     "max_buffered_bytes": 117_440_512,
     "max_image_pixels": 50_000_000,
     "max_request_bytes": 131_072,
+    "endpoints": "events",
     "reduced_decode": True,
     "allowed_buckets": (),
     "push_audience": None,
@@ -43,6 +44,7 @@ DEFAULTS: dict[str, Any] = {
     "storage_timeout_seconds": 6.0,
     "firestore_timeout_seconds": 6.0,
     "ack_deadline_seconds": 600.0,
+    "detect_timeout_seconds": 30.0,
     "hang_timeout_seconds": 300.0,
     "graceful_timeout_seconds": 8,
     "log_level": "INFO",
@@ -136,6 +138,26 @@ def test_delivery_without_time_for_work_names_the_settings(environ: dict[str, st
     for name in ("ACK_DEADLINE_SECONDS", "HANG_TIMEOUT_SECONDS", "FIRESTORE_TIMEOUT_SECONDS"):
         value = getattr(Settings(), name.lower())
         assert f"{name}={environ.get(name, f'{value:g}')}" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [{"DETECT_TIMEOUT_SECONDS": "6"}, {"FIRESTORE_TIMEOUT_SECONDS": "30"}],
+    ids=["timeout", "firestore"],
+)
+def test_call_without_time_for_work_names_the_settings(environ: dict[str, str]) -> None:
+    with pytest.raises(SettingsError) as raised:
+        Settings.from_env({"ENDPOINTS": "detect"} | environ)
+    for name in ("DETECT_TIMEOUT_SECONDS", "HANG_TIMEOUT_SECONDS", "FIRESTORE_TIMEOUT_SECONDS"):
+        value = getattr(Settings(), name.lower())
+        assert f"{name}={environ.get(name, f'{value:g}')}" in str(raised.value)
+    assert Settings.from_env(environ).endpoints == "events"  # it has no such calls
+
+
+@pytest.mark.parametrize("text", ["both", "events,detect", "DETECT"])
+def test_a_service_has_one_kind_of_endpoint(text: str) -> None:
+    with pytest.raises(SettingsError, match="it must be one of events, detect"):
+        Settings.from_env({"ENDPOINTS": text})
 
 
 def test_bucket_of_results_is_no_bucket_of_images() -> None:

@@ -1,11 +1,13 @@
 """The objects that the URIs of a submission name."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 
-from service.domain import ImageRef
+from service.domain import ImageRef, ObjectMetadata
 from service.errors import StorageRefusedError
+from service.object_metadata import RESULT_MARKER
 from service.operate.submission import Submission, SubmissionError, look_up, read
 
 NAMES = [
@@ -107,6 +109,13 @@ def test_pattern_lists_only_what_begins_like_it() -> None:
     objects = FakeObjects()
     submit("gs://uploads/cam1/de*/b.jpg", "gs://uploads/a.jpg", objects=objects)
     assert objects.prefixes == ["cam1/de"]
+
+
+def test_pattern_leaves_out_what_the_service_made() -> None:
+    objects = FakeObjects(["a/1.jpg", "a/2.jpg"])
+    made = ObjectMetadata(custom={RESULT_MARKER: "true"})
+    objects.refs[0] = replace(objects.refs[0], metadata=made)
+    assert names(submit("gs://uploads/a/*.jpg", objects=objects)) == ["a/2.jpg"]
 
 
 def test_uri_without_an_object_stops_the_submission() -> None:

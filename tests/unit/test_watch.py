@@ -9,11 +9,13 @@ import pytest
 
 from service.cli.exit_codes import ExitCode
 from service.cli.watch import conclude, shown
-from service.domain import ImageRef, StoredDocument, StoredDocuments
+from service.domain import ImageRef, ObjectMetadata, StoredDocument, StoredDocuments
+from service.object_metadata import RESULT_MARKER
 from service.operate.watch import Counts, watch
 from tests.fakes import Clock
 
 NOW = datetime(2026, 11, 30, tzinfo=UTC)
+MARKED = ObjectMetadata(custom={RESULT_MARKER: "true"})
 FOLDER, PART = "dir/", "gcloud/tmp/parallel_composite_uploads/x_0"
 
 
@@ -30,7 +32,10 @@ class World:
     waits: list[float] = field(default_factory=list)
 
     def pages(self) -> Iterator[Sequence[ImageRef]]:
-        refs = [ImageRef("uploads", *each) for each in sorted(self.images.items())]
+        refs = [
+            ImageRef("uploads", name, generation, MARKED if name == "marked" else ObjectMetadata())
+            for name, generation in sorted(self.images.items())
+        ]
         for start in range(0, len(refs), self.page_size):
             yield refs[start : start + self.page_size]
 
@@ -57,7 +62,7 @@ class World:
 
 
 def test_every_image_is_counted_in_one_state() -> None:
-    world = World(dict.fromkeys(["a", "b", "c", "d", FOLDER, PART], 7))
+    world = World(dict.fromkeys(["a", "b", "c", "d", FOLDER, PART, "marked"], 7))
     world.done("a")
     world.done("b", status="failed")
     world.done("c", status="parked")
