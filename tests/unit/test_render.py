@@ -41,8 +41,8 @@ EVERYTHING = DeriveOptions(
 )
 
 
-def noise(width: int = WIDTH, height: int = HEIGHT, seed: int = 0) -> Pixels:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+def noise(width: int = WIDTH, height: int = HEIGHT) -> Pixels:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
 
 
 def plan(options: DeriveOptions, *found: Detection, faint: Sequence[Detection] = ()) -> DerivePlan:
@@ -103,9 +103,9 @@ def test_redacted_region_has_few_colours_left(mode: RedactionMode, size: tuple[i
     if mode is RedactionMode.MOSAIC:
         colours = {tuple(colour) for colour in pixels.reshape(-1, 3).tolist()}
         assert len(colours) <= CELLS**2
-    again = noise(*size, seed=1)
-    redact(again, [Region(0, 0, *size)], mode)
-    assert pixels.shape == again.shape
+    else:
+        smooth = cv2.resize(small, size, interpolation=cv2.INTER_LINEAR)
+        assert np.array_equal(pixels, smooth)
 
 
 def _cells(width: int, height: int) -> tuple[int, int]:
