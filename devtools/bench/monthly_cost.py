@@ -142,11 +142,22 @@ _JOB_GIB = 0.5  # memory of the silence job
 _LEAST_JOB_SECONDS = 60  # that Cloud Run bills for an execution
 
 MESSAGE_KB = 1.7  # of the document of `--document-kb`, with its attributes
-# What `--options` adds to a month, one at a time. The derived images are those of
-# docs/evidence/derived-images.md.
+
+
+def _derived(objects: float, cpu_ms: float, size_kb: float) -> dict[str, Any]:
+    return {"derived_objects": objects, "derived_ms": cpu_ms, "derived_kb": size_kb}
+
+
+# What `--options` adds to a month, one at a time. CPU time and size of derived images are those of
+# images of about 0.3 megapixels with 4 detections (docs/evidence/derived-images.md).
 OPTIONS: dict[str, dict[str, Any]] = {
     "`results_topic`": {"result_message_kb": MESSAGE_KB},
     "`bigquery`, beside `results_topic`": {"bigquery_kb": MESSAGE_KB},
+    "`results_bucket`: a thumbnail": _derived(1, 3.6, 20),
+    "an annotated image, too": _derived(1, 4.2, 74),
+    "a redacted image, too": _derived(1, 4.8, 38),
+    "four crops, too": _derived(4, 4.3, 58),
+    "a normalized JPEG with its label file, too": _derived(2, 3.7, 71),
     "alert rules: 1 % of the images match, 1,000 are published": {
         "alerts": 10_000,
         "alert_messages": 1_000,

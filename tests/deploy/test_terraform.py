@@ -19,7 +19,7 @@ from service.cli.reconcile import reconcile
 from service.health import Health
 from service.operate.backfill import Redelivery
 from service.server.app import create_app
-from service.settings import Settings
+from service.settings import DETECT, Settings
 from tests.deploy.changes import CHANGES
 from tests.deploy.standin import MODULE, REPOSITORY, ROOT
 from tests.fakes import FakeDetector, FakeStorage, FakeStore, pipeline_of
@@ -141,6 +141,20 @@ def test_environment_is_valid_settings(offline: Path, variables: dict[str, Any])
     assert {name.lower() for name in environment} <= set(vars(settings))
     assert settings.max_in_flight == _evaluate(offline, "local.max_in_flight", variables)
     assert settings.delivery_seconds == _evaluate(offline, "local.delivery_seconds", variables)
+
+
+@needs_terraform
+@pytest.mark.parametrize("variables", VARIANTS, ids=str)
+def test_environment_of_the_detect_service_is_valid(
+    offline: Path, variables: dict[str, Any]
+) -> None:
+    variables = variables | {"detect_service": True}
+    environment = _evaluate(offline, "local.detect_environment", variables)
+    settings = Settings.from_env(environment)
+    assert {name.lower() for name in environment} <= set(vars(settings))
+    assert settings.endpoints == DETECT
+    assert settings.max_in_flight == _evaluate(offline, "local.detect_in_flight", variables)
+    assert settings.detect_timeout_seconds == _evaluate(offline, "local.detect_seconds", variables)
 
 
 @needs_terraform
