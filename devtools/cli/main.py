@@ -129,7 +129,6 @@ def _existing_model(ctx: click.Context, param: click.Parameter, value: Path | No
 @command(
     panel=_RUN,
     examples=[
-        "yolo-batch-dev demo",
         "yolo-batch-dev demo --task segment",
         "yolo-batch-dev demo --follow",
         "yolo-batch-dev demo --images photos --model yolo26n.pt",

@@ -407,7 +407,7 @@ def test_passed_smoke_test_keeps_the_image_and_updates_the_job(
     ]
 
 
-def test_passed_smoke_test_updates_every_job_and_the_detect_service(
+def test_passed_smoke_test_updates_all_jobs_and_detect_service(
     workspace: Workspace,
 ) -> None:
     done = workspace.deploy(_JOBS="my-reconcile my-silence", _DETECT="my-detect")

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,9 +15,17 @@ from google.api_core.datetime_helpers import DatetimeWithNanoseconds
 from werkzeug.test import TestResponse
 
 from service.deadline import Deadline
-from service.domain import ErrorCode, ImageRef, Outcome
+from service.domain import (
+    DerivedImage,
+    DerivedKind,
+    ErrorCode,
+    ImageRef,
+    ObjectMetadata,
+    Outcome,
+)
 from service.errors import BadImageError, FirestoreUnavailableError, StorageUnavailableError
 from service.faint import unpack
+from service.object_metadata import RESULT_MARKER
 from service.server.app import create_app
 from service.server.detect_api import FAILURES, REASONS, DetectLimits, detect_blueprint
 from service.sources.current import SourceSettings
@@ -28,6 +37,7 @@ from tests.fakes import (
     FakeDetector,
     FakeStorage,
     FakeStore,
+    FakeUploads,
     bmp_image,
     in_thread,
     pipeline_of,
@@ -48,11 +58,27 @@ class FakeSources:
         return SourceSettings(Rules(min_confidence=0.5), is_enabled=not ref.name.startswith("off/"))
 
 
+class Storage(FakeStorage):
+    """A storage whose objects may have the marker of objects that the service made."""
+
+    is_marked = False
+
+    def resolve(self, ref: ImageRef, deadline: Deadline) -> ImageRef:
+        return self._marked(super().resolve(ref, deadline))
+
+    def download(self, ref: ImageRef, *args: Any) -> Any:
+        return super().download(self._marked(ref), *args)
+
+    def _marked(self, ref: ImageRef) -> ImageRef:
+        metadata = ObjectMetadata(custom={RESULT_MARKER: "true"})
+        return replace(ref, metadata=metadata) if self.is_marked else ref
+
+
 class Site:
     """An application with `/v1/detect` around fakes."""
 
     def __init__(self, **options: Any) -> None:
-        self.storage = FakeStorage()
+        self.storage = Storage()
         self.store = FakeStore()
         self.detector = FakeDetector()
         self.decoders = DecodersHere()
@@ -275,6 +301,41 @@ def test_a_stored_object_is_counted_like_an_upload(caplog: pytest.LogCaptureFixt
     site.pipeline.close(timeout_seconds=PATIENCE_SECONDS)
     [line] = [line for line in logged_by(caplog, "service.recorder") if line.msg == "Outcomes"]
     assert (vars(line)["done"], vars(line)["already_recorded"]) == (1, 1)
+
+
+THUMBNAIL = DerivedImage(DerivedKind.THUMBNAIL, b"small", "image/jpeg", 32, 24)
+
+
+def test_derived_images_are_made_only_if_the_result_is_stored() -> None:
+    uploads = FakeUploads("results")
+    site = Site(results_bucket="results", uploads=uploads)
+    site.decoders.derived = (THUMBNAIL,)
+    ref = site.storage.put("a", bmp_image())
+    for response in (site.post(bmp_image()), site.post_uri(ref.uri)):
+        document = response.get_json()
+        assert (document["derived"], document["derived_error"]) == ([], None)
+    assert site.decoders.plans == []
+    [derived] = site.post_uri(ref.uri, "?store=true").get_json()["derived"]
+    assert [derived["uri"]] == list(uploads.objects)
+    site.pipeline.close(timeout_seconds=PATIENCE_SECONDS)
+
+
+@pytest.mark.parametrize("query", ["", "?store=true"])
+def test_an_object_that_the_service_made_is_no_image(query: str) -> None:
+    site = Site(results_bucket="uploads")
+    site.storage.put("a", bmp_image())
+    assert error_of(site.post_uri("gs://uploads/a", query)) == (400, "ignored")
+    assert site.storage.resolved == site.storage.downloads == []
+    site.pipeline.close(timeout_seconds=PATIENCE_SECONDS)
+
+
+@pytest.mark.parametrize("uri", ["gs://uploads/a", "gs://uploads/a#1"])
+@pytest.mark.parametrize("query", ["", "?store=true"])
+def test_an_object_with_the_marker_is_no_image(site: Site, query: str, uri: str) -> None:
+    site.storage.put("a", bmp_image())
+    site.storage.is_marked = True
+    assert error_of(site.post_uri(uri, query)) == (400, "ignored")
+    assert site.store.commits == []
 
 
 def test_a_failed_object_is_stored_and_reported(site: Site) -> None:

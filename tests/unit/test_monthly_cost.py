@@ -103,7 +103,7 @@ def test_nightly_full_comparison_reads_each_document_each_night() -> None:
     assert quantities(month)["Firestore reads"] == pytest.approx(31)
 
 
-def test_result_messages_are_billed_once_and_rows_at_their_own_price() -> None:
+def test_rows_in_bigquery_have_a_price_of_their_own() -> None:
     month = Month(images=1_000_000, objects=2_000_000, message_kb=0, result_message_kb=2)
     counted = quantities(replace(month, bigquery_kb=2))
     assert counted["Pub/Sub"] == pytest.approx(2e9 / GIB)
