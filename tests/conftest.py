@@ -6,11 +6,16 @@ import signal
 from collections.abc import Iterator
 from dataclasses import fields
 
+import hypothesis
 import pytest
 
 from service.settings import Settings
 
 _EMULATOR_SUFFIXES = ("_EMULATOR_HOST", "_EMULATOR_HUB")
+
+# A slow machine must not fail a test.
+hypothesis.settings.register_profile("any machine", hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 # A shell starts background jobs with SIGINT ignored, and the processes of the tests inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -45,7 +45,7 @@ def measure(
 
     def run(truth: Any, images: Path = samples) -> MeanAveragePrecision:
         labels = written(tmp_path_factory.mktemp("labels"), truth, images)
-        return mean_average_precision(detector, labels)  # type: ignore[arg-type]
+        return mean_average_precision(detector, labels)
 
     return run
 
