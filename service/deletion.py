@@ -13,9 +13,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
-from service.after_commit import AfterCommit
 from service.deadline import NO_DEADLINE, Deadline
 from service.domain import Event, ImageRef, Outcome
+from service.publish.after_commit import AfterCommit
 
 logger = logging.getLogger(__name__)
 

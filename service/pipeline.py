@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from service.after_commit import AfterCommit
 from service.capture import day_of, with_capture
 from service.concurrency.semaphore import FairSemaphore
 from service.concurrency.slots import Slots
@@ -54,6 +53,7 @@ from service.health import Health
 from service.images.pixels import DecodedImage
 from service.inference.model import Model
 from service.object_metadata import is_marked
+from service.publish.after_commit import AfterCommit
 from service.recorder import Recorder
 from service.settings import Settings
 from service.sources.current import SourceSettings
@@ -128,7 +128,7 @@ class Sources(Protocol):
 
 
 class Alerts(Protocol):
-    """Applies alert rules. `service.alert_step.AlertStep` implements it."""
+    """Applies alert rules. `service.alerts.step.AlertStep` implements it."""
 
     def fired(
         self, rules: AlertRules, result: ImageResult, deadline: Deadline

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 
-from service.after_commit import AfterCommit
 from service.daily_limit import DailyLimit
 from service.deadline import NO_DEADLINE, Deadline
 from service.deletion import Deletion
@@ -45,6 +44,7 @@ from service.images.letterbox import shrink
 from service.images.pixels import DecodedImage, Pixels
 from service.inference.model import Model
 from service.pipeline import Alerts, Pipeline, PipelineOptions, Sources
+from service.publish.after_commit import AfterCommit
 from service.recorder import Recorder
 
 PATIENCE_SECONDS = 60.0  # for every wait: far longer than anything takes on a busy machine

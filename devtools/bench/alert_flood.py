@@ -30,8 +30,7 @@ from tabulate import tabulate
 
 from devtools.bench.errors import BenchError
 from devtools.local_stack.stack import Stack, StackOptions
-from service.after_commit import AfterCommit
-from service.alert_step import AlertStep
+from service.alerts.step import AlertStep
 from service.deadline import NO_DEADLINE
 from service.domain import (
     Box,
@@ -47,6 +46,7 @@ from service.gcp.collection import ALERTS
 from service.gcp.firestore import ResultStore
 from service.gcp.topic_publisher import TopicPublisher, connect_topic
 from service.health import Health
+from service.publish.after_commit import AfterCommit
 from service.recorder import Recorder
 from service.sources.rules import AlertRules
 from service.sources.schema import AlertRule

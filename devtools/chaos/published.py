@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from devtools.chaos.audit import Expectation, Report, StoredDocument
 from devtools.docs.result_message import json_schema
 from devtools.warehouse import Warehouse
-from service.alerts import fired
+from service.alerts.matching import fired
 from service.derived import DeriveOptions
 from service.document import STATUS_DONE, STATUS_FAILED
 from service.domain import (
@@ -27,7 +27,7 @@ from service.domain import (
     ModelInfo,
     SourceVersion,
 )
-from service.result_message import message_of
+from service.publish.result_message import message_of
 from service.settings import Settings
 from service.sources.current import SourceSettings, settings_of
 from service.sources.schema import Sources, parse

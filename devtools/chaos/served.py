@@ -22,7 +22,6 @@ from typing import Any
 from flask import Flask
 
 from devtools.chaos.poisoned_decoder import COMMAND as DECODERS
-from service.after_commit import AfterCommit
 from service.domain import Prediction, PreparedResult
 from service.gcp import result_uploads
 from service.gcp.result_uploads import ResultUploads
@@ -31,6 +30,7 @@ from service.images.pixels import DecodedImage
 from service.inference.canary import Decode, VerifiedModel
 from service.inference.detector import Detector
 from service.inference.loading import load_model
+from service.publish.after_commit import AfterCommit
 from service.server import wsgi as main
 from service.settings import Settings
 

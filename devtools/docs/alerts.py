@@ -8,8 +8,8 @@ from typing import Any
 from devtools.docs.document import ALERTING, RECORDED_AT, Meaning, document_text, type_of
 from devtools.docs.markdown import code, table
 from devtools.docs.result_message import json_schema, message_text, schema_text
-from service.alert_message import AlertMessage, console_urls, encode, message_of
-from service.alerts import to_document
+from service.alerts.matching import to_document
+from service.alerts.message import AlertMessage, console_urls, encode, message_of
 from service.domain import AlertState, DerivedKind, StoredAlert
 
 JSON_SCHEMA = Path(__file__).parents[2] / "docs" / "reference" / "alert-message.schema.json"

@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from devtools.docs.markdown import code, codes, fence, table
-from service.alerts import alert_id
+from service.alerts.matching import alert_id
 from service.document import to_document
 from service.domain import (
     Alert,

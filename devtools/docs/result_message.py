@@ -9,7 +9,12 @@ import msgspec
 
 from devtools.docs.document import DONE, RECORDED_AT, samples
 from devtools.docs.markdown import code, fence, table
-from service.result_message import EncodedMessage, ResultMessage, deletion_message, message_of
+from service.publish.result_message import (
+    EncodedMessage,
+    ResultMessage,
+    deletion_message,
+    message_of,
+)
 
 _REPOSITORY = Path(__file__).parents[2]
 JSON_SCHEMA = _REPOSITORY / "docs" / "reference" / "result-message.schema.json"

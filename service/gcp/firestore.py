@@ -484,7 +484,9 @@ def _alerts_of(stored: StoredDocument | None) -> tuple[ListedAlert, ...]:
 def _alert_documents(result: ImageResult) -> dict[str, dict[str, Any]]:
     if not result.alerts:
         return {}
-    from service.alerts import to_document as alert_document  # only needed with alert rules
+    from service.alerts.matching import (
+        to_document as alert_document,  # only needed with alert rules
+    )
 
     return {alert.id: alert_document(result, alert) for alert in result.alerts}
 

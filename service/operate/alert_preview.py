@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from service.alerts import fired
+from service.alerts.matching import fired
 from service.domain import ImageResult
 from service.operate.preview import SettingsOf, Verdict, on_stored
 from service.sources.current import SourceSettings

@@ -17,8 +17,8 @@ from service.deletion import Objects, ObjectState, state_of
 from service.domain import StoredImage
 from service.errors import YoloBatchError
 from service.operate.reconcile import parse_since
-from service.result_message import deletion_message
-from service.results_step import Topic
+from service.publish.result_message import deletion_message
+from service.publish.results_step import Topic
 
 LOOKUPS = 32  # objects looked up at once
 _REMOVED_AT_ONCE = 25  # results in one commit. Several commits run at once.

@@ -16,12 +16,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 from zoneinfo import ZoneInfo
 
-from service.alert_message import encode, message_of
-from service.alert_step import log_alert
+from service.alerts.message import encode, message_of
+from service.alerts.step import log_alert
 from service.deadline import NO_DEADLINE, Deadline
 from service.document import shard_of
 from service.domain import AlertState, Severity, StoredAlert
-from service.results_step import Topic
+from service.publish.results_step import Topic
 from service.sources.schema import Source, Sources
 
 RULE = "silent_minutes"  # no rule of a source has this name, because names have no `_`

@@ -11,7 +11,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, NoReturn
 
 from service import logs
-from service.after_commit import AfterCommit, Step
 from service.daily_limit import DailyLimit
 from service.deadline import Deadline
 from service.deletion import Deletion
@@ -24,6 +23,7 @@ from service.inference.loading import load_model
 from service.inference.model import Model
 from service.memory import fit_into_memory
 from service.pipeline import Pipeline, PipelineOptions
+from service.publish.after_commit import AfterCommit, Step
 from service.recorder import Recorder
 from service.settings import DETECT, Settings
 from service.sources.current import CurrentSources, current_sources
@@ -32,7 +32,7 @@ from service.sources.rules import Rules
 if TYPE_CHECKING:
     from flask import Blueprint, Flask
 
-    from service.alert_step import AlertStep
+    from service.alerts.step import AlertStep
     from service.gcp.firestore import ResultStore
     from service.gcp.storage import ImageStorage
 
@@ -151,8 +151,8 @@ def _alerts(
 
 
 def _alert_step(settings: Settings, store: "ResultStore", storage: "ImageStorage") -> "AlertStep":
-    from service.alert_message import console_urls
-    from service.alert_step import AlertStep
+    from service.alerts.message import console_urls
+    from service.alerts.step import AlertStep
     from service.gcp.clients import build_alert_store, build_topic
 
     name = settings.alerts_topic
@@ -171,7 +171,7 @@ def _after_commit(
     steps: list[Step] = []
     if settings.results_topic:
         from service.gcp.clients import build_topic
-        from service.results_step import ResultsStep
+        from service.publish.results_step import ResultsStep
 
         topic = build_topic(settings.results_topic, settings, store.project)
         steps.append(ResultsStep(topic))

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from google.cloud import firestore
 
-from service.after_commit import AfterCommit
-from service.alert_step import AlertStep
+from service.alerts.step import AlertStep
 from service.deadline import NO_DEADLINE
 from service.domain import (
     Alert,
@@ -28,6 +27,7 @@ from service.gcp.alert_store import AlertStore
 from service.gcp.collection import ALERTS, COOLDOWNS
 from service.gcp.deletions import ResultDeleter
 from service.gcp.firestore import ResultStore
+from service.publish.after_commit import AfterCommit
 from service.sources.rules import AlertRules
 from service.sources.schema import AlertRule
 from tests.contract.test_store import done, of, read, recorded, seen

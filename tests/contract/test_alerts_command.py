@@ -13,7 +13,7 @@ import yaml
 from click.testing import CliRunner, Result
 from google.cloud import firestore, pubsub_v1  # type: ignore[attr-defined]  # published without types
 
-from service.alerts import alert_id
+from service.alerts.matching import alert_id
 from service.cli.main import main
 from service.domain import (
     Alert,

@@ -32,7 +32,7 @@ from service.domain import (
 from service.errors import DocumentKeptError, FirestoreRefusedError, FirestoreUnavailableError
 from service.gcp.firestore import ResultStore
 from service.gcp.result_reader import ResultReader
-from service.result_message import message_of
+from service.publish.result_message import message_of
 from tests.fakes import PATIENCE_SECONDS
 from tests.loglines import logged_by
 

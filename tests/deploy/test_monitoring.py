@@ -12,8 +12,8 @@ import pytest
 import re2
 
 from devtools.docs.log_lines import log_lines as documented_lines
-from service.alert_message import AlertMessage
-from service.alert_step import log_alert
+from service.alerts.message import AlertMessage
+from service.alerts.step import log_alert
 from service.cli.main import main as yolo_batch
 from service.deadline import NO_DEADLINE
 from service.domain import Event, Outcome

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from service.alert_message import AlertMessage, encode
+from service.alerts.message import AlertMessage, encode
 from tests.deploy.standin import MODULE
 
 pytestmark = pytest.mark.skipif(

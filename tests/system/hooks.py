@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from service import after_commit
 from service.domain import Prediction, Task
 from service.gcp.firestore import ResultStore
 from service.images.decoders import DecodeLimits, Decoders
 from service.images.pixels import DecodedImage
 from service.inference.detector import Detector
 from service.machine import cores
+from service.publish import after_commit
 from service.server import wsgi
 from service.server.gunicorn_worker import Worker
 from service.settings import Settings

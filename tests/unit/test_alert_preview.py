@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.alerts import fired
+from service.alerts.matching import fired
 from service.cli.alerts import _report
 from service.cli.alerts import preview as preview_command
 from service.document import to_document

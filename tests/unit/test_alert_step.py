@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from service.after_commit import AfterCommit, RecordedImage
-from service.alert_step import AlertStep
-from service.alerts import to_document
+from service.alerts.matching import to_document
+from service.alerts.step import AlertStep
 from service.deadline import NO_DEADLINE, Deadline
 from service.domain import (
     Alert,
@@ -34,6 +33,7 @@ from service.errors import (
     TooLateError,
 )
 from service.pipeline import Pipeline
+from service.publish.after_commit import AfterCommit, RecordedImage
 from service.sources.current import SourceSettings
 from service.sources.rules import AlertRules
 from service.sources.schema import AlertRule
@@ -206,7 +206,7 @@ def test_alert_is_published_logged_and_confirmed(
     assert (message["id"], message["rule"], message["source"]) == (alert["id"], "any", "gate")
     assert message["console_url"] == f"page/{message['document_id']}"
     assert world.topic.attributes == [{"severity": "warning", "rule": "any", "source": "gate"}]
-    [line] = logged_by(caplog, "service.alert_step")
+    [line] = logged_by(caplog, "service.alerts.step")
     assert line.getMessage() == "Alert"
     assert line.levelname == "WARNING"
     assert vars(line)["alert_id"] == alert["id"]
@@ -216,7 +216,7 @@ def test_alert_is_published_logged_and_confirmed(
 def test_without_a_topic_alerts_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     world = World(with_topic=False)
     world.handle("a.bmp")
-    assert [line.getMessage() for line in logged_by(caplog, "service.alert_step")] == ["Alert"]
+    assert [line.getMessage() for line in logged_by(caplog, "service.alerts.step")] == ["Alert"]
     assert world.alerts.calls == ["last_alert", "decide", "confirm"]
 
 
@@ -229,7 +229,7 @@ def test_log_line_of_an_alert_is_never_an_error(
     caplog.set_level("INFO")
     world = World(replace(RULES, rules=(AlertRule(name="any", severity=Severity(severity)),)))
     world.handle("a.bmp")
-    [line] = logged_by(caplog, "service.alert_step")
+    [line] = logged_by(caplog, "service.alerts.step")
     assert (line.levelname, vars(line)["alert_severity"]) == (level, severity)
 
 
@@ -287,7 +287,7 @@ def test_edited_documents_are_logged_and_not_retried(
 ) -> None:
     world.alerts.errors = [StoredResultError("another form")]
     assert world.handle("a.bmp") is Outcome.DONE
-    [line] = logged_by(caplog, "service.alert_step")
+    [line] = logged_by(caplog, "service.alerts.step")
     assert line.levelname == "ERROR"
     assert world.topic.messages == []
 

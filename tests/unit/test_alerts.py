@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from devtools.docs.alerts import JSON_SCHEMA
 from devtools.docs.result_message import json_schema
-from service.alert_message import AlertMessage, console_urls, encode, message_of
-from service.alerts import fired, matches, rule_version, to_document
+from service.alerts.matching import fired, matches, rule_version, to_document
+from service.alerts.message import AlertMessage, console_urls, encode, message_of
 from service.document import to_document as result_document
 from service.domain import (
     AlertState,

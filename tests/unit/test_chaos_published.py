@@ -13,10 +13,10 @@ import pytest
 from devtools.chaos.audit import Ending, Expectation, Report, StoredDocument
 from devtools.chaos.published import Content, Published, audit_published, chaos_sources
 from devtools.docs.document import DONE
-from service import alerts
+from service.alerts import matching as alerts
 from service.document import to_document
 from service.domain import DerivedImage, DerivedKind, ImageRef, ImageResult
-from service.result_message import message_of
+from service.publish.result_message import message_of
 from service.sources.current import settings_of
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)

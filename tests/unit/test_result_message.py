@@ -23,7 +23,7 @@ from service.domain import (
     Task,
 )
 from service.errors import StoredResultError
-from service.result_message import (
+from service.publish.result_message import (
     MAX_MESSAGE_BYTES,
     EncodedMessage,
     deletion_message,

@@ -11,7 +11,6 @@ import pytest
 from google.api_core import exceptions
 from google.auth.exceptions import RefreshError
 
-from service.after_commit import AfterCommit, RecordedImage
 from service.deadline import NO_DEADLINE, Deadline
 from service.deletion import Deletion
 from service.domain import Event, ImageRef, Outcome, Replace
@@ -23,7 +22,8 @@ from service.errors import (
 )
 from service.gcp.topic_publisher import TopicPublisher
 from service.pipeline import Pipeline
-from service.results_step import ResultsStep
+from service.publish.after_commit import AfterCommit, RecordedImage
+from service.publish.results_step import ResultsStep
 from tests.fakes import (
     BUCKET,
     PATIENCE_SECONDS,
@@ -164,7 +164,7 @@ def test_edited_document_is_logged_and_acknowledged(
     world.store.documents[world.ref.document_id]["labels"] = "cat"
     assert world.handle() is Outcome.ALREADY_RECORDED
     assert len(world.topic.messages) == 1
-    [line] = logged_by(caplog, "service.results_step")
+    [line] = logged_by(caplog, "service.publish.results_step")
     assert (line.levelname, vars(line)["document_id"]) == ("ERROR", world.ref.document_id)
 
 

@@ -15,7 +15,7 @@ from devtools.docs.result_message import sample_messages, table_schema
 from devtools.warehouse import Warehouse
 from service.document import to_document
 from service.domain import ImageResult, Task
-from service.result_message import EncodedMessage, deletion_message, message_of
+from service.publish.result_message import EncodedMessage, deletion_message, message_of
 
 GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "bigquery.md"
 

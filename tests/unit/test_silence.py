@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service import alerts
+from service.alerts import matching as alerts
 from service.deadline import Deadline
 from service.domain import Alert, ImageRef, ImageResult, Severity, StoredAlert
 from service.errors import PubSubUnavailableError

@@ -18,9 +18,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Protocol
 
-from service import alerts
-from service.after_commit import RecordedImage
-from service.alert_message import AlertMessage, encode, message_of
+from service.alerts import matching as alerts
+from service.alerts.message import AlertMessage, encode, message_of
 from service.deadline import NO_DEADLINE, Deadline
 from service.domain import (
     Alert,
@@ -32,7 +31,8 @@ from service.domain import (
     StoredAlert,
 )
 from service.errors import BadImageError, ObjectGoneError, StoredResultError, TooLateError
-from service.results_step import Topic
+from service.publish.after_commit import RecordedImage
+from service.publish.results_step import Topic
 from service.sources.rules import AlertRules
 
 logger = logging.getLogger(__name__)

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Protocol
 
-from service.after_commit import RecordedImage
 from service.deadline import Deadline
 from service.domain import ImageRef
 from service.errors import StoredResultError
-from service.result_message import deletion_message, message_of
+from service.publish.after_commit import RecordedImage
+from service.publish.result_message import deletion_message, message_of
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from service.domain import DerivedKind, StoredAlert
 from service.errors import StoredResultError
-from service.result_message import EncodedMessage
+from service.publish.result_message import EncodedMessage
 
 _Time = Annotated[datetime, Meta(tz=True)]
 

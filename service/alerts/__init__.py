@@ -1,0 +1,1 @@
+"""Alert rules: which images match, what is published, and when."""
