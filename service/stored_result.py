@@ -1,11 +1,19 @@
-"""Reads the detections of a stored document, so that rules can be tried on them."""
+"""Reads the detections and the alerts of a stored document, which a person may have edited."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
 
-from service.domain import ClassScore, Detection, ImageInfo, ImageRef, ImageResult, ModelInfo
+from service.domain import (
+    ClassScore,
+    Detection,
+    ImageInfo,
+    ImageRef,
+    ImageResult,
+    ListedAlert,
+    ModelInfo,
+)
 from service.errors import FaintBytesError, StoredResultError
 from service.faint import unpack
 
@@ -48,6 +56,22 @@ def stored_detections(document: Mapping[str, Any]) -> tuple[Detection, ...]:
     return tuple(
         _convert(fields | {"rotated_box": fields.get("obb")}, Detection)
         for fields in document["detections"]
+    )
+
+
+def listed_alerts(document_id: str, document: Mapping[str, Any]) -> tuple[ListedAlert, ...]:
+    """Return the alerts that a document lists. Malformed entries are ignored.
+
+    So are ids that do not belong to the document, because the alerts may be removed with it.
+    """
+    listed = document.get("alerts")
+    return tuple(
+        ListedAlert(item["id"], str(item.get("rule")), str(item.get("severity")))
+        for item in (listed if isinstance(listed, list) else ())
+        if isinstance(item, dict)
+        and isinstance(item.get("id"), str)
+        and item["id"].startswith(f"{document_id}-")
+        and "/" not in item["id"]
     )
 
 

@@ -16,15 +16,16 @@ from service.errors import StoredResultError
 from service.publish.result_message import EncodedMessage
 
 _Time = Annotated[datetime, Meta(tz=True)]
+_Name = Annotated[str, Meta(max_length=63)]  # an attribute, which Pub/Sub limits
 
 
 class AlertMessage(msgspec.Struct):
     """One alert. It can be published more than once, with the same `id`."""
 
     id: Annotated[str, Meta(description="Id of the alert's document. Drop duplicates by it.")]
-    rule: Annotated[str, Meta(description="Name of the rule.")]
-    source: Annotated[str, Meta(description="Name of the source.")]
-    severity: Annotated[str, Meta(description="`info`, `warning` or `critical`.")]
+    rule: Annotated[_Name, Meta(description="Name of the rule.")]
+    source: Annotated[_Name, Meta(description="Name of the source.")]
+    severity: Annotated[_Name, Meta(description="`info`, `warning` or `critical`.")]
     text: Annotated[str, Meta(description="A sentence for a person: what was found, and where.")]
     created_at: Annotated[
         _Time, Meta(description="When the alert was created, by Firestore's clock.")

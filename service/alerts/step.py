@@ -12,7 +12,7 @@ decided, and an alert whose message is not confirmed is published again, with th
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -34,6 +34,7 @@ from service.errors import BadImageError, ObjectGoneError, StoredResultError, To
 from service.publish.after_commit import RecordedImage
 from service.publish.results_step import Topic
 from service.sources.rules import AlertRules
+from service.stored_result import listed_alerts
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +49,8 @@ class AlertStore(Protocol):
     def last_alert(self, source_id: str, rule: str, deadline: Deadline) -> LastAlert | None:
         """Return the alert of a rule that was published last."""
 
-    def read(self, alert_ids: Sequence[str], deadline: Deadline) -> list[StoredAlert]:
-        """Return the alerts that have documents."""
+    def read(self, alert_id: str, deadline: Deadline) -> StoredAlert | None:
+        """Return an alert, or None if it has no document."""
 
     def decide(
         self,
@@ -138,22 +139,18 @@ class AlertStep:
         Raises:
             TransientError: it may not be published. The next delivery repeats it.
         """
-        try:
-            if image.alerts is None:
-                self._publish_stored(image, deadline)
-                return
-            for alert in image.alerts:
-                if alert.state is AlertState.PENDING:
-                    source_id = image.document["source"]["id"]
+        if image.alerts is None:
+            for listed in listed_alerts(image.document_id, image.document):
+                with _logged_edits(image):
+                    self._publish_stored(image, listed.id, deadline)
+            return
+        for alert in image.alerts:
+            if alert.state is AlertState.PENDING:
+                source_id = image.document["source"]["id"]
+                with _logged_edits(image):
                     self._decide(
                         image, alert.id, source_id, alert.rule, alert.cooldown_seconds, deadline
                     )
-        except StoredResultError as exc:
-            # Each redelivery would fail in the same way.
-            logger.error(
-                "An alert cannot be published: a document has another form than the service writes",
-                extra={"document_id": image.document_id, "reason": str(exc)},
-            )
 
     def _dated(self, result: ImageResult, deadline: Deadline) -> ImageResult:
         """Return the result with the time at which its object was created, if that is known."""
@@ -166,17 +163,14 @@ class AlertStep:
             )
             return result
 
-    def _publish_stored(self, image: RecordedImage, deadline: Deadline) -> None:
-        listed = image.document.get("alerts")
-        if not listed:
-            return
-        for alert in self._store.read([item["id"] for item in listed], deadline):
-            if alert.state is AlertState.PENDING:
-                self._decide(
-                    image, alert.id, alert.source_id, alert.rule, alert.cooldown_seconds, deadline
-                )
-            elif alert.state is AlertState.PUBLISHED and alert.published_at is None:
-                self._publish(image, alert, deadline)
+    def _publish_stored(self, image: RecordedImage, alert_id: str, deadline: Deadline) -> None:
+        alert = self._store.read(alert_id, deadline)
+        if alert and alert.state is AlertState.PENDING:
+            self._decide(
+                image, alert.id, alert.source_id, alert.rule, alert.cooldown_seconds, deadline
+            )
+        elif alert and alert.state is AlertState.PUBLISHED and alert.published_at is None:
+            self._publish(image, alert, deadline)
 
     def _with_state(self, source_id: str, alert: Alert, deadline: Deadline) -> Alert:
         active = self._active(source_id, alert.rule, alert.cooldown_seconds)
@@ -257,6 +251,19 @@ class AlertStep:
             yield
         finally:
             lock.release()
+
+
+@contextmanager
+def _logged_edits(image: RecordedImage) -> Iterator[None]:
+    """Log an alert document that a person has edited. The image's other alerts are published."""
+    try:
+        yield
+    except StoredResultError as exc:
+        # Each redelivery would fail in the same way.
+        logger.error(
+            "An alert cannot be published: a document has another form than the service writes",
+            extra={"document_id": image.document_id, "reason": str(exc)},
+        )
 
 
 def log_alert(message: AlertMessage) -> None:

@@ -185,14 +185,14 @@ def check_silence(dry_run: bool, as_json: bool) -> None:
     Run it on a schedule. Each silence is one alert: a document, a message on ALERTS_TOPIC if it is
     set, and a log line on standard error. A source is silent if its newest result is older than
     silent_minutes. A source without a result is silent if the sources were applied earlier than
-    that.
+    that. A source whose bucket is not in ALLOWED_BUCKETS is not checked.
     """
     from service.gcp.clients import build_reader
     from service.operate.silence import silences, watched
 
     settings = Settings.from_env()
     stored, version = stored_sources()
-    checked = watched(stored)
+    checked = watched(stored, settings.allowed_buckets)
     found: list[Silence] = []
     if version and checked:
         newest = build_reader(settings).newest_of_source

@@ -176,15 +176,17 @@ class _Run:
 
 
 def _check_emulators() -> None:
-    """Check that both services are emulators, or none.
+    """Check that all services are emulators, or none.
 
     Raises:
-        click.UsageError: only one is. In an empty emulator no object exists, so all results of the
-            other service would be removed.
+        click.UsageError: some are. In an empty emulator no object exists, so all results of the
+            other service would be removed. And no real topic must report a removal in an emulator.
     """
-    names = ("FIRESTORE_EMULATOR_HOST", "STORAGE_EMULATOR_HOST")
+    names = ["FIRESTORE_EMULATOR_HOST", "STORAGE_EMULATOR_HOST"]
+    if os.environ.get("RESULTS_TOPIC"):
+        names.append("PUBSUB_EMULATOR_HOST")
     if len({bool(os.environ.get(name)) for name in names}) > 1:
-        raise click.UsageError(f"Set both {' and '.join(names)}, or neither")
+        raise click.UsageError(f"Set all of {', '.join(names)}, or none of them")
 
 
 def _counts(tally: "Tally") -> str:

@@ -10,7 +10,7 @@ The time of a decision is Firestore's: the time at which it read the documents.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, cast
 
@@ -54,19 +54,18 @@ class AlertStore(Collection):
         with self._reading():
             return _last_alert(reference.get(**self._budget(deadline).limits))
 
-    def read(self, alert_ids: Sequence[str], deadline: Deadline = NO_DEADLINE) -> list[StoredAlert]:
-        """Return the alerts that have documents, in the order of their ids.
+    def read(self, alert_id: str, deadline: Deadline = NO_DEADLINE) -> StoredAlert | None:
+        """Return an alert, or None if it has no document.
 
         Raises:
-            StoredResultError: a person has edited one of the documents.
+            StoredResultError: a person has edited the document.
             FirestoreUnavailableError: Firestore did not respond.
             TooLateError: the deadline has passed.
         """
-        references = [self._collection.document(alert_id) for alert_id in alert_ids]
+        reference = self._collection.document(alert_id)
         with self._reading():
-            snapshots = list(self._client.get_all(references, **self._budget(deadline).limits))
-        alerts = [_stored_alert(snapshot) for snapshot in snapshots if snapshot.exists]
-        return sorted(alerts, key=lambda alert: alert.id)
+            snapshot = reference.get(**self._budget(deadline).limits)
+        return _stored_alert(snapshot) if snapshot.exists else None
 
     def decide(
         self,

@@ -13,10 +13,11 @@ from google.auth.exceptions import GoogleAuthError
 from google.cloud import firestore
 
 from service.deadline import Deadline
-from service.domain import GeoPoint, ListedAlert, StoredDocument
+from service.domain import GeoPoint, StoredDocument
 from service.errors import FirestoreRefusedError, FirestoreUnavailableError
 from service.gcp.outages import Outages
 from service.gcp.refusals import NO_CREDENTIALS
+from service.stored_result import listed_alerts
 
 # Ending of the collection of the tombstones: the ids of documents that were removed.
 TOMBSTONES = "-deleted"
@@ -187,28 +188,10 @@ def object_uris(data: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(uris | _texts(data.get("derived"), "uri"))
 
 
-def listed_alerts(document_id: str, document: Mapping[str, Any]) -> tuple[ListedAlert, ...]:
-    """Return the alerts that a document, which may be edited, lists.
-
-    Ids that do not belong to the document are ignored, because their documents may be removed.
-    """
-    return tuple(
-        ListedAlert(item["id"], str(item.get("rule")), str(item.get("severity")))
-        for item in _maps(document.get("alerts"))
-        if isinstance(item.get("id"), str)
-        and item["id"].startswith(f"{document_id}-")
-        and "/" not in item["id"]
-    )
-
-
 def _texts(items: Any, key: str) -> set[str]:
     """Return the texts under a key of maps in a list, and ignore everything else."""
-    return {value for item in _maps(items) if isinstance(value := item.get(key), str)}
-
-
-def _maps(items: Any) -> Iterator[dict[str, Any]]:
-    """Yield the maps in a list."""
-    yield from (i for i in (items if isinstance(items, list) else ()) if isinstance(i, dict))
+    maps = (item for item in (items if isinstance(items, list) else ()) if isinstance(item, dict))
+    return {value for item in maps if isinstance(value := item.get(key), str)}
 
 
 @contextmanager

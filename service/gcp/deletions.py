@@ -20,9 +20,9 @@ from service.gcp.collection import (
     MAX_COMMIT_WRITES,
     TOMBSTONES,
     Collection,
-    listed_alerts,
     server_time,
 )
+from service.stored_result import listed_alerts
 
 # Pub/Sub keeps a message for at most 31 days: https://cloud.google.com/pubsub/quotas
 _LIFETIME = timedelta(days=31)

@@ -31,14 +31,14 @@ class SilenceStore(AlertStore):
             FirestoreUnavailableError: Firestore did not confirm in time.
             TooLateError: the deadline has passed.
         """
-        if stored := self.read([alert_id], deadline):
-            return stored[0]
+        if stored := self.read(alert_id, deadline):
+            return stored
         # If it exists now, another run was first, or our own first response was lost.
         with self._report_outage(self._writes), suppress(exceptions.AlreadyExists):
             self._collection.document(alert_id).create(
                 {**fields, "created_at": firestore.SERVER_TIMESTAMP},
                 **self._budget(deadline).limits,
             )
-        if stored := self.read([alert_id], deadline):
-            return stored[0]
+        if stored := self.read(alert_id, deadline):
+            return stored
         raise FirestoreUnavailableError("The alert was removed while it was created.")

@@ -35,7 +35,7 @@ class Example:
 
 @dataclass
 class RuleTally:
-    """What one rule would have done. It needs eight bytes for each image that fired it."""
+    """What one rule would have done."""
 
     source: str
     rule: AlertRule

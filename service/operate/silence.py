@@ -10,7 +10,7 @@ with the same id.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -79,10 +79,18 @@ class Silence:
         }
 
 
-def watched(sources: Sources) -> list[Source]:
-    """Return the enabled sources with `silent_minutes`."""
+def watched(sources: Sources, allowed_buckets: Collection[str] = ()) -> list[Source]:
+    """Return the enabled sources with `silent_minutes` whose bucket is allowed.
+
+    Deployments that share a database share its sources. ALLOWED_BUCKETS has the buckets of this
+    one. If it is empty, all buckets are allowed.
+    """
     return [
-        source for source in sources.sources if source.enabled and source.silent_minutes is not None
+        source
+        for source in sources.sources
+        if source.enabled
+        and source.silent_minutes is not None
+        and (not allowed_buckets or source.bucket in allowed_buckets)
     ]
 
 

@@ -22,8 +22,7 @@ class RecordedImage:
 
     document_id: str
     document: Mapping[str, Any]  # its fields, with `created_at`
-    # The alerts that were created with it. None: another delivery created them, so they are in
-    # Firestore.
+    # Its alerts. None: another delivery created some of them, so they are read from Firestore.
     alerts: tuple[Alert, ...] | None = None
 
 
@@ -81,11 +80,13 @@ class AfterCommit:
         Raises:
             TransientError: it may not be published.
         """
-        publishers = self._publishers(has_alerts=bool(result.alerts))
+        publishers = self._publishers(has_alerts=bool(result.alerts or result.earlier_alerts))
         if not publishers:
             return
         document = to_document(result) | {"created_at": created_at}
-        image = RecordedImage(result.ref.document_id, document, result.alerts)
+        # Alerts of an earlier commit may be undecided or unpublished, so all of them are read.
+        alerts = None if result.earlier_alerts else result.alerts
+        image = RecordedImage(result.ref.document_id, document, alerts)
         for publisher in publishers:
             publisher.publish(image, deadline.for_commit())
 

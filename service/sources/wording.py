@@ -81,6 +81,9 @@ _WORDS: Mapping[str, Callable[[re.Match[str], str], str]] = {
     r"Expected `str` matching regex .+": lambda match, subject: (
         f"{subject} must be {_FORMS.get(subject.rpartition('.')[2], _NAME)}"
     ),
+    r"Expected `int( \| null)?`, got `float`": lambda match, subject: (
+        f"{subject} must be a whole number"
+    ),
     r"Expected `(.+)`, got `(.+)`": lambda match, subject: (
         f"{subject} must be {_kinds(match[1])}, not {_kinds(match[2])}"
     ),

@@ -379,6 +379,17 @@ def test_alert_whose_result_a_person_removed_is_found_again(
     assert len(stored(collection)) == 1
 
 
+def test_alert_found_again_is_published_after_a_crash(
+    instance: Instance, collection: str, topic: Topic
+) -> None:
+    result = person("a.jpg")
+    instance.results.commit([instance.fire(result)])  # and crashes before it decides
+    firestore.Client().collection(collection).document(result.ref.document_id).delete()
+    assert Instance(collection, topic).handle(result) is Outcome.DONE
+    assert len(topic.messages) == 1
+    assert states(collection) == {"published": 1}
+
+
 def test_racing_deliveries_create_one_alert(collection: str, topic: Topic) -> None:
     barrier = threading.Barrier(4, timeout=PATIENCE_SECONDS)
 
@@ -479,7 +490,33 @@ def test_edited_alert_is_reported_as_such(instance: Instance, collection: str) -
     with pytest.raises(StoredResultError, match="another form"):
         instance.store.decide(alert["id"], "gate", "people", 900)
     with pytest.raises(StoredResultError, match="another form"):
-        instance.store.read([alert["id"]])
+        instance.store.read(alert["id"])
+
+
+def test_edited_alert_keeps_no_other_alert_back(
+    instance: Instance, collection: str, topic: Topic
+) -> None:
+    rules = AlertRules("gate", (AlertRule(name="any"), AlertRule(name="other")))
+    instance.results.commit([instance.fire(person("a.jpg"), rules)])
+    edited, intact = stored(collection)
+    alerts = firestore.Client().collection(collection + ALERTS)
+    alerts.document(edited["id"]).update({"state": "maybe"})
+    instance.redeliver(person("a.jpg"))
+    assert topic.ids == [intact["id"]]
+
+
+@pytest.mark.parametrize("entry", ["text", {}, {"id": 1}, {"id": "x/y"}, {"id": "another-image"}])
+def test_edited_list_keeps_no_alert_back(
+    instance: Instance, collection: str, topic: Topic, entry: Any
+) -> None:
+    result = person("a.jpg")
+    instance.results.commit([instance.fire(result)])
+    reference = firestore.Client().collection(collection).document(result.ref.document_id)
+    reference.update({"alerts": firestore.ArrayUnion([entry])})
+    instance.redeliver(result)
+    assert len(topic.messages) == 1
+    reference.update({"alerts": "text"})
+    instance.redeliver(result)
 
 
 @pytest.mark.parametrize("decided_at", [None, "yesterday", 5, datetime(2999, 1, 1, tzinfo=UTC)])

@@ -58,9 +58,9 @@ class FakeAlerts:
         self.calls.append("last_alert")
         return self.last
 
-    def read(self, alert_ids: Sequence[str], deadline: Deadline) -> list[StoredAlert]:
+    def read(self, alert_id: str, deadline: Deadline) -> StoredAlert | None:
         self.calls.append("read")
-        return [self.stored[each] for each in alert_ids if each in self.stored]
+        return self.stored.get(alert_id)
 
     def decide(
         self,

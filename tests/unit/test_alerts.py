@@ -341,7 +341,10 @@ def test_message_is_valid_by_its_schema() -> None:
     assert JSON_SCHEMA.exists()
 
 
-@pytest.mark.parametrize("fields", [{"text": 5}, {"labels": "x"}, {"created_at": "yesterday"}])
+@pytest.mark.parametrize(
+    "fields",
+    [{"text": 5}, {"labels": "x"}, {"created_at": "yesterday"}, {"severity": "x" * 1025}],
+)
 def test_edited_alert_has_no_message(fields: dict[str, Any]) -> None:
     with pytest.raises(StoredResultError, match="another form"):
         message(**fields)

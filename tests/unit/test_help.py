@@ -164,3 +164,14 @@ def test_help_of_a_terminal_has_no_colour_under_no_color() -> None:
     assert not re.search(r"\x1b\[[\d;]*[349]\d", plain)
     text = re.sub(r"\x1b\[[\d;]*m", "", plain)
     assert max(len(line) for line in text.splitlines() if not line.startswith("  yolo")) <= 60
+
+
+def test_commands_in_the_advice_of_alerts_exist() -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference" / "logs-and-metrics.md"
+    lines = re.findall(r"`(yolo-batch [^`]+)`", page.read_text(encoding="utf-8"))
+    assert len(lines) >= 3
+    for line in lines:
+        words = shlex.split(line)
+        path = next(p for p in (" ".join(words[:3]), " ".join(words[:2])) if p in COMMANDS)
+        options = {option for parameter in COMMANDS[path].params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= options, line

@@ -215,13 +215,25 @@ def test_wrong_arguments_of_purge_are_named(arguments: list[str], sentence: str)
     assert sentence in " ".join(done.output.split())
 
 
-@pytest.mark.parametrize("name", ["FIRESTORE_EMULATOR_HOST", "STORAGE_EMULATOR_HOST"])
-def test_purge_refuses_one_emulator_and_one_real_service(
-    monkeypatch: pytest.MonkeyPatch, name: str
+_EMULATORS = {"FIRESTORE_EMULATOR_HOST", "PUBSUB_EMULATOR_HOST", "STORAGE_EMULATOR_HOST"}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"FIRESTORE_EMULATOR_HOST"},
+        {"STORAGE_EMULATOR_HOST"},
+        {"FIRESTORE_EMULATOR_HOST", "STORAGE_EMULATOR_HOST"},  # and a real RESULTS_TOPIC
+    ],
+)
+def test_purge_refuses_some_emulators_and_some_real_services(
+    monkeypatch: pytest.MonkeyPatch, names: set[str]
 ) -> None:
-    for each in ("FIRESTORE_EMULATOR_HOST", "STORAGE_EMULATOR_HOST"):
+    for each in _EMULATORS:
         monkeypatch.delenv(each, raising=False)
-    monkeypatch.setenv(name, "127.0.0.1:9")
+    for each in names:
+        monkeypatch.setenv(each, "127.0.0.1:9")
+    monkeypatch.setenv("RESULTS_TOPIC", "results")
     done = CliRunner().invoke(command, ["gs://uploads", "--before", "1d", "--yes"])
     assert done.exit_code == ExitCode.USAGE
-    assert "Set both" in done.output
+    assert "Set all of" in done.output

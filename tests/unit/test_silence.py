@@ -51,6 +51,12 @@ def test_only_enabled_sources_with_silent_minutes_are_watched() -> None:
     assert silent(1, minutes_ago(10_000), enabled=False) == []
 
 
+def test_sources_of_another_deployment_are_not_watched() -> None:
+    own, other = {"silent_minutes": 1}, {"id": "cam2", "bucket": "theirs", "silent_minutes": 1}
+    assert [each.id for each in watched(sources(own, other), ("uploads",))] == ["cam1"]
+    assert [each.id for each in watched(sources(own, other))] == ["cam1", "cam2"]
+
+
 def test_one_silence_has_one_id_and_the_next_has_another() -> None:
     [first], [again] = silent(30, minutes_ago(60)), silent(40, minutes_ago(60))
     [later] = silent(30, minutes_ago(50))

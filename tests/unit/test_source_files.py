@@ -176,6 +176,10 @@ def test_fault_of_a_file_is_named_with_its_line(
             "sources[0].zones[0].points must have at least 3 elements",
         ),
         (
+            "{id: a, bucket: aaa, silent_minutes: 1.5}",
+            "sources[0].silent_minutes must be a whole number",
+        ),
+        (
             "{id: a, bucket: aaa, alerts: [{name: r, between: 22-6}]}",
             'sources[0].alerts[0].between must be two local times, for example "22:00-06:00"',
         ),

@@ -107,7 +107,12 @@ locals {
     { for key, value in local.service_environment : key => value if !startswith(key, "PUSH_") },
     { ENDPOINTS = "detect", MAX_IN_FLIGHT = tostring(local.detect_in_flight) },
   )
-  silence_environment = merge(local.environment, { for key, id in local.topic_ids : "${upper(key)}_TOPIC" => id if key == "alerts" })
+  # Deployments that share a database share its sources. The job checks those of its own bucket.
+  silence_environment = merge(
+    local.environment,
+    { ALLOWED_BUCKETS = local.bucket_name },
+    { for key, id in local.topic_ids : "${upper(key)}_TOPIC" => id if key == "alerts" },
+  )
 }
 
 # Makes the plan fail, before the service is changed, if the settings cannot work together. Its input

@@ -98,6 +98,6 @@ resource "google_monitoring_alert_policy" "undelivered" {
 
   documentation {
     mime_type = "text/markdown"
-    content   = "BigQuery or the webhook refused some messages ${local.retry.attempts} times. The documents in Firestore are not affected. List the messages with `gcloud pubsub subscriptions pull ${var.name}-results-undelivered --project ${var.project_id} --limit 10`, or with ${var.name}-alerts-undelivered, which does not remove them. For BigQuery, compare the fields with the table's. For the webhook, look at its own log. Repair the cause. To publish a result again, run its image again, with yolo-batch submit and --replace. To drop the messages, run `gcloud pubsub subscriptions seek ${var.name}-results-undelivered --project ${var.project_id} --time $(date -u +%Y-%m-%dT%H:%M:%SZ)`."
+    content   = "BigQuery or the webhook refused some messages ${local.retry.attempts} times. The documents in Firestore are not affected. List the messages with `gcloud pubsub subscriptions pull ${var.name}-results-undelivered --project ${var.project_id} --limit 10`, or with ${var.name}-alerts-undelivered, which does not remove them. For BigQuery, compare the fields with the table's. For the webhook, look at its own log. Repair the cause. To publish a result again, run `yolo-batch submit --topic ${google_pubsub_topic.jobs.id} URI`: the service then publishes the stored result, without the model. To drop the messages, run `gcloud pubsub subscriptions seek ${var.name}-results-undelivered --project ${var.project_id} --time $(date -u +%Y-%m-%dT%H:%M:%SZ)`."
   }
 }

@@ -781,7 +781,7 @@ run "alerts_topic" {
       && google_cloud_run_v2_job.silence[0].template[0].template[0].containers[0].args == tolist(["alerts", "check-silence"])
       && google_cloud_run_v2_job.silence[0].template[0].template[0].encryption_key == var.kms_key
       && google_cloud_run_v2_job.silence[0].template[0].template[0].vpc_access[0].network_interfaces[0].network == "net-1"
-      && local.silence_environment == merge(local.environment, { ALERTS_TOPIC = "projects/my-project-1/topics/yolo-batch-alerts" })
+      && local.silence_environment == merge(local.environment, { ALERTS_TOPIC = "projects/my-project-1/topics/yolo-batch-alerts", ALLOWED_BUCKETS = local.bucket_name })
       && google_cloud_scheduler_job.silence[0].schedule == "*/10 * * * *"
       && local.substitutions._JOBS == "yolo-batch-reconcile yolo-batch-silence"
     )
