@@ -187,6 +187,6 @@ resource "google_monitoring_alert_policy" "silence_failed" {
 
   documentation {
     mime_type = "text/markdown"
-    content   = "Nobody is told when a source becomes silent. The alerts of images are not affected. Read the log with `gcloud logging read 'resource.type=cloud_run_job AND resource.labels.job_name=${local.silence_name}' --project ${var.project_id} --limit 50`, repair the cause, and run `gcloud run jobs execute ${local.silence_name} --project ${var.project_id} --region ${var.region}`."
+    content   = "No alert is sent when a source becomes silent. The alerts of images are not affected. Read the log with `gcloud logging read 'resource.type=cloud_run_job AND resource.labels.job_name=${local.silence_name}' --project ${var.project_id} --limit 50`, repair the cause, and run `gcloud run jobs execute ${local.silence_name} --project ${var.project_id} --region ${var.region}`."
   }
 }
