@@ -8,7 +8,7 @@ TASK ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 
-.PHONY: help demo up emulators chaos fuzz mutants test test-fast check unit coverage hooks fix docs clean lock
+.PHONY: help demo follow up emulators chaos fuzz mutants test test-fast check unit coverage hooks fix docs clean lock
 
 help:  ## list the targets
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ PACKAGES := $(if $(filter %.pt,$(MODEL)),$(VENV)/export,$(VENV)/local)
 demo: $(PACKAGES)  ## upload images to a local stack and print their documents
 	$(BIN)/yolo-batch-dev demo $(if $(IMAGES),--images "$(IMAGES)") \
 	  $(if $(TASK),--task "$(TASK)") $(if $(MODEL),--model "$(MODEL)")
+
+follow: $(VENV)/local  ## follow one upload to a row of BigQuery, an alert and derived images
+	$(BIN)/yolo-batch-dev demo --follow --output followed
 
 up: $(PACKAGES)  ## run the local stack until Ctrl-C
 	$(BIN)/yolo-batch-dev up $(if $(MODEL),--model "$(MODEL)")
@@ -99,7 +102,7 @@ $(VENV)-lock/pip-tools:
 	@touch $@
 
 clean:  ## delete .venv and everything built
-	rm -rf $(VENV) build *.egg-info demo-output
+	rm -rf $(VENV) build *.egg-info demo-output followed
 
 # Each file below records in .venv that a set of packages is installed.
 $(VENV)/pip:
@@ -115,7 +118,7 @@ $(VENV)/pip:
 	@touch $@
 
 $(VENV)/local: $(VENV)/pip pyproject.toml devtools/pyproject.toml
-	@echo "Installing Python packages into $(VENV) (0.7 GB), a minute or two ..."
+	@echo "Installing Python packages into $(VENV) (0.8 GB), a minute or two ..."
 	$(BIN)/pip install --quiet --editable . --editable ./devtools
 	@touch $@
 
