@@ -140,6 +140,7 @@ _MESSAGE_READS, _MESSAGE_WRITES = 3, 3
 _ALERT_KB = 1.0  # an alert's document with its index entries, and an alert message
 _JOB_GIB = 0.5  # memory of the silence job
 _LEAST_JOB_SECONDS = 60  # that Cloud Run bills for an execution
+_REQUEST_LOG_KB = 1.136  # Cloud Run's entry for a call of the detect service, which is kept
 
 MESSAGE_KB = 1.7  # of the document of `--document-kb`, with its attributes
 
@@ -206,7 +207,12 @@ def quantities(month: Month) -> dict[str, float]:
         "BigQuery storage": month.objects * month.bigquery_kb * 1000 / GIB,
         "Artifact Registry": month.image_gb,
         "Cloud Scheduler": float(bool(month.reconciles) + bool(month.silence_runs)),
-        "Cloud Logging": month.images * (month.request_log_kb + month.log_kb) * 1000 / GIB,
+        "Cloud Logging": (
+            month.images * (month.request_log_kb + month.log_kb)
+            + month.detect_calls * _REQUEST_LOG_KB
+        )
+        * 1000
+        / GIB,
         "Cloud Monitoring": (month.active_minutes if month.images else 0.0)
         * (month.distributions * _DISTRIBUTION_BYTES + month.counters * _COUNTER_BYTES)
         / MIB,

@@ -114,6 +114,7 @@ _BIGQUERY = frozenset(
         "google_pubsub_subscription_iam_member.delivered",
         "google_pubsub_topic.undelivered",
         "google_pubsub_topic_iam_member.undelivered",
+        "terraform_data.rows",
         "time_sleep.bigquery",
         "time_sleep.bigquery_grant",
     }
@@ -216,7 +217,7 @@ CHANGES: dict[str, Change] = {
     "alerts_topic = true": Change({"alerts_topic": True}, interrupts=_WAIT),
     "batch_size = 4": Change({"batch_size": 4}),
     "bigquery = true": Change({"bigquery": True, "results_topic": True}, interrupts=_WAIT),
-    # The apply fails before it destroys the rows, because protect_data is true.
+    # The apply fails before it destroys anything, because protect_data is true.
     "bigquery = false, from true": Change(
         {"bigquery": False},
         OTHER,

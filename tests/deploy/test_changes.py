@@ -19,6 +19,7 @@ from tests.deploy.standin import (
     BASE,
     DEPLOYED,
     MODULE,
+    REPOSITORY,
     ROOT,
     Applied,
     Run,
@@ -214,6 +215,34 @@ def test_destroy_of_protected_data_destroys_nothing(deployment: Path, tear_down:
     assert _managed(state) == _managed(deployment)
 
 
+def test_apply_that_would_delete_rows_destroys_nothing(deployment: Path, tmp_path: Path) -> None:
+    state = shutil.copytree(deployment, tmp_path / "state", symlinks=True)
+    without = DEPLOYED | {"bigquery": False}
+    done = terraform("apply", "-auto-approve", variables=without, state=state)
+    assert done.returncode == 1
+    assert "protect_data is true, so no row was deleted" in " ".join(done.output.split())
+    assert set(_objects(deployment)) == set(_objects(state))
+
+
+def test_rows_stay_if_the_guide_is_followed(deployment: Path, tmp_path: Path) -> None:
+    """docs/how-to/terraform-module.md: remove the dataset and the table from the state."""
+    state = shutil.copytree(deployment, tmp_path / "state", symlinks=True)
+    guide = (REPOSITORY / "docs" / "how-to" / "terraform-module.md").read_text()
+    [block] = re.findall(r"```sh\n(terraform [^`]*state rm [^`]*bigquery[^`]*)```", guide)
+    removed = re.findall(r"'(.+?)'", block)
+    done = terraform("state", "rm", *removed, state=state)
+    assert done.returncode == 0, done.output
+    without = DEPLOYED | {"bigquery": False}
+    done = terraform("apply", "-auto-approve", variables=without, state=state)
+    assert done.returncode == 0, done.output
+    left = {name for name in _objects(state) if "bigquery_" in name}
+    assert {name.partition(":")[0] for name in left} == {
+        "google_bigquery_dataset",
+        "google_bigquery_table",
+    }
+    assert [name for name in left if name.endswith("/tables/messages")]
+
+
 def test_destroy_leaves_what_the_page_says(tear_down: Steps) -> None:
     """docs/how-to/tear-down.md: APIs and Google's own service agents stay."""
     for name in ("unprotected", "destroyed"):
@@ -224,20 +253,26 @@ def test_destroy_leaves_what_the_page_says(tear_down: Steps) -> None:
     assert not [call for call in _calls(state) if "remove-iam-policy-binding" in call]
 
 
-def test_destroy_after_a_failed_apply_needs_the_database_alone(tmp_path: Path) -> None:
-    """As docs/how-to/tear-down.md says: no other build is needed to unprotect the database."""
+def test_destroy_after_a_failed_apply_needs_no_build(tmp_path: Path) -> None:
+    """As docs/how-to/tear-down.md says: no other build is needed to unprotect the data."""
     state = tmp_path / "state"
     state.mkdir()
+    variables = BASE | {"results_topic": True, "bigquery": True}
     failing = ("--gcloud-fail", "builds submit")
-    done = terraform("apply", "-auto-approve", variables=BASE, state=state, options=failing)
+    done = terraform("apply", "-auto-approve", variables=variables, state=state, options=failing)
     assert done.returncode == 1
-    database = "-target=module.yolo_batch.google_firestore_database.main[0]"
-    unprotected = BASE | {"protect_data": False}
+    targets = (
+        "-target=module.yolo_batch.google_firestore_database.main[0]",
+        "-target=module.yolo_batch.google_bigquery_table.messages[0]",
+    )
     done = terraform(
-        *("apply", "-auto-approve", database), variables=unprotected, state=state, options=failing
+        *("apply", "-auto-approve", *targets),
+        variables=variables | {"protect_data": False},
+        state=state,
+        options=failing,
     )
     assert done.returncode == 0, done.output
-    done = terraform("destroy", "-auto-approve", variables=BASE, state=state)
+    done = terraform("destroy", "-auto-approve", variables=variables, state=state)
     assert done.returncode == 0, done.output
     assert not [name for name in _objects(state) if "database" in name]
 

@@ -206,7 +206,7 @@ def test_absent_reconcile_is_noticed_after_26_hours(applied: Applied) -> None:
 @needs_standin
 def test_every_alert_says_how_severe_it_is_and_what_to_do(applied: Applied) -> None:
     policies = applied.all("google_monitoring_alert_policy")
-    assert len(policies) == 17
+    assert len(policies) == 18
     assert len({policy["display_name"] for policy in policies}) == len(policies)
     for policy in policies:
         assert policy["display_name"].startswith("yolo-batch: ")
@@ -306,10 +306,11 @@ def test_alerts_on_log_lines_match_lines_that_are_written(applied: Applied) -> N
     entries += [
         _entry(
             "cloudscheduler.googleapis.com/executions",
-            "yolo-batch-reconcile",
+            job,
             "cloud_scheduler_job",
             severity=severity,
         )
+        for job in ("yolo-batch-2-silence", "yolo-batch-silence", "yolo-batch-reconcile")
         for severity in ("INFO", "ERROR")
     ]
     found = {
@@ -323,6 +324,7 @@ def test_alerts_on_log_lines_match_lines_that_are_written(applied: Applied) -> N
         "a source is silent": [],
         "the int8 model failed its canary": [_line(message="Fell back to the float model")],
         "reconcile cannot be started": [entries[-1]],
+        "the silence job cannot be started": [entries[-3]],
     }
 
 
@@ -335,29 +337,34 @@ def test_alerts_of_sources_are_found_by_rule_and_source(
         now = datetime(2026, 11, 30, tzinfo=UTC)
         log_alert(AlertMessage("1-2", rule, "gate", "critical", "2 person", now, suppressed=0))
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    matched, silent = (
+    matched, stored, silent = (
         _entry("run.googleapis.com/stdout", service, kind, jsonPayload=line)
         for line, service, kind in zip(
-            lines,
-            ("yolo-batch", "yolo-batch-silence"),
-            ("cloud_run_revision", "cloud_run_job"),
+            (lines[0], *lines),
+            ("yolo-batch", "yolo-batch-detect", "yolo-batch-silence"),
+            ("cloud_run_revision", "cloud_run_revision", "cloud_run_job"),
             strict=True,
         )
     )
     elsewhere = _entry("run.googleapis.com/stdout", "yolo-batch-2", jsonPayload=lines[0])
     found = {
         policy["display_name"].partition(": ")[2]: (
-            [each for each in (matched, silent, elsewhere) if matches(condition["filter"], each)],
+            [
+                each
+                for each in (matched, stored, silent, elsewhere)
+                if matches(condition["filter"], each)
+            ],
             condition["label_extractors"],
         )
         for policy, condition in _conditions(applied, "condition_matched_log")
     }
-    for title, entry in (
-        ("a rule of a source matched", matched),
-        ("a source is silent", silent),
+    for title, expected in (
+        ("a rule of a source matched", [matched, stored]),
+        ("a source is silent", [silent]),
     ):
         entries, labels = found[title]
-        assert entries == [entry]
+        assert entries == expected
+        entry = entries[0]
         paths = [re.fullmatch(r"EXTRACT\(jsonPayload\.(\w+)\)", each) for each in labels.values()]
         assert [entry["jsonPayload"][path[1]] for path in paths if path] == [
             entry["jsonPayload"][name] for name in labels

@@ -145,6 +145,22 @@ def test_call_of_the_detect_service_costs_what_an_image_costs() -> None:
     assert calls["Firestore writes"] == 0
 
 
+def test_derived_images_of_the_bill_are_as_measured() -> None:
+    page = Path("docs/evidence/derived-images.md").read_text()
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| ")]
+    measured = {row[1].strip(): (row[2].strip(), row[4].strip()) for row in rows if len(row) > 4}
+    kinds = ("thumbnail", "annotated", "redacted, blur", "crops", "normalized, JPEG")
+    derived = [option for option in OPTIONS.values() if "derived_ms" in option]
+    assert [(str(option["derived_ms"]), str(option["derived_kb"])) for option in derived] == [
+        measured[kind] for kind in kinds
+    ]
+
+
+def test_call_keeps_the_log_entry_of_its_request() -> None:
+    added = quantities(replace(BUSY, detect_calls=1_000_000))["Cloud Logging"]
+    assert added - quantities(BUSY)["Cloud Logging"] == pytest.approx(1.136e9 / GIB)
+
+
 def test_each_option_adds_to_the_bill() -> None:
     month = Month(images=1_000_000, objects=1_000_000, cpu_ms=50)
     for changes in OPTIONS.values():

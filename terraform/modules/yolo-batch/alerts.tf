@@ -64,13 +64,16 @@ locals {
     }
   }
 
+  # The services that store results. The detect service does with ?store=true.
+  storing = join(" OR ", [for name in concat([local.watched], google_cloud_run_v2_service.detect[*].name) : "\"${name}\""])
+
   # Alerts of rules in sources (alert_incidents). Each combination of the labels is notified by itself.
   source_alerts = {
     rule = {
       title     = "a rule of a source matched"
       severity  = "WARNING"
-      condition = "Log line \"Alert\" of the service"
-      filter    = "${local.log_of_service} AND jsonPayload.message=\"Alert\""
+      condition = "Log line \"Alert\" of the service or the detect service"
+      filter    = "resource.type=\"cloud_run_revision\" AND resource.labels.service_name=(${local.storing}) AND jsonPayload.message=\"Alert\""
     }
     silence = {
       title     = "a source is silent"
@@ -97,6 +100,14 @@ locals {
       filter    = "resource.type=\"cloud_scheduler_job\" AND resource.labels.job_id=~\"^${local.reconcile_name}\" AND severity>=ERROR"
       period    = "86400s"
       advice    = "Uploads whose event was lost are not found until the job runs. Run the job with `gcloud run jobs execute ${local.reconcile_name} --project ${var.project_id} --region ${var.region}`. Then look at the log of the scheduler's job. 403 means that ${var.name}-scheduler lacks roles/run.invoker on the job. `terraform apply` restores the grant."
+    }
+    silence_start = {
+      title     = "the silence job cannot be started"
+      severity  = "WARNING"
+      condition = "Cloud Scheduler reports an error"
+      filter    = "resource.type=\"cloud_scheduler_job\" AND resource.labels.job_id=\"${local.silence_name}\" AND severity>=ERROR"
+      period    = "86400s"
+      advice    = "No alert is sent when a source becomes silent. The alerts of images are not affected. Look at the log of the scheduler's job ${local.silence_name}. 403 means that ${var.name}-scheduler lacks roles/run.invoker on the job. `terraform apply` restores the grant. Then run the job with `gcloud run jobs execute ${local.silence_name} --project ${var.project_id} --region ${var.region}`."
     }
   }
 }
@@ -134,7 +145,7 @@ resource "google_monitoring_alert_policy" "query" {
 }
 
 resource "google_monitoring_alert_policy" "log" {
-  for_each = local.log_alerts
+  for_each = { for key, alert in local.log_alerts : key => alert if key != "silence_start" || var.alerts_topic }
 
   display_name          = "${local.watched}: ${each.value.title}"
   combiner              = "OR"
@@ -164,7 +175,7 @@ resource "google_monitoring_alert_policy" "log" {
 }
 
 resource "google_monitoring_alert_policy" "source" {
-  for_each = { for key, alert in local.source_alerts : key => alert if var.alert_incidents }
+  for_each = { for key, alert in local.source_alerts : key => alert if var.alert_incidents && (key != "silence" || var.alerts_topic) }
 
   display_name          = "${local.watched}: ${each.value.title}"
   combiner              = "OR"
@@ -193,7 +204,7 @@ resource "google_monitoring_alert_policy" "source" {
 
   documentation {
     mime_type = "text/markdown"
-    content   = "The log line of the incident has the sentence, the document and the link to it. The alert documents have all alerts, also those that the rule's cooldown suppressed: `yolo-batch alerts list`. If a rule matches too often, change its conditions or its cooldown in the source, and try it on stored results first (docs/how-to/alerts.md)."
+    content   = "The log line of the incident has the text of the alert, the document and the link to it. The alert documents have all alerts, also those that the rule's cooldown suppressed: `yolo-batch alerts list`. If a rule matches too often, change its conditions or its cooldown in the source, and try it on stored results first (docs/how-to/alerts.md)."
   }
 }
 

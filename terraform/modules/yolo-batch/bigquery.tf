@@ -56,7 +56,7 @@ resource "google_bigquery_table" "messages" {
   schema     = file("${path.module}/results_table.json")
   clustering = ["source_id"]
 
-  # A destroy of protected data fails here.
+  # guards.tf protects it earlier.
   deletion_protection = var.protect_data
 
   time_partitioning {

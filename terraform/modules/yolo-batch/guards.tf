@@ -42,6 +42,30 @@ resource "terraform_data" "fixed" {
   ]
 }
 
+# As tear_down, if bigquery becomes false. Otherwise the subscription and its undelivered messages would be
+# gone before the destroy of the table fails.
+resource "terraform_data" "rows" {
+  count = length(google_bigquery_table.messages)
+
+  input = { protect_data = var.protect_data }
+
+  provisioner "local-exec" {
+    when = destroy
+    command = (
+      self.input.protect_data
+      ? "echo protect_data is true, so no row was deleted. To keep the rows, see docs/how-to/terraform-module.md. To delete them, apply with protect_data=false first. && exit 1"
+      : "exit 0"
+    )
+  }
+
+  depends_on = [
+    google_bigquery_table.detections,
+    google_monitoring_alert_policy.undelivered,
+    google_pubsub_subscription.undelivered,
+    google_pubsub_subscription_iam_member.delivered,
+  ]
+}
+
 # A destroy destroys this first, because it depends on everything else. Otherwise a destroy of protected
 # data would stop at the database only after it has destroyed the service. The value is that of the last
 # apply. The command works in sh and in cmd.
@@ -59,7 +83,6 @@ resource "terraform_data" "tear_down" {
 
   # Everything that nothing else depends on.
   depends_on = [
-    google_bigquery_table.detections,
     google_billing_budget.main,
     google_cloud_run_v2_job_iam_member.build,
     google_cloud_run_v2_job_iam_member.build_silence,
@@ -97,6 +120,7 @@ resource "terraform_data" "tear_down" {
     google_storage_notification.uploads,
     terraform_data.combinations,
     terraform_data.fixed,
+    terraform_data.rows,
     terraform_data.tuned_subscription,
   ]
 }

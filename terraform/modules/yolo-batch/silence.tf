@@ -154,8 +154,8 @@ resource "google_cloud_scheduler_job" "silence" {
   depends_on = [google_cloud_run_v2_job_iam_member.scheduler_silence]
 }
 
-# An execution that was retried and then succeeded does not count as failed. Two of an hour, because the
-# next run repeats what one run missed.
+# An execution that was retried and then succeeded does not count as failed. Two failures, because the next
+# run repeats what one run missed. In 25 h, the longest period, so that a daily schedule has two runs.
 resource "google_monitoring_alert_policy" "silence_failed" {
   count = length(google_cloud_run_v2_job.silence)
 
@@ -167,14 +167,14 @@ resource "google_monitoring_alert_policy" "silence_failed" {
   project               = var.project_id
 
   conditions {
-    display_name = "More than one failed execution of ${local.silence_name} in 1 h"
+    display_name = "More than one failed execution of ${local.silence_name} in 25 h"
     condition_threshold {
       filter          = "resource.type = \"cloud_run_job\" AND resource.labels.job_name = \"${local.silence_name}\" AND metric.type = \"run.googleapis.com/job/completed_execution_count\" AND metric.labels.result = \"failed\""
       comparison      = "COMPARISON_GT"
       threshold_value = 1
       duration        = "0s"
       aggregations {
-        alignment_period     = "3600s"
+        alignment_period     = "90000s"
         per_series_aligner   = "ALIGN_DELTA"
         cross_series_reducer = "REDUCE_SUM"
       }
@@ -187,6 +187,6 @@ resource "google_monitoring_alert_policy" "silence_failed" {
 
   documentation {
     mime_type = "text/markdown"
-    content   = "No alert is sent if a source becomes silent. The alerts of images are not affected. Read the log with `gcloud logging read 'resource.type=cloud_run_job AND resource.labels.job_name=${local.silence_name}' --project ${var.project_id} --limit 50`, repair the cause, and run `gcloud run jobs execute ${local.silence_name} --project ${var.project_id} --region ${var.region}`."
+    content   = "No alert is sent when a source becomes silent. The alerts of images are not affected. Read the log with `gcloud logging read 'resource.type=cloud_run_job AND resource.labels.job_name=${local.silence_name}' --project ${var.project_id} --limit 50`, repair the cause, and run `gcloud run jobs execute ${local.silence_name} --project ${var.project_id} --region ${var.region}`."
   }
 }

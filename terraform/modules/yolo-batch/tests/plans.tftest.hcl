@@ -784,6 +784,7 @@ run "alerts_topic" {
       && local.silence_environment == merge(local.environment, { ALERTS_TOPIC = "projects/my-project-1/topics/yolo-batch-alerts", ALLOWED_BUCKETS = local.bucket_name })
       && google_cloud_scheduler_job.silence[0].schedule == "*/10 * * * *"
       && local.substitutions._JOBS == "yolo-batch-reconcile yolo-batch-silence"
+      && contains(keys(google_monitoring_alert_policy.log), "silence_start")
     )
     error_message = "A job looks for silent sources every ten minutes, and is deployed with the service."
   }
@@ -821,6 +822,11 @@ run "alert_incidents" {
   variables {
     alert_incidents       = true
     notification_channels = ["projects/my-project-1/notificationChannels/1"]
+  }
+
+  assert {
+    condition     = keys(google_monitoring_alert_policy.source) == ["rule"]
+    error_message = "Without the alerts topic, no job looks for silent sources."
   }
 
   assert {
