@@ -163,7 +163,9 @@ class ResultObjects:
             try:
                 yield self._client.bucket(name), limits
             except exceptions.GoogleAPICallError as exc:
-                if exc.code == 410:  # the session of a large upload ended. It is not about an image.
+                if (
+                    exc.code == 410
+                ):  # the session of a large upload ended. It is not about an image.
                     raise StorageUnavailableError("Cloud Storage ended an upload.") from exc
                 if not (reason := _advice(exc)):
                     raise
