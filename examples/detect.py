@@ -27,7 +27,13 @@ TIMEOUT_SECONDS = 60  # more than the service's DETECT_TIMEOUT_SECONDS
 def session(url: str) -> requests.Session:
     """Return a session with a token. It repeats a call that the service rejects as too busy."""
     calls = requests.Session()
-    busy = Retry(total=5, backoff_factor=1, status_forcelist=(429, 503), allowed_methods=None)
+    busy = Retry(
+        total=5,
+        backoff_factor=1,
+        status_forcelist=(429, 503),
+        allowed_methods=None,
+        raise_on_status=False,  # after the last try, return the response
+    )
     calls.mount(url, HTTPAdapter(max_retries=busy))
     if url.startswith("https:"):  # the local stack needs no token
         token = os.environ.get("ID_TOKEN") or fetch_id_token(Request(), url)  # type: ignore[no-untyped-call]

@@ -119,6 +119,7 @@ class DeriveOptions:
         return sum(sizes)
 
 
+NOTHING = DeriveOptions(thumbnail_side=None)
 LARGEST_OPTIONS = DeriveOptions(
     thumbnail_side=MAX_SIDE,
     annotated=True,

@@ -17,7 +17,7 @@ from service.domain import (
     PreparedResult,
     Replace,
 )
-from service.errors import ObjectGoneError, YoloBatchError
+from service.errors import DocumentKeptError, ObjectGoneError, YoloBatchError
 from service.health import Health
 
 logger = logging.getLogger(__name__)
@@ -129,6 +129,11 @@ class Recorder:
         except ObjectGoneError:  # the image was deleted meanwhile: its objects must not stay
             if prepared.result.object_uris:
                 self._remove_all(result.ref, uploads, deadline.for_commit())
+            raise
+        except DocumentKeptError:
+            unused = prepared.result.object_uris
+            kept = CommittedResult(prepared.result, is_superseded=True, unused_uris=unused)
+            uploads.settle(prepared, kept, deadline.for_commit())
             raise
         if prepared.found or committed.unused_uris:
             uploads.settle(prepared, committed, deadline.for_commit())

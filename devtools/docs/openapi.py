@@ -50,7 +50,11 @@ _EXAMPLES = ["gs://uploads/cam1/07.jpg", "gs://uploads/cam1/07.jpg#1732832936756
 _LINK = re.compile(r"\[([^]]+)\]\([^)]+\)")
 # Errors that are neither of the image nor of its object.
 _ERRORS = (
-    (400, "unreadable_request", "The parameters or the JSON have another form."),
+    (
+        400,
+        "unreadable_request",
+        "The parameters or the JSON are not as described, or the chunks of the body are malformed.",
+    ),
     (400, "bad_request", "The request's body ended early."),
     (401, "unauthenticated", "The call has no token, or its token is invalid."),
     (403, "forbidden", "The token is valid, but its service account is not allowed."),

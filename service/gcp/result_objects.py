@@ -21,7 +21,7 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 
 from service.deadline import NO_DEADLINE, Deadline
 from service.domain import ResultObject
-from service.errors import ResultObjectError, StorageRefusedError
+from service.errors import ResultObjectError, StorageRefusedError, StorageUnavailableError
 from service.gcp.outages import Outages
 from service.gcp.refusals import NO_CREDENTIALS, Scope
 from service.gcp.storage import REFUSALS, read_refusal, translate_errors, widen
@@ -163,6 +163,10 @@ class ResultObjects:
             try:
                 yield self._client.bucket(name), limits
             except exceptions.GoogleAPICallError as exc:
+                if (
+                    exc.code == 410
+                ):  # the session of a large upload ended. It is not about an image.
+                    raise StorageUnavailableError("Cloud Storage ended an upload.") from exc
                 if not (reason := _advice(exc)):
                     raise
                 self._outages.report(subject, reason, str(exc))

@@ -9,7 +9,7 @@ So the last good sources are used then. A new instance reads them from a second 
 | good | any | the document. It becomes the last good one. |
 | broken or deleted | known to this instance, or stored | the newer of these |
 | deleted or never written | none stored | no sources: there never were any |
-| broken | none stored | no sources: there never were good ones |
+| broken | none stored | no sources, and no derived images: it may ask for redactions |
 | broken or deleted | stored, but broken, too | nothing: images are rejected with 503 |
 | unknown: Firestore does not respond | known to this instance | the last good sources |
 | unknown: Firestore does not respond | not known | nothing: images are rejected with 503 |
@@ -20,13 +20,13 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Protocol
 from zoneinfo import ZoneInfo
 
 from service.deadline import Deadline
-from service.derived import DeriveOptions
+from service.derived import NOTHING, DeriveOptions
 from service.domain import ImageRef, SourceVersion
 from service.errors import SourcesError, SourcesUnknownError, TransientError
 from service.settings import Settings
@@ -110,6 +110,7 @@ def settings_of(
 class _Known:
     sources: Sources
     version: datetime | None  # None: there never were any
+    derives: bool = True  # False: nothing is derived, because nobody knows what to redact
 
 
 class CurrentSources:
@@ -166,13 +167,14 @@ class CurrentSources:
         known = self._known
         if known is None:
             raise self._error or SourcesUnknownError()
-        return settings_of(
+        settings = settings_of(
             ref,
             known.sources,
             known.version,
             min_confidence=self._min_confidence,
             store_confidence=self._store_confidence,
         )
+        return settings if known.derives else replace(settings, derive=NOTHING)
 
     def look(self, deadline: Deadline) -> None:
         """Read the document, unless another thread reads it now.
@@ -208,7 +210,7 @@ class CurrentSources:
                 self._documents.remember(stored, deadline)
                 self._remembered = stored.version
             return
-        self._fall_back(deadline)
+        self._fall_back(deadline, is_broken=stored is not None)
         if self._known is None or (stored is None and self._known.version is None):
             return
         self._unusable += 1
@@ -241,14 +243,15 @@ class CurrentSources:
                 self._warn_of_no_bucket(sources)
         return self._broken and self._broken[1]
 
-    def _fall_back(self, deadline: Deadline) -> None:
+    def _fall_back(self, deadline: Deadline, *, is_broken: bool) -> None:
         """Use the stored last good sources, if they are newer than the known ones.
 
         They are newer if another instance saw a version that this instance did not see.
         """
         stored = self._documents.last_good(deadline)
         if stored is None:
-            self._known = self._known or _Known(Sources(sources=()), None)
+            if self._known is None or self._known.version is None:
+                self._known = _Known(Sources(sources=()), None, derives=not is_broken)
             return
         version = self._known and self._known.version
         if version and version >= stored.version:

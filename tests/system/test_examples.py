@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from ast import literal_eval
 from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import cv2
@@ -194,6 +196,27 @@ def test_detect_shows_why_an_image_failed(detect_url: str, run: str) -> None:
     done = (run_example if run.endswith(".py") else run_shell)(run, detect_url, str(EXAMPLES / run))
     assert done.returncode != 0
     assert "unsupported_media" in done.stdout + done.stderr
+
+
+def test_detect_shows_the_last_of_many_refusals() -> None:
+    class Busy(BaseHTTPRequestHandler):
+        calls = 0
+
+        def do_POST(self) -> None:
+            Busy.calls += 1
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(429)
+            self.send_header("Retry-After", "1")
+            self.end_headers()
+            self.wfile.write(b"daily_image_limit")
+
+    with HTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        done = run_example("detect.py", url, EXAMPLES / "detect.py")
+        server.shutdown()
+    assert (done.returncode, done.stderr.strip()) == (1, "429: daily_image_limit")
+    assert Busy.calls == 6
 
 
 def test_publish_jobs_prints_the_result_of_each_job(

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from service.deadline import NO_DEADLINE, Deadline
+from service.derived import NOTHING
 from service.domain import ImageRef
 from service.errors import FirestoreUnavailableError, SourcesUnknownError
 from service.sources.current import CurrentSources, SourceSettings, StoredSources
@@ -236,11 +237,19 @@ def test_each_read_of_a_broken_document_is_counted(
     assert reads == [1, 2, 3]
 
 
-def test_broken_document_before_any_good_one_changes_nothing(
+def test_broken_document_before_any_good_one_derives_nothing(
     documents: FakeDocuments, clock: Clock
 ) -> None:
-    documents.edit(min_confidence="high")
-    assert settings_of(instance(documents, clock)) == SourceSettings()
+    """It may ask for a redaction, so a thumbnail could show what must be hidden."""
+    documents.edit(min_confidence="high", derived={"redacted": {}})
+    sources = instance(documents, clock)
+    assert settings_of(sources) == SourceSettings(derive=NOTHING)
+    documents.stored = None
+    clock.now += 60
+    assert settings_of(sources) == SourceSettings()
+    documents.stored = StoredSources({"sources": 1}, START)
+    clock.now += 60
+    assert settings_of(sources) == SourceSettings(derive=NOTHING)
 
 
 def test_images_are_rejected_if_both_documents_are_broken(

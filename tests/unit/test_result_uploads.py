@@ -11,7 +11,7 @@ from google.api_core import exceptions
 
 from service.deadline import NO_DEADLINE
 from service.domain import CommittedResult, DerivedImage, DerivedKind, ImageRef, ImageResult
-from service.errors import ObjectGoneError, StorageUnavailableError
+from service.errors import DocumentKeptError, ObjectGoneError, StorageUnavailableError
 from service.gcp.result_objects import ResultObjects
 from service.gcp.result_uploads import ResultUploads
 from service.health import Health
@@ -146,6 +146,27 @@ def test_objects_of_an_image_deleted_meanwhile_are_removed(
     assert prefixes == [f"{REF.document_id}-"] * 2
     [line] = [each for each in logged_by(caplog, "service.recorder") if each.levelno > 20]
     assert line.__dict__["document_id"] == REF.document_id
+
+
+def test_objects_of_a_failed_replacement_are_removed() -> None:
+    client, store = Mock(), Mock()
+    upload = client.bucket().blob().upload_from_string
+    upload.side_effect = [None, exceptions.PreconditionFailed("conditionNotMet")]
+    store.commit = lambda results, deadline: [DocumentKeptError("kept")] * len(results)
+    recorder = Recorder(store, Health(hang_timeout_seconds=60), uploads_of(client))
+    with pytest.raises(DocumentKeptError):
+        recorder.record(replace(RESULT, derived=IMAGES[:2]), NO_DEADLINE)
+    recorder.close(timeout_seconds=1)
+    client.bucket().blob().delete.assert_called_once()  # not what was found
+
+
+def test_ended_upload_does_not_count_as_a_deleted_image() -> None:
+    """A deleted image is acknowledged without a result."""
+    client = Mock()
+    error = exceptions.from_http_status(410, "The session has ended.")
+    client.bucket().blob().upload_from_string.side_effect = error
+    with pytest.raises(StorageUnavailableError):
+        uploads_of(client).prepare(RESULT)
 
 
 def test_failed_upload_commits_nothing() -> None:
