@@ -333,7 +333,7 @@ def test_runs_at_the_same_time_create_one_alert(collection: str) -> None:
     class SlowStore(SilenceStore):
         """Both runs see that there is no document before one of them creates it."""
 
-        def read(self, *arguments: Any) -> list[StoredAlert]:
+        def read(self, *arguments: Any) -> StoredAlert | None:
             found = super().read(*arguments)
             if not found:
                 together.wait()
