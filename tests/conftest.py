@@ -40,14 +40,18 @@ def isolate_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def isolate_logging() -> Iterator[None]:
+    """Start with Python's own levels, whatever a library or a wider fixture has set."""
+    root = logging.getLogger()
     named = [logging.getLogger(name) for name in ("service", "gunicorn.error", "gunicorn.access")]
+    root.setLevel(logging.WARNING)
+    logging.disable(logging.NOTSET)
+    for logger in named:
+        logger.setLevel(logging.NOTSET)
     before = [
-        (logger, logger.level, logger.handlers[:], logger.propagate, logger.disabled)
-        for logger in (logging.getLogger(), *named)
+        (logger, logger.handlers[:], logger.propagate, logger.disabled) for logger in (root, *named)
     ]
     yield
-    for logger, level, handlers, propagate, disabled in before:
-        logger.setLevel(level)
+    for logger, handlers, propagate, disabled in before:
         logger.handlers[:] = handlers
         logger.propagate = propagate
         logger.disabled = disabled

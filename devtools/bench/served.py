@@ -14,13 +14,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from flask import Flask
 
-from service.daily_limit import DailyLimit
 from service.deadline import Deadline
-from service.deletion import Deletion
 from service.domain import Download, ImageRef, Prediction
 from service.gcp.firestore import ResultStore
 from service.gcp.storage import ImageStorage
@@ -31,7 +29,6 @@ from service.inference.detector import Detector
 from service.pipeline import Pipeline
 from service.server import wsgi
 from service.settings import Settings
-from service.sources.current import CurrentSources
 
 DOWNLOAD = "download"
 HAND_OVER = "to and from decoders"
@@ -104,9 +101,7 @@ def build_app() -> Flask:
         verified: VerifiedModel,
         storage: ImageStorage,
         store: ResultStore,
-        limit: DailyLimit | None,
-        sources: CurrentSources | None,
-        deletion: Deletion | None,
+        *others: Any,
     ) -> Pipeline:
         timed = vars  # an attribute of the instance hides the method of its class
         timed(storage)["resolve"] = clock.timed(DOWNLOAD, storage.resolve)
@@ -115,16 +110,8 @@ def build_app() -> Flask:
         timed(store)["is_final"] = clock.timed(READ, store.is_final)
         timed(store)["commit"] = clock.timed(COMMIT, store.commit)
         detector = _TimedDetector(verified.detector, clock)
-        return build_pipeline(
-            settings,
-            decoders,
-            replace(verified, detector=detector),
-            storage,
-            store,
-            limit,
-            sources,
-            deletion,
-        )
+        timed_model = replace(verified, detector=detector)
+        return build_pipeline(settings, decoders, timed_model, storage, store, *others)
 
     # `build_app` calls this function by name. All else is unchanged.
     vars(wsgi)["build_pipeline"] = build_timed
