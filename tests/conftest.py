@@ -38,23 +38,35 @@ def isolate_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(variable)
 
 
+_LOGGERS = ("service", "devtools", "examples", "gunicorn")
+
+
 @pytest.fixture(autouse=True)
 def isolate_logging() -> Iterator[None]:
-    """Start with Python's own levels, whatever a library or a wider fixture has set."""
+    """Start with Python's own logging, whatever a library, a thread or a wider fixture has set."""
     root = logging.getLogger()
-    named = [logging.getLogger(name) for name in ("service", "gunicorn.error", "gunicorn.access")]
-    root.setLevel(logging.WARNING)
     logging.disable(logging.NOTSET)
-    for logger in named:
-        logger.setLevel(logging.NOTSET)
-    before = [
-        (logger, logger.handlers[:], logger.propagate, logger.disabled) for logger in (root, *named)
+    root.setLevel(logging.WARNING)
+    root.filters.clear()
+    for handler in root.handlers:  # those of pytest
+        handler.setLevel(logging.NOTSET)
+        handler.filters.clear()
+    for name, logger in list(root.manager.loggerDict.items()):
+        if name.split(".")[0] in _LOGGERS and isinstance(logger, logging.Logger):
+            logger.setLevel(logging.NOTSET)
+            logger.filters.clear()
+            logger.propagate, logger.disabled = True, False
+    handlers = [
+        (logger, logger.handlers[:])
+        for logger in (
+            root,
+            logging.getLogger("gunicorn.error"),
+            logging.getLogger("gunicorn.access"),
+        )
     ]
     yield
-    for logger, handlers, propagate, disabled in before:
-        logger.handlers[:] = handlers
-        logger.propagate = propagate
-        logger.disabled = disabled
+    for logger, own in handlers:
+        logger.handlers[:] = own
 
 
 @pytest.fixture(autouse=True, scope="session")
