@@ -396,7 +396,7 @@ class Pipeline:
         deadline: Deadline,
         work: Callable[[ImageRef, SourceSettings, Deadline], Value | Outcome],
     ) -> Value | Outcome:
-        """Do the work for a caller who waits, unless the image is out of scope."""
+        """Return what `work` returns for an image in scope, otherwise an outcome."""
         if ref.is_ignorable or ref.bucket == self._options.results_bucket:
             return Outcome.IGNORED
         if not self._is_allowed(ref):

@@ -1,4 +1,4 @@
-"""The audit of what follows a commit: messages, alerts and objects. Pure functions."""
+"""Audits the messages, alerts and objects of a run. Pure functions."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Derived images in the pipeline: when they are made, of what, and what a failure means."""
+"""When the pipeline makes derived images, from which detections, and what happens if it fails."""
 
 import logging
 from collections.abc import Iterator
