@@ -117,8 +117,8 @@ def test_redaction_changes_every_derived_image(
     apply: Callable[[dict[str, Any]], None],
 ) -> None:
     data = samples[0][0].read_bytes()
-    service = start_service(RESULTS_BUCKET=bucket.name, SOURCES_REFRESH_SECONDS="1")
-    apply(EVERYTHING)
+    apply(EVERYTHING)  # before the start: a running service takes a change only after a while
+    service = start_service(RESULTS_BUCKET=bucket.name)
     shown = put(stack, data)
     assert service.deliver(shown)[-1] == 204
     service.stop()
