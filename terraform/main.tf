@@ -39,6 +39,7 @@ module "yolo_batch" {
   delete_results_with_objects = var.delete_results_with_objects
   detect_invokers             = var.detect_invokers
   detect_max_instances        = var.detect_max_instances
+  detect_min_instances        = var.detect_min_instances
   detect_service              = var.detect_service
   firestore_collection        = var.firestore_collection
   firestore_database          = var.firestore_database

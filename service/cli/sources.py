@@ -227,6 +227,11 @@ def preview(file: Path, uri: tuple[str, str], as_json: bool, is_applied: bool, y
         say(f"Rewrote {summary.rewritten:,} documents")
     else:
         _show(summary, uri, is_applied=is_applied)
+    if summary.rewritten:
+        note(
+            "The rewritten results are not published. If the deployment has a results topic, "
+            "`yolo-batch submit` publishes them again, without running the model."
+        )
     if incomplete := summary.verdicts[Verdict.INCOMPLETE]:
         note(
             f"{incomplete:,} documents are incomplete, so they stay as they are: they lack faint "

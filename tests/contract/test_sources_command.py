@@ -188,12 +188,14 @@ def test_apply_of_a_preview_rewrites_the_derived_fields_once(
     done = run("preview", file, "gs://uploads/cam1/", "--apply", "--yes")
     assert done.exit_code == 0, done.output
     assert "Rewrote 2 documents" in done.stdout
+    assert "yolo-batch submit" in done.stderr  # publishes them
     first, second = reader.results("uploads", "")
     assert (first["counts"], second["counts"]) == ({"person": 1}, {})
     assert first["faint"] is None and first["source"]["id"] == "cam1"
     assert created == {one["name"]: one["created_at"] for one in (first, second)}
     again = run("preview", file, "gs://uploads/cam1/", "--apply", "--yes", "--json")
     assert json.loads(again.stdout)["rewritten"] == 0
+    assert "yolo-batch submit" not in again.stderr
     asking = run("preview", file, "gs://uploads/cam1/", "--apply", "--json")
     assert (asking.exit_code, asking.stdout) == (2, "")
     assert "give --yes with --apply" in asking.stderr

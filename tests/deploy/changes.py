@@ -28,6 +28,7 @@ OTHER = _GPU | {
     "delete_results_with_objects": True,
     "detect_invokers": ["group:a@example.com"],
     "detect_max_instances": 1,
+    "detect_min_instances": 1,
     "detect_service": True,
     "indexed_fields": ["model.name"],
     "results_bucket": True,
@@ -264,9 +265,10 @@ CHANGES: dict[str, Change] = {
         {"detect_service": True, "detect_invokers": ["group:a@example.com"]}
     ),
     "detect_max_instances = 5": Change({"detect_service": True, "detect_max_instances": 5}),
+    "detect_min_instances = 1": Change({"detect_service": True, "detect_min_instances": 1}),
     "detect_service = true": Change({"detect_service": True}),
     "detect_service = false, from true": Change(
-        {"detect_service": False, "detect_invokers": []}, OTHER, destroys=_DETECT | _DETECT_ALONE
+        {"detect_service": False, "detect_invokers": [], "detect_min_instances": 0}, OTHER, destroys=_DETECT | _DETECT_ALONE
     ),
     'firestore_collection = "other"': Change(
         {"firestore_collection": "other"},

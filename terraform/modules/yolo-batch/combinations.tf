@@ -33,6 +33,11 @@ resource "terraform_data" "combinations" {
     }
 
     precondition {
+      condition     = var.detect_min_instances <= var.detect_max_instances
+      error_message = "detect_min_instances is ${var.detect_min_instances}, and detect_max_instances is ${var.detect_max_instances}. Raise detect_max_instances or lower detect_min_instances."
+    }
+
+    precondition {
       condition     = length(local.vpc_access) == 1 || var.vpc_egress == "private-ranges-only"
       error_message = "vpc_egress needs a network: set vpc_network, vpc_subnetwork or both."
     }
@@ -83,8 +88,8 @@ resource "terraform_data" "combinations" {
     }
 
     precondition {
-      condition     = var.detect_service || length(var.detect_invokers) == 0
-      error_message = "detect_invokers has no effect without the detect service. Set detect_service to true, or leave it out."
+      condition     = var.detect_service || length(var.detect_invokers) == 0 && var.detect_min_instances == 0
+      error_message = "detect_invokers and detect_min_instances have no effect without the detect service. Set detect_service to true, or leave them out."
     }
 
     precondition {

@@ -81,7 +81,7 @@ resource "google_cloud_run_v2_service" "detect" {
     encryption_key                   = var.kms_key
 
     scaling {
-      min_instance_count = 0
+      min_instance_count = var.detect_min_instances
       max_instance_count = var.detect_max_instances
     }
 

@@ -122,7 +122,7 @@ resource "terraform_data" "agreement" {
     alert_webhook         = [local.has_webhook, var.alert_webhook_audience, sha256(var.alert_webhook_transform)]
     indexed_fields        = var.indexed_fields
     budget                = var.budget
-    detect                = [var.detect_invokers, var.detect_max_instances]
+    detect                = [var.detect_invokers, var.detect_max_instances, var.detect_min_instances]
     notification_channels = var.notification_channels
     reconcile_schedule    = var.reconcile_schedule
     results_ttl_days      = var.results_ttl_days

@@ -235,6 +235,18 @@ variable "detect_max_instances" {
   }
 }
 
+variable "detect_min_instances" {
+  description = "Number of instances of the detect service that stay started, so that no caller waits for a start. They are billed while idle. 0: it scales to zero."
+  type        = number
+  default     = 0
+  nullable    = false
+
+  validation {
+    condition     = var.detect_min_instances >= 0 && floor(var.detect_min_instances) == var.detect_min_instances
+    error_message = "detect_min_instances must be a whole number of at least 0."
+  }
+}
+
 variable "detect_service" {
   description = "Whether to create the detect service, a second Cloud Run service of the same container image, which responds to POST /v1/detect with the detections. It receives no events. detect_invokers says who may call it."
   type        = bool

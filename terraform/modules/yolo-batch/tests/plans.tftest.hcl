@@ -959,6 +959,7 @@ run "detect_service_with_gpu" {
     accelerator          = "nvidia-l4"
     detect_service       = true
     detect_max_instances = 1
+    detect_min_instances = 1
     settings             = { DETECT_TIMEOUT_SECONDS = "20", PUSH_AUDIENCE = "https://a.example.com", PUSH_SERVICE_ACCOUNTS = "a@example.com" }
   }
 
@@ -967,10 +968,11 @@ run "detect_service_with_gpu" {
       google_cloud_run_v2_service.detect[0].name == "yolo-batch-nvidia-l4-detect"
       && google_cloud_run_v2_service.detect[0].template[0].node_selector[0].accelerator == "nvidia-l4"
       && google_cloud_run_v2_service.detect[0].template[0].timeout == "50s"
+      && google_cloud_run_v2_service.detect[0].template[0].scaling[0].min_instance_count == 1
       && length(google_cloud_run_v2_service_iam_member.detect) == 0
       && length([for key in keys(local.detect_environment) : key if startswith(key, "PUSH_")]) == 0
       && local.service_environment["PUSH_AUDIENCE"] == "https://a.example.com"
     )
-    error_message = "The detect service has the same accelerator, and nobody may call it by default."
+    error_message = "The detect service has the same accelerator, one instance stays started, and nobody may call it by default."
   }
 }

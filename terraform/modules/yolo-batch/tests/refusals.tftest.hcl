@@ -662,6 +662,36 @@ run "detect_max_instances_zero" {
   expect_failures = [var.detect_max_instances]
 }
 
+run "detect_min_instances_negative" {
+  command = plan
+  variables {
+    detect_min_instances = -1
+  }
+
+  expect_failures = [var.detect_min_instances]
+}
+
+run "detect_min_instances_without_the_service" {
+  command = plan
+  variables {
+    detect_min_instances = 1
+  }
+
+  expect_failures = [terraform_data.combinations, check.uploads_subscription]
+}
+
+run "detect_min_instances_over_the_maximum" {
+  command = plan
+  variables {
+    detect_service       = true
+    detect_max_instances = 1
+    detect_min_instances = 2
+    max_instances        = 2
+  }
+
+  expect_failures = [terraform_data.combinations, check.uploads_subscription]
+}
+
 run "silence_schedule_by_word" {
   command = plan
   variables {
