@@ -18,6 +18,7 @@ from service.server.detect_api import (
     OBJECT_FIELDS,
     OPENAPI,
     REASONS,
+    UNREADABLE_DOCUMENT,
     ObjectToDetect,
 )
 
@@ -62,6 +63,7 @@ _ERRORS = (
     (415, "unsupported_media_type", "The body has a Content-Encoding."),
     (429, "try_again", "Too many images are in flight."),
     (500, "internal_error", "The model failed on this image, or there is a defect. See the log."),
+    (500, *UNREADABLE_DOCUMENT),
     (503, "try_again", "Time is short, a dependency is unavailable, or the instance stops."),
 )
 _DESCRIPTION = (

@@ -14,6 +14,7 @@ decides only between these two. The bytes decide which format an image has.
 `devtools.docs.openapi` writes `openapi.json` from this module and from the document's fields.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,6 +32,8 @@ from service.errors import EnvelopeError
 from service.events import parse_uri
 from service.pipeline import Pipeline
 from service.server.responses import error_response, read_body
+
+logger = logging.getLogger(__name__)
 
 OPENAPI = Path(__file__).with_name("openapi.json")
 _JSON = "application/json"
@@ -54,6 +57,11 @@ REASONS = {
     Outcome.GONE: (404, "The object does not exist, or this generation of it does not."),
     Outcome.DISABLED: (409, "The object's source is disabled."),
 }
+UNREADABLE_DOCUMENT = (
+    "unreadable_document",
+    "Another version of the service wrote the stored document, or somebody edited it. Delete it to "
+    "process the image again.",
+)
 # Fields of a document that are about its object, or about the document itself.
 OBJECT_FIELDS = ("uri", "bucket", "name", "generation", "shard")
 CREATED_AT = "created_at"
@@ -122,9 +130,16 @@ def detect_blueprint(
         document = read(found.document_id, deadline.for_commit())
         if document is None:  # it was removed meanwhile
             return _respond(Outcome.GONE)
-        if error := document["error"]:
-            return _failed(ErrorCode(error["code"]), error["message"])
-        return _json(document)
+        try:
+            if error := document["error"]:
+                return _failed(ErrorCode(error["code"]), error["message"])
+            return _json(document)
+        except (LookupError, TypeError, ValueError):  # a person may have edited the document
+            logger.error(
+                "A caller gets no result: its document has another form than the service writes",
+                extra={"document_id": found.document_id},
+            )
+            return error_response(500, *UNREADABLE_DOCUMENT)
 
     @blueprint.get("/openapi.json")
     def openapi() -> Response:
@@ -189,4 +204,4 @@ def _plain(value: object) -> str:
     """Return a time of Firestore, which is no plain `datetime`, as text."""
     if isinstance(value, datetime):
         return value.isoformat().replace("+00:00", "Z")
-    raise NotImplementedError  # msgspec names the type then
+    raise TypeError(f"{type(value).__name__} has no form in JSON")

@@ -268,7 +268,9 @@ CHANGES: dict[str, Change] = {
     "detect_min_instances = 1": Change({"detect_service": True, "detect_min_instances": 1}),
     "detect_service = true": Change({"detect_service": True}),
     "detect_service = false, from true": Change(
-        {"detect_service": False, "detect_invokers": [], "detect_min_instances": 0}, OTHER, destroys=_DETECT | _DETECT_ALONE
+        {"detect_service": False, "detect_invokers": [], "detect_min_instances": 0},
+        OTHER,
+        destroys=_DETECT | _DETECT_ALONE,
     ),
     'firestore_collection = "other"': Change(
         {"firestore_collection": "other"},

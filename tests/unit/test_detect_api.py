@@ -355,6 +355,33 @@ def test_a_document_that_was_removed_meanwhile_is_404(site: Site) -> None:
     assert error_of(site.post_uri(ref.uri, "?store=true")) == (404, "gone")
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"error": "none"},
+        {"error": {"code": "unknown", "message": "?"}},
+        {"error": {"code": "gone"}},
+        {"error": {"code": ["corrupt_image"], "message": "?"}},
+        {"status": object()},
+        None,
+    ],
+)
+def test_edited_document_is_named_as_the_cause(
+    site: Site, edit: dict[str, Any] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    ref = site.storage.put("a", bmp_image())
+    assert site.post_uri(ref.uri, "?store=true").status_code == 200
+    if edit:
+        site.store.documents[ref.document_id] |= edit
+    else:
+        del site.store.documents[ref.document_id]["error"]
+    response = site.post_uri(ref.uri, "?store=true")
+    assert error_of(response) == (500, "unreadable_document")
+    assert "Delete it" in response.get_json()["error"]["message"]
+    [record] = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert vars(record)["document_id"] == ref.document_id
+
+
 def test_times_of_firestore_are_rfc_3339(site: Site) -> None:
     ref = site.storage.put("a", bmp_image())
     time = DatetimeWithNanoseconds(2026, 1, 1, 12, nanosecond=1_000, tzinfo=UTC)
