@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,6 +22,9 @@ from devtools.local_stack.errors import StartError
 _LOG_TAIL_LINES = 20
 _POLL_SECONDS = 0.05
 _KILL_WAIT_SECONDS = 30.0  # long enough for a busy machine
+_PORTS = range(20_000, 32_768)
+# Each process tries them in another order, whatever seed a program has.
+_ports = cycle(random.SystemRandom().sample(_PORTS, len(_PORTS)))
 
 
 class Child:
@@ -174,10 +179,20 @@ class Processes:
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port of 127.0.0.1 that was free a moment ago.
+
+    A program that is restarted on it finds it free again: the system takes the local ports of
+    connections from 32768 upwards (Linux: `ip_local_port_range`), and this port is lower. Two calls
+    in one process return different ports.
+
+    Raises:
+        StartError: no port is free.
+    """
+    for port in islice(_ports, len(_PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise StartError(f"All ports from {_PORTS[0]} to {_PORTS[-1]} are taken.")
 
 
 def is_answering(url: str, status: int = 200) -> bool:

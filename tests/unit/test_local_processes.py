@@ -1,7 +1,9 @@
 """Child processes: start, readiness, stop, and that they never outlive their parent."""
 
+import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from devtools.local_stack.errors import StartError
 from devtools.local_stack.processes import Child, Processes, free_port
 from tests.fakes import PATIENCE_SECONDS, wait_until
 
+LOWEST_LOCAL_PORT = 32_768  # Linux's default
 LONG = 10 * PATIENCE_SECONDS  # nothing ends by itself during a test
 SLEEP = [sys.executable, "-c", f"import time; print('here', flush=True); time.sleep({LONG})"]
 STUBBORN = [
@@ -127,5 +130,23 @@ def test_killed_program_leaves_no_process_and_no_directory(tmp_path: Path) -> No
 
 
 def test_free_port_is_free_on_loopback() -> None:
-    assert 1024 < free_port() < 65536
+    with socket.create_server(("127.0.0.1", free_port())):
+        pass
     assert not module.is_answering(f"http://127.0.0.1:{free_port()}/")
+
+
+def test_free_port_is_never_the_local_port_of_a_connection() -> None:
+    """A program that is restarted on a free port must find it free."""
+    ports = [free_port() for _ in range(100)]
+    assert max(ports) < LOWEST_LOCAL_PORT
+    assert len(set(ports)) == len(ports)
+
+
+def test_taken_port_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, free = free_port(), free_port()
+    monkeypatch.setattr(module, "_PORTS", [taken, free])
+    monkeypatch.setattr(module, "_ports", itertools.cycle([taken, free]))
+    with socket.create_server(("127.0.0.1", taken)):
+        assert free_port() == free
+        with socket.create_server(("127.0.0.1", free)), pytest.raises(StartError, match="taken"):
+            free_port()
