@@ -314,9 +314,10 @@ def _fields(document_id: str, document: Mapping[str, Any]) -> dict[str, Any]:
             "document_id": document_id,
             "error_code": error.get("code"),
             "error_message": error.get("message"),
+            # Firestore does not keep the order of a map, and a repeat must be the same message.
             "metadata": [
                 {"key": key, "value": value}
-                for key, value in (document.get("metadata") or {}).items()
+                for key, value in sorted((document.get("metadata") or {}).items())
             ],
             "image_width": image.get("width"),
             "image_height": image.get("height"),

@@ -329,6 +329,11 @@ def test_message_has_what_the_documents_have() -> None:
     )
 
 
+def test_message_has_its_labels_in_their_order() -> None:
+    """Firestore does not keep the order of a map."""
+    assert list(message(labels={"dog": 1, "cat": 2}).labels) == ["cat", "dog"]
+
+
 def test_message_is_valid_by_its_schema() -> None:
     validator = jsonschema.Draft202012Validator(
         json_schema(AlertMessage), format_checker=jsonschema.FormatChecker()
