@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from service.document import STATUS_DONE, STATUS_FAILED
 from service.domain import ImageRef
 from service.errors import StoredResultError
 
@@ -257,6 +258,8 @@ def message_of(document_id: str, document: Mapping[str, Any]) -> EncodedMessage:
     """
     try:
         message = msgspec.convert(_fields(document_id, document), ResultMessage)
+        if message.status not in (STATUS_DONE, STATUS_FAILED):
+            raise ValueError(f"{message.status!r} is not the status of a result")
         data = msgspec.json.encode(message)
         if len(data) > MAX_MESSAGE_BYTES:
             message.detections = []

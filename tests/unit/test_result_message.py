@@ -256,6 +256,8 @@ def test_label_too_long_for_an_attribute_is_left_out(label: str, is_there: bool)
         {"generation": "seven"},
         {"created_at": None},
         {"status": 7},
+        {"status": ""},
+        {"status": "deleted"},  # it would remove the image from the views for ever
         {"uri": None},
         {"error": "none"},
         {"location": "here"},
