@@ -15,10 +15,10 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from service.document import STATUS_DONE, STATUS_FAILED
 from service.domain import ImageRef
 from service.errors import StoredResultError
 
+_RESULT_STATUSES = ("done", "failed")  # of a final document
 STATUS_DELETED = "deleted"  # of a message only. A removed document has no status.
 DETECTIONS = "detections"  # in `left_out`, if the message has no detections
 MAX_MESSAGE_BYTES = 2**20
@@ -258,7 +258,7 @@ def message_of(document_id: str, document: Mapping[str, Any]) -> EncodedMessage:
     """
     try:
         message = msgspec.convert(_fields(document_id, document), ResultMessage)
-        if message.status not in (STATUS_DONE, STATUS_FAILED):
+        if message.status not in _RESULT_STATUSES:
             raise ValueError(f"{message.status!r} is not the status of a result")
         data = msgspec.json.encode(message)
         if len(data) > MAX_MESSAGE_BYTES:
