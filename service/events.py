@@ -13,7 +13,8 @@ The headers and the body decide which form a request has. Its path does not matt
 A message (forms 2 to 4) is a notification of Cloud Storage or a job. A notification is recognised
 by its attributes (`eventType`, `bucketId`). A job is `{"uri": "gs://bucket/object[#generation]"}`.
 With `"replace": {"if_created_before": RFC 3339, "unless_model": sha256 or null}`, a job permits
-that the image's document is replaced. See `service.domain.Replace`.
+that the image's document is replaced. See `service.domain.Replace`. A message with `document_id` is
+a result or an alert that the service published. It is ignored.
 
 Sources: https://cloud.google.com/eventarc/docs/cloudevents,
 https://cloud.google.com/pubsub/docs/push, https://cloud.google.com/storage/docs/pubsub-notifications
@@ -51,6 +52,7 @@ _OBJECT_FINALIZE = "OBJECT_FINALIZE"
 _OBJECT_DELETE = "OBJECT_DELETE"
 
 _OBJECT_KIND = "storage#object"  # `kind` of an object resource
+_DOCUMENT_ID = "document_id"  # in the messages of results and alerts, but not in a job
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _URI = re.compile(r"gs://([^/]+)/(.+?)(?:#([0-9]{1,19}))?", re.DOTALL)
 _MAX_NAME_BYTES = 1024
@@ -140,6 +142,9 @@ def _from_message(attributes: dict[str, Any], data: Any) -> Event:
     job = _mapping(data, "The message is neither a Cloud Storage notification nor a job.")
     if job.get("kind") == _OBJECT_KIND:  # unwrapped notification without metadata
         return Event(_image_from_object(job), _time(job.get("timeCreated")))
+    if _DOCUMENT_ID in job:
+        # It has a `uri`, too. As a job, it would be published again, and so on for ever.
+        return Event(ignored="a message that the service published: its topic is not for jobs")
     return Event(_image_from_job(job), is_job=True)
 
 

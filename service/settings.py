@@ -348,6 +348,11 @@ class Settings:
                 f"RESULTS_BUCKET={settings.results_bucket} is wrong: it must not be one of "
                 "ALLOWED_BUCKETS, because it is not for images"
             )
+        if settings.results_topic and settings.results_topic == settings.alerts_topic:
+            raise SettingsError(
+                f"ALERTS_TOPIC={settings.alerts_topic} is wrong: it must not be RESULTS_TOPIC, "
+                "because their messages have different fields"
+            )
         if bool(settings.push_audience) != bool(settings.push_service_accounts):
             raise SettingsError(
                 "PUSH_AUDIENCE or PUSH_SERVICE_ACCOUNTS is missing: a push's token is checked for "

@@ -19,6 +19,9 @@ from service.faint import unpack
 
 Value = TypeVar("Value")
 
+# Firestore refuses to read a longer id: https://firebase.google.com/docs/firestore/quotas
+_MAX_ID_BYTES = 1500
+
 
 def stored_result(document: Mapping[str, Any]) -> ImageResult:
     """Return the result of a done document, with what its detections depend on.
@@ -62,7 +65,8 @@ def stored_detections(document: Mapping[str, Any]) -> tuple[Detection, ...]:
 def listed_alerts(document_id: str, document: Mapping[str, Any]) -> tuple[ListedAlert, ...]:
     """Return the alerts that a document lists. Malformed entries are ignored.
 
-    So are ids that do not belong to the document, because the alerts may be removed with it.
+    So are ids that do not belong to the document, because the alerts may be removed with it. So are
+    ids that no document can have.
     """
     listed = document.get("alerts")
     return tuple(
@@ -72,6 +76,7 @@ def listed_alerts(document_id: str, document: Mapping[str, Any]) -> tuple[Listed
         and isinstance(item.get("id"), str)
         and item["id"].startswith(f"{document_id}-")
         and "/" not in item["id"]
+        and len(item["id"].encode()) <= _MAX_ID_BYTES
     )
 
 

@@ -38,7 +38,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "source_id": Meaning("Name of the source."),
     "rule": Meaning("Name of the rule. `silent_minutes` for a silent source."),
     "rule_version": Meaning(
-        "Hash of everything that the rule depends on. `silent_minutes` of a silent source."
+        "Hash of the rule's fields, labels and time zone. `silent_minutes` of a silent source."
     ),
     "severity": Meaning("`info`, `warning` or `critical`."),
     "text": Meaning("A sentence for a person."),

@@ -52,7 +52,10 @@ def matches(rules: AlertRules, result: ImageResult) -> bool:
 
 
 def rule_version(rules: AlertRules, rule: AlertRule) -> str:
-    """Return a hash of everything that a rule depends on: 12 hexadecimal digits."""
+    """Return a hash of a rule, its labels and its time zone: 12 hexadecimal digits.
+
+    The polygons of its zones and the thresholds of its source are no part of it.
+    """
     labels = rules.labels_of(rule)
     content = [
         msgspec.json.encode(rule, order="deterministic"),

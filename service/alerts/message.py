@@ -80,10 +80,14 @@ def message_of(
         for key, value in fields.items()
         if isinstance(value, datetime)  # Firestore's own class, which msgspec does not know
     }
+    labels = fields.get("labels")
+    # Firestore does not keep the order of a map. The log line has the first ones.
+    ordered = {"labels": dict(sorted(labels.items()))} if isinstance(labels, dict) else {}
     try:
         return msgspec.convert(
             fields
             | times
+            | ordered
             | {
                 "id": alert.id,
                 "source": alert.source_id,

@@ -16,6 +16,7 @@ from service.cli.options import (
     since_option,
 )
 from service.cli.output import Column, counted, note, progress, say, say_json, say_table
+from service.cli.report import no_results_note
 from service.cli.sources import (
     file_argument,
     load_file,
@@ -111,6 +112,8 @@ def preview(file: Path, uri: tuple[str, str], since: datetime | None, as_json: b
         say_json(_report(tried, uri, since))
     else:
         _show(tried, uri, since)
+    if not tried.documents:
+        note(no_results_note(*uri, since))
     if incomplete := tried.unanswered[Verdict.INCOMPLETE]:
         note(
             f"{incomplete:,} documents are incomplete: they lack faint detections that the "

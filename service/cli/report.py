@@ -1,6 +1,7 @@
 """The table of results, and notes that several commands print."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from service.cli.output import Column, say_table
@@ -38,9 +39,12 @@ def pattern_note(prefix: str) -> str | None:
     return f"No name begins with {prefix!r}: give a prefix here, not a pattern."
 
 
-def no_results_note(bucket: str, prefix: str) -> str:
-    """Return the note for a prefix without documents."""
-    return pattern_note(prefix) or f"There is no document for gs://{bucket}/{prefix}"
+def no_results_note(bucket: str, prefix: str, since: datetime | None = None) -> str:
+    """Return the note for a prefix without documents, perhaps without any since a time."""
+    recorded = (
+        f" that was recorded since {since.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}" if since else ""
+    )
+    return pattern_note(prefix) or f"There is no document for gs://{bucket}/{prefix}{recorded}"
 
 
 def bucket_note(bucket: str, allowed_buckets: Collection[str]) -> str | None:

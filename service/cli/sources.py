@@ -13,6 +13,7 @@ from service.cli.commands import argument, group, option
 from service.cli.exit_codes import ExitCode
 from service.cli.options import json_lines_option, json_option, objects_argument
 from service.cli.output import Column, can_ask, note, progress, say, say_json, say_table
+from service.cli.report import no_results_note
 from service.errors import SourcesError
 from service.settings import Settings
 
@@ -227,6 +228,8 @@ def preview(file: Path, uri: tuple[str, str], as_json: bool, is_applied: bool, y
         say(f"Rewrote {summary.rewritten:,} documents")
     else:
         _show(summary, uri, is_applied=is_applied)
+    if not summary.documents:
+        note(no_results_note(bucket, prefix))
     if summary.rewritten:
         note(
             "The rewritten results are not published. If the deployment has a results topic, "

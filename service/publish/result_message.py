@@ -18,6 +18,7 @@ from msgspec import UNSET, Meta, UnsetType
 from service.domain import ImageRef
 from service.errors import StoredResultError
 
+_RESULT_STATUSES = ("done", "failed")  # of a final document
 STATUS_DELETED = "deleted"  # of a message only. A removed document has no status.
 DETECTIONS = "detections"  # in `left_out`, if the message has no detections
 MAX_MESSAGE_BYTES = 2**20
@@ -257,6 +258,8 @@ def message_of(document_id: str, document: Mapping[str, Any]) -> EncodedMessage:
     """
     try:
         message = msgspec.convert(_fields(document_id, document), ResultMessage)
+        if message.status not in _RESULT_STATUSES:
+            raise ValueError(f"{message.status!r} is not the status of a result")
         data = msgspec.json.encode(message)
         if len(data) > MAX_MESSAGE_BYTES:
             message.detections = []
@@ -314,9 +317,10 @@ def _fields(document_id: str, document: Mapping[str, Any]) -> dict[str, Any]:
             "document_id": document_id,
             "error_code": error.get("code"),
             "error_message": error.get("message"),
+            # Firestore does not keep the order of a map, and a repeat must be the same message.
             "metadata": [
                 {"key": key, "value": value}
-                for key, value in (document.get("metadata") or {}).items()
+                for key, value in sorted((document.get("metadata") or {}).items())
             ],
             "image_width": image.get("width"),
             "image_height": image.get("height"),

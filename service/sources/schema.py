@@ -53,6 +53,8 @@ _Share = Annotated[float, Meta(ge=0, le=1)]
 _Minutes = Annotated[int, Meta(ge=1, le=_MAX_MINUTES)]
 _Labels = Annotated[frozenset[_Label], Meta(min_length=1, max_length=1000)]
 Groups = Annotated[dict[Name, _Labels], Meta(max_length=MAX_GROUPS)]
+# Time zones that only some machines have. They differ between machines, or count leap seconds.
+_OF_THE_MACHINE = ("localtime", "posixrules", "posix/", "right/")
 _Between = Annotated[str, Meta(pattern=r"\A([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d\Z")]
 
 
@@ -261,6 +263,8 @@ class Source(_Strict, frozen=True, omit_defaults=True):
             raise ValueError(f"source {self.id} has only one of latitude and longitude: give both")
         if self.timezone is not None:
             try:
+                if self.timezone.startswith(_OF_THE_MACHINE):
+                    raise ValueError(self.timezone)
                 ZoneInfo(self.timezone)
             except (ZoneInfoNotFoundError, ValueError, OSError):
                 raise ValueError(

@@ -147,6 +147,26 @@ def test_preview_that_cannot_answer_says_why(
     assert (done.exit_code, "1 documents are unreadable" in done.stderr) == (1, True)
 
 
+@pytest.mark.parametrize(
+    ("prefix", "options", "expected"),
+    [
+        ("cam1/", [], "There is no document for gs://uploads/cam1/\n"),
+        ("cam*/", [], "give a prefix here, not a pattern"),
+        (
+            "cam1/",
+            ["--since", "2026-11-01"],
+            "that was recorded since 2026-11-01T00:00:00Z\n",
+        ),
+    ],
+)
+def test_preview_without_documents_says_so(
+    file: Path, prefix: str, options: list[str], expected: str
+) -> None:
+    done = run("preview", file, f"gs://uploads/{prefix}", *options)
+    assert (done.exit_code, expected in done.stderr) == (0, True)
+    assert "0 documents" in done.stdout
+
+
 def test_preview_needs_rules_and_a_time(tmp_path: Path, file: Path) -> None:
     done = run("preview", written(tmp_path / "none.yaml", {}), "gs://uploads")
     assert (done.exit_code, "has no alert rules" in done.stderr) == (2, True)

@@ -157,6 +157,12 @@ def test_preview_counts_without_writing(
     assert list(reader.results("uploads", "")) == before
 
 
+def test_preview_without_documents_says_so(file: Path) -> None:
+    for prefix, expected in (("cam1/", "There is no document"), ("cam*/", "not a pattern")):
+        done = run("preview", file, f"gs://uploads/{prefix}")
+        assert (done.exit_code, expected in done.stderr) == (0, True)
+
+
 def test_preview_says_how_many_documents_are_incomplete(file: Path, store: ResultStore) -> None:
     store.commit([result_of("cam1/a.jpg", 0.9, rules=Rules(keep_faint=False))])
     done = run("preview", file, "gs://uploads/cam1/")

@@ -76,6 +76,8 @@ def test_commit_writes_every_document_of_a_batch(store: ResultStore, collection:
 def test_read_document_is_what_was_committed(store: ResultStore) -> None:
     place = GeoPoint(46.6, 8.03)
     result = replace(done("a.jpg", "cat"), location=place, event_time=datetime.now(UTC))
+    custom = {f"key-{number:02}": "value" for number in range(20)}
+    result = replace(result, ref=replace(result.ref, metadata=ObjectMetadata(custom=custom)))
     [committed] = store.commit([result])
     assert isinstance(committed, CommittedResult) and committed.created_at
     assert store.read_document(done("b.jpg").ref.document_id) is None

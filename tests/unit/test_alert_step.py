@@ -37,6 +37,7 @@ from service.publish.after_commit import AfterCommit, RecordedImage
 from service.sources.current import SourceSettings
 from service.sources.rules import AlertRules
 from service.sources.schema import AlertRule
+from service.stored_result import listed_alerts
 from tests.fakes import FakeDetector, FakeStorage, FakeStore, FakeTopic, bmp_image, pipeline_of
 from tests.loglines import logged_by
 
@@ -280,6 +281,15 @@ def test_wait_for_another_decision_ends_with_the_deadline(world: World) -> None:
     with world.step._locked("gate", "any", NO_DEADLINE), pytest.raises(TooLateError):
         world.step.publish(RecordedImage("d", document, (ALERT,)), Deadline.after(0.01))
     assert world.alerts.calls == []
+
+
+def test_ids_that_no_alert_can_have_are_ignored() -> None:
+    """Firestore refuses them, so no delivery could end, and no removal."""
+    ids = ["d-1", "d-" + "x" * 1499, "d-" + "é" * 750, "d-/", "e-1", 7]
+    listed = listed_alerts("d", {"alerts": [{"id": each} for each in ids]})
+    assert [alert.id for alert in listed] == ["d-1"]
+    [longest] = listed_alerts("d", {"alerts": [{"id": "d-" + "x" * 1498}]})
+    assert len(longest.id) == 1500
 
 
 def test_edited_documents_are_logged_and_not_retried(

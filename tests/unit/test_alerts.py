@@ -36,6 +36,7 @@ from service.domain import (
 )
 from service.errors import StoredResultError
 from service.evaluation import evaluate
+from service.events import parse_event
 from service.sources.rules import AlertRules, Rules
 from service.sources.schema import AlertRule
 from service.stored_result import stored_result
@@ -327,6 +328,16 @@ def test_message_has_what_the_documents_have() -> None:
         "https://console.cloud.google.com/firestore/databases/-default-/data/panel/detections/"
         f"{sent.document_id}?project=p"
     )
+
+
+def test_message_of_an_alert_is_never_a_job() -> None:
+    event = parse_event({}, encode(message()).data)
+    assert (event.ref, event.ignored is None) == (None, False)
+
+
+def test_message_has_its_labels_in_their_order() -> None:
+    """Firestore does not keep the order of a map."""
+    assert list(message(labels={"dog": 1, "cat": 2}).labels) == ["cat", "dog"]
 
 
 def test_message_is_valid_by_its_schema() -> None:

@@ -189,6 +189,12 @@ def test_message_of_a_stored_document_is_the_same() -> None:
     assert message_of(ID, stored) == message_of(ID, document(created_at=plain))
 
 
+def test_message_does_not_depend_on_the_order_of_maps() -> None:
+    """Firestore does not keep it."""
+    committed, stored = ({"a": "1", "b": "2"}, {"b": "2", "a": "1"})
+    assert message_of(ID, document(metadata=committed)) == message_of(ID, document(metadata=stored))
+
+
 @pytest.mark.parametrize("task", [Task.SEGMENT, Task.POSE, Task.OBB, Task.CLASSIFY])
 def test_message_has_the_detections_of_each_task(task: Task) -> None:
     fields = message(TASKS[task])
@@ -250,6 +256,8 @@ def test_label_too_long_for_an_attribute_is_left_out(label: str, is_there: bool)
         {"generation": "seven"},
         {"created_at": None},
         {"status": 7},
+        {"status": ""},
+        {"status": "deleted"},  # it would remove the image from the views for ever
         {"uri": None},
         {"error": "none"},
         {"location": "here"},

@@ -1,5 +1,6 @@
 """Results are published after their commit: at least once, and never without a commit."""
 
+import base64
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -20,6 +21,7 @@ from service.errors import (
     PubSubUnavailableError,
     TooLateError,
 )
+from service.events import parse_event
 from service.gcp.topic_publisher import TopicPublisher
 from service.pipeline import Pipeline
 from service.publish.after_commit import AfterCommit, RecordedImage
@@ -95,6 +97,19 @@ def test_failed_image_is_published_too(world: World) -> None:
     assert world.handle(broken) is Outcome.FAILED
     [message] = world.topic.messages
     assert (message["status"], message["error_code"]) == ("failed", "unsupported_media")
+
+
+def test_published_message_is_never_a_job(world: World) -> None:
+    """Otherwise, a results topic that is also the jobs topic would feed the service for ever."""
+    world.handle()
+    world.handle(is_deletion=True)
+    assert [status for _, status in world.published] == ["done", "deleted"]
+    for message, attributes in zip(world.topic.messages, world.topic.attributes, strict=True):
+        body = json.dumps(message).encode()
+        data = base64.b64encode(body).decode()
+        pushed = {"message": {"data": data, "attributes": dict(attributes)}}
+        for event in (parse_event({}, body), parse_event({}, json.dumps(pushed).encode())):
+            assert (event.ref, event.ignored is None) == (None, False)
 
 
 def test_uncommitted_result_is_never_published(world: World) -> None:

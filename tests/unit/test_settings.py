@@ -160,6 +160,12 @@ def test_a_service_has_one_kind_of_endpoint(text: str) -> None:
         Settings.from_env({"ENDPOINTS": text})
 
 
+def test_results_and_alerts_have_topics_of_their_own() -> None:
+    """Otherwise, BigQuery would refuse each alert."""
+    with pytest.raises(SettingsError, match="ALERTS_TOPIC=one is wrong"):
+        Settings.from_env({"RESULTS_TOPIC": "one", "ALERTS_TOPIC": "one"})
+
+
 def test_bucket_of_results_is_no_bucket_of_images() -> None:
     """Each large result would be recorded as an image that failed."""
     environ = {"RESULTS_BUCKET": "one", "ALLOWED_BUCKETS": "two,one"}

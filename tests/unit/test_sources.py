@@ -42,6 +42,8 @@ def parse_one(**fields: Any) -> Source:
         ({"timezone": "Mars/Olympus"}, "is not a time zone"),
         ({"timezone": "../../etc/passwd"}, "is not a time zone"),
         ({"timezone": "Europe"}, "is not a time zone"),
+        ({"timezone": "localtime"}, "is not a time zone"),  # of the machine
+        ({"timezone": "right/Europe/Berlin"}, "is not a time zone"),
         ({"latitude": 1}, "only one of latitude and longitude"),
         ({"latitude": 91, "longitude": 0}, "<= 90"),
         ({"model": "yolo26x"}, "Invalid enum value 'yolo26x'"),
