@@ -32,7 +32,7 @@ def plan_of(
         result.image_info,
         result.model.task,
         result.detections,
-        result.faint,
+        (*result.faint, *result.unusable),
         result.kept_classes,
     )
 

@@ -234,10 +234,13 @@ class Prediction:
     """What a model finds in one image, the most confident first.
 
     `classes` has the 5 most confident classes for the task classify, which has no detections.
+    `unusable` has what is no detection, because its mask is empty or one of its numbers is NaN or
+    infinite. It is in no document, but it is redacted. It has only a box, which may be NaN.
     """
 
     detections: tuple[Detection, ...] = ()
     classes: tuple[ClassScore, ...] = ()
+    unusable: tuple[Detection, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -540,6 +543,7 @@ class ImageResult:
     model: ModelInfo | None = None
     detections: tuple[Detection, ...] = ()  # those that the source's settings keep
     faint: tuple[Detection, ...] | None = None  # the other detections. None: not recorded.
+    unusable: tuple[Detection, ...] = ()  # see `Prediction`. It is redacted, but not recorded.
     classes: tuple[ClassScore, ...] = ()  # the most confident classes, for the task classify
     kept_classes: tuple[ClassScore, ...] = ()  # those that the source's settings keep
     captured_at: datetime | None = None

@@ -30,6 +30,7 @@ def evaluate(result: ImageResult, prediction: Prediction, rules: Rules) -> Image
         result,
         detections=tuple(kept),
         faint=tuple(faint) if rules.keep_faint else None,
+        unusable=prediction.unusable,
         classes=prediction.classes,
         kept_classes=tuple(
             item for item in prediction.classes if rules.keeps(item.label, item.confidence)

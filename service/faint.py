@@ -50,20 +50,23 @@ def rounded(prediction: Prediction) -> Prediction:
 
     Confidences become multiples of 0.0001, and coordinates of boxes multiples of 0.01 pixels. A
     box of 5 x 5 pixels keeps an IoU of 0.99 or more. Detections are sorted by `sort_key`. A
-    detection or class is left out if its confidence is negative or NaN, or if a coordinate of its
-    box is not finite or too large.
+    detection is `unusable`, and a class is left out, if its confidence is negative or NaN. So is a
+    detection if a coordinate of its box is not finite or too large.
     """
     detections = (
         replace(item, confidence=_rounded_confidence(item), box=_rounded_box(item.box))
         for item in prediction.detections
-        if item.confidence >= 0 and _is_sound(item.box)
+        if _is_sound(item)
     )
+    unusable = (item for item in prediction.detections if not _is_sound(item))
     classes = (
         replace(item, confidence=_rounded_confidence(item))
         for item in prediction.classes
         if item.confidence >= 0
     )
-    return Prediction(tuple(sorted(detections, key=sort_key)), tuple(classes))
+    return Prediction(
+        tuple(sorted(detections, key=sort_key)), tuple(classes), (*prediction.unusable, *unusable)
+    )
 
 
 def sort_key(detection: Detection) -> tuple[float, ...]:
@@ -180,8 +183,10 @@ class _Reader:
             raise FaintBytesError("The bytes of faint detections have a broken label.") from exc
 
 
-def _is_sound(box: Box) -> bool:
-    return all(abs(value) < _MAX_PIXELS for value in (box.x1, box.y1, box.x2, box.y2))
+def _is_sound(item: Detection) -> bool:
+    box = item.box
+    is_box = all(abs(value) < _MAX_PIXELS for value in (box.x1, box.y1, box.x2, box.y2))
+    return is_box and item.confidence >= 0
 
 
 def _rounded_confidence(item: Detection | ClassScore) -> float:

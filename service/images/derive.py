@@ -75,9 +75,9 @@ class DerivePlan:
     """Which images a decoder process makes from one image.
 
     `image` is what decoding the same bytes reported. `detections` are drawn, cropped and written
-    to the label file. `faint` are all other detections that the model found in this image, whatever
-    their labels and confidence: they are redacted too. All coordinates are in pixels of the full
-    upright image.
+    to the label file. `faint` is everything else that the model found in this image, whatever its
+    label and confidence, and also without a mask: it is redacted too. All coordinates are in pixels
+    of the full upright image.
     """
 
     options: DeriveOptions

@@ -148,7 +148,8 @@ class Head:
     ) -> Prediction:
         """Convert the output for one image.
 
-        What has a number that is NaN or infinite, or an impossible class id, is left out.
+        What has an impossible class id is left out. What has a number that is NaN or infinite, or
+        an empty mask, is `unusable`.
 
         Args:
             output: float32 rows x columns, with boxes in pixels of the input. For the task
@@ -164,18 +165,30 @@ class Head:
             return Prediction(classes=self._classes(output.ravel()))
         letterbox = letterbox.onto(info)
         confident = output[output[:, _CONFIDENCE] >= self.min_confidence]
-        confident = confident[_is_sound(confident)]
+        confident = confident[_is_class(confident)]
+        is_finite = np.isfinite(confident).all(axis=1)
+        unusable = [self._unusable(row, letterbox) for row in confident[~is_finite].tolist()]
+        confident = confident[is_finite]
         ordered = confident[np.argsort(-confident[:, _CONFIDENCE], kind="stable")]
         match self.task:
             case Task.SEGMENT:
-                detections = self._segmented(ordered, letterbox, prototypes)
+                found = self._segmented(ordered, letterbox, prototypes)
+                detections = [item for item in found if item.area is not None]
+                unusable += [item for item in found if item.area is None]
             case Task.POSE:
                 detections = [self._pose(row, letterbox) for row in ordered.tolist()]
             case Task.OBB:
                 detections = [self._rotated(row, letterbox) for row in ordered.tolist()]
             case _:
                 detections = [self._detection(row, letterbox) for row in ordered.tolist()]
-        return Prediction(tuple(detections))
+        return Prediction(tuple(detections), unusable=tuple(unusable))
+
+    def _unusable(self, row: Sequence[float], letterbox: Letterbox) -> Detection:
+        """Convert a row with a number that is not finite. A box that is not known is NaN."""
+        is_box = self.task is not Task.OBB and all(map(math.isfinite, row[:4]))
+        class_id = int(row[_CLASS])
+        box = letterbox.box(*row[:4]) if is_box else Box(*4 * [math.nan])
+        return Detection(label_of(self.labels, class_id), class_id, row[_CONFIDENCE], box)
 
     def _detection(self, row: Sequence[float], letterbox: Letterbox) -> Detection:
         class_id = int(row[_CLASS])
@@ -189,7 +202,10 @@ class Head:
         letterbox: Letterbox,
         prototypes: NDArray[np.float32] | None,
     ) -> list[Detection]:
-        """Return the detections whose mask has a pixel, as ultralytics does."""
+        """Return the detections. Those whose mask has no pixel have no area.
+
+        ultralytics leaves the latter out.
+        """
         if prototypes is None:
             raise ValueError("A segmentation model returned no prototypes")
         # Imported for the first image: OpenCV takes a sixth of a second.
@@ -200,7 +216,8 @@ class Head:
         for row in rows:
             detection = self._detection(row[:BOX_COLUMNS].tolist(), letterbox)
             if mask := masks.mask(row[BOX_COLUMNS:], detection.box):
-                detections.append(replace(detection, polygons=mask.polygons, area=mask.area))
+                detection = replace(detection, polygons=mask.polygons, area=mask.area)
+            detections.append(detection)
         return detections
 
     def _pose(self, row: Sequence[float], letterbox: Letterbox) -> Detection:
@@ -238,11 +255,10 @@ class Head:
         )
 
 
-def _is_sound(rows: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Return which rows have finite numbers only, and a class id that a model may have."""
+def _is_class(rows: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return which rows have a class id that a model may have."""
     class_ids = rows[:, _CLASS]
-    is_class = (class_ids >= 0) & (class_ids < MAX_CLASSES)
-    return np.logical_and(np.isfinite(rows).all(axis=1), is_class)
+    return np.logical_and(class_ids >= 0, class_ids < MAX_CLASSES)
 
 
 def regularized(cx: float, cy: float, width: float, height: float, angle: float) -> RotatedBox:

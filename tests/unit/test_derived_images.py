@@ -24,6 +24,7 @@ from service.domain import (
     Task,
 )
 from service.errors import BadImageError, DecoderUnavailableError, StorageUnavailableError
+from service.faint import unpack
 from service.health import Health
 from service.object_metadata import RESULT_MARKER
 from service.pipeline import Pipeline
@@ -57,9 +58,10 @@ class Detector(FakeDetector):
     def __init__(self) -> None:
         super().__init__()
         self.labels = {0: "person", 2: "car"}
+        self.found = Prediction((PERSON, CAR, FAINT_PERSON))
 
     def detect(self, images: Any) -> list[Prediction]:
-        return [Prediction((PERSON, CAR, FAINT_PERSON)) for _ in images]
+        return [self.found for _ in images]
 
 
 class Sources:
@@ -154,6 +156,20 @@ def test_plan_has_every_detection_whatever_is_recorded(world: World, keep_faint:
     [plan] = world.decoders.plans
     assert (plan.detections, plan.faint) == ((CAR,), (PERSON, FAINT_PERSON))
     assert (world.store.document("a")["faint"] is not None) is keep_faint
+
+
+def test_what_is_no_detection_is_redacted_but_not_recorded(world: World) -> None:
+    """For example, a person whose mask is empty, or whose box has a number that is not finite."""
+    broken = replace(PERSON, box=replace(PERSON.box, x1=float("nan")))
+    world.detector.found = Prediction((CAR, broken), unusable=(FAINT_PERSON,))
+    world.settings = SourceSettings(derive=HIDE_PERSONS)
+    world.handle(world.storage.put("a", bmp_image()))
+    (plan,) = world.decoders.plans
+    assert plan.detections == (CAR,) and len(plan.redacted_regions(32, 24)) == 2
+    assert plan.redacted_regions(32, 24)[0] == (0, 0, 32, 24)
+    document = world.store.document("a")
+    assert document["num_detections"] == 1
+    assert document["faint"] is not None and not list(unpack(document["faint"]))
 
 
 def test_file_that_cannot_be_derived_is_done_with_the_reason(world: World) -> None:

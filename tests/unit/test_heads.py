@@ -49,6 +49,33 @@ def test_prototypes_of_a_wrong_size_are_reported_without_a_mask() -> None:
         head.prediction(nothing, fitted, info, wrong)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_object_with_an_empty_mask_is_only_unusable(sign: int) -> None:
+    fitted = letterbox(160, 160, image_size=160, stride=32)
+    row = np.array([[20, 30, 60, 90, 0.5, 0, sign, sign, sign]], np.float32)
+    prototypes = np.ones((3, 40, 40), np.float32)
+    head = Head(Task.SEGMENT, {0: "cat"}, 0.25)
+    found = head.prediction(row, fitted, ImageInfo(160, 160, "PNG"), prototypes)
+    assert (len(found.detections), len(found.unusable)) == ((1, 0) if sign == 1 else (0, 1))
+    (cat,) = found.detections + found.unusable
+    assert cat.label == "cat" and cat.box == Box(20.0, 30.0, 60.0, 90.0)
+
+
+@pytest.mark.parametrize("task", [Task.DETECT, Task.POSE, Task.OBB], ids=str)
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf], ids=str)
+def test_object_with_a_number_not_finite_is_only_unusable(task: Task, number: float) -> None:
+    """Its box is known only if its own four numbers are sound, and not turned by an angle."""
+    fitted = letterbox(160, 160, image_size=160, stride=32)
+    row = [20, 30, 60, 90, 0.5, 0]
+    sound = [*row, number], [math.nan, *row[1:], 0]
+    head = Head(task, {0: "cat"}, 0.25, KeypointLayout(1, False, {}))
+    found = head.prediction(np.array(sound, np.float32), fitted, ImageInfo(160, 160, "PNG"))
+    known, unknown = found.unusable
+    assert found.detections == () and known.label == unknown.label == "cat"
+    assert math.isnan(unknown.box.x1) and math.isnan(known.box.x1) == (task is Task.OBB)
+    assert task is Task.OBB or known.box == Box(20.0, 30.0, 60.0, 90.0)
+
+
 def points(rotated: RotatedBox) -> list[tuple[float, ...]]:
     corners = rotated.corners
     return [corners[i : i + 2] for i in range(0, 8, 2)]
