@@ -13,7 +13,10 @@ https:*) token=$(gcloud auth print-identity-token) ;;
 *) token= ;; # the local stack needs none
 esac
 case $image in
-gs://*) set -- --header "Content-Type: application/json" --data "{\"uri\": \"$image\"}" ;;
+gs://*)
+  quoted=$(printf %s "$image" | sed 's/["\\]/\\&/g')
+  set -- --header "Content-Type: application/json" --data "{\"uri\": \"$quoted\"}"
+  ;;
 *) set -- --header "Content-Type: application/octet-stream" --data-binary "@$image" ;;
 esac
 curl --silent --show-error --fail-with-body --retry 5 --max-time 60 \

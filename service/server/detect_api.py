@@ -106,7 +106,7 @@ def detect_blueprint(
         is_stored = _is_stored()
         commit_seconds = limits.commit_seconds if is_stored else 0.0
         deadline = Deadline.after(limits.seconds, commit_seconds=commit_seconds)
-        if request.headers.get("Content-Encoding", "identity") != "identity":
+        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise UnsupportedMediaType("The request's body must not have a Content-Encoding.")
         if request.mimetype == _JSON:
             ref = _object(read_body(limits.max_request_bytes))

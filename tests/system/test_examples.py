@@ -167,7 +167,7 @@ def test_detect_prints_what_is_in_an_image(
     kind: str, detect_url: str, stack: Stack, samples: Samples
 ) -> None:
     path, _ = samples[0]
-    ref = put_aside(stack, "examples/detect.jpg", path.read_bytes())
+    ref = put_aside(stack, 'examples/a "b" \\ & $c.jpg', path.read_bytes())
     image = str(path) if kind == "file" else ref.uri
     in_python = run_example("detect.py", detect_url, image)
     assert in_python.returncode == 0, in_python.stderr

@@ -554,6 +554,12 @@ def test_a_compressed_body_is_415_and_not_read(site: Site, encoding: str) -> Non
     assert body.read_bytes == 0
 
 
+@pytest.mark.parametrize("encoding", ["identity", "Identity"])
+def test_body_without_compression_may_say_so(site: Site, encoding: str) -> None:
+    response = site.post(bmp_image(), headers={"Content-Encoding": encoding})
+    assert response.status_code == 200
+
+
 BAD_JSON = {
     "empty": b"",
     "text": SECRET.encode(),
