@@ -88,8 +88,13 @@ resource "terraform_data" "combinations" {
     }
 
     precondition {
-      condition     = var.detect_service || length(var.detect_invokers) == 0 && var.detect_min_instances == 0
-      error_message = "detect_invokers and detect_min_instances have no effect without the detect service. Set detect_service to true, or leave them out."
+      condition     = var.detect_service || length(var.detect_invokers) == 0
+      error_message = "detect_invokers has no effect without the detect service. Set detect_service to true, or leave it out."
+    }
+
+    precondition {
+      condition     = var.detect_service || var.detect_min_instances == 0
+      error_message = "detect_min_instances has no effect without the detect service. Set detect_service to true, or leave it out."
     }
 
     precondition {
