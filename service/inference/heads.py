@@ -164,7 +164,8 @@ class Head:
         if self.task is Task.CLASSIFY:
             return Prediction(classes=self._classes(output.ravel()))
         letterbox = letterbox.onto(info)
-        confident = output[output[:, _CONFIDENCE] >= self.min_confidence]
+        # Not `>=`, which would also leave out a confidence that is NaN.
+        confident = output[~(output[:, _CONFIDENCE] < self.min_confidence)]
         confident = confident[_is_class(confident)]
         is_finite = np.isfinite(confident).all(axis=1)
         unusable = [self._unusable(row, letterbox) for row in confident[~is_finite].tolist()]

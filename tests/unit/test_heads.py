@@ -164,3 +164,12 @@ def test_columns_follow_from_the_task() -> None:
 def test_task_that_is_not_supported_is_named(task: object) -> None:
     with pytest.raises(ModelError, match=f"m.pt is a model for the task {task}"):
         task_of(task, model="m.pt")
+
+
+def test_object_with_a_confidence_of_nan_is_only_unusable() -> None:
+    fitted = letterbox(160, 160, image_size=160, stride=32)
+    row = np.array([[20, 30, 60, 90, math.nan, 0]], np.float32)
+    head = Head(Task.DETECT, {0: "cat"}, 0.25)
+    found = head.prediction(row, fitted, ImageInfo(160, 160, "PNG"))
+    assert found.detections == () and [cat.label for cat in found.unusable] == ["cat"]
+    assert found.unusable[0].box == Box(20.0, 30.0, 60.0, 90.0)
