@@ -154,6 +154,7 @@ class Polygon:
     points: tuple[float, ...]
 
 
+UNKNOWN_CLASS = -1  # `class_id` of an object whose class the model does not have
 # A keypoint with a lower confidence is probably hidden or outside of the image.
 MIN_KEYPOINT_CONFIDENCE = 0.5
 
@@ -234,8 +235,9 @@ class Prediction:
     """What a model finds in one image, the most confident first.
 
     `classes` has the 5 most confident classes for the task classify, which has no detections.
-    `unusable` has what is no detection, because its mask is empty or one of its numbers is NaN or
-    infinite. It is in no document, but it is redacted. It has only a box, which may be NaN.
+    `unusable` has what is no detection, because its mask is empty, one of its numbers is NaN or
+    infinite, or its class id is impossible. It is in no document, but it is redacted. It has only a
+    box, which may be NaN, and a class, which may be `UNKNOWN_CLASS`.
     """
 
     detections: tuple[Detection, ...] = ()

@@ -181,9 +181,9 @@ class Processes:
 def free_port() -> int:
     """Return a port of 127.0.0.1 that was free a moment ago.
 
-    A program that is restarted on it finds it free again: the system takes the local ports of
-    connections from 32768 upwards (Linux: `ip_local_port_range`), and this port is lower. Two calls
-    in one process return different ports.
+    It stays free while a program that uses it is restarted: the system gives connections the ports
+    from 32768 upwards (Linux's default `ip_local_port_range`), and this port is lower. Two calls in
+    one process return different ports.
 
     Raises:
         StartError: no port is free.

@@ -16,6 +16,7 @@ from service.derived import (
 )
 from service.domain import (
     MIN_KEYPOINT_CONFIDENCE,
+    UNKNOWN_CLASS,
     Box,
     ClassScore,
     DerivedImage,
@@ -128,14 +129,16 @@ class DerivePlan:
     def redacted_regions(self, width: int, height: int) -> list[Region]:
         """Return what is redacted in an image of this size, in pixels. The largest is the first.
 
-        A box with a coordinate that is no number stands for the whole image.
+        A box with a coordinate that is no number stands for the whole image. An object of an
+        unknown class is redacted whatever the labels are.
         """
         redaction = self.options.redaction
         if not redaction:
             return []
         regions = []
         for detection in (*self.detections, *self.faint):
-            if not _is_chosen(detection, redaction.labels):
+            is_known = detection.class_id != UNKNOWN_CLASS  # otherwise, it may have any label
+            if is_known and not _is_chosen(detection, redaction.labels):
                 continue
             if all(map(math.isfinite, _corners(detection.box))):
                 # One pixel more, because resizing has mixed neighbouring pixels.

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.domain import (
+    UNKNOWN_CLASS,
     Box,
     ClassScore,
     Detection,
@@ -148,8 +149,8 @@ class Head:
     ) -> Prediction:
         """Convert the output for one image.
 
-        What has an impossible class id is left out. What has a number that is NaN or infinite, or
-        an empty mask, is `unusable`.
+        What has a number that is NaN or infinite, an impossible class id or an empty mask is
+        `unusable`.
 
         Args:
             output: float32 rows x columns, with boxes in pixels of the input. For the task
@@ -166,10 +167,9 @@ class Head:
         letterbox = letterbox.onto(info)
         # Not `>=`, which would also leave out a confidence that is NaN.
         confident = output[~(output[:, _CONFIDENCE] < self.min_confidence)]
-        confident = confident[_is_class(confident)]
-        is_finite = np.isfinite(confident).all(axis=1)
-        unusable = [self._unusable(row, letterbox) for row in confident[~is_finite].tolist()]
-        confident = confident[is_finite]
+        is_sound = _is_sound(confident)
+        unusable = [self._unusable(row, letterbox) for row in confident[~is_sound].tolist()]
+        confident = confident[is_sound]
         ordered = confident[np.argsort(-confident[:, _CONFIDENCE], kind="stable")]
         match self.task:
             case Task.SEGMENT:
@@ -185,10 +185,10 @@ class Head:
         return Prediction(tuple(detections), unusable=tuple(unusable))
 
     def _unusable(self, row: Sequence[float], letterbox: Letterbox) -> Detection:
-        """Convert a row with a number that is not finite. A box that is not known is NaN."""
+        """Convert a row that is not sound. A box that is not known is NaN."""
         is_box = self.task is not Task.OBB and all(map(math.isfinite, row[:4]))
-        class_id = int(row[_CLASS])
         box = letterbox.box(*row[:4]) if is_box else Box(*4 * [math.nan])
+        class_id = int(row[_CLASS]) if 0 <= row[_CLASS] < MAX_CLASSES else UNKNOWN_CLASS
         return Detection(label_of(self.labels, class_id), class_id, row[_CONFIDENCE], box)
 
     def _detection(self, row: Sequence[float], letterbox: Letterbox) -> Detection:
@@ -256,10 +256,11 @@ class Head:
         )
 
 
-def _is_class(rows: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Return which rows have a class id that a model may have."""
+def _is_sound(rows: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return which rows have finite numbers only, and a class id that a model may have."""
     class_ids = rows[:, _CLASS]
-    return np.logical_and(class_ids >= 0, class_ids < MAX_CLASSES)
+    is_class = (class_ids >= 0) & (class_ids < MAX_CLASSES)
+    return np.logical_and(np.isfinite(rows).all(axis=1), is_class)
 
 
 def regularized(cx: float, cy: float, width: float, height: float, angle: float) -> RotatedBox:

@@ -134,10 +134,10 @@ def detect_blueprint(
             if error := document["error"]:
                 return _failed(ErrorCode(error["code"]), error["message"])
             return _json(document)
-        except (LookupError, TypeError, ValueError):  # a person may have edited the document
+        except (LookupError, TypeError, ValueError) as exc:  # a person may have edited the document
             logger.error(
                 "A caller gets no result: its document has another form than the service writes",
-                extra={"document_id": found.document_id},
+                extra={"document_id": found.document_id, "reason": repr(exc)},
             )
             return error_response(500, *UNREADABLE_DOCUMENT)
 

@@ -19,6 +19,7 @@ from service.derived import (
     RedactionMode,
 )
 from service.domain import (
+    UNKNOWN_CLASS,
     Box,
     DerivedKind,
     Detection,
@@ -125,6 +126,12 @@ def test_redaction_covers_faint_detections_of_its_labels() -> None:
 def test_redaction_of_every_label_needs_no_list() -> None:
     assert len(plan(ALL, PERSON, DOG).redacted_regions(1280, 720)) == 2
     assert plan(NOTHING, PERSON).redacted_regions(1280, 720) == []
+
+
+def test_object_of_an_unknown_class_is_always_redacted() -> None:
+    unknown = replace(DOG, class_id=UNKNOWN_CLASS, label="-1")
+    options = replace(NOTHING, redaction=Redaction(labels=("person",)))
+    assert len(plan(options, PERSON, DOG, unknown).redacted_regions(1280, 720)) == 2
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

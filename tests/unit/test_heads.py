@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.domain import Box, ImageInfo, RotatedBox, Task
+from service.domain import UNKNOWN_CLASS, Box, ImageInfo, RotatedBox, Task
 from service.errors import ModelError
 from service.images.letterbox import letterbox
 from service.inference.heads import (
@@ -164,6 +164,17 @@ def test_columns_follow_from_the_task() -> None:
 def test_task_that_is_not_supported_is_named(task: object) -> None:
     with pytest.raises(ModelError, match=f"m.pt is a model for the task {task}"):
         task_of(task, model="m.pt")
+
+
+@pytest.mark.parametrize("class_id", [math.nan, math.inf, -1, 1e9], ids=str)
+@pytest.mark.parametrize("confidence", [0.5, math.nan], ids=str)
+def test_object_of_an_impossible_class_is_only_unusable(class_id: float, confidence: float) -> None:
+    fitted = letterbox(160, 160, image_size=160, stride=32)
+    row = np.array([[20, 30, 60, 90, confidence, class_id]], np.float32)
+    found = Head(Task.DETECT, {0: "cat"}, 0.25).prediction(row, fitted, ImageInfo(160, 160, "PNG"))
+    (unknown,) = found.unusable
+    assert found.detections == () and unknown.class_id == UNKNOWN_CLASS
+    assert unknown.box == Box(20.0, 30.0, 60.0, 90.0)
 
 
 def test_object_with_a_confidence_of_nan_is_only_unusable() -> None:
