@@ -1,0 +1,65 @@
+"""Which results a person wants to see, and in which order: what the URL of a page states."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from datetime import date, datetime
+from enum import StrEnum
+from typing import Self
+
+
+class Shown(StrEnum):
+    """What became of an image."""
+
+    FOUND = "found"  # done, and at least one detection or class was kept
+    NOTHING_FOUND = "nothing_found"  # done, and nothing was kept
+    FAILED = "failed"
+    PARKED = "parked"
+
+
+class Order(StrEnum):
+    """In which order results are listed."""
+
+    NEWEST = "newest"  # by `created_at`
+    CONFIDENT = "confident"  # the most confident first: of the label, if the filter has one
+    UNCERTAIN = "uncertain"  # the least certain first: of the label, if the filter has one
+    NAME = "name"  # by the object's name. Only with a bucket.
+
+
+@dataclass(frozen=True)
+class ResultFilter:
+    """A filter. None: any value.
+
+    `zone` needs `source`, because a zone belongs to a source. With `label`, the image has that
+    label in that zone. `prefix` needs `bucket`. `until` starts at a point in time: only results
+    that were created before it. `day` is the date on which the image was taken (`day` of the
+    document).
+    """
+
+    order: Order = Order.NEWEST
+    label: str | None = None
+    shown: Shown | None = None
+    error_code: str | None = None
+    source: str | None = None
+    zone: str | None = None
+    day: date | None = None
+    until: datetime | None = None
+    bucket: str | None = None
+    prefix: str | None = None
+
+    @classmethod
+    def parse(cls, arguments: Mapping[str, str]) -> Self:
+        """Read the arguments of a URL. Unknown and empty arguments are ignored.
+
+        Raises:
+            FilterError: a value has another form, or the combination is not possible.
+        """
+        raise NotImplementedError
+
+    def arguments(self) -> dict[str, str]:
+        """Return the arguments of a URL that `parse` reads. Defaults are left out."""
+        raise NotImplementedError
+
+    def without(self, *names: str) -> Self:
+        """Return the filter with these fields at their defaults."""
+        defaults = {spec.name: spec.default for spec in fields(self) if spec.name in names}
+        return replace(self, **defaults)  # type: ignore[arg-type]
