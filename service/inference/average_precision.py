@@ -301,7 +301,8 @@ def _overlaps(objects: Sequence[TrueBox], detections: Sequence[Detection]) -> Fl
     area_a, area_b = a[:, 2] * a[:, 3], b[:, 2] * b[:, 3]
     is_crowd = np.array([item.is_crowd for item in objects])
     union = np.where(is_crowd[None, :], area_a[:, None], area_a[:, None] + area_b - inside)
-    return np.divide(inside, union, out=np.zeros_like(inside), where=union > 0)
+    shares: Floats = np.divide(inside, union, out=np.zeros_like(inside), where=union > 0)
+    return shares
 
 
 def _mean_of(values: Sequence[Floats]) -> Floats:
