@@ -9,8 +9,10 @@ from typing import Any
 from service.cli.alerts import alerts
 from service.cli.check_model import check_model
 from service.cli.commands import command, group, version_option
+from service.cli.compare import compare
 from service.cli.dead_letters import dead_letters
 from service.cli.detect import detect
+from service.cli.evaluate import evaluate
 from service.cli.export import export
 from service.cli.options import json_lines_option, objects_argument
 from service.cli.output import is_terminal, note, progress, say_json
@@ -104,7 +106,7 @@ def results(uri: tuple[str, str], as_json: bool) -> None:
 
 
 for each in (
-    detect, submit, watch, results, reconcile, purge, export, check_model, smoke, sources, alerts,
-    dead_letters, serve
+    detect, submit, watch, results, reconcile, purge, export, check_model, evaluate, compare, smoke,
+    sources, alerts, dead_letters, serve
 ):  # fmt: skip
     main.add_command(each)

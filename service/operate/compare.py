@@ -224,20 +224,15 @@ def compare_models(
     """
     if a:
         _check_tasks(a.info.task, b.info.task)
-    report = Report(a and a.info, b.info, min_confidence)
+    report = Report(a.info if a else None, b.info, min_confidence)
     models = set()
     for image in images:
         if limit is not None and len(report.images) >= limit:
             report.is_limited = True
             break
-        try:
-            compared = _compare_image(a, b, image, decoders, report)
-        except (BadImageError, ObjectGoneError) as exc:
-            report.skipped.append((image.name, str(exc)))
-        else:
-            report.images.append(compared)
-            if image.stored and image.stored.model:
-                models.add(_model_text(image.stored.model))
+        is_compared = _compare_or_skip(a, b, image, decoders, report)
+        if is_compared and image.stored and image.stored.model:
+            models.add(_model_text(image.stored.model))
         progressed()
     if not report.images:
         raise ComparisonError(_nothing(report))
@@ -255,11 +250,24 @@ def _nothing(report: Report) -> str:
     )
 
 
+def _compare_or_skip(
+    a: Detector | None, b: Detector, image: Image, decoders: Decoders, report: Report
+) -> bool:
+    """Compare an image, and return whether that was possible."""
+    if image.unusable:
+        report.skipped.append((image.name, image.unusable))
+        return False
+    try:
+        report.images.append(_compare_image(a, b, image, decoders, report))
+    except (BadImageError, ObjectGoneError) as exc:
+        report.skipped.append((image.name, str(exc)))
+        return False
+    return True
+
+
 def _compare_image(
     a: Detector | None, b: Detector, image: Image, decoders: Decoders, report: Report
 ) -> Compared:
-    if image.unusable:
-        raise ObjectGoneError(image.unusable)
     if a is None and image.stored and image.stored.model:
         _check_tasks(image.stored.model.task, b.info.task)
     decode = _Decoding(image.read(), decoders)
