@@ -6,9 +6,13 @@ from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import Any, Self
 
-from service.errors import FilterError
+from service.errors import YoloBatchError
 
 _MAX_TEXT = 1500  # characters of a value. A longer text is in no index of Firestore.
+
+
+class FilterError(YoloBatchError):
+    """The filter of a page, or a cursor, is not possible. The message is for a person."""
 
 
 class Shown(StrEnum):

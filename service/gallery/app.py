@@ -7,10 +7,11 @@ from typing import Any
 from flask import Flask, Response, g, jsonify, make_response, render_template, request
 from werkzeug.exceptions import HTTPException
 
-from service.errors import FilterError, FirestoreUnavailableError, StorageUnavailableError
+from service.errors import FirestoreUnavailableError, StorageUnavailableError
 from service.gallery import download, grid, image, images, problems, review
 from service.gallery.access import refuse_foreign_writes
 from service.gallery.parts import GalleryParts, parts
+from service.result_filter import FilterError
 
 _LOGGER = logging.getLogger(__name__)
 _API = "/api/"  # paths whose responses are JSON

@@ -16,10 +16,9 @@ from google.cloud.firestore_v1.base_query import FieldFilter
 from google.cloud.firestore_v1.query import Query
 
 from service.document import SHARDS, STATUS_FAILED, STATUS_PARKED
-from service.errors import FilterError
 from service.gcp.collection import fields_of
 from service.gcp.document_pages import DocumentPages
-from service.result_filter import Order, ResultFilter, Shown
+from service.result_filter import FilterError, Order, ResultFilter, Shown
 
 
 @dataclass(frozen=True)
