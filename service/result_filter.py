@@ -2,9 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
+
+from service.errors import YoloBatchError
+
+_MAX_TEXT = 1500  # characters of a value. A longer text is in no index of Firestore.
+
+
+class FilterError(YoloBatchError):
+    """The filter of a page, or a cursor, is not possible. The message is for a person."""
 
 
 class Shown(StrEnum):
@@ -53,13 +61,48 @@ class ResultFilter:
         Raises:
             FilterError: a value has another form, or the combination is not possible.
         """
-        raise NotImplementedError
+        values = {
+            spec.name: _parsed(spec.name, arguments[spec.name])
+            for spec in fields(cls)
+            if arguments.get(spec.name)
+        }
+        return cls(**values)
 
     def arguments(self) -> dict[str, str]:
         """Return the arguments of a URL that `parse` reads. Defaults are left out."""
-        raise NotImplementedError
+        values = {spec.name: getattr(self, spec.name) for spec in fields(self)}
+        defaults = {spec.name: spec.default for spec in fields(self)}
+        return {
+            name: value.isoformat() if isinstance(value, date) else str(value)
+            for name, value in values.items()
+            if value != defaults[name]
+        }
 
     def without(self, *names: str) -> Self:
         """Return the filter with these fields at their defaults."""
         defaults = {spec.name: spec.default for spec in fields(self) if spec.name in names}
         return replace(self, **defaults)  # type: ignore[arg-type]
+
+
+def _parsed(name: str, text: str) -> Any:
+    """Return the value of one argument.
+
+    Raises:
+        FilterError: the text has another form.
+    """
+    try:
+        match name:
+            case "order":
+                return Order(text)
+            case "shown":
+                return Shown(text)
+            case "day":
+                return date.fromisoformat(text)
+            case "until":
+                time = datetime.fromisoformat(text)
+                return time if time.tzinfo else time.replace(tzinfo=UTC)
+    except ValueError as exc:
+        raise FilterError(f"{name}={text[:80]!r} is not possible in a filter.") from exc
+    if len(text) > _MAX_TEXT:
+        raise FilterError(f"{name} has more than {_MAX_TEXT:,} characters.")
+    return text
