@@ -13,6 +13,7 @@ from service.cli.output import Column, note, progress, say, say_table
 from service.settings import Settings
 
 if TYPE_CHECKING:
+    from service.domain import ModelInfo
     from service.inference.detector import Detector
     from service.operate.compare import Image, Report
 
@@ -209,19 +210,25 @@ def _counts(total: Any) -> tuple[str, ...]:
     )
 
 
+def _model_line(side: str, info: "ModelInfo", cpu_ms: float | None) -> str:
+    name = f"{side} is {info.name} ({info.precision}, {info.image_size} pixels)"
+    return f"{name}: {cpu_ms or 0:.1f} CPU-ms an image (median, without decoding)"
+
+
 def _lines(report: "Report") -> Iterable[str]:
     """Yield sentences about the models, their speed, and what was not compared."""
     from service.truth import list_some
 
     summary = report.summary
     yield f"The models disagree in {summary.changed:,} of {summary.images:,} images"
-    a = report.a.name if report.a else "stored results of " + list_some(report.stored_models)
-    speed = [f"A is {a}", f"B is {report.b.name}"]
-    for index, cpu_ms in enumerate((report.a_ms, report.b_ms)):
-        if cpu_ms is not None:
-            speed[index] += f": {cpu_ms:.1f} CPU-ms an image (median, without decoding)"
-    yield from speed
-    if report.a and report.a.sha256 == report.b.sha256:
+    if report.a:
+        yield _model_line("A", report.a, report.a_ms)
+    else:
+        yield "A is the stored results of " + list_some(report.stored_models)
+        if report.recorded_ms is not None:
+            yield f"The service has recorded {report.recorded_ms:.1f} ms an image (median wall time)"
+    yield _model_line("B", report.b, report.b_ms)
+    if report.a == report.b:
         yield "Both are the same model"
     if report.skipped:
         names = (f"{name} ({reason})" for name, reason in report.skipped)

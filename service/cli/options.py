@@ -51,17 +51,15 @@ def page_options(what: str, *, is_default: bool) -> Callable[[Any], Any]:
     if is_default:
         text += " It is served by default."
 
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        command = option(
-            "--port",
-            panel="Page",
-            default=0,
-            type=click.IntRange(0, 65535),
-            help="Port of the page. By default a free one.",
-        )(command)
-        return option(name, "page", panel="Page", default=is_default, help=text)(command)
-
-    return add
+    page = option(name, "page", panel="Page", default=is_default, help=text)
+    port = option(
+        "--port",
+        panel="Page",
+        default=0,
+        type=click.IntRange(0, 65535),
+        help="Port of the page. By default a free one.",
+    )
+    return lambda command: page(port(command))
 
 
 def bucket_argument(help_text: str) -> Callable[[Any], Any]:
