@@ -226,7 +226,7 @@ def _lines(report: "Report") -> Iterable[str]:
     else:
         yield "A is the stored results of " + list_some(report.stored_models)
         if report.recorded_ms is not None:
-            yield f"The service has recorded {report.recorded_ms:.1f} ms an image (median wall time)"
+            yield f"The service recorded {report.recorded_ms:.1f} ms an image (median wall time)"
     yield _model_line("B", report.b, report.b_ms)
     if report.a == report.b:
         yield "Both are the same model"
