@@ -317,6 +317,10 @@ CHANGES: dict[str, Change] = {
         },
         OTHER,
         destroys=_GALLERY,
+        # terraform_data.verdicts fails first, because protect_data is true.
+        warnings=frozenset(
+            {"google_firestore_database.verdicts[0] is destroyed, with its documents"}
+        ),
     ),
     "gallery_originals = true": Change({"gallery": True, "gallery_originals": True}),
     "gallery_try_again = true": Change(
