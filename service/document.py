@@ -91,7 +91,9 @@ def detection_fields(result: ImageResult) -> dict[str, Any]:
         "labels": list(counts),
         "counts": counts,
         "counts_by_zone": _counts_by_zone(result),
+        "zone_labels": _zone_labels(result),
         "best": best,
+        "found": None if result.failure else bool(found),
         "num_detections": len(result.detections),
         "top_label": found[0].label if found else None,
         "max_confidence": found[0].confidence if found else None,
@@ -158,6 +160,17 @@ def _counts_by_zone(result: ImageResult) -> dict[str, dict[str, int]]:
         zone: dict(sorted(Counter(d.label for d in result.detections if zone in d.zones).items()))
         for zone in result.zones
     }
+
+
+def _zone_labels(result: ImageResult) -> list[str]:
+    """Return each zone with a detection, and each of its labels: `ZONE` and `ZONE/LABEL`.
+
+    `array-contains` applies to one array of a query only. So a zone and a label are one element.
+    """
+    zones = set(result.zones)
+    pairs = {(zone, item.label) for item in result.detections for zone in item.zones}
+    found = {(zone, label) for zone, label in pairs if zone in zones}
+    return sorted({zone for zone, _ in found} | {f"{zone}/{label}" for zone, label in found})
 
 
 def _model(result: ImageResult) -> dict[str, Any] | None:

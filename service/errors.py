@@ -73,10 +73,6 @@ class StoredResultError(YoloBatchError):
     """A document does not have the form that this version of the service writes."""
 
 
-class FilterError(YoloBatchError):
-    """The filter of a page, or a cursor, is not possible. The message is for a person."""
-
-
 class EnvelopeError(YoloBatchError):
     """The request is not a readable event, push message or job."""
 

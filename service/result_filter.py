@@ -2,9 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
+
+from service.errors import YoloBatchError
+
+_MAX_TEXT = 1500  # characters of a value. A longer text is in no index of Firestore.
+
+
+class FilterError(YoloBatchError):
+    """The filter of a page, or a cursor, is not possible. The message is for a person."""
 
 
 class Shown(StrEnum):
@@ -53,13 +61,94 @@ class ResultFilter:
         Raises:
             FilterError: a value has another form, or the combination is not possible.
         """
-        raise NotImplementedError
+        values = {
+            spec.name: _parsed(spec.name, arguments[spec.name])
+            for spec in fields(cls)
+            if arguments.get(spec.name)
+        }
+        return cls(**values)
 
     def arguments(self) -> dict[str, str]:
         """Return the arguments of a URL that `parse` reads. Defaults are left out."""
-        raise NotImplementedError
+        values = {spec.name: getattr(self, spec.name) for spec in fields(self)}
+        defaults = {spec.name: spec.default for spec in fields(self)}
+        return {
+            name: value.isoformat() if isinstance(value, date) else str(value)
+            for name, value in values.items()
+            if value != defaults[name]
+        }
+
+    def conflicts(self) -> dict[str, str]:
+        """Return the fields that are not possible with the others, each with the reason.
+
+        Firestore needs an index for each combination of an order and conditions, and each index
+        costs storage. docs/decisions/0027-queries-of-the-gallery.md has the list.
+        """
+        found = {}
+        if self.zone and not self.source:
+            found["zone"] = "A zone belongs to a source: choose the source, too."
+        if self.prefix and not self.bucket:
+            found["prefix"] = "A prefix needs a bucket."
+        if self.bucket and self.order is not Order.NAME:
+            found["bucket"] = "A bucket or a prefix can only be sorted by name."
+        if self.order is Order.NAME and not self.bucket:
+            found["order"] = "To sort by name, choose a bucket."
+        for name in _IMPOSSIBLE[self.order]:
+            if getattr(self, name) is not None:
+                found.setdefault(name, f"{_NAMED[name]} is not possible {_WITH[self.order]}.")
+        if self.order in (Order.CONFIDENT, Order.UNCERTAIN) and self.label and self.source:
+            found["source"] = (
+                "By confidence, choose a label or a source. To have both, sort by the newest."
+            )
+        return found
 
     def without(self, *names: str) -> Self:
         """Return the filter with these fields at their defaults."""
         defaults = {spec.name: spec.default for spec in fields(self) if spec.name in names}
         return replace(self, **defaults)  # type: ignore[arg-type]
+
+
+_IMPOSSIBLE = {  # fields that an order does not have
+    Order.NEWEST: (),
+    Order.NAME: ("source", "zone", "day", "until", "error_code"),
+    Order.CONFIDENT: ("shown", "zone", "day", "until", "error_code"),
+    Order.UNCERTAIN: ("shown", "zone", "day", "until", "error_code"),
+}
+_NAMED = {
+    "shown": "What became of an image",
+    "error_code": "An error code",
+    "source": "A source",
+    "zone": "A zone",
+    "day": "A day",
+    "until": "A time",
+}
+_WITH = {
+    Order.NEWEST: "with the newest first",
+    Order.NAME: "with a bucket or a prefix",
+    Order.CONFIDENT: "with an order by confidence",
+    Order.UNCERTAIN: "with an order by confidence",
+}
+
+
+def _parsed(name: str, text: str) -> Any:
+    """Return the value of one argument.
+
+    Raises:
+        FilterError: the text has another form.
+    """
+    try:
+        match name:
+            case "order":
+                return Order(text)
+            case "shown":
+                return Shown(text)
+            case "day":
+                return date.fromisoformat(text)
+            case "until":
+                time = datetime.fromisoformat(text)
+                return time if time.tzinfo else time.replace(tzinfo=UTC)
+    except ValueError as exc:
+        raise FilterError(f"{name}={text[:80]!r} is not possible in a filter.") from exc
+    if len(text) > _MAX_TEXT:
+        raise FilterError(f"{name} has more than {_MAX_TEXT:,} characters.")
+    return text

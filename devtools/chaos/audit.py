@@ -364,6 +364,7 @@ _SAME: Mapping[str, Any] = {
     "location": None,
     "classes": [],
     "counts_by_zone": {},
+    "zone_labels": [],
     "detections_uri": None,
     "left_out": [],
     "simplified_pixels": None,
@@ -385,6 +386,7 @@ def _other_fields(expectation: Expectation) -> dict[str, Any]:
         "model": None if expectation.should_fail else expectation.model,
         "labels": sorted(counts),
         "counts": dict(counts),
+        "found": None if expectation.should_fail else bool(detections),
         "num_detections": len(detections),
     }
 

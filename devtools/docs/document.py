@@ -294,7 +294,13 @@ MEANINGS: Mapping[str, Meaning] = {
     "counts_by_zone": Meaning(
         "The same for each `include` zone of the source. The keys are the names of the zones."
     ),
+    "zone_labels": Meaning(
+        "For each `include` zone with a detection: `ZONE`, and `ZONE/LABEL` for each of its labels."
+    ),
     "best": Meaning("Highest confidence of each of the `labels`.", "", "0 to 1"),
+    "found": Meaning(
+        "Whether anything was kept: whether `labels` is not empty.", "null unless `done`"
+    ),
     "num_detections": Meaning("Number of `detections`."),
     "top_label": Meaning("Label of the most confident detection or class.", _NONE_KEPT),
     "max_confidence": Meaning("Its confidence.", _NONE_KEPT, "0 to 1"),

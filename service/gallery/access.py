@@ -1,10 +1,117 @@
 """Who may use the gallery, and from which pages: tokens, hosts, IAP and CSRF."""
 
+import hashlib
+import hmac
+import secrets
+from collections.abc import Collection
 from typing import Protocol
+from urllib.parse import urlencode
+
+from flask import Response, make_response, redirect, request
+from werkzeug.exceptions import Forbidden
+
+_TOKEN = "token"  # the argument of the first URL
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_SITES = ("same-origin", "none")  # values of Sec-Fetch-Site of requests from our own pages
 
 
 class Access(Protocol):
     """Decides whether a request is allowed, and who sent it."""
 
+    def check(self) -> Response | None:
+        """Refuse the current request, or let it pass with None, or redirect it.
+
+        Raises:
+            HTTPException: the request is refused. The message is for a person.
+        """
+
     def reviewer(self) -> str:
         """Return who sent the current request: an e-mail that IAP verified, or `local`."""
+
+    def csrf_token(self) -> str:
+        """Return the token that each write of the current visitor must have."""
+
+
+class LocalAccess:
+    """One person on this machine: whoever has the URL that the command prints.
+
+    The URL has a random token, which the first request exchanges for a cookie. A request must name
+    a host of this machine, so that another site cannot reach the server by rebinding its name in
+    DNS.
+    """
+
+    def __init__(self, port: int, *, token: str | None = None) -> None:
+        """Take the port that the server listens on, and the token. None: a new random token."""
+        self.token = token or secrets.token_urlsafe(32)
+        self.hosts = frozenset(f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]"))
+        self._cookie = f"yolo-batch-{port}"
+        self._session = _derived(self.token, "session")
+
+    @property
+    def first_path(self) -> str:
+        """The path and query of the first URL."""
+        return f"/?{_TOKEN}={self.token}"
+
+    def check(self) -> Response | None:
+        """Refuse, let pass or redirect the current request.
+
+        Raises:
+            Forbidden: another host, no token or a wrong token.
+        """
+        refuse_hosts_except(self.hosts)
+        given = request.args.get(_TOKEN)
+        if given is not None and request.method == "GET" and _equal(given, self.token):
+            return self._with_cookie()
+        if not _equal(request.cookies.get(self._cookie, ""), self._session):
+            raise Forbidden("Open the address that `yolo-batch gallery` has printed.")
+        return None
+
+    def reviewer(self) -> str:
+        """Return `local`."""
+        return "local"
+
+    def csrf_token(self) -> str:
+        """Return the token that each write must have."""
+        return _derived(self.token, "csrf")
+
+    def _with_cookie(self) -> Response:
+        """Return a redirect to the same address without the token."""
+        kept = {name: value for name, value in request.args.items() if name != _TOKEN}
+        target = request.path + (f"?{urlencode(kept)}" if kept else "")
+        response = make_response(redirect(target))
+        response.set_cookie(self._cookie, self._session, httponly=True, samesite="Strict", path="/")
+        return response
+
+
+def refuse_hosts_except(hosts: Collection[str]) -> None:
+    """Refuse the current request if its Host header is none of these.
+
+    Raises:
+        Forbidden: another host.
+    """
+    if request.host not in hosts:
+        raise Forbidden("The gallery does not respond under this host name.")
+
+
+def refuse_foreign_writes(access: Access) -> None:
+    """Refuse the current request if it writes and does not come from a page of the gallery.
+
+    Raises:
+        Forbidden: another site, or no CSRF token.
+    """
+    if request.method in _SAFE_METHODS:
+        return
+    site = request.headers.get("Sec-Fetch-Site")
+    if site is not None and site not in _SITES:
+        raise Forbidden("Another site must not change anything here.")
+    given = request.headers.get("X-CSRF-Token") or request.form.get("csrf_token", "")
+    if not _equal(given, access.csrf_token()):
+        raise Forbidden("The page is too old. Load it again, and repeat what you did.")
+
+
+def _derived(token: str, purpose: str) -> str:
+    return hmac.new(token.encode(), purpose.encode(), hashlib.sha256).hexdigest()
+
+
+def _equal(given: str, wanted: str) -> bool:
+    return hmac.compare_digest(given.encode(), wanted.encode())

@@ -4,6 +4,17 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from flask import Blueprint, Response, abort, request
+
+from service.errors import YoloBatchError
+from service.gallery.parts import parts
+
+blueprint = Blueprint("images", __name__)
+
+
+class NoImageError(YoloBatchError):
+    """There is no image that may be shown. The message says why."""
+
 
 class View(StrEnum):
     """How large an image is shown."""
@@ -39,3 +50,19 @@ class GalleryImages:
             FirestoreUnavailableError: Firestore did not respond.
         """
         raise NotImplementedError
+
+
+@blueprint.get("/images/<document_id>/<int:generation>/<view>")
+def show(document_id: str, generation: int, view: str) -> Response:
+    """Return the bytes of an image. They never change, because the address has the generation."""
+    if view not in list(View):
+        abort(404)
+    try:
+        shown = parts().images.read(document_id, generation, View(view))
+    except NoImageError as exc:
+        abort(404, str(exc))
+    response = Response(shown.data, content_type=shown.content_type)
+    response.headers["Cache-Control"] = "private, max-age=31536000, immutable"
+    response.set_etag(f"{document_id}-{generation}-{view}")
+    response.make_conditional(request)
+    return response

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from service.gcp.deletions import ResultDeleter
     from service.gcp.large_results import LargeResults
     from service.gcp.result_objects import ResultObjects
+    from service.gcp.result_pages import ResultPages
     from service.gcp.result_reader import ResultReader, ResultRewriter
     from service.gcp.result_uploads import ResultUploads
     from service.gcp.silence_store import SilenceStore
@@ -98,6 +99,17 @@ def build_reader(settings: Settings) -> "ResultReader":
     from service.gcp.result_reader import ResultReader  # only commands need it, not the server
 
     return ResultReader(_firestore(settings), **_limits(settings))
+
+
+def build_pages(settings: Settings) -> "ResultPages":
+    """Return what reads pages of results by a filter.
+
+    Raises:
+        CredentialsError: no credentials, or no project.
+    """
+    from service.gcp.result_pages import ResultPages  # only the gallery and exports need it
+
+    return ResultPages(_firestore(settings), **_limits(settings))
 
 
 def build_rewriter(settings: Settings) -> "ResultRewriter":

@@ -62,6 +62,8 @@ def record(expectation: Expectation, **other: Any) -> StoredDocument:
         "best": {label: max(confidences) for label in labels},
         "top_label": labels[0] if labels else None,
         "counts_by_zone": {},
+        "zone_labels": [],
+        "found": bool(labels) if is_done else None,
         "classes": [],
         "faint": b"\x01\x00" if is_done else None,
         "faint_cut": 0.05 if is_done else None,

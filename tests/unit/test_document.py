@@ -139,7 +139,9 @@ def test_document_of_a_done_image_has_every_field() -> None:
         "labels": ["cat", "person"],
         "counts": {"cat": 1, "person": 2},
         "counts_by_zone": {"gate": {"person": 2}, "street": {}},
+        "zone_labels": ["gate", "gate/person"],
         "best": {"cat": 0.8, "person": 0.9},
+        "found": True,
         "num_detections": 3,
         "top_label": "person",
         "max_confidence": 0.9,
@@ -171,9 +173,9 @@ def test_document_of_a_failed_image_has_the_same_fields() -> None:
     empty = {key for key, value in document.items() if value is None or value in ([], {})}
     assert empty == {
         "alerts", "best", "camera", "captured_at", "classes", "counts", "counts_by_zone", "day",
-        "derived", "derived_error", "detections", "detections_uri", "faint", "faint_cut", "image",
-        "labels", "left_out", "location", "max_confidence", "metadata", "model",
-        "simplified_pixels", "task", "top_label", "uncertain_confidence",
+        "derived", "derived_error", "detections", "detections_uri", "faint", "faint_cut", "found",
+        "image", "labels", "left_out", "location", "max_confidence", "metadata", "model",
+        "simplified_pixels", "task", "top_label", "uncertain_confidence", "zone_labels",
     }  # fmt: skip
 
 
