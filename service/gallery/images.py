@@ -288,19 +288,15 @@ def show(document_id: str, generation: int, view: str) -> Response:
 
 def _facts(document: Mapping[str, Any]) -> _Facts:
     bucket, name, generation = (document.get(key) for key in ("bucket", "name", "generation"))
-    image = document.get("image")
-    sides = [image.get(key) for key in ("width", "height")] if isinstance(image, dict) else []
-    is_sized = len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)
     derived = document.get("derived")
-    items = (
-        [item for item in derived if isinstance(item, dict)] if isinstance(derived, list) else []
-    )
+    listed = derived if isinstance(derived, list) else []
+    items = [item for item in listed if isinstance(item, dict)]
     error = document.get("derived_error")
     is_known = type(generation) is int and generation > 0
     return _Facts(
         ImageRef(str(bucket), str(name), generation if is_known else None),
         document.get("status") == STATUS_DONE,
-        ImageInfo(sides[0], sides[1], "") if is_sized else None,
+        _info(document.get("image")),
         {
             item["kind"]: item["uri"]
             for item in reversed(items)  # the first of a kind counts
@@ -308,6 +304,15 @@ def _facts(document: Mapping[str, Any]) -> _Facts:
         },
         error if isinstance(error, str) and error else None,
     )
+
+
+def _info(image: Any) -> ImageInfo | None:
+    if not isinstance(image, dict):
+        return None
+    width, height = image.get("width"), image.get("height")
+    if not (isinstance(width, int) and isinstance(height, int) and min(width, height) > 0):
+        return None
+    return ImageInfo(width, height, "")
 
 
 def _content_type(data: bytes) -> str | None:
