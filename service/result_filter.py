@@ -78,10 +78,56 @@ class ResultFilter:
             if value != defaults[name]
         }
 
+    def conflicts(self) -> dict[str, str]:
+        """Return the fields that are not possible with the others, each with the reason.
+
+        Firestore needs an index for each combination of an order and conditions, and each index
+        costs storage. docs/decisions/0027-queries-of-the-gallery.md has the list.
+        """
+        found = {}
+        if self.zone and not self.source:
+            found["zone"] = "A zone belongs to a source: choose the source, too."
+        if self.prefix and not self.bucket:
+            found["prefix"] = "A prefix needs a bucket."
+        if self.bucket and self.order is not Order.NAME:
+            found["bucket"] = "A bucket or a prefix can only be sorted by name."
+        if self.order is Order.NAME and not self.bucket:
+            found["order"] = "To sort by name, choose a bucket."
+        for name in _IMPOSSIBLE[self.order]:
+            if getattr(self, name) is not None:
+                found.setdefault(name, f"{_NAMED[name]} is not possible {_WITH[self.order]}.")
+        if self.order in (Order.CONFIDENT, Order.UNCERTAIN) and self.label and self.source:
+            found["source"] = (
+                "By confidence, choose a label or a source. To have both, sort by the newest."
+            )
+        return found
+
     def without(self, *names: str) -> Self:
         """Return the filter with these fields at their defaults."""
         defaults = {spec.name: spec.default for spec in fields(self) if spec.name in names}
         return replace(self, **defaults)  # type: ignore[arg-type]
+
+
+_IMPOSSIBLE = {  # fields that an order does not have
+    Order.NEWEST: (),
+    Order.NAME: ("source", "zone", "day", "until", "error_code"),
+    Order.CONFIDENT: ("shown", "zone", "day", "until", "error_code"),
+    Order.UNCERTAIN: ("shown", "zone", "day", "until", "error_code"),
+}
+_NAMED = {
+    "shown": "What became of an image",
+    "error_code": "An error code",
+    "source": "A source",
+    "zone": "A zone",
+    "day": "A day",
+    "until": "A time",
+}
+_WITH = {
+    Order.NEWEST: "with the newest first",
+    Order.NAME: "with a bucket or a prefix",
+    Order.CONFIDENT: "with an order by confidence",
+    Order.UNCERTAIN: "with an order by confidence",
+}
 
 
 def _parsed(name: str, text: str) -> Any:

@@ -44,6 +44,10 @@ module "yolo_batch" {
   firestore_collection        = var.firestore_collection
   firestore_database          = var.firestore_database
   firestore_location          = var.firestore_location
+  gallery                     = var.gallery
+  gallery_originals           = var.gallery_originals
+  gallery_try_again           = var.gallery_try_again
+  gallery_viewers             = var.gallery_viewers
   image                       = var.image
   index_all_fields            = var.index_all_fields
   indexed_fields              = var.indexed_fields

@@ -25,6 +25,11 @@ output "detect_url" {
   value       = module.yolo_batch.detect_url
 }
 
+output "gallery_url" {
+  description = "URL of the gallery. Null without gallery."
+  value       = module.yolo_batch.gallery_url
+}
+
 output "jobs_topic" {
   description = "Topic for jobs, for yolo-batch submit --topic."
   value       = module.yolo_batch.jobs_topic

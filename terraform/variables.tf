@@ -179,6 +179,34 @@ variable "firestore_location" {
   default     = null
 }
 
+variable "gallery" {
+  description = "Whether to create the gallery, a Cloud Run service that shows the results to people, and a Firestore database for their verdicts. IAP authenticates them: gallery_viewers says who may open it. The project must be in an organization, or have an OAuth client for IAP."
+  type        = bool
+  default     = false
+  nullable    = false
+}
+
+variable "gallery_originals" {
+  description = "Whether the gallery may read the uploads. Otherwise it shows only derived images, so the sources should ask for thumbnails. Where a source asks for a redaction, only redacted copies are shown in any case."
+  type        = bool
+  default     = false
+  nullable    = false
+}
+
+variable "gallery_try_again" {
+  description = "Whether viewers of the gallery may have a failed image processed again. The gallery's account may then publish to the jobs topic."
+  type        = bool
+  default     = false
+  nullable    = false
+}
+
+variable "gallery_viewers" {
+  description = "Who may open the gallery, for example [\"group:cameras@example.com\"]. They see every result, and give verdicts. Empty: nobody."
+  type        = set(string)
+  default     = []
+  nullable    = false
+}
+
 variable "image" {
   description = "Container image of the first deployment, REGION-docker.pkg.dev/... Null: Cloud Build builds it during the first apply."
   type        = string

@@ -23,6 +23,7 @@ _ROLES = {
     "google_cloud_scheduler_": "roles/cloudscheduler.admin",
     "google_eventarc_": "roles/eventarc.admin",
     "google_firestore_": "roles/datastore.owner",
+    "google_iap_": "roles/iap.admin",
     "google_logging_": "roles/logging.configWriter",
     "google_monitoring_": "roles/monitoring.editor",
     "google_project_iam_": "roles/resourcemanager.projectIamAdmin",

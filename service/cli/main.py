@@ -14,6 +14,7 @@ from service.cli.dead_letters import dead_letters
 from service.cli.detect import detect
 from service.cli.evaluate import evaluate
 from service.cli.export import export
+from service.cli.gallery import gallery
 from service.cli.options import json_lines_option, objects_argument
 from service.cli.output import is_terminal, note, progress, say_json
 from service.cli.purge import purge
@@ -106,7 +107,7 @@ def results(uri: tuple[str, str], as_json: bool) -> None:
 
 
 for each in (
-    detect, submit, watch, results, reconcile, purge, export, check_model, evaluate, compare, smoke,
-    sources, alerts, dead_letters, serve
+    detect, submit, watch, results, gallery, reconcile, purge, export, check_model, evaluate,
+    compare, smoke, sources, alerts, dead_letters, serve
 ):  # fmt: skip
     main.add_command(each)

@@ -1,8 +1,10 @@
 """Serves the page of a report, until Ctrl-C."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from service.cli.gallery import PortError
 from service.cli.output import note
 
 if TYPE_CHECKING:
@@ -25,14 +27,19 @@ def serve_report(
         images: the images of the report.
 
     Raises:
-        OSError: the port is in use, or this user may not use it.
+        PortError: the port is not free.
     """
-    from service.gallery import report as pages
-
-    def announce(url: str) -> None:
-        note(f"\nOpen {url}\nCtrl-C ends the page.")
+    from service.gallery.access import LocalAccess
+    from service.gallery.report import ReportParts, create_report_app
+    from service.gallery.serve import HOST, bind, serve
 
     try:
-        pages.serve_report(kind, report, port=port, announce=announce, images=images)
-    except KeyboardInterrupt:
-        note("The page has ended")
+        listener = bind(port)
+    except OSError as exc:
+        raise PortError(f"Port {port} is not free ({exc.strerror}). Choose another --port") from exc
+    port = listener.getsockname()[1]
+    access = LocalAccess(port, command=f"yolo-batch {kind}")
+    server = serve(create_report_app(ReportParts(kind, report, access, images)), listener)
+    note(f"\nOpen http://{HOST}:{port}{access.first_path}\nCtrl-C ends the page.")
+    with contextlib.suppress(KeyboardInterrupt):
+        server.serve_forever()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from service.gcp.listing import ObjectLister
     from service.gcp.result_pages import ResultPages
     from service.gcp.verdict_store import VerdictStore
-    from service.sources.schema import Sources
+    from service.sources.current import CurrentSources
 
 PAGE_SIZE = 60  # images of one page
 
@@ -39,7 +39,7 @@ class GalleryParts:
     results: "ResultPages"
     images: "GalleryImages"
     access: "Access"
-    sources: "Callable[[], Sources]"  # the current sources. They are read once a minute.
+    sources: "CurrentSources"
     verdicts: "VerdictStore | None" = None
     alerts: "AlertReader | None" = None
     objects: "ObjectLister | None" = None  # lists the images' bucket, for those without a result

@@ -4,18 +4,15 @@ A report is in memory, and its page is served on this machine until Ctrl-C. The 
 by its index in the report. So no path or address comes from the browser.
 """
 
-import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from flask import Flask, Response, abort, current_app, render_template
-from werkzeug.serving import WSGIRequestHandler, make_server
 
 from service.gallery.access import LocalAccess, refuse_foreign_writes
 from service.gallery.app import SECURITY_HEADERS, handle_errors
 
-_HOST = "127.0.0.1"
 _LARGE, _THUMBNAIL = "large", "thumbnail"
 _GONE = "The image does not exist any more, or it cannot be read."
 
@@ -55,50 +52,6 @@ def create_report_app(parts: ReportParts) -> Flask:
     app.context_processor(lambda: {"csrf_token": parts.access.csrf_token(), "navigation": ()})
     handle_errors(app)
     return app
-
-
-def serve_report(
-    kind: str,
-    report: Mapping[str, Any],
-    *,
-    port: int,
-    announce: Callable[[str], None],
-    images: ReportImages | None = None,
-) -> None:
-    """Serve a report on this machine until KeyboardInterrupt.
-
-    Args:
-        kind: the name of the command.
-        report: the report, as the command writes it as JSON.
-        port: the port. 0: a free one.
-        announce: called with the URL when the server listens.
-        images: the images of the report.
-
-    Raises:
-        OSError: the port is in use, or this user may not use it.
-    """
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((_HOST, port))
-        listener.listen()
-        port = listener.getsockname()[1]
-        access = LocalAccess(port, command=f"yolo-batch {kind}")
-        app = create_report_app(ReportParts(kind, report, access, images))
-        server = make_server(
-            _HOST, port, app, threaded=True, request_handler=_Quiet, fd=listener.fileno()
-        )
-        announce(f"http://{_HOST}:{port}{access.first_path}")
-        try:
-            server.serve_forever()
-        finally:
-            server.server_close()
-
-
-class _Quiet(WSGIRequestHandler):
-    """Writes no log lines: the first address has the token."""
-
-    def log(self, type: str, message: str, *args: Any) -> None:
-        """Write nothing."""
 
 
 def _parts() -> ReportParts:

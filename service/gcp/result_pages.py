@@ -1,24 +1,30 @@
 """Reads pages of results by a filter, for the gallery and for exports."""
 
 import base64
-import binascii
 import json
+import math
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from google.cloud import firestore
 from google.cloud.firestore_v1.base_query import FieldFilter
+from google.cloud.firestore_v1.field_path import parse_field_path
 from google.cloud.firestore_v1.query import Query
 
 from service.document import SHARDS, STATUS_FAILED, STATUS_PARKED
 from service.gcp.collection import fields_of
 from service.gcp.document_pages import DocumentPages
+from service.gcp.result_reader import after_prefix
 from service.result_filter import FilterError, Order, ResultFilter, Shown
+
+_MAX_ID_BYTES = 1500
+_DAMAGED = "The page's address is damaged. Begin at the first page."
 
 
 @dataclass(frozen=True)
@@ -52,18 +58,17 @@ class Usage:
 
 @dataclass(frozen=True)
 class _Plan:
-    """A query, and the fields that it sorts by, each with its direction."""
+    """A query, and the field that it sorts by. Equal values are sorted by the documents' ids."""
 
     query: Any
-    sort: tuple[tuple[str, str], ...]
+    path: str
+    direction: str
 
     @property
     def sorted(self) -> Any:
-        """The query with its order. Equal values are sorted by the documents' ids."""
-        query = self.query
-        for path, direction in self.sort:
-            query = query.order_by(path, direction=direction)
-        return query.order_by("__name__", direction=self.sort[-1][1])
+        """The query with its order."""
+        query = self.query.order_by(self.path, direction=self.direction)
+        return query.order_by("__name__", direction=self.direction)
 
 
 class ResultPages(DocumentPages):
@@ -107,20 +112,29 @@ class ResultPages(DocumentPages):
             if len(results) < page_size:
                 return
 
-    def neighbours(
-        self, chosen: ResultFilter, result: StoredResult
-    ) -> tuple[StoredResult | None, StoredResult | None]:
-        """Return the results before and after a result in a filter's order. It costs two queries.
+    def neighbours(self, result: StoredResult) -> tuple[StoredResult | None, StoredResult | None]:
+        """Return the next newer and the next older result of the same source.
+
+        It costs two queries, and reads two documents.
 
         Raises:
             FirestoreUnavailableError: Firestore did not respond, or lacks the index.
         """
-        plan = self._plan(chosen)
-        cursor = _cursor(plan, result)
-        before = self._counted_page(_before(plan, cursor).limit_to_last(1))
-        after = self._counted_page(_after(plan, cursor).limit(1))
-        first, second = ([_result(snapshot) for snapshot in page] for page in (before, after))
-        return (first[0] if first else None), (second[0] if second else None)
+        source = _at(result.document, "source.id")
+        is_source = source is None or isinstance(source, str)  # a person may have edited it
+        if not is_source or not isinstance(result.document.get("created_at"), datetime):
+            return None, None
+        query = self._of_source(source)
+        newer, older = (
+            _Plan(query, "created_at", direction)
+            for direction in (Query.ASCENDING, Query.DESCENDING)
+        )
+        pages = [
+            self._counted_page(_after(plan, _cursor(plan, result)).limit(1))
+            for plan in (newer, older)
+        ]
+        first, second = (_result(page[0]) if page else None for page in pages)
+        return first, second
 
     def count(self, chosen: ResultFilter) -> int:
         """Return how many results a filter has. One read is charged for 1,000 of them.
@@ -128,9 +142,10 @@ class ResultPages(DocumentPages):
         Raises:
             FirestoreUnavailableError: Firestore did not respond, or lacks the index.
         """
+        query = self._plan(chosen).sorted  # its order makes Firestore use the same index
         with self._counting() as usage:
             with self._reading():
-                [[found]] = self._plan(chosen).query.count().get(**self._one_attempt().limits)
+                [[found]] = query.count().get(**self._one_attempt().limits)
             usage.documents += 1 + int(found.value) // 1000
         return int(found.value)
 
@@ -182,27 +197,62 @@ class ResultPages(DocumentPages):
             usage.documents += max(len(snapshots), 1)  # a query without documents is one read
         return snapshots
 
+    def _of_source(self, source: str | None) -> Any:
+        query = self._collection.where(filter=FieldFilter("source.id", "==", source))
+        return query.where(filter=FieldFilter("shard", "in", list(range(SHARDS))))
+
     def _plan(self, chosen: ResultFilter) -> _Plan:
-        """Return the query of a filter."""
+        """Return the query of a filter.
+
+        Raises:
+            FilterError: Firestore has no index for this combination.
+        """
+        if conflicts := chosen.conflicts():
+            raise FilterError(next(iter(conflicts.values())))
         query: Any = self._collection
         for path, operator, value in _conditions(chosen):
             query = query.where(filter=FieldFilter(path, operator, value))
-        match chosen.order:
-            case Order.NEWEST:
-                query = query.where(filter=FieldFilter("shard", "in", list(range(SHARDS))))
-                if chosen.until:
-                    query = query.where(filter=FieldFilter("created_at", "<", chosen.until))
-                return _Plan(query, (("created_at", Query.DESCENDING),))
-            case _:
-                raise FilterError(f"The order {chosen.order} is not possible.")
+        return _Plan(query, *_sort(chosen))
+
+
+def _sort(chosen: ResultFilter) -> tuple[str, str]:
+    """Return the field that a filter's order sorts by, and the direction."""
+    match chosen.order:
+        case Order.NEWEST:
+            return "created_at", Query.DESCENDING
+        case Order.NAME:
+            return "name", Query.ASCENDING
+        case Order.CONFIDENT:
+            return _best(chosen) or "max_confidence", Query.DESCENDING
+        case Order.UNCERTAIN:
+            return _best(chosen) or "uncertain_confidence", Query.ASCENDING
+
+
+def _best(chosen: ResultFilter) -> str | None:
+    """Return the path of the label's highest confidence, or None without a label."""
+    return str(firestore.Client.field_path("best", chosen.label)) if chosen.label else None
 
 
 def _conditions(chosen: ResultFilter) -> Iterator[tuple[str, str, Any]]:
-    """Yield the conditions of equality: path, operator and value."""
+    """Yield the conditions: path, operator and value."""
+    match chosen.order:
+        case Order.NEWEST:
+            yield "shard", "in", list(range(SHARDS))
+            if chosen.until:
+                yield "created_at", "<", chosen.until
+        case Order.NAME:
+            yield "bucket", "==", chosen.bucket
+            if chosen.prefix:
+                yield "name", ">=", chosen.prefix
+            if chosen.prefix and (end := after_prefix(chosen.prefix)):
+                yield "name", "<", end
+        case Order.CONFIDENT | Order.UNCERTAIN:
+            yield _sort(chosen)[0], ">=", 0  # not the results without a confidence, whose is null
+    is_by_best = chosen.order in (Order.CONFIDENT, Order.UNCERTAIN)
     if chosen.zone:
         key = f"{chosen.zone}/{chosen.label}" if chosen.label else chosen.zone
         yield "zone_labels", "array_contains", key
-    elif chosen.label:
+    elif chosen.label and not is_by_best:  # `best` has the label
         yield "labels", "array_contains", chosen.label
     match chosen.shown:
         case Shown.FOUND | Shown.NOTHING_FOUND:
@@ -224,47 +274,67 @@ def _result(snapshot: Any) -> StoredResult:
 
 
 def _cursor(plan: _Plan, result: StoredResult) -> str:
-    values = [_plain(_at(result.document, path)) for path, _ in plan.sort]
-    text = json.dumps([*values, result.id], ensure_ascii=False, separators=(",", ":"))
+    value = _at(result.document, plan.path)
+    text = json.dumps([_plain(value), result.id], ensure_ascii=False, separators=(",", ":"))
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
 def _after(plan: _Plan, cursor: str) -> Any:
-    return plan.sorted.start_after(_position(plan, cursor))
-
-
-def _before(plan: _Plan, cursor: str) -> Any:
-    return plan.sorted.end_before(_position(plan, cursor))
-
-
-def _position(plan: _Plan, cursor: str) -> dict[str, Any]:
-    """Return the values of a cursor, by path.
+    """Return the query for what follows a cursor.
 
     Raises:
-        FilterError: it is not a cursor of this order.
+        FilterError: it is not a cursor.
     """
     try:
-        values = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        *sorted_by, document_id = values
-        paths = [path for path, _ in plan.sort]
-        position = {path: _typed(value) for path, value in zip(paths, sorted_by, strict=True)}
-    except (ValueError, TypeError, binascii.Error) as exc:
-        raise FilterError("The page's address is damaged. Begin at the first page.") from exc
-    if not isinstance(document_id, str) or not document_id or "/" in document_id:
-        raise FilterError("The page's address is damaged. Begin at the first page.")
-    return position | {"__name__": document_id}
+        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+        value, document_id = json.loads(text)
+        if not (isinstance(document_id, str) and is_document_id(document_id)):
+            raise ValueError("not the id of a document")
+        position = {plan.path: _typed(value), "__name__": document_id}
+    except (ValueError, TypeError, OverflowError, RecursionError) as exc:
+        raise FilterError(_DAMAGED) from exc
+    return plan.sorted.start_after(position)
+
+
+def is_document_id(text: str) -> bool:
+    """Return whether Firestore allows this id.
+
+    https://firebase.google.com/docs/firestore/quotas
+    """
+    is_reserved = text in ("", ".", "..") or re.fullmatch("__.*__", text, re.DOTALL)
+    is_text = not any(0xD800 <= ord(character) <= 0xDFFF for character in text)
+    return is_text and "/" not in text and not is_reserved and len(text.encode()) <= _MAX_ID_BYTES
 
 
 def _plain(value: Any) -> Any:
-    return {"time": value.isoformat()} if isinstance(value, datetime) else value
+    """Return a value as JSON. A person may have edited it, so that it has another type."""
+    if isinstance(value, datetime):
+        return {"time": value.isoformat()}
+    return value if isinstance(value, str | int | float | None) else None
 
 
 def _typed(value: Any) -> Any:
-    return datetime.fromisoformat(value["time"]) if isinstance(value, dict) else value
+    """Return the value of `_plain`.
+
+    Raises:
+        ValueError: it is none. A time can also raise OverflowError.
+    """
+    match value:
+        case {"time": str(text)}:
+            return datetime.fromisoformat(text).astimezone(UTC)
+        case float() if math.isfinite(value):
+            return value
+        case int() if abs(value) < 2**63:
+            return value
+        case str() if len(value.encode()) <= _MAX_ID_BYTES:
+            return value
+        case None:
+            return value
+    raise ValueError("not a value")
 
 
 def _at(document: dict[str, Any], path: str) -> Any:
     value: Any = document
-    for key in path.split("."):
+    for key in parse_field_path(path):
         value = value.get(key) if isinstance(value, dict) else None
     return value

@@ -144,12 +144,12 @@ class ResultReader(DocumentPages):
         query = self._collection.where(filter=FieldFilter("bucket", "==", bucket))
         if prefix:
             query = query.where(filter=FieldFilter("name", ">=", prefix))
-        if end := _after(prefix):
+        if end := after_prefix(prefix):
             query = query.where(filter=FieldFilter("name", "<", end))
         return query.order_by("name")
 
 
-def _after(prefix: str) -> str | None:
+def after_prefix(prefix: str) -> str | None:
     """Return the first text that sorts after all texts with a prefix, or None if there is none.
 
     Firestore sorts texts by their code points. There are no surrogates in UTF-8.

@@ -1,18 +1,17 @@
 """Reports with hostile names, and a server for their pages."""
 
-import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from playwright.sync_api import Locator
-from werkzeug.serving import make_server
 
 from service.comparison import compare
 from service.domain import Box, Detection, Download, ImageInfo, ModelInfo, ObjectMetadata
 from service.gallery.access import LocalAccess
 from service.gallery.report import ReportImages, ReportParts, create_report_app
+from service.gallery.serve import HOST, bind, serve
 from service.operate.compare import Compared, Image, Report
 from tests.fakes import PATIENCE_SECONDS, bmp_image, color_of
 
@@ -67,16 +66,14 @@ def serving(
     kind: str, report: Mapping[str, Any], images: ReportImages | None = None
 ) -> Iterator[str]:
     """Serve a report, and yield its first URL."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        access = LocalAccess(port)
-        app = create_report_app(ReportParts(kind, report, access, images))
-        server = make_server("127.0.0.1", port, app, threaded=True, fd=listener.fileno())
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{port}{access.first_path}"
-        finally:
-            server.shutdown()
-            thread.join(PATIENCE_SECONDS)
-            server.server_close()
+    listener = bind(0)
+    access = LocalAccess(listener.getsockname()[1])
+    server = serve(create_report_app(ReportParts(kind, report, access, images)), listener)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://{HOST}:{server.port}{access.first_path}"
+    finally:
+        server.shutdown()
+        thread.join(PATIENCE_SECONDS)
+        server.server_close()

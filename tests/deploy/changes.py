@@ -30,6 +30,10 @@ OTHER = _GPU | {
     "detect_max_instances": 1,
     "detect_min_instances": 1,
     "detect_service": True,
+    "gallery": True,
+    "gallery_originals": True,
+    "gallery_try_again": True,
+    "gallery_viewers": ["group:a@example.com"],
     "indexed_fields": ["model.name"],
     "results_bucket": True,
     "results_topic": True,
@@ -100,6 +104,27 @@ _DETECT_ALONE = frozenset(
         "google_storage_bucket_iam_member.detect",
         "google_storage_bucket_iam_member.detect_results",
         "time_sleep.detect",
+    }
+)
+_GALLERY = frozenset(
+    {
+        "google_cloud_run_v2_service.gallery",
+        "google_cloud_run_v2_service_iam_member.build_gallery",
+        "google_cloud_run_v2_service_iam_member.gallery",
+        "google_firestore_database.verdicts",
+        "google_iap_web_cloud_run_service_iam_member.gallery",
+        "google_project_iam_member.gallery",
+        "google_project_iam_member.gallery_verdicts",
+        "google_project_service.iap",
+        "google_project_service_identity.iap",
+        "google_pubsub_topic_iam_member.gallery",
+        "google_service_account.gallery",
+        "google_service_account_iam_member.build",
+        "google_storage_bucket_iam_member.gallery_originals",
+        "google_storage_bucket_iam_member.gallery_results",
+        "terraform_data.verdicts",
+        "time_sleep.gallery",
+        "time_sleep.iap",
     }
 )
 _BIGQUERY = frozenset(
@@ -282,6 +307,28 @@ CHANGES: dict[str, Change] = {
     'firestore_location = "eur3"': Change(
         {"firestore_location": "eur3"}, refused="firestore_location is europe-west1"
     ),
+    "gallery = true": Change({"gallery": True, "gallery_originals": True}),
+    "gallery = false, from true": Change(
+        {
+            "gallery": False,
+            "gallery_originals": False,
+            "gallery_try_again": False,
+            "gallery_viewers": [],
+        },
+        OTHER,
+        destroys=_GALLERY,
+        # terraform_data.verdicts fails first, because protect_data is true.
+        warnings=frozenset(
+            {"google_firestore_database.verdicts[0] is destroyed, with its documents"}
+        ),
+    ),
+    "gallery_originals = true": Change({"gallery": True, "gallery_originals": True}),
+    "gallery_try_again = true": Change(
+        {"gallery": True, "gallery_originals": True, "gallery_try_again": True}
+    ),
+    "gallery_viewers = [...]": Change(
+        {"gallery": True, "gallery_originals": True, "gallery_viewers": ["group:a@example.com"]}
+    ),
     'image = "REGION-docker.pkg.dev/..."': Change(
         {"image": "europe-west1-docker.pkg.dev/my-project-1/yolo-batch/service:latest"},
         destroys=frozenset({"terraform_data.first_image"}),
@@ -332,6 +379,7 @@ CHANGES: dict[str, Change] = {
             {
                 "google_storage_bucket.results",
                 "google_storage_bucket_iam_member.detect_results",
+                "google_storage_bucket_iam_member.gallery_results",
                 "google_storage_bucket_iam_member.results",
             }
         ),

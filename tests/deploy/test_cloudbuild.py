@@ -145,7 +145,8 @@ def test_terraform_sets_every_substitution_of_a_project() -> None:
     given = set(re.findall(r"^\s+(_[A-Z]+)\s+=", text, re.MULTILINE))
     given |= set(re.findall(r",(_[A-Z]+)=", text))
     assert given <= set(SUBSTITUTIONS)
-    assert {"_BUCKET", "_REGION", "_REPOSITORY", "_SERVICE", "_DETECT", "_JOBS", "_DEPLOY"} <= given
+    assert {"_BUCKET", "_REGION", "_REPOSITORY", "_SERVICE", "_SERVICES", "_JOBS"} <= given
+    assert "_DEPLOY" in given
 
 
 def test_terraform_first_deploys_the_pushed_image() -> None:
@@ -407,10 +408,8 @@ def test_passed_smoke_test_keeps_the_image_and_updates_the_job(
     ]
 
 
-def test_passed_smoke_test_updates_all_jobs_and_detect_service(
-    workspace: Workspace,
-) -> None:
-    done = workspace.deploy(_JOBS="my-reconcile my-silence", _DETECT="my-detect")
+def test_passed_smoke_test_updates_all_jobs_and_services(workspace: Workspace) -> None:
+    done = workspace.deploy(_JOBS="my-reconcile my-silence", _SERVICES="my-detect my-gallery")
     assert done.returncode == 0, done.stderr
     updated = [
         re.findall(r"gcloud run (\w+) update (\S+) .*--image (\S+)", call)[0]
@@ -421,11 +420,12 @@ def test_passed_smoke_test_updates_all_jobs_and_detect_service(
         ("jobs", "my-reconcile", DIGEST),
         ("jobs", "my-silence", DIGEST),
         ("services", "my-detect", DIGEST),
+        ("services", "my-gallery", DIGEST),
     ]
 
 
-def test_failed_smoke_test_leaves_the_detect_service_alone(workspace: Workspace) -> None:
-    done = workspace.deploy(_DETECT="my-detect", FAKE_RUN_EXIT="1")
+def test_failed_smoke_test_leaves_the_other_services_alone(workspace: Workspace) -> None:
+    done = workspace.deploy(_SERVICES="my-detect", FAKE_RUN_EXIT="1")
     assert done.returncode == 1
     assert not [call for call in workspace.calls() if "my-detect" in call]
 

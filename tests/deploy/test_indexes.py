@@ -30,7 +30,9 @@ from devtools.bench.index_entries import Indexes, deployed_alert_indexes, deploy
 from service.gcp.alert_reader import AlertReader
 from service.gcp.alert_store import AlertStore
 from service.gcp.collection import ALERTS
+from service.gcp.result_pages import ResultPages, StoredResult
 from service.gcp.result_reader import ResultReader
+from tests.filters import possible_filters
 
 REPOSITORY = Path(__file__).parents[2]
 PAGE = REPOSITORY / "docs" / "how-to" / "query-results.md"
@@ -104,8 +106,8 @@ def _index_of(query: BaseQuery, indexes: Indexes) -> set[object] | None:
     Firestore merges the indexes of single fields for conditions of equality. Anything else needs
     one index of all fields: https://firebase.google.com/docs/firestore/query-data/index-overview
     A condition with `in` is one of equality in each of its alternatives. Firestore also merges
-    composite indexes that end with the same order. No query relies on that, because Google does
-    not document for which combinations it works.
+    composite indexes for conditions of equality, if they end with the same order: "Use index
+    merging" on the same page.
     """
     needs = _needs(query)
     if needs.disjunctions > MAX_DISJUNCTIONS:
@@ -125,7 +127,26 @@ def _index_of(query: BaseQuery, indexes: Indexes) -> set[object] | None:
         kinds = {path: mode if mode == "CONTAINS" else "" for path, mode in first}
         if kinds == needs.equal and rest == needs.sort:
             return {tuple(index)}
-    return None
+    return _merged(needs, indexes)
+
+
+def _merged(needs: Needs, indexes: Indexes) -> set[object] | None:
+    """Return the composite indexes that serve a query together, or None.
+
+    Each begins with fields that the query compares for equality, and ends with the query's order.
+    Only one may be on an array, because a query has at most one condition `array-contains`.
+    """
+    merged: set[object] = set()
+    covered: set[str] = set()
+    count = len(needs.sort)
+    for index in indexes.composite:
+        first, rest = list(index[: len(index) - count]), list(index[len(index) - count :])
+        kinds = {path: mode if mode == "CONTAINS" else "" for path, mode in first}
+        serves = count and rest == needs.sort and kinds.items() <= needs.equal.items()
+        if serves and kinds.keys() - covered:
+            merged.add(tuple(index))
+            covered |= kinds.keys()
+    return merged if covered == needs.equal.keys() else None
 
 
 def _is_of_alerts(query: BaseQuery) -> bool:
@@ -204,8 +225,21 @@ def _run_service() -> None:
     alerts = AlertReader(firestore.Client(), collection="detections", timeout_seconds=1)
     for source in (None, "gate"):
         assert list(alerts.since(since, source)) == []
+    _run_pages()
     store = AlertStore(firestore.Client(), collection="detections", timeout_seconds=1)
     assert store.count_suppressed("alert") == 0
+
+
+def _run_pages() -> None:
+    """Make every query of the gallery: each combination of a filter that is possible."""
+    pages = ResultPages(firestore.Client(), collection="detections", timeout_seconds=1)
+    for chosen in possible_filters():
+        assert pages.page(chosen, 60).results == ()
+        assert pages.count(chosen) == 0
+    for source in ("gate", None):
+        document = {"source": {"id": source}, "created_at": datetime(2026, 11, 30, tzinfo=UTC)}
+        assert pages.neighbours(StoredResult("a" * 40, document)) == (None, None)
+    assert pages.generations("gs://uploads/a.jpg") == []
 
 
 def _run_example(patch: pytest.MonkeyPatch, program: Path) -> None:
@@ -359,7 +393,10 @@ def test_planner_finds_missing_indexes() -> None:
             "labels": ("CONTAINS",),
             "status": ("ASCENDING",),
         },
-        [[("status", "ASCENDING"), ("time", "DESCENDING")]],
+        [
+            [("status", "ASCENDING"), ("time", "DESCENDING")],
+            [("day", "ASCENDING"), ("time", "DESCENDING")],
+        ],
     )
     failed = query.where(filter=FieldFilter("status", "==", "failed"))
     person = failed.where(filter=FieldFilter("labels", "array_contains", "person"))
@@ -373,6 +410,9 @@ def test_planner_finds_missing_indexes() -> None:
         ),
         "subfield": query.where(filter=FieldFilter("counts.`traffic light`", ">", 1)),
         "sorted": failed.order_by("time", direction="DESCENDING"),
+        "merged composites": failed.where(filter=FieldFilter("day", "==", "1")).order_by(
+            "time", direction="DESCENDING"
+        ),
     }
     refused = {
         "other field": query.where(filter=FieldFilter("uri", "==", "a")),

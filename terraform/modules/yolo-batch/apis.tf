@@ -87,6 +87,8 @@ resource "terraform_data" "agent_grants" {
     google_project_iam_member.build,
     google_project_iam_member.detect,
     google_project_iam_member.event_receiver,
+    google_project_iam_member.gallery,
+    google_project_iam_member.gallery_verdicts,
     google_project_iam_member.reconcile,
     google_project_iam_member.service,
     google_project_iam_member.silence,

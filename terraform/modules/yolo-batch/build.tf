@@ -89,8 +89,8 @@ resource "google_storage_bucket_iam_member" "build_smoke" {
   }
 }
 
-# To deploy the service and the reconcile job, and to run all services and jobs as their accounts. detect.tf
-# and silence.tf have the same role for what they create.
+# To deploy the service and the reconcile job, and to run all services and jobs as their accounts. detect.tf,
+# gallery.tf and silence.tf have the same role for what they create.
 resource "google_cloud_run_v2_service_iam_member" "build" {
   location = var.region
   name     = google_cloud_run_v2_service.main.name
@@ -119,6 +119,7 @@ resource "google_service_account_iam_member" "build" {
       reconcile = google_service_account.reconcile.name
     },
     { for account in google_service_account.detect : "detect" => account.name },
+    { for account in google_service_account.gallery : "gallery" => account.name },
     { for account in google_service_account.silence : "silence" => account.name },
   )
 
@@ -154,12 +155,12 @@ locals {
     _CALIBRATION = var.calibration
     _COLLECTION  = var.firestore_collection
     _DATABASE    = var.firestore_database
-    _DETECT      = var.detect_service ? local.detect_name : ""
     _JOBS        = join(" ", compact(["${var.name}-reconcile", var.alerts_topic ? local.silence_name : ""]))
     _MODEL       = var.model
     _REGION      = var.region
     _REPOSITORY  = local.image_folder
     _SERVICE     = local.service_name
+    _SERVICES    = join(" ", compact([var.detect_service ? local.detect_name : "", var.gallery ? local.gallery_name : ""]))
     _TARGET      = local.target
   }
   # Double quotes work in every shell. No value contains a double quote.

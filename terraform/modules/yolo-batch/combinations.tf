@@ -12,6 +12,8 @@ locals {
     }]
   )
 
+  verdicts_name = "${var.name}-verdicts"
+
   # What the reconcile job compares, and where it notes the time of its last run. A run refuses the note
   # of a run over other objects, so those have another note.
   uploads_uri = "gs://${join("/", compact([local.bucket_name, var.object_prefix]))}"
@@ -95,6 +97,21 @@ resource "terraform_data" "combinations" {
     precondition {
       condition     = var.detect_service || var.detect_min_instances == 0
       error_message = "detect_min_instances has no effect without the detect service. Set detect_service to true, or leave it out."
+    }
+
+    precondition {
+      condition     = var.gallery || !(var.gallery_originals || var.gallery_try_again || length(var.gallery_viewers) > 0)
+      error_message = "gallery_originals, gallery_try_again and gallery_viewers have no effect without the gallery. Set gallery to true, or leave them out."
+    }
+
+    precondition {
+      condition     = !var.gallery || var.gallery_originals || var.results_bucket
+      error_message = "The gallery would have no images to show. Set results_bucket to true, for derived images, or gallery_originals to true."
+    }
+
+    precondition {
+      condition     = !var.gallery || var.firestore_database != local.verdicts_name
+      error_message = "firestore_database is ${local.verdicts_name}, which is the database of the gallery's verdicts. Choose another database for the results."
     }
 
     precondition {

@@ -53,6 +53,7 @@ locals {
     counts_by_zone       = ["ASCENDING"]
     "error.code"         = ["ASCENDING"]
     labels               = ["CONTAINS"]
+    max_confidence       = ["DESCENDING"]
     uncertain_confidence = ["ASCENDING"]
 
     captured_at = []
@@ -71,9 +72,37 @@ locals {
     # The result of the current object
     uri_generation = [{ path = "uri", mode = "ASCENDING" }, { path = "generation", mode = "DESCENDING" }]
 
+    # The same for a label, and for what became of the images
+    name_of_found = [
+      { path = "found", mode = "ASCENDING" },
+      { path = "bucket", mode = "ASCENDING" },
+      { path = "name", mode = "ASCENDING" },
+    ]
+    name_of_label = [
+      { path = "labels", mode = "CONTAINS" },
+      { path = "bucket", mode = "ASCENDING" },
+      { path = "name", mode = "ASCENDING" },
+    ]
+    name_of_status = [
+      { path = "status", mode = "ASCENDING" },
+      { path = "bucket", mode = "ASCENDING" },
+      { path = "name", mode = "ASCENDING" },
+    ]
+
+    # Firestore merges those that end with the same order. So the conditions can be combined.
     newest = [{ path = "shard", mode = "ASCENDING" }, { path = "created_at", mode = "DESCENDING" }]
     newest_of_day = [
       { path = "day", mode = "ASCENDING" },
+      { path = "shard", mode = "ASCENDING" },
+      { path = "created_at", mode = "DESCENDING" },
+    ]
+    newest_of_error = [
+      { path = "error.code", mode = "ASCENDING" },
+      { path = "shard", mode = "ASCENDING" },
+      { path = "created_at", mode = "DESCENDING" },
+    ]
+    newest_of_found = [
+      { path = "found", mode = "ASCENDING" },
       { path = "shard", mode = "ASCENDING" },
       { path = "created_at", mode = "DESCENDING" },
     ]
@@ -91,6 +120,27 @@ locals {
       { path = "status", mode = "ASCENDING" },
       { path = "shard", mode = "ASCENDING" },
       { path = "created_at", mode = "DESCENDING" },
+    ]
+    newest_of_zone = [
+      { path = "zone_labels", mode = "CONTAINS" },
+      { path = "shard", mode = "ASCENDING" },
+      { path = "created_at", mode = "DESCENDING" },
+    ]
+    # The next newer image of a source
+    oldest_of_source = [
+      { path = "source.id", mode = "ASCENDING" },
+      { path = "shard", mode = "ASCENDING" },
+      { path = "created_at", mode = "ASCENDING" },
+    ]
+
+    # By confidence
+    confident_of_source = [
+      { path = "source.id", mode = "ASCENDING" },
+      { path = "max_confidence", mode = "DESCENDING" },
+    ]
+    uncertain_of_source = [
+      { path = "source.id", mode = "ASCENDING" },
+      { path = "uncertain_confidence", mode = "ASCENDING" },
     ]
   }
 

@@ -66,6 +66,28 @@ resource "terraform_data" "rows" {
   ]
 }
 
+# The same, if gallery becomes false: the database of the verdicts is protected.
+resource "terraform_data" "verdicts" {
+  count = length(google_firestore_database.verdicts)
+
+  input = { protect_data = var.protect_data }
+
+  provisioner "local-exec" {
+    when = destroy
+    command = (
+      self.input.protect_data
+      ? "echo protect_data is true, so no verdict was deleted. To keep the verdicts, see docs/how-to/terraform-module.md. To delete them, apply with protect_data=false first. && exit 1"
+      : "exit 0"
+    )
+  }
+
+  depends_on = [
+    google_cloud_run_v2_service_iam_member.build_gallery,
+    google_cloud_run_v2_service_iam_member.gallery,
+    google_iap_web_cloud_run_service_iam_member.gallery,
+  ]
+}
+
 # A destroy destroys this first, because it depends on everything else. Otherwise a destroy of protected
 # data would stop at the database only after it has destroyed the service. The value is that of the last
 # apply. The command works in sh and in cmd.
@@ -122,5 +144,6 @@ resource "terraform_data" "tear_down" {
     terraform_data.fixed,
     terraform_data.rows,
     terraform_data.tuned_subscription,
+    terraform_data.verdicts,
   ]
 }

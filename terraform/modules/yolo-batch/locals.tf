@@ -123,6 +123,7 @@ resource "terraform_data" "agreement" {
     indexed_fields        = var.indexed_fields
     budget                = var.budget
     detect                = [var.detect_invokers, var.detect_max_instances, var.detect_min_instances]
+    gallery_viewers       = var.gallery_viewers
     notification_channels = var.notification_channels
     reconcile_schedule    = var.reconcile_schedule
     results_ttl_days      = var.results_ttl_days

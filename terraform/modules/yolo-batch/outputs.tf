@@ -23,6 +23,11 @@ output "detect_url" {
   value       = one(google_cloud_run_v2_service.detect[*].uri)
 }
 
+output "gallery_url" {
+  description = "URL of the gallery. Null without gallery."
+  value       = one(google_cloud_run_v2_service.gallery[*].uri)
+}
+
 output "jobs_topic" {
   description = "Topic for jobs, for yolo-batch submit --topic."
   value       = google_pubsub_topic.jobs.id

@@ -284,6 +284,39 @@ variable "firestore_location" {
   default     = null
 }
 
+variable "gallery" {
+  description = "Whether to create the gallery, a Cloud Run service that shows the results to people, and a Firestore database for their verdicts. IAP authenticates them: gallery_viewers says who may open it. The project must be in an organization, or have an OAuth client for IAP."
+  type        = bool
+  default     = false
+  nullable    = false
+}
+
+variable "gallery_originals" {
+  description = "Whether the gallery may read the uploads. Otherwise it shows only derived images, so the sources should ask for thumbnails. Where a source asks for a redaction, only redacted copies are shown in any case."
+  type        = bool
+  default     = false
+  nullable    = false
+}
+
+variable "gallery_try_again" {
+  description = "Whether viewers of the gallery may have a failed image processed again. The gallery's account may then publish to the jobs topic."
+  type        = bool
+  default     = false
+  nullable    = false
+}
+
+variable "gallery_viewers" {
+  description = "Who may open the gallery, for example [\"group:cameras@example.com\"]. They see every result, and give verdicts. Empty: nobody."
+  type        = set(string)
+  default     = []
+  nullable    = false
+
+  validation {
+    condition     = alltrue([for member in var.gallery_viewers : can(regex("^(user|group|serviceAccount|domain|principal|principalSet):\\S+$", member))])
+    error_message = "gallery_viewers must be user:, group:, serviceAccount:, domain:, principal: or principalSet: followed by a name. allUsers and allAuthenticatedUsers are refused, because anybody could then see your images."
+  }
+}
+
 variable "image" {
   description = "Container image of the first deployment, REGION-docker.pkg.dev/... Null: Cloud Build builds it during the first apply."
   type        = string
@@ -391,8 +424,8 @@ variable "name" {
   nullable    = false
 
   validation {
-    condition     = !can(regex("-(alerts|build|detect|jobs|reconcile|scheduler|silence|uploads)$", var.name))
-    error_message = "name must not end in -alerts, -build, -detect, -jobs, -reconcile, -scheduler, -silence or -uploads. Another deployment in the project may have an account with this name."
+    condition     = !can(regex("-(alerts|build|detect|gallery|jobs|reconcile|scheduler|silence|uploads|verdicts)$", var.name))
+    error_message = "name must not end in -alerts, -build, -detect, -gallery, -jobs, -reconcile, -scheduler, -silence, -uploads or -verdicts. Another deployment in the project may have an account or a database with this name."
   }
 
   validation {

@@ -173,7 +173,10 @@ run "cpu" {
       && length(google_monitoring_alert_policy.source) == 0
       && length(google_cloud_run_v2_service.detect) == 0
       && length(google_cloud_run_v2_service_iam_member.detect) == 0
-      && local.substitutions._DETECT == ""
+      && length(google_cloud_run_v2_service.gallery) == 0
+      && length(google_firestore_database.verdicts) == 0
+      && length(google_project_service.iap) == 0
+      && local.substitutions._SERVICES == ""
       && local.substitutions._JOBS == "yolo-batch-reconcile"
     )
     error_message = "Nothing is published, nobody is alerted, and there is no other service."
@@ -946,7 +949,7 @@ run "detect_service" {
       && keys(google_pubsub_topic_iam_member.detect) == ["results"]
       && google_cloud_run_v2_service_iam_member.build_detect[0].role == "roles/run.developer"
       && contains(keys(google_service_account_iam_member.build), "detect")
-      && local.substitutions._DETECT == "yolo-batch-detect"
+      && local.substitutions._SERVICES == "yolo-batch-detect"
     )
     error_message = "It has an account of its own with the roles that store=true needs, and is deployed with the service."
   }
@@ -974,5 +977,93 @@ run "detect_service_with_gpu" {
       && local.service_environment["PUSH_AUDIENCE"] == "https://a.example.com"
     )
     error_message = "The detect service has the same accelerator, one instance stays started, and nobody may call it by default."
+  }
+}
+
+run "gallery" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    gallery         = true
+    gallery_viewers = ["group:a@example.com", "user:b@example.com"]
+    results_bucket  = true
+  }
+
+  assert {
+    condition = (
+      google_cloud_run_v2_service.gallery[0].name == "yolo-batch-gallery"
+      && google_cloud_run_v2_service.gallery[0].iap_enabled
+      && !google_cloud_run_v2_service.gallery[0].invoker_iam_disabled
+      && google_cloud_run_v2_service.gallery[0].template[0].scaling[0].min_instance_count == 0
+      && google_cloud_run_v2_service.gallery[0].template[0].containers[0].image == google_cloud_run_v2_service.main.template[0].containers[0].image
+      && google_cloud_run_v2_service.gallery[0].template[0].containers[0].args[2] == "service.gallery.wsgi:build_app()"
+      && length([for key in ["ALERTS_TOPIC", "GALLERY_JOBS_TOPIC", "MODEL_PATH", "PUSH_AUDIENCE"] : key if contains([for env in google_cloud_run_v2_service.gallery[0].template[0].containers[0].env : env.name], key)]) == 0
+    )
+    error_message = "The gallery is the same image with another command, behind IAP, and scales to zero."
+  }
+
+  assert {
+    condition = (
+      toset([for grant in google_iap_web_cloud_run_service_iam_member.gallery : grant.member]) == var.gallery_viewers
+      && alltrue([for grant in google_iap_web_cloud_run_service_iam_member.gallery : grant.role == "roles/iap.httpsResourceAccessor" && grant.cloud_run_service_name == "yolo-batch-gallery"])
+      && google_cloud_run_v2_service_iam_member.gallery[0].role == "roles/run.invoker"
+      && toset(keys(google_cloud_run_v2_service_iam_member.events)) == toset(["jobs", "uploads"])
+    )
+    error_message = "IAP decides who may open the gallery, and only IAP's agent may call it."
+  }
+
+  assert {
+    condition = (
+      google_project_iam_member.gallery[0].role == "roles/datastore.viewer"
+      && startswith(google_project_iam_member.gallery[0].condition[0].expression, "resource.name == \"projects/my-project-1/databases/(default)\" ||")
+      && google_project_iam_member.gallery_verdicts[0].role == "roles/datastore.user"
+      && startswith(google_project_iam_member.gallery_verdicts[0].condition[0].expression, "resource.name == \"projects/my-project-1/databases/yolo-batch-verdicts\" ||")
+      && google_storage_bucket_iam_member.gallery_results[0].role == "roles/storage.objectViewer"
+      && google_storage_bucket_iam_member.gallery_results[0].bucket == "my-project-1-yolo-batch-results"
+      && length(google_storage_bucket_iam_member.gallery_originals) == 0
+      && length(google_pubsub_topic_iam_member.gallery) == 0
+    )
+    error_message = "Its account reads the results, writes verdicts to a database of their own, and may do nothing else."
+  }
+
+  assert {
+    condition = (
+      google_firestore_database.verdicts[0].name == "yolo-batch-verdicts"
+      && google_firestore_database.verdicts[0].delete_protection_state == "DELETE_PROTECTION_ENABLED"
+      && google_cloud_run_v2_service_iam_member.build_gallery[0].role == "roles/run.developer"
+      && contains(keys(google_service_account_iam_member.build), "gallery")
+      && local.substitutions._SERVICES == "yolo-batch-gallery"
+    )
+    error_message = "The verdicts are protected, and Cloud Build deploys the gallery with the service."
+  }
+}
+
+run "gallery_with_originals_and_try_again" {
+  command         = plan
+  expect_failures = [check.uploads_subscription]
+  variables {
+    accelerator          = "nvidia-l4"
+    detect_max_instances = 1
+    detect_service       = true
+    gallery              = true
+    gallery_originals    = true
+    gallery_try_again    = true
+    protect_data         = false
+  }
+
+  assert {
+    condition = (
+      google_storage_bucket_iam_member.gallery_originals[0].role == "roles/storage.objectViewer"
+      && google_storage_bucket_iam_member.gallery_originals[0].bucket == "my-project-1-yolo-batch-uploads"
+      && google_pubsub_topic_iam_member.gallery[0].role == "roles/pubsub.publisher"
+      && google_pubsub_topic_iam_member.gallery[0].topic == "yolo-batch-jobs"
+      && contains([for env in google_cloud_run_v2_service.gallery[0].template[0].containers[0].env : env.name], "GALLERY_JOBS_TOPIC")
+      && length(google_storage_bucket_iam_member.gallery_results) == 0
+      && length(google_iap_web_cloud_run_service_iam_member.gallery) == 0
+      && google_firestore_database.verdicts[0].delete_protection_state == "DELETE_PROTECTION_DISABLED"
+      && local.substitutions._SERVICES == "yolo-batch-nvidia-l4-detect yolo-batch-gallery"
+      && length(google_cloud_run_v2_service.gallery[0].template[0].node_selector) == 0
+    )
+    error_message = "Each right is turned on by its own variable. The gallery needs no GPU, and nobody may open it by default."
   }
 }

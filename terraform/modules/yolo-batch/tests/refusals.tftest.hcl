@@ -692,6 +692,44 @@ run "detect_min_instances_over_the_maximum" {
   expect_failures = [terraform_data.combinations, check.uploads_subscription]
 }
 
+run "gallery_for_everybody" {
+  command = plan
+  variables {
+    gallery_viewers = ["allUsers"]
+  }
+
+  expect_failures = [var.gallery_viewers]
+}
+
+run "gallery_viewers_without_the_gallery" {
+  command = plan
+  variables {
+    gallery_viewers = ["group:a@example.com"]
+  }
+
+  expect_failures = [terraform_data.combinations, check.uploads_subscription]
+}
+
+run "gallery_without_images" {
+  command = plan
+  variables {
+    gallery = true
+  }
+
+  expect_failures = [terraform_data.combinations, check.uploads_subscription]
+}
+
+run "gallery_with_results_among_the_verdicts" {
+  command = plan
+  variables {
+    firestore_database = "yolo-batch-verdicts"
+    gallery            = true
+    gallery_originals  = true
+  }
+
+  expect_failures = [terraform_data.combinations, check.uploads_subscription]
+}
+
 run "silence_schedule_by_word" {
   command = plan
   variables {
