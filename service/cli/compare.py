@@ -38,16 +38,14 @@ _WORST = (Column("image"), *_TOTALS[1:], Column("disagreement", is_number=True))
 )
 @argument(
     "model_a",
-    metavar="MODEL_A|stored",
     help="Directory of an exported model, or a file that ultralytics loads. `stored`: the results "
     "in Firestore.",
 )
 @argument("model_b", type=click.Path(path_type=Path), help="The model to compare with it.")
 @argument(
     "path",
-    metavar="FOLDER|gs://BUCKET/[PREFIX]",
     callback=bucket_or_folder,
-    help="Folder of images. With `stored`: bucket, and perhaps a prefix.",
+    help="Folder of images. With `stored`: gs://BUCKET or gs://BUCKET/PREFIX.",
 )
 @option(
     "--min-confidence",

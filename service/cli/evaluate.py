@@ -32,20 +32,20 @@ _COLUMNS = (
 @command(
     panel="Models",
     examples=[
-        "yolo-batch evaluate --labels instances.json gs://my-bucket/2026/",
-        "yolo-batch evaluate --labels instances.json --model my_openvino_model photos --page",
+        "yolo-batch evaluate --labels labels.json gs://my-bucket/2026/ --page",
+        "yolo-batch evaluate --labels labels.json --model my_openvino_model photos",
     ],
 )
 @argument(
     "path",
-    metavar="gs://BUCKET/[PREFIX]|FOLDER",
     callback=bucket_or_folder,
-    help="Stored results, or a folder of images on which --model runs.",
+    help="gs://BUCKET or gs://BUCKET/PREFIX: stored results. Or a folder of images on which "
+    "--model runs.",
 )
 @option(
     "--labels",
     required=True,
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=click.Path(path_type=Path),
     help="Labelled images in COCO's format, for example an export of Label Studio or CVAT.",
 )
 @option(
@@ -67,6 +67,15 @@ _COLUMNS = (
     help="Model that runs on a folder. By default the bundled model, which detects six drawn "
     "shapes.",
 )
+@option(
+    "--min-confidence",
+    panel=_MODEL,
+    default=0.001,
+    show_default=True,
+    type=click.FloatRange(0.001, 1),
+    help="Leave out detections of --model with a lower confidence. For a comparison with stored "
+    "results, give their STORE_CONFIDENCE.",
+)
 @option("--device", panel=_MODEL, default="cpu", show_default=True, help="cpu, or a GPU.")
 @page_options("a page with the values and their intervals", is_default=False)
 def evaluate(
@@ -75,6 +84,7 @@ def evaluate(
     resamples: int,
     as_json: bool,
     model: Path,
+    min_confidence: float,
     device: str,
     page: bool,
     port: int,
@@ -93,7 +103,7 @@ def evaluate(
     truth = read_labels(labels)
     classes: list[str] | None = None
     if isinstance(path, Path):
-        results, classes = _run(path, model, device, settings)
+        results, classes = _run(path, model, device, min_confidence, settings)
         where = str(path)
     else:
         results = _stored(path, settings)
@@ -124,23 +134,23 @@ def _stored(path: tuple[str, str], settings: Settings) -> "Iterator[Result]":
 
 
 def _run(
-    folder: Path, model: Path, device: str, settings: Settings
+    folder: Path, model: Path, device: str, min_confidence: float, settings: Settings
 ) -> "tuple[Iterator[Result], list[str]]":
     """Run a model on a folder. Return the results, and the labels of the model's classes."""
     from service.inference.loading import load_detector, warm_up
     from service.operate.detect import detect_files, find_files
-    from service.operate.evaluate import MIN_CONFIDENCE, file_results
+    from service.operate.evaluate import file_results
 
     files = find_files([folder])
     if not files:
         raise click.ClickException(f"There are no files in {folder}")
-    settings = replace(settings, min_confidence=MIN_CONFIDENCE, store_confidence=MIN_CONFIDENCE)
+    settings = replace(settings, min_confidence=min_confidence, store_confidence=min_confidence)
     with progress("Loading the model"):
         detector = load_detector(
             model,
             device=device,
             image_size=settings.image_size,
-            min_confidence=MIN_CONFIDENCE,
+            min_confidence=min_confidence,
             streams=settings.inference_streams,
             max_batch_pixels=settings.max_batch_pixels,
         )
@@ -159,7 +169,7 @@ def _run(
 
 
 def _as_json(evaluation: "Evaluation") -> dict[str, Any]:
-    precision = evaluation.precision
+    precision = evaluation.figures
     return {
         "images": evaluation.images,
         "objects": evaluation.objects,
@@ -177,7 +187,7 @@ def _as_json(evaluation: "Evaluation") -> dict[str, Any]:
 
 def _say(evaluation: "Evaluation") -> None:
     """Print the table, and a line for each thing that was left out."""
-    precision = evaluation.precision
+    precision = evaluation.figures
     labels = precision.labels.values()
     rows = [
         (

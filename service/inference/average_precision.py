@@ -56,7 +56,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class LabelPrecision:
+class MeasuredLabel:
     """Average precision (AP) of one label.
 
     Attributes:
@@ -75,12 +75,12 @@ class LabelPrecision:
 
 
 @dataclass(frozen=True)
-class Precision:
+class Measured:
     """Mean average precision of all labels that have objects, and the values of each label."""
 
     map50_95: Estimate
     map50: Estimate
-    labels: Mapping[str, LabelPrecision]
+    labels: Mapping[str, MeasuredLabel]
 
 
 @dataclass
@@ -124,7 +124,7 @@ class AveragePrecision:
                 matches.matched.append(matched)
                 matches.ignored.append(ignored)
 
-    def result(self, *, resamples: int = RESAMPLES, seed: int = _SEED) -> Precision:
+    def result(self, *, resamples: int = RESAMPLES, seed: int = _SEED) -> Measured:
         """Return mAP of the images so far.
 
         Args:
@@ -149,14 +149,14 @@ class AveragePrecision:
         labels = {}
         for label, table in tables.items():
             is_sure = np.count_nonzero(table.objects) >= MIN_IMAGES_FOR_INTERVAL
-            labels[label] = LabelPrecision(
+            labels[label] = MeasuredLabel(
                 *_estimates(values[label], drawn[label] if is_sure else _stacked([])),
                 objects=int(table.objects.sum()),
                 images=int(np.count_nonzero(table.objects)),
                 detections=len(table.images),
             )
         value = np.mean(list(values.values()), axis=0) if values else np.zeros(2)
-        return Precision(*_estimates(value, means), labels=labels)
+        return Measured(*_estimates(value, means), labels=labels)
 
     def _draws(self, resamples: int, seed: int, tables: "Iterable[_Table]") -> Iterator[Floats]:
         """Yield how often each image counts in each draw: arrays of shape (draws, images)."""
@@ -222,7 +222,7 @@ class _Table:
 def _average(each: Floats, is_true: Bools, counted: Floats, objects: Floats) -> Floats:
     """Return AP of each draw at one IoU threshold.
 
-    Precision can only rise at a true detection, so only these columns are needed.
+    Measured can only rise at a true detection, so only these columns are needed.
 
     Args:
         each: how often each detection counts, of shape (draws, detections).

@@ -12,7 +12,7 @@ from service.errors import ModelError, StoredResultError, YoloBatchError
 from service.inference.average_precision import (
     RESAMPLES,
     AveragePrecision,
-    Precision,
+    Measured,
     TrueBox,
 )
 from service.operate.image_names import ResultName, basename_key, keys, match_images
@@ -62,7 +62,7 @@ class Evaluation:
     """The mAP of results on labelled images.
 
     Attributes:
-        precision: mAP and the AP of each label, with intervals.
+        figures: mAP and the AP of each label, with intervals.
         images: number of images on which it was measured.
         objects: number of labelled objects in them, crowds included.
         failed: names of measured images that failed: they count as images without detections.
@@ -73,7 +73,7 @@ class Evaluation:
         notes: sentences about what was left out or assumed.
     """
 
-    precision: Precision
+    figures: Measured
     images: int
     objects: int
     failed: tuple[str, ...] = ()
@@ -88,8 +88,10 @@ def read_labels(file: Path) -> Truth:
     """Read a label file in COCO's format. Its images need not exist.
 
     Raises:
-        EvaluationError: the file is malformed or contradicts itself.
+        EvaluationError: there is no such file, or it is malformed or contradicts itself.
     """
+    if not file.is_file():
+        raise EvaluationError(f"There is no label file {file}")
     try:
         return read_truth(Labels(file))
     except ModelError as exc:
@@ -350,14 +352,15 @@ def _about_results(results: Iterable[Result], older: int) -> list[str]:
             "Faint detections count too. Detections with a confidence below "
             f"{min(cuts):g} are not recorded"
             + (f", in some images those below {max(cuts):g}" if max(cuts) > min(cuts) else "")
-            + ". So mAP is a little lower than that of the model"
+            + ". So mAP is lower than with all detections of the model. Compare it only with "
+            "results of the same STORE_CONFIDENCE"
         )
     if any(result.has_shapes for result in results):
         notes.append("The model has masks, keypoints or rotated boxes. Only upright boxes count")
     return notes
 
 
-def _doubts(precision: Precision, results: Iterable[Result]) -> list[str]:
+def _doubts(precision: Measured, results: Iterable[Result]) -> list[str]:
     """Return a warning if the labels probably do not fit the images."""
     confident = sum(
         item.confidence >= _CONFIDENT for result in results for item in result.detections or ()

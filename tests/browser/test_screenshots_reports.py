@@ -27,7 +27,7 @@ def target(tmp_path: Path) -> Path:
 
 def test_screenshot_of_a_comparison(page: Page, tmp_path: Path, target: Path) -> None:
     samples = tmp_path / "samples"
-    write_drawn_samples(samples, count=8)
+    write_drawn_samples(samples, count=4)
     settings = Settings()
     a = load_detector(BUNDLED_MODEL, min_confidence=0.05)
     b = load_detector(BUNDLED_MODEL, image_size=160, min_confidence=0.05)

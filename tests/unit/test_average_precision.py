@@ -12,14 +12,14 @@ from service.domain import Box, Detection
 from service.inference.average_precision import (
     MIN_IMAGES_FOR_INTERVAL,
     AveragePrecision,
-    Precision,
+    Measured,
     TrueBox,
 )
 
 Row = dict[str, Any]
 
 
-def precision(images: int, objects: list[Row], found: list[Row], **options: Any) -> Precision:
+def precision(images: int, objects: list[Row], found: list[Row], **options: Any) -> Measured:
     evaluation = AveragePrecision()
     for image in range(1, images + 1):
         evaluation.add(

@@ -81,14 +81,14 @@ def names(count: int = IMAGES) -> list[str]:
 def test_correct_results_have_full_precision(tmp_path: Path) -> None:
     documents = [stored(f"2026/{name}") for name in names()]
     evaluation = measure(tmp_path, truth(*names()), *documents)
-    assert evaluation.precision.map50_95.value == pytest.approx(1)
+    assert evaluation.figures.map50_95.value == pytest.approx(1)
     assert (evaluation.images, evaluation.objects) == (IMAGES, IMAGES)
 
 
 def test_faint_detections_count(tmp_path: Path) -> None:
     documents = [stored(f"2026/{name}", 0.1) for name in names()]
     evaluation = measure(tmp_path, truth(*names()), *documents)
-    assert evaluation.precision.map50.value == pytest.approx(1)
+    assert evaluation.figures.map50.value == pytest.approx(1)
     assert any("below 0.05 are not recorded" in note for note in evaluation.notes)
 
 
@@ -99,7 +99,7 @@ def test_failed_image_counts_as_empty_and_is_named(tmp_path: Path) -> None:
     evaluation = measure(tmp_path, truth(*names(3), "bad.jpg"), *documents)
     assert evaluation.failed == ("bad.jpg",)
     assert evaluation.images == 4
-    assert evaluation.precision.map50.value == pytest.approx(76 / 101)  # recall ends at 3/4
+    assert evaluation.figures.map50.value == pytest.approx(76 / 101)  # recall ends at 3/4
 
 
 def test_parked_and_edited_images_are_left_out(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_only_the_newest_generation_counts(tmp_path: Path) -> None:
     documents = [stored(f"2026/{name}") for name in names(3)]
     old = stored("2026/cam/0.jpg", detections=()) | {"generation": 0}
     evaluation = measure(tmp_path, truth(*names(3)), *documents, old)
-    assert evaluation.precision.map50.value == pytest.approx(1)
+    assert evaluation.figures.map50.value == pytest.approx(1)
     assert any("older generations" in note for note in evaluation.notes)
 
 
@@ -144,14 +144,14 @@ def test_category_that_no_result_has_counts_as_zero(tmp_path: Path) -> None:
     labels["annotations"][0]["category_id"] = 2
     documents = [stored(f"2026/{name}") for name in names(3)]
     evaluation = measure(tmp_path, labels, *documents)
-    assert evaluation.precision.labels["dog"].ap50.value == 0
+    assert evaluation.figures.labels["dog"].ap50.value == 0
     assert any("No result has 'dog' (1 objects)" in note for note in evaluation.notes)
 
 
 def test_category_in_another_spelling_is_measured(tmp_path: Path) -> None:
     documents = [stored(f"2026/{name}") for name in names(3)]
     evaluation = measure(tmp_path, truth(*names(3), category="Cat"), *documents)
-    assert list(evaluation.precision.labels) == ["cat"]
+    assert list(evaluation.figures.labels) == ["cat"]
 
 
 def test_results_of_several_models_are_named(tmp_path: Path) -> None:
@@ -231,6 +231,7 @@ def test_folder_prints_a_row_for_each_label(samples: Path, labels_file: Path) ->
     [
         (["."], 2, "Missing option '--labels'"),
         (["--labels", "text", "nowhere"], 2, "neither a folder nor gs://bucket/prefix"),
+        (["--labels", "nowhere", "empty"], 1, "There is no label file nowhere"),
         (["--labels", "text", "empty"], 1, "text is not a COCO label file"),
         (["--labels", "good", "empty"], 1, "There are no files in empty"),
         (["--labels", "good", "empty", "--resamples", "-1"], 2, "--resamples"),
