@@ -47,7 +47,7 @@ HOSTILE = (
     'cam1/"><img src=x onerror=window.hacked=1>.jpg',
     "cam1/'+alert(1)+'{{7*7}}${7*7}.jpg",
     "cam1/\u202egpj.exe\u2066.jpg",
-    "cam1/" + "x" * 1000,
+    "cam1/" + "/".join(["x" * 200] * 5),  # the emulator stores each part as a file name
 )
 MODEL = ModelInfo("shapes.pt", "ab" * 32, 320, "fp32", "openvino 2026.0.0")
 
@@ -83,10 +83,10 @@ class Gallery:
     ) -> str:
         """Upload a drawn image, and store a result of it. Return the document's id."""
         if not self.files:
-            scenes = (scene for _, scene in sample_scenes(count=6, seed=7))
+            images = (scene.image for _, scene in sample_scenes(count=6, seed=7))
             self.files += [
-                (encode_jpeg(scene.image, 85), ImageInfo(*scene.image.shape[1::-1], "JPEG"))
-                for scene in scenes
+                (encode_jpeg(image, 85), ImageInfo(image.shape[1], image.shape[0], "JPEG"))
+                for image in images
             ]
         data, info = self.files[len(self.results) % len(self.files)]
         result = ImageResult(
@@ -165,7 +165,7 @@ def seed(gallery: Gallery) -> None:
     gallery.add(ImageResult(ref, failure=parked, event_time=NEWEST), age=7 * minute)
     for number, name in enumerate(HOSTILE):
         label = "<b>bold</b>" if number == 0 else "star"
-        ref = gallery.add_image(name, detection(label, 0.7), age=(8 + number) * minute)
+        gallery.add_image(name, detection(label, 0.7), age=(8 + number) * minute)
     for number in range(62):
         confidence = 0.3 + 0.01 * number
         gallery.add_image(

@@ -9,7 +9,7 @@ from tests.gallery import HOSTILE, Gallery
 
 def cards(page: Page) -> list[str]:
     expect(page.locator("#grid[aria-busy]")).to_have_count(0)
-    return page.locator(".card .name").all_inner_texts()
+    return page.locator(".caption .name").all_text_contents()
 
 
 def test_first_page_has_the_newest_with_their_boxes(opened: Page) -> None:
