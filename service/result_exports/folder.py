@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from service.errors import YoloBatchError
 
 STATE = ".export-state.sqlite"
+IMAGES = "images"  # the folder of the images' files
 _OPEN_FILES = 64
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS taken (key TEXT PRIMARY KEY) WITHOUT ROWID;
@@ -67,12 +68,13 @@ class ExportFolder:
         if self._get("request") != request:
             self.close()
             raise ExportFolderError(
-                f"{self._folder} has an export with other options. Repeat the command that began it."
+                f"{self._folder} has an export with other options. Repeat the command that began "
+                "it."
             )
         recorded = dict(self._connection.execute("SELECT path, bytes FROM files"))
         for path in self._folder.rglob("*"):
             name = path.relative_to(self._folder).as_posix()
-            if path.is_file() and not name.startswith(STATE):
+            if path.is_file() and not name.startswith((STATE, f"{IMAGES}/")):
                 if name in recorded:
                     os.truncate(path, recorded[name])
                 else:
@@ -81,12 +83,7 @@ class ExportFolder:
 
     def record(self, cursor: str, writer: dict[str, Any]) -> None:
         """Record that everything up to a cursor was written."""
-        for path, file in self._files.items():
-            file.flush()
-            os.fsync(file.fileno())
-            self._connection.execute(
-                "INSERT OR REPLACE INTO files VALUES (?, ?)", (path, file.tell())
-            )
+        self._note_lengths()
         self._put("cursor", cursor)
         self._put("writer", writer)
         self._connection.commit()
