@@ -1,7 +1,7 @@
 """Writes an export, image by image."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from service.document import STATUS_DONE
@@ -95,7 +95,12 @@ def _exported(
     try:
         if read_large and document.get("detections_uri"):
             document = document | {"detections": read_large(document)}
-        result = selection.of(stored_result(document))
+        result = stored_result(document)
+        labels = document.get("labels")
+        kept = [
+            item for item in result.classes if isinstance(labels, list) and item.label in labels
+        ]
+        result = selection.of(replace(result, kept_classes=tuple(kept)))
     except (StoredResultError, ResultObjectError) as exc:
         return ExportedImage(each.id, document, path, note=str(exc))
     return ExportedImage(each.id, document, path, result)
