@@ -14,6 +14,8 @@ from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.domain import ModelInfo
+    from service.gallery.report import ReportImages
+    from service.images.decoders import Decoders
     from service.inference.detector import Detector
     from service.operate.compare import Image, Report
 
@@ -96,7 +98,7 @@ def compare(
     Both models run on each image, one after the other, so their CPU times are comparable.
     """
     from service.images.decoders import build_decoders
-    from service.operate.compare import ReportImages, as_json, compare_models
+    from service.operate.compare import as_json, compare_models
 
     settings = Settings.from_env()
     _check_arguments(model_a, path)
@@ -123,7 +125,7 @@ def compare(
         if page:
             from service.cli.report_page import serve_report
 
-            serve_report("compare", content, port=port, images=ReportImages(report, decoders))
+            serve_report("compare", content, port=port, images=_shown(report, decoders, settings))
     finally:
         decoders.close()
 
@@ -173,6 +175,20 @@ def _images(
 
     documents = build_reader(settings).results(*path)
     return stored_images(documents, build_storage(settings), path[1]), None
+
+
+def _shown(report: "Report", decoders: "Decoders", settings: Settings) -> "ReportImages":
+    """Return the images of the page. For stored results, the rules of the gallery apply."""
+    from service.gallery.build import build_images
+    from service.gallery.report import StoredImages
+    from service.operate.compare import FileImages
+
+    if report.a:
+        return FileImages(report, decoders)
+    refs = [item.image.stored.ref for item in report.images if item.image.stored]
+    return StoredImages(
+        build_images(settings), [(ref.document_id, ref.generation or 0) for ref in refs]
+    )
 
 
 def _say(report: "Report", worst: int) -> None:

@@ -4,7 +4,7 @@ A report is in memory, and its page is served on this machine until Ctrl-C. The 
 by its index in the report. So no path or address comes from the browser.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -12,16 +12,48 @@ from flask import Flask, Response, abort, current_app, render_template
 
 from service.gallery.access import LocalAccess, refuse_foreign_writes
 from service.gallery.app import SECURITY_HEADERS, handle_errors
+from service.gallery.images import GalleryImages, NoImageError, View
 
-_LARGE, _THUMBNAIL = "large", "thumbnail"
-_GONE = "The image does not exist any more, or it cannot be read."
+_GONE = "The image does not exist any more, or it may not be shown."
 
 
 class ReportImages(Protocol):
     """Reads the images of a report. Safe to use from many threads."""
 
-    def read(self, index: int, *, is_large: bool) -> bytes | None:
-        """Return an image as JPEG, or None if it does not exist any more."""
+    def read(self, index: int, *, is_large: bool) -> tuple[bytes, str] | None:
+        """Return an encoded image and its media type, or None if it cannot be shown."""
+
+
+class StoredImages:
+    """The images of stored results. With redaction, only redacted copies are shown."""
+
+    def __init__(self, images: GalleryImages, results: Sequence[tuple[str, int]]) -> None:
+        """Take what reads images.
+
+        Args:
+            images: reads images by document.
+            results: the document's id and the generation of each image of the report.
+        """
+        self._images = images
+        self._results = results
+
+    def read(self, index: int, *, is_large: bool) -> tuple[bytes, str] | None:
+        """Return an encoded image and its media type, or None if it may not be shown.
+
+        Raises:
+            StorageUnavailableError: Cloud Storage did not respond, or refuses the bucket.
+            FirestoreUnavailableError: Firestore did not respond.
+        """
+        if not 0 <= index < len(self._results):
+            return None
+        view = View.LARGE if is_large else View.THUMBNAIL
+        try:
+            shown = self._images.read(
+                *self._results[index], View.LARGE if is_large else View.THUMBNAIL
+            )
+        except NoImageError:
+            return None
+        return shown.data, shown.content_type
 
 
 @dataclass(frozen=True)
@@ -79,9 +111,10 @@ def _page() -> str:
 
 def _image(index: int, view: str) -> Response:
     images = _parts().images
-    if images is None or view not in (_LARGE, _THUMBNAIL):
+    if images is None or view not in list(View):
         abort(404, _GONE)
-    data = images.read(index, is_large=view == _LARGE)
-    if data is None:
+    image = images.read(index, is_large=view == View.LARGE)
+    if image is None:
         abort(404, _GONE)
-    return Response(data, content_type="image/jpeg")
+    data, content_type = image
+    return Response(data, content_type=content_type)

@@ -442,20 +442,16 @@ def _read_file(file: Path, max_bytes: int) -> Download:
         raise BadImageError.corrupt(f"The file cannot be read: {exc.strerror}.") from exc
 
 
-class ReportImages:
-    """The images of a report, by their index. Safe to use from many threads."""
+class FileImages:
+    """The images of a report on files, by their index. Safe to use from many threads."""
 
     def __init__(self, report: Report, decoders: Decoders) -> None:
         """Take the report, whose order gives the indexes, and the decoders."""
         self._images = report.images
         self._decoders = decoders
 
-    def read(self, index: int, *, is_large: bool) -> bytes | None:
-        """Return an image as JPEG, upright, or None if it does not exist any more.
-
-        Raises:
-            StorageUnavailableError: Cloud Storage did not respond, or refuses the bucket.
-        """
+    def read(self, index: int, *, is_large: bool) -> tuple[bytes, str] | None:
+        """Return an upright image and its media type, or None if it does not exist any more."""
         if not 0 <= index < len(self._images):
             return None
         item = self._images[index]
@@ -473,7 +469,7 @@ class ReportImages:
             )
         except (BadImageError, ObjectGoneError):
             return None
-        return view.data
+        return view.data, view.content_type
 
 
 def as_json(report: Report, path: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from service.images.decoders import Decoders
-from service.operate.compare import ReportImages, as_json
+from service.operate.compare import FileImages, as_json
 from tests.browser.reports import HOSTILE, HOSTILE_LABEL, sample_report, serving, wait_for_images
 from tests.fakes import PATIENCE_SECONDS
 
@@ -19,7 +19,7 @@ def address() -> Iterator[str]:
     report = sample_report()
     decoders = Decoders(1, max_pixels=10**7, max_decompressed_bytes=10**7)
     try:
-        with serving("compare", as_json(report, "photos"), ReportImages(report, decoders)) as url:
+        with serving("compare", as_json(report, "photos"), FileImages(report, decoders)) as url:
             yield url
     finally:
         decoders.close()

@@ -12,7 +12,7 @@ from playwright.sync_api import Page
 
 from service.images.decoders import build_decoders
 from service.inference.loading import load_detector
-from service.operate.compare import ReportImages, as_json, compare_models, folder_images
+from service.operate.compare import FileImages, as_json, compare_models, folder_images
 from service.settings import BUNDLED_MODEL, Settings
 from tests.browser.reports import serving, wait_for_images
 from tests.labelled import write_drawn_samples
@@ -36,7 +36,7 @@ def test_screenshot_of_a_comparison(page: Page, tmp_path: Path, target: Path) ->
     report = compare_models(a, b, images, decoders)
     page.set_viewport_size({"width": 1280, "height": 900})
     try:
-        with serving("compare", as_json(report, "samples"), ReportImages(report, decoders)) as url:
+        with serving("compare", as_json(report, "samples"), FileImages(report, decoders)) as url:
             page.goto(url)
             wait_for_images(page.locator("#grid img"))
             page.screenshot(path=target / "gallery-compare.png", full_page=True)

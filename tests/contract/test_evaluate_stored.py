@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from google.cloud import storage
+from google.cloud import firestore, storage
 
 from service.cli.main import main
 from service.deadline import NO_DEADLINE
 from service.domain import ErrorCode, Failure, ImageRef, ImageResult, Prediction
+from service.gallery.build import build_images
+from service.gallery.report import StoredImages
 from service.gcp.firestore import ResultStore
 from service.images.decode import decode
 from service.inference.loading import load_detector
-from service.settings import BUNDLED_MODEL
+from service.settings import BUNDLED_MODEL, Settings
 from tests.contract.conftest import BUCKET
 from tests.fakes import PATIENCE_SECONDS
 from tests.labelled import labelled_samples, write_drawn_samples
@@ -111,6 +113,27 @@ def test_deleted_object_is_skipped(tmp_path: Path, prefix: str, bucket: storage.
     report = json.loads(file.read_text(encoding="utf-8"))
     assert report["images"] == COUNT - 1
     assert blob.name.removeprefix(prefix) in [row["name"] for row in report["skipped"]]
+
+
+def test_page_never_shows_the_upload_of_a_redacted_result(
+    prefix: str, bucket: storage.Bucket, collection: str
+) -> None:
+    blobs = [blob for blob in bucket.list_blobs(prefix=prefix)][:2]
+    results = [(ImageRef(BUCKET, b.name, b.generation).document_id, b.generation) for b in blobs]
+    redacted = {"kind": "redacted", "uri": "gs://results/other"}
+    document = firestore.Client().collection(collection).document(results[1][0])
+    document.update({"derived": [redacted]})
+    gallery = build_images(Settings.from_env())
+    images = StoredImages(gallery, results)
+    try:
+        shown = images.read(0, is_large=True)
+        assert shown is not None
+        assert shown[0].startswith(b"\xff\xd8\xff")
+        for index in (1, 2, -1):
+            assert images.read(index, is_large=True) is None
+            assert images.read(index, is_large=False) is None
+    finally:
+        gallery.close()
 
 
 def test_prefix_without_results_is_said(prefix: str) -> None:

@@ -21,8 +21,8 @@ from service.domain import (
 from service.errors import ModelError
 from service.operate.compare import (
     ComparisonError,
+    FileImages,
     Image,
-    ReportImages,
     as_json,
     compare_models,
     folder_images,
@@ -155,7 +155,7 @@ def test_report_as_json_has_each_change() -> None:
 
 def test_images_of_a_report_are_found_by_index_only() -> None:
     report = compare_models(model("a"), model("b"), [image()], DecodersHere())
-    images = ReportImages(report, DecodersHere())
+    images = FileImages(report, DecodersHere())
     for index in (-1, 1, 10**9):
         assert images.read(index, is_large=True) is None
 

@@ -25,8 +25,8 @@ HOST = f"127.0.0.1:{PORT}"
 class OneImage:
     """Has an image with the index 0."""
 
-    def read(self, index: int, *, is_large: bool) -> bytes | None:
-        return b"large" * is_large or b"thumbnail" if index == 0 else None
+    def read(self, index: int, *, is_large: bool) -> tuple[bytes, str] | None:
+        return (b"large" if is_large else b"thumbnail", "image/jpeg") if index == 0 else None
 
 
 REPORT = {

@@ -64,7 +64,7 @@ function watch(frame, image) {
   image.addEventListener("error", () => {
     frame.classList.add("failed");
     frame.querySelector(".failure")?.remove();
-    frame.append(node("span", { className: "failure", textContent: "The image failed to load" }));
+    frame.append(node("span", { className: "failure", textContent: "The image cannot be shown" }));
   });
   image.addEventListener("load", () => {
     frame.classList.remove("failed");
