@@ -48,9 +48,7 @@ class StoredImages:
             return None
         view = View.LARGE if is_large else View.THUMBNAIL
         try:
-            shown = self._images.read(
-                *self._results[index], View.LARGE if is_large else View.THUMBNAIL
-            )
+            shown = self._images.read(*self._results[index], view)
         except NoImageError:
             return None
         return shown.data, shown.content_type

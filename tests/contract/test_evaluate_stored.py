@@ -118,7 +118,7 @@ def test_deleted_object_is_skipped(tmp_path: Path, prefix: str, bucket: storage.
 def test_page_never_shows_the_upload_of_a_redacted_result(
     prefix: str, bucket: storage.Bucket, collection: str
 ) -> None:
-    blobs = [blob for blob in bucket.list_blobs(prefix=prefix)][:2]
+    blobs = list(bucket.list_blobs(prefix=prefix))[:2]
     results = [(ImageRef(BUCKET, b.name, b.generation).document_id, b.generation) for b in blobs]
     redacted = {"kind": "redacted", "uri": "gs://results/other"}
     document = firestore.Client().collection(collection).document(results[1][0])
