@@ -52,6 +52,7 @@ from service.images.derive import DerivePlan
 from service.images.pixels import DecodedImage
 from service.inference.detector import Detector
 from service.operate.detect import find_files
+from service.operate.image_names import short_name
 from service.stored_result import stored_result
 
 _LARGE_SIDE = 1600  # pixels of the longer side of a large view
@@ -399,7 +400,7 @@ def _generation(document: Mapping[str, Any]) -> int:
 
 def _stored_image(document: Mapping[str, Any], storage: Storage, prefix: str) -> Image:
     name = str(document.get("name"))
-    short = name.removeprefix(prefix).lstrip("/") or name
+    short = short_name(name, prefix)
     source = document.get("source")
     source_id = source.get("id") if isinstance(source, dict) else None
     if document.get("status") != STATUS_DONE:

@@ -15,7 +15,7 @@ from service.inference.average_precision import (
     Measured,
     TrueBox,
 )
-from service.operate.image_names import ResultName, basename_key, keys, match_images
+from service.operate.image_names import ResultName, keys, match_images, result_keys, stored_name
 from service.stored_result import stored_result
 from service.truth import Labels, Truth, list_some, match_classes, normalize, read_truth
 
@@ -101,9 +101,8 @@ def read_labels(file: Path) -> Truth:
 def stored_results(documents: Iterable[Mapping[str, Any]], prefix: str) -> Iterator[Result]:
     """Yield what the documents of a prefix say about their images."""
     for document in documents:
-        name = str(document.get("name"))
-        short = name.removeprefix(prefix).lstrip("/") or name
-        yield _result(document, ResultName(name, short, str(document.get("uri"))))
+        bucket, name = str(document.get("bucket")), str(document.get("name"))
+        yield _result(document, stored_name(bucket, name, _generation(document), prefix))
 
 
 def file_results(documents: Iterable[Mapping[str, Any]], folder: Path) -> Iterator[Result]:
@@ -113,9 +112,13 @@ def file_results(documents: Iterable[Mapping[str, Any]], folder: Path) -> Iterat
         yield _result({**_FILE, **document}, ResultName(name, name))
 
 
-def _result(document: Mapping[str, Any], name: ResultName) -> Result:
+def _generation(document: Mapping[str, Any]) -> int:
     generation = document.get("generation")
-    generation = generation if isinstance(generation, int) else 0
+    return generation if isinstance(generation, int) else 0
+
+
+def _result(document: Mapping[str, Any], name: ResultName) -> Result:
+    generation = _generation(document)
     status, error = document.get("status"), document.get("error")
     if status != STATUS_DONE:
         code = error.get("code") if isinstance(error, dict) else None
@@ -237,7 +240,7 @@ def _choose(truth: Truth, results: Iterable[Result]) -> _Chosen:
     wanted = {key for image in truth.images for key in keys(image)}
     chosen = _Chosen()
     for result in results:
-        if basename_key(result.name.name) in wanted:
+        if wanted & result_keys(result.name):
             chosen.add(result)
         else:
             chosen.leave_out(result)

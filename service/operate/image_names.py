@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote
 
+from service.domain import ImageRef
+from service.result_exports.names import safe_path, with_id
 from service.truth import LabelledImage
 
 _QUERY = re.compile(r"[?&](?:d|filepath|fileuri)=([^&]*)")
@@ -37,11 +39,13 @@ class ResultName:
         name: the object's name, or the file's path below the folder.
         short: the name below the prefix that was asked for.
         uri: `gs://bucket/name`, or None for a file.
+        exported: paths that an export of this project may give the image.
     """
 
     name: str
     short: str
     uri: str | None = None
+    exported: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,34 @@ class ImageMatches:
 
     result_of: dict[int, int]
     ambiguous: tuple[int, ...]
+
+
+def stored_name(bucket: str, name: str, generation: int, prefix: str) -> ResultName:
+    """Return the names of a stored result's image.
+
+    Args:
+        bucket: the bucket.
+        name: the object's name.
+        generation: the object's generation.
+        prefix: the prefix that was asked for.
+    """
+    ref = ImageRef(bucket, name, generation)
+    path = safe_path(name)
+    exported = path, with_id(path, ref.document_id)
+    return ResultName(name, short_name(name, prefix), ref.uri, exported)
+
+
+def short_name(name: str, prefix: str) -> str:
+    """Return an object's name below a prefix, or below the prefix's folder."""
+    folder = prefix.rstrip("/")
+    if not name.startswith(f"{folder}/"):
+        folder = prefix.rpartition("/")[0]
+    return name.removeprefix(folder).lstrip("/") or name
+
+
+def result_keys(result: ResultName) -> set[str]:
+    """Return the `basename_key` of each of a result's names."""
+    return {basename_key(path) for path in (result.name, *result.exported)}
 
 
 def basename_key(name: str) -> str:
@@ -76,7 +108,8 @@ def match_images(images: Sequence[LabelledImage], results: Sequence[ResultName])
     """Find the result of each labelled image."""
     by_key: dict[str, list[int]] = defaultdict(list)
     for index, result in enumerate(results):
-        by_key[basename_key(result.name)].append(index)
+        for key in result_keys(result):
+            by_key[key].append(index)
     found = {index: _find(image, results, by_key) for index, image in enumerate(images)}
     claims = Counter(hits[0] for hits in found.values() if len(hits) == 1)
     result_of = {
@@ -103,22 +136,25 @@ def _find(
 
 
 def _is_exact(spelling: str, result: ResultName) -> bool:
-    return spelling in (_composed(result.short), _composed(result.name), result.uri)
+    names = (result.short, result.name, *result.exported)
+    return spelling == result.uri or spelling in map(_composed, names)
 
 
 def _lacks_folders(spelling: str, result: ResultName) -> bool:
     """Whether the label file has the end of the result's path."""
-    return _ends_with(_composed(result.name), spelling)
+    paths = (result.name, *result.exported)
+    return any(_ends_with(_composed(path), spelling) for path in paths)
 
 
 def _has_folders(spelling: str, result: ResultName) -> bool:
     """Whether the label file has the result's path behind further folders."""
-    return _ends_with(spelling, _composed(result.short))
+    paths = (result.short, *result.exported)
+    return any(_ends_with(spelling, _composed(path)) for path in paths)
 
 
 def _is_renamed(spelling: str, result: ResultName) -> bool:
     """Whether Label Studio would make the label file's name from the result's name."""
-    return "/" not in spelling and spelling == basename_key(result.name)
+    return "/" not in spelling and spelling in result_keys(result)
 
 
 _RULES: tuple[Callable[[str, ResultName], bool], ...] = (

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.operate.image_names import ResultName, basename_key, keys, match_images
+from service.operate.image_names import basename_key, keys, match_images, short_name, stored_name
 from service.truth import LabelledImage
 
 PREFIX = "2026/"
@@ -16,7 +16,7 @@ NAMES = [
     "2026/deadbeef-x.jpg",
     "2026/gar\u00e7on.jpg",
 ]
-RESULTS = [ResultName(name, name.removeprefix(PREFIX), f"gs://uploads/{name}") for name in NAMES]
+RESULTS = [stored_name("uploads", name, 7, PREFIX) for name in NAMES]
 
 
 def match(*names: str, uri: str | None = None) -> list[str | None]:
@@ -80,6 +80,30 @@ def test_two_images_of_one_result_are_ambiguous() -> None:
 
 def test_uri_of_an_export_decides() -> None:
     assert match("0001.jpg", uri="gs://uploads/2026/cam2/0001.jpg") == ["cam2/0001.jpg"]
+
+
+def test_paths_of_an_export_are_found() -> None:
+    """Two images of one name, but for the suffix: the second has a part of its document's id."""
+    exported = RESULTS[3].exported[1]
+    assert exported.startswith("2026/my photo (1)-")
+    assert match(exported, "images/ab12cd34-" + basename_key(exported)) == ["?", "?"]
+    assert match(exported) == ["my photo (1).jpg"]
+    assert match("images/ab12cd34-" + basename_key(exported)) == ["my photo (1).jpg"]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "expected"),
+    [
+        ("", "2026/cam1/0001.jpg"),
+        ("2026", "cam1/0001.jpg"),
+        ("2026/", "cam1/0001.jpg"),
+        ("2026/cam", "cam1/0001.jpg"),
+        ("2026/cam1/0001.jpg", "0001.jpg"),
+        ("20", "2026/cam1/0001.jpg"),
+    ],
+)
+def test_name_below_a_prefix_has_whole_folders(prefix: str, expected: str) -> None:
+    assert short_name("2026/cam1/0001.jpg", prefix) == expected
 
 
 def test_keys_cover_every_spelling() -> None:
