@@ -184,7 +184,7 @@ function rows(result) {
   return found.filter(([, item]) => !state.label || item.label === state.label);
 }
 
-/** Return whether a drawn box is that of a row. */
+/** Return the boxes of a row. */
 function boxesOf(kind, item) {
   if (kind === "lost" || kind === "gained") return [item.box];
   return [item.a.box, item.b.box];
