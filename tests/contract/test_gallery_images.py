@@ -193,7 +193,7 @@ def test_derived_thumbnail_is_preferred(
     assert size_of(read(images, ref)) == (64, 48)
 
 
-def test_without_the_right_to_read_uploads_only_derived_images_are_shown(
+def test_without_uploads_only_derived_images_are_shown(
     make: Make, add: Callable[..., ImageRef], collection: str, result_objects: ResultObjects
 ) -> None:
     ref = add(jpeg())
