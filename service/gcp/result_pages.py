@@ -145,9 +145,9 @@ class ResultPages(DocumentPages):
             FirestoreUnavailableError: Firestore did not respond, or lacks the index.
         """
         source = _at(result.document, "source.id")
-        is_source = source is None or isinstance(source, str)  # a person may have edited it
         created_at = result.document.get("created_at")
-        if not is_source or not isinstance(created_at, datetime):
+        is_known = source is None or _is_comparable(source)  # a person may have edited it
+        if not is_known or not isinstance(created_at, datetime):
             return None, None
         position = {"created_at": created_at, "__name__": result.id}
         query = self._of_source(source)
@@ -178,6 +178,8 @@ class ResultPages(DocumentPages):
         Raises:
             FirestoreUnavailableError: Firestore did not respond, or lacks the index.
         """
+        if not _is_comparable(uri):
+            return []
         query = self._collection.where(filter=FieldFilter("uri", "==", uri))
         query = query.order_by("generation", direction=Query.DESCENDING).limit(limit)
         return [_result(snapshot) for snapshot in self._counted_page(query)]
@@ -363,6 +365,11 @@ def _is_in(chosen: ResultFilter, value: Any) -> bool:
 def _hash(chosen: ResultFilter) -> str:
     text = json.dumps(chosen.arguments(), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _is_comparable(value: Any) -> bool:
+    """Return whether Firestore compares with this value of a document, which may be edited."""
+    return isinstance(value, str) and len(value.encode()) < _MAX_TEXT_BYTES
 
 
 def _result(snapshot: Any) -> StoredResult:

@@ -274,7 +274,10 @@ def test_neighbours_are_those_of_the_same_source(
             assert (pages.usage().queries, pages.usage().documents) == (2, 2)
 
 
-@pytest.mark.parametrize("changed", [{"created_at": "yesterday"}, {"source": {"id": 5}}])
+@pytest.mark.parametrize(
+    "changed",
+    [{"created_at": "yesterday"}, {"source": {"id": 5}}, {"source": {"id": "x" * 1500}}],
+)
 def test_edited_result_has_no_neighbours(pages: ResultPages, changed: dict[str, Any]) -> None:
     [(key, item)] = documents(1).items()
     assert pages.neighbours(StoredResult(key, item | changed)) == (None, None)
@@ -283,6 +286,11 @@ def test_edited_result_has_no_neighbours(pages: ResultPages, changed: dict[str, 
 def test_generations_are_the_newest_first(pages: ResultPages, write: Callable[..., None]) -> None:
     write({f"{n:040x}": {"uri": "gs://b/a.jpg", "generation": n} for n in range(4)})
     assert ids(pages.generations("gs://b/a.jpg", 3)) == [f"{n:040x}" for n in (3, 2, 1)]
+
+
+def test_edited_address_has_no_other_generations(pages: ResultPages) -> None:
+    assert ids(pages.generations("gs://b/" + "x" * 1480)) == []
+    assert ids(pages.generations("gs://b/" + "x" * 1493)) == []  # Firestore would refuse it
 
 
 def test_result_is_found_by_its_id(pages: ResultPages, write: Callable[..., None]) -> None:

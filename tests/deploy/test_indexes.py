@@ -428,9 +428,7 @@ def test_planner_finds_missing_indexes() -> None:
         "contains on a value": query.where(filter=FieldFilter("status", "array_contains", "a")),
         "32 alternatives": lists,
         "range without composite": failed.where(filter=FieldFilter("counts.car", ">", 1)),
-        "range and merged": _newest(
-            of_day.where(filter=FieldFilter("time", ">", 1))
-        ),
+        "range and merged": _newest(of_day.where(filter=FieldFilter("time", ">", 1))),
         "merged, one of them the other way": _newest(of_source),
         "merged, one condition without index": _newest(of_uri),
         "merged, sorted the other way": of_day.order_by("time"),
