@@ -68,11 +68,13 @@ class _Plan:
         chosen: the filter.
         query: its conditions and its order. Equal values are sorted by the documents' ids.
         path: the field.
+        key: what only cursors of this filter have.
     """
 
     chosen: ResultFilter
     query: Any
     path: str
+    key: str
 
     def after(self, cursor: str | None) -> Any:
         """Return the query for what follows a cursor, or for everything.
@@ -82,7 +84,7 @@ class _Plan:
         """
         if cursor is None:
             return _limited(self.chosen, self.query)
-        value, document_id = _position(self.chosen, cursor)
+        value, document_id = self._position(cursor)
         query = _limited(self.chosen, self.query)
         return query.start_after({self.path: value, "__name__": document_id})
 
@@ -90,9 +92,27 @@ class _Plan:
         """Return the cursor for what follows a result."""
         value = _at(result.document, self.path)
         plain = value.isoformat() if isinstance(value, datetime) else value
-        parts = [_hash(self.chosen), plain, result.id]
+        parts = [self.key, plain, result.id]
         text = json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
         return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+    def _position(self, cursor: str) -> tuple[Any, str]:
+        """Return the value and the document's id of a cursor.
+
+        Raises:
+            FilterError: it is not a cursor of this filter.
+        """
+        try:
+            text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+            key, plain, document_id = json.loads(text)
+            value = _value(self.chosen.order, plain)
+            is_own = key == self.key and _is_in(self.chosen, value)
+            is_id = isinstance(document_id, str) and is_document_id(document_id)
+        except (ValueError, TypeError, OverflowError, RecursionError) as exc:
+            raise FilterError(_FOREIGN) from exc
+        if not (is_own and is_id):
+            raise FilterError(_FOREIGN)
+        return value, document_id
 
 
 class ResultPages(DocumentPages):
@@ -240,7 +260,7 @@ class ResultPages(DocumentPages):
         for path, operator, value in _conditions(chosen):
             query = query.where(filter=FieldFilter(path, operator, value))
         path, direction = _sort(chosen)
-        return _Plan(chosen, _sorted(query, path, direction), path)
+        return _Plan(chosen, _sorted(query, path, direction), path, _hash(chosen))
 
 
 def _sorted(query: Any, path: str, direction: str) -> Any:
@@ -312,25 +332,6 @@ def _limited(chosen: ResultFilter, query: Any) -> Any:
             after_texts = b""  # Firestore sorts bytes after texts
             return query.start_at([prefix]).end_before([after_prefix(prefix) or after_texts])
     return query  # by confidence, it has a condition of a range
-
-
-def _position(chosen: ResultFilter, cursor: str) -> tuple[Any, str]:
-    """Return the value and the document's id of a cursor.
-
-    Raises:
-        FilterError: it is not a cursor of this filter.
-    """
-    try:
-        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-        key, plain, document_id = json.loads(text)
-        value = _value(chosen.order, plain)
-        is_own = key == _hash(chosen) and _is_in(chosen, value)
-        is_id = isinstance(document_id, str) and is_document_id(document_id)
-    except (ValueError, TypeError, OverflowError, RecursionError) as exc:
-        raise FilterError(_FOREIGN) from exc
-    if not (is_own and is_id):
-        raise FilterError(_FOREIGN)
-    return value, document_id
 
 
 def _value(order: Order, plain: Any) -> Any:
