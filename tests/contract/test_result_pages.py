@@ -2,8 +2,10 @@
 
 import base64
 import json
+import math
 import random
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -247,6 +249,9 @@ def test_page_reads_as_much_of_a_large_collection(
         first = pages.page(chosen, 5)
         pages.page(chosen, 5, first.following)
         assert (pages.usage().queries, pages.usage().documents) == (2, 12)
+    pages.reset_usage()
+    assert pages.count(ResultFilter()) == count
+    assert pages.usage().documents == math.ceil(count / 1000)
 
 
 def test_count_and_empty_page_cost_a_read(pages: ResultPages) -> None:
@@ -272,6 +277,15 @@ def test_neighbours_are_those_of_the_same_source(
             found = pages.neighbours(StoredResult(middle, items[middle]))
             assert ids(found) == [newer, older]
             assert (pages.usage().queries, pages.usage().documents) == (2, 2)
+
+
+def test_usage_is_that_of_the_same_thread(pages: ResultPages) -> None:
+    pages.page(ResultFilter(), 10)
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(pages.usage).result().queries == 0
+        other.submit(pages.count, ResultFilter()).result()
+        assert other.submit(pages.usage).result().queries == 1
+    assert pages.usage().queries == 1
 
 
 @pytest.mark.parametrize(
