@@ -1,6 +1,7 @@
 """The gallery's page of one image, on the emulators."""
 
 import json
+import random
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -40,7 +41,7 @@ pytestmark = pytest.mark.emulator
 # Values that a person may have written in place of any field.
 EDITS: tuple[Any, ...] = (
     None, True, -1, 2**62, 0.5, float("nan"), float("inf"), "", HOSTILE, b"\xff\x00",
-    [], ["text", None, {"label": 1}, [1]], {}, {"x": {"y": HOSTILE}}, {"": 1},
+    [], ["text", None, {"label": 1}], {}, {"x": {"y": HOSTILE}},
     datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, tzinfo=UTC),
 )  # fmt: skip
 
@@ -122,23 +123,36 @@ def test_failed_image_says_why_and_what_to_do(pages: Pages) -> None:
     assert "yolo-batch reconcile" in text
 
 
-@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: repr(edit)[:20])
-def test_any_edit_of_a_document_is_shown(pages: Pages, edit: Any) -> None:
+def edited(value: Any, chosen: random.Random) -> Any:
+    """Return a value of a document with some parts replaced by what a person may have written."""
+    if chosen.random() < 0.2:
+        return chosen.choice(EDITS)
+    if isinstance(value, dict):
+        return {key: edited(item, chosen) for key, item in value.items()}
+    if isinstance(value, list):
+        items = [edited(item, chosen) for item in value]
+        return [item for item in items if not isinstance(item, list)]  # Firestore refuses them
+    return value
+
+
+def test_any_edit_of_a_document_is_shown(pages: Pages) -> None:
     client = pages.client()
-    document_id = pages.put(found("a.png", person(), location=GeoPoint(1.0, 2.0)))
+    rule = {"id": "a", "rule": "b", "severity": "c"}
+    document_id = pages.put(
+        found("a.png", person(), location=GeoPoint(1.0, 2.0), camera=Camera("make")),
+        alerts=[rule, rule],
+        derived=[{"kind": "thumbnail", "uri": "gs://b/c", "width": 1, "height": 2}],
+        classes=[{"label": "fox", "confidence": 0.5}],
+        error={"code": "corrupt_image", "message": "cut"},
+    )
     reference = firestore.Client().collection(pages.collection).document(document_id)
     document = reference.get().to_dict()
-    for key in document:
-        reference.set(document | {key: edit})
-        html = client.text(f"/image/{document_id}")
-        assert "<script>window" not in html
-    for key in ("image", "model", "timings", "camera", "source", "error", "metadata"):
-        nested = dict.fromkeys(document[key] or {"code": 1, "message": 2, "make": 3}, edit)
-        reference.set(document | {key: nested})
-        client.text(f"/image/{document_id}")
-    for key in ("detections", "classes", "derived", "alerts"):
-        reference.set(document | {key: [{"label": edit, "confidence": edit, "box": edit}]})
-        client.text(f"/image/{document_id}")
+    chosen = random.Random(1)
+    for number in range(100):
+        status = ("done", "failed", "parked")[number % 3]
+        fields = {key: edited(value, chosen) for key, value in document.items()}
+        reference.set(fields | {"status": status})
+        assert "<script>window" not in client.text(f"/image/{document_id}")
 
 
 @pytest.mark.parametrize("document", [{}, {"name": 1}, {"status": "odd", "x": HOSTILE}], ids=str)
@@ -190,9 +204,10 @@ def test_alerts_that_fired_are_read_by_their_ids(pages: Pages) -> None:
     pages.put_alert("other-1", {"text": "secret"})
     response = pages.client().get(f"/image/{document_id}")
     text = plain_text(response.text)
-    assert "rule0 (warning), suppressed : A person at the gate." in text
-    assert "rule9" in text and "Rule10" not in text
-    assert "secret" not in text
+    assert "rule0 ( warning ), suppressed : A person at the gate." in text
+    assert "<bdi>rule9</bdi>" in response.text
+    assert "<bdi>rule10</bdi>" not in response.text
+    assert "secret" not in response.text
     assert reads(response) <= 1 + 2 + 1 + 10
 
 
