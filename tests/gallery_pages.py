@@ -8,10 +8,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flask.testing import FlaskClient
-from google.cloud import firestore, storage  # type: ignore[attr-defined]  # published without types
+from google.cloud import firestore, storage
 from PIL import Image
 from werkzeug.serving import make_server
 
+from service.deadline import NO_DEADLINE, Deadline
 from service.document import to_document
 from service.domain import (
     Box,
@@ -30,7 +31,9 @@ from service.gallery.parts import GalleryParts
 from service.gcp.alert_reader import AlertReader
 from service.gcp.listing import ObjectLister
 from service.gcp.result_pages import ResultPages
-from service.sources.schema import Sources
+from service.sources.current import CurrentSources, StoredSources
+from service.sources.schema import Source, Sources
+from service.sources.schema import to_document as sources_document
 from tests.fakes import BUCKET, PATIENCE_SECONDS, in_thread
 
 HOSTILE = "<script>window.hacked = 1</script>\"'&\u202egpj.exe" + "x" * 300
@@ -92,7 +95,7 @@ class Pages:
             "results": ResultPages(client, **limits),
             "images": self.images,
             "access": access,
-            "sources": lambda: Sources(sources=()),
+            "sources": sources_of(),
             "alerts": AlertReader(client, **limits),
             "objects": ObjectLister(storage.Client()),
         }
@@ -116,6 +119,35 @@ class Pages:
             server.shutdown()
             thread.result(PATIENCE_SECONDS)
             server.server_close()
+
+
+class StoredInMemory:
+    """The documents of the sources, without a database."""
+
+    def __init__(self, stored: StoredSources) -> None:
+        self._stored = stored
+
+    def read(self, deadline: Deadline) -> StoredSources | None:
+        return self._stored
+
+    def last_good(self, deadline: Deadline) -> StoredSources | None:
+        return self._stored
+
+    def remember(self, good: StoredSources, deadline: Deadline) -> None:
+        return
+
+
+def sources_of(*sources: Source, broken: bool = False) -> CurrentSources:
+    """Return current sources. `broken`: neither they nor the last good ones can be used."""
+    data = {"sources": 1} if broken else sources_document(Sources(sources=sources))
+    current = CurrentSources(
+        StoredInMemory(StoredSources(data, START)),
+        min_confidence=0.25,
+        store_confidence=0.05,
+        refresh_seconds=60,
+    )
+    current.look(NO_DEADLINE)
+    return current
 
 
 class Visitor:

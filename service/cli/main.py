@@ -12,6 +12,7 @@ from service.cli.commands import command, group, version_option
 from service.cli.dead_letters import dead_letters
 from service.cli.detect import detect
 from service.cli.export import export
+from service.cli.gallery import gallery
 from service.cli.options import json_lines_option, objects_argument
 from service.cli.output import is_terminal, note, progress, say_json
 from service.cli.purge import purge
@@ -104,7 +105,7 @@ def results(uri: tuple[str, str], as_json: bool) -> None:
 
 
 for each in (
-    detect, submit, watch, results, reconcile, purge, export, check_model, smoke, sources, alerts,
-    dead_letters, serve
+    detect, submit, watch, results, gallery, reconcile, purge, export, check_model, smoke, sources,
+    alerts, dead_letters, serve
 ):  # fmt: skip
     main.add_command(each)

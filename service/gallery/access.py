@@ -7,8 +7,11 @@ from collections.abc import Collection
 from typing import Protocol
 from urllib.parse import urlencode
 
-from flask import Response, make_response, redirect, request
-from werkzeug.exceptions import Forbidden
+from flask import Response, g, make_response, redirect, request
+from werkzeug.exceptions import Forbidden, ServiceUnavailable, Unauthorized
+
+from service.errors import CertificatesUnavailableError, UnauthenticatedError
+from service.gcp.iap import ASSERTION, AssertionVerifier
 
 _TOKEN = "token"  # the argument of the first URL
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -32,6 +35,38 @@ class Access(Protocol):
         """Return the token that each write of the current visitor must have."""
 
 
+class IapAccess:
+    """Everybody whom Identity-Aware Proxy lets pass. Its signature is verified here."""
+
+    def __init__(self, verifier: AssertionVerifier) -> None:
+        """Take what verifies IAP's assertions."""
+        self._verifier = verifier
+        self._secret = secrets.token_bytes(32)
+
+    def check(self) -> Response | None:
+        """Let the current request pass.
+
+        Raises:
+            Unauthorized: IAP has not signed it.
+            ServiceUnavailable: IAP's keys cannot be fetched.
+        """
+        try:
+            g.reviewer = self._verifier.email(request.headers.get(ASSERTION))
+        except UnauthenticatedError as exc:
+            raise Unauthorized(str(exc)) from exc
+        except CertificatesUnavailableError as exc:
+            raise ServiceUnavailable(str(exc)) from exc
+        return None
+
+    def reviewer(self) -> str:
+        """Return the e-mail that IAP has signed."""
+        return str(g.reviewer)
+
+    def csrf_token(self) -> str:
+        """Return the token that each write of the current reviewer must have."""
+        return _derived(self._secret, self.reviewer())
+
+
 class LocalAccess:
     """One person on this machine: whoever has the URL that the command prints.
 
@@ -45,7 +80,7 @@ class LocalAccess:
         self.token = token or secrets.token_urlsafe(32)
         self.hosts = frozenset(f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]"))
         self._cookie = f"yolo-batch-{port}"
-        self._session = _derived(self.token, "session")
+        self._session = _derived(self.token.encode(), "session")
 
     @property
     def first_path(self) -> str:
@@ -72,7 +107,7 @@ class LocalAccess:
 
     def csrf_token(self) -> str:
         """Return the token that each write must have."""
-        return _derived(self.token, "csrf")
+        return _derived(self.token.encode(), "csrf")
 
     def _with_cookie(self) -> Response:
         """Return a redirect to the same address without the token."""
@@ -109,8 +144,8 @@ def refuse_foreign_writes(access: Access) -> None:
         raise Forbidden("The page is too old. Load it again, and repeat what you did.")
 
 
-def _derived(token: str, purpose: str) -> str:
-    return hmac.new(token.encode(), purpose.encode(), hashlib.sha256).hexdigest()
+def _derived(secret: bytes, purpose: str) -> str:
+    return hmac.new(secret, purpose.encode(), hashlib.sha256).hexdigest()
 
 
 def _equal(given: str, wanted: str) -> bool:

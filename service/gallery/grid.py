@@ -1,11 +1,119 @@
 """The grid of thumbnails, the pages that it loads, and the counts of labels."""
 
-from flask import Blueprint, render_template
+import threading
+from typing import Any
+
+from cachetools import TTLCache
+from flask import Blueprint, Response, current_app, jsonify, render_template, request, url_for
+
+from service.deadline import Deadline
+from service.errors import SourcesUnknownError
+from service.gallery.card import card
+from service.gallery.parts import parts
+from service.result_filter import Order, ResultFilter, Shown
+from service.sources.schema import Mode, Sources
 
 blueprint = Blueprint("grid", __name__)
+
+_COUNTS_SECONDS = 60.0
+_MAX_COUNTS = 40  # labels of one request
+_SOURCES_SECONDS = 10.0
+_TEXTS = {
+    Shown.FOUND: "found",
+    Shown.NOTHING_FOUND: "nothing found",
+    Shown.FAILED: "failed",
+    Shown.PARKED: "parked",
+}
+_ORDERS = {
+    Order.NEWEST: "newest first",
+    Order.CONFIDENT: "most confident first",
+    Order.UNCERTAIN: "least certain first",
+    Order.NAME: "by name (needs a bucket)",
+}
+
+
+class Counts:
+    """Counts of results by filter, each kept for a minute. Safe to use from many threads."""
+
+    def __init__(self) -> None:
+        """Start without counts."""
+        self._lock = threading.Lock()
+        self._known: TTLCache[ResultFilter, int] = TTLCache(10_000, _COUNTS_SECONDS)
+
+    def of(self, chosen: ResultFilter) -> int:
+        """Return how many results a filter has.
+
+        Raises:
+            FirestoreUnavailableError: Firestore did not respond, or lacks the index.
+        """
+        with self._lock:
+            count = self._known.get(chosen)
+        if count is None:
+            count = parts().results.count(chosen)
+            with self._lock:
+                self._known[chosen] = count
+        return count
+
+
+@blueprint.record
+def _prepare(state: Any) -> None:
+    state.app.extensions["counts"] = Counts()
 
 
 @blueprint.get("/")
 def page() -> str:
-    """Show the page."""
-    return render_template("grid.html")
+    """Show the page. Its script loads the results."""
+    data = {
+        "page_size": parts().options.page_size,
+        "results": url_for("grid.results"),
+        "counts": url_for("grid.counts"),
+        "image": url_for("image.page", document_id="ID"),
+        "sources": _sources(),
+    }
+    return render_template("grid.html", data=data, shown=_TEXTS, orders=_ORDERS)
+
+
+@blueprint.get("/api/results")
+def results() -> Response:
+    """Return one page of results as JSON."""
+    chosen = ResultFilter.parse(request.args)
+    found = parts().results.page(
+        chosen, parts().options.page_size, request.args.get("cursor") or None
+    )
+    for result in found.results:
+        parts().images.remember(result.id, result.document)
+    usage = parts().results.usage()
+    return jsonify(
+        results=[card(result) for result in found.results],
+        following=found.following,
+        usage={"queries": usage.queries, "documents": usage.documents},
+    )
+
+
+@blueprint.get("/api/counts")
+def counts() -> Response:
+    """Return how many results the filter has with each of the labels of the arguments `of`."""
+    chosen = ResultFilter.parse(request.args)
+    labels = request.args.getlist("of")[:_MAX_COUNTS]
+    known: Counts = current_app.extensions["counts"]
+    found: dict[str, int] = {}
+    for label in labels:
+        each = ResultFilter.parse(chosen.arguments() | {"label": label})
+        if not each.conflicts():
+            found[label] = known.of(each)
+    return jsonify(counts=found, reads=parts().results.usage().documents)
+
+
+def _sources() -> list[dict[str, Any]]:
+    """Return each source with its zones, for the filters. Broken sources have no filters."""
+    try:
+        sources = parts().sources.sources(Deadline.after(_SOURCES_SECONDS))
+    except SourcesUnknownError:
+        sources = Sources(sources=())
+    return [
+        {
+            "id": source.id,
+            "zones": [zone.name for zone in source.zones if zone.mode is Mode.INCLUDE],
+        }
+        for source in sources.sources
+    ]

@@ -7,8 +7,9 @@ from urllib.parse import urlencode
 
 from flask import Blueprint, render_template, request, url_for
 
+from service.deadline import Deadline
 from service.domain import ImageRef
-from service.errors import FirestoreUnavailableError, YoloBatchError
+from service.errors import SourcesUnknownError
 from service.gallery.details import as_time
 from service.gallery.parts import parts
 from service.gcp.listing import NoBucketError
@@ -19,6 +20,7 @@ from service.sources.schema import Sources
 blueprint = Blueprint("not_run", __name__)
 
 _LISTED = 60  # objects of one page. Each costs one read of Firestore.
+_SOURCES_SECONDS = 10.0
 _MAX_NAME_BYTES = 1024  # of an object
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 
@@ -87,10 +89,8 @@ def _default_bucket() -> str | None:
 def _sources() -> tuple[Sources, str | None]:
     """Return the current sources, or a sentence if nobody knows them."""
     try:
-        return parts().sources(), None
-    except FirestoreUnavailableError:
-        raise
-    except YoloBatchError:
+        return parts().sources.sources(Deadline.after(_SOURCES_SECONDS)), None
+    except SourcesUnknownError:
         fault = "The sources could not be read, so this page does not know which are disabled."
         return Sources(sources=()), fault
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from service.gcp.listing import ObjectLister
     from service.gcp.result_pages import ResultPages
     from service.gcp.verdict_store import VerdictStore
-    from service.sources.schema import Sources
+    from service.sources.current import CurrentSources
 
 PAGE_SIZE = 60  # images of one page
 
@@ -44,14 +44,13 @@ class GalleryParts:
     results: "ResultPages"
     images: "GalleryImages"
     access: "Access"
-    sources: "Callable[[], Sources]"  # the current sources. They are read once a minute.
+    sources: "CurrentSources"
     verdicts: "VerdictStore | None" = None
     alerts: "AlertReader | None" = None
     objects: "ObjectLister | None" = None  # lists the images' bucket, for those without a result
     large_results: "LargeResults | None" = None  # reads detections that are in RESULTS_BUCKET
     # Publishes a job that replaces an image's document. None: nobody may try again. It is called
     # with the image and the `created_at` of its document, so that no newer document is replaced.
-    # `service.gcp.publisher.publish_again` does it.
     try_again: "Callable[[ImageRef, datetime], None] | None" = None
     options: GalleryOptions = GalleryOptions()
 

@@ -4,13 +4,12 @@ import json
 from collections import deque
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
-from datetime import datetime
 
 from google.api_core import exceptions, retry
 from google.auth.exceptions import GoogleAuthError
 from google.cloud import pubsub_v1  # type: ignore[attr-defined]  # published without types
 
-from service.domain import ImageRef, Replace
+from service.domain import Replace
 from service.errors import CredentialsError, YoloBatchError
 
 # Attributes cannot have these names: the client's `publish` takes attributes as keyword arguments,
@@ -129,22 +128,3 @@ def publish_jobs(
     except (exceptions.GoogleAPIError, GoogleAuthError, TimeoutError) as exc:
         raise PublishError(f"Pub/Sub did not accept the jobs: {exc}") from exc
     return published
-
-
-def publish_again(
-    client: pubsub_v1.PublisherClient, topic: str, image: ImageRef, created_at: datetime
-) -> None:
-    """Publish a job that replaces the document of an image, unless it was replaced meanwhile.
-
-    Args:
-        client: the vendor's client. See `connect`.
-        topic: the topic's full name.
-        image: the image. Without a generation, its live generation is processed.
-        created_at: `created_at` of the document. So no newer document is replaced, and the clock
-            of this machine does not matter.
-
-    Raises:
-        PublishError: the job was not published.
-    """
-    uri = f"{image.uri}#{image.generation}" if image.generation else image.uri
-    publish_jobs(client, topic, [job_message(uri, Replace(created_at))])

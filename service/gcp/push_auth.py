@@ -7,34 +7,16 @@ RS256, claims `iss`, `aud`, `email`, `email_verified`, `iat`, `exp`.
 Source: https://cloud.google.com/pubsub/docs/authenticate-push-subscriptions
 """
 
-import json
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from cachetools import TLRUCache, cached
-from google.auth import jwt
-from google.auth.exceptions import GoogleAuthError
-from google.auth.transport.requests import Request
-
-from service.errors import CertificatesUnavailableError, ForbiddenError, UnauthenticatedError
+from service.errors import ForbiddenError, UnauthenticatedError
+from service.gcp.signed_tokens import InvalidTokenError, SignedTokens
 
 CERTS_URL = "https://www.googleapis.com/oauth2/v1/certs"  # key id → X.509 certificate, PEM
 ISSUER = "https://accounts.google.com"
 
-_ALGORITHM = "RS256"
-_CLOCK_SKEW_SECONDS = 10
-_FETCH_TIMEOUT_SECONDS = 3.0
-# Google publishes a key long before it signs with it, and lets clients cache certificates for
-# hours. So a token with an unknown key id is invalid, and does not cause another fetch.
-_CACHE_SECONDS = 3600.0
-_FAILURE_CACHE_SECONDS = 5.0  # in an outage, not every request may wait for a fetch of its own
-
 _INVALID = "The push's token is malformed, expired, not signed by Google, or not for this service."
-
-_Certificates = Mapping[str, str] | Exception  # by key id, or why they could not be fetched
 
 
 class TokenVerifier:
@@ -56,14 +38,8 @@ class TokenVerifier:
             certs_url: URL of Google's certificates.
             clock: returns seconds, for the age of cached certificates.
         """
-        self._audience = audience
         self._service_accounts = tuple(service_accounts)
-        # google-auth itself would fetch certificates for each token. Here one thread fetches
-        # while others wait.
-        cache = TLRUCache[Any, _Certificates](maxsize=1, ttu=_cached_until, timer=clock)
-        self._certificates: Callable[[], _Certificates] = cached(
-            cache, condition=threading.Condition()
-        )(partial(_fetch, certs_url))
+        self._tokens = SignedTokens(audience, algorithm="RS256", keys_url=certs_url, clock=clock)
 
     def verify(self, authorization: str | None) -> None:
         """Verify the request's `Authorization` header.
@@ -76,49 +52,13 @@ class TokenVerifier:
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer":
             raise UnauthenticatedError("The push has no bearer token.")
-        claims = self._claims(token.strip())
+        try:
+            claims = self._tokens.claims(token.strip())
+        except InvalidTokenError:
+            raise UnauthenticatedError(_INVALID) from None
         if claims.get("iss") != ISSUER:
             raise UnauthenticatedError(_INVALID)
         if claims.get("email_verified") is not True or (
             claims.get("email") not in self._service_accounts
         ):
             raise ForbiddenError("The push's service account is not allowed.")
-
-    def _claims(self, token: str) -> Mapping[str, Any]:
-        try:
-            header = jwt.decode_header(token)
-            if header.get("alg") != _ALGORITHM or not isinstance(header.get("kid"), str):
-                raise ValueError
-            certificates = self._certificates()
-            if isinstance(certificates, Exception):
-                raise CertificatesUnavailableError(
-                    "Google's certificates are unavailable."
-                ) from certificates
-            claims: Mapping[str, Any] = jwt.decode(
-                token,
-                certs=certificates,
-                audience=self._audience,
-                clock_skew_in_seconds=_CLOCK_SKEW_SECONDS,
-            )
-        # Not chained: google-auth's messages repeat the token. RecursionError: JSON too deep.
-        except (ValueError, TypeError, GoogleAuthError, RecursionError):
-            raise UnauthenticatedError(_INVALID) from None
-        return claims
-
-
-def _cached_until(_: object, certificates: _Certificates, now: float) -> float:
-    is_failure = isinstance(certificates, Exception)
-    return now + (_FAILURE_CACHE_SECONDS if is_failure else _CACHE_SECONDS)
-
-
-def _fetch(url: str) -> _Certificates:
-    try:
-        response = Request()(url, timeout=_FETCH_TIMEOUT_SECONDS)
-        if response.status != 200:
-            raise ValueError(f"the response has status {response.status}")
-        certificates = json.loads(response.data)
-        if not isinstance(certificates, dict) or not certificates:
-            raise ValueError("the response has no certificates")
-    except (GoogleAuthError, ValueError) as exc:
-        return exc
-    return certificates

@@ -161,12 +161,7 @@ class CurrentSources:
             SourcesUnknownError: neither the sources nor the last good ones can be used.
             FirestoreUnavailableError: no sources are known, and Firestore did not respond.
         """
-        is_due = self._clock() - self._looked_at >= self._refresh_seconds
-        if is_due or (self._known is None and self._error):
-            self.look(deadline)
-        known = self._known
-        if known is None:
-            raise self._error or SourcesUnknownError()
+        known = self._current(deadline)
         settings = settings_of(
             ref,
             known.sources,
@@ -175,6 +170,23 @@ class CurrentSources:
             store_confidence=self._store_confidence,
         )
         return settings if known.derives else replace(settings, derive=NOTHING)
+
+    def sources(self, deadline: Deadline) -> Sources:
+        """Return all sources. Read the document first, if that is due.
+
+        Raises:
+            SourcesUnknownError: neither the sources nor the last good ones can be used.
+            FirestoreUnavailableError: no sources are known, and Firestore did not respond.
+        """
+        return self._current(deadline).sources
+
+    def _current(self, deadline: Deadline) -> _Known:
+        is_due = self._clock() - self._looked_at >= self._refresh_seconds
+        if is_due or (self._known is None and self._error):
+            self.look(deadline)
+        if self._known is None:
+            raise self._error or SourcesUnknownError()
+        return self._known
 
     def look(self, deadline: Deadline) -> None:
         """Read the document, unless another thread reads it now.

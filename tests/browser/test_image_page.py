@@ -1,5 +1,6 @@
 """The page of one image in a real browser."""
 
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -9,16 +10,14 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from service.domain import Box, ClassScore, Keypoint, Task
-from tests.contract.conftest import collection, emulator_environment, emulators
 from tests.gallery_pages import HOSTILE, MODEL, Pages, failed, found, person
 
-__all__ = ["collection", "emulator_environment", "emulators"]  # fixtures
 pytestmark = pytest.mark.emulator
 
 
 @pytest.fixture
-def pages(collection: str) -> Pages:  # noqa: F811 - the fixture
-    return Pages(collection)
+def pages() -> Pages:
+    return Pages(f"test-{uuid.uuid4().hex}")
 
 
 @pytest.fixture
@@ -84,6 +83,15 @@ def test_threshold_acts_on_table_and_boxes(pages: Pages, opened: Page) -> None:
     assert "threshold" not in opened.url
 
 
+def test_thresholds_of_labels_come_from_the_grid(pages: Pages, opened: Page) -> None:
+    query = "?threshold=0.5&threshold_of=person:0.95&threshold_of=cat:0.05"
+    open_image(opened, pages.put(two()), query)
+    assert shown_rows(opened) == ["dog", "cat"]
+    expect(opened.locator("#threshold-value")).to_have_text("0.50, person 0.95, cat 0.05")
+    opened.get_by_role("button", name="As recorded").click()
+    assert shown_rows(opened) == ["person", "dog"]
+
+
 def test_image_is_zoomed_and_moved_by_keys(pages: Pages, opened: Page) -> None:
     open_image(opened, pages.put(two()))
     zoom = opened.locator("#zoom")
@@ -145,7 +153,7 @@ def test_arrow_keys_follow_the_page_of_the_grid(pages: Pages, opened: Page) -> N
     ids = [pages.put(found(f"{number}.png")) for number in range(3)]
     listed = [ids[1], ids[0], ids[2]]
     opened.evaluate(
-        "ids => sessionStorage.setItem('yolo-batch-listed', JSON.stringify({ids}))", listed
+        "ids => sessionStorage.setItem('yolo-batch-list', JSON.stringify({ids}))", listed
     )
     open_image(opened, ids[1])
     expect(opened.locator("#previous")).to_be_hidden()

@@ -146,7 +146,7 @@ def test_any_edit_of_a_document_is_shown(pages: Pages) -> None:
         error={"code": "corrupt_image", "message": "cut"},
     )
     reference = firestore.Client().collection(pages.collection).document(document_id)
-    document = reference.get().to_dict()
+    document = reference.get().to_dict() or {}
     chosen = random.Random(1)
     for number in range(100):
         status = ("done", "failed", "parked")[number % 3]

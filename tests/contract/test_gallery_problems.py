@@ -6,19 +6,23 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from html import unescape
+from typing import Any
 
 import pytest
 from google.cloud import pubsub_v1, storage  # type: ignore[attr-defined]  # published without types
 
 from service.domain import ErrorCode, ImageRef
-from service.errors import SourcesUnknownError
+from service.errors import PubSubUnavailableError
+from service.gallery.access import LocalAccess
 from service.gallery.again import Recently
+from service.gallery.build import build_gallery
 from service.gallery.parts import GalleryOptions
-from service.gcp.publisher import PublishError, publish_again
+from service.gallery.settings import GallerySettings
 from service.object_metadata import RESULT_MARKER
-from service.sources.schema import Source, Sources
+from service.settings import Settings
+from service.sources.schema import Source
 from tests.fakes import PATIENCE_SECONDS, Clock
-from tests.gallery_pages import HOSTILE, Pages, Visitor, failed, found, reads
+from tests.gallery_pages import HOSTILE, Pages, Visitor, failed, found, reads, sources_of
 
 pytestmark = pytest.mark.emulator
 
@@ -152,10 +156,10 @@ def test_try_again_publishes_a_job_once_a_minute(pages: Pages) -> None:
 def test_try_again_after_an_outage_is_possible_at_once(pages: Pages) -> None:
     document_id = pages.put(failed("a.jpg"))
     published = Published()
-    published.errors = [PublishError("Pub/Sub did not accept the jobs")]
+    published.errors = [PubSubUnavailableError("Pub/Sub did not respond.")]
     client = pages.client(try_again=published)
     first = client.post(f"/api/again/{document_id}")
-    assert (first.status_code, first.json) == (503, {"error": "Pub/Sub did not accept the jobs"})
+    assert (first.status_code, first.json) == (503, {"error": "Pub/Sub did not respond."})
     assert client.post(f"/api/again/{document_id}").status_code == 202
     assert len(published.jobs) == 1
 
@@ -192,21 +196,21 @@ def test_image_can_be_tried_again_after_a_minute() -> None:
 
 def test_job_replaces_only_the_document_that_was_seen(topic: str) -> None:
     seen_at = datetime(2026, 11, 29, 12, 0, 0, 123456, UTC)
-    client = pubsub_v1.PublisherClient()
-    publish_again(client, topic, ImageRef("uploads", "a b.jpg", 7), seen_at)
-    publish_again(client, topic, ImageRef("uploads", "a b.jpg", 0), seen_at)
+    own = GallerySettings(jobs_topic=topic)
+    parts = build_gallery(Settings.from_env(), own, LocalAccess(8000), is_emulator=True)
+    assert parts.try_again
+    parts.try_again(ImageRef("uploads", "a b.jpg", 7), seen_at)
+    parts.try_again(ImageRef("uploads", "a b.jpg", 0), seen_at)  # the generation is not known
+    parts.images.close()
     subscription = topic.replace("/topics/", "/subscriptions/")
-    received: list[dict[str, object]] = []
+    received: list[dict[str, Any]] = []
     with pubsub_v1.SubscriberClient() as subscriber:
         while len(received) < 2:
             response = subscriber.pull(
                 subscription=subscription, max_messages=2, timeout=PATIENCE_SECONDS
             )
             received += [json.loads(each.message.data) for each in response.received_messages]
-    assert {str(job["uri"]) for job in received} == {
-        "gs://uploads/a b.jpg#7",
-        "gs://uploads/a b.jpg",
-    }
+    assert {job["uri"] for job in received} == {"gs://uploads/a b.jpg#7", "gs://uploads/a b.jpg"}
     assert received[0]["replace"] == {
         "if_created_before": "2026-11-29T12:00:00.123456+00:00",
         "unless_model": None,
@@ -232,7 +236,7 @@ def test_objects_without_a_result_are_listed(pages: Pages, images_bucket: storag
 def test_object_of_a_disabled_source_says_so(pages: Pages, images_bucket: storage.Bucket) -> None:
     upload(images_bucket, "off/a.jpg", "on/b.jpg")
     source = Source(id="gate", bucket=images_bucket.name, prefix="off/", enabled=False)
-    client = pages.client(sources=lambda: Sources(sources=(source,)))
+    client = pages.client(sources=sources_of(source))
     text = plain_text(client.text(f"/not-run?bucket={images_bucket.name}"))
     assert "Its source gate is disabled on/b.jpg" in text
 
@@ -240,11 +244,9 @@ def test_object_of_a_disabled_source_says_so(pages: Pages, images_bucket: storag
 def test_unknown_sources_do_not_hide_the_objects(
     pages: Pages, images_bucket: storage.Bucket
 ) -> None:
-    def unknown() -> Sources:
-        raise SourcesUnknownError
-
     upload(images_bucket, "a.jpg")
-    text = plain_text(pages.client(sources=unknown).text(f"/not-run?bucket={images_bucket.name}"))
+    client = pages.client(sources=sources_of(broken=True))
+    text = plain_text(client.text(f"/not-run?bucket={images_bucket.name}"))
     assert "does not know which are disabled" in text and "a.jpg" in text
 
 

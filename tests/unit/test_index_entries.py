@@ -19,8 +19,8 @@ from devtools.bench.index_entries import (
     table,
 )
 from devtools.docs.document import DONE
-from service.cli.output import json_line
 from service.document import to_document
+from service.stored_json import json_line
 
 # https://firebase.google.com/docs/firestore/storage-size
 PATH = ("users", "jeff", "tasks", "my_task_id")

@@ -89,7 +89,7 @@ def signer() -> Signer:
 
 @pytest.fixture
 def server(signer: Signer, monkeypatch: pytest.MonkeyPatch) -> Iterator[CertificateServer]:
-    monkeypatch.setattr("service.gcp.push_auth._FETCH_TIMEOUT_SECONDS", PATIENCE_SECONDS)
+    monkeypatch.setattr("service.gcp.signed_tokens._FETCH_TIMEOUT_SECONDS", PATIENCE_SECONDS)
     running = CertificateServer()
     running.body = json.dumps({"one": signer.certificate}).encode()
     yield running

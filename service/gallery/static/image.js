@@ -6,8 +6,8 @@ const MAX_ZOOM = 32;
 const STEP = 1.25; // of one zoom
 const PAN = 60; // screen pixels of one key
 const HIT = 6; // screen pixels around a box that still hit it
-const SHOWN = "yolo-batch-boxes"; // key in localStorage, of all pages
-const LISTED = "yolo-batch-listed"; // key in sessionStorage: what the grid has listed
+const BOXES = "yolo-batch-boxes"; // key in localStorage, of all pages
+const LISTED = "yolo-batch-list"; // key in sessionStorage: what the grid has listed
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const find = (id) => document.getElementById(id);
@@ -169,9 +169,9 @@ function setUpView(table, items) {
 
   const boxes = find("boxes");
   const showBoxes = () => svg.classList.toggle("off", !boxes.checked);
-  boxes.checked = stored("localStorage", SHOWN) !== "off";
+  boxes.checked = stored("localStorage", BOXES) !== "off";
   boxes.addEventListener("change", () => {
-    store("localStorage", SHOWN, boxes.checked ? "on" : "off");
+    store("localStorage", BOXES, boxes.checked ? "on" : "off");
     showBoxes();
   });
   showBoxes();
@@ -192,34 +192,49 @@ function setUpView(table, items) {
   return view;
 }
 
+/** Return the thresholds of the address: one for all labels, and those of single labels. */
+function givenThresholds() {
+  const given = new URL(location.href).searchParams;
+  const isShare = (text) => text !== null && text !== "" && Number(text) >= 0 && Number(text) <= 1;
+  const found = new Thresholds(isShare(given.get("threshold")) ? Number(given.get("threshold")) : null);
+  for (const each of given.getAll("threshold_of")) {
+    const at = each.lastIndexOf(":");
+    if (at > 0 && isShare(each.slice(at + 1))) found.ofLabel.set(each.slice(0, at), Number(each.slice(at + 1)));
+  }
+  return found;
+}
+
+/** Return an address with a threshold. Null: without any threshold. */
+function withThreshold(text, value) {
+  const address = new URL(text);
+  if (value !== null) address.searchParams.set("threshold", value.toFixed(2));
+  else for (const name of ["threshold", "threshold_of"]) address.searchParams.delete(name);
+  return address;
+}
+
 function setUpThreshold(table) {
   const slider = find("threshold");
   if (!slider) return;
-  const thresholds = new Thresholds();
-  const show = (value) => {
-    thresholds.value = value;
+  const thresholds = givenThresholds();
+  const show = () => {
+    const { value, ofLabel } = thresholds;
     slider.value = value ?? slider.defaultValue;
-    find("threshold-value").textContent = value === null ? "as recorded" : value.toFixed(2);
+    const own = [...ofLabel].map(([label, each]) => `, ${label} ${each.toFixed(2)}`).join("");
+    find("threshold-value").textContent = (value === null ? "as recorded" : value.toFixed(2)) + own;
     table.apply(thresholds);
   };
   const choose = (value) => {
-    show(value);
-    const address = new URL(location.href);
-    if (value === null) address.searchParams.delete("threshold");
-    else address.searchParams.set("threshold", value.toFixed(2));
-    history.replaceState(null, "", address);
+    thresholds.value = value;
+    if (value === null) thresholds.ofLabel.clear();
+    show();
+    history.replaceState(null, "", withThreshold(location.href, value));
     for (const link of document.querySelectorAll("#previous[href], #next[href], #back")) {
-      const target = new URL(link.href);
-      if (value === null) target.searchParams.delete("threshold");
-      else target.searchParams.set("threshold", value.toFixed(2));
-      link.href = target;
+      link.href = withThreshold(link.href, value);
     }
   };
   slider.addEventListener("input", () => choose(slider.valueAsNumber));
   find("threshold-reset").addEventListener("click", () => choose(null));
-  const given = new URL(location.href).searchParams.get("threshold");
-  const value = given === null || given === "" ? NaN : Number(given);
-  show(value >= 0 && value <= 1 ? value : null);
+  show();
 }
 
 /** Link the neighbours of the grid's page, if the image was opened from there. */

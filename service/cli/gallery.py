@@ -1,0 +1,81 @@
+"""`yolo-batch gallery`: look at results in a browser."""
+
+import os
+import webbrowser
+from dataclasses import replace
+
+import click
+
+from service.cli.commands import command, option
+from service.cli.output import note, say
+from service.errors import YoloBatchError
+from service.settings import Settings
+
+_CALL_SECONDS = 60.0  # Firestore is retried longer than in the service, which has a deadline
+
+
+class PortError(YoloBatchError):
+    """The port is not free."""
+
+
+@command(
+    panel="Data",
+    examples=["yolo-batch gallery", "yolo-batch gallery --topic jobs --open"],
+)
+@option(
+    "--port",
+    default=0,
+    type=click.IntRange(0, 65535),
+    help="Port to listen on, on this machine only.  [default: a free port]",
+)
+@option(
+    "--topic",
+    help="Let failed images be tried again: the topic of the jobs, or "
+    "projects/PROJECT/topics/NAME.  [default: nobody may]",
+)
+@option("--open", "is_opened", is_flag=True, help="Open the address in your browser.")
+@option(
+    "--verdicts-database",
+    help="Firestore database of the verdicts.  [default: yolo-batch-verdicts]",
+)
+def gallery(port: int, topic: str | None, is_opened: bool, verdicts_database: str | None) -> None:
+    """Show the results in a browser, until Ctrl-C.
+
+    Prints an address with a token. Only a browser on this machine that opens it can see the pages.
+    Your own credentials read the results, the derived images and the uploads.
+
+    These settings of the service apply, as environment variables: GOOGLE_CLOUD_PROJECT,
+    FIRESTORE_DATABASE, FIRESTORE_COLLECTION, RESULTS_BUCKET, ALLOWED_BUCKETS.
+    """
+    from service.gallery.access import LocalAccess
+    from service.gallery.app import create_app
+    from service.gallery.build import build_gallery
+    from service.gallery.serve import HOST, bind, serve
+    from service.gallery.settings import GallerySettings
+
+    settings = replace(Settings.from_env(), firestore_timeout_seconds=_CALL_SECONDS)
+    own = GallerySettings.from_env()
+    own = replace(
+        own,
+        jobs_topic=topic or own.jobs_topic,
+        verdicts_database=verdicts_database or own.verdicts_database,
+    )
+    try:
+        listener = bind(port)
+    except OSError as exc:
+        raise PortError(f"Port {port} is not free ({exc.strerror}). Choose another --port") from exc
+    access = LocalAccess(listener.getsockname()[1])
+    is_emulator = bool(os.environ.get("FIRESTORE_EMULATOR_HOST"))
+    parts = build_gallery(settings, own, access, is_emulator=is_emulator)
+    address = f"http://{HOST}:{listener.getsockname()[1]}{access.first_path}"
+    say(address)
+    note("Open this address in a browser. Ctrl-C ends the gallery.")
+    if is_opened:
+        webbrowser.open(address)
+    server = serve(create_app(parts), listener)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        parts.images.close()

@@ -1,0 +1,183 @@
+"""The grid of results, in a real browser."""
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
+
+from tests.gallery import HOSTILE, Gallery
+
+
+def cards(page: Page) -> list[str]:
+    expect(page.locator("#grid[aria-busy]")).to_have_count(0)
+    return page.locator(".caption .name").all_text_contents()
+
+
+def test_first_page_has_the_newest_with_their_boxes(opened: Page) -> None:
+    names = cards(opened)
+    assert len(names) == 60
+    assert names[0].endswith("gate/mask.jpg")
+    first = opened.locator(".card").first
+    expect(first.locator(".overlay .mask")).to_have_count(1)
+    expect(opened.locator(".card").nth(1).locator(".keypoint")).to_have_count(3)
+    expect(opened.locator(".card").nth(2).locator("polygon.box")).to_have_count(1)
+    assert first.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)")
+
+
+def test_pages_follow_each_other_and_back_works(opened: Page) -> None:
+    first = cards(opened)
+    opened.get_by_role("button", name="Next page").click()
+    expect(opened.locator(".card")).to_have_count(15)
+    assert not set(first) & set(cards(opened))
+    opened.go_back()
+    expect(opened.locator(".card")).to_have_count(60)
+    assert cards(opened) == first
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "count"),
+    [
+        ("shown", "failed", 2),
+        ("shown", "parked", 1),
+        ("shown", "nothing_found", 1),
+        ("source", "gate", 5),
+    ],
+)
+def test_filter_is_in_the_address_and_survives_it(
+    opened: Page, gallery: Gallery, field: str, value: str, count: int
+) -> None:
+    cards(opened)
+    opened.goto(f"{gallery.address}/?{field}={value}")
+    expect(opened.locator(".card")).to_have_count(count)
+    opened.reload()
+    expect(opened.locator(".card")).to_have_count(count)
+    opened.get_by_role("button", name=f"Remove the filter {field}").click()
+    expect(opened.locator(".card")).to_have_count(60)
+    assert field not in opened.url
+
+
+def test_choosing_an_outcome_changes_the_page(opened: Page) -> None:
+    cards(opened)
+    opened.get_by_label("Outcome").select_option("failed")
+    expect(opened.locator(".card")).to_have_count(2)
+    assert "shown=failed" in opened.url
+    assert "corrupt_image" in opened.locator("#grid").inner_text()
+
+
+def test_impossible_filter_says_what_to_do(opened: Page, gallery: Gallery) -> None:
+    opened.goto(f"{gallery.address}/?source=gate")
+    expect(opened.locator(".card")).to_have_count(5)
+    response = opened.request.get(f"{gallery.address}/api/results?zone=door")
+    assert response.status == 400
+    assert "choose the source" in response.json()["error"]
+
+
+def test_slider_shows_faint_detections_and_counts_the_others(
+    opened: Page, gallery: Gallery
+) -> None:
+    opened.goto(f"{gallery.address}/?source=yard&label=heart")
+    expect(opened.locator(".card")).to_have_count(31)
+    shown = opened.locator(".detection:not(.hidden)")
+    expect(shown).to_have_count(62)
+    expect(opened.locator("#below")).to_have_text("62 detections below the threshold.")
+    opened.locator("#threshold").fill("0.1")
+    expect(shown).to_have_count(93)
+    opened.locator("#threshold").fill("1")
+    expect(shown).to_have_count(0)
+    opened.locator("#threshold").dispatch_event("change")
+    assert "threshold=1" in opened.url
+    opened.get_by_role("button", name="As recorded").click()
+    expect(shown).to_have_count(62)
+
+
+def test_label_keeps_its_color(opened: Page, gallery: Gallery) -> None:
+    def color() -> str:
+        star = opened.locator('.detection[data-label="star"]').first
+        return str(star.evaluate("node => node.style.getPropertyValue('--label')"))
+
+    cards(opened)
+    first = color()
+    opened.goto(f"{gallery.address}/?source=yard&label=star")
+    cards(opened)
+    assert color() == first
+
+
+def test_counts_come_when_asked_and_say_what_they_cost(opened: Page) -> None:
+    cards(opened)
+    opened.locator(".labels summary").click()
+    expect(opened.locator('.count[data-label="heart"]')).to_have_text("31")
+    expect(opened.locator("#count-cost")).to_contain_text("reads")
+
+
+def test_hostile_names_are_text(opened: Page) -> None:
+    names = cards(opened)
+    for name in HOSTILE:
+        assert any(each.endswith(name) for each in names), name
+    assert opened.evaluate("window.hacked") is None
+    assert any("<b>bold</b>" in text for text in opened.locator(".overlay").all_text_contents())
+
+
+def test_page_asks_no_other_host(page: Page, gallery: Gallery) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(gallery.url)
+    cards(page)
+    assert len(asked) > 5
+    assert {url for url in asked if not url.startswith(f"{gallery.address}/")} == set()
+
+
+def test_keys_move_open_and_turn_pages(opened: Page) -> None:
+    cards(opened)
+    opened.keyboard.press("ArrowRight")
+    opened.keyboard.press("ArrowRight")
+    second = opened.locator(".card").nth(1)
+    expect(second).to_be_focused()
+    opened.keyboard.press("b")
+    expect(opened.locator("#grid.plain")).to_have_count(1)
+    opened.keyboard.press("b")
+    opened.keyboard.press("]")
+    expect(opened.locator(".card")).to_have_count(15)
+    opened.keyboard.press("[")
+    expect(opened.locator(".card")).to_have_count(60)
+    opened.keyboard.press("?")
+    expect(opened.get_by_role("dialog")).to_be_visible()
+
+
+def test_boxes_stay_off_on_the_next_visit(opened: Page) -> None:
+    cards(opened)
+    opened.get_by_label("Boxes").uncheck()
+    opened.reload()
+    cards(opened)
+    expect(opened.locator("#grid.plain")).to_have_count(1)
+
+
+def test_missing_image_says_why(page: Page, own_gallery: Gallery) -> None:
+    document_id = own_gallery.add_image("a.jpg")
+    ref = own_gallery.results[document_id].ref
+    own_gallery.add(own_gallery.results[document_id], derived_error="The labels changed.")
+    page.goto(own_gallery.url)
+    expect(page.locator(".hole")).to_contain_text("The labels changed.")
+    assert ref.generation
+
+
+def test_empty_gallery_says_what_to_do(page: Page, own_gallery: Gallery) -> None:
+    page.goto(own_gallery.url)
+    expect(page.locator("#message")).to_contain_text("Upload images")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 360])
+def test_axe_finds_no_violation(page: Page, gallery: Gallery, scheme: "str", width: int) -> None:
+    page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto(gallery.url)
+    cards(page)
+    page.locator(".labels summary").click()
+    results = Axe().run(page)
+    assert results.violations_count == 0, results.generate_report()
+
+
+def test_phone_has_no_horizontal_scrolling(page: Page, gallery: Gallery) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.goto(gallery.url)
+    cards(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
