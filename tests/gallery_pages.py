@@ -49,6 +49,9 @@ class OneImage(GalleryImages):
         Image.new("RGB", (640, 480), "#345").save(file, "PNG")
         self._data = file.getvalue()
 
+    def remember(self, document_id: str, document: Mapping[str, Any]) -> None:
+        return
+
     def read(self, document_id: str, generation: int, view: View) -> ShownImage:
         if document_id in self.missing:
             raise NoImageError("The object is gone.")

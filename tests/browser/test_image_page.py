@@ -25,6 +25,7 @@ def opened(pages: Pages, page: Page) -> Iterator[Page]:
     """Return a page that has the cookie of a gallery with the documents of `pages`."""
     with pages.served() as url:
         page.goto(url)
+        page.goto(f"{base(page)}/problems")  # the grid stores what it lists
         yield page
 
 
