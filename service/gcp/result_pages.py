@@ -217,6 +217,21 @@ class ResultPages(DocumentPages):
             snapshot = self._collection.document(document_id).get(**self._one_attempt().limits)
         return _result(snapshot) if snapshot.exists else None
 
+    def recorded(self, document_ids: Sequence[str]) -> frozenset[str]:
+        """Return those of the ids that have a document. Each id is one read.
+
+        Raises:
+            FirestoreUnavailableError: Firestore did not respond.
+        """
+        if not document_ids:
+            return frozenset()
+        refs = [self._collection.document(document_id) for document_id in document_ids]
+        with self._counting() as usage, self._reading():
+            usage.documents += len(refs)
+            limits = self._one_attempt().limits
+            snapshots = list(self._client.get_all(refs, field_paths=["status"], **limits))
+        return frozenset(snapshot.id for snapshot in snapshots if snapshot.exists)
+
     def usage(self) -> Usage:
         """Return what this thread's calls cost since its last `reset_usage`."""
         if not hasattr(self._local, "usage"):
