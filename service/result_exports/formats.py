@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from service.result_exports.coco_format import CocoWriter
 from service.result_exports.csv_format import CsvWriter
 from service.result_exports.jsonl_format import JsonlWriter
 from service.result_exports.records import ExportOptions, Writer
@@ -33,5 +34,6 @@ class Format:
 
 FORMATS: dict[str, Format] = {
     "csv": Format(CsvWriter, "one row for each detection, for spreadsheets"),
+    "coco": Format(CocoWriter, "boxes, masks and keypoints, for most label tools"),
     "jsonl": Format(JsonlWriter, "one document a line, with every field"),
 }
