@@ -50,12 +50,17 @@ class Vocabulary:
 
     labels: dict[str, dict[str, None]] = field(default_factory=dict)  # in order of occurrence
 
-    def add(self, task: dict[str, Any]) -> None:
-        """Add the labels of a task's predictions."""
+    def add(self, task: dict[str, Any], result: ImageResult) -> None:
+        """Add the labels of a task's predictions, and the names of all keypoints, hidden too."""
+        for item in result.detections:
+            self._add("point", [plain_label(point.name) for point in item.keypoints])
         for prediction in task["predictions"]:
             for region in prediction["result"]:
-                found = self.labels.setdefault(region["from_name"], {})
-                found.update(dict.fromkeys(region["value"][region["type"]]))
+                self._add(region["from_name"], region["value"][region["type"]])
+
+    def _add(self, control: str, labels: Sequence[str]) -> None:
+        if labels:
+            self.labels.setdefault(control, {}).update(dict.fromkeys(labels))
 
 
 def task_of(image: Exported, *, url_prefix: str | None = None) -> dict[str, Any] | None:
@@ -98,8 +103,12 @@ def config_of(vocabulary: Vocabulary) -> str:
         control = ElementTree.SubElement(view, tag, name=name, toName=_IMAGE)
         if label_tag == "Choice":
             control.set("choice", "multiple")
-        for label in sorted(labels):
-            ElementTree.SubElement(control, label_tag, value=label)
+        if name == "point":  # Label Studio's exports need the order of the model's keypoints
+            for number, label in enumerate(labels):
+                ElementTree.SubElement(control, label_tag, value=label, model_index=str(number))
+        else:
+            for label in sorted(labels):
+                ElementTree.SubElement(control, label_tag, value=label)
     ElementTree.indent(view)
     return ElementTree.tostring(view, encoding="unicode") + "\n"
 
@@ -122,10 +131,10 @@ class LabelStudioWriter:
     def add(self, image: Exported) -> None:
         """Append the task of an image."""
         task = task_of(image, url_prefix=self.url_prefix)
-        if task is None:
+        if task is None or image.result is None:
             self.left_out += 1
             return
-        self.vocabulary.add(task)
+        self.vocabulary.add(task, image.result)
         separator = ",\n" if self.written else "\n"
         with (self.folder / TASKS_FILE).open("a", encoding="utf-8") as file:
             file.write(separator + json.dumps(task, ensure_ascii=False, allow_nan=False))
