@@ -3,10 +3,11 @@
 import re
 import unicodedata
 from pathlib import PurePosixPath
+from typing import Protocol
 
 _MAX_PART_BYTES = 200  # of 255, for what is added
 _MAX_PATH_BYTES = 1000
-_SHORT = 10  # hexadecimal digits of the document's id that make a changed name unique
+_SHORT = 10  # hexadecimal digits of the document's id that make a path unique
 # Characters that Windows does not allow, separators, and what does not show or turns the text.
 _FORBIDDEN = re.compile(
     r'[<>:"|?*\\\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]'
@@ -14,23 +15,65 @@ _FORBIDDEN = re.compile(
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
 
 
+class Taken(Protocol):
+    """The keys of the paths that an export has given."""
+
+    def add(self, key: str) -> bool:
+        """Note a key. Return False if it was there already."""
+
+    def has(self, key: str) -> bool:
+        """Return whether a key was noted."""
+
+
 class FileNames:
     """Gives each image of an export a path of its own.
 
-    A path depends on the object's name, on the document's id, and on which names were given before.
-    A name that had to be changed, or that another image has already, gets a part of the document's
-    id. Names count as equal if they differ only in case, in the form of Unicode, or in the suffix:
-    not every file system and not every tool keeps such names apart.
+    The path is the object's name, if that is safe. A name that had to be changed, or that another
+    image has already, gets a part of the document's id. Names count as equal if they differ only in
+    case, in the form of Unicode, or in the suffix: not every file system, and not every tool, tells
+    such names from each other. A file never has the name of another image's folder.
     """
 
-    def __init__(self, given: frozenset[str] = frozenset()) -> None:
-        """Start with the keys of the paths that were given before."""
-        self._files: set[str] = set(given)
-        self._folders: set[str] = set()
+    def __init__(self, taken: Taken) -> None:
+        """Take where the given paths are noted."""
+        self._taken = taken
 
     def path(self, name: str, document_id: str) -> str:
         """Return the relative path of an image's file, with `/`."""
-        raise NotImplementedError
+        path = safe_path(name)
+        if path != name or not self._is_free(path):
+            path = _with_id(path, document_id)
+        if not self._is_free(path):  # a folder has the name of an earlier file
+            path = _with_id(f"{document_id[:_SHORT]}/{PurePosixPath(path).name}", document_id)
+        self._note(path)
+        return path
+
+    def _is_free(self, path: str) -> bool:
+        key = _key(path)
+        folders = [_key(str(folder)) for folder in _folders(path)]
+        is_other = self._taken.has(f"file {key}") or self._taken.has(f"folder {key}")
+        return not is_other and not any(self._taken.has(f"file {folder}") for folder in folders)
+
+    def _note(self, path: str) -> None:
+        self._taken.add(f"file {_key(path)}")
+        for folder in _folders(path):
+            self._taken.add(f"folder {_key(str(folder))}")
+
+
+def _folders(path: str) -> list[PurePosixPath]:
+    return [folder for folder in PurePosixPath(path).parents if folder.name]
+
+
+def _key(path: str) -> str:
+    """Return the same text for paths that count as equal."""
+    pure = PurePosixPath(path)
+    text = str(pure.with_suffix("")) if pure.suffix else path
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFC", text).casefold())
+
+
+def _with_id(path: str, document_id: str) -> str:
+    pure = PurePosixPath(path)
+    return str(pure.with_name(f"{pure.stem}-{document_id[:_SHORT]}{pure.suffix}"))
 
 
 def safe_path(name: str) -> str:
