@@ -5,7 +5,7 @@ import hmac
 import secrets
 from collections.abc import Collection
 from typing import Protocol
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from flask import Response, g, make_response, redirect, request
 from werkzeug.exceptions import Forbidden, ServiceUnavailable, Unauthorized
@@ -15,6 +15,7 @@ from service.gcp.iap import ASSERTION, AssertionVerifier
 
 _TOKEN = "token"  # the argument of the first URL
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_OTHER_SITE = "Another site must not change anything here."
 _SITES = ("same-origin", "none")  # values of Sec-Fetch-Site of requests from our own pages
 
 
@@ -138,7 +139,10 @@ def refuse_foreign_writes(access: Access) -> None:
         return
     site = request.headers.get("Sec-Fetch-Site")
     if site is not None and site not in _SITES:
-        raise Forbidden("Another site must not change anything here.")
+        raise Forbidden(_OTHER_SITE)
+    origin = request.headers.get("Origin")
+    if origin is not None and urlsplit(origin).netloc != request.host:
+        raise Forbidden(_OTHER_SITE)
     given = request.headers.get("X-CSRF-Token") or request.form.get("csrf_token", "")
     if not _equal(given, access.csrf_token()):
         raise Forbidden("The page is too old. Load it again, and repeat what you did.")

@@ -69,6 +69,7 @@ def _admit() -> Response | None:
     access = parts().access
     response = access.check()
     if response is None:
+        g.csrf_token = access.csrf_token()
         refuse_foreign_writes(access)
     return response
 
@@ -88,7 +89,8 @@ def _complete(response: Response) -> Response:
 
 def _context() -> dict[str, Any]:
     """Return what every template can use."""
-    return {"csrf_token": parts().access.csrf_token(), "navigation": _NAVIGATION}
+    token = g.get("csrf_token", "")  # a page that refuses a visitor has none
+    return {"csrf_token": token, "navigation": _NAVIGATION if token else ()}
 
 
 def _refused(error: HTTPException) -> Response:

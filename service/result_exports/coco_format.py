@@ -7,6 +7,7 @@ rings, and the rings of holes are left out. Rotated boxes are written as polygon
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
 from service.domain import MIN_KEYPOINT_CONFIDENCE, Detection, ImageResult
@@ -92,7 +93,7 @@ class CocoWriter(Stateless):
             "width": result.image_info.width,
             "height": result.image_info.height,
             "license": 1,
-            "date_captured": captured.isoformat() if hasattr(captured, "isoformat") else "",
+            "date_captured": captured.isoformat() if isinstance(captured, datetime) else "",
             "uri": result.ref.uri,
             "generation": result.ref.generation,
         }
