@@ -7,28 +7,24 @@ counted. What only a person knows is not invented: see `docs/how-to/export-label
 """
 
 import csv
+import io
 import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from service.domain import Detection, ImageResult
-from service.result_exports.exported import (
-    Exported,
-    kept_classes,
-    plain_label,
-    reason_of,
-    shown_uri,
-)
+from service.result_exports.exported import plain_label, reason_of, shown_uri, usable_result
 from service.result_exports.megadetector import relative_box
+from service.result_exports.records import ExportedImage, ExportOptions, Output
 
 VERSION = "1.0.2"
 _SCHEMAS = f"https://raw.githubusercontent.com/tdwg/camtrap-dp/{VERSION}"
+IMAGES = "images"  # folder of the images' files
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 _PLACE_DECIMALS = 4  # of a degree: 11 metres. A camera's own readings differ by less.
 
@@ -89,7 +85,7 @@ class Deployment:
         }
 
 
-def deployment_of(image: Exported) -> Deployment | None:
+def deployment_of(image: ExportedImage) -> Deployment | None:
     """Return the deployment of one image, or None if its time or its place is not known."""
     captured_at, place = image.document.get("captured_at"), _place(image.document.get("location"))
     if not isinstance(captured_at, datetime) or place is None:
@@ -102,7 +98,7 @@ def deployment_of(image: Exported) -> Deployment | None:
     return Deployment(deployment_id, latitude, longitude, captured_at, captured_at)
 
 
-def media_row(image: Exported, deployment: Deployment, *, with_files: bool) -> Row | None:
+def media_row(image: ExportedImage, deployment: Deployment, *, with_files: bool) -> Row | None:
     """Return the row of an image, or None if no image may be seen.
 
     Args:
@@ -114,10 +110,9 @@ def media_row(image: Exported, deployment: Deployment, *, with_files: bool) -> R
     uri = shown_uri(image.document)
     if uri is None:
         return None
-    is_at_path = with_files and _ALLOWED_PATH.fullmatch(image.path)
-    if image.path.startswith(_FORMULA):
-        is_at_path = None
-    path = image.path if is_at_path else quote(uri, safe="/:").replace("..", "%2E%2E")
+    local = f"{IMAGES}/{image.path}"
+    is_local = with_files and _ALLOWED_PATH.fullmatch(local)
+    path = local if is_local else quote(uri, safe="/:").replace("..", "%2E%2E")
     return {
         "mediaID": image.document_id,
         "deploymentID": deployment.id,
@@ -126,17 +121,17 @@ def media_row(image: Exported, deployment: Deployment, *, with_files: bool) -> R
         "filePublic": "false",
         "fileName": _cell(image.path.rsplit("/", 1)[-1]),
         "fileMediatype": _media_type(image),
-        "mediaComments": "" if image.result else _cell(reason_of(image)),
+        "mediaComments": "" if usable_result(image) else _cell(reason_of(image)),
     }
 
 
-def observation_rows(image: Exported, deployment: Deployment) -> Iterator[Row]:
+def observation_rows(image: ExportedImage, deployment: Deployment) -> Iterator[Row]:
     """Yield a row for each detection and each kept class, or one that says that nothing was found.
 
     An image without a result is `unclassified`. So is a label that is no animal, human or vehicle:
     the label is in `observationTags`.
     """
-    result = image.result
+    result = usable_result(image)
     common = {
         "deploymentID": deployment.id,
         "mediaID": image.document_id,
@@ -153,7 +148,7 @@ def observation_rows(image: Exported, deployment: Deployment) -> Iterator[Row]:
         return
     common |= _classifier(image, result)
     found = [_detection(item, result) for item in result.detections]
-    found += [_labelled(item.label, item.confidence) for item in kept_classes(image)]
+    found += [_labelled(item.label, item.confidence) for item in result.classes]
     for number, row in enumerate(found or [{"observationType": "blank"}]):
         yield common | {"observationID": f"{image.document_id}-{number}"} | row
 
@@ -207,57 +202,73 @@ def package_of(deployments: Sequence[Deployment], created: datetime) -> dict[str
     }
 
 
-@dataclass
 class CamtrapWriter:
-    """Writes a package into a folder. Its memory grows with the deployments, not the images."""
+    """Writes a package. Its memory grows with the deployments, not with the images."""
 
-    folder: Path
-    with_files: bool = False
-    created: datetime | None = None  # None: now
-    deployments: dict[str, Deployment] = field(default_factory=dict)
-    left_out: int = 0
+    def __init__(self, options: ExportOptions) -> None:
+        """Take the options."""
+        self._with_files = options.with_images
+        self._deployments: dict[str, Deployment] = {}
+        self._left_out = 0
 
-    def begin(self) -> None:
-        """Begin the files."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for table, columns in TABLES.items():
-            with (self.folder / f"{table}.csv").open("w", encoding="utf-8", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerow(columns)
+    def begin(self, output: Output) -> None:
+        """Write the headers of the tables that grow with the images."""
+        for table in ("media", "observations"):
+            output.append(f"{table}.csv", _csv(table, [], with_header=True))
 
-    def add(self, image: Exported) -> None:
-        """Append the rows of an image."""
+    def add(self, image: ExportedImage, output: Output) -> None:
+        """Write the rows of an image."""
         deployment = deployment_of(image)
-        media = deployment and media_row(image, deployment, with_files=self.with_files)
+        media = deployment and media_row(image, deployment, with_files=self._with_files)
         if not deployment or not media:
-            self.left_out += 1
+            self._left_out += 1
             return
-        self._append("media", [media])
-        self._append("observations", observation_rows(image, deployment))
-        known = self.deployments.setdefault(deployment.id, deployment)
+        output.append("media.csv", _csv("media", [media]))
+        rows = observation_rows(image, deployment)
+        output.append("observations.csv", _csv("observations", rows))
+        known = self._deployments.setdefault(deployment.id, deployment)
         known.start = min(known.start, deployment.start)
         known.end = max(known.end, deployment.end)
 
-    def finish(self) -> Sequence[str]:
-        """Close the files, and return notes for a person."""
+    def finish(self, output: Output) -> None:
+        """Write the deployments, and the package's description."""
+        deployments = list(self._deployments.values())
+        with output.create("deployments.csv") as file:
+            rows = (deployment.row() for deployment in deployments)
+            file.write(_csv("deployments", rows, with_header=True))
+        if deployments:
+            package = package_of(deployments, datetime.now(UTC))
+            with output.create("datapackage.json") as file:
+                file.write(json.dumps(package, indent=2, ensure_ascii=False).encode() + b"\n")
+
+    def state(self) -> dict[str, Any]:
+        """Return the deployments and the counter."""
+        deployments = [
+            [each.id, each.latitude, each.longitude, each.start.isoformat(), each.end.isoformat()]
+            for each in self._deployments.values()
+        ]
+        return {"deployments": deployments, "left_out": self._left_out}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue behind an image."""
+        self._left_out = state["left_out"]
+        for name, latitude, longitude, *times in state["deployments"]:
+            start, end = map(datetime.fromisoformat, times)
+            self._deployments[name] = Deployment(name, latitude, longitude, start, end)
+
+    def notes(self) -> Sequence[str]:
+        """Return what was left out, and what a person must complete."""
         notes = []
-        self._append("deployments", [item.row() for item in self.deployments.values()])
-        if self.deployments:
-            package = package_of(list(self.deployments.values()), self.created or datetime.now(UTC))
-            text = json.dumps(package, indent=2, ensure_ascii=False)
-            (self.folder / "datapackage.json").write_text(text + "\n", encoding="utf-8")
+        if self._left_out:
+            notes.append(
+                f"{self._left_out:,} images are left out: when or where they were taken is not "
+                "known, or no image may be shown."
+            )
+        if self._deployments:
+            notes.append("Complete `contributors` and `project` in datapackage.json.")
         else:
             notes.append("No image has a time and a place, so there is no datapackage.json.")
-        if self.left_out:
-            notes.append(
-                f"{self.left_out:,} images are left out: when or where they were taken is not "
-                "known, or they may not be shown."
-            )
         return notes
-
-    def _append(self, table: str, rows: Iterable[Row]) -> None:
-        with (self.folder / f"{table}.csv").open("a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, TABLES[table], restval="", lineterminator="\n")
-            writer.writerows(rows)
 
 
 def observation_type(label: str) -> str:
@@ -291,7 +302,7 @@ def _labelled(label: str, confidence: float) -> Row:
     }
 
 
-def _classifier(image: Exported, result: ImageResult) -> Row:
+def _classifier(image: ExportedImage, result: ImageResult) -> Row:
     created_at = image.document.get("created_at")
     return {
         "classificationMethod": "machine",
@@ -300,7 +311,16 @@ def _classifier(image: Exported, result: ImageResult) -> Row:
     }
 
 
-def _media_type(image: Exported) -> str:
+def _csv(table: str, rows: Iterable[Row], *, with_header: bool = False) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, TABLES[table], restval="", lineterminator="\n")
+    if with_header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _media_type(image: ExportedImage) -> str:
     declared = image.document.get("content_type")
     if isinstance(declared, str) and _MEDIA_TYPE.fullmatch(declared):
         return declared

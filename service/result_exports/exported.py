@@ -1,11 +1,12 @@
-"""What a writer of an export reads of one image, and texts that every format can have."""
+"""What the formats for labelling tools share: texts, and which image a person may see."""
 
+import math
 import re
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from service.document import STATUS_DONE
-from service.domain import ClassScore, DerivedKind, ImageResult
+from service.domain import DerivedKind, ImageResult
+from service.result_exports.records import ExportedImage
 
 # Characters that XML 1.0 cannot have, not even escaped: https://www.w3.org/TR/xml/#charsets
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -13,45 +14,9 @@ _REPLACEMENT = "\ufffd"
 NO_LABEL = "(no label)"  # for an empty label, which other tools refuse
 
 
-class Exported(Protocol):
-    """One image of an export: its document, and what was read of it.
-
-    `result` is None if the image is not done, or if its document is unreadable. `error` says why,
-    in a sentence. `path` is the safe relative path of the image's file, with `/` between its parts.
-    """
-
-    @property
-    def document_id(self) -> str:
-        """Id of the document."""
-
-    @property
-    def document(self) -> Mapping[str, Any]:
-        """All fields. A person may have edited them."""
-
-    @property
-    def result(self) -> ImageResult | None:
-        """The result of a done image."""
-
-    @property
-    def status(self) -> str:
-        """`done`, `failed` or `parked`."""
-
-    @property
-    def error(self) -> str | None:
-        """Why there is no result."""
-
-    @property
-    def path(self) -> str:
-        """Path of the image's file."""
-
-
-def reason_of(image: Exported) -> str:
+def reason_of(image: ExportedImage) -> str:
     """Return why an image has no result, as one sentence."""
-    if image.error:
-        return image.error
-    return (
-        "The document is unreadable." if image.status == STATUS_DONE else f"It is {image.status}."
-    )
+    return image.note or "The document is unreadable."
 
 
 def plain_label(label: str) -> str:
@@ -60,12 +25,30 @@ def plain_label(label: str) -> str:
     return text if text.strip() else NO_LABEL
 
 
-def kept_classes(image: Exported) -> tuple[ClassScore, ...]:
-    """Return the classes of an image that its source's settings keep, the most confident first."""
-    labels = image.document.get("labels")
-    kept = set(map(str, labels)) if isinstance(labels, list) else set()
-    found = image.result.classes if image.result else ()
-    return tuple(sorted((item for item in found if item.label in kept), key=_by_confidence))
+def usable_result(image: ExportedImage) -> ImageResult | None:
+    """Return the result of an image, or None without one that a format can have.
+
+    A person may have edited the numbers of a document: NaN is no JSON, and an image without a size
+    has no relative positions.
+    """
+    result, info = image.result, image.result and image.result.image_info
+    is_usable = info and info.width > 0 and info.height > 0 and all(_numbers(result))
+    return result if is_usable else None
+
+
+def _numbers(result: ImageResult | None) -> Iterator[bool]:
+    """Yield for each number of a result whether it is finite, and possible for a confidence."""
+    for item in (*result.detections, *result.classes) if result else ():
+        yield 0 <= item.confidence <= 1
+    for item in result.detections if result else ():
+        box, rotated = item.box, item.rotated_box
+        yield all(map(math.isfinite, (box.x1, box.y1, box.x2, box.y2)))
+        yield all(all(map(math.isfinite, ring.points)) for ring in item.polygons)
+        yield all(
+            math.isfinite(point.x) and math.isfinite(point.y) and 0 <= point.confidence <= 1
+            for point in item.keypoints
+        )
+        yield rotated is None or all(map(math.isfinite, (*rotated.corners, rotated.angle_degrees)))
 
 
 def redacted_uri(document: Mapping[str, Any]) -> str | None:
@@ -89,10 +72,6 @@ def shown_uri(document: Mapping[str, Any]) -> str | None:
         return redacted_uri(document)
     uri = document.get("uri")
     return uri if isinstance(uri, str) else None
-
-
-def _by_confidence(item: ClassScore) -> float:
-    return -item.confidence
 
 
 def _maps(value: Any) -> list[Mapping[str, Any]]:

@@ -4,9 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from service.result_exports.camtrap_dp import CamtrapWriter
 from service.result_exports.coco_format import CocoWriter
 from service.result_exports.csv_format import CsvWriter
 from service.result_exports.jsonl_format import JsonlWriter
+from service.result_exports.label_studio import LabelStudioWriter
+from service.result_exports.megadetector import MegaDetectorWriter
 from service.result_exports.records import ExportOptions, Writer
 
 
@@ -36,4 +39,7 @@ FORMATS: dict[str, Format] = {
     "csv": Format(CsvWriter, "one row for each detection, for spreadsheets"),
     "coco": Format(CocoWriter, "boxes, masks and keypoints, for most label tools"),
     "jsonl": Format(JsonlWriter, "one document a line, with every field"),
+    "label-studio": Format(LabelStudioWriter, "tasks with predictions, and the configuration"),
+    "megadetector": Format(MegaDetectorWriter, "boxes, for Timelapse and MegaDetector's tools"),
+    "camtrap-dp": Format(CamtrapWriter, "a data package of camera traps, version 1.0.2"),
 }

@@ -6,7 +6,6 @@ https://labelstud.io/guide/predictions and https://labelstud.io/guide/task_forma
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from xml.etree import ElementTree
@@ -21,15 +20,12 @@ from service.domain import (
     RotatedBox,
     Task,
 )
-from service.result_exports.exported import (
-    Exported,
-    kept_classes,
-    plain_label,
-    shown_uri,
-)
+from service.result_exports.exported import plain_label, shown_uri, usable_result
+from service.result_exports.records import ExportedImage, ExportOptions, Output
 
 TASKS_FILE = "tasks.json"
 CONFIG_FILE = "config.xml"
+CLOUD_PREFIX = "gs://"  # the prefix that means: each image's own address in Cloud Storage
 # Control of the configuration: its tag, and the tag of its labels.
 _CONTROLS = {
     "box": ("RectangleLabels", "Label"),
@@ -63,20 +59,20 @@ class Vocabulary:
             self.labels.setdefault(control, {}).update(dict.fromkeys(labels))
 
 
-def task_of(image: Exported, *, url_prefix: str | None = None) -> dict[str, Any] | None:
-    """Return the task of a done image, or None if there is nothing to show or to correct.
+def task_of(image: ExportedImage, url_prefix: str) -> dict[str, Any] | None:
+    """Return the task of a done image, or None if there is no image that a person may see.
 
     Args:
         image: of the export.
-        url_prefix: put before the image's path. None: the `gs://` address of the image, or of its
-            redacted copy.
+        url_prefix: put before the image's path. `gs://`: the address of the image, or of its
+            redacted copy, in Cloud Storage.
     """
-    result = image.result
+    result = usable_result(image)
     uri = shown_uri(image.document)
     if not result or not result.image_info or not uri:
         return None
-    url = uri if url_prefix is None else url_prefix + quote(image.path, safe="/")
-    regions = list(_regions(image, result, result.image_info))
+    url = uri if url_prefix == CLOUD_PREFIX else url_prefix + quote(image.path, safe="/")
+    regions = list(_regions(result, result.image_info))
     scores = [region["score"] for region in regions]
     prediction: dict[str, Any] = {
         "model_version": result.model.name if result.model else "unknown",
@@ -113,46 +109,58 @@ def config_of(vocabulary: Vocabulary) -> str:
     return ElementTree.tostring(view, encoding="unicode") + "\n"
 
 
-@dataclass
 class LabelStudioWriter:
-    """Writes `tasks.json` and `config.xml` into a folder."""
+    """Writes `tasks.json` and `config.xml`."""
 
-    folder: Path
-    url_prefix: str | None = None
-    vocabulary: Vocabulary = field(default_factory=Vocabulary)
-    written: int = 0
-    left_out: int = 0
+    def __init__(self, options: ExportOptions) -> None:
+        """Take the options."""
+        self._url_prefix = options.image_url_prefix
+        self._vocabulary = Vocabulary()
+        self._written = 0
+        self._left_out = 0
 
-    def begin(self) -> None:
-        """Begin the files."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / TASKS_FILE).write_text("[", encoding="utf-8")
+    def begin(self, output: Output) -> None:
+        """Begin the list of tasks."""
+        output.append(TASKS_FILE, b"[")
 
-    def add(self, image: Exported) -> None:
-        """Append the task of an image."""
-        task = task_of(image, url_prefix=self.url_prefix)
+    def add(self, image: ExportedImage, output: Output) -> None:
+        """Write the task of an image."""
+        task = task_of(image, self._url_prefix)
         if task is None or image.result is None:
-            self.left_out += 1
+            self._left_out += 1
             return
-        self.vocabulary.add(task, image.result)
-        separator = ",\n" if self.written else "\n"
-        with (self.folder / TASKS_FILE).open("a", encoding="utf-8") as file:
-            file.write(separator + json.dumps(task, ensure_ascii=False, allow_nan=False))
-        self.written += 1
+        self._vocabulary.add(task, image.result)
+        text = json.dumps(task, ensure_ascii=False, allow_nan=False)
+        output.append(TASKS_FILE, (",\n" if self._written else "\n").encode() + text.encode())
+        self._written += 1
 
-    def finish(self) -> Sequence[str]:
-        """Close the files, and return notes for a person."""
-        with (self.folder / TASKS_FILE).open("a", encoding="utf-8") as file:
-            file.write("\n]\n")
-        (self.folder / CONFIG_FILE).write_text(config_of(self.vocabulary), encoding="utf-8")
-        if not self.left_out:
+    def finish(self, output: Output) -> None:
+        """End the list of tasks, and write the configuration."""
+        output.append(TASKS_FILE, b"\n]\n")
+        with output.create(CONFIG_FILE) as file:
+            file.write(config_of(self._vocabulary).encode())
+
+    def state(self) -> dict[str, Any]:
+        """Return the labels and the counters."""
+        labels = {control: list(found) for control, found in self._vocabulary.labels.items()}
+        return {"labels": labels, "written": self._written, "left_out": self._left_out}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue behind an image."""
+        labels = {control: dict.fromkeys(found) for control, found in state["labels"].items()}
+        self._vocabulary = Vocabulary(labels)
+        self._written, self._left_out = state["written"], state["left_out"]
+
+    def notes(self) -> Sequence[str]:
+        """Return what was left out."""
+        if not self._left_out:
             return ()
-        return (f"{self.left_out:,} images are not in {TASKS_FILE}: they have no result to show.",)
+        what = "without a result, or without an image that may be shown"
+        return (f"{self._left_out:,} images {what}: {TASKS_FILE} has no task for them.",)
 
 
-def _regions(image: Exported, result: ImageResult, info: ImageInfo) -> Iterator[dict[str, Any]]:
-    classes = kept_classes(image)
-    if classes:
+def _regions(result: ImageResult, info: ImageInfo) -> Iterator[dict[str, Any]]:
+    if classes := result.classes:
         choices = list(dict.fromkeys(plain_label(item.label) for item in classes))
         yield _region("class", "class", {"choices": choices}, info) | {
             "score": classes[0].confidence

@@ -7,14 +7,16 @@ detection of the category `whole image` covers the image, because classes belong
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from service.domain import Box, ImageInfo
-from service.result_exports.exported import Exported, kept_classes, plain_label, reason_of
+from service.domain import Box, ImageInfo, ImageResult
+from service.result_exports.exported import plain_label, reason_of, usable_result
+from service.result_exports.records import ExportedImage, ExportOptions, Output
 
+FILE = "megadetector.json"
 FORMAT_VERSION = "1.6"
 WHOLE_IMAGE = "whole image"  # category of the detection that carries an image's classes
 _DECIMALS = 7  # of a side: less than 0.01 pixels in an image of 65,500 pixels
@@ -52,9 +54,9 @@ def is_video_name(path: str) -> bool:
     return path.lower().endswith(_VIDEO_SUFFIXES)
 
 
-def entry_of(image: Exported, detected: Categories, classified: Categories) -> dict[str, Any]:
+def entry_of(image: ExportedImage, detected: Categories, classified: Categories) -> dict[str, Any]:
     """Return the element of `images`. An image without a result has `failure`."""
-    result = image.result
+    result = usable_result(image)
     if not result or not result.image_info:
         return {"file": image.path, "failure": reason_of(image), "detections": None}
     detections = [
@@ -65,7 +67,7 @@ def entry_of(image: Exported, detected: Categories, classified: Categories) -> d
         }
         for item in result.detections
     ]
-    if classes := kept_classes(image):
+    if classes := sorted(result.classes, key=lambda item: -item.confidence):
         detections.append(
             {
                 "category": detected.number(WHOLE_IMAGE),
@@ -87,52 +89,80 @@ def relative_box(box: Box, info: ImageInfo) -> list[float]:
     return [x1, y1, round(x2 - x1, _DECIMALS), round(y2 - y1, _DECIMALS)]
 
 
-@dataclass
 class MegaDetectorWriter:
     """Writes one JSON file."""
 
-    path: Path
-    detected: Categories = field(default_factory=Categories)
-    classified: Categories = field(default_factory=Categories)
-    models: dict[str, None] = field(default_factory=dict)  # names, in order of occurrence
-    written: int = 0
-    left_out: int = 0
+    def __init__(self, options: ExportOptions) -> None:
+        """Take the options. The format uses none."""
+        self._detected = Categories()
+        self._classified = Categories()
+        self._models: dict[str, None] = {}  # names, in order of occurrence
+        self._written = 0
+        self._left_out: Counter[str] = Counter()
 
-    def begin(self) -> None:
-        """Begin the file."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text('{"images": [', encoding="utf-8")
+    def begin(self, output: Output) -> None:
+        """Begin the list of images."""
+        output.append(FILE, b'{"images": [')
 
-    def add(self, image: Exported) -> None:
-        """Append the entry of an image."""
+    def add(self, image: ExportedImage, output: Output) -> None:
+        """Write the entry of an image."""
         if is_video_name(image.path):
-            self.left_out += 1
+            self._left_out["objects named like a video"] += 1
             return
-        entry = entry_of(image, self.detected, self.classified)
+        entry = entry_of(image, self._detected, self._classified)
+        if image.result:
+            self._count_shapes(image.result)
         if image.result and image.result.model:
-            self.models[image.result.model.name] = None
-        separator = ",\n" if self.written else "\n"
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(separator + json.dumps(entry, ensure_ascii=False, allow_nan=False))
-        self.written += 1
+            self._models[image.result.model.name] = None
+        text = json.dumps(entry, ensure_ascii=False, allow_nan=False)
+        output.append(FILE, (",\n" if self._written else "\n").encode() + text.encode())
+        self._written += 1
 
-    def finish(self) -> Sequence[str]:
-        """Close the file, and return notes for a person."""
-        end = {
-            "info": {
-                "format_version": FORMAT_VERSION,
-                "detector": ", ".join(self.models) or "unknown",
-            },
-            "detection_categories": self.detected.names(),
+    def finish(self, output: Output) -> None:
+        """End the list of images, and write what the numbers of the categories mean."""
+        detector = ", ".join(self._models) or "unknown"
+        end: dict[str, Any] = {
+            "info": {"format_version": FORMAT_VERSION, "detector": detector},
+            "detection_categories": self._detected.names(),
         }
-        if self.classified.numbers:
-            end["classification_categories"] = self.classified.names()
-        text = json.dumps(end, ensure_ascii=False)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("\n],\n" + text.removeprefix("{") + "\n")
-        if not self.left_out:
-            return ()
-        return (f"{self.left_out:,} objects are left out: the format takes them for videos.",)
+        if self._classified.numbers:
+            end["classification_categories"] = self._classified.names()
+        text = json.dumps(end, ensure_ascii=False).removeprefix("{")
+        output.append(FILE, f"\n],\n{text}\n".encode())
+
+    def state(self) -> dict[str, Any]:
+        """Return the categories and the counters."""
+        return {
+            "detected": self._detected.numbers,
+            "classified": self._classified.numbers,
+            "models": list(self._models),
+            "written": self._written,
+            "left_out": self._left_out,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue behind an image."""
+        self._detected = Categories(state["detected"])
+        self._classified = Categories(state["classified"])
+        self._models = dict.fromkeys(state["models"])
+        self._written, self._left_out = state["written"], Counter(state["left_out"])
+
+    def notes(self) -> Sequence[str]:
+        """Return what was left out."""
+        left_out = self._left_out.items()
+        return [f"{count:,} {what}: the format has no place for them." for what, count in left_out]
+
+    def _count_shapes(self, result: ImageResult) -> None:
+        for item in result.detections:
+            self._left_out.update(
+                name
+                for name, value in (
+                    ("masks", item.polygons),
+                    ("poses", item.keypoints),
+                    ("rotated boxes", item.rotated_box),
+                )
+                if value
+            )
 
 
 def _part(pixels: float, side: int) -> float:

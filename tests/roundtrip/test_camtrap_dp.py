@@ -7,18 +7,20 @@ from typing import Any
 
 import pytest
 
-from service.domain import GeoPoint
-from service.result_exports.camtrap_dp import CamtrapWriter
+from service.domain import GeoPoint, Task
+from service.gcp.result_pages import StoredResult
+from service.result_exports.records import ExportOptions
 from tests.roundtrip.camtrap_schemas import schemas
 from tests.roundtrip.samples import (
     HEIGHT,
-    TAKEN,
     WIDTH,
-    Sample,
     damaged,
     detect,
+    done,
     empty,
     every_sample,
+    export_to,
+    image_of,
     trapped,
 )
 
@@ -27,7 +29,7 @@ SIDES = ("X", "Y", "Width", "Height")
 PLACE = GeoPoint(-1.23456, 36.78901)
 
 
-def images() -> list[Sample]:
+def images() -> list[StoredResult]:
     return [
         trapped(item, source='=cmd, "river"\n', place=PLACE, minutes=number)
         for number, item in enumerate(every_sample())
@@ -38,12 +40,10 @@ def images() -> list[Sample]:
 def report(tmp_path: Path, read_in: Callable[[str], Any]) -> Any:
     """What frictionless reads of all samples, and of one without a time."""
     read = read_in("frictionless")
-    writer = CamtrapWriter(tmp_path / "package", with_files=True, created=TAKEN)
-    writer.begin()
-    for item in (*images(), detect()):
-        writer.add(item)
-    [note] = writer.finish()
-    assert note.startswith("1 images are left out")
+    options = ExportOptions(with_images=True)
+    unknown = done("unknown.jpg", Task.DETECT)
+    export = export_to(tmp_path / "package", "camtrap-dp", [*images(), unknown], options)
+    assert export.notes[0].startswith("1 images are left out")
     (tmp_path / "schemas.json").write_text(json.dumps(schemas()), encoding="utf-8")
     return read("camtrap_dp.py", tmp_path / "package", tmp_path / "schemas.json")
 
@@ -62,13 +62,13 @@ def test_camtrap_has_one_deployment_a_place(report: Any) -> None:
 
 def test_camtrap_has_every_image(report: Any) -> None:
     media = {row["mediaID"]: row for row in report["tables"]["media"]}
-    assert list(media) == [item.document_id for item in images()]
-    assert media[detect().document_id]["filePath"] == "detect/a.jpg"
-    assert media[damaged().document_id]["mediaComments"] == '"It" is <damaged>.'
+    assert list(media) == [item.id for item in images()]
+    assert media[detect().id]["filePath"] == "images/detect/a.jpg"
+    assert media[damaged().id]["mediaComments"] == '"It" is <damaged>.'
 
 
 def test_camtrap_has_the_same_observations(report: Any) -> None:
-    item, rows = detect(), report["tables"]["observations"]
+    item, rows = image_of(detect()), report["tables"]["observations"]
     found = [row for row in rows if row["mediaID"] == item.document_id]
     assert item.result
     for row, detection in zip(found, item.result.detections, strict=True):
@@ -81,5 +81,5 @@ def test_camtrap_has_the_same_observations(report: Any) -> None:
 
 def test_camtrap_tells_blank_from_unclassified(report: Any) -> None:
     kinds = {row["mediaID"]: row["observationType"] for row in report["tables"]["observations"]}
-    assert kinds[empty().document_id] == "blank"
-    assert kinds[damaged().document_id] == "unclassified"
+    assert kinds[empty().id] == "blank"
+    assert kinds[damaged().id] == "unclassified"

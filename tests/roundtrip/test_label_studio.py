@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from service.result_exports.exported import plain_label
-from service.result_exports.label_studio import LabelStudioWriter
-from tests.roundtrip.samples import Sample, detect, every_sample
+from tests.roundtrip.samples import HOSTILE, detect, every_sample, export_to, image_of
 
 pytestmark = pytest.mark.roundtrip
 
@@ -17,16 +16,8 @@ pytestmark = pytest.mark.roundtrip
 def report(tmp_path: Path, read_in: Callable[[str], Any]) -> Any:
     """What label-studio-sdk reads of all samples."""
     read = read_in("label-studio")
-    return read("label_studio.py", write(tmp_path, every_sample()))
-
-
-def write(folder: Path, samples: list[Sample]) -> Path:
-    writer = LabelStudioWriter(folder)
-    writer.begin()
-    for item in samples:
-        writer.add(item)
-    writer.finish()
-    return folder
+    export = export_to(tmp_path / "export", "label-studio", every_sample())
+    return read("label_studio.py", export.folder)
 
 
 def test_label_studio_accepts_config_and_predictions(report: Any) -> None:
@@ -34,7 +25,7 @@ def test_label_studio_accepts_config_and_predictions(report: Any) -> None:
 
 
 def test_label_studio_has_every_label(report: Any) -> None:
-    expected = {plain_label(item.label) for item in detect().result.detections}  # type: ignore[union-attr]
+    expected = {plain_label(label) for label in HOSTILE}
     assert expected <= set(report["labels"]["box"])
     assert report["labels"]["mask"] == ["fox"]
     assert report["labels"]["point"] == ["nose", "left eye", "hidden", "outside"]
@@ -42,7 +33,7 @@ def test_label_studio_has_every_label(report: Any) -> None:
 
 
 def test_label_studio_gives_the_same_boxes(report: Any) -> None:
-    coco, item = report["coco"], detect()
+    coco, item = report["coco"], image_of(detect())
     names = {category["id"]: category["name"] for category in coco["categories"]}
     [image] = [each for each in coco["images"] if each["file_name"].endswith("detect/a.jpg")]
     assert (image["width"], image["height"]) == (1920, 1081)

@@ -7,23 +7,32 @@ from typing import Any
 import pytest
 
 from service.result_exports.exported import plain_label
-from service.result_exports.megadetector import MegaDetectorWriter
-from tests.roundtrip.samples import HEIGHT, WIDTH, classify, damaged, detect, empty, every_sample
+from tests.roundtrip.samples import (
+    HEIGHT,
+    WIDTH,
+    Exported,
+    damaged,
+    detect,
+    empty,
+    every_sample,
+    export_to,
+    image_of,
+)
 
 pytestmark = pytest.mark.roundtrip
 NO_FAILURE = "##megadetector-missing-field-value##"  # of the table that the tool makes
 
 
 @pytest.fixture
-def report(tmp_path: Path, read_in: Callable[[str], Any]) -> Any:
+def export(tmp_path: Path) -> Exported:
+    return export_to(tmp_path / "export", "megadetector", every_sample())
+
+
+@pytest.fixture
+def report(export: Exported, read_in: Callable[[str], Any]) -> Any:
     """What megadetector-utils reads of all samples."""
     read = read_in("megadetector")
-    writer = MegaDetectorWriter(tmp_path / "md.json")
-    writer.begin()
-    for item in every_sample():
-        writer.add(item)
-    assert writer.finish() == ()
-    return read("megadetector.py", writer.path)
+    return read("megadetector.py", export.folder / "megadetector.json")
 
 
 def row_of(report: Any, path: str) -> Any:
@@ -35,12 +44,12 @@ def test_megadetector_validator_finds_no_fault(report: Any) -> None:
     assert (report["validation"]["errors"], report["validation"]["warnings"]) == ([], [])
 
 
-def test_megadetector_reads_every_image(report: Any) -> None:
-    assert [row["file"] for row in report["rows"]] == [item.path for item in every_sample()]
+def test_megadetector_reads_every_image(report: Any, export: Exported) -> None:
+    assert [row["file"] for row in report["rows"]] == [image.path for image in export.images]
 
 
 def test_megadetector_reads_the_same_detections(report: Any) -> None:
-    item, found = detect(), row_of(report, "detect/a.jpg")["detections"]
+    item, found = image_of(detect()), row_of(report, "detect/a.jpg")["detections"]
     names = report["fields"]["detection_categories"]
     assert item.result
     for row, detection in zip(found, item.result.detections, strict=True):
@@ -52,17 +61,19 @@ def test_megadetector_reads_the_same_detections(report: Any) -> None:
         assert row["conf"] == detection.confidence
 
 
-def test_megadetector_reads_failures_and_empty_images(report: Any) -> None:
-    failed = row_of(report, damaged().path)
+def test_megadetector_reads_failures_and_empty_images(report: Any, export: Exported) -> None:
+    failed = row_of(report, export.path(damaged()))
     assert (failed["failure"], failed["detections"]) == ('"It" is <damaged>.', None)
     assert row_of(report, "bad/parked.jpg")["failure"] == "The day's limit is reached."
-    assert row_of(report, "bad/unreadable.jpg")["failure"] == "The document is unreadable."
-    nothing = row_of(report, empty().path)
+    assert row_of(report, "bad/unreadable.jpg")["failure"].startswith(
+        "The document has another form"
+    )
+    nothing = row_of(report, export.path(empty()))
     assert (nothing["detections"], nothing["failure"]) == ([], NO_FAILURE)
 
 
 def test_megadetector_reads_the_classes(report: Any) -> None:
-    [found] = row_of(report, classify().path)["detections"]
+    [found] = row_of(report, "classify/a.jpg")["detections"]
     names = report["fields"]["classification_categories"]
     classes = [(names[number], score) for number, score in found["classifications"]]
     assert classes == [("owl", 0.8123), ("with, comma", 0.15)]

@@ -1,11 +1,13 @@
 """The formats of labelling tools: Label Studio, MegaDetector and Camtrap DP."""
 
 import csv
+import io
 import json
 import math
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from xml.etree import ElementTree
 
 import pytest
@@ -13,33 +15,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain import Box, ErrorCode, GeoPoint, ImageInfo, Polygon, RotatedBox, Task
+from service.gcp.result_pages import StoredResult
 from service.result_exports.camtrap_dp import (
-    CamtrapWriter,
     deployment_of,
     media_row,
     observation_type,
 )
 from service.result_exports.exported import NO_LABEL, plain_label, shown_uri
+from service.result_exports.formats import FORMATS
 from service.result_exports.label_studio import (
-    LabelStudioWriter,
     Vocabulary,
     config_of,
     outer_rings,
     task_of,
 )
-from service.result_exports.megadetector import Categories, MegaDetectorWriter, relative_box
+from service.result_exports.megadetector import Categories, relative_box
+from service.result_exports.records import ExportOptions
 from tests.roundtrip.samples import (
     HEIGHT,
     HOSTILE,
     WIDTH,
-    Sample,
     classify,
     damaged,
     detect,
     detection,
     done,
+    edited,
     empty,
+    every_sample,
+    export_to,
     failed,
+    image_of,
     parked,
     pose,
     segment,
@@ -47,11 +53,35 @@ from tests.roundtrip.samples import (
     unreadable,
 )
 
+BOX = ("x1", "y1", "x2", "y2")
 PLACE = GeoPoint(-1.23456, 36.78901)
 
 
-def regions_of(item: Sample) -> list[dict[str, Any]]:
-    task = task_of(item)
+class Memory:
+    """An output in memory."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+
+    def append(self, path: str, data: bytes) -> None:
+        self.files[path] = self.files.get(path, b"") + data
+
+    def append_part(self, name: str, data: bytes) -> None:
+        self.append(f"part {name}", data)
+
+    @contextmanager
+    def read_part(self, name: str) -> Iterator[BinaryIO]:
+        yield io.BytesIO(self.files[f"part {name}"])
+
+    @contextmanager
+    def create(self, path: str) -> Iterator[BinaryIO]:
+        file = io.BytesIO()
+        yield file
+        self.files[path] = file.getvalue()
+
+
+def regions_of(item: StoredResult) -> list[dict[str, Any]]:
+    task = task_of(image_of(item), "")
     assert task is not None
     found: list[dict[str, Any]] = task["predictions"][0]["result"]
     return found
@@ -126,12 +156,10 @@ def test_label_studio_has_choices_of_kept_classes() -> None:
 
 
 def test_label_studio_has_empty_but_not_failed_images(tmp_path: Path) -> None:
-    writer = LabelStudioWriter(tmp_path)
-    writer.begin()
-    for item in (empty(), damaged(), parked(), unreadable()):
-        writer.add(item)
-    assert writer.finish() == ("3 images are not in tasks.json: they have no result to show.",)
-    [task] = json.loads((tmp_path / "tasks.json").read_text(encoding="utf-8"))
+    items = [empty(), damaged(), parked(), unreadable()]
+    export = export_to(tmp_path, "label-studio", items)
+    [task] = export.json("tasks.json")
+    assert export.notes[0].startswith("3 images without a result")
     assert task["predictions"] == [{"model_version": "yolo26n-detect.pt", "result": []}]
 
 
@@ -155,28 +183,23 @@ def test_every_label_can_be_in_xml(label: str) -> None:
 
 
 def test_label_studio_address_of_an_image() -> None:
-    item = replace(empty(), path="a b/ü#?&%.jpg")
-    own, local = task_of(item), task_of(item, url_prefix="/data/local-files/?d=images/")
-    assert own and local
-    assert own["data"]["image"] == "gs://uploads/empty/nothing.jpg"
-    assert local["data"]["image"] == ("/data/local-files/?d=images/a%20b/%C3%BC%23%3F%26%25.jpg")
-
-
-def with_document(item: Sample, **fields: Any) -> Sample:
-    return replace(item, document=dict(item.document) | fields)
+    item = image_of(done("a b/ü#&%.jpg", Task.DETECT))
+    cloud, local = task_of(item, "gs://"), task_of(item, "/data/local-files/?d=images/")
+    assert cloud and local
+    assert cloud["data"]["image"] == "gs://uploads/a b/ü#&%.jpg"
+    assert local["data"]["image"] == "/data/local-files/?d=images/a%20b/%C3%BC%23%26%25.jpg"
 
 
 def test_redacted_image_is_never_the_original() -> None:
     copy = {"kind": "redacted", "uri": "gs://results/copy.jpg"}
-    assert shown_uri(with_document(empty(), derived=[copy]).document) == "gs://results/copy.jpg"
-    broken = with_document(empty(), derived=[{"kind": "redacted", "uri": None}])
-    failed_copy = with_document(empty(), derived_error="It failed.")
+    assert shown_uri(edited(empty(), derived=[copy]).document) == "gs://results/copy.jpg"
+    broken = edited(empty(), derived=[{"kind": "redacted", "uri": None}])
+    failed_copy = edited(empty(), derived_error="It failed.")
     for item in (broken, failed_copy):
-        assert shown_uri(item.document) is None
-        assert task_of(item) is None
-        located = trapped(item, source="river", place=PLACE, minutes=0)
+        assert task_of(image_of(item), "gs://") is None
+        located = image_of(trapped(item, source="river", place=PLACE, minutes=0))
         deployment = deployment_of(located)
-        assert deployment and media_row(located, deployment, with_files=False) is None
+        assert deployment and media_row(located, deployment, with_files=True) is None
 
 
 def test_category_number_is_the_class_id_plus_one() -> None:
@@ -203,19 +226,21 @@ def test_relative_box_is_within_the_image(x: float, y: float, right: float, bott
 
 
 def test_megadetector_leaves_videos_out(tmp_path: Path) -> None:
-    writer = MegaDetectorWriter(tmp_path / "md.json")
-    writer.begin()
-    writer.add(failed("clip.MP4", ErrorCode.UNSUPPORTED_MEDIA, "It is a video."))
-    assert writer.finish() == ("1 objects are left out: the format takes them for videos.",)
-    content = json.loads(writer.path.read_text(encoding="utf-8"))
+    video = failed("clip.MP4", ErrorCode.UNSUPPORTED_MEDIA, "It is a video.")
+    export = export_to(tmp_path, "megadetector", [video])
+    content = export.json("megadetector.json")
     assert (content["images"], content["detection_categories"]) == ([], {})
+    assert export.notes == ["1 objects named like a video: the format has no place for them."]
+
+
+def test_megadetector_says_what_it_leaves_out(tmp_path: Path) -> None:
+    export = export_to(tmp_path, "megadetector", [segment(), pose()])
+    assert [note.split(":")[0] for note in export.notes] == ["1 masks", "1 poses"]
 
 
 def test_camtrap_without_a_place_has_no_package(tmp_path: Path) -> None:
-    writer = CamtrapWriter(tmp_path)
-    writer.begin()
-    writer.add(detect())
-    assert writer.finish()[0].startswith("No image has a time and a place")
+    export = export_to(tmp_path, "camtrap-dp", [detect()])
+    assert export.notes[1].startswith("No image has a time and a place")
     assert not (tmp_path / "datapackage.json").exists()
 
 
@@ -228,12 +253,9 @@ def test_camtrap_kind_of_a_label(label: str, kind: str) -> None:
 
 
 def test_camtrap_cells_are_no_formulas(tmp_path: Path) -> None:
-    writer = CamtrapWriter(tmp_path, with_files=True)
-    writer.begin()
-    item = replace(detect(), path="=cmd.jpg")
-    writer.add(trapped(item, source="@source", place=PLACE, minutes=0))
-    writer.add(trapped(damaged(), source="+1", place=PLACE, minutes=0))
-    writer.finish()
+    items = [done("=cmd.jpg", Task.DETECT), damaged(), detect()]
+    located = [trapped(item, source="@source", place=PLACE, minutes=0) for item in items]
+    export_to(tmp_path, "camtrap-dp", located, ExportOptions(with_images=True))
     for table in ("deployments", "media", "observations"):
         with (tmp_path / f"{table}.csv").open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
@@ -243,11 +265,12 @@ def test_camtrap_cells_are_no_formulas(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a..b.jpg", "../a.jpg", ".hidden.jpg", "~a.jpg", "=a.jpg"])
-def test_camtrap_address_fits_the_schema(name: str) -> None:
-    item = trapped(done(name, Task.DETECT), source="river", place=PLACE, minutes=0)
+@pytest.mark.parametrize("with_files", [True, False])
+def test_camtrap_address_fits_the_schema(name: str, with_files: bool) -> None:
+    item = image_of(trapped(done(name, Task.DETECT), source="river", place=PLACE, minutes=0))
     deployment = deployment_of(item)
-    row = deployment and media_row(item, deployment, with_files=True)
-    assert row and row["filePath"].startswith("gs://uploads/")
+    row = deployment and media_row(item, deployment, with_files=with_files)
+    assert row and row["filePath"].startswith(("gs://uploads/", "images/"))
     assert ".." not in row["filePath"]
 
 
@@ -255,4 +278,49 @@ def test_camtrap_address_fits_the_schema(name: str) -> None:
     "place", [None, "here", GeoPoint(91, 0), GeoPoint(0, 181), GeoPoint(math.nan, 0)]
 )
 def test_camtrap_ignores_an_impossible_place(place: Any) -> None:
-    assert deployment_of(trapped(detect(), source="river", place=place, minutes=0)) is None
+    item = trapped(detect(), source="river", place=place, minutes=0)
+    assert deployment_of(image_of(item)) is None
+
+
+NUMBERS: list[dict[str, Any]] = [
+    {"detections": [{**detect().document["detections"][0], "confidence": math.nan}]},
+    {"detections": [{**detect().document["detections"][0], "confidence": 7.0}]},
+    {"detections": [{**detect().document["detections"][0], "box": dict.fromkeys(BOX, math.inf)}]},
+    {"image": {"width": 0, "height": 9, "format": "JPEG"}},
+]
+
+
+@pytest.mark.parametrize("fields", NUMBERS)
+@pytest.mark.parametrize("format_name", ["label-studio", "megadetector", "camtrap-dp"])
+def test_impossible_numbers_do_not_end_an_export(
+    tmp_path: Path, format_name: str, fields: dict[str, Any]
+) -> None:
+    items = [edited(detect(), **fields), empty()]
+    located = [trapped(item, source="river", place=PLACE, minutes=0) for item in items]
+    export = export_to(tmp_path, format_name, located)
+    assert len(export.images) == 2
+    for path in tmp_path.glob("*.json"):
+        assert "NaN" not in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("format_name", ["label-studio", "megadetector", "camtrap-dp"])
+def test_continued_export_is_the_same(tmp_path: Path, format_name: str) -> None:
+    items = [
+        trapped(item, source="river", place=PLACE, minutes=number)
+        for number, item in enumerate(every_sample())
+    ]
+    images = [image_of(item) for item in items]
+    outputs = []
+    for cut in (None, *range(len(images))):
+        output, writer = Memory(), FORMATS[format_name].writer(ExportOptions())
+        writer.begin(output)
+        for number, image in enumerate(images):
+            if number == cut:
+                state = json.loads(json.dumps(writer.state()))
+                writer = FORMATS[format_name].writer(ExportOptions())
+                writer.restore(state)
+            writer.add(image, output)
+        writer.finish(output)
+        output.files.pop("datapackage.json", None)  # it has the time of the export
+        outputs.append((output.files, list(writer.notes())))
+    assert all(found == outputs[0] for found in outputs)
