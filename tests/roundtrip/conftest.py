@@ -15,8 +15,8 @@ READERS = Path(__file__).parent / "readers"
 Read = Callable[..., Any]
 
 
-@pytest.fixture
-def read_in(request: pytest.FixtureRequest) -> Callable[[str], Read]:
+@pytest.fixture(scope="session")
+def read_in() -> Callable[[str], Read]:
     """Return a function that runs a reader with the Python of an environment."""
 
     def reader(environment: str) -> Read:

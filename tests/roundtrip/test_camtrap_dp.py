@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,10 +35,11 @@ def images() -> list[StoredResult]:
     ]
 
 
-@pytest.fixture
-def report(tmp_path: Path, read_in: Callable[[str], Any]) -> Any:
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory, read_in: Callable[[str], Any]) -> Any:
     """What frictionless reads of all samples, and of one without a time."""
     read = read_in("frictionless")
+    tmp_path = tmp_path_factory.mktemp("folder")
     options = ExportOptions(with_images=True)
     unknown = done("unknown.jpg", Task.DETECT)
     export = export_to(tmp_path / "package", "camtrap-dp", [*images(), unknown], options)

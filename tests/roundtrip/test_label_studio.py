@@ -1,7 +1,6 @@
 """Label Studio reads what is exported for it."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +11,11 @@ from tests.roundtrip.samples import HOSTILE, detect, every_sample, export_to, im
 pytestmark = pytest.mark.roundtrip
 
 
-@pytest.fixture
-def report(tmp_path: Path, read_in: Callable[[str], Any]) -> Any:
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory, read_in: Callable[[str], Any]) -> Any:
     """What label-studio-sdk reads of all samples."""
     read = read_in("label-studio")
-    export = export_to(tmp_path / "export", "label-studio", every_sample())
+    export = export_to(tmp_path_factory.mktemp("folder") / "export", "label-studio", every_sample())
     return read("label_studio.py", export.folder)
 
 

@@ -1,7 +1,6 @@
 """MegaDetector's own tools read what is exported for them."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,12 +22,12 @@ pytestmark = pytest.mark.roundtrip
 NO_FAILURE = "##megadetector-missing-field-value##"  # of the table that the tool makes
 
 
-@pytest.fixture
-def export(tmp_path: Path) -> Exported:
-    return export_to(tmp_path / "export", "megadetector", every_sample())
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return export_to(tmp_path_factory.mktemp("folder") / "export", "megadetector", every_sample())
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def report(export: Exported, read_in: Callable[[str], Any]) -> Any:
     """What megadetector-utils reads of all samples."""
     read = read_in("megadetector")
