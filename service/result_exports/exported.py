@@ -38,9 +38,11 @@ def usable_result(image: ExportedImage) -> ImageResult | None:
 
 def _numbers(result: ImageResult | None) -> Iterator[bool]:
     """Yield for each number of a result whether it is finite, and possible for a confidence."""
-    for item in (*result.detections, *result.classes) if result else ():
+    if not result:
+        return
+    yield from (0 <= each.confidence <= 1 for each in result.classes)
+    for item in result.detections:
         yield 0 <= item.confidence <= 1
-    for item in result.detections if result else ():
         box, rotated = item.box, item.rotated_box
         yield all(map(math.isfinite, (box.x1, box.y1, box.x2, box.y2)))
         yield all(all(map(math.isfinite, ring.points)) for ring in item.polygons)

@@ -136,7 +136,7 @@ def rotated() -> StoredResult:
 def classify() -> StoredResult:
     scores = (ClassScore("owl", 2, 0.8123), ClassScore("with, comma", 5, 0.15))
     below = ClassScore("dog", 1, 0.01)
-    fields = {"classes": (*scores, below), "kept_classes": scores}
+    fields: dict[str, Any] = {"classes": (*scores, below), "kept_classes": scores}
     return done("classify/a.jpg", Task.CLASSIFY, **fields)
 
 
