@@ -7,7 +7,7 @@ from typing import Any
 from flask import Flask, Response, g, jsonify, make_response, render_template, request
 from werkzeug.exceptions import HTTPException
 
-from service.errors import FirestoreUnavailableError, StorageUnavailableError
+from service.errors import TransientError
 from service.gallery import download, grid, image, images, problems, review
 from service.gallery.access import refuse_foreign_writes
 from service.gallery.parts import GalleryParts, parts
@@ -55,8 +55,7 @@ def create_app(gallery: GalleryParts) -> Flask:
     app.context_processor(_context)
     app.register_error_handler(HTTPException, _refused)
     app.register_error_handler(FilterError, _wrong_filter)
-    app.register_error_handler(FirestoreUnavailableError, _unavailable)
-    app.register_error_handler(StorageUnavailableError, _unavailable)
+    app.register_error_handler(TransientError, _unavailable)
     app.register_error_handler(Exception, _defect)
     return app
 
@@ -101,7 +100,7 @@ def _wrong_filter(error: FilterError) -> Response:
     return _error(400, str(error))
 
 
-def _unavailable(error: FirestoreUnavailableError | StorageUnavailableError) -> Response:
+def _unavailable(error: TransientError) -> Response:
     return _error(503, str(error))
 
 

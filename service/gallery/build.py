@@ -12,6 +12,7 @@ from service.gallery.parts import GalleryOptions, GalleryParts
 from service.gallery.settings import GallerySettings
 from service.gcp.clients import (
     build_alert_reader,
+    build_large_results,
     build_pages,
     build_result_objects,
     build_source_store,
@@ -75,6 +76,7 @@ def build_gallery(
         sources=sources,
         alerts=build_alert_reader(settings),
         objects=connect_lister(settings.google_cloud_project) if own.originals else None,
+        large_results=build_large_results(settings),
         try_again=_try_again(settings, own, results.project),
         options=GalleryOptions(
             project=None if is_emulator else results.project,

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from service.gallery.access import Access
     from service.gallery.images import GalleryImages
     from service.gcp.alert_reader import AlertReader
+    from service.gcp.large_results import LargeResults
     from service.gcp.listing import ObjectLister
     from service.gcp.result_pages import ResultPages
     from service.gcp.verdict_store import VerdictStore
@@ -45,6 +46,7 @@ class GalleryParts:
     objects: "ObjectLister | None" = None  # lists the images' bucket, for those without a result
     # Publishes a job that replaces an image's document. None: nobody may try again.
     try_again: "Callable[[str, int], None] | None" = None  # called with `uri` and `generation`
+    large_results: "LargeResults | None" = None  # for exports: detections that are in objects
     options: GalleryOptions = GalleryOptions()
 
 
