@@ -143,7 +143,7 @@ def results(
         format_name,
         output or Path(f"export-{format_name}"),
         Selection(min_confidence, labels=frozenset(labels) or None),
-        ExportOptions(with_confidence, category_ids, image_url_prefix),
+        ExportOptions(with_confidence, category_ids, image_url_prefix, with_images),
         with_images=with_images,
         is_resumed=resume,
     )

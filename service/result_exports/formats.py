@@ -4,9 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from service.result_exports.camtrap_dp import CamtrapWriter
 from service.result_exports.coco_format import CocoWriter
 from service.result_exports.csv_format import CsvWriter
 from service.result_exports.jsonl_format import JsonlWriter
+from service.result_exports.label_studio import LabelStudioWriter
+from service.result_exports.megadetector import MegaDetectorWriter
 from service.result_exports.parquet_format import ParquetWriter
 from service.result_exports.records import ExportOptions, Writer
 from service.result_exports.yolo_format import YoloWriter
@@ -51,4 +54,11 @@ FORMATS: dict[str, Format] = {
     "yolo": Format(
         YoloWriter, "a label file for each image, for training", is_written_at_once=True
     ),
+    "label-studio": Format(LabelStudioWriter, "tasks with predictions, and the configuration"),
+    "megadetector": Format(
+        MegaDetectorWriter,
+        "boxes, for Timelapse and MegaDetector's tools",
+        file="megadetector.json",
+    ),
+    "camtrap-dp": Format(CamtrapWriter, "a data package of camera traps, version 1.0.2"),
 }
