@@ -93,8 +93,17 @@ class LocalAccess:
     DNS.
     """
 
-    def __init__(self, port: int, *, token: str | None = None) -> None:
-        """Take the port that the server listens on, and the token. None: a new random token."""
+    def __init__(
+        self, port: int, *, token: str | None = None, command: str = "yolo-batch gallery"
+    ) -> None:
+        """Take what the server listens on, and how its URL was printed.
+
+        Args:
+            port: the port that the server listens on.
+            token: the token of the URL. None: a new random token.
+            command: the command that has printed the URL.
+        """
+        self._command = command
         self.token = token or secrets.token_urlsafe(32)
         self.hosts = frozenset(f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]"))
         self._cookie = f"yolo-batch-{port}"
@@ -116,7 +125,7 @@ class LocalAccess:
         if given is not None and request.method == "GET" and _equal(given, self.token):
             return self._with_cookie()
         if not _equal(request.cookies.get(self._cookie, ""), self._session):
-            raise Forbidden("Open the address that `yolo-batch gallery` has printed.")
+            raise Forbidden(f"Open the address that `{self._command}` has printed.")
         return None
 
     def reviewer(self) -> str:
