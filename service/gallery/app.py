@@ -33,7 +33,7 @@ _POLICY = "; ".join(
         "base-uri 'none'",
     )
 )
-_HEADERS = {
+SECURITY_HEADERS = {
     "Content-Security-Policy": _POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -53,11 +53,16 @@ def create_app(gallery: GalleryParts) -> Flask:
     app.before_request(_admit)
     app.after_request(_complete)
     app.context_processor(_context)
+    handle_errors(app)
+    return app
+
+
+def handle_errors(app: Flask) -> None:
+    """Turn errors into pages for a person, or into JSON."""
     app.register_error_handler(HTTPException, _refused)
     app.register_error_handler(FilterError, _wrong_filter)
     app.register_error_handler(TransientError, _unavailable)
     app.register_error_handler(Exception, _defect)
-    return app
 
 
 def _admit() -> Response | None:
@@ -75,7 +80,10 @@ def _admit() -> Response | None:
 
 def _complete(response: Response) -> Response:
     """Add the headers that every response has."""
-    response.headers.update(_HEADERS)
+    response.headers.update(SECURITY_HEADERS)
+    # A new browser loads style, script and images at once. Only the page sets its cookie.
+    if response.mimetype == "text/html":
+        parts().access.complete(response)
     response.headers.setdefault("Cache-Control", "no-store")
     usage = parts().results.usage()
     total = time.perf_counter() - g.get("started", time.perf_counter())

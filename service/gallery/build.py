@@ -21,10 +21,11 @@ from service.gcp.clients import (
 )
 from service.gcp.listing import connect_lister
 from service.gcp.publisher import job_message
+from service.gcp.result_pages import ResultPages
 from service.gcp.topic_publisher import TopicPublisher
 from service.images.decoders import build_decoders
 from service.settings import Settings
-from service.sources.current import Documents, StoredSources, current_sources
+from service.sources.current import CurrentSources, Documents, StoredSources, current_sources
 
 _PUBLISH_SECONDS = 10.0
 
@@ -47,6 +48,31 @@ class _ReadOnly:
         """Do nothing."""
 
 
+def build_images(settings: Settings) -> GalleryImages:
+    """Return what reads images, uploads included, by the ids of their documents.
+
+    Raises:
+        CredentialsError: no credentials, or no project.
+    """
+    return _build_images(settings, build_pages(settings), _build_sources(settings), originals=True)
+
+
+def _build_sources(settings: Settings) -> CurrentSources:
+    return current_sources(_ReadOnly(build_source_store(settings)), settings)
+
+
+def _build_images(
+    settings: Settings, results: ResultPages, sources: CurrentSources, *, originals: bool
+) -> GalleryImages:
+    return GalleryImages(
+        results,
+        sources,
+        build_result_objects(settings),
+        uploads=build_storage(settings) if originals else None,
+        decoders=partial(build_decoders, settings) if originals else None,
+    )
+
+
 def build_gallery(
     settings: Settings, own: GallerySettings, access: Access, *, is_emulator: bool = False
 ) -> GalleryParts:
@@ -62,16 +88,10 @@ def build_gallery(
         CredentialsError: no credentials, or no project.
     """
     results = build_pages(settings)
-    sources = current_sources(_ReadOnly(build_source_store(settings)), settings)
+    sources = _build_sources(settings)
     return GalleryParts(
         results=results,
-        images=GalleryImages(
-            results,
-            sources,
-            build_result_objects(settings),
-            uploads=build_storage(settings) if own.originals else None,
-            decoders=partial(build_decoders, settings) if own.originals else None,
-        ),
+        images=_build_images(settings, results, sources, originals=own.originals),
         access=access,
         sources=sources,
         alerts=build_alert_reader(settings),
