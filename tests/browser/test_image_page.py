@@ -10,6 +10,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from service.domain import Box, ClassScore, Keypoint, Task
+from tests.gallery import Gallery
 from tests.gallery_pages import HOSTILE, MODEL, Pages, failed, found, person
 
 pytestmark = pytest.mark.emulator
@@ -42,6 +43,12 @@ def two(name: str = "a.png", **fields: Any) -> Any:
     dog = replace(person(0.6), label="dog", box=Box(150.0, 100.0, 200.0, 150.0), zones=())
     cat = replace(person(0.1), label="cat", box=Box(400.0, 10.0, 500.0, 60.0), zones=())
     return found(name, person(), dog, **({"faint": (cat,)} | fields))
+
+
+def press(page: Page, key: str) -> None:
+    """Press a key, once the page's script listens to it."""
+    page.wait_for_load_state()
+    page.keyboard.press(key)
 
 
 def shown_rows(page: Page) -> list[str]:
@@ -141,11 +148,11 @@ def test_overlay_covers_the_image_exactly(pages: Pages, opened: Page) -> None:
 def test_arrow_keys_open_the_neighbours_in_time(pages: Pages, opened: Page) -> None:
     ids = [pages.put(found(f"{number}.png")) for number in range(3)]
     open_image(opened, ids[1], "?label=person")
-    opened.keyboard.press("ArrowLeft")
+    press(opened, "ArrowLeft")
     expect(opened.locator("h1")).to_have_text("2.png")
-    opened.keyboard.press("ArrowRight")
+    press(opened, "ArrowRight")
     expect(opened.locator("h1")).to_have_text("1.png")
-    opened.keyboard.press("ArrowRight")
+    press(opened, "ArrowRight")
     expect(opened.locator("h1")).to_have_text("0.png")
     assert opened.url.endswith("?label=person")
 
@@ -159,7 +166,7 @@ def test_arrow_keys_follow_the_page_of_the_grid(pages: Pages, opened: Page) -> N
     open_image(opened, ids[1])
     expect(opened.locator("#previous")).to_be_hidden()
     for name in ("0.png", "2.png"):
-        opened.keyboard.press("ArrowRight")
+        press(opened, "ArrowRight")
         expect(opened.locator("h1")).to_have_text(name)
     opened.get_by_role("link", name="Previous").click()
     expect(opened.locator("h1")).to_have_text("0.png")
@@ -242,3 +249,17 @@ def test_page_is_accessible(pages: Pages, browser: Browser, scheme: Any, width: 
             assert not axe_violations(page)
             assert page.evaluate("document.documentElement.scrollWidth") <= width
     context.close()
+
+
+def test_grid_and_image_have_the_same_order(gallery: Gallery, page: Page) -> None:
+    page.goto(gallery.url)
+    page.goto(f"{gallery.address}/?source=yard")
+    expect(page.locator(".caption .name").nth(2)).to_be_visible()
+    names = page.locator(".caption .name").all_inner_texts()
+    page.locator(".card").nth(1).click()
+    expect(page.locator("h1")).to_have_text(names[1])
+    press(page, "ArrowRight")
+    expect(page.locator("h1")).to_have_text(names[2])
+    assert page.url.endswith("?source=yard")
+    page.get_by_role("link", name="All results").click()
+    expect(page.locator(".caption .name").first).to_have_text(names[0])
