@@ -9,9 +9,7 @@ from typing import Any, Self
 
 from service.errors import YoloBatchError
 
-# Bytes of a value. Firestore refuses longer ones. A zone and its label are one value.
-_MAX_TEXT_BYTES = 1400
-_MAX_ZONE_LABEL_BYTES = 1480
+_MAX_TEXT_BYTES = 1400  # of a value. Firestore refuses longer ones. A zone and its label are one.
 _RESERVED = re.compile("__.*__", re.DOTALL)  # such a field cannot exist, so no label is like this
 
 
@@ -45,10 +43,6 @@ class ResultFilter:
     label in that zone. `prefix` needs `bucket`. `until` starts at a point in time: only results
     that were created before it. `day` is the date on which the image was taken (`day` of the
     document).
-
-    Raises:
-        FilterError: Firestore cannot compare with one of the texts. The combination is not checked:
-            see `conflicts`.
     """
 
     order: Order = Order.NEWEST
@@ -61,14 +55,6 @@ class ResultFilter:
     until: datetime | None = None
     bucket: str | None = None
     prefix: str | None = None
-
-    def __post_init__(self) -> None:
-        """Check the texts: they are from a URL or from a command line."""
-        for spec in fields(self):
-            value = getattr(self, spec.name)
-            if isinstance(value, str):
-                _check(spec.name, value, _MAX_TEXT_BYTES)
-        _check("zone", f"{self.zone}/{self.label}", _MAX_ZONE_LABEL_BYTES)
 
     @classmethod
     def parse(cls, arguments: Mapping[str, str]) -> Self:
@@ -95,12 +81,12 @@ class ResultFilter:
         }
 
     def conflicts(self) -> dict[str, str]:
-        """Return the fields that are not possible with the others, each with the reason.
+        """Return the fields that are not possible, or not with the others, each with the reason.
 
         Firestore needs an index for each combination of an order and conditions, and each index
         costs storage. docs/decisions/0027-queries-of-the-gallery.md has the list.
         """
-        found = {}
+        found = self._impossible_texts()
         if self.zone and not self.source:
             found["zone"] = "A zone belongs to a source: choose the source, too."
         if self.prefix and not self.bucket:
@@ -119,6 +105,18 @@ class ResultFilter:
                 )
             if _RESERVED.fullmatch(self.label):
                 found["label"] = "No label begins and ends with two underscores. Choose another."
+        return found
+
+    def _impossible_texts(self) -> dict[str, str]:
+        """Return the fields with a text that Firestore cannot compare with."""
+        texts = {spec.name: getattr(self, spec.name) for spec in fields(self)}
+        found = {
+            name: fault
+            for name, text in texts.items()
+            if isinstance(text, str) and (fault := _fault(name, text))
+        }
+        if not found and self.zone and (fault := _fault("zone", f"{self.zone}/{self.label}")):
+            found["zone"] = fault
         return found
 
     def without(self, *names: str) -> Self:
@@ -142,7 +140,7 @@ _NAMED = {
     "until": "A time",
 }
 _WITH = {
-    Order.NAME: "by name. Remove the bucket, or sort by the newest",
+    Order.NAME: "by name. Remove the bucket and sort by the newest",
     Order.CONFIDENT: "by confidence. Sort by the newest instead",
     Order.UNCERTAIN: "by confidence. Sort by the newest instead",
 }
@@ -167,18 +165,17 @@ def _parsed(name: str, text: str) -> Any:
                 return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError) as exc:
         raise FilterError(f"{name}={text[:80]!r} is not possible in a filter.") from exc
+    if fault := _fault(name, text):
+        raise FilterError(fault)
     return text
 
 
-def _check(name: str, text: str, max_bytes: int) -> None:
-    """Check that Firestore can compare with a text.
-
-    Raises:
-        FilterError: it is too long, or is no Unicode text.
-    """
+def _fault(name: str, text: str) -> str | None:
+    """Return why Firestore cannot compare with a text, or None."""
     try:
         size = len(text.encode())
-    except UnicodeEncodeError as exc:
-        raise FilterError(f"{name}={text[:80]!r} is not possible in a filter.") from exc
-    if size > max_bytes:
-        raise FilterError(f"{name} is too long for a filter: it has more than {max_bytes:,} bytes.")
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return f"{name}={text[:80]!r} is not possible in a filter."
+    if size > _MAX_TEXT_BYTES:
+        return f"{name} is too long for a filter: it has more than {_MAX_TEXT_BYTES:,} bytes."
+    return None
