@@ -7,8 +7,10 @@ import sys
 from service.cli.alerts import alerts
 from service.cli.check_model import check_model
 from service.cli.commands import command, group, version_option
+from service.cli.compare import compare
 from service.cli.dead_letters import dead_letters
 from service.cli.detect import detect
+from service.cli.evaluate import evaluate
 from service.cli.export import export
 from service.cli.gallery import gallery
 from service.cli.purge import purge
@@ -56,7 +58,7 @@ def serve() -> None:
 
 
 for each in (
-    detect, submit, watch, results, gallery, reconcile, purge, export, check_model, smoke, sources,
-    alerts, dead_letters, serve
+    detect, submit, watch, results, gallery, reconcile, purge, export, check_model, evaluate,
+    compare, smoke, sources, alerts, dead_letters, serve
 ):  # fmt: skip
     main.add_command(each)

@@ -8,7 +8,7 @@ from flask import Flask, Response, g, jsonify, make_response, render_template, r
 from werkzeug.exceptions import HTTPException
 
 from service.errors import TransientError
-from service.gallery import download, grid, image, images, problems, review
+from service.gallery import download, grid, image, images, not_run, problems, review
 from service.gallery.access import refuse_foreign_writes
 from service.gallery.parts import GalleryParts, parts
 from service.result_filter import FilterError
@@ -33,7 +33,7 @@ _POLICY = "; ".join(
         "base-uri 'none'",
     )
 )
-_HEADERS = {
+SECURITY_HEADERS = {
     "Content-Security-Policy": _POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -47,17 +47,22 @@ def create_app(gallery: GalleryParts) -> Flask:
     """Return the application. Each page has a module with a blueprint of its own."""
     app = Flask(__name__)
     app.extensions["gallery"] = gallery
-    for page in (grid, image, images, problems, review, download):
+    for page in (grid, image, images, problems, not_run, review, download):
         app.register_blueprint(page.blueprint)
     app.add_url_rule(_HEALTH, "ready", lambda: Response(status=204))
     app.before_request(_admit)
     app.after_request(_complete)
     app.context_processor(_context)
+    handle_errors(app)
+    return app
+
+
+def handle_errors(app: Flask) -> None:
+    """Turn errors into pages for a person, or into JSON."""
     app.register_error_handler(HTTPException, _refused)
     app.register_error_handler(FilterError, _wrong_filter)
     app.register_error_handler(TransientError, _unavailable)
     app.register_error_handler(Exception, _defect)
-    return app
 
 
 def _admit() -> Response | None:
@@ -75,7 +80,10 @@ def _admit() -> Response | None:
 
 def _complete(response: Response) -> Response:
     """Add the headers that every response has."""
-    response.headers.update(_HEADERS)
+    response.headers.update(SECURITY_HEADERS)
+    # A new browser loads style, script and images at once. Only the page sets its cookie.
+    if response.mimetype == "text/html":
+        parts().access.complete(response)
     response.headers.setdefault("Cache-Control", "no-store")
     usage = parts().results.usage()
     total = time.perf_counter() - g.get("started", time.perf_counter())

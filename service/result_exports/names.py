@@ -42,9 +42,9 @@ class FileNames:
         """Return the relative path of an image's file, with `/`."""
         path = safe_path(name)
         if path != name or not self._is_free(path):
-            path = _with_id(path, document_id)
+            path = with_id(path, document_id)
         if not self._is_free(path):  # a folder has the name of an earlier file
-            path = _with_id(f"{document_id[:_SHORT]}/{PurePosixPath(path).name}", document_id)
+            path = with_id(f"{document_id[:_SHORT]}/{PurePosixPath(path).name}", document_id)
         self._note(path)
         return path
 
@@ -71,7 +71,8 @@ def _key(path: str) -> str:
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFC", text).casefold())
 
 
-def _with_id(path: str, document_id: str) -> str:
+def with_id(path: str, document_id: str) -> str:
+    """Return the path with a part of the document's id before its suffix."""
     pure = PurePosixPath(path)
     return str(pure.with_name(f"{pure.stem}-{document_id[:_SHORT]}{pure.suffix}"))
 
