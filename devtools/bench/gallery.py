@@ -171,7 +171,9 @@ def _request(page: "Page", query: str) -> PageCost:
     response = page.request.get(f"{address}api/results?{query}", timeout=1000 * _TIMEOUT_SECONDS)
     if not response.ok:
         raise BenchError(f"The gallery responded with {response.status}: {response.text()}")
-    firestore_ms, total_ms = map(float, re.findall(r"dur=([\d.]+)", response.headers["server-timing"]))
+    firestore_ms, total_ms = map(
+        float, re.findall(r"dur=([\d.]+)", response.headers["server-timing"])
+    )
     queries, read = map(int, re.findall(r"\d+", response.headers["x-firestore-usage"]))
     return PageCost(total_ms - firestore_ms, queries, read)
 

@@ -1,10 +1,12 @@
 """The grid of results, in a real browser."""
 
+from urllib.parse import parse_qs, urlsplit
+
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
-from tests.gallery import HOSTILE, Gallery
+from tests.gallery import HOSTILE, Gallery, detection
 
 
 def cards(page: Page) -> list[str]:
@@ -181,3 +183,162 @@ def test_phone_has_no_horizontal_scrolling(page: Page, gallery: Gallery) -> None
     page.goto(gallery.url)
     cards(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_impossible_fields_are_off_with_the_reason(opened: Page) -> None:
+    cards(opened)
+    zone = opened.get_by_label("Zone")
+    expect(zone).to_be_disabled()
+    expect(opened.locator("#why-zone")).to_contain_text("choose the source")
+    opened.get_by_label("Order").select_option("confident")
+    day = opened.get_by_label("Day of capture")
+    expect(day).to_be_disabled()
+    expect(opened.locator("#why-day")).to_contain_text("not possible with an order by confidence")
+    expect(day).to_have_attribute("aria-describedby", "why-day")
+
+
+def test_all_filters_are_cleared_at_once(opened: Page, gallery: Gallery) -> None:
+    opened.goto(f"{gallery.address}/?source=yard&label=heart&day=2026-11-30&threshold=0.5")
+    expect(opened.locator(".card")).to_have_count(31)
+    opened.get_by_role("button", name="Clear all filters").click()
+    expect(opened.locator(".card")).to_have_count(60)
+    assert opened.url == f"{gallery.address}/?threshold=0.5"
+
+
+def test_time_of_the_filter_is_the_local_time(browser: Browser, gallery: Gallery) -> None:
+    with browser.new_context(timezone_id="Asia/Tokyo", locale="en") as context:
+        page = context.new_page()
+        page.goto(gallery.url)
+        page.goto(f"{gallery.address}/?until=2026-11-30T11:50:00.000Z")
+        expect(page.locator(".caption .name").first).to_contain_text("cam1/")
+        expect(page.locator('input[name="until"]')).to_have_value("2026-11-30T20:50")
+        page.get_by_label("Outcome").select_option("found")
+        expect(page.get_by_role("button", name="Remove the filter Outcome")).to_be_visible()
+        assert "until=2026-11-30T11%3A50%3A00.000Z" in page.url
+
+
+def test_prefix_brings_its_bucket_and_order(opened: Page) -> None:
+    first = cards(opened)[0]
+    prefix = first.partition("/")[0] + "/gate/"
+    opened.get_by_label("Prefix").fill(prefix)
+    opened.keyboard.press("Enter")
+    expect(opened.locator(".card")).to_have_count(8)
+    assert "bucket=uploads" in opened.url
+    assert "order=name" in opened.url
+    names = cards(opened)
+    assert names == sorted(names)
+
+
+def test_bookmarked_page_leads_to_the_first_one(opened: Page, gallery: Gallery) -> None:
+    newest = cards(opened)
+    opened.get_by_role("button", name="Next page").click()
+    expect(opened.locator(".card")).to_have_count(15)
+    bookmark = opened.url
+    opened.goto("about:blank")
+    opened.goto(bookmark)
+    expect(opened.locator(".card")).to_have_count(15)
+    opened.get_by_role("button", name="First page").click()
+    expect(opened.locator(".card")).to_have_count(60)
+    assert cards(opened) == newest
+
+
+def test_label_has_a_threshold_of_its_own(opened: Page, gallery: Gallery) -> None:
+    opened.goto(f"{gallery.address}/?source=yard&label=heart")
+    hearts = opened.locator('.detection[data-label="heart"]:not(.hidden)')
+    circles = opened.locator('.detection[data-label="circle"]:not(.hidden)')
+    expect(hearts).to_have_count(31)
+    opened.locator("#label-panel summary").click()
+    own = opened.get_by_label("Threshold of heart")
+    own.fill("1")
+    own.dispatch_event("change")
+    expect(hearts).to_have_count(0)
+    expect(circles).to_have_count(31)
+    opened.reload()
+    expect(circles).to_have_count(31)
+    expect(hearts).to_have_count(0)
+
+
+def test_label_is_searched_and_chosen_by_keys(opened: Page) -> None:
+    cards(opened)
+    opened.keyboard.press("/")
+    search = opened.get_by_label("Search")
+    expect(search).to_be_focused()
+    opened.keyboard.type("shi")
+    expect(opened.locator(".label-row:visible")).to_have_count(1)
+    opened.keyboard.press("Enter")
+    expect(opened.locator(".card")).to_have_count(1)
+    expect(opened.locator("#label-chosen")).to_have_text("ship")
+    assert "label=ship" in opened.url
+
+
+def test_export_has_the_filter_and_the_thresholds(opened: Page, gallery: Gallery) -> None:
+    state = "source=yard&threshold=0.1&threshold_of=a%3Ab%3A0.4"
+    opened.goto(f"{gallery.address}/?{state}")
+    cards(opened)
+    opened.locator(".export summary").click()
+    link = opened.get_by_role("link", name="csv", exact=True)
+    address = urlsplit(link.get_attribute("href") or "")
+    assert address.path == "/export"
+    assert parse_qs(address.query) == parse_qs(state) | {"format": ["csv"]}
+
+
+def test_failed_page_can_be_loaded_again(page: Page, gallery: Gallery) -> None:
+    page.goto(gallery.url)
+    expect(page.locator(".card")).to_have_count(60)
+    page.route("**/api/results*", lambda route: route.abort())
+    page.reload()
+    expect(page.locator("#message")).to_contain_text("failed to load")
+    page.unroute("**/api/results*")
+    page.get_by_role("button", name="Load again").click()
+    expect(page.locator(".card")).to_have_count(60)
+
+
+def test_missing_thumbnail_can_be_loaded_again(page: Page, gallery: Gallery) -> None:
+    page.route("**/images/**", lambda route: route.abort())
+    page.goto(gallery.url)
+    hole = page.locator(".item").first.locator(".hole")
+    expect(hole).to_have_text("The image failed to load.")
+    page.unroute("**/images/**")
+    page.locator(".item").first.get_by_role("button", name="Load again").click()
+    expect(hole).to_have_count(0)
+    expect(page.locator(".card img").first).to_be_visible()
+
+
+def test_damaged_address_leads_to_the_first_page(page: Page, gallery: Gallery) -> None:
+    page.goto(gallery.url)
+    page.goto(f"{gallery.address}/?cursor=damaged&threshold=high&threshold_of=%3A&order=newest")
+    expect(page.locator("#message")).to_contain_text("damaged")
+    page.get_by_role("button", name="First page").click()
+    expect(page.locator(".card")).to_have_count(60)
+
+
+def test_back_from_an_image_shows_the_same_page(opened: Page) -> None:
+    cards(opened)
+    opened.keyboard.press("]")
+    expect(opened.locator(".card")).to_have_count(15)
+    names, address = cards(opened), opened.url
+    opened.keyboard.press("ArrowRight")
+    opened.keyboard.press("Enter")
+    opened.wait_for_url("**/image/**")
+    assert urlsplit(opened.url).query == urlsplit(address).query
+    opened.go_back()
+    expect(opened.locator(".card")).to_have_count(15)
+    assert cards(opened) == names
+
+
+def test_image_without_a_size_has_no_boxes(page: Page, own_gallery: Gallery) -> None:
+    document_id = own_gallery.add_image("a.jpg", detection("heart", 0.9))
+    own_gallery.add(own_gallery.results[document_id], image={"width": "wide"})
+    page.goto(own_gallery.url)
+    expect(page.locator(".detection")).to_have_count(1)
+    expect(page.locator(".overlay")).to_be_hidden()
+
+
+def test_threshold_below_the_record_says_so(page: Page, own_gallery: Gallery) -> None:
+    document_id = own_gallery.add_image("a.jpg", detection("heart", 0.9))
+    own_gallery.add(own_gallery.results[document_id], faint_cut=0.2)
+    page.goto(own_gallery.url)
+    below = page.locator("#below")
+    expect(below).to_have_text("0 detections below the threshold.")
+    page.locator("#threshold").fill("0.1")
+    expect(below).to_contain_text("Less confident detections of 1 image were not recorded.")

@@ -118,7 +118,7 @@ def test_failed_image_has_a_reason_and_no_address() -> None:
 
 
 def test_redacted_results_say_so() -> None:
-    copy = DerivedImage(DerivedKind.REDACTED, "gs://b/c", b"x", "image/jpeg", 1, 1)
+    copy = DerivedImage(DerivedKind.REDACTED, b"x", "image/jpeg", uri="gs://b/c")
     assert card_of(replace(DONE, derived=(copy,)))["redacted"]
     assert not card_of(DONE)["redacted"]
 
