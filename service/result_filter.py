@@ -31,6 +31,7 @@ class Order(StrEnum):
     CONFIDENT = "confident"  # the most confident first: of the label, if the filter has one
     UNCERTAIN = "uncertain"  # the least certain first: of the label, if the filter has one
     NAME = "name"  # by the object's name. Only with a bucket.
+    RANDOM = "random"  # by the document's id, which is a hash: unlike what an image shows
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ _IMPOSSIBLE = {  # fields that an order does not have
     Order.NAME: ("source", "zone", "day", "until", "error_code"),
     Order.CONFIDENT: ("shown", "zone", "day", "until", "error_code"),
     Order.UNCERTAIN: ("shown", "zone", "day", "until", "error_code"),
+    Order.RANDOM: ("shown", "source", "zone", "day", "until", "error_code"),
 }
 _NAMED = {
     "shown": "What became of an image",
@@ -127,6 +129,7 @@ _WITH = {
     Order.NAME: "with a bucket or a prefix",
     Order.CONFIDENT: "with an order by confidence",
     Order.UNCERTAIN: "with an order by confidence",
+    Order.RANDOM: "in random order",
 }
 
 

@@ -17,6 +17,7 @@ from service.gcp.clients import (
     build_source_store,
     build_storage,
     build_topic,
+    build_verdict_store,
 )
 from service.gcp.listing import connect_lister
 from service.gcp.publisher import job_message
@@ -73,6 +74,7 @@ def build_gallery(
         ),
         access=access,
         sources=sources,
+        verdicts=build_verdict_store(settings, own.verdicts_database, results.usage),
         alerts=build_alert_reader(settings),
         objects=connect_lister(settings.google_cloud_project) if own.originals else None,
         try_again=_try_again(settings, own, results.project),

@@ -23,6 +23,7 @@ from service.gcp.document_pages import DocumentPages
 from service.gcp.result_reader import after_prefix
 from service.result_filter import FilterError, Order, ResultFilter, Shown
 
+_ID = "__name__"  # Firestore's name for the document's id in a query
 _MAX_ID_BYTES = 1500
 _DAMAGED = "The page's address is damaged. Begin at the first page."
 
@@ -56,6 +57,17 @@ class Usage:
     seconds: float = 0.0  # wall time of the calls
 
 
+@contextmanager
+def counting(usage: Usage) -> Iterator[Usage]:
+    """Add a request, and the time in the block, to a usage."""
+    usage.queries += 1
+    started = time.perf_counter()
+    try:
+        yield usage
+    finally:
+        usage.seconds += time.perf_counter() - started
+
+
 @dataclass(frozen=True)
 class _Plan:
     """A query, and the field that it sorts by. Equal values are sorted by the documents' ids."""
@@ -67,8 +79,10 @@ class _Plan:
     @property
     def sorted(self) -> Any:
         """The query with its order."""
-        query = self.query.order_by(self.path, direction=self.direction)
-        return query.order_by("__name__", direction=self.direction)
+        query = self.query
+        if self.path != _ID:
+            query = query.order_by(self.path, direction=self.direction)
+        return query.order_by(_ID, direction=self.direction)
 
 
 class ResultPages(DocumentPages):
@@ -183,13 +197,8 @@ class ResultPages(DocumentPages):
 
     @contextmanager
     def _counting(self) -> Iterator[Usage]:
-        usage = self.usage()
-        usage.queries += 1
-        started = time.perf_counter()
-        try:
+        with counting(self.usage()) as usage:
             yield usage
-        finally:
-            usage.seconds += time.perf_counter() - started
 
     def _counted_page(self, query: Any) -> list[Any]:
         with self._counting() as usage:
@@ -226,6 +235,8 @@ def _sort(chosen: ResultFilter) -> tuple[str, str]:
             return _best(chosen) or "max_confidence", Query.DESCENDING
         case Order.UNCERTAIN:
             return _best(chosen) or "uncertain_confidence", Query.ASCENDING
+        case Order.RANDOM:
+            return _ID, Query.ASCENDING
 
 
 def _best(chosen: ResultFilter) -> str | None:
@@ -290,7 +301,7 @@ def _after(plan: _Plan, cursor: str) -> Any:
         value, document_id = json.loads(text)
         if not (isinstance(document_id, str) and is_document_id(document_id)):
             raise ValueError("not the id of a document")
-        position = {plan.path: _typed(value), "__name__": document_id}
+        position = {plan.path: _typed(value), _ID: document_id}
     except (ValueError, TypeError, OverflowError, RecursionError) as exc:
         raise FilterError(_DAMAGED) from exc
     return plan.sorted.start_after(position)
