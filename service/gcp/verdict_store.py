@@ -164,17 +164,21 @@ class VerdictStore(DocumentPages):
         Return the result of the write, or None if somebody else has changed the document.
         """
         batch = self._client.batch()
-        option = self._client.write_option(last_update_time=known.update_time)
         if not known.exists:
             batch.create(known.reference, fields)
         else:  # `set` has no precondition, and `update` would keep other fields
+            option = self._client.write_option(last_update_time=known.update_time)
             batch.delete(known.reference, option=option)
             if fields is not None:
                 batch.set(known.reference, fields)
         with self._counting(), self._writing():
             try:
                 return batch.commit(**budget.limits)[-1]
-            except (exceptions.AlreadyExists, exceptions.FailedPrecondition):
+            except (
+                exceptions.AlreadyExists,
+                exceptions.FailedPrecondition,
+                exceptions.NotFound,
+            ):
                 return None
 
     @contextmanager
