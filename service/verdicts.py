@@ -138,8 +138,9 @@ def _judged(items: Any, source: str | None) -> Iterator[Judged]:
     for item in items if isinstance(items, list) else ():
         values = _map(item)
         label, confidence = values.get("label"), values.get("confidence")
-        is_number = isinstance(confidence, int | float) and math.isfinite(confidence)
-        if isinstance(label, str) and is_number and values.get("verdict") in list(Judgement):
+        if not isinstance(label, str) or not isinstance(confidence, int | float):
+            continue
+        if math.isfinite(confidence) and values.get("verdict") in list(Judgement):
             is_correct = values["verdict"] == Judgement.CORRECT
             yield Judged(label, float(confidence), is_correct, source)
 

@@ -75,7 +75,7 @@ class VerdictStore(DocumentPages):
         with self._counting(len(document_ids)), self._reading():
             refs = [self._collection.document(document_id) for document_id in document_ids]
             found = list(self._client.get_all(refs, **self._one_attempt().limits))
-        return {snapshot.id: snapshot.to_dict() for snapshot in found if snapshot.exists}
+        return {snapshot.id: snapshot.to_dict() or {} for snapshot in found if snapshot.exists}
 
     def write(self, document_id: str, verdict: Mapping[str, Any]) -> Verdict:
         """Store a verdict. Return it with its time and revision.
@@ -165,7 +165,7 @@ class VerdictStore(DocumentPages):
         """
         batch = self._client.batch()
         if not known.exists:
-            batch.create(known.reference, fields)
+            batch.create(known.reference, fields or {})
         else:  # `set` has no precondition, and `update` would keep other fields
             option = self._client.write_option(last_update_time=known.update_time)
             batch.delete(known.reference, option=option)
