@@ -258,8 +258,8 @@ async function store(verdict) {
   const open = shownItems(card).filter((index) => !judged.correct.has(index) && !judged.wrong.has(index));
   if (open.length) {
     picked = null;
+    byId("name").focus({ preventScroll: true }); // else the focused detection is chosen again
     render();
-    byId("name").focus({ preventScroll: true });
   } else {
     await showUnreviewed(position + 1);
     byId("undo").disabled = false;
