@@ -1,11 +1,12 @@
 """The review of results, in a real browser."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from google.api_core import exceptions
 from playwright.sync_api import Browser, Page, expect
 
 from service.domain import SourceVersion
@@ -250,6 +251,34 @@ def test_statistics_show_the_numbers_of_the_verdicts(page: Page, review: Gallery
     response = page.request.get(f"{review.address}/api/review/statistics")
     assert response.json()["rows"][0]["precision"]["share"] == 0.9
     assert response.json()["reads"] == 0  # kept for a minute
+
+
+@pytest.mark.parametrize("path", ["/review", "/review/statistics"])
+def test_missing_database_says_how_to_create_it(
+    page: Page, review: Gallery, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """The emulator has every database."""
+
+    def missing(*_: object, **__: object) -> None:
+        raise exceptions.NotFound("The database does not exist")
+
+    seed(review)
+    store = review.parts.verdicts
+    assert isinstance(store, VerdictStore)
+    monkeypatch.setattr(store._client, "get_all", missing)
+    monkeypatch.setattr(store, "_page", missing_page(store, missing))
+    open_review(page, review, path)
+    expect(page.locator(".message:visible")).to_contain_text("gcloud firestore databases create")
+
+
+def missing_page(store: VerdictStore, missing: Callable[..., None]) -> Callable[..., None]:
+    """Return a query that finds no database."""
+
+    def read(*_: object) -> None:
+        with store._reading():
+            missing()
+
+    return read
 
 
 def test_page_of_reviews_states_its_reads(page: Page, review: Gallery) -> None:
