@@ -1,5 +1,6 @@
 """Which results a person wants to see, and in which order: what the URL of a page states."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, date, datetime
@@ -8,7 +9,10 @@ from typing import Any, Self
 
 from service.errors import YoloBatchError
 
-_MAX_TEXT = 1500  # characters of a value. A longer text is in no index of Firestore.
+# Bytes of a value. Firestore refuses longer ones. A zone and its label are one value.
+_MAX_TEXT_BYTES = 1400
+_MAX_ZONE_LABEL_BYTES = 1480
+_RESERVED = re.compile("__.*__", re.DOTALL)  # such a field cannot exist, so no label is like this
 
 
 class FilterError(YoloBatchError):
@@ -42,6 +46,10 @@ class ResultFilter:
     label in that zone. `prefix` needs `bucket`. `until` starts at a point in time: only results
     that were created before it. `day` is the date on which the image was taken (`day` of the
     document).
+
+    Raises:
+        FilterError: Firestore cannot compare with one of the texts. The combination is not checked:
+            see `conflicts`.
     """
 
     order: Order = Order.NEWEST
@@ -55,12 +63,20 @@ class ResultFilter:
     bucket: str | None = None
     prefix: str | None = None
 
+    def __post_init__(self) -> None:
+        """Check the texts: they are from a URL or from a command line."""
+        for spec in fields(self):
+            value = getattr(self, spec.name)
+            if isinstance(value, str):
+                _check(spec.name, value, _MAX_TEXT_BYTES)
+        _check("zone", f"{self.zone}/{self.label}", _MAX_ZONE_LABEL_BYTES)
+
     @classmethod
     def parse(cls, arguments: Mapping[str, str]) -> Self:
         """Read the arguments of a URL. Unknown and empty arguments are ignored.
 
         Raises:
-            FilterError: a value has another form, or the combination is not possible.
+            FilterError: a value has another form. The combination is not checked: see `conflicts`.
         """
         values = {
             spec.name: _parsed(spec.name, arguments[spec.name])
@@ -91,16 +107,19 @@ class ResultFilter:
         if self.prefix and not self.bucket:
             found["prefix"] = "A prefix needs a bucket."
         if self.bucket and self.order is not Order.NAME:
-            found["bucket"] = "A bucket or a prefix can only be sorted by name."
+            found["bucket"] = "A bucket or a prefix needs the order by name: sort by name."
         if self.order is Order.NAME and not self.bucket:
             found["order"] = "To sort by name, choose a bucket."
         for name in _IMPOSSIBLE[self.order]:
             if getattr(self, name) is not None:
                 found.setdefault(name, f"{_NAMED[name]} is not possible {_WITH[self.order]}.")
-        if self.order in (Order.CONFIDENT, Order.UNCERTAIN) and self.label and self.source:
-            found["source"] = (
-                "By confidence, choose a label or a source. To have both, sort by the newest."
-            )
+        if self.order in (Order.CONFIDENT, Order.UNCERTAIN) and self.label:
+            if self.source:
+                found["source"] = (
+                    "By confidence, choose a label or a source. To have both, sort by the newest."
+                )
+            if _RESERVED.fullmatch(self.label):
+                found["label"] = "No label begins and ends with two underscores. Choose another."
         return found
 
     def without(self, *names: str) -> Self:
@@ -125,11 +144,10 @@ _NAMED = {
     "until": "A time",
 }
 _WITH = {
-    Order.NEWEST: "with the newest first",
-    Order.NAME: "with a bucket or a prefix",
-    Order.CONFIDENT: "with an order by confidence",
-    Order.UNCERTAIN: "with an order by confidence",
-    Order.RANDOM: "in random order",
+    Order.NAME: "by name. Remove the bucket, or sort by the newest",
+    Order.CONFIDENT: "by confidence. Sort by the newest instead",
+    Order.UNCERTAIN: "by confidence. Sort by the newest instead",
+    Order.RANDOM: "in random order. Sort by the newest instead",
 }
 
 
@@ -149,9 +167,21 @@ def _parsed(name: str, text: str) -> Any:
                 return date.fromisoformat(text)
             case "until":
                 time = datetime.fromisoformat(text)
-                return time if time.tzinfo else time.replace(tzinfo=UTC)
-    except ValueError as exc:
+                return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError) as exc:
         raise FilterError(f"{name}={text[:80]!r} is not possible in a filter.") from exc
-    if len(text) > _MAX_TEXT:
-        raise FilterError(f"{name} has more than {_MAX_TEXT:,} characters.")
     return text
+
+
+def _check(name: str, text: str, max_bytes: int) -> None:
+    """Check that Firestore can compare with a text.
+
+    Raises:
+        FilterError: it is too long, or is no Unicode text.
+    """
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as exc:
+        raise FilterError(f"{name}={text[:80]!r} is not possible in a filter.") from exc
+    if size > max_bytes:
+        raise FilterError(f"{name} is too long for a filter: it has more than {max_bytes:,} bytes.")

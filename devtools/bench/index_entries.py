@@ -132,6 +132,15 @@ def index_entries(
             yield from (names + entry for entry in entries)
 
 
+def each_index(indexes: Indexes) -> Iterator[tuple[Sequence[tuple[str, str]], Indexes]]:
+    """Yield each index as pairs of a field's path and a mode, and as the only one of `Indexes`."""
+    for field, modes in indexes.fields.items():
+        for mode in modes:
+            yield [(field, mode)], Indexes({EVERY_FIELD: (), field: (mode,)})
+    for index in indexes.composite:
+        yield index, Indexes({EVERY_FIELD: ()}, [index])
+
+
 def _fields(document: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the path and value of each field and subfield. Elements of arrays are no fields."""
     for name, value in document.items():
@@ -169,6 +178,12 @@ def _value_bytes(value: Any) -> int:
     if isinstance(value, list):
         return sum(_value_bytes(each) for each in value)
     return 8  # integer, number, timestamp
+
+
+def sample_entries(indexes: Indexes) -> list[int]:
+    """Return the size in bytes of each index entry of the sample."""
+    path = (_COLLECTION, DONE.ref.document_id)
+    return list(index_entries(path, sample(), indexes))
 
 
 def sample() -> dict[str, Any]:

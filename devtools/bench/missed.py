@@ -19,11 +19,11 @@ from tabulate import tabulate
 from service.derived import DeriveOptions, Redaction
 from service.domain import Detection, ImageInfo, Task
 from service.export.accuracy import find_labels, predict_files
-from service.export.truth import LabelledObject, read_truth
 from service.images.decode import decode
 from service.images.derive import DerivePlan
 from service.inference.loading import load_detector
 from service.settings import Settings
+from service.truth import LabelledObject, read_truth
 
 _MAX_PIXELS = 2**30
 SIZES = {"small": 32**2, "medium": 96**2, "large": float("inf")}  # areas below, in pixels

@@ -18,10 +18,10 @@ from PIL import Image
 from tabulate import tabulate
 
 from service.export.accuracy import MIN_MAP_CONFIDENCE, find_labels, mean_average_precision
-from service.export.truth import Labels
 from service.images.decode import decode
 from service.images.letterbox import shrink
 from service.inference.openvino import OpenVINODetector
+from service.truth import Labels
 
 FACTORS = (1, 2, 4, 8)
 QUALITY = 90

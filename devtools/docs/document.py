@@ -428,7 +428,9 @@ def _indexed(path: str, indexes: "Indexes") -> str:
     shared = [fields for fields in shared if path in fields]
     if not shared:
         return ""
-    return "with " + codes(field for field in min(shared, key=len) if field != path)
+    begun = [fields for fields in shared if fields[0] == path] or [min(shared, key=len)]
+    others = (codes(field for field in fields if field != path) for fields in begun)
+    return " or ".join(f"with {each}" for each in dict.fromkeys(others))
 
 
 def document_text(document: Mapping[str, Any]) -> str:

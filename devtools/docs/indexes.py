@@ -1,16 +1,19 @@
 """The reference of Firestore's indexes, from the files of the Terraform module."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 from devtools.bench import index_entries
-from devtools.docs.markdown import code
+from devtools.bench.monthly_cost import GIB, PRICES
+from devtools.docs.markdown import code, table
 
 _MODES = {"ASCENDING": "ascending", "DESCENDING": "descending", "CONTAINS": "array-contains"}
+_IMAGES = 1_000_000
+_HEADERS = ("index", "entries of an image", "bytes", "USD a month for a million images")
 
 
 def render() -> str:
-    """Return the list of the indexes."""
-    return "\n".join(f"- {each}" for each in _rows(index_entries.deployed_indexes()))
+    """Return the table of the indexes, with what each costs."""
+    return table(_HEADERS, _rows())
 
 
 def storage() -> str:
@@ -18,11 +21,9 @@ def storage() -> str:
     return index_entries.table([index_entries.sample()])
 
 
-def _rows(indexes: index_entries.Indexes) -> list[str]:
-    single: list[Sequence[tuple[str, str]]] = [
-        [(field, mode)] for field, modes in indexes.fields.items() for mode in modes
-    ]
-    return [
-        ", ".join(f"{code(field)} {_MODES[mode]}" for field, mode in fields)
-        for fields in [*single, *indexes.composite]
-    ]
+def _rows() -> Iterator[tuple[object, ...]]:
+    price = PRICES["Firestore storage"].usd / GIB
+    for index, alone in index_entries.each_index(index_entries.deployed_indexes()):
+        entries = index_entries.sample_entries(alone)
+        name = ", ".join(f"{code(field)} {_MODES[mode]}" for field, mode in index)
+        yield name, len(entries), sum(entries), f"{sum(entries) * _IMAGES * price:.3f}"

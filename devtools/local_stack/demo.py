@@ -16,12 +16,13 @@ from devtools.local_stack.client_environment import upload_command
 from devtools.local_stack.errors import LocalStackError
 from devtools.local_stack.programs import find_programs
 from devtools.local_stack.stack import Stack, StackOptions
-from service.cli.output import json_line, progress
+from service.cli.output import progress
 from service.cli.report import say_results
 from service.gcp.clients import build_reader
 from service.gcp.result_reader import ResultReader
 from service.operate.detect import annotated_name, save_annotated
 from service.settings import Settings
+from service.stored_json import json_line
 
 _PREFIX = "demo"
 _DOCUMENTS = "documents.jsonl"

@@ -16,12 +16,13 @@ from devtools.local_stack.errors import LocalStackError
 from devtools.local_stack.processes import Child, Processes, free_port, is_answering
 from devtools.local_stack.stack import Stack, StackOptions
 from devtools.warehouse import Warehouse
-from service.cli.output import Column, json_line, say_table
+from service.cli.output import Column, say_table
 from service.domain import ImageRef
 from service.gcp.clients import build_reader, build_source_store
 from service.operate.watch import watch
 from service.settings import Settings
 from service.sources.schema import Sources, parse
+from service.stored_json import json_line
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 _BUCKET = "uploads"

@@ -32,6 +32,7 @@ from service.errors import (
 __all__ = ["Command", "Commands", "argument", "command", "group", "option", "version_option"]
 
 _DEVELOPER_COMMANDS = ("bench", "chaos", "demo", "up")
+_EXTRA_OF = {"pyarrow": "parquet"}  # by package. Every other package is in `export`.
 _EMULATORS = ("FIRESTORE_EMULATOR_HOST", "PUBSUB_EMULATOR_HOST", "STORAGE_EMULATOR_HOST")
 _SETTINGS: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
@@ -171,7 +172,8 @@ def _run(run: Callable[[], Any]) -> int:
         note("Aborted")
         return ExitCode.FAILED
     except ModuleNotFoundError as exc:
-        advice = "install it with: pip install 'yolo-batch[export]'"
+        extra = _EXTRA_OF.get(exc.name or "", "export")
+        advice = f"install it with: pip install 'yolo-batch[{extra}]'"
         return _report(click.ClickException(f"{exc.msg}: {advice}"), ExitCode.FAILED)
     except (SettingsError, ModelError) as exc:
         return _report(click.ClickException(str(exc)), ExitCode.CANNOT_SERVE)

@@ -193,7 +193,7 @@ def _labels(metadata: Mapping[str, Any]) -> list[str]:
 
 def _figures(metadata: Mapping[str, Any]) -> list[str]:
     """Return what was measured, as sentences."""
-    from service.export.truth import list_some
+    from service.truth import list_some
 
     lines = []
     if quantization := metadata.get("quantization"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,6 +20,46 @@ def _bucket_and_prefix(ctx: click.Context, param: click.Parameter, value: str) -
     if not value.startswith("gs://") or not bucket:
         raise click.BadParameter("it must be gs://bucket or gs://bucket/prefix", ctx, param)
     return bucket, prefix
+
+
+def bucket_or_folder(
+    ctx: click.Context, param: click.Parameter, value: str
+) -> tuple[str, str] | Path:
+    """Return the bucket and the prefix of `gs://bucket[/prefix]`, or the path of a folder.
+
+    Raises:
+        click.BadParameter: the value has another form, or there is no such folder.
+    """
+    if value.startswith("gs://"):
+        return _bucket_and_prefix(ctx, param, value)
+    path = Path(value)
+    if not path.is_dir():
+        raise click.BadParameter(
+            f"{value!r} is neither a folder nor gs://bucket/prefix", ctx, param
+        )
+    return path
+
+
+def page_options(what: str, *, is_default: bool) -> Callable[[Any], Any]:
+    """Return the options for a page in the browser. The command gets `page` and `port`.
+
+    Args:
+        what: what the page is, as the help names it.
+        is_default: whether the page is served without an option.
+    """
+    name, text = ("--page/--no-page", f"Serve {what} on this machine until Ctrl-C.")
+    if is_default:
+        text += " It is served by default."
+
+    page = option(name, "page", panel="Page", default=is_default, help=text)
+    port = option(
+        "--port",
+        panel="Page",
+        default=0,
+        type=click.IntRange(0, 65535),
+        help="Port of the page. By default a free one.",
+    )
+    return lambda command: page(port(command))
 
 
 def bucket_argument(help_text: str) -> Callable[[Any], Any]:

@@ -1,16 +1,15 @@
 """What commands print: text and tables for people, JSON for programs, progress on a terminal."""
 
-import base64
 import io
-import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from typing import Any, NamedTuple, TextIO
 
 import click
+
+from service.stored_json import json_line
 
 _GAP = 2  # blanks between two columns
 _PAGES_PER_LINE = 20  # pages for each line of progress in a log
@@ -52,14 +51,6 @@ def say_json(value: object) -> None:
     text = json_line(value, ensure_ascii=not is_unicode)
     # Only surrogates are left to replace, and JSON has the same escape for them as Python.
     click.echo(text.encode(errors="backslashreplace").decode())
-
-
-def json_line(value: object, *, ensure_ascii: bool = True) -> str:
-    """Return one line of JSON. Times are RFC 3339, bytes are base64.
-
-    Places are objects with `latitude` and `longitude`.
-    """
-    return json.dumps(value, ensure_ascii=ensure_ascii, default=_plain)
 
 
 def say_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
@@ -191,22 +182,6 @@ def _echo(text: str, stream: TextIO | None) -> None:
 
 def _encoding(stream: TextIO | None) -> str:
     return getattr(stream, "encoding", None) or "utf-8"
-
-
-def _plain(value: object) -> str | dict[str, float]:
-    """Return a value of Firestore that JSON does not have.
-
-    Raises:
-        TypeError: the value is neither a time, nor bytes, nor a place.
-    """
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    # The service's own type of a place, or Firestore's, which only service/gcp may import.
-    if hasattr(value, "latitude") and hasattr(value, "longitude"):
-        return {"latitude": value.latitude, "longitude": value.longitude}
-    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def _whole(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str:

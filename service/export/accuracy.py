@@ -9,14 +9,6 @@ from typing import Any, Protocol
 
 from service.domain import Detection, ImageInfo, Prediction, Task
 from service.errors import BadImageError, ModelError
-from service.export.truth import (
-    LabelledObject,
-    Labels,
-    Truth,
-    list_some,
-    match_classes,
-    read_truth,
-)
 from service.images.decode import decode
 from service.images.exif import orientation_of_file
 from service.images.letterbox import shrink
@@ -24,6 +16,14 @@ from service.images.pixels import DecodedImage
 from service.images.transforms import TRANSPOSED
 from service.inference.detector import Detector
 from service.inference.similarity import iou, match_detections, shape_similarity
+from service.truth import (
+    LabelledObject,
+    Labels,
+    Truth,
+    list_some,
+    match_classes,
+    read_truth,
+)
 
 MATCH_CONFIDENCE = 0.25  # detections below it do not count for the agreement
 MATCH_IOU = 0.5  # two boxes with less IoU are of different objects

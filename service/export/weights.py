@@ -28,7 +28,6 @@ from service.export.accuracy import (
 from service.export.canary import MIN_STORED_CONFIDENCE, write_canary
 from service.export.drawings import draw
 from service.export.renaming import apply_renames, sha256_of_renamed
-from service.export.truth import Labels, list_some, match_classes
 from service.images.decode import decode, open_image
 from service.inference.canary import CANARY, FALLBACK
 from service.inference.detector import OPENVINO_METADATA
@@ -42,6 +41,7 @@ from service.inference.ultralytics import (
     stride_of,
     trained_image_size,
 )
+from service.truth import Labels, list_some, match_classes
 
 # Bits of a stored weight. fp32 and fp16 models compute in float32.
 PRECISIONS = {"fp32": 32, "fp16": 16, "int8": 8}

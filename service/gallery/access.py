@@ -5,7 +5,7 @@ import hmac
 import secrets
 from collections.abc import Collection
 from typing import Protocol
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from flask import Response, g, make_response, redirect, request
 from werkzeug.exceptions import Forbidden, ServiceUnavailable, Unauthorized
@@ -15,6 +15,7 @@ from service.gcp.iap import ASSERTION, AssertionVerifier
 
 _TOKEN = "token"  # the argument of the first URL
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_OTHER_SITE = "Another site must not change anything here."
 _SITES = ("same-origin", "none")  # values of Sec-Fetch-Site of requests from our own pages
 
 
@@ -75,8 +76,17 @@ class LocalAccess:
     DNS.
     """
 
-    def __init__(self, port: int, *, token: str | None = None) -> None:
-        """Take the port that the server listens on, and the token. None: a new random token."""
+    def __init__(
+        self, port: int, *, token: str | None = None, command: str = "yolo-batch gallery"
+    ) -> None:
+        """Take what the server listens on, and how its URL was printed.
+
+        Args:
+            port: the port that the server listens on.
+            token: the token of the URL. None: a new random token.
+            command: the command that has printed the URL.
+        """
+        self._command = command
         self.token = token or secrets.token_urlsafe(32)
         self.hosts = frozenset(f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]"))
         self._cookie = f"yolo-batch-{port}"
@@ -98,7 +108,7 @@ class LocalAccess:
         if given is not None and request.method == "GET" and _equal(given, self.token):
             return self._with_cookie()
         if not _equal(request.cookies.get(self._cookie, ""), self._session):
-            raise Forbidden("Open the address that `yolo-batch gallery` has printed.")
+            raise Forbidden(f"Open the address that `{self._command}` has printed.")
         return None
 
     def reviewer(self) -> str:
@@ -138,7 +148,10 @@ def refuse_foreign_writes(access: Access) -> None:
         return
     site = request.headers.get("Sec-Fetch-Site")
     if site is not None and site not in _SITES:
-        raise Forbidden("Another site must not change anything here.")
+        raise Forbidden(_OTHER_SITE)
+    origin = request.headers.get("Origin")
+    if origin is not None and urlsplit(origin).netloc != request.host:
+        raise Forbidden(_OTHER_SITE)
     given = request.headers.get("X-CSRF-Token") or request.form.get("csrf_token", "")
     if not _equal(given, access.csrf_token()):
         raise Forbidden("The page is too old. Load it again, and repeat what you did.")

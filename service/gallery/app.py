@@ -7,8 +7,8 @@ from typing import Any
 from flask import Flask, Response, g, jsonify, make_response, render_template, request
 from werkzeug.exceptions import HTTPException
 
-from service.errors import FirestoreUnavailableError, StorageUnavailableError
-from service.gallery import download, grid, image, images, problems, review
+from service.errors import TransientError
+from service.gallery import download, grid, image, images, not_run, problems, review
 from service.gallery.access import refuse_foreign_writes
 from service.gallery.parts import GalleryParts, parts
 from service.result_filter import FilterError
@@ -33,7 +33,7 @@ _POLICY = "; ".join(
         "base-uri 'none'",
     )
 )
-_HEADERS = {
+SECURITY_HEADERS = {
     "Content-Security-Policy": _POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -47,18 +47,22 @@ def create_app(gallery: GalleryParts) -> Flask:
     """Return the application. Each page has a module with a blueprint of its own."""
     app = Flask(__name__)
     app.extensions["gallery"] = gallery
-    for page in (grid, image, images, problems, review, download):
+    for page in (grid, image, images, problems, not_run, review, download):
         app.register_blueprint(page.blueprint)
     app.add_url_rule(_HEALTH, "ready", lambda: Response(status=204))
     app.before_request(_admit)
     app.after_request(_complete)
     app.context_processor(_context)
+    handle_errors(app)
+    return app
+
+
+def handle_errors(app: Flask) -> None:
+    """Turn errors into pages for a person, or into JSON."""
     app.register_error_handler(HTTPException, _refused)
     app.register_error_handler(FilterError, _wrong_filter)
-    app.register_error_handler(FirestoreUnavailableError, _unavailable)
-    app.register_error_handler(StorageUnavailableError, _unavailable)
+    app.register_error_handler(TransientError, _unavailable)
     app.register_error_handler(Exception, _defect)
-    return app
 
 
 def _admit() -> Response | None:
@@ -69,13 +73,14 @@ def _admit() -> Response | None:
     access = parts().access
     response = access.check()
     if response is None:
+        g.csrf_token = access.csrf_token()
         refuse_foreign_writes(access)
     return response
 
 
 def _complete(response: Response) -> Response:
     """Add the headers that every response has."""
-    response.headers.update(_HEADERS)
+    response.headers.update(SECURITY_HEADERS)
     response.headers.setdefault("Cache-Control", "no-store")
     usage = parts().results.usage()
     total = time.perf_counter() - g.get("started", time.perf_counter())
@@ -88,7 +93,8 @@ def _complete(response: Response) -> Response:
 
 def _context() -> dict[str, Any]:
     """Return what every template can use."""
-    return {"csrf_token": parts().access.csrf_token(), "navigation": _NAVIGATION}
+    token = g.get("csrf_token", "")  # a page that refuses a visitor has none
+    return {"csrf_token": token, "navigation": _NAVIGATION if token else ()}
 
 
 def _refused(error: HTTPException) -> Response:
@@ -99,7 +105,7 @@ def _wrong_filter(error: FilterError) -> Response:
     return _error(400, str(error))
 
 
-def _unavailable(error: FirestoreUnavailableError | StorageUnavailableError) -> Response:
+def _unavailable(error: TransientError) -> Response:
     return _error(503, str(error))
 
 

@@ -29,7 +29,7 @@ def card(result: StoredResult) -> dict[str, Any]:
 
     A detection has `label`, `class_id`, `confidence`, `box` (x1, y1, x2, y2 in pixels) and, if the
     task has them, `polygons` (rings: x1, y1, x2, y2, ...), `keypoints` (x, y, confidence, name),
-    `corners` (x1, y1, ..., x4, y4) and `zones`.
+    `corners` (x1, y1, ..., x4, y4), `angle` (degrees), `area` (of the mask, in pixels) and `zones`.
     """
     document = result.document
     generation = _integer(document.get("generation"))
@@ -120,7 +120,15 @@ def _detection(item: Mapping[str, Any]) -> dict[str, Any] | None:
     zones = [zone for zone in _list(item.get("zones")) if isinstance(zone, str)]
     rotated = _points(item.get("corners"))
     further = {"polygons": rings, "keypoints": keypoints, "zones": zones, "corners": rotated}
-    return detection | {key: value for key, value in further.items() if value}
+    numbers = {
+        "area": _number(item.get("area")),
+        "angle": _number(_map(item.get("obb")).get("angle_degrees")),
+    }
+    return (
+        detection
+        | {key: value for key, value in further.items() if value}
+        | {key: value for key, value in numbers.items() if value is not None}
+    )
 
 
 def _class(item: Mapping[str, Any]) -> dict[str, Any] | None:

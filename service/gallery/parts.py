@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, cast
 
 from flask import current_app
 
 if TYPE_CHECKING:
+    from service.domain import ImageRef
     from service.gallery.access import Access
     from service.gallery.images import GalleryImages
     from service.gcp.alert_reader import AlertReader
+    from service.gcp.large_results import LargeResults
     from service.gcp.listing import ObjectLister
     from service.gcp.result_pages import ResultPages
     from service.gcp.verdict_store import VerdictStore
@@ -23,13 +26,15 @@ class GalleryOptions:
     """Settings of the pages.
 
     `project`, `database` and `collection` are for links to Firestore's console. None: there is no
-    console, because the documents are in an emulator.
+    console, because the documents are in an emulator. `allowed_buckets` are those whose objects may
+    be listed. Empty: every bucket.
     """
 
     page_size: int = PAGE_SIZE
     project: str | None = None
     database: str = "(default)"
     collection: str = "detections"
+    allowed_buckets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,10 @@ class GalleryParts:
     verdicts: "VerdictStore | None" = None
     alerts: "AlertReader | None" = None
     objects: "ObjectLister | None" = None  # lists the images' bucket, for those without a result
-    # Publishes a job that replaces an image's document. None: nobody may try again.
-    try_again: "Callable[[str, int], None] | None" = None  # called with `uri` and `generation`
+    large_results: "LargeResults | None" = None  # reads detections that are in RESULTS_BUCKET
+    # Publishes a job that replaces an image's document. None: nobody may try again. It is called
+    # with the image and the `created_at` of its document, so that no newer document is replaced.
+    try_again: "Callable[[ImageRef, datetime], None] | None" = None
     options: GalleryOptions = GalleryOptions()
 
 

@@ -1,6 +1,6 @@
 """Reads the documents of alerts, for an operator's commands."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -39,3 +39,16 @@ class AlertReader(DocumentPages):
         for page in self._pages(query, page_size):
             for snapshot in page:
                 yield {"id": snapshot.id} | (snapshot.to_dict() or {})
+
+    def with_ids(self, alert_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Return the alerts that exist, by their id. Each id is one read.
+
+        Raises:
+            FirestoreUnavailableError: Firestore did not respond.
+        """
+        if not alert_ids:
+            return {}
+        refs = [self._collection.document(alert_id) for alert_id in alert_ids]
+        with self._reading():
+            snapshots = list(self._client.get_all(refs, **self._one_attempt().limits))
+        return {each.id: each.to_dict() or {} for each in snapshots if each.exists}

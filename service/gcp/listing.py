@@ -65,16 +65,19 @@ class ObjectLister:
                     f"{refusal.code} {refusal.text} (`submit --no-check` submits it unchecked)"
                 ) from exc
 
-    def pages(self, bucket: str, prefix: str, *, after: str = "") -> Iterator[Sequence[ImageRef]]:
+    def pages(
+        self, bucket: str, prefix: str, *, after: str = "", page_size: int = _PAGE_SIZE
+    ) -> Iterator[Sequence[ImageRef]]:
         """List the live objects with a prefix, sorted by the bytes of their names.
 
         Args:
             bucket: the bucket's name.
             prefix: prefix of the names.
             after: list only names that sort after this name.
+            page_size: the most objects of a page.
 
         Yields:
-            Pages of 1 to 1,000 objects.
+            Pages of 1 to `page_size` objects.
 
         Raises:
             NoBucketError: there is no such bucket.
@@ -85,7 +88,7 @@ class ObjectLister:
                 bucket,
                 prefix=prefix or None,
                 start_offset=after or None,  # this name is listed too
-                page_size=_PAGE_SIZE,
+                page_size=page_size,
                 fields=_LISTED_FIELDS,
                 timeout=self._timeout,
                 retry=self._retry,

@@ -1,6 +1,7 @@
 """Reads pages of results by a filter, for the gallery and for exports."""
 
 import base64
+import hashlib
 import json
 import math
 import re
@@ -25,7 +26,10 @@ from service.result_filter import FilterError, Order, ResultFilter, Shown
 
 _ID = "__name__"  # Firestore's name for the document's id in a query
 _MAX_ID_BYTES = 1500
-_DAMAGED = "The page's address is damaged. Begin at the first page."
+_MAX_TEXT_BYTES = 1500  # of a name in an index
+_FIRST_TIME = datetime.min.replace(tzinfo=UTC)
+_LAST_TIME = datetime.max.replace(tzinfo=UTC)
+_FOREIGN = "The page's address is damaged, or is of another filter. Begin at the first page."
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,8 @@ class StoredResult:
 class ResultPage:
     """Some results, in order. `following` is the cursor of the next page. None: this is the last.
 
-    A cursor is a short text that is safe in a URL. It has the values that the order sorts by, and
-    the document's id. It is untrusted: a person can change it.
+    A cursor is a text that is safe in a URL. It has a hash of the filter, the value that the order
+    sorts by, and the document's id. It is untrusted: a person can change it.
     """
 
     results: tuple[StoredResult, ...]
@@ -70,19 +74,57 @@ def counting(usage: Usage) -> Iterator[Usage]:
 
 @dataclass(frozen=True)
 class _Plan:
-    """A query, and the field that it sorts by. Equal values are sorted by the documents' ids."""
+    """The query of a filter, and the field that it sorts by.
 
+    Attributes:
+        chosen: the filter.
+        query: its conditions and its order. Equal values are sorted by the documents' ids.
+        path: the field.
+        key: what only cursors of this filter have.
+    """
+
+    chosen: ResultFilter
     query: Any
     path: str
-    direction: str
+    key: str
 
-    @property
-    def sorted(self) -> Any:
-        """The query with its order."""
-        query = self.query
-        if self.path != _ID:
-            query = query.order_by(self.path, direction=self.direction)
-        return query.order_by(_ID, direction=self.direction)
+    def after(self, cursor: str | None) -> Any:
+        """Return the query for what follows a cursor, or for everything.
+
+        Raises:
+            FilterError: it is not a cursor of this filter.
+        """
+        if cursor is None:
+            return _limited(self.chosen, self.query)
+        value, document_id = self._position(cursor)
+        query = _limited(self.chosen, self.query)
+        return query.start_after({self.path: value, _ID: document_id})
+
+    def cursor(self, result: StoredResult) -> str:
+        """Return the cursor for what follows a result."""
+        value = _at(result.document, self.path)
+        plain = value.isoformat() if isinstance(value, datetime) else value
+        parts = [self.key, plain, result.id]
+        text = json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
+        return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+    def _position(self, cursor: str) -> tuple[Any, str]:
+        """Return the value and the document's id of a cursor.
+
+        Raises:
+            FilterError: it is not a cursor of this filter.
+        """
+        try:
+            text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+            key, plain, document_id = json.loads(text)
+            value = _value(self.chosen.order, plain)
+            is_own = key == self.key and _is_in(self.chosen, value)
+            is_id = isinstance(document_id, str) and is_document_id(document_id)
+        except (ValueError, TypeError, OverflowError, RecursionError) as exc:
+            raise FilterError(_FOREIGN) from exc
+        if not (is_own and is_id):
+            raise FilterError(_FOREIGN)
+        return value, document_id
 
 
 class ResultPages(DocumentPages):
@@ -102,9 +144,9 @@ class ResultPages(DocumentPages):
                 has Firestore's link that creates the index.
         """
         plan = self._plan(chosen)
-        query = plan.sorted if cursor is None else _after(plan, cursor)
-        results = [_result(snapshot) for snapshot in self._counted_page(query.limit(size + 1))]
-        following = _cursor(plan, results[size - 1]) if len(results) > size else None
+        query = plan.after(cursor).limit(size + 1)
+        results = [_result(snapshot) for snapshot in self._counted_page(query)]
+        following = plan.cursor(results[size - 1]) if len(results) > size else None
         return ResultPage(tuple(results[:size]), following)
 
     def stream(
@@ -118,10 +160,10 @@ class ResultPages(DocumentPages):
         """
         plan = self._plan(chosen)
         while True:
-            query = plan.sorted if cursor is None else _after(plan, cursor)
-            results = [_result(snapshot) for snapshot in self._counted_page(query.limit(page_size))]
+            query = plan.after(cursor).limit(page_size)
+            results = [_result(snapshot) for snapshot in self._counted_page(query)]
             for result in results:
-                cursor = _cursor(plan, result)
+                cursor = plan.cursor(result)
                 yield result, cursor
             if len(results) < page_size:
                 return
@@ -135,20 +177,19 @@ class ResultPages(DocumentPages):
             FirestoreUnavailableError: Firestore did not respond, or lacks the index.
         """
         source = _at(result.document, "source.id")
-        is_source = source is None or isinstance(source, str)  # a person may have edited it
-        if not is_source or not isinstance(result.document.get("created_at"), datetime):
+        created_at = result.document.get("created_at")
+        is_known = source is None or _is_comparable(source)  # a person may have edited it
+        if not is_known or not isinstance(created_at, datetime):
             return None, None
+        position = {"created_at": created_at, _ID: result.id}
         query = self._of_source(source)
         newer, older = (
-            _Plan(query, "created_at", direction)
+            self._counted_page(
+                _sorted(query, "created_at", direction).start_after(position).limit(1)
+            )
             for direction in (Query.ASCENDING, Query.DESCENDING)
         )
-        pages = [
-            self._counted_page(_after(plan, _cursor(plan, result)).limit(1))
-            for plan in (newer, older)
-        ]
-        first, second = (_result(page[0]) if page else None for page in pages)
-        return first, second
+        return _first(newer), _first(older)
 
     def count(self, chosen: ResultFilter) -> int:
         """Return how many results a filter has. One read is charged for 1,000 of them.
@@ -156,11 +197,11 @@ class ResultPages(DocumentPages):
         Raises:
             FirestoreUnavailableError: Firestore did not respond, or lacks the index.
         """
-        query = self._plan(chosen).sorted  # its order makes Firestore use the same index
+        query = self._plan(chosen).after(None)  # its order makes Firestore use the same indexes
         with self._counting() as usage:
             with self._reading():
                 [[found]] = query.count().get(**self._one_attempt().limits)
-            usage.documents += 1 + int(found.value) // 1000
+            usage.documents += max(1, math.ceil(int(found.value) / 1000))
         return int(found.value)
 
     def generations(self, uri: str, limit: int = 20) -> Sequence[StoredResult]:
@@ -169,6 +210,8 @@ class ResultPages(DocumentPages):
         Raises:
             FirestoreUnavailableError: Firestore did not respond, or lacks the index.
         """
+        if not _is_comparable(uri):
+            return []
         query = self._collection.where(filter=FieldFilter("uri", "==", uri))
         query = query.order_by("generation", direction=Query.DESCENDING).limit(limit)
         return [_result(snapshot) for snapshot in self._counted_page(query)]
@@ -179,10 +222,27 @@ class ResultPages(DocumentPages):
         Raises:
             FirestoreUnavailableError: Firestore did not respond.
         """
+        if not is_document_id(document_id):
+            return None
         with self._counting() as usage, self._reading():
             usage.documents += 1
             snapshot = self._collection.document(document_id).get(**self._one_attempt().limits)
         return _result(snapshot) if snapshot.exists else None
+
+    def recorded(self, document_ids: Sequence[str]) -> frozenset[str]:
+        """Return those of the ids that have a document. Each id is one read.
+
+        Raises:
+            FirestoreUnavailableError: Firestore did not respond.
+        """
+        if not document_ids:
+            return frozenset()
+        refs = [self._collection.document(document_id) for document_id in document_ids]
+        with self._counting() as usage, self._reading():
+            usage.documents += len(refs)
+            limits = self._one_attempt().limits
+            snapshots = list(self._client.get_all(refs, field_paths=["status"], **limits))
+        return frozenset(snapshot.id for snapshot in snapshots if snapshot.exists)
 
     def usage(self) -> Usage:
         """Return what this thread's calls cost since its last `reset_usage`."""
@@ -221,7 +281,13 @@ class ResultPages(DocumentPages):
         query: Any = self._collection
         for path, operator, value in _conditions(chosen):
             query = query.where(filter=FieldFilter(path, operator, value))
-        return _Plan(query, *_sort(chosen))
+        path, direction = _sort(chosen)
+        return _Plan(chosen, _sorted(query, path, direction), path, _hash(chosen))
+
+
+def _sorted(query: Any, path: str, direction: str) -> Any:
+    query = query if path == _ID else query.order_by(path, direction=direction)
+    return query.order_by(_ID, direction=direction)
 
 
 def _sort(chosen: ResultFilter) -> tuple[str, str]:
@@ -249,14 +315,8 @@ def _conditions(chosen: ResultFilter) -> Iterator[tuple[str, str, Any]]:
     match chosen.order:
         case Order.NEWEST:
             yield "shard", "in", list(range(SHARDS))
-            if chosen.until:
-                yield "created_at", "<", chosen.until
         case Order.NAME:
             yield "bucket", "==", chosen.bucket
-            if chosen.prefix:
-                yield "name", ">=", chosen.prefix
-            if chosen.prefix and (end := after_prefix(chosen.prefix)):
-                yield "name", "<", end
         case Order.CONFIDENT | Order.UNCERTAIN:
             yield _sort(chosen)[0], ">=", 0  # not the results without a confidence, whose is null
     is_by_best = chosen.order in (Order.CONFIDENT, Order.UNCERTAIN)
@@ -280,31 +340,72 @@ def _conditions(chosen: ResultFilter) -> Iterator[tuple[str, str, Any]]:
         yield "day", "==", chosen.day.isoformat()
 
 
+def _limited(chosen: ResultFilter, query: Any) -> Any:
+    """Return the query for the part of its order that a filter has.
+
+    A time and a prefix are where the query begins and ends. They are no conditions, because
+    Firestore's documentation allows merged indexes only for conditions of equality. Documents whose
+    value has another type, because a person has edited it, are not in this part.
+    """
+    match chosen.order:
+        case Order.NEWEST if chosen.until:
+            return query.start_after([chosen.until]).end_at([_FIRST_TIME])
+        case Order.NEWEST:
+            return query.start_at([_LAST_TIME]).end_at([_FIRST_TIME])
+        case Order.NAME:
+            prefix = chosen.prefix or ""
+            after_texts = b""  # Firestore sorts bytes after texts
+            return query.start_at([prefix]).end_before([after_prefix(prefix) or after_texts])
+    return query  # by confidence, it has a condition of a range
+
+
+def _value(order: Order, plain: Any) -> Any:
+    """Return the value of a cursor, whose JSON a person may have changed.
+
+    Raises:
+        ValueError: the order does not sort by such a value. It can also be TypeError or
+            OverflowError.
+    """
+    match order, plain:
+        case Order.NEWEST, str():
+            return datetime.fromisoformat(plain).astimezone(UTC)
+        case Order.NAME, str() if len(plain.encode()) <= _MAX_TEXT_BYTES:
+            return plain
+        case Order.CONFIDENT | Order.UNCERTAIN, int() if 0 <= plain < 2**63:
+            return plain
+        case Order.CONFIDENT | Order.UNCERTAIN, float() if plain >= 0:
+            return plain
+        case Order.RANDOM, None:  # the document's id is enough
+            return None
+    raise ValueError("not a value of this order")
+
+
+def _is_in(chosen: ResultFilter, value: Any) -> bool:
+    """Return whether a value is in the part of the order that a filter has."""
+    match chosen.order:
+        case Order.NEWEST:
+            return chosen.until is None or value < chosen.until
+        case Order.NAME:
+            return str(value).startswith(chosen.prefix or "")
+    return True
+
+
+def _hash(chosen: ResultFilter) -> str:
+    text = json.dumps(chosen.arguments(), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _is_comparable(value: Any) -> bool:
+    """Return whether Firestore compares with this value of a document, which may be edited."""
+    return isinstance(value, str) and len(value.encode()) < _MAX_TEXT_BYTES
+
+
 def _result(snapshot: Any) -> StoredResult:
     return StoredResult(snapshot.id, fields_of(snapshot))
 
 
-def _cursor(plan: _Plan, result: StoredResult) -> str:
-    value = _at(result.document, plan.path)
-    text = json.dumps([_plain(value), result.id], ensure_ascii=False, separators=(",", ":"))
-    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
-
-
-def _after(plan: _Plan, cursor: str) -> Any:
-    """Return the query for what follows a cursor.
-
-    Raises:
-        FilterError: it is not a cursor.
-    """
-    try:
-        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-        value, document_id = json.loads(text)
-        if not (isinstance(document_id, str) and is_document_id(document_id)):
-            raise ValueError("not the id of a document")
-        position = {plan.path: _typed(value), _ID: document_id}
-    except (ValueError, TypeError, OverflowError, RecursionError) as exc:
-        raise FilterError(_DAMAGED) from exc
-    return plan.sorted.start_after(position)
+def _first(snapshots: Sequence[Any]) -> StoredResult | None:
+    return _result(snapshots[0]) if snapshots else None
 
 
 def is_document_id(text: str) -> bool:
@@ -315,33 +416,6 @@ def is_document_id(text: str) -> bool:
     is_reserved = text in ("", ".", "..") or re.fullmatch("__.*__", text, re.DOTALL)
     is_text = not any(0xD800 <= ord(character) <= 0xDFFF for character in text)
     return is_text and "/" not in text and not is_reserved and len(text.encode()) <= _MAX_ID_BYTES
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON. A person may have edited it, so that it has another type."""
-    if isinstance(value, datetime):
-        return {"time": value.isoformat()}
-    return value if isinstance(value, str | int | float | None) else None
-
-
-def _typed(value: Any) -> Any:
-    """Return the value of `_plain`.
-
-    Raises:
-        ValueError: it is none. A time can also raise OverflowError.
-    """
-    match value:
-        case {"time": str(text)}:
-            return datetime.fromisoformat(text).astimezone(UTC)
-        case float() if math.isfinite(value):
-            return value
-        case int() if abs(value) < 2**63:
-            return value
-        case str() if len(value.encode()) <= _MAX_ID_BYTES:
-            return value
-        case None:
-            return value
-    raise ValueError("not a value")
 
 
 def _at(document: dict[str, Any], path: str) -> Any:

@@ -49,12 +49,15 @@ FOUND = {
     "zone": "08",
     "error": "10",
     "current": "07b",
-    "newest": "12 11 10 09 08 07b 07",
-    "since": "12 11 10 09 08 07b 07",
+    "newest": "12 11 10 09 08 07b 07 06",
+    "since": "12 11 10 09 08 07b 07 06",
     "failed": "10",
     "label": "12 09 07b 07",
     "day": "12 09",
-    "source": "12 08",
+    "source": "12 08 06",
+    "nothing found": "06",
+    "newest of a zone": "08",
+    "nothing found, of a source": "06",
 }
 QUERIES = [block for block in BLOCKS if block != NEWEST and not block.startswith(LOOP)]
 
@@ -89,6 +92,7 @@ def seeded() -> list[ImageResult]:
     """Commit images one after the other, so that each has a later time than those before it."""
     day, gate = date(2026, 11, 30), SourceVersion("gate")
     images = [
+        seen("cam1/06.jpg", source=gate),
         seen("cam1/07.jpg", ("person", 0.5), generation=1),
         seen("cam1/07.jpg", ("person", 0.7), ("car", 0.5), generation=2),
         seen("cam1/08.jpg", *[("car", 0.29)] * 4, source=gate, zones=("gate-1",)),

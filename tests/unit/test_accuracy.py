@@ -12,9 +12,9 @@ from PIL import Image
 
 from service.errors import ModelError
 from service.export.accuracy import MIN_MAP_CONFIDENCE, MeanAveragePrecision, mean_average_precision
-from service.export.truth import Labels, match_classes, read_truth
 from service.inference.loading import load_detector
 from service.settings import BUNDLED_MODEL
+from service.truth import Labels, match_classes, read_truth
 from tests.labelled import labelled_samples, write_drawn_samples
 
 needs_pycocotools = [

@@ -10,8 +10,8 @@ from devtools.bench import derived, missed
 from devtools.bench.missed import Coverage, coverage, report
 from service.derived import Redaction
 from service.domain import Box, Detection, ImageInfo
-from service.export.truth import LabelledObject
 from service.settings import BUNDLED_MODEL
+from service.truth import LabelledObject
 
 INFO = ImageInfo(200, 100, "JPEG")
 LEFT_HALF = Detection("person", 0, 0.06, Box(0.0, 0.0, 50.0, 100.0))

@@ -150,6 +150,11 @@ def test_wrong_setting_stops_every_command_alike(monkeypatch: pytest.MonkeyPatch
         (SmokeError("no document"), 1, "Error: no document\n"),
         (FirestoreUnavailableError("Firestore is away."), 1, "Firestore is away.\nTry again"),
         (ModuleNotFoundError("No module named 'nncf'"), 1, "pip install 'yolo-batch[export]'"),
+        (
+            ModuleNotFoundError("No module named 'pyarrow'", name="pyarrow"),
+            1,
+            "pip install 'yolo-batch[parquet]'",
+        ),
         (PermissionError(13, "Permission denied", "a/b"), 1, "Error: a/b: Permission denied\n"),
         (OSError(28, "No space left on device"), 1, "cannot be written: No space left"),
         (click.UsageError("a\x1b[2J"), 2, "Error: a?[2J\n"),

@@ -12,15 +12,17 @@ from devtools.bench.index_entries import (
     Indexes,
     deployed_indexes,
     document_bytes,
+    each_index,
     index_entries,
     name_bytes,
     read,
     sample,
+    sample_entries,
     table,
 )
 from devtools.docs.document import DONE
-from service.cli.output import json_line
 from service.document import to_document
+from service.stored_json import json_line
 
 # https://firebase.google.com/docs/firestore/storage-size
 PATH = ("users", "jeff", "tasks", "my_task_id")
@@ -84,6 +86,12 @@ def test_default_needs_about_a_third_of_the_storage() -> None:
         return document_bytes(TOP, document) + sum(index_entries(TOP, document, indexes))
 
     assert total(deployed_indexes()) < 0.36 * total(deployed_indexes(index_all_fields=True))
+
+
+def test_parts_of_the_indexes_add_up() -> None:
+    indexes = deployed_indexes()
+    parts = [entry for _, each in each_index(indexes) for entry in sample_entries(each)]
+    assert sorted(parts) == sorted(sample_entries(indexes))
 
 
 def test_table_reads_what_the_command_printed(tmp_path: Path) -> None:

@@ -35,7 +35,6 @@ from service.export.accuracy import (
     find_labels,
     predict_files,
 )
-from service.export.truth import Labels
 from service.export.weights import (
     _check_agreement,
     _check_class_agreement,
@@ -51,6 +50,7 @@ from service.inference.canary import CANARY, FALLBACK, load_verified
 from service.inference.identity import sha256_of_model
 from service.inference.loading import load_detector
 from service.settings import BUNDLED_MODEL
+from service.truth import Labels
 from tests.fakes import FakeDetector
 from tests.labelled import labelled_samples, write_drawn_samples
 

@@ -24,18 +24,30 @@ _MAX_LISTED = 5  # in one note
 
 @dataclass(frozen=True)
 class Labels:
-    """A label file in COCO's format, and the folder of its images."""
+    """A label file in COCO's format, and the folder of its images.
+
+    Without a folder, nobody needs the images: only their names are read.
+    """
 
     file: Path
-    image_folder: Path
+    image_folder: Path | None = None
 
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """One image, with the (width, height) in pixels that the labels state, or None."""
+    """One image.
+
+    Attributes:
+        file: its file. It need not exist if the labels were read without a folder.
+        size: its (width, height) in pixels, or None if the labels do not state them.
+        name: `file_name` in the label file.
+        uri: `uri` in the label file, which exports of this project have, or None.
+    """
 
     file: Path
     size: tuple[int, int] | None
+    name: str = ""
+    uri: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,10 +125,10 @@ def match_classes(truth: Truth, labels: Iterable[str], *, file: Path) -> Classes
     known = set(labels)
     by_spelling: dict[str, set[str]] = defaultdict(set)
     for label in known:
-        by_spelling[_normalize(label)].add(label)
+        by_spelling[normalize(label)].add(label)
     label_of = {}
     for name in truth.names:
-        candidates = {name} if name in known else by_spelling[_normalize(name)]
+        candidates = {name} if name in known else by_spelling[normalize(name)]
         if len(candidates) == 1:
             [label_of[name]] = candidates
     counts = Counter(labelled.name for labelled in truth.objects)
@@ -151,7 +163,8 @@ def list_some(texts: Iterable[str]) -> str:
     return ", ".join(items[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _normalize(name: str) -> str:
+def normalize(name: str) -> str:
+    """Return a name without what two spellings of it may differ in."""
     return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name).casefold())
 
 
@@ -181,13 +194,14 @@ def _truth(labels: Labels, content: Mapping[str, Any]) -> Truth:
     for image in content["images"]:
         if index_of.setdefault(_key(image["id"]), len(images)) != len(images):
             raise ValueError(f"two images have the id {image['id']}")
-        file = labels.image_folder / str(image["file_name"])
-        if not file.is_file():
+        name, uri = str(image["file_name"]), image.get("uri")
+        file = (labels.image_folder or Path()) / name
+        if labels.image_folder and not _is_file(file):
             raise ModelError(
                 f"{labels.file} names {file}, which does not exist. "
                 "Give the images' folder with --data-images"
             )
-        images.append(LabelledImage(file, _size(image)))
+        images.append(LabelledImage(file, _size(image), name, uri if _is_text(uri) else None))
     repeated = [file for file, times in Counter(i.file for i in images).items() if times > 1]
     if repeated:
         raise ValueError(f"two images have the file name {repeated[0].name}")
@@ -307,6 +321,17 @@ def _number(value: Any) -> float | None:
 def _key(value: object) -> str:
     """Return an id as text, because files write the same id as a number and as text."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _is_file(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except ValueError:  # a NUL in its name
+        return False
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
 
 
 def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -1,0 +1,233 @@
+"""`yolo-batch results`: documents as a table, as JSON, or in the format of another tool."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from service.cli.commands import command, option
+from service.cli.options import json_lines_option, objects_argument
+from service.cli.output import is_terminal, note, progress, say, say_json
+from service.errors import ResultObjectError
+from service.result_exports.formats import FORMATS
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.result_exports.records import ExportOptions
+    from service.result_exports.selection import Selection
+    from service.result_filter import ResultFilter
+
+_EXPORT = "Export"
+_CALL_SECONDS = 60.0  # Firestore is retried longer than in the service, which has a deadline
+
+
+def _category_ids(
+    ctx: click.Context, param: click.Parameter, value: Path | None
+) -> dict[str, int] | None:
+    """Return the ids of a JSON file that maps labels to whole numbers.
+
+    Raises:
+        click.BadParameter: the file has another form.
+    """
+    if value is None:
+        return None
+    try:
+        ids = json.loads(value.read_text(encoding="utf-8"))
+    except ValueError as exc:
+        raise click.BadParameter(f"{value} is not JSON: {exc}", ctx, param) from exc
+    is_map = isinstance(ids, dict) and all(type(number) is int for number in ids.values())
+    if not is_map or len(set(ids.values())) < len(ids):
+        raise click.BadParameter(
+            f"{value} must be an object of labels, each with another whole number", ctx, param
+        )
+    return dict(ids)
+
+
+@command(
+    panel="Data",
+    examples=[
+        "yolo-batch results gs://my-bucket/2026/",
+        "yolo-batch results gs://my-bucket --json > results.jsonl",
+        "yolo-batch results gs://my-bucket/cam1/ --export csv --output cam1",
+    ],
+)
+@objects_argument
+@json_lines_option("each document")
+@option(
+    "--export",
+    "format_name",
+    panel=_EXPORT,
+    type=click.Choice(list(FORMATS)),
+    help="Write files in this format, for other tools.",
+)
+@option(
+    "--output",
+    panel=_EXPORT,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the export. It must not exist, or be empty.  [default: export-FORMAT]",
+)
+@option(
+    "--min-confidence",
+    panel=_EXPORT,
+    type=click.FloatRange(0, 1),
+    help="Export every recorded detection from this confidence, also faint ones.  [default: the "
+    "detections that the service kept]",
+)
+@option("--label", "labels", panel=_EXPORT, multiple=True, help="Only this label. Repeatable.")
+@option(
+    "--with-confidence",
+    panel=_EXPORT,
+    is_flag=True,
+    help="yolo: add the confidence as a last column.",
+)
+@option(
+    "--category-ids",
+    panel=_EXPORT,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    callback=_category_ids,
+    help="coco: JSON file with the id of each label.  [default: the model's class id + 1]",
+)
+@option(
+    "--image-url-prefix",
+    panel=_EXPORT,
+    default="/data/local-files/?d=",
+    show_default=True,
+    help="label-studio: goes before each image's path.",
+)
+@option(
+    "--resume",
+    panel=_EXPORT,
+    is_flag=True,
+    help="Continue an export that was interrupted. Repeat its other options.",
+)
+def results(
+    uri: tuple[str, str],
+    as_json: bool,
+    format_name: str | None,
+    output: Path | None,
+    min_confidence: float | None,
+    labels: tuple[str, ...],
+    with_confidence: bool,
+    category_ids: dict[str, int] | None,
+    image_url_prefix: str,
+    resume: bool,
+) -> None:
+    """Print the documents of a bucket or prefix from Firestore, or export them.
+
+    Large results are in objects of RESULTS_BUCKET. With --json, their detections are read from
+    there, and `derived` has the addresses of the derived images.
+
+    An export is a folder. Images without a result are in it as far as its format has a place for
+    them.
+    """
+    if format_name is None:
+        _print(uri, as_json=as_json)
+        return
+    from service.result_exports.records import ExportOptions
+    from service.result_exports.selection import Selection
+    from service.result_filter import Order, ResultFilter
+
+    _export(
+        ResultFilter(order=Order.NAME, bucket=uri[0], prefix=uri[1] or None),
+        format_name,
+        output or Path(f"export-{format_name}"),
+        Selection(min_confidence, labels=frozenset(labels) or None),
+        ExportOptions(with_confidence, category_ids, image_url_prefix),
+        is_resumed=resume,
+    )
+
+
+def _print(uri: tuple[str, str], *, as_json: bool) -> None:
+    from service.cli.report import no_results_note, say_results
+    from service.gcp.clients import build_large_results, build_reader
+
+    settings = Settings.from_env()
+    bucket, prefix = uri
+    count = 0
+
+    def documents() -> Iterator[dict[str, Any]]:
+        nonlocal count
+        is_streaming = as_json and is_terminal(sys.stdout)
+        with progress("Reading results", is_shown=not is_streaming) as bar:
+            for document in build_reader(settings).results(bucket, prefix):
+                count += 1
+                bar.describe(f"Reading results: {count:,}")
+                yield document
+
+    if as_json:
+        large_results = build_large_results(settings)
+        for document in documents():
+            try:
+                say_json(document | {"detections": large_results.read(document)})
+            except ResultObjectError as exc:
+                note(f"Warning: {document['uri']} is printed as it is in Firestore. {exc}")
+                say_json(document)
+    else:
+        say_results(documents())
+    if not count:
+        note(no_results_note(bucket, prefix))
+
+
+def _export(
+    chosen: "ResultFilter",
+    format_name: str,
+    folder: Path,
+    selection: "Selection",
+    options: "ExportOptions",
+    *,
+    is_resumed: bool,
+) -> None:
+    from dataclasses import asdict, replace
+
+    from service.cli.report import no_results_note
+    from service.gcp.clients import build_large_results, build_pages
+    from service.result_exports.exporting import exported_images, write_export
+    from service.result_exports.folder import ExportFolder
+    from service.result_exports.names import FileNames
+
+    settings = replace(Settings.from_env(), firestore_timeout_seconds=_CALL_SECONDS)
+    writer = FORMATS[format_name].writer(options)
+    target = ExportFolder(folder)
+    request = {
+        "filter": chosen.arguments(),
+        "format": format_name,
+        "options": asdict(options),
+        "selection": [selection.min_confidence, sorted(selection.labels or ())],
+    }
+    cursor: str | None = None
+    state: dict[str, Any] = {}
+    if is_resumed:
+        cursor, state = target.resume(request)
+    else:
+        target.begin(request)
+    if cursor is None:
+        writer.begin(target)
+    else:
+        writer.restore(state)
+    found = build_pages(settings).stream(chosen, cursor)
+    images = exported_images(
+        found, FileNames(target), selection, build_large_results(settings).read
+    )
+    with progress("Exporting") as bar:
+        count = 0
+
+        def counted(image: Any) -> None:
+            nonlocal count
+            count += 1
+            bar.describe(f"Exporting: {count:,} images")
+
+        tally = write_export(images, writer, target, target, counted)
+    target.finish()
+    if not tally.images and chosen.bucket:
+        note(no_results_note(chosen.bucket, chosen.prefix or ""))
+    for text in writer.notes():
+        note(text)
+    if tally.unreadable:
+        note(f"{tally.unreadable:,} documents have another form than the service writes.")
+    say(
+        f"{tally.images:,} images with {tally.detections:,} detections are in {folder}/"
+        + (f" ({tally.failed:,} without a result)" if tally.failed else "")
+    )
