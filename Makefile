@@ -8,7 +8,7 @@ TASK ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 
-.PHONY: help demo follow up emulators chaos fuzz mutants test test-fast check unit coverage hooks fix docs clean lock
+.PHONY: help demo follow up emulators chaos fuzz mutants test test-fast check unit coverage roundtrips hooks fix docs clean lock
 
 help:  ## list the targets
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,10 @@ coverage: $(VENV)/dev $(VENV)/export  ## measure line and branch coverage of ser
 	$(BIN)/coverage run -m pytest -n 2 --dist loadfile -p tests.coverage_plugin \
 	  --ignore-glob '*test_bench*'; status=$$?; \
 	$(BIN)/coverage combine --quiet; $(BIN)/coverage report && exit $$status
+
+roundtrips: $(VENV)/dev  ## build the environments in which other tools read the exports (1.8 GB), and run these tests
+	$(BIN)/python -m devtools.roundtrip
+	$(BIN)/pytest -m roundtrip tests/roundtrip
 
 hooks: $(VENV)/dev  ## run ruff and mypy before each git commit
 	$(BIN)/pre-commit install

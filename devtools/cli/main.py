@@ -111,6 +111,10 @@ Then upload an image, submit it once more, and print its result:
 yolo-batch submit gs://{bucket}/IMAGE.jpg
 yolo-batch results gs://{bucket}/
 
+To look at the results in a browser, and have failed images tried again:
+
+yolo-batch gallery --topic jobs --open
+
 The service listens at {url}.\
 """
 

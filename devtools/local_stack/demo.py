@@ -3,8 +3,9 @@
 import os
 import shutil
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from google.cloud import storage
 from devtools.local_stack.client_environment import upload_command
 from devtools.local_stack.errors import LocalStackError
 from devtools.local_stack.programs import find_programs
+from devtools.local_stack.resources import JOBS_TOPIC
 from devtools.local_stack.stack import Stack, StackOptions
-from service.cli.output import progress
+from service.cli.gallery import show
+from service.cli.output import can_ask, is_terminal, progress
 from service.cli.report import say_results
 from service.gcp.clients import build_reader
 from service.gcp.result_reader import ResultReader
@@ -48,6 +51,8 @@ class Upload:
 def run_demo(images: Path, model: Path | None, output: Path) -> None:
     """Upload images to a new stack, then show and save their documents and annotated copies.
 
+    On a terminal, offer the gallery at the end, while the stack still runs.
+
     Args:
         images: an image, or a folder of images.
         model: the model that the service loads, or None for the bundled model.
@@ -71,18 +76,39 @@ def run_demo(images: Path, model: Path | None, output: Path) -> None:
             documents = wait_for_documents(
                 reader, stack.bucket, names, on_progress=bar.advance, check=stack.raise_if_dead
             )
+        _show(uploads, documents, output)
+        if not names - documents.keys():
+            offer_gallery()
+    if missing := sorted(names - documents.keys()):
+        shown = ", ".join(missing[:_SHOWN_NAMES])
+        more = f" and {len(missing) - _SHOWN_NAMES} more" if len(missing) > _SHOWN_NAMES else ""
+        raise DemoError(f"No document for {shown}{more}")
+
+
+def offer_gallery() -> None:
+    """Open the gallery, until Ctrl-C, if a person at the terminal presses Enter."""
+    if not (can_ask() and is_terminal(sys.stdout)):
+        return
+    try:
+        click.echo("\nPress Enter to look at the results in a browser, Ctrl-C to stop.")
+        input()
+        show(topic=JOBS_TOPIC, is_opened=True)
+    except (EOFError, KeyboardInterrupt):
+        click.echo()
+
+
+def _show(
+    uploads: Collection[Upload], documents: Mapping[str, Mapping[str, Any]], output: Path
+) -> None:
+    """Print the documents, and save them with annotated copies of the images."""
     click.echo()
     say_results(documents[name] for name in sorted(documents))
     saved = save_annotated_images(uploads, documents, output)
     lines = (f"{json_line(documents[name])}\n" for name in sorted(documents))
     (output / _DOCUMENTS).write_text("".join(lines), encoding="utf-8")
-    click.echo(f"\n{len(documents)} of {len(names)} uploads have their document.")
+    click.echo(f"\n{len(documents)} of {len(uploads)} uploads have their document.")
     click.echo(f"{saved} annotated images are in {output}/")
     click.echo(f"The documents are in {output / _DOCUMENTS}")
-    if missing := sorted(names - documents.keys()):
-        shown = ", ".join(missing[:_SHOWN_NAMES])
-        more = f" and {len(missing) - _SHOWN_NAMES} more" if len(missing) > _SHOWN_NAMES else ""
-        raise DemoError(f"No document for {shown}{more}")
 
 
 def plan_uploads(source: Path) -> list[Upload]:

@@ -1,6 +1,7 @@
 """`yolo-batch gallery`: look at results in a browser."""
 
 import os
+import signal
 import webbrowser
 from dataclasses import replace
 
@@ -47,6 +48,26 @@ def gallery(port: int, topic: str | None, is_opened: bool, verdicts_database: st
     These settings of the service apply, as environment variables: GOOGLE_CLOUD_PROJECT,
     FIRESTORE_DATABASE, FIRESTORE_COLLECTION, RESULTS_BUCKET, ALLOWED_BUCKETS.
     """
+    # A shell starts background jobs with SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    show(port, topic=topic, is_opened=is_opened, verdicts_database=verdicts_database)
+
+
+def show(
+    port: int = 0,
+    *,
+    topic: str | None = None,
+    is_opened: bool = False,
+    verdicts_database: str | None = None,
+) -> None:
+    """Serve the gallery until Ctrl-C. The arguments are those of the command.
+
+    Raises:
+        PortError: another program has the port.
+        CredentialsError: no credentials, or no project.
+        SettingsError: an environment variable has a wrong value.
+    """
     from service.gallery.access import LocalAccess
     from service.gallery.app import create_app
     from service.gallery.build import build_gallery
@@ -78,4 +99,5 @@ def gallery(port: int, topic: str | None, is_opened: bool, verdicts_database: st
     except KeyboardInterrupt:
         pass
     finally:
+        server.server_close()
         parts.images.close()

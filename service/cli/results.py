@@ -98,6 +98,13 @@ def _category_ids(
     help="label-studio: goes before each image's path.",
 )
 @option(
+    "--images",
+    "with_images",
+    panel=_EXPORT,
+    is_flag=True,
+    help="Also fetch the images' files: redacted copies where a document has one.",
+)
+@option(
     "--resume",
     panel=_EXPORT,
     is_flag=True,
@@ -113,6 +120,7 @@ def results(
     with_confidence: bool,
     category_ids: dict[str, int] | None,
     image_url_prefix: str,
+    with_images: bool,
     resume: bool,
 ) -> None:
     """Print the documents of a bucket or prefix from Firestore, or export them.
@@ -135,7 +143,8 @@ def results(
         format_name,
         output or Path(f"export-{format_name}"),
         Selection(min_confidence, labels=frozenset(labels) or None),
-        ExportOptions(with_confidence, category_ids, image_url_prefix),
+        ExportOptions(with_confidence, category_ids, image_url_prefix, with_images),
+        with_images=with_images,
         is_resumed=resume,
     )
 
@@ -178,6 +187,7 @@ def _export(
     selection: "Selection",
     options: "ExportOptions",
     *,
+    with_images: bool,
     is_resumed: bool,
 ) -> None:
     from dataclasses import asdict, replace

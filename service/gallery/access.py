@@ -35,14 +35,22 @@ class Access(Protocol):
     def csrf_token(self) -> str:
         """Return the token that each write of the current visitor must have."""
 
+    def complete(self, response: Response) -> None:
+        """Add the cookies of a visitor who was let in."""
+
 
 class IapAccess:
-    """Everybody whom Identity-Aware Proxy lets pass. Its signature is verified here."""
+    """Everybody whom Identity-Aware Proxy lets pass. Its signature is verified here.
+
+    The CSRF token is a random cookie, not a secret of this process: the next request may reach
+    another instance, or this one after a restart.
+    """
+
+    _COOKIE = "__Host-yolo-batch-csrf"  # `__Host-`: no other host name can set it
 
     def __init__(self, verifier: AssertionVerifier) -> None:
         """Take what verifies IAP's assertions."""
         self._verifier = verifier
-        self._secret = secrets.token_bytes(32)
 
     def check(self) -> Response | None:
         """Let the current request pass.
@@ -57,6 +65,7 @@ class IapAccess:
             raise Unauthorized(str(exc)) from exc
         except CertificatesUnavailableError as exc:
             raise ServiceUnavailable(str(exc)) from exc
+        g.csrf_cookie = request.cookies.get(self._COOKIE) or secrets.token_urlsafe(32)
         return None
 
     def reviewer(self) -> str:
@@ -64,8 +73,16 @@ class IapAccess:
         return str(g.reviewer)
 
     def csrf_token(self) -> str:
-        """Return the token that each write of the current reviewer must have."""
-        return _derived(self._secret, self.reviewer())
+        """Return the token that each write of the current browser and reviewer must have."""
+        return _derived(str(g.csrf_cookie).encode(), self.reviewer())
+
+    def complete(self, response: Response) -> None:
+        """Set the cookie of a new browser."""
+        cookie = g.get("csrf_cookie")
+        if cookie and cookie != request.cookies.get(self._COOKIE):
+            response.set_cookie(
+                self._COOKIE, cookie, httponly=True, samesite="Strict", secure=True, path="/"
+            )
 
 
 class LocalAccess:
@@ -118,6 +135,9 @@ class LocalAccess:
     def csrf_token(self) -> str:
         """Return the token that each write must have."""
         return _derived(self.token.encode(), "csrf")
+
+    def complete(self, response: Response) -> None:
+        """Do nothing: the first address has set the cookie."""
 
     def _with_cookie(self) -> Response:
         """Return a redirect to the same address without the token."""

@@ -81,6 +81,9 @@ def _admit() -> Response | None:
 def _complete(response: Response) -> Response:
     """Add the headers that every response has."""
     response.headers.update(SECURITY_HEADERS)
+    # A new browser loads style, script and images at once. Only the page sets its cookie.
+    if response.mimetype == "text/html":
+        parts().access.complete(response)
     response.headers.setdefault("Cache-Control", "no-store")
     usage = parts().results.usage()
     total = time.perf_counter() - g.get("started", time.perf_counter())

@@ -1,6 +1,9 @@
 """The grid of thumbnails, the pages that it loads, and the counts of labels."""
 
 import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, date, datetime
 from typing import Any
 
 from cachetools import TTLCache
@@ -10,6 +13,7 @@ from service.deadline import Deadline
 from service.errors import SourcesUnknownError
 from service.gallery.card import card
 from service.gallery.parts import parts
+from service.result_exports.formats import FORMATS
 from service.result_filter import Order, ResultFilter, Shown
 from service.sources.schema import Mode, Sources
 
@@ -17,6 +21,7 @@ blueprint = Blueprint("grid", __name__)
 
 _COUNTS_SECONDS = 60.0
 _MAX_COUNTS = 40  # labels of one request
+_MAX_LABEL = 1500  # bytes. A longer label is in no index of Firestore.
 _SOURCES_SECONDS = 10.0
 _TEXTS = {
     Shown.FOUND: "found",
@@ -28,7 +33,19 @@ _ORDERS = {
     Order.NEWEST: "newest first",
     Order.CONFIDENT: "most confident first",
     Order.UNCERTAIN: "least certain first",
-    Order.NAME: "by name (needs a bucket)",
+    Order.NAME: "by name",
+}
+_ANY_TIME = datetime(2000, 1, 1, tzinfo=UTC)
+# For each field, what stands for any value of it. A bucket or a prefix brings its order with it.
+_ANY_VALUE: dict[str, dict[str, Any]] = {
+    "label": {"label": "any"},
+    "shown": {"shown": Shown.FOUND},
+    "source": {"source": "any"},
+    "zone": {"zone": "any"},
+    "day": {"day": date(2000, 1, 1)},
+    "until": {"until": _ANY_TIME},
+    "bucket": {"bucket": "any", "order": Order.NAME},
+    "prefix": {"bucket": "any", "prefix": "any", "order": Order.NAME},
 }
 
 
@@ -69,6 +86,11 @@ def page() -> str:
         "counts": url_for("grid.counts"),
         "image": url_for("image.page", document_id="ID"),
         "sources": _sources(),
+        "exports": [
+            {"name": name, "description": each.description}
+            for name, each in FORMATS.items()
+            if each.is_available
+        ],
     }
     return render_template("grid.html", data=data, shown=_TEXTS, orders=_ORDERS)
 
@@ -87,21 +109,43 @@ def results() -> Response:
         results=[card(result) for result in found.results],
         following=found.following,
         usage={"queries": usage.queries, "documents": usage.documents},
+        impossible=dict(_impossible(chosen)),
+        impossible_orders=dict(_impossible_orders(chosen)),
     )
 
 
 @blueprint.get("/api/counts")
 def counts() -> Response:
-    """Return how many results the filter has with each of the labels of the arguments `of`."""
+    """Return how many results the filter has with each of the labels of the arguments `of`.
+
+    Labels whose count is not possible are left out.
+    """
     chosen = ResultFilter.parse(request.args)
-    labels = request.args.getlist("of")[:_MAX_COUNTS]
+    if not chosen.bucket:
+        chosen = chosen.without("order")  # the count is the same, and more combinations have one
     known: Counts = current_app.extensions["counts"]
     found: dict[str, int] = {}
-    for label in labels:
-        each = ResultFilter.parse(chosen.arguments() | {"label": label})
-        if not each.conflicts():
+    for label in request.args.getlist("of")[:_MAX_COUNTS]:
+        each = replace(chosen, label=label)
+        if 0 < len(label.encode()) <= _MAX_LABEL and not each.conflicts():
             found[label] = known.of(each)
     return jsonify(counts=found, reads=parts().results.usage().documents)
+
+
+def _impossible(chosen: ResultFilter) -> Iterator[tuple[str, str]]:
+    """Yield each field that cannot be added to a filter, with the reason."""
+    for name, values in _ANY_VALUE.items():
+        conflicts = replace(chosen, **values).conflicts()
+        if conflicts and getattr(chosen, name) is None:
+            yield name, conflicts.get(name) or next(iter(conflicts.values()))
+
+
+def _impossible_orders(chosen: ResultFilter) -> Iterator[tuple[str, str]]:
+    """Yield each order that a filter cannot have, with the reason."""
+    for order in Order:
+        conflicts = replace(chosen, order=order).conflicts()
+        if conflicts and order is not chosen.order:
+            yield order, conflicts.get("order") or next(iter(conflicts.values()))
 
 
 def _sources() -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from cachetools import LRUCache
+from cachetools import LRUCache, TTLCache
 from flask import Blueprint, Response, abort, request
 
 from service.deadline import Deadline
@@ -20,7 +20,6 @@ from service.errors import (
     ObjectGoneError,
     ResultObjectError,
     SourcesUnknownError,
-    StorageRefusedError,
     YoloBatchError,
 )
 from service.gallery.parts import parts
@@ -36,11 +35,19 @@ if TYPE_CHECKING:
 blueprint = Blueprint("images", __name__)
 
 _THUMBNAIL_SIDE = 320  # pixels, as that of a derived thumbnail
-_CACHED_BYTES = 64 * 2**20  # of thumbnails that were made here
+_CACHED_BYTES = 64 * 2**20  # of thumbnails
 _REMEMBERED = 5000  # documents
+# A page requests its thumbnails at once. Later, a document may have been replaced, for example with
+# redaction.
+_REMEMBERED_SECONDS = 60.0
 _AT_ONCE = 4  # downloads of uploads: each may have MAX_IMAGE_BYTES bytes
 _SECONDS = 60.0  # for a download, and for making an image
 _NO_COPIES = "Only redacted copies may be shown, and this result has none."
+_MAX_SHOWN_PIXELS = 40_000_000  # of an upload that is shown unchanged: browsers refuse larger ones
+_MAX_DIMENSION = 2**20  # pixels. A larger one in a document is no size of an image.
+# Bytes of a file with an orientation that not every browser applies: EXIF of PNG and WebP, EXIF of
+# PNG as text, and XMP.
+_TURNED = (b"eXIf", b"EXIF", b"Raw profile type", b":Orientation")
 # What is shown large without the upload, the best first.
 _LARGE = (DerivedKind.NORMALIZED, DerivedKind.ANNOTATED, DerivedKind.THUMBNAIL)
 
@@ -106,8 +113,8 @@ class GalleryImages:
         self._start_decoders = decoders
         self._decoders: Decoders | None = None
         self._lock = threading.Lock()
-        self._facts: LRUCache[str, _Facts] = LRUCache(_REMEMBERED)
-        self._made: LRUCache[str, ShownImage] = LRUCache(
+        self._facts: TTLCache[str, _Facts] = TTLCache(_REMEMBERED, _REMEMBERED_SECONDS)
+        self._thumbnails: LRUCache[str, ShownImage] = LRUCache(
             _CACHED_BYTES, getsizeof=lambda shown: len(shown.data)
         )
         self._slots = threading.BoundedSemaphore(_AT_ONCE)
@@ -124,10 +131,15 @@ class GalleryImages:
             NoImageError: there is nothing that may be shown. The message says why.
             StorageUnavailableError: Cloud Storage did not respond, or refuses the bucket.
             FirestoreUnavailableError: Firestore did not respond.
+            DecoderUnavailableError: no decoder process could make the image.
         """
         facts = self._known(document_id, generation)
         if facts is None or facts.ref.generation != generation:
             raise NoImageError("There is no result of this generation.")
+        # The id is a hash of the object's name. An edited document must not name another object:
+        # its source may ask for redaction.
+        if facts.ref.document_id != document_id:
+            raise NoImageError("The document was edited, and names another object.")
         if not facts.is_done:
             raise NoImageError("An image without a result is not shown.")
         if facts.derived_error:
@@ -188,27 +200,39 @@ class GalleryImages:
         """Return a derived image of this document, or None if there is none."""
         uri = facts.derived.get(kind, "")
         bucket = self._objects.bucket
-        if not bucket or not uri.startswith(f"gs://{bucket}/{document_id}-"):
+        if not bucket or not uri.startswith(f"gs://{bucket}/{document_id}-{kind}-"):
             return None
+        if shown := self._cached(uri):
+            return shown
         try:
             data = self._objects.read(uri)
         except ResultObjectError:
             return None
         content_type = _content_type(data)
-        return ShownImage(data, content_type) if content_type else None
+        if content_type is None:
+            return None
+        shown = ShownImage(data, content_type)
+        if kind is DerivedKind.THUMBNAIL:
+            self._cache(uri, shown)
+        return shown
 
     def _thumbnail(self, document_id: str, facts: _Facts) -> ShownImage:
         """Return a thumbnail that is made here."""
-        key = f"{document_id}-{facts.ref.generation}"
-        with self._lock:
-            shown = self._made.get(key)
+        shown = self._cached(document_id)
         if shown is None:
             with self._upload(facts) as download:
                 shown = self._made_of(download, facts, _THUMBNAIL_SIDE)
-            with self._lock:
-                if len(shown.data) < _CACHED_BYTES:
-                    self._made[key] = shown
+            self._cache(document_id, shown)
         return shown
+
+    def _cached(self, key: str) -> ShownImage | None:
+        with self._lock:
+            return self._thumbnails.get(key)
+
+    def _cache(self, key: str, shown: ShownImage) -> None:
+        with self._lock:
+            if len(shown.data) < _CACHED_BYTES:
+                self._thumbnails[key] = shown
 
     def _large(self, document_id: str, facts: _Facts) -> ShownImage:
         if self._uploads is None:
@@ -216,7 +240,9 @@ class GalleryImages:
                 if shown := self._derived(document_id, facts, kind):
                     return shown
         with self._upload(facts) as download:
-            if not download.content_encoding and _is_shown_by_browsers(download.data):
+            is_huge = facts.info and facts.info.width * facts.info.height > _MAX_SHOWN_PIXELS
+            is_encoded = bool(download.content_encoding)
+            if not (is_huge or is_encoded) and _is_shown_by_browsers(download.data):
                 return ShownImage(download.data, _content_type(download.data) or "")
             return self._made_of(download, facts, MAX_SIDE)
 
@@ -238,8 +264,6 @@ class GalleryImages:
                 yield found
         except ObjectGoneError as exc:
             raise NoImageError("This generation of the object no longer exists.") from exc
-        except StorageRefusedError:
-            raise
         except BadImageError as exc:
             raise NoImageError(exc.message) from exc
 
@@ -310,7 +334,9 @@ def _info(image: Any) -> ImageInfo | None:
     if not isinstance(image, dict):
         return None
     width, height = image.get("width"), image.get("height")
-    if not (isinstance(width, int) and isinstance(height, int) and min(width, height) > 0):
+    if not (type(width) is int and type(height) is int):
+        return None
+    if not (0 < width <= _MAX_DIMENSION and 0 < height <= _MAX_DIMENSION):
         return None
     return ImageInfo(width, height, "")
 
@@ -333,5 +359,5 @@ def _is_shown_by_browsers(data: bytes) -> bool:
     """
     content_type = _content_type(data)
     return content_type is not None and (
-        content_type == "image/jpeg" or not any(mark in data for mark in (b"eXIf", b"EXIF"))
+        content_type == "image/jpeg" or not any(mark in data for mark in _TURNED)
     )

@@ -1,12 +1,16 @@
 """Writes an export, image by image."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
+from itertools import chain
 from typing import Any, Protocol
 
 from service.document import STATUS_DONE
+from service.domain import ImageResult
 from service.errors import ResultObjectError, StoredResultError
 from service.gcp.result_pages import StoredResult
+from service.result_exports.images import ImageFiles
 from service.result_exports.names import FileNames
 from service.result_exports.records import ExportedImage, Output, Writer
 from service.result_exports.selection import Selection
@@ -18,7 +22,7 @@ _RECORD_EVERY = 300  # images between two records of the state: one page of docu
 class Recorder(Protocol):
     """Notes how far an export has come."""
 
-    def record(self, cursor: str, writer: dict[str, Any]) -> None:
+    def record(self, cursor: str, state: dict[str, Any]) -> None:
         """Record that everything up to a cursor was written."""
 
 
@@ -30,6 +34,15 @@ class Tally:
     failed: int = 0
     unreadable: int = 0
     detections: int = 0
+    missing: int = 0  # files of images that could not be fetched
+
+    def count(self, image: ExportedImage) -> None:
+        """Add an image."""
+        is_done = image.document.get("status") == STATUS_DONE
+        self.images += 1
+        self.failed += image.result is None and not is_done
+        self.unreadable += image.result is None and is_done
+        self.detections += len(image.result.detections) if image.result else 0
 
 
 def exported_images(
@@ -57,6 +70,9 @@ def write_export(
     output: Output,
     recorder: Recorder | None = None,
     on_image: Callable[[ExportedImage], None] = lambda image: None,
+    *,
+    files: ImageFiles | None = None,
+    tally: Tally | None = None,
 ) -> Tally:
     """Write images in a format. `begin` or `restore` was called before. `finish` is called here.
 
@@ -66,17 +82,22 @@ def write_export(
         output: where it is written to.
         recorder: notes the progress. None: the export cannot be continued.
         on_image: called after each image.
+        files: fetches the images' files. None: they are not in the export.
+        tally: what an interrupted export had when its progress was noted.
     """
-    tally = Tally()
+    tally = tally or Tally()
     for image, cursor in images:
         writer.add(image, output)
-        tally.images += 1
-        tally.failed += image.result is None and image.document.get("status") != STATUS_DONE
-        tally.unreadable += image.result is None and image.document.get("status") == STATUS_DONE
-        tally.detections += len(image.result.detections) if image.result else 0
+        tally.count(image)
+        if files:
+            tally.missing += files.add(image, output)
         on_image(image)
         if recorder and tally.images % _RECORD_EVERY == 0:
-            recorder.record(cursor, writer.state())
+            if files:
+                tally.missing += files.wait(output)
+            recorder.record(cursor, {"writer": writer.state(), "tally": asdict(tally)})
+    if files:
+        tally.missing += files.wait(output)
     writer.finish(output)
     return tally
 
@@ -96,6 +117,8 @@ def _exported(
         if read_large and document.get("detections_uri"):
             document = document | {"detections": read_large(document)}
         result = stored_result(document)
+        if not _is_sound(result):
+            raise StoredResultError("A number of the document is impossible.")
         labels = document.get("labels")
         kept = [
             item for item in result.classes if isinstance(labels, list) and item.label in labels
@@ -104,6 +127,25 @@ def _exported(
     except (StoredResultError, ResultObjectError) as exc:
         return ExportedImage(each.id, document, path, note=str(exc))
     return ExportedImage(each.id, document, path, result)
+
+
+def _is_sound(result: ImageResult) -> bool:
+    """Return whether sizes are positive and coordinates finite: a person may have edited them."""
+    info = result.image_info
+    numbers = chain.from_iterable(
+        (
+            *(item.confidence, item.area or 0.0),
+            *astuple(item.box),
+            *(value for ring in item.polygons for value in ring.points),
+            *(value for each in item.keypoints for value in (each.x, each.y, each.confidence)),
+            *(astuple(item.rotated_box) if item.rotated_box else ()),
+        )
+        for item in result.detections
+    )
+    classes = (item.confidence for item in result.classes)
+    is_image = info is not None and min(info.width, info.height) > 0
+    is_even = all(len(ring.points) % 2 == 0 for item in result.detections for ring in item.polygons)
+    return is_image and is_even and all(map(math.isfinite, chain(numbers, classes)))
 
 
 def _reason(document: dict[str, Any]) -> str:

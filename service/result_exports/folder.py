@@ -57,7 +57,7 @@ class ExportFolder:
         self._connection.commit()
 
     def resume(self, request: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
-        """Continue an export. Return the cursor of its last image, and the writer's state.
+        """Continue an export. Return the cursor of its last image, and the state behind it.
 
         Raises:
             ExportFolderError: there is no such export.
@@ -74,18 +74,20 @@ class ExportFolder:
         recorded = dict(self._connection.execute("SELECT path, bytes FROM files"))
         for path in self._folder.rglob("*"):
             name = path.relative_to(self._folder).as_posix()
-            if path.is_file() and not name.startswith((STATE, f"{IMAGES}/")):
+            if path.is_symlink():  # not by the export: it could lead out of the folder
+                path.unlink()
+            elif path.is_file() and not name.startswith((STATE, f"{IMAGES}/")):
                 if name in recorded:
                     os.truncate(path, recorded[name])
                 else:
                     path.unlink()
-        return self._get("cursor"), self._get("writer") or {}
+        return self._get("cursor"), self._get("state") or {}
 
-    def record(self, cursor: str, writer: dict[str, Any]) -> None:
+    def record(self, cursor: str, state: dict[str, Any]) -> None:
         """Record that everything up to a cursor was written."""
         self._note_lengths()
         self._put("cursor", cursor)
-        self._put("writer", writer)
+        self._put("state", state)
         self._connection.commit()
 
     def finish(self) -> None:

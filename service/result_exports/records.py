@@ -36,11 +36,13 @@ class ExportOptions:
         with_confidence: yolo: a sixth column with the confidence.
         category_ids: coco: the id of each label. None: the model's class id + 1.
         image_url_prefix: label-studio: goes before the path of an image.
+        with_images: whether the images' files are in the export's folder `images`.
     """
 
     with_confidence: bool = False
     category_ids: Mapping[str, int] | None = None
     image_url_prefix: str = "/data/local-files/?d="
+    with_images: bool = False
 
 
 class Output(Protocol):

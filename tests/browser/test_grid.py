@@ -34,23 +34,23 @@ def test_pages_follow_each_other_and_back_works(opened: Page) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "count"),
+    ("field", "value", "chip", "count"),
     [
-        ("shown", "failed", 2),
-        ("shown", "parked", 1),
-        ("shown", "nothing_found", 1),
-        ("source", "gate", 5),
+        ("shown", "failed", "Outcome: failed", 2),
+        ("shown", "parked", "Outcome: parked", 1),
+        ("shown", "nothing_found", "Outcome: nothing found", 1),
+        ("source", "gate", "Source: gate", 5),
     ],
 )
 def test_filter_is_in_the_address_and_survives_it(
-    opened: Page, gallery: Gallery, field: str, value: str, count: int
+    opened: Page, gallery: Gallery, field: str, value: str, chip: str, count: int
 ) -> None:
     cards(opened)
     opened.goto(f"{gallery.address}/?{field}={value}")
     expect(opened.locator(".card")).to_have_count(count)
     opened.reload()
     expect(opened.locator(".card")).to_have_count(count)
-    opened.get_by_role("button", name=f"Remove the filter {field}").click()
+    opened.get_by_role("button", name=f"Remove the filter {chip}").click()
     expect(opened.locator(".card")).to_have_count(60)
     assert field not in opened.url
 
@@ -103,7 +103,7 @@ def test_label_keeps_its_color(opened: Page, gallery: Gallery) -> None:
 
 def test_counts_come_when_asked_and_say_what_they_cost(opened: Page) -> None:
     cards(opened)
-    opened.locator(".labels summary").click()
+    opened.locator("#label-panel summary").click()
     expect(opened.locator('.count[data-label="heart"]')).to_have_text("31")
     expect(opened.locator("#count-cost")).to_contain_text("reads")
 
@@ -171,7 +171,7 @@ def test_axe_finds_no_violation(page: Page, gallery: Gallery, scheme: "str", wid
     page.set_viewport_size({"width": width, "height": 800})
     page.goto(gallery.url)
     cards(page)
-    page.locator(".labels summary").click()
+    page.locator("#label-panel summary").click()
     results = Axe().run(page)
     assert results.violations_count == 0, results.generate_report()
 

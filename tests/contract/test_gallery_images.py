@@ -1,361 +1,391 @@
-"""Which bytes the gallery shows for a result, on the emulators."""
+"""Which image the gallery shows of a result, on the emulators of Firestore and Cloud Storage."""
 
 import io
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, cast
 
-import cv2
-import numpy as np
 import pytest
+import requests
 from google.cloud import firestore, storage
 from PIL import Image
 
-from service.deadline import NO_DEADLINE
-from service.domain import ImageRef
-from service.gallery.images import GalleryImages, NoImageError, View
+from service.deadline import Deadline
+from service.derived import NOTHING, DeriveOptions, Redaction
+from service.domain import ErrorCode, Failure, ImageRef, ImageResult, SourceVersion
+from service.errors import SourcesUnknownError
+from service.gallery.images import GalleryImages, NoImageError, ShownImage, View
 from service.gcp.result_objects import ResultObjects
 from service.gcp.result_pages import ResultPages
-from service.gcp.source_store import SourceStore
 from service.gcp.storage import ImageStorage
 from service.images.decoders import build_decoders
 from service.settings import Settings
-from service.sources.current import CurrentSources
-from service.sources.schema import parse
+from service.sources.current import CurrentSources, SourceSettings
+from tests.contract.conftest import BUCKET
 from tests.fakes import PATIENCE_SECONDS
+from tests.gallery import Gallery, running_gallery
 
-pytestmark = pytest.mark.emulator
+SIZE = (400, 300)
+COLOR = {"upload": (200, 30, 30), "thumbnail": (30, 200, 30), "redacted": (30, 30, 200)}
+REDACTING = DeriveOptions(redaction=Redaction())
+ORIENTATION = 0x0112
 
-Make = Callable[..., GalleryImages]
 
-
-def jpeg(width: int = 640, height: int = 480, orientation: int | None = None) -> bytes:
-    pixels = np.full((height, width, 3), 90, np.uint8)
-    pixels[: height // 2] = 200
+def encoded(what: str = "upload", file_format: str = "JPEG", **options: Any) -> bytes:
+    """Return an image of one color, so that a test sees which image was shown."""
     file = io.BytesIO()
-    exif = Image.Exif()
-    if orientation:
-        exif[0x0112] = orientation
-    Image.fromarray(pixels).save(file, "JPEG", exif=exif)
+    Image.new("RGB", SIZE, COLOR[what]).save(file, file_format, **options)
     return file.getvalue()
 
 
-def size_of(data: bytes) -> tuple[int, int]:
-    with Image.open(io.BytesIO(data)) as image:
-        return image.size
-
-
-@pytest.fixture
-def source_store(collection: str) -> SourceStore:
-    return SourceStore(
-        firestore.Client(), timeout_seconds=PATIENCE_SECONDS, collection=f"config-{collection}"
+def color_of(shown: ShownImage) -> str:
+    pixel = cast(tuple[int, int, int], decoded(shown).convert("RGB").getpixel((5, 5)))
+    return min(
+        COLOR, key=lambda name: sum(abs(a - b) for a, b in zip(COLOR[name], pixel, strict=True))
     )
 
 
-@pytest.fixture
-def sources(source_store: SourceStore) -> CurrentSources:
-    return CurrentSources(
-        source_store, min_confidence=0.25, store_confidence=0.05, refresh_seconds=0
-    )
+def decoded(shown: ShownImage) -> Image.Image:
+    return Image.open(io.BytesIO(shown.data))
 
 
-@pytest.fixture
-def make(collection: str, sources: CurrentSources, result_objects: ResultObjects) -> Iterator[Make]:
-    made: list[GalleryImages] = []
+class Sources:
+    """The current settings of every image, which a test changes."""
 
-    def make(*, reads_uploads: bool = True) -> GalleryImages:
-        uploads = ImageStorage(
-            storage.Client(), timeout_seconds=PATIENCE_SECONDS, max_bytes=10**7, connections=4
-        )
-        results = ResultPages(
+    derive: DeriveOptions | None = DeriveOptions()  # None: nobody knows
+    version = SourceVersion("gate")
+
+    def settings_of(self, ref: ImageRef, deadline: Deadline) -> SourceSettings:
+        if self.derive is None:
+            raise SourcesUnknownError
+        return SourceSettings(version=self.version, derive=self.derive)
+
+
+class Shop:
+    """Documents and objects, and what shows their images."""
+
+    def __init__(self, collection: str, objects: ResultObjects) -> None:
+        self.documents = firestore.Client().collection(collection)
+        self.sources = Sources()
+        self.pages = ResultPages(
             firestore.Client(), collection=collection, timeout_seconds=PATIENCE_SECONDS
         )
-        made.append(
-            GalleryImages(
-                results,
-                sources,
-                result_objects,
-                uploads=uploads if reads_uploads else None,
-                decoders=lambda: build_decoders(Settings(decoders=1)),
-            )
+        self.objects = objects
+        self.uploads = ImageStorage(
+            storage.Client(), timeout_seconds=PATIENCE_SECONDS, max_bytes=10**7, connections=4
         )
-        return made[-1]
+        self.collection = collection
+        self.opened: list[GalleryImages] = []
 
-    yield make
-    for each in made:
-        each.close()
+    def images(self, *, originals: bool = True) -> GalleryImages:
+        """Return a new object, which knows no document yet."""
+        images = GalleryImages(
+            self.pages,
+            cast(CurrentSources, self.sources),
+            self.objects,
+            uploads=self.uploads if originals else None,
+            decoders=lambda: build_decoders(replace(Settings(), decoders=1)),
+        )
+        self.opened.append(images)
+        return images
 
+    def upload(self, data: bytes, name: str = "a.jpg") -> ImageRef:
+        blob = storage.Client().bucket(BUCKET).blob(f"{self.collection}/{name}")
+        blob.upload_from_string(data, content_type="text/html")
+        return ImageRef(BUCKET, blob.name, int(blob.generation))
 
-@pytest.fixture
-def images(make: Make) -> GalleryImages:
-    return make()
+    def derive(self, ref: ImageRef, *kinds: str) -> list[dict[str, str]]:
+        """Create derived images, and return the document's field."""
+        items = []
+        for kind in kinds:
+            name = f"{ref.document_id}-{kind}-{'0' * 64}.jpg"
+            data = encoded("redacted" if kind == "redacted" else "thumbnail")
+            storage.Client().bucket(self.objects.bucket).blob(name).upload_from_string(data)
+            items.append({"kind": kind, "uri": self.objects.uri(name)})
+        return items
 
-
-@pytest.fixture
-def add(collection: str, bucket: storage.Bucket) -> Callable[..., ImageRef]:
-    """Upload an image, and store a document as the service does. Return the image."""
-
-    def add(
-        data: bytes,
-        size: tuple[int, int] = (640, 480),
-        content_encoding: str | None = None,
-        **edited: Any,
-    ) -> ImageRef:
-        blob = bucket.blob(f"{collection}/a.jpg")
-        blob.content_encoding = content_encoding
-        blob.upload_from_string(data, content_type="image/jpeg")
-        ref = ImageRef(bucket.name, blob.name, int(blob.generation))
-        document: dict[str, Any] = {
+    def document(self, ref: ImageRef, **edited: Any) -> ImageRef:
+        fields: dict[str, Any] = {
             "bucket": ref.bucket,
             "name": ref.name,
             "generation": ref.generation,
             "status": "done",
-            "image": {"width": size[0], "height": size[1], "format": "JPEG"},
-            "derived": [],
-            "derived_error": None,
+            "image": {"width": SIZE[0], "height": SIZE[1]},
         }
-        documents = firestore.Client().collection(collection)
-        documents.document(ref.document_id).set(document | edited)
+        self.documents.document(ref.document_id).set(fields | edited)
         return ref
 
-    return add
+
+@pytest.fixture
+def shop(collection: str, result_objects: ResultObjects) -> Iterator[Shop]:
+    shop = Shop(collection, result_objects)
+    yield shop
+    for images in shop.opened:
+        images.close()
 
 
-def derived(
-    objects: ResultObjects, document_id: str, kind: str, data: bytes, name: str = "a.jpg"
-) -> dict[str, Any]:
-    """Store a derived image, and return its entry in a document."""
-    full = f"{document_id}-{kind}-{name}"
-    blob = storage.Client().bucket(objects.bucket).blob(full)
-    blob.upload_from_string(data, content_type="image/jpeg")
-    return {"kind": kind, "uri": objects.uri(full)}
+def shown(
+    shop: Shop, ref: ImageRef, view: View = View.THUMBNAIL, *, originals: bool = True
+) -> ShownImage:
+    return shop.images(originals=originals).read(ref.document_id, ref.generation or 0, view)
 
 
-def edit(collection: str, ref: ImageRef, **fields: Any) -> None:
-    firestore.Client().collection(collection).document(ref.document_id).update(fields)
+# --- Without redaction
 
 
-def read(images: GalleryImages, ref: ImageRef, view: View = View.THUMBNAIL) -> bytes:
-    assert ref.generation
-    return images.read(ref.document_id, ref.generation, view).data
+def test_thumbnail_is_the_derived_one(shop: Shop) -> None:
+    ref = shop.upload(encoded())
+    shop.document(ref, derived=shop.derive(ref, "thumbnail"))
+    assert color_of(shown(shop, ref)) == "thumbnail"
+    assert color_of(shown(shop, ref, View.LARGE)) == "upload"
 
 
-def test_large_view_has_the_uploads_own_bytes(
-    images: GalleryImages, add: Callable[..., ImageRef]
-) -> None:
-    data = jpeg()
-    assert read(images, add(data), View.LARGE) == data
+def test_thumbnail_is_made_if_none_was_derived(shop: Shop) -> None:
+    ref = shop.document(shop.upload(encoded()))
+    made = shown(shop, ref)
+    assert (color_of(made), decoded(made).size) == ("upload", (320, 240))
 
 
-def test_thumbnail_is_made_where_there_is_none(
-    images: GalleryImages, add: Callable[..., ImageRef]
-) -> None:
-    assert size_of(read(images, add(jpeg()))) == (320, 240)
+def test_thumbnail_is_made_if_the_derived_one_is_gone(shop: Shop) -> None:
+    ref = shop.upload(encoded())
+    gone = {"kind": "thumbnail", "uri": shop.objects.uri(f"{ref.document_id}-thumbnail-0.jpg")}
+    shop.document(ref, derived=[gone])
+    assert color_of(shown(shop, ref)) == "upload"
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_thumbnail_is_upright(
-    images: GalleryImages, add: Callable[..., ImageRef], orientation: int
-) -> None:
-    size = (640, 480) if orientation < 5 else (480, 640)
-    thumbnail = read(images, add(jpeg(orientation=orientation), size))
-    assert size_of(thumbnail) == (size[0] // 2, size[1] // 2)
+def test_large_without_uploads_is_the_best_derived_image(shop: Shop) -> None:
+    ref = shop.upload(encoded())
+    shop.document(ref, derived=shop.derive(ref, "thumbnail"))
+    assert color_of(shown(shop, ref, View.LARGE, originals=False)) == "thumbnail"
+    shop.document(ref)
+    with pytest.raises(NoImageError, match="GALLERY_ORIGINALS"):
+        shown(shop, ref, originals=False)
 
 
-@pytest.mark.parametrize("suffix", [".tiff", ".bmp"])
-def test_format_that_browsers_do_not_show_becomes_a_jpeg(
-    images: GalleryImages, add: Callable[..., ImageRef], suffix: str
-) -> None:
-    encoded = cv2.imencode(suffix, np.zeros((480, 640, 3), np.uint8))[1].tobytes()
-    shown = read(images, add(encoded), View.LARGE)
-    assert shown.startswith(b"\xff\xd8")
-    assert size_of(shown) == (640, 480)
-
-
-def test_file_that_is_no_image_is_refused(
-    images: GalleryImages, add: Callable[..., ImageRef]
-) -> None:
-    for data in (b"<svg onload=alert(1)>", b"<html>", b""):
-        ref = add(data)
-        for view in View:
-            with pytest.raises(NoImageError):
-                read(images, ref, view)
-
-
-def test_derived_thumbnail_is_preferred(
-    images: GalleryImages,
-    add: Callable[..., ImageRef],
-    collection: str,
-    result_objects: ResultObjects,
-) -> None:
-    ref = add(jpeg())
-    entry = derived(result_objects, ref.document_id, "thumbnail", jpeg(64, 48))
-    edit(collection, ref, derived=[entry])
-    assert size_of(read(images, ref)) == (64, 48)
-
-
-def test_without_uploads_only_derived_images_are_shown(
-    make: Make, add: Callable[..., ImageRef], collection: str, result_objects: ResultObjects
-) -> None:
-    ref = add(jpeg())
-    images = make(reads_uploads=False)
+def test_html_is_never_shown_by_its_content_type(shop: Shop) -> None:
+    ref = shop.document(shop.upload(b"<script>alert(1)</script>"))
     for view in View:
-        with pytest.raises(NoImageError, match="GALLERY_ORIGINALS"):
-            read(images, ref, view)
-    entry = derived(result_objects, ref.document_id, "annotated", jpeg(320, 240))
-    edit(collection, ref, derived=[entry])
-    assert size_of(read(make(reads_uploads=False), ref, View.LARGE)) == (320, 240)
+        with pytest.raises(NoImageError):
+            shown(shop, ref, view)
 
 
-def test_with_redaction_only_redacted_copies_are_shown(
-    images: GalleryImages,
-    add: Callable[..., ImageRef],
-    collection: str,
-    result_objects: ResultObjects,
-) -> None:
-    ref = add(jpeg())
-    entries = [
-        derived(result_objects, ref.document_id, kind, jpeg(side, side))
-        for kind, side in (("thumbnail", 40), ("redacted", 60), ("annotated", 80))
-    ]
-    edit(collection, ref, derived=entries)
-    assert size_of(read(images, ref)) == (40, 40)
-    assert size_of(read(images, ref, View.LARGE)) == (60, 60)
+@pytest.mark.parametrize("file_format", ["TIFF", "BMP", "GIF"])
+def test_other_formats_become_a_jpeg(shop: Shop, file_format: str) -> None:
+    ref = shop.document(shop.upload(encoded(file_format=file_format)))
+    large = shown(shop, ref, View.LARGE)
+    assert (large.content_type, decoded(large).size) == ("image/jpeg", SIZE)
 
 
-def test_redaction_that_was_asked_for_later_hides_the_upload(
-    images: GalleryImages,
-    add: Callable[..., ImageRef],
-    source_store: SourceStore,
-    collection: str,
-    result_objects: ResultObjects,
-) -> None:
-    ref = add(jpeg())
-    entry = derived(result_objects, ref.document_id, "thumbnail", jpeg(64, 48))
-    edit(collection, ref, derived=[entry])
-    assert read(images, ref, View.LARGE) == jpeg()
-    redacted = {"redacted": {"labels": ["person"]}}
-    source_store.write(
-        parse({"sources": [{"id": "a", "bucket": ref.bucket, "derived": redacted}]}),
-        None,
-    )
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "TIFF"])
+def test_turned_image_is_shown_upright(shop: Shop, file_format: str) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    size = {"width": SIZE[1], "height": SIZE[0]}
+    data = encoded(file_format=file_format, exif=exif)
+    ref = shop.document(shop.upload(data), image=size)
     for view in View:
-        with pytest.raises(NoImageError, match="redacted"):
-            read(images, ref, view)
+        assert decoded(shown(shop, ref, view)).size[0] < decoded(shown(shop, ref, view)).size[1]
 
 
-def test_broken_sources_hide_every_upload(
-    images: GalleryImages, add: Callable[..., ImageRef], collection: str
-) -> None:
-    ref = add(jpeg())
-    document = firestore.Client().collection(f"config-{collection}").document("sources")
-    document.set({"sources": "broken"})
-    for view in View:
-        with pytest.raises(NoImageError, match="sources apply"):
-            read(images, ref, view)
+def test_jpeg_is_unchanged_because_browsers_turn_it(shop: Shop) -> None:
+    data = encoded()
+    ref = shop.document(shop.upload(data))
+    assert shown(shop, ref, View.LARGE).data == data
 
 
-def test_derived_images_that_failed_hide_the_upload(
-    images: GalleryImages, add: Callable[..., ImageRef]
-) -> None:
-    ref = add(jpeg(), derived_error="The model has no label 'person'.")
-    for view in View:
-        with pytest.raises(NoImageError, match="no label"):
-            read(images, ref, view)
+def test_huge_image_is_made_smaller(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.gallery.images._MAX_SHOWN_PIXELS", 1000)
+    data = encoded()
+    ref = shop.document(shop.upload(data))
+    assert shown(shop, ref, View.LARGE).data != data
+
+
+# --- With redaction
+
+
+def test_redacted_result_shows_only_redacted_copies(shop: Shop) -> None:
+    ref = shop.upload(encoded())
+    shop.document(ref, derived=shop.derive(ref, "thumbnail", "redacted"))
+    assert color_of(shown(shop, ref)) == "thumbnail"  # it was made from redacted pixels
+    assert color_of(shown(shop, ref, View.LARGE)) == "redacted"
+
+
+def test_redacted_copy_replaces_a_missing_thumbnail(shop: Shop) -> None:
+    ref = shop.upload(encoded())
+    shop.document(ref, derived=shop.derive(ref, "redacted"))
+    assert color_of(shown(shop, ref)) == "redacted"
+
+
+@pytest.mark.parametrize("view", list(View))
+def test_redaction_since_then_hides_earlier_images(shop: Shop, view: View) -> None:
+    ref = shop.upload(encoded())
+    shop.document(ref, derived=shop.derive(ref, "thumbnail", "normalized"))
+    images = shop.images()
+    images.read(ref.document_id, ref.generation or 0, view)
+    shop.sources.derive = REDACTING
+    with pytest.raises(NoImageError, match="redacted"):
+        images.read(ref.document_id, ref.generation or 0, view)
+
+
+@pytest.mark.parametrize("view", list(View))
+def test_missing_redacted_copies_never_show_the_upload(shop: Shop, view: View) -> None:
+    ref = shop.upload(encoded())
+    gone = {"kind": "redacted", "uri": shop.objects.uri(f"{ref.document_id}-redacted-0.jpg")}
+    shop.document(ref, derived=[gone])
+    with pytest.raises(NoImageError, match="redacted"):
+        shown(shop, ref, view)
+
+
+@pytest.mark.parametrize("view", list(View))
+def test_nothing_is_shown_while_sources_are_unknown(shop: Shop, view: View) -> None:
+    ref = shop.document(shop.upload(encoded()))
+    shop.sources.derive = None
+    with pytest.raises(NoImageError, match="sources"):
+        shown(shop, ref, view)
+    shop.sources.derive, shop.sources.version = NOTHING, SourceVersion()
+    with pytest.raises(NoImageError, match="sources"):
+        shown(shop, ref, view)
+
+
+@pytest.mark.parametrize("view", list(View))
+def test_error_of_the_derived_images_hides_the_image(shop: Shop, view: View) -> None:
+    ref = shop.document(shop.upload(encoded()), derived_error="The labels changed.")
+    with pytest.raises(NoImageError, match="The labels changed"):
+        shown(shop, ref, view)
+
+
+# --- Documents that a person has edited
 
 
 @pytest.mark.parametrize("kind", ["thumbnail", "redacted"])
-def test_edited_document_shows_no_other_object(
-    images: GalleryImages,
-    add: Callable[..., ImageRef],
-    collection: str,
-    result_objects: ResultObjects,
-    kind: str,
-) -> None:
-    ref = add(jpeg())
-    foreign = derived(result_objects, "b" * 40, kind, jpeg(16, 16))["uri"]
-    other_bucket = f"gs://{ref.bucket}/{ref.document_id}-{kind}-a.jpg"
-    storage.Client().bucket(ref.bucket).blob(f"{ref.document_id}-{kind}-a.jpg").upload_from_string(
-        jpeg(16, 16)
+def test_edited_document_shows_no_other_objects(shop: Shop, kind: str) -> None:
+    other = shop.upload(encoded(), "other.jpg")
+    foreign = shop.derive(other, "thumbnail")[0]["uri"]
+    ref = shop.upload(encoded())
+    own = shop.derive(ref, "thumbnail")[0]["uri"]
+    bucket = self_named(shop, ref)
+    for uri in (
+        foreign,
+        bucket,
+        other.uri,
+        own.replace("-thumbnail-", "-0-"),
+        "",
+        "gs://",
+        "file:///etc/passwd",
+    ):
+        shop.document(ref, derived=[{"kind": kind, "uri": uri}])
+        with pytest.raises(NoImageError):
+            shown(shop, ref, originals=False)
+
+
+def self_named(shop: Shop, ref: ImageRef) -> str:
+    """Create an object in another bucket, with the name of a derived image."""
+    name = f"{ref.document_id}-thumbnail-{'0' * 64}.jpg"
+    storage.Client().bucket(BUCKET).blob(name).upload_from_string(encoded())
+    return f"gs://{BUCKET}/{name}"
+
+
+def test_edited_document_cannot_name_another_upload(shop: Shop) -> None:
+    other = shop.upload(encoded(), "secret.jpg")
+    ref = shop.upload(encoded())
+    shop.documents.document(ref.document_id).set(
+        {"bucket": BUCKET, "name": other.name, "generation": ref.generation, "status": "done"}
     )
-    for uri in (foreign, other_bucket, "gs://x/../y", "http://127.0.0.1/", "/etc/passwd", "", 5):
-        edit(collection, ref, derived=[{"kind": kind, "uri": uri}])
-        images.remember(ref.document_id, _document(collection, ref))
-        for view in View:
-            try:
-                assert size_of(read(images, ref, view)) != (16, 16)
-            except NoImageError:
-                continue
-
-
-def _document(collection: str, ref: ImageRef) -> dict[str, Any]:
-    snapshot = firestore.Client().collection(collection).document(ref.document_id).get()
-    return snapshot.to_dict() or {}
-
-
-def test_generation_that_is_gone_is_refused(
-    images: GalleryImages, add: Callable[..., ImageRef], bucket: storage.Bucket
-) -> None:
-    ref = add(jpeg())
-    bucket.blob(ref.name).delete()
-    for view in View:
-        with pytest.raises(NoImageError, match="no longer exists"):
-            read(images, ref, view)
-
-
-def test_other_generation_or_id_is_refused(
-    images: GalleryImages, add: Callable[..., ImageRef]
-) -> None:
-    ref = add(jpeg())
-    assert ref.generation
-    for document_id, generation in ((ref.document_id, ref.generation + 1), ("b" * 40, 1)):
-        with pytest.raises(NoImageError, match="generation"):
-            images.read(document_id, generation, View.LARGE)
-
-
-@pytest.mark.parametrize("status", ["failed", "parked", None, 5])
-def test_image_without_a_result_is_not_shown(
-    images: GalleryImages, add: Callable[..., ImageRef], status: Any
-) -> None:
-    ref = add(jpeg(), status=status)
-    with pytest.raises(NoImageError, match="without a result"):
-        read(images, ref)
+    with pytest.raises(NoImageError, match="another object"):
+        shown(shop, ref)
 
 
 @pytest.mark.parametrize(
-    "fields",
+    "edited",
     [
         {"image": None},
-        {"image": {"width": "640"}},
-        {"image": {"width": 0, "height": -5}},
-        {"derived": 5},
-        {"derived": [5, {"kind": 5}, {"kind": "thumbnail"}]},
+        {"image": {"width": 10**18, "height": 10**18}},
+        {"image": {"width": 10**6, "height": 1}},
+        {"image": {"width": True, "height": "1"}},
+        {"derived": {"a": 1}},
+        {"derived": [1, {"kind": 1, "uri": 2}]},
+        {"generation": "1"},
+        {"status": ["done"]},
     ],
 )
-def test_edited_document_never_breaks_the_view(
-    images: GalleryImages, add: Callable[..., ImageRef], fields: dict[str, Any]
-) -> None:
-    ref = add(jpeg(), **fields)
+def test_edited_fields_are_no_defect(shop: Shop, edited: dict[str, Any]) -> None:
+    ref = shop.document(shop.upload(encoded()), **edited)
     try:
-        assert read(images, ref)
+        assert color_of(shown(shop, ref)) == "upload"
     except NoImageError as exc:
-        assert str(exc)
+        assert str(exc).endswith(".")
 
 
-def test_listed_result_is_not_read_again(
-    images: GalleryImages, add: Callable[..., ImageRef], collection: str
-) -> None:
-    ref = add(jpeg())
-    images.remember(ref.document_id, _document(collection, ref))
-    read(images, ref)
-    usage = images._results.usage()
-    assert (usage.queries, usage.documents) == (0, 0)
+# --- Generations, limits and the address
 
 
-def test_thumbnails_are_made_once(
-    images: GalleryImages, add: Callable[..., ImageRef], bucket: storage.Bucket
-) -> None:
-    ref = add(jpeg())
-    first = read(images, ref)
-    bucket.blob(ref.name).delete()
-    assert read(images, ref) == first
-    assert images._sources.settings_of(ref, NO_DEADLINE).derive.redaction is None
+def test_generation_that_is_gone_says_so(shop: Shop) -> None:
+    ref = shop.document(shop.upload(encoded()))
+    shop.upload(encoded())
+    with pytest.raises(NoImageError, match="generation"):
+        shown(shop, ref)
+    with pytest.raises(NoImageError, match="generation"):
+        shop.images().read(ref.document_id, 1, View.THUMBNAIL)
+
+
+def test_remembered_document_is_not_read_again(shop: Shop) -> None:
+    ref = shop.upload(encoded())
+    shop.document(ref, derived=shop.derive(ref, "thumbnail"))
+    images = shop.images()
+    images.remember(ref.document_id, shop.documents.document(ref.document_id).get().to_dict() or {})
+    shop.pages.reset_usage()
+    images.read(ref.document_id, ref.generation or 0, View.THUMBNAIL)
+    assert shop.pages.usage().documents == 0
+
+
+def test_broken_file_disturbs_no_other_thumbnail(shop: Shop) -> None:
+    good = [shop.document(shop.upload(encoded(), f"{n}.jpg")) for n in range(30)]
+    broken = [shop.document(shop.upload(encoded()[:300], f"broken-{n}.jpg")) for n in range(30)]
+    images = shop.images()
+
+    def color(ref: ImageRef) -> str | None:
+        try:
+            return color_of(images.read(ref.document_id, ref.generation or 0, View.THUMBNAIL))
+        except NoImageError:
+            return None
+
+    mixed = [ref for pair in zip(good, broken, strict=True) for ref in pair]
+    with ThreadPoolExecutor(60) as threads:
+        colors = list(threads.map(color, mixed))
+    assert colors == ["upload", None] * 30
+
+
+@pytest.fixture
+def running() -> Iterator[Gallery]:
+    with running_gallery() as running:
+        yield running
+
+
+def test_address_of_an_image(running: Gallery) -> None:
+    document_id = running.add_image("a.jpg")
+    generation = running.results[document_id].ref.generation
+    path = f"{running.address}/images/{document_id}"
+    with requests.Session() as session:
+        assert session.get(f"{path}/{generation}/thumbnail").status_code == 403
+        session.get(running.url)
+        response = session.get(f"{path}/{generation}/thumbnail")
+        assert response.headers["Content-Type"] == "image/jpeg"
+        assert response.headers["Cache-Control"] == "private, max-age=31536000, immutable"
+        again = {"If-None-Match": response.headers["ETag"]}
+        assert session.get(f"{path}/{generation}/thumbnail", headers=again).status_code == 304
+        for wrong in ("1/thumbnail", f"{generation}/huge", f"{'9' * 5000}/large", "-1/large"):
+            missing = session.get(f"{path}/{wrong}")
+            assert missing.status_code == 404
+            assert missing.headers["Cache-Control"] == "no-store"
+        for other in ("../etc/passwd", "0" * 40, "%2e%2e", "gs:"):
+            response = session.get(f"{running.address}/images/{other}/1/large")
+            assert response.status_code == 404
+
+
+def test_failed_image_is_not_shown(running: Gallery) -> None:
+    ref = running.upload("failed.jpg", b"no image")
+    failure = Failure(ErrorCode.CORRUPT_IMAGE, ErrorCode.CORRUPT_IMAGE.description)
+    document_id = running.add(ImageResult(ref, failure=failure))
+    with pytest.raises(NoImageError, match="without a result"):
+        running.parts.images.read(document_id, ref.generation or 0, View.LARGE)

@@ -271,11 +271,29 @@ def test_token_of_a_page_belongs_to_its_reviewer(viewer: FlaskClient, signer: Si
     def headers(email: str) -> dict[str, str]:
         return {ASSERTION: signer.sign(claims(email=email))}
 
-    page = viewer.get("/none", headers=headers("a@example.com")).text
-    token = page.split('name="csrf-token" content="')[1].split('"')[0]
+    token = token_of(viewer.get("/none", headers=headers("a@example.com")).text)
     for email, status in (("a@example.com", 200), ("b@example.com", 403)):
         response = viewer.post("/write", headers=headers(email) | {"X-CSRF-Token": token})
         assert response.status_code == status
+
+
+def token_of(page: str) -> str:
+    return page.split('name="csrf-token" content="')[1].split('"')[0]
+
+
+def test_token_of_a_page_is_valid_on_each_instance(
+    viewer: FlaskClient, signer: Signer, keys: CertificateServer
+) -> None:
+    headers = {ASSERTION: signer.sign(claims())}
+    page = viewer.get("/none", headers=headers)
+    cookie = page.headers["Set-Cookie"]
+    assert all(part in cookie for part in ("Secure", "HttpOnly", "SameSite=Strict", "Path=/"))
+    verifier = AssertionVerifier(AUDIENCE, keys_url=keys.url, clock=Clock())
+    other = app_with(IapAccess(verifier)).test_client(use_cookies=False)
+    headers["X-CSRF-Token"] = token_of(page.text)
+    assert other.post("/write", headers=headers).status_code == 403
+    headers["Cookie"] = cookie.partition(";")[0]
+    assert other.post("/write", headers=headers).status_code == 200
 
 
 def test_settings_name_the_wrong_variable() -> None:

@@ -32,7 +32,7 @@ function shape(item) {
   });
 }
 
-function group(item, index, isFaint, size) {
+function group(item, index, isFaint, size, lines) {
   const node = element("g", { class: isFaint ? "detection faint" : "detection" });
   node.dataset.label = item.label;
   node.dataset.confidence = item.confidence;
@@ -50,7 +50,9 @@ function group(item, index, isFaint, size) {
       node.append(element("circle", { class: "keypoint", cx: point.x, cy: point.y, r: size / 160 }));
     }
   }
-  const text = element("text", { class: "name", x: item.box[0], y: item.box[1], "font-size": size / 28 });
+  const height = size / lines;
+  const top = Math.max(Math.min(item.box[1], item.box[3]), height); // inside of the image
+  const text = element("text", { class: "name", x: Math.max(item.box[0], 0), y: top, "font-size": height });
   text.textContent = `${item.label} ${item.confidence.toFixed(2)}`;
   node.append(text);
   return node;
@@ -58,13 +60,16 @@ function group(item, index, isFaint, size) {
 
 /**
  * Fill an <svg> with one <g class="detection"> for each detection, and each faint detection.
- * Return what `apply` needs. `card` is an object of service/gallery/card.py.
+ * Return what `apply` needs. `card` is an object of service/gallery/card.py. `lines` is how many lines
+ * of text the longer side of the image has room for.
  */
-export function draw(svg, card, { faint = true } = {}) {
+export function draw(svg, card, { faint = true, lines = 28 } = {}) {
   const width = card.width || 1;
   const height = card.height || 1;
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.setAttribute("preserveAspectRatio", "none");
+  // Without the image's size, nobody knows where the boxes are.
+  svg.style.visibility = card.width && card.height ? "" : "hidden";
   const size = Math.max(width, height);
   const kept = card.detections.map((item) => ({ item, isFaint: false }));
   const all = faint ? kept.concat(card.faint.map((item) => ({ item, isFaint: true }))) : kept;
@@ -73,7 +78,7 @@ export function draw(svg, card, { faint = true } = {}) {
     confidence: item.confidence,
     isFaint,
     isShown: true,
-    node: group(item, index, isFaint, size),
+    node: group(item, index, isFaint, size, lines),
   }));
   svg.replaceChildren(...drawn.map((each) => each.node));
   return drawn;
