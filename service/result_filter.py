@@ -33,6 +33,7 @@ class Order(StrEnum):
     CONFIDENT = "confident"  # the most confident first: of the label, if the filter has one
     UNCERTAIN = "uncertain"  # the least certain first: of the label, if the filter has one
     NAME = "name"  # by the object's name. Only with a bucket.
+    RANDOM = "random"  # by the document's id, which is a hash: unlike what an image shows
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ _IMPOSSIBLE = {  # fields that an order does not have
     Order.NAME: ("source", "zone", "day", "until", "error_code"),
     Order.CONFIDENT: ("shown", "zone", "day", "until", "error_code"),
     Order.UNCERTAIN: ("shown", "zone", "day", "until", "error_code"),
+    Order.RANDOM: ("shown", "source", "zone", "day", "until", "error_code"),
 }
 _NAMED = {
     "shown": "What became of an image",
@@ -143,6 +145,7 @@ _WITH = {
     Order.NAME: "by name. Remove the bucket and sort by the newest",
     Order.CONFIDENT: "by confidence. Sort by the newest instead",
     Order.UNCERTAIN: "by confidence. Sort by the newest instead",
+    Order.RANDOM: "in random order. Sort by the newest instead",
 }
 
 

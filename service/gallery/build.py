@@ -18,6 +18,7 @@ from service.gcp.clients import (
     build_source_store,
     build_storage,
     build_topic,
+    build_verdict_store,
 )
 from service.gcp.listing import connect_lister
 from service.gcp.publisher import job_message
@@ -94,6 +95,7 @@ def build_gallery(
         images=_build_images(settings, results, sources, originals=own.originals),
         access=access,
         sources=sources,
+        verdicts=build_verdict_store(settings, own.verdicts_database, results.usage),
         alerts=build_alert_reader(settings),
         objects=connect_lister(settings.google_cloud_project) if own.originals else None,
         large_results=build_large_results(settings) if settings.results_bucket else None,

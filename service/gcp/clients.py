@@ -1,5 +1,6 @@
 """Builds the clients of Cloud Storage and Firestore from the settings."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from google.auth.exceptions import GoogleAuthError
@@ -11,18 +12,21 @@ from service.gcp.storage import ImageStorage
 from service.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from service.gcp.alert_reader import AlertReader
     from service.gcp.alert_store import AlertStore
     from service.gcp.daily_count import DailyCount
     from service.gcp.deletions import ResultDeleter
     from service.gcp.large_results import LargeResults
     from service.gcp.result_objects import ResultObjects
-    from service.gcp.result_pages import ResultPages
+    from service.gcp.result_pages import ResultPages, Usage
     from service.gcp.result_reader import ResultReader, ResultRewriter
     from service.gcp.result_uploads import ResultUploads
     from service.gcp.silence_store import SilenceStore
     from service.gcp.source_store import SourceStore
     from service.gcp.topic_publisher import TopicPublisher
+    from service.gcp.verdict_store import VerdictStore
 
 
 def build_storage(settings: Settings) -> ImageStorage:
@@ -110,6 +114,25 @@ def build_pages(settings: Settings) -> "ResultPages":
     from service.gcp.result_pages import ResultPages  # only the gallery and exports need it
 
     return ResultPages(_firestore(settings), **_limits(settings))
+
+
+def build_verdict_store(
+    settings: Settings, database: str, usage: "Callable[[], Usage]"
+) -> "VerdictStore":
+    """Return where the verdicts of people are stored.
+
+    Args:
+        settings: the settings.
+        database: the verdicts' own database.
+        usage: returns what the current thread's requests are counted in.
+
+    Raises:
+        CredentialsError: no credentials, or no project.
+    """
+    from service.gcp.verdict_store import VerdictStore  # only the gallery needs it
+
+    client = _firestore(replace(settings, firestore_database=database))
+    return VerdictStore(client, timeout_seconds=settings.firestore_timeout_seconds, usage=usage)
 
 
 def build_rewriter(settings: Settings) -> "ResultRewriter":

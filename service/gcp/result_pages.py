@@ -24,6 +24,7 @@ from service.gcp.document_pages import DocumentPages
 from service.gcp.result_reader import after_prefix
 from service.result_filter import FilterError, Order, ResultFilter, Shown
 
+_ID = "__name__"  # Firestore's name for the document's id in a query
 _MAX_ID_BYTES = 1500
 _MAX_TEXT_BYTES = 1500  # of a name in an index
 _FIRST_TIME = datetime.min.replace(tzinfo=UTC)
@@ -60,6 +61,17 @@ class Usage:
     seconds: float = 0.0  # wall time of the calls
 
 
+@contextmanager
+def counting(usage: Usage) -> Iterator[Usage]:
+    """Add a request, and the time in the block, to a usage."""
+    usage.queries += 1
+    started = time.perf_counter()
+    try:
+        yield usage
+    finally:
+        usage.seconds += time.perf_counter() - started
+
+
 @dataclass(frozen=True)
 class _Plan:
     """The query of a filter, and the field that it sorts by.
@@ -86,7 +98,7 @@ class _Plan:
             return _limited(self.chosen, self.query)
         value, document_id = self._position(cursor)
         query = _limited(self.chosen, self.query)
-        return query.start_after({self.path: value, "__name__": document_id})
+        return query.start_after({self.path: value, _ID: document_id})
 
     def cursor(self, result: StoredResult) -> str:
         """Return the cursor for what follows a result."""
@@ -169,7 +181,7 @@ class ResultPages(DocumentPages):
         is_known = source is None or _is_comparable(source)  # a person may have edited it
         if not is_known or not isinstance(created_at, datetime):
             return None, None
-        position = {"created_at": created_at, "__name__": result.id}
+        position = {"created_at": created_at, _ID: result.id}
         query = self._of_source(source)
         newer, older = (
             self._counted_page(
@@ -245,13 +257,8 @@ class ResultPages(DocumentPages):
 
     @contextmanager
     def _counting(self) -> Iterator[Usage]:
-        usage = self.usage()
-        usage.queries += 1
-        started = time.perf_counter()
-        try:
+        with counting(self.usage()) as usage:
             yield usage
-        finally:
-            usage.seconds += time.perf_counter() - started
 
     def _counted_page(self, query: Any) -> list[Any]:
         with self._counting() as usage:
@@ -279,7 +286,8 @@ class ResultPages(DocumentPages):
 
 
 def _sorted(query: Any, path: str, direction: str) -> Any:
-    return query.order_by(path, direction=direction).order_by("__name__", direction=direction)
+    query = query if path == _ID else query.order_by(path, direction=direction)
+    return query.order_by(_ID, direction=direction)
 
 
 def _sort(chosen: ResultFilter) -> tuple[str, str]:
@@ -293,6 +301,8 @@ def _sort(chosen: ResultFilter) -> tuple[str, str]:
             return _best(chosen) or "max_confidence", Query.DESCENDING
         case Order.UNCERTAIN:
             return _best(chosen) or "uncertain_confidence", Query.ASCENDING
+        case Order.RANDOM:
+            return _ID, Query.ASCENDING
 
 
 def _best(chosen: ResultFilter) -> str | None:
@@ -365,6 +375,8 @@ def _value(order: Order, plain: Any) -> Any:
             return plain
         case Order.CONFIDENT | Order.UNCERTAIN, float() if plain >= 0:
             return plain
+        case Order.RANDOM, None:  # the document's id is enough
+            return None
     raise ValueError("not a value of this order")
 
 

@@ -79,6 +79,8 @@ def expected(items: dict[str, dict[str, Any]], chosen: ResultFilter) -> list[str
         item = pair[1]
         if chosen.order in (Order.CONFIDENT, Order.UNCERTAIN) and chosen.label:
             return item["best"][chosen.label], pair[0]
+        if chosen.order is Order.RANDOM:
+            return pair[0], pair[0]
         path = {
             Order.NEWEST: "created_at",
             Order.NAME: "name",
