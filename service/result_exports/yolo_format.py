@@ -85,7 +85,9 @@ class YoloWriter(Stateless):
 
     def notes(self) -> Sequence[str]:
         """Return what was left out."""
-        return [f"{count:,} {what}: left out of the labels." for what, count in self._left_out.items()]
+        return [
+            f"{count:,} {what}: left out of the labels." for what, count in self._left_out.items()
+        ]
 
     def _line(self, item: Detection, info: ImageInfo) -> str | None:
         values = self._values(item, info)
