@@ -43,7 +43,13 @@ def stored_result(document: Mapping[str, Any]) -> ImageResult:
             classes=_convert(document["classes"], tuple[ClassScore, ...]),
             left_out=tuple(document["left_out"]),
         )
-    except (msgspec.ValidationError, FaintBytesError, LookupError, TypeError) as exc:
+    except (
+        msgspec.ValidationError,
+        FaintBytesError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as exc:
         raise StoredResultError(
             f"The document has another form than the service writes: {exc}"
         ) from exc

@@ -31,7 +31,8 @@ class ExitCode(IntEnum):
     NOT_ALL_DONE = (
         4,
         "`watch` or `submit --wait`: no image is missing, but some failed, are parked or are gone. "
-        "The counts say how many.",
+        "The counts say how many. `results --images`: the export is complete, but files of images "
+        "are missing.",
     )
     NOT_FINISHED = 5, "`watch` or `submit --wait`: images are still missing after --timeout."
     INTERRUPTED = 130, "You pressed Ctrl-C. What was finished before is kept."

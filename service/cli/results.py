@@ -2,13 +2,15 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from service.cli.commands import command, option
+from service.cli.exit_codes import ExitCode
 from service.cli.options import json_lines_option, objects_argument
 from service.cli.output import is_terminal, note, progress, say, say_json
 from service.errors import ResultObjectError
@@ -16,6 +18,7 @@ from service.result_exports.formats import FORMATS
 from service.settings import Settings
 
 if TYPE_CHECKING:
+    from service.result_exports.exporting import Tally
     from service.result_exports.records import ExportOptions
     from service.result_exports.selection import Selection
     from service.result_filter import ResultFilter
@@ -122,7 +125,7 @@ def results(
     image_url_prefix: str,
     with_images: bool,
     resume: bool,
-) -> None:
+) -> ExitCode:
     """Print the documents of a bucket or prefix from Firestore, or export them.
 
     Large results are in objects of RESULTS_BUCKET. With --json, their detections are read from
@@ -133,12 +136,12 @@ def results(
     """
     if format_name is None:
         _print(uri, as_json=as_json)
-        return
+        return ExitCode.DONE
     from service.result_exports.records import ExportOptions
     from service.result_exports.selection import Selection
     from service.result_filter import Order, ResultFilter
 
-    _export(
+    return _export(
         ResultFilter(order=Order.NAME, bucket=uri[0], prefix=uri[1] or None),
         format_name,
         output or Path(f"export-{format_name}"),
@@ -189,51 +192,102 @@ def _export(
     *,
     with_images: bool,
     is_resumed: bool,
-) -> None:
-    from dataclasses import asdict, replace
+) -> ExitCode:
+    from dataclasses import replace
 
     from service.cli.report import no_results_note
-    from service.gcp.clients import build_large_results, build_pages
-    from service.result_exports.exporting import exported_images, write_export
+    from service.gcp.clients import (
+        build_large_results,
+        build_pages,
+        build_result_objects,
+        build_storage,
+    )
+    from service.result_exports.exporting import Tally, exported_images, write_export
     from service.result_exports.folder import ExportFolder
+    from service.result_exports.images import ImageFiles, StoredFiles
     from service.result_exports.names import FileNames
 
+    _require_module(format_name)
     settings = replace(Settings.from_env(), firestore_timeout_seconds=_CALL_SECONDS)
     writer = FORMATS[format_name].writer(options)
-    target = ExportFolder(folder)
-    request = {
+    request = _request(chosen, format_name, selection, options, with_images=with_images)
+    with ExitStack() as open_parts, progress("Exporting") as bar:
+        target = ExportFolder(folder)
+        open_parts.callback(target.close)
+        cursor: str | None = None
+        state: dict[str, Any] = {}
+        if is_resumed:
+            cursor, state = target.resume(request)
+        else:
+            target.begin(request)
+        if cursor is None:
+            writer.begin(target)
+        else:
+            writer.restore(state["writer"])
+        files = None
+        if with_images:
+            stored = StoredFiles(build_storage(settings), build_result_objects(settings))
+            files = ImageFiles(target, stored)
+            open_parts.callback(files.close)
+        tally = Tally(**state.get("tally", {}))
+        images = exported_images(
+            build_pages(settings).stream(chosen, cursor),
+            FileNames(target),
+            selection,
+            build_large_results(settings).read,
+        )
+        write_export(
+            images,
+            writer,
+            target,
+            target,
+            lambda image: bar.describe(f"Exporting: {tally.images:,} images"),
+            files=files,
+            tally=tally,
+        )
+        target.finish()
+    if not tally.images and chosen.bucket:
+        note(no_results_note(chosen.bucket, chosen.prefix or ""))
+    return _report(tally, writer.notes(), folder)
+
+
+def _require_module(format_name: str) -> None:
+    """Check that the format's module is installed.
+
+    Raises:
+        click.UsageError: it is not.
+    """
+    chosen = FORMATS[format_name]
+    if not chosen.is_available:
+        raise click.UsageError(
+            f"The format {format_name} needs {chosen.module}. Install it: "
+            f"pip install 'yolo-batch[{chosen.extra}]'"
+        )
+
+
+def _request(
+    chosen: "ResultFilter",
+    format_name: str,
+    selection: "Selection",
+    options: "ExportOptions",
+    *,
+    with_images: bool,
+) -> dict[str, Any]:
+    """Return what identifies an export, as JSON."""
+    from dataclasses import asdict
+
+    return {
         "filter": chosen.arguments(),
         "format": format_name,
         "options": asdict(options),
         "selection": [selection.min_confidence, sorted(selection.labels or ())],
+        "images": with_images,
     }
-    cursor: str | None = None
-    state: dict[str, Any] = {}
-    if is_resumed:
-        cursor, state = target.resume(request)
-    else:
-        target.begin(request)
-    if cursor is None:
-        writer.begin(target)
-    else:
-        writer.restore(state)
-    found = build_pages(settings).stream(chosen, cursor)
-    images = exported_images(
-        found, FileNames(target), selection, build_large_results(settings).read
-    )
-    with progress("Exporting") as bar:
-        count = 0
 
-        def counted(image: Any) -> None:
-            nonlocal count
-            count += 1
-            bar.describe(f"Exporting: {count:,} images")
 
-        tally = write_export(images, writer, target, target, counted)
-    target.finish()
-    if not tally.images and chosen.bucket:
-        note(no_results_note(chosen.bucket, chosen.prefix or ""))
-    for text in writer.notes():
+def _report(tally: "Tally", notes: Sequence[str], folder: Path) -> ExitCode:
+    """Print what an export has, and what it lacks. Return the command's exit code."""
+    for text in notes:
         note(text)
     if tally.unreadable:
         note(f"{tally.unreadable:,} documents have another form than the service writes.")
@@ -241,3 +295,9 @@ def _export(
         f"{tally.images:,} images with {tally.detections:,} detections are in {folder}/"
         + (f" ({tally.failed:,} without a result)" if tally.failed else "")
     )
+    if tally.missing:
+        from service.result_exports.images import MISSING
+
+        note(f"{tally.missing:,} files of images are missing: see {folder / MISSING}.")
+        return ExitCode.NOT_ALL_DONE
+    return ExitCode.DONE

@@ -92,6 +92,7 @@ class ExportFolder:
 
     def finish(self) -> None:
         """Remove the state: the export is complete."""
+        self._note_lengths()  # the files are on the disk before the state is removed
         self._close_files()
         for part in self._folder.glob(".part-*"):
             part.unlink()

@@ -4,7 +4,6 @@ If a document has a redacted copy, only that copy is fetched. After `derived_err
 lack the redacted copy that its source asks for, so nothing is fetched.
 """
 
-import os
 import zlib
 from collections import deque
 from collections.abc import Mapping
@@ -110,7 +109,7 @@ class ImageFiles:
             part.unlink(missing_ok=True)
             with part.open("xb") as file:
                 file.write(data)
-            os.replace(part, target)
+            part.replace(target)
         except BadImageError as exc:
             return exc.message
         except (YoloBatchError, OSError) as exc:

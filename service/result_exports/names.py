@@ -2,6 +2,8 @@
 
 import re
 import unicodedata
+from collections.abc import Iterator
+from itertools import count
 from pathlib import PurePosixPath
 from typing import Protocol
 
@@ -12,7 +14,9 @@ _SHORT = 10  # hexadecimal digits of the document's id that make a path unique
 _FORBIDDEN = re.compile(
     r'[<>:"|?*\\\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]'
 )
-_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
+_DEVICE = re.compile(
+    r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$) *(\..*)?", re.IGNORECASE
+)
 
 
 class Taken(Protocol):
@@ -40,11 +44,7 @@ class FileNames:
 
     def path(self, name: str, document_id: str) -> str:
         """Return the relative path of an image's file, with `/`."""
-        path = safe_path(name)
-        if path != name or not self._is_free(path):
-            path = with_id(path, document_id)
-        if not self._is_free(path):  # a folder has the name of an earlier file
-            path = with_id(f"{document_id[:_SHORT]}/{PurePosixPath(path).name}", document_id)
+        path = next(path for path in _candidates(name, document_id) if self._is_free(path))
         self._note(path)
         return path
 
@@ -71,10 +71,27 @@ def _key(path: str) -> str:
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFC", text).casefold())
 
 
+def _candidates(name: str, document_id: str) -> Iterator[str]:
+    """Yield paths for an object, the best first. Other names cannot use up all of them."""
+    path = safe_path(name)
+    if path == name:
+        yield path
+    yield with_id(path, document_id)
+    # Now a folder has the name of an earlier file, or an object's name looks like such a path.
+    flat = PurePosixPath(path).name
+    yield _with(f"{document_id[:_SHORT]}/{flat}", document_id[:_SHORT])
+    for number in count(2):
+        yield _with(f"{document_id}-{number}/{flat}", document_id)
+
+
 def with_id(path: str, document_id: str) -> str:
     """Return the path with a part of the document's id before its suffix."""
+    return _with(path, document_id[:_SHORT])
+
+
+def _with(path: str, text: str) -> str:
     pure = PurePosixPath(path)
-    return str(pure.with_name(f"{pure.stem}-{document_id[:_SHORT]}{pure.suffix}"))
+    return str(pure.with_name(f"{pure.stem}-{text}{pure.suffix}"))
 
 
 def safe_path(name: str) -> str:
