@@ -33,6 +33,7 @@ _ORDERS = {
     Order.CONFIDENT: "most confident first",
     Order.UNCERTAIN: "least certain first",
     Order.NAME: "by name",
+    Order.RANDOM: "random",
 }
 _ANY_TIME = datetime(2000, 1, 1, tzinfo=UTC)
 # For each field, what stands for any value of it. A bucket or a prefix brings its order with it.
