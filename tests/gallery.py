@@ -1,5 +1,6 @@
 """A gallery with results that were made up, on the emulators. The pages are the real ones."""
 
+import random
 import threading
 import uuid
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 from google.cloud import firestore, storage
 
-from devtools.demo_model.shapes import encode_jpeg, sample_scenes
+from devtools.demo_model.shapes import Scene, encode_jpeg, sample_scenes
 from service.document import to_document
 from service.domain import (
     Box,
@@ -62,10 +63,12 @@ class Gallery:
     parts: GalleryParts
     results: dict[str, ImageResult] = field(default_factory=dict)  # by the document's id
     files: list[tuple[bytes, ImageInfo]] = field(default_factory=list)
+    folder: str | None = None  # of the objects' names. None: one that only this gallery has
 
     def upload(self, name: str, data: bytes) -> ImageRef:
         """Upload an object, and return its generation."""
-        blob = storage.Client().bucket("uploads").blob(f"{self.collection}/{name}")
+        folder = f"{self.collection}/" if self.folder is None else self.folder
+        blob = storage.Client().bucket("uploads").blob(f"{folder}{name}")
         blob.upload_from_string(data, content_type="image/jpeg")
         metadata = ObjectMetadata(len(data), "image/jpeg", blob.md5_hash, blob.crc32c)
         return ImageRef("uploads", blob.name, int(blob.generation), metadata)
@@ -89,22 +92,68 @@ class Gallery:
                 for image in images
             ]
         data, info = self.files[len(self.results) % len(self.files)]
-        result = ImageResult(
-            self.upload(name, data),
-            image_info=info,
-            model=MODEL,
-            detections=detections,
-            faint=(),
-            timings=Timings(12.0, 3.0, 20.0, 15.0),
-            batch_size=4,
-            event_time=NEWEST - age,
-            day=date(2026, 11, 30),
-        )
+        result = done(self.upload(name, data), info, detections, NEWEST - age)
+        return self.add(replace(result, **fields), age=age)
+
+    def add_scene(
+        self, name: str, scene: Scene, *, age: timedelta = timedelta(0), **fields: Any
+    ) -> str:
+        """Upload a drawn image, and store its own shapes as detections, some of them faint."""
+        chosen = random.Random(name)
+        height, width = scene.image.shape[:2]
+        detections = [
+            Detection(
+                each.label,
+                each.class_id,
+                round(chosen.betavariate(5, 1.2), 4),
+                Box(*(round(float(value), 2) for value in each.box)),
+                zones=("door",) if each.box[0] < width / 3 else (),
+            )
+            for each in scene.objects
+        ]
+        kept = tuple(item for item in detections if item.confidence >= 0.6)
+        faint = tuple(replace(i, zones=()) for i in detections if i.confidence < 0.6)
+        info = ImageInfo(width, height, "JPEG")
+        result = done(self.upload(name, encode_jpeg(scene.image, 85)), info, kept, NEWEST - age)
+        result = replace(result, faint=faint, zones=("door",), source=SourceVersion("gate", NEWEST))
         return self.add(replace(result, **fields), age=age)
 
     @property
     def _documents(self) -> Any:
         return firestore.Client().collection(self.collection)
+
+
+def done(
+    ref: ImageRef, info: ImageInfo, detections: tuple[Detection, ...], time: datetime
+) -> ImageResult:
+    """Return a result without faint detections."""
+    return ImageResult(
+        ref,
+        image_info=info,
+        model=MODEL,
+        detections=detections,
+        faint=(),
+        timings=Timings(12.0, 3.0, 20.0, 15.0),
+        batch_size=4,
+        event_time=time,
+        day=date(2026, 11, 30),
+    )
+
+
+def seed_scenes(gallery: Gallery, count: int) -> list[str]:
+    """Store results of drawn images, as a camera would upload them. Return the documents' ids."""
+    gallery.folder = ""
+    return [
+        gallery.add_scene(
+            f"gate/2026-11-30/{1159 - number:04}.jpg",
+            scene,
+            age=timedelta(minutes=number),
+            captured_at=NEWEST - timedelta(minutes=number + 1),
+            captured_at_source=CapturedAtSource.EXIF_OFFSET,
+            camera=Camera("Reconyx", "HC600", "H600HF05"),
+        )
+        for number, (_, scene) in enumerate(sample_scenes(count=count, seed=7))
+    ]
 
 
 def detection(label: str, confidence: float, left: float = 20.0, **fields: Any) -> Detection:

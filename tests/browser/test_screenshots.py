@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.gallery import Gallery
+from tests.gallery import Gallery, seed_scenes
 
 
 @pytest.mark.parametrize(
@@ -22,13 +22,20 @@ from tests.gallery import Gallery
     ],
 )
 def test_screenshot_of_the_grid(
-    page: Page, gallery: Gallery, tmp_path: Path, name: str, scheme: str, width: int, height: int
+    page: Page,
+    own_gallery: Gallery,
+    tmp_path: Path,
+    name: str,
+    scheme: str,
+    width: int,
+    height: int,
 ) -> None:
     page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
     page.set_viewport_size({"width": width, "height": height})
-    page.goto(gallery.url)
-    page.goto(f"{gallery.address}/?source=yard&threshold=0.1")
-    expect(page.locator(".card")).to_have_count(60)
+    seed_scenes(own_gallery, 30)
+    page.goto(own_gallery.url)
+    page.goto(f"{own_gallery.address}/?source=gate&threshold=0.4")
+    expect(page.locator(".card")).to_have_count(30)
     expect(page.locator(".frame.loading:visible").first).not_to_be_in_viewport()
     path = Path(os.environ.get("SCREENSHOTS", tmp_path)) / f"{name}.png"
     page.screenshot(path=path)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from service.domain import Camera, CapturedAtSource, ErrorCode, Failure, ImageResult, SourceVersion
-from tests.gallery import NEWEST, Gallery, detection, running_gallery
+from service.domain import ErrorCode, Failure, ImageResult
+from tests.gallery import NEWEST, Gallery, running_gallery, seed_scenes
 
 pytestmark = pytest.mark.emulator
 
@@ -33,20 +33,10 @@ def gallery() -> Iterator[Gallery]:
 
 
 def test_screenshot_of_an_image(gallery: Gallery, page: Page, folder: Path) -> None:
-    document_id = gallery.add_image(
-        "gate/2026-11-30/0112.jpg",
-        detection("star", 0.91, zones=("door",)),
-        detection("circle", 0.64, 150.0),
-        faint=(detection("heart", 0.18, 230.0),),
-        source=SourceVersion("gate", NEWEST),
-        zones=("door",),
-        captured_at=NEWEST - timedelta(minutes=2),
-        captured_at_source=CapturedAtSource.EXIF_OFFSET,
-        camera=Camera("Reconyx", "HC600", "H600HF05"),
-    )
+    document_id = seed_scenes(gallery, 8)[6]
     page.goto(gallery.url)
     page.goto(f"{gallery.address}/image/{document_id}")
-    page.locator("#threshold").fill("0.15")
+    page.locator("#threshold").fill("0.4")
     page.locator("#rows tr[data-index='0']").hover()
     expect(page.locator("#overlay g.lit")).to_be_visible()
     page.wait_for_function("document.getElementById('image').naturalWidth > 0")

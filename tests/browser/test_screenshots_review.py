@@ -11,8 +11,8 @@ from pathlib import Path
 from playwright.sync_api import Page, expect
 
 from service.gcp.verdict_store import VerdictStore
-from tests.browser.test_review import name, open_review, review, seed
-from tests.gallery import Gallery
+from tests.browser.test_review import name, open_review, review
+from tests.gallery import Gallery, seed_scenes
 
 __all__ = ["review"]  # the fixture
 
@@ -24,12 +24,12 @@ def write(page: Page, tmp_path: Path, image: str) -> None:
 
 
 def test_screenshot_of_the_review(page: Page, review: Gallery, tmp_path: Path) -> None:
-    seed(review)
+    seed_scenes(review, 8)
     open_review(page, review)
     name(page)
     page.keyboard.press("2")
     expect(page.locator("#overlay .picked")).to_have_count(1)
-    expect(page.locator("#count")).to_contain_text("About 3")
+    expect(page.locator("#count")).to_contain_text("About 8")
     write(page, tmp_path, "gallery-review")
 
 
