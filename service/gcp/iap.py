@@ -16,6 +16,7 @@ from service.gcp.signed_tokens import InvalidTokenError, SignedTokens
 ASSERTION = "X-Goog-IAP-JWT-Assertion"
 KEYS_URL = "https://www.gstatic.com/iap/verify/public_key"  # key id → public key, PEM
 ISSUER = "https://cloud.google.com/iap"
+_KEYS_SECONDS = 300.0  # how late a new key is known at most
 
 _MISSING = "The request did not come through Identity-Aware Proxy. Open the gallery's own address."
 _INVALID = (
@@ -41,7 +42,13 @@ class AssertionVerifier:
             keys_url: URL of IAP's public keys.
             clock: returns seconds, for the age of cached keys.
         """
-        self._tokens = SignedTokens(audience, algorithm="ES256", keys_url=keys_url, clock=clock)
+        self._tokens = SignedTokens(
+            audience,
+            algorithm="ES256",
+            keys_url=keys_url,
+            cache_seconds=_KEYS_SECONDS,
+            clock=clock,
+        )
 
     def email(self, assertion: str | None) -> str:
         """Return who sent a request.

@@ -40,6 +40,7 @@ class SignedTokens:
         *,
         algorithm: str,
         keys_url: str,
+        cache_seconds: float = _CACHE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Set what is valid. Keys are fetched when the first token arrives.
@@ -48,13 +49,16 @@ class SignedTokens:
             audience: the claim `aud` of the tokens.
             algorithm: how they are signed: `RS256` or `ES256`.
             keys_url: URL of a JSON object with each key (PEM) by its id.
+            cache_seconds: how long the keys are kept.
             clock: returns seconds, for the age of cached keys.
         """
         self._audience = audience
         self._algorithm = algorithm
         # google-auth itself would fetch keys for each token. Here one thread fetches while others
         # wait.
-        cache = TLRUCache[Any, _Keys](maxsize=1, ttu=_cached_until, timer=clock)
+        cache = TLRUCache[Any, _Keys](
+            maxsize=1, ttu=partial(_cached_until, cache_seconds), timer=clock
+        )
         self._keys: Callable[[], _Keys] = cached(cache, condition=threading.Condition())(
             partial(_fetch, keys_url)
         )
@@ -87,8 +91,8 @@ class SignedTokens:
         return claims
 
 
-def _cached_until(_: object, keys: _Keys, now: float) -> float:
-    return now + (_FAILURE_CACHE_SECONDS if isinstance(keys, Exception) else _CACHE_SECONDS)
+def _cached_until(seconds: float, _: object, keys: _Keys, now: float) -> float:
+    return now + (_FAILURE_CACHE_SECONDS if isinstance(keys, Exception) else seconds)
 
 
 def _fetch(url: str) -> _Keys:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from flask import Flask
 from flask.testing import FlaskClient
 
-from service.errors import SettingsError
+from service.errors import SettingsError, UnauthenticatedError
 from service.gallery.access import IapAccess, LocalAccess
 from service.gallery.app import create_app
 from service.gallery.parts import GalleryParts
@@ -257,6 +257,18 @@ def test_keys_are_fetched_once(
             viewer.get("/reviewer", headers={ASSERTION: signer.sign(claims())}).status_code == 200
         )
     assert keys.fetches == 1
+
+
+def test_new_key_is_known_after_some_minutes(signer: Signer, keys: CertificateServer) -> None:
+    clock = Clock()
+    verifier = AssertionVerifier(AUDIENCE, keys_url=keys.url, clock=clock)
+    verifier.email(signer.sign(claims()))
+    later = Signer()
+    keys.body = json.dumps({"one": signer.public, "two": later.public}).encode()
+    with pytest.raises(UnauthenticatedError):
+        verifier.email(later.sign(claims(), kid="two"))
+    clock.now += 301
+    assert verifier.email(later.sign(claims(), kid="two")) == "a@example.com"
 
 
 def test_without_keys_nobody_is_let_in(
