@@ -325,5 +325,8 @@ def _estimates(values: Any, drawn: Floats) -> tuple[Estimate, Estimate]:
     if not len(known):
         return Estimate(float(values[0])), Estimate(float(values[1]))
     low, high = np.percentile(known, [tail, 100 - tail], axis=0)
+    # With many equal confidences, most draws are better than the images themselves: an image that
+    # is drawn twice puts its true detections next to each other.
+    low, high = np.minimum(low, values), np.maximum(high, values)
     first, second = (Estimate(float(values[i]), float(low[i]), float(high[i])) for i in range(2))
     return first, second
