@@ -130,6 +130,34 @@ def test_undo_shows_the_image_again_without_verdict(page: Page, review: Gallery)
     assert verdicts(review, ids) == {}
 
 
+def test_undo_that_fails_can_be_tried_again(page: Page, review: Gallery) -> None:
+    ids = seed(review)
+    open_review(page, review)
+    name(page)
+    page.keyboard.press("c")
+    expect(page.locator("#name")).to_have_text(f"{review.collection}/gate/1.jpg")
+    page.route("**/api/verdicts/**", lambda route: route.abort())
+    page.keyboard.press("u")
+    expect(page.locator("#message")).not_to_be_empty()
+    page.unroute("**/api/verdicts/**")
+    page.keyboard.press("u")
+    expect(page.locator("#name")).to_have_text(f"{review.collection}/gate/0.jpg")
+    assert verdicts(review, ids) == {}
+
+
+def test_edited_verdict_breaks_no_page(page: Page, review: Gallery) -> None:
+    [first, *_] = seed(review)
+    store = review.parts.verdicts
+    assert isinstance(store, VerdictStore)
+    odd = [{"index": 0, "label": "star", "confidence": 1e308, "verdict": "wrong"}]
+    judged = {"verdict": ["wrong"], "index": 0}
+    store.write(first, {"image": "wrong", "detections": [*odd, judged], "missed_label": [1]})
+    open_review(page, review)
+    expect(page.locator("#name")).to_have_text(f"{review.collection}/gate/0.jpg")
+    page.goto(f"{review.address}/review/statistics")
+    expect(page.locator("h1")).to_have_text("What the verdicts show")
+
+
 def test_threshold_decides_what_a_verdict_covers(page: Page, review: Gallery) -> None:
     ids = seed(review)
     open_review(page, review, "/review?threshold=0.05")
@@ -290,7 +318,7 @@ def test_page_of_reviews_states_its_reads(page: Page, review: Gallery) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    ["", "[]", "{}", '{"correct": [9], "wrong": [], "order": "x"}', '{"correct": "x"}'],
+    ["", "[]", "[" * 60_000, "{}", '{"correct": [9], "wrong": [], "order": "x"}', '{"correct": "x"}'],
 )
 def test_broken_verdict_is_refused(page: Page, review: Gallery, body: str) -> None:
     [first, *_] = ids = seed(review)
