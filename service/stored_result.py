@@ -35,7 +35,11 @@ def stored_result(document: Mapping[str, Any]) -> ImageResult:
         model = document["model"] | {"task": document["task"]}
         faint = document["faint"]
         return ImageResult(
-            ImageRef(document["bucket"], document["name"], document["generation"]),
+            ImageRef(
+                _convert(document["bucket"], str),
+                _convert(document["name"], str),
+                _convert(document["generation"], int),
+            ),
             image_info=_convert(document["image"], ImageInfo),
             model=_convert(model, ModelInfo),
             detections=stored_detections(document),

@@ -196,6 +196,7 @@ def _export(
     from dataclasses import replace
 
     from service.cli.report import no_results_note
+    from service.gallery.build import build_sources
     from service.gcp.clients import (
         build_large_results,
         build_pages,
@@ -206,6 +207,7 @@ def _export(
     from service.result_exports.folder import ExportFolder
     from service.result_exports.images import ImageFiles, StoredFiles
     from service.result_exports.names import FileNames
+    from service.result_exports.selection import Selection
 
     _require_module(format_name)
     settings = replace(Settings.from_env(), firestore_timeout_seconds=_CALL_SECONDS)
@@ -226,7 +228,9 @@ def _export(
             writer.restore(state["writer"])
         files = None
         if with_images:
-            stored = StoredFiles(build_storage(settings), build_result_objects(settings))
+            stored = StoredFiles(
+                build_storage(settings), build_result_objects(settings), build_sources(settings)
+            )
             files = ImageFiles(target, stored)
             open_parts.callback(files.close)
         tally = Tally(**state.get("tally", {}))
@@ -248,6 +252,8 @@ def _export(
         target.finish()
     if not tally.images and chosen.bucket:
         note(no_results_note(chosen.bucket, chosen.prefix or ""))
+    if format_name == "jsonl" and selection != Selection():
+        note("jsonl has the documents unchanged: --min-confidence and --label do not apply to it.")
     return _report(tally, writer.notes(), folder)
 
 

@@ -55,10 +55,15 @@ def build_images(settings: Settings) -> GalleryImages:
     Raises:
         CredentialsError: no credentials, or no project.
     """
-    return _build_images(settings, build_pages(settings), _build_sources(settings), originals=True)
+    return _build_images(settings, build_pages(settings), build_sources(settings), originals=True)
 
 
-def _build_sources(settings: Settings) -> CurrentSources:
+def build_sources(settings: Settings) -> CurrentSources:
+    """Return the current sources, which are only read.
+
+    Raises:
+        CredentialsError: no credentials, or no project.
+    """
     return current_sources(_ReadOnly(build_source_store(settings)), settings)
 
 
@@ -89,7 +94,7 @@ def build_gallery(
         CredentialsError: no credentials, or no project.
     """
     results = build_pages(settings)
-    sources = _build_sources(settings)
+    sources = build_sources(settings)
     return GalleryParts(
         results=results,
         images=_build_images(settings, results, sources, originals=own.originals),

@@ -58,7 +58,8 @@ _ANIMALS = {
 _MEDIA_TYPE = re.compile(r"(image|video|audio)/[\x21-\x7e]+")
 _ALLOWED_PATH = re.compile(r"(?=^[^./~])(^((?!\.{2}).)*$).*$")  # of the media table's schema
 
-_FORMULA = ("=", "+", "-", "@")  # spreadsheets run a cell that begins with one of them
+# Spreadsheets can run a cell that begins with one of these. The last four are full-width forms.
+_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 
 Row = dict[str, Any]
 

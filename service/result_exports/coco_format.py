@@ -147,9 +147,10 @@ class CocoWriter(Stateless):
 
 def _outer(rings: Sequence[list[float]]) -> Iterator[list[float]]:
     """Yield the rings that are not a hole: whose first point is in an even number of others."""
+    rings = [ring for ring in rings if len(ring) >= 6]
     for index, ring in enumerate(rings):
         others = [other for at, other in enumerate(rings) if at != index]
-        if len(ring) >= 6 and sum(_is_inside(ring[0], ring[1], other) for other in others) % 2 == 0:
+        if sum(_is_inside(ring[0], ring[1], other) for other in others) % 2 == 0:
             yield ring
 
 

@@ -1,7 +1,8 @@
 """The format `csv`: one row for each detection, with the column names of supervision's CSVSink.
 
-A spreadsheet runs a cell that begins with = + - @, a tab or a carriage return as a formula. Such a
-text gets an apostrophe in front of it: https://owasp.org/www-community/attacks/CSV_Injection
+A spreadsheet can run a cell as a formula if it begins with = + - @, with the full-width form of one
+of these, with a tab or with the end of a line. Such a text gets an apostrophe in front of it:
+https://owasp.org/www-community/attacks/CSV_Injection
 Column names: https://supervision.roboflow.com/latest/detection/tools/save_detections/
 """
 
@@ -17,7 +18,7 @@ COLUMNS = (
     "x_min", "y_min", "x_max", "y_max", "class_id", "confidence", "tracker_id", "class_name",
     "file", "uri", "generation", "status", "error", "source", "captured_at", "created_at",
 )  # fmt: skip
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # the last four are the full-width forms
 
 
 class CsvWriter(Stateless):

@@ -69,8 +69,7 @@ def shown_uri(document: Mapping[str, Any]) -> str | None:
     """
     if document.get("derived_error"):
         return None
-    kinds = {item.get("kind") for item in _maps(document.get("derived"))}
-    if DerivedKind.REDACTED in kinds:
+    if any(item.get("kind") == DerivedKind.REDACTED for item in _maps(document.get("derived"))):
         return redacted_uri(document)
     uri = document.get("uri")
     return uri if isinstance(uri, str) else None

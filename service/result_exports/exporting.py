@@ -16,6 +16,7 @@ from service.result_exports.records import ExportedImage, Output, Writer
 from service.result_exports.selection import Selection
 from service.stored_result import stored_result
 
+_MAX_NUMBER = 1e12  # square pixels: no image has as many
 _RECORD_EVERY = 300  # images between two records of the state: one page of documents
 
 
@@ -130,7 +131,7 @@ def _exported(
 
 
 def _is_sound(result: ImageResult) -> bool:
-    """Return whether sizes are positive and coordinates finite: a person may have edited them."""
+    """Return whether all numbers are possible: a person may have edited them."""
     info = result.image_info
     numbers = chain.from_iterable(
         (
@@ -145,7 +146,11 @@ def _is_sound(result: ImageResult) -> bool:
     classes = (item.confidence for item in result.classes)
     is_image = info is not None and min(info.width, info.height) > 0
     is_even = all(len(ring.points) % 2 == 0 for item in result.detections for ring in item.polygons)
-    return is_image and is_even and all(map(math.isfinite, chain(numbers, classes)))
+    return is_image and is_even and all(map(_is_possible, chain(numbers, classes)))
+
+
+def _is_possible(number: float) -> bool:
+    return math.isfinite(number) and abs(number) <= _MAX_NUMBER
 
 
 def _reason(document: dict[str, Any]) -> str:

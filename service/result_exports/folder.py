@@ -18,6 +18,7 @@ from service.errors import YoloBatchError
 STATE = ".export-state.sqlite"
 IMAGES = "images"  # the folder of the images' files
 _OPEN_FILES = 64
+_LOCK_SECONDS = 1.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS taken (key TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, bytes INTEGER) WITHOUT ROWID;
@@ -60,27 +61,35 @@ class ExportFolder:
         """Continue an export. Return the cursor of its last image, and the state behind it.
 
         Raises:
-            ExportFolderError: there is no such export.
+            ExportFolderError: there is no such export, another process writes it, or it lacks a
+                file.
         """
         if not (self._folder / STATE).exists():
             raise ExportFolderError(f"{self._folder} has no export that is not finished.")
         self._connect()
+        if self._get("request") is None:  # it ended before the first record
+            self._put("request", request)
+            self._connection.commit()
         if self._get("request") != request:
             self.close()
             raise ExportFolderError(
                 f"{self._folder} has an export with other options. Repeat the command that began "
                 "it."
             )
-        recorded = dict(self._connection.execute("SELECT path, bytes FROM files"))
+        for name, size in self._connection.execute("SELECT path, bytes FROM files"):
+            path = self._folder / name
+            if path.is_symlink() or not path.is_file() or path.stat().st_size < size:
+                raise ExportFolderError(f"{path} is incomplete. Begin again in another folder.")
         for path in self._folder.rglob("*"):
             name = path.relative_to(self._folder).as_posix()
             if path.is_symlink():  # not by the export: it could lead out of the folder
                 path.unlink()
-            elif path.is_file() and not name.startswith((STATE, f"{IMAGES}/")):
-                if name in recorded:
-                    os.truncate(path, recorded[name])
-                else:
+            elif path.is_file() and not name.startswith(STATE):
+                size = self._recorded_bytes(name)
+                if size is None:
                     path.unlink()
+                else:
+                    os.truncate(path, size)
         return self._get("cursor"), self._get("state") or {}
 
     def record(self, cursor: str, state: dict[str, Any]) -> None:
@@ -94,10 +103,9 @@ class ExportFolder:
         """Remove the state: the export is complete."""
         self._note_lengths()  # the files are on the disk before the state is removed
         self._close_files()
-        for part in self._folder.glob(".part-*"):
-            part.unlink()
         self.close()
-        for path in self._folder.glob(f"{STATE}*"):
+        # The state goes first: an export without its parts could not be continued.
+        for path in (*self._folder.glob(f"{STATE}*"), *self._folder.glob(".part-*")):
             path.unlink()
 
     def close(self) -> None:
@@ -148,6 +156,12 @@ class ExportFolder:
         """
         return self._target(path)
 
+    def note_image(self, path: str) -> None:
+        """Note that the file of an image was written."""
+        self._connection.execute(
+            "INSERT OR REPLACE INTO files VALUES (?, ?)", (path, self._target(path).stat().st_size)
+        )
+
     @property
     def _connection(self) -> sqlite3.Connection:
         if self._database is None:
@@ -155,8 +169,26 @@ class ExportFolder:
         return self._database
 
     def _connect(self) -> None:
-        self._database = sqlite3.connect(self._folder / STATE)
-        self._database.executescript(_SCHEMA)
+        """Open the state. No other process can open it until it is closed.
+
+        Raises:
+            ExportFolderError: another process has it open, or it is damaged.
+        """
+        self._database = sqlite3.connect(self._folder / STATE, timeout=_LOCK_SECONDS)
+        try:
+            self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
+            self._database.executescript(f"BEGIN EXCLUSIVE; {_SCHEMA} COMMIT;")
+        except sqlite3.OperationalError as exc:
+            self.close()
+            raise ExportFolderError(f"Another process writes to {self._folder}.") from exc
+        except sqlite3.DatabaseError as exc:
+            self.close()
+            raise ExportFolderError(f"{self._folder / STATE} is damaged: {exc}.") from exc
+
+    def _recorded_bytes(self, path: str) -> int | None:
+        found = self._connection.execute("SELECT bytes FROM files WHERE path = ?", (path,))
+        row = found.fetchone()
+        return int(row[0]) if row else None
 
     def _put(self, name: str, value: Any) -> None:
         self._connection.execute(

@@ -1,7 +1,7 @@
 """The files of an export's images, in its folder `images`. Several are fetched at once.
 
-If a document has a redacted copy, only that copy is fetched. After `derived_error`, an image may
-lack the redacted copy that its source asks for, so nothing is fetched.
+If a document has a redacted copy, or its source asks for redaction now, only that copy is fetched.
+After `derived_error`, an image may lack the redacted copy, so nothing is fetched.
 """
 
 import zlib
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from service.deadline import Deadline
+from service.derived import NOTHING
 from service.domain import DerivedKind
 from service.errors import (
     BadImageError,
@@ -25,6 +26,7 @@ from service.stored_json import json_line
 if TYPE_CHECKING:
     from service.gcp.result_objects import ResultObjects
     from service.gcp.storage import ImageStorage
+    from service.sources.current import CurrentSources
 
 MISSING = "missing-images.jsonl"
 AT_ONCE = 4  # each may have MAX_IMAGE_BYTES bytes
@@ -46,6 +48,9 @@ class Targets(Protocol):
         Raises:
             ExportFolderError: the path would leave the folder.
         """
+
+    def note_image(self, path: str) -> None:
+        """Note that a file was written."""
 
 
 class Fetch(Protocol):
@@ -93,6 +98,7 @@ class ImageFiles:
         image, future = self._waiting.popleft()
         reason = future.result()
         if reason is None:
+            self._targets.note_image(f"{IMAGES}/{image.path}")
             return 0
         entry = {"file": image.path, "uri": image.document.get("uri"), "reason": reason}
         output.append(MISSING, f"{json_line(entry)}\n".encode())
@@ -102,14 +108,8 @@ class ImageFiles:
         """Fetch one file. Return why it is missing."""
         try:
             target = self._targets.image_target(f"{IMAGES}/{image.path}")
-            if target.is_file() and not target.is_symlink():
-                return None  # the interrupted export has fetched it
             data = self._fetch(image)
-            part = target.with_name(f".part-{image.document_id[:20]}")
-            part.unlink(missing_ok=True)
-            with part.open("xb") as file:
-                file.write(data)
-            part.replace(target)
+            _write(target, target.with_name(f".part-{image.document_id[:20]}"), data)
         except BadImageError as exc:
             return exc.message
         except (YoloBatchError, OSError) as exc:
@@ -120,10 +120,13 @@ class ImageFiles:
 class StoredFiles:
     """Fetches the exact generation of an upload, or its redacted copy. It is a `Fetch`."""
 
-    def __init__(self, uploads: "ImageStorage", objects: "ResultObjects") -> None:
-        """Take what the files are read from."""
+    def __init__(
+        self, uploads: "ImageStorage", objects: "ResultObjects", sources: "CurrentSources"
+    ) -> None:
+        """Take what the files are read from, and the sources, which may ask for redaction."""
         self._uploads = uploads
         self._objects = objects
+        self._sources = sources
 
     def __call__(self, image: ExportedImage) -> bytes:
         """Return the bytes.
@@ -135,6 +138,8 @@ class StoredFiles:
             ResultObjectError: the redacted copy does not exist.
             StorageUnavailableError: Cloud Storage did not respond, or refuses the bucket.
             TooLateError: it took too long.
+            SourcesUnknownError: nobody knows what must be redacted.
+            FirestoreUnavailableError: Firestore did not respond.
         """
         error = image.document.get("derived_error")
         if error:
@@ -149,11 +154,33 @@ class StoredFiles:
 
     def _upload(self, image: ExportedImage) -> bytes:
         assert image.result
+        ref = image.result.ref
+        # The id is a hash of the object's name. An edited document must not name another object:
+        # its source may ask for redaction.
+        if ref.document_id != image.document_id:
+            raise NotFetchedError("The document was edited, and names another object.")
+        settings = self._sources.settings_of(ref, Deadline.after(_SECONDS))
+        if settings.version.id is None and settings.derive == NOTHING:
+            raise NotFetchedError("The sources are broken: nobody knows what must be redacted.")
+        if settings.derive.redaction is not None:
+            raise NotFetchedError("Its source asks for redaction, and it has no redacted copy.")
         try:
-            with self._uploads.download(image.result.ref, Deadline.after(_SECONDS)) as found:
+            with self._uploads.download(ref, Deadline.after(_SECONDS)) as found:
                 return _plain(found.data, found.content_encoding)
         except ObjectGoneError as exc:
             raise NotFetchedError("This generation of the object no longer exists.") from exc
+
+
+def _write(target: Path, part: Path, data: bytes) -> None:
+    """Write a file, all of it or nothing."""
+    part.unlink(missing_ok=True)
+    try:
+        with part.open("xb") as file:
+            file.write(data)
+        part.replace(target)
+    except OSError:  # for example, the disk is full
+        part.unlink(missing_ok=True)
+        raise
 
 
 def redacted_copies(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
