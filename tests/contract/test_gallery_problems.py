@@ -237,9 +237,7 @@ def test_objects_without_a_result_are_listed(pages: Pages, images_bucket: storag
     assert "x/d.jpg" not in text
 
 
-def test_command_is_safe_to_paste_into_a_shell(
-    pages: Pages, images_bucket: storage.Bucket
-) -> None:
+def test_command_is_safe_to_paste_into_a_shell(pages: Pages, images_bucket: storage.Bucket) -> None:
     name = "a'; touch hacked; $(id)"
     upload(images_bucket, f"{name}.jpg")
     address = f"/not-run?{urlencode({'bucket': images_bucket.name, 'prefix': name})}"
