@@ -91,7 +91,7 @@ def _selection() -> Selection:
     of_label = {}
     for text in request.args.getlist("threshold_of"):
         label, colon, number = text.rpartition(":")
-        if colon and (value := _number(number)) is not None:
+        if colon and label and (value := _number(number)) is not None:
             of_label[label] = value
     return Selection(_number(request.args.get("threshold", "")), of_label)
 

@@ -92,12 +92,3 @@ def test_button_exports_what_the_page_shows(collection: str) -> None:
         assert zipped.content.startswith(b"PK")
         unknown = browser.get(f"{gallery.address}/export?format=none", timeout=PATIENCE_SECONDS)
         assert unknown.status_code == 404
-
-
-def test_button_knows_the_threshold_of_no_name(collection: str) -> None:
-    with running_gallery() as gallery, requests.Session() as browser:
-        gallery.add_image("a.jpg", detection("star", 0.9), detection("", 0.4))
-        browser.get(gallery.url, timeout=PATIENCE_SECONDS)
-        address = f"{gallery.address}/export?format=csv&threshold_of=:0.5"
-        rows = csv.DictReader(io.StringIO(browser.get(address, timeout=PATIENCE_SECONDS).text))
-        assert [row["class_name"] for row in rows] == ["star"]
