@@ -91,7 +91,9 @@ def by_confidence(detections: Iterable[Judged]) -> list[Bin]:
     groups: dict[int, list[Judged]] = defaultdict(list)
     for item in detections:
         # 0.3 * 10 is below 3, and the confidences have four decimals.
-        groups[min(max(int(item.confidence * BINS + 1e-9), 0), BINS - 1)].append(item)
+        # A person may have edited a confidence, so it may be any number.
+        confidence = min(max(item.confidence, 0.0), 1.0)
+        groups[min(int(confidence * BINS + 1e-9), BINS - 1)].append(item)
     return [
         Bin(index / BINS, (index + 1) / BINS, Estimate.of(groups.get(index, ())))
         for index in range(BINS)

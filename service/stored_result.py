@@ -66,10 +66,13 @@ def stored_detections(document: Mapping[str, Any]) -> tuple[Detection, ...]:
         msgspec.ValidationError: they have another form. Other forms can also raise LookupError or
             TypeError.
     """
-    return tuple(
-        _convert(fields | {"rotated_box": fields.get("obb")}, Detection)
-        for fields in document["detections"]
-    )
+    return tuple(map(_detection, document["detections"]))
+
+
+def _detection(fields: Any) -> Detection:
+    if not isinstance(fields, dict):  # a reference to a document has `get`, too
+        raise TypeError("a detection is no map")
+    return _convert(fields | {"rotated_box": fields.get("obb")}, Detection)
 
 
 def listed_alerts(document_id: str, document: Mapping[str, Any]) -> tuple[ListedAlert, ...]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -109,8 +110,8 @@ def verdict_of(
         "order": given.order,
         "uri": _text(document.get("uri")),
         "bucket": _text(document.get("bucket")),
-        "generation": document.get("generation"),
-        "result_created_at": document.get("created_at"),
+        "generation": _of_type(document.get("generation"), int),
+        "result_created_at": _of_type(document.get("created_at"), datetime),
         "model": {key: _text(model.get(key)) for key in ("name", "sha256")},
         "source": _text(source.get("id")),
         "labels": _texts(document.get("labels")),
@@ -118,6 +119,14 @@ def verdict_of(
         "found": bool(document.get("found")),
         "day": _text(document.get("day")),
     }
+
+
+def _of_type(value: Any, kind: type) -> Any:
+    """Return a value of a document, or None if it has another type.
+
+    A reference to a document, for example, cannot be read in the verdicts' database.
+    """
+    return value if isinstance(value, kind) else None
 
 
 def reviewed_image(verdict: Mapping[str, Any]) -> ReviewedImage | None:

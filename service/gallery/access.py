@@ -141,7 +141,7 @@ class LocalAccess:
 
     def _with_cookie(self) -> Response:
         """Return a redirect to the same address without the token."""
-        kept = {name: value for name, value in request.args.items() if name != _TOKEN}
+        kept = [pair for pair in request.args.items(multi=True) if pair[0] != _TOKEN]
         target = request.path + (f"?{urlencode(kept)}" if kept else "")
         response = make_response(redirect(target))
         response.set_cookie(self._cookie, self._session, httponly=True, samesite="Strict", path="/")
@@ -170,11 +170,19 @@ def refuse_foreign_writes(access: Access) -> None:
     if site is not None and site not in _SITES:
         raise Forbidden(_OTHER_SITE)
     origin = request.headers.get("Origin")
-    if origin is not None and urlsplit(origin).netloc != request.host:
+    if origin is not None and not _is_own(origin):
         raise Forbidden(_OTHER_SITE)
     given = request.headers.get("X-CSRF-Token") or request.form.get("csrf_token", "")
     if not _equal(given, access.csrf_token()):
         raise Forbidden("The page is too old. Load it again, and repeat what you did.")
+
+
+def _is_own(origin: str) -> bool:
+    """Return whether an Origin header names the host of the current request."""
+    try:
+        return urlsplit(origin).netloc == request.host
+    except ValueError:  # for example an IPv6 address without its end
+        return False
 
 
 def _derived(secret: bytes, purpose: str) -> str:

@@ -1,6 +1,5 @@
 """The export of what a page shows: the same filter, order and thresholds, all pages."""
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import chain, islice
@@ -102,4 +101,4 @@ def _number(text: str) -> float | None:
         number = float(text)
     except ValueError:
         return None
-    return number if math.isfinite(number) else None
+    return number if 0 <= number <= 1 else None

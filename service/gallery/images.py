@@ -79,6 +79,8 @@ class _Facts:
     is_done: bool
     info: ImageInfo | None
     derived: Mapping[str, str]  # uri by kind
+    is_redacted: bool  # it was made with redaction, so the upload must not be shown
+    is_damaged: bool  # nobody can say what its derived images are
     derived_error: str | None
 
 
@@ -142,6 +144,11 @@ class GalleryImages:
             raise NoImageError("The document was edited, and names another object.")
         if not facts.is_done:
             raise NoImageError("An image without a result is not shown.")
+        if facts.is_damaged:
+            raise NoImageError(
+                "The document was edited: `derived` or `derived_error` has another form. So nobody "
+                "knows what must be redacted, and the image is not shown."
+            )
         if facts.derived_error:
             raise NoImageError(f"{facts.derived_error} So the image is not shown.")
         if self._is_redacted(facts):
@@ -186,7 +193,7 @@ class GalleryImages:
                 "The sources are broken, so nobody knows what must be redacted. Repair them with "
                 "`yolo-batch sources apply`."
             )
-        return DerivedKind.REDACTED in facts.derived or settings.derive.redaction is not None
+        return facts.is_redacted or settings.derive.redaction is not None
 
     def _redacted(self, document_id: str, facts: _Facts, view: View) -> ShownImage:
         if DerivedKind.REDACTED not in facts.derived:
@@ -306,7 +313,7 @@ def show(document_id: str, generation: int, view: str) -> Response:
         abort(404, str(exc))
     response = Response(shown.data, content_type=shown.content_type)
     response.headers["Cache-Control"] = "private, max-age=31536000, immutable"
-    response.set_etag(f"{document_id}-{generation}-{view}")
+    response.add_etag()  # of the bytes: with redaction turned on later, they are other ones
     response.make_conditional(request)
     return response
 
@@ -316,6 +323,12 @@ def _facts(document: Mapping[str, Any]) -> _Facts:
     derived = document.get("derived")
     listed = derived if isinstance(derived, list) else []
     items = [item for item in listed if isinstance(item, dict)]
+    kinds = [item.get("kind") for item in items]
+    is_readable = derived is None or (
+        isinstance(derived, list)
+        and len(items) == len(derived)
+        and all(isinstance(kind, str) for kind in kinds)
+    )
     error = document.get("derived_error")
     is_known = type(generation) is int and generation > 0
     return _Facts(
@@ -327,6 +340,8 @@ def _facts(document: Mapping[str, Any]) -> _Facts:
             for item in reversed(items)  # the first of a kind counts
             if isinstance(item.get("kind"), str) and isinstance(item.get("uri"), str)
         },
+        DerivedKind.REDACTED in kinds,
+        not is_readable or not (error is None or isinstance(error, str)),
         error if isinstance(error, str) and error else None,
     )
 

@@ -1,6 +1,7 @@
 """The page of the objects that have no result."""
 
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode
@@ -73,6 +74,7 @@ def page() -> str:
         looked=looked,
         faults=[each for each in (fault, sources_fault) if each],
         following=following,
+        uri=shlex.quote(f"gs://{bucket}/{prefix}"),  # for a shell: names have any characters
     )
 
 

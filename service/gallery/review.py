@@ -340,7 +340,10 @@ def _items(shown: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _body() -> Mapping[str, Any]:
     if (request.content_length or 0) > _MAX_BODY:
         abort(413)
-    body = request.get_json(silent=True)
+    try:
+        body = request.get_json(silent=True)
+    except RecursionError:  # thousands of brackets
+        body = None
     if not isinstance(body, dict):
         abort(400, "The request has no verdict.")
     return body
@@ -352,8 +355,9 @@ def _shown(verdict: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return None
     positions: dict[str, list[int]] = {str(judgement): [] for judgement in Judgement}
     for item in _maps(verdict.get("detections")):
-        if item.get("verdict") in positions and type(item.get("index")) is int:
-            positions[item["verdict"]].append(item["index"])
+        judgement, index = item.get("verdict"), item.get("index")
+        if isinstance(judgement, str) and judgement in positions and type(index) is int:
+            positions[judgement].append(index)
     at, created_at = verdict.get("reviewed_at"), verdict.get("result_created_at")
     model = verdict.get("model")
     return positions | {

@@ -103,6 +103,17 @@ def test_label_keeps_its_color(opened: Page, gallery: Gallery) -> None:
     assert color() == first
 
 
+def test_label_without_a_count_shows_none(page: Page, own_gallery: Gallery) -> None:
+    labels = ["constructor", "toString", *(f"a{number:02}" for number in range(20))]
+    found = [detection(label, 0.9) for label in labels]
+    own_gallery.add_image("a.jpg", *found)
+    page.route("**/api/counts?*", lambda route: route.fulfill(json={"counts": {}, "reads": 1}))
+    page.goto(own_gallery.url)
+    page.locator("#label-panel summary").click()
+    expect(page.locator("#count-cost")).to_contain_text("reads")
+    assert set(page.locator(".count").all_text_contents()) == {""}
+
+
 def test_counts_come_when_asked_and_say_what_they_cost(opened: Page) -> None:
     cards(opened)
     opened.locator("#label-panel summary").click()

@@ -10,6 +10,7 @@ from google.api_core import exceptions
 from playwright.sync_api import Browser, Page, expect
 
 from service.domain import SourceVersion
+from service.errors import FirestoreUnavailableError
 from service.gcp.verdict_store import VerdictStore
 from tests.fakes import PATIENCE_SECONDS
 from tests.gallery import HOSTILE, NEWEST, Gallery, detection, running_gallery
@@ -128,6 +129,39 @@ def test_undo_shows_the_image_again_without_verdict(page: Page, review: Gallery)
     expect(page.locator("#name")).to_have_text(f"{review.collection}/gate/0.jpg")
     expect(page.locator("#verdict")).to_have_text("No verdict yet.")
     assert verdicts(review, ids) == {}
+
+
+def test_undo_that_fails_can_be_tried_again(
+    page: Page, review: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unavailable(*_: object) -> None:
+        raise FirestoreUnavailableError("Firestore did not respond.")
+
+    ids = seed(review)
+    open_review(page, review)
+    name(page)
+    page.keyboard.press("c")
+    expect(page.locator("#name")).to_have_text(f"{review.collection}/gate/1.jpg")
+    with monkeypatch.context() as patch:
+        patch.setattr(VerdictStore, "undo", unavailable)
+        page.keyboard.press("u")
+        expect(page.locator("#message")).to_have_text("Firestore did not respond.")
+    page.keyboard.press("u")
+    expect(page.locator("#name")).to_have_text(f"{review.collection}/gate/0.jpg")
+    assert verdicts(review, ids) == {}
+
+
+def test_edited_verdict_breaks_no_page(page: Page, review: Gallery) -> None:
+    [first, *_] = seed(review)
+    store = review.parts.verdicts
+    assert isinstance(store, VerdictStore)
+    odd = [{"index": 0, "label": "star", "confidence": 1e308, "verdict": "wrong"}]
+    judged = {"verdict": ["wrong"], "index": 0}
+    store.write(first, {"image": "wrong", "detections": [*odd, judged], "missed_label": [1]})
+    open_review(page, review)
+    expect(page.locator("#name")).to_have_text(f"{review.collection}/gate/0.jpg")
+    page.goto(f"{review.address}/review/statistics")
+    expect(page.locator("h1")).to_have_text("What the verdicts show")
 
 
 def test_threshold_decides_what_a_verdict_covers(page: Page, review: Gallery) -> None:
@@ -290,7 +324,14 @@ def test_page_of_reviews_states_its_reads(page: Page, review: Gallery) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    ["", "[]", "{}", '{"correct": [9], "wrong": [], "order": "x"}', '{"correct": "x"}'],
+    [
+        "",
+        "[]",
+        "[" * 60_000,
+        "{}",
+        '{"correct": [9], "wrong": [], "order": "x"}',
+        '{"correct": "x"}',
+    ],
 )
 def test_broken_verdict_is_refused(page: Page, review: Gallery, body: str) -> None:
     [first, *_] = ids = seed(review)
@@ -298,7 +339,7 @@ def test_broken_verdict_is_refused(page: Page, review: Gallery, body: str) -> No
     token = page.locator('meta[name="csrf-token"]').get_attribute("content") or ""
     response = page.request.put(
         f"{review.address}/api/verdicts/{first}",
-        data=body,
+        data=body.encode(),
         headers={"X-CSRF-Token": token, "Content-Type": "application/json"},
     )
     assert response.status in (400, 409)

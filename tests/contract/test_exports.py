@@ -82,6 +82,12 @@ def test_button_exports_what_the_page_shows(collection: str) -> None:
         rows = list(csv.DictReader(io.StringIO(response.text)))
         assert [row["class_name"] for row in rows] == ["heart"]
         assert "attachment" in response.headers["Content-Disposition"]
+        # The page ignores numbers that are no confidence.
+        for ignored in ("threshold=5", "threshold=-1", "threshold=nan", "threshold_of=star:7"):
+            address = f"{gallery.address}/export?format=csv&{ignored}"
+            exported = browser.get(address, timeout=PATIENCE_SECONDS).text
+            rows = list(csv.DictReader(io.StringIO(exported)))
+            assert [row["class_name"] for row in rows] == ["star"], ignored
         zipped = browser.get(f"{gallery.address}/export?format=yolo", timeout=PATIENCE_SECONDS)
         assert zipped.content.startswith(b"PK")
         unknown = browser.get(f"{gallery.address}/export?format=none", timeout=PATIENCE_SECONDS)

@@ -2,11 +2,13 @@
 
 import json
 import re
+import shlex
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from html import unescape
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from google.cloud import pubsub_v1, storage  # type: ignore[attr-defined]  # published without types
@@ -233,6 +235,17 @@ def test_objects_without_a_result_are_listed(pages: Pages, images_bucket: storag
     assert "2 objects are no images for the service" in text
     assert "Not processed yet" in text
     assert "x/d.jpg" not in text
+
+
+def test_command_is_safe_to_paste_into_a_shell(pages: Pages, images_bucket: storage.Bucket) -> None:
+    name = "a'; touch hacked; $(id)"
+    upload(images_bucket, f"{name}.jpg")
+    address = f"/not-run?{urlencode({'bucket': images_bucket.name, 'prefix': name})}"
+    [command] = re.findall("<code>(yolo-batch reconcile .*)</code>", pages.client().text(address))
+    uri = f"gs://{images_bucket.name}/{name}"
+    assert shlex.split(unescape(command)) == [
+        "yolo-batch", "reconcile", uri, "--enqueue", "missing"
+    ]  # fmt: skip
 
 
 def test_object_of_a_disabled_source_says_so(pages: Pages, images_bucket: storage.Bucket) -> None:

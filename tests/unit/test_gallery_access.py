@@ -76,6 +76,12 @@ def test_without_the_token_nothing_is_shown(
     assert "yolo-batch gallery" in response.text
 
 
+def test_exchange_keeps_every_threshold(visitor: FlaskClient, local: LocalAccess) -> None:
+    address = f"{local.first_path}&threshold_of=a%3A0.1&threshold_of=b%3A0.2"
+    location = visitor.get(address, base_url=HERE).headers["Location"]
+    assert location == "/?threshold_of=a%3A0.1&threshold_of=b%3A0.2"
+
+
 @pytest.mark.parametrize("path", ["//evil.example/", "/\\evil.example", "/%0d%0aX-Evil: 1"])
 def test_exchange_never_leads_to_another_host(
     visitor: FlaskClient, local: LocalAccess, path: str
@@ -108,6 +114,7 @@ def test_other_host_names_are_refused(owner: FlaskClient, local: LocalAccess, ho
         ({"X-CSRF-Token": "RIGHT", "Origin": "http://evil.example"}, 403),
         ({"X-CSRF-Token": "RIGHT", "Origin": "http://127.0.0.1:8000"}, 200),
         ({"X-CSRF-Token": "RIGHT", "Origin": "null"}, 403),
+        ({"X-CSRF-Token": "RIGHT", "Origin": "http://["}, 403),
     ],
 )
 def test_writes_need_the_pages_own_token(

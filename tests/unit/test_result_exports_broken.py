@@ -196,3 +196,16 @@ def test_full_disk_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert files.wait(folder) == 1
         files.close()
     assert not list((tmp_path / "images").iterdir())
+
+
+class _Reference:
+    """A reference to a document, as Firestore's client has it."""
+
+    def get(self, field_paths: str) -> None:
+        raise ValueError("'field_paths' must be a sequence of paths, not a string.")
+
+
+def test_reference_for_a_detection_does_not_end_an_export(tmp_path: Path) -> None:
+    edited = {"detections": [_Reference()]}
+    tally, _ = export_to(tmp_path, "csv", [stored("a.jpg", edited=edited)])
+    assert (tally.images, tally.unreadable) == (1, 1)

@@ -77,6 +77,12 @@ def test_bins_have_every_detection_once() -> None:
     assert by_confidence([judged(1.0, True)])[9].precision.judged == 1
 
 
+@pytest.mark.parametrize(("confidence", "index"), [(1e308, 9), (-1e308, 0), (-0.5, 0), (7.0, 9)])
+def test_edited_confidence_is_in_the_nearest_bin(confidence: float, index: int) -> None:
+    bins = by_confidence([judged(confidence, True)])
+    assert [each.precision.judged for each in bins].index(1) == index
+
+
 def test_bins_do_not_depend_on_what_was_reviewed_first() -> None:
     chosen = random.Random(7)
     everything = [

@@ -42,6 +42,15 @@ def test_missed_object_makes_an_image_wrong() -> None:
     assert (verdict["image"], verdict["missed_label"]) == ("wrong", "cat")
 
 
+def test_verdict_has_nothing_that_its_database_refuses() -> None:
+    """A reference to a document cannot be read in another database."""
+    reference = object()
+    document = dict.fromkeys(("generation", "created_at", "uri", "day", "model"), reference)
+    verdict = verdict_of(Given.parse(BODY, 2), document, ITEMS, "local")
+    assert reference not in verdict.values()
+    assert (verdict["generation"], verdict["result_created_at"]) == (None, None)
+
+
 @pytest.mark.parametrize(
     "changed",
     [

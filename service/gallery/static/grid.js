@@ -327,8 +327,8 @@ async function showCounts() {
     }
     reads += body.reads;
     for (const each of document.querySelectorAll(".count")) {
-      const count = body.counts[each.dataset.label];
-      if (count !== undefined) each.textContent = count.toLocaleString("en");
+      const { label } = each.dataset; // a label may be "constructor"
+      if (Object.hasOwn(body.counts, label)) each.textContent = body.counts[label].toLocaleString("en");
     }
     const noun = reads === 1 ? "read" : "reads";
     byId("count-cost").textContent = `The counts cost ${reads} ${noun}. They are kept for a minute.`;

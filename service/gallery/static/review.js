@@ -15,6 +15,7 @@ let hasMore = true;
 let picked = null; // the position of a detection in `items`
 let isShown = false; // whether the image has loaded
 let isBusy = false;
+let loading = null; // the promise of the page that is being loaded
 let reads = 0;
 let drawn = [];
 
@@ -51,12 +52,20 @@ async function ask(url, options = {}) {
   const headers = { "X-CSRF-Token": token, "Content-Type": "application/json" };
   const response = await fetch(url, { ...options, headers });
   const body = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(body.error ?? `The gallery responded with ${response.status}.`);
+  if (!response.ok) {
+    const error = new Error(body.error ?? `The gallery responded with ${response.status}.`);
+    throw Object.assign(error, { status: response.status });
+  }
   return body;
 }
 
-/** Load one more page of results. Return whether there was one. */
-async function load() {
+/** Load one more page of results. Return whether there was one. One page is loaded at a time. */
+function load() {
+  loading ??= loadPage().finally(() => { loading = null; });
+  return loading;
+}
+
+async function loadPage() {
   if (!hasMore) return false;
   const asked = new URLSearchParams(data.filter);
   if (following) asked.set("cursor", following);
@@ -298,11 +307,18 @@ function miss() {
 
 function undo() {
   return act(async () => {
-    const last = given.pop();
+    const last = given.at(-1);
     if (!last) return;
     const [card, revision] = last;
     const asked = new URLSearchParams({ revision });
-    const stored = await ask(`${verdictUrl(card)}?${asked}`, { method: "DELETE" });
+    let stored;
+    try {
+      stored = await ask(`${verdictUrl(card)}?${asked}`, { method: "DELETE" });
+    } catch (error) {
+      if (error.status === 409) given.pop(); // else it can be tried again
+      throw error;
+    }
+    given.pop();
     card.verdict = stored.verdict;
     show(cards.indexOf(card));
     byId("status").textContent = "Undone.";
