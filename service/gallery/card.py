@@ -48,8 +48,8 @@ def card(result: StoredResult) -> dict[str, Any]:
         "created_at": _time(document.get("created_at")),
         "captured_at": _time(document.get("captured_at")),
         "task": _text(document.get("task")),
-        "thumbnail": _url(result.id, generation, View.THUMBNAIL) if is_done else None,
-        "large": _url(result.id, generation, View.LARGE) if is_done else None,
+        "thumbnail": _url(result, generation, View.THUMBNAIL) if is_done else None,
+        "large": _url(result, generation, View.LARGE) if is_done else None,
         "detections": list(_each(document.get("detections"), _detection)),
         "faint": list(_faint(document.get("faint"))),
         "faint_cut": _number(document.get("faint_cut")),
@@ -88,11 +88,21 @@ def alt_text(document: Mapping[str, Any]) -> str:
     return f"{name}: the document is unreadable"
 
 
-def _url(document_id: str, generation: int | None, view: View) -> str | None:
+def _url(result: StoredResult, generation: int | None, view: View) -> str | None:
+    """Return the address of an image. Browsers keep what it shows.
+
+    A result that replaced another one, for example with a redaction, has another address.
+    """
     if generation is None:
         return None
-    values = {"document_id": document_id, "generation": generation, "view": str(view)}
-    return url_for("images.show", **values)  # type: ignore[arg-type]
+    created_at = result.document.get("created_at")
+    return url_for(
+        "images.show",
+        document_id=result.id,
+        generation=generation,
+        view=str(view),
+        result=created_at.strftime("%Y%m%dT%H%M%S%f") if isinstance(created_at, datetime) else None,
+    )
 
 
 def _error(document: Mapping[str, Any]) -> dict[str, str | None] | None:

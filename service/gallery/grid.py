@@ -14,14 +14,13 @@ from service.errors import SourcesUnknownError
 from service.gallery.card import card
 from service.gallery.parts import parts
 from service.result_exports.formats import FORMATS
-from service.result_filter import Order, ResultFilter, Shown
+from service.result_filter import FilterError, Order, ResultFilter, Shown
 from service.sources.schema import Mode, Sources
 
 blueprint = Blueprint("grid", __name__)
 
 _COUNTS_SECONDS = 60.0
 _MAX_COUNTS = 40  # labels of one request
-_MAX_LABEL = 1500  # bytes. A longer label is in no index of Firestore.
 _SOURCES_SECONDS = 10.0
 _TEXTS = {
     Shown.FOUND: "found",
@@ -34,6 +33,7 @@ _ORDERS = {
     Order.CONFIDENT: "most confident first",
     Order.UNCERTAIN: "least certain first",
     Order.NAME: "by name",
+    Order.RANDOM: "random",
 }
 _ANY_TIME = datetime(2000, 1, 1, tzinfo=UTC)
 # For each field, what stands for any value of it. A bucket or a prefix brings its order with it.
@@ -126,8 +126,11 @@ def counts() -> Response:
     known: Counts = current_app.extensions["counts"]
     found: dict[str, int] = {}
     for label in request.args.getlist("of")[:_MAX_COUNTS]:
-        each = replace(chosen, label=label)
-        if 0 < len(label.encode()) <= _MAX_LABEL and not each.conflicts():
+        try:
+            each = replace(chosen, label=label)
+        except FilterError:
+            continue  # too long for an index
+        if label and not each.conflicts():
             found[label] = known.of(each)
     return jsonify(counts=found, reads=parts().results.usage().documents)
 

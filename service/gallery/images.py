@@ -156,6 +156,7 @@ class GalleryImages:
         """Stop the decoder processes."""
         with self._lock:
             decoders, self._decoders = self._decoders, None
+            self._start_decoders = None  # a late request must not start them again
         if decoders:
             decoders.close()
 

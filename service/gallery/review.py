@@ -202,7 +202,8 @@ def undo(document_id: str) -> Response:
     if not is_document_id(document_id):
         abort(404)
     try:
-        verdict = _store().undo(document_id, request.args.get("revision", ""))
+        revision, reviewer = request.args.get("revision", ""), parts().access.reviewer()
+        verdict = _store().undo(document_id, revision, reviewer)
     except VerdictChangedError as exc:
         abort(409, str(exc))
     return jsonify(verdict=_shown(verdict))

@@ -98,17 +98,20 @@ class VerdictStore(DocumentPages):
             if written is not None:
                 return new | {"reviewed_at": server_time(written)}
 
-    def undo(self, document_id: str, revision: str) -> Verdict | None:
+    def undo(self, document_id: str, revision: str, reviewer: str) -> Verdict | None:
         """Restore the verdict before this one, or remove it. Return what is stored now.
 
+        Only its own reviewer can undo a verdict: an undone verdict leaves no trace.
+
         Raises:
-            VerdictChangedError: the stored verdict is another one.
+            VerdictChangedError: the stored verdict is another one, or another reviewer's.
             FirestoreUnavailableError: Firestore did not confirm, or there is no database.
         """
         budget = RetryBudget(self._timeout_seconds)
         snapshot = self._get(document_id, budget)
         stored: Verdict = (snapshot.to_dict() or {}) if snapshot.exists else {}
-        if not revision or stored.get("revision") != revision:
+        is_own = stored.get("revision") == revision and stored.get("reviewer") == reviewer
+        if not revision or not is_own:
             raise VerdictChangedError(_CHANGED)
         earlier = _list(stored.get("earlier"))
         restored = {**earlier[-1]} if earlier else None

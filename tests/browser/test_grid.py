@@ -193,7 +193,7 @@ def test_impossible_fields_are_off_with_the_reason(opened: Page) -> None:
     opened.get_by_label("Order").select_option("confident")
     day = opened.get_by_label("Day of capture")
     expect(day).to_be_disabled()
-    expect(opened.locator("#why-day")).to_contain_text("not possible with an order by confidence")
+    expect(opened.locator("#why-day")).to_contain_text("A day is not possible")
     expect(day).to_have_attribute("aria-describedby", "why-day")
 
 

@@ -94,7 +94,7 @@ def test_impossible_field_comes_with_its_reason(
 
 def test_impossible_orders_come_with_their_reason(get: Get) -> None:
     orders = get("/api/results", {"shown": "failed"}).json["impossible_orders"]
-    assert sorted(orders) == ["confident", "name", "uncertain"]
+    assert sorted(orders) == ["confident", "name", "random", "uncertain"]
     assert "choose a bucket" in orders["name"]
     assert (
         "newest" in get("/api/results", {"order": "name", "bucket": "a"}).json["impossible_orders"]

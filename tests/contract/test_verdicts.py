@@ -68,22 +68,22 @@ def test_undo_restores_one_verdict_after_the_other(store: VerdictStore) -> None:
     first = store.write(RESULT, verdict("correct", "a@example.com"))
     second = store.write(RESULT, verdict("wrong", "b@example.com"))
     third = store.write(RESULT, verdict("correct", "b@example.com"))
-    assert store.undo(RESULT, third["revision"]) == second
-    assert store.undo(RESULT, second["revision"]) == first
+    assert store.undo(RESULT, third["revision"], "b@example.com") == second
+    assert store.undo(RESULT, second["revision"], "b@example.com") == first
     assert store.read([RESULT]) == {RESULT: first | {"earlier": []}}
-    assert store.undo(RESULT, first["revision"]) is None
+    assert store.undo(RESULT, first["revision"], "a@example.com") is None
     assert store.read([RESULT]) == {}
 
 
 def test_undo_never_removes_the_verdict_of_another(store: VerdictStore) -> None:
     first = store.write(RESULT, verdict("correct", "a@example.com"))
     second = store.write(RESULT, verdict("wrong", "b@example.com"))
-    for revision in (first["revision"], "", "x"):
+    for revision in (first["revision"], second["revision"], "", "x"):
         with pytest.raises(VerdictChangedError, match="Somebody else"):
-            store.undo(RESULT, revision)
+            store.undo(RESULT, revision, "a@example.com")
     assert store.read([RESULT])[RESULT]["revision"] == second["revision"]
     with pytest.raises(VerdictChangedError):
-        store.undo("b" * 40, first["revision"])
+        store.undo("b" * 40, first["revision"], "a@example.com")
 
 
 def test_two_reviewers_at_once_lose_no_verdict(
@@ -159,7 +159,7 @@ def test_edited_verdict_can_be_replaced_and_undone(
 ) -> None:
     client.collection(COLLECTION).document(RESULT).set({"earlier": 5, "image": []})
     written = store.write(RESULT, verdict())
-    assert store.undo(RESULT, written["revision"]) == {"image": []}
+    assert store.undo(RESULT, written["revision"], "local") == {"image": []}
 
 
 def test_missing_database_says_how_to_create_it(

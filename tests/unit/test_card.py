@@ -156,3 +156,12 @@ def test_labels_are_text_whatever_they_have() -> None:
     fields = {"box": {"x1": 0, "y1": 0, "x2": 1, "y2": 1}, "confidence": 1, "label": label}
     [shown] = card_of(DONE, detections=[fields])["detections"]
     assert shown["label"] == label
+
+
+def test_replaced_result_has_other_addresses() -> None:
+    earlier, later = (
+        card_of(DONE, created_at=datetime(2026, 11, day, tzinfo=UTC)) for day in (29, 30)
+    )
+    for view in ("thumbnail", "large"):
+        assert earlier[view] != later[view]
+        assert earlier[view] == card_of(DONE, created_at=datetime(2026, 11, 29, tzinfo=UTC))[view]

@@ -236,4 +236,6 @@ def peak_bytes(folder: Path, name: str, count: int) -> int:
 def test_export_of_more_images_needs_no_more_memory(tmp_path: Path, name: str) -> None:
     export_to(tmp_path / "warm", name, many(10))  # modules and caches
     few = peak_bytes(tmp_path / "few", name, 1_000)
-    assert peak_bytes(tmp_path / "many", name, 5_000) < few + 2**20
+    # Python's table of interned texts, which pathlib fills, may grow meanwhile: once, by 4 MB. The
+    # documents would need 40 MB.
+    assert peak_bytes(tmp_path / "many", name, 8_000) < few + 12 * 2**20
