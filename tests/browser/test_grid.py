@@ -347,7 +347,7 @@ def test_threshold_below_the_record_says_so(page: Page, own_gallery: Gallery) ->
 def test_arrows_of_an_image_follow_the_grid(opened: Page, gallery: Gallery) -> None:
     opened.goto(f"{gallery.address}/?order=confident")
     expect(opened.locator(".card").nth(1)).to_be_visible()
-    second = opened.locator(".card .name").nth(1).text_content()
+    second = opened.locator(".caption .name").nth(1).text_content()
     opened.locator(".card").first.click()
     opened.get_by_role("link", name="Next →").click()
     expect(opened.locator("h1")).to_have_text(second or "")
