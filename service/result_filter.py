@@ -1,4 +1,4 @@
-"""Which results a person wants to see, and in which order: what the URL of a page states."""
+"""Which results a person wants to see, and in which order. The URL of a page has both."""
 
 import re
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ class FilterError(YoloBatchError):
 
 
 class Shown(StrEnum):
-    """What became of an image."""
+    """The status of an image, as the gallery shows it: `done` is split by what was kept."""
 
     FOUND = "found"  # done, and at least one detection or class was kept
     NOTHING_FOUND = "nothing_found"  # done, and nothing was kept
@@ -134,7 +134,7 @@ _IMPOSSIBLE = {  # fields that an order does not have
     Order.RANDOM: ("shown", "source", "zone", "day", "until", "error_code"),
 }
 _NAMED = {
-    "shown": "What became of an image",
+    "shown": "A status",
     "error_code": "An error code",
     "source": "A source",
     "zone": "A zone",

@@ -43,7 +43,7 @@ _WORST = (Column("image"), *_TOTALS[1:], Column("disagreement", is_number=True))
     help="Directory of an exported model, or a file that ultralytics loads. `stored`: the results "
     "in Firestore.",
 )
-@argument("model_b", type=click.Path(path_type=Path), help="The model to compare with it.")
+@argument("model_b", type=click.Path(path_type=Path), help="The model to compare with MODEL_A.")
 @argument(
     "path",
     callback=bucket_or_folder,
@@ -75,7 +75,7 @@ _WORST = (Column("image"), *_TOTALS[1:], Column("disagreement", is_number=True))
     default=10,
     show_default=True,
     type=click.IntRange(0),
-    help="How many images with the largest disagreement are printed.",
+    help="Print this many images: those with the largest disagreement.",
 )
 @page_options("a page with the images and both models' boxes", is_default=True)
 def compare(

@@ -64,7 +64,7 @@ _COLUMNS = (
     panel=_MODEL,
     type=click.Path(path_type=Path),
     default=BUNDLED_MODEL,
-    help="Model that runs on a folder. By default the bundled model, which detects six drawn "
+    help="Model that runs on a folder. The default is the bundled model, which detects six drawn "
     "shapes.",
 )
 @option(
@@ -91,8 +91,8 @@ def evaluate(
 ) -> None:
     """Measure the mAP of stored results on labelled images.
 
-    mAP is that of COCO's evaluation. For each label, and for all, there is a 95 % interval: the
-    images are drawn again 1,000 times, with replacement.
+    mAP is computed as in COCO's evaluation. Each value has a 95 % interval: the images are drawn
+    again 1,000 times, with replacement.
 
     Images are found by their names. Names that Label Studio and CVAT have changed are found too.
     """

@@ -31,8 +31,8 @@ class PortError(YoloBatchError):
 )
 @option(
     "--topic",
-    help="Let failed images be tried again: the topic of the jobs, or "
-    "projects/PROJECT/topics/NAME.  [default: nobody may]",
+    help="Topic of the jobs, or projects/PROJECT/topics/NAME. With it, a failed image has the "
+    "button 'Try again'.  [default: no button]",
 )
 @option("--open", "is_opened", is_flag=True, help="Open the address in your browser.")
 @option(

@@ -76,8 +76,8 @@ def _category_ids(
     "--min-confidence",
     panel=_EXPORT,
     type=click.FloatRange(0, 1),
-    help="Export every recorded detection from this confidence, also faint ones.  [default: the "
-    "detections that the service kept]",
+    help="Export every recorded detection with at least this confidence, also faint ones.  "
+    "[default: the detections that the service kept]",
 )
 @option("--label", "labels", panel=_EXPORT, multiple=True, help="Only this label. Repeatable.")
 @option(
@@ -98,7 +98,7 @@ def _category_ids(
     panel=_EXPORT,
     default="/data/local-files/?d=",
     show_default=True,
-    help="label-studio: goes before each image's path.",
+    help="label-studio: text before each image's path.",
 )
 @option(
     "--images",
@@ -131,8 +131,8 @@ def results(
     Large results are in objects of RESULTS_BUCKET. With --json, their detections are read from
     there, and `derived` has the addresses of the derived images.
 
-    An export is a folder. Images without a result are in it as far as its format has a place for
-    them.
+    An export is a folder. Most formats leave out images without a result. The command prints what
+    was left out.
     """
     if format_name is None:
         _print(uri, as_json=as_json)
@@ -296,7 +296,7 @@ def _report(tally: "Tally", notes: Sequence[str], folder: Path) -> ExitCode:
     for text in notes:
         note(text)
     if tally.unreadable:
-        note(f"{tally.unreadable:,} documents have another form than the service writes.")
+        note(f"{tally.unreadable:,} documents are unreadable. Perhaps somebody has edited them.")
     say(
         f"{tally.images:,} images with {tally.detections:,} detections are in {folder}/"
         + (f" ({tally.failed:,} without a result)" if tally.failed else "")

@@ -40,7 +40,7 @@ class Access(Protocol):
 
 
 class IapAccess:
-    """Everybody whom Identity-Aware Proxy lets pass. Its signature is verified here.
+    """Everybody whom Identity-Aware Proxy admits. Its signature is verified here.
 
     The CSRF token is a random cookie, not a secret of this process: the next request may reach
     another instance, or this one after a restart.
@@ -125,7 +125,7 @@ class LocalAccess:
         if given is not None and request.method == "GET" and _equal(given, self.token):
             return self._with_cookie()
         if not _equal(request.cookies.get(self._cookie, ""), self._session):
-            raise Forbidden(f"Open the address that `{self._command}` has printed.")
+            raise Forbidden(f"Open the address that `{self._command}` printed.")
         return None
 
     def reviewer(self) -> str:
@@ -155,7 +155,10 @@ def refuse_hosts_except(hosts: Collection[str]) -> None:
         Forbidden: another host.
     """
     if request.host not in hosts:
-        raise Forbidden("The gallery does not respond under this host name.")
+        raise Forbidden(
+            "The gallery does not respond under this host name. Open the address that the command "
+            "printed."
+        )
 
 
 def refuse_foreign_writes(access: Access) -> None:

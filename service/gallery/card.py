@@ -60,7 +60,7 @@ def card(result: StoredResult) -> dict[str, Any]:
 
 
 def shown(document: Mapping[str, Any]) -> str | None:
-    """Return what became of an image, or None if the document does not say it."""
+    """Return the status of an image, or None if the document does not have a known one."""
     match document.get("status"):
         case status if status == STATUS_DONE:
             return Shown.FOUND if document.get("labels") else Shown.NOTHING_FOUND

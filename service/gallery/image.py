@@ -219,5 +219,5 @@ def _notices(document: Mapping[str, Any]) -> list[str]:
             f"{as_text(document['left_out'])}. With RESULTS_BUCKET, new results are complete."
         )
     if (tolerance := document.get("simplified_pixels")) is not None:
-        found.append(f"The outlines are simplified, by at most {as_text(tolerance)} pixels.")
+        found.append(f"The polygons are simplified, by at most {as_text(tolerance)} pixels.")
     return found

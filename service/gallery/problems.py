@@ -124,7 +124,7 @@ def again(document_id: str) -> tuple[Response, int]:
         abort(403, _NO_ROLE)
     result = stored(document_id)
     if result.document.get("status") != STATUS_FAILED:
-        abort(409, "The image has not failed. Load the page again.")
+        abort(409, "This image did not fail, or was processed again. Load the page again.")
     image = _image(result)
     recently = cast(Recently, current_app.extensions[_AGAIN])
     if not recently.add(document_id):
@@ -136,7 +136,7 @@ def again(document_id: str) -> tuple[Response, int]:
         if isinstance(exc, YoloBatchError):
             abort(503, str(exc))
         raise
-    return _accepted("The job is published. The result replaces this one when it is ready.")
+    return _accepted("The job is published. Load the page again in a minute to see the new result.")
 
 
 def _accepted(text: str) -> tuple[Response, int]:

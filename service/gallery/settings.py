@@ -13,8 +13,8 @@ VERDICTS_DATABASE = "yolo-batch-verdicts"
 class GallerySettings:
     """What the gallery may read and do.
 
-    `audience` is that of IAP's assertions. `originals` says whether the uploads may be read.
-    `jobs_topic` is where jobs of failed images are published. None: nobody may try again.
+    `audience` is the audience of IAP's assertions. `originals` says whether the uploads may be
+    read. Jobs of failed images are published to `jobs_topic`. None: nobody may try again.
     """
 
     audience: str | None = None

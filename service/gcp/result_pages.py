@@ -29,7 +29,9 @@ _MAX_ID_BYTES = 1500
 _MAX_TEXT_BYTES = 1500  # of a name in an index
 _FIRST_TIME = datetime.min.replace(tzinfo=UTC)
 _LAST_TIME = datetime.max.replace(tzinfo=UTC)
-_FOREIGN = "The page's address is damaged, or is of another filter. Begin at the first page."
+_FOREIGN = (
+    "The address of the page is damaged, or belongs to another filter. Begin at the first page."
+)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from service.domain import MIN_KEYPOINT_CONFIDENCE, Detection, ImageResult
+from service.result_exports.exported import outer_rings
 from service.result_exports.records import ExportedImage, ExportOptions, Output, Stateless
 
 FILE = "annotations.json"
@@ -101,7 +102,7 @@ class CocoWriter(Stateless):
     def _annotation(self, item: Detection) -> dict[str, Any]:
         box = item.box
         width, height = box.x2 - box.x1, box.y2 - box.y1
-        rings = [list(ring.points) for ring in item.polygons]
+        rings = [list(ring.points) for ring in outer_rings(item.polygons) if len(ring.points) >= 6]
         if item.rotated_box:
             rings = [[round(value, 2) for value in item.rotated_box.corners]]
         annotation: dict[str, Any] = {
@@ -111,7 +112,7 @@ class CocoWriter(Stateless):
             "bbox": [box.x1, box.y1, round(width, 2), round(height, 2)],
             "area": round(width * height, 2) if item.area is None else item.area,
             "iscrowd": 0,
-            "segmentation": list(_outer(rings)),
+            "segmentation": rings,
             "score": item.confidence,
         }
         if item.keypoints:
@@ -143,22 +144,3 @@ class CocoWriter(Stateless):
             if label in self._keypoints:
                 category |= {"keypoints": self._keypoints[label], "skeleton": []}
             yield category
-
-
-def _outer(rings: Sequence[list[float]]) -> Iterator[list[float]]:
-    """Yield the rings that are not a hole: whose first point is in an even number of others."""
-    rings = [ring for ring in rings if len(ring) >= 6]
-    for index, ring in enumerate(rings):
-        others = [other for at, other in enumerate(rings) if at != index]
-        if sum(_is_inside(ring[0], ring[1], other) for other in others) % 2 == 0:
-            yield ring
-
-
-def _is_inside(x: float, y: float, ring: Sequence[float]) -> bool:
-    """Return whether a point is inside of a ring, by the even-odd rule."""
-    is_inside = False
-    xs, ys = ring[::2], ring[1::2]
-    for x1, y1, x2, y2 in zip(xs, ys, (*xs[1:], xs[0]), (*ys[1:], ys[0]), strict=True):
-        if (y1 > y) != (y2 > y) and x < (x2 - x1) * (y - y1) / (y2 - y1) + x1:
-            is_inside = not is_inside
-    return is_inside

@@ -1,11 +1,11 @@
-"""What the formats for labelling tools share: texts, and which image a person may see."""
+"""What several formats share: texts, the rings of masks, and which image a person may see."""
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from service.domain import DerivedKind, ImageResult
+from service.domain import DerivedKind, ImageResult, Polygon
 from service.result_exports.records import ExportedImage
 
 # Characters that XML 1.0 cannot have, not even escaped: https://www.w3.org/TR/xml/#charsets
@@ -53,27 +53,51 @@ def _numbers(result: ImageResult | None) -> Iterator[bool]:
         yield rotated is None or all(map(math.isfinite, (*rotated.corners, rotated.angle_degrees)))
 
 
-def redacted_uri(document: Mapping[str, Any]) -> str | None:
-    """Return the address of an image's redacted copy, or None if it has none."""
-    for item in _maps(document.get("derived")):
-        if item.get("kind") == DerivedKind.REDACTED and isinstance(item.get("uri"), str):
-            return str(item["uri"])
-    return None
+def redacted_copies(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the entries of `derived` that are redacted copies."""
+    derived = document.get("derived")
+    return [
+        item
+        for item in (derived if isinstance(derived, list) else ())
+        if isinstance(item, dict) and item.get("kind") == DerivedKind.REDACTED
+    ]
 
 
 def shown_uri(document: Mapping[str, Any]) -> str | None:
     """Return the address of the image that a person may see. None: none may be seen.
 
-    If an image has a redacted copy, nobody is sent to the original. After `derived_error`, an image
+    If an image has a redacted copy, nobody is sent to the upload. After `derived_error`, an image
     may lack the redacted copy that its source asks for.
     """
     if document.get("derived_error"):
         return None
-    if any(item.get("kind") == DerivedKind.REDACTED for item in _maps(document.get("derived"))):
-        return redacted_uri(document)
-    uri = document.get("uri")
+    copies = redacted_copies(document)
+    uri = copies[0].get("uri") if copies else document.get("uri")
     return uri if isinstance(uri, str) else None
 
 
-def _maps(value: Any) -> list[Mapping[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+def outer_rings(polygons: Sequence[Polygon]) -> list[Polygon]:
+    """Return the rings of a mask that are not holes. A hole is inside an odd number of rings.
+
+    A ring with fewer than three points has no area, and is left out.
+    """
+    rings = [ring for ring in polygons if len(ring.points) >= 6]
+    return [
+        ring
+        for ring in rings
+        if sum(
+            _contains(other, ring.points[0], ring.points[1]) for other in rings if other is not ring
+        )
+        % 2
+        == 0
+    ]
+
+
+def _contains(ring: Polygon, x: float, y: float) -> bool:
+    """Return whether a point is inside a ring: a ray to the right crosses it an odd time."""
+    points = list(zip(ring.points[::2], ring.points[1::2], strict=False))
+    is_inside = False
+    for (x1, y1), (x2, y2) in zip(points, points[1:] + points[:1], strict=True):
+        if (y1 > y) != (y2 > y) and x < (x2 - x1) * (y - y1) / (y2 - y1) + x1:
+            is_inside = not is_inside
+    return is_inside

@@ -45,7 +45,7 @@ class Format:
 FORMATS: dict[str, Format] = {
     "csv": Format(CsvWriter, "one row for each detection, for spreadsheets", file="detections.csv"),
     "coco": Format(
-        CocoWriter, "boxes, masks and keypoints, for most label tools", file="annotations.json"
+        CocoWriter, "boxes, masks and keypoints, for most labelling tools", file="annotations.json"
     ),
     "jsonl": Format(JsonlWriter, "one document a line, with every field", file="results.jsonl"),
     "parquet": Format(

@@ -6,19 +6,18 @@ After `derived_error`, an image may lack the redacted copy, so nothing is fetche
 
 import zlib
 from collections import deque
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from service.deadline import Deadline
 from service.derived import NOTHING
-from service.domain import DerivedKind
 from service.errors import (
     BadImageError,
     ObjectGoneError,
     YoloBatchError,
 )
+from service.result_exports.exported import redacted_copies
 from service.result_exports.folder import IMAGES
 from service.result_exports.records import ExportedImage, Output
 from service.stored_json import json_line
@@ -181,16 +180,6 @@ def _write(target: Path, part: Path, data: bytes) -> None:
     except OSError:  # for example, the disk is full
         part.unlink(missing_ok=True)
         raise
-
-
-def redacted_copies(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the entries of `derived` that are redacted copies."""
-    derived = document.get("derived")
-    return [
-        item
-        for item in (derived if isinstance(derived, list) else ())
-        if isinstance(item, dict) and item.get("kind") == DerivedKind.REDACTED
-    ]
 
 
 def _plain(data: bytes, encoding: str | None) -> bytes:

@@ -20,7 +20,7 @@ from service.domain import (
     RotatedBox,
     Task,
 )
-from service.result_exports.exported import plain_label, shown_uri, usable_result
+from service.result_exports.exported import outer_rings, plain_label, shown_uri, usable_result
 from service.result_exports.records import ExportedImage, ExportOptions, Output
 
 TASKS_FILE = "tasks.json"
@@ -249,34 +249,6 @@ def _rotated(box: RotatedBox, info: ImageInfo) -> dict[str, Any] | None:
                 "rotation": round(box.angle_degrees + _QUARTER * quarters, 4),
             }
     return None
-
-
-def outer_rings(polygons: Sequence[Polygon]) -> list[Polygon]:
-    """Return the rings of a mask that are not holes. A hole is inside an odd number of rings."""
-    if len(polygons) == 1:
-        return list(polygons)
-    return [
-        ring
-        for ring in polygons
-        if ring.points
-        and sum(
-            _contains(other, ring.points[0], ring.points[1])
-            for other in polygons
-            if other is not ring
-        )
-        % 2
-        == 0
-    ]
-
-
-def _contains(ring: Polygon, x: float, y: float) -> bool:
-    """Return whether a point is inside a ring: a ray to the right crosses it an odd time."""
-    points = list(zip(ring.points[::2], ring.points[1::2], strict=False))
-    is_inside = False
-    for (x1, y1), (x2, y2) in zip(points, points[1:] + points[:1], strict=True):
-        if (y1 > y) != (y2 > y) and x < (x2 - x1) * (y - y1) / (y2 - y1) + x1:
-            is_inside = not is_inside
-    return is_inside
 
 
 def _percent_points(ring: Polygon, info: ImageInfo) -> list[list[float]]:

@@ -38,9 +38,9 @@ def test_pages_follow_each_other_and_back_works(opened: Page) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "chip", "count"),
     [
-        ("shown", "failed", "Outcome: failed", 2),
-        ("shown", "parked", "Outcome: parked", 1),
-        ("shown", "nothing_found", "Outcome: nothing found", 1),
+        ("shown", "failed", "Status: failed", 2),
+        ("shown", "parked", "Status: parked", 1),
+        ("shown", "nothing_found", "Status: nothing found", 1),
         ("source", "gate", "Source: gate", 5),
     ],
 )
@@ -59,7 +59,7 @@ def test_filter_is_in_the_address_and_survives_it(
 
 def test_choosing_an_outcome_changes_the_page(opened: Page) -> None:
     cards(opened)
-    opened.get_by_label("Outcome").select_option("failed")
+    opened.get_by_label("Status").select_option("failed")
     expect(opened.locator(".card")).to_have_count(2)
     assert "shown=failed" in opened.url
     assert "corrupt_image" in opened.locator("#grid").inner_text()
@@ -87,7 +87,7 @@ def test_slider_shows_faint_detections_and_counts_the_others(
     expect(shown).to_have_count(0)
     opened.locator("#threshold").dispatch_event("change")
     assert "threshold=1" in opened.url
-    opened.get_by_role("button", name="As recorded").click()
+    opened.get_by_role("button", name="Reset threshold").click()
     expect(shown).to_have_count(62)
 
 
@@ -223,8 +223,8 @@ def test_time_of_the_filter_is_the_local_time(browser: Browser, gallery: Gallery
         page.goto(f"{gallery.address}/?until=2026-11-30T11:50:00.000Z")
         expect(page.locator(".caption .name").first).to_contain_text("cam1/")
         expect(page.locator('input[name="until"]')).to_have_value("2026-11-30T20:50")
-        page.get_by_label("Outcome").select_option("found")
-        expect(page.get_by_role("button", name="Remove the filter Outcome")).to_be_visible()
+        page.get_by_label("Status").select_option("found")
+        expect(page.get_by_role("button", name="Remove the filter Status")).to_be_visible()
         assert "until=2026-11-30T11%3A50%3A00.000Z" in page.url
 
 
@@ -353,3 +353,12 @@ def test_threshold_below_the_record_says_so(page: Page, own_gallery: Gallery) ->
     expect(below).to_have_text("0 detections below the threshold.")
     page.locator("#threshold").fill("0.1")
     expect(below).to_contain_text("Less confident detections of 1 image were not recorded.")
+
+
+def test_arrows_of_an_image_follow_the_grid(opened: Page, gallery: Gallery) -> None:
+    opened.goto(f"{gallery.address}/?order=confident")
+    expect(opened.locator(".card").nth(1)).to_be_visible()
+    second = opened.locator(".caption .name").nth(1).text_content()
+    opened.locator(".card").first.click()
+    opened.get_by_role("link", name="Next →").click()
+    expect(opened.locator("h1")).to_have_text(second or "")

@@ -86,7 +86,7 @@ def test_threshold_acts_on_table_and_boxes(pages: Pages, opened: Page) -> None:
     assert opened.locator("#overlay g.detection:visible").count() == 1
     opened.reload()
     assert shown_rows(opened) == ["person"]
-    opened.get_by_role("button", name="As recorded").click()
+    opened.get_by_role("button", name="Reset threshold").click()
     assert shown_rows(opened) == ["person", "dog"]
     assert "threshold" not in opened.url
 
@@ -96,7 +96,7 @@ def test_thresholds_of_labels_come_from_the_grid(pages: Pages, opened: Page) -> 
     open_image(opened, pages.put(two()), query)
     assert shown_rows(opened) == ["dog", "cat"]
     expect(opened.locator("#threshold-value")).to_have_text("0.50, person 0.95, cat 0.05")
-    opened.get_by_role("button", name="As recorded").click()
+    opened.get_by_role("button", name="Reset threshold").click()
     assert shown_rows(opened) == ["person", "dog"]
 
 

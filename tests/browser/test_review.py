@@ -184,7 +184,9 @@ def test_reviewed_images_are_skipped_and_counted(page: Page, review: Gallery) ->
     expect(page.locator("#name")).to_have_text(f"{review.collection}/gate/1.jpg")
     open_review(page, review)
     assert name(page) == "1.jpg"
-    expect(page.locator("#count")).to_contain_text("About 2 without a verdict, 1 with one")
+    expect(page.locator("#count")).to_contain_text(
+        "About 2 images without a verdict, 1 with a verdict"
+    )
     page.keyboard.press("ArrowLeft")
     assert name(page) == "0.jpg"
     expect(page.locator("#verdict")).to_have_text("Verdict by local: correct.")

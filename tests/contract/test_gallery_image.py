@@ -159,7 +159,7 @@ def test_any_edit_of_a_document_is_shown(pages: Pages) -> None:
 def test_unreadable_document_is_shown_raw(pages: Pages, document: dict[str, Any]) -> None:
     document_id = pages.put_raw("any id", document)
     text = plain_text(pages.client().text(f"/image/{document_id}"))
-    assert "does not have the form that the service writes" in text
+    assert "This document is unreadable" in text
 
 
 @pytest.mark.parametrize("document_id", ["0" * 40, "..", "__x__", "%00", "x" * 1600])

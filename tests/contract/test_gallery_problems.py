@@ -232,7 +232,7 @@ def test_objects_without_a_result_are_listed(pages: Pages, images_bucket: storag
     text = plain_text(pages.client().text(f"/not-run?bucket={images_bucket.name}&prefix=cam"))
     assert "2 of 3 images have no result" in text
     assert "cam1/b.jpg 5 bytes" in text and "cam2/c.jpg 5 bytes" in text
-    assert "2 objects are no images for the service" in text
+    assert "The service ignores 2 other objects" in text
     assert "Not processed yet" in text
     assert "x/d.jpg" not in text
 
@@ -291,7 +291,7 @@ def test_default_bucket_is_allowed_or_of_the_newest_result(pages: Pages) -> None
     def chosen(client: Visitor) -> str:
         return plain_text(client.text("/not-run"))
 
-    assert "give the name of the bucket" in chosen(pages.client())
+    assert "Enter its name" in chosen(pages.client())
     pages.put(found("a.jpg"))
     assert 'value="uploads"' in pages.client().text("/not-run")
     options = GalleryOptions(allowed_buckets=("uploads", "other"))

@@ -21,12 +21,11 @@ from service.result_exports.camtrap_dp import (
     media_row,
     observation_type,
 )
-from service.result_exports.exported import NO_LABEL, plain_label, shown_uri
+from service.result_exports.exported import NO_LABEL, outer_rings, plain_label, shown_uri
 from service.result_exports.formats import FORMATS
 from service.result_exports.label_studio import (
     Vocabulary,
     config_of,
-    outer_rings,
     task_of,
 )
 from service.result_exports.megadetector import Categories, relative_box

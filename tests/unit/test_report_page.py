@@ -56,7 +56,7 @@ def visitor(client: FlaskClient) -> FlaskClient:
 def test_address_without_its_token_is_forbidden(client: FlaskClient) -> None:
     response = client.get("/", headers={"Host": HOST})
     assert response.status_code == 403
-    assert "`yolo-batch evaluate` has printed" in response.text
+    assert "`yolo-batch evaluate` printed" in response.text
 
 
 def test_other_host_names_are_forbidden(visitor: FlaskClient) -> None:

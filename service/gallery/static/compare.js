@@ -116,7 +116,7 @@ function render() {
   grid.replaceChildren(...cards);
   shownText.textContent = chosen.length
     ? `${chosen.length} of ${report.images} images`
-    : "No image fits. Choose “all images” and “all labels”.";
+    : "No image matches. Choose “all images” and “all labels”.";
   document.getElementById("number").textContent = `Page ${state.page} of ${pages}`;
   document.getElementById("previous").disabled = state.page === 1;
   document.getElementById("next").disabled = state.page === pages;

@@ -9,12 +9,12 @@ const filters = byId("filters");
 const FIELDS = ["order", "shown", "source", "zone", "day", "until", "bucket", "prefix"]; // of the form
 const FILTERS = [...FIELDS, "label", "error_code"];
 const NAMES = {
-  shown: "Outcome", source: "Source", zone: "Zone", day: "Day of capture", until: "Processed before",
+  shown: "Status", source: "Source", zone: "Zone", day: "Day of capture", until: "Processed before",
   bucket: "Bucket", prefix: "Prefix", label: "Label", error_code: "Error code",
 };
 const OUTCOMES = { found: "found", nothing_found: "nothing found", failed: "failed", parked: "parked" };
 const MARKS = { found: "●", nothing_found: "○", failed: "✕", parked: "‖" };
-const LISTED = "yolo-batch-listed"; // this page's results, for the arrow keys of the image page
+const LISTED = "yolo-batch-list"; // key in sessionStorage: this page's results, for the arrow keys of the image page
 const MAX_LABELS = 200; // rows of the list
 const COUNTED = 20; // labels of one request
 const PHONE_PIXELS = 640;
@@ -225,7 +225,7 @@ function applySoon() {
 }
 
 function thresholdText(value) {
-  return value === null ? "as recorded" : value.toFixed(2);
+  return value === null ? "as kept" : value.toFixed(2);
 }
 
 function showThreshold() {
@@ -263,7 +263,7 @@ function labelsInView() {
 function showOwn(row) {
   const own = chosenThresholds.ofLabel.get(row.dataset.label);
   row.querySelector("input").value = own ?? chosenThresholds.value ?? 0;
-  row.querySelector("output").textContent = own === undefined ? "as all" : own.toFixed(2);
+  row.querySelector("output").textContent = own === undefined ? "same as all" : own.toFixed(2);
 }
 
 function labelRow(label) {

@@ -220,7 +220,7 @@ function setUpThreshold(table) {
     const { value, ofLabel } = thresholds;
     slider.value = value ?? slider.defaultValue;
     const own = [...ofLabel].map(([label, each]) => `, ${label} ${each.toFixed(2)}`).join("");
-    find("threshold-value").textContent = (value === null ? "as recorded" : value.toFixed(2)) + own;
+    find("threshold-value").textContent = (value === null ? "as kept" : value.toFixed(2)) + own;
     table.apply(thresholds);
   };
   const choose = (value) => {
@@ -282,7 +282,7 @@ function setUpCopy() {
       find("status").textContent = "Copied";
     } catch {
       getSelection().selectAllChildren(find("raw"));
-      find("status").textContent = "The browser forbids it: the text is selected";
+      find("status").textContent = "The browser did not allow it. The text is selected: copy it with Ctrl+C";
     }
   });
 }

@@ -104,9 +104,9 @@ function finish(isMore) {
   if (isMore) {
     const button = document.createElement("button");
     button.type = "button";
-    button.textContent = "Look further";
+    button.textContent = "Look for more images";
     button.addEventListener("click", () => guard(() => showUnreviewed(cards.length)));
-    byId("message").replaceChildren("The last images all have verdicts. ", button);
+    byId("message").replaceChildren("The images up to here all have verdicts. ", button);
     return;
   }
   say(cards.length ? "Every image of this filter has a verdict, or was skipped." : "No image matches this filter.");
@@ -248,7 +248,7 @@ function verdictUrl(card) {
 async function store(verdict) {
   const card = cards[position];
   if (!isShown) {
-    say("An image that is not shown cannot be judged.");
+    say("Wait until the image is shown. If it fails to load, it cannot be judged.");
     return;
   }
   const body = {
@@ -289,7 +289,7 @@ function judge(isCorrect) {
       no.delete(index);
     }
     if (!isCorrect && !shown.length) {
-      say("Nothing is shown that could be wrong. If something was not found, press m.");
+      say("There is no detection to judge as wrong. If the model missed something, press m.");
       return;
     }
     await store(verdict);
@@ -373,8 +373,8 @@ async function count() {
   const found = await ask(`${data.count}?${new URLSearchParams(data.filter)}`);
   byId("count").textContent = found.count === null
     ? found.reason
-    : `About ${found.count} without a verdict, ${found.reviewed} with one (${found.reads} reads). An estimate: `
-      + "verdicts of deleted results count, too.";
+    : `About ${found.count} images without a verdict, ${found.reviewed} with a verdict (${found.reads} reads). `
+      + "This is an estimate: verdicts of deleted results count too.";
 }
 
 guard(async () => {
