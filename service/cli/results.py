@@ -64,7 +64,8 @@ def _category_ids(
     "format_name",
     panel=_EXPORT,
     type=click.Choice(list(FORMATS)),
-    help="Write files in this format, for other tools.",
+    metavar="FORMAT",
+    help=f"Write files in this format: {', '.join(FORMATS)}.",
 )
 @option(
     "--output",

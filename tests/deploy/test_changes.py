@@ -141,7 +141,7 @@ def test_ttl_change_replaces_nothing_but_its_field(change: str, planned: dict[st
 
 def test_index_variables_change_fields_in_place(planned: dict[str, Effect]) -> None:
     assert _on_firestore(planned[IN_PLACE]) == {
-        "update": {"field.indexed": 6, "field.others": 1},
+        "update": {"field.indexed": 7, "field.others": 1},
         "create": {"field.indexed": 1},
     }
     assert _on_firestore(planned["what others have"]) == {"DESTROY": {"field.indexed": 1}}
