@@ -13,7 +13,7 @@ import shutil
 import statistics
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -61,6 +61,11 @@ _WORK = ("ScriptDuration", "RecalcStyleDuration", "LayoutDuration")  # of CDP's 
 # A drawn image in place of each thumbnail: making thumbnails is not what is measured.
 _THUMBNAIL = b"""<svg xmlns="http://www.w3.org/2000/svg" width="320" height="240"/>"""
 # Move the slider, and wait until the frame that shows it is complete.
+_SLIDES = {
+    "drawn over the whole range": [number / MOVES for number in range(MOVES)],
+    # Each jump crosses a third of all detections.
+    "jumps": [round(abs((number * 7) % 40 / 20 - 1), 2) for number in range(MOVES)],
+}
 _MOVE = """value => new Promise(done => {
     const slider = document.getElementById("threshold");
     slider.value = value;
@@ -178,18 +183,21 @@ def _request(page: "Page", query: str) -> PageCost:
     return PageCost(total_ms - firestore_ms, queries, read)
 
 
-def slider_ms(page: "Page", moves: int = MOVES) -> list[float]:
+def slider_ms(page: "Page", values: Iterable[float]) -> list[float]:
     """Return what each move of the threshold slider costs: script, style and layout.
 
     The unit is ms of CPU time, so that other programs on the machine do not count.
+
+    Args:
+        page: the grid.
+        values: where the slider is moved to.
     """
     session = page.context.new_cdp_session(page)
     session.send("Performance.enable", {"timeDomain": "threadTicks"})
     found = []
-    for number in range(moves):
+    for value in values:
         before = _metrics(session)
-        # Each move crosses many detections, back and forth over the whole range.
-        page.evaluate(_MOVE, round(abs((number * 7) % 40 / 20 - 1), 2))
+        page.evaluate(_MOVE, value)
         after = _metrics(session)
         found.append(1000 * sum(after[name] - before[name] for name in _WORK))
     session.detach()
@@ -242,12 +250,13 @@ def measure(browser: "Browser", count: int, pages: int) -> Iterator[str]:
             page.close()
         yield pages_table(costs)
         page = opened(browser, url)
-        moves = slider_ms(page)
         drawn = page.locator(".detection").count()
-        yield (
-            f"Slider, {drawn:,} detections: {statistics.median(moves):.1f} CPU-ms a frame "
-            f"(median of {len(moves)}), at most {max(moves):.1f}"
-        )
+        for name, values in _SLIDES.items():
+            moves = slider_ms(page, values)
+            yield (
+                f"Slider, {name}, {drawn:,} detections: {statistics.median(moves):.1f} CPU-ms a "
+                f"frame (median of {len(moves)}), at most {max(moves):.1f}"
+            )
         turn(page, "]")
         first = memory(page)
         for _ in range(pages - 1):
