@@ -146,7 +146,7 @@ KILLED = """
 import os, signal, sys
 from service.gcp import listing, publisher
 from service.cli.reconcile import reconcile
-listing._PAGE_SIZE = 5
+listing.ObjectLister.pages.__kwdefaults__["page_size"] = 5
 publish, calls = publisher.publish_jobs, []
 def killed(*arguments, **named):
     count = publish(*arguments, **named)
