@@ -7,11 +7,12 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from service.edited import as_map, text_or_none, texts_of
 from service.errors import YoloBatchError
 
 SCHEMA = 1
 MAX_EARLIER = 20  # verdicts that a document keeps beside the current one
-MAX_LABEL = 200  # characters of the label of what was missed
+MAX_LABEL = 200  # characters of the label of a missed object
 
 
 class VerdictError(YoloBatchError):
@@ -95,7 +96,7 @@ def verdict_of(
         items: its detections, with `label`, `confidence` and `box`, in the order of the page.
         reviewer: who says it.
     """
-    model, source = _map(document.get("model")), _map(document.get("source"))
+    model, source = as_map(document.get("model")), as_map(document.get("source"))
     is_wrong = bool(given.wrong) or given.is_missed
     return {
         "schema": SCHEMA,
@@ -108,16 +109,16 @@ def verdict_of(
         ],
         "reviewer": reviewer,
         "order": given.order,
-        "uri": _text(document.get("uri")),
-        "bucket": _text(document.get("bucket")),
+        "uri": text_or_none(document.get("uri")),
+        "bucket": text_or_none(document.get("bucket")),
         "generation": _of_type(document.get("generation"), int),
         "result_created_at": _of_type(document.get("created_at"), datetime),
-        "model": {key: _text(model.get(key)) for key in ("name", "sha256")},
-        "source": _text(source.get("id")),
-        "labels": _texts(document.get("labels")),
-        "zone_labels": _texts(document.get("zone_labels")),
+        "model": {key: text_or_none(model.get(key)) for key in ("name", "sha256")},
+        "source": text_or_none(source.get("id")),
+        "labels": texts_of(document.get("labels")),
+        "zone_labels": texts_of(document.get("zone_labels")),
         "found": bool(document.get("found")),
-        "day": _text(document.get("day")),
+        "day": text_or_none(document.get("day")),
     }
 
 
@@ -133,11 +134,11 @@ def reviewed_image(verdict: Mapping[str, Any]) -> ReviewedImage | None:
     """Return what a stored verdict counts for, or None if a person has made it unreadable."""
     if verdict.get("image") not in list(Judgement):
         return None
-    model, source = _map(verdict.get("model")), _text(verdict.get("source"))
+    model, source = as_map(verdict.get("model")), text_or_none(verdict.get("source"))
     return ReviewedImage(
-        _text(model.get("sha256")),
-        _text(model.get("name")),
-        _text(verdict.get("order")),
+        text_or_none(model.get("sha256")),
+        text_or_none(model.get("name")),
+        text_or_none(verdict.get("order")),
         verdict.get("missed") is True,
         tuple(_judged(verdict.get("detections"), source)),
     )
@@ -145,7 +146,7 @@ def reviewed_image(verdict: Mapping[str, Any]) -> ReviewedImage | None:
 
 def _judged(items: Any, source: str | None) -> Iterator[Judged]:
     for item in items if isinstance(items, list) else ():
-        values = _map(item)
+        values = as_map(item)
         label, confidence = values.get("label"), values.get("confidence")
         if not isinstance(label, str) or not isinstance(confidence, int | float):
             continue
@@ -182,15 +183,3 @@ def _positions(value: Any, count: int) -> frozenset[int]:
 def _is_text(value: Any) -> bool:
     """Return whether Firestore can store a text: JSON also has lone surrogates."""
     return value is None or not any(0xD800 <= ord(character) <= 0xDFFF for character in value)
-
-
-def _map(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _texts(value: Any) -> list[str]:
-    return [each for each in (value if isinstance(value, list) else ()) if isinstance(each, str)]

@@ -9,14 +9,9 @@ import click
 
 from service.cli.commands import command, option
 from service.cli.output import note, say
-from service.errors import YoloBatchError
 from service.settings import Settings
 
 _CALL_SECONDS = 20.0  # for a page: a large collection in the emulator takes seconds
-
-
-class PortError(YoloBatchError):
-    """The port is not free."""
 
 
 @command(
@@ -81,10 +76,7 @@ def show(
         jobs_topic=topic or own.jobs_topic,
         verdicts_database=verdicts_database or own.verdicts_database,
     )
-    try:
-        listener = bind(port)
-    except OSError as exc:
-        raise PortError(f"Port {port} is not free ({exc.strerror}). Choose another --port") from exc
+    listener = bind(port)
     access = LocalAccess(listener.getsockname()[1])
     is_emulator = bool(os.environ.get("FIRESTORE_EMULATOR_HOST"))
     parts = build_gallery(settings, own, access, is_emulator=is_emulator)

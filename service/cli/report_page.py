@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from service.cli.gallery import PortError
 from service.cli.output import note
 
 if TYPE_CHECKING:
@@ -33,10 +32,7 @@ def serve_report(
     from service.gallery.report import ReportParts, create_report_app
     from service.gallery.serve import HOST, bind, serve
 
-    try:
-        listener = bind(port)
-    except OSError as exc:
-        raise PortError(f"Port {port} is not free ({exc.strerror}). Choose another --port") from exc
+    listener = bind(port)
     port = listener.getsockname()[1]
     access = LocalAccess(port, command=f"yolo-batch {kind}")
     server = serve(create_report_app(ReportParts(kind, report, access, images)), listener)

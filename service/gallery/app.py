@@ -10,6 +10,7 @@ from werkzeug.exceptions import HTTPException
 from service.errors import TransientError
 from service.gallery import download, grid, image, images, not_run, problems, review
 from service.gallery.access import refuse_foreign_writes
+from service.gallery.counts import EXTENSION, Counts
 from service.gallery.parts import GalleryParts, parts
 from service.result_filter import FilterError
 
@@ -47,6 +48,7 @@ def create_app(gallery: GalleryParts) -> Flask:
     """Return the application. Each page has a module with a blueprint of its own."""
     app = Flask(__name__)
     app.extensions["gallery"] = gallery
+    app.extensions[EXTENSION] = Counts()
     for page in (grid, image, images, problems, not_run, review, download):
         app.register_blueprint(page.blueprint)
     app.add_url_rule(_HEALTH, "ready", lambda: Response(status=204))

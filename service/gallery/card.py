@@ -1,6 +1,5 @@
 """What a page shows of one result, as JSON: boxes, masks and keypoints for the script to draw."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from flask import url_for
 
 from service.document import STATUS_DONE, STATUS_FAILED, STATUS_PARKED
+from service.edited import as_list, as_map, maps_of, number_or_none, text_or_none
 from service.errors import FaintBytesError
 from service.faint import unpack
 from service.gallery.images import View
@@ -34,27 +34,29 @@ def card(result: StoredResult) -> dict[str, Any]:
     document = result.document
     generation = _integer(document.get("generation"))
     is_done = document.get("status") == STATUS_DONE
-    image = _map(document.get("image"))
+    image = as_map(document.get("image"))
     return {
         "id": result.id,
         "generation": generation,
-        "name": _text(document.get("name")),
-        "uri": _text(document.get("uri")),
-        "source": _text(_map(document.get("source")).get("id")),
+        "name": text_or_none(document.get("name")),
+        "uri": text_or_none(document.get("uri")),
+        "source": text_or_none(as_map(document.get("source")).get("id")),
         "shown": shown(document),
         "error": _error(document),
         "width": _size(image.get("width")),
         "height": _size(image.get("height")),
         "created_at": _time(document.get("created_at")),
         "captured_at": _time(document.get("captured_at")),
-        "task": _text(document.get("task")),
+        "task": text_or_none(document.get("task")),
         "thumbnail": _url(result, generation, View.THUMBNAIL) if is_done else None,
         "large": _url(result, generation, View.LARGE) if is_done else None,
         "detections": list(_each(document.get("detections"), _detection)),
         "faint": list(_faint(document.get("faint"))),
-        "faint_cut": _number(document.get("faint_cut")),
+        "faint_cut": number_or_none(document.get("faint_cut")),
         "classes": list(_each(document.get("classes"), _class)),
-        "redacted": any(item.get("kind") == "redacted" for item in _maps(document.get("derived"))),
+        "redacted": any(
+            item.get("kind") == "redacted" for item in maps_of(document.get("derived"))
+        ),
         "alt": alt_text(document),
     }
 
@@ -73,10 +75,10 @@ def shown(document: Mapping[str, Any]) -> str | None:
 
 def alt_text(document: Mapping[str, Any]) -> str:
     """Return what a screen reader says in place of an image."""
-    name = _text(document.get("name")) or "an image without a name"
+    name = text_or_none(document.get("name")) or "an image without a name"
     match shown(document):
         case Shown.FOUND:
-            counts = _map(document.get("counts"))
+            counts = as_map(document.get("counts"))
             listed = [f"{count} {label}" for label, count in list(counts.items())[:_SHOWN_LABELS]]
             return f"{name}: {', '.join(listed)}" if listed else name
         case Shown.NOTHING_FOUND:
@@ -109,30 +111,32 @@ def _error(document: Mapping[str, Any]) -> dict[str, str | None] | None:
     error = document.get("error")
     if not isinstance(error, dict):
         return None
-    return {key: _text(error.get(key)) for key in ("code", "message")}
+    return {key: text_or_none(error.get(key)) for key in ("code", "message")}
 
 
 def _detection(item: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return a detection, or None if it has no box."""
-    box = _map(item.get("box"))
-    corners = [_number(box.get(key)) for key in ("x1", "y1", "x2", "y2")]
-    confidence = _number(item.get("confidence"))
+    box = as_map(item.get("box"))
+    corners = [number_or_none(box.get(key)) for key in ("x1", "y1", "x2", "y2")]
+    confidence = number_or_none(item.get("confidence"))
     if confidence is None or None in corners:
         return None
     detection: dict[str, Any] = {
-        "label": _text(item.get("label")) or "",
+        "label": text_or_none(item.get("label")) or "",
         "class_id": _integer(item.get("class_id")),
         "confidence": confidence,
         "box": corners,
     }
-    rings = [ring for each in _maps(item.get("polygons")) if (ring := _points(each.get("points")))]
-    keypoints = [point for each in _maps(item.get("keypoints")) if (point := _keypoint(each))]
-    zones = [zone for zone in _list(item.get("zones")) if isinstance(zone, str)]
+    rings = [
+        ring for each in maps_of(item.get("polygons")) if (ring := _points(each.get("points")))
+    ]
+    keypoints = [point for each in maps_of(item.get("keypoints")) if (point := _keypoint(each))]
+    zones = [zone for zone in as_list(item.get("zones")) if isinstance(zone, str)]
     rotated = _points(item.get("corners"))
     further = {"polygons": rings, "keypoints": keypoints, "zones": zones, "corners": rotated}
     numbers = {
-        "area": _number(item.get("area")),
-        "angle": _number(_map(item.get("obb")).get("angle_degrees")),
+        "area": number_or_none(item.get("area")),
+        "angle": number_or_none(as_map(item.get("obb")).get("angle_degrees")),
     }
     return (
         detection
@@ -142,15 +146,17 @@ def _detection(item: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _class(item: Mapping[str, Any]) -> dict[str, Any] | None:
-    confidence = _number(item.get("confidence"))
+    confidence = number_or_none(item.get("confidence"))
     if confidence is None:
         return None
-    return {"label": _text(item.get("label")) or "", "confidence": confidence}
+    return {"label": text_or_none(item.get("label")) or "", "confidence": confidence}
 
 
 def _keypoint(item: Mapping[str, Any]) -> dict[str, Any] | None:
-    values = {key: _number(item.get(key)) for key in ("x", "y", "confidence")}
-    return None if None in values.values() else values | {"name": _text(item.get("name")) or ""}
+    values = {key: number_or_none(item.get(key)) for key in ("x", "y", "confidence")}
+    return (
+        None if None in values.values() else values | {"name": text_or_none(item.get("name")) or ""}
+    )
 
 
 def _faint(data: Any) -> Iterator[dict[str, Any]]:
@@ -171,30 +177,9 @@ def _faint(data: Any) -> Iterator[dict[str, Any]]:
 def _each(
     items: Any, read: Callable[[Mapping[str, Any]], dict[str, Any] | None]
 ) -> Iterator[dict[str, Any]]:
-    for item in _maps(items)[:_MAX_DETECTIONS]:
+    for item in maps_of(items)[:_MAX_DETECTIONS]:
         if (found := read(item)) is not None:
             yield found
-
-
-def _map(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _maps(value: Any) -> list[Mapping[str, Any]]:
-    return [item for item in _list(value) if isinstance(item, dict)]
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _number(value: Any) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
 
 
 def _integer(value: Any) -> int | None:
@@ -208,7 +193,7 @@ def _size(value: Any) -> int | None:
 
 def _points(value: Any) -> list[float]:
     """Return x1, y1, x2, y2, ..., or nothing if a value is no number."""
-    numbers = [_number(each) for each in _list(value)]
+    numbers = [number_or_none(each) for each in as_list(value)]
     return (
         []
         if None in numbers or len(numbers) % 2

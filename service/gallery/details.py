@@ -10,6 +10,7 @@ from typing import Any
 
 from service.document import STATUS_DONE
 from service.domain import CapturedAtSource, GeoPoint, Timings
+from service.edited import as_map
 
 _MAX_TEXT = 2000  # characters of one value in a table. The raw document has the whole value.
 _CAPTURED_AT = {
@@ -96,7 +97,7 @@ def as_time(value: datetime) -> str:
 
 
 def _object(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    image = _map(document.get("image"))
+    image = as_map(document.get("image"))
     if image.get("width") is not None:
         yield "Image", f"{_pixels(image)}, {as_text(image.get('format'))}"
     if (size := document.get("size")) is not None:
@@ -112,7 +113,7 @@ def _object(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     ):
         if document.get(key) is not None:
             yield term, as_text(document[key])
-    source = _map(document.get("source"))
+    source = as_map(document.get("source"))
     if source.get("id") is not None:
         yield "Source", as_text(source["id"])
     if source.get("version") is not None:
@@ -144,14 +145,14 @@ def _named(
     value: Any, terms: Sequence[tuple[str, str]], first: Sequence[tuple[str, str]] = ()
 ) -> Iterator[tuple[str, str]]:
     yield from first
-    found = _map(value)
+    found = as_map(value)
     for key, term in terms:
         if found.get(key) is not None:
             yield term, as_text(found[key])
 
 
 def _timings(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    timings = _map(document.get("timings"))
+    timings = as_map(document.get("timings"))
     for key in _TIMINGS:
         if (value := timings.get(key)) is not None:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -162,7 +163,7 @@ def _timings(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _metadata(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for key, value in _map(document.get("metadata")).items():
+    for key, value in as_map(document.get("metadata")).items():
         yield as_text(str(key)), as_text(value)
     if document.get("metadata_cut") is True:
         yield "Left out", "some of the metadata: they were too long"
@@ -171,7 +172,7 @@ def _metadata(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _derived(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     items = document.get("derived")
     for item in items if isinstance(items, list) else ():
-        image = _map(item)
+        image = as_map(item)
         has_size = image.get("width") is not None  # a label file has none
         size = f" ({_pixels(image)})" if has_size else ""
         yield as_text(image.get("kind")), as_text(image.get("uri")) + size
@@ -181,7 +182,3 @@ def _derived(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _pixels(image: Mapping[str, Any]) -> str:
     return f"{as_text(image.get('width'))} × {as_text(image.get('height'))} pixels"
-
-
-def _map(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}

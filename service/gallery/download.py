@@ -1,4 +1,4 @@
-"""The export of what a page shows: the same filter, order and thresholds, all pages."""
+"""The export of all results of a page's filter, in its order and with its thresholds."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing

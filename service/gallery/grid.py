@@ -1,17 +1,16 @@
 """The grid of thumbnails, the pages that it loads, and the counts of labels."""
 
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import Any
 
-from cachetools import TTLCache
-from flask import Blueprint, Response, current_app, jsonify, render_template, request, url_for
+from flask import Blueprint, Response, jsonify, render_template, request, url_for
 
 from service.deadline import Deadline
 from service.errors import SourcesUnknownError
 from service.gallery.card import card
+from service.gallery.counts import count
 from service.gallery.parts import parts
 from service.result_exports.formats import FORMATS
 from service.result_filter import FilterError, Order, ResultFilter, Shown
@@ -19,7 +18,6 @@ from service.sources.schema import Mode, Sources
 
 blueprint = Blueprint("grid", __name__)
 
-_COUNTS_SECONDS = 60.0
 _MAX_COUNTS = 40  # labels of one request
 _SOURCES_SECONDS = 10.0
 _TEXTS = {
@@ -47,34 +45,6 @@ _ANY_VALUE: dict[str, dict[str, Any]] = {
     "bucket": {"bucket": "any", "order": Order.NAME},
     "prefix": {"bucket": "any", "prefix": "any", "order": Order.NAME},
 }
-
-
-class Counts:
-    """Counts of results by filter, each kept for a minute. Safe to use from many threads."""
-
-    def __init__(self) -> None:
-        """Start without counts."""
-        self._lock = threading.Lock()
-        self._known: TTLCache[ResultFilter, int] = TTLCache(10_000, _COUNTS_SECONDS)
-
-    def of(self, chosen: ResultFilter) -> int:
-        """Return how many results a filter has.
-
-        Raises:
-            FirestoreUnavailableError: Firestore did not respond, or lacks the index.
-        """
-        with self._lock:
-            count = self._known.get(chosen)
-        if count is None:
-            count = parts().results.count(chosen)
-            with self._lock:
-                self._known[chosen] = count
-        return count
-
-
-@blueprint.record
-def _prepare(state: Any) -> None:
-    state.app.extensions["counts"] = Counts()
 
 
 @blueprint.get("/")
@@ -123,7 +93,6 @@ def counts() -> Response:
     chosen = ResultFilter.parse(request.args)
     if not chosen.bucket:
         chosen = chosen.without("order")  # the count is the same, and more combinations have one
-    known: Counts = current_app.extensions["counts"]
     found: dict[str, int] = {}
     for label in request.args.getlist("of")[:_MAX_COUNTS]:
         try:
@@ -131,7 +100,7 @@ def counts() -> Response:
         except FilterError:
             continue  # too long for an index
         if label and not each.conflicts():
-            found[label] = known.of(each)
+            found[label] = count(each)
     return jsonify(counts=found, reads=parts().results.usage().documents)
 
 

@@ -1,13 +1,11 @@
 """The images that failed, that are parked, and that have no result."""
 
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, cast
 from urllib.parse import urlencode
 
-from cachetools import TTLCache
 from flask import (
     Blueprint,
     Response,
@@ -25,6 +23,7 @@ from service.domain import ErrorCode, ImageRef
 from service.errors import YoloBatchError
 from service.gallery.again import Recently
 from service.gallery.card import card
+from service.gallery.counts import count
 from service.gallery.image import error_code, stored
 from service.gallery.parts import parts
 from service.gcp.result_pages import StoredResult
@@ -34,10 +33,8 @@ blueprint = Blueprint("problems", __name__)
 
 PAGE_SIZE = 40  # images of one page
 _PARKED = 20  # of the first page
-_COUNT_SECONDS = 60  # how long counts are kept
 _FIELDS = ("error_code", "source", "day", "until", "shown")  # of a filter, that apply here
 _AGAIN = "gallery-again"
-_COUNTS = "gallery-problem-counts"
 _FAILURES = tuple(code for code in ErrorCode if code is not ErrorCode.DAILY_IMAGE_LIMIT)
 _NO_ROLE = (
     "The gallery may not publish jobs. Run `yolo-batch reconcile gs://BUCKET/PREFIX --enqueue "
@@ -56,19 +53,10 @@ class Group:
     url: str  # of all images with this code
 
 
-@dataclass
-class _Counts:
-    """Counts of a minute, by filter."""
-
-    values: TTLCache[str, int]
-    lock: threading.Lock
-
-
 @blueprint.record_once
 def _prepare(state: BlueprintSetupState) -> None:
-    """Give each application its own memory of what was tried again and counted."""
+    """Give each application its own list of what was tried again."""
     state.app.extensions[_AGAIN] = Recently()
-    state.app.extensions[_COUNTS] = _Counts(TTLCache(1000, _COUNT_SECONDS), threading.Lock())
 
 
 @blueprint.get("/problems")
@@ -112,7 +100,7 @@ def counts() -> Response:
     chosen = _chosen().without("shown", "error_code")
     filters = {str(code): _failed_with(chosen, code) for code in _FAILURES}
     filters["parked"] = replace(chosen, shown=Shown.PARKED)
-    found = {name: _count(each) for name, each in filters.items()}
+    found = {name: count(each) for name, each in filters.items()}
     return jsonify(counts=found, documents=parts().results.usage().documents)
 
 
@@ -175,18 +163,6 @@ def _chosen() -> ResultFilter:
 
 def _failed_with(chosen: ResultFilter, code: ErrorCode) -> ResultFilter:
     return replace(chosen, shown=Shown.FAILED, error_code=str(code))
-
-
-def _count(chosen: ResultFilter) -> int:
-    kept = cast(_Counts, current_app.extensions[_COUNTS])
-    key = urlencode(chosen.arguments())
-    with kept.lock:
-        known = kept.values.get(key)
-    if known is None:
-        known = parts().results.count(chosen)
-        with kept.lock:
-            kept.values[key] = known
-    return known
 
 
 def _groups(results: Sequence[StoredResult], chosen: ResultFilter) -> list[Group]:

@@ -20,8 +20,10 @@ from flask import (
     url_for,
 )
 
+from service.edited import maps_of, text_or_none
 from service.errors import FirestoreUnavailableError
 from service.gallery.card import card
+from service.gallery.counts import count as count_of
 from service.gallery.parts import parts
 from service.gcp.result_pages import StoredResult, is_document_id
 from service.result_filter import FilterError, Order, ResultFilter, Shown
@@ -74,7 +76,6 @@ class Verdicts:
         """Start without verdicts."""
         self._lock = threading.Lock()
         self._known: TTLCache[str, _Known] = TTLCache(1, _SECONDS)
-        self._counts: TTLCache[ResultFilter, int] = TTLCache(1000, _SECONDS)
 
     def newest(self) -> _Known:
         """Return the newest verdicts.
@@ -91,20 +92,6 @@ class Verdicts:
             with self._lock:
                 self._known[""] = known
         return known
-
-    def count_of_results(self, chosen: ResultFilter) -> int:
-        """Return how many results with an image to judge a filter has.
-
-        Raises:
-            FirestoreUnavailableError: Firestore did not respond, or lacks the index.
-        """
-        with self._lock:
-            count = self._counts.get(chosen)
-        if count is None:
-            count = sum(map(parts().results.count, _judged_filters(chosen)))
-            with self._lock:
-                self._counts[chosen] = count
-        return count
 
 
 @blueprint.record
@@ -169,9 +156,8 @@ def count() -> Response:
     conditions = _conditions(chosen)
     if conditions is None:
         return jsonify(count=None, reason=_NOT_COUNTED)
-    known: Verdicts = current_app.extensions["verdicts"]
     reviewed = _store().count(conditions)
-    count = max(known.count_of_results(chosen) - reviewed, 0)
+    count = max(sum(map(count_of, _judged_filters(chosen))) - reviewed, 0)
     reads = parts().results.usage().documents
     return jsonify(count=count, reviewed=reviewed, reads=reads)
 
@@ -354,21 +340,21 @@ def _shown(verdict: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if verdict is None:
         return None
     positions: dict[str, list[int]] = {str(judgement): [] for judgement in Judgement}
-    for item in _maps(verdict.get("detections")):
+    for item in maps_of(verdict.get("detections")):
         judgement, index = item.get("verdict"), item.get("index")
         if isinstance(judgement, str) and judgement in positions and type(index) is int:
             positions[judgement].append(index)
     at, created_at = verdict.get("reviewed_at"), verdict.get("result_created_at")
     model = verdict.get("model")
     return positions | {
-        "image": _text(verdict.get("image")),
+        "image": text_or_none(verdict.get("image")),
         "missed": verdict.get("missed") is True,
-        "missed_label": _text(verdict.get("missed_label")),
-        "reviewer": _text(verdict.get("reviewer")) or "unknown",
-        "revision": _text(verdict.get("revision")),
+        "missed_label": text_or_none(verdict.get("missed_label")),
+        "reviewer": text_or_none(verdict.get("reviewer")) or "unknown",
+        "revision": text_or_none(verdict.get("revision")),
         "reviewed_at": at.isoformat() if isinstance(at, datetime) else None,
         "result_created_at": created_at.isoformat() if isinstance(created_at, datetime) else None,
-        "model": _text(model.get("name")) if isinstance(model, dict) else None,
+        "model": text_or_none(model.get("name")) if isinstance(model, dict) else None,
     }
 
 
@@ -416,11 +402,3 @@ def _share(name: str, default: float | None) -> float | None:
     if not 0 <= value <= 1:
         raise FilterError(f"{name}={text[:80]!r} is not a number from 0 to 1.")
     return value
-
-
-def _maps(value: Any) -> list[Mapping[str, Any]]:
-    return [item for item in (value if isinstance(value, list) else ()) if isinstance(item, dict)]
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None

@@ -6,7 +6,13 @@ from typing import Any
 from flask import Flask
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
+from service.errors import YoloBatchError
+
 HOST = "127.0.0.1"
+
+
+class PortError(YoloBatchError):
+    """Another program has the port."""
 
 
 class _Quiet(WSGIRequestHandler):
@@ -25,16 +31,16 @@ def bind(port: int) -> socket.socket:
     """Return a socket that listens on a port of this machine only. 0: a free port.
 
     Raises:
-        OSError: another program has the port.
+        PortError: another program has the port.
     """
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((HOST, port))
         listener.listen(128)
-    except OSError:
+    except OSError as exc:
         listener.close()
-        raise
+        raise PortError(f"Port {port} is not free ({exc.strerror}). Choose another --port") from exc
     return listener
 
 

@@ -14,6 +14,7 @@ from google.cloud import firestore
 from google.cloud.firestore_v1.base_query import FieldFilter
 from google.cloud.firestore_v1.query import Query
 
+from service.edited import maps_of
 from service.errors import FirestoreRefusedError
 from service.gcp.collection import RetryBudget, server_time
 from service.gcp.document_pages import DocumentPages
@@ -113,7 +114,7 @@ class VerdictStore(DocumentPages):
         is_own = stored.get("revision") == revision and stored.get("reviewer") == reviewer
         if not revision or not is_own:
             raise VerdictChangedError(_CHANGED)
-        earlier = _list(stored.get("earlier"))
+        earlier = maps_of(stored.get("earlier"))
         restored = {**earlier[-1]} if earlier else None
         fields = restored and restored | {"earlier": earlier[:-1]}
         if self._put(snapshot, fields, budget) is None:
@@ -216,7 +217,7 @@ def _earlier(stored: Verdict) -> list[Verdict]:
     if not stored:
         return []
     own = {key: value for key, value in stored.items() if key != "earlier"}
-    return [*_list(stored.get("earlier")), own]
+    return [*maps_of(stored.get("earlier")), own]
 
 
 def _fitting(verdict: Verdict, earlier: list[Verdict]) -> list[Verdict]:
@@ -225,8 +226,3 @@ def _fitting(verdict: Verdict, earlier: list[Verdict]) -> list[Verdict]:
     while earlier and document_bytes(verdict | {"earlier": earlier}) > _MAX_BYTES:
         earlier = earlier[1:]
     return earlier
-
-
-def _list(value: Any) -> list[Verdict]:
-    """Return the maps of a list. A person may have edited the document."""
-    return [item for item in (value if isinstance(value, list) else ()) if isinstance(item, dict)]

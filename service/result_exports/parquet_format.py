@@ -11,12 +11,14 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from service.domain import Detection, ImageResult
+from service.edited import as_map, text_or_none
 from service.result_exports.records import ExportedImage, Output, Stateless
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _ROWS = 5_000  # of a row group: all of them are in memory at once
+_TEXTS = ("uri", "bucket", "name", "status", "task")
 _MAX_INTEGER = 2**63
 IMAGES = "images"
 DETECTIONS = "detections"
@@ -98,20 +100,23 @@ def _schemas() -> dict[str, "pa.Schema"]:
 
 def _image(image: ExportedImage) -> dict[str, Any]:
     document = image.document
-    info, model = _map(document.get("image")), _map(document.get("model"))
-    error = _map(document.get("error"))
+    info, model = as_map(document.get("image")), as_map(document.get("model"))
+    error = as_map(document.get("error"))
     return {
         "document_id": image.document_id,
         "file": image.path,
-        **{key: _text(document.get(key)) for key in ("uri", "bucket", "name", "status", "task")},
+        **{
+            key: text_or_none(document.get(key))
+            for key in ("uri", "bucket", "name", "status", "task")
+        },
         "generation": _integer(document.get("generation")),
-        "error_code": _text(error.get("code")),
+        "error_code": text_or_none(error.get("code")),
         "error": image.note,
-        "source": _text(_map(document.get("source")).get("id")),
+        "source": text_or_none(as_map(document.get("source")).get("id")),
         "width": _integer(info.get("width")),
         "height": _integer(info.get("height")),
-        "model": _text(model.get("name")),
-        "model_sha256": _text(model.get("sha256")),
+        "model": text_or_none(model.get("name")),
+        "model_sha256": text_or_none(model.get("sha256")),
         "captured_at": _time(document.get("captured_at")),
         "created_at": _time(document.get("created_at")),
     }
@@ -162,14 +167,6 @@ def _typed(row: dict[str, Any]) -> dict[str, Any]:
         if row.get(key):
             row[key] = datetime.fromisoformat(row[key])
     return row
-
-
-def _map(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
 
 
 def _integer(value: Any) -> int | None:
