@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
 
@@ -38,8 +37,3 @@ def number_or_none(value: Any) -> float | None:
         return float(value) if is_number and math.isfinite(value) else None
     except OverflowError:  # an integer with hundreds of digits
         return None
-
-
-def time_or_none(value: Any) -> datetime | None:
-    """Return a time, or None for anything else."""
-    return value if isinstance(value, datetime) else None
